@@ -1,0 +1,429 @@
+//! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field and not just the first.
+//!
+//! Owns the shape and the sizes of a request, and the canonical form that `task_hash` is taken from. A [`CheckRequest`] that
+//! exists keeps every rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to know.
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use crate::constraint::Constraint;
+use crate::word::{Word, is_blank};
+
+/// The largest body, in bytes.
+pub const MAX_BODY_BYTES: usize = 1_000_000;
+/// The longest goal, in characters.
+pub const MAX_GOAL_CHARS: usize = 8_000;
+/// The most items in an array of strings.
+pub const MAX_ITEMS: usize = 200;
+/// The longest item or environment, in characters.
+pub const MAX_ITEM_CHARS: usize = 1_000;
+
+/// A proposed action.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// What the agent wants to do.
+    pub goal: String,
+    /// How it will know that it is done.
+    pub success_criteria: Vec<String>,
+    /// The limits that it declares.
+    pub constraints: Vec<String>,
+    /// The tools that it will use.
+    pub tools: Vec<String>,
+    /// What will change outside.
+    pub side_effects: Vec<String>,
+    /// Facts about the situation; absent differs from empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context: Option<Map<String, Value>>,
+    /// The top-level environment, when it is not blank.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Whether advice of MEDIUM severity denies.
+    pub pro: bool,
+    /// The wanted policy version; `None` means the account's active one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_pack_version: Option<String>,
+    /// Whether the text of the request may be recorded.
+    pub debug_store_input: bool,
+    /// Unknown top-level members: tolerated, never evaluated, but searched for secrets.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub unknown: Map<String, Value>,
+}
+
+/// Why a body is no request, and what of it a policy can still judge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RejectedRequest {
+    /// Every bad field; never empty.
+    pub errors: Vec<FieldError>,
+    /// The constraints by index, bad ones empty.
+    pub constraints: Vec<String>,
+    /// The wanted version, if it could be read.
+    pub policy_pack_version: Option<String>,
+}
+
+impl RejectedRequest {
+    fn of(errors: Vec<FieldError>) -> Self {
+        Self { errors, constraints: Vec::new(), policy_pack_version: None }
+    }
+}
+
+/// One bad field: where, and what it must be. Never quotes the value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldError {
+    /// `goal`, `constraints[3]`, …
+    pub path: String,
+    /// Lower case, no full stop.
+    pub message: String,
+}
+
+impl FieldError {
+    /// A bad field.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+impl CheckRequest {
+    /// Parses a body, or names every bad field.
+    pub fn parse(body: Value) -> Result<Self, RejectedRequest> {
+        let Value::Object(mut members) = body else {
+            return Err(RejectedRequest::of(vec![FieldError::new("body", "must be a JSON object")]));
+        };
+        let mut fields = Fields { errors: Vec::new(), members: &mut members };
+        let mut request = Self {
+            goal: fields.goal(),
+            success_criteria: fields.strings("success_criteria"),
+            constraints: fields.strings("constraints"),
+            tools: fields.strings("tools"),
+            side_effects: fields.strings("side_effects"),
+            context: fields.context(),
+            environment: fields.text("environment"),
+            pro: fields.boolean("pro"),
+            policy_pack_version: fields.text("policy_pack_version"),
+            debug_store_input: fields.boolean("debug_store_input"),
+            unknown: Map::new(),
+        };
+        let mut errors = fields.errors;
+        request.unknown = members;
+        for (index, constraint) in request.constraints.iter().enumerate() {
+            if let Err(error) = Constraint::parse(constraint) {
+                errors.push(FieldError::new(format!("constraints[{index}]"), error.to_string()));
+            }
+        }
+        if request.environments_differ() {
+            errors.push(FieldError::new(
+                "environment",
+                "must be the same as `context.environment`, or only one of them given",
+            ));
+        }
+        if errors.is_empty() {
+            return Ok(request);
+        }
+        Err(RejectedRequest {
+            errors,
+            constraints: request.constraints,
+            policy_pack_version: request.policy_pack_version,
+        })
+    }
+
+    fn environments_differ(&self) -> bool {
+        let inner =
+            self.context.as_ref().and_then(|c| c.get("environment")).and_then(Value::as_str).filter(|e| !is_blank(e));
+        match (&self.environment, inner) {
+            (Some(outer), Some(inner)) => outer != inner && !Word::new(outer).matches(&Word::new(inner)),
+            _ => false,
+        }
+    }
+
+    /// Hex SHA-256 of the canonical request. The order of members, absent against empty arrays, the place of the environment,
+    /// unknown members and `debug_store_input` make no difference.
+    pub fn task_hash(&self) -> String {
+        let mut context = self.context.clone();
+        let inner = context.as_mut().and_then(|c| c.remove("environment"));
+        let environment = self.environment.clone().map(Value::String).or(inner).unwrap_or(Value::Null);
+        let mut hasher = Sha256::new();
+        let parts: [(&str, Value); 9] = [
+            ("constraints", self.constraints.clone().into()),
+            ("context", context.map_or(Value::Null, Value::Object)),
+            ("environment", environment),
+            ("goal", self.goal.clone().into()),
+            ("policy_pack_version", self.policy_pack_version.clone().into()),
+            ("pro", self.pro.into()),
+            ("side_effects", self.side_effects.clone().into()),
+            ("success_criteria", self.success_criteria.clone().into()),
+            ("tools", self.tools.clone().into()),
+        ];
+        let mut canonical = String::from("{");
+        for (index, (name, value)) in parts.iter().enumerate() {
+            if index > 0 {
+                canonical.push(',');
+            }
+            write_string(name, &mut canonical);
+            canonical.push(':');
+            write_canonical(value, &mut canonical);
+        }
+        canonical.push('}');
+        hasher.update(canonical.as_bytes());
+        HEXLOWER.encode(&hasher.finalize())
+    }
+}
+
+/// Takes members out one by one and notes what is wrong with each.
+struct Fields<'a> {
+    errors: Vec<FieldError>,
+    members: &'a mut Map<String, Value>,
+}
+
+impl Fields<'_> {
+    fn bad(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.errors.push(FieldError::new(path, message));
+    }
+
+    fn goal(&mut self) -> String {
+        match self.members.remove("goal") {
+            Some(Value::String(goal)) => {
+                if is_blank(&goal) {
+                    self.bad("goal", "must not be blank");
+                } else if goal.chars().count() > MAX_GOAL_CHARS {
+                    self.bad("goal", format!("must have at most {MAX_GOAL_CHARS} characters"));
+                }
+                goal
+            }
+            Some(_) => {
+                self.bad("goal", "must be a string");
+                String::new()
+            }
+            None => {
+                self.bad("goal", "is required");
+                String::new()
+            }
+        }
+    }
+
+    fn strings(&mut self, name: &str) -> Vec<String> {
+        let items = match self.members.remove(name) {
+            None => return Vec::new(),
+            Some(Value::Array(items)) => items,
+            Some(_) => {
+                self.bad(name, "must be an array of strings");
+                return Vec::new();
+            }
+        };
+        if items.len() > MAX_ITEMS {
+            self.bad(name, format!("must have at most {MAX_ITEMS} items"));
+            return Vec::new();
+        }
+        let mut strings = Vec::with_capacity(items.len());
+        for (index, item) in items.into_iter().enumerate() {
+            let path = || format!("{name}[{index}]");
+            // A bad item keeps its place, so that later items are named by their own index.
+            let text = match item {
+                Value::String(text) if is_blank(&text) => {
+                    self.bad(path(), "must not be blank");
+                    String::new()
+                }
+                Value::String(text) if text.chars().count() > MAX_ITEM_CHARS => {
+                    self.bad(path(), format!("must have at most {MAX_ITEM_CHARS} characters"));
+                    String::new()
+                }
+                Value::String(text) => text,
+                _ => {
+                    self.bad(path(), "must be a string");
+                    String::new()
+                }
+            };
+            strings.push(text);
+        }
+        strings
+    }
+
+    fn context(&mut self) -> Option<Map<String, Value>> {
+        match self.members.remove("context") {
+            None => None,
+            Some(Value::Object(context)) => Some(context),
+            Some(_) => {
+                self.bad("context", "must be an object");
+                None
+            }
+        }
+    }
+
+    fn text(&mut self, name: &str) -> Option<String> {
+        match self.members.remove(name) {
+            None => None,
+            Some(Value::String(text)) if is_blank(&text) => None,
+            Some(Value::String(text)) if text.chars().count() > MAX_ITEM_CHARS => {
+                self.bad(name, format!("must have at most {MAX_ITEM_CHARS} characters"));
+                None
+            }
+            Some(Value::String(text)) => Some(text),
+            Some(_) => {
+                self.bad(name, "must be a string");
+                None
+            }
+        }
+    }
+
+    fn boolean(&mut self, name: &str) -> bool {
+        match self.members.remove(name) {
+            None => false,
+            Some(Value::Bool(value)) => value,
+            Some(_) => {
+                self.bad(name, "must be true or false");
+                false
+            }
+        }
+    }
+}
+
+/// Sorted members, no white space, whole floats as integers: bytes of ours, whatever `serde_json`'s map does.
+fn write_canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Null => out.push_str("null"),
+        Value::Bool(true) => out.push_str("true"),
+        Value::Bool(false) => out.push_str("false"),
+        Value::Number(number) => match number.as_f64() {
+            Some(float) if !number.is_i64() && !number.is_u64() && float.fract() == 0.0 && float.abs() < 9.0e15 => {
+                out.push_str(&format!("{float:.0}").replace("-0", "0"));
+            }
+            _ => out.push_str(&number.to_string()),
+        },
+        Value::String(text) => write_string(text, out),
+        Value::Array(items) => {
+            out.push('[');
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_canonical(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(map) => {
+            let mut members: Vec<_> = map.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| name.as_str());
+            out.push('{');
+            for (index, (name, member)) in members.into_iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                write_string(name, out);
+                out.push(':');
+                write_canonical(member, out);
+            }
+            out.push('}');
+        }
+    }
+}
+
+fn write_string(text: &str, out: &mut String) {
+    out.push_str(&Value::String(text.to_owned()).to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn errors(body: Value) -> Vec<String> {
+        CheckRequest::parse(body)
+            .unwrap_err()
+            .errors
+            .into_iter()
+            .map(|e| format!("{}: {}", e.path, e.message))
+            .collect()
+    }
+
+    #[test]
+    fn the_smallest_request_has_empty_arrays_and_no_context() {
+        let request = CheckRequest::parse(json!({"goal": "x y"})).unwrap();
+        assert!(request.tools.is_empty() && request.context.is_none() && !request.pro);
+        let request =
+            CheckRequest::parse(json!({"goal": "x y", "context": {}, "policy_pack_version": "", "colour": 1})).unwrap();
+        assert_eq!(request.context, Some(Map::new()));
+        assert_eq!(request.policy_pack_version, None);
+        assert!(request.unknown.contains_key("colour"));
+    }
+
+    #[test]
+    fn every_bad_field_is_named() {
+        let found = errors(json!({
+            "goal": " ", "success_criteria": "x", "constraints": ["max_iterations: x", 7, ""], "tools": null,
+            "side_effects": [["a"]], "context": [], "environment": 1, "pro": "yes", "policy_pack_version": 2, "debug_store_input": 0
+        }));
+        assert_eq!(found.len(), 12, "{found:?}");
+        for path in [
+            "goal",
+            "success_criteria",
+            "constraints[0]",
+            "constraints[1]",
+            "constraints[2]",
+            "tools",
+            "side_effects[0]",
+            "context",
+            "environment",
+            "pro",
+            "policy_pack_version",
+            "debug_store_input",
+        ] {
+            assert!(found.iter().any(|e| e.starts_with(&format!("{path}: "))), "{path} in {found:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_counted_in_characters_and_items() {
+        assert!(CheckRequest::parse(json!({"goal": "é".repeat(8_000)})).is_ok());
+        assert_eq!(errors(json!({"goal": "é".repeat(8_001)})).len(), 1);
+        assert!(CheckRequest::parse(json!({"goal": "g", "tools": vec!["t"; 200]})).is_ok());
+        assert_eq!(errors(json!({"goal": "g", "tools": vec!["t"; 100_000]})).len(), 1);
+        assert!(CheckRequest::parse(json!({"goal": "g", "tools": ["é".repeat(1_000)]})).is_ok());
+        assert_eq!(errors(json!({"goal": "g", "tools": ["é".repeat(1_001)]})).len(), 1);
+    }
+
+    #[test]
+    fn two_different_environments_are_refused() {
+        assert_eq!(
+            errors(json!({"goal": "g", "environment": "staging", "context": {"environment": "production"}})).len(),
+            1
+        );
+        assert!(
+            CheckRequest::parse(json!({"goal": "g", "environment": "Staging ", "context": {"environment": "staging"}}))
+                .is_ok()
+        );
+        assert!(
+            CheckRequest::parse(json!({"goal": "g", "environment": "", "context": {"environment": "staging"}})).is_ok()
+        );
+    }
+
+    #[test]
+    fn equal_tasks_have_equal_hashes() {
+        let hash = |body: &str| CheckRequest::parse(crate::parse_strict(body.as_bytes()).unwrap()).unwrap().task_hash();
+        let one = hash(r#"{"goal":"g","tools":["a"],"context":{"a":1,"b":{"c":2.0,"d":null},"environment":"e"}}"#);
+        assert_eq!(
+            one,
+            hash(
+                r#"{"context":{"b":{"d":null,"c":2},"a":1},"environment":"e","tools":["a"],"goal":"g","side_effects":[],"debug_store_input":true,"x":1}"#
+            )
+        );
+        assert_eq!(one.len(), 64);
+        for other in [
+            r#"{"goal":"g"}"#,
+            r#"{"goal":"g","context":{}}"#,
+            r#"{"goal":"G"}"#,
+            r#"{"goal":"g","pro":true}"#,
+            r#"{"goal":"g","tools":["a","b"]}"#,
+            r#"{"goal":"g","tools":["b","a"]}"#,
+        ] {
+            assert_ne!(one, hash(other), "{other}");
+        }
+        assert_ne!(hash(r#"{"goal":"g"}"#), hash(r#"{"goal":"g","context":{}}"#));
+    }
+
+    #[test]
+    fn the_hash_is_the_documented_one() {
+        let request = CheckRequest::parse(json!({"goal": "Ünïcode \"q\"", "context": {"n": 1.5}})).unwrap();
+        let canonical = r#"{"constraints":[],"context":{"n":1.5},"environment":null,"goal":"Ünïcode \"q\"","policy_pack_version":null,"pro":false,"side_effects":[],"success_criteria":[],"tools":[]}"#;
+        assert_eq!(request.task_hash(), HEXLOWER.encode(&Sha256::digest(canonical.as_bytes())));
+    }
+}

@@ -1,0 +1,92 @@
+//! The body of every answer that is not a 2xx (contract, section 4). It never carries a verdict.
+//!
+//! Owns the shape and the machine codes; which condition gives which status and text is the gateway's `errors` file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::FieldError;
+
+/// The machine-readable kind of an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// 400: not acceptable JSON.
+    InvalidJson,
+    /// 400: the HTTP request itself is broken.
+    BadRequest,
+    /// 401.
+    Unauthorized,
+    /// 402: the plan lacks the feature.
+    PlanRequired,
+    /// 402: the quota is used up.
+    QuotaExceeded,
+    /// 403.
+    ScopeMissing,
+    /// 404.
+    NotFound,
+    /// 405.
+    MethodNotAllowed,
+    /// 408: the body did not arrive in time.
+    RequestTimeout,
+    /// 409: the state does not allow it.
+    Conflict,
+    /// 413.
+    BodyTooLarge,
+    /// 415.
+    UnsupportedMediaType,
+    /// 422.
+    ValidationFailed,
+    /// 429: too many requests.
+    RateLimited,
+    /// 429: too many failed logins from the address.
+    TooManyFailedLogins,
+    /// 503: no decision could be made or recorded in time.
+    Unavailable,
+}
+
+/// The nested form that one public client reads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// The same text as `message`.
+    pub detail: String,
+    /// The same id.
+    pub request_id: String,
+    /// On 429.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u64>,
+}
+
+/// Every error's body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// For people.
+    pub message: String,
+    /// For programs.
+    pub error: ErrorCode,
+    /// For one public client.
+    pub detail: ErrorDetail,
+    /// Of this answer; also in the header `X-Request-Id`.
+    pub request_id: String,
+    /// On 429.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u64>,
+    /// On 422: every bad field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+}
+
+impl ErrorBody {
+    /// A body with its text in both places.
+    pub fn new(error: ErrorCode, message: String, request_id: String) -> Self {
+        let detail = ErrorDetail { detail: message.clone(), request_id: request_id.clone(), retry_after_seconds: None };
+        Self { message, error, detail, request_id, retry_after_seconds: None, errors: Vec::new() }
+    }
+
+    /// With the seconds to wait, in both places.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after_seconds = Some(seconds);
+        self.detail.retry_after_seconds = Some(seconds);
+        self
+    }
+}

@@ -1,0 +1,169 @@
+//! Ids: each a type of its own, so that an account can never stand where a key id belongs.
+//!
+//! Owns their syntax. An id that exists has been parsed; the characters allowed are those that are safe in a NATS subject,
+//! a file name and a log line.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a text is not an id of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be {expected}")]
+pub struct IdError {
+    expected: &'static str,
+}
+
+impl IdError {
+    pub(crate) fn code() -> Self {
+        Self { expected: "an issue code: upper-case letters, digits and `_`, at most 64" }
+    }
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $expected:literal, $valid:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// Parses the text, or says what it must be.
+            pub fn parse(text: &str) -> Result<Self, IdError> {
+                let valid: fn(&str) -> bool = $valid;
+                if valid(text) { Ok(Self(text.to_owned())) } else { Err(IdError { expected: $expected }) }
+            }
+
+            /// The id as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(text: String) -> Result<Self, IdError> {
+                Self::parse(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text_id!(
+    /// An account: 1–64 of `A-Z a-z 0-9 _ -`, so that it can stand in a subject.
+    AccountId,
+    "1 to 64 letters, digits, `_` or `-`",
+    |text| is_token(text, 64)
+);
+text_id!(
+    /// The public part of an API key: 1–64 of `A-Z a-z 0-9 _ -`. Not a secret.
+    KeyId,
+    "1 to 64 letters, digits, `_` or `-`",
+    |text| is_token(text, 64)
+);
+text_id!(
+    /// `<pack>@<semver>+<digest>`, at most 100 visible ASCII characters. Names the content that decided.
+    PolicyVersion,
+    "a policy version: `<pack>@<semver>+<digest>`",
+    |text| {
+        text.len() <= 100
+            && text.bytes().all(|b| b.is_ascii_graphic())
+            && text.split_once('@').is_some_and(|(pack, rest)| {
+                !pack.is_empty() && rest.split_once('+').is_some_and(|(semver, digest)| !semver.is_empty() && !digest.is_empty())
+            })
+    }
+);
+text_id!(
+    /// A caller's correlation id or idempotency key: 1–128 visible ASCII characters.
+    ClientRequestId,
+    "1 to 128 visible ASCII characters",
+    |text| !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic())
+);
+
+/// Our id of one check: a UUIDv7, so that it carries its time and sorts by it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestId(Uuid);
+
+impl RequestId {
+    /// Takes a UUID made by the caller; only version 7 carries its time.
+    pub fn new(id: Uuid) -> Result<Self, IdError> {
+        if id.get_version_num() == 7 { Ok(Self(id)) } else { Err(IdError { expected: "a UUIDv7" }) }
+    }
+
+    /// Parses the hyphenated form.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        Uuid::try_parse(text).map_err(|_| IdError { expected: "a UUIDv7" }).and_then(Self::new)
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+fn is_token(text: &str, most: usize) -> bool {
+    !text.is_empty() && text.len() <= most && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_id_cannot_smuggle_a_subject() {
+        for bad in ["", "a.b", "a*", ">", "a b", "ä", &"a".repeat(65)] {
+            assert!(AccountId::parse(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(AccountId::parse("acc_1-Z").unwrap().as_str(), "acc_1-Z");
+    }
+
+    #[test]
+    fn a_policy_version_names_pack_semver_and_digest() {
+        assert!(PolicyVersion::parse("baseline@1.0.0+0123456789ab").is_ok());
+        for bad in ["", "baseline", "baseline@1.0.0", "@1+2", "b@+d", "b@1+", "b @1+2"] {
+            assert!(PolicyVersion::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_request_id_is_visible_ascii() {
+        assert!(ClientRequestId::parse(&"x".repeat(128)).is_ok());
+        for bad in ["", "a b", "\u{7f}", "ü", &"x".repeat(129)] {
+            assert!(ClientRequestId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_version_seven() {
+        assert!(RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").is_ok());
+        assert!(RequestId::parse("936da01f-9abd-4d9d-80c7-02af85c822a8").is_err());
+        assert!(RequestId::parse("x").is_err());
+    }
+}

@@ -1,0 +1,262 @@
+//! Strict JSON: policy input is security input, so what two parsers could read differently is refused.
+//!
+//! Owns the refusals that `serde_json` does not make: a member named twice (it keeps the last), a number that does not fit
+//! (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`]. All linear in the length of the body.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// The deepest nesting of arrays and objects that is read.
+pub const MAX_DEPTH: usize = 32;
+
+/// Why a body is not acceptable JSON. The texts are public; none quotes the body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// Not UTF-8.
+    #[error("the body is not valid UTF-8")]
+    NotUtf8,
+    /// Not JSON.
+    #[error("the body is not valid JSON (line {line}, column {column})")]
+    Syntax {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+    },
+    /// Nested too deep.
+    #[error("the body is nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    /// A member name occurs twice in one object.
+    #[error("the body has a member name twice in one object (line {line}, column {column})")]
+    DuplicateMember {
+        /// From 1.
+        line: usize,
+        /// From 1.
+        column: usize,
+    },
+    /// A number that a 64-bit integer or double cannot hold.
+    #[error("the body has a number that does not fit (byte {offset})")]
+    NumberDoesNotFit {
+        /// Of its first character, from 0.
+        offset: usize,
+    },
+}
+
+/// Parses one JSON document, or says why it is refused.
+pub fn parse_strict(body: &[u8]) -> Result<Value, JsonError> {
+    let text = std::str::from_utf8(body).map_err(|_| JsonError::NotUtf8)?;
+    scan(text)?;
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let value = Unique.deserialize(&mut deserializer).map_err(|e| refusal(&e))?;
+    deserializer.end().map_err(|e| refusal(&e))?;
+    Ok(value)
+}
+
+const DUPLICATE: &str = "duplicate member";
+
+fn refusal(error: &serde_json::Error) -> JsonError {
+    let (line, column) = (error.line(), error.column());
+    if error.is_data() && error.to_string().starts_with(DUPLICATE) {
+        JsonError::DuplicateMember { line, column }
+    } else {
+        JsonError::Syntax { line, column }
+    }
+}
+
+/// Depth and numbers, before anything recurses. Looks at bytes outside of strings only; syntax is the parser's business.
+fn scan(text: &str) -> Result<(), JsonError> {
+    let (mut depth, mut at) = (0_usize, 0_usize);
+    let bytes = text.as_bytes();
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => at += string_length(bytes.get(at..).unwrap_or_default()),
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return Err(JsonError::TooDeep);
+                }
+                at += 1;
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                at += 1;
+            }
+            b'-' | b'0'..=b'9' => {
+                let rest = text.get(at..).unwrap_or_default();
+                let length =
+                    rest.bytes().take_while(|b| matches!(b, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')).count();
+                if !fits(rest.get(..length).unwrap_or_default()) {
+                    return Err(JsonError::NumberDoesNotFit { offset: at });
+                }
+                at += length;
+            }
+            _ => at += 1,
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the string literal that begins here, quotes included.
+fn string_length(bytes: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(&byte) = bytes.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    bytes.len()
+}
+
+fn fits(number: &str) -> bool {
+    if number.bytes().any(|b| matches!(b, b'.' | b'e' | b'E')) {
+        // A mantissa that is not zero must not become zero, nor infinity.
+        let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+        let zero = !mantissa.bytes().any(|b| matches!(b, b'1'..=b'9'));
+        // What is no number at all is left to the parser, which says where.
+        number.parse::<f64>().map_or(true, |float| float.is_finite() && (zero || float != 0.0))
+    } else {
+        let digits = number.strip_prefix('-').unwrap_or(number);
+        let whole = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+        !whole || number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok()
+    }
+}
+
+/// Builds a [`Value`] and refuses a member name that occurs twice.
+struct Unique;
+
+impl<'de> DeserializeSeed<'de> for Unique {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(item) = items.next_element_seed(Unique)? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        let mut seen = HashSet::new();
+        while let Some(name) = members.next_key::<String>()? {
+            let value = members.next_value_seed(Unique)?;
+            if !seen.insert(name.clone()) {
+                return Err(A::Error::custom(DUPLICATE));
+            }
+            map.insert(name, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_json_allows_is_read_as_serde_json_reads_it() {
+        for text in [
+            r#"{"a":[1,-2,3.5,1e3,"x\"y",true,null,{}],"é":"\u00e9"}"#,
+            "[]",
+            "\"a\"",
+            " 7 ",
+            "-0",
+            "0.0",
+            "18446744073709551615",
+            "-9223372036854775808",
+            "1e300",
+            "\"1e999\"",
+            r#""\\""#,
+        ] {
+            assert_eq!(parse_strict(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_member_named_twice_is_refused_at_every_depth_and_spelling() {
+        for text in [r#"{"a":1,"a":1}"#, r#"[{"x":{"a":1,"b":2,"a":3}}]"#, r#"{"a":1,"\u0061":2}"#] {
+            assert!(matches!(parse_strict(text.as_bytes()), Err(JsonError::DuplicateMember { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_does_not_fit_is_refused() {
+        for number in [
+            "1e999",
+            "-1e999",
+            "123456789012345678901234567890",
+            "18446744073709551616",
+            "-9223372036854775809",
+            "1e-999",
+        ] {
+            let text = format!("{{\"a\": {number}}}");
+            assert_eq!(parse_strict(text.as_bytes()), Err(JsonError::NumberDoesNotFit { offset: 6 }), "{number}");
+        }
+    }
+
+    #[test]
+    fn nesting_ends_at_thirty_two() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse_strict(nested(32).as_bytes()).is_ok());
+        assert_eq!(parse_strict(nested(33).as_bytes()), Err(JsonError::TooDeep));
+        assert_eq!(parse_strict("[".repeat(100_000).as_bytes()), Err(JsonError::TooDeep));
+        assert!(parse_strict(format!("\"{}\"", "[".repeat(100)).as_bytes()).is_ok(), "brackets in a string are text");
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused() {
+        for text in [
+            "",
+            "{",
+            "{}x",
+            "{'a':1}",
+            "{\"a\":01}",
+            "[1,]",
+            "NaN",
+            "\"\\ud800\"",
+            "\"\u{1}\"",
+            "-",
+            "1.",
+            "{\"a\":--1}",
+            "\"a",
+        ] {
+            assert!(matches!(parse_strict(text.as_bytes()), Err(JsonError::Syntax { .. })), "{text:?}");
+        }
+        assert_eq!(parse_strict(b"\"\xff\""), Err(JsonError::NotUtf8));
+    }
+}

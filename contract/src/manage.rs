@@ -1,0 +1,357 @@
+//! Accounts and keys: what the control API (contract, section 7) and the keystore say to each other.
+//!
+//! Owns scopes, plans and the management messages. Each carries its [`Caller`]; the keystore alone judges what that caller may do,
+//! beside the data it protects.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{AccountId, ApiKey, FieldError, KeyId, Request};
+
+/// What a key may do. None implies another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Scope {
+    /// Ask for decisions.
+    #[serde(rename = "check")]
+    Check,
+    /// Read recorded decisions.
+    #[serde(rename = "decisions:read")]
+    DecisionsRead,
+    /// Delete recorded decisions.
+    #[serde(rename = "decisions:delete")]
+    DecisionsDelete,
+    /// End and settle runs.
+    #[serde(rename = "runs:manage")]
+    RunsManage,
+    /// Manage webhook endpoints.
+    #[serde(rename = "webhooks:manage")]
+    WebhooksManage,
+    /// Manage the account's keys.
+    #[serde(rename = "keys:manage")]
+    KeysManage,
+    /// Activate policies.
+    #[serde(rename = "policies:manage")]
+    PoliciesManage,
+    /// Manage accounts; neither checks nor reads decisions.
+    #[serde(rename = "operator")]
+    Operator,
+}
+
+/// A set of scopes.
+pub type Scopes = BTreeSet<Scope>;
+
+impl Scope {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Check,
+        Self::DecisionsRead,
+        Self::DecisionsDelete,
+        Self::RunsManage,
+        Self::WebhooksManage,
+        Self::KeysManage,
+        Self::PoliciesManage,
+        Self::Operator,
+    ];
+
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::DecisionsRead => "decisions:read",
+            Self::DecisionsDelete => "decisions:delete",
+            Self::RunsManage => "runs:manage",
+            Self::WebhooksManage => "webhooks:manage",
+            Self::KeysManage => "keys:manage",
+            Self::PoliciesManage => "policies:manage",
+            Self::Operator => "operator",
+        }
+    }
+
+    /// Reads the wire form.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == text)
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What an account has bought. A plan never changes what is safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plan {
+    /// Checks, without `pro`.
+    Free,
+    /// With `pro`.
+    Pro,
+    /// Every feature, no quota.
+    #[default]
+    Unlimited,
+}
+
+impl Plan {
+    /// Reads the wire form.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "free" => Some(Self::Free),
+            "pro" => Some(Self::Pro),
+            "unlimited" => Some(Self::Unlimited),
+            _ => None,
+        }
+    }
+
+    /// Whether a request may say `pro: true`.
+    pub fn has_pro(self) -> bool {
+        match self {
+            Self::Free => false,
+            Self::Pro | Self::Unlimited => true,
+        }
+    }
+
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Pro => "pro",
+            Self::Unlimited => "unlimited",
+        }
+    }
+}
+
+/// Who a verified key speaks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyIdentity {
+    /// The key.
+    pub key_id: KeyId,
+    /// Its account.
+    pub account: AccountId,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// The account's plan.
+    pub plan: Plan,
+    /// From then on the key is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+/// On whose behalf a management call is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The account of the caller's key.
+    pub account: AccountId,
+    /// The key itself.
+    pub key_id: KeyId,
+    /// The scopes of the caller's key.
+    pub scopes: Scopes,
+}
+
+impl From<&KeyIdentity> for Caller {
+    fn from(identity: &KeyIdentity) -> Self {
+        Self { account: identity.account.clone(), key_id: identity.key_id.clone(), scopes: identity.scopes.clone() }
+    }
+}
+
+/// Why a management call was not done. Data, not a failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// There is none, or it is another account's.
+    NotFound,
+    /// The caller lacks this scope.
+    ScopeMissing(Scope),
+    /// The body is at fault.
+    Invalid(Vec<FieldError>),
+    /// The state does not allow it.
+    Conflict(String),
+}
+
+/// The reply to a management call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ManageReply<T> {
+    /// It is done, and will survive a crash.
+    Done(T),
+    /// It was not done.
+    Refused(Refusal),
+    /// The keystore could not do it.
+    Failed,
+}
+
+/// An account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Ours.
+    pub id: AccountId,
+    /// The operator's name for it.
+    pub name: String,
+    /// Its plan.
+    pub plan: Plan,
+    /// RFC 3339.
+    pub created_at: Timestamp,
+}
+
+/// The answer to `POST /v1/accounts`.
+pub type AccountCreated = Account;
+
+/// `POST /v1/accounts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateAccount {
+    /// Who asks.
+    pub caller: Caller,
+    /// 1–200 characters, not blank.
+    pub name: String,
+    /// None means unlimited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+}
+
+impl Request for CreateAccount {
+    const SUBJECT: &'static str = "keys.accounts.create";
+    type Reply = ManageReply<AccountCreated>;
+}
+
+/// `GET /v1/accounts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListAccounts {
+    /// Who asks.
+    pub caller: Caller,
+    /// From an earlier page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// 1–1,000.
+    pub limit: u32,
+}
+
+impl Request for ListAccounts {
+    const SUBJECT: &'static str = "keys.accounts.list";
+    type Reply = ManageReply<Page<Account>>;
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page<T> {
+    /// In the order of their ids.
+    pub items: Vec<T>,
+    /// For the next page; null on the last.
+    pub next_cursor: Option<String>,
+}
+
+/// `POST /v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateKey {
+    /// Who asks.
+    pub caller: Caller,
+    /// None means the caller's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+    /// 1–200 characters, not blank.
+    pub name: String,
+    /// At least one.
+    pub scopes: Scopes,
+    /// None means never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl Request for CreateKey {
+    const SUBJECT: &'static str = "keys.create";
+    type Reply = ManageReply<KeyCreated>;
+}
+
+/// A new key, with its text: the only time that it is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct KeyCreated {
+    /// The key's id.
+    pub id: KeyId,
+    /// The key.
+    pub key: ApiKey,
+    /// Its account.
+    pub account: AccountId,
+    /// As given.
+    pub name: String,
+    /// As given.
+    pub scopes: Scopes,
+    /// RFC 3339.
+    pub created_at: Timestamp,
+    /// RFC 3339 or null.
+    pub expires_at: Option<Timestamp>,
+}
+
+/// `GET /v1/keys`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListKeys {
+    /// Who asks.
+    pub caller: Caller,
+    /// None means the caller's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+    /// From an earlier page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// 1–1,000.
+    pub limit: u32,
+}
+
+impl Request for ListKeys {
+    const SUBJECT: &'static str = "keys.list";
+    type Reply = ManageReply<Page<KeySummary>>;
+}
+
+/// A key without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeySummary {
+    /// The key's id.
+    pub id: KeyId,
+    /// What leaked keys begin with.
+    pub prefix: String,
+    /// As given.
+    pub name: String,
+    /// As given.
+    pub scopes: Scopes,
+    /// RFC 3339.
+    pub created_at: Timestamp,
+    /// RFC 3339 or null.
+    pub expires_at: Option<Timestamp>,
+    /// RFC 3339 or null.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// `POST /v1/keys/{id}/rotate`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RotateKey {
+    /// Who asks.
+    pub caller: Caller,
+    /// The key to replace.
+    pub id: KeyId,
+    /// How long the old key lives on: 0 (at once) to 30 days.
+    pub overlap_seconds: u64,
+}
+
+impl Request for RotateKey {
+    const SUBJECT: &'static str = "keys.rotate";
+    type Reply = ManageReply<KeyCreated>;
+}
+
+/// `DELETE /v1/keys/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeKey {
+    /// Who asks.
+    pub caller: Caller,
+    /// The key.
+    pub id: KeyId,
+}
+
+impl Request for RevokeKey {
+    const SUBJECT: &'static str = "keys.revoke";
+    type Reply = ManageReply<Revoked>;
+}
+
+/// The key is revoked; it was so already if the call was made twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {}

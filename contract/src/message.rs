@@ -1,0 +1,174 @@
+//! Messages between services: each owns its subject and its reply.
+//!
+//! Owns the subjects; nobody else writes one. A subject here is relative: the backplane puts a deployment's prefix before it.
+//! Requests are imperative, events in the past tense. "Denied" is data in a reply; "could not decide" is an error or `Unable`.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::{AccountId, ApiKey, CheckRequest, Decision, FieldError, KeyId, KeyIdentity, PolicyVersion, RequestId};
+
+/// A question with one answer, given by any one of the services that serve its subject.
+pub trait Request: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Where it is asked, without the deployment's prefix.
+    const SUBJECT: &'static str;
+    /// What comes back.
+    type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
+}
+
+/// An event that every process hears.
+pub trait Notice: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Where it is told, without the deployment's prefix.
+    const SUBJECT: &'static str;
+}
+
+/// Gateway to evaluator: decide this.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluateRequest {
+    /// For the logs of both.
+    pub request_id: RequestId,
+    /// Whose active policy decides.
+    pub account: AccountId,
+    /// The proposed action.
+    pub request: CheckRequest,
+    /// The gateway's clock, whole seconds since the epoch: windows are judged at this time.
+    pub evaluated_at: i64,
+}
+
+impl Request for EvaluateRequest {
+    const SUBJECT: &'static str = "evaluate";
+    type Reply = EvaluateReply;
+}
+
+/// What an evaluator says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EvaluateReply {
+    /// The policy decided.
+    Decided(Box<Decision>),
+    /// The request asks for what the policy does not know: a window, a version.
+    Invalid(Vec<FieldError>),
+    /// No decision could be made; the text is for the log.
+    Unable(String),
+}
+
+/// Gateway to evaluator: the request is bad already; what more does the policy find wrong?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReviewRequest {
+    /// Whose active policy is asked.
+    pub account: AccountId,
+    /// The constraints, by index; bad ones are empty.
+    pub constraints: Vec<String>,
+    /// The wanted version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy_pack_version: Option<String>,
+}
+
+impl Request for ReviewRequest {
+    const SUBJECT: &'static str = "review";
+    type Reply = ReviewReply;
+}
+
+/// What only the policy could know to be wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReviewReply {
+    /// Often none.
+    pub errors: Vec<FieldError>,
+}
+
+/// To an evaluator: are you there, and what would decide?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluatorStatus {}
+
+impl Request for EvaluatorStatus {
+    const SUBJECT: &'static str = "evaluator.status";
+    type Reply = EvaluatorStatusReply;
+}
+
+/// One evaluator's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvaluatorStatusReply {
+    /// What decides when nothing else is asked for.
+    pub active: PolicyVersion,
+    /// All that are loaded.
+    pub loaded: Vec<PolicyVersion>,
+}
+
+/// Gateway to keystore: whose key is this? Costs a hash.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VerifyKey {
+    /// As presented.
+    pub key: ApiKey,
+}
+
+impl Request for VerifyKey {
+    const SUBJECT: &'static str = "keys.verify";
+    type Reply = VerifyKeyReply;
+}
+
+/// Unknown, wrong, revoked and expired are one answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyKeyReply {
+    /// It lives.
+    Valid(KeyIdentity),
+    /// It does not.
+    Invalid,
+    /// Too many hashes wait; ask again.
+    Busy,
+    /// The keystore could not tell.
+    Failed,
+}
+
+/// Gateway to keystore: a key that I verified before, does it still live? Costs no hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshKey {
+    /// The key's id.
+    pub key_id: KeyId,
+}
+
+impl Request for RefreshKey {
+    const SUBJECT: &'static str = "keys.refresh";
+    type Reply = RefreshKeyReply;
+}
+
+/// The answer to [`RefreshKey`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefreshKeyReply {
+    /// It lives, with these rights.
+    Live(KeyIdentity),
+    /// It does not.
+    Gone,
+    /// The keystore could not tell.
+    Failed,
+}
+
+/// To the keystore: are you there?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeystoreStatus {}
+
+impl Request for KeystoreStatus {
+    const SUBJECT: &'static str = "keys.status";
+    type Reply = KeystoreStatusReply;
+}
+
+/// The keystore's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeystoreStatusReply {
+    /// Whether changes can be stored.
+    pub writable: bool,
+}
+
+/// The keystore to all: forget what you know of this key (revoked, or its end was moved).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyChanged {
+    /// The key's account.
+    pub account: AccountId,
+    /// The key's id.
+    pub key_id: KeyId,
+}
+
+impl Notice for KeyChanged {
+    const SUBJECT: &'static str = "notice.key.changed";
+}

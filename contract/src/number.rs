@@ -1,0 +1,120 @@
+//! Exact numbers: money in micro-dollars and seconds in microseconds, as whole `i64`s. No floats in a decision.
+//!
+//! Owns the reading of decimals from constraint texts and JSON numbers. A number that does not fit is an error, never rounded
+//! into range.
+
+use serde_json::Number;
+
+/// Millionths of a unit (a dollar, a second); never negative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Micros(i64);
+
+/// Why a text or JSON number is no usable quantity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NumberError {
+    /// Not decimal digits with an optional fraction.
+    #[error("is not a number")]
+    NotANumber,
+    /// Negative, or too large to be kept exactly.
+    #[error("is out of range")]
+    OutOfRange,
+}
+
+impl Micros {
+    const UNIT: i64 = 1_000_000;
+
+    /// Reads `12`, `12.5` or `0.000001`. Digits past the sixth are cut for a limit (`round_up` false) and round
+    /// evidence up, so that rounding never allows more.
+    pub fn parse(text: &str, round_up: bool) -> Result<Self, NumberError> {
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+        let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        if !digits(whole) || !digits(fraction) {
+            return Err(NumberError::NotANumber);
+        }
+        let whole: i64 = whole.parse().map_err(|_| NumberError::OutOfRange)?;
+        let (kept, rest) = fraction.split_at(fraction.len().min(6));
+        let mut micros: i64 = kept.parse().map_err(|_| NumberError::NotANumber)?;
+        for _ in kept.len()..6 {
+            micros *= 10;
+        }
+        if round_up && rest.bytes().any(|b| b != b'0') {
+            micros += 1;
+        }
+        whole.checked_mul(Self::UNIT).and_then(|w| w.checked_add(micros)).map(Self).ok_or(NumberError::OutOfRange)
+    }
+
+    /// Evidence from a request: finite, not negative, at most about 9.2 · 10¹² units; rounded up.
+    pub fn from_evidence(number: &Number) -> Result<Self, NumberError> {
+        if let Some(whole) = number.as_i64() {
+            return match u64::try_from(whole) {
+                Ok(_) => whole.checked_mul(Self::UNIT).map(Self).ok_or(NumberError::OutOfRange),
+                Err(_) => Err(NumberError::OutOfRange),
+            };
+        }
+        match number.as_f64() {
+            Some(float) if (0.0..9.0e12).contains(&float) => {
+                // Rust prints the shortest decimal that reads back as the same float: `2.34` stays 2.34, exactly.
+                Self::parse(&format!("{float}"), true)
+            }
+            _ => Err(NumberError::OutOfRange),
+        }
+    }
+
+    /// A quantity of whole millionths.
+    pub fn from_micros(micros: i64) -> Result<Self, NumberError> {
+        if micros < 0 { Err(NumberError::OutOfRange) } else { Ok(Self(micros)) }
+    }
+
+    /// Millionths.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+
+    /// The sum, as large as can be kept.
+    pub fn saturating_add(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// As a decimal without needless zeros: `2.34`.
+    pub fn to_decimal(self) -> String {
+        let (whole, fraction) = (self.0 / Self::UNIT, self.0 % Self::UNIT);
+        if fraction == 0 {
+            return whole.to_string();
+        }
+        format!("{whole}.{fraction:06}").trim_end_matches('0').to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_round_down_and_evidence_up() {
+        assert_eq!(Micros::parse("2.0000009", false).unwrap().get(), 2_000_000);
+        assert_eq!(Micros::parse("2.0000009", true).unwrap().get(), 2_000_001);
+        assert_eq!(Micros::parse("2.5", false).unwrap().to_decimal(), "2.5");
+    }
+
+    #[test]
+    fn what_is_no_decimal_is_refused() {
+        for bad in ["", "-1", "+1", "1e3", "1.", ".5", "1.2.3", "inf", "NaN", "0x1", "1_000", "١"] {
+            assert_eq!(Micros::parse(bad, false), Err(NumberError::NotANumber), "{bad:?}");
+        }
+        assert_eq!(Micros::parse("99999999999999999999", false), Err(NumberError::OutOfRange));
+        assert_eq!(Micros::parse("9223372036854", false).map(Micros::get), Ok(9_223_372_036_854_000_000));
+        assert_eq!(Micros::parse("9223372036855", false), Err(NumberError::OutOfRange));
+    }
+
+    #[test]
+    fn json_numbers_are_read_exactly_or_not_at_all() {
+        let read = |json: &str| Micros::from_evidence(&serde_json::from_str::<Number>(json).unwrap()).map(Micros::get);
+        assert_eq!(read("2.34"), Ok(2_340_000));
+        assert_eq!(read("0"), Ok(0));
+        assert_eq!(read("1e-9"), Ok(1));
+        assert_eq!(read("2.01"), Ok(2_010_000));
+        for bad in ["-1", "-0.5", "1e300", "18446744073709551615", "9223372036855"] {
+            assert_eq!(read(bad), Err(NumberError::OutOfRange), "{bad}");
+        }
+    }
+}

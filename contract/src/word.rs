@@ -1,0 +1,176 @@
+//! Words: the one form in which constraint names, side effects, tools, roles and environments are compared.
+//!
+//! Owns the normalisation of contract section 1: NFKC, removal of invisible characters, trimming, lower case. A word that
+//! mixes scripts (`dерloy` with Cyrillic letters) is marked and equals nothing, not even itself spelled the same way:
+//! what may be a look-alike is unknown, and unknown is never allowed.
+
+use std::fmt;
+
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
+use unicode_script::{Script, UnicodeScript};
+
+/// A normalised word. Compare with [`Word::is`] or [`Word::matches`]; there is no `PartialEq` on purpose.
+#[derive(Clone)]
+pub struct Word {
+    text: String,
+    mixed: bool,
+}
+
+impl Word {
+    /// Normalises a text.
+    pub fn new(raw: &str) -> Self {
+        let text = visible(raw);
+        let mixed = mixes_scripts(&text);
+        Self { text, mixed }
+    }
+
+    /// As [`Word::new`], with runs of spaces, hyphens and underscores as one `_`: names of constraints and side effects.
+    pub fn name(raw: &str) -> Self {
+        let mut word = Self::new(raw);
+        let mut name = String::with_capacity(word.text.len());
+        for c in word.text.chars() {
+            let c = if c.is_whitespace() || is_hyphen(c) { '_' } else { c };
+            if !(c == '_' && name.ends_with('_')) {
+                name.push(c);
+            }
+        }
+        word.text = name.trim_matches('_').to_owned();
+        word
+    }
+
+    /// The normalised text. Do not compare with it: a mixed word would slip through.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The text to look up in a vocabulary; none for a word that mixes scripts.
+    pub fn known(&self) -> Option<&str> {
+        (!self.mixed).then_some(self.text.as_str())
+    }
+
+    /// Whether the word is exactly `text` (given in normalised form).
+    pub fn is(&self, text: &str) -> bool {
+        !self.mixed && self.text == text
+    }
+
+    /// Whether both are the same word.
+    pub fn matches(&self, other: &Word) -> bool {
+        !other.mixed && self.is(&other.text)
+    }
+
+    /// Nothing visible is left.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}{}", self.text, if self.mixed { " (mixed scripts)" } else { "" })
+    }
+}
+
+/// The text in NFKC without invisible characters, trimmed, in lower case.
+pub fn visible(raw: &str) -> String {
+    if raw.is_ascii() {
+        return raw.trim().to_ascii_lowercase();
+    }
+    // Stripping first lets `e` + zero-width joiner + combining accent compose; NFKC can itself yield ignorables, so twice.
+    let stripped: String = raw.chars().filter(|c| !is_ignorable(*c)).collect();
+    let composed: String = match is_nfkc_quick(stripped.chars()) {
+        IsNormalized::Yes => stripped,
+        _ => stripped.nfkc().filter(|c| !is_ignorable(*c)).collect(),
+    };
+    // Lower-casing can leave NFKC (`İ` becomes `i` + dot), so once more.
+    composed.trim().to_lowercase().nfkc().collect()
+}
+
+/// Nothing that a reader could see: only space, control and invisible characters.
+pub fn is_blank(text: &str) -> bool {
+    text.chars().all(|c| c.is_whitespace() || c.is_control() || is_ignorable(c))
+}
+
+/// Characters that show nothing and change nothing but equality: Unicode's `Default_Ignorable_Code_Point` and the
+/// bidirectional controls (UAX #44, DerivedCoreProperties 16.0).
+fn is_ignorable(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
+fn is_hyphen(c: char) -> bool {
+    matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
+}
+
+/// More than one script among the letters; the scripts that are written together in Chinese, Japanese and Korean are one.
+fn mixes_scripts(text: &str) -> bool {
+    if text.is_ascii() {
+        return false;
+    }
+    let mut seen: Option<Script> = None;
+    for c in text.chars() {
+        let script = match c.script() {
+            Script::Common | Script::Inherited => continue,
+            Script::Hiragana | Script::Katakana | Script::Hangul | Script::Bopomofo => Script::Han,
+            other => other,
+        };
+        if seen.is_some_and(|first| first != script) {
+            return true;
+        }
+        seen = Some(script);
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spellings_of_a_word_are_that_word() {
+        for spelling in [
+            "deploy",
+            "DEPLOY",
+            "  deploy\t",
+            "ｄｅｐｌｏｙ",
+            "de\u{200b}ploy",
+            "\u{202e}deploy\u{202c}",
+            "ＤＥＰ\u{feff}ＬＯＹ",
+        ] {
+            assert!(Word::new(spelling).is("deploy"), "{spelling:?}");
+        }
+    }
+
+    #[test]
+    fn a_word_that_mixes_scripts_matches_nothing() {
+        let mixed = Word::new("d\u{435}ploy");
+        assert!(!mixed.is("deploy") && !mixed.is(mixed.as_str()) && !mixed.matches(&mixed));
+        assert!(mixed.known().is_none());
+    }
+
+    #[test]
+    fn a_japanese_word_is_one_script() {
+        assert!(Word::new("本番デプロイ").known().is_some());
+    }
+
+    #[test]
+    fn names_join_with_one_underscore() {
+        for spelling in [
+            "external notification",
+            "External-Notification",
+            "external _ notification",
+            "external\u{2011}notification",
+            " -external  notification_",
+        ] {
+            assert!(Word::name(spelling).is("external_notification"), "{spelling:?}");
+        }
+    }
+
+    #[test]
+    fn invisible_text_is_blank() {
+        assert!(is_blank(" \u{200b}\u{0}\n"));
+        assert!(!is_blank("."));
+    }
+}
