@@ -1,1 +1,31 @@
-//! placeholder
+//! What services plug into: *Requests* (typed request-reply with a deadline) and *Notices* (fan-out to every process), each with
+//! a NATS and an embedded implementation and one behavioural suite that runs on both.
+//!
+//! Owns subjects' prefixes, framing, deadlines, connection state and the order of draining. Refuses to know what a message means:
+//! no decisions, no keys, no HTTP.
+//! INVARIANT: a question gets one answer or one error within its deadline. No responder, a late reply and a lost connection are
+//! three different errors; a caller fails closed on each.
+
+pub mod embedded;
+pub mod nats;
+mod notices;
+mod requests;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+pub use notices::{Event, Hearing, Listener, Notices, TellError};
+pub use requests::{AskError, Asked, Inbox, NotReady, Question, Replier, Requests, ServeError, Served};
+
+/// A future behind a pointer, so that the capabilities are object-safe.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// One process's (or one worker thread's) connection to the others.
+#[derive(Clone)]
+pub struct Backplane {
+    /// Questions.
+    pub requests: Arc<dyn Requests>,
+    /// Events.
+    pub notices: Arc<dyn Notices>,
+}
