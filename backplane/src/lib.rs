@@ -18,6 +18,10 @@ use std::sync::Arc;
 pub use notices::{Event, Hearing, Listener, Notices, TellError};
 pub use requests::{AskError, Asked, Inbox, NotReady, Question, Replier, Requests, ServeError, Served};
 
+/// The largest question, answer or notice, on every backplane: a check's body may be 1,000,000 bytes and grows when it is written
+/// as JSON again. A NATS server needs a `max_payload` above it (8 MB); a server that carries less lowers the bound for its clients.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
 /// A future behind a pointer, so that the capabilities are object-safe.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -30,6 +30,9 @@ pub trait Requests: Send + Sync {
 
     /// Sends what is queued and closes. Stop the inboxes and finish their work first.
     fn close(&self) -> BoxFuture<'_, ()>;
+
+    /// Questions that somebody waits for now: a gauge. One that was answered, was late or was given up is not among them.
+    fn pending(&self) -> usize;
 }
 
 /// Questions that arrive at one server.
