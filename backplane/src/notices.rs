@@ -39,7 +39,7 @@ pub enum Event<N> {
 #[error("the notice could not be told")]
 pub struct TellError;
 
-impl dyn Notices {
+impl dyn Notices + '_ {
     /// Tells a typed notice.
     pub async fn tell<N: Notice>(&self, notice: &N) -> Result<(), TellError> {
         let bytes = serde_json::to_vec(notice).map_err(|_| TellError)?;

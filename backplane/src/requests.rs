@@ -95,7 +95,7 @@ pub struct ServeError {
 #[error("{0}")]
 pub struct NotReady(pub String);
 
-impl dyn Requests {
+impl dyn Requests + '_ {
     /// Asks a typed question and waits at most `within`.
     pub async fn ask<R: Request>(&self, question: &R, within: Duration) -> Result<R::Reply, AskError> {
         self.ask_until(question, Instant::now() + within).await
