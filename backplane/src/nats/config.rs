@@ -1,0 +1,191 @@
+//! How to reach NATS, as a value: where, as whom, under which prefix.
+//!
+//! Owns the rules that these values keep; reads no files and no environment. Credentials stand in fields of their own and never in
+//! an address, so that an address can be logged.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_nats::{ConnectOptions, ServerAddr};
+
+use super::SUBSCRIPTION_CAPACITY;
+use super::dial::ConnectError;
+
+/// The longest wait between two attempts to reconnect.
+const RECONNECT_AT_MOST: Duration = Duration::from_secs(2);
+
+/// How to reach NATS.
+#[derive(Debug, Clone)]
+pub struct NatsConfig {
+    /// `nats://host:port` or `tls://host:port`, tried in this order at start; all are used to reconnect.
+    pub servers: Vec<String>,
+    /// What every subject starts with, so that deployments can share a server.
+    pub prefix: String,
+    /// The service's name: seen in the server's monitoring and part of its reply subjects.
+    pub name: String,
+    /// As whom; `None` for a server that asks for nothing, or for a client certificate only.
+    pub login: Option<Login>,
+    /// Requires TLS when given.
+    pub tls: Option<Tls>,
+    /// How often the server is pinged; it counts as gone after three intervals of silence.
+    pub ping_interval: Duration,
+    /// How long one attempt to connect may take.
+    pub attempt_within: Duration,
+    /// How long all attempts at start may take.
+    pub connect_within: Duration,
+    /// How long a round trip to oneself may take; one that takes longer means not ready.
+    pub ready_within: Duration,
+}
+
+/// As whom to connect.
+#[derive(Clone)]
+pub enum Login {
+    /// A user of the server's configuration.
+    Password {
+        /// Not secret.
+        user: String,
+        /// Secret.
+        password: String,
+    },
+    /// A shared token; secret.
+    Token(String),
+}
+
+/// Whom to trust, and how to be known.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// PEM file with the authorities to trust; `None` trusts the system's.
+    pub ca: Option<PathBuf>,
+    /// PEM files of the client's certificate and its key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Password { user, .. } => f.debug_struct("Password").field("user", user).finish_non_exhaustive(),
+            Self::Token(_) => f.write_str("Token(..)"),
+        }
+    }
+}
+
+impl NatsConfig {
+    /// One server, no login, usual times.
+    #[must_use]
+    pub fn new(server: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            servers: vec![server.into()],
+            prefix: "s0".to_owned(),
+            name: name.into(),
+            login: None,
+            tls: None,
+            ping_interval: Duration::from_secs(1),
+            attempt_within: Duration::from_secs(2),
+            connect_within: Duration::from_secs(10),
+            ready_within: Duration::from_secs(1),
+        }
+    }
+
+    /// The servers' addresses, when everything here keeps its rules.
+    pub(super) fn addresses(&self) -> Result<Vec<ServerAddr>, ConnectError> {
+        if !self.prefix.split('.').all(is_token) {
+            return Err(setting("prefix", "letters, digits, `-` and `_`, in parts joined by dots"));
+        }
+        if !is_token(&self.name) {
+            return Err(setting("name", "letters, digits, `-` and `_`"));
+        }
+        if self.servers.is_empty() {
+            return Err(setting("servers", "at least one address"));
+        }
+        self.servers.iter().map(|server| address(server)).collect()
+    }
+
+    /// What async-nats is told; its callback for events comes on top.
+    pub(super) fn options(&self) -> ConnectOptions {
+        let mut options = ConnectOptions::new()
+            .name(&self.name)
+            .custom_inbox_prefix(format!("_INBOX_{}", self.name))
+            .ping_interval(self.ping_interval)
+            .connection_timeout(self.attempt_within)
+            .subscription_capacity(SUBSCRIPTION_CAPACITY)
+            .max_reconnects(None)
+            .reconnect_delay_callback(reconnect_delay);
+        options = match &self.login {
+            None => options,
+            Some(Login::Password { user, password }) => options.user_and_password(user.clone(), password.clone()),
+            Some(Login::Token(token)) => options.token(token.clone()),
+        };
+        if let Some(tls) = &self.tls {
+            options = options.require_tls(true);
+            if let Some(ca) = &tls.ca {
+                options = options.add_root_certificates(ca.clone());
+            }
+            if let Some((certificate, key)) = &tls.client {
+                options = options.add_client_certificate(certificate.clone(), key.clone());
+            }
+        }
+        options
+    }
+}
+
+fn setting(setting: &'static str, rule: &'static str) -> ConnectError {
+    ConnectError::Setting { setting, rule }
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+/// The text is not echoed: it may hold a password.
+fn address(text: &str) -> Result<ServerAddr, ConnectError> {
+    let rule = "`nats://host:port` or `tls://host:port`, without credentials";
+    let address = text.parse::<ServerAddr>().map_err(|_| setting("servers", rule))?;
+    let plain = matches!(address.scheme(), "nats" | "tls") && !address.has_user_pass() && address.password().is_none();
+    if plain { Ok(address) } else { Err(setting("servers", rule)) }
+}
+
+/// At once, then doubling from 20 ms.
+fn reconnect_delay(attempt: usize) -> Duration {
+    match attempt {
+        0 | 1 => Duration::ZERO,
+        _ => Duration::from_millis(10 << attempt.min(10)).min(RECONNECT_AT_MOST),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_credentials_is_refused_and_not_echoed() {
+        let error = NatsConfig::new("nats://user:hunter2@localhost:4222", "gateway").addresses().unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert!(NatsConfig::new("nats://user@localhost", "gateway").addresses().is_err());
+    }
+
+    #[test]
+    fn a_prefix_or_name_that_is_no_subject_is_refused() {
+        for bad in ["", "a.", ".a", "a b", "a.*", "a.>", "ä"] {
+            let config = NatsConfig { prefix: bad.to_owned(), ..NatsConfig::new("nats://localhost", "gateway") };
+            assert!(config.addresses().is_err(), "{bad:?}");
+            assert!(NatsConfig::new("nats://localhost", bad).addresses().is_err(), "{bad:?}");
+        }
+        assert!(NatsConfig::new("localhost:4222", "gateway-1").addresses().is_ok());
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let password = Login::Password { user: "gateway".to_owned(), password: "hunter2".to_owned() };
+        let config = NatsConfig { login: Some(password), ..NatsConfig::new("nats://localhost", "gateway") };
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert!(!format!("{:?}", Login::Token("hunter2".to_owned())).contains("hunter2"));
+    }
+
+    #[test]
+    fn the_wait_before_a_reconnect_grows_to_a_bound() {
+        assert_eq!(reconnect_delay(1), Duration::ZERO);
+        assert!(reconnect_delay(2) < reconnect_delay(5));
+        assert_eq!(reconnect_delay(usize::MAX), RECONNECT_AT_MOST);
+    }
+}

@@ -1,0 +1,185 @@
+//! The first connection: which server, how often, and why not.
+//!
+//! Servers are tried one by one, so that an error names the one that refused. Refused credentials and failed TLS are final; what
+//! cannot be reached is tried again until the configured time is over. Once connected, reconnecting is async-nats' business.
+
+use std::error::Error as _;
+use std::io;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectErrorKind, ServerAddr, rustls};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::NatsConfig;
+use super::link::{Events, Link};
+
+/// The oldest server that this was tested on.
+const OLDEST_SERVER: (i64, i64) = (2, 10);
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// NATS cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// A setting breaks its rule.
+    #[error("nats setting `{setting}` must be {rule}")]
+    Setting {
+        /// Which.
+        setting: &'static str,
+        /// What it should have been.
+        rule: &'static str,
+    },
+    /// Nobody answers there.
+    #[error("no NATS server at `{server}`")]
+    Unreachable {
+        /// The last one that was tried.
+        server: String,
+        /// What async-nats says.
+        source: async_nats::ConnectError,
+    },
+    /// Something is there and does not finish the handshake.
+    #[error("the NATS server at `{server}` does not answer")]
+    Silent {
+        /// The last one that was tried.
+        server: String,
+    },
+    /// Wrong user, password, token or certificate.
+    #[error("the NATS server at `{server}` refuses the credentials")]
+    Refused {
+        /// Which one.
+        server: String,
+    },
+    /// One side wants TLS and the other has none, or a certificate is not trusted.
+    #[error("no TLS with the NATS server at `{server}`")]
+    Tls {
+        /// Which one.
+        server: String,
+        /// What async-nats says.
+        source: async_nats::ConnectError,
+    },
+    /// The server lacks what the backplane relies on.
+    #[error("the NATS server at `{server}` has version `{version}`; at least 2.10 is needed")]
+    TooOld {
+        /// Which one.
+        server: String,
+        /// As it says.
+        version: String,
+    },
+    /// Connected, but a message to oneself does not come back.
+    #[error("the NATS server at `{server}` does not carry messages: {reason}")]
+    NotCarried {
+        /// Which one.
+        server: String,
+        /// Often a missing permission.
+        reason: String,
+    },
+}
+
+impl ConnectError {
+    /// Whether the next attempt may end otherwise.
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Silent { .. } => true,
+            Self::Setting { .. }
+            | Self::Refused { .. }
+            | Self::Tls { .. }
+            | Self::TooOld { .. }
+            | Self::NotCarried { .. } => false,
+        }
+    }
+}
+
+pub(super) async fn dial(config: &NatsConfig) -> Result<Link, ConnectError> {
+    let servers = config.addresses()?;
+    let deadline = Instant::now() + config.connect_within;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let error = match dial_each(config, &servers, deadline).await {
+            Ok(link) => return Ok(link),
+            Err(error) => error,
+        };
+        if !error.may_pass() || Instant::now() + pause >= deadline {
+            return Err(error);
+        }
+        tracing::warn!(error = %error, "backplane not reached yet");
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Tries every server once. A final error of one does not hide a server behind it that works.
+async fn dial_each(config: &NatsConfig, servers: &[ServerAddr], deadline: Instant) -> Result<Link, ConnectError> {
+    let mut worst = None;
+    for address in servers {
+        match dial_one(config, address, servers, deadline).await {
+            Ok(link) => return Ok(link),
+            Err(error) if worst.as_ref().is_none_or(ConnectError::may_pass) => worst = Some(error),
+            Err(_) => {}
+        }
+    }
+    let rule = "at least one address";
+    Err(worst.unwrap_or(ConnectError::Setting { setting: "servers", rule }))
+}
+
+async fn dial_one(
+    config: &NatsConfig,
+    address: &ServerAddr,
+    servers: &[ServerAddr],
+    deadline: Instant,
+) -> Result<Link, ConnectError> {
+    let server = format!("{}:{}", address.host(), address.port());
+    let events = Events::default();
+    let options = config.options().event_callback(events.callback());
+    let attempt = timeout_at(deadline, options.connect(address.clone()));
+    let client = match attempt.await {
+        Ok(Ok(client)) => client,
+        Ok(Err(source)) => return Err(classify(server, source)),
+        Err(_) => return Err(ConnectError::Silent { server }),
+    };
+    let version = client.server_info().version;
+    if !client.is_server_compatible(OLDEST_SERVER.0, OLDEST_SERVER.1, 0) {
+        return Err(ConnectError::TooOld { server, version });
+    }
+    share_pool(&client, servers).await;
+    let link = Link::start(client, config, events)
+        .await
+        .map_err(|reason| ConnectError::NotCarried { server: server.clone(), reason })?;
+    let max_payload = link.client.max_payload();
+    if max_payload <= crate::MAX_MESSAGE_BYTES {
+        tracing::warn!(server, max_payload, "server carries less than the largest message; raise its max_payload");
+    }
+    tracing::info!(server, version, max_payload, prefix = config.prefix, "backplane connected");
+    Ok(link)
+}
+
+/// From now on any of the servers will do. Failing at this leaves one server to reconnect to, which is no reason not to start.
+async fn share_pool(client: &Client, servers: &[ServerAddr]) {
+    if servers.len() > 1
+        && let Err(error) = client.set_server_pool(servers).await
+    {
+        tracing::warn!(%error, "backplane reconnects to one server only");
+    }
+}
+
+fn classify(server: String, source: async_nats::ConnectError) -> ConnectError {
+    match source.kind() {
+        ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => ConnectError::Refused { server },
+        ConnectErrorKind::Tls => ConnectError::Tls { server, source },
+        ConnectErrorKind::TimedOut => ConnectError::Silent { server },
+        _ if is_tls(&source) => ConnectError::Tls { server, source },
+        _ => ConnectError::Unreachable { server, source },
+    }
+}
+
+/// A failed handshake arrives as an input or output error; its origin tells.
+fn is_tls(error: &async_nats::ConnectError) -> bool {
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if cause.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}

@@ -1,0 +1,123 @@
+//! What the client reports beside its messages, counted: much of it is told nowhere else.
+//!
+//! A forbidden publish looks like silence and a forbidden subscription like success; only an event says so. The last violation
+//! stands until the next connection, where the server judges anew.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_nats::Event;
+
+/// Counts since the connection was opened.
+#[derive(Debug, Default)]
+pub struct Health {
+    disconnects: AtomicU64,
+    slow_consumers: AtomicU64,
+    lame_ducks: AtomicU64,
+    violations: AtomicU64,
+    errors: AtomicU64,
+    texts: Mutex<Texts>,
+}
+
+#[derive(Debug, Default)]
+struct Texts {
+    violation: Option<String>,
+    problem: Option<String>,
+}
+
+impl Health {
+    /// Connections that broke.
+    #[must_use]
+    pub fn disconnects(&self) -> u64 {
+        self.disconnects.load(Ordering::Relaxed)
+    }
+
+    /// Messages that the client dropped because a queue of ours was full; at least as many as counted here.
+    #[must_use]
+    pub fn slow_consumers(&self) -> u64 {
+        self.slow_consumers.load(Ordering::Relaxed)
+    }
+
+    /// Announcements of a server that it is about to stop.
+    #[must_use]
+    pub fn lame_ducks(&self) -> u64 {
+        self.lame_ducks.load(Ordering::Relaxed)
+    }
+
+    /// Publishes and subscriptions that the server forbade.
+    #[must_use]
+    pub fn violations(&self) -> u64 {
+        self.violations.load(Ordering::Relaxed)
+    }
+
+    /// All other errors of server and client, failed attempts to reconnect among them.
+    #[must_use]
+    pub fn errors(&self) -> u64 {
+        self.errors.load(Ordering::Relaxed)
+    }
+
+    /// The last of the above in words, for the log.
+    #[must_use]
+    pub fn last_problem(&self) -> Option<String> {
+        self.texts().problem.clone()
+    }
+
+    /// What the server forbade on this connection.
+    #[must_use]
+    pub fn violation(&self) -> Option<String> {
+        self.texts().violation.clone()
+    }
+
+    pub(super) fn record(&self, event: &Event) {
+        let count = match event {
+            Event::Connected => {
+                self.texts().violation = None;
+                return;
+            }
+            Event::Draining | Event::Closed => return,
+            Event::Disconnected => &self.disconnects,
+            Event::SlowConsumer(_) => &self.slow_consumers,
+            Event::LameDuckMode => &self.lame_ducks,
+            Event::ServerError(error) => {
+                let text = error.to_string();
+                if text.to_ascii_lowercase().contains("permissions violation") {
+                    self.texts().violation = Some(text);
+                    &self.violations
+                } else {
+                    &self.errors
+                }
+            }
+            Event::ClientError(_) => &self.errors,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        let problem = event.to_string();
+        tracing::warn!(problem, "backplane connection");
+        self.texts().problem = Some(problem);
+    }
+
+    fn texts(&self) -> MutexGuard<'_, Texts> {
+        self.texts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::ServerError;
+
+    use super::*;
+
+    #[test]
+    fn a_violation_stands_until_the_next_connection() {
+        let health = Health::default();
+        let text = "Permissions Violation for Publish to \"s0.req.evaluate\"".to_owned();
+        health.record(&Event::ServerError(ServerError::Other(text)));
+        assert!(health.violation().unwrap().contains("s0.req.evaluate"));
+        assert_eq!((health.violations(), health.errors()), (1, 0));
+
+        health.record(&Event::Disconnected);
+        assert!(health.violation().is_some());
+        health.record(&Event::Connected);
+        assert_eq!(health.violation(), None);
+        assert_eq!(health.last_problem().as_deref(), Some("disconnected"));
+    }
+}

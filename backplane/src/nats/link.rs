@@ -1,0 +1,234 @@
+//! One live connection: its client, who waits on it, and the two tasks that keep both in step.
+//!
+//! Owns the reply subscription (one for all answers) and the reaction to events. Events can be lost when many come at once, so
+//! the watch also looks at the connection itself, twice a second.
+//! INVARIANT: listeners hear of a gap only after a round trip on the new connection: until then the server may not know their
+//! subscriptions, and a cache that was emptied earlier could fill with what a notice, missed since, made wrong.
+
+use std::future::{Future, ready};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::{Client, Event, Message, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::NatsConfig;
+use super::health::Health;
+use super::waiters::Waiters;
+use crate::{AskError, ServeError};
+
+/// How often the connection is looked at when no event says anything.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the last round trip of a closing connection, and each step of closing, may take.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What the event callback shares with the rest.
+#[derive(Clone, Default)]
+pub(super) struct Events {
+    health: Arc<Health>,
+    waiters: Arc<Waiters>,
+    gaps: watch::Sender<u64>,
+    changed: Arc<Notify>,
+}
+
+/// One live connection.
+pub(super) struct Link {
+    pub(super) client: Client,
+    pub(super) prefix: String,
+    pub(super) health: Arc<Health>,
+    pub(super) waiters: Arc<Waiters>,
+    gaps: watch::Sender<u64>,
+    oneself: Oneself,
+    ready_within: Duration,
+    closing: AtomicBool,
+    _tasks: [AbortOnDropHandle<()>; 2],
+}
+
+/// Where this connection's answers arrive; also the way to send a message to oneself.
+#[derive(Clone)]
+struct Oneself {
+    client: Client,
+    waiters: Arc<Waiters>,
+    replies: Arc<str>,
+}
+
+impl Events {
+    pub(super) fn callback(&self) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
+        let events = self.clone();
+        move |event| {
+            events.react(&event);
+            ready(())
+        }
+    }
+
+    fn react(&self, event: &Event) {
+        self.health.record(event);
+        match event {
+            Event::Connected => self.waiters.open(),
+            Event::Disconnected | Event::Closed => self.waiters.lose_all(),
+            Event::SlowConsumer(_) => announce_gap(&self.gaps),
+            Event::LameDuckMode | Event::Draining | Event::ServerError(_) | Event::ClientError(_) => {}
+        }
+        self.changed.notify_one();
+    }
+}
+
+impl Link {
+    /// Subscribes for answers and sends one message to itself; the reason when it does not come back.
+    pub(super) async fn start(client: Client, config: &NatsConfig, events: Events) -> Result<Self, String> {
+        let Events { health, waiters, gaps, changed } = events;
+        let replies: Arc<str> = client.new_inbox().into();
+        let answers = client.subscribe(format!("{replies}.*")).await.map_err(|error| error.to_string())?;
+        let oneself = Oneself { client: client.clone(), waiters: waiters.clone(), replies };
+        // The event may come later than the connection.
+        waiters.open();
+        let connects = connects(&client);
+        let router = tokio::spawn(route(answers, waiters.clone()));
+        let watch = tokio::spawn(keep_watch(oneself.clone(), gaps.clone(), changed, connects, config.ready_within));
+        let link = Self {
+            client,
+            prefix: config.prefix.clone(),
+            health,
+            waiters,
+            gaps,
+            oneself,
+            ready_within: config.ready_within,
+            closing: AtomicBool::new(false),
+            _tasks: [AbortOnDropHandle::new(router), AbortOnDropHandle::new(watch)],
+        };
+        match link.round_trip().await {
+            Ok(()) => Ok(link),
+            Err(error) => Err(link.health.violation().unwrap_or_else(|| error.to_string())),
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        !self.closing.load(Ordering::Relaxed) && self.client.connection_state() == State::Connected
+    }
+
+    /// One question and its answer; the caller has checked that it is worth asking.
+    pub(super) async fn exchange<F>(
+        &self,
+        deadline: Instant,
+        send: impl FnOnce(String) -> F + Send,
+    ) -> Result<Bytes, AskError>
+    where
+        F: Future<Output = Result<(), async_nats::PublishError>> + Send,
+    {
+        self.oneself.exchange(deadline, send).await
+    }
+
+    /// Proves that what was sent before has reached the server, and that messages come back.
+    pub(super) async fn round_trip(&self) -> Result<(), AskError> {
+        self.oneself.round_trip(self.ready_within).await
+    }
+
+    /// Proves that a subscription, just made, is registered and allowed.
+    pub(super) async fn confirm(&self, subject: &str) -> Result<(), ServeError> {
+        let refuse = |reason| ServeError { subject: subject.to_owned(), reason };
+        self.round_trip().await.map_err(|error| refuse(error.to_string()))?;
+        // The event has its own task and may come a moment later; `ready` reports it then.
+        match self.health.violation() {
+            Some(violation) if violation.contains(&format!("\"{subject}\"")) => Err(refuse(violation)),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn gaps(&self) -> watch::Receiver<u64> {
+        self.gaps.subscribe()
+    }
+
+    /// Refuses new questions, sends what is queued, ends. Everything here is bounded in time.
+    pub(super) async fn close(&self) {
+        if self.closing.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // A flush would only prove that the kernel has the bytes; closing then may throw them away.
+        if let Err(error) = self.oneself.round_trip(CLOSE_WITHIN).await {
+            tracing::warn!(%error, "backplane closed without knowing that all was sent");
+        }
+        self.waiters.lose_all();
+        match timeout(CLOSE_WITHIN, self.client.drain()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "backplane was closed already"),
+            Err(_) => tracing::warn!("backplane does not close in time"),
+        }
+    }
+}
+
+impl Oneself {
+    async fn exchange<F>(&self, deadline: Instant, send: impl FnOnce(String) -> F) -> Result<Bytes, AskError>
+    where
+        F: Future<Output = Result<(), async_nats::PublishError>>,
+    {
+        let mut waiter = self.waiters.enter()?;
+        let sent = send(format!("{}.{}", self.replies, waiter.id));
+        // Sending may block too: the client's queue is full while the server does not read.
+        let outcome = timeout_at(deadline, async {
+            sent.await.map_err(|error| match error.kind() {
+                async_nats::PublishErrorKind::MaxPayloadExceeded => AskError::TooLarge,
+                _ => AskError::Lost,
+            })?;
+            waiter.answer().await
+        });
+        outcome.await.unwrap_or(Err(AskError::Late))
+    }
+
+    async fn round_trip(&self, within: Duration) -> Result<(), AskError> {
+        let echo = |to| self.client.publish(to, Bytes::new());
+        self.exchange(Instant::now() + within, echo).await.map(drop)
+    }
+}
+
+/// Hands each answer to the one who waits for it.
+async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
+    while let Some(message) = answers.next().await {
+        let Message { subject, payload, status, .. } = message;
+        let id = subject.rsplit('.').next().and_then(|id| id.parse::<u64>().ok());
+        let Some(id) = id else { continue };
+        let answer = if status == Some(StatusCode::NO_RESPONDERS) { Err(AskError::Absent) } else { Ok(payload) };
+        waiters.resolve(id, answer);
+    }
+    // The client is closed.
+    waiters.lose_all();
+}
+
+/// Tells listeners of a gap after each reconnect, and notices what events failed to say.
+async fn keep_watch(
+    oneself: Oneself,
+    gaps: watch::Sender<u64>,
+    changed: Arc<Notify>,
+    mut confirmed: u64,
+    within: Duration,
+) {
+    loop {
+        // Either way it is time to look.
+        drop(timeout(LOOK_EVERY, changed.notified()).await);
+        let connects = connects(&oneself.client);
+        let up = oneself.client.connection_state() == State::Connected;
+        match (up, oneself.waiters.is_open()) {
+            (false, true) => oneself.waiters.lose_all(),
+            (true, false) => oneself.waiters.open(),
+            (true, true) | (false, false) => {}
+        }
+        if up && connects != confirmed && oneself.round_trip(within).await.is_ok() {
+            confirmed = connects;
+            announce_gap(&gaps);
+        }
+    }
+}
+
+fn announce_gap(gaps: &watch::Sender<u64>) {
+    gaps.send_modify(|count| *count += 1);
+}
+
+fn connects(client: &Client) -> u64 {
+    client.statistics().connects.load(Ordering::Relaxed)
+}
