@@ -1,1 +1,23 @@
-//! placeholder
+//! The gateway: HTTPS in, one question to an evaluator, the answer out.
+//!
+//! Owns TLS, authentication, limits, validation and every public error. Refuses policy: it never looks at what a request means.
+//! INVARIANT: no answer that carries a verdict leaves unless an evaluator decided it for this very request; whatever of ours fails
+//! on the way is a 503 that says the action must not run.
+//!
+//! `routes/` is where a request arrives, `auth.rs` where a key is judged, `errors.rs` where every public text stands.
+
+mod address;
+mod auth;
+mod body;
+mod config;
+mod errors;
+mod keyring;
+mod routes;
+mod server;
+mod state;
+mod throttle;
+mod tls;
+
+pub use config::{GatewayConfig, TlsFiles};
+pub use server::{BuildError, Connect, Gateway};
+pub use tls::{DevTlsError, dev_tls};

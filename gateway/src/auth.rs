@@ -1,0 +1,56 @@
+//! Who asks: from the `x-api-key` header to a verified identity, before the body is read.
+//!
+//! Owns the order: form, then what is known, then the address's throttle, then a hash. Missing, malformed, unknown, wrong, revoked
+//! and expired keys get one and the same answer; a failure of ours is never that answer.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix_web::HttpRequest;
+use stage0_contract::{ApiKey, KeyIdentity};
+
+use crate::address::ClientNet;
+use crate::errors::ApiError;
+use crate::keyring::{KeystoreError, Known};
+use crate::state::Gate;
+
+const HEADER: &str = "x-api-key";
+
+/// The identity behind the request's key.
+pub(crate) async fn identify(
+    gate: &Gate,
+    request: &HttpRequest,
+    deadline: tokio::time::Instant,
+) -> Result<Arc<KeyIdentity>, ApiError> {
+    let mut presented = request.headers().get_all(HEADER);
+    // Two keys are as good as none: which of them would a proxy have judged?
+    let (Some(value), None) = (presented.next(), presented.next()) else { return Err(ApiError::Unauthorized) };
+    let client = request.peer_addr().map(|address| ClientNet::of(address.ip()));
+    let key = value.to_str().ok().and_then(|text| ApiKey::parse(text).ok());
+    if let Some(key) = &key {
+        let known = gate.keyring.look_up(key, gate.requests(), deadline).await;
+        match known.map_err(|error| unavailable(&error))? {
+            Known::Yes(identity) => return Ok(identity),
+            Known::Gone => return Err(ApiError::Unauthorized),
+            Known::No => {}
+        }
+    }
+    if let Some(seconds) = client.and_then(|client| gate.failed_logins.blocked_for(client, Instant::now())) {
+        return Err(ApiError::TooManyFailedLogins(seconds));
+    }
+    let verified = match &key {
+        Some(key) => gate.keyring.verify(key, gate.requests(), deadline).await.map_err(|error| unavailable(&error))?,
+        None => None,
+    };
+    verified.ok_or_else(|| {
+        if let Some(client) = client {
+            gate.failed_logins.failed(client, Instant::now());
+        }
+        ApiError::Unauthorized
+    })
+}
+
+fn unavailable(error: &KeystoreError) -> ApiError {
+    tracing::warn!(error = error as &dyn std::error::Error, "key could not be judged");
+    ApiError::Unavailable
+}

@@ -1,0 +1,57 @@
+//! What the gateway is told at start. Reading it from flags, environment and files is the command line's.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Settings of one gateway process.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Where HTTPS is served; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Certificate and key.
+    pub tls: TlsFiles,
+    /// Put before every path: empty, or `/prefix` without a slash at its end.
+    pub base_path: String,
+    /// Threads that serve requests, each with its own connection to the backplane.
+    pub workers: usize,
+    /// From the first byte of a `/check` to its answer, the time in which its body arrives not counted.
+    pub request_budget: Duration,
+    /// In which a TLS handshake, and the headers of a request, must arrive.
+    pub header_timeout: Duration,
+    /// In which a body must arrive.
+    pub body_timeout: Duration,
+    /// After which an idle connection is closed.
+    pub keep_alive: Duration,
+    /// Failed logins that an address may make in a minute before keys not verified recently are refused with 429.
+    pub failed_logins_per_minute: u32,
+    /// Connections that one worker holds at the same time.
+    pub max_connections_per_worker: usize,
+}
+
+/// PEM files; read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The server's certificate, then its chain.
+    pub cert: PathBuf,
+    /// Its private key (PKCS #8, SEC1 or PKCS #1).
+    pub key: PathBuf,
+}
+
+impl GatewayConfig {
+    /// The defaults around the two things that have none.
+    pub fn new(listen: SocketAddr, tls: TlsFiles) -> Self {
+        Self {
+            listen,
+            tls,
+            base_path: String::new(),
+            workers: std::thread::available_parallelism().map_or(2, usize::from),
+            request_budget: Duration::from_secs(2),
+            header_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
+            failed_logins_per_minute: 50,
+            max_connections_per_worker: 25_000,
+        }
+    }
+}

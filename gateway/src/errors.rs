@@ -1,0 +1,160 @@
+//! Every public refusal: its status, machine code, text and headers, in the one place where they stand.
+//!
+//! Owns contract section 4. A text is lower case, without a full stop, and never quotes a request. Logging happens where the
+//! cause is known; this file only says what the caller may know.
+
+use actix_web::HttpResponse;
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use stage0_contract::{ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, Refusal, RequestId, Scope};
+
+/// Why a request gets no 2xx.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ApiError {
+    /// 400.
+    Json(JsonError),
+    /// 400.
+    NotAnObject,
+    /// 400.
+    BrokenBody,
+    /// 401: one and the same for every kind of bad key.
+    Unauthorized,
+    /// 402.
+    PlanWithoutPro,
+    /// 403.
+    ScopeMissing(Scope),
+    /// 404.
+    NotFound,
+    /// 405, with the methods that there are.
+    MethodNotAllowed(&'static str),
+    /// 408.
+    BodyTooSlow,
+    /// 409.
+    Conflict(String),
+    /// 413.
+    BodyTooLarge,
+    /// 415.
+    NotJsonType,
+    /// 422.
+    Invalid(Vec<FieldError>),
+    /// 429, with the seconds to wait.
+    TooManyFailedLogins(u64),
+    /// 503: something of ours failed, or was too slow.
+    Unavailable,
+}
+
+impl ApiError {
+    /// The answer.
+    pub(crate) fn response(&self, request_id: RequestId) -> HttpResponse {
+        let (status, code) = self.kind();
+        let mut body = ErrorBody::new(code, self.message(), request_id.to_string());
+        let mut response = HttpResponse::build(status);
+        match self {
+            Self::Unauthorized => {
+                response.insert_header((WWW_AUTHENTICATE, "ApiKey realm=\"stage0\", header=\"x-api-key\""));
+            }
+            Self::MethodNotAllowed(allowed) => {
+                response.insert_header((ALLOW, *allowed));
+            }
+            Self::TooManyFailedLogins(seconds) => {
+                response.insert_header((RETRY_AFTER, seconds.to_string()));
+                body = body.retry_after(*seconds);
+            }
+            Self::Unavailable => {
+                response.insert_header((RETRY_AFTER, "1"));
+            }
+            Self::Invalid(errors) => body.errors.clone_from(errors),
+            Self::Json(_)
+            | Self::NotAnObject
+            | Self::BrokenBody
+            | Self::PlanWithoutPro
+            | Self::ScopeMissing(_)
+            | Self::NotFound
+            | Self::BodyTooSlow
+            | Self::Conflict(_)
+            | Self::BodyTooLarge
+            | Self::NotJsonType => {}
+        }
+        if self.leaves_body_unread() {
+            // The server reads on for a moment and throws away, so that a client that still writes can read its answer.
+            response.force_close();
+        }
+        response.json(body)
+    }
+
+    fn kind(&self) -> (StatusCode, ErrorCode) {
+        match self {
+            Self::Json(_) | Self::NotAnObject => (StatusCode::BAD_REQUEST, ErrorCode::InvalidJson),
+            Self::BrokenBody => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+            Self::PlanWithoutPro => (StatusCode::PAYMENT_REQUIRED, ErrorCode::PlanRequired),
+            Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, ErrorCode::ScopeMissing),
+            Self::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
+            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, ErrorCode::RequestTimeout),
+            Self::Conflict(_) => (StatusCode::CONFLICT, ErrorCode::Conflict),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::BodyTooLarge),
+            Self::NotJsonType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::UnsupportedMediaType),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
+            Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
+            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Json(error) => error.to_string(),
+            Self::NotAnObject => "the body must be a JSON object".into(),
+            Self::BrokenBody => "the body ended early or is not framed as HTTP asks".into(),
+            Self::Unauthorized => "the API key is missing or not valid".into(),
+            Self::PlanWithoutPro => "the account's plan does not include `pro`".into(),
+            Self::ScopeMissing(scope) => format!("the API key lacks the scope `{scope}`"),
+            Self::NotFound => "there is nothing here".into(),
+            Self::MethodNotAllowed(allowed) => format!("the method is not allowed here, use {allowed}"),
+            Self::BodyTooSlow => "the body did not arrive in time".into(),
+            Self::Conflict(text) => text.clone(),
+            Self::BodyTooLarge => format!("the body is larger than {MAX_BODY_BYTES} bytes"),
+            Self::NotJsonType => {
+                "the body must be sent as `application/json` in UTF-8, without a content encoding".into()
+            }
+            Self::Invalid(errors) => {
+                errors.iter().map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; ")
+            }
+            Self::TooManyFailedLogins(seconds) => {
+                format!("too many failed logins from this address, try again in {seconds} s")
+            }
+            Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
+        }
+    }
+
+    fn leaves_body_unread(&self) -> bool {
+        match self {
+            Self::BrokenBody
+            | Self::Unauthorized
+            | Self::BodyTooSlow
+            | Self::BodyTooLarge
+            | Self::NotJsonType
+            | Self::TooManyFailedLogins(_) => true,
+            Self::Json(_)
+            | Self::NotAnObject
+            | Self::PlanWithoutPro
+            | Self::ScopeMissing(_)
+            | Self::NotFound
+            | Self::MethodNotAllowed(_)
+            | Self::Conflict(_)
+            | Self::Invalid(_)
+            | Self::Unavailable => false,
+        }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotFound => Self::NotFound,
+            Refusal::ScopeMissing(scope) => Self::ScopeMissing(scope),
+            Refusal::Invalid(errors) => Self::Invalid(errors),
+            Refusal::Conflict(text) => Self::Conflict(text),
+        }
+    }
+}

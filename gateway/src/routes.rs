@@ -1,0 +1,133 @@
+//! Where a request arrives: the table of paths and methods, and what every answer carries.
+//!
+//! Owns routing, the request id, the headers of every answer and the access log (ids and numbers only, never content).
+//! One file below for each room: `check`, `accounts`, `keys`, `health`, `docs`; `fields` decodes bodies of the control API.
+
+use std::time::Instant;
+
+use actix_web::body::MessageBody;
+use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use actix_web::middleware::Next;
+use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse, Resource, Route, guard, web};
+use stage0_contract::{AccountId, KeyId, KeyIdentity, RequestId, Verdict};
+use uuid::Uuid;
+
+use crate::auth::identify;
+use crate::errors::ApiError;
+use crate::state::Gate;
+
+mod accounts;
+mod check;
+mod docs;
+mod fields;
+mod health;
+mod keys;
+
+pub(crate) use health::Readiness;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// All paths of the gateway, below its base path.
+pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: Option<web::Data<Gate>>) {
+    let get = || web::route().guard(guard::Any(guard::Get()).or(guard::Head()));
+    let paths = web::scope(base_path)
+        .service(only("/check", "POST", [web::post().to(check::check)]))
+        .service(only("/v1/accounts", "GET, HEAD, POST", [get().to(accounts::list), web::post().to(accounts::create)]))
+        .service(only("/v1/keys", "GET, HEAD, POST", [get().to(keys::list), web::post().to(keys::create)]))
+        .service(only("/v1/keys/{id}", "DELETE", [web::delete().to(keys::revoke)]))
+        .service(only("/v1/keys/{id}/rotate", "POST", [web::post().to(keys::rotate)]))
+        .service(only("/healthz", "GET, HEAD", [get().to(health::alive)]))
+        .service(only("/readyz", "GET, HEAD", [get().to(health::ready)]))
+        .service(only("/openapi.json", "GET, HEAD", [get().to(docs::openapi)]))
+        .service(only("/docs", "GET, HEAD", [get().to(docs::page)]));
+    if let Some(gate) = gate {
+        config.app_data(gate);
+    }
+    config.service(paths).default_service(web::to(not_found));
+}
+
+fn only<const N: usize>(path: &str, allowed: &'static str, routes: [Route; N]) -> Resource {
+    let refuse = move |request: HttpRequest| async move { answer(&request, Err(ApiError::MethodNotAllowed(allowed))) };
+    routes.into_iter().fold(web::resource(path), Resource::route).default_service(web::to(refuse))
+}
+
+async fn not_found(request: HttpRequest) -> HttpResponse {
+    answer(&request, Err(ApiError::NotFound))
+}
+
+/// What is known of a request from its first byte on.
+#[derive(Clone, Copy)]
+struct Stamp {
+    id: RequestId,
+}
+
+/// What the access log says of a request beyond its status.
+#[derive(Clone)]
+struct Outcome {
+    account: AccountId,
+    key_id: KeyId,
+    verdict: Option<Verdict>,
+}
+
+/// Gives a request its id, and its answer the headers that all answers have.
+pub(crate) async fn stamp(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let started = Instant::now();
+    let id = RequestId::new(Uuid::now_v7()).map_err(actix_web::error::ErrorInternalServerError)?;
+    request.extensions_mut().insert(Stamp { id });
+    let mut response = next.call(request).await?;
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(REQUEST_ID, id);
+    }
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    log(&response, id, started);
+    Ok(response)
+}
+
+fn log(response: &ServiceResponse<impl MessageBody>, request_id: RequestId, started: Instant) {
+    let (status, duration_ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
+    // The route's pattern, never the path: a path may hold anything.
+    let route = response.request().match_pattern().unwrap_or_default();
+    match response.request().extensions().get::<Outcome>() {
+        Some(Outcome { account, key_id, verdict }) => {
+            let verdict = verdict.map(Verdict::as_str);
+            tracing::info!(%request_id, %account, %key_id, verdict, status, route, duration_ms, "request answered");
+        }
+        None => tracing::info!(%request_id, status, route, duration_ms, "request answered"),
+    }
+}
+
+fn request_id(request: &HttpRequest) -> Option<RequestId> {
+    request.extensions().get::<Stamp>().map(|stamp| stamp.id)
+}
+
+/// The one place where a refusal becomes an answer.
+fn answer(request: &HttpRequest, result: Result<HttpResponse, ApiError>) -> HttpResponse {
+    result.unwrap_or_else(|error| match request_id(request) {
+        Some(id) => error.response(id),
+        // INVARIANT: `stamp` wraps every route, so there always is an id.
+        None => HttpResponse::InternalServerError().finish(),
+    })
+}
+
+/// Judges the request's key within `deadline` and notes for the log who it was.
+async fn authenticate(
+    gate: &Gate,
+    request: &HttpRequest,
+    deadline: tokio::time::Instant,
+) -> Result<std::sync::Arc<KeyIdentity>, ApiError> {
+    let judged = tokio::time::timeout_at(deadline, identify(gate, request, deadline)).await;
+    let identity = judged.map_err(|_| ApiError::Unavailable)??;
+    note(request, &identity, None);
+    Ok(identity)
+}
+
+fn note(request: &HttpRequest, identity: &KeyIdentity, verdict: Option<Verdict>) {
+    let (account, key_id) = (identity.account.clone(), identity.key_id.clone());
+    request.extensions_mut().insert(Outcome { account, key_id, verdict });
+}

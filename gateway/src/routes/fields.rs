@@ -1,0 +1,151 @@
+//! Bodies and queries of the control API, decoded member by member so that a refusal names every bad one.
+//!
+//! Unknown members are refused here, unlike on `/check`: a misspelt `expires_at` would make a key that never ends.
+
+use actix_web::HttpRequest;
+use jiff::Timestamp;
+use serde_json::{Map, Value};
+use stage0_contract::{AccountId, FieldError, Plan, Scope, Scopes};
+
+use crate::errors::ApiError;
+
+const PAGE: u32 = 100;
+
+/// Members that are taken out one by one; what is left at the end is unknown.
+pub(super) struct Fields {
+    members: Map<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+impl Fields {
+    pub(super) fn of_body(members: Map<String, Value>) -> Self {
+        Self { members, errors: Vec::new() }
+    }
+
+    /// The query as text members; a parameter that is given twice is an error.
+    pub(super) fn of_query(request: &HttpRequest) -> Self {
+        let mut fields = Self::of_body(Map::new());
+        for (name, value) in url_pairs(request.query_string()) {
+            if fields.members.insert(name.clone(), Value::String(value)).is_some() {
+                fields.bad(&name, "must be given once");
+            }
+        }
+        fields
+    }
+
+    fn bad(&mut self, path: &str, message: impl Into<String>) {
+        self.errors.push(FieldError::new(path, message));
+    }
+
+    fn optional<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        let value = self.members.remove(name).filter(|value| !value.is_null())?;
+        let read = read(&value);
+        if read.is_none() {
+            self.bad(name, must);
+        }
+        read
+    }
+
+    /// A text that must be there; its rules are the keystore's.
+    pub(super) fn required_text(&mut self, name: &str) -> String {
+        if self.members.get(name).is_none_or(Value::is_null) {
+            self.members.remove(name);
+            self.bad(name, "is required");
+            return String::new();
+        }
+        self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    pub(super) fn text(&mut self, name: &str) -> Option<String> {
+        self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned))
+    }
+
+    pub(super) fn account(&mut self) -> Option<AccountId> {
+        self.optional("account", "must be an account's id", |v| AccountId::parse(v.as_str()?).ok())
+    }
+
+    pub(super) fn plan(&mut self) -> Option<Plan> {
+        self.optional("plan", "must be `free`, `pro` or `unlimited`", |v| Plan::parse(v.as_str()?))
+    }
+
+    pub(super) fn timestamp(&mut self, name: &str) -> Option<Timestamp> {
+        self.optional(name, "must be a time such as `2026-01-31T12:00:00Z` (RFC 3339)", |v| v.as_str()?.parse().ok())
+    }
+
+    pub(super) fn seconds(&mut self, name: &str) -> Option<u64> {
+        self.optional(name, "must be a whole number of seconds, not negative", Value::as_u64)
+    }
+
+    pub(super) fn limit(&mut self) -> u32 {
+        self.optional("limit", "must be a whole number", |v| v.as_str()?.parse().ok()).unwrap_or(PAGE)
+    }
+
+    pub(super) fn scopes(&mut self) -> Scopes {
+        let Some(value) = self.members.remove("scopes").filter(|value| !value.is_null()) else {
+            self.bad("scopes", "is required");
+            return Scopes::new();
+        };
+        let Value::Array(items) = value else {
+            self.bad("scopes", "must be an array of scopes");
+            return Scopes::new();
+        };
+        let mut scopes = Scopes::new();
+        for (index, item) in items.iter().enumerate() {
+            match item.as_str().and_then(Scope::parse) {
+                Some(scope) => {
+                    scopes.insert(scope);
+                }
+                None => {
+                    let known = Scope::ALL.map(|scope| format!("`{scope}`")).join(", ");
+                    self.bad(&format!("scopes[{index}]"), format!("must be one of {known}"));
+                }
+            }
+        }
+        scopes
+    }
+
+    /// Refuses with everything that was wrong, unknown members included.
+    pub(super) fn finish(mut self) -> Result<(), ApiError> {
+        let unknown = self.members.len();
+        if unknown > 0 {
+            // Names of members are the caller's text: counted, not quoted.
+            let known = if unknown == 1 { "has a member" } else { "has members" };
+            self.bad("body", format!("{known} that this call does not know ({unknown})"));
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.errors)) }
+    }
+}
+
+fn url_pairs(query: &str) -> Vec<(String, String)> {
+    actix_web::web::Query::<Vec<(String, String)>>::from_query(query).map(|q| q.into_inner()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn fields(body: &Value) -> Fields {
+        Fields::of_body(body.as_object().unwrap().clone())
+    }
+
+    #[test]
+    fn every_bad_member_is_named_and_unknown_ones_are_refused() {
+        let mut body =
+            fields(&json!({"scopes": ["check", "root", 1], "expires_at": "soon", "account": "a b", "expire_at": 1}));
+        body.required_text("name");
+        body.scopes();
+        body.timestamp("expires_at");
+        body.account();
+        let Err(ApiError::Invalid(errors)) = body.finish() else { panic!("accepted") };
+        let paths: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
+        assert_eq!(paths, ["name", "scopes[1]", "scopes[2]", "expires_at", "account", "body"]);
+    }
+
+    #[test]
+    fn null_is_absent_where_a_member_is_optional() {
+        let mut body = fields(&json!({"name": "n", "expires_at": null}));
+        assert_eq!((body.required_text("name"), body.timestamp("expires_at")), ("n".into(), None));
+        assert!(body.finish().is_ok());
+    }
+}

@@ -1,0 +1,78 @@
+//! `/healthz`: this process runs. `/readyz`: it can decide now, and what it does with its decisions.
+//!
+//! Both are open to anybody, so the answer is at most a second old and costs the backplane no more than one question of each kind
+//! a second, however often it is asked for. No secret and no account is in it.
+
+use std::time::{Duration, Instant};
+
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use serde::Serialize;
+use stage0_contract::{AuditMode, EvaluatorStatus, KeystoreStatus, PolicyVersion};
+use tokio::sync::Mutex;
+
+use crate::state::Gate;
+
+const FRESH: Duration = Duration::from_secs(1);
+const WITHIN: Duration = Duration::from_millis(800);
+
+/// The last report, renewed by whoever asks once it is old.
+#[derive(Default)]
+pub(crate) struct Readiness {
+    last: Mutex<Option<(Instant, Report)>>,
+}
+
+/// The body of `/readyz`.
+#[derive(Debug, Clone, Serialize)]
+struct Report {
+    ready: bool,
+    audit: AuditMode,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_version: Option<PolicyVersion>,
+    /// What is not as it should be, or worth knowing; may be there while ready.
+    reasons: Vec<String>,
+}
+
+pub(super) async fn alive() -> HttpResponse {
+    HttpResponse::Ok().json(serde_json::json!({ "status": "ok" }))
+}
+
+pub(super) async fn ready(gate: Data<Gate>, _: HttpRequest) -> HttpResponse {
+    let mut last = gate.readiness.last.lock().await;
+    let report = match &*last {
+        Some((at, report)) if at.elapsed() < FRESH => report.clone(),
+        _ => {
+            let report = look(&gate).await;
+            *last = Some((Instant::now(), report.clone()));
+            report
+        }
+    };
+    let mut response = if report.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    response.json(report)
+}
+
+async fn look(gate: &Gate) -> Report {
+    let requests = gate.requests();
+    let (backplane, evaluator, keystore) = tokio::join!(
+        requests.ready(),
+        requests.ask(&EvaluatorStatus {}, WITHIN),
+        requests.ask(&KeystoreStatus {}, WITHIN),
+    );
+    let mut faults = Vec::new();
+    if let Err(error) = backplane {
+        faults.push(format!("backplane: {error}"));
+    }
+    if let Err(error) = &evaluator {
+        faults.push(format!("evaluator: {error}"));
+    }
+    if let Err(error) = &keystore {
+        faults.push(format!("keystore: {error}"));
+    }
+    let ready = faults.is_empty();
+    let mut reasons = faults;
+    if keystore.is_ok_and(|keystore| !keystore.writable) {
+        reasons.push("keystore: cannot store changes, keys can be verified but not managed".into());
+    }
+    reasons.push("audit: decisions are not recorded by this version".into());
+    Report { ready, audit: AuditMode::None, policy_version: evaluator.ok().map(|status| status.active), reasons }
+}

@@ -1,0 +1,89 @@
+//! `/v1/keys`: an account's own, or any for the operator. The keystore judges the caller; here only the shapes are checked.
+
+use actix_web::web::{Data, Path, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use stage0_contract::{Caller, CreateKey, KeyId, ListKeys, ManageReply, Request, RevokeKey, Revoked, RotateKey};
+use tokio::time::Instant;
+
+use super::fields::Fields;
+use super::{answer, authenticate};
+use crate::body;
+use crate::errors::ApiError;
+use crate::state::Gate;
+
+/// Asks the keystore to do something.
+pub(super) async fn manage<M, T>(gate: &Gate, message: &M) -> Result<T, ApiError>
+where
+    M: Request<Reply = ManageReply<T>>,
+{
+    match gate.requests().ask(message, gate.config.request_budget).await {
+        Ok(ManageReply::Done(done)) => Ok(done),
+        Ok(ManageReply::Refused(refusal)) => Err(refusal.into()),
+        Ok(ManageReply::Failed) => {
+            tracing::error!(subject = M::SUBJECT, "keystore failed");
+            Err(ApiError::Unavailable)
+        }
+        Err(error) => {
+            tracing::error!(subject = M::SUBJECT, error = &error as &dyn std::error::Error, "keystore does not answer");
+            Err(ApiError::Unavailable)
+        }
+    }
+}
+
+pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let created = async {
+        let caller = caller(&gate, &request).await?;
+        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let (account, name) = (fields.account(), fields.required_text("name"));
+        let (scopes, expires_at) = (fields.scopes(), fields.timestamp("expires_at"));
+        fields.finish()?;
+        let key = manage(&gate, &CreateKey { caller, account, name, scopes, expires_at }).await?;
+        Ok::<_, ApiError>(HttpResponse::Created().json(key))
+    };
+    answer(&request, created.await)
+}
+
+pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
+    let listed = async {
+        let caller = caller(&gate, &request).await?;
+        let mut fields = Fields::of_query(&request);
+        let (account, cursor, limit) = (fields.account(), fields.text("cursor"), fields.limit());
+        fields.finish()?;
+        let page = manage(&gate, &ListKeys { caller, account, cursor, limit }).await?;
+        Ok::<_, ApiError>(HttpResponse::Ok().json(page))
+    };
+    answer(&request, listed.await)
+}
+
+pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
+    let rotated = async {
+        let caller = caller(&gate, &request).await?;
+        let mut fields =
+            Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?);
+        // Without a word about it, the old key ends at once: a rotation is most urgent when a key has leaked.
+        let overlap_seconds = fields.seconds("overlap_seconds").unwrap_or(0);
+        fields.finish()?;
+        let key = manage(&gate, &RotateKey { caller, id: key_id(&id)?, overlap_seconds }).await?;
+        Ok::<_, ApiError>(HttpResponse::Created().json(key))
+    };
+    answer(&request, rotated.await)
+}
+
+pub(super) async fn revoke(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
+    let revoked = async {
+        let caller = caller(&gate, &request).await?;
+        let Revoked {} = manage(&gate, &RevokeKey { caller, id: key_id(&id)? }).await?;
+        Ok::<_, ApiError>(HttpResponse::NoContent().finish())
+    };
+    answer(&request, revoked.await)
+}
+
+async fn caller(gate: &Gate, request: &HttpRequest) -> Result<Caller, ApiError> {
+    let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
+    Ok(Caller::from(&*identity))
+}
+
+/// What cannot be a key's id names no key.
+fn key_id(text: &str) -> Result<KeyId, ApiError> {
+    KeyId::parse(text).map_err(|_| ApiError::NotFound)
+}

@@ -1,0 +1,131 @@
+//! The server's certificate: loaded at start, watched, and exchanged without a restart.
+//!
+//! Owns TLS 1.2 and 1.3 with the provider's safe defaults. A new certificate that cannot be used is logged and the old one stays;
+//! at start it is an error. `tls/dev.rs` makes certificates for a developer's machine.
+
+use std::path::Path;
+use std::sync::{Arc, RwLock};
+use std::time::{Duration, SystemTime};
+
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+use crate::config::TlsFiles;
+
+mod dev;
+
+pub use dev::{DevTlsError, dev_tls};
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A certificate that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read or holds no PEM of the wanted kind.
+    #[error("cannot read {what} from `{path}`")]
+    Read {
+        /// What was wanted of it.
+        what: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The certificate file is empty of certificates.
+    #[error("`{0}` holds no certificate")]
+    NoCertificate(String),
+    /// Key and certificate do not belong together, or the key is of an unknown kind.
+    #[error("the certificate and the private key cannot be used together")]
+    Mismatch(#[source] rustls::Error),
+}
+
+/// The certificate in force.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    files: TlsFiles,
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+impl Certificate {
+    pub(crate) fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
+        let current = RwLock::new(Arc::new(read(&files)?));
+        Ok(Arc::new(Self { files, current }))
+    }
+
+    /// Looks at the files again and again; ends only when dropped.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        let mut seen = stamps(&self.files).await;
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            let stamp = stamps(&self.files).await;
+            if stamp != seen {
+                seen = stamp;
+                self.reload().await;
+            }
+        }
+    }
+
+    async fn reload(&self) {
+        let files = self.files.clone();
+        match tokio::task::spawn_blocking(move || read(&files)).await {
+            Ok(Ok(new)) => {
+                if let Ok(mut current) = self.current.write() {
+                    *current = Arc::new(new);
+                }
+                tracing::info!(cert = %self.files.cert.display(), "certificate reloaded");
+            }
+            // Both files change one after the other: the second change brings the pair that fits.
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "new certificate refused, the old one stays in force"
+                );
+            }
+            Err(error) => tracing::error!(%error, "certificate could not be read"),
+        }
+    }
+}
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.current.read().ok().map(|current| Arc::clone(&current))
+    }
+}
+
+/// TLS as the server speaks it.
+pub(crate) fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, rustls::Error> {
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(certificate);
+    Ok(config)
+}
+
+fn read(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
+    let wrong = |what, path: &Path| {
+        let path = path.display().to_string();
+        move |source| TlsError::Read { what, path, source }
+    };
+    let chain = CertificateDer::pem_file_iter(&files.cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(wrong("a certificate", &files.cert))?;
+    if chain.is_empty() {
+        return Err(TlsError::NoCertificate(files.cert.display().to_string()));
+    }
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(wrong("a private key", &files.key))?;
+    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(TlsError::Mismatch)
+}
+
+/// What tells a changed file: its times and sizes, through links.
+async fn stamps(files: &TlsFiles) -> [Option<(SystemTime, u64)>; 2] {
+    let stamp = async |path: &Path| {
+        let data = tokio::fs::metadata(path).await.ok()?;
+        Some((data.modified().ok()?, data.len()))
+    };
+    [stamp(&files.cert).await, stamp(&files.key).await]
+}
