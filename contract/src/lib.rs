@@ -35,4 +35,4 @@ pub use message::{
     VerifyKeyReply,
 };
 pub use number::{Micros, NumberError};
-pub use word::{Word, is_blank, visible};
+pub use word::{Word, is_blank, plain, visible};

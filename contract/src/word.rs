@@ -75,14 +75,18 @@ pub fn visible(raw: &str) -> String {
     if raw.is_ascii() {
         return raw.trim().to_ascii_lowercase();
     }
+    // Lower-casing can leave NFKC (`İ` becomes `i` + dot), so once more.
+    plain(raw).trim().to_lowercase().nfkc().collect()
+}
+
+/// The text in NFKC without invisible characters; case and outer space stay.
+pub fn plain(raw: &str) -> String {
     // Stripping first lets `e` + zero-width joiner + combining accent compose; NFKC can itself yield ignorables, so twice.
     let stripped: String = raw.chars().filter(|c| !is_ignorable(*c)).collect();
-    let composed: String = match is_nfkc_quick(stripped.chars()) {
+    match is_nfkc_quick(stripped.chars()) {
         IsNormalized::Yes => stripped,
         _ => stripped.nfkc().filter(|c| !is_ignorable(*c)).collect(),
-    };
-    // Lower-casing can leave NFKC (`İ` becomes `i` + dot), so once more.
-    composed.trim().to_lowercase().nfkc().collect()
+    }
 }
 
 /// Nothing that a reader could see: only space, control and invisible characters.
