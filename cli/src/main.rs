@@ -1,1 +1,29 @@
-fn main() {}
+//! `stage0`: the one binary. Every role of the service, all of them in one process, and the operator's commands.
+//!
+//! Owns the way from the command line to a service's configuration, and what people read. Refuses logic of its own: deciding,
+//! keeping and serving are the other crates'.
+//! `args.rs` is what can be typed, `settings/` what can be set, `roles.rs` and `dev.rs` what runs, `client.rs` how a server is asked.
+
+mod accounts;
+mod args;
+mod check;
+mod client;
+mod dev_file;
+mod exit;
+mod keys;
+mod logs;
+mod out;
+mod run;
+mod settings;
+mod signals;
+mod table;
+
+use std::process::ExitCode;
+
+// A fifth of an evaluator's time under glibc's allocator is waiting for it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    run::run(std::env::args_os()).into()
+}

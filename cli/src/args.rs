@@ -1,0 +1,352 @@
+//! The command line: commands, their arguments and help.
+//!
+//! Owns what can be typed. Flags of settings are not declared here: [`command`] adds them from the settings' table to the
+//! commands that use them, and [`flags`] reads them back.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use stage0_contract::{AccountId, KeyId, Plan, Scope};
+
+use crate::settings::{Absent, Flags, Role, Setting, table};
+
+/// Version and commit, as `--version` shows them.
+pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
+
+/// Commands under the headings of `stage0 --help`.
+const GROUPS: [(&str, &[&str]); 4] = [
+    ("Run on this machine", &["dev"]),
+    ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
+    ("Ask a running server", &["check", "keys", "accounts"]),
+    ("Work offline", &["policy", "completions"]),
+];
+
+const TEMPLATE: &str = "{about-with-newline}\n{usage-heading} {usage}\n\n{before-help}Options:\n{options}{after-help}";
+
+/// Decides whether an AI agent's next action may run, before it runs.
+#[derive(Debug, Parser)]
+#[command(name = "stage0", version = VERSION, help_template = TEMPLATE, disable_help_subcommand = true, after_help = "\
+Examples:
+  stage0 dev                  start everything here and print a curl that works
+  stage0 check action.json    ask it; exit code 0 allow, 1 deny, 2 defer, 3 no decision
+  stage0 keystore --nats nats://10.0.0.5:4222 --data-dir /var/lib/stage0
+
+`stage0 <command> --help` says more. Every setting is a flag, a variable `STAGE0_…` and a key of the
+`--config` file. Exit code 64: the command line or the settings are wrong.")]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Do,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Do {
+    /// Everything in one process, with a local certificate, an account and keys
+    #[command(after_help = "\
+Writes `api.key`, `operator.key`, `dev.json` and `tls/ca.pem` into the data directory, and starts
+again on the same data.
+
+Examples:
+  stage0 dev
+  stage0 dev --data-dir /tmp/s0 --listen 127.0.0.1:0 --policies ./my-packs --active-policy my-pack")]
+    Dev,
+    /// Serves HTTPS: authenticates, validates, asks an evaluator
+    #[command(after_help = "\
+Examples:
+  stage0 gateway --nats nats://127.0.0.1:4222 --tls-cert cert.pem --tls-key key.pem
+  STAGE0_NATS=nats://127.0.0.1:4222 stage0 gateway --tls-dev-dir ./tls --listen 127.0.0.1:8443")]
+    Gateway,
+    /// Decides by policy; any number of them share the work
+    #[command(after_help = "\
+Example:
+  stage0 evaluator --nats nats://127.0.0.1:4222 --policies ./packs --active-policy my-pack@1.2.0")]
+    Evaluator,
+    /// Keeps accounts and keys; exactly one per deployment
+    #[command(after_help = "\
+The first start writes an operator's key to `<data-dir>/operator.key`.
+
+Example:
+  stage0 keystore --nats nats://127.0.0.1:4222 --data-dir /var/lib/stage0")]
+    Keystore,
+    /// Its place: this version records nothing, so there is nothing to export
+    #[command(after_help = "\
+Example:
+  stage0 audit-export --nats nats://127.0.0.1:4222")]
+    AuditExport,
+    /// Asks whether an action may run
+    #[command(after_help = "\
+Exit codes: 0 allow, 1 deny, 2 defer, 3 no decision. Only on 0 may the action run.
+
+The key comes from --key-file, else from STAGE0_API_KEY, else from the data directory of `stage0 dev`.
+It is no flag of its own because every process on the machine can read a command line.
+
+Examples:
+  stage0 check action.json
+  echo '{\"goal\": \"Deploy build 7\", \"side_effects\": [\"deploy\"]}' | stage0 check -
+  stage0 check action.json --json --url https://stage0.example.com --key-file agent.key")]
+    Check(CheckArgs),
+    /// Makes, lists, replaces and revokes API keys
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+The key that acts comes from --key-file, else it is `<data-dir>/operator.key`. An operator's key acts
+in any --account; with the data directory of `stage0 dev`, its account is meant when none is named.
+
+Examples:
+  stage0 keys create --name ci --scope check --out ci.key
+  stage0 keys rotate 0w3ge1r70w3ge1r7 --overlap 3600
+  stage0 keys revoke 0w3ge1r70w3ge1r7"
+    )]
+    Keys {
+        /// What to do with keys.
+        #[command(subcommand)]
+        command: DoKeys,
+    },
+    /// Makes and lists accounts; needs an operator's key
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+Examples:
+  stage0 accounts create --name 'Payments team' --plan pro
+  stage0 accounts list --json"
+    )]
+    Accounts {
+        /// What to do with accounts.
+        #[command(subcommand)]
+        command: DoAccounts,
+    },
+    /// Validates, tests and explains policy packs
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+Examples:
+  stage0 policy validate ./packs/my-pack
+  stage0 policy test ./packs/my-pack
+  stage0 policy explain baseline action.json"
+    )]
+    Policy {
+        /// What to do with a pack.
+        #[command(subcommand)]
+        command: DoPolicy,
+    },
+    /// Prints completions for a shell
+    #[command(after_help = "\
+Example:
+  stage0 completions bash > ~/.local/share/bash-completion/completions/stage0")]
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Prints docs/CONFIGURATION.md
+    #[command(hide = true)]
+    Settings,
+}
+
+/// `stage0 check`.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// JSON file with the proposed action; `-` reads standard input
+    pub(crate) file: PathBuf,
+    /// Prints the server's answer as it came
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `stage0 keys …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DoKeys {
+    /// Makes a key and shows it, once
+    Create {
+        /// What it is for; shown in lists
+        #[arg(long)]
+        name: String,
+        /// What it may do; repeat for more
+        #[arg(long = "scope", value_name = "SCOPE", required = true, value_parser = scope)]
+        scopes: Vec<Scope>,
+        /// Account that it belongs to
+        #[arg(long, value_parser = AccountId::parse)]
+        account: Option<AccountId>,
+        /// When it ends, such as 2027-01-31T00:00:00Z; absent: never
+        #[arg(long, value_name = "TIME")]
+        expires_at: Option<String>,
+        #[command(flatten)]
+        shown: NewKey,
+    },
+    /// Lists keys, without their secrets
+    List {
+        /// Account whose keys are listed
+        #[arg(long, value_parser = AccountId::parse)]
+        account: Option<AccountId>,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Makes a key that replaces another
+    Rotate {
+        /// The key to replace
+        #[arg(value_parser = KeyId::parse)]
+        id: KeyId,
+        /// How long the old key lives on; absent: the server's default
+        #[arg(long, value_name = "SECONDS")]
+        overlap: Option<u64>,
+        #[command(flatten)]
+        shown: NewKey,
+    },
+    /// Ends a key at once
+    Revoke {
+        /// The key
+        #[arg(value_parser = KeyId::parse)]
+        id: KeyId,
+    },
+}
+
+/// Where a new key goes.
+#[derive(Debug, Args)]
+pub(crate) struct NewKey {
+    /// Writes the key to this new file (mode 0600) and prints its id alone
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Prints the server's answer as JSON
+    #[arg(long, conflicts_with = "out")]
+    pub(crate) json: bool,
+}
+
+/// `stage0 accounts …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DoAccounts {
+    /// Makes an account
+    Create {
+        /// Your name for it
+        #[arg(long)]
+        name: String,
+        /// free, pro or unlimited; absent: unlimited
+        #[arg(long, value_parser = plan)]
+        plan: Option<Plan>,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists accounts
+    List {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// `stage0 policy …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DoPolicy {
+    /// Reads a pack as a server would at its start, and names every fault
+    Validate {
+        /// Directory of the pack
+        dir: PathBuf,
+    },
+    /// Runs the pack's cases
+    Test {
+        /// Directory of the pack
+        dir: PathBuf,
+    },
+    /// Shows what a pack makes of an action: facts, rules that matched, verdict
+    Explain {
+        /// Directory of the pack, or `baseline`
+        pack: PathBuf,
+        /// JSON file with the proposed action; `-` reads standard input
+        file: PathBuf,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    Scope::parse(text).ok_or_else(|| format!("must be one of {}", Scope::ALL.map(Scope::as_str).join(", ")))
+}
+
+fn plan(text: &str) -> Result<Plan, String> {
+    Plan::parse(text).ok_or_else(|| "must be free, pro or unlimited".to_owned())
+}
+
+/// The whole command line.
+pub(crate) fn command() -> Command {
+    let mut command = Cli::command();
+    for role in [Role::Dev, Role::Gateway, Role::Evaluator, Role::Keystore, Role::AuditExport, Role::Client] {
+        command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, false));
+    }
+    for name in ["keys", "accounts"] {
+        command = command.mut_subcommand(name, |sub| with_flags(sub, Role::Client, true));
+    }
+    let groups = grouped(&command);
+    command.before_help(groups)
+}
+
+/// What was typed for the settings of a role. `matches` are those of the command that was reached last.
+pub(crate) fn flags(matches: &ArgMatches) -> Flags {
+    let mut innermost = matches;
+    while let Some((_, inner)) = innermost.subcommand() {
+        innermost = inner;
+    }
+    let typed = |setting: &&'static Setting| {
+        let text = innermost.try_get_one::<String>(setting.name).ok().flatten()?;
+        Some((setting.name, text.clone()))
+    };
+    table::SETTINGS.iter().filter_map(typed).collect()
+}
+
+fn with_flags(command: Command, role: Role, global: bool) -> Command {
+    let used = table::SETTINGS.iter().filter(|setting| setting.has_flag() && setting.absent(role).is_some());
+    used.fold(command, |command, setting| {
+        let default = match setting.absent(role) {
+            Some(Absent::Default(text)) => format!(" [default: {text}]"),
+            Some(Absent::Required) => " (required)".to_owned(),
+            Some(Absent::Optional) | None => String::new(),
+        };
+        let help = format!("{}{default} [env: {}]", setting.help, setting.variable());
+        let flag = Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help);
+        command.arg(flag.help_heading(setting.group).global(global))
+    })
+}
+
+fn grouped(command: &Command) -> String {
+    let about = |name: &str| command.find_subcommand(name).and_then(Command::get_about).map(ToString::to_string);
+    let group = |(heading, names): (&str, &[&str])| {
+        let lines = names.iter().map(|name| format!("  {name:<14}{}\n", about(name).unwrap_or_default()));
+        format!("{heading}:\n{}", lines.collect::<String>())
+    };
+    GROUPS.map(group).join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_stands_in_one_group() {
+        let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| names.iter().copied()).collect();
+        let command = command();
+        let visible = command.get_subcommands().filter(|c| !c.is_hide_set());
+        let mut visible: Vec<&str> = visible.map(Command::get_name).collect();
+        grouped.sort_unstable();
+        visible.sort_unstable();
+        assert_eq!(grouped, visible);
+    }
+
+    #[test]
+    fn a_role_has_the_flags_of_its_settings_only() {
+        let names = |role: &str| {
+            let command = command();
+            let role = command.find_subcommand(role).unwrap();
+            role.get_arguments().map(|a| a.get_id().to_string()).collect::<Vec<_>>()
+        };
+        assert!(names("gateway").contains(&"tls-cert".to_owned()));
+        assert!(!names("evaluator").contains(&"tls-cert".to_owned()));
+        assert!(!names("check").contains(&"api-key".to_owned()));
+    }
+}

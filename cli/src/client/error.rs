@@ -1,0 +1,158 @@
+//! Why there is no usable answer, in words that say what to do next.
+//!
+//! Owns the texts of the client commands. What the server said is quoted with its request id, and cleaned of control characters.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use reqwest::{StatusCode, Url};
+use stage0_contract::ErrorBody;
+
+use crate::out::plain;
+
+/// An exchange that came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// Neither a URL nor a dev server.
+    #[error("no server: start `stage0 dev`, or name one with --url (there is no `{0}`)")]
+    NoServer(PathBuf),
+    /// There is no key to send.
+    #[error("no key: give --key-file FILE or the variable STAGE0_API_KEY")]
+    NoKey,
+    /// There is no operator's key to send.
+    #[error("no key: give --key-file FILE, or --data-dir DIR with the keystore's `operator.key`")]
+    NoOperatorKey,
+    /// A file of ours cannot be used.
+    #[error("cannot use `{path}`: {why}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Lower case, without its content.
+        why: String,
+    },
+    /// The CA file cannot be used.
+    #[error("cannot use the CA file `{path}`: {why}")]
+    Ca {
+        /// Which.
+        path: PathBuf,
+        /// Lower case.
+        why: String,
+    },
+    /// Nobody answers there.
+    #[error("cannot reach `{url}`: {why}")]
+    Unreachable {
+        /// Which server.
+        url: Url,
+        /// The system's words.
+        why: String,
+    },
+    /// Somebody answers, and is not trusted.
+    #[error("`{url}` is not trusted: {why}; name the authority that signed its certificate with --ca FILE")]
+    NotTrusted {
+        /// Which server.
+        url: Url,
+        /// The verifier's words.
+        why: String,
+    },
+    /// The exchange took too long.
+    #[error("`{url}` did not answer in time (--timeout)")]
+    Late {
+        /// Which server.
+        url: Url,
+    },
+    /// The server refused or failed.
+    #[error("the server answers {status}: {message}{}", in_request(.request_id))]
+    Refused {
+        /// HTTP.
+        status: u16,
+        /// The server's words.
+        message: String,
+        /// For the server's log.
+        request_id: Option<String>,
+    },
+    /// The answer is not what the contract says.
+    #[error("the answer cannot be read: {0}")]
+    Unreadable(String),
+    /// This process could not start its own machinery.
+    #[error("cannot start: {0}")]
+    Runtime(String),
+}
+
+fn in_request(id: &Option<String>) -> String {
+    id.as_ref().map_or_else(String::new, |id| format!(" (request {id})"))
+}
+
+impl ClientError {
+    /// Sorts a failure of the exchange by what its reader can do about it.
+    pub(super) fn from_http(error: &reqwest::Error, url: &Url) -> Self {
+        let url = url.clone();
+        let why = innermost(error);
+        match tls_fault(error) {
+            Some(rustls::Error::InvalidCertificate(fault)) => Self::NotTrusted { url, why: plain(&fault.to_string()) },
+            Some(fault) => Self::Unreachable { url, why: plain(&format!("it does not speak TLS as we do: {fault}")) },
+            None if error.is_timeout() => Self::Late { url },
+            None => Self::Unreachable { url, why },
+        }
+    }
+
+    /// An answer that is not a success: the server's words, if it is one of ours.
+    pub(super) fn refused(status: StatusCode, body: &[u8]) -> Self {
+        let ours = serde_json::from_slice::<ErrorBody>(body).ok();
+        let (message, request_id) = ours.map_or_else(
+            || (status.canonical_reason().unwrap_or("an answer that is not of the contract").to_owned(), None),
+            |body| (plain(&body.message), Some(plain(&body.request_id))),
+        );
+        Self::Refused { status: status.as_u16(), message, request_id }
+    }
+}
+
+/// The TLS library's error stands inside of an I/O error, which does not name it as its source.
+fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let found = error.downcast_ref().or_else(|| inner.and_then(|inner| inner.downcast_ref()));
+        if found.is_some() {
+            return found;
+        }
+        next = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
+    }
+    None
+}
+
+fn innermost(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text = error.to_string();
+        next = error.source();
+    }
+    plain(&text).to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_the_servers_words_and_its_request() {
+        let body = br#"{"message":"the key lacks the scope `check`","error":"scope_missing","detail":{"detail":"x","request_id":"r-1"},"request_id":"r-1"}"#;
+        let error = ClientError::refused(StatusCode::FORBIDDEN, body);
+        assert_eq!(error.to_string(), "the server answers 403: the key lacks the scope `check` (request r-1)");
+    }
+
+    #[test]
+    fn an_answer_of_somebody_else_is_not_quoted() {
+        let error = ClientError::refused(StatusCode::BAD_GATEWAY, b"<html>\x1b[2J");
+        assert_eq!(error.to_string(), "the server answers 502: Bad Gateway");
+    }
+
+    #[test]
+    fn a_tls_fault_is_found_inside_of_an_io_error() {
+        let fault = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let wrapped = io::Error::other(io::Error::other(fault));
+        assert!(matches!(tls_fault(&wrapped), Some(rustls::Error::InvalidCertificate(_))));
+        assert!(tls_fault(&io::Error::other("x")).is_none());
+    }
+}

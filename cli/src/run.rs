@@ -1,0 +1,82 @@
+//! From the command line to a command and from its result to an exit code.
+
+use std::ffi::OsString;
+
+use anyhow::Context as _;
+use clap::FromArgMatches as _;
+
+use crate::args::{self, Cli, Do};
+use crate::exit::Exit;
+use crate::settings::roles::ClientSettings;
+use crate::settings::{Mistakes, Role, Sources, markdown};
+use crate::{accounts, check, keys, out};
+
+/// Runs one command to its end.
+pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    // Whoever asks for a decision and asks wrongly has none: no other code than "no decision" may come out of `check`.
+    let asks_for_decision = arguments.get(1).is_some_and(|command| command == "check");
+    let matches = match args::command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(help) if !help.use_stderr() => return done(out::write(help.render().to_string().as_bytes())),
+        Err(error) => {
+            out::complain(error.render().to_string().trim_end());
+            return if asks_for_decision { no_decision() } else { Exit::Usage };
+        }
+    };
+    let command = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            out::complain(error);
+            return Exit::Usage;
+        }
+    };
+    let flags = args::flags(&matches);
+    let given = |role| Sources::collect(role, flags, std::env::vars_os(), |path| std::fs::read_to_string(path));
+    match command {
+        Do::Dev | Do::Gateway | Do::Evaluator | Do::Keystore | Do::AuditExport => Exit::Failed,
+        Do::Check(check) => match ClientSettings::read(given(Role::Client)) {
+            Ok(settings) => check::run(&check, &settings),
+            Err(mistakes) => {
+                usage(&mistakes);
+                no_decision()
+            }
+        },
+        Do::Keys { command } => ClientSettings::read(given(Role::Client))
+            .map_or_else(|mistakes| usage(&mistakes), |settings| keys::run(&command, &settings)),
+        Do::Accounts { command } => ClientSettings::read(given(Role::Client))
+            .map_or_else(|mistakes| usage(&mistakes), |settings| accounts::run(&command, &settings)),
+        Do::Policy { .. } => Exit::Failed,
+        Do::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut args::command(), "stage0", &mut script);
+            done(out::write(&script))
+        }
+        Do::Settings => done(out::write(markdown().as_bytes())),
+    }
+}
+
+/// Tells what went wrong, chain and all, if anything did.
+pub(crate) fn finished(result: anyhow::Result<()>) -> Exit {
+    match result {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            out::complain(format!("error: {error:#}"));
+            Exit::Failed
+        }
+    }
+}
+
+fn usage(mistakes: &Mistakes) -> Exit {
+    out::complain(mistakes);
+    Exit::Usage
+}
+
+fn no_decision() -> Exit {
+    out::complain("no decision: the action must not run");
+    Exit::NoDecision
+}
+
+fn done(written: std::io::Result<()>) -> Exit {
+    finished(written.context("cannot write to standard output"))
+}

@@ -1,0 +1,172 @@
+//! What was given, as text, with where it came from; nothing is interpreted yet.
+//!
+//! Owns precedence and the refusal of what nobody knows. Flags, environment and the file's text are handed in, so this is a pure
+//! function of them. Values live in types without `Debug`: they may be secrets.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::table::{CONFIG, SETTINGS};
+use super::{Mistake, Role, Setting};
+
+/// Variables that only tests of this repository read.
+const TEST_ONLY: [&str; 5] =
+    ["STAGE0_NATS_SERVER", "STAGE0_NATS", "STAGE0_CRASH_ROUNDS", "STAGE0_ALLOW_NO_POWERCUT", "STAGE0_BIN"];
+
+/// Flags by setting name, as typed.
+pub(crate) type Flags = BTreeMap<&'static str, String>;
+
+/// One given value.
+pub(super) struct Value {
+    pub(super) text: String,
+    pub(super) origin: String,
+}
+
+/// All that was given to one role, the strongest source of each setting only.
+pub(crate) struct Sources {
+    pub(super) role: Role,
+    pub(super) values: BTreeMap<&'static str, Value>,
+    pub(super) mistakes: Vec<Mistake>,
+}
+
+impl Sources {
+    /// Collects from all three sources; the file is read through `read`, if one is named.
+    pub(crate) fn collect(
+        role: Role,
+        flags: Flags,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        read: impl FnOnce(&Path) -> io::Result<String>,
+    ) -> Self {
+        let mut sources = Self { role, values: BTreeMap::new(), mistakes: Vec::new() };
+        // Strongest first: `offer` keeps what is there.
+        for (name, text) in flags {
+            sources.offer(name, text, format!("--{name}"));
+        }
+        sources.take_environment(environment);
+        if let Some(config) = sources.values.get(CONFIG.name) {
+            let (path, origin) = (PathBuf::from(&config.text), config.origin.clone());
+            match read(&path) {
+                Ok(text) => sources.take_file(&path, &text),
+                Err(error) => sources.refuse(origin, format!("cannot read `{}`: {error}", path.display())),
+            }
+        }
+        sources
+    }
+
+    fn take_environment(&mut self, environment: impl IntoIterator<Item = (OsString, OsString)>) {
+        let known: BTreeMap<String, &Setting> = SETTINGS.iter().map(|s| (s.variable(), *s)).collect();
+        let mut ours: Vec<_> = environment.into_iter().filter(|(name, _)| is_ours(name)).collect();
+        ours.sort();
+        for (variable, text) in ours {
+            let variable = variable.to_string_lossy().into_owned();
+            match (known.get(&variable), text.into_string()) {
+                (Some(setting), Ok(text)) => self.offer(setting.name, text, variable),
+                (Some(_), Err(_)) => self.refuse(variable, "is not valid UTF-8".to_owned()),
+                (None, _) if TEST_ONLY.contains(&variable.as_str()) => {}
+                (None, _) => self.refuse(variable, "is not a setting".to_owned()),
+            }
+        }
+    }
+
+    fn take_file(&mut self, path: &Path, text: &str) {
+        let origin = |key: &str| format!("`{key}` in {}", path.display());
+        let table = match text.parse::<toml::Table>() {
+            Ok(table) => table,
+            Err(error) => {
+                // The whole error would quote the line, and with it perhaps a secret.
+                let line =
+                    error.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
+                return self.refuse(format!("{}:{line}", path.display()), "is not valid TOML".to_owned());
+            }
+        };
+        for (key, value) in table {
+            match SETTINGS.iter().find(|setting| setting.in_file() && setting.name == key) {
+                None => self.refuse(origin(&key), "is not a setting".to_owned()),
+                Some(setting) => match as_text(&value) {
+                    Some(text) => self.offer(setting.name, text, origin(&key)),
+                    None => self.refuse(origin(&key), "must be a string, a number or a list of strings".to_owned()),
+                },
+            }
+        }
+    }
+
+    fn offer(&mut self, name: &'static str, text: String, origin: String) {
+        self.values.entry(name).or_insert(Value { text, origin });
+    }
+
+    fn refuse(&mut self, origin: String, text: String) {
+        self.mistakes.push(Mistake { origin, text });
+    }
+}
+
+fn is_ours(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"STAGE0_")
+}
+
+/// A list becomes what the flag would be: its items joined by commas.
+fn as_text(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Array(items) => {
+            items.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>().map(|items| items.join(","))
+        }
+        toml::Value::Boolean(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn collect(flags: &[(&'static str, &str)], environment: &[(&str, &str)], file: &str) -> Sources {
+        let flags = flags.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
+        let environment = environment.iter().map(|(name, text)| (OsString::from(name), OsString::from(text)));
+        Sources::collect(Role::Gateway, flags, environment, |_| Ok(file.to_owned()))
+    }
+
+    fn text(sources: &Sources, name: &str) -> String {
+        sources.values[name].text.clone()
+    }
+
+    #[test]
+    fn the_stronger_source_wins_setting_by_setting() {
+        let file = "listen = '3'\nworkers = 3\nlog = 'three'";
+        let variables =
+            [("STAGE0_CONFIG", "x"), ("STAGE0_LISTEN", "2"), ("STAGE0_WORKERS", "2"), ("STAGE0_NATS_SERVER", "t")];
+        let sources = collect(&[("listen", "1")], &variables, file);
+        assert_eq!(
+            (text(&sources, "listen"), text(&sources, "workers"), text(&sources, "log")),
+            ("1".into(), "2".into(), "three".into())
+        );
+        assert!(sources.mistakes.is_empty(), "{:?}", sources.mistakes);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_refused_with_its_origin() {
+        let variables = [("STAGE0_CONFIG", "s.toml"), ("STAGE0_LISTN", "x"), ("HOME", "x")];
+        let sources = collect(&[], &variables, "lsten = 1\nconfig = 'x'\napi-key = 's0_x'\n[gateway]\nlisten = 'x'");
+        let origins: Vec<_> = sources.mistakes.iter().map(|m| m.origin.as_str()).collect();
+        let keys = ["`api-key` in s.toml", "`config` in s.toml", "`gateway` in s.toml", "`lsten` in s.toml"];
+        assert_eq!(origins[0], "STAGE0_LISTN");
+        let mut rest = origins[1..].to_vec();
+        rest.sort_unstable();
+        assert_eq!(rest, keys);
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_named_by_line_and_not_quoted() {
+        let sources = collect(&[("config", "s.toml")], &[], "log = 'info'\nnats-password = hunter2\n");
+        assert_eq!(sources.mistakes, [Mistake { origin: "s.toml:2".into(), text: "is not valid TOML".into() }]);
+    }
+
+    #[test]
+    fn a_list_in_a_file_is_what_its_flag_would_be() {
+        let sources = collect(&[("config", "s.toml")], &[], "nats = ['nats://a', 'nats://b']\nlog = true");
+        assert_eq!(text(&sources, "nats"), "nats://a,nats://b");
+        assert_eq!(sources.mistakes[0].origin, "`log` in s.toml");
+    }
+}

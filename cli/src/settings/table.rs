@@ -1,0 +1,117 @@
+//! Every setting, declared once: name, help, default, whether it is a secret, and who uses it.
+//!
+//! Owns names and defaults. Flags, variables, file keys and `docs/CONFIGURATION.md` are derived from here; how a value is read
+//! stands beside its use in `roles.rs`. A default here is text and is parsed like any other value.
+
+use super::Absent::{Default, Optional, Required};
+use super::Places::{All, NotInFile, VariableOnly};
+use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Keystore};
+use super::{Absent, Role, Setting};
+
+/// The roles that speak NATS, with the same answer for each.
+const fn on_nats(absent: Absent) -> [(Role, Absent); 4] {
+    [(Gateway, absent), (Evaluator, absent), (Keystore, absent), (AuditExport, absent)]
+}
+
+macro_rules! settings {
+    ($($(#[$attribute:meta])* $constant:ident = $name:literal $value:literal in $group:literal, $help:literal, $secret:ident, $places:ident, $uses:expr;)*) => {
+        $(
+            $(#[$attribute])*
+            pub(crate) static $constant: Setting = Setting {
+                name: $name,
+                value: $value,
+                help: $help,
+                group: $group,
+                secret: $secret,
+                places: $places,
+                uses: $uses,
+            };
+        )*
+
+        /// All of them, in the order of help and documentation.
+        pub(crate) static SETTINGS: &[&Setting] = &[$(&$constant),*];
+    };
+}
+
+const SECRET: bool = true;
+const OPEN: bool = false;
+
+settings! {
+    CONFIG = "config" "FILE" in "Settings", "TOML file with settings; its keys are the names in this list", OPEN, NotInFile, &[
+        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional), (Client, Optional)];
+
+    LISTEN = "listen" "ADDR" in "Server", "Address to serve HTTPS on; port 0 takes a free one", OPEN, All, &[
+        (Dev, Default("127.0.0.1:8443")), (Gateway, Default("0.0.0.0:8443"))];
+    BASE_PATH = "base-path" "PATH" in "Server", "Path before every route, such as `/stage0`, when a proxy does not strip it", OPEN, All, &[
+        (Dev, Optional), (Gateway, Optional)];
+    WORKERS = "workers" "N" in "Server", "Threads that serve requests; absent: one per core", OPEN, All, &[
+        (Dev, Optional), (Gateway, Optional)];
+    TLS_CERT = "tls-cert" "FILE" in "TLS", "PEM file: the server's certificate, then its chain; read again when it changes", OPEN, All, &[
+        (Gateway, Optional)];
+    TLS_KEY = "tls-key" "FILE" in "TLS", "PEM file: the certificate's private key", OPEN, All, &[(Gateway, Optional)];
+    TLS_DEV_DIR = "tls-dev-dir" "DIR" in "TLS", "Instead of the two above: make a local CA (`ca.pem`) and a certificate for localhost here, once", OPEN, All, &[
+        (Gateway, Optional)];
+
+    REQUEST_BUDGET_MS = "request-budget-ms" "MS" in "Limits", "Time from a request to its answer, the arrival of its body not counted", OPEN, All, &[
+        (Dev, Default("2000")), (Gateway, Default("2000"))];
+    HEADER_TIMEOUT_MS = "header-timeout-ms" "MS" in "Limits", "Time in which a TLS handshake, and a request's headers, must arrive", OPEN, All, &[
+        (Dev, Default("5000")), (Gateway, Default("5000"))];
+    BODY_TIMEOUT_MS = "body-timeout-ms" "MS" in "Limits", "Time in which a body must arrive", OPEN, All, &[
+        (Dev, Default("10000")), (Gateway, Default("10000"))];
+    KEEP_ALIVE_MS = "keep-alive-ms" "MS" in "Limits", "Time after which an idle connection is closed", OPEN, All, &[
+        (Dev, Default("75000")), (Gateway, Default("75000"))];
+    FAILED_LOGINS = "failed-logins-per-minute" "N" in "Limits", "Failed logins of one address before keys that were not verified recently get 429", OPEN, All, &[
+        (Dev, Default("50")), (Gateway, Default("50"))];
+    MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
+        (Dev, Default("25000")), (Gateway, Default("25000"))];
+
+    DATA_DIR = "data-dir" "DIR" in "Data", "Directory of accounts and keys, held by one process at a time; clients find a dev server and keys in it", OPEN, All, &[
+        (Dev, Default(".stage0")), (Keystore, Required), (Client, Default(".stage0"))];
+    HASH_THREADS = "hash-threads" "N" in "Data", "Threads that hash keys, 19 MiB each; absent: one per core", OPEN, All, &[
+        (Dev, Optional), (Keystore, Optional)];
+    HASH_QUEUE = "hash-queue" "N" in "Data", "Keys that may wait for a hash before more are told to come again", OPEN, All, &[
+        (Dev, Default("64")), (Keystore, Default("64"))];
+
+    POLICIES = "policies" "DIR" in "Policy", "Directory of policy packs, one folder each, beside the built-in baseline", OPEN, All, &[
+        (Dev, Optional), (Evaluator, Optional)];
+    ACTIVE_POLICY = "active-policy" "VERSION" in "Policy", "What decides: `name`, `name@1.0.0` or a whole version; absent: the built-in baseline", OPEN, All, &[
+        (Dev, Optional), (Evaluator, Optional)];
+    SELECTABLE_POLICIES = "selectable-policies" "LIST" in "Policy", "What a request may ask for beside the active one, separated by commas", OPEN, All, &[
+        (Dev, Optional), (Evaluator, Optional)];
+    SHARDS = "shards" "N" in "Policy", "Threads that decide; absent: one per core", OPEN, All, &[
+        (Dev, Optional), (Evaluator, Optional)];
+
+    NATS = "nats" "URL" in "NATS", "Servers, `nats://host:port` or `tls://host:port`, separated by commas; without credentials", SECRET, All, &on_nats(Required);
+    NATS_PREFIX = "nats-prefix" "WORD" in "NATS", "First part of every subject; deployments that share a server take different ones", OPEN, All, &on_nats(Default("s0"));
+    NATS_USER = "nats-user" "NAME" in "NATS", "User name; needs the password too", OPEN, All, &on_nats(Optional);
+    NATS_PASSWORD = "nats-password" "TEXT" in "NATS", "Password; better by variable or file, as others on the machine can read a command line", SECRET, All, &on_nats(Optional);
+    NATS_CA = "nats-ca" "FILE" in "NATS", "PEM file: the authority that signed the servers' certificates", OPEN, All, &on_nats(Optional);
+    NATS_CERT = "nats-cert" "FILE" in "NATS", "PEM file: our certificate, where servers ask for one", OPEN, All, &on_nats(Optional);
+    NATS_KEY = "nats-key" "FILE" in "NATS", "PEM file: its private key", OPEN, All, &on_nats(Optional);
+
+    URL = "url" "URL" in "Connection", "Server to ask; absent: the `stage0 dev` of the data directory", OPEN, All, &[(Client, Optional)];
+    CA = "ca" "FILE" in "Connection", "PEM file: the authority to trust instead of the system's", OPEN, All, &[(Client, Optional)];
+    KEY_FILE = "key-file" "FILE" in "Connection", "File with the API key. There is no flag for the key itself: others on the machine can read a command line", OPEN, All, &[
+        (Client, Optional)];
+    API_KEY = "api-key" "KEY" in "Connection", "The API key for `check`, when no key file is given", SECRET, VariableOnly, &[(Client, Optional)];
+    TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte", OPEN, All, &[(Client, Default("5"))];
+
+    LOG = "log" "FILTER" in "Logs", "What is logged: a level, or such as `info,stage0_gateway=debug`", OPEN, All, &[
+        (Dev, Default("info")), (Gateway, Default("info")), (Evaluator, Default("info")), (Keystore, Default("info")), (AuditExport, Default("info"))];
+    LOG_FORMAT = "log-format" "FORMAT" in "Logs", "`text` for people or `json` for programs, on standard error", OPEN, All, &[
+        (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json"))];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_is_declared_twice_and_each_has_a_user() {
+        for (index, setting) in SETTINGS.iter().enumerate() {
+            assert!(SETTINGS.iter().skip(index + 1).all(|other| other.name != setting.name), "{}", setting.name);
+            assert!(!setting.uses.is_empty(), "{}", setting.name);
+            assert!(setting.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{}", setting.name);
+        }
+    }
+}

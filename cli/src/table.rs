@@ -1,0 +1,33 @@
+//! Tables for terminals: plain columns, so that `grep` and `awk` work on them too.
+
+use std::fmt;
+
+use comfy_table::presets::NOTHING;
+
+/// Rows under headings.
+pub(crate) struct Table(comfy_table::Table);
+
+impl Table {
+    /// With headings and no rows.
+    pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
+        let mut table = comfy_table::Table::new();
+        table.load_style(NOTHING).set_header(headings);
+        Self(table)
+    }
+
+    /// One more row.
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.0.add_row(cells);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.trim_fmt())
+    }
+}
+
+/// A value, or the dash that stands for none.
+pub(crate) fn optional(value: Option<&impl fmt::Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
+}
