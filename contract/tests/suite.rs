@@ -1,0 +1,147 @@
+//! Golden fixtures: one for each shape that crosses a process boundary, decoded, encoded again and compared.
+//!
+//! A fixture is what an older version wrote or reads. It is never edited once released; a new optional field gets a new fixture.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use stage0_contract::*;
+
+type Again = fn(Value) -> Result<Value, serde_json::Error>;
+
+fn again<T: Serialize + DeserializeOwned>(value: Value) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(serde_json::from_value::<T>(value)?)
+}
+
+const FIXTURES: &[(&str, Again)] = &[
+    ("account_page", again::<<ListAccounts as Request>::Reply>),
+    ("account_reply_done", again::<<CreateAccount as Request>::Reply>),
+    ("account_reply_refused", again::<<CreateAccount as Request>::Reply>),
+    ("check_request", again::<CheckRequest>),
+    ("check_request_smallest", again::<CheckRequest>),
+    ("check_response", again::<CheckResponse>),
+    ("create_account", again::<CreateAccount>),
+    ("create_key", again::<CreateKey>),
+    ("decision", again::<Decision>),
+    ("error_body_throttled", again::<ErrorBody>),
+    ("error_body_validation", again::<ErrorBody>),
+    ("evaluate_reply_decided", again::<EvaluateReply>),
+    ("evaluate_reply_invalid", again::<EvaluateReply>),
+    ("evaluate_reply_unable", again::<EvaluateReply>),
+    ("evaluate_request", again::<EvaluateRequest>),
+    ("evaluator_status", again::<EvaluatorStatus>),
+    ("evaluator_status_reply", again::<EvaluatorStatusReply>),
+    ("key_changed", again::<KeyChanged>),
+    ("key_created", again::<<CreateKey as Request>::Reply>),
+    ("key_page", again::<<ListKeys as Request>::Reply>),
+    ("keystore_status", again::<KeystoreStatus>),
+    ("keystore_status_reply", again::<KeystoreStatusReply>),
+    ("list_accounts", again::<ListAccounts>),
+    ("list_keys", again::<ListKeys>),
+    ("refresh_key", again::<RefreshKey>),
+    ("refresh_key_reply_gone", again::<RefreshKeyReply>),
+    ("refresh_key_reply_live", again::<RefreshKeyReply>),
+    ("refused_conflict", again::<<RotateKey as Request>::Reply>),
+    ("refused_invalid", again::<<CreateKey as Request>::Reply>),
+    ("refused_not_found", again::<<RevokeKey as Request>::Reply>),
+    ("review_reply", again::<ReviewReply>),
+    ("review_request", again::<ReviewRequest>),
+    ("revoke_key", again::<RevokeKey>),
+    ("revoked", again::<<RevokeKey as Request>::Reply>),
+    ("rotate_key", again::<RotateKey>),
+    ("verify_key", again::<VerifyKey>),
+    ("verify_key_reply_busy", again::<VerifyKeyReply>),
+    ("verify_key_reply_invalid", again::<VerifyKeyReply>),
+    ("verify_key_reply_valid", again::<VerifyKeyReply>),
+];
+
+fn folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+#[test]
+fn every_message_reads_what_was_written_and_writes_it_again() {
+    for (name, again) in FIXTURES {
+        let text = fs::read_to_string(folder().join(format!("{name}.json"))).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let written = again(value.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(written, value, "{name}");
+    }
+}
+
+#[test]
+fn every_fixture_is_compared() {
+    let files: BTreeSet<_> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let listed: BTreeSet<_> = FIXTURES.iter().map(|(name, _)| (*name).to_owned()).collect();
+    assert_eq!(files, listed);
+}
+
+#[test]
+fn every_subject_is_its_own_and_safe() {
+    let subjects = [
+        EvaluateRequest::SUBJECT,
+        ReviewRequest::SUBJECT,
+        EvaluatorStatus::SUBJECT,
+        VerifyKey::SUBJECT,
+        RefreshKey::SUBJECT,
+        KeystoreStatus::SUBJECT,
+        CreateAccount::SUBJECT,
+        ListAccounts::SUBJECT,
+        CreateKey::SUBJECT,
+        ListKeys::SUBJECT,
+        RotateKey::SUBJECT,
+        RevokeKey::SUBJECT,
+        KeyChanged::SUBJECT,
+    ];
+    assert_eq!(subjects.iter().collect::<BTreeSet<_>>().len(), subjects.len());
+    for subject in subjects {
+        let plain = |token: &str| !token.is_empty() && token.bytes().all(|b| b.is_ascii_lowercase());
+        assert!(subject.split('.').all(plain), "{subject}");
+    }
+}
+
+#[test]
+fn an_allow_is_go_and_every_field_is_there() {
+    let text = fs::read_to_string(folder().join("check_response.json")).unwrap();
+    let response: CheckResponse = serde_json::from_str(&text).unwrap();
+    let value = serde_json::to_value(&response).unwrap();
+    let fields = [
+        "decision",
+        "verdict",
+        "reason",
+        "issues",
+        "risk_score",
+        "value_risk",
+        "waste_risk",
+        "high_risk",
+        "clarifying_questions",
+        "defer_questions",
+        "guardrails",
+        "constraints_applied",
+        "value_findings",
+        "guardrail_checks",
+        "cost_estimate",
+        "request_id",
+        "task_hash",
+        "policy_version",
+        "policy_pack_version",
+        "environment",
+        "timestamp",
+        "evaluated_at",
+        "decision_trace_summary",
+        "cached",
+        "meta",
+    ];
+    let found: BTreeSet<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(found, fields.into_iter().collect());
+    for (verdict, signal) in [(Verdict::Allow, "GO"), (Verdict::Defer, "DEFER"), (Verdict::Deny, "NO_GO")] {
+        assert_eq!(serde_json::to_value(verdict.signal()).unwrap(), signal);
+    }
+}
