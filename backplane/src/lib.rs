@@ -10,6 +10,8 @@ pub mod embedded;
 pub mod nats;
 mod notices;
 mod requests;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 use std::future::Future;
 use std::pin::Pin;

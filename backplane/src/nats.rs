@@ -6,8 +6,9 @@
 //! async-nats alone would queue the first and forget the second. A question handed to the client in the very instant of the break
 //! may still be sent afterwards; its asker has been told `Lost`, and its deadline ends it.
 //!
-//! Permissions that a service needs: publish and subscribe on `_INBOX_<name>.>` (answers, and questions to oneself), publish on
-//! `_INBOX_*.>` if it answers, and its subjects: `<prefix>.req.<subject>` for questions, `<prefix>.<subject>` for notices.
+//! Permissions that a service needs: publish and subscribe on `_INBOX_<name>.>` (answers, and questions to oneself),
+//! `allow_responses` if it answers, and its subjects: `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
+//! `<prefix>.<subject>` for notices.
 
 mod config;
 mod deadline;

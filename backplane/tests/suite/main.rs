@@ -1,0 +1,119 @@
+//! What a backplane does, once for all implementations; then what only NATS can do wrong.
+//!
+//! Every behaviour in `requests` and `notices` runs on the embedded bus and on a real nats-server, each with connections of its own
+//! for those who ask and those who serve. `failures` and `refusals` kill, freeze and forbid.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod failures;
+mod notices;
+mod refusals;
+mod requests;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stage0_backplane::embedded::Bus;
+use stage0_backplane::testing::NatsServer;
+use stage0_backplane::{AskError, Backplane, Served};
+use stage0_contract::{Notice, Request};
+
+/// Runs each behaviour on every implementation.
+macro_rules! on_every_backplane {
+    ($($behaviour:ident),* $(,)?) => {
+        mod embedded {
+            $(#[tokio::test] async fn $behaviour() { super::$behaviour(crate::Stage::embedded()).await; })*
+        }
+        mod nats {
+            $(#[tokio::test] async fn $behaviour() { super::$behaviour(crate::Stage::nats().await).await; })*
+        }
+    };
+}
+use on_every_backplane;
+
+/// Longer than anything here takes, so that a test ends when something is stuck.
+const PATIENT: Duration = Duration::from_secs(30);
+
+/// Where connections meet.
+enum Stage {
+    Embedded(Bus),
+    Nats(NatsServer),
+}
+
+impl Stage {
+    fn embedded() -> Self {
+        Self::Embedded(Bus::new())
+    }
+
+    async fn nats() -> Self {
+        Self::Nats(NatsServer::start().await)
+    }
+
+    /// Another connection.
+    async fn connect(&self) -> Backplane {
+        match self {
+            Self::Embedded(bus) => bus.connect(),
+            Self::Nats(server) => Backplane::connect(&server.config("suite")).await.unwrap(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Echo {
+    text: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Echoed {
+    text: String,
+}
+
+impl Request for Echo {
+    const SUBJECT: &'static str = "echo";
+    type Reply = Echoed;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Changed {
+    number: usize,
+}
+
+impl Notice for Changed {
+    const SUBJECT: &'static str = "notice.changed";
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Moved {}
+
+impl Notice for Moved {
+    const SUBJECT: &'static str = "notice.moved";
+}
+
+fn echo(text: &str) -> Echo {
+    Echo { text: text.to_owned() }
+}
+
+async fn ask(backplane: &Backplane, text: impl ToString, within: Duration) -> Result<String, AskError> {
+    backplane.requests.ask(&echo(&text.to_string()), within).await.map(|reply| reply.text)
+}
+
+/// Asks in a task of its own.
+fn ask_aside(
+    backplane: &Backplane,
+    text: impl ToString,
+    within: Duration,
+) -> tokio::task::JoinHandle<Result<String, AskError>> {
+    let (backplane, question) = (backplane.clone(), echo(&text.to_string()));
+    tokio::spawn(async move { backplane.requests.ask(&question, within).await.map(|reply| reply.text) })
+}
+
+/// Answers with what was asked until the inbox ends; returns how many.
+async fn answer_all(mut inbox: Served<Echo>) -> usize {
+    let mut answered = 0;
+    while let Some(question) = inbox.next().await {
+        let text = question.request.text.clone();
+        question.answer(&Echoed { text }).await;
+        answered += 1;
+    }
+    answered
+}

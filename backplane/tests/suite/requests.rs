@@ -1,0 +1,324 @@
+//! Questions and answers.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use stage0_backplane::testing::wait_for;
+use stage0_backplane::{AskError, Backplane, MAX_MESSAGE_BYTES};
+use tokio::time::Instant;
+
+use crate::{Echo, Echoed, PATIENT, Stage, answer_all, ask, ask_aside, echo, on_every_backplane};
+
+/// Long enough to be sent and to arrive on a busy machine.
+const SHORT: Duration = Duration::from_millis(300);
+
+on_every_backplane! {
+    a_question_that_nobody_serves_is_absent,
+    a_question_whose_server_left_is_absent,
+    a_question_that_is_held_is_late_at_its_deadline,
+    a_question_that_is_dropped_is_late_at_its_deadline_and_not_before,
+    a_question_whose_deadline_passed_is_late_and_never_arrives,
+    a_question_that_waited_too_long_is_not_handed_to_a_server,
+    a_question_on_a_closed_connection_is_lost,
+    a_question_that_waits_when_its_connection_closes_is_lost,
+    a_question_that_is_too_large_is_refused,
+    a_question_that_cannot_be_read_is_skipped,
+    a_reply_that_cannot_be_read_is_an_error,
+    a_reply_that_is_too_large_is_not_sent,
+    an_answer_arrives,
+    the_deadline_crosses_to_the_server,
+    the_largest_question_and_answer_arrive,
+    servers_share_the_questions_and_each_gets_one_answer,
+    a_thousand_at_once_get_each_their_own_answer,
+    a_stopped_inbox_yields_what_had_arrived_and_takes_no_more,
+    a_dropped_inbox_leaves_the_questions_to_the_others,
+    an_ask_that_is_given_up_leaves_nothing_behind,
+    closing_one_connection_leaves_the_others,
+    servers_may_live_on_other_threads,
+    a_connection_is_ready_until_it_is_closed,
+}
+
+async fn a_question_that_nobody_serves_is_absent(stage: Stage) {
+    let asker = stage.connect().await;
+    assert_eq!(ask(&asker, "anybody?", PATIENT).await, Err(AskError::Absent));
+    assert_eq!(asker.requests.pending(), 0);
+}
+
+async fn a_question_whose_server_left_is_absent(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    inbox.stop().await;
+    assert_eq!(ask(&asker, "stopped?", PATIENT).await, Err(AskError::Absent));
+
+    let inbox = server.requests.serve::<Echo>().await.unwrap();
+    drop(inbox);
+    // The round trip proves that the server heard of it.
+    server.requests.ready().await.unwrap();
+    assert_eq!(ask(&asker, "dropped?", PATIENT).await, Err(AskError::Absent));
+}
+
+async fn a_question_that_is_held_is_late_at_its_deadline(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let asked = Instant::now();
+    let waiting = ask_aside(&asker, "slow", SHORT);
+    let held = inbox.next().await.unwrap();
+    assert_eq!(waiting.await.unwrap(), Err(AskError::Late));
+    assert!(asked.elapsed() >= SHORT);
+    assert_eq!(asker.requests.pending(), 0);
+
+    // Too late to matter, and harmless.
+    held.answer(&Echoed { text: "slow".to_owned() }).await;
+    let served = tokio::spawn(answer_all(inbox));
+    assert_eq!(ask(&asker, "fast", PATIENT).await.as_deref(), Ok("fast"));
+    served.abort();
+}
+
+async fn a_question_that_is_dropped_is_late_at_its_deadline_and_not_before(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let asked = Instant::now();
+    let waiting = ask_aside(&asker, "ignored", SHORT);
+    drop(inbox.next().await.unwrap());
+    assert_eq!(waiting.await.unwrap(), Err(AskError::Late));
+    assert!(asked.elapsed() >= SHORT);
+}
+
+async fn a_question_whose_deadline_passed_is_late_and_never_arrives(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    assert_eq!(ask(&asker, "past", Duration::ZERO).await, Err(AskError::Late));
+    assert_eq!(asker.requests.pending(), 0);
+
+    let _waiting = ask_aside(&asker, "next", PATIENT);
+    assert_eq!(inbox.next().await.unwrap().request, echo("next"));
+}
+
+async fn a_question_that_waited_too_long_is_not_handed_to_a_server(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    assert_eq!(ask(&asker, "nobody looked", SHORT).await, Err(AskError::Late));
+
+    let _waiting = ask_aside(&asker, "in time", PATIENT);
+    assert_eq!(inbox.next().await.unwrap().request, echo("in time"));
+}
+
+async fn a_question_on_a_closed_connection_is_lost(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let _inbox = server.requests.serve::<Echo>().await.unwrap();
+    asker.requests.close().await;
+    asker.requests.close().await;
+    assert_eq!(ask(&asker, "closed", PATIENT).await, Err(AskError::Lost));
+    assert!(asker.requests.serve::<Echo>().await.is_err());
+}
+
+async fn a_question_that_waits_when_its_connection_closes_is_lost(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let waiting = ask_aside(&asker, "held", PATIENT);
+    let _held = inbox.next().await.unwrap();
+    asker.requests.close().await;
+    assert_eq!(waiting.await.unwrap(), Err(AskError::Lost));
+    assert_eq!(asker.requests.pending(), 0);
+}
+
+async fn a_question_that_is_too_large_is_refused(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let _inbox = server.requests.serve::<Echo>().await.unwrap();
+    let question = Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1]);
+    let asked = asker.requests.ask_bytes("echo", question, Instant::now() + PATIENT).await;
+    assert_eq!(asked, Err(AskError::TooLarge));
+    assert_eq!(asker.requests.pending(), 0);
+}
+
+async fn a_question_that_cannot_be_read_is_skipped(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let (first, nonsense) = (asker.clone(), Bytes::from_static(b"{\"text\":7}"));
+    let unreadable =
+        tokio::spawn(async move { first.requests.ask_bytes("echo", nonsense, Instant::now() + SHORT).await });
+    wait_for("the first question is on its way", PATIENT, async || asker.requests.pending() == 1).await;
+    let _waiting = ask_aside(&asker, "readable", PATIENT);
+    assert_eq!(inbox.next().await.unwrap().request, echo("readable"));
+    assert_eq!(unreadable.await.unwrap(), Err(AskError::Late));
+}
+
+async fn a_reply_that_cannot_be_read_is_an_error(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve_bytes("echo").await.unwrap();
+    for nonsense in ["", "null", "{}", "{\"text\":7}"] {
+        let waiting = ask_aside(&asker, "hello", PATIENT);
+        let asked = inbox.next().await.unwrap();
+        asked.replier.reply(Bytes::from_static(nonsense.as_bytes())).await;
+        assert_eq!(waiting.await.unwrap(), Err(AskError::Unreadable), "{nonsense:?}");
+    }
+}
+
+async fn a_reply_that_is_too_large_is_not_sent(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve_bytes("echo").await.unwrap();
+    let waiting = ask_aside(&asker, "much?", SHORT);
+    let asked = inbox.next().await.unwrap();
+    asked.replier.reply(Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1])).await;
+    assert_eq!(waiting.await.unwrap(), Err(AskError::Late));
+    server.requests.ready().await.unwrap();
+}
+
+async fn an_answer_arrives(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let inbox = server.requests.serve::<Echo>().await.unwrap();
+    let served = tokio::spawn(answer_all(inbox));
+    assert_eq!(ask(&asker, "hello", PATIENT).await.as_deref(), Ok("hello"));
+    assert_eq!(asker.requests.pending(), 0);
+    served.abort();
+}
+
+async fn the_deadline_crosses_to_the_server(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let asked = Instant::now();
+    let _waiting = ask_aside(&asker, "until?", PATIENT);
+    let question = inbox.next().await.unwrap();
+    let now = Instant::now();
+    // A millisecond is lost to rounding; the budget is never longer than the asker's, counted from arrival.
+    assert!(question.deadline >= asked + PATIENT - Duration::from_millis(2));
+    assert!(question.deadline <= now + PATIENT);
+}
+
+async fn the_largest_question_and_answer_arrive(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve_bytes("echo").await.unwrap();
+    for size in [900_000, MAX_MESSAGE_BYTES] {
+        let (asker, question) = (asker.clone(), Bytes::from(vec![b'x'; size]));
+        let waiting =
+            tokio::spawn(async move { asker.requests.ask_bytes("echo", question, Instant::now() + PATIENT).await });
+        let asked = inbox.next().await.unwrap();
+        asked.replier.reply(asked.question).await;
+        assert_eq!(waiting.await.unwrap().unwrap().len(), size);
+    }
+}
+
+async fn servers_share_the_questions_and_each_gets_one_answer(stage: Stage) {
+    let asker = stage.connect().await;
+    let servers = join_all((0..3).map(|_| stage.connect())).await;
+    let mut served = Vec::new();
+    for server in &servers {
+        served.push(tokio::spawn(answer_all(server.requests.serve::<Echo>().await.unwrap())));
+    }
+    for number in 0..300 {
+        assert_eq!(ask(&asker, number, PATIENT).await, Ok(number.to_string()));
+    }
+    for server in &servers {
+        server.requests.close().await;
+    }
+    let shares: Vec<usize> = join_all(served).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(shares.iter().sum::<usize>(), 300, "{shares:?}");
+    assert!(shares.iter().all(|share| *share > 0), "{shares:?}");
+}
+
+async fn a_thousand_at_once_get_each_their_own_answer(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let served = tokio::spawn(answer_all(server.requests.serve::<Echo>().await.unwrap()));
+    let answers = join_all((0..1_000).map(|number| ask(&asker, number, PATIENT))).await;
+    for (number, answer) in answers.into_iter().enumerate() {
+        assert_eq!(answer, Ok(number.to_string()));
+    }
+    assert_eq!(asker.requests.pending(), 0);
+    served.abort();
+}
+
+async fn a_stopped_inbox_yields_what_had_arrived_and_takes_no_more(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+    let waiting: Vec<_> = (0..5).map(|number| ask_aside(&asker, number, PATIENT)).collect();
+    has_arrived(&asker, &server, waiting.len()).await;
+
+    inbox.stop().await;
+    inbox.stop().await;
+    assert_eq!(ask(&asker, "too late", PATIENT).await, Err(AskError::Absent));
+    assert_eq!(answer_all(inbox).await, 5);
+    for (number, answer) in join_all(waiting).await.into_iter().enumerate() {
+        assert_eq!(answer.unwrap(), Ok(number.to_string()));
+    }
+}
+
+async fn a_dropped_inbox_leaves_the_questions_to_the_others(stage: Stage) {
+    let (asker, server, leaver) = (stage.connect().await, stage.connect().await, stage.connect().await);
+    let served = tokio::spawn(answer_all(server.requests.serve::<Echo>().await.unwrap()));
+    drop(leaver.requests.serve::<Echo>().await.unwrap());
+    leaver.requests.ready().await.unwrap();
+    for number in 0..50 {
+        assert_eq!(ask(&asker, number, PATIENT).await, Ok(number.to_string()));
+    }
+    served.abort();
+}
+
+async fn an_ask_that_is_given_up_leaves_nothing_behind(stage: Stage) {
+    let (asker, server) = (stage.connect().await, stage.connect().await);
+    let inbox = server.requests.serve::<Echo>().await.unwrap();
+    let waiting: Vec<_> = (0..100).map(|number| ask_aside(&asker, number, PATIENT)).collect();
+    has_arrived(&asker, &server, waiting.len()).await;
+    for waiting in &waiting {
+        waiting.abort();
+    }
+    for waiting in waiting {
+        assert!(waiting.await.unwrap_err().is_cancelled());
+    }
+    assert_eq!(asker.requests.pending(), 0);
+
+    // Answers to those who left harm nobody.
+    let served = tokio::spawn(answer_all(inbox));
+    assert_eq!(ask(&asker, "still here", PATIENT).await.as_deref(), Ok("still here"));
+    served.abort();
+}
+
+async fn closing_one_connection_leaves_the_others(stage: Stage) {
+    let (asker, server, other) = (stage.connect().await, stage.connect().await, stage.connect().await);
+    let served = tokio::spawn(answer_all(server.requests.serve::<Echo>().await.unwrap()));
+    let leaving = other.requests.serve::<Echo>().await.unwrap();
+    other.requests.close().await;
+    assert_eq!(answer_all(leaving).await, 0);
+    assert_eq!(ask(&asker, "hello", PATIENT).await.as_deref(), Ok("hello"));
+    served.abort();
+}
+
+async fn servers_may_live_on_other_threads(stage: Stage) {
+    let asker = stage.connect().await;
+    let (serving, begun) = tokio::sync::oneshot::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let server = stage.connect().await;
+            let mut inbox = server.requests.serve::<Echo>().await.unwrap();
+            serving.send(()).unwrap();
+            for _ in 0..100 {
+                let question = inbox.next().await.unwrap();
+                let text = question.request.text.clone();
+                question.answer(&Echoed { text }).await;
+            }
+            server.requests.close().await;
+            stage
+        })
+    });
+    begun.await.unwrap();
+    for number in 0..100 {
+        assert_eq!(ask(&asker, number, PATIENT).await, Ok(number.to_string()));
+    }
+    let _stage = thread.join().unwrap();
+}
+
+async fn a_connection_is_ready_until_it_is_closed(stage: Stage) {
+    let connection = stage.connect().await;
+    connection.requests.ready().await.unwrap();
+    assert_eq!(connection.requests.pending(), 0);
+    connection.requests.close().await;
+    assert!(connection.requests.ready().await.is_err());
+}
+
+/// Round trips in the order of travel: what was asked before is now in the server's inbox.
+async fn has_arrived(asker: &Backplane, server: &Backplane, questions: usize) {
+    wait_for("all are asked", PATIENT, async || asker.requests.pending() == questions).await;
+    asker.requests.ready().await.unwrap();
+    server.requests.ready().await.unwrap();
+}
