@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
@@ -80,7 +80,9 @@ impl NatsServer {
 
     /// Stops it from running, connections left open.
     pub fn freeze(&self) {
-        self.signal(Signal::STOP);
+        let process = self.signal(Signal::STOP);
+        // The signal takes a moment to reach every thread.
+        waitpid(Some(process), WaitOptions::UNTRACED).expect("nats-server stops");
     }
 
     /// Lets it run again.
@@ -88,9 +90,10 @@ impl NatsServer {
         self.signal(Signal::CONT);
     }
 
-    fn signal(&self, signal: Signal) {
-        let process = self.process.as_ref().expect("nats-server runs");
-        kill_process(Pid::from_child(process), signal).expect("nats-server can be signalled");
+    fn signal(&self, signal: Signal) -> Pid {
+        let process = Pid::from_child(self.process.as_ref().expect("nats-server runs"));
+        kill_process(process, signal).expect("nats-server can be signalled");
+        process
     }
 
     async fn launch(&mut self) {

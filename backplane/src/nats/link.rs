@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::NatsConfig;
 use super::health::Health;
-use super::waiters::Waiters;
+use super::waiters::{Door, Waiters};
 use crate::{AskError, ServeError};
 
 /// How often the connection is looked at when no event says anything.
@@ -72,7 +72,8 @@ impl Events {
         self.health.record(event);
         match event {
             Event::Connected => self.waiters.open(),
-            Event::Disconnected | Event::Closed => self.waiters.lose_all(),
+            Event::Disconnected => self.waiters.lose_all(),
+            Event::Closed => self.waiters.lock(),
             Event::SlowConsumer(_) => announce_gap(&self.gaps),
             Event::LameDuckMode | Event::Draining | Event::ServerError(_) | Event::ClientError(_) => {}
         }
@@ -154,7 +155,7 @@ impl Link {
         if let Err(error) = self.oneself.round_trip(CLOSE_WITHIN).await {
             tracing::warn!(%error, "backplane closed without knowing that all was sent");
         }
-        self.waiters.lose_all();
+        self.waiters.lock();
         match timeout(CLOSE_WITHIN, self.client.drain()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "backplane was closed already"),
@@ -197,7 +198,7 @@ async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
         waiters.resolve(id, answer);
     }
     // The client is closed.
-    waiters.lose_all();
+    waiters.lock();
 }
 
 /// Tells listeners of a gap after each reconnect, and notices what events failed to say.
@@ -213,10 +214,11 @@ async fn keep_watch(
         drop(timeout(LOOK_EVERY, changed.notified()).await);
         let connects = connects(&oneself.client);
         let up = oneself.client.connection_state() == State::Connected;
-        match (up, oneself.waiters.is_open()) {
-            (false, true) => oneself.waiters.lose_all(),
-            (true, false) => oneself.waiters.open(),
-            (true, true) | (false, false) => {}
+        match (oneself.waiters.door(), up) {
+            (Door::Locked, _) => return,
+            (Door::Open, false) => oneself.waiters.lose_all(),
+            (Door::Shut, true) => oneself.waiters.open(),
+            (Door::Open, true) | (Door::Shut, false) => {}
         }
         if up && connects != confirmed && oneself.round_trip(within).await.is_ok() {
             confirmed = connects;

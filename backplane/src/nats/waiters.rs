@@ -23,8 +23,20 @@ pub(super) struct Waiters {
 
 #[derive(Default)]
 struct Room {
-    open: bool,
+    door: Door,
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
+}
+
+/// Whether one may start to wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Door {
+    /// The connection is down.
+    #[default]
+    Shut,
+    /// The connection stands.
+    Open,
+    /// There will be no connection again.
+    Locked,
 }
 
 /// One who waits; leaves when dropped.
@@ -40,7 +52,7 @@ impl Waiters {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         let mut room = self.room();
-        if !room.open {
+        if room.door != Door::Open {
             return Err(AskError::Lost);
         }
         room.waiting.insert(id, sender);
@@ -58,21 +70,35 @@ impl Waiters {
 
     /// The connection stands.
     pub(super) fn open(&self) {
-        self.room().open = true;
+        let mut room = self.room();
+        if room.door == Door::Shut {
+            room.door = Door::Open;
+        }
     }
 
     /// The connection broke: all who wait are lost.
     pub(super) fn lose_all(&self) {
+        self.turn_out(Door::Shut);
+    }
+
+    /// The connection is closed for good.
+    pub(super) fn lock(&self) {
+        self.turn_out(Door::Locked);
+    }
+
+    fn turn_out(&self, door: Door) {
         let lost = {
             let mut room = self.room();
-            room.open = false;
+            if room.door != Door::Locked {
+                room.door = door;
+            }
             std::mem::take(&mut room.waiting)
         };
         drop(lost);
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        self.room().open
+    pub(super) fn door(&self) -> Door {
+        self.room().door
     }
 
     pub(super) fn count(&self) -> usize {
@@ -109,6 +135,15 @@ mod tests {
         let mut waiter = waiters.enter().ok().unwrap();
         waiters.lose_all();
         assert_eq!(waiter.answer().await, Err(AskError::Lost));
+        assert_eq!(waiters.enter().err(), Some(AskError::Lost));
+    }
+
+    #[test]
+    fn nobody_enters_once_the_connection_is_closed_for_good() {
+        let waiters = Waiters::default();
+        waiters.lock();
+        waiters.lose_all();
+        waiters.open();
         assert_eq!(waiters.enter().err(), Some(AskError::Lost));
     }
 
