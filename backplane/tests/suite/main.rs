@@ -100,7 +100,7 @@ async fn ask(backplane: &Backplane, text: impl ToString, within: Duration) -> Re
 /// Asks in a task of its own.
 fn ask_aside(
     backplane: &Backplane,
-    text: impl ToString,
+    text: &(impl ToString + ?Sized),
     within: Duration,
 ) -> tokio::task::JoinHandle<Result<String, AskError>> {
     let (backplane, question) = (backplane.clone(), echo(&text.to_string()));

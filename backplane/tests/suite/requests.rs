@@ -231,7 +231,7 @@ async fn a_thousand_at_once_get_each_their_own_answer(stage: Stage) {
 async fn a_stopped_inbox_yields_what_had_arrived_and_takes_no_more(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
-    let waiting: Vec<_> = (0..5).map(|number| ask_aside(&asker, number, PATIENT)).collect();
+    let waiting: Vec<_> = (0..5).map(|number| ask_aside(&asker, &number, PATIENT)).collect();
     has_arrived(&asker, &server, waiting.len()).await;
 
     inbox.stop().await;
@@ -257,7 +257,7 @@ async fn a_dropped_inbox_leaves_the_questions_to_the_others(stage: Stage) {
 async fn an_ask_that_is_given_up_leaves_nothing_behind(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let inbox = server.requests.serve::<Echo>().await.unwrap();
-    let waiting: Vec<_> = (0..100).map(|number| ask_aside(&asker, number, PATIENT)).collect();
+    let waiting: Vec<_> = (0..100).map(|number| ask_aside(&asker, &number, PATIENT)).collect();
     has_arrived(&asker, &server, waiting.len()).await;
     for waiting in &waiting {
         waiting.abort();
