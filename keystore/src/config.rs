@@ -1,0 +1,88 @@
+//! What a keystore needs to be told.
+//!
+//! Owns the settings and their limits; every mistake is named at once. The cost of a hash is not a setting: a deployment that could
+//! lower it would.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::hash::HashCost;
+
+/// Settings of the keystore.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeystoreConfig {
+    /// Journal, store and the operator's first key stand here; nobody else may read it.
+    pub data_dir: PathBuf,
+    /// Hashes at a time, each with 19 MiB; none means one for each core.
+    #[serde(default)]
+    pub hash_workers: Option<usize>,
+    /// Keys that wait for a hash before others are told to come again.
+    #[serde(default = "default_hash_queue")]
+    pub hash_queue: usize,
+    /// For tests; a deployment always pays OWASP's.
+    #[serde(skip, default = "owasp")]
+    pub hash_cost: HashCost,
+}
+
+/// One second's work of two cores: who waits longer is late anyway.
+const HASH_QUEUE: usize = 64;
+
+/// What is wrong, all of it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("; "))]
+pub struct ConfigError(pub Vec<String>);
+
+impl KeystoreConfig {
+    /// The defaults, for a data directory.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self { data_dir: data_dir.into(), hash_workers: None, hash_queue: HASH_QUEUE, hash_cost: HashCost::OWASP }
+    }
+
+    /// Names every setting that cannot be.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let mut wrong = Vec::new();
+        if self.data_dir.as_os_str().is_empty() {
+            wrong.push("`data_dir` must name a directory".to_owned());
+        }
+        if self.hash_workers.is_some_and(|workers| !(1..=256).contains(&workers)) {
+            wrong.push("`hash_workers` must be 1 to 256".to_owned());
+        }
+        if self.hash_queue > 10_000 {
+            wrong.push("`hash_queue` must be at most 10000".to_owned());
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(ConfigError(wrong)) }
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.hash_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+fn default_hash_queue() -> usize {
+    HASH_QUEUE
+}
+
+fn owasp() -> HashCost {
+    HashCost::OWASP
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let config = KeystoreConfig { hash_workers: Some(0), hash_queue: 10_001, ..KeystoreConfig::new("") };
+        assert_eq!(config.validate().unwrap_err().0.len(), 3);
+        assert_eq!(KeystoreConfig::new("data").validate(), Ok(()));
+    }
+
+    #[test]
+    fn the_cost_of_a_hash_is_no_setting() {
+        let read = |json: &str| serde_json::from_str::<KeystoreConfig>(json);
+        assert!(read(r#"{"data_dir": "d", "hash_cost": {"memory_kib": 8, "passes": 1}}"#).is_err());
+        assert_eq!(read(r#"{"data_dir": "d"}"#).unwrap().hash_cost, HashCost::OWASP);
+    }
+}

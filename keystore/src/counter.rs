@@ -1,0 +1,95 @@
+//! What is asked, and who in here answers it.
+//!
+//! Owns the split: what changes something goes to the writer, what only reads goes to the store on a thread that may block, keys
+//! go to the verifier. A question that cannot be answered is answered with `Failed`, which no caller takes for a verdict.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+use stage0_contract::{
+    Account, CreateAccount, CreateKey, KeyCreated, KeySummary, KeystoreStatusReply, ListAccounts, ListKeys,
+    ManageReply, Page, RevokeKey, Revoked, RotateKey,
+};
+
+use crate::announce::Announcer;
+use crate::manage::{self, Clock, Desk, Undone};
+use crate::rules::whole_seconds;
+use crate::store::Store;
+use crate::verify::Verifier;
+use crate::writer::Writer;
+
+/// Where every question arrives.
+pub(crate) struct Counter {
+    pub(crate) store: Store,
+    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) writer: Writer,
+    pub(crate) writable: Arc<AtomicBool>,
+    pub(crate) announcer: Announcer,
+    pub(crate) clock: Clock,
+}
+
+impl Counter {
+    pub(crate) fn status(&self) -> KeystoreStatusReply {
+        KeystoreStatusReply { writable: self.writable.load(Ordering::Acquire) }
+    }
+
+    pub(crate) async fn create_account(&self, call: CreateAccount) -> ManageReply<Account> {
+        self.change("create account", move |desk| desk.create_account(call)).await
+    }
+
+    pub(crate) async fn create_key(&self, call: CreateKey) -> ManageReply<KeyCreated> {
+        self.change("create key", move |desk| desk.create_key(call)).await
+    }
+
+    /// Every process hears of the old key's end before the caller does.
+    pub(crate) async fn rotate_key(&self, call: RotateKey) -> ManageReply<KeyCreated> {
+        match self.change("rotate key", move |desk| desk.rotate_key(call)).await {
+            ManageReply::Done((created, changed)) => {
+                self.announcer.announce(changed).await;
+                ManageReply::Done(created)
+            }
+            ManageReply::Refused(refusal) => ManageReply::Refused(refusal),
+            ManageReply::Failed => ManageReply::Failed,
+        }
+    }
+
+    /// As for a rotation.
+    pub(crate) async fn revoke_key(&self, call: RevokeKey) -> ManageReply<Revoked> {
+        match self.change("revoke key", move |desk| desk.revoke_key(&call)).await {
+            ManageReply::Done(changed) => {
+                self.announcer.announce(changed).await;
+                ManageReply::Done(Revoked {})
+            }
+            ManageReply::Refused(refusal) => ManageReply::Refused(refusal),
+            ManageReply::Failed => ManageReply::Failed,
+        }
+    }
+
+    pub(crate) async fn list_accounts(&self, call: ListAccounts) -> ManageReply<Page<Account>> {
+        self.read("list accounts", move |store, now| manage::list_accounts(store, &call, now)).await
+    }
+
+    pub(crate) async fn list_keys(&self, call: ListKeys) -> ManageReply<Page<KeySummary>> {
+        self.read("list keys", move |store, now| manage::list_keys(store, &call, now)).await
+    }
+
+    async fn change<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        change: impl FnOnce(&mut Desk) -> Result<T, Undone> + Send + 'static,
+    ) -> ManageReply<T> {
+        let done = self.writer.ask(change).await;
+        manage::reply(call, done.unwrap_or_else(|error| Err(Undone::NoAnswer(error))))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        read: impl FnOnce(&Store, Timestamp) -> Result<T, Undone> + Send + 'static,
+    ) -> ManageReply<T> {
+        let (store, now) = (self.store.clone(), whole_seconds((self.clock)()));
+        let done = tokio::task::spawn_blocking(move || read(&store, now)).await;
+        manage::reply(call, done.unwrap_or_else(|error| Err(Undone::Read(error))))
+    }
+}

@@ -1,0 +1,172 @@
+//! All records at one moment, and a digest by which two copies are compared.
+//!
+//! Owns the position (which lineage, how many changes, what content) that journal and store must share. The digest is the
+//! exclusive-or of SHA-256 over every entry: it follows a change without reading the rest, in any order. It finds damage and
+//! mix-ups; it is no defence against a person who can write both files.
+
+use std::collections::BTreeMap;
+
+use data_encoding::HEXLOWER;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use stage0_contract::{AccountId, KeyId};
+
+use crate::record::{Entry, KeyRecord, Record};
+
+/// Content of the entries, in no order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Digest([u8; 32]);
+
+impl Digest {
+    /// Adds an entry, or takes it away when it was in.
+    pub(crate) fn toggle(&mut self, key: &[u8], value: &[u8]) {
+        let length = (key.len() as u64).to_be_bytes();
+        let hash = Sha256::new().chain_update(length).chain_update(key).chain_update(value).finalize();
+        for (mine, theirs) in self.0.iter_mut().zip(hash.iter()) {
+            *mine ^= theirs;
+        }
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        HEXLOWER.encode(&digest.0)
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        bytes(&text).map(Self)
+    }
+}
+
+/// Made once with a data directory: tells its files from another directory's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct Lineage([u8; 16]);
+
+impl Lineage {
+    pub(crate) fn from_random(random: [u8; 16]) -> Self {
+        Self(random)
+    }
+}
+
+impl From<Lineage> for String {
+    fn from(lineage: Lineage) -> Self {
+        HEXLOWER.encode(&lineage.0)
+    }
+}
+
+impl TryFrom<String> for Lineage {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        bytes(&text).map(Self)
+    }
+}
+
+fn bytes<const N: usize>(text: &str) -> Result<[u8; N], &'static str> {
+    HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or("must be lower-case hex")
+}
+
+/// Where a copy stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    pub(crate) lineage: Lineage,
+    /// How many changes were applied since the directory was made.
+    pub(crate) sequence: u64,
+    pub(crate) digest: Digest,
+}
+
+/// All records at one position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) position: Position,
+    /// Before the last change; the position itself when there was none.
+    pub(crate) before: Position,
+    accounts: BTreeMap<AccountId, stage0_contract::Account>,
+    keys: BTreeMap<KeyId, KeyRecord>,
+}
+
+impl Image {
+    /// A copy with these records.
+    pub(crate) fn of(lineage: Lineage, sequence: u64, records: Vec<Record>) -> Result<Self, serde_json::Error> {
+        let position = Position { lineage, sequence, digest: Digest::default() };
+        let mut image = Self { position, before: position, accounts: BTreeMap::new(), keys: BTreeMap::new() };
+        for record in records {
+            image.put(record)?;
+        }
+        image.before = image.position;
+        Ok(image)
+    }
+
+    /// Applies the next change.
+    pub(crate) fn apply(&mut self, records: Vec<Record>) -> Result<(), serde_json::Error> {
+        let before = self.position;
+        for record in records {
+            self.put(record)?;
+        }
+        self.position.sequence = before.sequence.saturating_add(1);
+        self.before = before;
+        Ok(())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.accounts.is_empty() && self.keys.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.accounts.len() + self.keys.len()
+    }
+
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let accounts = self.accounts.values().cloned().map(Record::Account);
+        accounts.chain(self.keys.values().cloned().map(Record::Key)).collect()
+    }
+
+    fn put(&mut self, record: Record) -> Result<(), serde_json::Error> {
+        let old = match &record {
+            Record::Account(account) => self.accounts.get(&account.id).cloned().map(Record::Account),
+            Record::Key(key) => self.keys.get(&key.id).cloned().map(Record::Key),
+        };
+        if let Some(old) = old {
+            self.toggle(&old.entries()?);
+        }
+        self.toggle(&record.entries()?);
+        match record {
+            Record::Account(account) => drop(self.accounts.insert(account.id.clone(), account)),
+            Record::Key(key) => drop(self.keys.insert(key.id.clone(), key)),
+        }
+        Ok(())
+    }
+
+    fn toggle(&mut self, entries: &[Entry]) {
+        for (key, value) in entries {
+            self.position.digest.toggle(key, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{account, at, key};
+
+    #[test]
+    fn the_digest_knows_content_and_not_order() {
+        let lineage = Lineage::from_random([1; 16]);
+        let (a, k) = (Record::Account(account("a")), Record::Key(key("k", "a", &[])));
+        let one = Image::of(lineage, 2, vec![a.clone(), k.clone()]).unwrap();
+        let other = Image::of(lineage, 2, vec![k.clone(), a]).unwrap();
+        assert_eq!(one.position, other.position);
+        let mut revoked = key("k", "a", &[]);
+        revoked.revoked_at = Some(at(3));
+        let mut changed = one.clone();
+        changed.apply(vec![Record::Key(revoked)]).unwrap();
+        assert_ne!(changed.position.digest, one.position.digest);
+        assert_eq!(changed.before, one.position);
+        changed.apply(vec![k]).unwrap();
+        assert_eq!(changed.position.digest, one.position.digest);
+    }
+}

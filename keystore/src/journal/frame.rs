@@ -1,0 +1,281 @@
+//! How one entry of the journal stands in the file: a header with its own checksum, then JSON.
+//!
+//! Owns the bytes and the judgement of what a broken end means; pure. `magic | length u32 | sequence u64 | crc of the JSON u32 |
+//! crc of the header u32 | JSON`, big endian. The header's checksum tells a torn append (the header is whole, the bytes end
+//! early or in zeros: never acknowledged) from damage (bytes that are there and wrong: perhaps acknowledged).
+
+use crate::image::{Image, Lineage};
+use crate::record::Record;
+use serde::{Deserialize, Serialize};
+
+const MAGIC: [u8; 4] = *b"S0KJ";
+const HEADER: usize = 24;
+
+/// What a frame says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Entry {
+    /// Everything so far; the first frame of a file, and only that.
+    Snapshot { lineage: Lineage, records: Vec<Record> },
+    /// One acknowledged change.
+    Change(Vec<Record>),
+}
+
+/// What stands behind the last good frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Nothing.
+    Whole,
+    /// An append that was never finished.
+    Torn,
+    /// Bytes that cannot be trusted; later frames up to this sequence may have been acknowledged.
+    Damaged { newest: u64 },
+}
+
+/// All that can be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Replay {
+    /// None when not even the first frame is good.
+    pub(crate) image: Option<Image>,
+    /// Bytes up to the end of the last good frame.
+    pub(crate) good: usize,
+    /// Bytes of the first frame.
+    pub(crate) snapshot: usize,
+    pub(crate) end: End,
+}
+
+/// Why an entry cannot be framed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FrameError {
+    #[error("the entry cannot be written as JSON")]
+    Json(#[source] serde_json::Error),
+    #[error("the entry is too large for a frame")]
+    TooLarge,
+}
+
+/// The bytes of one entry.
+pub(crate) fn encode(sequence: u64, entry: &Entry) -> Result<Vec<u8>, FrameError> {
+    let json = serde_json::to_vec(entry).map_err(FrameError::Json)?;
+    let length = u32::try_from(json.len()).map_err(|_| FrameError::TooLarge)?;
+    let mut frame = Vec::with_capacity(HEADER + json.len());
+    frame.extend_from_slice(&MAGIC);
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&sequence.to_be_bytes());
+    frame.extend_from_slice(&crc32fast::hash(&json).to_be_bytes());
+    frame.extend_from_slice(&crc32fast::hash(&frame).to_be_bytes());
+    frame.extend_from_slice(&json);
+    Ok(frame)
+}
+
+/// Reads a whole file. Never fails: what cannot be read is said in `end`.
+pub(crate) fn replay(bytes: &[u8]) -> Replay {
+    let mut found = Replay { image: None, good: 0, snapshot: 0, end: End::Whole };
+    loop {
+        let rest = bytes.get(found.good..).unwrap_or_default();
+        if rest.is_empty() {
+            // A file is renamed into place with its first frame: empty is not an unfinished append.
+            found.end = if found.image.is_some() { End::Whole } else { End::Damaged { newest: 0 } };
+            return found;
+        }
+        match decode(rest) {
+            Decoded::Frame { sequence, entry, length } if follows(found.image.as_ref(), sequence, &entry) => {
+                if absorb(&mut found, sequence, entry).is_err() {
+                    found.end = damaged(rest);
+                    return found;
+                }
+                found.good += length;
+                if found.snapshot == 0 {
+                    found.snapshot = length;
+                }
+            }
+            Decoded::Torn if found.image.is_some() => {
+                found.end = End::Torn;
+                return found;
+            }
+            Decoded::Frame { .. } | Decoded::Torn | Decoded::Bad => {
+                found.end = damaged(rest);
+                return found;
+            }
+        }
+    }
+}
+
+fn follows(image: Option<&Image>, sequence: u64, entry: &Entry) -> bool {
+    match (image, entry) {
+        (None, Entry::Snapshot { .. }) => true,
+        (Some(image), Entry::Change(_)) => image.position.sequence.checked_add(1) == Some(sequence),
+        (None, Entry::Change(_)) | (Some(_), Entry::Snapshot { .. }) => false,
+    }
+}
+
+fn absorb(found: &mut Replay, sequence: u64, entry: Entry) -> Result<(), serde_json::Error> {
+    match entry {
+        Entry::Snapshot { lineage, records } => found.image = Some(Image::of(lineage, sequence, records)?),
+        Entry::Change(records) => {
+            if let Some(image) = &mut found.image {
+                image.apply(records)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Looks for good headers behind the damage: the newest tells how new a store must be to stand in.
+fn damaged(rest: &[u8]) -> End {
+    let headers = rest.windows(HEADER).filter_map(header);
+    End::Damaged { newest: headers.map(|header| header.sequence).max().unwrap_or(0) }
+}
+
+/// A file may have been given its length before its bytes arrived; what did not arrive reads as zeros. JSON ends in no zero,
+/// so that a last zero byte means an append that was not finished, unless a later frame stands behind.
+fn is_unwritten(rest: &[u8]) -> bool {
+    let later = || rest.get(1..).unwrap_or_default().windows(HEADER).any(|bytes| header(bytes).is_some());
+    rest.last() == Some(&0) && !later()
+}
+
+enum Decoded {
+    Frame { sequence: u64, entry: Entry, length: usize },
+    Torn,
+    Bad,
+}
+
+struct Header {
+    length: usize,
+    sequence: u64,
+    crc: u32,
+}
+
+fn decode(rest: &[u8]) -> Decoded {
+    if rest.len() < HEADER {
+        return Decoded::Torn;
+    }
+    let bad = || if is_unwritten(rest) { Decoded::Torn } else { Decoded::Bad };
+    let Some(Header { length, sequence, crc }) = rest.get(..HEADER).and_then(header) else { return bad() };
+    let Some(json) = rest.get(HEADER..HEADER.saturating_add(length)) else { return Decoded::Torn };
+    if crc32fast::hash(json) != crc {
+        return bad();
+    }
+    match serde_json::from_slice(json) {
+        Ok(entry) => Decoded::Frame { sequence, entry, length: HEADER + length },
+        Err(_) => Decoded::Bad,
+    }
+}
+
+fn header(bytes: &[u8]) -> Option<Header> {
+    let (magic, rest) = bytes.split_first_chunk::<4>()?;
+    let (length, rest) = rest.split_first_chunk::<4>()?;
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (crc, rest) = rest.split_first_chunk::<4>()?;
+    let (own, _) = rest.split_first_chunk::<4>()?;
+    if *magic != MAGIC || crc32fast::hash(bytes.get(..HEADER - 4)?) != u32::from_be_bytes(*own) {
+        return None;
+    }
+    Some(Header {
+        length: u32::from_be_bytes(*length) as usize,
+        sequence: u64::from_be_bytes(*sequence),
+        crc: u32::from_be_bytes(*crc),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{account, key};
+    use proptest::prelude::*;
+
+    /// A journal of a snapshot and `changes` changes, and where each frame ends.
+    fn journal(changes: u64) -> (Vec<u8>, Vec<usize>) {
+        let lineage = Lineage::from_random([1; 16]);
+        let snapshot = Entry::Snapshot { lineage, records: vec![Record::Account(account("a"))] };
+        let mut bytes = encode(7, &snapshot).unwrap();
+        let mut ends = vec![bytes.len()];
+        for change in 1..=changes {
+            let record = Record::Key(key(&format!("k{change}"), "a", &[]));
+            bytes.extend(encode(7 + change, &Entry::Change(vec![record])).unwrap());
+            ends.push(bytes.len());
+        }
+        (bytes, ends)
+    }
+
+    #[test]
+    fn an_empty_file_is_damage_and_not_a_first_start() {
+        assert_eq!(replay(&[]).end, End::Damaged { newest: 0 });
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_damage_and_never_a_torn_tail() {
+        let (bytes, ends) = journal(3);
+        for at in 0..bytes.len() {
+            let mut bytes = bytes.clone();
+            bytes[at] ^= 1;
+            let found = replay(&bytes);
+            assert!(matches!(found.end, End::Damaged { .. }), "at {at}: {:?}", found.end);
+            assert_eq!(found.good, ends.iter().copied().filter(|end| *end <= at).max().unwrap_or(0), "at {at}");
+        }
+    }
+
+    #[test]
+    fn damage_tells_the_newest_sequence_behind_it() {
+        let (mut bytes, ends) = journal(3);
+        bytes[ends[0] + 30] ^= 1;
+        assert_eq!(replay(&bytes).end, End::Damaged { newest: 10 });
+    }
+
+    #[test]
+    fn a_missing_or_repeated_frame_is_damage() {
+        let (bytes, ends) = journal(3);
+        let missing = [&bytes[..ends[0]], &bytes[ends[1]..]].concat();
+        assert_eq!(replay(&missing).end, End::Damaged { newest: 10 });
+        let repeated = [&bytes[..ends[1]], &bytes[ends[0]..]].concat();
+        assert_eq!(replay(&repeated).end, End::Damaged { newest: 10 });
+    }
+
+    #[test]
+    fn space_that_was_never_written_is_a_torn_tail() {
+        let (bytes, ends) = journal(2);
+        for arrived in ends[1]..ends[2] {
+            let mut bytes = bytes.clone();
+            bytes[arrived..].fill(0);
+            bytes.extend([0; 300]);
+            let found = replay(&bytes);
+            assert_eq!((found.end, found.good), (End::Torn, ends[1]), "{arrived}");
+        }
+    }
+
+    #[test]
+    fn a_torn_first_frame_is_damage() {
+        let (bytes, ends) = journal(0);
+        assert!(matches!(replay(&bytes[..ends[0] - 1]).end, End::Damaged { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let found = replay(&bytes);
+            prop_assert!(found.good <= bytes.len());
+        }
+
+        #[test]
+        fn any_bytes_behind_good_frames_leave_them_standing(tail in proptest::collection::vec(any::<u8>(), 1..200)) {
+            let (mut bytes, ends) = journal(2);
+            bytes.extend(&tail);
+            let found = replay(&bytes);
+            prop_assert_eq!(found.good, ends[2]);
+            prop_assert_ne!(found.end, End::Whole);
+        }
+
+        #[test]
+        fn any_cut_yields_a_prefix(changes in 0_u64..5, cut in any::<prop::sample::Index>()) {
+            let (bytes, ends) = journal(changes);
+            let cut = cut.index(bytes.len() + 1);
+            let found = replay(&bytes[..cut]);
+            let whole = ends.iter().filter(|end| **end <= cut).count();
+            prop_assert_eq!(found.good, whole.checked_sub(1).map_or(0, |last| ends[last]));
+            let sequence = found.image.map(|image| image.position.sequence);
+            prop_assert_eq!(sequence, (whole as u64).checked_sub(1).map(|changes| 7 + changes));
+            if whole > 0 {
+                prop_assert_eq!(found.end, if ends.contains(&cut) { End::Whole } else { End::Torn });
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Management calls, carried out one after the other on the writer's thread.
+//!
+//! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit. INVARIANT: nobody else changes the
+//! store, so what was read when a call was judged still holds when it is committed. Blocks, and costs a hash for each new key.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use stage0_contract::{
+    Account, AccountId, ApiKey, ApiKeyError, Caller, CreateAccount, CreateKey, IdError, KEY_ALPHABET, KeyChanged,
+    KeyCreated, KeyId, KeySummary, ListAccounts, ListKeys, ManageReply, Page, Refusal, RevokeKey, RotateKey, Scopes,
+};
+
+use crate::hash::{HashError, Hasher};
+use crate::record::{KeyHash, KeyRecord, Record};
+use crate::rules::{self, Revocation, whole_seconds};
+use crate::store::{Store, StoreError};
+use crate::vault::{CommitError, Vault, chain};
+use crate::writer::NoAnswer;
+
+/// Where the time comes from.
+pub(crate) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// The one place that changes accounts and keys.
+pub(crate) struct Desk {
+    pub(crate) vault: Vault,
+    pub(crate) hasher: Arc<Hasher>,
+    pub(crate) clock: Clock,
+}
+
+/// Why a call was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Undone {
+    #[error("refused")]
+    Refused(Refusal),
+    #[error("the store cannot be read")]
+    Store(#[from] StoreError),
+    #[error("the change cannot be stored")]
+    Commit(#[from] CommitError),
+    #[error("a key cannot be hashed")]
+    Hash(#[from] HashError),
+    #[error("there is no randomness")]
+    Random(#[from] getrandom::Error),
+    #[error("a new id is malformed")]
+    Id(#[from] IdError),
+    #[error("a new key is malformed")]
+    Key(#[from] ApiKeyError),
+    #[error("the writer could not be asked")]
+    NoAnswer(#[source] NoAnswer),
+    #[error("the store was not read to the end")]
+    Read(#[source] tokio::task::JoinError),
+}
+
+impl From<Refusal> for Undone {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// The reply to a call; a failure of ours is logged here, once.
+pub(crate) fn reply<T>(call: &'static str, done: Result<T, Undone>) -> ManageReply<T> {
+    match done {
+        Ok(done) => ManageReply::Done(done),
+        Err(Undone::Refused(refusal)) => ManageReply::Refused(refusal),
+        Err(error) => {
+            tracing::error!(call, error = %chain(&error), "management call failed");
+            ManageReply::Failed
+        }
+    }
+}
+
+impl Desk {
+    pub(crate) fn create_account(&mut self, call: CreateAccount) -> Result<Account, Undone> {
+        let now = self.now();
+        let caller = standing(self.vault.store(), &call.caller, now)?;
+        rules::may_manage_accounts(&caller)?;
+        rules::valid_account(&call)?;
+        let id = account_id(random()?)?;
+        let account = Account { id, name: call.name, plan: call.plan.unwrap_or_default(), created_at: now };
+        self.vault.commit(&[Record::Account(account.clone())])?;
+        tracing::info!(account = %account.id, by = %caller.key_id, "account created");
+        Ok(account)
+    }
+
+    pub(crate) fn create_key(&mut self, mut call: CreateKey) -> Result<KeyCreated, Undone> {
+        let now = self.now();
+        call.caller = standing(self.vault.store(), &call.caller, now)?;
+        rules::may_manage_keys(&call.caller)?;
+        let account = rules::account_meant(&call.caller, call.account.as_ref())?;
+        rules::valid_key(&call, now)?;
+        self.vault.store().account(&account)?.ok_or(Refusal::NotFound)?;
+        let new = NewKey { account, name: call.name, scopes: call.scopes, expires_at: call.expires_at };
+        let (key, record) = new.make(&self.hasher, now)?;
+        self.vault.commit(&[Record::Key(record.clone())])?;
+        tracing::info!(account = %record.account, key_id = %record.id, by = %call.caller.key_id, "key created");
+        Ok(created(key, record))
+    }
+
+    /// The old key's end is one change with the new key: there is never none, and never two that live on.
+    pub(crate) fn rotate_key(&mut self, mut call: RotateKey) -> Result<(KeyCreated, KeyChanged), Undone> {
+        let now = self.now();
+        call.caller = standing(self.vault.store(), &call.caller, now)?;
+        rules::may_manage_keys(&call.caller)?;
+        let found = self.vault.store().key(&call.id)?;
+        let expires_at = found.as_ref().and_then(|key| key.expires_at);
+        let old = rules::rotated(&call, found, now)?;
+        let new =
+            NewKey { account: old.account.clone(), name: old.name.clone(), scopes: old.scopes.clone(), expires_at };
+        let (key, record) = new.make(&self.hasher, now)?;
+        self.vault.commit(&[Record::Key(record.clone()), Record::Key(old.clone())])?;
+        tracing::info!(account = %old.account, key_id = %old.id, successor = %record.id, by = %call.caller.key_id, "key rotated");
+        Ok((created(key, record), changed(&old)))
+    }
+
+    /// A repeated revocation is told again: its first notice may not have been heard.
+    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<KeyChanged, Undone> {
+        let now = self.now();
+        let caller = standing(self.vault.store(), &call.caller, now)?;
+        rules::may_manage_keys(&caller)?;
+        match rules::revoked(&caller, self.vault.store().key(&call.id)?, now)? {
+            Revocation::Already(key) => Ok(changed(&key)),
+            Revocation::New(key) => {
+                let changed = changed(&key);
+                self.vault.commit(&[Record::Key(key)])?;
+                tracing::info!(account = %changed.account, key_id = %changed.key_id, by = %caller.key_id, "key revoked");
+                Ok(changed)
+            }
+        }
+    }
+
+    pub(crate) fn now(&self) -> Timestamp {
+        whole_seconds((self.clock)())
+    }
+}
+
+/// One page of all accounts.
+pub(crate) fn list_accounts(store: &Store, call: &ListAccounts, now: Timestamp) -> Result<Page<Account>, Undone> {
+    rules::may_manage_accounts(&standing(store, &call.caller, now)?)?;
+    let (after, limit) = rules::page(call.cursor.as_deref(), call.limit, AccountId::parse)?;
+    let items = store.accounts(after.as_ref(), limit + 1)?;
+    Ok(page(items, limit, |account| account.id.as_str()))
+}
+
+/// One page of an account's keys.
+pub(crate) fn list_keys(store: &Store, call: &ListKeys, now: Timestamp) -> Result<Page<KeySummary>, Undone> {
+    let caller = standing(store, &call.caller, now)?;
+    rules::may_manage_keys(&caller)?;
+    let account = rules::account_meant(&caller, call.account.as_ref())?;
+    let (after, limit) = rules::page(call.cursor.as_deref(), call.limit, KeyId::parse)?;
+    store.account(&account)?.ok_or(Refusal::NotFound)?;
+    let keys = store.keys(&account, after.as_ref(), limit + 1)?;
+    Ok(page(keys.into_iter().map(KeyRecord::summary).collect(), limit, |key| key.id.as_str()))
+}
+
+/// `items` holds one more than fits when there is a next page.
+fn page<T>(mut items: Vec<T>, limit: usize, id: impl Fn(&T) -> &str) -> Page<T> {
+    let more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| more).map(|last| id(last).to_owned());
+    Page { items, next_cursor }
+}
+
+/// The caller as its record says, not as it says: a gateway may not have heard yet that the key ended, and then it holds nothing.
+fn standing(store: &Store, caller: &Caller, now: Timestamp) -> Result<Caller, StoreError> {
+    let key = store.key(&caller.key_id)?.filter(|key| key.lives_at(now) && key.account == caller.account);
+    let scopes = key.map(|key| key.scopes).unwrap_or_default();
+    Ok(Caller { scopes: scopes.intersection(&caller.scopes).copied().collect(), ..caller.clone() })
+}
+
+/// What the maker of a key decides; the rest is drawn.
+pub(crate) struct NewKey {
+    pub(crate) account: AccountId,
+    pub(crate) name: String,
+    pub(crate) scopes: Scopes,
+    pub(crate) expires_at: Option<Timestamp>,
+}
+
+impl NewKey {
+    /// Draws the key and hashes it. Nothing is stored yet.
+    pub(crate) fn make(self, hasher: &Hasher, now: Timestamp) -> Result<(ApiKey, KeyRecord), Undone> {
+        let Self { account, name, scopes, expires_at } = self;
+        let key = ApiKey::from_random(random()?, random()?)?;
+        let hash: KeyHash = hasher.hash(&key, random()?)?;
+        let expires_at = expires_at.map(whole_seconds);
+        let id = key.id().clone();
+        Ok((key, KeyRecord { id, account, name, scopes, hash, created_at: now, expires_at, revoked_at: None }))
+    }
+}
+
+/// `acc_` and sixteen characters, five random bits each.
+pub(crate) fn account_id(random: [u8; 16]) -> Result<AccountId, IdError> {
+    let letters = random.iter().filter_map(|byte| KEY_ALPHABET.get(usize::from(byte & 31)).copied().map(char::from));
+    AccountId::parse(&format!("acc_{}", letters.collect::<String>()))
+}
+
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn created(key: ApiKey, record: KeyRecord) -> KeyCreated {
+    let KeyRecord { id, account, name, scopes, created_at, expires_at, .. } = record;
+    KeyCreated { id, key, account, name, scopes, created_at, expires_at }
+}
+
+fn changed(key: &KeyRecord) -> KeyChanged {
+    KeyChanged { account: key.account.clone(), key_id: key.id.clone() }
+}

@@ -1,0 +1,331 @@
+//! What a caller may do with accounts and keys (contract, section 7): pure.
+//!
+//! Owns every refusal of a management call. The order of the questions is part of the answer: first whether the caller may call at
+//! all, then whether what it names is its own (else it does not exist), then the body, then the state. No scope implies another;
+//! `operator` alone reaches over accounts.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use stage0_contract::{
+    AccountId, Caller, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope, is_blank,
+};
+
+use crate::record::KeyRecord;
+
+/// Longest overlap of a rotation: 30 days.
+pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
+
+const MAX_NAME_CHARS: usize = 200;
+const MAX_PAGE: u32 = 1_000;
+
+/// Who may manage accounts.
+pub(crate) fn may_manage_accounts(caller: &Caller) -> Result<(), Refusal> {
+    if is_operator(caller) { Ok(()) } else { Err(Refusal::ScopeMissing(Scope::Operator)) }
+}
+
+/// Who may manage keys at all.
+pub(crate) fn may_manage_keys(caller: &Caller) -> Result<(), Refusal> {
+    if is_operator(caller) || caller.scopes.contains(&Scope::KeysManage) {
+        Ok(())
+    } else {
+        Err(Refusal::ScopeMissing(Scope::KeysManage))
+    }
+}
+
+/// The account that a call is about: another's does not exist for anybody but an operator.
+pub(crate) fn account_meant(caller: &Caller, named: Option<&AccountId>) -> Result<AccountId, Refusal> {
+    match named {
+        None => Ok(caller.account.clone()),
+        Some(named) if is_operator(caller) || *named == caller.account => Ok(named.clone()),
+        Some(_) => Err(Refusal::NotFound),
+    }
+}
+
+/// Judges the body of `POST /v1/accounts`.
+pub(crate) fn valid_account(call: &CreateAccount) -> Result<(), Refusal> {
+    refuse_if_any(bad_name(&call.name).into_iter().collect())
+}
+
+/// Judges the body of `POST /v1/keys` and what it grants.
+pub(crate) fn valid_key(call: &CreateKey, now: Timestamp) -> Result<(), Refusal> {
+    let mut errors: Vec<_> = bad_name(&call.name).into_iter().collect();
+    if call.scopes.is_empty() {
+        errors.push(FieldError::new("scopes", "must name at least one scope"));
+    }
+    if call.expires_at.is_some_and(|end| whole_seconds(end) <= now) {
+        errors.push(FieldError::new("expires_at", "must be in the future"));
+    }
+    refuse_if_any(errors)?;
+    // Only by naming an account does an operator grant what it does not hold: so an account gets its first key.
+    if is_operator(&call.caller) && call.account.is_some() { Ok(()) } else { holds_all(&call.caller, &call.scopes) }
+}
+
+/// The old key as it is after its rotation.
+pub(crate) fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) -> Result<KeyRecord, Refusal> {
+    let mut key = own(&call.caller, key)?;
+    if call.overlap_seconds > MAX_OVERLAP_SECONDS {
+        let message = format!("must be 0 to {MAX_OVERLAP_SECONDS}");
+        return Err(Refusal::Invalid(vec![FieldError::new("overlap_seconds", message)]));
+    }
+    if !is_operator(&call.caller) {
+        holds_all(&call.caller, &key.scopes)?;
+    }
+    if key.revoked_at.is_some() {
+        return Err(Refusal::Conflict("the key is revoked; create a new one instead".to_owned()));
+    }
+    if !key.lives_at(now) {
+        return Err(Refusal::Conflict("the key is expired; create a new one instead".to_owned()));
+    }
+    if call.overlap_seconds == 0 {
+        key.revoked_at = Some(now);
+    } else {
+        // At most 30 days: fits. Were it ever not to fit, the key ends at once.
+        let overlap = SignedDuration::from_secs(i64::try_from(call.overlap_seconds).unwrap_or(0));
+        let end = now.checked_add(overlap).unwrap_or(now);
+        key.expires_at = Some(key.expires_at.map_or(end, |existing| existing.min(end)));
+    }
+    Ok(key)
+}
+
+/// The key as it is once revoked; `None` when it was so already.
+pub(crate) fn revoked(caller: &Caller, key: Option<KeyRecord>, now: Timestamp) -> Result<Revocation, Refusal> {
+    let mut key = own(caller, key)?;
+    if key.revoked_at.is_some() {
+        return Ok(Revocation::Already(key));
+    }
+    key.revoked_at = Some(now);
+    Ok(Revocation::New(key))
+}
+
+/// What a revocation changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Revocation {
+    New(KeyRecord),
+    Already(KeyRecord),
+}
+
+/// Where a page begins and how long it is; cursors are the last id of the page before.
+pub(crate) fn page<Id>(
+    cursor: Option<&str>,
+    limit: u32,
+    parse: impl Fn(&str) -> Result<Id, IdError>,
+) -> Result<(Option<Id>, usize), Refusal> {
+    let mut errors = Vec::new();
+    if !(1..=MAX_PAGE).contains(&limit) {
+        errors.push(FieldError::new("limit", format!("must be 1 to {MAX_PAGE}")));
+    }
+    let cursor = cursor.map(parse).transpose().unwrap_or_else(|_| {
+        errors.push(FieldError::new("cursor", "must be a `next_cursor` of an earlier page"));
+        None
+    });
+    refuse_if_any(errors)?;
+    Ok((cursor, limit as usize))
+}
+
+/// Times are kept at whole seconds; a fraction never lengthens a key's life.
+pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_nanosecond().div_euclid(1_000_000_000).try_into().unwrap_or(i64::MIN))
+        .unwrap_or(Timestamp::MIN)
+}
+
+fn is_operator(caller: &Caller) -> bool {
+    caller.scopes.contains(&Scope::Operator)
+}
+
+fn own(caller: &Caller, key: Option<KeyRecord>) -> Result<KeyRecord, Refusal> {
+    key.filter(|key| is_operator(caller) || key.account == caller.account).ok_or(Refusal::NotFound)
+}
+
+fn holds_all(caller: &Caller, scopes: &BTreeSet<Scope>) -> Result<(), Refusal> {
+    scopes.difference(&caller.scopes).next().map_or(Ok(()), |lacking| Err(Refusal::ScopeMissing(*lacking)))
+}
+
+fn bad_name(name: &str) -> Option<FieldError> {
+    let bad = is_blank(name) || name.chars().count() > MAX_NAME_CHARS;
+    bad.then(|| FieldError::new("name", format!("must have 1 to {MAX_NAME_CHARS} characters and not be blank")))
+}
+
+fn refuse_if_any(errors: Vec<FieldError>) -> Result<(), Refusal> {
+    if errors.is_empty() { Ok(()) } else { Err(Refusal::Invalid(errors)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{at, key};
+    use stage0_contract::KeyId;
+
+    const NOW: i64 = 1_000;
+
+    fn caller(account: &str, scopes: &[Scope]) -> Caller {
+        Caller {
+            account: AccountId::parse(account).unwrap(),
+            key_id: KeyId::parse("caller").unwrap(),
+            scopes: scopes.iter().copied().collect(),
+        }
+    }
+
+    fn create(caller: Caller, account: Option<&str>, scopes: &[Scope]) -> CreateKey {
+        CreateKey {
+            caller,
+            account: account.map(|id| AccountId::parse(id).unwrap()),
+            name: "n".to_owned(),
+            scopes: scopes.iter().copied().collect(),
+            expires_at: None,
+        }
+    }
+
+    fn rotate(caller: Caller, overlap_seconds: u64) -> RotateKey {
+        RotateKey { caller, id: KeyId::parse("k").unwrap(), overlap_seconds }
+    }
+
+    fn paths(refusal: Result<(), Refusal>) -> Vec<String> {
+        match refusal {
+            Err(Refusal::Invalid(errors)) => errors.into_iter().map(|error| error.path).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn no_other_scope_manages_keys_or_accounts() {
+        for scope in Scope::ALL {
+            let caller = caller("a", &[scope]);
+            let keys = matches!(scope, Scope::KeysManage | Scope::Operator);
+            assert_eq!(
+                may_manage_keys(&caller),
+                if keys { Ok(()) } else { Err(Refusal::ScopeMissing(Scope::KeysManage)) }
+            );
+            let accounts = scope == Scope::Operator;
+            let refused = Err(Refusal::ScopeMissing(Scope::Operator));
+            assert_eq!(may_manage_accounts(&caller), if accounts { Ok(()) } else { refused });
+        }
+    }
+
+    #[test]
+    fn another_account_does_not_exist_for_anybody_but_an_operator() {
+        let (mine, other) = (AccountId::parse("a").unwrap(), AccountId::parse("b").unwrap());
+        let all_but_operator: Vec<_> = Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).collect();
+        let manager = caller("a", &all_but_operator);
+        assert_eq!(account_meant(&manager, Some(&other)), Err(Refusal::NotFound));
+        assert_eq!(account_meant(&manager, Some(&mine)), Ok(mine.clone()));
+        assert_eq!(account_meant(&manager, None), Ok(mine));
+        assert_eq!(account_meant(&caller("a", &[Scope::Operator]), Some(&other)), Ok(other));
+    }
+
+    #[test]
+    fn a_caller_grants_only_what_it_holds() {
+        let manager = caller("a", &[Scope::KeysManage, Scope::Check]);
+        let wants = [Scope::Check, Scope::DecisionsRead, Scope::Operator];
+        let refused = Err(Refusal::ScopeMissing(Scope::DecisionsRead));
+        assert_eq!(valid_key(&create(manager.clone(), None, &wants), at(NOW)), refused);
+        assert_eq!(valid_key(&create(manager.clone(), Some("a"), &wants), at(NOW)), refused);
+        assert_eq!(valid_key(&create(manager, None, &[Scope::Check]), at(NOW)), Ok(()));
+    }
+
+    #[test]
+    fn an_operator_grants_anything_but_only_in_an_account_that_it_names() {
+        let operator = caller("o", &[Scope::Operator]);
+        let refused = Err(Refusal::ScopeMissing(Scope::Check));
+        assert_eq!(valid_key(&create(operator.clone(), None, &[Scope::Check, Scope::Operator]), at(NOW)), refused);
+        assert_eq!(valid_key(&create(operator.clone(), None, &[Scope::Operator]), at(NOW)), Ok(()));
+        assert_eq!(valid_key(&create(operator, Some("b"), &Scope::ALL), at(NOW)), Ok(()));
+    }
+
+    #[test]
+    fn a_bad_body_names_every_bad_field() {
+        let mut call = create(caller("a", &[Scope::KeysManage]), None, &[]);
+        call.name = " \u{200b} ".to_owned();
+        call.expires_at = Some(at(NOW));
+        assert_eq!(paths(valid_key(&call, at(NOW))), ["name", "scopes", "expires_at"]);
+    }
+
+    #[test]
+    fn a_name_has_at_most_two_hundred_characters_and_is_not_blank() {
+        let call = |name: String| CreateAccount { caller: caller("o", &[Scope::Operator]), name, plan: None };
+        assert_eq!(paths(valid_account(&call("é".repeat(201)))), ["name"]);
+        assert_eq!(paths(valid_account(&call(String::new()))), ["name"]);
+        assert_eq!(valid_account(&call("é".repeat(200))), Ok(()));
+    }
+
+    #[test]
+    fn a_key_that_ends_within_this_second_is_not_in_the_future() {
+        let mut call = create(caller("a", &[Scope::KeysManage]), None, &[Scope::KeysManage]);
+        call.expires_at = Some(Timestamp::new(NOW, 999_999_999).unwrap());
+        assert_eq!(paths(valid_key(&call, at(NOW))), ["expires_at"]);
+        call.expires_at = Some(at(NOW + 1));
+        assert_eq!(valid_key(&call, at(NOW)), Ok(()));
+    }
+
+    #[test]
+    fn a_foreign_or_unknown_key_is_neither_rotated_nor_revoked() {
+        let manager = caller("a", &[Scope::KeysManage]);
+        for found in [None, Some(key("k", "b", &[]))] {
+            assert_eq!(rotated(&rotate(manager.clone(), 0), found.clone(), at(NOW)), Err(Refusal::NotFound));
+            assert_eq!(revoked(&manager, found, at(NOW)), Err(Refusal::NotFound));
+        }
+        let operator = caller("o", &[Scope::Operator]);
+        assert!(rotated(&rotate(operator.clone(), 0), Some(key("k", "b", &[Scope::Check])), at(NOW)).is_ok());
+        assert!(revoked(&operator, Some(key("k", "b", &[])), at(NOW)).is_ok());
+    }
+
+    #[test]
+    fn who_lacks_a_scope_of_a_key_does_not_rotate_it() {
+        let manager = caller("a", &[Scope::KeysManage]);
+        let found = key("k", "a", &[Scope::Check, Scope::KeysManage]);
+        let refused = Err(Refusal::ScopeMissing(Scope::Check));
+        assert_eq!(rotated(&rotate(manager, 60), Some(found), at(NOW)), refused);
+    }
+
+    #[test]
+    fn an_overlap_is_at_most_thirty_days() {
+        let manager = caller("a", &[Scope::KeysManage]);
+        let found = Some(key("k", "a", &[]));
+        let over = rotated(&rotate(manager.clone(), MAX_OVERLAP_SECONDS + 1), found.clone(), at(NOW));
+        assert_eq!(paths(over.map(drop)), ["overlap_seconds"]);
+        let most = rotated(&rotate(manager, MAX_OVERLAP_SECONDS), found, at(NOW)).unwrap();
+        assert_eq!(most.expires_at, Some(at(NOW + 2_592_000)));
+    }
+
+    #[test]
+    fn a_dead_key_is_not_rotated() {
+        let manager = caller("a", &[Scope::KeysManage]);
+        let (mut gone, mut over) = (key("k", "a", &[]), key("k", "a", &[]));
+        gone.revoked_at = Some(at(NOW - 1));
+        over.expires_at = Some(at(NOW));
+        for (dead, word) in [(gone, "revoked"), (over, "expired")] {
+            match rotated(&rotate(manager.clone(), 60), Some(dead), at(NOW)) {
+                Err(Refusal::Conflict(text)) => assert!(text.contains(word), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn an_overlap_never_lengthens_a_life_and_none_ends_it_at_once() {
+        let manager = caller("a", &[Scope::KeysManage]);
+        let mut found = key("k", "a", &[]);
+        let end = |found: &KeyRecord, overlap| rotated(&rotate(manager.clone(), overlap), Some(found.clone()), at(NOW));
+        assert_eq!(end(&found, 60).unwrap().expires_at, Some(at(NOW + 60)));
+        found.expires_at = Some(at(NOW + 10));
+        assert_eq!(end(&found, 60).unwrap().expires_at, Some(at(NOW + 10)));
+        assert_eq!(end(&found, 5).unwrap().expires_at, Some(at(NOW + 5)));
+        assert_eq!(end(&found, 0).unwrap().revoked_at, Some(at(NOW)));
+    }
+
+    #[test]
+    fn the_first_revocation_stands() {
+        let manager = caller("a", &[Scope::KeysManage]);
+        let Revocation::New(first) = revoked(&manager, Some(key("k", "a", &[])), at(NOW)).unwrap() else { panic!() };
+        assert_eq!(first.revoked_at, Some(at(NOW)));
+        assert_eq!(revoked(&manager, Some(first.clone()), at(NOW + 9)), Ok(Revocation::Already(first)));
+    }
+
+    #[test]
+    fn a_page_has_one_to_a_thousand_items_and_a_cursor_of_ours() {
+        for (cursor, limit, bad) in [(None, 0, "limit"), (None, 1_001, "limit"), (Some("a/b"), 1, "cursor")] {
+            assert_eq!(paths(page(cursor, limit, KeyId::parse).map(drop)), [bad]);
+        }
+        assert_eq!(page(Some("k"), 1_000, KeyId::parse), Ok((Some(KeyId::parse("k").unwrap()), 1_000)));
+    }
+}

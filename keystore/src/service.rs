@@ -1,0 +1,115 @@
+//! The running keystore: built from settings, served until told to stop.
+//!
+//! Owns the order of starting (settings, hash, files, operator's key, then questions) and of stopping: take no more, finish what is in
+//! hand, tell what is untold, close the files. When it cannot start, the error says which part and nothing was served.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use stage0_backplane::{Backplane, ServeError};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::announce::{self, Retry};
+use crate::bootstrap;
+use crate::config::{ConfigError, KeystoreConfig};
+use crate::counter::Counter;
+use crate::hash::{HashError, Hasher};
+use crate::image::Lineage;
+use crate::manage::{self, Clock, Desk};
+use crate::questions;
+use crate::rules::whole_seconds;
+use crate::vault::{OpenError, Vault};
+use crate::verify::Verifier;
+use crate::writer::{self, WriterThread};
+
+/// A keystore that is open and ready to serve.
+pub struct Keystore {
+    backplane: Backplane,
+    counter: Arc<Counter>,
+    retry: Retry,
+    thread: WriterThread,
+}
+
+/// A keystore cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Settings are wrong.
+    #[error("the keystore's settings are wrong")]
+    Config(#[from] ConfigError),
+    /// The data directory cannot be opened.
+    #[error("the keystore cannot open its data")]
+    Open(#[from] OpenError),
+    /// Argon2 does not work here.
+    #[error("the keystore cannot hash keys")]
+    Hash(#[from] HashError),
+    /// The operating system gives no random bytes.
+    #[error("there is no randomness")]
+    Random(#[from] getrandom::Error),
+    /// The operator's first key cannot be made.
+    #[error("the keystore cannot make the operator's first key")]
+    Bootstrap(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No thread, or it died while opening.
+    #[error("the keystore's writer cannot be started")]
+    Thread(#[source] std::io::Error),
+}
+
+impl Keystore {
+    /// Opens the data directory, repairing what can be proven, and makes the operator's key if there is nothing yet.
+    pub async fn build(config: KeystoreConfig, backplane: Backplane) -> Result<Self, BuildError> {
+        Self::build_at(config, backplane, Arc::new(jiff::Timestamp::now)).await
+    }
+
+    /// As [`Keystore::build`], with a clock.
+    pub(crate) async fn build_at(
+        config: KeystoreConfig,
+        backplane: Backplane,
+        clock: Clock,
+    ) -> Result<Self, BuildError> {
+        config.validate()?;
+        let (opening, their_clock) = (config.clone(), Arc::clone(&clock));
+        let opened = tokio::task::spawn_blocking(move || open(&opening, their_clock)).await;
+        let (desk, hasher) = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
+        let (store, writable) = (desk.vault.store().clone(), desk.vault.writable());
+        let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
+        let verifier = Verifier::new(store.clone(), hasher, Arc::clone(&clock), config.workers(), config.hash_queue);
+        let (announcer, retry) = announce::announcer(backplane.clone());
+        let counter = Counter { store, verifier: Arc::new(verifier), writer, writable, announcer, clock };
+        Ok(Self { backplane, counter: Arc::new(counter), retry, thread })
+    }
+
+    /// Serves until `stop` resolves, then finishes what is in hand and closes the files.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self { backplane, counter, retry, thread } = self;
+        let stopping = CancellationToken::new();
+        let loops = TaskTracker::new();
+        let served = questions::serve_all(&backplane, &counter, &stopping, &loops).await;
+        let untold = CancellationToken::new();
+        let retrying = tokio::spawn(retry.run(untold.clone()));
+        if served.is_ok() {
+            tracing::info!("keystore serves");
+            stop.await;
+        }
+        stopping.cancel();
+        loops.close();
+        loops.wait().await;
+        drop(counter);
+        untold.cancel();
+        if retrying.await.is_err() {
+            tracing::error!("the retry of notices panicked");
+        }
+        thread.finished().await;
+        tracing::info!("keystore stopped");
+        served
+    }
+}
+
+fn open(config: &KeystoreConfig, clock: Clock) -> Result<(Desk, Arc<Hasher>), BuildError> {
+    let hasher = Arc::new(Hasher::new(config.hash_cost, manage::random()?)?);
+    let now = whole_seconds(clock());
+    let vault = Vault::open(&config.data_dir, Lineage::from_random(manage::random()?), now)?;
+    let mut desk = Desk { vault, hasher: Arc::clone(&hasher), clock };
+    let operator = bootstrap::operator_if_empty(&mut desk, &config.data_dir);
+    operator.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
+    Ok((desk, hasher))
+}

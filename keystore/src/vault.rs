@@ -1,0 +1,300 @@
+//! Journal and store as one thing that loses nothing.
+//!
+//! Owns the order of writes (journal, fsync, store, fsync, then the caller may acknowledge), the opening of both after whatever
+//! happened to them, and the lock that keeps a second process out. What is believed after a crash is [`recovery`]'s to say; this
+//! file carries it out, loudly. When a failed write cannot be taken back, the vault stays readable and takes no more changes.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use jiff::Timestamp;
+
+use crate::bootstrap::OPERATOR_KEY_FILE;
+use crate::disk;
+use crate::image::{Image, Lineage, Position};
+use crate::journal::{self, AppendError, End, Journal, Replay, RewriteError};
+use crate::record::Record;
+use crate::recovery::{self, Fault, Plan, StoreFound};
+use crate::store::{self, Store, StoreError};
+
+const LOCK: &str = "lock";
+
+/// Journal and store, open for writing.
+#[derive(Debug)]
+pub(crate) struct Vault {
+    journal: Journal,
+    store: Store,
+    position: Position,
+    writable: Arc<AtomicBool>,
+    _lock: File,
+}
+
+/// The data directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be made or made private.
+    #[error("the data directory `{}` cannot be used", .0.display())]
+    Directory(PathBuf, #[source] io::Error),
+    /// Two writers would destroy each other's work.
+    #[error("the data directory `{}` is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// The journal cannot be read or opened for writing.
+    #[error("the journal `{}` cannot be opened", .0.display())]
+    Journal(PathBuf, #[source] io::Error),
+    /// Neither journal nor store proves what was acknowledged.
+    #[error(
+        "refusing to start on `{}`: {why}; nothing was changed: restore `journal` and `store` of this directory from one \
+         backup; to begin anew, empty the directory", .dir.display()
+    )]
+    Unprovable {
+        /// The data directory.
+        dir: PathBuf,
+        /// What is wrong with which file.
+        why: String,
+    },
+    /// What was put aside or written anew could not be.
+    #[error("the data directory `{}` cannot be repaired: {what}", .dir.display())]
+    Repair {
+        /// The data directory.
+        dir: PathBuf,
+        /// Which step failed.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A change was not stored; as if it had never been tried.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CommitError {
+    #[error("the keystore takes no more changes since a failed write")]
+    ReadOnly,
+    #[error("the change cannot be written to the journal")]
+    Journal(#[source] AppendError),
+    #[error("the change cannot be written to the store")]
+    Store(#[source] StoreError),
+}
+
+impl Vault {
+    /// Opens the directory, repairing what can be proven. `now` names what is put aside.
+    pub(crate) fn open(dir: &Path, fresh: Lineage, now: Timestamp) -> Result<Self, OpenError> {
+        disk::private_dir(dir).map_err(|error| OpenError::Directory(dir.to_owned(), error))?;
+        let lock = lock(dir)?;
+        let journal_failed = |error| OpenError::Journal(dir.join(journal::FILE), error);
+        let replay = journal::read(dir).map_err(journal_failed)?;
+        let (found, open) = look_at_store(&dir.join(store::DIR));
+        let repair = Repair { dir, now };
+        let (journal, store, position) = match (recovery::plan(replay.as_ref(), &found), replay, open) {
+            (Plan::Open, Some(replay), Some((store, image))) => {
+                let journal = repair.open_journal(&replay).map_err(journal_failed)?;
+                (journal, store, image.position)
+            }
+            (Plan::CatchUp, Some(Replay { image: Some(ahead), good, snapshot, end }), Some((store, image))) => {
+                let position = ahead.position;
+                tracing::warn!(sequence = position.sequence, "store catches up with the journal by one change");
+                let catch_up = |error| repair.failed("the store cannot catch up", error);
+                store.fill(&ahead).map_err(catch_up)?;
+                drop(image);
+                let replay = Replay { image: None, good, snapshot, end };
+                (repair.open_journal(&replay).map_err(journal_failed)?, store, position)
+            }
+            (Plan::RebuildStore { why }, Some(replay), open) => {
+                drop(open);
+                let journal = repair.open_journal(&replay).map_err(journal_failed)?;
+                let image = replay.image.ok_or_else(|| repair.refused(&why))?;
+                (journal, repair.rebuild_store(&image, &why)?, image.position)
+            }
+            (Plan::RewriteJournal { why }, replay, Some((store, image))) => {
+                (repair.rewrite_journal(&image, replay.is_some(), &why)?, store, image.position)
+            }
+            (Plan::Begin, _, _) => repair.begin(fresh)?,
+            (Plan::Refuse { why }, _, _) => return Err(repair.refused(&why)),
+            // INVARIANT: a plan names only what was found; these pairs cannot be, and are refused if they are.
+            (Plan::Open | Plan::CatchUp | Plan::RebuildStore { .. } | Plan::RewriteJournal { .. }, _, _) => {
+                return Err(repair.refused(&Fault::StoreDisagrees));
+            }
+        };
+        let writable = Arc::new(AtomicBool::new(true));
+        Ok(Self { journal, store, position, writable, _lock: lock })
+    }
+
+    /// Stores one change. `Ok` means that it survives a power cut in both places.
+    pub(crate) fn commit(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        if !self.writable.load(Ordering::Acquire) {
+            return Err(CommitError::ReadOnly);
+        }
+        let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
+        let appended = self.journal.append(next.sequence, records.to_vec()).map_err(|error| {
+            if let AppendError::Stuck(_) = error {
+                self.stop_writing();
+            }
+            CommitError::Journal(error)
+        })?;
+        if let Err(error) = self.store.put(next, records) {
+            // Whether the store has it is unknown until it is opened again; so the journal is cut back and no more is written.
+            self.stop_writing();
+            if let Err(error) = self.journal.undo(appended) {
+                tracing::error!(%error, "journal cannot be cut back after a failed change");
+            }
+            return Err(CommitError::Store(error));
+        }
+        self.position = next;
+        self.shorten_journal();
+        Ok(())
+    }
+
+    /// Reads go here, from any thread that may block.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether changes are still taken.
+    pub(crate) fn writable(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.writable)
+    }
+
+    /// Rewrites a journal that is mostly history. A failure costs disk space, unless the new file may or may not be in place.
+    fn shorten_journal(&mut self) {
+        if !self.journal.has_outgrown_its_snapshot() {
+            return;
+        }
+        let image = match self.store.image() {
+            Ok(image) if image.position == self.position => image,
+            Ok(_) => return self.distrust_store("it stands elsewhere"),
+            Err(error) => return self.distrust_store(&error.to_string()),
+        };
+        match Journal::rewrite(self.journal.dir(), &image) {
+            Ok(journal) => {
+                self.journal = journal;
+                tracing::info!(sequence = self.position.sequence, records = image.len(), "journal was shortened");
+            }
+            Err(error) => {
+                // The open handle may point to the file that was replaced: an append there would be lost.
+                self.stop_writing();
+                tracing::error!(error = %chain(&error), "journal cannot be shortened");
+            }
+        }
+    }
+
+    fn distrust_store(&self, reason: &str) {
+        self.stop_writing();
+        tracing::error!(reason, "store was damaged while it was open; restart to rebuild it from the journal");
+    }
+
+    fn stop_writing(&self) {
+        self.writable.store(false, Ordering::Release);
+        tracing::error!("keystore takes no more changes until it is restarted");
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, OpenError> {
+    let failed = |error| OpenError::Directory(dir.to_owned(), error);
+    let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK));
+    let file = options.map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_owned())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// Opens a store that exists and reads all of it.
+fn look_at_store(dir: &Path) -> (StoreFound, Option<(Store, Image)>) {
+    match dir.try_exists() {
+        Ok(false) => return (StoreFound::Missing, None),
+        Err(error) => return (StoreFound::Broken(error.to_string()), None),
+        Ok(true) => {}
+    }
+    match Store::open(dir).and_then(|store| store.image().map(|image| (store, image))) {
+        Ok((store, image)) => (StoreFound::Whole(image.clone()), Some((store, image))),
+        Err(error) => (StoreFound::Broken(chain(&error)), None),
+    }
+}
+
+/// Carries a plan out in one directory.
+struct Repair<'a> {
+    dir: &'a Path,
+    now: Timestamp,
+}
+
+impl Repair<'_> {
+    fn begin(&self, fresh: Lineage) -> Result<(Journal, Store, Position), OpenError> {
+        // The operator's key is written after journal and store: where it stands alone, they were lost, and an empty keystore
+        // would look as if every key had been revoked.
+        let operator = self.dir.join(OPERATOR_KEY_FILE).try_exists();
+        if operator.map_err(|error| OpenError::Directory(self.dir.to_owned(), error))? {
+            return Err(self.refused(&Fault::EverythingMissing));
+        }
+        let image = Image::of(fresh, 0, Vec::new()).map_err(|error| self.failed("an empty image", error))?;
+        // The journal first: a store without one is not a first start.
+        let journal = Journal::rewrite(self.dir, &image).map_err(|error| self.failed("a first journal", error))?;
+        Ok((journal, self.fill_store(&image)?, image.position))
+    }
+
+    fn open_journal(&self, replay: &Replay) -> io::Result<Journal> {
+        if replay.end == End::Torn {
+            tracing::warn!(
+                bytes = replay.good,
+                "journal ends in an unfinished append, which was not acknowledged; cut off"
+            );
+        }
+        Journal::open(self.dir, replay)
+    }
+
+    fn rebuild_store(&self, image: &Image, why: &Fault) -> Result<Store, OpenError> {
+        let aside = self.put_aside(store::DIR)?;
+        if image.is_empty() {
+            tracing::info!("store is made anew from an empty journal");
+        } else {
+            let (records, sequence) = (image.len(), image.position.sequence);
+            tracing::error!(%why, records, sequence, aside, "store was rebuilt from the journal");
+        }
+        self.fill_store(image)
+    }
+
+    fn rewrite_journal(&self, image: &Image, exists: bool, why: &Fault) -> Result<Journal, OpenError> {
+        let aside = if exists { self.put_aside(journal::FILE)? } else { String::new() };
+        let (records, sequence) = (image.len(), image.position.sequence);
+        tracing::error!(%why, records, sequence, aside, "journal was rewritten from the store");
+        Journal::rewrite(self.dir, image).map_err(|error: RewriteError| self.failed("a new journal", error))
+    }
+
+    fn fill_store(&self, image: &Image) -> Result<Store, OpenError> {
+        let failed = |error| self.failed("a new store", error);
+        let store = Store::open(&self.dir.join(store::DIR)).map_err(failed)?;
+        store.fill(image).map_err(failed)?;
+        Ok(store)
+    }
+
+    /// Damaged files are evidence: renamed, never deleted. Returns the new name, or nothing when there was no file.
+    fn put_aside(&self, name: &str) -> Result<String, OpenError> {
+        let failed = |error| self.failed("what is damaged cannot be put aside", error);
+        let mut aside = format!("{name}.damaged-{}", self.now.strftime("%Y%m%dT%H%M%SZ"));
+        while self.dir.join(&aside).try_exists().map_err(failed)? {
+            aside.push('+');
+        }
+        match std::fs::rename(self.dir.join(name), self.dir.join(&aside)) {
+            Ok(()) => disk::sync_dir(self.dir).map(|()| aside).map_err(failed),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn refused(&self, why: &Fault) -> OpenError {
+        OpenError::Unprovable { dir: self.dir.to_owned(), why: why.to_string() }
+    }
+
+    fn failed(&self, what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> OpenError {
+        OpenError::Repair { dir: self.dir.to_owned(), what, source: Box::new(source) }
+    }
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,160 @@
+//! Whose key is this?
+//!
+//! Owns the bounded pool in which keys are hashed and the single flight by which a burst of one key costs one hash. Unknown, wrong,
+//! revoked and expired cost one hash each and give one answer. INVARIANT: whether a key lives is read after the last who shares a
+//! flight has joined it, so nobody is told of a life that had ended before the question.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use sha2::{Digest, Sha256};
+use stage0_contract::{ApiKey, KeyId, KeyIdentity, RefreshKeyReply, VerifyKeyReply};
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::hash::{HashError, Hasher};
+use crate::manage::Clock;
+use crate::store::{Store, StoreError};
+use crate::vault::chain;
+
+/// Judges keys.
+pub(crate) struct Verifier {
+    store: Store,
+    hasher: Arc<Hasher>,
+    clock: Clock,
+    /// One permit for each hash that runs.
+    running: Semaphore,
+    /// One permit for each hash that runs or waits to.
+    admitted: Semaphore,
+    flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
+}
+
+/// Stands for a key's text where it is looked up; the text itself is kept nowhere.
+type Fingerprint = [u8; 32];
+
+#[derive(Debug, thiserror::Error)]
+enum VerifyError {
+    #[error("the key's record cannot be read")]
+    Store(#[from] StoreError),
+    #[error("the key cannot be hashed")]
+    Hash(#[from] HashError),
+    #[error("the hash was not finished")]
+    Cancelled(#[from] tokio::task::JoinError),
+    #[error("the pool is closed")]
+    Closed(#[from] tokio::sync::AcquireError),
+}
+
+impl Verifier {
+    pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, workers: usize, queue: usize) -> Self {
+        let (running, admitted) = (Semaphore::new(workers), Semaphore::new(workers.saturating_add(queue)));
+        Self { store, hasher, clock, running, admitted, flights: Mutex::default() }
+    }
+
+    /// Costs one hash, shared by all who ask for the same key meanwhile.
+    pub(crate) async fn verify(self: &Arc<Self>, key: ApiKey) -> VerifyKeyReply {
+        let fingerprint: Fingerprint = Sha256::digest(key.expose().as_bytes()).into();
+        if let Some(landing) = self.join(fingerprint) {
+            return landing.await.unwrap_or(VerifyKeyReply::Failed);
+        }
+        let mut flight = Flight { verifier: self, fingerprint, open: true };
+        let Ok(_admitted) = self.admitted.try_acquire() else {
+            tell(flight.close(), &VerifyKeyReply::Busy);
+            return VerifyKeyReply::Busy;
+        };
+        let matches = self.hash(key.clone()).await;
+        let waiting = flight.close();
+        let reply = match matches {
+            Ok(matches) => self.judge(key.id(), matches).await,
+            Err(error) => Err(error),
+        };
+        let reply = reply.unwrap_or_else(|error| {
+            tracing::error!(key_id = %key.id(), error = %chain(&error), "key cannot be verified");
+            VerifyKeyReply::Failed
+        });
+        tell(waiting, &reply);
+        reply
+    }
+
+    /// Costs no hash.
+    pub(crate) async fn refresh(self: &Arc<Self>, key_id: KeyId) -> RefreshKeyReply {
+        match self.living(key_id.clone()).await {
+            Ok(Some(identity)) => RefreshKeyReply::Live(identity),
+            Ok(None) => RefreshKeyReply::Gone,
+            Err(error) => {
+                tracing::error!(%key_id, error = %chain(&error), "key cannot be refreshed");
+                RefreshKeyReply::Failed
+            }
+        }
+    }
+
+    /// Joins a flight that is under way; without one, the caller flies.
+    fn join(&self, fingerprint: Fingerprint) -> Option<oneshot::Receiver<VerifyKeyReply>> {
+        let mut flights = self.flights();
+        if let Some(waiting) = flights.get_mut(&fingerprint) {
+            let (sender, landing) = oneshot::channel();
+            waiting.push(sender);
+            return Some(landing);
+        }
+        flights.insert(fingerprint, Vec::new());
+        None
+    }
+
+    async fn hash(self: &Arc<Self>, key: ApiKey) -> Result<bool, VerifyError> {
+        let _running = self.running.acquire().await?;
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let record = this.store.key(key.id())?;
+            Ok(this.hasher.matches(&key, record.as_ref().map(|record| &record.hash))?)
+        })
+        .await?
+    }
+
+    async fn judge(self: &Arc<Self>, key_id: &KeyId, matches: bool) -> Result<VerifyKeyReply, VerifyError> {
+        // Read in every case: a wrong key must not be told from an ended one by what is left out.
+        let identity = self.living(key_id.clone()).await?;
+        Ok(identity.filter(|_| matches).map_or(VerifyKeyReply::Invalid, VerifyKeyReply::Valid))
+    }
+
+    async fn living(self: &Arc<Self>, key_id: KeyId) -> Result<Option<KeyIdentity>, VerifyError> {
+        let this = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let Some(key) = this.store.key(&key_id)? else { return Ok(None) };
+            let account = this.store.account(&key.account)?.ok_or(StoreError::Untrue)?;
+            Ok(key.lives_at((this.clock)()).then(|| key.identity(account.plan)))
+        })
+        .await?
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>> {
+        // Each use is one step on the map: a panic elsewhere cannot leave it half done.
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Open until it is closed, or dropped because whoever flies was cancelled: those who joined then hear that it failed.
+struct Flight<'a> {
+    verifier: &'a Verifier,
+    fingerprint: Fingerprint,
+    open: bool,
+}
+
+impl Flight<'_> {
+    /// From here on nobody joins.
+    fn close(&mut self) -> Vec<oneshot::Sender<VerifyKeyReply>> {
+        if !std::mem::take(&mut self.open) {
+            return Vec::new();
+        }
+        self.verifier.flights().remove(&self.fingerprint).unwrap_or_default()
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        drop(self.close());
+    }
+}
+
+fn tell(waiting: Vec<oneshot::Sender<VerifyKeyReply>>, reply: &VerifyKeyReply) {
+    for sender in waiting {
+        drop(sender.send(reply.clone()));
+    }
+}

@@ -1,0 +1,16 @@
+//! The keystore from outside: asked over the backplane, killed, cut off from power, and started on damaged files.
+//!
+//! One binary. The writers that are killed are this binary again, told by an environment variable to be one.
+
+#[path = "suite/crash.rs"]
+mod crash;
+#[path = "suite/damage.rs"]
+mod damage;
+#[path = "suite/harness.rs"]
+mod harness;
+#[path = "suite/power_cut.rs"]
+mod power_cut;
+#[path = "suite/serving.rs"]
+mod serving;
+#[path = "suite/witness.rs"]
+mod witness;

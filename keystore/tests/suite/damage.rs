@@ -1,0 +1,245 @@
+//! Files that were lost, cut, flipped or rolled back between two starts.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use stage0_contract::{AccountId, ApiKey, KeyId, Scope};
+
+use crate::harness::Running;
+
+/// A directory with acknowledged changes in it, and what they were.
+struct Kept {
+    dir: tempfile::TempDir,
+    account: AccountId,
+    live: Vec<ApiKey>,
+    ended: Vec<KeyId>,
+}
+
+impl Kept {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let running = Running::start(dir.path()).await;
+        let account = running.account("damage").await.id;
+        running.stop().await;
+        let mut kept = Self { dir, account, live: Vec::new(), ended: Vec::new() };
+        kept.change_more().await;
+        kept
+    }
+
+    async fn change_more(&mut self) {
+        let running = Running::start(self.dir.path()).await;
+        for _ in 0..5 {
+            let key = running.key(&self.account, &[Scope::Check]).await;
+            self.live.push(running.key(&self.account, &[Scope::Check]).await.key);
+            running.revoke(&key.id).await;
+            self.ended.push(key.id);
+        }
+        running.stop().await;
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Everything acknowledged holds, it can be added to, and it all holds after one more start.
+    async fn holds(&mut self) {
+        for _ in 0..2 {
+            let running = Running::start(self.dir.path()).await;
+            for key in &self.live {
+                assert_eq!(running.verify(key).await.map(|identity| identity.account), Some(self.account.clone()));
+            }
+            for id in &self.ended {
+                assert!(!running.lives(id).await, "{id} came back to life");
+            }
+            assert_eq!(running.keys_of(&self.account).await, self.live.len() + self.ended.len());
+            assert!(running.writable().await);
+            self.live.push(running.key(&self.account, &[Scope::Check]).await.key);
+            running.stop().await;
+        }
+    }
+
+    fn aside(&self, name: &str) -> usize {
+        let names = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|found| found.to_string_lossy().starts_with(&format!("{name}.damaged-"))).count()
+    }
+
+    async fn is_refused(&self) -> String {
+        match Running::try_start(self.dir.path()).await {
+            Ok(_) => panic!("it started"),
+            Err(error) => format!("{:?}", error) + &std::error::Error::source(&error).map(ToString::to_string).unwrap(),
+        }
+    }
+}
+
+fn flip(file: &Path, at: u64) {
+    let mut file = OpenOptions::new().read(true).write(true).open(file).unwrap();
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.read_exact(&mut byte).unwrap();
+    file.seek(SeekFrom::Start(at)).unwrap();
+    file.write_all(&[byte[0] ^ 0x55]).unwrap();
+}
+
+fn length(file: &Path) -> u64 {
+    std::fs::metadata(file).unwrap().len()
+}
+
+fn cut(file: &Path, to: u64) {
+    OpenOptions::new().write(true).open(file).unwrap().set_len(to).unwrap();
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn both_damaged_is_refused_with_what_to_do_and_nothing_is_touched() {
+    let kept = Kept::new().await;
+    flip(&kept.path("journal"), length(&kept.path("journal")) / 2);
+    std::fs::remove_dir_all(kept.path("store")).unwrap();
+    let journal = std::fs::read(kept.path("journal")).unwrap();
+    let text = kept.is_refused().await;
+    assert!(text.contains("journal") && text.contains("store") && text.contains("restore"), "{text}");
+    assert_eq!(std::fs::read(kept.path("journal")).unwrap(), journal);
+    assert!(!kept.path("store").exists());
+}
+
+#[tokio::test]
+async fn a_directory_that_lost_everything_but_the_operators_key_is_refused() {
+    let kept = Kept::new().await;
+    std::fs::remove_file(kept.path("journal")).unwrap();
+    std::fs::remove_dir_all(kept.path("store")).unwrap();
+    assert!(kept.is_refused().await.contains("operator.key"));
+}
+
+#[tokio::test]
+async fn a_damaged_journal_beside_a_rolled_back_store_is_refused() {
+    let mut kept = Kept::new().await;
+    copy_dir(&kept.path("store"), &kept.path("old"));
+    let before = length(&kept.path("journal"));
+    kept.change_more().await;
+    flip(&kept.path("journal"), before + 40);
+    std::fs::remove_dir_all(kept.path("store")).unwrap();
+    std::fs::rename(kept.path("old"), kept.path("store")).unwrap();
+    assert!(kept.is_refused().await.contains("older than the journal"));
+}
+
+#[tokio::test]
+async fn a_second_process_is_refused() {
+    let kept = Kept::new().await;
+    let running = Running::start(kept.dir.path()).await;
+    assert!(kept.is_refused().await.contains("in use by another process"));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_store_that_was_deleted_is_rebuilt() {
+    let mut kept = Kept::new().await;
+    std::fs::remove_dir_all(kept.path("store")).unwrap();
+    kept.holds().await;
+}
+
+#[tokio::test]
+async fn a_store_whose_files_were_cut_is_rebuilt() {
+    for part in [0, 1, 2, 3] {
+        let mut kept = Kept::new().await;
+        let file = kept.path("store/db");
+        cut(&file, length(&file) * part / 4);
+        kept.holds().await;
+        assert!(part > 0 || kept.aside("store") == 1);
+    }
+    let mut kept = Kept::new().await;
+    cut(&kept.path("store/conf"), 3);
+    kept.holds().await;
+}
+
+#[tokio::test]
+async fn a_store_with_flipped_bytes_is_rebuilt() {
+    for step in [61, 997, 4_099] {
+        let mut kept = Kept::new().await;
+        let file = kept.path("store/db");
+        let content = std::fs::read(&file).unwrap();
+        let used = content.iter().rposition(|byte| *byte != 0).unwrap() as u64;
+        for at in (0..used).step_by(step) {
+            flip(&file, at);
+        }
+        kept.holds().await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_was_rolled_back_is_rebuilt() {
+    let mut kept = Kept::new().await;
+    copy_dir(&kept.path("store"), &kept.path("old"));
+    kept.change_more().await;
+    std::fs::remove_dir_all(kept.path("store")).unwrap();
+    std::fs::rename(kept.path("old"), kept.path("store")).unwrap();
+    kept.holds().await;
+    assert_eq!(kept.aside("store"), 1);
+}
+
+#[tokio::test]
+async fn a_store_of_another_directory_is_put_aside() {
+    let (mut kept, other) = (Kept::new().await, Kept::new().await);
+    std::fs::remove_dir_all(kept.path("store")).unwrap();
+    copy_dir(&other.path("store"), &kept.path("store"));
+    kept.holds().await;
+    assert_eq!(kept.aside("store"), 1);
+}
+
+#[tokio::test]
+async fn a_journal_with_flipped_bytes_is_rewritten_from_the_store() {
+    for part in [0, 1, 2, 3, 4] {
+        let mut kept = Kept::new().await;
+        let file = kept.path("journal");
+        flip(&file, (length(&file) - 1) * part / 4);
+        kept.holds().await;
+        assert_eq!(kept.aside("journal"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_journal_that_lost_acknowledged_changes_is_rewritten_from_the_store() {
+    for lost in [1, 30, 700] {
+        let mut kept = Kept::new().await;
+        let file = kept.path("journal");
+        cut(&file, length(&file) - lost);
+        kept.holds().await;
+    }
+    let mut kept = Kept::new().await;
+    std::fs::remove_file(kept.path("journal")).unwrap();
+    kept.holds().await;
+}
+
+#[tokio::test]
+async fn an_append_that_was_never_finished_is_cut_off() {
+    for tail in [&b"S0KJ"[..], &b"S0"[..], &[0; 500][..]] {
+        let mut kept = Kept::new().await;
+        OpenOptions::new().append(true).open(kept.path("journal")).unwrap().write_all(tail).unwrap();
+        kept.holds().await;
+        assert_eq!((kept.aside("journal"), kept.aside("store")), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn nobody_else_may_read_the_files_and_no_key_stands_in_them() {
+    let kept = Kept::new().await;
+    let mode = |name: &str| std::fs::metadata(kept.path(name)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(""), mode("store"), mode("journal"), mode("operator.key")), (0o700, 0o700, 0o600, 0o600));
+    let key = kept.live[0].expose();
+    let (_, secret) = key.rsplit_once('_').unwrap();
+    for file in ["journal", "store/db"] {
+        let bytes = std::fs::read(kept.path(file)).unwrap();
+        assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{file} holds a key");
+    }
+}

@@ -1,0 +1,93 @@
+//! The power fails: a file system on a loop device is shut down without its log being flushed, so that what was not fsynced is gone.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::Running;
+use crate::witness::{Witness, Writer, rounds, somewhere_below};
+
+/// An ext4 file system in a file, mounted; unmounted when dropped.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let (image, at) = (dir.path().join("image"), dir.path().join("disk"));
+        std::fs::create_dir(&at).map_err(|error| error.to_string())?;
+        std::fs::File::create(&image).and_then(|file| file.set_len(64 << 20)).map_err(|error| error.to_string())?;
+        run("mkfs.ext4", &["-q", "-F", text(&image)])?;
+        let disk = Self { image, at, _dir: dir };
+        disk.mount()?;
+        Ok(disk)
+    }
+
+    fn mount(&self) -> Result<(), String> {
+        run("mount", &["-o", "loop", text(&self.image), text(&self.at)])
+    }
+
+    fn cut_power(&self) -> Result<(), String> {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/power_cut.py");
+        run("python3", &[script, text(&self.at)])
+    }
+
+    fn unmount(&self) -> Result<(), String> {
+        run("umount", &[text(&self.at)])
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(self.unmount());
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_when_the_power_fails() {
+    let disk = match Disk::new() {
+        Ok(disk) => disk,
+        Err(why) => {
+            eprintln!("NOT TESTED: the power cut needs root, loop devices and mkfs.ext4: {why}");
+            let allowed = std::env::var("STAGE0_ALLOW_NO_POWERCUT").is_ok_and(|value| value == "1");
+            assert!(allowed, "set STAGE0_ALLOW_NO_POWERCUT=1 to go without the power-cut test: {why}");
+            return;
+        }
+    };
+    let data = disk.at.join("data");
+    let mut witness = Witness::default();
+    let mut confirmed = 0;
+    for round in 0..rounds(3) {
+        let mut writer = Writer::start(&data);
+        witness.hear(&writer, 1 + somewhere_below(40), Duration::from_micros(u64::from(somewhere_below(5_000))));
+        kill_process(Pid::from_child(&writer.child), Signal::STOP).unwrap();
+        disk.cut_power().unwrap();
+        writer.child.kill().unwrap();
+        witness.hear_the_rest(writer);
+        disk.unmount().unwrap();
+        disk.mount().unwrap();
+        let running = Running::start(&data).await;
+        confirmed = witness.confirm(&running).await;
+        running.stop().await;
+        println!("round {round}: {confirmed} acknowledged changes hold");
+    }
+    assert!(confirmed > 0);
+}

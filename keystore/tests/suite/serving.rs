@@ -1,0 +1,168 @@
+//! What is asked of a running keystore, and what it answers.
+
+use std::time::Duration;
+
+use stage0_backplane::Event;
+use stage0_contract::{
+    ApiKey, Caller, CreateAccount, CreateKey, KeyChanged, ListAccounts, ListKeys, ManageReply, Plan, Refusal,
+    RevokeKey, Scope,
+};
+use stage0_keystore::OPERATOR_KEY_FILE;
+
+use crate::harness::{Running, done, scopes};
+
+fn refused<T: std::fmt::Debug>(reply: ManageReply<T>) -> Refusal {
+    match reply {
+        ManageReply::Refused(refusal) => refusal,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn unknown_wrong_and_revoked_keys_are_one_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let made = running.key(&account, &[Scope::Check]).await;
+    assert_eq!(running.verify(&ApiKey::from_random([1; 10], [2; 20]).unwrap()).await, None);
+    running.revoke(&made.id).await;
+    assert_eq!(running.verify(&made.key).await, None);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_whose_key_ended_holds_no_scope_whatever_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let manager = running.key(&account, &[Scope::KeysManage, Scope::Check]).await;
+    let caller = Caller { account: account.clone(), key_id: manager.id.clone(), scopes: manager.scopes.clone() };
+    let mut call = running.create(&account, &[Scope::Check]);
+    call.caller = caller.clone();
+    done(running.ask(&call).await);
+    call.caller.scopes = scopes(&Scope::ALL);
+    call.scopes = scopes(&[Scope::Operator]);
+    assert_eq!(refused(running.ask(&call).await), Refusal::ScopeMissing(Scope::Operator));
+    running.revoke(&manager.id).await;
+    call.caller = caller;
+    call.scopes = scopes(&[Scope::Check]);
+    assert_eq!(refused(running.ask(&call).await), Refusal::ScopeMissing(Scope::KeysManage));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_foreign_account_and_its_keys_do_not_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
+    let manager = running.key(&mine, &[Scope::KeysManage]).await;
+    let foreign = running.key(&theirs, &[Scope::KeysManage]).await;
+    let caller = Caller { account: mine, key_id: manager.id, scopes: manager.scopes };
+    let list = ListKeys { caller: caller.clone(), account: Some(theirs.clone()), cursor: None, limit: 1 };
+    assert_eq!(refused(running.ask(&list).await), Refusal::NotFound);
+    let create = CreateKey { caller: caller.clone(), ..running.create(&theirs, &[Scope::KeysManage]) };
+    assert_eq!(refused(running.ask(&create).await), Refusal::NotFound);
+    let revoke = RevokeKey { caller: caller.clone(), id: foreign.id };
+    assert_eq!(refused(running.ask(&revoke).await), Refusal::NotFound);
+    let accounts = ListAccounts { caller: caller.clone(), cursor: None, limit: 1 };
+    assert_eq!(refused(running.ask(&accounts).await), Refusal::ScopeMissing(Scope::Operator));
+    let account = CreateAccount { caller, name: "n".to_owned(), plan: None };
+    assert_eq!(refused(running.ask(&account).await), Refusal::ScopeMissing(Scope::Operator));
+    let unknown = stage0_contract::AccountId::parse("acc_none").unwrap();
+    assert_eq!(refused(running.ask(&running.create(&unknown, &[Scope::Check])).await), Refusal::NotFound);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_speaks_for_its_account_with_its_scopes_and_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let call = CreateAccount { caller: running.operator.clone(), name: "a".to_owned(), plan: Some(Plan::Free) };
+    let account = done(running.ask(&call).await);
+    let made = running.key(&account.id, &[Scope::Check]).await;
+    let identity = running.verify(&made.key).await.unwrap();
+    assert_eq!(
+        (identity.account, identity.plan, identity.scopes),
+        (account.id.clone(), Plan::Free, scopes(&[Scope::Check]))
+    );
+    assert!(account.id.as_str().starts_with("acc_") && account.id.as_str().len() == 20);
+    assert_eq!(made.created_at.subsec_nanosecond(), 0);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_rotated_key_gives_way_to_its_successor_at_once_or_after_the_overlap() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let first = running.key(&account, &[Scope::Check]).await;
+    let second = running.rotate(&first.id, 3_600).await;
+    assert_eq!((&second.name, &second.scopes, second.expires_at), (&first.name, &first.scopes, None));
+    assert!(running.verify(&first.key).await.unwrap().expires_at.is_some());
+    let third = running.rotate(&second.id, 0).await;
+    assert!(running.verify(&second.key).await.is_none());
+    assert!(running.verify(&third.key).await.is_some());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn everybody_hears_of_an_ended_key_before_its_caller_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let made = running.key(&account, &[Scope::Check]).await;
+    let mut heard = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
+    running.revoke(&made.id).await;
+    running.revoke(&made.id).await;
+    running.rotate(&running.key(&account, &[Scope::Check]).await.id, 60).await;
+    for told in 0..3 {
+        let event = tokio::time::timeout(Duration::from_secs(10), heard.next()).await.unwrap().unwrap();
+        let Event::Heard(changed) = event else { panic!("{event:?}") };
+        assert_eq!(changed.account, account);
+        assert_eq!(changed.key_id == made.id, told < 2);
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn lists_are_paged_in_the_order_of_ids_and_show_no_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        made.push(running.key(&account, &[Scope::Check]).await);
+    }
+    made.sort_by(|a, b| a.id.cmp(&b.id));
+    let (mut found, mut cursor) = (Vec::new(), None);
+    loop {
+        let (caller, account) = (running.operator.clone(), Some(account.clone()));
+        let page = done(running.ask(&ListKeys { caller, account, cursor, limit: 2 }).await);
+        assert!(page.items.len() <= 2);
+        found.extend(page.items);
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!(found.iter().map(|key| &key.id).collect::<Vec<_>>(), made.iter().map(|key| &key.id).collect::<Vec<_>>());
+    assert!(found.iter().zip(&made).all(|(key, made)| made.key.expose().starts_with(&key.prefix)));
+    let accounts = ListAccounts { caller: running.operator.clone(), cursor: None, limit: 2 };
+    let page = done(running.ask(&accounts).await);
+    assert_eq!((page.items.len(), page.next_cursor), (2, None));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_operators_key_is_written_once_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Running::start(dir.path()).await;
+    let file = dir.path().join(OPERATOR_KEY_FILE);
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.ends_with('\n'));
+    first.stop().await;
+    let second = Running::start(dir.path()).await;
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    assert_eq!(second.operator.scopes, scopes(&[Scope::Operator]));
+    second.stop().await;
+}

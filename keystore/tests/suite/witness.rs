@@ -1,0 +1,150 @@
+//! A writer in a process of its own, and who remembers what it acknowledged.
+//!
+//! The writer says on its standard output what was acknowledged, one whole line each; a line that is not whole was never said.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use stage0_contract::{AccountId, ApiKey, KeyId, Scope};
+
+use crate::harness::Running;
+
+const DIRECTORY: &str = "STAGE0_TEST_WRITER_DIRECTORY";
+
+/// Not a test: what the process that is killed runs. Without its variable it does nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writer_process() {
+    let Some(dir) = std::env::var_os(DIRECTORY) else { return };
+    let running = Running::start(Path::new(&dir)).await;
+    let account = running.account("crash").await.id;
+    println!("\nack account {account}");
+    let mut previous = None;
+    for turn in 0_u32.. {
+        let made = running.key(&account, &[Scope::Check]).await;
+        println!("\nack made {}", made.key.expose());
+        previous = match (turn % 3, previous) {
+            (1, Some(id)) => {
+                running.revoke(&id).await;
+                println!("\nack ended {id}");
+                Some(made.id)
+            }
+            (2, Some(id)) => {
+                let successor = running.rotate(&id, 0).await;
+                println!("\nack rotated {id} {}", successor.key.expose());
+                Some(made.id)
+            }
+            _ => Some(made.id),
+        };
+    }
+}
+
+/// What was acknowledged in a directory, over all rounds.
+#[derive(Default)]
+pub(crate) struct Witness {
+    accounts: Vec<AccountId>,
+    live: Vec<ApiKey>,
+    ended: Vec<KeyId>,
+}
+
+pub(crate) struct Writer {
+    pub(crate) child: Child,
+    lines: Receiver<String>,
+}
+
+impl Writer {
+    pub(crate) fn start(dir: &Path) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "witness::writer_process", "--nocapture"])
+            .env(DIRECTORY, dir)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            while stdout.read_line(&mut line).is_ok_and(|bytes| bytes > 0) && line.ends_with('\n') {
+                if sender.send(std::mem::take(&mut line)).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines }
+    }
+}
+
+impl Witness {
+    /// Hears what is acknowledged until `enough` of it, and then for so long.
+    pub(crate) fn hear(&mut self, writer: &Writer, enough: u32, and_then: Duration) {
+        let mut heard = 0;
+        while heard < enough {
+            let line = writer.lines.recv_timeout(Duration::from_secs(60)).expect("the writer ended by itself");
+            heard += u32::from(self.note(&line));
+        }
+        let until = Instant::now() + and_then;
+        while let Ok(line) = writer.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            self.note(&line);
+        }
+    }
+
+    /// Hears what was said before the writer died.
+    pub(crate) fn hear_the_rest(&mut self, writer: Writer) {
+        let Writer { mut child, lines } = writer;
+        child.wait().unwrap();
+        for line in lines {
+            self.note(&line);
+        }
+    }
+
+    /// Asks for all of it. Returns how many changes that was.
+    pub(crate) async fn confirm(&self, running: &Running) -> usize {
+        for account in &self.accounts {
+            assert!(
+                running.keys_of(account).await > 0 || account == self.accounts.last().unwrap(),
+                "{account} is lost"
+            );
+        }
+        for key in &self.live {
+            assert!(running.verify(key).await.is_some(), "acknowledged key {} is lost", key.id());
+        }
+        for id in &self.ended {
+            assert!(!running.lives(id).await, "acknowledged end of {id} is lost");
+        }
+        self.accounts.len() + self.live.len() + self.ended.len()
+    }
+
+    fn note(&mut self, line: &str) -> bool {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["ack", "account", id] => self.accounts.push(AccountId::parse(id).unwrap()),
+            ["ack", "made", key] => self.live.push(ApiKey::parse(key).unwrap()),
+            ["ack", "ended", id] => self.end(id),
+            ["ack", "rotated", id, key] => {
+                self.end(id);
+                self.live.push(ApiKey::parse(key).unwrap());
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn end(&mut self, id: &str) {
+        let id = KeyId::parse(id).unwrap();
+        self.live.retain(|key| *key.id() != id);
+        self.ended.push(id);
+    }
+}
+
+/// How many rounds: the short form, or what the environment asks for.
+pub(crate) fn rounds(short: u32) -> u32 {
+    std::env::var("STAGE0_CRASH_ROUNDS").map_or(short, |rounds| rounds.parse().unwrap())
+}
+
+/// Somewhere below `most`; the clock's low bits are random enough to choose a moment.
+pub(crate) fn somewhere_below(most: u32) -> u32 {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    (nanos / 7) % most
+}
