@@ -1,1 +1,24 @@
-//! placeholder
+//! The harness of the black-box tests: the real binary, started as a user starts it, asked over real TLS.
+//!
+//! Owns processes, their directories and their ends: whatever a value here started ends with the value. Nothing is mocked, nothing
+//! is skipped; what is missing on the machine fails the test and says what to run.
+
+// Test code: it may fail loudly.
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs
+)]
+
+mod api;
+mod process;
+mod raw;
+mod stack;
+
+pub use api::{Answer, Api};
+pub use process::Process;
+pub use raw::Raw;
+pub use stack::{Stack, StackBuilder};

@@ -1,0 +1,140 @@
+//! An ordinary client of the public contract: HTTPS, a key, JSON.
+
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::header::HeaderMap;
+use reqwest::{Certificate, Client, Method};
+use serde_json::{Value, json};
+
+#[derive(Clone)]
+pub struct Api {
+    client: Client,
+    pub url: String,
+    pub key: Option<String>,
+}
+
+/// An answer, whatever its status.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub text: String,
+    pub body: Value,
+}
+
+impl Api {
+    /// Trusts only this authority.
+    pub fn new(url: &str, ca: &Path, key: Option<&str>) -> Self {
+        let ca = Certificate::from_pem(&std::fs::read(ca).unwrap()).unwrap();
+        let client =
+            Client::builder().tls_certs_only([ca]).https_only(true).timeout(Duration::from_secs(30)).build().unwrap();
+        Self { client, url: url.trim_end_matches('/').to_owned(), key: key.map(str::to_owned) }
+    }
+
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
+    }
+
+    /// The same client for another server, or another path of the same.
+    #[must_use]
+    pub fn at(&self, url: &str) -> Self {
+        Self { url: url.to_owned(), ..self.clone() }
+    }
+
+    #[must_use]
+    pub fn without_key(&self) -> Self {
+        Self { key: None, ..self.clone() }
+    }
+
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Option<Vec<u8>>) -> Answer {
+        self.try_send(method, path, headers, body).await.expect("an answer")
+    }
+
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<Answer, reqwest::Error> {
+        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        if let Some(key) = &self.key {
+            request = request.header("x-api-key", key);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.body(body);
+        }
+        let response = request.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await?;
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Ok(Answer { status, headers, text, body })
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], None).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], None).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, &[("content-type", "application/json")], Some(body.to_string().into_bytes()))
+            .await
+    }
+
+    pub async fn check(&self, body: &Value) -> Answer {
+        self.post("/check", body).await
+    }
+
+    /// A harmless action: ALLOW wherever anything can be decided.
+    pub fn harmless() -> Value {
+        json!({"goal": "Search for Python documentation", "tools": ["web_search"], "context": {}})
+    }
+
+    /// A new account with a key that has these scopes: its id, the key, the key's id.
+    pub async fn account(&self, name: &str, plan: Option<&str>, scopes: &[&str]) -> (String, String, String) {
+        let mut body = json!({"name": name});
+        if let Some(plan) = plan {
+            body["plan"] = plan.into();
+        }
+        let account = self.post("/v1/accounts", &body).await.expect(201)["id"].as_str().unwrap().to_owned();
+        let made =
+            self.post("/v1/keys", &json!({"account": account, "name": "test", "scopes": scopes})).await.expect(201);
+        (account, made["key"].as_str().unwrap().to_owned(), made["id"].as_str().unwrap().to_owned())
+    }
+}
+
+impl Answer {
+    /// The body, if the status is this one.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status, status, "{}", self.text);
+        self.body
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// Holds what every error body holds, and no verdict.
+    #[track_caller]
+    pub fn assert_error(&self, status: u16, code: &str) {
+        assert_eq!((self.status, self.body["error"].as_str()), (status, Some(code)), "{}", self.text);
+        let message = self.body["message"].as_str().expect("a message");
+        assert!(!message.is_empty());
+        assert_eq!(self.body["detail"]["detail"], message);
+        assert_eq!(self.body["detail"]["request_id"], self.body["request_id"]);
+        assert_eq!(self.header("x-request-id"), self.body["request_id"].as_str().unwrap());
+        assert!(self.header("content-type").starts_with("application/json"));
+        for never in ["verdict", "decision"] {
+            assert!(self.body.get(never).is_none(), "{never} in {}", self.text);
+        }
+    }
+}

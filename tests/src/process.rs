@@ -1,0 +1,148 @@
+//! One process of the product: started, heard, signalled, ended.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// How long a start may take on a slow machine; nothing waits for it when things go well.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+pub struct Process {
+    child: Child,
+    heard: Arc<Heard>,
+}
+
+#[derive(Default)]
+struct Heard {
+    lines: Mutex<Lines>,
+    more: Condvar,
+}
+
+#[derive(Default)]
+struct Lines {
+    all: Vec<String>,
+    open: usize,
+}
+
+/// The binary under test: `STAGE0_BIN`, else beside this test's own.
+fn binary() -> PathBuf {
+    if let Some(named) = std::env::var_os("STAGE0_BIN") {
+        return named.into();
+    }
+    let own = std::env::current_exe().expect("the test has a path");
+    let beside = own.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps").join("stage0");
+    assert!(beside.exists(), "{} is missing: run `cargo build`, or scripts/test.sh", beside.display());
+    beside
+}
+
+impl Process {
+    /// Starts `stage0` with these arguments; its two outputs are heard line by line.
+    pub fn start(arguments: &[String]) -> Self {
+        let mut command = Command::new(binary());
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // No setting of the machine reaches the product by accident.
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGE0_")) {
+            command.env_remove(name);
+        }
+        let mut child = command.spawn().expect("stage0 starts");
+        let heard = Arc::new(Heard::default());
+        heard.lines.lock().unwrap().open = 2;
+        let outputs: [Box<dyn Read + Send>; 2] =
+            [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
+        for output in outputs {
+            let heard = Arc::clone(&heard);
+            std::thread::spawn(move || {
+                for line in BufReader::new(output).lines().map_while(Result::ok) {
+                    heard.lines.lock().unwrap().all.push(line);
+                    heard.more.notify_all();
+                }
+                heard.lines.lock().unwrap().open -= 1;
+                heard.more.notify_all();
+            });
+        }
+        Self { child, heard }
+    }
+
+    /// The first line, already said or still to come, in which `find` finds something.
+    pub fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
+        let until = Instant::now() + START_WITHIN;
+        let (mut at, mut lines) = (0, self.heard.lines.lock().unwrap());
+        loop {
+            while at < lines.all.len() {
+                if let Some(found) = find(&lines.all[at]) {
+                    return found;
+                }
+                at += 1;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(lines.open > 0 && !left.is_zero(), "in vain waited for {what} in:\n{}", lines.all.join("\n"));
+            lines = self.heard.more.wait_timeout(lines, left).unwrap().0;
+        }
+    }
+
+    /// A field of a JSON log line with this message.
+    pub fn wait_for_log(&self, message: &str, field: &str) -> String {
+        self.wait_for(message, |line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"] == message).then(|| line[field].as_str().map(str::to_owned))?
+        })
+    }
+
+    /// All that was said so far.
+    pub fn said(&self) -> String {
+        self.heard.lines.lock().unwrap().all.join("\n")
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let id = Pid::from_child(&self.child);
+        kill_process(id, signal).expect("the process is there");
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGSTOP: it is there, and does nothing.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// SIGTERM, and the status that follows.
+    pub fn stop(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.child.wait().expect("the process ends")
+    }
+
+    /// Waits for an end of its own accord.
+    pub fn ended(&mut self) -> ExitStatus {
+        self.child.wait().expect("the process ends")
+    }
+
+    /// Resident memory in bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- stage0 said:\n{}", self.said());
+        }
+    }
+}

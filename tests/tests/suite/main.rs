@@ -1,0 +1,20 @@
+//! Black-box tests: what is promised to callers, operators and auditors, shown from outside.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs
+)]
+
+mod cases;
+mod clients;
+mod control;
+mod errors;
+mod faults;
+mod hostile;
+mod keys;
+mod secrets;
+mod service;
