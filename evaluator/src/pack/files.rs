@@ -1,0 +1,133 @@
+//! The files of a pack: the embedded baseline, or a folder on disk.
+//!
+//! Owns which files belong to a pack. A file that does not is a fault: it would change the digest without changing a decision, or be a
+//! policy file whose name was misspelt.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use super::fault::{Fault, PackError};
+
+pub(crate) const MANIFEST: &str = "pack.toml";
+pub(crate) const SCHEMA: &str = "schema.cedarschema";
+pub(crate) const VOCABULARY: &str = "vocabulary.toml";
+pub(crate) const CASES: &str = "cases.json";
+const POLICY_ENDING: &str = ".cedar";
+
+/// A pack has no use for more, and a folder given by mistake may hold anything.
+const MOST_FILE_BYTES: u64 = 8 << 20;
+
+macro_rules! embedded {
+    ($($name:literal),+ $(,)?) => {
+        [$(($name, include_str!(concat!("../../../policies/baseline/", $name)))),+]
+    };
+}
+
+/// File names and their text, sorted by name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Files(BTreeMap<String, String>);
+
+impl Files {
+    /// The baseline as it was when this binary was built.
+    pub(crate) fn embedded() -> Self {
+        Self::of(embedded![
+            "pack.toml",
+            "schema.cedarschema",
+            "vocabulary.toml",
+            "cases.json",
+            "access.cedar",
+            "approval.cedar",
+            "change.cedar",
+            "effects.cedar",
+            "evidence.cedar",
+            "loop.cedar",
+            "scope.cedar",
+            "secrets.cedar",
+            "value.cedar",
+        ])
+    }
+
+    pub(crate) fn of<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self(files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect())
+    }
+
+    /// Reads a folder; hidden files are no part of it.
+    pub(crate) fn read(folder: &Path) -> Result<Self, PackError> {
+        let place = folder.display().to_string();
+        let refuse = |file: &str, what: &str| PackError::of(Fault::new(file, what));
+        let entries = fs::read_dir(folder).map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
+        let (mut files, mut faults) = (BTreeMap::new(), Vec::new());
+        for entry in entries {
+            let entry = entry.map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            match read_text(&entry.path()) {
+                Ok(text) => {
+                    files.insert(name, text);
+                }
+                Err(message) => faults.push(Fault::new(&name, message)),
+            }
+        }
+        if faults.is_empty() { Ok(Self(files)) } else { Err(PackError { faults }) }
+    }
+
+    /// The text of a file.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// The text of a file that every pack has.
+    pub(crate) fn needed(&self, name: &str, faults: &mut Vec<Fault>) -> Option<&str> {
+        let text = self.get(name);
+        if text.is_none() {
+            faults.push(Fault::new(name, "is missing"));
+        }
+        text
+    }
+
+    /// Every file, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// The policy files, by name.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.iter().filter(|(name, _)| name.ends_with(POLICY_ENDING))
+    }
+
+    /// Files that no pack has.
+    pub(crate) fn unexpected(&self) -> Vec<Fault> {
+        let known = |name: &str| [MANIFEST, SCHEMA, VOCABULARY, CASES].contains(&name) || name.ends_with(POLICY_ENDING);
+        self.iter().filter(|(name, _)| !known(name)).map(|(name, _)| Fault::new(name, "is no file of a pack")).collect()
+    }
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let data = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
+    if !data.is_file() {
+        return Err("is no file of a pack".to_owned());
+    }
+    if data.len() > MOST_FILE_BYTES {
+        return Err(format!("is larger than {MOST_FILE_BYTES} bytes"));
+    }
+    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())
+}
+
+#[cfg(test)]
+impl Files {
+    /// With one file replaced or added.
+    pub(crate) fn with(mut self, name: &str, text: &str) -> Self {
+        self.0.insert(name.to_owned(), text.to_owned());
+        self
+    }
+
+    /// Without one file.
+    pub(crate) fn without(mut self, name: &str) -> Self {
+        self.0.remove(name);
+        self
+    }
+}

@@ -1,0 +1,105 @@
+//! The policy files and the schema of a pack: parsed, named, validated.
+//!
+//! Owns the way from Cedar's texts to rules with ids, files and lines. Validation is strict, and what Cedar only warns about is a
+//! fault too: a rule that can never be satisfied protects nobody.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use miette::Diagnostic;
+
+use super::fault::{Fault, line_of};
+use super::files::{Files, SCHEMA};
+use super::rule::{self, Rule};
+
+/// Reads all rules and notes what is wrong with them; the texts come back in the order of file names.
+pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> (BTreeMap<String, Rule>, Vec<String>) {
+    let mut rules: BTreeMap<String, Rule> = BTreeMap::new();
+    let mut sources = Vec::new();
+    let mut set = PolicySet::new();
+    for (file, text) in files.policies() {
+        sources.push(text.to_owned());
+        for policy in policies(file, text, faults) {
+            let line = text.find(&policy.to_string()).map_or(1, |offset| line_of(text, offset));
+            let id = policy.annotation("id").unwrap_or("a rule without `@id`").to_owned();
+            match rule::read(&policy, file, line) {
+                Ok(rule) => match rules.get(&rule.id) {
+                    Some(first) => {
+                        let message = format!("its `@id` is taken by {}:{}", first.file, first.line);
+                        faults.push(Fault::new(file, message).at(line).rule(&id));
+                    }
+                    None => {
+                        if let Err(error) = set.add(policy.new_id(PolicyId::new(&rule.id))) {
+                            faults.push(Fault::new(file, error.to_string()).at(line).rule(&id));
+                        }
+                        rules.insert(rule.id.clone(), rule);
+                    }
+                },
+                Err(wrong) => faults.extend(wrong.into_iter().map(|w| Fault::new(file, w).at(line).rule(&id))),
+            }
+        }
+    }
+    if sources.is_empty() {
+        faults.push(Fault::new("*.cedar", "there is no policy file"));
+    } else if rules.is_empty() && faults.is_empty() {
+        faults.push(Fault::new("*.cedar", "there is no rule"));
+    }
+    validate(files, &set, &rules, faults);
+    (rules, sources)
+}
+
+/// The policies of a text, each with its `@id` as the id that diagnostics name.
+pub(crate) fn rekeyed(text: &str) -> Option<Vec<Policy>> {
+    let set: PolicySet = text.parse().ok()?;
+    set.policies().map(|policy| Some(policy.new_id(PolicyId::new(policy.annotation("id")?)))).collect()
+}
+
+fn policies(file: &str, text: &str, faults: &mut Vec<Fault>) -> Vec<Policy> {
+    let set: PolicySet = match text.parse() {
+        Ok(set) => set,
+        Err(errors) => {
+            let errors: cedar_policy::ParseErrors = errors;
+            faults.extend(errors.iter().map(|error| located(file, text, error)));
+            return Vec::new();
+        }
+    };
+    for template in set.templates() {
+        faults.push(Fault::new(file, "a rule must not be a template").rule(template.annotation("id").unwrap_or("?")));
+    }
+    let mut policies: Vec<Policy> = set.policies().cloned().collect();
+    policies.sort_by_key(|policy| text.find(&policy.to_string()));
+    policies
+}
+
+fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faults: &mut Vec<Fault>) {
+    let Some(schema) = schema(files, faults) else { return };
+    let result = Validator::new(schema).validate(set, ValidationMode::Strict);
+    let by_id: HashMap<&str, &Rule> = rules.iter().map(|(id, rule)| (id.as_str(), rule)).collect();
+    let errors = result.validation_errors().map(|e| (e.policy_id().to_string(), e.to_string()));
+    let warnings = result.validation_warnings().map(|w| (w.policy_id().to_string(), w.to_string()));
+    for (id, message) in errors.chain(warnings) {
+        let fault = match by_id.get(id.as_str()) {
+            Some(rule) => Fault::new(&rule.file, message).at(rule.line),
+            None => Fault::new(SCHEMA, message),
+        };
+        faults.push(fault.rule(&id));
+    }
+}
+
+/// The pack's schema.
+pub(super) fn schema(files: &Files, faults: &mut Vec<Fault>) -> Option<Schema> {
+    let text = files.needed(SCHEMA, faults)?;
+    match Schema::from_cedarschema_str(text) {
+        Ok((schema, _)) => Some(schema),
+        Err(error) => {
+            faults.push(located(SCHEMA, text, &error));
+            None
+        }
+    }
+}
+
+fn located(file: &str, text: &str, error: &(impl Diagnostic + ?Sized)) -> Fault {
+    let offset = error.labels().and_then(|mut labels| labels.next()).map(|label| label.offset());
+    let fault = Fault::new(file, error.to_string());
+    offset.map_or(fault.clone(), |offset| fault.at(line_of(text, offset)))
+}

@@ -1,0 +1,253 @@
+//! Values that stand beside a telling name: `password=…`, `"api_key": "…"`, a member called `client_secret`.
+//!
+//! Owns what is a plausible value and what is prose or a placeholder. After `=` or in quotes nearly everything is a value; after a
+//! bare `:` only what no sentence contains, since people write "password: required".
+
+/// Member names, without separators; a longer name may end so.
+const NAMES: [&str; 18] = [
+    "password",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "secret",
+    "apikey",
+    "privatekey",
+    "secretkey",
+    "accesskey",
+    "accountkey",
+    "signingkey",
+    "encryptionkey",
+    "accesstoken",
+    "refreshtoken",
+    "authtoken",
+    "sessiontoken",
+    "bearertoken",
+    "credential",
+];
+
+/// What stands where a value would, in templates and in prose.
+const PLACEHOLDERS: [&str; 41] = [
+    "required",
+    "optional",
+    "none",
+    "null",
+    "nil",
+    "undefined",
+    "true",
+    "false",
+    "redacted",
+    "masked",
+    "hidden",
+    "removed",
+    "unknown",
+    "empty",
+    "blank",
+    "missing",
+    "present",
+    "absent",
+    "string",
+    "text",
+    "value",
+    "placeholder",
+    "password",
+    "your_password",
+    "yourpassword",
+    "your-password",
+    "example",
+    "todo",
+    "n/a",
+    "expired",
+    "rotated",
+    "needed",
+    "unset",
+    "user",
+    "users",
+    "policy",
+    "reset",
+    "prompt",
+    "encrypted",
+    "not_provided",
+    "omitted",
+];
+
+/// Where values come from at run time.
+const REFERENCES: [&str; 14] = [
+    "process.env",
+    "os.environ",
+    "os.getenv",
+    "getenv(",
+    "env.",
+    "env:",
+    "env(",
+    "vault:",
+    "ref:",
+    "arn:",
+    "op://",
+    "http://",
+    "https://",
+    "/",
+];
+
+const QUOTES: [char; 3] = ['"', '\'', '`'];
+/// Longer values are cut for the judgement, not for the masking.
+const MOST_JUDGED: usize = 256;
+const LEAST_AFTER_EQUALS: usize = 4;
+const LEAST_AFTER_COLON: usize = 6;
+
+/// The length in bytes of the secret that `rest` begins with after `separator`, if it is one.
+pub(super) fn value(rest: &str, separator: &str) -> Option<usize> {
+    let quote = rest.chars().next().filter(|c| QUOTES.contains(c));
+    let (text, length) = match quote {
+        Some(quote) => {
+            let inner = rest.get(1..)?;
+            let end = inner.find([quote, '\n']).unwrap_or(inner.len());
+            (inner.get(..end)?, 1 + end + usize::from(inner.get(end..)?.starts_with(quote)))
+        }
+        None => {
+            let end = rest.find(|c: char| c.is_whitespace() || QUOTES.contains(&c)).unwrap_or(rest.len());
+            (rest.get(..end)?, end)
+        }
+    };
+    let judged = cut(text).trim_end_matches(['.', ',', ';', ')', ']', '}', '!', '?']);
+    let plausible = if quote.is_some() || separator != ":" {
+        is_value(judged, LEAST_AFTER_EQUALS)
+    } else {
+        is_value(judged, LEAST_AFTER_COLON) && !is_prose(judged)
+    };
+    plausible.then_some(length)
+}
+
+/// The kind of secret that a member holds, by its name.
+pub(super) fn member_kind(name: &str, text: &str) -> Option<&'static str> {
+    let kind = secret_name(name)?;
+    let text = cut(text.trim());
+    let one_word = !text.contains(char::is_whitespace) || kind == "passphrase";
+    (one_word && is_value(text, LEAST_AFTER_EQUALS)).then_some("password")
+}
+
+/// Whether a member's name tells of a secret.
+pub(super) fn is_secret_name(name: &str) -> bool {
+    secret_name(name).is_some()
+}
+
+/// A password in a URL, unless it is a template's.
+pub(super) fn is_no_placeholder(text: &str) -> bool {
+    is_value(text, 1)
+}
+
+fn secret_name(name: &str) -> Option<&'static str> {
+    let plain = stage0_contract::plain(name);
+    let squeezed: String = plain.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    NAMES.into_iter().find(|known| squeezed.ends_with(known))
+}
+
+fn is_value(text: &str, least: usize) -> bool {
+    text.chars().count() >= least && !is_placeholder(text)
+}
+
+fn is_placeholder(text: &str) -> bool {
+    let lower = text.to_lowercase();
+    let filler = text.chars().all(|c| matches!(c, '*' | 'x' | 'X' | '.' | '…' | '•' | '-' | '_' | '?' | '#'));
+    let word = |c: char| c.is_alphabetic() || "<>[]_- ".contains(c);
+    let bracketed = text.starts_with(['<', '[']) && text.chars().all(word);
+    let template = ["${", "$(", "{{", "{%", "%("].iter().any(|t| text.starts_with(t));
+    let variable = text.strip_prefix('$').is_some_and(|v| v.chars().all(|c| matches!(c, 'A'..='Z' | '0'..='9' | '_')));
+    filler
+        || bracketed
+        || template
+        || variable
+        || PLACEHOLDERS.contains(&lower.as_str())
+        || REFERENCES.iter().any(|r| lower.starts_with(r))
+}
+
+/// Could stand in a sentence: letters and hyphens only, at most the first a capital.
+fn is_prose(text: &str) -> bool {
+    let telling = |c: char| c.is_ascii_digit() || "!@#$%^&*+=~\\|".contains(c);
+    let inner_capital = text.chars().skip(1).any(char::is_uppercase) && text.chars().any(char::is_lowercase);
+    !text.chars().any(telling) && !inner_capital
+}
+
+fn cut(text: &str) -> &str {
+    text.char_indices().nth(MOST_JUDGED).and_then(|(at, _)| text.get(..at)).unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::patterns::Detector;
+    use super::*;
+
+    #[test]
+    fn assigned_values_are_found() {
+        for text in [
+            "password=hunter22",
+            "DB_PASSWORD = hunter",
+            "password: hunter22",
+            "the pwd: Tr0ub4dor&3",
+            r#"{"password": "correcthorse"}"#,
+            "api_key='abcd1234'",
+            "apiKey: aB3dE6gH9",
+            "client_secret => 'abcdef'",
+            "clientSecret:=abcdef",
+            "passphrase: \"correct horse battery staple\"",
+            "secret: password: hunter22",
+            "?access_token=abcdef123&x=1",
+            "private-key = MIIEvQIBADANBg",
+            "password: required, password: hunter22",
+        ] {
+            assert_eq!(Detector::get().kind(text), Some("password"), "{text}");
+        }
+    }
+
+    #[test]
+    fn prose_and_placeholders_are_harmless() {
+        for text in [
+            "password: required",
+            "Reset the password: user forgot it",
+            "Password: must be rotated monthly",
+            "secret: ingredients of the sauce",
+            "password policy: 12 characters",
+            "password=<your password>",
+            "password=${DB_PASSWORD}",
+            "password=$DB_PASSWORD",
+            "password = {{ db_password }}",
+            "password=********",
+            "password: [redacted]",
+            "password=xxxx",
+            "api_key = os.environ['KEY']",
+            "api_key: process.env.API_KEY",
+            "PWD=/home/app/src2",
+            "password == null",
+            "client_secret: vault:kv/app1",
+            "the secret: nobody knows",
+            "password:",
+        ] {
+            assert_eq!(Detector::get().kind(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_telling_member_name_makes_its_value_a_secret() {
+        for (name, text) in [
+            ("password", "correcthorse"),
+            ("DB-Password", "hunter22"),
+            ("clientSecret", "abcd"),
+            ("api_key", "prod-key"),
+            ("passphrase", "correct horse battery staple"),
+            ("pass\u{200b}word", "hunter22"),
+        ] {
+            assert!(member_kind(name, text).is_some(), "{name}");
+        }
+        for (name, text) in [
+            ("password", "required"),
+            ("password", "user forgot it"),
+            ("password", "***"),
+            ("secret", "no"),
+            ("password_policy", "strong-policy"),
+            ("approval_status", "approved"),
+            ("api_key", "${API_KEY}"),
+            ("secret", "[redacted]"),
+        ] {
+            assert!(member_kind(name, text).is_none(), "{name}: {text}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What the evaluator promises as a whole.
+
+mod suite {
+    mod baseline;
+}
