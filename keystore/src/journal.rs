@@ -117,6 +117,14 @@ impl Journal {
         &self.dir
     }
 
+    /// As when the file system turns read-only after an error.
+    #[cfg(test)]
+    pub(crate) fn lose_the_right_to_write(&mut self) {
+        if let Ok(file) = File::open(self.dir.join(FILE)) {
+            self.file = file;
+        }
+    }
+
     fn cut(&mut self) -> io::Result<()> {
         self.file.set_len(self.end)?;
         self.file.seek(SeekFrom::Start(self.end))?;

@@ -298,3 +298,71 @@ impl Repair<'_> {
 pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::{account, at, key};
+
+    fn open(dir: &Path) -> Vault {
+        Vault::open(dir, Lineage::from_random([1; 16]), at(1)).unwrap()
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_journalled_is_not_in_the_store_and_stops_all_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = open(dir.path());
+        vault.commit(&[Record::Account(account("a"))]).unwrap();
+        vault.journal.lose_the_right_to_write();
+        let refused = vault.commit(&[Record::Account(account("b"))]);
+        assert!(matches!(refused, Err(CommitError::Journal(AppendError::Stuck(_)))), "{refused:?}");
+        assert!(vault.store().account(&account("b").id).unwrap().is_none());
+        assert!(vault.store().account(&account("a").id).unwrap().is_some());
+        assert!(!vault.writable().load(Ordering::Acquire));
+        assert!(matches!(vault.commit(&[Record::Account(account("c"))]), Err(CommitError::ReadOnly)));
+        drop(vault);
+        let mut vault = open(dir.path());
+        vault.commit(&[Record::Account(account("b"))]).unwrap();
+    }
+
+    #[test]
+    fn a_journal_that_is_mostly_history_is_shortened_and_still_agrees_with_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = open(dir.path());
+        let mut record = key("k", "a", &[]);
+        for turn in 0..40 {
+            record.name = turn.to_string() + &"n".repeat(200_000);
+            vault.commit(&[Record::Key(record.clone())]).unwrap();
+            assert!(std::fs::metadata(dir.path().join(journal::FILE)).unwrap().len() < 2 << 20, "turn {turn}");
+        }
+        drop(vault);
+        let vault = open(dir.path());
+        assert_eq!(vault.position.sequence, 40);
+        assert_eq!(vault.store().key(&record.id).unwrap(), Some(record));
+        assert!(
+            !std::fs::read_dir(dir.path())
+                .unwrap()
+                .any(|entry| { entry.unwrap().file_name().to_string_lossy().contains("damaged") })
+        );
+    }
+
+    #[test]
+    fn a_store_that_changes_behind_our_back_is_not_taken_into_the_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = open(dir.path());
+        let other = Image::of(Lineage::from_random([2; 16]), 1, vec![Record::Account(account("x"))]).unwrap();
+        let mut record = key("k", "a", &[]);
+        record.name = "n".repeat(2 << 20);
+        vault.store.fill(&other).unwrap();
+        vault.commit(&[Record::Key(record)]).unwrap();
+        assert!(!vault.writable().load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn only_one_may_open_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = open(dir.path());
+        let second = Vault::open(dir.path(), Lineage::from_random([1; 16]), at(1));
+        assert!(matches!(second, Err(OpenError::Locked(_))));
+    }
+}

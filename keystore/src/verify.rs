@@ -158,3 +158,125 @@ fn tell(waiting: Vec<oneshot::Sender<VerifyKeyReply>>, reply: &VerifyKeyReply) {
         drop(sender.send(reply.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::tests::CHEAP;
+    use crate::image::{Image, Lineage};
+    use crate::record::tests::{account, at, key};
+    use crate::record::{KeyRecord, Record};
+    use stage0_contract::Scope;
+
+    const NOW: i64 = 1_000;
+
+    struct Kept {
+        verifier: Arc<Verifier>,
+        key: ApiKey,
+        record: KeyRecord,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Kept {
+        /// A store with one key; `end` makes it what the test needs.
+        fn with(end: impl FnOnce(&mut KeyRecord)) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let hasher = Arc::new(Hasher::new(CHEAP, [1; 16]).unwrap());
+            let text = ApiKey::from_random([1; 10], [2; 20]).unwrap();
+            let mut record = key(text.id().as_str(), "a", &[Scope::Check]);
+            record.hash = hasher.hash(&text, [3; 16]).unwrap();
+            end(&mut record);
+            let store = Store::open(&dir.path().join("store")).unwrap();
+            let records = vec![Record::Account(account("a")), Record::Key(record.clone())];
+            store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
+            let verifier = Arc::new(Verifier::new(store, hasher, Arc::new(|| at(NOW)), 1, 0));
+            Self { verifier, key: text, record, _dir: dir }
+        }
+
+        fn revoke(&mut self) {
+            self.record.revoked_at = Some(at(NOW));
+            let records = vec![Record::Account(account("a")), Record::Key(self.record.clone())];
+            self.verifier.store.fill(&Image::of(Lineage::from_random([1; 16]), 2, records).unwrap()).unwrap();
+        }
+    }
+
+    /// Runs the future until it waits for something.
+    async fn once(future: &mut (impl Future<Output = VerifyKeyReply> + Unpin)) {
+        tokio::select! {
+            biased;
+            reply = future => panic!("{reply:?} at once"),
+            () = std::future::ready(()) => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_is_wrong_with_a_key_costs_one_hash_and_gives_one_answer() {
+        let wrong = ApiKey::from_random([1; 10], [9; 20]).unwrap();
+        let unknown = ApiKey::from_random([8; 10], [2; 20]).unwrap();
+        let live = Kept::with(|_| ());
+        let revoked = Kept::with(|key| key.revoked_at = Some(at(NOW)));
+        let expired = Kept::with(|key| key.expires_at = Some(at(NOW)));
+        for (kept, key) in [(&live, &wrong), (&live, &unknown), (&revoked, &revoked.key), (&expired, &expired.key)] {
+            let before = kept.verifier.hasher.done();
+            assert_eq!(kept.verifier.verify(key.clone()).await, VerifyKeyReply::Invalid);
+            assert_eq!(kept.verifier.hasher.done() - before, 1);
+        }
+        assert!(matches!(live.verifier.verify(live.key.clone()).await, VerifyKeyReply::Valid(_)));
+        assert_eq!(live.verifier.hasher.done(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_refresh_costs_no_hash() {
+        let mut kept = Kept::with(|_| ());
+        let id = kept.key.id().clone();
+        assert!(matches!(kept.verifier.refresh(id.clone()).await, RefreshKeyReply::Live(_)));
+        kept.revoke();
+        assert_eq!(kept.verifier.refresh(id).await, RefreshKeyReply::Gone);
+        assert_eq!(kept.verifier.hasher.done(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_one_key_costs_one_hash() {
+        let kept = Kept::with(|_| ());
+        let ask = || kept.verifier.verify(kept.key.clone());
+        let (a, b, c) = tokio::join!(ask(), ask(), ask());
+        assert!(matches!(a, VerifyKeyReply::Valid(_)));
+        assert!(a == b && b == c);
+        assert_eq!(kept.verifier.hasher.done(), 1);
+        ask().await;
+        assert_eq!(kept.verifier.hasher.done(), 2);
+        assert!(kept.verifier.flights().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_finds_the_queue_full_is_told_to_come_again() {
+        let kept = Kept::with(|_| ());
+        let other = ApiKey::from_random([8; 10], [2; 20]).unwrap();
+        let (first, second) = tokio::join!(kept.verifier.verify(kept.key.clone()), kept.verifier.verify(other.clone()));
+        assert!(matches!(first, VerifyKeyReply::Valid(_)));
+        assert_eq!(second, VerifyKeyReply::Busy);
+        assert_eq!(kept.verifier.verify(other).await, VerifyKeyReply::Invalid);
+    }
+
+    #[tokio::test]
+    async fn a_revocation_during_the_hash_counts() {
+        let mut kept = Kept::with(|_| ());
+        let verifier = Arc::clone(&kept.verifier);
+        let mut asked = Box::pin(verifier.verify(kept.key.clone()));
+        once(&mut asked).await;
+        kept.revoke();
+        assert_eq!(asked.await, VerifyKeyReply::Invalid);
+    }
+
+    #[tokio::test]
+    async fn who_shares_a_flight_that_is_cancelled_hears_that_it_failed() {
+        let kept = Kept::with(|_| ());
+        let mut flies = Box::pin(kept.verifier.verify(kept.key.clone()));
+        once(&mut flies).await;
+        let mut joins = Box::pin(kept.verifier.verify(kept.key.clone()));
+        once(&mut joins).await;
+        drop(flies);
+        assert_eq!(joins.await, VerifyKeyReply::Failed);
+        assert!(matches!(kept.verifier.verify(kept.key.clone()).await, VerifyKeyReply::Valid(_)));
+    }
+}

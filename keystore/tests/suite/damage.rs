@@ -68,7 +68,7 @@ impl Kept {
     async fn is_refused(&self) -> String {
         match Running::try_start(self.dir.path()).await {
             Ok(_) => panic!("it started"),
-            Err(error) => format!("{:?}", error) + &std::error::Error::source(&error).map(ToString::to_string).unwrap(),
+            Err(error) => std::error::Error::source(&error).unwrap().to_string(),
         }
     }
 }

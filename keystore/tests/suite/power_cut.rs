@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use stage0_contract::{ManageReply, Scope};
 
 use crate::harness::Running;
 use crate::witness::{Witness, Writer, rounds, somewhere_below};
@@ -61,17 +62,22 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
+/// None where this machine has no loop devices, and the environment says that this is known.
+fn disk() -> Option<Disk> {
+    match Disk::new() {
+        Ok(disk) => Some(disk),
+        Err(why) => {
+            eprintln!("NOT TESTED: a disk of its own needs root, loop devices and mkfs.ext4: {why}");
+            let allowed = std::env::var("STAGE0_ALLOW_NO_POWERCUT").is_ok_and(|value| value == "1");
+            assert!(allowed, "set STAGE0_ALLOW_NO_POWERCUT=1 to go without the power-cut tests: {why}");
+            None
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_power_fails() {
-    let disk = match Disk::new() {
-        Ok(disk) => disk,
-        Err(why) => {
-            eprintln!("NOT TESTED: the power cut needs root, loop devices and mkfs.ext4: {why}");
-            let allowed = std::env::var("STAGE0_ALLOW_NO_POWERCUT").is_ok_and(|value| value == "1");
-            assert!(allowed, "set STAGE0_ALLOW_NO_POWERCUT=1 to go without the power-cut test: {why}");
-            return;
-        }
-    };
+    let Some(disk) = disk() else { return };
     let data = disk.at.join("data");
     let mut witness = Witness::default();
     let mut confirmed = 0;
@@ -90,4 +96,53 @@ async fn nothing_acknowledged_is_lost_when_the_power_fails() {
         println!("round {round}: {confirmed} acknowledged changes hold");
     }
     assert!(confirmed > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
+    let Some(disk) = disk() else { return };
+    let data = disk.at.join("data");
+    let running = Running::start(&data).await;
+    let account = running.account("full").await.id;
+    let mut kept = vec![running.key(&account, &[Scope::Check]).await.key];
+    fill(&disk.at.join("filler"));
+    let mut failed = 0;
+    // A few changes may still fit into blocks that the files have already.
+    for _ in 0..2_000 {
+        match running.ask(&running.create(&account, &[Scope::Check])).await {
+            ManageReply::Done(made) => kept.push(made.key),
+            ManageReply::Failed => {
+                failed += 1;
+                if failed == 2 {
+                    break;
+                }
+            }
+            ManageReply::Refused(refusal) => panic!("{refusal:?}"),
+        }
+    }
+    assert_eq!(failed, 2, "the disk never ran full");
+    for key in &kept {
+        assert!(running.verify(key).await.is_some(), "{} is lost while the disk is full", key.id());
+    }
+    std::fs::remove_file(disk.at.join("filler")).unwrap();
+    if running.writable().await {
+        kept.push(running.key(&account, &[Scope::Check]).await.key);
+    }
+    running.stop().await;
+    let running = Running::start(&data).await;
+    assert!(running.writable().await);
+    for key in &kept {
+        assert!(running.verify(key).await.is_some(), "{} is lost after the restart", key.id());
+    }
+    running.key(&account, &[Scope::Check]).await;
+    running.stop().await;
+}
+
+/// Takes every block that is left.
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    for block in [1 << 20, 4096] {
+        while std::io::Write::write_all(&mut file, &vec![1; block]).is_ok() {}
+    }
+    drop(file.sync_all());
 }

@@ -27,11 +27,13 @@ async fn writer_process() {
         println!("\nack made {}", made.key.expose());
         previous = match (turn % 3, previous) {
             (1, Some(id)) => {
+                println!("\nask end {id}");
                 running.revoke(&id).await;
                 println!("\nack ended {id}");
                 Some(made.id)
             }
             (2, Some(id)) => {
+                println!("\nask end {id}");
                 let successor = running.rotate(&id, 0).await;
                 println!("\nack rotated {id} {}", successor.key.expose());
                 Some(made.id)
@@ -119,22 +121,21 @@ impl Witness {
     fn note(&mut self, line: &str) -> bool {
         let words: Vec<_> = line.split_whitespace().collect();
         match words.as_slice() {
+            // From here until its acknowledgement nobody can say whether the key lives.
+            ["ask", "end", id] => {
+                self.live.retain(|key| key.id().as_str() != *id);
+                return false;
+            }
             ["ack", "account", id] => self.accounts.push(AccountId::parse(id).unwrap()),
             ["ack", "made", key] => self.live.push(ApiKey::parse(key).unwrap()),
-            ["ack", "ended", id] => self.end(id),
+            ["ack", "ended", id] => self.ended.push(KeyId::parse(id).unwrap()),
             ["ack", "rotated", id, key] => {
-                self.end(id);
+                self.ended.push(KeyId::parse(id).unwrap());
                 self.live.push(ApiKey::parse(key).unwrap());
             }
             _ => return false,
         }
         true
-    }
-
-    fn end(&mut self, id: &str) {
-        let id = KeyId::parse(id).unwrap();
-        self.live.retain(|key| *key.id() != id);
-        self.ended.push(id);
     }
 }
 
