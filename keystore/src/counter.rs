@@ -11,6 +11,7 @@ use stage0_contract::{
     Account, CreateAccount, CreateKey, KeyCreated, KeySummary, KeystoreStatusReply, ListAccounts, ListKeys,
     ManageReply, Page, RevokeKey, Revoked, RotateKey,
 };
+use tokio::time::Instant;
 
 use crate::announce::Announcer;
 use crate::manage::{self, Clock, Desk, Undone};
@@ -34,17 +35,17 @@ impl Counter {
         KeystoreStatusReply { writable: self.writable.load(Ordering::Acquire) }
     }
 
-    pub(crate) async fn create_account(&self, call: CreateAccount) -> ManageReply<Account> {
-        self.change("create account", move |desk| desk.create_account(call)).await
+    pub(crate) async fn create_account(&self, call: CreateAccount, until: Instant) -> ManageReply<Account> {
+        self.change("create account", until, move |desk| desk.create_account(call)).await
     }
 
-    pub(crate) async fn create_key(&self, call: CreateKey) -> ManageReply<KeyCreated> {
-        self.change("create key", move |desk| desk.create_key(call)).await
+    pub(crate) async fn create_key(&self, call: CreateKey, until: Instant) -> ManageReply<KeyCreated> {
+        self.change("create key", until, move |desk| desk.create_key(call)).await
     }
 
     /// Every process hears of the old key's end before the caller does.
-    pub(crate) async fn rotate_key(&self, call: RotateKey) -> ManageReply<KeyCreated> {
-        match self.change("rotate key", move |desk| desk.rotate_key(call)).await {
+    pub(crate) async fn rotate_key(&self, call: RotateKey, until: Instant) -> ManageReply<KeyCreated> {
+        match self.change("rotate key", until, move |desk| desk.rotate_key(call)).await {
             ManageReply::Done((created, changed)) => {
                 self.announcer.announce(changed).await;
                 ManageReply::Done(created)
@@ -55,8 +56,8 @@ impl Counter {
     }
 
     /// As for a rotation.
-    pub(crate) async fn revoke_key(&self, call: RevokeKey) -> ManageReply<Revoked> {
-        match self.change("revoke key", move |desk| desk.revoke_key(&call)).await {
+    pub(crate) async fn revoke_key(&self, call: RevokeKey, until: Instant) -> ManageReply<Revoked> {
+        match self.change("revoke key", until, move |desk| desk.revoke_key(&call)).await {
             ManageReply::Done(changed) => {
                 self.announcer.announce(changed).await;
                 ManageReply::Done(Revoked {})
@@ -77,9 +78,10 @@ impl Counter {
     async fn change<T: Send + 'static>(
         &self,
         call: &'static str,
+        until: Instant,
         change: impl FnOnce(&mut Desk) -> Result<T, Undone> + Send + 'static,
     ) -> ManageReply<T> {
-        let done = self.writer.ask(change).await;
+        let done = self.writer.ask(until, change).await;
         manage::reply(call, done.unwrap_or_else(|error| Err(Undone::NoAnswer(error))))
     }
 

@@ -13,6 +13,7 @@ use stage0_contract::{
     VerifyKey,
 };
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,15 +37,15 @@ pub(crate) async fn serve_all(
     let (new_key, keys) = (requests.serve::<CreateKey>().await?, requests.serve::<ListKeys>().await?);
     let (rotate, revoke) = (requests.serve::<RotateKey>().await?, requests.serve::<RevokeKey>().await?);
     let start = Start { counter, stop, tasks };
-    start.serving(verify, |at, call| async move { at.verifier.verify(call.key).await });
-    start.serving(refresh, |at, call| async move { at.verifier.refresh(call.key_id).await });
-    start.serving(status, |at, _| async move { at.status() });
-    start.serving(new_account, |at, call| async move { at.create_account(call).await });
-    start.serving(accounts, |at, call| async move { at.list_accounts(call).await });
-    start.serving(new_key, |at, call| async move { at.create_key(call).await });
-    start.serving(keys, |at, call| async move { at.list_keys(call).await });
-    start.serving(rotate, |at, call| async move { at.rotate_key(call).await });
-    start.serving(revoke, |at, call| async move { at.revoke_key(call).await });
+    start.serving(verify, |at, call, _| async move { at.verifier.verify(call.key).await });
+    start.serving(refresh, |at, call, _| async move { at.verifier.refresh(call.key_id).await });
+    start.serving(status, |at, _, _| async move { at.status() });
+    start.serving(new_account, |at, call, until| async move { at.create_account(call, until).await });
+    start.serving(accounts, |at, call, _| async move { at.list_accounts(call).await });
+    start.serving(new_key, |at, call, until| async move { at.create_key(call, until).await });
+    start.serving(keys, |at, call, _| async move { at.list_keys(call).await });
+    start.serving(rotate, |at, call, until| async move { at.rotate_key(call, until).await });
+    start.serving(revoke, |at, call, until| async move { at.revoke_key(call, until).await });
     Ok(())
 }
 
@@ -56,7 +57,7 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    fn serving<R, Answer>(&self, served: Served<R>, answer: fn(Arc<Counter>, R) -> Answer)
+    fn serving<R, Answer>(&self, served: Served<R>, answer: fn(Arc<Counter>, R, Instant) -> Answer)
     where
         R: Request + Clone,
         Answer: Future<Output = R::Reply> + Send + 'static,
@@ -71,7 +72,7 @@ async fn serve<R, Answer>(
     counter: Arc<Counter>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    answer: fn(Arc<Counter>, R) -> Answer,
+    answer: fn(Arc<Counter>, R, Instant) -> Answer,
 ) where
     R: Request + Clone,
     Answer: Future<Output = R::Reply> + Send + 'static,
@@ -84,7 +85,7 @@ async fn serve<R, Answer>(
             Some(Some(question)) => {
                 let counter = Arc::clone(&counter);
                 tasks.spawn(async move {
-                    let reply = answer(counter, question.request.clone()).await;
+                    let reply = answer(counter, question.request.clone(), question.deadline).await;
                     question.answer(&reply).await;
                     drop(room);
                 });

@@ -22,7 +22,7 @@ pub(crate) struct Verifier {
     hasher: Arc<Hasher>,
     clock: Clock,
     /// One permit for each hash that runs.
-    running: Semaphore,
+    running: Arc<Semaphore>,
     /// One permit for each hash that runs or waits to.
     admitted: Semaphore,
     flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
@@ -45,7 +45,7 @@ enum VerifyError {
 
 impl Verifier {
     pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, workers: usize, queue: usize) -> Self {
-        let (running, admitted) = (Semaphore::new(workers), Semaphore::new(workers.saturating_add(queue)));
+        let (running, admitted) = (Arc::new(Semaphore::new(workers)), Semaphore::new(workers.saturating_add(queue)));
         Self { store, hasher, clock, running, admitted, flights: Mutex::default() }
     }
 
@@ -99,9 +99,11 @@ impl Verifier {
     }
 
     async fn hash(self: &Arc<Self>, key: ApiKey) -> Result<bool, VerifyError> {
-        let _running = self.running.acquire().await?;
+        let running = Arc::clone(&self.running).acquire_owned().await?;
         let this = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
+            // Held by the work and not by who waits for it: a cancelled question must not let one more hash run.
+            let _running = running;
             let record = this.store.key(key.id())?;
             Ok(this.hasher.matches(&key, record.as_ref().map(|record| &record.hash))?)
         })

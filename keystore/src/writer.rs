@@ -7,6 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::manage::Desk;
 
@@ -21,9 +22,9 @@ pub(crate) struct Writer {
     calls: mpsc::Sender<Call>,
 }
 
-/// The call was not answered: the thread has ended, or the call panicked.
+/// The call was not answered: its turn came too late, it panicked, or the thread has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the writer gave no answer")]
+#[error("the writer gave no answer in time")]
 pub(crate) struct NoAnswer;
 
 /// The thread; it ends when every [`Writer`] is dropped.
@@ -47,15 +48,18 @@ pub(crate) fn start(desk: Desk) -> std::io::Result<(Writer, WriterThread)> {
 }
 
 impl Writer {
-    /// Has the desk do one thing, after all that was asked before.
+    /// Has the desk do one thing, after all that was asked before; a change that nobody waits for any more is not begun.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
+        until: Instant,
         call: impl FnOnce(&mut Desk) -> T + Send + 'static,
     ) -> Result<T, NoAnswer> {
         let (answer, answered) = oneshot::channel();
         let call: Call = Box::new(move |desk| {
-            // Whoever asked may be gone; the change stands all the same.
-            drop(answer.send(call(desk)));
+            if Instant::now() < until {
+                // Whoever asked may be gone meanwhile; the change stands all the same.
+                drop(answer.send(call(desk)));
+            }
         });
         self.calls.send(call).await.map_err(|_| NoAnswer)?;
         answered.await.map_err(|_| NoAnswer)
@@ -68,5 +72,46 @@ impl WriterThread {
         if tokio::task::spawn_blocking(|| self.handle.join()).await.is_err() {
             tracing::error!("writer thread was not waited for");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use crate::hash::{Hasher, tests::CHEAP};
+    use crate::image::Lineage;
+    use crate::record::Record;
+    use crate::record::tests::{account, at};
+    use crate::vault::Vault;
+
+    fn desk(dir: &std::path::Path) -> Desk {
+        let vault = Vault::open(dir, Lineage::from_random([1; 16]), at(1)).unwrap();
+        Desk { vault, hasher: Arc::new(Hasher::new(CHEAP, [1; 16]).unwrap()), clock: Arc::new(|| at(1)) }
+    }
+
+    #[tokio::test]
+    async fn a_call_whose_turn_comes_too_late_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, thread) = start(desk(dir.path())).unwrap();
+        let put = |desk: &mut Desk| desk.vault.commit(&[Record::Account(account("a"))]).is_ok();
+        assert_eq!(writer.ask(Instant::now(), put).await, Err(NoAnswer));
+        let later = Instant::now() + Duration::from_secs(60);
+        let found = writer.ask(later, |desk| desk.vault.store().account(&account("a").id).unwrap().is_some());
+        assert_eq!(found.await, Ok(false));
+        assert_eq!(writer.ask(later, put).await, Ok(true));
+        drop(writer);
+        thread.finished().await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_loses_only_its_own_answer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (writer, _thread) = start(desk(dir.path())).unwrap();
+        let later = Instant::now() + Duration::from_secs(60);
+        assert_eq!(writer.ask(later, |_| -> u8 { panic!("on purpose") }).await, Err(NoAnswer));
+        assert_eq!(writer.ask(later, |_| 7).await, Ok(7));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::harness::Running;
-use crate::witness::{Witness, Writer, rounds, somewhere_below};
+use crate::witness::{Witness, Writer, put_aside, rounds, somewhere_below};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
@@ -21,8 +21,5 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         println!("round {round}: {confirmed} acknowledged changes hold");
     }
     assert!(confirmed > 0);
-    let aside = std::fs::read_dir(dir.path())
-        .unwrap()
-        .filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("damaged"));
-    println!("{} times something was put aside", aside.count());
+    println!("put aside: {}", put_aside(dir.path()));
 }

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use stage0_contract::{ManageReply, Scope};
 
 use crate::harness::Running;
-use crate::witness::{Witness, Writer, rounds, somewhere_below};
+use crate::witness::{Witness, Writer, put_aside, rounds, somewhere_below};
 
 /// An ext4 file system in a file, mounted; unmounted when dropped.
 struct Disk {
@@ -96,6 +96,7 @@ async fn nothing_acknowledged_is_lost_when_the_power_fails() {
         println!("round {round}: {confirmed} acknowledged changes hold");
     }
     assert!(confirmed > 0);
+    println!("put aside: {}", put_aside(&data));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

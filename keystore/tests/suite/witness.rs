@@ -149,3 +149,9 @@ pub(crate) fn somewhere_below(most: u32) -> u32 {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     (nanos / 7) % most
 }
+
+/// How often something was found damaged and kept as evidence.
+pub(crate) fn put_aside(dir: &Path) -> usize {
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_string_lossy().contains(".damaged-")).count()
+}
