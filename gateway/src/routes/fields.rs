@@ -3,6 +3,7 @@
 //! Unknown members are refused here, unlike on `/check`: a misspelt `expires_at` would make a key that never ends.
 
 use actix_web::HttpRequest;
+use actix_web::web::Query;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use stage0_contract::{AccountId, FieldError, Plan, Scope, Scopes};
@@ -25,7 +26,11 @@ impl Fields {
     /// The query as text members; a parameter that is given twice is an error.
     pub(super) fn of_query(request: &HttpRequest) -> Self {
         let mut fields = Self::of_body(Map::new());
-        for (name, value) in url_pairs(request.query_string()) {
+        let Ok(pairs) = Query::<Vec<(String, String)>>::from_query(request.query_string()) else {
+            fields.bad("query", "must be `name=value` pairs");
+            return fields;
+        };
+        for (name, value) in pairs.into_inner() {
             if fields.members.insert(name.clone(), Value::String(value)).is_some() {
                 fields.bad(&name, "must be given once");
             }
@@ -114,10 +119,6 @@ impl Fields {
         }
         if self.errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.errors)) }
     }
-}
-
-fn url_pairs(query: &str) -> Vec<(String, String)> {
-    actix_web::web::Query::<Vec<(String, String)>>::from_query(query).map(|q| q.into_inner()).unwrap_or_default()
 }
 
 #[cfg(test)]
