@@ -12,7 +12,7 @@ use stage0_contract::{
 };
 
 use crate::engine::Outcome;
-use crate::facts::{FactValue, Facts};
+use crate::facts::Facts;
 use crate::pack::{Detail, Pack, Rule};
 use crate::secrets::REDACTED;
 
@@ -147,7 +147,7 @@ fn details(rule: &Rule, facts: &Facts) -> Map<String, Value> {
         match detail {
             Detail::Attribute(attribute) => {
                 if let Some(value) = attribute.value(facts) {
-                    details.insert(attribute.name().to_owned(), json(value));
+                    details.insert(attribute.name().to_owned(), value.into());
                 }
             }
             Detail::NextOpening => {
@@ -164,15 +164,6 @@ fn details(rule: &Rule, facts: &Facts) -> Map<String, Value> {
         details.insert("fields".to_owned(), rule.fields.clone().into());
     }
     details
-}
-
-fn json(value: FactValue) -> Value {
-    match value {
-        FactValue::Bool(value) => value.into(),
-        FactValue::Long(value) => value.into(),
-        FactValue::Text(value) => value.into(),
-        FactValue::Set(values) => values.into(),
-    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for display only; nothing is decided by it")]

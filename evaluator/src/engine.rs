@@ -13,8 +13,9 @@ use cedar_policy::{
 use stage0_contract::{CheckRequest, Decision, FieldError};
 
 use crate::decision;
-use crate::facts::{Attributes, FactValue, Facts, Trigger, Triggers};
-use crate::pack::{Fault, Pack, Rule, rekeyed};
+use crate::explain::Explanation;
+use crate::facts::{Attribute, Attributes, FactValue, Facts, Trigger, Triggers};
+use crate::pack::{Fault, Pack, PackError, Rule, rekeyed};
 
 /// The action of the schema that every rule is about.
 pub(crate) const ACTION: &str = r#"Action::"check""#;
@@ -52,8 +53,8 @@ pub(crate) struct Outcome<'p> {
 
 impl Engine {
     /// Parses a pack's policies anew: what two threads share, they wait for.
-    pub(crate) fn new(pack: Arc<Pack>) -> Result<Self, Fault> {
-        let unparsed = || Fault::new("*.cedar", "the rules cannot be parsed again");
+    pub fn new(pack: Arc<Pack>) -> Result<Self, PackError> {
+        let unparsed = || PackError::of(Fault::new("*.cedar", "the rules cannot be parsed again"));
         let mut buckets: BTreeMap<Trigger, Bucket> = BTreeMap::new();
         for source in pack.sources() {
             for policy in rekeyed(source).ok_or_else(unparsed)? {
@@ -88,6 +89,14 @@ impl Engine {
     pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
         let facts = self.facts(request, evaluated_at)?;
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
+    }
+
+    /// Decides and tells how.
+    pub fn explain(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Explanation, Vec<FieldError>> {
+        let facts = self.facts(request, evaluated_at)?;
+        let outcome = self.evaluate(&facts);
+        let decision = decision::assemble(&self.pack, request, &facts, &outcome);
+        Ok(Explanation::new(&facts, &outcome, decision))
     }
 
     /// What rules will see of a request.
@@ -140,10 +149,9 @@ impl Engine {
 }
 
 /// The record of the wanted facts.
-pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, ContextCreationError> {
-    Context::from_pairs(
-        wanted.iter().filter_map(|attribute| Some((attribute.name().to_owned(), expression(attribute.value(facts)?)))),
-    )
+pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
+    let pair = |attribute: Attribute| Some((attribute.name().to_owned(), expression(attribute.value(facts)?)));
+    Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)
 }
 
 fn expression(value: FactValue) -> RestrictedExpression {

@@ -1,9 +1,22 @@
 //! The evaluator: facts → policy → decision.
+//!
+//! A question arrives at a shard of the [`Evaluator`], `facts` reads the request, the [`Engine`] asks the rules of a
+//! [`Pack`], `decision` makes issues, verdict and scores of their answers. All but the worker is pure.
+//! Refuses HTTP, keys and records: it neither knows who asks nor keeps what it decided.
+//! INVARIANT: what cannot be decided is no decision (`Unable`), and a rule that fails denies.
+
+mod answer;
 mod decision;
 mod engine;
+mod explain;
 mod facts;
 mod pack;
 pub mod secrets;
+mod shard;
+mod worker;
 
 pub use engine::Engine;
+pub use explain::Explanation;
 pub use pack::{CaseOutcome, Expectation, Fault, Pack, PackError, PackSet, PackSetError};
+pub use shard::ShardError;
+pub use worker::{BuildError, Connect, ConnectError, Evaluator, EvaluatorConfig, RunError, build};

@@ -62,14 +62,14 @@ impl Pack {
     /// Checks a folder as far as its files can be read, then runs its cases whether or not they pass.
     pub fn test(folder: &Path) -> Result<Vec<CaseOutcome>, PackError> {
         let pack = Arc::new(Self::parse(&Files::read(folder)?)?);
-        let engine = Engine::new(Arc::clone(&pack)).map_err(PackError::of)?;
+        let engine = Engine::new(Arc::clone(&pack))?;
         Ok(pack.cases.iter().map(|case| case.run(&engine)).collect())
     }
 
     /// Loads the files of a pack.
     pub(crate) fn load(files: &Files) -> Result<Arc<Self>, PackError> {
         let pack = Arc::new(Self::parse(files)?);
-        let engine = Engine::new(Arc::clone(&pack)).map_err(PackError::of)?;
+        let engine = Engine::new(Arc::clone(&pack))?;
         let faults = cases::prove(&pack, &engine, files);
         if faults.is_empty() { Ok(pack) } else { Err(PackError { faults }) }
     }

@@ -2,4 +2,7 @@
 
 mod suite {
     mod baseline;
+    mod packs;
+    mod promises;
+    mod service;
 }

@@ -109,8 +109,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn status(value: serde_json::Value) -> (Status, Vec<&'static str>) {
-        let context = json!({"approval_status": value});
+    fn status(value: impl Into<serde_json::Value>) -> (Status, Vec<&'static str>) {
+        let context = json!({"approval_status": value.into()});
         let mut evidence = Evidence::new(context.as_object());
         let status = Status::read(&mut evidence);
         (status, evidence.malformed())

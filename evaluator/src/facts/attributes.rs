@@ -3,14 +3,12 @@
 //! Owns the one table from a name in `context.<name>` to a value; a rule or schema that names anything else is refused at load.
 //! Only Booleans, whole numbers, texts and sets of texts: the policy engine knows no floats or nulls that could decide wrongly.
 
-use serde::Serialize;
 use stage0_contract::{FlagName, Micros};
 
 use super::Facts;
 
 /// A value that rules can compare.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FactValue {
     Bool(bool),
     Long(i64),
@@ -101,6 +99,11 @@ impl Attribute {
     /// As rules name it.
     pub(crate) fn name(self) -> &'static str {
         TABLE.get(usize::from(self.0)).map_or("", |(name, _)| name)
+    }
+
+    /// Whether its value holds words of the request, which may be kept from others.
+    pub(crate) fn holds_words(self) -> bool {
+        ["role", "required_roles", "environments", "allowed_environments"].contains(&self.name())
     }
 
     /// Its value; none where an optional fact is absent.

@@ -143,7 +143,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn with<T>(context: Value, read: impl FnOnce(&mut Evidence<'_>) -> T) -> (T, Vec<&'static str>) {
+    fn with<T>(context: impl Into<Value>, read: impl FnOnce(&mut Evidence<'_>) -> T) -> (T, Vec<&'static str>) {
+        let context = context.into();
         let mut evidence = Evidence::new(context.as_object());
         let value = read(&mut evidence);
         (value, evidence.malformed())

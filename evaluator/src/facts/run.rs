@@ -114,8 +114,8 @@ mod tests {
     use serde_json::json;
     use stage0_contract::CheckRequest;
 
-    fn read(context: Value, tools: &[&str]) -> (Run, Vec<&'static str>) {
-        let request = CheckRequest::parse(json!({"goal": "g", "tools": tools, "context": context})).unwrap();
+    fn read(context: impl Into<Value>, tools: &[&str]) -> (Run, Vec<&'static str>) {
+        let request = CheckRequest::parse(json!({"goal": "g", "tools": tools, "context": context.into()})).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
         let tools = ProposedTools::read(&request, &mut evidence);
         let declared = Declared { same_tool_limit: Some(2), ..Declared::default() };

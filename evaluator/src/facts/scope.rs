@@ -149,10 +149,10 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    fn read(constraint: &str, context: Value) -> Scopes {
+    fn read(constraint: &str, context: impl Into<Value>) -> Scopes {
         let pack = crate::pack::Pack::embedded().unwrap();
         let declared = Declared::read(&[constraint.to_owned()], pack.vocabulary(), pack.windows()).unwrap();
-        let request = CheckRequest::parse(json!({"goal": "g", "context": context})).unwrap();
+        let request = CheckRequest::parse(json!({"goal": "g", "context": context.into()})).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
         let tools = ProposedTools::read(&request, &mut evidence);
         Scopes::read(&declared, &tools, &mut evidence)
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_tenant_is_only_itself() {
-        let tenants = |context| read("tenant_isolation", context);
+        let tenants = |context: Value| read("tenant_isolation", context);
         assert!(tenants(json!({"tenant_id": "t1", "target_tenants": ["t1", "t2"]})).tenants_outside);
         assert!(!tenants(json!({"tenant_id": "t1", "target_tenants": ["T1 "]})).tenants_outside);
         assert!(!tenants(json!({"tenant_id": "t1"})).tenants_named);

@@ -202,15 +202,11 @@ fn misfits(pack: &Pack, engine: &Engine, files: &Files) -> Vec<Fault> {
     let mut told = BTreeSet::new();
     for case in &pack.cases {
         let Ok(facts) = engine.facts(&case.request, case.evaluated_at) else { continue };
-        let validated = engine::context(&facts, wanted).map(|context| context.validate(&schema, &action));
-        let message = match validated {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
+        let misfit = match engine::context(&facts, wanted) {
+            Ok(context) => context.validate(&schema, &action).err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
         };
-        if told.insert(message.clone()) {
-            faults.push(Fault::new(SCHEMA, message).rule(&case.id));
-        }
+        faults.extend(misfit.filter(|m| told.insert(m.clone())).map(|m| Fault::new(SCHEMA, m).rule(&case.id)));
     }
     faults
 }

@@ -114,7 +114,8 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Manifest> 
         match spec.read() {
             Ok(window) => windows.push((name, window)),
             Err(errors) => {
-                faults.extend(errors.iter().map(|error| fault(text, &header, &error.to_string()).rule(&name)))
+                let told = errors.iter().map(|error| fault(text, &header, &error.to_string()).rule(&name));
+                faults.extend(told);
             }
         }
     }

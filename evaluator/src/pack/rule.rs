@@ -59,9 +59,6 @@ const KNOWN: [&str; 13] = [
     "check",
 ];
 
-/// Attributes that hold words of the request.
-const TEXTS: [&str; 4] = ["role", "required_roles", "environments", "allowed_environments"];
-
 /// Reads a policy's annotations, or says everything that is wrong with them.
 pub(super) fn read(policy: &Policy, file: &str, line: usize) -> Result<Rule, Vec<String>> {
     let mut reader = Reader { policy, wrong: Vec::new() };
@@ -224,6 +221,6 @@ fn detail(text: &str) -> Option<Detail> {
     match text {
         "next_opening" => Some(Detail::NextOpening),
         "secrets" => Some(Detail::Secrets),
-        other => Attribute::parse(other).filter(|a| !TEXTS.contains(&a.name())).map(Detail::Attribute),
+        other => Attribute::parse(other).filter(|a| !a.holds_words()).map(Detail::Attribute),
     }
 }

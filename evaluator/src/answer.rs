@@ -1,0 +1,130 @@
+//! Answers to the questions of other services, as pure functions of the packs and the question.
+//!
+//! Owns the choice of the engine and the line between "the request is wrong" (`Invalid`) and "we could not decide" (`Unable`).
+//! INVARIANT: a panic while deciding becomes `Unable`, never an ALLOW and never the end of the process.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use stage0_contract::{
+    EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply, ReviewRequest,
+};
+
+use crate::engine::Engine;
+use crate::facts::Declared;
+use crate::pack::{PackError, PackSet};
+
+/// One thread's engines, one for each loaded version.
+pub(crate) struct Answers {
+    packs: Arc<PackSet>,
+    engines: HashMap<PolicyVersion, Engine>,
+}
+
+impl Answers {
+    /// Parses every pack for this thread.
+    pub(crate) fn new(packs: Arc<PackSet>) -> Result<Self, PackError> {
+        let engine =
+            |pack: &Arc<_>| Engine::new(Arc::clone(pack)).map(|engine| (engine.pack().version().clone(), engine));
+        let engines = packs.packs().map(engine).collect::<Result<_, PackError>>()?;
+        Ok(Self { packs, engines })
+    }
+
+    /// Decides, or says why not.
+    pub(crate) fn evaluate(&self, question: &EvaluateRequest) -> EvaluateReply {
+        let request = &question.request;
+        let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
+            Ok(pack) => pack,
+            Err(error) => return EvaluateReply::Invalid(self.with_windows(error, &request.constraints)),
+        };
+        let Some(engine) = self.engines.get(pack.version()) else {
+            return EvaluateReply::Unable("no engine for the policy version".to_owned());
+        };
+        // The engine keeps no state between questions, so nothing is left half done by a panic.
+        match catch_unwind(AssertUnwindSafe(|| engine.decide(request, question.evaluated_at))) {
+            Ok(Ok(decision)) => EvaluateReply::Decided(Box::new(decision)),
+            Ok(Err(errors)) => EvaluateReply::Invalid(errors),
+            Err(_) => {
+                tracing::error!(
+                    request_id = %question.request_id,
+                    account = %question.account,
+                    policy_version = %pack.version(),
+                    "evaluation panicked"
+                );
+                EvaluateReply::Unable("the evaluation panicked".to_owned())
+            }
+        }
+    }
+
+    /// What only the policy can find wrong with a request that is refused anyway.
+    pub(crate) fn review(&self, question: &ReviewRequest) -> ReviewReply {
+        let errors = match self.packs.choose(question.policy_pack_version.as_deref()) {
+            Ok(pack) => Declared::review(&question.constraints, pack.windows()),
+            Err(error) => self.with_windows(error, &question.constraints),
+        };
+        ReviewReply { errors }
+    }
+
+    /// What would decide.
+    pub(crate) fn status(&self) -> EvaluatorStatusReply {
+        EvaluatorStatusReply { active: self.packs.active().version().clone(), loaded: self.packs.versions() }
+    }
+
+    /// A version that cannot be had says nothing about windows: those of the active one are asked.
+    fn with_windows(&self, version: FieldError, constraints: &[String]) -> Vec<FieldError> {
+        let mut errors = Declared::review(constraints, self.packs.active().windows());
+        errors.push(version);
+        errors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use stage0_contract::{AccountId, CheckRequest, RequestId, Verdict};
+
+    fn answers() -> Answers {
+        Answers::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
+    }
+
+    fn ask(body: Value) -> EvaluateReply {
+        answers().evaluate(&EvaluateRequest {
+            request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+            account: AccountId::parse("acc").unwrap(),
+            request: CheckRequest::parse(body).unwrap(),
+            evaluated_at: 1_773_662_400,
+        })
+    }
+
+    #[test]
+    fn an_unknown_version_and_an_unknown_window_are_named_together() {
+        let body = json!({"goal": "two words", "constraints": ["sandbox", "allowed_change_window: blue_moon"],
+            "policy_pack_version": "other@1.0.0+000000000000"});
+        let EvaluateReply::Invalid(errors) = ask(body) else { panic!("not refused") };
+        let paths: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
+        assert_eq!(paths, ["constraints[1]", "policy_pack_version"]);
+    }
+
+    #[test]
+    fn a_review_finds_what_an_evaluation_would() {
+        let reply = answers().review(&ReviewRequest {
+            account: AccountId::parse("acc").unwrap(),
+            constraints: vec![String::new(), "max_retries: many".to_owned(), "allowed_change_window: x".to_owned()],
+            policy_pack_version: Some("other@1.0.0+000000000000".to_owned()),
+        });
+        let paths: Vec<_> = reply.errors.iter().map(|e| e.path.as_str()).collect();
+        assert_eq!(paths, ["constraints[2]", "policy_pack_version"], "bad grammar is the gateway's to name");
+    }
+
+    #[test]
+    fn the_active_version_decides_and_may_be_asked_for_by_name() {
+        let active = answers().status().active;
+        let EvaluateReply::Decided(decision) = ask(json!({"goal": "two words", "success_criteria": ["x"],
+            "policy_pack_version": active.as_str()}))
+        else {
+            panic!("not decided")
+        };
+        assert_eq!((decision.verdict, &decision.policy_version), (Verdict::Allow, &active));
+    }
+}

@@ -1,0 +1,129 @@
+//! The evaluator as a service: shards that serve side by side until they are told to stop.
+//!
+//! Owns the threads. `build` returns once every shard serves; `run_until` returns once every shard has drained. A shard that ends
+//! before its time ends the service: better none that answers than one that seems to.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread;
+
+use stage0_backplane::{Backplane, BoxFuture};
+use stage0_contract::PolicyVersion;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::pack::PackSet;
+use crate::shard::{self, ShardError};
+
+/// Why a connection was not made.
+pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes one shard's connection, on that shard's runtime.
+pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<Backplane, ConnectError>> + Send + Sync>;
+
+/// What an evaluator is built from.
+pub struct EvaluatorConfig {
+    /// The packs; the active one decides.
+    pub packs: PackSet,
+    /// Worker threads; one per core when none is given.
+    pub shards: Option<NonZeroUsize>,
+}
+
+/// An evaluator that serves.
+pub struct Evaluator {
+    active: PolicyVersion,
+    shards: Vec<thread::JoinHandle<()>>,
+    ended: mpsc::Receiver<()>,
+    stop: CancellationToken,
+}
+
+/// Why an evaluator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// No thread.
+    #[error("cannot start a worker thread")]
+    Thread(#[source] std::io::Error),
+    /// A shard failed.
+    #[error("a worker thread does not serve")]
+    Shard(#[source] ShardError),
+    /// A shard ended before it said anything.
+    #[error("a worker thread ended while it started")]
+    Ended,
+}
+
+/// A shard ended although nobody had told it to: its connection is closed for good, or it panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a worker thread ended before it was told to")]
+pub struct RunError;
+
+/// Tells when it is dropped, however its thread ends.
+struct Ending(mpsc::Sender<()>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // One message is enough: the first ending ends the service.
+        let _ = self.0.try_send(());
+    }
+}
+
+/// Starts every shard and waits until all of them serve.
+pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluator, BuildError> {
+    let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let count = config.shards.unwrap_or_else(cores).get();
+    let packs = Arc::new(config.packs);
+    let stop = CancellationToken::new();
+    // Dropped on every early return: shards that started stop again.
+    let guard = stop.clone().drop_guard();
+    let mut shards = Vec::with_capacity(count);
+    let mut started = Vec::with_capacity(count);
+    let (ending, ended) = mpsc::channel(1);
+    for index in 0..count {
+        let (ready, said) = oneshot::channel();
+        let ending = Ending(ending.clone());
+        let (packs, connect, stop) = (Arc::clone(&packs), Arc::clone(&connect), stop.clone());
+        let work = move || {
+            let _ending = ending;
+            shard::run(packs, &connect, ready, &stop);
+        };
+        let named = thread::Builder::new().name(format!("evaluator-{index}"));
+        shards.push(named.spawn(work).map_err(BuildError::Thread)?);
+        started.push(said);
+    }
+    for said in started {
+        said.await.map_err(|_| BuildError::Ended)?.map_err(BuildError::Shard)?;
+    }
+    let active = packs.active().version().clone();
+    tracing::info!(policy_version = %active, shards = count, "evaluator serves");
+    guard.disarm();
+    Ok(Evaluator { active, shards, ended, stop })
+}
+
+impl Evaluator {
+    /// What decides when nothing else is asked for.
+    pub fn active(&self) -> &PolicyVersion {
+        &self.active
+    }
+
+    /// Serves until `stop` resolves, then drains.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let told = tokio::select! {
+            () = stop => true,
+            _ = self.ended.recv() => false,
+        };
+        self.stop.cancel();
+        let shards = std::mem::take(&mut self.shards);
+        let joined = tokio::task::spawn_blocking(move || {
+            let ends: Vec<_> = shards.into_iter().map(thread::JoinHandle::join).collect();
+            ends.iter().all(Result::is_ok)
+        });
+        let whole = joined.await.unwrap_or(false);
+        tracing::info!("evaluator drained");
+        if told && whole { Ok(()) } else { Err(RunError) }
+    }
+}
+
+impl Drop for Evaluator {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

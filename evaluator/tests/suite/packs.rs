@@ -1,0 +1,228 @@
+//! Packs on disk: one fault refuses the whole, every fault is told with its place.
+
+use std::fs;
+use std::path::Path;
+
+use stage0_evaluator::{Fault, Pack, PackSet, PackSetError};
+
+/// A copy of the baseline that a test breaks.
+struct Broken {
+    folder: tempfile::TempDir,
+}
+
+impl Broken {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let baseline = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/baseline");
+        for entry in fs::read_dir(baseline).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn text(&self, file: &str) -> String {
+        fs::read_to_string(self.folder.path().join(file)).unwrap()
+    }
+
+    fn write(self, file: &str, text: &str) -> Self {
+        fs::write(self.folder.path().join(file), text).unwrap();
+        self
+    }
+
+    /// Replaces the first occurrence and says in which line it stood.
+    fn replace(self, file: &str, from: &str, to: &str) -> (Self, usize) {
+        let text = self.text(file);
+        let at = text.find(from).unwrap_or_else(|| panic!("{from:?} stands in {file}"));
+        let line = text[..at].lines().count() + usize::from(text[..at].ends_with('\n') || at == 0);
+        (self.write(file, &text.replacen(from, to, 1)), line)
+    }
+
+    fn without(self, file: &str) -> Self {
+        fs::remove_file(self.folder.path().join(file)).unwrap();
+        self
+    }
+
+    fn faults(&self) -> Vec<Fault> {
+        Pack::from_dir(self.folder.path()).expect_err("the pack is refused").faults
+    }
+
+    /// The only fault, as text.
+    fn fault(&self) -> String {
+        let faults = self.faults();
+        assert_eq!(faults.len(), 1, "{faults:#?}");
+        faults[0].to_string()
+    }
+}
+
+const RULE: &str = "forbid (principal, action, resource)\nwhen { context.goal_vague && !context.side_effects };";
+
+#[test]
+fn the_baseline_on_disk_is_the_embedded_one() {
+    let copy = Broken::new();
+    let pack = Pack::from_dir(copy.folder.path()).unwrap();
+    assert_eq!(pack.version(), Pack::embedded().unwrap().version());
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    for file in ["pack.toml", "schema.cedarschema", "vocabulary.toml", "cases.json"] {
+        assert_eq!(Broken::new().without(file).fault(), format!("{file}: is missing"));
+    }
+}
+
+#[test]
+fn a_file_that_is_no_part_of_a_pack_is_refused() {
+    assert_eq!(Broken::new().write("value.ceder", "").fault(), "value.ceder: is no file of a pack");
+    let nested = Broken::new();
+    fs::create_dir(nested.folder.path().join("old")).unwrap();
+    assert_eq!(nested.fault(), "old: is no file of a pack");
+}
+
+#[test]
+fn every_broken_annotation_names_file_line_and_rule() {
+    let first = "value.cedar:3: value.bare_request: ";
+    for (from, to, told) in [
+        ("@family(\"value\")\n", "", "`@family` is missing"),
+        ("@trigger(\"criteria_missing\")", "@trigger(\"sometimes\")", "`@trigger` must be"),
+        ("@effect(\"deny\")", "@effect(\"explode\")", "`@effect` must be"),
+        ("@code(\"MISSING_SUCCESS_CRITERIA\")\n", "", "`@code` is missing"),
+        ("@code(\"MISSING_SUCCESS_CRITERIA\")", "@code(\"missing\")", "`@code` must be"),
+        ("@severity(\"HIGH\")", "@severity(\"SEVERE\")", "`@severity` must be"),
+        ("@weight(\"60\")", "@weight(\"600\")", "`@weight` must be"),
+        ("@weight(\"60\")", "@wait(\"60\")", "`@wait` is no annotation"),
+        ("@next_action(\"fix_request\")", "@next_action(\"panic\")", "`@next_action` must be"),
+        ("@message(\"the", "@message(\"\")\n@details(\"role\")\n//(\"the", "`@details` must be"),
+    ] {
+        let faults = Broken::new().replace("value.cedar", from, to).0.faults();
+        assert!(faults.iter().all(|f| f.to_string().starts_with(first)), "{faults:#?}");
+        assert!(faults.iter().any(|f| f.message.starts_with(told)), "{told}: {faults:#?}");
+    }
+}
+
+#[test]
+fn all_faults_are_told_and_not_only_the_first() {
+    let broken = Broken::new().replace("value.cedar", "@severity(\"HIGH\")", "@severity(\"SEVERE\")").0;
+    let broken = broken.replace("loop.cedar", "@weight(\"25\")", "@weight(\"x\")").0;
+    let broken = broken.replace("vocabulary.toml", "\"publish\"", "\"Publish\"").0;
+    let broken = broken.replace("pack.toml", "opens = \"09:00\"", "opens = \"nine\"").0;
+    let mut files: Vec<String> = broken.faults().into_iter().map(|f| f.file).collect();
+    files.dedup();
+    assert!(
+        ["pack.toml", "vocabulary.toml", "value.cedar", "loop.cedar"].iter().all(|f| files.contains(&(*f).to_owned()))
+    );
+}
+
+#[test]
+fn advice_is_never_grave() {
+    let (broken, _) = Broken::new().replace("secrets.cedar", "@effect(\"deny\")", "@effect(\"advise\")");
+    assert!(broken.fault().starts_with("secrets.cedar:3: secrets.in_request: advice is never HIGH"));
+}
+
+#[test]
+fn who_defers_must_ask() {
+    let (broken, _) = Broken::new().replace("value.cedar", "@question(\"What concrete", "//(\"");
+    let fault = broken.fault();
+    assert!(fault.contains("value.vague_goal: `@question` is missing"), "{fault}");
+}
+
+#[test]
+fn an_id_is_given_once() {
+    let (broken, _) = Broken::new().replace("value.cedar", "@id(\"value.no_criteria\")", "@id(\"loop.cost\")");
+    let fault = broken.fault();
+    assert!(fault.starts_with("value.cedar:16: loop.cost: its `@id` is taken by loop.cedar:"), "{fault}");
+}
+
+#[test]
+fn a_rule_only_forbids() {
+    let (broken, _) = Broken::new().replace("value.cedar", RULE, &RULE.replace("forbid", "permit"));
+    assert!(broken.faults().iter().any(|f| f.message == "a rule must be a `forbid`" && f.rule.is_some()));
+}
+
+#[test]
+fn cedar_that_cannot_be_read_is_told_with_its_line() {
+    let (broken, line) =
+        Broken::new().replace("value.cedar", "when { context.goal_vague", "whenever { context.goal_vague");
+    let faults = broken.faults();
+    assert!(faults.iter().any(|f| f.file == "value.cedar" && f.line == Some(line)), "{line}: {faults:#?}");
+}
+
+#[test]
+fn strict_validation_refuses_what_could_fail_later() {
+    for (from, to) in [
+        ("context.goal_vague && !context.side_effects", "context.role == \"admin\""),
+        ("context.goal_vague && !context.side_effects", "context.goal_vague && context.iteration == \"1\""),
+        ("context.goal_vague && !context.side_effects", "context.goal_vague && context.declared.contains(1)"),
+        ("context.goal_vague && !context.side_effects", "context.goal_vague && context.mood"),
+    ] {
+        let (broken, _) = Broken::new().replace("value.cedar", from, to);
+        let faults = broken.faults();
+        assert!(
+            faults.iter().any(|f| f.file == "value.cedar"
+                && f.line == Some(29)
+                && f.rule.as_deref() == Some("value.vague_goal")),
+            "{to}: {faults:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_schema_that_describes_other_facts_is_refused() {
+    let (broken, _) = Broken::new().replace("schema.cedarschema", "approver_named: Bool", "approver_named: String");
+    assert!(broken.faults().iter().any(|f| f.file == "approval.cedar"));
+    let (broken, _) =
+        Broken::new().replace("schema.cedarschema", "    bare: Bool,", "    bare: Bool,\n    mood: Bool,");
+    assert!(broken.faults().iter().all(|f| f.file == "schema.cedarschema" && f.message.contains("mood")));
+}
+
+#[test]
+fn a_pack_proves_every_rule_and_every_case() {
+    assert!(Broken::new().write("cases.json", "[]").faults()[0].message.starts_with("there is no case"));
+    let broken = Broken::new();
+    let text = broken.text("cases.json");
+    let untested: Vec<&str> = text.lines().filter(|line| !line.contains("TENANT_ISOLATION_VIOLATION")).collect();
+    let fault = broken.write("cases.json", &untested.join("\n")).fault();
+    assert!(fault.contains("scope.tenant_outside: no case satisfies it"), "{fault}");
+    let (broken, line) = Broken::new().replace(
+        "cases.json",
+        r#""expect": ["ALLOW"], "codes": [], "request": {"goal": "Search for information"#,
+        r#""expect": ["DENY"], "codes": ["TOOL_NOT_ALLOWED"], "request": {"goal": "Search for information"#,
+    );
+    let fault = broken.fault();
+    assert!(fault.starts_with(&format!("cases.json:{}: case-001: the case wants DENY", line)), "{fault}");
+}
+
+#[test]
+fn a_case_is_read_strictly() {
+    for (from, to) in [
+        ("\"expect\": [\"ALLOW\"]", "\"expects\": [\"ALLOW\"]"),
+        ("\"expect\": [\"ALLOW\"]", "\"expect\": [\"MAYBE\"]"),
+        ("\"expect\": [\"ALLOW\"]", "\"expect\": []"),
+        ("\"id\": \"case-002\"", "\"id\": \"case-001\""),
+        ("\"constraints\": [\"informational only\"", "\"constraints\": [\"max_retries: many\""),
+    ] {
+        let (broken, _) = Broken::new().replace("cases.json", from, to);
+        let faults = broken.faults();
+        assert!(faults[0].file == "cases.json" && faults[0].line.is_some(), "{to}: {faults:#?}");
+    }
+}
+
+#[test]
+fn a_trigger_that_hides_a_rule_is_refused() {
+    let (broken, _) =
+        Broken::new().replace("effects.cedar", "@trigger(\"high_effect\")", "@trigger(\"unknown_effect\")");
+    let faults = broken.faults();
+    assert!(faults.iter().any(|f| f.message.starts_with("its `@trigger` hides it") && f.line.is_some()), "{faults:#?}");
+}
+
+#[test]
+fn a_folder_of_packs_loads_them_all_or_says_which_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let next = Broken::new().replace("pack.toml", "version = \"1.0.0\"", "version = \"1.1.0\"").0;
+    fs::rename(next.folder.path(), parent.path().join("next")).unwrap();
+    let set = PackSet::embedded().unwrap().with_dir(parent.path()).unwrap();
+    assert_eq!(set.versions().len(), 2);
+    fs::write(parent.path().join("next/value.cedar"), "").unwrap();
+    let refused = PackSet::embedded().unwrap().with_dir(parent.path());
+    assert!(matches!(refused, Err(PackSetError::Refused { folder, .. }) if folder.ends_with("next")));
+}

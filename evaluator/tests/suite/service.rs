@@ -1,0 +1,72 @@
+//! The worker on the embedded backplane.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use stage0_backplane::AskError;
+use stage0_backplane::embedded::Bus;
+use stage0_contract::{
+    AccountId, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatus, RequestId, ReviewRequest, Verdict,
+};
+use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, PackSet, build};
+use tokio::sync::oneshot;
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+fn config() -> EvaluatorConfig {
+    EvaluatorConfig { packs: PackSet::embedded().unwrap(), shards: NonZeroUsize::new(2) }
+}
+
+fn connect(bus: &Bus) -> Connect {
+    let bus = bus.clone();
+    Arc::new(move || {
+        let bus = bus.clone();
+        Box::pin(async move { Ok(bus.connect()) })
+    })
+}
+
+fn question(goal: &str) -> EvaluateRequest {
+    EvaluateRequest {
+        request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+        account: AccountId::parse("acc").unwrap(),
+        request: CheckRequest::parse(json!({"goal": goal, "success_criteria": ["done"]})).unwrap(),
+        evaluated_at: 1_773_662_400,
+    }
+}
+
+#[tokio::test]
+async fn it_answers_every_kind_of_question_and_drains() {
+    let bus = Bus::new();
+    let evaluator = build(config(), connect(&bus)).await.unwrap();
+    let active = evaluator.active().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(evaluator.run_until(async {
+        let _ = stopped.await;
+    }));
+    let caller = bus.connect();
+    let status = caller.requests.ask(&EvaluatorStatus {}, WITHIN).await.unwrap();
+    assert_eq!(status.active, active);
+    let EvaluateReply::Decided(decision) = caller.requests.ask(&question("read the report"), WITHIN).await.unwrap()
+    else {
+        panic!("not decided")
+    };
+    assert_eq!((decision.verdict, decision.policy_version), (Verdict::Allow, active));
+    let review = ReviewRequest {
+        account: AccountId::parse("acc").unwrap(),
+        constraints: vec!["allowed_change_window: blue_moon".to_owned()],
+        policy_pack_version: None,
+    };
+    assert_eq!(caller.requests.ask(&review, WITHIN).await.unwrap().errors.len(), 1);
+    stop.send(()).unwrap();
+    serving.await.unwrap().unwrap();
+    let refused = caller.requests.ask(&question("read the report"), Duration::from_millis(200)).await;
+    assert!(matches!(refused, Err(AskError::Absent | AskError::Late)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn without_a_connection_it_does_not_start() {
+    let connect: Connect = Arc::new(|| Box::pin(async { Err("no way".into()) }));
+    assert!(matches!(build(config(), connect).await, Err(BuildError::Shard(_))));
+}
