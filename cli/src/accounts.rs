@@ -2,13 +2,13 @@
 
 use reqwest::Method;
 use serde_json::json;
-use stage0_contract::{Account, AccountCreated, Plan};
+use stage0_contract::{Account, AccountCreated, Page, Plan};
 
 use crate::args::DoAccounts;
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
-use crate::settings::roles::ClientSettings;
+use crate::settings::client::ClientSettings;
 use crate::table::Table;
 
 /// Runs one of them.
@@ -40,7 +40,7 @@ fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> any
 fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     let accounts: Vec<Account> = block_on(crate::keys::pages(client, &["v1", "accounts"], None))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&json!({"items": accounts}))?)?);
+        return Ok(out::line(serde_json::to_string_pretty(&Page { items: accounts, next_cursor: None })?)?);
     }
     let mut table = Table::new(["ID", "NAME", "PLAN", "CREATED"]);
     for account in &accounts {

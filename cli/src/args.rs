@@ -50,7 +50,7 @@ again on the same data.
 
 Examples:
   stage0 dev
-  stage0 dev --data-dir /tmp/s0 --listen 127.0.0.1:0 --policies ./my-packs --active-policy my-pack")]
+  stage0 dev --data-dir /tmp/s0 --listen 127.0.0.1:0 --policies ./my-packs --active-policy my-pack@1.2.0")]
     Dev,
     /// Serves HTTPS: authenticates, validates, asks an evaluator
     #[command(after_help = "\
@@ -272,7 +272,7 @@ fn plan(text: &str) -> Result<Plan, String> {
 /// The whole command line.
 pub(crate) fn command() -> Command {
     let mut command = Cli::command();
-    for role in [Role::Dev, Role::Gateway, Role::Evaluator, Role::Keystore, Role::AuditExport, Role::Client] {
+    for role in Role::ALL {
         command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, false));
     }
     for name in ["keys", "accounts"] {

@@ -3,23 +3,24 @@
 //! INVARIANT: exit code 0 comes from one place, a whole 200 answer of the contract whose verdict is ALLOW and whose signal is
 //! paired with it, printed without an error. Everything else is another code; what is no decision says that the action must not run.
 
-use std::io::{self, Read as _};
-use std::path::Path;
+use std::io;
 
 use reqwest::{Method, StatusCode};
-use stage0_contract::{CheckResponse, MAX_BODY_BYTES, Verdict, parse_strict};
+use stage0_contract::{CheckResponse, Verdict, parse_strict};
 
+use crate::action::{self, ActionError};
 use crate::args::CheckArgs;
 use crate::client::{Client, ClientError, Target, Whose, block_on};
+use crate::decision;
 use crate::exit::Exit;
 use crate::out::{self, plain};
-use crate::settings::roles::ClientSettings;
+use crate::settings::client::ClientSettings;
 
 /// Why nothing was decided.
 #[derive(Debug, thiserror::Error)]
 enum NoDecision {
-    #[error("cannot read `{0}`: {1}")]
-    Input(String, String),
+    #[error(transparent)]
+    Action(#[from] ActionError),
     #[error(transparent)]
     Client(#[from] ClientError),
     #[error("cannot write to standard output: {0}")]
@@ -40,10 +41,9 @@ pub(crate) fn run(arguments: &CheckArgs, settings: &ClientSettings) -> Exit {
 }
 
 fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> Result<Verdict, NoDecision> {
-    let action =
-        read_action(&arguments.file).map_err(|why| NoDecision::Input(arguments.file.display().to_string(), why))?;
+    let action = action::read(&arguments.file)?;
     let client = Client::new(Target::find(settings, Whose::Account)?, settings.timeout)?;
-    let answer = block_on(client.send(Method::POST, &["check"], &[], Some(action)))?;
+    let answer = block_on(client.send(Method::POST, &["check"], &[], Some(action.body)))?;
     if answer.status != StatusCode::OK && arguments.json {
         out::write(&answer.body)?;
         out::line("")?;
@@ -58,23 +58,6 @@ fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> Result<Verdict, N
         out::line(for_people(&response))?;
     }
     Ok(response.decided.verdict)
-}
-
-/// Reads the action and checks that it is one JSON document; what is in it is the server's to judge.
-pub(crate) fn read_action(file: &Path) -> Result<Vec<u8>, String> {
-    let most = MAX_BODY_BYTES as u64 + 1;
-    let mut body = Vec::new();
-    let read = if file == Path::new("-") {
-        io::stdin().lock().take(most).read_to_end(&mut body)
-    } else {
-        std::fs::File::open(file).and_then(|file| file.take(most).read_to_end(&mut body))
-    };
-    read.map_err(|error| error.to_string())?;
-    if body.len() > MAX_BODY_BYTES {
-        return Err(format!("it is larger than {MAX_BODY_BYTES} bytes"));
-    }
-    parse_strict(&body).map_err(|error| error.to_string())?;
-    Ok(body)
 }
 
 /// A 200 that is not wholly of the contract decides nothing: a proxy's page, a verdict without its pair, a member named twice.
@@ -93,34 +76,7 @@ fn read_answer(status: StatusCode, body: &[u8]) -> Result<CheckResponse, ClientE
 }
 
 fn for_people(response: &CheckResponse) -> String {
-    let decided = &response.decided;
-    let signal = match decided.verdict {
-        Verdict::Allow => "GO",
-        Verdict::Deny => "NO_GO",
-        Verdict::Defer => "DEFER",
-    };
-    let mut lines = vec![format!("{} ({signal})", decided.verdict), format!("  {}", plain(&decided.reason))];
-    if !decided.issues.is_empty() {
-        lines.push("\nIssues".to_owned());
-    }
-    for issue in &decided.issues {
-        let severity = wire_word(&issue.severity);
-        lines.push(format!("  {severity:<8} {}: {}", issue.code, plain(&issue.message)));
-        lines.push(format!("           rule {}, next: {}", plain(&issue.rule), wire_word(&issue.next_action)));
-    }
-    if !decided.clarifying_questions.is_empty() {
-        lines.push("\nQuestions".to_owned());
-        lines.extend(decided.clarifying_questions.iter().map(|question| format!("  - {}", plain(question))));
-    }
-    lines.push(format!("\nrisk     {} of 100", decided.risk_score));
-    lines.push(format!("policy   {}", decided.policy_version));
-    lines.push(format!("request  {}", response.request_id));
-    lines.join("\n")
-}
-
-/// The word that stands for it on the wire.
-fn wire_word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default()
+    format!("{}\nrequest  {}", decision::for_people(&response.decided), response.request_id)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::args::{DoKeys, NewKey};
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
-use crate::settings::roles::ClientSettings;
+use crate::settings::client::ClientSettings;
 use crate::table::{Table, optional};
 
 /// Runs one of them.
@@ -95,7 +95,7 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
     let account = account.or(client.account()).map(AccountId::as_str);
     let keys: Vec<KeySummary> = block_on(pages(client, &["v1", "keys"], account))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&json!({"items": keys}))?)?);
+        return Ok(out::line(serde_json::to_string_pretty(&Page { items: keys, next_cursor: None })?)?);
     }
     let mut table = Table::new(["ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "REVOKED"]);
     for key in &keys {

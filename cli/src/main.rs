@@ -5,14 +5,19 @@
 //! `args.rs` is what can be typed, `settings/` what can be set, `roles.rs` and `dev.rs` what runs, `client.rs` how a server is asked.
 
 mod accounts;
+mod action;
 mod args;
 mod check;
 mod client;
+mod decision;
+mod dev;
 mod dev_file;
 mod exit;
 mod keys;
 mod logs;
 mod out;
+mod policy;
+mod roles;
 mod run;
 mod settings;
 mod signals;

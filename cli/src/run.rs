@@ -7,9 +7,9 @@ use clap::FromArgMatches as _;
 
 use crate::args::{self, Cli, Do};
 use crate::exit::Exit;
-use crate::settings::roles::ClientSettings;
-use crate::settings::{Mistakes, Role, Sources, markdown};
-use crate::{accounts, check, keys, out};
+use crate::settings::client::ClientSettings;
+use crate::settings::{self, Mistakes, Role, Sources, markdown};
+use crate::{accounts, check, dev, keys, out, policy, roles};
 
 /// Runs one command to its end.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -34,7 +34,11 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let flags = args::flags(&matches);
     let given = |role| Sources::collect(role, flags, std::env::vars_os(), |path| std::fs::read_to_string(path));
     match command {
-        Do::Dev | Do::Gateway | Do::Evaluator | Do::Keystore | Do::AuditExport => Exit::Failed,
+        Do::Dev => with(settings::roles::dev(given(Role::Dev)), dev::run),
+        Do::Gateway => with(settings::roles::gateway(given(Role::Gateway)), roles::gateway),
+        Do::Evaluator => with(settings::roles::evaluator(given(Role::Evaluator)), roles::evaluator),
+        Do::Keystore => with(settings::roles::keystore(given(Role::Keystore)), roles::keystore),
+        Do::AuditExport => with(settings::roles::audit_export(given(Role::AuditExport)), roles::audit_export),
         Do::Check(check) => match ClientSettings::read(given(Role::Client)) {
             Ok(settings) => check::run(&check, &settings),
             Err(mistakes) => {
@@ -42,11 +46,9 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
                 no_decision()
             }
         },
-        Do::Keys { command } => ClientSettings::read(given(Role::Client))
-            .map_or_else(|mistakes| usage(&mistakes), |settings| keys::run(&command, &settings)),
-        Do::Accounts { command } => ClientSettings::read(given(Role::Client))
-            .map_or_else(|mistakes| usage(&mistakes), |settings| accounts::run(&command, &settings)),
-        Do::Policy { .. } => Exit::Failed,
+        Do::Keys { command } => with(ClientSettings::read(given(Role::Client)), |s| keys::run(&command, &s)),
+        Do::Accounts { command } => with(ClientSettings::read(given(Role::Client)), |s| accounts::run(&command, &s)),
+        Do::Policy { command } => policy::run(&command),
         Do::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut args::command(), "stage0", &mut script);
@@ -65,6 +67,11 @@ pub(crate) fn finished(result: anyhow::Result<()>) -> Exit {
             Exit::Failed
         }
     }
+}
+
+/// Runs a command with its settings, unless those are wrong.
+fn with<T>(settings: Result<T, Mistakes>, run: impl FnOnce(T) -> Exit) -> Exit {
+    settings.map_or_else(|mistakes| usage(&mistakes), run)
 }
 
 fn usage(mistakes: &Mistakes) -> Exit {

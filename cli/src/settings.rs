@@ -4,7 +4,9 @@
 //! value; the process then ends with 64. [`table`] declares each setting once; flags, variables, file keys and
 //! `docs/CONFIGURATION.md` follow from it. Refuses what it does not know: a misspelt setting never falls back to a default.
 
+pub(crate) mod client;
 mod markdown;
+mod nats;
 pub(crate) mod parse;
 mod reader;
 pub(crate) mod roles;

@@ -4,6 +4,9 @@ use std::fmt;
 
 use comfy_table::presets::NOTHING;
 
+/// Between columns; none before the first, so that lines begin with their first cell.
+const GAP: (u16, u16) = (0, 1);
+
 /// Rows under headings.
 pub(crate) struct Table(comfy_table::Table);
 
@@ -12,6 +15,9 @@ impl Table {
     pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
         let mut table = comfy_table::Table::new();
         table.load_style(NOTHING).set_header(headings);
+        table.column_iter_mut().for_each(|column| {
+            column.set_padding(GAP);
+        });
         Self(table)
     }
 

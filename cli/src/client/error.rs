@@ -48,7 +48,7 @@ pub(crate) enum ClientError {
         why: String,
     },
     /// Somebody answers, and is not trusted.
-    #[error("`{url}` is not trusted: {why}; name the authority that signed its certificate with --ca FILE")]
+    #[error("`{url}` is not trusted: {why} (--ca FILE names an authority to trust)")]
     NotTrusted {
         /// Which server.
         url: Url,
@@ -89,7 +89,7 @@ impl ClientError {
         let url = url.clone();
         let why = innermost(error);
         match tls_fault(error) {
-            Some(rustls::Error::InvalidCertificate(fault)) => Self::NotTrusted { url, why: plain(&fault.to_string()) },
+            Some(rustls::Error::InvalidCertificate(fault)) => Self::NotTrusted { url, why: distrust(fault) },
             Some(fault) => Self::Unreachable { url, why: plain(&format!("it does not speak TLS as we do: {fault}")) },
             None if error.is_timeout() => Self::Late { url },
             None => Self::Unreachable { url, why },
@@ -104,6 +104,18 @@ impl ClientError {
             |body| (plain(&body.message), Some(plain(&body.request_id))),
         );
         Self::Refused { status: status.as_u16(), message, request_id }
+    }
+}
+
+fn distrust(fault: &rustls::CertificateError) -> String {
+    use rustls::CertificateError as Fault;
+    match fault {
+        Fault::UnknownIssuer => "nobody whom we trust signed its certificate".to_owned(),
+        Fault::Expired | Fault::ExpiredContext { .. } => "its certificate has expired".to_owned(),
+        Fault::NotValidForName | Fault::NotValidForNameContext { .. } => {
+            "its certificate is for another name".to_owned()
+        }
+        other => plain(&other.to_string()),
     }
 }
 

@@ -10,8 +10,8 @@ use stage0_contract::{AccountId, ApiKey};
 
 use super::ClientError;
 use crate::dev_file::{DEV_FILE, DevFile, OPERATOR_KEY_FILE};
+use crate::settings::client::ClientSettings;
 use crate::settings::parse::https_url;
-use crate::settings::roles::ClientSettings;
 
 /// Whose key a command acts with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +37,14 @@ pub(crate) struct Target {
 impl Target {
     /// Finds it from settings and the data directory.
     pub(crate) fn find(settings: &ClientSettings, whose: Whose) -> Result<Self, ClientError> {
-        let dev = DevFile::read(&settings.data_dir)
-            .map_err(|error| ClientError::File { path: settings.data_dir.join(DEV_FILE), why: error.to_string() })?;
+        let dev = match DevFile::read(&settings.data_dir) {
+            Ok(dev) => dev,
+            // Whoever names a server does not need the file.
+            Err(_) if settings.url.is_some() => None,
+            Err(error) => {
+                return Err(ClientError::File { path: settings.data_dir.join(DEV_FILE), why: error.to_string() });
+            }
+        };
         let dev_url = dev.as_ref().map(|dev| base(&dev.url, &settings.data_dir)).transpose()?;
         let url = match (&settings.url, &dev_url) {
             (Some(url), _) | (None, Some(url)) => url.clone(),
@@ -146,6 +152,15 @@ mod tests {
         settings.key_file = Some(file);
         assert_eq!(Target::find(&settings, Whose::Account).unwrap().key, key(3));
         assert_eq!(Target::find(&settings, Whose::Operator).unwrap().key, key(3));
+    }
+
+    #[test]
+    fn a_broken_dev_file_stops_only_those_who_need_it() {
+        let dir = dev_dir();
+        std::fs::write(dir.path().join(DEV_FILE), "{").unwrap();
+        assert!(matches!(Target::find(&settings(dir.path()), Whose::Account), Err(ClientError::File { .. })));
+        let named = ClientSettings { url: elsewhere(), api_key: Some(key(4)), ..settings(dir.path()) };
+        assert_eq!(Target::find(&named, Whose::Account).unwrap().key, key(4));
     }
 
     #[test]

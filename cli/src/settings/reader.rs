@@ -23,7 +23,7 @@ impl Reader {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         if !self.is_given(setting) {
-            if let Some(Absent::Default(text)) = setting.absent(self.sources.role) {
+            if let Some(Absent::Default(text)) = setting.absent(self.sources.role()) {
                 return parse(text).map_err(|why| self.refuse(format!("default of `{}`", setting.name), why)).ok();
             }
             self.miss(setting, "is required");
@@ -67,6 +67,17 @@ impl Reader {
         let origin =
             self.sources.values.get(setting.name).map_or_else(|| setting.name.to_owned(), |v| v.origin.clone());
         self.refuse(origin, why.to_owned());
+    }
+
+    /// Refuses one of a pair without the other; `None` is a mistake.
+    pub(crate) fn both(&mut self, pair: [&Setting; 2]) -> Option<()> {
+        let [first, second] = pair;
+        match (self.is_given(first), self.is_given(second)) {
+            (true, false) => self.miss(second, &format!("is needed beside `{}`", first.name)),
+            (false, true) => self.miss(first, &format!("is needed beside `{}`", second.name)),
+            (true, true) | (false, false) => return Some(()),
+        }
+        None
     }
 
     /// What was built, unless something was wrong.

@@ -26,7 +26,7 @@ pub(super) struct Value {
 
 /// All that was given to one role, the strongest source of each setting only.
 pub(crate) struct Sources {
-    pub(super) role: Role,
+    role: Role,
     pub(super) values: BTreeMap<&'static str, Value>,
     pub(super) mistakes: Vec<Mistake>,
 }
@@ -53,6 +53,11 @@ impl Sources {
             }
         }
         sources
+    }
+
+    /// For whom this was collected.
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 
     fn take_environment(&mut self, environment: impl IntoIterator<Item = (OsString, OsString)>) {

@@ -74,7 +74,7 @@ settings! {
 
     POLICIES = "policies" "DIR" in "Policy", "Directory of policy packs, one folder each, beside the built-in baseline", OPEN, All, &[
         (Dev, Optional), (Evaluator, Optional)];
-    ACTIVE_POLICY = "active-policy" "VERSION" in "Policy", "What decides: `name`, `name@1.0.0` or a whole version; absent: the built-in baseline", OPEN, All, &[
+    ACTIVE_POLICY = "active-policy" "VERSION" in "Policy", "What decides: `name@1.0.0` or a whole version; absent: the built-in baseline", OPEN, All, &[
         (Dev, Optional), (Evaluator, Optional)];
     SELECTABLE_POLICIES = "selectable-policies" "LIST" in "Policy", "What a request may ask for beside the active one, separated by commas", OPEN, All, &[
         (Dev, Optional), (Evaluator, Optional)];
@@ -97,7 +97,7 @@ settings! {
     TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte", OPEN, All, &[(Client, Default("5"))];
 
     LOG = "log" "FILTER" in "Logs", "What is logged: a level, or such as `info,stage0_gateway=debug`", OPEN, All, &[
-        (Dev, Default("info")), (Gateway, Default("info")), (Evaluator, Default("info")), (Keystore, Default("info")), (AuditExport, Default("info"))];
+        (Dev, Default("info,actix_server=warn,async_nats=warn")), (Gateway, Default("info,actix_server=warn,async_nats=warn")), (Evaluator, Default("info,actix_server=warn,async_nats=warn")), (Keystore, Default("info,actix_server=warn,async_nats=warn")), (AuditExport, Default("info,actix_server=warn,async_nats=warn"))];
     LOG_FORMAT = "log-format" "FORMAT" in "Logs", "`text` for people or `json` for programs, on standard error", OPEN, All, &[
         (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json"))];
 }

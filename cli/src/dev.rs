@@ -1,0 +1,167 @@
+//! `stage0 dev`: every service in one process on the embedded backplane, ready to be asked.
+//!
+//! Owns the order: data, address, services, keys, files, and the banner last, so that whoever has read it can ask at once. It stops in the
+//! order of a cluster: the gateway drains first, then those whom it asks. One service that ends by itself ends all, with exit code 1.
+
+mod access;
+mod banner;
+mod files;
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use stage0_backplane::embedded::Bus;
+use stage0_backplane::{AskError, Backplane};
+use stage0_contract::{KeystoreStatus, PolicyVersion};
+use stage0_gateway::Gateway;
+use stage0_keystore::Keystore;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::VERSION;
+use crate::dev_file::{DEV_FILE, DevFile};
+use crate::exit::Exit;
+use crate::out;
+use crate::roles::{load, make_dev_tls, serve};
+use crate::settings::roles::DevSettings;
+
+/// In which services of the same process answer; opening a damaged store may take long, and is over by then.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+
+/// Runs it until a signal.
+pub(crate) fn run(settings: DevSettings) -> Exit {
+    let DevSettings { logs, data_dir, http, keystore, evaluator } = settings;
+    serve(logs, async move |stop| {
+        files::private_dir(&data_dir)?;
+        let bus = Bus::new();
+        // The keystore first: it holds the data directory against a second process.
+        let keystore = Keystore::build(keystore, bus.connect()).await?;
+        let evaluator = stage0_evaluator::build(load(evaluator).await?, shards_connect(bus.clone())).await?;
+        let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
+        let base_path = http.base_path.clone();
+        let gateway = Gateway::build(http.config(tls), workers_connect(bus.clone())).await?;
+        let url = format!("https://{}{base_path}", reachable(gateway.addr()));
+
+        let (front, back) = (stop.child_token(), CancellationToken::new());
+        let mut crew = Crew { front: front.clone(), members: JoinSet::new() };
+        let (keystore_stop, evaluator_stop) = (back.clone(), back.clone());
+        crew.join(async move { Ok(keystore.run_until(keystore_stop.cancelled_owned()).await?) });
+        let policy = evaluator.active().clone();
+        crew.join(async move { Ok(evaluator.run_until(evaluator_stop.cancelled_owned()).await?) });
+        let open = Opening { backplane: bus.connect(), data_dir: &data_dir, ca: &ca, url, policy };
+        let served = match open.open().await {
+            Ok(()) => gateway.run_until(front).await.map_err(anyhow::Error::from),
+            Err(error) => Err(error),
+        };
+        back.cancel();
+        crew.disband().await?;
+        served?;
+        anyhow::ensure!(stop.is_cancelled(), "a service ended by itself");
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+/// Services that run until told; the end of one is the end of the front.
+struct Crew {
+    front: CancellationToken,
+    members: JoinSet<anyhow::Result<()>>,
+}
+
+impl Crew {
+    fn join(&mut self, work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        let ends_front = self.front.clone().drop_guard();
+        self.members.spawn(async move {
+            let ended = work.await;
+            drop(ends_front);
+            ended
+        });
+    }
+
+    /// Waits for all of them; the first failure is the result.
+    async fn disband(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.members.join_next().await {
+            result = result.and(ended.context("a service panicked").and_then(|ended| ended));
+        }
+        result
+    }
+}
+
+/// What is left to do between "bound" and "ready".
+struct Opening<'a> {
+    backplane: Backplane,
+    data_dir: &'a Path,
+    ca: &'a Path,
+    url: String,
+    policy: PolicyVersion,
+}
+
+impl Opening<'_> {
+    async fn open(self) -> anyhow::Result<()> {
+        self.keystore_serves().await.context("the keystore does not answer")?;
+        let access = access::secure(&self.backplane, self.data_dir).await?;
+        self.publish(&access)?;
+        tracing::info!(version = VERSION, url = self.url, policy_version = %self.policy, "ready");
+        self.backplane.requests.close().await;
+        Ok(())
+    }
+
+    /// Asks until it does: its loops start beside this one.
+    async fn keystore_serves(&self) -> Result<(), AskError> {
+        let deadline = Instant::now() + READY_WITHIN;
+        loop {
+            match self.backplane.requests.ask_until(&KeystoreStatus {}, deadline).await {
+                Err(AskError::Absent) if Instant::now() < deadline => tokio::time::sleep(ASK_AGAIN_AFTER).await,
+                answer => return answer.map(|_| ()),
+            }
+        }
+    }
+
+    /// The files, then the banner: whoever waits for the banner finds the files.
+    fn publish(&self, access: &access::Access) -> anyhow::Result<()> {
+        let dev = DevFile {
+            url: self.url.clone(),
+            ca_file: self.ca.canonicalize().context("cannot find the CA file")?,
+            api_key: access.api_key.clone(),
+            operator_key: access.operator_key.clone(),
+            account: access.account.clone(),
+        };
+        let text = serde_json::to_string_pretty(&dev).context("cannot write JSON")?;
+        files::replace(&self.data_dir.join(DEV_FILE), &format!("{text}\n"))?;
+        let banner = banner::Banner { url: &self.url, data_dir: self.data_dir, ca: self.ca, policy: &self.policy };
+        out::line(banner).context("cannot write to standard output")
+    }
+}
+
+/// Where clients of this machine reach it.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip = match bound.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        other => other,
+    };
+    SocketAddr::new(ip, bound.port())
+}
+
+/// One connection to the bus for each of the gateway's workers.
+fn workers_connect(bus: Bus) -> stage0_gateway::Connect<Infallible> {
+    Box::new(move || {
+        let backplane = bus.connect();
+        Box::pin(async move { Ok(backplane) })
+    })
+}
+
+/// One for each of the evaluator's threads.
+fn shards_connect(bus: Bus) -> stage0_evaluator::Connect {
+    Arc::new(move || {
+        let backplane = bus.connect();
+        Box::pin(async move { Ok(backplane) })
+    })
+}

@@ -1,0 +1,157 @@
+//! The account and the keys of `stage0 dev`: made once, found again, repaired when something is missing.
+//!
+//! Owns no file but `api.key` (and `operator.key` when only `dev.json` still has it). Each step looks at what is there before it makes
+//! anything, so a crash after any of them leaves a state that the next start completes; at worst an earlier key lives on that nobody knows.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use stage0_backplane::Backplane;
+use stage0_contract::{
+    AccountId, ApiKey, Caller, CreateAccount, CreateKey, KeyIdentity, ListAccounts, ManageReply, Refusal, Request,
+    Scope, Scopes, VerifyKey, VerifyKeyReply,
+};
+
+use super::files;
+use crate::dev_file::{API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
+
+const ACCOUNT: &str = "dev";
+const KEY: &str = "stage0 dev";
+/// A keystore of the same process; a hash in an unoptimised build takes its time.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const PAGE: u32 = 1000;
+
+/// Who may ask what.
+pub(super) struct Access {
+    pub(super) account: AccountId,
+    pub(super) api_key: ApiKey,
+    pub(super) operator_key: ApiKey,
+}
+
+/// Finds or makes the account and its key.
+pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Result<Access> {
+    let keystore = Keystore { backplane };
+    // A torn or foreign dev.json is only a lost hint: it is written anew.
+    let last = DevFile::read(data_dir).ok().flatten();
+    let (operator_key, operator) = operator(&keystore, data_dir, last.as_ref()).await?;
+    let file = data_dir.join(API_KEY_FILE);
+    let (account, api_key) = match read(&file) {
+        Some(key) => match keystore.identity(&key).await?.filter(has_every_scope) {
+            Some(identity) => (identity.account, key),
+            None => {
+                tracing::warn!(file = %file.display(), "the key is refused or lacks a scope; a new one takes its place");
+                new_key(&keystore, &operator).await?
+            }
+        },
+        None => {
+            tracing::info!(file = %file.display(), "no key is there; one is made");
+            new_key(&keystore, &operator).await?
+        }
+    };
+    files::replace(&file, &format!("{}\n", api_key.expose()))?;
+    Ok(Access { account, api_key, operator_key })
+}
+
+/// The keystore writes the operator's key once; when its file is gone, the last `dev.json` still has it.
+async fn operator(
+    keystore: &Keystore<'_>,
+    data_dir: &Path,
+    last: Option<&DevFile>,
+) -> anyhow::Result<(ApiKey, Caller)> {
+    let file = data_dir.join(OPERATOR_KEY_FILE);
+    if let Some(key) = read(&file)
+        && let Some(identity) = keystore.identity(&key).await?.filter(is_operator)
+    {
+        return Ok((key, Caller::from(&identity)));
+    }
+    if let Some(key) = last.map(|last| last.operator_key.clone())
+        && let Some(identity) = keystore.identity(&key).await?.filter(is_operator)
+    {
+        tracing::warn!(file = %file.display(), "the operator's key was missing or refused; restored from dev.json");
+        files::replace(&file, &format!("{}\n", key.expose()))?;
+        return Ok((key, Caller::from(&identity)));
+    }
+    bail!("`{}` holds no operator's key that lives: restore it, or start with another --data-dir", file.display())
+}
+
+async fn new_key(keystore: &Keystore<'_>, operator: &Caller) -> anyhow::Result<(AccountId, ApiKey)> {
+    let account = match keystore.account(operator, ACCOUNT).await? {
+        Some(account) => account,
+        None => {
+            let create = CreateAccount { caller: operator.clone(), name: ACCOUNT.to_owned(), plan: None };
+            keystore.manage(&create).await.context("cannot make the account")?.id
+        }
+    };
+    let create = CreateKey {
+        caller: operator.clone(),
+        account: Some(account),
+        name: KEY.to_owned(),
+        scopes: every_scope(),
+        expires_at: None,
+    };
+    let created = keystore.manage(&create).await.context("cannot make the key")?;
+    Ok((created.account, created.key))
+}
+
+/// The keystore of this process.
+struct Keystore<'a> {
+    backplane: &'a Backplane,
+}
+
+impl Keystore<'_> {
+    /// Whose key it is, if it lives.
+    async fn identity(&self, key: &ApiKey) -> anyhow::Result<Option<KeyIdentity>> {
+        let question = VerifyKey { key: key.clone() };
+        match self.backplane.requests.ask(&question, ANSWER_WITHIN).await.context("the keystore does not answer")? {
+            VerifyKeyReply::Valid(identity) => Ok(Some(identity)),
+            VerifyKeyReply::Invalid => Ok(None),
+            VerifyKeyReply::Busy | VerifyKeyReply::Failed => bail!("the keystore cannot judge a key"),
+        }
+    }
+
+    /// The first account of that name.
+    async fn account(&self, operator: &Caller, name: &str) -> anyhow::Result<Option<AccountId>> {
+        let mut cursor = None;
+        loop {
+            let list = ListAccounts { caller: operator.clone(), cursor, limit: PAGE };
+            let page = self.manage(&list).await.context("cannot list accounts")?;
+            if let Some(account) = page.items.into_iter().find(|account| account.name == name) {
+                return Ok(Some(account.id));
+            }
+            match page.next_cursor {
+                Some(next) => cursor = Some(next),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    async fn manage<T, R: Request<Reply = ManageReply<T>>>(&self, call: &R) -> anyhow::Result<T> {
+        match self.backplane.requests.ask(call, ANSWER_WITHIN).await.context("the keystore does not answer")? {
+            ManageReply::Done(done) => Ok(done),
+            ManageReply::Refused(Refusal::NotFound) => bail!("the keystore does not know it"),
+            ManageReply::Refused(Refusal::ScopeMissing(scope)) => bail!("the operator's key lacks the scope `{scope}`"),
+            ManageReply::Refused(Refusal::Invalid(_)) => bail!("the keystore finds the call invalid"),
+            ManageReply::Refused(Refusal::Conflict(why)) => bail!("{why}"),
+            ManageReply::Failed => bail!("the keystore could not do it; its log says why"),
+        }
+    }
+}
+
+fn every_scope() -> Scopes {
+    Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).collect()
+}
+
+fn has_every_scope(identity: &KeyIdentity) -> bool {
+    every_scope().is_subset(&identity.scopes)
+}
+
+fn is_operator(identity: &KeyIdentity) -> bool {
+    identity.scopes.contains(&Scope::Operator)
+}
+
+/// A key that stands in a file; what cannot be read as one is as good as missing.
+fn read(path: &Path) -> Option<ApiKey> {
+    let text = std::fs::read_to_string(path).ok()?;
+    ApiKey::parse(text.trim()).ok()
+}

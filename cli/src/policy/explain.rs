@@ -1,0 +1,53 @@
+//! `stage0 policy explain`: what a pack makes of an action, and why. The clock is this machine's: change windows are judged now.
+
+use std::path::Path;
+
+use anyhow::bail;
+use stage0_contract::{CheckRequest, FieldError};
+use stage0_evaluator::{Engine, Explanation, Pack};
+
+use crate::out::{self, plain};
+use crate::{action, decision};
+
+/// The pack that is compiled in, by name.
+const BUILT_IN: &str = "baseline";
+
+/// Reads both, decides, and prints how it came about.
+pub(super) fn explain(pack: &Path, file: &Path, as_json: bool) -> anyhow::Result<()> {
+    let pack = if pack == Path::new(BUILT_IN) { Pack::embedded()? } else { Pack::from_dir(pack)? };
+    let engine = Engine::new(pack)?;
+    let request = match CheckRequest::parse(action::read(file)?.value) {
+        Ok(request) => request,
+        Err(rejected) => bail!("the action is refused{}", told(&rejected.errors)),
+    };
+    match engine.explain(&request, jiff::Timestamp::now().as_second()) {
+        Ok(explanation) if as_json => Ok(out::line(serde_json::to_string_pretty(&explanation)?)?),
+        Ok(explanation) => Ok(out::line(for_people(&explanation))?),
+        Err(errors) => bail!("the policy refuses the action{}", told(&errors)),
+    }
+}
+
+fn told(errors: &[FieldError]) -> String {
+    errors.iter().map(|error| format!("\n  {}: {}", plain(&error.path), plain(&error.message))).collect()
+}
+
+fn for_people(explanation: &Explanation) -> String {
+    let Explanation { facts, triggers, rules_evaluated, rules_matched, rules_failed, decision } = explanation;
+    let others = rules_evaluated.iter().filter(|id| !rules_matched.contains(id) && !rules_failed.contains(id));
+    let facts = facts.iter().map(|(name, value)| format!("{name} = {value}"));
+    [
+        decision::for_people(decision),
+        section("Facts", facts),
+        section("Triggers that held", triggers.iter().map(ToString::to_string)),
+        section("Rules that matched", rules_matched.iter().cloned()),
+        section("Rules that failed, which denies", rules_failed.iter().cloned()),
+        section("Rules that did not match", others.cloned()),
+    ]
+    .concat()
+}
+
+/// A heading and its lines; nothing at all when there is none.
+fn section(heading: &str, lines: impl Iterator<Item = String>) -> String {
+    let lines: String = lines.map(|line| format!("\n  {}", plain(&line))).collect();
+    if lines.is_empty() { lines } else { format!("\n\n{heading}{lines}") }
+}

@@ -1,0 +1,62 @@
+//! How a role reaches NATS. The backplane checks the same rules again; here they are told together with every other mistake.
+
+use stage0_backplane::nats::{Login, NatsConfig, Tls};
+
+use super::parse::{list, path, text};
+use super::{Reader, table};
+
+/// Reads it for the service `name`.
+pub(super) fn read(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
+    let servers = reader.required(&table::NATS, servers);
+    let prefix = reader.required(&table::NATS_PREFIX, prefix);
+    let (login, tls) = (login(reader), tls(reader));
+    let (servers, prefix) = servers.zip(prefix)?;
+    Some(NatsConfig { servers, prefix, login: login?, tls: tls?, ..NatsConfig::new("", name) })
+}
+
+/// The outer `None` is a mistake, the inner one no login.
+fn login(reader: &mut Reader) -> Option<Option<Login>> {
+    let (user, password) = (reader.optional(&table::NATS_USER, text), reader.optional(&table::NATS_PASSWORD, text));
+    reader.both([&table::NATS_USER, &table::NATS_PASSWORD])?;
+    Some(user.zip(password).map(|(user, password)| Login::Password { user, password }))
+}
+
+fn tls(reader: &mut Reader) -> Option<Option<Tls>> {
+    let ca = reader.optional(&table::NATS_CA, path);
+    let (cert, key) = (reader.optional(&table::NATS_CERT, path), reader.optional(&table::NATS_KEY, path));
+    reader.both([&table::NATS_CERT, &table::NATS_KEY])?;
+    let client = cert.zip(key);
+    Some((ca.is_some() || client.is_some()).then_some(Tls { ca, client }))
+}
+
+fn servers(text: &str) -> Result<Vec<String>, String> {
+    let plain = |server: &String| {
+        let rest = server.strip_prefix("nats://").or_else(|| server.strip_prefix("tls://"));
+        rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['@', '/', ' ']))
+    };
+    let rule = "must be `nats://host:port` or `tls://host:port`, several separated by commas, without credentials";
+    list(text).ok().filter(|servers| servers.iter().all(plain)).ok_or_else(|| rule.to_owned())
+}
+
+fn prefix(text: &str) -> Result<String, String> {
+    let token =
+        |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    let rule = "must be letters, digits, `-` and `_`, in parts joined by dots";
+    if text.split('.').all(token) { Ok(text.to_owned()) } else { Err(rule.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_with_credentials_is_refused_and_not_quoted() {
+        for bad in
+            ["nats://user:hunter2@h", "localhost:4222", "http://h", "nats://", "nats://a,,nats://b", "nats://h/x"]
+        {
+            let why = servers(bad).unwrap_err();
+            assert!(!why.contains("hunter2"), "{why}");
+        }
+        assert_eq!(servers("nats://a:4222, tls://b").unwrap(), ["nats://a:4222", "tls://b"]);
+    }
+}

@@ -1,0 +1,17 @@
+//! The command line as people, shells and programs meet it: the real binary, a real `stage0 dev`, real HTTPS.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may fail loudly")]
+
+#[path = "suite/check.rs"]
+mod check;
+#[path = "suite/commands.rs"]
+mod commands;
+#[path = "suite/dev.rs"]
+mod dev;
+#[path = "suite/harness.rs"]
+mod harness;
+#[path = "suite/manage.rs"]
+mod manage;
+#[path = "suite/policy.rs"]
+mod policy;
+#[path = "suite/settings.rs"]
+mod settings;

@@ -1,0 +1,91 @@
+//! `stage0 policy`: what a pack's author is told, without a server.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::{Ended, ended, run_with_input, stage0};
+
+fn baseline() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/baseline")
+}
+
+/// A copy of the baseline to break.
+fn copy() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(baseline()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+fn change(dir: &Path, file: &str, from: &str, to: &str) {
+    let path = dir.join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} has no {from}");
+    std::fs::write(path, text.replacen(from, to, 1)).unwrap();
+}
+
+fn policy(what: &str, dir: &Path) -> Ended {
+    ended(stage0(&["policy", what]).arg(dir))
+}
+
+#[test]
+fn a_good_pack_is_valid_and_its_cases_pass() {
+    let valid = policy("validate", &baseline());
+    assert_eq!(valid.code, 0, "{}", valid.err);
+    assert!(valid.out.starts_with("baseline@") && valid.out.contains(" is valid: "), "{}", valid.out);
+    let tested = policy("test", &baseline());
+    assert_eq!(tested.code, 0, "{}", tested.err);
+    assert!(tested.out.starts_with("all ") && tested.out.ends_with(" cases pass\n"), "{}", tested.out);
+}
+
+#[test]
+fn a_broken_pack_is_refused_with_file_and_line() {
+    let dir = copy();
+    change(dir.path(), "effects.cedar", "forbid", "forbidden");
+    for what in ["validate", "test"] {
+        let refused = policy(what, dir.path());
+        assert_eq!((refused.code, refused.out.as_str()), (1, ""), "{what}");
+        assert!(refused.err.contains("effects.cedar:"), "{what}: {}", refused.err);
+    }
+    let missing = policy("validate", &dir.path().join("nowhere"));
+    assert_eq!(missing.code, 1);
+}
+
+#[test]
+fn a_failing_case_is_shown_with_what_it_expected_and_what_it_got() {
+    let dir = copy();
+    change(dir.path(), "cases.json", r#""expect": ["ALLOW"]"#, r#""expect": ["DENY"]"#);
+    let failed = policy("test", dir.path());
+    assert_eq!(failed.code, 1);
+    assert!(failed.out.contains("FAIL ") && failed.out.contains("  expected  DENY"), "{}", failed.out);
+    assert!(failed.out.contains("  actual    ALLOW"), "{}", failed.out);
+    assert!(failed.err.contains("1 of "), "{}", failed.err);
+}
+
+const DEPLOY: &str =
+    r#"{"goal": "Deploy the hotfix", "success_criteria": ["it runs"], "side_effects": ["deploy"], "context": {}}"#;
+
+#[test]
+fn an_explanation_shows_facts_rules_and_verdict() {
+    let told = run_with_input(&mut stage0(&["policy", "explain", "baseline", "-"]), DEPLOY);
+    assert_eq!(told.code, 0, "{}", told.err);
+    assert!(told.out.starts_with("DENY (NO_GO)"), "{}", told.out);
+    for part in ["SIDE_EFFECTS_NEED_GUARDRAILS", "Facts\n", "Rules that matched", "Rules that did not match"] {
+        assert!(told.out.contains(part), "{part}: {}", told.out);
+    }
+    let mut command = stage0(&["policy", "explain"]);
+    let same = run_with_input(command.arg(baseline()).args(["-", "--json"]), DEPLOY);
+    assert_eq!(same.code, 0, "{}", same.err);
+    let told: Value = serde_json::from_str(&same.out).unwrap();
+    assert_eq!(told["decision"]["verdict"], "DENY");
+}
+
+#[test]
+fn an_action_that_is_no_request_is_not_explained() {
+    let told = run_with_input(&mut stage0(&["policy", "explain", "baseline", "-"]), r#"{"goal": " ", "tools": 7}"#);
+    assert_eq!((told.code, told.out.as_str()), (1, ""));
+    assert!(told.err.contains("goal") && told.err.contains("tools"), "{}", told.err);
+}

@@ -1,0 +1,99 @@
+//! Settings: where they come from, and what is said when they are wrong.
+
+use crate::harness::{ended, run, stage0};
+
+#[test]
+fn every_mistake_is_listed_at_once_with_its_origin_and_without_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("s.toml");
+    std::fs::write(&file, "lissten = 1\nworkers = 'many'\nnats-password = 'hunter2-file'\nbody-timeout-ms = 0")
+        .unwrap();
+    let mut command = stage0(&["gateway", "--listen", "nowhere", "--nats", "nats://me:hunter2-flag@h"]);
+    command.arg("--config").arg(&file);
+    command.env("STAGE0_KEEP_ALIVE_MS", "soon").env("STAGE0_LISTN", "x").env("STAGE0_API_KEY", "hunter2-variable");
+    let ended = ended(&mut command);
+    assert_eq!((ended.code, ended.out.as_str()), (64, ""));
+    let file = file.display();
+    for line in [
+        "--listen: must be an address and a port such as 127.0.0.1:8443 or [::1]:8443, not `nowhere`".to_owned(),
+        "--nats: must be `nats://host:port`".to_owned(),
+        "STAGE0_KEEP_ALIVE_MS: must be a whole number from 1 to 3600000 (milliseconds), not `soon`".to_owned(),
+        "STAGE0_LISTN: is not a setting".to_owned(),
+        format!("`lissten` in {file}: is not a setting"),
+        format!("`workers` in {file}: must be a whole number from 1 to 1024, not `many`"),
+        format!("`body-timeout-ms` in {file}: must be"),
+        "`nats-user`: is needed beside `nats-password` (--nats-user NAME, or STAGE0_NATS_USER)".to_owned(),
+        "`tls-cert`: and `tls-key` are required, or `tls-dev-dir`".to_owned(),
+    ] {
+        assert!(ended.err.contains(&format!("  {line}")), "{line}\n{}", ended.err);
+    }
+    assert!(!ended.err.contains("hunter2"), "{}", ended.err);
+}
+
+#[test]
+fn what_is_missing_says_how_to_give_it() {
+    let ended = run(&["keystore"]);
+    assert_eq!(ended.code, 64);
+    assert!(ended.err.contains("`nats`: is required (--nats URL, or STAGE0_NATS)"), "{}", ended.err);
+    assert!(ended.err.contains("`data-dir`: is required (--data-dir DIR, or STAGE0_DATA_DIR)"), "{}", ended.err);
+}
+
+#[test]
+fn a_file_that_cannot_be_read_or_is_not_toml_is_one_of_the_mistakes() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("missing.toml");
+    let gone = ended(stage0(&["dev", "--listen", "x", "--config"]).arg(&missing));
+    assert_eq!(gone.code, 64);
+    assert!(gone.err.contains("--config: cannot read `") && gone.err.contains("--listen: must be"), "{}", gone.err);
+    std::fs::write(&missing, "nats-password = hunter2").unwrap();
+    let broken = ended(stage0(&["dev"]).env("STAGE0_CONFIG", &missing));
+    assert_eq!(broken.code, 64);
+    assert!(broken.err.contains(":1: is not valid TOML") && !broken.err.contains("hunter2"), "{}", broken.err);
+}
+
+#[test]
+fn a_flag_comes_before_a_variable_and_that_before_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("s.toml");
+    std::fs::write(&file, "workers = 'file'\nlisten = 'file'\nshards = 'file'").unwrap();
+    let mut command = stage0(&["dev", "--workers", "flag", "--config"]);
+    command.arg(&file).env("STAGE0_WORKERS", "variable").env("STAGE0_LISTEN", "variable");
+    let ended = ended(&mut command);
+    assert_eq!(ended.code, 64);
+    let mistakes: Vec<&str> = ended.err.lines().skip(1).map(|line| line.rsplit(", not ").next().unwrap()).collect();
+    assert_eq!(mistakes.len(), 3, "{}", ended.err);
+    for from in ["`flag`", "`variable`", "`file`"] {
+        assert!(mistakes.contains(&from), "{from}: {}", ended.err);
+    }
+}
+
+#[test]
+fn the_tests_own_variables_are_no_mistake() {
+    let mut command = stage0(&["dev", "--listen", "x"]);
+    command.env("STAGE0_NATS_SERVER", "x").env("STAGE0_BIN", "x").env("STAGE0_CRASH_ROUNDS", "x");
+    assert!(!ended(&mut command).err.contains("is not a setting"));
+}
+
+#[test]
+fn the_development_certificate_does_not_go_with_another() {
+    let ended = run(&["gateway", "--nats", "nats://h", "--tls-dev-dir", "d", "--tls-cert", "c", "--tls-key", "k"]);
+    assert_eq!(ended.code, 64);
+    assert!(ended.err.contains("--tls-dev-dir: does not go with `tls-cert` and `tls-key`"), "{}", ended.err);
+    let half = run(&["gateway", "--nats", "nats://h", "--tls-cert", "c"]);
+    assert!(half.err.contains("`tls-key`: is needed beside `tls-cert`"), "{}", half.err);
+}
+
+#[test]
+fn dev_serves_this_machine_only() {
+    let ended = run(&["dev", "--listen", "192.0.2.1:8443"]);
+    assert_eq!(ended.code, 64);
+    assert!(ended.err.contains("--listen: must be a loopback address"), "{}", ended.err);
+}
+
+#[test]
+fn the_page_about_configuration_is_up_to_date() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/CONFIGURATION.md");
+    let written = std::fs::read_to_string(page).unwrap_or_default();
+    let hint = "run `cargo run -- settings > docs/CONFIGURATION.md`";
+    assert!(run(&["settings"]).out == written, "docs/CONFIGURATION.md is stale: {hint}");
+}
