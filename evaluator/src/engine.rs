@@ -170,3 +170,50 @@ fn failed_rule(error: &AuthorizationError) -> String {
         AuthorizationError::PolicyEvaluationError(error) => error.policy_id().to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pack::Files;
+    use serde_json::json;
+    use stage0_contract::{IssueCode, Severity, Verdict};
+
+    fn request(body: serde_json::Value) -> CheckRequest {
+        CheckRequest::parse(body).unwrap()
+    }
+
+    #[test]
+    fn a_rule_that_fails_denies_under_its_own_name() {
+        let files = Files::embedded();
+        let rules = files.get("value.cedar").unwrap().replace(
+            "context.goal_vague && !context.side_effects",
+            "context.goal_vague && !context.side_effects && context.iteration * 4611686018427387904 > 0",
+        );
+        let engine = Engine::new(Pack::load(&files.with("value.cedar", &rules)).unwrap()).unwrap();
+        let decide = |iteration: i64| {
+            let body =
+                json!({"goal": "optimise", "success_criteria": ["x"], "context": {"current_iteration": iteration}});
+            engine.decide(&request(body), 0).unwrap()
+        };
+        assert_eq!(decide(1).verdict, Verdict::Defer);
+        let overflowed = decide(2);
+        assert_eq!(overflowed.verdict, Verdict::Deny);
+        let issue = &overflowed.issues[0];
+        assert_eq!((issue.code.as_str(), issue.severity), (IssueCode::POLICY_ERROR, Severity::High));
+        assert_eq!(issue.rule, "value.vague_goal");
+        assert!(overflowed.reason.starts_with("POLICY_ERROR: ") && overflowed.high_risk);
+    }
+
+    #[test]
+    fn an_explanation_names_what_was_asked_and_what_answered() {
+        let engine = Engine::new(Pack::embedded().unwrap()).unwrap();
+        let body = json!({"goal": "Deploy it now", "side_effects": ["deploy"], "environment": "staging"});
+        let told = engine.explain(&request(body), 0).unwrap();
+        assert!(told.rules_evaluated.contains(&"approval.high_effect".to_owned()));
+        assert!(told.rules_matched.contains(&"effects.high_without_guardrail".to_owned()));
+        assert!(told.triggers.contains(&"high_effect") && told.facts["environments"] == json!(["staging"]));
+        let body = json!({"goal": "use password=hunter22", "environment": "staging"});
+        let told = engine.explain(&request(body), 0).unwrap();
+        assert!(!serde_json::to_string(&told).unwrap().contains("staging"));
+    }
+}

@@ -10,6 +10,8 @@ mod decision;
 mod engine;
 mod explain;
 mod facts;
+#[doc(hidden)]
+pub mod measure;
 mod pack;
 pub mod secrets;
 mod shard;

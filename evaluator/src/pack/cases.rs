@@ -15,7 +15,7 @@ use super::fault::Fault;
 use super::files::{CASES, Files, SCHEMA};
 use super::rules;
 use crate::engine::{self, Engine};
-use crate::facts::Attributes;
+use crate::facts::{Attribute, Attributes};
 
 /// A Monday at noon, UTC: when cases are judged that name no time.
 const DEFAULT_TIME: i64 = 1_773_662_400;
@@ -191,31 +191,42 @@ pub(super) fn prove(pack: &Pack, engine: &Engine, files: &Files) -> Vec<Fault> {
     faults
 }
 
-/// Facts that the schema describes otherwise than the evaluator computes them, told once each.
+/// What the schema describes otherwise than the evaluator computes it.
 fn misfits(pack: &Pack, engine: &Engine, files: &Files) -> Vec<Fault> {
     let mut faults = Vec::new();
     let Some(schema) = rules::schema(files, &mut faults) else { return faults };
     let Ok(action) = engine::ACTION.parse::<EntityUid>() else { return faults };
-    let text = files.get(SCHEMA).unwrap_or_default();
-    let mut wanted = Attributes::default();
-    crate::facts::Attribute::all().filter(|a| names_member(text, a.name())).for_each(|a| wanted.insert(a));
-    let mut told = BTreeSet::new();
-    for case in &pack.cases {
-        let Ok(facts) = engine.facts(&case.request, case.evaluated_at) else { continue };
-        let misfit = match engine::context(&facts, wanted) {
-            Ok(context) => context.validate(&schema, &action).err().map(|error| error.to_string()),
-            Err(error) => Some(error.to_string()),
-        };
-        faults.extend(misfit.filter(|m| told.insert(m.clone())).map(|m| Fault::new(SCHEMA, m).rule(&case.id)));
+    let mut described = Attributes::default();
+    for (index, name) in members(files.get(SCHEMA).unwrap_or_default()) {
+        match Attribute::parse(name) {
+            Some(attribute) => described.insert(attribute),
+            None => {
+                let message = format!("`{name}` is no fact that the evaluator computes");
+                faults.push(Fault::new(SCHEMA, message).at(index + 1));
+            }
+        }
+    }
+    if !faults.is_empty() {
+        return faults;
+    }
+    let fits = |case: &&Case| {
+        let Ok(facts) = engine.facts(&case.request, case.evaluated_at) else { return true };
+        engine::context(&facts, described).is_ok_and(|context| context.validate(&schema, &action).is_ok())
+    };
+    if let Some(case) = pack.cases.iter().find(|case| !fits(case)) {
+        let message = "a fact of this case has another type than the schema says, or is not described as optional";
+        faults.push(Fault::new(SCHEMA, message).rule(&case.id));
     }
     faults
 }
 
-/// Whether the schema's text has a line `name:` or `name?:`.
-fn names_member(text: &str, name: &str) -> bool {
-    text.lines().any(|line| {
-        let rest = line.trim().strip_prefix(name).map(|rest| rest.trim_start().trim_start_matches('?').trim_start());
-        rest.is_some_and(|rest| rest.starts_with(':'))
+/// Lines such as `name: Bool,` or `name?: Set<String>,` and what they describe.
+fn members(schema: &str) -> impl Iterator<Item = (usize, &str)> {
+    const TYPES: [&str; 4] = ["Bool", "Long", "String", "Set<String>"];
+    schema.lines().enumerate().filter_map(|(index, line)| {
+        let (name, described) = line.split_once(':')?;
+        let described = described.trim().trim_end_matches(',');
+        TYPES.contains(&described).then(|| (index, name.trim().trim_end_matches('?')))
     })
 }
 

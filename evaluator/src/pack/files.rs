@@ -124,10 +124,4 @@ impl Files {
         self.0.insert(name.to_owned(), text.to_owned());
         self
     }
-
-    /// Without one file.
-    pub(crate) fn without(mut self, name: &str) -> Self {
-        self.0.remove(name);
-        self
-    }
 }
