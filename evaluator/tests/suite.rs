@@ -1,5 +1,7 @@
 //! What the evaluator promises as a whole.
 
+// Only a test build has it, so that helpers may fail as loudly as tests.
+#[cfg(test)]
 mod suite {
     mod baseline;
     mod packs;
