@@ -118,6 +118,27 @@ fn a_taken_port_is_one_clear_message() {
 }
 
 #[test]
+fn a_broken_pack_refuses_the_start_and_names_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let packs = dir.path().join("packs");
+    std::fs::create_dir_all(packs.join("mine")).unwrap();
+    std::fs::write(packs.join("mine/pack.toml"), "name = ").unwrap();
+    let mut command = stage0(&["dev", "--listen", "127.0.0.1:0", "--data-dir"]);
+    let ended = crate::harness::ended(command.arg(dir.path().join("data")).arg("--policies").arg(&packs));
+    assert_eq!((ended.code, ended.out.as_str()), (1, ""), "{}", ended.err);
+    assert!(ended.err.contains("pack.toml:1"), "{}", ended.err);
+}
+
+#[test]
+fn a_policy_that_is_not_loaded_cannot_be_active() {
+    let dir = tempfile::tempdir().unwrap();
+    let data_dir = dir.path().to_str().unwrap();
+    let ended = run(&["dev", "--listen", "127.0.0.1:0", "--data-dir", data_dir, "--active-policy", "baseline@9.9.9"]);
+    assert_eq!((ended.code, ended.out.as_str()), (1, ""), "{}", ended.err);
+    assert!(ended.err.contains("`baseline@9.9.9` is not loaded"), "{}", ended.err);
+}
+
+#[test]
 fn the_printed_curl_works_as_it_stands() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         return;
