@@ -189,7 +189,7 @@ fn a_pack_proves_every_rule_and_every_case() {
         r#""expect": ["DENY"], "codes": ["TOOL_NOT_ALLOWED"], "request": {"goal": "Search for information"#,
     );
     let fault = broken.fault();
-    assert!(fault.starts_with(&format!("cases.json:{}: case-001: the case wants DENY", line)), "{fault}");
+    assert!(fault.starts_with(&format!("cases.json:{line}: case-001: the case wants DENY")), "{fault}");
 }
 
 #[test]
