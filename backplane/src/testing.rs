@@ -1,36 +1,42 @@
 //! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will.
 //!
-//! Owns finding the binary, the process and its directory; both end with the value. Refuses to skip: where no server can be found the
-//! test fails and says what to run.
+//! Owns the choice between the two ways to run one; both end with the value, also when the test panics. A binary
+//! (`STAGE0_NATS_SERVER`, `.tools/bin`, the `PATH`) comes first, as it starts in milliseconds and needs no rights; where there is none,
+//! a container of `STAGE0_NATS_IMAGE` (`nats:2.15` unless set) takes its place, if a Docker engine answers. `STAGE0_NATS` set to
+//! `binary` or `container` leaves no choice. Refuses to skip: where neither can be had the test fails and says what to do.
 
 // This is test code that several packages share.
 #![allow(clippy::expect_used, clippy::panic)]
 
+mod container;
+mod process;
+
+use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
-use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
 use crate::nats::NatsConfig;
+use container::Container;
+use process::Process;
 
-/// Names the binary to use.
-const BINARY_VARIABLE: &str = "STAGE0_NATS_SERVER";
+/// Leaves no choice between the two ways. It shares its name with a setting of the product, which tests never take from outside.
+const WAY_VARIABLE: &str = "STAGE0_NATS";
 const OLDEST: (u32, u32) = (2, 15);
 const START_WITHIN: Duration = Duration::from_secs(20);
 const HOW_TO_GET_ONE: &str =
-    "no nats-server 2.15 or newer: run `scripts/test.sh`, which fetches one, or set STAGE0_NATS_SERVER to its path";
+    "run `scripts/test.sh`, which fetches nats-server 2.15, or set STAGE0_NATS_SERVER to the path of one";
 
 /// A nats-server of one test.
 pub struct NatsServer {
-    binary: PathBuf,
-    directory: TempDir,
-    settings: String,
-    process: Option<Child>,
-    port: u16,
+    runs: Runs,
+}
+
+enum Runs {
+    Process(Process),
+    Container(Box<Container>),
 }
 
 impl NatsServer {
@@ -39,19 +45,24 @@ impl NatsServer {
         Self::start_with("max_payload: 8MB").await
     }
 
-    /// A server with these settings, in nats-server's own format; address, ports file and pings come on top.
+    /// A server with these settings, in nats-server's own format; address and pings come on top. A container gets copies of the files
+    /// that they name by absolute path in double quotes, and shows the port of clients alone.
     pub async fn start_with(settings: &str) -> Self {
-        let directory = tempfile::tempdir().expect("a directory for nats-server");
-        let mut server =
-            Self { binary: find_binary(), directory, settings: settings.to_owned(), process: None, port: 0 };
-        server.launch().await;
-        server
+        let runs = match choose().await {
+            Choice::Binary(path) => Runs::Process(Process::start(path, settings).await),
+            Choice::Container => Runs::Container(Box::new(Container::start(settings).await)),
+        };
+        Self { runs }
     }
 
-    /// Where it listens.
+    /// Where it listens; the same after a restart.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let port = match &self.runs {
+            Runs::Process(process) => process.port(),
+            Runs::Container(container) => container.port(),
+        };
+        format!("nats://127.0.0.1:{port}")
     }
 
     /// How to reach it, impatiently, so that tests of failures are short.
@@ -66,77 +77,34 @@ impl NatsServer {
 
     /// Kills it as a crash would, and waits until it is gone.
     pub fn kill(&mut self) {
-        if let Some(mut process) = self.process.take() {
-            process.kill().expect("nats-server can be killed");
-            process.wait().expect("nats-server ends");
+        match &mut self.runs {
+            Runs::Process(process) => process.kill(),
+            Runs::Container(container) => container.kill(),
         }
     }
 
-    /// Starts it again on the same port, with nothing remembered.
+    /// Starts it again on the same port; it remembers what it had on disk, and nothing else.
     pub async fn restart(&mut self) {
-        self.kill();
-        self.launch().await;
+        match &mut self.runs {
+            Runs::Process(process) => process.restart().await,
+            Runs::Container(container) => container.restart().await,
+        }
     }
 
     /// Stops it from running, connections left open.
     pub fn freeze(&self) {
-        let process = self.signal(Signal::STOP);
-        // The signal takes a moment to reach every thread.
-        waitpid(Some(process), WaitOptions::UNTRACED).expect("nats-server stops");
+        match &self.runs {
+            Runs::Process(process) => process.freeze(),
+            Runs::Container(container) => container.freeze(),
+        }
     }
 
     /// Lets it run again.
     pub fn thaw(&self) {
-        self.signal(Signal::CONT);
-    }
-
-    fn signal(&self, signal: Signal) -> Pid {
-        let process = Pid::from_child(self.process.as_ref().expect("nats-server runs"));
-        kill_process(process, signal).expect("nats-server can be signalled");
-        process
-    }
-
-    async fn launch(&mut self) {
-        let directory = self.directory.path();
-        let ports = directory.join("ports");
-        drop(std::fs::remove_dir_all(&ports));
-        std::fs::create_dir(&ports).expect("a directory for the ports file");
-        let wanted = if self.port == 0 { -1 } else { i32::from(self.port) };
-        let mut text = String::new();
-        writeln!(text, "listen: \"127.0.0.1:{wanted}\"").expect("text grows");
-        writeln!(text, "ports_file_dir: {ports:?}").expect("text grows");
-        writeln!(text, "ping_interval: \"1s\"\n{}", self.settings).expect("text grows");
-        let config = directory.join("nats.conf");
-        std::fs::write(&config, text).expect("the configuration can be written");
-        let log = std::fs::File::create(directory.join("nats.log")).expect("the log can be written");
-        let process = Command::new(&self.binary)
-            .arg("-c")
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}; {HOW_TO_GET_ONE}", self.binary.display()));
-        self.process = Some(process);
-        let started = Instant::now();
-        loop {
-            if let Some(port) = port_in(&ports) {
-                self.port = port;
-                return;
-            }
-            let ended = self.process.as_mut().is_some_and(|process| !matches!(process.try_wait(), Ok(None)));
-            if ended || started.elapsed() > START_WITHIN {
-                let log = std::fs::read_to_string(directory.join("nats.log")).unwrap_or_default();
-                panic!("nats-server does not start:\n{log}");
-            }
-            sleep(Duration::from_millis(5)).await;
+        match &self.runs {
+            Runs::Process(process) => process.thaw(),
+            Runs::Container(container) => container.thaw(),
         }
-    }
-}
-
-impl Drop for NatsServer {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -152,36 +120,116 @@ pub async fn wait_for(what: &str, within: Duration, mut condition: impl AsyncFnM
     }
 }
 
-/// The server writes the file when it listens, so a half-written one is read again.
-fn port_in(directory: &Path) -> Option<u16> {
-    let file = std::fs::read_dir(directory).ok()?.find_map(Result::ok)?;
-    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file.path()).ok()?).ok()?;
-    let url = ports.get("nats")?.get(0)?.as_str()?;
-    url.rsplit(':').next()?.parse().ok()
+enum Choice {
+    Binary(PathBuf),
+    Container,
 }
 
-fn find_binary() -> PathBuf {
-    if let Some(named) = std::env::var_os(BINARY_VARIABLE) {
-        let named = PathBuf::from(named);
-        assert!(is_new_enough(&named), "{BINARY_VARIABLE}={}: {HOW_TO_GET_ONE}", named.display());
-        return named;
+#[derive(Debug, PartialEq, Eq)]
+enum Way {
+    Any,
+    Binary,
+    Container,
+}
+
+async fn choose() -> Choice {
+    let way = way(std::env::var_os(WAY_VARIABLE).as_deref());
+    if way != Way::Container {
+        if let Some(binary) = process::find_binary() {
+            return Choice::Binary(binary);
+        }
+        assert!(way == Way::Any, "no nats-server found, and {WAY_VARIABLE}=binary: {HOW_TO_GET_ONE}");
     }
-    let local = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
-    [local, PathBuf::from("nats-server")]
-        .into_iter()
-        .find(|binary| is_new_enough(binary))
-        .unwrap_or_else(|| panic!("{HOW_TO_GET_ONE}"))
+    match container::engine().await {
+        Ok(()) => Choice::Container,
+        Err(problem) if way == Way::Any => {
+            panic!("no nats-server found, and no Docker engine answers ({problem}): {HOW_TO_GET_ONE}, or start Docker")
+        }
+        Err(problem) => panic!("{WAY_VARIABLE}=container, but no Docker engine answers ({problem}): start Docker"),
+    }
 }
 
-fn is_new_enough(binary: &Path) -> bool {
-    let Ok(output) = Command::new(binary).arg("--version").output() else { return false };
-    let text = String::from_utf8_lossy(&output.stdout);
-    version(&text).is_some_and(|version| version >= OLDEST)
+/// A value that is neither is not shown: it may be the product's address of a server.
+fn way(value: Option<&OsStr>) -> Way {
+    match value.map(OsStr::as_encoded_bytes) {
+        None => Way::Any,
+        Some(b"binary") => Way::Binary,
+        Some(b"container") => Way::Container,
+        Some(_) => {
+            panic!("{WAY_VARIABLE} must be `binary` or `container` for tests: unset it to leave them the choice")
+        }
+    }
 }
 
-/// From `nats-server: v2.15.1`.
+/// The file that nats-server is started with.
+fn configuration(listen: &str, settings: &str) -> String {
+    let mut text = String::new();
+    writeln!(text, "listen: {listen:?}\nping_interval: \"1s\"\n{settings}").expect("text grows");
+    text
+}
+
+/// From `2.15.1`.
 fn version(text: &str) -> Option<(u32, u32)> {
-    let (_, numbers) = text.trim().rsplit_once('v')?;
-    let mut numbers = numbers.split('.');
+    let mut numbers = text.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "must be `binary` or `container`")]
+    fn a_third_way_is_refused() {
+        way(Some(OsStr::new("nats://hunter2@h")));
+    }
+
+    #[test]
+    fn a_way_can_be_forced() {
+        assert_eq!(way(None), Way::Any);
+        assert_eq!(way(Some(OsStr::new("binary"))), Way::Binary);
+        assert_eq!(way(Some(OsStr::new("container"))), Way::Container);
+    }
+
+    #[test]
+    fn versions_are_numbers_and_not_text() {
+        assert!(version("2.9.25").unwrap() < OLDEST && version("2.100.0").unwrap() > OLDEST);
+        assert_eq!(version("dev"), None);
+    }
+
+    #[tokio::test]
+    async fn a_server_ends_with_its_test_even_when_that_panics() {
+        let (tell, address) = oneshot::channel();
+        let test = tokio::spawn(async move {
+            let nats = NatsServer::start().await;
+            nats.freeze();
+            tell.send(nats.url().replace("nats://", "")).unwrap();
+            panic!("as wanted");
+        });
+        let address = address.await.unwrap();
+        assert!(test.await.unwrap_err().is_panic());
+        assert!(TcpStream::connect(&address).await.is_err(), "{address} still listens");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_frozen_can_be_killed_twice_and_is_back_at_its_address() {
+        let mut nats = NatsServer::start().await;
+        let address = nats.url();
+        nats.freeze();
+        nats.kill();
+        nats.kill();
+        assert!(async_nats::connect(&address).await.is_err());
+        nats.restart().await;
+        assert_eq!(nats.url(), address);
+        assert!(async_nats::connect(&address).await.is_ok());
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "nats-server does not start")]
+    async fn settings_that_the_server_refuses_are_shown() {
+        NatsServer::start_with("max_payload: nonsense").await;
+    }
 }

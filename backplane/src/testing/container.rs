@@ -1,0 +1,228 @@
+//! nats-server in a container of a Docker engine on this machine.
+//!
+//! Owns the image's name, the container and the port it has on 127.0.0.1; the container is removed with the value. A test run that is
+//! itself killed leaves containers called `stage0-nats-…` behind.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use testcontainers::bollard::models::{HostConfig, PortBinding};
+use testcontainers::bollard::query_parameters::RemoveContainerOptionsBuilder;
+use testcontainers::core::client::docker_client_instance;
+use testcontainers::runners::AsyncRunner as _;
+use testcontainers::{
+    ContainerAsync, ContainerRequest, CopyTargetOptions, GenericImage, ImageExt as _, TestcontainersError,
+};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{OLDEST, START_WITHIN, configuration, version, wait_for};
+
+const IMAGE_VARIABLE: &str = "STAGE0_NATS_IMAGE";
+const IMAGE: &str = "nats:2.15";
+const CONFIG: &str = "/stage0/nats.conf";
+const PORT: &str = "4222/tcp";
+const ENGINE_WITHIN: Duration = Duration::from_secs(5);
+/// Each looks for another free port.
+const ATTEMPTS: usize = 5;
+
+pub(super) struct Container {
+    /// Until it is dropped.
+    container: Option<ContainerAsync<GenericImage>>,
+    port: u16,
+}
+
+impl Container {
+    pub(super) async fn start(settings: &str) -> Self {
+        let image = std::env::var(IMAGE_VARIABLE).unwrap_or_else(|_| IMAGE.to_owned());
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let port = free_port();
+            let name = format!("stage0-nats-{}-{port}", std::process::id());
+            match request(&image, settings, port).with_container_name(&name).start().await {
+                Ok(container) => {
+                    let server = Self { container: Some(container), port };
+                    server.greeted().await;
+                    return server;
+                }
+                Err(error) => {
+                    remove(&name).await;
+                    let again = attempts < ATTEMPTS && is_port_taken(&error);
+                    assert!(
+                        again,
+                        "no container of `{image}` ({error}): set {IMAGE_VARIABLE} to an image that can be pulled"
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn kill(&mut self) {
+        let container = self.container();
+        aside(async || {
+            if is_running(container).await {
+                let docker = docker_client_instance().await.expect("Docker answers");
+                docker.kill_container(container.id(), None).await.expect("the container can be killed");
+                wait_for("the container ends", START_WITHIN, async || !is_running(container).await).await;
+            }
+        });
+    }
+
+    pub(super) async fn restart(&mut self) {
+        self.kill();
+        self.container().start().await.expect("the container starts again");
+        self.greeted().await;
+    }
+
+    pub(super) fn freeze(&self) {
+        aside(async || self.container().pause().await).expect("the container can be paused");
+    }
+
+    pub(super) fn thaw(&self) {
+        aside(async || self.container().unpause().await).expect("the container can be unpaused");
+    }
+
+    fn container(&self) -> &ContainerAsync<GenericImage> {
+        self.container.as_ref().expect("the container is there until the drop")
+    }
+
+    /// Waits until the server speaks. That the port is open says nothing: the engine itself listens there before the server does.
+    async fn greeted(&self) {
+        let started = Instant::now();
+        loop {
+            if let Ok(Some(said)) = timeout(ENGINE_WITHIN, greeting(self.port)).await {
+                let new_enough = version(&said).is_some_and(|version| version >= OLDEST);
+                assert!(
+                    new_enough,
+                    "nats-server {said} is too old: {IMAGE_VARIABLE} must name an image of 2.15 or newer"
+                );
+                return;
+            }
+            if started.elapsed() > START_WITHIN || !is_running(self.container()).await {
+                let log = self.container().stderr_to_vec().await.unwrap_or_default();
+                panic!("nats-server does not start:\n{}", String::from_utf8_lossy(&log));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let Some(container) = self.container.take() else { return };
+        let removed = aside(async || container.rm().await);
+        // A second panic would abort the whole run.
+        assert!(removed.is_ok() || std::thread::panicking(), "the container can be removed: {removed:?}");
+    }
+}
+
+/// Whether a Docker engine answers, or what is wrong.
+pub(super) async fn engine() -> Result<(), String> {
+    let docker = docker_client_instance().await.map_err(|error| error.to_string())?;
+    match timeout(ENGINE_WITHIN, docker.ping()).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("nothing within {ENGINE_WITHIN:?}")),
+    }
+}
+
+fn request(image: &str, settings: &str, port: u16) -> ContainerRequest<GenericImage> {
+    let (name, tag) = name_and_tag(image);
+    // A port that the engine chose would be another one after a restart.
+    let publish = move |host: &mut HostConfig| {
+        let binding = PortBinding { host_ip: Some(Ipv4Addr::LOCALHOST.to_string()), host_port: Some(port.to_string()) };
+        host.publish_all_ports = Some(false);
+        host.port_bindings = Some([(PORT.to_owned(), Some(vec![binding]))].into());
+    };
+    let request = GenericImage::new(name, tag)
+        .with_cmd(["-c", CONFIG])
+        .with_copy_to(CONFIG, configuration("0.0.0.0:4222", settings).into_bytes())
+        .with_host_config_modifier(publish);
+    files_in(settings).into_iter().fold(request, |request, file| {
+        // The image's user may be any.
+        let target = CopyTargetOptions::new(file.to_string_lossy()).with_mode(0o644);
+        request.with_copy_to(target, file)
+    })
+}
+
+/// Somebody else may take it before the container does.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("a bound listener has an address").port()
+}
+
+/// In the engine's words, as it has no code for it.
+fn is_port_taken(error: &TestcontainersError) -> bool {
+    let text = error.to_string();
+    text.contains("already in use") || text.contains("already allocated")
+}
+
+/// What could not be started was created all the same, or not.
+async fn remove(name: &str) {
+    if let Ok(docker) = docker_client_instance().await {
+        drop(docker.remove_container(name, Some(RemoveContainerOptionsBuilder::new().force(true).build())).await);
+    }
+}
+
+async fn is_running(container: &ContainerAsync<GenericImage>) -> bool {
+    container.is_running().await.expect("Docker knows the container")
+}
+
+/// The version of the server that speaks there.
+async fn greeting(port: u16) -> Option<String> {
+    let mut line = String::new();
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
+    BufReader::new(stream).read_line(&mut line).await.ok()?;
+    let info: serde_json::Value = serde_json::from_str(line.strip_prefix("INFO ")?).ok()?;
+    Some(info.get("version")?.as_str()?.to_owned())
+}
+
+/// Runs `work` to its end on a thread of its own: the verbs that use it are not async, and may block a test's only thread.
+fn aside<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(work())
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).expect("Docker does what it is asked")
+}
+
+/// `latest`, as everywhere, where no tag is given.
+fn name_and_tag(image: &str) -> (&str, &str) {
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (image, "latest"),
+    }
+}
+
+/// Those that the settings name in double quotes and that are there.
+fn files_in(settings: &str) -> Vec<PathBuf> {
+    let quoted = settings.split('"').skip(1).step_by(2).map(PathBuf::from);
+    quoted.filter(|path| path.is_absolute() && path.is_file()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_of_a_registry_is_not_a_tag() {
+        assert_eq!(name_and_tag("nats:2.15"), ("nats", "2.15"));
+        assert_eq!(name_and_tag("localhost:5000/nats"), ("localhost:5000/nats", "latest"));
+        assert_eq!(name_and_tag("localhost:5000/nats:2"), ("localhost:5000/nats", "2"));
+    }
+
+    #[test]
+    fn files_are_those_that_are_there_and_named_by_absolute_path() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let settings = format!("tls {{ cert_file: {:?}, key_file: \"/nowhere\", ca_file: \"x\" }}", file.path());
+        assert_eq!(files_in(&settings), [file.path()]);
+        assert!(files_in("max_payload: 8MB").is_empty());
+    }
+}

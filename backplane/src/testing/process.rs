@@ -1,0 +1,137 @@
+//! nats-server as a process of this machine.
+//!
+//! Owns finding the binary, the process and its directory; both end with the value.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+use super::{HOW_TO_GET_ONE, OLDEST, START_WITHIN, configuration, version};
+
+/// Names the binary to use.
+const BINARY_VARIABLE: &str = "STAGE0_NATS_SERVER";
+
+pub(super) struct Process {
+    binary: PathBuf,
+    directory: TempDir,
+    settings: String,
+    process: Option<Child>,
+    port: u16,
+}
+
+impl Process {
+    pub(super) async fn start(binary: PathBuf, settings: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a directory for nats-server");
+        let mut server = Self { binary, directory, settings: settings.to_owned(), process: None, port: 0 };
+        server.launch().await;
+        server
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("nats-server can be killed");
+            process.wait().expect("nats-server ends");
+        }
+    }
+
+    pub(super) async fn restart(&mut self) {
+        self.kill();
+        self.launch().await;
+    }
+
+    pub(super) fn freeze(&self) {
+        let process = self.signal(Signal::STOP);
+        // The signal takes a moment to reach every thread.
+        waitpid(Some(process), WaitOptions::UNTRACED).expect("nats-server stops");
+    }
+
+    pub(super) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) -> Pid {
+        let process = Pid::from_child(self.process.as_ref().expect("nats-server runs"));
+        kill_process(process, signal).expect("nats-server can be signalled");
+        process
+    }
+
+    async fn launch(&mut self) {
+        let directory = self.directory.path();
+        let ports = directory.join("ports");
+        drop(std::fs::remove_dir_all(&ports));
+        std::fs::create_dir(&ports).expect("a directory for the ports file");
+        let wanted = if self.port == 0 { -1 } else { i32::from(self.port) };
+        let settings = format!("ports_file_dir: {ports:?}\n{}", self.settings);
+        let config = directory.join("nats.conf");
+        std::fs::write(&config, configuration(&format!("127.0.0.1:{wanted}"), &settings))
+            .expect("the configuration can be written");
+        let log = std::fs::File::create(directory.join("nats.log")).expect("the log can be written");
+        let process = Command::new(&self.binary)
+            .arg("-c")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}; {HOW_TO_GET_ONE}", self.binary.display()));
+        self.process = Some(process);
+        let started = Instant::now();
+        loop {
+            if let Some(port) = port_in(&ports) {
+                self.port = port;
+                return;
+            }
+            let ended = self.process.as_mut().is_some_and(|process| !matches!(process.try_wait(), Ok(None)));
+            if ended || started.elapsed() > START_WITHIN {
+                let log = std::fs::read_to_string(directory.join("nats.log")).unwrap_or_default();
+                panic!("nats-server does not start:\n{log}");
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// The server writes the file when it listens, so a half-written one is read again.
+fn port_in(directory: &Path) -> Option<u16> {
+    let file = std::fs::read_dir(directory).ok()?.find_map(Result::ok)?;
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file.path()).ok()?).ok()?;
+    let url = ports.get("nats")?.get(0)?.as_str()?;
+    url.rsplit(':').next()?.parse().ok()
+}
+
+/// One that is named but of no use fails the test: whoever named it would look in the wrong place for what a container does.
+pub(super) fn find_binary() -> Option<PathBuf> {
+    if let Some(named) = std::env::var_os(BINARY_VARIABLE) {
+        let named = PathBuf::from(named);
+        assert!(
+            is_new_enough(&named),
+            "{BINARY_VARIABLE}={}: not a nats-server of 2.15 or newer; {HOW_TO_GET_ONE}",
+            named.display()
+        );
+        return Some(named);
+    }
+    let local = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/nats-server");
+    [local, PathBuf::from("nats-server")].into_iter().find(|binary| is_new_enough(binary))
+}
+
+/// By what it says of itself: `nats-server: v2.15.1`.
+fn is_new_enough(binary: &Path) -> bool {
+    let Ok(output) = Command::new(binary).arg("--version").output() else { return false };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let number = text.trim().rsplit_once('v').and_then(|(_, number)| version(number));
+    number.is_some_and(|version| version >= OLDEST)
+}
