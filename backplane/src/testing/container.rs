@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use testcontainers::bollard::models::{HostConfig, PortBinding};
 use testcontainers::bollard::query_parameters::RemoveContainerOptionsBuilder;
+use testcontainers::core::ContainerPort;
 use testcontainers::core::client::docker_client_instance;
 use testcontainers::runners::AsyncRunner as _;
 use testcontainers::{
@@ -23,7 +24,7 @@ use super::{OLDEST, START_WITHIN, configuration, version, wait_for};
 const IMAGE_VARIABLE: &str = "STAGE0_NATS_IMAGE";
 const IMAGE: &str = "nats:2.15";
 const CONFIG: &str = "/stage0/nats.conf";
-const PORT: &str = "4222/tcp";
+const PORT: ContainerPort = ContainerPort::Tcp(4222);
 const ENGINE_WITHIN: Duration = Duration::from_secs(5);
 /// Each looks for another free port.
 const ATTEMPTS: usize = 5;
@@ -139,9 +140,11 @@ fn request(image: &str, settings: &str, port: u16) -> ContainerRequest<GenericIm
     let publish = move |host: &mut HostConfig| {
         let binding = PortBinding { host_ip: Some(Ipv4Addr::LOCALHOST.to_string()), host_port: Some(port.to_string()) };
         host.publish_all_ports = Some(false);
-        host.port_bindings = Some([(PORT.to_owned(), Some(vec![binding]))].into());
+        host.port_bindings = Some([(PORT.to_string(), Some(vec![binding]))].into());
     };
+    // Only a port that the image or this exposes is bound.
     let request = GenericImage::new(name, tag)
+        .with_exposed_port(PORT)
         .with_cmd(["-c", CONFIG])
         .with_copy_to(CONFIG, configuration("0.0.0.0:4222", settings).into_bytes())
         .with_host_config_modifier(publish);
