@@ -12,8 +12,14 @@ use super::table::{CONFIG, SETTINGS};
 use super::{Mistake, Role, Setting};
 
 /// Variables that only tests of this repository read.
-const TEST_ONLY: [&str; 5] =
-    ["STAGE0_NATS_SERVER", "STAGE0_NATS", "STAGE0_CRASH_ROUNDS", "STAGE0_ALLOW_NO_POWERCUT", "STAGE0_BIN"];
+const TEST_ONLY: [&str; 6] = [
+    "STAGE0_NATS_SERVER",
+    "STAGE0_NATS_IMAGE",
+    "STAGE0_NATS",
+    "STAGE0_CRASH_ROUNDS",
+    "STAGE0_ALLOW_NO_POWERCUT",
+    "STAGE0_BIN",
+];
 
 /// Flags by setting name, as typed.
 pub(crate) type Flags = BTreeMap<&'static str, String>;
