@@ -8,7 +8,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use stage0_contract::{
-    EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply, ReviewRequest,
+    Decision, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
+    ReviewRequest,
 };
 
 use crate::engine::Engine;
@@ -40,20 +41,7 @@ impl Answers {
         let Some(engine) = self.engines.get(pack.version()) else {
             return EvaluateReply::Unable("no engine for the policy version".to_owned());
         };
-        // The engine keeps no state between questions, so nothing is left half done by a panic.
-        match catch_unwind(AssertUnwindSafe(|| engine.decide(request, question.evaluated_at))) {
-            Ok(Ok(decision)) => EvaluateReply::Decided(Box::new(decision)),
-            Ok(Err(errors)) => EvaluateReply::Invalid(errors),
-            Err(_) => {
-                tracing::error!(
-                    request_id = %question.request_id,
-                    account = %question.account,
-                    policy_version = %pack.version(),
-                    "evaluation panicked"
-                );
-                EvaluateReply::Unable("the evaluation panicked".to_owned())
-            }
-        }
+        guarded(question, pack.version(), || engine.decide(request, question.evaluated_at))
     }
 
     /// What only the policy can find wrong with a request that is refused anyway.
@@ -78,6 +66,28 @@ impl Answers {
     }
 }
 
+/// Decides, and takes a panic as "could not decide". What the panic says may quote the request, so it is not logged.
+fn guarded(
+    question: &EvaluateRequest,
+    version: &PolicyVersion,
+    decide: impl FnOnce() -> Result<Decision, Vec<FieldError>>,
+) -> EvaluateReply {
+    // The engine keeps no state between questions, so nothing is left half done by a panic.
+    match catch_unwind(AssertUnwindSafe(decide)) {
+        Ok(Ok(decision)) => EvaluateReply::Decided(Box::new(decision)),
+        Ok(Err(errors)) => EvaluateReply::Invalid(errors),
+        Err(_) => {
+            tracing::error!(
+                request_id = %question.request_id,
+                account = %question.account,
+                policy_version = %version,
+                "evaluation panicked"
+            );
+            EvaluateReply::Unable("the evaluation panicked".to_owned())
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,13 +98,26 @@ mod tests {
         Answers::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
     }
 
-    fn ask(body: Value) -> EvaluateReply {
-        answers().evaluate(&EvaluateRequest {
+    fn question(body: Value) -> EvaluateRequest {
+        EvaluateRequest {
             request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
             evaluated_at: 1_773_662_400,
-        })
+        }
+    }
+
+    fn ask(body: Value) -> EvaluateReply {
+        answers().evaluate(&question(body))
+    }
+
+    #[test]
+    fn a_panic_while_deciding_is_unable_and_does_not_quote_the_request() {
+        let question = question(json!({"goal": "tell nobody"}));
+        let version = answers().status().active;
+        let reply = guarded(&question, &version, || panic!("{}", question.request.goal));
+        let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
+        assert_eq!(why, "the evaluation panicked");
     }
 
     #[test]

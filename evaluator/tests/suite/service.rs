@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,8 +13,11 @@ use stage0_contract::{
 };
 use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, PackSet, build};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 const WITHIN: Duration = Duration::from_secs(20);
+/// More than two shards answer in the moment between the last question and the stop.
+const IN_HAND: usize = 100;
 
 fn config() -> EvaluatorConfig {
     EvaluatorConfig { packs: PackSet::embedded().unwrap(), shards: NonZeroUsize::new(2) }
@@ -63,6 +67,30 @@ async fn it_answers_every_kind_of_question_and_drains() {
     serving.await.unwrap().unwrap();
     let refused = caller.requests.ask(&question("read the report"), Duration::from_millis(200)).await;
     assert!(matches!(refused, Err(AskError::Absent | AskError::Late)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_draining_evaluator_answers_what_it_has_in_hand() {
+    let bus = Bus::new();
+    let evaluator = build(config(), connect(&bus)).await.unwrap();
+    let caller = bus.connect();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let mut asks = JoinSet::new();
+    for _ in 0..IN_HAND {
+        let (requests, sent) = (Arc::clone(&caller.requests), Arc::clone(&sent));
+        asks.spawn(async move {
+            // The first poll hands the question over too, and nothing else runs on this thread meanwhile.
+            sent.fetch_add(1, Ordering::Relaxed);
+            requests.ask(&question("read the report"), WITHIN).await
+        });
+    }
+    while sent.load(Ordering::Relaxed) < IN_HAND {
+        tokio::task::yield_now().await;
+    }
+    evaluator.run_until(std::future::ready(())).await.unwrap();
+    while let Some(reply) = asks.join_next().await {
+        assert!(matches!(reply.unwrap(), Ok(EvaluateReply::Decided(_))), "a question in hand got no decision");
+    }
 }
 
 #[tokio::test]
