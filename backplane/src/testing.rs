@@ -1,8 +1,8 @@
 //! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will.
 //!
 //! Owns the choice between the two ways to run one; both end with the value, also when the test panics. A binary
-//! (`STAGE0_NATS_SERVER`, `.tools/bin`, the `PATH`) comes first, as it starts in milliseconds and needs no rights; where there is none,
-//! a container of `STAGE0_NATS_IMAGE` (`nats:2.15` unless set) takes its place, if a Docker engine answers. `STAGE0_NATS` set to
+//! (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`) comes first, as it starts in milliseconds and needs no rights; where there is none,
+//! a container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set) takes its place, if a Docker engine answers. `STAGE0_NATS` set to
 //! `binary` or `container` leaves no choice. Refuses to skip: where neither can be had the test fails and says what to do.
 
 // This is test code that several packages share.
@@ -23,11 +23,11 @@ use container::Container;
 use process::Process;
 
 /// Leaves no choice between the two ways. It shares its name with a setting of the product, which tests never take from outside.
-const WAY_VARIABLE: &str = "STAGE0_NATS";
+const WAY_VARIABLE: &str = "STAGE0_TEST_NATS";
 const OLDEST: (u32, u32) = (2, 15);
 const START_WITHIN: Duration = Duration::from_secs(20);
 const HOW_TO_GET_ONE: &str =
-    "run `scripts/test.sh`, which fetches nats-server 2.15, or set STAGE0_NATS_SERVER to the path of one";
+    "run `scripts/test.sh`, which fetches nats-server 2.15, or set STAGE0_TEST_NATS_SERVER to the path of one";
 
 /// A nats-server of one test.
 pub struct NatsServer {

@@ -1,10 +1,15 @@
 //! The log of a role: standard error, as JSON for programs or as text for people.
 //!
-//! Owns format and filter only. Fields are named where they are logged; no layer here sees a body, a key or a goal.
+//! Owns format and filter, and what is said of a panic. Fields are named where they are logged; INVARIANT: no body, key or goal
+//! reaches the log at any level.
 
 use std::io;
 
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt as _, filter_fn};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::out;
 
@@ -43,9 +48,19 @@ pub(crate) fn filter(text: &str) -> Result<EnvFilter, String> {
 
 /// Starts logging; once per process.
 pub(crate) fn start(logs: Logs) {
-    let builder = tracing_subscriber::fmt().with_env_filter(logs.filter).with_writer(io::stderr);
-    match logs.format {
-        Format::Text => builder.with_ansi(out::stderr_is_terminal()).init(),
-        Format::Json => builder.json().flatten_event(true).with_span_list(false).with_current_span(true).init(),
-    }
+    // INVARIANT: below `info` only our own crates speak, whatever the filter says: a client library at `trace` writes whole
+    // messages, and with them keys and goals.
+    let discreet = filter_fn(|about| *about.level() <= Level::INFO || about.target().starts_with("stage0"));
+    let filter = logs.filter.and(discreet);
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    let layer = match logs.format {
+        Format::Text => layer.with_ansi(out::stderr_is_terminal()).boxed(),
+        Format::Json => layer.json().flatten_event(true).with_span_list(false).with_current_span(true).boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).init();
+    // The usual hook prints the panic's message, which may quote what was being worked on.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "panicked");
+    }));
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -21,6 +21,13 @@ pub struct Process {
 struct Heard {
     lines: Mutex<Lines>,
     more: Condvar,
+}
+
+impl Heard {
+    /// A test that failed while it listened must still be able to say what it heard.
+    fn lock(&self) -> MutexGuard<'_, Lines> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -51,17 +58,17 @@ impl Process {
         }
         let mut child = command.spawn().expect("stage0 starts");
         let heard = Arc::new(Heard::default());
-        heard.lines.lock().unwrap().open = 2;
+        heard.lock().open = 2;
         let outputs: [Box<dyn Read + Send>; 2] =
             [Box::new(child.stdout.take().unwrap()), Box::new(child.stderr.take().unwrap())];
         for output in outputs {
             let heard = Arc::clone(&heard);
             std::thread::spawn(move || {
                 for line in BufReader::new(output).lines().map_while(Result::ok) {
-                    heard.lines.lock().unwrap().all.push(line);
+                    heard.lock().all.push(line);
                     heard.more.notify_all();
                 }
-                heard.lines.lock().unwrap().open -= 1;
+                heard.lock().open -= 1;
                 heard.more.notify_all();
             });
         }
@@ -71,7 +78,7 @@ impl Process {
     /// The first line, already said or still to come, in which `find` finds something.
     pub fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
         let until = Instant::now() + START_WITHIN;
-        let (mut at, mut lines) = (0, self.heard.lines.lock().unwrap());
+        let (mut at, mut lines) = (0, self.heard.lock());
         loop {
             while at < lines.all.len() {
                 if let Some(found) = find(&lines.all[at]) {
@@ -81,7 +88,7 @@ impl Process {
             }
             let left = until.saturating_duration_since(Instant::now());
             assert!(lines.open > 0 && !left.is_zero(), "in vain waited for {what} in:\n{}", lines.all.join("\n"));
-            lines = self.heard.more.wait_timeout(lines, left).unwrap().0;
+            lines = self.heard.more.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
@@ -95,7 +102,7 @@ impl Process {
 
     /// All that was said so far.
     pub fn said(&self) -> String {
-        self.heard.lines.lock().unwrap().all.join("\n")
+        self.heard.lock().all.join("\n")
     }
 
     pub fn signal(&self, signal: Signal) {

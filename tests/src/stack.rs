@@ -204,7 +204,7 @@ fn start_keystore(settings: &StackBuilder, nats: &str, directory: &Path) -> Proc
     let data = directory.join("keys");
     let keystore =
         Process::start(&arguments(settings, &["keystore", "--nats", nats, "--data-dir", data.to_str().unwrap()]));
-    keystore.wait_for_log("keystore starts", "version");
+    keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
     keystore
 }
 

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{OLDEST, START_WITHIN, configuration, version, wait_for};
 
-const IMAGE_VARIABLE: &str = "STAGE0_NATS_IMAGE";
+const IMAGE_VARIABLE: &str = "STAGE0_TEST_NATS_IMAGE";
 const IMAGE: &str = "nats:2.15";
 const CONFIG: &str = "/stage0/nats.conf";
 const PORT: ContainerPort = ContainerPort::Tcp(4222);

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::{HOW_TO_GET_ONE, OLDEST, START_WITHIN, configuration, version};
 
 /// Names the binary to use.
-const BINARY_VARIABLE: &str = "STAGE0_NATS_SERVER";
+const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
 
 pub(super) struct Process {
     binary: PathBuf,

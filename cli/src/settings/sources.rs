@@ -13,9 +13,9 @@ use super::{Mistake, Role, Setting};
 
 /// Variables that only tests of this repository read.
 const TEST_ONLY: [&str; 6] = [
-    "STAGE0_NATS_SERVER",
-    "STAGE0_NATS_IMAGE",
-    "STAGE0_NATS",
+    "STAGE0_TEST_NATS_SERVER",
+    "STAGE0_TEST_NATS_IMAGE",
+    "STAGE0_TEST_NATS",
     "STAGE0_CRASH_ROUNDS",
     "STAGE0_ALLOW_NO_POWERCUT",
     "STAGE0_BIN",
@@ -147,7 +147,7 @@ mod tests {
     fn the_stronger_source_wins_setting_by_setting() {
         let file = "listen = '3'\nworkers = 3\nlog = 'three'";
         let variables =
-            [("STAGE0_CONFIG", "x"), ("STAGE0_LISTEN", "2"), ("STAGE0_WORKERS", "2"), ("STAGE0_NATS_SERVER", "t")];
+            [("STAGE0_CONFIG", "x"), ("STAGE0_LISTEN", "2"), ("STAGE0_WORKERS", "2"), ("STAGE0_TEST_NATS_SERVER", "t")];
         let sources = collect(&[("listen", "1")], &variables, file);
         assert_eq!(
             (text(&sources, "listen"), text(&sources, "workers"), text(&sources, "log")),

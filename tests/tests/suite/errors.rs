@@ -61,12 +61,13 @@ async fn every_kind_of_bad_key_is_one_and_the_same_401() {
         answer.assert_error(401, "unauthorized");
         assert!(!answer.header("www-authenticate").is_empty());
         let id = answer.body["request_id"].as_str().unwrap();
-        let headers = answer
+        let mut headers: Vec<_> = answer
             .headers
             .iter()
             .filter(|(n, _)| *n != "date" && *n != "x-request-id")
             .map(|(n, v)| (n.to_string(), v.to_str().unwrap().to_owned()))
             .collect();
+        headers.sort();
         seen.push((headers, answer.text.replace(id, "ID")));
     }
     assert!(seen.iter().all(|answer| *answer == seen[0]), "{seen:#?}");
@@ -107,7 +108,7 @@ async fn a_missing_scope_is_403_and_named() {
 async fn unknown_paths_are_404_and_methods_405_before_any_key_is_judged() {
     let stack = Stack::build().dev().await;
     let open = stack.api.without_key();
-    for path in ["/", "/chec", "/check/x", "/v1", "/v1/keys/a/b/c", "/%2e%2e/check", "/.git/config"] {
+    for path in ["/", "/chec", "/check/x", "/v1", "/v1/keys/a/b/c", "/check%2f..", "/.git/config"] {
         open.get(path).await.assert_error(404, "not_found");
     }
     let answer = open.get("/check").await;

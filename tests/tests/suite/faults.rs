@@ -16,6 +16,8 @@ async fn without_an_evaluator_nothing_is_allowed_and_with_a_new_one_it_goes_on()
     answer.assert_error(503, "unavailable");
     assert!(answer.text.contains("the action must not run"));
     assert!(!answer.header("retry-after").is_empty());
+    // The report may be a second old.
+    wait_for("the report", BACK_WITHIN, async || stack.api.get("/readyz").await.status == 503).await;
     let ready = stack.api.get("/readyz").await;
     assert_eq!((ready.status, &ready.body["ready"]), (503, &serde_json::json!(false)));
     assert!(ready.text.contains("evaluator: "), "{}", ready.text);
