@@ -47,25 +47,35 @@ pub enum TlsError {
 #[derive(Debug)]
 pub(crate) struct Certificate {
     files: TlsFiles,
+    /// Of the files before they were read, so that a change while they were is seen as one.
+    loaded: Stamps,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
+/// What tells that a file was changed: its time and size, for certificate and key.
+type Stamps = [Option<(SystemTime, u64)>; 2];
+
 impl Certificate {
     pub(crate) fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
+        let loaded = stamps(&files);
         let current = RwLock::new(Arc::new(read(&files)?));
-        Ok(Arc::new(Self { files, current }))
+        Ok(Arc::new(Self { files, loaded, current }))
     }
 
     /// Looks at the files again and again; ends only when dropped.
     pub(crate) async fn watch(self: Arc<Self>) {
-        let mut seen = stamps(&self.files).await;
+        let mut seen = self.loaded;
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
             ticks.tick().await;
-            let stamp = stamps(&self.files).await;
-            if stamp != seen {
-                seen = stamp;
-                self.reload().await;
+            let files = self.files.clone();
+            match tokio::task::spawn_blocking(move || stamps(&files)).await {
+                Ok(stamp) if stamp != seen => {
+                    seen = stamp;
+                    self.reload().await;
+                }
+                Ok(_) => {}
+                Err(error) => tracing::error!(%error, "certificate could not be looked at"),
             }
         }
     }
@@ -121,11 +131,10 @@ fn read(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(TlsError::Mismatch)
 }
 
-/// What tells a changed file: its times and sizes, through links.
-async fn stamps(files: &TlsFiles) -> [Option<(SystemTime, u64)>; 2] {
-    let stamp = async |path: &Path| {
-        let data = tokio::fs::metadata(path).await.ok()?;
+fn stamps(files: &TlsFiles) -> Stamps {
+    // Through links, as orchestrators exchange mounted secrets by changing one.
+    [&files.cert, &files.key].map(|path| {
+        let data = std::fs::metadata(path).ok()?;
         Some((data.modified().ok()?, data.len()))
-    };
-    [stamp(&files.cert).await, stamp(&files.key).await]
+    })
 }

@@ -218,8 +218,8 @@ async fn strange_text_in_any_field_is_data_and_never_an_allow_for_a_disguised_ef
 async fn ten_thousand_idle_connections_stop_nobody() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     assert!(
-        limit.maximum.is_none_or(|most| most > 22_000),
-        "the test needs 22,000 open files, `ulimit -Hn` is {:?}",
+        limit.maximum.is_none_or(|most| most > 11_000),
+        "the test needs 11,000 open files, `ulimit -Hn` is {:?}",
         limit.maximum
     );
     rustix::process::setrlimit(
