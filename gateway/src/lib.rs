@@ -12,6 +12,7 @@ mod body;
 mod config;
 mod errors;
 mod keyring;
+mod patience;
 mod routes;
 mod server;
 mod state;

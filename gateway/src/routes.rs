@@ -5,6 +5,7 @@
 
 use std::time::Instant;
 
+use actix_http::ConnectionType;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
@@ -15,6 +16,7 @@ use uuid::Uuid;
 
 use crate::auth::identify;
 use crate::errors::ApiError;
+use crate::patience::Patience;
 use crate::state::Gate;
 
 mod accounts;
@@ -70,15 +72,21 @@ struct Outcome {
     verdict: Option<Verdict>,
 }
 
-/// Gives a request its id, and its answer the headers that all answers have.
+/// Gives a request its id, and its answer the headers that all answers have; meanwhile the connection does not wait for its client.
 pub(crate) async fn stamp(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
+    let mut busy = request.conn_data::<Patience>().map(Patience::busy);
     let id = RequestId::new(Uuid::now_v7()).map_err(actix_web::error::ErrorInternalServerError)?;
     request.extensions_mut().insert(Stamp { id });
     let mut response = next.call(request).await?;
+    if let Some(busy) = &mut busy
+        && response.response().head().connection_type() == ConnectionType::Close
+    {
+        busy.closes();
+    }
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(REQUEST_ID, id);

@@ -2,6 +2,7 @@
 //!
 //! Each worker thread has a backplane connection of its own (measured: one shared connection costs a sixth of the throughput), and
 //! each connection listens for changed keys, so that a notice is missed only if all of them are down.
+//! Put together from the parts of actix and not by `HttpServer`, which has no place for [`Patient`] between TLS and HTTP.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -9,9 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use actix_web::dev::Server;
+use actix_http::HttpService;
+use actix_server::{GracefulShutdownSignal, Server};
+use actix_service::{ServiceFactory, ServiceFactoryExt, map_config};
+use actix_tls::accept::TlsError as AcceptError;
+use actix_tls::accept::rustls_0_23::{Acceptor, TlsStream};
+use actix_web::body::MessageBody;
+use actix_web::dev::{AppConfig, ServiceRequest, ServiceResponse};
 use actix_web::middleware::{NormalizePath, TrailingSlash, from_fn};
-use actix_web::{App, HttpServer, web};
+use actix_web::rt::net::TcpStream;
+use actix_web::{App, Error, web};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use stage0_backplane::{Backplane, BoxFuture};
@@ -20,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
 use crate::keyring::Keyring;
+use crate::patience::{Limits, Patient};
 use crate::routes::{self, Readiness};
 use crate::state::Gate;
 use crate::throttle::FailedLogins;
@@ -28,6 +37,8 @@ use crate::tls::{Certificate, TlsError, server_config};
 /// How long what is in hand may take once the gateway drains.
 const DRAIN_SECONDS: u64 = 10;
 const DISCARD_UNREAD_BODY_FOR: Duration = Duration::from_secs(3);
+/// Chunks are discarded without that limit, so [`Patient`] has its own; longer, for where both apply the server closes in good order.
+const FAREWELL: Duration = Duration::from_secs(4);
 /// Connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 4096;
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -141,29 +152,70 @@ fn serve(
     gates: Vec<Gate>,
     stop: CancellationToken,
 ) -> io::Result<Server> {
-    let workers = gates.len();
+    let server = Server::build()
+        .workers(gates.len().max(1))
+        .max_concurrent_connections(config.max_connections_per_worker)
+        .shutdown_timeout(DRAIN_SECONDS)
+        .shutdown_signal(stop.cancelled_owned());
+    let (draining, config) = (server.graceful_shutdown_signal(), config.clone());
     // Called once on each worker thread, which takes the next of the gates.
     let turn = Arc::new(AtomicUsize::new(0));
-    let base_path = config.base_path.clone();
-    let app = move || {
+    let worker = move || {
         let turn = turn.fetch_add(1, Ordering::Relaxed) % gates.len().max(1);
-        let gate = gates.get(turn).cloned().map(web::Data::new);
-        App::new()
-            .wrap(NormalizePath::new(TrailingSlash::Trim))
-            .wrap(from_fn(routes::stamp))
-            .configure(|app| routes::configure(app, &base_path, gate))
+        https(&tls, &config, &draining, gates.get(turn))
     };
-    let server = HttpServer::new(app)
-        .workers(workers)
-        .max_connections(config.max_connections_per_worker)
-        .tls_handshake_timeout(config.header_timeout)
+    Ok(server.listen("gateway", listener, worker)?.run())
+}
+
+/// What becomes of an accepted connection: TLS, then patience, then HTTP/1.1.
+fn https(
+    tls: &ServerConfig,
+    config: &GatewayConfig,
+    draining: &GracefulShutdownSignal,
+    gate: Option<&Gate>,
+) -> impl ServiceFactory<TcpStream, Config = ()> + use<> {
+    let mut acceptor = Acceptor::new(tls.clone());
+    acceptor.set_handshake_timeout(config.header_timeout);
+    let limits = Limits { next_head: config.keep_alive.saturating_add(config.header_timeout), farewell: FAREWELL };
+    let draining = draining.clone();
+    let http = HttpService::build()
+        // Idle connections close at once when the gateway drains.
+        .graceful_shutdown_signal(move || {
+            let draining = draining.clone();
+            async move { draining.notified().await }
+        })
         .client_request_timeout(config.header_timeout)
         .keep_alive(config.keep_alive)
         .client_disconnect_timeout(DISCARD_UNREAD_BODY_FOR)
-        .shutdown_timeout(DRAIN_SECONDS)
-        .shutdown_signal(stop.cancelled_owned())
-        .listen_rustls_0_23(listener, tls)?;
-    Ok(server.run())
+        .on_connect_ext(|stream: &Patient<TlsStream<TcpStream>>, data| {
+            data.insert(stream.patience().clone());
+        })
+        .h1(map_config(app(&config.base_path, gate), |()| AppConfig::default()));
+    acceptor
+        .map_err(AcceptError::into_service_error)
+        .map(move |stream: TlsStream<TcpStream>| {
+            let peer = stream.get_ref().0.peer_addr().ok();
+            (Patient::new(stream, limits), peer)
+        })
+        .and_then(http.map_err(AcceptError::Service))
+}
+
+fn app(
+    base_path: &str,
+    gate: Option<&Gate>,
+) -> App<
+    impl ServiceFactory<
+        ServiceRequest,
+        Config = (),
+        Response = ServiceResponse<impl MessageBody + use<>>,
+        Error = Error,
+        InitError = (),
+    > + use<>,
+> {
+    App::new()
+        .wrap(NormalizePath::new(TrailingSlash::Trim))
+        .wrap(from_fn(routes::stamp))
+        .configure(|app| routes::configure(app, base_path, gate.cloned().map(web::Data::new)))
 }
 
 /// One for each worker: its own connection, the rest shared.
