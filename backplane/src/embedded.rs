@@ -2,7 +2,7 @@
 //!
 //! Owns the bus: who serves what, and who hears what. Every queue is bounded; what waits in one is lost with the process, and
 //! nothing of it needs to survive: that is the log's and the keystore's business.
-//! A [`Connection`] ends alone, as it does on NATS: services that share a process can drain one after the other.
+//! A `Connection` ends alone, as it does on NATS: services that share a process can drain one after the other.
 //! INVARIANT: no lock is held across an await, so a bus works between threads and runtimes.
 
 mod notices;

@@ -60,7 +60,7 @@ async fn the_printed_curl_works_when_pasted() {
     for line in &lines[first..] {
         command.push_str(line.trim_end_matches('\\'));
         command.push('\n');
-        if !line.ends_with('\\') && command.matches('\'').count() % 2 == 0 {
+        if !line.ends_with('\\') && command.matches('\'').count().is_multiple_of(2) {
             break;
         }
         if line.ends_with('\\') {

@@ -28,7 +28,7 @@ async fn the_operator_makes_an_account_and_its_first_key() {
         stack.operator.get(&format!("/v1/keys?account={}", account["id"].as_str().unwrap())).await.expect(200);
     assert_eq!(by_operator, listed);
     let accounts = stack.operator.get("/v1/accounts").await.expect(200);
-    assert!(accounts["items"].as_array().unwrap().iter().any(|item| *item == account));
+    assert!(accounts["items"].as_array().unwrap().contains(&account));
 }
 
 #[tokio::test]
