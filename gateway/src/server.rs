@@ -14,6 +14,7 @@ use actix_http::HttpService;
 use actix_server::{GracefulShutdownSignal, Server};
 use actix_service::{ServiceFactory, ServiceFactoryExt, map_config};
 use actix_tls::accept::TlsError as AcceptError;
+use actix_tls::accept::max_concurrent_tls_connect;
 use actix_tls::accept::rustls_0_23::{Acceptor, TlsStream};
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceRequest, ServiceResponse};
@@ -157,6 +158,8 @@ fn serve(
         .max_concurrent_connections(config.max_connections_per_worker)
         .shutdown_timeout(DRAIN_SECONDS)
         .shutdown_signal(stop.cancelled_owned());
+    // By default 256 clients that never finish their handshake keep every other one of a worker waiting.
+    max_concurrent_tls_connect(config.max_connections_per_worker);
     let (draining, config) = (server.graceful_shutdown_signal(), config.clone());
     // Called once on each worker thread, which takes the next of the gates.
     let turn = Arc::new(AtomicUsize::new(0));

@@ -192,7 +192,7 @@ fn start_dev(settings: &StackBuilder, data: &Path) -> Process {
     let mut arguments = arguments(settings, &own);
     arguments.extend(settings.gateway_arguments.clone());
     let dev = Process::start(&arguments);
-    dev.wait_for("the banner", |line| line.contains("curl").then_some(()));
+    dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
     dev
 }
 
