@@ -37,6 +37,7 @@ fn decision(criterion: &mut Criterion) {
     criterion.bench_function("part: facts, with constraints and secrets", |b| b.iter(|| measured.facts(NOW)));
     criterion.bench_function("part: context", |b| b.iter(|| measured.context()));
     criterion.bench_function("part: evaluate, with context", |b| b.iter(|| measured.evaluate()));
+    criterion.bench_function("without triggers: evaluate all rules", |b| b.iter(|| measured.evaluate_all()));
     criterion.bench_function("part: assembly", |b| b.iter(|| black_box(measured.assemble())));
 }
 

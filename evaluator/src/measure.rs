@@ -53,6 +53,11 @@ impl<'e> Measured<'e> {
         black_box(self.engine.evaluate(&self.facts).matched.len());
     }
 
+    /// What triggers save: the record of all facts that rules name, and all rules.
+    pub fn evaluate_all(&self) {
+        black_box(self.engine.evaluate_all(&self.facts).matched.len());
+    }
+
     /// The decision from satisfied rules.
     pub fn assemble(&self) -> Decision {
         decision::assemble(self.engine.pack(), self.request, &self.facts, &self.outcome)
