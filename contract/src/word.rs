@@ -9,6 +9,9 @@ use std::fmt;
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
 use unicode_script::{Script, UnicodeScript};
 
+/// No word that is still one grows beyond this, in characters: an item of a request has at most 1,000.
+const LONGEST: usize = 1_000;
+
 /// A normalised word. Compare with [`Word::is`] or [`Word::matches`]; there is no `PartialEq` on purpose.
 #[derive(Clone)]
 pub struct Word {
@@ -20,7 +23,9 @@ impl Word {
     /// Normalises a text.
     pub fn new(raw: &str) -> Self {
         let text = visible(raw);
-        let mixed = mixes_scripts(&text);
+        // What grew out of all proportion was cut; nobody knows what it said, so it equals nothing.
+        let cut = text.chars().count() > LONGEST && text.chars().count() > raw.chars().count();
+        let mixed = cut || mixes_scripts(&text);
         Self { text, mixed }
     }
 
@@ -79,13 +84,17 @@ pub fn visible(raw: &str) -> String {
     plain(raw).trim().to_lowercase().nfkc().collect()
 }
 
-/// The text in NFKC without invisible characters; case and outer space stay.
+/// The text in NFKC without invisible characters; case and outer space stay. At most about twice as long as it was: a few
+/// characters compose to whole phrases, and what would grow further is cut.
 pub fn plain(raw: &str) -> String {
     // Stripping first lets `e` + zero-width joiner + combining accent compose; NFKC can itself yield ignorables, so twice.
     let stripped: String = raw.chars().filter(|c| !is_ignorable(*c)).collect();
     match is_nfkc_quick(stripped.chars()) {
         IsNormalized::Yes => stripped,
-        _ => stripped.nfkc().filter(|c| !is_ignorable(*c)).collect(),
+        _ => {
+            let most = 2 * stripped.chars().count() + 64;
+            stripped.nfkc().filter(|c| !is_ignorable(*c)).take(most).collect()
+        }
     }
 }
 
@@ -170,6 +179,14 @@ mod tests {
         ] {
             assert!(Word::name(spelling).is("external_notification"), "{spelling:?}");
         }
+    }
+
+    #[test]
+    fn a_character_that_stands_for_a_phrase_does_not_blow_a_word_up() {
+        let phrase = "\u{fdfa}".repeat(1_000);
+        assert!(visible(&phrase).chars().count() <= 2_100);
+        assert!(Word::new(&phrase).known().is_none());
+        assert!(Word::new(&"ａ".repeat(1_000)).known().is_some());
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
     let exposed = Exposed::of(facts);
     Decision {
         verdict,
-        reason: reason(verdict, &found, outcome.evaluated.len()),
+        reason: reason(verdict, &found),
         risk_score: scores.risk,
         value_risk: family(VALUE),
         waste_risk: family(LOOP),
@@ -123,11 +123,12 @@ fn questions(verdict: Verdict, matched: &[&Rule]) -> Vec<String> {
     questions
 }
 
-fn reason(verdict: Verdict, found: &[Found], evaluated: usize) -> String {
+fn reason(verdict: Verdict, found: &[Found]) -> String {
     if verdict == Verdict::Allow {
         return match found.len() {
-            0 => format!("none of {evaluated} applicable rules objects"),
-            advice => format!("none of {evaluated} applicable rules objects; {advice} give advice"),
+            0 => "no rule of the policy objects".to_owned(),
+            1 => "no rule of the policy objects; one gives advice".to_owned(),
+            advice => format!("no rule of the policy objects; {advice} give advice"),
         };
     }
     let deciding = found.iter().filter(|f| decides(f, verdict));

@@ -80,7 +80,7 @@ impl Facts {
         let access = Access::read(request, &mut evidence);
         let run = Run::read(&declared, &tools, &mut evidence);
         let scopes = Scopes::read(&declared, &tools, &mut evidence);
-        let (ticket_named, rollback_plan) = (evidence.ticket(), evidence.rollback_plan());
+        let (ticket_named, rollback_plan) = (evidence.ticket(), evidence.flag("rollback_plan").unwrap_or(false));
         let mfa_verified = evidence.flag("mfa_verified").unwrap_or(false);
         let (window_open, next_opening) = window::judge(&declared.windows, windows, evaluated_at);
         let nothing_declared =

@@ -108,14 +108,6 @@ impl<'a> Evidence<'a> {
             _ => self.text("ticket_id").is_some(),
         }
     }
-
-    /// A rollback plan is true, or a description.
-    pub(crate) fn rollback_plan(&mut self) -> bool {
-        match self.member("rollback_plan") {
-            Some(Value::String(text)) => !is_blank(text),
-            _ => self.flag("rollback_plan").unwrap_or(false),
-        }
-    }
 }
 
 /// All items as words, or nothing when one is no string.
@@ -164,17 +156,11 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_is_a_text_or_a_whole_number_and_a_plan_is_true_or_a_text() {
+    fn a_ticket_is_a_text_or_a_whole_number() {
         for (ticket, named) in [(json!("OPS-1"), true), (json!(7), true), (json!(" "), false), (json!(null), false)] {
             assert_eq!(with(json!({"ticket_id": ticket}), |e| e.ticket()), (named, vec![]));
         }
         assert_eq!(with(json!({"ticket_id": 1.5}), |e| e.ticket()), (false, vec!["ticket_id"]));
-        for (plan, exists) in
-            [(json!(true), true), (json!(false), false), (json!("redeploy 1.2"), true), (json!(""), false)]
-        {
-            assert_eq!(with(json!({"rollback_plan": plan}), |e| e.rollback_plan()), (exists, vec![]));
-        }
-        assert_eq!(with(json!({"rollback_plan": 1}), |e| e.rollback_plan()), (false, vec!["rollback_plan"]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub(crate) fn is_vague(goal: &str, vocabulary: &Vocabulary) -> bool {
     if words.unspaced == 0 && words.spaced <= 1 {
         return true;
     }
-    let mut rest = goal;
+    let mut rest = spaced(&goal);
     let mut found = false;
     for phrase in vocabulary.vague_phrases() {
         while let Some(at) = position(&rest, phrase) {
@@ -25,6 +25,17 @@ pub(crate) fn is_vague(goal: &str, vocabulary: &Vocabulary) -> bool {
         }
     }
     found && Words::count(&rest).total() <= MOST_BESIDE
+}
+
+/// The words with one space between them, so that punctuation and white space hide no phrase.
+fn spaced(goal: &str) -> String {
+    let words = goal.split(|c: char| !c.is_alphanumeric() && !is_mark(c)).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// Vowel signs and accents that belong to the letter before them.
+fn is_mark(c: char) -> bool {
+    matches!(c, '\u{300}'..='\u{36f}' | '\u{e31}'..='\u{e3a}' | '\u{e47}'..='\u{e4e}' | '\u{900}'..='\u{dff}' | '\'' | '’')
 }
 
 /// Where the phrase stands: anywhere in a script without spaces, else between word boundaries.
@@ -91,6 +102,8 @@ mod tests {
             "ＨＥＬＰ me think",
             "he\u{200b}lp me think",
             "ops: 幫我",
+            "help me\t think",
+            "help, me - think",
         ] {
             assert!(vague(goal), "{goal}");
         }

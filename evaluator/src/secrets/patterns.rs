@@ -23,7 +23,7 @@ enum Proof {
 }
 
 /// Kinds in the order in which they are told: the particular before the general.
-const TABLE: [(&str, &str, Proof); 19] = [
+const TABLE: [(&str, &str, Proof); 20] = [
     (
         "private_key",
         r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?s:.*?)(?:-----END [A-Z0-9 ]+-----|\z)",
@@ -46,6 +46,11 @@ const TABLE: [(&str, &str, Proof); 19] = [
     ("stage0_key", r"s0_[0-9a-hjkmnp-tv-z]{16}_[0-9a-hjkmnp-tv-z]{32,}", Proof::Form),
     ("jwt", r"eyJ[0-9A-Za-z_-]{6,}\.eyJ[0-9A-Za-z_-]{6,}\.[0-9A-Za-z_-]*", Proof::Form),
     ("bearer_token", r"(?i-u)\bbearer\s+([0-9A-Za-z._~+/=-]{16,})", Proof::Token(has_digit)),
+    (
+        "bearer_token",
+        r#"(?i-u)\bauthorization["']?\s*[:=]\s*["']?bearer\s+([0-9A-Za-z._~+/=-]{6,})"#,
+        Proof::Token(is_bearer),
+    ),
     ("basic_credentials", r#"(?i-u)\bauthorization["']?\s*[:=]\s*["']?basic\s+[0-9A-Za-z+/=]{8,}"#, Proof::Form),
     ("azure_key", r"(?i-u)\b(?:AccountKey|SharedAccessKey)=[0-9A-Za-z+/]{20,}=*", Proof::Form),
     (
@@ -134,6 +139,11 @@ fn secrets<'a>(regex: &'a Regex, proof: Proof, text: &'a str) -> impl Iterator<I
             }
         }
     })
+}
+
+/// After its header a token is what prose is not: with a digit, or long.
+fn is_bearer(token: &str) -> bool {
+    (has_digit(token) || token.len() >= 16) && assignment::is_no_placeholder(token)
 }
 
 fn has_digit(token: &str) -> bool {

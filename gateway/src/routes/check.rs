@@ -40,7 +40,8 @@ async fn decide(gate: &Gate, request: &HttpRequest, payload: Payload) -> Result<
     let body = body::json_object(request, payload, gate.config.body_timeout).await?;
     let budget = budget.resume();
 
-    if !identity.scopes.contains(&Scope::Check) {
+    // An operator neither checks nor reads decisions, whatever else its key was granted.
+    if !identity.scopes.contains(&Scope::Check) || identity.scopes.contains(&Scope::Operator) {
         return Err(ApiError::ScopeMissing(Scope::Check));
     }
     if body.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {

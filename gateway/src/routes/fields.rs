@@ -111,11 +111,12 @@ impl Fields {
 
     /// Refuses with everything that was wrong, unknown members included.
     pub(super) fn finish(mut self) -> Result<(), ApiError> {
-        let unknown = self.members.len();
-        if unknown > 0 {
-            // Names of members are the caller's text: counted, not quoted.
-            let known = if unknown == 1 { "has a member" } else { "has members" };
-            self.bad("body", format!("{known} that this call does not know ({unknown})"));
+        let names: Vec<String> = self.members.keys().cloned().collect();
+        for name in names {
+            // A name is the caller's text: one that is no name is not shown.
+            let plain = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
+            let path = if plain && !name.is_empty() { name.as_str() } else { "(unprintable name)" };
+            self.bad(path, "is not known to this call");
         }
         if self.errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.errors)) }
     }
@@ -140,7 +141,7 @@ mod tests {
         body.account();
         let Err(ApiError::Invalid(errors)) = body.finish() else { panic!("accepted") };
         let paths: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
-        assert_eq!(paths, ["name", "scopes[1]", "scopes[2]", "expires_at", "account", "body"]);
+        assert_eq!(paths, ["name", "scopes[1]", "scopes[2]", "expires_at", "account", "expire_at"]);
     }
 
     #[test]

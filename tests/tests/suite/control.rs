@@ -89,7 +89,7 @@ async fn bodies_are_judged_field_by_field() {
         .await;
     bad.assert_error(422, "validation_failed");
     let message = bad.body["message"].as_str().unwrap();
-    for field in ["account: ", "name: ", "scopes[1]: ", "expires_at: ", "body: "] {
+    for field in ["account: ", "name: ", "scopes[1]: ", "expires_at: ", "expire: "] {
         assert!(message.contains(field), "{field} in {message}");
     }
     for body in [
