@@ -126,6 +126,21 @@ async fn tricks_with_the_framing_get_no_decision() {
 }
 
 #[tokio::test]
+async fn a_request_that_grows_when_it_is_normalised_stops_nobody() {
+    let stack = Stack::build().dev().await;
+    // One character that NFKC turns into eighteen, as often as the limits allow.
+    let item = "\u{fdfa}".repeat(1_000);
+    for field in ["tools", "constraints", "side_effects"] {
+        let body = json!({"goal": "Summarise the report", field: vec![item.as_str(); 100], "context": {}});
+        let harmless = Api::harmless();
+        let (grown, neighbour) = tokio::join!(stack.api.check(&body), stack.api.check(&harmless));
+        assert!([200, 503].contains(&grown.status), "{field}: {}", grown.text);
+        assert_eq!(neighbour.status, 200, "{field}: {}", neighbour.text);
+        alive(&stack).await;
+    }
+}
+
+#[tokio::test]
 async fn two_keys_in_one_request_are_as_good_as_none() {
     let stack = Stack::build().dev().await;
     let other = stack.operator.key.clone().unwrap();
