@@ -171,7 +171,7 @@ fn each_value(value: &Value, place: &Place<'_>, member: Option<&str>, see: See<'
         }
         Value::Object(members) => each_member(members, place, see),
         Value::Number(number) if member.is_some_and(assignment::is_secret_name) => {
-            see(place, member, &number.to_string())
+            see(place, member, &number.to_string());
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
