@@ -65,8 +65,8 @@ fn a_failing_case_is_shown_with_what_it_expected_and_what_it_got() {
     assert!(failed.err.contains("1 of "), "{}", failed.err);
 }
 
-const DEPLOY: &str =
-    r#"{"goal": "Deploy the hotfix", "success_criteria": ["it runs"], "side_effects": ["deploy"], "context": {}}"#;
+const DEPLOY: &str = r#"{"goal": "Deploy the hotfix", "success_criteria": ["it runs"], "side_effects": ["deploy"],
+    "constraints": ["mfa_required"], "context": {"mfa_verified": true}}"#;
 
 #[test]
 fn an_explanation_shows_facts_rules_and_verdict() {

@@ -70,7 +70,7 @@ fn a_flag_comes_before_a_variable_and_that_before_the_file() {
 #[test]
 fn the_tests_own_variables_are_no_mistake() {
     let mut command = stage0(&["dev", "--listen", "x"]);
-    command.env("STAGE0_NATS_SERVER", "x").env("STAGE0_BIN", "x").env("STAGE0_CRASH_ROUNDS", "x");
+    command.env("STAGE0_TEST_NATS_SERVER", "x").env("STAGE0_BIN", "x").env("STAGE0_CRASH_ROUNDS", "x");
     assert!(!ended(&mut command).err.contains("is not a setting"));
 }
 
