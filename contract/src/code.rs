@@ -30,6 +30,11 @@ impl Verdict {
         }
     }
 
+    /// Reads the wire form.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Allow, Self::Defer, Self::Deny].into_iter().find(|verdict| verdict.as_str() == text)
+    }
+
     /// As on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

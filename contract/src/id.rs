@@ -19,6 +19,18 @@ impl IdError {
     pub(crate) fn code() -> Self {
         Self { expected: "an issue code: upper-case letters, digits and `_`, at most 64" }
     }
+
+    pub(crate) fn line_hash() -> Self {
+        Self { expected: "a SHA-256: 64 hexadecimal digits in lower case" }
+    }
+
+    pub(crate) fn mark_ref() -> Self {
+        Self { expected: "`number:hash` of a mark" }
+    }
+
+    pub(crate) fn signing_key() -> Self {
+        Self { expected: "a signing key's id: 16 hexadecimal digits in lower case" }
+    }
 }
 
 macro_rules! text_id {
@@ -81,6 +93,12 @@ text_id!(
     |text| is_token(text, 64)
 );
 text_id!(
+    /// A webhook endpoint: 1–64 of `A-Z a-z 0-9 _ -`.
+    WebhookId,
+    "1 to 64 letters, digits, `_` or `-`",
+    |text| is_token(text, 64)
+);
+text_id!(
     /// `<pack>@<semver>+<digest>`, at most 100 visible ASCII characters. Names the content that decided.
     PolicyVersion,
     "a policy version: `<pack>@<semver>+<digest>`",
@@ -108,6 +126,12 @@ impl RequestId {
     /// Takes a UUID made by the caller; only version 7 carries its time.
     pub fn new(id: Uuid) -> Result<Self, IdError> {
         if id.get_version_num() == 7 { Ok(Self(id)) } else { Err(IdError { expected: "a UUIDv7" }) }
+    }
+
+    /// When it was made, in milliseconds since the epoch: the id carries it.
+    pub fn unix_millis(self) -> i64 {
+        let bytes = self.0.as_bytes();
+        bytes.iter().take(6).fold(0, |millis, byte| (millis << 8) | i64::from(*byte))
     }
 
     /// Parses the hyphenated form.
@@ -165,5 +189,7 @@ mod tests {
         assert!(RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").is_ok());
         assert!(RequestId::parse("936da01f-9abd-4d9d-80c7-02af85c822a8").is_err());
         assert!(RequestId::parse("x").is_err());
+        let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
+        assert_eq!(id.unix_millis(), 0x0190_163d_8694);
     }
 }

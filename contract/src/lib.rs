@@ -4,6 +4,8 @@
 //! Refuses all input and output: no sockets, files, clocks or randomness. Callers hand bytes and time in.
 //! INVARIANT: a released shape is frozen; additions are optional fields. Golden fixtures in `fixtures/` hold that.
 
+mod audit;
+mod chain;
 mod check;
 mod code;
 mod constraint;
@@ -15,24 +17,45 @@ mod key;
 mod manage;
 mod message;
 mod number;
+mod record;
+mod webhook;
+mod webhook_url;
 mod word;
 
+pub use audit::{
+    DecisionsDeleted, DecisionsRecorded, DeleteDecisions, Delivery, DeliveryState, ListDeliveries, ReplayStarted,
+    ReplayWebhook, TestWebhook, WebhookTested,
+};
+pub use chain::{
+    Finding, FindingKind, Head, LineHash, Link, MarkRef, Previous, PublicKey, Report, SigningKeyId, Unsigned, Walk,
+    Window, WriterId, signed_part,
+};
 pub use check::{CheckRequest, FieldError, MAX_BODY_BYTES, MAX_GOAL_CHARS, MAX_ITEM_CHARS, MAX_ITEMS, RejectedRequest};
 pub use code::{Effect, IssueCode, NextAction, Severity, Verdict};
 pub use constraint::{Constraint, ConstraintError, FlagName};
 pub use decision::{AuditMode, CheckResponse, CostEstimate, Decision, GuardrailCheck, Issue, ResponseMeta, Signal};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
-pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId};
+pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId, WebhookId};
 pub use json::{JsonError, MAX_DEPTH, parse_strict};
 pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::{
-    Account, AccountCreated, Caller, CreateAccount, CreateKey, KeyCreated, KeyIdentity, KeySummary, ListAccounts,
-    ListKeys, ManageReply, Page, Plan, Refusal, RevokeKey, Revoked, RotateKey, Scope, Scopes,
+    Account, AccountCreated, Caller, CreateAccount, CreateKey, DEFAULT_RETENTION_DAYS, KeyCreated, KeyIdentity,
+    KeySummary, ListAccounts, ListKeys, ManageReply, Page, Plan, Refusal, RevokeKey, Revoked, RotateKey, Scope, Scopes,
 };
 pub use message::{
-    EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, KeyChanged, KeystoreStatus,
-    KeystoreStatusReply, Notice, RefreshKey, RefreshKeyReply, Request, ReviewReply, ReviewRequest, VerifyKey,
-    VerifyKeyReply,
+    CallerTexts, Decided, EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, KeyChanged,
+    KeystoreStatus, KeystoreStatusReply, Notice, Recordable, RefreshKey, RefreshKeyReply, Request, ReviewReply,
+    ReviewRequest, VerifyKey, VerifyKeyReply,
 };
 pub use number::{Micros, NumberError};
+pub use record::{
+    Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, LineStart, LineType, Mark, MarkBody, recordable,
+};
+pub use webhook::{
+    CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, Endpoint, EndpointsPage, GetWebhook, ListEndpoints,
+    ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SetRetention, SignMark,
+    SigningKeys, UpdateWebhook, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
+    WebhookFilters, WebhookSecret,
+};
+pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
 pub use word::{Word, is_blank, plain, visible};

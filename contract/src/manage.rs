@@ -114,6 +114,13 @@ impl Plan {
         }
     }
 
+    /// How many days decisions are kept, unless the account says otherwise.
+    pub fn retention_days(self) -> u32 {
+        match self {
+            Self::Free | Self::Pro | Self::Unlimited => DEFAULT_RETENTION_DAYS,
+        }
+    }
+
     /// As on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -122,6 +129,17 @@ impl Plan {
             Self::Unlimited => "unlimited",
         }
     }
+}
+
+/// How long decisions are kept where nothing else is said.
+pub const DEFAULT_RETENTION_DAYS: u32 = 30;
+
+fn default_retention_days() -> u32 {
+    DEFAULT_RETENTION_DAYS
+}
+
+fn is_default_retention(days: &u32) -> bool {
+    *days == DEFAULT_RETENTION_DAYS
 }
 
 /// Who a verified key speaks for.
@@ -138,6 +156,9 @@ pub struct KeyIdentity {
     /// From then on the key is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// How many days the account keeps decisions.
+    #[serde(default = "default_retention_days", skip_serializing_if = "is_default_retention")]
+    pub retention_days: u32,
 }
 
 /// On whose behalf a management call is made.
@@ -194,6 +215,16 @@ pub struct Account {
     pub plan: Plan,
     /// RFC 3339.
     pub created_at: Timestamp,
+    /// How many days decisions are kept; none means the plan's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<u32>,
+}
+
+impl Account {
+    /// How many days decisions are kept.
+    pub fn retention(&self) -> u32 {
+        self.retention_days.unwrap_or_else(|| self.plan.retention_days())
+    }
 }
 
 /// The answer to `POST /v1/accounts`.

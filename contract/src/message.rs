@@ -6,6 +6,8 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use serde_json::{Map, Value};
+
 use crate::{AccountId, ApiKey, CheckRequest, Decision, FieldError, KeyId, KeyIdentity, PolicyVersion, RequestId};
 
 /// A question with one answer, given by any one of the services that serve its subject.
@@ -33,6 +35,26 @@ pub struct EvaluateRequest {
     pub request: CheckRequest,
     /// The gateway's clock, whole seconds since the epoch: windows are judged at this time.
     pub evaluated_at: i64,
+    /// Texts of the caller that will be recorded: the evaluator, which knows secrets, masks them.
+    #[serde(default, skip_serializing_if = "CallerTexts::is_empty")]
+    pub caller: CallerTexts,
+}
+
+/// What a caller said of itself in headers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CallerTexts {
+    /// `X-Request-Id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_request_id: Option<String>,
+    /// `User-Agent`, at most 256 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_agent: Option<String>,
+}
+
+impl CallerTexts {
+    fn is_empty(&self) -> bool {
+        self.client_request_id.is_none() && self.user_agent.is_none()
+    }
 }
 
 impl Request for EvaluateRequest {
@@ -45,11 +67,36 @@ impl Request for EvaluateRequest {
 #[serde(rename_all = "snake_case")]
 pub enum EvaluateReply {
     /// The policy decided.
-    Decided(Box<Decision>),
+    Decided(Box<Decided>),
     /// The request asks for what the policy does not know: a window, a version.
     Invalid(Vec<FieldError>),
     /// No decision could be made; the text is for the log.
     Unable(String),
+}
+
+/// A decision, and what may be recorded beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decided {
+    /// What the policy decided.
+    #[serde(flatten)]
+    pub decision: Decision,
+    /// None from an evaluator that does not know of records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recordable: Option<Recordable>,
+}
+
+/// Texts of a request with every secret in them masked.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Recordable {
+    /// `context.run_id`, or that of `context.loop_state`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<String>,
+    /// What the caller said of itself.
+    #[serde(default)]
+    pub caller: CallerTexts,
+    /// The request's text: only when it said `debug_store_input: true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Map<String, Value>>,
 }
 
 /// Gateway to evaluator: the request is bad already; what more does the policy find wrong?

@@ -1,0 +1,162 @@
+//! The chain by which a reader proves that no recorded decision is missing, altered, out of order or there twice.
+//!
+//! Each gateway numbers the decisions of an account that it writes and puts the hash of its previous one into each; marks, signed by
+//! the keystore, name the last of every writer. Owns hashes, links and signatures; [`walk`] judges a whole log. Pure.
+//! A hash is SHA-256 of the line's bytes without its line feed; a signature is Ed25519 (RFC 8032) over the line without its signature.
+
+use std::fmt;
+
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::IdError;
+
+mod sign;
+mod walk;
+
+pub use sign::{PublicKey, SigningKeyId, Unsigned, signed_part};
+pub use walk::{Finding, FindingKind, Report, Walk, Window};
+
+/// SHA-256 of a line.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LineHash([u8; 32]);
+
+impl LineHash {
+    /// Of the line's bytes, without its line feed.
+    pub fn of(line: &[u8]) -> Self {
+        Self(Sha256::digest(line).into())
+    }
+
+    /// Reads 64 hexadecimal digits in lower case.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        let bytes = HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.map(Self).ok_or(IdError::line_hash())
+    }
+}
+
+impl TryFrom<String> for LineHash {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<LineHash> for String {
+    fn from(hash: LineHash) -> Self {
+        hash.to_string()
+    }
+}
+
+impl fmt::Display for LineHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl fmt::Debug for LineHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One writer of the log: a gateway from one moment of doubt (its start, an append whose fate is unknown) to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WriterId(Uuid);
+
+impl WriterId {
+    /// Takes a UUID made by the caller.
+    pub fn new(id: Uuid) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for WriterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for WriterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A line's place in its writer's chain for one account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// Who wrote it.
+    pub writer: WriterId,
+    /// From 1, without a gap.
+    pub sequence: u64,
+    /// The writer's decision before this one; null only for the first.
+    pub previous: Option<Previous>,
+    /// First of its writer only: the last decision of the account that was there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Head>,
+    /// First of its writer only: the last mark of the account that was there already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<MarkRef>,
+}
+
+/// What a line says of the one before it; the times tell whether that one may be gone by now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// Of its bytes.
+    pub hash: LineHash,
+    /// When it was written.
+    pub recorded_at: Timestamp,
+    /// From this second on it may be gone, since the epoch.
+    pub expires_at: i64,
+}
+
+/// The last line of a writer at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Whose.
+    pub writer: WriterId,
+    /// Which.
+    pub sequence: u64,
+    /// Of its bytes.
+    pub hash: LineHash,
+    /// When it was written.
+    pub recorded_at: Timestamp,
+    /// From this second on it may be gone, since the epoch.
+    pub expires_at: i64,
+}
+
+impl Head {
+    /// As the next line says it.
+    pub fn as_previous(&self) -> Previous {
+        Previous { hash: self.hash, recorded_at: self.recorded_at, expires_at: self.expires_at }
+    }
+}
+
+/// A mark by number and hash. Kept outside, it shows whether the log that is looked at later still holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkRef {
+    /// Which.
+    pub number: u64,
+    /// Of its bytes.
+    pub hash: LineHash,
+}
+
+impl MarkRef {
+    /// Reads `number:hash`.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        let (number, hash) = text.split_once(':').ok_or(IdError::mark_ref())?;
+        let number = number.parse().map_err(|_| IdError::mark_ref())?;
+        Ok(Self { number, hash: LineHash::parse(hash).map_err(|_| IdError::mark_ref())? })
+    }
+}
+
+impl fmt::Display for MarkRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.number, self.hash)
+    }
+}

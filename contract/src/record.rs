@@ -1,0 +1,344 @@
+//! What stands in the decision log: one JSON object a line, one line for each decision, and marks between them.
+//!
+//! Owns the lines' shapes and how each is put together. A line's bytes are what is hashed, signed and kept: they are made once and
+//! never written again from a parsed form, so that no JSON library decides what was signed.
+//! INVARIANT: no key, goal, context or other free text is in a line, but for `input`, which a request asks for by name.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::chain::{Head, LineHash, Link, Previous};
+use crate::{AccountId, CheckResponse, KeyId, WebhookId};
+
+/// What a line is; also the `type` of the webhook event that carries it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LineType {
+    /// A decision.
+    #[serde(rename = "decision.recorded")]
+    Decision,
+    /// A signed summary of all heads.
+    #[serde(rename = "checkpoint.signed")]
+    Checkpoint,
+    /// Decisions were deleted on demand.
+    #[serde(rename = "decisions.deleted")]
+    Deletion,
+    /// A webhook endpoint was disabled.
+    #[serde(rename = "webhook.disabled")]
+    WebhookDisabled,
+}
+
+impl LineType {
+    /// As on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision => "decision.recorded",
+            Self::Checkpoint => "checkpoint.signed",
+            Self::Deletion => "decisions.deleted",
+            Self::WebhookDisabled => "webhook.disabled",
+        }
+    }
+}
+
+/// What the writer of the log knows of a decision beside the answer itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Circumstances {
+    /// Whose decision it is.
+    pub account: AccountId,
+    /// Which key asked.
+    pub key_id: KeyId,
+    /// `context.run_id`, masked where a secret stands in it.
+    pub run_id: Option<String>,
+    /// Who asked, as the connection says.
+    pub client: ClientOrigin,
+    /// How long it took.
+    pub durations: Durations,
+    /// The request's text with secrets masked: only when it said `debug_store_input: true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<Map<String, Value>>,
+}
+
+/// Who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientOrigin {
+    /// The address of the peer.
+    pub address: Option<String>,
+    /// Its `User-Agent`, masked and cut to 256 characters.
+    pub user_agent: Option<String>,
+}
+
+/// Times in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Durations {
+    /// From asking an evaluator to its answer, tries included.
+    pub evaluation_ms: f64,
+    /// From the request's first byte to the moment before it was recorded.
+    pub total_ms: f64,
+}
+
+/// A line that records a decision, as a reader sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DecisionRecord {
+    /// Always [`LineType::Decision`].
+    #[serde(rename = "type")]
+    pub line: LineType,
+    /// Its place in its writer's chain.
+    pub chain: Link,
+    /// When it was written; RFC 3339.
+    pub recorded_at: Timestamp,
+    /// From this second on it is not shown any more, since the epoch.
+    pub expires_at: i64,
+    /// What was answered.
+    #[serde(flatten)]
+    pub response: CheckResponse,
+    /// The rest.
+    #[serde(flatten)]
+    pub circumstances: Circumstances,
+}
+
+/// The part of a decision's line that only its writer can know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LineStart {
+    /// What it is.
+    #[serde(rename = "type")]
+    pub line: LineType,
+    /// Its place in its writer's chain.
+    pub chain: Link,
+    /// When it was written.
+    pub recorded_at: Timestamp,
+    /// From this second on it is not shown any more, since the epoch.
+    pub expires_at: i64,
+}
+
+impl LineStart {
+    /// The whole line: this, then the members of `rest`, which is a JSON object that holds none of these.
+    pub fn with(&self, rest: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
+        let mut line = serde_json::to_vec(self)?;
+        join(&mut line, rest);
+        Ok(line)
+    }
+
+    /// As the next line of the chain links to it.
+    pub fn head(&self, line: &[u8]) -> Head {
+        Head {
+            writer: self.chain.writer,
+            sequence: self.chain.sequence,
+            hash: LineHash::of(line),
+            recorded_at: self.recorded_at,
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+/// The members of an answer and of its circumstances as one JSON object: what [`LineStart::with`] takes.
+pub fn recordable(response: &[u8], circumstances: &Circumstances) -> Result<Vec<u8>, serde_json::Error> {
+    let mut body = Vec::with_capacity(response.len() + 512);
+    body.extend_from_slice(response);
+    join(&mut body, &serde_json::to_vec(circumstances)?);
+    Ok(body)
+}
+
+/// Makes one JSON object of two.
+fn join(first: &mut Vec<u8>, second: &[u8]) {
+    first.pop();
+    if second.len() > 2 {
+        if first.len() > 1 {
+            first.push(b',');
+        }
+        first.extend_from_slice(second.get(1..).unwrap_or_default());
+    } else {
+        first.push(b'}');
+    }
+}
+
+/// A signed line between decisions. The marks of an account are numbered and chained like the decisions of one writer, and each
+/// names all heads: a tail that is cut, a writer that is dropped or a chain that is computed anew no longer fits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Mark {
+    /// What it says.
+    #[serde(flatten)]
+    pub body: MarkBody,
+    /// Whose.
+    pub account: AccountId,
+    /// From 1, without a gap.
+    pub number: u64,
+    /// The mark before it.
+    pub previous: Option<Previous>,
+    /// When it was made; RFC 3339.
+    pub recorded_at: Timestamp,
+    /// From this second on it is not shown any more, since the epoch.
+    pub expires_at: i64,
+    /// The place in the log up to which its heads are true.
+    pub through: u64,
+    /// Decisions since the mark before, of all writers.
+    pub covered: u64,
+    /// The last decision of each writer that still has any.
+    pub heads: Vec<Head>,
+}
+
+/// What a mark says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type")]
+pub enum MarkBody {
+    /// Nothing but the heads.
+    #[serde(rename = "checkpoint.signed")]
+    Checkpoint {},
+    /// Decisions were deleted on demand; these are gone, and nothing else.
+    #[serde(rename = "decisions.deleted")]
+    Deletion(Deletion),
+    /// An endpoint gets no events any more until somebody enables it.
+    #[serde(rename = "webhook.disabled")]
+    WebhookDisabled {
+        /// Which.
+        webhook: WebhookId,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl MarkBody {
+    /// Its type.
+    pub fn line(&self) -> LineType {
+        match self {
+            Self::Checkpoint {} => LineType::Checkpoint,
+            Self::Deletion(_) => LineType::Deletion,
+            Self::WebhookDisabled { .. } => LineType::WebhookDisabled,
+        }
+    }
+}
+
+/// What was deleted: enough to prove that nothing else is missing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// Decisions recorded before this are gone.
+    pub before: Timestamp,
+    /// When the first of them was recorded.
+    pub from: Option<Timestamp>,
+    /// When the last of them was.
+    pub to: Option<Timestamp>,
+    /// How many.
+    pub count: u64,
+    /// The place in the log of the last of them. On the wire it lies beside the mark's own `through`.
+    #[serde(rename = "deleted_through")]
+    pub through: u64,
+    /// The last one of each writer that is gone.
+    pub deleted: Vec<Head>,
+    /// The key that asked for it.
+    pub requested_by: KeyId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Previous, SigningKeyId, Unsigned, WriterId};
+    use crate::parse_strict;
+    use uuid::Uuid;
+
+    const RESPONSE: &str = include_str!("../fixtures/check_response.json");
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn start() -> LineStart {
+        let hash = LineHash::of(b"the line before");
+        let chain = Link {
+            writer: WriterId::new(Uuid::from_u128(7)),
+            sequence: 2,
+            previous: Some(Previous { hash, recorded_at: at(1_800_000_000), expires_at: 1_802_592_000 }),
+            after: None,
+            mark: None,
+        };
+        LineStart { line: LineType::Decision, chain, recorded_at: at(1_800_000_001), expires_at: 1_802_592_001 }
+    }
+
+    fn circumstances(input: Option<Map<String, Value>>) -> Circumstances {
+        Circumstances {
+            account: AccountId::parse("acc_1").unwrap(),
+            key_id: KeyId::parse("key_1").unwrap(),
+            run_id: Some("run_1".to_owned()),
+            client: ClientOrigin { address: Some("192.0.2.7".to_owned()), user_agent: None },
+            durations: Durations { evaluation_ms: 1.25, total_ms: 3.5 },
+            input,
+        }
+    }
+
+    fn response() -> CheckResponse {
+        serde_json::from_str(RESPONSE).unwrap()
+    }
+
+    #[test]
+    fn a_line_is_what_its_reader_takes_it_for() {
+        let input = Map::from_iter([("goal".to_owned(), Value::from("}\",{\"type\":\"x\""))]);
+        for input in [None, Some(Map::new()), Some(input)] {
+            let circumstances = circumstances(input);
+            let rest = recordable(&serde_json::to_vec(&response()).unwrap(), &circumstances).unwrap();
+            let line = start().with(&rest).unwrap();
+            let LineStart { line: kind, chain, recorded_at, expires_at } = start();
+            let record =
+                DecisionRecord { line: kind, chain, recorded_at, expires_at, response: response(), circumstances };
+            assert_eq!(serde_json::from_slice::<DecisionRecord>(&line).unwrap(), record);
+            assert_eq!(serde_json::from_slice::<LineStart>(&line).unwrap(), start());
+            // In these bytes, each member once, and without a line feed.
+            assert_eq!(line, serde_json::to_vec(&record).unwrap());
+            assert!(parse_strict(&line).is_ok() && !line.contains(&b'\n'));
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_the_answer_stand_in_the_line_as_they_were_sent() {
+        let sent = serde_json::to_string(&response()).unwrap();
+        let line = start().with(&recordable(sent.as_bytes(), &circumstances(None)).unwrap()).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        let members = sent.strip_prefix('{').unwrap().strip_suffix('}').unwrap();
+        assert_eq!(line.matches(members).count(), 1);
+    }
+
+    #[test]
+    fn two_objects_become_one() {
+        for (first, second, both) in [
+            ("{}", "{}", "{}"),
+            ("{}", r#"{"b":2}"#, r#"{"b":2}"#),
+            (r#"{"a":1}"#, "{}", r#"{"a":1}"#),
+            (r#"{"a":{}}"#, r#"{"b":{}}"#, r#"{"a":{},"b":{}}"#),
+        ] {
+            let mut joined = first.as_bytes().to_vec();
+            join(&mut joined, second.as_bytes());
+            assert_eq!(String::from_utf8(joined).unwrap(), both);
+        }
+    }
+
+    #[test]
+    fn the_hash_of_a_line_is_this() {
+        let line = start().with(br#"{"verdict":"DENY"}"#).unwrap();
+        let text = concat!(
+            r#"{"type":"decision.recorded","chain":{"writer":"00000000-0000-0000-0000-000000000007","sequence":2,"#,
+            r#""previous":{"hash":"39045f39d3b751ed412a081efab9551e2329831dddf2b7444ce5586de13d5886","#,
+            r#""recorded_at":"2027-01-15T08:00:00Z","expires_at":1802592000}},"#,
+            r#""recorded_at":"2027-01-15T08:00:01Z","expires_at":1802592001,"verdict":"DENY"}"#
+        );
+        assert_eq!(String::from_utf8(line.clone()).unwrap(), text);
+        assert_eq!(
+            start().head(&line).hash.to_string(),
+            "3ccf35f9319d9f6b78e345239d09ec412434af109c7d9b7b3d1ad7c8a250ff11"
+        );
+    }
+
+    #[test]
+    fn a_mark_says_each_thing_once() {
+        let key = SigningKeyId::of(&[0; 32]);
+        for text in [
+            include_str!("../fixtures/mark_checkpoint.json"),
+            include_str!("../fixtures/mark_deletion.json"),
+            include_str!("../fixtures/mark_webhook_disabled.json"),
+        ] {
+            let mark: Mark = serde_json::from_str(text).unwrap();
+            let line = Unsigned::new(&mark, &key).unwrap().signed(&[0; 64]);
+            assert!(parse_strict(&line).is_ok(), "{}", String::from_utf8_lossy(&line));
+            assert_eq!(serde_json::from_slice::<Mark>(&line).unwrap(), mark);
+            let kind = serde_json::to_value(mark.body.line()).unwrap();
+            assert_eq!(kind, mark.body.line().as_str());
+            assert!(text.contains(mark.body.line().as_str()));
+        }
+    }
+}
