@@ -1,5 +1,5 @@
-//! What services plug into: *Requests* (typed request-reply with a deadline) and *Notices* (fan-out to every process), each with
-//! a NATS and an embedded implementation and one behavioural suite that runs on both.
+//! What services plug into: *Requests* (typed request-reply with a deadline), *Notices* (fan-out to every process), the *Decision
+//! log* and the *Ledger*, each with a NATS and an embedded implementation and one behavioural suite that runs on both.
 //!
 //! Owns subjects' prefixes, framing, deadlines, connection state and the order of draining. Refuses to know what a message means:
 //! no decisions, no keys, no HTTP.
@@ -7,6 +7,8 @@
 //! three different errors; a caller fails closed on each.
 
 pub mod embedded;
+mod ledger;
+mod log;
 pub mod nats;
 mod notices;
 mod requests;
@@ -17,10 +19,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub use ledger::{Ledger, PutError, Record, Revision};
+pub use log::{AppendError, Batch, Chunk, DecisionLog, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 pub use notices::{Event, Hearing, Listener, Notices, TellError};
 pub use requests::{AskError, Asked, Inbox, NotReady, Question, Replier, Requests, ServeError, Served};
 
-/// The largest question, answer or notice, on every backplane: a check's body may be 1,000,000 bytes and grows when it is written
+/// The largest question, answer, notice, batch or record, on every backplane: a check's body may be 1,000,000 bytes and grows when it is written
 /// as JSON again. A NATS server needs a `max_payload` above it (8 MB); a server that carries less lowers the bound for its clients.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -34,4 +38,8 @@ pub struct Backplane {
     pub requests: Arc<dyn Requests>,
     /// Events.
     pub notices: Arc<dyn Notices>,
+    /// Decisions, for good.
+    pub log: Arc<dyn DecisionLog>,
+    /// Small shared records.
+    pub ledger: Arc<dyn Ledger>,
 }

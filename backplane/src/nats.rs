@@ -8,28 +8,38 @@
 //!
 //! Permissions that a service needs: publish and subscribe on `_INBOX_<name>.>` (answers, and questions to oneself),
 //! `allow_responses` if it answers, and its subjects: `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
-//! `<prefix>.<subject>` for notices.
+//! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream; `docs/nats.conf` has each role's permissions.
 
 mod config;
 mod deadline;
 mod dial;
 mod health;
+mod jetstream;
+mod ledger;
 mod link;
+mod log;
 mod notices;
 mod requests;
+mod sync;
 mod waiters;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use config::{Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use health::Health;
+pub use sync::SyncMode;
 
 use crate::Backplane;
 use link::Link;
+use tokio::time::Instant;
 
 /// Messages that a subscription holds before the client drops some and says so (a slow consumer).
 const SUBSCRIPTION_CAPACITY: usize = 8192;
+
+/// How long making the streams may take.
+const PREPARE_WITHIN: Duration = Duration::from_secs(10);
 
 /// One connection to a NATS server, reconnecting for ever once it stood.
 #[derive(Clone)]
@@ -61,7 +71,25 @@ impl Connection {
     /// The capabilities that services plug into.
     #[must_use]
     pub fn backplane(&self) -> Backplane {
-        Backplane { requests: Arc::new(self.clone()), notices: Arc::new(self.clone()) }
+        let this = Arc::new(self.clone());
+        Backplane { requests: this.clone(), notices: this.clone(), log: this.clone(), ledger: this }
+    }
+
+    /// Makes the streams of log and ledger where they are missing, and proves that the server syncs, if that is to be proven.
+    ///
+    /// # Errors
+    /// When JetStream is off, forbids it, or does not sync.
+    pub async fn prepare_log(&self, replicas: usize) -> Result<(), PrepareError> {
+        let until = Instant::now() + PREPARE_WITHIN;
+        let prefix = &self.link.prefix;
+        for settings in [jetstream::log_settings(prefix, replicas), jetstream::ledger_settings(prefix, replicas)] {
+            let found = jetstream::ensure(&self.link, &settings, until).await;
+            let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
+            if found.get("num_replicas") != settings.get("num_replicas") {
+                tracing::warn!(stream = ?found.get("name"), replicas = ?found.get("num_replicas"), "stream has another number of replicas than asked for");
+            }
+        }
+        self.link.sync.check(self.link.connects(), until).await.map_err(PrepareError::Sync)
     }
 
     /// What went wrong so far, for metrics.
@@ -76,6 +104,17 @@ impl Connection {
         let info = self.link.client.server_info();
         Server { name: info.server_name, version: info.version, max_payload: self.link.client.max_payload() }
     }
+}
+
+/// The log cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// There is no stream and none could be made.
+    #[error("the streams of the decision log cannot be had: {0}")]
+    Stream(String),
+    /// A power cut would lose what was acknowledged, or nobody knows.
+    #[error("{0}")]
+    Sync(String),
 }
 
 impl Backplane {

@@ -13,7 +13,7 @@ mod process;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -29,6 +29,9 @@ const START_WITHIN: Duration = Duration::from_secs(20);
 const HOW_TO_GET_ONE: &str =
     "run `scripts/test.sh`, which fetches nats-server 2.15, or set STAGE0_TEST_NATS_SERVER to the path of one";
 
+/// Settings that the backplane asks for: room for the largest message, and JetStream that syncs before it acknowledges.
+pub const SYNCED: &str = "max_payload: 8MB\njetstream {\n  sync_interval: always\n}";
+
 /// A nats-server of one test.
 pub struct NatsServer {
     runs: Runs,
@@ -40,19 +43,30 @@ enum Runs {
 }
 
 impl NatsServer {
-    /// A server that lets everybody do everything, with the settings that the backplane asks for.
+    /// A server that lets everybody do everything, with [`SYNCED`].
     pub async fn start() -> Self {
-        Self::start_with("max_payload: 8MB").await
+        Self::start_with(SYNCED).await
     }
 
-    /// A server with these settings, in nats-server's own format; address and pings come on top. A container gets copies of the files
-    /// that they name by absolute path in double quotes, and shows the port of clients alone.
+    /// A server with these settings, in nats-server's own format; addresses, pings and the directory of JetStream, which ends with
+    /// the value, come on top. A container gets copies of the files that they name by absolute path in double quotes.
     pub async fn start_with(settings: &str) -> Self {
         let runs = match choose().await {
-            Choice::Binary(path) => Runs::Process(Process::start(path, settings).await),
+            Choice::Binary(path) => Runs::Process(Process::start(path, None, settings).await),
             Choice::Container => Runs::Container(Box::new(Container::start(settings).await)),
         };
         Self { runs }
+    }
+
+    /// As [`Self::start_with`], with JetStream in this directory of the machine. None where only a container can be had, which does
+    /// not see the machine's directories: the caller says that it did not test.
+    pub async fn start_in(store: &Path, settings: &str) -> Option<Self> {
+        match choose().await {
+            Choice::Binary(path) => {
+                Some(Self { runs: Runs::Process(Process::start(path, Some(store.to_owned()), settings).await) })
+            }
+            Choice::Container => None,
+        }
     }
 
     /// Where it listens; the same after a restart.
@@ -63,6 +77,16 @@ impl NatsServer {
             Runs::Container(container) => container.port(),
         };
         format!("nats://127.0.0.1:{port}")
+    }
+
+    /// Where its monitor answers (`/jsz`, `/healthz`); the same after a restart.
+    #[must_use]
+    pub fn monitor(&self) -> String {
+        let port = match &self.runs {
+            Runs::Process(process) => process.monitor(),
+            Runs::Container(container) => container.monitor(),
+        };
+        format!("http://127.0.0.1:{port}")
     }
 
     /// How to reach it, impatiently, so that tests of failures are short.
@@ -83,11 +107,19 @@ impl NatsServer {
         }
     }
 
-    /// Starts it again on the same port; it remembers what it had on disk, and nothing else.
+    /// Starts it again on the same ports; it remembers what it had on disk, and nothing else.
     pub async fn restart(&mut self) {
         match &mut self.runs {
             Runs::Process(process) => process.restart().await,
             Runs::Container(container) => container.restart().await,
+        }
+    }
+
+    /// Starts it again on the same ports with other settings. A container does not remember its disk then.
+    pub async fn restart_with(&mut self, settings: &str) {
+        match &mut self.runs {
+            Runs::Process(process) => process.restart_with(settings).await,
+            Runs::Container(container) => container.restart_with(settings).await,
         }
     }
 
@@ -162,9 +194,9 @@ fn way(value: Option<&OsStr>) -> Way {
 }
 
 /// The file that nats-server is started with.
-fn configuration(listen: &str, settings: &str) -> String {
+fn configuration(listen: &str, monitor: &str, settings: &str) -> String {
     let mut text = String::new();
-    writeln!(text, "listen: {listen:?}\nping_interval: \"1s\"\n{settings}").expect("text grows");
+    writeln!(text, "listen: {listen:?}\nhttp: {monitor:?}\nping_interval: \"1s\"\n{settings}").expect("text grows");
     text
 }
 
@@ -215,16 +247,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_is_frozen_can_be_killed_twice_and_is_back_at_its_address() {
+    async fn a_server_that_is_frozen_can_be_killed_twice_and_is_back_at_its_addresses() {
         let mut nats = NatsServer::start().await;
-        let address = nats.url();
+        let (address, monitor) = (nats.url(), nats.monitor());
         nats.freeze();
         nats.kill();
         nats.kill();
         assert!(async_nats::connect(&address).await.is_err());
         nats.restart().await;
-        assert_eq!(nats.url(), address);
+        assert_eq!((nats.url(), nats.monitor()), (address.clone(), monitor.clone()));
         assert!(async_nats::connect(&address).await.is_ok());
+        assert!(TcpStream::connect(monitor.replace("http://", "")).await.is_ok());
     }
 
     #[tokio::test]

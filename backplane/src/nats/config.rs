@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use async_nats::{ConnectOptions, ServerAddr};
 
-use super::SUBSCRIPTION_CAPACITY;
 use super::dial::ConnectError;
+use super::{SUBSCRIPTION_CAPACITY, SyncMode};
 
 /// The longest wait between two attempts to reconnect.
 const RECONNECT_AT_MOST: Duration = Duration::from_secs(2);
@@ -36,6 +36,8 @@ pub struct NatsConfig {
     pub connect_within: Duration,
     /// How long a round trip to oneself may take; one that takes longer means not ready.
     pub ready_within: Duration,
+    /// Whether the server's way of syncing is verified before anything is recorded.
+    pub sync: SyncMode,
 }
 
 /// As whom to connect.
@@ -84,6 +86,7 @@ impl NatsConfig {
             attempt_within: Duration::from_secs(2),
             connect_within: Duration::from_secs(10),
             ready_within: Duration::from_secs(1),
+            sync: SyncMode::default(),
         }
     }
 
@@ -97,6 +100,9 @@ impl NatsConfig {
         }
         if self.servers.is_empty() {
             return Err(setting("servers", "at least one address"));
+        }
+        if !self.sync.monitors.iter().all(|monitor| is_monitor(monitor)) {
+            return Err(setting("monitors", "`http://host:port` or `https://host:port`, without credentials"));
         }
         self.servers.iter().map(|server| address(server)).collect()
     }
@@ -145,6 +151,12 @@ fn address(text: &str) -> Result<ServerAddr, ConnectError> {
     if plain { Ok(address) } else { Err(setting("servers", rule)) }
 }
 
+fn is_monitor(text: &str) -> bool {
+    let Ok(url) = text.parse::<reqwest::Url>() else { return false };
+    let plain = url.username().is_empty() && url.password().is_none() && url.query().is_none();
+    matches!(url.scheme(), "http" | "https") && plain
+}
+
 /// At once, then doubling from 20 ms.
 fn reconnect_delay(attempt: usize) -> Duration {
     match attempt {
@@ -162,6 +174,18 @@ mod tests {
         let error = NatsConfig::new("nats://user:hunter2@localhost:4222", "gateway").addresses().unwrap_err();
         assert!(!error.to_string().contains("hunter2"), "{error}");
         assert!(NatsConfig::new("nats://user@localhost", "gateway").addresses().is_err());
+    }
+
+    #[test]
+    fn a_monitor_that_is_no_plain_address_is_refused_and_not_echoed() {
+        let with = |monitor: &str| {
+            let sync = SyncMode { monitors: vec![monitor.to_owned()], dangerous_relaxed: false };
+            NatsConfig { sync, ..NatsConfig::new("nats://localhost", "gateway") }.addresses()
+        };
+        for bad in ["", "localhost:8222", "nats://localhost:8222", "http://user:hunter2@localhost:8222"] {
+            assert!(!with(bad).unwrap_err().to_string().contains("hunter2"), "{bad:?}");
+        }
+        assert!(with("http://localhost:8222").is_ok() && with("https://nats.example:8222/").is_ok());
     }
 
     #[test]

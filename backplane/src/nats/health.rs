@@ -68,6 +68,14 @@ impl Health {
         self.texts().violation.clone()
     }
 
+    /// What the server forbade of this subject since there were `before` violations.
+    pub(super) fn violation_of(&self, subject: &str, before: u64) -> Option<String> {
+        if self.violations() <= before {
+            return None;
+        }
+        self.violation().filter(|text| text.contains(&format!("\"{subject}\"")))
+    }
+
     pub(super) fn record(&self, event: &Event) {
         let count = match event {
             Event::Connected => {

@@ -15,16 +15,20 @@ use async_nats::{Client, Event, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::NatsConfig;
 use super::health::Health;
+use super::sync::SyncWatch;
 use super::waiters::{Door, Waiters};
 use crate::{AskError, ServeError};
 
 /// How often the connection is looked at when no event says anything.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How often one who waits for an answer looks whether there can be none.
+const LOOK_FOR_VIOLATION_EVERY: Duration = Duration::from_millis(50);
 
 /// How long the last round trip of a closing connection, and each step of closing, may take.
 const CLOSE_WITHIN: Duration = Duration::from_secs(2);
@@ -44,6 +48,7 @@ pub(super) struct Link {
     pub(super) prefix: String,
     pub(super) health: Arc<Health>,
     pub(super) waiters: Arc<Waiters>,
+    pub(super) sync: Arc<SyncWatch>,
     gaps: watch::Sender<u64>,
     oneself: Oneself,
     ready_within: Duration,
@@ -85,6 +90,7 @@ impl Link {
     /// Subscribes for answers and sends one message to itself; the reason when it does not come back.
     pub(super) async fn start(client: Client, config: &NatsConfig, events: Events) -> Result<Self, String> {
         let Events { health, waiters, gaps, changed } = events;
+        let sync = Arc::new(SyncWatch::new(config.sync.clone())?);
         let replies: Arc<str> = client.new_inbox().into();
         let answers = client.subscribe(format!("{replies}.*")).await.map_err(|error| error.to_string())?;
         let oneself = Oneself { client: client.clone(), waiters: waiters.clone(), replies };
@@ -98,6 +104,7 @@ impl Link {
             prefix: config.prefix.clone(),
             health,
             waiters,
+            sync,
             gaps,
             oneself,
             ready_within: config.ready_within,
@@ -108,6 +115,11 @@ impl Link {
             Ok(()) => Ok(link),
             Err(error) => Err(link.health.violation().unwrap_or_else(|| error.to_string())),
         }
+    }
+
+    /// How often the connection was made so far.
+    pub(super) fn connects(&self) -> u64 {
+        connects(&self.client)
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -139,6 +151,17 @@ impl Link {
         match self.health.violation() {
             Some(violation) if violation.contains(&format!("\"{subject}\"")) => Err(refuse(violation)),
             _ => Ok(()),
+        }
+    }
+
+    /// Waits until the server forbids this subject, if it does: it says so beside the messages, and never answers.
+    pub(super) async fn forbidden(&self, subject: &str) -> String {
+        let before = self.health.violations();
+        loop {
+            sleep(LOOK_FOR_VIOLATION_EVERY).await;
+            if let Some(violation) = self.health.violation_of(subject, before) {
+                return violation;
+            }
         }
     }
 

@@ -1,6 +1,6 @@
 //! nats-server in a container of a Docker engine on this machine.
 //!
-//! Owns the image's name, the container and the port it has on 127.0.0.1; the container is removed with the value. A test run that is
+//! Owns the image's name, the container and the ports it has on 127.0.0.1; the container is removed with the value. A test run that is
 //! itself killed leaves containers called `stage0-nats-…` behind.
 
 use std::net::{Ipv4Addr, TcpListener};
@@ -24,7 +24,10 @@ use super::{OLDEST, START_WITHIN, configuration, version, wait_for};
 const IMAGE_VARIABLE: &str = "STAGE0_TEST_NATS_IMAGE";
 const IMAGE: &str = "nats:2.15";
 const CONFIG: &str = "/stage0/nats.conf";
-const PORT: ContainerPort = ContainerPort::Tcp(4222);
+/// In the container's own layer, which outlives a kill.
+const STORE: &str = "/stage0/store";
+const CLIENTS: ContainerPort = ContainerPort::Tcp(4222);
+const MONITOR: ContainerPort = ContainerPort::Tcp(8222);
 const ENGINE_WITHIN: Duration = Duration::from_secs(5);
 /// Each looks for another free port.
 const ATTEMPTS: usize = 5;
@@ -32,25 +35,30 @@ const ATTEMPTS: usize = 5;
 pub(super) struct Container {
     /// Until it is dropped.
     container: Option<ContainerAsync<GenericImage>>,
-    port: u16,
+    ports: Ports,
+}
+
+/// On this machine.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    clients: u16,
+    monitor: u16,
 }
 
 impl Container {
     pub(super) async fn start(settings: &str) -> Self {
-        let image = std::env::var(IMAGE_VARIABLE).unwrap_or_else(|_| IMAGE.to_owned());
+        let image = image();
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let port = free_port();
-            let name = format!("stage0-nats-{}-{port}", std::process::id());
-            match request(&image, settings, port).with_container_name(&name).start().await {
+            let ports = free_ports();
+            match run(&image, settings, ports).await {
                 Ok(container) => {
-                    let server = Self { container: Some(container), port };
+                    let server = Self { container: Some(container), ports };
                     server.greeted().await;
                     return server;
                 }
                 Err(error) => {
-                    remove(&name).await;
                     let again = attempts < ATTEMPTS && is_port_taken(&error);
                     assert!(
                         again,
@@ -62,7 +70,11 @@ impl Container {
     }
 
     pub(super) fn port(&self) -> u16 {
-        self.port
+        self.ports.clients
+    }
+
+    pub(super) fn monitor(&self) -> u16 {
+        self.ports.monitor
     }
 
     pub(super) fn kill(&mut self) {
@@ -82,6 +94,16 @@ impl Container {
         self.greeted().await;
     }
 
+    pub(super) async fn restart_with(&mut self, settings: &str) {
+        if let Some(container) = self.container.take() {
+            container.rm().await.expect("the container can be removed");
+        }
+        let image = image();
+        let container = run(&image, settings, self.ports).await;
+        self.container = Some(container.unwrap_or_else(|error| panic!("no container of `{image}`: {error}")));
+        self.greeted().await;
+    }
+
     pub(super) fn freeze(&self) {
         aside(async || self.container().pause().await).expect("the container can be paused");
     }
@@ -98,7 +120,7 @@ impl Container {
     async fn greeted(&self) {
         let started = Instant::now();
         loop {
-            if let Ok(Some(said)) = timeout(ENGINE_WITHIN, greeting(self.port)).await {
+            if let Ok(Some(said)) = timeout(ENGINE_WITHIN, greeting(self.ports.clients)).await {
                 let new_enough = version(&said).is_some_and(|version| version >= OLDEST);
                 assert!(
                     new_enough,
@@ -134,19 +156,37 @@ pub(super) async fn engine() -> Result<(), String> {
     }
 }
 
-fn request(image: &str, settings: &str, port: u16) -> ContainerRequest<GenericImage> {
+fn image() -> String {
+    std::env::var(IMAGE_VARIABLE).unwrap_or_else(|_| IMAGE.to_owned())
+}
+
+/// Starts a container, or leaves none.
+async fn run(image: &str, settings: &str, ports: Ports) -> Result<ContainerAsync<GenericImage>, TestcontainersError> {
+    let name = format!("stage0-nats-{}-{}", std::process::id(), ports.clients);
+    let started = request(image, settings, ports).with_container_name(&name).start().await;
+    if started.is_err() {
+        remove(&name).await;
+    }
+    started
+}
+
+fn request(image: &str, settings: &str, ports: Ports) -> ContainerRequest<GenericImage> {
     let (name, tag) = name_and_tag(image);
     // A port that the engine chose would be another one after a restart.
     let publish = move |host: &mut HostConfig| {
-        let binding = PortBinding { host_ip: Some(Ipv4Addr::LOCALHOST.to_string()), host_port: Some(port.to_string()) };
+        let bind = |to: ContainerPort, port: u16| {
+            let host_ip = Some(Ipv4Addr::LOCALHOST.to_string());
+            (to.to_string(), Some(vec![PortBinding { host_ip, host_port: Some(port.to_string()) }]))
+        };
         host.publish_all_ports = Some(false);
-        host.port_bindings = Some([(PORT.to_string(), Some(vec![binding]))].into());
+        host.port_bindings = Some([bind(CLIENTS, ports.clients), bind(MONITOR, ports.monitor)].into());
     };
     // Only a port that the image or this exposes is bound.
     let request = GenericImage::new(name, tag)
-        .with_exposed_port(PORT)
-        .with_cmd(["-c", CONFIG])
-        .with_copy_to(CONFIG, configuration("0.0.0.0:4222", settings).into_bytes())
+        .with_exposed_port(CLIENTS)
+        .with_exposed_port(MONITOR)
+        .with_cmd(["-c", CONFIG, "-sd", STORE])
+        .with_copy_to(CONFIG, configuration("0.0.0.0:4222", "0.0.0.0:8222", settings).into_bytes())
         .with_host_config_modifier(publish);
     files_in(settings).into_iter().fold(request, |request, file| {
         // The image's user may be any.
@@ -155,10 +195,12 @@ fn request(image: &str, settings: &str, port: u16) -> ContainerRequest<GenericIm
     })
 }
 
-/// Somebody else may take it before the container does.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound listener has an address").port()
+/// Somebody else may take them before the container does.
+fn free_ports() -> Ports {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let port = |listener: &TcpListener| listener.local_addr().expect("a bound listener has an address").port();
+    let (clients, monitor) = (bind(), bind());
+    Ports { clients: port(&clients), monitor: port(&monitor) }
 }
 
 /// In the engine's words, as it has no code for it.

@@ -18,21 +18,35 @@ const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
 pub(super) struct Process {
     binary: PathBuf,
     directory: TempDir,
+    /// JetStream's, where it is not ours.
+    store: Option<PathBuf>,
     settings: String,
     process: Option<Child>,
-    port: u16,
+    ports: Ports,
+}
+
+/// Zero until the server has chosen.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ports {
+    clients: u16,
+    monitor: u16,
 }
 
 impl Process {
-    pub(super) async fn start(binary: PathBuf, settings: &str) -> Self {
+    pub(super) async fn start(binary: PathBuf, store: Option<PathBuf>, settings: &str) -> Self {
         let directory = tempfile::tempdir().expect("a directory for nats-server");
-        let mut server = Self { binary, directory, settings: settings.to_owned(), process: None, port: 0 };
+        let (settings, ports) = (settings.to_owned(), Ports::default());
+        let mut server = Self { binary, directory, store, settings, process: None, ports };
         server.launch().await;
         server
     }
 
     pub(super) fn port(&self) -> u16 {
-        self.port
+        self.ports.clients
+    }
+
+    pub(super) fn monitor(&self) -> u16 {
+        self.ports.monitor
     }
 
     pub(super) fn kill(&mut self) {
@@ -45,6 +59,11 @@ impl Process {
     pub(super) async fn restart(&mut self) {
         self.kill();
         self.launch().await;
+    }
+
+    pub(super) async fn restart_with(&mut self, settings: &str) {
+        settings.clone_into(&mut self.settings);
+        self.restart().await;
     }
 
     pub(super) fn freeze(&self) {
@@ -68,15 +87,19 @@ impl Process {
         let ports = directory.join("ports");
         drop(std::fs::remove_dir_all(&ports));
         std::fs::create_dir(&ports).expect("a directory for the ports file");
-        let wanted = if self.port == 0 { -1 } else { i32::from(self.port) };
+        let address = |port| format!("127.0.0.1:{}", if port == 0 { -1 } else { i32::from(port) });
+        let (clients, monitor) = (address(self.ports.clients), address(self.ports.monitor));
         let settings = format!("ports_file_dir: {ports:?}\n{}", self.settings);
         let config = directory.join("nats.conf");
-        std::fs::write(&config, configuration(&format!("127.0.0.1:{wanted}"), &settings))
+        std::fs::write(&config, configuration(&clients, &monitor, &settings))
             .expect("the configuration can be written");
         let log = std::fs::File::create(directory.join("nats.log")).expect("the log can be written");
         let process = Command::new(&self.binary)
             .arg("-c")
             .arg(&config)
+            // Says where, not whether there is JetStream.
+            .arg("-sd")
+            .arg(self.store.as_deref().unwrap_or(&directory.join("store")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -85,8 +108,8 @@ impl Process {
         self.process = Some(process);
         let started = Instant::now();
         loop {
-            if let Some(port) = port_in(&ports) {
-                self.port = port;
+            if let Some(ports) = ports_in(&ports) {
+                self.ports = ports;
                 return;
             }
             let ended = self.process.as_mut().is_some_and(|process| !matches!(process.try_wait(), Ok(None)));
@@ -106,11 +129,11 @@ impl Drop for Process {
 }
 
 /// The server writes the file when it listens, so a half-written one is read again.
-fn port_in(directory: &Path) -> Option<u16> {
+fn ports_in(directory: &Path) -> Option<Ports> {
     let file = std::fs::read_dir(directory).ok()?.find_map(Result::ok)?;
     let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file.path()).ok()?).ok()?;
-    let url = ports.get("nats")?.get(0)?.as_str()?;
-    url.rsplit(':').next()?.parse().ok()
+    let port = |what| ports.get(what)?.get(0)?.as_str()?.rsplit(':').next()?.parse().ok();
+    Some(Ports { clients: port("nats")?, monitor: port("monitoring")? })
 }
 
 /// One that is named but of no use fails the test: whoever named it would look in the wrong place for what a container does.

@@ -1,0 +1,260 @@
+//! The file behind the embedded log and ledger: one redb database, or memory for tests.
+//!
+//! Owns opening it, running transactions on threads that may block, and opening it again after the disk failed: redb refuses all
+//! work after a failed write until then. Positions are microseconds since the epoch, made unique: an entry carries its time.
+//! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is there as a whole or not at all.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use redb::backends::InMemoryBackend;
+use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::Position;
+
+/// Account and position → lines.
+pub(super) type Entries = TableDefinition<'static, (&'static str, u64), &'static [u8]>;
+
+pub(super) const DECISIONS: Entries = TableDefinition::new("decisions");
+pub(super) const MARKS: Entries = TableDefinition::new("marks");
+/// Key → revision, end in microseconds since the epoch, value.
+pub(super) const LEDGER: TableDefinition<'static, &str, (u64, u64, &[u8])> = TableDefinition::new("ledger");
+/// Ids of batches that were stored lately, and the same by age.
+pub(super) const IDS: TableDefinition<'static, &str, u64> = TableDefinition::new("ids");
+pub(super) const IDS_BY_AGE: TableDefinition<'static, u64, &str> = TableDefinition::new("ids_by_age");
+/// The last position that was given away.
+pub(super) const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new("clock");
+
+const TABLES: usize = 6;
+
+/// Pages that redb keeps in memory.
+const CACHE_BYTES: usize = 32 << 20;
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has it.
+    #[error("the decision log `{}` is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// It is not what was written.
+    #[error(
+        "the decision log `{}` is damaged: {}; put it aside, or restore it from a backup, and start again", .0.display(), .1
+    )]
+    Damaged(PathBuf, String),
+    /// The disk says no.
+    #[error("the decision log `{}` cannot be opened: {}", .0.display(), .1)]
+    Io(PathBuf, String),
+}
+
+/// The open database.
+pub(super) struct Store {
+    path: Option<PathBuf>,
+    open: Mutex<Option<Arc<Database>>>,
+}
+
+/// One connection's way to the store: ends with it, and with each deadline.
+#[derive(Clone)]
+pub(super) struct Session {
+    pub(super) store: Arc<Store>,
+    pub(super) closed: CancellationToken,
+}
+
+/// What went wrong, in words for the log.
+pub(super) type Failure = String;
+
+impl Session {
+    /// Why nothing is begun.
+    pub(super) fn refusal(&self, deadline: Instant) -> Option<Failure> {
+        if self.closed.is_cancelled() {
+            Some("the connection is closed".to_owned())
+        } else if deadline <= Instant::now() {
+            Some("the deadline has passed".to_owned())
+        } else {
+            None
+        }
+    }
+
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.within(deadline, self.store.read(work)).await
+    }
+
+    /// What was begun goes on when the deadline passes.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.within(deadline, self.store.write(work)).await
+    }
+
+    async fn within<T>(
+        &self,
+        deadline: Instant,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        if let Some(why) = self.refusal(deadline) {
+            return Err(why);
+        }
+        timeout_at(deadline, work).await.unwrap_or_else(|_| Err("the disk did not answer in time".to_owned()))
+    }
+}
+
+impl Store {
+    pub(super) fn in_memory() -> Self {
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
+        // Memory that cannot be had shows as a log that never answers.
+        Self { path: None, open: Mutex::new(database.ok().and_then(|d| prepared(d).ok()).map(Arc::new)) }
+    }
+
+    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+        let database = open(path)?;
+        Ok(Self { path: Some(path.to_owned()), open: Mutex::new(Some(Arc::new(database))) })
+    }
+
+    /// Reads on a thread that may block.
+    async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let store = Arc::clone(self);
+        aside(move || store.attempt(|database| work(&database.begin_read()?))).await
+    }
+
+    /// Writes on a thread that may block; all or nothing.
+    async fn write<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let store = Arc::clone(self);
+        aside(move || {
+            store.attempt(|database| {
+                let transaction = database.begin_write()?;
+                let done = work(&transaction)?;
+                transaction.commit()?;
+                Ok(done)
+            })
+        })
+        .await
+    }
+
+    fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
+        let database = self.database()?;
+        let done = catch_unwind(AssertUnwindSafe(|| work(&database)));
+        let failure = match done {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the store panicked".to_owned(),
+        };
+        self.close(&database, &failure);
+        Err(failure)
+    }
+
+    /// The open one, or the file opened anew after a failure.
+    fn database(&self) -> Result<Arc<Database>, Failure> {
+        let mut slot = self.lock();
+        if let Some(database) = &*slot {
+            return Ok(Arc::clone(database));
+        }
+        let path = self.path.as_ref().ok_or("the store in memory is gone")?;
+        let database = Arc::new(open(path).map_err(|error| error.to_string())?);
+        tracing::info!("decision log was opened again");
+        *slot = Some(Arc::clone(&database));
+        Ok(database)
+    }
+
+    /// After a failure nothing can be believed of the open file but what is on disk.
+    fn close(&self, failed: &Arc<Database>, failure: &str) {
+        if self.path.is_some() {
+            let closed = self.lock().take_if(|open| Arc::ptr_eq(open, failed));
+            if closed.is_some() {
+                tracing::error!(error = failure, "decision log failed; it is opened again when it is used next");
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Database>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The next position: never before the clock, never twice.
+pub(super) fn next_position(transaction: &WriteTransaction, now: Timestamp) -> Result<u64, redb::Error> {
+    let mut clock = transaction.open_table(CLOCK)?;
+    let last = clock.get(())?.map_or(0, |last| last.value());
+    let next = micros(now).max(last.saturating_add(1));
+    clock.insert((), next)?;
+    Ok(next)
+}
+
+/// The first position of an entry that is not older.
+pub(super) fn first_since(time: Timestamp) -> u64 {
+    micros(time).saturating_add(u64::from(time.subsec_nanosecond() % 1_000 != 0))
+}
+
+pub(super) fn micros(time: Timestamp) -> u64 {
+    u64::try_from(time.as_microsecond()).unwrap_or(0)
+}
+
+/// When an entry was stored.
+pub(super) fn time_of(position: Position) -> Timestamp {
+    i64::try_from(position.0).ok().and_then(|micros| Timestamp::from_microsecond(micros).ok()).unwrap_or(Timestamp::MAX)
+}
+
+fn open(path: &Path) -> Result<Database, OpenError> {
+    let io = |error: io::Error| OpenError::Io(path.to_owned(), error.to_string());
+    let fresh = !path.try_exists().map_err(io)?;
+    private_file(path).map_err(io)?;
+    // Damage can make redb panic instead of saying so.
+    let opened = catch_unwind(AssertUnwindSafe(|| {
+        let mut builder = Builder::new();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = builder.create(path)?;
+        prepared(database)
+    }));
+    let database = match opened {
+        Ok(Ok(database)) => database,
+        Ok(Err(redb::Error::DatabaseAlreadyOpen)) => return Err(OpenError::Locked(path.to_owned())),
+        Ok(Err(redb::Error::Io(error))) => return Err(io(error)),
+        Ok(Err(error)) => return Err(OpenError::Damaged(path.to_owned(), error.to_string())),
+        Err(_) => return Err(OpenError::Damaged(path.to_owned(), "it cannot be read".to_owned())),
+    };
+    if fresh && let Some(parent) = path.parent() {
+        std::fs::File::open(parent).and_then(|directory| directory.sync_all()).map_err(io)?;
+    }
+    Ok(database)
+}
+
+/// Makes the file, for its owner alone, unless it is there.
+fn private_file(path: &Path) -> io::Result<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+}
+
+/// Makes the tables, so that readers find them. Where they are, nothing is written: a full disk can still be read.
+fn prepared(database: Database) -> Result<Database, redb::Error> {
+    if database.begin_read()?.list_tables()?.count() >= TABLES {
+        return Ok(database);
+    }
+    let transaction = database.begin_write()?;
+    transaction.open_table(DECISIONS)?;
+    transaction.open_table(MARKS)?;
+    transaction.open_table(LEDGER)?;
+    transaction.open_table(IDS)?;
+    transaction.open_table(IDS_BY_AGE)?;
+    transaction.open_table(CLOCK)?;
+    transaction.commit()?;
+    Ok(database)
+}
+
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the store's thread ended".to_owned()))
+}

@@ -1,0 +1,250 @@
+//! The decision log on JetStream: one message for the lines of one account that are appended together, so one fsync for all of them.
+//!
+//! Subjects name the account, so that the server removes an account's decisions by subject; the server indexes two subjects for each
+//! account and nothing for each decision. The stream's `max_age` is the store's own expiry. Who may publish, purge or change the
+//! stream is decided by the credentials of each role (`docs/nats.conf`).
+//! INVARIANT: nothing is appended while it is not known that the server syncs each message, where that is to be verified.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use stage0_contract::AccountId;
+use tokio::time::Instant;
+
+use super::{Connection, SUBSCRIPTION_CAPACITY};
+use super::jetstream::{
+    self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch, publish, purge,
+};
+use crate::{
+    AppendError, AskError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MAX_MESSAGE_BYTES, MarkError, NotReady, Position,
+    ReadError, Seek, Which,
+};
+
+const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+pub(super) const EXPECTED_LAST: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence");
+/// Messages that one question may bring; the client's queue holds twice as many.
+const MOST_MESSAGES: usize = SUBSCRIPTION_CAPACITY / 2;
+/// Bytes that one question may bring, whatever its asker can take: far below what makes the server drop a slow reader.
+const MOST_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
+/// The server lists at most as many subjects at once.
+const SUBJECTS_A_PAGE: u64 = 100_000;
+const READY_WITHIN: Duration = Duration::from_secs(1);
+
+impl DecisionLog for Connection {
+    fn append(&self, batches: Vec<Batch>, deadline: Instant) -> BoxFuture<'_, Vec<Result<(), AppendError>>> {
+        Box::pin(async move {
+            match self.trusted(deadline).await {
+                Ok(connects) => {
+                    join_all(batches.into_iter().map(|batch| self.append_one(batch, connects, deadline))).await
+                }
+                Err(why) => vec![Err(AppendError::NotStored(why)); batches.len()],
+            }
+        })
+    }
+
+    fn append_mark<'a>(
+        &'a self,
+        account: &'a AccountId,
+        line: Bytes,
+        after: Option<Position>,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Position, MarkError>> {
+        Box::pin(async move {
+            let connects = self.trusted(deadline).await.map_err(MarkError::Failed)?;
+            let mut headers = HeaderMap::new();
+            headers.insert(EXPECTED_LAST, HeaderValue::from(after.map_or(0, |position| position.0)));
+            match publish(&self.link, self.subject(account, Kind::Mark), headers, line, deadline).await {
+                Ok(ack) if self.link.connects() == connects => {
+                    sequence(&ack).map(Position).ok_or_else(|| MarkError::Failed(JetError::Unreadable.to_string()))
+                }
+                Ok(_) => Err(MarkError::Failed(AskError::Lost.to_string())),
+                Err(JetError::Refused { code: WRONG_LAST_SEQUENCE, .. }) => Err(MarkError::Conflict),
+                Err(error) => Err(MarkError::Failed(error.to_string())),
+            }
+        })
+    }
+
+    fn read<'a>(
+        &'a self,
+        account: &'a AccountId,
+        which: Which,
+        from: Seek,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
+        Box::pin(async move {
+            let subject = match which {
+                Which::All => format!("{}.log.{account}.*", self.link.prefix),
+                Which::Only(kind) => self.subject(account, kind),
+            };
+            let bytes = max_bytes.clamp(1, MOST_BYTES);
+            let mut get = json!({"batch": MOST_MESSAGES, "max_bytes": bytes, "next_by_subj": subject});
+            let (name, value): (&str, Value) = match from {
+                Seek::Start => ("seq", 1.into()),
+                Seek::After(position) => ("seq", position.0.saturating_add(1).into()),
+                Seek::Time(time) => ("start_time", time.to_string().into()),
+            };
+            if let Some(members) = get.as_object_mut() {
+                members.insert(name.to_owned(), value);
+            }
+            let (found, more) = fetch(&self.link, &self.stream(), &get, deadline).await.map_err(unread)?;
+            let entries = found.into_iter().map(entry).collect::<Option<Vec<_>>>();
+            Ok(fitting(entries.ok_or_else(|| unread(JetError::Unreadable))?, more, max_bytes))
+        })
+    }
+
+    fn last<'a>(
+        &'a self,
+        account: &'a AccountId,
+        kind: Kind,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
+        Box::pin(async move {
+            let get = json!({"last_by_subj": self.subject(account, kind)});
+            let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await.map_err(unread)?;
+            found.into_iter().next().map(|found| entry(found).ok_or_else(|| unread(JetError::Unreadable))).transpose()
+        })
+    }
+
+    fn remove_through<'a>(
+        &'a self,
+        account: &'a AccountId,
+        kind: Kind,
+        through: Position,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<u64, ReadError>> {
+        Box::pin(async move {
+            let subject = self.subject(account, kind);
+            let before = through.0.saturating_add(1);
+            purge(&self.link, &self.stream(), &subject, before, deadline).await.map_err(unread)
+        })
+    }
+
+    fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>> {
+        Box::pin(async move {
+            let (mut accounts, mut offset) = (BTreeSet::new(), 0_u64);
+            loop {
+                let about = json!({"subjects_filter": format!("{}.log.>", self.link.prefix), "offset": offset});
+                let info = jetstream::info(&self.link, &self.stream(), &about, deadline).await.map_err(unread)?;
+                let page = info.pointer("/state/subjects").and_then(Value::as_object);
+                let subjects = page.into_iter().flat_map(|page| page.keys());
+                accounts.extend(subjects.filter_map(|subject| account_in(subject)));
+                offset += SUBJECTS_A_PAGE;
+                if info.get("total").and_then(Value::as_u64).unwrap_or(0) <= offset {
+                    return Ok(accounts.into_iter().collect());
+                }
+            }
+        })
+    }
+
+    fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>> {
+        Box::pin(async move {
+            let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
+            jetstream::set_max_age(&self.link, &self.stream(), nanos, deadline).await.map_err(unread)
+        })
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
+        Box::pin(async move {
+            let until = Instant::now() + READY_WITHIN;
+            let info = jetstream::info(&self.link, &self.stream(), &Value::Null, until).await;
+            info.map_err(|error| NotReady(format!("the decision log: {error}")))?;
+            self.trusted(until).await.map_err(NotReady)?;
+            Ok(self.link.sync.remark().into_iter().collect())
+        })
+    }
+}
+
+impl Connection {
+    fn stream(&self) -> StreamName {
+        StreamName::log(&self.link.prefix)
+    }
+
+    fn subject(&self, account: &AccountId, kind: Kind) -> String {
+        let kind = match kind {
+            Kind::Decisions => 'd',
+            Kind::Mark => 'm',
+        };
+        format!("{}.log.{account}.{kind}", self.link.prefix)
+    }
+
+    /// The number of the connection on which an append may be believed: an acknowledgement on a later one is of a server that may
+    /// have started anew meanwhile.
+    async fn trusted(&self, deadline: Instant) -> Result<u64, String> {
+        if deadline <= Instant::now() {
+            return Err("the deadline has passed".to_owned());
+        }
+        let connects = self.link.connects();
+        self.link.sync.check(connects, deadline).await?;
+        Ok(connects)
+    }
+
+    async fn append_one(&self, batch: Batch, connects: u64, deadline: Instant) -> Result<(), AppendError> {
+        let refuse = |why: &str| AppendError::NotStored(why.to_owned());
+        if let Some(fault) = batch.fault() {
+            return Err(refuse(fault));
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?);
+        let subject = self.subject(&batch.account, Kind::Decisions);
+        match publish(&self.link, subject, headers, batch.lines, deadline).await {
+            Ok(ack) if sequence(&ack).is_none() => Err(AppendError::Unknown(JetError::Unreadable.to_string())),
+            Ok(_) if self.link.connects() != connects => Err(AppendError::Unknown(AskError::Lost.to_string())),
+            Ok(_) => Ok(()),
+            Err(error) if is_for_certain(&error) => Err(AppendError::NotStored(error.to_string())),
+            Err(error) => Err(AppendError::Unknown(error.to_string())),
+        }
+    }
+}
+
+/// Whether the message is certainly not in the stream, and will not be.
+fn is_for_certain(error: &JetError) -> bool {
+    match error {
+        JetError::Refused { code, .. } => !matches!(*code, STORE_FAILED | DUPLICATE_IN_PROCESS),
+        JetError::Absent
+        | JetError::Forbidden(_)
+        | JetError::Missing(_)
+        | JetError::Foreign { .. }
+        | JetError::NotSent => true,
+        JetError::Unknown(_) | JetError::Unreadable => false,
+    }
+}
+
+/// As many as fit, and at least one: the server stops only once it has sent too much.
+fn fitting(mut entries: Vec<Entry>, more: bool, max_bytes: usize) -> Chunk {
+    let mut bytes = 0;
+    let fit = entries.iter().take_while(|entry| {
+        bytes += entry.lines.len();
+        bytes <= max_bytes
+    });
+    let fit = fit.count().max(1);
+    let more = more || fit < entries.len();
+    entries.truncate(fit);
+    Chunk { entries, more }
+}
+
+fn sequence(ack: &Value) -> Option<u64> {
+    ack.get("seq").and_then(Value::as_u64).filter(|sequence| *sequence > 0)
+}
+
+fn entry(found: Stored) -> Option<Entry> {
+    let kind = match found.subject.rsplit('.').next()? {
+        "d" => Kind::Decisions,
+        "m" => Kind::Mark,
+        _ => return None,
+    };
+    Some(Entry { position: Position(found.sequence), stored_at: found.at, kind, lines: found.payload })
+}
+
+/// `<prefix>.log.<account>.<kind>`.
+fn account_in(subject: &str) -> Option<AccountId> {
+    AccountId::parse(subject.rsplit('.').nth(1)?).ok()
+}
+
+fn unread(error: JetError) -> ReadError {
+    ReadError(error.to_string())
+}

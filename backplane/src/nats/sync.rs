@@ -1,0 +1,153 @@
+//! Does the server sync each message to disk before it acknowledges it? Only its monitor says so.
+//!
+//! Asked at start, after each reconnect, and every few seconds: the mode cannot change without the server starting again. What
+//! cannot be asked after a reconnect is not believed. Without a monitor's address nothing is verified, and that is said.
+
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use reqwest::redirect;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout, timeout_at};
+
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// A monitor may start a moment after its server.
+const ASK_AGAIN_AFTER_TROUBLE: Duration = Duration::from_millis(500);
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// What is known of the server's sync mode, and how it is found out.
+#[derive(Debug, Clone, Default)]
+pub struct SyncMode {
+    /// `http://host:port` of every server's monitor; none: it is not verified.
+    pub monitors: Vec<String>,
+    /// The operator takes the risk by name: a server that syncs rarely is used all the same.
+    pub dangerous_relaxed: bool,
+}
+
+/// The last that was heard.
+#[derive(Debug)]
+pub(super) struct SyncWatch {
+    mode: SyncMode,
+    /// None: nothing is to be verified.
+    client: Option<reqwest::Client>,
+    last: Mutex<Option<Known>>,
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    connects: u64,
+    at: Instant,
+    outcome: Result<(), String>,
+}
+
+#[derive(Deserialize)]
+struct Jsz {
+    config: Config,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    sync_always: bool,
+}
+
+impl SyncWatch {
+    /// Fails when there can be no HTTP client.
+    pub(super) fn new(mode: SyncMode) -> Result<Self, String> {
+        let client = if mode.monitors.is_empty() || mode.dangerous_relaxed {
+            None
+        } else {
+            let client = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build();
+            Some(client.map_err(|error| format!("no HTTP client for its monitor: {error}"))?)
+        };
+        Ok(Self { mode, client, last: Mutex::default(), asking: tokio::sync::Mutex::default() })
+    }
+
+    /// `Ok` when an append on this connection may be believed.
+    pub(super) async fn check(&self, connects: u64, deadline: Instant) -> Result<(), String> {
+        let Some(client) = &self.client else { return Ok(()) };
+        let known = self.known(connects);
+        if let Some(known) = known.as_ref().filter(|known| known.is_fresh()) {
+            return known.outcome.clone();
+        }
+        let was_good = known.is_some_and(|known| known.outcome.is_ok());
+        let asked = async {
+            // One asks for all. Those who know that it was well need not wait for that.
+            let _turn = match self.asking.try_lock() {
+                Ok(turn) => turn,
+                Err(_) if was_good => return Ok(()),
+                Err(_) => self.asking.lock().await,
+            };
+            match self.known(connects).filter(Known::is_fresh) {
+                Some(known) => known.outcome,
+                None => self.learn(client, connects, was_good).await,
+            }
+        };
+        let late = "the sync mode of nats is not verified: there was no time to ask its monitor";
+        timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(late.to_owned()))
+    }
+
+    /// What an operator should know while all is well.
+    pub(super) fn remark(&self) -> Option<String> {
+        match (self.mode.dangerous_relaxed, self.mode.monitors.is_empty()) {
+            (true, _) => {
+                Some("audit: relaxed sync was asked for: a power cut may lose decisions that were answered".to_owned())
+            }
+            (false, true) => Some("audit: sync mode not verified".to_owned()),
+            (false, false) => None,
+        }
+    }
+
+    async fn learn(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), String> {
+        let outcome = match timeout(ANSWER_WITHIN, self.ask_all(client)).await {
+            Ok(Ok(outcome)) => outcome,
+            // The server that we are still connected to has not started anew: what it said holds.
+            Ok(Err(_)) | Err(_) if was_good => Ok(()),
+            Ok(Err(why)) => Err(why),
+            Err(_) => Err("the sync mode of nats is not verified: its monitor does not answer".to_owned()),
+        };
+        let known = Known { connects, at: Instant::now(), outcome: outcome.clone() };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+        outcome
+    }
+
+    /// On this connection.
+    fn known(&self, connects: u64) -> Option<Known> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        last.filter(|known| known.connects == connects)
+    }
+
+    /// The inner error is what a server said, the outer that one could not be asked.
+    async fn ask_all(&self, client: &reqwest::Client) -> Result<Result<(), String>, String> {
+        for monitor in &self.mode.monitors {
+            if !ask(client, monitor).await? {
+                return Ok(Err(format!(
+                    "nats at {monitor} does not sync each message: set `sync_interval: always` in its `jetstream` block, or take the risk with --dangerous-relaxed-sync"
+                )));
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+impl Known {
+    fn is_fresh(&self) -> bool {
+        let holds = if self.outcome.is_ok() { ASK_AGAIN_AFTER } else { ASK_AGAIN_AFTER_TROUBLE };
+        self.at.elapsed() < holds
+    }
+}
+
+async fn ask(client: &reqwest::Client, monitor: &str) -> Result<bool, String> {
+    let unanswered = |error: reqwest::Error| {
+        let error = error.without_url();
+        format!("the sync mode of nats is not verified: its monitor at {monitor} does not answer: {error}")
+    };
+    let url = format!("{}/jsz?config=1", monitor.trim_end_matches('/'));
+    let answer = client.get(url).send().await.map_err(unanswered)?;
+    let bytes = answer.error_for_status().map_err(unanswered)?.bytes().await.map_err(unanswered)?;
+    let jsz: Jsz = serde_json::from_slice(&bytes)
+        .map_err(|_| format!("what answers at {monitor} is no monitor of nats with JetStream"))?;
+    Ok(jsz.config.sync_always)
+}
