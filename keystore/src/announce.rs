@@ -1,4 +1,4 @@
-//! Telling every process that a key changed.
+//! Telling every process that a key or an endpoint changed.
 //!
 //! Owns the notice after a durable change and before its reply, and the retry of those that could not be told. A reply never waits
 //! longer than one attempt: a change that is stored but not told holds within the caches' expiry all the same. The list of what is
@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use stage0_backplane::Backplane;
-use stage0_contract::KeyChanged;
+use stage0_contract::{AccountId, KeyChanged, WebhookChanged};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -16,17 +16,24 @@ const ATTEMPT: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_secs(1);
 const UNTOLD: usize = 4_096;
 
+/// What is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Changed {
+    Key(KeyChanged),
+    Webhook(WebhookChanged),
+}
+
 /// Tells now, or hands over to the retry.
 #[derive(Clone)]
 pub(crate) struct Announcer {
     backplane: Backplane,
-    untold: mpsc::Sender<KeyChanged>,
+    untold: mpsc::Sender<Changed>,
 }
 
 /// Tells again until told.
 pub(crate) struct Retry {
     backplane: Backplane,
-    untold: mpsc::Receiver<KeyChanged>,
+    untold: mpsc::Receiver<Changed>,
     pause: Duration,
 }
 
@@ -35,15 +42,25 @@ pub(crate) fn announcer(backplane: Backplane) -> (Announcer, Retry) {
     (Announcer { backplane: backplane.clone(), untold: sender }, Retry { backplane, untold, pause: PAUSE })
 }
 
+impl Changed {
+    /// For the log: its account, and the key or the endpoint.
+    fn of(&self) -> (&AccountId, Option<&str>, Option<&str>) {
+        match self {
+            Self::Key(changed) => (&changed.account, Some(changed.key_id.as_str()), None),
+            Self::Webhook(changed) => (&changed.account, None, Some(changed.id.as_str())),
+        }
+    }
+}
+
 impl Announcer {
-    pub(crate) async fn announce(&self, changed: KeyChanged) {
+    pub(crate) async fn announce(&self, changed: Changed) {
         if tell(&self.backplane, &changed).await {
             return;
         }
-        tracing::error!(account = %changed.account, key_id = %changed.key_id, "key change could not be told; trying again");
+        let (account, key_id, webhook) = changed.of();
+        tracing::error!(%account, key_id, webhook, "change could not be told; trying again");
         if let Err(error) = self.untold.try_send(changed) {
-            let changed = error.into_inner();
-            tracing::error!(account = %changed.account, key_id = %changed.key_id, "key change is left to the caches' expiry");
+            left(&error.into_inner());
         }
     }
 }
@@ -70,14 +87,25 @@ impl Retry {
         }
         for changed in waiting {
             if !tell(&self.backplane, &changed).await {
-                tracing::error!(account = %changed.account, key_id = %changed.key_id, "key change is left to the caches' expiry");
+                left(&changed);
             }
         }
     }
 }
 
-async fn tell(backplane: &Backplane, changed: &KeyChanged) -> bool {
-    matches!(tokio::time::timeout(ATTEMPT, backplane.notices.tell(changed)).await, Ok(Ok(())))
+async fn tell(backplane: &Backplane, changed: &Changed) -> bool {
+    let told = async {
+        match changed {
+            Changed::Key(changed) => backplane.notices.tell(changed).await,
+            Changed::Webhook(changed) => backplane.notices.tell(changed).await,
+        }
+    };
+    matches!(tokio::time::timeout(ATTEMPT, told).await, Ok(Ok(())))
+}
+
+fn left(changed: &Changed) {
+    let (account, key_id, webhook) = changed.of();
+    tracing::error!(%account, key_id, webhook, "change is left to the caches' expiry");
 }
 
 #[cfg(test)]
@@ -87,7 +115,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use stage0_backplane::{BoxFuture, Event, Hearing, Notices, ServeError, TellError};
-    use stage0_contract::{AccountId, KeyId};
+    use stage0_contract::{KeyId, WebhookId};
 
     /// A backplane that is away for the first few notices.
     struct Away {
@@ -121,11 +149,11 @@ mod tests {
     async fn what_could_not_be_told_is_told_again_until_it_is() {
         let back = Backplane::embedded();
         let away = Away { attempts: AtomicU32::new(0), away: 5, back: back.clone() };
-        let (announcer, mut retry) = announcer(Backplane { requests: back.requests, notices: Arc::new(away) });
+        let (announcer, mut retry) = announcer(Backplane { notices: Arc::new(away), ..back });
         retry.pause = Duration::ZERO;
         let mut heard = announcer.backplane.notices.listen::<KeyChanged>().await.unwrap();
-        announcer.announce(changed("k1")).await;
-        announcer.announce(changed("k2")).await;
+        announcer.announce(Changed::Key(changed("k1"))).await;
+        announcer.announce(Changed::Key(changed("k2"))).await;
         let running = tokio::spawn(retry.run(CancellationToken::new()));
         assert_eq!(heard.next().await, Some(Event::Heard(changed("k1"))));
         assert_eq!(heard.next().await, Some(Event::Heard(changed("k2"))));
@@ -137,12 +165,13 @@ mod tests {
     async fn what_is_untold_when_stopped_gets_one_more_attempt() {
         let back = Backplane::embedded();
         let away = Away { attempts: AtomicU32::new(0), away: 1, back: back.clone() };
-        let (announcer, retry) = announcer(Backplane { requests: back.requests, notices: Arc::new(away) });
-        let mut heard = announcer.backplane.notices.listen::<KeyChanged>().await.unwrap();
-        announcer.announce(changed("k")).await;
+        let (announcer, retry) = announcer(Backplane { notices: Arc::new(away), ..back });
+        let mut heard = announcer.backplane.notices.listen::<WebhookChanged>().await.unwrap();
+        let changed = WebhookChanged { account: changed("k").account, id: WebhookId::parse("we_1").unwrap() };
+        announcer.announce(Changed::Webhook(changed.clone())).await;
         let stopped = CancellationToken::new();
         stopped.cancel();
         retry.run(stopped).await;
-        assert_eq!(heard.next().await, Some(Event::Heard(changed("k"))));
+        assert_eq!(heard.next().await, Some(Event::Heard(changed)));
     }
 }

@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::hash::HashCost;
+use crate::seal::SecretsKey;
 
 /// Settings of the keystore.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeystoreConfig {
-    /// Journal, store and the operator's first key stand here; nobody else may read it.
+    /// Journal, store, the operator's first key and what is made of the keys below stand here; nobody else may read it.
     pub data_dir: PathBuf,
     /// Hashes at a time, each with 19 MiB; none means one for each core.
     #[serde(default)]
@@ -21,6 +22,17 @@ pub struct KeystoreConfig {
     /// Keys that wait for a hash before others are told to come again.
     #[serde(default = "default_hash_queue")]
     pub hash_queue: usize,
+    /// Holds the key that seals the secrets of webhook endpoints: 64 hexadecimal digits. None means `secrets.key` in the data directory,
+    /// made on the first start.
+    #[serde(default)]
+    pub secrets_key_file: Option<PathBuf>,
+    /// The same key, given directly.
+    #[serde(default)]
+    pub secrets_key: Option<SecretsKey>,
+    /// Holds the Ed25519 seed that signs marks: 64 hexadecimal digits. None means `signing.key` in the data directory, made when it is
+    /// not there.
+    #[serde(default)]
+    pub signing_key_file: Option<PathBuf>,
     /// For tests; a deployment always pays OWASP's.
     #[serde(skip, default = "owasp")]
     pub hash_cost: HashCost,
@@ -37,7 +49,15 @@ pub struct ConfigError(pub Vec<String>);
 impl KeystoreConfig {
     /// The defaults, for a data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), hash_workers: None, hash_queue: HASH_QUEUE, hash_cost: HashCost::OWASP }
+        Self {
+            data_dir: data_dir.into(),
+            hash_workers: None,
+            hash_queue: HASH_QUEUE,
+            secrets_key_file: None,
+            secrets_key: None,
+            signing_key_file: None,
+            hash_cost: HashCost::OWASP,
+        }
     }
 
     /// Names every setting that cannot be.
@@ -51,6 +71,15 @@ impl KeystoreConfig {
         }
         if self.hash_queue > 10_000 {
             wrong.push("`hash_queue` must be at most 10000".to_owned());
+        }
+        if self.secrets_key_file.is_some() && self.secrets_key.is_some() {
+            wrong.push("`secrets_key_file` and `secrets_key` exclude each other".to_owned());
+        }
+        for (name, file) in [("secrets_key_file", &self.secrets_key_file), ("signing_key_file", &self.signing_key_file)]
+        {
+            if file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+                wrong.push(format!("`{name}` must name a file"));
+            }
         }
         if wrong.is_empty() { Ok(()) } else { Err(ConfigError(wrong)) }
     }
@@ -74,9 +103,35 @@ mod tests {
 
     #[test]
     fn every_mistake_is_named_at_once() {
-        let config = KeystoreConfig { hash_workers: Some(0), hash_queue: 10_001, ..KeystoreConfig::new("") };
-        assert_eq!(config.validate().unwrap_err().0.len(), 3);
+        let config = KeystoreConfig {
+            hash_workers: Some(0),
+            hash_queue: 10_001,
+            secrets_key_file: Some(PathBuf::new()),
+            secrets_key: SecretsKey::parse(&"ab".repeat(32)).ok(),
+            signing_key_file: Some(PathBuf::new()),
+            ..KeystoreConfig::new("")
+        };
+        assert_eq!(config.validate().unwrap_err().0.len(), 6);
         assert_eq!(KeystoreConfig::new("data").validate(), Ok(()));
+    }
+
+    #[test]
+    fn the_secrets_key_is_given_once() {
+        let file = KeystoreConfig { secrets_key_file: Some("f".into()), ..KeystoreConfig::new("d") };
+        assert_eq!(file.validate(), Ok(()));
+        let both = KeystoreConfig { secrets_key: SecretsKey::parse(&"ab".repeat(32)).ok(), ..file };
+        let wrong = both.validate().unwrap_err().0;
+        assert_eq!(wrong, ["`secrets_key_file` and `secrets_key` exclude each other"]);
+    }
+
+    #[test]
+    fn a_key_is_shown_neither_when_it_is_wrong_nor_when_it_is_right() {
+        let read = |key: &str| {
+            serde_json::from_str::<KeystoreConfig>(&format!(r#"{{"data_dir": "d", "secrets_key": "{key}"}}"#))
+        };
+        let wrong = read(&"ab".repeat(31)).unwrap_err().to_string();
+        assert!(wrong.contains("64 hexadecimal digits") && !wrong.contains("abab"), "{wrong}");
+        assert!(!format!("{:?}", read(&"ab".repeat(32)).unwrap()).contains("abab"));
     }
 
     #[test]

@@ -13,12 +13,16 @@ use stage0_contract::{
 };
 use tokio::time::Instant;
 
-use crate::announce::Announcer;
+use crate::announce::{Announcer, Changed};
 use crate::manage::{self, Clock, Desk, Undone};
 use crate::rules::whole_seconds;
+use crate::seal::Sealer;
+use crate::signer::Signer;
 use crate::store::Store;
 use crate::verify::Verifier;
 use crate::writer::Writer;
+
+mod webhooks;
 
 /// Where every question arrives.
 pub(crate) struct Counter {
@@ -27,6 +31,8 @@ pub(crate) struct Counter {
     pub(crate) writer: Writer,
     pub(crate) writable: Arc<AtomicBool>,
     pub(crate) announcer: Announcer,
+    pub(crate) sealer: Arc<Sealer>,
+    pub(crate) signer: Arc<Signer>,
     pub(crate) clock: Clock,
 }
 
@@ -43,28 +49,12 @@ impl Counter {
         self.change("create key", until, move |desk| desk.create_key(call)).await
     }
 
-    /// Every process hears of the old key's end before the caller does.
     pub(crate) async fn rotate_key(&self, call: RotateKey, until: Instant) -> ManageReply<KeyCreated> {
-        match self.change("rotate key", until, move |desk| desk.rotate_key(call)).await {
-            ManageReply::Done((created, changed)) => {
-                self.announcer.announce(changed).await;
-                ManageReply::Done(created)
-            }
-            ManageReply::Refused(refusal) => ManageReply::Refused(refusal),
-            ManageReply::Failed => ManageReply::Failed,
-        }
+        self.change_and_tell("rotate key", until, move |desk| desk.rotate_key(call)).await
     }
 
-    /// As for a rotation.
     pub(crate) async fn revoke_key(&self, call: RevokeKey, until: Instant) -> ManageReply<Revoked> {
-        match self.change("revoke key", until, move |desk| desk.revoke_key(&call)).await {
-            ManageReply::Done(changed) => {
-                self.announcer.announce(changed).await;
-                ManageReply::Done(Revoked {})
-            }
-            ManageReply::Refused(refusal) => ManageReply::Refused(refusal),
-            ManageReply::Failed => ManageReply::Failed,
-        }
+        self.change_and_tell("revoke key", until, move |desk| desk.revoke_key(&call)).await
     }
 
     pub(crate) async fn list_accounts(&self, call: ListAccounts) -> ManageReply<Page<Account>> {
@@ -73,6 +63,23 @@ impl Counter {
 
     pub(crate) async fn list_keys(&self, call: ListKeys) -> ManageReply<Page<KeySummary>> {
         self.read("list keys", move |store, now| manage::list_keys(store, &call, now)).await
+    }
+
+    /// Every process hears of the change before the caller does.
+    async fn change_and_tell<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        until: Instant,
+        change: impl FnOnce(&mut Desk) -> Result<(T, Changed), Undone> + Send + 'static,
+    ) -> ManageReply<T> {
+        match self.change(call, until, change).await {
+            ManageReply::Done((done, changed)) => {
+                self.announcer.announce(changed).await;
+                ManageReply::Done(done)
+            }
+            ManageReply::Refused(refusal) => ManageReply::Refused(refusal),
+            ManageReply::Failed => ManageReply::Failed,
+        }
     }
 
     async fn change<T: Send + 'static>(

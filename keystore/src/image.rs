@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use stage0_contract::{AccountId, KeyId};
+use stage0_contract::{Account, AccountId, KeyId, PublicKey, SigningKeyId, WebhookId};
 
-use crate::record::{Entry, KeyRecord, Record};
+use crate::record::{Entry, KeyRecord, Record, WebhookRecord};
 
 /// Content of the entries, in no order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -85,15 +85,24 @@ pub(crate) struct Image {
     pub(crate) position: Position,
     /// Before the last change; the position itself when there was none.
     pub(crate) before: Position,
-    accounts: BTreeMap<AccountId, stage0_contract::Account>,
+    accounts: BTreeMap<AccountId, Account>,
     keys: BTreeMap<KeyId, KeyRecord>,
+    webhooks: BTreeMap<WebhookId, WebhookRecord>,
+    signing_keys: BTreeMap<SigningKeyId, PublicKey>,
 }
 
 impl Image {
     /// A copy with these records.
     pub(crate) fn of(lineage: Lineage, sequence: u64, records: Vec<Record>) -> Result<Self, serde_json::Error> {
         let position = Position { lineage, sequence, digest: Digest::default() };
-        let mut image = Self { position, before: position, accounts: BTreeMap::new(), keys: BTreeMap::new() };
+        let mut image = Self {
+            position,
+            before: position,
+            accounts: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            webhooks: BTreeMap::new(),
+            signing_keys: BTreeMap::new(),
+        };
         for record in records {
             image.put(record)?;
         }
@@ -113,22 +122,27 @@ impl Image {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.accounts.is_empty() && self.keys.is_empty()
+        self.len() == 0
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.accounts.len() + self.keys.len()
+        self.accounts.len() + self.keys.len() + self.webhooks.len() + self.signing_keys.len()
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {
         let accounts = self.accounts.values().cloned().map(Record::Account);
-        accounts.chain(self.keys.values().cloned().map(Record::Key)).collect()
+        let keys = self.keys.values().cloned().map(Record::Key);
+        let webhooks = self.webhooks.values().cloned().map(Record::Webhook);
+        let signing_keys = self.signing_keys.values().cloned().map(Record::SigningKey);
+        accounts.chain(keys).chain(webhooks).chain(signing_keys).collect()
     }
 
     fn put(&mut self, record: Record) -> Result<(), serde_json::Error> {
         let old = match &record {
             Record::Account(account) => self.accounts.get(&account.id).cloned().map(Record::Account),
             Record::Key(key) => self.keys.get(&key.id).cloned().map(Record::Key),
+            Record::Webhook(record) => self.webhooks.get(&record.webhook.id).cloned().map(Record::Webhook),
+            Record::SigningKey(key) => self.signing_keys.get(&key.id).cloned().map(Record::SigningKey),
         };
         if let Some(old) = old {
             self.toggle(&old.entries()?);
@@ -137,6 +151,8 @@ impl Image {
         match record {
             Record::Account(account) => drop(self.accounts.insert(account.id.clone(), account)),
             Record::Key(key) => drop(self.keys.insert(key.id.clone(), key)),
+            Record::Webhook(record) => drop(self.webhooks.insert(record.webhook.id.clone(), record)),
+            Record::SigningKey(key) => drop(self.signing_keys.insert(key.id.clone(), key)),
         }
         Ok(())
     }
@@ -151,7 +167,27 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::{account, at, key};
+    use crate::record::tests::{account, at, key, webhook};
+
+    #[test]
+    fn every_kind_of_record_is_in_the_image_and_its_digest() {
+        let lineage = Lineage::from_random([1; 16]);
+        let records = vec![
+            Record::Account(account("a")),
+            Record::Key(key("k", "a", &[])),
+            Record::Webhook(webhook("we_1", "a")),
+            Record::SigningKey(PublicKey::new(&[7; 32], at(1))),
+        ];
+        for left_out in 0..records.len() {
+            let mut some = records.clone();
+            let record = some.remove(left_out);
+            let mut image = Image::of(lineage, 0, some).unwrap();
+            let before = image.position.digest;
+            image.apply(vec![record]).unwrap();
+            assert_ne!(image.position.digest, before);
+            assert_eq!((image.records(), image.len()), (records.clone(), records.len()));
+        }
+    }
 
     #[test]
     fn the_digest_knows_content_and_not_order() {

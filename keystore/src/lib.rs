@@ -1,8 +1,10 @@
-//! The keystore: accounts and API keys, kept so that no acknowledged change is lost, and judged so that nobody learns why not.
+//! The keystore: accounts, API keys and webhook endpoints, kept so that no acknowledged change is lost, and judged so that nobody
+//! learns why not.
 //!
 //! Questions arrive at `questions` and are answered by `counter`; what changes something is judged by `rules`, made by
 //! `manage` on the thread of `writer`, and stored by `vault` in `journal` and `store` (sled), which `recovery` weighs
-//! against each other at every start. Keys are judged by `verify` and hashed by `hash`.
+//! against each other at every start. Keys are judged by `verify` and hashed by `hash`; endpoints' secrets are sealed by `seal`, and marks
+//! of the decision log are signed by `signer`, each with a key of `keyfile`.
 //! Refuses to decide about actions, to serve HTTP, and to start on files that prove nothing.
 
 mod announce;
@@ -13,12 +15,15 @@ mod disk;
 mod hash;
 mod image;
 mod journal;
+mod keyfile;
 mod manage;
 mod questions;
 mod record;
 mod recovery;
 mod rules;
+mod seal;
 mod service;
+mod signer;
 mod store;
 mod vault;
 mod verify;
@@ -27,5 +32,7 @@ mod writer;
 pub use bootstrap::OPERATOR_KEY_FILE;
 pub use config::{ConfigError, KeystoreConfig};
 pub use hash::{HashCost, HashError};
+pub use seal::{SECRETS_KEY_FILE, SecretsKey, SecretsKeyError};
 pub use service::{BuildError, Keystore};
+pub use signer::SIGNING_KEY_FILE;
 pub use vault::OpenError;

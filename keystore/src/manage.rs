@@ -1,30 +1,41 @@
 //! Management calls, carried out one after the other on the writer's thread.
 //!
-//! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit. INVARIANT: nobody else changes the
-//! store, so what was read when a call was judged still holds when it is committed. Blocks, and costs a hash for each new key.
+//! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit; endpoints are in [`webhooks`].
+//! INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it is committed. Blocks, and costs a
+//! hash for each new key.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use stage0_contract::{
     Account, AccountId, ApiKey, ApiKeyError, Caller, CreateAccount, CreateKey, IdError, KEY_ALPHABET, KeyChanged,
-    KeyCreated, KeyId, KeySummary, ListAccounts, ListKeys, ManageReply, Page, Refusal, RevokeKey, RotateKey, Scopes,
+    KeyCreated, KeyId, KeySummary, ListAccounts, ListKeys, ListRetentions, ManageReply, Page, Refusal, RetentionsPage,
+    RevokeKey, Revoked, RotateKey, Scopes, SetRetention,
 };
 
+use crate::announce::Changed;
 use crate::hash::{HashError, Hasher};
 use crate::record::{KeyHash, KeyRecord, Record};
 use crate::rules::{self, Revocation, whole_seconds};
+use crate::seal::{SealError, Sealer};
+use crate::signer::SignError;
 use crate::store::{Store, StoreError};
 use crate::vault::{CommitError, Vault, chain};
 use crate::writer::NoAnswer;
 
+pub(crate) mod webhooks;
+
+/// Accounts in one page of the exporter's.
+const RETENTIONS: usize = 1_000;
+
 /// Where the time comes from.
 pub(crate) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
-/// The one place that changes accounts and keys.
+/// The one place that changes anything.
 pub(crate) struct Desk {
     pub(crate) vault: Vault,
     pub(crate) hasher: Arc<Hasher>,
+    pub(crate) sealer: Arc<Sealer>,
     pub(crate) clock: Clock,
 }
 
@@ -45,6 +56,10 @@ pub(crate) enum Undone {
     Id(#[from] IdError),
     #[error("a new key is malformed")]
     Key(#[from] ApiKeyError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error(transparent)]
+    Sign(#[from] SignError),
     #[error("the writer could not be asked")]
     NoAnswer(#[source] NoAnswer),
     #[error("the store was not read to the end")]
@@ -76,7 +91,8 @@ impl Desk {
         rules::may_manage_accounts(&caller)?;
         rules::valid_account(&call)?;
         let id = account_id(random()?)?;
-        let account = Account { id, name: call.name, plan: call.plan.unwrap_or_default(), created_at: now };
+        let plan = call.plan.unwrap_or_default();
+        let account = Account { id, name: call.name, plan, created_at: now, retention_days: None };
         self.vault.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, by = %caller.key_id, "account created");
         Ok(account)
@@ -97,7 +113,7 @@ impl Desk {
     }
 
     /// The old key's end is one change with the new key: there is never none, and never two that live on.
-    pub(crate) fn rotate_key(&mut self, mut call: RotateKey) -> Result<(KeyCreated, KeyChanged), Undone> {
+    pub(crate) fn rotate_key(&mut self, mut call: RotateKey) -> Result<(KeyCreated, Changed), Undone> {
         let now = self.now();
         call.caller = standing(self.vault.store(), &call.caller, now)?;
         rules::may_manage_keys(&call.caller)?;
@@ -113,19 +129,32 @@ impl Desk {
     }
 
     /// A repeated revocation is told again: its first notice may not have been heard.
-    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<KeyChanged, Undone> {
+    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<(Revoked, Changed), Undone> {
         let now = self.now();
         let caller = standing(self.vault.store(), &call.caller, now)?;
         rules::may_manage_keys(&caller)?;
         match rules::revoked(&caller, self.vault.store().key(&call.id)?, now)? {
-            Revocation::Already(key) => Ok(changed(&key)),
+            Revocation::Already(key) => Ok((Revoked {}, changed(&key))),
             Revocation::New(key) => {
-                let changed = changed(&key);
-                self.vault.commit(&[Record::Key(key)])?;
-                tracing::info!(account = %changed.account, key_id = %changed.key_id, by = %caller.key_id, "key revoked");
-                Ok(changed)
+                self.vault.commit(&[Record::Key(key.clone())])?;
+                tracing::info!(account = %key.account, key_id = %key.id, by = %caller.key_id, "key revoked");
+                Ok((Revoked {}, changed(&key)))
             }
         }
+    }
+
+    pub(crate) fn set_retention(&mut self, call: &SetRetention) -> Result<(Account, Changed), Undone> {
+        let caller = standing(self.vault.store(), &call.caller, self.now())?;
+        rules::may_manage_accounts(&caller)?;
+        rules::valid_retention(call.retention_days)?;
+        let found = self.vault.store().account(&call.account)?.ok_or(Refusal::NotFound)?;
+        let account = Account { retention_days: call.retention_days, ..found };
+        self.vault.commit(&[Record::Account(account.clone())])?;
+        tracing::info!(account = %account.id, days = account.retention(), by = %caller.key_id, "retention set");
+        // Gateways know an account's retention by its keys. One notice doubts every key that they remember, whichever it names
+        // (ADR 0003), so that one is enough for all of the account's.
+        let changed = KeyChanged { account: account.id.clone(), key_id: caller.key_id };
+        Ok((account, Changed::Key(changed)))
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -150,6 +179,16 @@ pub(crate) fn list_keys(store: &Store, call: &ListKeys, now: Timestamp) -> Resul
     store.account(&account)?.ok_or(Refusal::NotFound)?;
     let keys = store.keys(&account, after.as_ref(), limit + 1)?;
     Ok(page(keys.into_iter().map(KeyRecord::summary).collect(), limit, |key| key.id.as_str()))
+}
+
+/// One page of how long each account keeps decisions, for the exporter.
+pub(crate) fn list_retentions(store: &Store, call: &ListRetentions) -> Result<RetentionsPage, Undone> {
+    let mut accounts = store.accounts(call.cursor.as_ref(), RETENTIONS + 1)?;
+    let more = accounts.len() > RETENTIONS;
+    accounts.truncate(RETENTIONS);
+    let next_cursor = accounts.last().filter(|_| more).map(|last| last.id.clone());
+    let items = accounts.into_iter().map(|account| (account.id.clone(), account.retention())).collect();
+    Ok(RetentionsPage { items, next_cursor })
 }
 
 /// `items` holds one more than fits when there is a next page.
@@ -187,10 +226,14 @@ impl NewKey {
     }
 }
 
-/// `acc_` and sixteen characters, five random bits each.
 pub(crate) fn account_id(random: [u8; 16]) -> Result<AccountId, IdError> {
+    new_id("acc", random, AccountId::parse)
+}
+
+/// What it is, `_` and sixteen characters, five random bits each.
+fn new_id<Id>(what: &str, random: [u8; 16], parse: impl FnOnce(&str) -> Result<Id, IdError>) -> Result<Id, IdError> {
     let letters = random.iter().filter_map(|byte| KEY_ALPHABET.get(usize::from(byte & 31)).copied().map(char::from));
-    AccountId::parse(&format!("acc_{}", letters.collect::<String>()))
+    parse(&format!("{what}_{}", letters.collect::<String>()))
 }
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
@@ -204,6 +247,36 @@ fn created(key: ApiKey, record: KeyRecord) -> KeyCreated {
     KeyCreated { id, key, account, name, scopes, created_at, expires_at }
 }
 
-fn changed(key: &KeyRecord) -> KeyChanged {
-    KeyChanged { account: key.account.clone(), key_id: key.id.clone() }
+fn changed(key: &KeyRecord) -> Changed {
+    Changed::Key(KeyChanged { account: key.account.clone(), key_id: key.id.clone() })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::image::{Image, Lineage};
+    use crate::record::tests::account;
+
+    /// A store with these records.
+    pub(crate) fn kept(records: Vec<Record>) -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn retentions_come_in_pages_of_a_thousand_accounts_and_none_is_left_out() {
+        for count in [1_000, 1_001] {
+            let accounts = (0..count).map(|number| account(&format!("acc_{number:04}")));
+            let (_dir, store) = kept(accounts.map(Record::Account).collect());
+            let first = list_retentions(&store, &ListRetentions { cursor: None }).unwrap();
+            assert_eq!((first.items.len(), first.next_cursor.is_some()), (1_000, count > 1_000));
+            if first.next_cursor.is_some() {
+                let second = list_retentions(&store, &ListRetentions { cursor: first.next_cursor }).unwrap();
+                let ids: Vec<_> = second.items.iter().map(|(id, _)| id.as_str()).collect();
+                assert_eq!((ids, second.next_cursor), (vec!["acc_1000"], None));
+            }
+        }
+    }
 }

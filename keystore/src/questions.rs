@@ -7,10 +7,11 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use stage0_backplane::{Backplane, ServeError, Served};
+use stage0_backplane::{Backplane, BoxFuture, ServeError, Served};
 use stage0_contract::{
-    CreateAccount, CreateKey, KeystoreStatus, ListAccounts, ListKeys, RefreshKey, Request, RevokeKey, RotateKey,
-    VerifyKey,
+    CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, GetWebhook, KeystoreStatus,
+    ListAccounts, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, RefreshKey, Request, RevokeKey, RotateKey,
+    RotateWebhookSecret, SetRetention, SignMark, SigningKeys, UpdateWebhook, VerifyKey,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -30,40 +31,66 @@ pub(crate) async fn serve_all(
     tasks: &TaskTracker,
 ) -> Result<(), ServeError> {
     // All are joined before the first is served: a keystore that answers only some questions would look alive.
-    let requests = &backplane.requests;
-    let (verify, refresh) = (requests.serve::<VerifyKey>().await?, requests.serve::<RefreshKey>().await?);
-    let status = requests.serve::<KeystoreStatus>().await?;
-    let (new_account, accounts) = (requests.serve::<CreateAccount>().await?, requests.serve::<ListAccounts>().await?);
-    let (new_key, keys) = (requests.serve::<CreateKey>().await?, requests.serve::<ListKeys>().await?);
-    let (rotate, revoke) = (requests.serve::<RotateKey>().await?, requests.serve::<RevokeKey>().await?);
-    let start = Start { counter, stop, tasks };
-    start.serving(verify, |at, call, _| async move { at.verifier.verify(call.key).await });
-    start.serving(refresh, |at, call, _| async move { at.verifier.refresh(call.key_id).await });
-    start.serving(status, |at, _, _| async move { at.status() });
-    start.serving(new_account, |at, call, until| async move { at.create_account(call, until).await });
-    start.serving(accounts, |at, call, _| async move { at.list_accounts(call).await });
-    start.serving(new_key, |at, call, until| async move { at.create_key(call, until).await });
-    start.serving(keys, |at, call, _| async move { at.list_keys(call).await });
-    start.serving(rotate, |at, call, until| async move { at.rotate_key(call, until).await });
-    start.serving(revoke, |at, call, until| async move { at.revoke_key(call, until).await });
+    let mut joined = Joined { backplane, counter, stop, tasks, loops: Vec::new() };
+    join_keys(&mut joined).await?;
+    join_webhooks(&mut joined).await?;
+    join_exporter(&mut joined).await?;
+    for each in joined.loops {
+        tasks.spawn(each);
+    }
     Ok(())
 }
 
-/// What every loop shares.
-struct Start<'a> {
+async fn join_keys(joined: &mut Joined<'_>) -> Result<(), ServeError> {
+    joined.join(|at, call: VerifyKey, _| async move { at.verifier.verify(call.key).await }).await?;
+    joined.join(|at, call: RefreshKey, _| async move { at.verifier.refresh(call.key_id).await }).await?;
+    joined.join(|at, _: KeystoreStatus, _| async move { at.status() }).await?;
+    joined.join(|at, call: CreateAccount, until| async move { at.create_account(call, until).await }).await?;
+    joined.join(|at, call: ListAccounts, _| async move { at.list_accounts(call).await }).await?;
+    joined.join(|at, call: SetRetention, until| async move { at.set_retention(call, until).await }).await?;
+    joined.join(|at, call: CreateKey, until| async move { at.create_key(call, until).await }).await?;
+    joined.join(|at, call: ListKeys, _| async move { at.list_keys(call).await }).await?;
+    joined.join(|at, call: RotateKey, until| async move { at.rotate_key(call, until).await }).await?;
+    joined.join(|at, call: RevokeKey, until| async move { at.revoke_key(call, until).await }).await
+}
+
+async fn join_webhooks(joined: &mut Joined<'_>) -> Result<(), ServeError> {
+    joined.join(|at, call: CreateWebhook, until| async move { at.create_webhook(call, until).await }).await?;
+    joined.join(|at, call: ListWebhooks, _| async move { at.list_webhooks(call).await }).await?;
+    joined.join(|at, call: GetWebhook, _| async move { at.get_webhook(call).await }).await?;
+    joined.join(|at, call: UpdateWebhook, until| async move { at.update_webhook(call, until).await }).await?;
+    joined.join(|at, call: EnableWebhook, until| async move { at.enable_webhook(call, until).await }).await?;
+    joined.join(|at, call: RotateWebhookSecret, until| async move { at.rotate_webhook(call, until).await }).await?;
+    joined.join(|at, call: DeleteWebhook, until| async move { at.delete_webhook(call, until).await }).await
+}
+
+async fn join_exporter(joined: &mut Joined<'_>) -> Result<(), ServeError> {
+    joined.join(|at, call: ListEndpoints, _| async move { at.list_endpoints(call).await }).await?;
+    joined.join(|at, call: DisableWebhook, until| async move { at.disable_webhook(call, until).await }).await?;
+    joined.join(|at, call: ListRetentions, _| async move { at.list_retentions(call).await }).await?;
+    joined.join(|at, call: SignMark, _| async move { at.sign_mark(call).await }).await?;
+    joined.join(|at, _: SigningKeys, _| async move { at.signing_keys().await }).await
+}
+
+/// Subjects that are joined, and their loops, which do not run yet.
+struct Joined<'a> {
+    backplane: &'a Backplane,
     counter: &'a Arc<Counter>,
     stop: &'a CancellationToken,
     tasks: &'a TaskTracker,
+    loops: Vec<BoxFuture<'static, ()>>,
 }
 
-impl Start<'_> {
-    fn serving<R, Answer>(&self, served: Served<R>, answer: fn(Arc<Counter>, R, Instant) -> Answer)
+impl Joined<'_> {
+    async fn join<R, Answer>(&mut self, answer: fn(Arc<Counter>, R, Instant) -> Answer) -> Result<(), ServeError>
     where
         R: Request + Clone,
         Answer: Future<Output = R::Reply> + Send + 'static,
     {
+        let served = self.backplane.requests.serve::<R>().await?;
         let (counter, stop, tasks) = (Arc::clone(self.counter), self.stop.clone(), self.tasks.clone());
-        self.tasks.spawn(serve(served, counter, stop, tasks, answer));
+        self.loops.push(Box::pin(serve(served, counter, stop, tasks, answer)));
+        Ok(())
     }
 }
 

@@ -1,13 +1,19 @@
-//! What is kept: accounts and keys, and how one change writes them.
+//! What is kept: accounts, keys, webhook endpoints and public signing keys, and how one change writes them.
 //!
-//! Owns the records, their layout in the store and the pure question whether a key lives. Records are only ever put, never
-//! deleted: replaying a change twice gives the same state. No record holds a key's text, and `Debug` shows no hash.
+//! Owns the records, their layout in the store and the pure questions whether a key lives and a secret signs. Records are only ever
+//! put, never deleted: replaying a change twice gives the same state, and a deleted endpoint leaves a small one behind. No record holds
+//! a key's text or an open secret, and `Debug` shows neither hash nor sealed secret.
 
 use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use stage0_contract::{Account, AccountId, ApiKey, KeyId, KeyIdentity, KeySummary, Plan, Scopes};
+use stage0_contract::{
+    Account, AccountId, ApiKey, KeyId, KeyIdentity, KeySummary, PublicKey, Scopes, SigningKeyId, Webhook,
+    WebhookFilters, WebhookId,
+};
+
+use crate::seal::Sealed;
 
 /// The Argon2id PHC string of a key's text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,13 +57,14 @@ impl KeyRecord {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| end > now)
     }
 
-    pub(crate) fn identity(&self, plan: Plan) -> KeyIdentity {
+    pub(crate) fn identity(&self, account: &Account) -> KeyIdentity {
         KeyIdentity {
             key_id: self.id.clone(),
             account: self.account.clone(),
             scopes: self.scopes.clone(),
-            plan,
+            plan: account.plan,
             expires_at: self.expires_at,
+            retention_days: account.retention(),
         }
     }
 
@@ -74,31 +81,94 @@ impl KeyRecord {
     }
 }
 
+/// A webhook endpoint as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WebhookRecord {
+    pub(crate) webhook: Webhook,
+    /// The newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) secrets: Vec<SealedSecret>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) deleted_at: Option<Timestamp>,
+}
+
+/// A secret of an endpoint, sealed for that endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SealedSecret {
+    pub(crate) sealed: Sealed,
+    pub(crate) created_at: Timestamp,
+    /// Set by a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ends_at: Option<Timestamp>,
+}
+
+impl SealedSecret {
+    /// A secret signs no more from its end on, that second included.
+    pub(crate) fn signs_at(&self, now: Timestamp) -> bool {
+        self.ends_at.is_none_or(|end| end > now)
+    }
+}
+
+impl WebhookRecord {
+    pub(crate) fn lives(&self) -> bool {
+        self.deleted_at.is_none()
+    }
+
+    /// What a deleted endpoint leaves: that it was there, and nothing that anybody gave.
+    pub(crate) fn tombstone(self, deleted_at: Timestamp) -> Self {
+        let webhook = Webhook {
+            url: String::new(),
+            filters: WebhookFilters::default(),
+            description: String::new(),
+            rate_limit: None,
+            enabled: false,
+            disabled_reason: None,
+            ..self.webhook
+        };
+        Self { webhook, secrets: Vec::new(), deleted_at: Some(deleted_at) }
+    }
+}
+
 /// One thing put by a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
     Account(Account),
     Key(KeyRecord),
+    Webhook(WebhookRecord),
+    SigningKey(PublicKey),
 }
 
 /// What one record is in the store: a key with its value.
 pub(crate) type Entry = (Vec<u8>, Vec<u8>);
 
 impl Record {
-    /// A key has two: itself, and its place in its account's list.
+    /// A key and an endpoint have two: itself, and its place in its account's list.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, serde_json::Error> {
         Ok(match self {
             Self::Account(account) => vec![(account_entry(&account.id), serde_json::to_vec(account)?)],
             Self::Key(key) => {
                 vec![(key_entry(&key.id), serde_json::to_vec(key)?), (listed_entry(&key.account, &key.id), Vec::new())]
             }
+            Self::Webhook(record) => {
+                let Webhook { id, account, .. } = &record.webhook;
+                // The list says who is gone: whoever makes and deletes endpoints for ever makes nobody read what they leave.
+                let place = if record.lives() { Vec::new() } else { DELETED.to_vec() };
+                let listed = [listed_webhooks(account).as_slice(), id.as_str().as_bytes()].concat();
+                vec![(webhook_entry(id), serde_json::to_vec(record)?), (listed, place)]
+            }
+            Self::SigningKey(key) => vec![(signing_key_entry(&key.id), serde_json::to_vec(key)?)],
         })
     }
 }
 
 pub(crate) const ACCOUNTS: &[u8] = b"account/";
 pub(crate) const KEYS: &[u8] = b"key/";
+pub(crate) const WEBHOOKS: &[u8] = b"webhook/";
+pub(crate) const SIGNING_KEYS: &[u8] = b"signing/";
+
+/// Stands in its account's list behind an endpoint that is gone.
+pub(crate) const DELETED: &[u8] = b"deleted";
 
 /// Ids hold no `/`, so that no entry can stand for another.
 pub(crate) fn account_entry(id: &AccountId) -> Vec<u8> {
@@ -118,6 +188,19 @@ fn listed_entry(account: &AccountId, id: &KeyId) -> Vec<u8> {
     [listed(account).as_slice(), id.as_str().as_bytes()].concat()
 }
 
+pub(crate) fn webhook_entry(id: &WebhookId) -> Vec<u8> {
+    [WEBHOOKS, id.as_str().as_bytes()].concat()
+}
+
+/// All entries that list an account's endpoints begin with this.
+pub(crate) fn listed_webhooks(account: &AccountId) -> Vec<u8> {
+    [b"webhooks-of/".as_slice(), account.as_str().as_bytes(), b"/"].concat()
+}
+
+fn signing_key_entry(id: &SigningKeyId) -> Vec<u8> {
+    [SIGNING_KEYS, id.as_str().as_bytes()].concat()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -127,7 +210,32 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn account(id: &str) -> Account {
-        Account { id: AccountId::parse(id).unwrap(), name: id.to_owned(), plan: Plan::Free, created_at: at(1) }
+        Account {
+            id: AccountId::parse(id).unwrap(),
+            name: id.to_owned(),
+            plan: stage0_contract::Plan::Free,
+            created_at: at(1),
+            retention_days: None,
+        }
+    }
+
+    pub(crate) fn webhook(id: &str, account: &str) -> WebhookRecord {
+        let webhook = Webhook {
+            id: WebhookId::parse(id).unwrap(),
+            account: AccountId::parse(account).unwrap(),
+            url: "https://hooks.example/in".to_owned(),
+            filters: WebhookFilters { verdicts: None, environments: Some(vec!["prod".to_owned()]) },
+            description: "d".to_owned(),
+            rate_limit: Some(5),
+            enabled: true,
+            disabled_reason: None,
+            created_at: at(1),
+        };
+        WebhookRecord { webhook, secrets: vec![secret("sealed", None)], deleted_at: None }
+    }
+
+    pub(crate) fn secret(sealed: &str, ends_at: Option<i64>) -> SealedSecret {
+        SealedSecret { sealed: Sealed::from_base64(sealed), created_at: at(1), ends_at: ends_at.map(at) }
     }
 
     pub(crate) fn key(id: &str, account: &str, scopes: &[stage0_contract::Scope]) -> KeyRecord {
@@ -161,8 +269,34 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn debug_shows_no_hash() {
+    fn a_secret_signs_no_more_in_the_second_of_its_end() {
+        assert!(secret("s", None).signs_at(at(10)));
+        assert!(secret("s", Some(11)).signs_at(at(10)));
+        assert!(!secret("s", Some(10)).signs_at(at(10)));
+        assert!(!secret("s", Some(9)).signs_at(at(10)));
+    }
+
+    #[test]
+    fn a_tombstone_keeps_nothing_that_anybody_gave() {
+        let gone = webhook("we_1", "a").tombstone(at(9));
+        assert!(!gone.lives());
+        let text = serde_json::to_string(&gone).unwrap();
+        assert!(["hooks.example", "prod", "sealed", "\"d\""].iter().all(|given| !text.contains(given)), "{text}");
+        assert_eq!((gone.webhook.id.as_str(), gone.webhook.account.as_str()), ("we_1", "a"));
+    }
+
+    #[test]
+    fn debug_shows_no_hash_and_no_sealed_secret() {
         assert!(!format!("{:?}", key("k", "a", &[])).contains("secret"));
+        assert!(!format!("{:?}", webhook("we_1", "a").secrets).contains("\"sealed\""));
+    }
+
+    #[test]
+    fn a_key_says_how_long_its_account_keeps_decisions() {
+        let mut of = account("a");
+        assert_eq!(key("k", "a", &[]).identity(&of).retention_days, of.plan.retention_days());
+        of.retention_days = Some(7);
+        assert_eq!(key("k", "a", &[]).identity(&of).retention_days, 7);
     }
 
     #[test]

@@ -1,8 +1,8 @@
-//! What a caller may do with accounts and keys (contract, section 7): pure.
+//! What a caller may do (contract, section 7): pure.
 //!
-//! Owns every refusal of a management call. The order of the questions is part of the answer: first whether the caller may call at
-//! all, then whether what it names is its own (else it does not exist), then the body, then the state. No scope implies another;
-//! `operator` alone reaches over accounts.
+//! Owns every refusal of a management call; those about endpoints are in [`webhooks`]. The order of the questions is part of the
+//! answer: first whether the caller may call at all, then whether what it names is its own (else it does not exist), then the body, then
+//! the state. No scope implies another; `operator` alone reaches over accounts.
 
 use std::collections::BTreeSet;
 
@@ -13,11 +13,14 @@ use stage0_contract::{
 
 use crate::record::KeyRecord;
 
+pub(crate) mod webhooks;
+
 /// Longest overlap of a rotation: 30 days.
 pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
 
 const MAX_NAME_CHARS: usize = 200;
 const MAX_PAGE: u32 = 1_000;
+const MAX_RETENTION_DAYS: u32 = 3_650;
 
 /// Who may manage accounts.
 pub(crate) fn may_manage_accounts(caller: &Caller) -> Result<(), Refusal> {
@@ -47,6 +50,13 @@ pub(crate) fn valid_account(call: &CreateAccount) -> Result<(), Refusal> {
     refuse_if_any(bad_name(&call.name).into_iter().collect())
 }
 
+/// Judges how long an account shall keep decisions.
+pub(crate) fn valid_retention(days: Option<u32>) -> Result<(), Refusal> {
+    let bad = days.is_some_and(|days| !(1..=MAX_RETENTION_DAYS).contains(&days));
+    let message = format!("must be 1 to {MAX_RETENTION_DAYS}");
+    refuse_if_any(bad.then(|| FieldError::new("retention_days", message)).into_iter().collect())
+}
+
 /// Judges the body of `POST /v1/keys` and what it grants.
 pub(crate) fn valid_key(call: &CreateKey, now: Timestamp) -> Result<(), Refusal> {
     let mut errors: Vec<_> = bad_name(&call.name).into_iter().collect();
@@ -64,10 +74,7 @@ pub(crate) fn valid_key(call: &CreateKey, now: Timestamp) -> Result<(), Refusal>
 /// The old key as it is after its rotation.
 pub(crate) fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) -> Result<KeyRecord, Refusal> {
     let mut key = own(&call.caller, key)?;
-    if call.overlap_seconds > MAX_OVERLAP_SECONDS {
-        let message = format!("must be 0 to {MAX_OVERLAP_SECONDS}");
-        return Err(Refusal::Invalid(vec![FieldError::new("overlap_seconds", message)]));
-    }
+    let end = end_of_overlap(call.overlap_seconds, now)?;
     if !is_operator(&call.caller) {
         holds_all(&call.caller, &key.scopes)?;
     }
@@ -80,12 +87,20 @@ pub(crate) fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) 
     if call.overlap_seconds == 0 {
         key.revoked_at = Some(now);
     } else {
-        // At most 30 days: fits. Were it ever not to fit, the key ends at once.
-        let overlap = SignedDuration::from_secs(i64::try_from(call.overlap_seconds).unwrap_or(0));
-        let end = now.checked_add(overlap).unwrap_or(now);
         key.expires_at = Some(key.expires_at.map_or(end, |existing| existing.min(end)));
     }
     Ok(key)
+}
+
+/// When what is replaced ends.
+fn end_of_overlap(seconds: u64, now: Timestamp) -> Result<Timestamp, Refusal> {
+    if seconds > MAX_OVERLAP_SECONDS {
+        let message = format!("must be 0 to {MAX_OVERLAP_SECONDS}");
+        return Err(Refusal::Invalid(vec![FieldError::new("overlap_seconds", message)]));
+    }
+    // At most 30 days: fits. Were it ever not to fit, it ends at once.
+    let overlap = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(0));
+    Ok(now.checked_add(overlap).unwrap_or(now))
 }
 
 /// The key as it is once revoked; `None` when it was so already.
@@ -150,14 +165,14 @@ fn refuse_if_any(errors: Vec<FieldError>) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::record::tests::{at, key};
     use stage0_contract::KeyId;
 
     const NOW: i64 = 1_000;
 
-    fn caller(account: &str, scopes: &[Scope]) -> Caller {
+    pub(crate) fn caller(account: &str, scopes: &[Scope]) -> Caller {
         Caller {
             account: AccountId::parse(account).unwrap(),
             key_id: KeyId::parse("caller").unwrap(),
@@ -179,7 +194,7 @@ mod tests {
         RotateKey { caller, id: KeyId::parse("k").unwrap(), overlap_seconds }
     }
 
-    fn paths(refusal: Result<(), Refusal>) -> Vec<String> {
+    pub(crate) fn paths(refusal: Result<(), Refusal>) -> Vec<String> {
         match refusal {
             Err(Refusal::Invalid(errors)) => errors.into_iter().map(|error| error.path).collect(),
             other => panic!("{other:?}"),
@@ -245,6 +260,16 @@ mod tests {
         assert_eq!(paths(valid_account(&call("é".repeat(201)))), ["name"]);
         assert_eq!(paths(valid_account(&call(String::new()))), ["name"]);
         assert_eq!(valid_account(&call("é".repeat(200))), Ok(()));
+    }
+
+    #[test]
+    fn decisions_are_kept_for_a_day_to_ten_years() {
+        for bad in [0, 3_651, u32::MAX] {
+            assert_eq!(paths(valid_retention(Some(bad))), ["retention_days"]);
+        }
+        for good in [None, Some(1), Some(3_650)] {
+            assert_eq!(valid_retention(good), Ok(()));
+        }
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The running keystore: built from settings, served until told to stop.
 //!
-//! Owns the order of starting (settings, hash, files, operator's key, then questions) and of stopping: take no more, finish what is in
-//! hand, tell what is untold, close the files. When it cannot start, the error says which part and nothing was served.
+//! Owns the order of starting (settings, hash, files, sealing and signing keys, operator's key, then questions) and of stopping: take no
+//! more, finish what is in hand, tell what is untold, close the files. When it cannot start, the error says which part and nothing was
+//! served.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use crate::image::Lineage;
 use crate::manage::{self, Clock, Desk};
 use crate::questions;
 use crate::rules::whole_seconds;
+use crate::seal;
+use crate::signer::{self, Signer};
 use crate::vault::{OpenError, Vault};
 use crate::verify::Verifier;
 use crate::writer::{self, WriterThread};
@@ -46,6 +49,12 @@ pub enum BuildError {
     /// The operating system gives no random bytes.
     #[error("there is no randomness")]
     Random(#[from] getrandom::Error),
+    /// The secrets of webhook endpoints cannot be opened; what it says is what to do.
+    #[error("the keystore cannot open its webhook secrets")]
+    Secrets(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no key to sign with.
+    #[error("the keystore cannot sign")]
+    Signing(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operator's first key cannot be made.
     #[error("the keystore cannot make the operator's first key")]
     Bootstrap(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -69,12 +78,14 @@ impl Keystore {
         config.validate()?;
         let (opening, their_clock) = (config.clone(), Arc::clone(&clock));
         let opened = tokio::task::spawn_blocking(move || open(&opening, their_clock)).await;
-        let (desk, hasher) = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
+        let Opened { desk, signer } = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
         let (store, writable) = (desk.vault.store().clone(), desk.vault.writable());
+        let (hasher, sealer) = (Arc::clone(&desk.hasher), Arc::clone(&desk.sealer));
         let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
         let verifier = Verifier::new(store.clone(), hasher, Arc::clone(&clock), config.workers(), config.hash_queue);
         let (announcer, retry) = announce::announcer(backplane.clone());
-        let counter = Counter { store, verifier: Arc::new(verifier), writer, writable, announcer, clock };
+        let verifier = Arc::new(verifier);
+        let counter = Counter { store, verifier, writer, writable, announcer, sealer, signer, clock };
         Ok(Self { backplane, counter: Arc::new(counter), retry, thread })
     }
 
@@ -104,12 +115,20 @@ impl Keystore {
     }
 }
 
-fn open(config: &KeystoreConfig, clock: Clock) -> Result<(Desk, Arc<Hasher>), BuildError> {
+struct Opened {
+    desk: Desk,
+    signer: Arc<Signer>,
+}
+
+fn open(config: &KeystoreConfig, clock: Clock) -> Result<Opened, BuildError> {
     let hasher = Arc::new(Hasher::new(config.hash_cost, manage::random()?)?);
     let now = whole_seconds(clock());
-    let vault = Vault::open(&config.data_dir, Lineage::from_random(manage::random()?), now)?;
-    let mut desk = Desk { vault, hasher: Arc::clone(&hasher), clock };
+    let mut vault = Vault::open(&config.data_dir, Lineage::from_random(manage::random()?), now)?;
+    // Before the operator's key: who must restore a file first shall not find a new key beside it.
+    let sealer = seal::sealer(config, vault.store()).map_err(|error| BuildError::Secrets(Box::new(error)))?;
+    let signer = signer::signer(config, &mut vault, now).map_err(|error| BuildError::Signing(Box::new(error)))?;
+    let mut desk = Desk { vault, hasher, sealer: Arc::new(sealer), clock };
     let operator = bootstrap::operator_if_empty(&mut desk, &config.data_dir);
     operator.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
-    Ok((desk, hasher))
+    Ok(Opened { desk, signer: Arc::new(signer) })
 }

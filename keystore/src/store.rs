@@ -9,11 +9,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
-use stage0_contract::{Account, AccountId, KeyId};
+use stage0_contract::{Account, AccountId, KeyId, PublicKey, WebhookId};
 
 use crate::disk;
 use crate::image::{Digest, Image, Position};
-use crate::record::{self, Entry, KeyRecord, Record};
+use crate::record::{self, Entry, KeyRecord, Record, WebhookRecord};
 
 pub(crate) const DIR: &str = "store";
 
@@ -71,6 +71,10 @@ impl Store {
                 records.push(Record::Account(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::KEYS) {
                 records.push(Record::Key(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::WEBHOOKS) {
+                records.push(Record::Webhook(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::SIGNING_KEYS) {
+                records.push(Record::SigningKey(serde_json::from_slice(&value)?));
             }
         }
         let position: Position = self.read(POSITION)?.ok_or(StoreError::Untrue)?;
@@ -156,11 +160,49 @@ impl Store {
         Ok(keys)
     }
 
+    /// An endpoint, or what it left when it was deleted.
+    pub(crate) fn webhook(&self, id: &WebhookId) -> Result<Option<WebhookRecord>, StoreError> {
+        self.read(&record::webhook_entry(id))
+    }
+
+    /// Every endpoint that lives behind a cursor, in the order of their ids.
+    pub(crate) fn all_webhooks(
+        &self,
+        after: Option<&WebhookId>,
+    ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + use<> {
+        let values = self.behind(record::WEBHOOKS, after.map(WebhookId::as_str));
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| Ok(serde_json::from_slice(&entry?.1)?);
+        values.map(read).filter(lives)
+    }
+
+    /// The endpoints of an account that live behind a cursor, in the order of their ids.
+    pub(crate) fn webhooks(
+        &self,
+        account: &AccountId,
+        after: Option<&WebhookId>,
+    ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + '_ {
+        let listed = record::listed_webhooks(account);
+        let living = self.behind(&listed, after.map(WebhookId::as_str));
+        let living = living.filter(|entry| entry.as_ref().map_or(true, |(_, place)| place != record::DELETED));
+        let read = move |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (entry, _) = entry?;
+            let id = entry.get(listed.len()..).ok_or(StoreError::Untrue)?;
+            self.read(&[record::WEBHOOKS, id].concat())?.ok_or(StoreError::Untrue)
+        };
+        // Once more: an endpoint may be deleted between the two reads.
+        living.map(read).filter(lives)
+    }
+
+    /// Every key that signs or signed marks, in the order of their ids.
+    pub(crate) fn signing_keys(&self) -> Result<Vec<PublicKey>, StoreError> {
+        self.behind(record::SIGNING_KEYS, None).map(|entry| Ok(serde_json::from_slice(&entry?.1)?)).collect()
+    }
+
     fn behind(
         &self,
         prefix: &[u8],
         after: Option<&str>,
-    ) -> impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>> {
+    ) -> impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>> + use<> {
         let prefix = prefix.to_vec();
         // No id begins with a zero byte: from `after` + NUL on stands what is greater than `after`.
         let start = after.map_or_else(|| prefix.clone(), |id| [&prefix, id.as_bytes(), &[0]].concat());
@@ -173,4 +215,9 @@ impl Store {
     fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
         self.db.get(key)?.map(|value| serde_json::from_slice(&value)).transpose().map_err(StoreError::Json)
     }
+}
+
+/// An error is not filtered out.
+fn lives(record: &Result<WebhookRecord, StoreError>) -> bool {
+    record.as_ref().map_or(true, WebhookRecord::lives)
 }

@@ -121,7 +121,7 @@ impl Verifier {
         tokio::task::spawn_blocking(move || {
             let Some(key) = this.store.key(&key_id)? else { return Ok(None) };
             let account = this.store.account(&key.account)?.ok_or(StoreError::Untrue)?;
-            Ok(key.lives_at((this.clock)()).then(|| key.identity(account.plan)))
+            Ok(key.lives_at((this.clock)()).then(|| key.identity(&account)))
         })
         .await?
     }

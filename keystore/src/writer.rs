@@ -85,11 +85,13 @@ mod tests {
     use crate::image::Lineage;
     use crate::record::Record;
     use crate::record::tests::{account, at};
+    use crate::seal::tests::sealer_of;
     use crate::vault::Vault;
 
     fn desk(dir: &std::path::Path) -> Desk {
         let vault = Vault::open(dir, Lineage::from_random([1; 16]), at(1)).unwrap();
-        Desk { vault, hasher: Arc::new(Hasher::new(CHEAP, [1; 16]).unwrap()), clock: Arc::new(|| at(1)) }
+        let hasher = Arc::new(Hasher::new(CHEAP, [1; 16]).unwrap());
+        Desk { vault, hasher, sealer: Arc::new(sealer_of(1)), clock: Arc::new(|| at(1)) }
     }
 
     #[tokio::test]

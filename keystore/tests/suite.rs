@@ -12,9 +12,15 @@ mod crash;
 mod damage;
 #[path = "suite/harness.rs"]
 mod harness;
+#[path = "suite/older.rs"]
+mod older;
 #[path = "suite/power_cut.rs"]
 mod power_cut;
 #[path = "suite/serving.rs"]
 mod serving;
+#[path = "suite/signing.rs"]
+mod signing;
+#[path = "suite/webhooks.rs"]
+mod webhooks;
 #[path = "suite/witness.rs"]
 mod witness;

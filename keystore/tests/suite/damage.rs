@@ -5,7 +5,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use stage0_contract::{AccountId, ApiKey, KeyId, Scope};
+use stage0_contract::{AccountId, ApiKey, KeyId, Scope, WebhookCreated, WebhookId};
+use stage0_keystore::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
 use crate::harness::Running;
 
@@ -15,6 +16,8 @@ struct Kept {
     account: AccountId,
     live: Vec<ApiKey>,
     ended: Vec<KeyId>,
+    endpoints: Vec<WebhookCreated>,
+    deleted: Vec<WebhookId>,
 }
 
 impl Kept {
@@ -23,7 +26,8 @@ impl Kept {
         let running = Running::start(dir.path()).await;
         let account = running.account("damage").await.id;
         running.stop().await;
-        let mut kept = Self { dir, account, live: Vec::new(), ended: Vec::new() };
+        let (live, ended, endpoints, deleted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut kept = Self { dir, account, live, ended, endpoints, deleted };
         kept.change_more().await;
         kept
     }
@@ -36,6 +40,10 @@ impl Kept {
             running.revoke(&key.id).await;
             self.ended.push(key.id);
         }
+        let gone = running.webhook(&self.account).await.webhook.id;
+        self.endpoints.push(running.webhook(&self.account).await);
+        running.delete_webhook(&gone).await;
+        self.deleted.push(gone);
         running.stop().await;
     }
 
@@ -54,6 +62,12 @@ impl Kept {
                 assert!(!running.lives(id).await, "{id} came back to life");
             }
             assert_eq!(running.keys_of(&self.account).await, self.live.len() + self.ended.len());
+            let found = running.endpoints().await;
+            assert_eq!(found.len(), self.endpoints.len());
+            for WebhookCreated { webhook, secret } in &self.endpoints {
+                assert!(found.iter().any(|found| found.webhook == *webhook && found.secrets == [secret.clone()]));
+            }
+            assert!(!found.iter().any(|found| self.deleted.contains(&found.webhook.id)));
             assert!(running.writable().await);
             self.live.push(running.key(&self.account, &[Scope::Check]).await.key);
             running.stop().await;
@@ -90,7 +104,7 @@ fn cut(file: &Path, to: u64) {
     OpenOptions::new().write(true).open(file).unwrap().set_len(to).unwrap();
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
         let to = to.join(entry.file_name());
@@ -235,11 +249,50 @@ async fn an_append_that_was_never_finished_is_cut_off() {
 async fn nobody_else_may_read_the_files_and_no_key_stands_in_them() {
     let kept = Kept::new().await;
     let mode = |name: &str| std::fs::metadata(kept.path(name)).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(""), mode("store"), mode("journal"), mode("operator.key")), (0o700, 0o700, 0o600, 0o600));
-    let key = kept.live[0].expose();
-    let (_, secret) = key.rsplit_once('_').unwrap();
-    for file in ["journal", "store/db"] {
-        let bytes = std::fs::read(kept.path(file)).unwrap();
-        assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{file} holds a key");
+    assert_eq!((mode(""), mode("store")), (0o700, 0o700));
+    for file in ["journal", OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE] {
+        assert_eq!(mode(file), 0o600, "{file}");
     }
+    let (_, key) = kept.live[0].expose().rsplit_once('_').unwrap();
+    let endpoint = kept.endpoints[0].secret.expose().strip_prefix("whsec_").unwrap();
+    let raw = data_encoding::BASE64.decode(endpoint.as_bytes()).unwrap();
+    let mut searched = 0;
+    for (file, bytes) in every_file(kept.dir.path()) {
+        for secret in [key.as_bytes(), endpoint.as_bytes(), &raw] {
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret), "{} holds a secret", file.display());
+        }
+        searched += usize::from(bytes.windows(4).any(|window| window == b"key/" || window == b"\"key"));
+    }
+    assert!(searched >= 2, "journal and store were not searched");
+}
+
+fn every_file(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(every_file(&entry.path()));
+        } else {
+            found.push((entry.path(), std::fs::read(entry.path()).unwrap()));
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn a_lost_secrets_key_is_refused_with_what_to_do_until_it_is_restored() {
+    let mut kept = Kept::new().await;
+    let (key, aside) = (kept.path(SECRETS_KEY_FILE), kept.path("aside"));
+    std::fs::rename(&key, &aside).unwrap();
+    for _ in 0..2 {
+        let text = kept.is_refused().await;
+        assert!(text.contains("restore `secrets.key` from the backup"), "{text}");
+        assert!(!key.exists());
+    }
+    for wrong in ["", "0", &("ab".repeat(32) + "\n")] {
+        std::fs::write(&key, wrong).unwrap();
+        assert!(kept.is_refused().await.contains("secrets"), "{wrong}");
+        assert_eq!(std::fs::read_to_string(&key).unwrap(), wrong);
+    }
+    std::fs::rename(&aside, &key).unwrap();
+    kept.holds().await;
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use stage0_backplane::{Backplane, ServeError};
 use stage0_contract::{
-    Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, KeyCreated, KeyId, KeyIdentity, KeystoreStatus,
-    ListKeys, ManageReply, RefreshKey, RefreshKeyReply, Request, RevokeKey, Revoked, RotateKey, Scope, Scopes,
-    VerifyKey, VerifyKeyReply,
+    Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyCreated,
+    KeyId, KeyIdentity, KeystoreStatus, ListEndpoints, ListKeys, ManageReply, RefreshKey, RefreshKeyReply, Refusal,
+    Request, RevokeKey, Revoked, RotateKey, Scope, Scopes, VerifyKey, VerifyKeyReply, WebhookCreated, WebhookDeleted,
+    WebhookFilters, WebhookId,
 };
 use stage0_keystore::{BuildError, HashCost, Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 use tokio::task::JoinHandle;
@@ -39,21 +40,30 @@ impl Running {
     }
 
     pub(crate) async fn try_start(dir: &Path) -> Result<Self, BuildError> {
+        Self::start_with(config(dir)).await
+    }
+
+    pub(crate) async fn start_with(config: KeystoreConfig) -> Result<Self, BuildError> {
+        let file = config.data_dir.join(OPERATOR_KEY_FILE);
+        // Nobody yet: who the operator is, its key tells.
+        let nobody =
+            Caller { account: AccountId::parse("a").unwrap(), key_id: KeyId::parse("k").unwrap(), scopes: scopes(&[]) };
+        let mut running = Self::start_as(config, nobody).await?;
+        let key = ApiKey::parse(std::fs::read_to_string(file).unwrap().trim_end()).unwrap();
+        running.operator = Caller::from(&running.verify(&key).await.unwrap());
+        Ok(running)
+    }
+
+    pub(crate) async fn start_as(config: KeystoreConfig, operator: Caller) -> Result<Self, BuildError> {
         let backplane = Backplane::embedded();
-        let keystore = Keystore::build(config(dir), backplane.clone()).await?;
+        let keystore = Keystore::build(config, backplane.clone()).await?;
         let stop = CancellationToken::new();
         let task = tokio::spawn(keystore.run_until(stop.clone().cancelled_owned()));
-        let text = std::fs::read_to_string(dir.join(OPERATOR_KEY_FILE)).unwrap();
-        let key = ApiKey::parse(text.trim_end()).unwrap();
         // Served from now on, or from a moment later.
-        let identity = loop {
-            match backplane.requests.ask(&VerifyKey { key: key.clone() }, ENOUGH).await {
-                Ok(VerifyKeyReply::Valid(identity)) => break identity,
-                Ok(other) => panic!("the operator's key is refused: {other:?}"),
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
-        Ok(Self { backplane, operator: Caller::from(&identity), stop, task })
+        while backplane.requests.ask(&KeystoreStatus {}, ENOUGH).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+        Ok(Self { backplane, operator, stop, task })
     }
 
     pub(crate) async fn stop(self) {
@@ -113,6 +123,38 @@ impl Running {
         done(self.ask(&ListKeys { caller, account, cursor: None, limit: 1_000 }).await).items.len()
     }
 
+    pub(crate) async fn webhook(&self, account: &AccountId) -> WebhookCreated {
+        done(self.ask(&self.create_webhook(account)).await)
+    }
+
+    pub(crate) fn create_webhook(&self, account: &AccountId) -> CreateWebhook {
+        CreateWebhook {
+            caller: self.operator.clone(),
+            account: Some(account.clone()),
+            url: "https://hooks.example/in".to_owned(),
+            filters: WebhookFilters::default(),
+            description: "ours".to_owned(),
+            rate_limit: None,
+        }
+    }
+
+    pub(crate) async fn delete_webhook(&self, id: &WebhookId) -> WebhookDeleted {
+        done(self.ask(&DeleteWebhook { caller: self.operator.clone(), id: id.clone() }).await)
+    }
+
+    /// All that the exporter sees, page after page.
+    pub(crate) async fn endpoints(&self) -> Vec<Endpoint> {
+        let (mut found, mut cursor) = (Vec::new(), None);
+        loop {
+            let page = done(self.ask(&ListEndpoints { cursor }).await);
+            found.extend(page.items);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                return found;
+            }
+        }
+    }
+
     pub(crate) async fn writable(&self) -> bool {
         self.ask(&KeystoreStatus {}).await.writable
     }
@@ -121,6 +163,13 @@ impl Running {
 pub(crate) fn done<T: std::fmt::Debug>(reply: ManageReply<T>) -> T {
     match reply {
         ManageReply::Done(done) => done,
+        other => panic!("{other:?}"),
+    }
+}
+
+pub(crate) fn refused<T: std::fmt::Debug>(reply: ManageReply<T>) -> Refusal {
+    match reply {
+        ManageReply::Refused(refusal) => refusal,
         other => panic!("{other:?}"),
     }
 }

@@ -4,19 +4,11 @@ use std::time::Duration;
 
 use stage0_backplane::Event;
 use stage0_contract::{
-    ApiKey, Caller, CreateAccount, CreateKey, KeyChanged, ListAccounts, ListKeys, ManageReply, Plan, Refusal,
-    RevokeKey, Scope,
+    ApiKey, Caller, CreateAccount, CreateKey, KeyChanged, ListAccounts, ListKeys, Plan, Refusal, RevokeKey, Scope,
 };
 use stage0_keystore::OPERATOR_KEY_FILE;
 
-use crate::harness::{Running, done, scopes};
-
-fn refused<T: std::fmt::Debug>(reply: ManageReply<T>) -> Refusal {
-    match reply {
-        ManageReply::Refused(refusal) => refusal,
-        other => panic!("{other:?}"),
-    }
-}
+use crate::harness::{Running, done, refused, scopes};
 
 #[tokio::test]
 async fn unknown_wrong_and_revoked_keys_are_one_answer() {

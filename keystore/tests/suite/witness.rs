@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use stage0_contract::{AccountId, ApiKey, KeyId, Scope};
+use stage0_contract::{AccountId, ApiKey, KeyId, Scope, WebhookId, WebhookSecret};
 
 use crate::harness::Running;
 
@@ -21,8 +21,22 @@ async fn writer_process() {
     let running = Running::start(Path::new(&dir)).await;
     let account = running.account("crash").await.id;
     println!("\nack account {account}");
-    let mut previous = None;
+    let (mut previous, mut endpoint) = (None, None);
     for turn in 0_u32.. {
+        endpoint = match endpoint.take() {
+            None => {
+                let made = running.webhook(&account).await;
+                println!("\nack endpoint {} {}", made.webhook.id, made.secret.expose());
+                Some(made.webhook.id)
+            }
+            Some(id) if turn % 4 == 3 => {
+                println!("\nask delete {id}");
+                running.delete_webhook(&id).await;
+                println!("\nack deleted {id}");
+                None
+            }
+            Some(id) => Some(id),
+        };
         let made = running.key(&account, &[Scope::Check]).await;
         println!("\nack made {}", made.key.expose());
         previous = match (turn % 3, previous) {
@@ -49,6 +63,8 @@ pub(crate) struct Witness {
     accounts: Vec<AccountId>,
     live: Vec<ApiKey>,
     ended: Vec<KeyId>,
+    endpoints: Vec<(WebhookId, WebhookSecret)>,
+    deleted: Vec<WebhookId>,
 }
 
 pub(crate) struct Writer {
@@ -115,7 +131,16 @@ impl Witness {
         for id in &self.ended {
             assert!(!running.lives(id).await, "acknowledged end of {id} is lost");
         }
-        self.accounts.len() + self.live.len() + self.ended.len()
+        let found = running.endpoints().await;
+        for (id, secret) in &self.endpoints {
+            let secrets = found.iter().find(|endpoint| endpoint.webhook.id == *id).map(|endpoint| &endpoint.secrets);
+            assert_eq!(secrets, Some(&vec![secret.clone()]), "acknowledged endpoint {id} is lost");
+        }
+        for id in &self.deleted {
+            assert!(!found.iter().any(|endpoint| endpoint.webhook.id == *id), "acknowledged end of {id} is lost");
+        }
+        let keys = self.live.len() + self.ended.len();
+        self.accounts.len() + keys + self.endpoints.len() + self.deleted.len()
     }
 
     fn note(&mut self, line: &str) -> bool {
@@ -126,6 +151,14 @@ impl Witness {
                 self.live.retain(|key| key.id().as_str() != *id);
                 return false;
             }
+            ["ask", "delete", id] => {
+                self.endpoints.retain(|(endpoint, _)| endpoint.as_str() != *id);
+                return false;
+            }
+            ["ack", "endpoint", id, secret] => {
+                self.endpoints.push((WebhookId::parse(id).unwrap(), WebhookSecret::parse(secret).unwrap()));
+            }
+            ["ack", "deleted", id] => self.deleted.push(WebhookId::parse(id).unwrap()),
             ["ack", "account", id] => self.accounts.push(AccountId::parse(id).unwrap()),
             ["ack", "made", key] => self.live.push(ApiKey::parse(key).unwrap()),
             ["ack", "ended", id] => self.ended.push(KeyId::parse(id).unwrap()),

@@ -1,0 +1,77 @@
+//! Questions about webhook endpoints, retention and signatures, and who in here answers them.
+//!
+//! Owns the same split as its parent. What the exporter asks carries no caller: the backplane's credentials decide who may ask. Its pages
+//! are decrypted, and marks are signed, on a thread that may block.
+
+use std::sync::Arc;
+
+use stage0_contract::{
+    Account, CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, EndpointsPage, GetWebhook, ListEndpoints,
+    ListRetentions, ListWebhooks, ManageReply, MarkSigned, Page, PublicKeys, RetentionsPage, RotateWebhookSecret,
+    SetRetention, SignMark, UpdateWebhook, Webhook, WebhookCreated, WebhookDeleted, WebhookDisabled,
+};
+use tokio::time::Instant;
+
+use super::Counter;
+use crate::manage::{self, webhooks};
+use crate::signer;
+
+impl Counter {
+    pub(crate) async fn create_webhook(&self, call: CreateWebhook, until: Instant) -> ManageReply<WebhookCreated> {
+        self.change_and_tell("create webhook", until, move |desk| desk.create_webhook(call)).await
+    }
+
+    pub(crate) async fn update_webhook(&self, call: UpdateWebhook, until: Instant) -> ManageReply<Webhook> {
+        self.change_and_tell("update webhook", until, move |desk| desk.update_webhook(call)).await
+    }
+
+    pub(crate) async fn enable_webhook(&self, call: EnableWebhook, until: Instant) -> ManageReply<Webhook> {
+        self.change_and_tell("enable webhook", until, move |desk| desk.enable_webhook(&call)).await
+    }
+
+    pub(crate) async fn rotate_webhook(
+        &self,
+        call: RotateWebhookSecret,
+        until: Instant,
+    ) -> ManageReply<WebhookCreated> {
+        self.change_and_tell("rotate webhook secret", until, move |desk| desk.rotate_webhook(&call)).await
+    }
+
+    pub(crate) async fn delete_webhook(&self, call: DeleteWebhook, until: Instant) -> ManageReply<WebhookDeleted> {
+        self.change_and_tell("delete webhook", until, move |desk| desk.delete_webhook(&call)).await
+    }
+
+    pub(crate) async fn disable_webhook(&self, call: DisableWebhook, until: Instant) -> ManageReply<WebhookDisabled> {
+        self.change_and_tell("disable webhook", until, move |desk| desk.disable_webhook(&call)).await
+    }
+
+    pub(crate) async fn list_webhooks(&self, call: ListWebhooks) -> ManageReply<Page<Webhook>> {
+        self.read("list webhooks", move |store, now| webhooks::list_webhooks(store, &call, now)).await
+    }
+
+    pub(crate) async fn get_webhook(&self, call: GetWebhook) -> ManageReply<Webhook> {
+        self.read("get webhook", move |store, now| webhooks::get_webhook(store, &call, now)).await
+    }
+
+    pub(crate) async fn list_endpoints(&self, call: ListEndpoints) -> ManageReply<EndpointsPage> {
+        let sealer = Arc::clone(&self.sealer);
+        self.read("list endpoints", move |store, now| webhooks::list_endpoints(store, &sealer, &call, now)).await
+    }
+
+    pub(crate) async fn set_retention(&self, call: SetRetention, until: Instant) -> ManageReply<Account> {
+        self.change_and_tell("set retention", until, move |desk| desk.set_retention(&call)).await
+    }
+
+    pub(crate) async fn list_retentions(&self, call: ListRetentions) -> ManageReply<RetentionsPage> {
+        self.read("list retentions", move |store, _| manage::list_retentions(store, &call)).await
+    }
+
+    pub(crate) async fn sign_mark(&self, call: SignMark) -> ManageReply<MarkSigned> {
+        let signer = Arc::clone(&self.signer);
+        self.read("sign mark", move |_, _| Ok(MarkSigned { line: signer.sign(&call.mark)? })).await
+    }
+
+    pub(crate) async fn signing_keys(&self) -> ManageReply<PublicKeys> {
+        self.read("signing keys", |store, _| Ok(signer::public_keys(store)?)).await
+    }
+}

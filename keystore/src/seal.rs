@@ -1,0 +1,282 @@
+//! Secrets of webhook endpoints at rest: AES-256-GCM, each sealed for its endpoint.
+//!
+//! Owns the sealing key, from settings or `secrets.key`, and the judgement at start whether it opens what is stored. A sealed secret is
+//! nonce, ciphertext and tag; the endpoint's id is authenticated with it, so that none can be moved to another endpoint.
+//! INVARIANT: a new key is made only where nothing is sealed. A missing or wrong key refuses the start: without it nothing is delivered.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use data_encoding::BASE64;
+use serde::{Deserialize, Deserializer, Serialize};
+use stage0_contract::{WebhookId, WebhookSecret};
+use zeroize::Zeroizing;
+
+use crate::config::KeystoreConfig;
+use crate::keyfile::{self, KeyBytes, KeyFileError};
+use crate::manage::random;
+use crate::store::{Store, StoreError};
+
+/// Where the key that seals secrets is kept when none is given, in the data directory.
+pub const SECRETS_KEY_FILE: &str = "secrets.key";
+
+/// The key that seals the secrets of webhook endpoints: 32 bytes.
+#[derive(Debug, Clone)]
+pub struct SecretsKey(KeyBytes);
+
+/// A text is no secrets key. It does not say which text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be 64 hexadecimal digits")]
+pub struct SecretsKeyError;
+
+impl SecretsKey {
+    /// Reads 64 hexadecimal digits.
+    pub fn parse(text: &str) -> Result<Self, SecretsKeyError> {
+        KeyBytes::parse(text).map(Self).ok_or(SecretsKeyError)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretsKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// A sealed secret, in base64.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Sealed(String);
+
+#[cfg(test)]
+impl Sealed {
+    pub(crate) fn from_base64(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sealed(…)")
+    }
+}
+
+/// A secret was not sealed or opened; why is not told by the library, on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SealError {
+    #[error("the secrets key cannot be used")]
+    Key,
+    #[error("a secret cannot be sealed")]
+    Seal,
+    #[error("a sealed secret cannot be opened")]
+    Open,
+}
+
+/// The secrets of endpoints cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SecretsError {
+    #[error(
+        "`{}` is missing, but {sealed} secrets of webhook endpoints are sealed with it; no new one was made: restore `{SECRETS_KEY_FILE}` \
+         from the backup of this data directory, or give that key as `secrets_key_file`", .file.display()
+    )]
+    Lost { file: PathBuf, sealed: usize },
+    #[error(
+        "the secrets key does not open {shut} of {sealed} secrets of webhook endpoints: restore the `{SECRETS_KEY_FILE}` that sealed \
+         them from the backup of this data directory, or give that key as `secrets_key_file`"
+    )]
+    Wrong { shut: usize, sealed: usize },
+    #[error(transparent)]
+    File(#[from] KeyFileError),
+    #[error("the sealed secrets cannot be read")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Seal(#[from] SealError),
+    #[error("there is no randomness for a secrets key")]
+    Random(#[from] getrandom::Error),
+}
+
+/// Seals and opens.
+#[derive(Debug)]
+pub(crate) struct Sealer {
+    key: RandomizedNonceKey,
+}
+
+impl Sealer {
+    pub(crate) fn new(key: &KeyBytes) -> Result<Self, SealError> {
+        let key = RandomizedNonceKey::new(&AES_256_GCM, key.expose()).map_err(|_| SealError::Key)?;
+        Ok(Self { key })
+    }
+
+    /// With a nonce of 96 random bits, drawn here so that none is used twice; far fewer secrets are sealed than would make two alike.
+    pub(crate) fn seal(&self, endpoint: &WebhookId, secret: &WebhookSecret) -> Result<Sealed, SealError> {
+        let mut text = secret.expose().as_bytes().to_vec();
+        let nonce = self.key.seal_in_place_append_tag(Aad::from(endpoint.as_str()), &mut text);
+        let nonce = nonce.map_err(|_| SealError::Seal)?;
+        Ok(Sealed(BASE64.encode(&[nonce.as_ref().as_slice(), &text].concat())))
+    }
+
+    /// Only what was sealed with this key for this endpoint.
+    pub(crate) fn open(&self, endpoint: &WebhookId, sealed: &Sealed) -> Result<WebhookSecret, SealError> {
+        let bytes = BASE64.decode(sealed.0.as_bytes()).map_err(|_| SealError::Open)?;
+        let (nonce, sealed) = bytes.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Open)?;
+        let mut text = Zeroizing::new(sealed.to_vec());
+        let opened = self.key.open_in_place(Nonce::from(nonce), Aad::from(endpoint.as_str()), &mut text);
+        let opened = std::str::from_utf8(opened.map_err(|_| SealError::Open)?).map_err(|_| SealError::Open)?;
+        WebhookSecret::parse(opened).ok_or(SealError::Open)
+    }
+}
+
+/// The sealer of a data directory, once it has opened every secret that is stored.
+pub(crate) fn sealer(config: &KeystoreConfig, store: &Store) -> Result<Sealer, SecretsError> {
+    let mut stored = Vec::new();
+    for record in store.all_webhooks(None) {
+        let record = record?;
+        stored.extend(record.secrets.into_iter().map(|secret| (record.webhook.id.clone(), secret.sealed)));
+    }
+    let sealer = Sealer::new(&key(config, stored.len())?)?;
+    let shut = stored.iter().filter(|(endpoint, sealed)| sealer.open(endpoint, sealed).is_err()).count();
+    if shut > 0 { Err(SecretsError::Wrong { shut, sealed: stored.len() }) } else { Ok(sealer) }
+}
+
+fn key(config: &KeystoreConfig, sealed: usize) -> Result<KeyBytes, SecretsError> {
+    if let Some(SecretsKey(key)) = &config.secrets_key {
+        return Ok(key.clone());
+    }
+    if let Some(file) = &config.secrets_key_file {
+        return Ok(keyfile::read(file)?.ok_or_else(|| KeyFileError::Missing(file.clone()))?);
+    }
+    let file = config.data_dir.join(SECRETS_KEY_FILE);
+    if let Some(key) = keyfile::read(&file)? {
+        return Ok(key);
+    }
+    if sealed > 0 {
+        return Err(SecretsError::Lost { file, sealed });
+    }
+    let key = KeyBytes::new(random()?);
+    keyfile::write(&config.data_dir, SECRETS_KEY_FILE, &key)?;
+    tracing::info!(file = SECRETS_KEY_FILE, "secrets key was made");
+    Ok(key)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::image::{Image, Lineage};
+    use crate::record::tests::{at, webhook};
+    use crate::record::{Record, SealedSecret, WebhookRecord};
+
+    pub(crate) fn sealer_of(byte: u8) -> Sealer {
+        Sealer::new(&KeyBytes::new([byte; 32])).unwrap()
+    }
+
+    fn id(text: &str) -> WebhookId {
+        WebhookId::parse(text).unwrap()
+    }
+
+    fn secret() -> WebhookSecret {
+        WebhookSecret::from_random(&[7; 32])
+    }
+
+    fn endpoint(id: &str, sealed_by: &Sealer) -> WebhookRecord {
+        let mut record = webhook(id, "a");
+        let sealed = sealed_by.seal(&record.webhook.id, &secret()).unwrap();
+        record.secrets = vec![SealedSecret { sealed, created_at: at(1), ends_at: None }];
+        record
+    }
+
+    /// A store with these endpoints, in a directory that is also the data directory.
+    fn kept(endpoints: Vec<WebhookRecord>) -> (tempfile::TempDir, KeystoreConfig, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("store")).unwrap();
+        let records = endpoints.into_iter().map(Record::Webhook).collect();
+        store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
+        let config = KeystoreConfig::new(dir.path());
+        (dir, config, store)
+    }
+
+    #[test]
+    fn a_secret_opens_for_no_other_endpoint_with_no_other_key_and_with_no_bit_changed() {
+        let sealer = sealer_of(1);
+        let sealed = sealer.seal(&id("we_1"), &secret()).unwrap();
+        assert_eq!(sealer.open(&id("we_2"), &sealed), Err(SealError::Open));
+        assert_eq!(sealer_of(2).open(&id("we_1"), &sealed), Err(SealError::Open));
+        let bytes = BASE64.decode(sealed.0.as_bytes()).unwrap();
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert_eq!(sealer.open(&id("we_1"), &Sealed(BASE64.encode(&changed))), Err(SealError::Open), "{at}");
+            assert_eq!(sealer.open(&id("we_1"), &Sealed(BASE64.encode(&bytes[..at]))), Err(SealError::Open), "{at}");
+        }
+        assert_eq!(sealer.open(&id("we_1"), &Sealed("no base64".to_owned())), Err(SealError::Open));
+        assert_eq!(sealer.open(&id("we_1"), &sealed), Ok(secret()));
+    }
+
+    #[test]
+    fn the_same_secret_is_sealed_differently_each_time() {
+        let sealer = sealer_of(1);
+        assert_ne!(sealer.seal(&id("we_1"), &secret()), sealer.seal(&id("we_1"), &secret()));
+    }
+
+    /// Made with OpenSSL's AES-256-GCM: whoever has the key can open what is stored without this program.
+    #[test]
+    fn a_sealed_secret_is_nonce_ciphertext_and_tag_of_aes_256_gcm() {
+        let sealed = Sealed(
+            "AAECAwQFBgcICQoLzM7mQ0OhRA6dIqWzQyGK1M2OKX2W2Qd3EoJ698LPf8Uxm5jTEotQ32kfRuKSSML0NcrjRwDTYnZz9SMQAQAkwP7X"
+                .to_owned(),
+        );
+        assert_eq!(sealer_of(1).open(&id("we_1"), &sealed), Ok(secret()));
+    }
+
+    #[test]
+    fn a_lost_key_refuses_the_start_and_no_new_one_is_made_over_what_is_sealed() {
+        let (dir, config, store) = kept(vec![endpoint("we_1", &sealer_of(1))]);
+        let text = sealer(&config, &store).unwrap_err().to_string();
+        assert!(text.contains("restore `secrets.key` from the backup"), "{text}");
+        assert!(!dir.path().join(SECRETS_KEY_FILE).exists());
+    }
+
+    #[test]
+    fn a_key_that_does_not_open_every_secret_refuses_the_start() {
+        let (dir, config, store) = kept(vec![endpoint("we_1", &sealer_of(1)), endpoint("we_2", &sealer_of(2))]);
+        keyfile::write(dir.path(), SECRETS_KEY_FILE, &KeyBytes::new([1; 32])).unwrap();
+        let refused = sealer(&config, &store).unwrap_err();
+        assert!(matches!(refused, SecretsError::Wrong { shut: 1, sealed: 2 }), "{refused:?}");
+        assert!(refused.to_string().contains("backup"));
+    }
+
+    #[test]
+    fn a_file_that_is_given_is_never_made() {
+        let (dir, config, store) = kept(Vec::new());
+        let file = dir.path().join("given");
+        let config = KeystoreConfig { secrets_key_file: Some(file.clone()), ..config };
+        assert!(matches!(sealer(&config, &store), Err(SecretsError::File(KeyFileError::Missing(_)))));
+        assert!(!file.exists() && !dir.path().join(SECRETS_KEY_FILE).exists());
+    }
+
+    #[test]
+    fn a_key_is_made_where_nothing_is_sealed_and_used_from_then_on() {
+        let gone = endpoint("we_1", &sealer_of(1)).tombstone(at(2));
+        let (_dir, config, store) = kept(vec![gone]);
+        let sealed = sealer(&config, &store).unwrap().seal(&id("we_1"), &secret()).unwrap();
+        assert_eq!(sealer(&config, &store).unwrap().open(&id("we_1"), &sealed), Ok(secret()));
+    }
+
+    #[test]
+    fn a_key_that_is_given_opens_what_it_sealed() {
+        let (dir, config, store) = kept(vec![endpoint("we_1", &sealer_of(0xab))]);
+        let given = SecretsKey::parse(&"ab".repeat(32)).unwrap();
+        assert!(sealer(&KeystoreConfig { secrets_key: Some(given), ..config.clone() }, &store).is_ok());
+        keyfile::write(dir.path(), "given", &KeyBytes::new([0xab; 32])).unwrap();
+        let file = Some(dir.path().join("given"));
+        assert!(sealer(&KeystoreConfig { secrets_key_file: file, ..config }, &store).is_ok());
+        assert!(!dir.path().join(SECRETS_KEY_FILE).exists());
+    }
+
+    #[test]
+    fn debug_shows_neither_key_nor_sealed_text() {
+        let sealed = sealer_of(1).seal(&id("we_1"), &secret()).unwrap();
+        assert_eq!(format!("{sealed:?}"), "Sealed(…)");
+        assert_eq!(format!("{:?}", SecretsKey::parse(&"ab".repeat(32))), "Ok(SecretsKey(KeyBytes(…)))");
+    }
+}

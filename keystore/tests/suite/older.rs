@@ -1,0 +1,68 @@
+//! A directory that was written before there were webhook endpoints and signing keys: accounts and keys, and nothing else.
+//!
+//! The files are what that version left when it was killed.
+
+use std::path::{Path, PathBuf};
+
+use stage0_contract::{AccountId, Caller, KeyId, Scope};
+
+use crate::damage::copy_dir;
+use crate::harness::{Running, config, scopes};
+
+const ACCOUNT: &str = "acc_vzs43dqa08zkxvhq";
+const LIVE: [&str; 3] = ["sfn5vvfd0bhb9a4z", "n1hykybrwxx1t7t8", "901v2rmqejf65fpy"];
+const ENDED: [&str; 3] = ["mz5hy293vwwctqx6", "2n7akfcft03t065d", "y6qhnsqa3qydtmvw"];
+
+fn older(dir: &Path) -> PathBuf {
+    let data = dir.join("data");
+    copy_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/before_webhooks"), &data);
+    data
+}
+
+/// Its key's text is not among the files.
+fn operator() -> Caller {
+    let (account, key_id) = ("acc_jh120axm1czr0yjc", "n0z7z6j9ht1bpa2k");
+    Caller {
+        account: AccountId::parse(account).unwrap(),
+        key_id: KeyId::parse(key_id).unwrap(),
+        scopes: scopes(&[Scope::Operator]),
+    }
+}
+
+/// It opens, takes an endpoint, and opens again; returns what was put aside.
+async fn is_carried_on(data: &Path) -> Vec<String> {
+    let account = AccountId::parse(ACCOUNT).unwrap();
+    for endpoints in 0..2 {
+        let running = Running::start_as(config(data), operator()).await.unwrap();
+        for id in LIVE {
+            assert!(running.lives(&KeyId::parse(id).unwrap()).await, "{id} is lost");
+        }
+        for id in ENDED {
+            assert!(!running.lives(&KeyId::parse(id).unwrap()).await, "{id} came back to life");
+        }
+        assert_eq!(running.keys_of(&account).await, LIVE.len() + ENDED.len());
+        assert_eq!(running.endpoints().await.len(), endpoints);
+        running.webhook(&account).await;
+        running.stop().await;
+    }
+    let names = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.contains(".damaged-")).collect()
+}
+
+#[tokio::test]
+async fn what_an_older_version_left_is_opened_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(is_carried_on(&older(dir.path())).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn each_of_journal_and_store_is_made_of_the_other_ones_older_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = older(dir.path());
+    std::fs::remove_dir_all(data.join("store")).unwrap();
+    assert_eq!(is_carried_on(&data).await, Vec::<String>::new());
+    let dir = tempfile::tempdir().unwrap();
+    let data = older(dir.path());
+    std::fs::remove_file(data.join("journal")).unwrap();
+    assert_eq!(is_carried_on(&data).await, Vec::<String>::new());
+}
