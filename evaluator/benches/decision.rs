@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use stage0_contract::CheckRequest;
+use stage0_contract::{AccountId, CallerTexts, CheckRequest, EvaluateRequest, RequestId};
 use stage0_evaluator::measure::Measured;
 use stage0_evaluator::{Engine, Pack, secrets};
 
@@ -38,6 +38,17 @@ fn decision(criterion: &mut Criterion) {
     criterion.bench_function("part: context", |b| b.iter(|| measured.context()));
     criterion.bench_function("part: evaluate, with context", |b| b.iter(|| measured.evaluate()));
     criterion.bench_function("without triggers: evaluate all rules", |b| b.iter(|| measured.evaluate_all()));
+    let question = EvaluateRequest {
+        request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+        account: AccountId::parse("acc").unwrap(),
+        request: request.clone(),
+        evaluated_at: NOW,
+        caller: CallerTexts {
+            client_request_id: Some("a5c1f0de-7c4f-4d3c-9a55-3f1f0b7f2f11".to_owned()),
+            user_agent: Some("python-requests/2.32.3 agent-runner/4.1 (linux; x86_64)".to_owned()),
+        },
+    };
+    criterion.bench_function("part: what may be recorded", |b| b.iter(|| measured.recordable(&question)));
     criterion.bench_function("part: assembly", |b| b.iter(|| black_box(measured.assemble())));
 }
 

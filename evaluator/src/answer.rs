@@ -1,14 +1,14 @@
 //! Answers to the questions of other services, as pure functions of the packs and the question.
 //!
 //! Owns the choice of the engine and the line between "the request is wrong" (`Invalid`) and "we could not decide" (`Unable`).
-//! INVARIANT: a panic while deciding becomes `Unable`, never an ALLOW and never the end of the process.
+//! INVARIANT: a panic while deciding becomes `Unable`, one while reviewing adds nothing; neither is an ALLOW or the end of the process.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use stage0_contract::{
-    Decision, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
+    Decided, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
     ReviewRequest,
 };
 
@@ -41,15 +41,20 @@ impl Answers {
         let Some(engine) = self.engines.get(pack.version()) else {
             return EvaluateReply::Unable("no engine for the policy version".to_owned());
         };
-        guarded(question, pack.version(), || engine.decide(request, question.evaluated_at))
+        guarded(question, pack.version(), || engine.answer(question))
     }
 
     /// What only the policy can find wrong with a request that is refused anyway.
     pub(crate) fn review(&self, question: &ReviewRequest) -> ReviewReply {
-        let errors = match self.packs.choose(question.policy_pack_version.as_deref()) {
+        let find = || match self.packs.choose(question.policy_pack_version.as_deref()) {
             Ok(pack) => Declared::review(&question.constraints, pack.windows()),
             Err(error) => self.with_windows(error, &question.constraints),
         };
+        let errors = catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
+            // The request is refused in any case, by what the gateway found.
+            tracing::error!(account = %question.account, "review panicked");
+            Vec::new()
+        });
         ReviewReply { errors }
     }
 
@@ -70,11 +75,11 @@ impl Answers {
 fn guarded(
     question: &EvaluateRequest,
     version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<Decision, Vec<FieldError>>,
+    decide: impl FnOnce() -> Result<Decided, Vec<FieldError>>,
 ) -> EvaluateReply {
     // The engine keeps no state between questions, so nothing is left half done by a panic.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok(decision)) => EvaluateReply::Decided(Box::new(decision)),
+        Ok(Ok(decided)) => EvaluateReply::Decided(Box::new(decided)),
         Ok(Err(errors)) => EvaluateReply::Invalid(errors),
         Err(_) => {
             tracing::error!(
@@ -92,7 +97,7 @@ fn guarded(
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use stage0_contract::{AccountId, CheckRequest, RequestId, Verdict};
+    use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId, Verdict};
 
     fn answers() -> Answers {
         Answers::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
@@ -104,6 +109,7 @@ mod tests {
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
             evaluated_at: 1_773_662_400,
+            caller: CallerTexts::default(),
         }
     }
 
@@ -143,11 +149,12 @@ mod tests {
     #[test]
     fn the_active_version_decides_and_may_be_asked_for_by_name() {
         let active = answers().status().active;
-        let EvaluateReply::Decided(decision) = ask(json!({"goal": "two words", "success_criteria": ["x"],
+        let EvaluateReply::Decided(decided) = ask(json!({"goal": "two words", "success_criteria": ["x"],
             "policy_pack_version": active.as_str()}))
         else {
             panic!("not decided")
         };
-        assert_eq!((decision.verdict, &decision.policy_version), (Verdict::Allow, &active));
+        assert_eq!((decided.decision.verdict, &decided.decision.policy_version), (Verdict::Allow, &active));
+        assert!(decided.recordable.is_some());
     }
 }

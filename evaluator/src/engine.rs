@@ -10,12 +10,13 @@ use cedar_policy::{
     AuthorizationError, Authorizer, Context, ContextCreationError, Entities, EntityUid, PolicySet, Request,
     RestrictedExpression,
 };
-use stage0_contract::{CheckRequest, Decision, FieldError};
+use stage0_contract::{CheckRequest, Decided, Decision, EvaluateRequest, FieldError};
 
 use crate::decision;
 use crate::explain::Explanation;
 use crate::facts::{Attribute, Attributes, FactValue, Facts, Trigger, Triggers};
 use crate::pack::{Fault, Pack, PackError, Rule, rekeyed};
+use crate::recordable::recordable;
 
 /// The action of the schema that every rule is about.
 pub(crate) const ACTION: &str = r#"Action::"check""#;
@@ -89,6 +90,13 @@ impl Engine {
     pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
         let facts = self.facts(request, evaluated_at)?;
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
+    }
+
+    /// Decides, and says what may be recorded beside the decision.
+    pub(crate) fn answer(&self, question: &EvaluateRequest) -> Result<Decided, Vec<FieldError>> {
+        let facts = self.facts(&question.request, question.evaluated_at)?;
+        let decision = decision::assemble(&self.pack, &question.request, &facts, &self.evaluate(&facts));
+        Ok(Decided { decision, recordable: Some(recordable(question, &facts.secrets)) })
     }
 
     /// Decides and tells how.

@@ -2,7 +2,7 @@
 //!
 //! A question arrives at a shard of the [`Evaluator`], `facts` reads the request, the [`Engine`] asks the rules of a
 //! [`Pack`], `decision` makes issues, verdict and scores of their answers. All but the worker is pure.
-//! Refuses HTTP, keys and records: it neither knows who asks nor keeps what it decided.
+//! Refuses HTTP, keys and records: it neither knows who asks nor keeps what it decided, but says which texts may be kept.
 //! INVARIANT: what cannot be decided is no decision (`Unable`), and a rule that fails denies.
 
 mod answer;
@@ -13,6 +13,7 @@ mod facts;
 #[doc(hidden)]
 pub mod measure;
 mod pack;
+mod recordable;
 pub mod secrets;
 mod shard;
 mod worker;

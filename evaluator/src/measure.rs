@@ -2,11 +2,12 @@
 
 use std::hint::black_box;
 
-use stage0_contract::{CheckRequest, Decision};
+use stage0_contract::{CheckRequest, Decision, EvaluateRequest};
 
 use crate::decision;
 use crate::engine::{self, Engine, Outcome};
 use crate::facts::{Attributes, Declared, Facts};
+use crate::recordable::recordable;
 
 /// One request, prepared up to each part.
 pub struct Measured<'e> {
@@ -61,5 +62,10 @@ impl<'e> Measured<'e> {
     /// The decision from satisfied rules.
     pub fn assemble(&self) -> Decision {
         decision::assemble(self.engine.pack(), self.request, &self.facts, &self.outcome)
+    }
+
+    /// What may be recorded; `question` asks for the same request.
+    pub fn recordable(&self, question: &EvaluateRequest) {
+        black_box(recordable(question, &self.facts.secrets));
     }
 }

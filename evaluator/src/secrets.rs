@@ -5,6 +5,7 @@
 //! INVARIANT: a detector that cannot be built finds a secret in everything.
 
 mod assignment;
+mod masking;
 mod patterns;
 
 use std::fmt;
@@ -12,6 +13,10 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use stage0_contract::{CheckRequest, plain};
+
+pub(crate) use masking::Masking;
+#[cfg(test)]
+pub(crate) use patterns::EXAMPLES;
 
 use patterns::Detector;
 
@@ -80,13 +85,18 @@ pub fn find(request: &CheckRequest) -> Vec<Finding> {
 
 /// The text with every secret in it replaced by [`REDACTED`].
 pub fn mask(text: &str) -> String {
-    let detector = Detector::get();
-    if !detector.suspects(text) && text.is_ascii() {
+    if !suspects(text) {
         return text.to_owned();
     }
+    let detector = Detector::get();
     let masked = detector.replace(text);
     // What shows only after normalisation, or only once its neighbour is gone, has no place that could be cut out.
     if detector.kind(&masked).is_some() { REDACTED.to_owned() } else { masked }
+}
+
+/// Whether a text may hold a secret; `false` is certain.
+pub(crate) fn suspects(text: &str) -> bool {
+    !text.is_ascii() || Detector::get().suspects(text)
 }
 
 /// All texts in one, so that the usual request costs one search.

@@ -3,6 +3,8 @@
 //! Owns what is a plausible value and what is prose or a placeholder. After `=` or in quotes nearly everything is a value; after a
 //! bare `:` only what no sentence contains, since people write "password: required".
 
+use std::ops::Range;
+
 /// Member names, without separators; a longer name may end so.
 const NAMES: [&str; 18] = [
     "password",
@@ -100,7 +102,13 @@ pub(super) fn value(rest: &str, separator: &str) -> Option<usize> {
     let (text, length) = match quote {
         Some(quote) => {
             let inner = rest.get(1..)?;
-            let end = inner.find([quote, '\n']).unwrap_or(inner.len());
+            let mut escaped = false;
+            let closes = |c: char| {
+                let closing = (c == quote && !escaped) || c == '\n';
+                escaped = c == '\\' && !escaped;
+                closing
+            };
+            let end = inner.find(closes).unwrap_or(inner.len());
             (inner.get(..end)?, 1 + end + usize::from(inner.get(end..)?.starts_with(quote)))
         }
         None => {
@@ -115,6 +123,16 @@ pub(super) fn value(rest: &str, separator: &str) -> Option<usize> {
         is_value(judged, LEAST_AFTER_COLON) && !is_prose(judged)
     };
     plausible.then_some(length)
+}
+
+/// Where what was found ends when it is cut out, in bytes of the text.
+pub(super) fn end(text: &str, found: &Range<usize>) -> usize {
+    let rest = text.get(found.end..).unwrap_or_default();
+    let told = text.get(found.clone()).unwrap_or_default();
+    let name = told.split(['=', ':']).next().unwrap_or_default().trim_end_matches(|c| QUOTES.contains(&c) || c == ' ');
+    let phrase = secret_name(name) == Some("passphrase") && !told.ends_with(QUOTES);
+    let stops = |c: char| if phrase { c == '\n' } else { c.is_whitespace() || QUOTES.contains(&c) };
+    found.end + rest.find(stops).unwrap_or(rest.len())
 }
 
 /// The kind of secret that a member holds, by its name.
@@ -248,6 +266,19 @@ mod tests {
             ("secret", "[redacted]"),
         ] {
             assert!(member_kind(name, text).is_none(), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn what_clings_to_a_value_goes_with_it() {
+        for (text, masked) in [
+            ("open postgres://app:p@ss:w0rd@db/main now", "open [redacted] now"),
+            ("passphrase=correct horse battery\nthen", "[redacted]\nthen"),
+            ("passphrase: \"correct horse\" then", "[redacted] then"),
+            (r#"{"password": "ab\"cd efgh", "x": 1}"#, r#"{"[redacted] "x": 1}"#),
+            ("Bearer abc123def456ghi789:more x", "[redacted] x"),
+        ] {
+            assert_eq!(Detector::get().replace(text), masked, "{text}");
         }
     }
 }

@@ -14,7 +14,7 @@ use super::{REDACTED, assignment};
 /// Whether a match is what it looks like.
 #[derive(Clone, Copy)]
 enum Proof {
-    /// The form alone.
+    /// The form alone; where it has a group, that is the secret.
     Form,
     /// The first group must look random: this check.
     Token(fn(&str) -> bool),
@@ -32,7 +32,7 @@ const TABLE: [(&str, &str, Proof); 20] = [
     ("aws_access_key_id", r"(?-u:\b)(?:AKIA|ASIA)[A-Z0-9]{16}(?-u:\b)", Proof::Form),
     (
         "aws_secret_access_key",
-        r#"(?i-u)aws_?secret_?(?:access_?)?key["']?\s*[:=]\s*["']?[A-Za-z0-9/+=]{40}"#,
+        r#"(?i-u)aws_?secret_?(?:access_?)?key["']?\s*[:=]\s*["']?([A-Za-z0-9/+=]{40})"#,
         Proof::Form,
     ),
     ("gcp_api_key", r"AIza[0-9A-Za-z_-]{35}", Proof::Form),
@@ -51,8 +51,8 @@ const TABLE: [(&str, &str, Proof); 20] = [
         r#"(?i-u)\bauthorization["']?\s*[:=]\s*["']?bearer\s+([0-9A-Za-z._~+/=-]{6,})"#,
         Proof::Token(is_bearer),
     ),
-    ("basic_credentials", r#"(?i-u)\bauthorization["']?\s*[:=]\s*["']?basic\s+[0-9A-Za-z+/=]{8,}"#, Proof::Form),
-    ("azure_key", r"(?i-u)\b(?:AccountKey|SharedAccessKey)=[0-9A-Za-z+/]{20,}=*", Proof::Form),
+    ("basic_credentials", r#"(?i-u)\bauthorization["']?\s*[:=]\s*["']?basic\s+([0-9A-Za-z+/=]{8,})"#, Proof::Form),
+    ("azure_key", r"(?i-u)\b(?:AccountKey|SharedAccessKey)=([0-9A-Za-z+/]{20,}=*)", Proof::Form),
     (
         "url_credentials",
         r#"(?i)[a-z][a-z0-9+.-]{0,30}://[^\s/@:"'<>]*:([^\s/@"'<>]+)@"#,
@@ -65,6 +65,14 @@ const TABLE: [(&str, &str, Proof); 20] = [
         Proof::Assignment,
     ),
 ];
+
+/// One secret in a text.
+pub(super) struct Hit {
+    /// With what tells it: what is cut out.
+    whole: Range<usize>,
+    /// The secret itself: what must stand nowhere else either.
+    value: Range<usize>,
+}
 
 /// The compiled table.
 pub(super) struct Detector(Option<Compiled>);
@@ -92,11 +100,19 @@ impl Detector {
         compiled.kind(text).or_else(|| if text.is_ascii() { None } else { compiled.kind(&plain(text)) })
     }
 
-    /// The text with what can be cut out of it replaced.
+    /// Every secret in the text as it stands, with its kind.
+    pub(super) fn hits<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (&'static str, Hit)> + use<'t> {
+        let each = self.0.iter().flat_map(|compiled| &compiled.each);
+        each.flat_map(move |(kind, regex, proof)| secrets(regex, *proof, text).map(|hit| (*kind, hit)))
+    }
+
+    /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows without a
+    /// space or a quote goes with it, after the name of a passphrase the rest of the line.
     pub(super) fn replace(&self, text: &str) -> String {
-        let Some(compiled) = &self.0 else { return REDACTED.to_owned() };
-        let mut ranges: Vec<Range<usize>> =
-            compiled.each.iter().flat_map(|(_, regex, proof)| secrets(regex, *proof, text)).collect();
+        if self.0.is_none() {
+            return REDACTED.to_owned();
+        }
+        let mut ranges: Vec<Range<usize>> = self.hits(text).map(|(_, hit)| hit.whole).collect();
         ranges.sort_unstable_by_key(|r| r.start);
         let (mut masked, mut kept) = (String::with_capacity(text.len()), 0);
         for range in ranges {
@@ -104,10 +120,17 @@ impl Detector {
                 masked.push_str(text.get(kept..range.start).unwrap_or_default());
                 masked.push_str(REDACTED);
             }
-            kept = kept.max(range.end);
+            kept = kept.max(assignment::end(text, &range));
         }
         masked.push_str(text.get(kept..).unwrap_or_default());
         masked
+    }
+}
+
+impl Hit {
+    /// The secret itself.
+    pub(super) fn value<'t>(&self, text: &'t str) -> &'t str {
+        text.get(self.value.clone()).unwrap_or_default()
     }
 }
 
@@ -126,16 +149,19 @@ impl Compiled {
 }
 
 /// Where the pattern finds what is proved to be a secret.
-fn secrets<'a>(regex: &'a Regex, proof: Proof, text: &'a str) -> impl Iterator<Item = Range<usize>> + use<'a> {
+fn secrets<'a>(regex: &'a Regex, proof: Proof, text: &'a str) -> impl Iterator<Item = Hit> + use<'a> {
     regex.captures_iter(text).filter_map(move |found| {
-        let whole = found.get(0)?;
+        let whole = found.get(0)?.range();
         match proof {
-            Proof::Form => Some(whole.range()),
-            Proof::Token(holds) => holds(found.get(1)?.as_str()).then(|| whole.range()),
+            Proof::Form => Some(Hit { value: found.get(1).map_or(whole.clone(), |group| group.range()), whole }),
+            Proof::Token(holds) => {
+                let token = found.get(1)?;
+                holds(token.as_str()).then(|| Hit { value: token.range(), whole })
+            }
             Proof::Assignment => {
-                let rest = text.get(whole.end()..)?;
-                let length = assignment::value(rest, found.get(1)?.as_str())?;
-                Some(whole.start()..whole.end() + length)
+                let length = assignment::value(text.get(whole.end..)?, found.get(1)?.as_str())?;
+                let value = whole.end..whole.end + length;
+                Some(Hit { whole: whole.start..value.end, value })
             }
         }
     })
@@ -156,6 +182,32 @@ fn is_random(token: &str) -> bool {
     has_digit(token) && (upper || token.len() >= 40)
 }
 
+/// One for each kind and form: its kind, a text with it, and what must not be shown of it.
+#[cfg(test)]
+pub(crate) const EXAMPLES: [(&str, &str, &str); 21] = [
+    ("private_key", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNza", "b3BlbnNza"),
+    ("private_key", "-----BEGIN PGP PRIVATE KEY BLOCK-----", "PGP"),
+    ("aws_access_key_id", "key ASIAIOSFODNN7EXAMPLE.", "IOSFODNN7EXAMPLE"),
+    ("aws_secret_access_key", "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "bPxRfiCYEXAMPLEKEY"),
+    ("gcp_api_key", "AIzaSyA1234567890abcdefghijklmnopqrstuv", "hijklmnopqrstuv"),
+    ("github_token", "ghp_0123456789abcdefghijABCDEFGHIJ012345", "ABCDEFGHIJ012345"),
+    ("github_token", "github_pat_11ABCDEFG0123456789_abcdef", "0123456789_abcdef"),
+    ("gitlab_token", "glpat-0123456789abcdefghij", "abcdefghij"),
+    ("slack_token", "xoxb-123456789012-abcdef", "abcdef"),
+    ("stripe_key", "sk_live_0123456789abcdefghij", "abcdefghij"),
+    ("anthropic_key", "sk-ant-api03-abcdefghijklmnopqrst", "klmnopqrst"),
+    ("openai_key", "sk-proj-Abcdefghijklmnop0123456789", "klmnop0123456789"),
+    ("stage0_key", "s0_0w3ge1r70w3ge1r7_144gj289144gj289144gj289144gj289ka2s328", "144gj289"),
+    ("jwt", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3", "dozjgNryP4J3"),
+    ("bearer_token", "Authorization: Bearer abc123def456ghi789", "def456ghi789"),
+    ("basic_credentials", "Authorization: Basic dXNlcjpwYXNz", "dXNlcjpwYXNz"),
+    ("azure_key", "AccountName=a;AccountKey=abcdefghijklmnopqrstuvwxyz0123==", "uvwxyz0123"),
+    ("url_credentials", "postgres://app:s3cr3t@db/main", "s3cr3t"),
+    ("url_credentials", "redis://:hunter22@cache:6379", "hunter22"),
+    ("url_credentials", "https://0123456789abcdefghij0123@git.example.com/x", "abcdefghij0123"),
+    ("password", "password=hunter22", "hunter22"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,30 +219,16 @@ mod tests {
 
     #[test]
     fn every_known_form_is_found() {
-        for (kind, text) in [
-            ("private_key", "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNza"),
-            ("private_key", "-----BEGIN PGP PRIVATE KEY BLOCK-----"),
-            ("aws_access_key_id", "key ASIAIOSFODNN7EXAMPLE."),
-            ("aws_secret_access_key", "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"),
-            ("gcp_api_key", "AIzaSyA1234567890abcdefghijklmnopqrstuv"),
-            ("github_token", "ghp_0123456789abcdefghijABCDEFGHIJ012345"),
-            ("github_token", "github_pat_11ABCDEFG0123456789_abcdef"),
-            ("gitlab_token", "glpat-0123456789abcdefghij"),
-            ("slack_token", "xoxb-123456789012-abcdef"),
-            ("stripe_key", "sk_live_0123456789abcdefghij"),
-            ("anthropic_key", "sk-ant-api03-abcdefghijklmnopqrst"),
-            ("openai_key", "sk-proj-Abcdefghijklmnop0123456789"),
-            ("stage0_key", "s0_0w3ge1r70w3ge1r7_144gj289144gj289144gj289144gj289ka2s328"),
-            ("jwt", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3"),
-            ("bearer_token", "Authorization: Bearer abc123def456ghi789"),
-            ("basic_credentials", "Authorization: Basic dXNlcjpwYXNz"),
-            ("azure_key", "AccountName=a;AccountKey=abcdefghijklmnopqrstuvwxyz0123=="),
-            ("url_credentials", "postgres://app:s3cr3t@db/main"),
-            ("url_credentials", "redis://:hunter22@cache:6379"),
-            ("url_credentials", "https://0123456789abcdefghij0123@git.example.com/x"),
-            ("password", "password=hunter22"),
-        ] {
+        for (kind, text, _) in EXAMPLES {
             assert_eq!(Detector::get().kind(text), Some(kind), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_of_a_known_form_is_left_by_masking() {
+        for (kind, text, secret) in EXAMPLES {
+            let masked = Detector::get().replace(&format!("so {text} so"));
+            assert!(!masked.contains(secret) && masked.contains(REDACTED), "{kind}: {masked}");
         }
     }
 

@@ -9,7 +9,8 @@ use serde_json::json;
 use stage0_backplane::AskError;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{
-    AccountId, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatus, RequestId, ReviewRequest, Verdict,
+    AccountId, CallerTexts, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatus, RequestId, ReviewRequest,
+    Verdict,
 };
 use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, PackSet, build};
 use tokio::sync::oneshot;
@@ -37,6 +38,7 @@ fn question(goal: &str) -> EvaluateRequest {
         account: AccountId::parse("acc").unwrap(),
         request: CheckRequest::parse(json!({"goal": goal, "success_criteria": ["done"]})).unwrap(),
         evaluated_at: 1_773_662_400,
+        caller: CallerTexts::default(),
     }
 }
 
@@ -52,11 +54,11 @@ async fn it_answers_every_kind_of_question_and_drains() {
     let caller = bus.connect();
     let status = caller.requests.ask(&EvaluatorStatus {}, WITHIN).await.unwrap();
     assert_eq!(status.active, active);
-    let EvaluateReply::Decided(decision) = caller.requests.ask(&question("read the report"), WITHIN).await.unwrap()
+    let EvaluateReply::Decided(decided) = caller.requests.ask(&question("read the report"), WITHIN).await.unwrap()
     else {
         panic!("not decided")
     };
-    assert_eq!((decision.verdict, decision.policy_version), (Verdict::Allow, active));
+    assert_eq!((decided.decision.verdict, decided.decision.policy_version), (Verdict::Allow, active));
     let review = ReviewRequest {
         account: AccountId::parse("acc").unwrap(),
         constraints: vec!["allowed_change_window: blue_moon".to_owned()],
