@@ -1,33 +1,98 @@
-//! The exporter of recorded decisions. This version records none, so there is nothing to export, and the service says so.
+//! The exporter: from the decision log to the customers' webhooks, and what happens to the log by the clock.
 //!
-//! Owns its place in a deployment: a process that starts, proves its connection, stops like the others and can be replaced by one
-//! that delivers. Refuses to pretend: it serves no subject, and answers carry `meta.audit: none`.
+//! `endpoints` starts a `courier` for each endpoint; what it delivers and where it stands is the `cursor`, kept in the ledger. `event`
+//! makes bodies of lines, `signature` and `egress` send them, `backoff` and `verdict` judge what came of it. `keeper` writes
+//! checkpoints and ends what is past its time, through `marks`; `desk` answers what gateways ask.
+//! Refuses to decide anything about actions. INVARIANT: an event is delivered at least once, with the same id, or parked by name.
 
-use stage0_backplane::{Backplane, NotReady};
+pub mod address;
+pub mod backoff;
+mod config;
+mod courier;
+mod cursor;
+mod desk;
+pub mod egress;
+mod endpoints;
+mod event;
+mod keeper;
+mod marks;
+mod post;
+mod replays;
+mod shared;
+pub mod signature;
+pub mod verdict;
+
+use std::sync::Arc;
+
+pub use config::ExportConfig;
+use stage0_backplane::{Backplane, NotReady, ServeError};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::desk::Desk;
+use crate::egress::{Egress, Resolver, TrustError};
+use crate::endpoints::{Directory, Endpoints};
+use crate::keeper::Keeper;
+use crate::shared::Shared;
 
 /// An exporter that is connected.
 pub struct AuditExport {
-    backplane: Backplane,
+    shared: Arc<Shared>,
+    config: ExportConfig,
 }
 
 /// The exporter cannot start.
 #[derive(Debug, thiserror::Error)]
-#[error("the backplane carries no questions")]
-pub struct BuildError(#[from] NotReady);
+pub enum BuildError {
+    /// No connection.
+    #[error("the backplane carries no questions")]
+    Backplane(#[from] NotReady),
+    /// A certificate of those to trust.
+    #[error("the certificates to trust cannot be used")]
+    Trust(#[from] TrustError),
+    /// The thread that reads them ended.
+    #[error("the certificates to trust were not read")]
+    Thread(#[from] tokio::task::JoinError),
+}
 
 impl AuditExport {
-    /// Proves that the connection works.
-    pub async fn build(backplane: Backplane) -> Result<Self, BuildError> {
-        backplane.requests.ready().await?;
-        Ok(Self { backplane })
+    /// Reads the certificates to trust and proves that the connection works.
+    pub async fn build(config: ExportConfig, backplane: Backplane) -> Result<Self, BuildError> {
+        Self::build_with(config, backplane, Resolver::System).await
     }
 
-    /// Waits until `stop` is cancelled, then closes the connection.
-    pub async fn run_until(self, stop: CancellationToken) {
-        tracing::warn!("nothing is recorded in this version, so nothing is exported");
-        stop.cancelled().await;
-        self.backplane.requests.close().await;
+    /// As [`AuditExport::build`], with a way to look up names.
+    pub async fn build_with(
+        config: ExportConfig,
+        backplane: Backplane,
+        resolver: Resolver,
+    ) -> Result<Self, BuildError> {
+        backplane.requests.ready().await?;
+        let egress = config.egress.clone();
+        let egress = tokio::task::spawn_blocking(move || Egress::build(&egress, resolver)).await??;
+        if config.egress.dangerous_allow_private {
+            tracing::warn!("webhooks may reach private addresses and plain http: for local stacks only");
+        }
+        Ok(Self { shared: Arc::new(Shared { backplane, egress, worker: courier::new_id() }), config })
+    }
+
+    /// Delivers until `stop` is cancelled, then lands what is on its way, hands its endpoints back and closes the connection.
+    pub async fn run_until(self, stop: CancellationToken) -> Result<(), ServeError> {
+        let (directory, tasks) = (Directory::default(), TaskTracker::new());
+        let desk = Arc::new(Desk { shared: Arc::clone(&self.shared), directory: directory.clone() });
+        let served = desk::serve_all(&self.shared.backplane, &desk, &stop, &tasks).await;
+        let couriers = Endpoints::new(Arc::clone(&self.shared), directory);
+        let keeper = Keeper::new(Arc::clone(&self.shared), self.config);
+        if served.is_ok() {
+            tasks.spawn(couriers.run(stop.clone()));
+            tasks.spawn(keeper.run(stop.clone()));
+            tracing::info!("audit-export serves");
+            stop.cancelled().await;
+        }
+        tasks.close();
+        tasks.wait().await;
+        self.shared.backplane.requests.close().await;
+        served
     }
 }
 
@@ -37,16 +102,16 @@ mod tests {
 
     #[tokio::test]
     async fn it_ends_when_told_to() {
-        let exporter = AuditExport::build(Backplane::embedded()).await.unwrap();
+        let exporter = AuditExport::build(ExportConfig::default(), Backplane::embedded()).await.unwrap();
         let stop = CancellationToken::new();
         stop.cancel();
-        exporter.run_until(stop).await;
+        exporter.run_until(stop).await.unwrap();
     }
 
     #[tokio::test]
     async fn it_does_not_start_on_a_closed_backplane() {
         let backplane = Backplane::embedded();
         backplane.requests.close().await;
-        assert!(AuditExport::build(backplane).await.is_err());
+        assert!(AuditExport::build(ExportConfig::default(), backplane).await.is_err());
     }
 }

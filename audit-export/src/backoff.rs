@@ -1,0 +1,146 @@
+//! When to try again: the schedule of attempts, and the time that a receiver asks for.
+//!
+//! Owns the delays (about 28 hours in all) and their jitter. Refuses to read a clock, to make randomness and to wait: `now` and
+//! `random` are arguments, the delay is data. Which answers are worth another attempt is the verdict's (`verdict.rs`).
+//! Invariant: no delay is longer than [`LONGEST_WAIT`], whatever a receiver asks for. What has no attempt left is exhausted;
+//! parking it is the caller's.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimeParser;
+
+/// The most that a receiver may make us wait between two attempts.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// After the first attempt, after the second …: 27.6 hours for eight attempts, the schedule that Svix made customary
+/// (<https://docs.svix.com/retries>). An outage of a day loses nothing; a hiccup is mended in seconds.
+const DELAYS: [Duration; 7] = [
+    Duration::from_secs(5),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(2 * 3600),
+    Duration::from_secs(5 * 3600),
+    Duration::from_secs(10 * 3600),
+    Duration::from_secs(10 * 3600),
+];
+
+/// A fifth to either side: receivers that failed together are not asked again together.
+const JITTER: f64 = 0.2;
+
+/// What follows an attempt that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Another attempt, this much later.
+    After(Duration),
+    /// That was the last one.
+    Exhausted,
+}
+
+/// What follows the failed attempt number `attempt`, counted from 1.
+///
+/// `random` is uniform in 0 to 1. Waits at least `retry_after`, up to [`LONGEST_WAIT`]; that adds no attempt.
+pub fn next(attempt: u32, retry_after: Option<Duration>, random: f64) -> Next {
+    let made = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+    let Some(delay) = DELAYS.get(made) else { return Next::Exhausted };
+    // `mul_f64` panics on what is not a number.
+    let random = if random.is_nan() { 0.5 } else { random.clamp(0.0, 1.0) };
+    let jittered = delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * random);
+    Next::After(jittered.max(retry_after.unwrap_or_default()).min(LONGEST_WAIT))
+}
+
+/// Reads the value of a `Retry-After` header: seconds, or a date of which the distance to `now` is meant.
+///
+/// A date in the past is no wait. Anything else is as if the header were absent. Source: RFC 9110, section 10.2.3; of the three
+/// forms of a date only the one that may still be sent is read.
+pub fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let value = value.trim_matches([' ', '\t']);
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit mean a very long time.
+        return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    let until = DateTimeParser::new().parse_timestamp(value).ok()?;
+    Some(Duration::try_from(until.duration_since(now)).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// The delays of a message that fails again and again.
+    fn delays(random: f64) -> Vec<Duration> {
+        let after = |attempt| match next(attempt, None, random) {
+            Next::After(delay) => Some(delay),
+            Next::Exhausted => None,
+        };
+        (1..).map_while(after).collect()
+    }
+
+    #[test]
+    fn a_message_is_tried_eight_times_over_about_28_hours_and_then_is_exhausted() {
+        let middle = delays(0.5);
+        assert_eq!(middle, DELAYS);
+        let total: Duration = middle.iter().sum();
+        assert!(total > 27 * HOUR && total < 28 * HOUR, "{total:?}");
+        assert_eq!(next(8, None, 0.5), Next::Exhausted);
+        assert_eq!(next(u32::MAX, Some(HOUR), 0.5), Next::Exhausted);
+    }
+
+    #[test]
+    fn an_attempt_zero_counts_as_the_first() {
+        assert_eq!(next(0, None, 0.5), next(1, None, 0.5));
+    }
+
+    #[test]
+    fn jitter_moves_a_delay_by_a_fifth_at_most() {
+        for (delay, (least, most)) in DELAYS.into_iter().zip(delays(0.0).into_iter().zip(delays(1.0))) {
+            assert_eq!((least, most), (delay * 4 / 5, delay * 6 / 5));
+        }
+        assert_eq!(next(2, None, 0.25), Next::After(Duration::from_secs(270)));
+    }
+
+    #[test]
+    fn randomness_out_of_its_range_does_no_harm() {
+        for (wild, like) in [(-1.0, 0.0), (2.0, 1.0), (f64::INFINITY, 1.0), (f64::NEG_INFINITY, 0.0), (f64::NAN, 0.5)] {
+            assert_eq!(next(1, None, wild), next(1, None, like), "{wild}");
+        }
+    }
+
+    #[test]
+    fn a_receiver_that_asks_for_time_gets_it_up_to_a_day() {
+        assert_eq!(next(1, Some(HOUR), 0.5), Next::After(HOUR));
+        assert_eq!(next(1, Some(Duration::from_secs(1)), 0.5), Next::After(Duration::from_secs(5)));
+        assert_eq!(next(7, Some(HOUR), 1.0), Next::After(12 * HOUR));
+        assert_eq!(next(1, Some(25 * HOUR), 0.5), Next::After(LONGEST_WAIT));
+        assert_eq!(next(1, Some(Duration::MAX), 0.5), Next::After(LONGEST_WAIT));
+        assert_eq!(next(8, Some(HOUR), 0.5), Next::Exhausted);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now: Timestamp = "1994-11-06T08:48:37Z".parse().unwrap();
+        let cases = [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            ("\t120 ", Some(120)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(60)),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("+1", None),
+            ("1.5", None),
+            ("1e3", None),
+            ("120 seconds", None),
+            ("soon", None),
+            ("Sun, 31 Nov 1994 08:49:37 GMT", None),
+            ("１２０", None),
+        ];
+        for (value, seconds) in cases {
+            assert_eq!(parse_retry_after(value, now), seconds.map(Duration::from_secs), "{value:?}");
+        }
+        assert_eq!(parse_retry_after(&"9".repeat(40), now), Some(Duration::MAX));
+    }
+}

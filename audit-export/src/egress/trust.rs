@@ -1,0 +1,93 @@
+//! Whose certificates we accept: the system's authorities and those of one file.
+//!
+//! Owns the TLS configuration, made once and shared by all clients (each would read the system's files again). Refuses to go
+//! without checks: there is no switch for that. A file that cannot be used stops the start; a system without authorities does not,
+//! since endpoints of the file's may still be reached, but the log says so.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::{ClientConfig, RootCertStore};
+
+/// The configured trust cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The file cannot be read as PEM.
+    #[error("cannot read the CA file `{path}`")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: pem::Error,
+    },
+    /// The file has no certificate.
+    #[error("the CA file `{0}` holds no certificate")]
+    Empty(PathBuf),
+    /// The file has a certificate that is of no use.
+    #[error("the CA file `{path}` holds a certificate that cannot be used")]
+    Certificate {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The TLS library refuses its own defaults.
+    #[error("cannot configure TLS")]
+    Tls(#[source] rustls::Error),
+}
+
+pub(super) fn client_config(extra_ca: Option<&Path>) -> Result<ClientConfig, TrustError> {
+    let system = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    // A system's bundle may hold what is no certificate; the rest of it is good.
+    let (_, unusable) = roots.add_parsable_certificates(system.certs);
+    if unusable > 0 || !system.errors.is_empty() {
+        tracing::warn!(unusable, errors = ?system.errors, "some of the system's certificate authorities cannot be used");
+    }
+    if let Some(path) = extra_ca {
+        for certificate in certificates(path)? {
+            let failed = |source| TrustError::Certificate { path: path.to_owned(), source };
+            roots.add(certificate).map_err(failed)?;
+        }
+    }
+    if roots.is_empty() {
+        tracing::warn!("no certificate authority is known: no endpoint can be reached over https");
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(TrustError::Tls)?;
+    Ok(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let failed = |source| TrustError::Read { path: path.to_owned(), source };
+    let found: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
+    if found.is_empty() { Err(TrustError::Empty(path.to_owned())) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ca_file_that_is_missing_empty_or_damaged_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let begin = "-----BEGIN CERTIFICATE-----\n";
+        let missing = dir.path().join("missing.pem");
+        assert!(matches!(client_config(Some(&missing)), Err(TrustError::Read { path, .. }) if path == missing));
+        let empty = file("empty.pem", "");
+        assert!(matches!(client_config(Some(&empty)), Err(TrustError::Empty(path)) if path == empty));
+        let half = file("half.pem", begin);
+        assert!(matches!(client_config(Some(&half)), Err(TrustError::Read { path, .. }) if path == half));
+        let damaged = file("damaged.pem", &format!("{begin}AAAA\n-----END CERTIFICATE-----\n"));
+        assert!(matches!(client_config(Some(&damaged)), Err(TrustError::Certificate { path, .. }) if path == damaged));
+    }
+}

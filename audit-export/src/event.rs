@@ -1,0 +1,129 @@
+//! From a line of the log to what a webhook delivers: pure.
+//!
+//! Owns which members leave (the decision, its account, key, run and place in the chain; never the client's address, what a request
+//! said, or text of it) and which events an endpoint gets. A line that cannot be read is delivered to nobody, and said.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+use stage0_contract::{AccountId, LineHash, LineType, Verdict, WebhookFilters, Word};
+
+/// Members of a decision's line that are delivered.
+const DELIVERED: [&str; 29] = [
+    "account",
+    "key_id",
+    "request_id",
+    "decision",
+    "verdict",
+    "reason",
+    "issues",
+    "risk_score",
+    "value_risk",
+    "waste_risk",
+    "high_risk",
+    "clarifying_questions",
+    "defer_questions",
+    "guardrails",
+    "constraints_applied",
+    "value_findings",
+    "guardrail_checks",
+    "cost_estimate",
+    "task_hash",
+    "policy_version",
+    "policy_pack_version",
+    "environment",
+    "run_id",
+    "timestamp",
+    "evaluated_at",
+    "decision_trace_summary",
+    "recorded_at",
+    "expires_at",
+    "chain",
+];
+
+/// An event before it has its number.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Event {
+    /// The `webhook-id`.
+    pub(crate) id: String,
+    pub(crate) recorded_at: Timestamp,
+    kind: LineType,
+    data: Map<String, Value>,
+}
+
+impl Event {
+    /// The event of a line that may still be shown.
+    pub(crate) fn of(line: &[u8], now: Timestamp, horizon: Timestamp) -> Option<Self> {
+        let members: Map<String, Value> = serde_json::from_slice(line).ok()?;
+        let kind: LineType = serde_json::from_value(members.get("type")?.clone()).ok()?;
+        let recorded_at: Timestamp = members.get("recorded_at")?.as_str()?.parse().ok()?;
+        let expires_at = members.get("expires_at")?.as_i64()?;
+        if expires_at <= now.as_second() || recorded_at < horizon {
+            return None;
+        }
+        let text = |name: &str| members.get(name).and_then(Value::as_str);
+        let id = match kind {
+            LineType::Decision => format!("dec_{}", text("request_id")?),
+            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => {
+                format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?)
+            }
+        };
+        let data = match kind {
+            LineType::Decision => decision(members, line),
+            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => mark(members, line)?,
+        };
+        Some(Self { id, recorded_at, kind, data })
+    }
+
+    /// An event that says nothing but that events arrive.
+    pub(crate) fn test(account: &AccountId, id: String, now: Timestamp) -> Bytes {
+        let body = json!({
+            "type": "webhook.test",
+            "timestamp": now.to_string(),
+            "data": {"account": account, "sequence": 0, "event": id},
+        });
+        body.to_string().into()
+    }
+
+    /// Whether an endpoint gets it. What is no decision is for everybody.
+    pub(crate) fn passes(&self, filters: &WebhookFilters) -> bool {
+        if self.kind != LineType::Decision {
+            return true;
+        }
+        let text = |name: &str| self.data.get(name).and_then(Value::as_str).unwrap_or_default();
+        let verdict = Verdict::parse(text("verdict"));
+        let environment = Word::new(text("environment"));
+        filters.verdicts.as_ref().is_none_or(|wanted| verdict.is_some_and(|verdict| wanted.contains(&verdict)))
+            && filters
+                .environments
+                .as_ref()
+                .is_none_or(|wanted| wanted.iter().any(|wanted| environment.matches(&Word::new(wanted))))
+    }
+
+    /// The body: the same bytes at every attempt.
+    pub(crate) fn body(mut self, sequence: u64) -> Bytes {
+        self.data.insert("sequence".to_owned(), sequence.into());
+        let body = json!({
+            "type": self.kind.as_str(),
+            "timestamp": self.recorded_at.to_string(),
+            "data": self.data,
+        });
+        body.to_string().into()
+    }
+}
+
+fn decision(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Value> {
+    let mut data: Map<String, Value> =
+        DELIVERED.iter().filter_map(|name| Some(((*name).to_owned(), members.remove(*name)?))).collect();
+    // With it, a receiver follows the chain from event to event.
+    data.insert("hash".to_owned(), LineHash::of(line).to_string().into());
+    data
+}
+
+/// All of it, and the line itself: the signature is over its bytes.
+fn mark(mut members: Map<String, Value>, line: &[u8]) -> Option<Map<String, Value>> {
+    members.remove("type");
+    members.insert("hash".to_owned(), LineHash::of(line).to_string().into());
+    members.insert("line".to_owned(), std::str::from_utf8(line).ok()?.into());
+    Some(members)
+}

@@ -1,0 +1,180 @@
+//! Checkpoints and retention: what happens to the log by the clock.
+//!
+//! Every account whose decisions grew gets a checkpoint; accounts that nobody told of are found by looking. What is past an account's
+//! retention is removed, and the store itself is told to expire what is past every account's. Several exporters may do the same:
+//! marks meet in the log, and removing twice does no harm.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use stage0_backplane::{Event, Kind, Position, ReadError, Seek, Which};
+use stage0_contract::{
+    AccountId, DEFAULT_RETENTION_DAYS, DecisionsRecorded, ListRetentions, ManageReply, MarkBody, RetentionsPage,
+};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::ExportConfig;
+use crate::shared::Shared;
+
+/// Even when no notice arrives, each account is looked at so often.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
+/// The store keeps everything a little longer than anybody: what an account may still see is decided to the second elsewhere.
+const SLACK: Duration = Duration::from_secs(3_600);
+const DAY: u64 = 86_400;
+
+/// The loop behind checkpoints and retention.
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    config: ExportConfig,
+    /// Days that each account keeps decisions, as far as it is known.
+    retentions: HashMap<AccountId, u32>,
+}
+
+impl Keeper {
+    pub(crate) fn new(shared: Arc<Shared>, config: ExportConfig) -> Self {
+        Self { shared, config, retentions: HashMap::new() }
+    }
+
+    /// Until stopped; then the accounts that grew get a last checkpoint.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut grown: BTreeSet<AccountId> = BTreeSet::new();
+        let ticks = |every| {
+            let mut ticks = interval(every);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut checkpoints, mut retention) =
+            (ticks(self.config.checkpoint_every), ticks(self.config.retention_every));
+        let mut look = ticks(LOOK_AT_ALL_EVERY);
+        let mut listener = None;
+        loop {
+            if listener.is_none() {
+                listener = self.shared.backplane.notices.listen::<DecisionsRecorded>().await.ok();
+            }
+            let heard = async {
+                match &mut listener {
+                    Some(listener) => listener.next().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                _ = retention.tick() => self.retain().await,
+                _ = look.tick() => grown.extend(self.accounts().await),
+                _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown)).await,
+                event = heard => match event {
+                    Some(Event::Heard(DecisionsRecorded { accounts })) => grown.extend(accounts),
+                    Some(Event::Gap) => look.reset_immediately(),
+                    None => listener = None,
+                },
+            }
+        }
+        self.checkpoint(grown).await;
+    }
+
+    /// Writes checkpoints; the accounts that are to be tried again.
+    async fn checkpoint(&mut self, accounts: BTreeSet<AccountId>) -> BTreeSet<AccountId> {
+        let mut again = BTreeSet::new();
+        for account in accounts {
+            let days = self.days(&account);
+            if let Err(error) = self.shared.mark(&account, days, MarkBody::Checkpoint {}).await {
+                tracing::warn!(%account, %error, "checkpoint was not written; it is tried again");
+                again.insert(account);
+            }
+        }
+        again
+    }
+
+    async fn accounts(&self) -> Vec<AccountId> {
+        match self.shared.backplane.log.accounts(Shared::soon()).await {
+            Ok(accounts) => accounts,
+            Err(error) => {
+                tracing::warn!(%error, "accounts of the log cannot be listed");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Removes what is past its time.
+    async fn retain(&mut self) {
+        if let Some(retentions) = self.ask_retentions().await {
+            self.retentions = retentions;
+        } else if self.retentions.is_empty() {
+            // Nobody knows how long anything is kept: nothing is removed.
+            return;
+        }
+        let longest = self.retentions.values().copied().max().unwrap_or(0).max(DEFAULT_RETENTION_DAYS);
+        let age = Duration::from_secs(u64::from(longest) * DAY) + SLACK;
+        if let Err(error) = self.shared.backplane.log.expire_after(age, Shared::soon()).await {
+            tracing::warn!(%error, "the store was not told how long to keep decisions");
+        }
+        for account in self.accounts().await {
+            if let Err(error) = self.remove_old(&account).await {
+                tracing::warn!(%account, %error, "decisions past their retention were not removed; it is tried again");
+            }
+        }
+    }
+
+    async fn remove_old(&self, account: &AccountId) -> Result<(), ReadError> {
+        let kept = SignedDuration::from_hours(24 * i64::from(self.days(account)));
+        let oldest = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
+        for kind in [Kind::Decisions, Kind::Mark] {
+            let removed = self.remove_before(account, kind, oldest).await?;
+            if removed > 0 {
+                tracing::info!(%account, entries = removed, "entries past the account's retention were removed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_before(&self, account: &AccountId, kind: Kind, oldest: Timestamp) -> Result<u64, ReadError> {
+        let log = &self.shared.backplane.log;
+        let first = log.read(account, Which::Only(kind), Seek::Start, 1, Shared::soon()).await?;
+        if first.entries.first().is_none_or(|entry| entry.stored_at >= oldest) {
+            return Ok(0);
+        }
+        let kept = log.read(account, Which::Only(kind), Seek::Time(oldest), 1, Shared::soon()).await?;
+        let through = match kept.entries.first() {
+            Some(entry) => Position(entry.position.0.saturating_sub(1)),
+            None => match log.last(account, kind, Shared::soon()).await? {
+                Some(last) if last.stored_at < oldest => last.position,
+                // It came meanwhile.
+                Some(_) | None => return Ok(0),
+            },
+        };
+        log.remove_through(account, kind, through, Shared::soon()).await
+    }
+
+    fn days(&self, account: &AccountId) -> u32 {
+        self.retentions.get(account).copied().unwrap_or(DEFAULT_RETENTION_DAYS)
+    }
+
+    /// All of them, or nothing: half a list would let the store forget too early.
+    async fn ask_retentions(&self) -> Option<HashMap<AccountId, u32>> {
+        let (mut found, mut cursor) = (HashMap::new(), None);
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            let list = ListRetentions { cursor };
+            match self.shared.backplane.requests.ask(&list, Shared::STORE_WITHIN).await {
+                Ok(ManageReply::Done(RetentionsPage { items, next_cursor })) => {
+                    found.extend(items);
+                    cursor = next_cursor;
+                }
+                Ok(ManageReply::Refused(_) | ManageReply::Failed) | Err(_) => {
+                    tracing::warn!("the keystore does not say how long decisions are kept");
+                    return None;
+                }
+            }
+            if cursor.is_none() {
+                return Some(found);
+            }
+            if Instant::now() > until {
+                return None;
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! One attempt against receivers that behave, that do not, and that are not there.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use reqwest::header::{HeaderMap, HeaderValue};
+use stage0_audit_export::egress::{Egress, EgressConfig, Resolver, Response, SendError};
+use stage0_contract::WebhookUrl;
+
+use crate::receiver::{Answer, Authority, Receiver};
+
+/// For what ends with the time limit; nothing else here comes near it.
+const SHORT: Duration = Duration::from_millis(300);
+/// Public as far as addresses tell, in a block that nobody was given: packets to it go nowhere.
+const NOWHERE: &str = "2d00::1";
+
+fn local() -> EgressConfig {
+    EgressConfig { dangerous_allow_private: true, ..EgressConfig::default() }
+}
+
+fn egress(config: &EgressConfig) -> Egress {
+    Egress::build(config, Resolver::System).unwrap()
+}
+
+/// Answers each look-up with the next line, the last one for ever; counts them.
+fn script(answers: &'static [&'static [&'static str]]) -> (Resolver, Arc<AtomicUsize>) {
+    let look_ups = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&look_ups);
+    let resolver = Resolver::Scripted(Box::new(move |_| {
+        let answer = answers[counter.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1)];
+        Ok(answer.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect())
+    }));
+    (resolver, look_ups)
+}
+
+async fn post(egress: &Egress, url: &str) -> Result<Response, SendError> {
+    let url = WebhookUrl::parse(url, true).unwrap();
+    egress.post(&url, HeaderMap::new(), Bytes::from_static(b"{}")).await
+}
+
+async fn status(egress: &Egress, url: &str) -> u16 {
+    post(egress, url).await.unwrap().status
+}
+
+#[tokio::test]
+async fn a_request_arrives_as_it_was_given() {
+    let mut receiver = Receiver::plain().await;
+    let url = WebhookUrl::parse(&receiver.url("/in/secret?x=1"), true).unwrap();
+    let mut headers = HeaderMap::new();
+    headers.insert("webhook-id", HeaderValue::from_static("evt_1"));
+    headers.insert("content-type", HeaderValue::from_static("application/json"));
+    let body = Bytes::from_static(b"{\"type\":\"decision.recorded\"}");
+    let response = egress(&local()).post(&url, headers, body.clone()).await.unwrap();
+    assert_eq!((response.status, response.retry_after), (200, None));
+
+    let request = receiver.next().await;
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/in/secret?x=1"));
+    assert_eq!(request.body, body);
+    assert_eq!(request.header("webhook-id"), Some("evt_1"));
+    assert_eq!(request.header("content-type"), Some("application/json"));
+    assert_eq!(request.header("host"), Some(receiver.address.to_string().as_str()));
+    assert_eq!(request.header("user-agent"), Some(concat!("stage0/", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(request.header("accept-encoding"), None);
+    assert_eq!(request.header("referer"), None);
+    assert!(receiver.another().is_none());
+}
+
+#[tokio::test]
+async fn a_connection_lives_on_between_deliveries_even_when_answers_have_small_bodies() {
+    let mut receiver = Receiver::plain().await;
+    receiver.answer([Answer::status(200).body(&[b'x'; 1000]), Answer::status(500).body(b"sorry"), Answer::status(200)]);
+    let egress = egress(&local());
+    for expected in [200, 500, 200] {
+        assert_eq!(status(&egress, &receiver.url("/")).await, expected);
+        assert_eq!(receiver.next().await.connection, 0);
+    }
+}
+
+#[tokio::test]
+async fn every_status_is_an_answer_and_retry_after_is_handed_on() {
+    let receiver = Receiver::plain().await;
+    receiver.answer([
+        Answer::status(410),
+        Answer::status(429).with("retry-after", "120"),
+        Answer::status(503).with("Retry-After", "Fri, 31 Dec 1999 23:59:59 GMT"),
+        Answer::status(503).with("retry-after", &"1".repeat(1000)),
+        Answer::status(500),
+    ]);
+    let egress = egress(&local());
+    for (status, retry_after) in
+        [(410, None), (429, Some("120")), (503, Some("Fri, 31 Dec 1999 23:59:59 GMT")), (503, None), (500, None)]
+    {
+        let response = post(&egress, &receiver.url("/")).await.unwrap();
+        assert_eq!((response.status, response.retry_after.as_deref()), (status, retry_after));
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_answers_too_late_or_never_ends_the_attempt_in_time() {
+    let receiver = Receiver::plain().await;
+    receiver.answer([Answer::Late(Duration::from_secs(20)), Answer::Hang]);
+    let egress = egress(&EgressConfig { timeout: SHORT, ..local() });
+    for _ in 0..2 {
+        assert_eq!(post(&egress, &receiver.url("/")).await, Err(SendError::Timeout));
+    }
+}
+
+#[tokio::test]
+async fn a_status_counts_even_if_its_body_never_comes() {
+    let receiver = Receiver::plain().await;
+    receiver.answer([Answer::HangInBody]);
+    let egress = egress(&EgressConfig { timeout: SHORT, ..local() });
+    assert_eq!(status(&egress, &receiver.url("/")).await, 200);
+}
+
+#[tokio::test]
+async fn an_endless_body_is_cut_off() {
+    let mut receiver = Receiver::plain().await;
+    receiver.answer([Answer::Endless(200), Answer::Endless(500)]);
+    let egress = egress(&local());
+    for expected in [200, 500] {
+        let began = Instant::now();
+        assert_eq!(status(&egress, &receiver.url("/")).await, expected);
+        assert!(began.elapsed() < Duration::from_secs(10), "it is the size that ends it, not the time");
+        // The sockets' buffers on both sides are what it could fill.
+        let streamed = receiver.streamed().await;
+        assert!(streamed < 64 * 1024 * 1024, "{streamed} bytes were taken");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_says_that_it_is_compressed_is_not_unpacked() {
+    let receiver = Receiver::plain().await;
+    receiver.answer([Answer::status(200).with("content-encoding", "gzip").body(b"this is no gzip")]);
+    assert_eq!(status(&egress(&local()), &receiver.url("/")).await, 200);
+}
+
+#[tokio::test]
+async fn a_redirect_is_an_answer_and_is_not_followed() {
+    let mut receiver = Receiver::plain().await;
+    let own = receiver.url("/elsewhere");
+    let places = ["http://169.254.169.254/", "http://169.254.169.254/latest/meta-data/", own.as_str()];
+    let egress = egress(&local());
+    for (expected, place) in [301, 302, 303, 307, 308].into_iter().flat_map(|s| places.map(|place| (s, place))) {
+        receiver.answer([Answer::status(expected).with("location", place)]);
+        assert_eq!(status(&egress, &receiver.url("/first")).await, expected);
+        assert_eq!(receiver.next().await.path, "/first");
+        assert!(receiver.another().is_none(), "{place} was followed");
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_looked_up_once_so_it_cannot_move_between_check_and_connection() {
+    let mut receiver = Receiver::plain().await;
+    let (resolver, look_ups) = script(&[&[NOWHERE], &["127.0.0.1"]]);
+    let egress = Egress::build(&EgressConfig { timeout: SHORT, ..EgressConfig::default() }, resolver).unwrap();
+    let url = receiver.url_of("rebind.example", "/").replace("http:", "https:");
+
+    let first = post(&egress, &url).await;
+    assert!(matches!(first, Err(SendError::Timeout | SendError::Unreachable(_))), "{first:?}");
+    assert_eq!(look_ups.load(Ordering::Relaxed), 1);
+    assert_eq!(post(&egress, &url).await, Err(SendError::Refused("loopback")));
+    assert_eq!(look_ups.load(Ordering::Relaxed), 2);
+    receiver.assert_untouched().await;
+}
+
+#[tokio::test]
+async fn one_refused_address_among_good_ones_refuses_the_host() {
+    let mut receiver = Receiver::plain().await;
+    let answers: [&'static [&'static str]; 3] =
+        [&[NOWHERE, "127.0.0.1"], &["127.0.0.1", NOWHERE], &["8.8.8.8", NOWHERE, "::ffff:127.0.0.1"]];
+    for answer in answers {
+        let resolver = Resolver::Scripted(Box::new(move |_| Ok(answer.iter().map(|ip| ip.parse().unwrap()).collect())));
+        let egress = Egress::build(&EgressConfig::default(), resolver).unwrap();
+        let url = receiver.url_of("mixed.example", "/").replace("http:", "https:");
+        assert!(matches!(post(&egress, &url).await, Err(SendError::Refused(_))), "{answer:?}");
+    }
+    receiver.assert_untouched().await;
+}
+
+#[tokio::test]
+async fn a_host_that_was_good_is_checked_again_although_its_connection_is_still_open() {
+    let mut receiver = Receiver::plain().await;
+    let (resolver, _) = script(&[&["127.0.0.1"], &["169.254.169.254"], &["127.0.0.1"]]);
+    let egress = Egress::build(&local(), resolver).unwrap();
+    let url = receiver.url_of("moving.example", "/");
+    assert_eq!(status(&egress, &url).await, 200);
+    assert_eq!(post(&egress, &url).await, Err(SendError::Refused("link-local")));
+    assert_eq!(status(&egress, &url).await, 200);
+    assert_eq!([receiver.next().await.connection, receiver.next().await.connection], [0, 0]);
+    assert!(receiver.another().is_none());
+}
+
+#[tokio::test]
+async fn a_host_that_moves_is_reached_at_its_new_address_and_not_at_the_old() {
+    let mut receiver = Receiver::plain().await;
+    let (resolver, _) = script(&[&["127.0.0.1"], &["127.0.0.2"]]);
+    let egress = Egress::build(&local(), resolver).unwrap();
+    let url = receiver.url_of("moving.example", "/");
+    assert_eq!(status(&egress, &url).await, 200);
+    // The receiver listens on the first address alone.
+    assert_eq!(post(&egress, &url).await, Err(SendError::Unreachable("it was refused")));
+    receiver.next().await;
+    assert!(receiver.another().is_none());
+}
+
+#[tokio::test]
+async fn no_spelling_of_a_local_address_is_let_through() {
+    let mut receiver = Receiver::plain().await;
+    let egress = egress(&EgressConfig::default());
+    let hosts = [
+        "127.0.0.1",
+        "127.0.0.1.",
+        "127.1",
+        "2130706433",
+        "0x7f.1",
+        "0x7f000001",
+        "017700000001",
+        "0177.0.0.1",
+        "%31%32%37.0.0.1",
+        "①②⑦.⓪.⓪.①",
+        "0",
+        "0.0.0.0",
+        "10.0.0.1",
+        "169.254.169.254",
+        "100.100.100.200",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[::127.0.0.1]",
+        "[::ffff:0:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[64:ff9b:1::7f00:1]",
+        "[2002:7f00:1::]",
+        "[2001:0:4136:e378:8000:63bf:80ff:fffe]",
+        "[2606:4700::5efe:127.0.0.1]",
+        "[fe80::1]",
+        "[fd00:ec2::254]",
+        "localhost",
+        "LOCALHOST",
+    ];
+    for host in hosts {
+        let url = receiver.url_of(host, "/").replace("http:", "https:");
+        assert!(matches!(post(&egress, &url).await, Err(SendError::Refused(_))), "{host}");
+    }
+    receiver.assert_untouched().await;
+}
+
+#[tokio::test]
+async fn plain_http_goes_to_local_addresses_alone_and_only_in_the_dangerous_mode() {
+    let mut receiver = Receiver::plain().await;
+    // The URL was accepted in the dangerous mode, and the service was started again without.
+    assert_eq!(post(&egress(&EgressConfig::default()), &receiver.url("/")).await, Err(SendError::Refused("loopback")));
+    let (resolver, _) = script(&[&[NOWHERE]]);
+    let strict = Egress::build(&EgressConfig::default(), resolver).unwrap();
+    assert_eq!(post(&strict, "http://public.example/").await, Err(SendError::Refused("not encrypted")));
+    let (resolver, _) = script(&[&[NOWHERE], &["127.0.0.1", NOWHERE], &["169.254.169.254"]]);
+    let dangerous = Egress::build(&local(), resolver).unwrap();
+    for why in ["not encrypted", "not encrypted", "link-local"] {
+        let url = receiver.url_of("public.example", "/");
+        assert_eq!(post(&dangerous, &url).await, Err(SendError::Refused(why)));
+    }
+    receiver.assert_untouched().await;
+    assert_eq!(status(&dangerous, &receiver.url("/")).await, 200);
+}
+
+#[tokio::test]
+async fn a_certificate_counts_if_a_trusted_authority_signed_it_for_that_host() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let mut receiver = Receiver::tls(&authority, &["hooks.example", "127.0.0.1"]).await;
+    let trusting = |authority: &Authority| {
+        let config = EgressConfig { extra_ca: Some(authority.file()), ..local() };
+        Egress::build(&config, script(&[&["127.0.0.1"]]).0).unwrap()
+    };
+    let good = trusting(&authority);
+    for host in ["hooks.example", "127.0.0.1"] {
+        assert_eq!(status(&good, &receiver.url_of(host, "/")).await, 200);
+        receiver.next().await;
+    }
+    let wrong_name = Err(SendError::Tls("its certificate is for another name"));
+    assert_eq!(post(&good, &receiver.url_of("other.example", "/")).await, wrong_name);
+    let unknown = Err(SendError::Tls("nobody whom we trust signed its certificate"));
+    assert_eq!(post(&trusting(&stranger), &receiver.url_of("hooks.example", "/")).await, unknown);
+    assert_eq!(post(&egress(&local()), &receiver.url("/")).await, unknown);
+    assert!(receiver.another().is_none());
+}
+
+#[tokio::test]
+async fn an_endless_body_over_tls_is_cut_off_too() {
+    let authority = Authority::new();
+    let mut receiver = Receiver::tls(&authority, &["127.0.0.1"]).await;
+    receiver.answer([Answer::Endless(200)]);
+    let egress = egress(&EgressConfig { extra_ca: Some(authority.file()), ..local() });
+    assert_eq!(status(&egress, &receiver.url("/")).await, 200);
+    assert!(receiver.streamed().await < 64 * 1024 * 1024);
+}
+
+#[tokio::test]
+async fn what_is_no_web_server_is_named_for_what_it_is() {
+    let receiver = Receiver::plain().await;
+    let egress = egress(&EgressConfig { timeout: Duration::from_secs(10), ..local() });
+    receiver.answer([
+        Answer::Close,
+        Answer::Raw(b"220 mail.example ESMTP\r\n"),
+        Answer::Raw(b"HTTP/1.1 200 OK\r\ncontent-le"),
+    ]);
+    for _ in 0..3 {
+        assert_eq!(post(&egress, &receiver.url("/")).await, Err(SendError::Broken));
+    }
+    let secured = receiver.url("/").replace("http:", "https:");
+    assert_eq!(post(&egress, &secured).await, Err(SendError::Tls("it does not speak TLS as we do")));
+    let url = receiver.url("/");
+    drop(receiver);
+    assert!(matches!(post(&egress, &url).await, Err(SendError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_handshake_that_goes_nowhere_ends_with_the_time_to_connect() {
+    // The system accepts the connection; nobody says a word on it.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let egress = egress(&EgressConfig { connect_timeout: SHORT, ..local() });
+    let url = format!("https://{}/", silent.local_addr().unwrap());
+    assert_eq!(post(&egress, &url).await, Err(SendError::Unreachable("it took too long")));
+}
+
+#[tokio::test]
+async fn a_name_without_addresses_is_not_resolved() {
+    let failing = Resolver::Scripted(Box::new(|_| Err(std::io::Error::other("no such host"))));
+    let (empty, _) = script(&[&[]]);
+    for resolver in [failing, empty] {
+        let egress = Egress::build(&EgressConfig::default(), resolver).unwrap();
+        assert_eq!(post(&egress, "https://gone.example/").await, Err(SendError::Unresolved));
+    }
+    // The system's resolver knows without asking anybody that no label is that long.
+    let impossible = format!("https://{}.example/", "x".repeat(64));
+    assert_eq!(post(&egress(&EgressConfig::default()), &impossible).await, Err(SendError::Unresolved));
+}
