@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stage0_contract::AuditMode;
+
 /// Settings of one gateway process.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -27,6 +29,10 @@ pub struct GatewayConfig {
     pub failed_logins_per_minute: u32,
     /// Connections that one worker holds at the same time.
     pub max_connections_per_worker: usize,
+    /// Whether an answer waits for its record. `None` records nothing: for measurements, no deployment can ask for it.
+    pub audit: AuditMode,
+    /// Takes endpoints with `http:` addresses too: for local stacks.
+    pub dangerous_allow_private_webhooks: bool,
 }
 
 /// PEM files; read again when they change.
@@ -52,6 +58,8 @@ impl GatewayConfig {
             keep_alive: Duration::from_secs(75),
             failed_logins_per_minute: 50,
             max_connections_per_worker: 25_000,
+            audit: AuditMode::Required,
+            dangerous_allow_private_webhooks: false,
         }
     }
 }

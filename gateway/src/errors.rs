@@ -8,6 +8,9 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use stage0_contract::{ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, Refusal, RequestId, Scope};
 
+/// Seconds; most walks take less.
+const WALK_AGAIN_AFTER: u64 = 5;
+
 /// Why a request gets no 2xx.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ApiError {
@@ -39,6 +42,8 @@ pub(crate) enum ApiError {
     Invalid(Vec<FieldError>),
     /// 429, with the seconds to wait.
     TooManyFailedLogins(u64),
+    /// 429: as many walks through the log as this gateway makes at a time are under way.
+    TooManyWalks,
     /// 503: something of ours failed, or was too slow.
     Unavailable,
 }
@@ -59,6 +64,10 @@ impl ApiError {
             Self::TooManyFailedLogins(seconds) => {
                 response.insert_header((RETRY_AFTER, seconds.to_string()));
                 body = body.retry_after(*seconds);
+            }
+            Self::TooManyWalks => {
+                response.insert_header((RETRY_AFTER, WALK_AGAIN_AFTER.to_string()));
+                body = body.retry_after(WALK_AGAIN_AFTER);
             }
             Self::Unavailable => {
                 response.insert_header((RETRY_AFTER, "1"));
@@ -97,6 +106,7 @@ impl ApiError {
             Self::NotJsonType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::UnsupportedMediaType),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
             Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
+            Self::TooManyWalks => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         }
     }
@@ -123,6 +133,9 @@ impl ApiError {
             Self::TooManyFailedLogins(seconds) => {
                 format!("too many failed logins from this address, try again in {seconds} s")
             }
+            Self::TooManyWalks => {
+                format!("too many downloads and verifications at once, try again in {WALK_AGAIN_AFTER} s")
+            }
             Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
         }
     }
@@ -143,6 +156,7 @@ impl ApiError {
             | Self::MethodNotAllowed(_)
             | Self::Conflict(_)
             | Self::Invalid(_)
+            | Self::TooManyWalks
             | Self::Unavailable => false,
         }
     }

@@ -1,10 +1,11 @@
-//! The gateway: HTTPS in, one question to an evaluator, the answer out.
+//! The gateway: HTTPS in, one question to an evaluator, one record in the log, the answer out.
 //!
-//! Owns TLS, authentication, limits, validation and every public error. Refuses policy: it never looks at what a request means.
-//! INVARIANT: no answer that carries a verdict leaves unless an evaluator decided it for this very request; whatever of ours fails
-//! on the way is a 503 that says the action must not run.
+//! Owns TLS, authentication, limits, validation, record-then-release and every public error. Refuses policy: it never looks at what a request means.
+//! INVARIANT: no answer that carries a verdict leaves unless an evaluator decided it for this very request and the log has it; whatever
+//! of ours fails on the way is a 503 that says the action must not run.
 //!
-//! `routes/` is where a request arrives, `auth.rs` where a key is judged, `errors.rs` where every public text stands.
+//! `routes/` is where a request arrives, `auth.rs` where a key is judged, `recorder.rs` where it is
+//! recorded, `errors.rs` where every public text stands.
 
 mod address;
 mod auth;
@@ -13,6 +14,8 @@ mod config;
 mod errors;
 mod keyring;
 mod patience;
+mod reader;
+mod recorder;
 mod routes;
 mod server;
 mod state;

@@ -1,7 +1,7 @@
 //! Where a request arrives: the table of paths and methods, and what every answer carries.
 //!
 //! Owns routing, the request id, the headers of every answer and the access log (ids and numbers only, never content).
-//! One file below for each room: `check`, `accounts`, `keys`, `health`, `docs`; `fields` decodes bodies of the control API.
+//! One file below for each room: `check`, `accounts`, `keys`, `decisions`, `webhooks`, `health`, `docs`; `fields` decodes bodies of the control API.
 
 use std::time::Instant;
 
@@ -21,10 +21,12 @@ use crate::state::Gate;
 
 mod accounts;
 mod check;
+mod decisions;
 mod docs;
 mod fields;
 mod health;
 mod keys;
+mod webhooks;
 
 pub(crate) use health::Readiness;
 
@@ -36,9 +38,26 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
     let paths = web::scope(base_path)
         .service(only("/check", "POST", [web::post().to(check::check)]))
         .service(only("/v1/accounts", "GET, HEAD, POST", [get().to(accounts::list), web::post().to(accounts::create)]))
+        .service(only("/v1/accounts/{id}", "PATCH", [web::patch().to(accounts::update)]))
         .service(only("/v1/keys", "GET, HEAD, POST", [get().to(keys::list), web::post().to(keys::create)]))
         .service(only("/v1/keys/{id}", "DELETE", [web::delete().to(keys::revoke)]))
         .service(only("/v1/keys/{id}/rotate", "POST", [web::post().to(keys::rotate)]))
+        .service(only("/v1/decisions", "DELETE, GET, HEAD", [get().to(decisions::list), web::delete().to(decisions::delete)]))
+        .service(only("/v1/decisions/export", "GET, HEAD", [get().to(decisions::export)]))
+        .service(only("/v1/decisions/verify", "GET, HEAD", [get().to(decisions::verify)]))
+        .service(only("/v1/decisions/{request_id}", "GET, HEAD", [get().to(decisions::get)]))
+        .service(only("/v1/signing-keys", "GET, HEAD", [get().to(decisions::signing_keys)]))
+        .service(only("/v1/webhooks", "GET, HEAD, POST", [get().to(webhooks::list), web::post().to(webhooks::create)]))
+        .service(only(
+            "/v1/webhooks/{id}",
+            "DELETE, GET, HEAD, PATCH",
+            [get().to(webhooks::get), web::patch().to(webhooks::update), web::delete().to(webhooks::delete)],
+        ))
+        .service(only("/v1/webhooks/{id}/rotate-secret", "POST", [web::post().to(webhooks::rotate)]))
+        .service(only("/v1/webhooks/{id}/enable", "POST", [web::post().to(webhooks::enable)]))
+        .service(only("/v1/webhooks/{id}/test", "POST", [web::post().to(webhooks::test)]))
+        .service(only("/v1/webhooks/{id}/replay", "POST", [web::post().to(webhooks::replay)]))
+        .service(only("/v1/webhooks/{id}/deliveries", "GET, HEAD", [get().to(webhooks::deliveries)]))
         .service(only("/healthz", "GET, HEAD", [get().to(health::alive)]))
         .service(only("/readyz", "GET, HEAD", [get().to(health::ready)]))
         .service(only("/openapi.json", "GET, HEAD", [get().to(docs::openapi)]))
@@ -62,6 +81,7 @@ async fn not_found(request: HttpRequest) -> HttpResponse {
 #[derive(Clone, Copy)]
 struct Stamp {
     id: RequestId,
+    started: Instant,
 }
 
 /// What the access log says of a request beyond its status.
@@ -80,7 +100,7 @@ pub(crate) async fn stamp(
     let started = Instant::now();
     let mut busy = request.conn_data::<Patience>().map(Patience::busy);
     let id = RequestId::new(Uuid::now_v7()).map_err(actix_web::error::ErrorInternalServerError)?;
-    request.extensions_mut().insert(Stamp { id });
+    request.extensions_mut().insert(Stamp { id, started });
     let mut response = next.call(request).await?;
     if let Some(busy) = &mut busy
         && response.response().head().connection_type() == ConnectionType::Close
@@ -111,7 +131,11 @@ fn log(response: &ServiceResponse<impl MessageBody>, request_id: RequestId, star
 }
 
 fn request_id(request: &HttpRequest) -> Option<RequestId> {
-    request.extensions().get::<Stamp>().map(|stamp| stamp.id)
+    stamp_of(request).map(|stamp| stamp.id)
+}
+
+fn stamp_of(request: &HttpRequest) -> Option<Stamp> {
+    request.extensions().get::<Stamp>().copied()
 }
 
 /// The one place where a refusal becomes an answer.

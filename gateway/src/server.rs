@@ -21,15 +21,19 @@ use actix_web::dev::{AppConfig, ServiceRequest, ServiceResponse};
 use actix_web::middleware::{NormalizePath, TrailingSlash, from_fn};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, web};
+use futures_util::future::OptionFuture;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use stage0_backplane::{Backplane, BoxFuture};
+use stage0_contract::AuditMode;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
 use crate::keyring::Keyring;
 use crate::patience::{Limits, Patient};
+use crate::recorder::{Recorder, recorder};
 use crate::routes::{self, Readiness};
 use crate::state::Gate;
 use crate::throttle::FailedLogins;
@@ -42,6 +46,8 @@ const DISCARD_UNREAD_BODY_FOR: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(4);
 /// Connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 4096;
+/// Verifications and downloads of the log at a time: each reads as fast as it can.
+const WALKS: usize = 4;
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Makes one connection to the backplane.
@@ -122,13 +128,21 @@ impl Gateway {
             let listening = listen(Arc::clone(&self.keyring), backplane.clone());
             tasks.spawn(drained.clone().run_until_cancelled_owned(listening));
         }
-        let gates = gates(&self.config, &self.keyring, &self.backplanes);
+        // The first connection carries the records, as one gateway appends one round at a time.
+        let recording = self.backplanes.first().filter(|_| self.config.audit != AuditMode::None).cloned();
+        let (recorder, rounds) = recording.map(recorder).unzip();
+        let rounds = rounds.map(|rounds| tokio::spawn(rounds.run(drained.clone())));
+        let gates = gates(&self.config, &self.keyring, &self.backplanes, recorder.as_ref());
+        drop(recorder);
         let served = match serve(self.listener, self.tls, &self.config, gates, stop) {
             Ok(server) => server.await,
             Err(error) => Err(error),
         };
         background.cancel();
         drained.cancel();
+        if let Some(Err(error)) = OptionFuture::from(rounds).await {
+            tracing::error!(%error, "the recorder ended early");
+        }
         tasks.close();
         tasks.wait().await;
         for backplane in &self.backplanes {
@@ -222,16 +236,24 @@ fn app(
 }
 
 /// One for each worker: its own connection, the rest shared.
-fn gates(config: &GatewayConfig, keyring: &Arc<Keyring>, backplanes: &[Backplane]) -> Vec<Gate> {
+fn gates(
+    config: &GatewayConfig,
+    keyring: &Arc<Keyring>,
+    backplanes: &[Backplane],
+    recorder: Option<&Recorder>,
+) -> Vec<Gate> {
     let config = Arc::new(config.clone());
     let failed_logins = Arc::new(FailedLogins::new(config.failed_logins_per_minute));
     let readiness = Arc::new(Readiness::default());
+    let walks = Arc::new(Semaphore::new(WALKS));
     let gate = |backplane: &Backplane| Gate {
         backplane: backplane.clone(),
         config: Arc::clone(&config),
         keyring: Arc::clone(keyring),
         failed_logins: Arc::clone(&failed_logins),
         readiness: Arc::clone(&readiness),
+        recorder: recorder.cloned(),
+        walks: Arc::clone(&walks),
     };
     backplanes.iter().map(gate).collect()
 }

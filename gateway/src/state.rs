@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use stage0_backplane::{Backplane, Requests};
+use stage0_backplane::{Backplane, DecisionLog, Requests};
+use tokio::sync::Semaphore;
 
 use crate::config::GatewayConfig;
 use crate::keyring::Keyring;
+use crate::recorder::Recorder;
 use crate::routes::Readiness;
 use crate::throttle::FailedLogins;
 
@@ -18,10 +20,18 @@ pub(crate) struct Gate {
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) failed_logins: Arc<FailedLogins>,
     pub(crate) readiness: Arc<Readiness>,
+    /// None only where nothing is recorded.
+    pub(crate) recorder: Option<Recorder>,
+    /// Long walks through the log, a few at a time.
+    pub(crate) walks: Arc<Semaphore>,
 }
 
 impl Gate {
     pub(crate) fn requests(&self) -> &dyn Requests {
         &*self.backplane.requests
+    }
+
+    pub(crate) fn log(&self) -> &dyn DecisionLog {
+        &*self.backplane.log
     }
 }

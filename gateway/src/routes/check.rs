@@ -1,30 +1,36 @@
 //! `POST /check`: the product's main job, step by step.
 //!
-//! Owns the order of refusals (contract, section 1) and the budget: what the keystore and the evaluators take together, tries
+//! Owns the order of refusals (contract, section 1) and the budget: what the keystore, the evaluators and the log take together, tries
 //! included, stays below `request_budget`. An evaluation is pure, so a question that got lost is asked again within the budget.
+//! INVARIANT: the answer leaves after the log has acknowledged its record, unless the operator chose best effort.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::http::header::{ContentType, USER_AGENT};
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use stage0_backplane::AskError;
 use stage0_contract::{
-    AuditMode, CheckRequest, CheckResponse, ClientRequestId, Decision, EvaluateReply, EvaluateRequest, FieldError,
-    KeyIdentity, ResponseMeta, ReviewRequest, Scope, Severity, Verdict,
+    AuditMode, CallerTexts, CheckRequest, CheckResponse, Circumstances, ClientOrigin, ClientRequestId, Decided,
+    Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, ResponseMeta,
+    ReviewRequest, Scope, Severity, Verdict, recordable as recordable_line,
 };
 use tokio::time::Instant;
 
-use super::{answer, authenticate, note, request_id};
+use super::{Stamp, answer, authenticate, note, stamp_of};
 use crate::body;
 use crate::errors::ApiError;
+use crate::recorder::Entry;
 use crate::state::Gate;
 
 const MOST_TRIES: u32 = 3;
 /// Between two tries when the first failed at once: an evaluator that restarts needs a moment.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Of a user agent, in characters.
+const MOST_AGENT_CHARS: usize = 256;
 /// A review only adds to a refusal that stands already.
 const REVIEW_WITHIN: Duration = Duration::from_millis(500);
 
@@ -49,15 +55,93 @@ async fn decide(gate: &Gate, request: &HttpRequest, payload: Payload) -> Result<
     }
     let (check, client_request_id) = parse(gate, request, &identity, body, budget.deadline()).await?;
 
-    let Some(request_id) = request_id(request) else { return Err(ApiError::Unavailable) };
+    let Some(stamp) = stamp_of(request) else { return Err(ApiError::Unavailable) };
     let task_hash = check.task_hash();
     let evaluated_at = Timestamp::now().as_second();
-    let question = EvaluateRequest { request_id, account: identity.account.clone(), request: check, evaluated_at };
-    let decision = evaluate(gate, &question, budget.deadline()).await?;
-    note(request, &identity, Some(decision.verdict));
+    let question = EvaluateRequest {
+        request_id: stamp.id,
+        account: identity.account.clone(),
+        request: check,
+        evaluated_at,
+        caller: CallerTexts {
+            client_request_id: client_request_id.as_ref().map(ToString::to_string),
+            user_agent: user_agent(request),
+        },
+    };
+    let asked = Instant::now();
+    let Decided { decision, recordable } = evaluate(gate, &question, budget.deadline()).await?;
+    let evaluation = asked.elapsed();
 
-    let meta = ResponseMeta { source: "stage0".into(), test_mode: false, client_request_id, audit: AuditMode::None };
-    Ok(HttpResponse::Ok().json(CheckResponse::new(decision, request_id, task_hash, evaluated_at, meta)))
+    let meta = ResponseMeta { source: "stage0".into(), test_mode: false, client_request_id, audit: gate.config.audit };
+    let response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
+    let body = serde_json::to_vec(&response).map_err(|error| {
+        tracing::error!(request_id = %stamp.id, %error, "answer could not be written");
+        ApiError::Unavailable
+    })?;
+    if let Some(recorder) = &gate.recorder {
+        let circumstances = circumstances(request, &identity, stamp, evaluation, recordable.as_ref());
+        let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days)?;
+        if let Err(error) = recorder.record(entry, budget.deadline()).await {
+            tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
+            if gate.config.audit == AuditMode::Required {
+                return Err(ApiError::Unavailable);
+            }
+        }
+    }
+    note(request, &identity, Some(response.decided.verdict));
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
+}
+
+/// What is recorded beside the answer. Texts of the caller are those that the evaluator has masked.
+fn circumstances(
+    request: &HttpRequest,
+    identity: &KeyIdentity,
+    stamp: Stamp,
+    evaluation: Duration,
+    recordable: Option<&Recordable>,
+) -> Circumstances {
+    let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+    Circumstances {
+        account: identity.account.clone(),
+        key_id: identity.key_id.clone(),
+        run_id: recordable.and_then(|texts| texts.run_id.clone()),
+        client: ClientOrigin {
+            address: request.peer_addr().map(|address| address.ip().to_canonical().to_string()),
+            user_agent: recordable.and_then(|texts| texts.caller.user_agent.clone()),
+        },
+        durations: Durations { evaluation_ms: millis(evaluation), total_ms: millis(stamp.started.elapsed()) },
+        input: recordable.and_then(|texts| texts.input.clone()),
+    }
+}
+
+/// The line, but for what only the recorder knows: the answer's own bytes, unless its caller's id holds a secret.
+fn entry(
+    response: &CheckResponse,
+    body: &[u8],
+    circumstances: &Circumstances,
+    recordable: Option<&Recordable>,
+    retention_days: u32,
+) -> Result<Entry, ApiError> {
+    let said = response.meta.client_request_id.as_ref().map(ClientRequestId::as_str);
+    let masked = recordable.and_then(|texts| texts.caller.client_request_id.as_deref());
+    let line = if said == masked {
+        recordable_line(body, circumstances)
+    } else {
+        let mut response = response.clone();
+        response.meta.client_request_id = masked.and_then(|masked| ClientRequestId::parse(masked).ok());
+        serde_json::to_vec(&response).and_then(|body| recordable_line(&body, circumstances))
+    };
+    let line = line.map_err(|error| {
+        tracing::error!(request_id = %response.request_id, %error, "record could not be written");
+        ApiError::Unavailable
+    })?;
+    Ok(Entry { account: circumstances.account.clone(), retention_days, body: line })
+}
+
+/// At most 256 characters.
+fn user_agent(request: &HttpRequest) -> Option<String> {
+    let value = request.headers().get(USER_AGENT)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).chars().take(MOST_AGENT_CHARS).collect())
 }
 
 /// Headers and body, with every bad field named, also those that only a policy knows to be bad.
@@ -100,7 +184,7 @@ fn visible_header(request: &HttpRequest, name: &'static str, errors: &mut Vec<Fi
     parsed
 }
 
-async fn evaluate(gate: &Gate, question: &EvaluateRequest, deadline: Instant) -> Result<Decision, ApiError> {
+async fn evaluate(gate: &Gate, question: &EvaluateRequest, deadline: Instant) -> Result<Decided, ApiError> {
     let request_id = question.request_id;
     // A frozen evaluator costs one try, not the whole budget.
     let one_try = gate.config.request_budget * 2 / 5;
@@ -125,7 +209,7 @@ async fn evaluate(gate: &Gate, question: &EvaluateRequest, deadline: Instant) ->
         }
     };
     match reply {
-        EvaluateReply::Decided(decision) if is_sound(&decision) => Ok(*decision),
+        EvaluateReply::Decided(decided) if is_sound(&decided.decision) => Ok(*decided),
         EvaluateReply::Decided(_) => {
             tracing::error!(%request_id, "evaluator allowed with a grave issue, refused");
             Err(ApiError::Unavailable)

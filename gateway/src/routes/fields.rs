@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::web::Query;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use stage0_contract::{AccountId, FieldError, Plan, Scope, Scopes};
+use stage0_contract::{AccountId, FieldError, Plan, Scope, Scopes, Verdict};
 
 use crate::errors::ApiError;
 
@@ -42,6 +42,27 @@ impl Fields {
         self.errors.push(FieldError::new(path, message));
     }
 
+    /// Refuses a member for a reason that only the call knows.
+    pub(super) fn refuse(&mut self, name: &str, must: &str) {
+        if self.errors.iter().all(|error| error.path != name) {
+            self.bad(name, must);
+        }
+    }
+
+    /// Whether the member is there, null included.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
+    /// Takes the member out if it is null.
+    pub(super) fn take_null(&mut self, name: &str) -> bool {
+        let null = self.members.get(name).is_some_and(Value::is_null);
+        if null {
+            self.members.remove(name);
+        }
+        null
+    }
+
     fn optional<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         let value = self.members.remove(name).filter(|value| !value.is_null())?;
         let read = read(&value);
@@ -63,6 +84,43 @@ impl Fields {
 
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned))
+    }
+
+    /// A text of a form of its own.
+    pub(super) fn word<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        self.optional(name, must, |v| read(v.as_str()?))
+    }
+
+    pub(super) fn boolean(&mut self, name: &str) -> Option<bool> {
+        self.optional(name, "must be `true` or `false`", Value::as_bool)
+    }
+
+    pub(super) fn number(&mut self, name: &str) -> Option<u32> {
+        self.optional(name, "must be a whole number, not negative", |v| u32::try_from(v.as_u64()?).ok())
+    }
+
+    pub(super) fn texts(&mut self, name: &str) -> Option<Vec<String>> {
+        self.items(name, "must be a string", |v| v.as_str().map(str::to_owned))
+    }
+
+    pub(super) fn verdicts(&mut self) -> Option<Vec<Verdict>> {
+        self.items("verdicts", "must be `ALLOW`, `DENY` or `DEFER`", |v| Verdict::parse(v.as_str()?))
+    }
+
+    /// An array whose bad items are each named.
+    fn items<T>(&mut self, name: &str, must: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+        let Value::Array(items) = self.members.remove(name).filter(|value| !value.is_null())? else {
+            self.bad(name, "must be an array");
+            return None;
+        };
+        let mut found = Vec::with_capacity(items.len());
+        for (index, item) in items.iter().enumerate() {
+            match read(item) {
+                Some(item) => found.push(item),
+                None => self.bad(&format!("{name}[{index}]"), must),
+            }
+        }
+        Some(found)
     }
 
     pub(super) fn account(&mut self) -> Option<AccountId> {

@@ -1,4 +1,4 @@
-//! `/healthz`: this process runs. `/readyz`: it can decide now, and what it does with its decisions.
+//! `/healthz`: this process runs. `/readyz`: it can decide and record now.
 //!
 //! Both are open to anybody, so the answer is at most a second old and costs the backplane no more than one question of each kind
 //! a second, however often it is asked for. No secret and no account is in it.
@@ -53,10 +53,11 @@ pub(super) async fn ready(gate: Data<Gate>, _: HttpRequest) -> HttpResponse {
 
 async fn look(gate: &Gate) -> Report {
     let requests = gate.requests();
-    let (backplane, evaluator, keystore) = tokio::join!(
+    let (backplane, evaluator, keystore, log) = tokio::join!(
         requests.ready(),
         requests.ask(&EvaluatorStatus {}, WITHIN),
         requests.ask(&KeystoreStatus {}, WITHIN),
+        gate.log().ready(),
     );
     let mut faults = Vec::new();
     if let Err(error) = backplane {
@@ -68,11 +69,25 @@ async fn look(gate: &Gate) -> Report {
     if let Err(error) = &keystore {
         faults.push(format!("keystore: {error}"));
     }
+    let audit = gate.config.audit;
+    let mut remarks = Vec::new();
+    match (log, audit) {
+        (Ok(said), _) => remarks.extend(said),
+        (Err(error), AuditMode::Required) => faults.push(format!("audit: {error}")),
+        (Err(error), AuditMode::BestEffort | AuditMode::None) => remarks.push(format!("audit: {error}")),
+    }
+    match audit {
+        AuditMode::Required => {}
+        AuditMode::BestEffort => {
+            remarks.push("audit: best-effort: a decision is released even when it is not recorded".into())
+        }
+        AuditMode::None => remarks.push("audit: nothing is recorded".into()),
+    }
     let ready = faults.is_empty();
     let mut reasons = faults;
+    reasons.append(&mut remarks);
     if keystore.is_ok_and(|keystore| !keystore.writable) {
         reasons.push("keystore: cannot store changes, keys can be verified but not managed".into());
     }
-    reasons.push("audit: decisions are not recorded by this version".into());
-    Report { ready, audit: AuditMode::None, policy_version: evaluator.ok().map(|status| status.active), reasons }
+    Report { ready, audit, policy_version: evaluator.ok().map(|status| status.active), reasons }
 }

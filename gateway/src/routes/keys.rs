@@ -1,5 +1,7 @@
 //! `/v1/keys`: an account's own, or any for the operator. The keystore judges the caller; here only the shapes are checked.
 
+use std::time::Duration;
+
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use stage0_contract::{Caller, CreateKey, KeyId, ListKeys, ManageReply, Request, RevokeKey, Revoked, RotateKey};
@@ -11,20 +13,28 @@ use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
 
-/// Asks the keystore to do something.
+/// Asks the keystore, or the exporter, to do something.
 pub(super) async fn manage<M, T>(gate: &Gate, message: &M) -> Result<T, ApiError>
 where
     M: Request<Reply = ManageReply<T>>,
 {
-    match gate.requests().ask(message, gate.config.request_budget).await {
+    manage_within(gate, message, gate.config.request_budget).await
+}
+
+/// As [`manage`], for what takes longer than a check may.
+pub(super) async fn manage_within<M, T>(gate: &Gate, message: &M, within: Duration) -> Result<T, ApiError>
+where
+    M: Request<Reply = ManageReply<T>>,
+{
+    match gate.requests().ask(message, within).await {
         Ok(ManageReply::Done(done)) => Ok(done),
         Ok(ManageReply::Refused(refusal)) => Err(refusal.into()),
         Ok(ManageReply::Failed) => {
-            tracing::error!(subject = M::SUBJECT, "keystore failed");
+            tracing::error!(subject = M::SUBJECT, "management call failed");
             Err(ApiError::Unavailable)
         }
         Err(error) => {
-            tracing::error!(subject = M::SUBJECT, error = &error as &dyn std::error::Error, "keystore does not answer");
+            tracing::error!(subject = M::SUBJECT, error = &error as &dyn std::error::Error, "management call was not answered");
             Err(ApiError::Unavailable)
         }
     }
@@ -78,7 +88,7 @@ pub(super) async fn revoke(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
     answer(&request, revoked.await)
 }
 
-async fn caller(gate: &Gate, request: &HttpRequest) -> Result<Caller, ApiError> {
+pub(super) async fn caller(gate: &Gate, request: &HttpRequest) -> Result<Caller, ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
     Ok(Caller::from(&*identity))
 }

@@ -1,0 +1,279 @@
+//! Reading the log for a caller: one decision, pages of them, whole stretches, and the proof that nothing is missing.
+//!
+//! Owns what may be shown: an account's own lines, not past their end nor the account's retention. Ids carry their time, so one
+//! decision is found by seeking it; no index of ids exists. A page costs a bounded piece of log, and may be short for that.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
+use serde_json::Value;
+use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
+use stage0_contract::{
+    AccountId, IssueCode, LineStart, MarkRef, PublicKey, Report, RequestId, Verdict, Walk, Window,
+};
+use tokio::time::Instant;
+
+/// One question to the log.
+const PIECE: usize = 1 << 20;
+/// How much log a page may cost.
+const PAGE_BYTES: usize = 16 << 20;
+const PIECE_WITHIN: Duration = Duration::from_secs(5);
+/// A decision is stored this long after its id was made, at most: its body may be slow to arrive. And clocks differ a little.
+const NEAR: Search = Search { before: SignedDuration::from_secs(2), after: SignedDuration::from_secs(15) };
+/// Where clocks differ more.
+const FAR: Search = Search { before: SignedDuration::from_secs(120), after: SignedDuration::from_secs(120) };
+
+/// Whose log is read, and how much of it may be shown.
+pub(crate) struct Shelf<'a> {
+    pub(crate) log: &'a dyn DecisionLog,
+    pub(crate) account: &'a AccountId,
+    /// What was recorded before is past the account's retention.
+    pub(crate) horizon: Timestamp,
+    pub(crate) now: Timestamp,
+}
+
+/// What a list is asked for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Filter {
+    pub(crate) from: Option<Timestamp>,
+    pub(crate) to: Option<Timestamp>,
+    pub(crate) verdict: Option<Verdict>,
+    pub(crate) environment: Option<String>,
+    pub(crate) code: Option<IssueCode>,
+    pub(crate) run_id: Option<String>,
+}
+
+/// Behind which line a page begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    position: u64,
+    /// Lines of that entry that are through.
+    lines: usize,
+}
+
+struct Search {
+    before: SignedDuration,
+    after: SignedDuration,
+}
+
+/// What a filter looks at.
+#[derive(Deserialize)]
+struct Facts<'l> {
+    recorded_at: Timestamp,
+    expires_at: i64,
+    verdict: Verdict,
+    #[serde(borrow)]
+    environment: std::borrow::Cow<'l, str>,
+    run_id: Option<String>,
+    issues: Vec<Code>,
+}
+
+#[derive(Deserialize)]
+struct Code {
+    code: IssueCode,
+}
+
+impl Cursor {
+    /// Reads what [`Cursor`] displays.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (position, lines) = text.split_once('.')?;
+        Some(Self { position: position.parse().ok()?, lines: lines.parse().ok()? })
+    }
+}
+
+impl std::fmt::Display for Cursor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.position, self.lines)
+    }
+}
+
+impl Filter {
+    fn takes(&self, facts: &Facts<'_>) -> bool {
+        self.from.is_none_or(|from| facts.recorded_at >= from)
+            && self.to.is_none_or(|to| facts.recorded_at <= to)
+            && self.verdict.is_none_or(|verdict| facts.verdict == verdict)
+            && self.environment.as_ref().is_none_or(|environment| facts.environment == environment.as_str())
+            && self.run_id.as_ref().is_none_or(|run_id| facts.run_id.as_ref() == Some(run_id))
+            && self.code.as_ref().is_none_or(|code| facts.issues.iter().any(|issue| issue.code == *code))
+    }
+}
+
+impl Shelf<'_> {
+    /// The decision with this id, if it is this account's and may still be shown.
+    pub(crate) async fn decision(&self, id: RequestId) -> Result<Option<Value>, ReadError> {
+        let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
+        let wanted = format!("\"request_id\":\"{id}\"");
+        for search in [NEAR, FAR] {
+            if let Some(line) = self.search(made, &search, wanted.as_bytes()).await? {
+                return serde_json::from_slice(&line).map(Some).map_err(|error| ReadError(error.to_string()));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn search(&self, made: Timestamp, search: &Search, wanted: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        let end = made.checked_add(search.after).unwrap_or(Timestamp::MAX);
+        let mut seek = Seek::Time(made.checked_sub(search.before).unwrap_or(Timestamp::UNIX_EPOCH));
+        loop {
+            let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
+            for entry in &chunk.entries {
+                if entry.stored_at > end {
+                    return Ok(None);
+                }
+                let found = entry.lines().find(|line| contains(line, wanted) && self.shows_line(line));
+                if let Some(line) = found {
+                    return Ok(Some(line.to_vec()));
+                }
+            }
+            let Some(next) = following(&chunk) else { return Ok(None) };
+            seek = next;
+        }
+    }
+
+    /// A page of decisions, the oldest first, and where the next begins; none when there are no more now.
+    pub(crate) async fn page(
+        &self,
+        filter: &Filter,
+        cursor: Option<Cursor>,
+        limit: usize,
+    ) -> Result<(Vec<Value>, Option<Cursor>), ReadError> {
+        let from = filter.from.unwrap_or(self.horizon).max(self.horizon);
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        let mut skip = cursor;
+        let mut seek = match cursor {
+            // The entry itself is read again when only some of its lines are through.
+            Some(cursor) => Seek::After(Position(cursor.position.saturating_sub(1))),
+            // Stored a little after it was recorded, or a little before by another clock.
+            None => Seek::Time(from.checked_sub(NEAR.before).unwrap_or(Timestamp::UNIX_EPOCH)),
+        };
+        loop {
+            let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
+            for entry in &chunk.entries {
+                bytes += entry.lines.len();
+                if filter.to.is_some_and(|to| is_long_after(entry.stored_at, to)) {
+                    return Ok((items, None));
+                }
+                let through = skip.filter(|skip| skip.position == entry.position.0).map_or(0, |skip| skip.lines);
+                for (index, line) in entry.lines().enumerate().skip(through) {
+                    let Ok(facts) = serde_json::from_slice::<Facts<'_>>(line) else { continue };
+                    if self.shows(facts.recorded_at, facts.expires_at) && filter.takes(&facts) {
+                        items.push(serde_json::from_slice(line).map_err(|error| ReadError(error.to_string()))?);
+                    }
+                    if items.len() == limit {
+                        return Ok((items, Some(Cursor { position: entry.position.0, lines: index + 1 })));
+                    }
+                }
+            }
+            let Some(next) = following(&chunk) else { return Ok((items, None)) };
+            if bytes >= PAGE_BYTES {
+                let Seek::After(position) = next else { return Ok((items, None)) };
+                return Ok((items, Some(Cursor { position: position.0, lines: usize::MAX })));
+            }
+            (seek, skip) = (next, None);
+        }
+    }
+
+    /// The next lines of every kind that may be shown, as they stand in the log, and where to go on.
+    pub(crate) async fn stretch(
+        &self,
+        seek: Seek,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+    ) -> Result<(Vec<u8>, Option<Seek>), ReadError> {
+        let chunk = self.piece(Which::All, seek).await?;
+        let mut lines = Vec::new();
+        for entry in &chunk.entries {
+            for line in entry.lines() {
+                let Ok(times) = serde_json::from_slice::<Times>(line) else { continue };
+                let inside = from.is_none_or(|from| times.recorded_at >= from) && to.is_none_or(|to| times.recorded_at <= to);
+                if inside && self.shows(times.recorded_at, times.expires_at) {
+                    lines.extend_from_slice(line);
+                    lines.push(b'\n');
+                }
+            }
+        }
+        let past = chunk.entries.last().is_some_and(|last| to.is_some_and(|to| is_long_after(last.stored_at, to)));
+        Ok((lines, following(&chunk).filter(|_| !past)))
+    }
+
+    /// Where a stretch begins.
+    pub(crate) fn begin(&self, from: Option<Timestamp>) -> Seek {
+        let from = from.unwrap_or(self.horizon).max(self.horizon);
+        Seek::Time(from.checked_sub(NEAR.before).unwrap_or(Timestamp::UNIX_EPOCH))
+    }
+
+    /// Walks the chain.
+    pub(crate) async fn verify(
+        &self,
+        from: Option<Timestamp>,
+        to: Option<Timestamp>,
+        kept: Option<MarkRef>,
+        keys: Vec<PublicKey>,
+    ) -> Result<Report, ReadError> {
+        let mut marks: Vec<Entry> = Vec::new();
+        let mut seek = Seek::Start;
+        loop {
+            let chunk = self.piece(Which::Only(Kind::Mark), seek).await?;
+            let next = following(&chunk);
+            marks.extend(chunk.entries);
+            match next {
+                Some(next) => seek = next,
+                None => break,
+            }
+        }
+        let window = Window { from, to, now: self.now, horizon: self.horizon, kept };
+        let mut walk = Walk::new(window, keys, marks.iter().flat_map(Entry::lines));
+        let mut seek = self.begin(from);
+        loop {
+            let chunk = self.piece(Which::All, seek).await?;
+            let next = following(&chunk);
+            walk = tokio::task::spawn_blocking(move || {
+                chunk.entries.iter().flat_map(Entry::lines).for_each(|line| walk.see(line));
+                walk
+            })
+            .await
+            .map_err(|_| ReadError("the verification ended early".to_owned()))?;
+            match next {
+                Some(next) => seek = next,
+                None => return Ok(walk.finish()),
+            }
+        }
+    }
+
+    async fn piece(&self, which: Which, seek: Seek) -> Result<Chunk, ReadError> {
+        self.log.read(self.account, which, seek, PIECE, Instant::now() + PIECE_WITHIN).await
+    }
+
+    fn shows(&self, recorded_at: Timestamp, expires_at: i64) -> bool {
+        expires_at > self.now.as_second() && recorded_at >= self.horizon
+    }
+
+    fn shows_line(&self, line: &[u8]) -> bool {
+        let start = serde_json::from_slice::<LineStart>(line);
+        start.is_ok_and(|start| self.shows(start.recorded_at, start.expires_at))
+    }
+}
+
+/// What every line has.
+#[derive(Deserialize)]
+struct Times {
+    recorded_at: Timestamp,
+    expires_at: i64,
+}
+
+fn following(chunk: &Chunk) -> Option<Seek> {
+    chunk.entries.last().filter(|_| chunk.more).map(|last| Seek::After(last.position))
+}
+
+/// So late that nothing recorded by then can still follow.
+fn is_long_after(stored_at: Timestamp, to: Timestamp) -> bool {
+    to.checked_add(FAR.after).is_ok_and(|end| stored_at > end)
+}
+
+fn contains(line: &[u8], wanted: &[u8]) -> bool {
+    match (std::str::from_utf8(line), std::str::from_utf8(wanted)) {
+        (Ok(line), Ok(wanted)) => line.contains(wanted),
+        _ => false,
+    }
+}

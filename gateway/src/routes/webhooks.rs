@@ -1,0 +1,175 @@
+//! `/v1/webhooks`: an account's endpoints. The keystore judges the caller and keeps them; the exporter delivers, tests and replays.
+//!
+//! What is asked of the exporter is asked only after the keystore has said that the endpoint is the caller's. Here the shapes are
+//! checked, and an address's syntax; where it leads is judged at every delivery.
+
+use actix_web::web::{Data, Path, Payload};
+use actix_web::{HttpRequest, HttpResponse};
+use stage0_contract::{
+    Caller, CreateWebhook, DeleteWebhook, EnableWebhook, GetWebhook, ListDeliveries, ListWebhooks, ReplayWebhook,
+    RotateWebhookSecret, TestWebhook, UpdateWebhook, Webhook, WebhookDeleted, WebhookFilters, WebhookId, WebhookUrl,
+};
+
+use super::answer;
+use super::fields::Fields;
+use super::keys::{caller, manage, manage_within};
+use crate::body;
+use crate::errors::ApiError;
+use crate::state::Gate;
+
+/// A receiver has 15 s to answer.
+const TEST_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
+
+pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let created = async {
+        let caller = caller(&gate, &request).await?;
+        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let (account, url) = (fields.account(), fields.required_text("url"));
+        check_url(&gate, &mut fields, &url);
+        let filters = WebhookFilters { verdicts: fields.verdicts(), environments: fields.texts("environments") };
+        let (description, rate_limit) = (fields.text("description").unwrap_or_default(), fields.number("rate_limit"));
+        fields.finish()?;
+        let create = CreateWebhook { caller, account, url, filters, description, rate_limit };
+        Ok::<_, ApiError>(HttpResponse::Created().json(manage(&gate, &create).await?))
+    };
+    answer(&request, created.await)
+}
+
+pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
+    let listed = async {
+        let caller = caller(&gate, &request).await?;
+        let mut fields = Fields::of_query(&request);
+        let (account, cursor, limit) = (fields.account(), fields.text("cursor"), fields.limit());
+        fields.finish()?;
+        let page = manage(&gate, &ListWebhooks { caller, account, cursor, limit }).await?;
+        Ok::<_, ApiError>(HttpResponse::Ok().json(page))
+    };
+    answer(&request, listed.await)
+}
+
+pub(super) async fn get(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
+    let found = async {
+        let (_, webhook) = own(&gate, &request, &id).await?;
+        Ok::<_, ApiError>(HttpResponse::Ok().json(webhook))
+    };
+    answer(&request, found.await)
+}
+
+pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
+    let updated = async {
+        let (caller, webhook) = own(&gate, &request, &id).await?;
+        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let url = fields.text("url");
+        if let Some(url) = &url {
+            check_url(&gate, &mut fields, url);
+        }
+        // Each filter is its own member; null means all again.
+        let (verdicts, environments) = (fields.has("verdicts"), fields.has("environments"));
+        let filters = (verdicts || environments).then(|| WebhookFilters {
+            verdicts: if verdicts { fields.verdicts() } else { webhook.filters.verdicts.clone() },
+            environments: if environments { fields.texts("environments") } else { webhook.filters.environments.clone() },
+        });
+        let description = fields.text("description");
+        let rate_limit = if fields.take_null("rate_limit") { Some(0) } else { fields.number("rate_limit") };
+        let enabled = fields.boolean("enabled");
+        fields.finish()?;
+        let update = UpdateWebhook { caller, id: webhook.id, url, filters, description, rate_limit, enabled };
+        Ok::<_, ApiError>(HttpResponse::Ok().json(manage(&gate, &update).await?))
+    };
+    answer(&request, updated.await)
+}
+
+pub(super) async fn delete(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
+    let deleted = async {
+        let caller = caller(&gate, &request).await?;
+        let WebhookDeleted {} = manage(&gate, &DeleteWebhook { caller, id: webhook_id(&id)? }).await?;
+        Ok::<_, ApiError>(HttpResponse::NoContent().finish())
+    };
+    answer(&request, deleted.await)
+}
+
+pub(super) async fn enable(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
+    let enabled = async {
+        let caller = caller(&gate, &request).await?;
+        Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?).finish()?;
+        let webhook = manage(&gate, &EnableWebhook { caller, id: webhook_id(&id)? }).await?;
+        Ok::<_, ApiError>(HttpResponse::Ok().json(webhook))
+    };
+    answer(&request, enabled.await)
+}
+
+pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
+    let rotated = async {
+        let caller = caller(&gate, &request).await?;
+        let mut fields =
+            Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?);
+        // A receiver needs a moment to learn the new secret: both sign for a day unless the caller says otherwise.
+        let overlap_seconds = fields.seconds("overlap_seconds").unwrap_or(86_400);
+        fields.finish()?;
+        let rotate = RotateWebhookSecret { caller, id: webhook_id(&id)?, overlap_seconds };
+        Ok::<_, ApiError>(HttpResponse::Created().json(manage(&gate, &rotate).await?))
+    };
+    answer(&request, rotated.await)
+}
+
+pub(super) async fn test(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
+    let tested = async {
+        let (_, webhook) = own(&gate, &request, &id).await?;
+        Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?).finish()?;
+        let test = TestWebhook { account: webhook.account, id: webhook.id };
+        Ok::<_, ApiError>(HttpResponse::Ok().json(manage_within(&gate, &test, TEST_WITHIN).await?))
+    };
+    answer(&request, tested.await)
+}
+
+pub(super) async fn replay(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
+    let replayed = async {
+        let (_, webhook) = own(&gate, &request, &id).await?;
+        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let (from, to) = (fields.timestamp("from"), fields.timestamp("to"));
+        for (name, time) in [("from", from), ("to", to)] {
+            if time.is_none() {
+                fields.refuse(name, "is required, as a time such as `2026-01-31T12:00:00Z` (RFC 3339)");
+            }
+        }
+        let (Some(from), Some(to)) = (from, to) else { return Err(fields.finish().err().unwrap_or(ApiError::NotFound)) };
+        if from >= to {
+            fields.refuse("to", "must be after `from`");
+        }
+        fields.finish()?;
+        let replay = ReplayWebhook { account: webhook.account, id: webhook.id, from, to };
+        Ok::<_, ApiError>(HttpResponse::Accepted().json(manage(&gate, &replay).await?))
+    };
+    answer(&request, replayed.await)
+}
+
+pub(super) async fn deliveries(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
+    let listed = async {
+        let (_, webhook) = own(&gate, &request, &id).await?;
+        Fields::of_query(&request).finish()?;
+        let list = ListDeliveries { account: webhook.account, id: webhook.id };
+        Ok::<_, ApiError>(HttpResponse::Ok().json(manage(&gate, &list).await?))
+    };
+    answer(&request, listed.await)
+}
+
+/// The caller, and its endpoint.
+async fn own(gate: &Gate, request: &HttpRequest, id: &str) -> Result<(Caller, Webhook), ApiError> {
+    let caller = caller(gate, request).await?;
+    let webhook = manage(gate, &GetWebhook { caller: caller.clone(), id: webhook_id(id)? }).await?;
+    Ok((caller, webhook))
+}
+
+fn check_url(gate: &Gate, fields: &mut Fields, url: &str) {
+    if url.is_empty() {
+        return;
+    }
+    if let Err(error) = WebhookUrl::parse(url, gate.config.dangerous_allow_private_webhooks) {
+        fields.refuse("url", &error.to_string());
+    }
+}
+
+/// What cannot be an endpoint's id names none.
+fn webhook_id(text: &str) -> Result<WebhookId, ApiError> {
+    WebhookId::parse(text).map_err(|_| ApiError::NotFound)
+}
