@@ -52,7 +52,7 @@ Examples:
   stage0 dev
   stage0 dev --data-dir /tmp/s0 --listen 127.0.0.1:0 --policies ./my-packs --active-policy my-pack@1.2.0")]
     Dev,
-    /// Serves HTTPS: authenticates, validates, asks an evaluator
+    /// Serves HTTPS: authenticates, validates, asks an evaluator, records
     #[command(after_help = "\
 Examples:
   stage0 gateway --nats nats://127.0.0.1:4222 --tls-cert cert.pem --tls-key key.pem
@@ -63,17 +63,20 @@ Examples:
 Example:
   stage0 evaluator --nats nats://127.0.0.1:4222 --policies ./packs --active-policy my-pack@1.2.0")]
     Evaluator,
-    /// Keeps accounts and keys; exactly one per deployment
+    /// Keeps accounts, keys and endpoints, signs checkpoints; exactly one per deployment
     #[command(after_help = "\
-The first start writes an operator's key to `<data-dir>/operator.key`.
+The first start writes an operator's key to `<data-dir>/operator.key`, and makes `secrets.key` and `signing.key`
+unless it is given others. Back them up with the rest of the directory.
 
 Example:
   stage0 keystore --nats nats://127.0.0.1:4222 --data-dir /var/lib/stage0")]
     Keystore,
-    /// Its place: this version records nothing, so there is nothing to export
+    /// Delivers recorded decisions to webhooks, signs checkpoints, ends what is past its retention
     #[command(after_help = "\
+Any number of them share the endpoints. Makes the log's streams where they are missing.
+
 Example:
-  stage0 audit-export --nats nats://127.0.0.1:4222")]
+  stage0 audit-export --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222")]
     AuditExport,
     /// Asks whether an action may run
     #[command(after_help = "\
@@ -304,7 +307,11 @@ fn with_flags(command: Command, role: Role, global: bool) -> Command {
             Some(Absent::Optional) | None => String::new(),
         };
         let help = format!("{}{default} [env: {}]", setting.help, setting.variable());
-        let flag = Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help);
+        let mut flag = Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help);
+        if setting.value == "BOOL" {
+            // The bare flag says yes.
+            flag = flag.num_args(0..=1).require_equals(true).default_missing_value("true");
+        }
         command.arg(flag.help_heading(setting.group).global(global))
     })
 }

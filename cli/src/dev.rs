@@ -1,7 +1,7 @@
 //! `stage0 dev`: every service in one process on the embedded backplane, ready to be asked.
 //!
-//! Owns the order: data, address, services, keys, files, and the banner last, so that whoever has read it can ask at once. It stops in the
-//! order of a cluster: the gateway drains first, then those whom it asks. One service that ends by itself ends all, with exit code 1.
+//! Owns the order: policy, data, address, services, keys, files, and the banner last, so that whoever has read it can ask at once. It stops in the
+//! order of a cluster: the gateway drains first, then the exporter, then those whom both ask. One service that ends by itself ends all, with exit code 1.
 
 mod access;
 mod banner;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use stage0_audit_export::AuditExport;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::{AskError, Backplane};
 use stage0_contract::{KeystoreStatus, PolicyVersion};
@@ -36,29 +37,43 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Runs it until a signal.
 pub(crate) fn run(settings: DevSettings) -> Exit {
-    let DevSettings { logs, data_dir, http, keystore, evaluator } = settings;
+    let DevSettings { logs, data_dir, http, keystore, evaluator, export } = settings;
     serve(logs, async move |stop| {
+        // Before anything is written: a first start with a broken pack leaves no keys behind.
+        let evaluator = load(evaluator).await?;
         files::private_dir(&data_dir)?;
-        let bus = Bus::new();
-        // The keystore first: it holds the data directory against a second process.
+        // The log next: it holds the data directory against a second process. A crash may have left it something to repair.
+        let directory = data_dir.clone();
+        let bus = tokio::task::spawn_blocking(move || Bus::open(&directory)).await??;
         let keystore = Keystore::build(keystore, bus.connect()).await?;
-        let evaluator = stage0_evaluator::build(load(evaluator).await?, shards_connect(bus.clone())).await?;
+        let evaluator = stage0_evaluator::build(evaluator, shards_connect(bus.clone())).await?;
         let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
         let base_path = http.base_path.clone();
         let gateway = Gateway::build(http.config(tls), workers_connect(bus.clone())).await?;
+        let exporter = AuditExport::build(export, bus.connect()).await?;
         let url = format!("https://{}{base_path}", reachable(gateway.addr()));
 
         let (front, back) = (stop.child_token(), CancellationToken::new());
         let mut crew = Crew { front: front.clone(), members: JoinSet::new() };
         let (keystore_stop, evaluator_stop) = (back.clone(), back.clone());
+        let (exporter_stop, exported) = (CancellationToken::new(), CancellationToken::new());
         crew.join(async move { Ok(keystore.run_until(keystore_stop.cancelled_owned()).await?) });
         let policy = evaluator.active().clone();
         crew.join(async move { Ok(evaluator.run_until(evaluator_stop.cancelled_owned()).await?) });
+        let (exporter_stops, ended) = (exporter_stop.clone(), exported.clone().drop_guard());
+        crew.join(async move {
+            let served = exporter.run_until(exporter_stops).await;
+            drop(ended);
+            Ok(served?)
+        });
         let open = Opening { backplane: bus.connect(), data_dir: &data_dir, ca: &ca, url, policy };
         let served = match open.open().await {
             Ok(()) => gateway.run_until(front).await.map_err(anyhow::Error::from),
             Err(error) => Err(error),
         };
+        // Its last checkpoints need the keystore's signature.
+        exporter_stop.cancel();
+        exported.cancelled().await;
         back.cancel();
         crew.disband().await?;
         served?;

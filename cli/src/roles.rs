@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use stage0_audit_export::AuditExport;
 use stage0_backplane::Backplane;
-use stage0_backplane::nats::{ConnectError, NatsConfig};
+use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
 use stage0_evaluator::{EvaluatorConfig, PackSet};
 use stage0_gateway::{Gateway, TlsFiles, dev_tls};
 use stage0_keystore::{Keystore, KeystoreConfig};
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::logs::{self, Logs};
-use crate::settings::roles::{GatewaySettings, OnNats, PolicySettings, TlsSource};
+use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, TlsSource};
 use crate::signals;
 
 /// `stage0 gateway`.
@@ -29,6 +29,7 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
         };
+        let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
         let Some(gateway) = unless(&stop, Gateway::build(service.http.config(tls), workers_connect(nats))).await?
         else {
             return Ok(());
@@ -66,15 +67,24 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
 }
 
 /// `stage0 audit-export`.
-pub(crate) fn audit_export(settings: OnNats<()>) -> Exit {
-    let OnNats { logs, nats, service: () } = settings;
+pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
+    let OnNats { logs, nats, service } = settings;
     serve(logs, async move |stop| {
+        let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
-        let exporter = AuditExport::build(backplane).await?;
+        let exporter = AuditExport::build(service.export, backplane).await?;
         tracing::info!(version = VERSION, "audit-export starts");
-        exporter.run_until(stop).await;
+        exporter.run_until(stop).await?;
         Ok(())
     })
+}
+
+/// Makes the log's streams where they are missing, and proves how the server syncs, before anything relies on it.
+async fn prepare_log(nats: &NatsConfig, replicas: usize) -> anyhow::Result<()> {
+    let connection = Connection::open(nats).await?;
+    let prepared = connection.prepare_log(replicas).await;
+    connection.backplane().requests.close().await;
+    Ok(prepared?)
 }
 
 /// Runs a role until it ends, with log and signals; the token is cancelled by the first signal.

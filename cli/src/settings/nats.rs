@@ -1,8 +1,8 @@
 //! How a role reaches NATS. The backplane checks the same rules again; here they are told together with every other mistake.
 
-use stage0_backplane::nats::{Login, NatsConfig, Tls};
+use stage0_backplane::nats::{Login, NatsConfig, SyncMode, Tls};
 
-use super::parse::{list, path, text};
+use super::parse::{boolean, list, path, text};
 use super::{Reader, table};
 
 /// Reads it for the service `name`.
@@ -10,8 +10,12 @@ pub(super) fn read(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
     let servers = reader.required(&table::NATS, servers);
     let prefix = reader.required(&table::NATS_PREFIX, prefix);
     let (login, tls) = (login(reader), tls(reader));
+    let sync = SyncMode {
+        monitors: reader.optional(&table::NATS_MONITOR, monitors).unwrap_or_default(),
+        dangerous_relaxed: reader.optional(&table::RELAXED_SYNC, boolean).unwrap_or_default(),
+    };
     let (servers, prefix) = servers.zip(prefix)?;
-    Some(NatsConfig { servers, prefix, login: login?, tls: tls?, ..NatsConfig::new("", name) })
+    Some(NatsConfig { servers, prefix, login: login?, tls: tls?, sync, ..NatsConfig::new("", name) })
 }
 
 /// The outer `None` is a mistake, the inner one no login.
@@ -36,6 +40,15 @@ fn servers(text: &str) -> Result<Vec<String>, String> {
     };
     let rule = "must be `nats://host:port` or `tls://host:port`, several separated by commas, without credentials";
     list(text).ok().filter(|servers| servers.iter().all(plain)).ok_or_else(|| rule.to_owned())
+}
+
+fn monitors(text: &str) -> Result<Vec<String>, String> {
+    let plain = |monitor: &String| {
+        let url = monitor.parse::<reqwest::Url>().ok();
+        url.is_some_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none())
+    };
+    let rule = "must be `http://host:port`, several separated by commas";
+    list(text).ok().filter(|monitors| monitors.iter().all(plain)).ok_or_else(|| rule.to_owned())
 }
 
 fn prefix(text: &str) -> Result<String, String> {

@@ -40,6 +40,11 @@ pub(crate) fn seconds(text: &str) -> Parsed<Duration> {
     seconds.map(Duration::from_secs_f64).ok_or_else(|| "must be a number of seconds from 0.001 to 3600".to_owned())
 }
 
+/// Yes or no.
+pub(crate) fn boolean(text: &str) -> Parsed<bool> {
+    text.parse().map_err(|_| "must be `true` or `false`".to_owned())
+}
+
 /// Items separated by commas.
 pub(crate) fn list(text: &str) -> Parsed<Vec<String>> {
     let items: Vec<String> = text.split(',').map(|item| item.trim().to_owned()).collect();

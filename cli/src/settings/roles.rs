@@ -5,11 +5,14 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use stage0_audit_export::ExportConfig;
+use stage0_audit_export::egress::EgressConfig;
 use stage0_backplane::nats::NatsConfig;
+use stage0_contract::AuditMode;
 use stage0_gateway::{GatewayConfig, TlsFiles};
-use stage0_keystore::KeystoreConfig;
+use stage0_keystore::{KeystoreConfig, SecretsKey};
 
-use super::parse::{address, base_path, count, list, milliseconds, path, text};
+use super::parse::{address, base_path, boolean, count, list, milliseconds, path, text};
 use super::{Mistakes, Reader, Sources, nats, table};
 use crate::logs::{self, Format, Logs};
 
@@ -29,6 +32,16 @@ pub(crate) struct GatewaySettings {
     pub(crate) http: HttpSettings,
     /// Where the certificate comes from.
     pub(crate) tls: TlsSource,
+    /// Copies of the log, where its streams are missing.
+    pub(crate) log_replicas: usize,
+}
+
+/// `stage0 audit-export`.
+pub(crate) struct ExportSettings {
+    /// How it delivers.
+    pub(crate) export: ExportConfig,
+    /// Copies of the log, where its streams are missing.
+    pub(crate) log_replicas: usize,
 }
 
 /// Where the certificate comes from.
@@ -52,6 +65,8 @@ pub(crate) struct HttpSettings {
     keep_alive: Duration,
     failed_logins_per_minute: u32,
     max_connections_per_worker: u32,
+    audit: AuditMode,
+    dangerous_allow_private_webhooks: bool,
 }
 
 /// `stage0 dev`.
@@ -66,6 +81,8 @@ pub(crate) struct DevSettings {
     pub(crate) keystore: KeystoreConfig,
     /// What decides.
     pub(crate) evaluator: PolicySettings,
+    /// What delivers.
+    pub(crate) export: ExportConfig,
 }
 
 /// `stage0 evaluator`.
@@ -102,6 +119,8 @@ impl HttpSettings {
         let keep_alive = reader.required(&table::KEEP_ALIVE_MS, milliseconds);
         let failed_logins_per_minute = reader.required(&table::FAILED_LOGINS, count(1_000_000));
         let max_connections_per_worker = reader.required(&table::MAX_CONNECTIONS, count(1_000_000));
+        let audit = reader.required(&table::AUDIT, audit_mode);
+        let dangerous_allow_private_webhooks = reader.required(&table::PRIVATE_WEBHOOKS, boolean);
         Some(Self {
             listen: listen?,
             base_path,
@@ -112,6 +131,8 @@ impl HttpSettings {
             keep_alive: keep_alive?,
             failed_logins_per_minute: failed_logins_per_minute?,
             max_connections_per_worker: max_connections_per_worker?,
+            audit: audit?,
+            dangerous_allow_private_webhooks: dangerous_allow_private_webhooks?,
         })
     }
 
@@ -128,6 +149,8 @@ impl HttpSettings {
             failed_logins_per_minute: self.failed_logins_per_minute,
             max_connections_per_worker: size(Some(self.max_connections_per_worker))
                 .unwrap_or(defaults.max_connections_per_worker),
+            audit: self.audit,
+            dangerous_allow_private_webhooks: self.dangerous_allow_private_webhooks,
             ..defaults
         }
     }
@@ -140,17 +163,19 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     let http = HttpSettings::read(&mut reader);
     let keystore = read_keystore(&mut reader);
     let evaluator = PolicySettings::read(&mut reader);
+    let export = read_export(&mut reader);
     // The certificate names localhost, so no other machine's address can be served; 0.0.0.0 is for containers.
     if http.as_ref().is_some_and(|http| !http.listen.ip().is_loopback() && !http.listen.ip().is_unspecified()) {
         reader.clash(&table::LISTEN, "must be a loopback address (or 0.0.0.0): the certificate names localhost only");
     }
-    let built = logs.zip(http.zip(keystore));
-    let built = built.map(|(logs, (http, keystore))| DevSettings {
+    let built = logs.zip(http.zip(keystore.zip(export)));
+    let built = built.map(|(logs, (http, (keystore, export)))| DevSettings {
         logs,
         data_dir: keystore.data_dir.clone(),
         http,
         keystore,
         evaluator,
+        export,
     });
     reader.finish(built)
 }
@@ -159,7 +184,8 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
 pub(crate) fn gateway(sources: Sources) -> Result<OnNats<GatewaySettings>, Mistakes> {
     on_nats(sources, |reader| {
         let (http, tls) = (HttpSettings::read(reader), read_tls(reader));
-        Some(GatewaySettings { http: http?, tls: tls? })
+        let log_replicas = reader.required(&table::LOG_REPLICAS, replicas);
+        Some(GatewaySettings { http: http?, tls: tls?, log_replicas: log_replicas? })
     })
 }
 
@@ -174,8 +200,11 @@ pub(crate) fn keystore(sources: Sources) -> Result<OnNats<KeystoreConfig>, Mista
 }
 
 /// `stage0 audit-export`.
-pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<()>, Mistakes> {
-    on_nats(sources, |_| Some(()))
+pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportSettings>, Mistakes> {
+    on_nats(sources, |reader| {
+        let (export, log_replicas) = (read_export(reader), reader.required(&table::LOG_REPLICAS, replicas));
+        Some(ExportSettings { export: export?, log_replicas: log_replicas? })
+    })
 }
 
 fn on_nats<T>(sources: Sources, service: impl FnOnce(&mut Reader) -> Option<T>) -> Result<OnNats<T>, Mistakes> {
@@ -198,11 +227,42 @@ fn read_keystore(reader: &mut Reader) -> Option<KeystoreConfig> {
     let data_dir = reader.required(&table::DATA_DIR, path);
     let hash_threads = reader.optional(&table::HASH_THREADS, count(256));
     let hash_queue = reader.required(&table::HASH_QUEUE, count(10_000));
+    let secrets_key_file = reader.optional(&table::SECRETS_KEY_FILE, path);
+    let secrets_key =
+        reader.optional(&table::SECRETS_KEY, |text| SecretsKey::parse(text.trim()).map_err(|error| error.to_string()));
+    if secrets_key_file.is_some() && secrets_key.is_some() {
+        reader.clash(&table::SECRETS_KEY_FILE, "does not go with the variable of `secrets-key`");
+    }
+    let signing_key_file = reader.optional(&table::SIGNING_KEY_FILE, path);
     Some(KeystoreConfig {
+        secrets_key_file,
+        secrets_key,
+        signing_key_file,
         hash_workers: size(hash_threads),
         hash_queue: size(hash_queue)?,
         ..KeystoreConfig::new(data_dir?)
     })
+}
+
+fn read_export(reader: &mut Reader) -> Option<ExportConfig> {
+    let defaults = ExportConfig::default();
+    let checkpoint_every = reader.required(&table::CHECKPOINT_SECONDS, count(86_400));
+    let extra_ca = reader.optional(&table::WEBHOOK_CA, path);
+    let dangerous_allow_private = reader.required(&table::PRIVATE_WEBHOOKS, boolean)?;
+    let egress = EgressConfig { dangerous_allow_private, extra_ca, ..defaults.egress.clone() };
+    Some(ExportConfig { egress, checkpoint_every: Duration::from_secs(checkpoint_every?.into()), ..defaults })
+}
+
+fn audit_mode(text: &str) -> Result<AuditMode, String> {
+    match text {
+        "required" => Ok(AuditMode::Required),
+        "best-effort" => Ok(AuditMode::BestEffort),
+        _ => Err("must be `required` or `best-effort`".to_owned()),
+    }
+}
+
+fn replicas(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|count| [1, 3, 5].contains(count)).ok_or_else(|| "must be 1, 3 or 5".to_owned())
 }
 
 /// Exactly one of the operator's files and a directory of our own.

@@ -97,7 +97,12 @@ impl Sources {
                 None => self.refuse(origin(&key), "is not a setting".to_owned()),
                 Some(setting) => match as_text(&value) {
                     Some(text) => self.offer(setting.name, text, origin(&key)),
-                    None => self.refuse(origin(&key), "must be a string, a number or a list of strings".to_owned()),
+                    None => {
+                        self.refuse(
+                            origin(&key),
+                            "must be a string, a number, a Boolean or a list of strings".to_owned(),
+                        );
+                    }
                 },
             }
         }
@@ -125,7 +130,8 @@ fn as_text(value: &toml::Value) -> Option<String> {
         toml::Value::Array(items) => {
             items.iter().map(toml::Value::as_str).collect::<Option<Vec<_>>>().map(|items| items.join(","))
         }
-        toml::Value::Boolean(_) | toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+        toml::Value::Boolean(yes) => Some(yes.to_string()),
+        toml::Value::Datetime(_) | toml::Value::Table(_) => None,
     }
 }
 
@@ -176,7 +182,12 @@ mod tests {
 
     #[test]
     fn a_list_in_a_file_is_what_its_flag_would_be() {
-        let sources = collect(&[("config", "s.toml")], &[], "nats = ['nats://a', 'nats://b']\nlog = true");
+        let sources = collect(
+            &[("config", "s.toml")],
+            &[],
+            "nats = ['nats://a', 'nats://b']\nlog = 1979-05-27\ndangerous-relaxed-sync = true",
+        );
+        assert_eq!(text(&sources, "dangerous-relaxed-sync"), "true");
         assert_eq!(text(&sources, "nats"), "nats://a,nats://b");
         assert_eq!(sources.mistakes[0].origin, "`log` in s.toml");
     }

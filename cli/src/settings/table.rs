@@ -72,6 +72,27 @@ settings! {
     HASH_QUEUE = "hash-queue" "N" in "Data", "Keys that may wait for a hash before more are told to come again", OPEN, All, &[
         (Dev, Default("64")), (Keystore, Default("64"))];
 
+    SECRETS_KEY_FILE = "secrets-key-file" "FILE" in "Data", "File with the key that seals webhook secrets (64 hexadecimal digits); absent: `secrets.key` in the data directory, made once", OPEN, All, &[
+        (Dev, Optional), (Keystore, Optional)];
+    SECRETS_KEY = "secrets-key" "HEX" in "Data", "The same key itself, instead of a file", SECRET, VariableOnly, &[(Dev, Optional), (Keystore, Optional)];
+    SIGNING_KEY_FILE = "signing-key-file" "FILE" in "Data", "File with the Ed25519 seed that signs checkpoints (64 hexadecimal digits); absent: `signing.key` in the data directory, made once", OPEN, All, &[
+        (Dev, Optional), (Keystore, Optional)];
+
+    AUDIT = "audit" "MODE" in "Audit", "`required`: no answer leaves before its record is on disk; `best-effort`: answers leave even when they cannot be recorded", OPEN, All, &[
+        (Dev, Default("required")), (Gateway, Default("required"))];
+    CHECKPOINT_SECONDS = "checkpoint-seconds" "N" in "Audit", "How often an account whose decisions grew gets a signed checkpoint", OPEN, All, &[
+        (Dev, Default("10")), (AuditExport, Default("10"))];
+    LOG_REPLICAS = "log-replicas" "N" in "Audit", "Copies of the decision log in a NATS cluster: 1, 3 or 5; counts when its streams are made", OPEN, All, &[
+        (Gateway, Default("1")), (AuditExport, Default("1"))];
+    NATS_MONITOR = "nats-monitor" "URL" in "Audit", "HTTP monitors of the NATS servers, separated by commas: proves at start and on every reconnect that each message is synced to disk", OPEN, All, &[
+        (Gateway, Optional), (AuditExport, Optional)];
+    RELAXED_SYNC = "dangerous-relaxed-sync" "BOOL" in "Audit", "Records on NATS servers that do not sync each message: a power cut may lose decisions that were answered", OPEN, All, &[
+        (Gateway, Default("false")), (AuditExport, Default("false"))];
+    WEBHOOK_CA = "webhook-ca" "FILE" in "Audit", "PEM file: authorities to trust for webhooks beside the system's", OPEN, All, &[
+        (Dev, Optional), (AuditExport, Optional)];
+    PRIVATE_WEBHOOKS = "dangerous-allow-private-webhooks" "BOOL" in "Audit", "Lets webhooks reach loopback and private addresses, those also over plain http: for local stacks", OPEN, All, &[
+        (Dev, Default("false")), (Gateway, Default("false")), (AuditExport, Default("false"))];
+
     POLICIES = "policies" "DIR" in "Policy", "Directory of policy packs, one folder each, beside the built-in baseline", OPEN, All, &[
         (Dev, Optional), (Evaluator, Optional)];
     ACTIVE_POLICY = "active-policy" "VERSION" in "Policy", "What decides: `name@1.0.0` or a whole version; absent: the built-in baseline", OPEN, All, &[

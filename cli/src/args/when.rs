@@ -1,0 +1,83 @@
+//! Times as people type them: RFC 3339, or how long ago.
+//!
+//! Owns the form. What it means depends on the clock, which is handed in once for each command, so that two relative times of one
+//! command line never look at two clocks.
+
+use jiff::{SignedDuration, Timestamp};
+
+/// Nobody looks further back; and no clock is left that way.
+const MOST_SECONDS: i64 = 100 * 366 * 86_400;
+const FORM: &str = "must be a time such as 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w";
+
+/// A moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// This one.
+    At(Timestamp),
+    /// So long before the command began.
+    Ago(SignedDuration),
+}
+
+impl When {
+    /// Reads it, or says what it must be.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let read = match text.strip_prefix('-') {
+            Some(ago) => length(ago).map(Self::Ago),
+            None => text.parse().ok().map(Self::At),
+        };
+        read.ok_or_else(|| FORM.to_owned())
+    }
+
+    /// The moment itself, by the clock that says `now`.
+    pub(crate) fn at(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(at) => at,
+            Self::Ago(length) => now.checked_sub(length).unwrap_or(Timestamp::UNIX_EPOCH),
+        }
+    }
+}
+
+/// A whole number and its unit.
+fn length(text: &str) -> Option<SignedDuration> {
+    let unit = text.chars().next_back()?;
+    let number = text.strip_suffix(unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        'w' => 7 * 86_400,
+        _ => return None,
+    };
+    let seconds = number.parse::<i64>().ok()?.checked_mul(seconds).filter(|seconds| *seconds <= MOST_SECONDS)?;
+    Some(SignedDuration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relative_time_is_counted_back_from_the_clock() {
+        let now: Timestamp = "2026-01-31T12:00:00Z".parse().unwrap();
+        for (text, at) in [
+            ("-30s", "2026-01-31T11:59:30Z"),
+            ("-15m", "2026-01-31T11:45:00Z"),
+            ("-1h", "2026-01-31T11:00:00Z"),
+            ("-7d", "2026-01-24T12:00:00Z"),
+            ("-2w", "2026-01-17T12:00:00Z"),
+            ("-0s", "2026-01-31T12:00:00Z"),
+            ("2026-01-31T14:00:00+02:00", "2026-01-31T12:00:00Z"),
+        ] {
+            assert_eq!(When::parse(text).unwrap().at(now).to_string(), at, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_told_both_forms() {
+        for bad in ["", "-", "-h", "-1", "1h", "-1y", "--1h", "-+1h", "-1.5h", "yesterday", "2026-01-31", "-99999999w"] {
+            let why = When::parse(bad).unwrap_err();
+            assert!(why.contains("RFC 3339") && why.contains("-1h"), "{bad}: {why}");
+        }
+    }
+}
