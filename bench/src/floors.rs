@@ -1,0 +1,80 @@
+//! The floors: what TLS, JSON and a question over NATS cost without a product.
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+
+use actix_web::web::{Bytes, Data, Json, post};
+use actix_web::{App, HttpResponse, HttpServer};
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use stage0_backplane::Backplane;
+use stage0_backplane::nats::NatsConfig;
+use stage0_contract::Request;
+use stage0_gateway::TlsFiles;
+use tokio::time::{Duration, Instant};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Echo {
+    body: Value,
+}
+
+impl Request for Echo {
+    const SUBJECT: &'static str = "bench.echo";
+    type Reply = Echo;
+}
+
+/// Reads JSON, writes it back.
+pub(crate) fn tls_echo(tls: &TlsFiles, workers: usize) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let app = || App::new().route("/echo", post().to(async |body: Json<Value>| HttpResponse::Ok().json(body.0)));
+    let server = HttpServer::new(app).workers(workers).disable_signals();
+    tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
+    Ok(address)
+}
+
+/// Asks an echo over NATS in between; one connection for each worker.
+pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig) -> anyhow::Result<SocketAddr> {
+    let responder = Backplane::connect(nats).await?;
+    let mut inbox = responder.requests.serve::<Echo>().await?;
+    tokio::spawn(async move {
+        while let Some(question) = inbox.next().await {
+            let reply = Echo { body: question.request.body.clone() };
+            question.answer(&reply).await;
+        }
+    });
+    let mut askers = Vec::new();
+    for _ in 0..workers {
+        askers.push(Backplane::connect(nats).await?);
+    }
+    let (listener, turn) = (TcpListener::bind("127.0.0.1:0")?, Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let address = listener.local_addr()?;
+    let app = move || {
+        let turn = turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % askers.len().max(1);
+        let app = App::new().route("/echo", post().to(ask));
+        match askers.get(turn) {
+            Some(asker) => app.app_data(Data::new(asker.clone())),
+            None => app,
+        }
+    };
+    let server = HttpServer::new(app).workers(workers).disable_signals();
+    tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
+    Ok(address)
+}
+
+async fn ask(asker: Data<Backplane>, body: Bytes) -> HttpResponse {
+    let Ok(body) = serde_json::from_slice(&body) else { return HttpResponse::BadRequest().finish() };
+    match asker.requests.ask_until(&Echo { body }, Instant::now() + Duration::from_secs(2)).await {
+        Ok(echo) => HttpResponse::Ok().json(echo.body),
+        Err(_) => HttpResponse::ServiceUnavailable().finish(),
+    }
+}
+
+fn config(tls: &TlsFiles) -> anyhow::Result<ServerConfig> {
+    let chain = CertificateDer::pem_file_iter(&tls.cert)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(&tls.key)?;
+    Ok(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key)?)
+}

@@ -1,0 +1,156 @@
+//! The product as a contestant: keystore, evaluator, gateway and, where it delivers, exporter; the same code that ships.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use stage0_audit_export::egress::EgressConfig;
+use stage0_audit_export::{AuditExport, ExportConfig};
+use stage0_backplane::Backplane;
+use stage0_backplane::embedded::Bus;
+use stage0_backplane::nats::NatsConfig;
+use stage0_contract::{
+    AccountId, ApiKey, AuditMode, Caller, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Scope,
+    VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
+};
+use stage0_evaluator::{EvaluatorConfig, PackSet};
+use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
+use stage0_keystore::{Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
+use tokio_util::sync::CancellationToken;
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Where the services meet.
+#[derive(Clone)]
+pub(crate) enum Place {
+    Embedded(Bus),
+    Nats(Box<NatsConfig>),
+}
+
+/// What all gateways of one place share.
+pub(crate) struct Installation {
+    place: Place,
+    tls: TlsFiles,
+    operator: Caller,
+    backplane: Backplane,
+}
+
+/// A gateway that answers, and a key for it.
+pub(crate) struct Served {
+    pub(crate) address: SocketAddr,
+    pub(crate) key: String,
+    pub(crate) account: AccountId,
+}
+
+impl Place {
+    pub(crate) async fn connect(&self) -> anyhow::Result<Backplane> {
+        Ok(match self {
+            Self::Embedded(bus) => bus.connect(),
+            Self::Nats(config) => Backplane::connect(config).await?,
+        })
+    }
+}
+
+impl Installation {
+    /// Keystore, evaluator and exporter of one place.
+    pub(crate) async fn start(place: Place, directory: &Path, tls: TlsFiles) -> anyhow::Result<Self> {
+        let keys = directory.join("keys");
+        let keystore = Keystore::build(KeystoreConfig::new(&keys), place.connect().await?).await?;
+        tokio::spawn(keystore.run_until(std::future::pending()));
+        let config = EvaluatorConfig { packs: PackSet::embedded()?, shards: None };
+        let theirs = place.clone();
+        let connect: stage0_evaluator::Connect = Arc::new(move || {
+            let place = theirs.clone();
+            Box::pin(async move {
+                Ok(match &place {
+                    Place::Embedded(bus) => bus.connect(),
+                    Place::Nats(config) => Backplane::connect(config).await?,
+                })
+            })
+        });
+        let evaluator = stage0_evaluator::build(config, connect).await?;
+        tokio::spawn(evaluator.run_until(std::future::pending()));
+        let export = ExportConfig {
+            egress: EgressConfig { dangerous_allow_private: true, ..EgressConfig::default() },
+            ..ExportConfig::default()
+        };
+        let exporter = AuditExport::build(export, place.connect().await?).await?;
+        tokio::spawn(exporter.run_until(CancellationToken::new()));
+        let backplane = place.connect().await?;
+        let operator = operator(&backplane, &keys).await?;
+        Ok(Self { place, tls, operator, backplane })
+    }
+
+    /// A gateway with an account of its own.
+    pub(crate) async fn gateway(&self, name: &str, audit: AuditMode) -> anyhow::Result<Served> {
+        let config = GatewayConfig { audit, ..GatewayConfig::new("127.0.0.1:0".parse()?, self.tls.clone()) };
+        let gateway = match &self.place {
+            Place::Embedded(bus) => {
+                let bus = bus.clone();
+                let connect: stage0_gateway::Connect<std::convert::Infallible> = Box::new(move || {
+                    let backplane = bus.connect();
+                    Box::pin(async move { Ok(backplane) })
+                });
+                Gateway::build(config, connect).await?
+            }
+            Place::Nats(nats) => {
+                let nats = nats.clone();
+                let connect: stage0_gateway::Connect<stage0_backplane::nats::ConnectError> = Box::new(move || {
+                    let nats = nats.clone();
+                    Box::pin(async move { Backplane::connect(&nats).await })
+                });
+                Gateway::build(config, connect).await?
+            }
+        };
+        let address = gateway.addr();
+        tokio::spawn(gateway.run_until(CancellationToken::new()));
+        let account = CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None };
+        let account = self.manage(&account).await?.id;
+        let key = CreateKey {
+            caller: self.operator.clone(),
+            account: Some(account.clone()),
+            name: name.to_owned(),
+            scopes: [Scope::Check].into(),
+            expires_at: None,
+        };
+        let key = self.manage(&key).await?.key.expose().to_owned();
+        Ok(Served { address, key, account })
+    }
+
+    /// An endpoint for an account.
+    pub(crate) async fn webhook(&self, account: &AccountId, receiver: SocketAddr) -> anyhow::Result<WebhookId> {
+        let create = CreateWebhook {
+            caller: self.operator.clone(),
+            account: Some(account.clone()),
+            url: format!("http://{receiver}/"),
+            filters: WebhookFilters::default(),
+            description: String::new(),
+            rate_limit: None,
+        };
+        Ok(self.manage(&create).await?.webhook.id)
+    }
+
+    pub(crate) async fn manage<T, R: Request<Reply = ManageReply<T>>>(&self, call: &R) -> anyhow::Result<T> {
+        match self.backplane.requests.ask(call, WITHIN).await? {
+            ManageReply::Done(done) => Ok(done),
+            ManageReply::Refused(refusal) => bail!("refused: {refusal:?}"),
+            ManageReply::Failed => bail!("failed"),
+        }
+    }
+}
+
+async fn operator(backplane: &Backplane, keys: &Path) -> anyhow::Result<Caller> {
+    let text = std::fs::read_to_string(keys.join(OPERATOR_KEY_FILE))?;
+    let key = ApiKey::parse(text.trim()).context("the operator's key")?;
+    loop {
+        // Its loops start beside this one.
+        match backplane.requests.ask(&VerifyKey { key: key.clone() }, WITHIN).await {
+            Ok(VerifyKeyReply::Valid(identity)) => return Ok(Caller::from(&identity)),
+            Ok(_) => bail!("the operator's key is refused"),
+            Err(stage0_backplane::AskError::Absent) => tokio::task::yield_now().await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A receiver of webhooks: a plain HTTP server on loopback that counts.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Where it listens and how much arrived.
+#[derive(Clone)]
+pub(crate) struct Receiver {
+    pub(crate) address: SocketAddr,
+    count: Arc<AtomicU64>,
+}
+
+impl Receiver {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let receiver = Self { address: listener.local_addr()?, count: Arc::default() };
+        let count = Arc::clone(&receiver.count);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let count = Arc::clone(&count);
+                // A sender that goes away ends its own connection.
+                tokio::spawn(async move { serve(stream, &count).await });
+            }
+        });
+        Ok(receiver)
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+}
+
+async fn serve(mut stream: TcpStream, count: &AtomicU64) -> Option<()> {
+    stream.set_nodelay(true).ok()?;
+    let mut buffer = Vec::with_capacity(64 * 1024);
+    loop {
+        let end = loop {
+            if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break end;
+            }
+            if stream.read_buf(&mut buffer).await.ok()? == 0 {
+                return None;
+            }
+        };
+        let head = std::str::from_utf8(buffer.get(..end)?).ok()?.to_ascii_lowercase();
+        let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length: "))?.trim().parse().ok()?;
+        while buffer.len() < end + 4 + length {
+            if stream.read_buf(&mut buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+        buffer.drain(..end + 4 + length);
+        count.fetch_add(1, Ordering::Relaxed);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.ok()?;
+    }
+}

@@ -1,0 +1,158 @@
+//! Medians, quantiles and ratios, as a table or as JSON.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Compare;
+
+/// One contestant.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    name: String,
+    /// Requests in a second, turn by turn.
+    rates: Vec<f64>,
+    /// The 99th percentile in milliseconds, turn by turn.
+    p99s: Vec<f64>,
+    #[serde(skip)]
+    all: Vec<Duration>,
+}
+
+/// Deliveries of one place.
+#[derive(Debug, Serialize)]
+pub(crate) struct Deliveries {
+    /// Which.
+    pub(crate) name: String,
+    /// Events in a second.
+    pub(crate) delivered: f64,
+    /// POSTs in a second of a bare loop.
+    pub(crate) bare: f64,
+}
+
+/// All of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    connections: usize,
+    seconds: u64,
+    repeats: usize,
+    rows: Vec<Summary>,
+    ratios: Vec<Ratio>,
+    deliveries: Vec<Deliveries>,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    name: String,
+    per_second: f64,
+    slowest_turn: f64,
+    fastest_turn: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    p999_ms: f64,
+}
+
+/// The median over turns of one contestant's number divided by another's in the same turn.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    what: String,
+    throughput: f64,
+    p99: f64,
+}
+
+impl Row {
+    pub(crate) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), rates: Vec::new(), p99s: Vec::new(), all: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, time: Duration, mut latencies: Vec<Duration>) {
+        latencies.sort_unstable();
+        self.rates.push(latencies.len() as f64 / time.as_secs_f64());
+        self.p99s.push(quantile(&latencies, 0.99));
+        self.all.extend(latencies);
+    }
+
+    fn summary(&mut self) -> Summary {
+        self.all.sort_unstable();
+        let extreme = |pick: fn(f64, f64) -> f64| self.rates.iter().copied().reduce(pick).unwrap_or(0.0);
+        Summary {
+            name: self.name.clone(),
+            per_second: median(self.rates.clone()),
+            slowest_turn: extreme(f64::min),
+            fastest_turn: extreme(f64::max),
+            p50_ms: quantile(&self.all, 0.5),
+            p99_ms: median(self.p99s.clone()),
+            p999_ms: quantile(&self.all, 0.999),
+        }
+    }
+}
+
+impl Report {
+    pub(crate) fn new(settings: &Compare, mut rows: Vec<Row>, deliveries: Vec<Deliveries>) -> Self {
+        let pairs = [("c0", "a "), ("d0", "b "), ("c1", "c0"), ("c2", "c0"), ("d1", "d0"), ("d2", "d0")];
+        let ratios = pairs.iter().filter_map(|(one, other)| {
+            let find = |name: &str| rows.iter().find(|row| row.name.starts_with(name));
+            let (one, other) = (find(one)?, find(other)?);
+            let by_turn = |one: &[f64], other: &[f64]| median(one.iter().zip(other).map(|(a, b)| a / b).collect());
+            Some(Ratio {
+                what: format!("{} / {}", one.name.trim(), other.name.trim()),
+                throughput: by_turn(&one.rates, &other.rates),
+                p99: by_turn(&one.p99s, &other.p99s),
+            })
+        });
+        let ratios = ratios.collect();
+        let rows = rows.iter_mut().map(Row::summary).collect();
+        let (connections, seconds, repeats) = (settings.connections, settings.seconds, settings.repeats);
+        Self { connections, seconds, repeats, rows, ratios, deliveries }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connections, seconds, repeats, .. } = self;
+        writeln!(f, "{connections} connections, {repeats} interleaved turns of {seconds} s each; medians of turns\n")?;
+        writeln!(f, "{:<34}{:>9}{:>18}{:>9}{:>9}{:>9}", "", "req/s", "(slowest–fastest)", "p50 ms", "p99 ms", "p99.9")?;
+        for row in &self.rows {
+            let range = format!("({:.0}–{:.0})", row.slowest_turn, row.fastest_turn);
+            writeln!(
+                f,
+                "{:<34}{:>9.0}{:>18}{:>9.2}{:>9.2}{:>9.2}",
+                row.name, row.per_second, range, row.p50_ms, row.p99_ms, row.p999_ms
+            )?;
+        }
+        writeln!(f, "\n{:<62}{:>11}{:>8}", "ratio, median over turns", "throughput", "p99")?;
+        for ratio in &self.ratios {
+            writeln!(f, "{:<62}{:>10.1}%{:>7.2}×", ratio.what, ratio.throughput * 100.0, ratio.p99)?;
+        }
+        writeln!(f, "\n{:<34}{:>12}{:>14}{:>8}", "deliveries", "events/s", "bare POSTs/s", "ratio")?;
+        for row in &self.deliveries {
+            let ratio = row.delivered / row.bare * 100.0;
+            writeln!(f, "{:<34}{:>12.0}{:>14.0}{ratio:>7.1}%", row.name, row.delivered, row.bare)?;
+        }
+        Ok(())
+    }
+}
+
+/// In milliseconds; of sorted latencies.
+fn quantile(sorted: &[Duration], quantile: f64) -> f64 {
+    let index = ((sorted.len().saturating_sub(1)) as f64 * quantile).round() as usize;
+    sorted.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_unstable_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_and_medians_are_those_of_the_numbers() {
+        let latencies: Vec<_> = (1..=100).map(Duration::from_millis).collect();
+        assert!((quantile(&latencies, 0.99) - 99.0).abs() < f64::EPSILON);
+        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((quantile(&[], 0.5)).abs() < f64::EPSILON);
+    }
+}

@@ -1,0 +1,72 @@
+//! Deliveries in a second, against a bare loop of POSTs to the same receiver: the same bodies, the same concurrency.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use stage0_contract::{AccountId, ReplayWebhook};
+
+use crate::product::Installation;
+use crate::receiver::Receiver;
+use crate::report::Deliveries;
+
+/// Requests of one endpoint on their way at a time, as the exporter has it.
+const CONCURRENCY: usize = 16;
+/// About what a decision is as an event.
+const BODY_BYTES: usize = 1_900;
+
+/// Replays what was recorded, to a new endpoint of each account; beside each, the bare loop.
+pub(crate) async fn compare(
+    recorded: &[(&Installation, AccountId)],
+    receiver: &Receiver,
+    time: Duration,
+) -> anyhow::Result<Vec<Deliveries>> {
+    let mut rows = Vec::new();
+    for ((installation, account), name) in recorded.iter().zip(["embedded", "NATS"]) {
+        let id = installation.webhook(account, receiver.address).await?;
+        let replay = ReplayWebhook { account: account.clone(), id, from: Timestamp::UNIX_EPOCH, to: Timestamp::now() };
+        let before = receiver.count();
+        installation.manage(&replay).await?;
+        // Until the first one arrives nothing is measured.
+        while receiver.count() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let delivered = rate(receiver, time).await;
+        let bare = bare_loop(receiver, time).await?;
+        rows.push(Deliveries { name: name.to_owned(), delivered, bare });
+    }
+    Ok(rows)
+}
+
+async fn rate(receiver: &Receiver, time: Duration) -> f64 {
+    let (before, began) = (receiver.count(), Instant::now());
+    tokio::time::sleep(time).await;
+    (receiver.count() - before) as f64 / began.elapsed().as_secs_f64()
+}
+
+async fn bare_loop(receiver: &Receiver, time: Duration) -> anyhow::Result<f64> {
+    // What is replayed goes on meanwhile in neither measurement: the loop runs once it is through.
+    let mut last = 0;
+    while receiver.count() != last {
+        last = receiver.count();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let (url, body, until) =
+        (format!("http://{}/", receiver.address), Bytes::from(vec![b'x'; BODY_BYTES]), Instant::now() + time);
+    let before = receiver.count();
+    let began = Instant::now();
+    let loops = (0..CONCURRENCY).map(|_| {
+        let (client, url, body) = (client.clone(), url.clone(), body.clone());
+        tokio::spawn(async move {
+            while Instant::now() < until {
+                client.post(&url).body(body.clone()).send().await?.bytes().await?;
+            }
+            anyhow::Ok(())
+        })
+    });
+    for one in loops.collect::<Vec<_>>() {
+        one.await??;
+    }
+    Ok((receiver.count() - before) as f64 / began.elapsed().as_secs_f64())
+}
