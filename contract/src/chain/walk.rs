@@ -115,6 +115,7 @@ struct Seen {
     hash: Option<LineHash>,
     /// What a mark calls the last one, where it is another one.
     signed: Option<LineHash>,
+    /// Lines that no mark named when they were seen.
     recent: BTreeMap<u64, LineHash>,
     gaps: BTreeMap<u64, Gap>,
     unsealed: u64,
@@ -250,8 +251,13 @@ impl Walk {
         seen.unsealed += u64::from(!self.row.covers(writer, sequence));
         let previous = chain.previous.map(|previous| previous.hash);
         let (last, follows) = (seen.last, previous == seen.hash || (previous.is_some() && previous == seen.signed));
-        let signed = self.row.named(writer, sequence).filter(|named| *named != hash);
-        let overflowing = seen.follow(sequence, hash, signed);
+        let named = self.row.named(writer, sequence);
+        let signed = named.filter(|named| *named != hash);
+        if named.is_none() {
+            seen.remember(sequence, hash);
+        }
+        (seen.last, seen.hash, seen.signed) = (sequence, Some(hash), signed);
+        let overflowing = seen.overflow();
         if sequence - last > 1 {
             let told = chain.previous.map(|previous| (previous.recorded_at, previous.expires_at));
             let message = "decisions are missing from their writer's chain";
@@ -302,7 +308,8 @@ impl Walk {
     fn expect(&mut self, head: &Head, message: &'static str) {
         let known = self.writers.contains_key(&head.writer);
         let told = (head.recorded_at, head.expires_at);
-        if head.sequence == 0 || (!known && self.is_excused(head.writer, head.sequence, told)) {
+        // What may be gone says nothing of what came later.
+        if !known && self.is_excused(head.writer, head.sequence, told) {
             return;
         }
         let covered = self.row.covered(head.writer);
@@ -314,9 +321,8 @@ impl Walk {
             seen.gaps.insert(first, Gap { last: head.sequence, told: Some(told), message });
             // From here on the chain is followed as if they were there: one fault, one finding.
             (seen.last, seen.hash, seen.signed) = (head.sequence, Some(head.hash), None);
-        } else if seen.recent.get(&head.sequence).is_some_and(|hash| *hash != head.hash)
-            && self.row.named(head.writer, head.sequence).is_none_or(|named| named != head.hash)
-        {
+        } else if seen.recent.get(&head.sequence).is_some_and(|hash| *hash != head.hash) {
+            seen.recent.remove(&head.sequence);
             let message = "a decision is not the one that was followed";
             self.found.decisions(FindingKind::Altered, head.writer, head.sequence, 1, message);
         }
@@ -355,13 +361,16 @@ impl Window {
 }
 
 impl Seen {
-    /// Takes the next line; hands out the oldest hole when there are too many.
-    fn follow(&mut self, sequence: u64, hash: LineHash, signed: Option<LineHash>) -> Option<(u64, Gap)> {
-        (self.last, self.hash, self.signed) = (sequence, Some(hash), signed);
+    /// For whoever names the line later.
+    fn remember(&mut self, sequence: u64, hash: LineHash) {
         self.recent.insert(sequence, hash);
         if self.recent.len() > MOST_RECENT {
             self.recent.pop_first();
         }
+    }
+
+    /// The oldest hole, when there are too many.
+    fn overflow(&mut self) -> Option<(u64, Gap)> {
         if self.gaps.len() < MOST_GAPS { None } else { self.gaps.pop_first() }
     }
 

@@ -66,7 +66,7 @@ impl Row {
     /// The next mark.
     pub(super) fn judge(&mut self, line: &[u8], window: &Window, found: &mut Findings) {
         let hash = LineHash::of(line);
-        let twice = self.judged.insert(hash, false).is_some();
+        self.judged.insert(hash, false);
         let Some(mark) = serde_json::from_slice::<Mark>(line).ok().filter(|mark| mark.number > 0) else {
             return found.line(FindingKind::Unreadable, "a mark cannot be read");
         };
@@ -77,9 +77,7 @@ impl Row {
             return found.line(FindingKind::Unreadable, "a mark is another account's");
         } else {
             self.judged.insert(hash, true);
-            if !twice {
-                self.believe(&mark, window, found);
-            }
+            self.believe(&mark, found);
         }
         self.place(&mark, Before { number: mark.number, hash, signed }, window, found);
     }
@@ -175,9 +173,9 @@ impl Row {
         deletions.iter().any(|deleted| sequence <= deleted.sequence && recorded_at < deleted.before)
     }
 
-    fn believe(&mut self, mark: &Mark, window: &Window, found: &mut Findings) {
+    fn believe(&mut self, mark: &Mark, found: &mut Findings) {
         for head in &mark.heads {
-            self.cover(head, window, found);
+            self.cover(head, found);
         }
         match &mark.body {
             MarkBody::Deletion(deletion) => {
@@ -190,12 +188,9 @@ impl Row {
         }
     }
 
-    fn cover(&mut self, head: &Head, window: &Window, found: &mut Findings) {
+    fn cover(&mut self, head: &Head, found: &mut Findings) {
         let covered = self.covered.entry(head.writer).or_default();
         *covered = head.sequence.max(*covered);
-        if !window.judges(head.recorded_at) {
-            return;
-        }
         if *self.named.entry((head.writer, head.sequence)).or_insert(head.hash) != head.hash {
             let message = "two marks name different decisions";
             found.decisions(FindingKind::Altered, head.writer, head.sequence, 1, message);
