@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 use crate::chain::{Head, LineHash, Link, Previous};
 use crate::{AccountId, CheckResponse, KeyId, WebhookId};
 
+/// About what a line has beside the answer.
+const LINE_START_BYTES: usize = 512;
+
 /// What a line is; also the `type` of the webhook event that carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LineType {
@@ -113,9 +116,16 @@ pub struct LineStart {
 impl LineStart {
     /// The whole line: this, then the members of `rest`, which is a JSON object that holds none of these.
     pub fn with(&self, rest: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
-        let mut line = serde_json::to_vec(self)?;
-        join(&mut line, rest);
+        let mut line = Vec::with_capacity(rest.len() + LINE_START_BYTES);
+        self.write(rest, &mut line)?;
         Ok(line)
+    }
+
+    /// As [`LineStart::with`], behind what is in `lines` already.
+    pub fn write(&self, rest: &[u8], lines: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        serde_json::to_writer(&mut *lines, self)?;
+        join(lines, rest);
+        Ok(())
     }
 
     /// As the next line of the chain links to it.

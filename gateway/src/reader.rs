@@ -19,8 +19,10 @@ const PIECE: usize = 1 << 20;
 /// How much log a page may cost.
 const PAGE_BYTES: usize = 16 << 20;
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
-/// A decision is stored this long after its id was made, at most: its body may be slow to arrive. And clocks differ a little.
-const NEAR: Search = Search { before: SignedDuration::from_secs(2), after: SignedDuration::from_secs(15) };
+/// A decision is stored this long after its id was made, at most: its body may be slow to arrive.
+const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: SignedDuration::from_secs(15) };
+/// The clocks of gateways and of the store differ by less, for all but the search below.
+const SKEW: SignedDuration = SignedDuration::from_secs(2);
 /// Where clocks differ more.
 const FAR: Search = Search { before: SignedDuration::from_secs(120), after: SignedDuration::from_secs(120) };
 
@@ -145,7 +147,7 @@ impl Shelf<'_> {
             // The entry itself is read again when only some of its lines are through.
             Some(cursor) => Seek::After(Position(cursor.position.saturating_sub(1))),
             // Stored a little after it was recorded, or a little before by another clock.
-            None => Seek::Time(from.checked_sub(NEAR.before).unwrap_or(Timestamp::UNIX_EPOCH)),
+            None => Seek::Time(from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH)),
         };
         loop {
             let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
@@ -200,7 +202,7 @@ impl Shelf<'_> {
     /// Where a stretch begins.
     pub(crate) fn begin(&self, from: Option<Timestamp>) -> Seek {
         let from = from.unwrap_or(self.horizon).max(self.horizon);
-        Seek::Time(from.checked_sub(NEAR.before).unwrap_or(Timestamp::UNIX_EPOCH))
+        Seek::Time(from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
     /// Walks the chain.
@@ -223,7 +225,7 @@ impl Shelf<'_> {
             }
         }
         let window = Window { from, to, now: self.now, horizon: self.horizon, kept };
-        let mut walk = Walk::new(window, keys, marks.iter().flat_map(Entry::lines));
+        let mut walk = Walk::new(window, keys, marks.iter().flat_map(Entry::lines)).of(self.account);
         let mut seek = self.begin(from);
         loop {
             let chunk = self.piece(Which::All, seek).await?;

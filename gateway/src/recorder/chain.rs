@@ -55,12 +55,12 @@ impl Chain {
         let (mut chain, mut lines) = (self.clone(), Vec::new());
         for (body, retention_days) in bodies {
             let start = chain.next(recorded_at, retention_days);
-            let line = start.with(body)?;
-            chain.head = Some(start.head(&line));
             if !lines.is_empty() {
                 lines.push(b'\n');
             }
-            lines.extend_from_slice(&line);
+            let begin = lines.len();
+            start.write(body, &mut lines)?;
+            chain.head = Some(start.head(lines.get(begin..).unwrap_or_default()));
         }
         let content = LineHash::of(&lines).to_string();
         let id = format!("{}-{first}-{}", self.writer, content.get(..16).unwrap_or_default());
