@@ -2,9 +2,9 @@
 
 use reqwest::Method;
 use serde_json::json;
-use stage0_contract::{Account, AccountCreated, Page, Plan};
+use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan};
 
-use crate::args::DoAccounts;
+use crate::args::{DoAccounts, Retention};
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
@@ -21,6 +21,7 @@ fn act(command: &DoAccounts, settings: &ClientSettings) -> anyhow::Result<()> {
     match command {
         DoAccounts::Create { name, plan, json } => create(&client, name, *plan, *json),
         DoAccounts::List { json } => list(&client, *json),
+        DoAccounts::SetRetention { account, retention } => set_retention(&client, account, retention),
     }
 }
 
@@ -42,14 +43,24 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return Ok(out::line(serde_json::to_string_pretty(&Page { items: accounts, next_cursor: None })?)?);
     }
-    let mut table = Table::new(["ID", "NAME", "PLAN", "CREATED"]);
+    let mut table = Table::new(["ID", "NAME", "PLAN", "RETENTION", "CREATED"]);
     for account in &accounts {
         table.row([
             account.id.to_string(),
             plain(&account.name),
             account.plan.as_str().to_owned(),
+            format!("{}d", account.retention()),
             account.created_at.to_string(),
         ]);
     }
     Ok(out::line(table)?)
+}
+
+fn set_retention(client: &Client, id: &AccountId, retention: &Retention) -> anyhow::Result<()> {
+    // No days are the plan's, which the command line has asked for by name.
+    let body = json!({"retention_days": retention.days});
+    let path = ["v1", "accounts", id.as_str()];
+    let account: Account = block_on(client.call(Method::PATCH, &path, &[], Some(&body)))?;
+    let from = if account.retention_days.is_none() { ", as its plan says" } else { "" };
+    Ok(out::line(format!("account    {}\nretention  {} days{from}", account.id, account.retention()))?)
 }

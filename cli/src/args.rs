@@ -11,6 +11,13 @@ use stage0_contract::{AccountId, KeyId, Plan, Scope};
 
 use crate::settings::{Absent, Flags, Role, Setting, table};
 
+pub(crate) mod decisions;
+pub(crate) mod webhooks;
+pub(crate) mod when;
+
+use decisions::DoDecisions;
+use webhooks::DoWebhooks;
+
 /// Version and commit, as `--version` shows them.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
 
@@ -18,7 +25,7 @@ pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run on this machine", &["dev"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
-    ("Ask a running server", &["check", "keys", "accounts"]),
+    ("Ask a running server", &["check", "decisions", "webhooks", "keys", "accounts"]),
     ("Work offline", &["policy", "completions"]),
 ];
 
@@ -90,6 +97,42 @@ Examples:
   echo '{\"goal\": \"Deploy build 7\", \"side_effects\": [\"deploy\"]}' | stage0 check -
   stage0 check action.json --json --url https://stage0.example.com --key-file agent.key")]
     Check(CheckArgs),
+    /// Reads, follows, downloads, verifies and deletes recorded decisions
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+The key that acts is the account's: from --key-file, else from STAGE0_API_KEY, else from the data
+directory of `stage0 dev`. It needs the scope `decisions:read`, for delete `decisions:delete`.
+
+Examples:
+  stage0 decisions list --from -1h --verdict DENY
+  stage0 decisions tail --environment production
+  stage0 decisions export --from -30d --out decisions.ndjson
+  stage0 decisions verify"
+    )]
+    Decisions {
+        /// What to do with decisions.
+        #[command(subcommand)]
+        command: DoDecisions,
+    },
+    /// Makes, changes, tests and removes the endpoints that decisions are sent to
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+The key that acts is the account's, as for `decisions`, with the scope `webhooks:manage`; or an
+operator's, by --key-file, with --account where that is a flag.
+
+Examples:
+  stage0 webhooks create --endpoint https://receiver.example.com/hook --verdict DENY --out hook.secret
+  stage0 webhooks test 0w3ge1r70w3ge1r7
+  stage0 webhooks deliveries 0w3ge1r70w3ge1r7
+  stage0 webhooks replay 0w3ge1r70w3ge1r7 --from -2h --to -1h"
+    )]
+    Webhooks {
+        /// What to do with endpoints.
+        #[command(subcommand)]
+        command: DoWebhooks,
+    },
     /// Makes, lists, replaces and revokes API keys
     #[command(
         subcommand_required = true,
@@ -107,12 +150,13 @@ Examples:
         #[command(subcommand)]
         command: DoKeys,
     },
-    /// Makes and lists accounts; needs an operator's key
+    /// Makes and lists accounts, sets their retention; needs an operator's key
     #[command(
         subcommand_required = true,
         after_help = "\
 Examples:
   stage0 accounts create --name 'Payments team' --plan pro
+  stage0 accounts set-retention acc_0w3ge1r7 --days 90
   stage0 accounts list --json"
     )]
     Accounts {
@@ -237,6 +281,28 @@ pub(crate) enum DoAccounts {
         #[arg(long)]
         json: bool,
     },
+    /// Says how long an account keeps its decisions
+    #[command(after_help = "\
+What is past a shortened retention is not shown any more, at once, and is then deleted.")]
+    SetRetention {
+        /// The account
+        #[arg(value_parser = AccountId::parse)]
+        account: AccountId,
+        #[command(flatten)]
+        retention: Retention,
+    },
+}
+
+/// How long decisions are kept.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Retention {
+    /// So many days, 1 to 3650
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub(crate) days: Option<u32>,
+    /// As long as the account's plan says
+    #[arg(long)]
+    pub(crate) plan_default: bool,
 }
 
 /// `stage0 policy …`.
@@ -278,7 +344,7 @@ pub(crate) fn command() -> Command {
     for role in Role::ALL {
         command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, false));
     }
-    for name in ["keys", "accounts"] {
+    for name in ["decisions", "webhooks", "keys", "accounts"] {
         command = command.mut_subcommand(name, |sub| with_flags(sub, Role::Client, true));
     }
     let groups = grouped(&command);

@@ -3,22 +3,27 @@
 //! Owns one exchange: which server, which trust, which key ([`target`]), the request, the answer, and what people are told when
 //! there is none. Plain HTTP, redirects and proxies are refused: the key goes to the named server and nowhere else.
 
+mod download;
 mod error;
+mod query;
 mod target;
 
 use std::path::Path;
 use std::time::Duration;
 
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
-use reqwest::{Certificate, Method, StatusCode, Url};
+use reqwest::{Certificate, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
+pub(crate) use download::Download;
 pub(crate) use error::ClientError;
+pub(crate) use query::Query;
 pub(crate) use target::{Target, Whose};
 
-/// No answer of the contract comes near this.
-const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// No answer of the contract that is read whole comes near this: the largest is a page of decisions, 16 MiB of log and a piece.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 /// A server, what we trust, and our key.
 pub(crate) struct Client {
@@ -49,6 +54,11 @@ impl Client {
         Ok(Self { http, target })
     }
 
+    /// Which server it asks.
+    pub(crate) fn url(&self) -> &Url {
+        &self.target.url
+    }
+
     /// The account that is meant when none is named.
     pub(crate) fn account(&self) -> Option<&stage0_contract::AccountId> {
         self.target.account.as_ref()
@@ -62,6 +72,18 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
+        let response = self.begin(method, path, query, body).await?;
+        self.whole(response).await
+    }
+
+    /// Sends one request and reads no more of the answer than its head.
+    async fn begin(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, &str)],
+        body: Option<Vec<u8>>,
+    ) -> Result<Response, ClientError> {
         let mut key = HeaderValue::from_str(self.target.key.expose()).map_err(|_| ClientError::NoKey)?;
         key.set_sensitive(true);
         let url = address(&self.target.url, path, query);
@@ -69,9 +91,12 @@ impl Client {
         if let Some(body) = body {
             request = request.header(CONTENT_TYPE, "application/json").body(body);
         }
-        let failed = |e: reqwest::Error| ClientError::from_http(&e, &self.target.url);
-        let mut response = request.send().await.map_err(failed)?;
+        request.send().await.map_err(|e| ClientError::from_http(&e, &self.target.url))
+    }
+
+    async fn whole(&self, mut response: Response) -> Result<Answer, ClientError> {
         let (status, mut body) = (response.status(), Vec::new());
+        let failed = |e: reqwest::Error| ClientError::from_http(&e, &self.target.url);
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > MOST_BYTES {
                 return Err(ClientError::Unreadable("it is larger than any answer of the contract".to_owned()));
@@ -125,8 +150,13 @@ fn certificates(ca: &Path) -> Result<Vec<Certificate>, ClientError> {
 
 /// Runs one exchange on this thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+    runtime()?.block_on(work)
+}
+
+/// For exchanges that belong together: a connection lives no longer than the runtime that it was made on.
+pub(crate) fn runtime() -> Result<Runtime, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| ClientError::Runtime(e.to_string()))?.block_on(work)
+    runtime.map_err(|e| ClientError::Runtime(e.to_string()))
 }
 
 #[cfg(test)]

@@ -27,6 +27,6 @@ pub(crate) fn for_people(decision: &Decision) -> String {
 }
 
 /// The word that stands for it on the wire.
-fn wire_word(value: &impl Serialize) -> String {
+pub(crate) fn wire_word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -21,6 +21,11 @@ pub(crate) enum Exit {
     Usage = 64,
 }
 
+/// A command line that can be read and makes no sense; ends with [`Exit::Usage`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct AskedWrongly(pub(crate) &'static str);
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

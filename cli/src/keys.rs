@@ -3,11 +3,6 @@
 //! Owns where a new key goes: the terminal, once, or a new file of mode 0600 that is opened before the server is asked, so that no
 //! key is made that has no place.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-
 use anyhow::Context as _;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
@@ -16,6 +11,7 @@ use stage0_contract::{AccountId, KeyCreated, KeySummary, Page, Scopes};
 use crate::args::{DoKeys, NewKey};
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
+use crate::new_file::NewFile;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, optional};
@@ -50,33 +46,17 @@ fn act(command: &DoKeys, settings: &ClientSettings) -> anyhow::Result<()> {
 }
 
 fn make(client: &Client, path: &[&str], body: &Value, shown: &NewKey) -> anyhow::Result<()> {
-    let file = shown.out.as_deref().map(|path| new_file(path).map(|file| (path, file))).transpose()?;
-    let created = block_on(client.call::<KeyCreated>(Method::POST, path, &[], Some(body)));
-    let created = match (created, &file) {
-        (Ok(created), _) => created,
-        (Err(error), file) => {
-            if let Some((path, _)) = file {
-                // It is empty and ours; when it cannot be removed, the refusal below is still what matters.
-                let _ = std::fs::remove_file(path);
-            }
-            return Err(error.into());
-        }
-    };
+    let file = shown.out.as_deref().map(NewFile::create).transpose()?;
+    let created: KeyCreated = block_on(client.call(Method::POST, path, &[], Some(body)))?;
     match file {
-        Some((path, mut file)) => {
-            writeln!(file, "{}", created.key.expose()).and_then(|()| file.sync_all()).with_context(|| {
-                format!("cannot write `{}`; the key {} exists, revoke it", path.display(), created.id)
-            })?;
+        Some(mut file) => {
+            let written = file.write(format!("{}\n", created.key.expose()).as_bytes()).and_then(|()| file.keep());
+            written.with_context(|| format!("the key {} exists and nobody has it, revoke it", created.id))?;
             Ok(out::line(&created.id)?)
         }
         None if shown.json => Ok(out::line(serde_json::to_string_pretty(&created)?)?),
         None => Ok(out::line(for_people(&created))?),
     }
-}
-
-fn new_file(path: &Path) -> anyhow::Result<File> {
-    let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    opened.with_context(|| format!("cannot make `{}`", path.display()))
 }
 
 fn for_people(created: &KeyCreated) -> String {
@@ -136,7 +116,7 @@ fn words(scopes: &Scopes) -> String {
 }
 
 /// Adds a member that is there.
-fn set<T: Into<Value>>(body: &mut Value, name: &str, value: Option<T>) {
+pub(crate) fn set<T: Into<Value>>(body: &mut Value, name: &str, value: Option<T>) {
     if let (Some(members), Some(value)) = (body.as_object_mut(), value) {
         members.insert(name.to_owned(), value.into());
     }

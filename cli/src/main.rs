@@ -10,11 +10,13 @@ mod args;
 mod check;
 mod client;
 mod decision;
+mod decisions;
 mod dev;
 mod dev_file;
 mod exit;
 mod keys;
 mod logs;
+mod new_file;
 mod out;
 mod policy;
 mod roles;
@@ -22,6 +24,7 @@ mod run;
 mod settings;
 mod signals;
 mod table;
+mod webhooks;
 
 use std::process::ExitCode;
 

@@ -14,16 +14,28 @@ pub(crate) fn line(text: impl Display) -> io::Result<()> {
 
 /// Writes bytes as they are.
 pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
+    stream(bytes).map(|_| ())
+}
+
+/// As [`write`], for what goes on: false once nobody reads any more.
+pub(crate) fn stream(bytes: &[u8]) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
 /// Says on standard error what went wrong. There is nobody left to tell when that fails.
 pub(crate) fn complain(text: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Asks a person, who answers on the same line. It goes where complaints go: standard output is for results.
+pub(crate) fn prompt(text: impl Display) {
+    let mut stderr = io::stderr().lock();
+    let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
 }
 
 /// Whether a person reads the log.

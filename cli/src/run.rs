@@ -6,10 +6,10 @@ use anyhow::Context as _;
 use clap::FromArgMatches as _;
 
 use crate::args::{self, Cli, Do};
-use crate::exit::Exit;
+use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
-use crate::{accounts, check, dev, keys, out, policy, roles};
+use crate::{accounts, check, decisions, dev, keys, out, policy, roles, webhooks};
 
 /// Runs one command to its end.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -46,6 +46,8 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
                 no_decision()
             }
         },
+        Do::Decisions { command } => with(ClientSettings::read(given(Role::Client)), |s| decisions::run(&command, &s)),
+        Do::Webhooks { command } => with(ClientSettings::read(given(Role::Client)), |s| webhooks::run(&command, &s)),
         Do::Keys { command } => with(ClientSettings::read(given(Role::Client)), |s| keys::run(&command, &s)),
         Do::Accounts { command } => with(ClientSettings::read(given(Role::Client)), |s| accounts::run(&command, &s)),
         Do::Policy { command } => policy::run(&command),
@@ -60,13 +62,15 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
 
 /// Tells what went wrong, chain and all, if anything did.
 pub(crate) fn finished(result: anyhow::Result<()>) -> Exit {
-    match result {
-        Ok(()) => Exit::Done,
-        Err(error) => {
-            out::complain(format!("error: {error:#}"));
-            Exit::Failed
-        }
-    }
+    ended(result.map(|()| Exit::Done))
+}
+
+/// As [`finished`], where success has more than one code.
+pub(crate) fn ended(result: anyhow::Result<Exit>) -> Exit {
+    result.unwrap_or_else(|error| {
+        out::complain(format!("error: {error:#}"));
+        if error.is::<AskedWrongly>() { Exit::Usage } else { Exit::Failed }
+    })
 }
 
 /// Runs a command with its settings, unless those are wrong.

@@ -5,13 +5,21 @@
 mod check;
 #[path = "suite/commands.rs"]
 mod commands;
+#[path = "suite/decisions.rs"]
+mod decisions;
 #[path = "suite/dev.rs"]
 mod dev;
 #[path = "suite/harness.rs"]
 mod harness;
+#[path = "suite/impostor.rs"]
+mod impostor;
 #[path = "suite/manage.rs"]
 mod manage;
 #[path = "suite/policy.rs"]
 mod policy;
+#[path = "suite/receiver.rs"]
+mod receiver;
 #[path = "suite/settings.rs"]
 mod settings;
+#[path = "suite/webhooks.rs"]
+mod webhooks;

@@ -51,8 +51,8 @@ pub(crate) enum DoDecisions {
     },
     /// Downloads the log as it is, one JSON object a line: decisions, checkpoints, deletions
     #[command(after_help = "\
-The lines are the log's own bytes: `stage0 decisions verify --file` proves that none is missing or altered.
-A download that breaks leaves no file behind.")]
+The lines are the log's own bytes: `stage0 decisions verify --file` proves that none is missing or
+altered. A download that breaks leaves no file behind.")]
     Export {
         #[command(flatten)]
         period: Period,
@@ -64,9 +64,10 @@ A download that breaks leaves no file behind.")]
     #[command(after_help = "\
 Exit codes: 0 nothing was found, 1 something was found, or it could not be verified.
 
-Without --file the server walks its own log. With --file an export is verified here, with keys that were kept
-(`stage0 decisions keys`): nobody needs to be trusted but whoever kept the keys. Give the times of the export, if it
-had any. A log whose end was cut off together with its checkpoints shows that only to --kept.
+Without --file the server walks its own log. With --file an export is verified here, with keys that
+were kept (`stage0 decisions keys`): nobody is trusted but whoever kept them. If the export had --from
+or --to, give the same again. A log whose end was cut off together with its checkpoints shows that
+only to --kept.
 
 Examples:
   stage0 decisions verify --from -7d
@@ -77,7 +78,8 @@ Examples:
     Keys,
     /// Deletes what was recorded before a time; a signed mark in the log says so
     #[command(after_help = "\
-The key needs the scope `decisions:delete`. What was deleted cannot be brought back; what remains still verifies.")]
+The key needs the scope `decisions:delete`. What was deleted cannot be brought back; what remains
+still verifies.")]
     Delete {
         /// What was recorded before this goes: RFC 3339, or how long ago, such as -30d
         #[arg(long, value_name = "TIME", required = true, value_parser = When::parse, allow_hyphen_values = true)]
@@ -119,7 +121,7 @@ pub(crate) struct Verify {
     #[arg(long, value_name = "NUMBER:HASH", value_parser = MarkRef::parse)]
     pub(crate) kept: Option<MarkRef>,
     /// Verifies this export, here; it is read twice, so it cannot be a pipe
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "Trust")]
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) trust: Trust,

@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_told_both_forms() {
-        for bad in ["", "-", "-h", "-1", "1h", "-1y", "--1h", "-+1h", "-1.5h", "yesterday", "2026-01-31", "-99999999w"] {
+        for bad in ["", "-", "-h", "-1", "1h", "-1y", "--1h", "-+1h", "-1.5h", "yesterday", "2026-01-31", "-99999999w"]
+        {
             let why = When::parse(bad).unwrap_err();
             assert!(why.contains("RFC 3339") && why.contains("-1h"), "{bad}: {why}");
         }

@@ -55,6 +55,14 @@ pub(crate) enum ClientError {
         /// The verifier's words.
         why: String,
     },
+    /// It began to answer and did not end.
+    #[error("the answer of `{url}` broke off: {why}")]
+    Broken {
+        /// Which server.
+        url: Url,
+        /// Lower case.
+        why: String,
+    },
     /// The exchange took too long.
     #[error("`{url}` did not answer in time (--timeout)")]
     Late {
@@ -92,7 +100,24 @@ impl ClientError {
             Some(rustls::Error::InvalidCertificate(fault)) => Self::NotTrusted { url, why: distrust(fault) },
             Some(fault) => Self::Unreachable { url, why: plain(&format!("it does not speak TLS as we do: {fault}")) },
             None if error.is_timeout() => Self::Late { url },
+            None if error.is_body() || error.is_decode() => Self::Broken { url, why },
             None => Self::Unreachable { url, why },
+        }
+    }
+
+    /// Whether the same may succeed a little later, without anybody doing anything about it here.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::Late { .. } => true,
+            Self::Refused { status, .. } => *status == 429 || *status >= 500,
+            Self::NoServer(_)
+            | Self::NoKey
+            | Self::NoOperatorKey
+            | Self::File { .. }
+            | Self::Ca { .. }
+            | Self::NotTrusted { .. }
+            | Self::Unreadable(_)
+            | Self::Runtime(_) => false,
         }
     }
 

@@ -100,6 +100,7 @@ mod tests {
             data_dir: data_dir.to_owned(),
             data_dir_is_named: false,
             timeout: Duration::from_secs(5),
+            timeout_is_named: false,
         }
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct ClientSettings {
     pub(crate) data_dir_is_named: bool,
     /// For the whole exchange.
     pub(crate) timeout: Duration,
+    /// Whether that was named, or is just the default.
+    pub(crate) timeout_is_named: bool,
 }
 
 impl ClientSettings {
@@ -37,6 +39,7 @@ impl ClientSettings {
         let api_key = reader.optional(&table::API_KEY, |text| ApiKey::parse(text.trim()).map_err(|e| e.to_string()));
         let data_dir_is_named = reader.is_given(&table::DATA_DIR);
         let data_dir = reader.required(&table::DATA_DIR, path);
+        let timeout_is_named = reader.is_given(&table::TIMEOUT);
         let timeout = reader.required(&table::TIMEOUT, seconds);
         let built = data_dir.zip(timeout);
         reader.finish(built.map(|(data_dir, timeout)| Self {
@@ -47,6 +50,31 @@ impl ClientSettings {
             data_dir,
             data_dir_is_named,
             timeout,
+            timeout_is_named,
         }))
+    }
+
+    /// For an exchange that takes longer than others: `longer`, unless a time was named.
+    pub(crate) fn timeout_or(&self, longer: Duration) -> Duration {
+        if self.timeout_is_named { self.timeout } else { longer }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Flags, Role};
+    use super::*;
+
+    fn read(flags: Flags) -> ClientSettings {
+        ClientSettings::read(Sources::collect(Role::Client, flags, [], |_| Ok(String::new()))).unwrap()
+    }
+
+    #[test]
+    fn what_takes_longer_has_longer_unless_a_time_was_named() {
+        let longer = Duration::from_secs(600);
+        let unnamed = read(Flags::new());
+        assert_eq!((unnamed.timeout, unnamed.timeout_or(longer)), (Duration::from_secs(5), longer));
+        let named = read(Flags::from([("timeout", "7".to_owned())]));
+        assert_eq!((named.timeout, named.timeout_or(longer)), (Duration::from_secs(7), Duration::from_secs(7)));
     }
 }

@@ -64,7 +64,7 @@ fn users(setting: &Setting) -> String {
 
 fn user(role: Role) -> &'static str {
     match role {
-        Role::Client => "check, keys, accounts",
+        Role::Client => "check, decisions, webhooks, keys, accounts",
         other => other.command(),
     }
 }

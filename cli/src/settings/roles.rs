@@ -249,7 +249,7 @@ fn read_export(reader: &mut Reader) -> Option<ExportConfig> {
     let checkpoint_every = reader.required(&table::CHECKPOINT_SECONDS, count(86_400));
     let extra_ca = reader.optional(&table::WEBHOOK_CA, path);
     let dangerous_allow_private = reader.required(&table::PRIVATE_WEBHOOKS, boolean)?;
-    let egress = EgressConfig { dangerous_allow_private, extra_ca, ..defaults.egress.clone() };
+    let egress = EgressConfig { dangerous_allow_private, extra_ca, ..defaults.egress };
     Some(ExportConfig { egress, checkpoint_every: Duration::from_secs(checkpoint_every?.into()), ..defaults })
 }
 

@@ -114,8 +114,8 @@ settings! {
     CA = "ca" "FILE" in "Connection", "PEM file: the authority to trust instead of the system's", OPEN, All, &[(Client, Optional)];
     KEY_FILE = "key-file" "FILE" in "Connection", "File with the API key. There is no flag for the key itself: others on the machine can read a command line", OPEN, All, &[
         (Client, Optional)];
-    API_KEY = "api-key" "KEY" in "Connection", "The API key for `check`, when no key file is given", SECRET, VariableOnly, &[(Client, Optional)];
-    TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte", OPEN, All, &[(Client, Default("5"))];
+    API_KEY = "api-key" "KEY" in "Connection", "The account's API key, when no key file is given", SECRET, VariableOnly, &[(Client, Optional)];
+    TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte; where it is not given, `decisions export` and `verify` have 600", OPEN, All, &[(Client, Default("5"))];
 
     LOG = "log" "FILTER" in "Logs", "What is logged: a level, or such as `info,stage0_gateway=debug`", OPEN, All, &[
         (Dev, Default("info,actix_server=warn,async_nats=warn")), (Gateway, Default("info,actix_server=warn,async_nats=warn")), (Evaluator, Default("info,actix_server=warn,async_nats=warn")), (Keystore, Default("info,actix_server=warn,async_nats=warn")), (AuditExport, Default("info,actix_server=warn,async_nats=warn"))];

@@ -2,16 +2,28 @@
 
 use crate::harness::{run, stage0};
 
+const COMMANDS: [&str; 11] = [
+    "dev",
+    "gateway",
+    "evaluator",
+    "keystore",
+    "audit-export",
+    "check",
+    "decisions",
+    "webhooks",
+    "keys",
+    "accounts",
+    "policy",
+];
+
 #[test]
 fn help_names_every_command_with_examples() {
     let help = run(&["--help"]);
     assert_eq!(help.code, 0);
-    for word in
-        ["dev", "gateway", "evaluator", "keystore", "audit-export", "check", "keys", "accounts", "policy", "Examples:"]
-    {
+    for word in COMMANDS.into_iter().chain(["Examples:"]) {
         assert!(help.out.contains(word), "{word}");
     }
-    for command in ["dev", "gateway", "evaluator", "keystore", "audit-export", "check", "keys", "accounts", "policy"] {
+    for command in COMMANDS {
         let help = run(&[command, "--help"]);
         assert!(help.code == 0 && help.out.contains("Example"), "{command}: {}", help.out);
     }

@@ -54,6 +54,18 @@ fn an_operator_gives_another_account_its_first_key() {
     assert_eq!(made.code, 0, "{}", made.err);
     assert!(made.out.contains(&format!("account  {id}")) && made.out.contains("shown this once"), "{}", made.out);
     assert!(dev.ask(&["accounts", "list"]).out.contains("Payments"));
+    let retention = || {
+        let table = dev.ask(&["accounts", "list"]).out;
+        let row = table.lines().find(|line| line.starts_with(id)).unwrap().to_owned();
+        row.split_whitespace().nth(3).unwrap().to_owned()
+    };
+    assert_eq!(retention(), "30d");
+    let set = dev.ask(&["accounts", "set-retention", id, "--days", "90"]);
+    assert_eq!((set.code, set.out), (0, format!("account    {id}\nretention  90 days\n")));
+    assert_eq!(retention(), "90d");
+    let set = dev.ask(&["accounts", "set-retention", id, "--plan-default"]);
+    assert!(set.code == 0 && set.out.ends_with("retention  30 days, as its plan says\n"), "{}{}", set.out, set.err);
+    assert_eq!(retention(), "30d");
     let keys = json_of(&dev.ask(&["keys", "list", "--account", id, "--json"]).out);
     assert_eq!(keys["items"][0]["scopes"], json!(["check", "keys:manage"]));
 }

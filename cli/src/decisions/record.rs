@@ -1,0 +1,122 @@
+//! How a recorded decision looks to people: all of it, or one line.
+
+use stage0_contract::DecisionRecord;
+
+use crate::decision::{self, wire_word};
+use crate::out::plain;
+use crate::table::optional;
+
+/// All of it, in several lines.
+pub(super) fn for_people(record: &DecisionRecord) -> String {
+    let DecisionRecord { chain, recorded_at, expires_at, response, circumstances, .. } = record;
+    let client_id = response.meta.client_request_id.as_ref();
+    let expires = jiff::Timestamp::from_second(*expires_at).ok();
+    let durations = circumstances.durations;
+    let rows = [
+        ("request", response.request_id.to_string()),
+        ("client id", optional(client_id.map(|id| plain(id.as_str())).as_ref())),
+        ("recorded", format!("{recorded_at} ({})", wire_word(&response.meta.audit))),
+        ("expires", optional(expires.as_ref())),
+        ("environment", text(&response.decided.environment)),
+        ("account", circumstances.account.to_string()),
+        ("key", circumstances.key_id.to_string()),
+        ("run", optional(circumstances.run_id.as_deref().map(plain).as_ref())),
+        ("address", optional(circumstances.client.address.as_deref().map(plain).as_ref())),
+        ("agent", optional(circumstances.client.user_agent.as_deref().map(plain).as_ref())),
+        ("took", format!("{:.1} ms, {:.1} ms of it the evaluation", durations.total_ms, durations.evaluation_ms)),
+        ("task", plain(&response.task_hash)),
+        ("chain", format!("writer {}, sequence {}", chain.writer, chain.sequence)),
+    ];
+    let rows: String = rows.map(|(name, value)| format!("\n  {name:<12} {value}")).concat();
+    let input = circumstances.input.as_ref().and_then(|input| serde_json::to_string_pretty(input).ok());
+    let input = input.map_or_else(String::new, |input| {
+        let lines: String = input.lines().map(|line| format!("\n  {}", plain(line))).collect();
+        format!("\n\nInput, secrets masked{lines}")
+    });
+    format!("{}\n\nRecord{rows}{input}", decision::for_people(&response.decided))
+}
+
+/// The cells of a list.
+pub(super) const HEADINGS: [&str; 7] = ["RECORDED", "VERDICT", "ENVIRONMENT", "CODES", "RUN", "KEY", "REQUEST"];
+
+/// One row under them; none is empty.
+pub(super) fn cells(record: &DecisionRecord) -> [String; 7] {
+    let codes = record.response.decided.issues.iter().map(|issue| issue.code.as_str()).collect::<Vec<_>>().join(",");
+    [
+        record.recorded_at.to_string(),
+        record.response.decided.verdict.to_string(),
+        text(&record.response.decided.environment),
+        text(&codes),
+        text(record.circumstances.run_id.as_deref().unwrap_or_default()),
+        record.circumstances.key_id.to_string(),
+        record.response.request_id.to_string(),
+    ]
+}
+
+fn text(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { plain(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn record() -> Value {
+        json!({
+            "type": "decision.recorded",
+            "chain": {"writer": "00000000-0000-0000-0000-000000000007", "sequence": 2, "previous": null},
+            "recorded_at": "2027-01-15T08:00:01Z", "expires_at": 1_802_592_001,
+            "decision": "NO_GO", "verdict": "DENY", "reason": "a\u{1b}[2J", "issues": [
+                {"code": "SECRET_IN_REQUEST", "severity": "HIGH", "message": "m", "rule": "r", "next_action": "fix_request", "details": {}},
+                {"code": "GOAL_UNCLEAR", "severity": "LOW", "message": "m", "rule": "r", "next_action": "fix_request", "details": {}}],
+            "risk_score": 90, "value_risk": 0, "waste_risk": 0, "high_risk": true, "clarifying_questions": [],
+            "defer_questions": [], "guardrails": [], "constraints_applied": [], "value_findings": [],
+            "guardrail_checks": {}, "cost_estimate": null, "request_id": "0190163d-8694-739b-aea5-966c26f8ad91",
+            "task_hash": "00", "policy_version": "baseline@1.0.0+0123", "policy_pack_version": "baseline@1.0.0+0123",
+            "environment": "", "timestamp": 1, "evaluated_at": 1, "decision_trace_summary": "", "cached": false,
+            "meta": {"source": "stage0", "test_mode": false, "client_request_id": "c-1", "audit": "required"},
+            "account": "acc_1", "key_id": "key_1", "run_id": "run\n\u{9b}1",
+            "client": {"address": "192.0.2.7", "user_agent": "agent\u{1b}]0;x"},
+            "durations": {"evaluation_ms": 1.25, "total_ms": 3.5}, "input": {"goal": "g\u{9b}2J"}
+        })
+    }
+
+    fn read(record: &Value) -> DecisionRecord {
+        serde_json::from_value(record.clone()).unwrap()
+    }
+
+    #[test]
+    fn everything_that_an_auditor_asks_for_is_shown_and_cannot_steer_the_terminal() {
+        let shown = for_people(&read(&record()));
+        for part in [
+            "DENY (NO_GO)",
+            "SECRET_IN_REQUEST",
+            "policy   baseline@1.0.0+0123",
+            "0190163d-8694-739b-aea5-966c26f8ad91",
+            "c-1",
+            "2027-01-15T08:00:01Z (required)",
+            "2027-02-14",
+            "acc_1",
+            "key_1",
+            "192.0.2.7",
+            "3.5 ms, 1.2 ms",
+            "writer 00000000-0000-0000-0000-000000000007, sequence 2",
+            "Input, secrets masked",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+        assert!(!shown.contains("run\n"), "a run's name begins no line of its own");
+    }
+
+    #[test]
+    fn a_row_has_no_hole() {
+        let mut record = record();
+        assert_eq!(cells(&read(&record))[2..4], ["-", "SECRET_IN_REQUEST,GOAL_UNCLEAR"]);
+        record["run_id"] = Value::Null;
+        record["issues"] = json!([]);
+        assert_eq!(cells(&read(&record))[2..5], ["-", "-", "-"]);
+    }
+}

@@ -1,0 +1,148 @@
+//! `stage0 decisions verify`: asks the server to walk its log, or walks a downloaded one, and tells what came of it.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use reqwest::Method;
+use stage0_contract::{PublicKey, Report, Window};
+
+use super::{DECISIONS, WALK_WITHIN, connect, offline, signing_keys};
+use crate::args::decisions::Verify;
+use crate::client::{Query, block_on};
+use crate::decision::wire_word;
+use crate::exit::Exit;
+use crate::out::{self, plain};
+use crate::settings::client::ClientSettings;
+use crate::table::{Table, optional};
+
+/// Exit code 0 only when nothing was found.
+pub(super) fn verify(asked: &Verify, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
+    let (from, to) = asked.period.at(now)?;
+    let report = match &asked.file {
+        // What the retention was when the file was made is not known: only what its lines say of their end excuses them.
+        Some(file) => {
+            let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: asked.kept };
+            offline::verify(file, keys(asked.trust.keys.as_deref(), settings)?, window)?
+        }
+        None => {
+            let client = connect(settings, settings.timeout_or(WALK_WITHIN))?;
+            let query = Query::default().with("from", from).with("to", to).with("kept", asked.kept);
+            let [v1, decisions] = DECISIONS;
+            block_on(client.call(Method::GET, &[v1, decisions, "verify"], &query.pairs(), None))?
+        }
+    };
+    if asked.json {
+        out::line(serde_json::to_string_pretty(&report)?)?;
+    } else {
+        out::line(for_people(&report))?;
+    }
+    Ok(if report.ok { Exit::Done } else { Exit::Failed })
+}
+
+fn keys(file: Option<&Path>, settings: &ClientSettings) -> anyhow::Result<Vec<PublicKey>> {
+    match file {
+        Some(file) => offline::read_keys(file),
+        None => Ok(signing_keys(&connect(settings, settings.timeout)?).context("no keys (--keys-from-server)")?.items),
+    }
+}
+
+fn for_people(report: &Report) -> String {
+    let found = u64::try_from(report.findings.len()).unwrap_or(u64::MAX).saturating_add(report.more_findings);
+    let result = match (report.ok, report.records) {
+        (true, 0) => "OK: no decision was there to be verified".to_owned(),
+        (true, _) => "OK: nothing is missing, altered, out of order or there twice".to_owned(),
+        (false, _) => format!("NOT OK: {found} found"),
+    };
+    let mut text = format!(
+        "{result}\n\nrecords      {}\nwriters      {}\ncheckpoints  {}\ndeletions    {}\nunsealed     {}{}\nfirst        {}\nlast         {}",
+        report.records,
+        report.writers,
+        report.checkpoints,
+        report.deletions,
+        report.unsealed,
+        if report.unsealed > 0 {
+            " (no checkpoint covers them yet: whether more were cut off behind them is not proven)"
+        } else {
+            ""
+        },
+        optional(report.first_at.as_ref()),
+        optional(report.last_at.as_ref()),
+    );
+    if !report.findings.is_empty() {
+        text.push_str(&format!("\n\n{}", findings(report)));
+    }
+    if report.more_findings > 0 {
+        text.push_str(&format!("\nand {} more", report.more_findings));
+    }
+    text.push_str(&match &report.last_mark {
+        Some(mark) => format!("\n\nlast mark {mark} — keep it outside, and give it to --kept next time"),
+        None => "\n\nlast mark - (there is no checkpoint yet)".to_owned(),
+    });
+    text
+}
+
+fn findings(report: &Report) -> Table {
+    let mut table = Table::new(["FINDING", "WRITER", "SEQUENCE", "COUNT", "MESSAGE"]);
+    for finding in &report.findings {
+        table.row([
+            wire_word(&finding.kind),
+            optional(finding.writer.as_ref()),
+            optional(finding.sequence.as_ref()),
+            finding.count.to_string(),
+            plain(&finding.message),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use stage0_contract::{Finding, FindingKind, LineHash, MarkRef};
+
+    use super::*;
+
+    fn report() -> Report {
+        let finding =
+            |kind| Finding { kind, writer: None, sequence: Some(7), count: 2, message: "gone\u{1b}[2J".to_owned() };
+        Report {
+            ok: false,
+            records: 5,
+            writers: 1,
+            checkpoints: 2,
+            deletions: 0,
+            unsealed: 1,
+            first_at: None,
+            last_at: None,
+            last_mark: Some(MarkRef { number: 2, hash: LineHash::of(b"x") }),
+            findings: vec![finding(FindingKind::Missing), finding(FindingKind::BadSignature)],
+            more_findings: 3,
+        }
+    }
+
+    #[test]
+    fn what_was_found_comes_first_and_what_is_to_be_kept_last() {
+        let text = for_people(&report());
+        assert!(text.starts_with("NOT OK: 5 found\n"), "{text}");
+        assert!(
+            text.contains("\nmissing ") && text.contains("\nbad_signature ") && text.contains("\nand 3 more"),
+            "{text}"
+        );
+        let last = text.lines().last().unwrap();
+        assert!(last.starts_with("last mark 2:") && last.contains("--kept"), "{last}");
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn an_empty_log_is_not_called_proven() {
+        let text = for_people(&Report {
+            ok: true,
+            records: 0,
+            findings: vec![],
+            more_findings: 0,
+            last_mark: None,
+            ..report()
+        });
+        assert!(text.starts_with("OK: no decision was there"), "{text}");
+    }
+}
