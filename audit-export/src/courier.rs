@@ -90,11 +90,11 @@ enum Step {
 }
 
 impl Courier {
-    /// Until stopped, or until the endpoint is disabled.
+    /// Until stopped, or until the endpoint is disabled. What was begun is ended, never dropped half way: a cursor whose storing was
+    /// cut off has a revision that nobody knows, and could not be given back.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        loop {
-            let Some(held) = stop.run_until_cancelled(self.hold()).await else { return };
-            let mut held = match held {
+        while !stop.is_cancelled() {
+            let mut held = match self.hold().await {
                 Ok(held) => held,
                 Err(wait) => match stop.run_until_cancelled(tokio::time::sleep(wait)).await {
                     Some(()) => continue,
@@ -102,11 +102,13 @@ impl Courier {
                 },
             };
             loop {
-                match stop.run_until_cancelled(self.step(&mut held)).await {
-                    Some(Step::GoOn) => {}
-                    Some(Step::Lost) => break,
-                    Some(Step::Disabled) => return self.finish(held).await,
-                    None => return self.finish(held).await,
+                if stop.is_cancelled() {
+                    return self.finish(held).await;
+                }
+                match self.step(&mut held, &stop).await {
+                    Step::GoOn => {}
+                    Step::Lost => break,
+                    Step::Disabled => return self.finish(held).await,
                 }
             }
         }
@@ -155,7 +157,7 @@ impl Courier {
     }
 
     /// Reads, sends what is due, stores when it is time, then waits for the next thing to happen.
-    async fn step(&mut self, held: &mut Held) -> Step {
+    async fn step(&mut self, held: &mut Held, stop: &CancellationToken) -> Step {
         let endpoint = self.endpoint.borrow_and_update().clone();
         if held.stored_at.elapsed() >= TRUST_HOLD {
             tracing::warn!(webhook = %endpoint.webhook.id, "cursor could not be stored; the endpoint is given up for a moment");
@@ -168,7 +170,7 @@ impl Courier {
                 lost => return lost,
             }
         }
-        if !held.caught_up && held.cursor.room() > 0 {
+        if !held.caught_up && held.cursor.is_hungry() {
             self.fill(held, &endpoint).await;
         }
         self.launch(held, &endpoint).await;
@@ -181,7 +183,7 @@ impl Courier {
                 lost => return lost,
             }
         }
-        if !held.caught_up && held.cursor.room() > 0 && held.aloft.len() < CONCURRENCY {
+        if !held.caught_up && held.cursor.is_hungry() && held.aloft.len() < CONCURRENCY {
             return Step::GoOn;
         }
         let wait = self.wait(held);
@@ -199,6 +201,7 @@ impl Courier {
                 Step::GoOn
             }
             _ = self.endpoint.changed() => Step::GoOn,
+            () = stop.cancelled() => Step::GoOn,
             () = tokio::time::sleep(wait) => Step::GoOn,
         }
     }
@@ -302,7 +305,8 @@ impl Courier {
             }
         }
         let body = MarkBody::WebhookDisabled { webhook, reason };
-        if let Err(error) = self.shared.mark(&endpoint.webhook.account, endpoint.retention_days, body).await {
+        let (account, days) = (&endpoint.webhook.account, endpoint.retention_days);
+        if let Err(error) = self.shared.mark(account, days, body, SignedDuration::ZERO).await {
             tracing::error!(webhook = %endpoint.webhook.id, %error, "notice of the disabled endpoint was not written");
         }
         Step::Disabled

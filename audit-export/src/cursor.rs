@@ -16,7 +16,7 @@ use crate::backoff::{Next, next};
 use crate::verdict::Outcome;
 
 /// Events that were read and not tried yet.
-const MOST_FRESH: usize = 64;
+const MOST_FRESH: usize = 256;
 /// Events that wait for another try. When there are more, the endpoint reads no further: they stay in the log.
 const MOST_WAITING: usize = 1_000;
 /// Settled deliveries that are remembered.
@@ -128,6 +128,11 @@ impl Cursor {
     pub(crate) fn room(&self) -> usize {
         let fresh = self.open.iter().filter(|open| open.attempts == 0).count();
         if self.open.len() - fresh >= MOST_WAITING { 0 } else { MOST_FRESH.saturating_sub(fresh) }
+    }
+
+    /// Whether it is time to read: a question to the log brings many events, so it is asked only when many have room.
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.room() >= MOST_FRESH / 2
     }
 
     /// Takes an event in; its number.
@@ -252,5 +257,147 @@ fn remember(list: &mut VecDeque<Delivery>, most: usize, delivery: Delivery) {
     list.push_back(delivery);
     while list.len() > most {
         list.pop_front();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn place(position: u64) -> Place {
+        Place { position, lines: 0 }
+    }
+
+    fn attempt(second: i64) -> Attempt {
+        Attempt { at: at(second), status: Some(500), error: Some("e".to_owned()), latency_ms: 3 }
+    }
+
+    fn failed() -> Outcome {
+        Outcome::Retry { reason: "e".to_owned(), retry_after: None }
+    }
+
+    fn due(cursor: &Cursor, second: i64) -> Vec<u64> {
+        cursor.due(at(second)).map(|open| open.sequence).collect()
+    }
+
+    #[test]
+    fn events_are_numbered_in_the_order_in_which_they_are_read_and_from_the_stored_state_again() {
+        let mut cursor = Cursor::default();
+        assert_eq!(cursor.take("a".to_owned(), place(1)), 1);
+        let stored = serde_json::to_vec(&cursor).unwrap();
+        assert_eq!(cursor.take("b".to_owned(), place(2)), 2);
+        let mut again: Cursor = serde_json::from_slice(&stored).unwrap();
+        assert_eq!(again.take("b".to_owned(), place(2)), 2, "whoever takes over gives it the same number");
+        assert_eq!(again, cursor);
+    }
+
+    #[test]
+    fn a_failed_event_waits_for_its_time_while_others_go_on() {
+        let mut cursor = Cursor::default();
+        cursor.take("a".to_owned(), place(1));
+        cursor.take("b".to_owned(), place(2));
+        assert_eq!(cursor.settle(1, &failed(), attempt(100), 0.5), Settled::Waiting);
+        assert_eq!(due(&cursor, 101), [2]);
+        assert_eq!(cursor.settle(2, &Outcome::Delivered, attempt(101), 0.5), Settled::Delivered);
+        assert_eq!(cursor.next_due(at(101)), Some(at(105)));
+        assert_eq!(due(&cursor, 105), [1]);
+    }
+
+    #[test]
+    fn a_receiver_that_asks_for_time_gets_it() {
+        let mut cursor = Cursor::default();
+        cursor.take("a".to_owned(), place(1));
+        let busy = Outcome::Retry { reason: "e".to_owned(), retry_after: Some(Duration::from_secs(600)) };
+        cursor.settle(1, &busy, attempt(0), 0.5);
+        assert!(due(&cursor, 599).is_empty());
+        assert_eq!(due(&cursor, 600), [1]);
+    }
+
+    #[test]
+    fn an_event_that_fails_to_the_end_is_parked_by_name_and_in_nobodys_way() {
+        let mut cursor = Cursor::default();
+        cursor.take("a".to_owned(), place(1));
+        let mut now = 0;
+        let tries = (1..20).find(|_| {
+            now = cursor.next_due(at(now)).map_or(now, Timestamp::as_second);
+            cursor.settle(1, &failed(), attempt(now), 0.5) == Settled::Exhausted
+        });
+        assert_eq!(tries, Some(8));
+        assert!((26 * 3_600..30 * 3_600).contains(&now), "about 28 hours: {now}");
+        assert!(due(&cursor, i64::from(u32::MAX)).is_empty());
+        let parked = cursor.deliveries();
+        assert_eq!((parked.len(), parked[0].state, parked[0].attempts), (1, DeliveryState::Exhausted, 8));
+    }
+
+    #[test]
+    fn days_of_failure_without_one_success_disable_and_one_success_starts_the_count_anew() {
+        let day = 86_400;
+        let mut cursor = Cursor::default();
+        for event in 0..7 {
+            cursor.take(event.to_string(), place(event));
+        }
+        assert_eq!(cursor.settle(1, &failed(), attempt(0), 0.5), Settled::Waiting);
+        assert_eq!(cursor.settle(2, &failed(), attempt(4 * day), 0.5), Settled::Waiting);
+        assert_eq!(cursor.settle(3, &Outcome::Delivered, attempt(4 * day), 0.5), Settled::Delivered);
+        assert_eq!(cursor.settle(4, &failed(), attempt(5 * day), 0.5), Settled::Waiting);
+        assert!(matches!(cursor.settle(5, &failed(), attempt(10 * day), 0.5), Settled::Disable(_)));
+    }
+
+    #[test]
+    fn what_a_disabled_endpoint_had_open_is_sent_when_it_is_enabled() {
+        let mut cursor = Cursor::default();
+        cursor.take("a".to_owned(), place(1));
+        cursor.take("b".to_owned(), place(2));
+        cursor.settle(1, &failed(), attempt(0), 0.5);
+        let gone = Outcome::Disable { reason: "410".to_owned() };
+        assert_eq!(cursor.settle(2, &gone, attempt(1), 0.5), Settled::Disable("410".to_owned()));
+        cursor.disabled = true;
+        cursor.enabled_again();
+        assert_eq!(due(&cursor, 1), [1, 2]);
+        assert!(!cursor.disabled);
+    }
+
+    #[test]
+    fn reading_stops_when_too_much_waits_and_goes_on_when_it_is_through() {
+        let mut cursor = Cursor::default();
+        let mut sequences = Vec::new();
+        while cursor.room() > 0 {
+            sequences.push(cursor.take("x".to_owned(), place(1)));
+            if sequences.len() % MOST_FRESH == 0 {
+                for sequence in sequences.iter().rev().take(MOST_FRESH) {
+                    cursor.settle(*sequence, &failed(), attempt(0), 0.5);
+                }
+            }
+        }
+        assert!((MOST_WAITING..MOST_WAITING + MOST_FRESH).contains(&sequences.len()), "{}", sequences.len());
+        for sequence in sequences {
+            cursor.settle(sequence, &Outcome::Delivered, attempt(9), 0.5);
+        }
+        assert_eq!(cursor.room(), MOST_FRESH);
+        assert_eq!(cursor.deliveries().len(), MOST_RECENT);
+    }
+
+    #[test]
+    fn a_replay_that_is_found_twice_is_taken_once() {
+        let mut cursor = Cursor::default();
+        let replay = Replay { id: Uuid::from_u128(7), from: at(0), to: at(9), place: None };
+        cursor.take_replay(replay.clone());
+        cursor.replays.clear();
+        cursor.take_replay(replay);
+        assert!(cursor.replays.is_empty());
+    }
+
+    #[test]
+    fn an_event_that_left_the_log_is_forgotten() {
+        let mut cursor = Cursor::default();
+        cursor.take("a".to_owned(), place(1));
+        cursor.gone(1);
+        assert!(due(&cursor, 0).is_empty());
+        assert_eq!(cursor.take("b".to_owned(), place(2)), 2);
     }
 }

@@ -127,3 +127,63 @@ fn mark(mut members: Map<String, Value>, line: &[u8]) -> Option<Map<String, Valu
     members.insert("line".to_owned(), std::str::from_utf8(line).ok()?.into());
     Some(members)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINE: &str = r#"{"type":"decision.recorded","chain":{"writer":"01a20c2e-c3d9-727d-9b3c-c2a79d458dbe","sequence":1,"previous":null},"recorded_at":"2026-01-01T00:00:00Z","expires_at":2000000000,"verdict":"DENY","decision":"NO_GO","environment":"Production","request_id":"01a20c2e-c3d7-70ee-bb71-31e8ed670a1b","meta":{"client_request_id":"mine"},"account":"acc_1","key_id":"k","run_id":"r","client":{"address":"192.0.2.1","user_agent":"curl"},"durations":{"total_ms":1},"input":{"goal":"tell nobody"}}"#;
+
+    fn event() -> Event {
+        Event::of(LINE.as_bytes(), Timestamp::from_second(1_900_000_000).unwrap(), Timestamp::UNIX_EPOCH).unwrap()
+    }
+
+    fn filters(verdicts: Option<Vec<Verdict>>, environments: Option<Vec<&str>>) -> WebhookFilters {
+        let environments = environments.map(|all| all.into_iter().map(str::to_owned).collect());
+        WebhookFilters { verdicts, environments }
+    }
+
+    #[test]
+    fn the_decision_leaves_and_who_asked_from_where_with_which_words_does_not() {
+        let body = event().body(7);
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            (&value["type"], &value["timestamp"]),
+            (&json!("decision.recorded"), &json!("2026-01-01T00:00:00Z"))
+        );
+        let data = &value["data"];
+        assert_eq!((&data["sequence"], &data["account"], &data["key_id"]), (&json!(7), &json!("acc_1"), &json!("k")));
+        assert_eq!(
+            (&data["verdict"], &data["run_id"], &data["chain"]["sequence"]),
+            (&json!("DENY"), &json!("r"), &json!(1))
+        );
+        assert_eq!(data["hash"], LineHash::of(LINE.as_bytes()).to_string());
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        for never in ["tell nobody", "192.0.2.1", "curl", "mine", "durations"] {
+            assert!(!text.contains(never), "{never}");
+        }
+    }
+
+    #[test]
+    fn the_same_event_has_the_same_bytes_at_every_attempt() {
+        assert_eq!(event().body(7), event().body(7));
+        assert_eq!(event().id, "dec_01a20c2e-c3d7-70ee-bb71-31e8ed670a1b");
+    }
+
+    #[test]
+    fn an_endpoint_gets_what_it_asked_for_compared_as_words() {
+        assert!(event().passes(&filters(None, None)));
+        assert!(event().passes(&filters(Some(vec![Verdict::Deny]), Some(vec![" production "]))));
+        assert!(!event().passes(&filters(Some(vec![Verdict::Allow]), None)));
+        assert!(!event().passes(&filters(None, Some(vec!["staging"]))));
+    }
+
+    #[test]
+    fn what_is_past_its_end_or_the_accounts_retention_is_delivered_to_nobody() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert!(Event::of(LINE.as_bytes(), at(2_000_000_000), Timestamp::UNIX_EPOCH).is_none());
+        assert!(Event::of(LINE.as_bytes(), at(1_999_999_999), Timestamp::UNIX_EPOCH).is_some());
+        assert!(Event::of(LINE.as_bytes(), at(1_900_000_000), at(1_800_000_000)).is_none());
+        assert!(Event::of(b"not json", at(0), at(0)).is_none());
+    }
+}

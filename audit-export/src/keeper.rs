@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ExportConfig;
+use crate::marks::{NOT_AGAIN_WITHIN, Written};
 use crate::shared::Shared;
 
 /// Even when no notice arrives, each account is looked at so often.
@@ -65,7 +66,7 @@ impl Keeper {
                 () = stop.cancelled() => break,
                 _ = retention.tick() => self.retain().await,
                 _ = look.tick() => grown.extend(self.accounts().await),
-                _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown)).await,
+                _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown), NOT_AGAIN_WITHIN).await,
                 event = heard => match event {
                     Some(Event::Heard(DecisionsRecorded { accounts })) => grown.extend(accounts),
                     Some(Event::Gap) => look.reset_immediately(),
@@ -73,17 +74,24 @@ impl Keeper {
                 },
             }
         }
-        self.checkpoint(grown).await;
+        self.checkpoint(grown, SignedDuration::ZERO).await;
     }
 
-    /// Writes checkpoints; the accounts that are to be tried again.
-    async fn checkpoint(&mut self, accounts: BTreeSet<AccountId>) -> BTreeSet<AccountId> {
+    /// Writes checkpoints; the accounts that are to be tried again. Of one whose last mark is too young nobody knows whether it
+    /// grew behind that mark, and so it has its turn at the next tick.
+    async fn checkpoint(&mut self, accounts: BTreeSet<AccountId>, pace: SignedDuration) -> BTreeSet<AccountId> {
         let mut again = BTreeSet::new();
         for account in accounts {
             let days = self.days(&account);
-            if let Err(error) = self.shared.mark(&account, days, MarkBody::Checkpoint {}).await {
-                tracing::warn!(%account, %error, "checkpoint was not written; it is tried again");
-                again.insert(account);
+            match self.shared.mark(&account, days, MarkBody::Checkpoint {}, pace).await {
+                Ok(Written::Number(_) | Written::Nothing) => {}
+                Ok(Written::TooSoon) => {
+                    again.insert(account);
+                }
+                Err(error) => {
+                    tracing::warn!(%account, %error, "checkpoint was not written; it is tried again");
+                    again.insert(account);
+                }
             }
         }
         again

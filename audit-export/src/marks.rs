@@ -18,8 +18,8 @@ use crate::shared::Shared;
 
 const PIECE: usize = 4 << 20;
 const TRIES: usize = 5;
-/// A checkpoint is not written so soon after another mark: another exporter was faster.
-const NOT_AGAIN_WITHIN: SignedDuration = SignedDuration::from_secs(2);
+/// A checkpoint is not written so soon after another mark, as another exporter may have been faster.
+pub(crate) const NOT_AGAIN_WITHIN: SignedDuration = SignedDuration::from_secs(2);
 const SIGN_WITHIN: Duration = Duration::from_secs(3);
 
 /// What became of a mark.
@@ -29,6 +29,8 @@ pub(crate) enum Written {
     Number(u64),
     /// There was nothing to say.
     Nothing,
+    /// Another mark stands so close before that nobody looked whether there is something to say.
+    TooSoon,
 }
 
 /// A mark could not be written.
@@ -61,12 +63,13 @@ struct Heads {
     covered: u64,
 }
 
-/// Writes a mark; a checkpoint only if there is something that no mark covers yet.
+/// Writes a mark; a checkpoint only if there is something that no mark covers yet, and the last mark is not younger than `pace`.
 pub(crate) async fn write(
     backplane: &Backplane,
     account: &AccountId,
     retention_days: u32,
     body: MarkBody,
+    pace: SignedDuration,
 ) -> Result<Written, MarkFailure> {
     for _ in 0..TRIES {
         let last = last(backplane, account).await?;
@@ -75,9 +78,9 @@ pub(crate) async fn write(
         }
         let now = Timestamp::now();
         let is_checkpoint = body == MarkBody::Checkpoint {};
-        let soon = last.as_ref().is_some_and(|last| now.duration_since(last.mark.recorded_at) < NOT_AGAIN_WITHIN);
+        let soon = last.as_ref().is_some_and(|last| now.duration_since(last.mark.recorded_at) < pace);
         if is_checkpoint && soon {
-            return Ok(Written::Nothing);
+            return Ok(Written::TooSoon);
         }
         let heads = heads(backplane, account, last.as_ref(), now).await?;
         if is_checkpoint && heads.covered == 0 {
@@ -123,12 +126,13 @@ pub(crate) async fn delete(
     if deletion.count == 0 {
         return Ok((deletion, None));
     }
-    let written = write(backplane, account, retention_days, MarkBody::Deletion(deletion.clone())).await?;
+    let body = MarkBody::Deletion(deletion.clone());
+    let written = write(backplane, account, retention_days, body, SignedDuration::ZERO).await?;
     let through = Position(deletion.through);
     backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
     let number = match written {
         Written::Number(number) => Some(number),
-        Written::Nothing => None,
+        Written::Nothing | Written::TooSoon => None,
     };
     tracing::info!(%account, count = deletion.count, mark = number, "decisions were deleted on demand");
     Ok((deletion, number))

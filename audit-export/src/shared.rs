@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use stage0_backplane::Backplane;
 use stage0_contract::{AccountId, MarkBody};
 use tokio::time::Instant;
@@ -29,8 +30,14 @@ impl Shared {
         Instant::now() + Self::STORE_WITHIN
     }
 
-    /// Writes a mark.
-    pub(crate) async fn mark(&self, account: &AccountId, days: u32, body: MarkBody) -> Result<Written, MarkFailure> {
-        marks::write(&self.backplane, account, days, body).await
+    /// Writes a mark; a checkpoint only if the last mark is not younger than `pace`.
+    pub(crate) async fn mark(
+        &self,
+        account: &AccountId,
+        days: u32,
+        body: MarkBody,
+        pace: SignedDuration,
+    ) -> Result<Written, MarkFailure> {
+        marks::write(&self.backplane, account, days, body, pace).await
     }
 }

@@ -15,7 +15,7 @@ use crate::replays;
 use crate::shared::Shared;
 
 /// One question to the log.
-const PIECE: usize = 256 * 1024;
+const PIECE: usize = 512 * 1024;
 /// Clocks of writers and of the store differ by no more.
 const SKEW: SignedDuration = SignedDuration::from_secs(120);
 
