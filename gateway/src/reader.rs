@@ -9,9 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
-use stage0_contract::{
-    AccountId, IssueCode, LineStart, MarkRef, PublicKey, Report, RequestId, Verdict, Walk, Window,
-};
+use stage0_contract::{AccountId, IssueCode, LineStart, MarkRef, PublicKey, Report, RequestId, Verdict, Walk, Window};
 use tokio::time::Instant;
 
 /// One question to the log.
@@ -187,9 +185,13 @@ impl Shelf<'_> {
         let mut lines = Vec::new();
         for entry in &chunk.entries {
             for line in entry.lines() {
-                let Ok(times) = serde_json::from_slice::<Times>(line) else { continue };
-                let inside = from.is_none_or(|from| times.recorded_at >= from) && to.is_none_or(|to| times.recorded_at <= to);
-                if inside && self.shows(times.recorded_at, times.expires_at) {
+                // A line that cannot be read is damage, and leaves too: whoever verifies the download must see it.
+                let wanted = serde_json::from_slice::<Times>(line).map_or(true, |times| {
+                    let inside = from.is_none_or(|from| times.recorded_at >= from)
+                        && to.is_none_or(|to| times.recorded_at <= to);
+                    inside && self.shows(times.recorded_at, times.expires_at)
+                });
+                if wanted {
                     lines.extend_from_slice(line);
                     lines.push(b'\n');
                 }
@@ -229,7 +231,9 @@ impl Shelf<'_> {
         let mut seek = self.begin(from);
         loop {
             let chunk = self.piece(Which::All, seek).await?;
-            let next = following(&chunk);
+            let last = chunk.entries.last();
+            let past = last.is_some_and(|last| to.is_some_and(|to| is_long_after(last.stored_at, to)));
+            let next = following(&chunk).filter(|_| !past);
             walk = tokio::task::spawn_blocking(move || {
                 chunk.entries.iter().flat_map(Entry::lines).for_each(|line| walk.see(line));
                 walk

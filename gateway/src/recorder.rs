@@ -83,7 +83,7 @@ impl Recorder {
         let recorded = async {
             let gone = |_| NotRecorded::Failed("the gateway is stopping".to_owned());
             self.queue.send(Ticket { entry, deadline, done }).await.map_err(gone)?;
-            outcome.await.unwrap_or_else(|_| Err(NotRecorded::Late))
+            outcome.await.unwrap_or(Err(NotRecorded::Late))
         };
         timeout_at(deadline, recorded).await.unwrap_or(Err(NotRecorded::Late))
     }

@@ -42,7 +42,11 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
         .service(only("/v1/keys", "GET, HEAD, POST", [get().to(keys::list), web::post().to(keys::create)]))
         .service(only("/v1/keys/{id}", "DELETE", [web::delete().to(keys::revoke)]))
         .service(only("/v1/keys/{id}/rotate", "POST", [web::post().to(keys::rotate)]))
-        .service(only("/v1/decisions", "DELETE, GET, HEAD", [get().to(decisions::list), web::delete().to(decisions::delete)]))
+        .service(only(
+            "/v1/decisions",
+            "DELETE, GET, HEAD",
+            [get().to(decisions::list), web::delete().to(decisions::delete)],
+        ))
         .service(only("/v1/decisions/export", "GET, HEAD", [get().to(decisions::export)]))
         .service(only("/v1/decisions/verify", "GET, HEAD", [get().to(decisions::verify)]))
         .service(only("/v1/decisions/{request_id}", "GET, HEAD", [get().to(decisions::get)]))

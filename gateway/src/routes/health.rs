@@ -79,7 +79,7 @@ async fn look(gate: &Gate) -> Report {
     match audit {
         AuditMode::Required => {}
         AuditMode::BestEffort => {
-            remarks.push("audit: best-effort: a decision is released even when it is not recorded".into())
+            remarks.push("audit: best-effort: a decision is released even when it is not recorded".into());
         }
         AuditMode::None => remarks.push("audit: nothing is recorded".into()),
     }

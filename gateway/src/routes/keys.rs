@@ -34,7 +34,11 @@ where
             Err(ApiError::Unavailable)
         }
         Err(error) => {
-            tracing::error!(subject = M::SUBJECT, error = &error as &dyn std::error::Error, "management call was not answered");
+            tracing::error!(
+                subject = M::SUBJECT,
+                error = &error as &dyn std::error::Error,
+                "management call was not answered"
+            );
             Err(ApiError::Unavailable)
         }
     }

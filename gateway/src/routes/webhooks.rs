@@ -67,7 +67,11 @@ pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
         let (verdicts, environments) = (fields.has("verdicts"), fields.has("environments"));
         let filters = (verdicts || environments).then(|| WebhookFilters {
             verdicts: if verdicts { fields.verdicts() } else { webhook.filters.verdicts.clone() },
-            environments: if environments { fields.texts("environments") } else { webhook.filters.environments.clone() },
+            environments: if environments {
+                fields.texts("environments")
+            } else {
+                webhook.filters.environments.clone()
+            },
         });
         let description = fields.text("description");
         let rate_limit = if fields.take_null("rate_limit") { Some(0) } else { fields.number("rate_limit") };
@@ -132,7 +136,9 @@ pub(super) async fn replay(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
                 fields.refuse(name, "is required, as a time such as `2026-01-31T12:00:00Z` (RFC 3339)");
             }
         }
-        let (Some(from), Some(to)) = (from, to) else { return Err(fields.finish().err().unwrap_or(ApiError::NotFound)) };
+        let (Some(from), Some(to)) = (from, to) else {
+            return Err(fields.finish().err().unwrap_or(ApiError::NotFound));
+        };
         if from >= to {
             fields.refuse("to", "must be after `from`");
         }
