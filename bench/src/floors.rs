@@ -16,6 +16,9 @@ use stage0_contract::Request;
 use stage0_gateway::TlsFiles;
 use tokio::time::{Duration, Instant};
 
+/// Connections wait while others have their turn.
+pub(crate) const LONG: Duration = Duration::from_secs(3_600);
+
 #[derive(Debug, Serialize, Deserialize)]
 struct Echo {
     body: Value,
@@ -31,7 +34,7 @@ pub(crate) fn tls_echo(tls: &TlsFiles, workers: usize) -> anyhow::Result<SocketA
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let app = || App::new().route("/echo", post().to(async |body: Json<Value>| HttpResponse::Ok().json(body.0)));
-    let server = HttpServer::new(app).workers(workers).disable_signals();
+    let server = HttpServer::new(app).workers(workers).keep_alive(LONG).disable_signals();
     tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
     Ok(address)
 }
@@ -60,7 +63,7 @@ pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig)
             None => app,
         }
     };
-    let server = HttpServer::new(app).workers(workers).disable_signals();
+    let server = HttpServer::new(app).workers(workers).keep_alive(LONG).disable_signals();
     tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
     Ok(address)
 }

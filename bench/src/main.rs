@@ -48,6 +48,9 @@ pub(crate) struct Compare {
     /// Connections at the same time, each with one request in flight
     #[arg(long, default_value_t = 64)]
     connections: usize,
+    /// Only these contestants, such as `c0,c1`; deliveries are measured only when all take part
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Prints JSON
     #[arg(long)]
     json: bool,
@@ -66,9 +69,9 @@ fn main() -> anyhow::Result<()> {
     // Servers of this process end with it.
     runtime.shutdown_background();
     if settings.json {
-        println!("{}", serde_json::to_string_pretty(&report)?)
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        println!("{report}")
+        println!("{report}");
     }
     Ok(())
 }

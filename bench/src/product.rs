@@ -20,6 +20,8 @@ use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
 use stage0_keystore::{Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 use tokio_util::sync::CancellationToken;
 
+use crate::floors::LONG;
+
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// Where the services meet.
@@ -85,7 +87,8 @@ impl Installation {
 
     /// A gateway with an account of its own.
     pub(crate) async fn gateway(&self, name: &str, audit: AuditMode) -> anyhow::Result<Served> {
-        let config = GatewayConfig { audit, ..GatewayConfig::new("127.0.0.1:0".parse()?, self.tls.clone()) };
+        let config =
+            GatewayConfig { audit, keep_alive: LONG, ..GatewayConfig::new("127.0.0.1:0".parse()?, self.tls.clone()) };
         let gateway = match &self.place {
             Place::Embedded(bus) => {
                 let bus = bus.clone();
