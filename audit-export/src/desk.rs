@@ -56,7 +56,7 @@ impl Desk {
     async fn test(&self, call: TestWebhook) -> ManageReply<WebhookTested> {
         let Some(endpoint) = self.endpoint(&call).await else { return ManageReply::Refused(Refusal::NotFound) };
         let (now, id) = (Timestamp::now(), format!("test_{}", new_id()));
-        let body = Event::test(&call.account, id.clone(), now);
+        let body = Event::test(&call.account, &id, now);
         let began = std::time::Instant::now();
         let answer = post::post(&self.shared, &endpoint, &id, now, body).await;
         let judged = outcome(&answer, now);

@@ -76,7 +76,7 @@ impl Event {
     }
 
     /// An event that says nothing but that events arrive.
-    pub(crate) fn test(account: &AccountId, id: String, now: Timestamp) -> Bytes {
+    pub(crate) fn test(account: &AccountId, id: &str, now: Timestamp) -> Bytes {
         let body = json!({
             "type": "webhook.test",
             "timestamp": now.to_string(),
