@@ -1,6 +1,6 @@
 //! How a role reaches NATS. The backplane checks the same rules again; here they are told together with every other mistake.
 
-use stage0_backplane::nats::{Login, NatsConfig, SyncMode, Tls};
+use stage0_backplane::nats::{JETSTREAM_API, Login, NatsConfig, SyncMode, Tls};
 
 use super::parse::{boolean, list, path, text};
 use super::{Reader, table};
@@ -14,8 +14,10 @@ pub(super) fn read(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
         monitors: reader.optional(&table::NATS_MONITOR, monitors).unwrap_or_default(),
         dangerous_relaxed: reader.optional(&table::RELAXED_SYNC, boolean).unwrap_or_default(),
     };
+    let jetstream_api = reader.optional(&table::JETSTREAM_API, jetstream_api);
     let (servers, prefix) = servers.zip(prefix)?;
-    Some(NatsConfig { servers, prefix, login: login?, tls: tls?, sync, ..NatsConfig::new("", name) })
+    let config = NatsConfig { servers, prefix, login: login?, tls: tls?, sync, ..NatsConfig::new("", name) };
+    Some(NatsConfig { jetstream_api: jetstream_api.unwrap_or(config.jetstream_api), ..config })
 }
 
 /// The outer `None` is a mistake, the inner one no login.
@@ -49,6 +51,10 @@ fn monitors(text: &str) -> Result<Vec<String>, String> {
     };
     let rule = "must be `http://host:port`, several separated by commas";
     list(text).ok().filter(|monitors| monitors.iter().all(plain)).ok_or_else(|| rule.to_owned())
+}
+
+fn jetstream_api(text: &str) -> Result<String, String> {
+    if text == JETSTREAM_API { Ok(text.to_owned()) } else { prefix(text) }
 }
 
 fn prefix(text: &str) -> Result<String, String> {

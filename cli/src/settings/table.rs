@@ -82,6 +82,8 @@ settings! {
         (Dev, Default("required")), (Gateway, Default("required"))];
     CHECKPOINT_SECONDS = "checkpoint-seconds" "N" in "Audit", "How often an account whose decisions grew gets a signed checkpoint", OPEN, All, &[
         (Dev, Default("10")), (AuditExport, Default("10"))];
+    JETSTREAM_API = "nats-jetstream-api" "SUBJECT" in "Audit", "What JetStream's subjects start with, where the role's NATS account imports them under another name, as in docs/nats.conf", OPEN, All, &[
+        (Gateway, Default("$JS.API")), (AuditExport, Default("$JS.API"))];
     LOG_REPLICAS = "log-replicas" "N" in "Audit", "Copies of the decision log in a NATS cluster: 1, 3 or 5; counts when its streams are made", OPEN, All, &[
         (Gateway, Default("1")), (AuditExport, Default("1"))];
     NATS_MONITOR = "nats-monitor" "URL" in "Audit", "HTTP monitors of the NATS servers, separated by commas: proves at start and on every reconnect that each message is synced to disk", OPEN, All, &[
