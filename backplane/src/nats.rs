@@ -6,9 +6,9 @@
 //! async-nats alone would queue the first and forget the second. A question handed to the client in the very instant of the break
 //! may still be sent afterwards; its asker has been told `Lost`, and its deadline ends it.
 //!
-//! Permissions that a service needs: publish and subscribe on `_INBOX_<name>.>` (answers, and questions to oneself),
-//! `allow_responses` if it answers, and its subjects: `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
-//! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream; `docs/nats.conf` has each role's permissions.
+//! Subjects: `_INBOX_<name>.>` for answers and messages to oneself, `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
+//! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `docs/nats.conf` gives each role an account with what
+//! it needs; user permissions alone do not hold a role that was taken over, and that file says why.
 
 mod config;
 mod deadline;
@@ -26,7 +26,7 @@ mod waiters;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use config::{Login, NatsConfig, Tls};
+pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use health::Health;
 pub use sync::SyncMode;

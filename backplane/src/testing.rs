@@ -1,4 +1,4 @@
-//! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will.
+//! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will; and disks that fail.
 //!
 //! Owns the choice between the two ways to run one; both end with the value, also when the test panics. A binary
 //! (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`) comes first, as it starts in milliseconds and needs no rights; where there is none,
@@ -9,6 +9,7 @@
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod container;
+mod disk;
 mod process;
 
 use std::ffi::OsStr;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::nats::NatsConfig;
 use container::Container;
+pub use disk::Disk;
 use process::Process;
 
 /// Leaves no choice between the two ways. It shares its name with a setting of the product, which tests never take from outside.

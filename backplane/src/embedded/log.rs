@@ -65,8 +65,10 @@ impl DecisionLog for FileLog {
             }
             let faults: Vec<_> = batches.iter().map(Batch::fault).collect();
             let sound = batches.into_iter().filter(|batch| batch.fault().is_none()).collect();
+            let outcome = self.store_all(sound, deadline).await;
+            self.0.store.note(&outcome);
             // A failed commit may have reached the disk all the same.
-            let outcome = self.store_all(sound, deadline).await.map_err(AppendError::Unknown);
+            let outcome = outcome.map_err(AppendError::Unknown);
             let answers = faults.into_iter().map(|fault| match fault {
                 Some(why) => Err(AppendError::NotStored(why.to_owned())),
                 None => outcome.clone(),
@@ -199,11 +201,12 @@ impl DecisionLog for FileLog {
     }
 
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
-        // A disk that is full can still be read: only a write proves that there will be another.
-        let probe = |transaction: &WriteTransaction| next_position(transaction, Timestamp::now());
-        let probe = self.0.write(Instant::now() + READY_WITHIN, probe);
         Box::pin(async move {
-            probe.await.map(|_| Vec::new()).map_err(|why| NotReady(format!("the decision log cannot be written: {why}")))
+            // A disk that is full can still be read, and takes what is small enough: both are asked, a write and the last append.
+            let probe = |transaction: &WriteTransaction| next_position(transaction, Timestamp::now());
+            let written = self.0.write(Instant::now() + READY_WITHIN, probe).await;
+            let trouble = written.err().or_else(|| self.0.store.trouble());
+            trouble.map_or(Ok(Vec::new()), |why| Err(NotReady(format!("the decision log cannot be written: {why}"))))
         })
     }
 }

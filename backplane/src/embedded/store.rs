@@ -8,6 +8,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use redb::backends::InMemoryBackend;
@@ -32,6 +33,9 @@ pub(super) const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new
 
 const TABLES: usize = 6;
 
+/// How long one failed append counts: long enough to be seen, and then the next may show that it passed.
+const TROUBLE_LASTS: Duration = Duration::from_secs(5);
+
 /// Pages that redb keeps in memory.
 const CACHE_BYTES: usize = 32 << 20;
 
@@ -55,6 +59,8 @@ pub enum OpenError {
 pub(super) struct Store {
     path: Option<PathBuf>,
     open: Mutex<Option<Arc<Database>>>,
+    /// When the last append failed and why, until one succeeds.
+    trouble: Mutex<Option<(Instant, Failure)>>,
 }
 
 /// One connection's way to the store: ends with it, and with each deadline.
@@ -96,11 +102,7 @@ impl Session {
         self.within(deadline, self.store.write(work)).await
     }
 
-    async fn within<T>(
-        &self,
-        deadline: Instant,
-        work: impl Future<Output = Result<T, Failure>>,
-    ) -> Result<T, Failure> {
+    async fn within<T>(&self, deadline: Instant, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         if let Some(why) = self.refusal(deadline) {
             return Err(why);
         }
@@ -112,12 +114,26 @@ impl Store {
     pub(super) fn in_memory() -> Self {
         let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
         // Memory that cannot be had shows as a log that never answers.
-        Self { path: None, open: Mutex::new(database.ok().and_then(|d| prepared(d).ok()).map(Arc::new)) }
+        let open = database.ok().and_then(|database| prepared(database).ok()).map(Arc::new);
+        Self { path: None, open: Mutex::new(open), trouble: Mutex::default() }
     }
 
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let database = open(path)?;
-        Ok(Self { path: Some(path.to_owned()), open: Mutex::new(Some(Arc::new(database))) })
+        let open = Mutex::new(Some(Arc::new(database)));
+        Ok(Self { path: Some(path.to_owned()), open, trouble: Mutex::default() })
+    }
+
+    /// Remembers how an append ended.
+    pub(super) fn note(&self, outcome: &Result<(), Failure>) {
+        let trouble = outcome.as_ref().err().map(|why| (Instant::now(), why.clone()));
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Why the last append failed, if that was lately.
+    pub(super) fn trouble(&self) -> Option<Failure> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        trouble.filter(|(at, _)| at.elapsed() < TROUBLE_LASTS).map(|(_, why)| why)
     }
 
     /// Reads on a thread that may block.
@@ -223,7 +239,7 @@ fn open(path: &Path) -> Result<Database, OpenError> {
     let database = match opened {
         Ok(Ok(database)) => database,
         Ok(Err(redb::Error::DatabaseAlreadyOpen)) => return Err(OpenError::Locked(path.to_owned())),
-        Ok(Err(redb::Error::Io(error))) => return Err(io(error)),
+        Ok(Err(redb::Error::Io(error))) if !is_damage(&error) => return Err(io(error)),
         Ok(Err(error)) => return Err(OpenError::Damaged(path.to_owned(), error.to_string())),
         Err(_) => return Err(OpenError::Damaged(path.to_owned(), "it cannot be read".to_owned())),
     };
@@ -231,6 +247,11 @@ fn open(path: &Path) -> Result<Database, OpenError> {
         std::fs::File::open(parent).and_then(|directory| directory.sync_all()).map_err(io)?;
     }
     Ok(database)
+}
+
+/// That the content is not redb's comes as an input error too.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
 /// Makes the file, for its owner alone, unless it is there.

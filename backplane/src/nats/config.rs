@@ -12,6 +12,12 @@ use async_nats::{ConnectOptions, ServerAddr};
 use super::dial::ConnectError;
 use super::{SUBSCRIPTION_CAPACITY, SyncMode};
 
+/// In an account that has JetStream.
+pub const JETSTREAM_API: &str = "$JS.API";
+
+/// What every reply subject starts with; the service's name follows.
+pub(super) const INBOXES: &str = "_INBOX_";
+
 /// The longest wait between two attempts to reconnect.
 const RECONNECT_AT_MOST: Duration = Duration::from_secs(2);
 
@@ -36,6 +42,8 @@ pub struct NatsConfig {
     pub connect_within: Duration,
     /// How long a round trip to oneself may take; one that takes longer means not ready.
     pub ready_within: Duration,
+    /// What JetStream's own subjects start with: [`JETSTREAM_API`], unless this service's account imports them under another name.
+    pub jetstream_api: String,
     /// Whether the server's way of syncing is verified before anything is recorded.
     pub sync: SyncMode,
 }
@@ -86,6 +94,7 @@ impl NatsConfig {
             attempt_within: Duration::from_secs(2),
             connect_within: Duration::from_secs(10),
             ready_within: Duration::from_secs(1),
+            jetstream_api: JETSTREAM_API.to_owned(),
             sync: SyncMode::default(),
         }
     }
@@ -97,6 +106,12 @@ impl NatsConfig {
         }
         if !is_token(&self.name) {
             return Err(setting("name", "letters, digits, `-` and `_`"));
+        }
+        if self.jetstream_api != JETSTREAM_API && !self.jetstream_api.split('.').all(is_token) {
+            return Err(setting(
+                "jetstream api",
+                "`$JS.API`, or letters, digits, `-` and `_`, in parts joined by dots",
+            ));
         }
         if self.servers.is_empty() {
             return Err(setting("servers", "at least one address"));
@@ -111,7 +126,7 @@ impl NatsConfig {
     pub(super) fn options(&self) -> ConnectOptions {
         let mut options = ConnectOptions::new()
             .name(&self.name)
-            .custom_inbox_prefix(format!("_INBOX_{}", self.name))
+            .custom_inbox_prefix(format!("{INBOXES}{}", self.name))
             .ping_interval(self.ping_interval)
             .connection_timeout(self.attempt_within)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
@@ -194,6 +209,9 @@ mod tests {
             let config = NatsConfig { prefix: bad.to_owned(), ..NatsConfig::new("nats://localhost", "gateway") };
             assert!(config.addresses().is_err(), "{bad:?}");
             assert!(NatsConfig::new("nats://localhost", bad).addresses().is_err(), "{bad:?}");
+            let api = bad.to_owned();
+            let config = NatsConfig { jetstream_api: api, ..NatsConfig::new("nats://localhost", "gateway") };
+            assert!(config.addresses().is_err(), "{bad:?}");
         }
         assert!(NatsConfig::new("localhost:4222", "gateway-1").addresses().is_ok());
     }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::link::Link;
-use crate::AskError;
+use crate::{AskError, ReadError};
 
 /// How long the server remembers the id of a message.
 const DUPLICATE_WINDOW_NANOS: u64 = 120_000_000_000;
@@ -50,6 +50,15 @@ impl StreamName {
         Self::of(prefix, "LEDGER")
     }
 
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Where the server is asked to do this with it.
+    fn api(&self, link: &Link, what: &str) -> String {
+        format!("{}.{what}.{}", link.jetstream_api, self.0)
+    }
+
     fn of(prefix: &str, suffix: &str) -> Self {
         // A stream's name holds no dot.
         Self(format!("{}_{suffix}", prefix.replace('.', "_").to_ascii_uppercase()))
@@ -67,8 +76,8 @@ pub(super) enum JetError {
         /// In its words.
         description: String,
     },
-    /// There is no such stream, or no JetStream.
-    #[error("nobody answers: JetStream is off, the stream is missing, or it has no leader")]
+    /// There is no such stream, no JetStream, or no way to it from this service's account.
+    #[error("nobody answers: JetStream is off, the stream is missing or without a leader, or this service may not ask")]
     Absent,
     /// The server forbids the subject, in its words.
     #[error("nats refuses it: {0}")]
@@ -84,6 +93,9 @@ pub(super) enum JetError {
         /// The first setting that differs.
         setting: &'static str,
     },
+    /// Nobody waits any more, and nothing was sent.
+    #[error("the deadline has passed")]
+    Overdue,
     /// Not connected, and nothing was sent.
     #[error("not connected to nats")]
     NotSent,
@@ -93,6 +105,12 @@ pub(super) enum JetError {
     /// The answer is not one of JetStream's.
     #[error("the answer cannot be read")]
     Unreadable,
+}
+
+impl From<JetError> for ReadError {
+    fn from(error: JetError) -> Self {
+        Self(error.to_string())
+    }
 }
 
 /// A stored message.
@@ -137,9 +155,7 @@ pub(super) async fn publish(
     payload: Bytes,
     until: Instant,
 ) -> Result<Value, JetError> {
-    if !link.is_up() {
-        return Err(JetError::NotSent);
-    }
+    worth_asking(link, until)?;
     let violations = link.health.violations();
     let to = subject.clone();
     let send = |reply: String| link.client.publish_with_reply_and_headers(to, reply, headers, payload);
@@ -159,6 +175,17 @@ pub(super) async fn publish(
     }
 }
 
+/// The client would keep the question and send it after the reconnect; and a timer is late by up to a millisecond.
+fn worth_asking(link: &Link, until: Instant) -> Result<(), JetError> {
+    if !link.is_up() {
+        Err(JetError::NotSent)
+    } else if until <= Instant::now() {
+        Err(JetError::Overdue)
+    } else {
+        Ok(())
+    }
+}
+
 /// Reads stored messages: what `get` asks for, until the server says that this was all. The flag: there were more.
 pub(super) async fn fetch(
     link: &Arc<Link>,
@@ -166,10 +193,8 @@ pub(super) async fn fetch(
     get: &Value,
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
-    if !link.is_up() {
-        return Err(JetError::NotSent);
-    }
-    let subject = format!("$JS.API.DIRECT.GET.{}", stream.0);
+    worth_asking(link, until)?;
+    let subject = stream.api(link, "DIRECT.GET");
     // When the connection breaks, the rest never comes.
     let mut lifeline = link.waiters.enter().map_err(|_| JetError::NotSent)?;
     let answers = async {
@@ -272,23 +297,25 @@ pub(super) async fn ensure(link: &Link, settings: &Value, until: Instant) -> Res
     let name = StreamName(settings.get("name").and_then(Value::as_str).unwrap_or_default().to_owned());
     let found = match info(link, &name, &Value::Null, until).await {
         Err(JetError::Refused { code: NO_SUCH_STREAM, .. }) => {
-            match ask(link, format!("$JS.API.STREAM.CREATE.{}", name.0), settings, until).await {
+            match ask(link, name.api(link, "STREAM.CREATE"), settings, until).await {
                 Err(JetError::Refused { code: STREAM_EXISTS, .. }) => info(link, &name, &Value::Null, until).await?,
-                Err(JetError::Forbidden(_)) => return Err(JetError::Missing(name.0)),
+                // In an account of its own, a service hears nobody where it may not ask.
+                Err(JetError::Forbidden(_) | JetError::Absent) => return Err(JetError::Missing(name.0)),
                 made => made?,
             }
         }
         found => found?,
     };
     let config = found.get("config").ok_or(JetError::Unreadable)?;
-    match REQUIRED.into_iter().find(|setting| config.get(*setting) != settings.get(*setting)) {
+    let differs = |setting: &&str| settings.get(*setting).is_some_and(|wanted| config.get(*setting) != Some(wanted));
+    match REQUIRED.into_iter().find(differs) {
         Some(setting) => Err(JetError::Foreign { stream: name.0, setting }),
         None => Ok(config.clone()),
     }
 }
 
 pub(super) async fn info(link: &Link, name: &StreamName, about: &Value, until: Instant) -> Result<Value, JetError> {
-    ask(link, format!("$JS.API.STREAM.INFO.{}", name.0), about, until).await
+    ask(link, name.api(link, "STREAM.INFO"), about, until).await
 }
 
 /// Gives a stream another `max_age`; other settings stay. Ids are remembered no longer than messages are.
@@ -303,7 +330,7 @@ pub(super) async fn set_max_age(link: &Link, name: &StreamName, nanos: u64, unti
     let Some(members) = config.as_object_mut() else { return Err(JetError::Unreadable) };
     members.insert("max_age".to_owned(), nanos.into());
     members.insert("duplicate_window".to_owned(), nanos.min(DUPLICATE_WINDOW_NANOS).into());
-    ask(link, format!("$JS.API.STREAM.UPDATE.{}", name.0), &config, until).await.map(drop)
+    ask(link, name.api(link, "STREAM.UPDATE"), &config, until).await.map(drop)
 }
 
 /// Removes a subject's messages before a sequence; how many.
@@ -315,6 +342,6 @@ pub(super) async fn purge(
     until: Instant,
 ) -> Result<u64, JetError> {
     let which = json!({"filter": subject, "seq": before});
-    let purged = ask(link, format!("$JS.API.STREAM.PURGE.{}", name.0), &which, until).await?;
+    let purged = ask(link, name.api(link, "STREAM.PURGE"), &which, until).await?;
     purged.get("purged").and_then(Value::as_u64).ok_or(JetError::Unreadable)
 }

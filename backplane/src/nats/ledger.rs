@@ -26,8 +26,7 @@ impl Ledger for Connection {
             }
             let get = json!({"last_by_subj": self.record(key)});
             let stream = StreamName::ledger(&self.link.prefix);
-            let found = fetch(&self.link, &stream, &get, deadline).await;
-            let (found, _) = found.map_err(|error| ReadError(error.to_string()))?;
+            let (found, _) = fetch(&self.link, &stream, &get, deadline).await?;
             Ok(found
                 .into_iter()
                 .next()
@@ -46,9 +45,6 @@ impl Ledger for Connection {
         Box::pin(async move {
             if let Some(why) = fault(key, &value) {
                 return Err(PutError::Failed(why.to_owned()));
-            }
-            if deadline <= Instant::now() {
-                return Err(PutError::Failed("the deadline has passed".to_owned()));
             }
             let mut headers = HeaderMap::new();
             headers.insert(EXPECTED_LAST, HeaderValue::from(expected.map_or(0, |revision| revision.0)));

@@ -46,6 +46,7 @@ pub(super) struct Events {
 pub(super) struct Link {
     pub(super) client: Client,
     pub(super) prefix: String,
+    pub(super) jetstream_api: String,
     pub(super) health: Arc<Health>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) sync: Arc<SyncWatch>,
@@ -102,6 +103,7 @@ impl Link {
         let link = Self {
             client,
             prefix: config.prefix.clone(),
+            jetstream_api: config.jetstream_api.clone(),
             health,
             waiters,
             sync,

@@ -11,17 +11,18 @@ use std::time::Duration;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
-use super::{Connection, SUBSCRIPTION_CAPACITY};
 use super::jetstream::{
     self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch, publish, purge,
 };
+use super::{Connection, SUBSCRIPTION_CAPACITY};
 use crate::{
-    AppendError, AskError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MAX_MESSAGE_BYTES, MarkError, NotReady, Position,
-    ReadError, Seek, Which,
+    AppendError, AskError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MAX_MESSAGE_BYTES, MarkError, NotReady,
+    Position, ReadError, Seek, Which,
 };
 
 const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
@@ -86,14 +87,14 @@ impl DecisionLog for Connection {
             let (name, value): (&str, Value) = match from {
                 Seek::Start => ("seq", 1.into()),
                 Seek::After(position) => ("seq", position.0.saturating_add(1).into()),
-                Seek::Time(time) => ("start_time", time.to_string().into()),
+                Seek::Time(time) => ("start_time", in_range(time).to_string().into()),
             };
             if let Some(members) = get.as_object_mut() {
                 members.insert(name.to_owned(), value);
             }
-            let (found, more) = fetch(&self.link, &self.stream(), &get, deadline).await.map_err(unread)?;
+            let (found, more) = fetch(&self.link, &self.stream(), &get, deadline).await?;
             let entries = found.into_iter().map(entry).collect::<Option<Vec<_>>>();
-            Ok(fitting(entries.ok_or_else(|| unread(JetError::Unreadable))?, more, max_bytes))
+            Ok(fitting(entries.ok_or(JetError::Unreadable)?, more, max_bytes))
         })
     }
 
@@ -105,8 +106,8 @@ impl DecisionLog for Connection {
     ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
         Box::pin(async move {
             let get = json!({"last_by_subj": self.subject(account, kind)});
-            let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await.map_err(unread)?;
-            found.into_iter().next().map(|found| entry(found).ok_or_else(|| unread(JetError::Unreadable))).transpose()
+            let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
+            found.into_iter().next().map(|found| entry(found).ok_or(JetError::Unreadable.into())).transpose()
         })
     }
 
@@ -120,7 +121,7 @@ impl DecisionLog for Connection {
         Box::pin(async move {
             let subject = self.subject(account, kind);
             let before = through.0.saturating_add(1);
-            purge(&self.link, &self.stream(), &subject, before, deadline).await.map_err(unread)
+            purge(&self.link, &self.stream(), &subject, before, deadline).await.map_err(ReadError::from)
         })
     }
 
@@ -129,7 +130,7 @@ impl DecisionLog for Connection {
             let (mut accounts, mut offset) = (BTreeSet::new(), 0_u64);
             loop {
                 let about = json!({"subjects_filter": format!("{}.log.>", self.link.prefix), "offset": offset});
-                let info = jetstream::info(&self.link, &self.stream(), &about, deadline).await.map_err(unread)?;
+                let info = jetstream::info(&self.link, &self.stream(), &about, deadline).await?;
                 let page = info.pointer("/state/subjects").and_then(Value::as_object);
                 let subjects = page.into_iter().flat_map(|page| page.keys());
                 accounts.extend(subjects.filter_map(|subject| account_in(subject)));
@@ -144,7 +145,7 @@ impl DecisionLog for Connection {
     fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>> {
         Box::pin(async move {
             let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
-            jetstream::set_max_age(&self.link, &self.stream(), nanos, deadline).await.map_err(unread)
+            jetstream::set_max_age(&self.link, &self.stream(), nanos, deadline).await.map_err(ReadError::from)
         })
     }
 
@@ -154,7 +155,7 @@ impl DecisionLog for Connection {
             let info = jetstream::info(&self.link, &self.stream(), &Value::Null, until).await;
             info.map_err(|error| NotReady(format!("the decision log: {error}")))?;
             self.trusted(until).await.map_err(NotReady)?;
-            Ok(self.link.sync.remark().into_iter().collect())
+            self.link.sync.remarks(self.stream().as_str(), until).await.map_err(NotReady)
         })
     }
 }
@@ -175,9 +176,6 @@ impl Connection {
     /// The number of the connection on which an append may be believed: an acknowledgement on a later one is of a server that may
     /// have started anew meanwhile.
     async fn trusted(&self, deadline: Instant) -> Result<u64, String> {
-        if deadline <= Instant::now() {
-            return Err("the deadline has passed".to_owned());
-        }
         let connects = self.link.connects();
         self.link.sync.check(connects, deadline).await?;
         Ok(connects)
@@ -201,6 +199,12 @@ impl Connection {
     }
 }
 
+/// The server counts nanoseconds since the epoch in 64 bits.
+fn in_range(time: Timestamp) -> Timestamp {
+    let last = Timestamp::from_nanosecond(i64::MAX.into()).unwrap_or(Timestamp::MAX);
+    time.clamp(Timestamp::UNIX_EPOCH, last)
+}
+
 /// Whether the message is certainly not in the stream, and will not be.
 fn is_for_certain(error: &JetError) -> bool {
     match error {
@@ -209,6 +213,7 @@ fn is_for_certain(error: &JetError) -> bool {
         | JetError::Forbidden(_)
         | JetError::Missing(_)
         | JetError::Foreign { .. }
+        | JetError::Overdue
         | JetError::NotSent => true,
         JetError::Unknown(_) | JetError::Unreadable => false,
     }
@@ -243,8 +248,4 @@ fn entry(found: Stored) -> Option<Entry> {
 /// `<prefix>.log.<account>.<kind>`.
 fn account_in(subject: &str) -> Option<AccountId> {
     AccountId::parse(subject.rsplit('.').nth(1)?).ok()
-}
-
-fn unread(error: JetError) -> ReadError {
-    ReadError(error.to_string())
 }

@@ -17,12 +17,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Connection;
+use super::config::INBOXES;
 use super::deadline::{Clocks, Sent, Standing};
 use super::link::Link;
 use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
 
 /// Questions that wait, judged, for a server of ours to take them; more wait in the subscription.
 const INBOX_CAPACITY: usize = 256;
+
+/// What the server puts in the place of an inbox in another account.
+const OTHER_ACCOUNT: &str = "_R_.";
 
 /// How long a stop waits for the server; a connection that is down has no server to tell.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -148,8 +152,10 @@ impl Reader {
 
     fn judge(&mut self, message: Message) -> Option<Asked> {
         let subject = message.subject.as_str();
-        let Some(to) = message.reply else {
-            tracing::warn!(subject, "question without a reply subject dropped");
+        // An answer could go where its asker may not publish: into the log, to JetStream.
+        let inbox = |to: &Subject| to.starts_with(INBOXES) || to.starts_with(OTHER_ACCOUNT);
+        let Some(to) = message.reply.filter(inbox) else {
+            tracing::warn!(subject, "question without an inbox for its answer dropped");
             return None;
         };
         let Some(sent) = Sent::parse(message.headers.as_ref()) else {

@@ -1,12 +1,14 @@
-//! Does the server sync each message to disk before it acknowledges it? Only its monitor says so.
+//! Does the server sync each message to disk before it acknowledges it, and can it still write? Only its monitor says so.
 //!
 //! Asked at start, after each reconnect, and every few seconds: the mode cannot change without the server starting again. What
-//! cannot be asked after a reconnect is not believed. Without a monitor's address nothing is verified, and that is said.
+//! cannot be asked after a reconnect is not believed. Without a monitor's address nothing is verified, and that is said. A stream that
+//! met a full disk answers everything but appends until its server starts again: readiness asks for that.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use reqwest::redirect;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -29,7 +31,7 @@ pub struct SyncMode {
 #[derive(Debug)]
 pub(super) struct SyncWatch {
     mode: SyncMode,
-    /// None: nothing is to be verified.
+    /// None: there is nobody to ask.
     client: Option<reqwest::Client>,
     last: Mutex<Option<Known>>,
     asking: tokio::sync::Mutex<()>,
@@ -44,6 +46,8 @@ struct Known {
 
 #[derive(Deserialize)]
 struct Jsz {
+    #[serde(default)]
+    disabled: bool,
     config: Config,
 }
 
@@ -56,7 +60,7 @@ struct Config {
 impl SyncWatch {
     /// Fails when there can be no HTTP client.
     pub(super) fn new(mode: SyncMode) -> Result<Self, String> {
-        let client = if mode.monitors.is_empty() || mode.dangerous_relaxed {
+        let client = if mode.monitors.is_empty() {
             None
         } else {
             let client = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build();
@@ -67,7 +71,7 @@ impl SyncWatch {
 
     /// `Ok` when an append on this connection may be believed.
     pub(super) async fn check(&self, connects: u64, deadline: Instant) -> Result<(), String> {
-        let Some(client) = &self.client else { return Ok(()) };
+        let Some(client) = self.client.as_ref().filter(|_| !self.mode.dangerous_relaxed) else { return Ok(()) };
         let known = self.known(connects);
         if let Some(known) = known.as_ref().filter(|known| known.is_fresh()) {
             return known.outcome.clone();
@@ -89,15 +93,25 @@ impl SyncWatch {
         timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(late.to_owned()))
     }
 
-    /// What an operator should know while all is well.
-    pub(super) fn remark(&self) -> Option<String> {
-        match (self.mode.dangerous_relaxed, self.mode.monitors.is_empty()) {
-            (true, _) => {
-                Some("audit: relaxed sync was asked for: a power cut may lose decisions that were answered".to_owned())
-            }
-            (false, true) => Some("audit: sync mode not verified".to_owned()),
-            (false, false) => None,
+    /// What an operator should know; or why nothing can be appended to this stream, when every server says so.
+    pub(super) async fn remarks(&self, stream: &str, deadline: Instant) -> Result<Vec<String>, String> {
+        let mut remarks = Vec::new();
+        if self.mode.dangerous_relaxed {
+            let risk = "audit: relaxed sync was asked for: a power cut may lose decisions that were answered";
+            remarks.push(risk.to_owned());
+        } else if self.mode.monitors.is_empty() {
+            remarks.push("audit: sync mode not verified".to_owned());
         }
+        if let Some(client) = &self.client {
+            let asked = self.mode.monitors.iter().map(|monitor| write_error(client, monitor, stream));
+            // One that does not answer is no reason: that is judged elsewhere.
+            let errors: Vec<_> = timeout_at(deadline, join_all(asked)).await.into_iter().flatten().flatten().collect();
+            if !errors.is_empty() && errors.len() == self.mode.monitors.len() {
+                return Err(errors.join("; "));
+            }
+            remarks.extend(errors);
+        }
+        Ok(remarks)
     }
 
     async fn learn(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), String> {
@@ -147,7 +161,15 @@ async fn ask(client: &reqwest::Client, monitor: &str) -> Result<bool, String> {
     let url = format!("{}/jsz?config=1", monitor.trim_end_matches('/'));
     let answer = client.get(url).send().await.map_err(unanswered)?;
     let bytes = answer.error_for_status().map_err(unanswered)?.bytes().await.map_err(unanswered)?;
-    let jsz: Jsz = serde_json::from_slice(&bytes)
-        .map_err(|_| format!("what answers at {monitor} is no monitor of nats with JetStream"))?;
+    let jsz = serde_json::from_slice(&bytes).ok().filter(|jsz: &Jsz| !jsz.disabled);
+    let jsz = jsz.ok_or_else(|| format!("what answers at {monitor} is no monitor of nats with JetStream"))?;
     Ok(jsz.config.sync_always)
+}
+
+/// That a server can no longer write this stream; `/healthz` says why until it starts again.
+async fn write_error(client: &reqwest::Client, monitor: &str, stream: &str) -> Option<String> {
+    let answer = client.get(format!("{}/healthz", monitor.trim_end_matches('/'))).send().await.ok()?;
+    let text = answer.text().await.ok()?;
+    let ours = text.contains(&format!("{stream}'")) && text.contains("write error");
+    ours.then(|| format!("nats at {monitor} cannot write `{stream}`; make room and start it again: {text}"))
 }

@@ -1,14 +1,27 @@
 //! What a backplane does, once for all implementations; then what only NATS can do wrong.
 //!
 //! Every behaviour in `requests` and `notices` runs on the embedded bus and on a real nats-server, each with connections of its own
-//! for those who ask and those who serve. `failures` and `refusals` kill, freeze and forbid.
+//! for those who ask and those who serve; those in `log`, `log_reading` and `ledger` on a file as well. The others kill, freeze,
+//! forbid, fill disks and cut the power. Writers that are killed are this binary again, told by an environment variable to be one.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod crash;
+mod disk_full;
 mod failures;
+mod ledger;
+mod log;
+mod log_failures;
+mod log_reading;
 mod notices;
+mod power_cut;
 mod refusals;
 mod requests;
+mod roles;
+mod sync;
+mod witness;
+mod writing;
 
 use std::time::Duration;
 
@@ -17,6 +30,7 @@ use stage0_backplane::embedded::Bus;
 use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{AskError, Backplane, Served};
 use stage0_contract::{Notice, Request};
+use tempfile::TempDir;
 
 /// Runs each behaviour on every implementation.
 macro_rules! on_every_backplane {
@@ -31,18 +45,40 @@ macro_rules! on_every_backplane {
 }
 use on_every_backplane;
 
+/// Runs each behaviour on every implementation of what is kept: in memory, in a file, on NATS.
+macro_rules! on_every_store {
+    ($($behaviour:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test] async fn $behaviour() { super::$behaviour(crate::Stage::embedded()).await; })*
+        }
+        mod file {
+            $(#[tokio::test] async fn $behaviour() { super::$behaviour(crate::Stage::file()).await; })*
+        }
+        mod nats {
+            $(#[tokio::test] async fn $behaviour() { super::$behaviour(crate::Stage::nats().await).await; })*
+        }
+    };
+}
+use on_every_store;
+
 /// Longer than anything here takes, so that a test ends when something is stuck.
 const PATIENT: Duration = Duration::from_secs(30);
 
 /// Where connections meet.
 enum Stage {
     Embedded(Bus),
+    File { bus: Bus, _directory: TempDir },
     Nats(NatsServer),
 }
 
 impl Stage {
     fn embedded() -> Self {
         Self::Embedded(Bus::new())
+    }
+
+    fn file() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        Self::File { bus: Bus::open(directory.path()).unwrap(), _directory: directory }
     }
 
     async fn nats() -> Self {
@@ -52,8 +88,16 @@ impl Stage {
     /// Another connection.
     async fn connect(&self) -> Backplane {
         match self {
-            Self::Embedded(bus) => bus.connect(),
+            Self::Embedded(bus) | Self::File { bus, .. } => bus.connect(),
             Self::Nats(server) => Backplane::connect(&server.config("suite")).await.unwrap(),
+        }
+    }
+
+    /// Another connection, with a log and a ledger.
+    async fn recorder(&self) -> Backplane {
+        match self {
+            Self::Embedded(bus) | Self::File { bus, .. } => bus.connect(),
+            Self::Nats(server) => writing::recorder(server).await.backplane(),
         }
     }
 }

@@ -1,0 +1,150 @@
+//! Records that many share.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use stage0_backplane::testing::wait_for;
+use stage0_backplane::{Ledger, MAX_MESSAGE_BYTES, PutError, Revision};
+use tokio::time::Instant;
+
+use crate::writing::soon;
+use crate::{PATIENT, Stage, on_every_store};
+
+on_every_store! {
+    a_malformed_key_is_refused,
+    a_record_that_is_too_large_is_refused,
+    nothing_is_put_or_got_once_the_deadline_has_passed,
+    nothing_is_put_or_got_on_a_closed_connection,
+    a_record_that_was_changed_meanwhile_is_not_put,
+    of_many_who_put_at_once_one_succeeds,
+    a_record_is_there_with_its_bytes,
+    keys_that_begin_alike_are_different,
+    a_record_ends_by_itself,
+    a_put_decides_anew_when_a_record_ends,
+}
+
+async fn put(ledger: &dyn Ledger, key: &str, value: &str, expected: Option<Revision>) -> Result<Revision, PutError> {
+    ledger.put(key, Bytes::from(value.to_owned()), expected, None, soon()).await
+}
+
+async fn get(ledger: &dyn Ledger, key: &str) -> Option<(Revision, Bytes)> {
+    ledger.get(key, soon()).await.unwrap().map(|record| (record.revision, record.value))
+}
+
+async fn a_malformed_key_is_refused(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    put(&*ledger, "a.b", "x", None).await.unwrap();
+    let long = "x".repeat(201);
+    for key in ["", ".", "a.", ".a", "a..b", "a.*", "*", "a.>", ">", "a b", "a\n", "ä", "a/b", long.as_str()] {
+        let answer = put(&*ledger, key, "x", None).await;
+        assert!(matches!(answer, Err(PutError::Failed(_))), "{key:?}: {answer:?}");
+        assert!(ledger.get(key, soon()).await.is_err(), "{key:?}");
+    }
+    put(&*ledger, &"x".repeat(200), "x", None).await.unwrap();
+}
+
+async fn a_record_that_is_too_large_is_refused(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    let put = async |bytes| ledger.put("large", vec![b'x'; bytes].into(), None, None, soon()).await;
+    assert!(matches!(put(MAX_MESSAGE_BYTES + 1).await, Err(PutError::Failed(_))));
+    put(MAX_MESSAGE_BYTES).await.unwrap();
+    assert_eq!(get(&*ledger, "large").await.unwrap().1.len(), MAX_MESSAGE_BYTES);
+}
+
+async fn nothing_is_put_or_got_once_the_deadline_has_passed(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    let past = Instant::now();
+    let answer = ledger.put("a", "x".into(), None, None, past).await;
+    assert!(matches!(answer, Err(PutError::Failed(_))), "{answer:?}");
+    assert!(ledger.get("a", past).await.is_err());
+    assert!(past.elapsed() < PATIENT / 2);
+    assert_eq!(get(&*ledger, "a").await, None);
+}
+
+async fn nothing_is_put_or_got_on_a_closed_connection(stage: Stage) {
+    let (closed, open) = (stage.recorder().await, stage.recorder().await);
+    closed.requests.close().await;
+    assert!(matches!(put(&*closed.ledger, "a", "x", None).await, Err(PutError::Failed(_))));
+    assert!(closed.ledger.get("a", soon()).await.is_err());
+    put(&*open.ledger, "a", "x", None).await.unwrap();
+}
+
+async fn a_record_that_was_changed_meanwhile_is_not_put(stage: Stage) {
+    let (ledger, other) = (stage.recorder().await.ledger, stage.recorder().await.ledger);
+    assert_eq!(put(&*ledger, "a", "x", Some(Revision(1))).await, Err(PutError::Conflict));
+    let first = put(&*ledger, "a", "first", None).await.unwrap();
+    assert_eq!(put(&*other, "a", "x", None).await, Err(PutError::Conflict));
+    assert_eq!(put(&*other, "a", "x", Some(Revision(first.0 + 1))).await, Err(PutError::Conflict));
+    let second = put(&*other, "a", "second", Some(first)).await.unwrap();
+    assert!(second > first);
+    assert_eq!(put(&*ledger, "a", "x", Some(first)).await, Err(PutError::Conflict));
+    assert_eq!(get(&*ledger, "a").await, Some((second, "second".into())));
+}
+
+async fn of_many_who_put_at_once_one_succeeds(stage: Stage) {
+    let connections = join_all((0..4).map(|_| stage.recorder())).await;
+    let mut expected = None;
+    for _ in 0..10 {
+        let puts = connections.iter().enumerate().map(|(index, connection)| {
+            let (ledger, value) = (connection.ledger.clone(), index.to_string());
+            tokio::spawn(async move { put(&*ledger, "hot", &value, expected).await })
+        });
+        let answers: Vec<_> = join_all(puts).await.into_iter().map(Result::unwrap).collect();
+        let winners: Vec<_> = answers.iter().enumerate().filter(|(_, answer)| answer.is_ok()).collect();
+        assert_eq!(winners.len(), 1, "{answers:?}");
+        assert_eq!(answers.iter().filter(|answer| **answer == Err(PutError::Conflict)).count(), 3, "{answers:?}");
+        let (index, revision) = (winners[0].0, winners[0].1.clone().unwrap());
+        assert_eq!(get(&*connections[0].ledger, "hot").await, Some((revision, index.to_string().into())));
+        expected = Some(revision);
+    }
+}
+
+async fn a_record_is_there_with_its_bytes(stage: Stage) {
+    let (ledger, other) = (stage.recorder().await.ledger, stage.recorder().await.ledger);
+    assert_eq!(get(&*ledger, "a.b-c_D.9").await, None);
+    let mut expected = None;
+    for value in [(0..=255).collect::<Vec<u8>>(), Vec::new(), b"\r\n".to_vec()] {
+        let value = Bytes::from(value);
+        let revision = ledger.put("a.b-c_D.9", value.clone(), expected, None, soon()).await.unwrap();
+        assert_eq!(get(&*other, "a.b-c_D.9").await, Some((revision, value)));
+        expected = Some(revision);
+    }
+}
+
+async fn keys_that_begin_alike_are_different(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    let keys = ["a", "a.b", "a.b.c", "a_", "a-b", "A"];
+    for key in keys {
+        put(&*ledger, key, key, None).await.unwrap();
+    }
+    for key in keys {
+        assert_eq!(get(&*ledger, key).await.unwrap().1, key);
+    }
+}
+
+async fn a_record_ends_by_itself(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    let lifetime = Duration::from_millis(900);
+    let started = Instant::now();
+    let revision = ledger.put("brief", "x".into(), None, Some(lifetime), soon()).await.unwrap();
+    let found = get(&*ledger, "brief").await;
+    assert!(found.is_some() || started.elapsed() >= lifetime, "it ended too early");
+    wait_for("the record ends", PATIENT, async || get(&*ledger, "brief").await.is_none()).await;
+    assert!(started.elapsed() >= lifetime, "it ended too early");
+    assert_eq!(put(&*ledger, "brief", "y", Some(revision)).await, Err(PutError::Conflict));
+    let again = put(&*ledger, "brief", "again", None).await.unwrap();
+    assert!(again > revision);
+    assert_eq!(get(&*ledger, "brief").await, Some((again, "again".into())));
+}
+
+async fn a_put_decides_anew_when_a_record_ends(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    let second = Some(Duration::from_secs(1));
+    let brief = ledger.put("stays", "x".into(), None, second, soon()).await.unwrap();
+    ledger.put("stays", "y".into(), Some(brief), None, soon()).await.unwrap();
+    let lasting = put(&*ledger, "ends", "x", None).await.unwrap();
+    ledger.put("ends", "y".into(), Some(lasting), second, soon()).await.unwrap();
+    wait_for("the record ends", PATIENT, async || get(&*ledger, "ends").await.is_none()).await;
+    assert_eq!(get(&*ledger, "stays").await.unwrap().1, "y");
+}

@@ -1,0 +1,200 @@
+//! Reading the decision log: where to begin, what to see, how much at once.
+
+use jiff::Timestamp;
+use jiff::ToSpan as _;
+use stage0_backplane::{DecisionLog, Kind, Position, Seek, Which};
+
+use crate::writing::{DECISIONS, MARKS, account, append, batch, everything, in_pieces, mark, soon, texts, write};
+use crate::{Stage, on_every_store};
+
+on_every_store! {
+    an_empty_log_has_nothing,
+    an_account_without_entries_has_nothing,
+    reading_begins_where_it_is_told_to,
+    reading_shows_the_kind_that_is_asked_for,
+    the_last_of_each_kind_is_found,
+    a_mixed_log_reads_the_same_in_pieces_of_every_size,
+    whether_there_is_more_is_known_exactly,
+    thousands_of_tiny_entries_are_all_read,
+    a_log_larger_than_one_answer_is_all_read,
+    reading_while_others_append_misses_nothing_behind_its_place,
+}
+
+async fn an_empty_log_has_nothing(stage: Stage) {
+    has_nothing(&*stage.recorder().await.log).await;
+}
+
+async fn an_account_without_entries_has_nothing(stage: Stage) {
+    let log = stage.recorder().await.log;
+    write(&*log, &account("b"), "x").await;
+    mark(&*log, &account("b"), "m", None).await;
+    has_nothing(&*log).await;
+}
+
+async fn has_nothing(log: &dyn DecisionLog) {
+    let a = account("a");
+    for which in [Which::All, DECISIONS, MARKS] {
+        for from in
+            [Seek::Start, Seek::After(Position(0)), Seek::After(Position(u64::MAX)), Seek::Time(Timestamp::now())]
+        {
+            let chunk = log.read(&a, which, from, 1_000, soon()).await.unwrap();
+            assert!(chunk.entries.is_empty() && !chunk.more, "{which:?} {from:?}");
+        }
+    }
+    for kind in [Kind::Decisions, Kind::Mark] {
+        assert_eq!(log.last(&a, kind, soon()).await, Ok(None));
+    }
+}
+
+async fn reading_begins_where_it_is_told_to(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    for text in ["0", "1", "2"] {
+        write(&*log, &a, text).await;
+        write(&*log, &account("b"), "another").await;
+    }
+    let all = everything(&*log, &a, DECISIONS).await;
+    assert_eq!(texts(&all), ["0", "1", "2"]);
+    let from = async |from| texts(&log.read(&a, Which::All, from, usize::MAX, soon()).await.unwrap().entries);
+    assert_eq!(from(Seek::Start).await, ["0", "1", "2"]);
+    assert_eq!(from(Seek::After(Position(0))).await, ["0", "1", "2"]);
+    assert_eq!(from(Seek::After(all[0].position)).await, ["1", "2"]);
+    assert_eq!(from(Seek::After(Position(all[1].position.0 - 1))).await, ["1", "2"]);
+    assert_eq!(from(Seek::After(Position(u64::MAX))).await, [""; 0]);
+    let second = all[1].stored_at;
+    assert!(all[0].stored_at < second && second < all[2].stored_at);
+    assert_eq!(from(Seek::Time(second)).await, ["1", "2"]);
+    assert_eq!(from(Seek::Time(second - 1.nanosecond())).await, ["1", "2"]);
+    assert_eq!(from(Seek::Time(second + 1.nanosecond())).await, ["2"]);
+    assert_eq!(from(Seek::Time(Timestamp::UNIX_EPOCH)).await, ["0", "1", "2"]);
+    assert_eq!(from(Seek::Time(Timestamp::MIN)).await, ["0", "1", "2"]);
+    assert_eq!(from(Seek::Time(all[2].stored_at + 1.hour())).await, [""; 0]);
+    assert_eq!(from(Seek::Time(Timestamp::MAX)).await, [""; 0]);
+}
+
+async fn reading_shows_the_kind_that_is_asked_for(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    write(&*log, &a, "d0").await;
+    let first = mark(&*log, &a, "m0", None).await;
+    write(&*log, &a, "d1").await;
+    mark(&*log, &a, "m1", Some(first)).await;
+    assert_eq!(texts(&everything(&*log, &a, DECISIONS).await), ["d0", "d1"]);
+    assert_eq!(texts(&everything(&*log, &a, MARKS).await), ["m0", "m1"]);
+    let all = everything(&*log, &a, Which::All).await;
+    assert_eq!(texts(&all), ["d0", "m0", "d1", "m1"]);
+    let kinds: Vec<_> = all.iter().map(|entry| entry.kind).collect();
+    assert_eq!(kinds, [Kind::Decisions, Kind::Mark, Kind::Decisions, Kind::Mark]);
+    let after = log.read(&a, DECISIONS, Seek::After(first), usize::MAX, soon()).await.unwrap();
+    assert_eq!(texts(&after.entries), ["d1"]);
+}
+
+async fn the_last_of_each_kind_is_found(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    write(&*log, &a, "d0").await;
+    let last = async |kind| log.last(&a, kind, soon()).await.unwrap();
+    assert_eq!(last(Kind::Mark).await, None);
+    let first = mark(&*log, &a, "m0", None).await;
+    write(&*log, &a, "d1").await;
+    write(&*log, &account("b"), "another").await;
+    let all = everything(&*log, &a, Which::All).await;
+    assert_eq!(last(Kind::Decisions).await.as_ref(), Some(&all[2]));
+    assert_eq!(last(Kind::Mark).await.as_ref(), Some(&all[1]));
+    assert_eq!(all[1].position, first);
+}
+
+async fn a_mixed_log_reads_the_same_in_pieces_of_every_size(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    let (mut written, mut last) = (Vec::new(), None);
+    for number in 0..60_usize {
+        let text = format!("{number} {}", "x".repeat(number * number * 7 % 97));
+        // Runs of one kind, of different lengths.
+        if number % 7 < 3 {
+            last = Some(mark(&*log, &a, &text, last).await);
+        } else {
+            write(&*log, &a, text.clone()).await;
+            write(&*log, &account("b"), text.clone()).await;
+        }
+        written.push(text);
+    }
+    let all = everything(&*log, &a, Which::All).await;
+    assert_eq!(texts(&all), written);
+    for size in [0, 1, 7, 50, 99, 100, 101, 250, 1_000, 5_000] {
+        assert_eq!(in_pieces(&*log, &a, Which::All, size).await, all, "{size}");
+        for kind in [Kind::Decisions, Kind::Mark] {
+            let found = in_pieces(&*log, &a, Which::Only(kind), size).await;
+            let expected: Vec<_> = all.iter().filter(|entry| entry.kind == kind).cloned().collect();
+            assert_eq!(found, expected, "{kind:?} {size}");
+        }
+    }
+}
+
+async fn whether_there_is_more_is_known_exactly(stage: Stage) {
+    let (log, a, b) = (stage.recorder().await.log, account("a"), account("b"));
+    // Long enough to dwarf what a store adds to each.
+    let long = "x".repeat(100_000);
+    write(&*log, &a, long.clone()).await;
+    let middle = mark(&*log, &a, &long, None).await;
+    write(&*log, &a, long.clone()).await;
+    write(&*log, &b, long.clone()).await;
+    mark(&*log, &b, &long, None).await;
+    let read = async |which, from, size| {
+        let chunk = log.read(&a, which, from, size, soon()).await.unwrap();
+        (chunk.entries.len(), chunk.more)
+    };
+    assert_eq!(read(Which::All, Seek::Start, 310_000).await, (3, false));
+    assert_eq!(read(Which::All, Seek::Start, 299_999).await, (2, true));
+    assert_eq!(read(Which::All, Seek::Start, 199_999).await, (1, true));
+    assert_eq!(read(Which::All, Seek::Start, 1).await, (1, true));
+    assert_eq!(read(Which::All, Seek::After(middle), 1).await, (1, false));
+    assert_eq!(read(DECISIONS, Seek::Start, 210_000).await, (2, false));
+    assert_eq!(read(DECISIONS, Seek::Start, 199_999).await, (1, true));
+    assert_eq!(read(DECISIONS, Seek::After(middle), 1).await, (1, false));
+    assert_eq!(read(MARKS, Seek::Start, 1).await, (1, false));
+}
+
+async fn thousands_of_tiny_entries_are_all_read(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    // More than the client's queue for one subscription holds.
+    let count = 9_000;
+    for start in (0..count).step_by(1_000) {
+        let batches = (start..start + 1_000).map(|number| batch(&a, format!("{number:05}"))).collect();
+        assert!(log.append(batches, soon()).await.iter().all(Result::is_ok));
+    }
+    let found = everything(&*log, &a, DECISIONS).await;
+    assert!(found.is_sorted_by(|one, next| one.position < next.position));
+    let mut texts = texts(&found);
+    texts.sort();
+    assert!(texts.iter().enumerate().all(|(number, text)| *text == format!("{number:05}")));
+    assert_eq!(texts.len(), count);
+}
+
+async fn a_log_larger_than_one_answer_is_all_read(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    for number in 0..12_u8 {
+        write(&*log, &a, vec![number; 3_000_000]).await;
+    }
+    for size in [usize::MAX, 64 << 20, 3_500_000] {
+        let found = in_pieces(&*log, &a, DECISIONS, size).await;
+        let sizes: Vec<_> = found.iter().map(|entry| (entry.lines[0], entry.lines.len())).collect();
+        assert_eq!(sizes, (0..12).map(|number| (number, 3_000_000)).collect::<Vec<_>>(), "{size}");
+    }
+}
+
+async fn reading_while_others_append_misses_nothing_behind_its_place(stage: Stage) {
+    let (writer, reader, a) = (stage.recorder().await.log, stage.recorder().await.log, account("a"));
+    let written = {
+        let a = a.clone();
+        tokio::spawn(async move {
+            for number in 0..300 {
+                append(&*writer, batch(&a, format!("{number:03}")), soon()).await.unwrap();
+            }
+        })
+    };
+    let (mut found, mut from) = (Vec::new(), Seek::Start);
+    while found.len() < 300 {
+        let chunk = reader.read(&a, Which::All, from, 20, soon()).await.unwrap();
+        from = chunk.entries.last().map_or(from, |entry| Seek::After(entry.position));
+        found.extend(texts(&chunk.entries));
+    }
+    written.await.unwrap();
+    assert_eq!(found, (0..300).map(|number| format!("{number:03}")).collect::<Vec<_>>());
+}
