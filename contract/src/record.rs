@@ -182,7 +182,7 @@ pub struct Mark {
     pub through: u64,
     /// Decisions since the mark before, of all writers.
     pub covered: u64,
-    /// The last decision of each writer that still has any.
+    /// The last decision of each writer, as long as it has not expired; a deleted one too.
     pub heads: Vec<Head>,
 }
 

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
-use stage0_contract::{AccountId, IssueCode, LineStart, MarkRef, PublicKey, Report, RequestId, Verdict, Walk, Window};
+use stage0_contract::{AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, Verdict, Walk, Window, Word};
 use tokio::time::Instant;
 
 /// One question to the log.
@@ -93,7 +93,7 @@ impl Filter {
         self.from.is_none_or(|from| facts.recorded_at >= from)
             && self.to.is_none_or(|to| facts.recorded_at <= to)
             && self.verdict.is_none_or(|verdict| facts.verdict == verdict)
-            && self.environment.as_ref().is_none_or(|environment| facts.environment == environment.as_str())
+            && self.environment.as_ref().is_none_or(|wanted| Word::new(wanted).matches(&Word::new(&facts.environment)))
             && self.run_id.as_ref().is_none_or(|run_id| facts.run_id.as_ref() == Some(run_id))
             && self.code.as_ref().is_none_or(|code| facts.issues.iter().any(|issue| issue.code == *code))
     }
@@ -103,16 +103,22 @@ impl Shelf<'_> {
     /// The decision with this id, if it is this account's and may still be shown.
     pub(crate) async fn decision(&self, id: RequestId) -> Result<Option<Value>, ReadError> {
         let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
-        let wanted = format!("\"request_id\":\"{id}\"");
         for search in [NEAR, FAR] {
-            if let Some(line) = self.search(made, &search, wanted.as_bytes()).await? {
+            if let Some(line) = self.search(made, &search, id).await? {
                 return serde_json::from_slice(&line).map(Some).map_err(|error| ReadError(error.to_string()));
             }
         }
         Ok(None)
     }
 
-    async fn search(&self, made: Timestamp, search: &Search, wanted: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+    async fn search(&self, made: Timestamp, search: &Search, id: RequestId) -> Result<Option<Vec<u8>>, ReadError> {
+        // Most lines do not hold the id at all; one may hold it elsewhere, as text that its request sent along.
+        let wanted = id.to_string();
+        let is_it = |line: &[u8]| {
+            contains(line, wanted.as_bytes())
+                && serde_json::from_slice::<Named>(line)
+                    .is_ok_and(|named| named.request_id == id && self.shows(named.recorded_at, named.expires_at))
+        };
         let end = made.checked_add(search.after).unwrap_or(Timestamp::MAX);
         let mut seek = Seek::Time(made.checked_sub(search.before).unwrap_or(Timestamp::UNIX_EPOCH));
         loop {
@@ -121,8 +127,7 @@ impl Shelf<'_> {
                 if entry.stored_at > end {
                     return Ok(None);
                 }
-                let found = entry.lines().find(|line| contains(line, wanted) && self.shows_line(line));
-                if let Some(line) = found {
+                if let Some(line) = entry.lines().find(|line| is_it(line)) {
                     return Ok(Some(line.to_vec()));
                 }
             }
@@ -254,11 +259,14 @@ impl Shelf<'_> {
     fn shows(&self, recorded_at: Timestamp, expires_at: i64) -> bool {
         expires_at > self.now.as_second() && recorded_at >= self.horizon
     }
+}
 
-    fn shows_line(&self, line: &[u8]) -> bool {
-        let start = serde_json::from_slice::<LineStart>(line);
-        start.is_ok_and(|start| self.shows(start.recorded_at, start.expires_at))
-    }
+/// By what a decision is found.
+#[derive(Deserialize)]
+struct Named {
+    request_id: RequestId,
+    recorded_at: Timestamp,
+    expires_at: i64,
 }
 
 /// What every line has.

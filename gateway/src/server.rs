@@ -22,6 +22,7 @@ use actix_web::middleware::{NormalizePath, TrailingSlash, from_fn};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, Error, web};
 use futures_util::future::OptionFuture;
+use moka::future::Cache;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use stage0_backplane::{Backplane, BoxFuture};
@@ -48,6 +49,7 @@ const FAREWELL: Duration = Duration::from_secs(4);
 const BACKLOG: i32 = 4096;
 /// Verifications and downloads of the log at a time: each reads as fast as it can.
 const WALKS: usize = 4;
+const SIGNING_KEYS_LIVE: Duration = Duration::from_secs(1);
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Makes one connection to the backplane.
@@ -246,6 +248,7 @@ fn gates(
     let failed_logins = Arc::new(FailedLogins::new(config.failed_logins_per_minute));
     let readiness = Arc::new(Readiness::default());
     let walks = Arc::new(Semaphore::new(WALKS));
+    let signing_keys = Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_LIVE).build();
     let gate = |backplane: &Backplane| Gate {
         backplane: backplane.clone(),
         config: Arc::clone(&config),
@@ -254,6 +257,7 @@ fn gates(
         readiness: Arc::clone(&readiness),
         recorder: recorder.cloned(),
         walks: Arc::clone(&walks),
+        signing_keys: signing_keys.clone(),
     };
     backplanes.iter().map(gate).collect()
 }

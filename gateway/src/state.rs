@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use moka::future::Cache;
 use stage0_backplane::{Backplane, DecisionLog, Requests};
+use stage0_contract::PublicKeys;
 use tokio::sync::Semaphore;
 
 use crate::config::GatewayConfig;
@@ -22,6 +24,8 @@ pub(crate) struct Gate {
     pub(crate) readiness: Arc<Readiness>,
     /// None only where nothing is recorded.
     pub(crate) recorder: Option<Recorder>,
+    /// The public keys of marks: anybody may ask, so the keystore is asked once a second.
+    pub(crate) signing_keys: Cache<(), PublicKeys>,
     /// Long walks through the log, a few at a time.
     pub(crate) walks: Arc<Semaphore>,
 }

@@ -144,7 +144,8 @@ pub(super) async fn delete(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
 
 /// Not a secret, and for whoever verifies a chain: no key is needed.
 pub(super) async fn signing_keys(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let listed = manage(&gate, &SigningKeys {}).await.map(|keys| HttpResponse::Ok().json(keys));
+    let asked = gate.signing_keys.try_get_with((), manage(&gate, &SigningKeys {})).await;
+    let listed = asked.map(|keys| HttpResponse::Ok().json(keys)).map_err(|error| ApiError::clone(&error));
     answer(&request, listed)
 }
 
