@@ -133,6 +133,7 @@ impl Courier {
             return Err(left.min(HOLD) + PAUSE.mul_f64(random()));
         }
         cursor.enabled_again();
+        cursor.forget_pause(now);
         let now = Instant::now();
         let mut held = Held {
             cursor,
@@ -284,9 +285,12 @@ impl Courier {
                 tracing::warn!(webhook = %id, sequence, reason, "delivery failed to the end and is parked");
                 Step::GoOn
             }
+            // Others were on their way when the first one said so.
+            Settled::Disable(_) if held.cursor.disabled => Step::GoOn,
             Settled::Disable(reason) => {
-                held.cursor.disabled = true;
-                self.disable(endpoint, reason).await
+                let step = self.disable(endpoint, reason).await;
+                held.cursor.disabled = matches!(step, Step::Disabled);
+                step
             }
         }
     }

@@ -24,6 +24,10 @@ const MOST_RECENT: usize = 100;
 /// Exhausted deliveries that are remembered by name; more are counted.
 const MOST_PARKED: usize = 1_000;
 const MOST_REPLAYS: usize = 32;
+/// An endpoint that wants no more but could not be disabled is tried again.
+const TRY_DISABLED_AFTER: SignedDuration = SignedDuration::from_secs(60);
+/// Longer than any wait between two tries: who made none for so long was paused, and did not fail meanwhile.
+const PAUSED_AFTER: SignedDuration = SignedDuration::from_hours(36);
 /// An endpoint that fails for so long without one success is disabled.
 const DISABLE_AFTER: SignedDuration = SignedDuration::from_hours(5 * 24);
 
@@ -175,8 +179,8 @@ impl Cursor {
                 Settled::Delivered
             }
             Outcome::Disable { reason } => {
-                // It is open still: whoever enables the endpoint gets it.
-                open.next_at = None;
+                // It is open still: whoever enables the endpoint gets it, and so does one that could not be disabled.
+                open.next_at = Some(now.checked_add(TRY_DISABLED_AFTER).unwrap_or(Timestamp::MAX));
                 Settled::Disable(reason.clone())
             }
             Outcome::Retry { reason: _, retry_after } => {
@@ -210,6 +214,14 @@ impl Cursor {
         self.failing_since = None;
         for open in &mut self.open {
             open.next_at = None;
+        }
+    }
+
+    /// Time in which its owner had switched the endpoint off is no time of failure.
+    pub(crate) fn forget_pause(&mut self, now: Timestamp) {
+        let last = self.open.iter().filter_map(|open| open.last.as_ref()).map(|last| last.at).max();
+        if last.is_none_or(|last| now.duration_since(last) > PAUSED_AFTER) {
+            self.failing_since = None;
         }
     }
 
@@ -346,6 +358,19 @@ mod tests {
         assert_eq!(cursor.settle(3, &Outcome::Delivered, attempt(4 * day), 0.5), Settled::Delivered);
         assert_eq!(cursor.settle(4, &failed(), attempt(5 * day), 0.5), Settled::Waiting);
         assert!(matches!(cursor.settle(5, &failed(), attempt(10 * day), 0.5), Settled::Disable(_)));
+    }
+
+    #[test]
+    fn a_pause_is_no_failure() {
+        let day = 86_400;
+        let mut cursor = Cursor::default();
+        cursor.take("a".to_owned(), place(1));
+        cursor.settle(1, &failed(), attempt(0), 0.5);
+        let mut paused = cursor.clone();
+        paused.forget_pause(at(6 * day));
+        assert_eq!(paused.settle(1, &failed(), attempt(6 * day), 0.5), Settled::Waiting);
+        cursor.forget_pause(at(day));
+        assert!(matches!(cursor.settle(1, &failed(), attempt(6 * day), 0.5), Settled::Disable(_)));
     }
 
     #[test]
