@@ -89,6 +89,15 @@ impl Api {
             .await
     }
 
+    pub async fn patch(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PATCH, path, &[("content-type", "application/json")], Some(body.to_string().into_bytes()))
+            .await
+    }
+
+    pub async fn head(&self, path: &str) -> Answer {
+        self.send(Method::HEAD, path, &[], None).await
+    }
+
     pub async fn check(&self, body: &Value) -> Answer {
         self.post("/check", body).await
     }
@@ -96,6 +105,58 @@ impl Api {
     /// A harmless action: ALLOW wherever anything can be decided.
     pub fn harmless() -> Value {
         json!({"goal": "Search for Python documentation", "tools": ["web_search"], "context": {}})
+    }
+
+    /// DENY, always.
+    pub fn forbidden() -> Value {
+        json!({"goal": "Carry out the planned change", "success_criteria": ["it is done"],
+            "constraints": ["allowed_environment: staging"], "environment": "production"})
+    }
+
+    /// DEFER, always.
+    pub fn unclear() -> Value {
+        json!({"goal": "Carry out the planned change", "success_criteria": ["it is done"],
+            "constraints": ["allowed_environment: staging"]})
+    }
+
+    /// Asks, and the id under which the answer is recorded.
+    pub async fn decide(&self, body: &Value) -> String {
+        self.check(body).await.expect(200)["request_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Every recorded decision that these parameters (`name=value&…`) let through, page after page.
+    pub async fn decisions(&self, query: &str) -> Vec<Value> {
+        let (mut all, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let mut page = self.get(&format!("/v1/decisions?{query}{cursor}")).await.expect(200);
+            all.append(page["items"].as_array_mut().unwrap());
+            match page["next_cursor"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return all,
+            }
+        }
+    }
+
+    /// What a verification of the whole log finds.
+    pub async fn verify(&self) -> Value {
+        self.get("/v1/decisions/verify").await.expect(200)
+    }
+
+    /// A new endpoint with all filters open: its id and its secret.
+    pub async fn webhook(&self, url: &str) -> (String, String) {
+        self.webhook_with(&json!({"url": url})).await
+    }
+
+    /// A new endpoint: its id and its secret.
+    pub async fn webhook_with(&self, body: &Value) -> (String, String) {
+        let made = self.post("/v1/webhooks", body).await.expect(201);
+        (made["id"].as_str().unwrap().to_owned(), made["secret"].as_str().unwrap().to_owned())
+    }
+
+    /// What the endpoint's owner is told of its deliveries.
+    pub async fn deliveries(&self, webhook: &str) -> Vec<Value> {
+        let mut page = self.get(&format!("/v1/webhooks/{webhook}/deliveries")).await.expect(200);
+        std::mem::take(page["items"].as_array_mut().unwrap())
     }
 
     /// A new account with a key that has these scopes: its id, the key, the key's id.

@@ -16,9 +16,11 @@
 mod api;
 mod process;
 mod raw;
+mod receiver;
 mod stack;
 
 pub use api::{Answer, Api};
 pub use process::Process;
 pub use raw::Raw;
-pub use stack::{Stack, StackBuilder};
+pub use receiver::{Authority, Delivery, Receiver, Reply};
+pub use stack::{Stack, StackBuilder, account_scopes};

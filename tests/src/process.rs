@@ -12,6 +12,9 @@ use serde_json::Value;
 /// How long a start may take on a slow machine; nothing waits for it when things go well.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
+/// Longer than any service takes to finish what it has in hand.
+const END_WITHIN: Duration = Duration::from_secs(60);
+
 pub struct Process {
     child: Child,
     heard: Arc<Heard>,
@@ -129,11 +132,15 @@ impl Process {
     /// SIGTERM, and the status that follows.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.child.wait().expect("the process ends")
+        self.ended()
     }
 
     /// Waits for an end of its own accord.
     pub fn ended(&mut self) -> ExitStatus {
+        let listening = self.heard.more.wait_timeout_while(self.heard.lock(), END_WITHIN, |lines| lines.open > 0);
+        let (lines, waited) = listening.unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.timed_out(), "it does not end:\n{}", lines.all.join("\n"));
+        drop(lines);
         self.child.wait().expect("the process ends")
     }
 

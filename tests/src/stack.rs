@@ -1,14 +1,23 @@
 //! A running product: `stage0 dev` in one process, or one process for each role on a real nats-server.
+//!
+//! Owns which processes there are and how each is started, so that a test can end one and start it again as it was. A gateway that
+//! is started again has another port, and so has `dev`: `urls` says where they are.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
-use stage0_backplane::testing::{NatsServer, wait_for};
+use serde_json::Value;
+use stage0_backplane::testing::{NatsServer, SYNCED, wait_for};
+use stage0_contract::Scope;
 use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::process::Process;
+use crate::receiver::Authority;
+
+mod builder;
+
+pub use builder::StackBuilder;
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -19,6 +28,7 @@ pub struct Stack {
     pub keystore: Option<Process>,
     pub evaluators: Vec<Process>,
     pub gateways: Vec<Process>,
+    pub exporters: Vec<Process>,
     /// Of each gateway, or of `dev`.
     pub urls: Vec<String>,
     /// May do everything in its account.
@@ -29,114 +39,71 @@ pub struct Stack {
     settings: StackBuilder,
 }
 
-#[derive(Default, Clone)]
-pub struct StackBuilder {
-    evaluators: usize,
-    gateways: usize,
-    arguments: Vec<String>,
-    gateway_arguments: Vec<String>,
-}
-
-impl StackBuilder {
-    #[must_use]
-    pub fn evaluators(mut self, count: usize) -> Self {
-        self.evaluators = count;
-        self
-    }
-
-    #[must_use]
-    pub fn gateways(mut self, count: usize) -> Self {
-        self.gateways = count;
-        self
-    }
-
-    /// For every process.
-    #[must_use]
-    pub fn with(mut self, arguments: &[&str]) -> Self {
-        self.arguments.extend(arguments.iter().map(|&a| a.to_owned()));
-        self
-    }
-
-    /// For `dev` and every gateway.
-    #[must_use]
-    pub fn gateway_with(mut self, arguments: &[&str]) -> Self {
-        self.gateway_arguments.extend(arguments.iter().map(|&a| a.to_owned()));
-        self
-    }
-
-    /// `stage0 dev`.
-    pub async fn dev(self) -> Stack {
-        let directory = tempfile::tempdir().unwrap();
-        self.dev_in(directory).await
-    }
-
-    /// `stage0 dev` on a directory that may have data.
-    pub async fn dev_in(self, directory: TempDir) -> Stack {
-        let data = directory.path().join("data");
-        let dev = start_dev(&self, &data);
-        let file = read_dev_file(&data);
-        let text = |name: &str| file[name].as_str().unwrap().to_owned();
-        let ca = PathBuf::from(text("ca_file"));
-        let api = Api::new(&text("url"), &ca, Some(&text("api_key")));
-        let operator = api.with_key(&text("operator_key"));
-        Stack {
-            directory,
-            nats: None,
-            dev: Some(dev),
-            keystore: None,
-            evaluators: vec![],
-            gateways: vec![],
-            urls: vec![text("url")],
-            account: text("account"),
-            api,
-            operator,
-            settings: self,
-        }
-    }
-
-    /// One process for each role, on a nats-server of its own.
-    pub async fn nats(self) -> Stack {
-        let directory = tempfile::tempdir().unwrap();
-        let nats = NatsServer::start().await;
-        let url = nats.url();
-        let keystore = start_keystore(&self, &url, directory.path());
-        let evaluators = (0..self.evaluators.max(1)).map(|_| start_evaluator(&self, &url)).collect();
-        let (mut gateways, mut urls) = (vec![], vec![]);
-        for _ in 0..self.gateways.max(1) {
-            let (gateway, url) = start_gateway(&self, &url, directory.path());
-            gateways.push(gateway);
-            urls.push(url);
-        }
-        let ca = directory.path().join("tls/ca.pem");
-        let key = std::fs::read_to_string(directory.path().join("keys/operator.key")).unwrap();
-        let operator = Api::new(&urls[0], &ca, Some(key.trim()));
-        for url in &urls {
-            let gateway = operator.at(url);
-            wait_for("a ready gateway", READY_WITHIN, async || gateway.get("/readyz").await.status == 200).await;
-        }
-        let scopes = ["check", "keys:manage", "decisions:read"];
-        let (account, key, _) = operator.account("tests", None, &scopes).await;
-        let api = operator.with_key(&key);
-        Stack {
-            directory,
-            nats: Some(nats),
-            dev: None,
-            keystore: Some(keystore),
-            evaluators,
-            gateways,
-            urls,
-            api,
-            operator,
-            account,
-            settings: self,
-        }
-    }
+/// Every scope that an account's key can have.
+pub fn account_scopes() -> Vec<&'static str> {
+    Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).map(Scope::as_str).collect()
 }
 
 impl Stack {
     /// What is wanted; finish with `dev` or `nats`.
     pub fn build() -> StackBuilder {
         StackBuilder::default()
+    }
+
+    async fn on_dev(settings: StackBuilder) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let dev = settings.start_dev(directory.path());
+        let open = Open::read(directory.path());
+        Self {
+            directory,
+            nats: None,
+            dev: Some(dev),
+            keystore: None,
+            evaluators: vec![],
+            gateways: vec![],
+            exporters: vec![],
+            urls: vec![open.url],
+            api: open.api,
+            operator: open.operator,
+            account: open.account,
+            settings,
+        }
+    }
+
+    async fn on_nats(settings: StackBuilder) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let server = settings.nats_settings.as_deref().unwrap_or(SYNCED);
+        let nats = match NatsServer::start_in(&directory.path().join("nats"), server).await {
+            Some(nats) => nats,
+            None => NatsServer::start_with(server).await,
+        };
+        let keystore = settings.start_keystore(&nats, directory.path());
+        let evaluators = (0..settings.evaluators.unwrap_or(1)).map(|_| settings.start_evaluator(&nats)).collect();
+        let exporters = (0..settings.exporters.unwrap_or(1)).map(|_| settings.start_exporter(&nats)).collect();
+        let (gateways, urls): (Vec<_>, Vec<_>) =
+            (0..settings.gateways.unwrap_or(1)).map(|_| settings.start_gateway(&nats, directory.path())).unzip();
+        let key = std::fs::read_to_string(directory.path().join("keys/operator.key")).unwrap();
+        let operator = Api::new(&urls[0], &directory.path().join("tls/ca.pem"), Some(key.trim()));
+        for url in &urls {
+            let gateway = operator.at(url);
+            wait_for("a ready gateway", READY_WITHIN, async || gateway.get("/readyz").await.status == 200).await;
+        }
+        let (account, key, _) = operator.account("tests", None, &account_scopes()).await;
+        let api = operator.with_key(&key);
+        Self {
+            directory,
+            nats: Some(nats),
+            dev: None,
+            keystore: Some(keystore),
+            evaluators,
+            gateways,
+            exporters,
+            urls,
+            api,
+            operator,
+            account,
+            settings,
+        }
     }
 
     pub fn ca(&self) -> PathBuf {
@@ -159,67 +126,102 @@ impl Stack {
         self.api.at(&self.urls[gateway])
     }
 
-    fn nats_url(&self) -> String {
-        self.nats.as_ref().expect("a stack on NATS").url()
+    /// What every process said, whatever its role.
+    pub fn said(&self) -> String {
+        let roles = self.gateways.iter().chain(&self.evaluators).chain(&self.exporters).chain(&self.keystore);
+        roles.chain(&self.dev).map(Process::said).collect::<Vec<_>>().join("\n")
+    }
+
+    fn server(&self) -> &NatsServer {
+        self.nats.as_ref().expect("a stack on NATS")
     }
 
     pub fn start_evaluator(&mut self) {
-        let evaluator = start_evaluator(&self.settings, &self.nats_url());
+        let evaluator = self.settings.start_evaluator(self.server());
         self.evaluators.push(evaluator);
+    }
+
+    pub fn start_exporter(&mut self) {
+        let exporter = self.settings.start_exporter(self.server());
+        self.exporters.push(exporter);
     }
 
     pub fn start_keystore(&mut self) {
         self.keystore = None;
-        self.keystore = Some(start_keystore(&self.settings, &self.nats_url(), self.directory.path()));
+        self.keystore = Some(self.settings.start_keystore(self.server(), self.directory.path()));
     }
 
-    /// Ends `dev` as a user does and starts it on the same data; its port is a new one.
-    pub async fn restart_dev(mut self) -> Self {
-        let mut dev = self.dev.take().expect("a dev stack");
+    /// kill -9, and a new one in its place.
+    pub fn restart_evaluator(&mut self, index: usize) {
+        self.evaluators[index].kill();
+        self.evaluators[index] = self.settings.start_evaluator(self.server());
+    }
+
+    /// kill -9, and a new one in its place.
+    pub fn restart_exporter(&mut self, index: usize) {
+        self.exporters[index].kill();
+        self.exporters[index] = self.settings.start_exporter(self.server());
+    }
+
+    /// kill -9, and a new one in its place, at another address.
+    pub fn restart_gateway(&mut self, index: usize) {
+        self.gateways[index].kill();
+        let (gateway, url) = self.settings.start_gateway(self.server(), self.directory.path());
+        (self.gateways[index], self.urls[index]) = (gateway, url);
+        if index == 0 {
+            (self.api, self.operator) = (self.api.at(&self.urls[0]), self.operator.at(&self.urls[0]));
+        }
+    }
+
+    /// kill -9, and at once again with what is on its disk.
+    pub async fn restart_nats(&mut self) {
+        let nats = self.nats.as_mut().expect("a stack on NATS");
+        nats.kill();
+        nats.restart().await;
+    }
+
+    /// Ends `dev` as a user does.
+    pub fn stop_dev(&mut self) {
+        let mut dev = self.dev.take().expect("a dev stack that runs");
         assert!(dev.stop().success());
-        drop(dev);
-        let Self { directory, settings, .. } = self;
-        settings.dev_in(directory).await
+    }
+
+    /// kill -9.
+    pub fn kill_dev(&mut self) {
+        self.dev.take().expect("a dev stack that runs").kill();
+    }
+
+    /// Starts `dev` again on the same data, at another address.
+    pub fn start_dev(&mut self) {
+        assert!(self.dev.is_none(), "dev runs already");
+        self.dev = Some(self.settings.start_dev(self.directory.path()));
+        let open = Open::read(self.directory.path());
+        self.urls = vec![open.url];
+        (self.api, self.operator, self.account) = (open.api, open.operator, open.account);
+    }
+
+    /// Ends `dev` as a user does and starts it on the same data.
+    pub fn restart_dev(&mut self) {
+        self.stop_dev();
+        self.start_dev();
     }
 }
 
-fn arguments(settings: &StackBuilder, own: &[&str]) -> Vec<String> {
-    own.iter().map(|&a| a.to_owned()).chain(settings.arguments.clone()).collect()
+/// What `dev` writes down for its clients.
+struct Open {
+    url: String,
+    api: Api,
+    operator: Api,
+    account: String,
 }
 
-fn start_dev(settings: &StackBuilder, data: &Path) -> Process {
-    let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
-    let mut arguments = arguments(settings, &own);
-    arguments.extend(settings.gateway_arguments.clone());
-    let dev = Process::start(&arguments);
-    dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
-    dev
-}
-
-fn read_dev_file(data: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(data.join("dev.json")).unwrap()).unwrap_or(json!(null))
-}
-
-fn start_keystore(settings: &StackBuilder, nats: &str, directory: &Path) -> Process {
-    let data = directory.join("keys");
-    let keystore =
-        Process::start(&arguments(settings, &["keystore", "--nats", nats, "--data-dir", data.to_str().unwrap()]));
-    keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
-    keystore
-}
-
-fn start_evaluator(settings: &StackBuilder, nats: &str) -> Process {
-    let evaluator = Process::start(&arguments(settings, &["evaluator", "--nats", nats]));
-    evaluator.wait_for_log("evaluator starts", "version");
-    evaluator
-}
-
-fn start_gateway(settings: &StackBuilder, nats: &str, directory: &Path) -> (Process, String) {
-    let tls = directory.join("tls");
-    let own = ["gateway", "--nats", nats, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
-    let mut arguments = arguments(settings, &own);
-    arguments.extend(settings.gateway_arguments.clone());
-    let gateway = Process::start(&arguments);
-    let address = gateway.wait_for_log("gateway starts", "address");
-    (gateway, format!("https://{address}"))
+impl Open {
+    fn read(directory: &Path) -> Self {
+        let file = std::fs::read(directory.join("data/dev.json")).unwrap();
+        let file: Value = serde_json::from_slice(&file).unwrap();
+        let text = |name: &str| file[name].as_str().unwrap().to_owned();
+        let api = Api::new(&text("url"), Path::new(&text("ca_file")), Some(&text("api_key")));
+        let operator = api.with_key(&text("operator_key"));
+        Self { url: text("url"), api, operator, account: text("account") }
+    }
 }

@@ -12,9 +12,17 @@
 mod cases;
 mod clients;
 mod control;
+mod deletion;
+mod delivery;
 mod errors;
 mod faults;
 mod hostile;
 mod keys;
+mod outage;
+mod recording;
+mod retention;
 mod secrets;
 mod service;
+mod storm;
+mod tampering;
+mod webhooks;

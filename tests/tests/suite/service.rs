@@ -26,7 +26,7 @@ async fn an_answer_has_every_field_in_its_type() {
     assert_eq!(id.chars().nth(14), Some('7'), "a UUIDv7: {id}");
     assert_eq!(
         check["meta"],
-        json!({"source": "stage0", "test_mode": false, "client_request_id": "mine-7", "audit": "none"})
+        json!({"source": "stage0", "test_mode": false, "client_request_id": "mine-7", "audit": "required"})
     );
     assert_eq!(check["policy_version"], check["policy_pack_version"]);
     assert!(check["policy_version"].as_str().unwrap().starts_with("baseline@"));
@@ -88,8 +88,8 @@ async fn health_readiness_and_documents_need_no_key() {
     let open = stack.api.without_key();
     assert_eq!(open.get("/healthz").await.expect(200), json!({"status": "ok"}));
     let ready = open.get("/readyz").await.expect(200);
-    assert_eq!((&ready["ready"], &ready["audit"]), (&json!(true), &json!("none")));
-    assert!(ready["reasons"].to_string().contains("not recorded"));
+    assert_eq!((&ready["ready"], &ready["audit"]), (&json!(true), &json!("required")));
+    assert_eq!(ready["reasons"], json!([]));
     let openapi = open.get("/openapi.json").await.expect(200);
     assert_eq!(openapi["openapi"], "3.1.0");
     let docs = open.get("/docs").await;
@@ -107,7 +107,7 @@ async fn every_documented_path_exists_and_every_operation_is_known() {
     let openapi = stack.api.get("/openapi.json").await.expect(200);
     let paths = openapi["paths"].as_object().unwrap();
     for (path, operations) in paths {
-        let path = path.replace("{id}", "0000000000000000");
+        let path = path.replace("{id}", "0000000000000000").replace("{request_id}", "0000000000000000");
         let methods: Vec<_> = operations.as_object().unwrap().keys().map(|m| m.to_uppercase()).collect();
         for method in &methods {
             let status = stack.api.send(method.parse().unwrap(), &path, &[], None).await.status;
@@ -124,9 +124,9 @@ async fn every_documented_path_exists_and_every_operation_is_known() {
 
 #[tokio::test]
 async fn term_ends_it_with_zero_and_the_next_start_uses_the_same_data() {
-    let stack = Stack::build().dev().await;
+    let mut stack = Stack::build().dev().await;
     let (key, account) = (stack.api.key.clone(), stack.account.clone());
-    let stack = stack.restart_dev().await;
+    stack.restart_dev();
     assert_eq!((&stack.api.key, &stack.account), (&key, &account));
     assert_eq!(stack.api.check(&Api::harmless()).await.status, 200);
 }
@@ -135,8 +135,13 @@ async fn term_ends_it_with_zero_and_the_next_start_uses_the_same_data() {
 async fn every_role_drains_and_exits_with_zero() {
     let mut stack = Stack::build().nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
-    let mut processes: Vec<Process> =
-        stack.gateways.drain(..).chain(stack.evaluators.drain(..)).chain(stack.keystore.take()).collect();
+    let mut processes: Vec<Process> = stack
+        .gateways
+        .drain(..)
+        .chain(stack.exporters.drain(..))
+        .chain(stack.evaluators.drain(..))
+        .chain(stack.keystore.take())
+        .collect();
     for process in &mut processes {
         let status = process.stop();
         assert_eq!(status.code(), Some(0), "{}", process.said());

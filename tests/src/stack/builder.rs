@@ -1,0 +1,148 @@
+//! What a stack is made of, and the command line of each of its processes.
+
+use std::path::Path;
+
+use super::{Authority, NatsServer, Process, Stack};
+
+/// Signed checkpoints follow at once, so that no test waits for one.
+const CHECKPOINTS: [&str; 2] = ["--checkpoint-seconds", "1"];
+const PRIVATE_WEBHOOKS: &str = "--dangerous-allow-private-webhooks";
+
+#[derive(Default, Clone)]
+pub struct StackBuilder {
+    pub(super) evaluators: Option<usize>,
+    pub(super) gateways: Option<usize>,
+    pub(super) exporters: Option<usize>,
+    pub(super) nats_settings: Option<String>,
+    arguments: Vec<String>,
+    gateway_arguments: Vec<String>,
+    export_arguments: Vec<String>,
+    private_webhooks: bool,
+    unverified: bool,
+}
+
+impl StackBuilder {
+    #[must_use]
+    pub fn evaluators(self, count: usize) -> Self {
+        Self { evaluators: Some(count), ..self }
+    }
+
+    #[must_use]
+    pub fn gateways(self, count: usize) -> Self {
+        Self { gateways: Some(count), ..self }
+    }
+
+    #[must_use]
+    pub fn exporters(self, count: usize) -> Self {
+        Self { exporters: Some(count), ..self }
+    }
+
+    /// For every process.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Self {
+        self.arguments.extend(owned(arguments));
+        self
+    }
+
+    /// For `dev` and every gateway.
+    #[must_use]
+    pub fn gateway_with(mut self, arguments: &[&str]) -> Self {
+        self.gateway_arguments.extend(owned(arguments));
+        self
+    }
+
+    /// For `dev` and every exporter.
+    #[must_use]
+    pub fn export_with(mut self, arguments: &[&str]) -> Self {
+        self.export_arguments.extend(owned(arguments));
+        self
+    }
+
+    /// Webhooks may reach this machine.
+    #[must_use]
+    pub fn private_webhooks(self) -> Self {
+        Self { private_webhooks: true, ..self }
+    }
+
+    /// Receivers with certificates of this authority are trusted.
+    #[must_use]
+    pub fn trusting(self, authority: &Authority) -> Self {
+        self.export_with(&["--webhook-ca", authority.file().to_str().unwrap()])
+    }
+
+    /// Nobody is told where the monitor of nats-server is.
+    #[must_use]
+    pub fn unverified(self) -> Self {
+        Self { unverified: true, ..self }
+    }
+
+    /// nats-server gets these settings instead of the right ones.
+    #[must_use]
+    pub fn nats_with(self, settings: &str) -> Self {
+        Self { nats_settings: Some(settings.to_owned()), ..self }
+    }
+
+    /// `stage0 dev`.
+    pub async fn dev(self) -> Stack {
+        Stack::on_dev(self).await
+    }
+
+    /// One process for each role, on a nats-server of its own.
+    pub async fn nats(self) -> Stack {
+        Stack::on_nats(self).await
+    }
+
+    pub(super) fn start_dev(&self, directory: &Path) -> Process {
+        let data = directory.join("data");
+        let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
+        let parts =
+            [&owned(&own), &self.arguments, &self.gateway_arguments, &self.export_arguments, &owned(&CHECKPOINTS)];
+        let dev = Process::start(&[parts.map(Vec::clone).concat(), self.private()].concat());
+        dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
+        dev
+    }
+
+    pub(super) fn start_keystore(&self, nats: &NatsServer, directory: &Path) -> Process {
+        let data = directory.join("keys");
+        let own = ["keystore", "--nats", &nats.url(), "--data-dir", data.to_str().unwrap()];
+        let keystore = Process::start(&[owned(&own), self.arguments.clone()].concat());
+        keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
+        keystore
+    }
+
+    pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
+        let own = ["evaluator", "--nats", &nats.url()];
+        let evaluator = Process::start(&[owned(&own), self.arguments.clone()].concat());
+        evaluator.wait_for_log("evaluator starts", "version");
+        evaluator
+    }
+
+    pub(super) fn start_exporter(&self, nats: &NatsServer) -> Process {
+        let own = [owned(&["audit-export", "--nats", &nats.url()]), owned(&CHECKPOINTS), self.monitor(nats)];
+        let rest = [self.arguments.clone(), self.export_arguments.clone(), self.private()];
+        let exporter = Process::start(&[own.concat(), rest.concat()].concat());
+        exporter.wait_for("a serving exporter", |line| line.contains("audit-export serves").then_some(()));
+        exporter
+    }
+
+    pub(super) fn start_gateway(&self, nats: &NatsServer, directory: &Path) -> (Process, String) {
+        let (url, tls) = (nats.url(), directory.join("tls"));
+        let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
+        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
+        let gateway = Process::start(&[owned(&own), rest.concat()].concat());
+        let address = gateway.wait_for_log("gateway starts", "address");
+        (gateway, format!("https://{address}"))
+    }
+
+    fn monitor(&self, nats: &NatsServer) -> Vec<String> {
+        if self.unverified { vec![] } else { owned(&["--nats-monitor", &nats.monitor()]) }
+    }
+
+    fn private(&self) -> Vec<String> {
+        if self.private_webhooks { owned(&[PRIVATE_WEBHOOKS]) } else { vec![] }
+    }
+}
+
+fn owned(arguments: &[&str]) -> Vec<String> {
+    arguments.iter().map(|&argument| argument.to_owned()).collect()
+}

@@ -1,0 +1,243 @@
+//! The promise as a whole: processes are killed under load, and still nothing is answered that is not recorded, and every record
+//! reaches its auditor, signed and numbered without a gap.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use stage0_backplane::testing::wait_for;
+use stage0_tests::{Api, Authority, Delivery, Receiver, Stack, account_scopes};
+use tokio::task::JoinHandle;
+
+const CALLERS: usize = 16;
+const BACK_WITHIN: Duration = Duration::from_secs(30);
+const DELIVERED_WITHIN: Duration = Duration::from_secs(60);
+
+/// An account, its key, and the endpoint that hears of it.
+#[derive(Clone)]
+struct Tenant {
+    api: Api,
+    path: &'static str,
+    secret: String,
+}
+
+async fn tenants(stack: &Stack, receiver: &Receiver) -> Vec<Tenant> {
+    let mut tenants = Vec::new();
+    for path in ["/one", "/two"] {
+        let (_, key, _) = stack.operator.account(path, None, &account_scopes()).await;
+        let api = stack.api.with_key(&key);
+        let (_, secret) = api.webhook(&receiver.url(path)).await;
+        tenants.push(Tenant { api, path, secret });
+    }
+    tenants
+}
+
+/// Callers that ask without a pause, each at whichever gateway is there, and note every answer.
+struct Load {
+    /// By tenant: id and verdict.
+    answers: Vec<Arc<Mutex<BTreeMap<String, String>>>>,
+    urls: Arc<RwLock<Vec<String>>>,
+    answered: Arc<AtomicUsize>,
+    refused: Arc<AtomicUsize>,
+    ends: Arc<AtomicBool>,
+    callers: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(stack: &Stack, tenants: &[Tenant]) -> Self {
+        let mut load = Self {
+            answers: tenants.iter().map(|_| Arc::default()).collect(),
+            urls: Arc::new(RwLock::new(stack.urls.clone())),
+            answered: Arc::default(),
+            refused: Arc::default(),
+            ends: Arc::default(),
+            callers: vec![],
+        };
+        let callers = (0..CALLERS).map(|number| {
+            let tenant = number % tenants.len();
+            let (api, answers) = (tenants[tenant].api.clone(), Arc::clone(&load.answers[tenant]));
+            let (answered, refused) = (Arc::clone(&load.answered), Arc::clone(&load.refused));
+            let (urls, ends) = (Arc::clone(&load.urls), Arc::clone(&load.ends));
+            tokio::spawn(async move {
+                for round in number.. {
+                    if ends.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let url = {
+                        let urls = urls.read().unwrap();
+                        urls[round % urls.len()].clone()
+                    };
+                    let (body, verdict) = match round % 3 {
+                        0 => (Api::harmless(), "ALLOW"),
+                        1 => (Api::forbidden(), "DENY"),
+                        _ => (Api::unclear(), "DEFER"),
+                    };
+                    match ask(&api.at(&url), &body, verdict).await {
+                        Some(id) => {
+                            answers.lock().unwrap().insert(id, verdict.to_owned());
+                            answered.fetch_add(1, Ordering::SeqCst);
+                        }
+                        None => {
+                            refused.fetch_add(1, Ordering::SeqCst);
+                        }
+                    }
+                }
+            })
+        });
+        load.callers = callers.collect();
+        load
+    }
+
+    fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
+    }
+
+    /// A moment that nobody chose: after this many more answers.
+    async fn more(&self, answers: usize) {
+        let goal = self.answered() + answers;
+        wait_for("answers", BACK_WITHIN, async || self.answered() >= goal).await;
+    }
+
+    fn is_at(&self, urls: &[String]) {
+        *self.urls.write().unwrap() = urls.to_vec();
+    }
+
+    async fn end(&mut self) {
+        self.ends.store(true, Ordering::SeqCst);
+        for caller in self.callers.drain(..) {
+            caller.await.unwrap();
+        }
+    }
+}
+
+/// The id of a decision that was answered with this verdict. Nothing but that, a refusal to decide or a broken connection may come.
+async fn ask(api: &Api, body: &Value, verdict: &str) -> Option<String> {
+    let sent = [("content-type", "application/json")];
+    let answer =
+        api.try_send(reqwest::Method::POST, "/check", &sent, Some(body.to_string().into_bytes())).await.ok()?;
+    if answer.status == 503 {
+        answer.assert_error(503, "unavailable");
+        // Whoever was refused asks again a little later, as it is told to.
+        tokio::task::yield_now().await;
+        return None;
+    }
+    let answer = answer.expect(200);
+    assert_eq!(answer["verdict"], verdict);
+    Some(answer["request_id"].as_str().unwrap().to_owned())
+}
+
+/// A few of `most`, as a machine's own randomness has it.
+fn some(most: usize) -> usize {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    let random = std::collections::hash_map::RandomState::new().build_hasher().finish();
+    usize::try_from(random % most as u64).unwrap()
+}
+
+/// Every answer is in the log as it was given, the log is whole, and all of it was delivered.
+async fn assert_kept(stack: &Stack, receiver: &Receiver, tenants: &[Tenant], load: &Load) {
+    for (tenant, answers) in tenants.iter().zip(&load.answers) {
+        let (api, answers) = (tenant.api.at(&stack.urls[0]), answers.lock().unwrap().clone());
+        let records = api.decisions("limit=1000").await;
+        let recorded: BTreeMap<String, String> = records.iter().map(id_and_verdict).collect();
+        assert_eq!(recorded.len(), records.len(), "a decision was recorded twice");
+        let lost: Vec<_> = answers.iter().filter(|(id, verdict)| recorded.get(*id) != Some(verdict)).collect();
+        assert!(lost.is_empty(), "{} of {} answers are not in the log: {lost:?}", lost.len(), answers.len());
+        for id in answers.keys().step_by(50) {
+            api.get(&format!("/v1/decisions/{id}")).await.expect(200);
+        }
+        assert_delivered(receiver, tenant, &recorded).await;
+        wait_for("a checkpoint over all", BACK_WITHIN, async || api.verify().await["unsealed"] == 0).await;
+        let report = api.verify().await;
+        assert_eq!(report["ok"], true, "{report:#}");
+        assert_eq!(report["records"], recorded.len());
+        let (answered, recorded) = (answers.len(), recorded.len());
+        eprintln!("{}: {answered} answered, {recorded} recorded, {} writers", tenant.path, report["writers"]);
+    }
+}
+
+fn id_and_verdict(record: &Value) -> (String, String) {
+    let text = |name: &str| record[name].as_str().unwrap().to_owned();
+    (text("request_id"), text("verdict"))
+}
+
+async fn assert_delivered(receiver: &Receiver, tenant: &Tenant, recorded: &BTreeMap<String, String>) {
+    let came = receiver
+        .wait_for("every record", tenant.path, DELIVERED_WITHIN, |came| {
+            let ids: BTreeSet<_> = came.iter().map(|delivery| delivery.id().trim_start_matches("dec_")).collect();
+            recorded.keys().all(|id| ids.contains(id.as_str())).then(|| came.to_vec())
+        })
+        .await;
+    let unsigned = came.iter().filter(|delivery| !delivery.is_signed_by(&tenant.secret)).count();
+    assert_eq!(unsigned, 0, "deliveries without a signature that holds");
+    let mut bodies: BTreeMap<&str, &[u8]> = BTreeMap::new();
+    for delivery in &came {
+        let first = bodies.entry(delivery.id()).or_insert(&delivery.body);
+        assert_eq!(*first, delivery.body, "{} came with two bodies", delivery.id());
+    }
+    let delivered: BTreeMap<String, String> = came.iter().filter_map(decision).collect();
+    assert_eq!(&delivered, recorded);
+    let marks = bodies.keys().filter(|id| id.starts_with("mark_")).count();
+    assert_eq!(bodies.len(), delivered.len() + marks);
+    // The last checkpoint may be on its way still: what came has no gap below the last of the decisions.
+    let sequences: BTreeSet<u64> = came.iter().map(Delivery::sequence).collect();
+    assert_eq!(sequences.len(), bodies.len(), "two events have one number");
+    let last = *sequences.last().unwrap();
+    let gaps: Vec<_> = (1..=last).filter(|number| !sequences.contains(number)).collect();
+    assert!(gaps.is_empty(), "of 1 to {last} these are missing: {gaps:?}");
+    eprintln!("{}: {} deliveries of {} events", tenant.path, came.len(), bodies.len());
+}
+
+fn decision(delivery: &Delivery) -> Option<(String, String)> {
+    let event = delivery.event();
+    (event["type"] == "decision.recorded").then(|| id_and_verdict(&event["data"]))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whatever_is_killed_under_load_every_answer_is_recorded_and_every_record_is_delivered() {
+    let authority = Authority::default();
+    let receiver = Receiver::tls(&authority).await;
+    let stack = Stack::build().gateways(2).evaluators(2).exporters(2).private_webhooks().trusting(&authority);
+    let mut stack = stack.nats().await;
+    let tenants = tenants(&stack, &receiver).await;
+    let mut load = Load::start(&stack, &tenants);
+    let began = Instant::now();
+    let mut rounds = 0;
+    while rounds < 2 || began.elapsed() < Duration::from_secs(20) {
+        load.more(20 + some(120)).await;
+        stack.restart_gateway(rounds % 2);
+        load.is_at(&stack.urls);
+        load.more(20 + some(120)).await;
+        stack.restart_evaluator(rounds % 2);
+        load.more(20 + some(120)).await;
+        stack.restart_exporter(rounds % 2);
+        load.more(20 + some(120)).await;
+        stack.start_keystore();
+        load.more(20 + some(120)).await;
+        stack.restart_nats().await;
+        rounds += 1;
+    }
+    load.more(50).await;
+    load.end().await;
+    let refused = load.refused.load(Ordering::SeqCst);
+    eprintln!("{rounds} rounds, {} answers, {refused} refusals, {:?}", load.answered(), began.elapsed());
+    assert_kept(&stack, &receiver, &tenants, &load).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn dev_killed_under_load_has_recorded_every_answer_and_delivers_every_record() {
+    let receiver = Receiver::plain().await;
+    let mut stack = Stack::build().private_webhooks().dev().await;
+    let tenants = tenants(&stack, &receiver).await;
+    let mut load = Load::start(&stack, &tenants);
+    for _ in 0..5 {
+        load.more(50 + some(200)).await;
+        stack.kill_dev();
+        stack.start_dev();
+        load.is_at(&stack.urls);
+    }
+    load.more(50).await;
+    load.end().await;
+    assert_kept(&stack, &receiver, &tenants, &load).await;
+}
