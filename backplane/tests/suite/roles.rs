@@ -144,7 +144,7 @@ async fn every_role_asks_serves_tells_and_hears_what_it_needs() {
     for (teller, subject) in
         [(&keystore, KeyChanged::SUBJECT), (&keystore, WebhookChanged::SUBJECT), (&gateway, DecisionsRecorded::SUBJECT)]
     {
-        for hearer in [&gateway, &evaluator, &exporter] {
+        for hearer in [&gateway, &exporter] {
             let mut hearing = hearer.notices.listen_bytes(subject).await.unwrap();
             teller.notices.tell_bytes(subject, Bytes::from_static(b"{}")).await.unwrap();
             assert_eq!(hearing.next().await, Some(Event::Heard(Bytes::from_static(b"{}"))), "{subject}");
@@ -283,7 +283,8 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
         snooping.push(client.subscribe(subject).await.unwrap());
     }
     is_done(&client).await;
-    exporter.ledger.put("snooped", "secret".into(), None, None, soon()).await.unwrap();
+    let key = format!("snooped.{role}");
+    exporter.ledger.put(&key, "secret".into(), None, None, soon()).await.unwrap();
     // An empty object is a request to purge all, and an empty record.
     client.publish("s0.log.a.d", Bytes::from_static(b"{}")).await.unwrap();
     is_done(&client).await;
@@ -312,7 +313,7 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
     assert_eq!(everything(&*exporter.log, &a, Which::All).await, before);
     assert!(everything(&*exporter.log, &account("victim"), Which::All).await.is_empty());
     assert_eq!(exporter.ledger.get("k", soon()).await, Ok(None));
-    assert_eq!(exporter.ledger.get("snooped", soon()).await.unwrap().unwrap().value, "secret");
+    assert_eq!(exporter.ledger.get(&key, soon()).await.unwrap().unwrap().value, "secret");
     for mut heard in snooping {
         heard.unsubscribe().await.unwrap();
         while let Some(message) = heard.next().await {
