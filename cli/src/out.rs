@@ -17,7 +17,7 @@ pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
     stream(bytes).map(|_| ())
 }
 
-/// As [`write`], for what goes on: false once nobody reads any more.
+/// As [`write()`], for what goes on: false once nobody reads any more.
 pub(crate) fn stream(bytes: &[u8]) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {

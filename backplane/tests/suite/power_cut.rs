@@ -52,10 +52,11 @@ async fn a_server_that_syncs_loses_nothing_acknowledged() {
         nats.kill();
         disk.restore_power();
         nats.restart().await;
-        let (backplane, witness) = (recorder(&nats).await.backplane(), witness.borrow());
-        witness.confirm(&backplane).await;
-        witness.append_the_last_again(&backplane).await;
-        let confirmed = witness.confirm(&backplane).await;
+        let (backplane, heard) = (recorder(&nats).await.backplane(), witness.take());
+        heard.confirm(&backplane).await;
+        heard.append_the_last_again(&backplane).await;
+        let confirmed = heard.confirm(&backplane).await;
+        witness.replace(heard);
         println!("round {round}: {confirmed} acknowledged appends hold");
     }
     nats.kill();

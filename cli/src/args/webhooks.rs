@@ -96,7 +96,7 @@ pub(crate) enum DoWebhooks {
 /// `stage0 webhooks create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Where events go, such as https://receiver.example.com/stage0
+    /// Where events go, such as `https://receiver.example.com/stage0`
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: String,
     /// Only decisions with this verdict; repeat for more; absent: all
