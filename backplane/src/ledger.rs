@@ -11,7 +11,7 @@ use crate::{BoxFuture, MAX_MESSAGE_BYTES, ReadError};
 
 /// The records of an installation.
 pub trait Ledger: Send + Sync {
-    /// A record, if it is there and has not ended.
+    /// A record, if it is there and has not ended. Where the store has replicas it may be a moment old: a put from it then conflicts.
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>>;
 
     /// Puts a record in the place of the one with this revision (none: where there is none). It ends by itself after `expires_in`,

@@ -29,6 +29,7 @@ pub trait DecisionLog: Send + Sync {
     ) -> BoxFuture<'a, Result<Position, MarkError>>;
 
     /// Entries of an account in the order of the log: at least one if there is one, and no more than fit into `max_bytes` then.
+    /// Where the store has replicas, the one that answers may be a moment behind: the end may be missing, never something before it.
     fn read<'a>(
         &'a self,
         account: &'a AccountId,
@@ -38,7 +39,7 @@ pub trait DecisionLog: Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Chunk, ReadError>>;
 
-    /// The last entry of an account.
+    /// The last entry of an account, or, where the store has replicas, the one that was last a moment ago.
     fn last<'a>(
         &'a self,
         account: &'a AccountId,
