@@ -78,10 +78,10 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
     for repeat in 0..settings.repeats {
         for contestant in &mut entered {
             let lines = std::mem::take(&mut contestant.lines);
-            let (lines, latencies) =
+            let (lines, turn) =
                 contestant.target.turn(lines, settings.turn()).await.with_context(|| contestant.name)?;
             contestant.lines = lines;
-            contestant.row.add(settings.turn(), latencies);
+            contestant.row.add(settings.turn(), turn);
             drain(&receiver).await;
         }
         eprintln!("turn {} of {} is over", repeat + 1, settings.repeats);

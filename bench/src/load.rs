@@ -24,6 +24,15 @@ pub(crate) struct Target {
     request: Arc<[u8]>,
 }
 
+/// What one turn came to.
+#[derive(Default)]
+pub(crate) struct Turn {
+    /// Of every answer.
+    pub(crate) latencies: Vec<Duration>,
+    /// How often there was none in time: 503.
+    pub(crate) refused: u64,
+}
+
 /// One connection that stands.
 pub(crate) struct Line {
     stream: TlsStream<TcpStream>,
@@ -62,47 +71,48 @@ impl Target {
     }
 
     /// One turn: every line asks until the time is over; all latencies.
-    pub(crate) async fn turn(&self, lines: Vec<Line>, time: Duration) -> anyhow::Result<(Vec<Line>, Vec<Duration>)> {
+    pub(crate) async fn turn(&self, lines: Vec<Line>, time: Duration) -> anyhow::Result<(Vec<Line>, Turn)> {
         let until = Instant::now() + time;
         let tasks = lines.into_iter().map(|mut line| {
             let request = Arc::clone(&self.request);
             tokio::spawn(async move {
-                let mut latencies = Vec::new();
+                let mut turn = Turn::default();
                 while Instant::now() < until {
                     let began = Instant::now();
-                    line.ask(&request).await?;
-                    latencies.push(began.elapsed());
+                    if line.ask(&request).await? { turn.latencies.push(began.elapsed()) } else { turn.refused += 1 }
                 }
-                anyhow::Ok((line, latencies))
+                anyhow::Ok((line, turn))
             })
         });
-        let (mut lines, mut all) = (Vec::new(), Vec::new());
+        let (mut lines, mut all) = (Vec::new(), Turn::default());
         for task in tasks.collect::<Vec<_>>() {
-            let (line, latencies) = task.await??;
+            let (line, turn) = task.await??;
             lines.push(line);
-            all.extend(latencies);
+            all.latencies.extend(turn.latencies);
+            all.refused += turn.refused;
         }
         Ok((lines, all))
     }
 }
 
 impl Line {
-    /// Anything but a 200 ends the comparison: a server that refuses is fast.
-    async fn ask(&mut self, request: &[u8]) -> anyhow::Result<()> {
+    /// Whether it was answered; a 503 is none, and counted apart. Anything else ends the comparison.
+    async fn ask(&mut self, request: &[u8]) -> anyhow::Result<bool> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
-        let (head, length) = loop {
+        let (head, length, answered) = loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 bail!("the connection was closed");
             }
             if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
                 let head = self.buffer.get(..end).unwrap_or_default();
                 let head = std::str::from_utf8(head)?.to_ascii_lowercase();
-                if !head.starts_with("http/1.1 200") {
+                let answered = head.starts_with("http/1.1 200");
+                if !answered && !head.starts_with("http/1.1 503") {
                     bail!("not answered: {}", head.lines().next().unwrap_or_default());
                 }
                 let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                break (end + 4, length.context("no length")?.trim().parse::<usize>()?);
+                break (end + 4, length.context("no length")?.trim().parse::<usize>()?, answered);
             }
         };
         while self.buffer.len() < head + length {
@@ -110,7 +120,7 @@ impl Line {
                 bail!("the connection was closed within an answer");
             }
         }
-        Ok(())
+        Ok(answered)
     }
 }
 

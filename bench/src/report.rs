@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::Compare;
+use crate::load::Turn;
 
 /// One contestant.
 #[derive(Debug, Serialize)]
@@ -17,6 +18,7 @@ pub(crate) struct Row {
     p99s: Vec<f64>,
     #[serde(skip)]
     all: Vec<Duration>,
+    refused: u64,
 }
 
 /// Deliveries of one place.
@@ -50,6 +52,8 @@ struct Summary {
     p50_ms: f64,
     p99_ms: f64,
     p999_ms: f64,
+    /// Answers of 503, in all turns.
+    refused: u64,
 }
 
 /// The median over turns of one contestant's number divided by another's in the same turn.
@@ -62,10 +66,12 @@ struct Ratio {
 
 impl Row {
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), rates: Vec::new(), p99s: Vec::new(), all: Vec::new() }
+        Self { name: name.to_owned(), rates: Vec::new(), p99s: Vec::new(), all: Vec::new(), refused: 0 }
     }
 
-    pub(crate) fn add(&mut self, time: Duration, mut latencies: Vec<Duration>) {
+    pub(crate) fn add(&mut self, time: Duration, turn: Turn) {
+        let Turn { mut latencies, refused } = turn;
+        self.refused += refused;
         latencies.sort_unstable();
         self.rates.push(latencies.len() as f64 / time.as_secs_f64());
         self.p99s.push(quantile(&latencies, 0.99));
@@ -83,6 +89,7 @@ impl Row {
             p50_ms: quantile(&self.all, 0.5),
             p99_ms: median(self.p99s.clone()),
             p999_ms: quantile(&self.all, 0.999),
+            refused: self.refused,
         }
     }
 }
@@ -111,13 +118,17 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { connections, seconds, repeats, .. } = self;
         writeln!(f, "{connections} connections, {repeats} interleaved turns of {seconds} s each; medians of turns\n")?;
-        writeln!(f, "{:<34}{:>9}{:>18}{:>9}{:>9}{:>9}", "", "req/s", "(slowest–fastest)", "p50 ms", "p99 ms", "p99.9")?;
+        writeln!(
+            f,
+            "{:<34}{:>9}{:>18}{:>9}{:>9}{:>9}{:>6}",
+            "", "req/s", "(slowest–fastest)", "p50 ms", "p99 ms", "p99.9", "503s"
+        )?;
         for row in &self.rows {
             let range = format!("({:.0}–{:.0})", row.slowest_turn, row.fastest_turn);
             writeln!(
                 f,
-                "{:<34}{:>9.0}{:>18}{:>9.2}{:>9.2}{:>9.2}",
-                row.name, row.per_second, range, row.p50_ms, row.p99_ms, row.p999_ms
+                "{:<34}{:>9.0}{:>18}{:>9.2}{:>9.2}{:>9.2}{:>6}",
+                row.name, row.per_second, range, row.p50_ms, row.p99_ms, row.p999_ms, row.refused
             )?;
         }
         writeln!(f, "\n{:<62}{:>11}{:>8}", "ratio, median over turns", "throughput", "p99")?;
