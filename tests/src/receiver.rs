@@ -27,6 +27,8 @@ use tokio_rustls::TlsAcceptor;
 pub enum Reply {
     /// Answers at once.
     Status(u16, Vec<(&'static str, String)>),
+    /// Answers with this status, but late.
+    Late(Duration, u16),
     /// Never answers and keeps the connection.
     Hang,
 }
@@ -250,7 +252,15 @@ impl Shared {
                 seen.len()
             };
             self.more.send_replace(count);
-            let Reply::Status(status, headers) = reply else { return std::future::pending().await };
+            let (status, headers) = match reply {
+                Reply::Status(status, headers) => (status, headers),
+                // A slow receiver, not a test that waits: the task ends with the receiver.
+                Reply::Late(delay, status) => {
+                    tokio::time::sleep(delay).await;
+                    (status, Vec::new())
+                }
+                Reply::Hang => return std::future::pending().await,
+            };
             let mut head = format!("HTTP/1.1 {status} Scripted\r\ncontent-length: 0\r\n");
             for (name, value) in headers {
                 head.push_str(&format!("{name}: {value}\r\n"));

@@ -109,6 +109,23 @@ async fn a_receiver_that_asks_for_time_gets_it() {
 }
 
 #[tokio::test]
+async fn a_slow_failure_is_given_its_time_from_the_answer_on() {
+    let receiver = Receiver::plain().await;
+    let stack = Stack::build().private_webhooks().dev().await;
+    stack.api.webhook(&receiver.url("/slow")).await;
+    let late = Duration::from_secs(6);
+    receiver.answer("/slow", [Reply::Late(late, 500)]);
+    let event = format!("dec_{}", stack.api.decide(&Api::harmless()).await);
+    let find = |came: &[Delivery]| {
+        let at: Vec<_> = came.iter().filter(|d| d.id() == event).map(|d| d.at).collect();
+        (at.len() == 2).then(|| at[1] - at[0])
+    };
+    let gap = receiver.wait_for("the second attempt", "/slow", SOON, find).await;
+    // Five seconds, a fifth less at most.
+    assert!(gap >= late + Duration::from_secs(4), "{gap:?}");
+}
+
+#[tokio::test]
 async fn an_endpoint_that_is_gone_is_disabled_at_once_and_gets_what_waited_when_it_is_enabled() {
     let receiver = Receiver::plain().await;
     let stack = Stack::build().private_webhooks().dev().await;
@@ -284,6 +301,29 @@ async fn a_backlog_survives_the_death_of_its_exporter() {
     let came = all_arrive(&receiver, "/in", &secret, &all, TAKEN_OVER_WITHIN).await;
     let twice = came.len() - came.iter().map(Delivery::id).collect::<BTreeSet<_>>().len();
     assert!(twice < 150, "{twice} came twice");
+}
+
+#[tokio::test]
+async fn what_was_on_its_way_when_an_exporter_died_is_sent_again() {
+    let receiver = Receiver::plain().await;
+    let mut stack = Stack::build().private_webhooks().nats().await;
+    let (_, secret) = stack.api.webhook(&receiver.url("/slow")).await;
+    stack.api.webhook(&receiver.url("/other")).await;
+    receiver.always("/slow", Reply::Hang);
+    let all = decide(&stack.api, 10).await;
+    receiver.wait_for("all ten", "/slow", SOON, |came| have(came, &all).then_some(())).await;
+    // Two checkpoints later, as the other endpoint tells, all that is on its way is known to whoever comes next.
+    for number in 1..=2 {
+        decide(&stack.api, 1).await;
+        let marks = |came: &[Delivery]| came.iter().filter(|d| d.kind() == "checkpoint.signed").count();
+        receiver.wait_for("a checkpoint", "/other", SOON, |came| (marks(came) >= number).then_some(())).await;
+    }
+    stack.exporters[0].kill();
+    receiver.always("/slow", Reply::status(200));
+    stack.restart_exporter(0);
+    let twice = |came: &[Delivery]| all.iter().all(|id| came.iter().filter(|d| d.id() == id).count() >= 2);
+    receiver.wait_for("all ten again", "/slow", TAKEN_OVER_WITHIN, |came| twice(came).then_some(())).await;
+    all_arrive(&receiver, "/slow", &secret, &all, SOON).await;
 }
 
 #[tokio::test]

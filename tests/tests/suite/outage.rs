@@ -34,7 +34,23 @@ async fn refused_in_time(stack: &Stack) {
 
 #[tokio::test]
 async fn a_nats_that_freezes_under_load_costs_answers_but_no_record() {
-    let stack = Stack::build().gateways(2).nats().await;
+    let mut stack = Stack::build().gateways(2).nats().await;
+    through_an_outage(&mut stack, async |nats| nats.thaw()).await;
+}
+
+#[tokio::test]
+async fn a_nats_that_freezes_and_dies_under_load_costs_answers_but_no_record() {
+    let mut stack = Stack::build().gateways(2).nats().await;
+    // What it had been sent and had not read is lost.
+    through_an_outage(&mut stack, async |nats| {
+        nats.kill();
+        nats.restart().await;
+    })
+    .await;
+}
+
+/// Freezes nats under load, ends that in some way, and compares the answers with the log.
+async fn through_an_outage(stack: &mut Stack, end: impl AsyncFnOnce(&mut NatsServer)) {
     let over = Arc::new(AtomicBool::new(false));
     let callers: Vec<_> = (0..8)
         .map(|number| {
@@ -58,10 +74,10 @@ async fn a_nats_that_freezes_under_load_costs_answers_but_no_record() {
         .collect();
     wait_for("some decisions", BACK_WITHIN, async || stack.api.decisions("limit=1000").await.len() >= 40).await;
     stack.nats.as_ref().unwrap().freeze();
-    refused_in_time(&stack).await;
-    assert_eq!(ready(&stack).await.0, 503);
-    stack.nats.as_ref().unwrap().thaw();
-    wait_for("the return", BACK_WITHIN, async || ready(&stack).await.0 == 200).await;
+    refused_in_time(stack).await;
+    assert_eq!(ready(stack).await.0, 503);
+    end(stack.nats.as_mut().unwrap()).await;
+    wait_for("the return", BACK_WITHIN, async || ready(stack).await.0 == 200).await;
     stack.api.decide(&Api::harmless()).await;
     over.store(true, Ordering::SeqCst);
     let (mut answered, mut refused) = (BTreeSet::new(), 0);

@@ -100,6 +100,12 @@ impl Load {
         wait_for("answers", BACK_WITHIN, async || self.answered() >= goal).await;
     }
 
+    /// Until so many more were refused.
+    async fn refusals(&self, count: usize) {
+        let goal = self.refused.load(Ordering::SeqCst) + count;
+        wait_for("refusals", BACK_WITHIN, async || self.refused.load(Ordering::SeqCst) >= goal).await;
+    }
+
     fn is_at(&self, urls: &[String]) {
         *self.urls.write().unwrap() = urls.to_vec();
     }
@@ -215,6 +221,11 @@ async fn whatever_is_killed_under_load_every_answer_is_recorded_and_every_record
         load.more(20 + some(120)).await;
         stack.start_keystore();
         load.more(20 + some(120)).await;
+        if rounds % 2 == 1 {
+            // What is on its way to it is lost with it, and nobody knows until it is too late to ask again.
+            stack.nats.as_ref().unwrap().freeze();
+            load.refusals(CALLERS).await;
+        }
         stack.restart_nats().await;
         rounds += 1;
     }
