@@ -75,6 +75,7 @@ struct Held {
 /// An attempt that is over.
 struct Flight {
     sequence: u64,
+    /// When it ended: from then on a receiver that wants time is given it.
     at: Timestamp,
     answer: Result<Response, SendError>,
     took: Duration,
@@ -253,10 +254,9 @@ impl Courier {
             held.aloft.insert(open.sequence);
             let (shared, webhook) = (Arc::clone(&self.shared), endpoint.clone());
             held.flying.spawn(async move {
-                let at = Timestamp::now();
                 let began = Instant::now();
-                let answer = post::post(&shared, &webhook, &open.event, at, body).await;
-                Flight { sequence: open.sequence, at, answer, took: began.elapsed() }
+                let answer = post::post(&shared, &webhook, &open.event, Timestamp::now(), body).await;
+                Flight { sequence: open.sequence, at: Timestamp::now(), answer, took: began.elapsed() }
             });
         }
     }
