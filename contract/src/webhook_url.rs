@@ -64,6 +64,10 @@ impl WebhookUrl {
             "http" if dangerous_allow_private => {}
             _ => return Err(WebhookUrlError::NotHttps),
         }
+        // The parser would take `https:///host` and `https:host` for `https://host`.
+        if text.split_once("://").is_none_or(|(_, rest)| rest.starts_with(['/', '\\'])) {
+            return Err(WebhookUrlError::NotAUrl);
+        }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(WebhookUrlError::Credentials);
         }
@@ -232,5 +236,13 @@ mod tests {
     fn neither_debug_nor_display_shows_the_path() {
         let url = strict("https://h:8443/services/T0/secret?token=x").unwrap();
         assert_eq!(format!("{url} {url:?}"), "https://h:8443 WebhookUrl(https://h:8443/…)");
+    }
+
+    #[test]
+    fn no_host_is_made_of_a_path() {
+        for bad in ["https:///x", "https:x.example", "https:/x.example", "https://\\x.example"] {
+            assert_eq!(WebhookUrl::parse(bad, false).unwrap_err(), WebhookUrlError::NotAUrl, "{bad}");
+        }
+        assert!(WebhookUrl::parse("https://x.example//y", false).is_ok());
     }
 }
