@@ -24,6 +24,8 @@ use crate::shared::Shared;
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 /// The store keeps everything a little longer than anybody: what an account may still see is decided to the second elsewhere.
 const SLACK: Duration = Duration::from_secs(3_600);
+/// When the keystore does not answer, as while it starts.
+const RETAIN_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const DAY: u64 = 86_400;
 
 /// The loop behind checkpoints and retention.
@@ -64,7 +66,9 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = retention.tick() => self.retain().await,
+                _ = retention.tick() => if !self.retain().await {
+                    retention.reset_after(RETAIN_AGAIN_AFTER);
+                },
                 _ = look.tick() => grown.extend(self.accounts().await),
                 _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown), NOT_AGAIN_WITHIN).await,
                 event = heard => match event {
@@ -107,13 +111,15 @@ impl Keeper {
         }
     }
 
-    /// Removes what is past its time.
-    async fn retain(&mut self) {
-        if let Some(retentions) = self.ask_retentions().await {
+    /// Removes what is past its time, by what is known; false where the keystore did not say what holds now.
+    async fn retain(&mut self) -> bool {
+        let asked = self.ask_retentions().await;
+        let current = asked.is_some();
+        if let Some(retentions) = asked {
             self.retentions = retentions;
         } else if self.retentions.is_empty() {
             // Nobody knows how long anything is kept: nothing is removed.
-            return;
+            return false;
         }
         let longest = self.retentions.values().copied().max().unwrap_or(0).max(DEFAULT_RETENTION_DAYS);
         let age = Duration::from_secs(u64::from(longest) * DAY) + SLACK;
@@ -125,6 +131,7 @@ impl Keeper {
                 tracing::warn!(%account, %error, "decisions past their retention were not removed; it is tried again");
             }
         }
+        current
     }
 
     async fn remove_old(&self, account: &AccountId) -> Result<(), ReadError> {
