@@ -20,6 +20,10 @@ impl IdError {
         Self { expected: "an issue code: upper-case letters, digits and `_`, at most 64" }
     }
 
+    pub(crate) fn run() -> Self {
+        Self { expected: "a run's name: 1 to 1000 characters, not blank" }
+    }
+
     pub(crate) fn line_hash() -> Self {
         Self { expected: "a SHA-256: 64 hexadecimal digits in lower case" }
     }

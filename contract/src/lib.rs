@@ -18,6 +18,8 @@ mod manage;
 mod message;
 mod number;
 mod record;
+mod run;
+mod usage;
 mod webhook;
 mod webhook_url;
 mod word;
@@ -39,8 +41,9 @@ pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestI
 pub use json::{JsonError, MAX_DEPTH, parse_strict};
 pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::{
-    Account, AccountCreated, Caller, CreateAccount, CreateKey, DEFAULT_RETENTION_DAYS, KeyCreated, KeyIdentity,
+    Account, AccountCreated, Caller, Change, CreateAccount, CreateKey, DEFAULT_RETENTION_DAYS, KeyCreated, KeyIdentity,
     KeySummary, ListAccounts, ListKeys, ManageReply, Page, Plan, Refusal, RevokeKey, Revoked, RotateKey, Scope, Scopes,
+    UpdateAccount,
 };
 pub use message::{
     CallerTexts, Decided, EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, KeyChanged,
@@ -51,11 +54,13 @@ pub use number::{Micros, NumberError};
 pub use record::{
     Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, LineStart, LineType, Mark, MarkBody, recordable,
 };
+pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
+pub use usage::{Limits, UNLIMITED, Usage};
 pub use webhook::{
     CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, Endpoint, EndpointsPage, GetWebhook, ListEndpoints,
-    ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SetRetention, SignMark,
-    SigningKeys, UpdateWebhook, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
-    WebhookFilters, WebhookSecret,
+    ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SignMark, SigningKeys,
+    UpdateWebhook, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled, WebhookFilters,
+    WebhookSecret,
 };
 pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
 pub use word::{Word, is_blank, plain, visible};

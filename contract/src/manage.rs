@@ -9,7 +9,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, ApiKey, FieldError, KeyId, Request};
+use crate::{AccountId, ApiKey, FieldError, KeyId, Limits, Request};
 
 /// What a key may do. None implies another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -159,6 +159,17 @@ pub struct KeyIdentity {
     /// How many days the account keeps decisions.
     #[serde(default = "default_retention_days", skip_serializing_if = "is_default_retention")]
     pub retention_days: u32,
+    /// What the account may use.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
+    /// Whether each check must name its run.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub require_run_id: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// On whose behalf a management call is made.
@@ -218,6 +229,12 @@ pub struct Account {
     /// How many days decisions are kept; none means the plan's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention_days: Option<u32>,
+    /// Limits of its own, in the place of its plan's.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
+    /// Whether each check must name its run.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub require_run_id: bool,
 }
 
 impl Account {
@@ -245,6 +262,58 @@ pub struct CreateAccount {
 impl Request for CreateAccount {
     const SUBJECT: &'static str = "keys.accounts.create";
     type Reply = ManageReply<AccountCreated>;
+}
+
+/// `PATCH /v1/accounts/{id}`: the operator's. What is absent stays as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpdateAccount {
+    /// Who asks.
+    pub caller: Caller,
+    /// Whose.
+    pub account: AccountId,
+    /// Its plan from now on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// 1–3,650 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention_days: Option<Change<u32>>,
+    /// Checks in a minute; [`crate::UNLIMITED`] for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_minute: Option<Change<u64>>,
+    /// Checks in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily: Option<Change<u64>>,
+    /// Checks in a month.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monthly: Option<Change<u64>>,
+    /// Whether each check must name its run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub require_run_id: Option<bool>,
+}
+
+impl Request for UpdateAccount {
+    const SUBJECT: &'static str = "keys.accounts.update";
+    type Reply = ManageReply<Account>;
+}
+
+/// What becomes of an account's own setting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change<T> {
+    /// The account has none of its own: the plan's holds.
+    Plans,
+    /// This holds.
+    Own(T),
+}
+
+impl<T> Change<T> {
+    /// The account's own setting afterwards.
+    pub fn own(self) -> Option<T> {
+        match self {
+            Self::Plans => None,
+            Self::Own(value) => Some(value),
+        }
+    }
 }
 
 /// `GET /v1/accounts`.

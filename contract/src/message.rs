@@ -35,6 +35,10 @@ pub struct EvaluateRequest {
     pub request: CheckRequest,
     /// The gateway's clock, whole seconds since the epoch: windows are judged at this time.
     pub evaluated_at: i64,
+    /// The check that this one repeats: what it counted in its run is not counted again. None means that this is its first attempt
+    /// under its own `request_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation: Option<RequestId>,
     /// Texts of the caller that will be recorded: the evaluator, which knows secrets, masks them.
     #[serde(default, skip_serializing_if = "CallerTexts::is_empty")]
     pub caller: CallerTexts,

@@ -332,23 +332,6 @@ pub struct PublicKeys {
     pub items: Vec<PublicKey>,
 }
 
-/// `PATCH /v1/accounts/{id}`: the operator's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SetRetention {
-    /// Who asks.
-    pub caller: Caller,
-    /// Whose.
-    pub account: AccountId,
-    /// 1–3,650 days; none means the plan's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retention_days: Option<u32>,
-}
-
-impl Request for SetRetention {
-    const SUBJECT: &'static str = "keys.accounts.retention";
-    type Reply = ManageReply<crate::Account>;
-}
-
 /// Exporter to keystore: how long does each account keep decisions?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListRetentions {

@@ -1,0 +1,213 @@
+//! Runs: the questions about the state that the server keeps for each account and `run_id`.
+//!
+//! Owns the run's name and the messages of `/v1/runs`. How a run advances is the evaluator's; nothing here is text of a request but
+//! the run's id and names of tools.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, is_blank};
+
+/// A run's name as its caller gives it: 1–1,000 characters, trimmed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RunId(String);
+
+impl RunId {
+    /// The longest, in characters.
+    pub const MOST_CHARS: usize = 1_000;
+
+    /// Takes a name, white space around it removed.
+    pub fn parse(text: &str) -> Result<Self, IdError> {
+        let text = text.trim();
+        if is_blank(text) || text.chars().count() > Self::MOST_CHARS {
+            Err(IdError::run())
+        } else {
+            Ok(Self(text.to_owned()))
+        }
+    }
+
+    /// The run that a request names: `context.run_id`, else that of `context.loop_state`. Null and blank name none; what is no text,
+    /// or too long, is an error.
+    pub fn of(request: &CheckRequest) -> Result<Option<Self>, IdError> {
+        let Some(context) = &request.context else { return Ok(None) };
+        let inner = context.get("loop_state").and_then(Value::as_object);
+        for members in [Some(context), inner].into_iter().flatten() {
+            match members.get("run_id") {
+                None | Some(Value::Null) => {}
+                Some(Value::String(text)) if is_blank(text) => {}
+                Some(Value::String(text)) => return Self::parse(text).map(Some),
+                Some(_) => return Err(IdError::run()),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for RunId {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<RunId> for String {
+    fn from(id: RunId) -> Self {
+        id.0
+    }
+}
+
+/// `GET /v1/runs/{run_id}`: gateway to evaluator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShowRun {
+    /// Whose run.
+    pub account: AccountId,
+    /// Which.
+    pub run_id: RunId,
+}
+
+impl Request for ShowRun {
+    const SUBJECT: &'static str = "runs.show";
+    type Reply = ManageReply<RunView>;
+}
+
+/// What is known of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunView {
+    /// Its name.
+    pub run_id: RunId,
+    /// When its first check arrived.
+    pub first_seen: Timestamp,
+    /// When it last changed.
+    pub last_seen: Timestamp,
+    /// When it is forgotten, unless it goes on.
+    pub expires_at: Timestamp,
+    /// The highest iteration that was allowed or reported.
+    pub iterations: i64,
+    /// The highest retry count that was reported.
+    pub retries: i64,
+    /// Seconds since the run began, by the server's clock or as reported, whichever is more.
+    pub elapsed_seconds: f64,
+    /// Money.
+    pub cost: RunCost,
+    /// The last calls that were allowed, the oldest first; at most 100.
+    pub tools: Vec<String>,
+    /// How often each tool was called.
+    pub tool_calls: BTreeMap<String, i64>,
+    /// What is reserved and not yet settled, the oldest first.
+    pub reservations: Vec<Reservation>,
+}
+
+/// US dollars.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RunCost {
+    /// Settled, expired, or reported by the caller.
+    pub spent_usd: f64,
+    /// Estimated for allowed checks that are not settled.
+    pub reserved_usd: f64,
+    /// What `max_cost_usd` is compared with, before the next check's estimate.
+    pub total_usd: f64,
+}
+
+/// An allowed check's estimate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Reservation {
+    /// The check.
+    pub request_id: RequestId,
+    /// US dollars.
+    pub estimated_cost_usd: f64,
+    /// When it was allowed.
+    pub reserved_at: Timestamp,
+    /// When it counts as spent if nobody settles it.
+    pub expires_at: Timestamp,
+}
+
+/// `DELETE /v1/runs/{run_id}`: gateway to evaluator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndRun {
+    /// Whose run.
+    pub account: AccountId,
+    /// Which.
+    pub run_id: RunId,
+}
+
+impl Request for EndRun {
+    const SUBJECT: &'static str = "runs.end";
+    type Reply = ManageReply<RunEnded>;
+}
+
+/// The run's state is gone; the next check with its name begins a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunEnded {}
+
+/// `POST /v1/runs/{run_id}/settle`: gateway to evaluator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettleRun {
+    /// Whose run.
+    pub account: AccountId,
+    /// Which.
+    pub run_id: RunId,
+    /// The allowed check.
+    pub request_id: RequestId,
+    /// What it cost, in millionths of a US dollar; never negative.
+    pub actual_micros: i64,
+    /// Whether the caller may settle for less than was estimated (scope `runs:manage`).
+    pub may_lower: bool,
+}
+
+impl Request for SettleRun {
+    const SUBJECT: &'static str = "runs.settle";
+    type Reply = ManageReply<RunSettled>;
+}
+
+/// The estimate is replaced by the cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSettled {
+    /// The run.
+    pub run_id: RunId,
+    /// The check.
+    pub request_id: RequestId,
+    /// US dollars.
+    pub estimated_cost_usd: f64,
+    /// US dollars.
+    pub actual_cost_usd: f64,
+    /// The run's money afterwards.
+    pub cost: RunCost,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn of(context: Value) -> Result<Option<String>, IdError> {
+        let request = CheckRequest::parse(json!({"goal": "g", "context": context})).unwrap();
+        RunId::of(&request).map(|run| run.map(String::from))
+    }
+
+    #[test]
+    fn a_run_is_named_in_the_context_or_nested_there() {
+        assert_eq!(of(json!({"run_id": " r1 "})), Ok(Some("r1".to_owned())));
+        assert_eq!(of(json!({"loop_state": {"run_id": "r2"}})), Ok(Some("r2".to_owned())));
+        assert_eq!(of(json!({"run_id": "r1", "loop_state": {"run_id": "r2"}})), Ok(Some("r1".to_owned())));
+        assert_eq!(of(json!({"run_id": "", "loop_state": {"run_id": "r2"}})), Ok(Some("r2".to_owned())));
+    }
+
+    #[test]
+    fn null_and_blank_name_no_run_and_other_types_are_errors() {
+        for none in [json!({}), json!({"run_id": null}), json!({"run_id": " "}), json!({"loop_state": {}})] {
+            assert_eq!(of(none.clone()), Ok(None), "{none}");
+        }
+        for bad in [json!({"run_id": 7}), json!({"run_id": ["a"]}), json!({"run_id": "x".repeat(1_001)})] {
+            assert!(of(bad.clone()).is_err(), "{bad}");
+        }
+    }
+}
