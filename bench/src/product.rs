@@ -15,7 +15,7 @@ use stage0_contract::{
     AccountId, ApiKey, AuditMode, Caller, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Scope,
     VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
 };
-use stage0_evaluator::{EvaluatorConfig, PackSet};
+use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
 use stage0_keystore::{Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 use tokio_util::sync::CancellationToken;
@@ -61,7 +61,7 @@ impl Installation {
         let keys = directory.join("keys");
         let keystore = Keystore::build(KeystoreConfig::new(&keys), place.connect().await?).await?;
         tokio::spawn(keystore.run_until(std::future::pending()));
-        let config = EvaluatorConfig { packs: PackSet::embedded()?, shards: None };
+        let config = EvaluatorConfig { packs: PackSet::embedded()?, shards: None, runs: RunConfig::default() };
         let theirs = place.clone();
         let connect: stage0_evaluator::Connect = Arc::new(move || {
             let place = theirs.clone();

@@ -124,7 +124,7 @@ pub(crate) async fn make_dev_tls(dir: PathBuf) -> anyhow::Result<(TlsFiles, Path
 
 /// Loads every pack, as one piece of blocking work: a fault in any of them refuses the start.
 pub(crate) async fn load(settings: PolicySettings) -> anyhow::Result<EvaluatorConfig> {
-    let PolicySettings { dir, active, selectable, shards } = settings;
+    let PolicySettings { dir, active, selectable, shards, runs } = settings;
     let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<PackSet> {
         let mut packs = PackSet::embedded().context("the built-in policy pack is refused")?;
         if let Some(dir) = dir {
@@ -136,7 +136,7 @@ pub(crate) async fn load(settings: PolicySettings) -> anyhow::Result<EvaluatorCo
         selectable.iter().try_for_each(|version| packs.allow(version))?;
         Ok(packs)
     });
-    Ok(EvaluatorConfig { packs: loading.await??, shards })
+    Ok(EvaluatorConfig { packs: loading.await??, shards, runs })
 }
 
 /// Each of the evaluator's threads has a connection of its own.

@@ -13,8 +13,9 @@ use stage0_contract::{
 };
 
 use crate::engine::Engine;
-use crate::facts::Declared;
+use crate::facts::{Declared, Past};
 use crate::pack::{PackError, PackSet};
+use crate::run::Lesson;
 
 /// One thread's engines, one for each loaded version.
 pub(crate) struct Answers {
@@ -31,17 +32,17 @@ impl Answers {
         Ok(Self { packs, engines })
     }
 
-    /// Decides, or says why not.
-    pub(crate) fn evaluate(&self, question: &EvaluateRequest) -> EvaluateReply {
+    /// Decides with what is remembered of the run, or says why not; of a decision, also what the run learns.
+    pub(crate) fn evaluate(&self, question: &EvaluateRequest, past: Option<&Past>) -> (EvaluateReply, Option<Lesson>) {
         let request = &question.request;
         let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
             Ok(pack) => pack,
-            Err(error) => return EvaluateReply::Invalid(self.with_windows(error, &request.constraints)),
+            Err(error) => return (EvaluateReply::Invalid(self.with_windows(error, &request.constraints)), None),
         };
         let Some(engine) = self.engines.get(pack.version()) else {
-            return EvaluateReply::Unable("no engine for the policy version".to_owned());
+            return (EvaluateReply::Unable("no engine for the policy version".to_owned()), None);
         };
-        guarded(question, pack.version(), || engine.answer(question))
+        guarded(question, pack.version(), || engine.answer(question, past))
     }
 
     /// What only the policy can find wrong with a request that is refused anyway.
@@ -75,12 +76,12 @@ impl Answers {
 fn guarded(
     question: &EvaluateRequest,
     version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<Decided, Vec<FieldError>>,
-) -> EvaluateReply {
+    decide: impl FnOnce() -> Result<(Decided, Lesson), Vec<FieldError>>,
+) -> (EvaluateReply, Option<Lesson>) {
     // The engine keeps no state between questions, so nothing is left half done by a panic.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok(decided)) => EvaluateReply::Decided(Box::new(decided)),
-        Ok(Err(errors)) => EvaluateReply::Invalid(errors),
+        Ok(Ok((decided, lesson))) => (EvaluateReply::Decided(Box::new(decided)), Some(lesson)),
+        Ok(Err(errors)) => (EvaluateReply::Invalid(errors), None),
         Err(_) => {
             tracing::error!(
                 request_id = %question.request_id,
@@ -88,7 +89,7 @@ fn guarded(
                 policy_version = %version,
                 "evaluation panicked"
             );
-            EvaluateReply::Unable("the evaluation panicked".to_owned())
+            (EvaluateReply::Unable("the evaluation panicked".to_owned()), None)
         }
     }
 }
@@ -109,19 +110,20 @@ mod tests {
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
             evaluated_at: 1_773_662_400,
+            operation: None,
             caller: CallerTexts::default(),
         }
     }
 
     fn ask(body: Value) -> EvaluateReply {
-        answers().evaluate(&question(body))
+        answers().evaluate(&question(body), None).0
     }
 
     #[test]
     fn a_panic_while_deciding_is_unable_and_does_not_quote_the_request() {
         let question = question(json!({"goal": "tell nobody"}));
         let version = answers().status().active;
-        let reply = guarded(&question, &version, || panic!("{}", question.request.goal));
+        let (reply, _) = guarded(&question, &version, || panic!("{}", question.request.goal));
         let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
         assert_eq!(why, "the evaluation panicked");
     }

@@ -14,9 +14,10 @@ use stage0_contract::{CheckRequest, Decided, Decision, EvaluateRequest, FieldErr
 
 use crate::decision;
 use crate::explain::Explanation;
-use crate::facts::{Attribute, Attributes, FactValue, Facts, Trigger, Triggers};
+use crate::facts::{Attribute, Attributes, FactValue, Facts, Past, Trigger, Triggers};
 use crate::pack::{Fault, Pack, PackError, Rule, rekeyed};
 use crate::recordable::recordable;
+use crate::run::Lesson;
 
 /// The action of the schema that every rule is about.
 pub(crate) const ACTION: &str = r#"Action::"check""#;
@@ -88,28 +89,39 @@ impl Engine {
 
     /// Decides a request at a time (seconds since the epoch), or names what in it the pack does not know.
     pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
-        let facts = self.facts(request, evaluated_at)?;
+        let facts = self.facts(request, evaluated_at, None)?;
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
     }
 
-    /// Decides, and says what may be recorded beside the decision.
-    pub(crate) fn answer(&self, question: &EvaluateRequest) -> Result<Decided, Vec<FieldError>> {
-        let facts = self.facts(&question.request, question.evaluated_at)?;
+    /// Decides with what is remembered of the run, and says what may be recorded beside the decision and what the run learns.
+    pub(crate) fn answer(
+        &self,
+        question: &EvaluateRequest,
+        past: Option<&Past>,
+    ) -> Result<(Decided, Lesson), Vec<FieldError>> {
+        let facts = self.facts(&question.request, question.evaluated_at, past)?;
         let decision = decision::assemble(&self.pack, &question.request, &facts, &self.evaluate(&facts));
-        Ok(Decided { decision, recordable: Some(recordable(question, &facts.secrets)) })
+        let recordable = Some(recordable(question, &facts.secrets));
+        let lesson = Lesson::new(&decision, facts);
+        Ok((Decided { decision, recordable }, lesson))
     }
 
     /// Decides and tells how.
     pub fn explain(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Explanation, Vec<FieldError>> {
-        let facts = self.facts(request, evaluated_at)?;
+        let facts = self.facts(request, evaluated_at, None)?;
         let outcome = self.evaluate(&facts);
         let decision = decision::assemble(&self.pack, request, &facts, &outcome);
         Ok(Explanation::new(&facts, &outcome, decision))
     }
 
     /// What rules will see of a request.
-    pub(crate) fn facts(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Facts, Vec<FieldError>> {
-        Facts::read(request, self.pack.vocabulary(), self.pack.windows(), evaluated_at)
+    pub(crate) fn facts(
+        &self,
+        request: &CheckRequest,
+        evaluated_at: i64,
+        past: Option<&Past>,
+    ) -> Result<Facts, Vec<FieldError>> {
+        Facts::read(request, self.pack.vocabulary(), self.pack.windows(), evaluated_at, past)
     }
 
     /// Evaluates the rules whose trigger holds.

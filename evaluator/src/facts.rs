@@ -18,7 +18,7 @@ mod triggers;
 mod window;
 
 use serde_json::Value;
-use stage0_contract::{CheckRequest, FieldError, Micros};
+use stage0_contract::{CheckRequest, FieldError, Micros, RunId};
 
 use crate::pack::{Vocabulary, Windows};
 use crate::secrets::{self, Finding};
@@ -33,6 +33,7 @@ use approval::Approval;
 use effects::Effects;
 use evidence::Evidence;
 use run::Run;
+pub(crate) use run::{Calls, Past, Said};
 use scope::Scopes;
 
 /// All that rules can know about a request.
@@ -65,12 +66,13 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    /// Reads a request at a time (seconds since the epoch), or names what the pack does not know.
+    /// Reads a request at a time (seconds since the epoch) with what is remembered of its run, or names what the pack does not know.
     pub(crate) fn read(
         request: &CheckRequest,
         vocabulary: &Vocabulary,
         windows: &Windows,
         evaluated_at: i64,
+        past: Option<&Past>,
     ) -> Result<Self, Vec<FieldError>> {
         let declared = Declared::read(&request.constraints, vocabulary, windows)?;
         let mut evidence = Evidence::new(request.context.as_ref());
@@ -78,7 +80,8 @@ impl Facts {
         let tools = scope::ProposedTools::read(request, &mut evidence);
         let approval = Approval::read(&declared, request, &tools, &mut evidence);
         let access = Access::read(request, &mut evidence);
-        let run = Run::read(&declared, &tools, &mut evidence);
+        run::mark_unless_named(&RunId::of(request), &mut evidence);
+        let run = Run::read(&declared, &tools, &mut evidence, past);
         let scopes = Scopes::read(&declared, &tools, &mut evidence);
         let (ticket_named, rollback_plan) = (evidence.ticket(), evidence.flag("rollback_plan").unwrap_or(false));
         let mfa_verified = evidence.flag("mfa_verified").unwrap_or(false);

@@ -80,6 +80,7 @@ mod tests {
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
             evaluated_at: 1_773_662_400,
+            operation: None,
             caller,
         };
         recordable(&question, &find(&question.request))

@@ -1,18 +1,24 @@
 //! One worker thread: its own runtime, its own connection, its own engines; it evaluates inline.
 //!
-//! Owns the three inboxes and their draining: on stop no new question is taken, what had arrived is answered, then the connection is
-//! closed. Nothing is shared with other shards, so none waits for another.
+//! Owns the inboxes and their draining: on stop no new question is taken, what had arrived is answered, then the connection is
+//! closed. Nothing is shared with other shards but the ledger, so none waits for another; only a check that names a run waits for it.
 
 use std::sync::Arc;
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{Backplane, Question, ServeError, Served};
-use stage0_contract::{EvaluateRequest, EvaluatorStatus, Request, ReviewRequest};
+use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewRequest, SettleRun, ShowRun};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answers;
 use crate::pack::{PackError, PackSet};
+use crate::run::{RunConfig, Runs};
 use crate::worker::{Connect, ConnectError};
+
+/// Runs that one shard has in hand at the same time; more wait in the inbox.
+const MOST_RUNS: usize = 1_000;
 
 /// Why a shard cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +40,7 @@ pub enum ShardError {
 /// Runs one shard until `stop`. `ready` hears whether it serves.
 pub(crate) fn run(
     packs: Arc<PackSet>,
+    runs: RunConfig,
     connect: &Connect,
     ready: oneshot::Sender<Result<(), ShardError>>,
     stop: &CancellationToken,
@@ -47,7 +54,7 @@ pub(crate) fn run(
         }
     };
     runtime.block_on(async {
-        match Shard::open(packs, connect).await {
+        match Shard::open(packs, runs, connect).await {
             Ok(shard) => {
                 let _ = ready.send(Ok(()));
                 shard.serve(stop).await;
@@ -62,36 +69,89 @@ pub(crate) fn run(
 struct Shard {
     backplane: Backplane,
     answers: Answers,
+    runs: Runs,
     evaluate: Served<EvaluateRequest>,
     review: Served<ReviewRequest>,
     status: Served<EvaluatorStatus>,
+    show: Served<ShowRun>,
+    end: Served<EndRun>,
+    settle: Served<SettleRun>,
 }
 
 impl Shard {
-    async fn open(packs: Arc<PackSet>, connect: &Connect) -> Result<Self, ShardError> {
+    async fn open(packs: Arc<PackSet>, runs: RunConfig, connect: &Connect) -> Result<Self, ShardError> {
         let answers = Answers::new(packs).map_err(ShardError::Prepare)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
+        let runs = Runs::new(Arc::clone(&backplane.ledger), runs);
         let requests = &backplane.requests;
         let review = requests.serve().await.map_err(ShardError::Serve)?;
         let status = requests.serve().await.map_err(ShardError::Serve)?;
+        let show = requests.serve().await.map_err(ShardError::Serve)?;
+        let end = requests.serve().await.map_err(ShardError::Serve)?;
+        let settle = requests.serve().await.map_err(ShardError::Serve)?;
         // Last: whoever is asked to decide can answer everything else too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
-        Ok(Self { backplane, answers, evaluate, review, status })
+        Ok(Self { backplane, answers, runs, evaluate, review, status, show, end, settle })
     }
 
     async fn serve(self, stop: &CancellationToken) {
-        let answers = &self.answers;
+        let (answers, runs) = (&self.answers, &self.runs);
         tokio::join!(
-            until_stopped(self.evaluate, stop, |question| answers.evaluate(question)),
-            until_stopped(self.review, stop, |question| answers.review(question)),
-            until_stopped(self.status, stop, |_| answers.status()),
+            decide_until_stopped(self.evaluate, stop, answers, runs),
+            until_stopped(self.review, stop, async |question, _| answers.review(question)),
+            until_stopped(self.status, stop, async |_, _| answers.status()),
+            until_stopped(self.show, stop, async |question, until| runs.show(question, until).await),
+            until_stopped(self.end, stop, async |question, until| runs.end(question, until).await),
+            until_stopped(self.settle, stop, async |question, until| runs.settle(question, until).await),
         );
         self.backplane.requests.close().await;
     }
 }
 
+/// Decides until `stop`, then what had arrived before it. A check without a run is answered where it arrives.
+async fn decide_until_stopped(
+    mut inbox: Served<EvaluateRequest>,
+    stop: &CancellationToken,
+    answers: &Answers,
+    runs: &Runs,
+) {
+    let mut in_hand = FuturesUnordered::new();
+    let (mut stopping, mut emptied) = (false, false);
+    while !(emptied && in_hand.is_empty()) {
+        tokio::select! {
+            biased;
+            () = stop.cancelled(), if !stopping => {
+                stopping = true;
+                inbox.stop().await;
+            }
+            Some(()) = in_hand.next(), if !in_hand.is_empty() => {}
+            question = inbox.next(), if !emptied && in_hand.len() < MOST_RUNS => {
+                let Some(check) = question else {
+                    emptied = true;
+                    continue;
+                };
+                match Runs::place(&check.request) {
+                    None => {
+                        let (reply, _) = answers.evaluate(&check.request, None);
+                        check.answer(&reply).await;
+                    }
+                    Some(place) => {
+                        if let Some(check) = runs.join(&place, check) {
+                            in_hand.push(runs.evaluate(answers, place, check));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Answers until `stop`, then what had arrived before it.
-async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToken, answer: impl Fn(&R) -> R::Reply) {
+async fn until_stopped<R: Request>(
+    mut inbox: Served<R>,
+    stop: &CancellationToken,
+    answer: impl AsyncFn(&R, Instant) -> R::Reply,
+) {
     loop {
         tokio::select! {
             biased;
@@ -108,7 +168,7 @@ async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToke
     }
 }
 
-async fn reply<R: Request>(question: Question<R>, answer: &impl Fn(&R) -> R::Reply) {
-    let reply = answer(&question.request);
+async fn reply<R: Request>(question: Question<R>, answer: &impl AsyncFn(&R, Instant) -> R::Reply) {
+    let reply = answer(&question.request, question.deadline).await;
     question.answer(&reply).await;
 }

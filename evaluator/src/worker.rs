@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::pack::PackSet;
+use crate::run::RunConfig;
 use crate::shard::{self, ShardError};
 
 /// Why a connection was not made.
@@ -27,6 +28,8 @@ pub struct EvaluatorConfig {
     pub packs: PackSet,
     /// Worker threads; one per core when none is given.
     pub shards: Option<NonZeroUsize>,
+    /// How long runs are remembered.
+    pub runs: RunConfig,
 }
 
 /// An evaluator that serves.
@@ -70,7 +73,7 @@ impl Drop for Ending {
 pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluator, BuildError> {
     let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let count = config.shards.unwrap_or_else(cores).get();
-    let packs = Arc::new(config.packs);
+    let (packs, runs) = (Arc::new(config.packs), config.runs);
     let stop = CancellationToken::new();
     // Dropped on every early return: shards that started stop again.
     let guard = stop.clone().drop_guard();
@@ -83,7 +86,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         let (packs, connect, stop) = (Arc::clone(&packs), Arc::clone(&connect), stop.clone());
         let work = move || {
             let _ending = ending;
-            shard::run(packs, &connect, ready, &stop);
+            shard::run(packs, runs, &connect, ready, &stop);
         };
         let named = thread::Builder::new().name(format!("evaluator-{index}"));
         shards.push(named.spawn(work).map_err(BuildError::Thread)?);

@@ -6,5 +6,6 @@ mod suite {
     mod baseline;
     mod packs;
     mod promises;
+    mod runs;
     mod service;
 }

@@ -9,12 +9,16 @@ use stage0_audit_export::ExportConfig;
 use stage0_audit_export::egress::EgressConfig;
 use stage0_backplane::nats::NatsConfig;
 use stage0_contract::AuditMode;
+use stage0_evaluator::RunConfig;
 use stage0_gateway::{GatewayConfig, TlsFiles};
 use stage0_keystore::{KeystoreConfig, SecretsKey};
 
 use super::parse::{address, base_path, boolean, count, list, milliseconds, path, text};
 use super::{Mistakes, Reader, Sources, nats, table};
 use crate::logs::{self, Format, Logs};
+
+/// A month.
+const MOST_RUN_SECONDS: u32 = 31 * 86_400;
 
 /// Any role that runs alone on NATS.
 pub(crate) struct OnNats<T> {
@@ -95,16 +99,21 @@ pub(crate) struct PolicySettings {
     pub(crate) selectable: Vec<String>,
     /// Threads that decide; none means one per core.
     pub(crate) shards: Option<NonZeroUsize>,
+    /// How long runs are remembered.
+    pub(crate) runs: RunConfig,
 }
 
 impl PolicySettings {
-    fn read(reader: &mut Reader) -> Self {
-        Self {
-            dir: reader.optional(&table::POLICIES, path),
-            active: reader.optional(&table::ACTIVE_POLICY, text),
-            selectable: reader.optional(&table::SELECTABLE_POLICIES, list).unwrap_or_default(),
-            shards: size(reader.optional(&table::SHARDS, count(1024))).and_then(NonZeroUsize::new),
-        }
+    fn read(reader: &mut Reader) -> Option<Self> {
+        let dir = reader.optional(&table::POLICIES, path);
+        let active = reader.optional(&table::ACTIVE_POLICY, text);
+        let selectable = reader.optional(&table::SELECTABLE_POLICIES, list).unwrap_or_default();
+        let shards = size(reader.optional(&table::SHARDS, count(1024))).and_then(NonZeroUsize::new);
+        let kept_for = reader.required(&table::RUNS_KEPT, count(MOST_RUN_SECONDS));
+        let reserved_for = reader.required(&table::RESERVATIONS_KEPT, count(MOST_RUN_SECONDS));
+        let seconds = |n| Duration::from_secs(u64::from(n));
+        let runs = RunConfig { kept_for: seconds(kept_for?), reserved_for: seconds(reserved_for?) };
+        Some(Self { dir, active, selectable, shards, runs })
     }
 }
 
@@ -168,8 +177,8 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     if http.as_ref().is_some_and(|http| !http.listen.ip().is_loopback() && !http.listen.ip().is_unspecified()) {
         reader.clash(&table::LISTEN, "must be a loopback address (or 0.0.0.0): the certificate names localhost only");
     }
-    let built = logs.zip(http.zip(keystore.zip(export)));
-    let built = built.map(|(logs, (http, (keystore, export)))| DevSettings {
+    let built = logs.zip(http.zip(keystore.zip(evaluator.zip(export))));
+    let built = built.map(|(logs, (http, (keystore, (evaluator, export))))| DevSettings {
         logs,
         data_dir: keystore.data_dir.clone(),
         http,
@@ -191,7 +200,7 @@ pub(crate) fn gateway(sources: Sources) -> Result<OnNats<GatewaySettings>, Mista
 
 /// `stage0 evaluator`.
 pub(crate) fn evaluator(sources: Sources) -> Result<OnNats<PolicySettings>, Mistakes> {
-    on_nats(sources, |reader| Some(PolicySettings::read(reader)))
+    on_nats(sources, PolicySettings::read)
 }
 
 /// `stage0 keystore`.

@@ -83,7 +83,7 @@ settings! {
     CHECKPOINT_SECONDS = "checkpoint-seconds" "N" in "Audit", "How often an account whose decisions grew gets a signed checkpoint", OPEN, All, &[
         (Dev, Default("10")), (AuditExport, Default("10"))];
     JETSTREAM_API = "nats-jetstream-api" "SUBJECT" in "Audit", "What JetStream's subjects start with, where the role's NATS account imports them under another name, as in docs/nats.conf", OPEN, All, &[
-        (Gateway, Default("$JS.API")), (AuditExport, Default("$JS.API"))];
+        (Gateway, Default("$JS.API")), (Evaluator, Default("$JS.API")), (AuditExport, Default("$JS.API"))];
     LOG_REPLICAS = "log-replicas" "N" in "Audit", "Copies of the decision log in a NATS cluster: 1, 3 or 5; counts when its streams are made", OPEN, All, &[
         (Gateway, Default("1")), (AuditExport, Default("1"))];
     NATS_MONITOR = "nats-monitor" "URL" in "Audit", "HTTP monitors of the NATS servers, separated by commas: proves at start and on every reconnect that each message is synced to disk", OPEN, All, &[
@@ -103,6 +103,11 @@ settings! {
         (Dev, Optional), (Evaluator, Optional)];
     SHARDS = "shards" "N" in "Policy", "Threads that decide; absent: one per core", OPEN, All, &[
         (Dev, Optional), (Evaluator, Optional)];
+
+    RUNS_KEPT = "runs-kept-seconds" "N" in "Runs", "How long what a run has counted is remembered after its last change", OPEN, All, &[
+        (Dev, Default("86400")), (Evaluator, Default("86400"))];
+    RESERVATIONS_KEPT = "reservations-kept-seconds" "N" in "Runs", "After which the estimate of an allowed check that nobody settled counts as spent", OPEN, All, &[
+        (Dev, Default("3600")), (Evaluator, Default("3600"))];
 
     NATS = "nats" "URL" in "NATS", "Servers, `nats://host:port` or `tls://host:port`, separated by commas; without credentials", SECRET, All, &on_nats(Required);
     NATS_PREFIX = "nats-prefix" "WORD" in "NATS", "First part of every subject; deployments that share a server take different ones", OPEN, All, &on_nats(Default("s0"));

@@ -1,12 +1,12 @@
 //! The run: how often, how long, how dear, and the same call again.
 //!
-//! Owns the counters of contract section 6. `context` and `context.loop_state` may both tell one: the larger counts. A counter that
-//! is absent starts at its beginning; one that cannot be read is malformed.
+//! Owns the counters of contract section 6. `context`, `context.loop_state` and what the server remembers of the run may all tell
+//! one: the largest counts. A counter that is absent starts at its beginning; one that cannot be read is malformed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use serde_json::Value;
-use stage0_contract::{Micros, Word};
+use stage0_contract::{Micros, RunId, Word};
 
 use super::declared::Declared;
 use super::evidence::{Evidence, as_micros, as_words, whole};
@@ -23,24 +23,93 @@ pub(crate) struct Run {
     /// Calls of the busiest proposed tool, this one included; without a proposed tool, of the busiest recent one.
     pub(crate) same_tool_calls: i64,
     pub(crate) estimated_cost: Option<Micros>,
+    /// What the request itself said, before the server's memory: only within a run that the server remembers.
+    pub(crate) said: Option<Said>,
+}
+
+/// What the server remembers of a run, as a check finds it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Past {
+    /// The one that comes next.
+    pub(crate) iteration: i64,
+    pub(crate) retries: i64,
+    pub(crate) elapsed_micros: i64,
+    /// Spent and reserved.
+    pub(crate) cost_micros: i64,
+    pub(crate) calls: Calls,
+    /// What a check that is asked again counted the first time.
+    pub(crate) same_tool_calls: i64,
+}
+
+/// How often each tool was called. A name that cannot be told apart may be any tool, so it counts for all.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Calls {
+    pub(crate) known: BTreeMap<String, i64>,
+    pub(crate) any: i64,
+}
+
+/// What a request says of its run.
+#[derive(Debug)]
+pub(crate) struct Said {
+    pub(crate) iteration: i64,
+    pub(crate) retries: i64,
+    pub(crate) elapsed_micros: i64,
+    pub(crate) spent_micros: i64,
+    /// The busiest of its lists, tool by tool.
+    pub(crate) calls: Calls,
+    /// What is called next; none for a name that cannot be told apart.
+    pub(crate) proposed: Vec<Option<String>>,
 }
 
 impl Run {
-    pub(crate) fn read(declared: &Declared, tools: &ProposedTools, evidence: &mut Evidence<'_>) -> Self {
+    pub(crate) fn read(
+        declared: &Declared,
+        tools: &ProposedTools,
+        evidence: &mut Evidence<'_>,
+        past: Option<&Past>,
+    ) -> Self {
         let estimated_cost = evidence.micros("estimated_cost_usd");
-        let spent = quantity(evidence, "cumulative_cost_usd");
-        let cost_micros = spent.saturating_add(estimated_cost.map_or(0, Micros::get));
-        let counted = declared.same_tool_limit.is_some();
-        Self {
+        let mut said = Said {
             iteration: counter(evidence, "current_iteration", 1, |value| {
                 value.as_number().and_then(whole).filter(|n| *n >= 1)
             }),
             retries: counter(evidence, "retry_count", 0, retries),
             elapsed_micros: quantity(evidence, "elapsed_seconds"),
-            cost_micros,
-            // Counting normalises every recent call: only for those who limit it.
-            same_tool_calls: if counted { same_tool_calls(tools, evidence) } else { 0 },
+            spent_micros: quantity(evidence, "cumulative_cost_usd"),
+            calls: Calls::default(),
+            proposed: Vec::new(),
+        };
+        let mut same_tool_calls = 0;
+        // Counting normalises every recent call: only for those who limit it, and for a run that is remembered.
+        if declared.same_tool_limit.is_some() || past.is_some() {
+            said.calls = recent_calls(evidence);
+            let proposed = tools.proposed();
+            same_tool_calls = said.calls.most(proposed).max(i64::from(!proposed.is_empty()));
+            if let Some(past) = past {
+                same_tool_calls = same_tool_calls.max(past.calls.most(proposed)).max(past.same_tool_calls);
+            }
+        }
+        let most = |said: i64, past: fn(&Past) -> i64, by: Option<&Past>| by.map_or(said, |by| said.max(past(by)));
+        let spent = most(said.spent_micros, |past| past.cost_micros, past);
+        said.proposed =
+            past.map_or(Vec::new(), |_| tools.proposed().iter().map(|tool| tool.known().map(str::to_owned)).collect());
+        Self {
+            iteration: most(said.iteration, |past| past.iteration, past),
+            retries: most(said.retries, |past| past.retries, past),
+            elapsed_micros: most(said.elapsed_micros, |past| past.elapsed_micros, past),
+            cost_micros: spent.saturating_add(estimated_cost.map_or(0, Micros::get)),
+            same_tool_calls,
             estimated_cost,
+            said: past.map(|_| said),
+        }
+    }
+}
+
+/// A run that cannot be told from its name may have counted anything.
+pub(crate) fn mark_unless_named(run: &Result<Option<RunId>, stage0_contract::IdError>, evidence: &mut Evidence<'_>) {
+    if run.is_err() {
+        for name in ["current_iteration", "retry_count", "elapsed_seconds", "cumulative_cost_usd", "recent_tools"] {
+            evidence.mark(name);
         }
     }
 }
@@ -68,43 +137,48 @@ fn quantity(evidence: &mut Evidence<'_>, name: &'static str) -> i64 {
     counter(evidence, name, 0, |value| as_micros(value).map(Micros::get))
 }
 
-fn same_tool_calls(tools: &ProposedTools, evidence: &mut Evidence<'_>) -> i64 {
+/// The busiest of both lists, tool by tool.
+fn recent_calls(evidence: &mut Evidence<'_>) -> Calls {
     const NAME: &str = "recent_tools";
-    let mut most = i64::from(!tools.proposed().is_empty());
+    let mut most = Calls::default();
     for list in evidence.both(NAME, "repeated_tools") {
         match as_words(list) {
-            Some(recent) => most = most.max(Calls::count(&recent).most(tools.proposed())),
+            Some(recent) => most.raise(&Calls::count(&recent)),
             None => evidence.mark(NAME),
         }
     }
     most
 }
 
-/// How often each tool was called. A name that mixes scripts may be any tool, so it counts for all.
-struct Calls<'a> {
-    known: HashMap<&'a str, i64>,
-    any: i64,
-}
-
-impl<'a> Calls<'a> {
-    fn count(recent: &'a [Word]) -> Self {
-        let mut calls = Self { known: HashMap::with_capacity(recent.len()), any: 0 };
+impl Calls {
+    fn count(recent: &[Word]) -> Self {
+        let mut calls = Self::default();
         for word in recent {
             match word.known() {
-                Some(name) => *calls.known.entry(name).or_default() += 1,
+                Some(name) => *calls.known.entry(name.to_owned()).or_default() += 1,
                 None => calls.any += 1,
             }
         }
         calls
     }
 
+    /// Takes the larger count of each tool.
+    pub(crate) fn raise(&mut self, other: &Self) {
+        for (name, count) in &other.known {
+            let own = self.known.entry(name.clone()).or_default();
+            *own = (*own).max(*count);
+        }
+        self.any = self.any.max(other.any);
+    }
+
+    /// The calls of the busiest proposed tool if it is called once more; without one, of the busiest.
     fn most(&self, proposed: &[Word]) -> i64 {
         let busiest = self.known.values().copied().max().unwrap_or(0);
         let next = proposed.iter().map(|tool| match tool.known() {
-            Some(name) => self.known.get(name).copied().unwrap_or(0) + 1,
-            None => busiest + 1,
+            Some(name) => self.known.get(name).copied().unwrap_or(0).saturating_add(1),
+            None => busiest.saturating_add(1),
         });
-        self.any + next.max().unwrap_or(busiest)
+        self.any.saturating_add(next.max().unwrap_or(busiest))
     }
 }
 
@@ -119,7 +193,7 @@ mod tests {
         let mut evidence = Evidence::new(request.context.as_ref());
         let tools = ProposedTools::read(&request, &mut evidence);
         let declared = Declared { same_tool_limit: Some(2), ..Declared::default() };
-        let run = Run::read(&declared, &tools, &mut evidence);
+        let run = Run::read(&declared, &tools, &mut evidence, None);
         (run, evidence.malformed())
     }
 

@@ -12,7 +12,7 @@ use stage0_contract::{
     AccountId, CallerTexts, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatus, RequestId, ReviewRequest,
     Verdict,
 };
-use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, PackSet, build};
+use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, PackSet, RunConfig, build};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -21,10 +21,10 @@ const WITHIN: Duration = Duration::from_secs(20);
 const IN_HAND: usize = 100;
 
 fn config() -> EvaluatorConfig {
-    EvaluatorConfig { packs: PackSet::embedded().unwrap(), shards: NonZeroUsize::new(2) }
+    EvaluatorConfig { packs: PackSet::embedded().unwrap(), shards: NonZeroUsize::new(2), runs: RunConfig::default() }
 }
 
-fn connect(bus: &Bus) -> Connect {
+pub(crate) fn connect(bus: &Bus) -> Connect {
     let bus = bus.clone();
     Arc::new(move || {
         let bus = bus.clone();
@@ -38,6 +38,7 @@ fn question(goal: &str) -> EvaluateRequest {
         account: AccountId::parse("acc").unwrap(),
         request: CheckRequest::parse(json!({"goal": goal, "success_criteria": ["done"]})).unwrap(),
         evaluated_at: 1_773_662_400,
+        operation: None,
         caller: CallerTexts::default(),
     }
 }

@@ -1,0 +1,298 @@
+//! Runs on the ledger: read, decide, write if nobody else wrote meanwhile, answer.
+//!
+//! Owns the order. Checks of one run that are in hand together are decided one after the other in memory and written at once; those
+//! of different runs do not wait for each other. Two evaluators that see the same run meet in the ledger: one of them reads again.
+//! INVARIANT: no ALLOW of a run is answered before the ledger has what it counts. A ledger that fails means: not decided.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+use stage0_backplane::{Ledger, PutError, Question, Revision};
+use stage0_contract::{
+    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, Refusal, RunEnded, RunId, RunSettled, RunView,
+    SettleRun, ShowRun,
+};
+use tokio::time::Instant;
+
+use super::{Occasion, RunState, refused};
+use crate::answer::Answers;
+
+/// Checks of one run that are written together at most.
+const MOST_TOGETHER: usize = 64;
+/// After a conflict the others' write is there; many at once should not meet again at the same moment.
+const CONFLICT_PAUSE_MICROS: u64 = 500;
+/// The ledger forgets a tombstone by itself.
+const TOMBSTONE_LIVES: Duration = Duration::from_secs(1);
+
+/// How long runs are remembered.
+#[derive(Debug, Clone, Copy)]
+pub struct RunConfig {
+    /// After its last change a run is forgotten.
+    pub kept_for: Duration,
+    /// An estimate that nobody settles counts as spent afterwards.
+    pub reserved_for: Duration,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self { kept_for: Duration::from_secs(24 * 3_600), reserved_for: Duration::from_secs(3_600) }
+    }
+}
+
+/// One shard's way to the runs.
+pub(crate) struct Runs {
+    ledger: Arc<dyn Ledger>,
+    config: RunConfig,
+    /// Runs that are in hand, and the checks that wait for their turn.
+    waiting: RefCell<HashMap<String, Vec<Check>>>,
+}
+
+/// A check of a run.
+type Check = Question<EvaluateRequest>;
+
+/// Why a run could not be read or written.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("the run cannot be read: {0}")]
+    Read(String),
+    #[error("the run cannot be written: {0}")]
+    Write(String),
+}
+
+/// A run as it stands in the ledger.
+struct Found {
+    /// None: nobody has seen it, or it was ended.
+    state: Option<RunState>,
+    revision: Option<Revision>,
+}
+
+impl Runs {
+    pub(crate) fn new(ledger: Arc<dyn Ledger>, config: RunConfig) -> Self {
+        Self { ledger, config, waiting: RefCell::default() }
+    }
+
+    /// The place of the run that a check names; none for one without a run.
+    pub(crate) fn place(question: &EvaluateRequest) -> Option<String> {
+        let run_id = RunId::of(&question.request).ok().flatten()?;
+        Some(place(&question.account, &run_id))
+    }
+
+    /// Leaves a check to whoever has its run in hand; else it comes back, and the run is in the caller's hand.
+    pub(crate) fn join(&self, place: &str, check: Check) -> Option<Check> {
+        let mut waiting = self.waiting.borrow_mut();
+        match waiting.get_mut(place) {
+            Some(queue) => {
+                queue.push(check);
+                None
+            }
+            None => {
+                waiting.insert(place.to_owned(), Vec::new());
+                Some(check)
+            }
+        }
+    }
+
+    /// Answers a check that [`Runs::join`] gave back, and all that join it meanwhile.
+    pub(crate) async fn evaluate(&self, answers: &Answers, place: String, first: Check) {
+        let mut batch = vec![first];
+        while !batch.is_empty() {
+            self.decide(answers, &place, batch).await;
+            batch = self.next_batch(&place);
+        }
+    }
+
+    /// Those who wait; the run leaves our hand when nobody does.
+    fn next_batch(&self, place: &str) -> Vec<Check> {
+        let mut waiting = self.waiting.borrow_mut();
+        let Some(queue) = waiting.get_mut(place) else { return Vec::new() };
+        if queue.is_empty() {
+            waiting.remove(place);
+            return Vec::new();
+        }
+        let rest = queue.split_off(queue.len().min(MOST_TOGETHER));
+        std::mem::replace(queue, rest)
+    }
+
+    async fn decide(&self, answers: &Answers, place: &str, batch: Vec<Check>) {
+        loop {
+            let now = Instant::now();
+            // Nobody waits any more: nothing may be counted.
+            if batch.iter().all(|check| check.deadline <= now) {
+                return;
+            }
+            let deadline = batch.iter().map(|check| check.deadline).max().unwrap_or(now);
+            let replies = match self.attempt(answers, place, &batch, deadline).await {
+                Ok(Some(replies)) => replies,
+                Ok(None) => {
+                    pause().await;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, checks = batch.len(), "run state failed");
+                    batch.iter().map(|_| Some(EvaluateReply::Unable(error.to_string()))).collect()
+                }
+            };
+            for (check, reply) in batch.into_iter().zip(replies) {
+                if let Some(reply) = reply {
+                    check.answer(&reply).await;
+                }
+            }
+            return;
+        }
+    }
+
+    /// Decides all of them on one state of the run; none when somebody else wrote it meanwhile.
+    async fn attempt(
+        &self,
+        answers: &Answers,
+        place: &str,
+        batch: &[Check],
+        deadline: Instant,
+    ) -> Result<Option<Vec<Option<EvaluateReply>>>, RunError> {
+        let Found { state, revision } = self.read(place, deadline).await?;
+        let latest = batch.iter().map(|check| check.request.evaluated_at).max().unwrap_or_default();
+        let before = state.unwrap_or_else(|| RunState::new(latest));
+        let mut state = before.clone();
+        state.expire(latest, seconds(self.config.reserved_for));
+        let started = Instant::now();
+        let mut replies = Vec::with_capacity(batch.len());
+        for check in batch {
+            if check.deadline <= started {
+                replies.push(None);
+                continue;
+            }
+            let question = &check.request;
+            let occasion = Occasion {
+                now: question.evaluated_at,
+                request_id: question.request_id,
+                operation: question.operation.unwrap_or(question.request_id),
+            };
+            let (reply, lesson) = answers.evaluate(question, Some(&state.past(occasion)));
+            if let Some(lesson) = lesson {
+                state.learn(occasion, &lesson);
+            }
+            replies.push(Some(reply));
+        }
+        if !state.keep(&before, latest, seconds(self.config.kept_for)) {
+            return Ok(Some(replies));
+        }
+        let written = self.write(place, &state, revision, self.config.kept_for, deadline).await?;
+        Ok(written.then_some(replies))
+    }
+
+    async fn read(&self, place: &str, deadline: Instant) -> Result<Found, RunError> {
+        let found = self.ledger.get(place, deadline).await.map_err(|error| RunError::Read(error.to_string()))?;
+        let Some(record) = found else { return Ok(Found { state: None, revision: None }) };
+        let state: RunState = serde_json::from_slice(&record.value)
+            .map_err(|error| RunError::Read(format!("line {} column {}", error.line(), error.column())))?;
+        Ok(Found { state: (!state.has_ended()).then_some(state), revision: Some(record.revision) })
+    }
+
+    /// Whether it was written; somebody else's write is no error.
+    async fn write(
+        &self,
+        place: &str,
+        state: &RunState,
+        revision: Option<Revision>,
+        lives: Duration,
+        deadline: Instant,
+    ) -> Result<bool, RunError> {
+        let value = serde_json::to_vec(state).map_err(|error| RunError::Write(error.to_string()))?;
+        match self.ledger.put(place, Bytes::from(value), revision, Some(lives), deadline).await {
+            Ok(_) => Ok(true),
+            Err(PutError::Conflict) => Ok(false),
+            Err(PutError::Failed(reason)) => Err(RunError::Write(reason)),
+        }
+    }
+
+    /// `GET /v1/runs/{run_id}`.
+    pub(crate) async fn show(&self, question: &ShowRun, deadline: Instant) -> ManageReply<RunView> {
+        let place = place(&question.account, &question.run_id);
+        match self.read(&place, deadline).await {
+            Ok(Found { state: Some(mut state), .. }) => {
+                let (now, reserved_for) = (Timestamp::now().as_second(), seconds(self.config.reserved_for));
+                state.expire(now, reserved_for);
+                ManageReply::Done(state.view(question.run_id.clone(), now, reserved_for))
+            }
+            Ok(Found { state: None, .. }) => refused(Refusal::NotFound),
+            Err(error) => failed(&error),
+        }
+    }
+
+    /// `DELETE /v1/runs/{run_id}`.
+    pub(crate) async fn end(&self, question: &EndRun, deadline: Instant) -> ManageReply<RunEnded> {
+        let place = place(&question.account, &question.run_id);
+        loop {
+            let ended = async {
+                let found = self.read(&place, deadline).await?;
+                if found.state.is_none() {
+                    return Ok(None);
+                }
+                self.write(&place, &RunState::tombstone(), found.revision, TOMBSTONE_LIVES, deadline).await.map(Some)
+            };
+            match ended.await {
+                Ok(Some(true)) => {
+                    tracing::info!(account = %question.account, "run ended");
+                    return ManageReply::Done(RunEnded {});
+                }
+                Ok(Some(false)) => pause().await,
+                Ok(None) => return refused(Refusal::NotFound),
+                Err(error) => return failed(&error),
+            }
+        }
+    }
+
+    /// `POST /v1/runs/{run_id}/settle`.
+    pub(crate) async fn settle(&self, question: &SettleRun, deadline: Instant) -> ManageReply<RunSettled> {
+        let SettleRun { account, run_id, request_id, actual_micros, may_lower } = question;
+        let place = place(account, run_id);
+        loop {
+            let Found { state, revision } = match self.read(&place, deadline).await {
+                Ok(found) => found,
+                Err(error) => return failed(&error),
+            };
+            let Some(before) = state else { return refused(Refusal::NotFound) };
+            let (mut state, now) = (before.clone(), Timestamp::now().as_second());
+            state.expire(now, seconds(self.config.reserved_for));
+            let estimate = match state.settle(*request_id, *actual_micros, *may_lower) {
+                Ok(estimate) => estimate,
+                Err(refusal) => return refused(refusal),
+            };
+            state.keep(&before, now, seconds(self.config.kept_for));
+            match self.write(&place, &state, revision, self.config.kept_for, deadline).await {
+                Ok(true) => {
+                    return ManageReply::Done(state.settled(run_id.clone(), *request_id, estimate, *actual_micros));
+                }
+                Ok(false) => pause().await,
+                Err(error) => return failed(&error),
+            }
+        }
+    }
+}
+
+/// Where a run stands: its name may be any text, and is nobody else's to read in a subject.
+fn place(account: &AccountId, run_id: &RunId) -> String {
+    let hash = Sha256::digest(run_id.as_str().as_bytes());
+    let start = format!("runs.{account}.");
+    hash.iter().take(20).fold(start, |place, byte| place + &format!("{byte:02x}"))
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+fn failed<T>(error: &RunError) -> ManageReply<T> {
+    tracing::warn!(error = error as &dyn std::error::Error, "run state failed");
+    ManageReply::Failed
+}
+
+/// A moment, not the same one for everybody.
+async fn pause() {
+    let spread = u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000);
+    tokio::time::sleep(Duration::from_micros(CONFLICT_PAUSE_MICROS + spread)).await;
+}

@@ -1,0 +1,188 @@
+//! Runs on a ledger, with several evaluators at once.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use stage0_backplane::Backplane;
+use stage0_backplane::embedded::Bus;
+use stage0_contract::{
+    AccountId, CallerTexts, CheckRequest, EndRun, EvaluateReply, EvaluateRequest, ManageReply, Refusal, RequestId,
+    RunId, RunView, Scope, SettleRun, ShowRun, Verdict,
+};
+use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig, build};
+use tokio::task::JoinSet;
+
+use super::service::connect;
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Evaluators that serve until they are dropped.
+struct Stage {
+    bus: Bus,
+    caller: Backplane,
+    serving: JoinSet<()>,
+}
+
+impl Stage {
+    async fn new(evaluators: usize, runs: RunConfig) -> Self {
+        let bus = Bus::new();
+        let mut serving = JoinSet::new();
+        for _ in 0..evaluators {
+            let config = EvaluatorConfig { packs: PackSet::embedded().unwrap(), shards: NonZeroUsize::new(2), runs };
+            let evaluator = build(config, connect(&bus)).await.unwrap();
+            serving.spawn(async move {
+                let _ = evaluator.run_until(std::future::pending()).await;
+            });
+        }
+        Self { caller: bus.connect(), bus, serving }
+    }
+
+    async fn ask(&self, question: EvaluateRequest) -> EvaluateReply {
+        self.caller.requests.ask(&question, WITHIN).await.unwrap()
+    }
+
+    async fn view(&self, account: &str, run: &str) -> ManageReply<RunView> {
+        let show = ShowRun { account: AccountId::parse(account).unwrap(), run_id: RunId::parse(run).unwrap() };
+        self.caller.requests.ask(&show, WITHIN).await.unwrap()
+    }
+}
+
+fn id(number: u64) -> RequestId {
+    RequestId::parse(&format!("0190163d-8694-739b-aea5-{number:012x}")).unwrap()
+}
+
+fn check(number: u64, account: &str, constraints: &[&str], context: impl Into<Value>) -> EvaluateRequest {
+    let context = context.into();
+    let body =
+        json!({"goal": "read the report", "success_criteria": ["x"], "constraints": constraints, "context": context});
+    EvaluateRequest {
+        request_id: id(number),
+        account: AccountId::parse(account).unwrap(),
+        request: CheckRequest::parse(body).unwrap(),
+        evaluated_at: jiff::Timestamp::now().as_second(),
+        operation: None,
+        caller: CallerTexts::default(),
+    }
+}
+
+fn verdict(reply: &EvaluateReply) -> Verdict {
+    let EvaluateReply::Decided(decided) = reply else { panic!("not decided: {reply:?}") };
+    decided.decision.verdict
+}
+
+async fn allowed_of(stage: &Stage, checks: Vec<EvaluateRequest>) -> usize {
+    let mut asks = JoinSet::new();
+    for check in checks {
+        let requests = Arc::clone(&stage.caller.requests);
+        asks.spawn(async move { requests.ask(&check, WITHIN).await.unwrap() });
+    }
+    let replies = asks.join_all().await;
+    replies.iter().filter(|reply| verdict(reply) == Verdict::Allow).count()
+}
+
+#[tokio::test]
+async fn of_many_at_once_on_three_evaluators_exactly_as_many_pass_as_may() {
+    let stage = Stage::new(3, RunConfig::default()).await;
+    let checks = (0..64).map(|n| check(n, "acc", &["max_iterations: 10"], json!({"run_id": "r"}))).collect();
+    assert_eq!(allowed_of(&stage, checks).await, 10);
+    let ManageReply::Done(view) = stage.view("acc", "r").await else { panic!("no run") };
+    assert_eq!(view.iterations, 10);
+    let costly = json!({"run_id": "m", "estimated_cost_usd": 1});
+    let checks = (100..150).map(|n| check(n, "acc", &["max_cost_usd: 10"], costly.clone())).collect();
+    assert_eq!(allowed_of(&stage, checks).await, 10);
+}
+
+#[tokio::test]
+async fn a_question_that_arrives_twice_at_once_counts_once() {
+    let stage = Stage::new(3, RunConfig::default()).await;
+    let checks = (0..30).map(|_| check(1, "acc", &["max_iterations: 1"], json!({"run_id": "r"}))).collect();
+    assert_eq!(allowed_of(&stage, checks).await, 30, "one check, asked for many times");
+    let ManageReply::Done(view) = stage.view("acc", "r").await else { panic!("no run") };
+    assert_eq!(view.iterations, 1);
+    let other = stage.ask(check(2, "acc", &["max_iterations: 1"], json!({"run_id": "r"}))).await;
+    assert_eq!(verdict(&other), Verdict::Defer);
+}
+
+#[tokio::test]
+async fn runs_of_other_accounts_and_names_are_others() {
+    let stage = Stage::new(2, RunConfig::default()).await;
+    for (number, account, run) in [(1, "a", "r"), (2, "b", "r"), (3, "a", "R"), (4, "a", "r/é \u{1F600}")] {
+        let reply = stage.ask(check(number, account, &["max_iterations: 1"], json!({"run_id": run}))).await;
+        assert_eq!(verdict(&reply), Verdict::Allow, "{account} {run}");
+        assert!(matches!(stage.view(account, run).await, ManageReply::Done(_)));
+    }
+    assert_eq!(stage.view("b", "R").await, ManageReply::Refused(Refusal::NotFound));
+    let padded = stage.ask(check(5, "a", &["max_iterations: 1"], json!({"loop_state": {"run_id": " r "}}))).await;
+    assert_eq!(verdict(&padded), Verdict::Defer, "white space makes no new run");
+}
+
+#[tokio::test]
+async fn a_run_that_was_ended_begins_anew_and_only_once() {
+    let stage = Stage::new(2, RunConfig::default()).await;
+    let end = EndRun { account: AccountId::parse("acc").unwrap(), run_id: RunId::parse("r").unwrap() };
+    let ended = || stage.caller.requests.ask(&end, WITHIN);
+    assert_eq!(ended().await.unwrap(), ManageReply::Refused(Refusal::NotFound));
+    let one = |number| check(number, "acc", &["max_iterations: 1"], json!({"run_id": "r"}));
+    assert_eq!(verdict(&stage.ask(one(1)).await), Verdict::Allow);
+    assert_eq!(verdict(&stage.ask(one(2)).await), Verdict::Defer);
+    assert!(matches!(ended().await.unwrap(), ManageReply::Done(_)));
+    assert_eq!(stage.view("acc", "r").await, ManageReply::Refused(Refusal::NotFound));
+    assert_eq!(ended().await.unwrap(), ManageReply::Refused(Refusal::NotFound));
+    assert_eq!(verdict(&stage.ask(one(3)).await), Verdict::Allow);
+    assert_eq!(verdict(&stage.ask(one(4)).await), Verdict::Defer);
+}
+
+#[tokio::test]
+async fn a_settlement_is_the_runs_and_counts_once_among_many() {
+    let stage = Stage::new(2, RunConfig::default()).await;
+    let settle = |run: &str, number, micros, may_lower| SettleRun {
+        account: AccountId::parse("acc").unwrap(),
+        run_id: RunId::parse(run).unwrap(),
+        request_id: id(number),
+        actual_micros: micros,
+        may_lower,
+    };
+    let ask = async |question: SettleRun| stage.caller.requests.ask(&question, WITHIN).await.unwrap();
+    assert_eq!(ask(settle("r", 1, 1, true)).await, ManageReply::Refused(Refusal::NotFound));
+    stage.ask(check(1, "acc", &[], json!({"run_id": "r", "estimated_cost_usd": 2}))).await;
+    assert_eq!(ask(settle("r", 1, 1, false)).await, ManageReply::Refused(Refusal::ScopeMissing(Scope::RunsManage)));
+    assert_eq!(ask(settle("r", 2, 1, true)).await, ManageReply::Refused(Refusal::NotFound));
+    let mut asks = JoinSet::new();
+    for _ in 0..20 {
+        let (requests, question) = (Arc::clone(&stage.caller.requests), settle("r", 1, 3_000_000, false));
+        asks.spawn(async move { requests.ask(&question, WITHIN).await.unwrap() });
+    }
+    let replies = asks.join_all().await;
+    let done: Vec<_> = replies.iter().filter(|reply| matches!(reply, ManageReply::Done(_))).collect();
+    let twice = replies.iter().filter(|reply| matches!(reply, ManageReply::Refused(Refusal::Conflict(_)))).count();
+    assert_eq!((done.len(), twice), (1, 19));
+    let ManageReply::Done(view) = stage.view("acc", "r").await else { panic!("no run") };
+    assert_eq!((view.cost.spent_usd, view.cost.reserved_usd), (3.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_run_is_forgotten_when_its_time_is_over() {
+    let config = RunConfig { kept_for: Duration::from_secs(1), ..RunConfig::default() };
+    let stage = Stage::new(1, config).await;
+    stage.ask(check(1, "acc", &["max_iterations: 1"], json!({"run_id": "r"}))).await;
+    assert!(matches!(stage.view("acc", "r").await, ManageReply::Done(_)));
+    let over = async { while stage.view("acc", "r").await != ManageReply::Refused(Refusal::NotFound) {} };
+    tokio::time::timeout(WITHIN, over).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_ledger_a_check_with_a_run_is_not_decided_and_others_are() {
+    let stage = Stage::new(1, RunConfig::default()).await;
+    let place = "runs.acc.454349e422f05297191ead13e21d3db520e5abef";
+    // What nobody can read is no fresh run.
+    let until = tokio::time::Instant::now() + WITHIN;
+    stage.bus.connect().ledger.put(place, "no state".into(), None, None, until).await.unwrap();
+    let reply = stage.ask(check(1, "acc", &[], json!({"run_id": "r"}))).await;
+    assert!(matches!(reply, EvaluateReply::Unable(_)), "{reply:?}");
+    assert_eq!(stage.view("acc", "r").await, ManageReply::Failed);
+    assert_eq!(verdict(&stage.ask(check(2, "acc", &[], json!({"run_id": "other"}))).await), Verdict::Allow);
+    assert_eq!(verdict(&stage.ask(check(3, "acc", &[], json!({}))).await), Verdict::Allow);
+    assert!(!stage.serving.is_empty());
+}
