@@ -1,10 +1,10 @@
 //! `stage0 accounts`: the account calls of the control API (contract, section 7).
 
 use reqwest::Method;
-use serde_json::json;
-use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan};
+use serde_json::{Value, json};
+use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan, UNLIMITED};
 
-use crate::args::{DoAccounts, Retention};
+use crate::args::{DoAccounts, OwnLimits, Retention};
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
@@ -22,6 +22,11 @@ fn act(command: &DoAccounts, settings: &ClientSettings) -> anyhow::Result<()> {
         DoAccounts::Create { name, plan, json } => create(&client, name, *plan, *json),
         DoAccounts::List { json } => list(&client, *json),
         DoAccounts::SetRetention { account, retention } => set_retention(&client, account, retention),
+        DoAccounts::SetPlan { account, plan } => show(&change(&client, account, &json!({"plan": plan}))?),
+        DoAccounts::SetLimits { account, limits } => set_limits(&client, account, limits),
+        DoAccounts::RequireRunId { account, switch } => {
+            show(&change(&client, account, &json!({"require_run_id": switch}))?)
+        }
     }
 }
 
@@ -43,12 +48,14 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return Ok(out::line(serde_json::to_string_pretty(&Page { items: accounts, next_cursor: None })?)?);
     }
-    let mut table = Table::new(["ID", "NAME", "PLAN", "RETENTION", "CREATED"]);
+    let mut table = Table::new(["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "CREATED"]);
     for account in &accounts {
         table.row([
             account.id.to_string(),
             plain(&account.name),
             account.plan.as_str().to_owned(),
+            own_limits(account),
+            if account.require_run_id { "required" } else { "" }.to_owned(),
             format!("{}d", account.retention()),
             account.created_at.to_string(),
         ]);
@@ -59,8 +66,35 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
 fn set_retention(client: &Client, id: &AccountId, retention: &Retention) -> anyhow::Result<()> {
     // No days are the plan's, which the command line has asked for by name.
     let body = json!({"retention_days": retention.days});
-    let path = ["v1", "accounts", id.as_str()];
-    let account: Account = block_on(client.call(Method::PATCH, &path, &[], Some(&body)))?;
+    let account = change(client, id, &body)?;
     let from = if account.retention_days.is_none() { ", as its plan says" } else { "" };
     Ok(out::line(format!("account    {}\nretention  {} days{from}", account.id, account.retention()))?)
+}
+
+fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits) -> anyhow::Result<()> {
+    let own = [("per_minute", limits.per_minute), ("daily", limits.daily), ("monthly", limits.monthly)];
+    let named = own.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), json!(limit?.own()))));
+    show(&change(client, id, &Value::Object(named.collect()))?)
+}
+
+fn change(client: &Client, id: &AccountId, body: &Value) -> anyhow::Result<Account> {
+    Ok(block_on(client.call(Method::PATCH, &["v1", "accounts", id.as_str()], &[], Some(body)))?)
+}
+
+fn show(account: &Account) -> anyhow::Result<()> {
+    let (id, plan, run_id) = (&account.id, account.plan.as_str(), account.require_run_id);
+    let (limits, run_id) = (own_limits(account), if run_id { "required" } else { "not required" });
+    let limits = if limits.is_empty() { "the plan's" } else { &limits };
+    Ok(out::line(format!("account     {id}\nplan        {plan}\nown limits  {limits}\nrun id      {run_id}"))?)
+}
+
+/// Empty where all are the plan's.
+fn own_limits(account: &Account) -> String {
+    let limits =
+        [("minute", account.limits.per_minute), ("day", account.limits.daily), ("month", account.limits.monthly)];
+    let told = limits.into_iter().filter_map(|(window, limit)| match limit? {
+        UNLIMITED => Some(format!("unlimited/{window}")),
+        limit => Some(format!("{limit}/{window}")),
+    });
+    told.collect::<Vec<_>>().join(", ")
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use stage0_contract::{AccountId, KeyId, Plan, Scope};
+use stage0_contract::{AccountId, Change, KeyId, Plan, Scope, UNLIMITED};
 
 use crate::settings::{Absent, Flags, Role, Setting, table};
 
@@ -291,6 +291,66 @@ What is past a shortened retention is not shown any more, at once, and is then d
         #[command(flatten)]
         retention: Retention,
     },
+    /// Gives an account another plan
+    SetPlan {
+        /// The account
+        #[arg(value_parser = AccountId::parse)]
+        account: AccountId,
+        /// free, pro or unlimited
+        #[arg(value_parser = plan)]
+        plan: Plan,
+    },
+    /// Gives an account limits of its own; what is not named stays
+    SetLimits {
+        /// The account
+        #[arg(value_parser = AccountId::parse)]
+        account: AccountId,
+        #[command(flatten)]
+        limits: OwnLimits,
+    },
+    /// Says whether each check of an account must name its run
+    RequireRunId {
+        /// The account
+        #[arg(value_parser = AccountId::parse)]
+        account: AccountId,
+        /// on or off
+        #[arg(value_parser = on_or_off)]
+        switch: bool,
+    },
+}
+
+/// Checks that an account may make.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct OwnLimits {
+    /// Checks in a minute: a number, `plan` for the plan's, or `unlimited`
+    #[arg(long, value_name = "N", value_parser = own_limit)]
+    pub(crate) per_minute: Option<Change<u64>>,
+    /// Checks in a day (UTC)
+    #[arg(long, value_name = "N", value_parser = own_limit)]
+    pub(crate) daily: Option<Change<u64>>,
+    /// Checks in a month (UTC)
+    #[arg(long, value_name = "N", value_parser = own_limit)]
+    pub(crate) monthly: Option<Change<u64>>,
+}
+
+fn own_limit(text: &str) -> Result<Change<u64>, String> {
+    match text {
+        "plan" => Ok(Change::Plans),
+        "unlimited" => Ok(Change::Own(UNLIMITED)),
+        _ => {
+            let limit = text.parse().ok().filter(|limit| (1..UNLIMITED).contains(limit));
+            limit.map(Change::Own).ok_or_else(|| "must be a whole number from 1, `plan` or `unlimited`".to_owned())
+        }
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("must be `on` or `off`".to_owned()),
+    }
 }
 
 /// How long decisions are kept.

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use stage0_contract::{Account, Plan, Scope, Scopes};
+use stage0_contract::{Account, Limits, Plan, Scope, Scopes};
 
 use crate::disk;
 use crate::manage::{Desk, NewKey, Undone, account_id, random};
@@ -31,8 +31,15 @@ pub(crate) fn operator_if_empty(desk: &mut Desk, dir: &Path) -> Result<(), Boots
     }
     let now = desk.now();
     let id = account_id(random().map_err(Undone::from)?).map_err(Undone::from)?;
-    let account =
-        Account { id, name: "operator".to_owned(), plan: Plan::default(), created_at: now, retention_days: None };
+    let account = Account {
+        id,
+        name: "operator".to_owned(),
+        plan: Plan::default(),
+        created_at: now,
+        retention_days: None,
+        limits: Limits::NONE,
+        require_run_id: false,
+    };
     let scopes = Scopes::from([Scope::Operator]);
     let new = NewKey { account: account.id.clone(), name: "operator".to_owned(), scopes, expires_at: None };
     let (key, record) = new.make(&desk.hasher, now)?;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::hash::HashCost;
+use crate::plans::Plans;
 use crate::seal::SecretsKey;
 
 /// Settings of the keystore.
@@ -33,6 +34,9 @@ pub struct KeystoreConfig {
     /// not there.
     #[serde(default)]
     pub signing_key_file: Option<PathBuf>,
+    /// What each plan allows; none means the built-in plans.
+    #[serde(skip)]
+    pub plans: Option<Plans>,
     /// For tests; a deployment always pays OWASP's.
     #[serde(skip, default = "owasp")]
     pub hash_cost: HashCost,
@@ -56,6 +60,7 @@ impl KeystoreConfig {
             secrets_key_file: None,
             secrets_key: None,
             signing_key_file: None,
+            plans: None,
             hash_cost: HashCost::OWASP,
         }
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::Timestamp;
 use stage0_contract::{
     Account, CreateAccount, CreateKey, KeyCreated, KeySummary, KeystoreStatusReply, ListAccounts, ListKeys,
-    ManageReply, Page, RevokeKey, Revoked, RotateKey,
+    ManageReply, Page, RevokeKey, Revoked, RotateKey, UpdateAccount,
 };
 use tokio::time::Instant;
 
@@ -43,6 +43,10 @@ impl Counter {
 
     pub(crate) async fn create_account(&self, call: CreateAccount, until: Instant) -> ManageReply<Account> {
         self.change("create account", until, move |desk| desk.create_account(call)).await
+    }
+
+    pub(crate) async fn update_account(&self, call: UpdateAccount, until: Instant) -> ManageReply<Account> {
+        self.change_and_tell("update account", until, move |desk| desk.update_account(&call)).await
     }
 
     pub(crate) async fn create_key(&self, call: CreateKey, until: Instant) -> ManageReply<KeyCreated> {

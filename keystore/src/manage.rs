@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use stage0_contract::{
-    Account, AccountId, ApiKey, ApiKeyError, Caller, CreateAccount, CreateKey, IdError, KEY_ALPHABET, KeyChanged,
-    KeyCreated, KeyId, KeySummary, ListAccounts, ListKeys, ListRetentions, ManageReply, Page, Refusal, RetentionsPage,
-    RevokeKey, Revoked, RotateKey, Scopes, SetRetention,
+    Account, AccountId, ApiKey, ApiKeyError, Caller, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
+    KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions, ManageReply, Page,
+    Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scopes, UpdateAccount,
 };
 
 use crate::announce::Changed;
@@ -92,7 +92,15 @@ impl Desk {
         rules::valid_account(&call)?;
         let id = account_id(random()?)?;
         let plan = call.plan.unwrap_or_default();
-        let account = Account { id, name: call.name, plan, created_at: now, retention_days: None };
+        let account = Account {
+            id,
+            name: call.name,
+            plan,
+            created_at: now,
+            retention_days: None,
+            limits: Limits::NONE,
+            require_run_id: false,
+        };
         self.vault.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, by = %caller.key_id, "account created");
         Ok(account)
@@ -143,16 +151,21 @@ impl Desk {
         }
     }
 
-    pub(crate) fn set_retention(&mut self, call: &SetRetention) -> Result<(Account, Changed), Undone> {
+    pub(crate) fn update_account(&mut self, call: &UpdateAccount) -> Result<(Account, Changed), Undone> {
         let caller = standing(self.vault.store(), &call.caller, self.now())?;
         rules::may_manage_accounts(&caller)?;
-        rules::valid_retention(call.retention_days)?;
-        let found = self.vault.store().account(&call.account)?.ok_or(Refusal::NotFound)?;
-        let account = Account { retention_days: call.retention_days, ..found };
+        rules::valid_account_changes(call)?;
+        let mut account = self.vault.store().account(&call.account)?.ok_or(Refusal::NotFound)?;
+        account.plan = call.plan.unwrap_or(account.plan);
+        account.retention_days = call.retention_days.map_or(account.retention_days, Change::own);
+        account.limits.per_minute = call.per_minute.map_or(account.limits.per_minute, Change::own);
+        account.limits.daily = call.daily.map_or(account.limits.daily, Change::own);
+        account.limits.monthly = call.monthly.map_or(account.limits.monthly, Change::own);
+        account.require_run_id = call.require_run_id.unwrap_or(account.require_run_id);
         self.vault.commit(&[Record::Account(account.clone())])?;
-        tracing::info!(account = %account.id, days = account.retention(), by = %caller.key_id, "retention set");
-        // Gateways know an account's retention by its keys. One notice doubts every key that they remember, whichever it names
-        // (ADR 0003), so that one is enough for all of the account's.
+        tracing::info!(account = %account.id, plan = account.plan.as_str(), days = account.retention(), by = %caller.key_id, "account changed");
+        // Gateways know an account by its keys. One notice doubts every key that they remember, whichever it names (ADR 0003), so
+        // that one is enough for all of the account's.
         let changed = KeyChanged { account: account.id.clone(), key_id: caller.key_id };
         Ok((account, Changed::Key(changed)))
     }

@@ -11,7 +11,7 @@ use stage0_backplane::{Backplane, BoxFuture, ServeError, Served};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, GetWebhook, KeystoreStatus,
     ListAccounts, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, RefreshKey, Request, RevokeKey, RotateKey,
-    RotateWebhookSecret, SetRetention, SignMark, SigningKeys, UpdateWebhook, VerifyKey,
+    RotateWebhookSecret, SignMark, SigningKeys, UpdateAccount, UpdateWebhook, VerifyKey,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -47,7 +47,7 @@ async fn join_keys(joined: &mut Joined<'_>) -> Result<(), ServeError> {
     joined.join(|at, _: KeystoreStatus, _| async move { at.status() }).await?;
     joined.join(|at, call: CreateAccount, until| async move { at.create_account(call, until).await }).await?;
     joined.join(|at, call: ListAccounts, _| async move { at.list_accounts(call).await }).await?;
-    joined.join(|at, call: SetRetention, until| async move { at.set_retention(call, until).await }).await?;
+    joined.join(|at, call: UpdateAccount, until| async move { at.update_account(call, until).await }).await?;
     joined.join(|at, call: CreateKey, until| async move { at.create_key(call, until).await }).await?;
     joined.join(|at, call: ListKeys, _| async move { at.list_keys(call).await }).await?;
     joined.join(|at, call: RotateKey, until| async move { at.rotate_key(call, until).await }).await?;

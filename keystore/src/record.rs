@@ -13,6 +13,7 @@ use stage0_contract::{
     WebhookFilters, WebhookId,
 };
 
+use crate::plans::Plans;
 use crate::seal::Sealed;
 
 /// The Argon2id PHC string of a key's text.
@@ -57,7 +58,7 @@ impl KeyRecord {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| end > now)
     }
 
-    pub(crate) fn identity(&self, account: &Account) -> KeyIdentity {
+    pub(crate) fn identity(&self, account: &Account, plans: &Plans) -> KeyIdentity {
         KeyIdentity {
             key_id: self.id.clone(),
             account: self.account.clone(),
@@ -65,6 +66,8 @@ impl KeyRecord {
             plan: account.plan,
             expires_at: self.expires_at,
             retention_days: account.retention(),
+            limits: plans.limits(account),
+            require_run_id: account.require_run_id,
         }
     }
 
@@ -216,6 +219,8 @@ pub(crate) mod tests {
             plan: stage0_contract::Plan::Free,
             created_at: at(1),
             retention_days: None,
+            limits: stage0_contract::Limits::NONE,
+            require_run_id: false,
         }
     }
 
@@ -292,11 +297,19 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_key_says_how_long_its_account_keeps_decisions() {
-        let mut of = account("a");
-        assert_eq!(key("k", "a", &[]).identity(&of).retention_days, of.plan.retention_days());
+    fn a_key_says_how_long_its_account_keeps_decisions_and_what_it_may_use() {
+        let (mut of, plans) = (account("a"), Plans::built_in().unwrap());
+        let identity = |of: &Account| key("k", "a", &[]).identity(of, &plans);
+        assert_eq!((identity(&of).retention_days, identity(&of).limits.daily), (of.plan.retention_days(), Some(1_000)));
         of.retention_days = Some(7);
-        assert_eq!(key("k", "a", &[]).identity(&of).retention_days, 7);
+        of.limits.daily = Some(5);
+        of.limits.monthly = Some(stage0_contract::UNLIMITED);
+        let limits = identity(&of).limits;
+        assert_eq!((limits.per_minute, limits.daily, limits.monthly), (Some(60), Some(5), None));
+        assert_eq!(identity(&of).retention_days, 7);
+        of.plan = stage0_contract::Plan::Unlimited;
+        of.limits = stage0_contract::Limits::NONE;
+        assert!(identity(&of).limits.is_none());
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
-    AccountId, Caller, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope, is_blank,
+    AccountId, Caller, Change, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope, UNLIMITED,
+    UpdateAccount, is_blank,
 };
 
 use crate::record::KeyRecord;
@@ -50,11 +51,18 @@ pub(crate) fn valid_account(call: &CreateAccount) -> Result<(), Refusal> {
     refuse_if_any(bad_name(&call.name).into_iter().collect())
 }
 
-/// Judges how long an account shall keep decisions.
-pub(crate) fn valid_retention(days: Option<u32>) -> Result<(), Refusal> {
-    let bad = days.is_some_and(|days| !(1..=MAX_RETENTION_DAYS).contains(&days));
-    let message = format!("must be 1 to {MAX_RETENTION_DAYS}");
-    refuse_if_any(bad.then(|| FieldError::new("retention_days", message)).into_iter().collect())
+/// Judges the body of `PATCH /v1/accounts/{id}`.
+pub(crate) fn valid_account_changes(call: &UpdateAccount) -> Result<(), Refusal> {
+    let mut errors = Vec::new();
+    if call.retention_days.and_then(Change::own).is_some_and(|days| !(1..=MAX_RETENTION_DAYS).contains(&days)) {
+        errors.push(FieldError::new("retention_days", format!("must be 1 to {MAX_RETENTION_DAYS}")));
+    }
+    for (name, limit) in [("per_minute", call.per_minute), ("daily", call.daily), ("monthly", call.monthly)] {
+        if limit.and_then(Change::own).is_some_and(|limit| !(1..=UNLIMITED).contains(&limit)) {
+            errors.push(FieldError::new(name, format!("must be 1 to {UNLIMITED}, which means no limit")));
+        }
+    }
+    refuse_if_any(errors)
 }
 
 /// Judges the body of `POST /v1/keys` and what it grants.
@@ -265,10 +273,34 @@ pub(crate) mod tests {
     #[test]
     fn decisions_are_kept_for_a_day_to_ten_years() {
         for bad in [0, 3_651, u32::MAX] {
-            assert_eq!(paths(valid_retention(Some(bad))), ["retention_days"]);
+            let call = UpdateAccount { retention_days: Some(Change::Own(bad)), ..changes() };
+            assert_eq!(paths(valid_account_changes(&call)), ["retention_days"]);
         }
-        for good in [None, Some(1), Some(3_650)] {
-            assert_eq!(valid_retention(good), Ok(()));
+        for good in [None, Some(Change::Plans), Some(Change::Own(1)), Some(Change::Own(3_650))] {
+            assert_eq!(valid_account_changes(&UpdateAccount { retention_days: good, ..changes() }), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_at_least_one_and_every_bad_one_is_named() {
+        let bad = |limit| Some(Change::Own(limit));
+        let call = UpdateAccount { per_minute: bad(0), daily: bad(UNLIMITED + 1), monthly: bad(u64::MAX), ..changes() };
+        assert_eq!(paths(valid_account_changes(&call)), ["per_minute", "daily", "monthly"]);
+        let good =
+            UpdateAccount { per_minute: bad(1), daily: bad(UNLIMITED), monthly: Some(Change::Plans), ..changes() };
+        assert_eq!(valid_account_changes(&good), Ok(()));
+    }
+
+    fn changes() -> UpdateAccount {
+        UpdateAccount {
+            caller: caller("o", &[Scope::Operator]),
+            account: AccountId::parse("a").unwrap(),
+            plan: None,
+            retention_days: None,
+            per_minute: None,
+            daily: None,
+            monthly: None,
+            require_run_id: None,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::counter::Counter;
 use crate::hash::{HashError, Hasher};
 use crate::image::Lineage;
 use crate::manage::{self, Clock, Desk};
+use crate::plans::{Plans, PlansError};
 use crate::questions;
 use crate::rules::whole_seconds;
 use crate::seal;
@@ -40,6 +41,9 @@ pub enum BuildError {
     /// Settings are wrong.
     #[error("the keystore's settings are wrong")]
     Config(#[from] ConfigError),
+    /// The plans are.
+    #[error("the plans are wrong")]
+    Plans(#[from] PlansError),
     /// The data directory cannot be opened.
     #[error("the keystore cannot open its data")]
     Open(#[from] OpenError),
@@ -76,13 +80,15 @@ impl Keystore {
         clock: Clock,
     ) -> Result<Self, BuildError> {
         config.validate()?;
+        let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
         let (opening, their_clock) = (config.clone(), Arc::clone(&clock));
         let opened = tokio::task::spawn_blocking(move || open(&opening, their_clock)).await;
         let Opened { desk, signer } = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
         let (store, writable) = (desk.vault.store().clone(), desk.vault.writable());
         let (hasher, sealer) = (Arc::clone(&desk.hasher), Arc::clone(&desk.sealer));
         let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
-        let verifier = Verifier::new(store.clone(), hasher, Arc::clone(&clock), config.workers(), config.hash_queue);
+        let pool = (config.workers(), config.hash_queue);
+        let verifier = Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool);
         let (announcer, retry) = announce::announcer(backplane.clone());
         let verifier = Arc::new(verifier);
         let counter = Counter { store, verifier, writer, writable, announcer, sealer, signer, clock };

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::hash::{HashError, Hasher};
 use crate::manage::Clock;
+use crate::plans::Plans;
 use crate::store::{Store, StoreError};
 use crate::vault::chain;
 
@@ -21,6 +22,7 @@ pub(crate) struct Verifier {
     store: Store,
     hasher: Arc<Hasher>,
     clock: Clock,
+    plans: Plans,
     /// One permit for each hash that runs.
     running: Arc<Semaphore>,
     /// One permit for each hash that runs or waits to.
@@ -44,9 +46,11 @@ enum VerifyError {
 }
 
 impl Verifier {
-    pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, workers: usize, queue: usize) -> Self {
+    /// `pool`: hashes at a time, and how many more may wait.
+    pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, plans: Plans, pool: (usize, usize)) -> Self {
+        let (workers, queue) = pool;
         let (running, admitted) = (Arc::new(Semaphore::new(workers)), Semaphore::new(workers.saturating_add(queue)));
-        Self { store, hasher, clock, running, admitted, flights: Mutex::default() }
+        Self { store, hasher, clock, plans, running, admitted, flights: Mutex::default() }
     }
 
     /// Costs one hash, shared by all who ask for the same key meanwhile.
@@ -121,7 +125,7 @@ impl Verifier {
         tokio::task::spawn_blocking(move || {
             let Some(key) = this.store.key(&key_id)? else { return Ok(None) };
             let account = this.store.account(&key.account)?.ok_or(StoreError::Untrue)?;
-            Ok(key.lives_at((this.clock)()).then(|| key.identity(&account)))
+            Ok(key.lives_at((this.clock)()).then(|| key.identity(&account, &this.plans)))
         })
         .await?
     }
@@ -191,7 +195,8 @@ mod tests {
             let store = Store::open(&dir.path().join("store")).unwrap();
             let records = vec![Record::Account(account("a")), Record::Key(record.clone())];
             store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
-            let verifier = Arc::new(Verifier::new(store, hasher, Arc::new(|| at(NOW)), 1, 0));
+            let verifier =
+                Arc::new(Verifier::new(store, hasher, Arc::new(|| at(NOW)), Plans::built_in().unwrap(), (1, 0)));
             Self { verifier, key: text, record, _dir: dir }
         }
 

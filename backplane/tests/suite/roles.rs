@@ -12,7 +12,7 @@ use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
     EnableWebhook, EvaluateRequest, EvaluatorStatus, GetWebhook, KeyChanged, KeystoreStatus, ListAccounts,
     ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey, ReplayWebhook, Request,
-    ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SetRetention, SignMark, SigningKeys, TestWebhook,
+    ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, TestWebhook, UpdateAccount,
     UpdateWebhook, VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ const OF_KEYS: [&str; 18] = [
     KeystoreStatus::SUBJECT,
     CreateAccount::SUBJECT,
     ListAccounts::SUBJECT,
-    SetRetention::SUBJECT,
+    UpdateAccount::SUBJECT,
     CreateKey::SUBJECT,
     ListKeys::SUBJECT,
     RotateKey::SUBJECT,

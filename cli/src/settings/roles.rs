@@ -11,7 +11,7 @@ use stage0_backplane::nats::NatsConfig;
 use stage0_contract::AuditMode;
 use stage0_evaluator::RunConfig;
 use stage0_gateway::{GatewayConfig, TlsFiles};
-use stage0_keystore::{KeystoreConfig, SecretsKey};
+use stage0_keystore::{KeystoreConfig, Plans, SecretsKey};
 
 use super::parse::{address, base_path, boolean, count, list, milliseconds, path, text};
 use super::{Mistakes, Reader, Sources, nats, table};
@@ -232,6 +232,12 @@ fn read_logs(reader: &mut Reader) -> Option<Logs> {
     filter.zip(format).map(|(filter, format)| Logs { filter, format })
 }
 
+/// Small, and read once: a mistake in it is one of the settings'.
+fn plans(file: &str) -> Result<Plans, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}"))?;
+    Plans::parse(&text).map_err(|error| error.to_string())
+}
+
 fn read_keystore(reader: &mut Reader) -> Option<KeystoreConfig> {
     let data_dir = reader.required(&table::DATA_DIR, path);
     let hash_threads = reader.optional(&table::HASH_THREADS, count(256));
@@ -243,12 +249,14 @@ fn read_keystore(reader: &mut Reader) -> Option<KeystoreConfig> {
         reader.clash(&table::SECRETS_KEY_FILE, "does not go with the variable of `secrets-key`");
     }
     let signing_key_file = reader.optional(&table::SIGNING_KEY_FILE, path);
+    let plans = reader.optional(&table::PLANS, plans);
     Some(KeystoreConfig {
         secrets_key_file,
         secrets_key,
         signing_key_file,
         hash_workers: size(hash_threads),
         hash_queue: size(hash_queue)?,
+        plans,
         ..KeystoreConfig::new(data_dir?)
     })
 }

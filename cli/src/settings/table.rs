@@ -65,6 +65,9 @@ settings! {
     MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
         (Dev, Default("25000")), (Gateway, Default("25000"))];
 
+    PLANS = "plans" "FILE" in "Limits", "TOML file with what each plan allows, in the place of the built-in plans (keystore/plans.toml)", OPEN, All, &[
+        (Dev, Optional), (Keystore, Optional)];
+
     DATA_DIR = "data-dir" "DIR" in "Data", "Directory of accounts and keys, held by one process at a time; clients find a dev server and keys in it", OPEN, All, &[
         (Dev, Default(".stage0")), (Keystore, Required), (Client, Default(".stage0"))];
     HASH_THREADS = "hash-threads" "N" in "Data", "Threads that hash keys, 19 MiB each; absent: one per core", OPEN, All, &[

@@ -2,7 +2,7 @@
 
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use stage0_contract::{AccountId, Caller, CreateAccount, ListAccounts, SetRetention};
+use stage0_contract::{AccountId, Caller, CreateAccount, ListAccounts, UpdateAccount};
 use tokio::time::Instant;
 
 use super::fields::Fields;
@@ -11,6 +11,9 @@ use super::{answer, authenticate};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
+
+/// What an operator may change; null is the plan's.
+const CHANGES: [&str; 6] = ["plan", "retention_days", "per_minute", "daily", "monthly", "require_run_id"];
 
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
@@ -40,14 +43,22 @@ pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
     let updated = async {
         let caller = caller(&gate, &request).await?;
         let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
-        if !fields.has("retention_days") {
-            fields.refuse("retention_days", "is required; null means the plan's");
+        if CHANGES.iter().all(|name| !fields.has(name)) {
+            for name in CHANGES {
+                fields.refuse(name, "is required, or one of the others");
+            }
         }
-        let retention_days = fields.number("retention_days");
+        let (plan, require_run_id) = (fields.plan(), fields.boolean("require_run_id"));
+        let retention_days = fields.change("retention_days", Fields::number);
+        let per_minute = fields.change("per_minute", Fields::large_number);
+        let daily = fields.change("daily", Fields::large_number);
+        let monthly = fields.change("monthly", Fields::large_number);
         fields.finish()?;
         // What cannot be an account's id names none.
         let account = AccountId::parse(&id).map_err(|_| ApiError::NotFound)?;
-        let account = manage(&gate, &SetRetention { caller, account, retention_days }).await?;
+        let changes =
+            UpdateAccount { caller, account, plan, retention_days, per_minute, daily, monthly, require_run_id };
+        let account = manage(&gate, &changes).await?;
         Ok::<_, ApiError>(HttpResponse::Ok().json(account))
     };
     answer(&request, updated.await)

@@ -63,6 +63,7 @@ async fn decide(gate: &Gate, request: &HttpRequest, payload: Payload) -> Result<
         account: identity.account.clone(),
         request: check,
         evaluated_at,
+        operation: None,
         caller: CallerTexts {
             client_request_id: client_request_id.as_ref().map(ToString::to_string),
             user_agent: user_agent(request),

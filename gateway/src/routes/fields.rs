@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::web::Query;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use stage0_contract::{AccountId, FieldError, Plan, Scope, Scopes, Verdict};
+use stage0_contract::{AccountId, Change, FieldError, Plan, Scope, Scopes, Verdict};
 
 use crate::errors::ApiError;
 
@@ -97,6 +97,19 @@ impl Fields {
 
     pub(super) fn number(&mut self, name: &str) -> Option<u32> {
         self.optional(name, "must be a whole number, not negative", |v| u32::try_from(v.as_u64()?).ok())
+    }
+
+    pub(super) fn large_number(&mut self, name: &str) -> Option<u64> {
+        self.optional(name, "must be a whole number, not negative", Value::as_u64)
+    }
+
+    /// A setting that null gives back to the plan.
+    pub(super) fn change<T>(
+        &mut self,
+        name: &str,
+        read: impl FnOnce(&mut Self, &str) -> Option<T>,
+    ) -> Option<Change<T>> {
+        if self.take_null(name) { Some(Change::Plans) } else { read(self, name).map(Change::Own) }
     }
 
     pub(super) fn texts(&mut self, name: &str) -> Option<Vec<String>> {

@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use stage0_contract::{
-    Account, CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, EndpointsPage, GetWebhook, ListEndpoints,
+    CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, EndpointsPage, GetWebhook, ListEndpoints,
     ListRetentions, ListWebhooks, ManageReply, MarkSigned, Page, PublicKeys, RetentionsPage, RotateWebhookSecret,
-    SetRetention, SignMark, UpdateWebhook, Webhook, WebhookCreated, WebhookDeleted, WebhookDisabled,
+    SignMark, UpdateWebhook, Webhook, WebhookCreated, WebhookDeleted, WebhookDisabled,
 };
 use tokio::time::Instant;
 
@@ -56,10 +56,6 @@ impl Counter {
     pub(crate) async fn list_endpoints(&self, call: ListEndpoints) -> ManageReply<EndpointsPage> {
         let sealer = Arc::clone(&self.sealer);
         self.read("list endpoints", move |store, now| webhooks::list_endpoints(store, &sealer, &call, now)).await
-    }
-
-    pub(crate) async fn set_retention(&self, call: SetRetention, until: Instant) -> ManageReply<Account> {
-        self.change_and_tell("set retention", until, move |desk| desk.set_retention(&call)).await
     }
 
     pub(crate) async fn list_retentions(&self, call: ListRetentions) -> ManageReply<RetentionsPage> {

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use stage0_backplane::{Event, Listener};
 use stage0_contract::{
-    AccountId, Caller, CreateWebhook, DEFAULT_RETENTION_DAYS, DeleteWebhook, DisableWebhook, EnableWebhook, GetWebhook,
-    KeyChanged, ListRetentions, ListWebhooks, ManageReply, Notice, Refusal, RotateWebhookSecret, Scope, SetRetention,
-    UpdateWebhook, Verdict, Webhook, WebhookChanged, WebhookFilters, WebhookId,
+    AccountId, Caller, Change, CreateWebhook, DEFAULT_RETENTION_DAYS, DeleteWebhook, DisableWebhook, EnableWebhook,
+    GetWebhook, KeyChanged, Limits, ListRetentions, ListWebhooks, ManageReply, Notice, Plan, Refusal,
+    RotateWebhookSecret, Scope, UNLIMITED, UpdateAccount, UpdateWebhook, Verdict, Webhook, WebhookChanged,
+    WebhookFilters, WebhookId,
 };
-use stage0_keystore::{KeystoreConfig, SECRETS_KEY_FILE, SecretsKey};
+use stage0_keystore::{KeystoreConfig, Plans, SECRETS_KEY_FILE, SecretsKey};
 
 use crate::harness::{Running, config, done, refused};
 
@@ -305,15 +306,29 @@ async fn a_given_secrets_key_seals_and_none_is_made() {
     running.stop().await;
 }
 
+/// Nothing changes.
+pub(crate) fn unchanged(running: &Running, account: &AccountId) -> UpdateAccount {
+    UpdateAccount {
+        caller: running.operator.clone(),
+        account: account.clone(),
+        plan: None,
+        retention_days: None,
+        per_minute: None,
+        daily: None,
+        monthly: None,
+        require_run_id: None,
+    }
+}
+
 #[tokio::test]
 async fn only_an_operator_sets_how_long_an_account_keeps_decisions() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
-    let set = |caller: &Caller, account: &AccountId, retention_days| SetRetention {
+    let set = |caller: &Caller, account: &AccountId, days: Option<u32>| UpdateAccount {
         caller: caller.clone(),
-        account: account.clone(),
-        retention_days,
+        retention_days: Some(days.map_or(Change::Plans, Change::Own)),
+        ..unchanged(&running, account)
     };
     let manager = caller(&running, &account, Scope::KeysManage).await;
     let missing = Refusal::ScopeMissing(Scope::Operator);
@@ -338,7 +353,8 @@ async fn a_new_retention_is_told_to_all_and_holds_for_keys_endpoints_and_after_a
     assert_eq!(running.verify(&key).await.unwrap().retention_days, DEFAULT_RETENTION_DAYS);
     let mut notices = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
     for (days, kept) in [(Some(7), 7), (None, DEFAULT_RETENTION_DAYS), (Some(9), 9)] {
-        let call = SetRetention { caller: running.operator.clone(), account: account.clone(), retention_days: days };
+        let retention_days = Some(days.map_or(Change::Plans, Change::Own));
+        let call = UpdateAccount { retention_days, ..unchanged(&running, &account) };
         assert_eq!(done(running.ask(&call).await).retention_days, days);
         assert_eq!(heard(&mut notices).await.account, account);
         assert_eq!(running.verify(&key).await.unwrap().retention_days, kept);
@@ -350,5 +366,47 @@ async fn a_new_retention_is_told_to_all_and_holds_for_keys_endpoints_and_after_a
     assert_eq!(page.items.iter().filter(|(id, _)| *id == account).collect::<Vec<_>>(), [&(account.clone(), 9)]);
     let operator = (running.operator.account.clone(), DEFAULT_RETENTION_DAYS);
     assert!(page.items.contains(&operator) && page.items.len() == 2 && page.next_cursor.is_none());
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn plan_limits_and_run_id_are_told_to_all_and_hold_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let key = running.key(&account, &[Scope::Check]).await.key;
+    let told = running.verify(&key).await.unwrap();
+    assert!(told.limits.is_none() && !told.require_run_id, "without a plan nothing is limited");
+    let mut notices = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
+    let free = UpdateAccount { plan: Some(Plan::Free), ..unchanged(&running, &account) };
+    assert_eq!(done(running.ask(&free).await).plan, Plan::Free);
+    assert_eq!(heard(&mut notices).await.account, account);
+    let told = running.verify(&key).await.unwrap();
+    assert_eq!(told.limits, Limits { per_minute: Some(60), daily: Some(1_000), monthly: Some(10_000) });
+    let own = UpdateAccount {
+        per_minute: Some(Change::Own(7)),
+        daily: Some(Change::Own(UNLIMITED)),
+        require_run_id: Some(true),
+        ..unchanged(&running, &account)
+    };
+    done(running.ask(&own).await);
+    let expected = Limits { per_minute: Some(7), daily: None, monthly: Some(10_000) };
+    let told = running.verify(&key).await.unwrap();
+    assert_eq!((told.limits, told.require_run_id, told.plan), (expected, true, Plan::Free));
+    running.stop().await;
+    let plans = Plans::parse("[free]\nmonthly = 5\n[pro]\n[unlimited]\n").unwrap();
+    let config = KeystoreConfig { plans: Some(plans), ..config(dir.path()) };
+    let running = Running::start_with(config).await.unwrap();
+    let told = running.verify(&key).await.unwrap();
+    let expected = Limits { per_minute: Some(7), daily: None, monthly: Some(5) };
+    assert_eq!((told.limits, told.require_run_id), (expected, true), "other plans, the same limits of its own");
+    let back = UpdateAccount {
+        per_minute: Some(Change::Plans),
+        daily: Some(Change::Plans),
+        require_run_id: Some(false),
+        ..unchanged(&running, &account)
+    };
+    let account = done(running.ask(&back).await);
+    assert!(account.limits.is_none() && !account.require_run_id);
     running.stop().await;
 }

@@ -13,10 +13,21 @@ fn cases() -> Vec<Value> {
     cases.into_iter().filter(|case| case.get("evaluated_at").is_none()).collect()
 }
 
+/// Each case is a run of its own, also where two name the same.
+fn own_run(case: &Value) -> Value {
+    let mut request = case["request"].clone();
+    for place in ["/context/run_id", "/context/loop_state/run_id"] {
+        if let Some(run) = request.pointer_mut(place).filter(|run| run.is_string()) {
+            *run = format!("{} of {}", run.as_str().unwrap(), case["id"]).into();
+        }
+    }
+    request
+}
+
 async fn judge(api: &Api, cases: &[Value]) {
     let mut wrong = Vec::new();
     for case in cases {
-        let answer = api.check(&case["request"]).await;
+        let answer = api.check(&own_run(case)).await;
         let expected: Vec<_> = case["expect"].as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
         let codes: BTreeSet<_> =
             answer.body["issues"].as_array().into_iter().flatten().map(|i| i["code"].as_str().unwrap()).collect();

@@ -30,7 +30,7 @@ async fn retention_is_the_operators_to_set_and_its_bounds_are_named() {
         answer.assert_error(422, "validation_failed");
         assert!(answer.body["message"].as_str().unwrap().contains("retention_days: "), "{}", answer.text);
     }
-    let answer = stack.operator.patch(&path, &json!({"retention_days": 7, "plan": "pro"})).await;
+    let answer = stack.operator.patch(&path, &json!({"retention_days": 7, "plans": "pro"})).await;
     answer.assert_error(422, "validation_failed");
     stack.operator.patch("/v1/accounts/acc_nobody", &json!({"retention_days": 7})).await.assert_error(404, "not_found");
     for days in [1, 3_650] {
