@@ -1,11 +1,14 @@
-//! *Ledger*: small records that many processes share, changed by compare-and-set, with an end of their own.
+//! *Ledger*: small records that many processes share, changed by compare-and-set, with an end of their own; and counters made of them.
 //!
-//! INVARIANT: of two who change a record from the same revision, one hears `Conflict`.
+//! A counter is a record and not JetStream's own (`Nats-Incr`): that one has neither a limit nor an end, and takes a stream for itself.
+//! INVARIANT: of two who change a record from the same revision, one hears `Conflict`. What is granted of a counter in all never
+//! exceeds its limit: an addition whose fate is unknown grants nothing.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 use crate::{BoxFuture, MAX_MESSAGE_BYTES, ReadError};
 
@@ -24,6 +27,98 @@ pub trait Ledger: Send + Sync {
         expires_in: Option<Duration>,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>>;
+}
+
+/// What became of an addition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Added {
+    /// Of what was asked for, as much as fitted below the limit.
+    pub granted: u64,
+    /// The counter afterwards.
+    pub total: u64,
+}
+
+/// What a counter's record holds.
+#[derive(Serialize, Deserialize)]
+struct Counter {
+    count: u64,
+}
+
+/// How long a conflict is waited out at most, before the counter is read again.
+const CONFLICT_PAUSE: Duration = Duration::from_millis(4);
+
+impl dyn Ledger + '_ {
+    /// Adds to a counter what fits below a limit: all, some or nothing. Its end moves with each addition.
+    pub async fn add(
+        &self,
+        key: &str,
+        amount: u64,
+        limit: u64,
+        expires_in: Duration,
+        deadline: Instant,
+    ) -> Result<Added, PutError> {
+        self.change(key, expires_in, deadline, |count| {
+            let granted = amount.min(limit.saturating_sub(count));
+            Added { granted, total: count.saturating_add(granted) }
+        })
+        .await
+    }
+
+    /// Takes back what was granted and not used; the counter afterwards.
+    pub async fn give_back(
+        &self,
+        key: &str,
+        amount: u64,
+        expires_in: Duration,
+        deadline: Instant,
+    ) -> Result<u64, PutError> {
+        let change = |count: u64| Added { granted: 0, total: count.saturating_sub(amount) };
+        self.change(key, expires_in, deadline, change).await.map(|added| added.total)
+    }
+
+    /// What a counter says; nothing was added to one that is absent.
+    pub async fn count(&self, key: &str, deadline: Instant) -> Result<u64, ReadError> {
+        self.counter(key, deadline).await.map(|(count, _)| count)
+    }
+
+    async fn change(
+        &self,
+        key: &str,
+        expires_in: Duration,
+        deadline: Instant,
+        change: impl Fn(u64) -> Added,
+    ) -> Result<Added, PutError> {
+        loop {
+            let found = self.counter(key, deadline).await.map_err(|error| PutError::Failed(error.0))?;
+            let (count, revision) = found;
+            let added = change(count);
+            if added.total == count {
+                return Ok(added);
+            }
+            let value = serde_json::to_vec(&Counter { count: added.total });
+            let value = value.map_err(|error| PutError::Failed(error.to_string()))?;
+            match self.put(key, value.into(), revision, Some(expires_in), deadline).await {
+                Ok(_) => return Ok(added),
+                // Who met here once should not meet again at the same moment.
+                Err(PutError::Conflict) => sleep(CONFLICT_PAUSE.mul_f64(fraction())).await,
+                // It may be there: asking again could count it twice.
+                Err(error @ PutError::Failed(_)) => return Err(error),
+            }
+        }
+    }
+
+    async fn counter(&self, key: &str, deadline: Instant) -> Result<(u64, Option<Revision>), ReadError> {
+        let Some(record) = self.get(key, deadline).await? else { return Ok((0, None)) };
+        // What nobody can read is no zero.
+        let counter: Counter =
+            serde_json::from_slice(&record.value).map_err(|_| ReadError("the counter cannot be read".to_owned()))?;
+        Ok((counter.count, Some(record.revision)))
+    }
+}
+
+/// Between 0 and 1, another one each time.
+fn fraction() -> f64 {
+    f64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000) / 1e3
 }
 
 /// One state of a record.

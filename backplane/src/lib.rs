@@ -19,7 +19,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use ledger::{Ledger, PutError, Record, Revision};
+pub use ledger::{Added, Ledger, PutError, Record, Revision};
 pub use log::{AppendError, Batch, Chunk, DecisionLog, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 pub use notices::{Event, Hearing, Listener, Notices, TellError};
 pub use requests::{AskError, Asked, Inbox, NotReady, Question, Replier, Requests, ServeError, Served};

@@ -1,13 +1,16 @@
-//! The ledger in the file of one node. What has ended is as good as absent, and is removed when its place is next used.
+//! The ledger in the file of one node.
+//!
+//! What has ended is as good as absent. Each put removes a few of those, in its own transaction: records of names that are used
+//! once, such as runs and minutes, do not fill the file.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use redb::ReadableTable;
+use redb::{ReadableTable, WriteTransaction};
 use tokio::time::Instant;
 
-use super::store::{LEDGER, Session, micros, next_position};
+use super::store::{LEDGER, LEDGER_ENDS, Session, micros, next_position};
 use crate::ledger::fault;
 use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
 
@@ -16,6 +19,8 @@ pub(super) struct FileLedger(pub(super) Session);
 
 /// Long after everything else.
 const NEVER: u64 = u64::MAX;
+/// Ended records that one put removes: more than it adds, and never so many that others wait.
+const SWEEP: usize = 16;
 
 impl Ledger for FileLedger {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
@@ -49,17 +54,70 @@ impl Ledger for FileLedger {
         let key = key.to_owned();
         let put = self.0.write(deadline, move |transaction| {
             let now = Timestamp::now();
-            let mut table = transaction.open_table(LEDGER)?;
+            sweep(transaction, micros(now))?;
+            let (mut table, mut by_end) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
             let found = table.get(key.as_str())?.map(|found| (found.value().0, found.value().1));
             let living = found.filter(|(_, ends)| *ends > micros(now)).map(|(revision, _)| Revision(revision));
             if living != expected {
                 return Ok(Err(PutError::Conflict));
             }
+            if let Some((_, ends)) = found {
+                by_end.remove((ends, key.as_str()))?;
+            }
             let ends = expires_in.and_then(|ends| now.checked_add(ends).ok()).map_or(NEVER, micros);
             let revision = next_position(transaction, now)?;
             table.insert(key.as_str(), (revision, ends, &*value))?;
+            if ends != NEVER {
+                by_end.insert((ends, key.as_str()), ())?;
+            }
             Ok(Ok(Revision(revision)))
         });
         Box::pin(async move { put.await.map_err(PutError::Failed)? })
+    }
+}
+
+/// Removes some of what has ended.
+fn sweep(transaction: &WriteTransaction, now: u64) -> Result<(), redb::Error> {
+    let (mut table, mut by_end) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
+    let ended = by_end.range(..(now, ""))?.take(SWEEP).map(|found| {
+        let found = found?;
+        let (ends, key) = found.0.value();
+        Ok((ends, key.to_owned()))
+    });
+    let ended: Vec<(u64, String)> = ended.collect::<Result<_, redb::StorageError>>()?;
+    for (ends, key) in ended {
+        by_end.remove((ends, key.as_str()))?;
+        let same = table.get(key.as_str())?.is_some_and(|found| found.value().1 == ends);
+        if same {
+            table.remove(key.as_str())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::store::Store;
+    use redb::ReadableTableMetadata as _;
+    use std::sync::Arc;
+    use tokio_util::sync::CancellationToken;
+
+    #[tokio::test]
+    async fn records_of_names_that_are_used_once_do_not_pile_up() {
+        let session = Session { store: Arc::new(Store::in_memory()), closed: CancellationToken::new() };
+        let ledger = FileLedger(session.clone());
+        let soon = || Instant::now() + Duration::from_secs(30);
+        for number in 0..200 {
+            let brief = Some(Duration::from_micros(1));
+            ledger.put(&format!("brief.{number}"), "x".into(), None, brief, soon()).await.unwrap();
+        }
+        ledger.put("lasting", "x".into(), None, None, soon()).await.unwrap();
+        let counted = session.read(soon(), |transaction| {
+            Ok((transaction.open_table(LEDGER)?.len()?, transaction.open_table(LEDGER_ENDS)?.len()?))
+        });
+        let (records, ends) = counted.await.unwrap();
+        assert!(records <= 3 && ends <= 2, "{records} records, {ends} ends");
+        assert!(ledger.get("lasting", soon()).await.unwrap().is_some());
     }
 }

@@ -25,13 +25,15 @@ pub(super) const DECISIONS: Entries = TableDefinition::new("decisions");
 pub(super) const MARKS: Entries = TableDefinition::new("marks");
 /// Key → revision, end in microseconds since the epoch, value.
 pub(super) const LEDGER: TableDefinition<'static, &str, (u64, u64, &[u8])> = TableDefinition::new("ledger");
+/// End and key of each record that ends.
+pub(super) const LEDGER_ENDS: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("ledger_ends");
 /// Ids of batches that were stored lately, and the same by age.
 pub(super) const IDS: TableDefinition<'static, &str, u64> = TableDefinition::new("ids");
 pub(super) const IDS_BY_AGE: TableDefinition<'static, u64, &str> = TableDefinition::new("ids_by_age");
 /// The last position that was given away.
 pub(super) const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new("clock");
 
-const TABLES: usize = 6;
+const TABLES: usize = 7;
 
 /// How long one failed append counts: long enough to be seen, and then the next may show that it passed.
 const TROUBLE_LASTS: Duration = Duration::from_secs(5);
@@ -269,6 +271,7 @@ fn prepared(database: Database) -> Result<Database, redb::Error> {
     transaction.open_table(DECISIONS)?;
     transaction.open_table(MARKS)?;
     transaction.open_table(LEDGER)?;
+    transaction.open_table(LEDGER_ENDS)?;
     transaction.open_table(IDS)?;
     transaction.open_table(IDS_BY_AGE)?;
     transaction.open_table(CLOCK)?;

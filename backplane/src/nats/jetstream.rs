@@ -193,8 +193,30 @@ pub(super) async fn fetch(
     get: &Value,
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
+    let batch = get.get("batch").is_some();
+    read(link, stream.api(link, "DIRECT.GET"), get.to_string().into(), batch, until).await
+}
+
+/// Reads the last message of a subject. The subject stands in the question's own, where the server's permissions can see it.
+pub(super) async fn fetch_last(
+    link: &Arc<Link>,
+    stream: &StreamName,
+    subject: &str,
+    until: Instant,
+) -> Result<Option<Stored>, JetError> {
+    let question = format!("{}.{subject}", stream.api(link, "DIRECT.GET"));
+    let (found, _) = read(link, question, Bytes::new(), false, until).await?;
+    Ok(found.into_iter().next())
+}
+
+async fn read(
+    link: &Arc<Link>,
+    subject: String,
+    question: Bytes,
+    batch: bool,
+    until: Instant,
+) -> Result<(Vec<Stored>, bool), JetError> {
     worth_asking(link, until)?;
-    let subject = stream.api(link, "DIRECT.GET");
     // When the connection breaks, the rest never comes.
     let mut lifeline = link.waiters.enter().map_err(|_| JetError::NotSent)?;
     let answers = async {
@@ -202,19 +224,18 @@ pub(super) async fn fetch(
             biased;
             _ = lifeline.answer() => Err(JetError::Unknown(AskError::Lost)),
             why = link.forbidden(&subject) => Err(JetError::Forbidden(why)),
-            answers = answers(link, subject.clone(), get) => answers,
+            answers = answers(link, subject.clone(), question, batch) => answers,
         }
     };
     // The subscription ends with its value, on the way out.
     timeout_at(until, answers).await.unwrap_or(Err(JetError::Unknown(AskError::Late)))
 }
 
-async fn answers(link: &Link, subject: String, get: &Value) -> Result<(Vec<Stored>, bool), JetError> {
+async fn answers(link: &Link, subject: String, question: Bytes, batch: bool) -> Result<(Vec<Stored>, bool), JetError> {
     let lost = || JetError::Unknown(AskError::Lost);
     let inbox = link.client.new_inbox();
     let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
-    link.client.publish_with_reply(subject, inbox, get.to_string().into()).await.map_err(|_| lost())?;
-    let batch = get.get("batch").is_some();
+    link.client.publish_with_reply(subject, inbox, question).await.map_err(|_| lost())?;
     let (mut found, mut last) = (Vec::new(), 0);
     // INVARIANT: only the server says that this was all; a subscription that ends says nothing.
     while let Some(message) = answers.next().await {

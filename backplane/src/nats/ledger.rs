@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Connection;
-use super::jetstream::{JetError, StreamName, WRONG_LAST_SEQUENCE, fetch, publish};
+use super::jetstream::{JetError, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
 use super::log::EXPECTED_LAST;
 use crate::ledger::fault;
 use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
@@ -24,13 +24,9 @@ impl Ledger for Connection {
             if let Some(why) = fault(key, &[]) {
                 return Err(ReadError(why.to_owned()));
             }
-            let get = json!({"last_by_subj": self.record(key)});
             let stream = StreamName::ledger(&self.link.prefix);
-            let (found, _) = fetch(&self.link, &stream, &get, deadline).await?;
-            Ok(found
-                .into_iter()
-                .next()
-                .map(|found| Record { revision: Revision(found.sequence), value: found.payload }))
+            let found = fetch_last(&self.link, &stream, &self.record(key), deadline).await?;
+            Ok(found.map(|found| Record { revision: Revision(found.sequence), value: found.payload }))
         })
     }
 

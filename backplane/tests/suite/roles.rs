@@ -10,10 +10,10 @@ use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{AppendError, AskError, Backplane, Event, Kind, MarkError, Position, PutError, Seek, Which};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
-    EnableWebhook, EvaluateRequest, EvaluatorStatus, GetWebhook, KeyChanged, KeystoreStatus, ListAccounts,
+    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, KeyChanged, KeystoreStatus, ListAccounts,
     ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey, ReplayWebhook, Request,
-    ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, TestWebhook, UpdateAccount,
-    UpdateWebhook, VerifyKey, WebhookChanged,
+    ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook,
+    UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
 
@@ -41,7 +41,14 @@ const OF_KEYS: [&str; 18] = [
     DeleteWebhook::SUBJECT,
     SigningKeys::SUBJECT,
 ];
-const OF_DECISIONS: [&str; 3] = [EvaluateRequest::SUBJECT, ReviewRequest::SUBJECT, EvaluatorStatus::SUBJECT];
+const OF_DECISIONS: [&str; 6] = [
+    EvaluateRequest::SUBJECT,
+    ReviewRequest::SUBJECT,
+    EvaluatorStatus::SUBJECT,
+    ShowRun::SUBJECT,
+    EndRun::SUBJECT,
+    SettleRun::SUBJECT,
+];
 const OF_DELIVERY: [&str; 4] =
     [TestWebhook::SUBJECT, ReplayWebhook::SUBJECT, ListDeliveries::SUBJECT, DeleteDecisions::SUBJECT];
 /// What audit-export asks of the keystore, and nobody else.
@@ -219,6 +226,47 @@ async fn an_evaluator_and_a_keystore_can_neither_append_nor_read_the_log() {
 }
 
 #[tokio::test]
+async fn each_role_has_its_own_records_and_no_others() {
+    let (nats, exporter) = with_streams().await;
+    let (gateway, evaluator) = (prepared(&nats, "gateway").await, open(&nats, "evaluator").await.backplane());
+    let keystore = open(&nats, "keystore").await.backplane();
+    let records = ["runs.a.r", "usage.a.m1", "idempotency.a.k.h", "cursor.a"];
+    for record in records {
+        exporter.ledger.put(record, "there".into(), None, None, soon()).await.unwrap();
+    }
+    for (role, own) in [(&gateway, &records[1..3]), (&evaluator, &records[..1]), (&keystore, &[])] {
+        for record in records {
+            let found = role.ledger.get(record, soon()).await;
+            if !own.contains(&record) {
+                assert!(found.is_err(), "{record}: {found:?}");
+                let put = role.ledger.put(record, "forged".into(), None, None, soon()).await;
+                assert!(matches!(put, Err(PutError::Failed(_))), "{record}: {put:?}");
+                continue;
+            }
+            let found = found.unwrap().unwrap();
+            assert_eq!(found.value, "there");
+            role.ledger.put(record, "mine".into(), Some(found.revision), Some(PATIENT), soon()).await.unwrap();
+        }
+        // A record that is not there is none, and not silence.
+        for record in own {
+            assert_eq!(role.ledger.get(&format!("{record}.none"), soon()).await, Ok(None));
+        }
+    }
+    let (run, raw) = ("s0.ledger.runs.a.r", raw(&nats, "evaluator").await);
+    // By way of the server's answers: what it reads for one role goes to no other's record.
+    for harmful in ["s0.ledger.usage.a.m1", "s0.ledger.cursor.a", "s0.log.a.d"] {
+        raw.publish_with_reply(run, harmful, Bytes::from_static(b"x")).await.unwrap();
+        let read = format!("s0.api.DIRECT.GET.S0_LEDGER.{run}");
+        raw.publish_with_reply(read, harmful, Bytes::new()).await.unwrap();
+    }
+    is_done(&raw).await;
+    assert_eq!(exporter.log.ready().await, Ok(Vec::new()));
+    assert_eq!(exporter.ledger.get("usage.a.m1", soon()).await.unwrap().unwrap().value, "mine");
+    assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "there");
+    assert!(everything(&*exporter.log, &account("a"), Which::All).await.is_empty());
+}
+
+#[tokio::test]
 async fn audit_export_cannot_append_decisions() {
     let (nats, exporter) = with_streams().await;
     let a = account("a");
@@ -233,8 +281,7 @@ async fn audit_export_cannot_append_decisions() {
     let raw = raw(&nats, "audit-export").await;
     exporter.ledger.put("k", "forged".into(), None, None, soon()).await.unwrap();
     raw.publish_with_reply("s0.ledger.other", "s0.log.a.d", Bytes::new()).await.unwrap();
-    let get = Bytes::from_static(b"{\"last_by_subj\":\"s0.ledger.k\"}");
-    raw.publish_with_reply("s0.api.DIRECT.GET.S0_LEDGER", "s0.log.a.d", get).await.unwrap();
+    raw.publish_with_reply("s0.api.DIRECT.GET.S0_LEDGER.s0.ledger.k", "s0.log.a.d", Bytes::new()).await.unwrap();
     is_done(&raw).await;
     assert_eq!(decisions(&*exporter.log, &a).await, ["kept"]);
 }
