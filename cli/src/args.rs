@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use stage0_contract::{AccountId, Change, KeyId, Plan, Scope, UNLIMITED};
+use stage0_contract::{AccountId, Change, KeyId, Plan, RequestId, Scope, UNLIMITED};
 
 use crate::settings::{Absent, Flags, Role, Setting, table};
 
@@ -25,7 +25,7 @@ pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run on this machine", &["dev"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
-    ("Ask a running server", &["check", "decisions", "webhooks", "keys", "accounts"]),
+    ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts"]),
     ("Work offline", &["policy", "completions"]),
 ];
 
@@ -114,6 +114,28 @@ Examples:
         /// What to do with decisions.
         #[command(subcommand)]
         command: DoDecisions,
+    },
+    /// Shows, ends and settles runs
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+The key that acts is the account's, as for `decisions`, with the scope `check`; for end, and to settle for
+less than was estimated, with `runs:manage`.
+
+Examples:
+  stage0 runs show payout-retry-8841
+  stage0 runs settle payout-retry-8841 --request-id 0190163d-8694-739b-aea5-966c26f8ad91 --cost-usd 0.42"
+    )]
+    Runs {
+        /// What to do with a run.
+        #[command(subcommand)]
+        command: DoRuns,
+    },
+    /// Shows how many checks the account has made, and may still make
+    Usage {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Makes, changes, tests and removes the endpoints that decisions are sent to
     #[command(
@@ -314,7 +336,7 @@ What is past a shortened retention is not shown any more, at once, and is then d
         #[arg(value_parser = AccountId::parse)]
         account: AccountId,
         /// on or off
-        #[arg(value_parser = on_or_off)]
+        #[arg(value_parser = on_or_off, action = clap::ArgAction::Set)]
         switch: bool,
     },
 }
@@ -365,6 +387,38 @@ pub(crate) struct Retention {
     pub(crate) plan_default: bool,
 }
 
+/// `stage0 runs …`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DoRuns {
+    /// Shows what was counted of a run
+    Show {
+        /// The run, as its checks name it
+        run_id: String,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Forgets a run: the next check with its name begins a new one
+    End {
+        /// The run
+        run_id: String,
+    },
+    /// Says what an allowed check has cost, in the place of its estimate
+    Settle {
+        /// The run
+        run_id: String,
+        /// The check's `request_id`
+        #[arg(long, value_name = "ID", value_parser = RequestId::parse)]
+        request_id: RequestId,
+        /// US dollars
+        #[arg(long, value_name = "USD")]
+        cost_usd: f64,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// `stage0 policy …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DoPolicy {
@@ -404,7 +458,7 @@ pub(crate) fn command() -> Command {
     for role in Role::ALL {
         command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, false));
     }
-    for name in ["decisions", "webhooks", "keys", "accounts"] {
+    for name in ["decisions", "runs", "usage", "webhooks", "keys", "accounts"] {
         command = command.mut_subcommand(name, |sub| with_flags(sub, Role::Client, true));
     }
     let groups = grouped(&command);

@@ -21,9 +21,11 @@ mod out;
 mod policy;
 mod roles;
 mod run;
+mod runs;
 mod settings;
 mod signals;
 mod table;
+mod usage;
 mod webhooks;
 
 use std::process::ExitCode;

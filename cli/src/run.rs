@@ -9,7 +9,7 @@ use crate::args::{self, Cli, Do};
 use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
-use crate::{accounts, check, decisions, dev, keys, out, policy, roles, webhooks};
+use crate::{accounts, check, decisions, dev, keys, out, policy, roles, runs, webhooks};
 
 /// Runs one command to its end.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -47,6 +47,8 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
             }
         },
         Do::Decisions { command } => with(ClientSettings::read(given(Role::Client)), |s| decisions::run(&command, &s)),
+        Do::Runs { command } => with(ClientSettings::read(given(Role::Client)), |s| runs::run(&command, &s)),
+        Do::Usage { json } => with(ClientSettings::read(given(Role::Client)), |s| crate::usage::run(json, &s)),
         Do::Webhooks { command } => with(ClientSettings::read(given(Role::Client)), |s| webhooks::run(&command, &s)),
         Do::Keys { command } => with(ClientSettings::read(given(Role::Client)), |s| keys::run(&command, &s)),
         Do::Accounts { command } => with(ClientSettings::read(given(Role::Client)), |s| accounts::run(&command, &s)),

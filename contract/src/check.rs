@@ -169,6 +169,13 @@ impl CheckRequest {
     }
 }
 
+/// Hex SHA-256 of a whole body, whatever the order of its members: what makes two requests the same one.
+pub fn canonical_hash(body: &Map<String, Value>) -> String {
+    let mut canonical = String::new();
+    write_canonical(&Value::Object(body.clone()), &mut canonical);
+    HEXLOWER.encode(&Sha256::digest(canonical.as_bytes()))
+}
+
 /// Takes members out one by one and notes what is wrong with each.
 struct Fields<'a> {
     errors: Vec<FieldError>,

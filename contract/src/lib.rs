@@ -32,7 +32,10 @@ pub use chain::{
     Finding, FindingKind, Head, LineHash, Link, MarkRef, Previous, PublicKey, Report, SigningKeyId, Unsigned, Walk,
     Window, WriterId, signed_part,
 };
-pub use check::{CheckRequest, FieldError, MAX_BODY_BYTES, MAX_GOAL_CHARS, MAX_ITEM_CHARS, MAX_ITEMS, RejectedRequest};
+pub use check::{
+    CheckRequest, FieldError, MAX_BODY_BYTES, MAX_GOAL_CHARS, MAX_ITEM_CHARS, MAX_ITEMS, RejectedRequest,
+    canonical_hash,
+};
 pub use code::{Effect, IssueCode, NextAction, Severity, Verdict};
 pub use constraint::{Constraint, ConstraintError, FlagName};
 pub use decision::{AuditMode, CheckResponse, CostEstimate, Decision, GuardrailCheck, Issue, ResponseMeta, Signal};

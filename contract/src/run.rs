@@ -188,7 +188,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn of(context: Value) -> Result<Option<String>, IdError> {
+    fn of(context: impl Into<Value>) -> Result<Option<String>, IdError> {
+        let context = context.into();
         let request = CheckRequest::parse(json!({"goal": "g", "context": context})).unwrap();
         RunId::of(&request).map(|run| run.map(String::from))
     }

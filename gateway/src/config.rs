@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use stage0_contract::AuditMode;
 
+use crate::quota::OnFailure;
+
 /// Settings of one gateway process.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
@@ -31,6 +33,8 @@ pub struct GatewayConfig {
     pub max_connections_per_worker: usize,
     /// Whether an answer waits for its record. `None` records nothing: for measurements, no deployment can ask for it.
     pub audit: AuditMode,
+    /// What becomes of accounts with limits while the ledger fails.
+    pub quotas_on_failure: OnFailure,
     /// Takes endpoints with `http:` addresses too: for local stacks.
     pub dangerous_allow_private_webhooks: bool,
 }
@@ -59,6 +63,7 @@ impl GatewayConfig {
             failed_logins_per_minute: 50,
             max_connections_per_worker: 25_000,
             audit: AuditMode::Required,
+            quotas_on_failure: OnFailure::Closed,
             dangerous_allow_private_webhooks: false,
         }
     }

@@ -6,6 +6,7 @@
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use jiff::Timestamp;
 use stage0_contract::{ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, Refusal, RequestId, Scope};
 
 /// Seconds; most walks take less.
@@ -40,6 +41,10 @@ pub(crate) enum ApiError {
     NotJsonType,
     /// 422.
     Invalid(Vec<FieldError>),
+    /// 402, with when it starts again.
+    QuotaUsedUp { monthly: bool, limit: u64, again: Timestamp },
+    /// 429, with the seconds to wait.
+    RateLimited { limit: u64, seconds: u64 },
     /// 429, with the seconds to wait.
     TooManyFailedLogins(u64),
     /// 429: as many walks through the log as this gateway makes at a time are under way.
@@ -61,7 +66,7 @@ impl ApiError {
             Self::MethodNotAllowed(allowed) => {
                 response.insert_header((ALLOW, *allowed));
             }
-            Self::TooManyFailedLogins(seconds) => {
+            Self::TooManyFailedLogins(seconds) | Self::RateLimited { seconds, .. } => {
                 response.insert_header((RETRY_AFTER, seconds.to_string()));
                 body = body.retry_after(*seconds);
             }
@@ -77,6 +82,7 @@ impl ApiError {
             | Self::NotAnObject
             | Self::BrokenBody
             | Self::PlanWithoutPro
+            | Self::QuotaUsedUp { .. }
             | Self::ScopeMissing(_)
             | Self::NotFound
             | Self::BodyTooSlow
@@ -97,6 +103,7 @@ impl ApiError {
             Self::BrokenBody => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Self::PlanWithoutPro => (StatusCode::PAYMENT_REQUIRED, ErrorCode::PlanRequired),
+            Self::QuotaUsedUp { .. } => (StatusCode::PAYMENT_REQUIRED, ErrorCode::QuotaExceeded),
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, ErrorCode::ScopeMissing),
             Self::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
@@ -106,7 +113,7 @@ impl ApiError {
             Self::NotJsonType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::UnsupportedMediaType),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
             Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
-            Self::TooManyWalks => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
+            Self::RateLimited { .. } | Self::TooManyWalks => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         }
     }
@@ -118,6 +125,13 @@ impl ApiError {
             Self::BrokenBody => "the body ended early or is not framed as HTTP asks".into(),
             Self::Unauthorized => "the API key is missing or not valid".into(),
             Self::PlanWithoutPro => "the account's plan does not include `pro`".into(),
+            Self::QuotaUsedUp { monthly, limit, again } => {
+                let window = if *monthly { "monthly" } else { "daily" };
+                format!("the {window} quota of {limit} checks is used up, it starts again at {again}")
+            }
+            Self::RateLimited { limit, seconds } => {
+                format!("the account's {limit} checks of this minute are used up, try again in {seconds} s")
+            }
             Self::ScopeMissing(scope) => format!("the API key lacks the scope `{scope}`"),
             Self::NotFound => "there is nothing here".into(),
             Self::MethodNotAllowed(allowed) => format!("the method is not allowed here, use {allowed}"),
@@ -151,6 +165,8 @@ impl ApiError {
             Self::Json(_)
             | Self::NotAnObject
             | Self::PlanWithoutPro
+            | Self::QuotaUsedUp { .. }
+            | Self::RateLimited { .. }
             | Self::ScopeMissing(_)
             | Self::NotFound
             | Self::MethodNotAllowed(_)

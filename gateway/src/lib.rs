@@ -12,8 +12,10 @@ mod auth;
 mod body;
 mod config;
 mod errors;
+mod idempotency;
 mod keyring;
 mod patience;
+mod quota;
 mod reader;
 mod recorder;
 mod routes;
@@ -23,5 +25,6 @@ mod throttle;
 mod tls;
 
 pub use config::{GatewayConfig, TlsFiles};
+pub use quota::OnFailure;
 pub use server::{BuildError, Connect, Gateway};
 pub use tls::{DevTlsError, dev_tls};

@@ -1,7 +1,8 @@
 //! Where a request arrives: the table of paths and methods, and what every answer carries.
 //!
 //! Owns routing, the request id, the headers of every answer and the access log (ids and numbers only, never content).
-//! One file below for each room: `check`, `accounts`, `keys`, `decisions`, `webhooks`, `health`, `docs`; `fields` decodes bodies of the control API.
+//! One file below for each room: `check`, `usage`, `accounts`, `keys`, `decisions`, `runs`, `webhooks`, `health`, `docs`; `fields` decodes bodies of the
+//! control API.
 
 use std::time::Instant;
 
@@ -26,6 +27,8 @@ mod docs;
 mod fields;
 mod health;
 mod keys;
+mod runs;
+mod usage;
 mod webhooks;
 
 pub(crate) use health::Readiness;
@@ -37,6 +40,7 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
     let get = || web::route().guard(guard::Any(guard::Get()).or(guard::Head()));
     let paths = web::scope(base_path)
         .service(only("/check", "POST", [web::post().to(check::check)]))
+        .service(only("/usage", "GET, HEAD", [get().to(usage::usage)]))
         .service(only("/v1/accounts", "GET, HEAD, POST", [get().to(accounts::list), web::post().to(accounts::create)]))
         .service(only("/v1/accounts/{id}", "PATCH", [web::patch().to(accounts::update)]))
         .service(only("/v1/keys", "GET, HEAD, POST", [get().to(keys::list), web::post().to(keys::create)]))
@@ -50,6 +54,8 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
         .service(only("/v1/decisions/export", "GET, HEAD", [get().to(decisions::export)]))
         .service(only("/v1/decisions/verify", "GET, HEAD", [get().to(decisions::verify)]))
         .service(only("/v1/decisions/{request_id}", "GET, HEAD", [get().to(decisions::get)]))
+        .service(only("/v1/runs/{run_id}", "DELETE, GET, HEAD", [get().to(runs::show), web::delete().to(runs::end)]))
+        .service(only("/v1/runs/{run_id}/settle", "POST", [web::post().to(runs::settle)]))
         .service(only("/v1/signing-keys", "GET, HEAD", [get().to(decisions::signing_keys)]))
         .service(only("/v1/webhooks", "GET, HEAD, POST", [get().to(webhooks::list), web::post().to(webhooks::create)]))
         .service(only(
@@ -112,7 +118,10 @@ pub(crate) async fn stamp(
         busy.closes();
     }
     let headers = response.headers_mut();
-    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+    // A decision that is answered again has the id under which it was recorded.
+    if !headers.contains_key(REQUEST_ID)
+        && let Ok(id) = HeaderValue::from_str(&id.to_string())
+    {
         headers.insert(REQUEST_ID, id);
     }
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

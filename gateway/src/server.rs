@@ -34,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::GatewayConfig;
 use crate::keyring::Keyring;
 use crate::patience::{Limits, Patient};
+use crate::quota::Quotas;
 use crate::recorder::{Recorder, recorder};
 use crate::routes::{self, Readiness};
 use crate::state::Gate;
@@ -134,7 +135,13 @@ impl Gateway {
         let recording = self.backplanes.first().filter(|_| self.config.audit != AuditMode::None).cloned();
         let (recorder, rounds) = recording.map(recorder).unzip();
         let rounds = rounds.map(|rounds| tokio::spawn(rounds.run(drained.clone())));
-        let gates = gates(&self.config, &self.keyring, &self.backplanes, recorder.as_ref());
+        let quotas = Arc::new(Quotas::new(self.config.quotas_on_failure));
+        let counting = self.backplanes.first().map(|backplane| {
+            let (quotas, ledger) = (Arc::clone(&quotas), Arc::clone(&backplane.ledger));
+            let stop = drained.clone();
+            tokio::spawn(async move { quotas.run(ledger, stop).await })
+        });
+        let gates = gates(&self.config, &self.keyring, &quotas, &self.backplanes, recorder.as_ref());
         drop(recorder);
         let served = match serve(self.listener, self.tls, &self.config, gates, stop) {
             Ok(server) => server.await,
@@ -142,6 +149,9 @@ impl Gateway {
         };
         background.cancel();
         drained.cancel();
+        if let Some(Err(error)) = OptionFuture::from(counting).await {
+            tracing::error!(%error, "the counting of usage ended early");
+        }
         if let Some(Err(error)) = OptionFuture::from(rounds).await {
             tracing::error!(%error, "the recorder ended early");
         }
@@ -241,6 +251,7 @@ fn app(
 fn gates(
     config: &GatewayConfig,
     keyring: &Arc<Keyring>,
+    quotas: &Arc<Quotas>,
     backplanes: &[Backplane],
     recorder: Option<&Recorder>,
 ) -> Vec<Gate> {
@@ -254,6 +265,7 @@ fn gates(
         config: Arc::clone(&config),
         keyring: Arc::clone(keyring),
         failed_logins: Arc::clone(&failed_logins),
+        quotas: Arc::clone(quotas),
         readiness: Arc::clone(&readiness),
         recorder: recorder.cloned(),
         walks: Arc::clone(&walks),

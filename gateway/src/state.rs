@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use moka::future::Cache;
-use stage0_backplane::{Backplane, DecisionLog, Requests};
+use stage0_backplane::{Backplane, DecisionLog, Ledger, Requests};
 use stage0_contract::PublicKeys;
 use tokio::sync::Semaphore;
 
 use crate::config::GatewayConfig;
 use crate::keyring::Keyring;
+use crate::quota::Quotas;
 use crate::recorder::Recorder;
 use crate::routes::Readiness;
 use crate::throttle::FailedLogins;
@@ -21,6 +22,7 @@ pub(crate) struct Gate {
     pub(crate) config: Arc<GatewayConfig>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) failed_logins: Arc<FailedLogins>,
+    pub(crate) quotas: Arc<Quotas>,
     pub(crate) readiness: Arc<Readiness>,
     /// None only where nothing is recorded.
     pub(crate) recorder: Option<Recorder>,
@@ -33,6 +35,10 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn requests(&self) -> &dyn Requests {
         &*self.backplane.requests
+    }
+
+    pub(crate) fn ledger(&self) -> &dyn Ledger {
+        &*self.backplane.ledger
     }
 
     pub(crate) fn log(&self) -> &dyn DecisionLog {

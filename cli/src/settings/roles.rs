@@ -10,7 +10,7 @@ use stage0_audit_export::egress::EgressConfig;
 use stage0_backplane::nats::NatsConfig;
 use stage0_contract::AuditMode;
 use stage0_evaluator::RunConfig;
-use stage0_gateway::{GatewayConfig, TlsFiles};
+use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles};
 use stage0_keystore::{KeystoreConfig, Plans, SecretsKey};
 
 use super::parse::{address, base_path, boolean, count, list, milliseconds, path, text};
@@ -70,6 +70,7 @@ pub(crate) struct HttpSettings {
     failed_logins_per_minute: u32,
     max_connections_per_worker: u32,
     audit: AuditMode,
+    quotas_on_failure: OnFailure,
     dangerous_allow_private_webhooks: bool,
 }
 
@@ -129,6 +130,7 @@ impl HttpSettings {
         let failed_logins_per_minute = reader.required(&table::FAILED_LOGINS, count(1_000_000));
         let max_connections_per_worker = reader.required(&table::MAX_CONNECTIONS, count(1_000_000));
         let audit = reader.required(&table::AUDIT, audit_mode);
+        let quotas_on_failure = reader.required(&table::QUOTAS_ON_FAILURE, on_failure);
         let dangerous_allow_private_webhooks = reader.required(&table::PRIVATE_WEBHOOKS, boolean);
         Some(Self {
             listen: listen?,
@@ -141,6 +143,7 @@ impl HttpSettings {
             failed_logins_per_minute: failed_logins_per_minute?,
             max_connections_per_worker: max_connections_per_worker?,
             audit: audit?,
+            quotas_on_failure: quotas_on_failure?,
             dangerous_allow_private_webhooks: dangerous_allow_private_webhooks?,
         })
     }
@@ -159,6 +162,7 @@ impl HttpSettings {
             max_connections_per_worker: size(Some(self.max_connections_per_worker))
                 .unwrap_or(defaults.max_connections_per_worker),
             audit: self.audit,
+            quotas_on_failure: self.quotas_on_failure,
             dangerous_allow_private_webhooks: self.dangerous_allow_private_webhooks,
             ..defaults
         }
@@ -275,6 +279,14 @@ fn audit_mode(text: &str) -> Result<AuditMode, String> {
         "required" => Ok(AuditMode::Required),
         "best-effort" => Ok(AuditMode::BestEffort),
         _ => Err("must be `required` or `best-effort`".to_owned()),
+    }
+}
+
+fn on_failure(text: &str) -> Result<OnFailure, String> {
+    match text {
+        "closed" => Ok(OnFailure::Closed),
+        "open" => Ok(OnFailure::Open),
+        _ => Err("must be `closed` or `open`".to_owned()),
     }
 }
 

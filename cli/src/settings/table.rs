@@ -65,6 +65,8 @@ settings! {
     MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
         (Dev, Default("25000")), (Gateway, Default("25000"))];
 
+    QUOTAS_ON_FAILURE = "quotas-on-failure" "MODE" in "Limits", "What becomes of accounts with limits while their counters cannot be reached: `closed` refuses their checks (503), `open` lets them pass and counts them later", OPEN, All, &[
+        (Dev, Default("closed")), (Gateway, Default("closed"))];
     PLANS = "plans" "FILE" in "Limits", "TOML file with what each plan allows, in the place of the built-in plans (keystore/plans.toml)", OPEN, All, &[
         (Dev, Optional), (Keystore, Optional)];
 

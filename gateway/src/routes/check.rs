@@ -1,13 +1,13 @@
 //! `POST /check`: the product's main job, step by step.
 //!
 //! Owns the order of refusals (contract, section 1) and the budget: what the keystore, the evaluators and the log take together, tries
-//! included, stays below `request_budget`. An evaluation is pure, so a question that got lost is asked again within the budget.
+//! included, stays below `request_budget`. A question that got lost is asked again within the budget: under one id it counts once.
 //! INVARIANT: the answer leaves after the log has acknowledged its record, unless the operator chose best effort.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::{ContentType, USER_AGENT};
+use actix_web::http::header::{ContentType, HeaderName, HeaderValue, USER_AGENT};
 use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
@@ -15,17 +15,24 @@ use serde_json::{Map, Value};
 use stage0_backplane::AskError;
 use stage0_contract::{
     AuditMode, CallerTexts, CheckRequest, CheckResponse, Circumstances, ClientOrigin, ClientRequestId, Decided,
-    Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, ResponseMeta,
-    ReviewRequest, Scope, Severity, Verdict, recordable as recordable_line,
+    Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, RequestId, ResponseMeta,
+    ReviewRequest, RunId, Scope, Severity, Verdict, recordable as recordable_line,
 };
 use tokio::time::Instant;
 
-use super::{Stamp, answer, authenticate, note, stamp_of};
+use super::decisions::shelf;
+use super::{REQUEST_ID, Stamp, answer, authenticate, note, stamp_of};
 use crate::body;
 use crate::errors::ApiError;
+use crate::idempotency::{Before, Claim, MOST_RACES, Repeatable};
 use crate::recorder::Entry;
 use crate::state::Gate;
 
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+/// Of draft-ietf-httpapi-ratelimit-headers-06; the reset is in seconds.
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 const MOST_TRIES: u32 = 3;
 /// Between two tries when the first failed at once: an evaluator that restarts needs a moment.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -35,62 +42,181 @@ const MOST_AGENT_CHARS: usize = 256;
 const REVIEW_WITHIN: Duration = Duration::from_millis(500);
 
 pub(super) async fn check(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
-    let decided = decide(&gate, &request, payload).await;
-    answer(&request, decided)
+    let mut caller = None;
+    let decided = decide(&gate, &request, payload, &mut caller).await;
+    let mut response = answer(&request, decided);
+    if let Some(told) = caller.and_then(|identity| gate.quotas.told(&identity)) {
+        let numbers = [(LIMIT, told.limit), (REMAINING, told.remaining), (RESET, told.reset)];
+        for (name, number) in numbers {
+            response.headers_mut().insert(name, HeaderValue::from(number));
+        }
+    }
+    response
 }
 
-async fn decide(gate: &Gate, request: &HttpRequest, payload: Payload) -> Result<HttpResponse, ApiError> {
+async fn decide(
+    gate: &Gate,
+    request: &HttpRequest,
+    payload: Payload,
+    caller: &mut Option<Arc<KeyIdentity>>,
+) -> Result<HttpResponse, ApiError> {
     let budget = Budget::new(gate.config.request_budget);
     let identity = authenticate(gate, request, budget.deadline()).await?;
+    *caller = Some(Arc::clone(&identity));
     let budget = budget.pause();
     let body = body::json_object(request, payload, gate.config.body_timeout).await?;
     let budget = budget.resume();
+    let deadline = budget.deadline();
 
     // An operator neither checks nor reads decisions, whatever else its key was granted.
     if !identity.scopes.contains(&Scope::Check) || identity.scopes.contains(&Scope::Operator) {
         return Err(ApiError::ScopeMissing(Scope::Check));
     }
+    gate.quotas.admit(&identity, gate.ledger(), deadline).await?;
     if body.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
         return Err(ApiError::PlanWithoutPro);
     }
-    let (check, client_request_id) = parse(gate, request, &identity, body, budget.deadline()).await?;
+    let mut headers = Headers::read(request);
+    let repeatable = headers.idempotency_key.as_ref().map(|key| Repeatable::new(&identity, key, &body));
+    let mut body = Some(body);
+    let mut parsed = None;
+    let mut reservation = None;
+    for _ in 0..MOST_RACES {
+        let ticket = match &repeatable {
+            None => None,
+            Some(repeatable) => match repeatable.look_up(gate, &shelf(gate, &identity), deadline).await? {
+                Before::Answered(recorded) => return again(request, &identity, *recorded, headers.client_request_id),
+                Before::Otherwise => {
+                    headers.errors.push(FieldError::new(IDEMPOTENCY_KEY, "was used with another body"));
+                    if body.is_none() {
+                        return Err(ApiError::Invalid(headers.errors));
+                    }
+                    None
+                }
+                Before::Free(ticket) => Some(ticket),
+            },
+        };
+        if reservation.is_none() {
+            reservation = Some(gate.quotas.reserve(&identity, gate.ledger(), deadline).await?);
+        }
+        if let Some(body) = body.take() {
+            parsed = Some(parse(gate, &identity, body, std::mem::take(&mut headers.errors), deadline).await?);
+        }
+        let Some(stamp) = stamp_of(request) else { return Err(ApiError::Unavailable) };
+        let claim = match ticket {
+            None => None,
+            // Another attempt was faster: what became of it is seen in the next round.
+            Some(ticket) => match ticket.claim(gate.ledger(), stamp.id, gate.config.request_budget, deadline).await? {
+                None => continue,
+                claim => claim,
+            },
+        };
+        let Some(check) = parsed.take() else { return Err(ApiError::Unavailable) };
+        let asked = Asked { request, identity: &identity, stamp, headers, deadline };
+        let repeats = claim.as_ref().and_then(Claim::repeats);
+        let decided = asked.decide(gate, check, repeats).await;
+        match (&decided, claim, reservation) {
+            (Ok(_), _, Some(reservation)) => reservation.keep(),
+            (Err(_), Some(claim), _) => claim.give_back(gate.ledger()).await,
+            (Ok(_), _, None) | (Err(_), None, _) => {}
+        }
+        return decided;
+    }
+    tracing::warn!(account = %identity.account, "attempts with one idempotency key outrun each other");
+    Err(ApiError::Unavailable)
+}
 
-    let Some(stamp) = stamp_of(request) else { return Err(ApiError::Unavailable) };
-    let task_hash = check.task_hash();
-    let evaluated_at = Timestamp::now().as_second();
-    let question = EvaluateRequest {
-        request_id: stamp.id,
-        account: identity.account.clone(),
-        request: check,
-        evaluated_at,
-        operation: None,
-        caller: CallerTexts {
-            client_request_id: client_request_id.as_ref().map(ToString::to_string),
-            user_agent: user_agent(request),
-        },
-    };
-    let asked = Instant::now();
-    let Decided { decision, recordable } = evaluate(gate, &question, budget.deadline()).await?;
-    let evaluation = asked.elapsed();
+/// A check that nothing speaks against any more.
+struct Asked<'a> {
+    request: &'a HttpRequest,
+    identity: &'a KeyIdentity,
+    stamp: Stamp,
+    headers: Headers,
+    deadline: Instant,
+}
 
-    let meta = ResponseMeta { source: "stage0".into(), test_mode: false, client_request_id, audit: gate.config.audit };
-    let response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
-    let body = serde_json::to_vec(&response).map_err(|error| {
-        tracing::error!(request_id = %stamp.id, %error, "answer could not be written");
-        ApiError::Unavailable
-    })?;
-    if let Some(recorder) = &gate.recorder {
-        let circumstances = circumstances(request, &identity, stamp, evaluation, recordable.as_ref());
-        let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days)?;
-        if let Err(error) = recorder.record(entry, budget.deadline()).await {
-            tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
-            if gate.config.audit == AuditMode::Required {
-                return Err(ApiError::Unavailable);
+impl Asked<'_> {
+    /// Evaluates, records, answers.
+    async fn decide(
+        self,
+        gate: &Gate,
+        check: CheckRequest,
+        operation: Option<RequestId>,
+    ) -> Result<HttpResponse, ApiError> {
+        let Self { request, identity, stamp, headers, deadline } = self;
+        let task_hash = check.task_hash();
+        let evaluated_at = Timestamp::now().as_second();
+        let client_request_id = headers.client_request_id;
+        let question = EvaluateRequest {
+            request_id: stamp.id,
+            account: identity.account.clone(),
+            request: check,
+            evaluated_at,
+            operation,
+            caller: CallerTexts {
+                client_request_id: client_request_id.as_ref().map(ToString::to_string),
+                user_agent: user_agent(request),
+            },
+        };
+        let asked = Instant::now();
+        let Decided { decision, recordable } = evaluate(gate, &question, deadline).await?;
+        let evaluation = asked.elapsed();
+
+        let meta =
+            ResponseMeta { source: "stage0".into(), test_mode: false, client_request_id, audit: gate.config.audit };
+        let response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
+        let body = written(&response)?;
+        if let Some(recorder) = &gate.recorder {
+            let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
+            let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days)?;
+            if let Err(error) = recorder.record(entry, deadline).await {
+                tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
+                if gate.config.audit == AuditMode::Required {
+                    return Err(ApiError::Unavailable);
+                }
             }
         }
+        note(request, identity, Some(response.decided.verdict));
+        Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
     }
-    note(request, &identity, Some(response.decided.verdict));
-    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
+}
+
+/// A decision that was recorded before, under its own id.
+fn again(
+    request: &HttpRequest,
+    identity: &KeyIdentity,
+    recorded: CheckResponse,
+    client_request_id: Option<ClientRequestId>,
+) -> Result<HttpResponse, ApiError> {
+    let meta = ResponseMeta { client_request_id, ..recorded.meta };
+    let response = CheckResponse { cached: true, meta, ..recorded };
+    note(request, identity, Some(response.decided.verdict));
+    let id = (REQUEST_ID, response.request_id.to_string());
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).insert_header(id).body(written(&response)?))
+}
+
+fn written(response: &CheckResponse) -> Result<Vec<u8>, ApiError> {
+    serde_json::to_vec(response).map_err(|error| {
+        tracing::error!(request_id = %response.request_id, %error, "answer could not be written");
+        ApiError::Unavailable
+    })
+}
+
+/// What a caller says beside its body.
+struct Headers {
+    client_request_id: Option<ClientRequestId>,
+    idempotency_key: Option<ClientRequestId>,
+    /// What is wrong with them.
+    errors: Vec<FieldError>,
+}
+
+impl Headers {
+    fn read(request: &HttpRequest) -> Self {
+        let mut errors = Vec::new();
+        let client_request_id = visible_header(request, "X-Request-Id", &mut errors);
+        let idempotency_key = visible_header(request, IDEMPOTENCY_KEY, &mut errors);
+        Self { client_request_id, idempotency_key, errors }
+    }
 }
 
 /// What is recorded beside the answer. Texts of the caller are those that the evaluator has masked.
@@ -145,20 +271,24 @@ fn user_agent(request: &HttpRequest) -> Option<String> {
     Some(String::from_utf8_lossy(value.as_bytes()).chars().take(MOST_AGENT_CHARS).collect())
 }
 
-/// Headers and body, with every bad field named, also those that only a policy knows to be bad.
+/// The body, with every bad field named beside `errors`, also those that only a policy knows to be bad.
 async fn parse(
     gate: &Gate,
-    request: &HttpRequest,
-    identity: &Arc<KeyIdentity>,
+    identity: &KeyIdentity,
     body: Map<String, Value>,
+    mut errors: Vec<FieldError>,
     deadline: Instant,
-) -> Result<(CheckRequest, Option<ClientRequestId>), ApiError> {
-    let mut errors = Vec::new();
-    let client_request_id = visible_header(request, "X-Request-Id", &mut errors);
-    visible_header(request, "Idempotency-Key", &mut errors);
+) -> Result<CheckRequest, ApiError> {
     let (constraints, policy_pack_version) = match CheckRequest::parse(Value::Object(body)) {
-        Ok(check) if errors.is_empty() => return Ok((check, client_request_id)),
-        Ok(check) => (check.constraints, check.policy_pack_version),
+        Ok(check) => {
+            if identity.require_run_id && !matches!(RunId::of(&check), Ok(Some(_))) {
+                errors.push(FieldError::new("context.run_id", "is required: each check of this account names its run"));
+            }
+            if errors.is_empty() {
+                return Ok(check);
+            }
+            (check.constraints, check.policy_pack_version)
+        }
         Err(rejected) => {
             errors.extend(rejected.errors);
             (rejected.constraints, rejected.policy_pack_version)

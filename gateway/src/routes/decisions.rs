@@ -161,7 +161,7 @@ fn allow(identity: &KeyIdentity, scope: Scope) -> Result<(), ApiError> {
     if may { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 
-fn shelf<'a>(gate: &'a Gate, identity: &'a KeyIdentity) -> Shelf<'a> {
+pub(super) fn shelf<'a>(gate: &'a Gate, identity: &'a KeyIdentity) -> Shelf<'a> {
     let now = Timestamp::now();
     let kept = SignedDuration::from_hours(24 * i64::from(identity.retention_days));
     let horizon = now.checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);

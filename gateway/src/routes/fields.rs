@@ -82,6 +82,15 @@ impl Fields {
         self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
+    /// A member that must be there, in a form of its own.
+    pub(super) fn required<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
+        if self.members.get(name).is_none_or(Value::is_null) {
+            self.members.remove(name);
+            self.bad(name, "is required");
+        }
+        self.optional(name, must, read)
+    }
+
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
         self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned))
     }

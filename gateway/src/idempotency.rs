@@ -1,0 +1,287 @@
+//! `Idempotency-Key`: the same check asked for again gets its recorded decision again, and counts once.
+//!
+//! Owns what a key stands for, for ten minutes after its first use: one small record of account, key and header in the ledger, with a
+//! hash of the body. Whether an attempt was recorded only the decision log says. Neither the header nor the body is kept.
+//! INVARIANT: of two attempts with one key only one is under way at a time, and each has a request id of its own: the log never
+//! holds an id twice. What cannot be looked up is not decided.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use data_encoding::HEXLOWER;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use stage0_backplane::{Ledger, PutError, Revision};
+use stage0_contract::{
+    CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, KeyIdentity, PolicyVersion, RequestId,
+    canonical_hash,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::errors::ApiError;
+use crate::reader::Shelf;
+use crate::state::Gate;
+
+/// Seconds after its first use in which a key stands for one decision.
+const LIVES: i64 = 600;
+/// While another attempt is under way, it is looked for so often.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// An attempt may be under way a little longer than its gateway waits for it.
+const SLACK: Duration = Duration::from_millis(250);
+/// For giving a claim back: the answer waits for it.
+const GIVE_BACK_WITHIN: Duration = Duration::from_millis(200);
+/// Claims that others made first, until we give up.
+pub(crate) const MOST_RACES: u32 = 5;
+
+/// A request with the header.
+pub(crate) struct Repeatable {
+    place: String,
+    body: String,
+    /// The version that the request itself names.
+    version: Option<String>,
+}
+
+/// What the ledger has of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    /// Hash of the body.
+    body: String,
+    /// The first attempt: what it counted in its run is not counted again.
+    operation: RequestId,
+    /// The last attempt.
+    request_id: RequestId,
+    /// Milliseconds since the epoch until which the last attempt may be under way.
+    until: i64,
+    /// Seconds since the epoch at which the key is forgotten.
+    ends: i64,
+}
+
+/// What a key was used for before.
+pub(crate) enum Before {
+    /// This very request, and it was answered.
+    Answered(Box<CheckResponse>),
+    /// Another request.
+    Otherwise,
+    /// Nothing that was answered: go on, with a claim.
+    Free(Ticket),
+}
+
+/// A key that may be claimed.
+pub(crate) struct Ticket {
+    place: String,
+    body: String,
+    operation: Option<RequestId>,
+    ends: Option<i64>,
+    seen: Option<Revision>,
+}
+
+/// A key in the hand of one attempt.
+pub(crate) struct Claim {
+    place: String,
+    entry: Entry,
+    revision: Revision,
+}
+
+/// What an entry says to a request.
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    Otherwise,
+    UnderWay,
+    Over,
+}
+
+impl Entry {
+    fn judge(&self, body: &str, now: Timestamp) -> Judgement {
+        if self.body != body {
+            Judgement::Otherwise
+        } else if now.as_millisecond() < self.until {
+            Judgement::UnderWay
+        } else {
+            Judgement::Over
+        }
+    }
+}
+
+impl Repeatable {
+    /// Under a header, with a body that is about to be judged.
+    pub(crate) fn new(identity: &KeyIdentity, header: &ClientRequestId, body: &Map<String, Value>) -> Self {
+        let hash = HEXLOWER.encode(&Sha256::digest(header.as_str().as_bytes()));
+        let hash = hash.get(..40).unwrap_or_default();
+        let version = body.get("policy_pack_version").and_then(Value::as_str).filter(|version| !version.is_empty());
+        Self {
+            place: format!("idempotency.{}.{}.{hash}", identity.account, identity.key_id),
+            body: canonical_hash(body),
+            version: version.map(str::to_owned),
+        }
+    }
+
+    /// What became of it before. Waits for an attempt that is under way, no longer than until `deadline`.
+    pub(crate) async fn look_up(&self, gate: &Gate, shelf: &Shelf<'_>, deadline: Instant) -> Result<Before, ApiError> {
+        loop {
+            let Some(record) = gate.ledger().get(&self.place, deadline).await.map_err(|error| failed(&error.0))? else {
+                return Ok(Before::Free(self.ticket(None, None, None)));
+            };
+            let entry: Entry = serde_json::from_slice(&record.value).map_err(|error| failed(&error.to_string()))?;
+            let judged = entry.judge(&self.body, Timestamp::now());
+            let thorough = match judged {
+                Judgement::Otherwise => return Ok(Before::Otherwise),
+                Judgement::UnderWay => false,
+                Judgement::Over => true,
+            };
+            let found = if thorough {
+                shelf.decision(entry.request_id).await
+            } else {
+                shelf.recent_decision(entry.request_id).await
+            };
+            if let Some(recorded) = found.map_err(|error| failed(&error.0))? {
+                let recorded: CheckResponse =
+                    serde_json::from_value(recorded).map_err(|error| failed(&error.to_string()))?;
+                return Ok(if self.holds(gate, &recorded.decided.policy_version, deadline).await? {
+                    Before::Answered(Box::new(recorded))
+                } else {
+                    Before::Free(self.ticket(None, None, Some(record.revision)))
+                });
+            }
+            if thorough {
+                return Ok(Before::Free(self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision))));
+            }
+            if Instant::now() + LOOK_EVERY >= deadline {
+                return Err(ApiError::Unavailable);
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn ticket(&self, operation: Option<RequestId>, ends: Option<i64>, seen: Option<Revision>) -> Ticket {
+        Ticket { place: self.place.clone(), body: self.body.clone(), operation, ends, seen }
+    }
+
+    /// Whether a decision by this version would be made by it again.
+    async fn holds(&self, gate: &Gate, decided: &PolicyVersion, deadline: Instant) -> Result<bool, ApiError> {
+        if let Some(named) = &self.version {
+            return Ok(named == decided.as_str());
+        }
+        let status = gate.requests().ask_until(&EvaluatorStatus {}, deadline).await;
+        let EvaluatorStatusReply { active, .. } = status.map_err(|error| failed(&error.to_string()))?;
+        Ok(active == *decided)
+    }
+}
+
+impl Ticket {
+    /// Takes the key for this attempt; none when another one was faster.
+    pub(crate) async fn claim(
+        self,
+        ledger: &dyn Ledger,
+        request_id: RequestId,
+        budget: Duration,
+        deadline: Instant,
+    ) -> Result<Option<Claim>, ApiError> {
+        let now = Timestamp::now();
+        let until = now.checked_add(budget + SLACK).unwrap_or(now).as_millisecond();
+        let ends = self.ends.unwrap_or_else(|| now.as_second().saturating_add(LIVES));
+        let operation = self.operation.unwrap_or(request_id);
+        let entry = Entry { body: self.body, operation, request_id, until, ends };
+        match put(ledger, &self.place, &entry, self.seen, deadline).await {
+            Ok(revision) => Ok(Some(Claim { place: self.place, entry, revision })),
+            Err(PutError::Conflict) => Ok(None),
+            Err(PutError::Failed(reason)) => Err(failed(&reason)),
+        }
+    }
+}
+
+impl Claim {
+    /// The check that this attempt repeats, if it is not the first.
+    pub(crate) fn repeats(&self) -> Option<RequestId> {
+        (self.entry.operation != self.entry.request_id).then_some(self.entry.operation)
+    }
+
+    /// The attempt failed: whoever asks again need not wait. If this fails too, they wait until the attempt is surely over.
+    pub(crate) async fn give_back(self, ledger: &dyn Ledger) {
+        let entry = Entry { until: 0, ..self.entry };
+        let deadline = Instant::now() + GIVE_BACK_WITHIN;
+        if let Err(error) = put(ledger, &self.place, &entry, Some(self.revision), deadline).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "an idempotency key was not given back");
+        }
+    }
+}
+
+async fn put(
+    ledger: &dyn Ledger,
+    place: &str,
+    entry: &Entry,
+    expected: Option<Revision>,
+    deadline: Instant,
+) -> Result<Revision, PutError> {
+    let value = serde_json::to_vec(entry).map_err(|error| PutError::Failed(error.to_string()))?;
+    let left = entry.ends.saturating_sub(Timestamp::now().as_second()).max(1);
+    let lives = Duration::from_secs(left.unsigned_abs());
+    ledger.put(place, Bytes::from(value), expected, Some(lives), deadline).await
+}
+
+fn failed(error: &str) -> ApiError {
+    tracing::warn!(error, "an idempotency key cannot be looked up");
+    ApiError::Unavailable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use stage0_contract::{AccountId, KeyId, Limits, Plan, Scopes};
+
+    fn identity(account: &str, key: &str) -> KeyIdentity {
+        KeyIdentity {
+            key_id: KeyId::parse(key).unwrap(),
+            account: AccountId::parse(account).unwrap(),
+            scopes: Scopes::new(),
+            plan: Plan::Free,
+            expires_at: None,
+            retention_days: 30,
+            limits: Limits::NONE,
+            require_run_id: false,
+        }
+    }
+
+    fn of(account: &str, key: &str, header: &str, body: impl Into<Value>) -> Repeatable {
+        let Value::Object(body) = body.into() else { panic!("no object") };
+        Repeatable::new(&identity(account, key), &ClientRequestId::parse(header).unwrap(), &body)
+    }
+
+    #[test]
+    fn a_key_is_its_accounts_its_keys_and_its_own() {
+        let place = |account, key, header| of(account, key, header, json!({})).place;
+        let one = place("a", "k", "h");
+        for other in [place("b", "k", "h"), place("a", "l", "h"), place("a", "k", "H")] {
+            assert_ne!(one, other);
+        }
+        let longest = place(&"a".repeat(64), &"k".repeat(64), &"!".repeat(128));
+        assert!(longest.len() <= 200 && longest.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)));
+        assert!(!one.contains(".h"), "the header's text is not kept");
+    }
+
+    #[test]
+    fn the_order_of_members_makes_no_other_body_and_everything_else_does() {
+        let body = |body: Value| of("a", "k", "h", body).body;
+        let one = body(json!({"goal": "g", "context": {"a": 1, "b": [1, 2]}, "extra": true}));
+        assert_eq!(one, body(json!({"extra": true, "context": {"b": [1, 2], "a": 1}, "goal": "g"})));
+        for other in [
+            json!({"goal": "g", "context": {"a": 1, "b": [2, 1]}, "extra": true}),
+            json!({"goal": "g", "context": {"a": 1, "b": [1, 2]}, "extra": false}),
+            json!({"goal": "g", "context": {"a": 1, "b": [1, 2]}}),
+        ] {
+            assert_ne!(one, body(other));
+        }
+    }
+
+    #[test]
+    fn an_entry_speaks_of_its_body_and_of_its_time() {
+        let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
+        let entry = Entry { body: "b".to_owned(), operation: id, request_id: id, until: 5_000, ends: 600 };
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
+        assert_eq!(entry.judge("c", at(1)), Judgement::Otherwise);
+        assert_eq!(entry.judge("b", at(4_999)), Judgement::UnderWay);
+        assert_eq!(entry.judge("b", at(5_000)), Judgement::Over);
+    }
+}

@@ -1,0 +1,416 @@
+//! Rate limits and quotas: how many checks an account may make, counted by all gateways together.
+//!
+//! Owns the leases: from a limited window a gateway takes some at a time out of the ledger's counter and then counts for itself, so
+//! that most checks cost no round trip. Never more than the limit is leased; what a gateway leased and did not use is given back when
+//! it drains, and lost when it is killed. What has no limit is counted afterwards, in the background.
+//! When the ledger fails, limited accounts are refused with 503, unless the operator chose to let them pass.
+
+mod window;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stage0_backplane::{Ledger, PutError, ReadError};
+use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, UNLIMITED, Usage};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::errors::ApiError;
+
+use window::{Purse, Span, Spent, Window, lease};
+
+/// What is not limited is told to the ledger so often.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+/// One question to the ledger within a check.
+const ASK_WITHIN: Duration = Duration::from_millis(500);
+/// All that is told at the end.
+const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
+/// Old windows that wait to be told, of one account.
+const MOST_OWED: usize = 8;
+/// An account that made no check for so long is forgotten.
+const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+
+/// What becomes of limited accounts while the ledger fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFailure {
+    /// They are refused.
+    Closed,
+    /// They pass, and are counted when the ledger is back.
+    Open,
+}
+
+/// The accounts that this gateway counts for.
+pub(crate) struct Quotas {
+    on_failure: OnFailure,
+    meters: Mutex<HashMap<AccountId, Arc<Meter>>>,
+}
+
+/// One account.
+struct Meter {
+    account: AccountId,
+    state: Mutex<State>,
+    /// Who asks the ledger for more; the others wait for what it brings.
+    turn: tokio::sync::Mutex<()>,
+}
+
+struct State {
+    minute: Purse,
+    day: Purse,
+    month: Purse,
+    /// Windows that are over, with what is still to be told of them.
+    owed: Vec<(Window, u64)>,
+    used: Instant,
+}
+
+/// The three numbers that an answer tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RateLimit {
+    pub(crate) limit: u64,
+    pub(crate) remaining: u64,
+    /// Seconds.
+    pub(crate) reset: u64,
+}
+
+/// One check of a day's and a month's quota: given back unless it is kept.
+pub(crate) struct Reservation {
+    meter: Arc<Meter>,
+    units: Vec<Unit>,
+}
+
+/// Something spent.
+#[derive(Clone, Copy)]
+struct Unit {
+    window: Window,
+    granted: bool,
+}
+
+impl Quotas {
+    pub(crate) fn new(on_failure: OnFailure) -> Self {
+        Self { on_failure, meters: Mutex::default() }
+    }
+
+    /// Counts a request against the account's minute.
+    pub(crate) async fn admit(
+        &self,
+        identity: &KeyIdentity,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Result<(), ApiError> {
+        let meter = self.meter(&identity.account);
+        let limit = identity.limits.per_minute;
+        match self.spend(&meter, Span::Minute, limit, ledger, deadline).await? {
+            Ok(_) => Ok(()),
+            Err(window) => Err(ApiError::RateLimited {
+                limit: limit.unwrap_or(UNLIMITED),
+                seconds: window.seconds_left(Timestamp::now()),
+            }),
+        }
+    }
+
+    /// Counts a check against the account's day and month.
+    pub(crate) async fn reserve(
+        &self,
+        identity: &KeyIdentity,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Result<Reservation, ApiError> {
+        let meter = self.meter(&identity.account);
+        let mut reservation = Reservation { meter: Arc::clone(&meter), units: Vec::with_capacity(2) };
+        for (span, limit) in [(Span::Day, identity.limits.daily), (Span::Month, identity.limits.monthly)] {
+            match self.spend(&meter, span, limit, ledger, deadline).await? {
+                Ok(unit) => reservation.units.push(unit),
+                Err(window) => {
+                    let limit = limit.unwrap_or(UNLIMITED);
+                    return Err(ApiError::QuotaUsedUp { monthly: span == Span::Month, limit, again: window.ends() });
+                }
+            }
+        }
+        Ok(reservation)
+    }
+
+    /// What the answer says: the account's shortest limited window.
+    pub(crate) fn told(&self, identity: &KeyIdentity) -> Option<RateLimit> {
+        let Limits { per_minute, daily, monthly } = identity.limits;
+        let limits = [(Span::Minute, per_minute), (Span::Day, daily), (Span::Month, monthly)];
+        let (span, limit) = limits.into_iter().find_map(|(span, limit)| Some((span, limit?)))?;
+        let (meter, now) = (self.meter(&identity.account), Timestamp::now());
+        let mut state = meter.state(now);
+        let purse = state.purse(span);
+        Some(RateLimit { limit, remaining: purse.remaining(limit), reset: purse.window().seconds_left(now) })
+    }
+
+    /// One unit, or the window that has no more.
+    async fn spend(
+        &self,
+        meter: &Meter,
+        span: Span,
+        limit: Option<u64>,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Result<Result<Unit, Window>, ApiError> {
+        let Some(limit) = limit else { return Ok(Ok(meter.spend_uncounted(span))) };
+        if let Some(spent) = meter.spend(span) {
+            return Ok(spent);
+        }
+        match timeout_at(deadline, meter.refill(span, limit, ledger, deadline)).await {
+            Ok(Ok(spent)) => Ok(spent),
+            failed => {
+                let error = failed.map_or_else(|_| "too slow".to_owned(), |failed| reason(failed.err()));
+                tracing::warn!(account = %meter.account, error, "quota could not be asked for");
+                match self.on_failure {
+                    OnFailure::Closed => Err(ApiError::Unavailable),
+                    OnFailure::Open => Ok(Ok(meter.spend_uncounted(span))),
+                }
+            }
+        }
+    }
+
+    /// The answer to `GET /usage`.
+    pub(crate) async fn usage(
+        &self,
+        identity: &KeyIdentity,
+        request_id: RequestId,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Result<Usage, ReadError> {
+        let (meter, now) = (self.meter(&identity.account), Timestamp::now());
+        let windows = [Span::Minute, Span::Day, Span::Month].map(|span| meter.state(now).purse(span).window());
+        let [minute, day, month] = windows.map(|window| window.counter(&identity.account));
+        let (minute, day, month) = tokio::try_join!(
+            ledger.count(&minute, deadline),
+            ledger.count(&day, deadline),
+            ledger.count(&month, deadline)
+        )?;
+        let mut state = meter.state(now);
+        let mut told = |span, total, limit: Option<u64>| {
+            let (used, quota) = (state.purse(span).used(total), limit.unwrap_or(UNLIMITED));
+            let used = used.min(quota);
+            (used, quota, quota - used)
+        };
+        let limits = identity.limits;
+        let (minute_used, per_minute_limit, minute_remaining) = told(Span::Minute, minute, limits.per_minute);
+        let (daily_used, daily_quota, daily_remaining) = told(Span::Day, day, limits.daily);
+        let (monthly_used, monthly_quota, monthly_remaining) = told(Span::Month, month, limits.monthly);
+        let [_, day, month] = windows;
+        Ok(Usage {
+            request_id,
+            api_key_id: identity.key_id.clone(),
+            plan: identity.plan,
+            month_key: month.name(),
+            monthly_used,
+            monthly_quota,
+            monthly_remaining,
+            day_key: day.name(),
+            daily_used,
+            daily_quota,
+            daily_remaining,
+            per_minute_limit,
+            minute_used,
+            minute_remaining,
+            environment: String::new(),
+            source: "stage0".to_owned(),
+            evaluated_at: now.as_second(),
+        })
+    }
+
+    /// Tells the ledger what was counted here, until stopped; then gives back what was leased and not used.
+    pub(crate) async fn run(&self, ledger: Arc<dyn Ledger>, stop: CancellationToken) {
+        let mut ticks = interval(TELL_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            for meter in self.all() {
+                meter.tell(&*ledger, Instant::now() + FAREWELL_WITHIN).await;
+            }
+            self.forget_idle();
+        }
+        let deadline = Instant::now() + FAREWELL_WITHIN;
+        for meter in self.all() {
+            meter.tell(&*ledger, deadline).await;
+            meter.give_back(&*ledger, deadline).await;
+        }
+    }
+
+    fn meter(&self, account: &AccountId) -> Arc<Meter> {
+        let mut meters = self.lock();
+        let meter = meters.entry(account.clone()).or_insert_with(|| Arc::new(Meter::new(account.clone())));
+        Arc::clone(meter)
+    }
+
+    fn all(&self) -> Vec<Arc<Meter>> {
+        self.lock().values().map(Arc::clone).collect()
+    }
+
+    fn forget_idle(&self) {
+        self.lock().retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, Arc<Meter>>> {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Meter {
+    fn new(account: AccountId) -> Self {
+        let now = Timestamp::now();
+        let purse = |span| Purse::new(span, now);
+        let state = State {
+            minute: purse(Span::Minute),
+            day: purse(Span::Day),
+            month: purse(Span::Month),
+            owed: Vec::new(),
+            used: Instant::now(),
+        };
+        Self { account, state: Mutex::new(state), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// The state, in the windows of now.
+    fn state(&self, now: Timestamp) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.turn(now);
+        state
+    }
+
+    fn spend(&self, span: Span) -> Option<Result<Unit, Window>> {
+        let now = Timestamp::now();
+        let mut state = self.state(now);
+        state.used = Instant::now();
+        let purse = state.purse(span);
+        match purse.spend(now) {
+            Spent::Yes => Some(Ok(Unit { window: purse.window(), granted: true })),
+            Spent::UsedUp => Some(Err(purse.window())),
+            Spent::AskFirst => None,
+        }
+    }
+
+    fn spend_uncounted(&self, span: Span) -> Unit {
+        let mut state = self.state(Timestamp::now());
+        state.used = Instant::now();
+        let purse = state.purse(span);
+        purse.spend_uncounted();
+        Unit { window: purse.window(), granted: false }
+    }
+
+    /// Spends one of what the ledger grants.
+    async fn refill(
+        &self,
+        span: Span,
+        limit: u64,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Result<Result<Unit, Window>, PutError> {
+        let _turn = self.turn.lock().await;
+        loop {
+            // Whoever had the turn before may have brought enough.
+            if let Some(spent) = self.spend(span) {
+                return Ok(spent);
+            }
+            let now = Timestamp::now();
+            let window = self.state(now).purse(span).window();
+            let until = deadline.min(Instant::now() + ASK_WITHIN);
+            let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
+            let added = ledger.add(&counter, lease(span, limit), limit, kept_for, until).await?;
+            self.state(Timestamp::now()).purse(span).refill(window, added.granted, added.total, now);
+        }
+    }
+
+    /// Tells the ledger what it does not know: days and months, as a minute is over before anybody asks.
+    async fn tell(&self, ledger: &dyn Ledger, deadline: Instant) {
+        let now = Timestamp::now();
+        let owed = self.state(now).take_owed();
+        for (window, count) in owed {
+            let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
+            if let Err(error) = ledger.add(&counter, count, u64::MAX, kept_for, deadline).await {
+                tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "usage was not told; it is tried again");
+                self.state(now).owe(window, count);
+            }
+        }
+    }
+
+    async fn give_back(&self, ledger: &dyn Ledger, deadline: Instant) {
+        let now = Timestamp::now();
+        let left = [Span::Minute, Span::Day, Span::Month].map(|span| {
+            let mut state = self.state(now);
+            let purse = state.purse(span);
+            (purse.window(), purse.take_left())
+        });
+        for (window, left) in left.into_iter().filter(|(_, left)| *left > 0) {
+            let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
+            if let Err(error) = ledger.give_back(&counter, left, kept_for, deadline).await {
+                tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "a lease was not given back");
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.state(Timestamp::now());
+        state.used.elapsed() > FORGET_AFTER && state.owes_nothing()
+    }
+}
+
+impl State {
+    fn turn(&mut self, now: Timestamp) {
+        // A minute's count without a limit is this gateway's alone.
+        self.minute.turn(now);
+        let over = [self.day.turn(now), self.month.turn(now)];
+        for (window, count) in over.into_iter().flatten() {
+            self.owe(window, count);
+        }
+    }
+
+    fn purse(&mut self, span: Span) -> &mut Purse {
+        match span {
+            Span::Minute => &mut self.minute,
+            Span::Day => &mut self.day,
+            Span::Month => &mut self.month,
+        }
+    }
+
+    fn owe(&mut self, window: Window, count: u64) {
+        if !self.purse(window.span).put_uncounted(window, count) && self.owed.len() < MOST_OWED {
+            self.owed.push((window, count));
+        }
+    }
+
+    fn take_owed(&mut self) -> Vec<(Window, u64)> {
+        let mut owed = std::mem::take(&mut self.owed);
+        for purse in [&mut self.day, &mut self.month] {
+            let count = purse.take_uncounted();
+            if count > 0 {
+                owed.push((purse.window(), count));
+            }
+        }
+        owed
+    }
+
+    fn owes_nothing(&self) -> bool {
+        self.owed.is_empty() && self.day.used(0) == 0 && self.month.used(0) == 0
+    }
+}
+
+impl Reservation {
+    /// The check was decided: it counts.
+    pub(crate) fn keep(mut self) {
+        self.units.clear();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.units.is_empty() {
+            return;
+        }
+        let mut state = self.meter.state(Timestamp::now());
+        for Unit { window, granted } in &self.units {
+            state.purse(window.span).unspend(*window, *granted);
+        }
+    }
+}
+
+fn reason(error: Option<PutError>) -> String {
+    error.map_or_else(String::new, |error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+//! Windows of the clock and what one gateway holds of them: pure.
+//!
+//! Owns where a minute, a day and a month begin and end (UTC), how much is leased at a time, and the counting within a lease.
+//! INVARIANT: of a limited window only what the ledger granted is spent. A clock that steps back opens no window again.
+
+use jiff::civil::{Date, DateTime};
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, ToSpan};
+use stage0_contract::AccountId;
+
+/// The most that one gateway leases at a time.
+const MOST_LEASED: u64 = 1_000;
+/// A window that was empty is asked again after this: another gateway may have given back.
+const ASK_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(1);
+/// Counters outlive their window by this, for gateways whose clock is behind.
+const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
+
+/// How long a window is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Span {
+    Minute,
+    Day,
+    Month,
+}
+
+/// One window: its span and when it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) span: Span,
+    begins: Timestamp,
+}
+
+/// What a gateway holds of an account's current window of one span.
+#[derive(Debug)]
+pub(crate) struct Purse {
+    window: Window,
+    /// Granted and not spent.
+    left: u64,
+    /// Spent without a grant: where there is no limit, or the ledger failed and the operator lets pass.
+    uncounted: u64,
+    /// What the ledger said last, this gateway's leases included.
+    total: u64,
+    empty_since: Option<Timestamp>,
+}
+
+/// Whether one could be spent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spent {
+    /// It was.
+    Yes,
+    /// The ledger must be asked for more.
+    AskFirst,
+    /// The ledger has no more.
+    UsedUp,
+}
+
+impl Window {
+    pub(crate) fn at(span: Span, now: Timestamp) -> Self {
+        let clock = now.to_zoned(TimeZone::UTC).datetime();
+        let begins = match span {
+            Span::Minute => clock.with().second(0).subsec_nanosecond(0).build().unwrap_or(clock),
+            Span::Day => clock.date().into(),
+            Span::Month => clock.date().first_of_month().into(),
+        };
+        Self { span, begins: utc(begins).unwrap_or(now) }
+    }
+
+    /// The first moment of the next one.
+    pub(crate) fn ends(self) -> Timestamp {
+        let date = self.date();
+        let end = match self.span {
+            Span::Minute => self.begins.checked_add(SignedDuration::from_secs(60)).ok(),
+            Span::Day => date.checked_add(1.day()).ok().and_then(|next| utc(next.into())),
+            Span::Month => date.checked_add(1.month()).ok().and_then(|next| utc(next.into())),
+        };
+        end.unwrap_or(Timestamp::MAX)
+    }
+
+    /// `2026-11-24` or `2026-11`; of a minute, its day.
+    pub(crate) fn name(self) -> String {
+        let date = self.date();
+        match self.span {
+            Span::Minute | Span::Day => date.to_string(),
+            Span::Month => date.strftime("%Y-%m").to_string(),
+        }
+    }
+
+    /// Where the account's checks in this window are counted.
+    pub(crate) fn counter(self, account: &AccountId) -> String {
+        let date = self.date();
+        match self.span {
+            Span::Minute => format!("usage.{account}.m{}", self.begins.as_second().div_euclid(60)),
+            Span::Day => format!("usage.{account}.d{}", date.strftime("%Y%m%d")),
+            Span::Month => format!("usage.{account}.n{}", date.strftime("%Y%m")),
+        }
+    }
+
+    /// How long the counter is kept.
+    pub(crate) fn kept_for(self, now: Timestamp) -> std::time::Duration {
+        let left = self.ends().duration_since(now).max(SignedDuration::ZERO);
+        left.saturating_add(OUTLIVES).unsigned_abs()
+    }
+
+    /// Whole seconds until the next one, at least one.
+    pub(crate) fn seconds_left(self, now: Timestamp) -> u64 {
+        let left = self.ends().duration_since(now);
+        u64::try_from(left.as_secs()).unwrap_or(0) + u64::from(left.subsec_nanos() > 0 || left.as_secs() <= 0)
+    }
+
+    fn date(self) -> Date {
+        self.begins.to_zoned(TimeZone::UTC).date()
+    }
+}
+
+/// How much one gateway takes at a time: a twentieth of a minute's limit, a hundredth of the others', 1 to 1,000.
+pub(crate) fn lease(span: Span, limit: u64) -> u64 {
+    let parts = match span {
+        Span::Minute => 20,
+        Span::Day | Span::Month => 100,
+    };
+    (limit / parts).clamp(1, MOST_LEASED)
+}
+
+impl Purse {
+    pub(crate) fn new(span: Span, now: Timestamp) -> Self {
+        Self { window: Window::at(span, now), left: 0, uncounted: 0, total: 0, empty_since: None }
+    }
+
+    /// Turns to the window of `now`. What of the old one is still to be counted comes back.
+    pub(crate) fn turn(&mut self, now: Timestamp) -> Option<(Window, u64)> {
+        let window = Window::at(self.window.span, now);
+        // INVARIANT: windows follow each other, whatever the clock does.
+        if window.begins <= self.window.begins {
+            return None;
+        }
+        let old = std::mem::replace(self, Self::new(self.window.span, now));
+        (old.uncounted > 0).then_some((old.window, old.uncounted))
+    }
+
+    pub(crate) fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Spends one of the lease.
+    pub(crate) fn spend(&mut self, now: Timestamp) -> Spent {
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            return Spent::Yes;
+        }
+        match self.empty_since {
+            Some(since) if now.duration_since(since).abs() < ASK_AGAIN_AFTER => Spent::UsedUp,
+            Some(_) | None => Spent::AskFirst,
+        }
+    }
+
+    /// Spends one that nobody granted.
+    pub(crate) fn spend_uncounted(&mut self) {
+        self.uncounted = self.uncounted.saturating_add(1);
+    }
+
+    /// Takes a grant for this window.
+    pub(crate) fn refill(&mut self, window: Window, granted: u64, total: u64, now: Timestamp) {
+        if window == self.window {
+            self.left = self.left.saturating_add(granted);
+            self.total = total;
+            self.empty_since = (granted == 0).then_some(now);
+        }
+    }
+
+    /// Unspends one that was spent in this window, from the lease or without a grant.
+    pub(crate) fn unspend(&mut self, window: Window, granted: bool) {
+        if window == self.window {
+            if granted {
+                self.left = self.left.saturating_add(1);
+            } else {
+                self.uncounted = self.uncounted.saturating_sub(1);
+            }
+        }
+    }
+
+    /// What can still be spent in this window, as far as this gateway knows.
+    pub(crate) fn remaining(&self, limit: u64) -> u64 {
+        self.left.saturating_add(limit.saturating_sub(self.total)).min(limit)
+    }
+
+    /// What the window has used, given what the ledger says.
+    pub(crate) fn used(&self, total: u64) -> u64 {
+        total.saturating_sub(self.left).saturating_add(self.uncounted)
+    }
+
+    /// What the ledger does not know yet; from now on it is somebody else's to tell.
+    pub(crate) fn take_uncounted(&mut self) -> u64 {
+        std::mem::take(&mut self.uncounted)
+    }
+
+    /// It could not be told.
+    pub(crate) fn put_uncounted(&mut self, window: Window, count: u64) -> bool {
+        let same = window == self.window;
+        if same {
+            self.uncounted = self.uncounted.saturating_add(count);
+        }
+        same
+    }
+
+    /// What of the lease is to be given back at the end.
+    pub(crate) fn take_left(&mut self) -> u64 {
+        std::mem::take(&mut self.left)
+    }
+}
+
+fn utc(at: DateTime) -> Option<Timestamp> {
+    at.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn account() -> AccountId {
+        AccountId::parse("acc_1").unwrap()
+    }
+
+    #[test]
+    fn windows_are_those_of_the_clock_in_utc() {
+        for (now, minute, day, month) in [
+            ("2026-11-24T09:20:59.999Z", "2026-11-24T09:21:00Z", "2026-11-25T00:00:00Z", "2026-12-01T00:00:00Z"),
+            ("2026-11-24T09:21:00Z", "2026-11-24T09:22:00Z", "2026-11-25T00:00:00Z", "2026-12-01T00:00:00Z"),
+            ("2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z", "2027-01-01T00:00:00Z", "2027-01-01T00:00:00Z"),
+            ("2028-02-28T23:59:30Z", "2028-02-29T00:00:00Z", "2028-02-29T00:00:00Z", "2028-03-01T00:00:00Z"),
+            ("2028-02-29T12:00:00Z", "2028-02-29T12:01:00Z", "2028-03-01T00:00:00Z", "2028-03-01T00:00:00Z"),
+        ] {
+            for (span, end) in [(Span::Minute, minute), (Span::Day, day), (Span::Month, month)] {
+                assert_eq!(Window::at(span, at(now)).ends(), at(end), "{now} {span:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_window_has_a_counter_of_its_own_that_outlives_it() {
+        let now = at("2026-11-24T09:20:30.5Z");
+        let counters = [Span::Minute, Span::Day, Span::Month].map(|span| Window::at(span, now).counter(&account()));
+        assert_eq!(counters, ["usage.acc_1.m29925200", "usage.acc_1.d20261124", "usage.acc_1.n202611"]);
+        assert_eq!(Window::at(Span::Minute, now).kept_for(now).as_secs(), 149);
+        assert_eq!(Window::at(Span::Month, now).name(), "2026-11");
+        assert_eq!(Window::at(Span::Day, now).name(), "2026-11-24");
+    }
+
+    #[test]
+    fn seconds_left_are_rounded_up_and_never_none() {
+        let minute = |now: &str| Window::at(Span::Minute, at(now)).seconds_left(at(now));
+        assert_eq!(minute("2026-11-24T09:20:00Z"), 60);
+        assert_eq!(minute("2026-11-24T09:20:59.999Z"), 1);
+        assert_eq!(minute("2026-11-24T09:20:30.5Z"), 30);
+        assert_eq!(Window::at(Span::Minute, at("2026-11-24T09:20:00Z")).seconds_left(at("2026-11-24T09:21:00Z")), 1);
+    }
+
+    #[test]
+    fn a_lease_is_a_small_part_of_the_limit_and_at_least_one() {
+        let leases = |span| [1, 19, 100, 600, 50_000, 9_000_000].map(|limit| lease(span, limit));
+        assert_eq!(leases(Span::Minute), [1, 1, 5, 30, 1_000, 1_000]);
+        assert_eq!(leases(Span::Day), [1, 1, 1, 6, 500, 1_000]);
+    }
+
+    #[test]
+    fn only_what_was_granted_is_spent() {
+        let now = at("2026-11-24T09:20:00Z");
+        let mut purse = Purse::new(Span::Minute, now);
+        assert_eq!(purse.spend(now), Spent::AskFirst);
+        purse.refill(purse.window(), 2, 2, now);
+        assert_eq!([(); 3].map(|()| purse.spend(now)), [Spent::Yes, Spent::Yes, Spent::AskFirst]);
+        assert_eq!((purse.remaining(5), purse.used(2)), (3, 2));
+        purse.refill(purse.window(), 0, 5, now);
+        assert_eq!(purse.spend(now), Spent::UsedUp);
+        assert_eq!(purse.spend(at("2026-11-24T09:20:01Z")), Spent::AskFirst, "others may have given back");
+        assert_eq!(purse.remaining(5), 0);
+    }
+
+    #[test]
+    fn a_lease_ends_with_its_window() {
+        let mut purse = Purse::new(Span::Minute, at("2026-11-24T09:20:59.9Z"));
+        let old = purse.window();
+        purse.refill(old, 5, 5, at("2026-11-24T09:20:59.9Z"));
+        assert_eq!(purse.turn(at("2026-11-24T09:21:00Z")), None);
+        assert_eq!(purse.spend(at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+        purse.refill(old, 5, 5, at("2026-11-24T09:21:00Z"));
+        assert_eq!(purse.spend(at("2026-11-24T09:21:00Z")), Spent::AskFirst, "a grant that comes late is of no use");
+        purse.unspend(old, true);
+        assert_eq!(purse.spend(at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+    }
+
+    #[test]
+    fn a_clock_that_steps_back_stays_in_its_window() {
+        let (late, early) = (at("2026-11-24T09:21:00Z"), at("2026-11-24T09:20:59Z"));
+        let mut purse = Purse::new(Span::Minute, late);
+        purse.refill(purse.window(), 1, 1, late);
+        assert_eq!(purse.turn(early), None);
+        assert_eq!([purse.spend(early), purse.spend(early)], [Spent::Yes, Spent::AskFirst]);
+        assert_eq!(purse.window(), Window::at(Span::Minute, late));
+    }
+
+    #[test]
+    fn what_nobody_counted_is_told_of_its_own_window() {
+        let now = at("2026-11-24T23:59:59Z");
+        let mut purse = Purse::new(Span::Day, now);
+        purse.spend_uncounted();
+        purse.spend_uncounted();
+        let old = purse.window();
+        purse.unspend(old, false);
+        assert_eq!(purse.turn(at("2026-11-25T00:00:00Z")), Some((old, 1)));
+        assert!(!purse.put_uncounted(old, 1), "not of today");
+        purse.spend_uncounted();
+        assert_eq!((purse.used(7), purse.take_uncounted(), purse.used(8)), (8, 1, 8));
+    }
+}

@@ -1,0 +1,23 @@
+//! `GET /usage`: what the key's account has used. Any living key may ask, and asking is not counted.
+
+use actix_web::web::Data;
+use actix_web::{HttpRequest, HttpResponse};
+use tokio::time::Instant;
+
+use super::{answer, authenticate, request_id};
+use crate::errors::ApiError;
+use crate::state::Gate;
+
+pub(super) async fn usage(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
+    let told = async {
+        let deadline = Instant::now() + gate.config.request_budget;
+        let identity = authenticate(&gate, &request, deadline).await?;
+        let id = request_id(&request).ok_or(ApiError::Unavailable)?;
+        let usage = gate.quotas.usage(&identity, id, gate.ledger(), deadline).await.map_err(|error| {
+            tracing::warn!(error = &error as &dyn std::error::Error, "usage cannot be read");
+            ApiError::Unavailable
+        })?;
+        Ok::<_, ApiError>(HttpResponse::Ok().json(usage))
+    };
+    answer(&request, told.await)
+}
