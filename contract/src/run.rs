@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, is_blank};
 
@@ -33,7 +33,11 @@ impl RunId {
     /// The run that a request names: `context.run_id`, else that of `context.loop_state`. Null and blank name none; what is no text,
     /// or too long, is an error.
     pub fn of(request: &CheckRequest) -> Result<Option<Self>, IdError> {
-        let Some(context) = &request.context else { return Ok(None) };
+        request.context.as_ref().map_or(Ok(None), Self::in_context)
+    }
+
+    /// As [`RunId::of`], of a `context` whose request is still to be judged.
+    pub fn in_context(context: &Map<String, Value>) -> Result<Option<Self>, IdError> {
         let inner = context.get("loop_state").and_then(Value::as_object);
         for members in [Some(context), inner].into_iter().flatten() {
             match members.get("run_id") {

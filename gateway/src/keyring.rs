@@ -72,8 +72,8 @@ impl Keyring {
         Self { secret, epoch: AtomicU64::new(0), listeners: AtomicUsize::new(0), known }
     }
 
-    /// A notice said that some key changed, or may have been missed: nothing is trusted without asking again.
-    fn doubt(&self) {
+    /// A notice said that some key changed, or may have been missed, or a change was made here: nothing is trusted without asking again.
+    pub(crate) fn doubt(&self) {
         self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 

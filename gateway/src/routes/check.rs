@@ -279,11 +279,12 @@ async fn parse(
     mut errors: Vec<FieldError>,
     deadline: Instant,
 ) -> Result<CheckRequest, ApiError> {
+    let context = body.get("context").and_then(Value::as_object);
+    if identity.require_run_id && !matches!(context.map(RunId::in_context), Some(Ok(Some(_)))) {
+        errors.push(FieldError::new("context.run_id", "is required: each check of this account names its run"));
+    }
     let (constraints, policy_pack_version) = match CheckRequest::parse(Value::Object(body)) {
         Ok(check) => {
-            if identity.require_run_id && !matches!(RunId::of(&check), Ok(Some(_))) {
-                errors.push(FieldError::new("context.run_id", "is required: each check of this account names its run"));
-            }
             if errors.is_empty() {
                 return Ok(check);
             }
