@@ -37,8 +37,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Runs it until a signal.
 pub(crate) fn run(settings: DevSettings) -> Exit {
-    let DevSettings { logs, data_dir, http, keystore, evaluator, export } = settings;
-    serve(logs, async move |stop| {
+    let DevSettings { process, data_dir, http, keystore, evaluator, export } = settings;
+    serve(process, async move |stop| {
         // Before anything is written: a first start with a broken pack leaves no keys behind.
         let evaluator = load(evaluator).await?;
         files::private_dir(&data_dir)?;

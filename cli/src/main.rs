@@ -16,6 +16,7 @@ mod dev_file;
 mod exit;
 mod keys;
 mod logs;
+mod metrics;
 mod new_file;
 mod out;
 mod policy;

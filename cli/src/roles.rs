@@ -1,4 +1,4 @@
-//! The roles that run alone on NATS, and what every role's process shares: log, runtime, signals, exit code.
+//! The roles that run alone on NATS, and what every role's process shares: log, metrics, runtime, signals, exit code.
 //!
 //! Owns nothing of a service but its start: settings in, `build`, `run_until` a signal. A failure to start is one log line with its
 //! whole chain, and exit code 1; being told to stop is 0, also while starting.
@@ -17,14 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
-use crate::logs::{self, Logs};
-use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, TlsSource};
+use crate::logs;
+use crate::metrics::Metrics;
+use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, Process, TlsSource};
 use crate::signals;
 
 /// `stage0 gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
-    let OnNats { logs, nats, service } = settings;
-    serve(logs, async move |stop| {
+    let OnNats { process, nats, service } = settings;
+    serve(process, async move |stop| {
         let tls = match service.tls {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
@@ -41,8 +42,8 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
 
 /// `stage0 evaluator`.
 pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
-    let OnNats { logs, nats, service } = settings;
-    serve(logs, async move |stop| {
+    let OnNats { process, nats, service } = settings;
+    serve(process, async move |stop| {
         let config = load(service).await?;
         let Some(evaluator) = unless(&stop, stage0_evaluator::build(config, shards_connect(nats))).await? else {
             return Ok(());
@@ -54,8 +55,8 @@ pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
 
 /// `stage0 keystore`.
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
-    let OnNats { logs, nats, service } = settings;
-    serve(logs, async move |stop| {
+    let OnNats { process, nats, service } = settings;
+    serve(process, async move |stop| {
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let data_dir = service.data_dir.clone();
         let keystore = Keystore::build(service, backplane.clone()).await?;
@@ -68,8 +69,8 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
 
 /// `stage0 audit-export`.
 pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
-    let OnNats { logs, nats, service } = settings;
-    serve(logs, async move |stop| {
+    let OnNats { process, nats, service } = settings;
+    serve(process, async move |stop| {
         let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let exporter = AuditExport::build(service.export, backplane).await?;
@@ -87,14 +88,19 @@ async fn prepare_log(nats: &NatsConfig, replicas: usize) -> anyhow::Result<()> {
     Ok(prepared?)
 }
 
-/// Runs a role until it ends, with log and signals; the token is cancelled by the first signal.
-pub(crate) fn serve(logs: Logs, role: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>) -> Exit {
-    logs::start(logs);
+/// Runs a role until it ends, with log, metrics and signals; the token is cancelled by the first signal.
+pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>) -> Exit {
+    logs::start(process.logs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.context("cannot start threads").and_then(|runtime| {
         runtime.block_on(async {
             let stop = signals::stop_token().context("cannot listen for signals")?;
-            role(stop).await
+            let metrics = process.metrics_listen.map(Metrics::start).transpose()?;
+            let ended = role(stop).await;
+            if let Some(metrics) = metrics {
+                metrics.stop().await;
+            }
+            ended
         })
     });
     match ended {

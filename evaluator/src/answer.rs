@@ -14,6 +14,7 @@ use stage0_contract::{
 
 use crate::engine::Engine;
 use crate::facts::{Declared, Past};
+use crate::metrics;
 use crate::pack::{PackError, PackSet};
 use crate::run::Lesson;
 
@@ -80,7 +81,10 @@ fn guarded(
 ) -> (EvaluateReply, Option<Lesson>) {
     // The engine keeps no state between questions, so nothing is left half done by a panic.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok((decided, lesson))) => (EvaluateReply::Decided(Box::new(decided)), Some(lesson)),
+        Ok(Ok((decided, lesson))) => {
+            metrics::decided(decided.decision.verdict);
+            (EvaluateReply::Decided(Box::new(decided)), Some(lesson))
+        }
         Ok(Err(errors)) => (EvaluateReply::Invalid(errors), None),
         Err(_) => {
             tracing::error!(

@@ -13,6 +13,7 @@ mod explain;
 mod facts;
 #[doc(hidden)]
 pub mod measure;
+mod metrics;
 mod pack;
 mod recordable;
 mod run;

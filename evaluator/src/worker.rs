@@ -12,6 +12,7 @@ use stage0_contract::PolicyVersion;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
 use crate::pack::PackSet;
 use crate::run::RunConfig;
 use crate::shard::{self, ShardError};
@@ -71,6 +72,7 @@ impl Drop for Ending {
 
 /// Starts every shard and waits until all of them serve.
 pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluator, BuildError> {
+    metrics::describe();
     let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let count = config.shards.unwrap_or_else(cores).get();
     let (packs, runs) = (Arc::new(config.packs), config.runs);

@@ -1,6 +1,6 @@
 //! Who asks: from the `x-api-key` header to a verified identity, before the body is read.
 //!
-//! Owns the order: form, then what is known, then the address's throttle, then a hash. Missing, malformed, unknown, wrong, revoked
+//! Owns the order: form, then what is known, then the throttles of address and key id, then a hash. Missing, malformed, unknown, wrong, revoked
 //! and expired keys get one and the same answer; a failure of ours is never that answer.
 
 use std::sync::Arc;
@@ -9,10 +9,12 @@ use std::time::Instant;
 use actix_web::HttpRequest;
 use stage0_contract::{ApiKey, KeyIdentity};
 
-use crate::address::ClientNet;
+use crate::address::Client;
 use crate::errors::ApiError;
 use crate::keyring::{KeystoreError, Known};
+use crate::metrics;
 use crate::state::Gate;
+use crate::throttle::LoginsBy;
 
 const HEADER: &str = "x-api-key";
 
@@ -25,7 +27,7 @@ pub(crate) async fn identify(
     let mut presented = request.headers().get_all(HEADER);
     // Two keys are as good as none: which of them would a proxy have judged?
     let (Some(value), None) = (presented.next(), presented.next()) else { return Err(ApiError::Unauthorized) };
-    let client = request.peer_addr().map(|address| ClientNet::of(address.ip()));
+    let client = Client::of_request(request).map(Client::net);
     let key = value.to_str().ok().and_then(|text| ApiKey::parse(text).ok());
     if let Some(key) = &key {
         let known = gate.keyring.look_up(key, gate.requests(), deadline).await;
@@ -35,17 +37,18 @@ pub(crate) async fn identify(
             Known::No => {}
         }
     }
-    if let Some(seconds) = client.and_then(|client| gate.failed_logins.blocked_for(client, Instant::now())) {
-        return Err(ApiError::TooManyFailedLogins(seconds));
+    let key_id = key.as_ref().map(ApiKey::id);
+    if let Some(blocked) = gate.failed_logins.blocked(client, key_id, Instant::now()) {
+        return Err(ApiError::TooManyFailedLogins(blocked));
     }
     let verified = match &key {
         Some(key) => gate.keyring.verify(key, gate.requests(), deadline).await.map_err(|error| unavailable(&error))?,
         None => None,
     };
     verified.ok_or_else(|| {
-        if let Some(client) = client {
-            gate.failed_logins.failed(client, Instant::now());
-        }
+        gate.failed_logins.failed(client, key_id, Instant::now());
+        let counted = [client.map(|_| LoginsBy::Address), key_id.map(|_| LoginsBy::Key)];
+        counted.into_iter().flatten().for_each(metrics::login_failed);
         ApiError::Unauthorized
     })
 }

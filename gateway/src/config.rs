@@ -1,11 +1,13 @@
 //! What the gateway is told at start. Reading it from flags, environment and files is the command line's.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use stage0_contract::AuditMode;
 
+use crate::address::TrustedProxies;
 use crate::quota::OnFailure;
 
 /// Settings of one gateway process.
@@ -27,10 +29,16 @@ pub struct GatewayConfig {
     pub body_timeout: Duration,
     /// After which an idle connection is closed.
     pub keep_alive: Duration,
-    /// Failed logins that an address may make in a minute before keys not verified recently are refused with 429.
+    /// Whose word on their clients' addresses is taken.
+    pub trusted_proxies: TrustedProxies,
+    /// Failed logins, from an address or with a key's id, in a minute before keys not verified recently are refused with 429.
     pub failed_logins_per_minute: u32,
+    /// Requests a second of one address before more get 429; none: no limit.
+    pub requests_per_second_per_address: Option<NonZeroU32>,
     /// Connections that one worker holds at the same time.
     pub max_connections_per_worker: usize,
+    /// Connections that one address holds at the same time; none: no limit.
+    pub max_connections_per_address: Option<NonZeroU32>,
     /// Whether an answer waits for its record. `None` records nothing: for measurements, no deployment can ask for it.
     pub audit: AuditMode,
     /// What becomes of accounts with limits while the ledger fails.
@@ -60,8 +68,11 @@ impl GatewayConfig {
             header_timeout: Duration::from_secs(5),
             body_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
+            trusted_proxies: TrustedProxies::default(),
             failed_logins_per_minute: 50,
+            requests_per_second_per_address: NonZeroU32::new(10_000),
             max_connections_per_worker: 25_000,
+            max_connections_per_address: NonZeroU32::new(2_000),
             audit: AuditMode::Required,
             quotas_on_failure: OnFailure::Closed,
             dangerous_allow_private_webhooks: false,

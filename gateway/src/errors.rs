@@ -9,6 +9,11 @@ use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use jiff::Timestamp;
 use stage0_contract::{ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, Refusal, RequestId, Scope};
 
+use crate::metrics::{self, Throttle};
+use crate::throttle::{Blocked, LoginsBy};
+
+/// Seconds: a bucket is full again then.
+const BURST_AGAIN_AFTER: u64 = 1;
 /// Seconds; most walks take less.
 const WALK_AGAIN_AFTER: u64 = 5;
 
@@ -45,8 +50,10 @@ pub(crate) enum ApiError {
     QuotaUsedUp { monthly: bool, limit: u64, again: Timestamp },
     /// 429, with the seconds to wait.
     RateLimited { limit: u64, seconds: u64 },
-    /// 429, with the seconds to wait.
-    TooManyFailedLogins(u64),
+    /// 429, with what failed and the seconds to wait.
+    TooManyFailedLogins(Blocked),
+    /// 429: more requests of one address than a second may have.
+    TooManyRequests,
     /// 429: as many walks through the log as this gateway makes at a time are under way.
     TooManyWalks,
     /// 503: something of ours failed, or was too slow.
@@ -57,6 +64,7 @@ impl ApiError {
     /// The answer.
     pub(crate) fn response(&self, request_id: RequestId) -> HttpResponse {
         let (status, code) = self.kind();
+        self.count(code);
         let mut body = ErrorBody::new(code, self.message(), request_id.to_string());
         let mut response = HttpResponse::build(status);
         match self {
@@ -66,9 +74,13 @@ impl ApiError {
             Self::MethodNotAllowed(allowed) => {
                 response.insert_header((ALLOW, *allowed));
             }
-            Self::TooManyFailedLogins(seconds) | Self::RateLimited { seconds, .. } => {
+            Self::TooManyFailedLogins(Blocked { seconds, .. }) | Self::RateLimited { seconds, .. } => {
                 response.insert_header((RETRY_AFTER, seconds.to_string()));
                 body = body.retry_after(*seconds);
+            }
+            Self::TooManyRequests => {
+                response.insert_header((RETRY_AFTER, BURST_AGAIN_AFTER.to_string()));
+                body = body.retry_after(BURST_AGAIN_AFTER);
             }
             Self::TooManyWalks => {
                 response.insert_header((RETRY_AFTER, WALK_AGAIN_AFTER.to_string()));
@@ -113,7 +125,9 @@ impl ApiError {
             Self::NotJsonType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::UnsupportedMediaType),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
             Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
-            Self::RateLimited { .. } | Self::TooManyWalks => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
+            Self::RateLimited { .. } | Self::TooManyRequests | Self::TooManyWalks => {
+                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited)
+            }
             Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         }
     }
@@ -144,14 +158,48 @@ impl ApiError {
             Self::Invalid(errors) => {
                 errors.iter().map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; ")
             }
-            Self::TooManyFailedLogins(seconds) => {
-                format!("too many failed logins from this address, try again in {seconds} s")
+            Self::TooManyFailedLogins(Blocked { by, seconds }) => {
+                let by = match by {
+                    LoginsBy::Address => "from this address",
+                    LoginsBy::Key => "with this key",
+                };
+                format!("too many failed logins {by}, try again in {seconds} s")
+            }
+            Self::TooManyRequests => {
+                format!("too many requests from this address, try again in {BURST_AGAIN_AFTER} s")
             }
             Self::TooManyWalks => {
                 format!("too many downloads and verifications at once, try again in {WALK_AGAIN_AFTER} s")
             }
             Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
         }
+    }
+
+    /// Every refusal passes here once, on its way out.
+    fn count(&self, code: ErrorCode) {
+        metrics::refused(code);
+        let throttle = match self {
+            Self::TooManyFailedLogins(Blocked { by, .. }) => Throttle::Logins(*by),
+            Self::TooManyRequests => Throttle::Burst,
+            Self::RateLimited { .. } => Throttle::Rate,
+            Self::QuotaUsedUp { .. } => Throttle::Quota,
+            Self::Json(_)
+            | Self::NotAnObject
+            | Self::BrokenBody
+            | Self::Unauthorized
+            | Self::PlanWithoutPro
+            | Self::ScopeMissing(_)
+            | Self::NotFound
+            | Self::MethodNotAllowed(_)
+            | Self::BodyTooSlow
+            | Self::Conflict(_)
+            | Self::BodyTooLarge
+            | Self::NotJsonType
+            | Self::Invalid(_)
+            | Self::TooManyWalks
+            | Self::Unavailable => return,
+        };
+        metrics::throttled(throttle);
     }
 
     fn leaves_body_unread(&self) -> bool {
@@ -161,7 +209,8 @@ impl ApiError {
             | Self::BodyTooSlow
             | Self::BodyTooLarge
             | Self::NotJsonType
-            | Self::TooManyFailedLogins(_) => true,
+            | Self::TooManyFailedLogins(_)
+            | Self::TooManyRequests => true,
             Self::Json(_)
             | Self::NotAnObject
             | Self::PlanWithoutPro

@@ -14,6 +14,7 @@ mod config;
 mod errors;
 mod idempotency;
 mod keyring;
+mod metrics;
 mod patience;
 mod quota;
 mod reader;
@@ -24,6 +25,7 @@ mod state;
 mod throttle;
 mod tls;
 
+pub use address::{TrustedProxies, TrustedProxiesError};
 pub use config::{GatewayConfig, TlsFiles};
 pub use quota::OnFailure;
 pub use server::{BuildError, Connect, Gateway};

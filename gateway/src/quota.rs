@@ -151,7 +151,7 @@ impl Quotas {
         deadline: Instant,
     ) -> Result<Result<Unit, Window>, ApiError> {
         let Some(limit) = limit else { return Ok(Ok(meter.spend_uncounted(span))) };
-        if let Some(spent) = meter.spend(span) {
+        if let Some(spent) = meter.spend(span, limit) {
             return Ok(spent);
         }
         match timeout_at(deadline, meter.refill(span, limit, ledger, deadline)).await {
@@ -234,8 +234,12 @@ impl Quotas {
 
     fn meter(&self, account: &AccountId) -> Arc<Meter> {
         let mut meters = self.lock();
-        let meter = meters.entry(account.clone()).or_insert_with(|| Arc::new(Meter::new(account.clone())));
-        Arc::clone(meter)
+        if let Some(meter) = meters.get(account) {
+            return Arc::clone(meter);
+        }
+        let meter = Arc::new(Meter::new(account.clone()));
+        meters.insert(account.clone(), Arc::clone(&meter));
+        meter
     }
 
     fn all(&self) -> Vec<Arc<Meter>> {
@@ -272,12 +276,12 @@ impl Meter {
         state
     }
 
-    fn spend(&self, span: Span) -> Option<Result<Unit, Window>> {
+    fn spend(&self, span: Span, limit: u64) -> Option<Result<Unit, Window>> {
         let now = Timestamp::now();
         let mut state = self.state(now);
         state.used = Instant::now();
         let purse = state.purse(span);
-        match purse.spend(now) {
+        match purse.spend(limit, now) {
             Spent::Yes => Some(Ok(Unit { window: purse.window(), granted: true })),
             Spent::UsedUp => Some(Err(purse.window())),
             Spent::AskFirst => None,
@@ -303,7 +307,7 @@ impl Meter {
         let _turn = self.turn.lock().await;
         loop {
             // Whoever had the turn before may have brought enough.
-            if let Some(spent) = self.spend(span) {
+            if let Some(spent) = self.spend(span, limit) {
                 return Ok(spent);
             }
             let now = Timestamp::now();
@@ -311,7 +315,7 @@ impl Meter {
             let until = deadline.min(Instant::now() + ASK_WITHIN);
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
             let added = ledger.add(&counter, lease(span, limit), limit, kept_for, until).await?;
-            self.state(Timestamp::now()).purse(span).refill(window, added.granted, added.total, now);
+            self.state(Timestamp::now()).purse(span).refill(window, added, limit, now);
         }
     }
 

@@ -15,8 +15,10 @@ use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse, Resource, Route, 
 use stage0_contract::{AccountId, KeyId, KeyIdentity, RequestId, Verdict};
 use uuid::Uuid;
 
+use crate::address::Client;
 use crate::auth::identify;
 use crate::errors::ApiError;
+use crate::metrics;
 use crate::patience::Patience;
 use crate::state::Gate;
 
@@ -68,8 +70,8 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
         .service(only("/v1/webhooks/{id}/test", "POST", [web::post().to(webhooks::test)]))
         .service(only("/v1/webhooks/{id}/replay", "POST", [web::post().to(webhooks::replay)]))
         .service(only("/v1/webhooks/{id}/deliveries", "GET, HEAD", [get().to(webhooks::deliveries)]))
-        .service(only("/healthz", "GET, HEAD", [get().to(health::alive)]))
-        .service(only("/readyz", "GET, HEAD", [get().to(health::ready)]))
+        .service(only(health::ALIVE, "GET, HEAD", [get().to(health::alive)]))
+        .service(only(health::READY, "GET, HEAD", [get().to(health::ready)]))
         .service(only("/openapi.json", "GET, HEAD", [get().to(docs::openapi)]))
         .service(only("/docs", "GET, HEAD", [get().to(docs::page)]));
     if let Some(gate) = gate {
@@ -102,16 +104,25 @@ struct Outcome {
     verdict: Option<Verdict>,
 }
 
-/// Gives a request its id, and its answer the headers that all answers have; meanwhile the connection does not wait for its client.
+/// Gives a request its id and its client, refuses it if that client sends too many, and gives its answer the headers that all answers
+/// have; meanwhile the connection does not wait for its client.
 pub(crate) async fn stamp(
     request: ServiceRequest,
-    next: Next<impl MessageBody>,
+    next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
     let mut busy = request.conn_data::<Patience>().map(Patience::busy);
     let id = RequestId::new(Uuid::now_v7()).map_err(actix_web::error::ErrorInternalServerError)?;
     request.extensions_mut().insert(Stamp { id, started });
-    let mut response = next.call(request).await?;
+    let client = client(&request);
+    if let Some(client) = client {
+        request.extensions_mut().insert(client);
+    }
+    let mut response = if in_burst(&request, client, started) {
+        request.into_response(ApiError::TooManyRequests.response(id)).map_into_right_body()
+    } else {
+        next.call(request).await?.map_into_left_body()
+    };
     if let Some(busy) = &mut busy
         && response.response().head().connection_type() == ConnectionType::Close
     {
@@ -130,12 +141,35 @@ pub(crate) async fn stamp(
     Ok(response)
 }
 
+/// Found out once, as the peer may be a proxy.
+fn client(request: &ServiceRequest) -> Option<Client> {
+    let (gate, peer) = gate_of(request).zip(request.peer_addr())?;
+    Some(Client::of(peer.ip(), request.headers(), &gate.config.trusted_proxies))
+}
+
+/// Whether the client has no request left in this second. Probes always have: they come often, and their answers cost next to nothing.
+fn in_burst(request: &ServiceRequest, client: Option<Client>, now: Instant) -> bool {
+    let Some((gate, client)) = gate_of(request).zip(client) else { return false };
+    let path = request.path().strip_prefix(gate.config.base_path.as_str()).map(|path| path.trim_end_matches('/'));
+    let probes = matches!(path, Some(health::ALIVE | health::READY));
+    !probes && gate.bursts.as_ref().is_some_and(|bursts| !bursts.admits(client.net(), now))
+}
+
+fn gate_of(request: &ServiceRequest) -> Option<&Gate> {
+    request.app_data::<web::Data<Gate>>().map(|gate| &***gate)
+}
+
+/// Access log and metrics.
 fn log(response: &ServiceResponse<impl MessageBody>, request_id: RequestId, started: Instant) {
-    let (status, duration_ms) = (response.status().as_u16(), started.elapsed().as_secs_f64() * 1e3);
+    let took = started.elapsed();
+    let (status, duration_ms) = (response.status().as_u16(), took.as_secs_f64() * 1e3);
     // The route's pattern, never the path: a path may hold anything.
-    let route = response.request().match_pattern().unwrap_or_default();
+    let route = response.request().match_pattern();
+    metrics::answered(route.as_deref(), response.status(), took);
+    let route = route.unwrap_or_default();
     match response.request().extensions().get::<Outcome>() {
         Some(Outcome { account, key_id, verdict }) => {
+            verdict.iter().copied().for_each(metrics::checked);
             let verdict = verdict.map(Verdict::as_str);
             tracing::info!(%request_id, %account, %key_id, verdict, status, route, duration_ms, "request answered");
         }

@@ -8,11 +8,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_http::HttpService;
 use actix_server::{GracefulShutdownSignal, Server};
-use actix_service::{ServiceFactory, ServiceFactoryExt, map_config};
+use actix_service::{ServiceFactory, ServiceFactoryExt, fn_service, map_config};
 use actix_tls::accept::TlsError as AcceptError;
 use actix_tls::accept::max_concurrent_tls_connect;
 use actix_tls::accept::rustls_0_23::{Acceptor, TlsStream};
@@ -33,12 +33,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
 use crate::keyring::Keyring;
+use crate::metrics::{self, Metered, Throttle};
 use crate::patience::{Limits, Patient};
 use crate::quota::Quotas;
 use crate::recorder::{Recorder, recorder};
 use crate::routes::{self, Readiness};
 use crate::state::Gate;
-use crate::throttle::FailedLogins;
+use crate::throttle::{Bursts, Connections, Counted, FailedLogins};
 use crate::tls::{Certificate, TlsError, server_config};
 
 /// How long what is in hand may take once the gateway drains.
@@ -98,6 +99,7 @@ impl Gateway {
     where
         E: std::error::Error + 'static,
     {
+        metrics::describe();
         raise_open_files_limit();
         let certificate = Certificate::load(config.tls.clone())?;
         let mut tls = server_config(Arc::clone(&certificate))?;
@@ -107,7 +109,8 @@ impl Gateway {
         let keyring = Arc::new(Keyring::new(secret));
         let mut backplanes = Vec::new();
         for _ in 0..config.workers.max(1) {
-            backplanes.push(connect().await.map_err(BuildError::Connect)?);
+            let backplane = connect().await.map_err(BuildError::Connect)?;
+            backplanes.push(Backplane { ledger: Arc::new(Metered(backplane.ledger)), ..backplane });
         }
         let address = config.listen;
         let listener = bind(address).map_err(|source| BuildError::Bind { address, source })?;
@@ -187,19 +190,22 @@ fn serve(
     // By default 256 clients that never finish their handshake keep every other one of a worker waiting.
     max_concurrent_tls_connect(config.max_connections_per_worker);
     let (draining, config) = (server.graceful_shutdown_signal(), config.clone());
+    let connections = Connections::new(config.max_connections_per_address, config.trusted_proxies.clone());
+    let connections = Arc::new(connections);
     // Called once on each worker thread, which takes the next of the gates.
     let turn = Arc::new(AtomicUsize::new(0));
     let worker = move || {
         let turn = turn.fetch_add(1, Ordering::Relaxed) % gates.len().max(1);
-        https(&tls, &config, &draining, gates.get(turn))
+        https(&tls, &config, &connections, &draining, gates.get(turn))
     };
     Ok(server.listen("gateway", listener, worker)?.run())
 }
 
-/// What becomes of an accepted connection: TLS, then patience, then HTTP/1.1.
+/// What becomes of an accepted connection: its place, then TLS, then patience, then HTTP/1.1.
 fn https(
     tls: &ServerConfig,
     config: &GatewayConfig,
+    connections: &Arc<Connections>,
     draining: &GracefulShutdownSignal,
     gate: Option<&Gate>,
 ) -> impl ServiceFactory<TcpStream, Config = ()> + use<> {
@@ -216,14 +222,25 @@ fn https(
         .client_request_timeout(config.header_timeout)
         .keep_alive(config.keep_alive)
         .client_disconnect_timeout(DISCARD_UNREAD_BODY_FOR)
-        .on_connect_ext(|stream: &Patient<TlsStream<TcpStream>>, data| {
+        .on_connect_ext(|stream: &Patient<TlsStream<Counted<TcpStream>>>, data| {
             data.insert(stream.patience().clone());
         })
         .h1(map_config(app(&config.base_path, gate), |()| AppConfig::default()));
-    acceptor
-        .map_err(AcceptError::into_service_error)
-        .map(move |stream: TlsStream<TcpStream>| {
-            let peer = stream.get_ref().0.peer_addr().ok();
+    let connections = Arc::clone(connections);
+    let place = move |stream: TcpStream| {
+        let peer = stream.peer_addr().ok().map(|peer| peer.ip());
+        let placed = connections.admit(stream, peer);
+        async move {
+            placed.ok_or_else(|| {
+                metrics::throttled(Throttle::Connections);
+                AcceptError::Tls(io::ErrorKind::ConnectionRefused.into())
+            })
+        }
+    };
+    fn_service(place)
+        .and_then(acceptor.map_err(AcceptError::into_service_error))
+        .map(move |stream: TlsStream<Counted<TcpStream>>| {
+            let peer = stream.get_ref().0.stream().peer_addr().ok();
             (Patient::new(stream, limits), peer)
         })
         .and_then(http.map_err(AcceptError::Service))
@@ -257,6 +274,7 @@ fn gates(
 ) -> Vec<Gate> {
     let config = Arc::new(config.clone());
     let failed_logins = Arc::new(FailedLogins::new(config.failed_logins_per_minute));
+    let bursts = config.requests_per_second_per_address.map(|limit| Arc::new(Bursts::new(limit, Instant::now())));
     let readiness = Arc::new(Readiness::default());
     let walks = Arc::new(Semaphore::new(WALKS));
     let signing_keys = Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_LIVE).build();
@@ -265,6 +283,7 @@ fn gates(
         config: Arc::clone(&config),
         keyring: Arc::clone(keyring),
         failed_logins: Arc::clone(&failed_logins),
+        bursts: bursts.clone(),
         quotas: Arc::clone(quotas),
         readiness: Arc::clone(&readiness),
         recorder: recorder.cloned(),

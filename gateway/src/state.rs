@@ -12,7 +12,7 @@ use crate::keyring::Keyring;
 use crate::quota::Quotas;
 use crate::recorder::Recorder;
 use crate::routes::Readiness;
-use crate::throttle::FailedLogins;
+use crate::throttle::{Bursts, FailedLogins};
 
 /// One worker's view of the gateway.
 #[derive(Clone)]
@@ -22,6 +22,8 @@ pub(crate) struct Gate {
     pub(crate) config: Arc<GatewayConfig>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) failed_logins: Arc<FailedLogins>,
+    /// None where there is no limit.
+    pub(crate) bursts: Option<Arc<Bursts>>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) readiness: Arc<Readiness>,
     /// None only where nothing is recorded.

@@ -1,22 +1,56 @@
-//! Failed logins by address: after too many in a minute, only keys that were verified recently still pass from there.
+//! What is refused before anybody knows whose request it is: bursts, failed logins, too many connections.
 //!
-//! Owns the counting; who counts as verified recently is the keyring's. Memory is bounded: the oldest addresses are forgotten
-//! first, which errs on the side of the caller and leaves the keystore's bounded hash pool as the second net.
+//! Owns the counting, all of it by an address or a key id and in bounded memory: the oldest are forgotten first, which errs on the side
+//! of the caller. Failed logins, here, refuse only keys that were not verified recently; which those are is the keyring's. The keystore's
+//! bounded hash pool is the second net. `bursts` counts requests, `connections` connections.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
+use stage0_contract::KeyId;
 
 use crate::address::ClientNet;
 
-const WINDOW: Duration = Duration::from_secs(60);
-const MOST_ADDRESSES: u64 = 100_000;
+mod bursts;
+mod connections;
 
+pub(crate) use bursts::Bursts;
+pub(crate) use connections::{Connections, Counted};
+
+const WINDOW: Duration = Duration::from_secs(60);
+/// Of addresses, and of key ids.
+const MOST_REMEMBERED: u64 = 100_000;
+
+/// Failed logins of the last minute.
 pub(crate) struct FailedLogins {
+    by_address: Failures<ClientNet>,
+    by_key: Failures<KeyId>,
+}
+
+/// What failed too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoginsBy {
+    /// From one address, with whatever keys.
+    Address,
+    /// With one key's id, from wherever.
+    Key,
+}
+
+/// No more logins for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocked {
+    /// What failed too often.
+    pub(crate) by: LoginsBy,
+    /// How long to wait.
+    pub(crate) seconds: u64,
+}
+
+struct Failures<K> {
     limit: u32,
-    windows: Cache<ClientNet, Arc<Window>>,
+    windows: Cache<K, Arc<Window>>,
 }
 
 struct Window {
@@ -25,21 +59,44 @@ struct Window {
 }
 
 impl FailedLogins {
+    /// `limit` a minute, for each address and for each key id.
     pub(crate) fn new(limit: u32) -> Self {
-        let windows = Cache::builder().max_capacity(MOST_ADDRESSES).time_to_live(WINDOW).build();
+        Self { by_address: Failures::new(limit), by_key: Failures::new(limit) }
+    }
+
+    /// Whether the address or the key id has failed too often. A malformed key has no id.
+    pub(crate) fn blocked(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) -> Option<Blocked> {
+        let address = client.and_then(|client| self.by_address.blocked_for(&client, now));
+        let key = || key.and_then(|key| self.by_key.blocked_for(key, now));
+        let address = address.map(|seconds| Blocked { by: LoginsBy::Address, seconds });
+        address.or_else(|| key().map(|seconds| Blocked { by: LoginsBy::Key, seconds }))
+    }
+
+    /// Counts a failure. An unknown id counts like a known one with a wrong secret, so that nothing tells the two apart.
+    pub(crate) fn failed(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) {
+        if let Some(client) = client {
+            self.by_address.failed(client, now);
+        }
+        if let Some(key) = key {
+            self.by_key.failed(key.clone(), now);
+        }
+    }
+}
+
+impl<K: Hash + Eq + Send + Sync + 'static> Failures<K> {
+    fn new(limit: u32) -> Self {
+        let windows = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(WINDOW).build();
         Self { limit, windows }
     }
 
-    /// The seconds that the address must wait, if it has failed too often.
-    pub(crate) fn blocked_for(&self, client: ClientNet, now: Instant) -> Option<u64> {
-        let window = self.windows.get(&client)?;
+    fn blocked_for(&self, who: &K, now: Instant) -> Option<u64> {
+        let window = self.windows.get(who)?;
         let left = WINDOW.checked_sub(now.saturating_duration_since(window.began))?;
         (window.failures.load(Ordering::Relaxed) >= self.limit).then(|| left.as_secs() + 1)
     }
 
-    /// Counts a failure.
-    pub(crate) fn failed(&self, client: ClientNet, now: Instant) {
-        let window = self.windows.get_with(client, || Arc::new(Window { began: now, failures: AtomicU32::new(0) }));
+    fn failed(&self, who: K, now: Instant) {
+        let window = self.windows.get_with(who, || Arc::new(Window { began: now, failures: AtomicU32::new(0) }));
         window.failures.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -48,17 +105,45 @@ impl FailedLogins {
 mod tests {
     use super::*;
 
+    fn net(text: &str) -> Option<ClientNet> {
+        Some(ClientNet::of(text.parse().unwrap()))
+    }
+
+    fn blocked(by: LoginsBy, seconds: u64) -> Option<Blocked> {
+        Some(Blocked { by, seconds })
+    }
+
     #[test]
     fn an_address_is_blocked_at_the_limit_and_for_the_rest_of_its_minute() {
         let (logins, now) = (FailedLogins::new(2), Instant::now());
-        let client = ClientNet::of("192.0.2.1".parse().unwrap());
-        let other = ClientNet::of("192.0.2.2".parse().unwrap());
-        logins.failed(client, now);
-        assert_eq!(logins.blocked_for(client, now), None);
-        logins.failed(client, now);
-        assert_eq!(logins.blocked_for(client, now), Some(61));
-        assert_eq!(logins.blocked_for(client, now + Duration::from_secs(59)), Some(2));
-        assert_eq!(logins.blocked_for(client, now + Duration::from_secs(61)), None);
-        assert_eq!(logins.blocked_for(other, now), None);
+        let (client, other) = (net("192.0.2.1"), net("192.0.2.2"));
+        logins.failed(client, None, now);
+        assert_eq!(logins.blocked(client, None, now), None);
+        logins.failed(client, None, now);
+        assert_eq!(logins.blocked(client, None, now), blocked(LoginsBy::Address, 61));
+        assert_eq!(logins.blocked(client, None, now + Duration::from_secs(59)), blocked(LoginsBy::Address, 2));
+        assert_eq!(logins.blocked(client, None, now + Duration::from_secs(61)), None);
+        assert_eq!(logins.blocked(other, None, now), None);
+    }
+
+    #[test]
+    fn a_key_id_is_blocked_wherever_its_failures_came_from() {
+        let (logins, now) = (FailedLogins::new(2), Instant::now());
+        let (key, other) = (KeyId::parse("k1").unwrap(), KeyId::parse("k2").unwrap());
+        logins.failed(net("192.0.2.1"), Some(&key), now);
+        assert_eq!(logins.blocked(net("192.0.2.3"), Some(&key), now), None);
+        logins.failed(net("192.0.2.2"), Some(&key), now);
+        assert_eq!(logins.blocked(net("192.0.2.3"), Some(&key), now), blocked(LoginsBy::Key, 61));
+        assert_eq!(logins.blocked(None, Some(&key), now), blocked(LoginsBy::Key, 61));
+        assert_eq!(logins.blocked(net("192.0.2.3"), Some(&other), now), None);
+        assert_eq!(logins.blocked(net("192.0.2.1"), None, now), None, "one failure of the address");
+    }
+
+    #[test]
+    fn the_address_is_named_where_both_are_blocked() {
+        let (logins, now) = (FailedLogins::new(1), Instant::now());
+        let key = KeyId::parse("k1").unwrap();
+        logins.failed(net("192.0.2.1"), Some(&key), now);
+        assert_eq!(logins.blocked(net("192.0.2.1"), Some(&key), now), blocked(LoginsBy::Address, 61));
     }
 }

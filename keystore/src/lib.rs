@@ -17,6 +17,7 @@ mod image;
 mod journal;
 mod keyfile;
 mod manage;
+mod metrics;
 mod plans;
 mod questions;
 mod record;

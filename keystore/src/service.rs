@@ -18,6 +18,7 @@ use crate::counter::Counter;
 use crate::hash::{HashError, Hasher};
 use crate::image::Lineage;
 use crate::manage::{self, Clock, Desk};
+use crate::metrics;
 use crate::plans::{Plans, PlansError};
 use crate::questions;
 use crate::rules::whole_seconds;
@@ -79,6 +80,7 @@ impl Keystore {
         backplane: Backplane,
         clock: Clock,
     ) -> Result<Self, BuildError> {
+        metrics::describe();
         config.validate()?;
         let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
         let (opening, their_clock) = (config.clone(), Arc::clone(&clock));

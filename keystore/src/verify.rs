@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::hash::{HashError, Hasher};
 use crate::manage::Clock;
+use crate::metrics;
 use crate::plans::Plans;
 use crate::store::{Store, StoreError};
 use crate::vault::chain;
@@ -61,10 +62,13 @@ impl Verifier {
         }
         let mut flight = Flight { verifier: self, fingerprint, open: true };
         let Ok(_admitted) = self.admitted.try_acquire() else {
+            metrics::judged(&VerifyKeyReply::Busy);
             tell(flight.close(), &VerifyKeyReply::Busy);
             return VerifyKeyReply::Busy;
         };
+        let queued = metrics::queued();
         let matches = self.hash(key.clone()).await;
+        drop(queued);
         let waiting = flight.close();
         let reply = match matches {
             Ok(matches) => self.judge(key.id(), matches).await,
@@ -74,6 +78,7 @@ impl Verifier {
             tracing::error!(key_id = %key.id(), error = %chain(&error), "key cannot be verified");
             VerifyKeyReply::Failed
         });
+        metrics::judged(&reply);
         tell(waiting, &reply);
         reply
     }
@@ -172,6 +177,7 @@ mod tests {
     use crate::image::{Image, Lineage};
     use crate::record::tests::{account, at, key};
     use crate::record::{KeyRecord, Record};
+    use metrics_exporter_prometheus::PrometheusBuilder;
     use stage0_contract::Scope;
 
     const NOW: i64 = 1_000;
@@ -246,7 +252,9 @@ mod tests {
     async fn a_burst_of_one_key_costs_one_hash() {
         let kept = Kept::with(|_| ());
         let ask = || kept.verifier.verify(kept.key.clone());
-        let (a, b, c) = tokio::join!(ask(), ask(), ask());
+        // The hash starts when all have asked.
+        let running = kept.verifier.running.acquire().await.unwrap();
+        let (a, b, c, ()) = tokio::join!(ask(), ask(), ask(), async { drop(running) });
         assert!(matches!(a, VerifyKeyReply::Valid(_)));
         assert!(a == b && b == c);
         assert_eq!(kept.verifier.hasher.done(), 1);
@@ -259,31 +267,68 @@ mod tests {
     async fn who_finds_the_queue_full_is_told_to_come_again() {
         let kept = Kept::with(|_| ());
         let other = ApiKey::from_random([8; 10], [2; 20]).unwrap();
-        let (first, second) = tokio::join!(kept.verifier.verify(kept.key.clone()), kept.verifier.verify(other.clone()));
+        let ask = |key: &ApiKey| kept.verifier.verify(key.clone());
+        let running = kept.verifier.running.acquire().await.unwrap();
+        let (first, second, ()) = tokio::join!(ask(&kept.key), ask(&other), async { drop(running) });
         assert!(matches!(first, VerifyKeyReply::Valid(_)));
         assert_eq!(second, VerifyKeyReply::Busy);
         assert_eq!(kept.verifier.verify(other).await, VerifyKeyReply::Invalid);
+    }
+
+    #[test]
+    fn every_outcome_is_counted_and_nobody_stays_in_the_queue() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        ::metrics::with_local_recorder(&recorder, || {
+            runtime.block_on(async {
+                let kept = Kept::with(|_| ());
+                let other = ApiKey::from_random([8; 10], [2; 20]).unwrap();
+                let ask = |key: &ApiKey| kept.verifier.verify(key.clone());
+                let running = kept.verifier.running.acquire().await.unwrap();
+                tokio::join!(ask(&kept.key), ask(&other), async { drop(running) });
+                ask(&other).await;
+                // Its turn never comes.
+                let _running = kept.verifier.running.acquire().await.unwrap();
+                let mut cancelled = Box::pin(ask(&other));
+                once(&mut cancelled).await;
+                let page = recorder.handle().render();
+                assert!(page.contains("stage0_key_hash_queue 1\n"), "{page}");
+            });
+        });
+        let page = recorder.handle().render();
+        for line in [
+            "stage0_key_hashes_total{outcome=\"valid\"} 1",
+            "stage0_key_hashes_total{outcome=\"busy\"} 1",
+            "stage0_key_hashes_total{outcome=\"invalid\"} 1",
+            "stage0_key_hash_queue 0",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
     }
 
     #[tokio::test]
     async fn a_revocation_during_the_hash_counts() {
         let mut kept = Kept::with(|_| ());
         let verifier = Arc::clone(&kept.verifier);
+        let running = verifier.running.acquire().await.unwrap();
         let mut asked = Box::pin(verifier.verify(kept.key.clone()));
         once(&mut asked).await;
         kept.revoke();
+        drop(running);
         assert_eq!(asked.await, VerifyKeyReply::Invalid);
     }
 
     #[tokio::test]
     async fn who_shares_a_flight_that_is_cancelled_hears_that_it_failed() {
         let kept = Kept::with(|_| ());
+        let running = kept.verifier.running.acquire().await.unwrap();
         let mut flies = Box::pin(kept.verifier.verify(kept.key.clone()));
         once(&mut flies).await;
         let mut joins = Box::pin(kept.verifier.verify(kept.key.clone()));
         once(&mut joins).await;
         drop(flies);
         assert_eq!(joins.await, VerifyKeyReply::Failed);
+        drop(running);
         assert!(matches!(kept.verifier.verify(kept.key.clone()).await, VerifyKeyReply::Valid(_)));
     }
 }

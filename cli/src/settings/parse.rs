@@ -29,6 +29,14 @@ pub(crate) fn count(most: u32) -> impl FnOnce(&str) -> Parsed<u32> {
     }
 }
 
+/// A count from 1 to `most`, or 0 for none.
+pub(crate) fn count_or_off(most: u32) -> impl FnOnce(&str) -> Parsed<u32> {
+    move |text| match text {
+        "0" => Ok(0),
+        text => count(most)(text).map_err(|why| format!("{why}, or 0 for no limit")),
+    }
+}
+
 /// A time in whole milliseconds, up to an hour.
 pub(crate) fn milliseconds(text: &str) -> Parsed<Duration> {
     count(3_600_000)(text).map(|ms| Duration::from_millis(ms.into())).map_err(|why| format!("{why} (milliseconds)"))
@@ -88,6 +96,8 @@ mod tests {
             assert_eq!(count(10)(bad), Err("must be a whole number from 1 to 10".to_owned()), "{bad:?}");
         }
         assert_eq!(count(10)("10"), Ok(10));
+        assert_eq!([count_or_off(10)("0"), count_or_off(10)("10")], [Ok(0), Ok(10)]);
+        assert_eq!(count_or_off(10)("11"), Err("must be a whole number from 1 to 10, or 0 for no limit".to_owned()));
         assert_eq!(milliseconds("2000"), Ok(Duration::from_secs(2)));
         for bad in ["NaN", "inf", "0", "-1", "3601"] {
             assert!(seconds(bad).is_err(), "{bad:?}");

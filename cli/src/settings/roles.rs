@@ -1,7 +1,7 @@
 //! What each role makes of its settings: the configuration of the crate that it runs, complete, or every mistake.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,20 +10,28 @@ use stage0_audit_export::egress::EgressConfig;
 use stage0_backplane::nats::NatsConfig;
 use stage0_contract::AuditMode;
 use stage0_evaluator::RunConfig;
-use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles};
+use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles, TrustedProxies};
 use stage0_keystore::{KeystoreConfig, Plans, SecretsKey};
 
-use super::parse::{address, base_path, boolean, count, list, milliseconds, path, text};
+use super::parse::{address, base_path, boolean, count, count_or_off, list, milliseconds, path, text};
 use super::{Mistakes, Reader, Sources, nats, table};
 use crate::logs::{self, Format, Logs};
 
 /// A month.
 const MOST_RUN_SECONDS: u32 = 31 * 86_400;
 
-/// Any role that runs alone on NATS.
-pub(crate) struct OnNats<T> {
+/// What every role's process has.
+pub(crate) struct Process {
     /// What is logged.
     pub(crate) logs: Logs,
+    /// Where metrics are served, if they are.
+    pub(crate) metrics_listen: Option<SocketAddr>,
+}
+
+/// Any role that runs alone on NATS.
+pub(crate) struct OnNats<T> {
+    /// What every role's process has.
+    pub(crate) process: Process,
     /// How the others are reached.
     pub(crate) nats: NatsConfig,
     /// The role's own.
@@ -67,8 +75,11 @@ pub(crate) struct HttpSettings {
     header_timeout: Duration,
     body_timeout: Duration,
     keep_alive: Duration,
+    trusted_proxies: TrustedProxies,
     failed_logins_per_minute: u32,
+    requests_per_second_per_address: u32,
     max_connections_per_worker: u32,
+    max_connections_per_address: u32,
     audit: AuditMode,
     quotas_on_failure: OnFailure,
     dangerous_allow_private_webhooks: bool,
@@ -76,8 +87,8 @@ pub(crate) struct HttpSettings {
 
 /// `stage0 dev`.
 pub(crate) struct DevSettings {
-    /// What is logged.
-    pub(crate) logs: Logs,
+    /// What every role's process has.
+    pub(crate) process: Process,
     /// Where everything is kept.
     pub(crate) data_dir: PathBuf,
     /// How HTTPS is served.
@@ -128,6 +139,9 @@ impl HttpSettings {
         let body_timeout = reader.required(&table::BODY_TIMEOUT_MS, milliseconds);
         let keep_alive = reader.required(&table::KEEP_ALIVE_MS, milliseconds);
         let failed_logins_per_minute = reader.required(&table::FAILED_LOGINS, count(1_000_000));
+        let trusted_proxies = reader.optional(&table::TRUSTED_PROXIES, proxies).unwrap_or_default();
+        let requests_per_second_per_address = reader.required(&table::REQUESTS_PER_SECOND, count_or_off(1_000_000));
+        let max_connections_per_address = reader.required(&table::CONNECTIONS_PER_ADDRESS, count_or_off(1_000_000));
         let max_connections_per_worker = reader.required(&table::MAX_CONNECTIONS, count(1_000_000));
         let audit = reader.required(&table::AUDIT, audit_mode);
         let quotas_on_failure = reader.required(&table::QUOTAS_ON_FAILURE, on_failure);
@@ -140,8 +154,11 @@ impl HttpSettings {
             header_timeout: header_timeout?,
             body_timeout: body_timeout?,
             keep_alive: keep_alive?,
+            trusted_proxies,
             failed_logins_per_minute: failed_logins_per_minute?,
+            requests_per_second_per_address: requests_per_second_per_address?,
             max_connections_per_worker: max_connections_per_worker?,
+            max_connections_per_address: max_connections_per_address?,
             audit: audit?,
             quotas_on_failure: quotas_on_failure?,
             dangerous_allow_private_webhooks: dangerous_allow_private_webhooks?,
@@ -158,9 +175,12 @@ impl HttpSettings {
             header_timeout: self.header_timeout,
             body_timeout: self.body_timeout,
             keep_alive: self.keep_alive,
+            trusted_proxies: self.trusted_proxies,
             failed_logins_per_minute: self.failed_logins_per_minute,
+            requests_per_second_per_address: NonZeroU32::new(self.requests_per_second_per_address),
             max_connections_per_worker: size(Some(self.max_connections_per_worker))
                 .unwrap_or(defaults.max_connections_per_worker),
+            max_connections_per_address: NonZeroU32::new(self.max_connections_per_address),
             audit: self.audit,
             quotas_on_failure: self.quotas_on_failure,
             dangerous_allow_private_webhooks: self.dangerous_allow_private_webhooks,
@@ -172,7 +192,7 @@ impl HttpSettings {
 /// `stage0 dev`.
 pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     let mut reader = Reader::new(sources);
-    let logs = read_logs(&mut reader);
+    let process = read_process(&mut reader);
     let http = HttpSettings::read(&mut reader);
     let keystore = read_keystore(&mut reader);
     let evaluator = PolicySettings::read(&mut reader);
@@ -181,9 +201,9 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     if http.as_ref().is_some_and(|http| !http.listen.ip().is_loopback() && !http.listen.ip().is_unspecified()) {
         reader.clash(&table::LISTEN, "must be a loopback address (or 0.0.0.0): the certificate names localhost only");
     }
-    let built = logs.zip(http.zip(keystore.zip(evaluator.zip(export))));
-    let built = built.map(|(logs, (http, (keystore, (evaluator, export))))| DevSettings {
-        logs,
+    let built = process.zip(http.zip(keystore.zip(evaluator.zip(export))));
+    let built = built.map(|(process, (http, (keystore, (evaluator, export))))| DevSettings {
+        process,
         data_dir: keystore.data_dir.clone(),
         http,
         keystore,
@@ -223,17 +243,18 @@ pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportSettings>, M
 fn on_nats<T>(sources: Sources, service: impl FnOnce(&mut Reader) -> Option<T>) -> Result<OnNats<T>, Mistakes> {
     let name = sources.role().command();
     let mut reader = Reader::new(sources);
-    let logs = read_logs(&mut reader);
+    let process = read_process(&mut reader);
     let nats = nats::read(&mut reader, name);
     let service = service(&mut reader);
-    let built = logs.zip(nats.zip(service));
-    reader.finish(built.map(|(logs, (nats, service))| OnNats { logs, nats, service }))
+    let built = process.zip(nats.zip(service));
+    reader.finish(built.map(|(process, (nats, service))| OnNats { process, nats, service }))
 }
 
-fn read_logs(reader: &mut Reader) -> Option<Logs> {
+fn read_process(reader: &mut Reader) -> Option<Process> {
     let filter = reader.required(&table::LOG, logs::filter);
     let format = reader.required(&table::LOG_FORMAT, Format::parse);
-    filter.zip(format).map(|(filter, format)| Logs { filter, format })
+    let metrics_listen = reader.optional(&table::METRICS_LISTEN, address);
+    filter.zip(format).map(|(filter, format)| Process { logs: Logs { filter, format }, metrics_listen })
 }
 
 /// Small, and read once: a mistake in it is one of the settings'.
@@ -272,6 +293,10 @@ fn read_export(reader: &mut Reader) -> Option<ExportConfig> {
     let dangerous_allow_private = reader.required(&table::PRIVATE_WEBHOOKS, boolean)?;
     let egress = EgressConfig { dangerous_allow_private, extra_ca, ..defaults.egress };
     Some(ExportConfig { egress, checkpoint_every: Duration::from_secs(checkpoint_every?.into()), ..defaults })
+}
+
+fn proxies(text: &str) -> Result<TrustedProxies, String> {
+    list(text).and_then(|items| TrustedProxies::parse(&items).map_err(|error| error.to_string()))
 }
 
 fn audit_mode(text: &str) -> Result<AuditMode, String> {

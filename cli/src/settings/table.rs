@@ -46,6 +46,8 @@ settings! {
         (Dev, Optional), (Gateway, Optional)];
     WORKERS = "workers" "N" in "Server", "Threads that serve requests; absent: one per core", OPEN, All, &[
         (Dev, Optional), (Gateway, Optional)];
+    TRUSTED_PROXIES = "trusted-proxies" "LIST" in "Server", "Addresses and networks, separated by commas, of proxies whose `Forwarded` or `X-Forwarded-For` tells the client's address; from others both are ignored", OPEN, All, &[
+        (Dev, Optional), (Gateway, Optional)];
     TLS_CERT = "tls-cert" "FILE" in "TLS", "PEM file: the server's certificate, then its chain; read again when it changes", OPEN, All, &[
         (Gateway, Optional)];
     TLS_KEY = "tls-key" "FILE" in "TLS", "PEM file: the certificate's private key", OPEN, All, &[(Gateway, Optional)];
@@ -60,10 +62,14 @@ settings! {
         (Dev, Default("10000")), (Gateway, Default("10000"))];
     KEEP_ALIVE_MS = "keep-alive-ms" "MS" in "Limits", "Time after which an idle connection is closed", OPEN, All, &[
         (Dev, Default("75000")), (Gateway, Default("75000"))];
-    FAILED_LOGINS = "failed-logins-per-minute" "N" in "Limits", "Failed logins of one address before keys that were not verified recently get 429", OPEN, All, &[
+    FAILED_LOGINS = "failed-logins-per-minute" "N" in "Limits", "Failed logins of one address, or with one key id, before keys that were not verified recently get 429", OPEN, All, &[
         (Dev, Default("50")), (Gateway, Default("50"))];
+    REQUESTS_PER_SECOND = "requests-per-second-per-address" "N" in "Limits", "Requests a second of one address, whatever their keys, before more get 429; 0: no limit", OPEN, All, &[
+        (Dev, Default("10000")), (Gateway, Default("10000"))];
     MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
         (Dev, Default("25000")), (Gateway, Default("25000"))];
+    CONNECTIONS_PER_ADDRESS = "max-connections-per-address" "N" in "Limits", "Connections that one address holds at the same time before more are closed at once; trusted proxies have no limit; 0: none has", OPEN, All, &[
+        (Dev, Default("2000")), (Gateway, Default("2000"))];
 
     QUOTAS_ON_FAILURE = "quotas-on-failure" "MODE" in "Limits", "What becomes of accounts with limits while their counters cannot be reached: `closed` refuses their checks (503), `open` lets them pass and counts them later", OPEN, All, &[
         (Dev, Default("closed")), (Gateway, Default("closed"))];
@@ -133,6 +139,9 @@ settings! {
         (Dev, Default("info,actix_server=warn,async_nats=warn")), (Gateway, Default("info,actix_server=warn,async_nats=warn")), (Evaluator, Default("info,actix_server=warn,async_nats=warn")), (Keystore, Default("info,actix_server=warn,async_nats=warn")), (AuditExport, Default("info,actix_server=warn,async_nats=warn"))];
     LOG_FORMAT = "log-format" "FORMAT" in "Logs", "`text` for people or `json` for programs, on standard error", OPEN, All, &[
         (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json"))];
+
+    METRICS_LISTEN = "metrics-listen" "ADDR" in "Metrics", "Address to serve `/metrics` for Prometheus on, over plain HTTP and without a key; absent: not at all", OPEN, All, &[
+        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional)];
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::{Occasion, RunState, refused};
 use crate::answer::Answers;
+use crate::metrics;
 
 /// Checks of one run that are written together at most.
 const MOST_TOGETHER: usize = 64;
@@ -127,12 +128,17 @@ impl Runs {
             }
             let deadline = batch.iter().map(|check| check.deadline).max().unwrap_or(now);
             let replies = match self.attempt(answers, place, &batch, deadline).await {
-                Ok(Some(replies)) => replies,
+                Ok(Some(replies)) => {
+                    metrics::together(batch.len());
+                    replies
+                }
                 Ok(None) => {
+                    metrics::conflict();
                     pause().await;
                     continue;
                 }
                 Err(error) => {
+                    metrics::ledger_failed();
                     tracing::warn!(error = &error as &dyn std::error::Error, checks = batch.len(), "run state failed");
                     batch.iter().map(|_| Some(EvaluateReply::Unable(error.to_string()))).collect()
                 }
@@ -287,6 +293,7 @@ fn seconds(duration: Duration) -> i64 {
 }
 
 fn failed<T>(error: &RunError) -> ManageReply<T> {
+    metrics::ledger_failed();
     tracing::warn!(error = error as &dyn std::error::Error, "run state failed");
     ManageReply::Failed
 }

@@ -6,6 +6,7 @@
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
+use stage0_backplane::Added;
 use stage0_contract::AccountId;
 
 /// The most that one gateway leases at a time.
@@ -40,7 +41,8 @@ pub(crate) struct Purse {
     uncounted: u64,
     /// What the ledger said last, this gateway's leases included.
     total: u64,
-    empty_since: Option<Timestamp>,
+    /// When the ledger had no more, and below which limit.
+    empty: Option<(Timestamp, u64)>,
 }
 
 /// Whether one could be spent.
@@ -123,7 +125,7 @@ pub(crate) fn lease(span: Span, limit: u64) -> u64 {
 
 impl Purse {
     pub(crate) fn new(span: Span, now: Timestamp) -> Self {
-        Self { window: Window::at(span, now), left: 0, uncounted: 0, total: 0, empty_since: None }
+        Self { window: Window::at(span, now), left: 0, uncounted: 0, total: 0, empty: None }
     }
 
     /// Turns to the window of `now`. What of the old one is still to be counted comes back.
@@ -142,13 +144,16 @@ impl Purse {
     }
 
     /// Spends one of the lease.
-    pub(crate) fn spend(&mut self, now: Timestamp) -> Spent {
+    pub(crate) fn spend(&mut self, limit: u64, now: Timestamp) -> Spent {
         if let Some(left) = self.left.checked_sub(1) {
             self.left = left;
             return Spent::Yes;
         }
-        match self.empty_since {
-            Some(since) if now.duration_since(since).abs() < ASK_AGAIN_AFTER => Spent::UsedUp,
+        match self.empty {
+            // A limit that was raised has more at once.
+            Some((since, below)) if limit <= below && now.duration_since(since).abs() < ASK_AGAIN_AFTER => {
+                Spent::UsedUp
+            }
             Some(_) | None => Spent::AskFirst,
         }
     }
@@ -159,11 +164,11 @@ impl Purse {
     }
 
     /// Takes a grant for this window.
-    pub(crate) fn refill(&mut self, window: Window, granted: u64, total: u64, now: Timestamp) {
+    pub(crate) fn refill(&mut self, window: Window, added: Added, limit: u64, now: Timestamp) {
         if window == self.window {
-            self.left = self.left.saturating_add(granted);
-            self.total = total;
-            self.empty_since = (granted == 0).then_some(now);
+            self.left = self.left.saturating_add(added.granted);
+            self.total = added.total;
+            self.empty = (added.granted == 0).then_some((now, limit));
         }
     }
 
@@ -269,36 +274,37 @@ mod tests {
     fn only_what_was_granted_is_spent() {
         let now = at("2026-11-24T09:20:00Z");
         let mut purse = Purse::new(Span::Minute, now);
-        assert_eq!(purse.spend(now), Spent::AskFirst);
-        purse.refill(purse.window(), 2, 2, now);
-        assert_eq!([(); 3].map(|()| purse.spend(now)), [Spent::Yes, Spent::Yes, Spent::AskFirst]);
+        assert_eq!(purse.spend(5, now), Spent::AskFirst);
+        purse.refill(purse.window(), Added { granted: 2, total: 2 }, 5, now);
+        assert_eq!([(); 3].map(|()| purse.spend(5, now)), [Spent::Yes, Spent::Yes, Spent::AskFirst]);
         assert_eq!((purse.remaining(5), purse.used(2)), (3, 2));
-        purse.refill(purse.window(), 0, 5, now);
-        assert_eq!(purse.spend(now), Spent::UsedUp);
-        assert_eq!(purse.spend(at("2026-11-24T09:20:01Z")), Spent::AskFirst, "others may have given back");
+        purse.refill(purse.window(), Added { granted: 0, total: 5 }, 5, now);
+        assert_eq!(purse.spend(5, now), Spent::UsedUp);
+        assert_eq!(purse.spend(5, at("2026-11-24T09:20:01Z")), Spent::AskFirst, "others may have given back");
         assert_eq!(purse.remaining(5), 0);
+        assert_eq!(purse.spend(6, now), Spent::AskFirst, "the limit was raised");
     }
 
     #[test]
     fn a_lease_ends_with_its_window() {
         let mut purse = Purse::new(Span::Minute, at("2026-11-24T09:20:59.9Z"));
         let old = purse.window();
-        purse.refill(old, 5, 5, at("2026-11-24T09:20:59.9Z"));
+        purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:20:59.9Z"));
         assert_eq!(purse.turn(at("2026-11-24T09:21:00Z")), None);
-        assert_eq!(purse.spend(at("2026-11-24T09:21:00Z")), Spent::AskFirst);
-        purse.refill(old, 5, 5, at("2026-11-24T09:21:00Z"));
-        assert_eq!(purse.spend(at("2026-11-24T09:21:00Z")), Spent::AskFirst, "a grant that comes late is of no use");
+        assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+        purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:21:00Z"));
+        assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst, "a grant that comes late is of no use");
         purse.unspend(old, true);
-        assert_eq!(purse.spend(at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+        assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
     }
 
     #[test]
     fn a_clock_that_steps_back_stays_in_its_window() {
         let (late, early) = (at("2026-11-24T09:21:00Z"), at("2026-11-24T09:20:59Z"));
         let mut purse = Purse::new(Span::Minute, late);
-        purse.refill(purse.window(), 1, 1, late);
+        purse.refill(purse.window(), Added { granted: 1, total: 1 }, 5, late);
         assert_eq!(purse.turn(early), None);
-        assert_eq!([purse.spend(early), purse.spend(early)], [Spent::Yes, Spent::AskFirst]);
+        assert_eq!([purse.spend(5, early), purse.spend(5, early)], [Spent::Yes, Spent::AskFirst]);
         assert_eq!(purse.window(), Window::at(Span::Minute, late));
     }
 

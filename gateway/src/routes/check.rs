@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::decisions::shelf;
 use super::{REQUEST_ID, Stamp, answer, authenticate, note, stamp_of};
+use crate::address::Client;
 use crate::body;
 use crate::errors::ApiError;
 use crate::idempotency::{Before, Claim, MOST_RACES, Repeatable};
@@ -233,7 +234,7 @@ fn circumstances(
         key_id: identity.key_id.clone(),
         run_id: recordable.and_then(|texts| texts.run_id.clone()),
         client: ClientOrigin {
-            address: request.peer_addr().map(|address| address.ip().to_canonical().to_string()),
+            address: Client::of_request(request).map(|client| client.address().to_string()),
             user_agent: recordable.and_then(|texts| texts.caller.user_agent.clone()),
         },
         durations: Durations { evaluation_ms: millis(evaluation), total_ms: millis(stamp.started.elapsed()) },

@@ -13,6 +13,8 @@ use tokio::sync::Mutex;
 
 use crate::state::Gate;
 
+pub(super) const ALIVE: &str = "/healthz";
+pub(super) const READY: &str = "/readyz";
 const FRESH: Duration = Duration::from_secs(1);
 const WITHIN: Duration = Duration::from_millis(800);
 

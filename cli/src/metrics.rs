@@ -1,0 +1,88 @@
+//! `GET /metrics` for Prometheus, over plain HTTP on a listener of its own, where the operator asks for one.
+//!
+//! Owns the recorder of the process and that listener; what is counted, and how it is called, is each service's. Nobody is asked
+//! who he is, so it belongs on an address that only a scraper reaches. It holds numbers only. When it cannot listen, the role does
+//! not start; it ends after the role.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::{App, HttpResponse, HttpServer, guard, web};
+use anyhow::Context as _;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+/// Seconds: a check takes a millisecond or a few, and its budget is two seconds.
+const BUCKETS: &[f64] = &[0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+/// The recorder keeps single measurements until then.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+/// Scrapers are few.
+const MOST_CONNECTIONS: usize = 64;
+const HEAD_WITHIN: Duration = Duration::from_secs(5);
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Counts and serves until it is stopped.
+pub(crate) struct Metrics {
+    server: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+    upkeep: JoinHandle<()>,
+}
+
+impl Metrics {
+    /// From here on the process counts; so the services are built after it.
+    pub(crate) fn start(address: SocketAddr) -> anyhow::Result<Self> {
+        let recorder = PrometheusBuilder::new().set_buckets(BUCKETS).and_then(PrometheusBuilder::install_recorder);
+        let recorder = recorder.context("cannot count metrics")?;
+        let (told, scraped) = (recorder.clone(), recorder);
+        let server = HttpServer::new(move || {
+            let recorder = scraped.clone();
+            let scrape = move || {
+                let recorder = recorder.clone();
+                async move { page(&recorder) }
+            };
+            let get = guard::Any(guard::Get()).or(guard::Head());
+            App::new().route("/metrics", web::route().guard(get).to(scrape))
+        });
+        let server = server
+            .workers(1)
+            .max_connections(MOST_CONNECTIONS)
+            .client_request_timeout(HEAD_WITHIN)
+            .keep_alive(KEEP_ALIVE)
+            .disable_signals()
+            .bind(address)
+            .with_context(|| format!("cannot serve metrics on {address}"))?;
+        for address in server.addrs() {
+            tracing::info!(%address, "metrics are served");
+        }
+        let serving = server.run();
+        let server = serving.handle();
+        Ok(Self { server, serving: tokio::spawn(serving), upkeep: tokio::spawn(upkeep(told)) })
+    }
+
+    /// Without waiting for scrapers.
+    pub(crate) async fn stop(self) {
+        self.upkeep.abort();
+        self.server.stop(false).await;
+        match self.serving.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "metrics were served no longer"),
+            Err(error) => tracing::warn!(%error, "serving metrics ended early"),
+        }
+    }
+}
+
+fn page(recorder: &PrometheusHandle) -> HttpResponse {
+    HttpResponse::Ok().insert_header(("content-type", TEXT)).body(recorder.render())
+}
+
+async fn upkeep(recorder: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        recorder.run_upkeep();
+    }
+}

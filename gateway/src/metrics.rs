@@ -1,0 +1,206 @@
+//! What the gateway counts, and under which names.
+//!
+//! Owns every name and label. INVARIANT: no label holds text of a caller: a route is its pattern, the rest are words of ours, so the
+//! number of series is bounded. Where nobody records, counting does nothing.
+
+use std::time::Duration;
+
+use actix_web::http::StatusCode;
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use stage0_contract::{ErrorCode, Verdict};
+
+use crate::throttle::LoginsBy;
+
+mod ledger;
+
+pub(crate) use ledger::Metered;
+
+const REQUESTS: &str = "stage0_http_requests_total";
+const REQUEST_SECONDS: &str = "stage0_http_request_seconds";
+const CHECKS: &str = "stage0_checks_total";
+const REFUSED: &str = "stage0_refused_total";
+const FAILED_LOGINS: &str = "stage0_failed_logins_total";
+const THROTTLED: &str = "stage0_throttled_total";
+const CONNECTIONS: &str = "stage0_connections";
+const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
+/// The route of a path that there is not.
+const NO_ROUTE: &str = "none";
+
+/// What throttled a request or a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Throttle {
+    /// Failed logins.
+    Logins(LoginsBy),
+    /// Requests per second of an address.
+    Burst,
+    /// Connections of an address.
+    Connections,
+    /// The account's checks of a minute.
+    Rate,
+    /// The account's checks of a day or month.
+    Quota,
+}
+
+/// What the ledger was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LedgerUse {
+    Get,
+    Put,
+}
+
+/// Tells whoever records what the names mean.
+pub(crate) fn describe() {
+    describe_counter!(REQUESTS, Unit::Count, "Requests answered, by pattern of the path and by status.");
+    describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's head to its answer's.");
+    describe_counter!(CHECKS, Unit::Count, "Checks answered, by verdict; answers that are repeated count again.");
+    describe_counter!(REFUSED, Unit::Count, "Requests refused, by the code of the error.");
+    describe_counter!(FAILED_LOGINS, Unit::Count, "Failed logins counted against an address or a key id.");
+    describe_counter!(THROTTLED, Unit::Count, "Requests and connections refused because of a limit, by the limit.");
+    describe_gauge!(CONNECTIONS, Unit::Count, "Connections that are open, also those that still shake hands.");
+    describe_counter!(
+        LEDGER_FAILURES,
+        Unit::Count,
+        "Times that the ledger of quotas and idempotency keys failed or was too slow."
+    );
+}
+
+pub(crate) fn answered(route: Option<&str>, status: StatusCode, took: Duration) {
+    let route = route.unwrap_or(NO_ROUTE).to_owned();
+    counter!(REQUESTS, "route" => route.clone(), "status" => status.as_str().to_owned()).increment(1);
+    histogram!(REQUEST_SECONDS, "route" => route).record(took.as_secs_f64());
+}
+
+pub(crate) fn checked(verdict: Verdict) {
+    counter!(CHECKS, "verdict" => verdict.as_str()).increment(1);
+}
+
+pub(crate) fn refused(code: ErrorCode) {
+    counter!(REFUSED, "reason" => reason(code)).increment(1);
+}
+
+pub(crate) fn throttled(throttle: Throttle) {
+    let by = match throttle {
+        Throttle::Logins(by) => logins(by),
+        Throttle::Burst => "burst",
+        Throttle::Connections => "connections",
+        Throttle::Rate => "rate",
+        Throttle::Quota => "quota",
+    };
+    counter!(THROTTLED, "by" => by).increment(1);
+}
+
+pub(crate) fn login_failed(by: LoginsBy) {
+    counter!(FAILED_LOGINS, "by" => logins(by)).increment(1);
+}
+
+pub(crate) fn connection_opened() {
+    gauge!(CONNECTIONS).increment(1.0);
+}
+
+pub(crate) fn connection_closed() {
+    gauge!(CONNECTIONS).decrement(1.0);
+}
+
+fn ledger_failed(by: LedgerUse) {
+    let by = match by {
+        LedgerUse::Get => "get",
+        LedgerUse::Put => "put",
+    };
+    counter!(LEDGER_FAILURES, "by" => by).increment(1);
+}
+
+fn logins(by: LoginsBy) -> &'static str {
+    match by {
+        LoginsBy::Address => "address",
+        LoginsBy::Key => "key",
+    }
+}
+
+/// As the body of the answer has it.
+fn reason(code: ErrorCode) -> &'static str {
+    match code {
+        ErrorCode::InvalidJson => "invalid_json",
+        ErrorCode::BadRequest => "bad_request",
+        ErrorCode::Unauthorized => "unauthorized",
+        ErrorCode::PlanRequired => "plan_required",
+        ErrorCode::QuotaExceeded => "quota_exceeded",
+        ErrorCode::ScopeMissing => "scope_missing",
+        ErrorCode::NotFound => "not_found",
+        ErrorCode::MethodNotAllowed => "method_not_allowed",
+        ErrorCode::RequestTimeout => "request_timeout",
+        ErrorCode::Conflict => "conflict",
+        ErrorCode::BodyTooLarge => "body_too_large",
+        ErrorCode::UnsupportedMediaType => "unsupported_media_type",
+        ErrorCode::ValidationFailed => "validation_failed",
+        ErrorCode::RateLimited => "rate_limited",
+        ErrorCode::TooManyFailedLogins => "too_many_failed_logins",
+        ErrorCode::Unavailable => "unavailable",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[test]
+    fn every_name_is_described_and_every_count_arrives_under_its_name() {
+        let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            answered(Some("/v1/keys/{id}"), StatusCode::OK, Duration::from_millis(1_500));
+            answered(None, StatusCode::NOT_FOUND, Duration::ZERO);
+            checked(Verdict::Defer);
+            refused(ErrorCode::Unauthorized);
+            throttled(Throttle::Burst);
+            login_failed(LoginsBy::Key);
+            connection_opened();
+            connection_opened();
+            connection_closed();
+            ledger_failed(LedgerUse::Get);
+        });
+        let handle = recorder.handle();
+        handle.run_upkeep();
+        let page = handle.render();
+        for line in [
+            "stage0_http_requests_total{route=\"/v1/keys/{id}\",status=\"200\"} 1",
+            "stage0_http_requests_total{route=\"none\",status=\"404\"} 1",
+            "stage0_http_request_seconds_bucket{route=\"/v1/keys/{id}\",le=\"1\"} 0",
+            "stage0_http_request_seconds_sum{route=\"/v1/keys/{id}\"} 1.5",
+            "stage0_checks_total{verdict=\"DEFER\"} 1",
+            "stage0_refused_total{reason=\"unauthorized\"} 1",
+            "stage0_throttled_total{by=\"burst\"} 1",
+            "stage0_failed_logins_total{by=\"key\"} 1",
+            "stage0_connections 1",
+            "stage0_ledger_failures_total{by=\"get\"} 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+        let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
+        assert_eq!((count("# TYPE "), count("# HELP ")), (8, 8), "{page}");
+    }
+
+    #[test]
+    fn a_reason_is_the_code_that_the_caller_reads() {
+        for code in [
+            ErrorCode::InvalidJson,
+            ErrorCode::BadRequest,
+            ErrorCode::Unauthorized,
+            ErrorCode::PlanRequired,
+            ErrorCode::QuotaExceeded,
+            ErrorCode::ScopeMissing,
+            ErrorCode::NotFound,
+            ErrorCode::MethodNotAllowed,
+            ErrorCode::RequestTimeout,
+            ErrorCode::Conflict,
+            ErrorCode::BodyTooLarge,
+            ErrorCode::UnsupportedMediaType,
+            ErrorCode::ValidationFailed,
+            ErrorCode::RateLimited,
+            ErrorCode::TooManyFailedLogins,
+            ErrorCode::Unavailable,
+        ] {
+            assert_eq!(serde_json::to_value(code).unwrap(), reason(code));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The ledger with its failures counted, so that nobody who uses it has to.
+//!
+//! Adds nothing else. A conflict is no failure: it is how those who change one record learn of each other. Who stops waiting before
+//! the ledger answers counts nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use stage0_backplane::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
+use tokio::time::Instant;
+
+use super::{LedgerUse, ledger_failed};
+
+pub(crate) struct Metered(pub(crate) Arc<dyn Ledger>);
+
+impl Ledger for Metered {
+    fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
+        Box::pin(async move {
+            let read = self.0.get(key, deadline).await;
+            read.inspect_err(|_| ledger_failed(LedgerUse::Get))
+        })
+    }
+
+    fn put<'a>(
+        &'a self,
+        key: &'a str,
+        value: Bytes,
+        expected: Option<Revision>,
+        expires_in: Option<Duration>,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Revision, PutError>> {
+        Box::pin(async move {
+            let put = self.0.put(key, value, expected, expires_in, deadline).await;
+            put.inspect_err(|error| match error {
+                PutError::Conflict => {}
+                PutError::Failed(_) => ledger_failed(LedgerUse::Put),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    /// Conflicts on one key, fails on every other.
+    struct Broken;
+
+    impl Ledger for Broken {
+        fn get<'a>(&'a self, _: &'a str, _: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
+            Box::pin(async { Err(ReadError("gone".to_owned())) })
+        }
+
+        fn put<'a>(
+            &'a self,
+            key: &'a str,
+            _: Bytes,
+            _: Option<Revision>,
+            _: Option<Duration>,
+            _: Instant,
+        ) -> BoxFuture<'a, Result<Revision, PutError>> {
+            let conflict = key == "taken";
+            Box::pin(
+                async move { Err(if conflict { PutError::Conflict } else { PutError::Failed("gone".to_owned()) }) },
+            )
+        }
+    }
+
+    #[test]
+    fn failures_are_counted_and_passed_on_and_a_conflict_is_none() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            runtime.block_on(async {
+                let (ledger, now) = (Metered(Arc::new(Broken)), Instant::now());
+                assert!(ledger.get("x", now).await.is_err());
+                let put = async |key| ledger.put(key, Bytes::new(), None, None, now).await;
+                assert_eq!(put("taken").await, Err(PutError::Conflict));
+                for _ in 0..2 {
+                    assert_eq!(put("x").await, Err(PutError::Failed("gone".to_owned())));
+                }
+            });
+        });
+        let page = recorder.handle().render();
+        assert!(page.contains("stage0_ledger_failures_total{by=\"get\"} 1\n"), "{page}");
+        assert!(page.contains("stage0_ledger_failures_total{by=\"put\"} 2\n"), "{page}");
+    }
+}
