@@ -9,6 +9,7 @@
     missing_docs
 )]
 
+mod abuse;
 mod cases;
 mod clients;
 mod control;
@@ -17,10 +18,13 @@ mod delivery;
 mod errors;
 mod faults;
 mod hostile;
+mod idempotency;
 mod keys;
+mod limits;
 mod outage;
 mod recording;
 mod retention;
+mod runs;
 mod secrets;
 mod service;
 mod storm;

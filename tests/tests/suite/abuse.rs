@@ -1,0 +1,195 @@
+//! Floods and forged addresses: they cost whoever makes them, and nobody else.
+
+use futures_util::future::join_all;
+use reqwest::Method;
+use serde_json::{Value, json};
+use stage0_tests::{Answer, Api, Raw, Stack};
+
+/// With a key that is well formed, and nobody's.
+async fn wrong_key(api: &Api, key: &str, headers: &[(&str, &str)]) -> Answer {
+    let headers = [&[("content-type", "application/json")], headers].concat();
+    api.with_key(key).send(Method::POST, "/check", &headers, Some(Api::harmless().to_string().into_bytes())).await
+}
+
+/// Keys that were right once.
+async fn revoked(stack: &Stack, count: usize) -> Vec<String> {
+    let mut keys = Vec::new();
+    for _ in 0..count {
+        let body = json!({"account": stack.account, "name": "k", "scopes": ["check"]});
+        let made = stack.operator.post("/v1/keys", &body).await.expect(201);
+        stack.operator.delete(&format!("/v1/keys/{}", made["id"].as_str().unwrap())).await;
+        keys.push(made["key"].as_str().unwrap().to_owned());
+    }
+    keys
+}
+
+async fn metrics(address: &str) -> String {
+    let answer = reqwest::get(format!("http://{address}/metrics")).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
+    answer.text().await.unwrap()
+}
+
+fn sample(text: &str, series: &str) -> f64 {
+    let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
+    line.unwrap_or_else(|| panic!("{series} in:\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn an_address_is_the_callers_only_when_a_trusted_proxy_says_so() {
+    let limits = ["--failed-logins-per-minute", "3"];
+    for (trusted, expected) in [(true, 401), (false, 429)] {
+        let mut stack = Stack::build().gateway_with(&limits);
+        if trusted {
+            stack = stack.gateway_with(&["--trusted-proxies", "127.0.0.1,10.0.0.0/8"]);
+        }
+        let stack = stack.dev().await;
+        let keys = revoked(&stack, 4).await;
+        stack.api.check(&Api::harmless()).await.expect(200);
+        for key in &keys[..3] {
+            let forwarded = [("x-forwarded-for", "203.0.113.9, 198.51.100.7, 10.1.2.3")];
+            wrong_key(&stack.api, key, &forwarded).await.assert_error(401, "unauthorized");
+        }
+        // Another client behind the same proxy; without trust it is the same peer all the time.
+        let other = [("forwarded", "for=\"[2001:db8::1]:4711\";proto=https")];
+        assert_eq!(wrong_key(&stack.api, &keys[3], &other).await.status, expected);
+        // The client itself cannot choose whom it is taken for: what stands left of its own address is its own text.
+        let same = [("x-forwarded-for", "192.0.2.77, 198.51.100.7")];
+        wrong_key(&stack.api, &keys[3], &same).await.assert_error(429, "too_many_failed_logins");
+        // A verified key is not held back, and the record says whose address counted.
+        let headers = [("content-type", "application/json"), ("x-forwarded-for", "1.2.3.4, 198.51.100.7")];
+        stack.api.check(&Api::harmless()).await.expect(200);
+        let body = Some(Api::harmless().to_string().into_bytes());
+        let answer = stack.api.send(Method::POST, "/check", &headers, body).await.expect(200);
+        let id = answer["request_id"].as_str().unwrap();
+        let record = stack.api.get(&format!("/v1/decisions/{id}")).await.expect(200);
+        let address = if trusted { "198.51.100.7" } else { "127.0.0.1" };
+        assert_eq!(record["client"]["address"], address, "{record}");
+    }
+}
+
+#[tokio::test]
+async fn two_headers_that_disagree_and_junk_are_not_believed() {
+    let stack = Stack::build().gateway_with(&["--trusted-proxies", "127.0.0.0/8"]).dev().await;
+    let address = async |headers: &[(&str, &str)]| {
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        let body = Some(Api::harmless().to_string().into_bytes());
+        let answer = stack.api.send(Method::POST, "/check", &headers, body).await.expect(200);
+        let path = format!("/v1/decisions/{}", answer["request_id"].as_str().unwrap());
+        stack.api.get(&path).await.expect(200)["client"]["address"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(address(&[("x-forwarded-for", "192.0.2.1")]).await, "192.0.2.1");
+    assert_eq!(address(&[("forwarded", "for=192.0.2.1")]).await, "192.0.2.1");
+    assert_eq!(address(&[("forwarded", "for=192.0.2.1"), ("x-forwarded-for", "192.0.2.1")]).await, "192.0.2.1");
+    assert_eq!(address(&[("forwarded", "for=192.0.2.1"), ("x-forwarded-for", "192.0.2.2")]).await, "127.0.0.1");
+    for junk in ["unknown", "_hidden", "999.1.1.1", "'; DROP", "192.0.2.1.5"] {
+        assert_eq!(address(&[("x-forwarded-for", junk)]).await, "127.0.0.1", "{junk}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_tried_from_everywhere_is_held_back_by_its_id() {
+    let settings = ["--failed-logins-per-minute", "4", "--trusted-proxies", "127.0.0.1"];
+    let stack = Stack::build().gateway_with(&settings).dev().await;
+    let key = &revoked(&stack, 1).await[0];
+    for number in 0..4 {
+        let from = format!("192.0.2.{number}");
+        wrong_key(&stack.api, key, &[("x-forwarded-for", &from)]).await.assert_error(401, "unauthorized");
+    }
+    let held = wrong_key(&stack.api, key, &[("x-forwarded-for", "198.51.100.1")]).await;
+    held.assert_error(429, "too_many_failed_logins");
+    let seconds = held.body["retry_after_seconds"].as_u64().unwrap();
+    assert!((1..=61).contains(&seconds) && held.header("retry-after") == seconds.to_string());
+    // Other keys from that address are judged as ever.
+    let other = &revoked(&stack, 1).await[0];
+    wrong_key(&stack.api, other, &[("x-forwarded-for", "198.51.100.1")]).await.assert_error(401, "unauthorized");
+    stack.api.check(&Api::harmless()).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_burst_is_refused_before_its_key_is_looked_at() {
+    let settings = ["--requests-per-second-per-address", "20", "--trusted-proxies", "127.0.0.1"];
+    let stack = Stack::build().gateway_with(&settings).dev().await;
+    let from = async |address: &str, count: usize| {
+        let api = stack.api.without_key();
+        let asks = (0..count).map(|_| {
+            let (api, headers) = (api.clone(), [("x-forwarded-for", address.to_owned())]);
+            async move {
+                let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+                api.send(Method::GET, "/v1/keys", &headers, None).await
+            }
+        });
+        join_all(asks).await
+    };
+    let answers = from("192.0.2.1", 100).await;
+    let refused: Vec<_> = answers.iter().filter(|answer| answer.status == 429).collect();
+    assert!(refused.len() >= 20 && refused.len() <= 80, "{} refused", refused.len());
+    refused[0].assert_error(429, "rate_limited");
+    assert_eq!(refused[0].body["retry_after_seconds"], 1);
+    assert!(answers.iter().all(|answer| [401, 429].contains(&answer.status)));
+    assert!(from("192.0.2.2", 10).await.iter().all(|answer| answer.status == 401), "another address");
+    // Whether it lives is nobody's burst.
+    for _ in 0..30 {
+        let headers = [("x-forwarded-for", "192.0.2.1")];
+        assert_eq!(stack.api.send(Method::GET, "/healthz", &headers, None).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn one_address_holds_so_many_connections_and_no_more() {
+    let stack = Stack::build().gateway_with(&["--max-connections-per-address", "8"]).dev().await;
+    let mut held = Vec::new();
+    for _ in 0..40 {
+        if let Ok(raw) = Raw::connect_with(&stack.address(), &stack.ca(), rustls::ALL_VERSIONS).await {
+            held.push(raw);
+        }
+    }
+    assert!((1..=8).contains(&held.len()), "{} connections", held.len());
+    drop(held);
+    stage0_backplane::testing::wait_for("a connection", std::time::Duration::from_secs(10), async || {
+        stack.api.try_send(Method::GET, "/healthz", &[], None).await.is_ok_and(|answer| answer.status == 200)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn everything_is_counted_where_an_operator_looks() {
+    let address = free_port();
+    let settings = ["--metrics-listen", &address, "--failed-logins-per-minute", "2"];
+    let stack = Stack::build().gateway_with(&settings).dev().await;
+    let path = format!("/v1/accounts/{}", stack.account);
+    stack.operator.patch(&path, &json!({"daily": 2})).await.expect(200);
+    for body in [Api::harmless(), Api::forbidden(), Api::harmless()] {
+        stack.api.check(&body).await;
+    }
+    for key in revoked(&stack, 3).await {
+        wrong_key(&stack.api, &key, &[]).await;
+    }
+    let text = metrics(&address).await;
+    assert!(sample(&text, r#"stage0_checks_total{verdict="ALLOW"}"#) >= 1.0);
+    assert!(sample(&text, r#"stage0_checks_total{verdict="DENY"}"#) >= 1.0);
+    assert_eq!(sample(&text, r#"stage0_refused_total{reason="quota_exceeded"}"#), 1.0);
+    assert_eq!(sample(&text, r#"stage0_refused_total{reason="unauthorized"}"#), 2.0);
+    assert_eq!(sample(&text, r#"stage0_refused_total{reason="too_many_failed_logins"}"#), 1.0);
+    assert!(sample(&text, r#"stage0_failed_logins_total{by="address"}"#) >= 2.0);
+    for told in [
+        "# TYPE stage0_http_requests_total counter",
+        "# HELP stage0_checks_total ",
+        "stage0_http_request_seconds_bucket",
+    ] {
+        assert!(text.contains(told), "{told} in:\n{text}");
+    }
+    for never in [stack.account.as_str(), stack.api.key.as_deref().unwrap(), "Search for"] {
+        assert!(!text.contains(never), "{never}");
+    }
+    let other = reqwest::get(format!("http://{address}/check")).await.unwrap();
+    assert_eq!(other.status(), 404);
+    let body: Value = serde_json::from_str(&other.text().await.unwrap()).unwrap_or_default();
+    assert!(body.get("verdict").is_none());
+}

@@ -1,0 +1,254 @@
+//! Runs: an agent cannot loop or overspend by forgetting, by sending smaller counters, by asking many workers at once, or by a crash.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use stage0_backplane::testing::wait_for;
+use stage0_tests::{Api, Stack};
+
+const BACK_WITHIN: Duration = Duration::from_secs(30);
+
+fn check(run: &str, constraint: &str, mut context: Value) -> Value {
+    context["run_id"] = run.into();
+    json!({"goal": "Search for Python documentation", "success_criteria": ["found"], "constraints": [constraint],
+        "context": context})
+}
+
+/// So many at the same time, at all gateways in turn; how many were allowed, deferred, and refused with 503.
+async fn storm(stack: &Stack, body: &Value, count: usize) -> (usize, usize, usize) {
+    let asks = (0..count).map(|number| {
+        let api = stack.api_at(number % stack.urls.len());
+        async move { api.check(body).await }
+    });
+    let answers = join_all(asks).await;
+    let said = |verdict: &str| answers.iter().filter(|answer| answer.body["verdict"] == verdict).count();
+    let failed = answers.iter().filter(|answer| answer.status == 503).count();
+    assert_eq!(said("ALLOW") + said("DEFER") + failed, count, "{:?}", answers.last());
+    (said("ALLOW"), said("DEFER"), failed)
+}
+
+async fn run_of(api: &Api, run: &str) -> Value {
+    api.get(&format!("/v1/runs/{run}")).await.expect(200)
+}
+
+#[tokio::test]
+async fn of_64_at_once_on_three_evaluators_exactly_ten_pass() {
+    let stack = Stack::build().gateways(2).evaluators(3).nats().await;
+    let body = check("r", "max_iterations: 10", json!({}));
+    assert_eq!(storm(&stack, &body, 64).await, (10, 54, 0));
+    assert_eq!(run_of(&stack.api, "r").await["iterations"], 10);
+    let money = check("m", "max_cost_usd: 10", json!({"estimated_cost_usd": 1}));
+    assert_eq!(storm(&stack, &money, 50).await, (10, 40, 0));
+    assert_eq!(run_of(&stack.api, "m").await["cost"]["reserved_usd"], 10.0);
+    // What was answered was recorded with the run's name.
+    assert_eq!(stack.api.decisions("run_id=r&verdict=ALLOW").await.len(), 10);
+}
+
+#[tokio::test]
+async fn of_64_at_once_in_one_process_exactly_ten_pass_also_over_a_restart() {
+    let mut stack = Stack::build().dev().await;
+    let body = check("r", "max_iterations: 10", json!({}));
+    assert_eq!(storm(&stack, &body, 6).await, (6, 0, 0));
+    stack.kill_dev();
+    stack.start_dev();
+    assert_eq!(storm(&stack, &body, 64).await, (4, 60, 0));
+}
+
+#[tokio::test]
+async fn killed_evaluators_and_a_killed_nats_let_no_more_pass() {
+    let mut stack = Stack::build().evaluators(3).nats().await;
+    let body = check("r", "max_iterations: 10", json!({}));
+    let api = stack.api.clone();
+    let asks = tokio::spawn({
+        let body = body.clone();
+        async move {
+            let (mut allowed, mut rounds) = (0, 0);
+            // Until the run has surely come to its end.
+            while rounds < 200 {
+                let answers = join_all((0..16).map(|_| api.check(&body))).await;
+                allowed += answers.iter().filter(|answer| answer.body["verdict"] == "ALLOW").count();
+                if answers.iter().all(|answer| answer.body["verdict"] == "DEFER") {
+                    break;
+                }
+                rounds += 1;
+            }
+            allowed
+        }
+    });
+    stack.restart_evaluator(0);
+    stack.restart_nats().await;
+    stack.restart_evaluator(1);
+    let allowed = asks.await.unwrap();
+    assert!(allowed <= 10, "{allowed}");
+    // A reply that was lost may have counted: never more than ten, and the run is at its end.
+    wait_for("an answer", BACK_WITHIN, async || stack.api.check(&body).await.body["verdict"] == "DEFER").await;
+    assert_eq!(run_of(&stack.api, "r").await["iterations"], 10);
+    // Each ALLOW that was answered is in the log; one more may be there whose answer was lost.
+    let recorded = stack.api.decisions("run_id=r&verdict=ALLOW").await.len();
+    assert!((allowed..=10).contains(&recorded), "{allowed} answered, {recorded} recorded");
+}
+
+#[tokio::test]
+async fn counters_smaller_and_larger_than_the_truth() {
+    let stack = Stack::build().dev().await;
+    let verdict = async |run: &str, limit: &str, context: Value| {
+        let answer = stack.api.check(&check(run, limit, context)).await.expect(200);
+        answer["verdict"].as_str().unwrap().to_owned()
+    };
+    for _ in 0..2 {
+        assert_eq!(verdict("small", "max_iterations: 2", json!({"current_iteration": 1})).await, "ALLOW");
+    }
+    assert_eq!(verdict("small", "max_iterations: 2", json!({"current_iteration": 1})).await, "DEFER");
+    assert_eq!(verdict("large", "max_iterations: 2", json!({"current_iteration": 3})).await, "DEFER");
+    assert_eq!(verdict("large", "max_iterations: 2", json!({})).await, "DEFER");
+    assert_eq!(verdict("retries", "max_retries: 3", json!({"retry_count": 3})).await, "DEFER");
+    assert_eq!(verdict("retries", "max_retries: 3", json!({"retry_count": null})).await, "DEFER");
+    assert_eq!(verdict("cost", "max_cost_usd: 5", json!({"cumulative_cost_usd": 5.01})).await, "DEFER");
+    assert_eq!(verdict("cost", "max_cost_usd: 5", json!({"cumulative_cost_usd": 0})).await, "DEFER");
+    assert_eq!(verdict("time", "timeout: 60s", json!({"loop_state": {"elapsed_seconds": 61}})).await, "DEFER");
+    assert_eq!(verdict("time", "timeout: 60s", json!({"elapsed_seconds": 0})).await, "DEFER");
+    let tool = |recent: Value| json!({"current_tool": "shell", "recent_tools": recent});
+    assert_eq!(verdict("tool", "same_tool_limit: 2", tool(json!(["shell"]))).await, "ALLOW");
+    assert_eq!(verdict("tool", "same_tool_limit: 2", tool(json!([]))).await, "DEFER");
+    // Another run, or another account, starts anew.
+    assert_eq!(verdict("other", "max_iterations: 1", json!({})).await, "ALLOW");
+    let (_, key, _) = stack.operator.account("b", None, &["check"]).await;
+    let answer = stack.api.with_key(&key).check(&check("other", "max_iterations: 1", json!({}))).await.expect(200);
+    assert_eq!(answer["verdict"], "ALLOW");
+}
+
+#[tokio::test]
+async fn a_run_is_shown_ended_and_its_owners_alone() {
+    let stack = Stack::build().dev().await;
+    let body = check("a/b é", "max_iterations: 1", json!({"current_tool": "shell", "estimated_cost_usd": 0.25}));
+    let id = stack.api.decide(&body).await;
+    let path = "/v1/runs/a%2Fb%20%C3%A9";
+    let run = stack.api.get(path).await.expect(200);
+    assert_eq!((&run["run_id"], &run["iterations"], &run["tools"]), (&json!("a/b é"), &json!(1), &json!(["shell"])));
+    assert_eq!(run["reservations"][0]["request_id"], id.as_str());
+    let (_, key, _) = stack.operator.account("b", None, &stage0_tests::account_scopes()).await;
+    let stranger = stack.api.with_key(&key);
+    stranger.get(path).await.assert_error(404, "not_found");
+    stranger.delete(path).await.assert_error(404, "not_found");
+    let settle = json!({"request_id": id, "actual_cost_usd": 1});
+    stranger.post(&format!("{path}/settle"), &settle).await.assert_error(404, "not_found");
+    stack.operator.get(path).await.assert_error(403, "scope_missing");
+    stack.api.without_key().get(path).await.assert_error(401, "unauthorized");
+    let made = |scope: &str| json!({"account": stack.account, "name": "k", "scopes": [scope]});
+    let key = stack.operator.post("/v1/keys", &made("check")).await.expect(201);
+    let checks = stack.api.with_key(key["key"].as_str().unwrap());
+    checks.get(path).await.expect(200);
+    let refused = checks.delete(path).await;
+    refused.assert_error(403, "scope_missing");
+    assert!(refused.text.contains("runs:manage"), "{}", refused.text);
+    let key = stack.operator.post("/v1/keys", &made("decisions:read")).await.expect(201);
+    stack.api.with_key(key["key"].as_str().unwrap()).get(path).await.assert_error(403, "scope_missing");
+    assert_eq!(stack.api.check(&body).await.body["verdict"], "DEFER");
+    assert_eq!(stack.api.delete(path).await.status, 204);
+    stack.api.get(path).await.assert_error(404, "not_found");
+    stack.api.delete(path).await.assert_error(404, "not_found");
+    assert_eq!(stack.api.check(&body).await.body["verdict"], "ALLOW");
+}
+
+#[tokio::test]
+async fn costs_are_settled_once_by_those_who_may() {
+    let stack = Stack::build().dev().await;
+    let estimated = |usd: f64| check("m", "max_cost_usd: 10", json!({"estimated_cost_usd": usd}));
+    let allowed = stack.api.decide(&estimated(4.0)).await;
+    let deferred = stack.api.check(&estimated(7.0)).await.expect(200);
+    assert_eq!(deferred["verdict"], "DEFER");
+    let path = "/v1/runs/m/settle";
+    for (body, named) in [
+        (json!({}), vec!["request_id", "actual_cost_usd"]),
+        (json!({"request_id": "x", "actual_cost_usd": -1}), vec!["request_id", "actual_cost_usd"]),
+        (json!({"request_id": allowed, "actual_cost_usd": "1"}), vec!["actual_cost_usd"]),
+        (json!({"request_id": allowed, "actual_cost_usd": null}), vec!["actual_cost_usd"]),
+        (json!({"request_id": allowed, "actual_cost_usd": 1, "currency": "EUR"}), vec!["currency"]),
+    ] {
+        let answer = stack.api.post(path, &body).await;
+        answer.assert_error(422, "validation_failed");
+        let paths: Vec<_> = answer.body["errors"].as_array().unwrap().iter().map(|e| e["path"].clone()).collect();
+        assert_eq!(paths, named, "{body}");
+    }
+    let key = json!({"account": stack.account, "name": "k", "scopes": ["check"]});
+    let key = stack.operator.post("/v1/keys", &key).await.expect(201);
+    let checks = stack.api.with_key(key["key"].as_str().unwrap());
+    let settle = |id: &Value, usd: f64| json!({"request_id": id, "actual_cost_usd": usd});
+    let refused = checks.post(path, &settle(&json!(allowed), 3.99)).await;
+    refused.assert_error(403, "scope_missing");
+    assert!(refused.text.contains("runs:manage"));
+    let settled = checks.post(path, &settle(&json!(allowed), 4.5)).await.expect(200);
+    assert_eq!((&settled["estimated_cost_usd"], &settled["actual_cost_usd"]), (&json!(4.0), &json!(4.5)));
+    assert_eq!(settled["cost"], json!({"spent_usd": 4.5, "reserved_usd": 0.0, "total_usd": 4.5}));
+    let twice = stack.api.post(path, &settle(&json!(allowed), 1.0)).await;
+    twice.assert_error(409, "conflict");
+    assert!(twice.text.contains("4.5 USD"), "{}", twice.text);
+    let never = stack.api.post(path, &settle(&deferred["request_id"], 1.0)).await;
+    never.assert_error(409, "conflict");
+    assert!(never.text.contains("was not allowed"), "{}", never.text);
+    let other = stack.api.decide(&check("other", "max_cost_usd: 10", json!({}))).await;
+    stack.api.post(path, &settle(&json!(other), 1.0)).await.assert_error(409, "conflict");
+    let unknown = json!("01890000-0000-7000-8000-000000000001");
+    stack.api.post(path, &settle(&unknown, 1.0)).await.assert_error(404, "not_found");
+    let second = stack.api.decide(&estimated(5.5)).await;
+    stack.api.post(path, &settle(&json!(second), 0.0)).await.expect(200);
+    assert_eq!(run_of(&stack.api, "m").await["cost"]["total_usd"], 4.5);
+}
+
+#[tokio::test]
+async fn a_reservation_that_nobody_settles_is_spent() {
+    let stack = Stack::build().with(&["--reservations-kept-seconds", "1"]).dev().await;
+    let body = check("m", "max_cost_usd: 10", json!({"estimated_cost_usd": 4}));
+    let id = stack.api.decide(&body).await;
+    wait_for("the reservation ends", BACK_WITHIN, async || {
+        run_of(&stack.api, "m").await["cost"]["reserved_usd"] == 0.0
+    })
+    .await;
+    assert_eq!(run_of(&stack.api, "m").await["cost"]["spent_usd"], 4.0);
+    let late = stack.api.post("/v1/runs/m/settle", &json!({"request_id": id, "actual_cost_usd": 0})).await;
+    late.assert_error(409, "conflict");
+    assert!(late.text.contains("too long ago"), "{}", late.text);
+}
+
+#[tokio::test]
+async fn a_run_is_forgotten_after_the_time_that_was_set() {
+    let stack = Stack::build().with(&["--runs-kept-seconds", "1"]).dev().await;
+    let body = check("r", "max_iterations: 1", json!({}));
+    stack.api.decide(&body).await;
+    wait_for("the run's end", BACK_WITHIN, async || stack.api.get("/v1/runs/r").await.status == 404).await;
+    assert_eq!(stack.api.check(&body).await.body["verdict"], "ALLOW");
+}
+
+#[tokio::test]
+async fn an_account_may_require_that_each_check_names_its_run() {
+    let stack = Stack::build().dev().await;
+    let path = format!("/v1/accounts/{}", stack.account);
+    stack.operator.patch(&path, &json!({"require_run_id": true})).await.expect(200);
+    for context in [json!({}), json!({"run_id": " "}), json!({"run_id": 7})] {
+        let mut body = Api::harmless();
+        body["context"] = context;
+        body["tools"] = json!([""]);
+        let answer = stack.api.check(&body).await;
+        answer.assert_error(422, "validation_failed");
+        let message = answer.body["message"].as_str().unwrap();
+        assert!(message.contains("context.run_id: ") && (message.contains("tools[0]: ")), "{message}");
+    }
+    stack.api.check(&check("r", "sandbox", json!({}))).await.expect(200);
+    stack.operator.patch(&path, &json!({"require_run_id": false})).await.expect(200);
+    stack.api.check(&Api::harmless()).await.expect(200);
+}
+
+#[tokio::test]
+async fn without_a_ledger_a_check_of_a_run_is_not_decided() {
+    let mut stack = Stack::build().nats().await;
+    stack.api.decide(&check("r", "max_iterations: 1", json!({}))).await;
+    stack.nats.as_mut().unwrap().kill();
+    stack.api.check(&check("r", "max_iterations: 1", json!({}))).await.assert_error(503, "unavailable");
+    stack.api.get("/v1/runs/r").await.assert_error(503, "unavailable");
+    stack.nats.as_mut().unwrap().restart().await;
+    wait_for("an answer", BACK_WITHIN, async || {
+        stack.api.check(&check("r", "max_iterations: 1", json!({}))).await.body["verdict"] == "DEFER"
+    })
+    .await;
+}
