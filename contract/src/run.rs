@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, is_blank};
+use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, is_blank, plain};
 
 /// A run's name as its caller gives it: 1–1,000 characters, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,8 +30,8 @@ impl RunId {
         }
     }
 
-    /// The run that a request names: `context.run_id`, else that of `context.loop_state`. Null and blank name none; what is no text,
-    /// or too long, is an error.
+    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Null and blank name none; what is no text, too
+    /// long, or another one in each place, is an error.
     pub fn of(request: &CheckRequest) -> Result<Option<Self>, IdError> {
         request.context.as_ref().map_or(Ok(None), Self::in_context)
     }
@@ -39,15 +39,26 @@ impl RunId {
     /// As [`RunId::of`], of a `context` whose request is still to be judged.
     pub fn in_context(context: &Map<String, Value>) -> Result<Option<Self>, IdError> {
         let inner = context.get("loop_state").and_then(Value::as_object);
+        let mut named: Option<Self> = None;
         for members in [Some(context), inner].into_iter().flatten() {
-            match members.get("run_id") {
-                None | Some(Value::Null) => {}
-                Some(Value::String(text)) if is_blank(text) => {}
-                Some(Value::String(text)) => return Self::parse(text).map(Some),
+            let run = match members.get("run_id") {
+                None | Some(Value::Null) => continue,
+                Some(Value::String(text)) if is_blank(text) => continue,
+                Some(Value::String(text)) => Self::parse(text)?,
                 Some(_) => return Err(IdError::run()),
+            };
+            // Whose counters would hold?
+            if named.as_ref().is_some_and(|named| named.canonical() != run.canonical()) {
+                return Err(IdError::run());
             }
+            named = named.or(Some(run));
         }
-        Ok(None)
+        Ok(named)
+    }
+
+    /// The form in which names are compared: NFKC, without invisible characters. Case makes another run, as ids may depend on it.
+    pub fn canonical(&self) -> String {
+        plain(&self.0).trim().to_owned()
     }
 
     /// The name.
@@ -202,8 +213,18 @@ mod tests {
     fn a_run_is_named_in_the_context_or_nested_there() {
         assert_eq!(of(json!({"run_id": " r1 "})), Ok(Some("r1".to_owned())));
         assert_eq!(of(json!({"loop_state": {"run_id": "r2"}})), Ok(Some("r2".to_owned())));
-        assert_eq!(of(json!({"run_id": "r1", "loop_state": {"run_id": "r2"}})), Ok(Some("r1".to_owned())));
+        assert_eq!(of(json!({"run_id": "r1", "loop_state": {"run_id": " r1"}})), Ok(Some("r1".to_owned())));
+        assert!(of(json!({"run_id": "r1", "loop_state": {"run_id": "r2"}})).is_err(), "whose counters would hold?");
         assert_eq!(of(json!({"run_id": "", "loop_state": {"run_id": "r2"}})), Ok(Some("r2".to_owned())));
+    }
+
+    #[test]
+    fn what_nobody_sees_makes_no_other_run() {
+        let canonical = |text: &str| RunId::parse(text).unwrap().canonical();
+        for same in ["run1\u{200b}", "\u{202a}run1", "r\u{ad}un1", "ｒｕｎ１", " run1 "] {
+            assert_eq!(canonical(same), "run1", "{same:?}");
+        }
+        assert_ne!(canonical("Run1"), "run1");
     }
 
     #[test]

@@ -23,8 +23,8 @@ const MOST_ALLOWED: usize = 100;
 const MOST_TOOLS: usize = 100;
 /// Tools that are told apart; calls of further ones count for all.
 const MOST_NAMES: usize = 200;
-/// The longest name of a tool that is kept, in bytes; of longer ones a hash is.
-const MOST_NAME_BYTES: usize = 128;
+/// Seconds for which a check can be asked again, at least: an idempotency key lives as long.
+const REPEATABLE: i64 = 600;
 /// A name that mixes scripts.
 const ANY_TOOL: &str = "?";
 
@@ -73,8 +73,11 @@ struct Allowed {
     before_micros: i64,
     #[serde(rename = "e")]
     estimate_micros: i64,
-    #[serde(rename = "s", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
     settled_micros: Option<i64>,
+    /// Nobody settled it in time: its estimate is spent.
+    #[serde(rename = "x", default, skip_serializing_if = "std::ops::Not::not")]
+    expired: bool,
 }
 
 /// What a run learns from a check that was decided.
@@ -129,11 +132,17 @@ impl RunState {
         Self { ended: true, ..Self::default() }
     }
 
-    /// Turns estimates that nobody settled in time into money spent.
+    /// Turns estimates that nobody settled in time into money spent, and forgets what can no longer be asked again.
     pub(crate) fn expire(&mut self, now: i64, reserved_for: i64) {
-        let old = |allowed: &Allowed| allowed.at.saturating_add(reserved_for) <= now;
-        while self.allowed.front().is_some_and(old) {
-            self.forget_oldest();
+        for allowed in &mut self.allowed {
+            if allowed.at.saturating_add(reserved_for) <= now {
+                self.spent_micros = self.spent_micros.saturating_add(allowed.reserved());
+                allowed.expired = true;
+            }
+        }
+        let kept_for = reserved_for.max(REPEATABLE);
+        while self.allowed.front().is_some_and(|allowed| allowed.at.saturating_add(kept_for) <= now) {
+            self.allowed.pop_front();
         }
     }
 
@@ -152,6 +161,8 @@ impl RunState {
     }
 
     fn elapsed_micros(&self, now: i64) -> i64 {
+        // The clocks of those who ask differ a little: time does not go back for it.
+        let now = now.max(self.last_seen);
         let by_the_clock = now.saturating_sub(self.first_seen).max(0).saturating_mul(1_000_000);
         self.elapsed_micros.max(by_the_clock)
     }
@@ -205,6 +216,7 @@ impl RunState {
             before_micros: lesson.before_micros,
             estimate_micros: lesson.estimate_micros,
             settled_micros: None,
+            expired: false,
         });
         for tool in lesson.said.iter().flat_map(|said| &said.proposed) {
             self.call(tool.as_deref());
@@ -222,7 +234,7 @@ impl RunState {
         }
         self.any_calls = self.any_calls.max(said.calls.any);
         for (name, count) in &said.calls.known {
-            match self.known_calls(&short(name)) {
+            match self.known_calls(name) {
                 Some(calls) => *calls = (*calls).max(*count),
                 None => self.any_calls = self.any_calls.max(*count),
             }
@@ -230,7 +242,7 @@ impl RunState {
     }
 
     fn call(&mut self, tool: Option<&str>) {
-        let name = tool.map_or_else(|| ANY_TOOL.to_owned(), short);
+        let name = tool.unwrap_or(ANY_TOOL).to_owned();
         let counted = tool.and_then(|_| self.known_calls(&name));
         match counted {
             Some(calls) => *calls = calls.saturating_add(1),
@@ -258,8 +270,8 @@ impl RunState {
         actual_micros: i64,
         may_lower: bool,
     ) -> Result<i64, Refusal> {
-        let found =
-            self.allowed.iter_mut().find(|allowed| allowed.request_id == request_id).ok_or(Refusal::NotFound)?;
+        let open = |allowed: &&mut Allowed| allowed.request_id == request_id && !allowed.expired;
+        let found = self.allowed.iter_mut().find(open).ok_or(Refusal::NotFound)?;
         if let Some(settled) = found.settled_micros {
             let settled = Micros::from_micros(settled).map_or_else(|_| settled.to_string(), Micros::to_decimal);
             return Err(Refusal::Conflict(format!("the check was settled already, with {settled} USD")));
@@ -289,18 +301,8 @@ impl RunState {
 impl Allowed {
     /// What it still holds back.
     fn reserved(&self) -> i64 {
-        if self.settled_micros.is_some() { 0 } else { self.estimate_micros }
+        if self.expired || self.settled_micros.is_some() { 0 } else { self.estimate_micros }
     }
-}
-
-/// A tool's name, or what stands for a long one.
-fn short(name: &str) -> String {
-    use sha2::{Digest, Sha256};
-    if name.len() <= MOST_NAME_BYTES {
-        return name.to_owned();
-    }
-    let hash = Sha256::digest(name.as_bytes());
-    hash.iter().fold(String::from("sha256:"), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// The reply to a question about a run.

@@ -9,7 +9,6 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{Backplane, Question, ServeError, Served};
 use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewRequest, SettleRun, ShowRun};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answers;
@@ -17,8 +16,9 @@ use crate::pack::{PackError, PackSet};
 use crate::run::{RunConfig, Runs};
 use crate::worker::{Connect, ConnectError};
 
-/// Runs that one shard has in hand at the same time; more wait in the inbox.
-const MOST_RUNS: usize = 1_000;
+/// Questions of one kind that one shard has in hand; more wait in the inbox. Above what runs may hold, so that checks without a run
+/// are answered while the ledger hangs.
+const MOST_IN_HAND: usize = 4_096;
 
 /// Why a shard cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -97,24 +97,42 @@ impl Shard {
     async fn serve(self, stop: &CancellationToken) {
         let (answers, runs) = (&self.answers, &self.runs);
         tokio::join!(
-            decide_until_stopped(self.evaluate, stop, answers, runs),
-            until_stopped(self.review, stop, async |question, _| answers.review(question)),
-            until_stopped(self.status, stop, async |_, _| answers.status()),
-            until_stopped(self.show, stop, async |question, until| runs.show(question, until).await),
-            until_stopped(self.end, stop, async |question, until| runs.end(question, until).await),
-            until_stopped(self.settle, stop, async |question, until| runs.settle(question, until).await),
+            until_stopped(self.evaluate, stop, async |check: Question<EvaluateRequest>| {
+                match Runs::place(&check.request) {
+                    Some(place) => runs.evaluate(answers, place, check).await,
+                    None => {
+                        let (reply, _) = answers.evaluate(&check.request, None);
+                        check.answer(&reply).await;
+                    }
+                }
+            }),
+            until_stopped(self.review, stop, async |question: Question<ReviewRequest>| {
+                let reply = answers.review(&question.request);
+                question.answer(&reply).await;
+            }),
+            until_stopped(self.status, stop, async |question: Question<EvaluatorStatus>| {
+                question.answer(&answers.status()).await;
+            }),
+            until_stopped(self.show, stop, async |question: Question<ShowRun>| {
+                let reply = runs.show(&question.request, question.deadline).await;
+                question.answer(&reply).await;
+            }),
+            until_stopped(self.end, stop, async |question: Question<EndRun>| {
+                let reply = runs.end(&question.request, question.deadline).await;
+                question.answer(&reply).await;
+            }),
+            until_stopped(self.settle, stop, async |question: Question<SettleRun>| {
+                let reply = runs.settle(&question.request, question.deadline).await;
+                question.answer(&reply).await;
+            }),
         );
         self.backplane.requests.close().await;
     }
 }
 
-/// Decides until `stop`, then what had arrived before it. A check without a run is answered where it arrives.
-async fn decide_until_stopped(
-    mut inbox: Served<EvaluateRequest>,
-    stop: &CancellationToken,
-    answers: &Answers,
-    runs: &Runs,
-) {
+/// Answers until `stop`, then what had arrived before it. What needs the ledger waits for it beside the others; the rest is answered
+/// where it arrives.
+async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToken, answer: impl AsyncFn(Question<R>)) {
     let mut in_hand = FuturesUnordered::new();
     let (mut stopping, mut emptied) = (false, false);
     while !(emptied && in_hand.is_empty()) {
@@ -125,50 +143,10 @@ async fn decide_until_stopped(
                 inbox.stop().await;
             }
             Some(()) = in_hand.next(), if !in_hand.is_empty() => {}
-            question = inbox.next(), if !emptied && in_hand.len() < MOST_RUNS => {
-                let Some(check) = question else {
-                    emptied = true;
-                    continue;
-                };
-                match Runs::place(&check.request) {
-                    None => {
-                        let (reply, _) = answers.evaluate(&check.request, None);
-                        check.answer(&reply).await;
-                    }
-                    Some(place) => {
-                        if let Some(check) = runs.join(&place, check) {
-                            in_hand.push(runs.evaluate(answers, place, check));
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Answers until `stop`, then what had arrived before it.
-async fn until_stopped<R: Request>(
-    mut inbox: Served<R>,
-    stop: &CancellationToken,
-    answer: impl AsyncFn(&R, Instant) -> R::Reply,
-) {
-    loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            question = inbox.next() => match question {
-                Some(question) => reply(question, &answer).await,
-                None => return,
+            question = inbox.next(), if !emptied && in_hand.len() < MOST_IN_HAND => match question {
+                Some(question) => in_hand.push(answer(question)),
+                None => emptied = true,
             },
         }
     }
-    inbox.stop().await;
-    while let Some(question) = inbox.next().await {
-        reply(question, &answer).await;
-    }
-}
-
-async fn reply<R: Request>(question: Question<R>, answer: &impl AsyncFn(&R, Instant) -> R::Reply) {
-    let reply = answer(&question.request, question.deadline).await;
-    question.answer(&reply).await;
 }

@@ -3,14 +3,19 @@
 //! Owns the counters of contract section 6. `context`, `context.loop_state` and what the server remembers of the run may all tell
 //! one: the largest counts. A counter that is absent starts at its beginning; one that cannot be read is malformed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use stage0_contract::{Micros, RunId, Word};
 
 use super::declared::Declared;
 use super::evidence::{Evidence, as_micros, as_words, whole};
 use super::scope::ProposedTools;
+
+/// The longest name of a tool that is kept, in bytes.
+const MOST_NAME_BYTES: usize = 128;
 
 /// The counters of a run.
 #[derive(Debug)]
@@ -91,8 +96,7 @@ impl Run {
         }
         let most = |said: i64, past: fn(&Past) -> i64, by: Option<&Past>| by.map_or(said, |by| said.max(past(by)));
         let spent = most(said.spent_micros, |past| past.cost_micros, past);
-        said.proposed =
-            past.map_or(Vec::new(), |_| tools.proposed().iter().map(|tool| tool.known().map(str::to_owned)).collect());
+        said.proposed = past.map_or(Vec::new(), |_| told_apart(tools.proposed()));
         Self {
             iteration: most(said.iteration, |past| past.iteration, past),
             retries: most(said.retries, |past| past.retries, past),
@@ -103,6 +107,27 @@ impl Run {
             said: past.map(|_| said),
         }
     }
+}
+
+/// What is called next, each once: a list of tools says which, and not how often.
+fn told_apart(proposed: &[Word]) -> Vec<Option<String>> {
+    let mut names: Vec<Option<String>> = Vec::with_capacity(proposed.len());
+    for tool in proposed {
+        let name = tool.known().map(|name| short(name).into_owned());
+        if name.is_none() || !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// A tool's name as it is counted and kept: a hash stands for a long one.
+fn short(name: &str) -> Cow<'_, str> {
+    if name.len() <= MOST_NAME_BYTES {
+        return Cow::Borrowed(name);
+    }
+    let hash = Sha256::digest(name.as_bytes());
+    Cow::Owned(hash.iter().fold(String::from("sha256:"), |text, byte| text + &format!("{byte:02x}")))
 }
 
 /// A run that cannot be told from its name may have counted anything.
@@ -155,7 +180,7 @@ impl Calls {
         let mut calls = Self::default();
         for word in recent {
             match word.known() {
-                Some(name) => *calls.known.entry(name.to_owned()).or_default() += 1,
+                Some(name) => *calls.known.entry(short(name).into_owned()).or_default() += 1,
                 None => calls.any += 1,
             }
         }
@@ -175,7 +200,7 @@ impl Calls {
     fn most(&self, proposed: &[Word]) -> i64 {
         let busiest = self.known.values().copied().max().unwrap_or(0);
         let next = proposed.iter().map(|tool| match tool.known() {
-            Some(name) => self.known.get(name).copied().unwrap_or(0).saturating_add(1),
+            Some(name) => self.known.get(&*short(name)).copied().unwrap_or(0).saturating_add(1),
             None => busiest.saturating_add(1),
         });
         self.any.saturating_add(next.max().unwrap_or(busiest))

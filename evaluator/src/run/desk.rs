@@ -25,6 +25,10 @@ use crate::metrics;
 
 /// Checks of one run that are written together at most.
 const MOST_TOGETHER: usize = 64;
+/// Checks of one run that wait for their turn.
+const MOST_WAITING: usize = 1_000;
+/// Runs that one shard has in hand.
+const MOST_RUNS: usize = 1_000;
 /// After a conflict the others' write is there; many at once should not meet again at the same moment.
 const CONFLICT_PAUSE_MICROS: u64 = 500;
 /// The ledger forgets a tombstone by itself.
@@ -83,28 +87,35 @@ impl Runs {
         Some(place(&question.account, &run_id))
     }
 
-    /// Leaves a check to whoever has its run in hand; else it comes back, and the run is in the caller's hand.
-    pub(crate) fn join(&self, place: &str, check: Check) -> Option<Check> {
-        let mut waiting = self.waiting.borrow_mut();
-        match waiting.get_mut(place) {
-            Some(queue) => {
-                queue.push(check);
-                None
-            }
-            None => {
-                waiting.insert(place.to_owned(), Vec::new());
-                Some(check)
-            }
-        }
-    }
-
-    /// Answers a check that [`Runs::join`] gave back, and all that join it meanwhile.
-    pub(crate) async fn evaluate(&self, answers: &Answers, place: String, first: Check) {
+    /// Answers a check of a run, and all that join it meanwhile; or leaves it to whoever has the run in hand.
+    pub(crate) async fn evaluate(&self, answers: &Answers, place: String, check: Check) {
+        let Some(first) = self.join(&place, check).await else { return };
         let mut batch = vec![first];
         while !batch.is_empty() {
             self.decide(answers, &place, batch).await;
             batch = self.next_batch(&place);
         }
+    }
+
+    /// The check comes back, and its run is in the caller's hand, when nobody had it.
+    async fn join(&self, place: &str, check: Check) -> Option<Check> {
+        let full = {
+            let mut waiting = self.waiting.borrow_mut();
+            let runs = waiting.len();
+            match waiting.get_mut(place) {
+                Some(queue) if queue.len() < MOST_WAITING => {
+                    queue.push(check);
+                    return None;
+                }
+                None if runs < MOST_RUNS => {
+                    waiting.insert(place.to_owned(), Vec::new());
+                    return Some(check);
+                }
+                Some(_) | None => check,
+            }
+        };
+        full.answer(&EvaluateReply::Unable("too many checks of runs wait for the ledger".to_owned())).await;
+        None
     }
 
     /// Those who wait; the run leaves our hand when nobody does.
@@ -119,7 +130,7 @@ impl Runs {
         std::mem::replace(queue, rest)
     }
 
-    async fn decide(&self, answers: &Answers, place: &str, batch: Vec<Check>) {
+    async fn decide(&self, answers: &Answers, place: &str, mut batch: Vec<Check>) {
         loop {
             let now = Instant::now();
             // Nobody waits any more: nothing may be counted.
@@ -134,6 +145,7 @@ impl Runs {
                 }
                 Ok(None) => {
                     metrics::conflict();
+                    self.put_back_half(place, &mut batch);
                     pause().await;
                     continue;
                 }
@@ -149,6 +161,14 @@ impl Runs {
                 }
             }
             return;
+        }
+    }
+
+    /// Whoever decides fewer is the faster one next time.
+    fn put_back_half(&self, place: &str, batch: &mut Vec<Check>) {
+        if let Some(queue) = self.waiting.borrow_mut().get_mut(place) {
+            let rest = batch.split_off(batch.len().div_ceil(2));
+            queue.splice(0..0, rest);
         }
     }
 
@@ -283,7 +303,7 @@ impl Runs {
 
 /// Where a run stands: its name may be any text, and is nobody else's to read in a subject.
 fn place(account: &AccountId, run_id: &RunId) -> String {
-    let hash = Sha256::digest(run_id.as_str().as_bytes());
+    let hash = Sha256::digest(run_id.canonical().as_bytes());
     let start = format!("runs.{account}.");
     hash.iter().take(20).fold(start, |place, byte| place + &format!("{byte:02x}"))
 }

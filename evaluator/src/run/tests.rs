@@ -381,3 +381,50 @@ fn a_view_tells_money_in_dollars_and_what_is_open() {
     assert_eq!(view.reservations.len(), 1);
     assert_eq!(view.reservations[0].expires_at.as_second(), NOW + RESERVED_FOR);
 }
+
+#[test]
+fn a_long_name_is_counted_like_a_short_one() {
+    for length in [1, 128, 129, 900] {
+        let mut run = Play::new();
+        let tool = json!({"current_tool": "t".repeat(length)});
+        assert_eq!(run.verdicts(3, &["same_tool_limit: 2"], &tool), [Allow, Allow, Defer], "{length}");
+        let reported = json!({"current_tool": "x", "recent_tools": vec!["t".repeat(length); 2]});
+        let mut run = Play::new();
+        run.check(&[], reported);
+        assert_eq!(run.check(&["same_tool_limit: 2"], tool).verdict, Defer, "{length}, as reported");
+    }
+}
+
+#[test]
+fn a_tool_that_is_listed_often_is_one_call() {
+    let mut run = Play::new();
+    let tools = json!({"tools": ["a", "A", "a", "b"]});
+    assert_eq!(run.verdicts(3, &["same_tool_limit: 2"], &tools), [Allow, Allow, Defer]);
+    assert_eq!((run.state.calls["a"], run.state.calls["b"], run.state.tools.len()), (2, 2, 4));
+}
+
+#[test]
+fn a_check_can_be_asked_again_after_its_estimate_was_spent() {
+    let mut run = Play::new();
+    let context = || json!({"estimated_cost_usd": 1});
+    assert_eq!(run.ask(1, 1, &["max_cost_usd: 1"], context()).verdict, Allow);
+    run.now += 300;
+    run.state.expire(run.now, 60);
+    assert_eq!(run.spent(), (1_000_000, 0));
+    assert_eq!(run.ask(2, 1, &["max_cost_usd: 1"], context()).verdict, Allow, "it is still the same check");
+    run.state.expire(run.now, 60);
+    assert_eq!((run.spent(), run.state.iterations), ((1_000_000, 0), 1), "and is spent once");
+    run.now += 301;
+    run.state.expire(run.now, 60);
+    assert!(run.state.allowed.is_empty());
+}
+
+#[test]
+fn a_gateway_whose_clock_is_behind_gains_no_time() {
+    let mut run = Play::new();
+    run.check(&[], json!({}));
+    run.now += 90;
+    run.check(&[], json!({}));
+    run.now -= 60;
+    assert_eq!(run.check(&["timeout: 60s"], json!({})).verdict, Defer);
+}

@@ -8,7 +8,7 @@ use super::{Allowed, RunState};
 impl RunState {
     /// All of it; `reserved_for` seconds after it was allowed an estimate counts as spent.
     pub(super) fn view(&self, run_id: RunId, now: i64, reserved_for: i64) -> RunView {
-        let open = self.allowed.iter().filter(|allowed| allowed.settled_micros.is_none());
+        let open = self.allowed.iter().filter(|allowed| allowed.settled_micros.is_none() && !allowed.expired);
         RunView {
             run_id,
             first_seen: time(self.first_seen),
