@@ -52,14 +52,14 @@ impl Ledger for FileLedger {
             return Box::pin(async move { Err(PutError::Failed(why.to_owned())) });
         }
         let key = key.to_owned();
-        let put = self.0.write(deadline, move |transaction| {
+        let put = self.0.write_if(deadline, move |transaction| {
             let now = Timestamp::now();
             sweep(transaction, micros(now))?;
             let (mut table, mut by_end) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
             let found = table.get(key.as_str())?.map(|found| (found.value().0, found.value().1));
             let living = found.filter(|(_, ends)| *ends > micros(now)).map(|(revision, _)| Revision(revision));
             if living != expected {
-                return Ok(Err(PutError::Conflict));
+                return Ok((Err(PutError::Conflict), false));
             }
             if let Some((_, ends)) = found {
                 by_end.remove((ends, key.as_str()))?;
@@ -70,7 +70,7 @@ impl Ledger for FileLedger {
             if ends != NEVER {
                 by_end.insert((ends, key.as_str()), ())?;
             }
-            Ok(Ok(Revision(revision)))
+            Ok((Ok(Revision(revision)), true))
         });
         Box::pin(async move { put.await.map_err(PutError::Failed)? })
     }

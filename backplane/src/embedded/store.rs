@@ -101,7 +101,17 @@ impl Session {
         deadline: Instant,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.within(deadline, self.store.write(work)).await
+        self.write_if(deadline, move |transaction| work(transaction).map(|done| (done, true))).await
+    }
+
+    /// As [`Session::write`], where nothing may have changed: then nothing is written. What waited for its turn until nobody waits
+    /// for it any more is not begun.
+    pub(super) async fn write_if<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        self.within(deadline, self.store.write(deadline, work)).await
     }
 
     async fn within<T>(&self, deadline: Instant, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -150,16 +160,27 @@ impl Store {
     /// Writes on a thread that may block; all or nothing.
     async fn write<T: Send + 'static>(
         self: &Arc<Self>,
-        work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
+        deadline: Instant,
+        work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let store = Arc::clone(self);
         aside(move || {
-            store.attempt(|database| {
+            let done = store.attempt(|database| {
                 let transaction = database.begin_write()?;
-                let done = work(&transaction)?;
-                transaction.commit()?;
-                Ok(done)
-            })
+                // Writers wait here for each other.
+                if deadline <= Instant::now() {
+                    transaction.abort()?;
+                    return Ok(None);
+                }
+                let (done, changed) = work(&transaction)?;
+                if changed {
+                    transaction.commit()?;
+                } else {
+                    transaction.abort()?;
+                }
+                Ok(Some(done))
+            });
+            done?.ok_or_else(|| "the disk did not answer in time".to_owned())
         })
         .await
     }

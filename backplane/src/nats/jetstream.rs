@@ -31,7 +31,8 @@ const REQUIRED: [&str; 6] = ["subjects", "retention", "storage", "discard", "all
 const NO_SUCH_STREAM: u64 = 10_059;
 /// Somebody else made the stream at the same time, perhaps with other settings.
 const STREAM_EXISTS: u64 = 10_058;
-pub(super) const WRONG_LAST_SEQUENCE: u64 = 10_071;
+/// Somebody else's message is the last, or, where there are replicas, about to be.
+pub(super) const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 /// The store failed; what it was given may be on disk all the same.
 pub(super) const STORE_FAILED: u64 = 10_077;
 /// The same message is being stored right now.

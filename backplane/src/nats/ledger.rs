@@ -55,7 +55,7 @@ impl Ledger for Connection {
                     .and_then(Value::as_u64)
                     .map(Revision)
                     .ok_or_else(|| PutError::Failed("no acknowledgement".to_owned())),
-                Err(JetError::Refused { code: WRONG_LAST_SEQUENCE, .. }) => Err(PutError::Conflict),
+                Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(PutError::Conflict),
                 Err(error) => Err(PutError::Failed(error.to_string())),
             }
         })

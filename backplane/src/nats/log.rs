@@ -63,7 +63,7 @@ impl DecisionLog for Connection {
                     sequence(&ack).map(Position).ok_or_else(|| MarkError::Failed(JetError::Unreadable.to_string()))
                 }
                 Ok(_) => Err(MarkError::Failed(AskError::Lost.to_string())),
-                Err(JetError::Refused { code: WRONG_LAST_SEQUENCE, .. }) => Err(MarkError::Conflict),
+                Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(MarkError::Conflict),
                 Err(error) => Err(MarkError::Failed(error.to_string())),
             }
         })
