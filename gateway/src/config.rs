@@ -72,7 +72,7 @@ impl GatewayConfig {
             failed_logins_per_minute: 50,
             requests_per_second_per_address: NonZeroU32::new(10_000),
             max_connections_per_worker: 25_000,
-            max_connections_per_address: NonZeroU32::new(2_000),
+            max_connections_per_address: NonZeroU32::new(20_000),
             audit: AuditMode::Required,
             quotas_on_failure: OnFailure::Closed,
             dangerous_allow_private_webhooks: false,

@@ -18,7 +18,7 @@ use stage0_contract::{
     CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, KeyIdentity, PolicyVersion, RequestId,
     canonical_hash,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::errors::ApiError;
 use crate::reader::Shelf;
@@ -28,10 +28,10 @@ use crate::state::Gate;
 const LIVES: i64 = 600;
 /// While another attempt is under way, it is looked for so often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// An attempt may be under way a little longer than its gateway waits for it.
+/// For the clocks of gateways, which differ.
 const SLACK: Duration = Duration::from_millis(250);
 /// For giving a claim back: the answer waits for it.
-const GIVE_BACK_WITHIN: Duration = Duration::from_millis(200);
+const GIVE_BACK_WITHIN: Duration = Duration::from_millis(50);
 /// Claims that others made first, until we give up.
 pub(crate) const MOST_RACES: u32 = 5;
 
@@ -56,6 +56,19 @@ struct Entry {
     until: i64,
     /// Seconds since the epoch at which the key is forgotten.
     ends: i64,
+    /// How the last attempt ended, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ended: Option<Ended>,
+}
+
+/// An attempt that was surely not recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ended {
+    /// The request was refused: nothing was counted, and the key stands for nothing.
+    Refused,
+    /// It failed: what it counted is not counted again.
+    Failed,
 }
 
 /// What a key was used for before.
@@ -87,15 +100,23 @@ pub(crate) struct Claim {
 /// What an entry says to a request.
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {
+    Unused,
     Otherwise,
+    /// Known not to be recorded.
+    Failed,
     UnderWay,
+    /// Nobody knows whether it was recorded, but the log.
     Over,
 }
 
 impl Entry {
     fn judge(&self, body: &str, now: Timestamp) -> Judgement {
-        if self.body != body {
+        if self.ended == Some(Ended::Refused) {
+            Judgement::Unused
+        } else if self.body != body {
             Judgement::Otherwise
+        } else if self.ended == Some(Ended::Failed) {
+            Judgement::Failed
         } else if now.as_millisecond() < self.until {
             Judgement::UnderWay
         } else {
@@ -124,17 +145,16 @@ impl Repeatable {
                 return Ok(Before::Free(self.ticket(None, None, None)));
             };
             let entry: Entry = serde_json::from_slice(&record.value).map_err(|error| failed(&error.to_string()))?;
-            let judged = entry.judge(&self.body, Timestamp::now());
-            let thorough = match judged {
+            let again = || self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision));
+            let thorough = match entry.judge(&self.body, Timestamp::now()) {
+                Judgement::Unused => return Ok(Before::Free(self.ticket(None, None, Some(record.revision)))),
                 Judgement::Otherwise => return Ok(Before::Otherwise),
+                Judgement::Failed => return Ok(Before::Free(again())),
                 Judgement::UnderWay => false,
                 Judgement::Over => true,
             };
-            let found = if thorough {
-                shelf.decision(entry.request_id).await
-            } else {
-                shelf.recent_decision(entry.request_id).await
-            };
+            let found = timeout_at(deadline, shelf.attempt(entry.request_id, thorough)).await;
+            let found = found.map_err(|_| failed("the log is too slow"))?;
             if let Some(recorded) = found.map_err(|error| failed(&error.0))? {
                 let recorded: CheckResponse =
                     serde_json::from_value(recorded).map_err(|error| failed(&error.to_string()))?;
@@ -145,7 +165,7 @@ impl Repeatable {
                 });
             }
             if thorough {
-                return Ok(Before::Free(self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision))));
+                return Ok(Before::Free(again()));
             }
             if Instant::now() + LOOK_EVERY >= deadline {
                 return Err(ApiError::Unavailable);
@@ -179,10 +199,11 @@ impl Ticket {
         deadline: Instant,
     ) -> Result<Option<Claim>, ApiError> {
         let now = Timestamp::now();
-        let until = now.checked_add(budget + SLACK).unwrap_or(now).as_millisecond();
+        // A record is written together with others, whose time may end a budget later.
+        let until = now.checked_add(2 * budget + SLACK).unwrap_or(now).as_millisecond();
         let ends = self.ends.unwrap_or_else(|| now.as_second().saturating_add(LIVES));
         let operation = self.operation.unwrap_or(request_id);
-        let entry = Entry { body: self.body, operation, request_id, until, ends };
+        let entry = Entry { body: self.body, operation, request_id, until, ends, ended: None };
         match put(ledger, &self.place, &entry, self.seen, deadline).await {
             Ok(revision) => Ok(Some(Claim { place: self.place, entry, revision })),
             Err(PutError::Conflict) => Ok(None),
@@ -197,9 +218,9 @@ impl Claim {
         (self.entry.operation != self.entry.request_id).then_some(self.entry.operation)
     }
 
-    /// The attempt failed: whoever asks again need not wait. If this fails too, they wait until the attempt is surely over.
-    pub(crate) async fn give_back(self, ledger: &dyn Ledger) {
-        let entry = Entry { until: 0, ..self.entry };
+    /// The attempt is over and was not recorded: whoever asks again need neither wait nor search. If this fails, they do.
+    pub(crate) async fn give_back(self, ended: Ended, ledger: &dyn Ledger) {
+        let entry = Entry { ended: Some(ended), ..self.entry };
         let deadline = Instant::now() + GIVE_BACK_WITHIN;
         if let Err(error) = put(ledger, &self.place, &entry, Some(self.revision), deadline).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "an idempotency key was not given back");
@@ -278,10 +299,14 @@ mod tests {
     #[test]
     fn an_entry_speaks_of_its_body_and_of_its_time() {
         let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
-        let entry = Entry { body: "b".to_owned(), operation: id, request_id: id, until: 5_000, ends: 600 };
+        let entry = Entry { body: "b".to_owned(), operation: id, request_id: id, until: 5_000, ends: 600, ended: None };
         let at = |millis| Timestamp::from_millisecond(millis).unwrap();
         assert_eq!(entry.judge("c", at(1)), Judgement::Otherwise);
         assert_eq!(entry.judge("b", at(4_999)), Judgement::UnderWay);
         assert_eq!(entry.judge("b", at(5_000)), Judgement::Over);
+        let ended = |ended| Entry { ended: Some(ended), ..entry.clone() };
+        assert_eq!(ended(Ended::Failed).judge("b", at(1)), Judgement::Failed);
+        assert_eq!(ended(Ended::Failed).judge("c", at(1)), Judgement::Otherwise);
+        assert_eq!(ended(Ended::Refused).judge("c", at(1)), Judgement::Unused);
     }
 }

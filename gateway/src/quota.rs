@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use stage0_backplane::{Ledger, PutError, ReadError};
 use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, UNLIMITED, Usage};
@@ -27,6 +28,12 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 const ASK_WITHIN: Duration = Duration::from_millis(500);
 /// All that is told at the end.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
+/// After a failure the ledger is left alone for a moment: checks that wait for it pile up.
+const FAILS_FOR: Duration = Duration::from_secs(1);
+/// And for so long no more than one is leased at a time: what is granted too late is lost.
+const CAREFUL_FOR: Duration = Duration::from_secs(60);
+/// Accounts that are told of at the same time.
+const AT_ONCE: usize = 16;
 /// Old windows that wait to be told, of one account.
 const MOST_OWED: usize = 8;
 /// An account that made no check for so long is forgotten.
@@ -62,6 +69,7 @@ struct State {
     /// Windows that are over, with what is still to be told of them.
     owed: Vec<(Window, u64)>,
     used: Instant,
+    failed: Option<Instant>,
 }
 
 /// The three numbers that an answer tells.
@@ -73,7 +81,7 @@ pub(crate) struct RateLimit {
     pub(crate) reset: u64,
 }
 
-/// One check of a day's and a month's quota: given back unless it is kept.
+/// One check of a day's and a month's quota: given back unless it is kept. Whoever holds one does not end with its caller.
 pub(crate) struct Reservation {
     meter: Arc<Meter>,
     units: Vec<Unit>,
@@ -154,16 +162,21 @@ impl Quotas {
         if let Some(spent) = meter.spend(span, limit) {
             return Ok(spent);
         }
-        match timeout_at(deadline, meter.refill(span, limit, ledger, deadline)).await {
-            Ok(Ok(spent)) => Ok(spent),
-            failed => {
-                let error = failed.map_or_else(|_| "too slow".to_owned(), |failed| reason(failed.err()));
-                tracing::warn!(account = %meter.account, error, "quota could not be asked for");
-                match self.on_failure {
-                    OnFailure::Closed => Err(ApiError::Unavailable),
-                    OnFailure::Open => Ok(Ok(meter.spend_uncounted(span))),
-                }
+        let failure = if meter.failed_within(FAILS_FOR) {
+            "the ledger failed a moment ago".to_owned()
+        } else {
+            let until = deadline.min(Instant::now() + ASK_WITHIN);
+            match timeout_at(until, meter.refill(span, limit, ledger, until)).await {
+                Ok(Ok(spent)) => return Ok(spent),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the ledger is too slow".to_owned(),
             }
+        };
+        meter.fails();
+        tracing::warn!(account = %meter.account, error = failure, "quota could not be asked for");
+        match self.on_failure {
+            OnFailure::Closed => Err(ApiError::Unavailable),
+            OnFailure::Open => Ok(Ok(meter.spend_uncounted(span))),
         }
     }
 
@@ -220,16 +233,28 @@ impl Quotas {
         let mut ticks = interval(TELL_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            for meter in self.all() {
-                meter.tell(&*ledger, Instant::now() + FAREWELL_WITHIN).await;
-            }
+            let deadline = Instant::now() + FAREWELL_WITHIN;
+            let told = self.all().into_iter().map(|meter| {
+                let ledger = &ledger;
+                async move {
+                    meter.tell(&**ledger, deadline).await;
+                    if meter.is_idle() {
+                        meter.give_back(&**ledger, deadline).await;
+                    }
+                }
+            });
+            stream::iter(told).for_each_concurrent(AT_ONCE, |telling| telling).await;
             self.forget_idle();
         }
         let deadline = Instant::now() + FAREWELL_WITHIN;
-        for meter in self.all() {
-            meter.tell(&*ledger, deadline).await;
-            meter.give_back(&*ledger, deadline).await;
-        }
+        let told = self.all().into_iter().map(|meter| {
+            let ledger = &ledger;
+            async move {
+                meter.tell(&**ledger, deadline).await;
+                meter.give_back(&**ledger, deadline).await;
+            }
+        });
+        stream::iter(told).for_each_concurrent(AT_ONCE, |telling| telling).await;
     }
 
     fn meter(&self, account: &AccountId) -> Arc<Meter> {
@@ -247,7 +272,8 @@ impl Quotas {
     }
 
     fn forget_idle(&self) {
-        self.lock().retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle());
+        let forgotten = |meter: &Arc<Meter>| Arc::strong_count(meter) == 1 && meter.is_idle() && meter.holds_nothing();
+        self.lock().retain(|_, meter| !forgotten(meter));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, Arc<Meter>>> {
@@ -265,6 +291,7 @@ impl Meter {
             month: purse(Span::Month),
             owed: Vec::new(),
             used: Instant::now(),
+            failed: None,
         };
         Self { account, state: Mutex::new(state), turn: tokio::sync::Mutex::default() }
     }
@@ -312,10 +339,40 @@ impl Meter {
             }
             let now = Timestamp::now();
             let window = self.state(now).purse(span).window();
-            let until = deadline.min(Instant::now() + ASK_WITHIN);
+            self.square(window, ledger, deadline).await?;
+            let amount = if self.failed_within(CAREFUL_FOR) { 1 } else { lease(span, limit) };
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
-            let added = ledger.add(&counter, lease(span, limit), limit, kept_for, until).await?;
+            let added = ledger.add(&counter, amount, limit, kept_for, deadline).await?;
             self.state(Timestamp::now()).purse(span).refill(window, added, limit, now);
+        }
+    }
+
+    /// Before anything is leased the ledger hears what was spent without a lease, and gets back what was leased under a higher limit.
+    async fn square(&self, window: Window, ledger: &dyn Ledger, deadline: Instant) -> Result<(), PutError> {
+        let now = Timestamp::now();
+        let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
+        let uncounted = self.state(now).purse(window.span).take_uncounted();
+        if uncounted > 0 {
+            let told = ledger.add(&counter, uncounted, u64::MAX, kept_for, deadline).await;
+            told.inspect_err(|_| self.state(now).owe(window, uncounted))?;
+        }
+        let surplus = self.state(now).purse(window.span).take_surplus();
+        if surplus > 0 {
+            let given = ledger.give_back(&counter, surplus, kept_for, deadline).await;
+            given.inspect_err(|_| self.state(now).purse(window.span).put_surplus(window, surplus))?;
+        }
+        Ok(())
+    }
+
+    fn failed_within(&self, time: Duration) -> bool {
+        self.state(Timestamp::now()).failed.is_some_and(|failed| failed.elapsed() < time)
+    }
+
+    fn fails(&self) {
+        let mut state = self.state(Timestamp::now());
+        // Not moved while it lasts: after a moment somebody tries again.
+        if state.failed.is_none_or(|failed| failed.elapsed() >= FAILS_FOR) {
+            state.failed = Some(Instant::now());
         }
     }
 
@@ -343,13 +400,18 @@ impl Meter {
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
             if let Err(error) = ledger.give_back(&counter, left, kept_for, deadline).await {
                 tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "a lease was not given back");
+                self.state(now).purse(window.span).put_surplus(window, left);
             }
         }
     }
 
     fn is_idle(&self) -> bool {
+        self.state(Timestamp::now()).used.elapsed() > FORGET_AFTER
+    }
+
+    fn holds_nothing(&self) -> bool {
         let state = self.state(Timestamp::now());
-        state.used.elapsed() > FORGET_AFTER && state.owes_nothing()
+        state.owed.is_empty() && [&state.minute, &state.day, &state.month].into_iter().all(Purse::holds_nothing)
     }
 }
 
@@ -387,10 +449,6 @@ impl State {
         }
         owed
     }
-
-    fn owes_nothing(&self) -> bool {
-        self.owed.is_empty() && self.day.used(0) == 0 && self.month.used(0) == 0
-    }
 }
 
 impl Reservation {
@@ -410,10 +468,6 @@ impl Drop for Reservation {
             state.purse(window.span).unspend(*window, *granted);
         }
     }
-}
-
-fn reason(error: Option<PutError>) -> String {
-    error.map_or_else(String::new, |error| error.to_string())
 }
 
 #[cfg(test)]

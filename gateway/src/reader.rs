@@ -19,6 +19,8 @@ const PAGE_BYTES: usize = 16 << 20;
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 /// A decision is stored this long after its id was made, at most: its body may be slow to arrive.
 const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: SignedDuration::from_secs(15) };
+/// Of an attempt that nobody waits for any more, where the store's clock is some seconds behind.
+const OVER: Search = Search { before: SignedDuration::from_secs(5), after: SignedDuration::from_secs(15) };
 /// The clocks of gateways and of the store differ by less, for all but the search below.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
 /// Where clocks differ more.
@@ -111,10 +113,10 @@ impl Shelf<'_> {
         Ok(None)
     }
 
-    /// As [`Shelf::decision`], for one that was made a moment ago: cheaper, and blind where clocks differ much.
-    pub(crate) async fn recent_decision(&self, id: RequestId) -> Result<Option<Value>, ReadError> {
+    /// As [`Shelf::decision`], for an attempt whose answer may be repeated: cheaper. A thorough look is for one that is over.
+    pub(crate) async fn attempt(&self, id: RequestId, thorough: bool) -> Result<Option<Value>, ReadError> {
         let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
-        let line = self.search(made, &NEAR, id).await?;
+        let line = self.search(made, if thorough { &OVER } else { &NEAR }, id).await?;
         line.map(|line| serde_json::from_slice(&line).map_err(|error| ReadError(error.to_string()))).transpose()
     }
 

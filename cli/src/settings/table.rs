@@ -69,7 +69,7 @@ settings! {
     MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
         (Dev, Default("25000")), (Gateway, Default("25000"))];
     CONNECTIONS_PER_ADDRESS = "max-connections-per-address" "N" in "Limits", "Connections that one address holds at the same time before more are closed at once; trusted proxies have no limit; 0: none has", OPEN, All, &[
-        (Dev, Default("2000")), (Gateway, Default("2000"))];
+        (Dev, Default("20000")), (Gateway, Default("20000"))];
 
     QUOTAS_ON_FAILURE = "quotas-on-failure" "MODE" in "Limits", "What becomes of accounts with limits while their counters cannot be reached: `closed` refuses their checks (503), `open` lets them pass and counts them later", OPEN, All, &[
         (Dev, Default("closed")), (Gateway, Default("closed"))];

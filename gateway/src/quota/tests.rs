@@ -108,7 +108,9 @@ async fn without_a_ledger_limited_accounts_are_refused_or_pass_as_the_operator_s
     for meter in open.all() {
         meter.tell(&*back, soon()).await;
     }
-    assert!(open.reserve(&identity, &*back, soon()).await.is_err(), "what passed is counted when it is back");
+    let other = Quotas::new(OnFailure::Closed);
+    let refused = other.reserve(&identity, &*back, soon()).await.err().unwrap();
+    assert!(matches!(refused, ApiError::QuotaUsedUp { .. }), "what passed is counted when it is back: {refused:?}");
 }
 
 #[tokio::test]
@@ -162,4 +164,48 @@ async fn answers_tell_the_shortest_limited_window() {
     let told = quotas.told(&both).unwrap();
     assert!(told.limit == 40 && told.remaining >= 39 && (1..=60).contains(&told.reset), "{told:?}");
     assert_eq!(quotas.told(&daily(100)).map(|told| (told.limit, told.remaining)), Some((100, 99)));
+}
+
+#[tokio::test]
+async fn a_first_limit_counts_what_was_made_without_one() {
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let ledger = bus.connect().ledger;
+    for _ in 0..30 {
+        quotas.reserve(&identity(Limits::NONE), &*ledger, soon()).await.unwrap().keep();
+    }
+    let mut passed = 0;
+    while let Ok(reservation) = quotas.reserve(&daily(40), &*ledger, soon()).await {
+        reservation.keep();
+        passed += 1;
+    }
+    assert_eq!(passed, 10);
+}
+
+#[tokio::test]
+async fn a_lowered_limit_ends_the_lease_that_was_taken_under_the_higher_one() {
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let ledger = bus.connect().ledger;
+    quotas.reserve(&daily(100_000), &*ledger, soon()).await.unwrap().keep();
+    for _ in 0..4 {
+        quotas.reserve(&daily(5), &*ledger, soon()).await.unwrap().keep();
+    }
+    assert!(quotas.reserve(&daily(5), &*ledger, soon()).await.is_err());
+    let usage = quotas.usage(&daily(100_000), id(), &*ledger, soon()).await.unwrap();
+    assert_eq!(usage.daily_used, 5, "the rest of the lease was given back");
+}
+
+#[tokio::test]
+async fn a_ledger_that_failed_is_left_alone_for_a_moment() {
+    let (bus, quotas, limited) = (Bus::new(), Quotas::new(OnFailure::Closed), daily(10));
+    let gone = bus.connect();
+    gone.requests.close().await;
+    assert!(quotas.reserve(&limited, &*gone.ledger, soon()).await.is_err());
+    let back = bus.connect().ledger;
+    assert_eq!(quotas.reserve(&limited, &*back, soon()).await.err(), Some(ApiError::Unavailable));
+    let again = async {
+        while quotas.reserve(&limited, &*back, soon()).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(FAILS_FOR * 10, again).await.unwrap();
 }

@@ -1,7 +1,7 @@
 //! Windows of the clock and what one gateway holds of them: pure.
 //!
 //! Owns where a minute, a day and a month begin and end (UTC), how much is leased at a time, and the counting within a lease.
-//! INVARIANT: of a limited window only what the ledger granted is spent. A clock that steps back opens no window again.
+//! INVARIANT: of a limited window only what the ledger granted is spent, and nothing of a lease that was taken under a higher limit.
 
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
@@ -13,6 +13,8 @@ use stage0_contract::AccountId;
 const MOST_LEASED: u64 = 1_000;
 /// A window that was empty is asked again after this: another gateway may have given back.
 const ASK_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(1);
+/// A clock that is set back by less than this stays in its window.
+const WAVERS: SignedDuration = SignedDuration::from_secs(5);
 /// Counters outlive their window by this, for gateways whose clock is behind.
 const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
 
@@ -37,6 +39,10 @@ pub(crate) struct Purse {
     window: Window,
     /// Granted and not spent.
     left: u64,
+    /// Below which limit.
+    leased_below: u64,
+    /// Granted, and no longer ours to spend.
+    surplus: u64,
     /// Spent without a grant: where there is no limit, or the ledger failed and the operator lets pass.
     uncounted: u64,
     /// What the ledger said last, this gateway's leases included.
@@ -125,14 +131,23 @@ pub(crate) fn lease(span: Span, limit: u64) -> u64 {
 
 impl Purse {
     pub(crate) fn new(span: Span, now: Timestamp) -> Self {
-        Self { window: Window::at(span, now), left: 0, uncounted: 0, total: 0, empty: None }
+        Self {
+            window: Window::at(span, now),
+            left: 0,
+            leased_below: u64::MAX,
+            surplus: 0,
+            uncounted: 0,
+            total: 0,
+            empty: None,
+        }
     }
 
     /// Turns to the window of `now`. What of the old one is still to be counted comes back.
     pub(crate) fn turn(&mut self, now: Timestamp) -> Option<(Window, u64)> {
         let window = Window::at(self.window.span, now);
-        // INVARIANT: windows follow each other, whatever the clock does.
-        if window.begins <= self.window.begins {
+        // A clock that is set back a little stays in its window: at an edge it would lose a lease with each step.
+        let wavers = window.begins < self.window.begins && self.window.begins.duration_since(now) < WAVERS;
+        if window == self.window || wavers {
             return None;
         }
         let old = std::mem::replace(self, Self::new(self.window.span, now));
@@ -145,6 +160,10 @@ impl Purse {
 
     /// Spends one of the lease.
     pub(crate) fn spend(&mut self, limit: u64, now: Timestamp) -> Spent {
+        if limit < self.leased_below {
+            self.surplus = self.surplus.saturating_add(std::mem::take(&mut self.left));
+            self.leased_below = limit;
+        }
         if let Some(left) = self.left.checked_sub(1) {
             self.left = left;
             return Spent::Yes;
@@ -168,6 +187,7 @@ impl Purse {
         if window == self.window {
             self.left = self.left.saturating_add(added.granted);
             self.total = added.total;
+            self.leased_below = limit;
             self.empty = (added.granted == 0).then_some((now, limit));
         }
     }
@@ -190,7 +210,7 @@ impl Purse {
 
     /// What the window has used, given what the ledger says.
     pub(crate) fn used(&self, total: u64) -> u64 {
-        total.saturating_sub(self.left).saturating_add(self.uncounted)
+        total.saturating_sub(self.left).saturating_sub(self.surplus).saturating_add(self.uncounted)
     }
 
     /// What the ledger does not know yet; from now on it is somebody else's to tell.
@@ -207,9 +227,26 @@ impl Purse {
         same
     }
 
-    /// What of the lease is to be given back at the end.
+    /// What is to be given back and is not ours to spend.
+    pub(crate) fn take_surplus(&mut self) -> u64 {
+        std::mem::take(&mut self.surplus)
+    }
+
+    /// All that is to be given back when nobody asks any more.
     pub(crate) fn take_left(&mut self) -> u64 {
-        std::mem::take(&mut self.left)
+        std::mem::take(&mut self.left).saturating_add(self.take_surplus())
+    }
+
+    /// It could not be given back.
+    pub(crate) fn put_surplus(&mut self, window: Window, count: u64) {
+        if window == self.window {
+            self.surplus = self.surplus.saturating_add(count);
+        }
+    }
+
+    /// Neither leased nor still to be told.
+    pub(crate) fn holds_nothing(&self) -> bool {
+        self.left == 0 && self.surplus == 0 && self.uncounted == 0
     }
 }
 
@@ -306,6 +343,29 @@ mod tests {
         assert_eq!(purse.turn(early), None);
         assert_eq!([purse.spend(5, early), purse.spend(5, early)], [Spent::Yes, Spent::AskFirst]);
         assert_eq!(purse.window(), Window::at(Span::Minute, late));
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_comes_back() {
+        let (ahead, right) = (at("2026-11-25T09:20:00Z"), at("2026-11-24T09:20:00Z"));
+        let mut purse = Purse::new(Span::Day, ahead);
+        purse.refill(purse.window(), Added { granted: 1, total: 1 }, 5, ahead);
+        purse.turn(right);
+        assert_eq!(purse.window(), Window::at(Span::Day, right));
+        assert_eq!(purse.spend(5, right), Spent::AskFirst, "what was leased of another day is of no use");
+    }
+
+    #[test]
+    fn of_a_lease_under_a_higher_limit_nothing_more_is_spent() {
+        let now = at("2026-11-24T09:20:00Z");
+        let mut purse = Purse::new(Span::Day, now);
+        purse.refill(purse.window(), Added { granted: 100, total: 100 }, 10_000, now);
+        assert_eq!(purse.spend(10_000, now), Spent::Yes);
+        assert_eq!(purse.spend(10, now), Spent::AskFirst);
+        assert_eq!((purse.used(100), purse.take_surplus()), (1, 99));
+        purse.put_surplus(purse.window(), 99);
+        assert!(!purse.holds_nothing());
+        assert_eq!((purse.take_left(), purse.holds_nothing()), (99, true));
     }
 
     #[test]

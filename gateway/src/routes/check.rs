@@ -25,7 +25,7 @@ use super::{REQUEST_ID, Stamp, answer, authenticate, note, stamp_of};
 use crate::address::Client;
 use crate::body;
 use crate::errors::ApiError;
-use crate::idempotency::{Before, Claim, MOST_RACES, Repeatable};
+use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
 use crate::recorder::Entry;
 use crate::state::Gate;
 
@@ -43,6 +43,15 @@ const MOST_AGENT_CHARS: usize = 256;
 const REVIEW_WITHIN: Duration = Duration::from_millis(500);
 
 pub(super) async fn check(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    // A task of its own: the server drops a handler whose client is gone, and what is counted and recorded would fall apart.
+    let answered = actix_web::rt::spawn(answered(gate, request.clone(), payload)).await;
+    answered.unwrap_or_else(|error| {
+        tracing::error!(%error, "a check ended early");
+        answer(&request, Err(ApiError::Unavailable))
+    })
+}
+
+async fn answered(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let mut caller = None;
     let decided = decide(&gate, &request, payload, &mut caller).await;
     let mut response = answer(&request, decided);
@@ -116,15 +125,29 @@ async fn decide(
         let asked = Asked { request, identity: &identity, stamp, headers, deadline };
         let repeats = claim.as_ref().and_then(Claim::repeats);
         let decided = asked.decide(gate, check, repeats).await;
-        match (&decided, claim, reservation) {
-            (Ok(_), _, Some(reservation)) => reservation.keep(),
-            (Err(_), Some(claim), _) => claim.give_back(gate.ledger()).await,
-            (Ok(_), _, None) | (Err(_), None, _) => {}
+        let (answer, ended) = match decided {
+            Ok(answer) => (Ok(answer), None),
+            Err(Undecided::Before(ended, error)) => (Err(error), Some(ended)),
+            Err(Undecided::PerhapsRecorded(error)) => (Err(error), None),
+        };
+        match (ended, claim, reservation) {
+            // It was recorded, or it may have been: it counts, and the log will say.
+            (None, _, Some(reservation)) => reservation.keep(),
+            (Some(ended), Some(claim), _) => claim.give_back(ended, gate.ledger()).await,
+            (None, _, None) | (Some(_), None, _) => {}
         }
-        return decided;
+        return answer;
     }
     tracing::warn!(account = %identity.account, "attempts with one idempotency key outrun each other");
     Err(ApiError::Unavailable)
+}
+
+/// Why a check has no answer.
+enum Undecided {
+    /// Nothing of it can be in the log.
+    Before(Ended, ApiError),
+    /// The recorder had it.
+    PerhapsRecorded(ApiError),
 }
 
 /// A check that nothing speaks against any more.
@@ -143,7 +166,8 @@ impl Asked<'_> {
         gate: &Gate,
         check: CheckRequest,
         operation: Option<RequestId>,
-    ) -> Result<HttpResponse, ApiError> {
+    ) -> Result<HttpResponse, Undecided> {
+        let failed = |error| Undecided::Before(Ended::Failed, error);
         let Self { request, identity, stamp, headers, deadline } = self;
         let task_hash = check.task_hash();
         let evaluated_at = Timestamp::now().as_second();
@@ -160,20 +184,25 @@ impl Asked<'_> {
             },
         };
         let asked = Instant::now();
-        let Decided { decision, recordable } = evaluate(gate, &question, deadline).await?;
+        let evaluated = evaluate(gate, &question, deadline).await;
+        let Decided { decision, recordable } = evaluated.map_err(|error| {
+            let refused = matches!(error, ApiError::Invalid(_));
+            Undecided::Before(if refused { Ended::Refused } else { Ended::Failed }, error)
+        })?;
         let evaluation = asked.elapsed();
 
         let meta =
             ResponseMeta { source: "stage0".into(), test_mode: false, client_request_id, audit: gate.config.audit };
         let response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
-        let body = written(&response)?;
+        let body = written(&response).map_err(failed)?;
         if let Some(recorder) = &gate.recorder {
             let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
-            let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days)?;
+            let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days);
+            let entry = entry.map_err(failed)?;
             if let Err(error) = recorder.record(entry, deadline).await {
                 tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
                 if gate.config.audit == AuditMode::Required {
-                    return Err(ApiError::Unavailable);
+                    return Err(Undecided::PerhapsRecorded(ApiError::Unavailable));
                 }
             }
         }

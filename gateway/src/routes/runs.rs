@@ -39,8 +39,9 @@ pub(super) async fn end(gate: Data<Gate>, request: HttpRequest, id: Path<String>
 
 pub(super) async fn settle(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let settled = async {
-        let identity = caller(&gate, &request, &[Scope::Check, Scope::RunsManage]).await?;
+        let identity = authenticate(&gate, &request, Instant::now() + gate.config.request_budget).await?;
         let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        allow_any(&identity, &[Scope::Check, Scope::RunsManage])?;
         let request_id = fields
             .required("request_id", "must be the `request_id` of a check", |v| RequestId::parse(v.as_str()?).ok());
         let actual =
@@ -85,9 +86,14 @@ async fn unknown(gate: &Gate, identity: &KeyIdentity, request_id: RequestId) -> 
 /// Any one of the scopes is enough. An operator has no runs, whatever else its key was granted.
 async fn caller(gate: &Gate, request: &HttpRequest, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
+    allow_any(&identity, scopes)?;
+    Ok(identity)
+}
+
+fn allow_any(identity: &KeyIdentity, scopes: &[Scope]) -> Result<(), ApiError> {
     let may = scopes.iter().any(|scope| identity.scopes.contains(scope)) && !identity.scopes.contains(&Scope::Operator);
     let lacking = scopes.first().copied().unwrap_or(Scope::RunsManage);
-    if may { Ok(identity) } else { Err(ApiError::ScopeMissing(lacking)) }
+    if may { Ok(()) } else { Err(ApiError::ScopeMissing(lacking)) }
 }
 
 /// What cannot be a run's name names none.

@@ -4,8 +4,9 @@ use futures_util::future::join_all;
 use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::{Value, json};
+use stage0_backplane::testing::wait_for;
 use stage0_contract::UNLIMITED;
-use stage0_tests::{Answer, Api, Stack};
+use stage0_tests::{Answer, Api, Raw, Stack};
 
 /// A key of a new account with limits of its own.
 async fn limited(stack: &Stack, limits: &Value) -> Api {
@@ -205,4 +206,46 @@ async fn a_drained_process_gives_back_what_it_leased_and_tells_what_it_counted()
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.restart_dev();
     assert_eq!(usage(&stack.api).await["daily_used"], 4, "and not the ten of a lease");
+}
+
+#[tokio::test]
+async fn who_leaves_before_the_answer_has_used_its_check_all_the_same() {
+    let stack = Stack::build().dev().await;
+    let api = limited(&stack, &json!({"daily": 30})).await;
+    let body = Api::harmless().to_string();
+    let key = api.key.clone().unwrap();
+    for number in 0..60 {
+        let request = format!(
+            "POST /check HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\nIdempotency-Key: k{number}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut raw = Raw::connect(&stack.address(), &stack.ca()).await;
+        raw.send(request.as_bytes()).await;
+        drop(raw);
+    }
+    // Nobody hears of the end of what was left alone.
+    wait_for("the end", std::time::Duration::from_secs(20), async || {
+        let answer = api.check(&Api::harmless()).await;
+        answer.status == 402
+    })
+    .await;
+    let reader = json!({"account": account_of(&stack, &api).await, "name": "r", "scopes": ["decisions:read"]});
+    let reader = stack.operator.post("/v1/keys", &reader).await.expect(201);
+    let recorded = stack.api.with_key(reader["key"].as_str().unwrap()).decisions("").await.len();
+    assert!(recorded <= 30, "{recorded} decisions of 30");
+}
+
+/// Of whom a key is.
+async fn account_of(stack: &Stack, api: &Api) -> String {
+    let id = usage(api).await["api_key_id"].as_str().unwrap().to_owned();
+    let accounts = stack.operator.get("/v1/accounts").await.expect(200);
+    for account in accounts["items"].as_array().unwrap() {
+        let account = account["id"].as_str().unwrap();
+        let keys = stack.operator.get(&format!("/v1/keys?account={account}")).await.expect(200);
+        if keys["items"].as_array().unwrap().iter().any(|key| key["id"] == id.as_str()) {
+            return account.to_owned();
+        }
+    }
+    panic!("the key has no account")
 }

@@ -111,6 +111,9 @@ async fn counters_smaller_and_larger_than_the_truth() {
     let tool = |recent: Value| json!({"current_tool": "shell", "recent_tools": recent});
     assert_eq!(verdict("tool", "same_tool_limit: 2", tool(json!(["shell"]))).await, "ALLOW");
     assert_eq!(verdict("tool", "same_tool_limit: 2", tool(json!([]))).await, "DEFER");
+    // Nobody sees the difference, and there is none; two names are none that anybody can count by.
+    assert_eq!(verdict("small\u{200b}", "max_iterations: 2", json!({})).await, "DEFER");
+    assert_eq!(verdict("fresh", "max_iterations: 2", json!({"loop_state": {"run_id": "small"}})).await, "DEFER");
     // Another run, or another account, starts anew.
     assert_eq!(verdict("other", "max_iterations: 1", json!({})).await, "ALLOW");
     let (_, key, _) = stack.operator.account("b", None, &["check"]).await;
@@ -143,7 +146,11 @@ async fn a_run_is_shown_ended_and_its_owners_alone() {
     refused.assert_error(403, "scope_missing");
     assert!(refused.text.contains("runs:manage"), "{}", refused.text);
     let key = stack.operator.post("/v1/keys", &made("decisions:read")).await.expect(201);
-    stack.api.with_key(key["key"].as_str().unwrap()).get(path).await.assert_error(403, "scope_missing");
+    let reads = stack.api.with_key(key["key"].as_str().unwrap());
+    reads.get(path).await.assert_error(403, "scope_missing");
+    reads.post(&format!("{path}/settle"), &settle).await.assert_error(403, "scope_missing");
+    let no_json = reads.send(reqwest::Method::POST, &format!("{path}/settle"), &[], Some(b"x".to_vec())).await;
+    no_json.assert_error(415, "unsupported_media_type");
     assert_eq!(stack.api.check(&body).await.body["verdict"], "DEFER");
     assert_eq!(stack.api.delete(path).await.status, 204);
     stack.api.get(path).await.assert_error(404, "not_found");
