@@ -31,6 +31,10 @@ pub(crate) struct Verifier {
     flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
 }
 
+/// A tenth of a busy core, all of an idle one.
+#[cfg(target_os = "linux")]
+const HASH_NICENESS: i32 = 10;
+
 /// Stands for a key's text where it is looked up; the text itself is kept nowhere.
 type Fingerprint = [u8; 32];
 
@@ -41,6 +45,10 @@ enum VerifyError {
     #[error("the key cannot be hashed")]
     Hash(#[from] HashError),
     #[error("the hash was not finished")]
+    Unfinished(#[from] oneshot::error::RecvError),
+    #[error("there is no thread to hash on")]
+    Thread(#[from] std::io::Error),
+    #[error("the store was not read to the end")]
     Cancelled(#[from] tokio::task::JoinError),
     #[error("the pool is closed")]
     Closed(#[from] tokio::sync::AcquireError),
@@ -110,13 +118,21 @@ impl Verifier {
     async fn hash(self: &Arc<Self>, key: ApiKey) -> Result<bool, VerifyError> {
         let running = Arc::clone(&self.running).acquire_owned().await?;
         let this = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
+        let (done, matched) = oneshot::channel();
+        let work = move || {
             // Held by the work and not by who waits for it: a cancelled question must not let one more hash run.
             let _running = running;
-            let record = this.store.key(key.id())?;
-            Ok(this.hasher.matches(&key, record.as_ref().map(|record| &record.hash))?)
-        })
-        .await?
+            give_way();
+            let matches = || {
+                let record = this.store.key(key.id())?;
+                Ok(this.hasher.matches(&key, record.as_ref().map(|record| &record.hash))?)
+            };
+            // Whoever asked may be gone.
+            drop(done.send(matches()));
+        };
+        // A thread for each: a hash costs a thousand times as much, and it must not have the priority of other threads.
+        std::thread::Builder::new().name("hash".to_owned()).spawn(work)?;
+        matched.await?
     }
 
     async fn judge(self: &Arc<Self>, key_id: &KeyId, matches: bool) -> Result<VerifyKeyReply, VerifyError> {
@@ -161,6 +177,15 @@ impl Flight<'_> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         drop(self.close());
+    }
+}
+
+/// Keys that nobody knows cost a hash each, as many as anybody sends: on the same cores, checks of known keys go first.
+fn give_way() {
+    // On Linux a priority is the thread's own; elsewhere it would be the process's.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, HASH_NICENESS) {
+        tracing::debug!(%error, "hashes have the priority of everything else");
     }
 }
 
