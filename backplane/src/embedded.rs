@@ -10,6 +10,7 @@ mod log;
 mod notices;
 mod requests;
 mod store;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! The file behind the embedded log and ledger: one redb database, or memory for tests.
 //!
-//! Owns opening it, running transactions on threads that may block, and opening it again after the disk failed: redb refuses all
-//! work after a failed write until then. Positions are microseconds since the epoch, made unique: an entry carries its time.
+//! Owns opening it, reading on threads that may block, and opening it again after the disk failed: redb refuses all work after a
+//! failed write until then. `writer` has the one thread that writes. Positions are microseconds since the epoch, made unique: an entry carries its time.
 //! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is there as a whole or not at all.
 
 use std::io;
@@ -16,6 +16,7 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::writer::Writer;
 use crate::Position;
 
 /// Account and position → lines.
@@ -57,12 +58,18 @@ pub enum OpenError {
     Io(PathBuf, String),
 }
 
-/// The open database.
+/// The database and the one who writes to it.
 pub(super) struct Store {
-    path: Option<PathBuf>,
-    open: Mutex<Option<Arc<Database>>>,
+    core: Arc<Core>,
+    writer: Writer,
     /// When the last append failed and why, until one succeeds.
     trouble: Mutex<Option<(Instant, Failure)>>,
+}
+
+/// The open database.
+pub(super) struct Core {
+    path: Option<PathBuf>,
+    open: Mutex<Option<Arc<Database>>>,
 }
 
 /// One connection's way to the store: ends with it, and with each deadline.
@@ -111,7 +118,7 @@ impl Session {
         deadline: Instant,
         work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.within(deadline, self.store.write(deadline, work)).await
+        self.within(deadline, self.store.writer.write(deadline, work)).await
     }
 
     async fn within<T>(&self, deadline: Instant, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -124,16 +131,18 @@ impl Session {
 
 impl Store {
     pub(super) fn in_memory() -> Self {
-        let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
-        // Memory that cannot be had shows as a log that never answers.
-        let open = database.ok().and_then(|database| prepared(database).ok()).map(Arc::new);
-        Self { path: None, open: Mutex::new(open), trouble: Mutex::default() }
+        Self::of(Core::in_memory())
     }
 
     pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
         let database = open(path)?;
         let open = Mutex::new(Some(Arc::new(database)));
-        Ok(Self { path: Some(path.to_owned()), open, trouble: Mutex::default() })
+        Ok(Self::of(Core { path: Some(path.to_owned()), open }))
+    }
+
+    fn of(core: Core) -> Self {
+        let core = Arc::new(core);
+        Self { writer: Writer::start(Arc::clone(&core)), core, trouble: Mutex::default() }
     }
 
     /// Remembers how an append ended.
@@ -150,42 +159,24 @@ impl Store {
 
     /// Reads on a thread that may block.
     async fn read<T: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
-        let store = Arc::clone(self);
-        aside(move || store.attempt(|database| work(&database.begin_read()?))).await
+        let core = Arc::clone(&self.core);
+        aside(move || core.attempt(|database| work(&database.begin_read()?))).await
+    }
+}
+
+impl Core {
+    pub(super) fn in_memory() -> Self {
+        let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
+        // Memory that cannot be had shows as a log that never answers.
+        let open = database.ok().and_then(|database| prepared(database).ok()).map(Arc::new);
+        Self { path: None, open: Mutex::new(open) }
     }
 
-    /// Writes on a thread that may block; all or nothing.
-    async fn write<T: Send + 'static>(
-        self: &Arc<Self>,
-        deadline: Instant,
-        work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let store = Arc::clone(self);
-        aside(move || {
-            let done = store.attempt(|database| {
-                let transaction = database.begin_write()?;
-                // Writers wait here for each other.
-                if deadline <= Instant::now() {
-                    transaction.abort()?;
-                    return Ok(None);
-                }
-                let (done, changed) = work(&transaction)?;
-                if changed {
-                    transaction.commit()?;
-                } else {
-                    transaction.abort()?;
-                }
-                Ok(Some(done))
-            });
-            done?.ok_or_else(|| "the disk did not answer in time".to_owned())
-        })
-        .await
-    }
-
-    fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
+    /// Does something with the open database, or with the file opened anew; after a failure it is closed.
+    pub(super) fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
         let database = self.database()?;
         let done = catch_unwind(AssertUnwindSafe(|| work(&database)));
         let failure = match done {
