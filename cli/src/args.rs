@@ -172,7 +172,7 @@ Examples:
         #[command(subcommand)]
         command: DoKeys,
     },
-    /// Makes and lists accounts, sets their retention; needs an operator's key
+    /// Makes and lists accounts, sets plan, limits and retention; needs an operator's key
     #[command(
         subcommand_required = true,
         after_help = "\
