@@ -1,87 +1,82 @@
 //! Who takes part, and the turns.
+//!
+//! Owns the list of contestants. Each has a gateway and an account of its own; those of one place share keystore, evaluator and
+//! exporter, which idle while others have their turn. Only who takes part is started.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stage0_backplane::embedded::Bus;
-use stage0_backplane::nats::{Connection, NatsConfig};
-use stage0_backplane::testing::NatsServer;
-use stage0_contract::AuditMode;
+use stage0_contract::{AccountId, AuditMode};
 
-use crate::load::{Line, Target};
-use crate::product::{Installation, Place};
+use crate::asking::{Asking, Runs};
+use crate::load::{Door, Pace, Target};
+use crate::places::Places;
+use crate::product::Installation;
 use crate::receiver::Receiver;
 use crate::report::{Report, Row};
 use crate::{Compare, floors, webhooks};
 
-/// Case 023 of the contract: six constraints, two side effects, twelve members of `context`.
-const BODY: &str = include_str!("../request.json");
-/// Of each contestant, before the first turn that counts.
+/// Of each contestant, before the first turn that counts; repeated until its runs have grown.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Quotas that refuse nobody.
+const AMPLE: u64 = 1_000_000_000;
+/// Case 023 is allowed. Only an ALLOW advances a run: another verdict would be cheaper.
+const WANTED: &str = r#""verdict":"ALLOW""#;
+
+/// One way in which the product is used.
+struct Way {
+    label: &'static str,
+    audit: AuditMode,
+    webhook: bool,
+    runs: Runs,
+    limit: Option<u64>,
+}
+
+const NOT_RECORDED: Way =
+    Way { label: "not recorded", audit: AuditMode::None, webhook: false, runs: Runs::Nameless, limit: None };
+const RECORDED: Way = Way { label: "recorded", audit: AuditMode::Required, ..NOT_RECORDED };
+/// `c0` to `c7` and `d0` to `d7`.
+const WAYS: [Way; 8] = [
+    NOT_RECORDED,
+    RECORDED,
+    Way { label: "recorded, webhook", webhook: true, ..RECORDED },
+    Way { label: "recorded, run state", runs: Runs::OfLine, ..RECORDED },
+    Way { label: "recorded, quotas", limit: Some(AMPLE), ..RECORDED },
+    Way { label: "recorded, both", runs: Runs::OfLine, limit: Some(AMPLE), ..RECORDED },
+    Way { label: "recorded, one run for all", runs: Runs::ForAll, ..RECORDED },
+    Way { label: "recorded, young runs", runs: Runs::Young, ..RECORDED },
+];
 
 struct Contestant {
-    name: &'static str,
     target: Target,
-    lines: Vec<Line>,
     row: Row,
+}
+
+/// Those who take part.
+struct Field<'a> {
+    settings: &'a Compare,
+    places: &'a Places,
+    entered: Vec<Contestant>,
+    /// Accounts whose decisions can be delivered again.
+    recorded: Vec<(&'a Installation, AccountId)>,
 }
 
 /// Starts everybody, lets them take turns, then measures deliveries.
 pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
-    let directory = tempfile::tempdir()?;
-    let (tls, ca) = stage0_gateway::dev_tls(&directory.path().join("tls"))?;
-    let nats = NatsServer::start().await;
-    let config = NatsConfig::new(nats.url(), "bench");
-    Connection::open(&config).await?.prepare_log(1).await?;
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let places = Places::start().await?;
     let receiver = Receiver::start().await?;
-
-    let embedded = directory.path().join("embedded");
-    std::fs::create_dir(&embedded)?;
-    let bus = Bus::open(&embedded)?;
-    let embedded = Installation::start(Place::Embedded(bus), &embedded, tls.clone()).await?;
-    let on_nats = directory.path().join("nats");
-    std::fs::create_dir(&on_nats)?;
-    let on_nats = Installation::start(Place::Nats(Box::new(config.clone())), &on_nats, tls.clone()).await?;
-
-    let echo = |address| Target::new(address, &ca, None, "/echo", BODY);
-    let mut contestants = vec![
-        ("a  TLS echo", echo(floors::tls_echo(&tls, workers)?)?),
-        ("b  TLS + NATS echo", echo(floors::nats_echo(&tls, workers, &config).await?)?),
-    ];
-    let modes = [(AuditMode::None, false), (AuditMode::Required, false), (AuditMode::Required, true)];
-    let names = [
-        ["c0 embedded, not recorded", "c1 embedded, recorded", "c2 embedded, recorded, webhook"],
-        ["d0 NATS, not recorded", "d1 NATS, recorded", "d2 NATS, recorded, webhook"],
-    ];
-    let mut recorded = Vec::new();
-    for (installation, names) in [(&embedded, names[0]), (&on_nats, names[1])] {
-        for ((audit, webhook), name) in modes.into_iter().zip(names) {
-            let served = installation.gateway(name, audit).await?;
-            if webhook {
-                installation.webhook(&served.account, receiver.address).await?;
-            }
-            contestants.push((name, Target::new(served.address, &ca, Some(&served.key), "/check", BODY)?));
-            if audit == AuditMode::Required && !webhook {
-                recorded.push((installation, served.account));
-            }
+    let mut field = Field { settings, places: &places, entered: Vec::new(), recorded: Vec::new() };
+    field.enter_floors().await?;
+    for (letter, place, installation) in [("c", "embedded", &places.embedded), ("d", "NATS", &places.on_nats)] {
+        for (index, way) in WAYS.iter().enumerate() {
+            field.enter(installation, &format!("{letter}{index} {place}, {}", way.label), way, &receiver).await?;
         }
     }
-    let mut entered = Vec::new();
-    let takes_part =
-        |name: &str| settings.only.is_empty() || settings.only.iter().any(|one| name.starts_with(one.as_str()));
-    for (name, target) in contestants.into_iter().filter(|(name, _)| takes_part(name)) {
-        let lines = target.connect(settings.connections).await.with_context(|| name)?;
-        let (lines, _) = target.turn(lines, WARM_UP).await.with_context(|| name)?;
-        entered.push(Contestant { name, target, lines, row: Row::new(name) });
-    }
+    let Field { mut entered, recorded, .. } = field;
     for repeat in 0..settings.repeats {
-        for contestant in &mut entered {
-            let lines = std::mem::take(&mut contestant.lines);
-            let (lines, turn) =
-                contestant.target.turn(lines, settings.turn()).await.with_context(|| contestant.name)?;
-            contestant.lines = lines;
-            contestant.row.add(settings.turn(), turn);
+        for Contestant { target, row } in &mut entered {
+            let turn = target.turn(Pace::AsAnswered, settings.turn()).await;
+            row.add(settings.turn(), turn.with_context(|| row.name().to_owned())?);
             drain(&receiver).await;
         }
         eprintln!("turn {} of {} is over", repeat + 1, settings.repeats);
@@ -93,6 +88,72 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
         Vec::new()
     };
     Ok(Report::new(settings, rows, deliveries))
+}
+
+impl<'a> Field<'a> {
+    async fn enter_floors(&mut self) -> anyhow::Result<()> {
+        let workers = std::thread::available_parallelism().map_or(2, usize::from);
+        let Places { tls, ca, nats, .. } = self.places;
+        let body = Runs::Nameless.body(0)?;
+        for name in ["a  TLS echo", "b  TLS + NATS echo"] {
+            if !self.takes_part(name) {
+                continue;
+            }
+            let address = match name.starts_with('a') {
+                true => floors::tls_echo(tls, workers)?,
+                false => floors::nats_echo(tls, workers, nats).await?,
+            };
+            let askings = (0..self.settings.connections).map(|_| Asking::new("/echo", None, &body));
+            let target = Target::connect(&Door::new(address, ca)?, askings.collect(), None).await;
+            self.warm_up(name, target.with_context(|| name)?, 0).await?;
+        }
+        Ok(())
+    }
+
+    async fn enter(
+        &mut self,
+        installation: &'a Installation,
+        name: &str,
+        way: &Way,
+        receiver: &Receiver,
+    ) -> anyhow::Result<()> {
+        if !self.takes_part(name) {
+            return Ok(());
+        }
+        let served = installation.gateway(name, way.audit, way.limit).await?;
+        if way.webhook {
+            installation.webhook(&served.account, receiver.address).await?;
+        }
+        let door = Door::new(served.address, &self.places.ca)?;
+        let lines = self.settings.connections;
+        let askings = (0..lines).map(|line| Asking::check(&served.key, way.runs, line)).collect::<Result<_, _>>()?;
+        let target = Target::connect(&door, askings, Some(WANTED)).await.with_context(|| name.to_owned())?;
+        self.warm_up(name, target, way.runs.grown_after(lines)).await?;
+        if way.label == RECORDED.label {
+            self.recorded.push((installation, served.account));
+        }
+        Ok(())
+    }
+
+    /// At least so many checks.
+    async fn warm_up(&mut self, name: &str, mut target: Target, checks: u64) -> anyhow::Result<()> {
+        let mut answered = 0;
+        loop {
+            let turn = target.turn(Pace::AsAnswered, WARM_UP).await.with_context(|| name.to_owned())?;
+            anyhow::ensure!(!turn.latencies.is_empty(), "{name}: nothing was answered");
+            answered += turn.latencies.len() as u64;
+            if answered >= checks {
+                break;
+            }
+        }
+        self.entered.push(Contestant { target, row: Row::new(name) });
+        Ok(())
+    }
+
+    fn takes_part(&self, name: &str) -> bool {
+        let only = &self.settings.only;
+        only.is_empty() || only.iter().any(|one| name.starts_with(one.as_str()))
+    }
 }
 
 /// A backlog of one contestant's deliveries is no other one's load.

@@ -1,27 +1,43 @@
-//! The load: so many connections, each with one request in flight, for so long.
+//! The load: connections that ask as fast as they are answered, or at a steady rate.
 //!
-//! A client that costs little: the request's bytes are made once, of an answer only status and length are read.
+//! A client that costs little: the request's bytes are made once, of an answer only status and length are read. A turn ends in an
+//! error where a contestant answers anything but 200 and 503, or its last answer is not the wanted one: what is fast must be right.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
+use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// What one contestant is asked.
+use crate::asking::{Asking, find};
+
+/// Where requests arrive.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct Door {
     address: SocketAddr,
     tls: TlsConnector,
-    request: Arc<[u8]>,
+}
+
+/// One connection that stands.
+pub(crate) struct Line {
+    stream: TlsStream<TcpStream>,
+    buffer: Vec<u8>,
+}
+
+/// What one contestant is asked, on all its connections.
+pub(crate) struct Target {
+    lines: Vec<(Line, Asking)>,
+    /// What stands in every right answer.
+    wanted: Option<&'static str>,
 }
 
 /// What one turn came to.
@@ -33,97 +49,160 @@ pub(crate) struct Turn {
     pub(crate) refused: u64,
 }
 
-/// One connection that stands.
-pub(crate) struct Line {
-    stream: TlsStream<TcpStream>,
-    buffer: Vec<u8>,
+/// When a connection asks.
+#[derive(Clone, Copy)]
+pub(crate) enum Pace {
+    /// At once after each answer.
+    AsAnswered,
+    /// All connections together so often in a second, whatever the answers.
+    PerSecond(u32),
+}
+
+impl Door {
+    pub(crate) fn new(address: SocketAddr, ca: &Path) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca)?)?;
+        let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        // Connections stand for clients on many hosts, which share no tickets.
+        config.resumption = Resumption::disabled();
+        Ok(Self { address, tls: TlsConnector::from(Arc::new(config)) })
+    }
+
+    /// A connection, from an address of loopback where one is named.
+    pub(crate) async fn open(&self, from: Option<Ipv4Addr>) -> anyhow::Result<Line> {
+        let socket = TcpSocket::new_v4()?;
+        if let Some(from) = from {
+            socket.bind((from, 0).into())?;
+        }
+        let tcp = socket.connect(self.address).await?;
+        tcp.set_nodelay(true)?;
+        let stream = self.tls.connect(ServerName::try_from("localhost")?, tcp).await?;
+        Ok(Line { stream, buffer: Vec::with_capacity(16 * 1024) })
+    }
 }
 
 impl Target {
-    pub(crate) fn new(
-        address: SocketAddr,
-        ca: &Path,
-        key: Option<&str>,
-        path: &str,
-        body: &str,
+    /// Connects; handshakes are part of no turn.
+    pub(crate) async fn connect(
+        door: &Door,
+        askings: Vec<Asking>,
+        wanted: Option<&'static str>,
     ) -> anyhow::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca)?)?;
-        let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        let key = key.map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
-        let request = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{key}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        Ok(Self { address, tls: TlsConnector::from(Arc::new(config)), request: request.into_bytes().into() })
-    }
-
-    /// Connections for one contestant; handshakes are not part of any turn.
-    pub(crate) async fn connect(&self, count: usize) -> anyhow::Result<Vec<Line>> {
-        let mut lines = Vec::new();
-        for _ in 0..count {
-            let tcp = TcpStream::connect(self.address).await?;
-            tcp.set_nodelay(true)?;
-            let stream = self.tls.connect(ServerName::try_from("localhost")?, tcp).await?;
-            lines.push(Line { stream, buffer: Vec::with_capacity(16 * 1024) });
+        let mut lines = Vec::with_capacity(askings.len());
+        for asking in askings {
+            lines.push((door.open(None).await?, asking));
         }
-        Ok(lines)
+        Ok(Self { lines, wanted })
     }
 
-    /// One turn: every line asks until the time is over; all latencies.
-    pub(crate) async fn turn(&self, lines: Vec<Line>, time: Duration) -> anyhow::Result<(Vec<Line>, Turn)> {
-        let until = Instant::now() + time;
-        let tasks = lines.into_iter().map(|mut line| {
-            let request = Arc::clone(&self.request);
+    /// One turn on every connection.
+    pub(crate) async fn turn(&mut self, pace: Pace, time: Duration) -> anyhow::Result<Turn> {
+        let (began, count, wanted) = (Instant::now(), self.lines.len(), self.wanted);
+        let tasks = std::mem::take(&mut self.lines).into_iter().enumerate().map(|(index, (mut line, mut asking))| {
             tokio::spawn(async move {
-                let mut turn = Turn::default();
-                while Instant::now() < until {
-                    let began = Instant::now();
-                    if line.ask(&request).await? { turn.latencies.push(began.elapsed()) } else { turn.refused += 1 }
-                }
-                anyhow::Ok((line, turn))
+                let turn = line.turn(&mut asking, wanted, |step| pace.due(index, count, step), began, time).await?;
+                anyhow::Ok((line, asking, turn))
             })
         });
-        let (mut lines, mut all) = (Vec::new(), Turn::default());
+        let mut all = Turn::default();
         for task in tasks.collect::<Vec<_>>() {
-            let (line, turn) = task.await??;
-            lines.push(line);
+            let (line, asking, turn) = task.await??;
+            self.lines.push((line, asking));
             all.latencies.extend(turn.latencies);
             all.refused += turn.refused;
         }
-        Ok((lines, all))
+        Ok(all)
+    }
+}
+
+impl Pace {
+    /// When the `step`th request of one of `count` connections is due, from the beginning of the turn; none: at once.
+    fn due(self, line: usize, count: usize, step: usize) -> Option<Duration> {
+        match self {
+            Self::AsAnswered => None,
+            Self::PerSecond(rate) => {
+                let before = step.saturating_mul(count).saturating_add(line);
+                Some(Duration::from_secs_f64(before as f64 / f64::from(rate.max(1))))
+            }
+        }
     }
 }
 
 impl Line {
-    /// Whether it was answered; a 503 is none, and counted apart. Anything else ends the comparison.
-    async fn ask(&mut self, request: &[u8]) -> anyhow::Result<bool> {
+    async fn turn(
+        &mut self,
+        asking: &mut Asking,
+        wanted: Option<&str>,
+        due: impl Fn(usize) -> Option<Duration>,
+        began: Instant,
+        time: Duration,
+    ) -> anyhow::Result<Turn> {
+        let (mut turn, mut answered) = (Turn::default(), false);
+        for step in 0.. {
+            let due = due(step).map(|due| began + due);
+            let now = Instant::now();
+            if due.unwrap_or(now).saturating_duration_since(began) >= time {
+                break;
+            }
+            // What is due while the connection still waits counts from then: an answer that is late makes the next one late.
+            // A timer of ours that is late is no fault of the contestant's.
+            let from = match due {
+                Some(due) if due > now => {
+                    tokio::time::sleep(due - now).await;
+                    Instant::now()
+                }
+                Some(due) => due,
+                None => now,
+            };
+            let status = self.ask(asking.next()).await?;
+            answered = status == 200;
+            match status {
+                200 => turn.latencies.push(from.elapsed()),
+                503 => turn.refused += 1,
+                other => bail!("not answered: {other}"),
+            }
+        }
+        let right = !answered || wanted.is_none_or(|wanted| find(&self.buffer, wanted.as_bytes()).is_some());
+        ensure!(right, "the last answer of a turn lacks `{}`", wanted.unwrap_or_default());
+        Ok(turn)
+    }
+
+    /// The status of the answer, which stands in the buffer then.
+    pub(crate) async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
-        let (head, length, answered) = loop {
+        let (whole, status) = loop {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 bail!("the connection was closed");
             }
             if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
-                let head = self.buffer.get(..end).unwrap_or_default();
-                let head = std::str::from_utf8(head)?.to_ascii_lowercase();
-                let answered = head.starts_with("http/1.1 200");
-                if !answered && !head.starts_with("http/1.1 503") {
-                    bail!("not answered: {}", head.lines().next().unwrap_or_default());
-                }
+                let head = std::str::from_utf8(self.buffer.get(..end).unwrap_or_default())?.to_ascii_lowercase();
+                let status = head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;
                 let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                break (end + 4, length.context("no length")?.trim().parse::<usize>()?, answered);
+                let length: usize = length.context("no length")?.trim().parse()?;
+                break (end + 4 + length, status.parse()?);
             }
         };
-        while self.buffer.len() < head + length {
+        while self.buffer.len() < whole {
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 bail!("the connection was closed within an answer");
             }
         }
-        Ok(answered)
+        Ok(status)
     }
 }
 
-fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    bytes.windows(wanted.len()).position(|window| window == wanted)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_rate_is_spread_evenly_over_the_connections() {
+        let pace = Pace::PerSecond(500);
+        let mut due: Vec<_> = (0..25).flat_map(|step| (0..4).filter_map(move |line| pace.due(line, 4, step))).collect();
+        due.sort_unstable();
+        let even: Vec<_> = (0..100).map(|step| Duration::from_millis(2 * step)).collect();
+        assert_eq!(due, even);
+        assert_eq!(Pace::AsAnswered.due(3, 4, 9), None);
+    }
 }

@@ -1,23 +1,31 @@
-//! What recording costs, as ratios against floors of the same run: `cargo run --release -p stage0-bench -- compare`.
+//! What recording, run state and quotas cost, as ratios against floors of the same run:
+//! `cargo run --release -p stage0-bench -- compare`.
+//! What a flood of bad keys costs good traffic: `… -- flood`.
 //!
-//! Owns the comparison: every contestant is started, then they take turns, so that a machine that drifts drifts under all of them.
+//! Owns the comparisons: everybody is started, then they take turns, so that a machine that drifts drifts under all of them.
 //! Real parts only: TLS, a real nats-server that syncs each message, real files, a real receiver. Load and servers share the machine's
-//! cores, which is part of every number; only ratios within one run mean something.
+//! cores, which is part of every number; only ratios within one run mean something. Plain contestants name no run (see `asking`).
 
 // A program for people at a terminal.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod asking;
 mod contest;
+mod flood;
 mod floors;
 mod load;
+mod places;
 mod product;
+mod quantiles;
 mod receiver;
 mod report;
 mod webhooks;
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,8 +40,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Do {
-    /// Echoes, `/check` with recording off, on and with a webhook, embedded and on NATS; then deliveries
+    /// Echoes, `/check` with recording off and on, with a webhook, run state and quotas, embedded and on NATS; then deliveries
     Compare(Compare),
+    /// Good traffic at a steady rate, alone and while bad keys arrive from many addresses, embedded and on NATS
+    Flood(Flood),
 }
 
 /// How long and how hard.
@@ -56,22 +66,62 @@ pub(crate) struct Compare {
     json: bool,
 }
 
+/// How much of what.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Flood {
+    /// Seconds of each turn
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Turns alone and under the flood
+    #[arg(long, default_value_t = 5)]
+    repeats: usize,
+    /// Connections of good traffic
+    #[arg(long, default_value_t = 16)]
+    connections: usize,
+    /// Good checks in a second, over all connections
+    #[arg(long, default_value_t = 500)]
+    rate: u32,
+    /// Bad keys in a second
+    #[arg(long, default_value_t = 200)]
+    bad: u32,
+    /// Addresses from which bad keys arrive; few ones are throttled after a while
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    addresses: u32,
+    /// Prints JSON
+    #[arg(long)]
+    json: bool,
+}
+
 impl Compare {
     fn turn(&self) -> Duration {
         Duration::from_secs(self.seconds.max(1))
     }
 }
 
+impl Flood {
+    fn turn(&self) -> Duration {
+        Duration::from_secs(self.seconds.max(1))
+    }
+
+    /// Of each turn.
+    fn bad_keys(&self) -> u64 {
+        u64::from(self.bad) * self.seconds.max(1)
+    }
+}
+
 fn main() -> anyhow::Result<()> {
-    let Cli { command: Do::Compare(settings) } = Cli::parse();
+    let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(contest::compare(&settings))?;
+    let text = match &cli.command {
+        Do::Compare(settings) => told(&runtime.block_on(contest::compare(settings))?, settings.json),
+        Do::Flood(settings) => told(&runtime.block_on(flood::flood(settings))?, settings.json),
+    };
     // Servers of this process end with it.
     runtime.shutdown_background();
-    if settings.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        println!("{report}");
-    }
+    println!("{}", text?);
     Ok(())
+}
+
+fn told(report: &(impl Serialize + Display), json: bool) -> Result<String, serde_json::Error> {
+    if json { serde_json::to_string_pretty(report) } else { Ok(report.to_string()) }
 }

@@ -12,8 +12,8 @@ use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::nats::NatsConfig;
 use stage0_contract::{
-    AccountId, ApiKey, AuditMode, Caller, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Scope,
-    VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
+    AccountId, ApiKey, AuditMode, Caller, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Scope,
+    UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
 };
 use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
@@ -85,11 +85,37 @@ impl Installation {
         Ok(Self { place, tls, operator, backplane })
     }
 
-    /// A gateway with an account of its own.
-    pub(crate) async fn gateway(&self, name: &str, audit: AuditMode) -> anyhow::Result<Served> {
-        let config =
-            GatewayConfig { audit, keep_alive: LONG, ..GatewayConfig::new("127.0.0.1:0".parse()?, self.tls.clone()) };
-        let gateway = match &self.place {
+    /// A gateway with an account of its own, which may make so many checks in a minute, a day and a month.
+    pub(crate) async fn gateway(&self, name: &str, audit: AuditMode, limit: Option<u64>) -> anyhow::Result<Served> {
+        let gateway = self.build(audit).await?;
+        let address = gateway.addr();
+        tokio::spawn(gateway.run_until(CancellationToken::new()));
+        let account = CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None };
+        let account = self.manage(&account).await?.id;
+        if let Some(limit) = limit {
+            self.limit(&account, limit).await?;
+        }
+        let key = CreateKey {
+            caller: self.operator.clone(),
+            account: Some(account.clone()),
+            name: name.to_owned(),
+            scopes: [Scope::Check].into(),
+            expires_at: None,
+        };
+        let key = self.manage(&key).await?.key.expose().to_owned();
+        Ok(Served { address, key, account })
+    }
+
+    async fn build(&self, audit: AuditMode) -> anyhow::Result<Gateway> {
+        let config = GatewayConfig {
+            audit,
+            keep_alive: LONG,
+            // One address sends everything.
+            requests_per_second_per_address: None,
+            max_connections_per_address: None,
+            ..GatewayConfig::new("127.0.0.1:0".parse()?, self.tls.clone())
+        };
+        Ok(match &self.place {
             Place::Embedded(bus) => {
                 let bus = bus.clone();
                 let connect: stage0_gateway::Connect<std::convert::Infallible> = Box::new(move || {
@@ -106,20 +132,22 @@ impl Installation {
                 });
                 Gateway::build(config, connect).await?
             }
-        };
-        let address = gateway.addr();
-        tokio::spawn(gateway.run_until(CancellationToken::new()));
-        let account = CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None };
-        let account = self.manage(&account).await?.id;
-        let key = CreateKey {
+        })
+    }
+
+    async fn limit(&self, account: &AccountId, limit: u64) -> anyhow::Result<()> {
+        let own = Some(Change::Own(limit));
+        let update = UpdateAccount {
             caller: self.operator.clone(),
-            account: Some(account.clone()),
-            name: name.to_owned(),
-            scopes: [Scope::Check].into(),
-            expires_at: None,
+            account: account.clone(),
+            plan: None,
+            retention_days: None,
+            per_minute: own,
+            daily: own,
+            monthly: own,
+            require_run_id: None,
         };
-        let key = self.manage(&key).await?.key.expose().to_owned();
-        Ok(Served { address, key, account })
+        self.manage(&update).await.map(drop)
     }
 
     /// An endpoint for an account.

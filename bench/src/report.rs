@@ -7,6 +7,27 @@ use serde::Serialize;
 
 use crate::Compare;
 use crate::load::Turn;
+use crate::quantiles::{median, median_ratio, quantile};
+
+/// Of which numbers ratios are told: each by the start of its name.
+const PAIRS: [(&str, &str); 16] = [
+    ("c0", "a "),
+    ("d0", "b "),
+    ("c1", "c0"),
+    ("c2", "c0"),
+    ("d1", "d0"),
+    ("d2", "d0"),
+    ("c3", "c1"),
+    ("c4", "c1"),
+    ("c5", "c1"),
+    ("c6", "c1"),
+    ("c7", "c1"),
+    ("d3", "d1"),
+    ("d4", "d1"),
+    ("d5", "d1"),
+    ("d6", "d1"),
+    ("d7", "d1"),
+];
 
 /// One contestant.
 #[derive(Debug, Serialize)]
@@ -69,6 +90,10 @@ impl Row {
         Self { name: name.to_owned(), rates: Vec::new(), p99s: Vec::new(), all: Vec::new(), refused: 0 }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn add(&mut self, time: Duration, turn: Turn) {
         let Turn { mut latencies, refused } = turn;
         self.refused += refused;
@@ -96,15 +121,13 @@ impl Row {
 
 impl Report {
     pub(crate) fn new(settings: &Compare, mut rows: Vec<Row>, deliveries: Vec<Deliveries>) -> Self {
-        let pairs = [("c0", "a "), ("d0", "b "), ("c1", "c0"), ("c2", "c0"), ("d1", "d0"), ("d2", "d0")];
-        let ratios = pairs.iter().filter_map(|(one, other)| {
+        let ratios = PAIRS.iter().filter_map(|(one, other)| {
             let find = |name: &str| rows.iter().find(|row| row.name.starts_with(name));
             let (one, other) = (find(one)?, find(other)?);
-            let by_turn = |one: &[f64], other: &[f64]| median(one.iter().zip(other).map(|(a, b)| a / b).collect());
             Some(Ratio {
                 what: format!("{} / {}", one.name.trim(), other.name.trim()),
-                throughput: by_turn(&one.rates, &other.rates),
-                p99: by_turn(&one.p99s, &other.p99s),
+                throughput: median_ratio(&one.rates, &other.rates),
+                p99: median_ratio(&one.p99s, &other.p99s),
             })
         });
         let ratios = ratios.collect();
@@ -120,14 +143,14 @@ impl fmt::Display for Report {
         writeln!(f, "{connections} connections, {repeats} interleaved turns of {seconds} s each; medians of turns\n")?;
         writeln!(
             f,
-            "{:<34}{:>9}{:>18}{:>9}{:>9}{:>9}{:>6}",
+            "{:<38}{:>9}{:>18}{:>9}{:>9}{:>9}{:>6}",
             "", "req/s", "(slowest–fastest)", "p50 ms", "p99 ms", "p99.9", "503s"
         )?;
         for row in &self.rows {
             let range = format!("({:.0}–{:.0})", row.slowest_turn, row.fastest_turn);
             writeln!(
                 f,
-                "{:<34}{:>9.0}{:>18}{:>9.2}{:>9.2}{:>9.2}{:>6}",
+                "{:<38}{:>9.0}{:>18}{:>9.2}{:>9.2}{:>9.2}{:>6}",
                 row.name, row.per_second, range, row.p50_ms, row.p99_ms, row.p999_ms, row.refused
             )?;
         }
@@ -135,35 +158,11 @@ impl fmt::Display for Report {
         for ratio in &self.ratios {
             writeln!(f, "{:<62}{:>10.1}%{:>7.2}×", ratio.what, ratio.throughput * 100.0, ratio.p99)?;
         }
-        writeln!(f, "\n{:<34}{:>12}{:>14}{:>8}", "deliveries", "events/s", "bare POSTs/s", "ratio")?;
+        writeln!(f, "\n{:<38}{:>12}{:>14}{:>8}", "deliveries", "events/s", "bare POSTs/s", "ratio")?;
         for row in &self.deliveries {
             let ratio = row.delivered / row.bare * 100.0;
-            writeln!(f, "{:<34}{:>12.0}{:>14.0}{ratio:>7.1}%", row.name, row.delivered, row.bare)?;
+            writeln!(f, "{:<38}{:>12.0}{:>14.0}{ratio:>7.1}%", row.name, row.delivered, row.bare)?;
         }
         Ok(())
-    }
-}
-
-/// In milliseconds; of sorted latencies.
-fn quantile(sorted: &[Duration], quantile: f64) -> f64 {
-    let index = ((sorted.len().saturating_sub(1)) as f64 * quantile).round() as usize;
-    sorted.get(index).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_unstable_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().unwrap_or(0.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_and_medians_are_those_of_the_numbers() {
-        let latencies: Vec<_> = (1..=100).map(Duration::from_millis).collect();
-        assert!((quantile(&latencies, 0.99) - 99.0).abs() < f64::EPSILON);
-        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
-        assert!((quantile(&[], 0.5)).abs() < f64::EPSILON);
     }
 }

@@ -1,0 +1,44 @@
+//! The two places in which the product runs here: one process with files of its own, and a real nats-server.
+//!
+//! Owns what both subcommands start first, and keeps it alive: certificates, nats-server, and keystore, evaluator and exporter of
+//! each place. Gateways are started by those who measure them.
+
+use std::path::PathBuf;
+
+use stage0_backplane::embedded::Bus;
+use stage0_backplane::nats::{Connection, NatsConfig};
+use stage0_backplane::testing::NatsServer;
+use stage0_gateway::TlsFiles;
+use tempfile::TempDir;
+
+use crate::product::{Installation, Place};
+
+/// Both, ready for gateways.
+pub(crate) struct Places {
+    pub(crate) tls: TlsFiles,
+    /// Signed the server's certificate.
+    pub(crate) ca: PathBuf,
+    pub(crate) nats: NatsConfig,
+    pub(crate) embedded: Installation,
+    pub(crate) on_nats: Installation,
+    _server: NatsServer,
+    _directory: TempDir,
+}
+
+impl Places {
+    pub(crate) async fn start() -> anyhow::Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let (tls, ca) = stage0_gateway::dev_tls(&directory.path().join("tls"))?;
+        let server = NatsServer::start().await;
+        let nats = NatsConfig::new(server.url(), "bench");
+        Connection::open(&nats).await?.prepare_log(1).await?;
+        let embedded = directory.path().join("embedded");
+        std::fs::create_dir(&embedded)?;
+        let bus = Bus::open(&embedded)?;
+        let embedded = Installation::start(Place::Embedded(bus), &embedded, tls.clone()).await?;
+        let on_nats = directory.path().join("nats");
+        std::fs::create_dir(&on_nats)?;
+        let on_nats = Installation::start(Place::Nats(Box::new(nats.clone())), &on_nats, tls.clone()).await?;
+        Ok(Self { tls, ca, nats, embedded, on_nats, _server: server, _directory: directory })
+    }
+}
