@@ -52,26 +52,26 @@ pub(crate) struct RunState {
     allowed: VecDeque<Allowed>,
 }
 
-/// A check that was allowed, with what decides when it is asked again.
+/// A check that was allowed, with what decides when it is asked again. A run holds many: names are short, and what is usual is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Allowed {
     /// Its first attempt.
     #[serde(rename = "o")]
     operation: RequestId,
-    /// Its last attempt, which is the one that may have been answered.
-    #[serde(rename = "r")]
-    request_id: RequestId,
+    /// Its last attempt, where that is another one: the one that may have been answered.
+    #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
+    again: Option<RequestId>,
     #[serde(rename = "t")]
     at: i64,
     #[serde(rename = "i")]
     iteration: i64,
     /// Calls of the busiest tool with it.
-    #[serde(rename = "c")]
+    #[serde(rename = "c", default, skip_serializing_if = "is_zero")]
     calls: i64,
     /// Money before it.
-    #[serde(rename = "b")]
+    #[serde(rename = "b", default, skip_serializing_if = "is_zero")]
     before_micros: i64,
-    #[serde(rename = "e")]
+    #[serde(rename = "e", default, skip_serializing_if = "is_zero")]
     estimate_micros: i64,
     #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
     settled_micros: Option<i64>,
@@ -199,7 +199,7 @@ impl RunState {
             return;
         }
         if let Some(again) = self.allowed.iter_mut().find(|allowed| allowed.operation == occasion.operation) {
-            again.request_id = occasion.request_id;
+            again.again = (occasion.request_id != again.operation).then_some(occasion.request_id);
             return;
         }
         self.last_seen = self.last_seen.max(occasion.now);
@@ -209,7 +209,7 @@ impl RunState {
         }
         self.allowed.push_back(Allowed {
             operation: occasion.operation,
-            request_id: occasion.request_id,
+            again: (occasion.request_id != occasion.operation).then_some(occasion.request_id),
             at: occasion.now,
             iteration: lesson.iteration,
             calls: lesson.calls,
@@ -270,7 +270,7 @@ impl RunState {
         actual_micros: i64,
         may_lower: bool,
     ) -> Result<i64, Refusal> {
-        let open = |allowed: &&mut Allowed| allowed.request_id == request_id && !allowed.expired;
+        let open = |allowed: &&mut Allowed| allowed.request_id() == request_id && !allowed.expired;
         let found = self.allowed.iter_mut().find(open).ok_or(Refusal::NotFound)?;
         if let Some(settled) = found.settled_micros {
             let settled = Micros::from_micros(settled).map_or_else(|_| settled.to_string(), Micros::to_decimal);
@@ -298,7 +298,17 @@ impl RunState {
     }
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
+
 impl Allowed {
+    /// The attempt that may have been answered.
+    fn request_id(&self) -> RequestId {
+        self.again.unwrap_or(self.operation)
+    }
+
     /// What it still holds back.
     fn reserved(&self) -> i64 {
         if self.expired || self.settled_micros.is_some() { 0 } else { self.estimate_micros }

@@ -181,7 +181,7 @@ fn more_tools_than_are_told_apart_count_for_all_and_memory_stays_bounded() {
     assert_eq!((run.state.calls.len(), run.state.any_calls), (MOST_NAMES, 6));
     assert_eq!((run.state.tools.len(), run.state.allowed.len()), (MOST_TOOLS, MOST_ALLOWED));
     assert!(run.state.tools.back().unwrap().starts_with("sha256:"));
-    assert!(serde_json::to_vec(&run.state).unwrap().len() < 40_000);
+    assert!(serde_json::to_vec(&run.state).unwrap().len() < 20_000);
     assert_eq!(run.check(&["same_tool_limit: 6"], json!({"current_tool": "fresh"})).verdict, Defer);
 }
 

@@ -46,7 +46,7 @@ impl RunState {
 impl Allowed {
     fn view(&self, reserved_for: i64) -> Reservation {
         Reservation {
-            request_id: self.request_id,
+            request_id: self.request_id(),
             estimated_cost_usd: units(self.estimate_micros),
             reserved_at: time(self.at),
             expires_at: time(self.at.saturating_add(reserved_for)),
