@@ -17,7 +17,7 @@ use crate::seal::SecretsKey;
 pub struct KeystoreConfig {
     /// Journal, store, the operator's first key and what is made of the keys below stand here; nobody else may read it.
     pub data_dir: PathBuf,
-    /// Hashes at a time, each with 19 MiB; none means one for each core.
+    /// Hashes at a time, each with 19 MiB; none means one for every two cores.
     #[serde(default)]
     pub hash_workers: Option<usize>,
     /// Keys that wait for a hash before others are told to come again.
@@ -42,7 +42,7 @@ pub struct KeystoreConfig {
     pub hash_cost: HashCost,
 }
 
-/// One second's work of two cores: who waits longer is late anyway.
+/// Two seconds' work of one core: who waits longer is late anyway.
 const HASH_QUEUE: usize = 64;
 
 /// What is wrong, all of it.
@@ -90,7 +90,9 @@ impl KeystoreConfig {
     }
 
     pub(crate) fn workers(&self) -> usize {
-        self.hash_workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        // Half of the cores: the other half is never busy with keys that nobody knows.
+        self.hash_workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)))
     }
 }
 

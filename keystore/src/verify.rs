@@ -31,10 +31,6 @@ pub(crate) struct Verifier {
     flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
 }
 
-/// A tenth of a busy core, all of an idle one.
-#[cfg(target_os = "linux")]
-const HASH_NICENESS: i32 = 10;
-
 /// Stands for a key's text where it is looked up; the text itself is kept nowhere.
 type Fingerprint = [u8; 32];
 
@@ -180,12 +176,20 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// Keys that nobody knows cost a hash each, as many as anybody sends: on the same cores, checks of known keys go first.
+/// Keys that nobody knows cost a hash each, as many as anybody sends: on the same cores, checks of known keys go first. A lower
+/// niceness is not enough: a thread that has it still keeps its core for a slice of milliseconds.
 fn give_way() {
-    // On Linux a priority is the thread's own; elsewhere it would be the process's.
+    // On Linux a policy is the thread's own.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, HASH_NICENESS) {
-        tracing::debug!(%error, "hashes have the priority of everything else");
+    {
+        use thread_priority::{
+            NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+            thread_native_id,
+        };
+        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+        if let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
+            tracing::debug!(?error, "hashes have the priority of everything else");
+        }
     }
 }
 

@@ -78,7 +78,7 @@ settings! {
 
     DATA_DIR = "data-dir" "DIR" in "Data", "Directory of accounts and keys, held by one process at a time; clients find a dev server and keys in it", OPEN, All, &[
         (Dev, Default(".stage0")), (Keystore, Required), (Client, Default(".stage0"))];
-    HASH_THREADS = "hash-threads" "N" in "Data", "Threads that hash keys, 19 MiB each; absent: one per core", OPEN, All, &[
+    HASH_THREADS = "hash-threads" "N" in "Data", "Keys that are hashed at the same time, 19 MiB each; absent: one for every two cores", OPEN, All, &[
         (Dev, Optional), (Keystore, Optional)];
     HASH_QUEUE = "hash-queue" "N" in "Data", "Keys that may wait for a hash before more are told to come again", OPEN, All, &[
         (Dev, Default("64")), (Keystore, Default("64"))];
