@@ -199,7 +199,10 @@ impl RunState {
             return;
         }
         if let Some(again) = self.allowed.iter_mut().find(|allowed| allowed.operation == occasion.operation) {
-            again.again = (occasion.request_id != again.operation).then_some(occasion.request_id);
+            // A first question that arrives late names no attempt that anybody still waits for.
+            if occasion.request_id != again.operation {
+                again.again = Some(occasion.request_id);
+            }
             return;
         }
         self.last_seen = self.last_seen.max(occasion.now);

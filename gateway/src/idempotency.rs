@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -28,8 +28,10 @@ use crate::state::Gate;
 const LIVES: i64 = 600;
 /// While another attempt is under way, it is looked for so often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// For the clocks of gateways, which differ.
-const SLACK: Duration = Duration::from_millis(250);
+/// By how much the clocks of gateways may differ.
+const SLACK: Duration = Duration::from_secs(2);
+/// By how much the store's clock may differ from theirs.
+const STORE_SLACK: SignedDuration = SignedDuration::from_secs(5);
 /// For giving a claim back: the answer waits for it.
 const GIVE_BACK_WITHIN: Duration = Duration::from_millis(50);
 /// Claims that others made first, until we give up.
@@ -52,7 +54,9 @@ struct Entry {
     operation: RequestId,
     /// The last attempt.
     request_id: RequestId,
-    /// Milliseconds since the epoch until which the last attempt may be under way.
+    /// Milliseconds since the epoch at which the last attempt took the key.
+    since: i64,
+    /// Until which it may be under way.
     until: i64,
     /// Seconds since the epoch at which the key is forgotten.
     ends: i64,
@@ -88,6 +92,8 @@ pub(crate) struct Ticket {
     operation: Option<RequestId>,
     ends: Option<i64>,
     seen: Option<Revision>,
+    /// The attempt before may have used up its quota.
+    pub(crate) counted: bool,
 }
 
 /// A key in the hand of one attempt.
@@ -125,6 +131,20 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// The store may have the last attempt's record from then on, by its own clock.
+    fn recorded_from(&self) -> Timestamp {
+        let since = Timestamp::from_millisecond(self.since).unwrap_or(Timestamp::UNIX_EPOCH);
+        since.checked_sub(STORE_SLACK).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// And not after.
+    fn recorded_to(&self) -> Timestamp {
+        let until = Timestamp::from_millisecond(self.until).unwrap_or(Timestamp::MAX);
+        until.checked_add(STORE_SLACK).unwrap_or(Timestamp::MAX)
+    }
+}
+
 impl Repeatable {
     /// Under a header, with a body that is about to be judged.
     pub(crate) fn new(identity: &KeyIdentity, header: &ClientRequestId, body: &Map<String, Value>) -> Self {
@@ -146,14 +166,15 @@ impl Repeatable {
             };
             let entry: Entry = serde_json::from_slice(&record.value).map_err(|error| failed(&error.to_string()))?;
             let again = || self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision));
-            let thorough = match entry.judge(&self.body, Timestamp::now()) {
+            let over = match entry.judge(&self.body, Timestamp::now()) {
                 Judgement::Unused => return Ok(Before::Free(self.ticket(None, None, Some(record.revision)))),
                 Judgement::Otherwise => return Ok(Before::Otherwise),
                 Judgement::Failed => return Ok(Before::Free(again())),
                 Judgement::UnderWay => false,
                 Judgement::Over => true,
             };
-            let found = timeout_at(deadline, shelf.attempt(entry.request_id, thorough)).await;
+            let found =
+                timeout_at(deadline, shelf.between(entry.request_id, entry.recorded_from(), entry.recorded_to())).await;
             let found = found.map_err(|_| failed("the log is too slow"))?;
             if let Some(recorded) = found.map_err(|error| failed(&error.0))? {
                 let recorded: CheckResponse =
@@ -164,8 +185,9 @@ impl Repeatable {
                     Before::Free(self.ticket(None, None, Some(record.revision)))
                 });
             }
-            if thorough {
-                return Ok(Before::Free(again()));
+            if over {
+                // Its check may have been counted, and then it is not counted again.
+                return Ok(Before::Free(Ticket { counted: true, ..again() }));
             }
             if Instant::now() + LOOK_EVERY >= deadline {
                 return Err(ApiError::Unavailable);
@@ -175,7 +197,7 @@ impl Repeatable {
     }
 
     fn ticket(&self, operation: Option<RequestId>, ends: Option<i64>, seen: Option<Revision>) -> Ticket {
-        Ticket { place: self.place.clone(), body: self.body.clone(), operation, ends, seen }
+        Ticket { place: self.place.clone(), body: self.body.clone(), operation, ends, seen, counted: false }
     }
 
     /// Whether a decision by this version would be made by it again.
@@ -200,10 +222,11 @@ impl Ticket {
     ) -> Result<Option<Claim>, ApiError> {
         let now = Timestamp::now();
         // A record is written together with others, whose time may end a budget later.
-        let until = now.checked_add(2 * budget + SLACK).unwrap_or(now).as_millisecond();
+        let (since, until) =
+            (now.as_millisecond(), now.checked_add(2 * budget + SLACK).unwrap_or(now).as_millisecond());
         let ends = self.ends.unwrap_or_else(|| now.as_second().saturating_add(LIVES));
         let operation = self.operation.unwrap_or(request_id);
-        let entry = Entry { body: self.body, operation, request_id, until, ends, ended: None };
+        let entry = Entry { body: self.body, operation, request_id, since, until, ends, ended: None };
         match put(ledger, &self.place, &entry, self.seen, deadline).await {
             Ok(revision) => Ok(Some(Claim { place: self.place, entry, revision })),
             Err(PutError::Conflict) => Ok(None),
@@ -299,7 +322,15 @@ mod tests {
     #[test]
     fn an_entry_speaks_of_its_body_and_of_its_time() {
         let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
-        let entry = Entry { body: "b".to_owned(), operation: id, request_id: id, until: 5_000, ends: 600, ended: None };
+        let entry = Entry {
+            body: "b".to_owned(),
+            operation: id,
+            request_id: id,
+            since: 0,
+            until: 5_000,
+            ends: 600,
+            ended: None,
+        };
         let at = |millis| Timestamp::from_millisecond(millis).unwrap();
         assert_eq!(entry.judge("c", at(1)), Judgement::Otherwise);
         assert_eq!(entry.judge("b", at(4_999)), Judgement::UnderWay);

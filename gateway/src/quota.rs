@@ -26,11 +26,12 @@ use window::{Purse, Span, Spent, Window, lease};
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// One question to the ledger within a check.
 const ASK_WITHIN: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(20);
 /// All that is told at the end.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
 /// After a failure the ledger is left alone for a moment: checks that wait for it pile up.
 const FAILS_FOR: Duration = Duration::from_secs(1);
-/// And for so long no more than one is leased at a time: what is granted too late is lost.
+/// And for so long a tenth is leased at a time: what is granted too late is lost.
 const CAREFUL_FOR: Duration = Duration::from_secs(60);
 /// Accounts that are told of at the same time.
 const AT_ONCE: usize = 16;
@@ -85,13 +86,15 @@ pub(crate) struct RateLimit {
 pub(crate) struct Reservation {
     meter: Arc<Meter>,
     units: Vec<Unit>,
+    kept: bool,
 }
 
 /// Something spent.
 #[derive(Clone, Copy)]
 struct Unit {
     window: Window,
-    granted: bool,
+    /// Below which limit it was granted; none where nobody was asked.
+    granted: Option<u64>,
 }
 
 impl Quotas {
@@ -125,7 +128,7 @@ impl Quotas {
         deadline: Instant,
     ) -> Result<Reservation, ApiError> {
         let meter = self.meter(&identity.account);
-        let mut reservation = Reservation { meter: Arc::clone(&meter), units: Vec::with_capacity(2) };
+        let mut reservation = Reservation { meter: Arc::clone(&meter), units: Vec::with_capacity(2), kept: false };
         for (span, limit) in [(Span::Day, identity.limits.daily), (Span::Month, identity.limits.monthly)] {
             match self.spend(&meter, span, limit, ledger, deadline).await? {
                 Ok(unit) => reservation.units.push(unit),
@@ -162,18 +165,19 @@ impl Quotas {
         if let Some(spent) = meter.spend(span, limit) {
             return Ok(spent);
         }
-        let failure = if meter.failed_within(FAILS_FOR) {
-            "the ledger failed a moment ago".to_owned()
-        } else {
+        // Whoever waits for the turn waits for others, not for the ledger.
+        let Ok(_turn) = timeout_at(deadline, meter.turn.lock()).await else { return Err(ApiError::Unavailable) };
+        if !meter.failed_within(FAILS_FOR) {
             let until = deadline.min(Instant::now() + ASK_WITHIN);
-            match timeout_at(until, meter.refill(span, limit, ledger, until)).await {
+            // A little later, so that the ledger's own answer comes first: it says what became of what was in hand.
+            let error = match timeout_at(until + GRACE, meter.refill(span, limit, ledger, until)).await {
                 Ok(Ok(spent)) => return Ok(spent),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "the ledger is too slow".to_owned(),
-            }
-        };
-        meter.fails();
-        tracing::warn!(account = %meter.account, error = failure, "quota could not be asked for");
+            };
+            meter.fails();
+            tracing::warn!(account = %meter.account, error, "quota could not be asked for");
+        }
         match self.on_failure {
             OnFailure::Closed => Err(ApiError::Unavailable),
             OnFailure::Open => Ok(Ok(meter.spend_uncounted(span))),
@@ -309,7 +313,7 @@ impl Meter {
         state.used = Instant::now();
         let purse = state.purse(span);
         match purse.spend(limit, now) {
-            Spent::Yes => Some(Ok(Unit { window: purse.window(), granted: true })),
+            Spent::Yes => Some(Ok(Unit { window: purse.window(), granted: Some(purse.leased_below()) })),
             Spent::UsedUp => Some(Err(purse.window())),
             Spent::AskFirst => None,
         }
@@ -320,10 +324,10 @@ impl Meter {
         state.used = Instant::now();
         let purse = state.purse(span);
         purse.spend_uncounted();
-        Unit { window: purse.window(), granted: false }
+        Unit { window: purse.window(), granted: None }
     }
 
-    /// Spends one of what the ledger grants.
+    /// Spends one of what the ledger grants. Whoever calls has the turn.
     async fn refill(
         &self,
         span: Span,
@@ -331,7 +335,6 @@ impl Meter {
         ledger: &dyn Ledger,
         deadline: Instant,
     ) -> Result<Result<Unit, Window>, PutError> {
-        let _turn = self.turn.lock().await;
         loop {
             // Whoever had the turn before may have brought enough.
             if let Some(spent) = self.spend(span, limit) {
@@ -340,7 +343,8 @@ impl Meter {
             let now = Timestamp::now();
             let window = self.state(now).purse(span).window();
             self.square(window, ledger, deadline).await?;
-            let amount = if self.failed_within(CAREFUL_FOR) { 1 } else { lease(span, limit) };
+            let lease = lease(span, limit);
+            let amount = if self.failed_within(CAREFUL_FOR) { lease.div_ceil(10) } else { lease };
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
             let added = ledger.add(&counter, amount, limit, kept_for, deadline).await?;
             self.state(Timestamp::now()).purse(span).refill(window, added, limit, now);
@@ -358,8 +362,8 @@ impl Meter {
         }
         let surplus = self.state(now).purse(window.span).take_surplus();
         if surplus > 0 {
-            let given = ledger.give_back(&counter, surplus, kept_for, deadline).await;
-            given.inspect_err(|_| self.state(now).purse(window.span).put_surplus(window, surplus))?;
+            // Where it is not known what became of it, it is lost: given back twice, more would pass than may.
+            ledger.give_back(&counter, surplus, kept_for, deadline).await?;
         }
         Ok(())
     }
@@ -369,11 +373,7 @@ impl Meter {
     }
 
     fn fails(&self) {
-        let mut state = self.state(Timestamp::now());
-        // Not moved while it lasts: after a moment somebody tries again.
-        if state.failed.is_none_or(|failed| failed.elapsed() >= FAILS_FOR) {
-            state.failed = Some(Instant::now());
-        }
+        self.state(Timestamp::now()).failed = Some(Instant::now());
     }
 
     /// Tells the ledger what it does not know: days and months, as a minute is over before anybody asks.
@@ -399,8 +399,7 @@ impl Meter {
         for (window, left) in left.into_iter().filter(|(_, left)| *left > 0) {
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
             if let Err(error) = ledger.give_back(&counter, left, kept_for, deadline).await {
-                tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "a lease was not given back");
-                self.state(now).purse(window.span).put_surplus(window, left);
+                tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "a lease was not given back, and is lost");
             }
         }
     }
@@ -452,15 +451,20 @@ impl State {
 }
 
 impl Reservation {
-    /// The check was decided: it counts.
-    pub(crate) fn keep(mut self) {
-        self.units.clear();
+    /// The check counts from now on, whatever becomes of whoever holds this.
+    pub(crate) fn keep(&mut self) {
+        self.kept = true;
+    }
+
+    /// It does not, after all.
+    pub(crate) fn give_back(&mut self) {
+        self.kept = false;
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if self.units.is_empty() {
+        if self.kept {
             return;
         }
         let mut state = self.meter.state(Timestamp::now());

@@ -9,7 +9,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
-use stage0_contract::{AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, Verdict, Walk, Window, Word};
+use stage0_contract::{
+    AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
+};
 use tokio::time::Instant;
 
 /// One question to the log.
@@ -19,8 +21,6 @@ const PAGE_BYTES: usize = 16 << 20;
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 /// A decision is stored this long after its id was made, at most: its body may be slow to arrive.
 const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: SignedDuration::from_secs(15) };
-/// Of an attempt that nobody waits for any more, where the store's clock is some seconds behind.
-const OVER: Search = Search { before: SignedDuration::from_secs(5), after: SignedDuration::from_secs(15) };
 /// The clocks of gateways and of the store differ by less, for all but the search below.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
 /// Where clocks differ more.
@@ -96,7 +96,10 @@ impl Filter {
             && self.to.is_none_or(|to| facts.recorded_at <= to)
             && self.verdict.is_none_or(|verdict| facts.verdict == verdict)
             && self.environment.as_ref().is_none_or(|wanted| Word::new(wanted).matches(&Word::new(&facts.environment)))
-            && self.run_id.as_ref().is_none_or(|run_id| facts.run_id.as_ref() == Some(run_id))
+            && self
+                .run_id
+                .as_ref()
+                .is_none_or(|wanted| facts.run_id.as_deref().is_some_and(|run_id| same_run(run_id, wanted)))
             && self.code.as_ref().is_none_or(|code| facts.issues.iter().any(|issue| issue.code == *code))
     }
 }
@@ -105,22 +108,28 @@ impl Shelf<'_> {
     /// The decision with this id, if it is this account's and may still be shown.
     pub(crate) async fn decision(&self, id: RequestId) -> Result<Option<Value>, ReadError> {
         let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
-        for search in [NEAR, FAR] {
-            if let Some(line) = self.search(made, &search, id).await? {
+        for Search { before, after } in [NEAR, FAR] {
+            let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
+            let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
+            if let Some(line) = self.search(from, to, id).await? {
                 return serde_json::from_slice(&line).map(Some).map_err(|error| ReadError(error.to_string()));
             }
         }
         Ok(None)
     }
 
-    /// As [`Shelf::decision`], for an attempt whose answer may be repeated: cheaper. A thorough look is for one that is over.
-    pub(crate) async fn attempt(&self, id: RequestId, thorough: bool) -> Result<Option<Value>, ReadError> {
-        let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
-        let line = self.search(made, if thorough { &OVER } else { &NEAR }, id).await?;
+    /// As [`Shelf::decision`], for one that was stored between two times.
+    pub(crate) async fn between(
+        &self,
+        id: RequestId,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Option<Value>, ReadError> {
+        let line = self.search(from, to, id).await?;
         line.map(|line| serde_json::from_slice(&line).map_err(|error| ReadError(error.to_string()))).transpose()
     }
 
-    async fn search(&self, made: Timestamp, search: &Search, id: RequestId) -> Result<Option<Vec<u8>>, ReadError> {
+    async fn search(&self, from: Timestamp, to: Timestamp, id: RequestId) -> Result<Option<Vec<u8>>, ReadError> {
         // Most lines do not hold the id at all; one may hold it elsewhere, as text that its request sent along.
         let wanted = id.to_string();
         let is_it = |line: &[u8]| {
@@ -128,12 +137,11 @@ impl Shelf<'_> {
                 && serde_json::from_slice::<Named>(line)
                     .is_ok_and(|named| named.request_id == id && self.shows(named.recorded_at, named.expires_at))
         };
-        let end = made.checked_add(search.after).unwrap_or(Timestamp::MAX);
-        let mut seek = Seek::Time(made.checked_sub(search.before).unwrap_or(Timestamp::UNIX_EPOCH));
+        let mut seek = Seek::Time(from);
         loop {
             let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
             for entry in &chunk.entries {
-                if entry.stored_at > end {
+                if entry.stored_at > to {
                     return Ok(None);
                 }
                 if let Some(line) = entry.lines().find(|line| is_it(line)) {
@@ -268,6 +276,12 @@ impl Shelf<'_> {
     fn shows(&self, recorded_at: Timestamp, expires_at: i64) -> bool {
         expires_at > self.now.as_second() && recorded_at >= self.horizon
     }
+}
+
+/// As runs themselves are told apart.
+fn same_run(one: &str, other: &str) -> bool {
+    let canonical = |text: &str| RunId::parse(text).map(|run| run.canonical());
+    one == other || canonical(one).is_ok_and(|one| canonical(other).is_ok_and(|other| one == other))
 }
 
 /// By what a decision is found.

@@ -56,12 +56,15 @@ struct Ticket {
 /// A decision is not known to be recorded, and so it must not leave.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotRecorded {
-    /// It waited too long.
+    /// It waited too long; what becomes of it nobody knows yet.
     #[error("the decision was not recorded in time")]
     Late,
-    /// The log failed.
+    /// The log failed, and does not have it.
     #[error("the decision could not be recorded: {0}")]
     Failed(String),
+    /// The log failed, and may have it.
+    #[error("it is not known whether the decision was recorded: {0}")]
+    Unknown(String),
 }
 
 /// The rounds; they end when every [`Recorder`] is dropped, or once stopped and emptied.
@@ -204,7 +207,7 @@ impl Rounds {
             Err(error @ AppendError::Unknown(_)) => {
                 tracing::error!(%account, lines = tickets.len(), %error, "decisions may not have been recorded; a new chain begins");
                 self.chains.remove(&account);
-                tell(tickets, &Err(NotRecorded::Failed(error.to_string())));
+                tell(tickets, &Err(NotRecorded::Unknown(error.to_string())));
             }
         }
     }

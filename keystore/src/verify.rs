@@ -28,8 +28,14 @@ pub(crate) struct Verifier {
     running: Arc<Semaphore>,
     /// One permit for each hash that runs or waits to.
     admitted: Semaphore,
+    /// Of those, how many may wait: fewer permits left than that means that some do.
+    queue: usize,
     flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
 }
+
+/// A tenth of a busy core.
+#[cfg(target_os = "linux")]
+const NICENESS_IN_A_FLOOD: i32 = 10;
 
 /// Stands for a key's text where it is looked up; the text itself is kept nowhere.
 type Fingerprint = [u8; 32];
@@ -55,7 +61,7 @@ impl Verifier {
     pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, plans: Plans, pool: (usize, usize)) -> Self {
         let (workers, queue) = pool;
         let (running, admitted) = (Arc::new(Semaphore::new(workers)), Semaphore::new(workers.saturating_add(queue)));
-        Self { store, hasher, clock, plans, running, admitted, flights: Mutex::default() }
+        Self { store, hasher, clock, plans, running, admitted, queue, flights: Mutex::default() }
     }
 
     /// Costs one hash, shared by all who ask for the same key meanwhile.
@@ -114,13 +120,17 @@ impl Verifier {
     async fn hash(self: &Arc<Self>, key: ApiKey) -> Result<bool, VerifyError> {
         let running = Arc::clone(&self.running).acquire_owned().await?;
         let this = Arc::clone(self);
+        let crowded = self.admitted.available_permits() < self.queue;
         let (done, matched) = oneshot::channel();
         let work = move || {
             // Held by the work and not by who waits for it: a cancelled question must not let one more hash run.
             let _running = running;
-            give_way();
             let matches = || {
                 let record = this.store.key(key.id())?;
+                // Nothing that others wait for is held from here on.
+                if crowded {
+                    give_way();
+                }
                 Ok(this.hasher.matches(&key, record.as_ref().map(|record| &record.hash))?)
             };
             // Whoever asked may be gone.
@@ -176,20 +186,13 @@ impl Drop for Flight<'_> {
     }
 }
 
-/// Keys that nobody knows cost a hash each, as many as anybody sends: on the same cores, checks of known keys go first. A lower
-/// niceness is not enough: a thread that has it still keeps its core for a slice of milliseconds.
+/// A flood of keys takes a smaller part of the cores than checks of known keys. A key that comes alone is hashed like anything else:
+/// on a busy machine its owner would wait in vain.
 fn give_way() {
-    // On Linux a policy is the thread's own.
+    // On Linux a priority is the thread's own; elsewhere it would be the process's.
     #[cfg(target_os = "linux")]
-    {
-        use thread_priority::{
-            NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
-            thread_native_id,
-        };
-        let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
-        if let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
-            tracing::debug!(?error, "hashes have the priority of everything else");
-        }
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS_IN_A_FLOOD) {
+        tracing::debug!(%error, "hashes have the priority of everything else");
     }
 }
 

@@ -39,7 +39,7 @@ async fn of_a_limit_all_gateways_together_let_pass_as_much_as_it_says() {
     for turn in 0..1_200 {
         let (quotas, ledger) = &gateways[turn % 3];
         match quotas.reserve(&identity, &**ledger, soon()).await {
-            Ok(reservation) => {
+            Ok(mut reservation) => {
                 reservation.keep();
                 passed += 1;
             }
@@ -174,7 +174,7 @@ async fn a_first_limit_counts_what_was_made_without_one() {
         quotas.reserve(&identity(Limits::NONE), &*ledger, soon()).await.unwrap().keep();
     }
     let mut passed = 0;
-    while let Ok(reservation) = quotas.reserve(&daily(40), &*ledger, soon()).await {
+    while let Ok(mut reservation) = quotas.reserve(&daily(40), &*ledger, soon()).await {
         reservation.keep();
         passed += 1;
     }

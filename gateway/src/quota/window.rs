@@ -192,14 +192,21 @@ impl Purse {
         }
     }
 
-    /// Unspends one that was spent in this window, from the lease or without a grant.
-    pub(crate) fn unspend(&mut self, window: Window, granted: bool) {
-        if window == self.window {
-            if granted {
-                self.left = self.left.saturating_add(1);
-            } else {
-                self.uncounted = self.uncounted.saturating_sub(1);
-            }
+    /// Below which limit what is left was granted.
+    pub(crate) fn leased_below(&self) -> u64 {
+        self.leased_below
+    }
+
+    /// Unspends one that was spent in this window, granted below a limit or by nobody.
+    pub(crate) fn unspend(&mut self, window: Window, granted: Option<u64>) {
+        if window != self.window {
+            return;
+        }
+        match granted {
+            // Of a higher limit than now: it was granted, but no more is to pass for it.
+            Some(below) if below > self.leased_below => self.surplus = self.surplus.saturating_add(1),
+            Some(_) => self.left = self.left.saturating_add(1),
+            None => self.uncounted = self.uncounted.saturating_sub(1),
         }
     }
 
@@ -235,13 +242,6 @@ impl Purse {
     /// All that is to be given back when nobody asks any more.
     pub(crate) fn take_left(&mut self) -> u64 {
         std::mem::take(&mut self.left).saturating_add(self.take_surplus())
-    }
-
-    /// It could not be given back.
-    pub(crate) fn put_surplus(&mut self, window: Window, count: u64) {
-        if window == self.window {
-            self.surplus = self.surplus.saturating_add(count);
-        }
     }
 
     /// Neither leased nor still to be told.
@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
         purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:21:00Z"));
         assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst, "a grant that comes late is of no use");
-        purse.unspend(old, true);
+        purse.unspend(old, Some(5));
         assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
     }
 
@@ -362,10 +362,10 @@ mod tests {
         purse.refill(purse.window(), Added { granted: 100, total: 100 }, 10_000, now);
         assert_eq!(purse.spend(10_000, now), Spent::Yes);
         assert_eq!(purse.spend(10, now), Spent::AskFirst);
-        assert_eq!((purse.used(100), purse.take_surplus()), (1, 99));
-        purse.put_surplus(purse.window(), 99);
-        assert!(!purse.holds_nothing());
-        assert_eq!((purse.take_left(), purse.holds_nothing()), (99, true));
+        assert_eq!((purse.used(100), purse.holds_nothing()), (1, false));
+        purse.unspend(purse.window(), Some(10_000));
+        assert_eq!(purse.spend(10, now), Spent::AskFirst, "nor what is given back of it");
+        assert_eq!((purse.take_surplus(), purse.holds_nothing()), (100, true));
     }
 
     #[test]
@@ -375,7 +375,7 @@ mod tests {
         purse.spend_uncounted();
         purse.spend_uncounted();
         let old = purse.window();
-        purse.unspend(old, false);
+        purse.unspend(old, None);
         assert_eq!(purse.turn(at("2026-11-25T00:00:00Z")), Some((old, 1)));
         assert!(!purse.put_uncounted(old, 1), "not of today");
         purse.spend_uncounted();

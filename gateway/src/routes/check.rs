@@ -26,7 +26,8 @@ use crate::address::Client;
 use crate::body;
 use crate::errors::ApiError;
 use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
-use crate::recorder::Entry;
+use crate::quota::Reservation;
+use crate::recorder::{Entry, NotRecorded};
 use crate::state::Gate;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
@@ -106,7 +107,8 @@ async fn decide(
                 Before::Free(ticket) => Some(ticket),
             },
         };
-        if reservation.is_none() {
+        let counted = ticket.as_ref().is_some_and(|ticket| ticket.counted);
+        if reservation.is_none() && !counted {
             reservation = Some(gate.quotas.reserve(&identity, gate.ledger(), deadline).await?);
         }
         if let Some(body) = body.take() {
@@ -122,21 +124,20 @@ async fn decide(
             },
         };
         let Some(check) = parsed.take() else { return Err(ApiError::Unavailable) };
-        let asked = Asked { request, identity: &identity, stamp, headers, deadline };
+        let asked = Asked { request, identity: &identity, stamp, headers, reservation, deadline };
         let repeats = claim.as_ref().and_then(Claim::repeats);
         let decided = asked.decide(gate, check, repeats).await;
-        let (answer, ended) = match decided {
-            Ok(answer) => (Ok(answer), None),
-            Err(Undecided::Before(ended, error)) => (Err(error), Some(ended)),
-            Err(Undecided::PerhapsRecorded(error)) => (Err(error), None),
+        return match decided {
+            Ok(answer) => Ok(answer),
+            // The log will say.
+            Err(Undecided::PerhapsRecorded(error)) => Err(error),
+            Err(Undecided::Before(ended, error)) => {
+                if let Some(claim) = claim {
+                    claim.give_back(ended, gate.ledger()).await;
+                }
+                Err(error)
+            }
         };
-        match (ended, claim, reservation) {
-            // It was recorded, or it may have been: it counts, and the log will say.
-            (None, _, Some(reservation)) => reservation.keep(),
-            (Some(ended), Some(claim), _) => claim.give_back(ended, gate.ledger()).await,
-            (None, _, None) | (Some(_), None, _) => {}
-        }
-        return answer;
     }
     tracing::warn!(account = %identity.account, "attempts with one idempotency key outrun each other");
     Err(ApiError::Unavailable)
@@ -156,6 +157,8 @@ struct Asked<'a> {
     identity: &'a KeyIdentity,
     stamp: Stamp,
     headers: Headers,
+    /// None where an attempt before this one counted.
+    reservation: Option<Reservation>,
     deadline: Instant,
 }
 
@@ -168,7 +171,7 @@ impl Asked<'_> {
         operation: Option<RequestId>,
     ) -> Result<HttpResponse, Undecided> {
         let failed = |error| Undecided::Before(Ended::Failed, error);
-        let Self { request, identity, stamp, headers, deadline } = self;
+        let Self { request, identity, stamp, headers, mut reservation, deadline } = self;
         let task_hash = check.task_hash();
         let evaluated_at = Timestamp::now().as_second();
         let client_request_id = headers.client_request_id;
@@ -199,13 +202,24 @@ impl Asked<'_> {
             let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
             let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days);
             let entry = entry.map_err(failed)?;
+            // From here on it may be in the log: it counts, whoever is gone.
+            reservation.iter_mut().for_each(Reservation::keep);
             if let Err(error) = recorder.record(entry, deadline).await {
                 tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
                 if gate.config.audit == AuditMode::Required {
-                    return Err(Undecided::PerhapsRecorded(ApiError::Unavailable));
+                    return Err(match error {
+                        NotRecorded::Failed(_) => {
+                            reservation.iter_mut().for_each(Reservation::give_back);
+                            failed(ApiError::Unavailable)
+                        }
+                        NotRecorded::Late | NotRecorded::Unknown(_) => {
+                            Undecided::PerhapsRecorded(ApiError::Unavailable)
+                        }
+                    });
                 }
             }
         }
+        reservation.iter_mut().for_each(Reservation::keep);
         note(request, identity, Some(response.decided.verdict));
         Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
     }
