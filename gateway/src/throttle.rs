@@ -39,7 +39,7 @@ pub(crate) enum LoginsBy {
     Key,
 }
 
-/// No more logins for now.
+/// Too many failed; what is left of the minute says how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocked {
     /// What failed too often.
