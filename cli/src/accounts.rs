@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan, UNLIMITED};
 
-use crate::args::{DoAccounts, OwnLimits, Retention};
+use crate::args::accounts::{DoAccounts, OwnLimits, Retention};
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};

@@ -7,15 +7,19 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use stage0_contract::{AccountId, Change, KeyId, Plan, RequestId, Scope, UNLIMITED};
+use stage0_contract::{AccountId, KeyId, Scope};
 
 use crate::settings::{Absent, Flags, Role, Setting, table};
 
+pub(crate) mod accounts;
 pub(crate) mod decisions;
+pub(crate) mod runs;
 pub(crate) mod webhooks;
 pub(crate) mod when;
 
+use accounts::DoAccounts;
 use decisions::DoDecisions;
+use runs::DoRuns;
 use webhooks::DoWebhooks;
 
 /// Version and commit, as `--version` shows them.
@@ -282,143 +286,6 @@ pub(crate) struct NewKey {
     pub(crate) json: bool,
 }
 
-/// `stage0 accounts …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DoAccounts {
-    /// Makes an account
-    Create {
-        /// Your name for it
-        #[arg(long)]
-        name: String,
-        /// free, pro or unlimited; absent: unlimited
-        #[arg(long, value_parser = plan)]
-        plan: Option<Plan>,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Lists accounts
-    List {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Says how long an account keeps its decisions
-    #[command(after_help = "\
-What is past a shortened retention is not shown any more, at once, and is then deleted.")]
-    SetRetention {
-        /// The account
-        #[arg(value_parser = AccountId::parse)]
-        account: AccountId,
-        #[command(flatten)]
-        retention: Retention,
-    },
-    /// Gives an account another plan
-    SetPlan {
-        /// The account
-        #[arg(value_parser = AccountId::parse)]
-        account: AccountId,
-        /// free, pro or unlimited
-        #[arg(value_parser = plan)]
-        plan: Plan,
-    },
-    /// Gives an account limits of its own; what is not named stays
-    SetLimits {
-        /// The account
-        #[arg(value_parser = AccountId::parse)]
-        account: AccountId,
-        #[command(flatten)]
-        limits: OwnLimits,
-    },
-    /// Says whether each check of an account must name its run
-    RequireRunId {
-        /// The account
-        #[arg(value_parser = AccountId::parse)]
-        account: AccountId,
-        /// on or off
-        #[arg(value_parser = on_or_off, action = clap::ArgAction::Set)]
-        switch: bool,
-    },
-}
-
-/// Checks that an account may make.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = true)]
-pub(crate) struct OwnLimits {
-    /// Checks in a minute: a number, `plan` for the plan's, or `unlimited`
-    #[arg(long, value_name = "N", value_parser = own_limit)]
-    pub(crate) per_minute: Option<Change<u64>>,
-    /// Checks in a day (UTC)
-    #[arg(long, value_name = "N", value_parser = own_limit)]
-    pub(crate) daily: Option<Change<u64>>,
-    /// Checks in a month (UTC)
-    #[arg(long, value_name = "N", value_parser = own_limit)]
-    pub(crate) monthly: Option<Change<u64>>,
-}
-
-fn own_limit(text: &str) -> Result<Change<u64>, String> {
-    match text {
-        "plan" => Ok(Change::Plans),
-        "unlimited" => Ok(Change::Own(UNLIMITED)),
-        _ => {
-            let limit = text.parse().ok().filter(|limit| (1..UNLIMITED).contains(limit));
-            limit.map(Change::Own).ok_or_else(|| "must be a whole number from 1, `plan` or `unlimited`".to_owned())
-        }
-    }
-}
-
-fn on_or_off(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("must be `on` or `off`".to_owned()),
-    }
-}
-
-/// How long decisions are kept.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = false)]
-pub(crate) struct Retention {
-    /// So many days, 1 to 3650
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3650))]
-    pub(crate) days: Option<u32>,
-    /// As long as the account's plan says
-    #[arg(long)]
-    pub(crate) plan_default: bool,
-}
-
-/// `stage0 runs …`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum DoRuns {
-    /// Shows what was counted of a run
-    Show {
-        /// The run, as its checks name it
-        run_id: String,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Forgets a run: the next check with its name begins a new one
-    End {
-        /// The run
-        run_id: String,
-    },
-    /// Says what an allowed check has cost, in the place of its estimate
-    Settle {
-        /// The run
-        run_id: String,
-        /// The check's `request_id`
-        #[arg(long, value_name = "ID", value_parser = RequestId::parse)]
-        request_id: RequestId,
-        /// US dollars
-        #[arg(long, value_name = "USD")]
-        cost_usd: f64,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
 /// `stage0 policy …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DoPolicy {
@@ -446,10 +313,6 @@ pub(crate) enum DoPolicy {
 
 fn scope(text: &str) -> Result<Scope, String> {
     Scope::parse(text).ok_or_else(|| format!("must be one of {}", Scope::ALL.map(Scope::as_str).join(", ")))
-}
-
-fn plan(text: &str) -> Result<Plan, String> {
-    Plan::parse(text).ok_or_else(|| "must be free, pro or unlimited".to_owned())
 }
 
 /// The whole command line.

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::json;
 use stage0_contract::{RunCost, RunSettled, RunView};
 
-use crate::args::DoRuns;
+use crate::args::runs::DoRuns;
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
