@@ -52,6 +52,35 @@ fn a_file_that_cannot_be_read_or_is_not_toml_is_one_of_the_mistakes() {
 }
 
 #[test]
+fn what_is_wrong_with_limits_proxies_and_plans_is_among_the_mistakes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("plans.toml");
+    std::fs::write(&file, "[free]\ndaily = 0\n[pro]\nhourly = 3\n[gold]\n").unwrap();
+    let mut command = stage0(&["dev", "--quotas-on-failure", "maybe", "--trusted-proxies", "10.0.0.0/99,nobody"]);
+    command.args(["--runs-kept-seconds", "0", "--metrics-listen", "here", "--plans"]).arg(&file);
+    let wrong = ended(&mut command);
+    assert_eq!((wrong.code, wrong.out.as_str()), (64, ""));
+    for part in [
+        "--quotas-on-failure: must be `closed` or `open`",
+        "--trusted-proxies: ",
+        "10.0.0.0/99",
+        "nobody",
+        "--runs-kept-seconds: must be a whole number from 1",
+        "--metrics-listen: must be an address",
+        "--plans: ",
+        "free.daily must be a whole number",
+        "pro.hourly is not known",
+        "the table [unlimited] is missing",
+        "`gold` is no plan",
+    ] {
+        assert!(wrong.err.contains(part), "{part}\n{}", wrong.err);
+    }
+    let missing = ended(stage0(&["dev", "--plans"]).arg(dir.path().join("none.toml")));
+    assert_eq!(missing.code, 64);
+    assert!(missing.err.contains("--plans: cannot be read"), "{}", missing.err);
+}
+
+#[test]
 fn a_flag_comes_before_a_variable_and_that_before_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("s.toml");

@@ -107,8 +107,10 @@ async fn decide(
                 Before::Free(ticket) => Some(ticket),
             },
         };
-        let counted = ticket.as_ref().is_some_and(|ticket| ticket.counted);
-        if reservation.is_none() && !counted {
+        if ticket.as_ref().is_some_and(|ticket| ticket.counted) {
+            // By an attempt before; what was reserved in an earlier round goes back.
+            reservation = None;
+        } else if reservation.is_none() {
             reservation = Some(gate.quotas.reserve(&identity, gate.ledger(), deadline).await?);
         }
         if let Some(body) = body.take() {
