@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use data_encoding::HEXLOWER;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use stage0_contract::{Micros, RunId, Word};
@@ -126,8 +127,7 @@ fn short(name: &str) -> Cow<'_, str> {
     if name.len() <= MOST_NAME_BYTES {
         return Cow::Borrowed(name);
     }
-    let hash = Sha256::digest(name.as_bytes());
-    Cow::Owned(hash.iter().fold(String::from("sha256:"), |text, byte| text + &format!("{byte:02x}")))
+    Cow::Owned(format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(name.as_bytes()))))
 }
 
 /// A run that cannot be told from its name may have counted anything.

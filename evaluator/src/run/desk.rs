@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use stage0_backplane::{Ledger, PutError, Question, Revision};
@@ -304,8 +305,8 @@ impl Runs {
 /// Where a run stands: its name may be any text, and is nobody else's to read in a subject.
 fn place(account: &AccountId, run_id: &RunId) -> String {
     let hash = Sha256::digest(run_id.canonical().as_bytes());
-    let start = format!("runs.{account}.");
-    hash.iter().take(20).fold(start, |place, byte| place + &format!("{byte:02x}"))
+    let hash = HEXLOWER.encode(&hash);
+    format!("runs.{account}.{}", hash.get(..40).unwrap_or_default())
 }
 
 fn seconds(duration: Duration) -> i64 {
