@@ -7,7 +7,7 @@
 //! may still be sent afterwards; its asker has been told `Lost`, and its deadline ends it.
 //!
 //! Subjects: `_INBOX_<name>.>` for answers and messages to oneself, `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
-//! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `docs/nats.conf` gives each role an account with what
+//! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `server_file` gives each role an account with what
 //! it needs; user permissions alone do not hold a role that was taken over, and that file says why.
 
 mod config;
@@ -20,6 +20,7 @@ mod link;
 mod log;
 mod notices;
 mod requests;
+mod server_file;
 mod sync;
 mod waiters;
 
@@ -29,6 +30,7 @@ use std::time::Duration;
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use health::Health;
+pub use server_file::ServerFile;
 pub use sync::SyncMode;
 
 use crate::Backplane;

@@ -12,6 +12,7 @@ mod constraint;
 mod decision;
 mod error;
 mod id;
+mod instance;
 mod json;
 mod key;
 mod manage;
@@ -19,6 +20,7 @@ mod message;
 mod number;
 mod record;
 mod run;
+mod traffic;
 mod usage;
 mod webhook;
 mod webhook_url;
@@ -41,6 +43,7 @@ pub use constraint::{Constraint, ConstraintError, FlagName};
 pub use decision::{AuditMode, CheckResponse, CostEstimate, Decision, GuardrailCheck, Issue, ResponseMeta, Signal};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId, WebhookId};
+pub use instance::{DeliveryLag, InstanceSeen, InstanceState, InstanceStatus, Status};
 pub use json::{JsonError, MAX_DEPTH, parse_strict};
 pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::{
@@ -58,6 +61,9 @@ pub use record::{
     Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, LineStart, LineType, Mark, MarkBody, recordable,
 };
 pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
+pub use traffic::{
+    EVENTS, IDEMPOTENCY_RECORDS, QUESTIONS, Question, RECORDS, RUN_RECORDS, Records, Role, Telling, USAGE_RECORDS,
+};
 pub use usage::{Limits, UNLIMITED, Usage};
 pub use webhook::{
     CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, Endpoint, EndpointsPage, GetWebhook, ListEndpoints,

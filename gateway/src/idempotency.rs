@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use stage0_backplane::{Ledger, PutError, Revision};
 use stage0_contract::{
-    CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, KeyIdentity, PolicyVersion, RequestId,
-    canonical_hash,
+    CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, IDEMPOTENCY_RECORDS, KeyIdentity,
+    PolicyVersion, RequestId, canonical_hash,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -152,7 +152,7 @@ impl Repeatable {
         let hash = hash.get(..40).unwrap_or_default();
         let version = body.get("policy_pack_version").and_then(Value::as_str).filter(|version| !version.is_empty());
         Self {
-            place: format!("idempotency.{}.{}.{hash}", identity.account, identity.key_id),
+            place: format!("{IDEMPOTENCY_RECORDS}.{}.{}.{hash}", identity.account, identity.key_id),
             body: canonical_hash(body),
             version: version.map(str::to_owned),
         }

@@ -1,19 +1,18 @@
-//! `docs/nats.conf` on a real server: each role can do its part, and nothing of another's.
+//! What `stage0 nats-config` writes, on a real server: each role can do its part, and nothing of another's.
 
-use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use stage0_backplane::nats::{Connection, Login, NatsConfig};
+use stage0_backplane::nats::{Connection, Login, NatsConfig, ServerFile};
 use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{AppendError, AskError, Backplane, Event, Kind, MarkError, Position, PutError, Seek, Which};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
     EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, KeyChanged, KeystoreStatus, ListAccounts,
     ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey, ReplayWebhook, Request,
-    ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook,
-    UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
+    ReviewRequest, RevokeKey, Role, RotateKey, RotateWebhookSecret, SettleRun, ShowRun, SignMark, SigningKeys,
+    TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
 
@@ -55,11 +54,20 @@ const OF_DELIVERY: [&str; 4] =
 const OF_SECRETS: [&str; 4] =
     [ListEndpoints::SUBJECT, DisableWebhook::SUBJECT, SignMark::SUBJECT, ListRetentions::SUBJECT];
 
-/// The file as it is, but for addresses, TLS and passwords.
+/// The file as `stage0 nats-config` writes it, but for addresses, TLS and passwords.
 async fn server() -> NatsServer {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/nats.conf");
+    let file = ServerFile {
+        prefix: "s0".to_owned(),
+        name: "n1".to_owned(),
+        listen: "127.0.0.1:4222".parse().unwrap(),
+        monitor: "127.0.0.1:8222".parse().unwrap(),
+        tls_dir: "/etc/nats".into(),
+        store_dir: "/var/lib/nats".into(),
+        max_file: "20GB".to_owned(),
+        passwords: None,
+    };
     let (mut settings, mut in_tls) = (String::new(), false);
-    for line in std::fs::read_to_string(file).unwrap().lines() {
+    for line in file.render().lines() {
         in_tls |= line.starts_with("tls {");
         let of_this_place =
             ["server_name:", "listen:", "http:", "ping_interval:"].iter().any(|name| line.starts_with(name));
@@ -69,8 +77,8 @@ async fn server() -> NatsServer {
         }
         in_tls &= line != "}";
     }
-    for role in ["GATEWAY", "EVALUATOR", "KEYSTORE", "AUDIT_EXPORT"] {
-        let variable = format!("${role}_PASSWORD");
+    for role in Role::ALL {
+        let variable = format!("${}", ServerFile::password_variable(role));
         assert!(settings.contains(&variable), "{variable}");
         settings = settings.replace(&variable, "\"right\"");
     }
@@ -317,8 +325,9 @@ async fn raw(nats: &NatsServer, role: &str) -> async_nats::Client {
 
 /// The server has handled what this client sent before.
 async fn is_done(client: &async_nats::Client) {
-    let mut echo = client.subscribe("_INBOX_echo").await.unwrap();
-    client.publish("_INBOX_echo", Bytes::new()).await.unwrap();
+    let inbox = client.new_inbox();
+    let mut echo = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish(inbox, Bytes::new()).await.unwrap();
     echo.next().await.unwrap();
 }
 
@@ -351,7 +360,7 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
         client.publish_with_reply("s0.api.STREAM.INFO.S0_LOG", harmful, Bytes::new()).await.unwrap();
         client.publish_with_reply("s0.log.other.d", harmful, Bytes::from_static(b"{}")).await.unwrap();
         // To oneself, and an answer to that.
-        client.publish_with_reply("_INBOX_echo", harmful, Bytes::new()).await.unwrap();
+        client.publish_with_reply(client.new_inbox(), harmful, Bytes::new()).await.unwrap();
         client.publish(harmful, Bytes::from_static(b"{}")).await.unwrap();
     }
     is_done(&client).await;

@@ -15,8 +15,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use stage0_backplane::{Ledger, PutError, Question, Revision};
 use stage0_contract::{
-    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, Refusal, RunEnded, RunId, RunSettled, RunView,
-    SettleRun, ShowRun,
+    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RunEnded, RunId, RunSettled,
+    RunView, SettleRun, ShowRun,
 };
 use tokio::time::Instant;
 
@@ -306,7 +306,7 @@ impl Runs {
 fn place(account: &AccountId, run_id: &RunId) -> String {
     let hash = Sha256::digest(run_id.canonical().as_bytes());
     let hash = HEXLOWER.encode(&hash);
-    format!("runs.{account}.{}", hash.get(..40).unwrap_or_default())
+    format!("{RUN_RECORDS}.{account}.{}", hash.get(..40).unwrap_or_default())
 }
 
 fn seconds(duration: Duration) -> i64 {

@@ -7,7 +7,7 @@ use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp, ToSpan};
 use stage0_backplane::Added;
-use stage0_contract::AccountId;
+use stage0_contract::{AccountId, USAGE_RECORDS};
 
 /// The most that one gateway leases at a time.
 const MOST_LEASED: u64 = 1_000;
@@ -97,9 +97,9 @@ impl Window {
     pub(crate) fn counter(self, account: &AccountId) -> String {
         let date = self.date();
         match self.span {
-            Span::Minute => format!("usage.{account}.m{}", self.begins.as_second().div_euclid(60)),
-            Span::Day => format!("usage.{account}.d{}", date.strftime("%Y%m%d")),
-            Span::Month => format!("usage.{account}.n{}", date.strftime("%Y%m")),
+            Span::Minute => format!("{USAGE_RECORDS}.{account}.m{}", self.begins.as_second().div_euclid(60)),
+            Span::Day => format!("{USAGE_RECORDS}.{account}.d{}", date.strftime("%Y%m%d")),
+            Span::Month => format!("{USAGE_RECORDS}.{account}.n{}", date.strftime("%Y%m")),
         }
     }
 

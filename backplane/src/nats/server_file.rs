@@ -1,0 +1,269 @@
+//! What a nats-server is told, so that each role can do its part and nothing of another's.
+//!
+//! Owns the whole file: one account for each role, one for the streams, and between them what [`QUESTIONS`], [`EVENTS`] and
+//! [`RECORDS`] of the contract say; the subjects of log and ledger are this backplane's. Holds no secret: passwords come from variables.
+//! `tests/suite/roles.rs` starts a server with it and tries each role's credentials against the others' parts.
+//!
+//! Why accounts, and not one account with permissions for each user: the server sends acknowledgements, and what it reads from a stream,
+//! to whatever reply subject it is given, and asks no permission of anybody. In one account a gateway that was taken over could so have
+//! a stored message of its own delivered to `$JS.API.STREAM.PURGE.S0_LOG`. Between accounts an answer returns to the account of the
+//! question, where no such subject leads on. Permissions of users come on top: what a role may hear inside its account.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use stage0_contract::{EVENTS, QUESTIONS, RECORDS, Role};
+
+use super::config::INBOXES;
+use super::jetstream::StreamName;
+
+/// What differs between two deployments.
+#[derive(Debug, Clone)]
+pub struct ServerFile {
+    /// What every subject starts with.
+    pub prefix: String,
+    /// The server's name; in a cluster each has its own.
+    pub name: String,
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where the monitor answers.
+    pub monitor: SocketAddr,
+    /// Holds `server.pem`, `server.key` and `ca.pem`.
+    pub tls_dir: PathBuf,
+    /// Where JetStream keeps its files.
+    pub store_dir: PathBuf,
+    /// What JetStream may take of the disk, as `20GB`.
+    pub max_file: String,
+    /// A file in the same directory that sets the passwords' variables; none: the environment does. The server reads it relative to
+    /// this file, whatever it is.
+    pub passwords: Option<String>,
+}
+
+/// What crosses from one account into others.
+struct Share {
+    kind: Kind,
+    from: &'static str,
+    to: Vec<Role>,
+    subject: String,
+    /// As the others see it, where that is not the same.
+    named: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Events.
+    Stream,
+    /// Questions with one answer.
+    Service,
+    /// Questions that many messages answer.
+    ServiceOfMany,
+}
+
+/// The account of the streams, in which nobody logs in.
+const LOG: &str = "LOG";
+const READERS: &[Role] = &[Role::Gateway, Role::AuditExport];
+const EXPORTER: &[Role] = &[Role::AuditExport];
+
+impl ServerFile {
+    /// What JetStream's own subjects start with for every role: they are imported under this name.
+    #[must_use]
+    pub fn jetstream_api(prefix: &str) -> String {
+        format!("{prefix}.api")
+    }
+
+    /// The variable with a role's password.
+    #[must_use]
+    pub fn password_variable(role: Role) -> String {
+        format!("{}_PASSWORD", account(role))
+    }
+
+    /// The file, in nats-server's own format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let shares = shares(&self.prefix);
+        let max_file = &self.max_file;
+        let mut accounts = vec![format!(
+            "  # The streams. Nobody logs in here.\n  {LOG}: {{\n    jetstream: {{ max_file: {max_file}, max_mem: 1MB, max_streams: 2 }}\n{}  }}\n",
+            exports(LOG, &shares)
+        )];
+        for role in Role::ALL {
+            let (name, login) = (account(role), user(&self.prefix, role));
+            accounts.push(format!("  {name}: {{\n{login}{}{}  }}\n", exports(name, &shares), imports(role, &shares)));
+        }
+        format!("{}\naccounts {{\n{}}}\n", self.head(), accounts.join("\n"))
+    }
+
+    /// All that is not about rights.
+    fn head(&self) -> String {
+        let Self { prefix, name, listen, monitor, tls_dir, store_dir, max_file, passwords } = self;
+        let passwords = match passwords {
+            Some(file) => {
+                format!("# Sets the passwords' variables.\ninclude {}\n", quoted(file))
+            }
+            None => {
+                "# Passwords come from the environment; a server whose variable is missing does not start.\n".to_owned()
+            }
+        };
+        let tls = |file: &str| quoted(&tls_dir.join(file).display().to_string());
+        let (cert, key, ca) = (tls("server.pem"), tls("server.key"), tls("ca.pem"));
+        let store = quoted(&store_dir.display().to_string());
+        format!(
+            r#"# NATS for a deployment of Stage0 whose prefix is `{prefix}`, made by `stage0 nats-config`: one account for each role, and between them
+# only what the roles need. nats-server 2.15 or newer. Each role logs in as the user of its name, and is told that JetStream's subjects
+# start with `{prefix}.api` (`--nats-jetstream-api`). audit-export makes the two streams.
+{passwords}
+server_name: {name}
+listen: "{listen}"
+# Tells whether the server syncs (`/jsz`) and can still write (`/healthz`). Gateways and audit-export ask it; nobody else should reach it.
+http: "{monitor}"
+tls {{
+  cert_file: {cert}
+  key_file: {key}
+  ca_file: {ca}
+  verify: true
+  timeout: 5
+}}
+# A check is up to 1,000,000 bytes and grows when it is written as JSON again; a batch of the log is up to 4 MiB.
+max_payload: 8MB
+max_connections: 1000
+# A server or a client that froze is given up within three seconds; the defaults take minutes.
+ping_interval: "1s"
+ping_max: 2
+write_deadline: "5s"
+lame_duck_grace_period: "5s"
+lame_duck_duration: "30s"
+
+jetstream {{
+  store_dir: {store}
+  max_file: {max_file}
+  max_mem: 64MB
+  # Without this, a power cut loses the decisions of the last two minutes. A role that is told where the monitor is refuses to record on a
+  # server that lacks it.
+  sync_interval: always
+}}
+"#
+        )
+    }
+}
+
+/// Everything that crosses, in the order of the contract.
+fn shares(prefix: &str) -> Vec<Share> {
+    let between = |kind, from: Role, to: &[Role], subject: String| {
+        let to: Vec<Role> = to.iter().copied().filter(|role| *role != from).collect();
+        (!to.is_empty()).then(|| Share { kind, from: account(from), to, subject, named: None })
+    };
+    let questions = QUESTIONS.iter().filter_map(|question| {
+        between(Kind::Service, question.to, question.from, format!("{prefix}.req.{}", question.subject))
+    });
+    let events = EVENTS.iter().flat_map(|event| {
+        let subject = format!("{prefix}.{}", event.subject);
+        event.from.iter().filter_map(move |from| between(Kind::Stream, *from, event.to, subject.clone()))
+    });
+    questions.chain(events).chain(of_streams(prefix)).collect()
+}
+
+/// What the roles do with the log and the ledger.
+fn of_streams(prefix: &str) -> Vec<Share> {
+    let (log, ledger) = (StreamName::log(prefix), StreamName::ledger(prefix));
+    let (log, ledger) = (log.as_str(), ledger.as_str());
+    let plain = |subject: String, to: &[Role]| Share {
+        kind: Kind::Service,
+        from: LOG,
+        to: to.to_vec(),
+        subject: format!("{prefix}.{subject}"),
+        named: None,
+    };
+    let api = |kind, what: String, to: &[Role]| Share {
+        kind,
+        from: LOG,
+        to: to.to_vec(),
+        subject: format!("$JS.API.{what}"),
+        named: Some(format!("{}.{what}", ServerFile::jetstream_api(prefix))),
+    };
+    // Decisions are appended by the gateway alone; both read them.
+    let mut shares = vec![
+        plain("log.*.d".to_owned(), &[Role::Gateway]),
+        api(Kind::Service, format!("STREAM.INFO.{log}"), READERS),
+        api(Kind::Service, format!("STREAM.INFO.{ledger}"), READERS),
+        api(Kind::ServiceOfMany, format!("DIRECT.GET.{log}"), READERS),
+    ];
+    for records in RECORDS {
+        let keys = format!("ledger.{}.>", records.word);
+        let read = format!("DIRECT.GET.{ledger}.{prefix}.{keys}");
+        shares.extend([plain(keys, &[records.of]), api(Kind::ServiceOfMany, read, &[records.of])]);
+    }
+    // Marks, cursors and other records, the streams themselves, and removing from them: audit-export alone.
+    shares.extend([
+        plain("log.*.m".to_owned(), EXPORTER),
+        plain("ledger.>".to_owned(), EXPORTER),
+        api(Kind::ServiceOfMany, format!("DIRECT.GET.{ledger}.>"), EXPORTER),
+        api(Kind::Service, format!("STREAM.CREATE.{log}"), EXPORTER),
+        api(Kind::Service, format!("STREAM.CREATE.{ledger}"), EXPORTER),
+        api(Kind::Service, format!("STREAM.UPDATE.{log}"), EXPORTER),
+        api(Kind::Service, format!("STREAM.PURGE.{log}"), EXPORTER),
+    ]);
+    shares
+}
+
+fn account(role: Role) -> &'static str {
+    match role {
+        Role::Gateway => "GATEWAY",
+        Role::Evaluator => "EVALUATOR",
+        Role::Keystore => "KEYSTORE",
+        Role::AuditExport => "AUDIT_EXPORT",
+    }
+}
+
+/// The role's login. It hears its own answers and what it is told, and serves its questions in the queue group alone: none of them sees
+/// what another is asked. What it publishes reaches others by its account's imports only; forbidding the rest by name would turn the
+/// server's instant "nobody is there" into silence.
+fn user(prefix: &str, role: Role) -> String {
+    let serves = QUESTIONS.iter().filter(|question| question.to == role);
+    let hears = EVENTS.iter().filter(|event| event.to.contains(&role));
+    let mut subscribe = vec![format!("{INBOXES}{role}.>")];
+    subscribe.extend(serves.map(|question| format!("{prefix}.req.{} {prefix}", question.subject)));
+    subscribe.extend(hears.map(|event| format!("{prefix}.{}", event.subject)));
+    let (variable, subscribe) = (ServerFile::password_variable(role), subscribe.iter().map(|to| quoted(to)));
+    let subscribe: String = subscribe.map(|subject| format!("        {subject}\n")).collect();
+    format!(
+        "    users: [{{ user: {role}, password: ${variable}, permissions: {{\n      subscribe: [\n{subscribe}      ]\n    }} }}]\n"
+    )
+}
+
+fn exports(from: &str, shares: &[Share]) -> String {
+    let lines = shares.iter().filter(|share| share.from == from).map(|share| {
+        let (kind, subject) = (share.kind.word(), quoted(&share.subject));
+        let many = if share.kind == Kind::ServiceOfMany { ", response_type: stream" } else { "" };
+        let to: Vec<_> = share.to.iter().map(|role| account(*role)).collect();
+        format!("{{ {kind}: {subject}{many}, accounts: [{}] }}", to.join(", "))
+    });
+    list("exports", lines)
+}
+
+fn imports(role: Role, shares: &[Share]) -> String {
+    let lines = shares.iter().filter(|share| share.to.contains(&role)).map(|share| {
+        let (kind, from, subject) = (share.kind.word(), share.from, quoted(&share.subject));
+        let named = share.named.as_ref().map(|name| format!(", to: {}", quoted(name))).unwrap_or_default();
+        format!("{{ {kind}: {{ account: {from}, subject: {subject} }}{named} }}")
+    });
+    list("imports", lines)
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::Service | Self::ServiceOfMany => "service",
+        }
+    }
+}
+
+fn list(name: &str, lines: impl Iterator<Item = String>) -> String {
+    let lines: String = lines.map(|line| format!("      {line}\n")).collect();
+    if lines.is_empty() { lines } else { format!("    {name}: [\n{lines}    ]\n") }
+}
+
+/// A string of the file: a quotation mark or a backslash in a path stays what it is.
+fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}

@@ -1,0 +1,176 @@
+//! Who asks whom, who hears whom, and whose records are whose.
+//!
+//! Owns the only list of the messages between roles with their two ends; a server's permissions are made of it. A message that is not
+//! in it reaches nobody on a server that gives each role no more than it needs. Refuses the log's and the ledger's own subjects, which
+//! are the backplane's.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
+    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
+    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey,
+    ReplayWebhook, Request, ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SettleRun, ShowRun, SignMark,
+    SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
+};
+
+/// A part of the product that runs as a process of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// Serves HTTPS.
+    Gateway,
+    /// Decides.
+    Evaluator,
+    /// Keeps accounts and keys.
+    Keystore,
+    /// Delivers, and ends what is past its time.
+    AuditExport,
+}
+
+/// A question, by its two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// Without the deployment's prefix.
+    pub subject: &'static str,
+    /// Who asks.
+    pub from: &'static [Role],
+    /// Who answers.
+    pub to: Role,
+}
+
+/// An event, by its two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Telling {
+    /// Without the deployment's prefix.
+    pub subject: &'static str,
+    /// Who tells.
+    pub from: &'static [Role],
+    /// Who hears.
+    pub to: &'static [Role],
+}
+
+/// Records of the ledger whose keys start with a word and a dot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Records {
+    /// That word.
+    pub word: &'static str,
+    /// Who reads and writes them, beside audit-export, whose the ledger is.
+    pub of: Role,
+}
+
+/// What runs have counted.
+pub const RUN_RECORDS: &str = "runs";
+/// What accounts have used up.
+pub const USAGE_RECORDS: &str = "usage";
+/// Which checks were made with which `Idempotency-Key`.
+pub const IDEMPOTENCY_RECORDS: &str = "idempotency";
+
+const GATEWAY: &[Role] = &[Role::Gateway];
+const EXPORT: &[Role] = &[Role::AuditExport];
+const BOTH: &[Role] = &[Role::Gateway, Role::AuditExport];
+
+/// Every question.
+pub const QUESTIONS: &[Question] = &[
+    asked::<EvaluateRequest>(GATEWAY, Role::Evaluator),
+    asked::<ReviewRequest>(GATEWAY, Role::Evaluator),
+    asked::<EvaluatorStatus>(GATEWAY, Role::Evaluator),
+    asked::<ShowRun>(GATEWAY, Role::Evaluator),
+    asked::<EndRun>(GATEWAY, Role::Evaluator),
+    asked::<SettleRun>(GATEWAY, Role::Evaluator),
+    asked::<VerifyKey>(GATEWAY, Role::Keystore),
+    asked::<RefreshKey>(GATEWAY, Role::Keystore),
+    asked::<KeystoreStatus>(GATEWAY, Role::Keystore),
+    asked::<CreateAccount>(GATEWAY, Role::Keystore),
+    asked::<ListAccounts>(GATEWAY, Role::Keystore),
+    asked::<UpdateAccount>(GATEWAY, Role::Keystore),
+    asked::<CreateKey>(GATEWAY, Role::Keystore),
+    asked::<ListKeys>(GATEWAY, Role::Keystore),
+    asked::<RotateKey>(GATEWAY, Role::Keystore),
+    asked::<RevokeKey>(GATEWAY, Role::Keystore),
+    asked::<CreateWebhook>(GATEWAY, Role::Keystore),
+    asked::<ListWebhooks>(GATEWAY, Role::Keystore),
+    asked::<GetWebhook>(GATEWAY, Role::Keystore),
+    asked::<UpdateWebhook>(GATEWAY, Role::Keystore),
+    asked::<EnableWebhook>(GATEWAY, Role::Keystore),
+    asked::<RotateWebhookSecret>(GATEWAY, Role::Keystore),
+    asked::<DeleteWebhook>(GATEWAY, Role::Keystore),
+    asked::<SigningKeys>(BOTH, Role::Keystore),
+    // Endpoints' secrets, signatures, and how long each account's decisions are kept.
+    asked::<ListEndpoints>(EXPORT, Role::Keystore),
+    asked::<DisableWebhook>(EXPORT, Role::Keystore),
+    asked::<ListRetentions>(EXPORT, Role::Keystore),
+    asked::<SignMark>(EXPORT, Role::Keystore),
+    asked::<TestWebhook>(GATEWAY, Role::AuditExport),
+    asked::<ReplayWebhook>(GATEWAY, Role::AuditExport),
+    asked::<ListDeliveries>(GATEWAY, Role::AuditExport),
+    asked::<DeleteDecisions>(GATEWAY, Role::AuditExport),
+];
+
+/// Every event.
+pub const EVENTS: &[Telling] = &[
+    told::<KeyChanged>(&[Role::Keystore], BOTH),
+    told::<WebhookChanged>(&[Role::Keystore], BOTH),
+    told::<DecisionsRecorded>(GATEWAY, BOTH),
+    told::<InstanceSeen>(&Role::ALL, GATEWAY),
+];
+
+/// Records that are not audit-export's alone.
+pub const RECORDS: &[Records] = &[
+    Records { word: RUN_RECORDS, of: Role::Evaluator },
+    Records { word: USAGE_RECORDS, of: Role::Gateway },
+    Records { word: IDEMPOTENCY_RECORDS, of: Role::Gateway },
+];
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Gateway, Self::Evaluator, Self::Keystore, Self::AuditExport];
+
+    /// As its command is called.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Evaluator => "evaluator",
+            Self::Keystore => "keystore",
+            Self::AuditExport => "audit-export",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+const fn asked<M: Request>(from: &'static [Role], to: Role) -> Question {
+    Question { subject: M::SUBJECT, from, to }
+}
+
+const fn told<M: Notice>(from: &'static [Role], to: &'static [Role]) -> Telling {
+    Telling { subject: M::SUBJECT, from, to }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_subject_is_listed_twice_and_nobody_asks_himself() {
+        let mut subjects: Vec<_> =
+            QUESTIONS.iter().map(|q| q.subject).chain(EVENTS.iter().map(|e| e.subject)).collect();
+        subjects.sort_unstable();
+        assert!(subjects.windows(2).all(|pair| pair[0] != pair[1]), "{subjects:?}");
+        assert!(QUESTIONS.iter().all(|question| !question.from.contains(&question.to)));
+    }
+
+    #[test]
+    fn a_role_is_called_as_its_command() {
+        for role in Role::ALL {
+            assert_eq!(serde_json::to_value(role).unwrap(), role.as_str());
+        }
+    }
+}
