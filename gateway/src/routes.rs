@@ -1,7 +1,7 @@
 //! Where a request arrives: the table of paths and methods, and what every answer carries.
 //!
 //! Owns routing, the request id, the headers of every answer and the access log (ids and numbers only, never content).
-//! One file below for each room: `check`, `usage`, `accounts`, `keys`, `decisions`, `runs`, `webhooks`, `health`, `docs`; `fields` decodes bodies of the
+//! One file below for each room: `check`, `usage`, `accounts`, `keys`, `decisions`, `runs`, `webhooks`, `status`, `health`, `docs`; `fields` decodes bodies of the
 //! control API.
 
 use std::time::Instant;
@@ -30,10 +30,12 @@ mod fields;
 mod health;
 mod keys;
 mod runs;
+mod status;
 mod usage;
 mod webhooks;
 
 pub(crate) use health::Readiness;
+pub use health::{Found, look};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -58,6 +60,7 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
         .service(only("/v1/decisions/{request_id}", "GET, HEAD", [get().to(decisions::get)]))
         .service(only("/v1/runs/{run_id}", "DELETE, GET, HEAD", [get().to(runs::show), web::delete().to(runs::end)]))
         .service(only("/v1/runs/{run_id}/settle", "POST", [web::post().to(runs::settle)]))
+        .service(only("/v1/status", "GET, HEAD", [get().to(status::status)]))
         .service(only("/v1/signing-keys", "GET, HEAD", [get().to(decisions::signing_keys)]))
         .service(only("/v1/webhooks", "GET, HEAD, POST", [get().to(webhooks::list), web::post().to(webhooks::create)]))
         .service(only(

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
+use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::metrics::{self, Metered, Throttle};
 use crate::patience::{Limits, Patient};
@@ -144,7 +145,13 @@ impl Gateway {
             let stop = drained.clone();
             tokio::spawn(async move { quotas.run(ledger, stop).await })
         });
-        let gates = gates(&self.config, &self.keyring, &quotas, &self.backplanes, recorder.as_ref());
+        let instances = Arc::new(Instances::default());
+        if let Some(backplane) = self.backplanes.first().cloned() {
+            let hearing = hear(Arc::clone(&instances), backplane);
+            tasks.spawn(drained.clone().run_until_cancelled_owned(hearing));
+        }
+        let shared = Shared { keyring: &self.keyring, quotas: &quotas, instances: &instances };
+        let gates = gates(&self.config, &shared, &self.backplanes, recorder.as_ref());
         drop(recorder);
         let served = match serve(self.listener, self.tls, &self.config, gates, stop) {
             Ok(server) => server.await,
@@ -264,11 +271,17 @@ fn app(
         .configure(|app| routes::configure(app, base_path, gate.cloned().map(web::Data::new)))
 }
 
+/// What all workers share and tasks of the gateway work on.
+struct Shared<'a> {
+    keyring: &'a Arc<Keyring>,
+    quotas: &'a Arc<Quotas>,
+    instances: &'a Arc<Instances>,
+}
+
 /// One for each worker: its own connection, the rest shared.
 fn gates(
     config: &GatewayConfig,
-    keyring: &Arc<Keyring>,
-    quotas: &Arc<Quotas>,
+    shared: &Shared<'_>,
     backplanes: &[Backplane],
     recorder: Option<&Recorder>,
 ) -> Vec<Gate> {
@@ -281,10 +294,11 @@ fn gates(
     let gate = |backplane: &Backplane| Gate {
         backplane: backplane.clone(),
         config: Arc::clone(&config),
-        keyring: Arc::clone(keyring),
+        keyring: Arc::clone(shared.keyring),
         failed_logins: Arc::clone(&failed_logins),
         bursts: bursts.clone(),
-        quotas: Arc::clone(quotas),
+        quotas: Arc::clone(shared.quotas),
+        instances: Arc::clone(shared.instances),
         readiness: Arc::clone(&readiness),
         recorder: recorder.cloned(),
         walks: Arc::clone(&walks),
@@ -297,6 +311,15 @@ async fn listen(keyring: Arc<Keyring>, backplane: Backplane) {
     loop {
         if let Err(error) = keyring.listen(&backplane).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot hear of changed keys, every request asks");
+        }
+        tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
+    }
+}
+
+async fn hear(instances: Arc<Instances>, backplane: Backplane) {
+    loop {
+        if let Err(error) = instances.listen(&backplane).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot hear which processes there are");
         }
         tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
     }

@@ -8,6 +8,7 @@ use stage0_contract::PublicKeys;
 use tokio::sync::Semaphore;
 
 use crate::config::GatewayConfig;
+use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::quota::Quotas;
 use crate::recorder::Recorder;
@@ -26,6 +27,7 @@ pub(crate) struct Gate {
     pub(crate) bursts: Option<Arc<Bursts>>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) readiness: Arc<Readiness>,
+    pub(crate) instances: Arc<Instances>,
     /// None only where nothing is recorded.
     pub(crate) recorder: Option<Recorder>,
     /// The public keys of marks: anybody may ask, so the keystore is asked once a second.

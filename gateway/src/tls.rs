@@ -1,7 +1,8 @@
 //! The server's certificate: loaded at start, watched, and exchanged without a restart.
 //!
 //! Owns TLS 1.2 and 1.3 with the provider's safe defaults. A new certificate that cannot be used is logged and the old one stays;
-//! at start it is an error. `tls/dev.rs` makes certificates for a developer's machine.
+//! at start it is an error. `tls/dev.rs` makes certificates for a developer's machine, by
+//! `tls/authority.rs`.
 
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -16,9 +17,11 @@ use rustls::sign::CertifiedKey;
 
 use crate::config::TlsFiles;
 
+mod authority;
 mod dev;
 
-pub use dev::{DevTlsError, dev_tls};
+pub use authority::{Authority, AuthorityError, Leaf};
+pub use dev::dev_tls;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -114,6 +117,14 @@ pub(crate) fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfi
         .with_no_client_auth()
         .with_cert_resolver(certificate);
     Ok(config)
+}
+
+/// Whether a certificate and its key can be read and belong together, without keeping them.
+///
+/// # Errors
+/// What a gateway would not start with.
+pub fn check_pair(files: &TlsFiles) -> Result<(), TlsError> {
+    read(files).map(drop)
 }
 
 fn read(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use stage0_backplane::{Backplane, ServeError};
 use tokio_util::sync::CancellationToken;
@@ -95,6 +96,12 @@ impl Keystore {
         let verifier = Arc::new(verifier);
         let counter = Counter { store, verifier, writer, writable, announcer, sealer, signer, clock };
         Ok(Self { backplane, counter: Arc::new(counter), retry, thread })
+    }
+
+    /// Tells whether changes can be stored, at any time.
+    pub fn writable(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let writable = Arc::clone(&self.counter.writable);
+        move || writable.load(Ordering::Acquire)
     }
 
     /// Serves until `stop` resolves, then finishes what is in hand and closes the files.

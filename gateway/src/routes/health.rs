@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
+use stage0_backplane::Backplane;
 use stage0_contract::{AuditMode, EvaluatorStatus, KeystoreStatus, PolicyVersion};
 use tokio::sync::Mutex;
 
@@ -44,7 +45,10 @@ pub(super) async fn ready(gate: Data<Gate>, _: HttpRequest) -> HttpResponse {
     let report = match &*last {
         Some((at, report)) if at.elapsed() < FRESH => report.clone(),
         _ => {
-            let report = look(&gate).await;
+            let audit = gate.config.audit;
+            let Found { faults, remarks, policy_version } = look(&gate.backplane, audit).await;
+            let ready = faults.is_empty();
+            let report = Report { ready, audit, policy_version, reasons: [faults, remarks].concat() };
             *last = Some((Instant::now(), report.clone()));
             report
         }
@@ -53,16 +57,28 @@ pub(super) async fn ready(gate: Data<Gate>, _: HttpRequest) -> HttpResponse {
     response.json(report)
 }
 
-async fn look(gate: &Gate) -> Report {
-    let requests = gate.requests();
-    let (backplane, evaluator, keystore, log) = tokio::join!(
+/// What was found out about what this gateway needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Why nothing can be decided and recorded now; none: it can.
+    pub faults: Vec<String>,
+    /// What an operator should know.
+    pub remarks: Vec<String>,
+    /// What decides, as an evaluator says.
+    pub policy_version: Option<PolicyVersion>,
+}
+
+/// Asks everybody that a check needs, each with one question.
+pub async fn look(backplane: &Backplane, audit: AuditMode) -> Found {
+    let requests = &backplane.requests;
+    let (carried, evaluator, keystore, log) = tokio::join!(
         requests.ready(),
         requests.ask(&EvaluatorStatus {}, WITHIN),
         requests.ask(&KeystoreStatus {}, WITHIN),
-        gate.log().ready(),
+        backplane.log.ready(),
     );
     let mut faults = Vec::new();
-    if let Err(error) = backplane {
+    if let Err(error) = carried {
         faults.push(format!("backplane: {error}"));
     }
     if let Err(error) = &evaluator {
@@ -71,7 +87,6 @@ async fn look(gate: &Gate) -> Report {
     if let Err(error) = &keystore {
         faults.push(format!("keystore: {error}"));
     }
-    let audit = gate.config.audit;
     let mut remarks = Vec::new();
     match (log, audit) {
         (Ok(said), _) => remarks.extend(said),
@@ -85,11 +100,8 @@ async fn look(gate: &Gate) -> Report {
         }
         AuditMode::None => remarks.push("audit: nothing is recorded".into()),
     }
-    let ready = faults.is_empty();
-    let mut reasons = faults;
-    reasons.append(&mut remarks);
     if keystore.is_ok_and(|keystore| !keystore.writable) {
-        reasons.push("keystore: cannot store changes, keys can be verified but not managed".into());
+        remarks.push("keystore: cannot store changes, keys can be verified but not managed".into());
     }
-    Report { ready, audit, policy_version: evaluator.ok().map(|status| status.active), reasons }
+    Found { faults, remarks, policy_version: evaluator.ok().map(|status| status.active) }
 }
