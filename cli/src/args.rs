@@ -13,23 +13,28 @@ use crate::settings::{Absent, Flags, Role, Setting, table};
 
 pub(crate) mod accounts;
 pub(crate) mod decisions;
+pub(crate) mod nats_config;
 pub(crate) mod runs;
+pub(crate) mod stack;
 pub(crate) mod webhooks;
 pub(crate) mod when;
 
 use accounts::DoAccounts;
 use decisions::DoDecisions;
+use nats_config::NatsConfigArgs;
 use runs::DoRuns;
+use stack::DoStack;
 use webhooks::DoWebhooks;
 
 /// Version and commit, as `--version` shows them.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
 
 /// Commands under the headings of `stage0 --help`.
-const GROUPS: [(&str, &[&str]); 4] = [
+const GROUPS: [(&str, &[&str]); 5] = [
     ("Run on this machine", &["dev"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
-    ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts"]),
+    ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"]),
+    ("Look after a deployment", &["doctor", "health", "nats-config", "stack"]),
     ("Work offline", &["policy", "completions"]),
 ];
 
@@ -204,6 +209,58 @@ Examples:
         #[command(subcommand)]
         command: DoPolicy,
     },
+    /// Shows which processes are there, what they run and how far deliveries are behind
+    #[command(after_help = "\
+The key that acts is an operator's: from --key-file, else `<data-dir>/operator.key`.
+Exit code 1: something is not as it should be.
+
+Examples:
+  stage0 status
+  stage0 status --json --url https://stage0.example.com --key-file operator.key")]
+    Status {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Looks at everything that a role's settings lead to, and says what to do
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+Takes the settings that the role itself takes, and changes nothing; it may run beside the role.
+Exit code 1: the role would not start, or not do its part.
+
+Examples:
+  stage0 doctor gateway --config /etc/stage0/gateway.toml
+  docker compose exec gateway stage0 doctor gateway"
+    )]
+    Doctor {
+        /// Which role.
+        #[command(subcommand)]
+        role: DoDoctor,
+    },
+    /// Asks a role on this machine whether it is ready, for a container's health check
+    #[command(after_help = "\
+Exit code 0: ready; 1: not. Asks `/readyz` at the address where that role serves its metrics.
+
+Example:
+  stage0 health --metrics-listen 127.0.0.1:9464")]
+    Health,
+    /// Prints the configuration of the nats-server: an account with its rights for each role
+    #[command(after_help = "\
+Each role logs in as the user of its name, with `--nats-jetstream-api s0.api`. Passwords come from the variables
+GATEWAY_PASSWORD, EVALUATOR_PASSWORD, KEYSTORE_PASSWORD and AUDIT_EXPORT_PASSWORD of the server.
+
+Examples:
+  stage0 nats-config > /etc/nats/nats.conf
+  stage0 nats-config --tls-dir /run/secrets --passwords passwords.conf > /run/secrets/nats.conf")]
+    NatsConfig(NatsConfigArgs),
+    /// Makes what the local stack of docker-compose.yml starts with, and opens it
+    #[command(subcommand_required = true)]
+    Stack {
+        /// What to do.
+        #[command(subcommand)]
+        command: DoStack,
+    },
     /// Prints completions for a shell
     #[command(after_help = "\
 Example:
@@ -286,6 +343,19 @@ pub(crate) struct NewKey {
     pub(crate) json: bool,
 }
 
+/// `stage0 doctor …`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum DoDoctor {
+    /// Certificate, NATS, rights, and whom it asks
+    Gateway,
+    /// Policy packs, NATS and rights
+    Evaluator,
+    /// Data directory, NATS and rights
+    Keystore,
+    /// NATS, rights, and whom it trusts
+    AuditExport,
+}
+
 /// `stage0 policy …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DoPolicy {
@@ -321,7 +391,12 @@ pub(crate) fn command() -> Command {
     for role in Role::ALL {
         command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, false));
     }
-    for name in ["decisions", "runs", "usage", "webhooks", "keys", "accounts"] {
+    for role in [Role::Gateway, Role::Evaluator, Role::Keystore, Role::AuditExport] {
+        command = command.mut_subcommand("doctor", |doctor| {
+            doctor.mut_subcommand(role.command(), |sub| with_flags(sub, role, false))
+        });
+    }
+    for name in ["decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"] {
         command = command.mut_subcommand(name, |sub| with_flags(sub, Role::Client, true));
     }
     let groups = grouped(&command);

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 pub(crate) use download::Download;
 pub(crate) use error::ClientError;
 pub(crate) use query::Query;
-pub(crate) use target::{Target, Whose};
+pub(crate) use target::{Target, Whose, read_key};
 
 /// No answer of the contract that is read whole comes near this: the largest is a page of decisions, 16 MiB of log and a piece.
 const MOST_BYTES: usize = 32 * 1024 * 1024;

@@ -3,9 +3,8 @@
 //! Owns the order: policy, data, address, services, keys, files, and the banner last, so that whoever has read it can ask at once. It stops in the
 //! order of a cluster: the gateway drains first, then the exporter, then those whom both ask. One service that ends by itself ends all, with exit code 1.
 
-mod access;
-mod banner;
-mod files;
+pub(crate) mod access;
+pub(crate) mod banner;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +16,7 @@ use anyhow::Context as _;
 use stage0_audit_export::AuditExport;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::{AskError, Backplane};
-use stage0_contract::{KeystoreStatus, PolicyVersion};
+use stage0_contract::{KeystoreStatus, PolicyVersion, Role};
 use stage0_gateway::Gateway;
 use stage0_keystore::Keystore;
 use tokio::task::JoinSet;
@@ -27,9 +26,9 @@ use tokio_util::sync::CancellationToken;
 use crate::args::VERSION;
 use crate::dev_file::{DEV_FILE, DevFile};
 use crate::exit::Exit;
-use crate::out;
-use crate::roles::{load, make_dev_tls, serve};
+use crate::roles::{Life, Telling, gateway_look, load, make_dev_tls, serve};
 use crate::settings::roles::DevSettings;
+use crate::{files, out};
 
 /// In which services of the same process answer; opening a damaged store may take long, and is over by then.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -38,7 +37,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 /// Runs it until a signal.
 pub(crate) fn run(settings: DevSettings) -> Exit {
     let DevSettings { process, data_dir, http, keystore, evaluator, export } = settings;
-    serve(process, async move |stop| {
+    serve(process, async move |Life { stop, vitals }| {
         // Before anything is written: a first start with a broken pack leaves no keys behind.
         let evaluator = load(evaluator).await?;
         files::private_dir(&data_dir)?;
@@ -49,7 +48,9 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         let evaluator = stage0_evaluator::build(evaluator, shards_connect(bus.clone())).await?;
         let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
         let base_path = http.base_path.clone();
-        let gateway = Gateway::build(http.config(tls), workers_connect(bus.clone())).await?;
+        let config = http.config(tls);
+        let look = gateway_look(bus.connect(), config.audit);
+        let gateway = Gateway::build(config, workers_connect(bus.clone())).await?;
         let exporter = AuditExport::build(export, bus.connect()).await?;
         let url = format!("https://{}{base_path}", reachable(gateway.addr()));
 
@@ -68,7 +69,12 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         });
         let open = Opening { backplane: bus.connect(), data_dir: &data_dir, ca: &ca, url, policy };
         let served = match open.open().await {
-            Ok(()) => gateway.run_until(front).await.map_err(anyhow::Error::from),
+            Ok(()) => {
+                let telling = Telling::start(&vitals, &Role::ALL, bus.connect(), look, &front);
+                let served = gateway.run_until(front).await.map_err(anyhow::Error::from);
+                telling.end().await;
+                served
+            }
             Err(error) => Err(error),
         };
         // Its last checkpoints need the keystore's signature.
@@ -156,7 +162,7 @@ impl Opening<'_> {
 }
 
 /// Where clients of this machine reach it.
-fn reachable(bound: SocketAddr) -> SocketAddr {
+pub(crate) fn reachable(bound: SocketAddr) -> SocketAddr {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),

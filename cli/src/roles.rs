@@ -1,4 +1,4 @@
-//! The roles that run alone on NATS, and what every role's process shares: log, metrics, runtime, signals, exit code.
+//! The roles that run alone on NATS, and what every role's process shares: log, operator's listener, runtime, signals, exit code.
 //!
 //! Owns nothing of a service but its start: settings in, `build`, `run_until` a signal. A failure to start is one log line with its
 //! whole chain, and exit code 1; being told to stop is 0, also while starting.
@@ -10,58 +10,74 @@ use anyhow::Context as _;
 use stage0_audit_export::AuditExport;
 use stage0_backplane::Backplane;
 use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
+use stage0_contract::{AuditMode, PolicyVersion, Role};
 use stage0_evaluator::{EvaluatorConfig, PackSet};
 use stage0_gateway::{Gateway, TlsFiles, dev_tls};
 use stage0_keystore::{Keystore, KeystoreConfig};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::logs;
-use crate::metrics::Metrics;
+use crate::ops::Ops;
 use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, Process, TlsSource};
 use crate::signals;
+use crate::vitals::{Look, Seen, Vitals};
 
 /// `stage0 gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
     let OnNats { process, nats, service } = settings;
-    serve(process, async move |stop| {
+    serve(process, async move |Life { stop, vitals }| {
         let tls = match service.tls {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
         };
         let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
-        let Some(gateway) = unless(&stop, Gateway::build(service.http.config(tls), workers_connect(nats))).await?
-        else {
-            return Ok(());
-        };
+        let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
+        let config = service.http.config(tls);
+        let look = gateway_look(own.clone(), config.audit);
+        let Some(gateway) = unless(&stop, Gateway::build(config, workers_connect(nats))).await? else { return Ok(()) };
         tracing::info!(version = VERSION, address = %gateway.addr(), "gateway starts");
-        Ok(gateway.run_until(stop).await?)
+        let telling = Telling::start(&vitals, &[Role::Gateway], own.clone(), look, &stop);
+        let served = gateway.run_until(stop).await;
+        telling.end().await;
+        own.requests.close().await;
+        Ok(served?)
     })
 }
 
 /// `stage0 evaluator`.
 pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
     let OnNats { process, nats, service } = settings;
-    serve(process, async move |stop| {
+    serve(process, async move |Life { stop, vitals }| {
         let config = load(service).await?;
+        let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let Some(evaluator) = unless(&stop, stage0_evaluator::build(config, shards_connect(nats))).await? else {
             return Ok(());
         };
         tracing::info!(version = VERSION, policy_version = %evaluator.active(), "evaluator starts");
-        Ok(evaluator.run_until(stop.cancelled_owned()).await?)
+        let look = evaluator_look(own.clone(), evaluator.active().clone());
+        let telling = Telling::start(&vitals, &[Role::Evaluator], own.clone(), look, &stop);
+        let served = evaluator.run_until(stop.cancelled_owned()).await;
+        telling.end().await;
+        own.requests.close().await;
+        Ok(served?)
     })
 }
 
 /// `stage0 keystore`.
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
     let OnNats { process, nats, service } = settings;
-    serve(process, async move |stop| {
+    serve(process, async move |Life { stop, vitals }| {
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let data_dir = service.data_dir.clone();
         let keystore = Keystore::build(service, backplane.clone()).await?;
         tracing::info!(version = VERSION, data_dir = %data_dir.display(), "keystore starts");
+        let look = keystore_look(backplane.clone(), keystore.writable());
+        let telling = Telling::start(&vitals, &[Role::Keystore], backplane.clone(), look, &stop);
         keystore.run_until(stop.cancelled_owned()).await?;
+        telling.end().await;
         backplane.requests.close().await;
         Ok(())
     })
@@ -70,13 +86,18 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
 /// `stage0 audit-export`.
 pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
     let OnNats { process, nats, service } = settings;
-    serve(process, async move |stop| {
+    serve(process, async move |Life { stop, vitals }| {
         let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
+        let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let exporter = AuditExport::build(service.export, backplane).await?;
         tracing::info!(version = VERSION, "audit-export starts");
-        exporter.run_until(stop).await?;
-        Ok(())
+        let look = export_look(own.clone());
+        let telling = Telling::start(&vitals, &[Role::AuditExport], own.clone(), look, &stop);
+        let served = exporter.run_until(stop).await;
+        telling.end().await;
+        own.requests.close().await;
+        Ok(served?)
     })
 }
 
@@ -88,17 +109,26 @@ async fn prepare_log(nats: &NatsConfig, replicas: usize) -> anyhow::Result<()> {
     Ok(prepared?)
 }
 
-/// Runs a role until it ends, with log, metrics and signals; the token is cancelled by the first signal.
-pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>) -> Exit {
+/// What a role's process is given.
+pub(crate) struct Life {
+    /// Cancelled by the first signal.
+    pub(crate) stop: CancellationToken,
+    /// Where it says how it is.
+    pub(crate) vitals: Vitals,
+}
+
+/// Runs a role until it ends, with log, operator's listener and signals.
+pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(Life) -> anyhow::Result<()>) -> Exit {
     logs::start(process.logs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.context("cannot start threads").and_then(|runtime| {
         runtime.block_on(async {
             let stop = signals::stop_token().context("cannot listen for signals")?;
-            let metrics = process.metrics_listen.map(Metrics::start).transpose()?;
-            let ended = role(stop).await;
-            if let Some(metrics) = metrics {
-                metrics.stop().await;
+            let vitals = Vitals::new();
+            let ops = process.metrics_listen.map(|address| Ops::start(address, &vitals)).transpose()?;
+            let ended = role(Life { stop, vitals }).await;
+            if let Some(ops) = ops {
+                ops.stop().await;
             }
             ended
         })
@@ -110,6 +140,87 @@ pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(CancellationToken) 
             Exit::Failed
         }
     }
+}
+
+/// The task that tells gateways how a process is.
+pub(crate) struct Telling {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Telling {
+    /// From now on the process is looked at this way. It says that it stops once `stop` is cancelled.
+    pub(crate) fn start(
+        vitals: &Vitals,
+        roles: &'static [Role],
+        backplane: Backplane,
+        look: Look,
+        stop: &CancellationToken,
+    ) -> Self {
+        vitals.set(look);
+        let stop = stop.child_token();
+        Self { task: tokio::spawn(vitals.clone().tell(roles, backplane, stop.clone())), stop }
+    }
+
+    /// Also where the role ended by itself.
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "telling of this process ended early");
+        }
+    }
+}
+
+/// As `/readyz` of the gateway itself.
+pub(crate) fn gateway_look(own: Backplane, audit: AuditMode) -> Look {
+    Box::new(move || {
+        let own = own.clone();
+        Box::pin(async move {
+            let found = stage0_gateway::look(&own, audit).await;
+            Seen { faults: found.faults, remarks: found.remarks, ..Seen::default() }
+        })
+    })
+}
+
+fn evaluator_look(own: Backplane, active: PolicyVersion) -> Look {
+    Box::new(move || {
+        let (own, active) = (own.clone(), active.clone());
+        Box::pin(async move { Seen { policy_version: Some(active), ..carried(&own).await } })
+    })
+}
+
+fn keystore_look(own: Backplane, writable: impl Fn() -> bool + Send + Sync + 'static) -> Look {
+    let writable = Arc::new(writable);
+    Box::new(move || {
+        let (own, writable) = (own.clone(), Arc::clone(&writable));
+        Box::pin(async move {
+            let mut seen = carried(&own).await;
+            if !writable() {
+                seen.remarks.push("cannot store changes: keys can be verified but not managed".to_owned());
+            }
+            seen
+        })
+    })
+}
+
+fn export_look(own: Backplane) -> Look {
+    Box::new(move || {
+        let own = own.clone();
+        Box::pin(async move {
+            let mut seen = carried(&own).await;
+            match own.log.ready().await {
+                Ok(remarks) => seen.remarks.extend(remarks),
+                Err(error) => seen.faults.push(format!("log: {error}")),
+            }
+            seen
+        })
+    })
+}
+
+/// Whether the backplane carries questions.
+async fn carried(own: &Backplane) -> Seen {
+    let faults = own.requests.ready().await.err().map(|error| format!("backplane: {error}"));
+    Seen { faults: faults.into_iter().collect(), ..Seen::default() }
 }
 
 /// What was started, or `None` when a signal came first.
@@ -131,18 +242,25 @@ pub(crate) async fn make_dev_tls(dir: PathBuf) -> anyhow::Result<(TlsFiles, Path
 /// Loads every pack, as one piece of blocking work: a fault in any of them refuses the start.
 pub(crate) async fn load(settings: PolicySettings) -> anyhow::Result<EvaluatorConfig> {
     let PolicySettings { dir, active, selectable, shards, runs } = settings;
-    let loading = tokio::task::spawn_blocking(move || -> anyhow::Result<PackSet> {
-        let mut packs = PackSet::embedded().context("the built-in policy pack is refused")?;
-        if let Some(dir) = dir {
-            packs = packs.with_dir(&dir)?;
-        }
-        if let Some(active) = active {
-            packs.activate(&active)?;
-        }
-        selectable.iter().try_for_each(|version| packs.allow(version))?;
-        Ok(packs)
-    });
+    let loading = tokio::task::spawn_blocking(move || load_packs(dir, active, &selectable));
     Ok(EvaluatorConfig { packs: loading.await??, shards, runs })
+}
+
+/// The packs that decide, and may be asked for.
+pub(crate) fn load_packs(
+    dir: Option<PathBuf>,
+    active: Option<String>,
+    selectable: &[String],
+) -> anyhow::Result<PackSet> {
+    let mut packs = PackSet::embedded().context("the built-in policy pack is refused")?;
+    if let Some(dir) = dir {
+        packs = packs.with_dir(&dir)?;
+    }
+    if let Some(active) = active {
+        packs.activate(&active)?;
+    }
+    selectable.iter().try_for_each(|version| packs.allow(version))?;
+    Ok(packs)
 }
 
 /// Each of the evaluator's threads has a connection of its own.

@@ -5,11 +5,14 @@ use std::ffi::OsString;
 use anyhow::Context as _;
 use clap::FromArgMatches as _;
 
-use crate::args::{self, Cli, Do};
+use crate::args::{self, Cli, Do, DoDoctor};
 use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
-use crate::{accounts, check, decisions, dev, keys, out, policy, roles, runs, webhooks};
+use crate::{
+    accounts, check, decisions, dev, doctor, health, keys, nats_config, out, policy, roles, runs, stack, status,
+    webhooks,
+};
 
 /// Runs one command to its end.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
@@ -52,6 +55,20 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Do::Webhooks { command } => with(ClientSettings::read(given(Role::Client)), |s| webhooks::run(&command, &s)),
         Do::Keys { command } => with(ClientSettings::read(given(Role::Client)), |s| keys::run(&command, &s)),
         Do::Accounts { command } => with(ClientSettings::read(given(Role::Client)), |s| accounts::run(&command, &s)),
+        Do::Status { json } => with(ClientSettings::read(given(Role::Client)), |s| status::run(json, &s)),
+        Do::Doctor { role: DoDoctor::Gateway } => with(settings::roles::gateway(given(Role::Gateway)), doctor::gateway),
+        Do::Doctor { role: DoDoctor::Evaluator } => {
+            with(settings::roles::evaluator(given(Role::Evaluator)), doctor::evaluator)
+        }
+        Do::Doctor { role: DoDoctor::Keystore } => {
+            with(settings::roles::keystore(given(Role::Keystore)), doctor::keystore)
+        }
+        Do::Doctor { role: DoDoctor::AuditExport } => {
+            with(settings::roles::audit_export(given(Role::AuditExport)), doctor::audit_export)
+        }
+        Do::Health => with(settings::roles::health(given(Role::Health)), health::run),
+        Do::NatsConfig(args) => nats_config::run(args),
+        Do::Stack { command } => stack::run(command),
         Do::Policy { command } => policy::run(&command),
         Do::Completions { shell } => {
             let mut script = Vec::new();

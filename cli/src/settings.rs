@@ -34,12 +34,14 @@ pub(crate) enum Role {
     AuditExport,
     /// Commands that talk to a server.
     Client,
+    /// `stage0 health`.
+    Health,
 }
 
 impl Role {
     /// All of them, in the order of the documentation.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Dev, Self::Gateway, Self::Evaluator, Self::Keystore, Self::AuditExport, Self::Client];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Dev, Self::Gateway, Self::Evaluator, Self::Keystore, Self::AuditExport, Self::Client, Self::Health];
 
     /// As the command is called; for [`Role::Client`] the first of them.
     pub(crate) fn command(self) -> &'static str {
@@ -50,6 +52,7 @@ impl Role {
             Self::Keystore => "keystore",
             Self::AuditExport => "audit-export",
             Self::Client => "check",
+            Self::Health => "health",
         }
     }
 }

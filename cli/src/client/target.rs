@@ -25,13 +25,13 @@ pub(crate) enum Whose {
 /// Everything about the other side.
 pub(crate) struct Target {
     /// Its base.
-    pub(super) url: Url,
+    pub(crate) url: Url,
     /// What is trusted instead of the system's authorities.
-    pub(super) ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// What is sent.
-    pub(super) key: ApiKey,
+    pub(crate) key: ApiKey,
     /// With the keys of a dev server: its account.
-    pub(super) account: Option<AccountId>,
+    pub(crate) account: Option<AccountId>,
 }
 
 impl Target {
@@ -75,7 +75,7 @@ fn base(url: &str, data_dir: &Path) -> Result<Url, ClientError> {
 }
 
 /// The error never quotes the file: it may hold a key with a typing mistake.
-fn read_key(path: &Path) -> Result<ApiKey, ClientError> {
+pub(crate) fn read_key(path: &Path) -> Result<ApiKey, ClientError> {
     let unusable = |why: String| ClientError::File { path: path.to_owned(), why };
     let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
     ApiKey::parse(text.trim()).map_err(|_| unusable("its content is not an API key".to_owned()))

@@ -13,8 +13,8 @@ use stage0_contract::{
     Scope, Scopes, VerifyKey, VerifyKeyReply,
 };
 
-use super::files;
 use crate::dev_file::{API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
+use crate::files;
 
 const ACCOUNT: &str = "dev";
 const KEY: &str = "stage0 dev";
@@ -138,7 +138,7 @@ impl Keystore<'_> {
     }
 }
 
-fn every_scope() -> Scopes {
+pub(crate) fn every_scope() -> Scopes {
     Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).collect()
 }
 

@@ -16,7 +16,7 @@ pub(super) struct Banner<'a> {
     pub(super) policy: &'a PolicyVersion,
 }
 
-const ACTION: &str = r#"{
+pub(crate) const ACTION: &str = r#"{
       "goal": "Deploy build 7 to production",
       "success_criteria": ["health checks pass"],
       "side_effects": ["deploy"],

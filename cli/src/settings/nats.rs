@@ -22,9 +22,30 @@ pub(super) fn read(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
 
 /// The outer `None` is a mistake, the inner one no login.
 fn login(reader: &mut Reader) -> Option<Option<Login>> {
-    let (user, password) = (reader.optional(&table::NATS_USER, text), reader.optional(&table::NATS_PASSWORD, text));
-    reader.both([&table::NATS_USER, &table::NATS_PASSWORD])?;
+    let user = reader.optional(&table::NATS_USER, text);
+    let (given, in_file) = (&table::NATS_PASSWORD, &table::NATS_PASSWORD_FILE);
+    if reader.is_given(given) && reader.is_given(in_file) {
+        reader.clash(in_file, "does not go with `nats-password`");
+        return None;
+    }
+    let password = if reader.is_given(in_file) {
+        reader.both([&table::NATS_USER, in_file])?;
+        Some(reader.optional(in_file, first_line)?)
+    } else {
+        reader.both([&table::NATS_USER, given])?;
+        reader.optional(given, text)
+    };
     Some(user.zip(password).map(|(user, password)| Login::Password { user, password }))
+}
+
+/// What stands in a file, but for the end of its line. Never quoted: it is a secret.
+fn first_line(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("must name a file that can be read ({error})"))?;
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.is_empty() || line.contains('\n') {
+        return Err("must name a file with one line, the password".to_owned());
+    }
+    Ok(line.to_owned())
 }
 
 fn tls(reader: &mut Reader) -> Option<Option<Tls>> {
@@ -67,6 +88,22 @@ fn prefix(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_is_the_one_line_of_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            first_line(path.to_str().unwrap())
+        };
+        assert_eq!(read("hunter2\n").as_deref(), Ok("hunter2"));
+        assert_eq!(read(" hunter2").as_deref(), Ok(" hunter2"), "a space may belong to it");
+        for bad in ["", "\n", "hunter2\nhunter3\n"] {
+            assert!(!read(bad).unwrap_err().contains("hunter"), "{bad:?}");
+        }
+        assert!(first_line("/nowhere/password").unwrap_err().contains("No such file"));
+    }
 
     #[test]
     fn a_server_with_credentials_is_refused_and_not_quoted() {

@@ -85,6 +85,13 @@ pub(crate) struct HttpSettings {
     dangerous_allow_private_webhooks: bool,
 }
 
+/// `stage0 health`: where the operator's listener is.
+pub(crate) fn health(sources: Sources) -> Result<SocketAddr, Mistakes> {
+    let mut reader = Reader::new(sources);
+    let listener = reader.required(&table::METRICS_LISTEN, address);
+    reader.finish(listener)
+}
+
 /// `stage0 dev`.
 pub(crate) struct DevSettings {
     /// What every role's process has.

@@ -5,7 +5,7 @@
 
 use super::Absent::{Default, Optional, Required};
 use super::Places::{All, NotInFile, VariableOnly};
-use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Keystore};
+use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Health, Keystore};
 use super::{Absent, Role, Setting};
 
 /// The roles that speak NATS, with the same answer for each.
@@ -93,7 +93,7 @@ settings! {
         (Dev, Default("required")), (Gateway, Default("required"))];
     CHECKPOINT_SECONDS = "checkpoint-seconds" "N" in "Audit", "How often an account whose decisions grew gets a signed checkpoint", OPEN, All, &[
         (Dev, Default("10")), (AuditExport, Default("10"))];
-    JETSTREAM_API = "nats-jetstream-api" "SUBJECT" in "Audit", "What JetStream's subjects start with, where the role's NATS account imports them under another name, as in docs/nats.conf", OPEN, All, &[
+    JETSTREAM_API = "nats-jetstream-api" "SUBJECT" in "Audit", "What JetStream's subjects start with, where the role's NATS account imports them under another name, as `stage0 nats-config` has it", OPEN, All, &[
         (Gateway, Default("$JS.API")), (Evaluator, Default("$JS.API")), (AuditExport, Default("$JS.API"))];
     LOG_REPLICAS = "log-replicas" "N" in "Audit", "Copies of the decision log in a NATS cluster: 1, 3 or 5; counts when its streams are made", OPEN, All, &[
         (Gateway, Default("1")), (AuditExport, Default("1"))];
@@ -124,6 +124,7 @@ settings! {
     NATS_PREFIX = "nats-prefix" "WORD" in "NATS", "First part of every subject; deployments that share a server take different ones", OPEN, All, &on_nats(Default("s0"));
     NATS_USER = "nats-user" "NAME" in "NATS", "User name; needs the password too", OPEN, All, &on_nats(Optional);
     NATS_PASSWORD = "nats-password" "TEXT" in "NATS", "Password; better by variable or file, as others on the machine can read a command line", SECRET, All, &on_nats(Optional);
+    NATS_PASSWORD_FILE = "nats-password-file" "FILE" in "NATS", "File with the password, instead of the setting above", OPEN, All, &on_nats(Optional);
     NATS_CA = "nats-ca" "FILE" in "NATS", "PEM file: the authority that signed the servers' certificates", OPEN, All, &on_nats(Optional);
     NATS_CERT = "nats-cert" "FILE" in "NATS", "PEM file: our certificate, where servers ask for one", OPEN, All, &on_nats(Optional);
     NATS_KEY = "nats-key" "FILE" in "NATS", "PEM file: its private key", OPEN, All, &on_nats(Optional);
@@ -140,8 +141,8 @@ settings! {
     LOG_FORMAT = "log-format" "FORMAT" in "Logs", "`text` for people or `json` for programs, on standard error", OPEN, All, &[
         (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json"))];
 
-    METRICS_LISTEN = "metrics-listen" "ADDR" in "Metrics", "Address to serve `/metrics` for Prometheus on, over plain HTTP and without a key; absent: not at all", OPEN, All, &[
-        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional)];
+    METRICS_LISTEN = "metrics-listen" "ADDR" in "Metrics", "Address to serve `/metrics` (Prometheus), `/healthz` and `/readyz` on, over plain HTTP and without a key; absent: not at all", OPEN, All, &[
+        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional), (Health, Required)];
 }
 
 #[cfg(test)]

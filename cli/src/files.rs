@@ -11,13 +11,13 @@ use std::path::Path;
 use anyhow::Context as _;
 
 /// Makes the directory, for its owner alone, unless it is there.
-pub(super) fn private_dir(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn private_dir(path: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.with_context(|| format!("cannot make the directory `{}`", path.display()))
 }
 
 /// Puts `text` into a file of mode 0600.
-pub(super) fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
+pub(crate) fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     write_beside(path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }
 

@@ -1,0 +1,86 @@
+//! `stage0 nats-config`: what can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// `stage0 nats-config`.
+#[derive(Debug, Args)]
+pub(crate) struct NatsConfigArgs {
+    /// First part of every subject, as the roles' `nats-prefix`
+    #[arg(long, value_name = "WORD", default_value = "s0", value_parser = prefix)]
+    pub(crate) prefix: String,
+    /// Name of the server; in a cluster each has its own
+    #[arg(long, value_name = "NAME", default_value = "n1", value_parser = word)]
+    pub(crate) name: String,
+    /// Address to serve NATS on
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:4222")]
+    pub(crate) listen: SocketAddr,
+    /// Address of the monitor, which only gateways and audit-export should reach
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8222")]
+    pub(crate) monitor: SocketAddr,
+    /// Directory with `server.pem`, `server.key` and `ca.pem`
+    #[arg(long, value_name = "DIR", default_value = "/etc/nats")]
+    pub(crate) tls_dir: PathBuf,
+    /// Directory of JetStream
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/nats")]
+    pub(crate) store_dir: PathBuf,
+    /// What JetStream may take of the disk
+    #[arg(long, value_name = "SIZE", default_value = "20GB", value_parser = size)]
+    pub(crate) max_store: String,
+    /// File beside the configuration that sets the passwords' variables; absent: the environment does
+    #[arg(long, value_name = "FILE", value_parser = word)]
+    pub(crate) passwords: Option<String>,
+}
+
+/// As the roles' own setting.
+fn prefix(text: &str) -> Result<String, String> {
+    let parts = text.split('.').map(word).collect::<Result<Vec<_>, _>>();
+    parts
+        .ok()
+        .filter(|_| !text.starts_with('$'))
+        .map(|_| text.to_owned())
+        .ok_or_else(|| "must be letters, digits, `-` and `_`, in parts joined by dots".to_owned())
+}
+
+/// What needs no quotation marks in nats-server's format.
+fn word(text: &str) -> Result<String, String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let usable = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain);
+    if usable {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a letter, then letters, digits, `-`, `_` and `.`".to_owned())
+    }
+}
+
+/// A number and a unit.
+fn size(text: &str) -> Result<String, String> {
+    let number = ["KB", "MB", "GB", "TB"].iter().find_map(|unit| text.strip_suffix(unit));
+    let usable = number.is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n > 0));
+    if usable {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a whole number with KB, MB, GB or TB, such as 20GB".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_break_the_file_is_refused() {
+        for bad in ["", "a b", "$JS", "1", "a\"", "a}", "a\n"] {
+            assert!(word(bad).is_err() && prefix(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["", "a..b", "a.", ".a"] {
+            assert!(prefix(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["", "20", "GB", "0GB", "-1GB", "2 GB", "20GB }"] {
+            assert!(size(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!((prefix("a.b-1").unwrap(), size("20GB").unwrap()), ("a.b-1".to_owned(), "20GB".to_owned()));
+    }
+}

@@ -1,0 +1,241 @@
+//! NATS: whether it is reached as the role reaches it, its version and sync setting, its clock, its disk, and the role's rights there.
+//!
+//! The monitor (`nats-monitor`) tells sync setting, clock and disk; where the role has none, that is said. Rights are tried with questions
+//! that change nothing, those that the role needs and one that it must not have.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::Client;
+use serde::Deserialize;
+use stage0_backplane::Backplane;
+use stage0_backplane::nats::{Connection, NatsConfig};
+use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
+use tokio::time::Instant;
+
+use super::{Finding, room};
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(4);
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// Gateways' clocks and the store's must agree within a few seconds.
+const MOST_SKEW_SECONDS: f64 = 2.0;
+const MAX_PAYLOAD: usize = 8 << 20;
+/// Records that audit-export alone may read.
+const NOT_OURS: &str = "cursor.doctor";
+const GET_RIGHTS: &str =
+    "give the server what `stage0 nats-config` prints, and the role the user of its name with --nats-jetstream-api";
+
+/// What the server's monitor says of itself.
+#[derive(Deserialize)]
+struct Varz {
+    now: Timestamp,
+}
+
+#[derive(Deserialize)]
+struct Jsz {
+    #[serde(default)]
+    disabled: bool,
+    #[serde(default)]
+    storage: u64,
+    config: JetStream,
+}
+
+#[derive(Deserialize)]
+struct JetStream {
+    #[serde(default)]
+    sync_always: bool,
+    #[serde(default)]
+    max_storage: u64,
+}
+
+pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for monitor in &config.sync.monitors {
+        findings.extend(ask_monitor(monitor).await);
+    }
+    let needs_monitor = matches!(role, Role::Gateway | Role::AuditExport);
+    if config.sync.monitors.is_empty() && needs_monitor {
+        findings.push(Finding::doubtful(
+            "nats sync",
+            "nobody knows whether the server syncs each message",
+            "give --nats-monitor http://host:8222",
+        ));
+    }
+    if config.sync.dangerous_relaxed {
+        findings.push(Finding::doubtful(
+            "nats sync",
+            "relaxed sync was asked for: a power cut may lose decisions that were answered",
+            "remove dangerous-relaxed-sync",
+        ));
+    }
+    let config = NatsConfig { connect_within: CONNECT_WITHIN, ..config.clone() };
+    match Connection::open(&config).await {
+        Err(error) => {
+            let why = format!("{:#}", anyhow::Error::from(error));
+            let advice =
+                "see that it runs and that address, user, password and certificates are those of its configuration";
+            findings.push(Finding::bad("nats", why, advice));
+        }
+        Ok(connection) => {
+            findings.push(server(&connection));
+            let backplane = connection.backplane();
+            findings.extend(rights(role, &backplane).await);
+            backplane.requests.close().await;
+        }
+    }
+    findings
+}
+
+fn server(connection: &Connection) -> Finding {
+    let server = connection.server();
+    let found = format!("{} {}, messages up to {} bytes", server.name, server.version, server.max_payload);
+    if server.max_payload < MAX_PAYLOAD {
+        return Finding::doubtful("nats", found, "raise its max_payload to 8MB: large checks are refused");
+    }
+    Finding::good("nats", found)
+}
+
+async fn ask_monitor(monitor: &str) -> Vec<Finding> {
+    let unusable = |why: String| {
+        let found = format!("its monitor at {monitor} {why}");
+        vec![Finding::bad("nats monitor", found, "see that the server has `http:` there and that this role reaches it")]
+    };
+    let Ok(client) = Client::builder().no_proxy().timeout(ANSWER_WITHIN).build() else {
+        return unusable("cannot be asked".to_owned());
+    };
+    let asked = Timestamp::now();
+    let varz: Varz = match get(&client, monitor, "varz").await {
+        Ok(varz) => varz,
+        Err(why) => return unusable(why),
+    };
+    let answered = Timestamp::now();
+    let jsz: Jsz = match get(&client, monitor, "jsz?config=1").await {
+        Ok(jsz) => jsz,
+        Err(why) => return unusable(why),
+    };
+    vec![clock(varz.now, asked, answered), sync(monitor, &jsz), storage(monitor, &jsz)]
+}
+
+async fn get<T: serde::de::DeserializeOwned>(client: &Client, monitor: &str, what: &str) -> Result<T, String> {
+    let url = format!("{}/{what}", monitor.trim_end_matches('/'));
+    let unanswered = |error: reqwest::Error| format!("does not answer: {}", error.without_url());
+    let bytes = client.get(url).send().await.map_err(unanswered)?.bytes().await.map_err(unanswered)?;
+    serde_json::from_slice(&bytes).map_err(|_| "is no monitor of nats with JetStream".to_owned())
+}
+
+/// The server's clock was read between the two.
+fn clock(theirs: Timestamp, asked: Timestamp, answered: Timestamp) -> Finding {
+    let behind = asked.duration_since(theirs).as_secs_f64();
+    let ahead = theirs.duration_since(answered).as_secs_f64();
+    let skew = behind.max(ahead).max(0.0);
+    let found = format!("{skew:.1} s from the server's");
+    if skew > MOST_SKEW_SECONDS {
+        return Finding::bad("clock", found, "let NTP set both: limits, windows and webhook signatures go by it");
+    }
+    Finding::good("clock", found)
+}
+
+fn sync(monitor: &str, jsz: &Jsz) -> Finding {
+    if jsz.disabled {
+        return Finding::bad(
+            "nats sync",
+            format!("JetStream is off at {monitor}"),
+            "turn it on, with `sync_interval: always`",
+        );
+    }
+    if jsz.config.sync_always {
+        return Finding::good("nats sync", "each message is synced to disk before it is acknowledged");
+    }
+    let found = format!("{monitor} does not sync each message: a power cut loses decisions that were answered");
+    Finding::bad("nats sync", found, "set `sync_interval: always` in its `jetstream` block (nats-server 2.15 or newer)")
+}
+
+fn storage(monitor: &str, jsz: &Jsz) -> Finding {
+    let free = jsz.config.max_storage.saturating_sub(jsz.storage);
+    room("nats disk", &format!("JetStream at {monitor}"), free, jsz.config.max_storage)
+}
+
+async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
+    let mut findings = vec![carries(backplane).await];
+    match role {
+        Role::Gateway => {
+            findings.push(asked("evaluator", backplane.requests.ask(&EvaluatorStatus {}, ANSWER_WITHIN).await.err()));
+            findings.push(asked("keystore", backplane.requests.ask(&KeystoreStatus {}, ANSWER_WITHIN).await.err()));
+            findings.push(log(backplane).await);
+            findings.push(records(backplane, USAGE_RECORDS).await);
+        }
+        Role::Evaluator => findings.push(records(backplane, RUN_RECORDS).await),
+        Role::Keystore => {}
+        Role::AuditExport => {
+            findings.push(asked("keystore", backplane.requests.ask(&SigningKeys {}, ANSWER_WITHIN).await.err()));
+            findings.push(log(backplane).await);
+        }
+    }
+    if role != Role::AuditExport {
+        findings.push(confined(backplane).await);
+    }
+    findings
+}
+
+async fn carries(backplane: &Backplane) -> Finding {
+    match backplane.requests.ready().await {
+        Ok(()) => Finding::good("messages", "come back"),
+        Err(error) => Finding::bad("messages", error.to_string(), GET_RIGHTS),
+    }
+}
+
+fn asked(whom: &'static str, error: Option<stage0_backplane::AskError>) -> Finding {
+    match error {
+        None => Finding::good(whom, "answers"),
+        Some(error) => Finding::bad(whom, error.to_string(), format!("start one, or: {GET_RIGHTS}")),
+    }
+}
+
+async fn log(backplane: &Backplane) -> Finding {
+    match backplane.log.ready().await {
+        Ok(remarks) if remarks.is_empty() => Finding::good("log", "can be written and read"),
+        Ok(remarks) => Finding::doubtful("log", remarks.join("; "), "read docs/audit.md on the log's settings"),
+        Err(error) => Finding::bad("log", error.to_string(), "start audit-export, which makes the streams"),
+    }
+}
+
+async fn records(backplane: &Backplane, word: &str) -> Finding {
+    match backplane.ledger.get(&format!("{word}.doctor"), Instant::now() + ANSWER_WITHIN).await {
+        Ok(_) => Finding::good("ledger", "its own records can be read"),
+        Err(error) => Finding::bad("ledger", error.to_string(), format!("start audit-export, or: {GET_RIGHTS}")),
+    }
+}
+
+/// A server without accounts lets everybody read everything, also whoever takes this role over.
+async fn confined(backplane: &Backplane) -> Finding {
+    match backplane.ledger.get(NOT_OURS, Instant::now() + ANSWER_WITHIN).await {
+        Err(_) => Finding::good("rights", "other roles' records are out of reach"),
+        Ok(_) => {
+            let found = "this role can read other roles' records: whoever takes it over has all of them";
+            Finding::doubtful("rights", found, GET_RIGHTS)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::How;
+    use super::*;
+
+    #[test]
+    fn a_clock_is_good_within_two_seconds_of_when_the_server_was_asked() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        assert_eq!(clock(at(100), at(99), at(101)).how, How::Good);
+        assert_eq!(clock(at(98), at(100), at(100)).how, How::Good);
+        assert_eq!(clock(at(97), at(100), at(100)).how, How::Bad);
+        assert_eq!(clock(at(103), at(100), at(100)).how, How::Bad);
+    }
+
+    #[test]
+    fn a_server_that_syncs_rarely_or_not_at_all_is_bad() {
+        let jsz = |text: &str| sync("m", &serde_json::from_str(text).unwrap()).how;
+        assert_eq!(jsz(r#"{"config":{"sync_always":true}}"#), How::Good);
+        assert_eq!(jsz(r#"{"config":{"sync_interval":120}}"#), How::Bad);
+        assert_eq!(jsz(r#"{"disabled":true,"config":{}}"#), How::Bad);
+    }
+}

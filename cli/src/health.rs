@@ -1,0 +1,40 @@
+//! `stage0 health`: asks the operator's listener of a role on this machine whether it is ready. For a container's health check, where there
+//! is no shell and no curl. Exit code 0: ready; 1: not, with the reasons.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use serde::Deserialize;
+
+use crate::dev::reachable;
+use crate::exit::Exit;
+use crate::out;
+
+const WITHIN: Duration = Duration::from_secs(3);
+
+#[derive(Deserialize)]
+struct Readiness {
+    ready: bool,
+    reasons: Vec<String>,
+}
+
+/// Asks and says.
+pub(crate) fn run(listener: SocketAddr) -> Exit {
+    crate::run::finished(ask(reachable(listener)))
+}
+
+fn ask(address: SocketAddr) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answer = runtime.block_on(async {
+        let client = reqwest::Client::builder().no_proxy().timeout(WITHIN).build()?;
+        client.get(format!("http://{address}/readyz")).send().await?.bytes().await
+    });
+    let answer = answer.with_context(|| format!("nothing answers at {address}"))?;
+    let said: Readiness = serde_json::from_slice(&answer).context("what answers there is no role of stage0")?;
+    let reasons = said.reasons.iter().map(|reason| out::plain(reason)).collect::<Vec<_>>().join("; ");
+    if !said.ready {
+        bail!("not ready: {reasons}");
+    }
+    Ok(out::line(if reasons.is_empty() { "ready".to_owned() } else { format!("ready: {reasons}") })?)
+}

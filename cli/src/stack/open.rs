@@ -1,0 +1,150 @@
+//! `stage0 stack open`: the last thing that `docker compose up` runs: an account, its key and the receiver's endpoint, and how to ask.
+//!
+//! Owns the folder of the stack's clients: `api.key`, `operator.key` and `dev.json`, by which the command line finds the server. Each step
+//! looks at what is there before it makes anything; a crash after any of them leaves at worst a key or an endpoint that nobody knows, and
+//! the next run goes on.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use reqwest::{Method, Url};
+use serde_json::{Value, json};
+use stage0_contract::{Account, AccountId, ApiKey, KeyCreated, Page, Usage, WebhookCreated};
+use tokio::runtime::Runtime;
+
+use super::CA_FILE;
+use crate::args::VERSION;
+use crate::client::{Client, ClientError, Target, read_key, runtime};
+use crate::dev::access::every_scope;
+use crate::dev::banner::ACTION;
+use crate::dev_file::{API_KEY_FILE, DEV_FILE, DevFile, OPERATOR_KEY_FILE};
+use crate::{files, out};
+
+const ACCOUNT: &str = "demo";
+const KEY: &str = "stage0 stack";
+/// Images are there; what is waited for are services that start.
+const READY_WITHIN: Duration = Duration::from_secs(120);
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// For one exchange.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+const PAGE: &str = "1000";
+
+/// What is opened, and for whom.
+pub(super) struct Opening {
+    pub(super) url: Url,
+    pub(super) public_url: String,
+    pub(super) page_url: String,
+    pub(super) endpoint: Url,
+    pub(super) operator_key: PathBuf,
+    pub(super) dir: PathBuf,
+    pub(super) secret: PathBuf,
+}
+
+impl Opening {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let operator_key = read_key(&self.operator_key)?;
+        // One for all: a connection lives no longer than the runtime that it was made on.
+        let runtime = runtime()?;
+        let operator = self.client(operator_key.clone(), None)?;
+        wait_until_ready(&runtime, &operator)?;
+        let (account, api_key) = match self.found(&runtime)? {
+            Some(found) => found,
+            None => new_key(&runtime, &operator)?,
+        };
+        self.write(&operator_key, &account, &api_key)?;
+        if !self.secret.exists() {
+            let client = self.client(api_key, Some(account))?;
+            let body = json!({ "url": self.endpoint.as_str(), "description": "the local stack's receiver" });
+            let made = runtime.block_on(client.call(Method::POST, &["v1", "webhooks"], &[], Some(&body)));
+            let made: WebhookCreated = made.context("cannot make the receiver's endpoint")?;
+            files::replace(&self.secret, &format!("{}\n", made.secret.expose()))?;
+        }
+        Ok(out::line(Banner(&self))?)
+    }
+
+    fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
+        let target = Target { url: self.url.clone(), ca: Some(self.dir.join(CA_FILE)), key, account };
+        Client::new(target, ANSWER_WITHIN)
+    }
+
+    /// The account and its key of an earlier start, if that key still lives.
+    fn found(&self, runtime: &Runtime) -> anyhow::Result<Option<(AccountId, ApiKey)>> {
+        // A torn or foreign file is only a lost hint.
+        let Some(dev) = DevFile::read(&self.dir).ok().flatten() else { return Ok(None) };
+        let client = self.client(dev.api_key.clone(), Some(dev.account.clone()))?;
+        match runtime.block_on(client.call::<Usage>(Method::GET, &["usage"], &[], None)) {
+            Ok(_) => Ok(Some((dev.account, dev.api_key))),
+            Err(ClientError::Refused { status: 401, .. }) => Ok(None),
+            Err(error) => Err(error).context("cannot find out whether the key of an earlier start lives"),
+        }
+    }
+
+    /// The file that says where all is comes last.
+    fn write(&self, operator_key: &ApiKey, account: &AccountId, api_key: &ApiKey) -> anyhow::Result<()> {
+        let dev = DevFile {
+            url: self.url.to_string(),
+            ca_file: self.dir.join(CA_FILE),
+            api_key: api_key.clone(),
+            operator_key: operator_key.clone(),
+            account: account.clone(),
+        };
+        files::replace(&self.dir.join(API_KEY_FILE), &format!("{}\n", api_key.expose()))?;
+        files::replace(&self.dir.join(OPERATOR_KEY_FILE), &format!("{}\n", operator_key.expose()))?;
+        let text = serde_json::to_string_pretty(&dev).context("cannot write JSON")?;
+        files::replace(&self.dir.join(DEV_FILE), &format!("{text}\n"))
+    }
+}
+
+fn wait_until_ready(runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
+    let deadline = Instant::now() + READY_WITHIN;
+    loop {
+        let answer = runtime.block_on(client.call::<Value>(Method::GET, &["readyz"], &[], None));
+        let Err(error) = answer else { return Ok(()) };
+        if Instant::now() > deadline {
+            return Err(error).with_context(|| format!("the stack is not ready after {READY_WITHIN:?}"));
+        }
+        runtime.block_on(tokio::time::sleep(ASK_AGAIN_AFTER));
+    }
+}
+
+/// In the account of that name, which is made when it is not there.
+fn new_key(runtime: &Runtime, operator: &Client) -> anyhow::Result<(AccountId, ApiKey)> {
+    let path = ["v1", "accounts"];
+    let list = runtime.block_on(operator.call(Method::GET, &path, &[("limit", PAGE)], None));
+    let list: Page<Account> = list.context("cannot list accounts")?;
+    let account = match list.items.into_iter().find(|account| account.name == ACCOUNT) {
+        Some(account) => account.id,
+        None => {
+            let made = runtime.block_on(operator.call(Method::POST, &path, &[], Some(&json!({ "name": ACCOUNT }))));
+            let made: Account = made.context("cannot make the account")?;
+            made.id
+        }
+    };
+    let body = json!({ "account": account, "name": KEY, "scopes": every_scope() });
+    let made = runtime.block_on(operator.call(Method::POST, &["v1", "keys"], &[], Some(&body)));
+    let made: KeyCreated = made.context("cannot make the key")?;
+    Ok((made.account, made.key))
+}
+
+/// What a person does next. Keys are not among it: the commands fetch them.
+struct Banner<'a>(&'a Opening);
+
+impl fmt::Display for Banner<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Opening { public_url, page_url, .. } = self.0;
+        writeln!(f, "Stage0 {VERSION} is ready at {public_url}\n")?;
+        writeln!(f, "Get a key and the authority to trust, then ask whether an action may run:\n")?;
+        writeln!(f, "  docker compose run --rm -T cli stack key > stage0.key")?;
+        writeln!(f, "  docker compose run --rm -T cli stack ca > stage0-ca.pem")?;
+        writeln!(f, "  curl --cacert stage0-ca.pem \\")?;
+        writeln!(f, "    -H \"x-api-key: $(cat stage0.key)\" \\")?;
+        writeln!(f, "    -H 'content-type: application/json' \\")?;
+        writeln!(f, "    -d '{ACTION}' \\")?;
+        writeln!(f, "    {public_url}/check\n")?;
+        writeln!(f, "decisions  {page_url} (signed, delivered, verified)")?;
+        writeln!(f, "status     docker compose run --rm cli status")?;
+        write!(f, "docs       {public_url}/docs")
+    }
+}

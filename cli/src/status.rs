@@ -1,0 +1,188 @@
+//! `stage0 status`: which processes the deployment has, and whether something is not as it should be.
+//!
+//! Owns how it looks and what counts as wrong: a role of which nobody is ready, a process that is lost or not ready, processes of
+//! different versions, evaluators that do not decide by one policy. Exit code 1 then, so that a script can ask.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use stage0_contract::{InstanceState, InstanceStatus, Role, Status};
+
+use crate::client::{Client, Target, Whose, block_on};
+use crate::exit::Exit;
+use crate::out::{self, plain};
+use crate::settings::client::ClientSettings;
+use crate::table::{Table, optional};
+
+/// Asks and shows.
+pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> Exit {
+    crate::run::ended(show(as_json, settings))
+}
+
+fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
+    let client = Client::new(Target::find(settings, Whose::Operator)?, settings.timeout)?;
+    let status: Status = block_on(client.call(Method::GET, &["v1", "status"], &[], None))?;
+    let problems = problems(&status);
+    if as_json {
+        out::line(serde_json::to_string_pretty(&status)?)?;
+        problems.iter().for_each(out::complain);
+    } else {
+        out::line(for_people(&status, &problems))?;
+    }
+    Ok(if problems.is_empty() { Exit::Done } else { Exit::Failed })
+}
+
+fn for_people(status: &Status, problems: &[String]) -> String {
+    let mut table = Table::new(["ROLE", "INSTANCE", "STATE", "UP", "VERSION", "ABOUT"]);
+    for one in &status.instances {
+        let up = status.at.duration_since(one.seen.started_at).as_secs().max(0);
+        table.row([
+            one.seen.role.to_string(),
+            plain(&one.seen.instance),
+            state(one),
+            age(up.unsigned_abs()),
+            plain(&one.seen.version),
+            about(one),
+        ]);
+    }
+    let mut text = table.to_string();
+    for one in &status.instances {
+        for remark in &one.seen.remarks {
+            text.push_str(&format!("\n{} {}: {}", one.seen.role, plain(&one.seen.instance), plain(remark)));
+        }
+    }
+    text.push_str("\n\n");
+    text.push_str(&if problems.is_empty() { "all is well".to_owned() } else { problems.join("\n") });
+    text
+}
+
+fn state(one: &InstanceStatus) -> String {
+    match one.seen.state {
+        InstanceState::Lost => format!("lost {} ago", age(one.seconds_ago)),
+        InstanceState::Ready | InstanceState::NotReady | InstanceState::Stopping => {
+            one.seen.state.as_str().replace('_', " ")
+        }
+    }
+}
+
+/// What only this role has to tell.
+fn about(one: &InstanceStatus) -> String {
+    match (&one.seen.delivery, &one.seen.policy_version) {
+        (Some(lag), _) if lag.behind == 0 => format!("{} endpoints, all delivered", lag.endpoints),
+        (Some(lag), _) => {
+            let oldest = age(lag.oldest_seconds);
+            format!("{} endpoints, {} behind, oldest {oldest}", lag.endpoints, lag.behind)
+        }
+        (None, policy) => optional(policy.as_ref()),
+    }
+}
+
+/// In the largest unit that says something.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7_199 => format!("{} min", seconds / 60),
+        7_200..=172_799 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn problems(status: &Status) -> Vec<String> {
+    let mut problems = Vec::new();
+    for role in Role::ALL {
+        let of_role = || status.instances.iter().filter(|one| one.seen.role == role);
+        if !of_role().any(|one| one.seen.state == InstanceState::Ready) {
+            problems.push(format!("problem: no {role} is ready"));
+        }
+    }
+    for one in &status.instances {
+        let (role, name) = (one.seen.role, plain(&one.seen.instance));
+        match one.seen.state {
+            InstanceState::Ready | InstanceState::Stopping => {}
+            InstanceState::NotReady => problems.push(format!("problem: {role} {name} is not ready")),
+            InstanceState::Lost => problems.push(format!("problem: {role} {name} was lost without a goodbye")),
+        }
+    }
+    let living = || status.instances.iter().filter(|one| one.seen.state != InstanceState::Lost);
+    let versions: BTreeSet<_> = living().map(|one| plain(&one.seen.version)).collect();
+    if versions.len() > 1 {
+        problems
+            .push(format!("problem: several versions run: {}", versions.into_iter().collect::<Vec<_>>().join(", ")));
+    }
+    let policies: BTreeSet<_> =
+        living().filter_map(|one| one.seen.policy_version.as_ref().map(ToString::to_string)).collect();
+    if policies.len() > 1 {
+        problems.push(format!(
+            "problem: evaluators decide by several policies: {}",
+            policies.into_iter().collect::<Vec<_>>().join(", ")
+        ));
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use stage0_contract::{DeliveryLag, InstanceSeen, PolicyVersion};
+
+    use super::*;
+
+    fn one(role: Role, state: InstanceState) -> InstanceStatus {
+        let seen = InstanceSeen {
+            role,
+            instance: "host-1".to_owned(),
+            version: "0.1.0".to_owned(),
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            state,
+            remarks: Vec::new(),
+            policy_version: None,
+            delivery: None,
+        };
+        InstanceStatus { seen, seconds_ago: 9 }
+    }
+
+    fn healthy() -> Status {
+        let instances = Role::ALL.map(|role| one(role, InstanceState::Ready)).to_vec();
+        Status { at: "1970-01-01T00:03:00Z".parse().unwrap(), instances }
+    }
+
+    #[test]
+    fn a_deployment_where_every_role_is_ready_is_well() {
+        let status = healthy();
+        assert!(problems(&status).is_empty());
+        let shown = for_people(&status, &[]);
+        assert!(shown.contains("3 min") && shown.ends_with("all is well"), "{shown}");
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_named() {
+        let mut status = healthy();
+        status.instances.remove(2);
+        status.instances.push(one(Role::Gateway, InstanceState::Lost));
+        status.instances.push(one(Role::Evaluator, InstanceState::NotReady));
+        status.instances[0].seen.version = "0.2.0".to_owned();
+        for (index, policy) in [(1, "a@1.0.0+0123456789ab"), (2, "b@1.0.0+0123456789ab")] {
+            status.instances[index].seen.policy_version = Some(PolicyVersion::parse(policy).unwrap());
+        }
+        let found = problems(&status).join("\n");
+        for part in [
+            "no keystore",
+            "gateway host-1 was lost",
+            "evaluator host-1 is not ready",
+            "0.1.0, 0.2.0",
+            "several policies",
+        ] {
+            assert!(found.contains(part), "{part}: {found}");
+        }
+    }
+
+    #[test]
+    fn lag_and_silence_are_told_in_words_and_nothing_steers_the_terminal() {
+        let mut status = healthy();
+        status.instances[3].seen.delivery = Some(DeliveryLag { endpoints: 3, behind: 1, oldest_seconds: 7_300 });
+        status.instances[0].seen.state = InstanceState::Lost;
+        status.instances[1].seen.remarks = vec!["a\u{1b}[2Jb".to_owned()];
+        let shown = for_people(&status, &[]);
+        assert!(shown.contains("3 endpoints, 1 behind, oldest 2 h") && shown.contains("lost 9 s ago"), "{shown}");
+        assert!(!shown.contains('\u{1b}'), "{shown:?}");
+    }
+}
