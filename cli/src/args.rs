@@ -31,7 +31,7 @@ pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("
 
 /// Commands under the headings of `stage0 --help`.
 const GROUPS: [(&str, &[&str]); 5] = [
-    ("Run on this machine", &["dev"]),
+    ("Run on this machine", &["dev", "receiver"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
     ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"]),
     ("Look after a deployment", &["doctor", "health", "nats-config", "stack"]),
@@ -94,6 +94,15 @@ Any number of them share the endpoints. Makes the log's streams where they are m
 Example:
   stage0 audit-export --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222")]
     AuditExport,
+    /// Receives webhooks, verifies and shows them: to see them arrive, and as an example of a receiver
+    #[command(after_help = "\
+The secret's file may appear and change while it runs; until it holds a secret, deliveries are told to
+come again (503).
+
+Example:
+  stage0 receiver --tls-cert .stage0/tls/server.pem --tls-key .stage0/tls/server.key \\
+    --secret-file hook.secret --page-listen 127.0.0.1:9080")]
+    Receiver,
     /// Asks whether an action may run
     #[command(after_help = "\
 Exit codes: 0 allow, 1 deny, 2 defer, 3 no decision. Only on 0 may the action run.

@@ -24,6 +24,7 @@ mod new_file;
 mod ops;
 mod out;
 mod policy;
+mod receiver;
 mod roles;
 mod run;
 mod runs;

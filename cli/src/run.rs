@@ -10,8 +10,8 @@ use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
 use crate::{
-    accounts, check, decisions, dev, doctor, health, keys, nats_config, out, policy, roles, runs, stack, status,
-    webhooks,
+    accounts, check, decisions, dev, doctor, health, keys, nats_config, out, policy, receiver, roles, runs, stack,
+    status, webhooks,
 };
 
 /// Runs one command to its end.
@@ -42,6 +42,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Do::Evaluator => with(settings::roles::evaluator(given(Role::Evaluator)), roles::evaluator),
         Do::Keystore => with(settings::roles::keystore(given(Role::Keystore)), roles::keystore),
         Do::AuditExport => with(settings::roles::audit_export(given(Role::AuditExport)), roles::audit_export),
+        Do::Receiver => with(settings::roles::receiver(given(Role::Receiver)), receiver::run),
         Do::Check(check) => match ClientSettings::read(given(Role::Client)) {
             Ok(settings) => check::run(&check, &settings),
             Err(mistakes) => {

@@ -32,6 +32,8 @@ pub(crate) enum Role {
     Keystore,
     /// `stage0 audit-export`.
     AuditExport,
+    /// `stage0 receiver`.
+    Receiver,
     /// Commands that talk to a server.
     Client,
     /// `stage0 health`.
@@ -40,8 +42,16 @@ pub(crate) enum Role {
 
 impl Role {
     /// All of them, in the order of the documentation.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Dev, Self::Gateway, Self::Evaluator, Self::Keystore, Self::AuditExport, Self::Client, Self::Health];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Dev,
+        Self::Gateway,
+        Self::Evaluator,
+        Self::Keystore,
+        Self::AuditExport,
+        Self::Receiver,
+        Self::Client,
+        Self::Health,
+    ];
 
     /// As the command is called; for [`Role::Client`] the first of them.
     pub(crate) fn command(self) -> &'static str {
@@ -51,6 +61,7 @@ impl Role {
             Self::Evaluator => "evaluator",
             Self::Keystore => "keystore",
             Self::AuditExport => "audit-export",
+            Self::Receiver => "receiver",
             Self::Client => "check",
             Self::Health => "health",
         }

@@ -19,6 +19,8 @@ mod manage;
 mod policy;
 #[path = "suite/receiver.rs"]
 mod receiver;
+#[path = "suite/receiving.rs"]
+mod receiving;
 #[path = "suite/settings.rs"]
 mod settings;
 #[path = "suite/webhooks.rs"]

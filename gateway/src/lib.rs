@@ -31,4 +31,4 @@ pub use config::{GatewayConfig, TlsFiles};
 pub use quota::OnFailure;
 pub use routes::{Found, look};
 pub use server::{BuildError, Connect, Gateway};
-pub use tls::{Authority, AuthorityError, Leaf, TlsError, check_pair, dev_tls};
+pub use tls::{Authority, AuthorityError, Certificate, Leaf, TlsError, check_pair, dev_tls, server_config};

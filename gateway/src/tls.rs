@@ -48,7 +48,7 @@ pub enum TlsError {
 
 /// The certificate in force.
 #[derive(Debug)]
-pub(crate) struct Certificate {
+pub struct Certificate {
     files: TlsFiles,
     /// Of the files before they were read, so that a change while they were is seen as one.
     loaded: Stamps,
@@ -59,14 +59,15 @@ pub(crate) struct Certificate {
 type Stamps = [Option<(SystemTime, u64)>; 2];
 
 impl Certificate {
-    pub(crate) fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
+    /// Reads the files; at start, where a fault is the caller's to tell.
+    pub fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
         let loaded = stamps(&files);
         let current = RwLock::new(Arc::new(read(&files)?));
         Ok(Arc::new(Self { files, loaded, current }))
     }
 
     /// Looks at the files again and again; ends only when dropped.
-    pub(crate) async fn watch(self: Arc<Self>) {
+    pub async fn watch(self: Arc<Self>) {
         let mut seen = self.loaded;
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
@@ -111,7 +112,7 @@ impl ResolvesServerCert for Certificate {
 }
 
 /// TLS as the server speaks it.
-pub(crate) fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, rustls::Error> {
+pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, rustls::Error> {
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
         .with_no_client_auth()

@@ -56,6 +56,20 @@ pub(crate) struct ExportSettings {
     pub(crate) log_replicas: usize,
 }
 
+/// `stage0 receiver`.
+pub(crate) struct ReceiverSettings {
+    /// What every role's process has.
+    pub(crate) process: Process,
+    /// Where deliveries arrive.
+    pub(crate) listen: SocketAddr,
+    /// Certificate and key.
+    pub(crate) tls: TlsFiles,
+    /// One secret a line.
+    pub(crate) secret_file: PathBuf,
+    /// Where the page is, if anywhere.
+    pub(crate) page_listen: Option<SocketAddr>,
+}
+
 /// Where the certificate comes from.
 pub(crate) enum TlsSource {
     /// The operator's files.
@@ -245,6 +259,22 @@ pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportSettings>, M
         let (export, log_replicas) = (read_export(reader), reader.required(&table::LOG_REPLICAS, replicas));
         Some(ExportSettings { export: export?, log_replicas: log_replicas? })
     })
+}
+
+/// `stage0 receiver`.
+pub(crate) fn receiver(sources: Sources) -> Result<ReceiverSettings, Mistakes> {
+    let mut reader = Reader::new(sources);
+    let process = read_process(&mut reader);
+    let listen = reader.required(&table::LISTEN, address);
+    let (cert, key) = (reader.required(&table::TLS_CERT, path), reader.required(&table::TLS_KEY, path));
+    let secret_file = reader.required(&table::SECRET_FILE, path);
+    let page_listen = reader.optional(&table::PAGE_LISTEN, address);
+    let built = process.zip(listen.zip(secret_file.zip(cert.zip(key))));
+    let built = built.map(|(process, (listen, (secret_file, (cert, key))))| {
+        let tls = TlsFiles { cert, key };
+        ReceiverSettings { process, listen, tls, secret_file, page_listen }
+    });
+    reader.finish(built)
 }
 
 fn on_nats<T>(sources: Sources, service: impl FnOnce(&mut Reader) -> Option<T>) -> Result<OnNats<T>, Mistakes> {

@@ -5,7 +5,7 @@
 
 use super::Absent::{Default, Optional, Required};
 use super::Places::{All, NotInFile, VariableOnly};
-use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Health, Keystore};
+use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Health, Keystore, Receiver};
 use super::{Absent, Role, Setting};
 
 /// The roles that speak NATS, with the same answer for each.
@@ -38,10 +38,10 @@ const OPEN: bool = false;
 
 settings! {
     CONFIG = "config" "FILE" in "Settings", "TOML file with settings; its keys are the names in this list", OPEN, NotInFile, &[
-        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional), (Client, Optional)];
+        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional), (Receiver, Optional), (Client, Optional)];
 
     LISTEN = "listen" "ADDR" in "Server", "Address to serve HTTPS on; port 0 takes a free one", OPEN, All, &[
-        (Dev, Default("127.0.0.1:8443")), (Gateway, Default("0.0.0.0:8443"))];
+        (Dev, Default("127.0.0.1:8443")), (Gateway, Default("0.0.0.0:8443")), (Receiver, Default("127.0.0.1:9443"))];
     BASE_PATH = "base-path" "PATH" in "Server", "Path before every route, such as `/stage0`, when a proxy does not strip it", OPEN, All, &[
         (Dev, Optional), (Gateway, Optional)];
     WORKERS = "workers" "N" in "Server", "Threads that serve requests; absent: one per core", OPEN, All, &[
@@ -49,8 +49,9 @@ settings! {
     TRUSTED_PROXIES = "trusted-proxies" "LIST" in "Server", "Addresses and networks, separated by commas, of proxies whose `Forwarded` or `X-Forwarded-For` tells the client's address; from others both are ignored", OPEN, All, &[
         (Dev, Optional), (Gateway, Optional)];
     TLS_CERT = "tls-cert" "FILE" in "TLS", "PEM file: the server's certificate, then its chain; read again when it changes", OPEN, All, &[
-        (Gateway, Optional)];
-    TLS_KEY = "tls-key" "FILE" in "TLS", "PEM file: the certificate's private key", OPEN, All, &[(Gateway, Optional)];
+        (Gateway, Optional), (Receiver, Required)];
+    TLS_KEY = "tls-key" "FILE" in "TLS", "PEM file: the certificate's private key", OPEN, All, &[
+        (Gateway, Optional), (Receiver, Required)];
     TLS_DEV_DIR = "tls-dev-dir" "DIR" in "TLS", "Instead of the two above: make a local CA (`ca.pem`) and a certificate for localhost here, once", OPEN, All, &[
         (Gateway, Optional)];
 
@@ -136,13 +137,18 @@ settings! {
     API_KEY = "api-key" "KEY" in "Connection", "The account's API key, when no key file is given", SECRET, VariableOnly, &[(Client, Optional)];
     TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte; where it is not given, `decisions export` and `verify` have 600", OPEN, All, &[(Client, Default("5"))];
 
+    SECRET_FILE = "secret-file" "FILE" in "Receiver", "File with the endpoint's secret, `whsec_…`, or with several, one a line; read at each delivery, so it may appear and change later", OPEN, All, &[
+        (Receiver, Required)];
+    PAGE_LISTEN = "page-listen" "ADDR" in "Receiver", "Address to show what arrives on, over plain HTTP and without a key; absent: nowhere", OPEN, All, &[
+        (Receiver, Optional)];
+
     LOG = "log" "FILTER" in "Logs", "What is logged: a level, or such as `info,stage0_gateway=debug`", OPEN, All, &[
-        (Dev, Default("info,actix_server=warn,async_nats=warn")), (Gateway, Default("info,actix_server=warn,async_nats=warn")), (Evaluator, Default("info,actix_server=warn,async_nats=warn")), (Keystore, Default("info,actix_server=warn,async_nats=warn")), (AuditExport, Default("info,actix_server=warn,async_nats=warn"))];
+        (Dev, Default("info,actix_server=warn,async_nats=warn")), (Gateway, Default("info,actix_server=warn,async_nats=warn")), (Evaluator, Default("info,actix_server=warn,async_nats=warn")), (Keystore, Default("info,actix_server=warn,async_nats=warn")), (AuditExport, Default("info,actix_server=warn,async_nats=warn")), (Receiver, Default("info,actix_server=warn,async_nats=warn"))];
     LOG_FORMAT = "log-format" "FORMAT" in "Logs", "`text` for people or `json` for programs, on standard error", OPEN, All, &[
-        (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json"))];
+        (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json")), (Receiver, Default("text"))];
 
     METRICS_LISTEN = "metrics-listen" "ADDR" in "Metrics", "Address to serve `/metrics` (Prometheus), `/healthz` and `/readyz` on, over plain HTTP and without a key; absent: not at all", OPEN, All, &[
-        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional), (Health, Required)];
+        (Dev, Optional), (Gateway, Optional), (Evaluator, Optional), (Keystore, Optional), (AuditExport, Optional), (Receiver, Optional), (Health, Required)];
 }
 
 #[cfg(test)]
