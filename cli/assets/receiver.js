@@ -5,7 +5,7 @@ const verdicts = ["ALLOW", "DENY", "DEFER"];
 let shown = "";
 
 function delay(ms) {
-  if (ms === null) return "–";
+  if (ms === null) return "-";
   return Math.abs(ms) < 1000 ? `${ms} ms` : `${(ms / 1000).toFixed(1)} s`;
 }
 
@@ -22,9 +22,9 @@ function row(decision) {
   cell(row, "Arrived", new Date(decision.arrived_at).toLocaleTimeString(), "number");
   cell(row, "Verdict", decision.verdict, `verdict ${known}`);
   cell(row, "Environment", decision.environment);
-  cell(row, "Codes", decision.codes.join(", ") || "–", "code");
-  cell(row, "Request", decision.request_id, "code");
-  cell(row, "No.", decision.sequence ?? "–", "number");
+  cell(row, "Codes", decision.codes.join(", ") || "-", "code");
+  cell(row, "Request", decision.request_id, "code whole");
+  cell(row, "No.", decision.sequence ?? "-", "number");
   cell(row, "Delay", delay(decision.delay_ms), "number");
   return row;
 }

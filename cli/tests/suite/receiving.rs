@@ -213,7 +213,7 @@ fn during_a_rotation_both_secrets_count_and_afterwards_one() {
 }
 
 #[test]
-fn a_repeated_id_is_told_and_counted_once_and_a_gap_is_told() {
+fn a_repeated_id_is_told_and_counted_once_and_what_is_missing_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET]);
     for sequence in [1, 1, 4, 2] {
@@ -221,9 +221,8 @@ fn a_repeated_id_is_told_and_counted_once_and_a_gap_is_told() {
     }
     assert!(receiving.line().starts_with("DENY "));
     assert_eq!(receiving.line(), "again     dec_1  #1");
-    assert_eq!(receiving.line(), "missing   acc_1  #2 to #3 are not here yet");
     assert!(receiving.line().contains("  #4  "));
-    assert!(receiving.line().ends_with("  late"));
+    assert!(receiving.line().contains("  #2  "));
     let page = receiving.page();
     assert_eq!((&page["received"], &page["repeated"], &page["missing"]), (&json!(3), &json!(1), &json!(1)));
     assert_eq!((&page["decisions"][0]["sequence"], &page["decisions"][2]["sequence"]), (&json!(2), &json!(1)));
