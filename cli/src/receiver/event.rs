@@ -107,11 +107,18 @@ impl Event {
 fn decision(data: &Value) -> Decision {
     let issues = data.get("issues").and_then(Value::as_array).into_iter().flatten();
     let verdict = data.get("verdict").and_then(Value::as_str);
+    // Several issues may have the same code.
+    let mut codes: Vec<String> = Vec::new();
+    for code in issues.take(MOST_CODES).map(|issue| text(issue, "code")) {
+        if !codes.contains(&code) {
+            codes.push(code);
+        }
+    }
     Decision {
         verdict: verdict.and_then(Verdict::parse).map_or_else(|| text(data, "verdict"), |v| v.to_string()),
         environment: text(data, "environment"),
         request_id: text(data, "request_id"),
-        codes: issues.take(MOST_CODES).map(|issue| text(issue, "code")).collect(),
+        codes,
         evaluated_at: data.get("evaluated_at").and_then(Value::as_i64),
         recorded_at: data.get("recorded_at").and_then(Value::as_str).and_then(|at| at.parse().ok()),
     }
@@ -150,7 +157,7 @@ mod tests {
     fn every_type_of_event_has_a_line() {
         let of = |kind: &str, data: Value| line(&json!({"type": kind, "data": data}));
         let decision = json!({"account": "acc_1", "verdict": "DENY", "environment": "production", "request_id": "r",
-            "sequence": 41, "issues": [{"code": "A"}, {"code": "B"}]});
+            "sequence": 41, "issues": [{"code": "A"}, {"code": "B"}, {"code": "A"}]});
         assert_eq!(of("decision.recorded", decision), "DENY      production  acc_1  r  #41  A,B");
         let mark = json!({"account": "acc_1", "number": 7, "covered": 3, "sequence": 42});
         assert_eq!(of("checkpoint.signed", mark), "mark      acc_1  #42  checkpoint 7 covers 3 more decisions");
