@@ -23,7 +23,7 @@ pub struct GatewayConfig {
     pub workers: usize,
     /// From the first byte of a `/check` to its answer, the time in which its body arrives not counted.
     pub request_budget: Duration,
-    /// In which a TLS handshake, and the headers of a request, must arrive.
+    /// In which a PROXY header, a TLS handshake, and the headers of a request, must arrive.
     pub header_timeout: Duration,
     /// In which a body must arrive.
     pub body_timeout: Duration,
@@ -31,6 +31,8 @@ pub struct GatewayConfig {
     pub keep_alive: Duration,
     /// Whose word on their clients' addresses is taken.
     pub trusted_proxies: TrustedProxies,
+    /// Balancers: their connections begin with a PROXY header, which is believed.
+    pub proxy_protocol_from: TrustedProxies,
     /// Failed logins, from an address or with a key's id, in a minute before keys not verified recently are refused with 429.
     pub failed_logins_per_minute: u32,
     /// Requests a second of one address before more get 429; none: no limit.
@@ -69,6 +71,7 @@ impl GatewayConfig {
             body_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(75),
             trusted_proxies: TrustedProxies::default(),
+            proxy_protocol_from: TrustedProxies::default(),
             failed_logins_per_minute: 50,
             requests_per_second_per_address: NonZeroU32::new(10_000),
             max_connections_per_worker: 25_000,

@@ -17,6 +17,7 @@ mod instances;
 mod keyring;
 mod metrics;
 mod patience;
+mod proxy_protocol;
 mod quota;
 mod reader;
 mod recorder;

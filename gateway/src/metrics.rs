@@ -9,6 +9,7 @@ use actix_web::http::StatusCode;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use stage0_contract::{ErrorCode, Verdict};
 
+use crate::proxy_protocol::Refused;
 use crate::throttle::LoginsBy;
 
 mod ledger;
@@ -21,6 +22,7 @@ const CHECKS: &str = "stage0_checks_total";
 const REFUSED: &str = "stage0_refused_total";
 const FAILED_LOGINS: &str = "stage0_failed_logins_total";
 const THROTTLED: &str = "stage0_throttled_total";
+const PROXY_HEADERS_REFUSED: &str = "stage0_proxy_headers_refused_total";
 const CONNECTIONS: &str = "stage0_connections";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 /// The route of a path that there is not.
@@ -56,6 +58,11 @@ pub(crate) fn describe() {
     describe_counter!(REFUSED, Unit::Count, "Requests refused, by the code of the error.");
     describe_counter!(FAILED_LOGINS, Unit::Count, "Failed logins counted against an address or a key id.");
     describe_counter!(THROTTLED, Unit::Count, "Requests and connections refused because of a limit, by the limit.");
+    describe_counter!(
+        PROXY_HEADERS_REFUSED,
+        Unit::Count,
+        "Connections of balancers closed for want of a PROXY header."
+    );
     describe_gauge!(CONNECTIONS, Unit::Count, "Connections that are open, also those that still shake hands.");
     describe_counter!(
         LEDGER_FAILURES,
@@ -91,6 +98,17 @@ pub(crate) fn throttled(throttle: Throttle) {
 
 pub(crate) fn login_failed(by: LoginsBy) {
     counter!(FAILED_LOGINS, "by" => logins(by)).increment(1);
+}
+
+pub(crate) fn proxy_header_refused(refused: Refused) {
+    let reason = match refused {
+        Refused::Missing => "missing",
+        Refused::Malformed => "malformed",
+        Refused::TooLong => "too_long",
+        Refused::Truncated => "truncated",
+        Refused::Late => "late",
+    };
+    counter!(PROXY_HEADERS_REFUSED, "reason" => reason).increment(1);
 }
 
 pub(crate) fn connection_opened() {
@@ -154,6 +172,7 @@ mod tests {
             refused(ErrorCode::Unauthorized);
             throttled(Throttle::Burst);
             login_failed(LoginsBy::Key);
+            proxy_header_refused(Refused::TooLong);
             connection_opened();
             connection_opened();
             connection_closed();
@@ -171,13 +190,14 @@ mod tests {
             "stage0_refused_total{reason=\"unauthorized\"} 1",
             "stage0_throttled_total{by=\"burst\"} 1",
             "stage0_failed_logins_total{by=\"key\"} 1",
+            "stage0_proxy_headers_refused_total{reason=\"too_long\"} 1",
             "stage0_connections 1",
             "stage0_ledger_failures_total{by=\"get\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
         let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!((count("# TYPE "), count("# HELP ")), (8, 8), "{page}");
+        assert_eq!((count("# TYPE "), count("# HELP ")), (9, 9), "{page}");
     }
 
     #[test]

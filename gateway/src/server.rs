@@ -2,7 +2,8 @@
 //!
 //! Each worker thread has a backplane connection of its own (measured: one shared connection costs a sixth of the throughput), and
 //! each connection listens for changed keys, so that a notice is missed only if all of them are down.
-//! Put together from the parts of actix and not by `HttpServer`, which has no place for [`Patient`] between TLS and HTTP.
+//! Put together from the parts of actix and not by `HttpServer`, which has no place for a PROXY header before TLS, nor for
+//! [`Patient`] behind it.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -36,6 +37,7 @@ use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::metrics::{self, Metered, Throttle};
 use crate::patience::{Limits, Patient};
+use crate::proxy_protocol::Balancers;
 use crate::quota::Quotas;
 use crate::recorder::{Recorder, recorder};
 use crate::routes::{self, Readiness};
@@ -197,22 +199,47 @@ fn serve(
     // By default 256 clients that never finish their handshake keep every other one of a worker waiting.
     max_concurrent_tls_connect(config.max_connections_per_worker);
     let (draining, config) = (server.graceful_shutdown_signal(), config.clone());
-    let connections = Connections::new(config.max_connections_per_address, config.trusted_proxies.clone());
-    let connections = Arc::new(connections);
+    let entrance = Arc::new(Entrance::new(&config));
     // Called once on each worker thread, which takes the next of the gates.
     let turn = Arc::new(AtomicUsize::new(0));
     let worker = move || {
         let turn = turn.fetch_add(1, Ordering::Relaxed) % gates.len().max(1);
-        https(&tls, &config, &connections, &draining, gates.get(turn))
+        https(&tls, &config, &entrance, &draining, gates.get(turn))
     };
     Ok(server.listen("gateway", listener, worker)?.run())
+}
+
+/// Where a connection gets its place, whoever of the workers has accepted it.
+struct Entrance {
+    balancers: Balancers,
+    connections: Arc<Connections>,
+}
+
+impl Entrance {
+    fn new(config: &GatewayConfig) -> Self {
+        let connections = Connections::new(config.max_connections_per_address, config.trusted_proxies.clone());
+        let balancers = Balancers::new(config.proxy_protocol_from.clone(), config.header_timeout);
+        Self { balancers, connections: Arc::new(connections) }
+    }
+
+    /// Finds out who is at the other end. An error closes the connection.
+    async fn admit(&self, mut stream: TcpStream) -> io::Result<Counted<TcpStream>> {
+        let peer = match stream.peer_addr() {
+            Ok(peer) => Some(self.balancers.peer(&mut stream, peer).await.map_err(io::Error::other)?),
+            Err(_) => None,
+        };
+        self.connections.admit(stream, peer).ok_or_else(|| {
+            metrics::throttled(Throttle::Connections);
+            io::ErrorKind::ConnectionRefused.into()
+        })
+    }
 }
 
 /// What becomes of an accepted connection: its place, then TLS, then patience, then HTTP/1.1.
 fn https(
     tls: &ServerConfig,
     config: &GatewayConfig,
-    connections: &Arc<Connections>,
+    entrance: &Arc<Entrance>,
     draining: &GracefulShutdownSignal,
     gate: Option<&Gate>,
 ) -> impl ServiceFactory<TcpStream, Config = ()> + use<> {
@@ -233,21 +260,15 @@ fn https(
             data.insert(stream.patience().clone());
         })
         .h1(map_config(app(&config.base_path, gate), |()| AppConfig::default()));
-    let connections = Arc::clone(connections);
+    let entrance = Arc::clone(entrance);
     let place = move |stream: TcpStream| {
-        let peer = stream.peer_addr().ok().map(|peer| peer.ip());
-        let placed = connections.admit(stream, peer);
-        async move {
-            placed.ok_or_else(|| {
-                metrics::throttled(Throttle::Connections);
-                AcceptError::Tls(io::ErrorKind::ConnectionRefused.into())
-            })
-        }
+        let entrance = Arc::clone(&entrance);
+        async move { entrance.admit(stream).await.map_err(AcceptError::Tls) }
     };
     fn_service(place)
         .and_then(acceptor.map_err(AcceptError::into_service_error))
         .map(move |stream: TlsStream<Counted<TcpStream>>| {
-            let peer = stream.get_ref().0.stream().peer_addr().ok();
+            let peer = stream.get_ref().0.peer();
             (Patient::new(stream, limits), peer)
         })
         .and_then(http.map_err(AcceptError::Service))

@@ -14,12 +14,14 @@
 )]
 
 mod api;
+mod balancer;
 mod process;
 mod raw;
 mod receiver;
 mod stack;
 
 pub use api::{Answer, Api};
+pub use balancer::Balancer;
 pub use process::Process;
 pub use raw::Raw;
 pub use receiver::{Authority, Delivery, Receiver, Reply};

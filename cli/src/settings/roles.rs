@@ -90,6 +90,7 @@ pub(crate) struct HttpSettings {
     body_timeout: Duration,
     keep_alive: Duration,
     trusted_proxies: TrustedProxies,
+    proxy_protocol_from: TrustedProxies,
     failed_logins_per_minute: u32,
     requests_per_second_per_address: u32,
     max_connections_per_worker: u32,
@@ -161,6 +162,7 @@ impl HttpSettings {
         let keep_alive = reader.required(&table::KEEP_ALIVE_MS, milliseconds);
         let failed_logins_per_minute = reader.required(&table::FAILED_LOGINS, count(1_000_000));
         let trusted_proxies = reader.optional(&table::TRUSTED_PROXIES, proxies).unwrap_or_default();
+        let proxy_protocol_from = reader.optional(&table::PROXY_PROTOCOL_FROM, proxies).unwrap_or_default();
         let requests_per_second_per_address = reader.required(&table::REQUESTS_PER_SECOND, count_or_off(1_000_000));
         let max_connections_per_address = reader.required(&table::CONNECTIONS_PER_ADDRESS, count_or_off(1_000_000));
         let max_connections_per_worker = reader.required(&table::MAX_CONNECTIONS, count(1_000_000));
@@ -176,6 +178,7 @@ impl HttpSettings {
             body_timeout: body_timeout?,
             keep_alive: keep_alive?,
             trusted_proxies,
+            proxy_protocol_from,
             failed_logins_per_minute: failed_logins_per_minute?,
             requests_per_second_per_address: requests_per_second_per_address?,
             max_connections_per_worker: max_connections_per_worker?,
@@ -197,6 +200,7 @@ impl HttpSettings {
             body_timeout: self.body_timeout,
             keep_alive: self.keep_alive,
             trusted_proxies: self.trusted_proxies,
+            proxy_protocol_from: self.proxy_protocol_from,
             failed_logins_per_minute: self.failed_logins_per_minute,
             requests_per_second_per_address: NonZeroU32::new(self.requests_per_second_per_address),
             max_connections_per_worker: size(Some(self.max_connections_per_worker))

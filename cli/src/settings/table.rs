@@ -48,6 +48,8 @@ settings! {
         (Dev, Optional), (Gateway, Optional)];
     TRUSTED_PROXIES = "trusted-proxies" "LIST" in "Server", "Addresses and networks, separated by commas, of proxies whose `Forwarded` or `X-Forwarded-For` tells the client's address; from others both are ignored", OPEN, All, &[
         (Dev, Optional), (Gateway, Optional)];
+    PROXY_PROTOCOL_FROM = "proxy-protocol-from" "LIST" in "Server", "Addresses and networks, separated by commas, of layer-4 balancers: each of their connections must begin with a PROXY protocol header of version 2, which tells the client's address; from others none is believed", OPEN, All, &[
+        (Dev, Optional), (Gateway, Optional)];
     TLS_CERT = "tls-cert" "FILE" in "TLS", "PEM file: the server's certificate, then its chain; read again when it changes", OPEN, All, &[
         (Gateway, Optional), (Receiver, Required)];
     TLS_KEY = "tls-key" "FILE" in "TLS", "PEM file: the certificate's private key", OPEN, All, &[
@@ -57,7 +59,7 @@ settings! {
 
     REQUEST_BUDGET_MS = "request-budget-ms" "MS" in "Limits", "Time from a request to its answer, the arrival of its body not counted", OPEN, All, &[
         (Dev, Default("2000")), (Gateway, Default("2000"))];
-    HEADER_TIMEOUT_MS = "header-timeout-ms" "MS" in "Limits", "Time in which a TLS handshake, and a request's headers, must arrive", OPEN, All, &[
+    HEADER_TIMEOUT_MS = "header-timeout-ms" "MS" in "Limits", "Time in which a PROXY header, a TLS handshake, and a request's headers, must arrive", OPEN, All, &[
         (Dev, Default("5000")), (Gateway, Default("5000"))];
     BODY_TIMEOUT_MS = "body-timeout-ms" "MS" in "Limits", "Time in which a body must arrive", OPEN, All, &[
         (Dev, Default("10000")), (Gateway, Default("10000"))];
@@ -69,7 +71,7 @@ settings! {
         (Dev, Default("10000")), (Gateway, Default("10000"))];
     MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
         (Dev, Default("25000")), (Gateway, Default("25000"))];
-    CONNECTIONS_PER_ADDRESS = "max-connections-per-address" "N" in "Limits", "Connections that one address holds at the same time before more are closed at once; trusted proxies have no limit; 0: none has", OPEN, All, &[
+    CONNECTIONS_PER_ADDRESS = "max-connections-per-address" "N" in "Limits", "Connections that one address holds at the same time before more are closed at once; trusted proxies have no limit, nor balancers for themselves; 0: none has", OPEN, All, &[
         (Dev, Default("20000")), (Gateway, Default("20000"))];
 
     QUOTAS_ON_FAILURE = "quotas-on-failure" "MODE" in "Limits", "What becomes of accounts with limits while their counters cannot be reached: `closed` refuses their checks (503), `open` lets them pass and counts them later", OPEN, All, &[

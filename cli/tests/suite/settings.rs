@@ -57,12 +57,14 @@ fn what_is_wrong_with_limits_proxies_and_plans_is_among_the_mistakes() {
     let file = dir.path().join("plans.toml");
     std::fs::write(&file, "[free]\ndaily = 0\n[pro]\nhourly = 3\n[gold]\n").unwrap();
     let mut command = stage0(&["dev", "--quotas-on-failure", "maybe", "--trusted-proxies", "10.0.0.0/99,nobody"]);
+    command.args(["--proxy-protocol-from", "10.0.0.1/8"]);
     command.args(["--runs-kept-seconds", "0", "--metrics-listen", "here", "--plans"]).arg(&file);
     let wrong = ended(&mut command);
     assert_eq!((wrong.code, wrong.out.as_str()), (64, ""));
     for part in [
         "--quotas-on-failure: must be `closed` or `open`",
         "--trusted-proxies: ",
+        "--proxy-protocol-from: must hold only addresses, and networks without host bits such as `10.0.0.0/8` (wrong: `10.0.0.1/8`)",
         "10.0.0.0/99",
         "nobody",
         "--runs-kept-seconds: must be a whole number from 1",

@@ -1,12 +1,12 @@
 //! Open connections, all of them and for each address.
 //!
-//! Owns the count, shared by all workers: a connection counts from its acceptance until its stream is dropped, however it ends. The
-//! peer counts and not what a header says, as there is no header yet; proxies that are trusted have no limit. Memory is bounded by
-//! what is open: an address without a connection is not in the table.
+//! Owns the count, shared by all workers: a connection counts from its place until its stream is dropped, however it ends. The
+//! peer counts and not what a request's header says, as there is no request yet; proxies that are trusted, and balancers for themselves,
+//! have no limit. Memory is bounded by what is open: an address without a connection is not in the table.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::address::{ClientNet, TrustedProxies};
 use crate::metrics;
+use crate::proxy_protocol::Peer;
 
 /// The table.
 pub(crate) struct Connections {
@@ -36,6 +37,7 @@ struct Place {
 /// A stream that has its place.
 pub(crate) struct Counted<S> {
     stream: S,
+    peer: Option<Peer>,
     _place: Place,
 }
 
@@ -45,12 +47,10 @@ impl Connections {
     }
 
     /// Counts a connection; gives none when its address has too many, and closes it by that.
-    pub(crate) fn admit<S>(self: &Arc<Self>, stream: S, peer: Option<IpAddr>) -> Option<Counted<S>> {
-        let limited = self.most.zip(peer.filter(|peer| !self.trusted.trusts(*peer)));
-        let client = match limited {
+    pub(crate) fn admit<S>(self: &Arc<Self>, stream: S, peer: Option<Peer>) -> Option<Counted<S>> {
+        let client = match self.most.zip(self.limited(peer)) {
             None => None,
-            Some((most, peer)) => {
-                let client = ClientNet::of(peer);
+            Some((most, client)) => {
                 let mut open = self.open();
                 let count = open.entry(client).or_insert(0);
                 if *count >= most.get() {
@@ -61,7 +61,14 @@ impl Connections {
             }
         };
         metrics::connection_opened();
-        Some(Counted { stream, _place: Place { connections: Arc::clone(self), client } })
+        Some(Counted { stream, peer, _place: Place { connections: Arc::clone(self), client } })
+    }
+
+    fn limited(&self, peer: Option<Peer>) -> Option<ClientNet> {
+        match peer? {
+            Peer::Client(client) => (!self.trusted.trusts(client.ip())).then(|| ClientNet::of(client.ip())),
+            Peer::Balancer(_) => None,
+        }
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<ClientNet, u32>> {
@@ -85,8 +92,9 @@ impl Drop for Place {
 }
 
 impl<S> Counted<S> {
-    pub(crate) fn stream(&self) -> &S {
-        &self.stream
+    /// Who is at the other end; unknown where the system cannot tell.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer.map(Peer::address)
     }
 }
 
@@ -145,8 +153,12 @@ mod tests {
         Arc::new(Connections::new(NonZeroU32::new(most), trusted))
     }
 
-    fn peer(text: &str) -> Option<IpAddr> {
-        Some(text.parse().unwrap())
+    fn at(text: &str) -> SocketAddr {
+        SocketAddr::new(text.parse().unwrap(), 4711)
+    }
+
+    fn peer(text: &str) -> Option<Peer> {
+        Some(Peer::Client(at(text)))
     }
 
     #[test]
@@ -172,5 +184,17 @@ mod tests {
             assert!(held.iter().all(Option::is_some), "{address}");
             assert!(connections.open().is_empty());
         }
+    }
+
+    #[test]
+    fn a_balancer_has_no_limit_for_itself_and_each_of_its_clients_has() {
+        let connections = connections(1);
+        let balancer = Some(Peer::Balancer(at("192.0.2.1")));
+        let held: Vec<_> = (0..10).map(|_| connections.admit((), balancer)).collect();
+        assert!(held.iter().all(Option::is_some));
+        let client = connections.admit((), peer("198.51.100.7")).unwrap();
+        assert_eq!(client.peer(), Some(at("198.51.100.7")));
+        assert!(connections.admit((), peer("198.51.100.7")).is_none());
+        assert!(connections.admit((), peer("198.51.100.8")).is_some());
     }
 }

@@ -10,6 +10,7 @@
 )]
 
 mod abuse;
+mod balancers;
 mod cases;
 mod clients;
 mod control;
