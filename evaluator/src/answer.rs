@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use stage0_contract::{
     Decided, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
@@ -14,7 +15,7 @@ use stage0_contract::{
 
 use crate::engine::Engine;
 use crate::facts::{Declared, Past};
-use crate::metrics;
+use crate::metrics::{self, Step};
 use crate::pack::{PackError, PackSet};
 use crate::run::Lesson;
 
@@ -43,7 +44,10 @@ impl Answers {
         let Some(engine) = self.engines.get(pack.version()) else {
             return (EvaluateReply::Unable("no engine for the policy version".to_owned()), None);
         };
-        guarded(question, pack.version(), || engine.answer(question, past))
+        let began = Instant::now();
+        let answer = guarded(question, pack.version(), || engine.answer(question, past));
+        metrics::took(Step::Policy, began.elapsed());
+        answer
     }
 
     /// What only the policy can find wrong with a request that is refused anyway.
@@ -82,7 +86,7 @@ fn guarded(
     // The engine keeps no state between questions, so nothing is left half done by a panic.
     match catch_unwind(AssertUnwindSafe(decide)) {
         Ok(Ok((decided, lesson))) => {
-            metrics::decided(decided.decision.verdict);
+            metrics::decided(&decided.decision);
             (EvaluateReply::Decided(Box::new(decided)), Some(lesson))
         }
         Ok(Err(errors)) => (EvaluateReply::Invalid(errors), None),

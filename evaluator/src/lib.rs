@@ -11,6 +11,7 @@ mod decision;
 mod engine;
 mod explain;
 mod facts;
+mod in_hand;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;

@@ -1,25 +1,81 @@
 //! What the evaluator counts, and under which names.
 //!
-//! Owns every name and label; none holds text of a request, an account or a run. Where nobody records, counting does nothing.
+//! Owns every name and label; none holds text of a request, an account or a run. INVARIANT: codes and versions are those of packs
+//! that this process has loaded, so the number of series is bounded. Where nobody records, counting does nothing.
 
-use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
-use stage0_contract::Verdict;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use stage0_contract::{Decision, PolicyVersion};
 
 const DECISIONS: &str = "stage0_decisions_total";
+const CODES: &str = "stage0_decision_codes_total";
+const SECONDS: &str = "stage0_decide_seconds";
+const IN_FLIGHT: &str = "stage0_in_flight";
+const POLICY: &str = "stage0_policy_info";
 const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 
+/// A part of deciding that takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Facts and rules of one check.
+    Policy,
+    /// Checks of one run that are decided together, from the first read of the ledger to the last write.
+    Run,
+}
+
+/// A question in hand; it no longer is when this is dropped.
+pub(crate) struct InFlight(());
+
 /// Tells whoever records what the names mean.
 pub(crate) fn describe() {
     describe_counter!(DECISIONS, Unit::Count, "Checks decided, by verdict; one that is decided again counts again.");
+    describe_counter!(CODES, Unit::Count, "Checks decided, by each reason code among their issues.");
+    describe_histogram!(
+        SECONDS,
+        Unit::Seconds,
+        "Time that deciding took: one check's policy, or a run with its ledger."
+    );
+    describe_gauge!(IN_FLIGHT, Unit::Count, "Questions that were taken and are not answered yet.");
+    describe_gauge!(
+        POLICY,
+        Unit::Count,
+        "1 for each policy version: the one that decides, and others that are loaded."
+    );
     describe_histogram!(TOGETHER, Unit::Count, "Checks of one run that were decided together.");
     describe_counter!(CONFLICTS, Unit::Count, "Runs read again because another evaluator wrote them meanwhile.");
     describe_counter!(LEDGER_FAILURES, Unit::Count, "Records that could not be read or written, by what they are.");
 }
 
-pub(crate) fn decided(verdict: Verdict) {
-    counter!(DECISIONS, "verdict" => verdict.as_str()).increment(1);
+pub(crate) fn decided(decision: &Decision) {
+    counter!(DECISIONS, "verdict" => decision.verdict.as_str()).increment(1);
+    let codes: BTreeSet<&str> = decision.issues.iter().map(|issue| issue.code.as_str()).collect();
+    for code in codes {
+        counter!(CODES, "code" => code.to_owned()).increment(1);
+    }
+}
+
+pub(crate) fn took(step: Step, time: Duration) {
+    let step = match step {
+        Step::Policy => "policy",
+        Step::Run => "run",
+    };
+    histogram!(SECONDS, "step" => step).record(time.as_secs_f64());
+}
+
+pub(crate) fn taken() -> InFlight {
+    gauge!(IN_FLIGHT).increment(1.0);
+    InFlight(())
+}
+
+pub(crate) fn policies(active: &PolicyVersion, loaded: &[PolicyVersion]) {
+    for version in loaded {
+        let state = if version == active { "active" } else { "loaded" };
+        gauge!(POLICY, "policy_version" => version.to_string(), "state" => state).set(1.0);
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a few dozen at most")]
@@ -33,4 +89,72 @@ pub(crate) fn conflict() {
 
 pub(crate) fn ledger_failed() {
     counter!(LEDGER_FAILURES, "by" => "runs").increment(1);
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        gauge!(IN_FLIGHT).decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Engine;
+    use crate::pack::Pack;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use serde_json::json;
+    use stage0_contract::CheckRequest;
+
+    fn page_of(work: impl FnOnce()) -> String {
+        let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, work);
+        recorder.handle().render()
+    }
+
+    #[test]
+    fn a_decision_counts_each_of_its_codes_once_and_no_word_of_the_caller() {
+        let engine = Engine::new(Pack::embedded().unwrap()).unwrap();
+        let body = json!({"goal": "CALLER_WORD deploy", "side_effects": ["CALLER_WORD", "deploy"], "tools": ["CALLER_WORD"],
+            "environment": "CALLER_WORD", "constraints": ["CALLER_WORD"]});
+        let mut decision = engine.decide(&CheckRequest::parse(body).unwrap(), 0).unwrap();
+        let twice = decision.issues[0].clone();
+        decision.issues.push(twice);
+        let page = page_of(|| decided(&decision));
+        for code in decision.issues.iter().map(|issue| &issue.code) {
+            assert!(engine.pack().rules().values().any(|rule| rule.code == *code), "{code}");
+            let line = format!("stage0_decision_codes_total{{code=\"{code}\"}} 1\n");
+            assert!(page.contains(&line), "{line} in\n{page}");
+        }
+        assert!(page.contains("stage0_decisions_total{verdict=\"DENY\"} 1\n") && !page.contains("CALLER"), "{page}");
+    }
+
+    #[test]
+    fn every_loaded_version_is_told_and_one_of_them_decides() {
+        let version = |text| PolicyVersion::parse(text).unwrap();
+        let (old, new) = (version("p@1.0.0+000000000001"), version("p@1.1.0+000000000002"));
+        let page = page_of(|| policies(&new, &[old.clone(), new.clone()]));
+        for line in [
+            format!("stage0_policy_info{{policy_version=\"{old}\",state=\"loaded\"}} 1\n"),
+            format!("stage0_policy_info{{policy_version=\"{new}\",state=\"active\"}} 1\n"),
+        ] {
+            assert!(page.contains(&line), "{line} in\n{page}");
+        }
+        assert_eq!(page.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).count(), 2, "{page}");
+    }
+
+    #[test]
+    fn every_name_is_described() {
+        let page = page_of(|| {
+            describe();
+            took(Step::Policy, Duration::ZERO);
+            drop(taken());
+            together(1);
+            conflict();
+            ledger_failed();
+        });
+        for name in [SECONDS, IN_FLIGHT, TOGETHER, CONFLICTS, LEDGER_FAILURES] {
+            assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
+        }
+    }
 }

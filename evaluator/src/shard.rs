@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{Backplane, Question, ServeError, Served};
+use stage0_backplane::{Backplane, ServeError, Served};
 use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewRequest, SettleRun, ShowRun};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::answer::Answers;
+use crate::in_hand::InHand;
 use crate::pack::{PackError, PackSet};
 use crate::run::{RunConfig, Runs};
 use crate::worker::{Connect, ConnectError};
@@ -97,33 +98,33 @@ impl Shard {
     async fn serve(self, stop: &CancellationToken) {
         let (answers, runs) = (&self.answers, &self.runs);
         tokio::join!(
-            until_stopped(self.evaluate, stop, async |check: Question<EvaluateRequest>| {
-                match Runs::place(&check.request) {
+            until_stopped(self.evaluate, stop, async |check: InHand<EvaluateRequest>| {
+                match Runs::place(&check.question.request) {
                     Some(place) => runs.evaluate(answers, place, check).await,
                     None => {
-                        let (reply, _) = answers.evaluate(&check.request, None);
-                        check.answer(&reply).await;
+                        let (reply, _) = answers.evaluate(&check.question.request, None);
+                        check.decided(&reply).await;
                     }
                 }
             }),
-            until_stopped(self.review, stop, async |question: Question<ReviewRequest>| {
-                let reply = answers.review(&question.request);
-                question.answer(&reply).await;
+            until_stopped(self.review, stop, async |asked: InHand<ReviewRequest>| {
+                let reply = answers.review(&asked.question.request);
+                asked.answer(&reply).await;
             }),
-            until_stopped(self.status, stop, async |question: Question<EvaluatorStatus>| {
-                question.answer(&answers.status()).await;
+            until_stopped(self.status, stop, async |asked: InHand<EvaluatorStatus>| {
+                asked.answer(&answers.status()).await;
             }),
-            until_stopped(self.show, stop, async |question: Question<ShowRun>| {
-                let reply = runs.show(&question.request, question.deadline).await;
-                question.answer(&reply).await;
+            until_stopped(self.show, stop, async |asked: InHand<ShowRun>| {
+                let reply = runs.show(&asked.question.request, asked.question.deadline).await;
+                asked.answer(&reply).await;
             }),
-            until_stopped(self.end, stop, async |question: Question<EndRun>| {
-                let reply = runs.end(&question.request, question.deadline).await;
-                question.answer(&reply).await;
+            until_stopped(self.end, stop, async |asked: InHand<EndRun>| {
+                let reply = runs.end(&asked.question.request, asked.question.deadline).await;
+                asked.answer(&reply).await;
             }),
-            until_stopped(self.settle, stop, async |question: Question<SettleRun>| {
-                let reply = runs.settle(&question.request, question.deadline).await;
-                question.answer(&reply).await;
+            until_stopped(self.settle, stop, async |asked: InHand<SettleRun>| {
+                let reply = runs.settle(&asked.question.request, asked.question.deadline).await;
+                asked.answer(&reply).await;
             }),
         );
         self.backplane.requests.close().await;
@@ -132,7 +133,7 @@ impl Shard {
 
 /// Answers until `stop`, then what had arrived before it. What needs the ledger waits for it beside the others; the rest is answered
 /// where it arrives.
-async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToken, answer: impl AsyncFn(Question<R>)) {
+async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToken, answer: impl AsyncFn(InHand<R>)) {
     let mut in_hand = FuturesUnordered::new();
     let (mut stopping, mut emptied) = (false, false);
     while !(emptied && in_hand.is_empty()) {
@@ -144,7 +145,7 @@ async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToke
             }
             Some(()) = in_hand.next(), if !in_hand.is_empty() => {}
             question = inbox.next(), if !emptied && in_hand.len() < MOST_IN_HAND => match question {
-                Some(question) => in_hand.push(answer(question)),
+                Some(question) => in_hand.push(answer(InHand::new(question))),
                 None => emptied = true,
             },
         }

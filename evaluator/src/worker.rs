@@ -98,6 +98,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         said.await.map_err(|_| BuildError::Ended)?.map_err(BuildError::Shard)?;
     }
     let active = packs.active().version().clone();
+    metrics::policies(&active, &packs.versions());
     tracing::info!(policy_version = %active, shards = count, "evaluator serves");
     guard.disarm();
     Ok(Evaluator { active, shards, ended, stop })

@@ -13,16 +13,17 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use stage0_backplane::{Ledger, PutError, Question, Revision};
+use stage0_backplane::{Ledger, PutError, Revision};
 use stage0_contract::{
-    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RunEnded, RunId, RunSettled,
-    RunView, SettleRun, ShowRun,
+    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
+    RunSettled, RunView, SettleRun, ShowRun,
 };
 use tokio::time::Instant;
 
 use super::{Occasion, RunState, refused};
 use crate::answer::Answers;
-use crate::metrics;
+use crate::in_hand::InHand;
+use crate::metrics::{self, Step};
 
 /// Checks of one run that are written together at most.
 const MOST_TOGETHER: usize = 64;
@@ -59,7 +60,7 @@ pub(crate) struct Runs {
 }
 
 /// A check of a run.
-type Check = Question<EvaluateRequest>;
+type Check = InHand<EvaluateRequest>;
 
 /// Why a run could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +116,7 @@ impl Runs {
                 Some(_) | None => check,
             }
         };
-        full.answer(&EvaluateReply::Unable("too many checks of runs wait for the ledger".to_owned())).await;
+        full.decided(&EvaluateReply::Unable("too many checks of runs wait for the ledger".to_owned())).await;
         None
     }
 
@@ -132,13 +133,15 @@ impl Runs {
     }
 
     async fn decide(&self, answers: &Answers, place: &str, mut batch: Vec<Check>) {
+        let began = Instant::now();
         loop {
             let now = Instant::now();
             // Nobody waits any more: nothing may be counted.
-            if batch.iter().all(|check| check.deadline <= now) {
+            if batch.iter().all(|check| check.question.deadline <= now) {
+                batch.into_iter().for_each(Check::late);
                 return;
             }
-            let deadline = batch.iter().map(|check| check.deadline).max().unwrap_or(now);
+            let deadline = batch.iter().map(|check| check.question.deadline).max().unwrap_or(now);
             let replies = match self.attempt(answers, place, &batch, deadline).await {
                 Ok(Some(replies)) => {
                     metrics::together(batch.len());
@@ -151,14 +154,16 @@ impl Runs {
                     continue;
                 }
                 Err(error) => {
+                    // Each check says so in the log, under its own id.
                     metrics::ledger_failed();
-                    tracing::warn!(error = &error as &dyn std::error::Error, checks = batch.len(), "run state failed");
                     batch.iter().map(|_| Some(EvaluateReply::Unable(error.to_string()))).collect()
                 }
             };
+            metrics::took(Step::Run, began.elapsed());
             for (check, reply) in batch.into_iter().zip(replies) {
-                if let Some(reply) = reply {
-                    check.answer(&reply).await;
+                match reply {
+                    Some(reply) => check.decided(&reply).await,
+                    None => check.late(),
                 }
             }
             return;
@@ -182,18 +187,18 @@ impl Runs {
         deadline: Instant,
     ) -> Result<Option<Vec<Option<EvaluateReply>>>, RunError> {
         let Found { state, revision } = self.read(place, deadline).await?;
-        let latest = batch.iter().map(|check| check.request.evaluated_at).max().unwrap_or_default();
+        let latest = batch.iter().map(|check| check.question.request.evaluated_at).max().unwrap_or_default();
         let before = state.unwrap_or_else(|| RunState::new(latest));
         let mut state = before.clone();
         state.expire(latest, seconds(self.config.reserved_for));
         let started = Instant::now();
         let mut replies = Vec::with_capacity(batch.len());
         for check in batch {
-            if check.deadline <= started {
+            if check.question.deadline <= started {
                 replies.push(None);
                 continue;
             }
-            let question = &check.request;
+            let question = &check.question.request;
             let occasion = Occasion {
                 now: question.evaluated_at,
                 request_id: question.request_id,
@@ -247,7 +252,7 @@ impl Runs {
                 ManageReply::Done(state.view(question.run_id.clone(), now, reserved_for))
             }
             Ok(Found { state: None, .. }) => refused(Refusal::NotFound),
-            Err(error) => failed(&error),
+            Err(error) => failed(&question.account, None, &error),
         }
     }
 
@@ -269,7 +274,7 @@ impl Runs {
                 }
                 Ok(Some(false)) => pause().await,
                 Ok(None) => return refused(Refusal::NotFound),
-                Err(error) => return failed(&error),
+                Err(error) => return failed(&question.account, None, &error),
             }
         }
     }
@@ -281,7 +286,7 @@ impl Runs {
         loop {
             let Found { state, revision } = match self.read(&place, deadline).await {
                 Ok(found) => found,
-                Err(error) => return failed(&error),
+                Err(error) => return failed(account, Some(request_id), &error),
             };
             let Some(before) = state else { return refused(Refusal::NotFound) };
             let (mut state, now) = (before.clone(), Timestamp::now().as_second());
@@ -296,7 +301,7 @@ impl Runs {
                     return ManageReply::Done(state.settled(run_id.clone(), *request_id, estimate, *actual_micros));
                 }
                 Ok(false) => pause().await,
-                Err(error) => return failed(&error),
+                Err(error) => return failed(account, Some(request_id), &error),
             }
         }
     }
@@ -313,9 +318,11 @@ fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 
-fn failed<T>(error: &RunError) -> ManageReply<T> {
+/// `request_id` is the check's that the question is about, where it is about one.
+fn failed<T>(account: &AccountId, request_id: Option<&RequestId>, error: &RunError) -> ManageReply<T> {
     metrics::ledger_failed();
-    tracing::warn!(error = error as &dyn std::error::Error, "run state failed");
+    let request_id = request_id.map(tracing::field::display);
+    tracing::warn!(request_id, %account, error = error as &dyn std::error::Error, "run state failed");
     ManageReply::Failed
 }
 

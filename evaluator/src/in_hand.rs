@@ -1,0 +1,199 @@
+//! A question from when it is taken until it is answered.
+//!
+//! Owns the count of those and the line that a check leaves in the log, so that `request_id` finds it here too. The line says how it
+//! ended and nothing of what was asked. INVARIANT: every way out of here counts it down, and a check that is not answered is said.
+
+use stage0_backplane::Question;
+use stage0_contract::{EvaluateReply, EvaluateRequest, Request};
+use tokio::time::Instant;
+
+use crate::metrics::{self, InFlight};
+
+/// A question that was taken.
+pub(crate) struct InHand<R> {
+    pub(crate) question: Question<R>,
+    since: Instant,
+    _counted: InFlight,
+}
+
+impl<R: Request> InHand<R> {
+    pub(crate) fn new(question: Question<R>) -> Self {
+        Self { question, since: Instant::now(), _counted: metrics::taken() }
+    }
+
+    pub(crate) async fn answer(self, reply: &R::Reply) {
+        self.question.answer(reply).await;
+    }
+}
+
+impl InHand<EvaluateRequest> {
+    /// Answers a check.
+    pub(crate) async fn decided(self, reply: &EvaluateReply) {
+        let EvaluateRequest { request_id, account, .. } = &self.question.request;
+        let duration_ms = self.since.elapsed().as_secs_f64() * 1e3;
+        match reply {
+            EvaluateReply::Decided(decided) => {
+                let (verdict, policy_version) = (decided.decision.verdict.as_str(), &decided.decision.policy_version);
+                tracing::debug!(%request_id, %account, verdict, %policy_version, duration_ms, "check decided");
+            }
+            EvaluateReply::Invalid(errors) => {
+                tracing::debug!(%request_id, %account, errors = errors.len(), duration_ms, "check refused");
+            }
+            EvaluateReply::Unable(reason) => {
+                tracing::warn!(%request_id, %account, reason, duration_ms, "check could not be decided");
+            }
+        }
+        self.answer(reply).await;
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn late(self) {
+        let EvaluateRequest { request_id, account, .. } = &self.question.request;
+        let duration_ms = self.since.elapsed().as_secs_f64() * 1e3;
+        tracing::warn!(%request_id, %account, duration_ms, "check was not decided in time");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use serde_json::{Value, json};
+    use stage0_backplane::Backplane;
+    use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId};
+    use tracing_subscriber::filter::LevelFilter;
+
+    use super::*;
+    use crate::answer::Answers;
+    use crate::pack::PackSet;
+    use crate::run::{RunConfig, Runs};
+
+    const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What work leaves behind: the lines of the log, as a role writes them, and the page of metrics.
+    fn left_by(work: impl Future<Output = ()>) -> (Vec<Value>, String) {
+        let written = Written::default();
+        let lines = written.clone();
+        let json = tracing_subscriber::fmt().json().flatten_event(true).with_max_level(LevelFilter::DEBUG);
+        let subscriber = json.with_writer(move || lines.clone()).finish();
+        let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tracing::subscriber::with_default(subscriber, || {
+            ::metrics::with_local_recorder(&recorder, || runtime.block_on(work));
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        (text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), recorder.handle().render())
+    }
+
+    /// The only line about the check.
+    fn only(lines: &[Value]) -> Value {
+        let found: Vec<&Value> = lines.iter().filter(|line| line["request_id"] == ID).collect();
+        assert_eq!(found.len(), 1, "{lines:#?}");
+        found[0].clone()
+    }
+
+    /// Asks a check, has it worked on, and waits for its answer.
+    async fn ask(backplane: &Backplane, run: Option<&str>, work: impl AsyncFnOnce(InHand<EvaluateRequest>)) {
+        let mut served = backplane.requests.serve::<EvaluateRequest>().await.unwrap();
+        let mut body = json!({"goal": "tell nobody", "success_criteria": ["x"]});
+        if let Some(run) = run {
+            body["context"] = json!({"run_id": run});
+        }
+        let question = EvaluateRequest {
+            request_id: RequestId::parse(ID).unwrap(),
+            account: AccountId::parse("acc").unwrap(),
+            request: CheckRequest::parse(body).unwrap(),
+            evaluated_at: 1_773_662_400,
+            operation: None,
+            caller: CallerTexts::default(),
+        };
+        let asked = backplane.requests.ask(&question, Duration::from_secs(5));
+        let working = async { work(InHand::new(served.next().await.unwrap())).await };
+        // A check that is late has no answer: `asked` ends by its deadline.
+        let _ = tokio::join!(working, asked);
+    }
+
+    fn answers() -> Answers {
+        Answers::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
+    }
+
+    #[test]
+    fn a_check_leaves_one_line_with_its_id_and_nothing_of_what_it_asked() {
+        let (lines, page) = left_by(async {
+            let answers = answers();
+            ask(&Backplane::embedded(), None, async |check| {
+                let (reply, _) = answers.evaluate(&check.question.request, None);
+                check.decided(&reply).await;
+            })
+            .await;
+        });
+        let line = only(&lines);
+        assert_eq!((&line["level"], &line["message"]), (&json!("DEBUG"), &json!("check decided")));
+        assert_eq!((&line["account"], &line["verdict"]), (&json!("acc"), &json!("ALLOW")));
+        assert!(line["policy_version"].as_str().unwrap().starts_with("baseline@") && line["duration_ms"].is_f64());
+        assert!(!line.to_string().contains("tell nobody"));
+        assert!(page.contains("stage0_decide_seconds_count{step=\"policy\"} 1\n"), "{page}");
+    }
+
+    #[test]
+    fn a_check_of_a_run_leaves_its_line_and_the_time_of_the_ledger() {
+        let (lines, page) = left_by(async {
+            let (answers, backplane) = (answers(), Backplane::embedded());
+            let runs = Runs::new(Arc::clone(&backplane.ledger), RunConfig::default());
+            ask(&backplane, Some("r"), async |check| {
+                let place = Runs::place(&check.question.request).unwrap();
+                runs.evaluate(&answers, place, check).await;
+            })
+            .await;
+        });
+        assert_eq!(only(&lines)["message"], "check decided");
+        assert!(page.contains("stage0_decide_seconds_count{step=\"run\"} 1\n"), "{page}");
+        assert!(page.contains("stage0_in_flight 0\n"), "{page}");
+    }
+
+    #[test]
+    fn a_check_that_cannot_be_decided_or_is_late_is_a_warning_with_its_id() {
+        let (lines, _) = left_by(ask(&Backplane::embedded(), None, async |check| {
+            check.decided(&EvaluateReply::Unable("why".to_owned())).await;
+        }));
+        let line = only(&lines);
+        assert_eq!((&line["level"], &line["reason"]), (&json!("WARN"), &json!("why")));
+        let (lines, _) = left_by(async {
+            tokio::time::pause();
+            ask(&Backplane::embedded(), None, async |check| check.late()).await;
+        });
+        let line = only(&lines);
+        assert_eq!((&line["level"], &line["account"]), (&json!("WARN"), &json!("acc")));
+    }
+
+    #[test]
+    fn a_question_is_in_flight_until_it_is_answered() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        ::metrics::with_local_recorder(&recorder, || {
+            runtime.block_on(ask(&Backplane::embedded(), None, async |check| {
+                assert!(recorder.handle().render().contains("stage0_in_flight 1\n"));
+                check.answer(&EvaluateReply::Invalid(Vec::new())).await;
+            }));
+        });
+        assert!(recorder.handle().render().contains("stage0_in_flight 0\n"));
+    }
+}
