@@ -177,7 +177,7 @@ async fn operator(backplane: &Backplane, keys: &Path) -> anyhow::Result<Caller> 
     let key = ApiKey::parse(text.trim()).context("the operator's key")?;
     loop {
         // Its loops start beside this one.
-        match backplane.requests.ask(&VerifyKey { key: key.clone() }, WITHIN).await {
+        match backplane.requests.ask(&VerifyKey { key: key.clone(), request_id: None }, WITHIN).await {
             Ok(VerifyKeyReply::Valid(identity)) => return Ok(Caller::from(&identity)),
             Ok(_) => bail!("the operator's key is refused"),
             Err(stage0_backplane::AskError::Absent) => tokio::task::yield_now().await,

@@ -150,6 +150,9 @@ pub struct EvaluatorStatusReply {
 pub struct VerifyKey {
     /// As presented.
     pub key: ApiKey,
+    /// For the logs of both: the request for which this is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
 }
 
 impl Request for VerifyKey {
@@ -176,6 +179,9 @@ pub enum VerifyKeyReply {
 pub struct RefreshKey {
     /// The key's id.
     pub key_id: KeyId,
+    /// For the logs of both: the request for which this is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
 }
 
 impl Request for RefreshKey {

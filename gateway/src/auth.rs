@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix_web::HttpRequest;
-use stage0_contract::{ApiKey, KeyIdentity};
+use stage0_contract::{ApiKey, KeyIdentity, RequestId};
 
 use crate::address::Client;
 use crate::errors::ApiError;
 use crate::keyring::{KeystoreError, Known};
 use crate::metrics;
+use crate::routes::request_id;
 use crate::state::Gate;
 use crate::throttle::LoginsBy;
 
@@ -28,10 +29,12 @@ pub(crate) async fn identify(
     // Two keys are as good as none: which of them would a proxy have judged?
     let (Some(value), None) = (presented.next(), presented.next()) else { return Err(ApiError::Unauthorized) };
     let client = Client::of_request(request).map(Client::net);
+    let request_id = request_id(request);
+    let unavailable = |error| unavailable(request_id, &error);
     let key = value.to_str().ok().and_then(|text| ApiKey::parse(text).ok());
     if let Some(key) = &key {
-        let known = gate.keyring.look_up(key, gate.requests(), deadline).await;
-        match known.map_err(|error| unavailable(&error))? {
+        let known = gate.keyring.look_up(key, gate.requests(), deadline, request_id).await;
+        match known.map_err(unavailable)? {
             Known::Yes(identity) => return Ok(identity),
             Known::Gone => return Err(ApiError::Unauthorized),
             Known::No => {}
@@ -42,7 +45,7 @@ pub(crate) async fn identify(
         return Err(ApiError::TooManyFailedLogins(blocked));
     }
     let verified = match &key {
-        Some(key) => gate.keyring.verify(key, gate.requests(), deadline).await.map_err(|error| unavailable(&error))?,
+        Some(key) => gate.keyring.verify(key, gate.requests(), deadline, request_id).await.map_err(unavailable)?,
         None => None,
     };
     verified.ok_or_else(|| {
@@ -53,7 +56,8 @@ pub(crate) async fn identify(
     })
 }
 
-fn unavailable(error: &KeystoreError) -> ApiError {
-    tracing::warn!(error = error as &dyn std::error::Error, "key could not be judged");
+fn unavailable(request_id: Option<RequestId>, error: &KeystoreError) -> ApiError {
+    let request_id = request_id.map(tracing::field::display);
+    tracing::warn!(request_id, error = error as &dyn std::error::Error, "key could not be judged");
     ApiError::Unavailable
 }

@@ -14,7 +14,9 @@ use moka::future::Cache;
 use moka::ops::compute::{CompResult, Op};
 use sha2::Sha256;
 use stage0_backplane::{Backplane, Event, Requests, ServeError};
-use stage0_contract::{ApiKey, KeyChanged, KeyIdentity, RefreshKey, RefreshKeyReply, VerifyKey, VerifyKeyReply};
+use stage0_contract::{
+    ApiKey, KeyChanged, KeyIdentity, RefreshKey, RefreshKeyReply, RequestId, VerifyKey, VerifyKeyReply,
+};
 
 /// How long the keystore's word is good without a notice.
 const TRUST: Duration = Duration::from_secs(60);
@@ -99,6 +101,7 @@ impl Keyring {
         key: &ApiKey,
         keystore: &dyn Requests,
         deadline: tokio::time::Instant,
+        request_id: Option<RequestId>,
     ) -> Result<Known, KeystoreError> {
         let digest = self.digest(key);
         let Some(vouched) = self.known.get(&digest).await else { return Ok(Known::No) };
@@ -112,7 +115,7 @@ impl Keyring {
             .and_try_compute_with(async |entry| match entry.map(moka::Entry::into_value) {
                 None => Ok(Op::Nop),
                 Some(vouched) if self.trusts(&vouched) => Ok(Op::Nop),
-                Some(_) => self.renew(key, keystore, deadline).await,
+                Some(_) => self.renew(key, keystore, deadline, request_id).await,
             })
             .await?;
         Ok(match result {
@@ -129,10 +132,11 @@ impl Keyring {
         key: &ApiKey,
         keystore: &dyn Requests,
         deadline: tokio::time::Instant,
+        request_id: Option<RequestId>,
     ) -> Result<Op<Arc<Vouched>>, KeystoreError> {
         for _ in 0..MOST_TRIES {
             let (epoch, since) = (self.epoch.load(Ordering::SeqCst), Instant::now());
-            let question = RefreshKey { key_id: key.id().clone() };
+            let question = RefreshKey { key_id: key.id().clone(), request_id };
             let identity = match keystore.ask_until(&question, deadline).await? {
                 RefreshKeyReply::Live(identity) => identity,
                 RefreshKeyReply::Gone => return Ok(Op::Remove),
@@ -151,10 +155,11 @@ impl Keyring {
         key: &ApiKey,
         keystore: &dyn Requests,
         deadline: tokio::time::Instant,
+        request_id: Option<RequestId>,
     ) -> Result<Option<Arc<KeyIdentity>>, KeystoreError> {
         let verified = self.known.try_get_with(self.digest(key), async {
             let (epoch, since) = (self.epoch.load(Ordering::SeqCst), Instant::now());
-            match keystore.ask_until(&VerifyKey { key: key.clone() }, deadline).await {
+            match keystore.ask_until(&VerifyKey { key: key.clone(), request_id }, deadline).await {
                 Ok(VerifyKeyReply::Valid(identity)) => {
                     Ok(Arc::new(Vouched { identity: Arc::new(identity), since, epoch }))
                 }
@@ -167,7 +172,7 @@ impl Keyring {
         match verified.await {
             Ok(vouched) if self.trusts(&vouched) => Ok(self.alive(&vouched)),
             // A notice arrived while the hash was computed: ask once more what holds now.
-            Ok(_) => match self.look_up(key, keystore, deadline).await? {
+            Ok(_) => match self.look_up(key, keystore, deadline, request_id).await? {
                 Known::Yes(identity) => Ok(Some(identity)),
                 Known::Gone | Known::No => Ok(None),
             },

@@ -180,7 +180,7 @@ fn log(response: &ServiceResponse<impl MessageBody>, request_id: RequestId, star
     }
 }
 
-fn request_id(request: &HttpRequest) -> Option<RequestId> {
+pub(crate) fn request_id(request: &HttpRequest) -> Option<RequestId> {
     stamp_of(request).map(|stamp| stamp.id)
 }
 

@@ -2,11 +2,18 @@
 //!
 //! Owns every name and label; no label holds a key, an id or an account. Where nobody records, counting does nothing.
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use stage0_contract::VerifyKeyReply;
 
 const HASHES: &str = "stage0_key_hashes_total";
 const QUEUE: &str = "stage0_key_hash_queue";
+const THREADS: &str = "stage0_key_hash_threads";
+const SECONDS: &str = "stage0_key_hash_seconds";
+const WAIT_SECONDS: &str = "stage0_key_hash_wait_seconds";
+const CHANGES: &str = "stage0_keystore_changes_total";
+const WRITABLE: &str = "stage0_keystore_writable";
 
 /// A hash that runs or waits to; it no longer does when this is dropped.
 pub(crate) struct Queued(());
@@ -15,16 +22,25 @@ pub(crate) struct Queued(());
 pub(crate) fn describe() {
     describe_counter!(HASHES, Unit::Count, "Keys that were to be hashed, by outcome; a busy pool hashes nothing.");
     describe_gauge!(QUEUE, Unit::Count, "Keys that are being hashed or wait to be.");
+    describe_gauge!(THREADS, Unit::Count, "Keys that may be hashed at a time.");
+    describe_histogram!(SECONDS, Unit::Seconds, "Time that the hash of one key took, its record's reading included.");
+    describe_histogram!(WAIT_SECONDS, Unit::Seconds, "Time that a key waited for its hash to begin.");
+    describe_counter!(CHANGES, Unit::Count, "Changes of accounts, keys and endpoints, by whether they were stored.");
+    describe_gauge!(WRITABLE, Unit::Count, "1 while changes can be stored, 0 since a write failed.");
 }
 
 pub(crate) fn judged(reply: &VerifyKeyReply) {
-    let outcome = match reply {
+    counter!(HASHES, "outcome" => outcome(reply)).increment(1);
+}
+
+/// As label and in the log.
+pub(crate) fn outcome(reply: &VerifyKeyReply) -> &'static str {
+    match reply {
         VerifyKeyReply::Valid(_) => "valid",
         VerifyKeyReply::Invalid => "invalid",
         VerifyKeyReply::Busy => "busy",
         VerifyKeyReply::Failed => "failed",
-    };
-    counter!(HASHES, "outcome" => outcome).increment(1);
+    }
 }
 
 pub(crate) fn queued() -> Queued {
@@ -32,8 +48,63 @@ pub(crate) fn queued() -> Queued {
     Queued(())
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a few hundred at most")]
+pub(crate) fn threads(workers: usize) {
+    gauge!(THREADS).set(workers as f64);
+}
+
+pub(crate) fn hashed(waited: Duration, took: Duration) {
+    histogram!(WAIT_SECONDS).record(waited.as_secs_f64());
+    histogram!(SECONDS).record(took.as_secs_f64());
+}
+
+pub(crate) fn changed(stored: bool) {
+    counter!(CHANGES, "outcome" => if stored { "stored" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn writable(writable: bool) {
+    gauge!(WRITABLE).set(f64::from(u8::from(writable)));
+}
+
 impl Drop for Queued {
     fn drop(&mut self) {
         gauge!(QUEUE).decrement(1.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[test]
+    fn every_name_is_described_and_every_count_arrives_under_its_name() {
+        let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            judged(&VerifyKeyReply::Failed);
+            drop(queued());
+            threads(3);
+            hashed(Duration::from_secs(2), Duration::from_millis(20));
+            changed(true);
+            changed(false);
+            writable(true);
+        });
+        let page = recorder.handle().render();
+        for line in [
+            "stage0_key_hashes_total{outcome=\"failed\"} 1",
+            "stage0_key_hash_queue 0",
+            "stage0_key_hash_threads 3",
+            "stage0_key_hash_seconds_sum 0.02",
+            "stage0_key_hash_wait_seconds_sum 2",
+            "stage0_keystore_changes_total{outcome=\"stored\"} 1",
+            "stage0_keystore_changes_total{outcome=\"failed\"} 1",
+            "stage0_keystore_writable 1",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE] {
+            assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
+        }
     }
 }

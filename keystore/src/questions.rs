@@ -42,8 +42,8 @@ pub(crate) async fn serve_all(
 }
 
 async fn join_keys(joined: &mut Joined<'_>) -> Result<(), ServeError> {
-    joined.join(|at, call: VerifyKey, _| async move { at.verifier.verify(call.key).await }).await?;
-    joined.join(|at, call: RefreshKey, _| async move { at.verifier.refresh(call.key_id).await }).await?;
+    joined.join(|at, call: VerifyKey, _| async move { at.verifier.verify(call).await }).await?;
+    joined.join(|at, call: RefreshKey, _| async move { at.verifier.refresh(call).await }).await?;
     joined.join(|at, _: KeystoreStatus, _| async move { at.status() }).await?;
     joined.join(|at, call: CreateAccount, until| async move { at.create_account(call, until).await }).await?;
     joined.join(|at, call: ListAccounts, _| async move { at.list_accounts(call).await }).await?;

@@ -17,6 +17,7 @@ use crate::bootstrap::OPERATOR_KEY_FILE;
 use crate::disk;
 use crate::image::{Image, Lineage, Position};
 use crate::journal::{self, AppendError, End, Journal, Replay, RewriteError};
+use crate::metrics;
 use crate::record::Record;
 use crate::recovery::{self, Fault, Plan, StoreFound};
 use crate::store::{self, Store, StoreError};
@@ -119,12 +120,19 @@ impl Vault {
                 return Err(repair.refused(&Fault::StoreDisagrees));
             }
         };
+        metrics::writable(true);
         let writable = Arc::new(AtomicBool::new(true));
         Ok(Self { journal, store, position, writable, _lock: lock })
     }
 
     /// Stores one change. `Ok` means that it survives a power cut in both places.
     pub(crate) fn commit(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        let done = self.write(records);
+        metrics::changed(done.is_ok());
+        done
+    }
+
+    fn write(&mut self, records: &[Record]) -> Result<(), CommitError> {
         if !self.writable.load(Ordering::Acquire) {
             return Err(CommitError::ReadOnly);
         }
@@ -188,6 +196,7 @@ impl Vault {
 
     fn stop_writing(&self) {
         self.writable.store(false, Ordering::Release);
+        metrics::writable(false);
         tracing::error!("keystore takes no more changes until it is restarted");
     }
 }
@@ -303,6 +312,7 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 mod tests {
     use super::*;
     use crate::record::tests::{account, at, key};
+    use metrics_exporter_prometheus::PrometheusBuilder;
 
     fn open(dir: &Path) -> Vault {
         Vault::open(dir, Lineage::from_random([1; 16]), at(1)).unwrap()
@@ -323,6 +333,23 @@ mod tests {
         drop(vault);
         let mut vault = open(dir.path());
         vault.commit(&[Record::Account(account("b"))]).unwrap();
+    }
+
+    #[test]
+    fn a_keystore_that_takes_no_more_changes_says_so_in_its_metrics() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let says = |line: &str| recorder.handle().render().lines().any(|found| found == line);
+        ::metrics::with_local_recorder(&recorder, || {
+            let dir = tempfile::tempdir().unwrap();
+            let mut vault = open(dir.path());
+            vault.commit(&[Record::Account(account("a"))]).unwrap();
+            assert!(says("stage0_keystore_writable 1"));
+            vault.journal.lose_the_right_to_write();
+            assert!(vault.commit(&[Record::Account(account("b"))]).is_err());
+        });
+        assert!(says("stage0_keystore_writable 0"));
+        assert!(says("stage0_keystore_changes_total{outcome=\"stored\"} 1"));
+        assert!(says("stage0_keystore_changes_total{outcome=\"failed\"} 1"));
     }
 
     #[test]

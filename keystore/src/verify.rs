@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use stage0_contract::{ApiKey, KeyId, KeyIdentity, RefreshKeyReply, VerifyKeyReply};
+use stage0_contract::{ApiKey, KeyId, KeyIdentity, RefreshKey, RefreshKeyReply, VerifyKey, VerifyKeyReply};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::hash::{HashError, Hasher};
@@ -60,12 +61,23 @@ impl Verifier {
     /// `pool`: hashes at a time, and how many more may wait.
     pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, plans: Plans, pool: (usize, usize)) -> Self {
         let (workers, queue) = pool;
+        metrics::threads(workers);
         let (running, admitted) = (Arc::new(Semaphore::new(workers)), Semaphore::new(workers.saturating_add(queue)));
         Self { store, hasher, clock, plans, running, admitted, queue, flights: Mutex::default() }
     }
 
     /// Costs one hash, shared by all who ask for the same key meanwhile.
-    pub(crate) async fn verify(self: &Arc<Self>, key: ApiKey) -> VerifyKeyReply {
+    pub(crate) async fn verify(self: &Arc<Self>, call: VerifyKey) -> VerifyKeyReply {
+        let began = Instant::now();
+        let reply = self.share(&call).await;
+        let (request_id, duration_ms) = (call.request_id.map(tracing::field::display), milliseconds(began));
+        tracing::debug!(request_id, key_id = %call.key.id(), outcome = metrics::outcome(&reply), duration_ms, "key verified");
+        reply
+    }
+
+    /// Flies, or joins who does.
+    async fn share(self: &Arc<Self>, call: &VerifyKey) -> VerifyKeyReply {
+        let VerifyKey { key, request_id } = call;
         let fingerprint: Fingerprint = Sha256::digest(key.expose().as_bytes()).into();
         if let Some(landing) = self.join(fingerprint) {
             return landing.await.unwrap_or(VerifyKeyReply::Failed);
@@ -85,7 +97,8 @@ impl Verifier {
             Err(error) => Err(error),
         };
         let reply = reply.unwrap_or_else(|error| {
-            tracing::error!(key_id = %key.id(), error = %chain(&error), "key cannot be verified");
+            let request_id = request_id.map(tracing::field::display);
+            tracing::error!(request_id, key_id = %key.id(), error = %chain(&error), "key cannot be verified");
             VerifyKeyReply::Failed
         });
         metrics::judged(&reply);
@@ -94,15 +107,19 @@ impl Verifier {
     }
 
     /// Costs no hash.
-    pub(crate) async fn refresh(self: &Arc<Self>, key_id: KeyId) -> RefreshKeyReply {
-        match self.living(key_id.clone()).await {
-            Ok(Some(identity)) => RefreshKeyReply::Live(identity),
-            Ok(None) => RefreshKeyReply::Gone,
+    pub(crate) async fn refresh(self: &Arc<Self>, call: RefreshKey) -> RefreshKeyReply {
+        let RefreshKey { key_id, request_id } = call;
+        let (began, request_id) = (Instant::now(), request_id.map(tracing::field::display));
+        let (reply, outcome) = match self.living(key_id.clone()).await {
+            Ok(Some(identity)) => (RefreshKeyReply::Live(identity), "live"),
+            Ok(None) => (RefreshKeyReply::Gone, "gone"),
             Err(error) => {
-                tracing::error!(%key_id, error = %chain(&error), "key cannot be refreshed");
-                RefreshKeyReply::Failed
+                tracing::error!(request_id, %key_id, error = %chain(&error), "key cannot be refreshed");
+                (RefreshKeyReply::Failed, "failed")
             }
-        }
+        };
+        tracing::debug!(request_id, %key_id, outcome, duration_ms = milliseconds(began), "key refreshed");
+        reply
     }
 
     /// Joins a flight that is under way; without one, the caller flies.
@@ -118,13 +135,16 @@ impl Verifier {
     }
 
     async fn hash(self: &Arc<Self>, key: ApiKey) -> Result<bool, VerifyError> {
+        let admitted = Instant::now();
         let running = Arc::clone(&self.running).acquire_owned().await?;
+        let waited = admitted.elapsed();
         let this = Arc::clone(self);
         let crowded = self.admitted.available_permits() < self.queue;
         let (done, matched) = oneshot::channel();
         let work = move || {
             // Held by the work and not by who waits for it: a cancelled question must not let one more hash run.
             let _running = running;
+            let began = Instant::now();
             let matches = || {
                 let record = this.store.key(key.id())?;
                 // Nothing that others wait for is held from here on.
@@ -134,11 +154,13 @@ impl Verifier {
                 Ok(this.hasher.matches(&key, record.as_ref().map(|record| &record.hash))?)
             };
             // Whoever asked may be gone.
-            drop(done.send(matches()));
+            drop(done.send((matches(), began.elapsed())));
         };
         // A thread for each: a hash costs a thousand times as much, and it must not have the priority of other threads.
         std::thread::Builder::new().name("hash".to_owned()).spawn(work)?;
-        matched.await?
+        let (matches, took): (Result<bool, VerifyError>, Duration) = matched.await?;
+        metrics::hashed(waited, took);
+        matches
     }
 
     async fn judge(self: &Arc<Self>, key_id: &KeyId, matches: bool) -> Result<VerifyKeyReply, VerifyError> {
@@ -196,6 +218,10 @@ fn give_way() {
     }
 }
 
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
 fn tell(waiting: Vec<oneshot::Sender<VerifyKeyReply>>, reply: &VerifyKeyReply) {
     for sender in waiting {
         drop(sender.send(reply.clone()));
@@ -208,11 +234,15 @@ mod tests {
     use crate::hash::tests::CHEAP;
     use crate::image::{Image, Lineage};
     use crate::record::tests::{account, at, key};
-    use crate::record::{KeyRecord, Record};
+    use crate::record::{KeyHash, KeyRecord, Record};
     use metrics_exporter_prometheus::PrometheusBuilder;
-    use stage0_contract::Scope;
+    use serde_json::Value;
+    use stage0_contract::{RequestId, Scope};
+    use std::io;
+    use tracing_subscriber::filter::LevelFilter;
 
     const NOW: i64 = 1_000;
+    const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
 
     struct Kept {
         verifier: Arc<Verifier>,
@@ -245,6 +275,41 @@ mod tests {
         }
     }
 
+    fn of(key: &ApiKey) -> VerifyKey {
+        VerifyKey { key: key.clone(), request_id: Some(RequestId::parse(ID).unwrap()) }
+    }
+
+    fn refresh(id: &KeyId) -> RefreshKey {
+        RefreshKey { key_id: id.clone(), request_id: Some(RequestId::parse(ID).unwrap()) }
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The lines that work leaves in the log, as a role writes them.
+    fn lines_of(work: impl Future<Output = ()>) -> Vec<Value> {
+        let written = Written::default();
+        let lines = written.clone();
+        let json = tracing_subscriber::fmt().json().flatten_event(true).with_max_level(LevelFilter::DEBUG);
+        let subscriber = json.with_writer(move || lines.clone()).finish();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        tracing::subscriber::with_default(subscriber, || runtime.block_on(work));
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
     /// Runs the future until it waits for something.
     async fn once(future: &mut (impl Future<Output = VerifyKeyReply> + Unpin)) {
         tokio::select! {
@@ -263,10 +328,10 @@ mod tests {
         let expired = Kept::with(|key| key.expires_at = Some(at(NOW)));
         for (kept, key) in [(&live, &wrong), (&live, &unknown), (&revoked, &revoked.key), (&expired, &expired.key)] {
             let before = kept.verifier.hasher.done();
-            assert_eq!(kept.verifier.verify(key.clone()).await, VerifyKeyReply::Invalid);
+            assert_eq!(kept.verifier.verify(of(key)).await, VerifyKeyReply::Invalid);
             assert_eq!(kept.verifier.hasher.done() - before, 1);
         }
-        assert!(matches!(live.verifier.verify(live.key.clone()).await, VerifyKeyReply::Valid(_)));
+        assert!(matches!(live.verifier.verify(of(&live.key)).await, VerifyKeyReply::Valid(_)));
         assert_eq!(live.verifier.hasher.done(), 3);
     }
 
@@ -274,16 +339,16 @@ mod tests {
     async fn a_refresh_costs_no_hash() {
         let mut kept = Kept::with(|_| ());
         let id = kept.key.id().clone();
-        assert!(matches!(kept.verifier.refresh(id.clone()).await, RefreshKeyReply::Live(_)));
+        assert!(matches!(kept.verifier.refresh(refresh(&id)).await, RefreshKeyReply::Live(_)));
         kept.revoke();
-        assert_eq!(kept.verifier.refresh(id).await, RefreshKeyReply::Gone);
+        assert_eq!(kept.verifier.refresh(refresh(&id)).await, RefreshKeyReply::Gone);
         assert_eq!(kept.verifier.hasher.done(), 0);
     }
 
     #[tokio::test]
     async fn a_burst_of_one_key_costs_one_hash() {
         let kept = Kept::with(|_| ());
-        let ask = || kept.verifier.verify(kept.key.clone());
+        let ask = || kept.verifier.verify(of(&kept.key));
         // The hash starts when all have asked.
         let running = kept.verifier.running.acquire().await.unwrap();
         let (a, b, c, ()) = tokio::join!(ask(), ask(), ask(), async { drop(running) });
@@ -299,12 +364,12 @@ mod tests {
     async fn who_finds_the_queue_full_is_told_to_come_again() {
         let kept = Kept::with(|_| ());
         let other = ApiKey::from_random([8; 10], [2; 20]).unwrap();
-        let ask = |key: &ApiKey| kept.verifier.verify(key.clone());
+        let ask = |key: &ApiKey| kept.verifier.verify(of(key));
         let running = kept.verifier.running.acquire().await.unwrap();
         let (first, second, ()) = tokio::join!(ask(&kept.key), ask(&other), async { drop(running) });
         assert!(matches!(first, VerifyKeyReply::Valid(_)));
         assert_eq!(second, VerifyKeyReply::Busy);
-        assert_eq!(kept.verifier.verify(other).await, VerifyKeyReply::Invalid);
+        assert_eq!(kept.verifier.verify(of(&other)).await, VerifyKeyReply::Invalid);
     }
 
     #[test]
@@ -315,7 +380,7 @@ mod tests {
             runtime.block_on(async {
                 let kept = Kept::with(|_| ());
                 let other = ApiKey::from_random([8; 10], [2; 20]).unwrap();
-                let ask = |key: &ApiKey| kept.verifier.verify(key.clone());
+                let ask = |key: &ApiKey| kept.verifier.verify(of(key));
                 let running = kept.verifier.running.acquire().await.unwrap();
                 tokio::join!(ask(&kept.key), ask(&other), async { drop(running) });
                 ask(&other).await;
@@ -333,6 +398,10 @@ mod tests {
             "stage0_key_hashes_total{outcome=\"busy\"} 1",
             "stage0_key_hashes_total{outcome=\"invalid\"} 1",
             "stage0_key_hash_queue 0",
+            "stage0_key_hash_threads 1",
+            // One that is cancelled while it waits took no time.
+            "stage0_key_hash_seconds_count 2",
+            "stage0_key_hash_wait_seconds_count 2",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
@@ -343,7 +412,7 @@ mod tests {
         let mut kept = Kept::with(|_| ());
         let verifier = Arc::clone(&kept.verifier);
         let running = verifier.running.acquire().await.unwrap();
-        let mut asked = Box::pin(verifier.verify(kept.key.clone()));
+        let mut asked = Box::pin(verifier.verify(of(&kept.key)));
         once(&mut asked).await;
         kept.revoke();
         drop(running);
@@ -354,13 +423,46 @@ mod tests {
     async fn who_shares_a_flight_that_is_cancelled_hears_that_it_failed() {
         let kept = Kept::with(|_| ());
         let running = kept.verifier.running.acquire().await.unwrap();
-        let mut flies = Box::pin(kept.verifier.verify(kept.key.clone()));
+        let mut flies = Box::pin(kept.verifier.verify(of(&kept.key)));
         once(&mut flies).await;
-        let mut joins = Box::pin(kept.verifier.verify(kept.key.clone()));
+        let mut joins = Box::pin(kept.verifier.verify(of(&kept.key)));
         once(&mut joins).await;
         drop(flies);
         assert_eq!(joins.await, VerifyKeyReply::Failed);
         drop(running);
-        assert!(matches!(kept.verifier.verify(kept.key.clone()).await, VerifyKeyReply::Valid(_)));
+        assert!(matches!(kept.verifier.verify(of(&kept.key)).await, VerifyKeyReply::Valid(_)));
+    }
+
+    #[test]
+    fn a_key_is_found_in_the_log_by_the_request_that_showed_it_and_its_text_never_is() {
+        let mut text = String::new();
+        let lines = lines_of(async {
+            let kept = Kept::with(|_| ());
+            let wrong = ApiKey::from_random([1; 10], [9; 20]).unwrap();
+            text = kept.key.expose().to_owned();
+            kept.verifier.verify(of(&kept.key)).await;
+            kept.verifier.verify(of(&wrong)).await;
+            kept.verifier.refresh(refresh(kept.key.id())).await;
+        });
+        let told: Vec<_> = lines
+            .iter()
+            .filter(|line| line["request_id"] == ID && line["duration_ms"].is_f64())
+            .map(|line| (line["message"].as_str().unwrap(), line["outcome"].as_str().unwrap()))
+            .collect();
+        assert_eq!(told, [("key verified", "valid"), ("key verified", "invalid"), ("key refreshed", "live")]);
+        let (id, _) = text.rsplit_once('_').unwrap();
+        for line in &lines {
+            assert!(id.contains(line["key_id"].as_str().unwrap()) && !line.to_string().contains(&text), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_cannot_be_verified_is_an_error_with_the_request_that_showed_it() {
+        let lines = lines_of(async {
+            let kept = Kept::with(|key| key.hash = KeyHash::new("no hash".to_owned()));
+            assert_eq!(kept.verifier.verify(of(&kept.key)).await, VerifyKeyReply::Failed);
+        });
+        let error = lines.iter().find(|line| line["level"] == "ERROR").unwrap();
+        assert_eq!(error["request_id"], ID);
     }
 }

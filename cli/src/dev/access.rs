@@ -102,7 +102,7 @@ struct Keystore<'a> {
 impl Keystore<'_> {
     /// Whose key it is, if it lives.
     async fn identity(&self, key: &ApiKey) -> anyhow::Result<Option<KeyIdentity>> {
-        let question = VerifyKey { key: key.clone() };
+        let question = VerifyKey { key: key.clone(), request_id: None };
         match self.backplane.requests.ask(&question, ANSWER_WITHIN).await.context("the keystore does not answer")? {
             VerifyKeyReply::Valid(identity) => Ok(Some(identity)),
             VerifyKeyReply::Invalid => Ok(None),

@@ -103,7 +103,7 @@ impl Running {
     }
 
     pub(crate) async fn verify(&self, key: &ApiKey) -> Option<KeyIdentity> {
-        match self.ask(&VerifyKey { key: key.clone() }).await {
+        match self.ask(&VerifyKey { key: key.clone(), request_id: None }).await {
             VerifyKeyReply::Valid(identity) => Some(identity),
             VerifyKeyReply::Invalid => None,
             other => panic!("{other:?}"),
@@ -111,7 +111,7 @@ impl Running {
     }
 
     pub(crate) async fn lives(&self, id: &KeyId) -> bool {
-        match self.ask(&RefreshKey { key_id: id.clone() }).await {
+        match self.ask(&RefreshKey { key_id: id.clone(), request_id: None }).await {
             RefreshKeyReply::Live(_) => true,
             RefreshKeyReply::Gone => false,
             RefreshKeyReply::Failed => panic!("could not tell"),
