@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::Backplane;
+use crate::{Backplane, metrics};
 use ledger::FileLedger;
 use log::FileLog;
 pub use store::OpenError;
@@ -69,6 +69,7 @@ impl Bus {
     /// A connection to this bus; closing it leaves the others alone.
     #[must_use]
     pub fn connect(&self) -> Backplane {
+        metrics::describe();
         let closed = CancellationToken::new();
         let session = Session { store: Arc::clone(&self.shared.store), closed: closed.clone() };
         let connection = Arc::new(Connection { bus: self.clone(), closed, waiting: AtomicUsize::new(0) });

@@ -9,6 +9,7 @@
 pub mod embedded;
 mod ledger;
 mod log;
+mod metrics;
 pub mod nats;
 mod notices;
 mod requests;

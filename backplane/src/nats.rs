@@ -33,7 +33,7 @@ pub use health::Health;
 pub use server_file::ServerFile;
 pub use sync::SyncMode;
 
-use crate::Backplane;
+use crate::{Backplane, metrics};
 use link::Link;
 use tokio::time::Instant;
 
@@ -66,6 +66,7 @@ impl Connection {
     /// # Errors
     /// When no server could be used within the configured time; at once when one refused the credentials or the TLS.
     pub async fn open(config: &NatsConfig) -> Result<Self, ConnectError> {
+        metrics::describe_nats();
         let link = dial::dial(config).await?;
         Ok(Self { link: Arc::new(link) })
     }

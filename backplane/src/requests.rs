@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::BoxFuture;
+use crate::{BoxFuture, metrics};
 use stage0_contract::Request;
 
 /// Request-reply between services.
@@ -103,6 +103,12 @@ impl dyn Requests + '_ {
 
     /// Asks a typed question and waits until `deadline`.
     pub async fn ask_until<R: Request>(&self, question: &R, deadline: Instant) -> Result<R::Reply, AskError> {
+        let answer = self.exchange(question, deadline).await;
+        metrics::asked(R::SUBJECT, answer.as_ref().err().copied());
+        answer
+    }
+
+    async fn exchange<R: Request>(&self, question: &R, deadline: Instant) -> Result<R::Reply, AskError> {
         let bytes = serde_json::to_vec(question).map_err(|_| AskError::Unreadable)?;
         let reply = self.ask_bytes(R::SUBJECT, bytes.into(), deadline).await?;
         serde_json::from_slice(&reply).map_err(|_| AskError::Unreadable)

@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::Event;
 
+use crate::metrics::{self, Trouble};
+
 /// Counts since the connection was opened.
 #[derive(Debug, Default)]
 pub struct Health {
@@ -77,27 +79,28 @@ impl Health {
     }
 
     pub(super) fn record(&self, event: &Event) {
-        let count = match event {
+        let (count, trouble) = match event {
             Event::Connected => {
                 self.texts().violation = None;
                 return;
             }
             Event::Draining | Event::Closed => return,
-            Event::Disconnected => &self.disconnects,
-            Event::SlowConsumer(_) => &self.slow_consumers,
-            Event::LameDuckMode => &self.lame_ducks,
+            Event::Disconnected => (&self.disconnects, Trouble::Disconnect),
+            Event::SlowConsumer(_) => (&self.slow_consumers, Trouble::SlowConsumer),
+            Event::LameDuckMode => (&self.lame_ducks, Trouble::LameDuck),
             Event::ServerError(error) => {
                 let text = error.to_string();
                 if text.to_ascii_lowercase().contains("permissions violation") {
                     self.texts().violation = Some(text);
-                    &self.violations
+                    (&self.violations, Trouble::Violation)
                 } else {
-                    &self.errors
+                    (&self.errors, Trouble::Error)
                 }
             }
-            Event::ClientError(_) => &self.errors,
+            Event::ClientError(_) => (&self.errors, Trouble::Error),
         };
         count.fetch_add(1, Ordering::Relaxed);
+        metrics::trouble(trouble);
         let problem = event.to_string();
         tracing::warn!(problem, "backplane connection");
         self.texts().problem = Some(problem);
@@ -110,7 +113,8 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
-    use async_nats::ServerError;
+    use async_nats::{ClientError, ServerError};
+    use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
 
@@ -127,5 +131,35 @@ mod tests {
         health.record(&Event::Connected);
         assert_eq!(health.violation(), None);
         assert_eq!(health.last_problem().as_deref(), Some("disconnected"));
+    }
+
+    #[test]
+    fn each_trouble_is_counted_under_its_own_name() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            metrics::describe_nats();
+            let health = Health::default();
+            let violation = "Permissions Violation for Subscription to \"x\"".to_owned();
+            for event in [
+                Event::Connected,
+                Event::Disconnected,
+                Event::LameDuckMode,
+                Event::LameDuckMode,
+                Event::ServerError(ServerError::Other(violation)),
+                Event::ServerError(ServerError::Other("something else".to_owned())),
+                Event::ClientError(ClientError::MaxReconnects),
+                Event::ClientError(ClientError::MaxReconnects),
+                Event::Closed,
+            ] {
+                health.record(&event);
+            }
+        });
+        let page = recorder.handle().render();
+        for (name, count) in [("disconnects", 1), ("lame_ducks", 2), ("violations", 1), ("errors", 3)] {
+            let line = format!("stage0_nats_{name}_total {count}");
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+            assert!(page.contains(&format!("# HELP stage0_nats_{name}_total ")), "{page}");
+        }
+        assert!(!page.contains("slow_consumers_total "), "{page}");
     }
 }

@@ -22,6 +22,7 @@ use super::NatsConfig;
 use super::health::Health;
 use super::sync::SyncWatch;
 use super::waiters::{Door, Waiters};
+use crate::metrics::{self, Kept};
 use crate::{AskError, ServeError};
 
 /// How often the connection is looked at when no event says anything.
@@ -54,6 +55,7 @@ pub(super) struct Link {
     oneself: Oneself,
     ready_within: Duration,
     closing: AtomicBool,
+    _counted: Kept,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -111,6 +113,7 @@ impl Link {
             oneself,
             ready_within: config.ready_within,
             closing: AtomicBool::new(false),
+            _counted: metrics::kept(),
             _tasks: [AbortOnDropHandle::new(router), AbortOnDropHandle::new(watch)],
         };
         match link.round_trip().await {

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::AskError;
+use crate::metrics::{self, Standing};
 
 type Answer = Result<Bytes, AskError>;
 
@@ -24,6 +25,8 @@ pub(super) struct Waiters {
 #[derive(Default)]
 struct Room {
     door: Door,
+    /// While the door is open.
+    standing: Option<Standing>,
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
 }
 
@@ -73,6 +76,7 @@ impl Waiters {
         let mut room = self.room();
         if room.door == Door::Shut {
             room.door = Door::Open;
+            room.standing = Some(metrics::standing());
         }
     }
 
@@ -92,6 +96,7 @@ impl Waiters {
             if room.door != Door::Locked {
                 room.door = door;
             }
+            room.standing = None;
             std::mem::take(&mut room.waiting)
         };
         drop(lost);

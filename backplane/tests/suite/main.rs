@@ -15,6 +15,7 @@ mod ledger;
 mod log;
 mod log_failures;
 mod log_reading;
+mod metrics;
 mod notices;
 mod power_cut;
 mod refusals;
