@@ -12,20 +12,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::{PutError, Revision};
-use stage0_contract::{DisableWebhook, Endpoint, ManageReply, MarkBody, WebhookDisabled, WebhookId};
+use stage0_contract::{Endpoint, WebhookId};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::cursor::{Attempt, Cursor, Holder, Settled};
-use crate::egress::{Response, SendError};
+use crate::cursor::{Cursor, Holder};
+use crate::lag::{Seat, Standing};
+use crate::metrics;
 use crate::post;
 use crate::shared::Shared;
-use crate::verdict::outcome;
 
+mod landing;
 mod reading;
+
+use landing::Flight;
 
 /// How long a hold lasts unless it is renewed; by then another worker may take over.
 const HOLD: Duration = Duration::from_secs(10);
@@ -70,15 +73,17 @@ struct Held {
     looked_at: Instant,
     /// Before then the rate limit lets nothing go.
     paced_until: Instant,
+    /// Since then the log cannot be read: what else is due is not known.
+    unread_since: Option<Timestamp>,
+    seat: Seat,
 }
 
-/// An attempt that is over.
-struct Flight {
-    sequence: u64,
-    /// When it ended: from then on a receiver that wants time is given it.
-    at: Timestamp,
-    answer: Result<Response, SendError>,
-    took: Duration,
+impl Held {
+    fn standing(&self) -> Standing {
+        let known = self.cursor.standing();
+        let first = |known: Option<Timestamp>| known.into_iter().chain(self.unread_since).min();
+        Standing { oldest: first(known.oldest), untried: first(known.untried) }
+    }
 }
 
 /// What the courier does next.
@@ -148,6 +153,8 @@ impl Courier {
             stored_at: now,
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             paced_until: now,
+            unread_since: None,
+            seat: self.shared.lag.sit(),
         };
         match self.store(&mut held, true).await {
             Step::GoOn => {
@@ -188,6 +195,7 @@ impl Courier {
         if !held.caught_up && held.cursor.is_hungry() && held.aloft.len() < CONCURRENCY {
             return Step::GoOn;
         }
+        held.seat.say(held.standing());
         let wait = self.wait(held);
         tokio::select! {
             Some(done) = held.flying.join_next(), if !idle => match done {
@@ -240,7 +248,8 @@ impl Courier {
                 None => match self.read_again(endpoint, &open).await {
                     Ok(Some(body)) => body,
                     Ok(None) => {
-                        tracing::info!(webhook = %endpoint.webhook.id, event = open.event, "event is gone from the log and is not delivered");
+                        metrics::expired();
+                        tracing::info!(request_id = open.request_id(), webhook = %endpoint.webhook.id, event = open.event, "event is gone from the log and is not delivered");
                         held.cursor.gone(open.sequence);
                         held.changed = true;
                         continue;
@@ -256,64 +265,9 @@ impl Courier {
             held.flying.spawn(async move {
                 let began = Instant::now();
                 let answer = post::post(&shared, &webhook, &open.event, Timestamp::now(), body).await;
-                Flight { sequence: open.sequence, at: Timestamp::now(), answer, took: began.elapsed() }
+                Flight { open, at: Timestamp::now(), answer, took: began.elapsed() }
             });
         }
-    }
-
-    /// Notes what came of an attempt.
-    async fn land(&mut self, held: &mut Held, endpoint: &Endpoint, flight: Flight) -> Step {
-        let Flight { sequence, at, answer, took } = flight;
-        held.aloft.remove(&sequence);
-        held.changed = true;
-        let judged = outcome(&answer, at);
-        let attempt = Attempt {
-            at,
-            status: answer.as_ref().ok().map(|response| response.status),
-            error: post::reason(&judged),
-            latency_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        };
-        let id = &endpoint.webhook.id;
-        let reason = attempt.error.clone();
-        match held.cursor.settle(sequence, &judged, attempt, random()) {
-            Settled::Delivered => Step::GoOn,
-            Settled::Waiting => {
-                tracing::info!(webhook = %id, sequence, reason, "delivery failed and waits for another try");
-                Step::GoOn
-            }
-            Settled::Exhausted => {
-                tracing::warn!(webhook = %id, sequence, reason, "delivery failed to the end and is parked");
-                Step::GoOn
-            }
-            // Others were on their way when the first one said so.
-            Settled::Disable(_) if held.cursor.disabled => Step::GoOn,
-            Settled::Disable(reason) => {
-                let step = self.disable(endpoint, reason).await;
-                held.cursor.disabled = matches!(step, Step::Disabled);
-                step
-            }
-        }
-    }
-
-    /// Has the keystore disable the endpoint, and puts a mark into the log, which other endpoints of the account get.
-    async fn disable(&self, endpoint: &Endpoint, reason: String) -> Step {
-        let webhook = endpoint.webhook.id.clone();
-        tracing::warn!(%webhook, account = %endpoint.webhook.account, reason, "endpoint is disabled");
-        let ask = DisableWebhook { id: webhook.clone(), reason: reason.clone() };
-        match self.shared.backplane.requests.ask(&ask, Shared::STORE_WITHIN).await {
-            Ok(ManageReply::Done(WebhookDisabled {})) => {}
-            Ok(ManageReply::Refused(_) | ManageReply::Failed) | Err(_) => {
-                // The next failure asks again.
-                tracing::error!(%webhook, "endpoint could not be disabled");
-                return Step::GoOn;
-            }
-        }
-        let body = MarkBody::WebhookDisabled { webhook, reason };
-        let (account, days) = (&endpoint.webhook.account, endpoint.retention_days);
-        if let Err(error) = self.shared.mark(account, days, body, SignedDuration::ZERO).await {
-            tracing::error!(webhook = %endpoint.webhook.id, %error, "notice of the disabled endpoint was not written");
-        }
-        Step::Disabled
     }
 
     /// Stores the cursor; `keep` says whether this worker goes on.

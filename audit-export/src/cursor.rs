@@ -13,6 +13,8 @@ use stage0_contract::{Delivery, DeliveryState};
 use uuid::Uuid;
 
 use crate::backoff::{Next, next};
+use crate::event::DECISION;
+use crate::lag::Standing;
 use crate::verdict::Outcome;
 
 /// Events that were read and not tried yet.
@@ -68,6 +70,9 @@ pub(crate) struct Open {
     pub(crate) last: Option<Attempt>,
     #[serde(default)]
     pub(crate) next_at: Option<Timestamp>,
+    /// None for one that is replayed, or was taken before this was noted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) recorded_at: Option<Timestamp>,
 }
 
 /// What came of one attempt.
@@ -140,10 +145,10 @@ impl Cursor {
     }
 
     /// Takes an event in; its number.
-    pub(crate) fn take(&mut self, event: String, at: Place) -> u64 {
+    pub(crate) fn take(&mut self, event: String, at: Place, recorded_at: Option<Timestamp>) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
-        self.open.push(Open { sequence, at, event, attempts: 0, last: None, next_at: None });
+        self.open.push(Open { sequence, at, event, attempts: 0, last: None, next_at: None, recorded_at });
         sequence
     }
 
@@ -155,6 +160,15 @@ impl Cursor {
     /// When the next one is due that is not yet.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         self.open.iter().filter_map(|open| open.next_at).filter(|at| *at > now).min()
+    }
+
+    /// How long events wait already.
+    pub(crate) fn standing(&self) -> Standing {
+        let untried = self.open.iter().filter(|open| open.attempts == 0);
+        Standing {
+            oldest: self.open.iter().filter_map(|open| open.recorded_at).min(),
+            untried: untried.filter_map(|open| open.recorded_at).min(),
+        }
     }
 
     /// The event is not in the log any more: it expired or was deleted.
@@ -249,6 +263,11 @@ impl Cursor {
 }
 
 impl Open {
+    /// The decision's, where it is one.
+    pub(crate) fn request_id(&self) -> Option<&str> {
+        self.event.strip_prefix(DECISION)
+    }
+
     fn delivery(self, state: DeliveryState) -> Delivery {
         let last = self.last.unwrap_or(Attempt { at: Timestamp::UNIX_EPOCH, status: None, error: None, latency_ms: 0 });
         Delivery {
@@ -300,19 +319,19 @@ mod tests {
     #[test]
     fn events_are_numbered_in_the_order_in_which_they_are_read_and_from_the_stored_state_again() {
         let mut cursor = Cursor::default();
-        assert_eq!(cursor.take("a".to_owned(), place(1)), 1);
+        assert_eq!(cursor.take("a".to_owned(), place(1), None), 1);
         let stored = serde_json::to_vec(&cursor).unwrap();
-        assert_eq!(cursor.take("b".to_owned(), place(2)), 2);
+        assert_eq!(cursor.take("b".to_owned(), place(2), None), 2);
         let mut again: Cursor = serde_json::from_slice(&stored).unwrap();
-        assert_eq!(again.take("b".to_owned(), place(2)), 2, "whoever takes over gives it the same number");
+        assert_eq!(again.take("b".to_owned(), place(2), None), 2, "whoever takes over gives it the same number");
         assert_eq!(again, cursor);
     }
 
     #[test]
     fn a_failed_event_waits_for_its_time_while_others_go_on() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1));
-        cursor.take("b".to_owned(), place(2));
+        cursor.take("a".to_owned(), place(1), None);
+        cursor.take("b".to_owned(), place(2), None);
         assert_eq!(cursor.settle(1, &failed(), attempt(100), 0.5), Settled::Waiting);
         assert_eq!(due(&cursor, 101), [2]);
         assert_eq!(cursor.settle(2, &Outcome::Delivered, attempt(101), 0.5), Settled::Delivered);
@@ -323,7 +342,7 @@ mod tests {
     #[test]
     fn a_receiver_that_asks_for_time_gets_it() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1));
+        cursor.take("a".to_owned(), place(1), None);
         let busy = Outcome::Retry { reason: "e".to_owned(), retry_after: Some(Duration::from_secs(600)) };
         cursor.settle(1, &busy, attempt(0), 0.5);
         assert!(due(&cursor, 599).is_empty());
@@ -333,7 +352,7 @@ mod tests {
     #[test]
     fn an_event_that_fails_to_the_end_is_parked_by_name_and_in_nobodys_way() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1));
+        cursor.take("a".to_owned(), place(1), None);
         let mut now = 0;
         let tries = (1..20).find(|_| {
             now = cursor.next_due(at(now)).map_or(now, Timestamp::as_second);
@@ -351,7 +370,7 @@ mod tests {
         let day = 86_400;
         let mut cursor = Cursor::default();
         for event in 0..7 {
-            cursor.take(event.to_string(), place(event));
+            cursor.take(event.to_string(), place(event), None);
         }
         assert_eq!(cursor.settle(1, &failed(), attempt(0), 0.5), Settled::Waiting);
         assert_eq!(cursor.settle(2, &failed(), attempt(4 * day), 0.5), Settled::Waiting);
@@ -364,7 +383,7 @@ mod tests {
     fn a_pause_is_no_failure() {
         let day = 86_400;
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1));
+        cursor.take("a".to_owned(), place(1), None);
         cursor.settle(1, &failed(), attempt(0), 0.5);
         let mut paused = cursor.clone();
         paused.forget_pause(at(6 * day));
@@ -376,8 +395,8 @@ mod tests {
     #[test]
     fn what_a_disabled_endpoint_had_open_is_sent_when_it_is_enabled() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1));
-        cursor.take("b".to_owned(), place(2));
+        cursor.take("a".to_owned(), place(1), None);
+        cursor.take("b".to_owned(), place(2), None);
         cursor.settle(1, &failed(), attempt(0), 0.5);
         let gone = Outcome::Disable { reason: "410".to_owned() };
         assert_eq!(cursor.settle(2, &gone, attempt(1), 0.5), Settled::Disable("410".to_owned()));
@@ -392,7 +411,7 @@ mod tests {
         let mut cursor = Cursor::default();
         let mut sequences = Vec::new();
         while cursor.room() > 0 {
-            sequences.push(cursor.take("x".to_owned(), place(1)));
+            sequences.push(cursor.take("x".to_owned(), place(1), None));
             if sequences.len() % MOST_FRESH == 0 {
                 for sequence in sequences.iter().rev().take(MOST_FRESH) {
                     cursor.settle(*sequence, &failed(), attempt(0), 0.5);
@@ -420,9 +439,33 @@ mod tests {
     #[test]
     fn an_event_that_left_the_log_is_forgotten() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1));
+        cursor.take("a".to_owned(), place(1), None);
         cursor.gone(1);
         assert!(due(&cursor, 0).is_empty());
-        assert_eq!(cursor.take("b".to_owned(), place(2)), 2);
+        assert_eq!(cursor.take("b".to_owned(), place(2), None), 2);
+    }
+
+    #[test]
+    fn what_is_open_waits_since_it_was_recorded_and_a_replay_does_not() {
+        let mut cursor = Cursor::default();
+        cursor.take("replayed".to_owned(), place(1), None);
+        assert_eq!(cursor.standing(), Standing::default());
+        cursor.take("a".to_owned(), place(2), Some(at(5)));
+        cursor.take("b".to_owned(), place(3), Some(at(7)));
+        assert_eq!(cursor.standing(), Standing { oldest: Some(at(5)), untried: Some(at(5)) });
+        cursor.settle(2, &failed(), attempt(9), 0.5);
+        assert_eq!(cursor.standing(), Standing { oldest: Some(at(5)), untried: Some(at(7)) });
+        cursor.settle(3, &Outcome::Delivered, attempt(9), 0.5);
+        cursor.settle(2, &Outcome::Delivered, attempt(9), 0.5);
+        assert_eq!(cursor.standing(), Standing::default());
+    }
+
+    #[test]
+    fn a_cursor_of_before_is_read_and_only_a_decision_has_a_request_id() {
+        let open = r#"{"sequence":1,"at":{"position":1,"lines":0},"event":"mark_acc_1","attempts":0}"#;
+        let mut open: Open = serde_json::from_str(open).unwrap();
+        assert_eq!((open.recorded_at, open.request_id()), (None, None));
+        open.event = "dec_1".to_owned();
+        assert_eq!(open.request_id(), Some("1"));
     }
 }

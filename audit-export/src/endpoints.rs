@@ -17,6 +17,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::courier::Courier;
+use crate::metrics;
 use crate::shared::Shared;
 
 const LIST_EVERY: Duration = Duration::from_secs(30);
@@ -120,6 +121,8 @@ impl Endpoints {
     async fn refresh(&mut self) {
         let Some(all) = list(&self.shared).await else { return };
         self.directory.replace(all.clone());
+        let enabled = all.values().filter(|endpoint| endpoint.webhook.enabled).count();
+        metrics::endpoints(enabled, all.len().saturating_sub(enabled));
         self.ending.retain(|task| !task.is_finished());
         // A courier ends by itself when its endpoint is disabled, and is not wanted then.
         let unwanted = |id: &WebhookId, running: &Running| {

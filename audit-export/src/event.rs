@@ -8,6 +8,8 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use stage0_contract::{AccountId, LineHash, LineType, Verdict, WebhookFilters, Word};
 
+/// Before the `request_id` in a decision's event.
+pub(crate) const DECISION: &str = "dec_";
 /// Members of a decision's line that are delivered.
 const DELIVERED: [&str; 29] = [
     "account",
@@ -63,7 +65,7 @@ impl Event {
         }
         let text = |name: &str| members.get(name).and_then(Value::as_str);
         let id = match kind {
-            LineType::Decision => format!("dec_{}", text("request_id")?),
+            LineType::Decision => format!("{DECISION}{}", text("request_id")?),
             LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => {
                 format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?)
             }

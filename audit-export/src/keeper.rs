@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::ExportConfig;
 use crate::marks::{NOT_AGAIN_WITHIN, Written};
+use crate::metrics::{self, Removal};
 use crate::shared::Shared;
 
 /// Even when no notice arrives, each account is looked at so often.
@@ -139,6 +140,7 @@ impl Keeper {
         let oldest = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
         for kind in [Kind::Decisions, Kind::Mark] {
             let removed = self.remove_before(account, kind, oldest).await?;
+            metrics::removed(Removal::Retention, removed);
             if removed > 0 {
                 tracing::info!(%account, entries = removed, "entries past the account's retention were removed");
             }

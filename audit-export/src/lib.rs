@@ -2,7 +2,8 @@
 //!
 //! `endpoints` starts a `courier` for each endpoint; what it delivers and where it stands is the `cursor`, kept in the ledger. `event`
 //! makes bodies of lines, `signature` and `egress` send them, `backoff` and `verdict` judge what came of it. `keeper` writes
-//! checkpoints and ends what is past its time, through `marks`; `desk` answers what gateways ask.
+//! checkpoints and ends what is past its time, through `marks`; `desk` answers what gateways ask, `lag` how far behind
+//! deliveries are.
 //! Refuses to decide anything about actions. INVARIANT: an event is delivered at least once, with the same id, or parked by name.
 
 pub mod address;
@@ -15,7 +16,9 @@ pub mod egress;
 mod endpoints;
 mod event;
 mod keeper;
+mod lag;
 mod marks;
+mod metrics;
 mod post;
 mod replays;
 mod shared;
@@ -25,6 +28,7 @@ pub mod verdict;
 use std::sync::Arc;
 
 pub use config::ExportConfig;
+pub use lag::{Lag, LagWatch};
 use stage0_backplane::{Backplane, NotReady, ServeError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,13 +71,21 @@ impl AuditExport {
         backplane: Backplane,
         resolver: Resolver,
     ) -> Result<Self, BuildError> {
+        metrics::describe();
         backplane.requests.ready().await?;
         let egress = config.egress.clone();
         let egress = tokio::task::spawn_blocking(move || Egress::build(&egress, resolver)).await??;
         if config.egress.dangerous_allow_private {
             tracing::warn!("webhooks may reach private addresses and plain http: for local stacks only");
         }
-        Ok(Self { shared: Arc::new(Shared { backplane, egress, worker: courier::new_id() }), config })
+        let shared = Shared { backplane, egress, worker: courier::new_id(), lag: LagWatch::default() };
+        Ok(Self { shared: Arc::new(shared), config })
+    }
+
+    /// Where one can look how far deliveries are behind.
+    #[must_use]
+    pub fn lag(&self) -> LagWatch {
+        self.shared.lag.clone()
     }
 
     /// Delivers until `stop` is cancelled, then lands what is on its way, hands its endpoints back and closes the connection.
@@ -82,10 +94,11 @@ impl AuditExport {
         let desk = Arc::new(Desk { shared: Arc::clone(&self.shared), directory: directory.clone() });
         let served = desk::serve_all(&self.shared.backplane, &desk, &stop, &tasks).await;
         let couriers = Endpoints::new(Arc::clone(&self.shared), directory);
-        let keeper = Keeper::new(Arc::clone(&self.shared), self.config);
+        let keeper = Keeper::new(Arc::clone(&self.shared), self.config.clone());
         if served.is_ok() {
             tasks.spawn(couriers.run(stop.clone()));
             tasks.spawn(keeper.run(stop.clone()));
+            tasks.spawn(self.lag().tell(stop.clone()));
             tracing::info!("audit-export serves");
             stop.cancelled().await;
         }

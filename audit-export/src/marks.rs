@@ -14,6 +14,7 @@ use stage0_contract::{
     WriterId,
 };
 
+use crate::metrics::{self, Removal};
 use crate::shared::Shared;
 
 const PIECE: usize = 4 << 20;
@@ -71,13 +72,29 @@ pub(crate) async fn write(
     body: MarkBody,
     pace: SignedDuration,
 ) -> Result<Written, MarkFailure> {
+    let done = try_to_write(backplane, account, retention_days, &body, pace).await;
+    match &done {
+        Ok(Written::Number(_)) => metrics::mark(&body, true),
+        Ok(Written::Nothing | Written::TooSoon) => {}
+        Err(_) => metrics::mark(&body, false),
+    }
+    done
+}
+
+async fn try_to_write(
+    backplane: &Backplane,
+    account: &AccountId,
+    retention_days: u32,
+    body: &MarkBody,
+    pace: SignedDuration,
+) -> Result<Written, MarkFailure> {
     for _ in 0..TRIES {
         let last = last(backplane, account).await?;
         if let Some(last) = &last {
             finish_deletion(backplane, account, &last.mark).await?;
         }
         let now = Timestamp::now();
-        let is_checkpoint = body == MarkBody::Checkpoint {};
+        let is_checkpoint = *body == MarkBody::Checkpoint {};
         let soon = last.as_ref().is_some_and(|last| now.duration_since(last.mark.recorded_at) < pace);
         if is_checkpoint && soon {
             return Ok(Written::TooSoon);
@@ -129,7 +146,8 @@ pub(crate) async fn delete(
     let body = MarkBody::Deletion(deletion.clone());
     let written = write(backplane, account, retention_days, body, SignedDuration::ZERO).await?;
     let through = Position(deletion.through);
-    backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
+    let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
+    metrics::removed(Removal::Demand, removed);
     let number = match written {
         Written::Number(number) => Some(number),
         Written::Nothing | Written::TooSoon => None,
@@ -146,7 +164,8 @@ pub(crate) async fn finish_deletion(
 ) -> Result<(), MarkFailure> {
     if let MarkBody::Deletion(deletion) = &mark.body {
         let through = Position(deletion.through);
-        backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
+        let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
+        metrics::removed(Removal::Demand, removed);
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::egress::Egress;
+use crate::lag::LagWatch;
 use crate::marks::{self, MarkFailure, Written};
 
 /// One worker's connections.
@@ -17,6 +18,8 @@ pub(crate) struct Shared {
     pub(crate) egress: Egress,
     /// Names this worker in cursors that it holds.
     pub(crate) worker: Uuid,
+    /// How far its couriers are.
+    pub(crate) lag: LagWatch,
 }
 
 impl Shared {

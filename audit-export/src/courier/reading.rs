@@ -30,9 +30,13 @@ impl Courier {
         };
         match read {
             // A replay that has more keeps the courier reading.
-            Ok(more) => held.caught_up = !more && held.cursor.replays.is_empty(),
+            Ok(more) => {
+                held.caught_up = !more && held.cursor.replays.is_empty();
+                held.unread_since = None;
+            }
             Err(error) => {
                 held.caught_up = true;
+                held.unread_since.get_or_insert_with(Timestamp::now);
                 self.pause("log cannot be read", &error);
             }
         }
@@ -41,7 +45,8 @@ impl Courier {
     async fn fill_live(&self, held: &mut Held, endpoint: &Endpoint) -> Result<bool, ReadError> {
         // A new endpoint begins with what is recorded from its creation on.
         let chunk = self.piece(endpoint, seek(held.cursor.place, endpoint.webhook.created_at)).await?;
-        let (place, more) = take(held, endpoint, &chunk, held.cursor.place, |at| at >= endpoint.webhook.created_at);
+        let since = |at| (at >= endpoint.webhook.created_at).then_some(Some(at));
+        let (place, more) = take(held, endpoint, &chunk, held.cursor.place, since);
         held.changed |= place != held.cursor.place;
         held.cursor.place = place;
         Ok(more)
@@ -50,8 +55,9 @@ impl Courier {
     async fn fill_replay(&self, held: &mut Held, endpoint: &Endpoint, replay: &Replay) -> Result<bool, ReadError> {
         let begin = replay.from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH);
         let chunk = self.piece(endpoint, seek(replay.place, begin)).await?;
-        let inside = |at| at >= replay.from && at < replay.to;
-        let (place, more) = take(held, endpoint, &chunk, replay.place, inside);
+        // It was due once before: it is not behind.
+        let since = |at| (at >= replay.from && at < replay.to).then_some(None);
+        let (place, more) = take(held, endpoint, &chunk, replay.place, since);
         let past =
             chunk.entries.last().is_some_and(|last| replay.to.checked_add(SKEW).is_ok_and(|end| last.stored_at > end));
         held.changed = true;
@@ -112,13 +118,13 @@ fn seek(place: Option<Place>, begin: Timestamp) -> Seek {
     }
 }
 
-/// Takes events from a piece while there is room; where to go on, and whether there is more.
+/// Takes events from a piece while there is room, each with the time since when it is due, if `since` wants it at all; where to go on, and whether there is more.
 fn take(
     held: &mut Held,
     endpoint: &Endpoint,
     chunk: &Chunk,
     mut place: Option<Place>,
-    inside: impl Fn(Timestamp) -> bool,
+    since: impl Fn(Timestamp) -> Option<Option<Timestamp>>,
 ) -> (Option<Place>, bool) {
     let (now, horizon) = (Timestamp::now(), horizon(endpoint));
     for entry in &chunk.entries {
@@ -130,8 +136,9 @@ fn take(
             let at = Place { position: entry.position.0, lines: index };
             place = Some(Place { lines: index + 1, ..at });
             let Some(event) = event(entry, line, now, horizon) else { continue };
-            if inside(event.recorded_at) && event.passes(&endpoint.webhook.filters) {
-                let sequence = held.cursor.take(event.id.clone(), at);
+            let wanted = since(event.recorded_at).filter(|_| event.passes(&endpoint.webhook.filters));
+            if let Some(since) = wanted {
+                let sequence = held.cursor.take(event.id.clone(), at, since);
                 held.bodies.insert(sequence, event.body(sequence));
             }
         }

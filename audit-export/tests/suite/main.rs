@@ -11,3 +11,4 @@
 
 mod egress;
 mod receiver;
+mod telemetry;

@@ -1,0 +1,162 @@
+//! How far deliveries are behind.
+//!
+//! Owns what each courier said last of the endpoint that it holds, and the numbers over all of them. Who gives an endpoint up is no
+//! longer heard here: whoever holds it next says how far it is behind. One that nobody holds shows only in the sum of those held.
+//! Events that are replayed are not behind: they were due once before.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics;
+
+/// Longer than any delivery takes whose receiver is well, its first two retries included.
+const BEHIND_AFTER: u64 = 60;
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// How far this worker is behind, at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Endpoints that it holds.
+    pub held: u32,
+    /// Of those, the ones with an event that is not delivered after a minute.
+    pub behind: u32,
+    /// Age of the oldest event that is not delivered, in seconds; 0 when all are.
+    pub oldest_seconds: u64,
+    /// Age of the oldest event that was not even tried, in seconds.
+    pub untried_seconds: u64,
+}
+
+/// Where one can look.
+#[derive(Clone, Default)]
+pub struct LagWatch(Arc<Mutex<Board>>);
+
+#[derive(Default)]
+struct Board {
+    last: u64,
+    seats: HashMap<u64, Standing>,
+}
+
+/// What one endpoint lacks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// When the oldest event was recorded that is not delivered.
+    pub(crate) oldest: Option<Timestamp>,
+    /// When the oldest one was that was not tried.
+    pub(crate) untried: Option<Timestamp>,
+}
+
+/// A courier's place while it holds its endpoint.
+pub(crate) struct Seat {
+    watch: LagWatch,
+    number: u64,
+}
+
+impl LagWatch {
+    /// The numbers now.
+    #[must_use]
+    pub fn snapshot(&self) -> Lag {
+        self.at(Timestamp::now())
+    }
+
+    pub(crate) fn sit(&self) -> Seat {
+        let mut board = self.board();
+        board.last += 1;
+        let number = board.last;
+        board.seats.insert(number, Standing::default());
+        Seat { watch: self.clone(), number }
+    }
+
+    /// Keeps the metrics true until stopped.
+    pub(crate) async fn tell(self, stop: CancellationToken) {
+        let mut ticks = interval(TELL_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            metrics::lag(self.snapshot());
+        }
+    }
+
+    fn at(&self, now: Timestamp) -> Lag {
+        let mut lag = Lag::default();
+        for standing in self.board().seats.values() {
+            let oldest = age(standing.oldest, now);
+            lag.held = lag.held.saturating_add(1);
+            lag.behind = lag.behind.saturating_add(u32::from(oldest >= BEHIND_AFTER));
+            lag.oldest_seconds = lag.oldest_seconds.max(oldest);
+            lag.untried_seconds = lag.untried_seconds.max(age(standing.untried, now));
+        }
+        lag
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board> {
+        // Each use is one step on the map: a panic elsewhere cannot leave it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seat {
+    pub(crate) fn say(&self, standing: Standing) {
+        if let Some(seat) = self.watch.board().seats.get_mut(&self.number) {
+            *seat = standing;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.watch.board().seats.remove(&self.number);
+    }
+}
+
+/// The clock that recorded may be ahead of ours.
+fn age(since: Option<Timestamp>, now: Timestamp) -> u64 {
+    since.map_or(0, |since| u64::try_from(now.duration_since(since).as_secs()).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn standing(oldest: i64, untried: i64) -> Standing {
+        Standing { oldest: Some(at(oldest)), untried: Some(at(untried)) }
+    }
+
+    #[test]
+    fn the_oldest_of_all_endpoints_counts_and_one_is_behind_after_a_minute() {
+        let watch = LagWatch::default();
+        assert_eq!(watch.at(at(1_000)), Lag::default());
+        let (a, b, _idle) = (watch.sit(), watch.sit(), watch.sit());
+        a.say(standing(940, 990));
+        b.say(standing(941, 950));
+        assert_eq!(watch.at(at(1_000)), Lag { held: 3, behind: 1, oldest_seconds: 60, untried_seconds: 50 });
+        a.say(Standing::default());
+        assert_eq!(watch.at(at(1_000)), Lag { held: 3, behind: 0, oldest_seconds: 59, untried_seconds: 50 });
+    }
+
+    #[test]
+    fn an_endpoint_that_is_given_up_is_no_longer_heard() {
+        let watch = LagWatch::default();
+        let (old, new) = (watch.sit(), watch.sit());
+        old.say(standing(0, 0));
+        drop(old);
+        assert_eq!(watch.at(at(100)), Lag { held: 1, ..Lag::default() });
+        drop(new);
+        assert_eq!(watch.at(at(100)).held, 0);
+    }
+
+    #[test]
+    fn an_event_from_a_clock_that_is_ahead_is_not_behind() {
+        let watch = LagWatch::default();
+        let seat = watch.sit();
+        seat.say(standing(200, 200));
+        assert_eq!(watch.at(at(100)), Lag { held: 1, ..Lag::default() });
+    }
+}

@@ -1,0 +1,183 @@
+//! What the exporter counts, and under which names.
+//!
+//! Owns every name and label. INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the
+//! log names them. Where nobody records, counting does nothing.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use stage0_contract::MarkBody;
+
+use crate::cursor::Settled;
+use crate::lag::Lag;
+
+const DELIVERIES: &str = "stage0_deliveries_total";
+const REQUEST_SECONDS: &str = "stage0_delivery_request_seconds";
+const DELAY_SECONDS: &str = "stage0_delivery_delay_seconds";
+const LAG_SECONDS: &str = "stage0_delivery_lag_seconds";
+const UNTRIED_SECONDS: &str = "stage0_delivery_untried_seconds";
+const HELD: &str = "stage0_endpoints_held";
+const BEHIND: &str = "stage0_endpoints_behind";
+const ENDPOINTS: &str = "stage0_endpoints";
+const DISABLED: &str = "stage0_endpoints_disabled_total";
+const MARKS: &str = "stage0_marks_total";
+const REMOVED: &str = "stage0_log_entries_removed_total";
+
+/// Why something left the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// It was past its account's retention.
+    Retention,
+    /// Its account wanted it to.
+    Demand,
+}
+
+/// Tells whoever records what the names mean.
+pub(crate) fn describe() {
+    describe_counter!(
+        DELIVERIES,
+        Unit::Count,
+        "Attempts to deliver an event by what came of them, and events gone untried."
+    );
+    describe_histogram!(
+        REQUEST_SECONDS,
+        Unit::Seconds,
+        "Time of one attempt, up to the receiver's answer or the failure."
+    );
+    describe_histogram!(
+        DELAY_SECONDS,
+        Unit::Seconds,
+        "Time from an event's recording to its delivery; replays are left out."
+    );
+    describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest event that is not delivered; 0 when all are.");
+    describe_gauge!(
+        UNTRIED_SECONDS,
+        Unit::Seconds,
+        "Age of the oldest event that was not even tried; 0 when all were."
+    );
+    describe_gauge!(HELD, Unit::Count, "Endpoints that this instance serves.");
+    describe_gauge!(BEHIND, Unit::Count, "Of those, the ones with an event that is not delivered after a minute.");
+    describe_gauge!(ENDPOINTS, Unit::Count, "Endpoints of all accounts, as the keystore lists them, by state.");
+    describe_counter!(DISABLED, Unit::Count, "Endpoints that this instance had disabled.");
+    describe_counter!(MARKS, Unit::Count, "Signed marks by kind, and by whether they were written.");
+    describe_counter!(REMOVED, Unit::Count, "Entries removed from the decision log, by why.");
+}
+
+/// An attempt that is over. `recorded_at`: none for what is replayed.
+pub(crate) fn settled(settled: &Settled, took: Duration, recorded_at: Option<Timestamp>, now: Timestamp) {
+    counter!(DELIVERIES, "outcome" => outcome(settled)).increment(1);
+    histogram!(REQUEST_SECONDS).record(took.as_secs_f64());
+    if let (Settled::Delivered, Some(recorded_at)) = (settled, recorded_at) {
+        // The clock that recorded may be ahead of ours.
+        histogram!(DELAY_SECONDS).record(now.duration_since(recorded_at).as_secs_f64().max(0.0));
+    }
+}
+
+/// As label and in the log.
+pub(crate) fn outcome(settled: &Settled) -> &'static str {
+    match settled {
+        Settled::Delivered => "delivered",
+        Settled::Waiting => "retried",
+        Settled::Exhausted => "exhausted",
+        Settled::Disable(_) => "refused",
+    }
+}
+
+/// An event left the log before it was delivered.
+pub(crate) fn expired() {
+    counter!(DELIVERIES, "outcome" => "expired").increment(1);
+}
+
+pub(crate) fn lag(lag: Lag) {
+    let Lag { held, behind, oldest_seconds, untried_seconds } = lag;
+    gauge!(HELD).set(f64::from(held));
+    gauge!(BEHIND).set(f64::from(behind));
+    gauge!(LAG_SECONDS).set(seconds(oldest_seconds));
+    gauge!(UNTRIED_SECONDS).set(seconds(untried_seconds));
+}
+
+pub(crate) fn endpoints(enabled: usize, disabled: usize) {
+    gauge!(ENDPOINTS, "state" => "enabled").set(seconds(enabled as u64));
+    gauge!(ENDPOINTS, "state" => "disabled").set(seconds(disabled as u64));
+}
+
+pub(crate) fn endpoint_disabled() {
+    counter!(DISABLED).increment(1);
+}
+
+pub(crate) fn mark(body: &MarkBody, written: bool) {
+    let kind = match body {
+        MarkBody::Checkpoint {} => "checkpoint",
+        MarkBody::Deletion(_) => "deletion",
+        MarkBody::WebhookDisabled { .. } => "webhook_disabled",
+    };
+    counter!(MARKS, "kind" => kind, "outcome" => if written { "written" } else { "failed" }).increment(1);
+}
+
+pub(crate) fn removed(why: Removal, entries: u64) {
+    let why = match why {
+        Removal::Retention => "retention",
+        Removal::Demand => "demand",
+    };
+    counter!(REMOVED, "why" => why).increment(entries);
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact for longer than there are clocks")]
+fn seconds(whole: u64) -> f64 {
+    whole as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    #[test]
+    fn every_name_is_described_and_every_count_arrives_under_its_name() {
+        let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            settled(&Settled::Delivered, Duration::from_secs(2), Some(at(10)), at(13));
+            settled(&Settled::Delivered, Duration::ZERO, None, at(13));
+            settled(&Settled::Waiting, Duration::ZERO, Some(at(0)), at(13));
+            settled(&Settled::Exhausted, Duration::ZERO, Some(at(0)), at(13));
+            settled(&Settled::Disable(String::new()), Duration::ZERO, Some(at(0)), at(13));
+            expired();
+            lag(Lag { held: 4, behind: 3, oldest_seconds: 70, untried_seconds: 7 });
+            endpoints(5, 6);
+            endpoint_disabled();
+            mark(&MarkBody::Checkpoint {}, true);
+            mark(&MarkBody::Checkpoint {}, false);
+            removed(Removal::Retention, 8);
+            removed(Removal::Demand, 9);
+        });
+        let page = recorder.handle().render();
+        for line in [
+            "stage0_deliveries_total{outcome=\"delivered\"} 2",
+            "stage0_deliveries_total{outcome=\"retried\"} 1",
+            "stage0_deliveries_total{outcome=\"exhausted\"} 1",
+            "stage0_deliveries_total{outcome=\"refused\"} 1",
+            "stage0_deliveries_total{outcome=\"expired\"} 1",
+            "stage0_delivery_request_seconds_count 5",
+            "stage0_delivery_delay_seconds_sum 3",
+            "stage0_delivery_delay_seconds_count 1",
+            "stage0_delivery_lag_seconds 70",
+            "stage0_delivery_untried_seconds 7",
+            "stage0_endpoints_held 4",
+            "stage0_endpoints_behind 3",
+            "stage0_endpoints{state=\"enabled\"} 5",
+            "stage0_endpoints{state=\"disabled\"} 6",
+            "stage0_endpoints_disabled_total 1",
+            "stage0_marks_total{kind=\"checkpoint\",outcome=\"written\"} 1",
+            "stage0_marks_total{kind=\"checkpoint\",outcome=\"failed\"} 1",
+            "stage0_log_entries_removed_total{why=\"retention\"} 8",
+            "stage0_log_entries_removed_total{why=\"demand\"} 9",
+        ] {
+            assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
+        }
+        let described = page.lines().filter(|line| line.starts_with("# HELP ")).count();
+        assert_eq!(described, page.lines().filter(|line| line.starts_with("# TYPE ")).count(), "{page}");
+    }
+}
