@@ -40,7 +40,7 @@ impl Courier {
         let reason = attempt.error.clone();
         let settled = held.cursor.settle(open.sequence, &judged, attempt, random());
         metrics::settled(&settled, took, open.recorded_at, at);
-        say(endpoint, &open, &settled, took, reason);
+        say(endpoint, &open, &settled, took, reason.as_deref());
         match settled {
             Settled::Delivered | Settled::Waiting | Settled::Exhausted => Step::GoOn,
             // Others were on their way when the first one said so.
@@ -76,7 +76,7 @@ impl Courier {
 }
 
 /// One line for each attempt. What is as it should be is told on demand only.
-fn say(endpoint: &Endpoint, open: &Open, settled: &Settled, took: Duration, reason: Option<String>) {
+fn say(endpoint: &Endpoint, open: &Open, settled: &Settled, took: Duration, reason: Option<&str>) {
     let (webhook, request_id, event) = (&endpoint.webhook.id, open.request_id(), &open.event);
     let (attempt, outcome) = (open.attempts.saturating_add(1), metrics::outcome(settled));
     let duration_ms = took.as_secs_f64() * 1e3;
