@@ -49,9 +49,10 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
         let base_path = http.base_path.clone();
         let config = http.config(tls);
-        let look = gateway_look(bus.connect(), config.audit);
+        let audit = config.audit;
         let gateway = Gateway::build(config, workers_connect(bus.clone())).await?;
         let exporter = AuditExport::build(export, bus.connect()).await?;
+        let look = gateway_look(bus.connect(), audit, Some(exporter.lag()));
         let url = format!("https://{}{base_path}", reachable(gateway.addr()));
 
         let (front, back) = (stop.child_token(), CancellationToken::new());

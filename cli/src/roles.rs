@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use stage0_audit_export::AuditExport;
+use stage0_audit_export::{AuditExport, Lag, LagWatch};
 use stage0_backplane::Backplane;
 use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
-use stage0_contract::{AuditMode, PolicyVersion, Role};
+use stage0_contract::{AuditMode, DeliveryLag, PolicyVersion, Role};
 use stage0_evaluator::{EvaluatorConfig, PackSet};
-use stage0_gateway::{Gateway, TlsFiles, dev_tls};
+use stage0_gateway::{Found, Gateway, TlsFiles, dev_tls};
 use stage0_keystore::{Keystore, KeystoreConfig};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
         let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
         let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let config = service.http.config(tls);
-        let look = gateway_look(own.clone(), config.audit);
+        let look = gateway_look(own.clone(), config.audit, None);
         let Some(gateway) = unless(&stop, Gateway::build(config, workers_connect(nats))).await? else { return Ok(()) };
         tracing::info!(version = VERSION, address = %gateway.addr(), "gateway starts");
         let telling = Telling::start(&vitals, &[Role::Gateway], own.clone(), look, &stop);
@@ -92,7 +92,7 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let exporter = AuditExport::build(service.export, backplane).await?;
         tracing::info!(version = VERSION, "audit-export starts");
-        let look = export_look(own.clone());
+        let look = export_look(own.clone(), exporter.lag());
         let telling = Telling::start(&vitals, &[Role::AuditExport], own.clone(), look, &stop);
         let served = exporter.run_until(stop).await;
         telling.end().await;
@@ -171,13 +171,13 @@ impl Telling {
     }
 }
 
-/// As `/readyz` of the gateway itself.
-pub(crate) fn gateway_look(own: Backplane, audit: AuditMode) -> Look {
+/// As `/readyz` of the gateway itself; in a process of all roles also how far deliveries are behind.
+pub(crate) fn gateway_look(own: Backplane, audit: AuditMode, lag: Option<LagWatch>) -> Look {
     Box::new(move || {
-        let own = own.clone();
+        let (own, delivery) = (own.clone(), lag.as_ref().map(delivery));
         Box::pin(async move {
-            let found = stage0_gateway::look(&own, audit).await;
-            Seen { faults: found.faults, remarks: found.remarks, ..Seen::default() }
+            let Found { faults, remarks, policy_version } = stage0_gateway::look(&own, audit).await;
+            Seen { faults, remarks, policy_version, delivery }
         })
     })
 }
@@ -203,11 +203,11 @@ fn keystore_look(own: Backplane, writable: impl Fn() -> bool + Send + Sync + 'st
     })
 }
 
-fn export_look(own: Backplane) -> Look {
+fn export_look(own: Backplane, lag: LagWatch) -> Look {
     Box::new(move || {
-        let own = own.clone();
+        let (own, delivery) = (own.clone(), delivery(&lag));
         Box::pin(async move {
-            let mut seen = carried(&own).await;
+            let mut seen = Seen { delivery: Some(delivery), ..carried(&own).await };
             match own.log.ready().await {
                 Ok(remarks) => seen.remarks.extend(remarks),
                 Err(error) => seen.faults.push(format!("log: {error}")),
@@ -215,6 +215,12 @@ fn export_look(own: Backplane) -> Look {
             seen
         })
     })
+}
+
+/// How far deliveries are behind.
+pub(crate) fn delivery(lag: &LagWatch) -> DeliveryLag {
+    let Lag { held, behind, oldest_seconds, .. } = lag.snapshot();
+    DeliveryLag { endpoints: held, behind, oldest_seconds }
 }
 
 /// Whether the backplane carries questions.

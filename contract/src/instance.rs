@@ -75,9 +75,9 @@ impl InstanceState {
 pub struct DeliveryLag {
     /// Endpoints that it serves.
     pub endpoints: u32,
-    /// Those with something that is not delivered yet.
+    /// Those with something that is not delivered after a minute.
     pub behind: u32,
-    /// Age of the oldest of it, in seconds.
+    /// Age of the oldest event that is not delivered, in seconds; 0 when all are.
     pub oldest_seconds: u64,
 }
 

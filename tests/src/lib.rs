@@ -14,6 +14,7 @@
 )]
 
 mod api;
+mod containers;
 mod balancer;
 mod process;
 mod raw;
@@ -21,6 +22,7 @@ mod receiver;
 mod stack;
 
 pub use api::{Answer, Api};
+pub use containers::{Containers, docker, image, inspect};
 pub use balancer::Balancer;
 pub use process::Process;
 pub use raw::Raw;
