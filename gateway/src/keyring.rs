@@ -206,3 +206,25 @@ impl Keyring {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_keystore_is_told_for_which_request_a_key_is_verified() {
+        let (backplane, keyring) = (Backplane::embedded(), Keyring::new([1; 32]));
+        let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
+        let key = ApiKey::from_random([1; 10], [2; 20]).unwrap();
+        let id = Some(RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap());
+        let until = tokio::time::Instant::now() + Duration::from_secs(30);
+        let verified = keyring.verify(&key, &*backplane.requests, until, id);
+        let answered = async {
+            let question = asked.next().await.unwrap();
+            assert_eq!(question.request.request_id, id);
+            question.answer(&VerifyKeyReply::Invalid).await;
+        };
+        let (verified, ()) = tokio::join!(verified, answered);
+        assert!(verified.unwrap().is_none());
+    }
+}
