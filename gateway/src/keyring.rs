@@ -18,6 +18,8 @@ use stage0_contract::{
     ApiKey, KeyChanged, KeyIdentity, RefreshKey, RefreshKeyReply, RequestId, VerifyKey, VerifyKeyReply,
 };
 
+use crate::metrics::{KeyCache, key_looked_up};
+
 /// How long the keystore's word is good without a notice.
 const TRUST: Duration = Duration::from_secs(60);
 /// How long an unused key stays known well enough to be renewed without a hash.
@@ -104,8 +106,12 @@ impl Keyring {
         request_id: Option<RequestId>,
     ) -> Result<Known, KeystoreError> {
         let digest = self.digest(key);
-        let Some(vouched) = self.known.get(&digest).await else { return Ok(Known::No) };
+        let Some(vouched) = self.known.get(&digest).await else {
+            key_looked_up(KeyCache::Miss);
+            return Ok(Known::No);
+        };
         if self.trusts(&vouched) {
+            key_looked_up(KeyCache::Hit);
             return Ok(self.judge(&vouched));
         }
         // One renewal at a time for each key; those who wait find it done.
@@ -118,6 +124,7 @@ impl Keyring {
                 Some(_) => self.renew(key, keystore, deadline, request_id).await,
             })
             .await?;
+        key_looked_up(KeyCache::Refreshed);
         Ok(match result {
             CompResult::Unchanged(entry) | CompResult::ReplacedWith(entry) | CompResult::Inserted(entry) => {
                 self.judge(entry.value())

@@ -1,24 +1,33 @@
 //! What the gateway counts, and under which names.
 //!
 //! Owns every name and label. INVARIANT: no label holds text of a caller: a route is its pattern, the rest are words of ours, so the
-//! number of series is bounded. Where nobody records, counting does nothing.
+//! number of series is bounded. An issue's code is a word of the policy packs: rules have it as fixed text, and no request can make one.
+//! Where nobody records, counting does nothing.
 
 use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use stage0_contract::{ErrorCode, Verdict};
+use stage0_contract::{ErrorCode, IssueCode, Verdict};
 
 use crate::proxy_protocol::Refused;
 use crate::throttle::LoginsBy;
 
+mod check;
 mod ledger;
 
+pub(crate) use check::{InFlight, Step, timed};
 pub(crate) use ledger::Metered;
 
 const REQUESTS: &str = "stage0_http_requests_total";
 const REQUEST_SECONDS: &str = "stage0_http_request_seconds";
 const CHECKS: &str = "stage0_checks_total";
+const CHECK_STEP_SECONDS: &str = "stage0_check_step_seconds";
+const CHECKS_IN_FLIGHT: &str = "stage0_checks_in_flight";
+const ISSUES: &str = "stage0_issues_total";
+const RECORD_ROUND_SECONDS: &str = "stage0_record_round_seconds";
+const RECORD_LINES: &str = "stage0_record_lines_total";
+const KEY_CACHE: &str = "stage0_key_cache_total";
 const REFUSED: &str = "stage0_refused_total";
 const FAILED_LOGINS: &str = "stage0_failed_logins_total";
 const THROTTLED: &str = "stage0_throttled_total";
@@ -43,6 +52,28 @@ pub(crate) enum Throttle {
     Quota,
 }
 
+/// What the keyring knew of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeyCache {
+    /// All that was needed.
+    Hit,
+    /// Enough to ask whether it still lives.
+    Refreshed,
+    /// Nothing: it takes a hash.
+    Miss,
+}
+
+/// What became of lines that were appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lines {
+    /// The log has them.
+    Recorded,
+    /// The log does not have them.
+    Failed,
+    /// Nobody knows.
+    Unknown,
+}
+
 /// What the ledger was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum LedgerUse {
@@ -55,6 +86,12 @@ pub(crate) fn describe() {
     describe_counter!(REQUESTS, Unit::Count, "Requests answered, by pattern of the path and by status.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's head to its answer's.");
     describe_counter!(CHECKS, Unit::Count, "Checks answered, by verdict; answers that are repeated count again.");
+    describe_histogram!(CHECK_STEP_SECONDS, Unit::Seconds, "Time that a check spent in each of its steps.");
+    describe_gauge!(CHECKS_IN_FLIGHT, Unit::Count, "Checks that have begun and are not answered.");
+    describe_counter!(ISSUES, Unit::Count, "Checks answered with an issue of this code, each code once a check.");
+    describe_histogram!(RECORD_ROUND_SECONDS, Unit::Seconds, "Time of one append to the log, tries included.");
+    describe_counter!(RECORD_LINES, Unit::Count, "Decisions handed to the log, by what became of them.");
+    describe_counter!(KEY_CACHE, Unit::Count, "Well-formed keys looked up, by what was known of them.");
     describe_counter!(REFUSED, Unit::Count, "Requests refused, by the code of the error.");
     describe_counter!(FAILED_LOGINS, Unit::Count, "Failed logins counted against an address or a key id.");
     describe_counter!(THROTTLED, Unit::Count, "Requests and connections refused because of a limit, by the limit.");
@@ -77,8 +114,46 @@ pub(crate) fn answered(route: Option<&str>, status: StatusCode, took: Duration) 
     histogram!(REQUEST_SECONDS, "route" => route).record(took.as_secs_f64());
 }
 
-pub(crate) fn checked(verdict: Verdict) {
+/// No code twice.
+pub(crate) fn checked<'a>(verdict: Verdict, codes: impl IntoIterator<Item = &'a IssueCode>) {
     counter!(CHECKS, "verdict" => verdict.as_str()).increment(1);
+    for code in codes {
+        counter!(ISSUES, "code" => code.as_str().to_owned()).increment(1);
+    }
+}
+
+fn step_took(step: Step, took: Duration) {
+    histogram!(CHECK_STEP_SECONDS, "step" => step.as_str()).record(took.as_secs_f64());
+}
+
+fn check_began() {
+    gauge!(CHECKS_IN_FLIGHT).increment(1.0);
+}
+
+fn check_ended() {
+    gauge!(CHECKS_IN_FLIGHT).decrement(1.0);
+}
+
+pub(crate) fn record_round(took: Duration) {
+    histogram!(RECORD_ROUND_SECONDS).record(took.as_secs_f64());
+}
+
+pub(crate) fn recorded(lines: usize, outcome: Lines) {
+    let outcome = match outcome {
+        Lines::Recorded => "recorded",
+        Lines::Failed => "failed",
+        Lines::Unknown => "unknown",
+    };
+    counter!(RECORD_LINES, "outcome" => outcome).increment(u64::try_from(lines).unwrap_or(u64::MAX));
+}
+
+pub(crate) fn key_looked_up(outcome: KeyCache) {
+    let outcome = match outcome {
+        KeyCache::Hit => "hit",
+        KeyCache::Refreshed => "refreshed",
+        KeyCache::Miss => "miss",
+    };
+    counter!(KEY_CACHE, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn refused(code: ErrorCode) {
@@ -159,16 +234,34 @@ fn reason(code: ErrorCode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures_util::FutureExt;
     use metrics_exporter_prometheus::PrometheusBuilder;
+    use std::future::{pending, ready};
 
     #[test]
     fn every_name_is_described_and_every_count_arrives_under_its_name() {
         let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
+        let mut under_way = None;
         metrics::with_local_recorder(&recorder, || {
             describe();
             answered(Some("/v1/keys/{id}"), StatusCode::OK, Duration::from_millis(1_500));
             answered(None, StatusCode::NOT_FOUND, Duration::ZERO);
-            checked(Verdict::Defer);
+            let codes = ["APPROVAL_REQUIRED", "SCOPE_UNCLEAR"].map(|code| IssueCode::parse(code).unwrap());
+            checked(Verdict::Defer, &codes);
+            checked(Verdict::Allow, &codes[..1]);
+            let done = timed(Step::LookUp, ready(7)).now_or_never();
+            assert_eq!(done, Some(7));
+            assert_eq!(timed(Step::Record, pending::<()>()).now_or_never(), None);
+            drop(InFlight::begin());
+            under_way = Some(InFlight::begin());
+            record_round(Duration::from_millis(2_500));
+            recorded(3, Lines::Recorded);
+            recorded(4, Lines::Recorded);
+            recorded(2, Lines::Failed);
+            recorded(1, Lines::Unknown);
+            for outcome in [KeyCache::Hit, KeyCache::Refreshed, KeyCache::Miss, KeyCache::Hit] {
+                key_looked_up(outcome);
+            }
             refused(ErrorCode::Unauthorized);
             throttled(Throttle::Burst);
             login_failed(LoginsBy::Key);
@@ -181,12 +274,25 @@ mod tests {
         let handle = recorder.handle();
         handle.run_upkeep();
         let page = handle.render();
+        drop(under_way);
         for line in [
             "stage0_http_requests_total{route=\"/v1/keys/{id}\",status=\"200\"} 1",
             "stage0_http_requests_total{route=\"none\",status=\"404\"} 1",
             "stage0_http_request_seconds_bucket{route=\"/v1/keys/{id}\",le=\"1\"} 0",
             "stage0_http_request_seconds_sum{route=\"/v1/keys/{id}\"} 1.5",
             "stage0_checks_total{verdict=\"DEFER\"} 1",
+            "stage0_checks_total{verdict=\"ALLOW\"} 1",
+            "stage0_issues_total{code=\"APPROVAL_REQUIRED\"} 2",
+            "stage0_issues_total{code=\"SCOPE_UNCLEAR\"} 1",
+            "stage0_check_step_seconds_count{step=\"look_up\"} 1",
+            "stage0_checks_in_flight 1",
+            "stage0_record_round_seconds_sum 2.5",
+            "stage0_record_lines_total{outcome=\"recorded\"} 7",
+            "stage0_record_lines_total{outcome=\"failed\"} 2",
+            "stage0_record_lines_total{outcome=\"unknown\"} 1",
+            "stage0_key_cache_total{outcome=\"hit\"} 2",
+            "stage0_key_cache_total{outcome=\"refreshed\"} 1",
+            "stage0_key_cache_total{outcome=\"miss\"} 1",
             "stage0_refused_total{reason=\"unauthorized\"} 1",
             "stage0_throttled_total{by=\"burst\"} 1",
             "stage0_failed_logins_total{by=\"key\"} 1",
@@ -196,8 +302,9 @@ mod tests {
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
+        assert!(!page.contains("step=\"record\""), "a step that was given up: {page}");
         let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!((count("# TYPE "), count("# HELP ")), (9, 9), "{page}");
+        assert_eq!((count("# TYPE "), count("# HELP ")), (15, 15), "{page}");
     }
 
     #[test]

@@ -21,6 +21,8 @@ use uuid::Uuid;
 
 use chain::{Chain, Drafted};
 
+use crate::metrics::{self, Lines};
+
 /// Lines that wait for their turn; more are refused until some are through.
 const QUEUE: usize = 8_192;
 /// Lines of one round, and their bytes: a round is one message for each account in it.
@@ -130,7 +132,11 @@ impl Rounds {
         let recorded_at = Timestamp::now();
         let drafts: Vec<Draft> =
             accounts.into_iter().filter_map(|(account, tickets)| self.draft(account, tickets, recorded_at)).collect();
+        let appending = Instant::now();
         let outcomes = append(&*self.backplane.log, &drafts, deadline).await;
+        if !drafts.is_empty() {
+            metrics::record_round(appending.elapsed());
+        }
         let mut recorded = Vec::new();
         for (draft, outcome) in drafts.into_iter().zip(outcomes) {
             if outcome.is_ok() {
@@ -197,16 +203,19 @@ impl Rounds {
         match outcome {
             Ok(()) => {
                 self.chains.insert(account, chain);
+                metrics::recorded(tickets.len(), Lines::Recorded);
                 tell(tickets, &Ok(()));
             }
             // As if it had never been tried: the chain stands where it stood.
             Err(error @ AppendError::NotStored(_)) => {
                 tracing::error!(%account, lines = tickets.len(), %error, "decisions were not recorded");
+                metrics::recorded(tickets.len(), Lines::Failed);
                 tell(tickets, &Err(NotRecorded::Failed(error.to_string())));
             }
             Err(error @ AppendError::Unknown(_)) => {
                 tracing::error!(%account, lines = tickets.len(), %error, "decisions may not have been recorded; a new chain begins");
                 self.chains.remove(&account);
+                metrics::recorded(tickets.len(), Lines::Unknown);
                 tell(tickets, &Err(NotRecorded::Unknown(error.to_string())));
             }
         }

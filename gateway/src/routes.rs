@@ -4,6 +4,7 @@
 //! One file below for each room: `check`, `usage`, `accounts`, `keys`, `decisions`, `runs`, `webhooks`, `status`, `health`, `docs`; `fields` decodes bodies of the
 //! control API.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use actix_http::ConnectionType;
@@ -12,7 +13,7 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse, Resource, Route, guard, web};
-use stage0_contract::{AccountId, KeyId, KeyIdentity, RequestId, Verdict};
+use stage0_contract::{AccountId, Decision, IssueCode, KeyId, KeyIdentity, RequestId, Verdict};
 use uuid::Uuid;
 
 use crate::address::Client;
@@ -99,12 +100,12 @@ struct Stamp {
     started: Instant,
 }
 
-/// What the access log says of a request beyond its status.
-#[derive(Clone)]
+/// What the access log and the metrics say of a request beyond its status.
 struct Outcome {
     account: AccountId,
     key_id: KeyId,
     verdict: Option<Verdict>,
+    codes: BTreeSet<IssueCode>,
 }
 
 /// Gives a request its id and its client, refuses it if that client sends too many, and gives its answer the headers that all answers
@@ -171,8 +172,8 @@ fn log(response: &ServiceResponse<impl MessageBody>, request_id: RequestId, star
     metrics::answered(route.as_deref(), response.status(), took);
     let route = route.unwrap_or_default();
     match response.request().extensions().get::<Outcome>() {
-        Some(Outcome { account, key_id, verdict }) => {
-            verdict.iter().copied().for_each(metrics::checked);
+        Some(Outcome { account, key_id, verdict, codes }) => {
+            verdict.iter().for_each(|verdict| metrics::checked(*verdict, codes));
             let verdict = verdict.map(Verdict::as_str);
             tracing::info!(%request_id, %account, %key_id, verdict, status, route, duration_ms, "request answered");
         }
@@ -209,7 +210,9 @@ async fn authenticate(
     Ok(identity)
 }
 
-fn note(request: &HttpRequest, identity: &KeyIdentity, verdict: Option<Verdict>) {
+fn note(request: &HttpRequest, identity: &KeyIdentity, decision: Option<&Decision>) {
     let (account, key_id) = (identity.account.clone(), identity.key_id.clone());
-    request.extensions_mut().insert(Outcome { account, key_id, verdict });
+    let codes = decision.iter().flat_map(|decision| &decision.issues).map(|issue| issue.code.clone()).collect();
+    let verdict = decision.map(|decision| decision.verdict);
+    request.extensions_mut().insert(Outcome { account, key_id, verdict, codes });
 }

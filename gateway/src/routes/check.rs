@@ -26,6 +26,7 @@ use crate::address::Client;
 use crate::body;
 use crate::errors::ApiError;
 use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
+use crate::metrics::{InFlight, Step, timed};
 use crate::quota::Reservation;
 use crate::recorder::{Entry, NotRecorded};
 use crate::state::Gate;
@@ -53,6 +54,7 @@ pub(super) async fn check(gate: Data<Gate>, request: HttpRequest, payload: Paylo
 }
 
 async fn answered(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
+    let _in_flight = InFlight::begin();
     let mut caller = None;
     let decided = decide(&gate, &request, payload, &mut caller).await;
     let mut response = answer(&request, decided);
@@ -65,29 +67,46 @@ async fn answered(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> H
     response
 }
 
+/// A request that may ask.
+struct Admitted {
+    identity: Arc<KeyIdentity>,
+    body: Map<String, Value>,
+    deadline: Instant,
+}
+
+/// Finds out who asks and what, and whether the account may ask now. `caller` is known also when it may not.
+async fn admitted(
+    gate: &Gate,
+    request: &HttpRequest,
+    payload: Payload,
+    caller: &mut Option<Arc<KeyIdentity>>,
+) -> Result<Admitted, ApiError> {
+    let budget = Budget::new(gate.config.request_budget);
+    let identity = timed(Step::Authenticate, authenticate(gate, request, budget.deadline())).await?;
+    *caller = Some(Arc::clone(&identity));
+    let budget = budget.pause();
+    let body = timed(Step::Body, body::json_object(request, payload, gate.config.body_timeout)).await?;
+    let deadline = budget.resume().deadline();
+    // An operator neither checks nor reads decisions, whatever else its key was granted.
+    if !identity.scopes.contains(&Scope::Check) || identity.scopes.contains(&Scope::Operator) {
+        return Err(ApiError::ScopeMissing(Scope::Check));
+    }
+    timed(Step::Admit, gate.quotas.admit(&identity, gate.ledger(), deadline)).await?;
+    if body.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
+        return Err(ApiError::PlanWithoutPro);
+    }
+    Ok(Admitted { identity, body, deadline })
+}
+
 async fn decide(
     gate: &Gate,
     request: &HttpRequest,
     payload: Payload,
     caller: &mut Option<Arc<KeyIdentity>>,
 ) -> Result<HttpResponse, ApiError> {
-    let budget = Budget::new(gate.config.request_budget);
-    let identity = authenticate(gate, request, budget.deadline()).await?;
-    *caller = Some(Arc::clone(&identity));
-    let budget = budget.pause();
-    let body = body::json_object(request, payload, gate.config.body_timeout).await?;
-    let budget = budget.resume();
-    let deadline = budget.deadline();
-
-    // An operator neither checks nor reads decisions, whatever else its key was granted.
-    if !identity.scopes.contains(&Scope::Check) || identity.scopes.contains(&Scope::Operator) {
-        return Err(ApiError::ScopeMissing(Scope::Check));
-    }
-    gate.quotas.admit(&identity, gate.ledger(), deadline).await?;
-    if body.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
-        return Err(ApiError::PlanWithoutPro);
-    }
+    let Admitted { identity, body, deadline } = admitted(gate, request, payload, caller).await?;
     let mut headers = Headers::read(request);
+    let log = shelf(gate, &identity);
     let repeatable = headers.idempotency_key.as_ref().map(|key| Repeatable::new(&identity, key, &body));
     let mut body = Some(body);
     let mut parsed = None;
@@ -95,7 +114,7 @@ async fn decide(
     for _ in 0..MOST_RACES {
         let ticket = match &repeatable {
             None => None,
-            Some(repeatable) => match repeatable.look_up(gate, &shelf(gate, &identity), deadline).await? {
+            Some(repeatable) => match timed(Step::LookUp, repeatable.look_up(gate, &log, deadline)).await? {
                 Before::Answered(recorded) => return again(request, &identity, *recorded, headers.client_request_id),
                 Before::Otherwise => {
                     headers.errors.push(FieldError::new(IDEMPOTENCY_KEY, "was used with another body"));
@@ -111,19 +130,23 @@ async fn decide(
             // By an attempt before; what was reserved in an earlier round goes back.
             reservation = None;
         } else if reservation.is_none() {
-            reservation = Some(gate.quotas.reserve(&identity, gate.ledger(), deadline).await?);
+            reservation = Some(timed(Step::Reserve, gate.quotas.reserve(&identity, gate.ledger(), deadline)).await?);
         }
         if let Some(body) = body.take() {
-            parsed = Some(parse(gate, &identity, body, std::mem::take(&mut headers.errors), deadline).await?);
+            let errors = std::mem::take(&mut headers.errors);
+            parsed = Some(timed(Step::Parse, parse(gate, &identity, body, errors, deadline)).await?);
         }
         let Some(stamp) = stamp_of(request) else { return Err(ApiError::Unavailable) };
         let claim = match ticket {
             None => None,
             // Another attempt was faster: what became of it is seen in the next round.
-            Some(ticket) => match ticket.claim(gate.ledger(), stamp.id, gate.config.request_budget, deadline).await? {
-                None => continue,
-                claim => claim,
-            },
+            Some(ticket) => {
+                let claim = ticket.claim(gate.ledger(), stamp.id, gate.config.request_budget, deadline);
+                match timed(Step::Claim, claim).await? {
+                    None => continue,
+                    claim => claim,
+                }
+            }
         };
         let Some(check) = parsed.take() else { return Err(ApiError::Unavailable) };
         let asked = Asked { request, identity: &identity, stamp, headers, reservation, deadline };
@@ -189,7 +212,7 @@ impl Asked<'_> {
             },
         };
         let asked = Instant::now();
-        let evaluated = evaluate(gate, &question, deadline).await;
+        let evaluated = timed(Step::Evaluate, evaluate(gate, &question, deadline)).await;
         let Decided { decision, recordable } = evaluated.map_err(|error| {
             let refused = matches!(error, ApiError::Invalid(_));
             Undecided::Before(if refused { Ended::Refused } else { Ended::Failed }, error)
@@ -206,7 +229,7 @@ impl Asked<'_> {
             let entry = entry.map_err(failed)?;
             // From here on it may be in the log: it counts, whoever is gone.
             reservation.iter_mut().for_each(Reservation::keep);
-            if let Err(error) = recorder.record(entry, deadline).await {
+            if let Err(error) = timed(Step::Record, recorder.record(entry, deadline)).await {
                 tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
                 if gate.config.audit == AuditMode::Required {
                     return Err(match error {
@@ -222,7 +245,7 @@ impl Asked<'_> {
             }
         }
         reservation.iter_mut().for_each(Reservation::keep);
-        note(request, identity, Some(response.decided.verdict));
+        note(request, identity, Some(&response.decided));
         Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
     }
 }
@@ -236,7 +259,7 @@ fn again(
 ) -> Result<HttpResponse, ApiError> {
     let meta = ResponseMeta { client_request_id, ..recorded.meta };
     let response = CheckResponse { cached: true, meta, ..recorded };
-    note(request, identity, Some(response.decided.verdict));
+    note(request, identity, Some(&response.decided));
     let id = (REQUEST_ID, response.request_id.to_string());
     Ok(HttpResponse::Ok().content_type(ContentType::json()).insert_header(id).body(written(&response)?))
 }

@@ -164,10 +164,16 @@ async fn everything_is_counted_where_an_operator_looks() {
     let settings = ["--metrics-listen", &address, "--failed-logins-per-minute", "2"];
     let stack = Stack::build().gateway_with(&settings).dev().await;
     let path = format!("/v1/accounts/{}", stack.account);
-    stack.operator.patch(&path, &json!({"daily": 2})).await.expect(200);
-    for body in [Api::harmless(), Api::forbidden(), Api::harmless()] {
-        stack.api.check(&body).await;
-    }
+    stack.operator.patch(&path, &json!({"daily": 3})).await.expect(200);
+    stack.api.check(&Api::harmless()).await.expect(200);
+    stack.api.check(&Api::forbidden()).await.expect(200);
+    let mut unclear = Api::unclear();
+    unclear["constraints"] = json!(["allowed_environment: staging", "tenant_isolation"]);
+    unclear["side_effects"] = json!(["write"]);
+    let unclear = stack.api.check(&unclear).await.expect(200);
+    let codes: Vec<_> = unclear["issues"].as_array().unwrap().iter().map(|issue| issue["code"].clone()).collect();
+    assert_eq!(codes, ["CONTEXT_REQUIRED"; 2]);
+    stack.api.check(&Api::harmless()).await.assert_error(402, "quota_exceeded");
     for key in revoked(&stack, 3).await {
         wrong_key(&stack.api, &key, &[]).await;
     }
@@ -178,6 +184,27 @@ async fn everything_is_counted_where_an_operator_looks() {
     assert_eq!(sample(&text, r#"stage0_refused_total{reason="unauthorized"}"#), 2.0);
     assert_eq!(sample(&text, r#"stage0_refused_total{reason="too_many_failed_logins"}"#), 1.0);
     assert!(sample(&text, r#"stage0_failed_logins_total{by="address"}"#) >= 2.0);
+    assert_eq!(sample(&text, r#"stage0_issues_total{code="CONTEXT_REQUIRED"}"#), 1.0, "once a check");
+    let steps = [
+        ("authenticate", 7.0),
+        ("body", 4.0),
+        ("admit", 4.0),
+        ("reserve", 4.0),
+        ("parse", 3.0),
+        ("evaluate", 3.0),
+        ("record", 3.0),
+    ];
+    for (step, count) in steps {
+        let series = format!(r#"stage0_check_step_seconds_count{{step="{step}"}}"#);
+        assert_eq!(sample(&text, &series), count, "{step}");
+    }
+    assert_eq!(sample(&text, "stage0_checks_in_flight"), 0.0);
+    assert_eq!(sample(&text, r#"stage0_record_lines_total{outcome="recorded"}"#), 3.0);
+    assert_eq!(sample(&text, "stage0_record_round_seconds_count"), 3.0);
+    // The first check and every revoked key; a change of any key puts all in doubt.
+    assert!(sample(&text, r#"stage0_key_cache_total{outcome="miss"}"#) >= 4.0);
+    assert!(sample(&text, r#"stage0_key_cache_total{outcome="hit"}"#) >= 1.0);
+    assert!(sample(&text, r#"stage0_key_cache_total{outcome="refreshed"}"#) >= 1.0);
     for told in [
         "# TYPE stage0_http_requests_total counter",
         "# HELP stage0_checks_total ",
