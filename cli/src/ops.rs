@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, guard, web};
 use anyhow::Context as _;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
@@ -19,9 +19,18 @@ use crate::vitals::Vitals;
 
 /// Seconds: a check takes a millisecond or a few, and its budget is two seconds.
 const BUCKETS: &[f64] = &[0.000_5, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
-/// The one histogram that counts instead of timing, and its buckets.
-const TOGETHER: &str = "stage0_run_checks_together";
-const COUNTS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0];
+/// Histograms that need others: a policy decides in some hundred microseconds, a delivery may be tried for a day, and one counts.
+const OTHER_BUCKETS: [(&str, &[f64]); 3] = [
+    (
+        "stage0_decide_seconds",
+        &[0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0],
+    ),
+    (
+        "stage0_delivery_delay_seconds",
+        &[0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 600.0, 3_600.0, 21_600.0, 86_400.0],
+    ),
+    ("stage0_run_checks_together", &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]),
+];
 /// The recorder keeps single measurements until then.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 /// Scrapers are few.
@@ -40,11 +49,7 @@ pub(crate) struct Ops {
 impl Ops {
     /// From here on the process counts; so the services are built after it.
     pub(crate) fn start(address: SocketAddr, vitals: &Vitals) -> anyhow::Result<Self> {
-        let recorder = PrometheusBuilder::new()
-            .set_buckets(BUCKETS)
-            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(TOGETHER.to_owned()), COUNTS))
-            .and_then(PrometheusBuilder::install_recorder);
-        let recorder = recorder.context("cannot count metrics")?;
+        let recorder = recorder().context("cannot count metrics")?;
         let (told, scraped, vitals) = (recorder.clone(), recorder, vitals.clone());
         let server = HttpServer::new(move || {
             let (recorder, vitals) = (scraped.clone(), vitals.clone());
@@ -88,6 +93,14 @@ impl Ops {
             Err(error) => tracing::warn!(%error, "serving metrics and health ended early"),
         }
     }
+}
+
+fn recorder() -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new().set_buckets(BUCKETS)?;
+    for (name, buckets) in OTHER_BUCKETS {
+        builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
+    }
+    builder.install_recorder()
 }
 
 fn page(recorder: &PrometheusHandle) -> HttpResponse {

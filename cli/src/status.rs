@@ -68,10 +68,13 @@ fn state(one: &InstanceStatus) -> String {
 /// What only this role has to tell.
 fn about(one: &InstanceStatus) -> String {
     match (&one.seen.delivery, &one.seen.policy_version) {
-        (Some(lag), _) if lag.behind == 0 => format!("{} endpoints, all delivered", lag.endpoints),
         (Some(lag), _) => {
-            let oldest = age(lag.oldest_seconds);
-            format!("{} endpoints, {} behind, oldest {oldest}", lag.endpoints, lag.behind)
+            let (endpoints, oldest) = (lag.endpoints, age(lag.oldest_seconds));
+            let noun = if endpoints == 1 { "endpoint" } else { "endpoints" };
+            match (lag.oldest_seconds, lag.behind) {
+                (0, _) => format!("{endpoints} {noun}, all delivered"),
+                (_, behind) => format!("{endpoints} {noun}, {behind} behind, oldest event {oldest}"),
+            }
         }
         (None, policy) => optional(policy.as_ref()),
     }
@@ -182,7 +185,7 @@ mod tests {
         status.instances[0].seen.state = InstanceState::Lost;
         status.instances[1].seen.remarks = vec!["a\u{1b}[2Jb".to_owned()];
         let shown = for_people(&status, &[]);
-        assert!(shown.contains("3 endpoints, 1 behind, oldest 2 h") && shown.contains("lost 9 s ago"), "{shown}");
+        assert!(shown.contains("3 endpoints, 1 behind, oldest event 2 h") && shown.contains("lost 9 s ago"), "{shown}");
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
     }
 }

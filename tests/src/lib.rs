@@ -14,16 +14,16 @@
 )]
 
 mod api;
-mod containers;
 mod balancer;
+mod containers;
 mod process;
 mod raw;
 mod receiver;
 mod stack;
 
 pub use api::{Answer, Api};
-pub use containers::{Containers, docker, image, inspect};
 pub use balancer::Balancer;
+pub use containers::{Containers, docker, image, inspect};
 pub use process::Process;
 pub use raw::Raw;
 pub use receiver::{Authority, Delivery, Receiver, Reply};

@@ -44,7 +44,7 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
     stack.certificate("nats", "server", &["nats", "localhost", "127.0.0.1"])?;
 
     let mut names = GATEWAY_HOSTS.to_vec();
-    names.extend(hosts.iter().map(String::as_str));
+    names.extend(hosts.iter().map(String::as_str).filter(|host| !GATEWAY_HOSTS.contains(host)));
     stack.certificate("gateway", "server", &names)?;
     stack.folder("receiver")?;
     stack.certificate("receiver", "server", &["receiver", "localhost", "127.0.0.1"])?;
