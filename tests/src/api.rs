@@ -102,6 +102,12 @@ impl Api {
         self.post("/check", body).await
     }
 
+    /// As above, where there may be no answer at all.
+    pub async fn try_check(&self, body: &Value) -> Result<Answer, reqwest::Error> {
+        let json = [("content-type", "application/json")];
+        self.try_send(Method::POST, "/check", &json, Some(body.to_string().into_bytes())).await
+    }
+
     /// A harmless action: ALLOW wherever anything can be decided.
     pub fn harmless() -> Value {
         json!({"goal": "Search for Python documentation", "tools": ["web_search"], "context": {}})

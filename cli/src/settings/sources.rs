@@ -12,10 +12,13 @@ use super::table::{CONFIG, SETTINGS};
 use super::{Mistake, Role, Setting};
 
 /// Variables that only tests of this repository read.
-const TEST_ONLY: [&str; 6] = [
+const TEST_ONLY: [&str; 9] = [
     "STAGE0_TEST_NATS_SERVER",
     "STAGE0_TEST_NATS_IMAGE",
     "STAGE0_TEST_NATS",
+    "STAGE0_TEST_COMPOSE",
+    "STAGE0_TEST_BALANCER_IMAGE",
+    "STAGE0_TEST_IMAGE",
     "STAGE0_CRASH_ROUNDS",
     "STAGE0_ALLOW_NO_POWERCUT",
     "STAGE0_BIN",

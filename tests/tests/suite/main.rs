@@ -13,6 +13,7 @@ mod abuse;
 mod balancers;
 mod cases;
 mod clients;
+mod containers;
 mod control;
 mod deletion;
 mod delivery;
