@@ -59,7 +59,7 @@ pack() {
     cp -L "$library" "$context/root$library"
   done
   echo 'hosts: files dns' > "$context/root/etc/nsswitch.conf"
-  printf 'FROM scratch\nCOPY root /\nENV PATH=/bin\n' > "$context/Dockerfile"
+  printf 'FROM scratch\nCOPY root /\nENV PATH=/bin\nENTRYPOINT ["%s"]\n' "$(basename "$binary")" > "$context/Dockerfile"
   docker build --quiet --tag "$tag" "$context" >/dev/null
   rm -rf "$context"
 }
@@ -67,7 +67,7 @@ pack() {
 # PUBLIC STAND-IN BINARY-FINDER: prints the image that can be used.
 image() {
   local public=$1 stand_in=$2 find=$3
-  if docker image inspect "$public" >/dev/null 2>&1 || timeout 120 docker pull --quiet "$public" >/dev/null 2>&1; then
+  if docker image inspect "$public" >/dev/null 2>&1 || timeout 60 docker pull --quiet "$public" >/dev/null 2>&1; then
     echo "$public"
     return
   fi

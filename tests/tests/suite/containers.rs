@@ -44,7 +44,7 @@ async fn the_stack_comes_up_answers_and_survives_the_death_of_its_parts() {
     the_client_is_not_the_balancer(&api, &first).await;
 
     let load = Load::start(&api);
-    for service in ["gateway", "evaluator", "audit-export", "receiver"] {
+    for service in ["gateway", "evaluator", "audit-export", "receiver", "balancer"] {
         let began = Instant::now();
         let killed = kill(&stack, service);
         tokio::time::sleep(WATCHED_FOR).await;
