@@ -103,6 +103,8 @@ fn problems(status: &Status) -> Vec<String> {
         match one.seen.state {
             InstanceState::Ready | InstanceState::Stopping => {}
             InstanceState::NotReady => problems.push(format!("problem: {role} {name} is not ready")),
+            // One that was replaced since is history, which the table tells.
+            InstanceState::Lost if is_replaced(one, status) => {}
             InstanceState::Lost => problems.push(format!("problem: {role} {name} was lost without a goodbye")),
         }
     }
@@ -121,6 +123,18 @@ fn problems(status: &Status) -> Vec<String> {
         ));
     }
     problems
+}
+
+/// Whether one of its role started after it was last heard of, and is ready.
+fn is_replaced(lost: &InstanceStatus, status: &Status) -> bool {
+    let silent = i64::try_from(lost.seconds_ago).unwrap_or(i64::MAX);
+    let last = status.at.as_second().saturating_sub(silent);
+    let by = |one: &InstanceStatus| {
+        one.seen.role == lost.seen.role
+            && one.seen.state == InstanceState::Ready
+            && one.seen.started_at.as_second() >= last
+    };
+    status.instances.iter().any(by)
 }
 
 #[cfg(test)]
@@ -176,6 +190,15 @@ mod tests {
         ] {
             assert!(found.contains(part), "{part}: {found}");
         }
+    }
+
+    #[test]
+    fn one_that_was_lost_and_replaced_is_no_problem_any_more() {
+        let mut status = healthy();
+        status.instances.push(one(Role::Gateway, InstanceState::Lost));
+        assert_eq!(problems(&status).len(), 1);
+        status.instances[0].seen.started_at = "1970-01-01T00:02:52Z".parse().unwrap();
+        assert!(problems(&status).is_empty());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use stage0_backplane::{Backplane, BoxFuture};
+use stage0_backplane::{Backplane, BoxFuture, TellError};
 use stage0_contract::{DeliveryLag, InstanceSeen, InstanceState, PolicyVersion, Role};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, timeout};
@@ -51,7 +51,12 @@ impl Vitals {
     /// Of a process that starts now.
     pub(crate) fn new() -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let instance = format!("{host}-{}", std::process::id());
+        // Processes of several containers may share a host's name, and each be its first.
+        let mut own = [0; 3];
+        let instance = match getrandom::fill(&mut own) {
+            Ok(()) => format!("{host}-{}", data_encoding::HEXLOWER.encode(&own)),
+            Err(_) => format!("{host}-{}", std::process::id()),
+        };
         let (look, last) = (OnceLock::new(), Mutex::default());
         Self(Arc::new(Process { instance, started_at: Timestamp::now(), look, last }))
     }
@@ -92,8 +97,12 @@ impl Vitals {
             let seen = if stopping { Seen::default() } else { self.look().await };
             for role in roles {
                 let said = self.said(*role, &seen, stopping);
-                if let Err(error) = backplane.notices.tell(&said).await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "gateways were not told of this process");
+                let told = match serde_json::to_vec(&said) {
+                    Ok(bytes) => backplane.notices.tell_bytes(InstanceSeen::subject(*role), bytes.into()).await,
+                    Err(_) => Err(TellError),
+                };
+                if told.is_err() {
+                    tracing::debug!(%role, "gateways were not told of this process");
                 }
             }
             if stopping {
@@ -114,7 +123,7 @@ impl Vitals {
             version: VERSION.to_owned(),
             started_at: self.0.started_at,
             state,
-            remarks: seen.faults.iter().chain(&seen.remarks).cloned().collect(),
+            remarks: InstanceSeen::remarks_of(seen.faults.iter().chain(&seen.remarks).cloned()),
             policy_version: seen.policy_version.clone().filter(|_| role == Role::Evaluator),
             delivery: seen.delivery.filter(|_| role == Role::AuditExport),
         }
@@ -123,6 +132,8 @@ impl Vitals {
 
 #[cfg(test)]
 mod tests {
+    use stage0_backplane::Event;
+
     use super::*;
 
     fn found(fault: &str) -> Look {
@@ -152,16 +163,20 @@ mod tests {
     async fn gateways_hear_how_a_process_is_and_that_it_stops() {
         let (vitals, backplane, stop) = (Vitals::new(), Backplane::embedded(), CancellationToken::new());
         vitals.set(found("x"));
-        let mut heard = backplane.notices.listen::<InstanceSeen>().await.unwrap();
+        let mut heard = backplane.notices.listen_bytes(InstanceSeen::subject(Role::Keystore)).await.unwrap();
+        let mut next = async || match heard.next().await.unwrap() {
+            Event::Heard(bytes) => serde_json::from_slice::<InstanceSeen>(&bytes).unwrap(),
+            Event::Gap => panic!("a gap"),
+        };
         let telling = tokio::spawn(vitals.tell(&[Role::Keystore], backplane.clone(), stop.clone()));
-        let stage0_backplane::Event::Heard(said) = heard.next().await.unwrap() else { panic!("a gap") };
+        let said = next().await;
         assert_eq!(
             (said.role, said.state, said.remarks),
             (Role::Keystore, InstanceState::NotReady, vec!["x".to_owned()])
         );
         stop.cancel();
         telling.await.unwrap();
-        let stage0_backplane::Event::Heard(said) = heard.next().await.unwrap() else { panic!("a gap") };
+        let said = next().await;
         assert_eq!(said.state, InstanceState::Stopping);
     }
 }

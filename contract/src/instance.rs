@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Notice, PolicyVersion, Role};
+use crate::{PolicyVersion, Role};
 
 /// Each process to the gateways: I am there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,13 +34,43 @@ pub struct InstanceSeen {
     pub delivery: Option<DeliveryLag>,
 }
 
+/// Of a name or a version.
+const MOST_NAME_BYTES: usize = 128;
+const MOST_REMARKS: usize = 16;
+const MOST_REMARK_BYTES: usize = 512;
+
 impl InstanceSeen {
     /// How often it says so.
     pub const EVERY: Duration = Duration::from_secs(2);
-}
 
-impl Notice for InstanceSeen {
-    const SUBJECT: &'static str = "notice.instance.seen";
+    /// Where a role says it: each in a place of its own, so that none can speak for another.
+    #[must_use]
+    pub const fn subject(role: Role) -> &'static str {
+        match role {
+            Role::Gateway => "notice.instance.gateway",
+            Role::Evaluator => "notice.instance.evaluator",
+            Role::Keystore => "notice.instance.keystore",
+            Role::AuditExport => "notice.instance.audit-export",
+        }
+    }
+
+    /// Whether it is of a size that somebody can keep many of.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        [&self.instance, &self.version].iter().all(|text| text.len() <= MOST_NAME_BYTES)
+            && self.remarks.len() <= MOST_REMARKS
+            && self.remarks.iter().all(|remark| remark.len() <= MOST_REMARK_BYTES)
+    }
+
+    /// Cuts remarks to what [`InstanceSeen::is_small`] lets pass.
+    #[must_use]
+    pub fn remarks_of(remarks: impl IntoIterator<Item = String>) -> Vec<String> {
+        let cut = |remark: String| match remark.char_indices().find(|(at, c)| at + c.len_utf8() > MOST_REMARK_BYTES) {
+            Some((at, _)) => remark.get(..at).unwrap_or_default().to_owned(),
+            None => remark,
+        };
+        remarks.into_iter().take(MOST_REMARKS).map(cut).collect()
+    }
 }
 
 /// How a process is.
@@ -98,4 +128,31 @@ pub struct InstanceStatus {
     pub seen: InstanceSeen,
     /// How long ago that was, in seconds.
     pub seconds_ago: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remarks_are_cut_to_what_is_kept() {
+        let long = "ä".repeat(MOST_REMARK_BYTES);
+        let remarks = InstanceSeen::remarks_of(vec![long; MOST_REMARKS + 1]);
+        let seen = |remarks| InstanceSeen {
+            role: Role::Gateway,
+            instance: "i".repeat(MOST_NAME_BYTES),
+            version: "v".to_owned(),
+            started_at: Timestamp::UNIX_EPOCH,
+            state: InstanceState::Ready,
+            remarks,
+            policy_version: None,
+            delivery: None,
+        };
+        assert_eq!((remarks.len(), remarks[0].len()), (MOST_REMARKS, MOST_REMARK_BYTES));
+        assert!(seen(remarks).is_small());
+        for bad in [vec!["x".repeat(MOST_REMARK_BYTES + 1)], vec![String::new(); MOST_REMARKS + 1]] {
+            assert!(!seen(bad).is_small());
+        }
+        assert!(!InstanceSeen { instance: "i".repeat(MOST_NAME_BYTES + 1), ..seen(vec![]) }.is_small());
+    }
 }

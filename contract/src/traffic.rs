@@ -114,7 +114,10 @@ pub const EVENTS: &[Telling] = &[
     told::<KeyChanged>(&[Role::Keystore], BOTH),
     told::<WebhookChanged>(&[Role::Keystore], BOTH),
     told::<DecisionsRecorded>(GATEWAY, BOTH),
-    told::<InstanceSeen>(&Role::ALL, GATEWAY),
+    seen(Role::Gateway, GATEWAY),
+    seen(Role::Evaluator, &[Role::Evaluator]),
+    seen(Role::Keystore, &[Role::Keystore]),
+    seen(Role::AuditExport, EXPORT),
 ];
 
 /// Records that are not audit-export's alone.
@@ -152,6 +155,10 @@ const fn asked<M: Request>(from: &'static [Role], to: Role) -> Question {
 
 const fn told<M: Notice>(from: &'static [Role], to: &'static [Role]) -> Telling {
     Telling { subject: M::SUBJECT, from, to }
+}
+
+const fn seen(role: Role, from: &'static [Role]) -> Telling {
+    Telling { subject: InstanceSeen::subject(role), from, to: GATEWAY }
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Which processes there are, by what they say of themselves every two seconds.
 //!
-//! Owns the table and when a silent process counts as lost. It is for people: nothing that decides about a check looks at it. Memory is
-//! bounded, whoever says what: beyond the bound the one that was silent longest is forgotten.
+//! Owns the table and when a silent process counts as lost. It is for people: nothing that decides about a check looks at it. Each role is
+//! heard in its own place and believed of itself alone. Memory is bounded, whoever says what: what is large is dropped, and of each role
+//! the one that was silent longest is forgotten beyond the bound.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,23 +17,49 @@ const LOST_AFTER: Duration = InstanceSeen::EVERY.saturating_mul(3);
 const GONE_AFTER: Duration = Duration::from_secs(15);
 /// One that is lost is shown for so long.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(15 * 60);
-const MOST: usize = 1_000;
+const MOST_OF_ROLE: usize = 250;
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// The table.
-#[derive(Default)]
 pub(crate) struct Instances {
+    since: Instant,
     seen: Mutex<HashMap<(Role, String), (Instant, InstanceSeen)>>,
 }
 
 impl Instances {
-    /// Hears of processes until the backplane is closed.
-    pub(crate) async fn listen(&self, backplane: &Backplane) -> Result<(), ServeError> {
-        let mut heard = backplane.notices.listen::<InstanceSeen>().await?;
+    /// Hears nobody yet.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { since: now, seen: Mutex::default() }
+    }
+
+    /// From when on everybody who is there was heard of.
+    pub(crate) fn complete_from(&self) -> Instant {
+        self.since + InstanceSeen::EVERY + InstanceSeen::EVERY / 4
+    }
+
+    /// Hears of processes for ever; ends when dropped.
+    pub(crate) async fn listen(&self, backplane: &Backplane) {
+        let [a, b, c, d] = Role::ALL.map(|role| self.keep_listening(role, backplane));
+        tokio::join!(a, b, c, d);
+    }
+
+    async fn keep_listening(&self, role: Role, backplane: &Backplane) {
+        loop {
+            if let Err(error) = self.listen_to(role, backplane).await {
+                tracing::warn!(%role, error = &error as &dyn std::error::Error, "cannot hear which processes there are");
+            }
+            tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
+        }
+    }
+
+    async fn listen_to(&self, role: Role, backplane: &Backplane) -> Result<(), ServeError> {
+        let mut heard = backplane.notices.listen_bytes(InstanceSeen::subject(role)).await?;
         while let Some(event) = heard.next().await {
-            match event {
-                Event::Heard(said) => self.note(said, Instant::now()),
-                // They say it again.
-                Event::Gap => {}
+            // What was missed is said again.
+            let Event::Heard(bytes) = event else { continue };
+            match serde_json::from_slice::<InstanceSeen>(&bytes) {
+                Ok(said) if said.role == role && said.is_small() => self.note(said, Instant::now()),
+                Ok(_) | Err(_) => tracing::debug!(%role, "a process said of itself what cannot be believed"),
             }
         }
         Ok(())
@@ -58,8 +85,9 @@ impl Instances {
     fn note(&self, said: InstanceSeen, now: Instant) {
         let mut seen = self.seen();
         let key = (said.role, said.instance.clone());
-        if seen.len() >= MOST && !seen.contains_key(&key) {
-            let silent = seen.iter().min_by_key(|(_, (at, _))| *at).map(|(key, _)| key.clone());
+        let of_role = || seen.iter().filter(|((role, _), _)| *role == said.role);
+        if !seen.contains_key(&key) && of_role().count() >= MOST_OF_ROLE {
+            let silent = of_role().min_by_key(|(_, (at, _))| *at).map(|(key, _)| key.clone());
             silent.iter().for_each(|key| drop(seen.remove(key)));
         }
         seen.insert(key, (now, said));
@@ -98,7 +126,8 @@ mod tests {
 
     #[test]
     fn a_silent_process_is_lost_and_one_that_said_goodbye_is_gone() {
-        let (instances, now) = (Instances::default(), Instant::now());
+        let now = Instant::now();
+        let instances = Instances::new(now);
         instances.note(said("a", InstanceState::Ready), now);
         instances.note(said("b", InstanceState::Ready), now);
         instances.note(said("b", InstanceState::Stopping), now);
@@ -113,14 +142,40 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded_and_forgets_who_was_silent_longest() {
-        let (instances, now) = (Instances::default(), Instant::now());
-        for index in 0..=MOST {
+    fn the_table_is_bounded_and_forgets_who_was_silent_longest_of_the_same_role() {
+        let now = Instant::now();
+        let instances = Instances::new(now);
+        instances.note(InstanceSeen { role: Role::Gateway, ..said("oldest", InstanceState::Ready) }, now);
+        for index in 0..=MOST_OF_ROLE {
             let at = now + Duration::from_millis(u64::try_from(index).unwrap());
             instances.note(said(&format!("i{index}"), InstanceState::Ready), at);
         }
         let all = states(&instances, now + Duration::from_secs(2));
-        assert_eq!(all.len(), MOST);
-        assert!(all.iter().all(|(name, _)| name != "i0"));
+        assert_eq!(all.len(), MOST_OF_ROLE + 1);
+        assert!(all.iter().all(|(name, _)| name != "i0") && all.iter().any(|(name, _)| name == "oldest"));
+    }
+
+    #[tokio::test]
+    async fn a_role_is_believed_of_itself_alone_and_only_what_is_small() {
+        let (backplane, instances) = (Backplane::embedded(), Instances::new(Instant::now()));
+        let tell = async |role: Role, said: &InstanceSeen| {
+            let bytes = serde_json::to_vec(said).unwrap();
+            backplane.notices.tell_bytes(InstanceSeen::subject(role), bytes.into()).await.unwrap();
+        };
+        let telling = async {
+            // Until the listeners are there nobody hears.
+            while instances.seen().is_empty() {
+                tell(Role::Keystore, &said("forged", InstanceState::Ready)).await;
+                let large = vec!["x".repeat(100_000)];
+                tell(Role::Evaluator, &InstanceSeen { remarks: large, ..said("large", InstanceState::Ready) }).await;
+                tell(Role::Evaluator, &said("true", InstanceState::Ready)).await;
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = instances.listen(&backplane) => {}
+            () = telling => {}
+        }
+        assert_eq!(states(&instances, Instant::now()), [("true".to_owned(), InstanceState::Ready)]);
     }
 }

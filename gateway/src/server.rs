@@ -147,10 +147,10 @@ impl Gateway {
             let stop = drained.clone();
             tokio::spawn(async move { quotas.run(ledger, stop).await })
         });
-        let instances = Arc::new(Instances::default());
+        let instances = Arc::new(Instances::new(Instant::now()));
         if let Some(backplane) = self.backplanes.first().cloned() {
-            let hearing = hear(Arc::clone(&instances), backplane);
-            tasks.spawn(drained.clone().run_until_cancelled_owned(hearing));
+            let (instances, drained) = (Arc::clone(&instances), drained.clone());
+            tasks.spawn(async move { drained.run_until_cancelled(instances.listen(&backplane)).await });
         }
         let shared = Shared { keyring: &self.keyring, quotas: &quotas, instances: &instances };
         let gates = gates(&self.config, &shared, &self.backplanes, recorder.as_ref());
@@ -332,15 +332,6 @@ async fn listen(keyring: Arc<Keyring>, backplane: Backplane) {
     loop {
         if let Err(error) = keyring.listen(&backplane).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot hear of changed keys, every request asks");
-        }
-        tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
-    }
-}
-
-async fn hear(instances: Arc<Instances>, backplane: Backplane) {
-    loop {
-        if let Err(error) = instances.listen(&backplane).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot hear which processes there are");
         }
         tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
     }

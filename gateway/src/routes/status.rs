@@ -18,6 +18,8 @@ pub(super) async fn status(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
         if !identity.scopes.contains(&Scope::Operator) {
             return Err(ApiError::ScopeMissing(Scope::Operator));
         }
+        // A gateway that just started has not heard of everybody.
+        tokio::time::sleep_until(gate.instances.complete_from().into()).await;
         let status = Status { at: Timestamp::now(), instances: gate.instances.all(Instant::now()) };
         Ok(HttpResponse::Ok().json(status))
     };

@@ -3,6 +3,8 @@
 //! Owns two files, `ca.pem` and `ca.key` (0600), and how certificates under them look: extensions are those that strict verifiers ask
 //! for (RFC 5280: key identifiers, critical basic constraints and key usage). A certificate is made anew before it ends, under the same
 //! authority. Callers see to it that no two make the same files at the same time.
+//! INVARIANT: beside a certificate stands a note of what it was made for and by which authority, written last and removed first: what a
+//! crash left half done has none, and is made again.
 
 use std::fs;
 use std::io::{self, Write};
@@ -44,6 +46,7 @@ pub enum AuthorityError {
 /// Signs certificates.
 pub struct Authority {
     cert: PathBuf,
+    pem: String,
     issuer: Issuer<'static, KeyPair>,
     is_new: bool,
 }
@@ -60,21 +63,36 @@ pub struct Leaf<'a> {
 }
 
 impl Authority {
-    /// Takes the authority of this directory, or makes it, called `name`.
+    /// Takes the authority of this directory, or makes it, called `name`. Its key is what counts: a certificate that is missing is
+    /// made again for it.
     pub fn open(dir: &Path, name: &str) -> Result<Self, AuthorityError> {
         let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
-        let is_new = !(cert.exists() && key.exists());
-        let pair = if is_new {
-            KeyPair::generate()?
-        } else {
-            KeyPair::from_pem(&fs::read_to_string(&key).map_err(failed(&key))?)?
+        let found = if_there(&key)?;
+        let is_new = found.is_none();
+        let pair = match found {
+            Some(pem) => KeyPair::from_pem(&pem)?,
+            None => KeyPair::generate()?,
         };
         let params = ca_params(name);
+        let pem = match if_there(&cert)?.filter(|_| !is_new) {
+            Some(pem) => pem,
+            None => {
+                let pem = params.self_signed(&pair)?.pem();
+                // With a new key the old certificate must not stay: the key comes last.
+                write(&cert, &pem, 0o644)?;
+                pem
+            }
+        };
         if is_new {
             write(&key, &pair.serialize_pem(), 0o600)?;
-            write(&cert, &params.self_signed(&pair)?.pem(), 0o644)?;
         }
-        Ok(Self { cert, issuer: Issuer::new(params, pair), is_new })
+        Ok(Self { cert, pem, issuer: Issuer::new(params, pair), is_new })
+    }
+
+    /// Whether it was made just now: whoever trusted another trusts it only after he is told.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Whom clients trust.
@@ -83,15 +101,31 @@ impl Authority {
         &self.cert
     }
 
-    /// Makes a certificate and its key (0600), unless they are there, of this authority, and young.
+    /// Makes a certificate and its key (0600), unless they are there, of this authority, for this, and young.
     pub fn issue(&self, leaf: &Leaf<'_>, files: &TlsFiles) -> Result<(), AuthorityError> {
-        if !self.is_new && files.key.exists() && !is_old(&files.cert) {
+        let (noted, note) = (files.cert.with_extension("issued"), format!("{leaf:?}\n{}", self.pem));
+        let there = files.key.exists() && !is_old(&files.cert);
+        if there && if_there(&noted)?.as_ref() == Some(&note) {
             return Ok(());
+        }
+        match fs::remove_file(&noted) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&noted)(error)),
+            Ok(()) | Err(_) => {}
         }
         let pair = KeyPair::generate()?;
         let certificate = leaf_params(leaf)?.signed_by(&pair, &self.issuer)?;
         write(&files.key, &pair.serialize_pem(), 0o600)?;
-        write(&files.cert, &certificate.pem(), 0o644)
+        write(&files.cert, &certificate.pem(), 0o644)?;
+        write(&noted, &note, 0o644)
+    }
+}
+
+/// A file's text, or none when it is not there.
+fn if_there(path: &Path) -> Result<Option<String>, AuthorityError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(path)(error)),
     }
 }
 
@@ -145,9 +179,11 @@ fn is_old(cert: &Path) -> bool {
     age.map_or(true, |age| age > DAY * RENEW_AFTER_DAYS)
 }
 
-/// Writes beside and renames, so that nobody reads half a file.
+/// Writes beside and renames, so that nobody reads half a file, and what was written stays in this order.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
-    let beside = path.with_extension("new");
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
     let written = || -> io::Result<()> {
         match fs::remove_file(&beside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -156,7 +192,60 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&beside, path)
+        fs::rename(&beside, path)?;
+        fs::File::open(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))?.sync_all()
     };
     written().map_err(failed(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAF: Leaf<'static> = Leaf { name: "x", hosts: &["localhost"], client: false };
+
+    fn files(dir: &Path) -> TlsFiles {
+        TlsFiles { cert: dir.join("x.pem"), key: dir.join("x.key") }
+    }
+
+    fn issued(dir: &Path, leaf: &Leaf<'_>) -> String {
+        let files = files(dir);
+        Authority::open(dir, "test").unwrap().issue(leaf, &files).unwrap();
+        crate::tls::check_pair(&files).unwrap();
+        fs::read_to_string(files.cert).unwrap()
+    }
+
+    #[test]
+    fn a_certificate_of_another_authority_or_for_other_hosts_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = issued(dir.path(), &LEAF);
+        assert_eq!(issued(dir.path(), &LEAF), first);
+        let second = issued(dir.path(), &Leaf { hosts: &["localhost", "other"], ..LEAF });
+        assert_ne!(second, first);
+        fs::remove_file(dir.path().join("ca.key")).unwrap();
+        assert!(Authority::open(dir.path(), "test").unwrap().is_new());
+        // As if the process had ended right after it made the authority.
+        assert!(!Authority::open(dir.path(), "test").unwrap().is_new());
+        assert_ne!(issued(dir.path(), &Leaf { hosts: &["localhost", "other"], ..LEAF }), second);
+    }
+
+    #[test]
+    fn a_pair_that_a_crash_left_half_done_is_made_again() {
+        let dir = tempfile::tempdir().unwrap();
+        issued(dir.path(), &LEAF);
+        // The note is removed first; then comes a new key.
+        fs::remove_file(dir.path().join("x.issued")).unwrap();
+        fs::write(dir.path().join("x.key"), KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        issued(dir.path(), &LEAF);
+    }
+
+    #[test]
+    fn an_authority_whose_certificate_is_gone_keeps_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        issued(dir.path(), &LEAF);
+        let key = fs::read(dir.path().join("ca.key")).unwrap();
+        fs::remove_file(dir.path().join("ca.pem")).unwrap();
+        assert!(!Authority::open(dir.path(), "test").unwrap().is_new());
+        assert_eq!(fs::read(dir.path().join("ca.key")).unwrap(), key);
+    }
 }
