@@ -3,6 +3,7 @@
 #   cargo build --release --locked && deploy/pack.sh [BINARY] [TAG]
 # The binary needs the glibc that is packed with it, this machine's; nothing is pulled.
 set -euo pipefail
+umask 022
 cd "$(dirname "$0")/.."
 binary=${1:-target/release/stage0}
 tag=${2:-stage0:local}

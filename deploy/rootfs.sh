@@ -3,6 +3,8 @@
 #   deploy/rootfs.sh BINARY DIR
 # DIR/root belongs to root in the image, DIR/owned to the user that runs in it (65532). No shell, no package manager.
 set -eu
+# What is laid out must be readable for the image's user, whatever this shell's mask is.
+umask 022
 binary=$1
 target=$2
 authorities=/etc/ssl/certs/ca-certificates.crt
@@ -24,7 +26,7 @@ echo 'stage0:x:65532:' > "$target/root/etc/group"
 echo 'hosts: files dns' > "$target/root/etc/nsswitch.conf"
 # A new named volume takes owner and mode of the directory that it is mounted on.
 for directory in var/lib/stage0 var/lib/nats etc/stage0 stack/authority stack/nats stack/gateway stack/evaluator stack/keystore \
-  stack/audit-export stack/receiver stack/balancer stack/client; do
+  stack/audit-export stack/receiver stack/balancer stack/client stack/operator stack/secret; do
   mkdir -p "$target/owned/$directory"
 done
 chmod -R u=rwX,go= "$target/owned/var/lib/stage0" "$target/owned/var/lib/nats" "$target/owned/etc/stage0" "$target/owned/stack"/*

@@ -76,10 +76,10 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
         tracing::info!(version = VERSION, data_dir = %data_dir.display(), "keystore starts");
         let look = keystore_look(backplane.clone(), keystore.writable());
         let telling = Telling::start(&vitals, &[Role::Keystore], backplane.clone(), look, &stop);
-        keystore.run_until(stop.cancelled_owned()).await?;
+        let served = keystore.run_until(stop.cancelled_owned()).await;
         telling.end().await;
         backplane.requests.close().await;
-        Ok(())
+        Ok(served?)
     })
 }
 

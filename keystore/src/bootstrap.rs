@@ -4,6 +4,8 @@
 //! is on disk, for its owner alone, before its record is: a crash between leaves a file without a record, and the next start
 //! writes both anew; the other way round nobody could get in. A keystore that holds anything is left alone, for ever.
 
+use std::ffi::OsStr;
+use std::io;
 use std::path::Path;
 
 use stage0_contract::{Account, Limits, Plan, Scope, Scopes};
@@ -48,4 +50,44 @@ pub(crate) fn operator_if_empty(desk: &mut Desk, dir: &Path) -> Result<(), Boots
     desk.vault.commit(&[Record::Account(account), Record::Key(record)]).map_err(Undone::from)?;
     tracing::info!(account = %account_id, %key_id, file = OPERATOR_KEY_FILE, "operator's key was made");
     Ok(())
+}
+
+/// Puts the first key, as its file has it, where somebody else may read it. Where that file was taken away there is nothing to put.
+pub(crate) fn copy_operator_key(dir: &Path, to: &Path) -> Result<(), BootstrapError> {
+    let key = match std::fs::read(dir.join(OPERATOR_KEY_FILE)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            tracing::warn!(file = OPERATOR_KEY_FILE, "the operator's key is not there to be copied");
+            return Ok(());
+        }
+        read => read?,
+    };
+    let (folder, name) = to
+        .parent()
+        .zip(to.file_name().and_then(OsStr::to_str))
+        .ok_or(io::ErrorKind::InvalidFilename)
+        .map_err(io::Error::from)?;
+    let folder = if folder == Path::new("") { Path::new(".") } else { folder };
+    Ok(disk::replace(folder, name, &key)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_first_key_is_copied_for_its_reader_alone_and_one_that_was_taken_away_is_no_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let copy = dir.path().join("handed").join("key");
+        copy_operator_key(dir.path(), &copy).unwrap();
+        std::fs::write(dir.path().join(OPERATOR_KEY_FILE), "s0_x\n").unwrap();
+        assert!(copy_operator_key(dir.path(), &copy).is_err(), "there is no such folder");
+        std::fs::create_dir(dir.path().join("handed")).unwrap();
+        for _ in 0..2 {
+            copy_operator_key(dir.path(), &copy).unwrap();
+            assert_eq!(std::fs::read_to_string(&copy).unwrap(), "s0_x\n");
+            assert_eq!(std::fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+    }
 }

@@ -17,6 +17,9 @@ use crate::seal::SecretsKey;
 pub struct KeystoreConfig {
     /// Journal, store, the operator's first key and what is made of the keys below stand here; nobody else may read it.
     pub data_dir: PathBuf,
+    /// Where each start also puts the operator's first key, for whoever must not see the data directory.
+    #[serde(default)]
+    pub operator_key_copy: Option<PathBuf>,
     /// Hashes at a time, each with 19 MiB; none means one for every two cores.
     #[serde(default)]
     pub hash_workers: Option<usize>,
@@ -55,6 +58,7 @@ impl KeystoreConfig {
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             data_dir: data_dir.into(),
+            operator_key_copy: None,
             hash_workers: None,
             hash_queue: HASH_QUEUE,
             secrets_key_file: None,

@@ -145,5 +145,9 @@ fn open(config: &KeystoreConfig, clock: Clock) -> Result<Opened, BuildError> {
     let mut desk = Desk { vault, hasher, sealer: Arc::new(sealer), clock };
     let operator = bootstrap::operator_if_empty(&mut desk, &config.data_dir);
     operator.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
+    if let Some(copy) = &config.operator_key_copy {
+        let copied = bootstrap::copy_operator_key(&config.data_dir, copy);
+        copied.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
+    }
     Ok(Opened { desk, signer: Arc::new(signer) })
 }

@@ -1,5 +1,6 @@
 //! `stage0 stack`: what can be typed.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -23,12 +24,15 @@ pub(crate) enum DoStack {
         /// Server to ask, inside the stack
         #[arg(long, value_name = "URL", value_parser = https_url)]
         url: reqwest::Url,
-        /// The same server, as clients outside reach it
-        #[arg(long, value_name = "URL")]
-        public_url: String,
-        /// The receiver's page, as browsers reach it
-        #[arg(long, value_name = "URL")]
-        page_url: String,
+        /// Where the same server is published: a port, or an address and a port
+        #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
+        published: Published,
+        /// Where the receiver's page is published
+        #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
+        page: Published,
+        /// Name by which clients reach this machine, where it is published on more than its own addresses
+        #[arg(long, value_name = "NAME", default_value = "localhost")]
+        host: String,
         /// Endpoint for the account's decisions
         #[arg(long, value_name = "URL", value_parser = https_url)]
         endpoint: reqwest::Url,
@@ -54,4 +58,65 @@ pub(crate) enum DoStack {
         #[arg(long, value_name = "DIR", default_value = "/etc/stage0")]
         dir: PathBuf,
     },
+}
+
+/// Where compose publishes a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Published {
+    /// None: on every address.
+    address: Option<IpAddr>,
+    port: u16,
+}
+
+impl Published {
+    fn parse(text: &str) -> Result<Self, String> {
+        let (address, port) = match text.rsplit_once(':') {
+            None => (None, text),
+            Some((address, port)) => (Some(address.trim_start_matches('[').trim_end_matches(']')), port),
+        };
+        let address = address.map(str::parse::<IpAddr>).transpose().ok();
+        let parsed = address.zip(port.parse().ok().filter(|port| *port > 0));
+        let rule = "must be a port, or an address and a port, such as 8443, 127.0.0.1:8443 or [::1]:8443";
+        parsed.map(|(address, port)| Self { address, port }).ok_or_else(|| rule.to_owned())
+    }
+
+    /// As a client writes it: this machine's own addresses are `localhost`, one that is everywhere is reached by the host's name.
+    pub(crate) fn at(self, host: &str) -> String {
+        let port = self.port;
+        match self.address {
+            Some(address) if address.is_loopback() => format!("localhost:{port}"),
+            Some(address) if !address.is_unspecified() && host == "localhost" => match address {
+                IpAddr::V4(v4) => format!("{v4}:{port}"),
+                IpAddr::V6(v6) => format!("[{v6}]:{port}"),
+            },
+            Some(_) | None => format!("{host}:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_published_port_is_told_as_clients_reach_it() {
+        let at = |text: &str, host| Published::parse(text).unwrap().at(host);
+        assert_eq!(at("127.0.0.1:8443", "x.example"), "localhost:8443");
+        assert_eq!(at("[::1]:8443", "localhost"), "localhost:8443");
+        for everywhere in ["8443", "0.0.0.0:8443", "[::]:8443"] {
+            assert_eq!(at(everywhere, "x.example"), "x.example:8443");
+            assert_eq!(at(everywhere, "localhost"), "localhost:8443");
+        }
+        assert_eq!(
+            (at("192.0.2.7:1", "localhost"), at("192.0.2.7:1", "x")),
+            ("192.0.2.7:1".to_owned(), "x:1".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_is_no_port_is_refused() {
+        for bad in ["", "x", "0", "65536", "localhost:8443", "127.0.0.1:", ":8443", "1-2"] {
+            assert!(Published::parse(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -3,12 +3,16 @@
 //! Owns its headers: nothing is loaded from elsewhere, no script runs but the one file, nobody frames it and nothing is cached. It is
 //! plain HTTP without a key, for the machine of whoever watches. It has nothing to press.
 
+use std::net::IpAddr;
+
+use actix_web::dev::RequestHead;
 use actix_web::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
 use actix_web::middleware::DefaultHeaders;
 use actix_web::web::{self, ServiceConfig};
 use actix_web::{HttpResponse, Route, guard};
+use reqwest::Url;
 
 use super::hook::Hook;
 
@@ -26,6 +30,7 @@ pub(super) fn configure(app: &mut ServiceConfig) {
         .add((CACHE_CONTROL, "no-store"));
     app.service(
         web::scope("")
+            .guard(guard::fn_guard(|context| is_asked_directly(context.head())))
             .wrap(safe)
             .service(web::resource("/").route(get().to(async || file("text/html; charset=utf-8", HTML))))
             .service(web::resource("/receiver.css").route(get().to(async || file("text/css; charset=utf-8", STYLE))))
@@ -35,6 +40,17 @@ pub(super) fn configure(app: &mut ServiceConfig) {
             .service(web::resource("/decisions.json").route(get().to(decisions)))
             .service(web::resource("/healthz").route(get().to(async || file("text/plain; charset=utf-8", "ok\n")))),
     );
+}
+
+/// By an address or as `localhost`: a name that somebody else gave this machine would let his pages read this one (DNS rebinding).
+fn is_asked_directly(head: &RequestHead) -> bool {
+    let host = head.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let Some(url) = host.and_then(|host| Url::parse(&format!("http://{host}/")).ok()) else { return false };
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_ok(),
+        None => false,
+    }
 }
 
 fn get() -> Route {
@@ -47,4 +63,24 @@ fn file(kind: &'static str, text: &'static str) -> HttpResponse {
 
 async fn decisions(hook: web::Data<Hook>) -> HttpResponse {
     HttpResponse::Ok().json(hook.journal().view())
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::test::TestRequest;
+
+    use super::*;
+
+    #[test]
+    fn only_addresses_and_localhost_are_answered() {
+        let asked =
+            |host: &str| is_asked_directly(TestRequest::default().insert_header((HOST, host)).to_srv_request().head());
+        for good in ["127.0.0.1:8080", "localhost:8080", "localhost", "[::1]:8080", "192.0.2.7"] {
+            assert!(asked(good), "{good}");
+        }
+        for bad in ["evil.example:8080", "localhost.evil.example", "127.0.0.1.evil.example", "", "a b"] {
+            assert!(!asked(bad), "{bad}");
+        }
+        assert!(!is_asked_directly(TestRequest::default().to_srv_request().head()), "no host at all");
+    }
 }

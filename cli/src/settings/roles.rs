@@ -254,7 +254,10 @@ pub(crate) fn evaluator(sources: Sources) -> Result<OnNats<PolicySettings>, Mist
 
 /// `stage0 keystore`.
 pub(crate) fn keystore(sources: Sources) -> Result<OnNats<KeystoreConfig>, Mistakes> {
-    on_nats(sources, read_keystore)
+    on_nats(sources, |reader| {
+        let operator_key_copy = reader.optional(&table::OPERATOR_KEY_COPY, path);
+        read_keystore(reader).map(|config| KeystoreConfig { operator_key_copy, ..config })
+    })
 }
 
 /// `stage0 audit-export`.

@@ -81,6 +81,8 @@ settings! {
 
     DATA_DIR = "data-dir" "DIR" in "Data", "Directory of accounts and keys, held by one process at a time; clients find a dev server and keys in it", OPEN, All, &[
         (Dev, Default(".stage0")), (Keystore, Required), (Client, Default(".stage0"))];
+    OPERATOR_KEY_COPY = "operator-key-copy" "FILE" in "Data", "Where each start also puts the operator's first key, for whoever must not see the data directory", OPEN, All, &[
+        (Keystore, Optional)];
     HASH_THREADS = "hash-threads" "N" in "Data", "Keys that are hashed at the same time, 19 MiB each; absent: one for every two cores", OPEN, All, &[
         (Dev, Optional), (Keystore, Optional)];
     HASH_QUEUE = "hash-queue" "N" in "Data", "Keys that may wait for a hash before more are told to come again", OPEN, All, &[

@@ -1,7 +1,7 @@
 //! `stage0 stack init`: authority, certificates, passwords and NATS' configuration, each service's in a folder of its own.
 //!
-//! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the authority's key and the
-//! passwords. INVARIANT: a folder holds no secret of another service, but that NATS knows every role's password. Files are replaced
+//! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the keys of two authorities, one for
+//! HTTPS and one for NATS alone, and the passwords. INVARIANT: a folder holds no secret of another service, but that NATS knows every role's password. Files are replaced
 //! whole, so a crash at any point leaves a state that the next run completes.
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +17,9 @@ use crate::{files, out};
 
 /// Where each service finds its folder.
 const MOUNTED_AT: &str = "/etc/stage0";
+/// Of NATS alone: who has a certificate of the other authority does not pass for a role there.
+const NATS_CA_FILE: &str = "nats-ca.pem";
+const BALANCER: &str = include_str!("../../../deploy/haproxy.cfg");
 const PASSWORDS_FILE: &str = "passwords.conf";
 /// What the gateways' certificate is for, beside what is asked for.
 const GATEWAY_HOSTS: [&str; 5] = ["localhost", "127.0.0.1", "::1", "gateway", "balancer"];
@@ -27,65 +30,60 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         ensure!(usable, "`--host` must be a name or an address, not `{}`", host.escape_debug());
     }
     let own = dir.join("authority");
-    files::private_dir(&own)?;
-    let authority = Authority::open(&own, "Stage0 local stack CA").context("cannot make an authority")?;
-    let stack = Stack { dir, authority };
+    let (authority, nats) =
+        (opened(&own, "Stage0 local stack CA")?, opened(&own.join("nats"), "Stage0 local stack NATS CA")?);
     let mut passwords = String::new();
     for role in Role::ALL {
         let password = kept(&own.join(format!("{role}.password")))?;
         passwords.push_str(&format!("{}: {password:?}\n", ServerFile::password_variable(role)));
-        let folder = stack.folder(role.as_str())?;
+        let folder = folder(dir, role.as_str(), &authority)?;
+        trusts(&folder, NATS_CA_FILE, &nats)?;
         files::replace(&folder.join("nats.password"), &format!("{password}\n"))?;
-        stack.certificate(role.as_str(), "nats", &[role.as_str()])?;
+        issue(&nats, &folder, "nats", &Leaf { name: role.as_str(), hosts: &[role.as_str()], client: true })?;
     }
-    let folder = stack.folder("nats")?;
-    files::replace(&folder.join(PASSWORDS_FILE), &passwords)?;
-    files::replace(&folder.join("nats.conf"), &server_file().render())?;
-    stack.certificate("nats", "server", &["nats", "localhost", "127.0.0.1"])?;
+    let server = |name, hosts| Leaf { name, hosts, client: false };
+    let of_nats = folder(dir, "nats", &nats)?;
+    files::replace(&of_nats.join(PASSWORDS_FILE), &passwords)?;
+    files::replace(&of_nats.join("nats.conf"), &server_file().render())?;
+    issue(&nats, &of_nats, "server", &server("nats", &["nats", "localhost", "127.0.0.1"]))?;
 
     let mut names = GATEWAY_HOSTS.to_vec();
     names.extend(hosts.iter().map(String::as_str).filter(|host| !GATEWAY_HOSTS.contains(host)));
-    stack.certificate("gateway", "server", &names)?;
-    stack.folder("receiver")?;
-    stack.certificate("receiver", "server", &["receiver", "localhost", "127.0.0.1"])?;
-    stack.folder("balancer")?;
-    stack.folder("client")?;
+    issue(&authority, &dir.join("gateway"), "server", &server("gateway", &names))?;
+    let receiver = folder(dir, "receiver", &authority)?;
+    issue(&authority, &receiver, "server", &server("receiver", &["receiver", "localhost", "127.0.0.1"]))?;
+    files::replace(&folder(dir, "balancer", &authority)?.join("haproxy.cfg"), BALANCER)?;
+    folder(dir, "client", &authority)?;
+    if authority.is_new() || nats.is_new() {
+        out::line(
+            "a new authority was made: what runs already, NATS too, must be restarted; clients need the new `ca.pem`",
+        )?;
+    }
     Ok(out::line(format!("secrets and certificates are in `{}`", dir.display()))?)
 }
 
-struct Stack<'a> {
-    dir: &'a Path,
-    authority: Authority,
+fn opened(dir: &Path, name: &str) -> anyhow::Result<Authority> {
+    files::private_dir(dir)?;
+    Authority::open(dir, name).with_context(|| format!("cannot make an authority in `{}`", dir.display()))
 }
 
-impl Stack<'_> {
-    /// A service's folder, with the authority's certificate in it.
-    fn folder(&self, service: &str) -> anyhow::Result<PathBuf> {
-        let folder = self.dir.join(service);
-        files::private_dir(&folder)?;
-        let ca = std::fs::read_to_string(self.authority.cert()).context("cannot read the authority's certificate")?;
-        files::replace(&folder.join(CA_FILE), &ca)?;
-        Ok(folder)
-    }
+/// A service's folder, with the certificate of whom it trusts.
+fn folder(dir: &Path, service: &str, trusted: &Authority) -> anyhow::Result<PathBuf> {
+    let folder = dir.join(service);
+    files::private_dir(&folder)?;
+    trusts(&folder, CA_FILE, trusted)?;
+    Ok(folder)
+}
 
-    /// `<service>/<name>.pem` and `.key`, made anew when they are old or for other hosts.
-    fn certificate(&self, service: &str, name: &str, hosts: &[&str]) -> anyhow::Result<()> {
-        let folder = self.dir.join(service);
-        let files = TlsFiles { cert: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
-        let (noted, wanted) = (folder.join(format!("{name}.hosts")), format!("{}\n", hosts.join("\n")));
-        if std::fs::read_to_string(&noted).ok().as_ref() != Some(&wanted) {
-            // Without its key a certificate is made again, whatever happens before the note is written.
-            match std::fs::remove_file(&files.key) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot replace `{}`", files.key.display()));
-                }
-                Ok(()) | Err(_) => {}
-            }
-        }
-        let leaf = Leaf { name: service, hosts, client: true };
-        self.authority.issue(&leaf, &files).with_context(|| format!("cannot make the certificate of {service}"))?;
-        files::replace(&noted, &wanted)
-    }
+fn trusts(folder: &Path, name: &str, authority: &Authority) -> anyhow::Result<()> {
+    let ca = std::fs::read_to_string(authority.cert()).context("cannot read the authority's certificate")?;
+    files::replace(&folder.join(name), &ca)
+}
+
+/// `<name>.pem` and `<name>.key` of this folder.
+fn issue(authority: &Authority, folder: &Path, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<()> {
+    let files = TlsFiles { cert: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
+    authority.issue(leaf, &files).with_context(|| format!("cannot make the certificate of {}", leaf.name))
 }
 
 /// The secret of this file, which is made when it is not there.
@@ -118,5 +116,58 @@ fn server_file() -> ServerFile {
         store_dir: "/var/lib/nats".into(),
         max_file: "20GB".to_owned(),
         passwords: Some(PASSWORDS_FILE.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(dir: &Path) -> Vec<(PathBuf, String)> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                found.extend(texts(&entry));
+            } else {
+                found.push((entry.clone(), std::fs::read_to_string(entry).unwrap()));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn a_second_run_changes_nothing_and_another_host_one_certificate() {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path(), &[]).unwrap();
+        let first = texts(dir.path());
+        init(dir.path(), &[]).unwrap();
+        assert_eq!(texts(dir.path()), first);
+        init(dir.path(), &["stage0.example".to_owned()]).unwrap();
+        let changed = texts(dir.path()).into_iter().filter(|file| !first.contains(file)).map(|(path, _)| path);
+        let changed: Vec<_> = changed.map(|path| path.strip_prefix(dir.path()).unwrap().to_owned()).collect();
+        assert_eq!(changed, ["gateway/server.issued", "gateway/server.key", "gateway/server.pem"].map(PathBuf::from));
+        assert!(init(dir.path(), &["a b".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn no_service_has_a_secret_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path(), &[]).unwrap();
+        let files = texts(dir.path());
+        for role in Role::ALL {
+            let password =
+                std::fs::read_to_string(dir.path().join("authority").join(format!("{role}.password"))).unwrap();
+            let knows = |folder: &str| {
+                let folder = dir.path().join(folder);
+                files.iter().any(|(path, text)| path.starts_with(&folder) && text.contains(password.trim()))
+            };
+            assert!(knows("nats") && knows(role.as_str()));
+            for other in ["gateway", "evaluator", "keystore", "audit-export", "receiver", "balancer", "client"] {
+                assert!(other == role.as_str() || !knows(other), "{other} knows the password of {role}");
+            }
+        }
+        let keys: Vec<_> = files.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "key")).collect();
+        assert!(keys.iter().enumerate().all(|(at, (_, key))| keys[at + 1..].iter().all(|(_, other)| other != key)));
     }
 }

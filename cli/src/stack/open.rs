@@ -1,8 +1,8 @@
 //! `stage0 stack open`: the last thing that `docker compose up` runs: an account, its key and the receiver's endpoint, and how to ask.
 //!
 //! Owns the folder of the stack's clients: `api.key`, `operator.key` and `dev.json`, by which the command line finds the server. Each step
-//! looks at what is there before it makes anything; a crash after any of them leaves at worst a key or an endpoint that nobody knows, and
-//! the next run goes on.
+//! looks at what is there before it makes anything; a crash after any of them leaves at worst a key that nobody knows, and the next run
+//! goes on.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use reqwest::{Method, Url};
 use serde_json::{Value, json};
-use stage0_contract::{Account, AccountId, ApiKey, KeyCreated, Page, Usage, WebhookCreated};
+use stage0_contract::{Account, AccountId, ApiKey, KeyCreated, Page, Usage, Webhook, WebhookCreated};
 use tokio::runtime::Runtime;
 
 use super::CA_FILE;
 use crate::args::VERSION;
+use crate::args::stack::Published;
 use crate::client::{Client, ClientError, Target, read_key, runtime};
 use crate::dev::access::every_scope;
 use crate::dev::banner::ACTION;
@@ -34,8 +35,9 @@ const PAGE: &str = "1000";
 /// What is opened, and for whom.
 pub(super) struct Opening {
     pub(super) url: Url,
-    pub(super) public_url: String,
-    pub(super) page_url: String,
+    pub(super) published: Published,
+    pub(super) page: Published,
+    pub(super) host: String,
     pub(super) endpoint: Url,
     pub(super) operator_key: PathBuf,
     pub(super) dir: PathBuf,
@@ -54,14 +56,34 @@ impl Opening {
             None => new_key(&runtime, &operator)?,
         };
         self.write(&operator_key, &account, &api_key)?;
-        if !self.secret.exists() {
-            let client = self.client(api_key, Some(account))?;
-            let body = json!({ "url": self.endpoint.as_str(), "description": "the local stack's receiver" });
-            let made = runtime.block_on(client.call(Method::POST, &["v1", "webhooks"], &[], Some(&body)));
-            let made: WebhookCreated = made.context("cannot make the receiver's endpoint")?;
-            files::replace(&self.secret, &format!("{}\n", made.secret.expose()))?;
-        }
+        let client = self.client(api_key, Some(account))?;
+        self.point_at_receiver(&runtime, &client).context("cannot make the receiver's endpoint")?;
         Ok(out::line(Banner(&self))?)
+    }
+
+    /// One endpoint for the receiver, enabled, whose secret it has.
+    fn point_at_receiver(&self, runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
+        let path = ["v1", "webhooks"];
+        let list: Page<Webhook> = runtime.block_on(client.call(Method::GET, &path, &[("limit", PAGE)], None))?;
+        let there = list.items.iter().find(|webhook| webhook.url.as_str() == self.endpoint.as_str());
+        let made: WebhookCreated = match there {
+            Some(webhook) if self.secret.exists() => {
+                if !webhook.enabled {
+                    let enable = ["v1", "webhooks", webhook.id.as_str(), "enable"];
+                    runtime.block_on(async { client.send(Method::POST, &enable, &[], None).await?.successful() })?;
+                }
+                return Ok(());
+            }
+            Some(webhook) => {
+                let rotate = ["v1", "webhooks", webhook.id.as_str(), "rotate-secret"];
+                runtime.block_on(client.call(Method::POST, &rotate, &[], Some(&json!({}))))?
+            }
+            None => {
+                let body = json!({ "url": self.endpoint.as_str(), "description": "the local stack's receiver" });
+                runtime.block_on(client.call(Method::POST, &path, &[], Some(&body)))?
+            }
+        };
+        files::replace(&self.secret, &format!("{}\n", made.secret.expose()))
     }
 
     fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
@@ -133,7 +155,8 @@ struct Banner<'a>(&'a Opening);
 
 impl fmt::Display for Banner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { public_url, page_url, .. } = self.0;
+        let Opening { published, page, host, .. } = self.0;
+        let (public_url, page_url) = (format!("https://{}", published.at(host)), format!("http://{}", page.at(host)));
         writeln!(f, "Stage0 {VERSION} is ready at {public_url}\n")?;
         writeln!(f, "Get a key and the authority to trust, then ask whether an action may run:\n")?;
         writeln!(f, "  docker compose run --rm -T cli stack key > stage0.key")?;
