@@ -5,28 +5,40 @@
 # Where no registry answers, stand-ins take the images' place: made of this machine's nats-server and Debian's haproxy. Exit code 3: there is
 # no engine and none can be had here.
 set -euo pipefail
+# A failure inside of `$(…)` is one outside too.
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 tools="$PWD/.tools"
 mkdir -p "$tools/bin"
 pid_file="$tools/dockerd.pid"
 
 say() { printf '== %s\n' "$*" >&2; }
+# Daemons that come with a package do not start by themselves.
+policy=/usr/sbin/policy-rc.d
+policy_made=
 install() {
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
   say "installing $*"
-  # Daemons that come with a package do not start by themselves.
-  local policy=/usr/sbin/policy-rc.d made=
-  if [ ! -e $policy ]; then printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy && made=1; fi
-  apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
-  local status=$?
-  [ -z "$made" ] || rm -f $policy
+  if [ ! -e $policy ]; then policy_made=1 && printf '#!/bin/sh\nexit 101\n' > $policy && chmod 755 $policy; fi
+  local status=0
+  { apt-get update -qq >&2 && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null; } || status=$?
+  [ -z "$policy_made" ] || rm -f $policy
+  policy_made=
   return $status
 }
+trap '[ -z "$policy_made" ] || rm -f $policy' EXIT
+# Also where it is not on an ordinary user's path.
+find_program() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1"; }
 answers() { docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
 engine() {
   if answers; then return; fi
-  command -v dockerd >/dev/null || install docker.io iptables || { say "no Docker engine answers and none can be installed here"; exit 3; }
+  if [ -S /var/run/docker.sock ] && pgrep -x dockerd >/dev/null; then
+    say "a dockerd runs and does not answer here (DOCKER_HOST, a context, or rights): mend that"
+    exit 3
+  fi
+  [ "$(id -u)" = 0 ] || { say "no Docker engine answers, and only root can start one"; exit 3; }
+  find_program dockerd >/dev/null || install docker.io iptables || { say "no Docker engine answers and none can be installed here"; exit 3; }
   say "starting dockerd"
   setsid dockerd --pidfile "$pid_file" > "$tools/dockerd.log" 2>&1 < /dev/null &
   for _ in $(seq 150); do
@@ -41,14 +53,14 @@ engine() {
 
 compose() {
   if docker compose version >/dev/null 2>&1; then echo "docker compose"; return; fi
-  command -v docker-compose >/dev/null || install docker-compose || { say "no compose, and none can be installed here"; exit 3; }
+  command -v docker-compose >/dev/null || install docker-compose || { say "no compose, and none can be installed here"; return 1; }
   echo "docker-compose"
 }
 
 # TAG BINARY: an image of a program of this machine with its libraries, and busybox beside it for the health check.
 pack() {
   local tag=$1 binary=$2 context
-  command -v busybox >/dev/null || install busybox-static
+  command -v busybox >/dev/null || install busybox-static || { say "busybox is missing, and cannot be installed here"; return 1; }
   context=$(mktemp -d)
   mkdir -p "$context/root/bin" "$context/root/etc" "$context/root/tmp"
   cp "$binary" "$context/root/bin/$(basename "$binary")"
@@ -72,18 +84,21 @@ image() {
     return
   fi
   say "$public cannot be pulled: a stand-in of this machine's program takes its place"
-  pack "$stand_in" "$($find)"
+  local binary
+  binary=$($find) || { say "there is no program for a stand-in of $public"; return 1; }
+  pack "$stand_in" "$binary"
   echo "$stand_in"
 }
-nats_binary() { [ -x "$tools/bin/nats-server" ] && readlink -f "$tools/bin/nats-server" || command -v nats-server; }
-haproxy_binary() { command -v haproxy || { install haproxy && command -v haproxy; }; }
+nats_binary() { if [ -x "$tools/bin/nats-server" ]; then readlink -f "$tools/bin/nats-server"; else find_program nats-server; fi; }
+haproxy_binary() { find_program haproxy || { install haproxy >&2 && find_program haproxy; }; }
 
+# Where this fails, an engine that it started ends.
 up() {
   engine
   local compose nats balancer
-  compose=$(compose)
-  nats=$(image nats:2.15-alpine stage0-stand-in/nats nats_binary)
-  balancer=$(image haproxy:3.2-alpine stage0-stand-in/haproxy haproxy_binary)
+  compose=$(compose) || { down; exit 3; }
+  nats=$(image nats:2.15-alpine stage0-stand-in/nats nats_binary) || { down; exit 1; }
+  balancer=$(image haproxy:3.2-alpine stage0-stand-in/haproxy haproxy_binary) || { down; exit 1; }
   printf 'STAGE0_TEST_COMPOSE=%q\nSTAGE0_TEST_NATS_IMAGE=%q\nSTAGE0_TEST_BALANCER_IMAGE=%q\n' "$compose" "$nats" "$balancer"
 }
 
@@ -91,12 +106,16 @@ down() {
   [ -s "$pid_file" ] || return 0
   local pid
   pid=$(cat "$pid_file")
-  say "stopping dockerd"
-  kill "$pid" 2>/dev/null || true
-  for _ in $(seq 100); do
-    kill -0 "$pid" 2>/dev/null || break
-    sleep 0.2
-  done
+  # The number may be somebody else's by now.
+  if [ "$(cat "/proc/$pid/comm" 2>/dev/null)" = dockerd ]; then
+    say "stopping dockerd"
+    kill "$pid" 2>/dev/null || true
+    for _ in $(seq 150); do
+      kill -0 "$pid" 2>/dev/null || break
+      sleep 0.2
+    done
+    if kill -0 "$pid" 2>/dev/null; then say "dockerd ($pid) does not end" && return 1; fi
+  fi
   rm -f "$pid_file"
 }
 
