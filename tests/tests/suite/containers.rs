@@ -24,6 +24,11 @@ const WATCHED_FOR: Duration = Duration::from_secs(5);
 const CALLERS: usize = 4;
 const MOST_IMAGE_BYTES: u64 = 60_000_000;
 const EVERY_SERVICE: [&str; 7] = ["nats", "keystore", "evaluator", "gateway", "balancer", "audit-export", "receiver"];
+/// Run once and end.
+const ONCE: [&str; 2] = ["setup", "welcome"];
+/// Handed from one service to another, by a volume that holds nothing else.
+const SHARED: [(&str, &[&str]); 2] =
+    [("_operator", &["keystore", "welcome"]), ("_webhook-secret", &["receiver", "welcome"])];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a container engine: `scripts/test.sh containers` runs it"]
