@@ -35,6 +35,8 @@ const STREAM_EXISTS: u64 = 10_058;
 pub(super) const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 /// The store failed; what it was given may be on disk all the same.
 pub(super) const STORE_FAILED: u64 = 10_077;
+/// The server's, the account's or the machine's limit is reached.
+pub(super) const NO_ROOM: [u64; 3] = [10_002, 10_023, 10_047];
 /// The same message is being stored right now.
 pub(super) const DUPLICATE_IN_PROCESS: u64 = 10_158;
 

@@ -17,7 +17,8 @@ use stage0_contract::AccountId;
 use tokio::time::Instant;
 
 use super::jetstream::{
-    self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch, publish, purge,
+    self, DUPLICATE_IN_PROCESS, JetError, NO_ROOM, STORE_FAILED, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch,
+    publish, purge,
 };
 use super::{Connection, SUBSCRIPTION_CAPACITY};
 use crate::{
@@ -189,7 +190,15 @@ impl Connection {
         let mut headers = HeaderMap::new();
         headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?);
         let subject = self.subject(&batch.account, Kind::Decisions);
-        match publish(&self.link, subject, headers, batch.lines, deadline).await {
+        let published = publish(&self.link, subject, headers, batch.lines, deadline).await;
+        match &published {
+            Ok(_) => self.link.sync.appended(None),
+            Err(JetError::Refused { code, description }) if NO_ROOM.contains(code) => {
+                self.link.sync.appended(Some(description.clone()));
+            }
+            Err(_) => {}
+        }
+        match published {
             Ok(ack) if sequence(&ack).is_none() => Err(AppendError::Unknown(JetError::Unreadable.to_string())),
             Ok(_) if self.link.connects() != connects => Err(AppendError::Unknown(AskError::Lost.to_string())),
             Ok(_) => Ok(()),

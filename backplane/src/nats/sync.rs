@@ -2,7 +2,8 @@
 //!
 //! Asked at start, after each reconnect, and every few seconds: the mode cannot change without the server starting again. What
 //! cannot be asked after a reconnect is not believed. Without a monitor's address nothing is verified, and that is said. A stream that
-//! met a full disk answers everything but appends until its server starts again: readiness asks for that.
+//! met a full disk answers everything but appends until its server starts again, and one at its limit until there is room: readiness asks
+//! for both, and remembers for some seconds what an append was told.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -13,10 +14,15 @@ use reqwest::redirect;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::MAX_MESSAGE_BYTES;
+
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A monitor may start a moment after its server.
 const ASK_AGAIN_AFTER_TROUBLE: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// For so long an append that found no room says that the next will not either. Longer, and a process that gets no traffic while it is
+/// not ready would never find out.
+const REFUSAL_HOLDS: Duration = Duration::from_secs(5);
 
 /// What is known of the server's sync mode, and how it is found out.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +40,8 @@ pub(super) struct SyncWatch {
     /// None: there is nobody to ask.
     client: Option<reqwest::Client>,
     last: Mutex<Option<Known>>,
+    /// When an append found no room, and in which words.
+    refused: Mutex<Option<(Instant, String)>>,
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -48,6 +56,8 @@ struct Known {
 struct Jsz {
     #[serde(default)]
     disabled: bool,
+    #[serde(default)]
+    storage: u64,
     config: Config,
 }
 
@@ -55,6 +65,8 @@ struct Jsz {
 struct Config {
     #[serde(default)]
     sync_always: bool,
+    /// None: the server does not say.
+    max_storage: Option<u64>,
 }
 
 impl SyncWatch {
@@ -66,7 +78,13 @@ impl SyncWatch {
             let client = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build();
             Some(client.map_err(|error| format!("no HTTP client for its monitor: {error}"))?)
         };
-        Ok(Self { mode, client, last: Mutex::default(), asking: tokio::sync::Mutex::default() })
+        Ok(Self {
+            mode,
+            client,
+            last: Mutex::default(),
+            refused: Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
+        })
     }
 
     /// `Ok` when an append on this connection may be believed.
@@ -102,8 +120,12 @@ impl SyncWatch {
         } else if self.mode.monitors.is_empty() {
             remarks.push("audit: sync mode not verified".to_owned());
         }
+        let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((_, why)) = refused.filter(|(at, _)| at.elapsed() < REFUSAL_HOLDS) {
+            return Err(format!("an append found no room: {why}"));
+        }
         if let Some(client) = &self.client {
-            let asked = self.mode.monitors.iter().map(|monitor| write_error(client, monitor, stream));
+            let asked = self.mode.monitors.iter().map(|monitor| trouble(client, monitor, stream));
             // One that does not answer is no reason: that is judged elsewhere.
             let errors: Vec<_> = timeout_at(deadline, join_all(asked)).await.into_iter().flatten().flatten().collect();
             if !errors.is_empty() && errors.len() == self.mode.monitors.len() {
@@ -112,6 +134,12 @@ impl SyncWatch {
             remarks.extend(errors);
         }
         Ok(remarks)
+    }
+
+    /// What an append was told: none, that it is stored; or why there was no room for it.
+    pub(super) fn appended(&self, refusal: Option<String>) {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        *refused = refusal.map(|why| (Instant::now(), why));
     }
 
     async fn learn(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), String> {
@@ -154,6 +182,13 @@ impl Known {
 }
 
 async fn ask(client: &reqwest::Client, monitor: &str) -> Result<bool, String> {
+    let jsz = jsz(client, monitor).await?;
+    let jsz = Some(jsz).filter(|jsz| !jsz.disabled);
+    let jsz = jsz.ok_or_else(|| format!("what answers at {monitor} is no monitor of nats with JetStream"))?;
+    Ok(jsz.config.sync_always)
+}
+
+async fn jsz(client: &reqwest::Client, monitor: &str) -> Result<Jsz, String> {
     let unanswered = |error: reqwest::Error| {
         let error = error.without_url();
         format!("the sync mode of nats is not verified: its monitor at {monitor} does not answer: {error}")
@@ -161,9 +196,28 @@ async fn ask(client: &reqwest::Client, monitor: &str) -> Result<bool, String> {
     let url = format!("{}/jsz?config=1", monitor.trim_end_matches('/'));
     let answer = client.get(url).send().await.map_err(unanswered)?;
     let bytes = answer.error_for_status().map_err(unanswered)?.bytes().await.map_err(unanswered)?;
-    let jsz = serde_json::from_slice(&bytes).ok().filter(|jsz: &Jsz| !jsz.disabled);
-    let jsz = jsz.ok_or_else(|| format!("what answers at {monitor} is no monitor of nats with JetStream"))?;
-    Ok(jsz.config.sync_always)
+    serde_json::from_slice(&bytes)
+        .map_err(|_| format!("what answers at {monitor} is no monitor of nats with JetStream"))
+}
+
+/// Why a server will not store what is appended to this stream.
+async fn trouble(client: &reqwest::Client, monitor: &str, stream: &str) -> Option<String> {
+    match write_error(client, monitor, stream).await {
+        Some(error) => Some(error),
+        None => full(monitor, &jsz(client, monitor).await.ok()?),
+    }
+}
+
+/// That the largest batch finds no room any more.
+fn full(monitor: &str, jsz: &Jsz) -> Option<String> {
+    let most = jsz.config.max_storage?;
+    let room = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
+    (most.saturating_sub(jsz.storage) < room).then(|| {
+        format!(
+            "nats at {monitor} has no room: {} of {most} bytes are taken; raise `max_file` or let decisions expire",
+            jsz.storage
+        )
+    })
 }
 
 /// That a server can no longer write this stream; `/healthz` says why until it starts again.
@@ -172,4 +226,17 @@ async fn write_error(client: &reqwest::Client, monitor: &str, stream: &str) -> O
     let text = answer.text().await.ok()?;
     let ours = text.contains(&format!("{stream}'")) && text.contains("write error");
     ours.then(|| format!("nats at {monitor} cannot write `{stream}`; make room and start it again: {text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_has_room_until_the_largest_batch_would_not_fit() {
+        let jsz = |text: &str| full("m", &serde_json::from_str(text).unwrap());
+        assert_eq!(jsz(r#"{"storage":6000000,"config":{"max_storage":20000000000}}"#), None);
+        assert!(jsz(r#"{"storage":5000000,"config":{"max_storage":6000000}}"#).unwrap().contains("no room"));
+        assert_eq!(jsz(r#"{"storage":5000000,"config":{}}"#), None, "it does not say");
+    }
 }

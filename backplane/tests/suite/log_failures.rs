@@ -251,3 +251,30 @@ async fn a_server_without_jetstream_keeps_no_log_and_says_so() {
     assert!(log.read(&account("a"), Which::All, Seek::Start, 1, soon()).await.is_err());
     assert!(log.ready().await.unwrap_err().to_string().contains("JetStream is off"));
 }
+
+#[tokio::test]
+async fn a_server_at_its_limit_is_not_ready_whether_or_not_its_monitor_is_asked() {
+    let settings = "max_payload: 8MB\njetstream {\n  sync_interval: always\n  max_file_store: 16MB\n}";
+    let nats = NatsServer::start_with(settings).await;
+    let asking = recorder(&nats).await.backplane();
+    let silent = Connection::open(&nats.config("suite")).await.unwrap().backplane();
+    assert_eq!(asking.log.ready().await, Ok(Vec::new()));
+    let a = account("a");
+    let lines = vec![b'x'; 1_000_000];
+    let mut room = 0;
+    let refused = loop {
+        match append(&*silent.log, batch(&a, lines.clone()), soon()).await {
+            Ok(()) => room += 1,
+            Err(error) => break error,
+        }
+        assert!(room < 20, "it takes all");
+    };
+    assert!(matches!(refused, AppendError::NotStored(_)), "{refused:?}");
+    assert!(silent.log.ready().await.unwrap_err().to_string().contains("an append found no room"));
+    assert!(asking.log.ready().await.unwrap_err().to_string().contains("has no room"));
+
+    silent.log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await.unwrap();
+    write(&*silent.log, &a, "x").await;
+    silent.log.ready().await.unwrap();
+    wait_for("the monitor tells the room", PATIENT, async || asking.log.ready().await.is_ok()).await;
+}

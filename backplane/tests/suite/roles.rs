@@ -9,10 +9,10 @@ use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{AppendError, AskError, Backplane, Event, Kind, MarkError, Position, PutError, Seek, Which};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
-    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, KeyChanged, KeystoreStatus, ListAccounts,
-    ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey, ReplayWebhook, Request,
-    ReviewRequest, RevokeKey, Role, RotateKey, RotateWebhookSecret, SettleRun, ShowRun, SignMark, SigningKeys,
-    TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
+    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
+    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey,
+    ReplayWebhook, Request, ReviewRequest, RevokeKey, Role, RotateKey, RotateWebhookSecret, SettleRun, ShowRun,
+    SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
 
@@ -397,4 +397,36 @@ async fn an_answer_goes_to_an_inbox_and_nowhere_else() {
     assert_eq!(heard.next().await.unwrap().payload, "{}");
     assert!(everything(&*server.log, &account("a"), Which::All).await.is_empty());
     assert_eq!(server.ledger.get("k", soon()).await, Ok(None));
+}
+
+#[tokio::test]
+async fn an_evaluator_that_was_taken_over_hears_no_question_of_another_and_speaks_for_no_other_role() {
+    let (nats, _exporter) = with_streams().await;
+    let gateway = prepared(&nats, "gateway").await;
+    let evaluator = open(&nats, "evaluator").await.backplane();
+    let _serving = serve(&evaluator, &OF_DECISIONS).await;
+    let raw = raw(&nats, "evaluator").await;
+    let mut heard = Vec::new();
+    for subject in ["s0.req.evaluate", "s0.req.*", "_INBOX_gateway.>", "s0.notice.>"] {
+        heard.push(raw.subscribe(subject).await.unwrap());
+    }
+    // Another group would get each question once more.
+    heard.push(raw.queue_subscribe("s0.req.evaluate", "mine".to_owned()).await.unwrap());
+    is_done(&raw).await;
+    let mut said = gateway.notices.listen_bytes(InstanceSeen::subject(Role::Keystore)).await.unwrap();
+    let mut own = gateway.notices.listen_bytes(InstanceSeen::subject(Role::Evaluator)).await.unwrap();
+    for role in [Role::Keystore, Role::Evaluator] {
+        let subject = format!("s0.{}", InstanceSeen::subject(role));
+        raw.publish(subject, Bytes::from_static(b"{}")).await.unwrap();
+    }
+    is_done(&raw).await;
+    assert_eq!(own.next().await, Some(Event::Heard(Bytes::from_static(b"{}"))));
+    ask_each(&gateway, &OF_DECISIONS).await;
+    for mut heard in heard {
+        heard.unsubscribe().await.unwrap();
+        assert!(heard.next().await.is_none());
+    }
+    let keystore = open(&nats, "keystore").await.backplane();
+    keystore.notices.tell_bytes(InstanceSeen::subject(Role::Keystore), Bytes::from_static(b"true")).await.unwrap();
+    assert_eq!(said.next().await, Some(Event::Heard(Bytes::from_static(b"true"))), "the forged one came first");
 }
