@@ -1,7 +1,8 @@
 //! All endpoints and their couriers: who should run, who runs.
 //!
 //! Owns the list as the keystore has it, fetched whole at start, on every notice and every half minute; a courier for each endpoint
-//! that is enabled; and waking them when decisions are recorded. A list that cannot be had changes nothing: couriers go on.
+//! that is enabled; and waking them when decisions are recorded. A list that cannot be had changes nothing: couriers go on, and it is asked
+//! for again a second later.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,6 +22,7 @@ use crate::metrics;
 use crate::shared::Shared;
 
 const LIST_EVERY: Duration = Duration::from_secs(30);
+const LIST_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Endpoints by id, for everybody in this worker.
 #[derive(Clone, Default)]
@@ -91,7 +93,9 @@ impl Endpoints {
                     Some(Event::Heard(WebhookChanged { .. }) | Event::Gap) => list.reset_immediately(),
                     None => changed = None,
                 },
-                _ = list.tick() => self.refresh().await,
+                _ = list.tick() => if !self.refresh().await {
+                    list.reset_after(LIST_AGAIN_AFTER);
+                },
                 event = hear_recorded => match event {
                     Some(Event::Heard(DecisionsRecorded { accounts })) => self.wake(|account| accounts.contains(account)),
                     Some(Event::Gap) => self.wake(|_| true),
@@ -118,8 +122,11 @@ impl Endpoints {
         }
     }
 
-    async fn refresh(&mut self) {
-        let Some(all) = list(&self.shared).await else { return };
+    /// False when there was no list.
+    async fn refresh(&mut self) -> bool {
+        let listed = list(&self.shared).await;
+        self.shared.lag.listed(listed.is_some());
+        let Some(all) = listed else { return false };
         self.directory.replace(all.clone());
         let enabled = all.values().filter(|endpoint| endpoint.webhook.enabled).count();
         metrics::endpoints(enabled, all.len().saturating_sub(enabled));
@@ -152,6 +159,7 @@ impl Endpoints {
                 None => {}
             }
         }
+        true
     }
 
     fn start(&self, endpoint: Arc<Endpoint>) -> Running {

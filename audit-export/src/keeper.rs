@@ -25,8 +25,9 @@ use crate::shared::Shared;
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
 /// The store keeps everything a little longer than anybody: what an account may still see is decided to the second elsewhere.
 const SLACK: Duration = Duration::from_secs(3_600);
-/// When the keystore does not answer, as while it starts.
+/// When the keystore does not answer, as while it starts; doubled from one time to the next.
 const RETAIN_AGAIN_AFTER: Duration = Duration::from_millis(250);
+const RETAIN_AGAIN_AT_MOST: Duration = Duration::from_secs(10);
 const DAY: u64 = 86_400;
 
 /// The loop behind checkpoints and retention.
@@ -54,6 +55,7 @@ impl Keeper {
             (ticks(self.config.checkpoint_every), ticks(self.config.retention_every));
         let mut look = ticks(LOOK_AT_ALL_EVERY);
         let mut listener = None;
+        let mut again_after = RETAIN_AGAIN_AFTER;
         loop {
             if listener.is_none() {
                 listener = self.shared.backplane.notices.listen::<DecisionsRecorded>().await.ok();
@@ -67,8 +69,11 @@ impl Keeper {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                _ = retention.tick() => if !self.retain().await {
-                    retention.reset_after(RETAIN_AGAIN_AFTER);
+                _ = retention.tick() => if self.retain().await {
+                    again_after = RETAIN_AGAIN_AFTER;
+                } else {
+                    retention.reset_after(again_after);
+                    again_after = (again_after * 2).min(RETAIN_AGAIN_AT_MOST);
                 },
                 _ = look.tick() => grown.extend(self.accounts().await),
                 _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown), NOT_AGAIN_WITHIN).await,

@@ -31,6 +31,18 @@ pub struct Lag {
     pub untried_seconds: u64,
 }
 
+/// Whether it is known which endpoints there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Listing {
+    /// The keystore has not told yet: nothing is delivered.
+    #[default]
+    Never,
+    /// It told once, and not when it was last asked.
+    Failed,
+    /// It told when it was last asked.
+    Current,
+}
+
 /// Where one can look.
 #[derive(Clone, Default)]
 pub struct LagWatch(Arc<Mutex<Board>>);
@@ -38,6 +50,7 @@ pub struct LagWatch(Arc<Mutex<Board>>);
 #[derive(Default)]
 struct Board {
     last: u64,
+    listing: Listing,
     seats: HashMap<u64, Standing>,
 }
 
@@ -61,6 +74,21 @@ impl LagWatch {
     #[must_use]
     pub fn snapshot(&self) -> Lag {
         self.at(Timestamp::now())
+    }
+
+    /// Whether it is known which endpoints there are.
+    #[must_use]
+    pub fn listing(&self) -> Listing {
+        self.board().listing
+    }
+
+    pub(crate) fn listed(&self, worked: bool) {
+        let mut board = self.board();
+        board.listing = match (worked, board.listing) {
+            (true, _) => Listing::Current,
+            (false, Listing::Never) => Listing::Never,
+            (false, Listing::Failed | Listing::Current) => Listing::Failed,
+        };
     }
 
     pub(crate) fn sit(&self) -> Seat {
@@ -158,5 +186,19 @@ mod tests {
         let seat = watch.sit();
         seat.say(standing(200, 200));
         assert_eq!(watch.at(at(100)), Lag { held: 1, ..Lag::default() });
+    }
+
+    #[test]
+    fn endpoints_that_were_never_listed_are_not_those_that_were_listed_once() {
+        let watch = LagWatch::default();
+        let after = |worked| {
+            watch.listed(worked);
+            watch.listing()
+        };
+        assert_eq!(watch.listing(), Listing::Never);
+        assert_eq!(
+            [after(false), after(true), after(false), after(true)],
+            [Listing::Never, Listing::Current, Listing::Failed, Listing::Current]
+        );
     }
 }

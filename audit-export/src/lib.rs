@@ -28,7 +28,7 @@ pub mod verdict;
 use std::sync::Arc;
 
 pub use config::ExportConfig;
-pub use lag::{Lag, LagWatch};
+pub use lag::{Lag, LagWatch, Listing};
 use stage0_backplane::{Backplane, NotReady, ServeError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
