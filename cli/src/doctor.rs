@@ -7,20 +7,24 @@ mod certificates;
 mod nats;
 
 use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use jiff::Timestamp;
+use rustix::fs::Access;
 use stage0_contract::Role;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::out;
 use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, TlsSource};
-use stage0_keystore::KeystoreConfig;
+use stage0_keystore::{KeystoreConfig, OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
-/// Below this share of a disk, or this many bytes, writing will soon fail.
+/// Below this share of a disk writing will soon fail; of a large disk, below these bytes.
 const LITTLE_SHARE: u64 = 20;
-const LITTLE_BYTES: u64 = 1 << 30;
+const LITTLE_BYTES: u64 = 10 << 30;
+/// Files of the keystore's directory that nobody else may read.
+const PRIVATE: [&str; 3] = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE];
 
 /// How a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,16 +79,17 @@ impl fmt::Display for Finding {
 
 /// `stage0 doctor gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
+    let OnNats { nats, service, .. } = settings;
     let mut findings = Vec::new();
-    match &settings.service.tls {
-        TlsSource::Files(files) => findings.extend(certificates::server(files, Timestamp::now())),
+    match service.tls {
+        TlsSource::Files(files) => findings.extend(certificates::server(&files, Timestamp::now())),
         TlsSource::Dev(dir) => findings.push(Finding::doubtful(
             "certificate",
             format!("one for localhost is made in `{}`", dir.display()),
             "for clients of other machines give --tls-cert and --tls-key",
         )),
     }
-    finish(Role::Gateway, findings, &settings.nats)
+    finish(Role::Gateway, findings, &nats)
 }
 
 /// `stage0 doctor evaluator`.
@@ -104,6 +109,7 @@ pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
     let OnNats { nats, service, .. } = settings;
     let mut findings = vec![disk(&service.data_dir)];
+    findings.extend(private_files(&service.data_dir));
     if let Err(error) = service.validate() {
         findings.push(Finding::bad("settings", error.to_string(), "correct the setting"));
     }
@@ -153,6 +159,11 @@ fn disk(dir: &Path) -> Finding {
             format!("`{shown}` cannot be looked at: {error}"),
             "make the directory, for this user alone, or name another with --data-dir",
         ),
+        Ok(_) if rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_err() => Finding::bad(
+            ABOUT,
+            format!("`{shown}` cannot be written by this user"),
+            "give the directory to the user that the keystore runs as",
+        ),
         Ok(found) => {
             let (free, all) = (found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize);
             room(ABOUT, &format!("`{shown}`"), free, all)
@@ -160,10 +171,28 @@ fn disk(dir: &Path) -> Finding {
     }
 }
 
+/// What of the directory others may read, and what this user may not.
+fn private_files(dir: &Path) -> Vec<Finding> {
+    const ABOUT: &str = "secrets";
+    let files = PRIVATE.iter().map(|name| dir.join(name)).filter(|path| path.exists());
+    let mut findings = Vec::new();
+    for path in files.chain([dir.to_owned()]) {
+        let shown = path.display();
+        if rustix::fs::access(&path, Access::READ_OK).is_err() {
+            let found = format!("`{shown}` cannot be read by this user");
+            findings.push(Finding::bad(ABOUT, found, "give it to the user that the keystore runs as"));
+        } else if path.metadata().is_ok_and(|data| data.permissions().mode() & 0o077 != 0) {
+            let found = format!("`{shown}` can be read by others");
+            findings.push(Finding::doubtful(ABOUT, found, format!("chmod go= {shown}")));
+        }
+    }
+    if findings.is_empty() { vec![Finding::good(ABOUT, "are this user's alone")] } else { findings }
+}
+
 /// What is free of what there is.
 pub(crate) fn room(about: &'static str, place: &str, free: u64, all: u64) -> Finding {
     let text = format!("{place}: {} of {} are free", size(free), size(all));
-    if free < LITTLE_BYTES && free < all / LITTLE_SHARE {
+    if free < (all / LITTLE_SHARE).min(LITTLE_BYTES) {
         Finding::doubtful(about, text, "make room: what cannot be written is not acknowledged, and checks end with 503")
     } else {
         Finding::good(about, text)
@@ -183,9 +212,11 @@ mod tests {
 
     #[test]
     fn little_room_is_told_and_enough_is_well() {
-        assert_eq!(room("disk", "x", 2 << 30, 100 << 30).how, How::Good);
+        assert_eq!(room("disk", "x", 6 << 30, 100 << 30).how, How::Good);
         assert_eq!(room("disk", "x", 512 << 20, 1 << 30).how, How::Good, "half of a small disk");
         assert_eq!(room("disk", "x", 512 << 20, 100 << 30).how, How::Doubtful);
+        assert_eq!(room("disk", "x", 9 << 30, 1000 << 30).how, How::Doubtful, "a hundredth of a large one");
+        assert_eq!(room("disk", "x", 11 << 30, 1000 << 30).how, How::Good);
         assert_eq!(size(5 << 30 | 512 << 20), "5.5 GiB");
     }
 
@@ -193,6 +224,22 @@ mod tests {
     fn advice_stands_below_what_was_found() {
         let shown = Finding::bad("nats", "nobody answers", "start it").to_string();
         assert_eq!(shown, "BAD   nats         nobody answers\n                   -> start it");
+    }
+
+    #[test]
+    fn secrets_that_others_may_read_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let allow = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        allow(dir.path(), 0o700);
+        assert_eq!(private_files(dir.path()).remove(0).how, How::Good);
+        let key = dir.path().join(SIGNING_KEY_FILE);
+        std::fs::write(&key, "x").unwrap();
+        allow(&key, 0o640);
+        let found = private_files(dir.path());
+        assert!(
+            found.len() == 1 && found[0].how == How::Doubtful && found[0].found.contains(SIGNING_KEY_FILE),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -5,16 +5,18 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use stage0_audit_export::{AuditExport, Lag, LagWatch};
+use stage0_audit_export::{AuditExport, Lag, LagWatch, Listing};
 use stage0_backplane::Backplane;
 use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
-use stage0_contract::{AuditMode, DeliveryLag, PolicyVersion, Role};
+use stage0_contract::{AuditMode, DeliveryLag, PolicyVersion, RUN_RECORDS, Role};
 use stage0_evaluator::{EvaluatorConfig, PackSet};
 use stage0_gateway::{Found, Gateway, TlsFiles, dev_tls};
 use stage0_keystore::{Keystore, KeystoreConfig};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::VERSION;
@@ -24,6 +26,9 @@ use crate::ops::Ops;
 use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, Process, TlsSource};
 use crate::signals;
 use crate::vitals::{Look, Seen, Vitals};
+
+/// A record of the ledger, read to see that it can be.
+const LEDGER_WITHIN: Duration = Duration::from_millis(800);
 
 /// `stage0 gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
@@ -124,7 +129,7 @@ pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(Life) -> anyhow::Re
     let ended = runtime.context("cannot start threads").and_then(|runtime| {
         runtime.block_on(async {
             let stop = signals::stop_token().context("cannot listen for signals")?;
-            let vitals = Vitals::new();
+            let vitals = Vitals::new(stop.clone());
             let ops = process.metrics_listen.map(|address| Ops::start(address, &vitals)).transpose()?;
             let ended = role(Life { stop, vitals }).await;
             if let Some(ops) = ops {
@@ -185,7 +190,15 @@ pub(crate) fn gateway_look(own: Backplane, audit: AuditMode, lag: Option<LagWatc
 fn evaluator_look(own: Backplane, active: PolicyVersion) -> Look {
     Box::new(move || {
         let (own, active) = (own.clone(), active.clone());
-        Box::pin(async move { Seen { policy_version: Some(active), ..carried(&own).await } })
+        Box::pin(async move {
+            let mut seen = Seen { policy_version: Some(active), ..carried(&own).await };
+            // Checks without a run are decided all the same.
+            let record = own.ledger.get(&format!("{RUN_RECORDS}.ready"), Instant::now() + LEDGER_WITHIN).await;
+            if let Err(error) = record {
+                seen.remarks.push(format!("ledger: {error}: checks of runs cannot be decided"));
+            }
+            seen
+        })
     })
 }
 
@@ -205,9 +218,18 @@ fn keystore_look(own: Backplane, writable: impl Fn() -> bool + Send + Sync + 'st
 
 fn export_look(own: Backplane, lag: LagWatch) -> Look {
     Box::new(move || {
-        let (own, delivery) = (own.clone(), delivery(&lag));
+        let (own, delivery, listing) = (own.clone(), delivery(&lag), lag.listing());
         Box::pin(async move {
             let mut seen = Seen { delivery: Some(delivery), ..carried(&own).await };
+            match listing {
+                Listing::Never => {
+                    seen.faults.push("endpoints could not be listed yet: the keystore does not answer".to_owned());
+                }
+                Listing::Failed => {
+                    seen.remarks.push("endpoints cannot be listed: those that are known are served".to_owned());
+                }
+                Listing::Current => {}
+            }
             match own.log.ready().await {
                 Ok(remarks) => seen.remarks.extend(remarks),
                 Err(error) => seen.faults.push(format!("log: {error}")),

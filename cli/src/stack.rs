@@ -23,9 +23,7 @@ const CA_FILE: &str = "ca.pem";
 pub(crate) fn run(command: DoStack) -> Exit {
     crate::run::finished(match command {
         DoStack::Init { dir, hosts } => init::init(&dir, &hosts),
-        DoStack::Open { url, published, page, host, endpoint, operator_key, dir, secret } => {
-            open::Opening { url, published, page, host, endpoint, operator_key, dir, secret }.run()
-        }
+        DoStack::Open(args) => open::Opening(*args).run(),
         DoStack::Ca { dir } => show(&dir.join(CA_FILE)),
         DoStack::Key { dir } => show(&dir.join(API_KEY_FILE)),
     })

@@ -42,14 +42,15 @@ pub(crate) struct Vitals(Arc<Process>);
 struct Process {
     instance: String,
     started_at: Timestamp,
+    stop: CancellationToken,
     /// Unset while it starts.
     look: OnceLock<Look>,
     last: Mutex<Option<(Instant, Seen)>>,
 }
 
 impl Vitals {
-    /// Of a process that starts now.
-    pub(crate) fn new() -> Self {
+    /// Of a process that starts now, and stops with the token.
+    pub(crate) fn new(stop: CancellationToken) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         // Processes of several containers may share a host's name, and each be its first.
         let mut own = [0; 3];
@@ -58,7 +59,7 @@ impl Vitals {
             Err(_) => format!("{host}-{}", std::process::id()),
         };
         let (look, last) = (OnceLock::new(), Mutex::default());
-        Self(Arc::new(Process { instance, started_at: Timestamp::now(), look, last }))
+        Self(Arc::new(Process { instance, started_at: Timestamp::now(), stop, look, last }))
     }
 
     /// Says how it is looked at from now on. The first one stays.
@@ -68,6 +69,9 @@ impl Vitals {
 
     /// How it is now, or was a moment ago.
     pub(crate) async fn look(&self) -> Seen {
+        if self.0.stop.is_cancelled() {
+            return Seen { faults: vec!["it stops".to_owned()], ..Seen::default() };
+        }
         let mut last = self.0.last.lock().await;
         if let Some((at, seen)) = &*last
             && at.elapsed() < FRESH
@@ -146,7 +150,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_process_that_starts_is_not_ready_and_says_so_no_longer_than_it_is_true() {
-        let vitals = Vitals::new();
+        let vitals = Vitals::new(CancellationToken::new());
         assert_eq!(vitals.look().await.faults, ["it starts"]);
         vitals.set(found("x"));
         assert_eq!(vitals.look().await.faults, ["x"]);
@@ -154,20 +158,22 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_look_that_hangs_is_a_fault() {
-        let vitals = Vitals::new();
+        let vitals = Vitals::new(CancellationToken::new());
         vitals.set(Box::new(|| Box::pin(std::future::pending())));
         assert!(vitals.look().await.faults[0].contains("could not be looked at"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn gateways_hear_how_a_process_is_and_that_it_stops() {
-        let (vitals, backplane, stop) = (Vitals::new(), Backplane::embedded(), CancellationToken::new());
+        let (backplane, stop) = (Backplane::embedded(), CancellationToken::new());
+        let vitals = Vitals::new(stop.clone());
         vitals.set(found("x"));
         let mut heard = backplane.notices.listen_bytes(InstanceSeen::subject(Role::Keystore)).await.unwrap();
         let mut next = async || match heard.next().await.unwrap() {
             Event::Heard(bytes) => serde_json::from_slice::<InstanceSeen>(&bytes).unwrap(),
             Event::Gap => panic!("a gap"),
         };
+        let stopping = vitals.clone();
         let telling = tokio::spawn(vitals.tell(&[Role::Keystore], backplane.clone(), stop.clone()));
         let said = next().await;
         assert_eq!(
@@ -176,6 +182,7 @@ mod tests {
         );
         stop.cancel();
         telling.await.unwrap();
+        assert_eq!(stopping.look().await.faults, ["it stops"]);
         let said = next().await;
         assert_eq!(said.state, InstanceState::Stopping);
     }

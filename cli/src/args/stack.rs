@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 
 use crate::settings::parse::https_url;
 
@@ -20,32 +20,7 @@ pub(crate) enum DoStack {
         hosts: Vec<String>,
     },
     /// Waits until the stack answers, makes an account, a key and the receiver's endpoint once, and says how to ask
-    Open {
-        /// Server to ask, inside the stack
-        #[arg(long, value_name = "URL", value_parser = https_url)]
-        url: reqwest::Url,
-        /// Where the same server is published: a port, or an address and a port
-        #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
-        published: Published,
-        /// Where the receiver's page is published
-        #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
-        page: Published,
-        /// Name by which clients reach this machine, where it is published on more than its own addresses
-        #[arg(long, value_name = "NAME", default_value = "localhost")]
-        host: String,
-        /// Endpoint for the account's decisions
-        #[arg(long, value_name = "URL", value_parser = https_url)]
-        endpoint: reqwest::Url,
-        /// File with the operator's key, as the keystore wrote it
-        #[arg(long, value_name = "FILE")]
-        operator_key: PathBuf,
-        /// Directory with `ca.pem`; keys and `dev.json` are put beside it
-        #[arg(long, value_name = "DIR")]
-        dir: PathBuf,
-        /// File for the endpoint's signing secret
-        #[arg(long, value_name = "FILE")]
-        secret: PathBuf,
-    },
+    Open(Box<OpenArgs>),
     /// Prints the certificate authority that clients of the stack trust
     Ca {
         /// Directory that `open` filled
@@ -58,6 +33,35 @@ pub(crate) enum DoStack {
         #[arg(long, value_name = "DIR", default_value = "/etc/stage0")]
         dir: PathBuf,
     },
+}
+
+/// `stage0 stack open`.
+#[derive(Debug, Args)]
+pub(crate) struct OpenArgs {
+    /// Server to ask, inside the stack
+    #[arg(long, value_name = "URL", value_parser = https_url)]
+    pub(crate) url: reqwest::Url,
+    /// Where the same server is published: a port, or an address and a port
+    #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
+    pub(crate) published: Published,
+    /// Where the receiver's page is published
+    #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
+    pub(crate) page: Published,
+    /// Name by which clients reach this machine, where it is published on more than its own addresses
+    #[arg(long, value_name = "NAME", default_value = "localhost")]
+    pub(crate) host: String,
+    /// Endpoint for the account's decisions
+    #[arg(long, value_name = "URL", value_parser = https_url)]
+    pub(crate) endpoint: reqwest::Url,
+    /// File with the operator's key, as the keystore wrote it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) operator_key: PathBuf,
+    /// Directory with `ca.pem`; keys and `dev.json` are put beside it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// File for the endpoint's signing secret
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret: PathBuf,
 }
 
 /// Where compose publishes a port.

@@ -13,13 +13,14 @@ use stage0_backplane::nats::{Connection, NatsConfig};
 use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
 use tokio::time::Instant;
 
-use super::{Finding, room};
+use super::{Finding, How, room};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(4);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Gateways' clocks and the store's must agree within a few seconds.
 const MOST_SKEW_SECONDS: f64 = 2.0;
 const MAX_PAYLOAD: usize = 8 << 20;
+const LARGEST_BATCH: u64 = 4 << 20;
 /// Records that audit-export alone may read.
 const NOT_OURS: &str = "cursor.doctor";
 const GET_RIGHTS: &str =
@@ -53,6 +54,13 @@ pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
     for monitor in &config.sync.monitors {
         findings.extend(ask_monitor(monitor).await);
     }
+    if config.login.is_none() {
+        findings.push(Finding::doubtful(
+            "login",
+            "this role logs in as nobody: the server tells it from no other",
+            GET_RIGHTS,
+        ));
+    }
     let needs_monitor = matches!(role, Role::Gateway | Role::AuditExport);
     if config.sync.monitors.is_empty() && needs_monitor {
         findings.push(Finding::doubtful(
@@ -60,6 +68,9 @@ pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
             "nobody knows whether the server syncs each message",
             "give --nats-monitor http://host:8222",
         ));
+    }
+    if !needs_monitor {
+        findings.push(Finding::good("clock", "not compared: this role is told of no monitor; doctor gateway does it"));
     }
     if config.sync.dangerous_relaxed {
         findings.push(Finding::doubtful(
@@ -152,19 +163,31 @@ fn sync(monitor: &str, jsz: &Jsz) -> Finding {
 
 fn storage(monitor: &str, jsz: &Jsz) -> Finding {
     let free = jsz.config.max_storage.saturating_sub(jsz.storage);
-    room("nats disk", &format!("JetStream at {monitor}"), free, jsz.config.max_storage)
+    let place = format!("JetStream at {monitor} by its `max_file`");
+    if free < LARGEST_BATCH {
+        let found = format!("{place}: no room is left for the largest batch");
+        return Finding::bad("nats disk", found, "raise `max_file`, or let decisions expire: checks end with 503");
+    }
+    room("nats disk", &place, free, jsz.config.max_storage)
 }
 
 async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
     let mut findings = vec![carries(backplane).await];
+    let mut own_records = true;
     match role {
         Role::Gateway => {
             findings.push(asked("evaluator", backplane.requests.ask(&EvaluatorStatus {}, ANSWER_WITHIN).await.err()));
             findings.push(asked("keystore", backplane.requests.ask(&KeystoreStatus {}, ANSWER_WITHIN).await.err()));
             findings.push(log(backplane).await);
-            findings.push(records(backplane, USAGE_RECORDS).await);
+            let own = records(backplane, USAGE_RECORDS).await;
+            own_records = own.how == How::Good;
+            findings.push(own);
         }
-        Role::Evaluator => findings.push(records(backplane, RUN_RECORDS).await),
+        Role::Evaluator => {
+            let own = records(backplane, RUN_RECORDS).await;
+            own_records = own.how == How::Good;
+            findings.push(own);
+        }
         Role::Keystore => {}
         Role::AuditExport => {
             findings.push(asked("keystore", backplane.requests.ask(&SigningKeys {}, ANSWER_WITHIN).await.err()));
@@ -172,7 +195,7 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
         }
     }
     if role != Role::AuditExport {
-        findings.push(confined(backplane).await);
+        findings.push(confined(backplane, own_records).await);
     }
     findings
 }
@@ -193,7 +216,7 @@ fn asked(whom: &'static str, error: Option<stage0_backplane::AskError>) -> Findi
 
 async fn log(backplane: &Backplane) -> Finding {
     match backplane.log.ready().await {
-        Ok(remarks) if remarks.is_empty() => Finding::good("log", "can be written and read"),
+        Ok(remarks) if remarks.is_empty() => Finding::good("log", "is there and can be read"),
         Ok(remarks) => Finding::doubtful("log", remarks.join("; "), "read docs/audit.md on the log's settings"),
         Err(error) => Finding::bad("log", error.to_string(), "start audit-export, which makes the streams"),
     }
@@ -206,10 +229,12 @@ async fn records(backplane: &Backplane, word: &str) -> Finding {
     }
 }
 
-/// A server without accounts lets everybody read everything, also whoever takes this role over.
-async fn confined(backplane: &Backplane) -> Finding {
+/// A server without accounts lets everybody read everything, also whoever takes this role over. That a foreign record cannot be read says
+/// something only where the role's own can.
+async fn confined(backplane: &Backplane, own_records: bool) -> Finding {
     match backplane.ledger.get(NOT_OURS, Instant::now() + ANSWER_WITHIN).await {
-        Err(_) => Finding::good("rights", "other roles' records are out of reach"),
+        Err(_) if own_records => Finding::good("rights", "other roles' records are out of reach"),
+        Err(_) => Finding::doubtful("rights", "could not be tried: the role's own records cannot be read", GET_RIGHTS),
         Ok(_) => {
             let found = "this role can read other roles' records: whoever takes it over has all of them";
             Finding::doubtful("rights", found, GET_RIGHTS)
@@ -219,7 +244,6 @@ async fn confined(backplane: &Backplane) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::How;
     use super::*;
 
     #[test]
@@ -229,6 +253,17 @@ mod tests {
         assert_eq!(clock(at(98), at(100), at(100)).how, How::Good);
         assert_eq!(clock(at(97), at(100), at(100)).how, How::Bad);
         assert_eq!(clock(at(103), at(100), at(100)).how, How::Bad);
+    }
+
+    #[test]
+    fn a_store_without_room_for_a_batch_is_bad_and_a_nearly_full_one_is_told() {
+        let how = |taken: u64, most: u64| {
+            let jsz = format!(r#"{{"storage":{taken},"config":{{"max_storage":{most}}}}}"#);
+            storage("m", &serde_json::from_str(&jsz).unwrap()).how
+        };
+        assert_eq!(how(0, 20 << 30), How::Good);
+        assert_eq!(how((20 << 30) - (100 << 20), 20 << 30), How::Doubtful);
+        assert_eq!(how((20 << 30) - LARGEST_BATCH + 1, 20 << 30), How::Bad);
     }
 
     #[test]

@@ -5,18 +5,17 @@
 //! goes on.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use reqwest::{Method, Url};
+use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_contract::{Account, AccountId, ApiKey, KeyCreated, Page, Usage, Webhook, WebhookCreated};
 use tokio::runtime::Runtime;
 
 use super::CA_FILE;
 use crate::args::VERSION;
-use crate::args::stack::Published;
+use crate::args::stack::OpenArgs;
 use crate::client::{Client, ClientError, Target, read_key, runtime};
 use crate::dev::access::every_scope;
 use crate::dev::banner::ACTION;
@@ -33,20 +32,11 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const PAGE: &str = "1000";
 
 /// What is opened, and for whom.
-pub(super) struct Opening {
-    pub(super) url: Url,
-    pub(super) published: Published,
-    pub(super) page: Published,
-    pub(super) host: String,
-    pub(super) endpoint: Url,
-    pub(super) operator_key: PathBuf,
-    pub(super) dir: PathBuf,
-    pub(super) secret: PathBuf,
-}
+pub(super) struct Opening(pub(super) OpenArgs);
 
 impl Opening {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let operator_key = read_key(&self.operator_key)?;
+        let operator_key = read_key(&self.0.operator_key)?;
         // One for all: a connection lives no longer than the runtime that it was made on.
         let runtime = runtime()?;
         let operator = self.client(operator_key.clone(), None)?;
@@ -65,9 +55,9 @@ impl Opening {
     fn point_at_receiver(&self, runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
         let path = ["v1", "webhooks"];
         let list: Page<Webhook> = runtime.block_on(client.call(Method::GET, &path, &[("limit", PAGE)], None))?;
-        let there = list.items.iter().find(|webhook| webhook.url.as_str() == self.endpoint.as_str());
+        let there = list.items.iter().find(|webhook| webhook.url.as_str() == self.0.endpoint.as_str());
         let made: WebhookCreated = match there {
-            Some(webhook) if self.secret.exists() => {
+            Some(webhook) if self.0.secret.exists() => {
                 if !webhook.enabled {
                     let enable = ["v1", "webhooks", webhook.id.as_str(), "enable"];
                     runtime.block_on(async { client.send(Method::POST, &enable, &[], None).await?.successful() })?;
@@ -79,22 +69,22 @@ impl Opening {
                 runtime.block_on(client.call(Method::POST, &rotate, &[], Some(&json!({}))))?
             }
             None => {
-                let body = json!({ "url": self.endpoint.as_str(), "description": "the local stack's receiver" });
+                let body = json!({ "url": self.0.endpoint.as_str(), "description": "the local stack's receiver" });
                 runtime.block_on(client.call(Method::POST, &path, &[], Some(&body)))?
             }
         };
-        files::replace(&self.secret, &format!("{}\n", made.secret.expose()))
+        files::replace(&self.0.secret, &format!("{}\n", made.secret.expose()))
     }
 
     fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
-        let target = Target { url: self.url.clone(), ca: Some(self.dir.join(CA_FILE)), key, account };
+        let target = Target { url: self.0.url.clone(), ca: Some(self.0.dir.join(CA_FILE)), key, account };
         Client::new(target, ANSWER_WITHIN)
     }
 
     /// The account and its key of an earlier start, if that key still lives.
     fn found(&self, runtime: &Runtime) -> anyhow::Result<Option<(AccountId, ApiKey)>> {
         // A torn or foreign file is only a lost hint.
-        let Some(dev) = DevFile::read(&self.dir).ok().flatten() else { return Ok(None) };
+        let Some(dev) = DevFile::read(&self.0.dir).ok().flatten() else { return Ok(None) };
         let client = self.client(dev.api_key.clone(), Some(dev.account.clone()))?;
         match runtime.block_on(client.call::<Usage>(Method::GET, &["usage"], &[], None)) {
             Ok(_) => Ok(Some((dev.account, dev.api_key))),
@@ -106,16 +96,16 @@ impl Opening {
     /// The file that says where all is comes last.
     fn write(&self, operator_key: &ApiKey, account: &AccountId, api_key: &ApiKey) -> anyhow::Result<()> {
         let dev = DevFile {
-            url: self.url.to_string(),
-            ca_file: self.dir.join(CA_FILE),
+            url: self.0.url.to_string(),
+            ca_file: self.0.dir.join(CA_FILE),
             api_key: api_key.clone(),
             operator_key: operator_key.clone(),
             account: account.clone(),
         };
-        files::replace(&self.dir.join(API_KEY_FILE), &format!("{}\n", api_key.expose()))?;
-        files::replace(&self.dir.join(OPERATOR_KEY_FILE), &format!("{}\n", operator_key.expose()))?;
+        files::replace(&self.0.dir.join(API_KEY_FILE), &format!("{}\n", api_key.expose()))?;
+        files::replace(&self.0.dir.join(OPERATOR_KEY_FILE), &format!("{}\n", operator_key.expose()))?;
         let text = serde_json::to_string_pretty(&dev).context("cannot write JSON")?;
-        files::replace(&self.dir.join(DEV_FILE), &format!("{text}\n"))
+        files::replace(&self.0.dir.join(DEV_FILE), &format!("{text}\n"))
     }
 }
 
@@ -155,7 +145,7 @@ struct Banner<'a>(&'a Opening);
 
 impl fmt::Display for Banner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Opening { published, page, host, .. } = self.0;
+        let OpenArgs { published, page, host, .. } = &self.0.0;
         let (public_url, page_url) = (format!("https://{}", published.at(host)), format!("http://{}", page.at(host)));
         writeln!(f, "Stage0 {VERSION} is ready at {public_url}\n")?;
         writeln!(f, "Get a key and the authority to trust, then ask whether an action may run:\n")?;

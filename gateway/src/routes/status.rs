@@ -19,7 +19,7 @@ pub(super) async fn status(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
             return Err(ApiError::ScopeMissing(Scope::Operator));
         }
         // A gateway that just started has not heard of everybody.
-        tokio::time::sleep_until(gate.instances.complete_from().into()).await;
+        tokio::time::sleep(gate.instances.complete_from().saturating_duration_since(Instant::now())).await;
         let status = Status { at: Timestamp::now(), instances: gate.instances.all(Instant::now()) };
         Ok(HttpResponse::Ok().json(status))
     };

@@ -54,7 +54,7 @@ async fn the_stack_comes_up_answers_and_survives_the_death_of_its_parts() {
         let killed = kill(&stack, service);
         tokio::time::sleep(WATCHED_FOR).await;
         let gap = load.longest_gap(began);
-        println!("{service} killed: longest time without an answer {gap:?}");
+        eprintln!("{service} killed: longest time without an answer {gap:?}");
         assert!(gap < CHECKS_GO_ON_WITHIN, "{service} killed: no answer for {gap:?}\n{}", stack.logs());
         is_back(&killed).await;
     }
@@ -88,7 +88,7 @@ fn up(stack: &Containers) -> String {
     let welcome = stack.of("welcome");
     let code = docker(&["wait", &welcome[0]]);
     assert_eq!(code.trim(), "0", "{}", stack.logs());
-    println!("ready after {:?}", began.elapsed());
+    eprintln!("ready after {:?}", began.elapsed());
     docker(&["logs", &welcome[0]])
 }
 
@@ -130,7 +130,7 @@ fn every_container_has_no_more_than_it_needs(stack: &Containers) {
             let folder = if service == "welcome" { "client" } else { service };
             let handed = |name: &str| SHARED.iter().any(|(end, by)| name.ends_with(end) && by.contains(&service));
             let own = |name: &&str| name.contains(&format!("_{folder}-")) || handed(name) || service == "setup";
-            assert!(mounts.iter().all(|name| own(&name)), "{service} sees {mounts:?}");
+            assert!(mounts.iter().all(own), "{service} sees {mounts:?}");
         }
     }
 }
@@ -197,7 +197,7 @@ async fn nats_and_keystore_come_back(stack: &Containers, api: &Api) {
         wait_for("checks are answered again", PATIENT, answered).await;
         // The keystore may be back before the first of them is asked.
         assert!(service == "keystore" || refused > 0, "{service} was killed, and nothing was refused");
-        println!("{service} killed: {refused} checks of a new key were refused, then it was back");
+        eprintln!("{service} killed: {refused} checks of a new key were refused, then it was back");
         is_back(&killed).await;
     }
 }
