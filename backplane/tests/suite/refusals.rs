@@ -7,6 +7,8 @@ use bytes::Bytes;
 use stage0_backplane::nats::{ConnectError, Connection, Login, NatsConfig, Tls};
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{AskError, Backplane};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::{Echo, PATIENT, ask};
@@ -166,6 +168,32 @@ async fn tls_must_be_wanted_and_trusted_by_both() {
     }
     let trusted = NatsConfig { tls: trusting, ..encrypted.config("suite") };
     Backplane::connect(&trusted).await.unwrap().requests.ready().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_too_old_is_refused_with_its_version() {
+    // It is refused for its greeting, and no more than that is asked of it; a server of that age is on no machine of ours.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let greeting = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (reading, mut writing) = stream.into_split();
+        let info = r#"INFO {"server_id":"x","server_name":"x","version":"2.14.9","proto":1,"headers":true,"max_payload":8388608}"#;
+        writing.write_all(format!("{info}\r\n").as_bytes()).await.unwrap();
+        let mut lines = BufReader::new(reading).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if line == "PING" {
+                writing.write_all(b"PONG\r\n").await.unwrap();
+            }
+        }
+    };
+    let config = NatsConfig::new(format!("nats://{address}"), "suite");
+    let error = tokio::select! {
+        error = refusal(&config) => error,
+        () = greeting => panic!("it hung up"),
+    };
+    let wanted = format!("the NATS server at `{address}` has version `2.14.9`; at least 2.15 is needed");
+    assert_eq!(error.to_string(), wanted);
 }
 
 /// PEM files of an authority, and of a certificate for 127.0.0.1 with its key.

@@ -147,7 +147,7 @@ settings! {
         (Receiver, Optional)];
 
     LOG = "log" "FILTER" in "Logs", "What is logged: a level, or such as `info,stage0_gateway=debug`", OPEN, All, &[
-        (Dev, Default("info,actix_server=warn,async_nats=warn")), (Gateway, Default("info,actix_server=warn,async_nats=warn")), (Evaluator, Default("info,actix_server=warn,async_nats=warn")), (Keystore, Default("info,actix_server=warn,async_nats=warn")), (AuditExport, Default("info,actix_server=warn,async_nats=warn")), (Receiver, Default("info,actix_server=warn,async_nats=warn"))];
+        (Dev, Default("info,actix_server=warn,async_nats=off")), (Gateway, Default("info,actix_server=warn,async_nats=off")), (Evaluator, Default("info,actix_server=warn,async_nats=off")), (Keystore, Default("info,actix_server=warn,async_nats=off")), (AuditExport, Default("info,actix_server=warn,async_nats=off")), (Receiver, Default("info,actix_server=warn,async_nats=off"))];
     LOG_FORMAT = "log-format" "FORMAT" in "Logs", "`text` for people or `json` for programs, on standard error", OPEN, All, &[
         (Dev, Default("text")), (Gateway, Default("json")), (Evaluator, Default("json")), (Keystore, Default("json")), (AuditExport, Default("json")), (Receiver, Default("text"))];
 

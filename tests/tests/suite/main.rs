@@ -29,6 +29,7 @@ mod retention;
 mod runs;
 mod secrets;
 mod service;
+mod starting;
 mod storm;
 mod tampering;
 mod webhooks;

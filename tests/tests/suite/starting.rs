@@ -1,0 +1,148 @@
+//! Roles on NATS with everything that `stage0 stack init` makes: TLS both ways, passwords in files, an account for each. And what they say
+//! when one of these is wrong: one clear line, and an exit code that is not 0.
+
+use std::path::{Path, PathBuf};
+
+use stage0_backplane::testing::NatsServer;
+use stage0_tests::Process;
+
+/// The files of one stack, and the server that is configured by them.
+struct Deployment {
+    dir: tempfile::TempDir,
+    nats: NatsServer,
+}
+
+impl Deployment {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut init = Process::start(&["stack", "init", "--dir", dir.path().to_str().unwrap()].map(str::to_owned));
+        assert!(init.ended().success(), "{}", init.said());
+        let nats = NatsServer::start_with(&settings(&dir.path().join("nats"))).await;
+        Self { dir, nats }
+    }
+
+    fn file(&self, role: &str, name: &str) -> String {
+        self.path(role).join(name).to_str().unwrap().to_owned()
+    }
+
+    fn path(&self, role: &str) -> PathBuf {
+        self.dir.path().join(role)
+    }
+
+    /// A command with the role's own way to NATS; a later flag of the same name would be refused, so `changed` replaces.
+    fn arguments(&self, command: &[&str], role: &str, changed: &[(&str, String)]) -> Vec<String> {
+        let nats = self.nats.url().replace("nats://", "tls://");
+        let mut flags = vec![
+            ("--nats", nats),
+            ("--nats-user", role.to_owned()),
+            ("--nats-password-file", self.file(role, "nats.password")),
+            ("--nats-ca", self.file(role, "nats-ca.pem")),
+            ("--nats-cert", self.file(role, "nats.pem")),
+            ("--nats-key", self.file(role, "nats.key")),
+        ];
+        match role {
+            "keystore" => flags.push(("--data-dir", self.file(role, "data"))),
+            _ => flags.push(("--nats-jetstream-api", "s0.api".to_owned())),
+        }
+        if matches!(role, "gateway" | "audit-export") {
+            flags.push(("--nats-monitor", self.nats.monitor()));
+        }
+        if role == "gateway" {
+            flags.push(("--tls-cert", self.file(role, "server.pem")));
+            flags.push(("--tls-key", self.file(role, "server.key")));
+            flags.push(("--listen", "127.0.0.1:0".to_owned()));
+        }
+        for (name, value) in changed {
+            let flag = flags.iter_mut().find(|(flag, _)| flag == name).expect("a flag that the role has");
+            flag.1.clone_from(value);
+        }
+        let flags = flags.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        command.iter().map(|&word| word.to_owned()).chain(flags).collect()
+    }
+
+    fn role(&self, role: &str) -> Process {
+        Process::start(&self.arguments(&[role], role, &[]))
+    }
+
+    /// Starts the keystore with something else than its own; it must end with this code and this reason, in one line of its log.
+    fn refuses(&self, changed: &[(&str, String)], code: i32, why: &str) {
+        let mut keystore = Process::start(&self.arguments(&["keystore"], "keystore", changed));
+        assert_eq!(keystore.ended().code(), Some(code), "{}", keystore.said());
+        keystore.wait_for("the reason", |line| line.contains(why).then_some(()));
+        let errors = keystore.said().lines().filter(|line| line.contains(r#""level":"ERROR""#)).count();
+        assert_eq!(errors, usize::from(code == 1), "{}", keystore.said());
+    }
+}
+
+/// What the server is told, but for what the test's harness says itself.
+fn settings(nats: &Path) -> String {
+    let own = ["server_name:", "listen:", "http:", "ping_interval:", "store_dir:"];
+    let text = std::fs::read_to_string(nats.join("nats.conf")).unwrap();
+    let lines = text.lines().filter(|line| !own.iter().any(|name| line.trim_start().starts_with(name)));
+    let text = lines.collect::<Vec<_>>().join("\n").replace("/etc/stage0", nats.to_str().unwrap());
+    let passwords = std::fs::read_to_string(nats.join("passwords.conf")).unwrap();
+    assert!(text.contains("include \"passwords.conf\""), "{text}");
+    text.replace("include \"passwords.conf\"", &passwords)
+}
+
+#[tokio::test]
+async fn what_init_makes_is_enough_for_every_role_and_the_doctor_finds_nothing() {
+    let deployment = Deployment::start().await;
+    let _keystore = deployment.role("keystore");
+    let exporter = deployment.role("audit-export");
+    exporter.wait_for_log("audit-export serves", "message");
+    let evaluator = deployment.role("evaluator");
+    evaluator.wait_for_log("evaluator starts", "policy_version");
+    let gateway = deployment.role("gateway");
+    gateway.wait_for_log("gateway starts", "address");
+    for role in ["gateway", "evaluator", "keystore", "audit-export"] {
+        let mut doctor = Process::start(&deployment.arguments(&["doctor", role], role, &[]));
+        let code = doctor.ended().code();
+        let said = doctor.said();
+        assert_eq!(code, Some(0), "{role}: {said}");
+        assert!(!said.contains("BAD") && !said.contains("look "), "{role}: {said}");
+        assert!(
+            said.contains("nats ca")
+                && said.contains("other roles' records are out of reach") != (role == "audit-export"),
+            "{said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_secret_or_certificate_is_one_clear_message() {
+    let deployment = Deployment::start().await;
+    let missing = ("--nats-password-file", "/nowhere/nats.password".to_owned());
+    deployment.refuses(&[missing], 64, "--nats-password-file: must name a file that can be read");
+    let others = ("--nats-password-file", deployment.file("gateway", "nats.password"));
+    deployment.refuses(&[others], 1, "refuses the credentials");
+    // The other authority of the same stack.
+    let untrusted = ("--nats-ca", deployment.file("gateway", "ca.pem"));
+    deployment.refuses(&[untrusted], 1, "no TLS with the NATS server");
+    let stranger = [
+        ("--nats-cert", deployment.file("receiver", "server.pem")),
+        ("--nats-key", deployment.file("receiver", "server.key")),
+    ];
+    deployment.refuses(&stranger, 1, "NATS server");
+}
+
+#[tokio::test]
+async fn the_doctor_names_what_is_wrong_and_what_to_do() {
+    let deployment = Deployment::start().await;
+    let changed = [
+        ("--nats-ca", "/nowhere/ca.pem".to_owned()),
+        ("--tls-key", deployment.file("receiver", "server.key")),
+        ("--nats-monitor", "http://127.0.0.1:9".to_owned()),
+    ];
+    let mut doctor = Process::start(&deployment.arguments(&["doctor", "gateway"], "gateway", &changed));
+    assert_eq!(doctor.ended().code(), Some(1), "{}", doctor.said());
+    let said = doctor.said();
+    for part in [
+        "cannot be used together",
+        "`/nowhere/ca.pem` cannot be read",
+        "its monitor at http://127.0.0.1:9 does not answer",
+        "-> ",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
