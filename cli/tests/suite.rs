@@ -23,5 +23,7 @@ mod receiver;
 mod receiving;
 #[path = "suite/settings.rs"]
 mod settings;
+#[path = "suite/stack.rs"]
+mod stack;
 #[path = "suite/webhooks.rs"]
 mod webhooks;
