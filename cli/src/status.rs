@@ -70,6 +70,9 @@ fn about(one: &InstanceStatus) -> String {
     match (&one.seen.delivery, &one.seen.policy_version) {
         (Some(lag), _) => {
             let (endpoints, oldest) = (lag.endpoints, age(lag.oldest_seconds));
+            if endpoints == 0 {
+                return "holds no endpoint".to_owned();
+            }
             let noun = if endpoints == 1 { "endpoint" } else { "endpoints" };
             match (lag.oldest_seconds, lag.behind) {
                 (0, _) => format!("{endpoints} {noun}, all delivered"),

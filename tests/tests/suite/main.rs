@@ -30,6 +30,7 @@ mod runs;
 mod secrets;
 mod service;
 mod starting;
+mod status;
 mod storm;
 mod tampering;
 mod webhooks;
