@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
-use stage0_backplane::Backplane;
 use stage0_backplane::nats::{Connection, NatsConfig};
+use stage0_backplane::{Backplane, MAX_MESSAGE_BYTES};
 use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
 use tokio::time::Instant;
 
@@ -20,7 +20,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Gateways' clocks and the store's must agree within a few seconds.
 const MOST_SKEW_SECONDS: f64 = 2.0;
 const MAX_PAYLOAD: usize = 8 << 20;
-const LARGEST_BATCH: u64 = 4 << 20;
 /// Records that audit-export alone may read.
 const NOT_OURS: &str = "cursor.doctor";
 const GET_RIGHTS: &str =
@@ -45,8 +44,8 @@ struct Jsz {
 struct JetStream {
     #[serde(default)]
     sync_always: bool,
-    #[serde(default)]
-    max_storage: u64,
+    /// None: the server does not say.
+    max_storage: Option<u64>,
 }
 
 pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
@@ -70,7 +69,10 @@ pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
         ));
     }
     if !needs_monitor {
-        findings.push(Finding::good("clock", "not compared: this role is told of no monitor; doctor gateway does it"));
+        findings.push(Finding::good(
+            "clock",
+            "not compared, nor the server's sync and disk looked at: this role has no monitor; doctor gateway does it",
+        ));
     }
     if config.sync.dangerous_relaxed {
         findings.push(Finding::doubtful(
@@ -162,42 +164,46 @@ fn sync(monitor: &str, jsz: &Jsz) -> Finding {
 }
 
 fn storage(monitor: &str, jsz: &Jsz) -> Finding {
-    let free = jsz.config.max_storage.saturating_sub(jsz.storage);
     let place = format!("JetStream at {monitor} by its `max_file`");
-    if free < LARGEST_BATCH {
+    let Some(most) = jsz.config.max_storage else {
+        return Finding::doubtful(
+            "nats disk",
+            format!("{place}: it does not say how much it may take"),
+            "look at its disk",
+        );
+    };
+    let free = most.saturating_sub(jsz.storage);
+    if free < u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX) {
         let found = format!("{place}: no room is left for the largest batch");
         return Finding::bad("nats disk", found, "raise `max_file`, or let decisions expire: checks end with 503");
     }
-    room("nats disk", &place, free, jsz.config.max_storage)
+    room("nats disk", &place, free, most)
 }
 
 async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
     let mut findings = vec![carries(backplane).await];
-    let mut own_records = true;
     match role {
         Role::Gateway => {
             findings.push(asked("evaluator", backplane.requests.ask(&EvaluatorStatus {}, ANSWER_WITHIN).await.err()));
             findings.push(asked("keystore", backplane.requests.ask(&KeystoreStatus {}, ANSWER_WITHIN).await.err()));
             findings.push(log(backplane).await);
-            let own = records(backplane, USAGE_RECORDS).await;
-            own_records = own.how == How::Good;
-            findings.push(own);
+            findings.extend(ledger(backplane, USAGE_RECORDS).await);
         }
-        Role::Evaluator => {
-            let own = records(backplane, RUN_RECORDS).await;
-            own_records = own.how == How::Good;
-            findings.push(own);
-        }
+        Role::Evaluator => findings.extend(ledger(backplane, RUN_RECORDS).await),
         Role::Keystore => {}
         Role::AuditExport => {
             findings.push(asked("keystore", backplane.requests.ask(&SigningKeys {}, ANSWER_WITHIN).await.err()));
             findings.push(log(backplane).await);
         }
     }
-    if role != Role::AuditExport {
-        findings.push(confined(backplane, own_records).await);
-    }
     findings
+}
+
+/// The role's own records, and one of another's. Of roles without records nothing can be said.
+async fn ledger(backplane: &Backplane, word: &str) -> [Finding; 2] {
+    let own = records(backplane, word).await;
+    let confined = confined(backplane, own.how == How::Good).await;
+    [own, confined]
 }
 
 async fn carries(backplane: &Backplane) -> Finding {
@@ -263,7 +269,7 @@ mod tests {
         };
         assert_eq!(how(0, 20 << 30), How::Good);
         assert_eq!(how((20 << 30) - (100 << 20), 20 << 30), How::Doubtful);
-        assert_eq!(how((20 << 30) - LARGEST_BATCH + 1, 20 << 30), How::Bad);
+        assert_eq!(how((20 << 30) - (4 << 20) + 1, 20 << 30), How::Bad);
     }
 
     #[test]
