@@ -18,6 +18,7 @@ mod jetstream;
 mod ledger;
 mod link;
 mod log;
+mod monitor;
 mod notices;
 mod requests;
 mod server_file;
@@ -30,6 +31,7 @@ use std::time::Duration;
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
 pub use health::Health;
+pub use monitor::JetStreamState;
 pub use server_file::ServerFile;
 pub use sync::SyncMode;
 

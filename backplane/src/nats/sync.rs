@@ -11,10 +11,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use reqwest::redirect;
-use serde::Deserialize;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::MAX_MESSAGE_BYTES;
+use super::monitor::JetStreamState;
 
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// A monitor may start a moment after its server.
@@ -50,23 +49,6 @@ struct Known {
     connects: u64,
     at: Instant,
     outcome: Result<(), String>,
-}
-
-#[derive(Deserialize)]
-struct Jsz {
-    #[serde(default)]
-    disabled: bool,
-    #[serde(default)]
-    storage: u64,
-    config: Config,
-}
-
-#[derive(Deserialize)]
-struct Config {
-    #[serde(default)]
-    sync_always: bool,
-    /// None: the server does not say.
-    max_storage: Option<u64>,
 }
 
 impl SyncWatch {
@@ -182,42 +164,27 @@ impl Known {
 }
 
 async fn ask(client: &reqwest::Client, monitor: &str) -> Result<bool, String> {
-    let jsz = jsz(client, monitor).await?;
-    let jsz = Some(jsz).filter(|jsz| !jsz.disabled);
-    let jsz = jsz.ok_or_else(|| format!("what answers at {monitor} is no monitor of nats with JetStream"))?;
-    Ok(jsz.config.sync_always)
-}
-
-async fn jsz(client: &reqwest::Client, monitor: &str) -> Result<Jsz, String> {
-    let unanswered = |error: reqwest::Error| {
-        let error = error.without_url();
-        format!("the sync mode of nats is not verified: its monitor at {monitor} does not answer: {error}")
-    };
-    let url = format!("{}/jsz?config=1", monitor.trim_end_matches('/'));
-    let answer = client.get(url).send().await.map_err(unanswered)?;
-    let bytes = answer.error_for_status().map_err(unanswered)?.bytes().await.map_err(unanswered)?;
-    serde_json::from_slice(&bytes)
-        .map_err(|_| format!("what answers at {monitor} is no monitor of nats with JetStream"))
+    let said = JetStreamState::ask(client, monitor).await;
+    let said = said.map_err(|why| format!("the sync mode of nats is not verified: its monitor at {monitor} {why}"))?;
+    if said.enabled {
+        Ok(said.sync_always)
+    } else {
+        Err(format!("what answers at {monitor} is no monitor of nats with JetStream"))
+    }
 }
 
 /// Why a server will not store what is appended to this stream.
 async fn trouble(client: &reqwest::Client, monitor: &str, stream: &str) -> Option<String> {
     match write_error(client, monitor, stream).await {
         Some(error) => Some(error),
-        None => full(monitor, &jsz(client, monitor).await.ok()?),
+        None => {
+            let said = JetStreamState::ask(client, monitor).await.ok().filter(JetStreamState::is_full)?;
+            let (taken, most) = (said.taken, said.most.unwrap_or(said.taken));
+            Some(format!(
+                "nats at {monitor} has no room: {taken} of {most} bytes are taken; raise `max_file` or let decisions expire"
+            ))
+        }
     }
-}
-
-/// That the largest batch finds no room any more.
-fn full(monitor: &str, jsz: &Jsz) -> Option<String> {
-    let most = jsz.config.max_storage?;
-    let room = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
-    (most.saturating_sub(jsz.storage) < room).then(|| {
-        format!(
-            "nats at {monitor} has no room: {} of {most} bytes are taken; raise `max_file` or let decisions expire",
-            jsz.storage
-        )
-    })
 }
 
 /// That a server can no longer write this stream; `/healthz` says why until it starts again.
@@ -226,17 +193,4 @@ async fn write_error(client: &reqwest::Client, monitor: &str, stream: &str) -> O
     let text = answer.text().await.ok()?;
     let ours = text.contains(&format!("{stream}'")) && text.contains("write error");
     ours.then(|| format!("nats at {monitor} cannot write `{stream}`; make room and start it again: {text}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_has_room_until_the_largest_batch_would_not_fit() {
-        let jsz = |text: &str| full("m", &serde_json::from_str(text).unwrap());
-        assert_eq!(jsz(r#"{"storage":6000000,"config":{"max_storage":20000000000}}"#), None);
-        assert!(jsz(r#"{"storage":5000000,"config":{"max_storage":6000000}}"#).unwrap().contains("no room"));
-        assert_eq!(jsz(r#"{"storage":5000000,"config":{}}"#), None, "it does not say");
-    }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
-use stage0_backplane::nats::{Connection, NatsConfig};
-use stage0_backplane::{Backplane, MAX_MESSAGE_BYTES};
+use stage0_backplane::Backplane;
+use stage0_backplane::nats::{Connection, JetStreamState, NatsConfig};
 use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
 use tokio::time::Instant;
 
@@ -29,23 +29,6 @@ const GET_RIGHTS: &str =
 #[derive(Deserialize)]
 struct Varz {
     now: Timestamp,
-}
-
-#[derive(Deserialize)]
-struct Jsz {
-    #[serde(default)]
-    disabled: bool,
-    #[serde(default)]
-    storage: u64,
-    config: JetStream,
-}
-
-#[derive(Deserialize)]
-struct JetStream {
-    #[serde(default)]
-    sync_always: bool,
-    /// None: the server does not say.
-    max_storage: Option<u64>,
 }
 
 pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
@@ -117,23 +100,24 @@ async fn ask_monitor(monitor: &str) -> Vec<Finding> {
         return unusable("cannot be asked".to_owned());
     };
     let asked = Timestamp::now();
-    let varz: Varz = match get(&client, monitor, "varz").await {
-        Ok(varz) => varz,
+    let theirs = match time(&client, monitor).await {
+        Ok(theirs) => theirs,
         Err(why) => return unusable(why),
     };
     let answered = Timestamp::now();
-    let jsz: Jsz = match get(&client, monitor, "jsz?config=1").await {
-        Ok(jsz) => jsz,
-        Err(why) => return unusable(why),
-    };
-    vec![clock(varz.now, asked, answered), sync(monitor, &jsz), storage(monitor, &jsz)]
+    match JetStreamState::ask(&client, monitor).await {
+        Ok(said) => vec![clock(theirs, asked, answered), sync(monitor, &said), storage(monitor, &said)],
+        Err(why) => unusable(why),
+    }
 }
 
-async fn get<T: serde::de::DeserializeOwned>(client: &Client, monitor: &str, what: &str) -> Result<T, String> {
-    let url = format!("{}/{what}", monitor.trim_end_matches('/'));
+/// The server's.
+async fn time(client: &Client, monitor: &str) -> Result<Timestamp, String> {
+    let url = format!("{}/varz", monitor.trim_end_matches('/'));
     let unanswered = |error: reqwest::Error| format!("does not answer: {}", error.without_url());
     let bytes = client.get(url).send().await.map_err(unanswered)?.bytes().await.map_err(unanswered)?;
-    serde_json::from_slice(&bytes).map_err(|_| "is no monitor of nats with JetStream".to_owned())
+    let varz = serde_json::from_slice::<Varz>(&bytes).map_err(|_| "is no monitor of nats".to_owned())?;
+    Ok(varz.now)
 }
 
 /// The server's clock was read between the two.
@@ -148,36 +132,35 @@ fn clock(theirs: Timestamp, asked: Timestamp, answered: Timestamp) -> Finding {
     Finding::good("clock", found)
 }
 
-fn sync(monitor: &str, jsz: &Jsz) -> Finding {
-    if jsz.disabled {
+fn sync(monitor: &str, said: &JetStreamState) -> Finding {
+    if !said.enabled {
         return Finding::bad(
             "nats sync",
             format!("JetStream is off at {monitor}"),
             "turn it on, with `sync_interval: always`",
         );
     }
-    if jsz.config.sync_always {
+    if said.sync_always {
         return Finding::good("nats sync", "each message is synced to disk before it is acknowledged");
     }
     let found = format!("{monitor} does not sync each message: a power cut loses decisions that were answered");
     Finding::bad("nats sync", found, "set `sync_interval: always` in its `jetstream` block (nats-server 2.15 or newer)")
 }
 
-fn storage(monitor: &str, jsz: &Jsz) -> Finding {
+fn storage(monitor: &str, said: &JetStreamState) -> Finding {
     let place = format!("JetStream at {monitor} by its `max_file`");
-    let Some(most) = jsz.config.max_storage else {
+    let Some(most) = said.most else {
         return Finding::doubtful(
             "nats disk",
             format!("{place}: it does not say how much it may take"),
             "look at its disk",
         );
     };
-    let free = most.saturating_sub(jsz.storage);
-    if free < u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX) {
+    if said.is_full() {
         let found = format!("{place}: no room is left for the largest batch");
         return Finding::bad("nats disk", found, "raise `max_file`, or let decisions expire: checks end with 503");
     }
-    room("nats disk", &place, free, most)
+    room("nats disk", &place, most.saturating_sub(said.taken), most)
 }
 
 async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
@@ -224,7 +207,11 @@ async fn log(backplane: &Backplane) -> Finding {
     match backplane.log.ready().await {
         Ok(remarks) if remarks.is_empty() => Finding::good("log", "is there and can be read"),
         Ok(remarks) => Finding::doubtful("log", remarks.join("; "), "read docs/audit.md on the log's settings"),
-        Err(error) => Finding::bad("log", error.to_string(), "start audit-export, which makes the streams"),
+        Err(error) => Finding::bad(
+            "log",
+            error.to_string(),
+            "mend what it says; streams that are missing are made by audit-export",
+        ),
     }
 }
 
