@@ -1,13 +1,14 @@
 //! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field and not just the first.
 //!
-//! Owns the shape and the sizes of a request, and the canonical form that `task_hash` is taken from. A [`CheckRequest`] that
-//! exists keeps every rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to know.
+//! Owns the shape and the sizes of a request, and what of it `task_hash` is taken from. A [`CheckRequest`] that exists keeps every
+//! rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to know.
 
-use data_encoding::HEXLOWER;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
+use crate::canonical::Canonical;
 use crate::constraint::Constraint;
 use crate::word::{Word, is_blank};
 
@@ -19,6 +20,8 @@ pub const MAX_GOAL_CHARS: usize = 8_000;
 pub const MAX_ITEMS: usize = 200;
 /// The longest item or environment, in characters.
 pub const MAX_ITEM_CHARS: usize = 1_000;
+/// The most entries in an array of `context`, at any depth.
+pub const MAX_CONTEXT_ENTRIES: usize = 1_000;
 
 /// A proposed action.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,7 +37,7 @@ pub struct CheckRequest {
     /// What will change outside.
     pub side_effects: Vec<String>,
     /// Facts about the situation; absent differs from empty.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::optional_members")]
     pub context: Option<Map<String, Value>>,
     /// The top-level environment, when it is not blank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,7 +50,7 @@ pub struct CheckRequest {
     /// Whether the text of the request may be recorded.
     pub debug_store_input: bool,
     /// Unknown top-level members: tolerated, never evaluated, but searched for secrets.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "crate::json::members")]
     pub unknown: Map<String, Value>,
 }
 
@@ -139,41 +142,36 @@ impl CheckRequest {
     /// Hex SHA-256 of the canonical request. The order of members, absent against empty arrays, the place of the environment,
     /// unknown members and `debug_store_input` make no difference.
     pub fn task_hash(&self) -> String {
-        let mut context = self.context.clone();
-        let inner = context.as_mut().and_then(|c| c.remove("environment"));
-        let environment = self.environment.clone().map(Value::String).or(inner).unwrap_or(Value::Null);
-        let mut hasher = Sha256::new();
-        let parts: [(&str, Value); 9] = [
-            ("constraints", self.constraints.clone().into()),
-            ("context", context.map_or(Value::Null, Value::Object)),
-            ("environment", environment),
-            ("goal", self.goal.clone().into()),
-            ("policy_pack_version", self.policy_pack_version.clone().into()),
-            ("pro", self.pro.into()),
-            ("side_effects", self.side_effects.clone().into()),
-            ("success_criteria", self.success_criteria.clone().into()),
-            ("tools", self.tools.clone().into()),
-        ];
-        let mut canonical = String::from("{");
-        for (index, (name, value)) in parts.iter().enumerate() {
-            if index > 0 {
-                canonical.push(',');
-            }
-            write_string(name, &mut canonical);
-            canonical.push(':');
-            write_canonical(value, &mut canonical);
+        let inner = self.context.as_ref().and_then(|context| context.get("environment"));
+        let mut canonical = Canonical::default();
+        canonical.raw(br#"{"constraints":"#);
+        canonical.texts(&self.constraints);
+        canonical.raw(br#","context":"#);
+        match &self.context {
+            Some(context) => canonical.object(context, Some("environment")),
+            None => canonical.raw(b"null"),
         }
-        canonical.push('}');
-        hasher.update(canonical.as_bytes());
-        HEXLOWER.encode(&hasher.finalize())
+        canonical.raw(br#","environment":"#);
+        match (&self.environment, inner) {
+            (Some(environment), _) => canonical.text(environment),
+            (None, Some(environment)) => canonical.value(environment),
+            (None, None) => canonical.raw(b"null"),
+        }
+        canonical.raw(br#","goal":"#);
+        canonical.text(&self.goal);
+        canonical.raw(br#","policy_pack_version":"#);
+        canonical.optional_text(self.policy_pack_version.as_deref());
+        canonical.raw(br#","pro":"#);
+        canonical.bool(self.pro);
+        canonical.raw(br#","side_effects":"#);
+        canonical.texts(&self.side_effects);
+        canonical.raw(br#","success_criteria":"#);
+        canonical.texts(&self.success_criteria);
+        canonical.raw(br#","tools":"#);
+        canonical.texts(&self.tools);
+        canonical.raw(b"}");
+        canonical.hash()
     }
-}
-
-/// Hex SHA-256 of a whole body, whatever the order of its members: what makes two requests the same one.
-pub fn canonical_hash(body: &Map<String, Value>) -> String {
-    let mut canonical = String::new();
-    write_canonical(&Value::Object(body.clone()), &mut canonical);
-    HEXLOWER.encode(&Sha256::digest(canonical.as_bytes()))
 }
 
 /// Takes members out one by one and notes what is wrong with each.
@@ -248,7 +246,10 @@ impl Fields<'_> {
     fn context(&mut self) -> Option<Map<String, Value>> {
         match self.members.remove("context") {
             None => None,
-            Some(Value::Object(context)) => Some(context),
+            Some(Value::Object(context)) => {
+                long_arrays(&context, Place::Context, &mut self.errors);
+                Some(context)
+            }
             Some(_) => {
                 self.bad("context", "must be an object");
                 None
@@ -284,48 +285,53 @@ impl Fields<'_> {
     }
 }
 
-/// Sorted members, no white space, whole floats as integers: bytes of ours, whatever `serde_json`'s map does.
-fn write_canonical(value: &Value, out: &mut String) {
-    match value {
-        Value::Null => out.push_str("null"),
-        Value::Bool(true) => out.push_str("true"),
-        Value::Bool(false) => out.push_str("false"),
-        Value::Number(number) => match number.as_f64() {
-            Some(float) if !number.is_i64() && !number.is_u64() && float.fract() == 0.0 && float.abs() < 9.0e15 => {
-                out.push_str(&format!("{float:.0}").replace("-0", "0"));
-            }
-            _ => out.push_str(&number.to_string()),
-        },
-        Value::String(text) => write_string(text, out),
-        Value::Array(items) => {
-            out.push('[');
-            for (index, item) in items.iter().enumerate() {
-                if index > 0 {
-                    out.push(',');
-                }
-                write_canonical(item, out);
-            }
-            out.push(']');
-        }
-        Value::Object(map) => {
-            let mut members: Vec<_> = map.iter().collect();
-            members.sort_unstable_by_key(|(name, _)| name.as_str());
-            out.push('{');
-            for (index, (name, member)) in members.into_iter().enumerate() {
-                if index > 0 {
-                    out.push(',');
-                }
-                write_string(name, out);
-                out.push(':');
-                write_canonical(member, out);
-            }
-            out.push('}');
+/// Where an array stands in `context`; rendered only when it is too long.
+#[derive(Clone, Copy)]
+enum Place<'p> {
+    Context,
+    Member(&'p Place<'p>, &'p str),
+    Item(&'p Place<'p>, usize),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Context => f.write_str("context"),
+            // A name is the caller's text: one that is no name is not shown.
+            Self::Member(parent, name) => write!(f, "{parent}.{}", if is_plain_name(name) { name } else { "*" }),
+            Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
 }
 
-fn write_string(text: &str, out: &mut String) {
-    out.push_str(&Value::String(text.to_owned()).to_string());
+/// Every array of `context` that is too long, at any depth.
+fn long_arrays(members: &Map<String, Value>, place: Place<'_>, errors: &mut Vec<FieldError>) {
+    for (name, value) in members {
+        long_arrays_in(value, Place::Member(&place, name), errors);
+    }
+}
+
+fn long_arrays_in(value: &Value, place: Place<'_>, errors: &mut Vec<FieldError>) {
+    match value {
+        Value::Array(items) => {
+            if items.len() > MAX_CONTEXT_ENTRIES {
+                errors.push(FieldError::new(
+                    place.to_string(),
+                    format!("must have at most {MAX_CONTEXT_ENTRIES} entries"),
+                ));
+            }
+            for (index, item) in items.iter().enumerate() {
+                long_arrays_in(item, Place::Item(&place, index), errors);
+            }
+        }
+        Value::Object(members) => long_arrays(members, place, errors),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// Whether a member's name can be told in an error: a name as programs have them, and no text.
+pub fn is_plain_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
 
 #[cfg(test)]
@@ -389,6 +395,26 @@ mod tests {
     }
 
     #[test]
+    fn an_array_in_the_context_is_counted_at_every_depth() {
+        let long = || vec![0; MAX_CONTEXT_ENTRIES + 1];
+        let most = vec![0; MAX_CONTEXT_ENTRIES];
+        assert!(CheckRequest::parse(json!({"goal": "g", "context": {"a": &most, "b": {"c": [[&most]]}}})).is_ok());
+        assert!(CheckRequest::parse(json!({"goal": "g", "colour": long()})).is_ok(), "not in the context");
+        let mut found = errors(json!({"goal": "g", "context": {
+            "target_resources": long(), "x": {"y z": [[], [long()]]}, "loop_state": {"repeated_tools": long()}}}));
+        found.sort_unstable();
+        let text = "must have at most 1000 entries";
+        assert_eq!(
+            found,
+            [
+                format!("context.loop_state.repeated_tools: {text}"),
+                format!("context.target_resources: {text}"),
+                format!("context.x.*[1][0]: {text}")
+            ]
+        );
+    }
+
+    #[test]
     fn two_different_environments_are_refused() {
         assert_eq!(
             errors(json!({"goal": "g", "environment": "staging", "context": {"environment": "production"}})).len(),
@@ -431,6 +457,7 @@ mod tests {
     fn the_hash_is_the_documented_one() {
         let request = CheckRequest::parse(json!({"goal": "Ünïcode \"q\"", "context": {"n": 1.5}})).unwrap();
         let canonical = r#"{"constraints":[],"context":{"n":1.5},"environment":null,"goal":"Ünïcode \"q\"","policy_pack_version":null,"pro":false,"side_effects":[],"success_criteria":[],"tools":[]}"#;
-        assert_eq!(request.task_hash(), HEXLOWER.encode(&Sha256::digest(canonical.as_bytes())));
+        let digest = <sha2::Sha256 as sha2::Digest>::digest(canonical.as_bytes());
+        assert_eq!(request.task_hash(), data_encoding::HEXLOWER.encode(&digest));
     }
 }

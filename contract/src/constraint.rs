@@ -6,6 +6,9 @@
 use crate::number::{Micros, NumberError};
 use crate::word::Word;
 
+/// The most entries in the list of one constraint.
+pub const MAX_LIST_ENTRIES: usize = 1_000;
+
 /// One recognised constraint.
 #[derive(Debug, Clone)]
 pub enum Constraint {
@@ -78,6 +81,12 @@ pub enum ConstraintError {
     /// No value, or an empty list.
     #[error("`{name}` needs a list: write `{name}: a, b`")]
     EmptyList {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// More entries than are compared.
+    #[error("`{name}` takes at most {MAX_LIST_ENTRIES} entries")]
+    TooManyEntries {
         /// The constraint's canonical name.
         name: &'static str,
     },
@@ -211,7 +220,11 @@ fn list(name: &'static str, value: Option<&str>) -> Result<Vec<Word>, Constraint
         .map(|item| Word::new(item.trim().trim_matches(['"', '\''])))
         .filter(|w| !w.is_empty())
         .collect();
-    if words.is_empty() { Err(ConstraintError::EmptyList { name }) } else { Ok(words) }
+    match words.len() {
+        0 => Err(ConstraintError::EmptyList { name }),
+        1..=MAX_LIST_ENTRIES => Ok(words),
+        _ => Err(ConstraintError::TooManyEntries { name }),
+    }
 }
 
 fn scope_list(name: &'static str, value: Option<&str>) -> Result<Vec<Word>, ConstraintError> {
@@ -288,6 +301,14 @@ mod tests {
         ] {
             assert_eq!(normal(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_list_has_a_thousand_entries_at_most() {
+        let list = |entries: usize| Constraint::parse(&format!("allowed_tools: {}", vec!["t"; entries].join(",")));
+        assert!(list(MAX_LIST_ENTRIES).is_ok());
+        let Err(error) = list(MAX_LIST_ENTRIES + 1) else { panic!("taken") };
+        assert_eq!(error.to_string(), "`allowed_tools` takes at most 1000 entries");
     }
 
     #[test]

@@ -1,16 +1,23 @@
 //! Strict JSON: policy input is security input, so what two parsers could read differently is refused.
 //!
 //! Owns the refusals that `serde_json` does not make: a member named twice (it keeps the last), a number that does not fit
-//! (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`]. All linear in the length of the body.
+//! (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`], more than [`MAX_VALUES`] values. Time and memory are
+//! linear in the length of the body, and objects take no more room than their members need.
 
-use std::collections::HashSet;
+use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// The deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 32;
+/// The most values in a document: every scalar, array and object is one, names of members are none. Each costs about a hundred
+/// bytes of memory, whatever its two bytes of text say.
+pub const MAX_VALUES: usize = 50_000;
+/// Members that are read before their object is made, so that a small object is made in its exact size: left to grow by itself
+/// an object of one member takes four times the room.
+const MAX_MEMBERS_AHEAD: usize = 8;
 
 /// Why a body is not acceptable JSON. The texts are public; none quotes the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,6 +50,9 @@ pub enum JsonError {
         /// Of its first character, from 0.
         offset: usize,
     },
+    /// More values than are read.
+    #[error("has more than {MAX_VALUES} JSON values")]
+    TooManyValues,
 }
 
 /// Parses one JSON document, or says why it is refused.
@@ -50,19 +60,49 @@ pub fn parse_strict(body: &[u8]) -> Result<Value, JsonError> {
     let text = std::str::from_utf8(body).map_err(|_| JsonError::NotUtf8)?;
     scan(text)?;
     let mut deserializer = serde_json::Deserializer::from_str(text);
-    let value = Unique.deserialize(&mut deserializer).map_err(|e| refusal(&e))?;
+    let left = Cell::new(MAX_VALUES);
+    let value = Unique { left: &left }.deserialize(&mut deserializer).map_err(|e| refusal(&e))?;
     deserializer.end().map_err(|e| refusal(&e))?;
     Ok(value)
 }
 
 const DUPLICATE: &str = "duplicate member";
+const TOO_MANY: &str = "too many values";
 
 fn refusal(error: &serde_json::Error) -> JsonError {
     let (line, column) = (error.line(), error.column());
-    if error.is_data() && error.to_string().starts_with(DUPLICATE) {
-        JsonError::DuplicateMember { line, column }
-    } else {
-        JsonError::Syntax { line, column }
+    // Only our own errors are about data; their texts quote nothing of the body.
+    match error.is_data().then(|| error.to_string()) {
+        Some(text) if text.starts_with(DUPLICATE) => JsonError::DuplicateMember { line, column },
+        Some(text) if text.starts_with(TOO_MANY) => JsonError::TooManyValues,
+        Some(_) | None => JsonError::Syntax { line, column },
+    }
+}
+
+/// Members of an object in a message between services: as [`parse_strict`] reads them, without its bound on values. For
+/// `#[serde(deserialize_with)]`.
+pub(crate) fn members<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
+    optional_members(deserializer)?.ok_or_else(|| D::Error::custom("an object is missing"))
+}
+
+/// As [`members`], where null stands for no object.
+pub(crate) fn optional_members<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Map<String, Value>>, D::Error> {
+    /// A value that takes no more room than it needs.
+    struct Compact(Value);
+
+    impl<'de> Deserialize<'de> for Compact {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            let left = Cell::new(usize::MAX);
+            Unique { left: &left }.deserialize(deserializer).map(Self)
+        }
+    }
+
+    match Option::<Compact>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Compact(Value::Object(members))) => Ok(Some(members)),
+        Some(_) => Err(D::Error::custom("no object")),
     }
 }
 
@@ -126,62 +166,94 @@ fn fits(number: &str) -> bool {
     }
 }
 
-/// Builds a [`Value`] and refuses a member name that occurs twice.
-struct Unique;
+/// Builds a [`Value`], refuses a member name that occurs twice, and counts what it builds.
+#[derive(Clone, Copy)]
+struct Unique<'c> {
+    /// How many values there may still be.
+    left: &'c Cell<usize>,
+}
 
-impl<'de> DeserializeSeed<'de> for Unique {
+impl Unique<'_> {
+    fn counted<E: serde::de::Error>(self, value: Value) -> Result<Value, E> {
+        self.count()?;
+        Ok(value)
+    }
+
+    fn count<E: serde::de::Error>(self) -> Result<(), E> {
+        let left = self.left.get().checked_sub(1).ok_or_else(|| E::custom(TOO_MANY))?;
+        self.left.set(left);
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Unique<'_> {
     type Value = Value;
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Unique {
+impl<'de> Visitor<'de> for Unique<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E: serde::de::Error>(self) -> Result<Value, E> {
+        self.counted(Value::Null)
     }
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<Value, E> {
+        self.counted(Value::Bool(value))
     }
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Value, E> {
+        self.counted(Value::Number(value.into()))
     }
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(Value::Number(value.into()))
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        self.counted(Value::Number(value.into()))
     }
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number out of range"))
+        let number = Number::from_f64(value).ok_or_else(|| E::custom("number out of range"))?;
+        self.counted(Value::Number(number))
     }
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Value, E> {
+        self.counted(Value::String(value.to_owned()))
     }
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
+    fn visit_string<E: serde::de::Error>(self, value: String) -> Result<Value, E> {
+        self.counted(Value::String(value))
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        self.count()?;
         let mut array = Vec::new();
-        while let Some(item) = items.next_element_seed(Unique)? {
+        while let Some(item) = items.next_element_seed(self)? {
             array.push(item);
         }
+        array.shrink_to_fit();
         Ok(Value::Array(array))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        let mut seen = HashSet::new();
-        while let Some(name) = members.next_key::<String>()? {
-            let value = members.next_value_seed(Unique)?;
-            if !seen.insert(name.clone()) {
-                return Err(A::Error::custom(DUPLICATE));
+        self.count()?;
+        let mut first = Vec::new();
+        while first.len() < MAX_MEMBERS_AHEAD
+            && let Some(name) = members.next_key::<String>()?
+        {
+            first.push((name, members.next_value_seed(self)?));
+        }
+        let mut map = Map::with_capacity(first.len());
+        for (name, value) in first {
+            insert(&mut map, name, value)?;
+        }
+        if map.len() == MAX_MEMBERS_AHEAD {
+            while let Some(name) = members.next_key::<String>()? {
+                let value = members.next_value_seed(self)?;
+                insert(&mut map, name, value)?;
             }
-            map.insert(name, value);
         }
         Ok(Value::Object(map))
     }
+}
+
+fn insert<E: serde::de::Error>(map: &mut Map<String, Value>, name: String, value: Value) -> Result<(), E> {
+    if map.insert(name, value).is_some() { Err(E::custom(DUPLICATE)) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -236,6 +308,32 @@ mod tests {
         assert_eq!(parse_strict(nested(33).as_bytes()), Err(JsonError::TooDeep));
         assert_eq!(parse_strict("[".repeat(100_000).as_bytes()), Err(JsonError::TooDeep));
         assert!(parse_strict(format!("\"{}\"", "[".repeat(100)).as_bytes()).is_ok(), "brackets in a string are text");
+    }
+
+    #[test]
+    fn every_scalar_array_and_object_counts_as_a_value_and_no_name_does() {
+        // The outer array is one more.
+        for (item, values) in [("0", 1), ("\"a,b\"", 1), ("null", 1), ("{}", 1), ("[]", 1), ("[1]", 2), ("{\"a\":{\"b\":1}}", 3)] {
+            let items = (MAX_VALUES - 1) / values;
+            let body = |items: usize| format!("[{}]", vec![item; items].join(","));
+            assert!(parse_strict(body(items).as_bytes()).is_ok(), "{item}");
+            assert_eq!(parse_strict(body(items + 1).as_bytes()), Err(JsonError::TooManyValues), "{item}");
+        }
+    }
+
+    #[test]
+    fn an_object_of_any_size_is_read_whole() {
+        for size in [0, 1, MAX_MEMBERS_AHEAD - 1, MAX_MEMBERS_AHEAD, MAX_MEMBERS_AHEAD + 1, 100] {
+            let members: Vec<String> = (0..size).map(|n| format!("\"{n}\":{n}")).collect();
+            let text = format!("{{{}}}", members.join(","));
+            let read = parse_strict(text.as_bytes()).unwrap();
+            assert_eq!(read, serde_json::from_str::<Value>(&text).unwrap());
+            assert_eq!(read.as_object().unwrap().len(), size);
+            if size > 0 {
+                let twice = format!("{{{},\"0\":1}}", members.join(","));
+                assert!(matches!(parse_strict(twice.as_bytes()), Err(JsonError::DuplicateMember { .. })), "{size}");
+            }
+        }
     }
 
     #[test]

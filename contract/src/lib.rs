@@ -5,6 +5,7 @@
 //! INVARIANT: a released shape is frozen; additions are optional fields. Golden fixtures in `fixtures/` hold that.
 
 mod audit;
+mod canonical;
 mod chain;
 mod check;
 mod code;
@@ -30,21 +31,22 @@ pub use audit::{
     DecisionsDeleted, DecisionsRecorded, DeleteDecisions, Delivery, DeliveryState, ListDeliveries, ReplayStarted,
     ReplayWebhook, TestWebhook, WebhookTested,
 };
+pub use canonical::canonical_hash;
 pub use chain::{
     Finding, FindingKind, Head, LineHash, Link, MarkRef, Previous, PublicKey, Report, SigningKeyId, Unsigned, Walk,
     Window, WriterId, signed_part,
 };
 pub use check::{
-    CheckRequest, FieldError, MAX_BODY_BYTES, MAX_GOAL_CHARS, MAX_ITEM_CHARS, MAX_ITEMS, RejectedRequest,
-    canonical_hash,
+    CheckRequest, FieldError, MAX_BODY_BYTES, MAX_CONTEXT_ENTRIES, MAX_GOAL_CHARS, MAX_ITEM_CHARS, MAX_ITEMS,
+    RejectedRequest, is_plain_name,
 };
 pub use code::{Effect, IssueCode, NextAction, Severity, Verdict};
-pub use constraint::{Constraint, ConstraintError, FlagName};
+pub use constraint::{Constraint, ConstraintError, FlagName, MAX_LIST_ENTRIES};
 pub use decision::{AuditMode, CheckResponse, CostEstimate, Decision, GuardrailCheck, Issue, ResponseMeta, Signal};
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId, WebhookId};
 pub use instance::{DeliveryLag, InstanceSeen, InstanceState, InstanceStatus, Status};
-pub use json::{JsonError, MAX_DEPTH, parse_strict};
+pub use json::{JsonError, MAX_DEPTH, MAX_VALUES, parse_strict};
 pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::{
     Account, AccountCreated, Caller, Change, CreateAccount, CreateKey, DEFAULT_RETENTION_DAYS, KeyCreated, KeyIdentity,
