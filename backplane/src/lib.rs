@@ -23,7 +23,9 @@ use std::sync::Arc;
 pub use ledger::{Added, Ledger, PutError, Record, Revision};
 pub use log::{AppendError, Batch, Chunk, DecisionLog, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 pub use notices::{Event, Hearing, Listener, Notices, TellError};
-pub use requests::{AskError, Asked, Inbox, NotReady, Question, Replier, Requests, ServeError, Served};
+pub use requests::{
+    AskError, Asked, Inbox, NotReady, Pending, Question, Replier, Requests, ServeError, Served, Unread, read_question,
+};
 
 /// The largest question, answer, notice, batch or record, on every backplane: a check's body may be 1,000,000 bytes and grows when it is written
 /// as JSON again. A NATS server needs a `max_payload` above it (8 MB); a server that carries less lowers the bound for its clients.

@@ -132,6 +132,21 @@ pub struct Question<R> {
     pub request: R,
     /// From then on nobody waits for the answer.
     pub deadline: Instant,
+    pending: Pending<R>,
+}
+
+/// One question as it arrived: its bytes, for a server that decides by them when and where it is read.
+pub struct Unread<R> {
+    /// The message.
+    pub bytes: Bytes,
+    /// From then on nobody waits for the answer.
+    pub deadline: Instant,
+    /// Where the answer goes.
+    pub pending: Pending<R>,
+}
+
+/// Where the answer to one question goes. Dropped without one, its asker fails closed when it is late.
+pub struct Pending<R> {
     replier: Box<dyn Replier>,
     message: PhantomData<fn() -> R>,
 }
@@ -140,21 +155,17 @@ impl<R: Request> Served<R> {
     /// The next question; one that cannot be read is logged and skipped, its asker fails closed when it is late.
     pub async fn next(&mut self) -> Option<Question<R>> {
         loop {
-            let asked = self.inbox.next().await?;
-            match serde_json::from_slice(&asked.question) {
-                Ok(request) => {
-                    let Asked { deadline, replier, .. } = asked;
-                    return Some(Question { request, deadline, replier, message: PhantomData });
-                }
-                // The error names a position and a type, never the content.
-                Err(error) => tracing::error!(
-                    subject = R::SUBJECT,
-                    line = error.line(),
-                    column = error.column(),
-                    "question cannot be read"
-                ),
+            let Unread { bytes, deadline, pending } = self.next_unread().await?;
+            if let Some(request) = read_question::<R>(&bytes) {
+                return Some(Question { request, deadline, pending });
             }
         }
+    }
+
+    /// The next question as it arrived; see [`read_question`].
+    pub async fn next_unread(&mut self) -> Option<Unread<R>> {
+        let Asked { question, deadline, replier } = self.inbox.next().await?;
+        Some(Unread { bytes: question, deadline, pending: Pending { replier, message: PhantomData } })
     }
 
     /// Takes no new questions; [`Served::next`] still yields those that had arrived, then `None`.
@@ -163,7 +174,36 @@ impl<R: Request> Served<R> {
     }
 }
 
+/// What a question says; one that cannot be read is logged.
+pub fn read_question<R: Request>(bytes: &[u8]) -> Option<R> {
+    match serde_json::from_slice(bytes) {
+        Ok(request) => Some(request),
+        Err(error) => {
+            // The error names a position and a type, never the content.
+            tracing::error!(
+                subject = R::SUBJECT,
+                line = error.line(),
+                column = error.column(),
+                "question cannot be read"
+            );
+            None
+        }
+    }
+}
+
 impl<R: Request> Question<R> {
+    /// Sends the answer.
+    pub async fn answer(self, reply: &R::Reply) {
+        self.pending.answer(reply).await;
+    }
+
+    /// What is asked, until when, and where the answer goes.
+    pub fn into_parts(self) -> (R, Instant, Pending<R>) {
+        (self.request, self.deadline, self.pending)
+    }
+}
+
+impl<R: Request> Pending<R> {
     /// Sends the answer.
     pub async fn answer(self, reply: &R::Reply) {
         match serde_json::to_vec(reply) {

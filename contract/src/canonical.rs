@@ -102,9 +102,7 @@ impl Canonical {
 
     fn number(&mut self, number: &Number) {
         let text = match number.as_f64() {
-            Some(float)
-                if !number.is_i64() && !number.is_u64() && float.fract() == 0.0 && float.abs() < MAX_WHOLE =>
-            {
+            Some(float) if !number.is_i64() && !number.is_u64() && float.fract() == 0.0 && float.abs() < MAX_WHOLE => {
                 format!("{float:.0}").replace("-0", "0")
             }
             _ => number.to_string(),

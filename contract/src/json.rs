@@ -313,7 +313,9 @@ mod tests {
     #[test]
     fn every_scalar_array_and_object_counts_as_a_value_and_no_name_does() {
         // The outer array is one more.
-        for (item, values) in [("0", 1), ("\"a,b\"", 1), ("null", 1), ("{}", 1), ("[]", 1), ("[1]", 2), ("{\"a\":{\"b\":1}}", 3)] {
+        for (item, values) in
+            [("0", 1), ("\"a,b\"", 1), ("null", 1), ("{}", 1), ("[]", 1), ("[1]", 2), ("{\"a\":{\"b\":1}}", 3)]
+        {
             let items = (MAX_VALUES - 1) / values;
             let body = |items: usize| format!("[{}]", vec![item; items].join(","));
             assert!(parse_strict(body(items).as_bytes()).is_ok(), "{item}");

@@ -11,6 +11,7 @@ mod check;
 mod code;
 mod constraint;
 mod decision;
+mod envelope;
 mod error;
 mod id;
 mod instance;
@@ -43,6 +44,7 @@ pub use check::{
 pub use code::{Effect, IssueCode, NextAction, Severity, Verdict};
 pub use constraint::{Constraint, ConstraintError, FlagName, MAX_LIST_ENTRIES};
 pub use decision::{AuditMode, CheckResponse, CostEstimate, Decision, GuardrailCheck, Issue, ResponseMeta, Signal};
+pub use envelope::Envelope;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId, WebhookId};
 pub use instance::{DeliveryLag, InstanceSeen, InstanceState, InstanceStatus, Status};
@@ -74,4 +76,4 @@ pub use webhook::{
     WebhookSecret,
 };
 pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
-pub use word::{Word, is_blank, plain, visible};
+pub use word::{Word, is_blank, is_invisible, plain, visible};

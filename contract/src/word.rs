@@ -88,24 +88,24 @@ pub fn visible(raw: &str) -> String {
 /// characters compose to whole phrases, and what would grow further is cut.
 pub fn plain(raw: &str) -> String {
     // Stripping first lets `e` + zero-width joiner + combining accent compose; NFKC can itself yield ignorables, so twice.
-    let stripped: String = raw.chars().filter(|c| !is_ignorable(*c)).collect();
+    let stripped: String = raw.chars().filter(|c| !is_invisible(*c)).collect();
     match is_nfkc_quick(stripped.chars()) {
         IsNormalized::Yes => stripped,
         _ => {
             let most = 2 * stripped.chars().count() + 64;
-            stripped.nfkc().filter(|c| !is_ignorable(*c)).take(most).collect()
+            stripped.nfkc().filter(|c| !is_invisible(*c)).take(most).collect()
         }
     }
 }
 
 /// Nothing that a reader could see: only space, control and invisible characters.
 pub fn is_blank(text: &str) -> bool {
-    text.chars().all(|c| c.is_whitespace() || c.is_control() || is_ignorable(c))
+    text.chars().all(|c| c.is_whitespace() || c.is_control() || is_invisible(c))
 }
 
 /// Characters that show nothing and change nothing but equality: Unicode's `Default_Ignorable_Code_Point` and the
 /// bidirectional controls (UAX #44, DerivedCoreProperties 16.0).
-fn is_ignorable(c: char) -> bool {
+pub fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
         | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'

@@ -14,10 +14,11 @@ use stage0_contract::{
 };
 
 use crate::engine::Engine;
-use crate::facts::{Declared, Past};
+use crate::facts::{Declared, NotRead, Past};
 use crate::metrics::{self, Step};
 use crate::pack::{PackError, PackSet};
 use crate::run::Lesson;
+use crate::time_limit::TimeLimit;
 
 /// One thread's engines, one for each loaded version.
 pub(crate) struct Answers {
@@ -35,7 +36,12 @@ impl Answers {
     }
 
     /// Decides with what is remembered of the run, or says why not; of a decision, also what the run learns.
-    pub(crate) fn evaluate(&self, question: &EvaluateRequest, past: Option<&Past>) -> (EvaluateReply, Option<Lesson>) {
+    pub(crate) fn evaluate(
+        &self,
+        question: &EvaluateRequest,
+        past: Option<&Past>,
+        limit: TimeLimit,
+    ) -> (EvaluateReply, Option<Lesson>) {
         let request = &question.request;
         let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
             Ok(pack) => pack,
@@ -45,7 +51,7 @@ impl Answers {
             return (EvaluateReply::Unable("no engine for the policy version".to_owned()), None);
         };
         let began = Instant::now();
-        let answer = guarded(question, pack.version(), || engine.answer(question, past));
+        let answer = guarded(question, pack.version(), || engine.answer(question, past, limit));
         metrics::took(Step::Policy, began.elapsed());
         answer
     }
@@ -81,7 +87,7 @@ impl Answers {
 fn guarded(
     question: &EvaluateRequest,
     version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<(Decided, Lesson), Vec<FieldError>>,
+    decide: impl FnOnce() -> Result<(Decided, Lesson), NotRead>,
 ) -> (EvaluateReply, Option<Lesson>) {
     // The engine keeps no state between questions, so nothing is left half done by a panic.
     match catch_unwind(AssertUnwindSafe(decide)) {
@@ -89,7 +95,8 @@ fn guarded(
             metrics::decided(&decided.decision);
             (EvaluateReply::Decided(Box::new(decided)), Some(lesson))
         }
-        Ok(Err(errors)) => (EvaluateReply::Invalid(errors), None),
+        Ok(Err(NotRead::Invalid(errors))) => (EvaluateReply::Invalid(errors), None),
+        Ok(Err(NotRead::OutOfTime)) => (EvaluateReply::TimedOut, None),
         Err(_) => {
             tracing::error!(
                 request_id = %question.request_id,
@@ -124,7 +131,7 @@ mod tests {
     }
 
     fn ask(body: Value) -> EvaluateReply {
-        answers().evaluate(&question(body), None).0
+        answers().evaluate(&question(body), None, TimeLimit::NONE).0
     }
 
     #[test]
@@ -134,6 +141,16 @@ mod tests {
         let (reply, _) = guarded(&question, &version, || panic!("{}", question.request.goal));
         let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
         assert_eq!(why, "the evaluation panicked");
+    }
+
+    #[test]
+    fn what_is_out_of_time_is_given_up_and_teaches_its_run_nothing() {
+        let question = question(json!({"goal": "two words", "success_criteria": ["x"], "context": {"run_id": "r"}}));
+        let past = Past::default();
+        let (reply, lesson) = answers().evaluate(&question, Some(&past), TimeLimit::over());
+        assert!(reply == EvaluateReply::TimedOut && lesson.is_none(), "{reply:?}");
+        let (reply, lesson) = answers().evaluate(&question, Some(&past), TimeLimit::NONE);
+        assert!(matches!(reply, EvaluateReply::Decided(_)) && lesson.is_some(), "{reply:?}");
     }
 
     #[test]

@@ -14,10 +14,11 @@ use stage0_contract::{CheckRequest, Decided, Decision, EvaluateRequest, FieldErr
 
 use crate::decision;
 use crate::explain::Explanation;
-use crate::facts::{Attribute, Attributes, FactValue, Facts, Past, Trigger, Triggers};
+use crate::facts::{Attribute, Attributes, FactValue, Facts, NotRead, Past, Trigger, Triggers};
 use crate::pack::{Fault, Pack, PackError, Rule, rekeyed};
 use crate::recordable::recordable;
 use crate::run::Lesson;
+use crate::time_limit::TimeLimit;
 
 /// The action of the schema that every rule is about.
 pub(crate) const ACTION: &str = r#"Action::"check""#;
@@ -89,39 +90,51 @@ impl Engine {
 
     /// Decides a request at a time (seconds since the epoch), or names what in it the pack does not know.
     pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
-        let facts = self.facts(request, evaluated_at, None)?;
+        let facts = self.facts(request, evaluated_at)?;
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
     }
 
-    /// Decides with what is remembered of the run, and says what may be recorded beside the decision and what the run learns.
+    /// Decides with what is remembered of the run, and says what may be recorded beside the decision and what the run learns. Gives up
+    /// at `limit`, which it looks at between facts, rules and redaction, and within the first and the last.
     pub(crate) fn answer(
         &self,
         question: &EvaluateRequest,
         past: Option<&Past>,
-    ) -> Result<(Decided, Lesson), Vec<FieldError>> {
-        let facts = self.facts(&question.request, question.evaluated_at, past)?;
+        limit: TimeLimit,
+    ) -> Result<(Decided, Lesson), NotRead> {
+        let facts = self.facts_within(&question.request, question.evaluated_at, past, limit)?;
+        limit.check()?;
         let decision = decision::assemble(&self.pack, &question.request, &facts, &self.evaluate(&facts));
-        let recordable = Some(recordable(question, &facts.secrets));
+        let recordable = Some(recordable(question, &facts.secrets, limit)?);
+        limit.check()?;
         let lesson = Lesson::new(&decision, facts);
         Ok((Decided { decision, recordable }, lesson))
     }
 
     /// Decides and tells how.
     pub fn explain(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Explanation, Vec<FieldError>> {
-        let facts = self.facts(request, evaluated_at, None)?;
+        let facts = self.facts(request, evaluated_at)?;
         let outcome = self.evaluate(&facts);
         let decision = decision::assemble(&self.pack, request, &facts, &outcome);
         Ok(Explanation::new(&facts, &outcome, decision))
     }
 
-    /// What rules will see of a request.
-    pub(crate) fn facts(
+    /// What rules will see of a request, however long that takes.
+    pub(crate) fn facts(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Facts, Vec<FieldError>> {
+        self.facts_within(request, evaluated_at, None, TimeLimit::NONE).map_err(|error| match error {
+            NotRead::Invalid(errors) => errors,
+            NotRead::OutOfTime => vec![FieldError::new("body", "takes too long to decide")],
+        })
+    }
+
+    fn facts_within(
         &self,
         request: &CheckRequest,
         evaluated_at: i64,
         past: Option<&Past>,
-    ) -> Result<Facts, Vec<FieldError>> {
-        Facts::read(request, self.pack.vocabulary(), self.pack.windows(), evaluated_at, past)
+        limit: TimeLimit,
+    ) -> Result<Facts, NotRead> {
+        Facts::read(request, self.pack.vocabulary(), self.pack.windows(), evaluated_at, past, limit)
     }
 
     /// Evaluates the rules whose trigger holds.

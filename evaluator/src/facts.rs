@@ -12,8 +12,10 @@ mod declared;
 mod effects;
 mod evidence;
 mod goal;
+mod prefixes;
 mod run;
 mod scope;
+mod target;
 mod triggers;
 mod window;
 
@@ -22,6 +24,7 @@ use stage0_contract::{CheckRequest, FieldError, Micros, RunId};
 
 use crate::pack::{Vocabulary, Windows};
 use crate::secrets::{self, Finding};
+use crate::time_limit::{OutOfTime, TimeLimit};
 
 pub(crate) use attributes::{Attribute, Attributes, FactValue};
 pub(crate) use declared::Declared;
@@ -65,26 +68,54 @@ pub(crate) struct Facts {
     pub(crate) environment: String,
 }
 
+/// Why there are no facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NotRead {
+    /// The request names what the pack does not know.
+    Invalid(Vec<FieldError>),
+    /// It took too long.
+    OutOfTime,
+}
+
+impl From<Vec<FieldError>> for NotRead {
+    fn from(errors: Vec<FieldError>) -> Self {
+        Self::Invalid(errors)
+    }
+}
+
+impl From<OutOfTime> for NotRead {
+    fn from(_: OutOfTime) -> Self {
+        Self::OutOfTime
+    }
+}
+
 impl Facts {
-    /// Reads a request at a time (seconds since the epoch) with what is remembered of its run, or names what the pack does not know.
+    /// Reads a request at a time (seconds since the epoch) with what is remembered of its run, and looks at `limit` between its steps.
     pub(crate) fn read(
         request: &CheckRequest,
         vocabulary: &Vocabulary,
         windows: &Windows,
         evaluated_at: i64,
         past: Option<&Past>,
-    ) -> Result<Self, Vec<FieldError>> {
+        limit: TimeLimit,
+    ) -> Result<Self, NotRead> {
+        limit.check()?;
         let declared = Declared::read(&request.constraints, vocabulary, windows)?;
+        limit.check()?;
         let mut evidence = Evidence::new(request.context.as_ref());
         let effects = Effects::read(&request.side_effects, vocabulary);
         let tools = scope::ProposedTools::read(request, &mut evidence);
+        limit.check()?;
         let approval = Approval::read(&declared, request, &tools, &mut evidence);
         let access = Access::read(request, &mut evidence);
         run::mark_unless_named(&RunId::of(request), &mut evidence);
+        limit.check()?;
         let run = Run::read(&declared, &tools, &mut evidence, past);
+        limit.check()?;
         let scopes = Scopes::read(&declared, &tools, &mut evidence);
         let (ticket_named, rollback_plan) = (evidence.ticket(), evidence.flag("rollback_plan").unwrap_or(false));
         let mfa_verified = evidence.flag("mfa_verified").unwrap_or(false);
+        limit.check()?;
         let (window_open, next_opening) = window::judge(&declared.windows, windows, evaluated_at);
         let nothing_declared =
             request.tools.is_empty() && request.constraints.is_empty() && request.side_effects.is_empty();
@@ -100,7 +131,7 @@ impl Facts {
             criteria_missing: request.success_criteria.is_empty(),
             bare: nothing_declared && context_empty && request.environment.is_none(),
             goal_vague: request.side_effects.is_empty() && goal::is_vague(&request.goal, vocabulary),
-            secrets: secrets::find(request),
+            secrets: secrets::find_within(request, limit)?,
             estimated_cost: run.estimated_cost,
             environment: access::as_given(request),
             malformed: evidence.malformed(),

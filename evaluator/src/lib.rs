@@ -7,11 +7,13 @@
 //! INVARIANT: what cannot be decided is no decision (`Unable`), and a rule that fails denies.
 
 mod answer;
+mod checks;
 mod decision;
 mod engine;
 mod explain;
 mod facts;
 mod in_hand;
+mod lanes;
 #[doc(hidden)]
 pub mod measure;
 mod metrics;
@@ -20,6 +22,8 @@ mod recordable;
 mod run;
 pub mod secrets;
 mod shard;
+mod time_limit;
+mod turns;
 mod worker;
 
 pub use engine::Engine;

@@ -12,11 +12,13 @@ mod manifest;
 mod rule;
 mod rules;
 mod set;
+mod shape;
 mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 
 use stage0_contract::PolicyVersion;
 
@@ -33,6 +35,10 @@ pub(crate) use manifest::{Pro, Scores};
 pub(crate) use rule::{Detail, Rule};
 pub(crate) use rules::rekeyed;
 pub(crate) use vocabulary::{Class, Vocabulary};
+
+/// Stack of the thread that parses and validates a pack: Cedar goes down into an expression level by level, and `shape` bounds levels
+/// for this size with room to spare, also in a development build.
+const STACK_BYTES: usize = 64 << 20;
 
 /// A loaded, tested policy pack.
 #[derive(Debug)]
@@ -61,17 +67,22 @@ impl Pack {
 
     /// Checks a folder as far as its files can be read, then runs its cases whether or not they pass.
     pub fn test(folder: &Path) -> Result<Vec<CaseOutcome>, PackError> {
-        let pack = Arc::new(Self::parse(&Files::read(folder)?)?);
-        let engine = Engine::new(Arc::clone(&pack))?;
-        Ok(pack.cases.iter().map(|case| case.run(&engine)).collect())
+        let files = Files::read(folder)?;
+        with_room(|| {
+            let pack = Arc::new(Self::parse(&files)?);
+            let engine = Engine::new(Arc::clone(&pack))?;
+            Ok(pack.cases.iter().map(|case| case.run(&engine)).collect())
+        })
     }
 
     /// Loads the files of a pack.
     pub(crate) fn load(files: &Files) -> Result<Arc<Self>, PackError> {
-        let pack = Arc::new(Self::parse(files)?);
-        let engine = Engine::new(Arc::clone(&pack))?;
-        let faults = cases::prove(&pack, &engine, files);
-        if faults.is_empty() { Ok(pack) } else { Err(PackError { faults }) }
+        with_room(|| {
+            let pack = Arc::new(Self::parse(files)?);
+            let engine = Engine::new(Arc::clone(&pack))?;
+            let faults = cases::prove(&pack, &engine, files);
+            if faults.is_empty() { Ok(pack) } else { Err(PackError { faults }) }
+        })
     }
 
     /// Everything but the cases' verdicts.
@@ -134,6 +145,16 @@ impl Pack {
     pub(crate) fn sources(&self) -> &[String] {
         &self.sources
     }
+}
+
+/// Does work that goes deep, on a thread with the stack for it.
+fn with_room<T: Send>(work: impl FnOnce() -> Result<T, PackError> + Send) -> Result<T, PackError> {
+    let failed = |what: String| PackError::of(Fault::new("*.cedar", what));
+    thread::scope(|scope| {
+        let worker = thread::Builder::new().name("policy-pack".to_owned()).stack_size(STACK_BYTES);
+        let working = worker.spawn_scoped(scope, work).map_err(|error| failed(format!("cannot be parsed: {error}")))?;
+        working.join().unwrap_or_else(|_| Err(failed("cannot be parsed: the parser panicked".to_owned())))
+    })
 }
 
 /// The change windows of a pack, by name.

@@ -7,26 +7,34 @@ use serde_json::{Map, Value};
 use stage0_contract::{CallerTexts, CheckRequest, EvaluateRequest, Recordable, is_blank};
 
 use crate::secrets::{self, Finding, Masking, REDACTED};
+use crate::time_limit::{OutOfTime, TimeLimit};
 
 /// The longest text beside the input, in characters.
 const MAX_CHARS: usize = 256;
 
 /// Takes what may be kept; `found` is what was found in the request.
-pub(crate) fn recordable(question: &EvaluateRequest, found: &[Finding]) -> Recordable {
+pub(crate) fn recordable(
+    question: &EvaluateRequest,
+    found: &[Finding],
+    limit: TimeLimit,
+) -> Result<Recordable, OutOfTime> {
     let (request, caller) = (&question.request, &question.caller);
     let beside = || [&caller.client_request_id, &caller.user_agent].into_iter().flatten().map(String::as_str);
     // The usual request has no secret, and then its own texts need no second look.
     let suspicious = !found.is_empty() || beside().any(secrets::suspects);
-    let masking = suspicious.then(|| Masking::of(request, beside()));
+    let masking = if suspicious { Some(Masking::of(request, beside(), limit)?) } else { None };
     let shown = |text: &str| short(masking.as_ref(), text);
-    Recordable {
-        run_id: run_id(request).map(shown),
-        caller: CallerTexts {
-            client_request_id: caller.client_request_id.as_deref().map(shown),
-            user_agent: caller.user_agent.as_deref().map(shown),
-        },
-        input: request.debug_store_input.then(|| input(request, &masking.unwrap_or_default())),
-    }
+    let run_id = run_id(request).map(shown).transpose()?;
+    let caller = CallerTexts {
+        client_request_id: caller.client_request_id.as_deref().map(shown).transpose()?,
+        user_agent: caller.user_agent.as_deref().map(shown).transpose()?,
+    };
+    let input = if request.debug_store_input {
+        Some(input(request, &masking.unwrap_or_else(|| Masking::new(limit)))?)
+    } else {
+        None
+    };
+    Ok(Recordable { run_id, caller, input })
 }
 
 fn run_id(request: &CheckRequest) -> Option<&str> {
@@ -37,34 +45,35 @@ fn run_id(request: &CheckRequest) -> Option<&str> {
 }
 
 /// Masked first: a cut could hide what makes a secret one.
-fn short(masking: Option<&Masking>, text: &str) -> String {
-    let masked = masking.map_or_else(|| text.to_owned(), |masking| masking.text(text));
-    let Some((end, _)) = masked.char_indices().nth(MAX_CHARS) else { return masked };
+fn short(masking: Option<&Masking>, text: &str) -> Result<String, OutOfTime> {
+    let masked = masking.map_or_else(|| Ok(text.to_owned()), |masking| masking.text(text))?;
+    let Some((end, _)) = masked.char_indices().nth(MAX_CHARS) else { return Ok(masked) };
     let cut = masked.get(..end).unwrap_or_default();
     // And it could make one of what was none.
-    if secrets::mask(cut) == cut { cut.to_owned() } else { REDACTED.to_owned() }
+    Ok(if secrets::mask(cut) == cut { cut.to_owned() } else { REDACTED.to_owned() })
 }
 
 /// The request's own members, by the contract's names; absent ones stay absent.
-fn input(request: &CheckRequest, masking: &Masking) -> Map<String, Value> {
-    let texts = |items: &[String]| items.iter().map(|item| Value::from(masking.text(item))).collect::<Value>();
+fn input(request: &CheckRequest, masking: &Masking) -> Result<Map<String, Value>, OutOfTime> {
+    let text = |text: &str| masking.text(text).map(Value::from);
     let mut input = Map::new();
-    input.insert("goal".to_owned(), masking.text(&request.goal).into());
+    input.insert("goal".to_owned(), text(&request.goal)?);
     for (name, items) in [
         ("success_criteria", &request.success_criteria),
         ("constraints", &request.constraints),
         ("tools", &request.tools),
         ("side_effects", &request.side_effects),
     ] {
-        input.insert(name.to_owned(), texts(items));
+        let items: Vec<Value> = items.iter().map(|item| text(item)).collect::<Result<_, _>>()?;
+        input.insert(name.to_owned(), items.into());
     }
     if let Some(context) = &request.context {
-        input.insert("context".to_owned(), masking.members(context).into());
+        input.insert("context".to_owned(), masking.members(context)?.into());
     }
     if let Some(environment) = &request.environment {
-        input.insert("environment".to_owned(), masking.text(environment).into());
+        input.insert("environment".to_owned(), text(environment)?);
     }
-    input
+    Ok(input)
 }
 
 #[cfg(test)]
@@ -83,7 +92,7 @@ mod tests {
             operation: None,
             caller,
         };
-        recordable(&question, &find(&question.request))
+        recordable(&question, &find(&question.request), TimeLimit::NONE).unwrap()
     }
 
     fn kept(body: Value) -> Recordable {

@@ -8,7 +8,9 @@ mod assignment;
 mod masking;
 mod patterns;
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::ControlFlow;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -18,10 +20,17 @@ pub(crate) use masking::Masking;
 #[cfg(test)]
 pub(crate) use patterns::EXAMPLES;
 
-use patterns::Detector;
+use patterns::{Detector, Suspects};
+
+use crate::time_limit::{OutOfTime, TimeLimit};
 
 /// What a masked text or value reads.
 pub const REDACTED: &str = "[redacted]";
+
+/// Kinds and places that are told; a request with more is as surely denied.
+const MAX_FINDINGS: usize = 100;
+/// Texts are searched together, so many bytes at a time: a search costs something for each text, however short.
+const SEARCHED_TOGETHER_BYTES: usize = 65_536;
 
 /// A secret's kind and place.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -64,23 +73,42 @@ const KNOWN_MEMBERS: [&str; 28] = [
     "repeated_tools",
 ];
 
-/// Every secret in a request, each kind and place once.
+/// The secrets in a request, each kind and place once, a hundred at most.
 pub fn find(request: &CheckRequest) -> Vec<Finding> {
+    // Without a limit it comes to an end; what were not searched to its end would be as good as a secret.
+    let unsearched = |_| vec![Finding { kind: "unknown", path: "body".to_owned() }];
+    find_within(request, TimeLimit::NONE).unwrap_or_else(unsearched)
+}
+
+/// As [`find`], or not in time.
+pub(crate) fn find_within(request: &CheckRequest, limit: TimeLimit) -> Result<Vec<Finding>, OutOfTime> {
     let detector = Detector::get();
-    let mut suspicion = Suspicion { text: String::new(), named: false };
-    each_text(request, &mut |_, member, text| suspicion.note(member, text));
-    if !suspicion.named && !detector.suspects(&suspicion.text) {
-        return Vec::new();
-    }
-    let mut found = Vec::new();
-    each_text(request, &mut |place, member, text| {
-        if let Some(kind) = detector.kind(text).or_else(|| member.and_then(|m| assignment::member_kind(m, text))) {
-            found.push(Finding { kind, path: place.to_string() });
-        }
+    let mut suspicion = Suspicion::default();
+    let mut in_time = Ok(());
+    let _ = each_text(request, &mut |_, member, text| {
+        suspicion.note(member, text);
+        in_time = limit.check();
+        if in_time.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    found.sort_unstable();
-    found.dedup();
-    found
+    in_time?;
+    let named = suspicion.named;
+    let suspects = suspicion.suspects();
+    if !named && suspects == Suspects::NONE {
+        return Ok(Vec::new());
+    }
+    let mut found = BTreeSet::new();
+    let _ = each_text(request, &mut |place, member, text| {
+        in_time = limit.check();
+        let kind = || detector.kind(text, suspects).or_else(|| assignment::member_kind(member?, text));
+        if in_time.is_ok()
+            && let Some(kind) = kind()
+        {
+            found.insert(Finding { kind, path: place.to_string() });
+        }
+        if in_time.is_ok() && found.len() < MAX_FINDINGS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    in_time?;
+    Ok(found.into_iter().collect())
 }
 
 /// The text with every secret in it replaced by [`REDACTED`].
@@ -91,29 +119,48 @@ pub fn mask(text: &str) -> String {
     let detector = Detector::get();
     let masked = detector.replace(text);
     // What shows only after normalisation, or only once its neighbour is gone, has no place that could be cut out.
-    if detector.kind(&masked).is_some() { REDACTED.to_owned() } else { masked }
+    if detector.any_kind(&masked).is_some() { REDACTED.to_owned() } else { masked }
 }
 
 /// Whether a text may hold a secret; `false` is certain.
 pub(crate) fn suspects(text: &str) -> bool {
-    !text.is_ascii() || Detector::get().suspects(text)
+    !text.is_ascii() || Detector::get().suspects(text, Suspects::NONE) != Suspects::NONE
 }
 
-/// All texts in one, so that the usual request costs one search.
+/// What may be in the texts of a request, from a search of many texts at once.
+#[derive(Default)]
 struct Suspicion {
+    /// Those that are not searched yet.
     text: String,
+    found: Suspects,
     named: bool,
 }
 
 impl Suspicion {
-    fn note(&mut self, member: Option<&str>, text: &str) {
+    fn note(&mut self, member: Option<&'static str>, text: &str) {
+        self.search_later(text);
+        if !text.is_ascii() {
+            self.search_later(&plain(text));
+        }
+        self.named |= member.is_some();
+    }
+
+    fn search_later(&mut self, text: &str) {
         self.text.push_str(text);
         self.text.push('\n');
-        if !text.is_ascii() {
-            self.text.push_str(&plain(text));
-            self.text.push('\n');
+        if self.text.len() >= SEARCHED_TOGETHER_BYTES {
+            self.search();
         }
-        self.named |= member.is_some_and(assignment::is_secret_name);
+    }
+
+    fn search(&mut self) {
+        self.found = Detector::get().suspects(&self.text, self.found);
+        self.text.clear();
+    }
+
+    fn suspects(mut self) -> Suspects {
+        self.search();
+        self.found
     }
 }
 
@@ -137,11 +184,11 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Called with the place, the member that names the text, and the text.
-type See<'s> = &'s mut dyn FnMut(&Place<'_>, Option<&str>, &str);
+/// Called with the place, what the name of the innermost member tells of if it tells of a secret, and the text.
+type See<'s> = &'s mut dyn FnMut(&Place<'_>, Option<&'static str>, &str) -> ControlFlow<()>;
 
-fn each_text(request: &CheckRequest, see: See<'_>) {
-    see(&Place::Field("goal"), None, &request.goal);
+fn each_text(request: &CheckRequest, see: See<'_>) -> ControlFlow<()> {
+    see(&Place::Field("goal"), None, &request.goal)?;
     for (name, items) in [
         ("success_criteria", &request.success_criteria),
         ("constraints", &request.constraints),
@@ -150,41 +197,41 @@ fn each_text(request: &CheckRequest, see: See<'_>) {
     ] {
         let field = Place::Field(name);
         for (index, item) in items.iter().enumerate() {
-            see(&Place::Item(&field, index), None, item);
+            see(&Place::Item(&field, index), None, item)?;
         }
     }
     for (name, text) in [("environment", &request.environment), ("policy_pack_version", &request.policy_pack_version)] {
         if let Some(text) = text {
-            see(&Place::Field(name), None, text);
+            see(&Place::Field(name), None, text)?;
         }
     }
     if let Some(context) = &request.context {
-        each_member(context, &Place::Field("context"), see);
+        each_member(context, &Place::Field("context"), see)?;
     }
-    each_member(&request.unknown, &Place::Field("body"), see);
+    each_member(&request.unknown, &Place::Field("body"), see)
 }
 
-fn each_member(members: &Map<String, Value>, place: &Place<'_>, see: See<'_>) {
+fn each_member(members: &Map<String, Value>, place: &Place<'_>, see: See<'_>) -> ControlFlow<()> {
     for (name, value) in members {
-        see(place, None, name);
-        each_value(value, &Place::Member(place, name), Some(name), see);
+        see(place, None, name)?;
+        each_value(value, &Place::Member(place, name), assignment::secret_name(name), see)?;
     }
+    ControlFlow::Continue(())
 }
 
-fn each_value(value: &Value, place: &Place<'_>, member: Option<&str>, see: See<'_>) {
+fn each_value(value: &Value, place: &Place<'_>, member: Option<&'static str>, see: See<'_>) -> ControlFlow<()> {
     match value {
-        Value::String(text) => see(place, member, text),
+        Value::String(text) => see(place, member, text)?,
         Value::Array(items) => {
             for (index, item) in items.iter().enumerate() {
-                each_value(item, &Place::Item(place, index), member, see);
+                each_value(item, &Place::Item(place, index), member, see)?;
             }
         }
-        Value::Object(members) => each_member(members, place, see),
-        Value::Number(number) if member.is_some_and(assignment::is_secret_name) => {
-            see(place, member, &number.to_string());
-        }
+        Value::Object(members) => each_member(members, place, see)?,
+        Value::Number(number) if member.is_some() => see(place, member, &number.to_string())?,
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+    ControlFlow::Continue(())
 }
 
 #[cfg(test)]
@@ -224,6 +271,22 @@ mod tests {
         assert_eq!(paths(json!({"goal": "use AKIA\u{200b}IOSFODNN7EXAMPLE"})), ["goal"]);
         assert_eq!(paths(json!({"goal": "ｐａｓｓｗｏｒｄ＝hunter22"})), ["goal"]);
         assert_eq!(mask("use AKIA\u{200b}IOSFODNN7EXAMPLE"), REDACTED);
+    }
+
+    #[test]
+    fn a_request_full_of_secrets_names_a_hundred_places() {
+        let rows = |rows: usize| json!({"goal": "g", "context": {"rows": vec![AWS; rows]}});
+        assert_eq!(paths(rows(99)).len(), 99);
+        assert_eq!(paths(rows(1_000)).len(), MAX_FINDINGS);
+    }
+
+    #[test]
+    fn a_search_that_is_out_of_time_says_so() {
+        let request = CheckRequest::parse(json!({"goal": "read the report"})).unwrap();
+        assert_eq!(find_within(&request, TimeLimit::over()), Err(OutOfTime));
+        assert_eq!(find_within(&request, TimeLimit::NONE), Ok(Vec::new()));
+        let masking = Masking::of(&request, [], TimeLimit::over());
+        assert!(masking.is_err() && Masking::new(TimeLimit::over()).text("x").is_err());
     }
 
     #[test]

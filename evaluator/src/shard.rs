@@ -2,6 +2,7 @@
 //!
 //! Owns the inboxes and their draining: on stop no new question is taken, what had arrived is answered, then the connection is
 //! closed. Nothing is shared with other shards but the ledger, so none waits for another; only a check that names a run waits for it.
+//! In which order checks are decided is for `checks` to say.
 
 use std::sync::Arc;
 
@@ -11,14 +12,14 @@ use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewR
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::answer::Answers;
+use crate::checks;
 use crate::in_hand::InHand;
+use crate::lanes::{Lanes, LanesError};
 use crate::pack::{PackError, PackSet};
 use crate::run::{RunConfig, Runs};
 use crate::worker::{Connect, ConnectError};
 
-/// Questions of one kind that one shard has in hand; more wait in the inbox. Above what runs may hold, so that checks without a run
-/// are answered while the ledger hangs.
+/// Questions of one kind that one shard has in hand; more wait in the inbox.
 const MOST_IN_HAND: usize = 4_096;
 
 /// Why a shard cannot serve.
@@ -27,6 +28,12 @@ pub enum ShardError {
     /// No runtime for the thread.
     #[error("cannot start the runtime of a worker thread")]
     Runtime(#[source] std::io::Error),
+    /// No thread for large checks.
+    #[error("cannot start the thread for large checks")]
+    Thread(#[source] std::io::Error),
+    /// That thread ended before it said anything.
+    #[error("the thread for large checks ended while it started")]
+    Ended,
     /// No connection.
     #[error("cannot connect to the backplane")]
     Connect(#[source] ConnectError),
@@ -36,6 +43,16 @@ pub enum ShardError {
     /// A pack that loaded cannot be parsed again.
     #[error("cannot prepare the policy packs")]
     Prepare(#[source] PackError),
+}
+
+impl From<LanesError> for ShardError {
+    fn from(error: LanesError) -> Self {
+        match error {
+            LanesError::Thread(error) => Self::Thread(error),
+            LanesError::Ended => Self::Ended,
+            LanesError::Prepare(error) => Self::Prepare(error),
+        }
+    }
 }
 
 /// Runs one shard until `stop`. `ready` hears whether it serves.
@@ -69,7 +86,7 @@ pub(crate) fn run(
 
 struct Shard {
     backplane: Backplane,
-    answers: Answers,
+    lanes: Lanes,
     runs: Runs,
     evaluate: Served<EvaluateRequest>,
     review: Served<ReviewRequest>,
@@ -81,7 +98,7 @@ struct Shard {
 
 impl Shard {
     async fn open(packs: Arc<PackSet>, runs: RunConfig, connect: &Connect) -> Result<Self, ShardError> {
-        let answers = Answers::new(packs).map_err(ShardError::Prepare)?;
+        let lanes = Lanes::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
         let runs = Runs::new(Arc::clone(&backplane.ledger), runs);
         let requests = &backplane.requests;
@@ -92,38 +109,30 @@ impl Shard {
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
         // Last: whoever is asked to decide can answer everything else too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
-        Ok(Self { backplane, answers, runs, evaluate, review, status, show, end, settle })
+        Ok(Self { backplane, lanes, runs, evaluate, review, status, show, end, settle })
     }
 
     async fn serve(self, stop: &CancellationToken) {
-        let (answers, runs) = (&self.answers, &self.runs);
+        let (lanes, answers, runs) = (&self.lanes, self.lanes.answers(), &self.runs);
         tokio::join!(
-            until_stopped(self.evaluate, stop, async |check: InHand<EvaluateRequest>| {
-                match Runs::place(&check.question.request) {
-                    Some(place) => runs.evaluate(answers, place, check).await,
-                    None => {
-                        let (reply, _) = answers.evaluate(&check.question.request, None);
-                        check.decided(&reply).await;
-                    }
-                }
-            }),
+            checks::until_stopped(self.evaluate, stop, lanes, runs),
             until_stopped(self.review, stop, async |asked: InHand<ReviewRequest>| {
-                let reply = answers.review(&asked.question.request);
+                let reply = lanes.review(&asked.request).await;
                 asked.answer(&reply).await;
             }),
             until_stopped(self.status, stop, async |asked: InHand<EvaluatorStatus>| {
                 asked.answer(&answers.status()).await;
             }),
             until_stopped(self.show, stop, async |asked: InHand<ShowRun>| {
-                let reply = runs.show(&asked.question.request, asked.question.deadline).await;
+                let reply = runs.show(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
             until_stopped(self.end, stop, async |asked: InHand<EndRun>| {
-                let reply = runs.end(&asked.question.request, asked.question.deadline).await;
+                let reply = runs.end(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
             until_stopped(self.settle, stop, async |asked: InHand<SettleRun>| {
-                let reply = runs.settle(&asked.question.request, asked.question.deadline).await;
+                let reply = runs.settle(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
         );

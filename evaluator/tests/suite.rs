@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod suite {
     mod baseline;
+    mod growth;
     mod packs;
     mod promises;
     mod runs;

@@ -21,7 +21,7 @@ pub(crate) async fn json_object(
     within: Duration,
 ) -> Result<Map<String, Value>, ApiError> {
     let body = read(request, payload, within).await?;
-    match parse_strict(&body).map_err(ApiError::Json)? {
+    match parse_strict(&body)? {
         Value::Object(object) => Ok(object),
         _ => Err(ApiError::NotAnObject),
     }

@@ -17,6 +17,9 @@ const BURST_AGAIN_AFTER: u64 = 1;
 /// Seconds; most walks take less.
 const WALK_AGAIN_AFTER: u64 = 5;
 
+/// Bad fields that an answer names; the others are counted. A body of a few bytes a field must not have an answer many times as large.
+const MAX_NAMED_ERRORS: usize = 200;
+
 /// Why a request gets no 2xx.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ApiError {
@@ -89,7 +92,7 @@ impl ApiError {
             Self::Unavailable => {
                 response.insert_header((RETRY_AFTER, "1"));
             }
-            Self::Invalid(errors) => body.errors.clone_from(errors),
+            Self::Invalid(errors) => body.errors = errors.iter().take(MAX_NAMED_ERRORS).cloned().collect(),
             Self::Json(_)
             | Self::NotAnObject
             | Self::BrokenBody
@@ -156,7 +159,12 @@ impl ApiError {
                 "the body must be sent as `application/json` in UTF-8, without a content encoding".into()
             }
             Self::Invalid(errors) => {
-                errors.iter().map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; ")
+                let named = errors.iter().take(MAX_NAMED_ERRORS);
+                let mut told = named.map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; ");
+                if let more @ 1.. = errors.len().saturating_sub(MAX_NAMED_ERRORS) {
+                    told.push_str(&format!("; and {more} more"));
+                }
+                told
             }
             Self::TooManyFailedLogins(Blocked { by, seconds }) => {
                 let by = match by {
@@ -227,6 +235,16 @@ impl ApiError {
     }
 }
 
+impl From<JsonError> for ApiError {
+    fn from(error: JsonError) -> Self {
+        match error {
+            // The body is JSON, and asks for too much.
+            JsonError::TooManyValues => Self::Invalid(vec![FieldError::new("body", error.to_string())]),
+            other => Self::Json(other),
+        }
+    }
+}
+
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         match refusal {
@@ -235,5 +253,27 @@ impl From<Refusal> for ApiError {
             Refusal::Invalid(errors) => Self::Invalid(errors),
             Refusal::Conflict(text) => Self::Conflict(text),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_with_too_many_values_is_bad_input_and_no_bad_json() {
+        let error = ApiError::from(JsonError::TooManyValues);
+        assert_eq!(error.kind(), (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed));
+        assert_eq!(error.message(), "body: has more than 50000 JSON values");
+        assert_eq!(ApiError::from(JsonError::TooDeep).kind().0, StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn so_many_bad_fields_are_named_and_the_others_counted() {
+        let errors = |count: usize| (0..count).map(|n| FieldError::new(format!("f{n}"), "is bad")).collect();
+        let all = ApiError::Invalid(errors(MAX_NAMED_ERRORS)).message();
+        assert!(all.starts_with("f0: is bad; f1: is bad; ") && all.ends_with("f199: is bad"), "{all}");
+        let some = ApiError::Invalid(errors(20_000)).message();
+        assert!(some.starts_with(&all) && some.ends_with("f199: is bad; and 19800 more"), "{some}");
     }
 }

@@ -7,6 +7,7 @@ use stage0_contract::{CheckRequest, Word};
 
 use super::declared::Declared;
 use super::evidence::Evidence;
+use super::prefixes::{Prefixes, any_begins_with};
 use super::scope::ProposedTools;
 
 /// The evidence of approval.
@@ -46,7 +47,7 @@ impl Approval {
         let named = !actions.is_empty() && {
             let effects = request.side_effects.iter().map(|e| Word::name(e));
             let names = tools.all().map(|t| Word::name(t.as_str()));
-            effects.chain(names).any(|subject| actions.iter().any(|action| covers(action, &subject)))
+            effects.chain(names).any(|subject| actions.cover(&subject))
         };
         let approver_named = evidence.text("approved_by").is_some();
         Self {
@@ -93,15 +94,45 @@ impl Status {
     }
 }
 
-/// Whether an action word such as `deploy` means this side effect or tool: equal, or equal to or a prefix of one of its parts.
-fn covers(action: &Word, subject: &Word) -> bool {
-    let action = Word::name(action.as_str());
-    let (Some(action), Some(subject)) = (action.known(), subject.known()) else { return true };
-    let part_matches = |part: &str| {
-        let shorter = part.chars().count().min(action.chars().count());
-        part == action || (shorter >= LEAST_PREFIX && (part.starts_with(action) || action.starts_with(part)))
-    };
-    part_matches(subject) || subject.split(|c: char| !c.is_alphanumeric()).filter(|p| !p.is_empty()).any(part_matches)
+/// Action words such as `deploy`, as `require_approval_for` names them.
+#[derive(Debug, Default)]
+pub(crate) struct Actions {
+    /// Sorted, each once.
+    words: Vec<String>,
+    /// Those that are long enough to be the beginning of another word.
+    beginnings: Prefixes,
+    /// One of them mixes scripts: it may be any.
+    any: bool,
+}
+
+impl Actions {
+    pub(crate) fn of(words: &[Word]) -> Self {
+        let names: Vec<Word> = words.iter().map(|word| Word::name(word.as_str())).collect();
+        let any = words.iter().chain(&names).any(|word| word.known().is_none());
+        let mut words: Vec<String> = names.iter().filter_map(Word::known).map(str::to_owned).collect();
+        words.sort_unstable();
+        words.dedup();
+        let beginnings = Prefixes::of(words.iter().filter(|word| is_beginning(word)).cloned().collect());
+        Self { words, beginnings, any }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.words.is_empty() && !self.any
+    }
+
+    /// Whether one of them means this side effect or tool: equal, or equal to or a prefix of one of its parts, or the other way.
+    fn cover(&self, subject: &Word) -> bool {
+        let Some(subject) = subject.known().filter(|_| !self.any) else { return true };
+        let means = |part: &str| {
+            self.words.binary_search_by(|word| word.as_str().cmp(part)).is_ok()
+                || (is_beginning(part) && (self.beginnings.cover(part) || any_begins_with(&self.words, part)))
+        };
+        means(subject) || subject.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).any(means)
+    }
+}
+
+fn is_beginning(word: &str) -> bool {
+    word.chars().nth(LEAST_PREFIX - 1).is_some()
 }
 
 #[cfg(test)]
@@ -130,7 +161,10 @@ mod tests {
 
     #[test]
     fn an_action_word_means_its_forms_and_nothing_else() {
-        let covers = |action: &str, subject: &str| covers(&Word::new(action), &Word::name(subject));
+        let covers = |action: &str, subject: &str| {
+            let among_others = ["zzz", action, "aaaa"].map(Word::new);
+            Actions::of(&among_others).cover(&Word::name(subject))
+        };
         for (action, subject) in [
             ("deploy", "deploy"),
             ("deploy", "deployment"),

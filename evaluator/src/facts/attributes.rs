@@ -71,7 +71,7 @@ const TABLE: [(&str, Read); 56] = [
     ("resource_scope_declared", |f| bool(!f.declared.resource_scopes.is_empty())),
     ("resources_named", |f| bool(f.scopes.resources_named)),
     ("resources_outside", |f| bool(f.scopes.resources_outside)),
-    ("mcp_servers_declared", |f| bool(!f.declared.mcp_servers.is_empty())),
+    ("mcp_servers_declared", |f| bool(f.declared.mcp_servers.is_some())),
     ("mcp_servers_named", |f| bool(f.scopes.mcp_servers_named)),
     ("mcp_servers_outside", |f| bool(f.scopes.mcp_servers_outside)),
     ("tenant_isolation_declared", |f| bool(f.declared.flag(FlagName::TenantIsolation))),

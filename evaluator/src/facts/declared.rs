@@ -1,10 +1,14 @@
 //! What a request's constraints come to: every recognised name once, each limit at its strictest.
 //!
 //! Owns the merging of constraints that are declared more than once: lists are intersected (all must hold), of two numbers the
-//! smaller counts. A window that the pack does not define is a bad field.
+//! smaller counts. A window that the pack does not define is a bad field. Lists are merged into sets while they are read, so that
+//! nothing later compares each entry with each other one.
+
+use std::collections::{BTreeSet, HashSet};
 
 use stage0_contract::{Constraint, FieldError, FlagName, Micros, Word};
 
+use super::approval::Actions;
 use crate::pack::{Vocabulary, Windows};
 
 /// Recognised constraints, merged.
@@ -16,7 +20,7 @@ pub(crate) struct Declared {
     pub(crate) normalised: Vec<String>,
     /// Those of them that the vocabulary calls guardrails.
     pub(crate) guardrails: Vec<String>,
-    pub(crate) approval_for: Vec<Word>,
+    pub(crate) approval_for: Actions,
     pub(crate) required_roles: Option<Vec<String>>,
     pub(crate) allowed_environments: Option<Vec<String>>,
     pub(crate) max_iterations: Option<i64>,
@@ -26,11 +30,11 @@ pub(crate) struct Declared {
     pub(crate) same_tool_limit: Option<i64>,
     pub(crate) max_records: Option<i64>,
     /// Any window of each group must be open.
-    pub(crate) windows: Vec<Vec<String>>,
-    /// Any pattern of each group must hold.
+    pub(crate) windows: BTreeSet<BTreeSet<String>>,
+    /// Any entry of each list must hold.
     pub(crate) resource_scopes: Vec<Vec<Word>>,
-    pub(crate) mcp_servers: Vec<Vec<Word>>,
-    pub(crate) tools: Vec<Vec<Word>>,
+    pub(crate) mcp_servers: Option<HashSet<String>>,
+    pub(crate) tools: Option<HashSet<String>>,
 }
 
 impl Declared {
@@ -41,7 +45,7 @@ impl Declared {
         windows: &Windows,
     ) -> Result<Self, Vec<FieldError>> {
         let mut declared = Self::default();
-        let mut errors = Vec::new();
+        let (mut errors, mut seen, mut actions) = (Vec::new(), HashSet::new(), Vec::new());
         for (index, text) in constraints.iter().enumerate() {
             match Constraint::parse(text) {
                 Ok(None) => {}
@@ -49,13 +53,20 @@ impl Declared {
                     if let Some(error) = unknown_window(&constraint, windows, index) {
                         errors.push(error);
                     } else {
-                        declared.note(&constraint, vocabulary);
-                        declared.merge(constraint);
+                        let form = constraint.normalised();
+                        if seen.insert(form.clone()) {
+                            declared.note(constraint.name(), form, vocabulary);
+                        }
+                        match constraint {
+                            Constraint::RequireApprovalFor(words) => actions.extend(words),
+                            other => declared.merge(other),
+                        }
                     }
                 }
                 Err(error) => errors.push(FieldError::new(format!("constraints[{index}]"), error.to_string())),
             }
         }
+        declared.approval_for = Actions::of(&actions);
         if errors.is_empty() { Ok(declared) } else { Err(errors) }
     }
 
@@ -75,11 +86,7 @@ impl Declared {
         self.has(flag.name())
     }
 
-    fn note(&mut self, constraint: &Constraint, vocabulary: &Vocabulary) {
-        let (name, form) = (constraint.name(), constraint.normalised());
-        if self.normalised.contains(&form) {
-            return;
-        }
+    fn note(&mut self, name: &'static str, form: String, vocabulary: &Vocabulary) {
         if !self.has(name) {
             self.names.push(name);
         }
@@ -93,10 +100,10 @@ impl Declared {
         match constraint {
             // Two calls of the same kind are one more than `no_repeat_calls` lets run.
             Constraint::Flag(FlagName::NoRepeatCalls) => least(&mut self.same_tool_limit, 1),
-            Constraint::Flag(_) => {}
-            Constraint::RequireApprovalFor(words) => self.approval_for.extend(words),
-            Constraint::RequiredRole(words) => intersect(&mut self.required_roles, &words),
-            Constraint::AllowedEnvironment(words) => intersect(&mut self.allowed_environments, &words),
+            // Actions are gathered where they are read.
+            Constraint::Flag(_) | Constraint::RequireApprovalFor(_) => {}
+            Constraint::RequiredRole(words) => intersect_in_order(&mut self.required_roles, &words),
+            Constraint::AllowedEnvironment(words) => intersect_in_order(&mut self.allowed_environments, &words),
             Constraint::MaxIterations(n) => least(&mut self.max_iterations, whole(n)),
             Constraint::MaxRetries(n) => least(&mut self.max_retries, whole(n)),
             Constraint::Timeout(n) => least(&mut self.timeout, n),
@@ -104,11 +111,11 @@ impl Declared {
             Constraint::SameTool(n) => least(&mut self.same_tool_limit, whole(n)),
             Constraint::MaxRecords(n) => least(&mut self.max_records, whole(n)),
             Constraint::AllowedChangeWindow(words) => {
-                self.windows.push(words.iter().filter_map(window_name).collect());
+                self.windows.insert(words.iter().filter_map(window_name).collect());
             }
             Constraint::ResourceScope(words) => self.resource_scopes.push(words),
-            Constraint::AllowedMcpServers(words) => self.mcp_servers.push(words),
-            Constraint::AllowedTools(words) => self.tools.push(words),
+            Constraint::AllowedMcpServers(words) => intersect(&mut self.mcp_servers, &words),
+            Constraint::AllowedTools(words) => intersect(&mut self.tools, &words),
         }
     }
 }
@@ -134,12 +141,24 @@ fn least<T: Ord + Copy>(limit: &mut Option<T>, declared: T) {
     *limit = Some(limit.map_or(declared, |known| known.min(declared)));
 }
 
-/// Words that mix scripts match nothing, so they are left out: an empty list allows nobody.
-fn intersect(list: &mut Option<Vec<String>>, words: &[Word]) {
-    let known: Vec<String> = words.iter().filter_map(Word::known).map(str::to_owned).collect();
+/// Words that mix scripts match nothing, so they are left out: an empty set allows nobody.
+fn intersect(set: &mut Option<HashSet<String>>, words: &[Word]) {
+    let known: HashSet<&str> = words.iter().filter_map(Word::known).collect();
+    match set {
+        Some(before) => before.retain(|word| known.contains(word.as_str())),
+        None => *set = Some(known.into_iter().map(str::to_owned).collect()),
+    }
+}
+
+/// As [`intersect`], in the order of the first list.
+fn intersect_in_order(list: &mut Option<Vec<String>>, words: &[Word]) {
+    let known = || words.iter().filter_map(Word::known);
     match list {
-        Some(before) => before.retain(|word| known.contains(word)),
-        None => *list = Some(known),
+        Some(before) => {
+            let known: HashSet<&str> = known().collect();
+            before.retain(|word| known.contains(word.as_str()));
+        }
+        None => *list = Some(known().map(str::to_owned).collect()),
     }
 }
 
@@ -187,6 +206,23 @@ mod tests {
         assert_eq!(errors[0].path, "constraints[1]");
         assert!(!errors[0].message.contains("blue_moon"));
         assert!(read(&["allowed_change_window: Business Hours"]).is_ok());
+    }
+
+    #[test]
+    fn windows_that_are_named_over_and_over_are_one() {
+        let names = "business_hours, Business Hours, business_hours";
+        let declared = read(&[&format!("allowed_change_window: {names}"), "business_hours_only"]).unwrap();
+        assert_eq!(declared.windows.len(), 1);
+    }
+
+    #[test]
+    fn a_name_must_stand_in_each_list() {
+        let declared =
+            read(&["allowed_tools: a, b, c", "allowed_tools: c, b, d", "allowed_mcp_servers: d\u{435}v"]).unwrap();
+        let mut tools: Vec<String> = declared.tools.unwrap().into_iter().collect();
+        tools.sort_unstable();
+        assert_eq!(tools, ["b", "c"]);
+        assert_eq!(declared.mcp_servers, Some(HashSet::new()), "a look-alike is nobody");
     }
 
     #[test]

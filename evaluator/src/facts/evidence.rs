@@ -83,6 +83,15 @@ impl<'a> Evidence<'a> {
         words
     }
 
+    /// An array of strings as they stand; blank items are skipped.
+    pub(crate) fn texts(&mut self, name: &'static str) -> Option<Vec<&'a str>> {
+        let texts = self.member(name).map(as_texts)?;
+        if texts.is_none() {
+            self.mark(name);
+        }
+        texts
+    }
+
     /// A whole number from 0.
     pub(crate) fn count(&mut self, name: &'static str) -> Option<i64> {
         let count = self.member(name).map(|v| v.as_number().and_then(whole).filter(|n| *n >= 0))?;
@@ -112,9 +121,13 @@ impl<'a> Evidence<'a> {
 
 /// All items as words, or nothing when one is no string.
 pub(crate) fn as_words(value: &Value) -> Option<Vec<Word>> {
-    let items = value.as_array()?;
-    let texts: Option<Vec<&str>> = items.iter().map(Value::as_str).collect();
-    Some(texts?.into_iter().filter(|t| !is_blank(t)).map(Word::new).collect())
+    Some(as_texts(value)?.into_iter().map(Word::new).collect())
+}
+
+/// All items that are not blank, or nothing when one is no string.
+fn as_texts(value: &Value) -> Option<Vec<&str>> {
+    let texts: Option<Vec<&str>> = value.as_array()?.iter().map(Value::as_str).collect();
+    Some(texts?.into_iter().filter(|t| !is_blank(t)).collect())
 }
 
 /// A quantity that fits.

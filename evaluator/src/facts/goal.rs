@@ -19,9 +19,9 @@ pub(crate) fn is_vague(goal: &str, vocabulary: &Vocabulary) -> bool {
     let mut rest = spaced(&goal);
     let mut found = false;
     for phrase in vocabulary.vague_phrases() {
-        while let Some(at) = position(&rest, phrase) {
+        if let Some(without) = without(&rest, phrase) {
             found = true;
-            rest.replace_range(at..at + phrase.len(), " ");
+            rest = without;
         }
     }
     found && Words::count(&rest).total() <= MOST_BESIDE
@@ -38,14 +38,24 @@ fn is_mark(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}' | '\u{e31}'..='\u{e3a}' | '\u{e47}'..='\u{e4e}' | '\u{900}'..='\u{dff}' | '\'' | '’')
 }
 
-/// Where the phrase stands: anywhere in a script without spaces, else between word boundaries.
-fn position(text: &str, phrase: &str) -> Option<usize> {
+/// The text with a blank wherever the phrase stands: anywhere in a script without spaces, else between word boundaries. Nothing where
+/// it does not stand at all.
+fn without(text: &str, phrase: &str) -> Option<String> {
     let bounded = !phrase.chars().any(is_unspaced);
-    text.match_indices(phrase).map(|(at, _)| at).find(|&at| {
+    let mut places = text.match_indices(phrase).map(|(at, _)| at).filter(|&at| {
         let before = text.get(..at).and_then(|t| t.chars().next_back());
         let after = text.get(at + phrase.len()..).and_then(|t| t.chars().next());
         !bounded || ![before, after].into_iter().flatten().any(char::is_alphanumeric)
-    })
+    });
+    let first = places.next()?;
+    let (mut rest, mut kept) = (String::with_capacity(text.len()), 0);
+    for at in std::iter::once(first).chain(places) {
+        rest.push_str(text.get(kept..at).unwrap_or_default());
+        rest.push(' ');
+        kept = at + phrase.len();
+    }
+    rest.push_str(text.get(kept..).unwrap_or_default());
+    Some(rest)
 }
 
 /// Words with spaces between them, and characters of scripts without.
@@ -104,6 +114,8 @@ mod tests {
             "ops: 幫我",
             "help me\t think",
             "help, me - think",
+            "help me think help me think, any ideas any ideas",
+            "想想想想想 想一下幫我幫我",
         ] {
             assert!(vague(goal), "{goal}");
         }

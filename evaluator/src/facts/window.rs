@@ -2,6 +2,8 @@
 //!
 //! Owns the arithmetic of weekdays, zones and daylight saving; the zone database is compiled in. The time is an argument.
 
+use std::collections::BTreeSet;
+
 use jiff::civil::{Date, Time, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan, Zoned};
@@ -101,7 +103,11 @@ impl Window {
 }
 
 /// Whether every group has an open window now, and if not, when that is next so (RFC 3339, UTC).
-pub(crate) fn judge(groups: &[Vec<String>], windows: &Windows, evaluated_at: i64) -> (bool, Option<String>) {
+pub(crate) fn judge(
+    groups: &BTreeSet<BTreeSet<String>>,
+    windows: &Windows,
+    evaluated_at: i64,
+) -> (bool, Option<String>) {
     if groups.is_empty() {
         return (true, None);
     }
@@ -112,7 +118,7 @@ pub(crate) fn judge(groups: &[Vec<String>], windows: &Windows, evaluated_at: i64
     }
 }
 
-fn all_open_from(groups: &[Vec<String>], windows: &Windows, now: Timestamp) -> Option<Timestamp> {
+fn all_open_from(groups: &BTreeSet<BTreeSet<String>>, windows: &Windows, now: Timestamp) -> Option<Timestamp> {
     let mut from = now;
     for _ in 0..MOST_STEPS {
         let mut latest = from;
@@ -165,7 +171,7 @@ mod tests {
     }
 
     fn at(names: &[&[&str]], time: &str) -> (bool, Option<String>) {
-        let groups: Vec<Vec<String>> = names.iter().map(|g| g.iter().map(|n| (*n).to_owned()).collect()).collect();
+        let groups = names.iter().map(|g| g.iter().map(|n| (*n).to_owned()).collect()).collect();
         judge(&groups, &windows(), time.parse::<Timestamp>().unwrap().as_second())
     }
 
@@ -207,6 +213,7 @@ mod tests {
 
     #[test]
     fn a_time_that_no_calendar_holds_is_closed() {
-        assert_eq!(judge(&[vec!["office".to_owned()]], &windows(), i64::MAX), (false, None));
+        let office = BTreeSet::from([BTreeSet::from(["office".to_owned()])]);
+        assert_eq!(judge(&office, &windows(), i64::MAX), (false, None));
     }
 }

@@ -173,7 +173,7 @@ pub(super) fn prove(pack: &Pack, engine: &Engine, files: &Files) -> Vec<Fault> {
         if !outcome.passed {
             faults.push(at(outcome.complaint()));
         }
-        let Ok(facts) = engine.facts(&case.request, case.evaluated_at, None) else { continue };
+        let Ok(facts) = engine.facts(&case.request, case.evaluated_at) else { continue };
         let bucketed: BTreeSet<String> = engine.evaluate(&facts).matched.iter().map(|r| r.id.clone()).collect();
         for rule in engine.evaluate_all(&facts).matched {
             if !bucketed.contains(&rule.id) {
@@ -210,7 +210,7 @@ fn misfits(pack: &Pack, engine: &Engine, files: &Files) -> Vec<Fault> {
         return faults;
     }
     let fits = |case: &&Case| {
-        let Ok(facts) = engine.facts(&case.request, case.evaluated_at, None) else { return true };
+        let Ok(facts) = engine.facts(&case.request, case.evaluated_at) else { return true };
         engine::context(&facts, described).is_ok_and(|context| context.validate(&schema, &action).is_ok())
     };
     if let Some(case) = pack.cases.iter().find(|case| !fits(case)) {

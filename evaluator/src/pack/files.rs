@@ -16,7 +16,11 @@ pub(crate) const CASES: &str = "cases.json";
 const POLICY_ENDING: &str = ".cedar";
 
 /// A pack has no use for more, and a folder given by mistake may hold anything.
-const MOST_FILE_BYTES: u64 = 8 << 20;
+const MAX_FILE_BYTES: u64 = 2 << 20;
+/// Of all files of a pack together.
+const MAX_PACK_BYTES: u64 = 4 << 20;
+/// Files of a pack.
+const MAX_FILES: usize = 100;
 
 macro_rules! embedded {
     ($($name:literal),+ $(,)?) => {
@@ -58,7 +62,11 @@ impl Files {
         let refuse = |file: &str, what: &str| PackError::of(Fault::new(file, what));
         let entries = fs::read_dir(folder).map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
         let (mut files, mut faults) = (BTreeMap::new(), Vec::new());
+        let mut left = MAX_PACK_BYTES;
         for entry in entries {
+            if files.len() + faults.len() >= MAX_FILES {
+                return Err(refuse(&place, &format!("has more than {MAX_FILES} files: is it the folder of a pack?")));
+            }
             let entry = entry.map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
             let name = entry.file_name().to_string_lossy().into_owned();
             if name.starts_with('.') {
@@ -66,6 +74,10 @@ impl Files {
             }
             match read_text(&entry.path()) {
                 Ok(text) => {
+                    let bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+                    left = left.checked_sub(bytes).ok_or_else(|| {
+                        refuse(&place, &format!("has more than {MAX_PACK_BYTES} bytes in all its files"))
+                    })?;
                     files.insert(name, text);
                 }
                 Err(message) => faults.push(Fault::new(&name, message)),
@@ -110,8 +122,8 @@ fn read_text(path: &Path) -> Result<String, String> {
     if !data.is_file() {
         return Err("is no file of a pack".to_owned());
     }
-    if data.len() > MOST_FILE_BYTES {
-        return Err(format!("is larger than {MOST_FILE_BYTES} bytes"));
+    if data.len() > MAX_FILE_BYTES {
+        return Err(format!("is larger than {MAX_FILE_BYTES} bytes"));
     }
     let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
     String::from_utf8(bytes).map_err(|_| "is not UTF-8".to_owned())

@@ -11,16 +11,17 @@ use miette::Diagnostic;
 use super::fault::{Fault, line_of};
 use super::files::{Files, SCHEMA};
 use super::rule::{self, Rule};
+use super::shape::{self, MAX_RULES, Statement};
 
 /// Reads all rules and notes what is wrong with them; the texts come back in the order of file names.
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> (BTreeMap<String, Rule>, Vec<String>) {
     let mut rules: BTreeMap<String, Rule> = BTreeMap::new();
     let mut sources = Vec::new();
     let mut set = PolicySet::new();
-    for (file, text) in files.policies() {
+    let Some(shapes) = shapes(files, faults) else { return (rules, sources) };
+    for ((file, text), statements) in files.policies().zip(shapes) {
         sources.push(text.to_owned());
-        for policy in policies(file, text, faults) {
-            let line = text.find(&policy.to_string()).map_or(1, |offset| line_of(text, offset));
+        for (policy, line) in policies(file, text, &statements, faults) {
             let id = policy.annotation("id").unwrap_or("a rule without `@id`").to_owned();
             match rule::read(&policy, file, line) {
                 Ok(rule) => match rules.get(&rule.id) {
@@ -48,13 +49,42 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> (BTreeMap<String,
     (rules, sources)
 }
 
+/// The statements of each policy file; nothing where one of them, or all together, cannot be parsed.
+fn shapes(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Vec<Statement>>> {
+    let mut shapes = Vec::new();
+    let mut rules = 0_usize;
+    let mut parsable = true;
+    for (file, text) in files.policies() {
+        match shape::statements(file, text) {
+            Ok(statements) => {
+                let before = rules;
+                rules += statements.len();
+                if before <= MAX_RULES && rules > MAX_RULES {
+                    let line = statements.get(MAX_RULES - before).map_or(1, |statement| statement.line);
+                    let message =
+                        format!("the pack has more than {MAX_RULES} rules: the first one too many stands here");
+                    faults.push(Fault::new(file, message).at(line));
+                    parsable = false;
+                }
+                shapes.push(statements);
+            }
+            Err(fault) => {
+                faults.push(fault);
+                parsable = false;
+            }
+        }
+    }
+    parsable.then_some(shapes)
+}
+
 /// The policies of a text, each with its `@id` as the id that diagnostics name.
 pub(crate) fn rekeyed(text: &str) -> Option<Vec<Policy>> {
     let set: PolicySet = text.parse().ok()?;
     set.policies().map(|policy| Some(policy.new_id(PolicyId::new(policy.annotation("id")?)))).collect()
 }
 
-fn policies(file: &str, text: &str, faults: &mut Vec<Fault>) -> Vec<Policy> {
+/// The policies of a file in their order, each with its line.
+fn policies(file: &str, text: &str, statements: &[Statement], faults: &mut Vec<Fault>) -> Vec<(Policy, usize)> {
     let set: PolicySet = match text.parse() {
         Ok(set) => set,
         Err(errors) => {
@@ -66,9 +96,12 @@ fn policies(file: &str, text: &str, faults: &mut Vec<Fault>) -> Vec<Policy> {
     for template in set.templates() {
         faults.push(Fault::new(file, "a rule must not be a template").rule(template.annotation("id").unwrap_or("?")));
     }
-    let mut policies: Vec<Policy> = set.policies().cloned().collect();
-    policies.sort_by_key(|policy| text.find(&policy.to_string()));
-    policies
+    // The parser calls them `policy0`, `policy1`, … in the order of the text.
+    let place = |policy: &Policy| policy.id().to_string().strip_prefix("policy").and_then(|n| n.parse::<usize>().ok());
+    let line = |place: Option<usize>| place.and_then(|at| statements.get(at)).map_or(1, |statement| statement.line);
+    let mut policies: Vec<(Option<usize>, Policy)> = set.policies().map(|p| (place(p), p.clone())).collect();
+    policies.sort_by_key(|(place, _)| *place);
+    policies.into_iter().map(|(place, policy)| (policy, line(place))).collect()
 }
 
 fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faults: &mut Vec<Fault>) {
@@ -89,6 +122,10 @@ fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faul
 /// The pack's schema.
 pub(super) fn schema(files: &Files, faults: &mut Vec<Fault>) -> Option<Schema> {
     let text = files.needed(SCHEMA, faults)?;
+    if let Err(fault) = shape::schema(SCHEMA, text) {
+        faults.push(fault);
+        return None;
+    }
     match Schema::from_cedarschema_str(text) {
         Ok((schema, _)) => Some(schema),
         Err(error) => {

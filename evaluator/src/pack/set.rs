@@ -156,20 +156,20 @@ mod tests {
 
     fn other(semver: &str) -> Arc<Pack> {
         let files = Files::embedded();
-        let manifest = files.get("pack.toml").unwrap().replace("\"1.0.0\"", &format!("\"{semver}\""));
+        let manifest = files.get("pack.toml").unwrap().replace("\"1.1.0\"", &format!("\"{semver}\""));
         Pack::load(&files.with("pack.toml", &manifest)).unwrap()
     }
 
     #[test]
     fn unknown_and_forbidden_versions_are_refused_with_one_text() {
         let mut set = PackSet::embedded().unwrap();
-        let next = other("1.1.0");
+        let next = other("1.2.0");
         set.insert(Arc::clone(&next)).unwrap();
         let unknown = set.choose(Some("baseline@9.9.9+000000000000")).unwrap_err();
         assert_eq!(unknown, set.choose(Some(next.version().as_str())).unwrap_err());
         assert_eq!(unknown.path, "policy_pack_version");
-        assert!(set.choose(Some("baseline@1.0.0")).is_err(), "a version is asked for in full");
-        set.allow("baseline@1.1.0").unwrap();
+        assert!(set.choose(Some("baseline@1.1.0")).is_err(), "a version is asked for in full");
+        set.allow("baseline@1.2.0").unwrap();
         assert_eq!(set.choose(Some(next.version().as_str())).unwrap().version(), next.version());
         assert_eq!(set.choose(None).unwrap().version(), set.active().version());
     }

@@ -4,7 +4,7 @@
 //! of different runs do not wait for each other. Two evaluators that see the same run meet in the ledger: one of them reads again.
 //! INVARIANT: no ALLOW of a run is answered before the ledger has what it counts. A ledger that fails means: not decided.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,14 +21,16 @@ use stage0_contract::{
 use tokio::time::Instant;
 
 use super::{Occasion, RunState, refused};
-use crate::answer::Answers;
-use crate::in_hand::InHand;
+use crate::in_hand::Check;
+use crate::lanes::Lanes;
 use crate::metrics::{self, Step};
 
 /// Checks of one run that are written together at most.
 const MOST_TOGETHER: usize = 64;
 /// Checks of one run that wait for their turn.
 const MOST_WAITING: usize = 1_000;
+/// Bytes of the messages of checks that wait for their turn, of all runs: read, each is many times as large.
+const MAX_WAITING_BYTES: usize = 4 << 20;
 /// Runs that one shard has in hand.
 const MOST_RUNS: usize = 1_000;
 /// After a conflict the others' write is there; many at once should not meet again at the same moment.
@@ -57,10 +59,9 @@ pub(crate) struct Runs {
     config: RunConfig,
     /// Runs that are in hand, and the checks that wait for their turn.
     waiting: RefCell<HashMap<String, Vec<Check>>>,
+    /// Bytes of those checks.
+    waiting_bytes: Cell<usize>,
 }
-
-/// A check of a run.
-type Check = InHand<EvaluateRequest>;
 
 /// Why a run could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +81,7 @@ struct Found {
 
 impl Runs {
     pub(crate) fn new(ledger: Arc<dyn Ledger>, config: RunConfig) -> Self {
-        Self { ledger, config, waiting: RefCell::default() }
+        Self { ledger, config, waiting: RefCell::default(), waiting_bytes: Cell::new(0) }
     }
 
     /// The place of the run that a check names; none for one without a run.
@@ -90,11 +91,11 @@ impl Runs {
     }
 
     /// Answers a check of a run, and all that join it meanwhile; or leaves it to whoever has the run in hand.
-    pub(crate) async fn evaluate(&self, answers: &Answers, place: String, check: Check) {
+    pub(crate) async fn evaluate(&self, lanes: &Lanes, place: String, check: Check) {
         let Some(first) = self.join(&place, check).await else { return };
         let mut batch = vec![first];
         while !batch.is_empty() {
-            self.decide(answers, &place, batch).await;
+            self.decide(lanes, &place, batch).await;
             batch = self.next_batch(&place);
         }
     }
@@ -105,7 +106,10 @@ impl Runs {
             let mut waiting = self.waiting.borrow_mut();
             let runs = waiting.len();
             match waiting.get_mut(place) {
-                Some(queue) if queue.len() < MOST_WAITING => {
+                Some(queue)
+                    if queue.len() < MOST_WAITING && self.waiting_bytes.get() + check.bytes <= MAX_WAITING_BYTES =>
+                {
+                    self.waiting_bytes.set(self.waiting_bytes.get() + check.bytes);
                     queue.push(check);
                     return None;
                 }
@@ -129,20 +133,22 @@ impl Runs {
             return Vec::new();
         }
         let rest = queue.split_off(queue.len().min(MOST_TOGETHER));
-        std::mem::replace(queue, rest)
+        let batch = std::mem::replace(queue, rest);
+        self.waiting_bytes.set(self.waiting_bytes.get().saturating_sub(total_bytes(&batch)));
+        batch
     }
 
-    async fn decide(&self, answers: &Answers, place: &str, mut batch: Vec<Check>) {
+    async fn decide(&self, lanes: &Lanes, place: &str, mut batch: Vec<Check>) {
         let began = Instant::now();
         loop {
             let now = Instant::now();
             // Nobody waits any more: nothing may be counted.
-            if batch.iter().all(|check| check.question.deadline <= now) {
+            if batch.iter().all(|check| check.deadline() <= now) {
                 batch.into_iter().for_each(Check::late);
                 return;
             }
-            let deadline = batch.iter().map(|check| check.question.deadline).max().unwrap_or(now);
-            let replies = match self.attempt(answers, place, &batch, deadline).await {
+            let deadline = batch.iter().map(|check| check.deadline()).max().unwrap_or(now);
+            let replies = match self.attempt(lanes, place, &batch, deadline).await {
                 Ok(Some(replies)) => {
                     metrics::together(batch.len());
                     replies
@@ -174,6 +180,7 @@ impl Runs {
     fn put_back_half(&self, place: &str, batch: &mut Vec<Check>) {
         if let Some(queue) = self.waiting.borrow_mut().get_mut(place) {
             let rest = batch.split_off(batch.len().div_ceil(2));
+            self.waiting_bytes.set(self.waiting_bytes.get() + total_bytes(&rest));
             queue.splice(0..0, rest);
         }
     }
@@ -181,30 +188,31 @@ impl Runs {
     /// Decides all of them on one state of the run; none when somebody else wrote it meanwhile.
     async fn attempt(
         &self,
-        answers: &Answers,
+        lanes: &Lanes,
         place: &str,
         batch: &[Check],
         deadline: Instant,
     ) -> Result<Option<Vec<Option<EvaluateReply>>>, RunError> {
         let Found { state, revision } = self.read(place, deadline).await?;
-        let latest = batch.iter().map(|check| check.question.request.evaluated_at).max().unwrap_or_default();
+        let latest = batch.iter().map(|check| check.request().evaluated_at).max().unwrap_or_default();
         let before = state.unwrap_or_else(|| RunState::new(latest));
         let mut state = before.clone();
         state.expire(latest, seconds(self.config.reserved_for));
         let started = Instant::now();
         let mut replies = Vec::with_capacity(batch.len());
         for check in batch {
-            if check.question.deadline <= started {
+            if check.deadline() <= started {
                 replies.push(None);
                 continue;
             }
-            let question = &check.question.request;
+            let question = check.request();
             let occasion = Occasion {
                 now: question.evaluated_at,
                 request_id: question.request_id,
                 operation: question.operation.unwrap_or(question.request_id),
             };
-            let (reply, lesson) = answers.evaluate(question, Some(&state.past(occasion)));
+            let past = Some(state.past(occasion));
+            let (reply, lesson) = lanes.evaluate(question, check.bytes, past, check.limit).await;
             if let Some(lesson) = lesson {
                 state.learn(occasion, &lesson);
             }
@@ -312,6 +320,10 @@ fn place(account: &AccountId, run_id: &RunId) -> String {
     let hash = Sha256::digest(run_id.canonical().as_bytes());
     let hash = HEXLOWER.encode(&hash);
     format!("{RUN_RECORDS}.{account}.{}", hash.get(..40).unwrap_or_default())
+}
+
+fn total_bytes(checks: &[Check]) -> usize {
+    checks.iter().map(|check| check.bytes).sum()
 }
 
 fn seconds(duration: Duration) -> i64 {

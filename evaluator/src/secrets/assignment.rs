@@ -91,61 +91,88 @@ const REFERENCES: [&str; 14] = [
 ];
 
 const QUOTES: [char; 3] = ['"', '\'', '`'];
-/// Longer values are cut for the judgement, not for the masking.
+/// In bytes; longer values are cut for the judgement, not for the masking.
 const MOST_JUDGED: usize = 256;
+/// Longer than any of the words of [`PLACEHOLDERS`] and [`REFERENCES`], in bytes.
+const MOST_TELLING: usize = 24;
 const LEAST_AFTER_EQUALS: usize = 4;
 const LEAST_AFTER_COLON: usize = 6;
 
-/// The length in bytes of the secret that `rest` begins with after `separator`, if it is one.
-pub(super) fn value(rest: &str, separator: &str) -> Option<usize> {
-    let quote = rest.chars().next().filter(|c| QUOTES.contains(c));
-    let (text, length) = match quote {
-        Some(quote) => {
-            let inner = rest.get(1..)?;
-            let mut escaped = false;
-            let closes = |c: char| {
-                let closing = (c == quote && !escaped) || c == '\n';
-                escaped = c == '\\' && !escaped;
-                closing
-            };
-            let end = inner.find(closes).unwrap_or(inner.len());
-            (inner.get(..end)?, 1 + end + usize::from(inner.get(end..)?.starts_with(quote)))
-        }
-        None => {
-            let end = rest.find(|c: char| c.is_whitespace() || QUOTES.contains(&c)).unwrap_or(rest.len());
-            (rest.get(..end)?, end)
-        }
-    };
-    let judged = cut(text).trim_end_matches(['.', ',', ';', ')', ']', '}', '!', '?']);
-    let plausible = if quote.is_some() || separator != ":" {
-        is_value(judged, LEAST_AFTER_EQUALS)
-    } else {
-        is_value(judged, LEAST_AFTER_COLON) && !is_prose(judged)
-    };
-    plausible.then_some(length)
+/// The values of one text. Names may stand within each other's values (`secret=secret=…`): where a value ends is looked for once.
+pub(super) struct Values<'t> {
+    text: &'t str,
+    /// The last value without quotes.
+    unquoted: Range<usize>,
 }
 
-/// Where what was found ends when it is cut out, in bytes of the text.
-pub(super) fn end(text: &str, found: &Range<usize>) -> usize {
-    let rest = text.get(found.end..).unwrap_or_default();
+impl<'t> Values<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        Self { text, unquoted: 0..0 }
+    }
+
+    /// Where the secret is that begins at `start`, if it is one; `bare_colon` when a `:` alone stands before it.
+    pub(super) fn at(&mut self, start: usize, bare_colon: bool) -> Option<Range<usize>> {
+        let rest = self.text.get(start..)?;
+        let quote = rest.chars().next().filter(|c| QUOTES.contains(c));
+        let (text, length) = match quote {
+            Some(quote) => {
+                let inner = rest.get(1..)?;
+                let mut escaped = false;
+                let closes = |c: char| {
+                    let closing = (c == quote && !escaped) || c == '\n';
+                    escaped = c == '\\' && !escaped;
+                    closing
+                };
+                let end = inner.find(closes).unwrap_or(inner.len());
+                (inner.get(..end)?, 1 + end + usize::from(inner.get(end..)?.starts_with(quote)))
+            }
+            None => {
+                if !self.unquoted.contains(&start) {
+                    self.unquoted = start..start + rest.find(ends_value).unwrap_or(rest.len());
+                }
+                let length = self.unquoted.end - start;
+                (rest.get(..length)?, length)
+            }
+        };
+        let judged = cut(text).trim_end_matches(['.', ',', ';', ')', ']', '}', '!', '?']);
+        let plausible = if quote.is_some() || !bare_colon {
+            is_value(judged, LEAST_AFTER_EQUALS)
+        } else {
+            is_value(judged, LEAST_AFTER_COLON) && !is_prose(judged)
+        };
+        plausible.then(|| start..start + length)
+    }
+}
+
+fn ends_value(c: char) -> bool {
+    c.is_whitespace() || QUOTES.contains(&c)
+}
+
+/// Where what was found ends when it is cut out, in bytes of the text; it is known to go on to `known`.
+pub(super) fn end(text: &str, found: &Range<usize>, known: usize) -> usize {
+    let phrase = is_phrase(text, found);
+    let rest = text.get(known..).unwrap_or_default();
+    let stops = |c: char| if phrase { c == '\n' } else { ends_value(c) };
+    known + rest.find(stops).unwrap_or(rest.len())
+}
+
+/// Whether what was found is a passphrase without quotes, which has blanks in it.
+pub(super) fn is_phrase(text: &str, found: &Range<usize>) -> bool {
     let told = text.get(found.clone()).unwrap_or_default();
-    let name = told.split(['=', ':']).next().unwrap_or_default().trim_end_matches(|c| QUOTES.contains(&c) || c == ' ');
-    let phrase = secret_name(name) == Some("passphrase") && !told.ends_with(QUOTES);
-    let stops = |c: char| if phrase { c == '\n' } else { c.is_whitespace() || QUOTES.contains(&c) };
-    found.end + rest.find(stops).unwrap_or(rest.len())
+    if told.ends_with(QUOTES) {
+        return false;
+    }
+    // What is found begins with a name only where it is an assignment.
+    let Some((name, _)) = told.split_once(['=', ':']) else { return false };
+    let name = name.trim_end_matches(|c| QUOTES.contains(&c) || c == ' ');
+    secret_name(name) == Some("passphrase")
 }
 
-/// The kind of secret that a member holds, by its name.
+/// The kind of secret that a member holds whose name tells of `name`; see [`secret_name`].
 pub(super) fn member_kind(name: &str, text: &str) -> Option<&'static str> {
-    let kind = secret_name(name)?;
     let text = cut(text.trim());
-    let one_word = !text.contains(char::is_whitespace) || kind == "passphrase";
+    let one_word = !text.contains(char::is_whitespace) || name == "passphrase";
     (one_word && is_value(text, LEAST_AFTER_EQUALS)).then_some("password")
-}
-
-/// Whether a member's name tells of a secret.
-pub(super) fn is_secret_name(name: &str) -> bool {
-    secret_name(name).is_some()
 }
 
 /// A password in a URL, unless it is a template's.
@@ -153,18 +180,20 @@ pub(super) fn is_no_placeholder(text: &str) -> bool {
     is_value(text, 1)
 }
 
-fn secret_name(name: &str) -> Option<&'static str> {
+/// What a member's name tells of, if it tells of a secret. Takes time for the name: ask once for all that is in the member.
+pub(super) fn secret_name(name: &str) -> Option<&'static str> {
     let plain = stage0_contract::plain(name);
     let squeezed: String = plain.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
     NAMES.into_iter().find(|known| squeezed.ends_with(known))
 }
 
 fn is_value(text: &str, least: usize) -> bool {
-    text.chars().count() >= least && !is_placeholder(text)
+    text.chars().nth(least.saturating_sub(1)).is_some() && !is_placeholder(text)
 }
 
 fn is_placeholder(text: &str) -> bool {
-    let lower = text.to_lowercase();
+    // No word or beginning that is looked for is longer.
+    let lower = text.get(..text.floor_char_boundary(MOST_TELLING)).unwrap_or_default().to_lowercase();
     let filler = text.chars().all(|c| matches!(c, '*' | 'x' | 'X' | '.' | '…' | '•' | '-' | '_' | '?' | '#'));
     let word = |c: char| c.is_alphabetic() || "<>[]_- ".contains(c);
     let bracketed = text.starts_with(['<', '[']) && text.chars().all(word);
@@ -174,7 +203,7 @@ fn is_placeholder(text: &str) -> bool {
         || bracketed
         || template
         || variable
-        || PLACEHOLDERS.contains(&lower.as_str())
+        || (text.len() <= MOST_TELLING && PLACEHOLDERS.contains(&lower.as_str()))
         || REFERENCES.iter().any(|r| lower.starts_with(r))
 }
 
@@ -186,7 +215,7 @@ fn is_prose(text: &str) -> bool {
 }
 
 fn cut(text: &str) -> &str {
-    text.char_indices().nth(MOST_JUDGED).and_then(|(at, _)| text.get(..at)).unwrap_or(text)
+    text.get(..text.floor_char_boundary(MOST_JUDGED)).unwrap_or(text)
 }
 
 #[cfg(test)]
@@ -212,7 +241,7 @@ mod tests {
             "private-key = MIIEvQIBADANBg",
             "password: required, password: hunter22",
         ] {
-            assert_eq!(Detector::get().kind(text), Some("password"), "{text}");
+            assert_eq!(Detector::get().any_kind(text), Some("password"), "{text}");
         }
     }
 
@@ -239,12 +268,13 @@ mod tests {
             "the secret: nobody knows",
             "password:",
         ] {
-            assert_eq!(Detector::get().kind(text), None, "{text}");
+            assert_eq!(Detector::get().any_kind(text), None, "{text}");
         }
     }
 
     #[test]
     fn a_telling_member_name_makes_its_value_a_secret() {
+        let told = |name: &str, text: &str| secret_name(name).is_some_and(|name| member_kind(name, text).is_some());
         for (name, text) in [
             ("password", "correcthorse"),
             ("DB-Password", "hunter22"),
@@ -253,7 +283,7 @@ mod tests {
             ("passphrase", "correct horse battery staple"),
             ("pass\u{200b}word", "hunter22"),
         ] {
-            assert!(member_kind(name, text).is_some(), "{name}");
+            assert!(told(name, text), "{name}");
         }
         for (name, text) in [
             ("password", "required"),
@@ -265,7 +295,34 @@ mod tests {
             ("api_key", "${API_KEY}"),
             ("secret", "[redacted]"),
         ] {
-            assert!(member_kind(name, text).is_none(), "{name}: {text}");
+            assert!(!told(name, text), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn every_placeholder_fits_into_what_is_looked_at() {
+        for word in PLACEHOLDERS.iter().chain(&REFERENCES) {
+            assert!(word.len() <= MOST_TELLING, "{word}");
+        }
+        assert!(is_placeholder("Your_Password") && is_placeholder("process.env.API_KEY_OF_THE_WHOLE_SERVICE"));
+        assert!(!is_placeholder("password-of-the-whole-service"));
+    }
+
+    #[test]
+    fn values_within_values_are_each_found_and_cut_out_as_one() {
+        let found = |text: &str| -> Vec<String> {
+            Detector::get().hits(text).map(|(_, hit)| hit.value(text).to_owned()).collect()
+        };
+        assert_eq!(found("secret=a1b2password=hunter22 x"), ["a1b2password=hunter22", "hunter22"]);
+        assert_eq!(found("secret=none! password=hunter22 pwd='two words' x"), ["hunter22", "'two words'"]);
+        for (text, masked) in [
+            ("x secret=a1b2password=hunter22 y", "x [redacted] y"),
+            ("x secret=a1b2passphrase=correct horse\ny", "x [redacted]\ny"),
+            ("x passphrase=correct horse secret=hunter22 battery\ny", "x [redacted]\ny"),
+            ("AKIAIOSFODNN7EXAMPLE.AKIAIOSFODNN7EXAMPLE. y", "[redacted] y"),
+            ("pwd=hunter22 pwd=hunter23 y", "[redacted] [redacted] y"),
+        ] {
+            assert_eq!(Detector::get().replace(text), masked, "{text}");
         }
     }
 

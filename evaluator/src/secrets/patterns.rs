@@ -1,12 +1,14 @@
 //! The forms of secrets that are known by their looks.
 //!
-//! Owns one table of kinds and patterns and the two ways of asking it: one pass over all patterns for "is there anything", and one
-//! pattern after the other for what and where. Patterns have no nested repetition; matching is linear.
+//! Owns one table of kinds and patterns and the two ways of asking it: which of the patterns are worth a look, and where they find
+//! what. Each pattern is a search of its own: one automaton of all of them has so many states that a text of random letters makes it
+//! five hundred times slower. Patterns have no nested repetition, and what follows a name is read once, however many names stand
+//! before it: finding everything is linear in the text.
 
 use std::ops::Range;
 use std::sync::LazyLock;
 
-use regex::{Regex, RegexSet};
+use regex::Regex;
 use stage0_contract::plain;
 
 use super::{REDACTED, assignment};
@@ -61,7 +63,7 @@ const TABLE: [(&str, &str, Proof); 20] = [
     ("url_credentials", r#"(?i)https?://([0-9a-z_-]{20,})@[a-z0-9]"#, Proof::Token(has_digit)),
     (
         "password",
-        r#"(?i-u)(?:password|passwd|passphrase|pwd|secret|(?:api|private|secret|access|account|signing|encryption)[_ -]?key|(?:access|refresh|auth|session)[_-]?token)["'`]?\s*(=>|:=|={1,3}|:)\s*"#,
+        r#"(?i-u)(?:password|passwd|passphrase|pwd|secret|(?:api|private|secret|access|account|signing|encryption)[_ -]?key|(?:access|refresh|auth|session)[_-]?token)["'`]?\s*(?:=>|:=|={1,3}|:)\s*"#,
         Proof::Assignment,
     ),
 ];
@@ -75,56 +77,105 @@ pub(super) struct Hit {
 }
 
 /// The compiled table.
-pub(super) struct Detector(Option<Compiled>);
+pub(super) struct Detector(Option<Vec<Form>>);
 
-struct Compiled {
-    any: RegexSet,
-    each: Vec<(&'static str, Regex, Proof)>,
+/// One row of the table.
+struct Form {
+    kind: &'static str,
+    regex: Regex,
+    proof: Proof,
+}
+
+/// Rows of the table that may find something in a text, a bit for each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Suspects(u32);
+
+impl Suspects {
+    /// None of them; certain.
+    pub(super) const NONE: Self = Self(0);
+    const ALL: Self = Self(u32::MAX);
+
+    fn has(self, index: usize) -> bool {
+        self.0 & (1 << index) != 0
+    }
 }
 
 impl Detector {
     /// The process's detector.
     pub(super) fn get() -> &'static Self {
-        static DETECTOR: LazyLock<Detector> = LazyLock::new(|| Detector(Compiled::build().ok()));
+        static DETECTOR: LazyLock<Detector> = LazyLock::new(|| Detector(Form::compile_all().ok()));
         &DETECTOR
     }
 
-    /// Whether the text may hold a secret; `false` is certain.
-    pub(super) fn suspects(&self, text: &str) -> bool {
-        self.0.as_ref().is_none_or(|compiled| compiled.any.is_match(text))
+    /// The rows that may find something in the text, and those known before.
+    pub(super) fn suspects(&self, text: &str, known: Suspects) -> Suspects {
+        let Some(forms) = &self.0 else { return Suspects::ALL };
+        let more = forms.iter().enumerate().filter(|(index, form)| !known.has(*index) && form.regex.is_match(text));
+        Suspects(more.fold(known.0, |bits, (index, _)| bits | (1 << index)))
     }
 
-    /// The kind of the first secret in the text, raw or normalised.
-    pub(super) fn kind(&self, text: &str) -> Option<&'static str> {
-        let Some(compiled) = &self.0 else { return Some("unknown") };
-        compiled.kind(text).or_else(|| if text.is_ascii() { None } else { compiled.kind(&plain(text)) })
+    /// The kind of the first secret that these rows find in the text, raw or normalised.
+    pub(super) fn kind(&self, text: &str, suspects: Suspects) -> Option<&'static str> {
+        let Some(forms) = &self.0 else { return Some("unknown") };
+        let kind = |text: &str| {
+            let mut suspected =
+                forms.iter().enumerate().filter(|(index, _)| suspects.has(*index)).map(|(_, form)| form);
+            suspected.find(|form| form.secrets(text).next().is_some()).map(|form| form.kind)
+        };
+        kind(text).or_else(|| if text.is_ascii() { None } else { kind(&plain(text)) })
+    }
+
+    /// As [`Detector::kind`], by all rows.
+    pub(super) fn any_kind(&self, text: &str) -> Option<&'static str> {
+        self.kind(text, Suspects::ALL)
     }
 
     /// Every secret in the text as it stands, with its kind.
     pub(super) fn hits<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (&'static str, Hit)> + use<'t> {
-        let each = self.0.iter().flat_map(|compiled| &compiled.each);
-        each.flat_map(move |(kind, regex, proof)| secrets(regex, *proof, text).map(|hit| (*kind, hit)))
+        let forms = self.0.iter().flatten();
+        forms.flat_map(move |form| form.secrets(text).map(move |hit| (form.kind, hit)))
     }
 
     /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows without a
-    /// space or a quote goes with it, after the name of a passphrase the rest of the line.
+    /// space or a quote goes with it, after the name of a passphrase the rest of the line. What overlaps is cut out as one.
     pub(super) fn replace(&self, text: &str) -> String {
         if self.0.is_none() {
             return REDACTED.to_owned();
         }
         let mut ranges: Vec<Range<usize>> = self.hits(text).map(|(_, hit)| hit.whole).collect();
-        ranges.sort_unstable_by_key(|r| r.start);
-        let (mut masked, mut kept) = (String::with_capacity(text.len()), 0);
+        ranges.sort_unstable_by_key(|range| (range.start, range.end));
+        let mut masked = String::with_capacity(text.len());
+        let mut cut: Option<Range<usize>> = None;
+        let mut kept = 0;
         for range in ranges {
-            if range.start >= kept {
-                masked.push_str(text.get(kept..range.start).unwrap_or_default());
-                masked.push_str(REDACTED);
+            match &mut cut {
+                // Where the cut ends is known: it is asked again only from there on.
+                Some(cut) if range.start < cut.end => {
+                    if range.end > cut.end || assignment::is_phrase(text, &range) {
+                        cut.end = assignment::end(text, &range, range.end.max(cut.end));
+                    }
+                }
+                _ => {
+                    if let Some(done) = cut.take() {
+                        kept = push_cut(&mut masked, text, kept, &done);
+                    }
+                    cut = Some(range.start..assignment::end(text, &range, range.end));
+                }
             }
-            kept = kept.max(assignment::end(text, &range));
+        }
+        if let Some(done) = cut {
+            kept = push_cut(&mut masked, text, kept, &done);
         }
         masked.push_str(text.get(kept..).unwrap_or_default());
         masked
     }
+}
+
+/// The text up to the cut and what stands in its place; where the text goes on.
+fn push_cut(masked: &mut String, text: &str, kept: usize, cut: &Range<usize>) -> usize {
+    masked.push_str(text.get(kept..cut.start).unwrap_or_default());
+    masked.push_str(REDACTED);
+    cut.end
 }
 
 impl Hit {
@@ -134,37 +185,33 @@ impl Hit {
     }
 }
 
-impl Compiled {
-    fn build() -> Result<Self, regex::Error> {
-        let any = RegexSet::new(TABLE.iter().map(|(_, pattern, _)| pattern))?;
-        let each = TABLE.iter().map(|(kind, pattern, proof)| Ok((*kind, Regex::new(pattern)?, *proof)));
-        Ok(Self { any, each: each.collect::<Result<_, regex::Error>>()? })
+impl Form {
+    fn compile_all() -> Result<Vec<Self>, regex::Error> {
+        let compile = |(kind, pattern, proof)| Ok(Self { kind, regex: Regex::new(pattern)?, proof });
+        TABLE.into_iter().map(compile).collect()
     }
 
-    fn kind(&self, text: &str) -> Option<&'static str> {
-        let suspects = self.any.matches(text);
-        let mut suspected = self.each.iter().enumerate().filter(|(index, _)| suspects.matched(*index)).map(|(_, e)| e);
-        suspected.find(|(_, regex, proof)| secrets(regex, *proof, text).next().is_some()).map(|(kind, _, _)| *kind)
-    }
-}
-
-/// Where the pattern finds what is proved to be a secret.
-fn secrets<'a>(regex: &'a Regex, proof: Proof, text: &'a str) -> impl Iterator<Item = Hit> + use<'a> {
-    regex.captures_iter(text).filter_map(move |found| {
-        let whole = found.get(0)?.range();
-        match proof {
-            Proof::Form => Some(Hit { value: found.get(1).map_or(whole.clone(), |group| group.range()), whole }),
-            Proof::Token(holds) => {
-                let token = found.get(1)?;
+    /// Where the pattern finds what is proved to be a secret, one after the other.
+    fn secrets<'a>(&'a self, text: &'a str) -> Box<dyn Iterator<Item = Hit> + 'a> {
+        match self.proof {
+            Proof::Form => Box::new(self.regex.captures_iter(text).filter_map(|found| {
+                let whole = found.get(0)?.range();
+                Some(Hit { value: found.get(1).map_or(whole.clone(), |group| group.range()), whole })
+            })),
+            Proof::Token(holds) => Box::new(self.regex.captures_iter(text).filter_map(move |found| {
+                let (whole, token) = (found.get(0)?.range(), found.get(1)?);
                 holds(token.as_str()).then(|| Hit { value: token.range(), whole })
-            }
+            })),
             Proof::Assignment => {
-                let length = assignment::value(text.get(whole.end..)?, found.get(1)?.as_str())?;
-                let value = whole.end..whole.end + length;
-                Some(Hit { whole: whole.start..value.end, value })
+                let mut values = assignment::Values::of(text);
+                Box::new(self.regex.find_iter(text).filter_map(move |found| {
+                    let bare_colon = found.as_str().trim_ascii_end().ends_with(':');
+                    let value = values.at(found.end(), bare_colon)?;
+                    Some(Hit { whole: found.start()..value.end, value })
+                }))
             }
         }
-    })
+    }
 }
 
 /// After its header a token is what prose is not: with a digit, or long.
@@ -214,13 +261,13 @@ mod tests {
 
     #[test]
     fn the_table_compiles() {
-        assert!(Compiled::build().is_ok());
+        assert!(Form::compile_all().is_ok_and(|forms| forms.len() <= 32), "a bit for each");
     }
 
     #[test]
     fn every_known_form_is_found() {
         for (kind, text, _) in EXAMPLES {
-            assert_eq!(Detector::get().kind(text), Some(kind), "{text}");
+            assert_eq!(Detector::get().any_kind(text), Some(kind), "{text}");
         }
     }
 
@@ -249,7 +296,7 @@ mod tests {
             "eyJ is how a token starts",
             "run_9f3d7f51",
         ] {
-            assert_eq!(Detector::get().kind(text), None, "{text}");
+            assert_eq!(Detector::get().any_kind(text), None, "{text}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use stage0_evaluator::{Fault, Pack, PackSet, PackSetError};
+use stage0_evaluator::{Engine, Fault, Pack, PackSet, PackSetError};
 
 /// A copy of the baseline that a test breaks.
 struct Broken {
@@ -148,6 +148,70 @@ fn cedar_that_cannot_be_read_is_told_with_its_line() {
 }
 
 #[test]
+fn cedar_that_is_nested_too_deep_is_a_fault_with_its_line() {
+    for deep in ["(".repeat(20_000) + "true" + &")".repeat(20_000), "true".to_owned() + &" && true".repeat(20_000)] {
+        let (broken, line) = Broken::new().replace("value.cedar", "context.goal_vague && !context.side_effects", &deep);
+        let fault = broken.fault();
+        assert!(
+            fault.starts_with(&format!("value.cedar:{line}: "))
+                && fault.contains("more than") | fault.contains("deeper")
+        );
+    }
+    let deep = format!("    bare: {}Bool{},", "Set<".repeat(20_000), ">".repeat(20_000));
+    let (broken, line) = Broken::new().replace("schema.cedarschema", "    bare: Bool,", &deep);
+    assert!(broken.faults().iter().any(|f| f.file == "schema.cedarschema" && f.line == Some(line)));
+}
+
+#[test]
+fn what_is_as_deep_as_may_be_is_parsed_and_validated() {
+    let deep =
+        "(".repeat(25) + "context.goal_vague && !context.side_effects" + &" && true".repeat(200) + &")".repeat(25);
+    let (pack, _) = Broken::new().replace("value.cedar", "context.goal_vague && !context.side_effects", &deep);
+    // An evaluator parses it again, on a thread with an ordinary stack.
+    Engine::new(Pack::from_dir(pack.folder.path()).unwrap()).unwrap();
+}
+
+/// So many rules that nothing satisfies, in one file.
+fn many_rules(count: usize) -> String {
+    let rule = |n: usize| {
+        format!(
+            "// {n}\n@id(\"many.r{n}\") @family(\"many\") @trigger(\"always\") @effect(\"advise\") @code(\"MANY\") @severity(\"LOW\")\n\
+             @message(\"m\") @next_action(\"wait\") @weight(\"0\")\nforbid (principal, action, resource) when {{ context.iteration > 1000 }};\n"
+        )
+    };
+    (0..count).map(rule).collect()
+}
+
+#[test]
+fn a_pack_has_a_thousand_rules_at_most() {
+    let faults = Broken::new().write("many.cedar", &many_rules(10_000)).faults();
+    assert_eq!(faults.len(), 1, "{faults:#?}");
+    assert!(faults[0].to_string().contains(": the pack has more than 1000 rules"), "{}", faults[0]);
+    // As many as may be are each looked at, and told with their own line.
+    let faults = Broken::new().write("many.cedar", &many_rules(900)).faults();
+    assert_eq!(faults.len(), 900, "{:#?}", faults.first());
+    assert!(faults.iter().all(|f| f.message.starts_with("no case satisfies it")), "{}", faults[0]);
+    let told = faults.iter().find(|f| f.rule.as_deref() == Some("many.r500")).unwrap();
+    assert_eq!(told.line, Some(500 * 4 + 2));
+}
+
+#[test]
+fn a_folder_that_is_no_pack_is_not_read_whole() {
+    let big = Broken::new().write("big.cedar", &" ".repeat(3 << 20));
+    assert!(big.fault().starts_with("big.cedar: is larger than "));
+    let mut many = Broken::new();
+    for n in 0..3 {
+        many = many.write(&format!("{n}.cedar"), &" ".repeat(2 << 20));
+    }
+    assert!(many.fault().contains("has more than 4194304 bytes in all its files"));
+    let mut many = Broken::new();
+    for n in 0..100 {
+        many = many.write(&format!("{n}.cedar"), "");
+    }
+    assert!(many.fault().contains("has more than 100 files"));
+}
+
+#[test]
 fn strict_validation_refuses_what_could_fail_later() {
     for (from, to) in [
         ("context.goal_vague && !context.side_effects", "context.role == \"admin\""),
@@ -218,7 +282,7 @@ fn a_trigger_that_hides_a_rule_is_refused() {
 #[test]
 fn a_folder_of_packs_loads_them_all_or_says_which_is_refused() {
     let parent = tempfile::tempdir().unwrap();
-    let next = Broken::new().replace("pack.toml", "version = \"1.0.0\"", "version = \"1.1.0\"").0;
+    let next = Broken::new().replace("pack.toml", "version = \"1.1.0\"", "version = \"1.2.0\"").0;
     fs::rename(next.folder.path(), parent.path().join("next")).unwrap();
     let set = PackSet::embedded().unwrap().with_dir(parent.path()).unwrap();
     assert_eq!(set.versions().len(), 2);

@@ -12,7 +12,7 @@ use actix_web::web::{Data, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use stage0_backplane::AskError;
+use stage0_backplane::{AskError, Requests};
 use stage0_contract::{
     AuditMode, CallerTexts, CheckRequest, CheckResponse, Circumstances, ClientOrigin, ClientRequestId, Decided,
     Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, RequestId, ResponseMeta,
@@ -212,7 +212,8 @@ impl Asked<'_> {
             },
         };
         let asked = Instant::now();
-        let evaluated = timed(Step::Evaluate, evaluate(gate, &question, deadline)).await;
+        let evaluated =
+            timed(Step::Evaluate, evaluate(gate.requests(), gate.config.request_budget, &question, deadline)).await;
         let Decided { decision, recordable } = evaluated.map_err(|error| {
             let refused = matches!(error, ApiError::Invalid(_));
             Undecided::Before(if refused { Ended::Refused } else { Ended::Failed }, error)
@@ -385,14 +386,21 @@ fn visible_header(request: &HttpRequest, name: &'static str, errors: &mut Vec<Fi
     parsed
 }
 
-async fn evaluate(gate: &Gate, question: &EvaluateRequest, deadline: Instant) -> Result<Decided, ApiError> {
+/// Asks until an evaluator has answered. Each answer is final, also that it gave up or would not begin: another one would take as long,
+/// and what is too dear for one must not take the time of all.
+async fn evaluate(
+    requests: &dyn Requests,
+    request_budget: Duration,
+    question: &EvaluateRequest,
+    deadline: Instant,
+) -> Result<Decided, ApiError> {
     let request_id = question.request_id;
     // A frozen evaluator costs one try, not the whole budget.
-    let one_try = gate.config.request_budget * 2 / 5;
+    let one_try = request_budget * 2 / 5;
     let mut tries = 0;
     let reply = loop {
         tries += 1;
-        let error = match gate.requests().ask_until(question, deadline.min(Instant::now() + one_try)).await {
+        let error = match requests.ask_until(question, deadline.min(Instant::now() + one_try)).await {
             Ok(reply) => break reply,
             Err(error) => error,
         };
@@ -418,6 +426,14 @@ async fn evaluate(gate: &Gate, question: &EvaluateRequest, deadline: Instant) ->
         EvaluateReply::Invalid(errors) => Err(ApiError::Invalid(errors)),
         EvaluateReply::Unable(reason) => {
             tracing::error!(%request_id, reason, "evaluator could not decide");
+            Err(ApiError::Unavailable)
+        }
+        EvaluateReply::TimedOut => {
+            tracing::warn!(%request_id, "evaluator gave the check up: it took too long");
+            Err(ApiError::Unavailable)
+        }
+        EvaluateReply::Busy => {
+            tracing::warn!(%request_id, "evaluator refused the check: too many of its account wait");
             Err(ApiError::Unavailable)
         }
     }
@@ -451,5 +467,57 @@ impl Budget {
 
     fn resume(self) -> Self {
         Self { left: self.left, since: Instant::now() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use serde_json::json;
+    use stage0_backplane::embedded::Bus;
+    use stage0_contract::AccountId;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(5);
+
+    fn question() -> EvaluateRequest {
+        EvaluateRequest {
+            request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
+            account: AccountId::parse("acc").unwrap(),
+            request: CheckRequest::parse(json!({"goal": "read the report"})).unwrap(),
+            evaluated_at: 1_773_662_400,
+            operation: None,
+            caller: CallerTexts::default(),
+        }
+    }
+
+    /// Asks where every evaluator says the same; the error and how often one was asked.
+    async fn refused_by(reply: EvaluateReply) -> (ApiError, usize) {
+        let bus = Bus::new();
+        let (evaluators, gateway) = (bus.connect(), bus.connect());
+        let mut served = evaluators.requests.serve::<EvaluateRequest>().await.unwrap();
+        let asked = Cell::new(0);
+        let answering = async {
+            while let Some(question) = served.next().await {
+                asked.set(asked.get() + 1);
+                question.answer(&reply).await;
+            }
+        };
+        let question = question();
+        let asking = evaluate(&*gateway.requests, WITHIN, &question, Instant::now() + WITHIN);
+        let answer = tokio::select! {
+            answer = asking => answer,
+            () = answering => panic!("the inbox ended"),
+        };
+        (answer.unwrap_err(), asked.get())
+    }
+
+    #[tokio::test]
+    async fn an_evaluator_that_gave_up_or_is_busy_is_the_last_that_is_asked() {
+        for reply in [EvaluateReply::TimedOut, EvaluateReply::Busy, EvaluateReply::Unable("why".to_owned())] {
+            assert_eq!(refused_by(reply.clone()).await, (ApiError::Unavailable, 1), "{reply:?}");
+        }
     }
 }
