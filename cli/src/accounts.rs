@@ -37,7 +37,7 @@ fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> any
     };
     let created: AccountCreated = block_on(client.call(Method::POST, &["v1", "accounts"], &[], Some(&body)))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&created)?)?);
+        return out::json(&created);
     }
     let (id, name, plan) = (&created.id, plain(&created.name), created.plan.as_str());
     Ok(out::line(format!("account  {id}\nname     {name}\nplan     {plan}"))?)
@@ -46,7 +46,7 @@ fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> any
 fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     let accounts: Vec<Account> = block_on(crate::keys::pages(client, &["v1", "accounts"], None))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&Page { items: accounts, next_cursor: None })?)?);
+        return out::json(&Page { items: accounts, next_cursor: None });
     }
     let mut table = Table::new(["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "CREATED"]);
     for account in &accounts {

@@ -45,15 +45,13 @@ fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> Result<Verdict, N
     let client = Client::new(Target::find(settings, Whose::Account)?, settings.timeout)?;
     let answer = block_on(client.send(Method::POST, &["check"], &[], Some(action.body)))?;
     if answer.status != StatusCode::OK && arguments.json {
-        out::write(&answer.body)?;
-        out::line("")?;
+        out::json_text(&answer.body)?;
     }
     let status = answer.status;
     let body = answer.successful()?;
     let response = read_answer(status, &body)?;
     if arguments.json {
-        out::write(&body)?;
-        out::line("")?;
+        out::json_text(&body)?;
     } else {
         out::line(for_people(&response))?;
     }

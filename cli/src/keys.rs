@@ -54,7 +54,7 @@ fn make(client: &Client, path: &[&str], body: &Value, shown: &NewKey) -> anyhow:
             written.with_context(|| format!("the key {} exists and nobody has it, revoke it", created.id))?;
             Ok(out::line(&created.id)?)
         }
-        None if shown.json => Ok(out::line(serde_json::to_string_pretty(&created)?)?),
+        None if shown.json => out::json(&created),
         None => Ok(out::line(for_people(&created))?),
     }
 }
@@ -75,7 +75,7 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
     let account = account.or(client.account()).map(AccountId::as_str);
     let keys: Vec<KeySummary> = block_on(pages(client, &["v1", "keys"], account))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&Page { items: keys, next_cursor: None })?)?);
+        return out::json(&Page { items: keys, next_cursor: None });
     }
     let mut table = Table::new(["ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "REVOKED"]);
     for key in &keys {

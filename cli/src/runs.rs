@@ -33,7 +33,7 @@ fn act(command: &DoRuns, settings: &ClientSettings) -> anyhow::Result<()> {
             let path = ["v1", "runs", run_id, "settle"];
             let settled: RunSettled = block_on(client.call(Method::POST, &path, &[], Some(&body)))?;
             if *json {
-                return Ok(out::line(serde_json::to_string_pretty(&settled)?)?);
+                return out::json(&settled);
             }
             let (estimated, actual) = (settled.estimated_cost_usd, settled.actual_cost_usd);
             Ok(out::line(format!("settled  {actual} USD, estimated {estimated}\n{}", money(&settled.cost)))?)

@@ -24,7 +24,7 @@ fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
     let status: Status = block_on(client.call(Method::GET, &["v1", "status"], &[], None))?;
     let problems = problems(&status);
     if as_json {
-        out::line(serde_json::to_string_pretty(&status)?)?;
+        out::json(&status)?;
         problems.iter().for_each(out::complain);
     } else {
         out::line(for_people(&status, &problems))?;

@@ -18,7 +18,7 @@ fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Whose::Account)?, settings.timeout)?;
     let usage: Usage = block_on(client.call(Method::GET, &["usage"], &[], None))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&usage)?)?);
+        return out::json(&usage);
     }
     Ok(out::line(for_people(&usage))?)
 }

@@ -42,7 +42,7 @@ fn act(command: &DoWebhooks, settings: &ClientSettings, now: Timestamp) -> anyho
         DoWebhooks::Show { id, json } => {
             let webhook = ask(&client, Method::GET, id, &[], None)?;
             if *json {
-                out::line(serde_json::to_string_pretty(&webhook)?)?;
+                out::json(&webhook)?;
             } else {
                 out::line(for_people(&webhook))?;
             }
@@ -132,7 +132,7 @@ fn make(client: &Client, path: &[&str], body: &Value, shown: &NewSecret) -> anyh
             written.with_context(hint)?;
             Ok(out::line(&webhook.id)?)
         }
-        None if shown.json => Ok(out::line(serde_json::to_string_pretty(&created)?)?),
+        None if shown.json => out::json(&created),
         None => Ok(out::line(with_secret(webhook, &created.secret))?),
     }
 }
@@ -178,7 +178,7 @@ fn environments(webhook: &Webhook) -> String {
 fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::Result<()> {
     let webhooks: Vec<Webhook> = block_on(pages(client, &WEBHOOKS, account.map(AccountId::as_str)))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&Page { items: webhooks, next_cursor: None })?)?);
+        return out::json(&Page { items: webhooks, next_cursor: None });
     }
     let mut table = Table::new(["ID", "VERDICTS", "ENVIRONMENTS", "RATE", "CREATED", "STATE", "URL"]);
     for webhook in &webhooks {
@@ -210,7 +210,7 @@ fn test(client: &Client, id: &WebhookId) -> anyhow::Result<Exit> {
 fn deliveries(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<()> {
     let page: Page<Delivery> = block_on(client.call(Method::GET, &path(id, &["deliveries"]), &[], None))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&page)?)?);
+        return out::json(&page);
     }
     let headings = ["SEQUENCE", "STATE", "ATTEMPTS", "STATUS", "LATENCY", "LAST", "NEXT", "EVENT", "ERROR"];
     let mut table = Table::new(headings);

@@ -17,7 +17,7 @@ const PAGE: u32 = 1_000;
 pub(super) fn list(client: &Client, query: &Query, limit: u32, as_json: bool) -> anyhow::Result<()> {
     let found = block_on(collect(client, query, limit))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&found)?)?);
+        return out::json(&found);
     }
     let mut table = Table::new(HEADINGS);
     for record in &found.items {

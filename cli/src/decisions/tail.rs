@@ -71,7 +71,11 @@ pub(super) fn tail(settings: &ClientSettings, query: Query, as_json: bool) -> an
 
 /// False once nobody reads any more.
 fn print(record: &Value, as_json: bool) -> anyhow::Result<bool> {
-    let line = if as_json { serde_json::to_string(record)? } else { cells(&read(record)?).join("  ") };
+    let line = if as_json {
+        out::json_escaped(&serde_json::to_string(record)?).into_owned()
+    } else {
+        cells(&read(record)?).map(|cell| out::plain(&cell)).join("  ")
+    };
     Ok(out::stream(format!("{line}\n").as_bytes())?)
 }
 

@@ -21,7 +21,7 @@ pub(super) fn explain(pack: &Path, file: &Path, as_json: bool) -> anyhow::Result
         Err(rejected) => bail!("the action is refused{}", told(&rejected.errors)),
     };
     match engine.explain(&request, jiff::Timestamp::now().as_second()) {
-        Ok(explanation) if as_json => Ok(out::line(serde_json::to_string_pretty(&explanation)?)?),
+        Ok(explanation) if as_json => out::json(&explanation),
         Ok(explanation) => Ok(out::line(for_people(&explanation))?),
         Err(errors) => bail!("the policy refuses the action{}", told(&errors)),
     }
