@@ -11,8 +11,8 @@ mod target;
 use std::path::Path;
 use std::time::Duration;
 
-use reqwest::header::{CONTENT_TYPE, HeaderValue};
-use reqwest::{Certificate, Method, Response, StatusCode, Url};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Certificate, ClientBuilder, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -37,16 +37,24 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     /// The body, not interpreted.
     pub(crate) body: Vec<u8>,
+    headers: HeaderMap,
 }
 
 impl Client {
     /// Prepares the exchange; nothing is sent yet.
     pub(crate) fn new(target: Target, timeout: Duration) -> Result<Self, ClientError> {
-        let mut builder = reqwest::Client::builder()
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .timeout(timeout);
+        Self::build(target, |builder| builder.timeout(timeout))
+    }
+
+    /// For answers whose size nobody knows: each read has a timeout, the whole exchange has none.
+    pub(crate) fn for_downloads(target: Target, read_timeout: Duration) -> Result<Self, ClientError> {
+        Self::build(target, |builder| builder.connect_timeout(read_timeout).read_timeout(read_timeout))
+    }
+
+    fn build(target: Target, limit: impl FnOnce(ClientBuilder) -> ClientBuilder) -> Result<Self, ClientError> {
+        let builder =
+            reqwest::Client::builder().https_only(true).no_proxy().redirect(reqwest::redirect::Policy::none());
+        let mut builder = limit(builder);
         if let Some(ca) = &target.ca {
             builder = builder.tls_certs_only(certificates(ca)?);
         }
@@ -95,7 +103,7 @@ impl Client {
     }
 
     async fn whole(&self, mut response: Response) -> Result<Answer, ClientError> {
-        let (status, mut body) = (response.status(), Vec::new());
+        let (status, headers, mut body) = (response.status(), response.headers().clone(), Vec::new());
         let failed = |e: reqwest::Error| ClientError::from_http(&e, &self.target.url);
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             if body.len() + chunk.len() > MOST_BYTES {
@@ -103,7 +111,7 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { status, body })
+        Ok(Answer { status, body, headers })
     }
 
     /// Sends one request and reads a successful answer as `T`.
@@ -123,7 +131,11 @@ impl Client {
 impl Answer {
     /// The body of a 2xx; anything else is an error with the server's own words.
     pub(crate) fn successful(self) -> Result<Vec<u8>, ClientError> {
-        if self.status.is_success() { Ok(self.body) } else { Err(ClientError::refused(self.status, &self.body)) }
+        if self.status.is_success() {
+            Ok(self.body)
+        } else {
+            Err(ClientError::refused(self.status, &self.headers, &self.body))
+        }
     }
 }
 

@@ -5,9 +5,12 @@
 
 mod delete;
 mod export;
+mod lines;
 mod list;
 mod offline;
+mod progress;
 mod record;
+mod retry;
 mod tail;
 mod verify;
 
@@ -22,9 +25,12 @@ use crate::client::{Client, ClientError, Query, Target, Whose, block_on};
 use crate::exit::Exit;
 use crate::out;
 use crate::settings::client::ClientSettings;
+use export::Export;
 
 /// For walks through the whole log, where no time was named.
-const WALK_WITHIN: Duration = Duration::from_secs(600);
+const WALK_TIMEOUT: Duration = Duration::from_secs(600);
+/// A download that is silent for so long is cut here, and resumed.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// The server gives a deletion a minute.
 const DELETE_WITHIN: Duration = Duration::from_secs(90);
 const DECISIONS: [&str; 2] = ["v1", "decisions"];
@@ -48,13 +54,16 @@ fn act(command: &DoDecisions, settings: &ClientSettings, now: Timestamp) -> anyh
             let query = Query::default().with("from", Some(now)).with("verdict", filter.verdict);
             tail::tail(settings, query.with("environment", filter.environment.as_ref()), *json)?;
         }
-        DoDecisions::Export { period, out } => {
+        DoDecisions::Export { period, out, progress } => {
             let (from, to) = period.at(now)?;
-            let client = connect(settings, settings.timeout_or(WALK_WITHIN))?;
-            export::export(&client, &Query::default().with("from", from).with("to", to), out)?;
+            let timeout = settings.timeout_or(WALK_TIMEOUT);
+            let target = Target::find(settings, Whose::Account)?;
+            let client = Client::for_downloads(target, timeout.min(READ_TIMEOUT))?;
+            let query = Query::default().with("from", from).with("to", to);
+            Export { client: &client, query, timeout, progress: *progress }.run(out)?;
         }
         DoDecisions::Verify(verify) => return verify::verify(verify, settings, now),
-        DoDecisions::Keys => out::line(serde_json::to_string_pretty(&signing_keys(&client()?)?)?)?,
+        DoDecisions::Keys => out::json(&signing_keys(&client()?)?)?,
         DoDecisions::Delete { before, yes } => {
             delete::refuse_unasked(*yes)?;
             let client = connect(settings, settings.timeout_or(DELETE_WITHIN))?;
@@ -77,7 +86,7 @@ fn show(client: &Client, id: RequestId, as_json: bool) -> anyhow::Result<()> {
     let [v1, decisions] = DECISIONS;
     let found: serde_json::Value = block_on(client.call(Method::GET, &[v1, decisions, &id], &[], None))?;
     if as_json {
-        return Ok(out::line(serde_json::to_string_pretty(&found)?)?);
+        return out::json(&found);
     }
     Ok(out::line(record::for_people(&read(&found)?))?)
 }

@@ -9,6 +9,8 @@ mod commands;
 mod decisions;
 #[path = "suite/dev.rs"]
 mod dev;
+#[path = "suite/downloads.rs"]
+mod downloads;
 #[path = "suite/harness.rs"]
 mod harness;
 #[path = "suite/impostor.rs"]

@@ -52,13 +52,17 @@ pub(crate) enum DoDecisions {
     /// Downloads the log as it is, one JSON object a line: decisions, checkpoints, deletions
     #[command(after_help = "\
 The lines are the log's own bytes: `stage0 decisions verify --file` proves that none is missing or
-altered. A download that breaks leaves no file behind.")]
+altered. A download that is cut goes on by itself behind the last decision that came whole, and no line
+comes twice. It gives up when no line came for --timeout seconds (600), and leaves no file behind.")]
     Export {
         #[command(flatten)]
         period: Period,
         /// New file (mode 0600); `-` is standard output
         #[arg(long, value_name = "FILE", required = true)]
         out: PathBuf,
+        /// Says how far it is also where standard error is no terminal
+        #[arg(long)]
+        progress: bool,
     },
     /// Proves that no recorded decision is missing, altered, out of order or there twice
     #[command(after_help = "\
@@ -128,6 +132,9 @@ pub(crate) struct Verify {
     /// Prints the report as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Says how far it is also where standard error is no terminal
+    #[arg(long)]
+    pub(crate) progress: bool,
 }
 
 /// Whose signatures are believed.

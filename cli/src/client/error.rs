@@ -5,7 +5,9 @@
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{StatusCode, Url};
 use stage0_contract::ErrorBody;
 
@@ -78,6 +80,10 @@ pub(crate) enum ClientError {
         message: String,
         /// For the server's log.
         request_id: Option<String>,
+        /// The paths of the fields that it finds wrong.
+        fields: Vec<String>,
+        /// When it wants to be asked again, if it says so.
+        retry_after: Option<Duration>,
     },
     /// The answer is not what the contract says.
     #[error("the answer cannot be read: {0}")]
@@ -121,14 +127,35 @@ impl ClientError {
         }
     }
 
+    /// When the server wants to be asked again, if that is all that it says.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { status: 429 | 503, retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// An answer that is not a success: the server's words, if it is one of ours.
-    pub(super) fn refused(status: StatusCode, body: &[u8]) -> Self {
-        let ours = serde_json::from_slice::<ErrorBody>(body).ok();
-        let (message, request_id) = ours.map_or_else(
-            || (status.canonical_reason().unwrap_or("an answer that is not of the contract").to_owned(), None),
-            |body| (plain(&body.message), Some(plain(&body.request_id))),
-        );
-        Self::Refused { status: status.as_u16(), message, request_id }
+    pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
+        let status_code = status.as_u16();
+        let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after = retry_after.map(Duration::from_secs);
+        match serde_json::from_slice::<ErrorBody>(body) {
+            Ok(ours) => Self::Refused {
+                status: status_code,
+                message: plain(&ours.message),
+                request_id: Some(plain(&ours.request_id)),
+                fields: ours.errors.into_iter().map(|error| error.path).collect(),
+                retry_after,
+            },
+            Err(_) => Self::Refused {
+                status: status_code,
+                message: status.canonical_reason().unwrap_or("an answer that is not of the contract").to_owned(),
+                request_id: None,
+                fields: Vec::new(),
+                retry_after,
+            },
+        }
     }
 }
 
@@ -175,14 +202,28 @@ mod tests {
     #[test]
     fn a_refusal_says_the_servers_words_and_its_request() {
         let body = br#"{"message":"the key lacks the scope `check`","error":"scope_missing","detail":{"detail":"x","request_id":"r-1"},"request_id":"r-1"}"#;
-        let error = ClientError::refused(StatusCode::FORBIDDEN, body);
+        let error = ClientError::refused(StatusCode::FORBIDDEN, &HeaderMap::new(), body);
         assert_eq!(error.to_string(), "the server answers 403: the key lacks the scope `check` (request r-1)");
     }
 
     #[test]
     fn an_answer_of_somebody_else_is_not_quoted() {
-        let error = ClientError::refused(StatusCode::BAD_GATEWAY, b"<html>\x1b[2J");
+        let error = ClientError::refused(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"<html>\x1b[2J");
         assert_eq!(error.to_string(), "the server answers 502: Bad Gateway");
+    }
+
+    #[test]
+    fn only_a_busy_server_says_when_to_ask_again() {
+        let seconds = |status, text: &'static str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, reqwest::header::HeaderValue::from_static(text))]);
+            ClientError::refused(status, &headers, b"").retry_after().map(|wait| wait.as_secs())
+        };
+        assert_eq!(seconds(StatusCode::TOO_MANY_REQUESTS, "7"), Some(7));
+        assert_eq!(seconds(StatusCode::SERVICE_UNAVAILABLE, "1"), Some(1));
+        assert_eq!(seconds(StatusCode::TOO_MANY_REQUESTS, "Fri, 31 Dec 1999 23:59:59 GMT"), None);
+        assert_eq!(seconds(StatusCode::FORBIDDEN, "7"), None);
+        let none = ClientError::refused(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new(), b"");
+        assert_eq!(none.retry_after(), None);
     }
 
     #[test]

@@ -1,34 +1,161 @@
 //! `stage0 decisions export`: the log's own bytes, to a file that is whole or not there, or to standard output.
+//!
+//! Owns the way from cut to cut: a download that is cut is resumed behind the last decision that came whole, until the server says
+//! that it is the end. [`Lines`] sees to it that no line is lost and none comes twice; only whole lines are written.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use stage0_contract::RequestId;
+use tokio::runtime::Runtime;
 
 use super::DECISIONS;
-use crate::client::{Client, Download, Query};
+use super::lines::Lines;
+use super::progress::{Progress, size};
+use super::retry::Retry;
+use crate::client::{Client, ClientError, Download, Query, runtime};
 use crate::new_file::NewFile;
 use crate::out;
 
-/// Downloads; the file is made before the server is asked, so that nothing is walked for a file that cannot be.
-pub(super) fn export(client: &Client, query: &Query, to: &Path) -> anyhow::Result<()> {
-    let [v1, decisions] = DECISIONS;
-    let path = [v1, decisions, "export"];
-    if to == Path::new("-") {
-        let mut download = Download::begin(client, &path, query)?;
-        while let Some(piece) = download.next()? {
-            if !out::stream(piece.as_ref())? {
-                break;
-            }
+/// How an export is made.
+pub(super) struct Export<'c> {
+    pub(super) client: &'c Client,
+    /// The same for each part.
+    pub(super) query: Query,
+    /// For so long no new line may come.
+    pub(super) timeout: Duration,
+    pub(super) progress: bool,
+}
+
+/// What has been handed on.
+#[derive(Default)]
+struct Count {
+    lines: u64,
+    bytes: u64,
+    /// That were answered with a part of it.
+    requests: u32,
+}
+
+/// Where whole lines go.
+enum Output {
+    File(NewFile),
+    Stdout,
+}
+
+impl Export<'_> {
+    /// Downloads; the file is made before the server is asked, so that nothing is walked for a file that cannot be.
+    pub(super) fn run(self, to: &Path) -> anyhow::Result<()> {
+        let mut output = if to == Path::new("-") { Output::Stdout } else { Output::File(NewFile::create(to)?) };
+        let count = self.download(&mut output)?;
+        let Output::File(file) = output else { return Ok(()) };
+        file.keep()?;
+        let Count { lines, bytes, requests } = count;
+        let resumed = if requests > 1 { format!(", in {requests} parts") } else { String::new() };
+        Ok(out::line(format!("{lines} lines, {bytes} bytes{resumed}"))?)
+    }
+
+    fn download(&self, output: &mut Output) -> anyhow::Result<Count> {
+        let runtime = runtime()?;
+        let (mut lines, mut count, mut after) = (Lines::default(), Count::default(), None);
+        let mut retry = Retry::new(self.timeout, Instant::now());
+        let mut progress = Progress::new(self.progress);
+        loop {
+            let part = Part { export: self, runtime: &runtime, after };
+            let taken = part.take(output, &mut lines, &mut count, &mut retry, &mut progress)?;
+            let error = match taken {
+                Outcome::Complete => {
+                    write(output, &lines.end(), &mut count)?;
+                    return Ok(count);
+                }
+                Outcome::NobodyReads => return Ok(count),
+                Outcome::Failed(error) => error,
+            };
+            let Some(delay) = retry.after(&error, Instant::now()) else {
+                return Err(final_error(error, after));
+            };
+            after = lines.cut();
+            let from = after.map_or_else(|| "from the beginning".to_owned(), |after| format!("behind {after}"));
+            progress.note(format!("{error}; goes on {from} in {} s", delay.as_secs_f32()));
+            // On the runtime, so that what is left of the connection is closed meanwhile.
+            runtime.block_on(async { tokio::time::sleep(delay).await });
         }
-        return Ok(());
     }
-    let mut file = NewFile::create(to)?;
-    let mut download = Download::begin(client, &path, query)?;
-    let (mut bytes, mut lines) = (0, 0);
-    while let Some(piece) = download.next()? {
-        let piece = piece.as_ref();
-        file.write(piece)?;
-        bytes += piece.len();
-        lines += piece.iter().filter(|byte| **byte == b'\n').count();
+}
+
+/// One request of an export.
+struct Part<'e> {
+    export: &'e Export<'e>,
+    runtime: &'e Runtime,
+    after: Option<RequestId>,
+}
+
+/// How a request ended.
+enum Outcome {
+    /// The server said that this was all.
+    Complete,
+    NobodyReads,
+    Failed(ClientError),
+}
+
+impl Part<'_> {
+    fn take(
+        &self,
+        output: &mut Output,
+        lines: &mut Lines,
+        count: &mut Count,
+        retry: &mut Retry,
+        progress: &mut Progress,
+    ) -> anyhow::Result<Outcome> {
+        let [v1, decisions] = DECISIONS;
+        let query = self.export.query.clone().with("after", self.after);
+        let begun = Download::begin(self.runtime, self.export.client, &[v1, decisions, "export"], &query);
+        let mut download = match begun {
+            Ok(download) => download,
+            Err(error) => return Ok(Outcome::Failed(error)),
+        };
+        retry.answered();
+        count.requests += 1;
+        let mut whole = Vec::new();
+        loop {
+            match download.next(self.runtime) {
+                Ok(Some(piece)) => lines.take(piece.as_ref(), &mut whole)?,
+                Ok(None) => return Ok(Outcome::Complete),
+                Err(error) => return Ok(Outcome::Failed(error)),
+            }
+            if !whole.is_empty() {
+                retry.advanced(Instant::now());
+                if !write(output, &whole, count)? {
+                    return Ok(Outcome::NobodyReads);
+                }
+                whole.clear();
+            }
+            progress.tell(Instant::now(), || format!("{} lines, {}", count.lines, size(count.bytes)));
+        }
     }
-    file.keep()?;
-    Ok(out::line(format!("{lines} lines, {bytes} bytes"))?)
+}
+
+/// False once nobody reads any more.
+fn write(output: &mut Output, whole: &[u8], count: &mut Count) -> anyhow::Result<bool> {
+    count.bytes += u64::try_from(whole.len()).unwrap_or(u64::MAX);
+    count.lines += u64::try_from(whole.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u64::MAX);
+    match output {
+        Output::File(file) => file.write(whole).map(|()| true),
+        Output::Stdout => Ok(out::stream(whole)?),
+    }
+}
+
+/// Why an export ends without being whole.
+fn final_error(error: ClientError, after: Option<RequestId>) -> anyhow::Error {
+    let Some(after) = after else { return error.into() };
+    let is_about_after = matches!(&error, ClientError::Refused { status: 422, fields, .. }
+        if fields.iter().any(|field| field == "after"));
+    let why = if is_about_after {
+        format!(
+            "the download was cut, and this gateway cannot go on behind {after}: it may be older than this command \
+             line; upgrade the gateway, or export shorter periods with --from and --to"
+        )
+    } else {
+        format!("the download was cut behind {after} and could not be resumed")
+    };
+    anyhow::Error::from(error).context(why)
 }

@@ -6,25 +6,33 @@
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::Context as _;
 use serde::Deserialize;
 use stage0_contract::{LineType, PublicKey, PublicKeys, Report, Walk, Window};
 
-/// A request's body is at most 1 MB; its line holds it once, and not much more. What is longer is none of ours.
-const MOST_LINE: u64 = 16 << 20;
+use super::lines::MAX_LINE_BYTES;
+use super::progress::{Progress, size};
+
+const MAX_LINE: u64 = MAX_LINE_BYTES as u64;
 
 /// Walks the file.
-pub(super) fn verify(file: &Path, keys: Vec<PublicKey>, window: Window) -> anyhow::Result<Report> {
+pub(super) fn verify(
+    file: &Path,
+    keys: Vec<PublicKey>,
+    window: Window,
+    progress: &mut Progress,
+) -> anyhow::Result<Report> {
     let mut marks = Vec::new();
-    each_line(file, |line| {
+    each_line(file, "marks", progress, |line| {
         if is_mark(line) {
             marks.push(line.to_vec());
         }
     })?;
     let mut walk = Walk::new(window, keys, marks.iter().map(Vec::as_slice));
     drop(marks);
-    each_line(file, |line| walk.see(line))?;
+    each_line(file, "decisions", progress, |line| walk.see(line))?;
     Ok(walk.finish())
 }
 
@@ -49,8 +57,18 @@ fn is_mark(line: &[u8]) -> bool {
     }
 }
 
-fn each_line(path: &Path, see: impl FnMut(&[u8])) -> anyhow::Result<()> {
-    let read = File::open(path).and_then(|file| lines(BufReader::new(file), MOST_LINE, see));
+fn each_line(path: &Path, what: &str, progress: &mut Progress, mut see: impl FnMut(&[u8])) -> anyhow::Result<()> {
+    let read = File::open(path).and_then(|file| {
+        let (all, mut bytes, mut count) = (file.metadata()?.len(), 0, 0_u64);
+        lines(BufReader::new(file), MAX_LINE, |line| {
+            see(line);
+            (bytes, count) = (bytes + u64::try_from(line.len()).unwrap_or_default() + 1, count + 1);
+            // Looking at the clock costs more than many a line.
+            if count.is_multiple_of(256) {
+                progress.tell(Instant::now(), || format!("{what}: {} of {}", size(bytes), size(all)));
+            }
+        })
+    });
     read.with_context(|| format!("cannot read `{}` (--file)", path.display()))
 }
 

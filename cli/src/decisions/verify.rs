@@ -1,15 +1,18 @@
 //! `stage0 decisions verify`: asks the server to walk its log, or walks a downloaded one, and tells what came of it.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use reqwest::Method;
 use stage0_contract::{PublicKey, Report, Window};
 
-use super::{DECISIONS, WALK_WITHIN, connect, offline, signing_keys};
+use super::progress::Progress;
+use super::retry::Retry;
+use super::{DECISIONS, WALK_TIMEOUT, connect, offline, signing_keys};
 use crate::args::decisions::Verify;
-use crate::client::{Query, block_on};
+use crate::client::{Client, Query, runtime};
 use crate::decision::wire_word;
 use crate::exit::Exit;
 use crate::out::{self, plain};
@@ -23,21 +26,48 @@ pub(super) fn verify(asked: &Verify, settings: &ClientSettings, now: Timestamp) 
         // What the retention was when the file was made is not known: only what its lines say of their end excuses them.
         Some(file) => {
             let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: asked.kept };
-            offline::verify(file, keys(asked.trust.keys.as_deref(), settings)?, window)?
+            let mut progress = Progress::new(asked.progress);
+            offline::verify(file, keys(asked.trust.keys.as_deref(), settings)?, window, &mut progress)?
         }
         None => {
-            let client = connect(settings, settings.timeout_or(WALK_WITHIN))?;
+            let timeout = settings.timeout_or(WALK_TIMEOUT);
             let query = Query::default().with("from", from).with("to", to).with("kept", asked.kept);
-            let [v1, decisions] = DECISIONS;
-            block_on(client.call(Method::GET, &[v1, decisions, "verify"], &query.pairs(), None))?
+            on_server(&connect(settings, timeout)?, &query, timeout, Progress::new(asked.progress))?
         }
     };
     if asked.json {
-        out::line(serde_json::to_string_pretty(&report)?)?;
+        out::json(&report)?;
     } else {
         out::line(for_people(&report))?;
     }
     Ok(if report.ok { Exit::Done } else { Exit::Failed })
+}
+
+/// Asks for the server's report; a server that is busy is asked again when it says.
+fn on_server(client: &Client, query: &Query, timeout: Duration, mut progress: Progress) -> anyhow::Result<Report> {
+    let (runtime, begun) = (runtime()?, Instant::now());
+    let mut retry = Retry::new(timeout, begun);
+    let [v1, decisions] = DECISIONS;
+    let path = [v1, decisions, "verify"];
+    loop {
+        let answer = runtime.block_on(async {
+            let pairs = query.pairs();
+            let mut asked = std::pin::pin!(client.call(Method::GET, &path, &pairs, None));
+            loop {
+                if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), &mut asked).await {
+                    return answer;
+                }
+                progress.tell(Instant::now(), || format!("the server verifies: {} s", begun.elapsed().as_secs()));
+            }
+        });
+        let error = match answer {
+            Ok(report) => return Ok(report),
+            Err(error) => error,
+        };
+        let Some(delay) = retry.after(&error, Instant::now()) else { return Err(error.into()) };
+        progress.note(format!("{error}; asked again in {} s", delay.as_secs_f32()));
+        runtime.block_on(async { tokio::time::sleep(delay).await });
+    }
 }
 
 fn keys(file: Option<&Path>, settings: &ClientSettings) -> anyhow::Result<Vec<PublicKey>> {

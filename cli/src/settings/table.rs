@@ -139,7 +139,7 @@ settings! {
     KEY_FILE = "key-file" "FILE" in "Connection", "File with the API key. There is no flag for the key itself: others on the machine can read a command line", OPEN, All, &[
         (Client, Optional)];
     API_KEY = "api-key" "KEY" in "Connection", "The account's API key, when no key file is given", SECRET, VariableOnly, &[(Client, Optional)];
-    TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte; where it is not given, `decisions export` and `verify` have 600", OPEN, All, &[(Client, Default("5"))];
+    TIMEOUT = "timeout" "SECONDS" in "Connection", "Time for the whole exchange, from connecting to the last byte; of `decisions export` the time in which no line came; where it is not given, `decisions export` and `verify` have 600", OPEN, All, &[(Client, Default("5"))];
 
     SECRET_FILE = "secret-file" "FILE" in "Receiver", "File with the endpoint's secret, `whsec_…`, or with several, one a line; read at each delivery, so it may appear and change later", OPEN, All, &[
         (Receiver, Required)];

@@ -1,0 +1,103 @@
+//! When a question to a server is asked again, and when no more.
+//!
+//! Owns the pauses; time is an argument. A server that names a time is asked then; a cut is followed by a short pause that doubles.
+//! What nobody would answer otherwise in a while (a refusal, a certificate) is final at once, and so is a server that was never
+//! reached.
+
+use std::time::{Duration, Instant};
+
+use crate::client::ClientError;
+
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
+
+/// Failures since something was achieved.
+pub(super) struct Retry {
+    /// For so long nothing may be achieved.
+    timeout: Duration,
+    since: Instant,
+    delay: Duration,
+    /// A server that has answered once is expected to come back.
+    has_answered: bool,
+}
+
+impl Retry {
+    pub(super) fn new(timeout: Duration, now: Instant) -> Self {
+        Self { timeout, since: now, delay: MIN_RETRY_DELAY, has_answered: false }
+    }
+
+    /// It answers.
+    pub(super) fn answered(&mut self) {
+        self.has_answered = true;
+    }
+
+    /// Something was achieved: pauses begin anew.
+    pub(super) fn advanced(&mut self, now: Instant) {
+        (self.since, self.delay) = (now, MIN_RETRY_DELAY);
+    }
+
+    /// How long to pause before it is asked again; none when that is over.
+    pub(super) fn after(&mut self, error: &ClientError, now: Instant) -> Option<Duration> {
+        let delay = match error.retry_after() {
+            Some(named) => named.max(MIN_RETRY_DELAY),
+            None if self.has_answered && error.may_pass() => {
+                let delay = self.delay;
+                self.delay = (delay * 2).min(MAX_RETRY_DELAY);
+                delay
+            }
+            None => return None,
+        };
+        let waited = now.saturating_duration_since(self.since);
+        (waited.saturating_add(delay) <= self.timeout).then_some(delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken() -> ClientError {
+        ClientError::Broken { url: "https://h".parse().unwrap(), why: "cut".to_owned() }
+    }
+
+    fn refused(status: u16, retry_after: Option<u64>) -> ClientError {
+        let retry_after = retry_after.map(Duration::from_secs);
+        ClientError::Refused { status, message: String::new(), request_id: None, fields: Vec::new(), retry_after }
+    }
+
+    #[test]
+    fn pauses_double_until_something_is_achieved_and_end_with_the_timeout() {
+        let start = Instant::now();
+        let mut retry = Retry::new(Duration::from_secs(60), start);
+        retry.answered();
+        let millis = |retry: &mut Retry| retry.after(&broken(), start).map(|delay| delay.as_millis());
+        assert_eq!([millis(&mut retry), millis(&mut retry), millis(&mut retry)], [Some(250), Some(500), Some(1_000)]);
+        retry.advanced(start);
+        assert_eq!(millis(&mut retry), Some(250));
+        let late = start + Duration::from_secs(60);
+        assert_eq!(retry.after(&broken(), late), None);
+        retry.advanced(late);
+        assert_eq!(retry.after(&broken(), late), Some(MIN_RETRY_DELAY));
+    }
+
+    #[test]
+    fn a_server_that_names_a_time_is_asked_then_also_at_first() {
+        let start = Instant::now();
+        let mut retry = Retry::new(Duration::from_secs(60), start);
+        assert_eq!(retry.after(&refused(429, Some(7)), start), Some(Duration::from_secs(7)));
+        assert_eq!(retry.after(&refused(503, Some(0)), start), Some(MIN_RETRY_DELAY));
+        assert_eq!(retry.after(&refused(429, Some(61)), start), None, "later than anybody waits");
+    }
+
+    #[test]
+    fn a_server_that_never_answered_and_a_refusal_are_final() {
+        let start = Instant::now();
+        let mut retry = Retry::new(Duration::from_secs(60), start);
+        assert_eq!(retry.after(&broken(), start), None);
+        retry.answered();
+        for final_one in [refused(401, None), refused(403, Some(1)), refused(422, None), ClientError::NoKey] {
+            assert_eq!(retry.after(&final_one, start), None);
+        }
+        assert!(retry.after(&refused(502, None), start).is_some(), "a balancer without a gateway");
+    }
+}
