@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use jiff::{SignedDuration, Timestamp};
+use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -34,6 +35,9 @@ const SLACK: Duration = Duration::from_secs(2);
 const STORE_SLACK: SignedDuration = SignedDuration::from_secs(5);
 /// For giving a claim back: the answer waits for it.
 const GIVE_BACK_WITHIN: Duration = Duration::from_millis(50);
+const MAX_SIGHTINGS: u64 = 10_000;
+/// Longer than any attempt takes.
+const SIGHTING_TTL: Duration = Duration::from_secs(600);
 /// Claims that others made first, until we give up.
 pub(crate) const MOST_RACES: u32 = 5;
 
@@ -73,6 +77,23 @@ pub(crate) enum Ended {
     Refused,
     /// It failed: what it counted is not counted again.
     Failed,
+}
+
+/// Since when this gateway has known entries of a time that is still to come: after a clock went back, their own end may be hours away.
+#[derive(Clone)]
+pub(crate) struct Sightings(Cache<(String, Revision), Instant>);
+
+impl Default for Sightings {
+    fn default() -> Self {
+        Self(Cache::builder().max_capacity(MAX_SIGHTINGS).time_to_live(SIGHTING_TTL).build())
+    }
+}
+
+impl Sightings {
+    fn known_for(&self, place: &str, revision: Revision, now: Instant) -> Duration {
+        let first = self.0.get_with((place.to_owned(), revision), || now);
+        now.saturating_duration_since(first)
+    }
 }
 
 /// What a key was used for before.
@@ -116,14 +137,15 @@ enum Judgement {
 }
 
 impl Entry {
-    fn judge(&self, body: &str, now: Timestamp) -> Judgement {
+    /// `known_for` is how long this gateway has seen the entry as it is, by a clock that never goes back.
+    fn judge(&self, body: &str, now: Timestamp, known_for: Duration) -> Judgement {
         if self.ended == Some(Ended::Refused) {
             Judgement::Unused
         } else if self.body != body {
             Judgement::Otherwise
         } else if self.ended == Some(Ended::Failed) {
             Judgement::Failed
-        } else if now.as_millisecond() < self.until {
+        } else if now.as_millisecond() < self.until && known_for < self.lifetime() {
             Judgement::UnderWay
         } else {
             Judgement::Over
@@ -136,6 +158,16 @@ impl Entry {
     fn recorded_from(&self) -> Timestamp {
         let since = Timestamp::from_millisecond(self.since).unwrap_or(Timestamp::UNIX_EPOCH);
         since.checked_sub(STORE_SLACK).unwrap_or(Timestamp::UNIX_EPOCH)
+    }
+
+    /// How long the last attempt may be under way.
+    fn lifetime(&self) -> Duration {
+        Duration::from_millis(self.until.saturating_sub(self.since).max(0).unsigned_abs())
+    }
+
+    /// Whether the last attempt took the key later than it is now: a clock went back since.
+    fn is_of_the_future(&self, now: Timestamp) -> bool {
+        Timestamp::from_millisecond(self.since).is_ok_and(|since| since.duration_since(now) > STORE_SLACK)
     }
 
     /// And not after.
@@ -166,7 +198,11 @@ impl Repeatable {
             };
             let entry: Entry = serde_json::from_slice(&record.value).map_err(|error| failed(&error.to_string()))?;
             let again = || self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision));
-            let over = match entry.judge(&self.body, Timestamp::now()) {
+            let (now, clock) = (Timestamp::now(), Instant::now());
+            let future = entry.is_of_the_future(now);
+            let known_for =
+                if future { gate.sightings.known_for(&self.place, record.revision, clock) } else { Duration::ZERO };
+            let over = match entry.judge(&self.body, now, known_for) {
                 Judgement::Unused => return Ok(Before::Free(self.ticket(None, None, Some(record.revision)))),
                 Judgement::Otherwise => return Ok(Before::Otherwise),
                 Judgement::Failed => return Ok(Before::Free(again())),
@@ -259,7 +295,8 @@ async fn put(
     deadline: Instant,
 ) -> Result<Revision, PutError> {
     let value = serde_json::to_vec(entry).map_err(|error| PutError::Failed(error.to_string()))?;
-    let left = entry.ends.saturating_sub(Timestamp::now().as_second()).max(1);
+    // A clock that went back must not keep a key for longer.
+    let left = entry.ends.saturating_sub(Timestamp::now().as_second()).clamp(1, LIVES);
     let lives = Duration::from_secs(left.unsigned_abs());
     ledger.put(place, Bytes::from(value), expected, Some(lives), deadline).await
 }
@@ -332,12 +369,39 @@ mod tests {
             ended: None,
         };
         let at = |millis| Timestamp::from_millisecond(millis).unwrap();
-        assert_eq!(entry.judge("c", at(1)), Judgement::Otherwise);
-        assert_eq!(entry.judge("b", at(4_999)), Judgement::UnderWay);
-        assert_eq!(entry.judge("b", at(5_000)), Judgement::Over);
+        assert_eq!(entry.judge("c", at(1), Duration::ZERO), Judgement::Otherwise);
+        assert_eq!(entry.judge("b", at(4_999), Duration::ZERO), Judgement::UnderWay);
+        assert_eq!(entry.judge("b", at(5_000), Duration::ZERO), Judgement::Over);
         let ended = |ended| Entry { ended: Some(ended), ..entry.clone() };
-        assert_eq!(ended(Ended::Failed).judge("b", at(1)), Judgement::Failed);
-        assert_eq!(ended(Ended::Failed).judge("c", at(1)), Judgement::Otherwise);
-        assert_eq!(ended(Ended::Refused).judge("c", at(1)), Judgement::Unused);
+        assert_eq!(ended(Ended::Failed).judge("b", at(1), Duration::ZERO), Judgement::Failed);
+        assert_eq!(ended(Ended::Failed).judge("c", at(1), Duration::ZERO), Judgement::Otherwise);
+        assert_eq!(ended(Ended::Refused).judge("c", at(1), Duration::ZERO), Judgement::Unused);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_of_the_future_is_over_once_it_was_seen_for_as_long_as_it_may_take() {
+        let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
+        let (hour, since) = (3_600_000, 1_000_000_000);
+        let entry = Entry {
+            body: "b".to_owned(),
+            operation: id,
+            request_id: id,
+            since,
+            until: since + 6_000,
+            ends: 600,
+            ended: None,
+        };
+        let now = Timestamp::from_millisecond(since - hour).unwrap();
+        assert!(entry.is_of_the_future(now));
+        assert!(!entry.is_of_the_future(Timestamp::from_millisecond(since - 4_000).unwrap()), "clocks differ a little");
+        let (sightings, revision) = (Sightings::default(), Revision(7));
+        let mut judged = Vec::new();
+        for _ in 0..4 {
+            judged.push(entry.judge("b", now, sightings.known_for("p", revision, Instant::now())));
+            tokio::time::advance(Duration::from_secs(2)).await;
+        }
+        assert_eq!(judged, [Judgement::UnderWay, Judgement::UnderWay, Judgement::UnderWay, Judgement::Over]);
+        let other = sightings.known_for("p", Revision(8), Instant::now());
+        assert_eq!(entry.judge("b", now, other), Judgement::UnderWay, "another attempt has a time of its own");
+        assert_eq!(entry.judge("c", now, Duration::from_secs(60)), Judgement::Otherwise);
     }
 }

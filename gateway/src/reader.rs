@@ -23,6 +23,8 @@ const PIECE_WITHIN: Duration = Duration::from_secs(5);
 const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: SignedDuration::from_secs(15) };
 /// The clocks of gateways and of the store differ by less, for all but the search below.
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
+/// A store whose newest entry is further ahead of this gateway's clock has another clock.
+const CLOCKS_AGREE: SignedDuration = SignedDuration::from_secs(5);
 /// Where clocks differ more.
 const FAR: Search = Search { before: SignedDuration::from_secs(120), after: SignedDuration::from_secs(120) };
 
@@ -57,6 +59,24 @@ pub(crate) struct Cursor {
 struct Search {
     before: SignedDuration,
     after: SignedDuration,
+}
+
+/// How a search ended.
+enum Searched {
+    Found(Vec<u8>),
+    /// At what was stored at this time, past what was searched.
+    Later(Timestamp),
+    /// With the log.
+    Ended,
+}
+
+impl Searched {
+    fn found(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Found(line) => Some(line),
+            Self::Later(_) | Self::Ended => None,
+        }
+    }
 }
 
 /// What a filter looks at.
@@ -111,7 +131,7 @@ impl Shelf<'_> {
         for Search { before, after } in [NEAR, FAR] {
             let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
             let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
-            if let Some(line) = self.search(from, to, id).await? {
+            if let Some(line) = self.search(from, to, id).await?.found() {
                 return serde_json::from_slice(&line).map(Some).map_err(|error| ReadError(error.to_string()));
             }
         }
@@ -119,17 +139,40 @@ impl Shelf<'_> {
     }
 
     /// As [`Shelf::decision`], for one that was stored between two times.
+    ///
+    /// The times are this gateway's. Where its clock went back, the store's is ahead of it, or the log has later times before earlier ones:
+    /// then the end of the log is searched from the time that the store's clock had.
     pub(crate) async fn between(
         &self,
         id: RequestId,
         from: Timestamp,
         to: Timestamp,
     ) -> Result<Option<Value>, ReadError> {
-        let line = self.search(from, to, id).await?;
+        let line = match self.search(from, to, id).await? {
+            Searched::Found(line) => Some(line),
+            searched => match self.newest().await?.and_then(|newest| self.from_elsewhere(&searched, from, newest)) {
+                Some(from) => self.search(from, Timestamp::MAX, id).await?.found(),
+                None => None,
+            },
+        };
         line.map(|line| serde_json::from_slice(&line).map_err(|error| ReadError(error.to_string()))).transpose()
     }
 
-    async fn search(&self, from: Timestamp, to: Timestamp, id: RequestId) -> Result<Option<Vec<u8>>, ReadError> {
+    /// From when on to search again, when the clocks do not agree.
+    fn from_elsewhere(&self, searched: &Searched, from: Timestamp, newest: Timestamp) -> Option<Timestamp> {
+        let ahead = newest.duration_since(self.now);
+        if ahead > CLOCKS_AGREE {
+            return Some(from.checked_add(ahead).unwrap_or(from));
+        }
+        matches!(searched, Searched::Later(later) if newest < *later).then_some(from)
+    }
+
+    async fn newest(&self) -> Result<Option<Timestamp>, ReadError> {
+        let last = self.log.last(self.account, Kind::Decisions, Instant::now() + PIECE_WITHIN).await?;
+        Ok(last.map(|last| last.stored_at))
+    }
+
+    async fn search(&self, from: Timestamp, to: Timestamp, id: RequestId) -> Result<Searched, ReadError> {
         // Most lines do not hold the id at all; one may hold it elsewhere, as text that its request sent along.
         let wanted = id.to_string();
         let is_it = |line: &[u8]| {
@@ -142,13 +185,13 @@ impl Shelf<'_> {
             let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
             for entry in &chunk.entries {
                 if entry.stored_at > to {
-                    return Ok(None);
+                    return Ok(Searched::Later(entry.stored_at));
                 }
                 if let Some(line) = entry.lines().find(|line| is_it(line)) {
-                    return Ok(Some(line.to_vec()));
+                    return Ok(Searched::Found(line.to_vec()));
                 }
             }
-            let Some(next) = following(&chunk) else { return Ok(None) };
+            let Some(next) = following(&chunk) else { return Ok(Searched::Ended) };
             seek = next;
         }
     }
@@ -314,3 +357,6 @@ fn contains(line: &[u8], wanted: &[u8]) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
+use crate::idempotency::Sightings;
 use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::metrics::{self, Metered, Throttle};
@@ -103,6 +104,7 @@ impl Gateway {
         E: std::error::Error + 'static,
     {
         metrics::describe();
+        config.warnings().into_iter().for_each(|warning| tracing::warn!("{warning}"));
         raise_open_files_limit();
         let certificate = Certificate::load(config.tls.clone())?;
         let mut tls = server_config(Arc::clone(&certificate))?;
@@ -311,6 +313,7 @@ fn gates(
     let bursts = config.requests_per_second_per_address.map(|limit| Arc::new(Bursts::new(limit, Instant::now())));
     let readiness = Arc::new(Readiness::default());
     let walks = Arc::new(Semaphore::new(WALKS));
+    let sightings = Sightings::default();
     let signing_keys = Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_LIVE).build();
     let gate = |backplane: &Backplane| Gate {
         backplane: backplane.clone(),
@@ -322,6 +325,7 @@ fn gates(
         instances: Arc::clone(shared.instances),
         readiness: Arc::clone(&readiness),
         recorder: recorder.cloned(),
+        sightings: sightings.clone(),
         walks: Arc::clone(&walks),
         signing_keys: signing_keys.clone(),
     };

@@ -8,6 +8,7 @@ use stage0_contract::PublicKeys;
 use tokio::sync::Semaphore;
 
 use crate::config::GatewayConfig;
+use crate::idempotency::Sightings;
 use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::quota::Quotas;
@@ -32,6 +33,8 @@ pub(crate) struct Gate {
     pub(crate) recorder: Option<Recorder>,
     /// The public keys of marks: anybody may ask, so the keystore is asked once a second.
     pub(crate) signing_keys: Cache<(), PublicKeys>,
+    /// Of the keys of requests whose time is still to come.
+    pub(crate) sightings: Sightings,
     /// Long walks through the log, a few at a time.
     pub(crate) walks: Arc<Semaphore>,
 }
