@@ -13,6 +13,7 @@ mod metrics;
 pub mod nats;
 mod notices;
 mod requests;
+mod secret_file;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -26,6 +27,7 @@ pub use notices::{Event, Hearing, Listener, Notices, TellError};
 pub use requests::{
     AskError, Asked, Inbox, NotReady, Pending, Question, Replier, Requests, ServeError, Served, Unread, read_question,
 };
+pub use secret_file::{Exposed, check_secret_file};
 
 /// The largest question, answer, notice, batch or record, on every backplane: a check's body may be 1,000,000 bytes and grows when it is written
 /// as JSON again. A NATS server needs a `max_payload` above it (8 MB); a server that carries less lowers the bound for its clients.

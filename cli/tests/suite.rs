@@ -17,6 +17,8 @@ mod harness;
 mod impostor;
 #[path = "suite/manage.rs"]
 mod manage;
+#[path = "suite/modes.rs"]
+mod modes;
 #[path = "suite/policy.rs"]
 mod policy;
 #[path = "suite/receiver.rs"]

@@ -81,4 +81,40 @@ impl GatewayConfig {
             dangerous_allow_private_webhooks: false,
         }
     }
+
+    /// Which promises the operator's settings give up; `/readyz` and `stage0 status` say the first too.
+    pub(crate) fn warnings(&self) -> Vec<&'static str> {
+        let audit = match self.audit {
+            AuditMode::Required => None,
+            AuditMode::BestEffort => Some(
+                "audit is `best-effort`: a decision is released even when it is not recorded; \
+                 set `audit` to `required` where every answer must be in the log",
+            ),
+            AuditMode::None => Some("audit is off: no decision is recorded"),
+        };
+        let quotas = match self.quotas_on_failure {
+            OnFailure::Closed => None,
+            OnFailure::Open => Some(
+                "quotas-on-failure is `open`: limits do not hold while the ledger fails; \
+                 set it to `closed` where they must",
+            ),
+        };
+        audit.into_iter().chain(quotas).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_that_is_given_up_is_told_and_the_usual_settings_are_silent() {
+        let tls = TlsFiles { cert: "c".into(), key: "k".into() };
+        let usual = GatewayConfig::new("127.0.0.1:0".parse().unwrap(), tls);
+        assert!(usual.warnings().is_empty());
+        let best_effort = GatewayConfig { audit: AuditMode::BestEffort, ..usual.clone() }.warnings();
+        assert!(best_effort.len() == 1 && best_effort[0].contains("best-effort"), "{best_effort:?}");
+        let both = GatewayConfig { audit: AuditMode::None, quotas_on_failure: OnFailure::Open, ..usual }.warnings();
+        assert!(both.len() == 2 && both[1].contains("quotas-on-failure"), "{both:?}");
+    }
 }

@@ -15,6 +15,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use stage0_backplane::{Exposed, check_secret_file};
+
 use crate::config::TlsFiles;
 
 mod authority;
@@ -41,6 +43,9 @@ pub enum TlsError {
     /// The certificate file is empty of certificates.
     #[error("`{0}` holds no certificate")]
     NoCertificate(String),
+    /// Others may read the private key.
+    #[error("{0}")]
+    Exposed(Exposed),
     /// Key and certificate do not belong together, or the key is of an unknown kind.
     #[error("the certificate and the private key cannot be used together")]
     Mismatch(#[source] rustls::Error),
@@ -139,6 +144,7 @@ fn read(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
     if chain.is_empty() {
         return Err(TlsError::NoCertificate(files.cert.display().to_string()));
     }
+    check_secret_file(&files.key).map_err(TlsError::Exposed)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(wrong("a private key", &files.key))?;
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(TlsError::Mismatch)
 }

@@ -18,6 +18,21 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Takes away what others may do with these files of the directory, as far as they are there.
+pub(crate) fn private_files(dir: &Path, names: &[&str]) -> io::Result<()> {
+    for file in names.iter().map(|name| dir.join(name)) {
+        match std::fs::symlink_metadata(&file) {
+            Ok(found) if found.is_file() && found.permissions().mode() & 0o077 != 0 => {
+                std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600))?;
+                tracing::warn!(file = %file.display(), "others could read a file of the keystore; now its owner alone can");
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
 /// Puts a whole file in place: after a crash there is the old one or the new one.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let unfinished = dir.join(format!("{name}.new"));

@@ -20,6 +20,8 @@ use crate::journal::{self, AppendError, End, Journal, Replay, RewriteError};
 use crate::metrics;
 use crate::record::Record;
 use crate::recovery::{self, Fault, Plan, StoreFound};
+use crate::seal::SECRETS_KEY_FILE;
+use crate::signer::SIGNING_KEY_FILE;
 use crate::store::{self, Store, StoreError};
 
 const LOCK: &str = "lock";
@@ -84,7 +86,10 @@ pub(crate) enum CommitError {
 impl Vault {
     /// Opens the directory, repairing what can be proven. `now` names what is put aside.
     pub(crate) fn open(dir: &Path, fresh: Lineage, now: Timestamp) -> Result<Self, OpenError> {
-        disk::private_dir(dir).map_err(|error| OpenError::Directory(dir.to_owned(), error))?;
+        let own = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE, journal::FILE];
+        disk::private_dir(dir)
+            .and_then(|()| disk::private_files(dir, &own))
+            .map_err(|error| OpenError::Directory(dir.to_owned(), error))?;
         let lock = lock(dir)?;
         let journal_failed = |error| OpenError::Journal(dir.join(journal::FILE), error);
         let replay = journal::read(dir).map_err(journal_failed)?;

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
+use stage0_backplane::check_secret_file;
 use stage0_contract::{AccountId, ApiKey};
 
 use super::ClientError;
@@ -57,7 +58,10 @@ impl Target {
             (Some(file), _) => read_key(file)?,
             (None, Whose::Account) => match (&settings.api_key, &dev) {
                 (Some(key), _) => key.clone(),
-                (None, Some(dev)) => dev.api_key.clone(),
+                (None, Some(dev)) => {
+                    refuse_exposed(&settings.data_dir.join(DEV_FILE))?;
+                    dev.api_key.clone()
+                }
                 (None, None) => return Err(ClientError::NoKey),
             },
             (None, Whose::Operator) if may_use_found_key => read_key(&settings.data_dir.join(OPERATOR_KEY_FILE))?,
@@ -74,15 +78,21 @@ fn base(url: &str, data_dir: &Path) -> Result<Url, ClientError> {
     https_url(url).map_err(|why| ClientError::File { path: data_dir.join(DEV_FILE), why: format!("its `url` {why}") })
 }
 
+fn refuse_exposed(path: &Path) -> Result<(), ClientError> {
+    check_secret_file(path).map_err(|exposed| ClientError::File { path: path.to_owned(), why: exposed.to_string() })
+}
+
 /// The error never quotes the file: it may hold a key with a typing mistake.
 pub(crate) fn read_key(path: &Path) -> Result<ApiKey, ClientError> {
     let unusable = |why: String| ClientError::File { path: path.to_owned(), why };
+    refuse_exposed(path)?;
     let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
     ApiKey::parse(text.trim()).map_err(|_| unusable("its content is not an API key".to_owned()))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
     use std::time::Duration;
 
     use super::*;
@@ -104,6 +114,11 @@ mod tests {
         }
     }
 
+    fn write(path: &Path, text: impl AsRef<[u8]>, mode: u32) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
     fn dev_dir() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let dev = DevFile {
@@ -113,8 +128,8 @@ mod tests {
             operator_key: key(2),
             account: AccountId::parse("a1").unwrap(),
         };
-        std::fs::write(dir.path().join(DEV_FILE), serde_json::to_vec(&dev).unwrap()).unwrap();
-        std::fs::write(dir.path().join(OPERATOR_KEY_FILE), format!("{}\n", key(2).expose())).unwrap();
+        write(&dir.path().join(DEV_FILE), serde_json::to_vec(&dev).unwrap(), 0o600);
+        write(&dir.path().join(OPERATOR_KEY_FILE), format!("{}\n", key(2).expose()), 0o600);
         dir
     }
 
@@ -147,7 +162,7 @@ mod tests {
     fn a_named_key_comes_before_the_environments_and_that_before_the_dev_servers() {
         let dir = dev_dir();
         let file = dir.path().join("other.key");
-        std::fs::write(&file, key(3).expose()).unwrap();
+        write(&file, key(3).expose(), 0o600);
         let mut settings = ClientSettings { api_key: Some(key(4)), ..settings(dir.path()) };
         assert_eq!(Target::find(&settings, Whose::Account).unwrap().key, key(4));
         settings.key_file = Some(file);
@@ -168,10 +183,34 @@ mod tests {
     fn a_key_file_with_a_typing_mistake_is_not_quoted() {
         let dir = dev_dir();
         let file = dir.path().join("bad.key");
-        std::fs::write(&file, "s0_hunter2").unwrap();
+        write(&file, "s0_hunter2", 0o600);
         let settings = ClientSettings { key_file: Some(file), ..settings(dir.path()) };
         let Err(error) = Target::find(&settings, Whose::Account) else { panic!("it was taken") };
         assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_and_the_command_that_mends_it_is_told() {
+        let dir = dev_dir();
+        let refused = |settings: &ClientSettings, whose| {
+            let Err(error) = Target::find(settings, whose) else { panic!("it was taken") };
+            error.to_string()
+        };
+        let file = dir.path().join("other.key");
+        write(&file, key(3).expose(), 0o644);
+        let named = ClientSettings { key_file: Some(file.clone()), ..settings(dir.path()) };
+        let text = refused(&named, Whose::Account);
+        assert!(text.ends_with(&format!("type `chmod 600 {}`", file.display())) && text.contains("0644"), "{text}");
+        write(&file, key(3).expose(), 0o600);
+        assert_eq!(Target::find(&named, Whose::Account).unwrap().key, key(3));
+        let found = settings(dir.path());
+        for (name, whose) in [(DEV_FILE, Whose::Account), (OPERATOR_KEY_FILE, Whose::Operator)] {
+            let path = dir.path().join(name);
+            write(&path, std::fs::read(&path).unwrap(), 0o604);
+            assert!(refused(&found, whose).contains(&format!("chmod 600 {}", path.display())), "{name}");
+        }
+        let with_key = ClientSettings { api_key: Some(key(4)), ..settings(dir.path()) };
+        assert_eq!(Target::find(&with_key, Whose::Account).unwrap().key, key(4), "nothing of the file is used");
     }
 
     #[test]

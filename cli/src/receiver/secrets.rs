@@ -8,6 +8,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use stage0_backplane::check_secret_file;
 use stage0_contract::WebhookSecret;
 use standardwebhooks::Webhook;
 
@@ -60,6 +61,7 @@ impl Secrets {
 }
 
 fn text(file: &Path) -> io::Result<String> {
+    check_secret_file(file).map_err(io::Error::other)?;
     let mut text = String::new();
     let read = std::fs::File::open(file)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
     if u64::try_from(read).is_ok_and(|read| read <= MOST_BYTES) {

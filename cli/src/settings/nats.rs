@@ -30,6 +30,8 @@ fn login(reader: &mut Reader) -> Option<Option<Login>> {
     }
     let password = if reader.is_given(in_file) {
         reader.both([&table::NATS_USER, in_file])?;
+        let file = reader.optional(in_file, path);
+        reader.private(in_file, file)?;
         Some(reader.optional(in_file, first_line)?)
     } else {
         reader.both([&table::NATS_USER, given])?;
@@ -51,6 +53,7 @@ fn first_line(path: &str) -> Result<String, String> {
 fn tls(reader: &mut Reader) -> Option<Option<Tls>> {
     let ca = reader.optional(&table::NATS_CA, path);
     let (cert, key) = (reader.optional(&table::NATS_CERT, path), reader.optional(&table::NATS_KEY, path));
+    let key = reader.private(&table::NATS_KEY, key);
     reader.both([&table::NATS_CERT, &table::NATS_KEY])?;
     let client = cert.zip(key);
     Some((ca.is_some() || client.is_some()).then_some(Tls { ca, client }))

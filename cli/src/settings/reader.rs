@@ -3,6 +3,10 @@
 //! INVARIANT: whatever returns `None` without having been optional has put a mistake on the list, so [`Reader::finish`] cannot
 //! let an incomplete configuration through. The value of a secret is in no mistake.
 
+use std::path::PathBuf;
+
+use stage0_backplane::check_secret_file;
+
 use super::{Absent, Mistake, Mistakes, Setting, Sources};
 
 /// Reads the settings of one role.
@@ -51,6 +55,18 @@ impl Reader {
         }
     }
 
+    /// Refuses a file with a secret that others may read. Whether it exists is seen where it is used.
+    pub(crate) fn private(&mut self, setting: &Setting, file: Option<PathBuf>) -> Option<PathBuf> {
+        let file = file?;
+        match check_secret_file(&file) {
+            Ok(()) => Some(file),
+            Err(exposed) => {
+                self.clash(setting, &exposed.to_string());
+                None
+            }
+        }
+    }
+
     /// Whether any source has it.
     pub(crate) fn is_given(&self, setting: &Setting) -> bool {
         self.sources.values.contains_key(setting.name)
@@ -62,7 +78,7 @@ impl Reader {
         self.refuse(format!("`{}`", setting.name), how);
     }
 
-    /// A setting that does not go with another.
+    /// A setting that does not go with another, or with what it names.
     pub(crate) fn clash(&mut self, setting: &Setting, why: &str) {
         let origin =
             self.sources.values.get(setting.name).map_or_else(|| setting.name.to_owned(), |v| v.origin.clone());

@@ -274,7 +274,9 @@ pub(crate) fn receiver(sources: Sources) -> Result<ReceiverSettings, Mistakes> {
     let process = read_process(&mut reader);
     let listen = reader.required(&table::LISTEN, address);
     let (cert, key) = (reader.required(&table::TLS_CERT, path), reader.required(&table::TLS_KEY, path));
+    let key = reader.private(&table::TLS_KEY, key);
     let secret_file = reader.required(&table::SECRET_FILE, path);
+    let secret_file = reader.private(&table::SECRET_FILE, secret_file);
     let page_listen = reader.optional(&table::PAGE_LISTEN, address);
     let built = process.zip(listen.zip(secret_file.zip(cert.zip(key))));
     let built = built.map(|(process, (listen, (secret_file, (cert, key))))| {
@@ -312,12 +314,14 @@ fn read_keystore(reader: &mut Reader) -> Option<KeystoreConfig> {
     let hash_threads = reader.optional(&table::HASH_THREADS, count(256));
     let hash_queue = reader.required(&table::HASH_QUEUE, count(10_000));
     let secrets_key_file = reader.optional(&table::SECRETS_KEY_FILE, path);
+    let secrets_key_file = reader.private(&table::SECRETS_KEY_FILE, secrets_key_file);
     let secrets_key =
         reader.optional(&table::SECRETS_KEY, |text| SecretsKey::parse(text.trim()).map_err(|error| error.to_string()));
     if secrets_key_file.is_some() && secrets_key.is_some() {
         reader.clash(&table::SECRETS_KEY_FILE, "does not go with the variable of `secrets-key`");
     }
     let signing_key_file = reader.optional(&table::SIGNING_KEY_FILE, path);
+    let signing_key_file = reader.private(&table::SIGNING_KEY_FILE, signing_key_file);
     let plans = reader.optional(&table::PLANS, plans);
     Some(KeystoreConfig {
         secrets_key_file,
@@ -366,6 +370,7 @@ fn replicas(text: &str) -> Result<usize, String> {
 /// Exactly one of the operator's files and a directory of our own.
 fn read_tls(reader: &mut Reader) -> Option<TlsSource> {
     let (cert, key) = (reader.optional(&table::TLS_CERT, path), reader.optional(&table::TLS_KEY, path));
+    let key = reader.private(&table::TLS_KEY, key);
     let dev = reader.optional(&table::TLS_DEV_DIR, path);
     let files = reader.is_given(&table::TLS_CERT) || reader.is_given(&table::TLS_KEY);
     match (files, reader.is_given(&table::TLS_DEV_DIR)) {

@@ -8,7 +8,9 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::table::{CONFIG, SETTINGS};
+use stage0_backplane::check_secret_file;
+
+use super::table::{CONFIG, NATS_PASSWORD, SETTINGS};
 use super::{Mistake, Role, Setting};
 
 /// Variables that only tests of this repository read.
@@ -99,6 +101,12 @@ impl Sources {
             match SETTINGS.iter().find(|setting| setting.in_file() && setting.name == key) {
                 None => self.refuse(origin(&key), "is not a setting".to_owned()),
                 Some(setting) => match as_text(&value) {
+                    Some(text) if setting.name == NATS_PASSWORD.name => {
+                        if let Err(exposed) = check_secret_file(path) {
+                            self.refuse(origin(&key), format!("is a secret, and {exposed}"));
+                        }
+                        self.offer(setting.name, text, origin(&key));
+                    }
                     Some(text) => self.offer(setting.name, text, origin(&key)),
                     None => {
                         self.refuse(

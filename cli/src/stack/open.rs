@@ -149,7 +149,7 @@ impl fmt::Display for Banner<'_> {
         let (public_url, page_url) = (format!("https://{}", published.at(host)), format!("http://{}", page.at(host)));
         writeln!(f, "Stage0 {VERSION} is ready at {public_url}\n")?;
         writeln!(f, "Get a key and the authority to trust, then ask whether an action may run:\n")?;
-        writeln!(f, "  docker compose run --rm -T cli stack key > stage0.key")?;
+        writeln!(f, "  (umask 077; docker compose run --rm -T cli stack key > stage0.key)")?;
         writeln!(f, "  docker compose run --rm -T cli stack ca > stage0-ca.pem")?;
         writeln!(f, "  curl --cacert stage0-ca.pem \\")?;
         writeln!(f, "    -H \"x-api-key: $(cat stage0.key)\" \\")?;

@@ -123,7 +123,7 @@ fn a_gateway_that_cannot_resume_is_named_and_nothing_is_left() {
         }
         let mut bytes = exported(&lines, None);
         bytes.truncate(bytes.len() - 5);
-        Reply { bytes, end: End::Reset }
+        Reply { bytes, end: End::Dropped }
     });
     let file = dir.path().join("old.ndjson");
     let old = ended(&mut server.client(&["decisions", "export", "--out", file.to_str().unwrap()]));

@@ -1,6 +1,7 @@
 //! Starts the binary: once for an answer, or as a `stage0 dev` that stops with the test.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -22,6 +23,17 @@ pub(crate) fn stage0(arguments: &[&str]) -> Command {
     }
     command.args(arguments).stdin(Stdio::null());
     command
+}
+
+/// Writes a file that holds a secret: for its owner alone.
+pub(crate) fn write_secret(path: &Path, text: &str) {
+    std::fs::write(path, text).unwrap();
+    allow(path, 0o600);
+}
+
+/// Gives a file this mode.
+pub(crate) fn allow(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
 /// Asks again until it holds, within a time that no machine needs.
@@ -69,9 +81,18 @@ impl Dev {
 
     /// Returns when its banner is complete, which is when it can be asked.
     pub(crate) fn start_with(data_dir: &Path, more: &[&str]) -> Self {
+        Self::start_as(data_dir, |mut command| {
+            command.args(more);
+            command
+        })
+    }
+
+    /// Starts another command that comes of the usual one.
+    pub(crate) fn start_as(data_dir: &Path, change: impl FnOnce(Command) -> Command) -> Self {
         let mut command = stage0(&["dev", "--listen", "127.0.0.1:0", "--data-dir"]);
-        command.arg(data_dir).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        command.arg(data_dir);
+        let mut command = change(command);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut banner = String::new();
         let mut lines = BufReader::new(child.stdout.take().unwrap());
         while !banner.contains("Ctrl-C") {

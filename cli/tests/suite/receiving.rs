@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use stage0_gateway::{TlsFiles, dev_tls};
 use standardwebhooks::Webhook;
 
-use crate::harness::{Dev, ended, stage0};
+use crate::harness::{Dev, ended, stage0, write_secret};
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OTHER: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
@@ -49,7 +49,7 @@ impl Receiving {
         let (tls, ca) = dev_tls(&dir.join("tls")).unwrap();
         let secret_file = dir.join("hook.secret");
         if !secrets.is_empty() {
-            std::fs::write(&secret_file, secrets.join("\n")).unwrap();
+            write_secret(&secret_file, &secrets.join("\n"));
         }
         let mut child = command(dir, &tls).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, lines) = channel();
@@ -189,10 +189,10 @@ fn until_there_is_a_secret_deliveries_are_told_to_come_again() {
     let receiving = Receiving::start(dir.path(), &[]);
     assert_eq!(receiving.deliver(&good(1)), 503);
     assert!(receiving.line().starts_with("waiting   no secret in `"));
-    std::fs::write(&receiving.secret_file, "not a secret\n").unwrap();
+    write_secret(&receiving.secret_file, "not a secret\n");
     assert_eq!(receiving.deliver(&good(1)), 503);
     receiving.line();
-    std::fs::write(&receiving.secret_file, format!("{SECRET}\n")).unwrap();
+    write_secret(&receiving.secret_file, &format!("{SECRET}\n"));
     assert_eq!(receiving.deliver(&good(1)), 204);
     assert!(receiving.line().starts_with("DENY "));
     assert_eq!(receiving.page()["refused"], 0);
@@ -208,7 +208,7 @@ fn during_a_rotation_both_secrets_count_and_afterwards_one() {
     let receiving = Receiving::start(dir.path(), &[SECRET, OTHER]);
     let by_other = |sequence| signed("dec_o", &decision(sequence), OTHER, Timestamp::now().as_second());
     assert_eq!((receiving.deliver(&good(1)), receiving.deliver(&by_other(2))), (204, 204));
-    std::fs::write(&receiving.secret_file, OTHER).unwrap();
+    write_secret(&receiving.secret_file, OTHER);
     assert_eq!((receiving.deliver(&good(3)), receiving.deliver(&by_other(3))), (401, 204));
 }
 

@@ -3,8 +3,9 @@
 //! Owns a directory with `ca.pem`, `ca.key`, `server.pem` and `server.key` (keys 0600). Several gateways may start on it at the same
 //! time: a file lock lets one make the files, the others use them. The server's certificate is made anew before it ends.
 
-use std::fs::{self, File};
+use std::fs::{DirBuilder, OpenOptions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::authority::{Authority, AuthorityError, Leaf};
@@ -18,9 +19,10 @@ pub fn dev_tls(dir: &Path) -> Result<(TlsFiles, PathBuf), AuthorityError> {
         let path = path.to_owned();
         move |source: io::Error| AuthorityError::File { path, source }
     };
-    fs::create_dir_all(dir).map_err(failed(dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
     let lock_path = dir.join(".lock");
-    let lock = File::create(&lock_path).map_err(failed(&lock_path))?;
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+    let lock = lock.map_err(failed(&lock_path))?;
     // Held until this function returns; the system releases it when a process dies.
     lock.lock().map_err(failed(&lock_path))?;
     let authority = Authority::open(dir, "Stage0 development CA")?;
@@ -33,6 +35,7 @@ pub fn dev_tls(dir: &Path) -> Result<(TlsFiles, PathBuf), AuthorityError> {
 mod tests {
     use super::super::authority::DAY;
     use super::*;
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::time::SystemTime;
 
@@ -66,7 +69,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (files, ca) = dev_tls(dir.path()).unwrap();
         let (cert, authority) = (fs::read(&files.cert).unwrap(), fs::read(&ca).unwrap());
-        File::options().append(true).open(&files.cert).unwrap().set_modified(SystemTime::now() - DAY * 301).unwrap();
+        fs::File::options()
+            .append(true)
+            .open(&files.cert)
+            .unwrap()
+            .set_modified(SystemTime::now() - DAY * 301)
+            .unwrap();
         dev_tls(dir.path()).unwrap();
         assert_ne!(cert, fs::read(&files.cert).unwrap());
         assert_eq!(authority, fs::read(&ca).unwrap());

@@ -94,7 +94,7 @@ fn up(stack: &Containers) -> String {
 
 /// The commands of the banner as a shell runs them, but for how compose is called here.
 fn what_the_banner_says_works(stack: &Containers, banner: &str, dir: &std::path::Path) {
-    let begin = banner.find("  docker compose run").expect("a command");
+    let begin = banner.find("  (umask 077; docker compose run").expect("a command");
     let end = banner.find("\ndecisions").expect("a place to look");
     let script = banner[begin..end].replace("docker compose", &stack.shell());
     let ran = Command::new("sh").arg("-ec").arg(&script).current_dir(dir).stdin(Stdio::null()).output().unwrap();

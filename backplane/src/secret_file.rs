@@ -1,0 +1,89 @@
+//! Files that hold a secret: keys, passwords, private keys of certificates.
+//!
+//! Owns who else may read such a file. Only its owner, as a rule; its group too where another user, or root, gave it to the process: so
+//! orchestrators hand secrets to containers (mode 0440, `fsGroup`). The rule is libpq's for a client's key. It reads nothing of the file.
+
+use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+/// What the owner may do.
+const OWNER: u32 = 0o700;
+const GROUP_READS: u32 = 0o040;
+
+/// Others may read a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exposed {
+    path: PathBuf,
+    mode: u32,
+}
+
+/// Refuses a file that others may read or change. One that cannot be looked at is its reader's trouble, and so is what is no file.
+///
+/// # Errors
+/// When it is exposed; says what to type.
+pub fn check_secret_file(path: &Path) -> Result<(), Exposed> {
+    let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
+    let exposed = found.is_file() && is_exposed(found.mode(), found.uid(), rustix::process::geteuid().as_raw());
+    if exposed { Err(Exposed { path: path.to_owned(), mode: found.mode() & 0o7777 }) } else { Ok(()) }
+}
+
+fn is_exposed(mode: u32, owner: u32, process: u32) -> bool {
+    // An owner can change the mode; root's group is root's business.
+    let may_be_given = owner != process || owner == 0;
+    let allowed = if may_be_given { OWNER | GROUP_READS } else { OWNER };
+    mode & 0o777 & !allowed != 0
+}
+
+impl fmt::Display for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display().to_string();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+@%:,=".contains(&b);
+        let typed = if path.bytes().all(plain) { path.clone() } else { format!("'{}'", path.replace('\'', r"'\''")) };
+        write!(f, "others may read or change `{path}` (its mode is {:04o}): type `chmod 600 {typed}`", self.mode)
+    }
+}
+
+impl std::error::Error for Exposed {}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_its_owners_and_its_groups_only_where_somebody_else_gave_it() {
+        for mode in [0o400, 0o600, 0o700] {
+            assert!(!is_exposed(mode, 1000, 1000), "{mode:o}");
+        }
+        for mode in [0o440, 0o640, 0o604, 0o601, 0o620, 0o644, 0o666, 0o777] {
+            assert!(is_exposed(mode, 1000, 1000), "{mode:o}");
+        }
+        for (owner, process) in [(0, 1000), (1001, 1000), (0, 0)] {
+            assert!(!is_exposed(0o440, owner, process) && !is_exposed(0o640, owner, process));
+            for mode in [0o644, 0o444, 0o660, 0o650, 0o602] {
+                assert!(is_exposed(mode, owner, process), "{mode:o}");
+            }
+        }
+        assert!(!is_exposed(0o100_600, 1, 1), "the kind of file is no right");
+    }
+
+    #[test]
+    fn the_refusal_says_what_to_type() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("it's a key");
+        assert_eq!(check_secret_file(&path), Ok(()), "missing");
+        assert_eq!(check_secret_file(dir.path()), Ok(()), "no file");
+        std::fs::write(&path, "x").unwrap();
+        let allow = |mode| std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        allow(0o644);
+        let refused = check_secret_file(&path).unwrap_err().to_string();
+        assert!(refused.contains("mode is 0644") && refused.ends_with(r"it'\''s a key'`"), "{refused}");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert!(check_secret_file(&link).is_err(), "orchestrators mount secrets through links");
+        allow(0o600);
+        assert_eq!((check_secret_file(&path), check_secret_file(&link)), (Ok(()), Ok(())));
+    }
+}
