@@ -10,6 +10,7 @@ mod log;
 mod notices;
 mod requests;
 mod store;
+mod threads;
 mod writer;
 
 use std::path::Path;

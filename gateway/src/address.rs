@@ -29,7 +29,7 @@ pub(crate) struct Client(IpAddr);
 
 /// One client, as throttles count it. An IPv6 network hands a whole /64 to one host, so that is what is counted; an IPv4 address in
 /// IPv6 clothes is that IPv4 address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClientNet(IpAddr);
 
 impl TrustedProxies {

@@ -1,47 +1,102 @@
 //! Reading a request's body: its type, its size, the time it may take, and strict JSON.
 //!
-//! Refuses before it reads where the headers suffice. What is not read is thrown away by the server for a bounded moment, so that
-//! the client can read its refusal.
+//! Refuses before it reads where the headers suffice. A body is held by [`BytesInFlight`](crate::in_flight::BytesInFlight) while it arrives,
+//! as far as it has arrived, and by [`InHand`](crate::in_hand::InHand) from then on. What is not read is thrown away by the server for a
+//! bounded moment, so that the client can read its refusal.
 
-use std::time::Duration;
+use std::future::poll_fn;
+use std::pin::Pin;
 
-use actix_web::HttpRequest;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use actix_web::error::PayloadError;
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
 use actix_web::web::{Bytes, BytesMut, Payload};
-use futures_util::StreamExt;
+use actix_web::{HttpMessage, HttpRequest};
+use futures_util::Stream;
 use serde_json::{Map, Value};
-use stage0_contract::{MAX_BODY_BYTES, parse_strict};
+use stage0_contract::{AccountId, MAX_BODY_BYTES, parse_strict};
+use tokio::time::Instant;
 
+use crate::address::Client;
 use crate::errors::ApiError;
+use crate::in_flight::Hold;
+use crate::in_hand::Place;
+use crate::patience::Patience;
+use crate::state::Gate;
 
-/// A JSON object, or why there is none.
+/// The first step in which a hold grows; each next one doubles it, as the buffer does.
+const FIRST_STEP_BYTES: usize = 4 << 10;
+
+/// A JSON object, and what holds the memory that it needs.
+pub(crate) struct Body {
+    pub(crate) object: Map<String, Value>,
+    pub(crate) place: Option<Place>,
+}
+
+/// Marks a request whose body was read to its end, or that has none.
+struct Read;
+
+/// A whole body, and what holds its bytes.
+pub(crate) struct Arrived {
+    bytes: Bytes,
+    hold: Hold,
+}
+
+impl Arrived {
+    /// The JSON object, once there is room for it.
+    pub(crate) async fn parse(self, gate: &Gate, account: &AccountId, deadline: Instant) -> Result<Body, ApiError> {
+        let Self { bytes, hold } = self;
+        let place = gate.in_hand.place(Some(account), bytes.len(), deadline).await?;
+        let parsed = parse_strict(&bytes).map_err(ApiError::from);
+        drop((bytes, hold));
+        match parsed? {
+            Value::Object(object) => Ok(Body { object, place: Some(place) }),
+            _ => Err(ApiError::NotAnObject),
+        }
+    }
+}
+
+/// A JSON object of `account`, or why there is none.
 pub(crate) async fn json_object(
+    gate: &Gate,
     request: &HttpRequest,
     payload: Payload,
-    within: Duration,
-) -> Result<Map<String, Value>, ApiError> {
-    let body = read(request, payload, within).await?;
-    match parse_strict(&body)? {
-        Value::Object(object) => Ok(object),
-        _ => Err(ApiError::NotAnObject),
-    }
+    account: &AccountId,
+) -> Result<Body, ApiError> {
+    let arrived = arrived(gate, request, payload, account).await?;
+    arrived.parse(gate, account, Instant::now() + gate.config.request_budget).await
 }
 
 /// As [`json_object`], where no body at all means an empty object.
 pub(crate) async fn optional_json_object(
+    gate: &Gate,
     request: &HttpRequest,
     payload: Payload,
-    within: Duration,
-) -> Result<Map<String, Value>, ApiError> {
-    let headers = request.headers();
-    let empty = headers.get(CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0");
-    if empty && !headers.contains_key("transfer-encoding") {
-        return Ok(Map::new());
+    account: &AccountId,
+) -> Result<Body, ApiError> {
+    if has_body(request.headers()) {
+        json_object(gate, request, payload, account).await
+    } else {
+        Ok(Body { object: Map::new(), place: None })
     }
-    json_object(request, payload, within).await
 }
 
-async fn read(request: &HttpRequest, payload: Payload, within: Duration) -> Result<Bytes, ApiError> {
+/// Whether a request's body is still to come, as a whole or in part: its connection cannot be used for another.
+pub(crate) fn is_unread(request: &HttpRequest) -> bool {
+    has_body(request.headers()) && !request.extensions().contains::<Read>()
+}
+
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
+    length || headers.contains_key(TRANSFER_ENCODING)
+}
+
+/// The body of a request of `account`, as soon as all of it is there.
+pub(crate) async fn arrived(
+    gate: &Gate,
+    request: &HttpRequest,
+    payload: Payload,
+    account: &AccountId,
+) -> Result<Arrived, ApiError> {
     let length =
         request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
@@ -50,22 +105,70 @@ async fn read(request: &HttpRequest, payload: Payload, within: Duration) -> Resu
     if !is_json(request) {
         return Err(ApiError::NotJsonType);
     }
-    match tokio::time::timeout(within, collect(payload)).await {
-        Ok(collected) => collected,
-        Err(_) => Err(ApiError::BodyTooSlow),
+    let address = Client::of_request(request).map(Client::net);
+    let hold = gate.bytes.begin(Some(account), address, std::time::Instant::now());
+    let patience = request.conn_data::<Patience>();
+    let collecting = Collecting { hold: &hold, patience, body: BytesMut::new(), held: 0 };
+    let collected = tokio::time::timeout(gate.config.body_timeout, collecting.collect(payload)).await;
+    patience.iter().for_each(|patience| patience.body_ends());
+    let bytes = collected.unwrap_or(Err(ApiError::BodyTooSlow))?;
+    request.extensions_mut().insert(Read);
+    Ok(Arrived { bytes, hold })
+}
+
+/// A body that arrives.
+struct Collecting<'a> {
+    hold: &'a Hold,
+    patience: Option<&'a Patience>,
+    body: BytesMut,
+    held: usize,
+}
+
+impl Collecting<'_> {
+    async fn collect(mut self, mut payload: Payload) -> Result<Bytes, ApiError> {
+        loop {
+            let chunk = tokio::select! {
+                biased;
+                chunk = next(&mut payload, self.patience) => chunk,
+                over = self.hold.cut() => return Err(over.into()),
+            };
+            match chunk {
+                Some(chunk) => self.add(&chunk.map_err(|_| ApiError::BrokenBody)?)?,
+                None => return Ok(self.body.freeze()),
+            }
+        }
+    }
+
+    fn add(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        let (now, length) = (std::time::Instant::now(), self.body.len() + chunk.len());
+        if length > MAX_BODY_BYTES {
+            return Err(ApiError::BodyTooLarge);
+        }
+        if length > self.held {
+            // What the buffer takes, not what is in it.
+            let wanted = length.max(self.held * 2).max(FIRST_STEP_BYTES).min(MAX_BODY_BYTES);
+            self.hold.grow(wanted - self.held, now)?;
+            self.held = wanted;
+            self.body.reserve(wanted - self.body.len());
+        }
+        self.hold.progressed(chunk.len(), now);
+        self.body.extend_from_slice(chunk);
+        Ok(())
     }
 }
 
-async fn collect(mut payload: Payload) -> Result<Bytes, ApiError> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|_| ApiError::BrokenBody)?;
-        if body.len() + chunk.len() > MAX_BODY_BYTES {
-            return Err(ApiError::BodyTooLarge);
+/// The next piece, as it arrives; the connection is told how far its client may go on.
+async fn next(payload: &mut Payload, patience: Option<&Patience>) -> Option<Result<Bytes, PayloadError>> {
+    poll_fn(|context| {
+        let polled = Pin::new(&mut *payload).poll_next(context);
+        match (&polled, patience) {
+            (std::task::Poll::Ready(Some(Ok(chunk))), Some(patience)) => patience.took_body(chunk.len()),
+            (std::task::Poll::Pending, Some(patience)) => patience.wants_body(),
+            _ => {}
         }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
+        polled
+    })
+    .await
 }
 
 fn is_json(request: &HttpRequest) -> bool {

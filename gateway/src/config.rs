@@ -39,8 +39,14 @@ pub struct GatewayConfig {
     pub requests_per_second_per_address: Option<NonZeroU32>,
     /// Connections that one worker holds at the same time.
     pub max_connections_per_worker: usize,
-    /// Connections that one address holds at the same time; none: no limit.
+    /// Connections that the gateway holds at the same time: one more closes an idle one.
+    pub max_connections: usize,
+    /// Connections that one address holds at the same time: one more closes an idle one of it; none: no limit.
     pub max_connections_per_address: Option<NonZeroU32>,
+    /// Bytes of request bodies that arrive, and of answers that are not taken yet; an account and an address have a quarter.
+    pub max_bytes_in_flight: usize,
+    /// Reads of the log a second of one account before more get 429; none: no limit.
+    pub reads_per_second_per_account: Option<NonZeroU32>,
     /// Whether an answer waits for its record. `None` records nothing: for measurements, no deployment can ask for it.
     pub audit: AuditMode,
     /// What becomes of accounts with limits while the ledger fails.
@@ -75,7 +81,10 @@ impl GatewayConfig {
             failed_logins_per_minute: 50,
             requests_per_second_per_address: NonZeroU32::new(10_000),
             max_connections_per_worker: 25_000,
-            max_connections_per_address: NonZeroU32::new(20_000),
+            max_connections: 4_000,
+            max_connections_per_address: NonZeroU32::new(2_000),
+            max_bytes_in_flight: 64 << 20,
+            reads_per_second_per_account: NonZeroU32::new(200),
             audit: AuditMode::Required,
             quotas_on_failure: OnFailure::Closed,
             dangerous_allow_private_webhooks: false,

@@ -9,6 +9,7 @@ use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use jiff::Timestamp;
 use stage0_contract::{ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, Refusal, RequestId, Scope};
 
+use crate::in_flight::Over;
 use crate::metrics::{self, Throttle};
 use crate::throttle::{Blocked, LoginsBy};
 
@@ -16,6 +17,8 @@ use crate::throttle::{Blocked, LoginsBy};
 const BURST_AGAIN_AFTER: u64 = 1;
 /// Seconds; most walks take less.
 const WALK_AGAIN_AFTER: u64 = 5;
+/// Seconds; bodies that arrive and requests in hand end sooner.
+const BYTES_AGAIN_AFTER: u64 = 1;
 
 /// Bad fields that an answer names; the others are counted. A body of a few bytes a field must not have an answer many times as large.
 const MAX_NAMED_ERRORS: usize = 200;
@@ -57,8 +60,16 @@ pub(crate) enum ApiError {
     TooManyFailedLogins(Blocked),
     /// 429: more requests of one address than a second may have.
     TooManyRequests,
-    /// 429: as many walks through the log as this gateway makes at a time are under way.
+    /// 429: as many downloads or verifications as the account may make at a time are under way.
     TooManyWalks,
+    /// 429: more reads of one account than a second may have, or more at a time.
+    TooManyReads,
+    /// 429: more bytes of requests and answers of the account are in flight than one may have.
+    TooManyBytesOfAccount,
+    /// 429: the same of an address.
+    TooManyBytesOfAddress,
+    /// 503: the same of the gateway.
+    Overloaded,
     /// 503: something of ours failed, or was too slow.
     Unavailable,
 }
@@ -81,15 +92,19 @@ impl ApiError {
                 response.insert_header((RETRY_AFTER, seconds.to_string()));
                 body = body.retry_after(*seconds);
             }
-            Self::TooManyRequests => {
+            Self::TooManyRequests | Self::TooManyReads => {
                 response.insert_header((RETRY_AFTER, BURST_AGAIN_AFTER.to_string()));
                 body = body.retry_after(BURST_AGAIN_AFTER);
+            }
+            Self::TooManyBytesOfAccount | Self::TooManyBytesOfAddress => {
+                response.insert_header((RETRY_AFTER, BYTES_AGAIN_AFTER.to_string()));
+                body = body.retry_after(BYTES_AGAIN_AFTER);
             }
             Self::TooManyWalks => {
                 response.insert_header((RETRY_AFTER, WALK_AGAIN_AFTER.to_string()));
                 body = body.retry_after(WALK_AGAIN_AFTER);
             }
-            Self::Unavailable => {
+            Self::Overloaded | Self::Unavailable => {
                 response.insert_header((RETRY_AFTER, "1"));
             }
             Self::Invalid(errors) => body.errors = errors.iter().take(MAX_NAMED_ERRORS).cloned().collect(),
@@ -104,10 +119,6 @@ impl ApiError {
             | Self::Conflict(_)
             | Self::BodyTooLarge
             | Self::NotJsonType => {}
-        }
-        if self.leaves_body_unread() {
-            // The server reads on for a moment and throws away, so that a client that still writes can read its answer.
-            response.force_close();
         }
         response.json(body)
     }
@@ -128,10 +139,13 @@ impl ApiError {
             Self::NotJsonType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::UnsupportedMediaType),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
             Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
-            Self::RateLimited { .. } | Self::TooManyRequests | Self::TooManyWalks => {
-                (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited)
-            }
-            Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            Self::RateLimited { .. }
+            | Self::TooManyRequests
+            | Self::TooManyWalks
+            | Self::TooManyReads
+            | Self::TooManyBytesOfAccount
+            | Self::TooManyBytesOfAddress => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
+            Self::Overloaded | Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
         }
     }
 
@@ -177,8 +191,20 @@ impl ApiError {
                 format!("too many requests from this address, try again in {BURST_AGAIN_AFTER} s")
             }
             Self::TooManyWalks => {
-                format!("too many downloads and verifications at once, try again in {WALK_AGAIN_AFTER} s")
+                format!(
+                    "the account makes as many downloads or verifications as it may, try again in {WALK_AGAIN_AFTER} s"
+                )
             }
+            Self::TooManyReads => {
+                format!("too many reads of this account, try again in {BURST_AGAIN_AFTER} s")
+            }
+            Self::TooManyBytesOfAccount => {
+                format!("too many bytes of this account are in flight, try again in {BYTES_AGAIN_AFTER} s")
+            }
+            Self::TooManyBytesOfAddress => {
+                format!("too many bytes from this address are in flight, try again in {BYTES_AGAIN_AFTER} s")
+            }
+            Self::Overloaded => "too much is in flight at this gateway: the action must not run, try again".into(),
             Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
         }
     }
@@ -189,6 +215,8 @@ impl ApiError {
         let throttle = match self {
             Self::TooManyFailedLogins(Blocked { by, .. }) => Throttle::Logins(*by),
             Self::TooManyRequests => Throttle::Burst,
+            Self::TooManyReads | Self::TooManyWalks => Throttle::Reads,
+            Self::TooManyBytesOfAccount | Self::TooManyBytesOfAddress | Self::Overloaded => Throttle::Bytes,
             Self::RateLimited { .. } => Throttle::Rate,
             Self::QuotaUsedUp { .. } => Throttle::Quota,
             Self::Json(_)
@@ -204,33 +232,18 @@ impl ApiError {
             | Self::BodyTooLarge
             | Self::NotJsonType
             | Self::Invalid(_)
-            | Self::TooManyWalks
             | Self::Unavailable => return,
         };
         metrics::throttled(throttle);
     }
+}
 
-    fn leaves_body_unread(&self) -> bool {
-        match self {
-            Self::BrokenBody
-            | Self::Unauthorized
-            | Self::BodyTooSlow
-            | Self::BodyTooLarge
-            | Self::NotJsonType
-            | Self::TooManyFailedLogins(_)
-            | Self::TooManyRequests => true,
-            Self::Json(_)
-            | Self::NotAnObject
-            | Self::PlanWithoutPro
-            | Self::QuotaUsedUp { .. }
-            | Self::RateLimited { .. }
-            | Self::ScopeMissing(_)
-            | Self::NotFound
-            | Self::MethodNotAllowed(_)
-            | Self::Conflict(_)
-            | Self::Invalid(_)
-            | Self::TooManyWalks
-            | Self::Unavailable => false,
+impl From<Over> for ApiError {
+    fn from(over: Over) -> Self {
+        match over {
+            Over::Account => Self::TooManyBytesOfAccount,
+            Over::Address => Self::TooManyBytesOfAddress,
+            Over::Gateway => Self::Overloaded,
         }
     }
 }

@@ -44,8 +44,14 @@ pub(crate) enum Throttle {
     Logins(LoginsBy),
     /// Requests per second of an address.
     Burst,
-    /// Connections of an address.
+    /// Connections, of an address or in all: the newcomer was closed.
     Connections,
+    /// The same: an older one was closed.
+    Evicted,
+    /// Bytes in flight.
+    Bytes,
+    /// Reads of the log.
+    Reads,
     /// The account's checks of a minute.
     Rate,
     /// The account's checks of a day or month.
@@ -165,6 +171,9 @@ pub(crate) fn throttled(throttle: Throttle) {
         Throttle::Logins(by) => logins(by),
         Throttle::Burst => "burst",
         Throttle::Connections => "connections",
+        Throttle::Evicted => "evicted",
+        Throttle::Bytes => "bytes",
+        Throttle::Reads => "reads",
         Throttle::Rate => "rate",
         Throttle::Quota => "quota",
     };

@@ -1,75 +1,236 @@
-//! How long a connection waits for its client once the first request is answered.
+//! How long a connection waits for its client, and how far a client may run ahead of what is read.
 //!
 //! The server's own timer covers the first head alone, its keep-alive timer ends with the first byte of the next head, and what is
 //! left of a chunked body is drained without any: half a head, endless chunks or an answer never read would hold a connection for
-//! ever. Owns that wait and nothing else: while a request is handled it sets no time, a body's is the handler's.
-//! INVARIANT: the deadline counts from the end of the previous answer and nothing that the client sends moves it but a complete head.
-//! A client that is late gets `TimedOut` on its stream, upon which the server drops the connection.
+//! ever. It also buffers 128 KiB of a connection before anybody asks for them. Owns that wait and that window and nothing else: while a
+//! request is handled it sets no time, a body's is the handler's.
+//! INVARIANT: between requests the deadline counts from the end of the previous answer and nothing that the client sends moves it but a
+//! complete head; while an answer leaves, only bytes taken move it. A client that is late gets `TimedOut` on its stream, upon which
+//! the server drops the connection.
 
 use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::throttle::Seat;
+
 /// Once a client is so far ahead that the server's read buffer is full, the server polls itself without pause although it can
 /// neither read nor write until the client takes its answers. So many polls in vain are a few milliseconds; honest waits have one.
 const POLLS_IN_VAIN: u32 = 1_000;
+/// What is read of a connection before it is asked for: a head, requests sent ahead, the start of a body.
+const MAX_AHEAD_BYTES: usize = 32 << 10;
+/// What is thrown away in one go, so that the server's buffer does not grow for it.
+const DISCARD_BYTES: usize = 16 << 10;
 
-/// Both count from the end of an answer.
+/// Times count from the end of an answer, but for the last.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// In which that answer is taken and the head of the next request is complete.
     pub(crate) next_head: Duration,
+    /// The same where no valid key was shown.
+    pub(crate) stranger: Duration,
     /// The same for a connection that closes after that answer, when what is left of a body is thrown away.
     pub(crate) farewell: Duration,
+    /// In which [`PROGRESS_BYTES`] of an answer must be taken.
+    pub(crate) progress: Duration,
 }
 
+/// So much of an answer must be taken within [`Limits::progress`].
+pub(crate) const PROGRESS_BYTES: usize = 64 << 10;
+
 /// The clock of one connection, shared by its stream and the requests that arrive on it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Patience(Rc<Wait>);
 
-#[derive(Debug)]
 struct Wait {
     limits: Limits,
+    seat: Option<Seat>,
     /// None while it is not the client that is waited for.
     until: Cell<Option<Instant>>,
+    /// Whether a request is in hand.
+    busy: Cell<bool>,
+    /// Whether the rest is thrown away.
+    closing: Cell<bool>,
+    known: Cell<bool>,
+    /// Bytes that were read and that nobody has asked for yet, at most.
+    ahead: Cell<usize>,
+    /// Of them, those that came since no request was in hand.
+    since_busy: Cell<usize>,
+    /// Whether the server was given a chance to find the end of a head in what it has.
+    looked: Cell<bool>,
+    /// Bytes thrown away since the last pause.
+    discarded: Cell<usize>,
+    /// Wakes the reader once there is room again.
+    reader: Cell<Option<Waker>>,
 }
 
 impl Patience {
-    /// Stops the clock; it starts anew when what is returned is dropped, however the request ends.
-    pub(crate) fn busy(&self) -> Busy {
-        self.0.until.set(None);
-        Busy { patience: self.clone(), then: self.0.limits.next_head }
+    /// Stops the clock; it starts anew when what is returned is dropped, however the request ends. `head` is about the size of its head.
+    pub(crate) fn busy(&self, head: usize) -> Busy {
+        let wait = &self.0;
+        wait.until.set(None);
+        wait.busy.set(true);
+        wait.looked.set(false);
+        wait.ahead.set(wait.ahead.get().saturating_sub(head));
+        wait.serves();
+        Busy { patience: self.clone(), closes: false }
+    }
+
+    /// The connection's place among all.
+    pub(crate) fn seat(&self) -> Option<&Seat> {
+        self.0.seat.as_ref()
+    }
+
+    /// A key of this account (as a hash) was shown and is valid.
+    pub(crate) fn belongs_to(&self, account: u64) {
+        self.0.known.set(true);
+        if let Some(seat) = &self.0.seat {
+            seat.belongs_to(account);
+        }
+    }
+
+    /// The handler waits for more of the body: all that was read of it is in its hands.
+    pub(crate) fn wants_body(&self) {
+        self.0.ahead.set(0);
+        self.0.wake_reader();
+        self.0.waits();
+    }
+
+    /// Bytes of the body reached the handler.
+    pub(crate) fn took_body(&self, bytes: usize) {
+        self.0.ahead.set(self.0.ahead.get().saturating_sub(bytes));
+        self.0.wake_reader();
+    }
+
+    /// How much time the client has left.
+    #[cfg(test)]
+    pub(crate) fn ends_in(&self) -> Option<Duration> {
+        self.0.until.get().map(|until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// The body is there, or nobody asks for the rest.
+    pub(crate) fn body_ends(&self) {
+        self.0.serves();
     }
 }
 
-/// A request is being handled.
-#[derive(Debug)]
+impl Wait {
+    /// It is the client's turn.
+    fn waits(&self) {
+        if let Some(seat) = &self.seat {
+            seat.slot().is_clients(std::time::Instant::now());
+        }
+    }
+
+    fn serves(&self) {
+        if let Some(seat) = &self.seat {
+            seat.slot().is_ours();
+        }
+    }
+
+    fn wake_reader(&self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+    }
+
+    /// Whether more may be read now.
+    fn admits(&self, context: &Context<'_>) -> Admits {
+        if self.closing.get() {
+            if self.discarded.get() >= DISCARD_BYTES {
+                self.discarded.set(0);
+                context.waker().wake_by_ref();
+                return Admits::Later;
+            }
+        } else if self.ahead.get() >= MAX_AHEAD_BYTES {
+            if self.busy.get() {
+                self.reader.set(Some(context.waker().clone()));
+                return Admits::Later;
+            }
+            // The server reads all that it can before it looks for a head. If there is none then, it is too long.
+            if self.looked.replace(true) {
+                return Admits::Never;
+            }
+            context.waker().wake_by_ref();
+            return Admits::Later;
+        }
+        Admits::Now
+    }
+
+    fn has_read(&self, bytes: usize) {
+        self.ahead.set(self.ahead.get() + bytes);
+        self.discarded.set(self.discarded.get() + bytes);
+        if !self.busy.get() {
+            self.since_busy.set(self.since_busy.get() + bytes);
+        }
+    }
+
+    /// There is nothing more to read now: without a request in hand, whatever came before the last one ended was asked for.
+    fn has_read_all(&self) {
+        self.discarded.set(0);
+        if !self.busy.get() {
+            self.ahead.set(self.ahead.get().min(self.since_busy.get()));
+        }
+    }
+}
+
+/// Whether a stream is read.
+enum Admits {
+    Now,
+    Later,
+    Never,
+}
+
+/// A request is being handled, or its answer leaves.
 pub(crate) struct Busy {
     patience: Patience,
-    then: Duration,
+    closes: bool,
 }
 
 impl Busy {
     /// Its answer is the connection's last.
     pub(crate) fn closes(&mut self) {
-        self.then = self.patience.0.limits.farewell;
+        self.closes = true;
+    }
+
+    /// Bytes of the answer are handed to the connection: the client has to take them, and the clock starts.
+    pub(crate) fn sends(&self) {
+        let wait = &self.patience.0;
+        wait.until.set(Instant::now().checked_add(wait.limits.progress));
+        wait.waits();
+    }
+
+    /// More of the answer is still to come, and not from the client.
+    pub(crate) fn works(&self) {
+        self.patience.0.until.set(None);
+        self.patience.0.serves();
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.patience.0.until.set(Instant::now().checked_add(self.then));
+        let wait = &self.patience.0;
+        let then = match (self.closes, wait.known.get()) {
+            (true, _) => wait.limits.farewell,
+            (false, true) => wait.limits.next_head,
+            (false, false) => wait.limits.stranger,
+        };
+        wait.until.set(Instant::now().checked_add(then));
+        wait.busy.set(false);
+        wait.closing.set(self.closes);
+        wait.since_busy.set(0);
+        wait.waits();
+        wait.wake_reader();
     }
 }
 
 /// A stream that waits no longer than its [`Patience`].
-#[derive(Debug)]
 pub(crate) struct Patient<S> {
     stream: S,
     patience: Patience,
@@ -80,8 +241,20 @@ pub(crate) struct Patient<S> {
 
 impl<S> Patient<S> {
     /// Without a limit until the first request ends.
-    pub(crate) fn new(stream: S, limits: Limits) -> Self {
-        let patience = Patience(Rc::new(Wait { limits, until: Cell::new(None) }));
+    pub(crate) fn new(stream: S, limits: Limits, seat: Option<Seat>) -> Self {
+        let patience = Patience(Rc::new(Wait {
+            limits,
+            seat,
+            until: Cell::new(None),
+            busy: Cell::new(false),
+            closing: Cell::new(false),
+            known: Cell::new(false),
+            ahead: Cell::new(0),
+            since_busy: Cell::new(0),
+            looked: Cell::new(false),
+            discarded: Cell::new(0),
+            reader: Cell::new(None),
+        }));
         Self { stream, patience, timer: None, in_vain: 0 }
     }
 
@@ -125,7 +298,20 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.in_vain = 0;
-        self.step(context)?.poll_read(context, buffer)
+        self.as_mut().step(context)?;
+        let wait = Rc::clone(&self.patience.0);
+        match wait.admits(context) {
+            Admits::Now => {}
+            Admits::Later => return Poll::Pending,
+            Admits::Never => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.get_mut().stream).poll_read(context, buffer);
+        match read {
+            Poll::Ready(_) => wait.has_read(buffer.filled().len() - before),
+            Poll::Pending => wait.has_read_all(),
+        }
+        read
     }
 }
 
@@ -149,163 +335,4 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::future::poll_fn;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-    use tokio::time::{advance, timeout};
-
-    const LIMITS: Limits = Limits { next_head: Duration::from_secs(80), farewell: Duration::from_secs(4) };
-    const FOR_EVER: Duration = Duration::from_secs(1_000_000);
-
-    fn connection() -> (DuplexStream, Patient<DuplexStream>, Patience) {
-        let (client, server) = duplex(64);
-        let server = Patient::new(server, LIMITS);
-        let patience = server.patience().clone();
-        (client, server, patience)
-    }
-
-    /// Reads until the stream gives up; the time that took and why.
-    async fn read_to_error(server: &mut Patient<DuplexStream>) -> (Duration, io::ErrorKind) {
-        let started = Instant::now();
-        let error = server.read_to_end(&mut Vec::new()).await.unwrap_err();
-        // Tokio's timers are whole milliseconds, rounded up.
-        (Duration::from_secs(started.elapsed().as_secs()), error.kind())
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn half_a_head_does_not_hold_a_connection_for_ever() {
-        let (mut client, mut server, patience) = connection();
-        drop(patience.busy());
-        client.write_all(b"GET / HTT").await.unwrap();
-        assert_eq!(read_to_error(&mut server).await, (LIMITS.next_head, io::ErrorKind::TimedOut));
-        assert!(server.read_u8().await.is_err(), "late once, late for good");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_head_that_trickles_gains_no_time() {
-        let (mut client, mut server, patience) = connection();
-        drop(patience.busy());
-        let trickle = async {
-            loop {
-                tokio::time::sleep(Duration::from_secs(7)).await;
-                client.write_all(b"x").await.unwrap();
-            }
-        };
-        tokio::select! {
-            ended = read_to_error(&mut server) => assert_eq!(ended, (LIMITS.next_head, io::ErrorKind::TimedOut)),
-            () = trickle => {}
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_never_ends_is_not_drained_for_ever() {
-        let (mut client, mut server, patience) = connection();
-        patience.busy().closes();
-        let mut seconds = 0;
-        loop {
-            client.write_all(b"1\r\nx\r\n").await.unwrap();
-            match server.read(&mut [0; 64]).await {
-                Ok(count) => assert_eq!(count, 6, "there always is something to read"),
-                Err(error) => break assert_eq!(error.kind(), io::ErrorKind::TimedOut),
-            }
-            advance(Duration::from_secs(1)).await;
-            seconds += 1;
-        }
-        assert_eq!(seconds, LIMITS.farewell.as_secs());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_never_read_does_not_hold_a_connection_for_ever() {
-        let (_client, mut server, patience) = connection();
-        drop(patience.busy());
-        let started = Instant::now();
-        let error = server.write_all(&[0; 1_000]).await.unwrap_err();
-        assert_eq!((started.elapsed().as_secs(), error.kind()), (LIMITS.next_head.as_secs(), io::ErrorKind::TimedOut));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_is_far_ahead_and_reads_nothing_does_not_keep_the_server_spinning() {
-        let (_client, mut server, patience) = connection();
-        let _busy = patience.busy();
-        let mut polls = 0;
-        let error = poll_fn(|context| {
-            while polls <= 10 * POLLS_IN_VAIN {
-                polls += 1;
-                match Pin::new(&mut server).poll_write(context, &[0; 1_000]) {
-                    Poll::Ready(Err(error)) => return Poll::Ready(error),
-                    Poll::Ready(Ok(_)) | Poll::Pending => {}
-                }
-            }
-            panic!("the server still spins");
-        });
-        assert_eq!(error.await.kind(), io::ErrorKind::TimedOut);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_reader_of_its_answer_is_waited_for() {
-        let (_client, mut server, patience) = connection();
-        let _busy = patience.busy();
-        poll_fn(|context| {
-            for _ in 0..10 * POLLS_IN_VAIN {
-                assert!(Pin::new(&mut server).poll_read(context, &mut ReadBuf::new(&mut [0; 8])).is_pending());
-                if let Poll::Ready(written) = Pin::new(&mut server).poll_write(context, &[0; 1_000]) {
-                    written.unwrap();
-                }
-            }
-            Poll::Ready(())
-        })
-        .await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_flush_alone_starts_the_timer() {
-        let (_client, mut server, patience) = connection();
-        let busy = patience.busy();
-        assert!(timeout(Duration::from_secs(1), server.read_u8()).await.is_err());
-        drop(busy);
-        server.flush().await.unwrap();
-        assert_eq!(server.timer.unwrap().deadline(), Instant::now() + LIMITS.next_head);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_first_head_and_a_request_in_hand_are_left_alone() {
-        let (_client, mut server, patience) = connection();
-        assert!(timeout(FOR_EVER, server.read_u8()).await.is_err(), "no request yet");
-        drop(patience.busy());
-        assert!(timeout(Duration::from_secs(1), server.read_u8()).await.is_err(), "the timer is set");
-        let _busy = patience.busy();
-        assert!(timeout(FOR_EVER, server.read_u8()).await.is_err(), "a request in hand");
-        assert!(timeout(FOR_EVER, server.write_all(&[0; 1_000])).await.is_err(), "and its answer");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_request_starts_the_wait_anew() {
-        let (mut client, mut server, patience) = connection();
-        for _ in 0..5 {
-            client.write_all(b"x").await.unwrap();
-            server.read_u8().await.unwrap();
-            drop(patience.busy());
-            assert!(timeout(LIMITS.next_head - Duration::from_secs(1), server.read_u8()).await.is_err());
-        }
-        drop(patience.busy());
-        assert_eq!(read_to_error(&mut server).await, (LIMITS.next_head, io::ErrorKind::TimedOut));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_connection_that_closes_is_waited_for_less_long() {
-        let (_client, mut server, patience) = connection();
-        drop(patience.busy());
-        assert!(timeout(Duration::from_secs(1), server.read_u8()).await.is_err(), "the timer is set");
-        patience.busy().closes();
-        assert_eq!(read_to_error(&mut server).await, (LIMITS.farewell, io::ErrorKind::TimedOut));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_limit_beyond_the_clock_is_none() {
-        let (_client, server) = duplex(64);
-        let mut server = Patient::new(server, Limits { next_head: Duration::MAX, ..LIMITS });
-        drop(server.patience().busy());
-        assert!(timeout(FOR_EVER, server.read_u8()).await.is_err());
-    }
-}
+mod tests;

@@ -12,12 +12,21 @@ use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, See
 use stage0_contract::{
     AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
 };
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 /// One question to the log.
 const PIECE: usize = 1 << 20;
 /// How much log a page may cost.
 const PAGE_BYTES: usize = 16 << 20;
+/// How much of it a page may hold: it waits in memory for its client.
+const MAX_PAGE_ITEMS_BYTES: usize = 4 << 20;
+/// One question of a download: its client may be slow, and nobody else waits for it.
+const DOWNLOAD_PIECE: usize = 256 << 10;
+/// One question of a check, which finds what it looks for within a second of log or not at all.
+const LOOK_UP_PIECE: usize = 64 << 10;
+/// After so many lines other reads have their turn.
+const LINES_A_TURN: usize = 64;
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
 /// A decision is stored this long after its id was made, at most: its body may be slow to arrive.
 const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: SignedDuration::from_secs(15) };
@@ -56,6 +65,20 @@ pub(crate) struct Cursor {
     lines: usize,
 }
 
+/// Lines as they stand in the log, put together to what a JSON array holds.
+#[derive(Debug, Default)]
+pub(crate) struct Items {
+    json: Vec<u8>,
+    count: usize,
+}
+
+/// A decision's line and its place.
+struct Found {
+    position: Position,
+    index: usize,
+    line: Vec<u8>,
+}
+
 struct Search {
     before: SignedDuration,
     after: SignedDuration,
@@ -63,7 +86,7 @@ struct Search {
 
 /// How a search ended.
 enum Searched {
-    Found(Vec<u8>),
+    Found(Found),
     /// At what was stored at this time, past what was searched.
     Later(Timestamp),
     /// With the log.
@@ -71,9 +94,9 @@ enum Searched {
 }
 
 impl Searched {
-    fn found(self) -> Option<Vec<u8>> {
+    fn found(self) -> Option<Found> {
         match self {
-            Self::Found(line) => Some(line),
+            Self::Found(found) => Some(found),
             Self::Later(_) | Self::Ended => None,
         }
     }
@@ -110,6 +133,35 @@ impl std::fmt::Display for Cursor {
     }
 }
 
+impl Cursor {
+    /// The entry itself is read again when only some of its lines are through.
+    pub(crate) fn seek(self) -> Seek {
+        Seek::After(Position(self.position.saturating_sub(1)))
+    }
+}
+
+impl Items {
+    /// A line is a JSON object without a line feed: it needs no other form.
+    fn push(&mut self, line: &[u8]) {
+        if self.count > 0 {
+            self.json.push(b',');
+        }
+        self.json.extend_from_slice(line);
+        self.count += 1;
+    }
+
+    /// The page, with where the next one begins.
+    pub(crate) fn page(self, next_cursor: Option<&str>) -> Result<Vec<u8>, ReadError> {
+        let next = serde_json::to_string(&next_cursor).map_err(|error| ReadError(error.to_string()))?;
+        let mut page = self.json;
+        page.splice(0..0, *b"{\"items\":[");
+        page.extend_from_slice(b"],\"next_cursor\":");
+        page.extend_from_slice(next.as_bytes());
+        page.push(b'}');
+        Ok(page)
+    }
+}
+
 impl Filter {
     fn takes(&self, facts: &Facts<'_>) -> bool {
         self.from.is_none_or(|from| facts.recorded_at >= from)
@@ -131,8 +183,8 @@ impl Shelf<'_> {
         for Search { before, after } in [NEAR, FAR] {
             let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
             let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
-            if let Some(line) = self.search(from, to, id).await?.found() {
-                return serde_json::from_slice(&line).map(Some).map_err(|error| ReadError(error.to_string()));
+            if let Some(found) = self.search(from, to, id, PIECE).await?.found() {
+                return serde_json::from_slice(&found.line).map(Some).map_err(|error| ReadError(error.to_string()));
             }
         }
         Ok(None)
@@ -148,14 +200,15 @@ impl Shelf<'_> {
         from: Timestamp,
         to: Timestamp,
     ) -> Result<Option<Value>, ReadError> {
-        let line = match self.search(from, to, id).await? {
-            Searched::Found(line) => Some(line),
+        let found = match self.search(from, to, id, LOOK_UP_PIECE).await? {
+            Searched::Found(found) => Some(found),
             searched => match self.newest().await?.and_then(|newest| self.from_elsewhere(&searched, from, newest)) {
-                Some(from) => self.search(from, Timestamp::MAX, id).await?.found(),
+                Some(from) => self.search(from, Timestamp::MAX, id, LOOK_UP_PIECE).await?.found(),
                 None => None,
             },
         };
-        line.map(|line| serde_json::from_slice(&line).map_err(|error| ReadError(error.to_string()))).transpose()
+        let read = |found: Found| serde_json::from_slice(&found.line).map_err(|error| ReadError(error.to_string()));
+        found.map(read).transpose()
     }
 
     /// From when on to search again, when the clocks do not agree.
@@ -172,7 +225,26 @@ impl Shelf<'_> {
         Ok(last.map(|last| last.stored_at))
     }
 
-    async fn search(&self, from: Timestamp, to: Timestamp, id: RequestId) -> Result<Searched, ReadError> {
+    /// Where a download goes on behind the decision with this id; none: it is not one that may be shown.
+    pub(crate) async fn behind(&self, id: RequestId) -> Result<Option<Cursor>, ReadError> {
+        let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
+        for Search { before, after } in [NEAR, FAR] {
+            let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
+            let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
+            if let Some(found) = self.search(from, to, id, PIECE).await?.found() {
+                return Ok(Some(Cursor { position: found.position.0, lines: found.index + 1 }));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn search(
+        &self,
+        from: Timestamp,
+        to: Timestamp,
+        id: RequestId,
+        piece: usize,
+    ) -> Result<Searched, ReadError> {
         // Most lines do not hold the id at all; one may hold it elsewhere, as text that its request sent along.
         let wanted = id.to_string();
         let is_it = |line: &[u8]| {
@@ -182,13 +254,13 @@ impl Shelf<'_> {
         };
         let mut seek = Seek::Time(from);
         loop {
-            let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
+            let chunk = self.piece(Which::Only(Kind::Decisions), seek, piece).await?;
             for entry in &chunk.entries {
                 if entry.stored_at > to {
                     return Ok(Searched::Later(entry.stored_at));
                 }
-                if let Some(line) = entry.lines().find(|line| is_it(line)) {
-                    return Ok(Searched::Found(line.to_vec()));
+                if let Some((index, line)) = entry.lines().enumerate().find(|(_, line)| is_it(line)) {
+                    return Ok(Searched::Found(Found { position: entry.position, index, line: line.to_vec() }));
                 }
             }
             let Some(next) = following(&chunk) else { return Ok(Searched::Ended) };
@@ -202,18 +274,17 @@ impl Shelf<'_> {
         filter: &Filter,
         cursor: Option<Cursor>,
         limit: usize,
-    ) -> Result<(Vec<Value>, Option<Cursor>), ReadError> {
+    ) -> Result<(Items, Option<Cursor>), ReadError> {
         let from = filter.from.unwrap_or(self.horizon).max(self.horizon);
-        let (mut items, mut bytes) = (Vec::new(), 0);
+        let (mut items, mut bytes, mut seen) = (Items::default(), 0, 0_usize);
         let mut skip = cursor;
         let mut seek = match cursor {
-            // The entry itself is read again when only some of its lines are through.
-            Some(cursor) => Seek::After(Position(cursor.position.saturating_sub(1))),
+            Some(cursor) => cursor.seek(),
             // Stored a little after it was recorded, or a little before by another clock.
             None => Seek::Time(from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH)),
         };
         loop {
-            let chunk = self.piece(Which::Only(Kind::Decisions), seek).await?;
+            let chunk = self.piece(Which::Only(Kind::Decisions), seek, PIECE).await?;
             for entry in &chunk.entries {
                 bytes += entry.lines.len();
                 if filter.to.is_some_and(|to| is_long_after(entry.stored_at, to)) {
@@ -221,11 +292,15 @@ impl Shelf<'_> {
                 }
                 let through = skip.filter(|skip| skip.position == entry.position.0).map_or(0, |skip| skip.lines);
                 for (index, line) in entry.lines().enumerate().skip(through) {
+                    seen += 1;
+                    if seen.is_multiple_of(LINES_A_TURN) {
+                        yield_now().await;
+                    }
                     let Ok(facts) = serde_json::from_slice::<Facts<'_>>(line) else { continue };
                     if self.shows(facts.recorded_at, facts.expires_at) && filter.takes(&facts) {
-                        items.push(serde_json::from_slice(line).map_err(|error| ReadError(error.to_string()))?);
+                        items.push(line);
                     }
-                    if items.len() == limit {
+                    if items.count == limit || items.json.len() >= MAX_PAGE_ITEMS_BYTES {
                         return Ok((items, Some(Cursor { position: entry.position.0, lines: index + 1 })));
                     }
                 }
@@ -239,17 +314,20 @@ impl Shelf<'_> {
         }
     }
 
-    /// The next lines of every kind that may be shown, as they stand in the log, and where to go on.
+    /// The next lines of every kind that may be shown, as they stand in the log, and where to go on. Of the entry that `behind` names,
+    /// its first lines are through.
     pub(crate) async fn stretch(
         &self,
         seek: Seek,
+        behind: Option<Cursor>,
         from: Option<Timestamp>,
         to: Option<Timestamp>,
     ) -> Result<(Vec<u8>, Option<Seek>), ReadError> {
-        let chunk = self.piece(Which::All, seek).await?;
+        let chunk = self.piece(Which::All, seek, DOWNLOAD_PIECE).await?;
         let mut lines = Vec::new();
         for entry in &chunk.entries {
-            for line in entry.lines() {
+            let through = behind.filter(|behind| behind.position == entry.position.0).map_or(0, |behind| behind.lines);
+            for line in entry.lines().skip(through) {
                 // A line that cannot be read is damage, and leaves too: whoever verifies the download must see it.
                 let wanted = serde_json::from_slice::<Times>(line).map_or(true, |times| {
                     let inside = from.is_none_or(|from| times.recorded_at >= from)
@@ -283,7 +361,7 @@ impl Shelf<'_> {
         let mut marks: Vec<Entry> = Vec::new();
         let mut seek = Seek::Start;
         loop {
-            let chunk = self.piece(Which::Only(Kind::Mark), seek).await?;
+            let chunk = self.piece(Which::Only(Kind::Mark), seek, PIECE).await?;
             let next = following(&chunk);
             marks.extend(chunk.entries);
             match next {
@@ -295,25 +373,24 @@ impl Shelf<'_> {
         let mut walk = Walk::new(window, keys, marks.iter().flat_map(Entry::lines)).of(self.account);
         let mut seek = self.begin(from);
         loop {
-            let chunk = self.piece(Which::All, seek).await?;
+            let chunk = self.piece(Which::All, seek, PIECE).await?;
             let last = chunk.entries.last();
             let past = last.is_some_and(|last| to.is_some_and(|to| is_long_after(last.stored_at, to)));
-            let next = following(&chunk).filter(|_| !past);
-            walk = tokio::task::spawn_blocking(move || {
-                chunk.entries.iter().flat_map(Entry::lines).for_each(|line| walk.see(line));
-                walk
-            })
-            .await
-            .map_err(|_| ReadError("the verification ended early".to_owned()))?;
-            match next {
+            for (index, line) in chunk.entries.iter().flat_map(Entry::lines).enumerate() {
+                if index % LINES_A_TURN == 0 {
+                    yield_now().await;
+                }
+                walk.see(line);
+            }
+            match following(&chunk).filter(|_| !past) {
                 Some(next) => seek = next,
                 None => return Ok(walk.finish()),
             }
         }
     }
 
-    async fn piece(&self, which: Which, seek: Seek) -> Result<Chunk, ReadError> {
-        self.log.read(self.account, which, seek, PIECE, Instant::now() + PIECE_WITHIN).await
+    async fn piece(&self, which: Which, seek: Seek, bytes: usize) -> Result<Chunk, ReadError> {
+        self.log.read(self.account, which, seek, bytes, Instant::now() + PIECE_WITHIN).await
     }
 
     fn shows(&self, recorded_at: Timestamp, expires_at: i64) -> bool {

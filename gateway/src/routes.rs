@@ -13,14 +13,16 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::middleware::Next;
 use actix_web::{Error, HttpMessage, HttpRequest, HttpResponse, Resource, Route, guard, web};
-use stage0_contract::{AccountId, Decision, IssueCode, KeyId, KeyIdentity, RequestId, Verdict};
+use stage0_contract::{AccountId, Decision, IssueCode, KeyId, KeyIdentity, RequestId, Scope, Verdict};
 use uuid::Uuid;
 
 use crate::address::Client;
 use crate::auth::identify;
+use crate::body;
 use crate::errors::ApiError;
 use crate::metrics;
 use crate::patience::Patience;
+use crate::sending::Sending;
 use crate::state::Gate;
 
 mod accounts;
@@ -115,7 +117,7 @@ pub(crate) async fn stamp(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let started = Instant::now();
-    let mut busy = request.conn_data::<Patience>().map(Patience::busy);
+    let mut busy = request.conn_data::<Patience>().map(|patience| patience.busy(head_bytes(&request)));
     let id = RequestId::new(Uuid::now_v7()).map_err(actix_web::error::ErrorInternalServerError)?;
     request.extensions_mut().insert(Stamp { id, started });
     let client = client(&request);
@@ -127,6 +129,10 @@ pub(crate) async fn stamp(
     } else {
         next.call(request).await?.map_into_left_body()
     };
+    if body::is_unread(response.request()) {
+        // The server reads on for a moment and throws away, so that a client that still writes can read its answer.
+        response.response_mut().head_mut().set_connection_type(ConnectionType::Close);
+    }
     if let Some(busy) = &mut busy
         && response.response().head().connection_type() == ConnectionType::Close
     {
@@ -142,7 +148,13 @@ pub(crate) async fn stamp(
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     log(&response, id, started);
-    Ok(response)
+    Ok(response.map_body(|_, body| Sending::new(body, busy)))
+}
+
+/// About what a head took on the wire, and not more.
+fn head_bytes(request: &ServiceRequest) -> usize {
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    headers.sum::<usize>() + request.uri().path().len()
 }
 
 /// Found out once, as the peer may be a proxy.
@@ -198,7 +210,7 @@ fn answer(request: &HttpRequest, result: Result<HttpResponse, ApiError>) -> Http
     })
 }
 
-/// Judges the request's key within `deadline` and notes for the log who it was.
+/// Judges the request's key within `deadline` and notes, for the log and the connection, who it was.
 async fn authenticate(
     gate: &Gate,
     request: &HttpRequest,
@@ -207,7 +219,16 @@ async fn authenticate(
     let judged = tokio::time::timeout_at(deadline, identify(gate, request, deadline)).await;
     let identity = judged.map_err(|_| ApiError::Unavailable)??;
     note(request, &identity, None);
+    if let Some(patience) = request.conn_data::<Patience>() {
+        patience.belongs_to(gate.bytes.key_of(&identity.account));
+    }
     Ok(identity)
+}
+
+/// Whether a key may make a call of the control API at all; which of them, the keystore says. An operator may.
+fn allow(identity: &KeyIdentity, scope: Scope) -> Result<(), ApiError> {
+    let may = identity.scopes.contains(&Scope::Operator) || identity.scopes.contains(&scope);
+    if may { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 
 fn note(request: &HttpRequest, identity: &KeyIdentity, decision: Option<&Decision>) {

@@ -28,18 +28,20 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use stage0_backplane::{Backplane, BoxFuture};
 use stage0_contract::AuditMode;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::GatewayConfig;
 use crate::idempotency::Sightings;
+use crate::in_flight::{ByteLimits, BytesInFlight};
+use crate::in_hand::InHand;
 use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::metrics::{self, Metered, Throttle};
 use crate::patience::{Limits, Patient};
 use crate::proxy_protocol::Balancers;
 use crate::quota::Quotas;
+use crate::readers::Readers;
 use crate::recorder::{Recorder, recorder};
 use crate::routes::{self, Readiness};
 use crate::state::Gate;
@@ -53,8 +55,18 @@ const DISCARD_UNREAD_BODY_FOR: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(4);
 /// Connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 4096;
-/// Verifications and downloads of the log at a time: each reads as fast as it can.
-const WALKS: usize = 4;
+/// What the kernel keeps of a connection in each direction; it may take twice as much. By default it is megabytes for who is fast.
+const SOCKET_BUFFER_BYTES: usize = 64 << 10;
+/// What the server and TLS each keep of an answer that is not taken.
+const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// A connection whose last request showed no valid key waits so long for the next.
+const STRANGER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// In which 64 KiB of an answer must be taken.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+/// Files that are no connection of a client.
+const OWN_FILES: u64 = 200;
+/// Requests in hand may need so many times what may arrive at a time.
+const IN_HAND_FOR_EACH: usize = 2;
 const SIGNING_KEYS_LIVE: Duration = Duration::from_secs(1);
 const LISTEN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -81,6 +93,9 @@ pub enum BuildError<E: std::error::Error + 'static> {
     /// No connection to the backplane.
     #[error("cannot connect to the backplane")]
     Connect(#[source] E),
+    /// The threads that read the log cannot be started.
+    #[error("cannot start threads")]
+    Threads(#[source] io::Error),
     /// The system gave no randomness.
     #[error("the system gives no random bytes")]
     Random(#[from] getrandom::Error),
@@ -92,6 +107,9 @@ pub struct Gateway {
     certificate: Arc<Certificate>,
     keyring: Arc<Keyring>,
     backplanes: Vec<Backplane>,
+    /// Of long reads.
+    reading: Backplane,
+    readers: Arc<Readers>,
     listener: TcpListener,
     tls: ServerConfig,
     config: GatewayConfig,
@@ -112,6 +130,9 @@ impl Gateway {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)?;
         let keyring = Arc::new(Keyring::new(secret));
+        let readers = Readers::start(config.reads_per_second_per_account, Instant::now());
+        let readers = Arc::new(readers.map_err(BuildError::Threads)?);
+        let reading = connect().await.map_err(BuildError::Connect)?;
         let mut backplanes = Vec::new();
         for _ in 0..config.workers.max(1) {
             let backplane = connect().await.map_err(BuildError::Connect)?;
@@ -120,7 +141,7 @@ impl Gateway {
         let address = config.listen;
         let listener = bind(address).map_err(|source| BuildError::Bind { address, source })?;
         let address = listener.local_addr().unwrap_or(address);
-        Ok(Self { address, listener, tls, certificate, keyring, backplanes, config })
+        Ok(Self { address, listener, tls, certificate, keyring, backplanes, reading, readers, config })
     }
 
     /// Where it listens; the real port when 0 was asked for.
@@ -154,7 +175,13 @@ impl Gateway {
             let (instances, drained) = (Arc::clone(&instances), drained.clone());
             tasks.spawn(async move { drained.run_until_cancelled(instances.listen(&backplane)).await });
         }
-        let shared = Shared { keyring: &self.keyring, quotas: &quotas, instances: &instances };
+        let shared = Shared {
+            keyring: &self.keyring,
+            quotas: &quotas,
+            instances: &instances,
+            reading: &self.reading,
+            readers: &self.readers,
+        };
         let gates = gates(&self.config, &shared, &self.backplanes, recorder.as_ref());
         drop(recorder);
         let served = match serve(self.listener, self.tls, &self.config, gates, stop) {
@@ -171,7 +198,7 @@ impl Gateway {
         }
         tasks.close();
         tasks.wait().await;
-        for backplane in &self.backplanes {
+        for backplane in self.backplanes.iter().chain([&self.reading]) {
             backplane.requests.close().await;
         }
         served
@@ -183,6 +210,9 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     // The standard library asks for a short queue; a burst of agents needs a longer one.
     rustix::net::listen(&listener, BACKLOG)?;
+    // Connections inherit them.
+    rustix::net::sockopt::set_socket_recv_buffer_size(&listener, SOCKET_BUFFER_BYTES)?;
+    rustix::net::sockopt::set_socket_send_buffer_size(&listener, SOCKET_BUFFER_BYTES)?;
     Ok(listener)
 }
 
@@ -219,7 +249,8 @@ struct Entrance {
 
 impl Entrance {
     fn new(config: &GatewayConfig) -> Self {
-        let connections = Connections::new(config.max_connections_per_address, config.trusted_proxies.clone());
+        let total = config.max_connections.min(files_for_connections());
+        let connections = Connections::new(config.max_connections_per_address, total, config.trusted_proxies.clone());
         let balancers = Balancers::new(config.proxy_protocol_from.clone(), config.header_timeout);
         Self { balancers, connections: Arc::new(connections) }
     }
@@ -230,7 +261,7 @@ impl Entrance {
             Ok(peer) => Some(self.balancers.peer(&mut stream, peer).await.map_err(io::Error::other)?),
             Err(_) => None,
         };
-        self.connections.admit(stream, peer).ok_or_else(|| {
+        self.connections.admit(stream, peer, Instant::now()).ok_or_else(|| {
             metrics::throttled(Throttle::Connections);
             io::ErrorKind::ConnectionRefused.into()
         })
@@ -247,7 +278,13 @@ fn https(
 ) -> impl ServiceFactory<TcpStream, Config = ()> + use<> {
     let mut acceptor = Acceptor::new(tls.clone());
     acceptor.set_handshake_timeout(config.header_timeout);
-    let limits = Limits { next_head: config.keep_alive.saturating_add(config.header_timeout), farewell: FAREWELL };
+    let next_head = config.keep_alive.saturating_add(config.header_timeout);
+    let limits = Limits {
+        next_head,
+        stranger: next_head.min(STRANGER_IDLE_TIMEOUT),
+        farewell: FAREWELL,
+        progress: PROGRESS_TIMEOUT,
+    };
     let draining = draining.clone();
     let http = HttpService::build()
         // Idle connections close at once when the gateway drains.
@@ -258,6 +295,7 @@ fn https(
         .client_request_timeout(config.header_timeout)
         .keep_alive(config.keep_alive)
         .client_disconnect_timeout(DISCARD_UNREAD_BODY_FOR)
+        .h1_write_buffer_size(SEND_BUFFER_BYTES)
         .on_connect_ext(|stream: &Patient<TlsStream<Counted<TcpStream>>>, data| {
             data.insert(stream.patience().clone());
         })
@@ -269,9 +307,12 @@ fn https(
     };
     fn_service(place)
         .and_then(acceptor.map_err(AcceptError::into_service_error))
-        .map(move |stream: TlsStream<Counted<TcpStream>>| {
-            let peer = stream.get_ref().0.peer();
-            (Patient::new(stream, limits), peer)
+        .map(move |mut stream: TlsStream<Counted<TcpStream>>| {
+            let (connection, tls) = stream.get_mut();
+            connection.established();
+            tls.set_buffer_limit(Some(SEND_BUFFER_BYTES));
+            let (peer, seat) = (connection.peer(), connection.seat());
+            (Patient::new(stream, limits, Some(seat)), peer)
         })
         .and_then(http.map_err(AcceptError::Service))
 }
@@ -299,6 +340,8 @@ struct Shared<'a> {
     keyring: &'a Arc<Keyring>,
     quotas: &'a Arc<Quotas>,
     instances: &'a Arc<Instances>,
+    reading: &'a Backplane,
+    readers: &'a Arc<Readers>,
 }
 
 /// One for each worker: its own connection, the rest shared.
@@ -312,8 +355,9 @@ fn gates(
     let failed_logins = Arc::new(FailedLogins::new(config.failed_logins_per_minute));
     let bursts = config.requests_per_second_per_address.map(|limit| Arc::new(Bursts::new(limit, Instant::now())));
     let readiness = Arc::new(Readiness::default());
-    let walks = Arc::new(Semaphore::new(WALKS));
     let sightings = Sightings::default();
+    let bytes = BytesInFlight::new(ByteLimits::of(config.max_bytes_in_flight));
+    let in_hand = InHand::new(config.max_bytes_in_flight.saturating_mul(IN_HAND_FOR_EACH));
     let signing_keys = Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_LIVE).build();
     let gate = |backplane: &Backplane| Gate {
         backplane: backplane.clone(),
@@ -326,7 +370,10 @@ fn gates(
         readiness: Arc::clone(&readiness),
         recorder: recorder.cloned(),
         sightings: sightings.clone(),
-        walks: Arc::clone(&walks),
+        bytes: Arc::clone(&bytes),
+        in_hand: Arc::clone(&in_hand),
+        readers: Arc::clone(shared.readers),
+        reading: shared.reading.clone(),
         signing_keys: signing_keys.clone(),
     };
     backplanes.iter().map(gate).collect()
@@ -339,6 +386,12 @@ async fn listen(keyring: Arc<Keyring>, backplane: Backplane) {
         }
         tokio::time::sleep(LISTEN_AGAIN_AFTER).await;
     }
+}
+
+/// As many as the system allows.
+fn files_for_connections() -> usize {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit.saturating_sub(OWN_FILES).max(limit / 2)).unwrap_or(usize::MAX)
 }
 
 /// Ten thousand idle connections are ten thousand open files; many systems start a process with 1,024.

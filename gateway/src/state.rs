@@ -5,13 +5,15 @@ use std::sync::Arc;
 use moka::future::Cache;
 use stage0_backplane::{Backplane, DecisionLog, Ledger, Requests};
 use stage0_contract::PublicKeys;
-use tokio::sync::Semaphore;
 
 use crate::config::GatewayConfig;
 use crate::idempotency::Sightings;
+use crate::in_flight::BytesInFlight;
+use crate::in_hand::InHand;
 use crate::instances::Instances;
 use crate::keyring::Keyring;
 use crate::quota::Quotas;
+use crate::readers::Readers;
 use crate::recorder::Recorder;
 use crate::routes::Readiness;
 use crate::throttle::{Bursts, FailedLogins};
@@ -35,8 +37,11 @@ pub(crate) struct Gate {
     pub(crate) signing_keys: Cache<(), PublicKeys>,
     /// Of the keys of requests whose time is still to come.
     pub(crate) sightings: Sightings,
-    /// Long walks through the log, a few at a time.
-    pub(crate) walks: Arc<Semaphore>,
+    pub(crate) bytes: Arc<BytesInFlight>,
+    pub(crate) in_hand: Arc<InHand>,
+    pub(crate) readers: Arc<Readers>,
+    /// The connection of long reads: an answer to a check does not wait behind a megabyte of log.
+    pub(crate) reading: Backplane,
 }
 
 impl Gate {

@@ -16,9 +16,10 @@ use crate::address::ClientNet;
 
 mod bursts;
 mod connections;
+mod slot;
 
 pub(crate) use bursts::Bursts;
-pub(crate) use connections::{Connections, Counted};
+pub(crate) use connections::{Connections, Counted, Seat};
 
 const WINDOW: Duration = Duration::from_secs(60);
 /// Of addresses, and of key ids.

@@ -25,6 +25,6 @@ pub use api::{Answer, Api};
 pub use balancer::Balancer;
 pub use containers::{Containers, docker, image, inspect};
 pub use process::Process;
-pub use raw::Raw;
+pub use raw::{Dialer, Raw};
 pub use receiver::{Authority, Delivery, Receiver, Reply};
 pub use stack::{Stack, StackBuilder, account_scopes};

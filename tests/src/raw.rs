@@ -1,5 +1,6 @@
 //! A hostile client: bytes over TLS, or over plain TCP, exactly as the test wants them.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -18,6 +19,43 @@ const PATIENCE: Duration = Duration::from_secs(40);
 
 pub struct Raw {
     stream: TlsStream<TcpStream>,
+}
+
+/// Opens many connections to one gateway, each from the address that the test wants.
+#[derive(Clone)]
+pub struct Dialer {
+    connector: TlsConnector,
+    address: SocketAddr,
+}
+
+impl Dialer {
+    pub fn new(address: &str, ca: &Path) -> Self {
+        let config = client_config(ca, rustls::ALL_VERSIONS);
+        Self { connector: TlsConnector::from(Arc::new(config)), address: address.parse().unwrap() }
+    }
+
+    /// Without TLS yet.
+    pub async fn tcp(&self, from: IpAddr) -> std::io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::new(from, 0))?;
+        socket.connect(self.address).await
+    }
+
+    pub async fn dial(&self, from: IpAddr) -> std::io::Result<Raw> {
+        let tcp = self.tcp(from).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        Ok(Raw { stream: self.connector.connect(name, tcp).await? })
+    }
+}
+
+fn client_config(ca: &Path, versions: &[&'static rustls::SupportedProtocolVersion]) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
 }
 
 impl Raw {
@@ -30,13 +68,7 @@ impl Raw {
         ca: &Path,
         versions: &[&'static rustls::SupportedProtocolVersion],
     ) -> std::io::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
-        let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let config = client_config(ca, versions);
         let tcp = TcpStream::connect(address).await?;
         let name = ServerName::try_from("localhost").unwrap();
         let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
@@ -56,6 +88,11 @@ impl Raw {
         // A reset after the answer is a close as well.
         let _ = read.expect("the server closes the connection");
         String::from_utf8_lossy(&all).into_owned()
+    }
+
+    /// What is there next, at most so many bytes; 0 at the end, however it comes.
+    pub async fn some(&mut self, bytes: &mut [u8]) -> usize {
+        timeout(PATIENCE, self.stream.read(bytes)).await.expect("bytes or an end in time").unwrap_or(0)
     }
 
     /// Until `enough` was read.

@@ -11,6 +11,7 @@ use redb::{ReadableTable, WriteTransaction};
 use tokio::time::Instant;
 
 use super::store::{LEDGER, LEDGER_ENDS, Session, micros, next_position};
+use super::threads::Lane;
 use crate::ledger::fault;
 use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
 
@@ -28,7 +29,7 @@ impl Ledger for FileLedger {
             return Box::pin(async move { Err(ReadError(why.to_owned())) });
         }
         let key = key.to_owned();
-        let read = self.0.read(deadline, move |transaction| {
+        let read = self.0.read(Lane::Quick, deadline, move |transaction| {
             let table = transaction.open_table(LEDGER)?;
             let found = table.get(key.as_str())?;
             Ok(found.and_then(|found| {
@@ -113,7 +114,7 @@ mod tests {
             ledger.put(&format!("brief.{number}"), "x".into(), None, brief, soon()).await.unwrap();
         }
         ledger.put("lasting", "x".into(), None, None, soon()).await.unwrap();
-        let counted = session.read(soon(), |transaction| {
+        let counted = session.read(Lane::Quick, soon(), |transaction| {
             Ok((transaction.open_table(LEDGER)?.len()?, transaction.open_table(LEDGER_ENDS)?.len()?))
         });
         let (records, ends) = counted.await.unwrap();

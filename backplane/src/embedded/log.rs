@@ -12,6 +12,7 @@ use stage0_contract::AccountId;
 use tokio::time::Instant;
 
 use super::store::{DECISIONS, Entries, IDS, IDS_BY_AGE, MARKS, Session, first_since, micros, next_position, time_of};
+use super::threads::Lane;
 use crate::{
     AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MarkError, NotReady, Position, ReadError, Seek,
     Which,
@@ -21,6 +22,8 @@ const REMEMBER: Duration = Duration::from_secs(120);
 /// Entries that one transaction of the sweep removes: others get their turn between two.
 const SWEEP: usize = 1_000;
 
+/// Whoever asks for more makes a long read.
+const QUICK_BYTES: usize = 64 << 10;
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// The log as one connection has it.
@@ -112,7 +115,8 @@ impl DecisionLog for FileLog {
             Seek::After(position) => position.0.saturating_add(1),
             Seek::Time(time) => first_since(time),
         };
-        let read = self.0.read(deadline, move |transaction| {
+        let lane = if max_bytes > QUICK_BYTES { Lane::Long } else { Lane::Quick };
+        let read = self.0.read(lane, deadline, move |transaction| {
             let from_table = |table: Entries, kind| -> Result<Chunk, redb::Error> {
                 let table = transaction.open_table(table)?;
                 stretch(&table, account.as_str(), start, kind, max_bytes)
@@ -135,7 +139,7 @@ impl DecisionLog for FileLog {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
         let account = account.clone();
-        let read = self.0.read(deadline, move |transaction| {
+        let read = self.0.read(Lane::Quick, deadline, move |transaction| {
             let table = transaction.open_table(table(kind))?;
             let last = last_in(&table, account.as_str())?;
             Ok(last.map(|(position, lines)| entry(position, kind, lines)))
@@ -168,7 +172,7 @@ impl DecisionLog for FileLog {
     }
 
     fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>> {
-        let read = self.0.read(deadline, |transaction| {
+        let read = self.0.read(Lane::Quick, deadline, |transaction| {
             let mut accounts = Vec::new();
             for table in [DECISIONS, MARKS] {
                 let table = transaction.open_table(table)?;

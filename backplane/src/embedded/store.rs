@@ -1,6 +1,6 @@
 //! The file behind the embedded log and ledger: one redb database, or memory for tests.
 //!
-//! Owns opening it, reading on threads that may block, and opening it again after the disk failed: redb refuses all work after a
+//! Owns opening it, reading on threads of its own (`threads`), and opening it again after the disk failed: redb refuses all work after a
 //! failed write until then. `writer` has the one thread that writes. Positions are microseconds since the epoch, made unique: an entry carries its time.
 //! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is there as a whole or not at all.
 
@@ -16,6 +16,7 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::threads::{Lane, Threads};
 use super::writer::Writer;
 use crate::Position;
 
@@ -61,6 +62,7 @@ pub enum OpenError {
 /// The database and the one who writes to it.
 pub(super) struct Store {
     core: Arc<Core>,
+    threads: Threads,
     writer: Writer,
     /// When the last append failed and why, until one succeeds.
     trouble: Mutex<Option<(Instant, Failure)>>,
@@ -96,10 +98,11 @@ impl Session {
 
     pub(super) async fn read<T: Send + 'static>(
         &self,
+        lane: Lane,
         deadline: Instant,
         work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
-        self.within(deadline, self.store.read(work)).await
+        self.within(deadline, self.store.read(lane, deadline, work)).await
     }
 
     /// What was begun goes on when the deadline passes.
@@ -142,7 +145,7 @@ impl Store {
 
     fn of(core: Core) -> Self {
         let core = Arc::new(core);
-        Self { writer: Writer::start(Arc::clone(&core)), core, trouble: Mutex::default() }
+        Self { writer: Writer::start(Arc::clone(&core)), core, threads: Threads::new(), trouble: Mutex::default() }
     }
 
     /// Remembers how an append ended.
@@ -160,10 +163,13 @@ impl Store {
     /// Reads on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
+        lane: Lane,
+        deadline: Instant,
         work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let core = Arc::clone(&self.core);
-        aside(move || core.attempt(|database| work(&database.begin_read()?))).await
+        let attempt = move || core.attempt(|database| work(&database.begin_read()?));
+        self.threads.run(lane, deadline, attempt).await
     }
 }
 
@@ -289,8 +295,4 @@ fn prepared(database: Database) -> Result<Database, redb::Error> {
     transaction.open_table(CLOCK)?;
     transaction.commit()?;
     Ok(database)
-}
-
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("the store's thread ended".to_owned()))
 }

@@ -19,6 +19,8 @@ use crate::logs::{self, Format, Logs};
 
 /// A month.
 const MOST_RUN_SECONDS: u32 = 31 * 86_400;
+/// Four times what one download of the log holds, which is more than a body may.
+const MIN_BYTES_IN_FLIGHT: u32 = 16 << 20;
 
 /// What every role's process has.
 pub(crate) struct Process {
@@ -93,8 +95,11 @@ pub(crate) struct HttpSettings {
     proxy_protocol_from: TrustedProxies,
     failed_logins_per_minute: u32,
     requests_per_second_per_address: u32,
+    max_connections: u32,
     max_connections_per_worker: u32,
     max_connections_per_address: u32,
+    max_bytes_in_flight: u32,
+    reads_per_second_per_account: u32,
     audit: AuditMode,
     quotas_on_failure: OnFailure,
     dangerous_allow_private_webhooks: bool,
@@ -165,6 +170,9 @@ impl HttpSettings {
         let proxy_protocol_from = reader.optional(&table::PROXY_PROTOCOL_FROM, proxies).unwrap_or_default();
         let requests_per_second_per_address = reader.required(&table::REQUESTS_PER_SECOND, count_or_off(1_000_000));
         let max_connections_per_address = reader.required(&table::CONNECTIONS_PER_ADDRESS, count_or_off(1_000_000));
+        let max_connections = reader.required(&table::CONNECTIONS, count(1_000_000));
+        let max_bytes_in_flight = reader.required(&table::BYTES_IN_FLIGHT, bytes_in_flight);
+        let reads_per_second_per_account = reader.required(&table::READS_PER_SECOND, count_or_off(1_000_000));
         let max_connections_per_worker = reader.required(&table::MAX_CONNECTIONS, count(1_000_000));
         let audit = reader.required(&table::AUDIT, audit_mode);
         let quotas_on_failure = reader.required(&table::QUOTAS_ON_FAILURE, on_failure);
@@ -181,8 +189,11 @@ impl HttpSettings {
             proxy_protocol_from,
             failed_logins_per_minute: failed_logins_per_minute?,
             requests_per_second_per_address: requests_per_second_per_address?,
+            max_connections: max_connections?,
             max_connections_per_worker: max_connections_per_worker?,
             max_connections_per_address: max_connections_per_address?,
+            max_bytes_in_flight: max_bytes_in_flight?,
+            reads_per_second_per_account: reads_per_second_per_account?,
             audit: audit?,
             quotas_on_failure: quotas_on_failure?,
             dangerous_allow_private_webhooks: dangerous_allow_private_webhooks?,
@@ -203,6 +214,9 @@ impl HttpSettings {
             proxy_protocol_from: self.proxy_protocol_from,
             failed_logins_per_minute: self.failed_logins_per_minute,
             requests_per_second_per_address: NonZeroU32::new(self.requests_per_second_per_address),
+            max_connections: size(Some(self.max_connections)).unwrap_or(defaults.max_connections),
+            max_bytes_in_flight: size(Some(self.max_bytes_in_flight)).unwrap_or(defaults.max_bytes_in_flight),
+            reads_per_second_per_account: NonZeroU32::new(self.reads_per_second_per_account),
             max_connections_per_worker: size(Some(self.max_connections_per_worker))
                 .unwrap_or(defaults.max_connections_per_worker),
             max_connections_per_address: NonZeroU32::new(self.max_connections_per_address),
@@ -212,6 +226,12 @@ impl HttpSettings {
             ..defaults
         }
     }
+}
+
+/// An account has a quarter, and one whole body must fit into it.
+fn bytes_in_flight(text: &str) -> Result<u32, String> {
+    let bytes = count(u32::MAX)(text)?;
+    if bytes < MIN_BYTES_IN_FLIGHT { Err(format!("must be at least {MIN_BYTES_IN_FLIGHT}")) } else { Ok(bytes) }
 }
 
 /// `stage0 dev`.

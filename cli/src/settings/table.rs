@@ -69,10 +69,16 @@ settings! {
         (Dev, Default("50")), (Gateway, Default("50"))];
     REQUESTS_PER_SECOND = "requests-per-second-per-address" "N" in "Limits", "Requests a second of one address, whatever their keys, before more get 429; 0: no limit", OPEN, All, &[
         (Dev, Default("10000")), (Gateway, Default("10000"))];
-    MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time", OPEN, All, &[
+    CONNECTIONS = "max-connections" "N" in "Limits", "Connections that the gateway holds at the same time before one more closes one that waits for its client; each may take some 80 KiB of memory, and no more are held than the limit on open files allows", OPEN, All, &[
+        (Dev, Default("4000")), (Gateway, Default("4000"))];
+    MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time before more wait to be accepted", OPEN, All, &[
         (Dev, Default("25000")), (Gateway, Default("25000"))];
-    CONNECTIONS_PER_ADDRESS = "max-connections-per-address" "N" in "Limits", "Connections that one address holds at the same time before more are closed at once; trusted proxies have no limit, nor balancers for themselves; 0: none has", OPEN, All, &[
-        (Dev, Default("20000")), (Gateway, Default("20000"))];
+    CONNECTIONS_PER_ADDRESS = "max-connections-per-address" "N" in "Limits", "Connections that one address holds at the same time before one more closes one of them that waits for its client; trusted proxies have no limit, nor balancers for themselves; 0: none has", OPEN, All, &[
+        (Dev, Default("2000")), (Gateway, Default("2000"))];
+    BYTES_IN_FLIGHT = "max-bytes-in-flight" "BYTES" in "Limits", "Bytes of request bodies that arrive, and of answers from the log that are not taken yet, before the gateway answers 503; an account or an address that holds a quarter of it gets 429, and whoever stalls is cut first. What is made of the bodies may take twice as much again", OPEN, All, &[
+        (Dev, Default("67108864")), (Gateway, Default("67108864"))];
+    READS_PER_SECOND = "reads-per-second-per-account" "N" in "Limits", "Reads of the log (lists, look-ups, downloads, verifications) a second of one account before more get 429; 0: no limit", OPEN, All, &[
+        (Dev, Default("200")), (Gateway, Default("200"))];
 
     QUOTAS_ON_FAILURE = "quotas-on-failure" "MODE" in "Limits", "What becomes of accounts with limits while their counters cannot be reached: `closed` refuses their checks (503), `open` lets them pass and counts them later", OPEN, All, &[
         (Dev, Default("closed")), (Gateway, Default("closed"))];

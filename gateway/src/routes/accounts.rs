@@ -2,11 +2,11 @@
 
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use stage0_contract::{AccountId, Caller, CreateAccount, ListAccounts, UpdateAccount};
+use stage0_contract::{AccountId, Caller, CreateAccount, ListAccounts, Scope, UpdateAccount};
 use tokio::time::Instant;
 
 use super::fields::Fields;
-use super::keys::{caller, manage};
+use super::keys::{allowed, manage};
 use super::{answer, authenticate};
 use crate::body;
 use crate::errors::ApiError;
@@ -17,9 +17,9 @@ const CHANGES: [&str; 6] = ["plan", "retention_days", "per_minute", "daily", "mo
 
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
-        let identity = authenticate(&gate, &request, Instant::now() + gate.config.request_budget).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
-        let (caller, name, plan) = (Caller::from(&*identity), fields.required_text("name"), fields.plan());
+        let caller = allowed(&gate, &request, Scope::Operator).await?;
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
+        let (name, plan) = (fields.required_text("name"), fields.plan());
         fields.finish()?;
         let account = manage(&gate, &CreateAccount { caller, name, plan }).await?;
         Ok::<_, ApiError>(HttpResponse::Created().json(account))
@@ -41,8 +41,8 @@ pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse
 
 pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let updated = async {
-        let caller = caller(&gate, &request).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let caller = allowed(&gate, &request, Scope::Operator).await?;
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
         if CHANGES.iter().all(|name| !fields.has(name)) {
             for name in CHANGES {
                 fields.refuse(name, "is required, or one of the others");

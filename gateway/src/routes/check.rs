@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use super::decisions::shelf;
 use super::{REQUEST_ID, Stamp, answer, authenticate, note, stamp_of};
 use crate::address::Client;
-use crate::body;
+use crate::body::{self, Body};
 use crate::errors::ApiError;
 use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
 use crate::metrics::{InFlight, Step, timed};
@@ -70,11 +70,11 @@ async fn answered(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> H
 /// A request that may ask.
 struct Admitted {
     identity: Arc<KeyIdentity>,
-    body: Map<String, Value>,
+    body: Body,
     deadline: Instant,
 }
 
-/// Finds out who asks and what, and whether the account may ask now. `caller` is known also when it may not.
+/// Finds out who asks, whether the account may ask now, and only then what. `caller` is known also when it may not.
 async fn admitted(
     gate: &Gate,
     request: &HttpRequest,
@@ -84,15 +84,16 @@ async fn admitted(
     let budget = Budget::new(gate.config.request_budget);
     let identity = timed(Step::Authenticate, authenticate(gate, request, budget.deadline())).await?;
     *caller = Some(Arc::clone(&identity));
-    let budget = budget.pause();
-    let body = timed(Step::Body, body::json_object(request, payload, gate.config.body_timeout)).await?;
-    let deadline = budget.resume().deadline();
     // An operator neither checks nor reads decisions, whatever else its key was granted.
     if !identity.scopes.contains(&Scope::Check) || identity.scopes.contains(&Scope::Operator) {
         return Err(ApiError::ScopeMissing(Scope::Check));
     }
-    timed(Step::Admit, gate.quotas.admit(&identity, gate.ledger(), deadline)).await?;
-    if body.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
+    timed(Step::Admit, gate.quotas.admit(&identity, gate.ledger(), budget.deadline())).await?;
+    let budget = budget.pause();
+    let arrived = timed(Step::Body, body::arrived(gate, request, payload, &identity.account)).await?;
+    let deadline = budget.resume().deadline();
+    let body = arrived.parse(gate, &identity.account, deadline).await?;
+    if body.object.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
         return Err(ApiError::PlanWithoutPro);
     }
     Ok(Admitted { identity, body, deadline })
@@ -104,7 +105,8 @@ async fn decide(
     payload: Payload,
     caller: &mut Option<Arc<KeyIdentity>>,
 ) -> Result<HttpResponse, ApiError> {
-    let Admitted { identity, body, deadline } = admitted(gate, request, payload, caller).await?;
+    let Admitted { identity, body: Body { object: body, place: _place }, deadline } =
+        admitted(gate, request, payload, caller).await?;
     let mut headers = Headers::read(request);
     let log = shelf(gate, &identity);
     let repeatable = headers.idempotency_key.as_ref().map(|key| Repeatable::new(&identity, key, &body));

@@ -1,26 +1,32 @@
 //! `/v1/decisions`: what was recorded of the caller's account, and nothing else.
 //!
-//! Reading is the gateway's own, straight from the log; deleting is asked of the exporter, whose credentials alone may. An operator
-//! reads none. A download is the log's own bytes, so that a chain can be verified where it arrives.
+//! Reading is the gateway's own, straight from the log, on threads apart from those that serve checks (`readers.rs`); deleting is asked of
+//! the exporter, whose credentials alone may. An operator reads none. A download is the log's own bytes, so that a chain can be
+//! verified where it arrives, and one that was cut goes on behind any decision that it brought.
 
-use actix_web::http::header::CONTENT_DISPOSITION;
+use actix_web::body::MessageBody as _;
+use actix_web::http::header::{CONTENT_DISPOSITION, ContentType};
 use actix_web::web::{Bytes, Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
-use serde_json::Value;
 use stage0_backplane::{Backplane, ReadError, Seek};
 use stage0_contract::{
-    AccountId, DeleteDecisions, IssueCode, KeyIdentity, MarkRef, PublicKeys, RequestId, Scope, SigningKeys, Verdict,
+    AccountId, DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PublicKeys, RequestId, Scope, SigningKeys,
+    Verdict,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::fields::Fields;
 use super::keys::{manage, manage_within};
 use super::{answer, authenticate};
+use crate::address::Client;
 use crate::errors::ApiError;
+use crate::in_flight::Hold;
+use crate::patience::Patience;
 use crate::reader::{Cursor, Filter, Shelf};
+use crate::readers::{Task, Turn};
+use crate::sending::{CutOff, Held};
 use crate::state::Gate;
 
 /// Items of a page at most.
@@ -28,26 +34,27 @@ const MOST_ITEMS: u32 = 1_000;
 /// A deletion walks through what it deletes.
 const DELETE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// One page.
-#[derive(Serialize)]
-struct Items {
-    items: Vec<Value>,
-    next_cursor: Option<String>,
-}
+/// What a download holds at most: a piece of the log, its lines, and the next piece's lines.
+const DOWNLOAD_BYTES: usize = 1 << 20;
+/// Of a download, pieces that wait for its client.
+const PIECES_AHEAD: usize = 1;
 
 pub(super) async fn get(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
     let found = async {
-        let identity = reader(&gate, &request).await?;
+        let (identity, key) = reader(&gate, &request).await?;
         let id = RequestId::parse(&id).map_err(|_| ApiError::NotFound)?;
-        let found = shelf(&gate, &identity).decision(id).await.map_err(|error| unread(&error))?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(found.ok_or(ApiError::NotFound)?))
+        let log = Log::of(&gate, &identity);
+        let found = gate.readers.page(key, soon(&gate), async move { log.shelf().decision(id).await }).await?;
+        let (found, turn) = (found.0.map_err(|error| unread(&error))?.ok_or(ApiError::NotFound)?, found.1);
+        let found = serde_json::to_vec(&found).map_err(|error| unread(&ReadError(error.to_string())))?;
+        json(&gate, &request, &identity, found, turn)
     };
     answer(&request, found.await)
 }
 
 pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
     let listed = async {
-        let identity = reader(&gate, &request).await?;
+        let (identity, key) = reader(&gate, &request).await?;
         let mut fields = Fields::of_query(&request);
         let filter = Filter {
             from: fields.timestamp("from"),
@@ -64,58 +71,62 @@ pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse
         }
         fields.finish()?;
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let page = shelf(&gate, &identity).page(&filter, cursor, limit).await;
-        let (items, next) = page.map_err(|error| unread(&error))?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(Items { items, next_cursor: next.map(|next| next.to_string()) }))
+        let log = Log::of(&gate, &identity);
+        let page = async move {
+            let (items, next) = log.shelf().page(&filter, cursor, limit).await?;
+            items.page(next.map(|next| next.to_string()).as_deref())
+        };
+        let (page, turn) = gate.readers.page(key, soon(&gate), page).await?;
+        json(&gate, &request, &identity, page.map_err(|error| unread(&error))?, turn)
     };
     answer(&request, listed.await)
 }
 
 pub(super) async fn verify(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
     let verified = async {
-        let identity = reader(&gate, &request).await?;
+        let (identity, key) = reader(&gate, &request).await?;
         let mut fields = Fields::of_query(&request);
         let (from, to) = (fields.timestamp("from"), fields.timestamp("to"));
         let kept = fields.word("kept", "must be `number:hash` of a mark", |text| MarkRef::parse(text).ok());
         fields.finish()?;
-        let _turn = walk(&gate)?;
+        let _turn = gate.readers.verification(key)?;
         let PublicKeys { items: keys } = manage(&gate, &SigningKeys {}).await?;
-        let report = shelf(&gate, &identity).verify(from, to, kept, keys).await.map_err(|error| unread(&error))?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(report))
+        let log = Log::of(&gate, &identity);
+        let report = gate.readers.run(async move { log.shelf().verify(from, to, kept, keys).await }).await?;
+        Ok::<_, ApiError>(HttpResponse::Ok().json(report.map_err(|error| unread(&error))?))
     };
     answer(&request, verified.await)
 }
 
 pub(super) async fn export(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
     let begun = async {
-        let identity = reader(&gate, &request).await?;
+        let (identity, key) = reader(&gate, &request).await?;
         let mut fields = Fields::of_query(&request);
         let (from, to) = (fields.timestamp("from"), fields.timestamp("to"));
+        let after = fields.word("after", "must be the `request_id` of a decision", |text| RequestId::parse(text).ok());
         fields.finish()?;
-        let turn = walk(&gate)?;
-        let shelf = shelf(&gate, &identity);
-        let download = Download {
-            backplane: gate.backplane.clone(),
-            account: identity.account.clone(),
-            horizon: shelf.horizon,
-            now: shelf.now,
-            from,
-            to,
-            seek: Some(shelf.begin(from)),
-            _turn: turn,
-        };
+        let turn = gate.readers.download(key)?;
+        let hold = hold(&gate, &request, &identity, DOWNLOAD_BYTES)?;
+        let log = Log::of(&gate, &identity);
         // The first piece before the headers: a log that does not answer is a 503, and not a download that breaks.
-        let (first, download) = download.next().await.map_err(|error| unread(&error))?;
-        let rest = futures_util::stream::try_unfold(download, async |download| match download.seek {
-            Some(_) => download.next().await.map(Some),
-            None => Ok(None),
+        let first = gate.readers.run(async move {
+            let behind = match after {
+                None => None,
+                Some(id) => Some(log.shelf().behind(id).await?.ok_or(NotBegun::Unknown)?),
+            };
+            let seek = behind.map_or_else(|| log.shelf().begin(from), Cursor::seek);
+            Download { log, from, to, seek: Some(seek), behind }.next().await.map_err(NotBegun::Unread)
         });
-        let body = futures_util::StreamExt::chain(futures_util::stream::iter([Ok::<_, ReadError>(first)]), rest);
+        let (first, download) = first.await?.map_err(ApiError::from)?;
+        let (pieces, ready) = mpsc::channel(PIECES_AHEAD);
+        let task = gate.readers.spawn(download.run(pieces))?;
+        let leaving = Leaving { first: Some(first), ready, hold, _task: task, _turn: turn };
+        let rest = futures_util::stream::try_unfold(leaving, Leaving::next);
         Ok::<_, ApiError>(
             HttpResponse::Ok()
                 .content_type("application/x-ndjson")
                 .insert_header((CONTENT_DISPOSITION, "attachment; filename=\"decisions.ndjson\""))
-                .streaming(body),
+                .streaming(rest),
         )
     };
     answer(&request, begun.await)
@@ -149,10 +160,42 @@ pub(super) async fn signing_keys(gate: Data<Gate>, request: HttpRequest) -> Http
     answer(&request, listed)
 }
 
-async fn reader(gate: &Gate, request: &HttpRequest) -> Result<std::sync::Arc<KeyIdentity>, ApiError> {
+/// Who reads, and what stands for the account among readers.
+async fn reader(gate: &Gate, request: &HttpRequest) -> Result<(std::sync::Arc<KeyIdentity>, u64), ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
     allow(&identity, Scope::DecisionsRead)?;
-    Ok(identity)
+    let key = gate.bytes.key_of(&identity.account);
+    gate.readers.admit(key)?;
+    Ok((identity, key))
+}
+
+/// How long a read waits for its turn.
+fn soon(gate: &Gate) -> Instant {
+    Instant::now() + gate.config.request_budget
+}
+
+/// Bytes of an answer, which count against its account until they are taken.
+fn hold(gate: &Gate, request: &HttpRequest, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
+    let now = std::time::Instant::now();
+    let hold = gate.bytes.begin(Some(&identity.account), Client::of_request(request).map(Client::net), now);
+    hold.grow(bytes, now)?;
+    // A client that takes nothing would not notice that its answer was cut.
+    if let Some(seat) = request.conn_data::<Patience>().and_then(Patience::seat) {
+        hold.ends_with(seat.clone());
+    }
+    Ok(hold)
+}
+
+/// An answer that may be megabytes.
+fn json(
+    gate: &Gate,
+    request: &HttpRequest,
+    identity: &KeyIdentity,
+    body: Vec<u8>,
+    turn: Turn,
+) -> Result<HttpResponse, ApiError> {
+    let hold = hold(gate, request, identity, body.len())?;
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(Held::new(body.into(), hold, turn).boxed()))
 }
 
 /// An operator neither checks nor reads decisions, whatever else its key was granted.
@@ -161,15 +204,15 @@ fn allow(identity: &KeyIdentity, scope: Scope) -> Result<(), ApiError> {
     if may { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 
+/// For what a check or a run needs to know; long reads have [`Log`].
 pub(super) fn shelf<'a>(gate: &'a Gate, identity: &'a KeyIdentity) -> Shelf<'a> {
     let now = Timestamp::now();
-    let kept = SignedDuration::from_hours(24 * i64::from(identity.retention_days));
-    let horizon = now.checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
-    Shelf { log: gate.log(), account: &identity.account, horizon, now }
+    Shelf { log: gate.log(), account: &identity.account, horizon: horizon(identity, now), now }
 }
 
-fn walk(gate: &Gate) -> Result<OwnedSemaphorePermit, ApiError> {
-    std::sync::Arc::clone(&gate.walks).try_acquire_owned().map_err(|_| ApiError::TooManyWalks)
+fn horizon(identity: &KeyIdentity, now: Timestamp) -> Timestamp {
+    let kept = SignedDuration::from_hours(24 * i64::from(identity.retention_days));
+    now.checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 fn unread(error: &ReadError) -> ApiError {
@@ -177,26 +220,120 @@ fn unread(error: &ReadError) -> ApiError {
     ApiError::Unavailable
 }
 
-/// A download under way.
-struct Download {
+/// An account's log, for a reader of its own.
+struct Log {
     backplane: Backplane,
     account: AccountId,
     horizon: Timestamp,
     now: Timestamp,
+}
+
+impl Log {
+    fn of(gate: &Gate, identity: &KeyIdentity) -> Self {
+        let now = Timestamp::now();
+        let (backplane, account) = (gate.reading.clone(), identity.account.clone());
+        Self { backplane, account, horizon: horizon(identity, now), now }
+    }
+
+    fn shelf(&self) -> Shelf<'_> {
+        Shelf { log: &*self.backplane.log, account: &self.account, horizon: self.horizon, now: self.now }
+    }
+}
+
+/// Why a download does not begin.
+enum NotBegun {
+    Unread(ReadError),
+    /// There is no decision with the id in `after`.
+    Unknown,
+}
+
+impl From<ReadError> for NotBegun {
+    fn from(error: ReadError) -> Self {
+        Self::Unread(error)
+    }
+}
+
+impl From<NotBegun> for ApiError {
+    fn from(why: NotBegun) -> Self {
+        match why {
+            NotBegun::Unread(error) => unread(&error),
+            NotBegun::Unknown => {
+                let message = "must be the `request_id` of a decision that the log still has, begin without it";
+                Self::Invalid(vec![FieldError::new("after", message)])
+            }
+        }
+    }
+}
+
+/// A download as it is read.
+struct Download {
+    log: Log,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
     /// Where the next piece begins; none after the last.
     seek: Option<Seek>,
-    _turn: OwnedSemaphorePermit,
+    /// What an earlier download brought.
+    behind: Option<Cursor>,
 }
 
 impl Download {
     async fn next(mut self) -> Result<(Bytes, Self), ReadError> {
         let Some(seek) = self.seek else { return Ok((Bytes::new(), self)) };
-        let (log, account) = (&*self.backplane.log, &self.account);
-        let shelf = Shelf { log, account, horizon: self.horizon, now: self.now };
-        let (lines, next) = shelf.stretch(seek, self.from, self.to).await?;
+        let (lines, next) = self.log.shelf().stretch(seek, self.behind, self.from, self.to).await?;
         self.seek = next;
         Ok((lines.into(), self))
+    }
+
+    /// Reads as far ahead as the channel takes, until the end or until nobody listens.
+    async fn run(mut self, pieces: mpsc::Sender<Result<Bytes, ReadError>>) {
+        while self.seek.is_some() {
+            let next = match self.next().await {
+                Ok((piece, next)) => {
+                    self = next;
+                    Ok(piece)
+                }
+                Err(error) => {
+                    unread(&error);
+                    let _ = pieces.send(Err(error)).await;
+                    return;
+                }
+            };
+            if pieces.send(next).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// A download on its way out. Its account's turn and bytes end with it, and so does the reading.
+struct Leaving {
+    first: Option<Bytes>,
+    ready: mpsc::Receiver<Result<Bytes, ReadError>>,
+    hold: Hold,
+    _task: Task<()>,
+    _turn: Turn,
+}
+
+/// A download that ends before its end.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("the log could not be read on")]
+    Unread(#[from] ReadError),
+    #[error(transparent)]
+    CutOff(#[from] CutOff),
+}
+
+impl Leaving {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Broken> {
+        if self.hold.is_cut() {
+            return Err(CutOff.into());
+        }
+        let piece = match self.first.take() {
+            Some(first) => Some(first),
+            None => self.ready.recv().await.transpose()?,
+        };
+        let Some(piece) = piece else { return Ok(None) };
+        self.hold.progressed(piece.len(), std::time::Instant::now());
+        Ok(Some((piece, self)))
     }
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use stage0_contract::{Caller, CreateKey, KeyId, ListKeys, ManageReply, Request, RevokeKey, Revoked, RotateKey};
+use stage0_contract::{Caller, CreateKey, KeyId, ListKeys, ManageReply, Request, RevokeKey, Revoked, RotateKey, Scope};
 use tokio::time::Instant;
 
 use super::fields::Fields;
-use super::{answer, authenticate};
+use super::{allow, answer, authenticate};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
@@ -46,8 +46,8 @@ where
 
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
-        let caller = caller(&gate, &request).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let caller = allowed(&gate, &request, Scope::KeysManage).await?;
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
         let (account, name) = (fields.account(), fields.required_text("name"));
         let (scopes, expires_at) = (fields.scopes(), fields.timestamp("expires_at"));
         fields.finish()?;
@@ -71,9 +71,9 @@ pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse
 
 pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let rotated = async {
-        let caller = caller(&gate, &request).await?;
-        let mut fields =
-            Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?);
+        let caller = allowed(&gate, &request, Scope::KeysManage).await?;
+        let body = body::optional_json_object(&gate, &request, payload, &caller.account).await?;
+        let mut fields = Fields::of_body(body.object);
         // Without a word about it, the old key ends at once: a rotation is most urgent when a key has leaked.
         let overlap_seconds = fields.seconds("overlap_seconds").unwrap_or(0);
         fields.finish()?;
@@ -94,6 +94,13 @@ pub(super) async fn revoke(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 
 pub(super) async fn caller(gate: &Gate, request: &HttpRequest) -> Result<Caller, ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
+    Ok(Caller::from(&*identity))
+}
+
+/// The caller of a call with a body, whose scope is judged before the body is read; the keystore judges the rest.
+pub(super) async fn allowed(gate: &Gate, request: &HttpRequest, scope: Scope) -> Result<Caller, ApiError> {
+    let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
+    allow(&identity, scope)?;
     Ok(Caller::from(&*identity))
 }
 

@@ -39,9 +39,8 @@ pub(super) async fn end(gate: Data<Gate>, request: HttpRequest, id: Path<String>
 
 pub(super) async fn settle(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let settled = async {
-        let identity = authenticate(&gate, &request, Instant::now() + gate.config.request_budget).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
-        allow_any(&identity, &[Scope::Check, Scope::RunsManage])?;
+        let identity = caller(&gate, &request, &[Scope::Check, Scope::RunsManage]).await?;
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &identity.account).await?.object);
         let request_id = fields
             .required("request_id", "must be the `request_id` of a check", |v| RequestId::parse(v.as_str()?).ok());
         let actual =

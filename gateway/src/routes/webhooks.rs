@@ -7,12 +7,13 @@ use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use stage0_contract::{
     Caller, CreateWebhook, DeleteWebhook, EnableWebhook, GetWebhook, ListDeliveries, ListWebhooks, ReplayWebhook,
-    RotateWebhookSecret, TestWebhook, UpdateWebhook, Webhook, WebhookDeleted, WebhookFilters, WebhookId, WebhookUrl,
+    RotateWebhookSecret, Scope, TestWebhook, UpdateWebhook, Webhook, WebhookDeleted, WebhookFilters, WebhookId,
+    WebhookUrl,
 };
 
 use super::answer;
 use super::fields::Fields;
-use super::keys::{caller, manage, manage_within};
+use super::keys::{allowed, caller, manage, manage_within};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
@@ -22,8 +23,8 @@ const TEST_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
 
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
-        let caller = caller(&gate, &request).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let caller = allowed(&gate, &request, Scope::WebhooksManage).await?;
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
         let (account, url) = (fields.account(), fields.required_text("url"));
         check_url(&gate, &mut fields, &url);
         let filters = WebhookFilters { verdicts: fields.verdicts(), environments: fields.texts("environments") };
@@ -58,7 +59,7 @@ pub(super) async fn get(gate: Data<Gate>, request: HttpRequest, id: Path<String>
 pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let updated = async {
         let (caller, webhook) = own(&gate, &request, &id).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
         let url = fields.text("url");
         if let Some(url) = &url {
             check_url(&gate, &mut fields, url);
@@ -94,8 +95,9 @@ pub(super) async fn delete(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 
 pub(super) async fn enable(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let enabled = async {
-        let caller = caller(&gate, &request).await?;
-        Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?).finish()?;
+        let caller = allowed(&gate, &request, Scope::WebhooksManage).await?;
+        let body = body::optional_json_object(&gate, &request, payload, &caller.account).await?;
+        Fields::of_body(body.object).finish()?;
         let webhook = manage(&gate, &EnableWebhook { caller, id: webhook_id(&id)? }).await?;
         Ok::<_, ApiError>(HttpResponse::Ok().json(webhook))
     };
@@ -104,9 +106,9 @@ pub(super) async fn enable(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 
 pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let rotated = async {
-        let caller = caller(&gate, &request).await?;
-        let mut fields =
-            Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?);
+        let caller = allowed(&gate, &request, Scope::WebhooksManage).await?;
+        let body = body::optional_json_object(&gate, &request, payload, &caller.account).await?;
+        let mut fields = Fields::of_body(body.object);
         // A receiver needs a moment to learn the new secret: both sign for a day unless the caller says otherwise.
         let overlap_seconds = fields.seconds("overlap_seconds").unwrap_or(86_400);
         fields.finish()?;
@@ -118,8 +120,9 @@ pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 
 pub(super) async fn test(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let tested = async {
-        let (_, webhook) = own(&gate, &request, &id).await?;
-        Fields::of_body(body::optional_json_object(&request, payload, gate.config.body_timeout).await?).finish()?;
+        let (caller, webhook) = own(&gate, &request, &id).await?;
+        let body = body::optional_json_object(&gate, &request, payload, &caller.account).await?;
+        Fields::of_body(body.object).finish()?;
         let test = TestWebhook { account: webhook.account, id: webhook.id };
         Ok::<_, ApiError>(HttpResponse::Ok().json(manage_within(&gate, &test, TEST_WITHIN).await?))
     };
@@ -128,8 +131,8 @@ pub(super) async fn test(gate: Data<Gate>, request: HttpRequest, id: Path<String
 
 pub(super) async fn replay(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
     let replayed = async {
-        let (_, webhook) = own(&gate, &request, &id).await?;
-        let mut fields = Fields::of_body(body::json_object(&request, payload, gate.config.body_timeout).await?);
+        let (caller, webhook) = own(&gate, &request, &id).await?;
+        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
         let (from, to) = (fields.timestamp("from"), fields.timestamp("to"));
         for (name, time) in [("from", from), ("to", to)] {
             if time.is_none() {

@@ -1,9 +1,10 @@
-//! Requests per second and address, counted before the key is looked at.
+//! Requests per second: of an address, counted before the key is looked at, or of an account.
 //!
-//! Owns one bucket for each address: a second's worth of requests fits in, and it fills evenly. A bucket is one number, the instant
+//! Owns one bucket for each of them: a second's worth of requests fits in, and it fills evenly. A bucket is one number, the instant
 //! at which it is full again (the "generic cell rate algorithm" of ITU-T I.371), so counting is one atomic step and holds no lock.
-//! An address that was forgotten starts with a full bucket, as one has after a second without requests.
+//! Whoever was forgotten starts with a full bucket, as one has after a second without requests.
 
+use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,24 +20,24 @@ const SECOND: u64 = 1_000_000_000;
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(2);
 
 /// The buckets.
-pub(crate) struct Bursts {
+pub(crate) struct Bursts<K = ClientNet> {
     /// Nanoseconds that one request takes out.
     each: u64,
     began: Instant,
     /// When each bucket is full again, in nanoseconds since `began`.
-    full_at: Cache<ClientNet, Arc<AtomicU64>>,
+    full_at: Cache<K, Arc<AtomicU64>>,
 }
 
-impl Bursts {
+impl<K: Hash + Eq + Send + Sync + 'static> Bursts<K> {
     pub(crate) fn new(per_second: NonZeroU32, began: Instant) -> Self {
         let full_at = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_idle(FORGOTTEN_AFTER).build();
         Self { each: SECOND / u64::from(per_second.get()), began, full_at }
     }
 
-    /// Takes one request out of the address's bucket, if there is one.
-    pub(crate) fn admits(&self, client: ClientNet, now: Instant) -> bool {
+    /// Takes one request out of the bucket, if there is one.
+    pub(crate) fn admits(&self, who: K, now: Instant) -> bool {
         let now = u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-        let bucket = self.full_at.get(&client).unwrap_or_else(|| self.full_at.get_with(client, Arc::default));
+        let bucket = self.full_at.get(&who).unwrap_or_else(|| self.full_at.get_with(who, Arc::default));
         let take = |full_at: u64| {
             let then = full_at.max(now).saturating_add(self.each);
             (then <= now.saturating_add(SECOND)).then_some(then)

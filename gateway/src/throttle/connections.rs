@@ -1,67 +1,100 @@
 //! Open connections, all of them and for each address.
 //!
-//! Owns the count, shared by all workers: a connection counts from its place until its stream is dropped, however it ends. The
+//! Owns the table, shared by all workers: a connection counts from its place until its stream is dropped or it is evicted. The
 //! peer counts and not what a request's header says, as there is no request yet; proxies that are trusted, and balancers for themselves,
-//! have no limit. Memory is bounded by what is open: an address without a connection is not in the table.
+//! have no limit and are not evicted. INVARIANT: there are never more than `total`. Where one more would exceed a limit, one that waits
+//! for its client gives way (`slot` says which states these are, [`Group::victim`] which one), so that a flood takes nobody's place
+//! but its own; whoever finds none to evict is closed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use actix_web::rt::net::{ActixStream, Ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::slot::Slot;
 use crate::address::{ClientNet, TrustedProxies};
-use crate::metrics;
+use crate::metrics::{self, Throttle};
 use crate::proxy_protocol::Peer;
+
+/// A handshake without client certificates takes some 2 KiB of the client's bytes; TLS would buffer 64 KiB.
+const MAX_HANDSHAKE_BYTES: usize = 16 << 10;
+/// A connection that has shown no key within this time is not about to.
+const STRANGER_GRACE: Duration = Duration::from_secs(2);
+/// Groups and strangers that are looked at for one new connection.
+const MAX_LOOKED_AT: usize = 64;
 
 /// The table.
 pub(crate) struct Connections {
     /// None: no limit.
-    most: Option<NonZeroU32>,
+    per_address: Option<NonZeroU32>,
+    total: usize,
     trusted: TrustedProxies,
-    open: Mutex<HashMap<ClientNet, u32>>,
+    epoch: Instant,
+    open: Mutex<Open>,
 }
+
+#[derive(Default)]
+struct Open {
+    total: usize,
+    next: u64,
+    groups: HashMap<ClientNet, Group>,
+    /// The same groups by their size.
+    sizes: BTreeSet<(usize, ClientNet)>,
+    /// Those that have shown no key, the oldest first.
+    strangers: BTreeMap<u64, ClientNet>,
+}
+
+/// The connections of one address, the oldest first.
+#[derive(Default)]
+struct Group(BTreeMap<u64, Arc<Slot>>);
 
 /// Gives its place back when it is dropped.
 struct Place {
     connections: Arc<Connections>,
-    /// None where there is no limit.
+    id: u64,
+    /// None for proxies and balancers.
     client: Option<ClientNet>,
+    slot: Arc<Slot>,
 }
 
-/// A stream that has its place.
+/// What a connection tells the table about itself.
+#[derive(Clone)]
+pub(crate) struct Seat {
+    connections: Arc<Connections>,
+    id: u64,
+    client: Option<ClientNet>,
+    slot: Arc<Slot>,
+}
+
+/// A stream that has its place, until it is evicted.
 pub(crate) struct Counted<S> {
     stream: S,
     peer: Option<Peer>,
-    _place: Place,
+    place: Place,
+    /// Bytes that may still come before the handshake is done; none: it is.
+    handshake: Option<usize>,
 }
 
 impl Connections {
-    pub(crate) fn new(most: Option<NonZeroU32>, trusted: TrustedProxies) -> Self {
-        Self { most, trusted, open: Mutex::default() }
+    pub(crate) fn new(per_address: Option<NonZeroU32>, total: usize, trusted: TrustedProxies) -> Self {
+        Self { per_address, total: total.max(1), trusted, epoch: Instant::now(), open: Mutex::default() }
     }
 
-    /// Counts a connection; gives none when its address has too many, and closes it by that.
-    pub(crate) fn admit<S>(self: &Arc<Self>, stream: S, peer: Option<Peer>) -> Option<Counted<S>> {
-        let client = match self.most.zip(self.limited(peer)) {
-            None => None,
-            Some((most, client)) => {
-                let mut open = self.open();
-                let count = open.entry(client).or_insert(0);
-                if *count >= most.get() {
-                    return None;
-                }
-                *count += 1;
-                Some(client)
-            }
-        };
+    /// Counts a connection; gives none, and closes it by that, when a limit is reached and nobody gives way.
+    pub(crate) fn admit<S>(self: &Arc<Self>, stream: S, peer: Option<Peer>, now: Instant) -> Option<Counted<S>> {
+        let client = self.limited(peer);
+        let slot = Arc::new(Slot::new(self.epoch, now));
+        let id = self.open().enter(client, &slot, self.per_address, self.total, now)?;
         metrics::connection_opened();
-        Some(Counted { stream, peer, _place: Place { connections: Arc::clone(self), client } })
+        let place = Place { connections: Arc::clone(self), id, client, slot };
+        Some(Counted { stream, peer, place, handshake: Some(MAX_HANDSHAKE_BYTES) })
     }
 
     fn limited(&self, peer: Option<Peer>) -> Option<ClientNet> {
@@ -71,22 +104,139 @@ impl Connections {
         }
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<ClientNet, u32>> {
-        // Each use is one step on the map: a panic elsewhere cannot leave it half done.
+    fn open(&self) -> MutexGuard<'_, Open> {
+        // Each use is a few steps on maps that cannot panic between two of them.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    /// The id of a connection that has found its place.
+    fn enter(
+        &mut self,
+        client: Option<ClientNet>,
+        slot: &Arc<Slot>,
+        per_address: Option<NonZeroU32>,
+        total: usize,
+        now: Instant,
+    ) -> Option<u64> {
+        if let Some((most, client)) = per_address.zip(client)
+            && let Some(group) = self.groups.get(&client)
+            && group.0.len() >= usize::try_from(most.get()).unwrap_or(usize::MAX)
+        {
+            let victim = group.victim(now)?;
+            self.evict(victim, client);
+        }
+        if self.total >= total {
+            let (victim, address) = self.victim(now)?;
+            self.evict(victim, address);
+        }
+        let id = self.next;
+        self.next += 1;
+        self.total += 1;
+        if let Some(client) = client {
+            self.strangers.insert(id, client);
+            let group = self.groups.entry(client).or_default();
+            let size = group.0.len();
+            group.0.insert(id, Arc::clone(slot));
+            self.sizes.remove(&(size, client));
+            self.sizes.insert((size + 1, client));
+        }
+        Some(id)
+    }
+
+    /// Who gives way to a connection of another address: a stranger that stays one, else one of the address that has most.
+    fn victim(&self, now: Instant) -> Option<(u64, ClientNet)> {
+        let gives_way = |id: u64, client: ClientNet| {
+            let slot = self.groups.get(&client)?.0.get(&id)?;
+            (slot.waits_for_client() && slot.age(now) >= STRANGER_GRACE).then_some((id, client))
+        };
+        let strangers = self.strangers.iter().take(MAX_LOOKED_AT);
+        let stranger = strangers.filter_map(|(id, client)| gives_way(*id, *client)).next();
+        let largest = || {
+            let groups = self.sizes.iter().rev().take(MAX_LOOKED_AT);
+            groups.filter_map(|(_, client)| Some((self.groups.get(client)?.victim(now)?, *client))).next()
+        };
+        stranger.or_else(largest)
+    }
+
+    fn evict(&mut self, id: u64, client: ClientNet) {
+        if let Some(slot) = self.remove(id, Some(client)) {
+            metrics::throttled(Throttle::Evicted);
+            slot.evict();
+        }
+    }
+
+    /// Takes a connection out, if it is still in.
+    fn remove(&mut self, id: u64, client: Option<ClientNet>) -> Option<Arc<Slot>> {
+        let Some(client) = client else {
+            self.total -= 1;
+            return None;
+        };
+        let group = self.groups.get_mut(&client)?;
+        let size = group.0.len();
+        let slot = group.0.remove(&id)?;
+        self.total -= 1;
+        self.strangers.remove(&id);
+        self.sizes.remove(&(size, client));
+        if size > 1 {
+            self.sizes.insert((size - 1, client));
+        } else {
+            self.groups.remove(&client);
+        }
+        Some(slot)
+    }
+}
+
+impl Group {
+    /// Of the connections that wait for their client: the oldest that has shown no key for a while; else the one of the account with
+    /// most connections that was used least lately; else the oldest.
+    fn victim(&self, now: Instant) -> Option<u64> {
+        let waiting = || self.0.iter().filter(|(_, slot)| slot.waits_for_client());
+        let stranger = waiting().find(|(_, slot)| slot.account().is_none() && slot.age(now) >= STRANGER_GRACE);
+        if let Some((id, _)) = stranger {
+            return Some(*id);
+        }
+        let mut accounts: HashMap<u64, (usize, u64, u64)> = HashMap::new();
+        for (id, slot) in waiting() {
+            let Some(account) = slot.account() else { continue };
+            let used = slot.used_at();
+            let entry = accounts.entry(account).or_insert((0, used, *id));
+            entry.0 += 1;
+            if used < entry.1 {
+                (entry.1, entry.2) = (used, *id);
+            }
+        }
+        let of_largest = accounts.values().max_by_key(|(count, ..)| *count).map(|(.., id)| *id);
+        of_largest.or_else(|| waiting().next().map(|(id, _)| *id))
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         metrics::connection_closed();
-        let Some(client) = self.client else { return };
-        let mut open = self.connections.open();
-        if let Some(count) = open.get_mut(&client) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                open.remove(&client);
-            }
+        self.connections.open().remove(self.id, self.client);
+    }
+}
+
+impl Seat {
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// Ends the connection, whatever it does.
+    pub(crate) fn evict(&self) {
+        // A proxy's place comes back when its stream is dropped.
+        if let Some(client) = self.client {
+            self.connections.open().evict(self.id, client);
+        }
+        self.slot.evict();
+    }
+
+    /// A key of this account (as a hash) was shown and is valid.
+    pub(crate) fn belongs_to(&self, account: u64) {
+        if self.slot.belongs_to(account).is_none() {
+            self.connections.open().strangers.remove(&self.id);
         }
     }
 }
@@ -96,6 +246,25 @@ impl<S> Counted<S> {
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.peer.map(Peer::address)
     }
+
+    pub(crate) fn seat(&self) -> Seat {
+        let Place { connections, id, client, slot } = &self.place;
+        Seat { connections: Arc::clone(connections), id: *id, client: *client, slot: Arc::clone(slot) }
+    }
+
+    /// TLS is there: what comes now is bounded elsewhere.
+    pub(crate) fn established(&mut self) {
+        self.handshake = None;
+    }
+
+    fn stream(self: Pin<&mut Self>, context: &Context<'_>) -> io::Result<Pin<&mut S>>
+    where
+        S: Unpin,
+    {
+        let this = self.get_mut();
+        this.place.slot.check(context)?;
+        Ok(Pin::new(&mut this.stream))
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
@@ -104,29 +273,37 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = self.as_mut().stream(context)?.poll_read(context, buffer);
+        if let Some(left) = &mut self.handshake {
+            let Some(less) = left.checked_sub(buffer.filled().len() - before) else {
+                return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            };
+            *left = less;
+        }
+        read
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream(context)?.poll_write(context, bytes)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_flush(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream(context)?.poll_shutdown(context)
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        self.stream(context)?.poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -145,56 +322,4 @@ impl<S: ActixStream> ActixStream for Counted<S> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn connections(most: u32) -> Arc<Connections> {
-        let trusted = TrustedProxies::parse(&["10.0.0.0/8".to_owned()]).unwrap();
-        Arc::new(Connections::new(NonZeroU32::new(most), trusted))
-    }
-
-    fn at(text: &str) -> SocketAddr {
-        SocketAddr::new(text.parse().unwrap(), 4711)
-    }
-
-    fn peer(text: &str) -> Option<Peer> {
-        Some(Peer::Client(at(text)))
-    }
-
-    #[test]
-    fn one_more_than_the_limit_is_closed_and_a_place_comes_back() {
-        let connections = connections(2);
-        let first = connections.admit((), peer("192.0.2.1"));
-        let second = connections.admit((), peer("::ffff:192.0.2.1"));
-        assert!(first.is_some() && second.is_some());
-        assert!(connections.admit((), peer("192.0.2.1")).is_none());
-        assert!(connections.admit((), peer("192.0.2.2")).is_some(), "another address");
-        drop(first);
-        let third = connections.admit((), peer("192.0.2.1"));
-        assert!(third.is_some() && connections.admit((), peer("192.0.2.1")).is_none());
-        drop((second, third));
-        assert!(connections.open().is_empty(), "nobody is remembered who is gone");
-    }
-
-    #[test]
-    fn trusted_proxies_and_a_limit_of_none_hold_what_they_like() {
-        for (most, address) in [(1, "10.0.0.1"), (0, "192.0.2.1")] {
-            let connections = connections(most);
-            let held: Vec<_> = (0..10).map(|_| connections.admit((), peer(address))).collect();
-            assert!(held.iter().all(Option::is_some), "{address}");
-            assert!(connections.open().is_empty());
-        }
-    }
-
-    #[test]
-    fn a_balancer_has_no_limit_for_itself_and_each_of_its_clients_has() {
-        let connections = connections(1);
-        let balancer = Some(Peer::Balancer(at("192.0.2.1")));
-        let held: Vec<_> = (0..10).map(|_| connections.admit((), balancer)).collect();
-        assert!(held.iter().all(Option::is_some));
-        let client = connections.admit((), peer("198.51.100.7")).unwrap();
-        assert_eq!(client.peer(), Some(at("198.51.100.7")));
-        assert!(connections.admit((), peer("198.51.100.7")).is_none());
-        assert!(connections.admit((), peer("198.51.100.8")).is_some());
-    }
-}
+mod tests;

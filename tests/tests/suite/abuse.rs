@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
-use stage0_tests::{Answer, Api, Raw, Stack};
+use stage0_tests::{Answer, Api, Stack};
 
 /// With a key that is well formed, and nobody's.
 async fn wrong_key(api: &Api, key: &str, headers: &[(&str, &str)]) -> Answer {
@@ -139,23 +139,6 @@ async fn a_burst_is_refused_before_its_key_is_looked_at() {
         let headers = [("x-forwarded-for", "192.0.2.1")];
         assert_eq!(stack.api.send(Method::GET, "/healthz", &headers, None).await.status, 200);
     }
-}
-
-#[tokio::test]
-async fn one_address_holds_so_many_connections_and_no_more() {
-    let stack = Stack::build().gateway_with(&["--max-connections-per-address", "8"]).dev().await;
-    let mut held = Vec::new();
-    for _ in 0..40 {
-        if let Ok(raw) = Raw::connect_with(&stack.address(), &stack.ca(), rustls::ALL_VERSIONS).await {
-            held.push(raw);
-        }
-    }
-    assert!((1..=8).contains(&held.len()), "{} connections", held.len());
-    drop(held);
-    stage0_backplane::testing::wait_for("a connection", std::time::Duration::from_secs(10), async || {
-        stack.api.try_send(Method::GET, "/healthz", &[], None).await.is_ok_and(|answer| answer.status == 200)
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -218,17 +218,25 @@ async fn an_unknown_and_a_forbidden_version_get_one_text() {
 #[tokio::test]
 async fn refusals_come_in_their_order() {
     let stack = Stack::build().dev().await;
-    let (_, free, _) = stack.operator.account("free", Some("free"), &["keys:manage"]).await;
+    let (account, weak, _) = stack.operator.account("weak", Some("free"), &["keys:manage"]).await;
+    let (limited, used_up, _) = stack.operator.account("used up", Some("free"), &["check"]).await;
+    stack.operator.patch(&format!("/v1/accounts/{limited}"), &json!({"per_minute": 1})).await.expect(200);
+    stack.api.with_key(&used_up).check(&Api::harmless()).await.expect(200);
+    let poor = json!({"account": account, "name": "poor", "scopes": ["check"]});
+    let poor = stack.operator.post("/v1/keys", &poor).await.expect(201)["key"].as_str().unwrap().to_owned();
     let bad = |api: &Api, body: &'static str, json: bool| {
         let (api, headers) = (api.clone(), if json { vec![JSON] } else { vec![("content-type", "text/plain")] });
         async move { api.send(Method::POST, "/check", &headers, Some(body.as_bytes().to_vec())).await.status }
     };
     let open = stack.api.without_key();
     assert_eq!(bad(&open, "{", false).await, 401, "401 before 415 and 400");
+    let (weak, used_up, poor) = (stack.api.with_key(&weak), stack.api.with_key(&used_up), stack.api.with_key(&poor));
+    assert_eq!(bad(&weak, "{", false).await, 403, "403 before 415 and 400");
+    assert_eq!(bad(&used_up, "{", false).await, 429, "429 before 415 and 400");
     assert_eq!(bad(&stack.api, "{", false).await, 415, "415 before 400");
-    let no_scope = stack.api.with_key(&free);
-    assert_eq!(bad(&no_scope, "{", true).await, 400, "400 before 403");
-    assert_eq!(bad(&no_scope, "{\"goal\": 1}", true).await, 403, "403 before 422");
+    assert_eq!(bad(&poor, "{\"pro\": true", true).await, 400, "400 before 402");
+    assert_eq!(bad(&poor, "{\"goal\": 1, \"pro\": true}", true).await, 402, "402 before 422");
+    assert_eq!(bad(&poor, "{\"goal\": 1}", true).await, 422);
     assert_eq!(bad(&stack.operator, "{\"goal\": 1, \"pro\": true}", true).await, 403);
 }
 

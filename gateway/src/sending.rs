@@ -1,0 +1,190 @@
+//! The body of an answer on its way out: in small pieces, as fast as its client takes them.
+//!
+//! Owns the pieces and the clock while an answer leaves: whoever takes less than 64 KiB in the time that [`Limits`](crate::patience::Limits)
+//! name is cut. INVARIANT: a request counts as under way until the last piece of its answer is handed on, or the connection is gone;
+//! what the answer holds (turns, bytes) is part of the body, and ends with it.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use actix_web::body::{BodySize, MessageBody};
+use actix_web::web::Bytes;
+
+use crate::in_flight::Hold;
+use crate::patience::{Busy, PROGRESS_BYTES};
+
+/// What the connection copies at a time.
+const PIECE_BYTES: usize = 16 << 10;
+/// After so many bytes other connections of the worker have their turn.
+const TURN_BYTES: usize = 64 << 10;
+
+/// A body and the request that it ends.
+pub(crate) struct Sending<B> {
+    body: Pin<Box<B>>,
+    /// Of the last chunk, what is still to be handed on.
+    rest: Bytes,
+    busy: Option<Busy>,
+    /// Bytes since the clock was last set; none: it is not running.
+    since_progress: Option<usize>,
+    since_turn: usize,
+}
+
+impl<B: MessageBody> Sending<B> {
+    pub(crate) fn new(body: B, busy: Option<Busy>) -> Self {
+        Self { body: Box::pin(body), rest: Bytes::new(), busy, since_progress: None, since_turn: 0 }
+    }
+
+    fn piece(&mut self) -> Bytes {
+        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
+        self.since_turn += piece.len();
+        let since = self.since_progress.map(|since| since + piece.len());
+        self.since_progress = match since {
+            Some(since) if since < PROGRESS_BYTES => Some(since),
+            // The server asks for a piece once most of what it had is taken.
+            Some(_) | None => {
+                self.busy.iter().for_each(Busy::sends);
+                Some(0)
+            }
+        };
+        piece
+    }
+}
+
+impl<B: MessageBody> MessageBody for Sending<B> {
+    type Error = B::Error;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, B::Error>>> {
+        let this = self.get_mut();
+        if this.since_turn >= TURN_BYTES {
+            this.since_turn = 0;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        while this.rest.is_empty() {
+            match this.body.as_mut().poll_next(context) {
+                Poll::Ready(Some(Ok(chunk))) => this.rest = chunk,
+                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Pending => {
+                    this.since_progress = None;
+                    this.busy.iter().for_each(Busy::works);
+                    return Poll::Pending;
+                }
+            }
+        }
+        Poll::Ready(Some(Ok(this.piece())))
+    }
+}
+
+/// An answer that holds bytes of the gateway until it is taken, and whatever else `T` is.
+pub(crate) struct Held<T> {
+    rest: Bytes,
+    hold: Hold,
+    _with: T,
+}
+
+/// The answer's place was given to others.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was not taken in time, and others needed its place")]
+pub(crate) struct CutOff;
+
+impl<T> Held<T> {
+    /// `hold` has the bytes already.
+    pub(crate) fn new(bytes: Bytes, hold: Hold, with: T) -> Self {
+        Self { rest: bytes, hold, _with: with }
+    }
+}
+
+impl<T: Unpin> MessageBody for Held<T> {
+    type Error = CutOff;
+
+    fn size(&self) -> BodySize {
+        BodySize::Sized(self.rest.len() as u64)
+    }
+
+    fn poll_next(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Bytes, CutOff>>> {
+        let this = self.get_mut();
+        if this.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        if this.hold.is_cut() {
+            return Poll::Ready(Some(Err(CutOff)));
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES));
+        this.hold.progressed(piece.len(), std::time::Instant::now());
+        this.hold.shrink(piece.len());
+        Poll::Ready(Some(Ok(piece)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use crate::in_flight::{ByteLimits, BytesInFlight};
+    use crate::patience::{Limits, Patient};
+
+    const LIMITS: Limits = Limits {
+        next_head: Duration::from_secs(80),
+        stranger: Duration::from_secs(80),
+        farewell: Duration::from_secs(4),
+        progress: Duration::from_secs(30),
+    };
+
+    async fn next<B: MessageBody>(body: &mut Sending<B>) -> Option<Bytes> {
+        poll_fn(|context| Pin::new(&mut *body).poll_next(context)).await.map(|piece| piece.ok().unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_chunk_leaves_in_pieces_and_its_length_is_told() {
+        let whole = Bytes::from(vec![7; 5 * PIECE_BYTES + 1]);
+        let mut body = Sending::new(whole.clone(), None);
+        assert_eq!(body.size(), BodySize::Sized(whole.len() as u64));
+        let mut all = Vec::new();
+        while let Some(piece) = next(&mut body).await {
+            assert!(piece.len() <= PIECE_BYTES);
+            all.extend_from_slice(&piece);
+        }
+        assert_eq!(all, whole);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clock_is_set_anew_for_every_64_kib_and_not_for_less() {
+        let stream = Patient::new((), LIMITS, None);
+        let patience = stream.patience().clone();
+        let mut body = Sending::new(Bytes::from(vec![7; 20 * PIECE_BYTES]), Some(patience.busy(0)));
+        assert_eq!(patience.ends_in(), None);
+        next(&mut body).await.unwrap();
+        for _ in 0..5 {
+            assert_eq!(patience.ends_in(), Some(Duration::from_secs(30)));
+            tokio::time::advance(Duration::from_secs(10)).await;
+            for _ in 0..3 {
+                next(&mut body).await.unwrap();
+                assert_eq!(patience.ends_in(), Some(Duration::from_secs(20)), "48 KiB are no progress");
+            }
+            if next(&mut body).await.is_none() {
+                break;
+            }
+        }
+        drop(body);
+        assert_eq!(patience.ends_in(), Some(LIMITS.stranger));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_lost_its_place_ends_and_its_bytes_are_free() {
+        let now = std::time::Instant::now();
+        let bytes = BytesInFlight::new(ByteLimits { gateway: 100, account: 100, address: 100 });
+        let hold = bytes.begin(None, None, now);
+        hold.grow(100, now).unwrap();
+        let mut body = Held::new(Bytes::from(vec![7; 100]), hold, ());
+        let other = bytes.begin(None, None, now);
+        other.grow(50, now).unwrap();
+        let piece = poll_fn(|context| Pin::new(&mut body).poll_next(context)).await;
+        assert!(piece.unwrap().is_err());
+    }
+}
