@@ -151,6 +151,8 @@ pub struct Chunk {
     pub entries: Vec<Entry>,
     /// Whether there were more, at this moment.
     pub more: bool,
+    /// Entries of this stretch that are left out, as nobody who may append put them there.
+    pub rejected: u64,
 }
 
 /// A batch was not acknowledged.

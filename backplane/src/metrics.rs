@@ -14,6 +14,9 @@ const SLOW_CONSUMERS: &str = "stage0_nats_slow_consumers_total";
 const LAME_DUCKS: &str = "stage0_nats_lame_ducks_total";
 const VIOLATIONS: &str = "stage0_nats_violations_total";
 const ERRORS: &str = "stage0_nats_errors_total";
+const REJECTED: &str = "stage0_backplane_rejected_messages_total";
+const UNAUTHENTICATED: &str = "stage0_backplane_unauthenticated_messages_total";
+const AUTH_REQUIRED: &str = "stage0_backplane_message_auth_required";
 const QUESTIONS: &str = "stage0_backplane_questions_total";
 
 /// What a client reports beside its messages.
@@ -59,6 +62,33 @@ pub(crate) fn describe_nats() {
         Unit::Count,
         "Other errors of server and client, failed attempts to reconnect among them."
     );
+}
+
+/// As [`describe`], for what authentication of messages counts.
+pub(crate) fn describe_auth() {
+    describe_counter!(
+        REJECTED,
+        Unit::Count,
+        "Messages, entries of the log and records that were not believed, by kind and reason."
+    );
+    describe_counter!(
+        UNAUTHENTICATED,
+        Unit::Count,
+        "Messages, entries of the log and records that were believed without being authenticated, by kind."
+    );
+    describe_gauge!(AUTH_REQUIRED, Unit::Count, "1 where what is not authenticated is refused, 0 where not yet.");
+}
+
+pub(crate) fn rejected(kind: &'static str, reason: &'static str) {
+    counter!(REJECTED, "kind" => kind, "reason" => reason).increment(1);
+}
+
+pub(crate) fn unauthenticated(kind: &'static str) {
+    counter!(UNAUTHENTICATED, "kind" => kind).increment(1);
+}
+
+pub(crate) fn auth_required(required: bool) {
+    gauge!(AUTH_REQUIRED).set(if required { 1.0 } else { 0.0 });
 }
 
 pub(crate) fn kept() -> Kept {

@@ -10,9 +10,11 @@
 //! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `server_file` gives each role an account with what
 //! it needs; user permissions alone do not hold a role that was taken over, and that file says why.
 
+mod auth;
 mod config;
 mod deadline;
 mod dial;
+mod exposure;
 mod health;
 mod jetstream;
 mod ledger;
@@ -28,8 +30,12 @@ mod waiters;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use auth::{
+    KeySet, KeySetError, KeysError, MemoryError, MessageAuth, MessageKeys, Requirement, Rotation, remember_requirement,
+};
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
+pub use exposure::{Asked, Exposure, exposure};
 pub use health::Health;
 pub use monitor::JetStreamState;
 pub use server_file::ServerFile;
@@ -69,6 +75,9 @@ impl Connection {
     /// When no server could be used within the configured time; at once when one refused the credentials or the TLS.
     pub async fn open(config: &NatsConfig) -> Result<Self, ConnectError> {
         metrics::describe_nats();
+        if let Some(auth) = &config.auth {
+            auth.describe();
+        }
         let link = dial::dial(config).await?;
         Ok(Self { link: Arc::new(link) })
     }

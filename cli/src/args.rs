@@ -14,6 +14,7 @@ use crate::settings::{Absent, Flags, Role, Setting, table};
 pub(crate) mod accounts;
 pub(crate) mod decisions;
 pub(crate) mod nats_config;
+pub(crate) mod nats_keys;
 pub(crate) mod runs;
 pub(crate) mod stack;
 pub(crate) mod webhooks;
@@ -22,6 +23,7 @@ pub(crate) mod when;
 use accounts::DoAccounts;
 use decisions::DoDecisions;
 use nats_config::NatsConfigArgs;
+use nats_keys::DoNatsKeys;
 use runs::DoRuns;
 use stack::DoStack;
 use webhooks::DoWebhooks;
@@ -34,7 +36,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Run on this machine", &["dev", "receiver"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
     ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"]),
-    ("Look after a deployment", &["doctor", "health", "nats-config", "stack"]),
+    ("Look after a deployment", &["doctor", "health", "nats-config", "nats-keys", "stack"]),
     ("Work offline", &["policy", "completions"]),
 ];
 
@@ -260,9 +262,26 @@ Each role logs in as the user of its name, with `--nats-jetstream-api s0.api`. P
 GATEWAY_PASSWORD, EVALUATOR_PASSWORD, KEYSTORE_PASSWORD and AUDIT_EXPORT_PASSWORD of the server.
 
 Examples:
-  stage0 nats-config > /etc/nats/nats.conf
+  stage0 nats-config --keys-dir /etc/stage0/keys > /etc/nats/nats.conf
   stage0 nats-config --tls-dir /run/secrets --passwords passwords.conf > /run/secrets/nats.conf")]
     NatsConfig(NatsConfigArgs),
+    /// Makes and replaces the roles' message keys: with them no role speaks for another, and nobody else for any
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+Give each role its own file alone (`--message-keys`). `rotate` does one step of three; between two of them
+every role must have its new file. Roles read it again by themselves.
+
+Examples:
+  stage0 nats-keys create --dir /etc/stage0/keys
+  stage0 nats-keys create --dir /etc/stage0/keys --upgrade
+  stage0 nats-keys rotate --dir /etc/stage0/keys"
+    )]
+    NatsKeys {
+        /// What to do with keys.
+        #[command(subcommand)]
+        command: DoNatsKeys,
+    },
     /// Makes what the local stack of docker-compose.yml starts with, and opens it
     #[command(subcommand_required = true)]
     Stack {

@@ -1,14 +1,25 @@
 //! `stage0 nats-config`: prints what a nats-server of this product is told. Rights and subjects are the backplane's and the contract's.
 
-use stage0_backplane::nats::ServerFile;
+use stage0_backplane::nats::{Requirement, ServerFile};
 
 use crate::args::nats_config::NatsConfigArgs;
 use crate::exit::Exit;
-use crate::out;
+use crate::{message_keys, out};
 
 /// Prints it.
 pub(crate) fn run(args: NatsConfigArgs) -> Exit {
-    let NatsConfigArgs { prefix, name, listen, monitor, tls_dir, store_dir, max_store, passwords } = args;
+    crate::run::finished(print(args))
+}
+
+fn print(args: NatsConfigArgs) -> anyhow::Result<()> {
+    let NatsConfigArgs { prefix, name, listen, monitor, tls_dir, store_dir, max_store, passwords, keys_dir } = args;
+    if let Some(dir) = keys_dir {
+        // The file is on standard output.
+        match message_keys::create(&dir, Requirement::Always)? {
+            true => out::complain(format!("message keys of each role are in `{}`", dir.display())),
+            false => out::complain(format!("message keys in `{}` stay as they are", dir.display())),
+        }
+    }
     let file = ServerFile { prefix, name, listen, monitor, tls_dir, store_dir, max_file: max_store, passwords };
-    crate::run::finished(out::write(file.render().as_bytes()).map_err(anyhow::Error::from))
+    Ok(out::write(file.render().as_bytes())?)
 }

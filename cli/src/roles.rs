@@ -22,7 +22,9 @@ use tokio_util::sync::CancellationToken;
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::logs;
+use crate::nats_safety::{Guard, Memory};
 use crate::ops::Ops;
+use crate::settings::NatsSafety;
 use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, Process, TlsSource};
 use crate::signals;
 use crate::vitals::{Look, Seen, Vitals};
@@ -32,14 +34,14 @@ const LEDGER_WITHIN: Duration = Duration::from_millis(800);
 
 /// `stage0 gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
-    let OnNats { process, nats, service } = settings;
+    let OnNats { process, nats, safety, service } = settings;
     serve(process, async move |Life { stop, vitals }| {
         let tls = match service.tls {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
         };
-        let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
-        let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
+        let started = unless(&stop, prepare_log(&nats, &safety, service.log_replicas)).await?;
+        let Some((own, _guard)) = started else { return Ok(()) };
         let config = service.http.config(tls);
         let look = gateway_look(own.clone(), config.audit, None);
         let Some(gateway) = unless(&stop, Gateway::build(config, workers_connect(nats))).await? else { return Ok(()) };
@@ -54,10 +56,10 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
 
 /// `stage0 evaluator`.
 pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
-    let OnNats { process, nats, service } = settings;
+    let OnNats { process, nats, safety, service } = settings;
     serve(process, async move |Life { stop, vitals }| {
         let config = load(service).await?;
-        let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
+        let Some((own, _guard)) = unless(&stop, connect(&nats, &safety, None)).await? else { return Ok(()) };
         let Some(evaluator) = unless(&stop, stage0_evaluator::build(config, shards_connect(nats))).await? else {
             return Ok(());
         };
@@ -73,10 +75,12 @@ pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
 
 /// `stage0 keystore`.
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
-    let OnNats { process, nats, service } = settings;
+    let OnNats { process, nats, safety, service } = settings;
     serve(process, async move |Life { stop, vitals }| {
-        let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let data_dir = service.data_dir.clone();
+        let memory = Memory::Directory(data_dir.clone());
+        let connected = unless(&stop, connect(&nats, &safety, Some(memory))).await?;
+        let Some((backplane, _guard)) = connected else { return Ok(()) };
         let keystore = Keystore::build(service, backplane.clone()).await?;
         tracing::info!(version = VERSION, data_dir = %data_dir.display(), "keystore starts");
         let look = keystore_look(backplane.clone(), keystore.writable());
@@ -90,10 +94,10 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
 
 /// `stage0 audit-export`.
 pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
-    let OnNats { process, nats, service } = settings;
+    let OnNats { process, nats, safety, service } = settings;
     serve(process, async move |Life { stop, vitals }| {
-        let Some(()) = unless(&stop, prepare_log(&nats, service.log_replicas)).await? else { return Ok(()) };
-        let Some(own) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
+        let started = unless(&stop, prepare_log(&nats, &safety, service.log_replicas)).await?;
+        let Some((own, _guard)) = started else { return Ok(()) };
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let exporter = AuditExport::build(service.export, backplane).await?;
         tracing::info!(version = VERSION, "audit-export starts");
@@ -106,12 +110,30 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
     })
 }
 
-/// Makes the log's streams where they are missing, and proves how the server syncs, before anything relies on it.
-async fn prepare_log(nats: &NatsConfig, replicas: usize) -> anyhow::Result<()> {
+/// Connects, makes the log's streams where they are missing, and proves how the server syncs, before anything relies on it.
+async fn prepare_log(
+    nats: &NatsConfig,
+    safety: &NatsSafety,
+    replicas: usize,
+) -> anyhow::Result<(Backplane, Guard)> {
     let connection = Connection::open(nats).await?;
-    let prepared = connection.prepare_log(replicas).await;
-    connection.backplane().requests.close().await;
-    Ok(prepared?)
+    safety.examine(nats).await?;
+    connection.prepare_log(replicas).await?;
+    let guard = safety.keep(nats, Memory::Ledger(connection.clone())).await?;
+    Ok((connection.backplane(), guard))
+}
+
+/// Connects, unless anybody may use the server.
+async fn connect(
+    nats: &NatsConfig,
+    safety: &NatsSafety,
+    memory: Option<Memory>,
+) -> anyhow::Result<(Backplane, Guard)> {
+    let connection = Connection::open(nats).await?;
+    safety.examine(nats).await?;
+    let memory = memory.unwrap_or_else(|| Memory::Ledger(connection.clone()));
+    let guard = safety.keep(nats, memory).await?;
+    Ok((connection.backplane(), guard))
 }
 
 /// What a role's process is given.

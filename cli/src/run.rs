@@ -10,7 +10,7 @@ use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
 use crate::{
-    accounts, check, decisions, dev, doctor, health, keys, nats_config, out, policy, receiver, roles, runs, stack,
+    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_config, out, policy, receiver, roles, runs, stack,
     status, webhooks,
 };
 
@@ -69,6 +69,7 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
         Do::Health => with(settings::roles::health(given(Role::Health)), health::run),
         Do::NatsConfig(args) => nats_config::run(args),
+        Do::NatsKeys { command } => message_keys::run(command),
         Do::Stack { command } => stack::run(command),
         Do::Policy { command } => policy::run(&command),
         Do::Completions { shell } => {

@@ -16,6 +16,7 @@ pub(crate) mod table;
 use std::fmt;
 
 pub(crate) use markdown::markdown;
+pub(crate) use nats::NatsSafety;
 pub(crate) use reader::Reader;
 pub(crate) use sources::{Flags, Sources};
 

@@ -67,6 +67,7 @@ pub use record::{
 pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
 pub use traffic::{
     EVENTS, IDEMPOTENCY_RECORDS, QUESTIONS, Question, RECORDS, RUN_RECORDS, Records, Role, Telling, USAGE_RECORDS,
+    event, owner_of_record, question,
 };
 pub use usage::{Limits, UNLIMITED, Usage};
 pub use webhook::{

@@ -127,6 +127,25 @@ pub const RECORDS: &[Records] = &[
     Records { word: IDEMPOTENCY_RECORDS, of: Role::Gateway },
 ];
 
+/// The question that is asked at this subject.
+#[must_use]
+pub fn question(subject: &str) -> Option<&'static Question> {
+    QUESTIONS.iter().find(|question| question.subject == subject)
+}
+
+/// The event that is told at this subject.
+#[must_use]
+pub fn event(subject: &str) -> Option<&'static Telling> {
+    EVENTS.iter().find(|event| event.subject == subject)
+}
+
+/// Whose the record with this key is: nobody else's word of it counts.
+#[must_use]
+pub fn owner_of_record(key: &str) -> Role {
+    let word = key.split('.').next().unwrap_or_default();
+    RECORDS.iter().find(|records| records.word == word).map_or(Role::AuditExport, |records| records.of)
+}
+
 impl Role {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Gateway, Self::Evaluator, Self::Keystore, Self::AuditExport];
@@ -172,6 +191,19 @@ mod tests {
         subjects.sort_unstable();
         assert!(subjects.windows(2).all(|pair| pair[0] != pair[1]), "{subjects:?}");
         assert!(QUESTIONS.iter().all(|question| !question.from.contains(&question.to)));
+    }
+
+    #[test]
+    fn a_record_is_its_owners_by_the_first_word_of_its_key() {
+        for (key, owner) in [
+            ("runs.a.r", Role::Evaluator),
+            ("usage.a.m1", Role::Gateway),
+            ("idempotency.a.k.h", Role::Gateway),
+            ("cursor.e", Role::AuditExport),
+            ("runsx.a", Role::AuditExport),
+        ] {
+            assert_eq!(owner_of_record(key), owner, "{key}");
+        }
     }
 
     #[test]

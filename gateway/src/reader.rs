@@ -372,8 +372,10 @@ impl Shelf<'_> {
         let window = Window { from, to, now: self.now, horizon: self.horizon, kept };
         let mut walk = Walk::new(window, keys, marks.iter().flat_map(Entry::lines)).of(self.account);
         let mut seek = self.begin(from);
+        let mut rejected = 0;
         loop {
             let chunk = self.piece(Which::All, seek, PIECE).await?;
+            rejected += chunk.rejected;
             let last = chunk.entries.last();
             let past = last.is_some_and(|last| to.is_some_and(|to| is_long_after(last.stored_at, to)));
             for (index, line) in chunk.entries.iter().flat_map(Entry::lines).enumerate() {
@@ -384,7 +386,7 @@ impl Shelf<'_> {
             }
             match following(&chunk).filter(|_| !past) {
                 Some(next) => seek = next,
-                None => return Ok(walk.finish()),
+                None => return Ok(Report { rejected, ..walk.finish() }),
             }
         }
     }

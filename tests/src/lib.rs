@@ -27,4 +27,4 @@ pub use containers::{Containers, docker, image, inspect};
 pub use process::Process;
 pub use raw::{Dialer, Raw};
 pub use receiver::{Authority, Delivery, Receiver, Reply};
-pub use stack::{Stack, StackBuilder, account_scopes};
+pub use stack::{Stack, StackBuilder, account_scopes, write_keys};

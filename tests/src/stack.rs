@@ -17,7 +17,7 @@ use crate::receiver::Authority;
 
 mod builder;
 
-pub use builder::StackBuilder;
+pub use builder::{StackBuilder, write_keys};
 
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -70,8 +70,9 @@ impl Stack {
         }
     }
 
-    async fn on_nats(settings: StackBuilder) -> Self {
+    async fn on_nats(mut settings: StackBuilder) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        settings.make_keys(directory.path());
         let server = settings.nats_settings.as_deref().unwrap_or(SYNCED);
         let nats = match NatsServer::start_in(&directory.path().join("nats"), server).await {
             Some(nats) => nats,
@@ -130,6 +131,17 @@ impl Stack {
     pub fn said(&self) -> String {
         let roles = self.gateways.iter().chain(&self.evaluators).chain(&self.exporters).chain(&self.keystore);
         roles.chain(&self.dev).map(Process::said).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Directory with every role's message keys.
+    pub fn keys_dir(&self) -> &Path {
+        self.settings.keys_dir.as_deref().expect("a stack with message keys")
+    }
+
+    /// Processes that are started from now on have the message keys of an upgraded deployment.
+    pub fn upgrade(&mut self) {
+        self.settings.upgrade();
+        self.settings.make_keys(self.directory.path());
     }
 
     fn server(&self) -> &NatsServer {

@@ -247,11 +247,11 @@ fn stretch(
         let (key, lines) = found?;
         bytes += lines.value().len();
         if bytes > max_bytes && !entries.is_empty() {
-            return Ok(Chunk { entries, more: true });
+            return Ok(Chunk { entries, more: true, rejected: 0 });
         }
         entries.push(entry(key.value().1, kind, lines.value().to_vec()));
     }
-    Ok(Chunk { entries, more: false })
+    Ok(Chunk { entries, more: false, rejected: 0 })
 }
 
 /// Both in the order of the log. Where one of them was cut off, nothing behind the cut may be shown of the other.
@@ -274,7 +274,7 @@ fn merged(first: Chunk, second: Chunk, max_bytes: usize) -> Chunk {
     });
     let fitting = fitting.count().max(1).min(entries.len());
     entries.truncate(fitting);
-    Chunk { more: cut.is_some() || fitting < all, entries }
+    Chunk { more: cut.is_some() || fitting < all, entries, rejected: 0 }
 }
 
 fn remove_some(

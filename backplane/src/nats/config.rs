@@ -5,18 +5,22 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, ServerAddr};
 
 use super::dial::ConnectError;
-use super::{SUBSCRIPTION_CAPACITY, SyncMode};
+use super::{MessageAuth, SUBSCRIPTION_CAPACITY, SyncMode};
 
 /// In an account that has JetStream.
 pub const JETSTREAM_API: &str = "$JS.API";
 
 /// What every reply subject starts with; the service's name follows.
 pub(super) const INBOXES: &str = "_INBOX_";
+
+/// What the server puts in the place of an inbox in another account.
+pub(super) const OTHER_ACCOUNT: &str = "_R_.";
 
 /// The longest wait between two attempts to reconnect.
 const RECONNECT_AT_MOST: Duration = Duration::from_secs(2);
@@ -46,6 +50,8 @@ pub struct NatsConfig {
     pub jetstream_api: String,
     /// Whether the server's way of syncing is verified before anything is recorded.
     pub sync: SyncMode,
+    /// Authenticates messages end to end, and refuses others; all connections of a process share it.
+    pub auth: Option<Arc<MessageAuth>>,
 }
 
 /// As whom to connect.
@@ -96,6 +102,7 @@ impl NatsConfig {
             ready_within: Duration::from_secs(1),
             jetstream_api: JETSTREAM_API.to_owned(),
             sync: SyncMode::default(),
+            auth: None,
         }
     }
 

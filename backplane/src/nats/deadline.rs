@@ -59,6 +59,17 @@ impl Sent {
         sane.then_some(sent)
     }
 
+    /// When it was asked and until when it waits, in milliseconds since the epoch of the asker's clock.
+    pub(super) fn span(self) -> (u64, u64) {
+        (self.deadline - self.budget, self.deadline)
+    }
+
+    /// As a MAC covers it.
+    pub(super) fn bytes(self) -> [u8; 16] {
+        let both = (u128::from(self.deadline) << 64) | u128::from(self.budget);
+        both.to_be_bytes()
+    }
+
     /// How old it seems, by two clocks: negative when the asker's is ahead.
     fn apparent_age(self, now: SystemTime) -> i64 {
         let asked_at = self.deadline - self.budget;

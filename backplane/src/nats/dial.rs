@@ -172,7 +172,7 @@ fn classify(server: String, source: async_nats::ConnectError) -> ConnectError {
 }
 
 /// A failed handshake arrives as an input or output error; its origin tells.
-fn is_tls(error: &async_nats::ConnectError) -> bool {
+pub(super) fn is_tls(error: &async_nats::ConnectError) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
         let inner = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

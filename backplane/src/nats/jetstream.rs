@@ -123,6 +123,8 @@ pub(super) struct Stored {
     pub(super) at: Timestamp,
     pub(super) subject: String,
     pub(super) payload: Bytes,
+    /// As it was published, and what the server said of it behind that.
+    pub(super) headers: Option<HeaderMap>,
 }
 
 #[derive(Deserialize)]
@@ -245,17 +247,20 @@ async fn answers(link: &Link, subject: String, question: Bytes, batch: bool) -> 
         // The client drops messages when its queue is full: the server says what it sent before this one.
         let follows = || number(&message, "Nats-Last-Sequence") == Some(last);
         match status(&message) {
+            // What is stored may have any status that its publisher liked.
+            _ if is_stored(&message) && !batch => {
+                return Ok((vec![stored(message).ok_or(JetError::Unreadable)?], false));
+            }
+            _ if is_stored(&message) && follows() => {
+                let message = stored(message).ok_or(JetError::Unreadable)?;
+                last = message.sequence;
+                found.push(message);
+            }
             Some(404) => return Ok((found, false)),
             Some(204) if follows() => {
                 return Ok((found, number(&message, "Nats-Num-Pending").ok_or(JetError::Unreadable)? > 0));
             }
             Some(503) => return Err(JetError::Absent),
-            None if !batch => return Ok((vec![stored(message).ok_or(JetError::Unreadable)?], false)),
-            None if follows() => {
-                let message = stored(message).ok_or(JetError::Unreadable)?;
-                last = message.sequence;
-                found.push(message);
-            }
             None | Some(204) => return Err(lost()),
             Some(code) => return Err(JetError::Refused { code, description: "direct get was refused".to_owned() }),
         }
@@ -270,15 +275,24 @@ fn status(message: &Message) -> Option<u64> {
     }
 }
 
+/// Whether it is a message of a stream: the server says its place, which it says of no status of its own.
+fn is_stored(message: &Message) -> bool {
+    number(message, "Nats-Sequence").is_some()
+}
+
 fn stored(message: Message) -> Option<Stored> {
     let sequence = number(&message, "Nats-Sequence")?;
-    let header = |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
-    let (at, subject) = (header("Nats-Time-Stamp")?.parse().ok()?, header("Nats-Subject")?);
-    Some(Stored { sequence, at, subject, payload: message.payload })
+    let (at, subject) = (said(&message, "Nats-Time-Stamp")?.parse().ok()?, said(&message, "Nats-Subject")?.to_owned());
+    Some(Stored { sequence, at, subject, payload: message.payload, headers: message.headers })
 }
 
 fn number(message: &Message, name: &str) -> Option<u64> {
-    message.headers.as_ref()?.get(name)?.as_str().parse().ok()
+    said(message, name)?.parse().ok()
+}
+
+/// What the server says stands behind what the publisher said under the same name.
+fn said<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+    Some(message.headers.as_ref()?.get_last(name)?.as_str())
 }
 
 /// The settings of the log's stream.

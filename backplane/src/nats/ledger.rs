@@ -5,18 +5,17 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Connection;
+use super::auth::{LIFETIME, Rejection};
 use super::jetstream::{JetError, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
 use super::log::EXPECTED_LAST;
 use crate::ledger::fault;
 use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
-
-const LIFETIME: HeaderName = HeaderName::from_static("Nats-TTL");
 
 impl Ledger for Connection {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
@@ -24,9 +23,7 @@ impl Ledger for Connection {
             if let Some(why) = fault(key, &[]) {
                 return Err(ReadError(why.to_owned()));
             }
-            let stream = StreamName::ledger(&self.link.prefix);
-            let found = fetch_last(&self.link, &stream, &self.record(key), deadline).await?;
-            Ok(found.map(|found| Record { revision: Revision(found.sequence), value: found.payload }))
+            self.found(key, false, deadline).await
         })
     }
 
@@ -49,6 +46,11 @@ impl Ledger for Connection {
                 let seconds = expires_in.as_secs() + u64::from(expires_in.subsec_nanos() > 0);
                 headers.insert(LIFETIME, HeaderValue::from(seconds.max(1)));
             }
+            if let Some(auth) = &self.link.auth
+                && auth.record(key, &self.record(key), &value, &mut headers).is_none()
+            {
+                return Err(PutError::Failed(format!("the record is not one of {}'s", auth.role())));
+            }
             match publish(&self.link, self.record(key), headers, value, deadline).await {
                 Ok(ack) => ack
                     .get("seq")
@@ -63,6 +65,22 @@ impl Ledger for Connection {
 }
 
 impl Connection {
+    /// As [`Ledger::get`], and what is not authenticated does not do, whenever it was stored.
+    pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Option<Record>, ReadError> {
+        self.found(key, true, deadline).await
+    }
+
+    async fn found(&self, key: &str, proven: bool, deadline: Instant) -> Result<Option<Record>, ReadError> {
+        let stream = StreamName::ledger(&self.link.prefix);
+        let subject = self.record(key);
+        let Some(found) = fetch_last(&self.link, &stream, &subject, deadline).await? else { return Ok(None) };
+        if let Some(auth) = &self.link.auth {
+            let judged = if found.subject == subject { auth.judge_record(key, &found, proven) } else { Err(Rejection::Forged) };
+            judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}")))?;
+        }
+        Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))
+    }
+
     fn record(&self, key: &str) -> String {
         format!("{}.ledger.{key}", self.link.prefix)
     }

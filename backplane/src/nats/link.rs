@@ -11,17 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::{Client, Event, Message, StatusCode, Subscriber};
+use async_nats::{Client, Event, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::NatsConfig;
+use super::{MessageAuth, NatsConfig};
 use super::health::Health;
 use super::sync::SyncWatch;
-use super::waiters::{Door, Waiters};
+use super::waiters::{Check, Door, Waiters};
 use crate::metrics::{self, Kept};
 use crate::{AskError, ServeError};
 
@@ -51,6 +51,7 @@ pub(super) struct Link {
     pub(super) health: Arc<Health>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) sync: Arc<SyncWatch>,
+    pub(super) auth: Option<Arc<MessageAuth>>,
     gaps: watch::Sender<u64>,
     oneself: Oneself,
     ready_within: Duration,
@@ -109,6 +110,7 @@ impl Link {
             health,
             waiters,
             sync,
+            auth: config.auth.clone(),
             gaps,
             oneself,
             ready_within: config.ready_within,
@@ -140,7 +142,28 @@ impl Link {
     where
         F: Future<Output = Result<(), async_nats::PublishError>> + Send,
     {
-        self.oneself.exchange(deadline, send).await
+        let id = self.waiters.next_id();
+        self.oneself.exchange(id, None, deadline, send).await
+    }
+
+    /// A number for a question, and where its answer arrives.
+    pub(super) fn inbox(&self) -> (u64, String) {
+        let id = self.waiters.next_id();
+        (id, self.oneself.inbox(id))
+    }
+
+    /// As [`Self::exchange`] with that number, for an answer that passes the check.
+    pub(super) async fn exchange_for<F>(
+        &self,
+        id: u64,
+        check: Check,
+        deadline: Instant,
+        send: impl FnOnce(String) -> F + Send,
+    ) -> Result<Bytes, AskError>
+    where
+        F: Future<Output = Result<(), async_nats::PublishError>> + Send,
+    {
+        self.oneself.exchange(id, Some(check), deadline, send).await
     }
 
     /// Proves that what was sent before has reached the server, and that messages come back.
@@ -193,12 +216,22 @@ impl Link {
 }
 
 impl Oneself {
-    async fn exchange<F>(&self, deadline: Instant, send: impl FnOnce(String) -> F) -> Result<Bytes, AskError>
+    fn inbox(&self, id: u64) -> String {
+        format!("{}.{id}", self.replies)
+    }
+
+    async fn exchange<F>(
+        &self,
+        id: u64,
+        check: Option<Check>,
+        deadline: Instant,
+        send: impl FnOnce(String) -> F,
+    ) -> Result<Bytes, AskError>
     where
         F: Future<Output = Result<(), async_nats::PublishError>>,
     {
-        let mut waiter = self.waiters.enter()?;
-        let sent = send(format!("{}.{}", self.replies, waiter.id));
+        let mut waiter = self.waiters.enter_for(id, check)?;
+        let sent = send(self.inbox(id));
         // Sending may block too: the client's queue is full while the server does not read.
         let outcome = timeout_at(deadline, async {
             sent.await.map_err(|error| match error.kind() {
@@ -212,18 +245,20 @@ impl Oneself {
 
     async fn round_trip(&self, within: Duration) -> Result<(), AskError> {
         let echo = |to| self.client.publish(to, Bytes::new());
-        self.exchange(Instant::now() + within, echo).await.map(drop)
+        self.exchange(self.waiters.next_id(), None, Instant::now() + within, echo).await.map(drop)
     }
 }
 
 /// Hands each answer to the one who waits for it.
 async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
     while let Some(message) = answers.next().await {
-        let Message { subject, payload, status, .. } = message;
-        let id = subject.rsplit('.').next().and_then(|id| id.parse::<u64>().ok());
+        let id = message.subject.rsplit('.').next().and_then(|id| id.parse::<u64>().ok());
         let Some(id) = id else { continue };
-        let answer = if status == Some(StatusCode::NO_RESPONDERS) { Err(AskError::Absent) } else { Ok(payload) };
-        waiters.resolve(id, answer);
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            waiters.absent(id);
+        } else if waiters.check(id).is_none_or(|check| check(&message)) {
+            waiters.resolve(id, Ok(message.payload));
+        }
     }
     // The client is closed.
     waiters.lock();

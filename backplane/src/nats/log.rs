@@ -26,7 +26,7 @@ use crate::{
     Position, ReadError, Seek, Which,
 };
 
-const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
+pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
 pub(super) const EXPECTED_LAST: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence");
 /// Messages that one question may bring; the client's queue holds twice as many.
 const MOST_MESSAGES: usize = SUBSCRIPTION_CAPACITY / 2;
@@ -34,6 +34,8 @@ const MOST_MESSAGES: usize = SUBSCRIPTION_CAPACITY / 2;
 const MOST_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 /// The server lists at most as many subjects at once.
 const SUBJECTS_A_PAGE: u64 = 100_000;
+/// Fewer signatures are checked at once.
+const MANY_SIGNATURES: usize = 4;
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
 impl DecisionLog for Connection {
@@ -57,14 +59,15 @@ impl DecisionLog for Connection {
     ) -> BoxFuture<'a, Result<Position, MarkError>> {
         Box::pin(async move {
             let connects = self.trusted(deadline).await.map_err(MarkError::Failed)?;
-            let mut headers = HeaderMap::new();
-            headers.insert(EXPECTED_LAST, HeaderValue::from(after.map_or(0, |position| position.0)));
-            match publish(&self.link, self.subject(account, Kind::Mark), headers, line, deadline).await {
-                Ok(ack) if self.link.connects() == connects => {
-                    sequence(&ack).map(Position).ok_or_else(|| MarkError::Failed(JetError::Unreadable.to_string()))
-                }
-                Ok(_) => Err(MarkError::Failed(AskError::Lost.to_string())),
-                Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(MarkError::Conflict),
+            let after = after.map_or(0, |position| position.0);
+            let appended = self.append_mark_after(account, line.clone(), after, connects, deadline).await;
+            if appended != Err(MarkError::Conflict) {
+                return appended;
+            }
+            // What nobody who may append put there must not stand in the way of what comes behind it.
+            match self.forged_behind(account, after, deadline).await {
+                Ok(Some(last)) => self.append_mark_after(account, line, last, connects, deadline).await,
+                Ok(None) => Err(MarkError::Conflict),
                 Err(error) => Err(MarkError::Failed(error.to_string())),
             }
         })
@@ -84,18 +87,20 @@ impl DecisionLog for Connection {
                 Which::Only(kind) => self.subject(account, kind),
             };
             let bytes = max_bytes.clamp(1, MOST_BYTES);
-            let mut get = json!({"batch": MOST_MESSAGES, "max_bytes": bytes, "next_by_subj": subject});
-            let (name, value): (&str, Value) = match from {
-                Seek::Start => ("seq", 1.into()),
-                Seek::After(position) => ("seq", position.0.saturating_add(1).into()),
-                Seek::Time(time) => ("start_time", in_range(time).to_string().into()),
-            };
-            if let Some(members) = get.as_object_mut() {
-                members.insert(name.to_owned(), value);
+            let (mut from, mut rejected) = (from, 0);
+            loop {
+                let (found, more) = self.stretch(&subject, from, bytes, deadline).await?;
+                let (last, all) = (found.last().map(|last| Position(last.sequence)), found.len());
+                let genuine = self.genuine(found).await?;
+                rejected += u64::try_from(all - genuine.len()).unwrap_or(u64::MAX);
+                // Nobody can hide what follows behind much that is forged.
+                if let Some(last) = last.filter(|_| genuine.is_empty() && more) {
+                    from = Seek::After(last);
+                    continue;
+                }
+                let entries = genuine.into_iter().map(entry).collect::<Option<Vec<_>>>();
+                return Ok(fitting(entries.ok_or(JetError::Unreadable)?, more, max_bytes, rejected));
             }
-            let (found, more) = fetch(&self.link, &self.stream(), &get, deadline).await?;
-            let entries = found.into_iter().map(entry).collect::<Option<Vec<_>>>();
-            Ok(fitting(entries.ok_or(JetError::Unreadable)?, more, max_bytes))
         })
     }
 
@@ -106,9 +111,8 @@ impl DecisionLog for Connection {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
         Box::pin(async move {
-            let get = json!({"last_by_subj": self.subject(account, kind)});
-            let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
-            found.into_iter().next().map(|found| entry(found).ok_or(JetError::Unreadable.into())).transpose()
+            let found = self.last_genuine(&self.subject(account, kind), deadline).await?;
+            found.map(|found| entry(found).ok_or(JetError::Unreadable.into())).transpose()
         })
     }
 
@@ -188,9 +192,17 @@ impl Connection {
             return Err(refuse(fault));
         }
         let mut headers = HeaderMap::new();
-        headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?);
         let subject = self.subject(&batch.account, Kind::Decisions);
-        let published = publish(&self.link, subject, headers, batch.lines, deadline).await;
+        match &self.link.auth {
+            None => headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?),
+            Some(auth) => {
+                let id = auth.message_id(&batch.id, &batch.lines);
+                let signed = auth.sign_entry(&subject, &id, &batch.lines, &mut headers);
+                signed.ok_or_else(|| refuse("this role appends no decisions"))?;
+                headers.insert(MESSAGE_ID, HeaderValue::from(id.as_str()));
+            }
+        }
+        let published = publish(&self.link, subject.clone(), headers, batch.lines.clone(), deadline).await;
         match &published {
             Ok(_) => self.link.sync.appended(None),
             Err(JetError::Refused { code, description }) if NO_ROOM.contains(code) => {
@@ -201,11 +213,158 @@ impl Connection {
         match published {
             Ok(ack) if sequence(&ack).is_none() => Err(AppendError::Unknown(JetError::Unreadable.to_string())),
             Ok(_) if self.link.connects() != connects => Err(AppendError::Unknown(AskError::Lost.to_string())),
+            Ok(ack) if is_duplicate(&ack) && self.link.auth.is_some() => {
+                self.confirm_duplicate(&subject, &batch, sequence(&ack).unwrap_or_default(), deadline).await
+            }
             Ok(_) => Ok(()),
             Err(error) if is_for_certain(&error) => Err(AppendError::NotStored(error.to_string())),
             Err(error) => Err(AppendError::Unknown(error.to_string())),
         }
     }
+}
+
+/// What is genuine among what is stored.
+impl Connection {
+    /// What is stored from some place on, whoever put it there; whether there is more.
+    async fn stretch(
+        &self,
+        subject: &str,
+        from: Seek,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<(Vec<Stored>, bool), JetError> {
+        let mut get = json!({"batch": MOST_MESSAGES, "max_bytes": bytes, "next_by_subj": subject});
+        let (name, value): (&str, Value) = match from {
+            Seek::Start => ("seq", 1.into()),
+            Seek::After(position) => ("seq", position.0.saturating_add(1).into()),
+            Seek::Time(time) => ("start_time", in_range(time).to_string().into()),
+        };
+        if let Some(members) = get.as_object_mut() {
+            members.insert(name.to_owned(), value);
+        }
+        fetch(&self.link, &self.stream(), &get, deadline).await
+    }
+
+    /// Without what nobody who may append put there. Signatures take time: many are checked where nobody else waits for it.
+    async fn genuine(&self, mut found: Vec<Stored>) -> Result<Vec<Stored>, JetError> {
+        let Some(auth) = self.link.auth.clone() else { return Ok(found) };
+        if found.len() <= MANY_SIGNATURES {
+            found.retain(|stored| auth.is_genuine(stored));
+            return Ok(found);
+        }
+        let checking = tokio::task::spawn_blocking(move || {
+            found.retain(|stored| auth.is_genuine(stored));
+            found
+        });
+        checking.await.map_err(|_| JetError::Unreadable)
+    }
+
+    fn is_genuine(&self, stored: &Stored) -> bool {
+        self.link.auth.as_ref().is_none_or(|auth| auth.is_genuine(stored))
+    }
+
+    /// The last of a subject that may be believed. Where others stand behind it, steps back grow until one that may is found, and what
+    /// lies between is read: so a thousand forged ones cost a few questions, and not a thousand.
+    async fn last_genuine(&self, subject: &str, deadline: Instant) -> Result<Option<Stored>, JetError> {
+        let get = json!({"last_by_subj": subject});
+        let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
+        let Some(newest) = found.into_iter().next() else { return Ok(None) };
+        if self.is_genuine(&newest) {
+            return Ok(Some(newest));
+        }
+        let (mut back, mut up_to) = (1_u64, newest.sequence.saturating_sub(1));
+        let mut last = loop {
+            if up_to == 0 {
+                break None;
+            }
+            let get = json!({"batch": 1, "multi_last": [subject], "up_to_seq": up_to});
+            let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
+            let Some(found) = found.into_iter().next() else { break None };
+            if self.is_genuine(&found) {
+                break Some(found);
+            }
+            up_to = found.sequence.saturating_sub(back);
+            back = back.saturating_mul(2);
+        };
+        let mut from = last.as_ref().map_or(Seek::Start, |last| Seek::After(Position(last.sequence)));
+        loop {
+            let (found, more) = self.stretch(subject, from, MOST_BYTES, deadline).await?;
+            let Some(end) = found.last().map(|end| end.sequence) else { return Ok(last) };
+            last = self.genuine(found).await?.into_iter().next_back().or(last);
+            if end >= newest.sequence || !more {
+                return Ok(last);
+            }
+            from = Seek::After(Position(end));
+        }
+    }
+
+    async fn append_mark_after(
+        &self,
+        account: &AccountId,
+        line: Bytes,
+        after: u64,
+        connects: u64,
+        deadline: Instant,
+    ) -> Result<Position, MarkError> {
+        let (mut headers, subject) = (HeaderMap::new(), self.subject(account, Kind::Mark));
+        headers.insert(EXPECTED_LAST, HeaderValue::from(after));
+        if let Some(auth) = &self.link.auth
+            && auth.sign_entry(&subject, "", &line, &mut headers).is_none()
+        {
+            return Err(MarkError::Failed("this role appends no marks".to_owned()));
+        }
+        match publish(&self.link, subject, headers, line, deadline).await {
+            Ok(ack) if self.link.connects() == connects => {
+                sequence(&ack).map(Position).ok_or_else(|| MarkError::Failed(JetError::Unreadable.to_string()))
+            }
+            Ok(_) => Err(MarkError::Failed(AskError::Lost.to_string())),
+            Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(MarkError::Conflict),
+            Err(error) => Err(MarkError::Failed(error.to_string())),
+        }
+    }
+
+    /// The last mark's place where only such stand behind `after` that nobody who may append put there.
+    async fn forged_behind(
+        &self,
+        account: &AccountId,
+        after: u64,
+        deadline: Instant,
+    ) -> Result<Option<u64>, JetError> {
+        if self.link.auth.is_none() {
+            return Ok(None);
+        }
+        let subject = self.subject(account, Kind::Mark);
+        let genuine = self.last_genuine(&subject, deadline).await?.map_or(0, |last| last.sequence);
+        if genuine != after {
+            return Ok(None);
+        }
+        let get = json!({"last_by_subj": subject});
+        let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
+        Ok(found.into_iter().next().map(|last| last.sequence))
+    }
+
+    /// The server knows the batch's id already: from an earlier attempt, or from somebody who said it first.
+    async fn confirm_duplicate(
+        &self,
+        subject: &str,
+        batch: &Batch,
+        sequence: u64,
+        deadline: Instant,
+    ) -> Result<(), AppendError> {
+        let found = fetch(&self.link, &self.stream(), &json!({"seq": sequence}), deadline).await;
+        let (found, _) = found.map_err(|error| AppendError::Unknown(error.to_string()))?;
+        let ours = |stored: &Stored| {
+            stored.subject == subject && stored.payload == batch.lines && self.is_genuine(stored)
+        };
+        if found.first().is_some_and(ours) {
+            return Ok(());
+        }
+        Err(AppendError::Unknown("the server says that it has it, and has something else".to_owned()))
+    }
+}
+
+fn is_duplicate(ack: &Value) -> bool {
+    ack.get("duplicate").and_then(Value::as_bool).unwrap_or(false)
 }
 
 /// The server counts nanoseconds since the epoch in 64 bits.
@@ -229,7 +388,7 @@ fn is_for_certain(error: &JetError) -> bool {
 }
 
 /// As many as fit, and at least one: the server stops only once it has sent too much.
-fn fitting(mut entries: Vec<Entry>, more: bool, max_bytes: usize) -> Chunk {
+fn fitting(mut entries: Vec<Entry>, more: bool, max_bytes: usize, rejected: u64) -> Chunk {
     let mut bytes = 0;
     let fit = entries.iter().take_while(|entry| {
         bytes += entry.lines.len();
@@ -238,7 +397,7 @@ fn fitting(mut entries: Vec<Entry>, more: bool, max_bytes: usize) -> Chunk {
     let fit = fit.count().max(1);
     let more = more || fit < entries.len();
     entries.truncate(fit);
-    Chunk { entries, more }
+    Chunk { entries, more, rejected }
 }
 
 fn sequence(ack: &Value) -> Option<u64> {

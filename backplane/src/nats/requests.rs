@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use async_nats::{Client, Message, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -16,17 +16,16 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Connection;
-use super::config::INBOXES;
+use super::auth::Asker;
+use super::{Connection, MessageAuth};
+use super::config::{INBOXES, OTHER_ACCOUNT};
 use super::deadline::{Clocks, Sent, Standing};
 use super::link::Link;
+use super::waiters::Check;
 use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
 
 /// Questions that wait, judged, for a server of ours to take them; more wait in the subscription.
 const INBOX_CAPACITY: usize = 256;
-
-/// What the server puts in the place of an inbox in another account.
-const OTHER_ACCOUNT: &str = "_R_.";
 
 /// How long a stop waits for the server; a connection that is down has no server to tell.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
@@ -50,16 +49,27 @@ impl Requests for Connection {
             if budget.is_zero() {
                 return Err(AskError::Late);
             }
-            let headers = Sent::new(budget, SystemTime::now()).headers();
-            let to = request_subject(&self.link, subject);
-            let client = &self.link.client;
+            let sent = Sent::new(budget, SystemTime::now());
+            let (mut headers, to, client) =
+                (sent.headers(), request_subject(&self.link, subject), &self.link.client);
+            let Some(auth) = self.link.auth.clone() else {
+                let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
+                return self.link.exchange(deadline, send).await;
+            };
+            let (id, inbox) = self.link.inbox();
+            let Some(expected) = auth.question(subject, &to, &inbox, sent, &question, &mut headers) else {
+                tracing::error!(subject, role = %auth.role(), "this role does not ask this question");
+                return Err(AskError::Absent);
+            };
+            let check: Check = Arc::new(move |message| auth.is_reply(&expected, message));
             let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
-            self.link.exchange(deadline, send).await
+            self.link.exchange_for(id, check, deadline, send).await
         })
     }
 
     fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Inbox>, ServeError>> {
         Box::pin(async move {
+            let named = subject;
             let subject = request_subject(&self.link, subject);
             let refuse = |reason| ServeError { subject: subject.clone(), reason };
             if !self.link.is_up() {
@@ -76,7 +86,9 @@ impl Requests for Connection {
             let (judged, arrived) = mpsc::channel(INBOX_CAPACITY);
             let (stop, unsubscribed) = (CancellationToken::new(), CancellationToken::new());
             let client = self.link.client.clone();
-            let reader = Reader { questions, judged, held: None, clocks: Clocks::default(), client };
+            let auth = self.link.auth.clone();
+            let reader =
+                Reader { subject: named, auth, questions, judged, held: None, clocks: Clocks::default(), client };
             let reader = reader.run(stop.clone(), unsubscribed.clone().drop_guard());
             let reader = AbortOnDropHandle::new(tokio::spawn(reader));
             let inbox = Subscribed { link: self.link.clone(), arrived, stop, unsubscribed, _reader: reader };
@@ -112,6 +124,9 @@ fn request_subject(link: &Link, subject: &str) -> String {
 
 /// Judges questions as they arrive.
 struct Reader {
+    /// Without the deployment's prefix.
+    subject: &'static str,
+    auth: Option<Arc<MessageAuth>>,
     questions: Subscriber,
     judged: mpsc::Sender<Asked>,
     held: Option<Asked>,
@@ -154,7 +169,7 @@ impl Reader {
         let subject = message.subject.as_str();
         // An answer could go where its asker may not publish: into the log, to JetStream.
         let inbox = |to: &Subject| to.starts_with(INBOXES) || to.starts_with(OTHER_ACCOUNT);
-        let Some(to) = message.reply.filter(inbox) else {
+        let Some(to) = message.reply.clone().filter(inbox) else {
             tracing::warn!(subject, "question without an inbox for its answer dropped");
             return None;
         };
@@ -162,9 +177,17 @@ impl Reader {
             tracing::warn!(subject, "question without a sensible deadline dropped");
             return None;
         };
+        // Before its time is looked at: what anybody may say must not move what is thought of clocks.
+        let asker = match &self.auth {
+            Some(auth) => auth.judge_question(&message, self.subject, sent).ok()?,
+            None => None,
+        };
+        let proof = self.auth.clone().zip(asker);
+        let subject = message.subject.as_str();
         match self.clocks.judge(sent, Instant::now(), SystemTime::now()) {
             Standing::Until(deadline) => {
-                let replier = Box::new(ReplyTo { client: self.client.clone(), to, deadline });
+                let subject = message.subject.clone();
+                let replier = Box::new(ReplyTo { client: self.client.clone(), subject, to, deadline, proof });
                 Some(Asked { question: message.payload, deadline, replier })
             }
             Standing::Late => {
@@ -214,8 +237,12 @@ impl Inbox for Subscribed {
 /// Where the asker waits.
 struct ReplyTo {
     client: Client,
+    /// Of the question.
+    subject: Subject,
     to: Subject,
     deadline: Instant,
+    /// How the answer is authenticated, where the question was.
+    proof: Option<(Arc<MessageAuth>, Asker)>,
 }
 
 impl Replier for ReplyTo {
@@ -225,8 +252,22 @@ impl Replier for ReplyTo {
                 tracing::error!(bytes = answer.len(), "reply is too large for the backplane");
                 return;
             }
+            let mut headers = HeaderMap::new();
+            if let Some((auth, asker)) = &self.proof
+                && auth.reply(*asker, &self.subject, &answer, &mut headers).is_none()
+            {
+                tracing::warn!(subject = %self.subject, "reply is not sent: the keys of its question were retired");
+                return;
+            }
+            let Self { client, to, deadline, .. } = *self;
+            let sent = async {
+                match headers.is_empty() {
+                    true => client.publish(to, answer).await,
+                    false => client.publish_with_headers(to, headers, answer).await,
+                }
+            };
             // An asker who is gone is not an error.
-            match timeout_at(self.deadline, self.client.publish(self.to, answer)).await {
+            match timeout_at(deadline, sent).await {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(error)) => tracing::error!(%error, "reply cannot be sent"),
             }

@@ -4,16 +4,26 @@
 //! INVARIANT: nobody can start to wait while the connection is down, and all who wait learn at once that it broke.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use async_nats::Message;
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::sleep;
 
 use crate::AskError;
 use crate::metrics::{self, Standing};
 
 type Answer = Result<Bytes, AskError>;
+
+/// Tells the genuine answer from others.
+pub(super) type Check = Arc<dyn Fn(&Message) -> bool + Send + Sync>;
+
+/// Anybody can say that nobody serves a subject. One who waits for a genuine answer gives it so much time to come all the same.
+const NO_RESPONDERS_GRACE: Duration = Duration::from_millis(250);
 
 /// Those who wait on one connection.
 #[derive(Default)]
@@ -27,7 +37,14 @@ struct Room {
     door: Door,
     /// While the door is open.
     standing: Option<Standing>,
-    waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    waiting: HashMap<u64, Waiting>,
+}
+
+struct Waiting {
+    answer: oneshot::Sender<Answer>,
+    /// Taken when somebody says that nobody serves the subject.
+    absent: Option<oneshot::Sender<()>>,
+    check: Option<Check>,
 }
 
 /// Whether one may start to wait.
@@ -47,19 +64,49 @@ pub(super) struct Waiter<'a> {
     waiters: &'a Waiters,
     pub(super) id: u64,
     answer: oneshot::Receiver<Answer>,
+    absent: oneshot::Receiver<()>,
 }
 
 impl Waiters {
     /// Starts to wait; `Lost` while the connection is down.
     pub(super) fn enter(&self) -> Result<Waiter<'_>, AskError> {
-        let id = self.last_id.fetch_add(1, Ordering::Relaxed);
+        self.enter_for(self.next_id(), None)
+    }
+
+    /// A number that no other waiter has.
+    pub(super) fn next_id(&self) -> u64 {
+        self.last_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// As [`Self::enter`] under this number, and only for what passes the check.
+    pub(super) fn enter_for(&self, id: u64, check: Option<Check>) -> Result<Waiter<'_>, AskError> {
         let (sender, answer) = oneshot::channel();
+        let (absent, was_absent) = oneshot::channel();
         let mut room = self.room();
         if room.door != Door::Open {
             return Err(AskError::Lost);
         }
-        room.waiting.insert(id, sender);
-        Ok(Waiter { waiters: self, id, answer })
+        room.waiting.insert(id, Waiting { answer: sender, absent: Some(absent), check });
+        Ok(Waiter { waiters: self, id, answer, absent: was_absent })
+    }
+
+    /// What an answer must pass to end this wait.
+    pub(super) fn check(&self, id: u64) -> Option<Check> {
+        self.room().waiting.get(&id)?.check.clone()
+    }
+
+    /// Nobody serves the subject, it is said.
+    pub(super) fn absent(&self, id: u64) {
+        let absent = {
+            let mut room = self.room();
+            room.waiting.get_mut(&id).filter(|waiting| waiting.check.is_some()).and_then(|waiting| waiting.absent.take())
+        };
+        match absent {
+            // The asker may just have left.
+            Some(absent) => drop(absent.send(())),
+            None if self.check(id).is_none() => self.resolve(id, Err(AskError::Absent)),
+            None => {}
+        }
     }
 
     /// Passes an answer on; one that nobody waits for is dropped.
@@ -67,7 +114,7 @@ impl Waiters {
         let waiting = self.room().waiting.remove(&id);
         if let Some(waiting) = waiting {
             // The asker may just have left.
-            drop(waiting.send(answer));
+            drop(waiting.answer.send(answer));
         }
     }
 
@@ -118,7 +165,19 @@ impl Waiters {
 impl Waiter<'_> {
     /// Waits for as long as the caller lets it.
     pub(super) async fn answer(&mut self) -> Answer {
-        (&mut self.answer).await.unwrap_or(Err(AskError::Lost))
+        let lost = Err(AskError::Lost);
+        tokio::select! {
+            biased;
+            answer = &mut self.answer => return answer.unwrap_or(lost),
+            // Dropped with the answer's, when the connection breaks.
+            Ok(()) = &mut self.absent => {}
+            else => return lost,
+        }
+        tokio::select! {
+            biased;
+            answer = &mut self.answer => answer.unwrap_or(lost),
+            () = sleep(NO_RESPONDERS_GRACE) => Err(AskError::Absent),
+        }
     }
 }
 

@@ -32,6 +32,9 @@ pub(crate) struct NatsConfigArgs {
     /// File beside the configuration that sets the passwords' variables; absent: the environment does
     #[arg(long, value_name = "FILE", value_parser = word)]
     pub(crate) passwords: Option<String>,
+    /// Directory for each role's message keys, which are made unless they are there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keys_dir: Option<PathBuf>,
 }
 
 /// As the roles' own setting.

@@ -99,6 +99,12 @@ fn for_people(report: &Report) -> String {
         optional(report.first_at.as_ref()),
         optional(report.last_at.as_ref()),
     );
+    if report.rejected > 0 {
+        text.push_str(&format!(
+            "\nALARM        {} entries in the log's store are not of any gateway or exporter: somebody else writes there. They are left out; tell the operator",
+            report.rejected
+        ));
+    }
     if !report.findings.is_empty() {
         text.push_str(&format!("\n\n{}", findings(report)));
     }
@@ -147,6 +153,7 @@ mod tests {
             last_mark: Some(MarkRef { number: 2, hash: LineHash::of(b"x") }),
             findings: vec![finding(FindingKind::Missing), finding(FindingKind::BadSignature)],
             more_findings: 3,
+            rejected: 0,
         }
     }
 
@@ -161,6 +168,13 @@ mod tests {
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("last mark 2:") && last.contains("--kept"), "{last}");
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_nobody_of_ours_wrote_is_an_alarm_and_no_fault_of_the_log() {
+        assert!(!for_people(&report()).contains("ALARM"));
+        let text = for_people(&Report { ok: true, findings: vec![], more_findings: 0, rejected: 3, ..report() });
+        assert!(text.starts_with("OK: ") && text.contains("\nALARM        3 entries"), "{text}");
     }
 
     #[test]

@@ -1,12 +1,72 @@
 //! How a role reaches NATS. The backplane checks the same rules again; here they are told together with every other mistake.
 
-use stage0_backplane::nats::{JETSTREAM_API, Login, NatsConfig, SyncMode, Tls};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stage0_backplane::nats::{JETSTREAM_API, Login, MessageAuth, MessageKeys, NatsConfig, Requirement, SyncMode, Tls};
+use stage0_contract::Role;
 
 use super::parse::{boolean, list, path, text};
 use super::{Reader, table};
+use crate::message_keys;
 
-/// Reads it for the service `name`.
-pub(super) fn read(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
+/// What a role's process does about the safety of NATS.
+pub(crate) struct NatsSafety {
+    /// A server off this machine may take no login or no TLS.
+    pub(crate) open_allowed: bool,
+    /// Where the role's keys are read from, again and again.
+    pub(crate) message_keys: Option<PathBuf>,
+}
+
+/// Reads it for the role.
+pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsSafety)> {
+    let config = read_config(reader, role.as_str());
+    let open_allowed = reader.required(&table::OPEN_NATS, boolean);
+    let message_keys = reader.optional(&table::MESSAGE_KEYS, path);
+    let auth = auth(reader, role);
+    let config = NatsConfig { auth: auth?, ..config? };
+    Some((config, NatsSafety { open_allowed: open_allowed?, message_keys }))
+}
+
+/// The outer `None` is a mistake, the inner one no keys.
+fn auth(reader: &mut Reader, role: Role) -> Option<Option<Arc<MessageAuth>>> {
+    let is_given = reader.is_given(&table::MESSAGE_KEYS);
+    let keys = reader.optional(&table::MESSAGE_KEYS, |path| message_keys::read(path.as_ref(), role));
+    let mode = reader.optional(&table::MESSAGE_AUTH, requirement);
+    if reader.is_given(&table::MESSAGE_AUTH) {
+        mode?;
+        if !is_given {
+            reader.miss(&table::MESSAGE_KEYS, "is needed beside `message-auth`");
+            return None;
+        }
+    }
+    if !is_given {
+        return Some(None);
+    }
+    let keys: MessageKeys = keys?;
+    if mode == Some(Requirement::WhenAllCan) && keys.requirement() == Requirement::Always {
+        let why = "cannot be `when-all-can`: this deployment's keys say that messages are always authenticated";
+        reader.clash(&table::MESSAGE_AUTH, why);
+        return None;
+    }
+    match MessageAuth::new(&keys, role, mode == Some(Requirement::Always)) {
+        Ok(auth) => Some(Some(auth)),
+        Err(error) => {
+            reader.clash(&table::MESSAGE_KEYS, &error.to_string());
+            None
+        }
+    }
+}
+
+fn requirement(text: &str) -> Result<Requirement, String> {
+    match text {
+        "required" => Ok(Requirement::Always),
+        "when-all-can" => Ok(Requirement::WhenAllCan),
+        _ => Err("must be `required` or `when-all-can`".to_owned()),
+    }
+}
+
+fn read_config(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
     let servers = reader.required(&table::NATS, servers);
     let prefix = reader.required(&table::NATS_PREFIX, prefix);
     let (login, tls) = (login(reader), tls(reader));

@@ -8,12 +8,13 @@ use std::time::Duration;
 use stage0_audit_export::ExportConfig;
 use stage0_audit_export::egress::EgressConfig;
 use stage0_backplane::nats::NatsConfig;
-use stage0_contract::AuditMode;
+use stage0_contract::{self as contract, AuditMode};
 use stage0_evaluator::RunConfig;
 use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles, TrustedProxies};
 use stage0_keystore::{KeystoreConfig, Plans, SecretsKey};
 
 use super::parse::{address, base_path, boolean, count, count_or_off, list, milliseconds, path, text};
+use super::nats::NatsSafety;
 use super::{Mistakes, Reader, Sources, nats, table};
 use crate::logs::{self, Format, Logs};
 
@@ -36,6 +37,8 @@ pub(crate) struct OnNats<T> {
     pub(crate) process: Process,
     /// How the others are reached.
     pub(crate) nats: NatsConfig,
+    /// What is done about NATS' safety.
+    pub(crate) safety: NatsSafety,
     /// The role's own.
     pub(crate) service: T,
 }
@@ -260,7 +263,7 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
 
 /// `stage0 gateway`.
 pub(crate) fn gateway(sources: Sources) -> Result<OnNats<GatewaySettings>, Mistakes> {
-    on_nats(sources, |reader| {
+    on_nats(sources, contract::Role::Gateway, |reader| {
         let (http, tls) = (HttpSettings::read(reader), read_tls(reader));
         let log_replicas = reader.required(&table::LOG_REPLICAS, replicas);
         Some(GatewaySettings { http: http?, tls: tls?, log_replicas: log_replicas? })
@@ -269,12 +272,12 @@ pub(crate) fn gateway(sources: Sources) -> Result<OnNats<GatewaySettings>, Mista
 
 /// `stage0 evaluator`.
 pub(crate) fn evaluator(sources: Sources) -> Result<OnNats<PolicySettings>, Mistakes> {
-    on_nats(sources, PolicySettings::read)
+    on_nats(sources, contract::Role::Evaluator, PolicySettings::read)
 }
 
 /// `stage0 keystore`.
 pub(crate) fn keystore(sources: Sources) -> Result<OnNats<KeystoreConfig>, Mistakes> {
-    on_nats(sources, |reader| {
+    on_nats(sources, contract::Role::Keystore, |reader| {
         let operator_key_copy = reader.optional(&table::OPERATOR_KEY_COPY, path);
         read_keystore(reader).map(|config| KeystoreConfig { operator_key_copy, ..config })
     })
@@ -282,7 +285,7 @@ pub(crate) fn keystore(sources: Sources) -> Result<OnNats<KeystoreConfig>, Mista
 
 /// `stage0 audit-export`.
 pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportSettings>, Mistakes> {
-    on_nats(sources, |reader| {
+    on_nats(sources, contract::Role::AuditExport, |reader| {
         let (export, log_replicas) = (read_export(reader), reader.required(&table::LOG_REPLICAS, replicas));
         Some(ExportSettings { export: export?, log_replicas: log_replicas? })
     })
@@ -306,14 +309,17 @@ pub(crate) fn receiver(sources: Sources) -> Result<ReceiverSettings, Mistakes> {
     reader.finish(built)
 }
 
-fn on_nats<T>(sources: Sources, service: impl FnOnce(&mut Reader) -> Option<T>) -> Result<OnNats<T>, Mistakes> {
-    let name = sources.role().command();
+fn on_nats<T>(
+    sources: Sources,
+    role: contract::Role,
+    service: impl FnOnce(&mut Reader) -> Option<T>,
+) -> Result<OnNats<T>, Mistakes> {
     let mut reader = Reader::new(sources);
     let process = read_process(&mut reader);
-    let nats = nats::read(&mut reader, name);
+    let nats = nats::read(&mut reader, role);
     let service = service(&mut reader);
     let built = process.zip(nats.zip(service));
-    reader.finish(built.map(|(process, (nats, service))| OnNats { process, nats, service }))
+    reader.finish(built.map(|(process, ((nats, safety), service))| OnNats { process, nats, safety, service }))
 }
 
 fn read_process(reader: &mut Reader) -> Option<Process> {

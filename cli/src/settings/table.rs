@@ -140,6 +140,10 @@ settings! {
     NATS_CERT = "nats-cert" "FILE" in "NATS", "PEM file: our certificate, where servers ask for one", OPEN, All, &on_nats(Optional);
     NATS_KEY = "nats-key" "FILE" in "NATS", "PEM file: its private key", OPEN, All, &on_nats(Optional);
 
+    MESSAGE_KEYS = "message-keys" "FILE" in "NATS", "This role's message keys, made by `stage0 nats-keys create`: what it sends is authenticated, and what it hears is checked; read again when it changes", OPEN, All, &on_nats(Optional);
+    MESSAGE_AUTH = "message-auth" "MODE" in "NATS", "`required`: what is not authenticated is refused from now on; `when-all-can`: from when every role was heard to authenticate, and never less again; absent: as the keys say", OPEN, All, &on_nats(Optional);
+    OPEN_NATS = "dangerous-open-nats" "BOOL" in "NATS", "Uses NATS servers off this machine that take no login or no TLS: whoever reaches them hears all and may disturb all", OPEN, All, &on_nats(Default("false"));
+
     URL = "url" "URL" in "Connection", "Server to ask; absent: the `stage0 dev` of the data directory", OPEN, All, &[(Client, Optional)];
     CA = "ca" "FILE" in "Connection", "PEM file: the authority to trust instead of the system's", OPEN, All, &[(Client, Optional)];
     KEY_FILE = "key-file" "FILE" in "Connection", "File with the API key. There is no flag for the key itself: others on the machine can read a command line", OPEN, All, &[

@@ -1,25 +1,28 @@
 //! `stage0 stack init`: authority, certificates, passwords and NATS' configuration, each service's in a folder of its own.
 //!
 //! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the keys of two authorities, one for
-//! HTTPS and one for NATS alone, and the passwords. INVARIANT: a folder holds no secret of another service, but that NATS knows every role's password. Files are replaced
-//! whole, so a crash at any point leaves a state that the next run completes.
+//! HTTPS and one for NATS alone, the passwords, and every role's message keys. INVARIANT: a folder holds no secret of another service, but
+//! that NATS knows every role's password, and that two roles share the key by which they know each other. Files are replaced whole, so a
+//! crash at any point leaves a state that the next run completes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use stage0_backplane::nats::ServerFile;
+use stage0_backplane::nats::{Requirement, ServerFile};
 use stage0_contract::Role;
 use stage0_gateway::{Authority, Leaf, TlsFiles};
 
 use super::CA_FILE;
-use crate::{files, out};
+use crate::{files, message_keys, out};
 
 /// Where each service finds its folder.
 const MOUNTED_AT: &str = "/etc/stage0";
 /// Of NATS alone: who has a certificate of the other authority does not pass for a role there.
 const NATS_CA_FILE: &str = "nats-ca.pem";
 const BALANCER: &str = include_str!("../../../deploy/haproxy.cfg");
+/// Of each role, in its folder.
+const MESSAGE_KEYS_FILE: &str = "message.keys";
 const PASSWORDS_FILE: &str = "passwords.conf";
 /// What the gateways' certificate is for, beside what is asked for.
 const GATEWAY_HOSTS: [&str; 5] = ["localhost", "127.0.0.1", "::1", "gateway", "balancer"];
@@ -30,8 +33,14 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         ensure!(usable, "`--host` must be a name or an address, not `{}`", host.escape_debug());
     }
     let own = dir.join("authority");
+    // A stack of before message keys has entries and records without them, which stay readable.
+    let is_upgraded = own.join(format!("{}.password", Role::Gateway)).exists();
+    let require = if is_upgraded { Requirement::WhenAllCan } else { Requirement::Always };
     let (authority, nats) =
         (opened(&own, "Stage0 local stack CA")?, opened(&own.join("nats"), "Stage0 local stack NATS CA")?);
+    let keys = own.join("message-keys");
+    message_keys::create(&keys, require)?;
+    let keys = message_keys::load(&keys)?;
     let mut passwords = String::new();
     for role in Role::ALL {
         let password = kept(&own.join(format!("{role}.password")))?;
@@ -39,6 +48,9 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         let folder = folder(dir, role.as_str(), &authority)?;
         trusts(&folder, NATS_CA_FILE, &nats)?;
         files::replace(&folder.join("nats.password"), &format!("{password}\n"))?;
+        if let Some(keys) = keys.role(role) {
+            files::replace(&folder.join(MESSAGE_KEYS_FILE), &keys.render()?)?;
+        }
         issue(&nats, &folder, "nats", &Leaf { name: role.as_str(), hosts: &[role.as_str()], client: true })?;
     }
     let server = |name, hosts| Leaf { name, hosts, client: false };
@@ -148,6 +160,20 @@ mod tests {
         let changed: Vec<_> = changed.map(|path| path.strip_prefix(dir.path()).unwrap().to_owned()).collect();
         assert_eq!(changed, ["gateway/server.issued", "gateway/server.key", "gateway/server.pem"].map(PathBuf::from));
         assert!(init(dir.path(), &["a b".to_owned()]).is_err());
+    }
+
+    #[test]
+    fn each_role_has_its_own_message_keys_and_a_stack_of_before_them_may_still_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        init(dir.path(), &[]).unwrap();
+        let found = |role: Role| {
+            message_keys::read(&dir.path().join(role.as_str()).join(MESSAGE_KEYS_FILE), role).unwrap()
+        };
+        assert!(Role::ALL.iter().all(|role| found(*role).requirement() == Requirement::Always));
+        assert!(!dir.path().join("nats").join(MESSAGE_KEYS_FILE).exists());
+        std::fs::remove_dir_all(dir.path().join("authority/message-keys")).unwrap();
+        init(dir.path(), &[]).unwrap();
+        assert!(Role::ALL.iter().all(|role| found(*role).requirement() == Requirement::WhenAllCan));
     }
 
     #[test]

@@ -67,6 +67,14 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Further findings that are not listed.
     pub more_findings: u64,
+    /// Entries that stand in the log's store and that no gateway or exporter put there: they are no part of the log, and somebody else
+    /// can write to its store.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub rejected: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One fault.
@@ -225,6 +233,7 @@ impl Walk {
             last_mark: self.row.last_signed(),
             findings: self.found.listed,
             more_findings: self.found.more,
+            rejected: 0,
         }
     }
 

@@ -1,6 +1,12 @@
 //! What a stack is made of, and the command line of each of its processes.
 
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use stage0_backplane::nats::{KeySet, Requirement};
+use stage0_contract::Role;
 
 use super::{Authority, NatsServer, Process, Stack};
 
@@ -19,6 +25,21 @@ pub struct StackBuilder {
     export_arguments: Vec<String>,
     private_webhooks: bool,
     unverified: bool,
+    message_keys: MessageKeys,
+    /// With every role's message keys, once there are.
+    pub(super) keys_dir: Option<PathBuf>,
+}
+
+/// Which message keys the processes of a stack on NATS have.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum MessageKeys {
+    /// Those of a new deployment.
+    #[default]
+    Always,
+    /// Those of one that was upgraded.
+    Upgraded,
+    /// None.
+    Without,
 }
 
 impl StackBuilder {
@@ -76,6 +97,23 @@ impl StackBuilder {
         Self { unverified: true, ..self }
     }
 
+    /// Processes on NATS have the message keys of a deployment that ran without before.
+    #[must_use]
+    pub fn upgraded_keys(self) -> Self {
+        Self { message_keys: MessageKeys::Upgraded, ..self }
+    }
+
+    /// Processes on NATS have no message keys.
+    #[must_use]
+    pub fn without_keys(self) -> Self {
+        Self { message_keys: MessageKeys::Without, ..self }
+    }
+
+    /// Processes that are started from now on have the keys of an upgraded deployment.
+    pub(super) fn upgrade(&mut self) {
+        self.message_keys = MessageKeys::Upgraded;
+    }
+
     /// nats-server gets these settings instead of the right ones.
     #[must_use]
     pub fn nats_with(self, settings: &str) -> Self {
@@ -92,6 +130,28 @@ impl StackBuilder {
         Stack::on_nats(self).await
     }
 
+    /// Makes the message keys that are wanted.
+    pub(super) fn make_keys(&mut self, directory: &Path) {
+        let require = match self.message_keys {
+            MessageKeys::Always => Requirement::Always,
+            MessageKeys::Upgraded => Requirement::WhenAllCan,
+            MessageKeys::Without => return,
+        };
+        let dir = directory.join("message-keys");
+        std::fs::create_dir_all(&dir).unwrap();
+        write_keys(&dir, &KeySet::create(require).unwrap());
+        self.keys_dir = Some(dir);
+    }
+
+    fn keys(&self, role: Role) -> Vec<String> {
+        match &self.keys_dir {
+            Some(dir) if self.message_keys != MessageKeys::Without => {
+                owned(&["--message-keys", dir.join(format!("{role}.keys")).to_str().unwrap()])
+            }
+            Some(_) | None => vec![],
+        }
+    }
+
     pub(super) fn start_dev(&self, directory: &Path) -> Process {
         let data = directory.join("data");
         let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
@@ -105,21 +165,22 @@ impl StackBuilder {
     pub(super) fn start_keystore(&self, nats: &NatsServer, directory: &Path) -> Process {
         let data = directory.join("keys");
         let own = ["keystore", "--nats", &nats.url(), "--data-dir", data.to_str().unwrap()];
-        let keystore = Process::start(&[owned(&own), self.arguments.clone()].concat());
+        let keystore = Process::start(&[owned(&own), self.arguments.clone(), self.keys(Role::Keystore)].concat());
         keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
         keystore
     }
 
     pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
         let own = ["evaluator", "--nats", &nats.url()];
-        let evaluator = Process::start(&[owned(&own), self.arguments.clone()].concat());
+        let evaluator = Process::start(&[owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat());
         evaluator.wait_for_log("evaluator starts", "version");
         evaluator
     }
 
     pub(super) fn start_exporter(&self, nats: &NatsServer) -> Process {
         let own = [owned(&["audit-export", "--nats", &nats.url()]), owned(&CHECKPOINTS), self.monitor(nats)];
-        let rest = [self.arguments.clone(), self.export_arguments.clone(), self.private()];
+        let keys = self.keys(Role::AuditExport);
+        let rest = [self.arguments.clone(), self.export_arguments.clone(), self.private(), keys];
         let exporter = Process::start(&[own.concat(), rest.concat()].concat());
         exporter.wait_for("a serving exporter", |line| line.contains("audit-export serves").then_some(()));
         exporter
@@ -129,7 +190,7 @@ impl StackBuilder {
         let (url, tls) = (nats.url(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
         let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
-        let gateway = Process::start(&[owned(&own), rest.concat()].concat());
+        let gateway = Process::start(&[owned(&own), rest.concat(), self.keys(Role::Gateway)].concat());
         let address = gateway.wait_for_log("gateway starts", "address");
         (gateway, format!("https://{address}"))
     }
@@ -140,6 +201,16 @@ impl StackBuilder {
 
     fn private(&self) -> Vec<String> {
         if self.private_webhooks { owned(&[PRIVATE_WEBHOOKS]) } else { vec![] }
+    }
+}
+
+/// Puts each role's keys into its file.
+pub fn write_keys(dir: &Path, set: &KeySet) {
+    for (role, keys) in set.roles() {
+        let (path, new) = (dir.join(format!("{role}.keys")), dir.join(format!("{role}.new")));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).unwrap();
+        file.write_all(keys.render().unwrap().as_bytes()).unwrap();
+        std::fs::rename(new, path).unwrap();
     }
 }
 

@@ -5,4 +5,5 @@
 
 mod connections;
 mod downloads;
+mod nats_bystander;
 mod protocol;

@@ -1,0 +1,306 @@
+//! A role's keys for messages: what stands in its file, and the same ready for use.
+//!
+//! One file a role, which holds no more than that role needs: for each other role a key that only the two share, a key for its own
+//! records that no other role has, the seed that signs what it appends to the log, and the public keys of those who append. Generations
+//! overlap, so that keys are replaced while messages pass. Of one that is retired only that stays with which what was stored is checked.
+//! No error and no `Debug` shows a key.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use stage0_contract::Role;
+use zeroize::Zeroizing;
+
+/// Of the file's format.
+const VERSION: u32 = 1;
+/// The most that are accepted at the same time: the one in use and the one before or after it.
+const MAX_LIVE: usize = 2;
+
+/// From when on what is not authenticated is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Requirement {
+    /// From the first message on: nothing in this deployment was ever stored without.
+    Always,
+    /// From the moment at which every role was heard to authenticate, and never less again.
+    WhenAllCan,
+}
+
+/// What a role's key file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MessageKeys {
+    /// Of this format.
+    pub(super) message_keys: u32,
+    /// Whose.
+    pub(super) role: Role,
+    /// From when on.
+    pub(super) require: Requirement,
+    /// The generation that is used to send.
+    pub(super) active: u32,
+    /// Oldest first.
+    pub(super) generations: Vec<Generation>,
+}
+
+/// Keys that were made together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Generation {
+    pub(super) number: u32,
+    /// Since then nothing that is sent with it is accepted, and of what is stored only what was stored before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) retired_at: Option<Timestamp>,
+    /// Shared with each role, the own one among them; none once retired.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) pairs: BTreeMap<Role, Secret>,
+    /// For the role's own records.
+    pub(super) records: Secret,
+    /// Signs what the role appends to the log; none once retired, and of a role that appends nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) signing: Option<Secret>,
+    /// Who appends to the log, by public key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) signers: BTreeMap<Role, Public>,
+}
+
+/// 32 bytes that nobody else may know; 64 hexadecimal digits in a file.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secret(Zeroizing<[u8; 32]>);
+
+/// An Ed25519 public key; 64 hexadecimal digits in a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Public(pub(super) [u8; 32]);
+
+/// A key file cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeysError {
+    /// Not even its form.
+    #[error("is no file of message keys: make one with `stage0 nats-keys create`")]
+    Malformed,
+    /// Another version's.
+    #[error("is of format {0}, and this version reads format {VERSION}")]
+    Version(u32),
+    /// Somebody else's.
+    #[error("holds the keys of `{found}`, and this is `{wanted}`: give each role its own file")]
+    Role {
+        /// In the file.
+        found: Role,
+        /// Who reads it.
+        wanted: Role,
+    },
+    /// Its generations do not go together.
+    #[error("is damaged ({0}): restore it, or make new ones with `stage0 nats-keys create`")]
+    Damaged(&'static str),
+}
+
+impl MessageKeys {
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// When it is none, or its parts do not go together.
+    pub fn parse(text: &str) -> Result<Self, KeysError> {
+        let keys: Self = serde_json::from_str(text).map_err(|_| KeysError::Malformed)?;
+        if keys.message_keys != VERSION {
+            return Err(KeysError::Version(keys.message_keys));
+        }
+        match keys.fault() {
+            Some(fault) => Err(KeysError::Damaged(fault)),
+            None => Ok(keys),
+        }
+    }
+
+    /// As it stands in a file.
+    ///
+    /// # Errors
+    /// Never, as far as is known.
+    pub fn render(&self) -> Result<String, serde_json::Error> {
+        serde_json::to_string_pretty(self).map(|text| text + "\n")
+    }
+
+    /// Whose they are.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// From when on messages without are refused.
+    #[must_use]
+    pub fn requirement(&self) -> Requirement {
+        self.require
+    }
+
+    /// The generation that is used to send, and all that are accepted.
+    #[must_use]
+    pub fn generations(&self) -> (u32, Vec<u32>) {
+        (self.active, self.live().map(|generation| generation.number).collect())
+    }
+
+    pub(super) fn new(role: Role, require: Requirement, first: Generation) -> Self {
+        Self { message_keys: VERSION, role, require, active: first.number, generations: vec![first] }
+    }
+
+    pub(super) fn live(&self) -> impl Iterator<Item = &Generation> {
+        self.generations.iter().filter(|generation| generation.retired_at.is_none())
+    }
+
+    fn fault(&self) -> Option<&'static str> {
+        let rising = self.generations.windows(2).all(|pair| match pair {
+            [one, next] => one.number < next.number,
+            _ => true,
+        });
+        let whole = |generation: &Generation| {
+            Role::ALL.iter().all(|role| generation.pairs.contains_key(role))
+                && SIGNERS.iter().all(|role| generation.signers.contains_key(role))
+                && generation.signing.is_some() == SIGNERS.contains(&self.role)
+        };
+        if !rising {
+            Some("its generations are out of order")
+        } else if !self.live().any(|generation| generation.number == self.active) {
+            Some("the active generation is missing or retired")
+        } else if self.live().count() > MAX_LIVE {
+            Some("more than two generations are in use")
+        } else if !self.live().all(whole) {
+            Some("a generation lacks keys")
+        } else {
+            None
+        }
+    }
+}
+
+/// Who appends to the log.
+pub(super) const SIGNERS: [Role; 2] = [Role::Gateway, Role::AuditExport];
+
+impl Secret {
+    pub(super) fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    pub(super) fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl fmt::Debug for Public {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Public({})", HEXLOWER.encode(&self.0))
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(HEXLOWER.encode(self.expose())))
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        digits(&text).map(Self::new).ok_or_else(|| serde::de::Error::custom("must be 64 hexadecimal digits"))
+    }
+}
+
+impl Serialize for Public {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&HEXLOWER.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Public {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        digits(&text).map(Self).ok_or_else(|| serde::de::Error::custom("must be 64 hexadecimal digits"))
+    }
+}
+
+fn digits(text: &str) -> Option<[u8; 32]> {
+    let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?);
+    bytes.as_slice().try_into().ok()
+}
+
+/// A role's keys, ready for use.
+pub(super) struct Ring {
+    pub(super) role: Role,
+    pub(super) active: Live,
+    /// The others, retired ones among them.
+    others: Vec<Live>,
+}
+
+/// A generation, ready for use.
+#[derive(Clone)]
+pub(super) struct Live {
+    pub(super) number: u32,
+    pub(super) retired_at: Option<Timestamp>,
+    pairs: BTreeMap<Role, hmac::Key>,
+    pub(super) records: hmac::Key,
+    signing: Option<std::sync::Arc<Ed25519KeyPair>>,
+    signers: BTreeMap<Role, Public>,
+}
+
+impl Ring {
+    pub(super) fn new(keys: &MessageKeys) -> Result<Self, KeysError> {
+        let mut live = keys.generations.iter().map(Live::new).collect::<Result<Vec<_>, _>>()?;
+        let active = live.iter().position(|live| live.number == keys.active);
+        let active = active.ok_or(KeysError::Damaged("the active generation is missing or retired"))?;
+        let active = live.remove(active);
+        Ok(Self { role: keys.role, active, others: live })
+    }
+
+    /// A generation with which something may have been sent now.
+    pub(super) fn live(&self, number: u32) -> Option<&Live> {
+        self.any(number).filter(|live| live.retired_at.is_none())
+    }
+
+    /// A generation with which something may have been stored then.
+    pub(super) fn stored(&self, number: u32, at: Timestamp) -> Option<&Live> {
+        self.any(number).filter(|live| live.retired_at.is_none_or(|retired_at| at < retired_at))
+    }
+
+    fn any(&self, number: u32) -> Option<&Live> {
+        std::iter::once(&self.active).chain(&self.others).find(|live| live.number == number)
+    }
+}
+
+impl Live {
+    fn new(generation: &Generation) -> Result<Self, KeysError> {
+        let key = |secret: &Secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose());
+        let signing = generation.signing.as_ref().map(|seed| Ed25519KeyPair::from_seed_unchecked(seed.expose()));
+        let signing = signing.transpose().map_err(|_| KeysError::Damaged("its signing seed is of no use"))?;
+        Ok(Self {
+            number: generation.number,
+            retired_at: generation.retired_at,
+            pairs: generation.pairs.iter().map(|(role, secret)| (*role, key(secret))).collect(),
+            records: key(&generation.records),
+            signing: signing.map(std::sync::Arc::new),
+            signers: generation.signers.clone(),
+        })
+    }
+
+    pub(super) fn pair(&self, role: Role) -> Option<&hmac::Key> {
+        self.pairs.get(&role)
+    }
+
+    pub(super) fn signing(&self) -> Option<&Ed25519KeyPair> {
+        self.signing.as_deref()
+    }
+
+    pub(super) fn signer(&self, role: Role) -> Option<&Public> {
+        self.signers.get(&role)
+    }
+}
+
+/// The public key of a seed.
+pub(super) fn public_of(seed: &Secret) -> Option<Public> {
+    let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose()).ok()?;
+    pair.public_key().as_ref().try_into().ok().map(Public)
+}

@@ -1,0 +1,325 @@
+//! What is believed and what is not, message by message; the wire is in `tests/suite/auth.rs`.
+
+use bytes::Bytes;
+
+use super::*;
+
+fn set() -> KeySet {
+    KeySet::create(Requirement::Always).unwrap()
+}
+
+fn of(set: &KeySet, role: Role) -> Arc<MessageAuth> {
+    MessageAuth::new(set.role(role).unwrap(), role, false).unwrap()
+}
+
+fn sent() -> Sent {
+    Sent::new(Duration::from_secs(2), SystemTime::now())
+}
+
+fn message(subject: &str, reply: Option<&str>, headers: HeaderMap, body: &'static [u8]) -> Message {
+    Message {
+        subject: subject.into(),
+        reply: reply.map(Into::into),
+        payload: Bytes::from_static(body),
+        headers: Some(headers),
+        status: None,
+        description: None,
+        length: 0,
+    }
+}
+
+const INBOX: &str = "_INBOX_gateway.x.1";
+const EVALUATE: &str = "s0.req.evaluate";
+
+/// A gateway's question to an evaluator, and what the gateway waits for.
+fn asked(gateway: &MessageAuth, sent: Sent) -> (Message, ExpectedReply) {
+    let mut headers = sent.headers();
+    let expected = gateway.question("evaluate", EVALUATE, INBOX, sent, b"{}", &mut headers).unwrap();
+    (message(EVALUATE, Some(INBOX), headers, b"{}"), expected)
+}
+
+#[test]
+fn a_question_is_believed_once_and_only_as_it_was_asked() {
+    let set = set();
+    let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
+    let (question, _) = asked(&gateway, sent());
+    let sent = Sent::parse(question.headers.as_ref()).unwrap();
+    let judge = |message: &Message| evaluator.judge_question(message, "evaluate", sent);
+    let altered = Message { payload: Bytes::from_static(b"[]"), ..question.clone() };
+    assert_eq!(judge(&altered), Err(Rejection::Forged));
+    let moved = Message { reply: Some("_INBOX_mine.1".into()), ..question.clone() };
+    assert_eq!(judge(&moved), Err(Rejection::Forged));
+    let longer = Sent::new(Duration::from_secs(3), SystemTime::now());
+    assert_eq!(evaluator.judge_question(&question, "evaluate", longer), Err(Rejection::Forged));
+    let elsewhere = Message { subject: "s0.req.review".into(), ..question.clone() };
+    assert_eq!(evaluator.judge_question(&elsewhere, "review", sent), Err(Rejection::Forged));
+    let bare = Message { headers: Some(sent.headers()), ..question.clone() };
+    assert_eq!(judge(&bare), Err(Rejection::Unauthenticated));
+    assert_eq!(judge(&question).unwrap().unwrap().role, Role::Gateway);
+    assert_eq!(judge(&question), Err(Rejection::Replayed));
+    let (another, _) = asked(&gateway, sent);
+    assert!(judge(&another).unwrap().is_some());
+}
+
+#[test]
+fn between_accounts_the_server_may_name_another_inbox() {
+    let set = set();
+    let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
+    let (question, _) = asked(&gateway, sent());
+    let sent = Sent::parse(question.headers.as_ref()).unwrap();
+    let renamed = Message { reply: Some("_R_.abc.1".into()), ..question };
+    assert!(evaluator.judge_question(&renamed, "evaluate", sent).is_ok());
+}
+
+#[test]
+fn a_role_speaks_for_itself_and_asks_only_what_it_may() {
+    let set = set();
+    let (evaluator, keystore) = (of(&set, Role::Evaluator), of(&set, Role::Keystore));
+    // It does not ask at all by itself …
+    assert!(evaluator.question("keys.verify", "s0.req.keys.verify", INBOX, sent(), b"{}", &mut HeaderMap::new()).is_none());
+    // … and with its own keys and other code it is refused, under its own name and under another's.
+    let (sent, ring) = (sent(), evaluator.ring());
+    for sender in [Role::Evaluator, Role::Gateway] {
+        let envelope = Envelope { sender, ..evaluator.envelope(1, [3; 16]) };
+        let more = sent.bytes();
+        let content = Content {
+            kind: MessageKind::Question,
+            receiver: Some(Role::Keystore),
+            subject: "s0.req.keys.verify",
+            more: &[INBOX.as_bytes(), &more],
+            body: b"{}",
+        };
+        let mac = envelope.mac(ring.active.pair(Role::Keystore).unwrap(), &content);
+        let mut headers = sent.headers();
+        envelope.seal(&mut headers, [(Some(Role::Keystore), mac.as_ref())]);
+        headers.insert(REPLY_TO, HeaderValue::from(INBOX));
+        let question = message("s0.req.keys.verify", Some(INBOX), headers, b"{}");
+        let wanted = if sender == Role::Evaluator { Rejection::NotAllowed } else { Rejection::Forged };
+        assert_eq!(keystore.judge_question(&question, "keys.verify", sent), Err(wanted));
+    }
+}
+
+#[test]
+fn an_answer_belongs_to_its_question_and_to_the_role_that_was_asked() {
+    let set = set();
+    let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
+    let ((question, expected), (_, other)) = (asked(&gateway, sent()), asked(&gateway, sent()));
+    let sent = Sent::parse(question.headers.as_ref()).unwrap();
+    let asker = evaluator.judge_question(&question, "evaluate", sent).unwrap().unwrap();
+    let mut headers = HeaderMap::new();
+    evaluator.reply(asker, EVALUATE, b"ALLOW", &mut headers).unwrap();
+    let answer = message(INBOX, None, headers.clone(), b"ALLOW");
+    assert!(gateway.is_reply(&expected, &answer));
+    assert_eq!(gateway.reply_of(&other, &answer), Err(Rejection::Replayed));
+    assert_eq!(gateway.reply_of(&expected, &message(INBOX, None, headers, b"DENY")), Err(Rejection::Forged));
+    let bare = message(INBOX, None, HeaderMap::new(), b"ALLOW");
+    assert_eq!(gateway.reply_of(&expected, &bare), Err(Rejection::Unauthenticated));
+    // The gateway shares the key, but what it says is no answer; nor is its own question.
+    assert!(gateway.reply_of(&expected, &question).is_err());
+    let keystore = of(&set, Role::Keystore);
+    let mut headers = HeaderMap::new();
+    keystore.reply(Asker { role: Role::Gateway, ..asker }, EVALUATE, b"ALLOW", &mut headers).unwrap();
+    assert_eq!(gateway.reply_of(&expected, &message(INBOX, None, headers, b"ALLOW")), Err(Rejection::NotAllowed));
+}
+
+#[test]
+fn a_question_of_a_far_clock_or_from_before_the_start_is_refused() {
+    let set = set();
+    let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
+    let at = |seconds: i64| {
+        let now = SystemTime::now();
+        let moved = Duration::from_secs(seconds.unsigned_abs());
+        Sent::new(Duration::from_secs(2), if seconds < 0 { now - moved } else { now + moved })
+    };
+    for (seconds, right) in [(-40, false), (-3, false), (0, true), (20, true), (40, false)] {
+        let (question, _) = asked(&gateway, at(seconds));
+        let sent = Sent::parse(question.headers.as_ref()).unwrap();
+        let judged = evaluator.judge_question(&question, "evaluate", sent);
+        assert_eq!(judged.is_ok(), right, "{seconds} s: {judged:?}");
+        assert!(right || judged == Err(Rejection::Clock));
+    }
+}
+
+#[test]
+fn a_notice_is_believed_by_each_role_that_is_meant_once_for_each_listener() {
+    let set = set();
+    let keystore = of(&set, Role::Keystore);
+    let (subject, to) = ("notice.key.changed", "s0.notice.key.changed");
+    let mut headers = HeaderMap::new();
+    keystore.notice(subject, to, b"{}", &mut headers).unwrap();
+    let told = message(to, None, headers, b"{}");
+    for role in [Role::Gateway, Role::AuditExport] {
+        let (hearer, mut before) = (of(&set, role), HeardBefore::default());
+        assert_eq!(hearer.judge_notice(&told, subject, &mut before), NoticeStanding::Good, "{role}");
+        assert_eq!(hearer.judge_notice(&told, subject, &mut before), NoticeStanding::Rejected, "{role}");
+        assert_eq!(hearer.judge_notice(&told, subject, &mut HeardBefore::default()), NoticeStanding::Good, "{role}");
+        let altered = Message { payload: Bytes::from_static(b"[]"), ..told.clone() };
+        let fresh = || HeardBefore::default();
+        assert_eq!(hearer.judge_notice(&altered, subject, &mut fresh()), NoticeStanding::Rejected, "{role}");
+        let bare = message(to, None, HeaderMap::new(), b"{}");
+        assert_eq!(hearer.judge_notice(&bare, subject, &mut fresh()), NoticeStanding::Rejected, "{role}");
+    }
+    // An evaluator does not tell of keys; and hears of none.
+    assert!(of(&set, Role::Evaluator).notice(subject, to, b"{}", &mut HeaderMap::new()).is_none());
+    let mut before = HeardBefore::default();
+    assert_eq!(of(&set, Role::Evaluator).judge_notice(&told, subject, &mut before), NoticeStanding::Rejected);
+}
+
+#[test]
+fn a_notice_that_is_too_old_to_tell_is_a_gap() {
+    let set = set();
+    let (keystore, gateway) = (of(&set, Role::Keystore), of(&set, Role::Gateway));
+    let ring = keystore.ring();
+    let envelope = Envelope { at: now() - 31_000, ..keystore.envelope(1, [1; 16]) };
+    let (subject, to) = ("notice.key.changed", "s0.notice.key.changed");
+    let content =
+        Content { kind: MessageKind::Notice, receiver: Some(Role::Gateway), subject: to, more: &[], body: b"{}" };
+    let mac = envelope.mac(ring.active.pair(Role::Gateway).unwrap(), &content);
+    let mut headers = HeaderMap::new();
+    envelope.seal(&mut headers, [(Some(Role::Gateway), mac.as_ref())]);
+    let told = message(to, None, headers, b"{}");
+    assert_eq!(gateway.judge_notice(&told, subject, &mut HeardBefore::default()), NoticeStanding::Stale);
+}
+
+fn stored(subject: &str, headers: HeaderMap, body: &'static [u8]) -> Stored {
+    let (payload, at) = (Bytes::from_static(body), Timestamp::now());
+    Stored { sequence: 7, at, subject: subject.to_owned(), payload, headers: Some(headers) }
+}
+
+#[test]
+fn an_entry_is_the_gateways_and_a_mark_audit_exports_in_their_own_place() {
+    let set = set();
+    let (gateway, exporter) = (of(&set, Role::Gateway), of(&set, Role::AuditExport));
+    let signed = |auth: &MessageAuth, subject: &str| {
+        let mut headers = HeaderMap::new();
+        auth.sign_entry(subject, "", b"line", &mut headers).unwrap();
+        headers
+    };
+    let entry = signed(&gateway, "s0.log.a.d");
+    for reader in [&gateway, &exporter] {
+        assert!(reader.is_genuine(&stored("s0.log.a.d", entry.clone(), b"line")));
+        assert!(reader.is_genuine(&stored("s0.log.a.m", signed(&exporter, "s0.log.a.m"), b"line")));
+        assert!(!reader.is_genuine(&stored("s0.log.b.d", entry.clone(), b"line")), "another account's");
+        assert!(!reader.is_genuine(&stored("s0.log.a.d", entry.clone(), b"lime")));
+        assert!(!reader.is_genuine(&stored("s0.log.a.d", HeaderMap::new(), b"line")));
+        assert!(!reader.is_genuine(&stored("s0.log.a.d", signed(&exporter, "s0.log.a.d"), b"line")));
+        assert!(!reader.is_genuine(&stored("s0.log.a.m", signed(&gateway, "s0.log.a.m"), b"line")));
+    }
+    assert!(of(&set, Role::Evaluator).sign_entry("s0.log.a.d", "", b"line", &mut HeaderMap::new()).is_none());
+    // Another deployment's gateway.
+    assert!(!of(&KeySet::create(Requirement::Always).unwrap(), Role::Gateway).is_genuine(&stored("s0.log.a.d", entry, b"line")));
+}
+
+#[test]
+fn a_record_is_its_owners_under_its_key_and_in_the_place_of_its_revision() {
+    let set = set();
+    let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
+    let put = |expected: u64| {
+        let mut headers = HeaderMap::new();
+        headers.insert(EXPECTED_LAST, HeaderValue::from(expected));
+        gateway.record("usage.a.m1", "s0.ledger.usage.a.m1", b"5", &mut headers).unwrap();
+        headers
+    };
+    let judge = |headers: HeaderMap, body| {
+        gateway.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", headers, body), false)
+    };
+    assert_eq!(judge(put(3), b"5"), Ok(()));
+    assert_eq!(judge(put(3), b"0"), Err(Rejection::Forged));
+    let mut moved = put(3);
+    moved.insert(EXPECTED_LAST, HeaderValue::from(9_u64));
+    assert_eq!(judge(moved, b"5"), Err(Rejection::Forged), "put back in the place of a later one");
+    let mut twice = put(3);
+    twice.append(EXPECTED_LAST, HeaderValue::from(9_u64));
+    assert_eq!(judge(twice, b"5"), Err(Rejection::Forged));
+    assert_eq!(judge(HeaderMap::new(), b"5"), Err(Rejection::Unauthenticated));
+    let elsewhere = stored("s0.ledger.usage.b.m1", put(3), b"5");
+    assert_eq!(gateway.judge_record("usage.b.m1", &elsewhere, false), Err(Rejection::Forged));
+    assert!(evaluator.record("usage.a.m1", "s0.ledger.usage.a.m1", b"5", &mut HeaderMap::new()).is_none());
+    assert!(evaluator.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", put(3), b"5"), false).is_err());
+}
+
+#[test]
+fn before_the_switch_what_is_not_authenticated_is_believed_and_what_is_forged_is_not() {
+    let set = KeySet::create(Requirement::WhenAllCan).unwrap();
+    let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
+    let (question, _) = asked(&gateway, sent());
+    let sent = Sent::parse(question.headers.as_ref()).unwrap();
+    let bare = Message { headers: Some(sent.headers()), ..question.clone() };
+    assert_eq!(evaluator.judge_question(&bare, "evaluate", sent), Ok(None));
+    let altered = Message { payload: Bytes::from_static(b"[]"), ..question.clone() };
+    assert_eq!(evaluator.judge_question(&altered, "evaluate", sent), Err(Rejection::Forged));
+
+    gateway.require(Timestamp::now());
+    // It hears of it with the next question, and never goes back.
+    let (marked, _) = asked(&gateway, sent);
+    assert!(evaluator.judge_question(&marked, "evaluate", sent).unwrap().is_some());
+    assert_eq!(evaluator.judge_question(&bare, "evaluate", sent), Err(Rejection::Unauthenticated));
+    evaluator.replace(set.role(Role::Evaluator).unwrap()).unwrap();
+    assert!(evaluator.is_required());
+}
+
+#[test]
+fn only_a_gateways_mark_is_followed() {
+    let set = KeySet::create(Requirement::WhenAllCan).unwrap();
+    let (keystore, gateway) = (of(&set, Role::Keystore), of(&set, Role::Gateway));
+    keystore.require(Timestamp::now());
+    let mut headers = HeaderMap::new();
+    keystore.notice("notice.key.changed", "s0.notice.key.changed", b"{}", &mut headers).unwrap();
+    let told = message("s0.notice.key.changed", None, headers, b"{}");
+    let standing = gateway.judge_notice(&told, "notice.key.changed", &mut HeardBefore::default());
+    assert_eq!((standing, gateway.is_required()), (NoticeStanding::Good, false));
+}
+
+#[test]
+fn what_was_stored_before_the_switch_stays_readable_and_nothing_behind_it() {
+    let set = KeySet::create(Requirement::WhenAllCan).unwrap();
+    let gateway = of(&set, Role::Gateway);
+    let since = Timestamp::now();
+    let at = |seconds: i64| Stored {
+        at: since.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap(),
+        ..stored("s0.log.a.d", HeaderMap::new(), b"line")
+    };
+    assert!(gateway.is_genuine(&at(9)), "nothing is required yet");
+    gateway.require(since);
+    assert!(gateway.is_genuine(&at(-1)) && !gateway.is_genuine(&at(0)) && !gateway.is_genuine(&at(9)));
+    // A later word does not move it on.
+    gateway.require(since.checked_add(jiff::SignedDuration::from_secs(60)).unwrap());
+    assert!(!gateway.is_genuine(&at(9)));
+    let record = Stored { subject: "s0.ledger.usage.a.m1".to_owned(), ..at(-1) };
+    assert_eq!(gateway.judge_record("usage.a.m1", &record, false), Ok(()));
+    assert_eq!(gateway.judge_record("usage.a.m1", &record, true), Err(Rejection::Unauthenticated));
+}
+
+#[test]
+fn two_generations_are_accepted_and_a_retired_one_only_of_what_was_stored() {
+    let mut keys = set();
+    let (old, retired_at) = (of(&keys, Role::Gateway), Timestamp::now());
+    let evaluator = of(&keys, Role::Evaluator);
+    let mut entry = HeaderMap::new();
+    old.sign_entry("s0.log.a.d", "", b"line", &mut entry).unwrap();
+    let mut judged = |gateway: &MessageAuth| {
+        let (question, _) = asked(gateway, sent());
+        let sent = Sent::parse(question.headers.as_ref()).unwrap();
+        evaluator.judge_question(&question, "evaluate", sent).map(|asker| asker.unwrap().generation)
+    };
+    for wanted in [Ok(1), Ok(1), Err(Rejection::UnknownKey)] {
+        keys.rotate(retired_at).unwrap();
+        evaluator.replace(keys.role(Role::Evaluator).unwrap()).unwrap();
+        assert_eq!(judged(&old), wanted);
+    }
+    let new = of(&keys, Role::Gateway);
+    assert_eq!(judged(&new), Ok(2));
+    let before = retired_at.checked_sub(jiff::SignedDuration::from_secs(1)).unwrap();
+    assert!(new.is_genuine(&Stored { at: before, ..stored("s0.log.a.d", entry.clone(), b"line") }));
+    assert!(!new.is_genuine(&Stored { at: retired_at, ..stored("s0.log.a.d", entry, b"line") }));
+}
+
+#[test]
+fn keys_of_another_role_are_not_taken() {
+    let set = set();
+    let wrong = MessageAuth::new(set.role(Role::Keystore).unwrap(), Role::Gateway, false);
+    assert!(matches!(wrong, Err(KeysError::Role { found: Role::Keystore, wanted: Role::Gateway })));
+    let gateway = of(&set, Role::Gateway);
+    assert!(gateway.replace(set.role(Role::Keystore).unwrap()).is_err());
+    assert!(!format!("{gateway:?}").contains("pairs"));
+}

@@ -1,0 +1,197 @@
+//! Files of message keys: one a role, for its owner alone.
+//!
+//! Owns how a role's file is read and watched, and how all files of a deployment are made and replaced (`stage0 nats-keys`). What the keys
+//! are, and in which order they are replaced, is the backplane's. A file that others may read is refused.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail, ensure};
+use stage0_backplane::nats::{KeySet, MessageAuth, MessageKeys, Requirement, Rotation};
+use stage0_contract::Role;
+
+use crate::args::nats_keys::DoNatsKeys;
+use crate::exit::Exit;
+use crate::{files, out};
+
+/// How often a role looks whether its file changed.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Runs one of them.
+pub(crate) fn run(command: DoNatsKeys) -> Exit {
+    crate::run::finished(match command {
+        DoNatsKeys::Create { dir, upgrade } => create_for_people(&dir, upgrade),
+        DoNatsKeys::Rotate { dir } => rotate(&dir),
+        DoNatsKeys::Show { dir } => show(&dir),
+    })
+}
+
+/// A role's keys, or what is wrong with its file.
+pub(crate) fn read(path: &Path, role: Role) -> Result<MessageKeys, String> {
+    let unreadable = |error: std::io::Error| format!("must name a file that can be read ({error})");
+    let mode = path.metadata().map_err(unreadable)?.permissions().mode();
+    if mode & 0o007 != 0 {
+        return Err(format!("can be used by everybody on this machine: chmod 600 {}", path.display()));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let keys = MessageKeys::parse(&text).map_err(|error| error.to_string())?;
+    if keys.role() != role {
+        return Err(format!("holds the keys of `{}`: this role's are in `{}`", keys.role(), file_name(role)));
+    }
+    Ok(keys)
+}
+
+/// Takes the keys of a file whenever it changes, for ever. A file that is of no use leaves the keys as they are.
+pub(crate) async fn keep_reading(path: PathBuf, auth: Arc<MessageAuth>) {
+    let mut last = changed_at(&path);
+    loop {
+        tokio::time::sleep(RELOAD_INTERVAL).await;
+        let now = changed_at(&path);
+        if now == last {
+            continue;
+        }
+        last = now;
+        let (file, role) = (path.clone(), auth.role());
+        let read = tokio::task::spawn_blocking(move || read(&file, role)).await;
+        let taken = match read {
+            Ok(Ok(keys)) => auth.replace(&keys).map(|()| keys.generations()).map_err(|error| error.to_string()),
+            Ok(Err(why)) => Err(why),
+            Err(error) => Err(error.to_string()),
+        };
+        match taken {
+            Ok((active, accepted)) => tracing::info!(active, ?accepted, "message keys were replaced"),
+            Err(why) => tracing::error!(file = %path.display(), "message keys stay as they were: the file {why}"),
+        }
+    }
+}
+
+fn changed_at(path: &Path) -> Option<(SystemTime, u64)> {
+    let found = path.metadata().ok()?;
+    Some((found.modified().ok()?, found.len()))
+}
+
+/// A role's file among those of a deployment.
+pub(crate) fn file_name(role: Role) -> String {
+    format!("{role}.keys")
+}
+
+/// Makes every role's file unless they are there; whether they were made now.
+pub(crate) fn create(dir: &Path, require: Requirement) -> anyhow::Result<bool> {
+    if Role::ALL.iter().any(|role| dir.join(file_name(*role)).exists()) {
+        load(dir)?;
+        return Ok(false);
+    }
+    files::private_dir(dir)?;
+    write(dir, &KeySet::create(require)?)?;
+    Ok(true)
+}
+
+/// Of all roles.
+pub(crate) fn load(dir: &Path) -> anyhow::Result<KeySet> {
+    let read = |role: Role| {
+        let path = dir.join(file_name(role));
+        read(&path, role).map_err(|why| anyhow::anyhow!("`{}` {why}", path.display()))
+    };
+    let all = Role::ALL.into_iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    KeySet::of(all).with_context(|| format!("cannot use the keys in `{}`", dir.display()))
+}
+
+/// Each file is replaced whole; those that a crash left of the step before belong together with the others, but for this command.
+fn write(dir: &Path, set: &KeySet) -> anyhow::Result<()> {
+    for (role, keys) in set.roles() {
+        files::replace(&dir.join(file_name(role)), &keys.render()?)?;
+    }
+    Ok(())
+}
+
+fn create_for_people(dir: &Path, upgrade: bool) -> anyhow::Result<()> {
+    let require = if upgrade { Requirement::WhenAllCan } else { Requirement::Always };
+    ensure!(
+        create(dir, require)?,
+        "there are keys in `{}` already: what was stored with them cannot be read with others. To replace them: stage0 nats-keys rotate --dir {}",
+        dir.display(),
+        dir.display()
+    );
+    let then = if upgrade {
+        "start every role with its file: once all were heard for half a minute, what is not authenticated is refused"
+    } else {
+        "start every role with its file: what is not authenticated is refused from the first message on"
+    };
+    let files = Role::ALL.map(|role| format!("  {role:<13} --message-keys {}", dir.join(file_name(role)).display()));
+    Ok(out::line(format!("{}\n{then}. Keep a copy of `{}`: without it what is stored is not believed", files.join("\n"), dir.display()))?)
+}
+
+fn rotate(dir: &Path) -> anyhow::Result<()> {
+    let mut set = load(dir)?;
+    let step = set.rotate(jiff::Timestamp::now())?;
+    write(dir, &set)?;
+    let text = match step {
+        Rotation::Accepted(new) => format!(
+            "step 1 of 3: generation {new} is accepted and not used yet. Give every role its file; when `show` of each and its log say so, run this again"
+        ),
+        Rotation::Activated(new) => format!(
+            "step 2 of 3: generation {new} is used, the one before still accepted. Give every role its file, then run this again"
+        ),
+        Rotation::Retired(old) => format!(
+            "step 3 of 3: generation {old} is retired; it still proves what was stored with it. Give every role its file"
+        ),
+    };
+    Ok(out::line(text)?)
+}
+
+fn show(dir: &Path) -> anyhow::Result<()> {
+    let set = load(dir)?;
+    let Some(keys) = set.role(Role::Gateway) else { bail!("no keys") };
+    let (active, accepted) = keys.generations();
+    let require = match keys.requirement() {
+        Requirement::Always => "always",
+        Requirement::WhenAllCan => "when all roles can",
+    };
+    let accepted: Vec<String> = accepted.iter().map(u32::to_string).collect();
+    Ok(out::line(format!("required     {require}\nused         {active}\naccepted     {}", accepted.join(", ")))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_their_owners_alone_and_never_made_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("keys");
+        assert!(create(&dir, Requirement::Always).unwrap());
+        let first = load(&dir).unwrap();
+        assert!(!create(&dir, Requirement::Always).unwrap());
+        assert_eq!(load(&dir).unwrap(), first);
+        for role in Role::ALL {
+            let path = dir.join(file_name(role));
+            assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            assert_eq!(&read(&path, role).unwrap(), first.role(role).unwrap());
+        }
+        assert!(create_for_people(&dir, false).unwrap_err().to_string().contains("nats-keys rotate"));
+    }
+
+    #[test]
+    fn a_file_of_another_role_or_one_that_everybody_reads_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path(), Requirement::Always).unwrap();
+        let path = dir.path().join(file_name(Role::Keystore));
+        assert!(read(&path, Role::Gateway).unwrap_err().contains("`gateway.keys`"));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(read(&path, Role::Keystore).unwrap_err().contains("chmod 600"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(load(dir.path()).is_err() && create(dir.path(), Requirement::Always).is_err());
+    }
+
+    #[test]
+    fn rotating_three_times_leaves_one_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path(), Requirement::Always).unwrap();
+        for _ in 0..3 {
+            rotate(dir.path()).unwrap();
+        }
+        assert_eq!(load(dir.path()).unwrap().role(Role::Evaluator).unwrap().generations(), (2, vec![2]));
+    }
+}
