@@ -35,7 +35,7 @@ struct Way {
 const NOT_RECORDED: Way =
     Way { label: "not recorded", audit: AuditMode::None, webhook: false, runs: Runs::Nameless, limit: None };
 const RECORDED: Way = Way { label: "recorded", audit: AuditMode::Required, ..NOT_RECORDED };
-/// `c0` to `c7` and `d0` to `d7`.
+/// `c0` to `c7`, `d0` to `d7` and `e0` to `e7`.
 const WAYS: [Way; 8] = [
     NOT_RECORDED,
     RECORDED,
@@ -67,7 +67,11 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
     let receiver = Receiver::start().await?;
     let mut field = Field { settings, places: &places, entered: Vec::new(), recorded: Vec::new() };
     field.enter_floors().await?;
-    for (letter, place, installation) in [("c", "embedded", &places.embedded), ("d", "NATS", &places.on_nats)] {
+    for (letter, place, installation) in [
+        ("c", "embedded", &places.embedded),
+        ("d", "NATS", &places.on_nats),
+        ("e", "NATS, authenticated", &places.authenticated),
+    ] {
         for (index, way) in WAYS.iter().enumerate() {
             field.enter(installation, &format!("{letter}{index} {place}, {}", way.label), way, &receiver).await?;
         }

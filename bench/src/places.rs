@@ -1,19 +1,22 @@
-//! The two places in which the product runs here: one process with files of its own, and a real nats-server.
+//! The places in which the product runs here: one process with files of its own, and a real nats-server, with and without authenticated
+//! messages.
 //!
 //! Owns what both subcommands start first, and keeps it alive: certificates, nats-server, and keystore, evaluator and exporter of
 //! each place. Gateways are started by those who measure them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::nats::{Connection, NatsConfig};
+use stage0_backplane::nats::{Connection, KeySet, NatsConfig, Requirement};
 use stage0_backplane::testing::NatsServer;
+use stage0_contract::Role;
 use stage0_gateway::TlsFiles;
 use tempfile::TempDir;
 
-use crate::product::{Installation, Place};
+use crate::product::{Installation, Place, of_role};
 
-/// Both, ready for gateways.
+/// All, ready for gateways.
 pub(crate) struct Places {
     pub(crate) tls: TlsFiles,
     /// Signed the server's certificate.
@@ -21,6 +24,8 @@ pub(crate) struct Places {
     pub(crate) nats: NatsConfig,
     pub(crate) embedded: Installation,
     pub(crate) on_nats: Installation,
+    /// On the same server under another prefix, with messages authenticated.
+    pub(crate) authenticated: Installation,
     _server: NatsServer,
     _directory: TempDir,
 }
@@ -38,7 +43,14 @@ impl Places {
         let embedded = Installation::start(Place::Embedded(bus), &embedded, tls.clone()).await?;
         let on_nats = directory.path().join("nats");
         std::fs::create_dir(&on_nats)?;
-        let on_nats = Installation::start(Place::Nats(Box::new(nats.clone())), &on_nats, tls.clone()).await?;
-        Ok(Self { tls, ca, nats, embedded, on_nats, _server: server, _directory: directory })
+        let on_nats = Installation::start(Place::Nats(Box::new(nats.clone()), None), &on_nats, tls.clone()).await?;
+        let authenticated = directory.path().join("authenticated");
+        std::fs::create_dir(&authenticated)?;
+        let keys = Arc::new(KeySet::create(Requirement::Always)?);
+        let other = NatsConfig { prefix: "s1".to_owned(), ..nats.clone() };
+        Connection::open(&of_role(&other, Some(&keys), Role::AuditExport)?).await?.prepare_log(1).await?;
+        let place = Place::Nats(Box::new(other), Some(keys));
+        let authenticated = Installation::start(place, &authenticated, tls.clone()).await?;
+        Ok(Self { tls, ca, nats, embedded, on_nats, authenticated, _server: server, _directory: directory })
     }
 }

@@ -10,10 +10,10 @@ use stage0_audit_export::egress::EgressConfig;
 use stage0_audit_export::{AuditExport, ExportConfig};
 use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::nats::NatsConfig;
+use stage0_backplane::nats::{KeySet, MessageAuth, NatsConfig};
 use stage0_contract::{
-    AccountId, ApiKey, AuditMode, Caller, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Scope,
-    UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
+    AccountId, ApiKey, AuditMode, Caller, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Role,
+    Scope, UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
 };
 use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
@@ -28,7 +28,8 @@ const WITHIN: Duration = Duration::from_secs(20);
 #[derive(Clone)]
 pub(crate) enum Place {
     Embedded(Bus),
-    Nats(Box<NatsConfig>),
+    /// With every role's message keys, where messages are authenticated.
+    Nats(Box<NatsConfig>, Option<Arc<KeySet>>),
 }
 
 /// What all gateways of one place share.
@@ -47,30 +48,32 @@ pub(crate) struct Served {
 }
 
 impl Place {
-    pub(crate) async fn connect(&self) -> anyhow::Result<Backplane> {
+    pub(crate) async fn connect(&self, role: Role) -> anyhow::Result<Backplane> {
         Ok(match self {
             Self::Embedded(bus) => bus.connect(),
-            Self::Nats(config) => Backplane::connect(config).await?,
+            Self::Nats(config, keys) => Backplane::connect(&of_role(config, keys.as_deref(), role)?).await?,
         })
     }
+}
+
+/// As a role's process has it.
+pub(crate) fn of_role(config: &NatsConfig, keys: Option<&KeySet>, role: Role) -> anyhow::Result<NatsConfig> {
+    let keys = keys.map(|keys| keys.role(role).context("no keys for this role")).transpose()?;
+    let auth = keys.map(|keys| MessageAuth::new(keys, role, false)).transpose()?;
+    Ok(NatsConfig { auth, name: role.to_string(), ..config.clone() })
 }
 
 impl Installation {
     /// Keystore, evaluator and exporter of one place.
     pub(crate) async fn start(place: Place, directory: &Path, tls: TlsFiles) -> anyhow::Result<Self> {
         let keys = directory.join("keys");
-        let keystore = Keystore::build(KeystoreConfig::new(&keys), place.connect().await?).await?;
+        let keystore = Keystore::build(KeystoreConfig::new(&keys), place.connect(Role::Keystore).await?).await?;
         tokio::spawn(keystore.run_until(std::future::pending()));
         let config = EvaluatorConfig { packs: PackSet::embedded()?, shards: None, runs: RunConfig::default() };
         let theirs = place.clone();
         let connect: stage0_evaluator::Connect = Arc::new(move || {
             let place = theirs.clone();
-            Box::pin(async move {
-                Ok(match &place {
-                    Place::Embedded(bus) => bus.connect(),
-                    Place::Nats(config) => Backplane::connect(config).await?,
-                })
-            })
+            Box::pin(async move { place.connect(Role::Evaluator).await })
         });
         let evaluator = stage0_evaluator::build(config, connect).await?;
         tokio::spawn(evaluator.run_until(std::future::pending()));
@@ -78,9 +81,9 @@ impl Installation {
             egress: EgressConfig { dangerous_allow_private: true, ..EgressConfig::default() },
             ..ExportConfig::default()
         };
-        let exporter = AuditExport::build(export, place.connect().await?).await?;
+        let exporter = AuditExport::build(export, place.connect(Role::AuditExport).await?).await?;
         tokio::spawn(exporter.run_until(CancellationToken::new()));
-        let backplane = place.connect().await?;
+        let backplane = place.connect(Role::Gateway).await?;
         let operator = operator(&backplane, &keys).await?;
         Ok(Self { place, tls, operator, backplane })
     }
@@ -124,8 +127,8 @@ impl Installation {
                 });
                 Gateway::build(config, connect).await?
             }
-            Place::Nats(nats) => {
-                let nats = nats.clone();
+            Place::Nats(nats, keys) => {
+                let nats = of_role(nats, keys.as_deref(), Role::Gateway)?;
                 let connect: stage0_gateway::Connect<stage0_backplane::nats::ConnectError> = Box::new(move || {
                     let nats = nats.clone();
                     Box::pin(async move { Backplane::connect(&nats).await })

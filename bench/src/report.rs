@@ -10,7 +10,7 @@ use crate::load::Turn;
 use crate::quantiles::{median, median_ratio, quantile};
 
 /// Of which numbers ratios are told: each by the start of its name.
-const PAIRS: [(&str, &str); 16] = [
+const PAIRS: [(&str, &str); 24] = [
     ("c0", "a "),
     ("d0", "b "),
     ("c1", "c0"),
@@ -27,6 +27,14 @@ const PAIRS: [(&str, &str); 16] = [
     ("d5", "d1"),
     ("d6", "d1"),
     ("d7", "d1"),
+    ("e0", "d0"),
+    ("e1", "d1"),
+    ("e2", "d2"),
+    ("e3", "d3"),
+    ("e4", "d4"),
+    ("e5", "d5"),
+    ("e6", "d6"),
+    ("e7", "d7"),
 ];
 
 /// One contestant.

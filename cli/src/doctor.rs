@@ -12,11 +12,13 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use rustix::fs::Access;
+use stage0_backplane::nats::NatsConfig;
 use stage0_contract::Role;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::out;
+use crate::settings::NatsSafety;
 use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, TlsSource};
 use stage0_keystore::{KeystoreConfig, OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
@@ -79,7 +81,7 @@ impl fmt::Display for Finding {
 
 /// `stage0 doctor gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
-    let OnNats { nats, service, .. } = settings;
+    let OnNats { nats, safety, service, .. } = settings;
     let mut findings = Vec::new();
     match service.tls {
         TlsSource::Files(files) => findings.extend(certificates::server(&files, Timestamp::now())),
@@ -89,12 +91,12 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
             "for clients of other machines give --tls-cert and --tls-key",
         )),
     }
-    finish(Role::Gateway, findings, &nats)
+    finish(Role::Gateway, findings, &nats, &safety)
 }
 
 /// `stage0 doctor evaluator`.
 pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
-    let OnNats { nats, service, .. } = settings;
+    let OnNats { nats, safety, service, .. } = settings;
     let loaded = crate::roles::load_packs(service.dir, service.active, &service.selectable);
     let finding = match loaded {
         Ok(packs) => Finding::good("policy", format!("{} decides", packs.active().version())),
@@ -102,23 +104,23 @@ pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
             Finding::bad("policy", format!("{error:#}"), "mend the pack; `stage0 policy validate DIR` says more")
         }
     };
-    finish(Role::Evaluator, vec![finding], &nats)
+    finish(Role::Evaluator, vec![finding], &nats, &safety)
 }
 
 /// `stage0 doctor keystore`.
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
-    let OnNats { nats, service, .. } = settings;
+    let OnNats { nats, safety, service, .. } = settings;
     let mut findings = vec![disk(&service.data_dir)];
     findings.extend(private_files(&service.data_dir));
     if let Err(error) = service.validate() {
         findings.push(Finding::bad("settings", error.to_string(), "correct the setting"));
     }
-    finish(Role::Keystore, findings, &nats)
+    finish(Role::Keystore, findings, &nats, &safety)
 }
 
 /// `stage0 doctor audit-export`.
 pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
-    let OnNats { nats, service, .. } = settings;
+    let OnNats { nats, safety, service, .. } = settings;
     let mut findings = Vec::new();
     if let Some(ca) = &service.export.egress.extra_ca {
         findings.push(certificates::file("webhook ca", ca, Timestamp::now()));
@@ -130,15 +132,15 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
             "for a local stack only: elsewhere remove dangerous-allow-private-webhooks",
         ));
     }
-    finish(Role::AuditExport, findings, &nats)
+    finish(Role::AuditExport, findings, &nats, &safety)
 }
 
-fn finish(role: Role, mut findings: Vec<Finding>, config: &stage0_backplane::nats::NatsConfig) -> Exit {
+fn finish(role: Role, mut findings: Vec<Finding>, config: &NatsConfig, safety: &NatsSafety) -> Exit {
     findings.insert(0, Finding::good("settings", format!("complete for {role} ({VERSION})")));
     findings.extend(certificates::of_nats(config, Timestamp::now()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
-        Ok(runtime) => findings.extend(runtime.block_on(nats::look(role, config))),
+        Ok(runtime) => findings.extend(runtime.block_on(nats::look(role, config, safety.open_allowed))),
         Err(error) => findings.push(Finding::bad("system", format!("no threads: {error}"), "free some memory")),
     }
     let worst = findings.iter().any(|finding| finding.how == How::Bad);

@@ -7,9 +7,11 @@ use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::nats::{Connection, KeySet, MessageAuth, NatsConfig, Requirement};
-use stage0_backplane::testing::{NatsServer, wait_for};
+use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{AskError, Backplane, Event, Inbox, Kind, PutError, ReadError, Seek, Which};
 use stage0_contract::{DecisionsRecorded, EvaluateRequest, KeyChanged, Notice, Request, Role};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::PATIENT;
 use crate::writing::{DECISIONS, MARKS, account, append, batch, decisions, everything, mark, soon, texts, verified, write};
@@ -130,13 +132,16 @@ async fn a_forged_answer_is_not_believed_and_ends_no_wait() {
     assert_eq!(waiting.await.unwrap().unwrap(), "new");
 }
 
-/// What the server says where nobody serves a subject; async-nats does not say it for anybody.
+/// What the server says where nobody serves a subject.
 async fn no_responders(open: &Open, to: &str) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut raw = tokio::net::TcpStream::connect(open.nats.url().replace("nats://", "")).await.unwrap();
-    let status = "NATS/1.0 503\r\n\r\n";
+    say_status(open, to, "NATS/1.0 503\r\n\r\n").await;
+}
+
+/// A message with a status line of its own, which async-nats writes for nobody.
+async fn say_status(open: &Open, to: &str, status: &str) {
+    let mut raw = TcpStream::connect(open.nats.url().replace("nats://", "")).await.unwrap();
     let text = format!(
-        "CONNECT {{\"verbose\":false,\"headers\":true,\"no_responders\":true}}\r\nHPUB {to} {0} {0}\r\n{status}\r\nPING\r\n",
+        "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nHPUB {to} {0} {0}\r\n{status}\r\nPING\r\n",
         status.len()
     );
     raw.write_all(text.as_bytes()).await.unwrap();
@@ -282,7 +287,8 @@ async fn forged_entries_are_never_read_and_hide_nothing() {
     forge(&bystander, "s0.log.a.d").await;
     write(&*gateway.log, &a, "one").await;
     forge(&bystander, "s0.log.a.d").await;
-    stored_status(&open, "s0.log.a.d").await;
+    // A stored message whose header says what only the server says: that there is nothing more.
+    say_status(&open, "s0.log.a.d", "NATS/1.0 404 Message Not Found\r\n\r\n").await;
     write(&*gateway.log, &a, "two").await;
     for _ in 0..50 {
         forge(&bystander, "s0.log.a.d").await;
@@ -305,27 +311,6 @@ async fn forged_entries_are_never_read_and_hide_nothing() {
     assert_eq!(gateway.log.last(&account("nobody"), Kind::Decisions, soon()).await, Ok(None));
     forge(&bystander, "s0.log.c.d").await;
     assert_eq!(gateway.log.last(&account("c"), Kind::Decisions, soon()).await, Ok(None));
-}
-
-/// A stored message whose header says what only the server says: that there is nothing more.
-async fn stored_status(open: &Open, subject: &str) {
-    no_responders_like(open, subject, "NATS/1.0 404 Message Not Found\r\n\r\n").await;
-}
-
-async fn no_responders_like(open: &Open, to: &str, status: &str) {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut raw = tokio::net::TcpStream::connect(open.nats.url().replace("nats://", "")).await.unwrap();
-    let text = format!(
-        "CONNECT {{\"verbose\":false,\"headers\":true}}\r\nHPUB {to} {0} {0}\r\n{status}\r\nPING\r\n",
-        status.len()
-    );
-    raw.write_all(text.as_bytes()).await.unwrap();
-    let (mut said, mut piece) = (String::new(), [0; 1024]);
-    while !said.contains("PONG") {
-        let read = raw.read(&mut piece).await.unwrap();
-        assert!(read > 0, "{said}");
-        said.push_str(&String::from_utf8_lossy(&piece[..read]));
-    }
 }
 
 #[tokio::test]
@@ -519,12 +504,13 @@ async fn what_is_not_believed_is_counted_by_kind_and_reason() {
     bystander.publish_with_reply_and_headers(EVALUATE_AT, "_INBOX_x", headers, "{}".into()).await.unwrap();
     forge(&bystander, "s0.log.a.d").await;
     assert!(decisions(&*gateway.log, &account("a")).await.is_empty());
-    let counted = |kind: &str, count: u32| {
-        let line = format!(
-            "stage0_backplane_rejected_messages_total{{kind=\"{kind}\",reason=\"unauthenticated\"}} {count}"
-        );
-        page.render().lines().any(|found| found == line)
+    let line = |kind: &str, count: u32| {
+        format!("stage0_backplane_rejected_messages_total{{kind=\"{kind}\",reason=\"unauthenticated\"}} {count}")
     };
-    wait_for("both are counted", PATIENT, async || counted("question", 1) && counted("entry", 2)).await;
-    assert!(page.render().contains("stage0_backplane_message_auth_required 1"));
+    // The question was sent before, and its inbox is read by now.
+    evaluator.requests.ready().await.unwrap();
+    let page = page.render();
+    for wanted in [line("question", 1), line("entry", 2), "stage0_backplane_message_auth_required 1".to_owned()] {
+        assert!(page.lines().any(|found| found == wanted), "{wanted} in\n{page}");
+    }
 }

@@ -9,11 +9,12 @@ use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
 use stage0_backplane::Backplane;
-use stage0_backplane::nats::{Connection, JetStreamState, NatsConfig};
+use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, exposure};
 use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
 use tokio::time::Instant;
 
 use super::{Finding, How, room};
+use crate::nats_safety::MAKE_SAFE;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(4);
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -31,7 +32,7 @@ struct Varz {
     now: Timestamp,
 }
 
-pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
+pub(super) async fn look(role: Role, config: &NatsConfig, open_allowed: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     for monitor in &config.sync.monitors {
         findings.extend(ask_monitor(monitor).await);
@@ -43,6 +44,8 @@ pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
             GET_RIGHTS,
         ));
     }
+    findings.extend(exposed(config, open_allowed).await);
+    findings.push(keys(config));
     let needs_monitor = matches!(role, Role::Gateway | Role::AuditExport);
     if config.sync.monitors.is_empty() && needs_monitor {
         findings.push(Finding::doubtful(
@@ -80,6 +83,37 @@ pub(super) async fn look(role: Role, config: &NatsConfig) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether anybody may use the servers.
+async fn exposed(config: &NatsConfig, open_allowed: bool) -> Vec<Finding> {
+    match exposure(config).await {
+        Ok(found) => found.iter().map(|found| judged(found, open_allowed)).collect(),
+        Err(error) => vec![Finding::bad("exposure", error.to_string(), "correct the setting")],
+    }
+}
+
+fn judged(found: &Exposure, open_allowed: bool) -> Finding {
+    const ABOUT: &str = "exposure";
+    let server = &found.server;
+    match (found.fault(), found.unknown()) {
+        (Some(fault), _) if found.is_loopback || open_allowed => {
+            Finding::doubtful(ABOUT, format!("{server} {fault}: whoever reaches it hears all"), MAKE_SAFE)
+        }
+        (Some(fault), _) => Finding::bad(ABOUT, format!("{server} {fault}: this role does not start with it"), MAKE_SAFE),
+        (None, Some(why)) => Finding::doubtful(ABOUT, format!("{server}: {why}"), "see that it runs, and look again"),
+        (None, None) => Finding::good(ABOUT, format!("{server} takes nobody without credentials, and TLS")),
+    }
+}
+
+fn keys(config: &NatsConfig) -> Finding {
+    const ABOUT: &str = "keys";
+    let create = "stage0 nats-keys create --dir DIR, and give each role its file: docs/nats-security.md";
+    match &config.auth {
+        None => Finding::doubtful(ABOUT, "messages are not authenticated: whoever may use NATS can speak for other roles", create),
+        Some(auth) if auth.is_required() => Finding::good(ABOUT, "messages are authenticated, and others refused"),
+        Some(_) => Finding::good(ABOUT, "messages are authenticated; others are refused once every role has keys"),
+    }
 }
 
 fn server(connection: &Connection) -> Finding {
@@ -237,6 +271,8 @@ async fn confined(backplane: &Backplane, own_records: bool) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use stage0_backplane::nats::Asked;
+
     use super::*;
 
     #[test]
@@ -246,6 +282,16 @@ mod tests {
         assert_eq!(clock(at(98), at(100), at(100)).how, How::Good);
         assert_eq!(clock(at(97), at(100), at(100)).how, How::Bad);
         assert_eq!(clock(at(103), at(100), at(100)).how, How::Bad);
+    }
+
+    #[test]
+    fn a_server_that_anybody_may_use_is_bad_off_this_machine_and_told_on_it() {
+        let found = |is_loopback, login| Exposure { server: "n:1".to_owned(), is_loopback, login, tls: Asked::Yes };
+        assert_eq!(judged(&found(false, Asked::No), false).how, How::Bad);
+        assert_eq!(judged(&found(false, Asked::No), true).how, How::Doubtful);
+        assert_eq!(judged(&found(true, Asked::No), false).how, How::Doubtful);
+        assert_eq!(judged(&found(false, Asked::Unknown("x".to_owned())), false).how, How::Doubtful);
+        assert_eq!(judged(&found(false, Asked::Yes), false).how, How::Good);
     }
 
     #[test]

@@ -39,6 +39,7 @@ impl Deployment {
             ("--nats-ca", self.file(role, "nats-ca.pem")),
             ("--nats-cert", self.file(role, "nats.pem")),
             ("--nats-key", self.file(role, "nats.key")),
+            ("--message-keys", self.file(role, "message.keys")),
         ];
         match role {
             "keystore" => flags.push(("--data-dir", self.file(role, "data"))),

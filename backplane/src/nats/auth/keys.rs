@@ -230,7 +230,6 @@ fn digits(text: &str) -> Option<[u8; 32]> {
 
 /// A role's keys, ready for use.
 pub(super) struct Ring {
-    pub(super) role: Role,
     pub(super) active: Live,
     /// The others, retired ones among them.
     others: Vec<Live>,
@@ -253,7 +252,7 @@ impl Ring {
         let active = live.iter().position(|live| live.number == keys.active);
         let active = active.ok_or(KeysError::Damaged("the active generation is missing or retired"))?;
         let active = live.remove(active);
-        Ok(Self { role: keys.role, active, others: live })
+        Ok(Self { active, others: live })
     }
 
     /// A generation with which something may have been sent now.

@@ -71,9 +71,9 @@ mod tests {
     #[test]
     fn a_role_that_was_silent_begins_anew() {
         let (mut rollout, start) = (Rollout::default(), Instant::now());
-        assert_eq!(hear(&mut rollout, &Role::ALL, start, 0..=20), None);
-        assert_eq!(hear(&mut rollout, &Role::ALL[1..], start, 22..=34), None);
-        assert_eq!(hear(&mut rollout, &Role::ALL, start, 36..=100), Some(66));
+        assert_eq!(hear(&mut rollout, &Role::ALL, start, 0..=10), None);
+        assert_eq!(hear(&mut rollout, &Role::ALL[1..], start, 12..=24), None);
+        assert_eq!(hear(&mut rollout, &Role::ALL, start, 26..=100), Some(56));
     }
 
     #[test]

@@ -297,7 +297,7 @@ fn two_generations_are_accepted_and_a_retired_one_only_of_what_was_stored() {
     let evaluator = of(&keys, Role::Evaluator);
     let mut entry = HeaderMap::new();
     old.sign_entry("s0.log.a.d", "", b"line", &mut entry).unwrap();
-    let mut judged = |gateway: &MessageAuth| {
+    let judged = |gateway: &MessageAuth| {
         let (question, _) = asked(gateway, sent());
         let sent = Sent::parse(question.headers.as_ref()).unwrap();
         evaluator.judge_question(&question, "evaluate", sent).map(|asker| asker.unwrap().generation)
