@@ -90,20 +90,53 @@ pub(crate) fn create(dir: &Path, require: Requirement) -> anyhow::Result<bool> {
 
 /// Of all roles.
 pub(crate) fn load(dir: &Path) -> anyhow::Result<KeySet> {
+    match read_all(dir, |role| dir.join(file_name(role))) {
+        Ok(set) => Ok(set),
+        // A crash while the files of a step took their places: those that did, and those that wait, are one set.
+        Err(error) => match read_all(dir, |role| waiting(dir, role).unwrap_or_else(|| dir.join(file_name(role)))) {
+            Ok(set) => {
+                take_places(dir)?;
+                Ok(set)
+            }
+            Err(_) => Err(error),
+        },
+    }
+}
+
+fn read_all(dir: &Path, path: impl Fn(Role) -> PathBuf) -> anyhow::Result<KeySet> {
     let read = |role: Role| {
-        let path = dir.join(file_name(role));
+        let path = path(role);
         read(&path, role).map_err(|why| anyhow::anyhow!("`{}` {why}", path.display()))
     };
     let all = Role::ALL.into_iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     KeySet::of(all).with_context(|| format!("cannot use the keys in `{}`", dir.display()))
 }
 
-/// Each file is replaced whole; those that a crash left of the step before belong together with the others, but for this command.
+/// All of them stand beside the old ones before the first takes its place.
 fn write(dir: &Path, set: &KeySet) -> anyhow::Result<()> {
     for (role, keys) in set.roles() {
-        files::replace(&dir.join(file_name(role)), &keys.render()?)?;
+        files::replace(&next(dir, role), &keys.render()?)?;
     }
-    Ok(())
+    take_places(dir)
+}
+
+fn take_places(dir: &Path) -> anyhow::Result<()> {
+    for role in Role::ALL {
+        if let Some(next) = waiting(dir, role) {
+            let path = dir.join(file_name(role));
+            std::fs::rename(&next, &path).with_context(|| format!("cannot write `{}`", path.display()))?;
+        }
+    }
+    let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+    synced.with_context(|| format!("cannot write `{}`", dir.display()))
+}
+
+fn next(dir: &Path, role: Role) -> PathBuf {
+    dir.join(format!("{role}.next"))
+}
+
+fn waiting(dir: &Path, role: Role) -> Option<PathBuf> {
+    Some(next(dir, role)).filter(|path| path.exists())
 }
 
 fn create_for_people(dir: &Path, upgrade: bool) -> anyhow::Result<()> {
@@ -129,10 +162,10 @@ fn rotate(dir: &Path) -> anyhow::Result<()> {
     write(dir, &set)?;
     let text = match step {
         Rotation::Accepted(new) => format!(
-            "step 1 of 3: generation {new} is accepted and not used yet. Give every role its file; when `show` of each and its log say so, run this again"
+            "step 1 of 3: generation {new} is accepted and not used yet. Give every role its file; once each has said `message keys were replaced`, run this again"
         ),
         Rotation::Activated(new) => format!(
-            "step 2 of 3: generation {new} is used, the one before still accepted. Give every role its file, then run this again"
+            "step 2 of 3: generation {new} is used, the one before still accepted. Give every role its file; once each has said `message keys were replaced`, run this again"
         ),
         Rotation::Retired(old) => format!(
             "step 3 of 3: generation {old} is retired; it still proves what was stored with it. Give every role its file"
@@ -183,6 +216,26 @@ mod tests {
         assert!(read(&path, Role::Keystore).unwrap_err().contains("chmod 600"));
         std::fs::remove_file(&path).unwrap();
         assert!(load(dir.path()).is_err() && create(dir.path(), Requirement::Always).is_err());
+    }
+
+    #[test]
+    fn a_crash_between_the_files_of_a_step_leaves_the_step_before_or_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        create(dir.path(), Requirement::Always).unwrap();
+        let before = load(dir.path()).unwrap();
+        let mut after = before.clone();
+        after.rotate(jiff::Timestamp::now()).unwrap();
+        let stands = |role: Role| next(dir.path(), role);
+        for role in [Role::Gateway, Role::Keystore] {
+            files::replace(&stands(role), &after.role(role).unwrap().render().unwrap()).unwrap();
+        }
+        assert_eq!(load(dir.path()).unwrap(), before, "not all were written");
+        for role in Role::ALL {
+            files::replace(&stands(role), &after.role(role).unwrap().render().unwrap()).unwrap();
+        }
+        std::fs::rename(stands(Role::Gateway), dir.path().join(file_name(Role::Gateway))).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), after, "the first took its place");
+        assert!(Role::ALL.iter().all(|role| !stands(*role).exists()));
     }
 
     #[test]
