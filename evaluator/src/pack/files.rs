@@ -16,9 +16,9 @@ pub(crate) const CASES: &str = "cases.json";
 const POLICY_ENDING: &str = ".cedar";
 
 /// A pack has no use for more, and a folder given by mistake may hold anything.
-const MAX_FILE_BYTES: u64 = 2 << 20;
+const MAX_FILE_BYTES: u64 = 4 << 20;
 /// Of all files of a pack together.
-const MAX_PACK_BYTES: u64 = 4 << 20;
+const MAX_PACK_BYTES: u64 = 8 << 20;
 /// Files of a pack.
 const MAX_FILES: usize = 100;
 

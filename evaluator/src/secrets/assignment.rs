@@ -103,11 +103,21 @@ pub(super) struct Values<'t> {
     text: &'t str,
     /// The last value without quotes.
     unquoted: Range<usize>,
+    telling: Next,
+    upper: Next,
+    lower: Next,
+}
+
+/// Where the next character of a kind stands, for every start between the first one that was asked for and that place.
+#[derive(Default)]
+struct Next {
+    asked: Range<usize>,
 }
 
 impl<'t> Values<'t> {
     pub(super) fn of(text: &'t str) -> Self {
-        Self { text, unquoted: 0..0 }
+        let [telling, upper, lower] = [Next::default(), Next::default(), Next::default()];
+        Self { text, unquoted: 0..0, telling, upper, lower }
     }
 
     /// Where the secret is that begins at `start`, if it is one; `bare_colon` when a `:` alone stands before it.
@@ -138,9 +148,31 @@ impl<'t> Values<'t> {
         let plausible = if quote.is_some() || !bare_colon {
             is_value(judged, LEAST_AFTER_EQUALS)
         } else {
-            is_value(judged, LEAST_AFTER_COLON) && !is_prose(judged)
+            let begin = start + quote.map_or(0, char::len_utf8);
+            is_value(judged, LEAST_AFTER_COLON) && !self.is_prose(begin..begin + judged.len())
         };
         plausible.then(|| start..start + length)
+    }
+
+    /// Could stand in a sentence: letters and hyphens only, at most the first a capital.
+    fn is_prose(&mut self, value: Range<usize>) -> bool {
+        let Some(first) = self.text.get(value.clone()).and_then(|text| text.chars().next()) else { return true };
+        let inner = value.start + first.len_utf8()..value.end;
+        let telling = |c: char| c.is_ascii_digit() || "!@#$%^&*+=~\\|".contains(c);
+        let inner_capital = self.upper.stands_in(self.text, &inner, char::is_uppercase)
+            && self.lower.stands_in(self.text, &value, char::is_lowercase);
+        !inner_capital && !self.telling.stands_in(self.text, &value, telling)
+    }
+}
+
+impl Next {
+    /// Whether such a character begins in the range.
+    fn stands_in(&mut self, text: &str, range: &Range<usize>, is: impl Fn(char) -> bool) -> bool {
+        if !(self.asked.start..=self.asked.end).contains(&range.start) || self.asked.is_empty() {
+            let rest = text.get(range.start..).unwrap_or_default();
+            self.asked = range.start..range.start + rest.find(is).unwrap_or(rest.len());
+        }
+        self.asked.end < range.end
     }
 }
 
@@ -207,13 +239,6 @@ fn is_placeholder(text: &str) -> bool {
         || REFERENCES.iter().any(|r| lower.starts_with(r))
 }
 
-/// Could stand in a sentence: letters and hyphens only, at most the first a capital.
-fn is_prose(text: &str) -> bool {
-    let telling = |c: char| c.is_ascii_digit() || "!@#$%^&*+=~\\|".contains(c);
-    let inner_capital = text.chars().skip(1).any(char::is_uppercase) && text.chars().any(char::is_lowercase);
-    !text.chars().any(telling) && !inner_capital
-}
-
 fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MOST_JUDGED)).unwrap_or(text)
 }
@@ -222,6 +247,17 @@ fn cut(text: &str) -> &str {
 mod tests {
     use super::super::patterns::Detector;
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_remembered_of_a_text_changes_no_judgement(text in "[a-cA1=: '\"\n!é]{0,40}", bare in any::<bool>()) {
+            let mut values = Values::of(&text);
+            for (start, _) in text.char_indices() {
+                prop_assert_eq!(values.at(start, bare), Values::of(&text).at(start, bare), "{}", start);
+            }
+        }
+    }
 
     #[test]
     fn assigned_values_are_found() {

@@ -114,7 +114,8 @@ impl Detector {
         Suspects(more.fold(known.0, |bits, (index, _)| bits | (1 << index)))
     }
 
-    /// The kind of the first secret that these rows find in the text, raw or normalised.
+    /// The kind of the first secret that these rows find in the text, raw or normalised. A search of few rows is for many short texts:
+    /// each row that finds where and what allocates.
     pub(super) fn kind(&self, text: &str, suspects: Suspects) -> Option<&'static str> {
         let Some(forms) = &self.0 else { return Some("unknown") };
         let kind = |text: &str| {
@@ -127,13 +128,19 @@ impl Detector {
 
     /// As [`Detector::kind`], by all rows.
     pub(super) fn any_kind(&self, text: &str) -> Option<&'static str> {
-        self.kind(text, Suspects::ALL)
+        let suspects = self.suspects(text, Suspects::NONE);
+        let normalised = || if text.is_ascii() { suspects } else { self.suspects(&plain(text), suspects) };
+        match normalised() {
+            Suspects::NONE => None,
+            suspects => self.kind(text, suspects),
+        }
     }
 
     /// Every secret in the text as it stands, with its kind.
     pub(super) fn hits<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (&'static str, Hit)> + use<'t> {
-        let forms = self.0.iter().flatten();
-        forms.flat_map(move |form| form.secrets(text).map(move |hit| (form.kind, hit)))
+        let suspects = self.suspects(text, Suspects::NONE);
+        let forms = self.0.iter().flatten().enumerate().filter(move |(index, _)| suspects.has(*index));
+        forms.map(|(_, form)| form).flat_map(move |form| form.secrets(text).map(move |hit| (form.kind, hit)))
     }
 
     /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows without a

@@ -189,7 +189,7 @@ fn a_pack_has_a_thousand_rules_at_most() {
     assert!(faults[0].to_string().contains(": the pack has more than 1000 rules"), "{}", faults[0]);
     // As many as may be are each looked at, and told with their own line.
     let faults = Broken::new().write("many.cedar", &many_rules(900)).faults();
-    assert_eq!(faults.len(), 900, "{:#?}", faults.first());
+    assert_eq!(faults.len(), 900, "{:#?}", &faults[..2]);
     assert!(faults.iter().all(|f| f.message.starts_with("no case satisfies it")), "{}", faults[0]);
     let told = faults.iter().find(|f| f.rule.as_deref() == Some("many.r500")).unwrap();
     assert_eq!(told.line, Some(500 * 4 + 2));
@@ -197,13 +197,13 @@ fn a_pack_has_a_thousand_rules_at_most() {
 
 #[test]
 fn a_folder_that_is_no_pack_is_not_read_whole() {
-    let big = Broken::new().write("big.cedar", &" ".repeat(3 << 20));
+    let big = Broken::new().write("big.cedar", &" ".repeat(5 << 20));
     assert!(big.fault().starts_with("big.cedar: is larger than "));
     let mut many = Broken::new();
     for n in 0..3 {
-        many = many.write(&format!("{n}.cedar"), &" ".repeat(2 << 20));
+        many = many.write(&format!("{n}.cedar"), &" ".repeat(3 << 20));
     }
-    assert!(many.fault().contains("has more than 4194304 bytes in all its files"));
+    assert!(many.fault().contains("has more than 8388608 bytes in all its files"));
     let mut many = Broken::new();
     for n in 0..100 {
         many = many.write(&format!("{n}.cedar"), "");
