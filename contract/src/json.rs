@@ -51,7 +51,7 @@ pub enum JsonError {
         offset: usize,
     },
     /// More values than are read.
-    #[error("has more than {MAX_VALUES} JSON values")]
+    #[error("the body has more than {MAX_VALUES} JSON values")]
     TooManyValues,
 }
 

@@ -10,7 +10,7 @@ use stage0_backplane::{Pending, Question, Unread, read_question};
 use stage0_contract::{AccountId, Envelope, EvaluateReply, EvaluateRequest, Request, RequestId};
 use tokio::time::Instant;
 
-use crate::metrics::{self, InFlight};
+use crate::metrics::{self, GivenUp, InFlight};
 use crate::time_limit::TimeLimit;
 use crate::turns::Waiting;
 
@@ -136,9 +136,11 @@ pub(crate) fn told(request_id: &RequestId, account: &AccountId, reply: &Evaluate
             tracing::warn!(%request_id, %account, reason, duration_ms, "check could not be decided");
         }
         EvaluateReply::TimedOut => {
+            metrics::given_up(GivenUp::TimedOut);
             tracing::warn!(%request_id, %account, duration_ms, "check was given up: it took too long");
         }
         EvaluateReply::Busy => {
+            metrics::given_up(GivenUp::Busy);
             tracing::warn!(%request_id, %account, duration_ms, "check refused: too many of its account wait");
         }
     }

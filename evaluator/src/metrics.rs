@@ -11,6 +11,7 @@ use stage0_contract::{Decision, PolicyVersion};
 
 const DECISIONS: &str = "stage0_decisions_total";
 const CODES: &str = "stage0_decision_codes_total";
+const GIVEN_UP: &str = "stage0_checks_given_up_total";
 const SECONDS: &str = "stage0_decide_seconds";
 const IN_FLIGHT: &str = "stage0_in_flight";
 const POLICY: &str = "stage0_policy_info";
@@ -27,6 +28,15 @@ pub(crate) enum Step {
     Run,
 }
 
+/// Why a check was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GivenUp {
+    /// Its time was over.
+    TimedOut,
+    /// Too much of its account waits.
+    Busy,
+}
+
 /// A question in hand; it no longer is when this is dropped.
 pub(crate) struct InFlight(());
 
@@ -34,6 +44,11 @@ pub(crate) struct InFlight(());
 pub(crate) fn describe() {
     describe_counter!(DECISIONS, Unit::Count, "Checks decided, by verdict; one that is decided again counts again.");
     describe_counter!(CODES, Unit::Count, "Checks decided, by each reason code among their issues.");
+    describe_counter!(
+        GIVEN_UP,
+        Unit::Count,
+        "Checks that were not decided: too many of their account, or out of time."
+    );
     describe_histogram!(
         SECONDS,
         Unit::Seconds,
@@ -56,6 +71,14 @@ pub(crate) fn decided(decision: &Decision) {
     for code in codes {
         counter!(CODES, "code" => code.to_owned()).increment(1);
     }
+}
+
+pub(crate) fn given_up(why: GivenUp) {
+    let why = match why {
+        GivenUp::TimedOut => "timed_out",
+        GivenUp::Busy => "busy",
+    };
+    counter!(GIVEN_UP, "why" => why).increment(1);
 }
 
 pub(crate) fn took(step: Step, time: Duration) {
@@ -148,12 +171,14 @@ mod tests {
         let page = page_of(|| {
             describe();
             took(Step::Policy, Duration::ZERO);
+            given_up(GivenUp::TimedOut);
+            given_up(GivenUp::Busy);
             drop(taken());
             together(1);
             conflict();
             ledger_failed();
         });
-        for name in [SECONDS, IN_FLIGHT, TOGETHER, CONFLICTS, LEDGER_FAILURES] {
+        for name in [GIVEN_UP, SECONDS, IN_FLIGHT, TOGETHER, CONFLICTS, LEDGER_FAILURES] {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }
     }

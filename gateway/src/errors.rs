@@ -7,7 +7,9 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use jiff::Timestamp;
-use stage0_contract::{ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, Refusal, RequestId, Scope};
+use stage0_contract::{
+    ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, Refusal, RequestId, Scope,
+};
 
 use crate::in_flight::Over;
 use crate::metrics::{self, Throttle};
@@ -252,7 +254,10 @@ impl From<JsonError> for ApiError {
     fn from(error: JsonError) -> Self {
         match error {
             // The body is JSON, and asks for too much.
-            JsonError::TooManyValues => Self::Invalid(vec![FieldError::new("body", error.to_string())]),
+            JsonError::TooManyValues => {
+                let message = format!("has more than {MAX_VALUES} JSON values");
+                Self::Invalid(vec![FieldError::new("body", message)])
+            }
             other => Self::Json(other),
         }
     }
