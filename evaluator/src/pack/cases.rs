@@ -17,6 +17,8 @@ use super::rules;
 use crate::engine::{self, Engine};
 use crate::facts::{Attribute, Attributes};
 
+/// Each case asks every rule, each time the pack is loaded.
+const MAX_CASES: usize = 2_000;
 /// A Monday at noon, UTC: when cases are judged that name no time.
 const DEFAULT_TIME: i64 = 1_773_662_400;
 
@@ -135,6 +137,10 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Case>>
     };
     if raw.is_empty() {
         faults.push(Fault::new(CASES, "there is no case: a pack proves itself"));
+    }
+    if raw.len() > MAX_CASES {
+        faults.push(Fault::new(CASES, format!("there are {} cases, and may be {MAX_CASES}", raw.len())));
+        return None;
     }
     let mut seen = HashSet::new();
     let mut cases = Vec::with_capacity(raw.len());

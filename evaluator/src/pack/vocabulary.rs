@@ -147,11 +147,18 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vocabulary
     let sensitive_tools = check.set("sensitive", raw.tools.sensitive, name, NORMAL);
     let guardrails = check.set("guardrails", raw.constraints.guardrails, guardrail, CONSTRAINT);
     let phrases = check.words("vague", raw.goals.vague, |phrase| visible(phrase) == phrase, NORMAL);
+    if phrases.len() > MAX_PHRASES {
+        check
+            .faults
+            .push(Fault::new(VOCABULARY, format!("`vague` has {} phrases, and may have {MAX_PHRASES}", phrases.len())));
+    }
     let mut vague_phrases: Vec<String> = phrases.into_iter().map(|(phrase, _)| phrase).collect();
     vague_phrases.sort_by_key(|phrase| std::cmp::Reverse(phrase.len()));
     Some(Vocabulary { classes, impact, customer_visible, sensitive_tools, guardrails, vague_phrases })
 }
 
+/// Phrases are looked for one by one in each goal.
+const MAX_PHRASES: usize = 500;
 const NORMAL: &str = "is not in normal form and would match nothing";
 const CLASSED: &str = "stands in no class";
 const CONSTRAINT: &str = "is no canonical name of a constraint";
@@ -226,6 +233,14 @@ mod tests {
         let empty = GOOD.replace("approval = [\"requires_approval\", \"sensitive_operation\"]", "approval = []");
         assert_eq!(faults(&empty), ["vocabulary.toml: `approval` is empty"]);
         assert_eq!(faults(&GOOD.replace("[goals]", "[goals]\nclear = []")).len(), 1);
+    }
+
+    #[test]
+    fn each_phrase_costs_time_for_each_goal() {
+        let phrases = |count: usize| (0..count).map(|n| format!("\"think {n}\", ")).collect::<String>();
+        let with = |count: usize| GOOD.replace("vague = [", &format!("vague = [{}", phrases(count)));
+        assert_eq!(faults(&with(MAX_PHRASES / 2)), Vec::<String>::new());
+        assert!(faults(&with(MAX_PHRASES))[0].ends_with("phrases, and may have 500"));
     }
 
     #[test]

@@ -196,6 +196,14 @@ fn a_pack_has_a_thousand_rules_at_most() {
 }
 
 #[test]
+fn a_pack_has_two_thousand_cases_at_most() {
+    let cases: Vec<String> =
+        (0..2_001).map(|n| format!(r#"{{"id": "c{n}", "expect": ["ALLOW"], "request": {{"goal": "g g"}}}}"#)).collect();
+    let fault = Broken::new().write("cases.json", &format!("[{}]", cases.join(","))).fault();
+    assert_eq!(fault, "cases.json: there are 2001 cases, and may be 2000");
+}
+
+#[test]
 fn a_folder_that_is_no_pack_is_not_read_whole() {
     let big = Broken::new().write("big.cedar", &" ".repeat(5 << 20));
     assert!(big.fault().starts_with("big.cedar: is larger than "));
