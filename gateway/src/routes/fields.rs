@@ -6,7 +6,7 @@ use actix_web::HttpRequest;
 use actix_web::web::Query;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use stage0_contract::{AccountId, Change, FieldError, Plan, Scope, Scopes, Verdict};
+use stage0_contract::{AccountId, Change, FieldError, Plan, Scope, Scopes, Verdict, is_plain_name};
 
 use crate::errors::ApiError;
 
@@ -194,8 +194,7 @@ impl Fields {
         let names: Vec<String> = self.members.keys().cloned().collect();
         for name in names {
             // A name is the caller's text: one that is no name is not shown.
-            let plain = name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b));
-            let path = if plain && !name.is_empty() { name.as_str() } else { "(unprintable name)" };
+            let path = if is_plain_name(&name) { name.as_str() } else { "(unprintable name)" };
             self.bad(path, "is not known to this call");
         }
         if self.errors.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.errors)) }
