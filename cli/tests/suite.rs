@@ -19,6 +19,8 @@ mod impostor;
 mod manage;
 #[path = "suite/modes.rs"]
 mod modes;
+#[path = "suite/nats_keys.rs"]
+mod nats_keys;
 #[path = "suite/policy.rs"]
 mod policy;
 #[path = "suite/receiver.rs"]

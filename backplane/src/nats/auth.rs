@@ -61,7 +61,8 @@ pub struct MessageAuth {
     required: AtomicBool,
     /// Since when; the time of the switch where there was one.
     since: watch::Sender<Option<Timestamp>>,
-    started: u64,
+    /// By the wall and by a clock that nobody sets.
+    started: (u64, Instant),
     replays: Mutex<Replays>,
     rollout: Mutex<Rollout>,
     complaints: Complaints,
@@ -121,7 +122,7 @@ impl MessageAuth {
             strict,
             required: AtomicBool::new(strict || required),
             since: watch::Sender::new(since),
-            started: now(),
+            started: (now(), Instant::now()),
             replays: Mutex::default(),
             rollout: Mutex::default(),
             complaints: Complaints::default(),
@@ -251,7 +252,10 @@ impl MessageAuth {
         if asked_at > now.saturating_add(skew) || now > deadline.saturating_add(skew) {
             return Err(Rejection::Clock);
         }
-        if asked_at.saturating_add(millis(ASKED_BEFORE_START)) < self.started {
+        // Later on, what is so old is refused for its age; and the wall's clock may have been set since.
+        let (started, since) = self.started;
+        let is_young = since.elapsed() < MAX_CLOCK_SKEW.saturating_add(Duration::from_millis(deadline - asked_at));
+        if is_young && asked_at.saturating_add(millis(ASKED_BEFORE_START)) < started {
             return Err(Rejection::Clock);
         }
         self.first(id, deadline.saturating_add(skew), now)?;

@@ -326,7 +326,7 @@ fn roles(url: &str, directory: &std::path::Path) -> Vec<Vec<String>> {
     all.into_iter().map(|arguments| arguments.into_iter().map(str::to_owned).collect()).collect()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_off_this_machine_that_takes_everybody_is_refused_by_every_role_unless_the_risk_is_taken() {
     let (nats, directory) = (NatsServer::start().await, tempfile::tempdir().unwrap());
     let (url, _passing) = off_loopback(&nats).await;
@@ -358,7 +358,7 @@ async fn a_server_on_this_machine_that_takes_everybody_is_warned_about_once() {
     assert!(said.contains("stage0 nats-config"), "{said}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_login_alone_is_not_enough_and_one_that_is_given_to_everybody_is_none() {
     let directory = tempfile::tempdir().unwrap();
     let with_login = "max_payload: 8MB\njetstream { sync_interval: always }\nauthorization { user: u, password: p }";

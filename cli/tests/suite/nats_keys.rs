@@ -1,0 +1,73 @@
+//! `stage0 nats-keys` and the settings of message keys: what is made, what is refused, and what it says.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use crate::harness::{Ended, run};
+
+fn nats_keys(command: &str, dir: &Path, more: &[&str]) -> Ended {
+    run(&[&["nats-keys", command, "--dir", dir.to_str().unwrap()], more].concat())
+}
+
+/// Refused before anything is connected to.
+fn keystore(keys: &Path, more: &[&str]) -> Ended {
+    let data = keys.with_file_name("data");
+    let own = ["keystore", "--nats", "nats://127.0.0.1:1", "--data-dir", data.to_str().unwrap()];
+    run(&[&own, &["--message-keys", keys.to_str().unwrap()], more].concat())
+}
+
+#[test]
+fn keys_are_made_once_and_replaced_in_three_steps() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("keys");
+    let made = nats_keys("create", &dir, &[]);
+    assert_eq!(made.code, 0, "{}", made.err);
+    for role in ["gateway", "evaluator", "keystore", "audit-export"] {
+        let path = dir.join(format!("{role}.keys"));
+        assert!(made.out.contains(&format!("--message-keys {}", path.display())), "{}", made.out);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    let again = nats_keys("create", &dir, &[]);
+    assert!(again.code == 1 && again.err.contains("nats-keys rotate"), "{}", again.err);
+    for (step, shown) in [("1 of 3", "1, 2"), ("2 of 3", "1, 2"), ("3 of 3", "2"), ("1 of 3", "2, 3")] {
+        let step_done = nats_keys("rotate", &dir, &[]);
+        assert!(step_done.code == 0 && step_done.out.contains(step), "{}{}", step_done.out, step_done.err);
+        assert!(nats_keys("show", &dir, &[]).out.ends_with(&format!("accepted     {shown}\n")));
+    }
+}
+
+#[test]
+fn nats_config_makes_keys_beside_what_it_prints() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("keys");
+    let printed = run(&["nats-config", "--keys-dir", dir.to_str().unwrap()]);
+    assert!(printed.code == 0 && printed.out.starts_with("# NATS for a deployment"), "{}", printed.err);
+    assert!(nats_keys("show", &dir, &[]).out.contains("required     always"));
+    let before = std::fs::read(dir.join("gateway.keys")).unwrap();
+    assert_eq!(run(&["nats-config", "--keys-dir", dir.to_str().unwrap()]).out, printed.out);
+    assert_eq!(std::fs::read(dir.join("gateway.keys")).unwrap(), before);
+}
+
+#[test]
+fn a_file_that_is_of_no_use_is_a_mistake_in_the_settings_and_says_which() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("keys");
+    assert_eq!(nats_keys("create", &dir, &[]).code, 0);
+    let wrong = keystore(&dir.join("gateway.keys"), &[]);
+    assert!(wrong.code == 64 && wrong.err.contains("holds the keys of `gateway`"), "{}", wrong.err);
+    let own = dir.join("keystore.keys");
+    let weaker = keystore(&own, &["--message-auth", "when-all-can"]);
+    assert!(weaker.code == 64 && weaker.err.contains("always authenticated"), "{}", weaker.err);
+    let unknown = keystore(&own, &["--message-auth", "off"]);
+    assert!(unknown.code == 64 && unknown.err.contains("`required` or `when-all-can`"), "{}", unknown.err);
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let open = keystore(&own, &[]);
+    assert!(open.code == 64 && open.err.contains("chmod 600"), "{}", open.err);
+    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let secret = std::fs::read_to_string(&own).unwrap();
+    std::fs::write(&own, &secret[..secret.len() / 2]).unwrap();
+    let damaged = keystore(&own, &[]);
+    assert!(damaged.code == 64 && damaged.err.contains("nats-keys create"), "{}", damaged.err);
+    let alone = run(&["keystore", "--nats", "nats://127.0.0.1:1", "--data-dir", "x", "--message-auth", "required"]);
+    assert!(alone.code == 64 && alone.err.contains("is needed beside `message-auth`"), "{}", alone.err);
+}
