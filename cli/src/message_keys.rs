@@ -1,7 +1,8 @@
 //! Files of message keys: one a role, for its owner alone.
 //!
-//! Owns how a role's file is read and watched, and how all files of a deployment are made and replaced (`stage0 nats-keys`). What the keys
-//! are, and in which order they are replaced, is the backplane's. A file that others may read is refused.
+//! Owns how a role's file is read and watched, and how all files of a deployment are made and replaced (`stage0
+//! nats-keys`). What the keys are, and in which order they are replaced, is the backplane's. A file that others may
+//! read is refused.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -153,7 +154,11 @@ fn create_for_people(dir: &Path, upgrade: bool) -> anyhow::Result<()> {
         "start every role with its file: what is not authenticated is refused from the first message on"
     };
     let files = Role::ALL.map(|role| format!("  {role:<13} --message-keys {}", dir.join(file_name(role)).display()));
-    Ok(out::line(format!("{}\n{then}. Keep a copy of `{}`: without it what is stored is not believed", files.join("\n"), dir.display()))?)
+    Ok(out::line(format!(
+        "{}\n{then}. Keep a copy of `{}`: without it what is stored is not believed",
+        files.join("\n"),
+        dir.display()
+    ))?)
 }
 
 fn rotate(dir: &Path) -> anyhow::Result<()> {

@@ -1,8 +1,9 @@
-//! What a role's process does about the safety of NATS: it refuses servers that anybody may use, and keeps its message keys and what they
-//! require up to date.
+//! What a role's process does about the safety of NATS: it refuses servers that anybody may use, and keeps its message
+//! keys and what they require up to date.
 //!
-//! Owns the judgement and its words; the looking is the backplane's. A server off this machine that takes no login or no TLS is refused
-//! unless the operator takes the risk by name; one on this machine is warned about. What cannot be found out is warned about as well.
+//! Owns the judgement and its words; the looking is the backplane's. A server off this machine that takes no login or
+//! no TLS is refused unless the operator takes the risk by name; one on this machine is warned about. What cannot be
+//! found out is warned about as well.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

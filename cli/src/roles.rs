@@ -111,11 +111,7 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
 }
 
 /// Connects, makes the log's streams where they are missing, and proves how the server syncs, before anything relies on it.
-async fn prepare_log(
-    nats: &NatsConfig,
-    safety: &NatsSafety,
-    replicas: usize,
-) -> anyhow::Result<(Backplane, Guard)> {
+async fn prepare_log(nats: &NatsConfig, safety: &NatsSafety, replicas: usize) -> anyhow::Result<(Backplane, Guard)> {
     let connection = Connection::open(nats).await?;
     safety.examine(nats).await?;
     connection.prepare_log(replicas).await?;
@@ -124,11 +120,7 @@ async fn prepare_log(
 }
 
 /// Connects, unless anybody may use the server.
-async fn connect(
-    nats: &NatsConfig,
-    safety: &NatsSafety,
-    memory: Option<Memory>,
-) -> anyhow::Result<(Backplane, Guard)> {
+async fn connect(nats: &NatsConfig, safety: &NatsSafety, memory: Option<Memory>) -> anyhow::Result<(Backplane, Guard)> {
     let connection = Connection::open(nats).await?;
     safety.examine(nats).await?;
     let memory = memory.unwrap_or_else(|| Memory::Ledger(connection.clone()));

@@ -10,8 +10,8 @@ use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
 use crate::{
-    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_config, out, policy, receiver, roles, runs, stack,
-    status, webhooks,
+    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_config, out, policy, receiver, roles,
+    runs, stack, status, webhooks,
 };
 
 /// Runs one command to its end.

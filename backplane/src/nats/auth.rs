@@ -1,9 +1,10 @@
 //! Authentication of messages end to end: who may have said this, to whom, and was it said before.
 //!
-//! Owns a process's keys, the ids that it heard, and whether it still takes what is not authenticated; all connections of the process share
-//! one. Live messages carry a MAC for each role that is meant, entries of the log a signature, records of the ledger a MAC of the role
-//! whose they are (ADR 0009). Refuses to know what a message says. INVARIANT: what fails here is counted and told, and reaches nobody; once
-//! what is not authenticated was refused, it is refused for as long as the process lives.
+//! Owns a process's keys, the ids that it heard, and whether it still takes what is not authenticated; all connections
+//! of the process share one. Live messages carry a MAC for each role that is meant, entries of the log a signature,
+//! records of the ledger a MAC of the role whose they are (ADR 0009). Refuses to know what a message says. INVARIANT:
+//! what fails here is counted and told, and reaches nobody; once what is not authenticated was refused, it is refused
+//! for as long as the process lives.
 
 mod envelope;
 mod key_set;
@@ -43,9 +44,11 @@ use super::jetstream::Stored;
 use super::log::{EXPECTED_LAST, MESSAGE_ID};
 use crate::metrics;
 
-/// How far the clocks of two processes may be apart. A message that seems older, or further ahead, is refused: its id may be forgotten.
+/// How far the clocks of two processes may be apart. A message that seems older, or further ahead, is refused: its id
+/// may be forgotten.
 pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(30);
-/// A question that was asked before its server started was not asked of it. The clocks of processes that serve are no further apart.
+/// A question that was asked before its server started was not asked of it. The clocks of processes that serve are no
+/// further apart.
 const ASKED_BEFORE_START: Duration = Duration::from_secs(2);
 
 /// Where the asker itself hears the answer: between accounts the server writes another subject into the message.
@@ -108,7 +111,8 @@ impl std::fmt::Debug for MessageAuth {
 }
 
 impl MessageAuth {
-    /// With a role's keys. `required`: the operator says that what is not authenticated is refused from now on, whatever the keys say.
+    /// With a role's keys. `required`: the operator says that what is not authenticated is refused from now on,
+    /// whatever the keys say.
     ///
     /// # Errors
     /// When they are another role's, or of no use.
@@ -163,7 +167,8 @@ impl MessageAuth {
         self.strict
     }
 
-    /// Refuses what is not authenticated from now on, for as long as this lives. Of what is stored, what was stored before `since` may be so.
+    /// Refuses what is not authenticated from now on, for as long as this lives. Of what is stored, what was stored
+    /// before `since` may be so.
     pub fn require(&self, since: Timestamp) {
         if self.strict {
             return;
@@ -203,13 +208,7 @@ impl MessageAuth {
         let envelope = self.envelope(ring.active.number, new_id()?);
         let more = sent.bytes();
         let more = [inbox.as_bytes(), &more];
-        let content = Content {
-            kind: MessageKind::Question,
-            receiver: Some(known.to),
-            subject: to,
-            more: &more,
-            body,
-        };
+        let content = Content { kind: MessageKind::Question, receiver: Some(known.to), subject: to, more: &more, body };
         let mac = envelope.mac(key, &content);
         envelope.seal(headers, [(Some(known.to), mac.as_ref())]);
         headers.insert(REPLY_TO, HeaderValue::from(inbox));
@@ -268,8 +267,7 @@ impl MessageAuth {
         let ring = self.ring();
         let key = ring.live(asker.generation)?.pair(asker.role)?;
         let envelope = self.envelope(asker.generation, asker.id);
-        let content =
-            Content { kind: MessageKind::Reply, receiver: Some(asker.role), subject, more: &[], body };
+        let content = Content { kind: MessageKind::Reply, receiver: Some(asker.role), subject, more: &[], body };
         let mac = envelope.mac(key, &content);
         envelope.seal(headers, [(Some(asker.role), mac.as_ref())]);
         Some(())
@@ -308,8 +306,7 @@ impl MessageAuth {
         let ring = self.ring();
         let envelope = self.envelope(ring.active.number, new_id()?);
         let mac = |receiver: Role| {
-            let content =
-                Content { kind: MessageKind::Notice, receiver: Some(receiver), subject: to, more: &[], body };
+            let content = Content { kind: MessageKind::Notice, receiver: Some(receiver), subject: to, more: &[], body };
             ring.active.pair(receiver).map(|key| (Some(receiver), envelope.mac(key, &content)))
         };
         let macs = known.to.iter().map(|receiver| mac(*receiver)).collect::<Option<Vec<_>>>()?;
@@ -335,12 +332,7 @@ impl MessageAuth {
         }
     }
 
-    fn notice_of(
-        &self,
-        message: &Message,
-        subject: &str,
-        before: &mut HeardBefore,
-    ) -> Result<Option<Role>, Rejection> {
+    fn notice_of(&self, message: &Message, subject: &str, before: &mut HeardBefore) -> Result<Option<Role>, Rejection> {
         let Some(sealed) = self.sealed(message.headers.as_ref())? else { return Ok(None) };
         let Envelope { sender, id, at, .. } = sealed.envelope;
         let known = event(subject).filter(|known| known.to.contains(&self.role) && known.from.contains(&sender));
@@ -371,8 +363,7 @@ impl MessageAuth {
         let ring = self.ring();
         let key = ring.active.signing()?;
         let envelope = self.envelope(ring.active.number, new_id()?);
-        let content =
-            Content { kind: MessageKind::Entry, receiver: None, subject, more: &[id.as_bytes()], body };
+        let content = Content { kind: MessageKind::Entry, receiver: None, subject, more: &[id.as_bytes()], body };
         let signature = key.sign(envelope.digest(&content).as_ref());
         envelope.seal(headers, [(None, signature.as_ref())]);
         Some(())
@@ -436,7 +427,8 @@ impl MessageAuth {
         Some(())
     }
 
-    /// Whether a record is what this role put there. `proven`: what is not authenticated does not do, whenever it was stored.
+    /// Whether a record is what this role put there. `proven`: what is not authenticated does not do, whenever it was
+    /// stored.
     pub(super) fn judge_record(&self, key: &str, stored: &Stored, proven: bool) -> Result<(), Rejection> {
         let judged = self.record_of(key, stored, proven);
         self.complain(MessageKind::Record, key, judged.as_ref().copied());

@@ -1,7 +1,9 @@
-//! Who may use a server: whether it takes somebody without credentials, whether what is said to it is encrypted, and from where it is reached.
+//! Who may use a server: whether it takes somebody without credentials, whether what is said to it is encrypted, and
+//! from where it is reached.
 //!
-//! Owns the looking, by a connection of its own that has no credentials: what a server says of itself is not proof. What follows is the
-//! caller's business. A server that cannot be reached now is said to be unknown, and never to be safe.
+//! Owns the looking, by a connection of its own that has no credentials: what a server says of itself is not proof.
+//! What follows is the caller's business. A server that cannot be reached now is said to be unknown, and never to be
+//! safe.
 
 use std::time::Duration;
 
@@ -106,7 +108,8 @@ async fn look(config: &NatsConfig, address: &ServerAddr) -> Exposure {
         Ok(Ok(_)) => Asked::No,
         Ok(Err(error)) => match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => Asked::Yes,
-            // It wants a certificate, and says so in many ways. That ours is trusted by it, and its by us, the role's own connection shows.
+            // It wants a certificate, and says so in many ways. That ours is trusted by it, and its by us, the role's
+            // own connection shows.
             _ if info.tls_verify || error.kind() == ConnectErrorKind::Tls || is_tls(&error) => Asked::Yes,
             _ => unknown("a connection without credentials ended, but was not refused"),
         },

@@ -75,7 +75,8 @@ impl Connection {
         let subject = self.record(key);
         let Some(found) = fetch_last(&self.link, &stream, &subject, deadline).await? else { return Ok(None) };
         if let Some(auth) = &self.link.auth {
-            let judged = if found.subject == subject { auth.judge_record(key, &found, proven) } else { Err(Rejection::Forged) };
+            let judged =
+                if found.subject == subject { auth.judge_record(key, &found, proven) } else { Err(Rejection::Forged) };
             judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}")))?;
         }
         Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))

@@ -18,10 +18,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{MessageAuth, NatsConfig};
 use super::health::Health;
 use super::sync::SyncWatch;
 use super::waiters::{Check, Door, Waiters};
+use super::{MessageAuth, NatsConfig};
 use crate::metrics::{self, Kept};
 use crate::{AskError, ServeError};
 

@@ -194,7 +194,9 @@ impl Connection {
         let mut headers = HeaderMap::new();
         let subject = self.subject(&batch.account, Kind::Decisions);
         match &self.link.auth {
-            None => headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?),
+            None => {
+                headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?)
+            }
             Some(auth) => {
                 let id = auth.message_id(&batch.id, &batch.lines);
                 let signed = auth.sign_entry(&subject, &id, &batch.lines, &mut headers);
@@ -324,12 +326,7 @@ impl Connection {
     }
 
     /// The last mark's place where only such stand behind `after` that nobody who may append put there.
-    async fn forged_behind(
-        &self,
-        account: &AccountId,
-        after: u64,
-        deadline: Instant,
-    ) -> Result<Option<u64>, JetError> {
+    async fn forged_behind(&self, account: &AccountId, after: u64, deadline: Instant) -> Result<Option<u64>, JetError> {
         if self.link.auth.is_none() {
             return Ok(None);
         }
@@ -353,9 +350,8 @@ impl Connection {
     ) -> Result<(), AppendError> {
         let found = fetch(&self.link, &self.stream(), &json!({"seq": sequence}), deadline).await;
         let (found, _) = found.map_err(|error| AppendError::Unknown(error.to_string()))?;
-        let ours = |stored: &Stored| {
-            stored.subject == subject && stored.payload == batch.lines && self.is_genuine(stored)
-        };
+        let ours =
+            |stored: &Stored| stored.subject == subject && stored.payload == batch.lines && self.is_genuine(stored);
         if found.first().is_some_and(ours) {
             return Ok(());
         }

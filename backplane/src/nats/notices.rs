@@ -105,7 +105,8 @@ impl Hearing for Heard {
                     }
                     notice = self.notices.next() => notice?,
                 };
-                let standing = self.link.auth.as_ref().map(|auth| auth.judge_notice(&notice, self.subject, &mut self.before));
+                let standing =
+                    self.link.auth.as_ref().map(|auth| auth.judge_notice(&notice, self.subject, &mut self.before));
                 match standing {
                     None | Some(NoticeStanding::Good) => return Some(Event::Heard(notice.payload)),
                     Some(NoticeStanding::Stale) => self.owes_gap = true,

@@ -17,11 +17,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::auth::Asker;
-use super::{Connection, MessageAuth};
 use super::config::{INBOXES, OTHER_ACCOUNT};
 use super::deadline::{Clocks, Sent, Standing};
 use super::link::Link;
 use super::waiters::Check;
+use super::{Connection, MessageAuth};
 use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
 
 /// Questions that wait, judged, for a server of ours to take them; more wait in the subscription.
@@ -50,8 +50,7 @@ impl Requests for Connection {
                 return Err(AskError::Late);
             }
             let sent = Sent::new(budget, SystemTime::now());
-            let (mut headers, to, client) =
-                (sent.headers(), request_subject(&self.link, subject), &self.link.client);
+            let (mut headers, to, client) = (sent.headers(), request_subject(&self.link, subject), &self.link.client);
             let Some(auth) = self.link.auth.clone() else {
                 let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
                 return self.link.exchange(deadline, send).await;

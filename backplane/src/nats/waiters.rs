@@ -99,7 +99,10 @@ impl Waiters {
     pub(super) fn absent(&self, id: u64) {
         let absent = {
             let mut room = self.room();
-            room.waiting.get_mut(&id).filter(|waiting| waiting.check.is_some()).and_then(|waiting| waiting.absent.take())
+            room.waiting
+                .get_mut(&id)
+                .filter(|waiting| waiting.check.is_some())
+                .and_then(|waiting| waiting.absent.take())
         };
         match absent {
             // The asker may just have left.

@@ -1,5 +1,5 @@
-//! A bystander on a NATS that takes everybody, with plain NATS tools: what it forges, repeats or puts back is believed by no role, and what
-//! is genuine passes beside it.
+//! A bystander on a NATS that takes everybody, with plain NATS tools: what it forges, repeats or puts back is believed
+//! by no role, and what is genuine passes beside it.
 
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::PATIENT;
-use crate::writing::{DECISIONS, MARKS, account, append, batch, decisions, everything, mark, soon, texts, verified, write};
+use crate::writing::{
+    DECISIONS, MARKS, account, append, batch, decisions, everything, mark, soon, texts, verified, write,
+};
 
 const EVALUATE: &str = EvaluateRequest::SUBJECT;
 const EVALUATE_AT: &str = "s0.req.evaluate";
@@ -270,13 +272,22 @@ async fn forged_and_repeated_notices_are_dropped_and_the_genuine_one_is_heard_on
 
 /// Entries that a bystander may put into the log; each once.
 async fn forge(bystander: &Client, subject: &str) {
-    bystander.publish(subject.to_owned(), "forged".into()).await.unwrap();
+    store(bystander, subject, HeaderMap::new(), "forged").await;
     let mut dated = HeaderMap::new();
     dated.insert("Nats-Time-Stamp", "2020-01-01T00:00:00Z");
     dated.insert("Nats-Sequence", "1");
     dated.insert("Nats-Subject", "s0.log.b.d");
-    bystander.publish_with_headers(subject.to_owned(), dated, "forged".into()).await.unwrap();
-    is_done(bystander).await;
+    store(bystander, subject, dated, "forged").await;
+}
+
+/// Puts a message into a stream; it is there when this returns.
+async fn store(bystander: &Client, subject: &str, headers: HeaderMap, body: &'static str) {
+    let inbox = bystander.new_inbox();
+    let mut stored = bystander.subscribe(inbox.clone()).await.unwrap();
+    let published = bystander.publish_with_reply_and_headers(subject.to_owned(), inbox, headers, body.into());
+    published.await.unwrap();
+    let answer = stored.next().await.unwrap();
+    assert!(String::from_utf8_lossy(&answer.payload).contains("\"seq\""), "{answer:?}");
 }
 
 #[tokio::test]
@@ -349,6 +360,7 @@ async fn a_record_that_somebody_else_wrote_is_an_error_and_no_record() {
     let open = Open::start().await;
     let (gateway, bystander) = (open.connect(Role::Gateway).await, open.bystander().await);
     let (key, subject) = ("usage.a.m1", "s0.ledger.usage.a.m1");
+    // The revisions are 1, 2 and 3.
     let first = gateway.ledger.put(key, "5".into(), None, Some(PATIENT), soon()).await.unwrap();
     let mut overheard = bystander.subscribe("s0.ledger.>").await.unwrap();
     is_done(&bystander).await;
@@ -357,20 +369,23 @@ async fn a_record_that_somebody_else_wrote_is_an_error_and_no_record() {
     let six = overheard.next().await.unwrap();
     gateway.ledger.put(key, "7".into(), Some(second), Some(PATIENT), soon()).await.unwrap();
     // The server itself refuses to put an older one back …
-    publish(&bystander, &Message { reply: None, ..six.clone() }).await;
+    let inbox = bystander.new_inbox();
+    let mut refused = bystander.subscribe(inbox.clone()).await.unwrap();
+    publish(&bystander, &Message { reply: Some(inbox.into()), ..six.clone() }).await;
+    let refused = refused.next().await.unwrap();
+    assert!(String::from_utf8_lossy(&refused.payload).contains("wrong last sequence"), "{refused:?}");
     is_done(&bystander).await;
     assert_eq!(gateway.ledger.get(key, soon()).await.unwrap().unwrap().value, "7");
     // … and in the place of the newest it is another message.
     let mut moved = six.headers.clone().unwrap();
     moved.insert("Nats-Expected-Last-Subject-Sequence", "3");
-    publish(&bystander, &Message { reply: None, headers: Some(moved), ..six }).await;
-    is_done(&bystander).await;
+    store(&bystander, subject, moved, "6").await;
+    assert_eq!(six.payload, "6");
     let ReadError(why) = gateway.ledger.get(key, soon()).await.unwrap_err();
     assert!(why.contains("`usage.a.m1` is not believed"), "{why}");
     let counted = gateway.ledger.add(key, 1, 10, PATIENT, soon()).await;
     assert!(matches!(counted, Err(PutError::Failed(_))), "{counted:?}");
-    bystander.publish(subject, r#"{"count":0}"#.into()).await.unwrap();
-    is_done(&bystander).await;
+    store(&bystander, subject, HeaderMap::new(), r#"{"count":0}"#).await;
     assert!(gateway.ledger.count(key, soon()).await.is_err());
     // Its neighbour, and nobody else's record under its name.
     assert_eq!(gateway.ledger.add("usage.a.m2", 1, 10, PATIENT, soon()).await.unwrap().total, 1);
@@ -482,8 +497,7 @@ async fn what_was_required_once_is_required_after_a_start() {
     }
     // Nobody else says so.
     let forged = r#"{"required_since":"2020-01-01T00:00:00Z"}"#;
-    bystander.publish("s0.ledger.usage.message-auth", forged.into()).await.unwrap();
-    is_done(&bystander).await;
+    store(&bystander, "s0.ledger.usage.message-auth", HeaderMap::new(), forged).await;
     let connection = open.connection(Role::Gateway).await;
     assert!(stage0_backplane::nats::remember_requirement(&connection).await.is_err());
 }
@@ -504,6 +518,7 @@ async fn what_is_not_believed_is_counted_by_kind_and_reason() {
     bystander.publish_with_reply_and_headers(EVALUATE_AT, "_INBOX_x", headers, "{}".into()).await.unwrap();
     forge(&bystander, "s0.log.a.d").await;
     assert!(decisions(&*gateway.log, &account("a")).await.is_empty());
+    is_done(&bystander).await;
     let line = |kind: &str, count: u32| {
         format!("stage0_backplane_rejected_messages_total{{kind=\"{kind}\",reason=\"unauthenticated\"}} {count}")
     };

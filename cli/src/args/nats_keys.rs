@@ -12,7 +12,8 @@ pub(crate) enum DoNatsKeys {
         /// Directory for the files, one a role
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
-        /// For a deployment that runs already: what is stored without keys stays readable, and roles may be started one by one
+        /// For a deployment that runs already: what is stored without keys stays readable, and roles may be started one
+        /// by one
         #[arg(long)]
         upgrade: bool,
     },

@@ -100,7 +100,9 @@ fn judged(found: &Exposure, open_allowed: bool) -> Finding {
         (Some(fault), _) if found.is_loopback || open_allowed => {
             Finding::doubtful(ABOUT, format!("{server} {fault}: whoever reaches it hears all"), MAKE_SAFE)
         }
-        (Some(fault), _) => Finding::bad(ABOUT, format!("{server} {fault}: this role does not start with it"), MAKE_SAFE),
+        (Some(fault), _) => {
+            Finding::bad(ABOUT, format!("{server} {fault}: this role does not start with it"), MAKE_SAFE)
+        }
         (None, Some(why)) => Finding::doubtful(ABOUT, format!("{server}: {why}"), "see that it runs, and look again"),
         (None, None) => Finding::good(ABOUT, format!("{server} takes nobody without credentials, and TLS")),
     }
@@ -110,7 +112,11 @@ fn keys(config: &NatsConfig) -> Finding {
     const ABOUT: &str = "keys";
     let create = "stage0 nats-keys create --dir DIR, and give each role its file: docs/nats-security.md";
     match &config.auth {
-        None => Finding::doubtful(ABOUT, "messages are not authenticated: whoever may use NATS can speak for other roles", create),
+        None => Finding::doubtful(
+            ABOUT,
+            "messages are not authenticated: whoever may use NATS can speak for other roles",
+            create,
+        ),
         Some(auth) if auth.is_required() => Finding::good(ABOUT, "messages are authenticated, and others refused"),
         Some(_) => Finding::good(ABOUT, "messages are authenticated; others are refused once every role has keys"),
     }

@@ -13,8 +13,8 @@ use stage0_evaluator::RunConfig;
 use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles, TrustedProxies};
 use stage0_keystore::{KeystoreConfig, Plans, SecretsKey};
 
-use super::parse::{address, base_path, boolean, count, count_or_off, list, milliseconds, path, text};
 use super::nats::NatsSafety;
+use super::parse::{address, base_path, boolean, count, count_or_off, list, milliseconds, path, text};
 use super::{Mistakes, Reader, Sources, nats, table};
 use crate::logs::{self, Format, Logs};
 

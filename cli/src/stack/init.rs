@@ -1,9 +1,11 @@
-//! `stage0 stack init`: authority, certificates, passwords and NATS' configuration, each service's in a folder of its own.
+//! `stage0 stack init`: authority, certificates, passwords and NATS' configuration, each service's in a folder of its
+//! own.
 //!
-//! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the keys of two authorities, one for
-//! HTTPS and one for NATS alone, the passwords, and every role's message keys. INVARIANT: a folder holds no secret of another service, but
-//! that NATS knows every role's password, and that two roles share the key by which they know each other. Files are replaced whole, so a
-//! crash at any point leaves a state that the next run completes.
+//! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the keys of two
+//! authorities, one for HTTPS and one for NATS alone, the passwords, and every role's message keys. INVARIANT: a folder
+//! holds no secret of another service, but that NATS knows every role's password, and that two roles share the key by
+//! which they know each other. Files are replaced whole, so a crash at any point leaves a state that the next run
+//! completes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -166,9 +168,8 @@ mod tests {
     fn each_role_has_its_own_message_keys_and_a_stack_of_before_them_may_still_be_read() {
         let dir = tempfile::tempdir().unwrap();
         init(dir.path(), &[]).unwrap();
-        let found = |role: Role| {
-            message_keys::read(&dir.path().join(role.as_str()).join(MESSAGE_KEYS_FILE), role).unwrap()
-        };
+        let found =
+            |role: Role| message_keys::read(&dir.path().join(role.as_str()).join(MESSAGE_KEYS_FILE), role).unwrap();
         assert!(Role::ALL.iter().all(|role| found(*role).requirement() == Requirement::Always));
         assert!(!dir.path().join("nats").join(MESSAGE_KEYS_FILE).exists());
         std::fs::remove_dir_all(dir.path().join("authority/message-keys")).unwrap();

@@ -1,8 +1,9 @@
 //! The keys of a whole deployment: made together, replaced step by step, one file for each role.
 //!
-//! Owns how keys are made and in which order they are replaced: a new generation is accepted by all before anybody uses it, and the old one
-//! is retired only when nobody does. Knows no directory; whoever calls it reads and writes the files. INVARIANT: between any two of the steps
-//! every role accepts what every other sends, also where some have the files of the step before.
+//! Owns how keys are made and in which order they are replaced: a new generation is accepted by all before anybody uses
+//! it, and the old one is retired only when nobody does. Knows no directory; whoever calls it reads and writes the
+//! files. INVARIANT: between any two of the steps every role accepts what every other sends, also where some have the
+//! files of the step before.
 
 use std::collections::BTreeMap;
 
@@ -224,13 +225,14 @@ mod tests {
 
     #[test]
     fn files_of_different_deployments_or_steps_are_not_taken_for_one_set() {
-        let (one, other) =
-            (KeySet::create(Requirement::Always).unwrap(), KeySet::create(Requirement::Always).unwrap());
-        let mixed = Role::ALL.map(|role| if role == Role::Keystore { &other } else { &one }.role(role).unwrap().clone());
+        let (one, other) = (KeySet::create(Requirement::Always).unwrap(), KeySet::create(Requirement::Always).unwrap());
+        let mixed =
+            Role::ALL.map(|role| if role == Role::Keystore { &other } else { &one }.role(role).unwrap().clone());
         assert_eq!(KeySet::of(mixed), Err(KeySetError::Mixed(Role::Keystore)));
         let mut later = one.clone();
         later.rotate(at(1)).unwrap();
-        let mixed = Role::ALL.map(|role| if role == Role::Evaluator { &later } else { &one }.role(role).unwrap().clone());
+        let mixed =
+            Role::ALL.map(|role| if role == Role::Evaluator { &later } else { &one }.role(role).unwrap().clone());
         assert_eq!(KeySet::of(mixed), Err(KeySetError::Mixed(Role::Evaluator)));
         let few = Role::ALL[1..].iter().map(|role| one.role(*role).unwrap().clone());
         assert_eq!(KeySet::of(few), Err(KeySetError::Missing(Role::Gateway)));

@@ -1,9 +1,9 @@
 //! A role's keys for messages: what stands in its file, and the same ready for use.
 //!
-//! One file a role, which holds no more than that role needs: for each other role a key that only the two share, a key for its own
-//! records that no other role has, the seed that signs what it appends to the log, and the public keys of those who append. Generations
-//! overlap, so that keys are replaced while messages pass. Of one that is retired only that stays with which what was stored is checked.
-//! No error and no `Debug` shows a key.
+//! One file a role, which holds no more than that role needs: for each other role a key that only the two share, a key
+//! for its own records that no other role has, the seed that signs what it appends to the log, and the public keys of
+//! those who append. Generations overlap, so that keys are replaced while messages pass. Of one that is retired only
+//! that stays with which what was stored is checked. No error and no `Debug` shows a key.
 
 use std::collections::BTreeMap;
 use std::fmt;

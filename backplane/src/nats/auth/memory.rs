@@ -1,8 +1,8 @@
 //! That messages must be authenticated, remembered beyond the process: a record of the role's own, read at start.
 //!
-//! Roles that reach the ledger keep it there, authenticated; so a role that starts again refuses from its first message what it refused
-//! before. The keystore has no ledger: it keeps a file, and that is its process's business. A deployment that required it from the start
-//! has nothing to remember.
+//! Roles that reach the ledger keep it there, authenticated; so a role that starts again refuses from its first message
+//! what it refused before. The keystore has no ledger: it keeps a file, and that is its process's business. A
+//! deployment that required it from the start has nothing to remember.
 
 use std::time::Duration;
 
@@ -30,7 +30,8 @@ pub struct MemoryError {
     why: String,
 }
 
-/// Requires what was required before this process started, and keeps what is required now. To be called at start and at each change.
+/// Requires what was required before this process started, and keeps what is required now. To be called at start and at
+/// each change.
 ///
 /// # Errors
 /// When the ledger cannot be read or written.

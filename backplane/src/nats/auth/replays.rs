@@ -1,11 +1,13 @@
 //! Which messages were heard before: ids are remembered until the message could not be believed any more for its age.
 //!
-//! INVARIANT: an id is forgotten only when its message is too old anyway. When there is no room, what is new is refused instead: memory is
-//! bounded and nothing is heard twice. Only what was authenticated gets here, so nobody else can fill it.
+//! INVARIANT: an id is forgotten only when its message is too old anyway. When there is no room, what is new is refused
+//! instead: memory is bounded and nothing is heard twice. Only what was authenticated gets here, so nobody else can
+//! fill it.
 
 use std::collections::{BTreeMap, HashSet};
 
-/// Ids of 16 bytes: about 48 MB in all, and at the longest time for which one is remembered (a minute) 16,000 messages a second.
+/// Ids of 16 bytes: about 48 MB in all, and at the longest time for which one is remembered (a minute) 16,000 messages
+/// a second.
 const MAX_REMEMBERED: usize = 1_000_000;
 
 /// A message's id.

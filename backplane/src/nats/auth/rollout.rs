@@ -1,7 +1,8 @@
-//! When an upgraded deployment refuses what is not authenticated: once every role was heard to authenticate for a while.
+//! When an upgraded deployment refuses what is not authenticated: once every role was heard to authenticate for a
+//! while.
 //!
-//! Gateways decide it, as they hear every process. Only authenticated heartbeats count, so nobody without keys can bring it about or hold
-//! it up; a process that is left behind is named in the log before.
+//! Gateways decide it, as they hear every process. Only authenticated heartbeats count, so nobody without keys can
+//! bring it about or hold it up; a process that is left behind is named in the log before.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -50,7 +51,12 @@ pub(super) fn instance(body: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn hear(rollout: &mut Rollout, roles: &[Role], from: Instant, seconds: std::ops::RangeInclusive<u64>) -> Option<u64> {
+    fn hear(
+        rollout: &mut Rollout,
+        roles: &[Role],
+        from: Instant,
+        seconds: std::ops::RangeInclusive<u64>,
+    ) -> Option<u64> {
         for second in seconds.step_by(2) {
             for role in roles {
                 if rollout.heard(*role, from + Duration::from_secs(second)) {

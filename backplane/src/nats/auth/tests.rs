@@ -76,7 +76,9 @@ fn a_role_speaks_for_itself_and_asks_only_what_it_may() {
     let set = set();
     let (evaluator, keystore) = (of(&set, Role::Evaluator), of(&set, Role::Keystore));
     // It does not ask at all by itself …
-    assert!(evaluator.question("keys.verify", "s0.req.keys.verify", INBOX, sent(), b"{}", &mut HeaderMap::new()).is_none());
+    assert!(
+        evaluator.question("keys.verify", "s0.req.keys.verify", INBOX, sent(), b"{}", &mut HeaderMap::new()).is_none()
+    );
     // … and with its own keys and other code it is refused, under its own name and under another's.
     let (sent, ring) = (sent(), evaluator.ring());
     for sender in [Role::Evaluator, Role::Gateway] {
@@ -207,7 +209,11 @@ fn an_entry_is_the_gateways_and_a_mark_audit_exports_in_their_own_place() {
     }
     assert!(of(&set, Role::Evaluator).sign_entry("s0.log.a.d", "", b"line", &mut HeaderMap::new()).is_none());
     // Another deployment's gateway.
-    assert!(!of(&KeySet::create(Requirement::Always).unwrap(), Role::Gateway).is_genuine(&stored("s0.log.a.d", entry, b"line")));
+    assert!(!of(&KeySet::create(Requirement::Always).unwrap(), Role::Gateway).is_genuine(&stored(
+        "s0.log.a.d",
+        entry,
+        b"line"
+    )));
 }
 
 #[test]

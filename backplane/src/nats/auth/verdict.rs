@@ -1,6 +1,7 @@
 //! Why a message is not believed, and how that is told: counted each time, logged once and then seldom.
 //!
-//! A bystander may send as many as it likes: no more than a line in ten seconds for each kind and reason, with what came meanwhile.
+//! A bystander may send as many as it likes: no more than a line in ten seconds for each kind and reason, with what
+//! came meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -77,7 +78,12 @@ impl Complaints {
         let live = matches!(kind, MessageKind::Question | MessageKind::Reply | MessageKind::Notice);
         if live && let Some(since) = self.due(kind, None) {
             let kind = kind.as_str();
-            tracing::warn!(kind, subject, since, "message that is not authenticated is accepted: not every role has keys yet");
+            tracing::warn!(
+                kind,
+                subject,
+                since,
+                "message that is not authenticated is accepted: not every role has keys yet"
+            );
         }
     }
 
@@ -87,7 +93,11 @@ impl Complaints {
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         named.retain(|_, at| now.saturating_duration_since(*at) < TELL_AGAIN_AFTER);
         if named.len() < MAX_NAMED && named.insert(format!("{subject} {instance}"), now).is_none() {
-            tracing::warn!(subject, instance, "a process without message keys is there: it is refused once the others require them");
+            tracing::warn!(
+                subject,
+                instance,
+                "a process without message keys is there: it is refused once the others require them"
+            );
         }
     }
 

@@ -1,5 +1,5 @@
-//! A bystander with a place on an open NATS and plain NATS tools: it hears, answers, forges, repeats and puts back. No answer of its own is
-//! believed or recorded, and what it does not take away is decided as ever.
+//! A bystander with a place on an open NATS and plain NATS tools: it hears, answers, forges, repeats and puts back. No
+//! answer of its own is believed or recorded, and what it does not take away is decided as ever.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -27,6 +27,15 @@ async fn is_done(client: &Client) {
     let mut echo = client.subscribe(inbox.clone()).await.unwrap();
     client.publish(inbox, "".into()).await.unwrap();
     echo.next().await.unwrap();
+}
+
+/// Puts a message into a stream; it is there when this returns.
+async fn store(client: &Client, subject: &str, body: &str) {
+    let inbox = client.new_inbox();
+    let mut stored = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish_with_reply(subject.to_owned(), inbox, body.to_owned().into()).await.unwrap();
+    let answer = stored.next().await.unwrap();
+    assert!(String::from_utf8_lossy(&answer.payload).contains("\"seq\""), "{answer:?}");
 }
 
 /// What an evaluator says that allows whatever is asked, with a text by which it is found again.
@@ -115,8 +124,7 @@ async fn forged_entries_are_not_listed_exported_or_delivered_and_verify_raises_a
     let mut line = list["items"][0].clone();
     line["verdict"] = "ALLOW".into();
     line["reason"] = "forged-by-a-bystander".into();
-    client.publish(subject.clone(), line.to_string().into()).await.unwrap();
-    is_done(&client).await;
+    store(&client, &subject, &line.to_string()).await;
     assert!(deny(&stack).await);
     for path in ["/v1/decisions?limit=100", "/v1/decisions/export"] {
         let text = stack.api.get(path).await.text;
@@ -203,8 +211,7 @@ async fn a_forged_record_of_a_run_is_no_fresh_run() {
     assert_eq!(stack.api.check(&body).await.body["verdict"], "ALLOW");
     assert_eq!(stack.api.check(&body).await.body["verdict"], "DEFER");
     let record = overheard.next().await.unwrap();
-    client.publish(record.subject.clone(), "{}".into()).await.unwrap();
-    is_done(&client).await;
+    store(&client, &record.subject, "{}").await;
     let answer = stack.api.check(&body).await;
     assert_eq!(answer.status, 503, "{}", answer.text);
     // Another run of the same account is decided as ever.
@@ -307,7 +314,8 @@ async fn off_loopback(nats: &NatsServer) -> (String, JoinHandle<()>) {
     (format!("nats://{address}"), passing)
 }
 
-/// By the way to an address that nobody is asked at; where there is none, the one that stands for all of this machine's.
+/// By the way to an address that nobody is asked at; where there is none, the one that stands for all of this
+/// machine's.
 fn own_address() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     let own = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()).map(|address| address.ip());
