@@ -13,7 +13,7 @@ fn nats_keys(command: &str, dir: &Path, more: &[&str]) -> Ended {
 fn keystore(keys: &Path, more: &[&str]) -> Ended {
     let data = keys.with_file_name("data");
     let own = ["keystore", "--nats", "nats://127.0.0.1:1", "--data-dir", data.to_str().unwrap()];
-    run(&[&own, &["--message-keys", keys.to_str().unwrap()], more].concat())
+    run(&[&own[..], &["--message-keys", keys.to_str().unwrap()], more].concat())
 }
 
 #[test]

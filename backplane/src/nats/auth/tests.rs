@@ -1,7 +1,13 @@
 //! What is believed and what is not, message by message; the wire is in `tests/suite/auth.rs`.
 
+use async_nats::{HeaderValue, Message};
 use bytes::Bytes;
 
+use super::super::deadline::Sent;
+use super::super::jetstream::Stored;
+use super::super::log::EXPECTED_LAST;
+use super::envelope::Content;
+use super::live::{ExpectedReply, REPLY_TO};
 use super::*;
 
 fn set() -> KeySet {

@@ -1,0 +1,147 @@
+//! What is stored: entries of the log, signed by the role that appends them, and records of the ledger, with a MAC of their owner.
+//!
+//! Owns what is covered, and that nothing older can be put back: a record's MAC covers the revision that the server let it replace. What
+//! was stored before the switch of an upgraded deployment may be without; the time is the server's, behind whatever a publisher wrote.
+
+use async_nats::{HeaderMap, HeaderName};
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use stage0_contract::{Role, owner_of_record};
+
+use super::super::jetstream::Stored;
+use super::super::log::{EXPECTED_LAST, MESSAGE_ID};
+use super::envelope::{Content, Envelope, Sealed};
+use super::replays::MessageId;
+use super::{MessageAuth, MessageKind, Rejection, new_id};
+
+pub(in crate::nats) const LIFETIME: HeaderName = HeaderName::from_static("Nats-TTL");
+
+impl MessageAuth {
+    /// Signs what is appended to the log.
+    pub(in crate::nats) fn sign_entry(
+        &self,
+        subject: &str,
+        id: &str,
+        body: &[u8],
+        headers: &mut HeaderMap,
+    ) -> Option<()> {
+        let ring = self.ring();
+        let key = ring.active.signing()?;
+        let envelope = self.envelope(ring.active.number, new_id()?);
+        let content = Content { kind: MessageKind::Entry, receiver: None, subject, more: &[id.as_bytes()], body };
+        let signature = key.sign(envelope.digest(&content).as_ref());
+        envelope.seal(headers, [(None, signature.as_ref())]);
+        Some(())
+    }
+
+    /// The id by which the server knows a batch that is appended again: nobody else can say it first.
+    pub(in crate::nats) fn message_id(&self, id: &str, body: &[u8]) -> String {
+        let ring = self.ring();
+        let mut context = hmac::Context::with_key(&ring.active.records);
+        context.update(b"stage0 message id v1");
+        context.update(&u64::try_from(id.len()).unwrap_or(u64::MAX).to_be_bytes());
+        context.update(id.as_bytes());
+        context.update(body);
+        data_encoding::BASE64URL_NOPAD.encode(context.sign().as_ref())
+    }
+
+    /// Whether an entry of the log is what the role that appends such entries put there.
+    pub(in crate::nats) fn is_genuine(&self, stored: &Stored) -> bool {
+        let judged = self.entry_of(stored);
+        self.complain(MessageKind::Entry, &stored.subject, judged.as_ref().copied());
+        judged.is_ok()
+    }
+
+    fn entry_of(&self, stored: &Stored) -> Result<bool, Rejection> {
+        let Some(sealed) = self.sealed_of_store(stored)? else { return Ok(false) };
+        let Envelope { sender, generation, .. } = sealed.envelope;
+        let writer = if stored.subject.ends_with(".m") { Role::AuditExport } else { Role::Gateway };
+        if sender != writer {
+            return Err(Rejection::NotAllowed);
+        }
+        let ring = self.ring();
+        let signer = ring.stored(generation, stored.at).and_then(|live| live.signer(sender));
+        let signer = signer.ok_or(Rejection::UnknownKey)?;
+        let id = only(stored, &MESSAGE_ID).unwrap_or_default();
+        let content = Content {
+            kind: MessageKind::Entry,
+            receiver: None,
+            subject: &stored.subject,
+            more: &[id.as_bytes()],
+            body: &stored.payload,
+        };
+        let proof = sealed.proof(None).ok_or(Rejection::Forged)?;
+        let digest = sealed.envelope.digest(&content);
+        let holds = UnparsedPublicKey::new(&ED25519, &signer.0).verify(digest.as_ref(), &proof);
+        holds.map(|()| true).map_err(|_| Rejection::Forged)
+    }
+
+    /// Authenticates a record of this role's own; none: it is another's.
+    pub(in crate::nats) fn record(&self, key: &str, subject: &str, body: &[u8], headers: &mut HeaderMap) -> Option<()> {
+        if owner_of_record(key) != self.role {
+            return None;
+        }
+        let ring = self.ring();
+        let envelope = self.envelope(ring.active.number, MessageId::default());
+        let text = |name: HeaderName| headers.get(name).map_or_else(String::new, |value| value.as_str().to_owned());
+        let (expected, lifetime) = (text(EXPECTED_LAST), text(LIFETIME));
+        let more = [expected.as_bytes(), lifetime.as_bytes()];
+        let content = Content { kind: MessageKind::Record, receiver: Some(self.role), subject, more: &more, body };
+        let mac = envelope.mac(&ring.active.records, &content);
+        envelope.seal(headers, [(Some(self.role), mac.as_ref())]);
+        Some(())
+    }
+
+    /// Whether a record is what this role put there. `proven`: what is not authenticated does not do, whenever it was
+    /// stored.
+    pub(in crate::nats) fn judge_record(&self, key: &str, stored: &Stored, proven: bool) -> Result<(), Rejection> {
+        let judged = self.record_of(key, stored, proven);
+        self.complain(MessageKind::Record, key, judged.as_ref().copied());
+        judged.map(drop)
+    }
+
+    fn record_of(&self, key: &str, stored: &Stored, proven: bool) -> Result<bool, Rejection> {
+        let sealed = match self.sealed_of_store(stored)? {
+            Some(sealed) => sealed,
+            None if proven => return Err(Rejection::Unauthenticated),
+            None => return Ok(false),
+        };
+        if sealed.envelope.sender != self.role || owner_of_record(key) != self.role {
+            return Err(Rejection::NotAllowed);
+        }
+        let ring = self.ring();
+        let live = ring.stored(sealed.envelope.generation, stored.at).ok_or(Rejection::UnknownKey)?;
+        // The server took it only in the place of that revision: so an older one cannot be put back.
+        let expected = only(stored, &EXPECTED_LAST).ok_or(Rejection::Forged)?;
+        let lifetime = only(stored, &LIFETIME).unwrap_or_default();
+        let content = Content {
+            kind: MessageKind::Record,
+            receiver: Some(self.role),
+            subject: &stored.subject,
+            more: &[expected.as_bytes(), lifetime.as_bytes()],
+            body: &stored.payload,
+        };
+        let proof = sealed.proof(Some(self.role)).ok_or(Rejection::Forged)?;
+        let right = sealed.envelope.mac(&live.records, &content);
+        verify_slices_are_equal(right.as_ref(), &proof).map(|()| true).map_err(|_| Rejection::Forged)
+    }
+
+    /// As [`Self::sealed`], of what was stored: before the switch it may be without.
+    fn sealed_of_store<'m>(&self, stored: &'m Stored) -> Result<Option<Sealed<'m>>, Rejection> {
+        match Sealed::parse(stored.headers.as_ref()) {
+            None if !self.is_required() => Ok(None),
+            None if self.since.borrow().is_some_and(|since| stored.at < since) => Ok(None),
+            None => Err(Rejection::Unauthenticated),
+            Some(Ok(sealed)) => Ok(Some(sealed)),
+            Some(Err(())) => Err(Rejection::Malformed),
+        }
+    }
+}
+
+/// The value of a header that is there once; of two, the server may have gone by the other.
+fn only<'m>(stored: &'m Stored, name: &HeaderName) -> Option<&'m str> {
+    let mut all = stored.headers.as_ref()?.get_all(name.clone());
+    let value = all.next()?;
+    all.next().is_none().then_some(value.as_str())
+}
