@@ -16,10 +16,12 @@
 mod api;
 mod balancer;
 mod containers;
+mod limit;
 mod process;
 mod raw;
 mod receiver;
 mod stack;
+mod traffic;
 
 pub use api::{Answer, Api};
 pub use balancer::Balancer;
@@ -28,3 +30,4 @@ pub use process::Process;
 pub use raw::{Dialer, Raw};
 pub use receiver::{Authority, Delivery, Receiver, Reply};
 pub use stack::{Stack, StackBuilder, account_scopes, write_keys};
+pub use traffic::Traffic;

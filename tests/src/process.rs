@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::limit::MemoryLimit;
+
 /// How long a start may take on a slow machine; nothing waits for it when things go well.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
@@ -18,6 +20,7 @@ const END_WITHIN: Duration = Duration::from_secs(60);
 pub struct Process {
     child: Child,
     heard: Arc<Heard>,
+    _limit: Option<MemoryLimit>,
 }
 
 #[derive(Default)]
@@ -53,6 +56,11 @@ fn binary() -> PathBuf {
 impl Process {
     /// Starts `stage0` with these arguments; its two outputs are heard line by line.
     pub fn start(arguments: &[String]) -> Self {
+        Self::start_within(arguments, None)
+    }
+
+    /// As [`Process::start`], with a limit of its memory in bytes.
+    pub fn start_within(arguments: &[String], memory: Option<u64>) -> Self {
         let mut command = Command::new(binary());
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // No setting of the machine reaches the product by accident.
@@ -75,7 +83,8 @@ impl Process {
                 heard.more.notify_all();
             });
         }
-        Self { child, heard }
+        let limit = memory.map(|bytes| MemoryLimit::new(child.id(), bytes));
+        Self { child, heard, _limit: limit }
     }
 
     /// The first line, already said or still to come, in which `find` finds something.
@@ -146,9 +155,35 @@ impl Process {
 
     /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that was resident since its start, or since [`Process::forget_peak`].
+    pub fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    pub fn forget_peak(&self) {
+        std::fs::write(format!("/proc/{}/clear_refs", self.child.id()), "5").expect("a running process");
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS");
+        let line = status.lines().find(|line| line.starts_with(name)).expect("a process that was not killed");
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    /// Processor time of all its threads; the system counts hundredths of a second.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("a running process");
+        let behind_name = stat.rsplit_once(')').expect("a name").1;
+        let ticks = behind_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
+        Duration::from_millis(10 * ticks.sum::<u64>())
+    }
+
+    /// Whether it is there still.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("a process of ours").is_none()
     }
 }
 

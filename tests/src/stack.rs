@@ -144,6 +144,16 @@ impl Stack {
         self.settings.make_keys(self.directory.path());
     }
 
+    /// Every process of the product that runs, with its role.
+    pub fn processes(&mut self) -> Vec<(&'static str, &mut Process)> {
+        let dev = self.dev.iter_mut().map(|process| ("dev", process));
+        let keystore = self.keystore.iter_mut().map(|process| ("keystore", process));
+        let evaluators = self.evaluators.iter_mut().map(|process| ("evaluator", process));
+        let gateways = self.gateways.iter_mut().map(|process| ("gateway", process));
+        let exporters = self.exporters.iter_mut().map(|process| ("audit-export", process));
+        dev.chain(keystore).chain(evaluators).chain(gateways).chain(exporters).collect()
+    }
+
     fn server(&self) -> &NatsServer {
         self.nats.as_ref().expect("a stack on NATS")
     }

@@ -25,6 +25,7 @@ pub struct StackBuilder {
     export_arguments: Vec<String>,
     private_webhooks: bool,
     unverified: bool,
+    memory: Option<u64>,
     message_keys: MessageKeys,
     /// With every role's message keys, once there are.
     pub(super) keys_dir: Option<PathBuf>,
@@ -77,6 +78,12 @@ impl StackBuilder {
     pub fn export_with(mut self, arguments: &[&str]) -> Self {
         self.export_arguments.extend(owned(arguments));
         self
+    }
+
+    /// Each process of the product may have this many megabytes, as in a container.
+    #[must_use]
+    pub fn memory_limit(self, megabytes: u64) -> Self {
+        Self { memory: Some(megabytes << 20), ..self }
     }
 
     /// Webhooks may reach this machine.
@@ -157,7 +164,7 @@ impl StackBuilder {
         let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
         let parts =
             [&owned(&own), &self.arguments, &self.gateway_arguments, &self.export_arguments, &owned(&CHECKPOINTS)];
-        let dev = Process::start(&[parts.map(Vec::clone).concat(), self.private()].concat());
+        let dev = Process::start_within(&[parts.map(Vec::clone).concat(), self.private()].concat(), self.memory);
         dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
         dev
     }
@@ -165,14 +172,14 @@ impl StackBuilder {
     pub(super) fn start_keystore(&self, nats: &NatsServer, directory: &Path) -> Process {
         let data = directory.join("keys");
         let own = ["keystore", "--nats", &nats.url(), "--data-dir", data.to_str().unwrap()];
-        let keystore = Process::start(&[owned(&own), self.arguments.clone(), self.keys(Role::Keystore)].concat());
+        let keystore = Process::start_within(&[owned(&own), self.arguments.clone(), self.keys(Role::Keystore)].concat(), self.memory);
         keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
         keystore
     }
 
     pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
         let own = ["evaluator", "--nats", &nats.url()];
-        let evaluator = Process::start(&[owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat());
+        let evaluator = Process::start_within(&[owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat(), self.memory);
         evaluator.wait_for_log("evaluator starts", "version");
         evaluator
     }
@@ -181,7 +188,7 @@ impl StackBuilder {
         let own = [owned(&["audit-export", "--nats", &nats.url()]), owned(&CHECKPOINTS), self.monitor(nats)];
         let keys = self.keys(Role::AuditExport);
         let rest = [self.arguments.clone(), self.export_arguments.clone(), self.private(), keys];
-        let exporter = Process::start(&[own.concat(), rest.concat()].concat());
+        let exporter = Process::start_within(&[own.concat(), rest.concat()].concat(), self.memory);
         exporter.wait_for("a serving exporter", |line| line.contains("audit-export serves").then_some(()));
         exporter
     }
@@ -190,7 +197,7 @@ impl StackBuilder {
         let (url, tls) = (nats.url(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
         let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
-        let gateway = Process::start(&[owned(&own), rest.concat(), self.keys(Role::Gateway)].concat());
+        let gateway = Process::start_within(&[owned(&own), rest.concat(), self.keys(Role::Gateway)].concat(), self.memory);
         let address = gateway.wait_for_log("gateway starts", "address");
         (gateway, format!("https://{address}"))
     }

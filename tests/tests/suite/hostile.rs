@@ -5,5 +5,7 @@
 
 mod connections;
 mod downloads;
+mod memory;
 mod nats_bystander;
 mod protocol;
+mod time;
