@@ -183,7 +183,7 @@ pub(crate) async fn list(shared: &Shared) -> Option<HashMap<WebhookId, Arc<Endpo
                     None => return Some(found),
                 }
             }
-            Ok(ManageReply::Refused(_) | ManageReply::Failed) | Err(_) => {
+            Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => {
                 tracing::warn!("the keystore does not list endpoints; those that are known are served");
                 return None;
             }

@@ -186,7 +186,7 @@ impl Keeper {
                     found.extend(items);
                     cursor = next_cursor;
                 }
-                Ok(ManageReply::Refused(_) | ManageReply::Failed) | Err(_) => {
+                Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => {
                     tracing::warn!("the keystore does not say how long decisions are kept");
                     return None;
                 }

@@ -272,7 +272,7 @@ async fn what_goes(
 async fn sign(backplane: &Backplane, mark: Mark) -> Result<String, MarkFailure> {
     match backplane.requests.ask(&SignMark { mark }, SIGN_WITHIN).await {
         Ok(ManageReply::Done(MarkSigned { line })) => Ok(line),
-        Ok(ManageReply::Refused(_) | ManageReply::Failed) | Err(_) => Err(MarkFailure::Unsigned),
+        Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => Err(MarkFailure::Unsigned),
     }
 }
 

@@ -12,8 +12,8 @@ use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::nats::{KeySet, MessageAuth, NatsConfig};
 use stage0_contract::{
-    AccountId, ApiKey, AuditMode, Caller, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Role,
-    Scope, UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
+    AccountId, ApiKey, AuditMode, Caller, CapChanges, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply,
+    Request, Role, Scope, UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
 };
 use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
@@ -149,6 +149,7 @@ impl Installation {
             daily: own,
             monthly: own,
             require_run_id: None,
+            caps: CapChanges::default(),
         };
         self.manage(&update).await.map(drop)
     }
@@ -170,7 +171,7 @@ impl Installation {
         match self.backplane.requests.ask(call, WITHIN).await? {
             ManageReply::Done(done) => Ok(done),
             ManageReply::Refused(refusal) => bail!("refused: {refusal:?}"),
-            ManageReply::Failed => bail!("failed"),
+            ManageReply::Failed | ManageReply::Busy => bail!("failed"),
         }
     }
 }

@@ -72,7 +72,15 @@ fn set_retention(client: &Client, id: &AccountId, retention: &Retention) -> anyh
 }
 
 fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits) -> anyhow::Result<()> {
-    let own = [("per_minute", limits.per_minute), ("daily", limits.daily), ("monthly", limits.monthly)];
+    let own = [
+        ("per_minute", limits.per_minute),
+        ("daily", limits.daily),
+        ("monthly", limits.monthly),
+        ("max_keys", limits.max_keys),
+        ("max_endpoints", limits.max_endpoints),
+        ("max_runs", limits.max_runs),
+        ("stored_bytes", limits.stored_bytes),
+    ];
     let named = own.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), json!(limit?.own()))));
     show(&change(client, id, &Value::Object(named.collect()))?)
 }
@@ -90,11 +98,19 @@ fn show(account: &Account) -> anyhow::Result<()> {
 
 /// Empty where all are the plan's.
 fn own_limits(account: &Account) -> String {
-    let limits =
-        [("minute", account.limits.per_minute), ("day", account.limits.daily), ("month", account.limits.monthly)];
-    let told = limits.into_iter().filter_map(|(window, limit)| match limit? {
-        UNLIMITED => Some(format!("unlimited/{window}")),
-        limit => Some(format!("{limit}/{window}")),
+    let (limits, caps) = (&account.limits, &account.caps);
+    let own = [
+        (limits.per_minute, "/minute"),
+        (limits.daily, "/day"),
+        (limits.monthly, "/month"),
+        (caps.max_keys, " keys"),
+        (caps.max_endpoints, " endpoints"),
+        (caps.max_runs, " runs/day"),
+        (caps.stored_bytes, " stored bytes/day"),
+    ];
+    let told = own.into_iter().filter_map(|(limit, of)| match limit? {
+        UNLIMITED => Some(format!("unlimited{of}")),
+        limit => Some(format!("{limit}{of}")),
     });
     told.collect::<Vec<_>>().join(", ")
 }

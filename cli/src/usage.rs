@@ -1,7 +1,7 @@
 //! `stage0 usage`: what the key's account has used, and what is left.
 
 use reqwest::Method;
-use stage0_contract::{UNLIMITED, Usage};
+use stage0_contract::{StoredBytes, UNLIMITED, Usage};
 
 use crate::client::{Client, Target, Whose, block_on};
 use crate::exit::Exit;
@@ -33,6 +33,10 @@ fn for_people(usage: &Usage) -> String {
         let told = |number: u64| if limit == UNLIMITED { "unlimited".to_owned() } else { number.to_string() };
         table.row([out::plain(window), used.to_string(), told(limit), told(remaining)]);
     }
+    if let Some(StoredBytes { used, quota, remaining }) = usage.stored_bytes {
+        let told = |number: u64| if quota == UNLIMITED { "unlimited".to_owned() } else { number.to_string() };
+        table.row(["stored bytes today".to_owned(), used.to_string(), told(quota), told(remaining)]);
+    }
     format!("plan  {}\nkey   {}\n\n{table}", usage.plan.as_str(), usage.api_key_id)
 }
 
@@ -46,5 +50,9 @@ mod tests {
         let shown = for_people(&serde_json::from_str(text).unwrap());
         assert!(shown.contains("2026-01-31") && shown.contains("998"), "{shown}");
         assert!(shown.contains("unlimited") && !shown.contains("9007199254740991"), "{shown}");
+        assert!(!shown.contains("stored"), "a gateway that does not count them says nothing: {shown}");
+        let text = include_str!("../../contract/fixtures/usage_stored_bytes.json");
+        let shown = for_people(&serde_json::from_str(text).unwrap());
+        assert!(shown.contains("stored bytes today") && shown.contains("9999880"), "{shown}");
     }
 }

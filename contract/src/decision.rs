@@ -123,6 +123,9 @@ pub struct ResponseMeta {
     pub client_request_id: Option<ClientRequestId>,
     /// How the decision was recorded.
     pub audit: AuditMode,
+    /// Whether the request's text was kept; only where it said `debug_store_input: true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_stored: Option<bool>,
 }
 
 /// The body of a 200 answer to `POST /check`.

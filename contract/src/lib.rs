@@ -51,9 +51,9 @@ pub use instance::{DeliveryLag, InstanceSeen, InstanceState, InstanceStatus, Sta
 pub use json::{JsonError, MAX_DEPTH, MAX_VALUES, parse_strict};
 pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::{
-    Account, AccountCreated, Caller, Change, CreateAccount, CreateKey, DEFAULT_RETENTION_DAYS, KeyCreated, KeyIdentity,
-    KeySummary, ListAccounts, ListKeys, ManageReply, Page, Plan, Refusal, RevokeKey, Revoked, RotateKey, Scope, Scopes,
-    UpdateAccount,
+    Account, AccountCreated, Caller, CapChanges, Change, CreateAccount, CreateKey, DEFAULT_RETENTION_DAYS, KeyCreated,
+    KeyIdentity, KeySummary, ListAccounts, ListKeys, ManageReply, Page, Plan, Refusal, RevokeKey, Revoked, RotateKey,
+    Scope, Scopes, UpdateAccount,
 };
 pub use message::{
     CallerTexts, Decided, EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, KeyChanged,
@@ -69,7 +69,7 @@ pub use traffic::{
     EVENTS, IDEMPOTENCY_RECORDS, QUESTIONS, Question, RECORDS, RUN_RECORDS, Records, Role, Telling, USAGE_RECORDS,
     event, owner_of_record, question,
 };
-pub use usage::{Limits, UNLIMITED, Usage};
+pub use usage::{Caps, Limits, StoredBytes, UNLIMITED, Usage};
 pub use webhook::{
     CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, Endpoint, EndpointsPage, GetWebhook, ListEndpoints,
     ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SignMark, SigningKeys,

@@ -9,7 +9,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, ApiKey, FieldError, KeyId, Limits, Request};
+use crate::{AccountId, ApiKey, Caps, FieldError, KeyId, Limits, Request};
 
 /// What a key may do. None implies another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -165,6 +165,9 @@ pub struct KeyIdentity {
     /// Whether each check must name its run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub require_run_id: bool,
+    /// What the account may hold.
+    #[serde(default, skip_serializing_if = "Caps::is_none")]
+    pub caps: Caps,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -213,6 +216,8 @@ pub enum ManageReply<T> {
     Refused(Refusal),
     /// The keystore could not do it.
     Failed,
+    /// Too many calls wait; ask again.
+    Busy,
 }
 
 /// An account.
@@ -235,6 +240,9 @@ pub struct Account {
     /// Whether each check must name its run.
     #[serde(default, skip_serializing_if = "is_false")]
     pub require_run_id: bool,
+    /// Caps of its own, in the place of its plan's.
+    #[serde(default, skip_serializing_if = "Caps::is_none")]
+    pub caps: Caps,
 }
 
 impl Account {
@@ -289,6 +297,40 @@ pub struct UpdateAccount {
     /// Whether each check must name its run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_run_id: Option<bool>,
+    /// Caps; [`crate::UNLIMITED`] for none.
+    #[serde(flatten)]
+    pub caps: CapChanges,
+}
+
+/// What becomes of an account's own [`Caps`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CapChanges {
+    /// Keys that live at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_keys: Option<Change<u64>>,
+    /// Webhook endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_endpoints: Option<Change<u64>>,
+    /// Runs that checks name in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_runs: Option<Change<u64>>,
+    /// Bytes of input that `debug_store_input` keeps in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<Change<u64>>,
+}
+
+impl CapChanges {
+    /// An account's own caps afterwards.
+    #[must_use]
+    pub fn of(self, own: Caps) -> Caps {
+        let changed = |change: Option<Change<u64>>, own| change.map_or(own, Change::own);
+        Caps {
+            max_keys: changed(self.max_keys, own.max_keys),
+            max_endpoints: changed(self.max_endpoints, own.max_endpoints),
+            max_runs: changed(self.max_runs, own.max_runs),
+            stored_bytes: changed(self.stored_bytes, own.stored_bytes),
+        }
+    }
 }
 
 impl Request for UpdateAccount {

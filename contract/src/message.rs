@@ -42,6 +42,9 @@ pub struct EvaluateRequest {
     /// Texts of the caller that will be recorded: the evaluator, which knows secrets, masks them.
     #[serde(default, skip_serializing_if = "CallerTexts::is_empty")]
     pub caller: CallerTexts,
+    /// Runs that the account's checks may name in a day. None, from a gateway that knows of no cap, means the default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_runs: Option<u64>,
 }
 
 /// What a caller said of itself in headers.
@@ -81,6 +84,11 @@ pub enum EvaluateReply {
     TimedOut,
     /// As many checks of the account wait at this evaluator as may. Final: to ask the next evaluator would only move the flood.
     Busy,
+    /// The check names a run that would be one too many for the account today: not decided.
+    TooManyRuns {
+        /// So many it may name.
+        limit: u64,
+    },
 }
 
 /// A decision, and what may be recorded beside it.
@@ -166,6 +174,7 @@ impl Request for VerifyKey {
 }
 
 /// Unknown, wrong, revoked and expired are one answer.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and moved twice")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyKeyReply {
@@ -195,6 +204,7 @@ impl Request for RefreshKey {
 }
 
 /// The answer to [`RefreshKey`].
+#[expect(clippy::large_enum_variant, reason = "one at a time, and moved twice")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshKeyReply {

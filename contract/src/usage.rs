@@ -1,6 +1,7 @@
-//! Usage: how many checks an account may make, and has made (contract, section 5).
+//! Usage: how many checks an account may make, and has made (contract, section 5), and how much it may hold.
 //!
-//! Owns the limits as a plan or an account sets them, and the answer to `GET /usage`. Windows are UTC; counting is the gateway's.
+//! Owns limits and caps as a plan or an account sets them, and the answer to `GET /usage`. Windows are UTC; checks and
+//! stored bytes are counted by the gateway, runs by the evaluator, keys and endpoints by the keystore.
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +45,73 @@ impl Limits {
     }
 }
 
+/// How much an account may hold, beside how often it may ask. None means the default: nothing is without a cap unless
+/// an operator says [`UNLIMITED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Caps {
+    /// Keys that live at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_keys: Option<u64>,
+    /// Webhook endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_endpoints: Option<u64>,
+    /// Runs that checks name in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_runs: Option<u64>,
+    /// Bytes of input that `debug_store_input` keeps in a day.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
+}
+
+impl Caps {
+    /// Nothing but the defaults.
+    pub const NONE: Self = Self { max_keys: None, max_endpoints: None, max_runs: None, stored_bytes: None };
+    /// Keys of an account whose plan says nothing.
+    pub const DEFAULT_MAX_KEYS: u64 = 1_000;
+    /// Endpoints of an account whose plan says nothing.
+    pub const DEFAULT_MAX_ENDPOINTS: u64 = 100;
+    /// Runs in a day of an account whose plan says nothing.
+    pub const DEFAULT_MAX_RUNS: u64 = 50_000;
+    /// Bytes of stored input in a day of an account whose plan says nothing.
+    pub const DEFAULT_STORED_BYTES: u64 = 100_000_000;
+
+    /// Whether nothing is set.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    /// These, where an account has none of its own.
+    #[must_use]
+    pub fn unless(self, own: Self) -> Self {
+        Self {
+            max_keys: own.max_keys.or(self.max_keys),
+            max_endpoints: own.max_endpoints.or(self.max_endpoints),
+            max_runs: own.max_runs.or(self.max_runs),
+            stored_bytes: own.stored_bytes.or(self.stored_bytes),
+        }
+    }
+
+    /// Keys that live at the same time; [`UNLIMITED`] for any number.
+    pub fn keys(&self) -> u64 {
+        self.max_keys.unwrap_or(Self::DEFAULT_MAX_KEYS)
+    }
+
+    /// Endpoints; [`UNLIMITED`] for any number.
+    pub fn endpoints(&self) -> u64 {
+        self.max_endpoints.unwrap_or(Self::DEFAULT_MAX_ENDPOINTS)
+    }
+
+    /// Runs in a day; [`UNLIMITED`] for any number.
+    pub fn runs(&self) -> u64 {
+        self.max_runs.unwrap_or(Self::DEFAULT_MAX_RUNS)
+    }
+
+    /// Bytes of stored input in a day; none for any number.
+    pub fn stored_bytes(&self) -> Option<u64> {
+        Some(self.stored_bytes.unwrap_or(Self::DEFAULT_STORED_BYTES)).filter(|bytes| *bytes < UNLIMITED)
+    }
+}
+
 /// The answer to `GET /usage`. No number is null; unlimited is [`UNLIMITED`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -81,6 +149,23 @@ pub struct Usage {
     pub source: String,
     /// Whole seconds since the epoch.
     pub evaluated_at: i64,
+    /// Absent from a gateway that does not count them.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<StoredBytes>,
+}
+
+/// Bytes of input that `debug_store_input` keeps, in the day that [`Usage::day_key`] names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredBytes {
+    /// Kept today.
+    #[serde(rename = "stored_bytes_used")]
+    pub used: u64,
+    /// The most.
+    #[serde(rename = "stored_bytes_quota")]
+    pub quota: u64,
+    /// `stored_bytes_quota − stored_bytes_used`.
+    #[serde(rename = "stored_bytes_remaining")]
+    pub remaining: u64,
 }
 
 #[cfg(test)]
@@ -93,5 +178,15 @@ mod tests {
         assert_eq!(plan.unless(Limits::NONE), plan);
         let own = Limits { per_minute: Some(UNLIMITED), daily: Some(5), monthly: Some(7) };
         assert_eq!(plan.unless(own), Limits { per_minute: None, daily: Some(5), monthly: Some(7) });
+    }
+
+    #[test]
+    fn what_neither_account_nor_plan_caps_has_the_default_and_only_unlimited_has_no_end() {
+        let caps = Caps { max_keys: Some(5), ..Caps::NONE }.unless(Caps { max_keys: Some(7), ..Caps::NONE });
+        assert_eq!((caps.keys(), caps.endpoints()), (7, Caps::DEFAULT_MAX_ENDPOINTS));
+        assert_eq!((caps.runs(), caps.stored_bytes()), (Caps::DEFAULT_MAX_RUNS, Some(Caps::DEFAULT_STORED_BYTES)));
+        let unlimited = Caps { stored_bytes: Some(5), ..Caps::NONE };
+        let unlimited = unlimited.unless(Caps { stored_bytes: Some(UNLIMITED), ..Caps::NONE });
+        assert_eq!(unlimited.stored_bytes(), None);
     }
 }

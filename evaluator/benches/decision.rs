@@ -48,6 +48,7 @@ fn decision(criterion: &mut Criterion) {
             client_request_id: Some("a5c1f0de-7c4f-4d3c-9a55-3f1f0b7f2f11".to_owned()),
             user_agent: Some("python-requests/2.32.3 agent-runner/4.1 (linux; x86_64)".to_owned()),
         },
+        max_runs: None,
     };
     criterion.bench_function("part: what may be recorded", |b| b.iter(|| measured.recordable(&question)));
     criterion.bench_function("part: assembly", |b| b.iter(|| black_box(measured.assemble())));

@@ -129,6 +129,7 @@ mod tests {
             evaluated_at: 1_773_662_400,
             operation: None,
             caller: CallerTexts::default(),
+            max_runs: None,
         }
     }
 

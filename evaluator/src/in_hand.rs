@@ -132,6 +132,9 @@ pub(crate) fn told(request_id: &RequestId, account: &AccountId, reply: &Evaluate
         EvaluateReply::Invalid(errors) => {
             tracing::debug!(%request_id, %account, errors = errors.len(), duration_ms, "check refused");
         }
+        EvaluateReply::TooManyRuns { limit } => {
+            tracing::info!(%request_id, %account, limit, duration_ms, "check names a run too many");
+        }
         EvaluateReply::Unable(reason) => {
             tracing::warn!(%request_id, %account, reason, duration_ms, "check could not be decided");
         }
@@ -216,6 +219,7 @@ mod tests {
             evaluated_at: 1_773_662_400,
             operation: None,
             caller: CallerTexts::default(),
+            max_runs: None,
         };
         let asked = backplane.requests.ask(&question, Duration::from_secs(5));
         let working = async {

@@ -91,6 +91,7 @@ mod tests {
             evaluated_at: 1_773_662_400,
             operation: None,
             caller,
+            max_runs: None,
         };
         recordable(&question, &find(&question.request), TimeLimit::NONE).unwrap()
     }

@@ -5,6 +5,7 @@
 //! INVARIANT: nothing that a caller sends makes a count smaller, but for a settlement that its key allows.
 
 mod desk;
+mod quota;
 mod view;
 
 use std::collections::VecDeque;
@@ -23,6 +24,10 @@ const MOST_ALLOWED: usize = 100;
 const MOST_TOOLS: usize = 100;
 /// Tools that are told apart; calls of further ones count for all.
 const MOST_NAMES: usize = 200;
+/// And what their names take in the record together.
+const MAX_NAME_BYTES: usize = 16 * 1_024;
+/// What the names of the calls that are shown take together.
+const MAX_SHOWN_BYTES: usize = 8 * 1_024;
 /// Seconds for which a check can be asked again, at least: an idempotency key lives as long.
 const REPEATABLE: i64 = 600;
 /// A name that mixes scripts.
@@ -50,6 +55,8 @@ pub(crate) struct RunState {
     any_calls: i64,
     tools: VecDeque<String>,
     allowed: VecDeque<Allowed>,
+    /// The last day, since the epoch, on which it counted as one of its account's runs.
+    counted_on: i64,
 }
 
 /// A check that was allowed, with what decides when it is asked again. A run holds many: names are short, and what is usual is left out.
@@ -121,6 +128,11 @@ impl RunState {
     /// A run that nobody has seen.
     pub(crate) fn new(now: i64) -> Self {
         Self { first_seen: now, last_seen: now, ..Self::default() }
+    }
+
+    /// The clocks of those who ask differ: what counts tomorrow counts today.
+    fn counts_on(&self, day: i64) -> bool {
+        self.counted_on == day || self.counted_on == day + 1
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -251,15 +263,16 @@ impl RunState {
             Some(calls) => *calls = calls.saturating_add(1),
             None => self.any_calls = self.any_calls.saturating_add(1),
         }
-        if self.tools.len() >= MOST_TOOLS {
+        self.tools.push_back(name);
+        while self.tools.len() > MOST_TOOLS || written(&self.tools) > MAX_SHOWN_BYTES {
             self.tools.pop_front();
         }
-        self.tools.push_back(name);
     }
 
     /// The count of a tool that is, or can still be, told apart.
     fn known_calls(&mut self, name: &str) -> Option<&mut i64> {
-        if self.calls.contains_key(name) || self.calls.len() < MOST_NAMES {
+        let fits = || self.calls.len() < MOST_NAMES && written(self.calls.keys()) + written([name]) <= MAX_NAME_BYTES;
+        if self.calls.contains_key(name) || fits() {
             Some(self.calls.entry(name.to_owned()).or_default())
         } else {
             None
@@ -299,6 +312,16 @@ impl RunState {
         }
         changed || due
     }
+}
+
+/// What names take in a record, as JSON.
+fn written<Name: AsRef<str>>(names: impl IntoIterator<Item = Name>) -> usize {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' => 2,
+        0..0x20 => 6,
+        _ => 1,
+    };
+    names.into_iter().map(|name| name.as_ref().bytes().map(byte).sum::<usize>() + "\"\",".len()).sum()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -136,6 +136,7 @@ impl Shard {
                 asked.answer(&reply).await;
             }),
         );
+        self.runs.drain().await;
         self.backplane.requests.close().await;
     }
 }

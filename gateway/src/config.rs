@@ -37,6 +37,8 @@ pub struct GatewayConfig {
     pub failed_logins_per_minute: u32,
     /// Requests a second of one address before more get 429; none: no limit.
     pub requests_per_second_per_address: Option<NonZeroU32>,
+    /// Calls of the control API a minute with one key before more get 429; none: no limit.
+    pub management_calls_per_minute: Option<NonZeroU32>,
     /// Connections that one worker holds at the same time.
     pub max_connections_per_worker: usize,
     /// Connections that the gateway holds at the same time: one more closes an idle one.
@@ -80,6 +82,7 @@ impl GatewayConfig {
             proxy_protocol_from: TrustedProxies::default(),
             failed_logins_per_minute: 50,
             requests_per_second_per_address: NonZeroU32::new(10_000),
+            management_calls_per_minute: NonZeroU32::new(600),
             max_connections_per_worker: 25_000,
             max_connections: 4_000,
             max_connections_per_address: NonZeroU32::new(2_000),

@@ -13,7 +13,7 @@ use stage0_contract::{
 
 use crate::in_flight::Over;
 use crate::metrics::{self, Throttle};
-use crate::throttle::{Blocked, LoginsBy};
+use crate::throttle::{Blocked, CallsBy, LoginsBy, TooManyCalls};
 
 /// Seconds: a bucket is full again then.
 const BURST_AGAIN_AFTER: u64 = 1;
@@ -56,6 +56,10 @@ pub(crate) enum ApiError {
     Invalid(Vec<FieldError>),
     /// 402, with when it starts again.
     QuotaUsedUp { monthly: bool, limit: u64, again: Timestamp },
+    /// 402: a run more than the account may name today, with when it may again.
+    TooManyRuns { limit: u64, again: Timestamp },
+    /// 429, with who made too many calls of the control API and the seconds to wait.
+    TooManyCalls(TooManyCalls),
     /// 429, with the seconds to wait.
     RateLimited { limit: u64, seconds: u64 },
     /// 429, with what failed and the seconds to wait.
@@ -90,7 +94,9 @@ impl ApiError {
             Self::MethodNotAllowed(allowed) => {
                 response.insert_header((ALLOW, *allowed));
             }
-            Self::TooManyFailedLogins(Blocked { seconds, .. }) | Self::RateLimited { seconds, .. } => {
+            Self::TooManyFailedLogins(Blocked { seconds, .. })
+            | Self::TooManyCalls(TooManyCalls { seconds, .. })
+            | Self::RateLimited { seconds, .. } => {
                 response.insert_header((RETRY_AFTER, seconds.to_string()));
                 body = body.retry_after(*seconds);
             }
@@ -115,6 +121,7 @@ impl ApiError {
             | Self::BrokenBody
             | Self::PlanWithoutPro
             | Self::QuotaUsedUp { .. }
+            | Self::TooManyRuns { .. }
             | Self::ScopeMissing(_)
             | Self::NotFound
             | Self::BodyTooSlow
@@ -131,7 +138,9 @@ impl ApiError {
             Self::BrokenBody => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Self::PlanWithoutPro => (StatusCode::PAYMENT_REQUIRED, ErrorCode::PlanRequired),
-            Self::QuotaUsedUp { .. } => (StatusCode::PAYMENT_REQUIRED, ErrorCode::QuotaExceeded),
+            Self::QuotaUsedUp { .. } | Self::TooManyRuns { .. } => {
+                (StatusCode::PAYMENT_REQUIRED, ErrorCode::QuotaExceeded)
+            }
             Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, ErrorCode::ScopeMissing),
             Self::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
             Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
@@ -142,6 +151,7 @@ impl ApiError {
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
             Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
             Self::RateLimited { .. }
+            | Self::TooManyCalls(_)
             | Self::TooManyRequests
             | Self::TooManyWalks
             | Self::TooManyReads
@@ -161,6 +171,17 @@ impl ApiError {
             Self::QuotaUsedUp { monthly, limit, again } => {
                 let window = if *monthly { "monthly" } else { "daily" };
                 format!("the {window} quota of {limit} checks is used up, it starts again at {again}")
+            }
+            Self::TooManyRuns { limit, again } => format!(
+                "the daily quota of {limit} runs (`max_runs`) is used up, it starts again at {again}; end runs that are done, or \
+                 ask the operator to raise it"
+            ),
+            Self::TooManyCalls(TooManyCalls { by, seconds }) => {
+                let by = match by {
+                    CallsBy::Key => "with this key",
+                    CallsBy::Account => "with the keys of this account",
+                };
+                format!("too many management calls {by}, try again in {seconds} s")
             }
             Self::RateLimited { limit, seconds } => {
                 format!("the account's {limit} checks of this minute are used up, try again in {seconds} s")
@@ -219,8 +240,8 @@ impl ApiError {
             Self::TooManyRequests => Throttle::Burst,
             Self::TooManyReads | Self::TooManyWalks => Throttle::Reads,
             Self::TooManyBytesOfAccount | Self::TooManyBytesOfAddress | Self::Overloaded => Throttle::Bytes,
-            Self::RateLimited { .. } => Throttle::Rate,
-            Self::QuotaUsedUp { .. } => Throttle::Quota,
+            Self::RateLimited { .. } | Self::TooManyCalls(_) => Throttle::Rate,
+            Self::QuotaUsedUp { .. } | Self::TooManyRuns { .. } => Throttle::Quota,
             Self::Json(_)
             | Self::NotAnObject
             | Self::BrokenBody

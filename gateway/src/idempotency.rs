@@ -310,7 +310,7 @@ fn failed(error: &str) -> ApiError {
 mod tests {
     use super::*;
     use serde_json::json;
-    use stage0_contract::{AccountId, KeyId, Limits, Plan, Scopes};
+    use stage0_contract::{AccountId, Caps, KeyId, Limits, Plan, Scopes};
 
     fn identity(account: &str, key: &str) -> KeyIdentity {
         KeyIdentity {
@@ -322,6 +322,7 @@ mod tests {
             retention_days: 30,
             limits: Limits::NONE,
             require_run_id: false,
+            caps: Caps::NONE,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Rate limits and quotas: how many checks an account may make, counted by all gateways together.
+//! Rate limits and quotas: how many checks an account may make, and how much of their input it may have kept, counted
+//! by all gateways together.
 //!
 //! Owns the leases: from a limited window a gateway takes some at a time out of the ledger's counter and then counts for itself, so
 //! that most checks cost no round trip. Never more than the limit is leased; what a gateway leased and did not use is given back when
@@ -14,7 +15,7 @@ use std::time::Duration;
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
 use stage0_backplane::{Ledger, PutError, ReadError};
-use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, UNLIMITED, Usage};
+use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, StoredBytes, UNLIMITED, Usage};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +28,8 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 /// One question to the ledger within a check.
 const ASK_WITHIN: Duration = Duration::from_millis(500);
 const GRACE: Duration = Duration::from_millis(20);
+/// In less time the ledger is not asked whether an input may be kept: its failure would count as one of the ledger.
+const MIN_ASK_TIMEOUT: Duration = Duration::from_millis(100);
 /// All that is told at the end.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
 /// After a failure the ledger is left alone for a moment: checks that wait for it pile up.
@@ -39,6 +42,9 @@ const AT_ONCE: usize = 16;
 const MOST_OWED: usize = 8;
 /// An account that made no check for so long is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+
+/// All windows.
+const SPANS: [Span; 4] = [Span::Minute, Span::Day, Span::Month, Span::StoredBytes];
 
 /// What becomes of limited accounts while the ledger fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +73,7 @@ struct State {
     minute: Purse,
     day: Purse,
     month: Purse,
+    stored_bytes: Purse,
     /// Windows that are over, with what is still to be told of them.
     owed: Vec<(Window, u64)>,
     used: Instant,
@@ -82,7 +89,8 @@ pub(crate) struct RateLimit {
     pub(crate) reset: u64,
 }
 
-/// One check of a day's and a month's quota: given back unless it is kept. Whoever holds one does not end with its caller.
+/// One check of a day's and a month's quota, or bytes of stored input: given back unless it is kept. Whoever holds one
+/// does not end with its caller.
 pub(crate) struct Reservation {
     meter: Arc<Meter>,
     units: Vec<Unit>,
@@ -93,8 +101,14 @@ pub(crate) struct Reservation {
 #[derive(Clone, Copy)]
 struct Unit {
     window: Window,
+    amount: u64,
     /// Below which limit it was granted; none where nobody was asked.
     granted: Option<u64>,
+}
+
+/// When the day of the clock ends.
+pub(crate) fn end_of_day(now: Timestamp) -> Timestamp {
+    Window::at(Span::Day, now).ends()
 }
 
 impl Quotas {
@@ -111,7 +125,7 @@ impl Quotas {
     ) -> Result<(), ApiError> {
         let meter = self.meter(&identity.account);
         let limit = identity.limits.per_minute;
-        match self.spend(&meter, Span::Minute, limit, ledger, deadline).await? {
+        match self.spend(&meter, Span::Minute, 1, limit, ledger, deadline).await? {
             Ok(_) => Ok(()),
             Err(window) => Err(ApiError::RateLimited {
                 limit: limit.unwrap_or(UNLIMITED),
@@ -130,7 +144,7 @@ impl Quotas {
         let meter = self.meter(&identity.account);
         let mut reservation = Reservation { meter: Arc::clone(&meter), units: Vec::with_capacity(2), kept: false };
         for (span, limit) in [(Span::Day, identity.limits.daily), (Span::Month, identity.limits.monthly)] {
-            match self.spend(&meter, span, limit, ledger, deadline).await? {
+            match self.spend(&meter, span, 1, limit, ledger, deadline).await? {
                 Ok(unit) => reservation.units.push(unit),
                 Err(window) => {
                     let limit = limit.unwrap_or(UNLIMITED);
@@ -139,6 +153,35 @@ impl Quotas {
             }
         }
         Ok(reservation)
+    }
+
+    /// Counts a check's input against the bytes that the account may have kept today. None: it is not to be kept, be it
+    /// that there is no more room or that nobody could be asked: a check is not refused for its input.
+    pub(crate) async fn reserve_bytes(
+        &self,
+        identity: &KeyIdentity,
+        bytes: u64,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Option<Reservation> {
+        let meter = self.meter(&identity.account);
+        let Some(limit) = identity.caps.stored_bytes() else {
+            let units = vec![meter.spend_uncounted(Span::StoredBytes, bytes)];
+            return Some(Reservation { meter, units, kept: false });
+        };
+        let unit = match meter.spend(Span::StoredBytes, bytes, limit) {
+            Some(spent) => spent.ok()?,
+            None => {
+                // The rest of the time is for the record.
+                let time = deadline.saturating_duration_since(Instant::now()) / 2;
+                if time < MIN_ASK_TIMEOUT {
+                    return None;
+                }
+                let until = Instant::now() + time;
+                self.lease(&meter, Span::StoredBytes, bytes, limit, ledger, until).await.ok()?.ok()?
+            }
+        };
+        Some(Reservation { meter, units: vec![unit], kept: false })
     }
 
     /// What the answer says: the account's shortest limited window.
@@ -152,17 +195,34 @@ impl Quotas {
         Some(RateLimit { limit, remaining: purse.remaining(limit), reset: purse.window().seconds_left(now) })
     }
 
-    /// One unit, or the window that has no more.
+    /// So many, or the window that has no more.
     async fn spend(
         &self,
         meter: &Meter,
         span: Span,
+        amount: u64,
         limit: Option<u64>,
         ledger: &dyn Ledger,
         deadline: Instant,
     ) -> Result<Result<Unit, Window>, ApiError> {
-        let Some(limit) = limit else { return Ok(Ok(meter.spend_uncounted(span))) };
-        if let Some(spent) = meter.spend(span, limit) {
+        let Some(limit) = limit else { return Ok(Ok(meter.spend_uncounted(span, amount))) };
+        match (self.lease(meter, span, amount, limit, ledger, deadline).await, self.on_failure) {
+            (Err(_), OnFailure::Open) => Ok(Ok(meter.spend_uncounted(span, amount))),
+            (spent, OnFailure::Open | OnFailure::Closed) => spent,
+        }
+    }
+
+    /// As above, of a limited window; an error where the ledger cannot be asked.
+    async fn lease(
+        &self,
+        meter: &Meter,
+        span: Span,
+        amount: u64,
+        limit: u64,
+        ledger: &dyn Ledger,
+        deadline: Instant,
+    ) -> Result<Result<Unit, Window>, ApiError> {
+        if let Some(spent) = meter.spend(span, amount, limit) {
             return Ok(spent);
         }
         // Whoever waits for the turn waits for others, not for the ledger.
@@ -170,7 +230,7 @@ impl Quotas {
         if !meter.failed_within(FAILS_FOR) {
             let until = deadline.min(Instant::now() + ASK_WITHIN);
             // A little later, so that the ledger's own answer comes first: it says what became of what was in hand.
-            let error = match timeout_at(until + GRACE, meter.refill(span, limit, ledger, until)).await {
+            let error = match timeout_at(until + GRACE, meter.refill(span, amount, limit, ledger, until)).await {
                 Ok(Ok(spent)) => return Ok(spent),
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "the ledger is too slow".to_owned(),
@@ -178,10 +238,7 @@ impl Quotas {
             meter.fails();
             tracing::warn!(account = %meter.account, error, "quota could not be asked for");
         }
-        match self.on_failure {
-            OnFailure::Closed => Err(ApiError::Unavailable),
-            OnFailure::Open => Ok(Ok(meter.spend_uncounted(span))),
-        }
+        Err(ApiError::Unavailable)
     }
 
     /// The answer to `GET /usage`.
@@ -193,12 +250,13 @@ impl Quotas {
         deadline: Instant,
     ) -> Result<Usage, ReadError> {
         let (meter, now) = (self.meter(&identity.account), Timestamp::now());
-        let windows = [Span::Minute, Span::Day, Span::Month].map(|span| meter.state(now).purse(span).window());
-        let [minute, day, month] = windows.map(|window| window.counter(&identity.account));
-        let (minute, day, month) = tokio::try_join!(
+        let windows = SPANS.map(|span| meter.state(now).purse(span).window());
+        let [minute, day, month, bytes] = windows.map(|window| window.counter(&identity.account));
+        let (minute, day, month, bytes) = tokio::try_join!(
             ledger.count(&minute, deadline),
             ledger.count(&day, deadline),
-            ledger.count(&month, deadline)
+            ledger.count(&month, deadline),
+            ledger.count(&bytes, deadline)
         )?;
         let mut state = meter.state(now);
         let mut told = |span, total, limit: Option<u64>| {
@@ -210,7 +268,8 @@ impl Quotas {
         let (minute_used, per_minute_limit, minute_remaining) = told(Span::Minute, minute, limits.per_minute);
         let (daily_used, daily_quota, daily_remaining) = told(Span::Day, day, limits.daily);
         let (monthly_used, monthly_quota, monthly_remaining) = told(Span::Month, month, limits.monthly);
-        let [_, day, month] = windows;
+        let (used, quota, remaining) = told(Span::StoredBytes, bytes, identity.caps.stored_bytes());
+        let [_, day, month, _] = windows;
         Ok(Usage {
             request_id,
             api_key_id: identity.key_id.clone(),
@@ -229,6 +288,7 @@ impl Quotas {
             environment: String::new(),
             source: "stage0".to_owned(),
             evaluated_at: now.as_second(),
+            stored_bytes: Some(StoredBytes { used, quota, remaining }),
         })
     }
 
@@ -293,6 +353,7 @@ impl Meter {
             minute: purse(Span::Minute),
             day: purse(Span::Day),
             month: purse(Span::Month),
+            stored_bytes: purse(Span::StoredBytes),
             owed: Vec::new(),
             used: Instant::now(),
             failed: None,
@@ -307,44 +368,46 @@ impl Meter {
         state
     }
 
-    fn spend(&self, span: Span, limit: u64) -> Option<Result<Unit, Window>> {
+    fn spend(&self, span: Span, amount: u64, limit: u64) -> Option<Result<Unit, Window>> {
         let now = Timestamp::now();
         let mut state = self.state(now);
         state.used = Instant::now();
         let purse = state.purse(span);
-        match purse.spend(limit, now) {
-            Spent::Yes => Some(Ok(Unit { window: purse.window(), granted: Some(purse.leased_below()) })),
+        match purse.spend(amount, limit, now) {
+            Spent::Yes => Some(Ok(Unit { window: purse.window(), amount, granted: Some(purse.leased_below()) })),
             Spent::UsedUp => Some(Err(purse.window())),
             Spent::AskFirst => None,
         }
     }
 
-    fn spend_uncounted(&self, span: Span) -> Unit {
+    fn spend_uncounted(&self, span: Span, amount: u64) -> Unit {
         let mut state = self.state(Timestamp::now());
         state.used = Instant::now();
         let purse = state.purse(span);
-        purse.spend_uncounted();
-        Unit { window: purse.window(), granted: None }
+        purse.spend_uncounted(amount);
+        Unit { window: purse.window(), amount, granted: None }
     }
 
-    /// Spends one of what the ledger grants. Whoever calls has the turn.
+    /// Spends of what the ledger grants. Whoever calls has the turn.
     async fn refill(
         &self,
         span: Span,
+        needed: u64,
         limit: u64,
         ledger: &dyn Ledger,
         deadline: Instant,
     ) -> Result<Result<Unit, Window>, PutError> {
         loop {
             // Whoever had the turn before may have brought enough.
-            if let Some(spent) = self.spend(span, limit) {
+            if let Some(spent) = self.spend(span, needed, limit) {
                 return Ok(spent);
             }
             let now = Timestamp::now();
             let window = self.state(now).purse(span).window();
             self.square(window, ledger, deadline).await?;
             let lease = lease(span, limit);
-            let amount = if self.failed_within(CAREFUL_FOR) { lease.div_ceil(10) } else { lease };
+            let lease = if self.failed_within(CAREFUL_FOR) { lease.div_ceil(10) } else { lease };
+            let amount = lease.max(self.state(now).purse(span).lacking(needed));
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
             let added = ledger.add(&counter, amount, limit, kept_for, deadline).await?;
             self.state(Timestamp::now()).purse(span).refill(window, added, limit, now);
@@ -391,7 +454,7 @@ impl Meter {
 
     async fn give_back(&self, ledger: &dyn Ledger, deadline: Instant) {
         let now = Timestamp::now();
-        let left = [Span::Minute, Span::Day, Span::Month].map(|span| {
+        let left = SPANS.map(|span| {
             let mut state = self.state(now);
             let purse = state.purse(span);
             (purse.window(), purse.take_left())
@@ -410,7 +473,8 @@ impl Meter {
 
     fn holds_nothing(&self) -> bool {
         let state = self.state(Timestamp::now());
-        state.owed.is_empty() && [&state.minute, &state.day, &state.month].into_iter().all(Purse::holds_nothing)
+        let purses = [&state.minute, &state.day, &state.month, &state.stored_bytes];
+        state.owed.is_empty() && purses.into_iter().all(Purse::holds_nothing)
     }
 }
 
@@ -418,7 +482,7 @@ impl State {
     fn turn(&mut self, now: Timestamp) {
         // A minute's count without a limit is this gateway's alone.
         self.minute.turn(now);
-        let over = [self.day.turn(now), self.month.turn(now)];
+        let over = [self.day.turn(now), self.month.turn(now), self.stored_bytes.turn(now)];
         for (window, count) in over.into_iter().flatten() {
             self.owe(window, count);
         }
@@ -429,6 +493,7 @@ impl State {
             Span::Minute => &mut self.minute,
             Span::Day => &mut self.day,
             Span::Month => &mut self.month,
+            Span::StoredBytes => &mut self.stored_bytes,
         }
     }
 
@@ -440,7 +505,7 @@ impl State {
 
     fn take_owed(&mut self) -> Vec<(Window, u64)> {
         let mut owed = std::mem::take(&mut self.owed);
-        for purse in [&mut self.day, &mut self.month] {
+        for purse in [&mut self.day, &mut self.month, &mut self.stored_bytes] {
             let count = purse.take_uncounted();
             if count > 0 {
                 owed.push((purse.window(), count));
@@ -468,8 +533,8 @@ impl Drop for Reservation {
             return;
         }
         let mut state = self.meter.state(Timestamp::now());
-        for Unit { window, granted } in &self.units {
-            state.purse(window.span).unspend(*window, *granted);
+        for Unit { window, amount, granted } in &self.units {
+            state.purse(window.span).unspend(*window, *amount, *granted);
         }
     }
 }

@@ -238,13 +238,7 @@ impl Shelf<'_> {
         Ok(None)
     }
 
-    async fn search(
-        &self,
-        from: Timestamp,
-        to: Timestamp,
-        id: RequestId,
-        piece: usize,
-    ) -> Result<Searched, ReadError> {
+    async fn search(&self, from: Timestamp, to: Timestamp, id: RequestId, piece: usize) -> Result<Searched, ReadError> {
         // Most lines do not hold the id at all; one may hold it elsewhere, as text that its request sent along.
         let wanted = id.to_string();
         let is_it = |line: &[u8]| {

@@ -45,7 +45,7 @@ use crate::readers::Readers;
 use crate::recorder::{Recorder, recorder};
 use crate::routes::{self, Readiness};
 use crate::state::Gate;
-use crate::throttle::{Bursts, Connections, Counted, FailedLogins};
+use crate::throttle::{Bursts, Connections, Counted, FailedLogins, ManagementCalls};
 use crate::tls::{Certificate, TlsError, server_config};
 
 /// How long what is in hand may take once the gateway drains.
@@ -354,6 +354,8 @@ fn gates(
     let config = Arc::new(config.clone());
     let failed_logins = Arc::new(FailedLogins::new(config.failed_logins_per_minute));
     let bursts = config.requests_per_second_per_address.map(|limit| Arc::new(Bursts::new(limit, Instant::now())));
+    let management_calls =
+        config.management_calls_per_minute.map(|limit| Arc::new(ManagementCalls::new(limit, Instant::now())));
     let readiness = Arc::new(Readiness::default());
     let sightings = Sightings::default();
     let bytes = BytesInFlight::new(ByteLimits::of(config.max_bytes_in_flight));
@@ -365,6 +367,7 @@ fn gates(
         keyring: Arc::clone(shared.keyring),
         failed_logins: Arc::clone(&failed_logins),
         bursts: bursts.clone(),
+        management_calls: management_calls.clone(),
         quotas: Arc::clone(shared.quotas),
         instances: Arc::clone(shared.instances),
         readiness: Arc::clone(&readiness),

@@ -16,7 +16,7 @@ use crate::quota::Quotas;
 use crate::readers::Readers;
 use crate::recorder::Recorder;
 use crate::routes::Readiness;
-use crate::throttle::{Bursts, FailedLogins};
+use crate::throttle::{Bursts, FailedLogins, ManagementCalls};
 
 /// One worker's view of the gateway.
 #[derive(Clone)]
@@ -28,6 +28,8 @@ pub(crate) struct Gate {
     pub(crate) failed_logins: Arc<FailedLogins>,
     /// None where there is no limit.
     pub(crate) bursts: Option<Arc<Bursts>>,
+    /// None where there is no limit.
+    pub(crate) management_calls: Option<Arc<ManagementCalls>>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) instances: Arc<Instances>,

@@ -1,8 +1,10 @@
-//! What is refused before anybody knows whose request it is: bursts, failed logins, too many connections.
+//! What is refused before anybody knows whose request it is: bursts, failed logins, too many connections; and calls of
+//! the control API.
 //!
-//! Owns the counting, all of it by an address or a key id and in bounded memory: the oldest are forgotten first, which errs on the side
-//! of the caller. Failed logins, here, refuse only keys that were not verified recently; which those are is the keyring's. The keystore's
-//! bounded hash pool is the second net. `bursts` counts requests, `connections` connections.
+//! Owns the counting, all of it by an address or a key id and in bounded memory: the oldest are forgotten first, which
+//! errs on the side of the caller. Failed logins, here, refuse only keys that were not verified recently; which those
+//! are is the keyring's. The keystore's bounded hash pool is the second net. `bursts` counts requests, `connections`
+//! connections, `management` calls of the control API.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -16,10 +18,12 @@ use crate::address::ClientNet;
 
 mod bursts;
 mod connections;
+mod management;
 mod slot;
 
 pub(crate) use bursts::Bursts;
 pub(crate) use connections::{Connections, Counted, Seat};
+pub(crate) use management::{CallsBy, ManagementCall, ManagementCalls, TooManyCalls};
 
 const WINDOW: Duration = Duration::from_secs(60);
 /// Of addresses, and of key ids.

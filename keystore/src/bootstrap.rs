@@ -8,10 +8,12 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use stage0_contract::{Account, Limits, Plan, Scope, Scopes};
+use stage0_contract::{Account, Caps, Limits, Plan, Scope, Scopes};
 
 use crate::disk;
+use crate::hash::Hasher;
 use crate::manage::{Desk, NewKey, Undone, account_id, random};
+use crate::new_key::HashedKey;
 use crate::record::Record;
 
 /// Where the operator's first key is written, beside the journal.
@@ -27,8 +29,8 @@ pub(crate) enum BootstrapError {
 }
 
 /// Makes the operator's account and key when there is no account at all.
-pub(crate) fn operator_if_empty(desk: &mut Desk, dir: &Path) -> Result<(), BootstrapError> {
-    if !desk.vault.store().accounts(None, 1).map_err(Undone::from)?.is_empty() {
+pub(crate) fn operator_if_empty(desk: &mut Desk, hasher: &Hasher, dir: &Path) -> Result<(), BootstrapError> {
+    if !desk.store().accounts(None, 1).map_err(Undone::from)?.is_empty() {
         return Ok(());
     }
     let now = desk.now();
@@ -41,13 +43,14 @@ pub(crate) fn operator_if_empty(desk: &mut Desk, dir: &Path) -> Result<(), Boots
         retention_days: None,
         limits: Limits::NONE,
         require_run_id: false,
+        caps: Caps::NONE,
     };
     let scopes = Scopes::from([Scope::Operator]);
     let new = NewKey { account: account.id.clone(), name: "operator".to_owned(), scopes, expires_at: None };
-    let (key, record) = new.make(&desk.hasher, now)?;
+    let (key, record) = new.with(HashedKey::draw(hasher)?, now);
     disk::replace(dir, OPERATOR_KEY_FILE, format!("{}\n", key.expose()).as_bytes())?;
     let (account_id, key_id) = (account.id.clone(), record.id.clone());
-    desk.vault.commit(&[Record::Account(account), Record::Key(record)]).map_err(Undone::from)?;
+    desk.commit(&[Record::Account(account), Record::Key(record)]).map_err(Undone::from)?;
     tracing::info!(account = %account_id, %key_id, file = OPERATOR_KEY_FILE, "operator's key was made");
     Ok(())
 }

@@ -1,32 +1,38 @@
 //! What is asked, and who in here answers it.
 //!
-//! Owns the split: what changes something goes to the writer, what only reads goes to the store on a thread that may block, keys
-//! go to the verifier. A question that cannot be answered is answered with `Failed`, which no caller takes for a verdict.
+//! Owns the split: what changes something goes to the writer, what takes rights away before what adds some; what only
+//! reads goes to the store on a thread that may block, keys go to the verifier. A question that cannot be answered is
+//! answered with `Failed` or `Busy`, which no caller takes for a verdict.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
 use stage0_contract::{
-    Account, CreateAccount, CreateKey, KeyCreated, KeySummary, KeystoreStatusReply, ListAccounts, ListKeys,
+    Account, AccountId, CreateAccount, CreateKey, KeyCreated, KeySummary, KeystoreStatusReply, ListAccounts, ListKeys,
     ManageReply, Page, RevokeKey, Revoked, RotateKey, UpdateAccount,
 };
 use tokio::time::Instant;
 
+use crate::admission::{Admission, Admitted};
 use crate::announce::{Announcer, Changed};
-use crate::manage::{self, Clock, Desk, Undone};
+use crate::manage::{self, Clock, Desk, Judge, Undone};
+use crate::new_key::{HashedKey, NewKeys};
 use crate::rules::whole_seconds;
 use crate::seal::Sealer;
 use crate::signer::Signer;
 use crate::store::Store;
 use crate::verify::Verifier;
-use crate::writer::Writer;
+use crate::writer::{Lane, NoAnswer, Writer};
 
 mod webhooks;
 
 /// Where every question arrives.
 pub(crate) struct Counter {
     pub(crate) store: Store,
+    pub(crate) judge: Judge,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) new_keys: NewKeys,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) writer: Writer,
     pub(crate) writable: Arc<AtomicBool>,
@@ -42,23 +48,39 @@ impl Counter {
     }
 
     pub(crate) async fn create_account(&self, call: CreateAccount, until: Instant) -> ManageReply<Account> {
-        self.change("create account", until, move |desk| desk.create_account(call)).await
+        let account = call.caller.account.clone();
+        self.add("create account", &account, until, move |desk| desk.create_account(call)).await
     }
 
     pub(crate) async fn update_account(&self, call: UpdateAccount, until: Instant) -> ManageReply<Account> {
-        self.change_and_tell("update account", until, move |desk| desk.update_account(&call)).await
+        self.change_and_tell("update account", Lane::Urgent, until, move |desk| desk.update_account(&call)).await
     }
 
     pub(crate) async fn create_key(&self, call: CreateKey, until: Instant) -> ManageReply<KeyCreated> {
-        self.change("create key", until, move |desk| desk.create_key(call)).await
+        let done = async {
+            let admitted = self.admit(&call.caller.account)?;
+            let (judge, first) = (self.judge.clone(), call.clone());
+            self.look(move |now| judge.new_key(&first, now)).await?;
+            let hashed = self.new_key(&admitted, until).await?;
+            self.write(Lane::Ordinary, until, move |desk| desk.create_key(&call, hashed)).await
+        };
+        manage::reply("create key", done.await)
     }
 
     pub(crate) async fn rotate_key(&self, call: RotateKey, until: Instant) -> ManageReply<KeyCreated> {
-        self.change_and_tell("rotate key", until, move |desk| desk.rotate_key(call)).await
+        let done = async {
+            let admitted = self.admit(&call.caller.account)?;
+            let (judge, first) = (self.judge.clone(), call.clone());
+            self.look(move |now| judge.successor(&first, now)).await?;
+            let hashed = self.new_key(&admitted, until).await?;
+            self.write(Lane::Ordinary, until, move |desk| desk.rotate_key(&call, hashed)).await
+        };
+        let done = done.await;
+        self.tell("rotate key", done).await
     }
 
     pub(crate) async fn revoke_key(&self, call: RevokeKey, until: Instant) -> ManageReply<Revoked> {
-        self.change_and_tell("revoke key", until, move |desk| desk.revoke_key(&call)).await
+        self.change_and_tell("revoke key", Lane::Urgent, until, move |desk| desk.revoke_key(&call)).await
     }
 
     pub(crate) async fn list_accounts(&self, call: ListAccounts) -> ManageReply<Page<Account>> {
@@ -69,31 +91,85 @@ impl Counter {
         self.read("list keys", move |store, now| manage::list_keys(store, &call, now)).await
     }
 
-    /// Every process hears of the change before the caller does.
-    async fn change_and_tell<T: Send + 'static>(
+    /// What adds something that nobody need hear of.
+    async fn add<T: Send + 'static>(
         &self,
         call: &'static str,
-        until: Instant,
-        change: impl FnOnce(&mut Desk) -> Result<(T, Changed), Undone> + Send + 'static,
-    ) -> ManageReply<T> {
-        match self.change(call, until, change).await {
-            ManageReply::Done((done, changed)) => {
-                self.announcer.announce(changed).await;
-                ManageReply::Done(done)
-            }
-            ManageReply::Refused(refusal) => ManageReply::Refused(refusal),
-            ManageReply::Failed => ManageReply::Failed,
-        }
-    }
-
-    async fn change<T: Send + 'static>(
-        &self,
-        call: &'static str,
+        account: &AccountId,
         until: Instant,
         change: impl FnOnce(&mut Desk) -> Result<T, Undone> + Send + 'static,
     ) -> ManageReply<T> {
-        let done = self.writer.ask(until, change).await;
-        manage::reply(call, done.unwrap_or_else(|error| Err(Undone::NoAnswer(error))))
+        let done = async {
+            let _admitted = self.admit(account)?;
+            self.write(Lane::Ordinary, until, change).await
+        };
+        manage::reply(call, done.await)
+    }
+
+    /// What adds something of which every process hears.
+    async fn add_and_tell<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        account: &AccountId,
+        until: Instant,
+        change: impl FnOnce(&mut Desk) -> Result<(T, Changed), Undone> + Send + 'static,
+    ) -> ManageReply<T> {
+        let done = async {
+            let _admitted = self.admit(account)?;
+            self.write(Lane::Ordinary, until, change).await
+        };
+        let done = done.await;
+        self.tell(call, done).await
+    }
+
+    async fn change_and_tell<T: Send + 'static>(
+        &self,
+        call: &'static str,
+        lane: Lane,
+        until: Instant,
+        change: impl FnOnce(&mut Desk) -> Result<(T, Changed), Undone> + Send + 'static,
+    ) -> ManageReply<T> {
+        let done = self.write(lane, until, change).await;
+        self.tell(call, done).await
+    }
+
+    /// Every process hears of the change before the caller does.
+    async fn tell<T>(&self, call: &'static str, done: Result<(T, Changed), Undone>) -> ManageReply<T> {
+        let told = match done {
+            Ok((done, changed)) => {
+                self.announcer.announce(changed).await;
+                Ok(done)
+            }
+            Err(error) => Err(error),
+        };
+        manage::reply(call, told)
+    }
+
+    fn admit(&self, account: &AccountId) -> Result<Admitted, Undone> {
+        self.admission.admit(account).ok_or(Undone::NoAnswer(NoAnswer::Full))
+    }
+
+    /// A new key, hashed; `admitted` bounds how many wait for that.
+    async fn new_key(&self, _admitted: &Admitted, until: Instant) -> Result<HashedKey, Undone> {
+        self.new_keys.draw(self.admission.is_crowded(), until).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        until: Instant,
+        change: impl FnOnce(&mut Desk) -> Result<T, Undone> + Send + 'static,
+    ) -> Result<T, Undone> {
+        self.writer.ask(lane, until, change).await.map_err(Undone::NoAnswer)?
+    }
+
+    /// Judges without changing anything.
+    async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(Timestamp) -> Result<T, Undone> + Send + 'static,
+    ) -> Result<T, Undone> {
+        let now = whole_seconds((self.clock)());
+        tokio::task::spawn_blocking(move || look(now)).await.map_err(Undone::Read)?
     }
 
     async fn read<T: Send + 'static>(

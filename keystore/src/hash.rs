@@ -12,6 +12,10 @@ use stage0_contract::ApiKey;
 
 use crate::record::KeyHash;
 
+/// A tenth of a busy core.
+#[cfg(target_os = "linux")]
+const NICENESS_IN_A_FLOOD: i32 = 10;
+
 /// What one hash costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HashCost {
@@ -75,6 +79,16 @@ impl Hasher {
     #[cfg(test)]
     pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
+    }
+}
+
+/// A flood of keys takes a smaller part of the cores than checks of known keys. A key that comes alone is hashed like
+/// anything else: on a busy machine its owner would wait in vain. For the rest of this thread's life.
+pub(crate) fn give_way() {
+    // On Linux a priority is the thread's own; elsewhere it would be the process's.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS_IN_A_FLOOD) {
+        tracing::debug!(%error, "hashes have the priority of everything else");
     }
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stage0_contract::{Account, AccountId, KeyId, PublicKey, SigningKeyId, WebhookId};
 
-use crate::record::{Entry, KeyRecord, Record, WebhookRecord};
+use crate::record::{Entry, Forgotten, KeyRecord, Record, WebhookRecord};
 
 /// Content of the entries, in no order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -143,6 +143,8 @@ impl Image {
             Record::Key(key) => self.keys.get(&key.id).cloned().map(Record::Key),
             Record::Webhook(record) => self.webhooks.get(&record.webhook.id).cloned().map(Record::Webhook),
             Record::SigningKey(key) => self.signing_keys.get(&key.id).cloned().map(Record::SigningKey),
+            Record::Forgotten(Forgotten::Key { id, .. }) => self.keys.remove(id).map(Record::Key),
+            Record::Forgotten(Forgotten::Webhook { id, .. }) => self.webhooks.remove(id).map(Record::Webhook),
         };
         if let Some(old) = old {
             self.toggle(&old.entries()?);
@@ -153,13 +155,16 @@ impl Image {
             Record::Key(key) => drop(self.keys.insert(key.id.clone(), key)),
             Record::Webhook(record) => drop(self.webhooks.insert(record.webhook.id.clone(), record)),
             Record::SigningKey(key) => drop(self.signing_keys.insert(key.id.clone(), key)),
+            Record::Forgotten(_) => {}
         }
         Ok(())
     }
 
     fn toggle(&mut self, entries: &[Entry]) {
         for (key, value) in entries {
-            self.position.digest.toggle(key, value);
+            if let Some(value) = value {
+                self.position.digest.toggle(key, value);
+            }
         }
     }
 }
@@ -186,6 +191,24 @@ mod tests {
             image.apply(vec![record]).unwrap();
             assert_ne!(image.position.digest, before);
             assert_eq!((image.records(), image.len()), (records.clone(), records.len()));
+        }
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_image_and_digest_as_if_it_had_never_been_there() {
+        let lineage = Lineage::from_random([1; 16]);
+        let before = Image::of(lineage, 0, vec![Record::Account(account("a"))]).unwrap();
+        let (key, hook) = (key("k", "a", &[]), webhook("we_1", "a").tombstone(at(1)));
+        let forgotten = vec![
+            Record::Forgotten(Forgotten::Key { id: key.id.clone(), account: key.account.clone() }),
+            Record::Forgotten(Forgotten::Webhook { id: hook.webhook.id.clone(), account: key.account.clone() }),
+        ];
+        let mut image = before.clone();
+        image.apply(vec![Record::Key(key), Record::Webhook(hook)]).unwrap();
+        assert_ne!(image.position.digest, before.position.digest);
+        for _ in 0..2 {
+            image.apply(forgotten.clone()).unwrap();
+            assert_eq!((image.position.digest, image.records()), (before.position.digest, before.records()));
         }
     }
 

@@ -1,12 +1,14 @@
 //! The keystore: accounts, API keys and webhook endpoints, kept so that no acknowledged change is lost, and judged so that nobody
 //! learns why not.
 //!
-//! Questions arrive at `questions` and are answered by `counter`; what changes something is judged by `rules`, made by
-//! `manage` on the thread of `writer`, and stored by `vault` in `journal` and `store` (sled), which `recovery` weighs
-//! against each other at every start. Keys are judged by `verify` and hashed by `hash`; endpoints' secrets are sealed by `seal`, and marks
-//! of the decision log are signed by `signer`, each with a key of `keyfile`.
-//! Refuses to decide about actions, to serve HTTP, and to start on files that prove nothing.
+//! Questions arrive at `questions` and are answered by `counter`; what adds something is let in by `admission`, new
+//! keys are hashed by `new_key`, and what changes something is judged by `rules`, made by `manage` on the thread of
+//! `writer`, and stored by `vault` in `journal` and `store` (sled), which `recovery` weighs against each other at every
+//! start. `population` counts what accounts hold. Keys are judged by `verify` and hashed by `hash`; endpoints' secrets
+//! are sealed by `seal`, and marks of the decision log are signed by `signer`, each with a key of `keyfile`. Refuses to
+//! decide about actions, to serve HTTP, and to start on files that prove nothing.
 
+mod admission;
 mod announce;
 mod bootstrap;
 mod config;
@@ -18,7 +20,9 @@ mod journal;
 mod keyfile;
 mod manage;
 mod metrics;
+mod new_key;
 mod plans;
+mod population;
 mod questions;
 mod record;
 mod recovery;

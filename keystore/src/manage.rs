@@ -1,22 +1,25 @@
 //! Management calls, carried out one after the other on the writer's thread.
 //!
-//! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit; endpoints are in [`webhooks`].
-//! INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it is committed. Blocks, and costs a
-//! hash for each new key.
+//! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit; endpoints are in
+//! [`webhooks`]. INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it
+//! is committed. Blocks for the two fsyncs of a change; new keys are hashed before they come here ([`crate::new_key`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use stage0_contract::{
-    Account, AccountId, ApiKey, ApiKeyError, Caller, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
+    Account, AccountId, ApiKey, ApiKeyError, Caller, Caps, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
     KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions, ManageReply, Page,
     Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scopes, UpdateAccount,
 };
 
 use crate::announce::Changed;
-use crate::hash::{HashError, Hasher};
-use crate::record::{KeyHash, KeyRecord, Record};
-use crate::rules::{self, Revocation, whole_seconds};
+use crate::hash::HashError;
+use crate::new_key::HashedKey;
+use crate::plans::Plans;
+use crate::population::Population;
+use crate::record::{KeyRecord, Record};
+use crate::rules::{self, Granter, Revocation, whole_seconds};
 use crate::seal::{SealError, Sealer};
 use crate::signer::SignError;
 use crate::store::{Store, StoreError};
@@ -33,10 +36,20 @@ pub(crate) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// The one place that changes anything.
 pub(crate) struct Desk {
-    pub(crate) vault: Vault,
-    pub(crate) hasher: Arc<Hasher>,
-    pub(crate) sealer: Arc<Sealer>,
-    pub(crate) clock: Clock,
+    vault: Vault,
+    sealer: Arc<Sealer>,
+    clock: Clock,
+    plans: Plans,
+    /// Changed here alone; others look whether there is room before they do what costs.
+    population: Arc<Mutex<Population>>,
+}
+
+/// What a call is judged by before it comes to the desk.
+#[derive(Clone)]
+pub(crate) struct Judge {
+    pub(crate) store: Store,
+    pub(crate) plans: Plans,
+    pub(crate) population: Arc<Mutex<Population>>,
 }
 
 /// Why a call was not done.
@@ -64,6 +77,8 @@ pub(crate) enum Undone {
     NoAnswer(#[source] NoAnswer),
     #[error("the store was not read to the end")]
     Read(#[source] tokio::task::JoinError),
+    #[error("there is no thread to hash on")]
+    Thread(#[source] std::io::Error),
 }
 
 impl From<Refusal> for Undone {
@@ -77,6 +92,10 @@ pub(crate) fn reply<T>(call: &'static str, done: Result<T, Undone>) -> ManageRep
     match done {
         Ok(done) => ManageReply::Done(done),
         Err(Undone::Refused(refusal)) => ManageReply::Refused(refusal),
+        Err(Undone::NoAnswer(NoAnswer::Full)) => {
+            tracing::warn!(call, "too many management calls wait, one was told to come again");
+            ManageReply::Busy
+        }
         Err(error) => {
             tracing::error!(call, error = %chain(&error), "management call failed");
             ManageReply::Failed
@@ -84,7 +103,71 @@ pub(crate) fn reply<T>(call: &'static str, done: Result<T, Undone>) -> ManageRep
     }
 }
 
+impl Judge {
+    /// Whether this key may be made, before it is hashed.
+    pub(crate) fn new_key(&self, call: &CreateKey, now: Timestamp) -> Result<NewKey, Undone> {
+        let granter = granter(&self.store, &call.caller, now)?;
+        rules::may_manage_keys(&granter.caller)?;
+        let account = rules::account_meant(&granter.caller, call.account.as_ref())?;
+        let expires_at = rules::valid_key(&granter, call, now)?;
+        let caps = self.caps(&account)?;
+        rules::room_for_key(self.population().living_keys(&account, now), &caps)?;
+        Ok(NewKey { account, name: call.name.clone(), scopes: call.scopes.clone(), expires_at })
+    }
+
+    /// The old key as it will be, and its successor, before that is hashed.
+    pub(crate) fn successor(&self, call: &RotateKey, now: Timestamp) -> Result<(KeyRecord, NewKey), Undone> {
+        let granter = granter(&self.store, &call.caller, now)?;
+        rules::may_manage_keys(&granter.caller)?;
+        let found = self.store.key(&call.id)?;
+        let expires_at = found.as_ref().and_then(|key| key.expires_at);
+        let old = rules::rotated(&granter, call, found, now)?;
+        if old.lives_at(now) {
+            // Both live for the overlap; one that ends at once makes room for its successor.
+            rules::room_for_key(self.population().living_keys(&old.account, now), &self.caps(&old.account)?)?;
+        }
+        let (account, name, scopes) = (old.account.clone(), old.name.clone(), old.scopes.clone());
+        Ok((old, NewKey { account, name, scopes, expires_at }))
+    }
+
+    pub(crate) fn caps(&self, account: &AccountId) -> Result<Caps, Undone> {
+        Ok(self.plans.caps(&self.store.account(account)?.ok_or(Refusal::NotFound)?))
+    }
+
+    pub(crate) fn population(&self) -> MutexGuard<'_, Population> {
+        // Each use is one step: a panic elsewhere cannot leave it half done.
+        self.population.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Desk {
+    /// Counts what the store holds.
+    pub(crate) fn new(vault: Vault, sealer: Arc<Sealer>, clock: Clock, plans: Plans) -> Result<Self, StoreError> {
+        let population = Arc::new(Mutex::new(Population::of(vault.store())?));
+        Ok(Self { vault, sealer, clock, plans, population })
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        self.vault.store()
+    }
+
+    pub(crate) fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    pub(crate) fn judge(&self) -> Judge {
+        let (store, population) = (self.vault.store().clone(), Arc::clone(&self.population));
+        Judge { store, plans: self.plans, population }
+    }
+
+    /// Stores one change.
+    pub(crate) fn commit(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        self.vault.commit(records)?;
+        let mut population = self.population.lock().unwrap_or_else(PoisonError::into_inner);
+        records.iter().for_each(|record| population.put(record));
+        Ok(())
+    }
+
     pub(crate) fn create_account(&mut self, call: CreateAccount) -> Result<Account, Undone> {
         let now = self.now();
         let caller = standing(self.vault.store(), &call.caller, now)?;
@@ -100,38 +183,36 @@ impl Desk {
             retention_days: None,
             limits: Limits::NONE,
             require_run_id: false,
+            caps: Caps::NONE,
         };
-        self.vault.commit(&[Record::Account(account.clone())])?;
+        self.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, by = %caller.key_id, "account created");
         Ok(account)
     }
 
-    pub(crate) fn create_key(&mut self, mut call: CreateKey) -> Result<KeyCreated, Undone> {
+    /// Judged once more: the hash took its time. What ended long ago is forgotten in the same change.
+    pub(crate) fn create_key(&mut self, call: &CreateKey, hashed: HashedKey) -> Result<KeyCreated, Undone> {
         let now = self.now();
-        call.caller = standing(self.vault.store(), &call.caller, now)?;
-        rules::may_manage_keys(&call.caller)?;
-        let account = rules::account_meant(&call.caller, call.account.as_ref())?;
-        rules::valid_key(&call, now)?;
-        self.vault.store().account(&account)?.ok_or(Refusal::NotFound)?;
-        let new = NewKey { account, name: call.name, scopes: call.scopes, expires_at: call.expires_at };
-        let (key, record) = new.make(&self.hasher, now)?;
-        self.vault.commit(&[Record::Key(record.clone())])?;
-        tracing::info!(account = %record.account, key_id = %record.id, by = %call.caller.key_id, "key created");
+        let judge = self.judge();
+        let (key, record) = judge.new_key(call, now)?.with(hashed, now);
+        let mut change = vec![Record::Key(record.clone())];
+        change.extend(judge.population().surplus_keys(&record.account, now));
+        self.commit(&change)?;
+        let forgotten = change.len() - 1;
+        tracing::info!(account = %record.account, key_id = %record.id, by = %call.caller.key_id, forgotten, "key created");
         Ok(created(key, record))
     }
 
     /// The old key's end is one change with the new key: there is never none, and never two that live on.
-    pub(crate) fn rotate_key(&mut self, mut call: RotateKey) -> Result<(KeyCreated, Changed), Undone> {
+    pub(crate) fn rotate_key(&mut self, call: &RotateKey, hashed: HashedKey) -> Result<(KeyCreated, Changed), Undone> {
         let now = self.now();
-        call.caller = standing(self.vault.store(), &call.caller, now)?;
-        rules::may_manage_keys(&call.caller)?;
-        let found = self.vault.store().key(&call.id)?;
-        let expires_at = found.as_ref().and_then(|key| key.expires_at);
-        let old = rules::rotated(&call, found, now)?;
-        let new =
-            NewKey { account: old.account.clone(), name: old.name.clone(), scopes: old.scopes.clone(), expires_at };
-        let (key, record) = new.make(&self.hasher, now)?;
-        self.vault.commit(&[Record::Key(record.clone()), Record::Key(old.clone())])?;
+        let judge = self.judge();
+        let (old, new) = judge.successor(call, now)?;
+        let (key, record) = new.with(hashed, now);
+        let mut change = vec![Record::Key(record.clone()), Record::Key(old.clone())];
+        // Not the old key: it ended last.
+        change.extend(judge.population().surplus_keys(&record.account, now));
+        self.commit(&change)?;
         tracing::info!(account = %old.account, key_id = %old.id, successor = %record.id, by = %call.caller.key_id, "key rotated");
         Ok((created(key, record), changed(&old)))
     }
@@ -144,7 +225,7 @@ impl Desk {
         match rules::revoked(&caller, self.vault.store().key(&call.id)?, now)? {
             Revocation::Already(key) => Ok((Revoked {}, changed(&key))),
             Revocation::New(key) => {
-                self.vault.commit(&[Record::Key(key.clone())])?;
+                self.commit(&[Record::Key(key.clone())])?;
                 tracing::info!(account = %key.account, key_id = %key.id, by = %caller.key_id, "key revoked");
                 Ok((Revoked {}, changed(&key)))
             }
@@ -162,7 +243,8 @@ impl Desk {
         account.limits.daily = call.daily.map_or(account.limits.daily, Change::own);
         account.limits.monthly = call.monthly.map_or(account.limits.monthly, Change::own);
         account.require_run_id = call.require_run_id.unwrap_or(account.require_run_id);
-        self.vault.commit(&[Record::Account(account.clone())])?;
+        account.caps = call.caps.of(account.caps);
+        self.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, plan = account.plan.as_str(), days = account.retention(), by = %caller.key_id, "account changed");
         // Gateways know an account by its keys. One notice doubts every key that they remember, whichever it names (ADR 0003), so
         // that one is enough for all of the account's.
@@ -214,9 +296,15 @@ fn page<T>(mut items: Vec<T>, limit: usize, id: impl Fn(&T) -> &str) -> Page<T> 
 
 /// The caller as its record says, not as it says: a gateway may not have heard yet that the key ended, and then it holds nothing.
 fn standing(store: &Store, caller: &Caller, now: Timestamp) -> Result<Caller, StoreError> {
+    granter(store, caller, now).map(|granter| granter.caller)
+}
+
+/// As [`standing`], with its end.
+fn granter(store: &Store, caller: &Caller, now: Timestamp) -> Result<Granter, StoreError> {
     let key = store.key(&caller.key_id)?.filter(|key| key.lives_at(now) && key.account == caller.account);
-    let scopes = key.map(|key| key.scopes).unwrap_or_default();
-    Ok(Caller { scopes: scopes.intersection(&caller.scopes).copied().collect(), ..caller.clone() })
+    let (scopes, ends) = key.map(|key| (key.scopes, key.expires_at)).unwrap_or_default();
+    let scopes = scopes.intersection(&caller.scopes).copied().collect();
+    Ok(Granter { caller: Caller { scopes, ..caller.clone() }, ends })
 }
 
 /// What the maker of a key decides; the rest is drawn.
@@ -228,14 +316,12 @@ pub(crate) struct NewKey {
 }
 
 impl NewKey {
-    /// Draws the key and hashes it. Nothing is stored yet.
-    pub(crate) fn make(self, hasher: &Hasher, now: Timestamp) -> Result<(ApiKey, KeyRecord), Undone> {
+    /// With what was drawn for it. Nothing is stored yet.
+    pub(crate) fn with(self, HashedKey { key, hash }: HashedKey, now: Timestamp) -> (ApiKey, KeyRecord) {
         let Self { account, name, scopes, expires_at } = self;
-        let key = ApiKey::from_random(random()?, random()?)?;
-        let hash: KeyHash = hasher.hash(&key, random()?)?;
         let expires_at = expires_at.map(whole_seconds);
         let id = key.id().clone();
-        Ok((key, KeyRecord { id, account, name, scopes, hash, created_at: now, expires_at, revoked_at: None }))
+        (key, KeyRecord { id, account, name, scopes, hash, created_at: now, expires_at, revoked_at: None })
     }
 }
 

@@ -1,20 +1,28 @@
-//! Plans: how many checks each lets an account make.
+//! Plans: how many checks each lets an account make, and how much it may hold.
 //!
 //! Owns the reading of `plans.toml`, the built-in one or the operator's; every mistake in it is named at once. Which plan has `pro`
 //! is no setting, and counting is the gateway's.
 
-use stage0_contract::{Account, Limits, Plan, UNLIMITED};
+use stage0_contract::{Account, Caps, Limits, Plan, UNLIMITED};
 use toml::{Table, Value};
 
 /// As it stands in the source.
 const BUILT_IN: &str = include_str!("../plans.toml");
 const PLANS: [Plan; 3] = [Plan::Free, Plan::Pro, Plan::Unlimited];
 
-/// The limits of every plan.
+/// The limits and caps of every plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plans {
-    free: Limits,
-    pro: Limits,
+    free: PlanRules,
+    pro: PlanRules,
+    unlimited: PlanRules,
+}
+
+/// One plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct PlanRules {
+    limits: Limits,
+    caps: Caps,
 }
 
 /// What is wrong with a file of plans, all of it.
@@ -28,55 +36,70 @@ impl Plans {
         Self::parse(BUILT_IN)
     }
 
-    /// Reads TOML: one table for each plan, in it at most `per_minute`, `daily` and `monthly`.
+    /// Reads TOML: one table for each plan, in it at most the members that `plans.toml` explains.
     pub fn parse(text: &str) -> Result<Self, PlansError> {
         let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
             let place = error.span().map_or(0, |span| text.get(..span.start).unwrap_or_default().lines().count());
             PlansError(vec![format!("line {}: {}", place.max(1), error.message())])
         })?;
         let mut wrong = Vec::new();
-        let [free, pro, unlimited] = PLANS.map(|plan| limits(plan, table.remove(plan.as_str()), &mut wrong));
-        if !unlimited.is_none() {
+        let [free, pro, unlimited] = PLANS.map(|plan| rules(plan, table.remove(plan.as_str()), &mut wrong));
+        if !unlimited.limits.is_none() {
             wrong.push("[unlimited] must have no limits".to_owned());
         }
         wrong.extend(table.keys().map(|name| format!("`{name}` is no plan: there are free, pro and unlimited")));
-        if wrong.is_empty() { Ok(Self { free, pro }) } else { Err(PlansError(wrong)) }
+        if wrong.is_empty() { Ok(Self { free, pro, unlimited }) } else { Err(PlansError(wrong)) }
     }
 
     /// What an account may use: its own limits where it has some, else its plan's.
     pub(crate) fn limits(&self, account: &Account) -> Limits {
-        let plan = match account.plan {
+        self.of(account.plan).limits.unless(account.limits)
+    }
+
+    /// What an account may hold: its own caps where it has some, else its plan's.
+    pub(crate) fn caps(&self, account: &Account) -> Caps {
+        self.of(account.plan).caps.unless(account.caps)
+    }
+
+    fn of(&self, plan: Plan) -> PlanRules {
+        match plan {
             Plan::Free => self.free,
             Plan::Pro => self.pro,
-            Plan::Unlimited => Limits::NONE,
-        };
-        plan.unless(account.limits)
+            Plan::Unlimited => self.unlimited,
+        }
     }
 }
 
-fn limits(plan: Plan, table: Option<Value>, wrong: &mut Vec<String>) -> Limits {
+fn rules(plan: Plan, table: Option<Value>, wrong: &mut Vec<String>) -> PlanRules {
     let name = plan.as_str();
-    let mut limits = Limits::NONE;
+    let (mut limits, mut caps) = (Limits::NONE, Caps::NONE);
     let Some(Value::Table(table)) = table else {
         wrong.push(format!("the table [{name}] is missing"));
-        return limits;
+        return PlanRules { limits, caps };
     };
     for (key, value) in table {
-        let place = match key.as_str() {
-            "per_minute" => &mut limits.per_minute,
-            "daily" => &mut limits.daily,
-            "monthly" => &mut limits.monthly,
+        let (place, least) = match key.as_str() {
+            "per_minute" => (&mut limits.per_minute, 1),
+            "daily" => (&mut limits.daily, 1),
+            "monthly" => (&mut limits.monthly, 1),
+            "max_keys" => (&mut caps.max_keys, 0),
+            "max_endpoints" => (&mut caps.max_endpoints, 0),
+            "max_runs" => (&mut caps.max_runs, 0),
+            "stored_bytes" => (&mut caps.stored_bytes, 0),
             _ => {
-                wrong.push(format!("{name}.{key} is not known: there are per_minute, daily and monthly"));
+                wrong.push(format!(
+                    "{name}.{key} is not known: there are per_minute, daily, monthly, max_keys, max_endpoints, max_runs \
+                     and stored_bytes"
+                ));
                 continue;
             }
         };
-        *place = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| (1..UNLIMITED).contains(n));
+        *place = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| (least..UNLIMITED).contains(n));
         if place.is_none() {
-            wrong.push(format!("{name}.{key} must be a whole number from 1 to {}", UNLIMITED - 1));
+            wrong.push(format!("{name}.{key} must be a whole number from {least} to {}", UNLIMITED - 1));
         }
     }
-    limits
+    PlanRules { limits, caps }
 }
 
 #[cfg(test)]
@@ -86,7 +109,8 @@ mod tests {
     #[test]
     fn the_built_in_plans_are_sound_and_only_unlimited_has_no_limit() {
         let plans = Plans::built_in().unwrap();
-        for limits in [plans.free, plans.pro] {
+        for PlanRules { limits, caps } in [plans.free, plans.pro] {
+            assert!(caps.keys() <= Caps::DEFAULT_MAX_KEYS && caps.stored_bytes().is_some());
             assert!(limits.per_minute.is_some() && limits.daily.is_some() && limits.monthly.is_some());
         }
     }
@@ -94,7 +118,7 @@ mod tests {
     #[test]
     fn every_mistake_is_named_at_once() {
         let text = "[free]\nper_minute = 0\ndaily = -1\nhourly = 3\n[pro]\nmonthly = \"many\"\ndaily = 1.5\n\
-            per_minute = 9007199254740991\n[unlimited]\ndaily = 5\n[gold]\n";
+            per_minute = 9007199254740991\nmax_keys = -1\n[unlimited]\ndaily = 5\n[gold]\n";
         let PlansError(wrong) = Plans::parse(text).unwrap_err();
         for named in [
             "free.per_minute",
@@ -103,12 +127,27 @@ mod tests {
             "pro.monthly",
             "pro.daily",
             "pro.per_minute",
+            "pro.max_keys",
             "[unlimited] must have no limits",
             "`gold` is no plan",
         ] {
             assert!(wrong.iter().any(|line| line.starts_with(named)), "{named}: {wrong:?}");
         }
-        assert_eq!(wrong.len(), 8);
+        assert_eq!(wrong.len(), 9);
+    }
+
+    #[test]
+    fn every_plan_may_have_caps_and_an_accounts_own_come_before_them() {
+        let text = "[free]\nmax_keys = 2\n[pro]\n[unlimited]\nmax_endpoints = 3\nstored_bytes = 0\nmax_runs = 7\n";
+        let plans = Plans::parse(text).unwrap();
+        let mut account = crate::record::tests::account("a");
+        assert_eq!((plans.caps(&account).keys(), plans.caps(&account).endpoints()), (2, Caps::DEFAULT_MAX_ENDPOINTS));
+        account.plan = Plan::Unlimited;
+        let caps = plans.caps(&account);
+        assert_eq!((caps.endpoints(), caps.stored_bytes(), caps.runs()), (3, Some(0), 7));
+        assert_eq!(caps.keys(), Caps::DEFAULT_MAX_KEYS, "also without a plan there is a cap");
+        account.caps.max_endpoints = Some(9);
+        assert_eq!(plans.caps(&account).endpoints(), 9);
     }
 
     #[test]

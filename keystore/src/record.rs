@@ -1,8 +1,9 @@
 //! What is kept: accounts, keys, webhook endpoints and public signing keys, and how one change writes them.
 //!
-//! Owns the records, their layout in the store and the pure questions whether a key lives and a secret signs. Records are only ever
-//! put, never deleted: replaying a change twice gives the same state, and a deleted endpoint leaves a small one behind. No record holds
-//! a key's text or an open secret, and `Debug` shows neither hash nor sealed secret.
+//! Owns the records, their layout in the store and the pure questions whether a key lives and a secret signs. A change
+//! puts records and forgets what ended long ago: replaying it twice gives the same state. A deleted endpoint leaves a
+//! small record until it is forgotten. No record holds a key's text or an open secret, and `Debug` shows neither hash
+//! nor sealed secret.
 
 use std::fmt;
 
@@ -68,7 +69,13 @@ impl KeyRecord {
             retention_days: account.retention(),
             limits: plans.limits(account),
             require_run_id: account.require_run_id,
+            caps: plans.caps(account),
         }
+    }
+
+    /// From this second on it is dead; none while nothing ends it.
+    pub(crate) fn ends(&self) -> Option<Timestamp> {
+        self.revoked_at.into_iter().chain(self.expires_at).min()
     }
 
     pub(crate) fn summary(self) -> KeySummary {
@@ -132,7 +139,15 @@ impl WebhookRecord {
     }
 }
 
-/// One thing put by a change.
+/// A dead key or a deleted endpoint of which nothing is kept any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Forgotten {
+    Key { id: KeyId, account: AccountId },
+    Webhook { id: WebhookId, account: AccountId },
+}
+
+/// One thing put or forgotten by a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
@@ -140,27 +155,35 @@ pub(crate) enum Record {
     Key(KeyRecord),
     Webhook(WebhookRecord),
     SigningKey(PublicKey),
+    Forgotten(Forgotten),
 }
 
-/// What one record is in the store: a key with its value.
-pub(crate) type Entry = (Vec<u8>, Vec<u8>);
+/// What one record is in the store: a key with its value; none where the entry is removed.
+pub(crate) type Entry = (Vec<u8>, Option<Vec<u8>>);
 
 impl Record {
     /// A key and an endpoint have two: itself, and its place in its account's list.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, serde_json::Error> {
         Ok(match self {
-            Self::Account(account) => vec![(account_entry(&account.id), serde_json::to_vec(account)?)],
-            Self::Key(key) => {
-                vec![(key_entry(&key.id), serde_json::to_vec(key)?), (listed_entry(&key.account, &key.id), Vec::new())]
-            }
+            Self::Account(account) => vec![(account_entry(&account.id), Some(serde_json::to_vec(account)?))],
+            Self::Key(key) => vec![
+                (key_entry(&key.id), Some(serde_json::to_vec(key)?)),
+                (listed_entry(&key.account, &key.id), Some(Vec::new())),
+            ],
             Self::Webhook(record) => {
                 let Webhook { id, account, .. } = &record.webhook;
                 // The list says who is gone: whoever makes and deletes endpoints for ever makes nobody read what they leave.
                 let place = if record.lives() { Vec::new() } else { DELETED.to_vec() };
-                let listed = [listed_webhooks(account).as_slice(), id.as_str().as_bytes()].concat();
-                vec![(webhook_entry(id), serde_json::to_vec(record)?), (listed, place)]
+                let listed = listed_webhook_entry(account, id);
+                vec![(webhook_entry(id), Some(serde_json::to_vec(record)?)), (listed, Some(place))]
             }
-            Self::SigningKey(key) => vec![(signing_key_entry(&key.id), serde_json::to_vec(key)?)],
+            Self::SigningKey(key) => vec![(signing_key_entry(&key.id), Some(serde_json::to_vec(key)?))],
+            Self::Forgotten(Forgotten::Key { id, account }) => {
+                vec![(key_entry(id), None), (listed_entry(account, id), None)]
+            }
+            Self::Forgotten(Forgotten::Webhook { id, account }) => {
+                vec![(webhook_entry(id), None), (listed_webhook_entry(account, id), None)]
+            }
         })
     }
 }
@@ -200,6 +223,10 @@ pub(crate) fn listed_webhooks(account: &AccountId) -> Vec<u8> {
     [b"webhooks-of/".as_slice(), account.as_str().as_bytes(), b"/"].concat()
 }
 
+fn listed_webhook_entry(account: &AccountId, id: &WebhookId) -> Vec<u8> {
+    [listed_webhooks(account).as_slice(), id.as_str().as_bytes()].concat()
+}
+
 fn signing_key_entry(id: &SigningKeyId) -> Vec<u8> {
     [SIGNING_KEYS, id.as_str().as_bytes()].concat()
 }
@@ -221,6 +248,7 @@ pub(crate) mod tests {
             retention_days: None,
             limits: stage0_contract::Limits::NONE,
             require_run_id: false,
+            caps: stage0_contract::Caps::NONE,
         }
     }
 
@@ -307,6 +335,7 @@ pub(crate) mod tests {
         let limits = identity(&of).limits;
         assert_eq!((limits.per_minute, limits.daily, limits.monthly), (Some(60), Some(5), None));
         assert_eq!(identity(&of).retention_days, 7);
+        assert_eq!(identity(&of).caps, plans.caps(&of));
         of.plan = stage0_contract::Plan::Unlimited;
         of.limits = stage0_contract::Limits::NONE;
         assert!(identity(&of).limits.is_none());

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
-    AccountId, Caller, Change, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope, UNLIMITED,
-    UpdateAccount, is_blank,
+    AccountId, Caller, Caps, Change, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope,
+    UNLIMITED, UpdateAccount, is_blank,
 };
 
 use crate::record::KeyRecord;
@@ -22,6 +22,14 @@ pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
 const MAX_NAME_CHARS: usize = 200;
 const MAX_PAGE: u32 = 1_000;
 const MAX_RETENTION_DAYS: u32 = 3_650;
+
+/// Who grants, by its record: what it holds, and when that ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Granter {
+    pub(crate) caller: Caller,
+    /// The end of its key; none while nothing ends it. A key that was rotated has the end of its overlap.
+    pub(crate) ends: Option<Timestamp>,
+}
 
 /// Who may manage accounts.
 pub(crate) fn may_manage_accounts(caller: &Caller) -> Result<(), Refusal> {
@@ -62,35 +70,93 @@ pub(crate) fn valid_account_changes(call: &UpdateAccount) -> Result<(), Refusal>
             errors.push(FieldError::new(name, format!("must be 1 to {UNLIMITED}, which means no limit")));
         }
     }
+    let caps = call.caps;
+    for (name, cap) in [
+        ("max_keys", caps.max_keys),
+        ("max_endpoints", caps.max_endpoints),
+        ("max_runs", caps.max_runs),
+        ("stored_bytes", caps.stored_bytes),
+    ] {
+        if cap.and_then(Change::own).is_some_and(|cap| cap > UNLIMITED) {
+            errors.push(FieldError::new(name, format!("must be 0 to {UNLIMITED}, which means no cap")));
+        }
+    }
     refuse_if_any(errors)
 }
 
-/// Judges the body of `POST /v1/keys` and what it grants.
-pub(crate) fn valid_key(call: &CreateKey, now: Timestamp) -> Result<(), Refusal> {
+/// Judges the body of `POST /v1/keys` and what it grants; when the key will end.
+pub(crate) fn valid_key(granter: &Granter, call: &CreateKey, now: Timestamp) -> Result<Option<Timestamp>, Refusal> {
+    let Granter { caller, ends } = granter;
     let mut errors: Vec<_> = bad_name(&call.name).into_iter().collect();
     if call.scopes.is_empty() {
         errors.push(FieldError::new("scopes", "must name at least one scope"));
     }
-    if call.expires_at.is_some_and(|end| whole_seconds(end) <= now) {
+    // Only by naming an account does an operator grant what it does not hold: so an account gets its first key.
+    let as_operator = is_operator(caller) && call.account.is_some();
+    let latest = ends.filter(|_| !(as_operator && may_outlive(&call.scopes)));
+    let expires_at = call.expires_at.map(whole_seconds);
+    if expires_at.is_some_and(|end| end <= now) {
         errors.push(FieldError::new("expires_at", "must be in the future"));
     }
+    if let (Some(end), Some(latest)) = (expires_at, latest)
+        && end > latest
+    {
+        errors.push(FieldError::new(
+            "expires_at",
+            format!("must not be after {latest}, when the key that grants it ends"),
+        ));
+    }
     refuse_if_any(errors)?;
-    // Only by naming an account does an operator grant what it does not hold: so an account gets its first key.
-    if is_operator(&call.caller) && call.account.is_some() { Ok(()) } else { holds_all(&call.caller, &call.scopes) }
+    if !as_operator {
+        holds_all(caller, &call.scopes)?;
+    }
+    Ok(expires_at.or(latest))
 }
 
-/// The old key as it is after its rotation.
-pub(crate) fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) -> Result<KeyRecord, Refusal> {
-    let mut key = own(&call.caller, key)?;
-    let end = end_of_overlap(call.overlap_seconds, now)?;
-    if !is_operator(&call.caller) {
-        holds_all(&call.caller, &key.scopes)?;
+/// Whether an operator, whose key ends, may give this to others for longer. Not what makes an operator: whoever has
+/// such a key for a moment would keep it.
+fn may_outlive(scopes: &BTreeSet<Scope>) -> bool {
+    !scopes.contains(&Scope::Operator)
+}
+
+/// Whether an account that has so many living keys may have one more.
+pub(crate) fn room_for_key(living: u64, caps: &Caps) -> Result<(), Refusal> {
+    let most = caps.keys();
+    if living < most {
+        return Ok(());
     }
+    Err(Refusal::Conflict(format!(
+        "the account has {living} keys that live, and its cap `max_keys` is {most}: revoke one that is not used, or ask the \
+         operator to raise the cap"
+    )))
+}
+
+/// The old key as it is after its rotation. Whoever rotates a key gets the secret of its successor: that must be no
+/// more than it has.
+pub(crate) fn rotated(
+    granter: &Granter,
+    call: &RotateKey,
+    key: Option<KeyRecord>,
+    now: Timestamp,
+) -> Result<KeyRecord, Refusal> {
+    let Granter { caller, ends } = granter;
+    let mut key = own(caller, key)?;
+    let end = end_of_overlap(call.overlap_seconds, now)?;
+    may_take(caller, &key)?;
     if key.revoked_at.is_some() {
         return Err(Refusal::Conflict("the key is revoked; create a new one instead".to_owned()));
     }
     if !key.lives_at(now) {
         return Err(Refusal::Conflict("the key is expired; create a new one instead".to_owned()));
+    }
+    if let Some(ends) = ends
+        && key.expires_at.is_none_or(|end| end > *ends)
+        && !(is_operator(caller) && may_outlive(&key.scopes))
+    {
+        return Err(Refusal::Conflict(format!(
+            "the key lives longer than the one that would rotate it, which ends at {ends}; rotate it with a key that lives as \
+             long"
+        )));
     }
     if call.overlap_seconds == 0 {
         key.revoked_at = Some(now);
@@ -114,6 +180,7 @@ fn end_of_overlap(seconds: u64, now: Timestamp) -> Result<Timestamp, Refusal> {
 /// The key as it is once revoked; `None` when it was so already.
 pub(crate) fn revoked(caller: &Caller, key: Option<KeyRecord>, now: Timestamp) -> Result<Revocation, Refusal> {
     let mut key = own(caller, key)?;
+    may_take(caller, &key)?;
     if key.revoked_at.is_some() {
         return Ok(Revocation::Already(key));
     }
@@ -159,6 +226,11 @@ fn own(caller: &Caller, key: Option<KeyRecord>) -> Result<KeyRecord, Refusal> {
     key.filter(|key| is_operator(caller) || key.account == caller.account).ok_or(Refusal::NotFound)
 }
 
+/// Whoever is no operator ends no key that may do more than its own.
+fn may_take(caller: &Caller, key: &KeyRecord) -> Result<(), Refusal> {
+    if is_operator(caller) { Ok(()) } else { holds_all(caller, &key.scopes) }
+}
+
 fn holds_all(caller: &Caller, scopes: &BTreeSet<Scope>) -> Result<(), Refusal> {
     scopes.difference(&caller.scopes).next().map_or(Ok(()), |lacking| Err(Refusal::ScopeMissing(*lacking)))
 }
@@ -176,7 +248,7 @@ fn refuse_if_any(errors: Vec<FieldError>) -> Result<(), Refusal> {
 pub(crate) mod tests {
     use super::*;
     use crate::record::tests::{at, key};
-    use stage0_contract::KeyId;
+    use stage0_contract::{CapChanges, KeyId};
 
     const NOW: i64 = 1_000;
 
@@ -200,6 +272,19 @@ pub(crate) mod tests {
 
     fn rotate(caller: Caller, overlap_seconds: u64) -> RotateKey {
         RotateKey { caller, id: KeyId::parse("k").unwrap(), overlap_seconds }
+    }
+
+    /// Judged for a caller whose key has no end.
+    fn valid_key(call: &CreateKey, now: Timestamp) -> Result<(), Refusal> {
+        super::valid_key(&until(call.caller.clone(), None), call, now).map(drop)
+    }
+
+    fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) -> Result<KeyRecord, Refusal> {
+        super::rotated(&until(call.caller.clone(), None), call, key, now)
+    }
+
+    fn until(caller: Caller, end: Option<i64>) -> Granter {
+        Granter { caller, ends: end.map(at) }
     }
 
     pub(crate) fn paths(refusal: Result<(), Refusal>) -> Vec<String> {
@@ -301,6 +386,19 @@ pub(crate) mod tests {
             daily: None,
             monthly: None,
             require_run_id: None,
+            caps: CapChanges::default(),
+        }
+    }
+
+    #[test]
+    fn a_cap_may_be_none_at_all_and_no_more_than_unlimited() {
+        let caps = |cap: u64| CapChanges { max_runs: Some(Change::Own(cap)), ..CapChanges::default() };
+        assert_eq!(
+            paths(valid_account_changes(&UpdateAccount { caps: caps(UNLIMITED + 1), ..changes() })),
+            ["max_runs"]
+        );
+        for good in [0, UNLIMITED] {
+            assert_eq!(valid_account_changes(&UpdateAccount { caps: caps(good), ..changes() }), Ok(()));
         }
     }
 
@@ -331,6 +429,96 @@ pub(crate) mod tests {
         let found = key("k", "a", &[Scope::Check, Scope::KeysManage]);
         let refused = Err(Refusal::ScopeMissing(Scope::Check));
         assert_eq!(rotated(&rotate(manager, 60), Some(found), at(NOW)), refused);
+    }
+
+    #[test]
+    fn a_key_ends_no_later_than_the_one_that_grants_it() {
+        let granter = until(caller("a", &[Scope::KeysManage, Scope::Check]), Some(NOW + 60));
+        let mut call = create(granter.caller.clone(), None, &[Scope::Check]);
+        let made = |call: &CreateKey| super::valid_key(&granter, call, at(NOW));
+        assert_eq!(made(&call), Ok(Some(at(NOW + 60))), "without a word about it, the granter's end");
+        for (wanted, ends) in [(1, 1), (60, 60)] {
+            call.expires_at = Some(at(NOW + wanted));
+            assert_eq!(made(&call), Ok(Some(at(NOW + ends))));
+        }
+        call.expires_at = Some(Timestamp::new(NOW + 60, 999_999_999).unwrap());
+        assert_eq!(made(&call), Ok(Some(at(NOW + 60))), "a fraction makes no later second");
+        call.expires_at = Some(at(NOW + 61));
+        call.name = String::new();
+        match made(&call) {
+            Err(Refusal::Invalid(errors)) => {
+                let paths: Vec<_> = errors.iter().map(|error| error.path.as_str()).collect();
+                assert_eq!(paths, ["name", "expires_at"], "both at once");
+                assert!(errors[1].message.contains(&at(NOW + 60).to_string()), "{errors:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_operator_that_ends_gives_accounts_keys_that_do_not_but_makes_no_operator_that_does_not() {
+        let granter = until(caller("o", &[Scope::Operator]), Some(NOW + 60));
+        let made = |account, scopes: &[Scope], end: Option<i64>| {
+            let call = CreateKey { expires_at: end.map(at), ..create(granter.caller.clone(), account, scopes) };
+            super::valid_key(&granter, &call, at(NOW))
+        };
+        assert_eq!(made(Some("b"), &[Scope::Check], None), Ok(None));
+        assert_eq!(made(Some("b"), &[Scope::Check], Some(NOW + 99)), Ok(Some(at(NOW + 99))));
+        for account in [None, Some("o"), Some("b")] {
+            assert_eq!(made(account, &[Scope::Operator], None), Ok(Some(at(NOW + 60))));
+            assert_eq!(paths(made(account, &[Scope::Operator], Some(NOW + 99)).map(drop)), ["expires_at"]);
+        }
+        let (account, endless) = (key("k", "b", &[Scope::Check]), key("k", "o", &[Scope::Operator]));
+        let rotated = |found| super::rotated(&granter, &rotate(granter.caller.clone(), 0), Some(found), at(NOW));
+        assert!(rotated(account).is_ok());
+        assert!(matches!(rotated(endless), Err(Refusal::Conflict(_))));
+    }
+
+    #[test]
+    fn a_rotation_hands_out_no_key_that_lives_longer_than_the_one_that_asks() {
+        let granter = until(caller("a", &[Scope::KeysManage]), Some(NOW + 60));
+        let rotated = |end: Option<i64>| {
+            let found = KeyRecord { expires_at: end.map(at), ..key("k", "a", &[]) };
+            super::rotated(&granter, &rotate(granter.caller.clone(), 5), Some(found), at(NOW))
+        };
+        for longer in [None, Some(NOW + 61)] {
+            match rotated(longer) {
+                Err(Refusal::Conflict(text)) => assert!(text.contains(&at(NOW + 60).to_string()), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        for no_longer in [NOW + 60, NOW + 10] {
+            assert_eq!(rotated(Some(no_longer)).unwrap().expires_at, Some(at(NOW + 5)));
+        }
+    }
+
+    #[test]
+    fn who_lacks_a_scope_of_a_key_does_not_revoke_it_either() {
+        let manager = caller("a", &[Scope::KeysManage, Scope::Check]);
+        let strong = key("k", "a", &[Scope::Check, Scope::RunsManage]);
+        let refused = Err(Refusal::ScopeMissing(Scope::RunsManage));
+        assert_eq!(revoked(&manager, Some(strong.clone()), at(NOW)), refused);
+        let gone = KeyRecord { revoked_at: Some(at(1)), ..strong.clone() };
+        assert_eq!(revoked(&manager, Some(gone), at(NOW)), refused, "nor says whether it was");
+        assert!(revoked(&manager, Some(key("k", "a", &[Scope::Check])), at(NOW)).is_ok());
+        assert!(revoked(&caller("o", &[Scope::Operator]), Some(strong), at(NOW)).is_ok());
+        assert_eq!(
+            revoked(&manager, Some(key("k", "a", &[Scope::Operator])), at(NOW)),
+            Err(Refusal::ScopeMissing(Scope::Operator))
+        );
+    }
+
+    #[test]
+    fn a_key_more_than_the_cap_is_refused_and_the_cap_named() {
+        let caps = Caps { max_keys: Some(2), ..Caps::NONE };
+        assert_eq!(room_for_key(1, &caps), Ok(()));
+        for living in [2, 3] {
+            match room_for_key(living, &caps) {
+                Err(Refusal::Conflict(text)) => assert!(text.contains("`max_keys` is 2"), "{text}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(room_for_key(1_000_000, &Caps { max_keys: Some(UNLIMITED), ..Caps::NONE }), Ok(()));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use stage0_backplane::{Backplane, ServeError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admission;
 use crate::announce::{self, Retry};
 use crate::bootstrap;
 use crate::config::{ConfigError, KeystoreConfig};
@@ -20,10 +21,11 @@ use crate::hash::{HashError, Hasher};
 use crate::image::Lineage;
 use crate::manage::{self, Clock, Desk};
 use crate::metrics;
+use crate::new_key::NewKeys;
 use crate::plans::{Plans, PlansError};
 use crate::questions;
 use crate::rules::whole_seconds;
-use crate::seal;
+use crate::seal::{self, Sealer};
 use crate::signer::{self, Signer};
 use crate::vault::{OpenError, Vault};
 use crate::verify::Verifier;
@@ -61,6 +63,9 @@ pub enum BuildError {
     /// There is no key to sign with.
     #[error("the keystore cannot sign")]
     Signing(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What is in the store cannot be counted.
+    #[error("the keystore cannot count its keys")]
+    Count(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The operator's first key cannot be made.
     #[error("the keystore cannot make the operator's first key")]
     Bootstrap(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -85,16 +90,19 @@ impl Keystore {
         config.validate()?;
         let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
         let (opening, their_clock) = (config.clone(), Arc::clone(&clock));
-        let opened = tokio::task::spawn_blocking(move || open(&opening, their_clock)).await;
-        let Opened { desk, signer } = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
-        let (store, writable) = (desk.vault.store().clone(), desk.vault.writable());
-        let (hasher, sealer) = (Arc::clone(&desk.hasher), Arc::clone(&desk.sealer));
+        let opened = tokio::task::spawn_blocking(move || open(&opening, their_clock, plans)).await;
+        let opened = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
+        let Opened { desk, hasher, sealer, signer } = opened;
+        let (store, writable, judge) = (desk.store().clone(), desk.vault().writable(), desk.judge());
         let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
         let pool = (config.workers(), config.hash_queue);
+        let new_keys = NewKeys::new(Arc::clone(&hasher));
         let verifier = Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool);
         let (announcer, retry) = announce::announcer(backplane.clone());
         let verifier = Arc::new(verifier);
-        let counter = Counter { store, verifier, writer, writable, announcer, sealer, signer, clock };
+        let admission = Arc::new(Admission::default());
+        let counter =
+            Counter { store, judge, admission, new_keys, verifier, writer, writable, announcer, sealer, signer, clock };
         Ok(Self { backplane, counter: Arc::new(counter), retry, thread })
     }
 
@@ -132,22 +140,26 @@ impl Keystore {
 
 struct Opened {
     desk: Desk,
+    hasher: Arc<Hasher>,
+    sealer: Arc<Sealer>,
     signer: Arc<Signer>,
 }
 
-fn open(config: &KeystoreConfig, clock: Clock) -> Result<Opened, BuildError> {
+fn open(config: &KeystoreConfig, clock: Clock, plans: Plans) -> Result<Opened, BuildError> {
     let hasher = Arc::new(Hasher::new(config.hash_cost, manage::random()?)?);
     let now = whole_seconds(clock());
     let mut vault = Vault::open(&config.data_dir, Lineage::from_random(manage::random()?), now)?;
     // Before the operator's key: who must restore a file first shall not find a new key beside it.
     let sealer = seal::sealer(config, vault.store()).map_err(|error| BuildError::Secrets(Box::new(error)))?;
     let signer = signer::signer(config, &mut vault, now).map_err(|error| BuildError::Signing(Box::new(error)))?;
-    let mut desk = Desk { vault, hasher, sealer: Arc::new(sealer), clock };
-    let operator = bootstrap::operator_if_empty(&mut desk, &config.data_dir);
+    let sealer = Arc::new(sealer);
+    let mut desk =
+        Desk::new(vault, Arc::clone(&sealer), clock, plans).map_err(|error| BuildError::Count(Box::new(error)))?;
+    let operator = bootstrap::operator_if_empty(&mut desk, &hasher, &config.data_dir);
     operator.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
     if let Some(copy) = &config.operator_key_copy {
         let copied = bootstrap::copy_operator_key(&config.data_dir, copy);
         copied.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
     }
-    Ok(Opened { desk, signer: Arc::new(signer) })
+    Ok(Opened { desk, hasher, sealer, signer: Arc::new(signer) })
 }

@@ -4,6 +4,7 @@
 //! atomic batch. sled's `flush` does not survive a power cut, so its file is fsynced after it; sled may panic on damaged files, so
 //! it is opened and written inside `catch_unwind`. A store whose entries do not add up to its position is not opened at all.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -85,12 +86,33 @@ impl Store {
         Ok(image)
     }
 
-    /// Fills a store that was just made.
+    /// Every key and endpoint, the dead and deleted among them.
+    pub(crate) fn members(&self) -> impl Iterator<Item = Result<Record, StoreError>> + use<> {
+        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| Ok::<_, StoreError>(entry?.1);
+        let keys = self
+            .behind(record::KEYS, None)
+            .map(move |entry| read(entry).and_then(|value| Ok(Record::Key(serde_json::from_slice(&value)?))));
+        let webhooks = self
+            .behind(record::WEBHOOKS, None)
+            .map(move |entry| read(entry).and_then(|value| Ok(Record::Webhook(serde_json::from_slice(&value)?))));
+        keys.chain(webhooks)
+    }
+
+    /// Makes the store hold what the image holds, and nothing else.
     pub(crate) fn fill(&self, image: &Image) -> Result<(), StoreError> {
         let mut entries = Vec::new();
         for record in image.records() {
             entries.extend(record.entries()?);
         }
+        let kept: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
+        let mut removed = Vec::new();
+        for key in self.db.iter().keys() {
+            let key = key?;
+            if key != POSITION && !kept.contains(&*key) {
+                removed.push((key.to_vec(), None));
+            }
+        }
+        entries.append(&mut removed);
         self.write(image.position, entries)
     }
 
@@ -102,7 +124,9 @@ impl Store {
                 if let Some(old) = self.db.get(&key)? {
                     next.digest.toggle(&key, &old);
                 }
-                next.digest.toggle(&key, &value);
+                if let Some(value) = value {
+                    next.digest.toggle(&key, &value);
+                }
             }
         }
         Ok(next)
@@ -120,7 +144,10 @@ impl Store {
     fn write(&self, position: Position, entries: Vec<Entry>) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         for (key, value) in entries {
-            batch.insert(key, value);
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
         }
         batch.insert(POSITION, serde_json::to_vec(&position)?);
         catch_unwind(AssertUnwindSafe(|| self.db.apply_batch(batch).and_then(|()| self.db.flush())))

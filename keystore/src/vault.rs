@@ -316,6 +316,7 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Forgotten;
     use crate::record::tests::{account, at, key};
     use metrics_exporter_prometheus::PrometheusBuilder;
 
@@ -396,5 +397,45 @@ mod tests {
         let _first = open(dir.path());
         let second = Vault::open(dir.path(), Lineage::from_random([1; 16]), at(1));
         assert!(matches!(second, Err(OpenError::Locked(_))));
+    }
+
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy(&entry.path(), &to);
+            } else {
+                std::fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_forgotten_in_the_change_that_a_crash_interrupted_is_forgotten_by_the_store_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, aside) = (dir.path().join("data"), dir.path().join("aside"));
+        let (kept, gone) = (key("kept", "a", &[]), key("gone", "a", &[]));
+        let mut vault = open(&data);
+        let records = [Record::Account(account("a")), Record::Key(kept.clone()), Record::Key(gone.clone())];
+        vault.commit(&records).unwrap();
+        drop(vault);
+        copy(&data.join(store::DIR), &aside);
+        let mut vault = open(&data);
+        let forgotten = Forgotten::Key { id: gone.id.clone(), account: gone.account.clone() };
+        vault.commit(&[Record::Forgotten(forgotten)]).unwrap();
+        drop(vault);
+        // As if the process had ended between the journal and the store.
+        std::fs::remove_dir_all(data.join(store::DIR)).unwrap();
+        copy(&aside, &data.join(store::DIR));
+        for _ in 0..2 {
+            let vault = open(&data);
+            assert!(vault.store().key(&gone.id).unwrap().is_none());
+            let listed = vault.store().keys(&kept.account, None, 9).unwrap();
+            assert_eq!(listed.into_iter().map(|key| key.id).collect::<Vec<_>>(), [kept.id.clone()]);
+        }
+        let names = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(!names.into_iter().any(|name| name.to_string_lossy().contains(".damaged-")));
     }
 }

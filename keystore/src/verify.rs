@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use stage0_contract::{ApiKey, KeyId, KeyIdentity, RefreshKey, RefreshKeyReply, VerifyKey, VerifyKeyReply};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::hash::{HashError, Hasher};
+use crate::hash::{HashError, Hasher, give_way};
 use crate::manage::Clock;
 use crate::metrics;
 use crate::plans::Plans;
@@ -33,10 +33,6 @@ pub(crate) struct Verifier {
     queue: usize,
     flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
 }
-
-/// A tenth of a busy core.
-#[cfg(target_os = "linux")]
-const NICENESS_IN_A_FLOOD: i32 = 10;
 
 /// Stands for a key's text where it is looked up; the text itself is kept nowhere.
 type Fingerprint = [u8; 32];
@@ -205,16 +201,6 @@ impl Flight<'_> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         drop(self.close());
-    }
-}
-
-/// A flood of keys takes a smaller part of the cores than checks of known keys. A key that comes alone is hashed like anything else:
-/// on a busy machine its owner would wait in vain.
-fn give_way() {
-    // On Linux a priority is the thread's own; elsewhere it would be the process's.
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS_IN_A_FLOOD) {
-        tracing::debug!(%error, "hashes have the priority of everything else");
     }
 }
 

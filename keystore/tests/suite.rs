@@ -10,6 +10,10 @@
 mod crash;
 #[path = "suite/damage.rs"]
 mod damage;
+#[path = "suite/flood.rs"]
+mod flood;
+#[path = "suite/grants.rs"]
+mod grants;
 #[path = "suite/harness.rs"]
 mod harness;
 #[path = "suite/older.rs"]

@@ -60,7 +60,7 @@ impl Courier {
         let ask = DisableWebhook { id: webhook.clone(), reason: reason.clone() };
         match self.shared.backplane.requests.ask(&ask, Shared::STORE_WITHIN).await {
             Ok(ManageReply::Done(WebhookDisabled {})) => metrics::endpoint_disabled(),
-            Ok(ManageReply::Refused(_) | ManageReply::Failed) | Err(_) => {
+            Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => {
                 // The next failure asks again.
                 tracing::error!(%webhook, "endpoint could not be disabled");
                 return Step::GoOn;

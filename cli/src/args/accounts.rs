@@ -62,7 +62,7 @@ What is past a shortened retention is not shown any more, at once, and is then d
     },
 }
 
-/// Checks that an account may make.
+/// Checks that an account may make, and what it may hold.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct OwnLimits {
@@ -75,6 +75,26 @@ pub(crate) struct OwnLimits {
     /// Checks in a month (UTC)
     #[arg(long, value_name = "N", value_parser = own_limit)]
     pub(crate) monthly: Option<Change<u64>>,
+    /// Keys that live at the same time
+    #[arg(long, value_name = "N", value_parser = own_cap)]
+    pub(crate) max_keys: Option<Change<u64>>,
+    /// Webhook endpoints
+    #[arg(long, value_name = "N", value_parser = own_cap)]
+    pub(crate) max_endpoints: Option<Change<u64>>,
+    /// Runs that checks name in a day (UTC)
+    #[arg(long, value_name = "N", value_parser = own_cap)]
+    pub(crate) max_runs: Option<Change<u64>>,
+    /// Bytes of input that `debug_store_input` keeps in a day (UTC)
+    #[arg(long, value_name = "N", value_parser = own_cap)]
+    pub(crate) stored_bytes: Option<Change<u64>>,
+}
+
+/// As a limit, but none at all may be had.
+fn own_cap(text: &str) -> Result<Change<u64>, String> {
+    if text == "0" {
+        return Ok(Change::Own(0));
+    }
+    own_limit(text).map_err(|_| "must be a whole number, `plan` or `unlimited`".to_owned())
 }
 
 fn own_limit(text: &str) -> Result<Change<u64>, String> {

@@ -134,6 +134,7 @@ impl Keystore<'_> {
             ManageReply::Refused(Refusal::Invalid(_)) => bail!("the keystore finds the call invalid"),
             ManageReply::Refused(Refusal::Conflict(why)) => bail!("{why}"),
             ManageReply::Failed => bail!("the keystore could not do it; its log says why"),
+            ManageReply::Busy => bail!("the keystore has too much to do"),
         }
     }
 }

@@ -99,6 +99,7 @@ pub(crate) struct HttpSettings {
     failed_logins_per_minute: u32,
     requests_per_second_per_address: u32,
     max_connections: u32,
+    management_calls_per_minute: u32,
     max_connections_per_worker: u32,
     max_connections_per_address: u32,
     max_bytes_in_flight: u32,
@@ -172,6 +173,7 @@ impl HttpSettings {
         let trusted_proxies = reader.optional(&table::TRUSTED_PROXIES, proxies).unwrap_or_default();
         let proxy_protocol_from = reader.optional(&table::PROXY_PROTOCOL_FROM, proxies).unwrap_or_default();
         let requests_per_second_per_address = reader.required(&table::REQUESTS_PER_SECOND, count_or_off(1_000_000));
+        let management_calls_per_minute = reader.required(&table::MANAGEMENT_CALLS, count_or_off(1_000_000));
         let max_connections_per_address = reader.required(&table::CONNECTIONS_PER_ADDRESS, count_or_off(1_000_000));
         let max_connections = reader.required(&table::CONNECTIONS, count(1_000_000));
         let max_bytes_in_flight = reader.required(&table::BYTES_IN_FLIGHT, bytes_in_flight);
@@ -193,6 +195,7 @@ impl HttpSettings {
             failed_logins_per_minute: failed_logins_per_minute?,
             requests_per_second_per_address: requests_per_second_per_address?,
             max_connections: max_connections?,
+            management_calls_per_minute: management_calls_per_minute?,
             max_connections_per_worker: max_connections_per_worker?,
             max_connections_per_address: max_connections_per_address?,
             max_bytes_in_flight: max_bytes_in_flight?,
@@ -220,6 +223,7 @@ impl HttpSettings {
             max_connections: size(Some(self.max_connections)).unwrap_or(defaults.max_connections),
             max_bytes_in_flight: size(Some(self.max_bytes_in_flight)).unwrap_or(defaults.max_bytes_in_flight),
             reads_per_second_per_account: NonZeroU32::new(self.reads_per_second_per_account),
+            management_calls_per_minute: NonZeroU32::new(self.management_calls_per_minute),
             max_connections_per_worker: size(Some(self.max_connections_per_worker))
                 .unwrap_or(defaults.max_connections_per_worker),
             max_connections_per_address: NonZeroU32::new(self.max_connections_per_address),

@@ -69,6 +69,8 @@ settings! {
         (Dev, Default("50")), (Gateway, Default("50"))];
     REQUESTS_PER_SECOND = "requests-per-second-per-address" "N" in "Limits", "Requests a second of one address, whatever their keys, before more get 429; 0: no limit", OPEN, All, &[
         (Dev, Default("10000")), (Gateway, Default("10000"))];
+    MANAGEMENT_CALLS = "management-calls-per-minute" "N" in "Limits", "Calls of the control API (accounts, keys, webhooks) with one key in a minute before more get 429; all keys of an account together have four times as many, revocations as many again; 0: no limit", OPEN, All, &[
+        (Dev, Default("600")), (Gateway, Default("600"))];
     CONNECTIONS = "max-connections" "N" in "Limits", "Connections that the gateway holds at the same time before one more closes one that waits for its client; each may take some 80 KiB of memory, and no more are held than the limit on open files allows", OPEN, All, &[
         (Dev, Default("4000")), (Gateway, Default("4000"))];
     MAX_CONNECTIONS = "max-connections-per-worker" "N" in "Limits", "Connections that one worker holds at the same time before more wait to be accepted", OPEN, All, &[

@@ -15,11 +15,12 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use stage0_backplane::{Ledger, PutError, Revision};
 use stage0_contract::{
-    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
-    RunSettled, RunView, SettleRun, ShowRun,
+    AccountId, Caps, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded,
+    RunId, RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
 };
 use tokio::time::Instant;
 
+use super::quota::{Room, RunQuota, day_of};
 use super::{Occasion, RunState, refused};
 use crate::in_hand::Check;
 use crate::lanes::Lanes;
@@ -57,10 +58,21 @@ impl Default for RunConfig {
 pub(crate) struct Runs {
     ledger: Arc<dyn Ledger>,
     config: RunConfig,
+    quota: RunQuota,
     /// Runs that are in hand, and the checks that wait for their turn.
     waiting: RefCell<HashMap<String, Vec<Check>>>,
     /// Bytes of those checks.
     waiting_bytes: Cell<usize>,
+}
+
+/// Whether a run may be one of its account's today.
+enum Counted {
+    Already,
+    /// From now on, once it is written.
+    Now(Room),
+    TooMany {
+        limit: u64,
+    },
 }
 
 /// Why a run could not be read or written.
@@ -68,6 +80,8 @@ pub(crate) struct Runs {
 enum RunError {
     #[error("the run cannot be read: {0}")]
     Read(String),
+    #[error("the run cannot be counted: {0}")]
+    Count(String),
     #[error("the run cannot be written: {0}")]
     Write(String),
 }
@@ -81,7 +95,8 @@ struct Found {
 
 impl Runs {
     pub(crate) fn new(ledger: Arc<dyn Ledger>, config: RunConfig) -> Self {
-        Self { ledger, config, waiting: RefCell::default(), waiting_bytes: Cell::new(0) }
+        let waiting = RefCell::default();
+        Self { quota: RunQuota::new(Arc::clone(&ledger)), ledger, config, waiting, waiting_bytes: Cell::new(0) }
     }
 
     /// The place of the run that a check names; none for one without a run.
@@ -197,6 +212,17 @@ impl Runs {
         let latest = batch.iter().map(|check| check.request().evaluated_at).max().unwrap_or_default();
         let before = state.unwrap_or_else(|| RunState::new(latest));
         let mut state = before.clone();
+        let room = match self.count(&mut state, batch, latest, deadline).await? {
+            Counted::Already => None,
+            Counted::Now(room) => Some(room),
+            Counted::TooMany { limit } => {
+                // Another evaluator may have opened this very run meanwhile.
+                if self.read(place, deadline).await?.revision != revision {
+                    return Ok(None);
+                }
+                return Ok(Some(batch.iter().map(|_| Some(EvaluateReply::TooManyRuns { limit })).collect()));
+            }
+        };
         state.expire(latest, seconds(self.config.reserved_for));
         let started = Instant::now();
         let mut replies = Vec::with_capacity(batch.len());
@@ -222,7 +248,39 @@ impl Runs {
             return Ok(Some(replies));
         }
         let written = self.write(place, &state, revision, self.config.kept_for, deadline).await?;
+        if let (false, Some(room)) = (written, room) {
+            self.quota.put_back(room);
+        }
         Ok(written.then_some(replies))
+    }
+
+    /// Counts the run as one of its account's today, before anything is decided: what cannot be counted is not.
+    async fn count(
+        &self,
+        state: &mut RunState,
+        batch: &[Check],
+        now: i64,
+        deadline: Instant,
+    ) -> Result<Counted, RunError> {
+        // One run is of one account.
+        let Some(question) = batch.last().map(|check| check.request()) else { return Ok(Counted::Already) };
+        let limit = question.max_runs.unwrap_or(Caps::DEFAULT_MAX_RUNS);
+        if limit >= UNLIMITED || state.counts_on(day_of(now)) {
+            return Ok(Counted::Already);
+        }
+        let taken = self.quota.take(&question.account, limit, now, deadline).await;
+        Ok(match taken.map_err(|error| RunError::Count(error.to_string()))? {
+            Some(room) => {
+                state.counted_on = room.day;
+                Counted::Now(room)
+            }
+            None => Counted::TooMany { limit },
+        })
+    }
+
+    /// Gives back what was leased and not used.
+    pub(crate) async fn drain(&self) {
+        self.quota.drain(Timestamp::now().as_second()).await;
     }
 
     async fn read(&self, place: &str, deadline: Instant) -> Result<Found, RunError> {
@@ -270,10 +328,13 @@ impl Runs {
         loop {
             let ended = async {
                 let found = self.read(&place, deadline).await?;
-                if found.state.is_none() {
-                    return Ok(None);
+                let Some(state) = found.state else { return Ok(None) };
+                let tombstone = RunState::tombstone();
+                let written = self.write(&place, &tombstone, found.revision, TOMBSTONE_LIVES, deadline).await?;
+                if written {
+                    self.make_room(&question.account, &state, deadline).await;
                 }
-                self.write(&place, &RunState::tombstone(), found.revision, TOMBSTONE_LIVES, deadline).await.map(Some)
+                Ok(Some(written))
             };
             match ended.await {
                 Ok(Some(true)) => {
@@ -284,6 +345,14 @@ impl Runs {
                 Ok(None) => return refused(Refusal::NotFound),
                 Err(error) => return failed(&question.account, None, &error),
             }
+        }
+    }
+
+    /// A run less. Where that cannot be told, it counts until the day ends.
+    async fn make_room(&self, account: &AccountId, ended: &RunState, deadline: Instant) {
+        let freed = self.quota.free(account, ended.counted_on, Timestamp::now().as_second(), deadline).await;
+        if let Err(error) = freed {
+            tracing::warn!(%account, error = &error as &dyn std::error::Error, "a run that was ended counts on");
         }
     }
 

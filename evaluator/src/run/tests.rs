@@ -60,6 +60,7 @@ impl Play {
             evaluated_at: self.now,
             operation: (number != operation).then(|| id(operation)),
             caller: CallerTexts::default(),
+            max_runs: None,
         };
         self.state.expire(self.now, RESERVED_FOR);
         let past = self.state.past(occasion);
@@ -184,6 +185,25 @@ fn more_tools_than_are_told_apart_count_for_all_and_memory_stays_bounded() {
     assert!(run.state.tools.back().unwrap().starts_with("sha256:"));
     assert!(serde_json::to_vec(&run.state).unwrap().len() < 20_000);
     assert_eq!(run.check(&["same_tool_limit: 6"], json!({"current_tool": "fresh"})).verdict, Defer);
+}
+
+#[test]
+fn the_record_of_a_run_is_bounded_whatever_its_tools_are_called() {
+    for unit in ["a", "\"", "\\", "\u{1}", "\u{1f}", "é", "\u{1F600}"] {
+        let mut run = Play::new();
+        for number in 0..10 {
+            let name = |n: usize| format!("{}{n}", unit.repeat(110 / unit.len()));
+            let tools: Vec<_> = (0..200).map(|n| name(number * 200 + n)).collect();
+            run.check(&[], json!({"recent_tools": tools, "current_tool": name(number)}));
+        }
+        for number in 0..MOST_ALLOWED + 5 {
+            run.check(&[], json!({"current_tool": format!("{}{number}", unit.repeat(110 / unit.len()))}));
+        }
+        let record = serde_json::to_vec(&run.state).unwrap().len();
+        assert!(record < 64 * 1_024, "{record} bytes with names of {unit:?}");
+        let untold = run.check(&["same_tool_limit: 2"], json!({"current_tool": "one that has no count of its own"}));
+        assert_eq!(untold.verdict, Defer, "what is not told apart counts for all");
+    }
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn cost(body: &[u8]) -> (Taken, Taken) {
                 evaluated_at: NOW,
                 operation: None,
                 caller: CallerTexts::default(),
+                max_runs: None,
             };
             serde_json::to_vec(&question).unwrap()
         });

@@ -64,6 +64,7 @@ fn check(number: u64, account: &str, constraints: &[&str], context: impl Into<Va
         evaluated_at: jiff::Timestamp::now().as_second(),
         operation: None,
         caller: CallerTexts::default(),
+        max_runs: None,
     }
 }
 
@@ -160,6 +161,57 @@ async fn a_settlement_is_the_runs_and_counts_once_among_many() {
     assert_eq!((done.len(), twice), (1, 19));
     let ManageReply::Done(view) = stage.view("acc", "r").await else { panic!("no run") };
     assert_eq!((view.cost.spent_usd, view.cost.reserved_usd), (3.0, 0.0));
+}
+
+#[tokio::test]
+async fn an_account_names_no_more_runs_a_day_than_it_may_and_ending_one_makes_room() {
+    let stage = Stage::new(3, RunConfig::default()).await;
+    let named = |number, account: &str, run: String| {
+        let check = check(number, account, &[], json!({"run_id": run}));
+        EvaluateRequest { max_runs: Some(10), ..check }
+    };
+    let ask_all = async |numbers: std::ops::Range<u64>| {
+        let mut asks = JoinSet::new();
+        for number in numbers {
+            let run = number % 20;
+            let (requests, check) = (Arc::clone(&stage.caller.requests), named(number, "acc", format!("r{run}")));
+            asks.spawn(async move { (run, requests.ask(&check, WITHIN).await.unwrap()) });
+        }
+        let decided = asks.join_all().await.into_iter().filter(|(_, reply)| match reply {
+            EvaluateReply::TooManyRuns { limit: 10 } => false,
+            reply => verdict(reply) == Verdict::Allow,
+        });
+        decided.map(|(run, _)| run).collect::<Vec<_>>()
+    };
+    let mut open = ask_all(0..20).await;
+    open.sort_unstable();
+    assert_eq!(open.len(), 10, "on all evaluators together");
+    let mut again = ask_all(20..60).await;
+    again.sort_unstable();
+    assert!(again.chunks(2).map(|pair| pair[0]).eq(open.iter().copied()), "runs that are open stay open: {again:?}");
+    let mut there = 0;
+    for run in 0..20 {
+        there += usize::from(matches!(stage.view("acc", &format!("r{run}")).await, ManageReply::Done(_)));
+    }
+    assert_eq!(there, 10, "one too many leaves nothing behind");
+    let opened = open[0];
+    verdict(&stage.ask(named(100, "acc", format!("r{opened}"))).await);
+    verdict(&stage.ask(named(101, "other", "r".to_owned())).await);
+    verdict(&stage.ask(check(102, "acc", &[], json!({}))).await);
+    let refused = stage.ask(named(103, "acc", "fresh".to_owned())).await;
+    assert_eq!(refused, EvaluateReply::TooManyRuns { limit: 10 });
+    let end =
+        EndRun { account: AccountId::parse("acc").unwrap(), run_id: RunId::parse(&format!("r{opened}")).unwrap() };
+    assert!(matches!(stage.caller.requests.ask(&end, WITHIN).await.unwrap(), ManageReply::Done(_)));
+    let room = async {
+        let mut number = 200;
+        while stage.ask(named(number, "acc", "fresh".to_owned())).await == (EvaluateReply::TooManyRuns { limit: 10 }) {
+            number += 1;
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WITHIN, room).await.unwrap();
+    assert_eq!(stage.ask(named(104, "acc", "one more".to_owned())).await, EvaluateReply::TooManyRuns { limit: 10 });
 }
 
 #[tokio::test]

@@ -40,6 +40,7 @@ fn question(goal: &str) -> EvaluateRequest {
         evaluated_at: 1_773_662_400,
         operation: None,
         caller: CallerTexts::default(),
+        max_runs: None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Several gateways on one ledger.
 
 use stage0_backplane::embedded::Bus;
-use stage0_contract::{KeyId, Plan, Scopes};
+use stage0_contract::{Caps, KeyId, Plan, Scopes};
 
 use super::*;
 
@@ -15,6 +15,7 @@ fn identity(limits: Limits) -> KeyIdentity {
         retention_days: 30,
         limits,
         require_run_id: false,
+        caps: Caps::NONE,
     }
 }
 
@@ -208,4 +209,69 @@ async fn a_ledger_that_failed_is_left_alone_for_a_moment() {
         }
     };
     tokio::time::timeout(FAILS_FOR * 10, again).await.unwrap();
+}
+
+fn storing(bytes: Option<u64>) -> KeyIdentity {
+    KeyIdentity { caps: Caps { stored_bytes: bytes, ..Caps::NONE }, ..identity(Limits::NONE) }
+}
+
+async fn stores(quotas: &Quotas, identity: &KeyIdentity, ledger: &dyn Ledger, bytes: u64) -> bool {
+    let kept = quotas.reserve_bytes(identity, bytes, ledger, soon()).await;
+    kept.map(|mut reservation| reservation.keep()).is_some()
+}
+
+#[tokio::test]
+async fn all_gateways_together_keep_no_more_input_than_the_quota_says() {
+    let (bus, account) = (Bus::new(), storing(Some(100_000)));
+    let gateways: Vec<_> = (0..3).map(|_| (Quotas::new(OnFailure::Open), bus.connect().ledger)).collect();
+    let mut kept = 0;
+    for (turn, bytes) in [900, 30_000, 7, 2_000, 45_000].into_iter().cycle().take(400).enumerate() {
+        let (quotas, ledger) = &gateways[turn % 3];
+        if stores(quotas, &account, &**ledger, bytes).await {
+            kept += bytes;
+        }
+    }
+    assert!((90_000..=100_000).contains(&kept), "{kept}: a lease is a thousand");
+    let (quotas, ledger) = &gateways[0];
+    let told = quotas.usage(&account, id(), &**ledger, soon()).await.unwrap().stored_bytes.unwrap();
+    assert_eq!((told.quota, told.used + told.remaining), (100_000, 100_000));
+    assert!(told.used >= kept - 1_000, "{told:?}");
+}
+
+#[tokio::test]
+async fn an_input_of_a_check_that_was_not_recorded_is_given_back() {
+    let (bus, quotas, account) = (Bus::new(), Quotas::new(OnFailure::Closed), storing(Some(10)));
+    let ledger = bus.connect().ledger;
+    for _ in 0..5 {
+        drop(quotas.reserve_bytes(&account, 10, &*ledger, soon()).await.unwrap());
+    }
+    assert!(stores(&quotas, &account, &*ledger, 10).await && !stores(&quotas, &account, &*ledger, 1).await);
+    let none = storing(Some(0));
+    assert!(!stores(&Quotas::new(OnFailure::Closed), &none, &*ledger, 1).await, "none at all may be kept");
+}
+
+#[tokio::test]
+async fn without_a_plan_there_is_a_default_and_only_who_has_no_quota_is_counted_afterwards() {
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let ledger = bus.connect().ledger;
+    let told = quotas.usage(&storing(None), id(), &*ledger, soon()).await.unwrap().stored_bytes.unwrap();
+    assert_eq!((told.used, told.quota), (0, Caps::DEFAULT_STORED_BYTES));
+    assert!(!stores(&quotas, &storing(None), &*ledger, Caps::DEFAULT_STORED_BYTES + 1).await);
+    let unlimited = storing(Some(UNLIMITED));
+    assert!(stores(&quotas, &unlimited, &*ledger, 3_000_000_000).await);
+    let told = quotas.usage(&unlimited, id(), &*ledger, soon()).await.unwrap().stored_bytes.unwrap();
+    assert_eq!((told.quota, told.used), (UNLIMITED, 3_000_000_000));
+}
+
+#[tokio::test]
+async fn without_a_ledger_no_input_is_kept_though_checks_may_pass() {
+    let gone = Bus::new().connect();
+    gone.requests.close().await;
+    let open = Quotas::new(OnFailure::Open);
+    assert!(!stores(&open, &storing(None), &*gone.ledger, 1).await);
+    let late = Instant::now();
+    let bus = Bus::new();
+    let quotas = Quotas::new(OnFailure::Closed);
+    assert!(quotas.reserve_bytes(&storing(None), 1, &*bus.connect().ledger, late).await.is_none());
+    assert!(stores(&quotas, &storing(None), &*bus.connect().ledger, 1).await, "which is no failure of the ledger");
 }

@@ -11,6 +11,8 @@ use stage0_contract::{AccountId, USAGE_RECORDS};
 
 /// The most that one gateway leases at a time.
 const MOST_LEASED: u64 = 1_000;
+/// The most bytes that one gateway leases ahead of what it needs.
+const MAX_LEASED_BYTES: u64 = 1_000_000;
 /// A window that was empty is asked again after this: another gateway may have given back.
 const ASK_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(1);
 /// A clock that is set back by less than this stays in its window.
@@ -24,6 +26,8 @@ pub(crate) enum Span {
     Minute,
     Day,
     Month,
+    /// A day too: not of checks, but of bytes of input that are kept.
+    StoredBytes,
 }
 
 /// One window: its span and when it begins.
@@ -67,7 +71,7 @@ impl Window {
         let clock = now.to_zoned(TimeZone::UTC).datetime();
         let begins = match span {
             Span::Minute => clock.with().second(0).subsec_nanosecond(0).build().unwrap_or(clock),
-            Span::Day => clock.date().into(),
+            Span::Day | Span::StoredBytes => clock.date().into(),
             Span::Month => clock.date().first_of_month().into(),
         };
         Self { span, begins: utc(begins).unwrap_or(now) }
@@ -78,7 +82,7 @@ impl Window {
         let date = self.date();
         let end = match self.span {
             Span::Minute => self.begins.checked_add(SignedDuration::from_secs(60)).ok(),
-            Span::Day => date.checked_add(1.day()).ok().and_then(|next| utc(next.into())),
+            Span::Day | Span::StoredBytes => date.checked_add(1.day()).ok().and_then(|next| utc(next.into())),
             Span::Month => date.checked_add(1.month()).ok().and_then(|next| utc(next.into())),
         };
         end.unwrap_or(Timestamp::MAX)
@@ -88,18 +92,19 @@ impl Window {
     pub(crate) fn name(self) -> String {
         let date = self.date();
         match self.span {
-            Span::Minute | Span::Day => date.to_string(),
+            Span::Minute | Span::Day | Span::StoredBytes => date.to_string(),
             Span::Month => date.strftime("%Y-%m").to_string(),
         }
     }
 
-    /// Where the account's checks in this window are counted.
+    /// Where what the account uses in this window is counted.
     pub(crate) fn counter(self, account: &AccountId) -> String {
         let date = self.date();
         match self.span {
             Span::Minute => format!("{USAGE_RECORDS}.{account}.m{}", self.begins.as_second().div_euclid(60)),
             Span::Day => format!("{USAGE_RECORDS}.{account}.d{}", date.strftime("%Y%m%d")),
             Span::Month => format!("{USAGE_RECORDS}.{account}.n{}", date.strftime("%Y%m")),
+            Span::StoredBytes => format!("{USAGE_RECORDS}.{account}.b{}", date.strftime("%Y%m%d")),
         }
     }
 
@@ -120,13 +125,15 @@ impl Window {
     }
 }
 
-/// How much one gateway takes at a time: a twentieth of a minute's limit, a hundredth of the others', 1 to 1,000.
+/// How much one gateway takes at a time: a twentieth of a minute's limit, a hundredth of the others', 1 to 1,000, or to
+/// 1,000,000 bytes.
 pub(crate) fn lease(span: Span, limit: u64) -> u64 {
-    let parts = match span {
-        Span::Minute => 20,
-        Span::Day | Span::Month => 100,
+    let (parts, most) = match span {
+        Span::Minute => (20, MOST_LEASED),
+        Span::Day | Span::Month => (100, MOST_LEASED),
+        Span::StoredBytes => (100, MAX_LEASED_BYTES),
     };
-    (limit / parts).clamp(1, MOST_LEASED)
+    (limit / parts).clamp(1, most)
 }
 
 impl Purse {
@@ -158,13 +165,13 @@ impl Purse {
         self.window
     }
 
-    /// Spends one of the lease.
-    pub(crate) fn spend(&mut self, limit: u64, now: Timestamp) -> Spent {
+    /// Spends so many of the lease, or nothing.
+    pub(crate) fn spend(&mut self, amount: u64, limit: u64, now: Timestamp) -> Spent {
         if limit < self.leased_below {
             self.surplus = self.surplus.saturating_add(std::mem::take(&mut self.left));
             self.leased_below = limit;
         }
-        if let Some(left) = self.left.checked_sub(1) {
+        if let Some(left) = self.left.checked_sub(amount) {
             self.left = left;
             return Spent::Yes;
         }
@@ -177,9 +184,14 @@ impl Purse {
         }
     }
 
-    /// Spends one that nobody granted.
-    pub(crate) fn spend_uncounted(&mut self) {
-        self.uncounted = self.uncounted.saturating_add(1);
+    /// Spends what nobody granted.
+    pub(crate) fn spend_uncounted(&mut self, amount: u64) {
+        self.uncounted = self.uncounted.saturating_add(amount);
+    }
+
+    /// How much more must be granted before so much can be spent.
+    pub(crate) fn lacking(&self, amount: u64) -> u64 {
+        amount.saturating_sub(self.left)
     }
 
     /// Takes a grant for this window.
@@ -197,16 +209,16 @@ impl Purse {
         self.leased_below
     }
 
-    /// Unspends one that was spent in this window, granted below a limit or by nobody.
-    pub(crate) fn unspend(&mut self, window: Window, granted: Option<u64>) {
+    /// Unspends what was spent in this window, granted below a limit or by nobody.
+    pub(crate) fn unspend(&mut self, window: Window, amount: u64, granted: Option<u64>) {
         if window != self.window {
             return;
         }
         match granted {
             // Of a higher limit than now: it was granted, but no more is to pass for it.
-            Some(below) if below > self.leased_below => self.surplus = self.surplus.saturating_add(1),
-            Some(_) => self.left = self.left.saturating_add(1),
-            None => self.uncounted = self.uncounted.saturating_sub(1),
+            Some(below) if below > self.leased_below => self.surplus = self.surplus.saturating_add(amount),
+            Some(_) => self.left = self.left.saturating_add(amount),
+            None => self.uncounted = self.uncounted.saturating_sub(amount),
         }
     }
 
@@ -311,15 +323,15 @@ mod tests {
     fn only_what_was_granted_is_spent() {
         let now = at("2026-11-24T09:20:00Z");
         let mut purse = Purse::new(Span::Minute, now);
-        assert_eq!(purse.spend(5, now), Spent::AskFirst);
+        assert_eq!(purse.spend(1, 5, now), Spent::AskFirst);
         purse.refill(purse.window(), Added { granted: 2, total: 2 }, 5, now);
-        assert_eq!([(); 3].map(|()| purse.spend(5, now)), [Spent::Yes, Spent::Yes, Spent::AskFirst]);
+        assert_eq!([(); 3].map(|()| purse.spend(1, 5, now)), [Spent::Yes, Spent::Yes, Spent::AskFirst]);
         assert_eq!((purse.remaining(5), purse.used(2)), (3, 2));
         purse.refill(purse.window(), Added { granted: 0, total: 5 }, 5, now);
-        assert_eq!(purse.spend(5, now), Spent::UsedUp);
-        assert_eq!(purse.spend(5, at("2026-11-24T09:20:01Z")), Spent::AskFirst, "others may have given back");
+        assert_eq!(purse.spend(1, 5, now), Spent::UsedUp);
+        assert_eq!(purse.spend(1, 5, at("2026-11-24T09:20:01Z")), Spent::AskFirst, "others may have given back");
         assert_eq!(purse.remaining(5), 0);
-        assert_eq!(purse.spend(6, now), Spent::AskFirst, "the limit was raised");
+        assert_eq!(purse.spend(1, 6, now), Spent::AskFirst, "the limit was raised");
     }
 
     #[test]
@@ -328,11 +340,15 @@ mod tests {
         let old = purse.window();
         purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:20:59.9Z"));
         assert_eq!(purse.turn(at("2026-11-24T09:21:00Z")), None);
-        assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+        assert_eq!(purse.spend(1, 5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
         purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:21:00Z"));
-        assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst, "a grant that comes late is of no use");
-        purse.unspend(old, Some(5));
-        assert_eq!(purse.spend(5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+        assert_eq!(
+            purse.spend(1, 5, at("2026-11-24T09:21:00Z")),
+            Spent::AskFirst,
+            "a grant that comes late is of no use"
+        );
+        purse.unspend(old, 1, Some(5));
+        assert_eq!(purse.spend(1, 5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
     }
 
     #[test]
@@ -341,7 +357,7 @@ mod tests {
         let mut purse = Purse::new(Span::Minute, late);
         purse.refill(purse.window(), Added { granted: 1, total: 1 }, 5, late);
         assert_eq!(purse.turn(early), None);
-        assert_eq!([purse.spend(5, early), purse.spend(5, early)], [Spent::Yes, Spent::AskFirst]);
+        assert_eq!([purse.spend(1, 5, early), purse.spend(1, 5, early)], [Spent::Yes, Spent::AskFirst]);
         assert_eq!(purse.window(), Window::at(Span::Minute, late));
     }
 
@@ -352,7 +368,7 @@ mod tests {
         purse.refill(purse.window(), Added { granted: 1, total: 1 }, 5, ahead);
         purse.turn(right);
         assert_eq!(purse.window(), Window::at(Span::Day, right));
-        assert_eq!(purse.spend(5, right), Spent::AskFirst, "what was leased of another day is of no use");
+        assert_eq!(purse.spend(1, 5, right), Spent::AskFirst, "what was leased of another day is of no use");
     }
 
     #[test]
@@ -360,11 +376,11 @@ mod tests {
         let now = at("2026-11-24T09:20:00Z");
         let mut purse = Purse::new(Span::Day, now);
         purse.refill(purse.window(), Added { granted: 100, total: 100 }, 10_000, now);
-        assert_eq!(purse.spend(10_000, now), Spent::Yes);
-        assert_eq!(purse.spend(10, now), Spent::AskFirst);
+        assert_eq!(purse.spend(1, 10_000, now), Spent::Yes);
+        assert_eq!(purse.spend(1, 10, now), Spent::AskFirst);
         assert_eq!((purse.used(100), purse.holds_nothing()), (1, false));
-        purse.unspend(purse.window(), Some(10_000));
-        assert_eq!(purse.spend(10, now), Spent::AskFirst, "nor what is given back of it");
+        purse.unspend(purse.window(), 1, Some(10_000));
+        assert_eq!(purse.spend(1, 10, now), Spent::AskFirst, "nor what is given back of it");
         assert_eq!((purse.take_surplus(), purse.holds_nothing()), (100, true));
     }
 
@@ -372,13 +388,13 @@ mod tests {
     fn what_nobody_counted_is_told_of_its_own_window() {
         let now = at("2026-11-24T23:59:59Z");
         let mut purse = Purse::new(Span::Day, now);
-        purse.spend_uncounted();
-        purse.spend_uncounted();
+        purse.spend_uncounted(1);
+        purse.spend_uncounted(1);
         let old = purse.window();
-        purse.unspend(old, None);
+        purse.unspend(old, 1, None);
         assert_eq!(purse.turn(at("2026-11-25T00:00:00Z")), Some((old, 1)));
         assert!(!purse.put_uncounted(old, 1), "not of today");
-        purse.spend_uncounted();
+        purse.spend_uncounted(1);
         assert_eq!((purse.used(7), purse.take_uncounted(), purse.used(8)), (8, 1, 8));
     }
 }

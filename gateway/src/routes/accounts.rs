@@ -2,18 +2,28 @@
 
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
-use stage0_contract::{AccountId, Caller, CreateAccount, ListAccounts, Scope, UpdateAccount};
-use tokio::time::Instant;
+use stage0_contract::{AccountId, CapChanges, CreateAccount, ListAccounts, Scope, UpdateAccount};
 
+use super::answer;
 use super::fields::Fields;
-use super::keys::{allowed, manage};
-use super::{answer, authenticate};
+use super::keys::{allowed, caller, manage};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
 
 /// What an operator may change; null is the plan's.
-const CHANGES: [&str; 6] = ["plan", "retention_days", "per_minute", "daily", "monthly", "require_run_id"];
+const CHANGES: [&str; 10] = [
+    "plan",
+    "retention_days",
+    "per_minute",
+    "daily",
+    "monthly",
+    "require_run_id",
+    "max_keys",
+    "max_endpoints",
+    "max_runs",
+    "stored_bytes",
+];
 
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
@@ -29,9 +39,9 @@ pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payl
 
 pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
     let listed = async {
-        let identity = authenticate(&gate, &request, Instant::now() + gate.config.request_budget).await?;
+        let caller = caller(&gate, &request).await?;
         let mut fields = Fields::of_query(&request);
-        let (caller, cursor, limit) = (Caller::from(&*identity), fields.text("cursor"), fields.limit());
+        let (cursor, limit) = (fields.text("cursor"), fields.limit());
         fields.finish()?;
         let page = manage(&gate, &ListAccounts { caller, cursor, limit }).await?;
         Ok::<_, ApiError>(HttpResponse::Ok().json(page))
@@ -53,11 +63,17 @@ pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
         let per_minute = fields.change("per_minute", Fields::large_number);
         let daily = fields.change("daily", Fields::large_number);
         let monthly = fields.change("monthly", Fields::large_number);
+        let caps = CapChanges {
+            max_keys: fields.change("max_keys", Fields::large_number),
+            max_endpoints: fields.change("max_endpoints", Fields::large_number),
+            max_runs: fields.change("max_runs", Fields::large_number),
+            stored_bytes: fields.change("stored_bytes", Fields::large_number),
+        };
         fields.finish()?;
         // What cannot be an account's id names none.
         let account = AccountId::parse(&id).map_err(|_| ApiError::NotFound)?;
         let changes =
-            UpdateAccount { caller, account, plan, retention_days, per_minute, daily, monthly, require_run_id };
+            UpdateAccount { caller, account, plan, retention_days, per_minute, daily, monthly, require_run_id, caps };
         let account = manage(&gate, &changes).await?;
         // Whoever has this answer finds the change in force here; other gateways hear of it in the same moment.
         gate.keyring.doubt();

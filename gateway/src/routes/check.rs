@@ -27,7 +27,7 @@ use crate::body::{self, Body};
 use crate::errors::ApiError;
 use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
 use crate::metrics::{InFlight, Step, timed};
-use crate::quota::Reservation;
+use crate::quota::{Reservation, end_of_day};
 use crate::recorder::{Entry, NotRecorded};
 use crate::state::Gate;
 
@@ -212,28 +212,41 @@ impl Asked<'_> {
                 client_request_id: client_request_id.as_ref().map(ToString::to_string),
                 user_agent: user_agent(request),
             },
+            max_runs: Some(identity.caps.runs()),
         };
         let asked = Instant::now();
         let evaluated =
             timed(Step::Evaluate, evaluate(gate.requests(), gate.config.request_budget, &question, deadline)).await;
-        let Decided { decision, recordable } = evaluated.map_err(|error| {
-            let refused = matches!(error, ApiError::Invalid(_));
+        let Decided { decision, mut recordable } = evaluated.map_err(|error| {
+            let refused = matches!(error, ApiError::Invalid(_) | ApiError::TooManyRuns { .. });
             Undecided::Before(if refused { Ended::Refused } else { Ended::Failed }, error)
         })?;
         let evaluation = asked.elapsed();
 
-        let meta =
-            ResponseMeta { source: "stage0".into(), test_mode: false, client_request_id, audit: gate.config.audit };
-        let response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
-        let body = written(&response).map_err(failed)?;
+        let mut input = None;
+        if question.request.debug_store_input {
+            input = keep_input(gate, identity, &mut recordable, deadline).await;
+        }
+        let meta = ResponseMeta {
+            source: "stage0".into(),
+            test_mode: false,
+            client_request_id,
+            audit: gate.config.audit,
+            input_stored: question.request.debug_store_input.then_some(input.is_some()),
+        };
+        let mut response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
+        let mut body = written(&response).map_err(failed)?;
         if let Some(recorder) = &gate.recorder {
             let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
             let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days);
             let entry = entry.map_err(failed)?;
             // From here on it may be in the log: it counts, whoever is gone.
-            reservation.iter_mut().for_each(Reservation::keep);
+            reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
             if let Err(error) = timed(Step::Record, recorder.record(entry, deadline)).await {
                 tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
+                if matches!(error, NotRecorded::Failed(_)) {
+                    input.iter_mut().for_each(Reservation::give_back);
+                }
                 if gate.config.audit == AuditMode::Required {
                     return Err(match error {
                         NotRecorded::Failed(_) => {
@@ -245,12 +258,35 @@ impl Asked<'_> {
                         }
                     });
                 }
+                // Best effort: the answer leaves, and does not claim what nobody knows.
+                if response.meta.input_stored.is_some() {
+                    response.meta.input_stored = Some(false);
+                    body = written(&response).map_err(failed)?;
+                }
             }
         }
         reservation.iter_mut().for_each(Reservation::keep);
         note(request, identity, Some(&response.decided));
         Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
     }
+}
+
+/// Counts the input that a check wants kept; without room for it the decision is recorded alone.
+async fn keep_input(
+    gate: &Gate,
+    identity: &KeyIdentity,
+    recordable: &mut Option<Recordable>,
+    deadline: Instant,
+) -> Option<Reservation> {
+    let texts = recordable.as_mut()?;
+    let input = texts.input.take()?;
+    gate.recorder.as_ref()?;
+    let bytes = serde_json::to_vec(&input).ok()?.len() as u64;
+    let kept = gate.quotas.reserve_bytes(identity, bytes, gate.ledger(), deadline).await;
+    if kept.is_some() {
+        texts.input = Some(input);
+    }
+    kept
 }
 
 /// A decision that was recorded before, under its own id.
@@ -426,6 +462,9 @@ async fn evaluate(
             Err(ApiError::Unavailable)
         }
         EvaluateReply::Invalid(errors) => Err(ApiError::Invalid(errors)),
+        EvaluateReply::TooManyRuns { limit } => {
+            Err(ApiError::TooManyRuns { limit, again: end_of_day(Timestamp::now()) })
+        }
         EvaluateReply::Unable(reason) => {
             tracing::error!(%request_id, reason, "evaluator could not decide");
             Err(ApiError::Unavailable)
@@ -492,6 +531,7 @@ mod tests {
             evaluated_at: 1_773_662_400,
             operation: None,
             caller: CallerTexts::default(),
+            max_runs: None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::{allow, answer, authenticate};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
+use crate::throttle::ManagementCall;
 
 /// Asks the keystore, or the exporter, to do something.
 pub(super) async fn manage<M, T>(gate: &Gate, message: &M) -> Result<T, ApiError>
@@ -31,6 +32,10 @@ where
         Ok(ManageReply::Refused(refusal)) => Err(refusal.into()),
         Ok(ManageReply::Failed) => {
             tracing::error!(subject = M::SUBJECT, "management call failed");
+            Err(ApiError::Unavailable)
+        }
+        Ok(ManageReply::Busy) => {
+            tracing::warn!(subject = M::SUBJECT, "too many management calls wait for the keystore");
             Err(ApiError::Unavailable)
         }
         Err(error) => {
@@ -85,23 +90,37 @@ pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 
 pub(super) async fn revoke(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
     let revoked = async {
-        let caller = caller(&gate, &request).await?;
+        let caller = calls(&gate, &request, ManagementCall::Revocation, None).await?;
         let Revoked {} = manage(&gate, &RevokeKey { caller, id: key_id(&id)? }).await?;
         Ok::<_, ApiError>(HttpResponse::NoContent().finish())
     };
     answer(&request, revoked.await)
 }
 
+/// Who calls, if its key has a call left.
 pub(super) async fn caller(gate: &Gate, request: &HttpRequest) -> Result<Caller, ApiError> {
+    calls(gate, request, ManagementCall::Other, None).await
+}
+
+async fn calls(
+    gate: &Gate,
+    request: &HttpRequest,
+    call: ManagementCall,
+    scope: Option<Scope>,
+) -> Result<Caller, ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
+    if let Some(scope) = scope {
+        allow(&identity, scope)?;
+    }
+    if let Some(calls) = &gate.management_calls {
+        calls.admit(&identity, call, std::time::Instant::now()).map_err(ApiError::TooManyCalls)?;
+    }
     Ok(Caller::from(&*identity))
 }
 
 /// The caller of a call with a body, whose scope is judged before the body is read; the keystore judges the rest.
 pub(super) async fn allowed(gate: &Gate, request: &HttpRequest, scope: Scope) -> Result<Caller, ApiError> {
-    let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
-    allow(&identity, scope)?;
-    Ok(Caller::from(&*identity))
+    calls(gate, request, ManagementCall::Other, Some(scope)).await
 }
 
 /// What cannot be a key's id names no key.

@@ -26,7 +26,7 @@ pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payl
         let caller = allowed(&gate, &request, Scope::WebhooksManage).await?;
         let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
         let (account, url) = (fields.account(), fields.required_text("url"));
-        check_url(&gate, &mut fields, &url);
+        let url = normal_url(&gate, &mut fields, url);
         let filters = WebhookFilters { verdicts: fields.verdicts(), environments: fields.texts("environments") };
         let (description, rate_limit) = (fields.text("description").unwrap_or_default(), fields.number("rate_limit"));
         fields.finish()?;
@@ -60,10 +60,7 @@ pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
     let updated = async {
         let (caller, webhook) = own(&gate, &request, &id).await?;
         let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
-        let url = fields.text("url");
-        if let Some(url) = &url {
-            check_url(&gate, &mut fields, url);
-        }
+        let url = fields.text("url").map(|url| normal_url(&gate, &mut fields, url));
         // Each filter is its own member; null means all again.
         let (verdicts, environments) = (fields.has("verdicts"), fields.has("environments"));
         let filters = (verdicts || environments).then(|| WebhookFilters {
@@ -169,12 +166,17 @@ async fn own(gate: &Gate, request: &HttpRequest, id: &str) -> Result<(Caller, We
     Ok((caller, webhook))
 }
 
-fn check_url(gate: &Gate, fields: &mut Fields, url: &str) {
+/// The address as it is connected to: what is stored and shown must not look like another.
+fn normal_url(gate: &Gate, fields: &mut Fields, url: String) -> String {
     if url.is_empty() {
-        return;
+        return url;
     }
-    if let Err(error) = WebhookUrl::parse(url, gate.config.dangerous_allow_private_webhooks) {
-        fields.refuse("url", &error.to_string());
+    match WebhookUrl::parse(&url, gate.config.dangerous_allow_private_webhooks) {
+        Ok(normal) => normal.as_str().to_owned(),
+        Err(error) => {
+            fields.refuse("url", &error.to_string());
+            url
+        }
     }
 }
 

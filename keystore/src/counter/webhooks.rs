@@ -15,18 +15,22 @@ use tokio::time::Instant;
 use super::Counter;
 use crate::manage::{self, webhooks};
 use crate::signer;
+use crate::writer::Lane;
 
 impl Counter {
     pub(crate) async fn create_webhook(&self, call: CreateWebhook, until: Instant) -> ManageReply<WebhookCreated> {
-        self.change_and_tell("create webhook", until, move |desk| desk.create_webhook(call)).await
+        let account = call.caller.account.clone();
+        self.add_and_tell("create webhook", &account, until, move |desk| desk.create_webhook(call)).await
     }
 
     pub(crate) async fn update_webhook(&self, call: UpdateWebhook, until: Instant) -> ManageReply<Webhook> {
-        self.change_and_tell("update webhook", until, move |desk| desk.update_webhook(call)).await
+        let account = call.caller.account.clone();
+        self.add_and_tell("update webhook", &account, until, move |desk| desk.update_webhook(call)).await
     }
 
     pub(crate) async fn enable_webhook(&self, call: EnableWebhook, until: Instant) -> ManageReply<Webhook> {
-        self.change_and_tell("enable webhook", until, move |desk| desk.enable_webhook(&call)).await
+        let account = call.caller.account.clone();
+        self.add_and_tell("enable webhook", &account, until, move |desk| desk.enable_webhook(&call)).await
     }
 
     pub(crate) async fn rotate_webhook(
@@ -34,15 +38,16 @@ impl Counter {
         call: RotateWebhookSecret,
         until: Instant,
     ) -> ManageReply<WebhookCreated> {
-        self.change_and_tell("rotate webhook secret", until, move |desk| desk.rotate_webhook(&call)).await
+        let account = call.caller.account.clone();
+        self.add_and_tell("rotate webhook secret", &account, until, move |desk| desk.rotate_webhook(&call)).await
     }
 
     pub(crate) async fn delete_webhook(&self, call: DeleteWebhook, until: Instant) -> ManageReply<WebhookDeleted> {
-        self.change_and_tell("delete webhook", until, move |desk| desk.delete_webhook(&call)).await
+        self.change_and_tell("delete webhook", Lane::Urgent, until, move |desk| desk.delete_webhook(&call)).await
     }
 
     pub(crate) async fn disable_webhook(&self, call: DisableWebhook, until: Instant) -> ManageReply<WebhookDisabled> {
-        self.change_and_tell("disable webhook", until, move |desk| desk.disable_webhook(&call)).await
+        self.change_and_tell("disable webhook", Lane::Urgent, until, move |desk| desk.disable_webhook(&call)).await
     }
 
     pub(crate) async fn list_webhooks(&self, call: ListWebhooks) -> ManageReply<Page<Webhook>> {

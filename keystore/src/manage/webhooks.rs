@@ -31,9 +31,8 @@ impl Desk {
         judge::may_manage_webhooks(&caller)?;
         let account = rules::account_meant(&caller, call.account.as_ref())?;
         judge::valid_webhook(&call)?;
-        store.account(&account)?.ok_or(Refusal::NotFound)?;
-        let living = store.webhooks(&account, None).take(judge::MAX_ENDPOINTS).collect::<Result<Vec<_>, _>>()?;
-        judge::room_for_one_more(living.len())?;
+        let caps = self.judge().caps(&account)?;
+        judge::room_for_one_more(self.judge().population().living_webhooks(&account, now), &caps)?;
         let webhook = Webhook {
             id: new_id("we", random()?, WebhookId::parse)?,
             account,
@@ -92,7 +91,7 @@ impl Desk {
         let changed = changed(&new.webhook);
         if new != old {
             tracing::warn!(account = %new.webhook.account, webhook = %call.id, "webhook disabled by the exporter");
-            self.vault.commit(&[Record::Webhook(new)])?;
+            self.commit(&[Record::Webhook(new)])?;
         }
         Ok((WebhookDisabled {}, changed))
     }
@@ -115,7 +114,12 @@ impl Desk {
     ) -> Result<(Webhook, Changed), Undone> {
         let webhook = new.webhook.clone();
         if old != Some(&new) {
-            self.vault.commit(&[Record::Webhook(new)])?;
+            let mut records = vec![Record::Webhook(new)];
+            // A new endpoint: what was deleted long ago is forgotten in the same change.
+            if old.is_none() {
+                records.extend(self.judge().population().surplus_webhooks(&webhook.account, webhook.created_at));
+            }
+            self.commit(&records)?;
             tracing::info!(account = %webhook.account, webhook = %webhook.id, by = %caller.key_id, change, "webhook changed");
         }
         let changed = changed(&webhook);

@@ -6,14 +6,12 @@
 
 use jiff::Timestamp;
 use stage0_contract::{
-    Caller, CreateWebhook, FieldError, Refusal, RotateWebhookSecret, Scope, UpdateWebhook, WebhookFilters, is_blank,
+    Caller, Caps, CreateWebhook, FieldError, Refusal, RotateWebhookSecret, Scope, UpdateWebhook, WebhookFilters,
+    is_blank,
 };
 
 use super::{end_of_overlap, is_operator, refuse_if_any};
 use crate::record::{SealedSecret, WebhookRecord};
-
-/// Living endpoints of an account, at most.
-pub(crate) const MAX_ENDPOINTS: usize = 100;
 
 const MAX_URL_CHARS: usize = 2_000;
 const MAX_ENVIRONMENTS: usize = 100;
@@ -43,14 +41,15 @@ pub(crate) fn valid_webhook(call: &CreateWebhook) -> Result<(), Refusal> {
 }
 
 /// Whether an account that has so many living endpoints may have one more.
-pub(crate) fn room_for_one_more(endpoints: usize) -> Result<(), Refusal> {
-    if endpoints < MAX_ENDPOINTS {
-        Ok(())
-    } else {
-        let text =
-            format!("the account has {MAX_ENDPOINTS} webhook endpoints, and no more are possible; delete one first");
-        Err(Refusal::Conflict(text))
+pub(crate) fn room_for_one_more(endpoints: u64, caps: &Caps) -> Result<(), Refusal> {
+    let most = caps.endpoints();
+    if endpoints < most {
+        return Ok(());
     }
+    Err(Refusal::Conflict(format!(
+        "the account has {endpoints} webhook endpoints, and its cap `max_endpoints` is {most}: delete one first, or ask the \
+         operator to raise the cap"
+    )))
 }
 
 /// The endpoint, when it lives and the caller may know of it.
@@ -315,14 +314,15 @@ mod tests {
     }
 
     #[test]
-    fn an_account_has_at_most_a_hundred_endpoints() {
-        assert_eq!(room_for_one_more(99), Ok(()));
+    fn an_account_has_at_most_a_hundred_endpoints_or_as_many_as_its_cap_says() {
+        assert_eq!(room_for_one_more(99, &Caps::NONE), Ok(()));
         for full in [100, 101] {
-            match room_for_one_more(full) {
-                Err(Refusal::Conflict(text)) => assert!(text.contains("100"), "{text}"),
+            match room_for_one_more(full, &Caps::NONE) {
+                Err(Refusal::Conflict(text)) => assert!(text.contains("`max_endpoints` is 100"), "{text}"),
                 other => panic!("{other:?}"),
             }
         }
+        assert_eq!(room_for_one_more(100, &Caps { max_endpoints: Some(101), ..Caps::NONE }), Ok(()));
     }
 
     #[test]

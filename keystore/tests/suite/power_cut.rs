@@ -127,6 +127,7 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
                 }
             }
             ManageReply::Refused(refusal) => panic!("{refusal:?}"),
+            ManageReply::Busy => panic!("nobody else asks"),
         }
     }
     assert_eq!(failed, 2, "the disk never ran full");

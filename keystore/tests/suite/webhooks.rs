@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use stage0_backplane::{Event, Listener};
 use stage0_contract::{
-    AccountId, Caller, Change, CreateWebhook, DEFAULT_RETENTION_DAYS, DeleteWebhook, DisableWebhook, EnableWebhook,
-    GetWebhook, KeyChanged, Limits, ListRetentions, ListWebhooks, ManageReply, Notice, Plan, Refusal,
+    AccountId, Caller, CapChanges, Change, CreateWebhook, DEFAULT_RETENTION_DAYS, DeleteWebhook, DisableWebhook,
+    EnableWebhook, GetWebhook, KeyChanged, Limits, ListRetentions, ListWebhooks, ManageReply, Notice, Plan, Refusal,
     RotateWebhookSecret, Scope, UNLIMITED, UpdateAccount, UpdateWebhook, Verdict, Webhook, WebhookChanged,
     WebhookFilters, WebhookId,
 };
@@ -317,6 +317,7 @@ pub(crate) fn unchanged(running: &Running, account: &AccountId) -> UpdateAccount
         daily: None,
         monthly: None,
         require_run_id: None,
+        caps: CapChanges::default(),
     }
 }
 

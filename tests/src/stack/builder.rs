@@ -172,14 +172,20 @@ impl StackBuilder {
     pub(super) fn start_keystore(&self, nats: &NatsServer, directory: &Path) -> Process {
         let data = directory.join("keys");
         let own = ["keystore", "--nats", &nats.url(), "--data-dir", data.to_str().unwrap()];
-        let keystore = Process::start_within(&[owned(&own), self.arguments.clone(), self.keys(Role::Keystore)].concat(), self.memory);
+        let keystore = Process::start_within(
+            &[owned(&own), self.arguments.clone(), self.keys(Role::Keystore)].concat(),
+            self.memory,
+        );
         keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
         keystore
     }
 
     pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
         let own = ["evaluator", "--nats", &nats.url()];
-        let evaluator = Process::start_within(&[owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat(), self.memory);
+        let evaluator = Process::start_within(
+            &[owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat(),
+            self.memory,
+        );
         evaluator.wait_for_log("evaluator starts", "version");
         evaluator
     }
@@ -197,7 +203,8 @@ impl StackBuilder {
         let (url, tls) = (nats.url(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
         let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
-        let gateway = Process::start_within(&[owned(&own), rest.concat(), self.keys(Role::Gateway)].concat(), self.memory);
+        let gateway =
+            Process::start_within(&[owned(&own), rest.concat(), self.keys(Role::Gateway)].concat(), self.memory);
         let address = gateway.wait_for_log("gateway starts", "address");
         (gateway, format!("https://{address}"))
     }

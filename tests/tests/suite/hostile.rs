@@ -8,4 +8,5 @@ mod downloads;
 mod memory;
 mod nats_bystander;
 mod protocol;
+mod tenants;
 mod time;

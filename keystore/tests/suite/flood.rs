@@ -1,0 +1,73 @@
+//! Floods of new keys: who revokes one, or shows one, does not wait for them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use stage0_contract::{Caller, CreateKey, ManageReply, RevokeKey, Scope};
+use stage0_keystore::{HashCost, KeystoreConfig};
+use tokio::task::JoinSet;
+
+use crate::harness::{Running, config, done};
+
+/// Each creation of the flood costs what it costs in a deployment.
+fn costly(dir: &std::path::Path) -> KeystoreConfig {
+    KeystoreConfig { hash_cost: HashCost::OWASP, ..config(dir) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_new_keys_is_told_to_come_again_and_delays_no_revocation() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start_with(costly(dir.path())).await.unwrap();
+    let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
+    let mut victims = Vec::new();
+    for _ in 0..7 {
+        victims.push(running.key(&mine, &[Scope::Check]).await);
+    }
+    let flooder = running.key(&theirs, &[Scope::KeysManage, Scope::Check]).await;
+    let manager = running.key(&mine, &[Scope::KeysManage, Scope::Check]).await;
+    let caller = |made: &stage0_contract::KeyCreated| Caller {
+        account: made.account.clone(),
+        key_id: made.id.clone(),
+        scopes: made.scopes.clone(),
+    };
+    let (stop, busy) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut flood = JoinSet::new();
+    for _ in 0..64 {
+        let (requests, stop, busy) = (Arc::clone(&running.backplane.requests), Arc::clone(&stop), Arc::clone(&busy));
+        let call =
+            CreateKey { caller: caller(&flooder), account: None, ..running.create(&flooder.account, &[Scope::Check]) };
+        flood.spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                match requests.ask(&call, Duration::from_secs(30)).await {
+                    Ok(ManageReply::Busy) => {
+                        busy.fetch_add(1, Ordering::Relaxed);
+                        tokio::task::yield_now().await;
+                    }
+                    Ok(ManageReply::Done(_) | ManageReply::Refused(_)) => {}
+                    Ok(ManageReply::Failed) | Err(_) => panic!("a creation failed"),
+                }
+            }
+        });
+    }
+    while busy.load(Ordering::Relaxed) < 100 {
+        tokio::task::yield_now().await;
+    }
+    let mut slowest = Duration::ZERO;
+    for victim in &victims {
+        let began = Instant::now();
+        done(running.ask(&RevokeKey { caller: caller(&manager), id: victim.id.clone() }).await);
+        slowest = slowest.max(began.elapsed());
+        assert!(!running.lives(&victim.id).await);
+    }
+    // Two seconds are a gateway's whole budget. A queue of eight hashes before it took them in this build.
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // Another account still makes a key, behind the few of the flood that are in hand.
+    let fresh = CreateKey { caller: caller(&manager), account: None, ..running.create(&mine, &[Scope::Check]) };
+    assert!(matches!(running.ask(&fresh).await, ManageReply::Done(_)));
+    stop.store(true, Ordering::Relaxed);
+    while let Some(ended) = flood.join_next().await {
+        ended.unwrap();
+    }
+    running.stop().await;
+}
