@@ -37,6 +37,8 @@ const RENEW_AFTER: Duration = Duration::from_secs(3);
 const TRUST_HOLD: Duration = Duration::from_secs(7);
 /// Requests of one endpoint that are on their way at a time.
 const CONCURRENCY: usize = 16;
+/// Of one that fails: a receiver that hangs, or a name that nobody answers for, holds few of its account's places.
+const CONCURRENCY_FAILING: usize = 2;
 /// While events flow, the cursor is stored this often: what was delivered since is sent again after a crash.
 const STORE_EVERY: Duration = Duration::from_millis(250);
 /// Looks for events without having been told.
@@ -231,7 +233,8 @@ impl Courier {
 
     /// Sends what is due, as far as concurrency and the rate limit allow.
     async fn launch(&mut self, held: &mut Held, endpoint: &Endpoint) {
-        let room = CONCURRENCY.saturating_sub(held.aloft.len());
+        let most = if held.cursor.is_failing() { CONCURRENCY_FAILING } else { CONCURRENCY };
+        let room = most.saturating_sub(held.aloft.len());
         let now = Timestamp::now();
         let due = held.cursor.due(now).filter(|open| !held.aloft.contains(&open.sequence));
         let due: Vec<_> = due.take(room).cloned().collect();

@@ -157,6 +157,11 @@ impl Cursor {
         self.open.iter().filter(move |open| open.next_at.is_none_or(|at| at <= now))
     }
 
+    /// Whether the last attempt failed: no success since.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing_since.is_some()
+    }
+
     /// When the next one is due that is not yet.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         self.open.iter().filter_map(|open| open.next_at).filter(|at| *at > now).min()

@@ -1,15 +1,16 @@
 //! What gateways ask: a test, a replay, the deliveries of an endpoint, a deletion.
 //!
-//! Owns the answers; any worker may give them, as everything they need stands in the log and the ledger. Questions are served a few at a
-//! time, so that a deletion of much keeps no test waiting. "Failed" is said when something of ours does not answer.
+//! Owns the answers; any worker may give them, as everything they need stands in the log and the ledger. Questions are
+//! served a few at a time, so that a deletion of much keeps no test waiting, and fewer of one account, so that tests of
+//! a receiver that hangs keep no other account waiting. "Failed" is said when something of ours does not answer.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, ServeError, Served};
 use stage0_contract::{
-    DEFAULT_RETENTION_DAYS, DecisionsDeleted, DeleteDecisions, Delivery, Endpoint, ListDeliveries, ManageReply, Page,
-    Refusal, ReplayStarted, ReplayWebhook, Request, TestWebhook, WebhookTested,
+    AccountId, DEFAULT_RETENTION_DAYS, DecisionsDeleted, DeleteDecisions, Delivery, Endpoint, ListDeliveries,
+    ManageReply, Page, Refusal, ReplayStarted, ReplayWebhook, Request, TestWebhook, WebhookTested,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use crate::courier::{key, new_id};
 use crate::cursor::{Cursor, Replay};
 use crate::endpoints::{Directory, list};
 use crate::event::Event;
+use crate::fair::FairSlots;
 use crate::marks;
 use crate::post;
 use crate::replays::{self, ReplayError};
@@ -27,6 +29,11 @@ use crate::verdict::{Outcome, outcome};
 
 /// Questions of one kind that are worked on at a time.
 const IN_HAND: usize = 64;
+/// Of these, those of one account.
+const IN_HAND_PER_ACCOUNT: usize = 8;
+
+const TOO_MANY: &str =
+    "8 calls of this kind are under way for this account already; wait until one of them is answered";
 
 /// Answers questions.
 pub(crate) struct Desk {
@@ -45,10 +52,10 @@ pub(crate) async fn serve_all(
     let (test, replay) = (requests.serve::<TestWebhook>().await?, requests.serve::<ReplayWebhook>().await?);
     let (deliveries, delete) = (requests.serve::<ListDeliveries>().await?, requests.serve::<DeleteDecisions>().await?);
     let start = Start { desk, stop, tasks };
-    start.serving(test, |desk, call| async move { desk.test(call).await });
-    start.serving(replay, |desk, call| async move { desk.replay(call).await });
-    start.serving(deliveries, |desk, call| async move { desk.deliveries(call).await });
-    start.serving(delete, |desk, call| async move { desk.delete(call).await });
+    start.serving(test, |call| &call.account, |desk, call| async move { desk.test(call).await });
+    start.serving(replay, |call| &call.account, |desk, call| async move { desk.replay(call).await });
+    start.serving(deliveries, |call| &call.account, |desk, call| async move { desk.deliveries(call).await });
+    start.serving(delete, |call| &call.account, |desk, call| async move { desk.delete(call).await });
     Ok(())
 }
 
@@ -134,7 +141,7 @@ impl Desk {
         }
     }
 
-    async fn retention(&self, account: &stage0_contract::AccountId) -> u32 {
+    async fn retention(&self, account: &AccountId) -> u32 {
         let last = self.shared.backplane.log.last(account, stage0_backplane::Kind::Decisions, Shared::soon()).await;
         let line = last.ok().flatten();
         let start = line
@@ -156,37 +163,50 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    fn serving<R, Answer>(&self, served: Served<R>, answer: fn(Arc<Desk>, R) -> Answer)
+    fn serving<R, T, Answer>(&self, served: Served<R>, whose: fn(&R) -> &AccountId, answer: fn(Arc<Desk>, R) -> Answer)
     where
-        R: Request + Clone,
-        Answer: Future<Output = R::Reply> + Send + 'static,
+        R: Request<Reply = ManageReply<T>> + Clone,
+        T: Send + Sync + 'static,
+        Answer: Future<Output = ManageReply<T>> + Send + 'static,
     {
         let (desk, stop, tasks) = (Arc::clone(self.desk), self.stop.clone(), self.tasks.clone());
-        self.tasks.spawn(serve(served, desk, stop, tasks, answer));
+        self.tasks.spawn(serve(served, desk, stop, tasks, Kind { whose, answer }));
     }
 }
 
-async fn serve<R, Answer>(
+/// How questions of one kind are answered.
+struct Kind<R, Answer> {
+    whose: fn(&R) -> &AccountId,
+    answer: fn(Arc<Desk>, R) -> Answer,
+}
+
+async fn serve<R, T, Answer>(
     mut served: Served<R>,
     desk: Arc<Desk>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    answer: fn(Arc<Desk>, R) -> Answer,
+    kind: Kind<R, Answer>,
 ) where
-    R: Request + Clone,
-    Answer: Future<Output = R::Reply> + Send + 'static,
+    R: Request<Reply = ManageReply<T>> + Clone,
+    T: Send + Sync + 'static,
+    Answer: Future<Output = ManageReply<T>> + Send + 'static,
 {
     let in_hand = Arc::new(Semaphore::new(IN_HAND));
+    let shares = FairSlots::new(IN_HAND, IN_HAND_PER_ACCOUNT);
     let mut stopped = false;
     while let Ok(room) = Arc::clone(&in_hand).acquire_owned().await {
         let next = if stopped { Some(served.next().await) } else { stop.run_until_cancelled(served.next()).await };
         match next {
             Some(Some(question)) => {
-                let desk = Arc::clone(&desk);
+                let share = shares.try_acquire((kind.whose)(&question.request));
+                let (desk, answer) = (Arc::clone(&desk), kind.answer);
                 tasks.spawn(async move {
-                    let reply = answer(desk, question.request.clone()).await;
+                    let reply = match &share {
+                        Some(_) => answer(desk, question.request.clone()).await,
+                        None => ManageReply::Refused(Refusal::Conflict(TOO_MANY.to_owned())),
+                    };
                     question.answer(&reply).await;
-                    drop(room);
+                    drop((share, room));
                 });
             }
             Some(None) => return,

@@ -1,10 +1,11 @@
 //! The exporter: from the decision log to the customers' webhooks, and what happens to the log by the clock.
 //!
-//! `endpoints` starts a `courier` for each endpoint; what it delivers and where it stands is the `cursor`, kept in the ledger. `event`
-//! makes bodies of lines, `signature` and `egress` send them, `backoff` and `verdict` judge what came of it. `keeper` writes
-//! checkpoints and ends what is past its time, through `marks`; `desk` answers what gateways ask, `lag` how far behind
-//! deliveries are.
-//! Refuses to decide anything about actions. INVARIANT: an event is delivered at least once, with the same id, or parked by name.
+//! `endpoints` starts a `courier` for each endpoint; what it delivers and where it stands is the `cursor`, kept in the
+//! ledger. `event` makes bodies of lines, `signature` and `egress` send them, each account in its turn (`fair`),
+//! `backoff` and `verdict` judge what came of it. `keeper` writes checkpoints and ends what is past its time, through
+//! `marks`; `desk` answers what gateways ask, `lag` how far behind
+//! deliveries are. Refuses to decide anything about actions. INVARIANT: an event is delivered at least once, with the
+//! same id, or parked by name.
 
 pub mod address;
 pub mod backoff;
@@ -15,6 +16,7 @@ mod desk;
 pub mod egress;
 mod endpoints;
 mod event;
+mod fair;
 mod keeper;
 mod lag;
 mod marks;

@@ -22,6 +22,7 @@ const BEHIND: &str = "stage0_endpoints_behind";
 const ENDPOINTS: &str = "stage0_endpoints";
 const DISABLED: &str = "stage0_endpoints_disabled_total";
 const MARKS: &str = "stage0_marks_total";
+const LOOK_UPS: &str = "stage0_webhook_look_ups_total";
 const REMOVED: &str = "stage0_log_entries_removed_total";
 
 /// Why something left the log.
@@ -61,6 +62,7 @@ pub(crate) fn describe() {
     describe_gauge!(ENDPOINTS, Unit::Count, "Endpoints of all accounts, as the keystore lists them, by state.");
     describe_counter!(DISABLED, Unit::Count, "Endpoints that this instance had disabled.");
     describe_counter!(MARKS, Unit::Count, "Signed marks by kind, and by whether they were written.");
+    describe_counter!(LOOK_UPS, Unit::Count, "Host names of webhooks that were to be looked up, by what came of it.");
     describe_counter!(REMOVED, Unit::Count, "Entries removed from the decision log, by why.");
 }
 
@@ -104,6 +106,11 @@ pub(crate) fn endpoints(enabled: usize, disabled: usize) {
 
 pub(crate) fn endpoint_disabled() {
     counter!(DISABLED).increment(1);
+}
+
+/// A host name was to be looked up.
+pub(crate) fn looked_up(outcome: &'static str) {
+    counter!(LOOK_UPS, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn mark(body: &MarkBody, written: bool) {
@@ -152,6 +159,7 @@ mod tests {
             mark(&MarkBody::Checkpoint {}, false);
             removed(Removal::Retention, 8);
             removed(Removal::Demand, 9);
+            looked_up("found");
         });
         let page = recorder.handle().render();
         for line in [
@@ -174,6 +182,7 @@ mod tests {
             "stage0_marks_total{kind=\"checkpoint\",outcome=\"failed\"} 1",
             "stage0_log_entries_removed_total{why=\"retention\"} 8",
             "stage0_log_entries_removed_total{why=\"demand\"} 9",
+            "stage0_webhook_look_ups_total{outcome=\"found\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }

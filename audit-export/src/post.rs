@@ -23,7 +23,7 @@ pub(crate) async fn post(
     // Which schemes and addresses are allowed is the egress's to say, at every attempt.
     let url = WebhookUrl::parse(&endpoint.webhook.url, true).map_err(|_| SendError::NoClient)?;
     let headers = headers(endpoint, event, at, &body).ok_or(SendError::NoClient)?;
-    shared.egress.post(&url, headers, body).await
+    shared.egress.post(&endpoint.webhook.account, &url, headers, body).await
 }
 
 /// Why it was not delivered, for the endpoint's owner.

@@ -104,6 +104,6 @@ mod tests {
     #[test]
     fn what_was_not_sent_is_tried_again_with_the_failure_as_reason() {
         let outcome = outcome(&Err(SendError::Unresolved), Timestamp::UNIX_EPOCH);
-        assert_eq!(outcome, retry("the host name cannot be resolved", None));
+        assert_eq!(outcome, retry("the host cannot be resolved, or has an address that is not public", None));
     }
 }

@@ -16,6 +16,7 @@
 mod api;
 mod balancer;
 mod containers;
+mod dns;
 mod limit;
 mod process;
 mod raw;
@@ -26,6 +27,7 @@ mod traffic;
 pub use api::{Answer, Api};
 pub use balancer::Balancer;
 pub use containers::{Containers, docker, image, inspect};
+pub use dns::{Dns, Known};
 pub use process::Process;
 pub use raw::{Dialer, Raw};
 pub use receiver::{Authority, Delivery, Receiver, Reply};

@@ -1,20 +1,28 @@
 //! Why an attempt got no answer, in words for the endpoint's owner.
 //!
-//! Owns those words and the sorting of the HTTP client's failures into them. Invariant: no text names an address, a path, a header
-//! or a type, and none tells more about our network than its kind. What cannot be sorted is a broken exchange.
+//! Owns those words and the sorting of the HTTP client's failures into them. Invariant: no text names an address, a
+//! path, a header or a type, and none tells a host that is known inside from one that does not exist: both have the
+//! same words. What cannot be sorted is a broken exchange.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
+
+/// For every host that we do not connect to.
+const NOT_PUBLIC: &str = "the host cannot be resolved, or has an address that is not public";
 
 /// There is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// The host's name has no address, or nobody could say in time.
-    #[error("the host name cannot be resolved")]
+    #[error("{NOT_PUBLIC}")]
     Unresolved,
-    /// The host has an address that we do not connect to. Nothing was sent.
-    #[error("the host has an address that is refused: {0}")]
+    /// The host has an address that we do not connect to, for this reason, which is for ourselves alone. Nothing was
+    /// sent.
+    #[error("{NOT_PUBLIC}")]
     Refused(&'static str),
+    /// The URL was accepted when plain http was allowed to more than it is now.
+    #[error("plain http goes to private addresses alone, where those are allowed")]
+    Plain,
     /// There is no connection.
     #[error("no connection: {0}")]
     Unreachable(&'static str),
@@ -89,6 +97,15 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_inside_has_the_words_of_one_that_does_not_exist() {
+        let unknown = SendError::Unresolved.to_string();
+        for why in ["loopback", "private use"] {
+            assert_eq!(SendError::Refused(why).to_string(), unknown);
+        }
+        assert!(!unknown.contains("loopback"));
+    }
 
     #[test]
     fn what_stands_inside_of_an_io_error_is_found() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, HeaderValue};
 use stage0_audit_export::egress::{Egress, EgressConfig, Resolver, Response, SendError};
-use stage0_contract::WebhookUrl;
+use stage0_contract::{AccountId, WebhookUrl};
 
 use crate::receiver::{Answer, Authority, Receiver};
 
@@ -19,6 +19,10 @@ const NOWHERE: &str = "2d00::1";
 
 fn local() -> EgressConfig {
     EgressConfig { dangerous_allow_private: true, ..EgressConfig::default() }
+}
+
+fn account() -> AccountId {
+    AccountId::parse("acc_1").unwrap()
 }
 
 fn egress(config: &EgressConfig) -> Egress {
@@ -38,7 +42,7 @@ fn script(answers: &'static [&'static [&'static str]]) -> (Resolver, Arc<AtomicU
 
 async fn post(egress: &Egress, url: &str) -> Result<Response, SendError> {
     let url = WebhookUrl::parse(url, true).unwrap();
-    egress.post(&url, HeaderMap::new(), Bytes::from_static(b"{}")).await
+    egress.post(&account(), &url, HeaderMap::new(), Bytes::from_static(b"{}")).await
 }
 
 async fn status(egress: &Egress, url: &str) -> u16 {
@@ -53,7 +57,7 @@ async fn a_request_arrives_as_it_was_given() {
     headers.insert("webhook-id", HeaderValue::from_static("evt_1"));
     headers.insert("content-type", HeaderValue::from_static("application/json"));
     let body = Bytes::from_static(b"{\"type\":\"decision.recorded\"}");
-    let response = egress(&local()).post(&url, headers, body.clone()).await.unwrap();
+    let response = egress(&local()).post(&account(), &url, headers, body.clone()).await.unwrap();
     assert_eq!((response.status, response.retry_after), (200, None));
 
     let request = receiver.next().await;
@@ -257,12 +261,12 @@ async fn plain_http_goes_to_local_addresses_alone_and_only_in_the_dangerous_mode
     assert_eq!(post(&egress(&EgressConfig::default()), &receiver.url("/")).await, Err(SendError::Refused("loopback")));
     let (resolver, _) = script(&[&[NOWHERE]]);
     let strict = Egress::build(&EgressConfig::default(), resolver).unwrap();
-    assert_eq!(post(&strict, "http://public.example/").await, Err(SendError::Refused("not encrypted")));
+    assert_eq!(post(&strict, "http://public.example/").await, Err(SendError::Plain));
     let (resolver, _) = script(&[&[NOWHERE], &["127.0.0.1", NOWHERE], &["169.254.169.254"]]);
     let dangerous = Egress::build(&local(), resolver).unwrap();
-    for why in ["not encrypted", "not encrypted", "link-local"] {
+    for why in [SendError::Plain, SendError::Plain, SendError::Refused("link-local")] {
         let url = receiver.url_of("public.example", "/");
-        assert_eq!(post(&dangerous, &url).await, Err(SendError::Refused(why)));
+        assert_eq!(post(&dangerous, &url).await, Err(why));
     }
     receiver.assert_untouched().await;
     assert_eq!(status(&dangerous, &receiver.url("/")).await, 200);

@@ -9,6 +9,10 @@
     unreachable_pub
 )]
 
+#[path = "../../../tests/src/dns.rs"]
+#[expect(dead_code, reason = "the black-box tests use more of it")]
+mod dns;
 mod egress;
+mod look_ups;
 mod receiver;
 mod telemetry;

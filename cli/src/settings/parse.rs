@@ -21,6 +21,11 @@ pub(crate) fn address(text: &str) -> Parsed<SocketAddr> {
     text.parse().map_err(|_| "must be an address and a port such as 127.0.0.1:8443 or [::1]:8443".to_owned())
 }
 
+/// Addresses and ports, separated by commas.
+pub(crate) fn addresses(text: &str) -> Parsed<Vec<SocketAddr>> {
+    list(text)?.iter().map(|item| address(item).map_err(|why| format!("each {why}"))).collect()
+}
+
 /// A count from 1 to `most`.
 pub(crate) fn count(most: u32) -> impl FnOnce(&str) -> Parsed<u32> {
     move |text| {

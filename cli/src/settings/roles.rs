@@ -14,7 +14,7 @@ use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles, TrustedProxies};
 use stage0_keystore::{KeystoreConfig, Plans, SecretsKey};
 
 use super::nats::NatsSafety;
-use super::parse::{address, base_path, boolean, count, count_or_off, list, milliseconds, path, text};
+use super::parse::{address, addresses, base_path, boolean, count, count_or_off, list, milliseconds, path, text};
 use super::{Mistakes, Reader, Sources, nats, table};
 use crate::logs::{self, Format, Logs};
 
@@ -369,7 +369,8 @@ fn read_export(reader: &mut Reader) -> Option<ExportConfig> {
     let checkpoint_every = reader.required(&table::CHECKPOINT_SECONDS, count(86_400));
     let extra_ca = reader.optional(&table::WEBHOOK_CA, path);
     let dangerous_allow_private = reader.required(&table::PRIVATE_WEBHOOKS, boolean)?;
-    let egress = EgressConfig { dangerous_allow_private, extra_ca, ..defaults.egress };
+    let name_servers = reader.optional(&table::WEBHOOK_NAME_SERVERS, addresses).unwrap_or_default();
+    let egress = EgressConfig { dangerous_allow_private, extra_ca, name_servers, ..defaults.egress };
     Some(ExportConfig { egress, checkpoint_every: Duration::from_secs(checkpoint_every?.into()), ..defaults })
 }
 

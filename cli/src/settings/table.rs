@@ -116,6 +116,8 @@ settings! {
         (Gateway, Default("false")), (AuditExport, Default("false"))];
     WEBHOOK_CA = "webhook-ca" "FILE" in "Audit", "PEM file: authorities to trust for webhooks beside the system's", OPEN, All, &[
         (Dev, Optional), (AuditExport, Optional)];
+    WEBHOOK_NAME_SERVERS = "webhook-name-servers" "LIST" in "Audit", "Addresses with ports, separated by commas, of the DNS servers at which webhooks' hosts are looked up, beside the hosts file; absent: those of `/etc/resolv.conf`", OPEN, All, &[
+        (Dev, Optional), (AuditExport, Optional)];
     PRIVATE_WEBHOOKS = "dangerous-allow-private-webhooks" "BOOL" in "Audit", "Lets webhooks reach loopback and private addresses, those also over plain http: for local stacks", OPEN, All, &[
         (Dev, Default("false")), (Gateway, Default("false")), (AuditExport, Default("false"))];
 

@@ -5,6 +5,7 @@
 
 mod connections;
 mod downloads;
+mod egress;
 mod memory;
 mod nats_bystander;
 mod protocol;
