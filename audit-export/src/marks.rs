@@ -1,7 +1,8 @@
 //! Marks: checkpoints, deletions and notices, numbered, signed and put between the decisions.
 //!
-//! Every mark names the heads of all writers. They are taken from the mark before and from what was recorded since, so no exporter
-//! remembers anything; two who write at once meet in the log, where one of them is told to look again.
+//! Every mark names the heads of all writers. They are taken from the mark before and from what was recorded since, so
+//! no exporter remembers anything; two who write at once meet in the log, where one of them is told to look again. A
+//! mark tells nothing of other accounts: its `through` is a time and no place in the store's order.
 //! INVARIANT: a deletion is written before anything is removed, and finished before any further mark is written.
 
 use std::collections::BTreeMap;
@@ -18,10 +19,17 @@ use crate::metrics::{self, Removal};
 use crate::shared::Shared;
 
 const PIECE: usize = 4 << 20;
+/// One entry, mostly.
+const FIRST_LOOK: usize = 1;
 const TRIES: usize = 5;
 /// A checkpoint is not written so soon after another mark, as another exporter may have been faster.
 pub(crate) const NOT_AGAIN_WITHIN: SignedDuration = SignedDuration::from_secs(2);
 const SIGN_WITHIN: Duration = Duration::from_secs(3);
+/// A `through` below is an older one on NATS: a sequence number of the stream. As a time it would lie in the year 1973.
+const FIRST_TIME: u64 = 100_000_000_000_000;
+/// So much before the time of the last mark is read again: what was stored behind it may bear an earlier time, by a
+/// clock that was set back.
+const OVERLAP: SignedDuration = SignedDuration::from_secs(2);
 
 /// What became of a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +68,15 @@ struct Last {
 #[derive(Default)]
 struct Heads {
     of: BTreeMap<WriterId, Head>,
+    /// When the last of them was stored, in microseconds since the epoch.
     through: u64,
     covered: u64,
+}
+
+/// What goes on demand, and where the last of it stands.
+struct Going {
+    deletion: Deletion,
+    through: Position,
 }
 
 /// Writes a mark; a checkpoint only if there is something that no mark covers yet, and the last mark is not younger than `pace`.
@@ -139,13 +154,12 @@ pub(crate) async fn delete(
     if let Some(last) = last(backplane, account).await? {
         finish_deletion(backplane, account, &last.mark).await?;
     }
-    let deletion = what_goes(backplane, account, before, requested_by).await?;
+    let Going { deletion, through } = what_goes(backplane, account, before, requested_by).await?;
     if deletion.count == 0 {
         return Ok((deletion, None));
     }
     let body = MarkBody::Deletion(deletion.clone());
     let written = write(backplane, account, retention_days, body, SignedDuration::ZERO).await?;
-    let through = Position(deletion.through);
     let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
     metrics::removed(Removal::Demand, removed);
     let number = match written {
@@ -162,12 +176,45 @@ pub(crate) async fn finish_deletion(
     account: &AccountId,
     mark: &Mark,
 ) -> Result<(), MarkFailure> {
-    if let MarkBody::Deletion(deletion) = &mark.body {
-        let through = Position(deletion.through);
+    let MarkBody::Deletion(deletion) = &mark.body else { return Ok(()) };
+    let through = match deletion.through {
+        0 | FIRST_TIME.. => still_there(backplane, account, deletion).await?,
+        place => Some(Position(place)),
+    };
+    if let Some(through) = through {
         let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
         metrics::removed(Removal::Demand, removed);
     }
     Ok(())
+}
+
+/// The last place of what a deletion names and did not remove; normally there is none.
+async fn still_there(
+    backplane: &Backplane,
+    account: &AccountId,
+    deletion: &Deletion,
+) -> Result<Option<Position>, MarkFailure> {
+    let gone = |entry: &Entry| {
+        let first = entry.lines().next().and_then(|line| serde_json::from_slice::<LineStart>(line).ok());
+        let named = head_of(entry).is_some_and(|head| {
+            deletion.deleted.iter().any(|last| last.writer == head.writer && last.sequence >= head.sequence)
+        });
+        named && first.is_some_and(|start| start.recorded_at < deletion.before)
+    };
+    let (mut last, mut seek, mut piece) = (None, Seek::Start, FIRST_LOOK);
+    loop {
+        let chunk = backplane.log.read(account, Which::Only(Kind::Decisions), seek, piece, Shared::soon()).await?;
+        for entry in &chunk.entries {
+            if !gone(entry) {
+                return Ok(last);
+            }
+            last = Some(entry.position);
+        }
+        match chunk.entries.last().filter(|_| chunk.more) {
+            Some(last) => (seek, piece) = (Seek::After(last.position), PIECE),
+            None => return Ok(last),
+        }
+    }
 }
 
 async fn last(backplane: &Backplane, account: &AccountId) -> Result<Option<Last>, MarkFailure> {
@@ -191,16 +238,17 @@ async fn heads(
     now: Timestamp,
 ) -> Result<Heads, MarkFailure> {
     let mut heads = Heads::default();
+    let mut seek = Seek::Start;
     if let Some(last) = last {
         heads.through = last.mark.through;
         let known = last.mark.heads.iter().filter(|head| head.expires_at > now.as_second());
         heads.of = known.map(|head| (head.writer, *head)).collect();
+        seek = behind(heads.through);
     }
-    let mut seek = if heads.through == 0 { Seek::Start } else { Seek::After(Position(heads.through)) };
     loop {
         let read = backplane.log.read(account, Which::Only(Kind::Decisions), seek, PIECE, Shared::soon());
         let chunk = read.await?;
-        for entry in &chunk.entries {
+        for entry in chunk.entries.iter().filter(|entry| !last.is_some_and(|last| last.covers(entry, now))) {
             heads.add(entry);
         }
         match chunk.entries.last().filter(|_| chunk.more) {
@@ -210,22 +258,59 @@ async fn heads(
     }
 }
 
+/// Where what a mark does not cover begins, or a little before.
+fn behind(through: u64) -> Seek {
+    if through == 0 {
+        return Seek::Start;
+    }
+    let stored_at = i64::try_from(through).ok().filter(|_| through >= FIRST_TIME).map(Timestamp::from_microsecond);
+    match stored_at {
+        Some(Ok(stored_at)) => Seek::Time(stored_at.checked_sub(OVERLAP).unwrap_or(Timestamp::UNIX_EPOCH)),
+        Some(Err(_)) | None => Seek::After(Position(through)),
+    }
+}
+
+impl Last {
+    /// Whether the mark covers an entry that is read once more.
+    fn covers(&self, entry: &Entry, now: Timestamp) -> bool {
+        if self.mark.through < FIRST_TIME {
+            return false;
+        }
+        let before = micros(entry.stored_at) <= self.mark.through;
+        match head_of(entry) {
+            // A head is left out of marks once it has expired.
+            Some(head) if head.expires_at <= now.as_second() => before,
+            Some(head) => {
+                self.mark.heads.iter().any(|known| known.writer == head.writer && known.sequence >= head.sequence)
+            }
+            None => before,
+        }
+    }
+}
+
+/// An entry's lines are one writer's, so its last line tells.
+fn head_of(entry: &Entry) -> Option<Head> {
+    let line = entry.lines().last()?;
+    serde_json::from_slice::<LineStart>(line).ok().map(|start| start.head(line))
+}
+
+fn micros(time: Timestamp) -> u64 {
+    u64::try_from(time.as_microsecond()).unwrap_or(0)
+}
+
 impl Heads {
-    /// An entry's lines are one writer's, so its last line tells.
     fn add(&mut self, entry: &Entry) {
-        self.through = entry.position.0;
+        self.through = micros(entry.stored_at).max(if self.through < FIRST_TIME { 0 } else { self.through });
         self.covered = self.covered.saturating_add(entry.lines().count() as u64);
-        let Some(line) = entry.lines().last() else { return };
-        match serde_json::from_slice::<LineStart>(line) {
-            Ok(start) => {
-                let head = start.head(line);
+        match head_of(entry) {
+            Some(head) => {
                 let known = self.of.entry(head.writer).or_insert(head);
                 if head.sequence >= known.sequence {
                     *known = head;
                 }
             }
             // A verification says more.
-            Err(_) => tracing::error!(position = entry.position.0, "a line of the decision log cannot be read"),
+            None => tracing::error!(position = entry.position.0, "a line of the decision log cannot be read"),
         }
     }
 }
@@ -236,17 +321,18 @@ async fn what_goes(
     account: &AccountId,
     before: Timestamp,
     requested_by: &KeyId,
-) -> Result<Deletion, MarkFailure> {
+) -> Result<Going, MarkFailure> {
     let mut deletion = Deletion {
         before,
         from: None,
         to: None,
         count: 0,
+        // An older exporter takes it for a place and removes all before: a time would remove everything.
         through: 0,
         deleted: Vec::new(),
         requested_by: requested_by.clone(),
     };
-    let (mut gone, mut seek) = (Heads::default(), Seek::Start);
+    let (mut gone, mut seek, mut last) = (Heads::default(), Seek::Start, Position(0));
     'log: loop {
         let read = backplane.log.read(account, Which::Only(Kind::Decisions), seek, PIECE, Shared::soon());
         let chunk = read.await?;
@@ -257,6 +343,7 @@ async fn what_goes(
             deletion.from = deletion.from.or(Some(start.recorded_at));
             deletion.to = Some(start.recorded_at);
             gone.add(entry);
+            last = entry.position;
         }
         match chunk.entries.last().filter(|_| chunk.more) {
             Some(last) => seek = Seek::After(last.position),
@@ -264,9 +351,8 @@ async fn what_goes(
         }
     }
     deletion.count = gone.covered;
-    deletion.through = gone.through;
     deletion.deleted = gone.of.into_values().collect();
-    Ok(deletion)
+    Ok(Going { deletion, through: last })
 }
 
 async fn sign(backplane: &Backplane, mark: Mark) -> Result<String, MarkFailure> {

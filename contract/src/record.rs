@@ -178,7 +178,8 @@ pub struct Mark {
     pub recorded_at: Timestamp,
     /// From this second on it is not shown any more, since the epoch.
     pub expires_at: i64,
-    /// The place in the log up to which its heads are true.
+    /// When the last decision was stored that its heads cover, by the store's clock, in microseconds since the epoch; 0
+    /// where there was none. Below 10^14, in older marks, it is a place in the store's order.
     pub through: u64,
     /// Decisions since the mark before, of all writers.
     pub covered: u64,
@@ -228,7 +229,8 @@ pub struct Deletion {
     pub to: Option<Timestamp>,
     /// How many.
     pub count: u64,
-    /// The place in the log of the last of them. On the wire it lies beside the mark's own `through`.
+    /// 0. In older marks the last one's place in the store's order. On the wire it lies beside the mark's own
+    /// `through`.
     #[serde(rename = "deleted_through")]
     pub through: u64,
     /// The last one of each writer that is gone.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
-use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
+use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, ReadError, Seek, Which};
 use stage0_contract::{
     AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
 };
@@ -34,6 +34,8 @@ const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: S
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
 /// A store whose newest entry is further ahead of this gateway's clock has another clock.
 const CLOCKS_AGREE: SignedDuration = SignedDuration::from_secs(5);
+/// Before every cursor: older ones were two numbers, and mean nothing any more.
+const CURSOR_MARK: char = 't';
 /// Where clocks differ more.
 const FAR: Search = Search { before: SignedDuration::from_secs(120), after: SignedDuration::from_secs(120) };
 
@@ -57,11 +59,13 @@ pub(crate) struct Filter {
     pub(crate) run_id: Option<String>,
 }
 
-/// Behind which line a page begins.
+/// Behind which line a page begins. It is made of the account's own log alone: a place in the store's order would tell
+/// how much all accounts write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cursor {
-    position: u64,
-    /// Lines of that entry that are through.
+    /// By the store's clock, when the entry was stored.
+    stored_at: Timestamp,
+    /// Lines of the account's entries of that moment that are through.
     lines: usize,
 }
 
@@ -70,6 +74,14 @@ pub(crate) struct Cursor {
 pub(crate) struct Items {
     json: Vec<u8>,
     count: usize,
+}
+
+/// Where in the store's order a download goes on; never shown.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resume {
+    position: u64,
+    /// Lines of that entry that are through.
+    lines: usize,
 }
 
 /// A decision's line and its place.
@@ -122,18 +134,21 @@ struct Code {
 impl Cursor {
     /// Reads what [`Cursor`] displays.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (position, lines) = text.split_once('.')?;
-        Some(Self { position: position.parse().ok()?, lines: lines.parse().ok()? })
+        let (nanos, lines) = text.strip_prefix(CURSOR_MARK)?.split_once('.')?;
+        let stored_at = Timestamp::from_nanosecond(nanos.parse().ok()?).ok()?;
+        let cursor = Self { stored_at, lines: lines.parse().ok()? };
+        // One text for each place.
+        (cursor.to_string() == text).then_some(cursor)
     }
 }
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}", self.position, self.lines)
+        write!(f, "{CURSOR_MARK}{}.{}", self.stored_at.as_nanosecond(), self.lines)
     }
 }
 
-impl Cursor {
+impl Resume {
     /// The entry itself is read again when only some of its lines are through.
     pub(crate) fn seek(self) -> Seek {
         Seek::After(Position(self.position.saturating_sub(1)))
@@ -226,13 +241,13 @@ impl Shelf<'_> {
     }
 
     /// Where a download goes on behind the decision with this id; none: it is not one that may be shown.
-    pub(crate) async fn behind(&self, id: RequestId) -> Result<Option<Cursor>, ReadError> {
+    pub(crate) async fn behind(&self, id: RequestId) -> Result<Option<Resume>, ReadError> {
         let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
         for Search { before, after } in [NEAR, FAR] {
             let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
             let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
             if let Some(found) = self.search(from, to, id, PIECE).await?.found() {
-                return Ok(Some(Cursor { position: found.position.0, lines: found.index + 1 }));
+                return Ok(Some(Resume { position: found.position.0, lines: found.index + 1 }));
             }
         }
         Ok(None)
@@ -271,12 +286,14 @@ impl Shelf<'_> {
     ) -> Result<(Items, Option<Cursor>), ReadError> {
         let from = filter.from.unwrap_or(self.horizon).max(self.horizon);
         let (mut items, mut bytes, mut seen) = (Items::default(), 0, 0_usize);
-        let mut skip = cursor;
+        let mut place = cursor;
         let mut seek = match cursor {
-            Some(cursor) => cursor.seek(),
+            // Entries of that moment are read again when only some of their lines are through.
+            Some(cursor) => Seek::Time(cursor.stored_at),
             // Stored a little after it was recorded, or a little before by another clock.
             None => Seek::Time(from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH)),
         };
+        let mut passed = Cursor { stored_at: Timestamp::MIN, lines: 0 };
         loop {
             let chunk = self.piece(Which::Only(Kind::Decisions), seek, PIECE).await?;
             for entry in &chunk.entries {
@@ -284,27 +301,33 @@ impl Shelf<'_> {
                 if filter.to.is_some_and(|to| is_long_after(entry.stored_at, to)) {
                     return Ok((items, None));
                 }
-                let through = skip.filter(|skip| skip.position == entry.position.0).map_or(0, |skip| skip.lines);
-                for (index, line) in entry.lines().enumerate().skip(through) {
+                if passed.stored_at != entry.stored_at {
+                    passed = Cursor { stored_at: entry.stored_at, lines: 0 };
+                }
+                for line in entry.lines() {
+                    passed.lines += 1;
                     seen += 1;
                     if seen.is_multiple_of(LINES_A_TURN) {
                         yield_now().await;
                     }
+                    if place.is_some_and(|place| place.stored_at == passed.stored_at && passed.lines <= place.lines) {
+                        continue;
+                    }
+                    place = Some(passed);
                     let Ok(facts) = serde_json::from_slice::<Facts<'_>>(line) else { continue };
                     if self.shows(facts.recorded_at, facts.expires_at) && filter.takes(&facts) {
                         items.push(line);
                     }
                     if items.count == limit || items.json.len() >= MAX_PAGE_ITEMS_BYTES {
-                        return Ok((items, Some(Cursor { position: entry.position.0, lines: index + 1 })));
+                        return Ok((items, place));
                     }
                 }
             }
             let Some(next) = following(&chunk) else { return Ok((items, None)) };
             if bytes >= PAGE_BYTES {
-                let Seek::After(position) = next else { return Ok((items, None)) };
-                return Ok((items, Some(Cursor { position: position.0, lines: usize::MAX })));
+                return Ok((items, place));
             }
-            (seek, skip) = (next, None);
+            seek = next;
         }
     }
 
@@ -313,7 +336,7 @@ impl Shelf<'_> {
     pub(crate) async fn stretch(
         &self,
         seek: Seek,
-        behind: Option<Cursor>,
+        behind: Option<Resume>,
         from: Option<Timestamp>,
         to: Option<Timestamp>,
     ) -> Result<(Vec<u8>, Option<Seek>), ReadError> {

@@ -1,4 +1,4 @@
-//! Finding one decision again, by clocks that agree and by one that went back.
+//! Finding one decision again, by clocks that agree and by one that went back; pages and their cursors.
 
 use std::time::Duration;
 
@@ -37,4 +37,60 @@ async fn a_decision_is_found_again_also_after_this_clock_went_back() {
     let long_ago = |seconds| shelf.now.checked_sub(SignedDuration::from_secs(seconds)).unwrap();
     let elsewhere = shelf.between(id(0), long_ago(7_200), long_ago(7_100)).await.unwrap();
     assert!(elsewhere.is_none(), "clocks that agree are believed: nothing else of the log is read");
+}
+
+#[test]
+fn a_cursor_has_one_text_and_no_other_is_one() {
+    let cursor = Cursor { stored_at: Timestamp::from_nanosecond(1_800_000_000_123_456_789).unwrap(), lines: 3 };
+    assert_eq!(cursor.to_string(), "t1800000000123456789.3");
+    assert_eq!(Cursor::parse("t1800000000123456789.3"), Some(cursor));
+    for other in
+        ["", "t", "1800000000123456789.3", "t01800000000123456789.3", "t1.03", "t1.+3", "t1", "t1.x", "x1.1"]
+    {
+        assert_eq!(Cursor::parse(other), None, "{other}");
+    }
+}
+
+fn line(n: usize) -> String {
+    serde_json::json!({"type": "decision.recorded", "request_id": format!("r{n}"), "verdict": "ALLOW", "environment": "",
+        "issues": [], "recorded_at": Timestamp::now().to_string(), "expires_at": 4_000_000_000_i64})
+    .to_string()
+}
+
+#[tokio::test]
+async fn pages_of_any_length_show_each_line_once_also_where_some_of_it_was_removed_meanwhile() {
+    let (backplane, account) = (Backplane::embedded(), AccountId::parse("acc_1").unwrap());
+    let until = || Instant::now() + Duration::from_secs(30);
+    let mut lines = 0;
+    for (batch, length) in [3, 1, 4, 2].into_iter().enumerate() {
+        // One line of each batch is damaged: it is shown to nobody and counts as a place all the same.
+        let text: Vec<String> = (lines..lines + length).map(line).chain(["damaged".to_owned()]).collect();
+        lines += length;
+        let batch = Batch { account: account.clone(), id: format!("b{batch}"), lines: text.join("\n").into() };
+        backplane.log.append(vec![batch], until()).await.pop().unwrap().unwrap();
+    }
+    let now = Timestamp::now();
+    let shelf = Shelf { log: &*backplane.log, account: &account, horizon: Timestamp::UNIX_EPOCH, now };
+    let page = async |cursor, limit| shelf.page(&Filter::default(), cursor, limit).await.unwrap();
+    let wanted: Vec<String> = (0..lines).map(|n| format!("r{n}")).collect();
+    let ids = |items: Items| {
+        let items: Vec<Value> = serde_json::from_slice(&[b"[", &*items.json, b"]"].concat()).unwrap();
+        items.iter().map(|item| item["request_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for limit in 1..=lines + 1 {
+        let (mut seen, mut cursor) = (Vec::new(), None);
+        loop {
+            let (items, next) = page(cursor, limit).await;
+            seen.extend(ids(items));
+            let Some(next) = next else { break };
+            cursor = Cursor::parse(&next.to_string());
+        }
+        assert_eq!(seen, wanted, "{limit}");
+    }
+    // What the cursor stood behind is gone: the rest follows, and nothing of it is passed over.
+    let (_, cursor) = page(None, 4).await;
+    let first = shelf.piece(Which::Only(Kind::Decisions), Seek::Start, PIECE).await.unwrap().entries;
+    backplane.log.remove_through(&account, Kind::Decisions, first[1].position, until()).await.unwrap();
+    let (rest, _) = page(cursor, 100).await;
+    assert_eq!(ids(rest), wanted[4..]);
 }

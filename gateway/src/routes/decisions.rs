@@ -24,7 +24,7 @@ use crate::address::Client;
 use crate::errors::ApiError;
 use crate::in_flight::Hold;
 use crate::patience::Patience;
-use crate::reader::{Cursor, Filter, Shelf};
+use crate::reader::{Cursor, Filter, Resume, Shelf};
 use crate::readers::{Task, Turn};
 use crate::sending::{CutOff, Held};
 use crate::state::Gate;
@@ -114,7 +114,7 @@ pub(super) async fn export(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
                 None => None,
                 Some(id) => Some(log.shelf().behind(id).await?.ok_or(NotBegun::Unknown)?),
             };
-            let seek = behind.map_or_else(|| log.shelf().begin(from), Cursor::seek);
+            let seek = behind.map_or_else(|| log.shelf().begin(from), Resume::seek);
             Download { log, from, to, seek: Some(seek), behind }.next().await.map_err(NotBegun::Unread)
         });
         let (first, download) = first.await?.map_err(ApiError::from)?;
@@ -273,7 +273,7 @@ struct Download {
     /// Where the next piece begins; none after the last.
     seek: Option<Seek>,
     /// What an earlier download brought.
-    behind: Option<Cursor>,
+    behind: Option<Resume>,
 }
 
 impl Download {

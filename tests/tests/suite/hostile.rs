@@ -11,3 +11,4 @@ mod nats_bystander;
 mod protocol;
 mod tenants;
 mod time;
+mod traffic;
