@@ -32,6 +32,8 @@ use landing::Flight;
 
 /// How long a hold lasts unless it is renewed; by then another worker may take over.
 const HOLD: Duration = Duration::from_secs(10);
+/// A hold that ends later was made by a clock that is ahead.
+const MAX_HOLD_LEFT: Duration = Duration::from_secs(60);
 const RENEW_AFTER: Duration = Duration::from_secs(3);
 /// Without a renewal for so long nothing more is sent: the clock of another worker may be ahead.
 const TRUST_HOLD: Duration = Duration::from_secs(7);
@@ -56,6 +58,8 @@ pub(crate) struct Courier {
     pub(crate) endpoint: watch::Receiver<Arc<Endpoint>>,
     /// There may be something new.
     pub(crate) wake: Arc<Notify>,
+    /// A cursor that is held for longer than anybody may hold it, and since when it is seen so.
+    pub(crate) overlong: Option<(Revision, Instant)>,
 }
 
 /// The cursor while it is held, and what is going on behind it.
@@ -138,10 +142,13 @@ impl Courier {
         let now = Timestamp::now();
         if let Some(holder) = cursor.holder.filter(|holder| holder.worker != self.shared.worker && holder.until > now) {
             let left = Duration::try_from(holder.until.duration_since(now)).unwrap_or(PAUSE);
-            return Err(left.min(HOLD) + PAUSE.mul_f64(random()));
+            if left <= MAX_HOLD_LEFT || !self.is_given_up(revision) {
+                return Err(left.min(HOLD) + PAUSE.mul_f64(random()));
+            }
         }
+        self.overlong = None;
         cursor.enabled_again();
-        cursor.forget_pause(now);
+        cursor.forget_pause(self.shared.clock.now());
         let now = Instant::now();
         let mut held = Held {
             cursor,
@@ -164,6 +171,19 @@ impl Courier {
                 Ok(held)
             }
             Step::Lost | Step::Disabled => Err(PAUSE.mul_f64(1.0 + random())),
+        }
+    }
+
+    /// Whether a hold that a wrong clock made is renewed no more: its cursor did not change for as long as a hold
+    /// lasts.
+    fn is_given_up(&mut self, revision: Option<Revision>) -> bool {
+        let Some(revision) = revision else { return true };
+        match self.overlong {
+            Some((seen, since)) if seen == revision => since.elapsed() >= HOLD,
+            Some(_) | None => {
+                self.overlong = Some((revision, Instant::now()));
+                false
+            }
         }
     }
 
@@ -220,7 +240,7 @@ impl Courier {
 
     /// Until something is due by the clock.
     fn wait(&self, held: &Held) -> Duration {
-        let now = Timestamp::now();
+        let now = self.shared.clock.now();
         let due = held
             .cursor
             .next_due(now)
@@ -235,7 +255,7 @@ impl Courier {
     async fn launch(&mut self, held: &mut Held, endpoint: &Endpoint) {
         let most = if held.cursor.is_failing() { CONCURRENCY_FAILING } else { CONCURRENCY };
         let room = most.saturating_sub(held.aloft.len());
-        let now = Timestamp::now();
+        let now = self.shared.clock.now();
         let due = held.cursor.due(now).filter(|open| !held.aloft.contains(&open.sequence));
         let due: Vec<_> = due.take(room).cloned().collect();
         for open in due {
@@ -268,7 +288,7 @@ impl Courier {
             held.flying.spawn(async move {
                 let began = Instant::now();
                 let answer = post::post(&shared, &webhook, &open.event, Timestamp::now(), body).await;
-                Flight { open, at: Timestamp::now(), answer, took: began.elapsed() }
+                Flight { open, at: shared.clock.now(), answer, took: began.elapsed() }
             });
         }
     }

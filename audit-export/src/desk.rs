@@ -126,7 +126,9 @@ impl Desk {
         let DeleteDecisions { account, before, requested_by } = call;
         // The mark lives as long as any decision beside it could.
         let days = self.retention(&account).await;
-        match marks::delete(&self.shared.backplane, &account, days, before, &requested_by).await {
+        match marks::delete(&self.shared.backplane, &account, days, before, &requested_by, self.shared.clock.now())
+            .await
+        {
             Ok((deletion, mark)) => ManageReply::Done(DecisionsDeleted {
                 count: deletion.count,
                 before,

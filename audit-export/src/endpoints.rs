@@ -165,7 +165,8 @@ impl Endpoints {
     fn start(&self, endpoint: Arc<Endpoint>) -> Running {
         let (endpoint, watched) = watch::channel(endpoint);
         let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-        let courier = Courier { shared: Arc::clone(&self.shared), endpoint: watched, wake: Arc::clone(&wake) };
+        let courier =
+            Courier { shared: Arc::clone(&self.shared), endpoint: watched, wake: Arc::clone(&wake), overlong: None };
         let task = tokio::spawn(courier.run(stop.clone()));
         Running { endpoint, wake, stop, task }
     }

@@ -1,8 +1,9 @@
 //! Checkpoints and retention: what happens to the log by the clock.
 //!
-//! Every account whose decisions grew gets a checkpoint; accounts that nobody told of are found by looking. What is past an account's
-//! retention is removed, and the store itself is told to expire what is past every account's. Several exporters may do the same:
-//! marks meet in the log, and removing twice does no harm.
+//! Every account whose decisions grew gets a checkpoint; accounts that nobody told of are found by looking. What is
+//! past an account's retention is removed, while `trust` believes the clock and no more than an hour of an account's
+//! log a minute, so that an alarm can be acted on; the store itself is told to expire what is long past every
+//! account's. Several exporters may do the same: marks meet in the log, and removing twice does no harm.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,11 +21,13 @@ use crate::config::ExportConfig;
 use crate::marks::{NOT_AGAIN_WITHIN, Written};
 use crate::metrics::{self, Removal};
 use crate::shared::Shared;
+use crate::trust::{Verdict, in_words, removable};
 
 /// Even when no notice arrives, each account is looked at so often.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
-/// The store keeps everything a little longer than anybody: what an account may still see is decided to the second elsewhere.
-const SLACK: Duration = Duration::from_secs(3_600);
+/// The store goes by a clock of its own, which nobody compares: it keeps everything longer than anybody by more than a
+/// clock is ever wrong.
+const STORE_KEEPS_ON: Duration = Duration::from_secs(365 * DAY);
 /// When the keystore does not answer, as while it starts; doubled from one time to the next.
 const RETAIN_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const RETAIN_AGAIN_AT_MOST: Duration = Duration::from_secs(10);
@@ -36,11 +39,13 @@ pub(crate) struct Keeper {
     config: ExportConfig,
     /// Days that each account keeps decisions, as far as it is known.
     retentions: HashMap<AccountId, u32>,
+    /// By the kernel's clock, when something could last be removed.
+    removed_at: Option<Duration>,
 }
 
 impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, config: ExportConfig) -> Self {
-        Self { shared, config, retentions: HashMap::new() }
+        Self { shared, config, retentions: HashMap::new(), removed_at: None }
     }
 
     /// Until stopped; then the accounts that grew get a last checkpoint.
@@ -117,8 +122,13 @@ impl Keeper {
         }
     }
 
-    /// Removes what is past its time, by what is known; false where the keystore did not say what holds now.
+    /// Removes what is past its time, by what is known; false where the keystore did not say what holds now, or it is
+    /// not known what time it is.
     async fn retain(&mut self) -> bool {
+        if let Err(error) = self.shared.clock.load(&self.shared.backplane).await {
+            tracing::warn!(%error, "it is not known which time it was, so nothing is removed");
+            return false;
+        }
         let asked = self.ask_retentions().await;
         let current = asked.is_some();
         if let Some(retentions) = asked {
@@ -127,24 +137,50 @@ impl Keeper {
             // Nobody knows how long anything is kept: nothing is removed.
             return false;
         }
+        let Some(verdict) = self.shared.clock.judge(&self.shared.backplane).await else { return false };
+        if !self.may_remove(verdict) {
+            return current;
+        }
+        let boot = self.shared.clock.clocks().boot;
+        let span = removable(self.removed_at.map(|at| boot.saturating_sub(at)));
+        self.removed_at = Some(boot);
         let longest = self.retentions.values().copied().max().unwrap_or(0).max(DEFAULT_RETENTION_DAYS);
-        let age = Duration::from_secs(u64::from(longest) * DAY) + SLACK;
+        let age = Duration::from_secs(u64::from(longest) * DAY) + STORE_KEEPS_ON;
         if let Err(error) = self.shared.backplane.log.expire_after(age, Shared::soon()).await {
             tracing::warn!(%error, "the store was not told how long to keep decisions");
         }
         for account in self.accounts().await {
-            if let Err(error) = self.remove_old(&account).await {
+            if let Err(error) = self.remove_old(&account, span).await {
                 tracing::warn!(%account, %error, "decisions past their retention were not removed; it is tried again");
             }
         }
         current
     }
 
-    async fn remove_old(&self, account: &AccountId) -> Result<(), ReadError> {
+    /// Says it once when removal stops, and when it goes on.
+    fn may_remove(&self, verdict: Verdict) -> bool {
+        let ahead = match verdict {
+            Verdict::Believed => None,
+            Verdict::Ahead(by) => Some(by),
+        };
+        metrics::clock(ahead);
+        let changed = self.shared.lag.clock_is(ahead);
+        match ahead {
+            Some(by) if changed => tracing::error!(
+                ahead = in_words(by),
+                "this host's clock is ahead of all others: nothing is removed from the decision log until it is set right"
+            ),
+            None if changed => tracing::info!("this host's clock is believed again: what is past its time is removed"),
+            Some(_) | None => {}
+        }
+        ahead.is_none()
+    }
+
+    async fn remove_old(&self, account: &AccountId, span: Duration) -> Result<(), ReadError> {
         let kept = SignedDuration::from_hours(24 * i64::from(self.days(account)));
-        let oldest = Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
+        let oldest = self.shared.clock.now().checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
         for kind in [Kind::Decisions, Kind::Mark] {
-            let removed = self.remove_before(account, kind, oldest).await?;
+            let removed = self.remove_before(account, kind, oldest, span).await?;
             metrics::removed(Removal::Retention, removed);
             if removed > 0 {
                 tracing::info!(%account, entries = removed, "entries past the account's retention were removed");
@@ -153,12 +189,20 @@ impl Keeper {
         Ok(())
     }
 
-    async fn remove_before(&self, account: &AccountId, kind: Kind, oldest: Timestamp) -> Result<u64, ReadError> {
+    /// Of what was stored before a time, the first stretch.
+    async fn remove_before(
+        &self,
+        account: &AccountId,
+        kind: Kind,
+        oldest: Timestamp,
+        span: Duration,
+    ) -> Result<u64, ReadError> {
         let log = &self.shared.backplane.log;
         let first = log.read(account, Which::Only(kind), Seek::Start, 1, Shared::soon()).await?;
-        if first.entries.first().is_none_or(|entry| entry.stored_at >= oldest) {
+        let Some(begin) = first.entries.first().map(|entry| entry.stored_at).filter(|begin| *begin < oldest) else {
             return Ok(0);
-        }
+        };
+        let oldest = begin.checked_add(span).map_or(oldest, |end| end.min(oldest));
         let kept = log.read(account, Which::Only(kind), Seek::Time(oldest), 1, Shared::soon()).await?;
         let through = match kept.entries.first() {
             Some(entry) => Position(entry.position.0.saturating_sub(1)),
@@ -182,7 +226,8 @@ impl Keeper {
         loop {
             let list = ListRetentions { cursor };
             match self.shared.backplane.requests.ask(&list, Shared::STORE_WITHIN).await {
-                Ok(ManageReply::Done(RetentionsPage { items, next_cursor })) => {
+                Ok(ManageReply::Done(RetentionsPage { items, next_cursor, clock })) => {
+                    clock.iter().for_each(|said| self.shared.clock.hear(said));
                     found.extend(items);
                     cursor = next_cursor;
                 }

@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics;
+use crate::trust::in_words;
 
 /// Longer than any delivery takes whose receiver is well, its first two retries included.
 const BEHIND_AFTER: u64 = 60;
@@ -51,6 +52,8 @@ pub struct LagWatch(Arc<Mutex<Board>>);
 struct Board {
     last: u64,
     listing: Listing,
+    /// How far the clock is ahead of all others, while it is not believed.
+    clock_ahead: Option<Duration>,
     seats: HashMap<u64, Standing>,
 }
 
@@ -80,6 +83,22 @@ impl LagWatch {
     #[must_use]
     pub fn listing(&self) -> Listing {
         self.board().listing
+    }
+
+    /// Why nothing is removed from the log by the clock; none while it is.
+    #[must_use]
+    pub fn retention_stopped(&self) -> Option<String> {
+        let ahead = in_words(self.board().clock_ahead?);
+        Some(format!(
+            "retention: this host's clock is {ahead} ahead of all others: nothing is removed from the log until it is set right, or has stood so for a day"
+        ))
+    }
+
+    /// How far the clock was ahead at the last look; whether that is another state.
+    pub(crate) fn clock_is(&self, ahead: Option<Duration>) -> bool {
+        let mut board = self.board();
+        let before = std::mem::replace(&mut board.clock_ahead, ahead);
+        before.is_some() != ahead.is_some()
     }
 
     pub(crate) fn listed(&self, worked: bool) {

@@ -3,12 +3,13 @@
 //! `endpoints` starts a `courier` for each endpoint; what it delivers and where it stands is the `cursor`, kept in the
 //! ledger. `event` makes bodies of lines, `signature` and `egress` send them, each account in its turn (`fair`),
 //! `backoff` and `verdict` judge what came of it. `keeper` writes checkpoints and ends what is past its time, through
-//! `marks`; `desk` answers what gateways ask, `lag` how far behind
+//! `marks`, while `clock` and `trust` believe the time; `desk` answers what gateways ask, `lag` how far behind
 //! deliveries are. Refuses to decide anything about actions. INVARIANT: an event is delivered at least once, with the
 //! same id, or parked by name.
 
 pub mod address;
 pub mod backoff;
+mod clock;
 mod config;
 mod courier;
 mod cursor;
@@ -25,16 +26,20 @@ mod post;
 mod replays;
 mod shared;
 pub mod signature;
+mod trust;
 pub mod verdict;
 
 use std::sync::Arc;
 
+pub use clock::ClockReader;
 pub use config::ExportConfig;
 pub use lag::{Lag, LagWatch, Listing};
+use stage0_backplane::clock::Clocks;
 use stage0_backplane::{Backplane, NotReady, ServeError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::Clock;
 use crate::desk::Desk;
 use crate::egress::{Egress, Resolver, TrustError};
 use crate::endpoints::{Directory, Endpoints};
@@ -80,8 +85,19 @@ impl AuditExport {
         if config.egress.dangerous_allow_private {
             tracing::warn!("webhooks may reach private addresses and plain http: for local stacks only");
         }
-        let shared = Shared { backplane, egress, worker: courier::new_id(), lag: LagWatch::default() };
+        stage0_backplane::clock::start();
+        let clock = Clock::new(Arc::new(Clocks::now));
+        let shared = Shared { backplane, egress, worker: courier::new_id(), lag: LagWatch::default(), clock };
         Ok(Self { shared: Arc::new(shared), config })
+    }
+
+    /// The same by other clocks: for a test of clocks that are wrong.
+    #[must_use]
+    pub fn by(mut self, clocks: ClockReader) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.clock = Clock::new(clocks);
+        }
+        self
     }
 
     /// Where one can look how far deliveries are behind.
@@ -98,6 +114,11 @@ impl AuditExport {
         let couriers = Endpoints::new(Arc::clone(&self.shared), directory);
         let keeper = Keeper::new(Arc::clone(&self.shared), self.config.clone());
         if served.is_ok() {
+            // Before anything ends by the clock. Where it cannot be known yet, removal waits for it, and deliveries go
+            // by this host's.
+            if let Err(error) = self.shared.clock.load(&self.shared.backplane).await {
+                tracing::warn!(%error, "it is not known yet which time it was");
+            }
             tasks.spawn(couriers.run(stop.clone()));
             tasks.spawn(keeper.run(stop.clone()));
             tasks.spawn(self.lag().tell(stop.clone()));

@@ -23,6 +23,8 @@ const ENDPOINTS: &str = "stage0_endpoints";
 const DISABLED: &str = "stage0_endpoints_disabled_total";
 const MARKS: &str = "stage0_marks_total";
 const LOOK_UPS: &str = "stage0_webhook_look_ups_total";
+const STOPPED: &str = "stage0_retention_stopped";
+const AHEAD_SECONDS: &str = "stage0_clock_ahead_seconds";
 const REMOVED: &str = "stage0_log_entries_removed_total";
 
 /// Why something left the log.
@@ -63,6 +65,12 @@ pub(crate) fn describe() {
     describe_counter!(DISABLED, Unit::Count, "Endpoints that this instance had disabled.");
     describe_counter!(MARKS, Unit::Count, "Signed marks by kind, and by whether they were written.");
     describe_counter!(LOOK_UPS, Unit::Count, "Host names of webhooks that were to be looked up, by what came of it.");
+    describe_gauge!(STOPPED, Unit::Count, "1 while nothing is removed by the clock, as it is far ahead of all others.");
+    describe_gauge!(
+        AHEAD_SECONDS,
+        Unit::Seconds,
+        "How far this host's clock is ahead of all others; 0 while it is believed."
+    );
     describe_counter!(REMOVED, Unit::Count, "Entries removed from the decision log, by why.");
 }
 
@@ -106,6 +114,12 @@ pub(crate) fn endpoints(enabled: usize, disabled: usize) {
 
 pub(crate) fn endpoint_disabled() {
     counter!(DISABLED).increment(1);
+}
+
+/// How far the clock is ahead; none while it is believed.
+pub(crate) fn clock(ahead: Option<Duration>) {
+    gauge!(STOPPED).set(f64::from(u8::from(ahead.is_some())));
+    gauge!(AHEAD_SECONDS).set(ahead.unwrap_or_default().as_secs_f64());
 }
 
 /// A host name was to be looked up.
@@ -160,6 +174,7 @@ mod tests {
             removed(Removal::Retention, 8);
             removed(Removal::Demand, 9);
             looked_up("found");
+            clock(Some(Duration::from_secs(86_400)));
         });
         let page = recorder.handle().render();
         for line in [
@@ -183,6 +198,8 @@ mod tests {
             "stage0_log_entries_removed_total{why=\"retention\"} 8",
             "stage0_log_entries_removed_total{why=\"demand\"} 9",
             "stage0_webhook_look_ups_total{outcome=\"found\"} 1",
+            "stage0_retention_stopped 1",
+            "stage0_clock_ahead_seconds 86400",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }

@@ -8,6 +8,7 @@ use stage0_contract::{AccountId, MarkBody};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::clock::Clock;
 use crate::egress::Egress;
 use crate::lag::LagWatch;
 use crate::marks::{self, MarkFailure, Written};
@@ -20,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) worker: Uuid,
     /// How far its couriers are.
     pub(crate) lag: LagWatch,
+    /// By which things end.
+    pub(crate) clock: Clock,
 }
 
 impl Shared {
@@ -41,6 +44,6 @@ impl Shared {
         body: MarkBody,
         pace: SignedDuration,
     ) -> Result<Written, MarkFailure> {
-        marks::write(&self.backplane, account, days, body, pace).await
+        marks::write(&self.backplane, account, days, body, pace, self.clock.now()).await
     }
 }

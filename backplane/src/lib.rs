@@ -6,6 +6,7 @@
 //! INVARIANT: a question gets one answer or one error within its deadline. No responder, a late reply and a lost connection are
 //! three different errors; a caller fails closed on each.
 
+pub mod clock;
 pub mod embedded;
 mod ledger;
 mod log;

@@ -59,7 +59,8 @@ pub trait DecisionLog: Send + Sync {
     /// Accounts that have entries.
     fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>>;
 
-    /// Has the store expire whatever is older, of any account.
+    /// Has the store expire whatever is older, of any account, by its own clock: no more than a safety net, since one
+    /// clock is not to destroy.
     fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>>;
 
     /// Whether an append would be stored now, and what should be known about it.

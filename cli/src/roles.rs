@@ -194,8 +194,10 @@ impl Telling {
 pub(crate) fn gateway_look(own: Backplane, audit: AuditMode, lag: Option<LagWatch>) -> Look {
     Box::new(move || {
         let (own, delivery) = (own.clone(), lag.as_ref().map(delivery));
+        let stopped = lag.as_ref().and_then(LagWatch::retention_stopped);
         Box::pin(async move {
-            let Found { faults, remarks, policy_version } = stage0_gateway::look(&own, audit).await;
+            let Found { faults, mut remarks, policy_version } = stage0_gateway::look(&own, audit).await;
+            remarks.extend(stopped);
             Seen { faults, remarks, policy_version, delivery }
         })
     })
@@ -233,6 +235,7 @@ fn keystore_look(own: Backplane, writable: impl Fn() -> bool + Send + Sync + 'st
 fn export_look(own: Backplane, lag: LagWatch) -> Look {
     Box::new(move || {
         let (own, delivery, listing) = (own.clone(), delivery(&lag), lag.listing());
+        let stopped = lag.retention_stopped();
         Box::pin(async move {
             let mut seen = Seen { delivery: Some(delivery), ..carried(&own).await };
             match listing {
@@ -244,6 +247,7 @@ fn export_look(own: Backplane, lag: LagWatch) -> Look {
                 }
                 Listing::Current => {}
             }
+            seen.remarks.extend(stopped);
             match own.log.ready().await {
                 Ok(remarks) => seen.remarks.extend(remarks),
                 Err(error) => seen.faults.push(format!("log: {error}")),

@@ -73,8 +73,8 @@ pub use usage::{Caps, Limits, StoredBytes, UNLIMITED, Usage};
 pub use webhook::{
     CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, Endpoint, EndpointsPage, GetWebhook, ListEndpoints,
     ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SignMark, SigningKeys,
-    UpdateWebhook, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled, WebhookFilters,
-    WebhookSecret,
+    UpdateWebhook, VouchedTime, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
+    WebhookFilters, WebhookSecret,
 };
 pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
 pub use word::{Word, is_blank, is_invisible, plain, visible};

@@ -352,6 +352,18 @@ pub struct RetentionsPage {
     pub items: Vec<(AccountId, u32)>,
     /// For the next page; null on the last.
     pub next_cursor: Option<AccountId>,
+    /// The time at the keystore, as a second clock beside the exporter's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<VouchedTime>,
+}
+
+/// The time that a process vouches for as it answers: of its start, and what went by since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VouchedTime {
+    /// Names the process: one that asks itself has no second clock.
+    pub process: String,
+    /// The time.
+    pub at: Timestamp,
 }
 
 /// The keystore to all: an endpoint was made, changed or removed.

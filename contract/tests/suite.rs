@@ -101,6 +101,7 @@ const FIXTURES: &[(&str, Again)] = &[
     ("report_findings", again::<Report>),
     ("report_good", again::<Report>),
     ("retentions_page", again::<<ListRetentions as Request>::Reply>),
+    ("retentions_page_clock", again::<<ListRetentions as Request>::Reply>),
     ("review_reply", again::<ReviewReply>),
     ("review_request", again::<ReviewRequest>),
     ("revoke_key", again::<RevokeKey>),

@@ -7,10 +7,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use stage0_backplane::clock;
 use stage0_contract::{
     Account, AccountId, ApiKey, ApiKeyError, Caller, Caps, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
     KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions, ManageReply, Page,
-    Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scopes, UpdateAccount,
+    Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scopes, UpdateAccount, VouchedTime,
 };
 
 use crate::announce::Changed;
@@ -283,7 +284,8 @@ pub(crate) fn list_retentions(store: &Store, call: &ListRetentions) -> Result<Re
     accounts.truncate(RETENTIONS);
     let next_cursor = accounts.last().filter(|_| more).map(|last| last.id.clone());
     let items = accounts.into_iter().map(|account| (account.id.clone(), account.retention())).collect();
-    Ok(RetentionsPage { items, next_cursor })
+    let clock = Some(VouchedTime { process: clock::process().to_owned(), at: clock::vouched() });
+    Ok(RetentionsPage { items, next_cursor, clock })
 }
 
 /// `items` holds one more than fits when there is a next page.

@@ -87,6 +87,7 @@ impl Keystore {
         clock: Clock,
     ) -> Result<Self, BuildError> {
         metrics::describe();
+        stage0_backplane::clock::start();
         config.validate()?;
         let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
         let (opening, their_clock) = (config.clone(), Arc::clone(&clock));

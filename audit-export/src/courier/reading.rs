@@ -46,7 +46,7 @@ impl Courier {
         // A new endpoint begins with what is recorded from its creation on.
         let chunk = self.piece(endpoint, seek(held.cursor.place, endpoint.webhook.created_at)).await?;
         let since = |at| (at >= endpoint.webhook.created_at).then_some(Some(at));
-        let (place, more) = take(held, endpoint, &chunk, held.cursor.place, since);
+        let (place, more) = take(held, endpoint, &chunk, (held.cursor.place, self.shared.clock.now()), since);
         held.changed |= place != held.cursor.place;
         held.cursor.place = place;
         Ok(more)
@@ -57,7 +57,7 @@ impl Courier {
         let chunk = self.piece(endpoint, seek(replay.place, begin)).await?;
         // It was due once before: it is not behind.
         let since = |at| (at >= replay.from && at < replay.to).then_some(None);
-        let (place, more) = take(held, endpoint, &chunk, replay.place, since);
+        let (place, more) = take(held, endpoint, &chunk, (replay.place, self.shared.clock.now()), since);
         let past =
             chunk.entries.last().is_some_and(|last| replay.to.checked_add(SKEW).is_ok_and(|end| last.stored_at > end));
         held.changed = true;
@@ -77,7 +77,8 @@ impl Courier {
         let chunk = log.read(account, Which::All, Seek::After(before), 1, Shared::soon()).await?;
         let entry = chunk.entries.first().filter(|entry| entry.position.0 == open.at.position);
         let line = entry.and_then(|entry| entry.lines().nth(open.at.lines));
-        let event = line.and_then(|line| Event::of(line, Timestamp::now(), horizon(endpoint)));
+        let now = self.shared.clock.now();
+        let event = line.and_then(|line| Event::of(line, now, horizon(endpoint, now)));
         Ok(event.map(|event| event.body(open.sequence)))
     }
 
@@ -123,10 +124,10 @@ fn take(
     held: &mut Held,
     endpoint: &Endpoint,
     chunk: &Chunk,
-    mut place: Option<Place>,
+    (mut place, now): (Option<Place>, Timestamp),
     since: impl Fn(Timestamp) -> Option<Option<Timestamp>>,
 ) -> (Option<Place>, bool) {
-    let (now, horizon) = (Timestamp::now(), horizon(endpoint));
+    let horizon = horizon(endpoint, now);
     for entry in &chunk.entries {
         let through = place.filter(|place| place.position == entry.position.0).map_or(0, |place| place.lines);
         for (index, line) in entry.lines().enumerate().skip(through) {
@@ -155,7 +156,7 @@ fn event(entry: &Entry, line: &[u8], now: Timestamp, horizon: Timestamp) -> Opti
 }
 
 /// What was recorded before is past the account's retention.
-fn horizon(endpoint: &Endpoint) -> Timestamp {
+fn horizon(endpoint: &Endpoint, now: Timestamp) -> Timestamp {
     let kept = SignedDuration::from_hours(24 * i64::from(endpoint.retention_days));
-    Timestamp::now().checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH)
+    now.checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH)
 }

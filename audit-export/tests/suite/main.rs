@@ -15,4 +15,5 @@ mod dns;
 mod egress;
 mod look_ups;
 mod receiver;
+mod retention;
 mod telemetry;

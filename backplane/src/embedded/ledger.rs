@@ -6,12 +6,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use jiff::Timestamp;
 use redb::{ReadableTable, WriteTransaction};
 use tokio::time::Instant;
 
 use super::store::{LEDGER, LEDGER_ENDS, Session, micros, next_position};
 use super::threads::Lane;
+use crate::clock::settled;
 use crate::ledger::fault;
 use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
 
@@ -34,7 +34,7 @@ impl Ledger for FileLedger {
             let found = table.get(key.as_str())?;
             Ok(found.and_then(|found| {
                 let (revision, ends, value) = found.value();
-                let lives = ends > micros(Timestamp::now());
+                let lives = ends > micros(settled());
                 lives.then(|| Record { revision: Revision(revision), value: Bytes::copy_from_slice(value) })
             }))
         });
@@ -54,7 +54,7 @@ impl Ledger for FileLedger {
         }
         let key = key.to_owned();
         let put = self.0.write_if(deadline, move |transaction| {
-            let now = Timestamp::now();
+            let now = settled();
             sweep(transaction, micros(now))?;
             let (mut table, mut by_end) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
             let found = table.get(key.as_str())?.map(|found| (found.value().0, found.value().1));

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::store::{DECISIONS, Entries, IDS, IDS_BY_AGE, MARKS, Session, first_since, micros, next_position, time_of};
 use super::threads::Lane;
+use crate::clock::settled;
 use crate::{
     AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MarkError, NotReady, Position, ReadError, Seek,
     Which,
@@ -33,7 +34,7 @@ impl FileLog {
     async fn store_all(&self, batches: Vec<Batch>, deadline: Instant) -> Result<(), String> {
         self.0
             .write(deadline, move |transaction| {
-                let now = Timestamp::now();
+                let now = settled();
                 forget_old_ids(transaction, now)?;
                 let mut table = transaction.open_table(DECISIONS)?;
                 let (mut ids, mut by_age) = (transaction.open_table(IDS)?, transaction.open_table(IDS_BY_AGE)?);
@@ -94,7 +95,7 @@ impl DecisionLog for FileLog {
             if last != after {
                 return Ok(Err(MarkError::Conflict));
             }
-            let position = next_position(transaction, Timestamp::now())?;
+            let position = next_position(transaction, settled())?;
             table.insert((account.as_str(), position), &*line)?;
             Ok(Ok(Position(position)))
         });
@@ -193,7 +194,7 @@ impl DecisionLog for FileLog {
 
     fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>> {
         Box::pin(async move {
-            let oldest = Timestamp::now().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
+            let oldest = settled().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
             let through = Position(micros(oldest).saturating_sub(1));
             for account in self.accounts(deadline).await? {
                 for kind in [Kind::Decisions, Kind::Mark] {
@@ -207,7 +208,7 @@ impl DecisionLog for FileLog {
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
         Box::pin(async move {
             // A disk that is full can still be read, and takes what is small enough: both are asked, a write and the last append.
-            let probe = |transaction: &WriteTransaction| next_position(transaction, Timestamp::now());
+            let probe = |transaction: &WriteTransaction| next_position(transaction, settled());
             let written = self.0.write(Instant::now() + READY_WITHIN, probe).await;
             let trouble = written.err().or_else(|| self.0.store.trouble());
             trouble.map_or(Ok(Vec::new()), |why| Err(NotReady(format!("the decision log cannot be written: {why}"))))

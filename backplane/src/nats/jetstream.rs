@@ -22,8 +22,9 @@ use crate::{AskError, ReadError};
 const DUPLICATE_WINDOW_NANOS: u64 = 120_000_000_000;
 /// The server keeps nothing for a shorter time.
 const SHORTEST_AGE_NANOS: u64 = 100_000_000;
-/// Of the log, before anybody says how long decisions are kept.
-const FIRST_MAX_AGE_NANOS: u64 = 30 * 86_400 * 1_000_000_000;
+/// Of the log, before anybody says how long decisions are kept: beyond the longest retention by as much as
+/// `expire_after` is told later.
+const FIRST_MAX_AGE_NANOS: u64 = (3_650 + 365) * 86_400 * 1_000_000_000;
 
 /// Settings of a stream without which it is not what this backplane writes to; others are the operator's.
 const REQUIRED: [&str; 6] = ["subjects", "retention", "storage", "discard", "allow_direct", "allow_msg_ttl"];

@@ -1,9 +1,12 @@
-//! The decision log on JetStream: one message for the lines of one account that are appended together, so one fsync for all of them.
+//! The decision log on JetStream: one message for the lines of one account that are appended together, so one fsync for
+//! all of them.
 //!
-//! Subjects name the account, so that the server removes an account's decisions by subject; the server indexes two subjects for each
-//! account and nothing for each decision. The stream's `max_age` is the store's own expiry. Who may publish, purge or change the
-//! stream is decided by the credentials of each role (`server_file`).
-//! INVARIANT: nothing is appended while it is not known that the server syncs each message, where that is to be verified.
+//! Subjects name the account, so that the server removes an account's decisions by subject; the server indexes two
+//! subjects for each account and nothing for each decision. The stream's `max_age` is the store's own expiry, by its
+//! own clock: a far safety net. Who may publish, purge or change the stream is decided by the credentials of each role
+//! (`server_file`).
+//! INVARIANT: nothing is appended while it is not known that the server syncs each message, where that is to be
+//! verified.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -44,9 +44,7 @@ fn a_cursor_has_one_text_and_no_other_is_one() {
     let cursor = Cursor { stored_at: Timestamp::from_nanosecond(1_800_000_000_123_456_789).unwrap(), lines: 3 };
     assert_eq!(cursor.to_string(), "t1800000000123456789.3");
     assert_eq!(Cursor::parse("t1800000000123456789.3"), Some(cursor));
-    for other in
-        ["", "t", "1800000000123456789.3", "t01800000000123456789.3", "t1.03", "t1.+3", "t1", "t1.x", "x1.1"]
-    {
+    for other in ["", "t", "1800000000123456789.3", "t01800000000123456789.3", "t1.03", "t1.+3", "t1", "t1.x", "x1.1"] {
         assert_eq!(Cursor::parse(other), None, "{other}");
     }
 }

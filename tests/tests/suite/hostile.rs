@@ -3,6 +3,7 @@
 //! Processes run under memory limits as small as those of `docker-compose.yml`, with ordinary traffic of another account beside the
 //! attack. SECURITY.md names the test behind each promise.
 
+mod clock;
 mod connections;
 mod downloads;
 mod egress;

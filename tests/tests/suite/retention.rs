@@ -62,7 +62,7 @@ async fn new_records_follow_the_accounts_retention_at_once() {
 }
 
 /// A stopped server with one decision of today behind others, each so many days old and kept for so many days from then on.
-async fn history(ages: &[(i64, i64)]) -> (Stack, Vec<String>) {
+pub(crate) async fn history(ages: &[(i64, i64)]) -> (Stack, Vec<String>) {
     let mut stack = Stack::build().dev().await;
     stack.api.decide(&Api::forbidden()).await;
     let Value::Object(mut members) = stack.api.decisions("").await.pop().unwrap() else { panic!("a record") };
@@ -96,7 +96,7 @@ async fn history(ages: &[(i64, i64)]) -> (Stack, Vec<String>) {
     (stack, ids)
 }
 
-fn data(stack: &Stack) -> PathBuf {
+pub(crate) fn data(stack: &Stack) -> PathBuf {
     stack.directory.path().join("data")
 }
 
@@ -114,7 +114,7 @@ async fn shown(stack: &Stack, ids: &[String]) -> Vec<bool> {
 }
 
 /// Stops `dev`, and starts it again for as long as more entries than that are on its disk: nobody is told when it removes some.
-async fn wait_for_removal(stack: &mut Stack, most: usize) {
+pub(crate) async fn wait_for_removal(stack: &mut Stack, most: usize) {
     for _ in 0..20 {
         stack.stop_dev();
         if entries(&data(stack), decisions(), &stack.account).len() <= most {
