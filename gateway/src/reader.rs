@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
-use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, ReadError, Seek, Which};
+use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
 use stage0_contract::{
     AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
 };
