@@ -99,7 +99,7 @@ pub(crate) fn find_within(request: &CheckRequest, limit: TimeLimit) -> Result<Ve
     let mut found = BTreeSet::new();
     let _ = each_text(request, &mut |place, member, text| {
         in_time = limit.check();
-        let kind = || detector.kind(text, suspects).or_else(|| assignment::member_kind(member?, text));
+        let kind = || detector.kind(text, suspects, limit).or_else(|| assignment::member_kind(member?, text));
         if in_time.is_ok()
             && let Some(kind) = kind()
         {
@@ -107,19 +107,26 @@ pub(crate) fn find_within(request: &CheckRequest, limit: TimeLimit) -> Result<Ve
         }
         if in_time.is_ok() && found.len() < MAX_FINDINGS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    in_time?;
+    // The last text may have taken the time that there was.
+    limit.check()?;
     Ok(found.into_iter().collect())
 }
 
 /// The text with every secret in it replaced by [`REDACTED`].
 pub fn mask(text: &str) -> String {
-    if !suspects(text) {
+    mask_within(text, TimeLimit::NONE)
+}
+
+/// As [`mask`]; means nothing once `limit` is reached.
+fn mask_within(text: &str, limit: TimeLimit) -> String {
+    let detector = Detector::get();
+    let suspects = detector.suspects(text, Suspects::NONE);
+    if suspects == Suspects::NONE && text.is_ascii() {
         return text.to_owned();
     }
-    let detector = Detector::get();
-    let masked = detector.replace(text);
+    let masked = detector.replace(text, suspects, limit);
     // What shows only after normalisation, or only once its neighbour is gone, has no place that could be cut out.
-    if detector.any_kind(&masked).is_some() { REDACTED.to_owned() } else { masked }
+    if detector.any_kind(&masked, limit).is_some() { REDACTED.to_owned() } else { masked }
 }
 
 /// Whether a text may hold a secret; `false` is certain.

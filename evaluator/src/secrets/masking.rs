@@ -9,8 +9,8 @@ use std::ops::ControlFlow;
 use serde_json::{Map, Value};
 use stage0_contract::{CheckRequest, visible};
 
-use super::patterns::Detector;
-use super::{REDACTED, assignment, each_text, mask, suspects};
+use super::patterns::{Detector, Suspects};
+use super::{REDACTED, assignment, each_text, mask_within};
 use crate::time_limit::{OutOfTime, TimeLimit};
 
 /// Different secrets of one request that are looked for everywhere: the search takes time for each.
@@ -55,6 +55,8 @@ impl Masking {
                 break;
             }
         }
+        // The last text may have taken the time that there was.
+        limit.check()?;
         Ok(masking)
     }
 
@@ -64,7 +66,8 @@ impl Masking {
         if self.nothing_shown {
             return Ok(REDACTED.to_owned());
         }
-        let masked = mask(text);
+        let masked = mask_within(text, self.limit);
+        self.limit.check()?;
         if self.values.is_empty() {
             return Ok(masked);
         }
@@ -117,17 +120,14 @@ impl Masking {
         if member.is_some_and(|name| assignment::member_kind(name, text).is_some()) {
             self.hide(text)?;
         }
-        if suspects(text) {
-            self.note_hits(text)?;
-            if !text.is_ascii() {
-                self.note_hits(&stage0_contract::plain(text))?;
-            }
-        }
-        ControlFlow::Continue(())
+        self.note_hits(text)?;
+        if text.is_ascii() { ControlFlow::Continue(()) } else { self.note_hits(&stage0_contract::plain(text)) }
     }
 
     fn note_hits(&mut self, text: &str) -> ControlFlow<()> {
-        for (kind, hit) in Detector::get().hits(text) {
+        let detector = Detector::get();
+        let suspects = detector.suspects(text, Suspects::NONE);
+        for (kind, hit) in detector.hits(text, suspects, self.limit) {
             let value = hit.value(text);
             // Its lines may go on in other texts, where they look like nothing.
             if kind == PEM_KIND && !value.contains(PEM_END) {

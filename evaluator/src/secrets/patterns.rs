@@ -12,6 +12,7 @@ use regex::Regex;
 use stage0_contract::plain;
 
 use super::{REDACTED, assignment};
+use crate::time_limit::TimeLimit;
 
 /// Whether a match is what it looks like.
 #[derive(Clone, Copy)]
@@ -68,6 +69,9 @@ const TABLE: [(&str, &str, Proof); 20] = [
     ),
 ];
 
+/// Matches that are looked at before the time is looked at again.
+const LOOKED_AT_TOGETHER: usize = 1_024;
+
 /// One secret in a text.
 pub(super) struct Hit {
     /// With what tells it: what is cut out.
@@ -115,41 +119,46 @@ impl Detector {
     }
 
     /// The kind of the first secret that these rows find in the text, raw or normalised. A search of few rows is for many short texts:
-    /// each row that finds where and what allocates.
-    pub(super) fn kind(&self, text: &str, suspects: Suspects) -> Option<&'static str> {
+    /// each row that finds where and what allocates. Means nothing once `limit` is reached.
+    pub(super) fn kind(&self, text: &str, suspects: Suspects, limit: TimeLimit) -> Option<&'static str> {
         let Some(forms) = &self.0 else { return Some("unknown") };
         let kind = |text: &str| {
             let mut suspected =
                 forms.iter().enumerate().filter(|(index, _)| suspects.has(*index)).map(|(_, form)| form);
-            suspected.find(|form| form.secrets(text).next().is_some()).map(|form| form.kind)
+            suspected.find(|form| form.secrets(text, limit).next().is_some()).map(|form| form.kind)
         };
         kind(text).or_else(|| if text.is_ascii() { None } else { kind(&plain(text)) })
     }
 
     /// As [`Detector::kind`], by all rows.
-    pub(super) fn any_kind(&self, text: &str) -> Option<&'static str> {
+    pub(super) fn any_kind(&self, text: &str, limit: TimeLimit) -> Option<&'static str> {
         let suspects = self.suspects(text, Suspects::NONE);
         let normalised = || if text.is_ascii() { suspects } else { self.suspects(&plain(text), suspects) };
         match normalised() {
             Suspects::NONE => None,
-            suspects => self.kind(text, suspects),
+            suspects => self.kind(text, suspects, limit),
         }
     }
 
-    /// Every secret in the text as it stands, with its kind.
-    pub(super) fn hits<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (&'static str, Hit)> + use<'t> {
-        let suspects = self.suspects(text, Suspects::NONE);
+    /// Every secret that these rows find in the text as it stands, with its kind; not all of them once `limit` is reached.
+    pub(super) fn hits<'t>(
+        &'t self,
+        text: &'t str,
+        suspects: Suspects,
+        limit: TimeLimit,
+    ) -> impl Iterator<Item = (&'static str, Hit)> + use<'t> {
         let forms = self.0.iter().flatten().enumerate().filter(move |(index, _)| suspects.has(*index));
-        forms.map(|(_, form)| form).flat_map(move |form| form.secrets(text).map(move |hit| (form.kind, hit)))
+        forms.map(|(_, form)| form).flat_map(move |form| form.secrets(text, limit).map(move |hit| (form.kind, hit)))
     }
 
     /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows without a
-    /// space or a quote goes with it, after the name of a passphrase the rest of the line. What overlaps is cut out as one.
-    pub(super) fn replace(&self, text: &str) -> String {
+    /// space or a quote goes with it, after the name of a passphrase the rest of the line. What overlaps is cut out as one. Means nothing
+    /// once `limit` is reached.
+    pub(super) fn replace(&self, text: &str, suspects: Suspects, limit: TimeLimit) -> String {
         if self.0.is_none() {
             return REDACTED.to_owned();
         }
-        let mut ranges: Vec<Range<usize>> = self.hits(text).map(|(_, hit)| hit.whole).collect();
+        let mut ranges: Vec<Range<usize>> = self.hits(text, suspects, limit).map(|(_, hit)| hit.whole).collect();
         ranges.sort_unstable_by_key(|range| (range.start, range.end));
         let mut masked = String::with_capacity(text.len());
         let mut cut: Option<Range<usize>> = None;
@@ -198,20 +207,26 @@ impl Form {
         TABLE.into_iter().map(compile).collect()
     }
 
-    /// Where the pattern finds what is proved to be a secret, one after the other.
-    fn secrets<'a>(&'a self, text: &'a str) -> Box<dyn Iterator<Item = Hit> + 'a> {
+    /// Where the pattern finds what is proved to be a secret, one after the other, until `limit`.
+    fn secrets<'a>(&'a self, text: &'a str, limit: TimeLimit) -> Box<dyn Iterator<Item = Hit> + 'a> {
+        let mut looked_at = 0_usize;
+        let mut in_time = move || {
+            looked_at += 1;
+            !looked_at.is_multiple_of(LOOKED_AT_TOGETHER) || limit.check().is_ok()
+        };
+        let captures = || self.regex.captures_iter(text);
         match self.proof {
-            Proof::Form => Box::new(self.regex.captures_iter(text).filter_map(|found| {
+            Proof::Form => Box::new(captures().take_while(move |_| in_time()).filter_map(|found| {
                 let whole = found.get(0)?.range();
                 Some(Hit { value: found.get(1).map_or(whole.clone(), |group| group.range()), whole })
             })),
-            Proof::Token(holds) => Box::new(self.regex.captures_iter(text).filter_map(move |found| {
+            Proof::Token(holds) => Box::new(captures().take_while(move |_| in_time()).filter_map(move |found| {
                 let (whole, token) = (found.get(0)?.range(), found.get(1)?);
                 holds(token.as_str()).then(|| Hit { value: token.range(), whole })
             })),
             Proof::Assignment => {
                 let mut values = assignment::Values::of(text);
-                Box::new(self.regex.find_iter(text).filter_map(move |found| {
+                Box::new(self.regex.find_iter(text).take_while(move |_| in_time()).filter_map(move |found| {
                     let bare_colon = found.as_str().trim_ascii_end().ends_with(':');
                     let value = values.at(found.end(), bare_colon)?;
                     Some(Hit { whole: found.start()..value.end, value })
@@ -274,16 +289,26 @@ mod tests {
     #[test]
     fn every_known_form_is_found() {
         for (kind, text, _) in EXAMPLES {
-            assert_eq!(Detector::get().any_kind(text), Some(kind), "{text}");
+            assert_eq!(Detector::get().any_kind(text, TimeLimit::NONE), Some(kind), "{text}");
         }
     }
 
     #[test]
     fn nothing_of_a_known_form_is_left_by_masking() {
         for (kind, text, secret) in EXAMPLES {
-            let masked = Detector::get().replace(&format!("so {text} so"));
+            let masked = crate::secrets::mask(&format!("so {text} so"));
             assert!(!masked.contains(secret) && masked.contains(REDACTED), "{kind}: {masked}");
         }
+    }
+
+    #[test]
+    fn a_search_within_one_text_ends_with_its_time() {
+        let text = format!("{}password=hunter22", "secret: none ".repeat(2 * LOOKED_AT_TOGETHER));
+        let detector = Detector::get();
+        assert_eq!(detector.any_kind(&text, TimeLimit::NONE), Some("password"));
+        assert_eq!(detector.any_kind(&text, TimeLimit::over()), None, "who asks looks at the time, too");
+        let request = stage0_contract::CheckRequest::parse(serde_json::json!({"goal": "g", "context": {"n": text}}));
+        assert!(super::super::find_within(&request.unwrap(), TimeLimit::over()).is_err());
     }
 
     #[test]
@@ -303,7 +328,7 @@ mod tests {
             "eyJ is how a token starts",
             "run_9f3d7f51",
         ] {
-            assert_eq!(Detector::get().any_kind(text), None, "{text}");
+            assert_eq!(Detector::get().any_kind(text, TimeLimit::NONE), None, "{text}");
         }
     }
 }
