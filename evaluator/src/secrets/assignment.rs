@@ -149,7 +149,7 @@ impl<'t> Values<'t> {
             is_value(judged, LEAST_AFTER_EQUALS)
         } else {
             let begin = start + quote.map_or(0, char::len_utf8);
-            is_value(judged, LEAST_AFTER_COLON) && !self.is_prose(begin..begin + judged.len())
+            !self.is_prose(begin..begin + judged.len()) && is_value(judged, LEAST_AFTER_COLON)
         };
         plausible.then(|| start..start + length)
     }
