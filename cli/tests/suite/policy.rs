@@ -55,6 +55,22 @@ fn a_broken_pack_is_refused_with_file_and_line() {
 }
 
 #[test]
+fn a_pack_that_is_nested_too_deep_is_refused_and_ends_nothing() {
+    let dir = copy();
+    let deep = format!("{}context.goal_vague{} &&", "(".repeat(20_000), ")".repeat(20_000));
+    change(dir.path(), "value.cedar", "context.goal_vague &&", &deep);
+    for what in ["validate", "test"] {
+        let refused = policy(what, dir.path());
+        assert_eq!(refused.code, 1, "{what}: {}", refused.err);
+        assert!(
+            refused.err.contains("value.cedar:") && refused.err.contains("nested deeper"),
+            "{what}: {}",
+            refused.err
+        );
+    }
+}
+
+#[test]
 fn a_failing_case_is_shown_with_what_it_expected_and_what_it_got() {
     let dir = copy();
     change(dir.path(), "cases.json", r#""expect": ["ALLOW"]"#, r#""expect": ["DENY"]"#);
