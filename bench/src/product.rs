@@ -73,7 +73,7 @@ impl Installation {
         let theirs = place.clone();
         let connect: stage0_evaluator::Connect = Arc::new(move || {
             let place = theirs.clone();
-            Box::pin(async move { place.connect(Role::Evaluator).await.map_err(Into::into) })
+            Box::pin(async move { Ok(place.connect(Role::Evaluator).await?) })
         });
         let evaluator = stage0_evaluator::build(config, connect).await?;
         tokio::spawn(evaluator.run_until(std::future::pending()));

@@ -198,7 +198,8 @@ impl Connection {
         let subject = self.subject(&batch.account, Kind::Decisions);
         match &self.link.auth {
             None => {
-                headers.insert(MESSAGE_ID, batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?)
+                let id = batch.id.parse::<HeaderValue>().map_err(|_| refuse("its id is malformed"))?;
+                headers.insert(MESSAGE_ID, id);
             }
             Some(auth) => {
                 let id = auth.message_id(&batch.id, &batch.lines);
@@ -222,7 +223,9 @@ impl Connection {
                 self.confirm_duplicate(&subject, &batch, sequence(&ack).unwrap_or_default(), deadline).await
             }
             Ok(_) => Ok(()),
-            Err(error) if is_for_certain(&error) => Err(AppendError::NotStored(error.to_string())),
+            Err(error) if is_for_certain(&error, self.link.auth.is_some()) => {
+                Err(AppendError::NotStored(error.to_string()))
+            }
             Err(error) => Err(AppendError::Unknown(error.to_string())),
         }
     }
@@ -250,7 +253,8 @@ impl Connection {
         fetch(&self.link, &self.stream(), &get, deadline).await
     }
 
-    /// Without what nobody who may append put there. Signatures take time: many are checked where nobody else waits for it.
+    /// Without what nobody who may append put there. Signatures take time: many are checked where nobody else waits for
+    /// it.
     async fn genuine(&self, mut found: Vec<Stored>) -> Result<Vec<Stored>, JetError> {
         let Some(auth) = self.link.auth.clone() else { return Ok(found) };
         if found.len() <= MANY_SIGNATURES {
@@ -268,8 +272,8 @@ impl Connection {
         self.link.auth.as_ref().is_none_or(|auth| auth.is_genuine(stored))
     }
 
-    /// The last of a subject that may be believed. Where others stand behind it, steps back grow until one that may is found, and what
-    /// lies between is read: so a thousand forged ones cost a few questions, and not a thousand.
+    /// The last of a subject that may be believed. Where others stand behind it, steps back grow until one that may is
+    /// found, and what lies between is read: so a thousand forged ones cost a few questions, and not a thousand.
     async fn last_genuine(&self, subject: &str, deadline: Instant) -> Result<Option<Stored>, JetError> {
         let get = json!({"last_by_subj": subject});
         let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
@@ -372,16 +376,13 @@ fn in_range(time: Timestamp) -> Timestamp {
     time.clamp(Timestamp::UNIX_EPOCH, last)
 }
 
-/// Whether the message is certainly not in the stream, and will not be.
-fn is_for_certain(error: &JetError) -> bool {
+/// Whether the message is certainly not in the stream, and will not be. `doubted`: a refusal is an answer like others,
+/// and on a server that takes everybody anybody can give it; a chain that went on from there would fork.
+fn is_for_certain(error: &JetError, doubted: bool) -> bool {
     match error {
-        JetError::Refused { code, .. } => !matches!(*code, STORE_FAILED | DUPLICATE_IN_PROCESS),
-        JetError::Absent
-        | JetError::Forbidden(_)
-        | JetError::Missing(_)
-        | JetError::Foreign { .. }
-        | JetError::Overdue
-        | JetError::NotSent => true,
+        JetError::Refused { code, .. } => !doubted && !matches!(*code, STORE_FAILED | DUPLICATE_IN_PROCESS),
+        JetError::Absent | JetError::Missing(_) | JetError::Foreign { .. } => !doubted,
+        JetError::Forbidden(_) | JetError::Overdue | JetError::NotSent => true,
         JetError::Unknown(_) | JetError::Unreadable => false,
     }
 }
@@ -415,4 +416,23 @@ fn entry(found: Stored) -> Option<Entry> {
 /// `<prefix>.log.<account>.<kind>`.
 fn account_in(subject: &str) -> Option<AccountId> {
     AccountId::parse(subject.rsplit('.').nth(1)?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_that_anybody_could_have_given_proves_nothing() {
+        let full = JetError::Refused { code: NO_ROOM[0], description: String::new() };
+        for (error, certain, doubted) in [
+            (full, true, false),
+            (JetError::Absent, true, false),
+            (JetError::Overdue, true, true),
+            (JetError::NotSent, true, true),
+            (JetError::Unreadable, false, false),
+        ] {
+            assert_eq!((is_for_certain(&error, false), is_for_certain(&error, true)), (certain, doubted), "{error}");
+        }
+    }
 }

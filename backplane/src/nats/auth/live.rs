@@ -40,7 +40,7 @@ pub(in crate::nats) struct ExpectedReply {
 pub(in crate::nats) struct Asker {
     pub(super) role: Role,
     pub(super) generation: u32,
-    id: MessageId,
+    pub(super) id: MessageId,
 }
 
 /// The notices that one listener heard; each listener of a process hears them all.

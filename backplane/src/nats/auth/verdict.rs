@@ -54,10 +54,16 @@ impl Rejection {
     }
 }
 
-/// When each was last told, and how many came since.
+/// When it was told last, and how many came since.
+struct Told {
+    at: Instant,
+    since: u64,
+}
+
+/// What was complained about.
 #[derive(Default)]
 pub(super) struct Complaints {
-    told: Mutex<HashMap<(MessageKind, Option<Rejection>), (Instant, u64)>>,
+    told: Mutex<HashMap<(MessageKind, Option<Rejection>), Told>>,
     named: Mutex<HashMap<String, Instant>>,
 }
 
@@ -105,14 +111,14 @@ impl Complaints {
     fn due(&self, kind: MessageKind, why: Option<Rejection>) -> Option<u64> {
         let now = Instant::now();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((at, since)) = told.get_mut(&(kind, why)) else {
-            told.insert((kind, why), (now, 0));
+        let Some(last) = told.get_mut(&(kind, why)) else {
+            told.insert((kind, why), Told { at: now, since: 0 });
             return Some(1);
         };
-        *since += 1;
-        (now.saturating_duration_since(*at) >= TELL_AGAIN_AFTER).then(|| {
-            *at = now;
-            std::mem::take(since)
+        last.since += 1;
+        (now.saturating_duration_since(last.at) >= TELL_AGAIN_AFTER).then(|| {
+            last.at = now;
+            std::mem::take(&mut last.since)
         })
     }
 }
