@@ -112,7 +112,7 @@ pub struct Recordable {
     #[serde(default)]
     pub caller: CallerTexts,
     /// The request's text: only when it said `debug_store_input: true`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::optional_members")]
     pub input: Option<Map<String, Value>>,
 }
 

@@ -43,6 +43,7 @@ pub(crate) async fn until_stopped(
         let next_large = !large.is_empty() && large_in_hand < MAX_LARGE_IN_HAND;
         let next_ordinary = !ordinary.is_empty() && in_hand.len() < MAX_IN_HAND;
         let decide = next_large || next_ordinary;
+        let take = !decide || taken < MAX_TAKEN_IN_A_ROW;
         tokio::select! {
             biased;
             () = stop.cancelled(), if !stopping => {
@@ -52,7 +53,7 @@ pub(crate) async fn until_stopped(
             Some(done) = in_hand.next(), if !in_hand.is_empty() => {
                 large_in_hand -= usize::from(matches!(done, Done::Large));
             }
-            unread = inbox.next_unread(), if !emptied && !(decide && taken >= MAX_TAKEN_IN_A_ROW) => {
+            unread = inbox.next_unread(), if take && !emptied => {
                 taken += 1;
                 let Some(unread) = unread else {
                     emptied = true;

@@ -200,8 +200,7 @@ fn cut(text: &str, chars: usize) -> String {
 
 /// With the goal beside it.
 fn context(context: Value) -> Map<String, Value> {
-    let Value::Object(members) = json!({"goal": "read the report", "context": context}) else { panic!() };
-    members
+    Map::from_iter([("goal".to_owned(), "read the report".into()), ("context".to_owned(), context)])
 }
 
 /// Short texts, of so many bytes together, in arrays of as many as may be.
