@@ -5,7 +5,7 @@
 //! are answers, and final. INVARIANT: on stop no new check is taken, and what had arrived is answered.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{Served, read_question};
+use stage0_backplane::{MAX_MESSAGE_BYTES, Served, read_question};
 use stage0_contract::{EvaluateReply, EvaluateRequest};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
@@ -13,19 +13,35 @@ use tokio_util::sync::CancellationToken;
 use crate::in_hand::{Arrived, Check};
 use crate::lanes::{Lanes, MAX_ORDINARY_BYTES};
 use crate::run::Runs;
+use crate::slots::{Slot, Slots};
 use crate::turns::Turns;
 
 /// Checks that one shard has in hand. Above what runs may hold, so that checks without a run are answered while the ledger hangs.
 const MAX_IN_HAND: usize = 4_096;
-/// Large checks that one shard has in hand: each takes many times its bytes of memory.
-const MAX_LARGE_IN_HAND: usize = 2;
+/// Large checks that all shards of a process have in hand, and the most that one has.
+const MAX_LARGE_IN_HAND: usize = 8;
+const MAX_LARGE_IN_HAND_EACH: usize = 4;
+/// Bytes that wait at all shards of a process, once for ordinary and once for large checks, and the most at one.
+const MAX_WAITING_BYTES: usize = 64 << 20;
+const MAX_WAITING_BYTES_EACH: usize = 32 << 20;
 /// Arrivals that are taken before the next check is decided: a flood must not keep those that wait from their turn.
 const MAX_TAKEN_IN_A_ROW: usize = 64;
 
-/// What became of a check that was in hand.
-enum Done {
-    Ordinary,
-    Large,
+/// How much one of several shards may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Share {
+    large_in_hand: usize,
+    waiting_bytes: usize,
+}
+
+impl Share {
+    /// The share of one shard of so many.
+    pub(crate) fn of(shards: usize) -> Self {
+        Self {
+            large_in_hand: (MAX_LARGE_IN_HAND / shards).clamp(1, MAX_LARGE_IN_HAND_EACH),
+            waiting_bytes: (MAX_WAITING_BYTES / shards).clamp(MAX_MESSAGE_BYTES, MAX_WAITING_BYTES_EACH),
+        }
+    }
 }
 
 /// Answers checks until `stop`, then those that had arrived before it.
@@ -34,13 +50,14 @@ pub(crate) async fn until_stopped(
     stop: &CancellationToken,
     lanes: &Lanes,
     runs: &Runs,
+    share: Share,
 ) {
-    let (mut ordinary, mut large) = (Turns::<Arrived>::default(), Turns::<Arrived>::default());
+    let [mut ordinary, mut large] = [(), ()].map(|()| Turns::<Arrived>::new(share.waiting_bytes));
+    let slots = Slots::new(share.large_in_hand);
     let mut in_hand = FuturesUnordered::new();
-    let (mut stopping, mut emptied) = (false, false);
-    let (mut taken, mut large_in_hand) = (0, 0);
+    let (mut stopping, mut emptied, mut taken) = (false, false, 0);
     while !(emptied && in_hand.is_empty() && ordinary.is_empty() && large.is_empty()) {
-        let next_large = !large.is_empty() && large_in_hand < MAX_LARGE_IN_HAND;
+        let next_large = !large.is_empty() && slots.any_free();
         let next_ordinary = !ordinary.is_empty() && in_hand.len() < MAX_IN_HAND;
         let decide = next_large || next_ordinary;
         let take = !decide || taken < MAX_TAKEN_IN_A_ROW;
@@ -50,9 +67,7 @@ pub(crate) async fn until_stopped(
                 stopping = true;
                 inbox.stop().await;
             }
-            Some(done) = in_hand.next(), if !in_hand.is_empty() => {
-                large_in_hand -= usize::from(matches!(done, Done::Large));
-            }
+            Some(()) = in_hand.next(), if !in_hand.is_empty() => {}
             unread = inbox.next_unread(), if take && !emptied => {
                 taken += 1;
                 let Some(unread) = unread else {
@@ -65,37 +80,40 @@ pub(crate) async fn until_stopped(
                     arrived.refuse(&EvaluateReply::Busy).await;
                 }
             }
+            // A check may be answered by another one of its run, long before what is in hand ends.
+            () = slots.freed(), if !large.is_empty() && !next_large => {}
             () = yield_now(), if decide => {
                 taken = 0;
                 // One of each: neither keeps the other from its thread.
-                if next_large && let Some(arrived) = large.pop() {
-                    large_in_hand += 1;
-                    in_hand.push(decided(arrived, Done::Large, lanes, runs));
+                if next_large
+                    && let Some(slot) = slots.take()
+                    && let Some(arrived) = large.pop()
+                {
+                    in_hand.push(decided(arrived, Some(slot), lanes, runs));
                 }
                 if next_ordinary && let Some(arrived) = ordinary.pop() {
-                    in_hand.push(decided(arrived, Done::Ordinary, lanes, runs));
+                    in_hand.push(decided(arrived, None, lanes, runs));
                 }
             }
         }
     }
 }
 
-/// Reads a check and decides it, where its size belongs.
-async fn decided(arrived: Arrived, size: Done, lanes: &Lanes, runs: &Runs) -> Done {
+/// Reads a check and decides it, where its size belongs: a large one has a slot.
+async fn decided(arrived: Arrived, slot: Option<Slot>, lanes: &Lanes, runs: &Runs) {
     if arrived.is_out_of_time() {
         arrived.refuse(&EvaluateReply::TimedOut).await;
-        return size;
+        return;
     }
-    let read = match size {
-        Done::Ordinary => read_question::<EvaluateRequest>(&arrived.bytes),
-        Done::Large => {
-            let bytes = arrived.bytes.clone();
-            lanes.large(move |_| read_question::<EvaluateRequest>(&bytes)).await.flatten()
-        }
+    let read = if slot.is_some() {
+        let bytes = arrived.bytes.clone();
+        lanes.large(move |_| read_question::<EvaluateRequest>(&bytes)).await.flatten()
+    } else {
+        read_question::<EvaluateRequest>(&arrived.bytes)
     };
     // What cannot be read is logged there, and its asker fails closed when it is late.
-    let Some(request) = read else { return size };
-    let check = Check::new(request, arrived);
+    let Some(request) = read else { return };
+    let check = Check::new(request, arrived, slot);
     match Runs::place(check.request()) {
         Some(place) => runs.evaluate(lanes, place, check).await,
         None => {
@@ -103,7 +121,6 @@ async fn decided(arrived: Arrived, size: Done, lanes: &Lanes, runs: &Runs) -> Do
             check.decided(&reply).await;
         }
     }
-    size
 }
 
 #[cfg(test)]
@@ -134,6 +151,13 @@ mod tests {
         }
     }
 
+    /// A check of a run.
+    fn of_run(run: &str, question: EvaluateRequest) -> EvaluateRequest {
+        let mut question = question;
+        question.request.context.get_or_insert_default().insert("run_id".to_owned(), run.into());
+        question
+    }
+
     /// Asks in this order, all before the first is taken; the replies in the order in which they come, until `enough` says so.
     async fn replies(
         questions: Vec<EvaluateRequest>,
@@ -161,7 +185,7 @@ mod tests {
         tokio::select! {
             biased;
             () = collect => {}
-            () = until_stopped(inbox, &stop, &lanes, &runs) => panic!("nobody stopped it"),
+            () = until_stopped(inbox, &stop, &lanes, &runs, Share::of(8)) => panic!("nobody stopped it"),
         }
         came
     }
@@ -199,6 +223,25 @@ mod tests {
         for (account, reply) in came {
             assert!(busy(&reply) == (account.as_str() == "busy") || matches!(reply, EvaluateReply::Decided(_)));
             assert!(account.as_str() == "busy" || matches!(reply, EvaluateReply::Decided(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn large_checks_of_runs_and_without_one_are_all_decided_with_one_slot() {
+        let large = "Deploy it with care. ".repeat(MAX_ORDINARY_BYTES / 10);
+        let mut questions: Vec<EvaluateRequest> = (0..6).map(|_| of_run("r", question("busy", &large))).collect();
+        questions.extend((0..4).map(|_| of_run("r", question("busy", ""))));
+        questions.push(question("quiet", &large));
+        let came = replies(questions, |came| came.len() == 11).await;
+        assert!(came.iter().all(|(_, reply)| matches!(reply, EvaluateReply::Decided(_))));
+    }
+
+    #[test]
+    fn what_all_shards_hold_does_not_grow_with_their_number() {
+        for shards in [1, 2, 3, 8, 64] {
+            let Share { large_in_hand, waiting_bytes } = Share::of(shards);
+            assert!(large_in_hand >= 1 && large_in_hand * shards <= MAX_LARGE_IN_HAND.max(shards), "{shards}");
+            assert!(waiting_bytes * shards <= MAX_WAITING_BYTES.max(MAX_MESSAGE_BYTES * shards), "{shards}");
         }
     }
 }

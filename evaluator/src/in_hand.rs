@@ -11,6 +11,7 @@ use stage0_contract::{AccountId, Envelope, EvaluateReply, EvaluateRequest, Reque
 use tokio::time::Instant;
 
 use crate::metrics::{self, GivenUp, InFlight};
+use crate::slots::Slot;
 use crate::time_limit::TimeLimit;
 use crate::turns::Waiting;
 
@@ -76,6 +77,8 @@ pub(crate) struct Check {
     pub(crate) bytes: usize,
     /// When to give it up.
     pub(crate) limit: TimeLimit,
+    /// Free again once it is answered.
+    _slot: Option<Slot>,
 }
 
 impl<R: Request> InHand<R> {
@@ -90,12 +93,12 @@ impl<R: Request> InHand<R> {
 }
 
 impl Check {
-    /// What a message said that was taken at `arrived.since`.
-    pub(crate) fn new(request: EvaluateRequest, arrived: Arrived) -> Self {
+    /// What a message said; a large one has a slot.
+    pub(crate) fn new(request: EvaluateRequest, arrived: Arrived, slot: Option<Slot>) -> Self {
         let Arrived { bytes, deadline, pending, since, counted, .. } = arrived;
         let limit = TimeLimit::before(deadline.into_std(), since.into_std());
         let asked = InHand { request: Arc::new(request), deadline, pending, since, _counted: counted };
-        Self { asked, bytes: bytes.len(), limit }
+        Self { asked, bytes: bytes.len(), limit, _slot: slot }
     }
 
     pub(crate) fn request(&self) -> &Arc<EvaluateRequest> {
@@ -165,6 +168,7 @@ mod tests {
     use crate::lanes::Lanes;
     use crate::pack::PackSet;
     use crate::run::{RunConfig, Runs};
+    use crate::slots::Slots;
 
     const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
 
@@ -224,7 +228,7 @@ mod tests {
         let asked = backplane.requests.ask(&question, Duration::from_secs(5));
         let working = async {
             let arrived = Arrived::new(served.next_unread().await.unwrap()).unwrap();
-            work(Check::new(read_question(&arrived.bytes).unwrap(), arrived)).await;
+            work(Check::new(read_question(&arrived.bytes).unwrap(), arrived, None)).await;
         };
         // A check that is late has no answer: `asked` ends by its deadline.
         let _ = tokio::join!(working, asked);
@@ -305,6 +309,18 @@ mod tests {
                 assert_eq!(run.iterations, iterations);
             }
         });
+    }
+
+    #[tokio::test]
+    async fn a_check_gives_its_slot_back_with_its_answer() {
+        let slots = Slots::new(1);
+        ask(&Backplane::embedded(), None, async |mut check| {
+            check._slot = slots.take();
+            assert!(!slots.any_free());
+            check.decided(&EvaluateReply::Busy).await;
+            assert!(slots.any_free());
+        })
+        .await;
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod recordable;
 mod run;
 pub mod secrets;
 mod shard;
+mod slots;
 mod time_limit;
 mod turns;
 mod worker;

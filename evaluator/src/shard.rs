@@ -12,7 +12,7 @@ use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewR
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::checks;
+use crate::checks::{self, Share};
 use crate::in_hand::InHand;
 use crate::lanes::{Lanes, LanesError};
 use crate::pack::{PackError, PackSet};
@@ -60,6 +60,7 @@ pub(crate) fn run(
     packs: Arc<PackSet>,
     runs: RunConfig,
     connect: &Connect,
+    share: Share,
     ready: oneshot::Sender<Result<(), ShardError>>,
     stop: &CancellationToken,
 ) {
@@ -75,7 +76,7 @@ pub(crate) fn run(
         match Shard::open(packs, runs, connect).await {
             Ok(shard) => {
                 let _ = ready.send(Ok(()));
-                shard.serve(stop).await;
+                shard.serve(stop, share).await;
             }
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -112,10 +113,10 @@ impl Shard {
         Ok(Self { backplane, lanes, runs, evaluate, review, status, show, end, settle })
     }
 
-    async fn serve(self, stop: &CancellationToken) {
+    async fn serve(self, stop: &CancellationToken, share: Share) {
         let (lanes, answers, runs) = (&self.lanes, self.lanes.answers(), &self.runs);
         tokio::join!(
-            checks::until_stopped(self.evaluate, stop, lanes, runs),
+            checks::until_stopped(self.evaluate, stop, lanes, runs, share),
             until_stopped(self.review, stop, async |asked: InHand<ReviewRequest>| {
                 let reply = lanes.review(&asked.request).await;
                 asked.answer(&reply).await;

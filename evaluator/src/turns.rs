@@ -11,8 +11,6 @@ use stage0_contract::AccountId;
 const MAX_WAITING: usize = 2_000;
 /// Bytes of one account that wait at one thread.
 const MAX_WAITING_BYTES: usize = 8 << 20;
-/// Bytes of all accounts that wait at one thread.
-const MAX_WAITING_BYTES_OF_ALL: usize = 32 << 20;
 
 /// Something that waits: its account and its size.
 pub(crate) trait Waiting {
@@ -26,6 +24,8 @@ pub(crate) struct Turns<T> {
     /// Accounts that have something waiting, each once, in the order of their turns.
     turns: VecDeque<AccountId>,
     bytes: usize,
+    /// Of all accounts.
+    max_bytes: usize,
 }
 
 struct Account<T> {
@@ -33,13 +33,12 @@ struct Account<T> {
     bytes: usize,
 }
 
-impl<T> Default for Turns<T> {
-    fn default() -> Self {
-        Self { accounts: HashMap::new(), turns: VecDeque::new(), bytes: 0 }
-    }
-}
-
 impl<T: Waiting> Turns<T> {
+    /// Nothing waits yet; so many bytes of all accounts may.
+    pub(crate) fn new(max_bytes: usize) -> Self {
+        Self { accounts: HashMap::new(), turns: VecDeque::new(), bytes: 0, max_bytes }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.turns.is_empty()
     }
@@ -47,7 +46,7 @@ impl<T: Waiting> Turns<T> {
     /// Lets it wait, or gives it back where too much does.
     pub(crate) fn push(&mut self, item: T) -> Result<(), T> {
         let bytes = item.bytes();
-        if self.bytes.saturating_add(bytes) > MAX_WAITING_BYTES_OF_ALL {
+        if self.bytes.saturating_add(bytes) > self.max_bytes {
             return Err(item);
         }
         if let Some(account) = self.accounts.get_mut(item.account()) {
@@ -85,6 +84,8 @@ impl<T: Waiting> Turns<T> {
 mod tests {
     use super::*;
 
+    const MAX_BYTES: usize = 4 * MAX_WAITING_BYTES;
+
     #[derive(Debug, PartialEq, Eq)]
     struct Item(AccountId, usize);
 
@@ -103,7 +104,7 @@ mod tests {
 
     #[test]
     fn an_account_with_one_check_waits_for_one_of_each_other_account() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new(MAX_BYTES);
         for (account, bytes) in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("c", 6)] {
             turns.push(item(account, bytes)).unwrap();
         }
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn one_account_fills_its_own_place_and_no_other() {
-        let mut turns = Turns::default();
+        let mut turns = Turns::new(MAX_BYTES);
         for _ in 0..MAX_WAITING {
             turns.push(item("a", 1)).unwrap();
         }
@@ -128,8 +129,8 @@ mod tests {
 
     #[test]
     fn all_accounts_together_fill_no_more_than_a_thread_can_hold() {
-        let mut turns = Turns::default();
-        let accounts = MAX_WAITING_BYTES_OF_ALL / MAX_WAITING_BYTES;
+        let mut turns = Turns::new(MAX_BYTES);
+        let accounts = MAX_BYTES / MAX_WAITING_BYTES;
         for account in 0..accounts {
             turns.push(item(&format!("a{account}"), MAX_WAITING_BYTES)).unwrap();
         }

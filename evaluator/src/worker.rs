@@ -12,6 +12,7 @@ use stage0_contract::PolicyVersion;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::checks::Share;
 use crate::metrics;
 use crate::pack::PackSet;
 use crate::run::RunConfig;
@@ -76,6 +77,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let count = config.shards.unwrap_or_else(cores).get();
     let (packs, runs) = (Arc::new(config.packs), config.runs);
+    let share = Share::of(count);
     let stop = CancellationToken::new();
     // Dropped on every early return: shards that started stop again.
     let guard = stop.clone().drop_guard();
@@ -88,7 +90,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         let (packs, connect, stop) = (Arc::clone(&packs), Arc::clone(&connect), stop.clone());
         let work = move || {
             let _ending = ending;
-            shard::run(packs, runs, &connect, ready, &stop);
+            shard::run(packs, runs, &connect, share, ready, &stop);
         };
         let named = thread::Builder::new().name(format!("evaluator-{index}"));
         shards.push(named.spawn(work).map_err(BuildError::Thread)?);
