@@ -536,7 +536,7 @@ mod tests {
     }
 
     /// Asks where every evaluator says the same; the error and how often one was asked.
-    async fn refused_by(reply: EvaluateReply) -> (ApiError, usize) {
+    async fn refused_by(reply: &EvaluateReply) -> (ApiError, usize) {
         let bus = Bus::new();
         let (evaluators, gateway) = (bus.connect(), bus.connect());
         let mut served = evaluators.requests.serve::<EvaluateRequest>().await.unwrap();
@@ -544,7 +544,7 @@ mod tests {
         let answering = async {
             while let Some(question) = served.next().await {
                 asked.set(asked.get() + 1);
-                question.answer(&reply).await;
+                question.answer(reply).await;
             }
         };
         let question = question();
@@ -559,7 +559,7 @@ mod tests {
     #[tokio::test]
     async fn an_evaluator_that_gave_up_or_is_busy_is_the_last_that_is_asked() {
         for reply in [EvaluateReply::TimedOut, EvaluateReply::Busy, EvaluateReply::Unable("why".to_owned())] {
-            assert_eq!(refused_by(reply.clone()).await, (ApiError::Unavailable, 1), "{reply:?}");
+            assert_eq!(refused_by(&reply).await, (ApiError::Unavailable, 1), "{reply:?}");
         }
     }
 }
