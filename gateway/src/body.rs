@@ -108,7 +108,8 @@ pub(crate) async fn arrived(
     let address = Client::of_request(request).map(Client::net);
     let hold = gate.bytes.begin(Some(account), address, std::time::Instant::now());
     let patience = request.conn_data::<Patience>();
-    let collecting = Collecting { hold: &hold, patience, body: BytesMut::new(), held: 0 };
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    let collecting = Collecting { hold: &hold, patience, length, body: BytesMut::new(), held: 0 };
     let collected = tokio::time::timeout(gate.config.body_timeout, collecting.collect(payload)).await;
     patience.iter().for_each(|patience| patience.body_ends());
     let bytes = collected.unwrap_or(Err(ApiError::BodyTooSlow))?;
@@ -120,6 +121,8 @@ pub(crate) async fn arrived(
 struct Collecting<'a> {
     hold: &'a Hold,
     patience: Option<&'a Patience>,
+    /// As the client says.
+    length: Option<usize>,
     body: BytesMut,
     held: usize,
 }
@@ -127,9 +130,10 @@ struct Collecting<'a> {
 impl Collecting<'_> {
     async fn collect(mut self, mut payload: Payload) -> Result<Bytes, ApiError> {
         loop {
+            let left = self.length.map(|length| length.saturating_sub(self.body.len()));
             let chunk = tokio::select! {
                 biased;
-                chunk = next(&mut payload, self.patience) => chunk,
+                chunk = next(&mut payload, self.patience, left) => chunk,
                 over = self.hold.cut() => return Err(over.into()),
             };
             match chunk {
@@ -158,12 +162,16 @@ impl Collecting<'_> {
 }
 
 /// The next piece, as it arrives; the connection is told how far its client may go on.
-async fn next(payload: &mut Payload, patience: Option<&Patience>) -> Option<Result<Bytes, PayloadError>> {
+async fn next(
+    payload: &mut Payload,
+    patience: Option<&Patience>,
+    left: Option<usize>,
+) -> Option<Result<Bytes, PayloadError>> {
     poll_fn(|context| {
         let polled = Pin::new(&mut *payload).poll_next(context);
         match (&polled, patience) {
             (std::task::Poll::Ready(Some(Ok(chunk))), Some(patience)) => patience.took_body(chunk.len()),
-            (std::task::Poll::Pending, Some(patience)) => patience.wants_body(),
+            (std::task::Poll::Pending, Some(patience)) => patience.wants_body(left),
             _ => {}
         }
         polled

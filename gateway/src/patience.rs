@@ -2,7 +2,7 @@
 //!
 //! The server's own timer covers the first head alone, its keep-alive timer ends with the first byte of the next head, and what is
 //! left of a chunked body is drained without any: half a head, endless chunks or an answer never read would hold a connection for
-//! ever. It also buffers 128 KiB of a connection before anybody asks for them. Owns that wait and that window and nothing else: while a
+//! ever. It also buffers 128 KiB of a connection, and makes any number of requests of them, before anybody asks. Owns that wait and that window and nothing else: while a
 //! request is handled it sets no time, a body's is the handler's.
 //! INVARIANT: between requests the deadline counts from the end of the previous answer and nothing that the client sends moves it but a
 //! complete head; while an answer leaves, only bytes taken move it. A client that is late gets `TimedOut` on its stream, upon which
@@ -23,8 +23,11 @@ use crate::throttle::Seat;
 /// Once a client is so far ahead that the server's read buffer is full, the server polls itself without pause although it can
 /// neither read nor write until the client takes its answers. So many polls in vain are a few milliseconds; honest waits have one.
 const POLLS_IN_VAIN: u32 = 1_000;
-/// What is read of a connection before it is asked for: a head, requests sent ahead, the start of a body.
+/// The longest head, and the most that is read of a body before its handler has taken what came before.
 const MAX_AHEAD_BYTES: usize = 32 << 10;
+/// What is read in one go where a head is looked for, and before anybody asks for it while a request is in hand: the server makes requests of
+/// all that it has, and a hundred of the smallest take tens of kilobytes.
+const PIECE_BYTES: usize = 2 << 10;
 /// What is thrown away in one go, so that the server's buffer does not grow for it.
 const DISCARD_BYTES: usize = 16 << 10;
 
@@ -58,14 +61,13 @@ struct Wait {
     /// Whether the rest is thrown away.
     closing: Cell<bool>,
     known: Cell<bool>,
-    /// Bytes that were read and that nobody has asked for yet, at most.
+    /// While a request is in hand: bytes that were read and that its handler has not asked for, and how many may be.
     ahead: Cell<usize>,
-    /// Of them, those that came since no request was in hand.
+    window: Cell<usize>,
+    /// Bytes that came since no request was in hand.
     since_busy: Cell<usize>,
-    /// Whether the server was given a chance to find the end of a head in what it has.
-    looked: Cell<bool>,
-    /// Bytes thrown away since the last pause.
-    discarded: Cell<usize>,
+    /// Bytes that came since the server last looked at what it has.
+    piece: Cell<usize>,
     /// Wakes the reader once there is room again.
     reader: Cell<Option<Waker>>,
 }
@@ -76,8 +78,9 @@ impl Patience {
         let wait = &self.0;
         wait.until.set(None);
         wait.busy.set(true);
-        wait.looked.set(false);
-        wait.ahead.set(wait.ahead.get().saturating_sub(head));
+        // Requests that were sent ahead stay so until their turn comes.
+        wait.ahead.set((wait.ahead.get() + wait.since_busy.take()).saturating_sub(head));
+        wait.window.set(PIECE_BYTES);
         wait.serves();
         Busy { patience: self.clone(), closes: false }
     }
@@ -95,9 +98,11 @@ impl Patience {
         }
     }
 
-    /// The handler waits for more of the body: all that was read of it is in its hands.
-    pub(crate) fn wants_body(&self) {
+    /// The handler waits for more of the body: all that was read of it is in its hands. `left` is what it knows to be still to come.
+    pub(crate) fn wants_body(&self, left: Option<usize>) {
         self.0.ahead.set(0);
+        // Behind the body the next request may stand: of that no more than ever.
+        self.0.window.set((left.unwrap_or(0) + PIECE_BYTES).min(MAX_AHEAD_BYTES));
         self.0.wake_reader();
         self.0.waits();
     }
@@ -140,49 +145,49 @@ impl Wait {
         }
     }
 
-    /// Whether more may be read now.
+    /// How much may be read now.
     fn admits(&self, context: &Context<'_>) -> Admits {
-        if self.closing.get() {
-            if self.discarded.get() >= DISCARD_BYTES {
-                self.discarded.set(0);
-                context.waker().wake_by_ref();
-                return Admits::Later;
-            }
-        } else if self.ahead.get() >= MAX_AHEAD_BYTES {
-            if self.busy.get() {
+        let in_one_go = if self.closing.get() { DISCARD_BYTES } else { PIECE_BYTES };
+        if self.busy.get() {
+            let room = self.window.get().saturating_sub(self.ahead.get());
+            if room == 0 {
                 self.reader.set(Some(context.waker().clone()));
                 return Admits::Later;
             }
-            // The server reads all that it can before it looks for a head. If there is none then, it is too long.
-            if self.looked.replace(true) {
-                return Admits::Never;
-            }
+            return Admits::Now(room);
+        }
+        // Nothing is in hand, and what was read is no complete head: it is too long.
+        if !self.closing.get() && self.since_busy.get() >= MAX_AHEAD_BYTES {
+            return Admits::Never;
+        }
+        let room = in_one_go.saturating_sub(self.piece.get());
+        if room == 0 {
+            self.piece.set(0);
             context.waker().wake_by_ref();
             return Admits::Later;
         }
-        Admits::Now
+        Admits::Now(room)
     }
 
     fn has_read(&self, bytes: usize) {
-        self.ahead.set(self.ahead.get() + bytes);
-        self.discarded.set(self.discarded.get() + bytes);
-        if !self.busy.get() {
+        if self.busy.get() {
+            self.ahead.set(self.ahead.get() + bytes);
+        } else {
             self.since_busy.set(self.since_busy.get() + bytes);
+            self.piece.set(self.piece.get() + bytes);
         }
     }
 
-    /// There is nothing more to read now: without a request in hand, whatever came before the last one ended was asked for.
+    /// There is nothing more to read now: the server looks at what it has.
     fn has_read_all(&self) {
-        self.discarded.set(0);
-        if !self.busy.get() {
-            self.ahead.set(self.ahead.get().min(self.since_busy.get()));
-        }
+        self.piece.set(0);
     }
 }
 
 /// Whether a stream is read.
 enum Admits {
-    Now,
+    /// So many bytes.
+    Now(usize),
     Later,
     Never,
 }
@@ -224,7 +229,7 @@ impl Drop for Busy {
         wait.until.set(Instant::now().checked_add(then));
         wait.busy.set(false);
         wait.closing.set(self.closes);
-        wait.since_busy.set(0);
+        wait.piece.set(0);
         wait.waits();
         wait.wake_reader();
     }
@@ -250,9 +255,9 @@ impl<S> Patient<S> {
             closing: Cell::new(false),
             known: Cell::new(false),
             ahead: Cell::new(0),
+            window: Cell::new(PIECE_BYTES),
             since_busy: Cell::new(0),
-            looked: Cell::new(false),
-            discarded: Cell::new(0),
+            piece: Cell::new(0),
             reader: Cell::new(None),
         }));
         Self { stream, patience, timer: None, in_vain: 0 }
@@ -300,13 +305,23 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         self.in_vain = 0;
         self.as_mut().step(context)?;
         let wait = Rc::clone(&self.patience.0);
-        match wait.admits(context) {
-            Admits::Now => {}
+        let room = match wait.admits(context) {
+            Admits::Now(room) => room,
             Admits::Later => return Poll::Pending,
             Admits::Never => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-        }
+        };
+        let stream = Pin::new(&mut self.get_mut().stream);
         let before = buffer.filled().len();
-        let read = Pin::new(&mut self.get_mut().stream).poll_read(context, buffer);
+        let read = if buffer.remaining() <= room {
+            stream.poll_read(context, buffer)
+        } else {
+            let mut piece = [0; PIECE_BYTES];
+            let (start, _) = piece.split_at_mut(room.min(PIECE_BYTES).min(buffer.remaining()));
+            let mut piece = ReadBuf::new(start);
+            let read = stream.poll_read(context, &mut piece);
+            buffer.put_slice(piece.filled());
+            read
+        };
         match read {
             Poll::Ready(_) => wait.has_read(buffer.filled().len() - before),
             Poll::Pending => wait.has_read_all(),

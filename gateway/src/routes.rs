@@ -151,10 +151,11 @@ pub(crate) async fn stamp(
     Ok(response.map_body(|_, body| Sending::new(body, busy)))
 }
 
-/// About what a head took on the wire, and not more.
+/// What a head took on the wire, but for blanks that mean nothing.
 fn head_bytes(request: &ServiceRequest) -> usize {
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
-    headers.sum::<usize>() + request.uri().path().len()
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    let line = request.method().as_str().len() + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
+    headers.sum::<usize>() + line + "  HTTP/1.1\r\n\r\n".len()
 }
 
 /// Found out once, as the peer may be a proxy.

@@ -215,12 +215,16 @@ async fn a_body_is_read_as_far_as_its_handler_asks_for_it() {
     let (mut client, mut server, patience) = ahead();
     client.write_all(&[0; 4 * MAX_AHEAD_BYTES]).await.unwrap();
     let _busy = patience.busy(0);
+    assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES);
+    assert_eq!(read_now(&mut server).await.unwrap(), 0, "nobody has asked for it");
+    patience.wants_body(Some(4 * MAX_AHEAD_BYTES));
     assert_eq!(read_now(&mut server).await.unwrap(), MAX_AHEAD_BYTES);
-    assert_eq!(read_now(&mut server).await.unwrap(), 0, "nobody has asked for more");
     patience.took_body(10 * 1024);
     assert_eq!(read_now(&mut server).await.unwrap(), 10 * 1024);
-    patience.wants_body();
-    assert_eq!(read_now(&mut server).await.unwrap(), MAX_AHEAD_BYTES);
+    patience.wants_body(Some(100));
+    assert_eq!(read_now(&mut server).await.unwrap(), 100 + PIECE_BYTES, "behind a body other requests may stand");
+    patience.wants_body(None);
+    assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES);
 }
 
 #[tokio::test(start_paused = true)]
@@ -228,13 +232,47 @@ async fn a_reader_that_was_held_back_is_woken() {
     let (mut client, mut server, patience) = ahead();
     client.write_all(&[0; 2 * MAX_AHEAD_BYTES]).await.unwrap();
     let busy = patience.busy(0);
-    assert_eq!(read_now(&mut server).await.unwrap(), MAX_AHEAD_BYTES);
+    assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES);
     let (read, ()) = tokio::join!(server.read_u8(), async {
         tokio::task::yield_now().await;
-        patience.wants_body();
+        patience.wants_body(None);
     });
     read.unwrap();
-    drop(busy);
+    assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES - 1);
+    let (read, ()) = tokio::join!(server.read_u8(), async {
+        tokio::task::yield_now().await;
+        drop(busy);
+    });
+    read.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_sent_ahead_wait_outside() {
+    let (mut client, mut server, patience) = ahead();
+    client.write_all(&[0; 4 * MAX_AHEAD_BYTES]).await.unwrap();
+    // What one look at the stream brings, before the first request is found.
+    let first = poll_fn(|context| {
+        let (mut all, mut chunk) = (0, [0; 8 * 1024]);
+        loop {
+            let mut buffer = ReadBuf::new(&mut chunk);
+            match Pin::new(&mut server).poll_read(context, &mut buffer) {
+                Poll::Ready(read) => {
+                    read.unwrap();
+                    all += buffer.filled().len();
+                }
+                Poll::Pending => return Poll::Ready(all),
+            }
+        }
+    });
+    assert_eq!(first.await, PIECE_BYTES);
+    // A hundred of them are handled, one after the other; each makes room for its like.
+    let (mut read, mut handled) = (PIECE_BYTES, 0);
+    for _ in 0..100 {
+        let _busy = patience.busy(20);
+        handled += 20;
+        read += read_now(&mut server).await.unwrap();
+        assert!(read - handled <= PIECE_BYTES, "{read} read and {handled} handled");
+    }
 }
 
 #[tokio::test(start_paused = true)]

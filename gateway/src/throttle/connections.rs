@@ -189,8 +189,8 @@ impl Open {
 }
 
 impl Group {
-    /// Of the connections that wait for their client: the oldest that has shown no key for a while; else the one of the account with
-    /// most connections that was used least lately; else the oldest.
+    /// Of the connections that wait for their client: the oldest that has shown no key for a while; else, of the account with most
+    /// connections, the one that was used least lately; else, where more have shown no key yet than any account has, the oldest of those.
     fn victim(&self, now: Instant) -> Option<u64> {
         let waiting = || self.0.iter().filter(|(_, slot)| slot.waits_for_client());
         let stranger = waiting().find(|(_, slot)| slot.account().is_none() && slot.age(now) >= STRANGER_GRACE);
@@ -198,8 +198,13 @@ impl Group {
             return Some(*id);
         }
         let mut accounts: HashMap<u64, (usize, u64, u64)> = HashMap::new();
+        let (mut strangers, mut oldest) = (0, None);
         for (id, slot) in waiting() {
-            let Some(account) = slot.account() else { continue };
+            let Some(account) = slot.account() else {
+                strangers += 1;
+                oldest = oldest.or(Some(*id));
+                continue;
+            };
             let used = slot.used_at();
             let entry = accounts.entry(account).or_insert((0, used, *id));
             entry.0 += 1;
@@ -207,8 +212,8 @@ impl Group {
                 (entry.1, entry.2) = (used, *id);
             }
         }
-        let of_largest = accounts.values().max_by_key(|(count, ..)| *count).map(|(.., id)| *id);
-        of_largest.or_else(|| waiting().next().map(|(id, _)| *id))
+        let largest = accounts.values().max_by_key(|(count, ..)| *count).filter(|(count, ..)| *count > strangers);
+        largest.map(|(.., id)| *id).or(oldest)
     }
 }
 

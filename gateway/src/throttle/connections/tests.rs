@@ -78,6 +78,16 @@ fn of_accounts_the_one_with_most_connections_gives_way_before_a_fresh_stranger()
 }
 
 #[test]
+fn a_burst_of_strangers_takes_the_place_of_none_that_has_shown_a_key() {
+    let (table, now) = table(4, 100);
+    let known = table.admit((), peer("192.0.2.1"), now).unwrap();
+    known.seat().belongs_to(1);
+    let burst: Vec<_> = (0..20).map(|_| table.admit((), peer("192.0.2.1"), now).unwrap()).collect();
+    assert!(is_open(&known));
+    assert_eq!(burst.iter().filter(|connection| is_open(connection)).count(), 3);
+}
+
+#[test]
 fn when_all_places_are_taken_the_address_with_most_gives_way() {
     let (table, now) = table(0, 10);
     let flood: Vec<_> = (0..9).map(|_| table.admit((), peer("192.0.2.66"), now).unwrap()).collect();
