@@ -2,8 +2,8 @@
 //!
 //! The server's own timer covers the first head alone, its keep-alive timer ends with the first byte of the next head, and what is
 //! left of a chunked body is drained without any: half a head, endless chunks or an answer never read would hold a connection for
-//! ever. It also buffers 128 KiB of a connection, and makes any number of requests of them, before anybody asks. Owns that wait and that window and nothing else: while a
-//! request is handled it sets no time, a body's is the handler's.
+//! ever. It also buffers 128 KiB of a connection, and makes any number of requests of them, before anybody asks. Owns that wait and
+//! that window and nothing else: while a request is handled it sets no time, a body's is the handler's.
 //! INVARIANT: between requests the deadline counts from the end of the previous answer and nothing that the client sends moves it but a
 //! complete head; while an answer leaves, only bytes taken move it. A client that is late gets `TimedOut` on its stream, upon which
 //! the server drops the connection.
