@@ -23,8 +23,9 @@ use crate::address::{ClientNet, TrustedProxies};
 use crate::metrics::{self, Throttle};
 use crate::proxy_protocol::Peer;
 
-/// A handshake without client certificates takes some 2 KiB of the client's bytes; TLS would buffer 64 KiB.
-const MAX_HANDSHAKE_BYTES: usize = 16 << 10;
+/// A handshake without client certificates takes some 2 KiB of the client's bytes; TLS would buffer 64 KiB of one that never ends. What
+/// is read before it is known to be done may hold the first record of the first request too, which has up to 16 KiB.
+const MAX_HANDSHAKE_BYTES: usize = 40 << 10;
 /// A connection that has shown no key within this time is not about to.
 const STRANGER_GRACE: Duration = Duration::from_secs(2);
 /// Groups and strangers that are looked at for one new connection.
