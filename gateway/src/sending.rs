@@ -13,8 +13,8 @@ use actix_web::web::Bytes;
 use crate::in_flight::Hold;
 use crate::patience::{Busy, PROGRESS_BYTES};
 
-/// What the connection copies at a time.
-const PIECE_BYTES: usize = 16 << 10;
+/// What the connection copies at a time: with as much again it fits into the buffer that a connection has anyway.
+const PIECE_BYTES: usize = 4 << 10;
 /// After so many bytes other connections of the worker have their turn.
 const TURN_BYTES: usize = 64 << 10;
 
@@ -157,15 +157,16 @@ mod tests {
     async fn the_clock_is_set_anew_for_every_64_kib_and_not_for_less() {
         let stream = Patient::new((), LIMITS, None);
         let patience = stream.patience().clone();
-        let mut body = Sending::new(Bytes::from(vec![7; 20 * PIECE_BYTES]), Some(patience.busy(0)));
+        let pieces = PROGRESS_BYTES / PIECE_BYTES;
+        let mut body = Sending::new(Bytes::from(vec![7; 5 * PROGRESS_BYTES]), Some(patience.busy(0)));
         assert_eq!(patience.ends_in(), None);
         next(&mut body).await.unwrap();
         for _ in 0..5 {
             assert_eq!(patience.ends_in(), Some(Duration::from_secs(30)));
             tokio::time::advance(Duration::from_secs(10)).await;
-            for _ in 0..3 {
+            for _ in 1..pieces {
                 next(&mut body).await.unwrap();
-                assert_eq!(patience.ends_in(), Some(Duration::from_secs(20)), "48 KiB are no progress");
+                assert_eq!(patience.ends_in(), Some(Duration::from_secs(20)), "less than 64 KiB is no progress");
             }
             if next(&mut body).await.is_none() {
                 break;
