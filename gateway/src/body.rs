@@ -150,7 +150,7 @@ impl Collecting<'_> {
         }
         if length > self.held {
             // What the buffer takes, not what is in it.
-            let wanted = length.max(self.held * 2).max(FIRST_STEP_BYTES).min(MAX_BODY_BYTES);
+            let wanted = length.max(self.held * 2).clamp(FIRST_STEP_BYTES, MAX_BODY_BYTES);
             self.hold.grow(wanted - self.held, now)?;
             self.held = wanted;
             self.body.reserve(wanted - self.body.len());

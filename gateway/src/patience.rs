@@ -25,9 +25,10 @@ use crate::throttle::Seat;
 const POLLS_IN_VAIN: u32 = 1_000;
 /// The longest head, and the most that is read of a body before its handler has taken what came before.
 const MAX_AHEAD_BYTES: usize = 32 << 10;
-/// What is read in one go where a head is looked for, and before anybody asks for it while a request is in hand: the server makes requests of
-/// all that it has, and a hundred of the smallest take tens of kilobytes.
-const PIECE_BYTES: usize = 2 << 10;
+/// What is read in one go where a head is looked for: the server makes requests of all that it has, 7 KiB each however small they are.
+const PIECE_BYTES: usize = 128;
+/// What is read while a request is in hand and nobody asks for more: enough to see that the client is gone, and less than a request.
+const AHEAD_BYTES: usize = 16;
 /// What is thrown away in one go, so that the server's buffer does not grow for it.
 const DISCARD_BYTES: usize = 16 << 10;
 
@@ -80,7 +81,7 @@ impl Patience {
         wait.busy.set(true);
         // Requests that were sent ahead stay so until their turn comes.
         wait.ahead.set((wait.ahead.get() + wait.since_busy.take()).saturating_sub(head));
-        wait.window.set(PIECE_BYTES);
+        wait.window.set(AHEAD_BYTES);
         wait.serves();
         Busy { patience: self.clone(), closes: false }
     }
@@ -102,7 +103,8 @@ impl Patience {
     pub(crate) fn wants_body(&self, left: Option<usize>) {
         self.0.ahead.set(0);
         // Behind the body the next request may stand: of that no more than ever.
-        self.0.window.set((left.unwrap_or(0) + PIECE_BYTES).min(MAX_AHEAD_BYTES));
+        let window = left.map_or(PIECE_BYTES, |left| left.saturating_add(AHEAD_BYTES));
+        self.0.window.set(window.min(MAX_AHEAD_BYTES));
         self.0.wake_reader();
         self.0.waits();
     }
@@ -255,7 +257,7 @@ impl<S> Patient<S> {
             closing: Cell::new(false),
             known: Cell::new(false),
             ahead: Cell::new(0),
-            window: Cell::new(PIECE_BYTES),
+            window: Cell::new(AHEAD_BYTES),
             since_busy: Cell::new(0),
             piece: Cell::new(0),
             reader: Cell::new(None),

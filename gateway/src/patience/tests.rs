@@ -215,14 +215,14 @@ async fn a_body_is_read_as_far_as_its_handler_asks_for_it() {
     let (mut client, mut server, patience) = ahead();
     client.write_all(&[0; 4 * MAX_AHEAD_BYTES]).await.unwrap();
     let _busy = patience.busy(0);
-    assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES);
+    assert_eq!(read_now(&mut server).await.unwrap(), AHEAD_BYTES);
     assert_eq!(read_now(&mut server).await.unwrap(), 0, "nobody has asked for it");
     patience.wants_body(Some(4 * MAX_AHEAD_BYTES));
     assert_eq!(read_now(&mut server).await.unwrap(), MAX_AHEAD_BYTES);
     patience.took_body(10 * 1024);
     assert_eq!(read_now(&mut server).await.unwrap(), 10 * 1024);
     patience.wants_body(Some(100));
-    assert_eq!(read_now(&mut server).await.unwrap(), 100 + PIECE_BYTES, "behind a body other requests may stand");
+    assert_eq!(read_now(&mut server).await.unwrap(), 100 + AHEAD_BYTES, "behind a body other requests may stand");
     patience.wants_body(None);
     assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES);
 }
@@ -232,7 +232,7 @@ async fn a_reader_that_was_held_back_is_woken() {
     let (mut client, mut server, patience) = ahead();
     client.write_all(&[0; 2 * MAX_AHEAD_BYTES]).await.unwrap();
     let busy = patience.busy(0);
-    assert_eq!(read_now(&mut server).await.unwrap(), PIECE_BYTES);
+    assert_eq!(read_now(&mut server).await.unwrap(), AHEAD_BYTES);
     let (read, ()) = tokio::join!(server.read_u8(), async {
         tokio::task::yield_now().await;
         patience.wants_body(None);

@@ -243,35 +243,35 @@ async fn attack(number: usize, dialer: &Dialer, key: &str) -> Option<Attacker> {
             Some(Attacker::Tcp(tcp))
         }
         // A handshake and nothing more.
-        2 => dialer.dial(from).await.ok().map(Attacker::Tls),
+        2 => dialer.dial(from).await.ok().map(|raw| Attacker::Tls(Box::new(raw))),
         // Half a head.
         3 => {
             let mut raw = dialer.dial(from).await.ok()?;
             raw.send(format!("GET / HTTP/1.1\r\nx-long: {}", "x".repeat(30_000)).as_bytes()).await;
-            Some(Attacker::Tls(raw))
+            Some(Attacker::Tls(Box::new(raw)))
         }
         // Answers that are not taken.
         4 => {
             let mut raw = dialer.dial(from).await.ok()?;
             raw.send("GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(30).as_bytes()).await;
-            Some(Attacker::Tls(raw))
+            Some(Attacker::Tls(Box::new(raw)))
         }
         // A body that is not wanted.
         5 => {
             let mut raw = dialer.dial(from).await.ok()?;
             raw.send(head("POST", "/check", None, &format!("Content-Length: {LARGE}")).as_bytes()).await;
             raw.send(&[b' '; 30_000]).await;
-            Some(Attacker::Tls(raw))
+            Some(Attacker::Tls(Box::new(raw)))
         }
         // Bodies that may come, and do not end.
-        _ => unfinished(dialer, from, key, 100_000).await.map(Attacker::Tls),
+        _ => unfinished(dialer, from, key, 100_000).await.map(|raw| Attacker::Tls(Box::new(raw))),
     }
 }
 
 #[expect(dead_code, reason = "held open")]
 enum Attacker {
     Tcp(tokio::net::TcpStream),
-    Tls(Raw),
+    Tls(Box<Raw>),
 }
 
 /// Sorted times of so many checks, each of which must be allowed.
