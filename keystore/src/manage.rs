@@ -16,6 +16,7 @@ use stage0_contract::{
 
 use crate::announce::Changed;
 use crate::hash::HashError;
+use crate::metrics;
 use crate::new_key::HashedKey;
 use crate::plans::Plans;
 use crate::population::Population;
@@ -94,7 +95,9 @@ pub(crate) fn reply<T>(call: &'static str, done: Result<T, Undone>) -> ManageRep
         Ok(done) => ManageReply::Done(done),
         Err(Undone::Refused(refusal)) => ManageReply::Refused(refusal),
         Err(Undone::NoAnswer(NoAnswer::Full)) => {
-            tracing::warn!(call, "too many management calls wait, one was told to come again");
+            // Whoever floods must not fill the log: the metric says how often.
+            metrics::busy();
+            tracing::debug!(call, "too many management calls wait, one was told to come again");
             ManageReply::Busy
         }
         Err(error) => {

@@ -25,7 +25,11 @@ pub(crate) fn describe() {
     describe_gauge!(THREADS, Unit::Count, "Keys that may be hashed at a time.");
     describe_histogram!(SECONDS, Unit::Seconds, "Time that the hash of one key took, its record's reading included.");
     describe_histogram!(WAIT_SECONDS, Unit::Seconds, "Time that a key waited for its hash to begin.");
-    describe_counter!(CHANGES, Unit::Count, "Changes of accounts, keys and endpoints, by whether they were stored.");
+    describe_counter!(
+        CHANGES,
+        Unit::Count,
+        "Changes of accounts, keys and endpoints, by whether they were stored; busy ones were not begun."
+    );
     describe_gauge!(WRITABLE, Unit::Count, "1 while changes can be stored, 0 since a write failed.");
 }
 
@@ -62,6 +66,11 @@ pub(crate) fn changed(stored: bool) {
     counter!(CHANGES, "outcome" => if stored { "stored" } else { "failed" }).increment(1);
 }
 
+/// A change that was not begun, as too many wait.
+pub(crate) fn busy() {
+    counter!(CHANGES, "outcome" => "busy").increment(1);
+}
+
 pub(crate) fn writable(writable: bool) {
     gauge!(WRITABLE).set(f64::from(u8::from(writable)));
 }
@@ -88,6 +97,7 @@ mod tests {
             hashed(Duration::from_secs(2), Duration::from_millis(20));
             changed(true);
             changed(false);
+            busy();
             writable(true);
         });
         let page = recorder.handle().render();
@@ -99,6 +109,7 @@ mod tests {
             "stage0_key_hash_wait_seconds_sum 2",
             "stage0_keystore_changes_total{outcome=\"stored\"} 1",
             "stage0_keystore_changes_total{outcome=\"failed\"} 1",
+            "stage0_keystore_changes_total{outcome=\"busy\"} 1",
             "stage0_keystore_writable 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");

@@ -433,7 +433,7 @@ mod tests {
             let vault = open(&data);
             assert!(vault.store().key(&gone.id).unwrap().is_none());
             let listed = vault.store().keys(&kept.account, None, 9).unwrap();
-            assert_eq!(listed.into_iter().map(|key| key.id).collect::<Vec<_>>(), [kept.id.clone()]);
+            assert_eq!(listed, std::slice::from_ref(&kept));
         }
         let names = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());
         assert!(!names.into_iter().any(|name| name.to_string_lossy().contains(".damaged-")));

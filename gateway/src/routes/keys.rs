@@ -35,7 +35,7 @@ where
             Err(ApiError::Unavailable)
         }
         Ok(ManageReply::Busy) => {
-            tracing::warn!(subject = M::SUBJECT, "too many management calls wait for the keystore");
+            tracing::debug!(subject = M::SUBJECT, "too many management calls wait for the keystore");
             Err(ApiError::Unavailable)
         }
         Err(error) => {
