@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use moka::sync::Cache;
-use stage0_contract::{AccountId, KeyId, KeyIdentity};
+use stage0_contract::{AccountId, KeyId, KeyIdentity, Scope};
 
 use super::MOST_REMEMBERED;
 
@@ -22,6 +22,9 @@ const MINUTE: u64 = 60 * SECOND;
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
 /// What all keys of an account may do together, as a multiple of what one may.
 const KEYS_OF_ACCOUNT: u32 = 4;
+
+/// Whose calls count for their account. Others are refused for their scope, and must not use up what those have.
+const MANAGERS: [Scope; 3] = [Scope::KeysManage, Scope::WebhooksManage, Scope::Operator];
 
 /// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +85,9 @@ impl ManagementCalls {
             ManagementCall::Revocation => self.revocations.take(&identity.key_id, now).map_err(by_key),
             ManagementCall::Other => {
                 self.keys.take(&identity.key_id, now).map_err(by_key)?;
+                if !MANAGERS.iter().any(|scope| identity.scopes.contains(scope)) {
+                    return Ok(());
+                }
                 let by_account = |seconds| TooManyCalls { by: CallsBy::Account, seconds };
                 self.accounts.take(&identity.account, now).map_err(by_account)
             }
@@ -116,7 +122,7 @@ mod tests {
         KeyIdentity {
             key_id: KeyId::parse(key).unwrap(),
             account: AccountId::parse(account).unwrap(),
-            scopes: Scopes::new(),
+            scopes: Scopes::from([Scope::KeysManage]),
             plan: Plan::Free,
             expires_at: None,
             retention_days: 30,
@@ -154,6 +160,16 @@ mod tests {
         let over = calls.admit(&of("a", "fresh"), ManagementCall::Other, now);
         assert_eq!(over, Err(TooManyCalls { by: CallsBy::Account, seconds: 3 }));
         assert!(calls.admit(&of("b", "other"), ManagementCall::Other, now).is_ok());
+    }
+
+    #[test]
+    fn keys_that_manage_nothing_use_up_their_own_calls_alone() {
+        let (calls, now) = calls(2);
+        for number in 0..20 {
+            let agent = KeyIdentity { scopes: Scopes::from([Scope::Check]), ..of("a", &format!("k{number}")) };
+            while calls.admit(&agent, ManagementCall::Other, now).is_ok() {}
+        }
+        assert!(calls.admit(&of("a", "manager"), ManagementCall::Other, now).is_ok());
     }
 
     #[test]
