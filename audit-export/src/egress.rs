@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 mod clients;
 mod failure;
@@ -119,7 +119,7 @@ impl Egress {
             Err(error) => {
                 drop(slot);
                 if self.tells_of_names(url, error) {
-                    sleep_until(began + LOOK_UP_TIMEOUT).await;
+                    sleep(LOOK_UP_TIMEOUT.saturating_sub(began.elapsed())).await;
                 }
                 return Err(error);
             }

@@ -229,7 +229,7 @@ pub struct Deletion {
     pub to: Option<Timestamp>,
     /// How many.
     pub count: u64,
-    /// 0. In older marks the last one's place in the store's order. On the wire it lies beside the mark's own
+    /// Always 0; in older marks the last one's place in the store's order. On the wire it lies beside the mark's own
     /// `through`.
     #[serde(rename = "deleted_through")]
     pub through: u64,

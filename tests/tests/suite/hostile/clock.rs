@@ -74,6 +74,20 @@ async fn a_deployment_that_was_idle_for_weeks_still_removes() {
 }
 
 #[tokio::test]
+async fn a_decision_is_found_by_its_id_although_the_store_once_had_a_clock_that_was_ahead() {
+    let mut stack = Stack::build().dev().await;
+    let id = stack.api.decide(&Api::harmless()).await;
+    stack.stop_dev();
+    let (position, line) = entries(&data(&stack), decisions(), &stack.account).pop().unwrap();
+    let ahead = position + 40 * DAY_MICROS.unsigned_abs();
+    put(&data(&stack), decisions(), &stack.account, &[(position, None), (ahead, Some(line))]);
+    stack.start_dev();
+    stack.api.get(&format!("/v1/decisions/{id}")).await.expect(200);
+    let unknown = id.replace(&id[24..], "000000000000");
+    stack.api.get(&format!("/v1/decisions/{unknown}")).await.assert_error(404, "not_found");
+}
+
+#[tokio::test]
 async fn the_clock_of_nats_removes_nothing_for_a_year_beyond_the_longest_retention() {
     let stack = Stack::build().nats().await;
     stack.operator.patch(&format!("/v1/accounts/{}", stack.account), &json!({"retention_days": 90})).await.expect(200);
