@@ -59,8 +59,7 @@ fn act(command: &DoDecisions, settings: &ClientSettings, now: Timestamp) -> anyh
             let timeout = settings.timeout_or(WALK_TIMEOUT);
             let target = Target::find(settings, Whose::Account)?;
             let client = Client::for_downloads(target, timeout.min(READ_TIMEOUT))?;
-            let query = Query::default().with("from", from).with("to", to);
-            Export { client: &client, query, timeout, progress: *progress }.run(out)?;
+            Export { client: &client, from, to, timeout, progress: *progress }.run(out)?;
         }
         DoDecisions::Verify(verify) => return verify::verify(verify, settings, now),
         DoDecisions::Keys => out::json(&signing_keys(&client()?)?)?,

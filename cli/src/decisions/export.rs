@@ -3,9 +3,11 @@
 //! Owns the way from cut to cut: a download that is cut is resumed behind the last decision that came whole, until the server says
 //! that it is the end. [`Lines`] sees to it that no line is lost and none comes twice; only whole lines are written.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use stage0_contract::RequestId;
 use tokio::runtime::Runtime;
 
@@ -20,8 +22,8 @@ use crate::out;
 /// How an export is made.
 pub(super) struct Export<'c> {
     pub(super) client: &'c Client,
-    /// The same for each part.
-    pub(super) query: Query,
+    pub(super) from: Option<Timestamp>,
+    pub(super) to: Option<Timestamp>,
     /// For so long no new line may come.
     pub(super) timeout: Duration,
     pub(super) progress: bool,
@@ -56,11 +58,11 @@ impl Export<'_> {
 
     fn download(&self, output: &mut Output) -> anyhow::Result<Count> {
         let runtime = runtime()?;
-        let (mut lines, mut count, mut after) = (Lines::default(), Count::default(), None);
+        let (mut lines, mut count, mut start) = (Lines::default(), Count::default(), Start::Beginning);
         let mut retry = Retry::new(self.timeout, Instant::now());
         let mut progress = Progress::new(self.progress);
         loop {
-            let part = Part { export: self, runtime: &runtime, after };
+            let part = Part { export: self, runtime: &runtime, start };
             let taken = part.take(output, &mut lines, &mut count, &mut retry, &mut progress)?;
             let error = match taken {
                 Outcome::Complete => {
@@ -70,14 +72,39 @@ impl Export<'_> {
                 Outcome::NobodyReads => return Ok(count),
                 Outcome::Failed(error) => error,
             };
+            if let Start::Behind(id) = start
+                && is_gone(&error)
+                && let Some(time) = lines.cut_behind_expired()
+            {
+                start = Start::At(time);
+                progress.note(format!("{id} has expired meanwhile; goes on {start}"));
+                continue;
+            }
             let Some(delay) = retry.after(&error, Instant::now()) else {
-                return Err(final_error(error, after));
+                return Err(final_error(error, start));
             };
-            after = lines.cut();
-            let from = after.map_or_else(|| "from the beginning".to_owned(), |after| format!("behind {after}"));
-            progress.note(format!("{error}; goes on {from} in {} s", delay.as_secs_f32()));
+            start = lines.cut().map_or(Start::Beginning, Start::Behind);
+            progress.note(format!("{error}; goes on {start} in {} s", delay.as_secs_f32()));
             // On the runtime, so that what is left of the connection is closed meanwhile.
             runtime.block_on(async { tokio::time::sleep(delay).await });
+        }
+    }
+}
+
+/// Where a request begins.
+#[derive(Clone, Copy)]
+enum Start {
+    Beginning,
+    Behind(RequestId),
+    At(Timestamp),
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Beginning => f.write_str("from the beginning"),
+            Self::Behind(id) => write!(f, "behind {id}"),
+            Self::At(time) => write!(f, "from {time}"),
         }
     }
 }
@@ -86,7 +113,7 @@ impl Export<'_> {
 struct Part<'e> {
     export: &'e Export<'e>,
     runtime: &'e Runtime,
-    after: Option<RequestId>,
+    start: Start,
 }
 
 /// How a request ended.
@@ -107,7 +134,12 @@ impl Part<'_> {
         progress: &mut Progress,
     ) -> anyhow::Result<Outcome> {
         let [v1, decisions] = DECISIONS;
-        let query = self.export.query.clone().with("after", self.after);
+        let (from, after) = match self.start {
+            Start::Beginning => (self.export.from, None),
+            Start::Behind(id) => (self.export.from, Some(id)),
+            Start::At(time) => (Some(self.export.from.map_or(time, |from| from.max(time))), None),
+        };
+        let query = Query::default().with("from", from).with("to", self.export.to).with("after", after);
         let begun = Download::begin(self.runtime, self.export.client, &[v1, decisions, "export"], &query);
         let mut download = match begun {
             Ok(download) => download,
@@ -144,15 +176,24 @@ fn write(output: &mut Output, whole: &[u8], count: &mut Count) -> anyhow::Result
     }
 }
 
+/// Whether the server refuses to go on behind a decision.
+fn is_about_after(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused { status: 422, fields, .. } if fields.iter().any(|field| field == "after"))
+}
+
+/// Whether it knows how to, and the decision is not there any more.
+fn is_gone(error: &ClientError) -> bool {
+    is_about_after(error)
+        && matches!(error, ClientError::Refused { message, .. } if !message.contains("is not known to this call"))
+}
+
 /// Why an export ends without being whole.
-fn final_error(error: ClientError, after: Option<RequestId>) -> anyhow::Error {
-    let Some(after) = after else { return error.into() };
-    let is_about_after = matches!(&error, ClientError::Refused { status: 422, fields, .. }
-        if fields.iter().any(|field| field == "after"));
-    let why = if is_about_after {
+fn final_error(error: ClientError, start: Start) -> anyhow::Error {
+    let Start::Behind(after) = start else { return error.into() };
+    let why = if is_about_after(&error) {
         format!(
-            "the download was cut, and this gateway cannot go on behind {after}: it may be older than this command \
-             line; upgrade the gateway, or export shorter periods with --from and --to"
+            "the download was cut, and this gateway cannot go on behind {after}: it is older than this command line; \
+             upgrade the gateway, or export shorter periods with --from and --to"
         )
     } else {
         format!("the download was cut behind {after} and could not be resumed")

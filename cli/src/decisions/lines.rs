@@ -1,20 +1,23 @@
 //! The lines of an export, each handed on once, however often the download is cut.
 //!
 //! Owns where a download is resumed and what of the resumed one is there already; pure, it neither asks nor writes. A server resumes
-//! behind a decision. Of the lines behind that decision (marks, lines that nobody can read) hashes are remembered in their order, and
-//! what a resumed download repeats of them is dropped. INVARIANT: only repetitions are dropped: a line that stands twice in the log
-//! leaves twice, as `verify` must see it.
+//! behind a decision, or, once that has expired, at a time. Of the lines behind that decision (marks, lines that nobody can read) and of
+//! those of the last seconds hashes are remembered in their order, and what a resumed download repeats of them is dropped.
+//! INVARIANT: only repetitions are dropped: a line that stands twice in the log leaves twice, as `verify` must see it.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use stage0_contract::{LineHash, LineType, RequestId};
 
 /// A request's body is at most 1 MB, and its line is not much longer. What is longer is none of ours.
 pub(super) const MAX_LINE_BYTES: usize = 16 << 20;
-/// Marks behind one decision: an exporter writes a few a minute. 32 bytes each are remembered.
-const MAX_TAIL_LINES: usize = 1_000_000;
+/// Marks behind one decision (an exporter writes a few a minute), and the lines of [`CLOCK_SKEW`].
+const MAX_KNOWN_LINES: usize = 1_000_000;
+/// Lines stand in the store's order: by gateways' own clocks, one may be recorded this much before another in front of it.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(10);
 
 /// What has come of the log.
 #[derive(Default)]
@@ -22,10 +25,12 @@ pub(super) struct Lines {
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
     /// The last decision that was handed on: a download is resumed behind it.
-    after: Option<RequestId>,
-    /// The lines that were handed on since.
-    tail: Vec<LineHash>,
-    /// What of the tail a resumed download may still repeat.
+    after: Option<Decision>,
+    /// The last lines that were handed on: those since then, and before it those that a download from a time repeats.
+    known: VecDeque<Known>,
+    /// Where the lines since then begin.
+    since: usize,
+    /// What of the known lines a resumed download may still repeat.
     repeatable: Range<usize>,
 }
 
@@ -34,7 +39,7 @@ pub(super) struct Lines {
 pub(super) enum NotAnExport {
     #[error("the download has a line of more than {MAX_LINE_BYTES} bytes")]
     LongLine,
-    #[error("the download has more than {MAX_TAIL_LINES} lines without a decision")]
+    #[error("the download has more than {MAX_KNOWN_LINES} lines without a decision")]
     NoDecisions,
 }
 
@@ -62,8 +67,15 @@ impl Lines {
     /// The download was cut. Gives the decision behind which it is resumed; none: from its beginning.
     pub(super) fn cut(&mut self) -> Option<RequestId> {
         self.partial.clear();
-        self.repeatable = 0..self.tail.len();
-        self.after
+        self.repeatable = self.since..self.known.len();
+        self.after.map(|after| after.request_id)
+    }
+
+    /// It was cut, and that decision has expired, so all before it have too. Gives the time from which it is resumed.
+    pub(super) fn cut_behind_expired(&mut self) -> Option<Timestamp> {
+        self.partial.clear();
+        self.repeatable = 0..self.known.len();
+        self.after.map(|after| after.recorded_at.checked_sub(CLOCK_SKEW).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
     /// The download is complete: what stands behind its last line feed, often nothing.
@@ -73,40 +85,68 @@ impl Lines {
 
     fn is_new(&mut self, line: &[u8]) -> Result<bool, NotAnExport> {
         let hash = LineHash::of(line);
-        let known = self.tail.get(self.repeatable.clone()).unwrap_or_default();
-        if let Some(at) = known.iter().position(|known| *known == hash) {
+        let repeated = self.known.range(self.repeatable.clone()).position(|known| known.hash == hash);
+        if let Some(at) = repeated {
             // What was passed over has expired meanwhile.
             self.repeatable.start += at + 1;
             return Ok(false);
         }
-        match decision(line) {
-            // The same id again is damage: a server resumes behind the first of them, and sends this one again.
-            Some(decision) if self.after != Some(decision) => {
-                self.after = Some(decision);
-                self.tail.clear();
-                self.repeatable = 0..0;
-            }
-            _ if self.tail.len() >= MAX_TAIL_LINES => return Err(NotAnExport::NoDecisions),
-            _ => self.tail.push(hash),
+        let decision = Decision::read(line);
+        // The same id again is damage: a server resumes behind the first of them, and sends this one again.
+        if let Some(decision) = decision.filter(|new| self.after.is_none_or(|after| after.request_id != new.request_id))
+        {
+            self.after = Some(decision);
+            self.forget_before(decision.recorded_at);
+            self.since = self.known.len() + 1;
+            self.repeatable = 0..0;
         }
+        if self.known.len() >= MAX_KNOWN_LINES {
+            return Err(NotAnExport::NoDecisions);
+        }
+        self.known.push_back(Known { hash, at: recorded_at(line) });
+        self.since = self.since.min(self.known.len());
         Ok(true)
+    }
+
+    /// Drops what no download repeats once it is resumed behind, or at the time of, a decision of this time.
+    fn forget_before(&mut self, recorded_at: Timestamp) {
+        let is_old = |known: &Known| known.at.is_none_or(|at| recorded_at.duration_since(at) > 2 * CLOCK_SKEW);
+        while self.known.front().is_some_and(is_old) || self.known.len() >= MAX_KNOWN_LINES {
+            self.known.pop_front();
+        }
     }
 }
 
-/// The id of a decision that a server can find again: it reads these members of a line, too.
-fn decision(line: &[u8]) -> Option<RequestId> {
+/// A line that was handed on.
+struct Known {
+    hash: LineHash,
+    at: Option<Timestamp>,
+}
+
+/// A decision that a server can find again: it reads these members of a line, too.
+#[derive(Clone, Copy, Deserialize)]
+struct Decision {
+    #[serde(rename = "type")]
+    line: LineType,
+    request_id: RequestId,
+    recorded_at: Timestamp,
+    #[serde(rename = "expires_at")]
+    _expires_at: i64,
+}
+
+/// When a line of any kind was recorded; none of one that cannot be read.
+fn recorded_at(line: &[u8]) -> Option<Timestamp> {
     #[derive(Deserialize)]
-    struct Named {
-        #[serde(rename = "type")]
-        line: LineType,
-        request_id: RequestId,
-        #[serde(rename = "recorded_at")]
-        _recorded_at: Timestamp,
-        #[serde(rename = "expires_at")]
-        _expires_at: i64,
+    struct Recorded {
+        recorded_at: Timestamp,
     }
-    let named: Named = serde_json::from_slice(line).ok()?;
-    (named.line == LineType::Decision).then_some(named.request_id)
+    serde_json::from_slice::<Recorded>(line).ok().map(|line| line.recorded_at)
+}
+
+impl Decision {
+    fn read(line: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<Self>(line).ok().filter(|decision| decision.line == LineType::Decision)
+    }
 }
 
 #[cfg(test)]
@@ -114,14 +154,20 @@ mod tests {
     use super::*;
 
     fn decision_line(number: u32) -> String {
+        decision_at(number, number)
+    }
+
+    fn decision_at(number: u32, second: u32) -> String {
+        let (minutes, seconds) = (second / 60, second % 60);
         format!(
-            r#"{{"type":"decision.recorded","recorded_at":"2027-01-15T08:00:01Z","expires_at":1802592001,"request_id":"0190163d-8694-739b-aea5-{number:012x}","reason":"é"}}"#
+            r#"{{"type":"decision.recorded","recorded_at":"2027-01-15T08:{minutes:02}:{seconds:02}Z","expires_at":1802592001,"request_id":"0190163d-8694-739b-aea5-{number:012x}","reason":"é"}}"#
         )
     }
 
     fn mark(number: u32) -> String {
+        let (minutes, seconds) = (number / 60, number % 60);
         format!(
-            r#"{{"type":"checkpoint.signed","number":{number},"recorded_at":"2027-01-15T08:00:01Z","expires_at":1}}"#
+            r#"{{"type":"checkpoint.signed","number":{number},"recorded_at":"2027-01-15T08:{minutes:02}:{seconds:02}Z","expires_at":1}}"#
         )
     }
 
@@ -138,8 +184,12 @@ mod tests {
 
     /// What a server sends that begins behind the first decision of this id.
     fn behind(log: &[String], after: Option<RequestId>) -> String {
-        let from =
-            after.map_or(0, |after| 1 + log.iter().position(|line| decision(line.as_bytes()) == Some(after)).unwrap());
+        let from = after.map_or(0, |after| {
+            1 + log
+                .iter()
+                .position(|line| Decision::read(line.as_bytes()).is_some_and(|decision| decision.request_id == after))
+                .unwrap()
+        });
         text(&log[from..])
     }
 
@@ -188,6 +238,39 @@ mod tests {
         taken.clear();
         lines.take(text(&[mark(2), mark(3), decision_line(2)]).as_bytes(), &mut taken).unwrap();
         assert_eq!(taken, text(&[mark(3), decision_line(2)]).into_bytes());
+    }
+
+    #[test]
+    fn a_download_behind_a_decision_that_expired_goes_on_at_its_time() {
+        let mut log: Vec<String> = (0..60).flat_map(|n| [decision_line(n), mark(n)]).collect();
+        // Of two gateways whose clocks differ, around second 40.
+        log.splice(80..80, [decision_at(1_000, 44), decision_at(1_001, 36)]);
+        for handed_on in (1..log.len()).step_by(3) {
+            let (mut lines, mut taken) = (Lines::default(), Vec::new());
+            lines.take(text(&log[..handed_on]).as_bytes(), &mut taken).unwrap();
+            let from = lines.cut_behind_expired().unwrap();
+            // Whatever has expired meanwhile, before or behind the decision.
+            for expired in [0, handed_on / 2, handed_on.saturating_sub(1), handed_on] {
+                let mut lines = Lines::default();
+                let mut taken = Vec::new();
+                lines.take(text(&log[..handed_on]).as_bytes(), &mut taken).unwrap();
+                assert_eq!(lines.cut_behind_expired(), Some(from));
+                let is_asked = |line: &&String| recorded_at(line.as_bytes()).is_none_or(|at| at >= from);
+                let first = log.iter().position(|line| is_asked(&line)).unwrap();
+                let sent: Vec<String> = log[first.max(expired)..].iter().filter(is_asked).cloned().collect();
+                lines.take(text(&sent).as_bytes(), &mut taken).unwrap();
+                assert_eq!(String::from_utf8(taken).unwrap(), text(&log), "{handed_on} handed on, {expired} expired");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_lines_of_the_last_seconds_are_remembered() {
+        let (mut lines, mut taken) = (Lines::default(), Vec::new());
+        for n in 0..3_000 {
+            lines.take(text(&[decision_line(n)]).as_bytes(), &mut taken).unwrap();
+        }
+        assert!(lines.known.len() < 30, "{}", lines.known.len());
     }
 
     #[test]

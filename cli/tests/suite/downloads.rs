@@ -128,9 +128,40 @@ fn a_gateway_that_cannot_resume_is_named_and_nothing_is_left() {
     let file = dir.path().join("old.ndjson");
     let old = ended(&mut server.client(&["decisions", "export", "--out", file.to_str().unwrap()]));
     assert!(old.code == 1 && old.out.is_empty() && !file.exists(), "{}", old.err);
-    for part in ["older than this command line", "--from", "is not known to this call"] {
+    for part in ["is older than this command line", "--from", "is not known to this call"] {
         assert!(old.err.contains(part), "{part}: {}", old.err);
     }
+}
+
+#[test]
+fn a_download_whose_last_decision_expired_meanwhile_goes_on_at_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Exported::of(dir.path());
+    let lines = log.lines();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (seen, mut turn) = (Arc::clone(&asked), 0);
+    let server = Impostor::judging(&log.dev, move |request| {
+        turn += 1;
+        seen.lock().unwrap().push((parameter(request, "from"), parameter(request, "after")));
+        let mut bytes = exported(&lines, None);
+        match turn {
+            1 => bytes.truncate(bytes.len() / 2),
+            2 => {
+                let mut body = body_of("validation_failed", "after: there is no decision with this id");
+                body["errors"] = json!([{"path": "after", "message": "there is no decision with this id"}]);
+                bytes = error("422 x", None, &body);
+            }
+            _ => {}
+        }
+        Reply { bytes, end: End::Closed }
+    });
+    let piped = ended(&mut server.client(&["decisions", "export", "--out", "-"]));
+    assert_eq!(piped.code, 0, "{}", piped.err);
+    assert_eq!(piped.out, std::fs::read_to_string(&log.file).unwrap());
+    assert!(piped.err.contains("has expired meanwhile; goes on from 20"), "{}", piped.err);
+    let asked = std::mem::take(&mut *asked.lock().unwrap());
+    assert!(asked[0] == (None, None) && asked[1].1.is_some(), "{asked:?}");
+    assert!(asked[2].0.is_some() && asked[2].1.is_none() && asked.len() == 3, "{asked:?}");
 }
 
 #[test]
