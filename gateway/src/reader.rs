@@ -223,7 +223,7 @@ impl Shelf<'_> {
     ) -> Result<Option<Value>, ReadError> {
         let found = match self.search(from, to, id, LOOK_UP_PIECE).await? {
             Searched::Found(found) => Some(found),
-            searched => match self.newest().await?.and_then(|newest| self.from_elsewhere(&searched, from, newest)) {
+            searched => match self.newest().await?.and_then(|newest| self.search_again_from(&searched, from, newest)) {
                 Some(from) => self.search(from, Timestamp::MAX, id, LOOK_UP_PIECE).await?.found(),
                 None => None,
             },
@@ -233,7 +233,7 @@ impl Shelf<'_> {
     }
 
     /// From when on to search again, when the clocks do not agree.
-    fn from_elsewhere(&self, searched: &Searched, from: Timestamp, newest: Timestamp) -> Option<Timestamp> {
+    fn search_again_from(&self, searched: &Searched, from: Timestamp, newest: Timestamp) -> Option<Timestamp> {
         let ahead = newest.duration_since(self.now);
         if ahead > CLOCKS_AGREE {
             return Some(from.checked_add(ahead).unwrap_or(from));
