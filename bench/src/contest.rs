@@ -70,7 +70,7 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
     for (letter, place, installation) in [
         ("c", "embedded", &places.embedded),
         ("d", "NATS", &places.on_nats),
-        ("e", "NATS, authenticated", &places.authenticated),
+        ("e", "NATS, keys", &places.authenticated),
     ] {
         for (index, way) in WAYS.iter().enumerate() {
             field.enter(installation, &format!("{letter}{index} {place}, {}", way.label), way, &receiver).await?;

@@ -12,10 +12,18 @@ use tokio::time::Instant;
 
 use super::Connection;
 use super::auth::{LIFETIME, Rejection};
-use super::jetstream::{JetError, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
+use super::jetstream::{JetError, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
 use super::log::EXPECTED_LAST;
 use crate::ledger::fault;
 use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
+
+/// What is there of a record that must be proven.
+pub(super) enum Proven {
+    Absent,
+    Record(Record),
+    /// Something that nobody who may put it there did.
+    Unproven(Revision),
+}
 
 impl Ledger for Connection {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
@@ -23,7 +31,10 @@ impl Ledger for Connection {
             if let Some(why) = fault(key, &[]) {
                 return Err(ReadError(why.to_owned()));
             }
-            self.found(key, false, deadline).await
+            let Some(found) = self.stored(key, deadline).await? else { return Ok(None) };
+            let judged = self.judge(key, &found, false);
+            judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}")))?;
+            Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))
         })
     }
 
@@ -66,20 +77,26 @@ impl Ledger for Connection {
 
 impl Connection {
     /// As [`Ledger::get`], and what is not authenticated does not do, whenever it was stored.
-    pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Option<Record>, ReadError> {
-        self.found(key, true, deadline).await
+    pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Proven, ReadError> {
+        let Some(found) = self.stored(key, deadline).await? else { return Ok(Proven::Absent) };
+        let revision = Revision(found.sequence);
+        Ok(match self.judge(key, &found, true) {
+            Ok(()) => Proven::Record(Record { revision, value: found.payload }),
+            Err(_) => Proven::Unproven(revision),
+        })
     }
 
-    async fn found(&self, key: &str, proven: bool, deadline: Instant) -> Result<Option<Record>, ReadError> {
+    async fn stored(&self, key: &str, deadline: Instant) -> Result<Option<Stored>, ReadError> {
         let stream = StreamName::ledger(&self.link.prefix);
-        let subject = self.record(key);
-        let Some(found) = fetch_last(&self.link, &stream, &subject, deadline).await? else { return Ok(None) };
-        if let Some(auth) = &self.link.auth {
-            let judged =
-                if found.subject == subject { auth.judge_record(key, &found, proven) } else { Err(Rejection::Forged) };
-            judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}")))?;
+        Ok(fetch_last(&self.link, &stream, &self.record(key), deadline).await?)
+    }
+
+    fn judge(&self, key: &str, found: &Stored, proven: bool) -> Result<(), Rejection> {
+        match &self.link.auth {
+            Some(_) if found.subject != self.record(key) => Err(Rejection::Forged),
+            Some(auth) => auth.judge_record(key, found, proven),
+            None => Ok(()),
         }
-        Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))
     }
 
     fn record(&self, key: &str) -> String {

@@ -495,11 +495,17 @@ async fn what_was_required_once_is_required_after_a_start() {
         assert!(again.is_required(), "{role}");
         assert_eq!(*again.required_since().borrow(), *auth.required_since().borrow());
     }
-    // Nobody else says so.
+    // Who writes over it takes nothing back, and keeps nobody from starting.
     let forged = r#"{"required_since":"2020-01-01T00:00:00Z"}"#;
     store(&bystander, "s0.ledger.usage.message-auth", HeaderMap::new(), forged).await;
-    let connection = open.connection(Role::Gateway).await;
-    assert!(stage0_backplane::nats::remember_requirement(&connection).await.is_err());
+    for _ in 0..2 {
+        let auth = open.auth(Role::Gateway);
+        let config = NatsConfig { auth: Some(auth.clone()), ..open.config(Role::Gateway) };
+        let connection = Connection::open(&config).await.unwrap();
+        stage0_backplane::nats::remember_requirement(&connection).await.unwrap();
+        let since = *auth.required_since().borrow();
+        assert!(auth.is_required() && since > "2026-01-01T00:00:00Z".parse().ok(), "{since:?}");
+    }
 }
 
 #[tokio::test]

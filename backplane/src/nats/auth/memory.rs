@@ -12,6 +12,7 @@ use stage0_contract::Role;
 use tokio::time::Instant;
 
 use super::super::Connection;
+use super::super::ledger::Proven;
 use crate::{Ledger as _, PutError};
 
 const WITHIN: Duration = Duration::from_secs(2);
@@ -41,17 +42,25 @@ pub async fn remember_requirement(connection: &Connection) -> Result<(), MemoryE
     let fail = |verb, why: String| MemoryError { verb, why };
     let deadline = Instant::now() + WITHIN;
     let found = connection.proven(key, deadline).await.map_err(|error| fail("read", error.to_string()))?;
-    if let Some(found) = found {
-        let record: RequirementRecord =
-            serde_json::from_slice(&found.value).map_err(|error| fail("read", error.to_string()))?;
-        auth.require(record.required_since);
-        return Ok(());
-    }
+    let replaced = match found {
+        Proven::Record(found) => {
+            let record: RequirementRecord =
+                serde_json::from_slice(&found.value).map_err(|error| fail("read", error.to_string()))?;
+            auth.require(record.required_since);
+            return Ok(());
+        }
+        // Somebody wrote over it: not to take it for none, nor to let him keep this role from starting.
+        Proven::Unproven(revision) => {
+            auth.require(Timestamp::now());
+            Some(revision)
+        }
+        Proven::Absent => None,
+    };
     let since = *auth.required_since().borrow();
     let Some(required_since) = since.filter(|_| auth.is_required()) else { return Ok(()) };
     let value = serde_json::to_vec(&RequirementRecord { required_since });
     let value = value.map_err(|error| fail("kept", error.to_string()))?;
-    match connection.put(key, value.into(), None, None, deadline).await {
+    match connection.put(key, value.into(), replaced, None, deadline).await {
         // Another process of this role was first, and says the same.
         Ok(_) | Err(PutError::Conflict) => Ok(()),
         Err(error @ PutError::Failed(_)) => Err(fail("kept", error.to_string())),

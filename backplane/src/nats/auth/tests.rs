@@ -258,7 +258,7 @@ fn before_the_switch_what_is_not_authenticated_is_believed_and_what_is_forged_is
     let sent = Sent::parse(question.headers.as_ref()).unwrap();
     let bare = Message { headers: Some(sent.headers()), ..question.clone() };
     assert_eq!(evaluator.judge_question(&bare, "evaluate", sent), Ok(None));
-    let altered = Message { payload: Bytes::from_static(b"[]"), ..question.clone() };
+    let altered = Message { payload: Bytes::from_static(b"[]"), ..question };
     assert_eq!(evaluator.judge_question(&altered, "evaluate", sent), Err(Rejection::Forged));
 
     gateway.require(Timestamp::now());

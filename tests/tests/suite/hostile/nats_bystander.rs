@@ -249,8 +249,8 @@ async fn keys_are_replaced_under_traffic_and_every_check_is_answered() {
             assert!(deny(&stack).await, "a check was not answered in step {step}");
             processes.iter().flat_map(|some| some.iter()).all(|process| {
                 let said = process.said();
-                let lines = said.lines().filter(|line| line.contains("message keys were replaced"));
-                lines.clone().count() == step + 1 && lines.last().is_some_and(|line| line.contains(&replaced))
+                let mut lines = said.lines().filter(|line| line.contains("message keys were replaced"));
+                lines.clone().count() == step + 1 && lines.next_back().is_some_and(|line| line.contains(&replaced))
             })
         })
         .await;
