@@ -105,6 +105,12 @@ enum Searched {
     Ended,
 }
 
+impl Found {
+    fn read(self) -> Result<Value, ReadError> {
+        serde_json::from_slice(&self.line).map_err(|error| ReadError(error.to_string()))
+    }
+}
+
 impl Searched {
     fn found(self) -> Option<Found> {
         match self {
@@ -194,21 +200,7 @@ impl Filter {
 impl Shelf<'_> {
     /// The decision with this id, if it is this account's and may still be shown.
     pub(crate) async fn decision(&self, id: RequestId) -> Result<Option<Value>, ReadError> {
-        let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
-        for Search { before, after } in [NEAR, FAR] {
-            let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
-            let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
-            if let Some(found) = self.search(from, to, id, PIECE).await?.found() {
-                return serde_json::from_slice(&found.line).map(Some).map_err(|error| ReadError(error.to_string()));
-            }
-        }
-        // A store whose clock was ahead once gives later times than ids have, until the clock has caught up.
-        let last = self.log.last(self.account, Kind::Decisions, Instant::now() + PIECE_WITHIN).await?;
-        if !last.is_some_and(|last| is_long_after(last.stored_at, self.now)) {
-            return Ok(None);
-        }
-        let line = self.search(made, Timestamp::MAX, id).await?;
-        line.map(|line| serde_json::from_slice(&line).map_err(|error| ReadError(error.to_string()))).transpose()
+        self.find(id).await?.map(Found::read).transpose()
     }
 
     /// As [`Shelf::decision`], for one that was stored between two times.
@@ -228,8 +220,7 @@ impl Shelf<'_> {
                 None => None,
             },
         };
-        let read = |found: Found| serde_json::from_slice(&found.line).map_err(|error| ReadError(error.to_string()));
-        found.map(read).transpose()
+        found.map(Found::read).transpose()
     }
 
     /// From when on to search again, when the clocks do not agree.
@@ -248,15 +239,26 @@ impl Shelf<'_> {
 
     /// Where a download goes on behind the decision with this id; none: it is not one that may be shown.
     pub(crate) async fn behind(&self, id: RequestId) -> Result<Option<Resume>, ReadError> {
+        let found = self.find(id).await?;
+        Ok(found.map(|found| Resume { position: found.position.0, lines: found.index + 1 }))
+    }
+
+    async fn find(&self, id: RequestId) -> Result<Option<Found>, ReadError> {
         let made = Timestamp::from_millisecond(id.unix_millis()).map_err(|error| ReadError(error.to_string()))?;
         for Search { before, after } in [NEAR, FAR] {
             let from = made.checked_sub(before).unwrap_or(Timestamp::UNIX_EPOCH);
             let to = made.checked_add(after).unwrap_or(Timestamp::MAX);
             if let Some(found) = self.search(from, to, id, PIECE).await?.found() {
-                return Ok(Some(Resume { position: found.position.0, lines: found.index + 1 }));
+                return Ok(Some(found));
             }
         }
-        Ok(None)
+        // A store whose clock was ahead once gives later times than ids have, until the clock has caught up.
+        match self.newest().await? {
+            Some(newest) if is_long_after(newest, self.now) => {
+                Ok(self.search(made, Timestamp::MAX, id, PIECE).await?.found())
+            }
+            _ => Ok(None),
+        }
     }
 
     async fn search(&self, from: Timestamp, to: Timestamp, id: RequestId, piece: usize) -> Result<Searched, ReadError> {
