@@ -149,8 +149,11 @@ async fn a_run_is_shown_ended_and_its_owners_alone() {
     let reads = stack.api.with_key(key["key"].as_str().unwrap());
     reads.get(path).await.assert_error(403, "scope_missing");
     reads.post(&format!("{path}/settle"), &settle).await.assert_error(403, "scope_missing");
-    let no_json = reads.send(reqwest::Method::POST, &format!("{path}/settle"), &[], Some(b"x".to_vec())).await;
-    no_json.assert_error(415, "unsupported_media_type");
+    let (settles, no_json) = (format!("{path}/settle"), Some(b"x".to_vec()));
+    let refused = reads.send(reqwest::Method::POST, &settles, &[], no_json.clone()).await;
+    refused.assert_error(403, "scope_missing");
+    let refused = checks.send(reqwest::Method::POST, &settles, &[], no_json).await;
+    refused.assert_error(415, "unsupported_media_type");
     assert_eq!(stack.api.check(&body).await.body["verdict"], "DEFER");
     assert_eq!(stack.api.delete(path).await.status, 204);
     stack.api.get(path).await.assert_error(404, "not_found");
