@@ -268,8 +268,8 @@ async fn requests_that_are_sent_ahead_wait_outside() {
     // A hundred of them are handled, one after the other; each makes room for its like.
     let (mut read, mut handled) = (PIECE_BYTES, 0);
     for _ in 0..100 {
-        let _busy = patience.busy(20);
-        handled += 20;
+        let _busy = patience.busy(16);
+        handled += 16;
         read += read_now(&mut server).await.unwrap();
         assert!(read - handled <= PIECE_BYTES, "{read} read and {handled} handled");
     }
