@@ -175,7 +175,9 @@ impl<K: Hash + Eq> Turns<K> {
 fn give_way() {
     // On Linux a priority is the thread's own; elsewhere it would be the process's.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+    if let Err(error) = rustix::process::getpriority_process(None)
+        .and_then(|own| rustix::process::setpriority_process(None, own.max(NICENESS)))
+    {
         tracing::debug!(%error, "reads of the log have the priority of everything else");
     }
 }
