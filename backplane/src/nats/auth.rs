@@ -37,6 +37,7 @@ use envelope::{Envelope, Sealed};
 use keys::Ring;
 use replays::{MessageId, Replays};
 use rollout::Rollout;
+use stored::Verified;
 use verdict::Complaints;
 
 use crate::metrics;
@@ -53,6 +54,7 @@ pub struct MessageAuth {
     /// By the wall and by a clock that nobody sets.
     started: (u64, Instant),
     replays: Mutex<Replays>,
+    verified: Mutex<Verified>,
     rollout: Mutex<Rollout>,
     complaints: Complaints,
 }
@@ -83,6 +85,7 @@ impl MessageAuth {
             since: watch::Sender::new(since),
             started: (now(), Instant::now()),
             replays: Mutex::default(),
+            verified: Mutex::default(),
             rollout: Mutex::default(),
             complaints: Complaints::default(),
         }))

@@ -1,12 +1,17 @@
-//! What is stored: entries of the log, signed by the role that appends them, and records of the ledger, with a MAC of their owner.
+//! What is stored: entries of the log, signed by the role that appends them, and records of the ledger, with a MAC of
+//! their owner.
 //!
-//! Owns what is covered, and that nothing older can be put back: a record's MAC covers the revision that the server let it replace. What
-//! was stored before the switch of an upgraded deployment may be without; the time is the server's, behind whatever a publisher wrote.
+//! Owns what is covered, and that nothing older can be put back: a record's MAC covers the revision that the server let
+//! it replace. What was stored before the switch of an upgraded deployment may be without; the time is the server's,
+//! behind whatever a publisher wrote.
+
+use std::collections::HashSet;
+use std::sync::{MutexGuard, PoisonError};
 
 use async_nats::{HeaderMap, HeaderName};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::hmac;
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
+use aws_lc_rs::{digest, hmac};
 use stage0_contract::{Role, owner_of_record};
 
 use super::super::jetstream::Stored;
@@ -17,7 +22,50 @@ use super::{MessageAuth, MessageKind, Rejection, new_id};
 
 pub(in crate::nats) const LIFETIME: HeaderName = HeaderName::from_static("Nats-TTL");
 
+/// Signatures that are remembered, at most twice as many: 32 bytes each, and some for their place.
+const MAX_VERIFIED: usize = 16_384;
+
+/// That this key signed these bytes so.
+#[derive(PartialEq, Eq, Hash)]
+struct Statement([u8; 32]);
+
+/// Signatures that held. Deliveries read the same stretch of the log again and again, and a signature takes as long as
+/// thirty hashes.
+#[derive(Default)]
+pub(super) struct Verified {
+    newer: HashSet<Statement>,
+    older: HashSet<Statement>,
+}
+
+impl Statement {
+    /// All three are of a fixed length where the signature can hold.
+    fn of(digest: &[u8], proof: &[u8], public: &[u8]) -> Self {
+        let mut context = digest::Context::new(&digest::SHA256);
+        [public, digest, proof].into_iter().for_each(|part| context.update(part));
+        let mut statement = [0; 32];
+        statement.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+        Self(statement)
+    }
+}
+
+impl Verified {
+    fn contains(&self, statement: &Statement) -> bool {
+        self.newer.contains(statement) || self.older.contains(statement)
+    }
+
+    fn insert(&mut self, statement: Statement) {
+        if self.newer.len() >= MAX_VERIFIED {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(statement);
+    }
+}
+
 impl MessageAuth {
+    fn verified(&self) -> MutexGuard<'_, Verified> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Signs what is appended to the log.
     pub(in crate::nats) fn sign_entry(
         &self,
@@ -73,8 +121,14 @@ impl MessageAuth {
         };
         let proof = sealed.proof(None).ok_or(Rejection::Forged)?;
         let digest = sealed.envelope.digest(&content);
+        let statement = Statement::of(digest.as_ref(), &proof, &signer.0);
+        if self.verified().contains(&statement) {
+            return Ok(true);
+        }
         let holds = UnparsedPublicKey::new(&ED25519, &signer.0).verify(digest.as_ref(), &proof);
-        holds.map(|()| true).map_err(|_| Rejection::Forged)
+        holds.map_err(|_| Rejection::Forged)?;
+        self.verified().insert(statement);
+        Ok(true)
     }
 
     /// Authenticates a record of this role's own; none: it is another's.
@@ -144,4 +198,25 @@ fn only<'m>(stored: &'m Stored, name: &HeaderName) -> Option<&'m str> {
     let mut all = stored.headers.as_ref()?.get_all(name.clone());
     let value = all.next()?;
     all.next().is_none().then_some(value.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_held_is_remembered_of_the_same_key_bytes_and_signature_alone_and_not_for_ever() {
+        let mut verified = Verified::default();
+        let statement = |number: u32| Statement::of(&[1; 32], &number.to_be_bytes(), &[3; 32]);
+        verified.insert(statement(0));
+        assert!(verified.contains(&statement(0)) && !verified.contains(&statement(1)));
+        for other in [([2; 32], [3; 32]), ([1; 32], [4; 32])] {
+            assert!(!verified.contains(&Statement::of(&other.0, &0_u32.to_be_bytes(), &other.1)));
+        }
+        for number in 1..=2 * MAX_VERIFIED as u32 {
+            verified.insert(statement(number));
+        }
+        assert!(!verified.contains(&statement(0)) && verified.contains(&statement(2 * MAX_VERIFIED as u32)));
+        assert!(verified.newer.len() <= MAX_VERIFIED && verified.older.len() <= MAX_VERIFIED);
+    }
 }
