@@ -1,5 +1,5 @@
-//! The places in which the product runs here: one process with files of its own, and a real nats-server, with and without authenticated
-//! messages.
+//! The places in which the product runs here: one process with files of its own, and a real nats-server, with and
+//! without authenticated messages.
 //!
 //! Owns what both subcommands start first, and keeps it alive: certificates, nats-server, and keystore, evaluator and exporter of
 //! each place. Gateways are started by those who measure them.

@@ -46,7 +46,8 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Whatever this process makes is its user's alone, also what libraries make (sled's files), whatever the shell's umask allows.
+    // Whatever this process makes is its user's alone, also what libraries make (sled's files), whatever the shell's
+    // umask allows.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     run::run(std::env::args_os()).into()
 }

@@ -1,8 +1,9 @@
 //! The only place that writes to standard output and standard error.
 //!
-//! Owns what a closed pipe means: `stage0 keys list | head -1` ends quietly, whatever is left to print is dropped. Any other
-//! failure to write is an error of the command: a result that nobody can read was not delivered.
-//! INVARIANT: no text moves a terminal's cursor, hides or reorders what stands beside it: what could is escaped on its way out, here.
+//! Owns what a closed pipe means: `stage0 keys list | head -1` ends quietly, whatever is left to print is dropped. Any
+//! other failure to write is an error of the command: a result that nobody can read was not delivered.
+//! INVARIANT: no
+//! text moves a terminal's cursor, hides or reorders what stands beside it: what could is escaped on its way out, here.
 //! Text that came over the network passes through [`plain`] besides, so that it cannot begin a line of its own.
 
 use std::borrow::Cow;
@@ -66,7 +67,8 @@ pub(crate) fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// A text from elsewhere as one line: what would move a cursor, forge a line, hide or reorder text is escaped as in `\u{202e}`.
+/// A text from elsewhere as one line: what would move a cursor, forge a line, hide or reorder text is escaped as in
+/// `\u{202e}`.
 pub(crate) fn plain(text: &str) -> String {
     escaped(text, Line::Is)
 }
@@ -109,8 +111,8 @@ pub(crate) fn json_escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Control characters, and what Unicode calls format characters and separators of lines: they have no width, steer a terminal, or change
-/// the order in which what stands around them is shown. Besides, letters that are blank.
+/// Control characters, and what Unicode calls format characters and separators of lines: they have no width, steer a
+/// terminal, or change the order in which what stands around them is shown. Besides, letters that are blank.
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -110,7 +110,8 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
     })
 }
 
-/// Connects, makes the log's streams where they are missing, and proves how the server syncs, before anything relies on it.
+/// Connects, makes the log's streams where they are missing, and proves how the server syncs, before anything relies on
+/// it.
 async fn prepare_log(nats: &NatsConfig, safety: &NatsSafety, replicas: usize) -> anyhow::Result<(Backplane, Guard)> {
     let connection = Connection::open(nats).await?;
     safety.examine(nats).await?;

@@ -1,7 +1,8 @@
 //! The canonical form of JSON, and hashes of it: what makes two requests the same one.
 //!
-//! Owns the form: members in the order of their names, no white space, whole floats as integers. These are bytes of ours, whatever
-//! `serde_json` and its maps do. The form is hashed while it is written: a request is never copied for its hash.
+//! Owns the form: members in the order of their names, no white space, whole floats as integers. These are bytes of
+//! ours, whatever `serde_json` and its maps do. The form is hashed while it is written: a request is never copied for
+//! its hash.
 
 use data_encoding::HEXLOWER;
 use serde_json::{Map, Number, Value};

@@ -1,7 +1,8 @@
 //! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field and not just the first.
 //!
-//! Owns the shape and the sizes of a request, and what of it `task_hash` is taken from. A [`CheckRequest`] that exists keeps every
-//! rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to know.
+//! Owns the shape and the sizes of a request, and what of it `task_hash` is taken from. A [`CheckRequest`] that exists
+//! keeps every rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to
+//! know.
 
 use std::fmt;
 

@@ -1,7 +1,8 @@
 //! Whose a check is, before it is read.
 //!
-//! Owns the look at the first members of a question: a server that has many at hand takes them in turns by account, and reading a
-//! large one costs what a hundred small ones cost. Nothing is decided by it: the question is read in full before it is decided.
+//! Owns the look at the first members of a question: a server that has many at hand takes them in turns by account, and
+//! reading a large one costs what a hundred small ones cost. Nothing is decided by it: the question is read in full
+//! before it is decided.
 
 use std::fmt;
 

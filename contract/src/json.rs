@@ -1,8 +1,8 @@
 //! Strict JSON: policy input is security input, so what two parsers could read differently is refused.
 //!
-//! Owns the refusals that `serde_json` does not make: a member named twice (it keeps the last), a number that does not fit
-//! (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`], more than [`MAX_VALUES`] values. Time and memory are
-//! linear in the length of the body, and objects take no more room than their members need.
+//! Owns the refusals that `serde_json` does not make: a member named twice (it keeps the last), a number that does not
+//! fit (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`], more than [`MAX_VALUES`] values. Time and
+//! memory are linear in the length of the body, and objects take no more room than their members need.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,11 +12,11 @@ use serde_json::{Map, Number, Value};
 
 /// The deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 32;
-/// The most values in a document: every scalar, array and object is one, names of members are none. Each costs about a hundred
-/// bytes of memory, whatever its two bytes of text say.
+/// The most values in a document: every scalar, array and object is one, names of members are none. Each costs about a
+/// hundred bytes of memory, whatever its two bytes of text say.
 pub const MAX_VALUES: usize = 50_000;
-/// Members that are read before their object is made, so that a small object is made in its exact size: left to grow by itself
-/// an object of one member takes four times the room.
+/// Members that are read before their object is made, so that a small object is made in its exact size: left to grow by
+/// itself an object of one member takes four times the room.
 const MAX_MEMBERS_AHEAD: usize = 8;
 
 /// Why a body is not acceptable JSON. The texts are public; none quotes the body.

@@ -79,10 +79,11 @@ pub enum EvaluateReply {
     Invalid(Vec<FieldError>),
     /// No decision could be made; the text is for the log.
     Unable(String),
-    /// The evaluator reached its deadline and gave up. Final: another one would take as long. A gateway that does not know this
-    /// reply cannot read it, and answers 503 too.
+    /// The evaluator reached its deadline and gave up. Final: another one would take as long. A gateway that does not
+    /// know this reply cannot read it, and answers 503 too.
     TimedOut,
-    /// As many checks of the account wait at this evaluator as may. Final: to ask the next evaluator would only move the flood.
+    /// As many checks of the account wait at this evaluator as may. Final: to ask the next evaluator would only move
+    /// the flood.
     Busy,
     /// The check names a run that would be one too many for the account today: not decided.
     TooManyRuns {

@@ -1,8 +1,8 @@
 //! A memory limit for one process, as small as its container's.
 //!
-//! Owns the cgroup, version 1 or 2, that a process is put into and that goes with it. Where none can be made (no root, no controller), the
-//! data of the process is limited by `RLIMIT_DATA`, generously, as allocators reserve more than they use: then only what the test measures
-//! of `VmHWM` holds the limit.
+//! Owns the cgroup, version 1 or 2, that a process is put into and that goes with it. Where none can be made (no root,
+//! no controller), the data of the process is limited by `RLIMIT_DATA`, generously, as allocators reserve more than
+//! they use: then only what the test measures of `VmHWM` holds the limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};

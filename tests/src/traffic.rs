@@ -1,4 +1,5 @@
-//! Ordinary traffic of one account beside whatever a test does: harmless checks, one after the other, each of which must be an ALLOW.
+//! Ordinary traffic of one account beside whatever a test does: harmless checks, one after the other, each of which
+//! must be an ALLOW.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -15,7 +15,8 @@ pub(crate) struct Download {
 }
 
 impl Download {
-    /// Asks for it; a refusal is an error, as anywhere. Nothing else runs on `runtime`: whoever takes the pieces may block.
+    /// Asks for it; a refusal is an error, as anywhere. Nothing else runs on `runtime`: whoever takes the pieces may
+    /// block.
     pub(crate) fn begin(runtime: &Runtime, client: &Client, path: &[&str], query: &Query) -> Result<Self, ClientError> {
         let url = client.target.url.clone();
         let response = runtime.block_on(async {

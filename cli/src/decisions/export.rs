@@ -1,7 +1,8 @@
 //! `stage0 decisions export`: the log's own bytes, to a file that is whole or not there, or to standard output.
 //!
-//! Owns the way from cut to cut: a download that is cut is resumed behind the last decision that came whole, until the server says
-//! that it is the end. [`Lines`] sees to it that no line is lost and none comes twice; only whole lines are written.
+//! Owns the way from cut to cut: a download that is cut is resumed behind the last decision that came whole, until the
+//! server says that it is the end. [`Lines`] sees to it that no line is lost and none comes twice; only whole lines are
+//! written.
 
 use std::fmt;
 use std::path::Path;

@@ -1,9 +1,11 @@
 //! The lines of an export, each handed on once, however often the download is cut.
 //!
-//! Owns where a download is resumed and what of the resumed one is there already; pure, it neither asks nor writes. A server resumes
-//! behind a decision, or, once that has expired, at a time. Of the lines behind that decision (marks, lines that nobody can read) and of
-//! those of the last seconds hashes are remembered in their order, and what a resumed download repeats of them is dropped.
-//! INVARIANT: only repetitions are dropped: a line that stands twice in the log leaves twice, as `verify` must see it.
+//! Owns where a download is resumed and what of the resumed one is there already; pure, it neither asks nor writes. A
+//! server resumes behind a decision, or, once that has expired, at a time. Of the lines behind that decision (marks,
+//! lines that nobody can read) and of those of the last seconds hashes are remembered in their order, and what a
+//! resumed download repeats of them is dropped.
+//! INVARIANT: only repetitions are dropped: a line that stands twice in
+//! the log leaves twice, as `verify` must see it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,7 +18,8 @@ use stage0_contract::{LineHash, LineType, RequestId};
 pub(super) const MAX_LINE_BYTES: usize = 16 << 20;
 /// Marks behind one decision (an exporter writes a few a minute), and the lines of [`CLOCK_SKEW`].
 const MAX_KNOWN_LINES: usize = 1_000_000;
-/// Lines stand in the store's order: by gateways' own clocks, one may be recorded this much before another in front of it.
+/// Lines stand in the store's order: by gateways' own clocks, one may be recorded this much before another in front of
+/// it.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(10);
 
 /// What has come of the log.

@@ -1,6 +1,8 @@
-//! How far a long command is, on standard error: a line that is written over on a terminal, else one now and then for whoever asked.
+//! How far a long command is, on standard error: a line that is written over on a terminal, else one now and then for
+//! whoever asked.
 //!
-//! Owns when something is said; time is an argument. It is silent where nobody looks: without a terminal and without `--progress`.
+//! Owns when something is said; time is an argument. It is silent where nobody looks: without a terminal and without
+//! `--progress`.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! When a question to a server is asked again, and when no more.
 //!
-//! Owns the pauses; time is an argument. A server that names a time is asked then; a cut is followed by a short pause that doubles.
-//! What nobody would answer otherwise in a while (a refusal, a certificate) is final at once, and so is a server that was never
-//! reached.
+//! Owns the pauses; time is an argument. A server that names a time is asked then; a cut is followed by a short pause
+//! that doubles. What nobody would answer otherwise in a while (a refusal, a certificate) is final at once, and so is a
+//! server that was never reached.
 
 use std::time::{Duration, Instant};
 

@@ -67,8 +67,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Further findings that are not listed.
     pub more_findings: u64,
-    /// Entries that stand in the log's store and that no gateway or exporter put there: they are no part of the log, and somebody else
-    /// can write to its store.
+    /// Entries that stand in the log's store and that no gateway or exporter put there: they are no part of the log,
+    /// and somebody else can write to its store.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub rejected: u64,
 }

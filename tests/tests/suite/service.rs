@@ -1,5 +1,6 @@
 //! The service around the check: answers' shapes, health, documents, start, stop, memory.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -204,7 +205,8 @@ async fn dev_at_rest_stays_small() {
     stack.api.check(&Api::harmless()).await.expect(200);
     let resident = stack.dev.as_ref().unwrap().resident();
     eprintln!("resident after one check: {:.1} MB", resident as f64 / 1e6);
-    // Half of it is the binary itself, which is larger unoptimised than released; the released one's number stands in the README.
+    // Half of it is the binary itself, which is larger unoptimised than released; the released one's number stands in
+    // the README.
     assert!(resident < 96_000_000, "{resident} bytes");
 }
 
@@ -219,4 +221,33 @@ async fn a_check_takes_no_longer_than_its_budget_when_nobody_decides() {
     stack.evaluators[0].thaw();
     assert!(took < Duration::from_secs(3), "{took:?}");
     stack.evaluators.clear();
+}
+
+/// A promise whose test was renamed or removed is a promise that nothing shows.
+#[test]
+fn every_test_that_security_md_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut sources = String::new();
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|folder| folder.join("Cargo.toml").exists());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                sources.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let text = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let is_test = |name: &&str| {
+        name.matches('_').count() >= 3
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_:".contains(&b))
+    };
+    let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(is_test).collect();
+    assert!(named.len() > 40, "{named:?}");
+    let exists = |name: &str| sources.contains(&format!("fn {}(", name.rsplit(':').next().unwrap()));
+    let missing: Vec<_> = named.into_iter().filter(|name| !exists(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }

@@ -1,6 +1,8 @@
-//! Attacks with connections and bytes: bodies that never end, heads that never end, answers that nobody takes, too many of all.
+//! Attacks with connections and bytes: bodies that never end, heads that never end, answers that nobody takes, too many
+//! of all.
 //!
-//! What is refused is refused before its body is read, and can be read by whoever still sends; who stalls loses its place to others.
+//! What is refused is refused before its body is read, and can be read by whoever still sends; who stalls loses its
+//! place to others.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -70,7 +72,8 @@ async fn what_headers_refuse_is_refused_before_the_body_and_can_be_read_by_whoev
             let chunked = framing.starts_with("Transfer");
             raw.send(head(method, path, key.map(String::as_str), &framing).as_bytes()).await;
             let piece = if chunked { format!("8000\r\n{}\r\n", "x".repeat(0x8000)) } else { " ".repeat(0x8000) };
-            // Four pieces are not the body: an answer to them was not waiting for it. Whoever sends on can read it all the same.
+            // Four pieces are not the body: an answer to them was not waiting for it. Whoever sends on can read it all
+            // the same.
             for _ in 0..8 {
                 raw.send(piece.as_bytes()).await;
             }

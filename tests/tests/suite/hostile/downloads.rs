@@ -1,4 +1,5 @@
-//! Attacks with reads: downloads that nobody takes, lists without end. They cost their own account, and no check of another.
+//! Attacks with reads: downloads that nobody takes, lists without end. They cost their own account, and no check of
+//! another.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

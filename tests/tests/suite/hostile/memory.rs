@@ -1,7 +1,9 @@
-//! Bodies that are made to be dear in memory: every process stays within its container's limit and within 40 times the body above rest.
+//! Bodies that are made to be dear in memory: every process stays within its container's limit and within 40 times the
+//! body above rest.
 //!
-//! Each shape is as large as the contract allows (1,000,000 bytes, 50,000 JSON values, 1,000 entries of an array in `context`, nested 32
-//! deep). What is answered may be any lawful status; nobody may die of it, and another account must not notice.
+//! Each shape is as large as the contract allows (1,000,000 bytes, 50,000 JSON values, 1,000 entries of an array in
+//! `context`, nested 32 deep). What is answered may be any lawful status; nobody may die of it, and another account
+//! must not notice.
 
 use std::time::Duration;
 
@@ -48,7 +50,8 @@ fn with_context(context: &Value) -> Value {
     json!({"goal": "Carry out the planned change", "success_criteria": ["it is done"], "context": context})
 }
 
-/// A list of texts at its bounds, 200 items of 1,000 characters, or as many of those as four such lists may have in one body.
+/// A list of texts at its bounds, 200 items of 1,000 characters, or as many of those as four such lists may have in one
+/// body.
 fn list_of(piece: &str) -> Value {
     let item = piece.repeat(1_000 / piece.chars().count());
     let items = 900_000 / 4 / (written_bytes(&item) + 3);
@@ -103,7 +106,8 @@ fn structures() -> Vec<(String, Value)> {
         ("wide and deep".to_owned(), with_context(&wide_and_deep)),
         ("long targets".to_owned(), with_context(&json!({"target_resources": targets, "resource_scope": "staging/*"}))),
     ];
-    // NFKC makes 18 characters of one, or one of many; zero-width characters are removed; marks are put in order; words are told apart.
+    // NFKC makes 18 characters of one, or one of many; zero-width characters are removed; marks are put in order; words
+    // are told apart.
     for piece in [
         "\u{fdfa}",
         "\u{200b}",
@@ -160,7 +164,8 @@ async fn attack(shapes: Vec<(String, Vec<u8>)>) {
     for _ in 0..50 {
         stack.api.check(&stage0_tests::Api::harmless()).await.expect(200);
     }
-    // What was needed once may stay with the allocator, so each body is measured against the moment before it, and all against the beginning.
+    // What was needed once may stay with the allocator, so each body is measured against the moment before it, and all
+    // against the beginning.
     let rest: Vec<u64> = stack.processes().iter().map(|(_, process)| process.resident()).collect();
     let (mut failures, mut largest) = (Vec::new(), 0);
     for (shape, body) in shapes {

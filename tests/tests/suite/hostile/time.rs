@@ -1,7 +1,8 @@
-//! Checks that are made to be dear in time: they end within their budget, hold no evaluator, and other accounts' checks go on.
+//! Checks that are made to be dear in time: they end within their budget, hold no evaluator, and other accounts' checks
+//! go on.
 //!
-//! Lists at their bounds against as many targets, each constraint that takes a list, words that are nearly the same, wildcards, and near
-//! misses of known names. What is answered may be any lawful status.
+//! Lists at their bounds against as many targets, each constraint that takes a list, words that are nearly the same,
+//! wildcards, and near misses of known names. What is answered may be any lawful status.
 
 use std::time::{Duration, Instant};
 
