@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use actix_web::error::PayloadError;
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use crate::address::Client;
 use crate::errors::ApiError;
 use crate::in_flight::Hold;
-use crate::in_hand::Place;
+use crate::in_hand::{InHand, Place};
 use crate::patience::Patience;
 use crate::state::Gate;
 
@@ -43,9 +44,19 @@ pub(crate) struct Arrived {
 
 impl Arrived {
     /// The JSON object, once there is room for it.
-    pub(crate) async fn parse(self, gate: &Gate, account: &AccountId, deadline: Instant) -> Result<Body, ApiError> {
+    pub(crate) async fn parse(
+        self,
+        in_hand: &Arc<InHand>,
+        account: &AccountId,
+        deadline: Instant,
+    ) -> Result<Body, ApiError> {
         let Self { bytes, hold } = self;
-        let place = gate.in_hand.place(Some(account), bytes.len(), deadline).await?;
+        let place = tokio::select! {
+            biased;
+            // Its bytes count for nobody any more, so it must not keep them while it waits.
+            over = hold.cut() => return Err(over.into()),
+            place = in_hand.place(Some(account), bytes.len(), deadline) => place?,
+        };
         let parsed = parse_strict(&bytes).map_err(ApiError::from);
         drop((bytes, hold));
         match parsed? {
@@ -63,7 +74,7 @@ pub(crate) async fn json_object(
     account: &AccountId,
 ) -> Result<Body, ApiError> {
     let arrived = arrived(gate, request, payload, account).await?;
-    arrived.parse(gate, account, Instant::now() + gate.config.request_budget).await
+    arrived.parse(&gate.in_hand, account, Instant::now() + gate.config.request_budget).await
 }
 
 /// As [`json_object`], where no body at all means an empty object.
@@ -196,7 +207,9 @@ fn is_json(request: &HttpRequest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::in_flight::{ByteLimits, BytesInFlight, Over};
     use actix_web::test::TestRequest;
+    use std::time::Duration;
 
     fn accepts(headers: &[(&'static str, &str)]) -> bool {
         let mut request = TestRequest::post();
@@ -227,5 +240,54 @@ mod tests {
         }
         assert!(!accepts(&[]));
         assert!(!accepts(&[("content-type", "application/json"), ("content-encoding", "gzip")]));
+    }
+
+    const KIB: usize = 1 << 10;
+
+    fn account(name: &str) -> AccountId {
+        AccountId::parse(name).unwrap()
+    }
+
+    /// A whole body that holds so many bytes.
+    fn whole(bytes: &Arc<BytesInFlight>, name: &str, length: usize, now: std::time::Instant) -> Arrived {
+        let hold = bytes.begin(Some(&account(name)), None, now);
+        hold.grow(length, now).unwrap();
+        Arrived { bytes: Bytes::from(format!("{{{}}}", " ".repeat(length - 2))), hold }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_whole_body_that_waits_ends_when_its_bytes_are_given_to_another() {
+        let in_hand = InHand::new(MAX_BODY_BYTES);
+        let bytes = BytesInFlight::new(ByteLimits { gateway: 100 * KIB, account: 100 * KIB, address: 100 * KIB });
+        let (now, a) = (std::time::Instant::now(), account("a"));
+        let deadline = Instant::now() + Duration::from_secs(2);
+        let taken = in_hand.place(Some(&a), MAX_BODY_BYTES, deadline).await.unwrap();
+        let waiting: Vec<_> = [60, 40].map(|kib| whole(&bytes, "a", kib * KIB, now)).into();
+        let waiting =
+            futures_util::future::join_all(
+                waiting.into_iter().map(|arrived| {
+                    let (in_hand, a) = (Arc::clone(&in_hand), a.clone());
+                    async move {
+                        (arrived.parse(&in_hand, &a, deadline).await.map(|body| body.object.len()), Instant::now())
+                    }
+                }),
+            );
+        let began = Instant::now();
+        let others = async {
+            tokio::task::yield_now().await;
+            // Larger than what is left: the one that stalls with the most bytes makes room, at once.
+            let newcomer = bytes.begin(Some(&account("b")), None, now);
+            newcomer.grow(50 * KIB, now + Duration::from_secs(1)).unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(taken);
+        };
+        let (ended, ()) = tokio::join!(waiting, others);
+        assert_eq!(ended.first().unwrap(), &(Err(ApiError::from(Over::Gateway)), began));
+        let (neighbour, at) = ended.last().unwrap();
+        assert_eq!(
+            (neighbour, at.duration_since(began).as_secs()),
+            (&Ok(0), 1),
+            "who keeps its bytes is read in its turn"
+        );
     }
 }

@@ -1,11 +1,12 @@
 //! Keys that the keystore has vouched for, remembered for a moment so that a check costs no hash.
 //!
 //! Owns the cache and its doubts. A key is known by a digest keyed with a secret of this process; its text is never kept. What the
-//! keystore said holds for [`TRUST`] and until the first notice that any key changed; then one cheap question renews it.
-//! INVARIANT: an answer that was asked for before a notice arrived is never trusted after it (see `Vouched::epoch`).
+//! keystore said holds for [`TRUST`] and until the first notice that a key of its account changed; then one cheap question renews it.
+//! INVARIANT: an answer that was asked for before a notice about its account arrived, or before a gap in which one may have been
+//! missed, is never trusted after it (see `Vouched::asked_at`); and no account's notices cost another account its trust.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -15,10 +16,14 @@ use moka::ops::compute::{CompResult, Op};
 use sha2::Sha256;
 use stage0_backplane::{Backplane, Event, Requests, ServeError};
 use stage0_contract::{
-    ApiKey, KeyChanged, KeyIdentity, RefreshKey, RefreshKeyReply, RequestId, VerifyKey, VerifyKeyReply,
+    AccountId, ApiKey, KeyChanged, KeyIdentity, RefreshKey, RefreshKeyReply, RequestId, VerifyKey, VerifyKeyReply,
 };
 
 use crate::metrics::{KeyCache, key_looked_up};
+
+mod doubts;
+
+use doubts::Doubts;
 
 /// How long the keystore's word is good without a notice.
 const TRUST: Duration = Duration::from_secs(60);
@@ -32,7 +37,7 @@ type Digest = [u8; 32];
 /// The keys that this gateway knows.
 pub(crate) struct Keyring {
     secret: [u8; 32],
-    epoch: AtomicU64,
+    doubts: Doubts,
     /// Connections on which notices are heard now.
     listeners: AtomicUsize,
     known: Cache<Digest, Arc<Vouched>>,
@@ -42,8 +47,8 @@ pub(crate) struct Keyring {
 struct Vouched {
     identity: Arc<KeyIdentity>,
     since: Instant,
-    /// The keyring's epoch when the question was asked, not when the answer came.
-    epoch: u64,
+    /// The count of notices when the question was asked, not when the answer came.
+    asked_at: u64,
 }
 
 /// Whether a key is known here.
@@ -65,7 +70,7 @@ pub(crate) enum KeystoreError {
     Failed,
     #[error("the keystore has too many hashes to compute")]
     Busy,
-    #[error("keys change faster than they can be verified")]
+    #[error("keys of the account change faster than they can be verified")]
     Unsettled,
 }
 
@@ -73,27 +78,34 @@ impl Keyring {
     /// An empty keyring; `secret` must be random and this process's own.
     pub(crate) fn new(secret: [u8; 32]) -> Self {
         let known = Cache::builder().max_capacity(MOST_KEYS).time_to_idle(MEMORY).build();
-        Self { secret, epoch: AtomicU64::new(0), listeners: AtomicUsize::new(0), known }
+        Self { secret, doubts: Doubts::default(), listeners: AtomicUsize::new(0), known }
     }
 
-    /// A notice said that some key changed, or may have been missed, or a change was made here: nothing is trusted without asking again.
-    pub(crate) fn doubt(&self) {
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+    /// A key of this account changed, or the account itself: none of its keys is trusted without asking again.
+    pub(crate) fn doubt(&self, account: &AccountId) {
+        self.doubts.account(account);
     }
 
     /// Hears about changed keys on one connection until it is closed. While no connection listens, every request asks.
     pub(crate) async fn listen(&self, backplane: &Backplane) -> Result<(), ServeError> {
         let mut changes = backplane.notices.listen::<KeyChanged>().await?;
+        // What was asked for before this connection heard may have changed unheard.
+        self.doubts.everything();
         self.listeners.fetch_add(1, Ordering::SeqCst);
         while let Some(event) = changes.next().await {
             match event {
-                Event::Heard(KeyChanged { key_id, account }) => tracing::info!(%key_id, %account, "key changed"),
-                Event::Gap => tracing::warn!("notices may have been missed, every key is asked for anew"),
+                Event::Heard(KeyChanged { key_id, account }) => {
+                    tracing::info!(%key_id, %account, "key changed");
+                    self.doubts.account(&account);
+                }
+                Event::Gap => {
+                    tracing::warn!("notices may have been missed, every key is asked for anew");
+                    self.doubts.everything();
+                }
             }
-            self.doubt();
         }
         self.listeners.fetch_sub(1, Ordering::SeqCst);
-        self.doubt();
+        self.doubts.everything();
         Ok(())
     }
 
@@ -142,15 +154,15 @@ impl Keyring {
         request_id: Option<RequestId>,
     ) -> Result<Op<Arc<Vouched>>, KeystoreError> {
         for _ in 0..MOST_TRIES {
-            let (epoch, since) = (self.epoch.load(Ordering::SeqCst), Instant::now());
+            let (asked_at, since) = (self.doubts.count(), Instant::now());
             let question = RefreshKey { key_id: key.id().clone(), request_id };
             let identity = match keystore.ask_until(&question, deadline).await? {
                 RefreshKeyReply::Live(identity) => identity,
                 RefreshKeyReply::Gone => return Ok(Op::Remove),
                 RefreshKeyReply::Failed => return Err(KeystoreError::Failed),
             };
-            if epoch == self.epoch.load(Ordering::SeqCst) {
-                return Ok(Op::Put(Arc::new(Vouched { identity: Arc::new(identity), since, epoch })));
+            if self.doubts.stands(&identity.account, asked_at) {
+                return Ok(Op::Put(Arc::new(Vouched { identity: Arc::new(identity), since, asked_at })));
             }
         }
         Err(KeystoreError::Unsettled)
@@ -165,10 +177,10 @@ impl Keyring {
         request_id: Option<RequestId>,
     ) -> Result<Option<Arc<KeyIdentity>>, KeystoreError> {
         let verified = self.known.try_get_with(self.digest(key), async {
-            let (epoch, since) = (self.epoch.load(Ordering::SeqCst), Instant::now());
+            let (asked_at, since) = (self.doubts.count(), Instant::now());
             match keystore.ask_until(&VerifyKey { key: key.clone(), request_id }, deadline).await {
                 Ok(VerifyKeyReply::Valid(identity)) => {
-                    Ok(Arc::new(Vouched { identity: Arc::new(identity), since, epoch }))
+                    Ok(Arc::new(Vouched { identity: Arc::new(identity), since, asked_at }))
                 }
                 Ok(VerifyKeyReply::Invalid) => Err(None),
                 Ok(VerifyKeyReply::Busy) => Err(Some(KeystoreError::Busy)),
@@ -193,7 +205,7 @@ impl Keyring {
     fn trusts(&self, vouched: &Vouched) -> bool {
         self.listeners.load(Ordering::SeqCst) > 0
             && vouched.since.elapsed() < TRUST
-            && vouched.epoch == self.epoch.load(Ordering::SeqCst)
+            && self.doubts.stands(&vouched.identity.account, vouched.asked_at)
     }
 
     fn judge(&self, vouched: &Vouched) -> Known {
@@ -215,23 +227,4 @@ impl Keyring {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_keystore_is_told_for_which_request_a_key_is_verified() {
-        let (backplane, keyring) = (Backplane::embedded(), Keyring::new([1; 32]));
-        let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
-        let key = ApiKey::from_random([1; 10], [2; 20]).unwrap();
-        let id = Some(RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap());
-        let until = tokio::time::Instant::now() + Duration::from_secs(30);
-        let verified = keyring.verify(&key, &*backplane.requests, until, id);
-        let answered = async {
-            let question = asked.next().await.unwrap();
-            assert_eq!(question.request.request_id, id);
-            question.answer(&VerifyKeyReply::Invalid).await;
-        };
-        let (verified, ()) = tokio::join!(verified, answered);
-        assert!(verified.unwrap().is_none());
-    }
-}
+mod tests;

@@ -409,3 +409,39 @@ fn raise_open_files_limit() {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::config::TlsFiles;
+
+    /// A gate that records nothing, as a worker has it, and hears no notices: whoever asks is asked for anew.
+    pub(crate) fn gate(backplane: &Backplane, change: impl FnOnce(&mut GatewayConfig)) -> Gate {
+        let tls = TlsFiles { cert: "c".into(), key: "k".into() };
+        let mut config = GatewayConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), tls);
+        change(&mut config);
+        let shared = Shared {
+            keyring: &Arc::new(Keyring::new([1; 32])),
+            quotas: &Arc::new(Quotas::new(config.quotas_on_failure)),
+            instances: &Arc::new(Instances::new(Instant::now())),
+            reading: backplane,
+            readers: &Arc::new(Readers::start(config.reads_per_second_per_account, Instant::now()).unwrap()),
+        };
+        gates(&config, &shared, std::slice::from_ref(backplane), None).remove(0)
+    }
+
+    /// All that a worker serves, without its connections.
+    pub(crate) fn app_of(
+        gate: &Gate,
+    ) -> App<
+        impl ServiceFactory<
+            ServiceRequest,
+            Config = (),
+            Response = ServiceResponse<impl MessageBody + use<>>,
+            Error = Error,
+            InitError = (),
+        > + use<>,
+    > {
+        app("", Some(gate))
+    }
+}

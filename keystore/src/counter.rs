@@ -122,22 +122,28 @@ impl Counter {
         self.tell(call, done).await
     }
 
-    async fn change_and_tell<T: Send + 'static>(
+    async fn change_and_tell<T: Send + 'static, C: Into<Option<Changed>> + Send + 'static>(
         &self,
         call: &'static str,
         lane: Lane,
         until: Instant,
-        change: impl FnOnce(&mut Desk) -> Result<(T, Changed), Undone> + Send + 'static,
+        change: impl FnOnce(&mut Desk) -> Result<(T, C), Undone> + Send + 'static,
     ) -> ManageReply<T> {
         let done = self.write(lane, until, change).await;
         self.tell(call, done).await
     }
 
     /// Every process hears of the change before the caller does.
-    async fn tell<T>(&self, call: &'static str, done: Result<(T, Changed), Undone>) -> ManageReply<T> {
+    async fn tell<T, C: Into<Option<Changed>>>(
+        &self,
+        call: &'static str,
+        done: Result<(T, C), Undone>,
+    ) -> ManageReply<T> {
         let told = match done {
             Ok((done, changed)) => {
-                self.announcer.announce(changed).await;
+                if let Some(changed) = changed.into() {
+                    self.announcer.announce(changed).await;
+                }
                 Ok(done)
             }
             Err(error) => Err(error),

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::clock;
 use stage0_contract::{
     Account, AccountId, ApiKey, ApiKeyError, Caller, Caps, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
@@ -30,6 +30,8 @@ use crate::writer::NoAnswer;
 
 pub(crate) mod webhooks;
 
+/// A repeated revocation is told again for so long: it is as long as a gateway trusts what it was told before the first one.
+const REPEAT_TTL: SignedDuration = SignedDuration::from_secs(60);
 /// Accounts in one page of the exporter's.
 const RETENTIONS: usize = 1_000;
 
@@ -221,17 +223,21 @@ impl Desk {
         Ok((created(key, record), changed(&old)))
     }
 
-    /// A repeated revocation is told again: its first notice may not have been heard.
-    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<(Revoked, Changed), Undone> {
+    /// A repeated revocation is told again while its first notice, if nobody heard it, may matter. Each notice costs the account's
+    /// other keys a question, so later nobody is told.
+    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<(Revoked, Option<Changed>), Undone> {
         let now = self.now();
         let caller = standing(self.vault.store(), &call.caller, now)?;
         rules::may_manage_keys(&caller)?;
         match rules::revoked(&caller, self.vault.store().key(&call.id)?, now)? {
-            Revocation::Already(key) => Ok((Revoked {}, changed(&key))),
+            Revocation::Already(key) => {
+                let fresh = key.revoked_at.is_some_and(|at| now.duration_since(at) <= REPEAT_TTL);
+                Ok((Revoked {}, fresh.then(|| changed(&key))))
+            }
             Revocation::New(key) => {
                 self.commit(&[Record::Key(key.clone())])?;
                 tracing::info!(account = %key.account, key_id = %key.id, by = %caller.key_id, "key revoked");
-                Ok((Revoked {}, changed(&key)))
+                Ok((Revoked {}, Some(changed(&key))))
             }
         }
     }
@@ -250,8 +256,8 @@ impl Desk {
         account.caps = call.caps.of(account.caps);
         self.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, plan = account.plan.as_str(), days = account.retention(), by = %caller.key_id, "account changed");
-        // Gateways know an account by its keys. One notice doubts every key that they remember, whichever it names (ADR 0003), so
-        // that one is enough for all of the account's.
+        // Gateways know an account by its keys. A notice doubts all keys of the account that it names (ADR 0003), whichever key
+        // it names, so that one is enough.
         let changed = KeyChanged { account: account.id.clone(), key_id: caller.key_id };
         Ok((account, Changed::Key(changed)))
     }
@@ -358,8 +364,13 @@ fn changed(key: &KeyRecord) -> Changed {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use stage0_contract::Scope;
+
     use crate::image::{Image, Lineage};
-    use crate::record::tests::account;
+    use crate::record::tests::{account, at, key};
+    use crate::seal::tests::sealer_of;
 
     /// A store with these records.
     pub(crate) fn kept(records: Vec<Record>) -> (tempfile::TempDir, Store) {
@@ -367,6 +378,30 @@ pub(crate) mod tests {
         let store = Store::open(&dir.path().join("store")).unwrap();
         store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
         (dir, store)
+    }
+
+    #[test]
+    fn a_repeated_revocation_is_told_again_for_a_minute_and_no_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let time = Arc::new(AtomicI64::new(10));
+        let clock = Arc::clone(&time);
+        let vault = Vault::open(dir.path(), Lineage::from_random([1; 16]), at(1)).unwrap();
+        let clock: Clock = Arc::new(move || at(clock.load(Ordering::Relaxed)));
+        let mut desk = Desk::new(vault, Arc::new(sealer_of(1)), clock, Plans::built_in().unwrap()).unwrap();
+        let (manager, leaked) = (key("manager", "a", &[Scope::KeysManage]), key("leaked", "a", &[]));
+        let (account_id, key_id, scopes) = (manager.account.clone(), manager.id.clone(), manager.scopes.clone());
+        let id = leaked.id.clone();
+        let told = changed(&leaked);
+        desk.commit(&[Record::Account(account("a")), Record::Key(manager), Record::Key(leaked)]).unwrap();
+        let call = RevokeKey { caller: Caller { account: account_id, key_id, scopes }, id };
+        let mut revoke_at = |second| {
+            time.store(second, Ordering::Relaxed);
+            desk.revoke_key(&call).unwrap().1
+        };
+        for second in [10, 10, 70] {
+            assert_eq!(revoke_at(second).as_ref(), Some(&told), "at {second}");
+        }
+        assert_eq!([71, 10_000].map(&mut revoke_at), [None, None], "and it is done all the same");
     }
 
     #[test]

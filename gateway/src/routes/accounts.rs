@@ -76,7 +76,7 @@ pub(super) async fn update(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
             UpdateAccount { caller, account, plan, retention_days, per_minute, daily, monthly, require_run_id, caps };
         let account = manage(&gate, &changes).await?;
         // Whoever has this answer finds the change in force here; other gateways hear of it in the same moment.
-        gate.keyring.doubt();
+        gate.keyring.doubt(&account.id);
         Ok::<_, ApiError>(HttpResponse::Ok().json(account))
     };
     answer(&request, updated.await)

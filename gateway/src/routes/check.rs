@@ -92,7 +92,7 @@ async fn admitted(
     let budget = budget.pause();
     let arrived = timed(Step::Body, body::arrived(gate, request, payload, &identity.account)).await?;
     let deadline = budget.resume().deadline();
-    let body = arrived.parse(gate, &identity.account, deadline).await?;
+    let body = arrived.parse(&gate.in_hand, &identity.account, deadline).await?;
     if body.object.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
         return Err(ApiError::PlanWithoutPro);
     }

@@ -9,6 +9,7 @@ use actix_web::http::header::{CONTENT_DISPOSITION, ContentType};
 use actix_web::web::{Bytes, Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
 use jiff::{SignedDuration, Timestamp};
+use serde_json::Value;
 use stage0_backplane::{Backplane, ReadError, Seek};
 use stage0_contract::{
     AccountId, DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PublicKeys, RequestId, Scope, SigningKeys,
@@ -41,11 +42,10 @@ const PIECES_AHEAD: usize = 1;
 
 pub(super) async fn get(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
     let found = async {
-        let (identity, key) = reader(&gate, &request).await?;
+        let (identity, _) = reader(&gate, &request).await?;
         let id = RequestId::parse(&id).map_err(|_| ApiError::NotFound)?;
-        let log = Log::of(&gate, &identity);
-        let found = gate.readers.page(key, soon(&gate), async move { log.shelf().decision(id).await }).await?;
-        let (found, turn) = (found.0.map_err(|error| unread(&error))?.ok_or(ApiError::NotFound)?, found.1);
+        let (found, turn) = recorded(&gate, &identity, id).await?;
+        let found = found.ok_or(ApiError::NotFound)?;
         let found = serde_json::to_vec(&found).map_err(|error| unread(&ReadError(error.to_string())))?;
         json(&gate, &request, &identity, found, turn)
     };
@@ -164,9 +164,26 @@ pub(super) async fn signing_keys(gate: Data<Gate>, request: HttpRequest) -> Http
 async fn reader(gate: &Gate, request: &HttpRequest) -> Result<(std::sync::Arc<KeyIdentity>, u64), ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
     allow(&identity, Scope::DecisionsRead)?;
+    let key = admit(gate, &identity)?;
+    Ok((identity, key))
+}
+
+/// Counts one read, or what costs as much, against its account's second; what stands for the account among readers.
+pub(super) fn admit(gate: &Gate, identity: &KeyIdentity) -> Result<u64, ApiError> {
     let key = gate.bytes.key_of(&identity.account);
     gate.readers.admit(key)?;
-    Ok((identity, key))
+    Ok(key)
+}
+
+/// A decision of an account, read in its turn among readers, beside checks. Who asks was admitted.
+pub(super) async fn recorded(
+    gate: &Gate,
+    identity: &KeyIdentity,
+    id: RequestId,
+) -> Result<(Option<Value>, Turn), ApiError> {
+    let (key, log) = (gate.bytes.key_of(&identity.account), Log::of(gate, identity));
+    let (found, turn) = gate.readers.page(key, soon(gate), async move { log.shelf().decision(id).await }).await?;
+    Ok((found.map_err(|error| unread(&error))?, turn))
 }
 
 /// How long a read waits for its turn.
@@ -204,7 +221,7 @@ fn allow(identity: &KeyIdentity, scope: Scope) -> Result<(), ApiError> {
     if may { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
 }
 
-/// For what a check or a run needs to know; long reads have [`Log`].
+/// For what a check needs to know; others have [`Log`].
 pub(super) fn shelf<'a>(gate: &'a Gate, identity: &'a KeyIdentity) -> Shelf<'a> {
     let now = Timestamp::now();
     Shelf { log: gate.log(), account: &identity.account, horizon: horizon(identity, now), now }

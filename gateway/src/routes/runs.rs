@@ -1,5 +1,6 @@
 //! `/v1/runs`: what the server remembers of a run, its end, and what its checks cost. The evaluator keeps runs; here only shapes and
-//! scopes are checked, and the log is asked about a check that a run knows nothing of.
+//! scopes are checked, and the log is asked about a check that a run knows nothing of, as other readers ask (`readers.rs`). Each call
+//! counts as a read of its account, for it costs the evaluator and the ledger at least as much.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use serde_json::Value;
 use stage0_contract::{EndRun, KeyIdentity, RequestId, RunEnded, RunId, RunView, Scope, SettleRun, ShowRun, Verdict};
 use tokio::time::Instant;
 
-use super::decisions::shelf;
+use super::decisions::{admit, recorded};
 use super::fields::Fields;
 use super::keys::manage;
 use super::{answer, authenticate};
@@ -67,10 +68,7 @@ pub(super) async fn settle(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 
 /// Why a run has nothing to settle for a check.
 async fn unknown(gate: &Gate, identity: &KeyIdentity, request_id: RequestId) -> Result<ApiError, ApiError> {
-    let decision = shelf(gate, identity).decision(request_id).await.map_err(|error| {
-        tracing::error!(error = &error as &dyn std::error::Error, "decision could not be read");
-        ApiError::Unavailable
-    })?;
+    let (decision, _turn) = recorded(gate, identity, request_id).await?;
     Ok(match decision {
         None => ApiError::NotFound,
         Some(decision) if decision.get("verdict").and_then(Value::as_str) != Some(Verdict::Allow.as_str()) => {
@@ -82,10 +80,11 @@ async fn unknown(gate: &Gate, identity: &KeyIdentity, request_id: RequestId) -> 
     })
 }
 
-/// Any one of the scopes is enough. An operator has no runs, whatever else its key was granted.
+/// Who calls, if its account has a read of this second left. Any one of the scopes is enough. An operator has no runs, whatever else its key was granted.
 async fn caller(gate: &Gate, request: &HttpRequest, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
     allow_any(&identity, scopes)?;
+    admit(gate, &identity)?;
     Ok(identity)
 }
 
@@ -98,4 +97,118 @@ fn allow_any(identity: &KeyIdentity, scopes: &[Scope]) -> Result<(), ApiError> {
 /// What cannot be a run's name names none.
 fn run_id(text: &str) -> Result<RunId, ApiError> {
     RunId::parse(text).map_err(|_| ApiError::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::tests::{app_of, gate};
+    use actix_web::http::StatusCode;
+    use actix_web::test::{TestRequest, call_service, init_service};
+    use stage0_backplane::Backplane;
+    use stage0_contract::{
+        AccountId, ApiKey, Caps, Limits, ManageReply, Plan, RefreshKey, RefreshKeyReply, Refusal, Scopes, VerifyKey,
+        VerifyKeyReply,
+    };
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    const KEYS: [u8; 2] = [1, 2];
+
+    fn key(byte: u8) -> ApiKey {
+        ApiKey::from_random([byte; 10], [byte; 20]).unwrap()
+    }
+
+    /// A key and an account of its own.
+    fn identity(byte: u8) -> KeyIdentity {
+        KeyIdentity {
+            key_id: key(byte).id().clone(),
+            account: AccountId::parse(&format!("acc_{byte}")).unwrap(),
+            scopes: Scopes::from([Scope::Check, Scope::RunsManage]),
+            plan: Plan::Free,
+            expires_at: None,
+            retention_days: 30,
+            limits: Limits::NONE,
+            require_run_id: false,
+            caps: Caps::NONE,
+        }
+    }
+
+    /// The keystore, and an evaluator that knows no run.
+    async fn serve(backplane: &Backplane) {
+        let mut verifies = backplane.requests.serve::<VerifyKey>().await.unwrap();
+        let mut refreshes = backplane.requests.serve::<RefreshKey>().await.unwrap();
+        let mut shows = backplane.requests.serve::<ShowRun>().await.unwrap();
+        let mut settles = backplane.requests.serve::<SettleRun>().await.unwrap();
+        let mut ends = backplane.requests.serve::<EndRun>().await.unwrap();
+        let of =
+            |id: &stage0_contract::KeyId| KEYS.map(identity).into_iter().find(|known| known.key_id == *id).unwrap();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    Some(asked) = verifies.next() => {
+                        let identity = of(asked.request.key.id());
+                        asked.answer(&VerifyKeyReply::Valid(identity)).await;
+                    }
+                    Some(asked) = refreshes.next() => {
+                        let identity = of(&asked.request.key_id);
+                        asked.answer(&RefreshKeyReply::Live(identity)).await;
+                    }
+                    Some(asked) = shows.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
+                    Some(asked) = settles.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
+                    Some(asked) = ends.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
+                    else => return,
+                }
+            }
+        });
+    }
+
+    fn settling(byte: u8) -> TestRequest {
+        let request_id = "0190163d-8694-739b-aea5-966c26f8ad91";
+        let body = serde_json::json!({ "request_id": request_id, "actual_cost_usd": 0.5 });
+        TestRequest::post().uri("/v1/runs/r/settle").insert_header(("x-api-key", key(byte).expose())).set_json(body)
+    }
+
+    #[actix_web::test]
+    async fn calls_of_runs_and_usage_count_as_reads_of_their_account_alone() {
+        let backplane = Backplane::embedded();
+        serve(&backplane).await;
+        let gate = gate(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(5));
+        let app = init_service(app_of(&gate)).await;
+        let over = [StatusCode::TOO_MANY_REQUESTS; 4];
+        let other = [StatusCode::NOT_FOUND, StatusCode::NOT_FOUND, StatusCode::NOT_FOUND, StatusCode::OK];
+        for (byte, expected) in [(1, over), (2, other)] {
+            let (run, usage) = ("/v1/runs/r", "/usage");
+            let calls = [
+                TestRequest::get().uri(run),
+                TestRequest::delete().uri(run),
+                settling(byte),
+                TestRequest::get().uri(usage),
+            ];
+            for (number, (call, status)) in calls.into_iter().zip(expected).enumerate() {
+                // However slow this machine is, the first account has no read left.
+                while gate.readers.admit(gate.bytes.key_of(&identity(1).account)).is_ok() {}
+                let call = call.insert_header(("x-api-key", key(byte).expose())).to_request();
+                assert_eq!(call_service(&app, call).await.status(), status, "call {number} of {byte}");
+            }
+        }
+    }
+
+    #[actix_web::test]
+    async fn a_check_that_a_run_does_not_know_is_looked_up_in_the_accounts_turn_among_readers() {
+        let backplane = Backplane::embedded();
+        serve(&backplane).await;
+        let gate = gate(&backplane, |config| config.request_budget = Duration::from_millis(500));
+        let app = init_service(app_of(&gate)).await;
+        let account = gate.bytes.key_of(&identity(1).account);
+        let mut untaken = Vec::new();
+        for _ in 0..2 {
+            untaken.push(gate.readers.page(account, Instant::now() + Duration::from_secs(30), async {}).await.unwrap());
+        }
+        let status = async |byte| call_service(&app, settling(byte).to_request()).await.status();
+        assert_eq!(status(1).await, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(status(2).await, StatusCode::NOT_FOUND, "another account has its own turns");
+        untaken.clear();
+        assert_eq!(status(1).await, StatusCode::NOT_FOUND);
+    }
 }

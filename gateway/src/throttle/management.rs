@@ -1,8 +1,8 @@
 //! Calls of the control API, counted by key and by account before the keystore is asked.
 //!
 //! Owns buckets that hold a minute's worth of calls and fill evenly (the "generic cell rate algorithm" of ITU-T I.371).
-//! Revocations have buckets of their own: a key that floods with anything else can still be revoked, also by itself,
-//! and so can the keys that it made. Of this gateway alone and in bounded memory: a bucket that is forgotten is a full
+//! Revocations have buckets of their own, likewise of the key and of the account: a key that floods with anything else
+//! can still be revoked, also by itself, and so can the keys that it made. Of this gateway alone and in bounded memory: a bucket that is forgotten is a full
 //! one.
 
 use std::hash::Hash;
@@ -54,9 +54,14 @@ pub(crate) struct TooManyCalls {
 
 /// The buckets of keys and accounts.
 pub(crate) struct ManagementCalls {
+    revocations: Callers,
+    others: Callers,
+}
+
+/// Calls of one kind.
+struct Callers {
     keys: Buckets<KeyId>,
     accounts: Buckets<AccountId>,
-    revocations: Buckets<KeyId>,
 }
 
 struct Buckets<K> {
@@ -70,28 +75,32 @@ struct Buckets<K> {
 impl ManagementCalls {
     /// So many calls a minute of each key.
     pub(crate) fn new(per_minute: NonZeroU32, began: Instant) -> Self {
-        let of_account = per_minute.saturating_mul(NonZeroU32::MIN.saturating_add(KEYS_OF_ACCOUNT - 1));
-        Self {
-            keys: Buckets::new(per_minute, began),
-            accounts: Buckets::new(of_account, began),
-            revocations: Buckets::new(per_minute, began),
-        }
+        Self { revocations: Callers::new(per_minute, began), others: Callers::new(per_minute, began) }
     }
 
     /// Counts a call.
     pub(crate) fn admit(&self, identity: &KeyIdentity, call: ManagementCall, now: Instant) -> Result<(), TooManyCalls> {
-        let by_key = |seconds| TooManyCalls { by: CallsBy::Key, seconds };
         match call {
-            ManagementCall::Revocation => self.revocations.take(&identity.key_id, now).map_err(by_key),
-            ManagementCall::Other => {
-                self.keys.take(&identity.key_id, now).map_err(by_key)?;
-                if !MANAGERS.iter().any(|scope| identity.scopes.contains(scope)) {
-                    return Ok(());
-                }
-                let by_account = |seconds| TooManyCalls { by: CallsBy::Account, seconds };
-                self.accounts.take(&identity.account, now).map_err(by_account)
-            }
+            ManagementCall::Revocation => self.revocations.admit(identity, now),
+            ManagementCall::Other => self.others.admit(identity, now),
         }
+    }
+}
+
+impl Callers {
+    fn new(per_minute: NonZeroU32, began: Instant) -> Self {
+        let of_account = per_minute.saturating_mul(NonZeroU32::MIN.saturating_add(KEYS_OF_ACCOUNT - 1));
+        Self { keys: Buckets::new(per_minute, began), accounts: Buckets::new(of_account, began) }
+    }
+
+    fn admit(&self, identity: &KeyIdentity, now: Instant) -> Result<(), TooManyCalls> {
+        let by_key = |seconds| TooManyCalls { by: CallsBy::Key, seconds };
+        self.keys.take(&identity.key_id, now).map_err(by_key)?;
+        if !MANAGERS.iter().any(|scope| identity.scopes.contains(scope)) {
+            return Ok(());
+        }
+        let by_account = |seconds| TooManyCalls { by: CallsBy::Account, seconds };
+        self.accounts.take(&identity.account, now).map_err(by_account)
     }
 }
 
@@ -179,5 +188,16 @@ mod tests {
         while calls.admit(&flood, ManagementCall::Other, now).is_ok() {}
         assert!((0..2).all(|_| calls.admit(&flood, ManagementCall::Revocation, now).is_ok()));
         assert!(calls.admit(&flood, ManagementCall::Revocation, now).is_err());
+    }
+
+    #[test]
+    fn revocations_of_many_keys_of_one_account_have_a_limit_together() {
+        let (calls, now) = calls(5);
+        let revoke = |account, key: &str| calls.admit(&of(account, key), ManagementCall::Revocation, now);
+        let tried = (0..10).flat_map(|number| std::iter::repeat_n(format!("k{number}"), 5));
+        assert_eq!(tried.filter(|key| revoke("a", key).is_ok()).count(), 20, "four keys' worth");
+        assert_eq!(revoke("a", "fresh"), Err(TooManyCalls { by: CallsBy::Account, seconds: 3 }));
+        assert!(revoke("b", "other").is_ok(), "another account is another");
+        assert!(calls.admit(&of("a", "fresh"), ManagementCall::Other, now).is_ok(), "other calls have their own");
     }
 }
