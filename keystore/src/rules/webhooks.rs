@@ -16,6 +16,8 @@ use crate::record::{SealedSecret, WebhookRecord};
 const MAX_URL_CHARS: usize = 2_000;
 const MAX_ENVIRONMENTS: usize = 100;
 const MAX_ENVIRONMENT_CHARS: usize = 1_000;
+/// Of all of them together: keystore and exporters hold every endpoint in memory.
+const MAX_ENVIRONMENTS_BYTES: usize = 8_192;
 const MAX_DESCRIPTION_CHARS: usize = 500;
 const MAX_REASON_CHARS: usize = 500;
 const MAX_RATE: u32 = 10_000;
@@ -160,6 +162,12 @@ fn bad_filters(filters: &WebhookFilters) -> Vec<FieldError> {
         if !(1..=MAX_ENVIRONMENTS).contains(&environments.len()) {
             errors.push(FieldError::new("environments", format!("must have 1 to {MAX_ENVIRONMENTS} items")));
         }
+        if environments.iter().map(String::len).sum::<usize>() > MAX_ENVIRONMENTS_BYTES {
+            errors.push(FieldError::new(
+                "environments",
+                format!("must have at most {MAX_ENVIRONMENTS_BYTES} bytes in all"),
+            ));
+        }
         let bad = |environment: &str| is_blank(environment) || environment.chars().count() > MAX_ENVIRONMENT_CHARS;
         for (at, _) in environments.iter().take(MAX_ENVIRONMENTS).enumerate().filter(|(_, text)| bad(text)) {
             let message = format!("must have 1 to {MAX_ENVIRONMENT_CHARS} characters and not be blank");
@@ -285,7 +293,10 @@ mod tests {
         let verdicts = |verdicts: &[Verdict]| WebhookFilters { verdicts: Some(verdicts.to_vec()), environments: None };
         let many = vec!["e"; 101];
         let long = "é".repeat(1_001);
+        // Each of them alone is lawful; all of them are as large as may be.
+        let large = "é".repeat(512);
         for (bad, path) in [
+            (environments(&[[&*large].repeat(8), vec!["e"]].concat()), "environments"),
             (verdicts(&[]), "verdicts"),
             (verdicts(&[Verdict::Allow, Verdict::Deny, Verdict::Allow]), "verdicts"),
             (environments(&[]), "environments"),
@@ -294,8 +305,12 @@ mod tests {
         ] {
             assert_eq!(paths(valid_webhook(&CreateWebhook { filters: bad, ..create() })), [path]);
         }
-        for good in [verdicts(&[Verdict::Allow, Verdict::Deny]), environments(&many[1..]), environments(&[&long[2..]])]
-        {
+        for good in [
+            verdicts(&[Verdict::Allow, Verdict::Deny]),
+            environments(&many[1..]),
+            environments(&[&long[2..]]),
+            environments(&[&*large; 8]),
+        ] {
             assert_eq!(valid_webhook(&CreateWebhook { filters: good, ..create() }), Ok(()));
         }
     }
