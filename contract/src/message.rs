@@ -42,7 +42,7 @@ pub struct EvaluateRequest {
     /// Texts of the caller that will be recorded: the evaluator, which knows secrets, masks them.
     #[serde(default, skip_serializing_if = "CallerTexts::is_empty")]
     pub caller: CallerTexts,
-    /// Runs that the account's checks may name in a day. None, from a gateway that knows of no cap, means the default.
+    /// Runs that the account's checks may name in a day. None, from a gateway that knows of no cap, means none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_runs: Option<u64>,
 }

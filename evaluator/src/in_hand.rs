@@ -81,6 +81,16 @@ pub(crate) struct Check {
     _slot: Option<Slot>,
 }
 
+impl Waiting for Check {
+    fn account(&self) -> &AccountId {
+        &self.asked.request.account
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 impl<R: Request> InHand<R> {
     pub(crate) fn new(question: Question<R>) -> Self {
         let (request, deadline, pending) = question.into_parts();

@@ -9,6 +9,7 @@ use std::thread;
 
 use stage0_contract::{EvaluateReply, EvaluateRequest, ReviewReply, ReviewRequest};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::answer::Answers;
 use crate::facts::Past;
@@ -80,14 +81,16 @@ impl Lanes {
         decided.unwrap_or_else(|| (EvaluateReply::Unable("the thread for large checks has ended".to_owned()), None))
     }
 
-    /// Reviews a refused request where its size belongs. Where the second thread has ended, nothing is added to the refusal.
-    pub(crate) async fn review(&self, refused: &Arc<ReviewRequest>) -> ReviewReply {
-        if refused.constraints.iter().map(String::len).sum::<usize>() <= MAX_ORDINARY_BYTES {
-            return self.answers.review(refused);
-        }
+    /// Reviews a refused request where its size belongs, unless nobody waits for it any more when it has its turn. Where the second
+    /// thread has ended, nothing is added to the refusal.
+    pub(crate) async fn review(&self, refused: &Arc<ReviewRequest>, deadline: Instant) -> Option<ReviewReply> {
+        let bytes: usize = refused.constraints.iter().map(String::len).sum();
         let refused = Arc::clone(refused);
-        let reviewed = self.large(move |answers| answers.review(&refused)).await;
-        reviewed.unwrap_or(ReviewReply { errors: Vec::new() })
+        let work = move |answers: &Answers| (Instant::now() < deadline).then(|| answers.review(&refused));
+        if bytes <= MAX_ORDINARY_BYTES {
+            return work(&self.answers);
+        }
+        self.large(work).await.unwrap_or(Some(ReviewReply { errors: Vec::new() }))
     }
 
     /// Does something on the second thread; nothing when it has ended.
@@ -122,5 +125,29 @@ fn give_way() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
         tracing::debug!(%error, "large checks have the priority of ordinary ones");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use stage0_contract::AccountId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_review_that_nobody_waits_for_any_more_is_dropped_whatever_its_size() {
+        let lanes = Lanes::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
+        for note in [String::new(), "x".repeat(MAX_ORDINARY_BYTES)] {
+            let refused = Arc::new(ReviewRequest {
+                account: AccountId::parse("acc").unwrap(),
+                constraints: vec!["allowed_change_window: blue_moon".to_owned(), note],
+                policy_pack_version: None,
+            });
+            assert_eq!(lanes.review(&refused, Instant::now()).await, None);
+            let reply = lanes.review(&refused, Instant::now() + Duration::from_secs(60)).await;
+            assert_eq!(reply.unwrap().errors.len(), 1);
+        }
     }
 }

@@ -19,6 +19,7 @@ pub mod measure;
 mod metrics;
 mod pack;
 mod recordable;
+mod reviews;
 mod run;
 pub mod secrets;
 mod shard;

@@ -7,6 +7,7 @@
 mod desk;
 mod quota;
 mod view;
+mod waiting;
 
 use std::collections::VecDeque;
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the inboxes and their draining: on stop no new question is taken, what had arrived is answered, then the connection is
 //! closed. Nothing is shared with other shards but the ledger, so none waits for another; only a check that names a run waits for it.
-//! In which order checks are decided is for `checks` to say.
+//! In which order checks are decided is for `checks` to say, how many reviews are taken for `reviews`.
 
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::checks::{self, Share};
 use crate::in_hand::InHand;
 use crate::lanes::{Lanes, LanesError};
 use crate::pack::{PackError, PackSet};
+use crate::reviews;
 use crate::run::{RunConfig, Runs};
 use crate::worker::{Connect, ConnectError};
 
@@ -117,10 +118,7 @@ impl Shard {
         let (lanes, answers, runs) = (&self.lanes, self.lanes.answers(), &self.runs);
         tokio::join!(
             checks::until_stopped(self.evaluate, stop, lanes, runs, share),
-            until_stopped(self.review, stop, async |asked: InHand<ReviewRequest>| {
-                let reply = lanes.review(&asked.request).await;
-                asked.answer(&reply).await;
-            }),
+            reviews::until_stopped(self.review, stop, lanes),
             until_stopped(self.status, stop, async |asked: InHand<EvaluatorStatus>| {
                 asked.answer(&answers.status()).await;
             }),

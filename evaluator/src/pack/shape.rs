@@ -9,6 +9,8 @@ use super::fault::Fault;
 const MAX_NESTING: usize = 32;
 /// Operators of one rule (`&&`, `+`, `!`, `.`, `if`, …): a chain of them is as deep as it is long.
 const MAX_OPERATORS: usize = 500;
+/// Annotations of one rule; Cedar compares each with all before it. Those that mean something are fewer.
+const MAX_ANNOTATIONS: usize = 32;
 /// Rules of one pack: every check asks those whose trigger holds.
 pub(super) const MAX_RULES: usize = 1_000;
 
@@ -31,7 +33,8 @@ pub(super) fn schema(file: &str, text: &str) -> Result<(), Fault> {
 
 fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
     let mut statements: Vec<Statement> = Vec::new();
-    let (mut line, mut depth, mut operators, mut within) = (1, 0_usize, 0, false);
+    let (mut line, mut depth, mut within) = (1, 0_usize, false);
+    let (mut operators, mut annotations) = (0, 0);
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
         if rest.starts_with("//") {
@@ -40,7 +43,7 @@ fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
         }
         if !within && !c.is_whitespace() {
             statements.push(Statement { line });
-            (within, operators) = (true, 0);
+            (within, operators, annotations) = (true, 0, 0);
         }
         let length = match c {
             '"' => string_length(rest),
@@ -57,6 +60,7 @@ fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
             "&" | "|" | "!" | "+" | "-" | "*" | "." | "if" | "else" | "has" | "like" | "in" | "is" if !angles => {
                 operators += 1;
             }
+            "@" if !angles => annotations += 1,
             ";" => within = false,
             _ => {}
         }
@@ -66,6 +70,10 @@ fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
         }
         if operators > MAX_OPERATORS {
             let message = format!("the rule has more than {MAX_OPERATORS} operators: split it into several rules");
+            return Err(Fault::new(file, message).at(line));
+        }
+        if annotations > MAX_ANNOTATIONS {
+            let message = format!("the rule has more than {MAX_ANNOTATIONS} annotations");
             return Err(Fault::new(file, message).at(line));
         }
         line += token.bytes().filter(|b| *b == b'\n').count();
@@ -111,6 +119,14 @@ mod tests {
         assert_eq!(lines(&format!("// {}\nforbid(p);", "(".repeat(20_000))), [2]);
         assert!(schema("s", &format!("type T = {}Long;", "Set<".repeat(20_000))).is_err());
         assert!(schema("s", "type T = { a: Set<Set<Long>>, };").is_ok());
+    }
+
+    #[test]
+    fn a_rule_has_so_many_annotations_at_most() {
+        let with = |annotations: usize| format!("{}forbid(p);\n", "@a(\"@\")\n".repeat(annotations));
+        assert_eq!(lines(&with(MAX_ANNOTATIONS).repeat(3)), [1, 34, 67], "each rule has its own");
+        let fault = statements("a.cedar", &with(50_000)).unwrap_err();
+        assert_eq!(fault.to_string(), "a.cedar:33: the rule has more than 32 annotations");
     }
 
     #[test]

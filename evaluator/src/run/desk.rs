@@ -4,8 +4,7 @@
 //! of different runs do not wait for each other. Two evaluators that see the same run meet in the ledger: one of them reads again.
 //! INVARIANT: no ALLOW of a run is answered before the ledger has what it counts. A ledger that fails means: not decided.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,25 +14,18 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 use stage0_backplane::{Ledger, PutError, Revision};
 use stage0_contract::{
-    AccountId, Caps, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded,
-    RunId, RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
+    AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
+    RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
 };
 use tokio::time::Instant;
 
 use super::quota::{Room, RunQuota, day_of};
+use super::waiting::{Full, WaitingRuns};
 use super::{Occasion, RunState, refused};
 use crate::in_hand::Check;
 use crate::lanes::Lanes;
 use crate::metrics::{self, Step};
 
-/// Checks of one run that are written together at most.
-const MOST_TOGETHER: usize = 64;
-/// Checks of one run that wait for their turn.
-const MOST_WAITING: usize = 1_000;
-/// Bytes of the messages of checks that wait for their turn, of all runs: read, each is many times as large.
-const MAX_WAITING_BYTES: usize = 4 << 20;
-/// Runs that one shard has in hand.
-const MOST_RUNS: usize = 1_000;
 /// After a conflict the others' write is there; many at once should not meet again at the same moment.
 const CONFLICT_PAUSE_MICROS: u64 = 500;
 /// The ledger forgets a tombstone by itself.
@@ -60,9 +52,7 @@ pub(crate) struct Runs {
     config: RunConfig,
     quota: RunQuota,
     /// Runs that are in hand, and the checks that wait for their turn.
-    waiting: RefCell<HashMap<String, Vec<Check>>>,
-    /// Bytes of those checks.
-    waiting_bytes: Cell<usize>,
+    waiting: RefCell<WaitingRuns<Check>>,
 }
 
 /// Whether a run may be one of its account's today.
@@ -95,8 +85,8 @@ struct Found {
 
 impl Runs {
     pub(crate) fn new(ledger: Arc<dyn Ledger>, config: RunConfig) -> Self {
-        let waiting = RefCell::default();
-        Self { quota: RunQuota::new(Arc::clone(&ledger)), ledger, config, waiting, waiting_bytes: Cell::new(0) }
+        let waiting = RefCell::new(WaitingRuns::new());
+        Self { quota: RunQuota::new(Arc::clone(&ledger)), ledger, config, waiting }
     }
 
     /// The place of the run that a check names; none for one without a run.
@@ -111,46 +101,22 @@ impl Runs {
         let mut batch = vec![first];
         while !batch.is_empty() {
             self.decide(lanes, &place, batch).await;
-            batch = self.next_batch(&place);
+            batch = self.waiting.borrow_mut().next_batch(&place);
         }
     }
 
     /// The check comes back, and its run is in the caller's hand, when nobody had it.
     async fn join(&self, place: &str, check: Check) -> Option<Check> {
-        let full = {
-            let mut waiting = self.waiting.borrow_mut();
-            let runs = waiting.len();
-            match waiting.get_mut(place) {
-                Some(queue)
-                    if queue.len() < MOST_WAITING && self.waiting_bytes.get() + check.bytes <= MAX_WAITING_BYTES =>
-                {
-                    self.waiting_bytes.set(self.waiting_bytes.get() + check.bytes);
-                    queue.push(check);
-                    return None;
-                }
-                None if runs < MOST_RUNS => {
-                    waiting.insert(place.to_owned(), Vec::new());
-                    return Some(check);
-                }
-                Some(_) | None => check,
+        let joined = self.waiting.borrow_mut().join(place, check);
+        match joined {
+            Ok(first) => return first,
+            Err(Full::OfAccount(check)) => check.decided(&EvaluateReply::Busy).await,
+            Err(Full::OfAll(check)) => {
+                let reason = "too many checks of runs wait for the ledger".to_owned();
+                check.decided(&EvaluateReply::Unable(reason)).await;
             }
-        };
-        full.decided(&EvaluateReply::Unable("too many checks of runs wait for the ledger".to_owned())).await;
-        None
-    }
-
-    /// Those who wait; the run leaves our hand when nobody does.
-    fn next_batch(&self, place: &str) -> Vec<Check> {
-        let mut waiting = self.waiting.borrow_mut();
-        let Some(queue) = waiting.get_mut(place) else { return Vec::new() };
-        if queue.is_empty() {
-            waiting.remove(place);
-            return Vec::new();
         }
-        let rest = queue.split_off(queue.len().min(MOST_TOGETHER));
-        let batch = std::mem::replace(queue, rest);
-        self.waiting_bytes.set(self.waiting_bytes.get().saturating_sub(total_bytes(&batch)));
-        batch
+        None
     }
 
     async fn decide(&self, lanes: &Lanes, place: &str, mut batch: Vec<Check>) {
@@ -170,7 +136,7 @@ impl Runs {
                 }
                 Ok(None) => {
                     metrics::conflict();
-                    self.put_back_half(place, &mut batch);
+                    self.waiting.borrow_mut().put_back_half(place, &mut batch);
                     pause().await;
                     continue;
                 }
@@ -188,15 +154,6 @@ impl Runs {
                 }
             }
             return;
-        }
-    }
-
-    /// Whoever decides fewer is the faster one next time.
-    fn put_back_half(&self, place: &str, batch: &mut Vec<Check>) {
-        if let Some(queue) = self.waiting.borrow_mut().get_mut(place) {
-            let rest = batch.split_off(batch.len().div_ceil(2));
-            self.waiting_bytes.set(self.waiting_bytes.get() + total_bytes(&rest));
-            queue.splice(0..0, rest);
         }
     }
 
@@ -264,7 +221,9 @@ impl Runs {
     ) -> Result<Counted, RunError> {
         // One run is of one account.
         let Some(question) = batch.last().map(|check| check.request()) else { return Ok(Counted::Already) };
-        let limit = question.max_runs.unwrap_or(Caps::DEFAULT_MAX_RUNS);
+        // A gateway that knows of no cap cannot read `TooManyRuns` either. One of its checks lifts the cap for those beside it.
+        let capped = batch.iter().all(|check| check.request().max_runs.is_some());
+        let limit = question.max_runs.filter(|_| capped).unwrap_or(UNLIMITED);
         if limit >= UNLIMITED || state.counts_on(day_of(now)) {
             return Ok(Counted::Already);
         }
@@ -389,10 +348,6 @@ fn place(account: &AccountId, run_id: &RunId) -> String {
     let hash = Sha256::digest(run_id.canonical().as_bytes());
     let hash = HEXLOWER.encode(&hash);
     format!("{RUN_RECORDS}.{account}.{}", hash.get(..40).unwrap_or_default())
-}
-
-fn total_bytes(checks: &[Check]) -> usize {
-    checks.iter().map(|check| check.bytes).sum()
 }
 
 fn seconds(duration: Duration) -> i64 {

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
@@ -212,6 +213,25 @@ async fn an_account_names_no_more_runs_a_day_than_it_may_and_ending_one_makes_ro
     };
     tokio::time::timeout(WITHIN, room).await.unwrap();
     assert_eq!(stage.ask(named(104, "acc", "one more".to_owned())).await, EvaluateReply::TooManyRuns { limit: 10 });
+}
+
+#[tokio::test]
+async fn checks_of_a_gateway_that_knows_of_no_cap_name_any_run_and_count_for_no_cap() {
+    let stage = Stage::new(1, RunConfig::default()).await;
+    let named = async |number, run: &str, max_runs| {
+        let check = check(number, "acc", &[], json!({"run_id": run}));
+        stage.ask(EvaluateRequest { max_runs, ..check }).await
+    };
+    assert_eq!(verdict(&named(1, "a", None).await), Verdict::Allow);
+    assert_eq!(verdict(&named(2, "b", Some(1)).await), Verdict::Allow, "the first that counts");
+    assert_eq!(named(3, "c", Some(1)).await, EvaluateReply::TooManyRuns { limit: 1 });
+    assert_eq!(verdict(&named(4, "c", None).await), Verdict::Allow);
+    // Checks of one run are decided together.
+    let caps = (10..40).map(|number| (number, (number % 2 == 1).then_some(1)));
+    let replies = join_all(caps.map(async |(number, cap)| (cap, named(number, "d", cap).await))).await;
+    for (cap, reply) in replies {
+        assert!(cap.is_some() || verdict(&reply) == Verdict::Allow, "{reply:?}");
+    }
 }
 
 #[tokio::test]
