@@ -79,7 +79,7 @@ settings! {
         (Dev, Default("2000")), (Gateway, Default("2000"))];
     BYTES_IN_FLIGHT = "max-bytes-in-flight" "BYTES" in "Limits", "Bytes of request bodies that arrive, and of answers from the log that are not taken yet, before the gateway answers 503; an account or an address that holds a quarter of it gets 429, and whoever stalls is cut first. What is made of the bodies may take twice as much again", OPEN, All, &[
         (Dev, Default("67108864")), (Gateway, Default("67108864"))];
-    READS_PER_SECOND = "reads-per-second-per-account" "N" in "Limits", "Reads of the log (lists, look-ups, downloads, verifications) a second of one account before more get 429; 0: no limit", OPEN, All, &[
+    READS_PER_SECOND = "reads-per-second-per-account" "N" in "Limits", "Reads of the log (lists, look-ups, downloads, verifications), and calls of `/v1/runs` and `/usage`, a second of one account before more get 429; 0: no limit", OPEN, All, &[
         (Dev, Default("200")), (Gateway, Default("200"))];
 
     QUOTAS_ON_FAILURE = "quotas-on-failure" "MODE" in "Limits", "What becomes of accounts with limits while their counters cannot be reached: `closed` refuses their checks (503), `open` lets them pass and counts them later", OPEN, All, &[

@@ -22,7 +22,8 @@ const CHECKS_GO_ON_WITHIN: Duration = Duration::from_secs(3);
 /// Around a death; longer than what is promised.
 const WATCHED_FOR: Duration = Duration::from_secs(5);
 const CALLERS: usize = 4;
-const MOST_IMAGE_BYTES: u64 = 60_000_000;
+/// Of an unoptimised binary; the released image is some 40 MB.
+const MOST_IMAGE_BYTES: u64 = 75_000_000;
 const EVERY_SERVICE: [&str; 7] = ["nats", "keystore", "evaluator", "gateway", "balancer", "audit-export", "receiver"];
 /// Run once and end.
 const ONCE: [&str; 2] = ["setup", "welcome"];
@@ -122,7 +123,8 @@ fn every_container_has_no_more_than_it_needs(stack: &Containers) {
             for variable in config["Env"].as_array().unwrap() {
                 let (name, _) = variable.as_str().unwrap().split_once('=').unwrap();
                 let secret = ["PASSWORD", "SECRET", "KEY"].iter().any(|word| name.contains(word));
-                let names_a_file = ["_FILE", "NATS_KEY", "TLS_KEY", "_COPY"].iter().any(|end| name.ends_with(end));
+                let names_a_file =
+                    ["_FILE", "NATS_KEY", "TLS_KEY", "MESSAGE_KEYS", "_COPY"].iter().any(|end| name.ends_with(end));
                 assert!(!secret || names_a_file, "{service}: {name}");
             }
             let mounts: Vec<_> =
