@@ -11,6 +11,7 @@ mod key_set;
 mod keys;
 mod live;
 mod memory;
+mod newest;
 mod replays;
 mod rollout;
 mod stored;
@@ -30,11 +31,13 @@ pub use key_set::{KeySet, KeySetError, Rotation};
 pub use keys::{KeysError, MessageKeys, Requirement};
 pub(super) use live::{Asker, HeardBefore, NoticeStanding};
 pub use memory::{MemoryError, remember_requirement};
+pub(super) use newest::Newest;
 pub(super) use stored::LIFETIME;
 pub(super) use verdict::Rejection;
 
 use envelope::{Envelope, Sealed};
 use keys::Ring;
+use newest::NewestRecords;
 use replays::{MessageId, Replays};
 use rollout::Rollout;
 use stored::Verified;
@@ -55,6 +58,7 @@ pub struct MessageAuth {
     started: (u64, Instant),
     replays: Mutex<Replays>,
     verified: Mutex<Verified>,
+    newest: Mutex<NewestRecords>,
     rollout: Mutex<Rollout>,
     complaints: Complaints,
 }
@@ -86,6 +90,7 @@ impl MessageAuth {
             started: (now(), Instant::now()),
             replays: Mutex::default(),
             verified: Mutex::default(),
+            newest: Mutex::default(),
             rollout: Mutex::default(),
             complaints: Complaints::default(),
         }))

@@ -129,6 +129,11 @@ impl NatsConfig {
         self.servers.iter().map(|server| address(server)).collect()
     }
 
+    /// Whether a connection without TLS is refused, whatever the server says of itself.
+    pub(super) fn requires_tls(&self) -> bool {
+        self.tls.is_some() || self.servers.iter().any(|server| server.starts_with("tls://"))
+    }
+
     /// What async-nats is told; its callback for events comes on top.
     pub(super) fn options(&self) -> ConnectOptions {
         let mut options = ConnectOptions::new()
@@ -144,8 +149,11 @@ impl NatsConfig {
             Some(Login::Password { user, password }) => options.user_and_password(user.clone(), password.clone()),
             Some(Login::Token(token)) => options.token(token.clone()),
         };
-        if let Some(tls) = &self.tls {
+        // Also at servers that another one names.
+        if self.requires_tls() {
             options = options.require_tls(true);
+        }
+        if let Some(tls) = &self.tls {
             if let Some(ca) = &tls.ca {
                 options = options.add_root_certificates(ca.clone());
             }
@@ -221,6 +229,13 @@ mod tests {
             assert!(config.addresses().is_err(), "{bad:?}");
         }
         assert!(NatsConfig::new("localhost:4222", "gateway-1").addresses().is_ok());
+    }
+
+    #[test]
+    fn tls_is_required_by_a_tls_address_or_an_authority_and_by_nothing_that_a_server_says() {
+        let config = |server: &str| NatsConfig::new(server, "gateway");
+        assert!(config("tls://nats:4222").requires_tls() && !config("nats://nats:4222").requires_tls());
+        assert!(NatsConfig { tls: Some(Tls::default()), ..config("nats://nats:4222") }.requires_tls());
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct Exposure {
     pub is_loopback: bool,
     /// Whether it refuses who has no credentials.
     pub login: Asked,
-    /// Whether what this role says to it is encrypted.
+    /// Whether this role insists that what it says to it is encrypted.
     pub tls: Asked,
 }
 
@@ -58,9 +58,9 @@ impl Exposure {
     #[must_use]
     pub fn fault(&self) -> Option<&'static str> {
         match (self.login == Asked::No, self.tls == Asked::No) {
-            (true, true) => Some("takes no login and no TLS"),
+            (true, true) => Some("takes no login and no TLS that this role requires (`tls://…` or `--nats-ca`)"),
             (true, false) => Some("takes no login"),
-            (false, true) => Some("takes no TLS"),
+            (false, true) => Some("takes no TLS that this role requires (`tls://…` or `--nats-ca`)"),
             (false, false) => None,
         }
     }
@@ -95,8 +95,9 @@ async fn look(config: &NatsConfig, address: &ServerAddr) -> Exposure {
             return Exposure { server, is_loopback, login: unknown(why), tls: unknown(why) };
         }
     };
-    let is_encrypted = config.tls.is_some() || address.scheme() == "tls" || info.tls_required;
-    let tls = if is_encrypted { Asked::Yes } else { Asked::No };
+    // What the server says in plain text, whoever stands between can leave out at the next connection.
+    let tls = if config.requires_tls() { Asked::Yes } else { Asked::No };
+    let is_encrypted = config.requires_tls() || info.tls_required;
     let mut options = ConnectOptions::new().name("stage0-exposure").connection_timeout(config.attempt_within);
     if is_encrypted {
         options = options.require_tls(true);

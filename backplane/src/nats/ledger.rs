@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::Connection;
-use super::auth::{LIFETIME, Rejection};
+use super::auth::{LIFETIME, Newest, Rejection};
 use super::jetstream::{JetError, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
 use super::log::EXPECTED_LAST;
 use crate::ledger::fault;
@@ -20,9 +21,10 @@ use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
 /// What is there of a record that must be proven.
 pub(super) enum Proven {
     Absent,
-    Record(Record),
+    /// And when the server stored it.
+    Record(Record, Timestamp),
     /// Something that nobody who may put it there did.
-    Unproven(Revision),
+    Unproven,
 }
 
 impl Ledger for Connection {
@@ -31,8 +33,9 @@ impl Ledger for Connection {
             if let Some(why) = fault(key, &[]) {
                 return Err(ReadError(why.to_owned()));
             }
+            let known = self.newest(key);
             let Some(found) = self.stored(key, deadline).await? else { return Ok(None) };
-            let judged = self.judge(key, &found, false);
+            let judged = self.judge(key, &found, false, known.as_ref());
             judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}")))?;
             Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))
         })
@@ -62,7 +65,11 @@ impl Ledger for Connection {
             {
                 return Err(PutError::Failed(format!("the record is not one of {}'s", auth.role())));
             }
-            match publish(&self.link, self.record(key), headers, value, deadline).await {
+            let put = publish(&self.link, self.record(key), headers.clone(), value, deadline).await;
+            if let (Ok(_), Some(auth)) = (&put, &self.link.auth) {
+                auth.note_newest(&self.record(key), Some(&headers));
+            }
+            match put {
                 Ok(ack) => ack
                     .get("seq")
                     .and_then(Value::as_u64)
@@ -78,11 +85,12 @@ impl Ledger for Connection {
 impl Connection {
     /// As [`Ledger::get`], and what is not authenticated does not do, whenever it was stored.
     pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Proven, ReadError> {
+        let known = self.newest(key);
         let Some(found) = self.stored(key, deadline).await? else { return Ok(Proven::Absent) };
         let revision = Revision(found.sequence);
-        Ok(match self.judge(key, &found, true) {
-            Ok(()) => Proven::Record(Record { revision, value: found.payload }),
-            Err(_) => Proven::Unproven(revision),
+        Ok(match self.judge(key, &found, true, known.as_ref()) {
+            Ok(()) => Proven::Record(Record { revision, value: found.payload }, found.at),
+            Err(_) => Proven::Unproven,
         })
     }
 
@@ -91,10 +99,15 @@ impl Connection {
         Ok(fetch_last(&self.link, &stream, &self.record(key), deadline).await?)
     }
 
-    fn judge(&self, key: &str, found: &Stored, proven: bool) -> Result<(), Rejection> {
+    fn newest(&self, key: &str) -> Option<Newest> {
+        self.link.auth.as_ref()?.newest(&self.record(key))
+    }
+
+    /// `known`: of before it was asked for, as another one may be put meanwhile.
+    fn judge(&self, key: &str, found: &Stored, proven: bool, known: Option<&Newest>) -> Result<(), Rejection> {
         match &self.link.auth {
             Some(_) if found.subject != self.record(key) => Err(Rejection::Forged),
-            Some(auth) => auth.judge_record(key, found, proven),
+            Some(auth) => auth.judge_record(key, found, proven, known),
             None => Ok(()),
         }
     }

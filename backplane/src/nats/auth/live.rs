@@ -5,7 +5,7 @@
 //! is the parent's.
 
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Message};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -227,7 +227,7 @@ impl MessageAuth {
         if at.abs_diff(now) > skew {
             return Err(Rejection::Clock);
         }
-        match before.0.hear(id, at.saturating_add(skew), now) {
+        match before.0.hear(id, at.saturating_add(skew), now, Instant::now()) {
             Hearing::First => {}
             Hearing::Again => return Err(Rejection::Replayed),
             Hearing::NoRoom => return Err(Rejection::Clock),
@@ -247,7 +247,7 @@ impl MessageAuth {
 
     fn first(&self, id: MessageId, until: u64, now: u64) -> Result<(), Rejection> {
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        match replays.hear(id, until, now) {
+        match replays.hear(id, until, now, Instant::now()) {
             Hearing::First => Ok(()),
             Hearing::Again | Hearing::NoRoom => Err(Rejection::Replayed),
         }

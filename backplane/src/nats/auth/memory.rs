@@ -16,6 +16,9 @@ use super::super::ledger::Proven;
 use crate::{Ledger as _, PutError};
 
 const WITHIN: Duration = Duration::from_secs(2);
+const OVERWRITTEN: &str = "somebody wrote over the record of when messages had to be authenticated: nothing stored \
+    without a proof is believed now; restore the ledger's stream from a backup, or set `require` to `always` in all key \
+    files once nothing of before the switch is needed";
 
 /// What the record holds.
 #[derive(Serialize, Deserialize)]
@@ -42,25 +45,29 @@ pub async fn remember_requirement(connection: &Connection) -> Result<(), MemoryE
     let fail = |verb, why: String| MemoryError { verb, why };
     let deadline = Instant::now() + WITHIN;
     let found = connection.proven(key, deadline).await.map_err(|error| fail("read", error.to_string()))?;
-    let replaced = match found {
-        Proven::Record(found) => {
+    match found {
+        Proven::Record(found, stored_at) => {
             let record: RequirementRecord =
                 serde_json::from_slice(&found.value).map_err(|error| fail("read", error.to_string()))?;
-            auth.require(record.required_since);
+            // What is stored is dated by the server, and this role's clock may be ahead of its.
+            auth.require(record.required_since.min(stored_at));
             return Ok(());
         }
-        // Somebody wrote over it: not to take it for none, nor to let him keep this role from starting.
-        Proven::Unproven(revision) => {
-            auth.require(Timestamp::now());
-            Some(revision)
+        // Somebody wrote over it: not to take it for none, nor to let him keep this role from starting. When the switch
+        // was, nobody knows now, and a later time would believe what was forged since.
+        Proven::Unproven => {
+            auth.require(Timestamp::UNIX_EPOCH);
+            tracing::error!(key, "{OVERWRITTEN}");
+            return Ok(());
         }
-        Proven::Absent => None,
-    };
+        Proven::Absent => {}
+    }
     let since = *auth.required_since().borrow();
-    let Some(required_since) = since.filter(|_| auth.is_required()) else { return Ok(()) };
+    let known = since.filter(|since| auth.is_required() && *since > Timestamp::UNIX_EPOCH);
+    let Some(required_since) = known else { return Ok(()) };
     let value = serde_json::to_vec(&RequirementRecord { required_since });
     let value = value.map_err(|error| fail("kept", error.to_string()))?;
-    match connection.put(key, value.into(), replaced, None, deadline).await {
+    match connection.put(key, value.into(), None, None, deadline).await {
         // Another process of this role was first, and says the same.
         Ok(_) | Err(PutError::Conflict) => Ok(()),
         Err(error @ PutError::Failed(_)) => Err(fail("kept", error.to_string())),

@@ -17,10 +17,14 @@ use stage0_contract::{Role, owner_of_record};
 use super::super::jetstream::Stored;
 use super::super::log::{EXPECTED_LAST, MESSAGE_ID};
 use super::envelope::{Content, Envelope, Sealed};
+use super::newest::{Newest, NewestRecords};
 use super::replays::MessageId;
 use super::{MessageAuth, MessageKind, Rejection, new_id};
 
 pub(in crate::nats) const LIFETIME: HeaderName = HeaderName::from_static("Nats-TTL");
+
+/// Moves the check of the expected sequence to another subject.
+const EXPECTED_LAST_OF: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence-Subject");
 
 /// Signatures that are remembered, at most twice as many: 32 bytes each, and some for their place.
 const MAX_VERIFIED: usize = 16_384;
@@ -66,7 +70,7 @@ impl MessageAuth {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Signs what is appended to the log.
+    /// Signs what is appended to the log; a mark also in which place.
     pub(in crate::nats) fn sign_entry(
         &self,
         subject: &str,
@@ -77,7 +81,10 @@ impl MessageAuth {
         let ring = self.ring();
         let key = ring.active.signing()?;
         let envelope = self.envelope(ring.active.number, new_id()?);
-        let content = Content { kind: MessageKind::Entry, receiver: None, subject, more: &[id.as_bytes()], body };
+        let expected = headers.get(EXPECTED_LAST).map(|value| value.as_str().to_owned());
+        let (id, expected) = (id.as_bytes(), expected.as_deref().unwrap_or_default().as_bytes());
+        let more: &[&[u8]] = if is_mark(subject) { &[id, expected] } else { &[id] };
+        let content = Content { kind: MessageKind::Entry, receiver: None, subject, more, body };
         let signature = key.sign(envelope.digest(&content).as_ref());
         envelope.seal(headers, [(None, signature.as_ref())]);
         Some(())
@@ -104,7 +111,7 @@ impl MessageAuth {
     fn entry_of(&self, stored: &Stored) -> Result<bool, Rejection> {
         let Some(sealed) = self.sealed_of_store(stored)? else { return Ok(false) };
         let Envelope { sender, generation, .. } = sealed.envelope;
-        let writer = if stored.subject.ends_with(".m") { Role::AuditExport } else { Role::Gateway };
+        let writer = if is_mark(&stored.subject) { Role::AuditExport } else { Role::Gateway };
         if sender != writer {
             return Err(Rejection::NotAllowed);
         }
@@ -112,11 +119,14 @@ impl MessageAuth {
         let signer = ring.stored(generation, stored.at).and_then(|live| live.signer(sender));
         let signer = signer.ok_or(Rejection::UnknownKey)?;
         let id = only(stored, &MESSAGE_ID).unwrap_or_default();
+        // The server took a mark only behind that one: so none can be appended again.
+        let expected = if is_mark(&stored.subject) { in_place(stored).ok_or(Rejection::Forged)? } else { "" };
+        let (id, expected) = (id.as_bytes(), expected.as_bytes());
         let content = Content {
             kind: MessageKind::Entry,
             receiver: None,
             subject: &stored.subject,
-            more: &[id.as_bytes()],
+            more: if is_mark(&stored.subject) { &[id, expected] } else { &[id] },
             body: &stored.payload,
         };
         let proof = sealed.proof(None).ok_or(Rejection::Forged)?;
@@ -147,12 +157,44 @@ impl MessageAuth {
         Some(())
     }
 
-    /// Whether a record is what this role put there. `proven`: what is not authenticated does not do, whenever it was
-    /// stored.
-    pub(in crate::nats) fn judge_record(&self, key: &str, stored: &Stored, proven: bool) -> Result<(), Rejection> {
-        let judged = self.record_of(key, stored, proven);
+    fn newest_records(&self) -> MutexGuard<'_, NewestRecords> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest record of a subject that this process saw or wrote.
+    pub(in crate::nats) fn newest(&self, subject: &str) -> Option<Newest> {
+        self.newest_records().get(subject)
+    }
+
+    /// Remembers a record that was believed, or put and acknowledged.
+    pub(in crate::nats) fn note_newest(&self, subject: &str, headers: Option<&HeaderMap>) {
+        if let Some(found) = self.what_it_is(headers) {
+            self.newest_records().note(subject, found);
+        }
+    }
+
+    fn what_it_is(&self, headers: Option<&HeaderMap>) -> Option<Newest> {
+        let sealed = Sealed::parse(headers)?.ok()?;
+        let replaced = headers?.get(EXPECTED_LAST)?.as_str().parse().ok()?;
+        Some(Newest { replaced, at: sealed.envelope.at, proof: sealed.proof(Some(self.role))? })
+    }
+
+    /// Whether a record is what this role put there, and no older than what was `known` of it before it was asked for.
+    /// `proven`: what is not authenticated does not do, whenever it was stored.
+    pub(in crate::nats) fn judge_record(
+        &self,
+        key: &str,
+        stored: &Stored,
+        proven: bool,
+        known: Option<&Newest>,
+    ) -> Result<(), Rejection> {
+        let judged = self.record_of(key, stored, proven || known.is_some()).and_then(|is_proven| {
+            let found = self.what_it_is(stored.headers.as_ref());
+            let follows = known.is_none_or(|known| found.is_some_and(|found| known.may_precede(&found)));
+            if follows { Ok(is_proven) } else { Err(Rejection::Replayed) }
+        });
         self.complain(MessageKind::Record, key, judged.as_ref().copied());
-        judged.map(drop)
+        judged.map(|_| self.note_newest(&stored.subject, stored.headers.as_ref()))
     }
 
     fn record_of(&self, key: &str, stored: &Stored, proven: bool) -> Result<bool, Rejection> {
@@ -167,7 +209,7 @@ impl MessageAuth {
         let ring = self.ring();
         let live = ring.stored(sealed.envelope.generation, stored.at).ok_or(Rejection::UnknownKey)?;
         // The server took it only in the place of that revision: so an older one cannot be put back.
-        let expected = only(stored, &EXPECTED_LAST).ok_or(Rejection::Forged)?;
+        let expected = in_place(stored).ok_or(Rejection::Forged)?;
         let lifetime = only(stored, &LIFETIME).unwrap_or_default();
         let content = Content {
             kind: MessageKind::Record,
@@ -191,6 +233,16 @@ impl MessageAuth {
             Some(Err(())) => Err(Rejection::Malformed),
         }
     }
+}
+
+fn is_mark(subject: &str) -> bool {
+    subject.ends_with(".m")
+}
+
+/// The sequence in whose place the server took it: of its own subject, and not of another one that it names.
+fn in_place(stored: &Stored) -> Option<&str> {
+    let elsewhere = stored.headers.as_ref()?.get(EXPECTED_LAST_OF);
+    only(stored, &EXPECTED_LAST).filter(|_| elsewhere.is_none())
 }
 
 /// The value of a header that is there once; of two, the server may have gone by the other.

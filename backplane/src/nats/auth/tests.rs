@@ -200,9 +200,18 @@ fn an_entry_is_the_gateways_and_a_mark_audit_exports_in_their_own_place() {
     let (gateway, exporter) = (of(&set, Role::Gateway), of(&set, Role::AuditExport));
     let signed = |auth: &MessageAuth, subject: &str| {
         let mut headers = HeaderMap::new();
+        if subject.ends_with(".m") {
+            headers.insert(EXPECTED_LAST, HeaderValue::from(3_u64));
+        }
         auth.sign_entry(subject, "", b"line", &mut headers).unwrap();
         headers
     };
+    // A mark in another place than it was signed for, or where no place was checked.
+    for (name, value) in [(EXPECTED_LAST.to_string(), "9"), (format!("{EXPECTED_LAST}-Subject"), "s0.log.none.m")] {
+        let mut again = signed(&exporter, "s0.log.a.m");
+        again.insert(name.as_str(), value);
+        assert!(!exporter.is_genuine(&stored("s0.log.a.m", again, b"line")), "{name}");
+    }
     let entry = signed(&gateway, "s0.log.a.d");
     for reader in [&gateway, &exporter] {
         assert!(reader.is_genuine(&stored("s0.log.a.d", entry.clone(), b"line")));
@@ -233,7 +242,7 @@ fn a_record_is_its_owners_under_its_key_and_in_the_place_of_its_revision() {
         headers
     };
     let judge = |headers: HeaderMap, body| {
-        gateway.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", headers, body), false)
+        gateway.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", headers, body), false, None)
     };
     assert_eq!(judge(put(3), b"5"), Ok(()));
     assert_eq!(judge(put(3), b"0"), Err(Rejection::Forged));
@@ -245,9 +254,34 @@ fn a_record_is_its_owners_under_its_key_and_in_the_place_of_its_revision() {
     assert_eq!(judge(twice, b"5"), Err(Rejection::Forged));
     assert_eq!(judge(HeaderMap::new(), b"5"), Err(Rejection::Unauthenticated));
     let elsewhere = stored("s0.ledger.usage.b.m1", put(3), b"5");
-    assert_eq!(gateway.judge_record("usage.b.m1", &elsewhere, false), Err(Rejection::Forged));
+    assert_eq!(gateway.judge_record("usage.b.m1", &elsewhere, false, None), Err(Rejection::Forged));
     assert!(evaluator.record("usage.a.m1", "s0.ledger.usage.a.m1", b"5", &mut HeaderMap::new()).is_none());
-    assert!(evaluator.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", put(3), b"5"), false).is_err());
+    assert!(evaluator.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", put(3), b"5"), false, None).is_err());
+}
+
+#[test]
+fn a_record_older_than_one_that_was_seen_is_none_whatever_sequence_its_bringer_names() {
+    let set = set();
+    let gateway = of(&set, Role::Gateway);
+    let (key, subject) = ("usage.a.m1", "s0.ledger.usage.a.m1");
+    let put = |expected: u64| {
+        let mut headers = HeaderMap::new();
+        headers.insert(EXPECTED_LAST, HeaderValue::from(expected));
+        gateway.record(key, subject, b"5", &mut headers).unwrap();
+        headers
+    };
+    let judge = |headers: &HeaderMap| {
+        let found = Stored { sequence: 99, ..stored(subject, headers.clone(), b"5") };
+        gateway.judge_record(key, &found, false, gateway.newest(subject).as_ref())
+    };
+    let (old, new) = (put(3), put(7));
+    assert_eq!(judge(&old), Ok(()));
+    assert_eq!(judge(&old), Ok(()), "the same again");
+    // It was put and acknowledged.
+    gateway.note_newest(subject, Some(&new));
+    assert_eq!(judge(&old), Err(Rejection::Replayed));
+    assert_eq!(judge(&new), Ok(()));
+    assert_eq!(judge(&put(8)), Ok(()), "another process's");
 }
 
 #[test]
@@ -298,8 +332,8 @@ fn what_was_stored_before_the_switch_stays_readable_and_nothing_behind_it() {
     gateway.require(since.checked_add(jiff::SignedDuration::from_secs(60)).unwrap());
     assert!(!gateway.is_genuine(&at(9)));
     let record = Stored { subject: "s0.ledger.usage.a.m1".to_owned(), ..at(-1) };
-    assert_eq!(gateway.judge_record("usage.a.m1", &record, false), Ok(()));
-    assert_eq!(gateway.judge_record("usage.a.m1", &record, true), Err(Rejection::Unauthenticated));
+    assert_eq!(gateway.judge_record("usage.a.m1", &record, false, None), Ok(()));
+    assert_eq!(gateway.judge_record("usage.a.m1", &record, true, None), Err(Rejection::Unauthenticated));
 }
 
 #[test]
