@@ -160,6 +160,8 @@ async fn everything_is_counted_where_an_operator_looks() {
     for key in revoked(&stack, 3).await {
         wrong_key(&stack.api, &key, &[]).await;
     }
+    // Keys of its account were revoked: it is asked for again.
+    stack.api.get("/usage").await.expect(200);
     let text = metrics(&address).await;
     assert!(sample(&text, r#"stage0_checks_total{verdict="ALLOW"}"#) >= 1.0);
     assert!(sample(&text, r#"stage0_checks_total{verdict="DENY"}"#) >= 1.0);
@@ -184,7 +186,7 @@ async fn everything_is_counted_where_an_operator_looks() {
     assert_eq!(sample(&text, "stage0_checks_in_flight"), 0.0);
     assert_eq!(sample(&text, r#"stage0_record_lines_total{outcome="recorded"}"#), 3.0);
     assert_eq!(sample(&text, "stage0_record_round_seconds_count"), 3.0);
-    // The first check and every revoked key; a change of any key puts all in doubt.
+    // The first check and every revoked key; a change of a key puts those of its account in doubt.
     assert!(sample(&text, r#"stage0_key_cache_total{outcome="miss"}"#) >= 4.0);
     assert!(sample(&text, r#"stage0_key_cache_total{outcome="hit"}"#) >= 1.0);
     assert!(sample(&text, r#"stage0_key_cache_total{outcome="refreshed"}"#) >= 1.0);
