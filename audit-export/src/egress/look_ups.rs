@@ -24,7 +24,7 @@ pub(super) const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Look-ups in flight, each with a socket or two.
 const MAX_LOOK_UPS: usize = 64;
 const MAX_LOOK_UPS_PER_ACCOUNT: usize = 4;
-/// A name that failed fails at once for so long: less than the first delay of a retry, so that a retry asks anew.
+/// A name that failed fails at once for so long: less than the first delay of a retry, so that a retry asks again.
 const FAILED_TTL: Duration = Duration::from_secs(2);
 const MAX_FAILED: u64 = 10_000;
 /// Look-ups that nobody waits for any more leave their name behind; beyond so many they are cleared away.

@@ -1,3 +1,5 @@
+//! Who loses its bytes when an account, an address or the gateway has too many of them in flight.
+
 use super::*;
 use futures_util::FutureExt;
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! The cache of keys beside notices: what is trusted, what is asked for again, and whose notices cost whom.
+
 use super::*;
 use stage0_contract::{Caps, KeyId, Limits, Plan, Scopes};
 

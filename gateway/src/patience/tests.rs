@@ -1,3 +1,5 @@
+//! Connections that stall, trickle or send ahead, on streams in memory.
+
 use super::*;
 use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};

@@ -1,3 +1,5 @@
+//! Which connection gives way to a new one.
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
