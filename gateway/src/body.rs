@@ -1,8 +1,9 @@
 //! Reading a request's body: its type, its size, the time it may take, and strict JSON.
 //!
-//! Refuses before it reads where the headers suffice. A body is held by [`BytesInFlight`](crate::in_flight::BytesInFlight) while it arrives,
-//! as far as it has arrived, and by [`InHand`](crate::in_hand::InHand) from then on. What is not read is thrown away by the server for a
-//! bounded moment, so that the client can read its refusal.
+//! Refuses before it reads where the headers suffice. A body is held by
+//! [`BytesInFlight`](crate::in_flight::BytesInFlight) while it arrives, as far as it has arrived, and by
+//! [`InHand`](crate::in_hand::InHand) from then on. What is not read is thrown away by the server for a bounded moment,
+//! so that the client can read its refusal.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 use actix_web::error::PayloadError;
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
-use actix_web::web::{Bytes, BytesMut, Payload};
+use actix_web::web::{Bytes, BytesMut, Payload, block};
 use actix_web::{HttpMessage, HttpRequest};
 use futures_util::Stream;
 use serde_json::{Map, Value};
@@ -27,10 +28,31 @@ use crate::state::Gate;
 /// The first step in which a hold grows; each next one doubles it, as the buffer does.
 const FIRST_STEP_BYTES: usize = 4 << 10;
 
+/// Bytes of the largest body whose parsing and hashing are done in between: a worker serves other connections
+/// meanwhile.
+const MAX_INLINE_BYTES: usize = 32 << 10;
+
 /// A JSON object, and what holds the memory that it needs.
 pub(crate) struct Body {
     pub(crate) object: Map<String, Value>,
+    /// Its length as it arrived.
+    pub(crate) bytes: usize,
     pub(crate) place: Option<Place>,
+}
+
+/// Does work that grows with a body of so many bytes: that of a large one on a thread apart, so that the worker's other
+/// connections do not wait for it. How many are under way at a time is bounded by [`InHand`].
+pub(crate) async fn apart<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= MAX_INLINE_BYTES {
+        return Ok(work());
+    }
+    block(work).await.map_err(|error| {
+        tracing::error!(error = &error as &dyn std::error::Error, "the work on a large body ended early");
+        ApiError::Unavailable
+    })
 }
 
 /// Marks a request whose body was read to its end, or that has none.
@@ -57,10 +79,16 @@ impl Arrived {
             over = hold.cut() => return Err(over.into()),
             place = in_hand.place(Some(account), bytes.len(), deadline) => place?,
         };
-        let parsed = parse_strict(&bytes).map_err(ApiError::from);
-        drop((bytes, hold));
+        let length = bytes.len();
+        // Whoever asked may leave meanwhile: what the body holds ends with the work on it.
+        let parsed = apart(length, move || {
+            let parsed = parse_strict(&bytes);
+            drop((bytes, hold));
+            (parsed, place)
+        });
+        let (parsed, place) = parsed.await?;
         match parsed? {
-            Value::Object(object) => Ok(Body { object, place: Some(place) }),
+            Value::Object(object) => Ok(Body { object, bytes: length, place: Some(place) }),
             _ => Err(ApiError::NotAnObject),
         }
     }
@@ -87,7 +115,7 @@ pub(crate) async fn optional_json_object(
     if has_body(request.headers()) {
         json_object(gate, request, payload, account).await
     } else {
-        Ok(Body { object: Map::new(), place: None })
+        Ok(Body { object: Map::new(), bytes: 0, place: None })
     }
 }
 
@@ -240,6 +268,14 @@ mod tests {
         }
         assert!(!accepts(&[]));
         assert!(!accepts(&[("content-type", "application/json"), ("content-encoding", "gzip")]));
+    }
+
+    #[tokio::test]
+    async fn the_work_on_a_large_body_is_done_apart_from_whoever_serves() {
+        let here = std::thread::current().id();
+        let thread = || std::thread::current().id();
+        assert_eq!(apart(MAX_INLINE_BYTES, thread).await.unwrap(), here);
+        assert_ne!(apart(MAX_INLINE_BYTES + 1, thread).await.unwrap(), here);
     }
 
     const KIB: usize = 1 << 10;

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use stage0_backplane::{Ledger, PutError, Revision};
 use stage0_contract::{
     CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, IDEMPOTENCY_RECORDS, KeyIdentity,
-    PolicyVersion, RequestId, canonical_hash,
+    PolicyVersion, RequestId,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -79,7 +79,8 @@ pub(crate) enum Ended {
     Failed,
 }
 
-/// Since when this gateway has known entries of a time that is still to come: after a clock went back, their own end may be hours away.
+/// Since when this gateway has known entries of a time that is still to come: after a clock went back, their own end
+/// may be hours away.
 #[derive(Clone)]
 pub(crate) struct Sightings(Cache<(String, Revision), Instant>);
 
@@ -178,14 +179,19 @@ impl Entry {
 }
 
 impl Repeatable {
-    /// Under a header, with a body that is about to be judged.
-    pub(crate) fn new(identity: &KeyIdentity, header: &ClientRequestId, body: &Map<String, Value>) -> Self {
+    /// Under a header, with a body that is about to be judged, and its canonical hash.
+    pub(crate) fn new(
+        identity: &KeyIdentity,
+        header: &ClientRequestId,
+        body: &Map<String, Value>,
+        body_hash: String,
+    ) -> Self {
         let hash = HEXLOWER.encode(&Sha256::digest(header.as_str().as_bytes()));
         let hash = hash.get(..40).unwrap_or_default();
         let version = body.get("policy_pack_version").and_then(Value::as_str).filter(|version| !version.is_empty());
         Self {
             place: format!("{IDEMPOTENCY_RECORDS}.{}.{}.{hash}", identity.account, identity.key_id),
-            body: canonical_hash(body),
+            body: body_hash,
             version: version.map(str::to_owned),
         }
     }
@@ -310,7 +316,7 @@ fn failed(error: &str) -> ApiError {
 mod tests {
     use super::*;
     use serde_json::json;
-    use stage0_contract::{AccountId, Caps, KeyId, Limits, Plan, Scopes};
+    use stage0_contract::{AccountId, Caps, KeyId, Limits, Plan, Scopes, canonical_hash};
 
     fn identity(account: &str, key: &str) -> KeyIdentity {
         KeyIdentity {
@@ -328,7 +334,7 @@ mod tests {
 
     fn of(account: &str, key: &str, header: &str, body: impl Into<Value>) -> Repeatable {
         let Value::Object(body) = body.into() else { panic!("no object") };
-        Repeatable::new(&identity(account, key), &ClientRequestId::parse(header).unwrap(), &body)
+        Repeatable::new(&identity(account, key), &ClientRequestId::parse(header).unwrap(), &body, canonical_hash(&body))
     }
 
     #[test]

@@ -16,7 +16,7 @@ use stage0_backplane::{AskError, Requests};
 use stage0_contract::{
     AuditMode, CallerTexts, CheckRequest, CheckResponse, Circumstances, ClientOrigin, ClientRequestId, Decided,
     Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, RequestId, ResponseMeta,
-    ReviewRequest, RunId, Scope, Severity, Verdict, recordable as recordable_line,
+    ReviewRequest, RunId, Scope, Severity, Verdict, canonical_hash, recordable as recordable_line,
 };
 use tokio::time::Instant;
 
@@ -105,11 +105,17 @@ async fn decide(
     payload: Payload,
     caller: &mut Option<Arc<KeyIdentity>>,
 ) -> Result<HttpResponse, ApiError> {
-    let Admitted { identity, body: Body { object: body, place: _place }, deadline } =
+    let Admitted { identity, body: Body { object: body, bytes, place: _place }, deadline } =
         admitted(gate, request, payload, caller).await?;
     let mut headers = Headers::read(request);
     let log = shelf(gate, &identity);
-    let repeatable = headers.idempotency_key.as_ref().map(|key| Repeatable::new(&identity, key, &body));
+    let (repeatable, body) = match &headers.idempotency_key {
+        None => (None, body),
+        Some(key) => {
+            let (hash, body) = body::apart(bytes, move || (canonical_hash(&body), body)).await?;
+            (Some(Repeatable::new(&identity, key, &body, hash)), body)
+        }
+    };
     let mut body = Some(body);
     let mut parsed = None;
     let mut reservation = None;
@@ -136,7 +142,7 @@ async fn decide(
         }
         if let Some(body) = body.take() {
             let errors = std::mem::take(&mut headers.errors);
-            parsed = Some(timed(Step::Parse, parse(gate, &identity, body, errors, deadline)).await?);
+            parsed = Some(timed(Step::Parse, parse(gate, &identity, (body, bytes), errors, deadline)).await?);
         }
         let Some(stamp) = stamp_of(request) else { return Err(ApiError::Unavailable) };
         let claim = match ticket {
@@ -178,6 +184,12 @@ enum Undecided {
     PerhapsRecorded(ApiError),
 }
 
+/// A request that keeps the rules.
+struct Parsed {
+    check: CheckRequest,
+    task_hash: String,
+}
+
 /// A check that nothing speaks against any more.
 struct Asked<'a> {
     request: &'a HttpRequest,
@@ -191,15 +203,10 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     /// Evaluates, records, answers.
-    async fn decide(
-        self,
-        gate: &Gate,
-        check: CheckRequest,
-        operation: Option<RequestId>,
-    ) -> Result<HttpResponse, Undecided> {
+    async fn decide(self, gate: &Gate, check: Parsed, operation: Option<RequestId>) -> Result<HttpResponse, Undecided> {
         let failed = |error| Undecided::Before(Ended::Failed, error);
         let Self { request, identity, stamp, headers, mut reservation, deadline } = self;
-        let task_hash = check.task_hash();
+        let Parsed { check, task_hash } = check;
         let evaluated_at = Timestamp::now().as_second();
         let client_request_id = headers.client_request_id;
         let question = EvaluateRequest {
@@ -379,24 +386,28 @@ fn user_agent(request: &HttpRequest) -> Option<String> {
     Some(String::from_utf8_lossy(value.as_bytes()).chars().take(MOST_AGENT_CHARS).collect())
 }
 
-/// The body, with every bad field named beside `errors`, also those that only a policy knows to be bad.
+/// The body, which had so many bytes, with every bad field named beside `errors`, also those that only a policy knows
+/// to be bad.
 async fn parse(
     gate: &Gate,
     identity: &KeyIdentity,
-    body: Map<String, Value>,
+    (body, bytes): (Map<String, Value>, usize),
     mut errors: Vec<FieldError>,
     deadline: Instant,
-) -> Result<CheckRequest, ApiError> {
+) -> Result<Parsed, ApiError> {
     let context = body.get("context").and_then(Value::as_object);
     if identity.require_run_id && !matches!(context.map(RunId::in_context), Some(Ok(Some(_)))) {
         errors.push(FieldError::new("context.run_id", "is required: each check of this account names its run"));
     }
-    let (constraints, policy_pack_version) = match CheckRequest::parse(Value::Object(body)) {
-        Ok(check) => {
+    let parsed = body::apart(bytes, move || {
+        CheckRequest::parse(Value::Object(body)).map(|check| Parsed { task_hash: check.task_hash(), check })
+    });
+    let (constraints, policy_pack_version) = match parsed.await? {
+        Ok(parsed) => {
             if errors.is_empty() {
-                return Ok(check);
+                return Ok(parsed);
             }
-            (check.constraints, check.policy_pack_version)
+            (parsed.check.constraints, parsed.check.policy_pack_version)
         }
         Err(rejected) => {
             errors.extend(rejected.errors);
@@ -424,8 +435,8 @@ fn visible_header(request: &HttpRequest, name: &'static str, errors: &mut Vec<Fi
     parsed
 }
 
-/// Asks until an evaluator has answered. Each answer is final, also that it gave up or would not begin: another one would take as long,
-/// and what is too dear for one must not take the time of all.
+/// Asks until an evaluator has answered. Each answer is final, also that it gave up or would not begin: another one
+/// would take as long, and what is too dear for one must not take the time of all.
 async fn evaluate(
     requests: &dyn Requests,
     request_budget: Duration,
@@ -512,54 +523,4 @@ impl Budget {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use serde_json::json;
-    use stage0_backplane::embedded::Bus;
-    use stage0_contract::AccountId;
-
-    use super::*;
-
-    const WITHIN: Duration = Duration::from_secs(5);
-
-    fn question() -> EvaluateRequest {
-        EvaluateRequest {
-            request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
-            account: AccountId::parse("acc").unwrap(),
-            request: CheckRequest::parse(json!({"goal": "read the report"})).unwrap(),
-            evaluated_at: 1_773_662_400,
-            operation: None,
-            caller: CallerTexts::default(),
-            max_runs: None,
-        }
-    }
-
-    /// Asks where every evaluator says the same; the error and how often one was asked.
-    async fn refused_by(reply: &EvaluateReply) -> (ApiError, usize) {
-        let bus = Bus::new();
-        let (evaluators, gateway) = (bus.connect(), bus.connect());
-        let mut served = evaluators.requests.serve::<EvaluateRequest>().await.unwrap();
-        let asked = Cell::new(0);
-        let answering = async {
-            while let Some(question) = served.next().await {
-                asked.set(asked.get() + 1);
-                question.answer(reply).await;
-            }
-        };
-        let question = question();
-        let asking = evaluate(&*gateway.requests, WITHIN, &question, Instant::now() + WITHIN);
-        let answer = tokio::select! {
-            answer = asking => answer,
-            () = answering => panic!("the inbox ended"),
-        };
-        (answer.unwrap_err(), asked.get())
-    }
-
-    #[tokio::test]
-    async fn an_evaluator_that_gave_up_or_is_busy_is_the_last_that_is_asked() {
-        for reply in [EvaluateReply::TimedOut, EvaluateReply::Busy, EvaluateReply::Unable("why".to_owned())] {
-            assert_eq!(refused_by(&reply).await, (ApiError::Unavailable, 1), "{reply:?}");
-        }
-    }
-}
+mod tests;

@@ -1,8 +1,9 @@
 //! `/v1/decisions`: what was recorded of the caller's account, and nothing else.
 //!
-//! Reading is the gateway's own, straight from the log, on threads apart from those that serve checks (`readers.rs`); deleting is asked of
-//! the exporter, whose credentials alone may. An operator reads none. A download is the log's own bytes, so that a chain can be
-//! verified where it arrives, and one that was cut goes on behind any decision that it brought.
+//! Reading is the gateway's own, straight from the log, on threads apart from those that serve checks (`readers.rs`);
+//! deleting is asked of the exporter, whose credentials alone may. An operator reads none. A download is the log's own
+//! bytes, so that a chain can be verified where it arrives, and one that was cut goes on behind any decision that it
+//! brought.
 
 use actix_web::body::MessageBody as _;
 use actix_web::http::header::{CONTENT_DISPOSITION, ContentType};

@@ -1,6 +1,7 @@
-//! `/v1/runs`: what the server remembers of a run, its end, and what its checks cost. The evaluator keeps runs; here only shapes and
-//! scopes are checked, and the log is asked about a check that a run knows nothing of, as other readers ask (`readers.rs`). Each call
-//! counts as a read of its account, for it costs the evaluator and the ledger at least as much.
+//! `/v1/runs`: what the server remembers of a run, its end, and what its checks cost. The evaluator keeps runs; here
+//! only shapes and scopes are checked, and the log is asked about a check that a run knows nothing of, as other readers
+//! ask (`readers.rs`). Each call counts as a read of its account, for it costs the evaluator and the ledger at least as
+//! much.
 
 use std::sync::Arc;
 
@@ -80,7 +81,8 @@ async fn unknown(gate: &Gate, identity: &KeyIdentity, request_id: RequestId) -> 
     })
 }
 
-/// Who calls, if its account has a read of this second left. Any one of the scopes is enough. An operator has no runs, whatever else its key was granted.
+/// Who calls, if its account has a read of this second left. Any one of the scopes is enough. An operator has no runs,
+/// whatever else its key was granted.
 async fn caller(gate: &Gate, request: &HttpRequest, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
     let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
     allow_any(&identity, scopes)?;
@@ -102,7 +104,7 @@ fn run_id(text: &str) -> Result<RunId, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::tests::{app_of, gate};
+    use crate::server::{app, tests::gate};
     use actix_web::http::StatusCode;
     use actix_web::test::{TestRequest, call_service, init_service};
     use stage0_backplane::Backplane;
@@ -174,7 +176,7 @@ mod tests {
         let backplane = Backplane::embedded();
         serve(&backplane).await;
         let gate = gate(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(5));
-        let app = init_service(app_of(&gate)).await;
+        let app = init_service(app("", Some(&gate))).await;
         let over = [StatusCode::TOO_MANY_REQUESTS; 4];
         let other = [StatusCode::NOT_FOUND, StatusCode::NOT_FOUND, StatusCode::NOT_FOUND, StatusCode::OK];
         for (byte, expected) in [(1, over), (2, other)] {
@@ -199,7 +201,7 @@ mod tests {
         let backplane = Backplane::embedded();
         serve(&backplane).await;
         let gate = gate(&backplane, |config| config.request_budget = Duration::from_millis(500));
-        let app = init_service(app_of(&gate)).await;
+        let app = init_service(app("", Some(&gate))).await;
         let account = gate.bytes.key_of(&identity(1).account);
         let mut untaken = Vec::new();
         for _ in 0..2 {
