@@ -225,7 +225,7 @@ impl Cursor {
         }
     }
 
-    /// Whoever enabled a disabled endpoint thinks that it works: what waits is tried at once, and its failures count anew.
+    /// Whoever enabled a disabled endpoint thinks that it works: what waits is tried at once, and its failures count again.
     pub(crate) fn enabled_again(&mut self) {
         if !std::mem::take(&mut self.disabled) {
             return;

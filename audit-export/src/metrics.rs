@@ -1,6 +1,7 @@
 //! What the exporter counts, and under which names.
 //!
-//! Owns every name and label. INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the
+//! Owns every name and label.
+//! INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the
 //! log names them. Where nobody records, counting does nothing.
 
 use std::time::Duration;

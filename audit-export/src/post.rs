@@ -1,6 +1,6 @@
 //! One signed request.
 //!
-//! Owns the headers of Standard Webhooks. The signature is made anew at every attempt, over the time of the attempt.
+//! Owns the headers of Standard Webhooks. The signature is made again at every attempt, over the time of the attempt.
 
 use bytes::Bytes;
 use jiff::Timestamp;

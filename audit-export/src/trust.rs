@@ -207,7 +207,7 @@ mod tests {
         }
         assert_eq!(trust.judge(start(DAY)), Verdict::Believed);
         assert_eq!(trust.judge(start(2 * DAY)), Verdict::Believed);
-        // Set again in between, the day begins anew.
+        // Set again in between, the day begins again.
         let mut trust = Trust::new(start(0), None, Some(second(NOW)));
         trust.judge(start(0));
         trust.judge(at(NOW + 80 * DAY, DAY / 2));

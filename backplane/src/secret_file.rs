@@ -1,7 +1,8 @@
 //! Files that hold a secret: keys, passwords, private keys of certificates.
 //!
-//! Owns who else may read such a file. Only its owner, as a rule; its group too where another user, or root, gave it to the process: so
-//! orchestrators hand secrets to containers (mode 0440, `fsGroup`). The rule is libpq's for a client's key. It reads nothing of the file.
+//! Owns who else may read such a file. Only its owner, as a rule; its group too where another user, or root, gave it to
+//! the process: so orchestrators hand secrets to containers (mode 0440, `fsGroup`). The rule is libpq's for a client's
+//! key. It reads nothing of the file.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,7 +19,8 @@ pub struct Exposed {
     mode: u32,
 }
 
-/// Refuses a file that others may read or change. One that cannot be looked at is its reader's trouble, and so is what is no file.
+/// Refuses a file that others may read or change. One that cannot be looked at is its reader's trouble, and so is what
+/// is no file.
 ///
 /// # Errors
 /// When it is exposed; says what to type.

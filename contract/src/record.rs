@@ -162,7 +162,7 @@ fn join(first: &mut Vec<u8>, second: &[u8]) {
 }
 
 /// A signed line between decisions. The marks of an account are numbered and chained like the decisions of one writer, and each
-/// names all heads: a tail that is cut, a writer that is dropped or a chain that is computed anew no longer fits.
+/// names all heads: a tail that is cut, a writer that is dropped or a chain that is computed again no longer fits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
     /// What it says.

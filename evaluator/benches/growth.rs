@@ -1,6 +1,8 @@
-//! What a byte costs: texts that are made to be dear, in each place of a request and over sizes, as a ratio to an ordinary check's byte.
+//! What a byte costs: texts that are made to be dear, in each place of a request and over sizes, as a ratio to an
+//! ordinary check's byte.
 //!
-//! A ratio that stays the same from one size to the next is a cost that grows with the bytes. `cargo bench -p stage0-evaluator --bench growth`.
+//! A ratio that stays the same from one size to the next is a cost that grows with the bytes. `cargo bench -p
+//! stage0-evaluator --bench growth`.
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -1,8 +1,10 @@
 //! The checks of one shard, from its inbox to their answers.
 //!
-//! Owns the order in which they are decided: what has arrived is taken at once, unread, and waits for the turn of its account, the
-//! large ones for another thread than the ordinary ones. What cannot wait is refused, and what has waited too long is given up: both
-//! are answers, and final. INVARIANT: on stop no new check is taken, and what had arrived is answered.
+//! Owns the order in which they are decided: what has arrived is taken at once, unread, and waits for the turn of its
+//! account, the large ones for another thread than the ordinary ones. What cannot wait is refused, and what has waited
+//! too long is given up: both are answers, and final.
+//! INVARIANT: on stop no new check is taken, and what had arrived is
+//! answered.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{MAX_MESSAGE_BYTES, Served, read_question};
@@ -16,7 +18,8 @@ use crate::run::Runs;
 use crate::slots::{Slot, Slots};
 use crate::turns::Turns;
 
-/// Checks that one shard has in hand. Above what runs may hold, so that checks without a run are answered while the ledger hangs.
+/// Checks that one shard has in hand. Above what runs may hold, so that checks without a run are answered while the
+/// ledger hangs.
 const MAX_IN_HAND: usize = 4_096;
 /// Large checks that all shards of a process have in hand, and the most that one has.
 const MAX_LARGE_IN_HAND: usize = 8;
@@ -158,7 +161,8 @@ mod tests {
         question
     }
 
-    /// Asks in this order, all before the first is taken; the replies in the order in which they come, until `enough` says so.
+    /// Asks in this order, all before the first is taken; the replies in the order in which they come, until `enough`
+    /// says so.
     async fn replies(
         questions: Vec<EvaluateRequest>,
         enough: impl Fn(&[(AccountId, EvaluateReply)]) -> bool,

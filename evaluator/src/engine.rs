@@ -1,7 +1,8 @@
 //! The engine: facts in, satisfied rules out; one per thread, sharing nothing with the others.
 //!
 //! Owns the parsed policies, bucketed by trigger, and the record that they are evaluated on: only the attributes that the rules at
-//! hand name. INVARIANT: a rule that errors is told as failed and never skipped; the same facts give the same answer.
+//! hand name.
+//! INVARIANT: a rule that errors is told as failed and never skipped; the same facts give the same answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,7 +56,7 @@ pub(crate) struct Outcome<'p> {
 }
 
 impl Engine {
-    /// Parses a pack's policies anew: what two threads share, they wait for.
+    /// Parses a pack's policies again: what two threads share, they wait for.
     pub fn new(pack: Arc<Pack>) -> Result<Self, PackError> {
         let unparsed = || PackError::of(Fault::new("*.cedar", "the rules cannot be parsed again"));
         let mut buckets: BTreeMap<Trigger, Bucket> = BTreeMap::new();
@@ -94,8 +95,9 @@ impl Engine {
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
     }
 
-    /// Decides with what is remembered of the run, and says what may be recorded beside the decision and what the run learns. Gives up
-    /// at `limit`, which it looks at between facts, rules and redaction, and within the first and the last.
+    /// Decides with what is remembered of the run, and says what may be recorded beside the decision and what the run
+    /// learns. Gives up at `limit`, which it looks at between facts, rules and redaction, and within the first and the
+    /// last.
     pub(crate) fn answer(
         &self,
         question: &EvaluateRequest,

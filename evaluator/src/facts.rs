@@ -90,7 +90,8 @@ impl From<OutOfTime> for NotRead {
 }
 
 impl Facts {
-    /// Reads a request at a time (seconds since the epoch) with what is remembered of its run, and looks at `limit` between its steps.
+    /// Reads a request at a time (seconds since the epoch) with what is remembered of its run, and looks at `limit`
+    /// between its steps.
     pub(crate) fn read(
         request: &CheckRequest,
         vocabulary: &Vocabulary,

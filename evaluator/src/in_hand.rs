@@ -1,7 +1,8 @@
 //! A question from when it is taken until it is answered.
 //!
 //! Owns the count of those and the line that a check leaves in the log, so that `request_id` finds it here too. The line says how it
-//! ended and nothing of what was asked. INVARIANT: every way out of here counts it down, and a check that is not answered is said.
+//! ended and nothing of what was asked.
+//! INVARIANT: every way out of here counts it down, and a check that is not answered is said.
 
 use std::sync::Arc;
 

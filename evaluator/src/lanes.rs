@@ -1,8 +1,9 @@
 //! Where a check is decided: an ordinary one on the shard's own thread, a large one on a second thread beside it.
 //!
-//! Owns that line and the second thread, which gives way to the first: a check of a megabyte costs what hundreds of ordinary ones do,
-//! and those of other accounts must not wait for it. Each thread has its own engines.
-//! INVARIANT: where the second thread cannot be had, a check is not decided; it never moves to the first.
+//! Owns that line and the second thread, which gives way to the first: a check of a megabyte costs what hundreds of
+//! ordinary ones do, and those of other accounts must not wait for it. Each thread has its own engines.
+//! INVARIANT:
+//! where the second thread cannot be had, a check is not decided; it never moves to the first.
 
 use std::sync::Arc;
 use std::thread;
@@ -17,7 +18,8 @@ use crate::pack::{PackError, PackSet};
 use crate::run::Lesson;
 use crate::time_limit::TimeLimit;
 
-/// Bytes of the largest check that is ordinary: with a cost for each byte that is about the same, it takes as long as thirty usual ones.
+/// Bytes of the largest check that is ordinary: with a cost for each byte that is about the same, it takes as long as
+/// thirty usual ones.
 pub(crate) const MAX_ORDINARY_BYTES: usize = 32_768;
 /// Work that waits for the second thread; who has more waits to hand it over.
 const MAX_WAITING: usize = 64;
@@ -81,8 +83,8 @@ impl Lanes {
         decided.unwrap_or_else(|| (EvaluateReply::Unable("the thread for large checks has ended".to_owned()), None))
     }
 
-    /// Reviews a refused request where its size belongs, unless nobody waits for it any more when it has its turn. Where the second
-    /// thread has ended, nothing is added to the refusal.
+    /// Reviews a refused request where its size belongs, unless nobody waits for it any more when it has its turn.
+    /// Where the second thread has ended, nothing is added to the refusal.
     pub(crate) async fn review(&self, refused: &Arc<ReviewRequest>, deadline: Instant) -> Option<ReviewReply> {
         let bytes: usize = refused.constraints.iter().map(String::len).sum();
         let refused = Arc::clone(refused);

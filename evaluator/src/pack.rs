@@ -1,7 +1,8 @@
 //! Policy packs: a folder of rules, words, numbers and cases that is loaded whole or not at all.
 //!
 //! Owns what a valid pack is: files, annotations, schema, vocabulary, cases that pass and that satisfy every rule at least once.
-//! Refuses a pack with a single fault, and names them all. INVARIANT: a [`Pack`] that exists keeps all of this, and its
+//! Refuses a pack with a single fault, and names them all.
+//! INVARIANT: a [`Pack`] that exists keeps all of this, and its
 //! version names its content: nobody can publish other rules under the same version.
 
 mod cases;
@@ -36,8 +37,8 @@ pub(crate) use rule::{Detail, Rule};
 pub(crate) use rules::rekeyed;
 pub(crate) use vocabulary::{Class, Vocabulary};
 
-/// Stack of the thread that parses and validates a pack: Cedar goes down into an expression level by level, and `shape` bounds levels
-/// for this size with room to spare, also in a development build.
+/// Stack of the thread that parses and validates a pack: Cedar goes down into an expression level by level, and `shape`
+/// bounds levels for this size with room to spare, also in a development build.
 const STACK_BYTES: usize = 64 << 20;
 
 /// A loaded, tested policy pack.

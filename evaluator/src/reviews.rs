@@ -1,7 +1,7 @@
 //! The reviews of one shard, from its inbox to their answers.
 //!
-//! Owns how many are in hand: a review only adds to a refusal, so what is beyond is answered at once, with nothing, and what nobody
-//! waits for any more is dropped. After each one, taken or reviewed, the checks of the shard go on.
+//! Owns how many are in hand: a review only adds to a refusal, so what is beyond is answered at once, with nothing, and
+//! what nobody waits for any more is dropped. After each one, taken or reviewed, the checks of the shard go on.
 //! INVARIANT: on stop no new one is taken, and what had arrived is answered.
 
 use std::collections::HashMap;
@@ -102,8 +102,8 @@ mod tests {
         review(account, &"x".repeat(MAX_ORDINARY_BYTES))
     }
 
-    /// Asks in this order, all before the first is taken, while the thread for large ones is busy with `work`. How many errors were
-    /// found for whom, in the order in which they were told; `seen` hears each.
+    /// Asks in this order, all before the first is taken, while the thread for large ones is busy with `work`. How many
+    /// errors were found for whom, in the order in which they were told; `seen` hears each.
     async fn errors(
         questions: Vec<ReviewRequest>,
         work: impl FnOnce() + Send + 'static,

@@ -1,6 +1,7 @@
 //! Places for the large checks that a shard has in hand, since each takes many times its bytes of memory.
 //!
-//! Owns their count. A slot goes with its check until that is answered, wherever it waits, and then the next one is told.
+//! Owns their count. A slot goes with its check until that is answered, wherever it waits, and then the next one is
+//! told.
 
 use std::cell::Cell;
 use std::rc::Rc;

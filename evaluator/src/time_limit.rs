@@ -1,7 +1,9 @@
 //! The moment at which a decision is given up.
 //!
-//! Owns the question whether it has come, which is asked between the steps of a decision and between the texts of a request, and never
-//! inside a step. Without a limit it never comes. INVARIANT: what was given up is no decision, and teaches a run nothing.
+//! Owns the question whether it has come, which is asked between the steps of a decision and between the texts of a
+//! request, and never inside a step. Without a limit it never comes.
+//! INVARIANT: what was given up is no decision, and
+//! teaches a run nothing.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,8 @@ impl TimeLimit {
     /// Decides however long it takes: for packs, cases and benchmarks.
     pub(crate) const NONE: Self = Self(None);
 
-    /// Three quarters of the way to the deadline, so that the asker hears that it was given up before it asks somebody else.
+    /// Three quarters of the way to the deadline, so that the asker hears that it was given up before it asks somebody
+    /// else.
     pub(crate) fn before(deadline: Instant, now: Instant) -> Self {
         let left: Duration = deadline.saturating_duration_since(now);
         Self(Some(now + left * 3 / 4))

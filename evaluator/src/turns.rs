@@ -1,7 +1,8 @@
 //! Checks that wait for a thread, taken in turns by account.
 //!
-//! Owns the order: each account that has something waiting gets one turn, then the next account, however much the first one sent. And
-//! the bounds: how many checks and bytes wait for one account and for all. What is beyond is given back, to be refused at once.
+//! Owns the order: each account that has something waiting gets one turn, then the next account, however much the first
+//! one sent. And the bounds: how many checks and bytes wait for one account and for all. What is beyond is given back,
+//! to be refused at once.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -81,13 +82,14 @@ impl<T: Waiting> Turns<T> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const MAX_BYTES: usize = 4 * MAX_WAITING_BYTES;
 
+    /// A check of an account, with so many bytes.
     #[derive(Debug, PartialEq, Eq)]
-    struct Item(AccountId, usize);
+    pub(crate) struct Item(AccountId, usize);
 
     impl Waiting for Item {
         fn account(&self) -> &AccountId {
@@ -98,7 +100,7 @@ mod tests {
         }
     }
 
-    fn item(account: &str, bytes: usize) -> Item {
+    pub(crate) fn item(account: &str, bytes: usize) -> Item {
         Item(AccountId::parse(account).unwrap(), bytes)
     }
 

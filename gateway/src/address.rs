@@ -1,7 +1,8 @@
 //! Who a request comes from: the peer's address, or what a proxy that we trust says of it.
 //!
 //! Owns the rule: only the peer's own word counts, and a header only while those who wrote it are trusted, read from the right (see
-//! [`Client::of`]). INVARIANT: no client is counted under an address of its choice. Where headers are broken or contradict one another,
+//! [`Client::of`]).
+//! INVARIANT: no client is counted under an address of its choice. Where headers are broken or contradict one another,
 //! the proxy that we know of counts in its client's place. `forwarded` reads the two headers.
 
 use std::net::{IpAddr, Ipv6Addr};

@@ -45,7 +45,8 @@ pub struct GatewayConfig {
     pub max_connections: usize,
     /// Connections that one address holds at the same time: one more closes an idle one of it; none: no limit.
     pub max_connections_per_address: Option<NonZeroU32>,
-    /// Bytes of request bodies that arrive, and of answers that are not taken yet; an account and an address have a quarter.
+    /// Bytes of request bodies that arrive, and of answers that are not taken yet; an account and an address have a
+    /// quarter.
     pub max_bytes_in_flight: usize,
     /// Reads of the log a second of one account before more get 429; none: no limit.
     pub reads_per_second_per_account: Option<NonZeroU32>,

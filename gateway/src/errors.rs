@@ -22,7 +22,8 @@ const WALK_AGAIN_AFTER: u64 = 5;
 /// Seconds; bodies that arrive and requests in hand end sooner.
 const BYTES_AGAIN_AFTER: u64 = 1;
 
-/// Bad fields that an answer names; the others are counted. A body of a few bytes a field must not have an answer many times as large.
+/// Bad fields that an answer names; the others are counted. A body of a few bytes a field must not have an answer many
+/// times as large.
 const MAX_NAMED_ERRORS: usize = 200;
 
 /// Why a request gets no 2xx.

@@ -1,9 +1,10 @@
 //! Bytes in flight: request bodies that arrive, and answers that wait for their reader.
 //!
-//! Owns the count, for the gateway, each account and each address. A hold grows as bytes arrive, whatever `Content-Length` says, and
-//! ends with the request. INVARIANT: what is held never exceeds a limit. Where one more byte would, whoever stalls loses its place
-//! first, then the largest; the newcomer is refused only if nobody holds more for longer. An ordinary check is small and fast,
-//! so it finds room beside bodies that never end.
+//! Owns the count, for the gateway, each account and each address. A hold grows as bytes arrive, whatever
+//! `Content-Length` says, and ends with the request.
+//! INVARIANT: what is held never exceeds a limit. Where one more byte
+//! would, whoever stalls loses its place first, then the largest; the newcomer is refused only if nobody holds more for
+//! longer. An ordinary check is small and fast, so it finds room beside bodies that never end.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -136,8 +137,8 @@ impl BytesInFlight {
 }
 
 impl Table {
-    /// Who makes room for `mine`, which wants to hold `wanted` bytes: the one that held most for longest without progress, else the
-    /// largest. None: `mine` itself.
+    /// Who makes room for `mine`, which wants to hold `wanted` bytes: the one that held most for longest without
+    /// progress, else the largest. None: `mine` itself.
     fn victim(&self, mine: u64, over: Over, wanted: usize, now: Instant) -> Option<u64> {
         let own = self.holders.get(&mine)?;
         let beside = |other: &Holder| match over {

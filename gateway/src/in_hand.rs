@@ -1,9 +1,8 @@
 //! Requests in hand: what a body becomes once it has arrived, from its parsing to its answer.
 //!
-//! Owns the sum of what such requests may need, estimated by the size of their bodies, for the gateway and each account. Whoever finds
-//! no room waits until others are answered, which is soon, and is refused at its deadline.
-//! INVARIANT: large bodies never take all:
-//! a part is kept for ordinary ones, which need little of it.
+//! Owns the sum of what such requests may need, estimated by the size of their bodies, for the gateway and each
+//! account. Whoever finds no room waits until others are answered, which is soon, and is refused at its deadline.
+//! INVARIANT: large bodies never take all: a part is kept for ordinary ones, which need little of it.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,8 +14,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::in_flight::Over;
 
-/// What a request that is parsed and under evaluation is reckoned to need, as a multiple of its body. It is an estimate of
-/// ordinary large bodies: of the densest lawful ones up to 40 are allowed for each process.
+/// What a request that is parsed and under evaluation is reckoned to need, as a multiple of its body. It is an estimate
+/// of ordinary large bodies: of the densest lawful ones up to 40 are allowed for each process.
 const BYTES_FOR_EACH: usize = 16;
 /// The least that one needs, whatever its body.
 const MIN_BYTES: usize = 4 << 10;

@@ -1,6 +1,7 @@
 //! What the gateway counts, and under which names.
 //!
-//! Owns every name and label. INVARIANT: no label holds text of a caller: a route is its pattern, the rest are words of ours, so the
+//! Owns every name and label.
+//! INVARIANT: no label holds text of a caller: a route is its pattern, the rest are words of ours, so the
 //! number of series is bounded. An issue's code is a word of the policy packs: rules have it as fixed text, and no request can make one.
 //! Where nobody records, counting does nothing.
 

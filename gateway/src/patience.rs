@@ -1,12 +1,13 @@
 //! How long a connection waits for its client, and how far a client may run ahead of what is read.
 //!
-//! The server's own timer covers the first head alone, its keep-alive timer ends with the first byte of the next head, and what is
-//! left of a chunked body is drained without any: half a head, endless chunks or an answer never read would hold a connection for
-//! ever. It also buffers 128 KiB of a connection, and makes any number of requests of them, before anybody asks. Owns that wait and
-//! that window and nothing else: while a request is handled it sets no time, a body's is the handler's.
-//! INVARIANT: between requests the deadline counts from the end of the previous answer and nothing that the client sends moves it but a
-//! complete head; while an answer leaves, only bytes taken move it. A client that is late gets `TimedOut` on its stream, upon which
-//! the server drops the connection.
+//! The server's own timer covers the first head alone, its keep-alive timer ends with the first byte of the next head,
+//! and what is left of a chunked body is drained without any: half a head, endless chunks or an answer never read would
+//! hold a connection for ever. It also buffers 128 KiB of a connection, and makes any number of requests of them,
+//! before anybody asks. Owns that wait and that window and nothing else: while a request is handled it sets no time, a
+//! body's is the handler's.
+//! INVARIANT: between requests the deadline counts from the end of the previous answer and
+//! nothing that the client sends moves it but a complete head; while an answer leaves, only bytes taken move it. A
+//! client that is late gets `TimedOut` on its stream, upon which the server drops the connection.
 
 use std::cell::Cell;
 use std::io;
@@ -25,9 +26,11 @@ use crate::throttle::Seat;
 const POLLS_IN_VAIN: u32 = 1_000;
 /// The longest head, and the most that is read of a body before its handler has taken what came before.
 const MAX_AHEAD_BYTES: usize = 32 << 10;
-/// What is read in one go where a head is looked for: the server makes requests of all that it has, 7 KiB each however small they are.
+/// What is read in one go where a head is looked for: the server makes requests of all that it has, 7 KiB each however
+/// small they are.
 const PIECE_BYTES: usize = 128;
-/// What is read while a request is in hand and nobody asks for more: enough to see that the client is gone, and less than a request.
+/// What is read while a request is in hand and nobody asks for more: enough to see that the client is gone, and less
+/// than a request.
 const AHEAD_BYTES: usize = 16;
 /// What is thrown away in one go, so that the server's buffer does not grow for it.
 const DISCARD_BYTES: usize = 16 << 10;
@@ -74,7 +77,8 @@ struct Wait {
 }
 
 impl Patience {
-    /// Stops the clock; it starts anew when what is returned is dropped, however the request ends. `head` is about the size of its head.
+    /// Stops the clock; it starts again when what is returned is dropped, however the request ends. `head` is about the
+    /// size of its head.
     pub(crate) fn busy(&self, head: usize) -> Busy {
         let wait = &self.0;
         wait.until.set(None);
@@ -99,7 +103,8 @@ impl Patience {
         }
     }
 
-    /// The handler waits for more of the body: all that was read of it is in its hands. `left` is what it knows to be still to come.
+    /// The handler waits for more of the body: all that was read of it is in its hands. `left` is what it knows to be
+    /// still to come.
     pub(crate) fn wants_body(&self, left: Option<usize>) {
         self.0.ahead.set(0);
         // Behind the body the next request may stand: of that no more than ever.
@@ -275,7 +280,7 @@ impl<S> Patient<S> {
     fn in_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         let Some(until) = self.patience.0.until.get() else { return Ok(()) };
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        // A deadline that moved on is not worth touching the timer for: it is set anew when it fires, not with each request.
+        // A deadline that moved on is not worth touching the timer for: it is set again when it fires, not with each request.
         if timer.deadline() > until {
             timer.as_mut().reset(until);
         }

@@ -205,8 +205,8 @@ impl Shelf<'_> {
 
     /// As [`Shelf::decision`], for one that was stored between two times.
     ///
-    /// The times are this gateway's. Where its clock went back, the store's is ahead of it, or the log has later times before earlier ones:
-    /// then the end of the log is searched from the time that the store's clock had.
+    /// The times are this gateway's. Where its clock went back, the store's is ahead of it, or the log has later times
+    /// before earlier ones: then the end of the log is searched from the time that the store's clock had.
     pub(crate) async fn between(
         &self,
         id: RequestId,
@@ -339,8 +339,8 @@ impl Shelf<'_> {
         }
     }
 
-    /// The next lines of every kind that may be shown, as they stand in the log, and where to go on. Of the entry that `behind` names,
-    /// its first lines are through.
+    /// The next lines of every kind that may be shown, as they stand in the log, and where to go on. Of the entry that
+    /// `behind` names, its first lines are through.
     pub(crate) async fn stretch(
         &self,
         seek: Seek,

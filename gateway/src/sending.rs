@@ -1,8 +1,10 @@
 //! The body of an answer on its way out: in small pieces, as fast as its client takes them.
 //!
-//! Owns the pieces and the clock while an answer leaves: whoever takes less than 64 KiB in the time that [`Limits`](crate::patience::Limits)
-//! name is cut. INVARIANT: a request counts as under way until the last piece of its answer is handed on, or the connection is gone;
-//! what the answer holds (turns, bytes) is part of the body, and ends with it.
+//! Owns the pieces and the clock while an answer leaves: whoever takes less than 64 KiB in the time that
+//! [`Limits`](crate::patience::Limits) name is cut.
+//! INVARIANT: a request counts as under way until the last piece of
+//! its answer is handed on, or the connection is gone; what the answer holds (turns, bytes) is part of the body, and
+//! ends with it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -55,10 +55,11 @@ const DISCARD_UNREAD_BODY_FOR: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_secs(4);
 /// Connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 4096;
-/// What the kernel keeps of a connection in each direction; it may take twice as much. By default it is megabytes for who is fast.
+/// What the kernel keeps of a connection in each direction; it may take twice as much. By default it is megabytes for
+/// who is fast.
 const SOCKET_BUFFER_BYTES: usize = 64 << 10;
-/// What the server keeps of an answer that is not taken before it asks for more, and what TLS keeps. Measured with the defaults, an answer
-/// that nobody took held 250 KiB.
+/// What the server keeps of an answer that is not taken before it asks for more, and what TLS keeps. Measured with the
+/// defaults, an answer that nobody took held 250 KiB.
 const WRITE_BUFFER_BYTES: usize = 4 << 10;
 const TLS_BUFFER_BYTES: usize = 8 << 10;
 /// A connection whose last request showed no valid key waits so long for the next.
@@ -319,7 +320,8 @@ fn https(
         .and_then(http.map_err(AcceptError::Service))
 }
 
-fn app(
+/// All that a worker serves, without its connections.
+pub(crate) fn app(
     base_path: &str,
     gate: Option<&Gate>,
 ) -> App<
@@ -415,7 +417,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::config::TlsFiles;
 
-    /// A gate that records nothing, as a worker has it, and hears no notices: whoever asks is asked for anew.
+    /// A gate that records nothing, as a worker has it, and hears no notices: whoever asks is asked for again.
     pub(crate) fn gate(backplane: &Backplane, change: impl FnOnce(&mut GatewayConfig)) -> Gate {
         let tls = TlsFiles { cert: "c".into(), key: "k".into() };
         let mut config = GatewayConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), tls);
@@ -428,20 +430,5 @@ pub(crate) mod tests {
             readers: &Arc::new(Readers::start(config.reads_per_second_per_account, Instant::now()).unwrap()),
         };
         gates(&config, &shared, std::slice::from_ref(backplane), None).remove(0)
-    }
-
-    /// All that a worker serves, without its connections.
-    pub(crate) fn app_of(
-        gate: &Gate,
-    ) -> App<
-        impl ServiceFactory<
-            ServiceRequest,
-            Config = (),
-            Response = ServiceResponse<impl MessageBody + use<>>,
-            Error = Error,
-            InitError = (),
-        > + use<>,
-    > {
-        app("", Some(gate))
     }
 }

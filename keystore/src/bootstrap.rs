@@ -2,7 +2,7 @@
 //!
 //! Owns what an empty keystore makes for itself: an operator's account and key, so that somebody may make the rest. The key's text
 //! is on disk, for its owner alone, before its record is: a crash between leaves a file without a record, and the next start
-//! writes both anew; the other way round nobody could get in. A keystore that holds anything is left alone, for ever.
+//! writes both again; the other way round nobody could get in. A keystore that holds anything is left alone, for ever.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,7 +1,8 @@
 //! Management calls, carried out one after the other on the writer's thread.
 //!
 //! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit; endpoints are in
-//! [`webhooks`]. INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it
+//! [`webhooks`].
+//! INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it
 //! is committed. Blocks for the two fsyncs of a change; new keys are hashed before they come here ([`crate::new_key`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,8 @@ use crate::writer::NoAnswer;
 
 pub(crate) mod webhooks;
 
-/// A repeated revocation is told again for so long: it is as long as a gateway trusts what it was told before the first one.
+/// A repeated revocation is told again for so long: it is as long as a gateway trusts what it was told before the first
+/// one.
 const REPEAT_TTL: SignedDuration = SignedDuration::from_secs(60);
 /// Accounts in one page of the exporter's.
 const RETENTIONS: usize = 1_000;
@@ -223,8 +225,8 @@ impl Desk {
         Ok((created(key, record), changed(&old)))
     }
 
-    /// A repeated revocation is told again while its first notice, if nobody heard it, may matter. Each notice costs the account's
-    /// other keys a question, so later nobody is told.
+    /// A repeated revocation is told again while its first notice, if nobody heard it, may matter. Each notice costs
+    /// the account's other keys a question, so later nobody is told.
     pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<(Revoked, Option<Changed>), Undone> {
         let now = self.now();
         let caller = standing(self.vault.store(), &call.caller, now)?;
@@ -256,8 +258,8 @@ impl Desk {
         account.caps = call.caps.of(account.caps);
         self.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, plan = account.plan.as_str(), days = account.retention(), by = %caller.key_id, "account changed");
-        // Gateways know an account by its keys. A notice doubts all keys of the account that it names (ADR 0003), whichever key
-        // it names, so that one is enough.
+        // Gateways know an account by its keys. A notice doubts all keys of the account that it names (ADR 0003),
+        // whichever key it names, so that one is enough.
         let changed = KeyChanged { account: account.id.clone(), key_id: caller.key_id };
         Ok((account, Changed::Key(changed)))
     }

@@ -59,7 +59,7 @@ pub enum OpenError {
         /// What is wrong with which file.
         why: String,
     },
-    /// What was put aside or written anew could not be.
+    /// What was put aside or written again could not be.
     #[error("the data directory `{}` cannot be repaired: {what}", .dir.display())]
     Repair {
         /// The data directory.

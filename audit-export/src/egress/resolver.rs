@@ -92,7 +92,7 @@ impl Names {
 }
 
 impl Dns {
-    /// The resolver, made anew if a file changed.
+    /// The resolver, made again if a file changed.
     async fn current(&self) -> Option<Arc<TokioResolver>> {
         let mut loaded = self.loaded.lock().await;
         if loaded.looked_at.elapsed() >= RELOAD_INTERVAL {
@@ -138,7 +138,7 @@ fn load(name_servers: &[SocketAddr]) -> Option<Arc<TokioResolver>> {
     // One refused address refuses the host, so all of them are asked for.
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     options.use_hosts_file = ResolveHosts::Always;
-    // A name is looked up anew at every attempt: a host that moved must be found, and one that moved inside refused.
+    // A name is looked up again at every attempt: a host that moved must be found, and one that moved inside refused.
     options.cache_size = 0;
     options.max_active_requests = 256;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());

@@ -1,8 +1,10 @@
 //! The file behind the embedded log and ledger: one redb database, or memory for tests.
 //!
-//! Owns opening it, reading on threads of its own (`threads`), and opening it again after the disk failed: redb refuses all work after a
-//! failed write until then. `writer` has the one thread that writes. Positions are microseconds since the epoch, made unique: an entry carries its time.
-//! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is there as a whole or not at all.
+//! Owns opening it, reading on threads of its own (`threads`), and opening it again after the disk failed: redb refuses
+//! all work after a failed write until then. `writer` has the one thread that writes. Positions are microseconds since
+//! the epoch, made unique: an entry carries its time.
+//! INVARIANT: a transaction that returned `Ok` is on disk; one that
+//! failed is there as a whole or not at all.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -181,7 +183,7 @@ impl Core {
         Self { path: None, open: Mutex::new(open) }
     }
 
-    /// Does something with the open database, or with the file opened anew; after a failure it is closed.
+    /// Does something with the open database, or with the file opened again; after a failure it is closed.
     pub(super) fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
         let database = self.database()?;
         let done = catch_unwind(AssertUnwindSafe(|| work(&database)));
@@ -194,7 +196,7 @@ impl Core {
         Err(failure)
     }
 
-    /// The open one, or the file opened anew after a failure.
+    /// The open one, or the file opened again after a failure.
     fn database(&self) -> Result<Arc<Database>, Failure> {
         let mut slot = self.lock();
         if let Some(database) = &*slot {

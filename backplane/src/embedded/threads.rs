@@ -1,7 +1,8 @@
 //! Threads that read the file: few, and apart from those of everything else that blocks in this process.
 //!
-//! Owns two lanes: what a check waits for never stands behind somebody's download, and long reads give way where cores are scarce.
-//! What waits is bounded; what nobody waits for any more when its turn comes is not begun. A reader that fails tells its own caller only.
+//! Owns two lanes: what a check waits for never stands behind somebody's download, and long reads give way where cores
+//! are scarce. What waits is bounded; what nobody waits for any more when its turn comes is not begun. A reader that
+//! fails tells its own caller only.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -182,7 +182,7 @@ impl Connection {
     }
 
     /// The number of the connection on which an append may be believed: an acknowledgement on a later one is of a server that may
-    /// have started anew meanwhile.
+    /// have started again meanwhile.
     async fn trusted(&self, deadline: Instant) -> Result<u64, String> {
         let connects = self.link.connects();
         self.link.sync.check(connects, deadline).await?;

@@ -117,8 +117,8 @@ impl Hearing for Heard {
     }
 }
 
-/// Resolves when a gap is owed for notices whose time cannot be right, and the last such gap was a while ago: somebody may have kept old ones
-/// to send them again and again.
+/// Resolves when a gap is owed for notices whose time cannot be right, and the last such gap was a while ago: somebody
+/// may have kept old ones to send them again and again.
 async fn stale_gap(owed: bool, last: Option<Instant>) {
     if !owed {
         return std::future::pending().await;

@@ -22,7 +22,8 @@ type Answer = Result<Bytes, AskError>;
 /// Tells the genuine answer from others.
 pub(super) type Check = Arc<dyn Fn(&Message) -> bool + Send + Sync>;
 
-/// Anybody can say that nobody serves a subject. One who waits for a genuine answer gives it so much time to come all the same.
+/// Anybody can say that nobody serves a subject. One who waits for a genuine answer gives it so much time to come all
+/// the same.
 const NO_RESPONDERS_GRACE: Duration = Duration::from_millis(250);
 
 /// Those who wait on one connection.

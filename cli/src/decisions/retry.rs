@@ -31,7 +31,7 @@ impl Retry {
         self.has_answered = true;
     }
 
-    /// Something was achieved: pauses begin anew.
+    /// Something was achieved: pauses begin again.
     pub(super) fn advanced(&mut self, now: Instant) {
         (self.since, self.delay) = (now, MIN_RETRY_DELAY);
     }

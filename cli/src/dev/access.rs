@@ -32,7 +32,7 @@ pub(super) struct Access {
 /// Finds or makes the account and its key.
 pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Result<Access> {
     let keystore = Keystore { backplane };
-    // A torn or foreign dev.json is only a lost hint: it is written anew.
+    // A torn or foreign dev.json is only a lost hint: it is written again.
     let last = DevFile::read(data_dir).ok().flatten();
     let (operator_key, operator) = operator(&keystore, data_dir, last.as_ref()).await?;
     let file = data_dir.join(API_KEY_FILE);

@@ -120,7 +120,8 @@ impl Actions {
         self.words.is_empty() && !self.any
     }
 
-    /// Whether one of them means this side effect or tool: equal, or equal to or a prefix of one of its parts, or the other way.
+    /// Whether one of them means this side effect or tool: equal, or equal to or a prefix of one of its parts, or the
+    /// other way.
     fn cover(&self, subject: &Word) -> bool {
         let Some(subject) = subject.known().filter(|_| !self.any) else { return true };
         let means = |part: &str| {

@@ -1,8 +1,8 @@
 //! What a request's constraints come to: every recognised name once, each limit at its strictest.
 //!
-//! Owns the merging of constraints that are declared more than once: lists are intersected (all must hold), of two numbers the
-//! smaller counts. A window that the pack does not define is a bad field. Lists are merged into sets while they are read, so that
-//! nothing later compares each entry with each other one.
+//! Owns the merging of constraints that are declared more than once: lists are intersected (all must hold), of two
+//! numbers the smaller counts. A window that the pack does not define is a bad field. Lists are merged into sets while
+//! they are read, so that nothing later compares each entry with each other one.
 
 use std::collections::{BTreeSet, HashSet};
 

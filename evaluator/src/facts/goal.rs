@@ -38,8 +38,8 @@ fn is_mark(c: char) -> bool {
     matches!(c, '\u{300}'..='\u{36f}' | '\u{e31}'..='\u{e3a}' | '\u{e47}'..='\u{e4e}' | '\u{900}'..='\u{dff}' | '\'' | '’')
 }
 
-/// The text with a blank wherever the phrase stands: anywhere in a script without spaces, else between word boundaries. Nothing where
-/// it does not stand at all.
+/// The text with a blank wherever the phrase stands: anywhere in a script without spaces, else between word boundaries.
+/// Nothing where it does not stand at all.
 fn without(text: &str, phrase: &str) -> Option<String> {
     let bounded = !phrase.chars().any(is_unspaced);
     let mut places = text.match_indices(phrase).map(|(at, _)| at).filter(|&at| {

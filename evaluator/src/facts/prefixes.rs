@@ -1,7 +1,7 @@
 //! Sets of texts that are asked for by prefix.
 //!
-//! Owns the search: a set is sorted once, and then each question costs a few comparisons, however many entries it has. So a request
-//! with long lists and many targets costs their sum and not their product.
+//! Owns the search: a set is sorted once, and then each question costs a few comparisons, however many entries it has.
+//! So a request with long lists and many targets costs their sum and not their product.
 
 /// Texts of which none is a prefix of another, sorted.
 #[derive(Debug, Default, Clone)]

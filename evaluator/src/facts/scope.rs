@@ -1,6 +1,7 @@
 //! Scopes: whether targets, servers, tenants and tools lie inside what the request allows itself.
 //!
-//! Owns the comparison of names with lists; how targets are compared is `target`'s. Nothing that mixes scripts lies inside anything.
+//! Owns the comparison of names with lists; how targets are compared is `target`'s. Nothing that mixes scripts lies
+//! inside anything.
 
 use std::collections::HashSet;
 

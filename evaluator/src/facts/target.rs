@@ -1,8 +1,8 @@
 //! Targets and scopes as paths: the one plain form in which they are compared.
 //!
-//! Owns the reading of contract section 2: `\` is `/`, one percent-decoding, `.` and `..` segments removed. What some other reader
-//! could still understand otherwise then (`%2e` again, `..;`, an invalid escape, `{…}`, a query) is in no plain form: as a target it
-//! lies outside, as a scope it holds nothing.
+//! Owns the reading of contract section 2: `\` is `/`, one percent-decoding, `.` and `..` segments removed. What some
+//! other reader could still understand otherwise then (`%2e` again, `..;`, an invalid escape, `{…}`, a query) is in no
+//! plain form: as a target it lies outside, as a scope it holds nothing.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -54,7 +54,8 @@ impl Scope {
         Self { exact, below: Prefixes::of(below) }
     }
 
-    /// What lies in every one of several scopes; none where there are none. Two by two, so that the work is that of sorting all entries.
+    /// What lies in every one of several scopes; none where there are none. Two by two, so that the work is that of
+    /// sorting all entries.
     pub(super) fn of_all(lists: &[Vec<Word>]) -> Option<Self> {
         let mut scopes: Vec<Self> = lists.iter().map(|list| Self::of(list)).collect();
         while scopes.len() > 1 {
@@ -95,7 +96,8 @@ impl Scope {
 enum Stem {
     /// Any text that begins so.
     Prefix(String),
-    /// `scheme://host`: the host alone, and what lies below it. `https://a.example*` must not hold `https://a.example.evil.io`.
+    /// `scheme://host`: the host alone, and what lies below it. `https://a.example*` must not hold
+    /// `https://a.example.evil.io`.
     Host(String),
 }
 
@@ -144,8 +146,8 @@ fn unescaped(text: &str) -> Option<Cow<'_, str>> {
     Some(if decoded.contains('\\') { Cow::Owned(decoded.replace('\\', "/")) } else { decoded })
 }
 
-/// Decoded once. Nothing for an invalid escape, for bytes that are no UTF-8, for what a second decoding would change, and for letters
-/// that are not in normal form.
+/// Decoded once. Nothing for an invalid escape, for bytes that are no UTF-8, for what a second decoding would change,
+/// and for letters that are not in normal form.
 fn percent_decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut pieces = text.split('%');
@@ -173,7 +175,8 @@ fn is_escape(behind: &str) -> bool {
     }
 }
 
-/// The path without empty, `.` and `..` segments; nothing when it climbs above its root or has a segment that may mean another one.
+/// The path without empty, `.` and `..` segments; nothing when it climbs above its root or has a segment that may mean
+/// another one.
 fn path_of(text: &str) -> Option<String> {
     let (root, rest) = match split_scheme(text) {
         Some((scheme, rest)) => {

@@ -1,7 +1,8 @@
 //! The shape of Cedar's texts, before they are parsed: where each rule begins, how deep it is nested, how long it is.
 //!
-//! Owns the bounds. Cedar's parser and validator go down into an expression level by level: what is nested too deep would end the
-//! process, and each rule is asked for each check that its trigger lets through. Strings and comments are passed over.
+//! Owns the bounds. Cedar's parser and validator go down into an expression level by level: what is nested too deep
+//! would end the process, and each rule is asked for each check that its trigger lets through. Strings and comments are
+//! passed over.
 
 use super::fault::Fault;
 

@@ -221,7 +221,8 @@ impl Runs {
     ) -> Result<Counted, RunError> {
         // One run is of one account.
         let Some(question) = batch.last().map(|check| check.request()) else { return Ok(Counted::Already) };
-        // A gateway that knows of no cap cannot read `TooManyRuns` either. One of its checks lifts the cap for those beside it.
+        // A gateway that knows of no cap cannot read `TooManyRuns` either. One of its checks lifts the cap for those
+        // beside it.
         let capped = batch.iter().all(|check| check.request().max_runs.is_some());
         let limit = question.max_runs.filter(|_| capped).unwrap_or(UNLIMITED);
         if limit >= UNLIMITED || state.counts_on(day_of(now)) {

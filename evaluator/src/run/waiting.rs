@@ -1,7 +1,9 @@
 //! Runs that a shard has in hand, and the checks that wait for their turn at one of them.
 //!
-//! Owns the bounds, of which one account has a quarter: the ledger may hang for the runs of one, and those of others must still be
-//! taken. What is beyond is given back, to be refused at once. INVARIANT: an account that has nothing here is not counted.
+//! Owns the bounds, of which one account has a quarter: the ledger may hang for the runs of one, and those of others
+//! must still be taken. What is beyond is given back, to be refused at once.
+//! INVARIANT: an account that has nothing
+//! here is not counted.
 
 use std::collections::HashMap;
 
@@ -121,22 +123,7 @@ fn total_bytes<T: Waiting>(checks: &[T]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Debug, PartialEq, Eq)]
-    struct Item(AccountId, usize);
-
-    impl Waiting for Item {
-        fn account(&self) -> &AccountId {
-            &self.0
-        }
-        fn bytes(&self) -> usize {
-            self.1
-        }
-    }
-
-    fn item(account: &str, bytes: usize) -> Item {
-        Item(AccountId::parse(account).unwrap(), bytes)
-    }
+    use crate::turns::tests::{Item, item};
 
     /// Opens so many runs of an account.
     fn open(runs: &mut WaitingRuns<Item>, account: &str, count: usize) {

@@ -98,7 +98,8 @@ const MOST_TELLING: usize = 24;
 const LEAST_AFTER_EQUALS: usize = 4;
 const LEAST_AFTER_COLON: usize = 6;
 
-/// The values of one text. Names may stand within each other's values (`secret=secret=…`): where a value ends is looked for once.
+/// The values of one text. Names may stand within each other's values (`secret=secret=…`): where a value ends is looked
+/// for once.
 pub(super) struct Values<'t> {
     text: &'t str,
     /// The last value without quotes.
@@ -212,7 +213,8 @@ pub(super) fn is_no_placeholder(text: &str) -> bool {
     is_value(text, 1)
 }
 
-/// What a member's name tells of, if it tells of a secret. Takes time for the name: ask once for all that is in the member.
+/// What a member's name tells of, if it tells of a secret. Takes time for the name: ask once for all that is in the
+/// member.
 pub(super) fn secret_name(name: &str) -> Option<&'static str> {
     let plain = stage0_contract::plain(name);
     let squeezed: String = plain.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();

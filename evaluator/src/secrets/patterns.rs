@@ -1,9 +1,9 @@
 //! The forms of secrets that are known by their looks.
 //!
-//! Owns one table of kinds and patterns and the two ways of asking it: which of the patterns are worth a look, and where they find
-//! what. Each pattern is a search of its own: one automaton of all of them has so many states that a text of random letters makes it
-//! five hundred times slower. Patterns have no nested repetition, and what follows a name is read once, however many names stand
-//! before it: finding everything is linear in the text.
+//! Owns one table of kinds and patterns and the two ways of asking it: which of the patterns are worth a look, and
+//! where they find what. Each pattern is a search of its own: one automaton of all of them has so many states that a
+//! text of random letters makes it five hundred times slower. Patterns have no nested repetition, and what follows a
+//! name is read once, however many names stand before it: finding everything is linear in the text.
 
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -118,8 +118,8 @@ impl Detector {
         Suspects(more.fold(known.0, |bits, (index, _)| bits | (1 << index)))
     }
 
-    /// The kind of the first secret that these rows find in the text, raw or normalised. A search of few rows is for many short texts:
-    /// each row that finds where and what allocates. Means nothing once `limit` is reached.
+    /// The kind of the first secret that these rows find in the text, raw or normalised. A search of few rows is for
+    /// many short texts: each row that finds where and what allocates. Means nothing once `limit` is reached.
     pub(super) fn kind(&self, text: &str, suspects: Suspects, limit: TimeLimit) -> Option<&'static str> {
         let Some(forms) = &self.0 else { return Some("unknown") };
         let kind = |text: &str| {
@@ -140,7 +140,8 @@ impl Detector {
         }
     }
 
-    /// Every secret that these rows find in the text as it stands, with its kind; not all of them once `limit` is reached.
+    /// Every secret that these rows find in the text as it stands, with its kind; not all of them once `limit` is
+    /// reached.
     pub(super) fn hits<'t>(
         &'t self,
         text: &'t str,
@@ -151,9 +152,9 @@ impl Detector {
         forms.map(|(_, form)| form).flat_map(move |form| form.secrets(text, limit).map(move |hit| (form.kind, hit)))
     }
 
-    /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows without a
-    /// space or a quote goes with it, after the name of a passphrase the rest of the line. What overlaps is cut out as one. Means nothing
-    /// once `limit` is reached.
+    /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows
+    /// without a space or a quote goes with it, after the name of a passphrase the rest of the line. What overlaps is
+    /// cut out as one. Means nothing once `limit` is reached.
     pub(super) fn replace(&self, text: &str, suspects: Suspects, limit: TimeLimit) -> String {
         if self.0.is_none() {
             return REDACTED.to_owned();

@@ -1,7 +1,8 @@
 //! Memory and copying grow with the bytes of a request and with nothing else, whatever stands in them.
 //!
-//! Counts what the test's own thread allocates, so a machine's speed makes no difference: what a check takes at its peak and in all
-//! stays below a fixed number of times its body, at one size and at twice that size, for texts that are made to be dear.
+//! Counts what the test's own thread allocates, so a machine's speed makes no difference: what a check takes at its
+//! peak and in all stays below a fixed number of times its body, at one size and at twice that size, for texts that are
+//! made to be dear.
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -31,7 +32,8 @@ const MAX_PEAK: usize = 40;
 const MAX_TOTAL: usize = 1_000;
 /// What a check takes however small it is.
 const BASE_BYTES: usize = 400_000;
-/// What each JSON value takes beside its bytes, at the peak and in all. At most 50,000 values are a third of what a megabyte may take.
+/// What each JSON value takes beside its bytes, at the peak and in all. At most 50,000 values are a third of what a
+/// megabyte may take.
 const VALUE_BYTES: [usize; 2] = [350, 6_000];
 
 const NOW: i64 = 1_773_662_400;
@@ -71,7 +73,8 @@ fn cost(body: &[u8]) -> (Taken, Taken) {
     })
 }
 
-/// Texts that are dear to somebody who reads them twice: forms of secrets, separators, and what grows when it is normalised.
+/// Texts that are dear to somebody who reads them twice: forms of secrets, separators, and what grows when it is
+/// normalised.
 const UNITS: [&str; 66] = [
     "secret=",
     "secret=\"",

@@ -1,8 +1,8 @@
 //! Requests per second: of an address, counted before the key is looked at, or of an account.
 //!
-//! Owns one bucket for each of them: a second's worth of requests fits in, and it fills evenly. A bucket is one number, the instant
-//! at which it is full again (the "generic cell rate algorithm" of ITU-T I.371), so counting is one atomic step and holds no lock.
-//! Whoever was forgotten starts with a full bucket, as one has after a second without requests.
+//! Owns one bucket for each of them: a second's worth of requests fits in, and it fills evenly. A bucket is one number,
+//! the instant at which it is full again (the "generic cell rate algorithm" of ITU-T I.371), so counting is one atomic
+//! step and holds no lock. Whoever was forgotten starts with a full bucket, as one has after a second without requests.
 
 use std::hash::Hash;
 use std::num::NonZeroU32;

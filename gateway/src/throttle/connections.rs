@@ -1,10 +1,12 @@
 //! Open connections, all of them and for each address.
 //!
-//! Owns the table, shared by all workers: a connection counts from its place until its stream is dropped or it is evicted. The
-//! peer counts and not what a request's header says, as there is no request yet; proxies that are trusted, and balancers for themselves,
-//! have no limit and are not evicted. INVARIANT: there are never more than `total`. Where one more would exceed a limit, one that waits
-//! for its client gives way (`slot` says which states these are, [`Group::victim`] which one), so that a flood takes nobody's place
-//! but its own; whoever finds none to evict is closed.
+//! Owns the table, shared by all workers: a connection counts from its place until its stream is dropped or it is
+//! evicted. The peer counts and not what a request's header says, as there is no request yet; proxies that are trusted,
+//! and balancers for themselves, have no limit and are not evicted.
+//! INVARIANT: there are never more than `total`. Where
+//! one more would exceed a limit, one that waits for its client gives way (`slot` says which states these are,
+//! [`Group::victim`] which one), so that a flood takes nobody's place but its own; whoever finds none to evict is
+//! closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, IoSlice};
@@ -23,8 +25,9 @@ use crate::address::{ClientNet, TrustedProxies};
 use crate::metrics::{self, Throttle};
 use crate::proxy_protocol::Peer;
 
-/// A handshake without client certificates takes some 2 KiB of the client's bytes; TLS would buffer 64 KiB of one that never ends. What
-/// is read before it is known to be done may hold the first record of the first request too, which has up to 16 KiB.
+/// A handshake without client certificates takes some 2 KiB of the client's bytes; TLS would buffer 64 KiB of one that
+/// never ends. What is read before it is known to be done may hold the first record of the first request too, which has
+/// up to 16 KiB.
 const MAX_HANDSHAKE_BYTES: usize = 40 << 10;
 /// A connection that has shown no key within this time is not about to.
 const STRANGER_GRACE: Duration = Duration::from_secs(2);
@@ -146,7 +149,8 @@ impl Open {
         Some(id)
     }
 
-    /// Who gives way to a connection of another address: a stranger that stays one, else one of the address that has most.
+    /// Who gives way to a connection of another address: a stranger that stays one, else one of the address that has
+    /// most.
     fn victim(&self, now: Instant) -> Option<(u64, ClientNet)> {
         let gives_way = |id: u64, client: ClientNet| {
             let slot = self.groups.get(&client)?.0.get(&id)?;
@@ -190,8 +194,9 @@ impl Open {
 }
 
 impl Group {
-    /// Of the connections that wait for their client: the oldest that has shown no key for a while; else, of the account with most
-    /// connections, the one that was used least lately; else, where more have shown no key yet than any account has, the oldest of those.
+    /// Of the connections that wait for their client: the oldest that has shown no key for a while; else, of the
+    /// account with most connections, the one that was used least lately; else, where more have shown no key yet than
+    /// any account has, the oldest of those.
     fn victim(&self, now: Instant) -> Option<u64> {
         let waiting = || self.0.iter().filter(|(_, slot)| slot.waits_for_client());
         let stranger = waiting().find(|(_, slot)| slot.account().is_none() && slot.age(now) >= STRANGER_GRACE);

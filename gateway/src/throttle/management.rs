@@ -2,8 +2,8 @@
 //!
 //! Owns buckets that hold a minute's worth of calls and fill evenly (the "generic cell rate algorithm" of ITU-T I.371).
 //! Revocations have buckets of their own, likewise of the key and of the account: a key that floods with anything else
-//! can still be revoked, also by itself, and so can the keys that it made. Of this gateway alone and in bounded memory: a bucket that is forgotten is a full
-//! one.
+//! can still be revoked, also by itself, and so can the keys that it made. Of this gateway alone and in bounded memory:
+//! a bucket that is forgotten is a full one.
 
 use std::hash::Hash;
 use std::num::NonZeroU32;

@@ -1,7 +1,7 @@
 //! Certificates for a developer's machine: a local CA and a certificate for localhost, made once and shared.
 //!
 //! Owns a directory with `ca.pem`, `ca.key`, `server.pem` and `server.key` (keys 0600). Several gateways may start on it at the same
-//! time: a file lock lets one make the files, the others use them. The server's certificate is made anew before it ends.
+//! time: a file lock lets one make the files, the others use them. The server's certificate is made again before it ends.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io;

@@ -114,7 +114,7 @@ async fn counters_smaller_and_larger_than_the_truth() {
     // Nobody sees the difference, and there is none; two names are none that anybody can count by.
     assert_eq!(verdict("small\u{200b}", "max_iterations: 2", json!({})).await, "DEFER");
     assert_eq!(verdict("fresh", "max_iterations: 2", json!({"loop_state": {"run_id": "small"}})).await, "DEFER");
-    // Another run, or another account, starts anew.
+    // Another run, or another account, starts again.
     assert_eq!(verdict("other", "max_iterations: 1", json!({})).await, "ALLOW");
     let (_, key, _) = stack.operator.account("b", None, &["check"]).await;
     let answer = stack.api.with_key(&key).check(&check("other", "max_iterations: 1", json!({}))).await.expect(200);

@@ -1,8 +1,8 @@
 //! Live messages: questions, their answers, and notices. Each carries a MAC for each role that is meant.
 //!
-//! Owns what a MAC covers of each kind and in which order a message is judged: who says it and to whom, then the proof, then its time, and
-//! last whether it was heard before; so nothing that anybody may send moves what is remembered. Whether what is not authenticated is taken
-//! is the parent's.
+//! Owns what a MAC covers of each kind and in which order a message is judged: who says it and to whom, then the proof,
+//! then its time, and last whether it was heard before; so nothing that anybody may send moves what is remembered.
+//! Whether what is not authenticated is taken is the parent's.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};

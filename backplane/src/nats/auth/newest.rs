@@ -1,7 +1,8 @@
 //! The newest record of each subject that this process saw or wrote, so that an older one is none.
 //!
-//! Judged by what a record's MAC covers (the revision that it replaced, and its time) and not by the sequence that comes
-//! with an answer, which whoever answers in the server's place can choose. Bounded: the longest unused are forgotten.
+//! Judged by what a record's MAC covers (the revision that it replaced, and its time) and not by the sequence that
+//! comes with an answer, which whoever answers in the server's place can choose. Bounded: the longest unused are
+//! forgotten.
 
 use std::collections::HashMap;
 
@@ -26,7 +27,7 @@ pub(super) struct NewestRecords {
 }
 
 impl Newest {
-    /// Whether the other is the same, a later one, or the first of a record that was made anew.
+    /// Whether the other is the same, a later one, or the first of a record that was made again.
     pub(super) fn may_precede(&self, other: &Self) -> bool {
         let same = other.proof == self.proof;
         same || other.replaced > self.replaced || (other.replaced == 0 && other.at > self.at)

@@ -1,8 +1,8 @@
 //! Which messages were heard before: ids are remembered until the message could not be believed any more for its age.
 //!
-//! INVARIANT: an id is forgotten only when its message is too old anyway, by the wall's clock and by one that nobody sets. When there is no room, what is new is refused
-//! instead: memory is bounded and nothing is heard twice. Only what was authenticated gets here, so nobody else can
-//! fill it.
+//! INVARIANT: an id is forgotten only when its message is too old anyway, by the wall's clock and by one that nobody
+//! sets. When there is no room, what is new is refused instead: memory is bounded and nothing is heard twice. Only what
+//! was authenticated gets here, so nobody else can fill it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};

@@ -11,7 +11,7 @@ use stage0_contract::{InstanceSeen, Role};
 
 /// So long each role must have been heard.
 const HEARD_FOR: Duration = Duration::from_secs(30);
-/// A role that was silent for longer begins anew.
+/// A role that was silent for longer begins again.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 
 /// Which roles were heard to authenticate: since when, and last.
