@@ -79,6 +79,8 @@ struct Held {
     looked_at: Instant,
     /// Before then the rate limit lets nothing go.
     paced_until: Instant,
+    /// The rate limit holds something back that is due.
+    held_back: bool,
     /// Since then the log cannot be read: what else is due is not known.
     unread_since: Option<Timestamp>,
     seat: Seat,
@@ -162,6 +164,7 @@ impl Courier {
             stored_at: now,
             looked_at: now.checked_sub(LOOK_EVERY).unwrap_or(now),
             paced_until: now,
+            held_back: false,
             unread_since: None,
             seat: self.shared.lag.sit(),
         };
@@ -245,8 +248,7 @@ impl Courier {
             .cursor
             .next_due(now)
             .map_or(LOOK_EVERY, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-        let paced = held.paced_until.saturating_duration_since(Instant::now());
-        let paced = if paced.is_zero() { LOOK_EVERY } else { paced };
+        let paced = pace(held.held_back, held.paced_until, Instant::now());
         let store = if held.changed { STORE_EVERY } else { RENEW_AFTER };
         due.min(paced).min(store.saturating_sub(held.stored_at.elapsed())).min(LOOK_EVERY).max(Duration::from_millis(1))
     }
@@ -258,30 +260,28 @@ impl Courier {
         let now = self.shared.clock.now();
         let due = held.cursor.due(now).filter(|open| !held.aloft.contains(&open.sequence));
         let due: Vec<_> = due.take(room).cloned().collect();
+        held.held_back = false;
         for open in due {
             if let Some(rate) = endpoint.webhook.rate_limit {
                 let now = Instant::now();
-                if held.paced_until > now {
+                held.held_back = held.paced_until > now;
+                if held.held_back {
                     return;
                 }
                 held.paced_until = now + Duration::from_secs(1) / rate.max(1);
             }
-            let body = match held.bodies.remove(&open.sequence) {
-                Some(body) => body,
-                None => match self.read_again(endpoint, &open).await {
-                    Ok(Some(body)) => body,
-                    Ok(None) => {
-                        metrics::expired();
-                        tracing::info!(request_id = open.request_id(), webhook = %endpoint.webhook.id, event = open.event, "event is gone from the log and is not delivered");
-                        held.cursor.gone(open.sequence);
-                        held.changed = true;
-                        continue;
-                    }
-                    Err(error) => {
-                        self.pause("log cannot be read", &error);
-                        return;
-                    }
-                },
+            if !held.bodies.contains_key(&open.sequence)
+                && let Err(error) = self.read_again(held, endpoint, &open).await
+            {
+                self.pause("log cannot be read", &error);
+                return;
+            }
+            let Some(body) = held.bodies.remove(&open.sequence) else {
+                metrics::expired();
+                tracing::info!(request_id = open.request_id(), webhook = %endpoint.webhook.id, event = open.event, "event is gone from the log and is not delivered");
+                held.cursor.gone(open.sequence);
+                held.changed = true;
+                continue;
             };
             held.aloft.insert(open.sequence);
             let (shared, webhook) = (Arc::clone(&self.shared), endpoint.clone());
@@ -342,7 +342,9 @@ impl Courier {
             tracing::info!("attempts are given up and made again by whoever serves the endpoint next");
         }
         // A hold that is not given back ends by itself.
-        let _ = self.store(&mut held, false).await;
+        if matches!(self.store(&mut held, false).await, Step::GoOn) {
+            tracing::info!(webhook = %self.endpoint.borrow().webhook.id, "endpoint is free for another worker");
+        }
     }
 
     fn pause(&self, what: &'static str, error: &(dyn std::error::Error + 'static)) -> Duration {
@@ -356,6 +358,11 @@ pub(crate) fn key(id: &WebhookId) -> String {
     format!("cursor.{id}")
 }
 
+/// How long the rate limit has the courier wait: not at all once the moment has passed for what it holds back.
+fn pace(held_back: bool, until: Instant, now: Instant) -> Duration {
+    if held_back { until.saturating_duration_since(now) } else { LOOK_EVERY }
+}
+
 /// Between 0 and 1; without randomness, the middle.
 fn random() -> f64 {
     getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
@@ -364,4 +371,19 @@ fn random() -> f64 {
 /// A name for a worker or a replay.
 pub(crate) fn new_id() -> Uuid {
     Uuid::now_v7()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen: storing the cursor took longer than the pace, and each event then waited for the next look.
+    #[test]
+    fn what_a_rate_limit_held_back_goes_as_soon_as_it_may() {
+        let now = Instant::now();
+        let later = now + Duration::from_millis(10);
+        assert_eq!(pace(true, later, now), Duration::from_millis(10));
+        assert_eq!(pace(true, now, later), Duration::ZERO);
+        assert_eq!(pace(false, now, later), LOOK_EVERY);
+    }
 }

@@ -2,7 +2,6 @@
 //!
 //! Owns the seeking. What may not be shown any more is passed over. A piece of log that cannot be read is read again later.
 
-use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::{Chunk, Entry, Position, ReadError, Seek, Which};
 use stage0_contract::Endpoint;
@@ -70,16 +69,26 @@ impl Courier {
         Ok(true)
     }
 
-    /// The body of an event that was read before; none when it is gone.
-    pub(super) async fn read_again(&self, endpoint: &Endpoint, open: &Open) -> Result<Option<Bytes>, ReadError> {
+    /// Reads the bodies of an event that is due and of the others of its entry that are; one that has none afterwards
+    /// is gone.
+    pub(super) async fn read_again(&self, held: &mut Held, endpoint: &Endpoint, open: &Open) -> Result<(), ReadError> {
         let before = Position(open.at.position.saturating_sub(1));
         let (log, account) = (&self.shared.backplane.log, &endpoint.webhook.account);
         let chunk = log.read(account, Which::All, Seek::After(before), 1, Shared::soon()).await?;
-        let entry = chunk.entries.first().filter(|entry| entry.position.0 == open.at.position);
-        let line = entry.and_then(|entry| entry.lines().nth(open.at.lines));
+        let Some(entry) = chunk.entries.first().filter(|entry| entry.position.0 == open.at.position) else {
+            return Ok(());
+        };
+        let lines: Vec<_> = entry.lines().collect();
         let now = self.shared.clock.now();
-        let event = line.and_then(|line| Event::of(line, now, horizon(endpoint, now)));
-        Ok(event.map(|event| event.body(open.sequence)))
+        let horizon = horizon(endpoint, now);
+        let here = |other: &&Open| other.at.position == open.at.position && !held.aloft.contains(&other.sequence);
+        for open in held.cursor.due(now).filter(here) {
+            let event = lines.get(open.at.lines).and_then(|line| Event::of(line, now, horizon));
+            if let Some(event) = event.filter(|event| event.id == open.event) {
+                held.bodies.insert(open.sequence, event.body(open.sequence));
+            }
+        }
+        Ok(())
     }
 
     /// Takes in the replays that were asked for meanwhile: they leave the ledger only after the cursor that has them is stored.
