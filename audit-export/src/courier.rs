@@ -257,8 +257,8 @@ impl Courier {
     async fn launch(&mut self, held: &mut Held, endpoint: &Endpoint) {
         let most = if held.cursor.is_failing() { CONCURRENCY_FAILING } else { CONCURRENCY };
         let room = most.saturating_sub(held.aloft.len());
-        let now = self.shared.clock.now();
-        let due = held.cursor.due(now).filter(|open| !held.aloft.contains(&open.sequence));
+        let due_at = self.shared.clock.now();
+        let due = held.cursor.due(due_at).filter(|open| !held.aloft.contains(&open.sequence));
         let due: Vec<_> = due.take(room).cloned().collect();
         held.held_back = false;
         for open in due {
@@ -271,7 +271,7 @@ impl Courier {
                 held.paced_until = now + Duration::from_secs(1) / rate.max(1);
             }
             if !held.bodies.contains_key(&open.sequence)
-                && let Err(error) = self.read_again(held, endpoint, &open).await
+                && let Err(error) = self.read_again(held, endpoint, &open, due_at).await
             {
                 self.pause("log cannot be read", &error);
                 return;

@@ -225,7 +225,8 @@ impl Cursor {
         }
     }
 
-    /// Whoever enabled a disabled endpoint thinks that it works: what waits is tried at once, and its failures count again.
+    /// An endpoint that was enabled again is taken to work: what waits is tried at once, and failures are counted from
+    /// zero.
     pub(crate) fn enabled_again(&mut self) {
         if !std::mem::take(&mut self.disabled) {
             return;

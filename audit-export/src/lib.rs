@@ -5,8 +5,7 @@
 //! `backoff` and `verdict` judge what came of it. `keeper` writes checkpoints and ends what is past its time, through
 //! `marks`, while `clock` and `trust` believe the time; `desk` answers what gateways ask, `lag` how far behind
 //! deliveries are. Refuses to decide anything about actions.
-//! INVARIANT: an event is delivered at least once, with the
-//! same id, or parked by name.
+//! INVARIANT: an event is delivered at least once, with the same id, or parked by name.
 
 pub mod address;
 pub mod backoff;

@@ -1,8 +1,8 @@
 //! What the exporter counts, and under which names.
 //!
 //! Owns every name and label.
-//! INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the
-//! log names them. Where nobody records, counting does nothing.
+//! INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the log names
+//! them. Where nobody records, counting does nothing.
 
 use std::time::Duration;
 

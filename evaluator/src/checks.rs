@@ -3,8 +3,7 @@
 //! Owns the order in which they are decided: what has arrived is taken at once, unread, and waits for the turn of its
 //! account, the large ones for another thread than the ordinary ones. What cannot wait is refused, and what has waited
 //! too long is given up: both are answers, and final.
-//! INVARIANT: on stop no new check is taken, and what had arrived is
-//! answered.
+//! INVARIANT: on stop no new check is taken, and what had arrived is answered.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{MAX_MESSAGE_BYTES, Served, read_question};

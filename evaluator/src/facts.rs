@@ -2,8 +2,8 @@
 //!
 //! Owns the way from words, constraints and context to the record that rules see; pure, without floats, clocks or I/O. Which words
 //! mean what is the pack's vocabulary; what follows from a fact is a rule's business.
-//! INVARIANT: where a request says a thing twice the stricter holds, and what cannot be read is in `malformed`, never a default
-//! that allows more.
+//! INVARIANT: where a request says a thing twice the stricter holds, and what cannot be read is in `malformed`, never a
+//! default that allows more.
 
 mod access;
 mod approval;

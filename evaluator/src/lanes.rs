@@ -2,8 +2,7 @@
 //!
 //! Owns that line and the second thread, which gives way to the first: a check of a megabyte costs what hundreds of
 //! ordinary ones do, and those of other accounts must not wait for it. Each thread has its own engines.
-//! INVARIANT:
-//! where the second thread cannot be had, a check is not decided; it never moves to the first.
+//! INVARIANT: where the second thread cannot be had, a check is not decided; it never moves to the first.
 
 use std::sync::Arc;
 use std::thread;

@@ -1,8 +1,8 @@
 //! What the evaluator counts, and under which names.
 //!
 //! Owns every name and label; none holds text of a request, an account or a run.
-//! INVARIANT: codes and versions are those of packs
-//! that this process has loaded, so the number of series is bounded. Where nobody records, counting does nothing.
+//! INVARIANT: codes and versions are those of packs that this process has loaded, so the number of series is bounded.
+//! Where nobody records, counting does nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

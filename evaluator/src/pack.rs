@@ -2,8 +2,8 @@
 //!
 //! Owns what a valid pack is: files, annotations, schema, vocabulary, cases that pass and that satisfy every rule at least once.
 //! Refuses a pack with a single fault, and names them all.
-//! INVARIANT: a [`Pack`] that exists keeps all of this, and its
-//! version names its content: nobody can publish other rules under the same version.
+//! INVARIANT: a [`Pack`] that exists keeps all of this, and its version names its content: nobody can publish other
+//! rules under the same version.
 
 mod cases;
 mod digest;

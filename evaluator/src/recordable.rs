@@ -1,8 +1,8 @@
 //! What may be recorded of a request beside its decision: the run, the caller's texts, and the request itself when it asks for that.
 //!
 //! Owns which texts those are and how long.
-//! INVARIANT: no secret that the detector finds anywhere in the question is in them, and
-//! without `debug_store_input` no text of the request but the run's id is.
+//! INVARIANT: no secret that the detector finds anywhere in the question is in them, and without `debug_store_input` no
+//! text of the request but the run's id is.
 
 use serde_json::{Map, Value};
 use stage0_contract::{CallerTexts, CheckRequest, EvaluateRequest, Recordable, is_blank};

@@ -2,8 +2,7 @@
 //!
 //! Owns the question whether it has come, which is asked between the steps of a decision and between the texts of a
 //! request, and never inside a step. Without a limit it never comes.
-//! INVARIANT: what was given up is no decision, and
-//! teaches a run nothing.
+//! INVARIANT: what was given up is no decision, and teaches a run nothing.
 
 use std::time::{Duration, Instant};
 

@@ -2,8 +2,8 @@
 //!
 //! Owns what a key stands for, for ten minutes after its first use: one small record of account, key and header in the ledger, with a
 //! hash of the body. Whether an attempt was recorded only the decision log says. Neither the header nor the body is kept.
-//! INVARIANT: of two attempts with one key only one is under way at a time, and each has a request id of its own: the log never
-//! holds an id twice. What cannot be looked up is not decided.
+//! INVARIANT: of two attempts with one key only one is under way at a time, and each has a request id of its own: the
+//! log never holds an id twice. What cannot be looked up is not decided.
 
 use std::time::Duration;
 

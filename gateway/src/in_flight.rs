@@ -2,9 +2,9 @@
 //!
 //! Owns the count, for the gateway, each account and each address. A hold grows as bytes arrive, whatever
 //! `Content-Length` says, and ends with the request.
-//! INVARIANT: what is held never exceeds a limit. Where one more byte
-//! would, whoever stalls loses its place first, then the largest; the newcomer is refused only if nobody holds more for
-//! longer. An ordinary check is small and fast, so it finds room beside bodies that never end.
+//! INVARIANT: what is held never exceeds a limit. Where one more byte would, whoever stalls loses its place first, then
+//! the largest; the newcomer is refused only if nobody holds more for longer. An ordinary check is small and fast, so
+//! it finds room beside bodies that never end.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -3,9 +3,9 @@
 //! Owns the cache and its doubts. A key is known by a digest keyed with a secret of this process; its text is never
 //! kept. What the keystore said holds for [`TRUST`] and until the first notice that a key of its account changed; then
 //! one cheap question renews it.
-//! INVARIANT: an answer that was asked for before a notice about its account arrived, or
-//! before a gap in which one may have been missed, is never trusted after it (see `Vouched::asked_at`); and no
-//! account's notices cost another account its trust.
+//! INVARIANT: an answer that was asked for before a notice about its account arrived, or before a gap in which one may
+//! have been missed, is never trusted after it (see `Vouched::asked_at`); and no account's notices cost another account
+//! its trust.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

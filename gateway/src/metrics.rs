@@ -1,9 +1,9 @@
 //! What the gateway counts, and under which names.
 //!
 //! Owns every name and label.
-//! INVARIANT: no label holds text of a caller: a route is its pattern, the rest are words of ours, so the
-//! number of series is bounded. An issue's code is a word of the policy packs: rules have it as fixed text, and no request can make one.
-//! Where nobody records, counting does nothing.
+//! INVARIANT: no label holds text of a caller: a route is its pattern, the rest are words of ours, so the number of
+//! series is bounded. An issue's code is a word of the policy packs: rules have it as fixed text, and no request can
+//! make one. Where nobody records, counting does nothing.
 
 use std::time::Duration;
 

@@ -5,9 +5,9 @@
 //! hold a connection for ever. It also buffers 128 KiB of a connection, and makes any number of requests of them,
 //! before anybody asks. Owns that wait and that window and nothing else: while a request is handled it sets no time, a
 //! body's is the handler's.
-//! INVARIANT: between requests the deadline counts from the end of the previous answer and
-//! nothing that the client sends moves it but a complete head; while an answer leaves, only bytes taken move it. A
-//! client that is late gets `TimedOut` on its stream, upon which the server drops the connection.
+//! INVARIANT: between requests the deadline counts from the end of the previous answer and nothing that the client
+//! sends moves it but a complete head; while an answer leaves, only bytes taken move it. A client that is late gets
+//! `TimedOut` on its stream, upon which the server drops the connection.
 
 use std::cell::Cell;
 use std::io;

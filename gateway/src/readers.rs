@@ -2,8 +2,8 @@
 //!
 //! Owns where lists, downloads and verifications run (threads that give way to those that serve checks), and how many
 //! of one account do so at a time.
-//! INVARIANT: nothing here is held for a client that does not take its answer but its
-//! own account's turns; what all share is given back before an answer leaves.
+//! INVARIANT: nothing here is held for a client that does not take its answer but its own account's turns; what all
+//! share is given back before an answer leaves.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -2,9 +2,8 @@
 //!
 //! Owns the pieces and the clock while an answer leaves: whoever takes less than 64 KiB in the time that
 //! [`Limits`](crate::patience::Limits) name is cut.
-//! INVARIANT: a request counts as under way until the last piece of
-//! its answer is handed on, or the connection is gone; what the answer holds (turns, bytes) is part of the body, and
-//! ends with it.
+//! INVARIANT: a request counts as under way until the last piece of its answer is handed on, or the connection is gone;
+//! what the answer holds (turns, bytes) is part of the body, and ends with it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,9 +1,8 @@
 //! Argon2id over a key's full text.
 //!
 //! Owns the parameters, the dummy that is hashed where there is no record, and the count of hashes.
-//! INVARIANT: every judgement
-//! of a key costs one hash with the same parameters, whether the key is known or not. Never called on the async executor: one
-//! hash takes tens of milliseconds and 19 MiB.
+//! INVARIANT: every judgement of a key costs one hash with the same parameters, whether the key is known or not. Never
+//! called on the async executor: one hash takes tens of milliseconds and 19 MiB.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

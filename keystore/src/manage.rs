@@ -2,8 +2,8 @@
 //!
 //! Owns the step from a judged call to a durable change: read, judge by [`rules`], make, commit; endpoints are in
 //! [`webhooks`].
-//! INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it
-//! is committed. Blocks for the two fsyncs of a change; new keys are hashed before they come here ([`crate::new_key`]).
+//! INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it is committed.
+//! Blocks for the two fsyncs of a change; new keys are hashed before they come here ([`crate::new_key`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -2,8 +2,7 @@
 //!
 //! Owns the index in memory by which caps are judged: no account's list is read for that. It is filled from the store
 //! at start and follows every change.
-//! INVARIANT: who changes the store tells this too, or an account's count is wrong
-//! until the next start.
+//! INVARIANT: who changes the store tells this too, or an account's count is wrong until the next start.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;

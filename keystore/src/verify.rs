@@ -2,8 +2,8 @@
 //!
 //! Owns the bounded pool in which keys are hashed and the single flight by which a burst of one key costs one hash. Unknown, wrong,
 //! revoked and expired cost one hash each and give one answer.
-//! INVARIANT: whether a key lives is read after the last who shares a
-//! flight has joined it, so nobody is told of a life that had ended before the question.
+//! INVARIANT: whether a key lives is read after the last who shares a flight has joined it, so nobody is told of a life
+//! that had ended before the question.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -69,9 +69,16 @@ impl Courier {
         Ok(true)
     }
 
-    /// Reads the bodies of an event that is due and of the others of its entry that are; one that has none afterwards
-    /// is gone.
-    pub(super) async fn read_again(&self, held: &mut Held, endpoint: &Endpoint, open: &Open) -> Result<(), ReadError> {
+    /// Reads the bodies of an event that is due at `now` and of the others of its entry that are; one that has none
+    /// afterwards is gone. `now` is when the caller found it due: by a clock that went back since it is not, and would
+    /// be dropped.
+    pub(super) async fn read_again(
+        &self,
+        held: &mut Held,
+        endpoint: &Endpoint,
+        open: &Open,
+        now: Timestamp,
+    ) -> Result<(), ReadError> {
         let before = Position(open.at.position.saturating_sub(1));
         let (log, account) = (&self.shared.backplane.log, &endpoint.webhook.account);
         let chunk = log.read(account, Which::All, Seek::After(before), 1, Shared::soon()).await?;
@@ -79,7 +86,6 @@ impl Courier {
             return Ok(());
         };
         let lines: Vec<_> = entry.lines().collect();
-        let now = self.shared.clock.now();
         let horizon = horizon(endpoint, now);
         let here = |other: &&Open| other.at.position == open.at.position && !held.aloft.contains(&other.sequence);
         for open in held.cursor.due(now).filter(here) {

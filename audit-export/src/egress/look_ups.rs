@@ -2,8 +2,7 @@
 //!
 //! Owns one look-up for all attempts of an account that want the same name at once, and the memory of what failed. An
 //! account's dead names keep its own attempts waiting and nobody else's.
-//! INVARIANT: what was found is never remembered;
-//! an attempt that begins after a look-up has ended makes another one.
+//! INVARIANT: what was found is never remembered; an attempt that begins after a look-up has ended makes another one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

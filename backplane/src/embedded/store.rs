@@ -3,8 +3,7 @@
 //! Owns opening it, reading on threads of its own (`threads`), and opening it again after the disk failed: redb refuses
 //! all work after a failed write until then. `writer` has the one thread that writes. Positions are microseconds since
 //! the epoch, made unique: an entry carries its time.
-//! INVARIANT: a transaction that returned `Ok` is on disk; one that
-//! failed is there as a whole or not at all.
+//! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is there as a whole or not at all.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};

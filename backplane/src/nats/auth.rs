@@ -3,9 +3,8 @@
 //! Owns a process's keys, the ids that it heard, and whether it still takes what is not authenticated; all connections
 //! of the process share one. Live messages carry a MAC for each role that is meant, entries of the log a signature,
 //! records of the ledger a MAC of the role whose they are (ADR 0009). Refuses to know what a message says.
-//! INVARIANT:
-//! what fails here is counted and told, and reaches nobody; once what is not authenticated was refused, it is refused
-//! for as long as the process lives.
+//! INVARIANT: what fails here is counted and told, and reaches nobody; once what is not authenticated was refused, it
+//! is refused for as long as the process lives.
 
 mod envelope;
 mod key_set;

@@ -1,8 +1,8 @@
 //! Which server is asked, what is trusted and which key is sent.
 //!
 //! Owns the rules of precedence.
-//! INVARIANT: a key that was found in a data directory, not named, goes to the server of that
-//! directory, or to one that was named together with the directory; never to a URL that merely stands in an environment.
+//! INVARIANT: a key that was found in a data directory, not named, goes to the server of that directory, or to one that
+//! was named together with the directory; never to a URL that merely stands in an environment.
 
 use std::path::{Path, PathBuf};
 

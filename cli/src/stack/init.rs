@@ -3,10 +3,9 @@
 //!
 //! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the keys of two
 //! authorities, one for HTTPS and one for NATS alone, the passwords, and every role's message keys.
-//! INVARIANT: a folder
-//! holds no secret of another service, but that NATS knows every role's password, and that two roles share the key by
-//! which they know each other. Files are replaced whole, so a crash at any point leaves a state that the next run
-//! completes.
+//! INVARIANT: a folder holds no secret of another service, but that NATS knows every role's password, and that two
+//! roles share the key by which they know each other. Files are replaced whole, so a crash at any point leaves a state
+//! that the next run completes.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};

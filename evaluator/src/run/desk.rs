@@ -2,7 +2,8 @@
 //!
 //! Owns the order. Checks of one run that are in hand together are decided one after the other in memory and written at once; those
 //! of different runs do not wait for each other. Two evaluators that see the same run meet in the ledger: one of them reads again.
-//! INVARIANT: no ALLOW of a run is answered before the ledger has what it counts. A ledger that fails means: not decided.
+//! INVARIANT: no ALLOW of a run is answered before the ledger has what it counts. A ledger that fails means: not
+//! decided.
 
 use std::cell::RefCell;
 use std::sync::Arc;

@@ -2,8 +2,7 @@
 //!
 //! Owns the bounds, of which one account has a quarter: the ledger may hang for the runs of one, and those of others
 //! must still be taken. What is beyond is given back, to be refused at once.
-//! INVARIANT: an account that has nothing
-//! here is not counted.
+//! INVARIANT: an account that has nothing here is not counted.
 
 use std::collections::HashMap;
 

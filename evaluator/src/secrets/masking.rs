@@ -2,8 +2,8 @@
 //!
 //! Owns the second look: a value that was found in one place is hidden in every other, where it may look like any word.
 //! A text is masked as a whole where a part could be left over.
-//! INVARIANT: with more secrets than are worth telling
-//! apart, or one that is too long to be looked for, nothing is shown.
+//! INVARIANT: with more secrets than are worth telling apart, or one that is too long to be looked for, nothing is
+//! shown.
 
 use std::ops::ControlFlow;
 

@@ -2,9 +2,9 @@
 //!
 //! Owns a counter of notices, the count at which each account last changed, and the count at which everything was last
 //! in doubt.
-//! INVARIANT: an answer that was asked for at a count stands only while neither its account nor everything
-//! changed after that count, so a notice that is heard while the question is under way makes it doubtful. Bounded:
-//! accounts that do not fit are forgotten by doubting everything.
+//! INVARIANT: an answer that was asked for at a count stands only while neither its account nor everything changed
+//! after that count, so a notice that is heard while the question is under way makes it doubtful. Bounded: accounts
+//! that do not fit are forgotten by doubting everything.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

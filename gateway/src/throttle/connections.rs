@@ -3,10 +3,9 @@
 //! Owns the table, shared by all workers: a connection counts from its place until its stream is dropped or it is
 //! evicted. The peer counts and not what a request's header says, as there is no request yet; proxies that are trusted,
 //! and balancers for themselves, have no limit and are not evicted.
-//! INVARIANT: there are never more than `total`. Where
-//! one more would exceed a limit, one that waits for its client gives way (`slot` says which states these are,
-//! [`Group::victim`] which one), so that a flood takes nobody's place but its own; whoever finds none to evict is
-//! closed.
+//! INVARIANT: there are never more than `total`. Where one more would exceed a limit, one that waits for its client
+//! gives way (`slot` says which states these are, [`Group::victim`] which one), so that a flood takes nobody's place
+//! but its own; whoever finds none to evict is closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, IoSlice};

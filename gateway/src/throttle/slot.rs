@@ -1,9 +1,8 @@
 //! One connection as the table of all sees it: whom it waits for, whose it is, and whether it was evicted.
 //!
 //! Owns these marks, which the connection's worker writes and any other worker may read.
-//! INVARIANT: a connection whose
-//! request is being handled is never evicted; one that waits for its client (for a head, the rest of a body, or until
-//! an answer is taken) may be.
+//! INVARIANT: a connection whose request is being handled is never evicted; one that waits for its client (for a head,
+//! the rest of a body, or until an answer is taken) may be.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -3,8 +3,8 @@
 //! The header is `v1 <sender> <generation> <id> <milliseconds> <mark> <proofs>`: the id in base64url, the mark `r`
 //! where the sender refuses what is not authenticated, else `-`; a proof is `<receiver>:<MAC>`, one for each role that
 //! is meant, or `-:<signature>`, which everybody checks.
-//! INVARIANT: every part of what is proven has its length before
-//! it and a word of its kind before all, so that no two messages and no two kinds have the same bytes.
+//! INVARIANT: every part of what is proven has its length before it and a word of its kind before all, so that no two
+//! messages and no two kinds have the same bytes.
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use aws_lc_rs::{digest, hmac};

@@ -3,8 +3,8 @@
 //! Owns how keys are made and in which order they are replaced: a new generation is accepted by all before anybody uses
 //! it, and the old one is retired only when nobody does. Knows no directory; whoever calls it reads and writes the
 //! files.
-//! INVARIANT: between any two of the steps every role accepts what every other sends, also where some have the
-//! files of the step before.
+//! INVARIANT: between any two of the steps every role accepts what every other sends, also where some have the files of
+//! the step before.
 
 use std::collections::BTreeMap;
 
