@@ -12,6 +12,8 @@ use super::{Authority, NatsServer, Process, Stack};
 
 /// Signed checkpoints follow at once, so that no test waits for one.
 const CHECKPOINTS: [&str; 2] = ["--checkpoint-seconds", "1"];
+/// Beside other tests a check may wait long for its turn on the machine, and a 503 would say nothing of the product.
+const PATIENT_BUDGET_MS: u64 = 10_000;
 const PRIVATE_WEBHOOKS: &str = "--dangerous-allow-private-webhooks";
 
 #[derive(Default, Clone)]
@@ -26,6 +28,8 @@ pub struct StackBuilder {
     private_webhooks: bool,
     unverified: bool,
     memory: Option<u64>,
+    /// Instead of the patient one.
+    budget_ms: Option<u64>,
     message_keys: MessageKeys,
     /// With every role's message keys, once there are.
     pub(super) keys_dir: Option<PathBuf>,
@@ -78,6 +82,12 @@ impl StackBuilder {
     pub fn export_with(mut self, arguments: &[&str]) -> Self {
         self.export_arguments.extend(owned(arguments));
         self
+    }
+
+    /// Checks are answered within the time that a user's gateway takes at most.
+    #[must_use]
+    pub fn usual_budget(self) -> Self {
+        Self { budget_ms: Some(2_000), ..self }
     }
 
     /// Each process of the product may have this many megabytes, as in a container.
@@ -164,7 +174,8 @@ impl StackBuilder {
         let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
         let parts =
             [&owned(&own), &self.arguments, &self.gateway_arguments, &self.export_arguments, &owned(&CHECKPOINTS)];
-        let dev = Process::start_within(&[parts.map(Vec::clone).concat(), self.private()].concat(), self.memory);
+        let rest = [self.private(), self.budget()].concat();
+        let dev = Process::start_within(&[parts.map(Vec::clone).concat(), rest].concat(), self.memory);
         dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
         dev
     }
@@ -202,11 +213,15 @@ impl StackBuilder {
     pub(super) fn start_gateway(&self, nats: &NatsServer, directory: &Path) -> (Process, String) {
         let (url, tls) = (nats.url(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
-        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
-        let gateway =
-            Process::start_within(&[owned(&own), rest.concat(), self.keys(Role::Gateway)].concat(), self.memory);
+        let own = [owned(&own), self.budget(), self.monitor(nats), self.private()].concat();
+        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.keys(Role::Gateway)];
+        let gateway = Process::start_within(&[own, rest.concat()].concat(), self.memory);
         let address = gateway.wait_for_log("gateway starts", "address");
         (gateway, format!("https://{address}"))
+    }
+
+    fn budget(&self) -> Vec<String> {
+        owned(&["--request-budget-ms", &self.budget_ms.unwrap_or(PATIENT_BUDGET_MS).to_string()])
     }
 
     fn monitor(&self, nats: &NatsServer) -> Vec<String> {

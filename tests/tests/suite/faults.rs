@@ -9,7 +9,7 @@ const BACK_WITHIN: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn without_an_evaluator_nothing_is_allowed_and_with_a_new_one_it_goes_on() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.evaluators[0].kill();
     let answer = stack.api.check(&Api::harmless()).await;
@@ -29,7 +29,7 @@ async fn without_an_evaluator_nothing_is_allowed_and_with_a_new_one_it_goes_on()
 
 #[tokio::test]
 async fn one_of_three_evaluators_killed_or_frozen_stops_nobody() {
-    let mut stack = Stack::build().evaluators(3).nats().await;
+    let mut stack = Stack::build().usual_budget().evaluators(3).nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.evaluators[0].kill();
     for _ in 0..50 {
@@ -48,7 +48,7 @@ async fn one_of_three_evaluators_killed_or_frozen_stops_nobody() {
 
 #[tokio::test]
 async fn without_a_keystore_known_keys_pass_for_a_while_and_unknown_ones_are_503_not_401() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     let (_, fresh, _) = stack.operator.account("a", None, &["check"]).await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.keystore.as_mut().unwrap().kill();
@@ -62,7 +62,7 @@ async fn without_a_keystore_known_keys_pass_for_a_while_and_unknown_ones_are_503
 
 #[tokio::test]
 async fn nats_killed_is_503_within_the_budget_and_it_comes_back_by_itself() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.nats.as_mut().unwrap().kill();
     let started = Instant::now();
@@ -74,7 +74,7 @@ async fn nats_killed_is_503_within_the_budget_and_it_comes_back_by_itself() {
 
 #[tokio::test]
 async fn nats_frozen_is_503_within_the_budget_and_it_comes_back_by_itself() {
-    let stack = Stack::build().nats().await;
+    let stack = Stack::build().usual_budget().nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.nats.as_ref().unwrap().freeze();
     for _ in 0..3 {
@@ -88,7 +88,7 @@ async fn nats_frozen_is_503_within_the_budget_and_it_comes_back_by_itself() {
 
 #[tokio::test]
 async fn a_revocation_that_a_cut_off_gateway_missed_holds_when_it_is_back() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     let (_, key, id) = stack.operator.account("a", None, &["check"]).await;
     let key = stack.api.with_key(&key);
     key.check(&Api::harmless()).await.expect(200);
@@ -104,7 +104,7 @@ async fn a_revocation_that_a_cut_off_gateway_missed_holds_when_it_is_back() {
 
 #[tokio::test]
 async fn keys_survive_a_killed_keystore() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     let (_, key, _) = stack.operator.account("a", None, &["check"]).await;
     let (_, revoked, id) = stack.operator.account("b", None, &["check"]).await;
     stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);

@@ -34,13 +34,13 @@ async fn refused_in_time(stack: &Stack) {
 
 #[tokio::test]
 async fn a_nats_that_freezes_under_load_costs_answers_but_no_record() {
-    let mut stack = Stack::build().gateways(2).nats().await;
+    let mut stack = Stack::build().usual_budget().gateways(2).nats().await;
     through_an_outage(&mut stack, async |nats| nats.thaw()).await;
 }
 
 #[tokio::test]
 async fn a_nats_that_freezes_and_dies_under_load_costs_answers_but_no_record() {
-    let mut stack = Stack::build().gateways(2).nats().await;
+    let mut stack = Stack::build().usual_budget().gateways(2).nats().await;
     // What it had been sent and had not read is lost.
     through_an_outage(&mut stack, async |nats| {
         nats.kill();
@@ -97,7 +97,7 @@ async fn through_an_outage(stack: &mut Stack, end: impl AsyncFnOnce(&mut NatsSer
 
 #[tokio::test]
 async fn a_log_that_is_gone_releases_nothing_and_says_so() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     stack.api.decide(&Api::harmless()).await;
     let client = async_nats::connect(stack.nats.as_ref().unwrap().url()).await.unwrap();
     async_nats::jetstream::new(client).delete_stream("S0_LOG").await.unwrap();
@@ -115,7 +115,7 @@ async fn a_log_that_is_gone_releases_nothing_and_says_so() {
 
 #[tokio::test]
 async fn a_log_that_is_full_releases_nothing_until_there_is_room() {
-    let stack = Stack::build().nats().await;
+    let stack = Stack::build().usual_budget().nats().await;
     stack.api.decide(&Api::harmless()).await;
     wait_for("a checkpoint", BACK_WITHIN, async || stack.api.verify().await["unsealed"] == 0).await;
     let mut stream = stream(&stack).await;
@@ -135,7 +135,7 @@ async fn a_log_that_is_full_releases_nothing_until_there_is_room() {
 
 #[tokio::test]
 async fn best_effort_answers_without_a_record_and_says_so_everywhere() {
-    let stack = Stack::build().gateway_with(&["--audit", "best-effort"]).nats().await;
+    let stack = Stack::build().usual_budget().gateway_with(&["--audit", "best-effort"]).nats().await;
     let answer = stack.api.check(&Api::harmless()).await.expect(200);
     assert_eq!(answer["meta"]["audit"], "best-effort");
     let id = answer["request_id"].as_str().unwrap();
@@ -201,7 +201,8 @@ async fn on_a_server_without_jetstream_nobody_starts() {
 #[tokio::test]
 async fn relaxed_sync_is_taken_by_name_and_said() {
     let relaxed = ["--dangerous-relaxed-sync"];
-    let stack = Stack::build().nats_with(RELAXED).gateway_with(&relaxed).export_with(&relaxed).nats().await;
+    let stack =
+        Stack::build().usual_budget().nats_with(RELAXED).gateway_with(&relaxed).export_with(&relaxed).nats().await;
     stack.api.decide(&Api::harmless()).await;
     let (status, report) = ready(&stack).await;
     assert_eq!(status, 200);
@@ -210,17 +211,17 @@ async fn relaxed_sync_is_taken_by_name_and_said() {
 
 #[tokio::test]
 async fn without_a_monitor_it_is_said_that_nobody_looked() {
-    let stack = Stack::build().unverified().nats().await;
+    let stack = Stack::build().usual_budget().unverified().nats().await;
     stack.api.decide(&Api::harmless()).await;
     let (status, report) = ready(&stack).await;
     assert_eq!((status, &report["reasons"]), (200, &json!(["audit: sync mode not verified"])));
-    let stack = Stack::build().nats().await;
+    let stack = Stack::build().usual_budget().nats().await;
     assert_eq!(ready(&stack).await.1["reasons"], json!([]));
 }
 
 #[tokio::test]
 async fn a_server_that_comes_back_without_sync_is_not_believed() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     let id = stack.api.decide(&Api::harmless()).await;
     stack.nats.as_mut().unwrap().restart_with(RELAXED).await;
     wait_for("the doubt", BACK_WITHIN, async || {

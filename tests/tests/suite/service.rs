@@ -212,7 +212,7 @@ async fn dev_at_rest_stays_small() {
 
 #[tokio::test]
 async fn a_check_takes_no_longer_than_its_budget_when_nobody_decides() {
-    let mut stack = Stack::build().nats().await;
+    let mut stack = Stack::build().usual_budget().nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.evaluators[0].freeze();
     let started = Instant::now();
