@@ -21,6 +21,7 @@ mod errors;
 mod faults;
 mod hostile;
 mod idempotency;
+mod inside;
 mod keys;
 mod limits;
 mod outage;

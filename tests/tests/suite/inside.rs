@@ -1,0 +1,14 @@
+//! Attacks from inside: a part of the deployment that is taken over, frozen, restored or started twice.
+//!
+//! Each file has the credentials of one role, or does to a machine what happens to machines. What holds is told in
+//! docs/threat-model.md.
+
+mod bounds;
+mod callers;
+mod freeze;
+mod marks;
+mod numbers;
+mod restore;
+mod rotation;
+mod streams;
+mod two_keystores;

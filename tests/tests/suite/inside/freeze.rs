@@ -1,0 +1,1 @@
+//! Processes that stop for a while and go on.

@@ -1,0 +1,1 @@
+//! What an exporter that is taken over can do to the proof of the log.

@@ -1,0 +1,1 @@
+//! Numbers and bytes of webhook events through crashes, filters and replays.

@@ -1,0 +1,1 @@
+//! Backups of every age that are put back.

@@ -1,0 +1,1 @@
+//! Credentials of every role that are replaced under load.

@@ -1,0 +1,1 @@
+//! A role that reaches for the streams, or fills its own.

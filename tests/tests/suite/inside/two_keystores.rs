@@ -1,0 +1,1 @@
+//! Two keystores that are started side by side.
