@@ -32,12 +32,7 @@ impl Clocks {
     /// As they are now.
     #[must_use]
     pub fn now() -> Self {
-        let boot = clock_gettime(ClockId::Boottime);
-        let boot = Duration::new(
-            u64::try_from(boot.tv_sec).unwrap_or_default(),
-            u32::try_from(boot.tv_nsec).unwrap_or_default(),
-        );
-        Self { wall: Timestamp::now(), boot }
+        Self { wall: Timestamp::now(), boot: boottime() }
     }
 
     /// How far the wall's is ahead of the kernel's, in microseconds: it changes only when somebody sets the wall's.
@@ -53,6 +48,14 @@ impl Clocks {
         let boot = i64::try_from(self.boot.as_micros()).unwrap_or(i64::MAX);
         Timestamp::from_microsecond(offset.saturating_add(boot)).unwrap_or(self.wall)
     }
+}
+
+/// Time since the host was started, by `CLOCK_BOOTTIME`: nobody sets it, and it goes on while the process is stopped and
+/// while the host sleeps. Costs tens of nanoseconds, no system call.
+#[must_use]
+pub fn boottime() -> Duration {
+    let boot = clock_gettime(ClockId::Boottime);
+    Duration::new(u64::try_from(boot.tv_sec).unwrap_or_default(), u32::try_from(boot.tv_nsec).unwrap_or_default())
 }
 
 /// The process starts: from here on it knows how much time went by.

@@ -9,6 +9,7 @@
 pub mod clock;
 pub mod embedded;
 mod ledger;
+mod liveness;
 mod log;
 mod metrics;
 pub mod nats;
@@ -23,6 +24,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 pub use ledger::{Added, Ledger, PutError, Record, Revision};
+pub use liveness::{ECHO_INTERVAL, Liveness};
 pub use log::{AppendError, Batch, Chunk, DecisionLog, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 pub use notices::{Event, Hearing, Listener, Notices, TellError};
 pub use requests::{

@@ -1,19 +1,25 @@
 //! *Notices*: events that every process hears, at most once, in no promised order.
 //!
 //! A listener that may have missed something is told so ([`Event::Gap`]) and empties what it cached: after a reconnect, when it
-//! fell behind, when in doubt. Expiry of caches is the second net, never the first.
+//! fell behind, when in doubt. Expiry of caches is the second net, never the first. Whoever cannot afford to miss one
+//! without knowing lets its listeners prove that notices still arrive ([`Liveness`]).
 
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::BoxFuture;
+use crate::{BoxFuture, Liveness};
 use stage0_contract::Notice;
 
 /// Fan-out between services.
 pub trait Notices: Send + Sync {
     /// Tells everybody who listens now. `Ok` means handed to the backplane, not heard.
     fn tell_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), TellError>>;
+
+    /// Waits until the backplane has all that was told on this connection before. Without it, what was told is lost when
+    /// the connection breaks in that moment, although the teller goes on by the next one.
+    fn settle(&self) -> BoxFuture<'_, Result<(), TellError>>;
 
     /// Hears every notice of a subject from now on.
     fn listen_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Hearing>, crate::ServeError>>;
@@ -23,6 +29,10 @@ pub trait Notices: Send + Sync {
 pub trait Hearing: Send {
     /// The next notice, or `Gap` when some may have been missed; `None` once the backplane is closed.
     fn next(&mut self) -> BoxFuture<'_, Option<Event<Bytes>>>;
+
+    /// From now on, proves to `liveness` that notices arrive here, for as long as `next` is called. Listeners of one
+    /// process that share one `liveness` take turns.
+    fn prove(&mut self, liveness: Arc<Liveness>);
 }
 
 /// Something heard.
@@ -59,6 +69,13 @@ pub struct Listener<N> {
 }
 
 impl<N: Notice> Listener<N> {
+    /// The same listener, which proves from now on that notices arrive (see [`Hearing::prove`]).
+    #[must_use]
+    pub fn proving(mut self, liveness: &Arc<Liveness>) -> Self {
+        self.hearing.prove(Arc::clone(liveness));
+        self
+    }
+
     /// The next event. A notice that cannot be read is a gap.
     pub async fn next(&mut self) -> Option<Event<N>> {
         Some(match self.hearing.next().await? {

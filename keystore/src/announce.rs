@@ -98,7 +98,9 @@ async fn tell(backplane: &Backplane, changed: &Changed) -> bool {
         match changed {
             Changed::Key(changed) => backplane.notices.tell(changed).await,
             Changed::Webhook(changed) => backplane.notices.tell(changed).await,
-        }
+        }?;
+        // The reply may leave by another connection than the one that the notice was lost with.
+        backplane.notices.settle().await
     };
     matches!(tokio::time::timeout(ATTEMPT, told).await, Ok(Ok(())))
 }
@@ -134,6 +136,10 @@ mod tests {
                 return Box::pin(std::future::ready(Err(TellError)));
             }
             self.back.notices.tell_bytes(subject, notice)
+        }
+
+        fn settle(&self) -> BoxFuture<'_, Result<(), TellError>> {
+            self.back.notices.settle()
         }
 
         fn listen_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Hearing>, ServeError>> {

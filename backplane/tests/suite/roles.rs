@@ -1,12 +1,16 @@
 //! What `stage0 nats-config` writes, on a real server: each role can do its part, and nothing of another's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use stage0_backplane::clock::boottime;
 use stage0_backplane::nats::{Connection, Login, NatsConfig, ServerFile};
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{AppendError, AskError, Backplane, Event, Kind, MarkError, Position, PutError, Seek, Which};
+use stage0_backplane::{
+    AppendError, AskError, Backplane, Event, Kind, Liveness, MarkError, Position, PutError, Seek, Which,
+};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
     EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
@@ -213,6 +217,34 @@ async fn a_gateway_can_neither_remove_nor_expire_nor_write_marks_or_records() {
     }
     assert!(started.elapsed() < PATIENT / 2, "a refusal was waited for");
     raw_messages_change_nothing(&nats, "gateway", &exporter).await;
+}
+
+#[tokio::test]
+async fn a_gateway_and_an_exporter_can_prove_that_notices_of_the_keystore_arrive() {
+    let nats = server().await;
+    let keystore = open(&nats, "keystore").await.backplane();
+    for (role, subject) in [("gateway", KeyChanged::SUBJECT), ("audit-export", WebhookChanged::SUBJECT)] {
+        let (one, other) = (open(&nats, role).await.backplane(), open(&nats, role).await.backplane());
+        let liveness = Liveness::new();
+        let mut proving = one.notices.listen_bytes(subject).await.unwrap();
+        proving.prove(Arc::clone(&liveness));
+        // Another process of the role hears the echoes, and thinks nothing of them.
+        let mut beside = other.notices.listen_bytes(subject).await.unwrap();
+        for _ in 0..3 {
+            let since = boottime();
+            tokio::select! {
+                () = liveness.wait_until(|| liveness.proven_at() >= Some(since)) => {}
+                event = proving.next() => panic!("{event:?}"),
+                event = beside.next() => panic!("{event:?}"),
+                () = tokio::time::sleep(PATIENT) => panic!("{role} proves nothing"),
+            }
+        }
+        keystore.notices.tell_bytes(subject, Bytes::from_static(b"{}")).await.unwrap();
+        for listener in [&mut proving, &mut beside] {
+            assert_eq!(listener.next().await, Some(Event::Heard(Bytes::from_static(b"{}"))), "{role}");
+        }
+        one.requests.ready().await.unwrap();
+    }
 }
 
 #[tokio::test]
