@@ -1,41 +1,46 @@
 //! Who asks: from the `x-api-key` header to a verified identity, before the body is read.
 //!
 //! Owns the order: form, then what is known, then the throttles of address and key id, then a hash. Missing, malformed, unknown, wrong, revoked
-//! and expired keys get one and the same answer; a failure of ours is never that answer.
+//! and expired keys get one and the same answer; a failure of ours is never that answer. Owns also the second look: what
+//! was found is looked at again after every wait for the caller and before anything is released (ADR 0013).
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use actix_web::HttpMessage as _;
 use actix_web::HttpRequest;
-use stage0_contract::{ApiKey, KeyIdentity, RequestId};
+use stage0_backplane::Requests;
+use stage0_contract::{ApiKey, RequestId};
 
 use crate::address::Client;
 use crate::errors::ApiError;
-use crate::keyring::{KeystoreError, Known};
+use crate::keyring::{Asking, Believed, Keyring, KeystoreError, Known};
 use crate::metrics;
 use crate::routes::request_id;
 use crate::state::Gate;
 use crate::throttle::LoginsBy;
 
 const HEADER: &str = "x-api-key";
+/// How long a second look may take when it has to ask.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The identity behind the request's key.
+/// The caller behind the request's key.
 pub(crate) async fn identify(
     gate: &Gate,
     request: &HttpRequest,
     deadline: tokio::time::Instant,
-) -> Result<Arc<KeyIdentity>, ApiError> {
+) -> Result<Believed, ApiError> {
     let mut presented = request.headers().get_all(HEADER);
     // Two keys are as good as none: which of them would a proxy have judged?
     let (Some(value), None) = (presented.next(), presented.next()) else { return Err(ApiError::Unauthorized) };
     let client = Client::of_request(request).map(Client::net);
     let request_id = request_id(request);
     let unavailable = |error| unavailable(request_id, &error);
+    let asking = Asking { keystore: gate.requests(), deadline, request_id };
     let key = value.to_str().ok().and_then(|text| ApiKey::parse(text).ok());
     if let Some(key) = &key {
-        let known = gate.keyring.look_up(key, gate.requests(), deadline, request_id).await;
+        let known = gate.keyring.look_up(key, asking).await;
         match known.map_err(unavailable)? {
-            Known::Yes(identity) => return Ok(identity),
+            Known::Yes(believed) => return Ok(believed),
             Known::Gone => return Err(ApiError::Unauthorized),
             Known::No => {}
         }
@@ -45,7 +50,7 @@ pub(crate) async fn identify(
         return Err(ApiError::TooManyFailedLogins(blocked));
     }
     let verified = match &key {
-        Some(key) => gate.keyring.verify(key, gate.requests(), deadline, request_id).await.map_err(unavailable)?,
+        Some(key) => gate.keyring.verify(key, asking).await.map_err(unavailable)?,
         None => None,
     };
     verified.ok_or_else(|| {
@@ -54,6 +59,28 @@ pub(crate) async fn identify(
         counted.into_iter().flatten().for_each(metrics::login_failed);
         ApiError::Unauthorized
     })
+}
+
+/// Looks again at who asks, and refuses where the key is gone by now. Costs nothing while what was found still holds.
+pub(crate) async fn confirm(gate: &Gate, request: &HttpRequest) -> Result<(), ApiError> {
+    let believed = request.extensions().get::<Believed>().cloned();
+    let Some(believed) = believed else { return Ok(()) };
+    let confirmed = confirmed(&gate.keyring, gate.requests(), &believed, request_id(request)).await?;
+    request.extensions_mut().insert(confirmed);
+    Ok(())
+}
+
+/// The same caller as it is believed now.
+pub(crate) async fn confirmed(
+    keyring: &Keyring,
+    keystore: &dyn Requests,
+    believed: &Believed,
+    request_id: Option<RequestId>,
+) -> Result<Believed, ApiError> {
+    let deadline = tokio::time::Instant::now() + CONFIRM_TIMEOUT;
+    let confirmed = keyring.confirm(believed, Asking { keystore, deadline, request_id });
+    let confirmed = tokio::time::timeout_at(deadline, confirmed).await.map_err(|_| ApiError::Unavailable)?;
+    confirmed.map_err(|error| unavailable(request_id, &error))?.ok_or(ApiError::Unauthorized)
 }
 
 fn unavailable(request_id: Option<RequestId>, error: &KeystoreError) -> ApiError {

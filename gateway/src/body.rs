@@ -19,6 +19,7 @@ use stage0_contract::{AccountId, MAX_BODY_BYTES, parse_strict};
 use tokio::time::Instant;
 
 use crate::address::Client;
+use crate::auth::confirm;
 use crate::errors::ApiError;
 use crate::in_flight::Hold;
 use crate::in_hand::{InHand, Place};
@@ -153,6 +154,8 @@ pub(crate) async fn arrived(
     patience.iter().for_each(|patience| patience.body_ends());
     let bytes = collected.unwrap_or(Err(ApiError::BodyTooSlow))?;
     request.extensions_mut().insert(Read);
+    // A body may be long in coming.
+    confirm(gate, request).await?;
     Ok(Arrived { bytes, hold })
 }
 

@@ -28,6 +28,7 @@ const CHECKS_IN_FLIGHT: &str = "stage0_checks_in_flight";
 const ISSUES: &str = "stage0_issues_total";
 const RECORD_ROUND_SECONDS: &str = "stage0_record_round_seconds";
 const RECORD_LINES: &str = "stage0_record_lines_total";
+const NOTICES_PROVEN: &str = "stage0_notices_proven_age_seconds";
 const KEY_CACHE: &str = "stage0_key_cache_total";
 const REFUSED: &str = "stage0_refused_total";
 const FAILED_LOGINS: &str = "stage0_failed_logins_total";
@@ -98,6 +99,11 @@ pub(crate) fn describe() {
     describe_counter!(ISSUES, Unit::Count, "Checks answered with an issue of this code, each code once a check.");
     describe_histogram!(RECORD_ROUND_SECONDS, Unit::Seconds, "Time of one append to the log, tries included.");
     describe_counter!(RECORD_LINES, Unit::Count, "Decisions handed to the log, by what became of them.");
+    describe_gauge!(
+        NOTICES_PROVEN,
+        Unit::Seconds,
+        "Time since notices of revocations were last proven to arrive; from 0.5 on cached keys are not believed."
+    );
     describe_counter!(KEY_CACHE, Unit::Count, "Well-formed keys looked up, by what was known of them.");
     describe_counter!(REFUSED, Unit::Count, "Requests refused, by the code of the error.");
     describe_counter!(FAILED_LOGINS, Unit::Count, "Failed logins counted against an address or a key id.");
@@ -152,6 +158,10 @@ pub(crate) fn recorded(lines: usize, outcome: Lines) {
         Lines::Unknown => "unknown",
     };
     counter!(RECORD_LINES, "outcome" => outcome).increment(u64::try_from(lines).unwrap_or(u64::MAX));
+}
+
+pub(crate) fn notices_proven(age: Duration) {
+    gauge!(NOTICES_PROVEN).set(age.as_secs_f64());
 }
 
 pub(crate) fn key_looked_up(outcome: KeyCache) {
@@ -272,6 +282,7 @@ mod tests {
             for outcome in [KeyCache::Hit, KeyCache::Refreshed, KeyCache::Miss, KeyCache::Hit] {
                 key_looked_up(outcome);
             }
+            notices_proven(Duration::from_millis(250));
             refused(ErrorCode::Unauthorized);
             throttled(Throttle::Burst);
             login_failed(LoginsBy::Key);
@@ -303,6 +314,7 @@ mod tests {
             "stage0_key_cache_total{outcome=\"hit\"} 2",
             "stage0_key_cache_total{outcome=\"refreshed\"} 1",
             "stage0_key_cache_total{outcome=\"miss\"} 1",
+            "stage0_notices_proven_age_seconds 0.25",
             "stage0_refused_total{reason=\"unauthorized\"} 1",
             "stage0_throttled_total{by=\"burst\"} 1",
             "stage0_failed_logins_total{by=\"key\"} 1",
@@ -314,7 +326,7 @@ mod tests {
         }
         assert!(!page.contains("step=\"record\""), "a step that was given up: {page}");
         let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!((count("# TYPE "), count("# HELP ")), (15, 15), "{page}");
+        assert_eq!((count("# TYPE "), count("# HELP ")), (16, 16), "{page}");
     }
 
     #[test]

@@ -2,17 +2,21 @@
 //!
 //! One recorder for each gateway. What its workers hand in while one append is under way becomes the next: no timer, and one fsync
 //! for all that an account has in hand. Owns the queue, the rounds and what an unknown outcome means; `chain.rs` links the lines.
+//! A caller whose key is not known to live at that moment is not recorded: what was asked before the process was stopped
+//! does not get into the log when it goes on.
 //! INVARIANT: `record` returns `Ok` only for a line that an append acknowledged. When the fate of an append stays unknown, its
 //! chain is never continued: the account's next line begins a new one.
 
 mod chain;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use stage0_backplane::{AppendError, Backplane, Batch, DecisionLog, Kind};
+use stage0_backplane::{AppendError, Backplane, Batch, Kind};
 use stage0_contract::{AccountId, DecisionsRecorded};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -21,6 +25,7 @@ use uuid::Uuid;
 
 use chain::{Chain, Drafted};
 
+use crate::keyring::{Believed, Keyring};
 use crate::metrics::{self, Lines};
 
 /// Lines that wait for their turn; more are refused until some are through.
@@ -40,13 +45,16 @@ pub(crate) struct Recorder {
 }
 
 /// A decision to be recorded.
+#[derive(Clone)]
 pub(crate) struct Entry {
+    /// Who asked.
+    pub(crate) caller: Believed,
     /// Whose.
     pub(crate) account: AccountId,
     /// How long it is kept.
     pub(crate) retention_days: u32,
     /// All of the line but what only the recorder knows: a JSON object.
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: Bytes,
 }
 
 struct Ticket {
@@ -64,6 +72,9 @@ pub(crate) enum NotRecorded {
     /// The log failed, and does not have it.
     #[error("the decision could not be recorded: {0}")]
     Failed(String),
+    /// Too long ago it was known that the caller's key lives. The log does not have it.
+    #[error("it is not known any more whether the caller's key lives")]
+    Doubted,
     /// The log failed, and may have it.
     #[error("it is not known whether the decision was recorded: {0}")]
     Unknown(String),
@@ -73,12 +84,13 @@ pub(crate) enum NotRecorded {
 pub(crate) struct Rounds {
     queue: mpsc::Receiver<Ticket>,
     backplane: Backplane,
+    keyring: Arc<Keyring>,
     chains: HashMap<AccountId, Chain>,
 }
 
-pub(crate) fn recorder(backplane: Backplane) -> (Recorder, Rounds) {
+pub(crate) fn recorder(backplane: Backplane, keyring: Arc<Keyring>) -> (Recorder, Rounds) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder { queue: sender }, Rounds { queue, backplane, chains: HashMap::new() })
+    (Recorder { queue: sender }, Rounds { queue, backplane, keyring, chains: HashMap::new() })
 }
 
 impl Recorder {
@@ -129,11 +141,13 @@ impl Rounds {
             }
         }
         self.begin_chains(&mut accounts, deadline).await;
+        accounts.values_mut().for_each(|tickets| self.refuse_doubted(tickets));
+        accounts.retain(|_, tickets| !tickets.is_empty());
         let recorded_at = Timestamp::now();
         let drafts: Vec<Draft> =
             accounts.into_iter().filter_map(|(account, tickets)| self.draft(account, tickets, recorded_at)).collect();
         let appending = Instant::now();
-        let outcomes = append(&*self.backplane.log, &drafts, deadline).await;
+        let outcomes = self.append(&drafts, deadline).await;
         if !drafts.is_empty() {
             metrics::record_round(appending.elapsed());
         }
@@ -181,9 +195,48 @@ impl Rounds {
         }
     }
 
+    /// Appends every batch, again with the same id while there is time and every caller is believed: the log stores it
+    /// once. An outcome that was in doubt once is certain only when it is acknowledged.
+    async fn append(&self, drafts: &[Draft], deadline: Instant) -> Vec<Result<(), AppendError>> {
+        let mut outcomes: Vec<Option<Result<(), AppendError>>> = vec![None; drafts.len()];
+        loop {
+            let is_open = |i: &usize| !matches!(outcomes.get(*i), Some(Some(Ok(()))));
+            let open: Vec<usize> = (0..drafts.len()).filter(is_open).collect();
+            let batches = open.iter().filter_map(|i| drafts.get(*i)).map(|draft| draft.batch.clone()).collect();
+            for (index, now) in open.iter().zip(self.backplane.log.append(batches, deadline).await) {
+                if let Some(slot) = outcomes.get_mut(*index) {
+                    *slot = Some(match (slot.take(), now) {
+                        (Some(Err(AppendError::Unknown(_))), Err(AppendError::NotStored(why))) => {
+                            Err(AppendError::Unknown(why))
+                        }
+                        (_, now) => now,
+                    });
+                }
+            }
+            let failed = outcomes.iter().any(|outcome| !matches!(outcome, Some(Ok(()))));
+            // Of some accounts and not of others is not worth the while.
+            let stand = || drafts.iter().flat_map(|draft| &draft.tickets).all(|ticket| self.stands(ticket));
+            if !failed || Instant::now() + PAUSE >= deadline || !stand() {
+                return outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(never_tried)).collect();
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// After the last wait before the append.
+    fn refuse_doubted(&self, tickets: &mut Vec<Ticket>) {
+        let (stand, doubted) = std::mem::take(tickets).into_iter().partition(|ticket| self.stands(ticket));
+        *tickets = stand;
+        tell(doubted, &Err(NotRecorded::Doubted));
+    }
+
+    fn stands(&self, ticket: &Ticket) -> bool {
+        self.keyring.stands(&ticket.entry.caller)
+    }
+
     fn draft(&self, account: AccountId, tickets: Vec<Ticket>, recorded_at: Timestamp) -> Option<Draft> {
         let chain = self.chains.get(&account)?;
-        let bodies = tickets.iter().map(|ticket| (ticket.entry.body.as_slice(), ticket.entry.retention_days));
+        let bodies = tickets.iter().map(|ticket| (ticket.entry.body.as_ref(), ticket.entry.retention_days));
         match chain.draft(bodies, recorded_at) {
             Ok(drafted) => {
                 let Drafted { id, lines, chain } = drafted;
@@ -227,31 +280,6 @@ struct Draft {
     batch: Batch,
     chain: Chain,
     tickets: Vec<Ticket>,
-}
-
-/// Appends every batch, again with the same id while there is time: the log stores it once. An outcome that was in doubt once is
-/// certain only when it is acknowledged.
-async fn append(log: &dyn DecisionLog, drafts: &[Draft], deadline: Instant) -> Vec<Result<(), AppendError>> {
-    let mut outcomes: Vec<Option<Result<(), AppendError>>> = vec![None; drafts.len()];
-    loop {
-        let open: Vec<usize> = (0..drafts.len()).filter(|i| !matches!(outcomes.get(*i), Some(Some(Ok(()))))).collect();
-        let batches = open.iter().filter_map(|i| drafts.get(*i)).map(|draft| draft.batch.clone()).collect();
-        for (index, now) in open.iter().zip(log.append(batches, deadline).await) {
-            if let Some(slot) = outcomes.get_mut(*index) {
-                *slot = Some(match (slot.take(), now) {
-                    (Some(Err(AppendError::Unknown(_))), Err(AppendError::NotStored(why))) => {
-                        Err(AppendError::Unknown(why))
-                    }
-                    (_, now) => now,
-                });
-            }
-        }
-        let failed = outcomes.iter().any(|outcome| !matches!(outcome, Some(Ok(()))));
-        if !failed || Instant::now() + PAUSE >= deadline {
-            return outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(never_tried)).collect();
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
 }
 
 fn never_tried() -> Result<(), AppendError> {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use actix_http::ConnectionType;
-use actix_web::body::MessageBody;
+use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::middleware::Next;
@@ -17,12 +17,13 @@ use stage0_contract::{AccountId, Decision, IssueCode, KeyId, KeyIdentity, Reques
 use uuid::Uuid;
 
 use crate::address::Client;
-use crate::auth::identify;
+use crate::auth::{confirm, identify};
 use crate::body;
 use crate::errors::ApiError;
+use crate::keyring::Believed;
 use crate::metrics;
 use crate::patience::Patience;
-use crate::sending::Sending;
+use crate::sending::{Release, Sending};
 use crate::state::Gate;
 
 mod accounts;
@@ -127,7 +128,7 @@ pub(crate) async fn stamp(
     let mut response = if in_burst(&request, client, started) {
         request.into_response(ApiError::TooManyRequests.response(id)).map_into_right_body()
     } else {
-        next.call(request).await?.map_into_left_body()
+        released(next.call(request).await?, id).await
     };
     if body::is_unread(response.request()) {
         // The server reads on for a moment and throws away, so that a client that still writes can read its answer.
@@ -148,7 +149,34 @@ pub(crate) async fn stamp(
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     log(&response, id, started);
-    Ok(response.map_body(|_, body| Sending::new(body, busy)))
+    let believed = response.request().extensions_mut().remove::<Believed>();
+    let release = gate_of_answer(&response).zip(believed).map(|(gate, believed)| Release::new(gate, believed, id));
+    Ok(response.map_body(|_, body| Sending::new(body, busy, release)))
+}
+
+/// The answer, unless its caller's key is gone by now: it may have been made before the process was stopped. What failed
+/// releases nothing.
+async fn released<B>(response: ServiceResponse<B>, id: RequestId) -> ServiceResponse<EitherBody<B>>
+where
+    B: MessageBody + 'static,
+{
+    let confirmed = match gate_of_answer(&response) {
+        Some(gate) if !response.status().is_server_error() => confirm(&gate, response.request()).await,
+        Some(_) | None => Ok(()),
+    };
+    match confirmed {
+        Ok(()) => response.map_into_left_body(),
+        Err(error) => {
+            if let Some(outcome) = response.request().extensions_mut().get_mut::<Outcome>() {
+                (outcome.verdict, outcome.codes) = (None, BTreeSet::new());
+            }
+            response.into_response(error.response(id)).map_into_right_body()
+        }
+    }
+}
+
+fn gate_of_answer<B>(response: &ServiceResponse<B>) -> Option<web::Data<Gate>> {
+    response.request().app_data::<web::Data<Gate>>().cloned()
 }
 
 /// What a head took on the wire, but for blanks that mean nothing.
@@ -218,7 +246,9 @@ async fn authenticate(
     deadline: tokio::time::Instant,
 ) -> Result<std::sync::Arc<KeyIdentity>, ApiError> {
     let judged = tokio::time::timeout_at(deadline, identify(gate, request, deadline)).await;
-    let identity = judged.map_err(|_| ApiError::Unavailable)??;
+    let believed = judged.map_err(|_| ApiError::Unavailable)??;
+    let identity = std::sync::Arc::clone(believed.identity());
+    request.extensions_mut().insert(believed);
     note(request, &identity, None);
     if let Some(patience) = request.conn_data::<Patience>() {
         patience.belongs_to(gate.bytes.key_of(&identity.account));

@@ -2,17 +2,28 @@
 //!
 //! Owns the pieces and the clock while an answer leaves: whoever takes less than 64 KiB in the time that
 //! [`Limits`](crate::patience::Limits) name is cut.
-//! INVARIANT: a request counts as under way until the last piece of its answer is handed on, or the connection is gone;
-//! what the answer holds (turns, bytes) is part of the body, and ends with it.
+//! Before each piece it is looked at whether the caller's key still lives: of what a gateway had in hand when it was
+//! stopped, and of a long download, nothing leaves for a key that was revoked meanwhile.
+//! INVARIANT: a request counts as under way until the last piece of
+//! its answer is handed on, or the connection is gone; what the answer holds (turns, bytes) is part of the body, and
+//! ends with it.
 
+use std::error::Error;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use actix_web::body::{BodySize, MessageBody};
-use actix_web::web::Bytes;
+use actix_web::web::{Bytes, Data};
+use stage0_backplane::BoxFuture;
+use stage0_contract::RequestId;
 
+use crate::auth::confirmed;
+use crate::errors::ApiError;
 use crate::in_flight::Hold;
+use crate::keyring::Believed;
 use crate::patience::{Busy, PROGRESS_BYTES};
+use crate::state::Gate;
 
 /// What the connection copies at a time: with as much again it fits into the buffer that a connection has anyway.
 const PIECE_BYTES: usize = 4 << 10;
@@ -25,14 +36,16 @@ pub(crate) struct Sending<B> {
     /// Of the last chunk, what is still to be handed on.
     rest: Bytes,
     busy: Option<Busy>,
+    /// None where no key was asked for.
+    release: Option<Release>,
     /// Bytes since the clock was last set; none: it is not running.
     since_progress: Option<usize>,
     since_turn: usize,
 }
 
 impl<B: MessageBody> Sending<B> {
-    pub(crate) fn new(body: B, busy: Option<Busy>) -> Self {
-        Self { body: Box::pin(body), rest: Bytes::new(), busy, since_progress: None, since_turn: 0 }
+    pub(crate) fn new(body: B, busy: Option<Busy>, release: Option<Release>) -> Self {
+        Self { body: Box::pin(body), rest: Bytes::new(), busy, release, since_progress: None, since_turn: 0 }
     }
 
     fn piece(&mut self) -> Bytes {
@@ -52,13 +65,13 @@ impl<B: MessageBody> Sending<B> {
 }
 
 impl<B: MessageBody> MessageBody for Sending<B> {
-    type Error = B::Error;
+    type Error = Box<dyn Error>;
 
     fn size(&self) -> BodySize {
         self.body.size()
     }
 
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, B::Error>>> {
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
         let this = self.get_mut();
         if this.since_turn >= TURN_BYTES {
             this.since_turn = 0;
@@ -68,7 +81,8 @@ impl<B: MessageBody> MessageBody for Sending<B> {
         while this.rest.is_empty() {
             match this.body.as_mut().poll_next(context) {
                 Poll::Ready(Some(Ok(chunk))) => this.rest = chunk,
-                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+                Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {
                     this.since_progress = None;
                     this.busy.iter().for_each(Busy::works);
@@ -76,7 +90,55 @@ impl<B: MessageBody> MessageBody for Sending<B> {
                 }
             }
         }
+        if let Some(release) = &mut this.release {
+            ready!(release.poll(context))?;
+        }
         Poll::Ready(Some(Ok(this.piece())))
+    }
+}
+
+/// Whether an answer may still leave.
+pub(crate) struct Release {
+    gate: Data<Gate>,
+    caller: Believed,
+    id: RequestId,
+    /// Under way while the keystore is asked.
+    confirming: Option<BoxFuture<'static, Result<Believed, ApiError>>>,
+}
+
+/// The caller's key is gone, or nobody knows: the answer ends half way.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller's key is not known to live any more")]
+struct Withheld;
+
+impl Release {
+    pub(crate) fn new(gate: Data<Gate>, caller: Believed, id: RequestId) -> Self {
+        Self { gate, caller, id, confirming: None }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Withheld>> {
+        let confirming = match &mut self.confirming {
+            None if self.gate.keyring.stands(&self.caller) => return Poll::Ready(Ok(())),
+            None => {
+                let (keyring, requests) = (Arc::clone(&self.gate.keyring), Arc::clone(&self.gate.backplane.requests));
+                let (caller, id) = (self.caller.clone(), self.id);
+                let confirm = async move { confirmed(&keyring, &*requests, &caller, Some(id)).await };
+                self.confirming.insert(Box::pin(confirm))
+            }
+            Some(confirming) => confirming,
+        };
+        let confirmed = ready!(confirming.as_mut().poll(context));
+        self.confirming = None;
+        match confirmed {
+            Ok(caller) => {
+                self.caller = caller;
+                Poll::Ready(Ok(()))
+            }
+            Err(_) => {
+                tracing::warn!(request_id = %self.id, "answer is withheld: its caller's key is not known to live any more");
+                Poll::Ready(Err(Withheld))
+            }
+        }
     }
 }
 
@@ -144,7 +206,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_large_chunk_leaves_in_pieces_and_its_length_is_told() {
         let whole = Bytes::from(vec![7; 5 * PIECE_BYTES + 1]);
-        let mut body = Sending::new(whole.clone(), None);
+        let mut body = Sending::new(whole.clone(), None, None);
         assert_eq!(body.size(), BodySize::Sized(whole.len() as u64));
         let mut all = Vec::new();
         while let Some(piece) = next(&mut body).await {
@@ -159,7 +221,7 @@ mod tests {
         let stream = Patient::new((), LIMITS, None);
         let patience = stream.patience().clone();
         let pieces = PROGRESS_BYTES / PIECE_BYTES;
-        let mut body = Sending::new(Bytes::from(vec![7; 5 * PROGRESS_BYTES]), Some(patience.busy(0)));
+        let mut body = Sending::new(Bytes::from(vec![7; 5 * PROGRESS_BYTES]), Some(patience.busy(0)), None);
         assert_eq!(patience.ends_in(), None);
         next(&mut body).await.unwrap();
         for _ in 0..5 {

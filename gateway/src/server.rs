@@ -163,9 +163,12 @@ impl Gateway {
             let listening = listen(Arc::clone(&self.keyring), backplane.clone());
             tasks.spawn(drained.clone().run_until_cancelled_owned(listening));
         }
+        let keyring = Arc::clone(&self.keyring);
+        let watching = drained.clone();
+        tasks.spawn(async move { watching.run_until_cancelled(keyring.watch()).await });
         // The first connection carries the records, as one gateway appends one round at a time.
         let recording = self.backplanes.first().filter(|_| self.config.audit != AuditMode::None).cloned();
-        let (recorder, rounds) = recording.map(recorder).unzip();
+        let (recorder, rounds) = recording.map(|backplane| recorder(backplane, Arc::clone(&self.keyring))).unzip();
         let rounds = rounds.map(|rounds| tokio::spawn(rounds.run(drained.clone())));
         let quotas = Arc::new(Quotas::new(self.config.quotas_on_failure));
         let counting = self.backplanes.first().map(|backplane| {

@@ -25,8 +25,9 @@ fn identity(account: &str, key_id: &KeyId) -> KeyIdentity {
     }
 }
 
-fn soon() -> tokio::time::Instant {
-    tokio::time::Instant::now() + Duration::from_secs(30)
+fn asking(backplane: &Backplane) -> Asking<'_> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    Asking { keystore: &*backplane.requests, deadline, request_id: None }
 }
 
 /// A keyring that hears notices, as soon as it does.
@@ -34,9 +35,7 @@ async fn listening() -> (Backplane, Arc<Keyring>) {
     let (backplane, keyring) = (Backplane::embedded(), Arc::new(Keyring::new([1; 32])));
     let (hearing, from) = (Arc::clone(&keyring), backplane.clone());
     tokio::spawn(async move { hearing.listen(&from).await });
-    while keyring.listeners.load(Ordering::SeqCst) == 0 {
-        tokio::task::yield_now().await;
-    }
+    keyring.liveness.wait_until(|| keyring.liveness.proven_at().is_some()).await;
     (backplane, keyring)
 }
 
@@ -48,7 +47,7 @@ async fn verify(backplane: &Backplane, keyring: &Keyring, key: &ApiKey, of: &str
         meanwhile();
         question.answer(&VerifyKeyReply::Valid(identity(of, key.id()))).await;
     };
-    let (verified, ()) = tokio::join!(keyring.verify(key, &*backplane.requests, soon(), None), answered);
+    let (verified, ()) = tokio::join!(keyring.verify(key, asking(backplane)), answered);
     verified.unwrap().is_some()
 }
 
@@ -62,7 +61,7 @@ async fn refresh(
 ) -> (Result<Known, KeystoreError>, u32) {
     let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
     let mut count = 0;
-    let found = keyring.look_up(key, &*backplane.requests, soon(), None);
+    let found = keyring.look_up(key, asking(backplane));
     tokio::pin!(found);
     loop {
         tokio::select! {
@@ -79,7 +78,7 @@ async fn refresh(
 
 /// Whether a key is known without a question: nobody would answer one.
 async fn is_trusted(backplane: &Backplane, keyring: &Keyring, key: &ApiKey) -> bool {
-    matches!(keyring.look_up(key, &*backplane.requests, soon(), None).await, Ok(Known::Yes(_)))
+    matches!(keyring.look_up(key, asking(backplane)).await, Ok(Known::Yes(_)))
 }
 
 #[tokio::test]
@@ -88,7 +87,7 @@ async fn the_keystore_is_told_for_which_request_a_key_is_verified() {
     let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
     let id = Some(RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap());
     let key = key(1);
-    let verified = keyring.verify(&key, &*backplane.requests, soon(), id);
+    let verified = keyring.verify(&key, Asking { request_id: id, ..asking(&backplane) });
     let answered = async {
         let question = asked.next().await.unwrap();
         assert_eq!(question.request.request_id, id);
@@ -162,4 +161,140 @@ async fn what_was_asked_for_before_notices_are_heard_is_not_trusted_afterwards()
         tokio::task::yield_now().await;
     }
     assert!(!is_trusted(&backplane, &keyring, &key).await);
+}
+
+/// A keyring that heard and proved itself, and does so no more.
+fn no_longer_proven() -> (Backplane, Arc<Keyring>) {
+    let backplane = Backplane::embedded();
+    let keyring = Arc::new(Keyring::new([1; 32]));
+    // As a connection that stands and over which nothing comes any more.
+    keyring.listeners.fetch_add(1, Ordering::SeqCst);
+    keyring.doubts.everything();
+    (backplane, keyring)
+}
+
+/// What was asked for at `since` and stands without a doubt.
+fn vouched(keyring: &Keyring, since: Duration) -> Vouched {
+    let identity = Arc::new(identity("a", key(1).id()));
+    Vouched { identity, since, asked_at: keyring.doubts.count() }
+}
+
+#[tokio::test]
+async fn what_was_told_is_trusted_only_while_the_proof_is_young_and_released_only_while_it_is() {
+    let (_, keyring) = listening().await;
+    let proven = keyring.liveness.proven_at().unwrap();
+    let old = vouched(&keyring, proven.saturating_sub(Duration::from_secs(30)));
+    let after = |millis| proven + Duration::from_millis(millis);
+    assert!(keyring.trusts(&old, after(1)) && keyring.holds(&old, after(1)));
+    // By another proof, by now, it may have become younger, never older.
+    let none = no_longer_proven().1;
+    let old = vouched(&none, Duration::from_secs(1_000));
+    let at = |millis| Duration::from_secs(1_000) + Duration::from_millis(millis);
+    assert!(!none.trusts(&old, at(0)), "without a proof the keystore is asked");
+    assert!(none.holds(&old, at(499)), "one who was answered may go on for a moment");
+    assert!(!none.holds(&old, at(500)));
+    none.doubts.account(&account("a"));
+    assert!(!none.holds(&old, at(1)), "not against a notice");
+}
+
+#[tokio::test]
+async fn a_proof_makes_an_answer_good_for_a_minute_from_when_it_was_asked_for_and_no_longer() {
+    let (_, keyring) = listening().await;
+    // Proofs go on meanwhile: what is judged is judged by one of them.
+    let judged = |seconds, later| loop {
+        let now = keyring.liveness.proven_at().unwrap();
+        let old = vouched(&keyring, now.saturating_sub(Duration::from_secs(seconds)));
+        let trusted = keyring.trusts(&old, now + later);
+        if keyring.liveness.proven_at() == Some(now) {
+            break trusted;
+        }
+    };
+    assert!(judged(59, Duration::ZERO));
+    assert!(!judged(60, Duration::ZERO));
+    assert!(judged(1, MAX_PROOF_AGE - Duration::from_millis(1)));
+    assert!(!judged(1, MAX_PROOF_AGE), "by a proof that has become old");
+}
+
+#[tokio::test]
+async fn without_a_proof_a_known_key_is_asked_for_at_every_request_and_many_at_once_share_the_question() {
+    let (backplane, keyring) = no_longer_proven();
+    let key = key(1);
+    assert!(verify(&backplane, &keyring, &key, "a", || {}).await);
+    for _ in 0..3 {
+        let (found, questions) = refresh(&backplane, &keyring, &key, "a", || {}).await;
+        assert!(matches!(found, Ok(Known::Yes(_))) && questions == 1);
+    }
+    let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
+    let all = async {
+        let all = (0..50).map(|_| keyring.look_up(&key, asking(&backplane)));
+        futures_util::future::join_all(all).await.into_iter().all(|found| matches!(found, Ok(Known::Yes(_))))
+    };
+    tokio::pin!(all);
+    let mut questions = 0;
+    loop {
+        tokio::select! {
+            biased;
+            good = &mut all => break assert!(good),
+            question = asked.next() => {
+                questions += 1;
+                question.unwrap().answer(&RefreshKeyReply::Live(identity("a", key.id()))).await;
+            }
+        }
+    }
+    assert!(questions <= 2, "{questions}");
+}
+
+#[tokio::test]
+async fn without_a_proof_and_without_a_keystore_nobody_is_believed() {
+    let (backplane, keyring) = no_longer_proven();
+    let key = key(1);
+    assert!(verify(&backplane, &keyring, &key, "a", || {}).await);
+    let found = keyring.look_up(&key, asking(&backplane)).await;
+    assert!(matches!(found, Err(KeystoreError::Ask(_))));
+}
+
+#[tokio::test]
+async fn a_proof_that_comes_while_the_keystore_is_silent_is_enough() {
+    let (backplane, keyring) = no_longer_proven();
+    let key = key(1);
+    assert!(verify(&backplane, &keyring, &key, "a", || {}).await);
+    // It takes questions and answers none.
+    let _silent = backplane.requests.serve::<RefreshKey>().await.unwrap();
+    let (hearing, from) = (Arc::clone(&keyring), backplane.clone());
+    let found = keyring.look_up(&key, asking(&backplane));
+    let proven = async {
+        let mut listener = from.notices.listen::<KeyChanged>().await.unwrap().proving(&hearing.liveness);
+        listener.next().await
+    };
+    tokio::select! {
+        found = found => assert!(matches!(found, Ok(Known::Yes(_)))),
+        _ = proven => panic!("no notice was told"),
+    }
+}
+
+#[tokio::test]
+async fn a_caller_is_looked_at_again_by_its_id_though_it_was_forgotten_and_is_refused_once_it_is_gone() {
+    let (backplane, keyring) = no_longer_proven();
+    let key = key(1);
+    assert!(verify(&backplane, &keyring, &key, "a", || {}).await);
+    let believed = Believed { digest: keyring.digest(&key), vouched: Arc::new(vouched(&keyring, Duration::ZERO)) };
+    assert!(!keyring.stands(&believed), "it was found out long ago");
+    let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
+    for forgotten in [false, true] {
+        if forgotten {
+            keyring.known.invalidate(&believed.digest).await;
+        }
+        let live = async { asked.next().await.unwrap().answer(&RefreshKeyReply::Live(identity("a", key.id()))).await };
+        let (now, ()) = tokio::join!(keyring.confirm(&believed, asking(&backplane)), live);
+        assert!(keyring.stands(&now.unwrap().unwrap()));
+        let gone = async { asked.next().await.unwrap().answer(&RefreshKeyReply::Gone).await };
+        let (now, ()) = tokio::join!(keyring.confirm(&believed, asking(&backplane)), gone);
+        assert!(now.unwrap().is_none());
+        assert!(verify(&backplane, &keyring, &key, "a", || {}).await);
+    }
+    let mut fewer = identity("a", key.id());
+    fewer.scopes = Scopes::from([stage0_contract::Scope::Check]);
+    let changed = async { asked.next().await.unwrap().answer(&RefreshKeyReply::Live(fewer)).await };
+    let (now, ()) = tokio::join!(keyring.confirm(&believed, asking(&backplane)), changed);
+    assert!(matches!(now, Err(KeystoreError::Changed)), "what it may do was judged before");
 }

@@ -2,6 +2,7 @@
 //!
 //! Owns the order of refusals (contract, section 1) and the budget: what the keystore, the evaluators and the log take together, tries
 //! included, stays below `request_budget`. A question that got lost is asked again within the budget: under one id it counts once.
+//! The caller's key is looked at again before the append and before the answer leaves.
 //! INVARIANT: the answer leaves after the log has acknowledged its record, unless the operator chose best effort.
 
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use actix_web::http::header::{ContentType, HeaderName, HeaderValue, USER_AGENT};
 use actix_web::web::{Data, Payload};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use stage0_backplane::{AskError, Requests};
@@ -23,12 +24,14 @@ use tokio::time::Instant;
 use super::decisions::shelf;
 use super::{REQUEST_ID, Stamp, answer, authenticate, note, stamp_of};
 use crate::address::Client;
+use crate::auth::confirmed;
 use crate::body::{self, Body};
 use crate::errors::ApiError;
 use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
+use crate::keyring::Believed;
 use crate::metrics::{InFlight, Step, timed};
 use crate::quota::{Reservation, end_of_day};
-use crate::recorder::{Entry, NotRecorded};
+use crate::recorder::{Entry, NotRecorded, Recorder};
 use crate::state::Gate;
 
 const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
@@ -37,6 +40,8 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 const MOST_TRIES: u32 = 3;
+/// How often a caller may come into doubt between the last look at its key and the append.
+const MOST_DOUBTS: u32 = 3;
 /// Between two tries when the first failed at once: an evaluator that restarts needs a moment.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Of a user agent, in characters.
@@ -157,7 +162,8 @@ async fn decide(
             }
         };
         let Some(check) = parsed.take() else { return Err(ApiError::Unavailable) };
-        let asked = Asked { request, identity: &identity, stamp, headers, reservation, deadline };
+        let Some(caller) = request.extensions().get::<Believed>().cloned() else { return Err(ApiError::Unavailable) };
+        let asked = Asked { request, caller, identity: &identity, stamp, headers, reservation, deadline };
         let repeats = claim.as_ref().and_then(Claim::repeats);
         let decided = asked.decide(gate, check, repeats).await;
         return match decided {
@@ -193,6 +199,7 @@ struct Parsed {
 /// A check that nothing speaks against any more.
 struct Asked<'a> {
     request: &'a HttpRequest,
+    caller: Believed,
     identity: &'a KeyIdentity,
     stamp: Stamp,
     headers: Headers,
@@ -205,7 +212,7 @@ impl Asked<'_> {
     /// Evaluates, records, answers.
     async fn decide(self, gate: &Gate, check: Parsed, operation: Option<RequestId>) -> Result<HttpResponse, Undecided> {
         let failed = |error| Undecided::Before(Ended::Failed, error);
-        let Self { request, identity, stamp, headers, mut reservation, deadline } = self;
+        let Self { request, caller, identity, stamp, headers, mut reservation, deadline } = self;
         let Parsed { check, task_hash } = check;
         let evaluated_at = Timestamp::now().as_second();
         let client_request_id = headers.client_request_id;
@@ -245,18 +252,27 @@ impl Asked<'_> {
         let mut body = written(&response).map_err(failed)?;
         if let Some(recorder) = &gate.recorder {
             let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
-            let entry = entry(&response, &body, &circumstances, recordable.as_ref(), identity.retention_days);
-            let entry = entry.map_err(failed)?;
+            let line = line(&response, &body, &circumstances, recordable.as_ref()).map_err(failed)?;
+            let (account, retention_days) = (identity.account.clone(), identity.retention_days);
+            let entry = Entry { caller, account, retention_days, body: line.into() };
             // From here on it may be in the log: it counts, whoever is gone.
             reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
-            if let Err(error) = timed(Step::Record, recorder.record(entry, deadline)).await {
+            if let Err(error) = timed(Step::Record, record(gate, recorder, entry, stamp.id, deadline)).await {
+                let error = match error {
+                    Unrecorded::NotRecorded(error) => error,
+                    // Whatever is released without a record, this is not.
+                    Unrecorded::Refused(error) => {
+                        reservation.iter_mut().chain(&mut input).for_each(Reservation::give_back);
+                        return Err(failed(error));
+                    }
+                };
                 tracing::warn!(request_id = %stamp.id, account = %identity.account, error = &error as &dyn std::error::Error, "decision was not recorded");
-                if matches!(error, NotRecorded::Failed(_)) {
+                if matches!(error, NotRecorded::Failed(_) | NotRecorded::Doubted) {
                     input.iter_mut().for_each(Reservation::give_back);
                 }
                 if gate.config.audit == AuditMode::Required {
                     return Err(match error {
-                        NotRecorded::Failed(_) => {
+                        NotRecorded::Failed(_) | NotRecorded::Doubted => {
                             reservation.iter_mut().for_each(Reservation::give_back);
                             failed(ApiError::Unavailable)
                         }
@@ -356,14 +372,41 @@ fn circumstances(
     }
 }
 
+/// Why there is no record.
+enum Unrecorded {
+    /// The log is at fault.
+    NotRecorded(NotRecorded),
+    /// The caller is not believed any more.
+    Refused(ApiError),
+}
+
+/// Records a decision of a caller who is believed when it is appended.
+async fn record(
+    gate: &Gate,
+    recorder: &Recorder,
+    mut entry: Entry,
+    id: RequestId,
+    deadline: Instant,
+) -> Result<(), Unrecorded> {
+    for _ in 0..MOST_DOUBTS {
+        // Much may have happened since it was found out who asks, or nothing for long.
+        let caller = confirmed(&gate.keyring, gate.requests(), &entry.caller, Some(id)).await;
+        entry.caller = caller.map_err(Unrecorded::Refused)?;
+        match recorder.record(entry.clone(), deadline).await {
+            Err(NotRecorded::Doubted) => {}
+            outcome => return outcome.map_err(Unrecorded::NotRecorded),
+        }
+    }
+    Err(Unrecorded::NotRecorded(NotRecorded::Doubted))
+}
+
 /// The line, but for what only the recorder knows: the answer's own bytes, unless its caller's id holds a secret.
-fn entry(
+fn line(
     response: &CheckResponse,
     body: &[u8],
     circumstances: &Circumstances,
     recordable: Option<&Recordable>,
-    retention_days: u32,
-) -> Result<Entry, ApiError> {
+) -> Result<Vec<u8>, ApiError> {
     let said = response.meta.client_request_id.as_ref().map(ClientRequestId::as_str);
     let masked = recordable.and_then(|texts| texts.caller.client_request_id.as_deref());
     let line = if said == masked {
@@ -373,11 +416,10 @@ fn entry(
         response.meta.client_request_id = masked.and_then(|masked| ClientRequestId::parse(masked).ok());
         serde_json::to_vec(&response).and_then(|body| recordable_line(&body, circumstances))
     };
-    let line = line.map_err(|error| {
+    line.map_err(|error| {
         tracing::error!(request_id = %response.request_id, %error, "record could not be written");
         ApiError::Unavailable
-    })?;
-    Ok(Entry { account: circumstances.account.clone(), retention_days, body: line })
+    })
 }
 
 /// At most 256 characters.

@@ -46,7 +46,8 @@ pub(super) async fn ready(gate: Data<Gate>, _: HttpRequest) -> HttpResponse {
         Some((at, report)) if at.elapsed() < FRESH => report.clone(),
         _ => {
             let audit = gate.config.audit;
-            let Found { faults, remarks, policy_version } = look(&gate.backplane, audit).await;
+            let Found { faults, mut remarks, policy_version } = look(&gate.backplane, audit).await;
+            remarks.extend(gate.keyring.remark());
             let ready = faults.is_empty();
             let report = Report { ready, audit, policy_version, reasons: [faults, remarks].concat() };
             *last = Some((Instant::now(), report.clone()));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use stage0_contract::{Caller, CreateKey, KeyId, ListKeys, ManageReply, Request, RevokeKey, Revoked, RotateKey, Scope};
 use tokio::time::Instant;
 
@@ -11,6 +11,7 @@ use super::fields::Fields;
 use super::{allow, answer, authenticate};
 use crate::body;
 use crate::errors::ApiError;
+use crate::keyring::Believed;
 use crate::state::Gate;
 use crate::throttle::ManagementCall;
 
@@ -82,7 +83,9 @@ pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
         // Without a word about it, the old key ends at once: a rotation is most urgent when a key has leaked.
         let overlap_seconds = fields.seconds("overlap_seconds").unwrap_or(0);
         fields.finish()?;
-        let key = manage(&gate, &RotateKey { caller, id: key_id(&id)?, overlap_seconds }).await?;
+        let (id, own) = (key_id(&id)?, caller.key_id.clone());
+        let key = manage(&gate, &RotateKey { caller, id: id.clone(), overlap_seconds }).await?;
+        ends(&request, &own, &id);
         Ok::<_, ApiError>(HttpResponse::Created().json(key))
     };
     answer(&request, rotated.await)
@@ -91,7 +94,9 @@ pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
 pub(super) async fn revoke(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
     let revoked = async {
         let caller = calls(&gate, &request, ManagementCall::Revocation, None).await?;
-        let Revoked {} = manage(&gate, &RevokeKey { caller, id: key_id(&id)? }).await?;
+        let (id, own) = (key_id(&id)?, caller.key_id.clone());
+        let Revoked {} = manage(&gate, &RevokeKey { caller, id: id.clone() }).await?;
+        ends(&request, &own, &id);
         Ok::<_, ApiError>(HttpResponse::NoContent().finish())
     };
     answer(&request, revoked.await)
@@ -121,6 +126,13 @@ async fn calls(
 /// The caller of a call with a body, whose scope is judged before the body is read; the keystore judges the rest.
 pub(super) async fn allowed(gate: &Gate, request: &HttpRequest, scope: Scope) -> Result<Caller, ApiError> {
     calls(gate, request, ManagementCall::Other, Some(scope)).await
+}
+
+/// A call that ended its own caller's key is answered all the same.
+fn ends(request: &HttpRequest, own: &KeyId, id: &KeyId) {
+    if own == id {
+        request.extensions_mut().remove::<Believed>();
+    }
 }
 
 /// What cannot be a key's id names no key.

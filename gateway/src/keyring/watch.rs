@@ -1,0 +1,54 @@
+//! Watches how old the proof is that notices arrive: for the metric, the log and `/readyz`.
+//!
+//! Nothing that judges a key waits for it. Told are the changes: that cached keys are not believed, and that they are
+//! again.
+
+use std::time::Duration;
+
+use stage0_backplane::clock::boottime;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{Keyring, MAX_PROOF_AGE};
+use crate::metrics;
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Before the first proof.
+const NEVER: Duration = Duration::MAX;
+
+impl Keyring {
+    /// Why cached keys are not believed now, for who runs the gateway; none: they are.
+    pub(crate) fn remark(&self) -> Option<String> {
+        let age = self.liveness.age(boottime());
+        match age {
+            Some(age) if age < MAX_PROOF_AGE => None,
+            Some(age) => Some(format!(
+                "keys: notices of revocations were last proven to arrive {} ms ago, the keystore is asked at every request",
+                age.as_millis()
+            )),
+            None => Some(
+                "keys: notices of revocations are not proven to arrive, the keystore is asked at every request".into(),
+            ),
+        }
+    }
+
+    /// Looks again and again.
+    pub(crate) async fn watch(&self) {
+        let mut ticks = interval(LOOK_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_proven = true;
+        loop {
+            ticks.tick().await;
+            let age = self.liveness.age(boottime());
+            age.into_iter().for_each(metrics::notices_proven);
+            let age = age.unwrap_or(NEVER);
+            let is_proven = age < MAX_PROOF_AGE;
+            if was_proven && !is_proven {
+                let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(age_ms, "notices of revocations are not proven to arrive, every key is asked for anew");
+            } else if is_proven && !was_proven {
+                tracing::info!("notices of revocations arrive, cached keys are believed again");
+            }
+            was_proven = is_proven;
+        }
+    }
+}
