@@ -1,8 +1,9 @@
 //! Delivers one endpoint's events: reads, sends, settles, keeps the cursor.
 //!
 //! A courier works only while it holds the endpoint's cursor in the ledger; of many workers one does, and another takes over when it
-//! stops saying so. Owns the order: what was settled is stored before more than a bounded stretch is read behind it. Refuses to know
-//! other endpoints: a slow receiver delays its own events and nobody else's.
+//! stops saying so. Owns the order: an event's number is stored before the event is sent. Refuses to know other endpoints: a slow
+//! receiver delays its own events and nobody else's.
+//! INVARIANT: only events of the stored cursor are sent, so whoever takes over knows every number that a receiver has seen.
 //! INVARIANT: nothing is sent for long without the cursor: one that cannot be stored is given up before its hold ends.
 
 use std::collections::{HashMap, HashSet};
@@ -19,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::cursor::{Cursor, Holder};
+use crate::cursor::{Cursor, Holder, Open};
 use crate::lag::{Seat, Standing};
 use crate::metrics;
 use crate::post;
@@ -41,8 +42,15 @@ const TRUST_HOLD: Duration = Duration::from_secs(7);
 const CONCURRENCY: usize = 16;
 /// Of one that fails: a receiver that hangs, or a name that nobody answers for, holds few of its account's places.
 const CONCURRENCY_FAILING: usize = 2;
-/// While events flow, the cursor is stored this often: what was delivered since is sent again after a crash.
+/// The cursor is stored this often when deliveries were settled: what was settled since is sent again after a crash.
 const STORE_EVERY: Duration = Duration::from_millis(250);
+/// Minimum between two stores that a few new numbers cause, for each 64 KiB of the cursor: a trickle of events is
+/// numbered in groups. The first event after a pause is numbered at once.
+const MIN_NUMBER_INTERVAL: Duration = Duration::from_millis(25);
+/// So many new numbers are stored at once: a backlog never waits.
+const MAX_UNSTORED_NUMBERS: u64 = 64;
+/// A line that was read longer ago is read again before it is sent: it may have been deleted meanwhile.
+const BODY_TTL: Duration = Duration::from_secs(1);
 /// Looks for events without having been told.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Between two tries of something of ours that failed.
@@ -67,7 +75,11 @@ struct Held {
     cursor: Cursor,
     revision: Option<Revision>,
     /// Bodies of what was just read, for the first attempt.
-    bodies: HashMap<u64, Bytes>,
+    bodies: HashMap<u64, Body>,
+    /// The first number that the stored cursor has not given yet: no event of this number or a higher one is sent.
+    unstored_from: u64,
+    /// Size of the stored cursor.
+    stored_bytes: usize,
     flying: JoinSet<Flight>,
     aloft: HashSet<u64>,
     /// Nothing more was in the log when it was looked at last.
@@ -86,7 +98,19 @@ struct Held {
     seat: Seat,
 }
 
+/// What is sent for an event, and when its line was read.
+struct Body {
+    bytes: Bytes,
+    read_at: Instant,
+}
+
 impl Held {
+    /// When numbers that were given are to be stored; None when all are.
+    fn number_in(&self) -> Option<Duration> {
+        let unstored = self.cursor.next_sequence().saturating_sub(self.unstored_from);
+        (unstored > 0).then(|| number_in(unstored, self.stored_bytes, self.stored_at.elapsed()))
+    }
+
     fn standing(&self) -> Standing {
         let known = self.cursor.standing();
         let first = |known: Option<Timestamp>| known.into_iter().chain(self.unread_since).min();
@@ -156,6 +180,8 @@ impl Courier {
             cursor,
             revision,
             bodies: HashMap::new(),
+            unstored_from: 0,
+            stored_bytes: 0,
             flying: JoinSet::new(),
             aloft: HashSet::new(),
             caught_up: false,
@@ -207,16 +233,18 @@ impl Courier {
         if !held.caught_up && held.cursor.is_hungry() {
             self.fill(held, &endpoint).await;
         }
-        self.launch(held, &endpoint).await;
-        let idle = held.flying.is_empty();
-        if held.stored_at.elapsed() >= RENEW_AFTER
-            || (held.changed && (idle || held.stored_at.elapsed() >= STORE_EVERY))
+        let since_stored = held.stored_at.elapsed();
+        if since_stored >= RENEW_AFTER
+            || (held.changed && since_stored >= STORE_EVERY)
+            || held.number_in() == Some(Duration::ZERO)
         {
             match self.store(held, true).await {
                 Step::GoOn => {}
                 lost => return lost,
             }
         }
+        self.launch(held, &endpoint).await;
+        let idle = held.flying.is_empty();
         if !held.caught_up && held.cursor.is_hungry() && held.aloft.len() < CONCURRENCY {
             return Step::GoOn;
         }
@@ -250,16 +278,18 @@ impl Courier {
             .map_or(LOOK_EVERY, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         let paced = pace(held.held_back, held.paced_until, Instant::now());
         let store = if held.changed { STORE_EVERY } else { RENEW_AFTER };
-        due.min(paced).min(store.saturating_sub(held.stored_at.elapsed())).min(LOOK_EVERY).max(Duration::from_millis(1))
+        let number = held.number_in().unwrap_or(LOOK_EVERY);
+        let store = store.saturating_sub(held.stored_at.elapsed()).min(number);
+        due.min(paced).min(store).min(LOOK_EVERY).max(Duration::from_millis(1))
     }
 
     /// Sends what is due, as far as concurrency and the rate limit allow.
     async fn launch(&mut self, held: &mut Held, endpoint: &Endpoint) {
         let most = if held.cursor.is_failing() { CONCURRENCY_FAILING } else { CONCURRENCY };
         let room = most.saturating_sub(held.aloft.len());
-        let due_at = self.shared.clock.now();
-        let due = held.cursor.due(due_at).filter(|open| !held.aloft.contains(&open.sequence));
-        let due: Vec<_> = due.take(room).cloned().collect();
+        let now = self.shared.clock.now();
+        let may_go = |open: &&Open| open.sequence < held.unstored_from && !held.aloft.contains(&open.sequence);
+        let due: Vec<_> = held.cursor.due(now).filter(may_go).take(room).cloned().collect();
         held.held_back = false;
         for open in due {
             if let Some(rate) = endpoint.webhook.rate_limit {
@@ -270,8 +300,9 @@ impl Courier {
                 }
                 held.paced_until = now + Duration::from_secs(1) / rate.max(1);
             }
-            if !held.bodies.contains_key(&open.sequence)
-                && let Err(error) = self.read_again(held, endpoint, &open, due_at).await
+            let read_at = held.bodies.get(&open.sequence).map(|body| body.read_at);
+            if read_at.is_none_or(|at| at.elapsed() >= BODY_TTL)
+                && let Err(error) = self.read_again(held, endpoint, &open).await
             {
                 self.pause("log cannot be read", &error);
                 return;
@@ -287,7 +318,7 @@ impl Courier {
             let (shared, webhook) = (Arc::clone(&self.shared), endpoint.clone());
             held.flying.spawn(async move {
                 let began = Instant::now();
-                let answer = post::post(&shared, &webhook, &open.event, Timestamp::now(), body).await;
+                let answer = post::post(&shared, &webhook, &open.event, Timestamp::now(), body.bytes).await;
                 Flight { open, at: shared.clock.now(), answer, took: began.elapsed() }
             });
         }
@@ -307,11 +338,13 @@ impl Courier {
                 return Step::Lost;
             }
         };
+        let (unstored_from, stored_bytes) = (held.cursor.next_sequence(), value.len());
         let ledger = &self.shared.backplane.ledger;
         let put = ledger.put(&key(&id), value.into(), held.revision, Some(CURSOR_LIVES), Shared::soon()).await;
         match put {
             Ok(revision) => {
                 (held.revision, held.changed, held.stored_at) = (Some(revision), false, began);
+                (held.unstored_from, held.stored_bytes) = (unstored_from, stored_bytes);
                 Step::GoOn
             }
             Err(PutError::Conflict) => {
@@ -363,6 +396,15 @@ fn pace(held_back: bool, until: Instant, now: Instant) -> Duration {
     if held_back { until.saturating_duration_since(now) } else { LOOK_EVERY }
 }
 
+/// How long new numbers wait until they are stored: many do not, and a large cursor is stored less often for a few.
+fn number_in(unstored: u64, stored_bytes: usize, since_stored: Duration) -> Duration {
+    if unstored >= MAX_UNSTORED_NUMBERS {
+        return Duration::ZERO;
+    }
+    let pieces = u32::try_from(stored_bytes >> 16).unwrap_or(u32::MAX).saturating_add(1);
+    MIN_NUMBER_INTERVAL.saturating_mul(pieces).min(STORE_EVERY).saturating_sub(since_stored)
+}
+
 /// Between 0 and 1; without randomness, the middle.
 fn random() -> f64 {
     getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
@@ -385,5 +427,15 @@ mod tests {
         assert_eq!(pace(true, later, now), Duration::from_millis(10));
         assert_eq!(pace(true, now, later), Duration::ZERO);
         assert_eq!(pace(false, now, later), LOOK_EVERY);
+    }
+
+    #[test]
+    fn many_numbers_are_stored_at_once_and_a_trickle_in_groups() {
+        let ms = Duration::from_millis;
+        assert_eq!(number_in(MAX_UNSTORED_NUMBERS, 1 << 20, ms(0)), ms(0), "a backlog");
+        assert_eq!(number_in(1, 4_000, ms(300)), ms(0), "the first after a pause");
+        assert_eq!(number_in(1, 4_000, ms(5)), ms(20));
+        assert_eq!(number_in(1, 130_000, ms(5)), ms(45), "a cursor of two pieces");
+        assert_eq!(number_in(MAX_UNSTORED_NUMBERS - 1, usize::MAX, ms(5)), STORE_EVERY - ms(5));
     }
 }

@@ -1,8 +1,9 @@
 //! One endpoint's place in the log, and what is on its way: the durable part of a delivery. Pure.
 //!
 //! Owns numbering (each event gets the endpoint's next sequence when it is read), retries, exhaustion and the account of both. It is
-//! kept in the ledger as a whole: whoever takes an endpoint over goes on from the last state that was stored, reads the same events
-//! in the same order and gives them the same numbers; what was delivered since is sent once more, with its old id.
+//! kept in the ledger as a whole, before anything of it is sent: whoever takes an endpoint over goes on from the last state that was
+//! stored and sends what is open in it under the numbers that it has, whatever the filters are by then. What was read and not stored
+//! was not sent either, and is read and numbered again.
 //! INVARIANT: an event that was read stays open until it is delivered, exhausted, or gone from the log.
 
 use std::collections::VecDeque;
@@ -150,6 +151,11 @@ impl Cursor {
         self.next_sequence = sequence.saturating_add(1);
         self.open.push(Open { sequence, at, event, attempts: 0, last: None, next_at: None, recorded_at });
         sequence
+    }
+
+    /// The number that the next event gets.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.next_sequence
     }
 
     /// What is to be sent now, in the order of its numbers.
@@ -464,6 +470,22 @@ mod tests {
         cursor.settle(3, &Outcome::Delivered, attempt(9), 0.5);
         cursor.settle(2, &Outcome::Delivered, attempt(9), 0.5);
         assert_eq!(cursor.standing(), Standing::default());
+    }
+
+    /// As version 0.1 stored it.
+    const CURSOR_0_1: &str = include_str!("../tests/fixtures/cursor_0_1.json");
+
+    #[test]
+    fn the_cursor_of_an_older_version_is_read_with_its_numbers_and_written_as_it_was() {
+        let cursor: Cursor = serde_json::from_str(CURSOR_0_1).unwrap();
+        assert_eq!((cursor.next_sequence(), due(&cursor, 0)), (8, vec![7]));
+        assert_eq!(due(&cursor, i64::from(u32::MAX)), [5, 7]);
+        assert_eq!((cursor.replays.len(), cursor.place), (1, Some(Place { position: 9, lines: 2 })));
+        // An exporter of the older version may take the endpoint over again.
+        let mut written: serde_json::Value = serde_json::to_value(&cursor).unwrap();
+        assert_eq!(written["disabled"].take(), false);
+        written.as_object_mut().unwrap().remove("disabled");
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(CURSOR_0_1).unwrap());
     }
 
     #[test]

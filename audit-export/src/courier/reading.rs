@@ -5,9 +5,10 @@
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::{Chunk, Entry, Position, ReadError, Seek, Which};
 use stage0_contract::Endpoint;
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Courier, Held, Step};
+use super::{Body, Courier, Held, Step};
 use crate::cursor::{Open, Place, Replay};
 use crate::event::Event;
 use crate::replays;
@@ -43,9 +44,11 @@ impl Courier {
 
     async fn fill_live(&self, held: &mut Held, endpoint: &Endpoint) -> Result<bool, ReadError> {
         // A new endpoint begins with what is recorded from its creation on.
+        let read_at = Instant::now();
         let chunk = self.piece(endpoint, seek(held.cursor.place, endpoint.webhook.created_at)).await?;
         let since = |at| (at >= endpoint.webhook.created_at).then_some(Some(at));
-        let (place, more) = take(held, endpoint, &chunk, (held.cursor.place, self.shared.clock.now()), since);
+        let piece = Piece { chunk: &chunk, read_at, now: self.shared.clock.now() };
+        let (place, more) = take(held, endpoint, &piece, held.cursor.place, since);
         held.changed |= place != held.cursor.place;
         held.cursor.place = place;
         Ok(more)
@@ -53,10 +56,12 @@ impl Courier {
 
     async fn fill_replay(&self, held: &mut Held, endpoint: &Endpoint, replay: &Replay) -> Result<bool, ReadError> {
         let begin = replay.from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH);
+        let read_at = Instant::now();
         let chunk = self.piece(endpoint, seek(replay.place, begin)).await?;
         // It was due once before: it is not behind.
         let since = |at| (at >= replay.from && at < replay.to).then_some(None);
-        let (place, more) = take(held, endpoint, &chunk, (replay.place, self.shared.clock.now()), since);
+        let piece = Piece { chunk: &chunk, read_at, now: self.shared.clock.now() };
+        let (place, more) = take(held, endpoint, &piece, replay.place, since);
         let past =
             chunk.entries.last().is_some_and(|last| replay.to.checked_add(SKEW).is_ok_and(|end| last.stored_at > end));
         held.changed = true;
@@ -69,16 +74,12 @@ impl Courier {
         Ok(true)
     }
 
-    /// Reads the bodies of an event that is due at `now` and of the others of its entry that are; one that has none
-    /// afterwards is gone. `now` is when the caller found it due: by a clock that went back since it is not, and would
-    /// be dropped.
-    pub(super) async fn read_again(
-        &self,
-        held: &mut Held,
-        endpoint: &Endpoint,
-        open: &Open,
-        now: Timestamp,
-    ) -> Result<(), ReadError> {
+    /// Reads the bodies of an event that is due and of the others of its entry that are; one that has none afterwards
+    /// is gone.
+    pub(super) async fn read_again(&self, held: &mut Held, endpoint: &Endpoint, open: &Open) -> Result<(), ReadError> {
+        // What it was before may not be sent any more.
+        held.bodies.remove(&open.sequence);
+        let read_at = Instant::now();
         let before = Position(open.at.position.saturating_sub(1));
         let (log, account) = (&self.shared.backplane.log, &endpoint.webhook.account);
         let chunk = log.read(account, Which::All, Seek::After(before), 1, Shared::soon()).await?;
@@ -90,8 +91,10 @@ impl Courier {
         let here = |other: &&Open| other.at.position == open.at.position && !held.aloft.contains(&other.sequence);
         for open in held.cursor.due(now).filter(here) {
             let event = lines.get(open.at.lines).and_then(|line| Event::of(line, now, horizon));
+            // INVARIANT: another event's line is never sent under this number, whatever stands at its place by now.
             if let Some(event) = event.filter(|event| event.id == open.event) {
-                held.bodies.insert(open.sequence, event.body(open.sequence));
+                let body = Body { bytes: event.body(open.sequence), read_at };
+                held.bodies.insert(open.sequence, body);
             }
         }
         Ok(())
@@ -134,12 +137,21 @@ fn seek(place: Option<Place>, begin: Timestamp) -> Seek {
     }
 }
 
-/// Takes events from a piece while there is room, each with the time since when it is due, if `since` wants it at all; where to go on, and whether there is more.
+/// What one question to the log brought.
+struct Piece<'a> {
+    chunk: &'a Chunk,
+    read_at: Instant,
+    /// By which lines end.
+    now: Timestamp,
+}
+
+/// Takes events from a piece while there is room, each with the time since when it is due, if `since` wants it at all;
+/// where to go on, and whether there is more.
 fn take(
     held: &mut Held,
     endpoint: &Endpoint,
-    chunk: &Chunk,
-    (mut place, now): (Option<Place>, Timestamp),
+    &Piece { chunk, read_at, now }: &Piece<'_>,
+    mut place: Option<Place>,
     since: impl Fn(Timestamp) -> Option<Option<Timestamp>>,
 ) -> (Option<Place>, bool) {
     let horizon = horizon(endpoint, now);
@@ -155,7 +167,7 @@ fn take(
             let wanted = since(event.recorded_at).filter(|_| event.passes(&endpoint.webhook.filters));
             if let Some(since) = wanted {
                 let sequence = held.cursor.take(event.id.clone(), at, since);
-                held.bodies.insert(sequence, event.body(sequence));
+                held.bodies.insert(sequence, Body { bytes: event.body(sequence), read_at });
             }
         }
     }
