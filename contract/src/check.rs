@@ -4,6 +4,8 @@
 //! keeps every rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to
 //! know.
 
+mod bounds;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -115,6 +117,7 @@ impl CheckRequest {
                 errors.push(FieldError::new(format!("constraints[{index}]"), error.to_string()));
             }
         }
+        request.out_of_bounds(&mut errors);
         if request.environments_differ() {
             errors.push(FieldError::new(
                 "environment",

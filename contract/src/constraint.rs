@@ -122,7 +122,7 @@ impl Constraint {
             "max_iterations" => whole_number("max_iterations", value).map(|n| Some(Self::MaxIterations(n))),
             "max_retries" => whole_number("max_retries", value).map(|n| Some(Self::MaxRetries(n))),
             "timeout" | "timeout_seconds" => decimal("timeout", "seconds", value).map(|n| Some(Self::Timeout(n))),
-            "max_cost_usd" => decimal("max_cost_usd", "dollars", value).map(|n| Some(Self::MaxCost(n))),
+            "max_cost_usd" => dollars("max_cost_usd", value).map(|n| Some(Self::MaxCost(n))),
             "same_tool" | "same_tool_limit" => whole_number("same_tool_limit", value).map(|n| Some(Self::SameTool(n))),
             "no_repeat_calls" => flag(FlagName::NoRepeatCalls),
             "max_records" | "max_records_per_request" => {
@@ -239,6 +239,13 @@ fn decimal(name: &'static str, wanted: &'static str, value: Option<&str>) -> Res
     Micros::parse(digits, false).map_err(|error| ConstraintError::Number { name, wanted, error })
 }
 
+/// No more than anybody can spend.
+fn dollars(name: &'static str, value: Option<&str>) -> Result<Micros, ConstraintError> {
+    const WANTED: &str = "dollars, at most 1000000000";
+    let amount = decimal(name, WANTED, value)?;
+    amount.at_most_usd().map_err(|error| ConstraintError::Number { name, wanted: WANTED, error })
+}
+
 fn whole_number(name: &'static str, value: Option<&str>) -> Result<u64, ConstraintError> {
     let wanted = "whole number";
     let micros = decimal(name, wanted, value)?.get();
@@ -321,6 +328,7 @@ mod tests {
             "max_retries: 1e9",
             "timeout: soon",
             "max_cost_usd: 99999999999999999999",
+            "max_cost_usd: 1000000000.01",
             "allowed_environment:",
             "required_role: [ , ]",
             "resource_scope: a*b",

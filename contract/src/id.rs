@@ -21,7 +21,7 @@ impl IdError {
     }
 
     pub(crate) fn run() -> Self {
-        Self { expected: "a run's name: 1 to 1000 characters, not blank" }
+        Self { expected: "a run's name: 1 to 1000 characters, not blank, none of them hidden" }
     }
 
     pub(crate) fn line_hash() -> Self {

@@ -60,7 +60,7 @@ pub use message::{
     KeystoreStatus, KeystoreStatusReply, Notice, Recordable, RefreshKey, RefreshKeyReply, Request, ReviewReply,
     ReviewRequest, VerifyKey, VerifyKeyReply,
 };
-pub use number::{Micros, NumberError};
+pub use number::{MAX_USD, Micros, NumberError};
 pub use record::{
     Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, LineStart, LineType, Mark, MarkBody, recordable,
 };
@@ -77,4 +77,4 @@ pub use webhook::{
     WebhookFilters, WebhookSecret,
 };
 pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
-pub use word::{Word, is_blank, is_invisible, plain, visible};
+pub use word::{Word, hidden, is_blank, is_invisible, plain, visible};

@@ -5,6 +5,9 @@
 
 use serde_json::Number;
 
+/// The largest amount that anybody may name, in whole US dollars: of an estimate, a cost or a limit.
+pub const MAX_USD: i64 = 1_000_000_000;
+
 /// Millionths of a unit (a dollar, a second); never negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Micros(i64);
@@ -60,6 +63,16 @@ impl Micros {
         }
     }
 
+    /// An amount of US dollars from a request, as [`Self::from_evidence`]: at most [`MAX_USD`].
+    pub fn usd(number: &Number) -> Result<Self, NumberError> {
+        Self::from_evidence(number)?.at_most_usd()
+    }
+
+    /// The amount itself, if anybody may name it.
+    pub fn at_most_usd(self) -> Result<Self, NumberError> {
+        if self.0 <= MAX_USD * Self::UNIT { Ok(self) } else { Err(NumberError::OutOfRange) }
+    }
+
     /// A quantity of whole millionths.
     pub fn from_micros(micros: i64) -> Result<Self, NumberError> {
         if micros < 0 { Err(NumberError::OutOfRange) } else { Ok(Self(micros)) }
@@ -104,6 +117,16 @@ mod tests {
         assert_eq!(Micros::parse("99999999999999999999", false), Err(NumberError::OutOfRange));
         assert_eq!(Micros::parse("9223372036854", false).map(Micros::get), Ok(9_223_372_036_854_000_000));
         assert_eq!(Micros::parse("9223372036855", false), Err(NumberError::OutOfRange));
+    }
+
+    #[test]
+    fn an_amount_is_at_most_a_billion_dollars() {
+        let usd = |json: &str| Micros::usd(&serde_json::from_str::<Number>(json).unwrap()).map(Micros::get);
+        assert_eq!(usd("1000000000"), Ok(1_000_000_000_000_000));
+        assert_eq!(usd("0.000001"), Ok(1));
+        for bad in ["1000000000.000001", "1000000001", "1e12", "-1"] {
+            assert_eq!(usd(bad), Err(NumberError::OutOfRange), "{bad}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, is_blank, plain};
+use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, hidden, is_blank, plain};
 
 /// A run's name as its caller gives it: 1–1,000 characters, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ impl RunId {
     /// Takes a name, white space around it removed.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         let text = text.trim();
-        if is_blank(text) || text.chars().count() > Self::MOST_CHARS {
+        if is_blank(text) || hidden(text).is_some() || text.chars().count() > Self::MOST_CHARS {
             Err(IdError::run())
         } else {
             Ok(Self(text.to_owned()))
@@ -56,9 +56,17 @@ impl RunId {
         Ok(named)
     }
 
-    /// The form in which names are compared: NFKC, without invisible characters. Case makes another run, as ids may depend on it.
+    /// The form in which names are compared: NFKC, without invisible characters, and one space where there is white
+    /// space. Case makes another run, as ids may depend on it.
     pub fn canonical(&self) -> String {
-        plain(&self.0).trim().to_owned()
+        let text = plain(&self.0);
+        let mut words = text.split_whitespace();
+        let mut canonical = words.next().unwrap_or_default().to_owned();
+        for word in words {
+            canonical.push(' ');
+            canonical.push_str(word);
+        }
+        canonical
     }
 
     /// The name.
@@ -225,6 +233,21 @@ mod tests {
             assert_eq!(canonical(same), "run1", "{same:?}");
         }
         assert_ne!(canonical("Run1"), "run1");
+        for same in [
+            "run\u{a0}1",
+            "run  1",
+            "run \u{200b} 1",
+            "run\u{1680}1",
+            "run\u{3000}1",
+            "run\t1",
+            "run\r\n1",
+            "run\u{2028}1",
+        ] {
+            assert_eq!(canonical(same), "run 1", "{same:?}");
+        }
+        for hidden in ["run1\u{0}", "\u{2800}run1", "run\u{1b}1", "\u{9b}run1", "\u{0}", "\u{fffe}"] {
+            assert!(RunId::parse(hidden).is_err(), "{hidden:?} is no name at all");
+        }
     }
 
     #[test]

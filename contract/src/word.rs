@@ -25,7 +25,8 @@ impl Word {
         let text = visible(raw);
         // What grew out of all proportion was cut; nobody knows what it said, so it equals nothing.
         let cut = text.chars().count() > LONGEST && text.chars().count() > raw.chars().count();
-        let mixed = cut || mixes_scripts(&text);
+        // Nor does anybody know what is hidden in it.
+        let mixed = cut || hidden(&text).is_some() || mixes_scripts(&text);
         Self { text, mixed }
     }
 
@@ -100,7 +101,28 @@ pub fn plain(raw: &str) -> String {
 
 /// Nothing that a reader could see: only space, control and invisible characters.
 pub fn is_blank(text: &str) -> bool {
-    text.chars().all(|c| c.is_whitespace() || c.is_control() || is_invisible(c))
+    text.chars().all(|c| c.is_whitespace() || is_hidden(c) || is_invisible(c))
+}
+
+/// The first character of a name that nobody sees and that makes it another name all the same. White space is seen.
+pub fn hidden(name: &str) -> Option<char> {
+    name.chars().find(|c| is_hidden(*c))
+}
+
+/// What no name needs: control characters and noncharacters, the characters of Unicode's category `Cf` that are not
+/// removed anyway ([`is_invisible`]), and the few with a glyph that is blank: the Braille blank, the null notehead, the
+/// filler of Khitan, and the place of an object (UAX #44, 16.0). White space is none of them, tabs and line breaks
+/// neither.
+fn is_hidden(c: char) -> bool {
+    if c.is_ascii() {
+        return c.is_ascii_control() && !c.is_whitespace();
+    }
+    (c.is_control() && !c.is_whitespace())
+        || u32::from(c) & 0xfffe == 0xfffe
+        || matches!(c,
+            '\u{600}'..='\u{605}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{2800}'
+            | '\u{fdd0}'..='\u{fdef}' | '\u{fff9}'..='\u{fffc}' | '\u{110bd}' | '\u{110cd}'
+            | '\u{13430}'..='\u{1343f}' | '\u{16fe4}' | '\u{1d159}')
 }
 
 /// Characters that show nothing and change nothing but equality: Unicode's `Default_Ignorable_Code_Point` and the
@@ -164,6 +186,15 @@ mod tests {
     }
 
     #[test]
+    fn a_word_with_a_hidden_character_matches_nothing() {
+        for hidden in ["shell\u{0}", "sh\u{2800}ell", "\u{1b}shell", "shell\u{fff9}"] {
+            let word = Word::new(hidden);
+            assert!(word.known().is_none() && !word.is("shell") && !word.matches(&Word::new(hidden)), "{hidden:?}");
+        }
+        assert!(Word::new("two\twords").known().is_some());
+    }
+
+    #[test]
     fn a_japanese_word_is_one_script() {
         assert!(Word::new("本番デプロイ").known().is_some());
     }
@@ -191,7 +222,7 @@ mod tests {
 
     #[test]
     fn invisible_text_is_blank() {
-        assert!(is_blank(" \u{200b}\u{0}\n"));
+        assert!(is_blank(" \u{200b}\u{0}\n\u{2800}"));
         assert!(!is_blank("."));
     }
 }

@@ -12,7 +12,7 @@ mod waiting;
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use stage0_contract::{Decision, ManageReply, Micros, Refusal, RequestId, Scope, Verdict};
+use stage0_contract::{Decision, FieldError, MAX_USD, ManageReply, Micros, Refusal, RequestId, Scope, Verdict};
 
 use crate::facts::{Calls, Facts, Past, Said};
 
@@ -31,6 +31,8 @@ const MAX_NAME_BYTES: usize = 16 * 1_024;
 const MAX_SHOWN_BYTES: usize = 8 * 1_024;
 /// Seconds for which a check can be asked again, at least: an idempotency key lives as long.
 const REPEATABLE: i64 = 600;
+/// Seconds by which two readings of the store's clock may differ at most.
+const CLOCK_TOLERANCE: i64 = 10;
 /// A name that mixes scripts.
 const ANY_TOOL: &str = "?";
 
@@ -147,6 +149,7 @@ impl RunState {
 
     /// Turns estimates that nobody settled in time into money spent, and forgets what can no longer be asked again.
     pub(crate) fn expire(&mut self, now: i64, reserved_for: i64) {
+        self.follow(now);
         for allowed in &mut self.allowed {
             if allowed.at.saturating_add(reserved_for) <= now {
                 self.spent_micros = self.spent_micros.saturating_add(allowed.reserved());
@@ -156,6 +159,15 @@ impl RunState {
         let kept_for = reserved_for.max(REPEATABLE);
         while self.allowed.front().is_some_and(|allowed| allowed.at.saturating_add(kept_for) <= now) {
             self.allowed.pop_front();
+        }
+    }
+
+    /// After the store's clock was ahead and is right again, a run that began meanwhile goes on from the time that it
+    /// had run: its own beginning is still to come, and until then its time would stand still.
+    fn follow(&mut self, now: i64) {
+        if self.last_seen > now.saturating_add(CLOCK_TOLERANCE) {
+            let ran = self.last_seen.saturating_sub(self.first_seen).max(0);
+            (self.first_seen, self.last_seen) = (now.saturating_sub(ran), now);
         }
     }
 
@@ -169,6 +181,8 @@ impl RunState {
         self.allowed.iter().map(Allowed::reserved).fold(0, i64::saturating_add)
     }
 
+    /// Ten thousand amounts of the largest kind are more than can be counted: what is spent stays at the most there is
+    /// then, above every limit.
     fn total_micros(&self) -> i64 {
         self.spent_micros.saturating_add(self.reserved_micros())
     }
@@ -293,12 +307,21 @@ impl RunState {
             let settled = Micros::from_micros(settled).map_or_else(|_| settled.to_string(), Micros::to_decimal);
             return Err(Refusal::Conflict(format!("the check was settled already, with {settled} USD")));
         }
+        // The gateway has looked, and anybody may ask.
+        if Micros::from_micros(actual_micros).and_then(Micros::at_most_usd).is_err() {
+            let message = format!("must be from 0 to {MAX_USD} US dollars");
+            return Err(Refusal::Invalid(vec![FieldError::new("actual_cost_usd", message)]));
+        }
         if actual_micros < found.estimate_micros && !may_lower {
             return Err(Refusal::ScopeMissing(Scope::RunsManage));
         }
-        found.settled_micros = Some(actual_micros);
         let estimate = found.estimate_micros;
-        self.spent_micros = self.spent_micros.saturating_add(actual_micros);
+        let Some(spent) = self.spent_micros.checked_add(actual_micros) else {
+            let text = "the run has spent more than can be counted: end it, and go on with a new one";
+            return Err(Refusal::Conflict(text.to_owned()));
+        };
+        found.settled_micros = Some(actual_micros);
+        self.spent_micros = spent;
         Ok(estimate)
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
     AccountId, Caller, Caps, Change, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope,
-    UNLIMITED, UpdateAccount, is_blank,
+    UNLIMITED, UpdateAccount, hidden, is_blank,
 };
 
 use crate::record::KeyRecord;
@@ -236,8 +236,12 @@ fn holds_all(caller: &Caller, scopes: &BTreeSet<Scope>) -> Result<(), Refusal> {
 }
 
 fn bad_name(name: &str) -> Option<FieldError> {
-    let bad = is_blank(name) || name.chars().count() > MAX_NAME_CHARS;
-    bad.then(|| FieldError::new("name", format!("must have 1 to {MAX_NAME_CHARS} characters and not be blank")))
+    let bad = is_blank(name)
+        || hidden(name).is_some()
+        || name.chars().any(char::is_control)
+        || name.chars().count() > MAX_NAME_CHARS;
+    let message = || format!("must have 1 to {MAX_NAME_CHARS} characters, none of them hidden, and not be blank");
+    bad.then(|| FieldError::new("name", message()))
 }
 
 fn refuse_if_any(errors: Vec<FieldError>) -> Result<(), Refusal> {

@@ -45,10 +45,9 @@ pub(super) async fn settle(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
         let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &identity.account).await?.object);
         let request_id = fields
             .required("request_id", "must be the `request_id` of a check", |v| RequestId::parse(v.as_str()?).ok());
-        let actual =
-            fields.required("actual_cost_usd", "must be a number of US dollars, finite and not negative", |v| {
-                stage0_contract::Micros::from_evidence(v.as_number()?).ok()
-            });
+        let actual = fields.required("actual_cost_usd", "must be a number of US dollars from 0 to 1000000000", |v| {
+            stage0_contract::Micros::usd(v.as_number()?).ok()
+        });
         fields.finish()?;
         let (Some(request_id), Some(actual)) = (request_id, actual) else { return Err(ApiError::Unavailable) };
         let settle = SettleRun {
