@@ -4,13 +4,14 @@
 //! INVARIANT: of two who change a record from the same revision, one hears `Conflict`. What is granted of a counter in all never
 //! exceeds its limit: an addition whose fate is unknown grants nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use crate::{BoxFuture, MAX_MESSAGE_BYTES, ReadError};
+use crate::{BoxFuture, ClockError, MAX_MESSAGE_BYTES, ReadError, StoreClock};
 
 /// The records of an installation.
 pub trait Ledger: Send + Sync {
@@ -27,6 +28,13 @@ pub trait Ledger: Send + Sync {
         expires_in: Option<Duration>,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>>;
+
+    /// The clock of the store, by which windows go that several processes share.
+    fn clock(&self) -> &Arc<StoreClock>;
+
+    /// Reads that clock unless it was read within `max_age`, and judges this host's by it. A store that cannot be read
+    /// for a moment is no error: the clock goes on.
+    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>>;
 }
 
 /// What became of an addition.

@@ -16,6 +16,7 @@ pub mod nats;
 mod notices;
 mod requests;
 mod secret_file;
+mod store_clock;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -31,6 +32,9 @@ pub use requests::{
     AskError, Asked, Inbox, NotReady, Pending, Question, Replier, Requests, ServeError, Served, Unread, read_question,
 };
 pub use secret_file::{Exposed, check_secret_file};
+pub use store_clock::{
+    CLOCK_READ_INTERVAL, ClockError, MAX_FRESH_CLOCK, MAX_STORE_CLOCK_SKEW, StoreClock, follow_store_clock,
+};
 
 /// The largest question, answer, notice, batch or record, on every backplane: a check's body may be 1,000,000 bytes and grows when it is written
 /// as JSON again. A NATS server needs a `max_payload` above it (8 MB); a server that carries less lowers the bound for its clients.

@@ -125,6 +125,14 @@ impl NatsServer {
         }
     }
 
+    /// Lets it read other settings while it runs, as an operator does (SIGHUP). A container is started again.
+    pub async fn reload_with(&mut self, settings: &str) {
+        match &mut self.runs {
+            Runs::Process(process) => process.reload_with(settings).await,
+            Runs::Container(container) => container.restart_with(settings).await,
+        }
+    }
+
     /// Stops it from running, connections left open.
     pub fn freeze(&self) {
         match &self.runs {

@@ -33,7 +33,8 @@ pub struct EvaluateRequest {
     pub account: AccountId,
     /// The proposed action.
     pub request: CheckRequest,
-    /// The gateway's clock, whole seconds since the epoch: windows are judged at this time.
+    /// The state store's time as the gateway knows it, whole seconds since the epoch: windows are judged at this time.
+    /// An evaluator that knows it to be another by more than 10 s decides nothing.
     pub evaluated_at: i64,
     /// The check that this one repeats: what it counted in its run is not counted again. None means that this is its first attempt
     /// under its own `request_id`.

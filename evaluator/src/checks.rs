@@ -116,6 +116,10 @@ async fn decided(arrived: Arrived, slot: Option<Slot>, lanes: &Lanes, runs: &Run
     // What cannot be read is logged there, and its asker fails closed when it is late.
     let Some(request) = read else { return };
     let check = Check::new(request, arrived, slot);
+    if let Some(reason) = runs.fault_of_time(check.request()) {
+        check.decided(&EvaluateReply::Unable(reason)).await;
+        return;
+    }
     match Runs::place(check.request()) {
         Some(place) => runs.evaluate(lanes, place, check).await,
         None => {

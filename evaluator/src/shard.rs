@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{Backplane, ServeError, Served};
+use stage0_backplane::{Backplane, ServeError, Served, follow_store_clock};
 use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewRequest, SettleRun, ShowRun};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +117,7 @@ impl Shard {
     async fn serve(self, stop: &CancellationToken, share: Share) {
         let (lanes, answers, runs) = (&self.lanes, self.lanes.answers(), &self.runs);
         tokio::join!(
+            stop.run_until_cancelled(follow_store_clock(runs.ledger())),
             checks::until_stopped(self.evaluate, stop, lanes, runs, share),
             reviews::until_stopped(self.review, stop, lanes),
             until_stopped(self.status, stop, async |asked: InHand<EvaluatorStatus>| {

@@ -7,6 +7,7 @@ use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use jiff::Timestamp;
+use stage0_backplane::ClockError;
 use stage0_contract::{
     ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, Refusal, RequestId, Scope,
 };
@@ -77,6 +78,8 @@ pub(crate) enum ApiError {
     TooManyBytesOfAddress,
     /// 503: the same of the gateway.
     Overloaded,
+    /// 503: this host's clock is not the state store's.
+    Clock(ClockError),
     /// 503: something of ours failed, or was too slow.
     Unavailable,
 }
@@ -113,7 +116,7 @@ impl ApiError {
                 response.insert_header((RETRY_AFTER, WALK_AGAIN_AFTER.to_string()));
                 body = body.retry_after(WALK_AGAIN_AFTER);
             }
-            Self::Overloaded | Self::Unavailable => {
+            Self::Overloaded | Self::Clock(_) | Self::Unavailable => {
                 response.insert_header((RETRY_AFTER, "1"));
             }
             Self::Invalid(errors) => body.errors = errors.iter().take(MAX_NAMED_ERRORS).cloned().collect(),
@@ -158,7 +161,9 @@ impl ApiError {
             | Self::TooManyReads
             | Self::TooManyBytesOfAccount
             | Self::TooManyBytesOfAddress => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
-            Self::Overloaded | Self::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            Self::Overloaded | Self::Clock(_) | Self::Unavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+            }
         }
     }
 
@@ -229,6 +234,13 @@ impl ApiError {
                 format!("too many bytes from this address are in flight, try again in {BYTES_AGAIN_AFTER} s")
             }
             Self::Overloaded => "too much is in flight at this gateway: the action must not run, try again".into(),
+            Self::Clock(error) => match error {
+                ClockError::Unknown => {
+                    "the state store's clock could not be read: the action must not run, try again".into()
+                }
+                ClockError::Ahead(seconds) => clock_text(*seconds, "ahead of"),
+                ClockError::Behind(seconds) => clock_text(*seconds, "behind"),
+            },
             Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
         }
     }
@@ -256,10 +268,17 @@ impl ApiError {
             | Self::BodyTooLarge
             | Self::NotJsonType
             | Self::Invalid(_)
+            | Self::Clock(_)
             | Self::Unavailable => return,
         };
         metrics::throttled(throttle);
     }
+}
+
+fn clock_text(seconds: u64, how: &str) -> String {
+    format!(
+        "the clock of this gateway is {seconds} s {how} the state store's: the action must not run, ask another gateway"
+    )
 }
 
 impl From<Over> for ApiError {

@@ -29,9 +29,9 @@ use crate::state::Gate;
 const LIVES: i64 = 600;
 /// While another attempt is under way, it is looked for so often.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// By how much the clocks of gateways may differ.
+/// By how much two gateways' readings of the store's clock may differ.
 const SLACK: Duration = Duration::from_secs(2);
-/// By how much the store's clock may differ from theirs.
+/// By how much the log's clock may differ from what they read.
 const STORE_SLACK: SignedDuration = SignedDuration::from_secs(5);
 /// For giving a claim back: the answer waits for it.
 const GIVE_BACK_WITHIN: Duration = Duration::from_millis(50);
@@ -204,7 +204,7 @@ impl Repeatable {
             };
             let entry: Entry = serde_json::from_slice(&record.value).map_err(|error| failed(&error.to_string()))?;
             let again = || self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision));
-            let (now, clock) = (Timestamp::now(), Instant::now());
+            let (now, clock) = (gate.ledger().clock().now(), Instant::now());
             let future = entry.is_of_the_future(now);
             let known_for =
                 if future { gate.sightings.known_for(&self.place, record.revision, clock) } else { Duration::ZERO };
@@ -262,7 +262,7 @@ impl Ticket {
         budget: Duration,
         deadline: Instant,
     ) -> Result<Option<Claim>, ApiError> {
-        let now = Timestamp::now();
+        let now = ledger.clock().now();
         // A record is written together with others, whose time may end a budget later.
         let (since, until) =
             (now.as_millisecond(), now.checked_add(2 * budget + SLACK).unwrap_or(now).as_millisecond());
@@ -302,7 +302,7 @@ async fn put(
 ) -> Result<Revision, PutError> {
     let value = serde_json::to_vec(entry).map_err(|error| PutError::Failed(error.to_string()))?;
     // A clock that went back must not keep a key for longer.
-    let left = entry.ends.saturating_sub(Timestamp::now().as_second()).clamp(1, LIVES);
+    let left = entry.ends.saturating_sub(ledger.clock().now().as_second()).clamp(1, LIVES);
     let lives = Duration::from_secs(left.unsigned_abs());
     ledger.put(place, Bytes::from(value), expected, Some(lives), deadline).await
 }

@@ -4,6 +4,7 @@
 //! Owns the leases: from a limited window a gateway takes some at a time out of the ledger's counter and then counts for itself, so
 //! that most checks cost no round trip. Never more than the limit is leased; what a gateway leased and did not use is given back when
 //! it drains, and lost when it is killed. What has no limit is counted afterwards, in the background.
+//! Windows are those of the state store's clock, so that a gateway whose own clock is wrong opens none of its own.
 //! When the ledger fails, limited accounts are refused with 503, unless the operator chose to let them pass.
 
 mod window;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
-use stage0_backplane::{Ledger, PutError, ReadError};
+use stage0_backplane::{Ledger, PutError, ReadError, StoreClock};
 use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, StoredBytes, UNLIMITED, Usage};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -58,12 +59,15 @@ pub enum OnFailure {
 /// The accounts that this gateway counts for.
 pub(crate) struct Quotas {
     on_failure: OnFailure,
+    /// By which all gateways have the same windows.
+    clock: Arc<StoreClock>,
     meters: Mutex<HashMap<AccountId, Arc<Meter>>>,
 }
 
 /// One account.
 struct Meter {
     account: AccountId,
+    clock: Arc<StoreClock>,
     state: Mutex<State>,
     /// Who asks the ledger for more; the others wait for what it brings.
     turn: tokio::sync::Mutex<()>,
@@ -112,8 +116,8 @@ pub(crate) fn end_of_day(now: Timestamp) -> Timestamp {
 }
 
 impl Quotas {
-    pub(crate) fn new(on_failure: OnFailure) -> Self {
-        Self { on_failure, meters: Mutex::default() }
+    pub(crate) fn new(on_failure: OnFailure, clock: &Arc<StoreClock>) -> Self {
+        Self { on_failure, clock: Arc::clone(clock), meters: Mutex::default() }
     }
 
     /// Counts a request against the account's minute.
@@ -129,7 +133,7 @@ impl Quotas {
             Ok(_) => Ok(()),
             Err(window) => Err(ApiError::RateLimited {
                 limit: limit.unwrap_or(UNLIMITED),
-                seconds: window.seconds_left(Timestamp::now()),
+                seconds: window.seconds_left(self.clock.now()),
             }),
         }
     }
@@ -189,7 +193,7 @@ impl Quotas {
         let Limits { per_minute, daily, monthly } = identity.limits;
         let limits = [(Span::Minute, per_minute), (Span::Day, daily), (Span::Month, monthly)];
         let (span, limit) = limits.into_iter().find_map(|(span, limit)| Some((span, limit?)))?;
-        let (meter, now) = (self.meter(&identity.account), Timestamp::now());
+        let (meter, now) = (self.meter(&identity.account), self.clock.now());
         let mut state = meter.state(now);
         let purse = state.purse(span);
         Some(RateLimit { limit, remaining: purse.remaining(limit), reset: purse.window().seconds_left(now) })
@@ -249,7 +253,7 @@ impl Quotas {
         ledger: &dyn Ledger,
         deadline: Instant,
     ) -> Result<Usage, ReadError> {
-        let (meter, now) = (self.meter(&identity.account), Timestamp::now());
+        let (meter, now) = (self.meter(&identity.account), self.clock.now());
         let windows = SPANS.map(|span| meter.state(now).purse(span).window());
         let [minute, day, month, bytes] = windows.map(|window| window.counter(&identity.account));
         let (minute, day, month, bytes) = tokio::try_join!(
@@ -326,7 +330,7 @@ impl Quotas {
         if let Some(meter) = meters.get(account) {
             return Arc::clone(meter);
         }
-        let meter = Arc::new(Meter::new(account.clone()));
+        let meter = Arc::new(Meter::new(account.clone(), &self.clock));
         meters.insert(account.clone(), Arc::clone(&meter));
         meter
     }
@@ -346,8 +350,8 @@ impl Quotas {
 }
 
 impl Meter {
-    fn new(account: AccountId) -> Self {
-        let now = Timestamp::now();
+    fn new(account: AccountId, clock: &Arc<StoreClock>) -> Self {
+        let now = clock.now();
         let purse = |span| Purse::new(span, now);
         let state = State {
             minute: purse(Span::Minute),
@@ -358,7 +362,7 @@ impl Meter {
             used: Instant::now(),
             failed: None,
         };
-        Self { account, state: Mutex::new(state), turn: tokio::sync::Mutex::default() }
+        Self { account, clock: Arc::clone(clock), state: Mutex::new(state), turn: tokio::sync::Mutex::default() }
     }
 
     /// The state, in the windows of now.
@@ -369,7 +373,7 @@ impl Meter {
     }
 
     fn spend(&self, span: Span, amount: u64, limit: u64) -> Option<Result<Unit, Window>> {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let mut state = self.state(now);
         state.used = Instant::now();
         let purse = state.purse(span);
@@ -381,7 +385,7 @@ impl Meter {
     }
 
     fn spend_uncounted(&self, span: Span, amount: u64) -> Unit {
-        let mut state = self.state(Timestamp::now());
+        let mut state = self.state(self.clock.now());
         state.used = Instant::now();
         let purse = state.purse(span);
         purse.spend_uncounted(amount);
@@ -402,7 +406,7 @@ impl Meter {
             if let Some(spent) = self.spend(span, needed, limit) {
                 return Ok(spent);
             }
-            let now = Timestamp::now();
+            let now = self.clock.now();
             let window = self.state(now).purse(span).window();
             self.square(window, ledger, deadline).await?;
             let lease = lease(span, limit);
@@ -410,13 +414,13 @@ impl Meter {
             let amount = lease.max(self.state(now).purse(span).lacking(needed));
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
             let added = ledger.add(&counter, amount, limit, kept_for, deadline).await?;
-            self.state(Timestamp::now()).purse(span).refill(window, added, limit, now);
+            self.state(self.clock.now()).purse(span).refill(window, added, limit, now);
         }
     }
 
     /// Before anything is leased the ledger hears what was spent without a lease, and gets back what was leased under a higher limit.
     async fn square(&self, window: Window, ledger: &dyn Ledger, deadline: Instant) -> Result<(), PutError> {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
         let uncounted = self.state(now).purse(window.span).take_uncounted();
         if uncounted > 0 {
@@ -432,16 +436,16 @@ impl Meter {
     }
 
     fn failed_within(&self, time: Duration) -> bool {
-        self.state(Timestamp::now()).failed.is_some_and(|failed| failed.elapsed() < time)
+        self.state(self.clock.now()).failed.is_some_and(|failed| failed.elapsed() < time)
     }
 
     fn fails(&self) {
-        self.state(Timestamp::now()).failed = Some(Instant::now());
+        self.state(self.clock.now()).failed = Some(Instant::now());
     }
 
     /// Tells the ledger what it does not know: days and months, as a minute is over before anybody asks.
     async fn tell(&self, ledger: &dyn Ledger, deadline: Instant) {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let owed = self.state(now).take_owed();
         for (window, count) in owed {
             let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
@@ -453,7 +457,7 @@ impl Meter {
     }
 
     async fn give_back(&self, ledger: &dyn Ledger, deadline: Instant) {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let left = SPANS.map(|span| {
             let mut state = self.state(now);
             let purse = state.purse(span);
@@ -468,11 +472,11 @@ impl Meter {
     }
 
     fn is_idle(&self) -> bool {
-        self.state(Timestamp::now()).used.elapsed() > FORGET_AFTER
+        self.state(self.clock.now()).used.elapsed() > FORGET_AFTER
     }
 
     fn holds_nothing(&self) -> bool {
-        let state = self.state(Timestamp::now());
+        let state = self.state(self.clock.now());
         let purses = [&state.minute, &state.day, &state.month, &state.stored_bytes];
         state.owed.is_empty() && purses.into_iter().all(Purse::holds_nothing)
     }
@@ -532,7 +536,7 @@ impl Drop for Reservation {
         if self.kept {
             return;
         }
-        let mut state = self.meter.state(Timestamp::now());
+        let mut state = self.meter.state(self.meter.clock.now());
         for Unit { window, amount, granted } in &self.units {
             state.purse(window.span).unspend(*window, *amount, *granted);
         }

@@ -26,7 +26,7 @@ use futures_util::future::OptionFuture;
 use moka::future::Cache;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use stage0_backplane::{Backplane, BoxFuture};
+use stage0_backplane::{Backplane, BoxFuture, StoreClock, follow_store_clock};
 use stage0_contract::AuditMode;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -170,7 +170,12 @@ impl Gateway {
         let recording = self.backplanes.first().filter(|_| self.config.audit != AuditMode::None).cloned();
         let (recorder, rounds) = recording.map(|backplane| recorder(backplane, Arc::clone(&self.keyring))).unzip();
         let rounds = rounds.map(|rounds| tokio::spawn(rounds.run(drained.clone())));
-        let quotas = Arc::new(Quotas::new(self.config.quotas_on_failure));
+        let clock = self.backplanes.first().map_or(StoreClock::own(), |backplane| backplane.ledger.clock());
+        let quotas = Arc::new(Quotas::new(self.config.quotas_on_failure, clock));
+        if let Some(backplane) = self.backplanes.first().cloned() {
+            let drained = drained.clone();
+            tasks.spawn(async move { drained.run_until_cancelled(follow_store_clock(&*backplane.ledger)).await });
+        }
         let counting = self.backplanes.first().map(|backplane| {
             let (quotas, ledger) = (Arc::clone(&quotas), Arc::clone(&backplane.ledger));
             let stop = drained.clone();
@@ -427,7 +432,7 @@ pub(crate) mod tests {
         change(&mut config);
         let shared = Shared {
             keyring: &Arc::new(Keyring::new([1; 32])),
-            quotas: &Arc::new(Quotas::new(config.quotas_on_failure)),
+            quotas: &Arc::new(Quotas::new(config.quotas_on_failure, StoreClock::own())),
             instances: &Arc::new(Instances::new(Instant::now())),
             reading: backplane,
             readers: &Arc::new(Readers::start(config.reads_per_second_per_account, Instant::now()).unwrap()),

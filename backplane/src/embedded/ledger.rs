@@ -3,6 +3,7 @@
 //! What has ended is as good as absent. Each put removes a few of those, in its own transaction: records of names that are used
 //! once, such as runs and minutes, do not fill the file.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use super::store::{LEDGER, LEDGER_ENDS, Session, micros, next_position};
 use super::threads::Lane;
 use crate::clock::settled;
 use crate::ledger::fault;
-use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
+use crate::{BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
 
 /// The ledger as one connection has it.
 pub(super) struct FileLedger(pub(super) Session);
@@ -74,6 +75,14 @@ impl Ledger for FileLedger {
             Ok((Ok(Revision(revision)), true))
         });
         Box::pin(async move { put.await.map_err(PutError::Failed)? })
+    }
+
+    fn clock(&self) -> &Arc<StoreClock> {
+        StoreClock::own()
+    }
+
+    fn read_clock(&self, _: Duration, _: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        Box::pin(async { Ok(()) })
     }
 }
 

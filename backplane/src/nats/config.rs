@@ -12,6 +12,7 @@ use async_nats::{ConnectOptions, ServerAddr};
 
 use super::dial::ConnectError;
 use super::{MessageAuth, SUBSCRIPTION_CAPACITY, SyncMode};
+use crate::StoreClock;
 
 /// In an account that has JetStream.
 pub const JETSTREAM_API: &str = "$JS.API";
@@ -52,6 +53,8 @@ pub struct NatsConfig {
     pub sync: SyncMode,
     /// Authenticates messages end to end, and refuses others; all connections of a process share it.
     pub auth: Option<Arc<MessageAuth>>,
+    /// The clock of log and ledger; all connections of a process share what is known of it.
+    pub store_clock: Arc<StoreClock>,
 }
 
 /// As whom to connect.
@@ -103,6 +106,7 @@ impl NatsConfig {
             jetstream_api: JETSTREAM_API.to_owned(),
             sync: SyncMode::default(),
             auth: None,
+            store_clock: Arc::new(StoreClock::remote()),
         }
     }
 

@@ -3,6 +3,7 @@
 //! A plain message with an expected sequence and a lifetime, and not the KV interface, whose update drops the lifetime. A put whose
 //! acknowledgement is lost may have been stored: the next one from the old revision then hears `Conflict` and reads again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderValue};
@@ -13,10 +14,10 @@ use tokio::time::Instant;
 
 use super::Connection;
 use super::auth::{LIFETIME, Newest, Rejection};
-use super::jetstream::{JetError, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
+use super::jetstream::{self, JetError, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
 use super::log::EXPECTED_LAST;
 use crate::ledger::fault;
-use crate::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
+use crate::{BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
 
 /// What is there of a record that must be proven.
 pub(super) enum Proven {
@@ -80,9 +81,31 @@ impl Ledger for Connection {
             }
         })
     }
+
+    fn clock(&self) -> &Arc<StoreClock> {
+        &self.link.store_clock
+    }
+
+    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        Box::pin(async move {
+            let clock = &self.link.store_clock;
+            clock.read(max_age, deadline, |until| self.time_of_the_store(until)).await;
+            clock.judge()
+        })
+    }
 }
 
 impl Connection {
+    /// By the clock of the server that leads the ledger's stream: it stores the records and ends them.
+    async fn time_of_the_store(&self, until: Instant) -> Option<Timestamp> {
+        let stream = StreamName::ledger(&self.link.prefix);
+        let info = jetstream::info(&self.link, &stream, &Value::Null, until).await;
+        let info = info.inspect_err(|error| {
+            tracing::debug!(error = error as &dyn std::error::Error, "the state store's clock cannot be read");
+        });
+        info.ok()?.get("ts")?.as_str()?.parse().ok()
+    }
+
     /// As [`Ledger::get`], and what is not authenticated does not do, whenever it was stored.
     pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Proven, ReadError> {
         let known = self.newest(key);

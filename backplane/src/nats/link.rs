@@ -23,7 +23,7 @@ use super::sync::SyncWatch;
 use super::waiters::{Check, Door, Waiters};
 use super::{MessageAuth, NatsConfig};
 use crate::metrics::{self, Kept};
-use crate::{AskError, ServeError};
+use crate::{AskError, ServeError, StoreClock};
 
 /// How often the connection is looked at when no event says anything.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -52,6 +52,7 @@ pub(super) struct Link {
     pub(super) waiters: Arc<Waiters>,
     pub(super) sync: Arc<SyncWatch>,
     pub(super) auth: Option<Arc<MessageAuth>>,
+    pub(super) store_clock: Arc<StoreClock>,
     gaps: watch::Sender<u64>,
     oneself: Oneself,
     ready_within: Duration,
@@ -111,6 +112,7 @@ impl Link {
             waiters,
             sync,
             auth: config.auth.clone(),
+            store_clock: Arc::clone(&config.store_clock),
             gaps,
             oneself,
             ready_within: config.ready_within,

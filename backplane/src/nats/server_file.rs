@@ -184,7 +184,8 @@ fn of_streams(prefix: &str) -> Vec<Share> {
     let mut shares = vec![
         plain("log.*.d".to_owned(), &[Role::Gateway]),
         api(Kind::Service, format!("STREAM.INFO.{log}"), READERS),
-        api(Kind::Service, format!("STREAM.INFO.{ledger}"), READERS),
+        // Evaluators read the server's clock by it.
+        api(Kind::Service, format!("STREAM.INFO.{ledger}"), &[Role::Gateway, Role::Evaluator, Role::AuditExport]),
         api(Kind::ServiceOfMany, format!("DIRECT.GET.{log}"), READERS),
     ];
     for records in RECORDS {

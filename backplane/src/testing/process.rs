@@ -66,6 +66,22 @@ impl Process {
         self.restart().await;
     }
 
+    /// After a restart only: a server that was started on any port knows no other way to name it.
+    pub(super) async fn reload_with(&mut self, settings: &str) {
+        const RELOADED: &str = "Reloaded server configuration";
+        let log = self.directory.path().join("nats.log");
+        let read = || std::fs::read_to_string(&log).unwrap_or_default();
+        let before = read().matches(RELOADED).count();
+        settings.clone_into(&mut self.settings);
+        self.configure();
+        self.signal(Signal::HUP);
+        let asked = Instant::now();
+        while read().matches(RELOADED).count() == before {
+            assert!(asked.elapsed() < START_WITHIN, "nats-server does not reload:\n{}", read());
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub(super) fn freeze(&self) {
         let process = self.signal(Signal::STOP);
         // The signal takes a moment to reach every thread.
@@ -82,17 +98,24 @@ impl Process {
         process
     }
 
+    /// Writes its file.
+    fn configure(&self) -> PathBuf {
+        let directory = self.directory.path();
+        let address = |port| format!("127.0.0.1:{}", if port == 0 { -1 } else { i32::from(port) });
+        let (clients, monitor) = (address(self.ports.clients), address(self.ports.monitor));
+        let settings = format!("ports_file_dir: {:?}\n{}", directory.join("ports"), self.settings);
+        let config = directory.join("nats.conf");
+        std::fs::write(&config, configuration(&clients, &monitor, &settings))
+            .expect("the configuration can be written");
+        config
+    }
+
     async fn launch(&mut self) {
+        let config = self.configure();
         let directory = self.directory.path();
         let ports = directory.join("ports");
         drop(std::fs::remove_dir_all(&ports));
         std::fs::create_dir(&ports).expect("a directory for the ports file");
-        let address = |port| format!("127.0.0.1:{}", if port == 0 { -1 } else { i32::from(port) });
-        let (clients, monitor) = (address(self.ports.clients), address(self.ports.monitor));
-        let settings = format!("ports_file_dir: {ports:?}\n{}", self.settings);
-        let config = directory.join("nats.conf");
-        std::fs::write(&config, configuration(&clients, &monitor, &settings))
-            .expect("the configuration can be written");
         let log = std::fs::File::create(directory.join("nats.log")).expect("the log can be written");
         let process = Command::new(&self.binary)
             .arg("-c")

@@ -9,7 +9,7 @@ use stage0_backplane::clock::boottime;
 use stage0_backplane::nats::{Connection, Login, NatsConfig, ServerFile};
 use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{
-    AppendError, AskError, Backplane, Event, Kind, Liveness, MarkError, Position, PutError, Seek, Which,
+    AppendError, AskError, Backplane, ClockError, Event, Kind, Liveness, MarkError, Position, PutError, Seek, Which,
 };
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
@@ -304,6 +304,20 @@ async fn each_role_has_its_own_records_and_no_others() {
     assert_eq!(exporter.ledger.get("usage.a.m1", soon()).await.unwrap().unwrap().value, "mine");
     assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "there");
     assert!(everything(&*exporter.log, &account("a"), Which::All).await.is_empty());
+}
+
+#[tokio::test]
+async fn gateways_and_evaluators_read_the_stores_clock_and_a_keystore_cannot() {
+    let (nats, _exporter) = with_streams().await;
+    for role in ["gateway", "evaluator"] {
+        let ledger = open(&nats, role).await.backplane().ledger;
+        assert_eq!(ledger.clock().judge(), Err(ClockError::Unknown), "{role}");
+        assert_eq!(ledger.read_clock(Duration::ZERO, soon()).await, Ok(()), "{role}");
+        let differs = ledger.clock().now().duration_since(jiff::Timestamp::now());
+        assert!(differs.as_secs().abs() <= 2, "{role}: {differs:?}");
+    }
+    let ledger = open(&nats, "keystore").await.backplane().ledger;
+    assert_eq!(ledger.read_clock(Duration::ZERO, soon()).await, Err(ClockError::Unknown));
 }
 
 #[tokio::test]

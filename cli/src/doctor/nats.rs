@@ -8,8 +8,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use reqwest::Client;
 use serde::Deserialize;
-use stage0_backplane::Backplane;
 use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, exposure};
+use stage0_backplane::{Backplane, ClockError};
 use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
 use tokio::time::Instant;
 
@@ -211,8 +211,12 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
             findings.push(asked("keystore", backplane.requests.ask(&KeystoreStatus {}, ANSWER_WITHIN).await.err()));
             findings.push(log(backplane).await);
             findings.extend(ledger(backplane, USAGE_RECORDS).await);
+            findings.push(store_clock(backplane).await);
         }
-        Role::Evaluator => findings.extend(ledger(backplane, RUN_RECORDS).await),
+        Role::Evaluator => {
+            findings.extend(ledger(backplane, RUN_RECORDS).await);
+            findings.push(store_clock(backplane).await);
+        }
         Role::Keystore => {}
         Role::AuditExport => {
             findings.push(asked("keystore", backplane.requests.ask(&SigningKeys {}, ANSWER_WITHIN).await.err()));
@@ -220,6 +224,22 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// This host's clock by that of the server that leads the ledger's stream.
+async fn store_clock(backplane: &Backplane) -> Finding {
+    const ABOUT: &str = "store clock";
+    let ledger = &backplane.ledger;
+    match ledger.read_clock(Duration::ZERO, Instant::now() + ANSWER_WITHIN).await {
+        Ok(()) => match ledger.clock().remark() {
+            None => Finding::good(ABOUT, "this host's agrees with it"),
+            Some(remark) => Finding::doubtful(ABOUT, remark, "let NTP set both clocks"),
+        },
+        Err(ClockError::Unknown) => {
+            Finding::bad(ABOUT, "it cannot be read", "give this role its rights anew: `stage0 nats-config`")
+        }
+        Err(error) => Finding::bad(ABOUT, format!("{error}: no check is decided"), "set this host's clock, by NTP"),
+    }
 }
 
 /// The role's own records, and one of another's. Of roles without records nothing can be said.

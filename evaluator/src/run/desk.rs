@@ -241,7 +241,26 @@ impl Runs {
 
     /// Gives back what was leased and not used.
     pub(crate) async fn drain(&self) {
-        self.quota.drain(Timestamp::now().as_second()).await;
+        self.quota.drain(self.now()).await;
+    }
+
+    /// Whose clock runs and windows go by.
+    pub(crate) fn ledger(&self) -> &dyn Ledger {
+        &*self.ledger
+    }
+
+    /// Why the time of a check cannot be that of its gateway's clock, or of ours: a run would be older or younger than
+    /// it is.
+    pub(crate) fn fault_of_time(&self, question: &EvaluateRequest) -> Option<String> {
+        let Ok(said) = Timestamp::from_second(question.evaluated_at) else {
+            return Some("the gateway's time is none".to_owned());
+        };
+        let judged = self.ledger.clock().judge_of_another(said);
+        judged.err().map(|error| format!("the gateway's time is {error}"))
+    }
+
+    fn now(&self) -> i64 {
+        self.ledger.clock().now().as_second()
     }
 
     async fn read(&self, place: &str, deadline: Instant) -> Result<Found, RunError> {
@@ -274,7 +293,7 @@ impl Runs {
         let place = place(&question.account, &question.run_id);
         match self.read(&place, deadline).await {
             Ok(Found { state: Some(mut state), .. }) => {
-                let (now, reserved_for) = (Timestamp::now().as_second(), seconds(self.config.reserved_for));
+                let (now, reserved_for) = (self.now(), seconds(self.config.reserved_for));
                 state.expire(now, reserved_for);
                 ManageReply::Done(state.view(question.run_id.clone(), now, reserved_for))
             }
@@ -311,7 +330,7 @@ impl Runs {
 
     /// A run less. Where that cannot be told, it counts until the day ends.
     async fn make_room(&self, account: &AccountId, ended: &RunState, deadline: Instant) {
-        let freed = self.quota.free(account, ended.counted_on, Timestamp::now().as_second(), deadline).await;
+        let freed = self.quota.free(account, ended.counted_on, self.now(), deadline).await;
         if let Err(error) = freed {
             tracing::warn!(%account, error = &error as &dyn std::error::Error, "a run that was ended counts on");
         }
@@ -327,7 +346,7 @@ impl Runs {
                 Err(error) => return failed(account, Some(request_id), &error),
             };
             let Some(before) = state else { return refused(Refusal::NotFound) };
-            let (mut state, now) = (before.clone(), Timestamp::now().as_second());
+            let (mut state, now) = (before.clone(), self.now());
             state.expire(now, seconds(self.config.reserved_for));
             let estimate = match state.settle(*request_id, *actual_micros, *may_lower) {
                 Ok(estimate) => estimate,

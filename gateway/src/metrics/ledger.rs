@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stage0_backplane::{BoxFuture, Ledger, PutError, ReadError, Record, Revision};
+use stage0_backplane::{BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
 use tokio::time::Instant;
 
 use super::{LedgerUse, ledger_failed};
@@ -38,6 +38,14 @@ impl Ledger for Metered {
             })
         })
     }
+
+    fn clock(&self) -> &Arc<StoreClock> {
+        self.0.clock()
+    }
+
+    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        self.0.read_clock(max_age, deadline)
+    }
 }
 
 #[cfg(test)]
@@ -65,6 +73,14 @@ mod tests {
             Box::pin(
                 async move { Err(if conflict { PutError::Conflict } else { PutError::Failed("gone".to_owned()) }) },
             )
+        }
+
+        fn clock(&self) -> &Arc<StoreClock> {
+            StoreClock::own()
+        }
+
+        fn read_clock(&self, _: Duration, _: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+            Box::pin(async { Err(ClockError::Unknown) })
         }
     }
 

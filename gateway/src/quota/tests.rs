@@ -35,7 +35,8 @@ fn daily(limit: u64) -> KeyIdentity {
 #[tokio::test]
 async fn of_a_limit_all_gateways_together_let_pass_as_much_as_it_says() {
     let (bus, identity) = (Bus::new(), daily(500));
-    let gateways: Vec<_> = (0..3).map(|_| (Quotas::new(OnFailure::Closed), bus.connect().ledger)).collect();
+    let gateways: Vec<_> =
+        (0..3).map(|_| (Quotas::new(OnFailure::Closed, StoreClock::own()), bus.connect().ledger)).collect();
     let mut passed = 0;
     for turn in 0..1_200 {
         let (quotas, ledger) = &gateways[turn % 3];
@@ -53,7 +54,7 @@ async fn of_a_limit_all_gateways_together_let_pass_as_much_as_it_says() {
 
 #[tokio::test]
 async fn what_was_not_decided_is_not_counted() {
-    let (bus, identity, quotas) = (Bus::new(), daily(2), Quotas::new(OnFailure::Closed));
+    let (bus, identity, quotas) = (Bus::new(), daily(2), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect().ledger;
     for _ in 0..10 {
         drop(quotas.reserve(&identity, &*ledger, soon()).await.unwrap());
@@ -67,7 +68,7 @@ async fn what_was_not_decided_is_not_counted() {
 
 #[tokio::test]
 async fn a_month_that_is_used_up_leaves_the_day_as_it_was() {
-    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let (ledger, identity) =
         (bus.connect().ledger, identity(Limits { daily: Some(9), monthly: Some(1), per_minute: None }));
     quotas.reserve(&identity, &*ledger, soon()).await.unwrap().keep();
@@ -79,7 +80,7 @@ async fn a_month_that_is_used_up_leaves_the_day_as_it_was() {
 
 #[tokio::test]
 async fn most_checks_do_not_ask_the_ledger() {
-    let (bus, identity, quotas) = (Bus::new(), daily(10_000), Quotas::new(OnFailure::Closed));
+    let (bus, identity, quotas) = (Bus::new(), daily(10_000), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect();
     quotas.reserve(&identity, &*ledger.ledger, soon()).await.unwrap().keep();
     ledger.requests.close().await;
@@ -94,11 +95,11 @@ async fn without_a_ledger_limited_accounts_are_refused_or_pass_as_the_operator_s
     let (bus, identity) = (Bus::new(), identity(Limits { per_minute: Some(5), daily: Some(5), monthly: None }));
     let gone = bus.connect();
     gone.requests.close().await;
-    let closed = Quotas::new(OnFailure::Closed);
+    let closed = Quotas::new(OnFailure::Closed, StoreClock::own());
     assert_eq!(closed.admit(&identity, &*gone.ledger, soon()).await, Err(ApiError::Unavailable));
     assert_eq!(closed.reserve(&identity, &*gone.ledger, soon()).await.err(), Some(ApiError::Unavailable));
     assert!(closed.usage(&identity, id(), &*gone.ledger, soon()).await.is_err());
-    let open = Quotas::new(OnFailure::Open);
+    let open = Quotas::new(OnFailure::Open, StoreClock::own());
     for _ in 0..8 {
         open.admit(&identity, &*gone.ledger, soon()).await.unwrap();
         open.reserve(&identity, &*gone.ledger, soon()).await.unwrap().keep();
@@ -109,14 +110,15 @@ async fn without_a_ledger_limited_accounts_are_refused_or_pass_as_the_operator_s
     for meter in open.all() {
         meter.tell(&*back, soon()).await;
     }
-    let other = Quotas::new(OnFailure::Closed);
+    let other = Quotas::new(OnFailure::Closed, StoreClock::own());
     let refused = other.reserve(&identity, &*back, soon()).await.err().unwrap();
     assert!(matches!(refused, ApiError::QuotaUsedUp { .. }), "what passed is counted when it is back: {refused:?}");
 }
 
 #[tokio::test]
 async fn what_has_no_limit_is_counted_all_the_same_and_asks_nobody() {
-    let (bus, identity, quotas) = (Bus::new(), identity(Limits::NONE), Quotas::new(OnFailure::Closed));
+    let (bus, identity, quotas) =
+        (Bus::new(), identity(Limits::NONE), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let gone = bus.connect();
     gone.requests.close().await;
     for _ in 0..7 {
@@ -135,18 +137,18 @@ async fn what_has_no_limit_is_counted_all_the_same_and_asks_nobody() {
     for meter in quotas.all() {
         meter.tell(&*ledger, soon()).await;
     }
-    let other = Quotas::new(OnFailure::Closed);
+    let other = Quotas::new(OnFailure::Closed, StoreClock::own());
     assert_eq!(other.usage(&identity, id(), &*ledger, soon()).await.unwrap().monthly_used, 7);
 }
 
 #[tokio::test]
 async fn a_gateway_that_ends_gives_back_what_it_did_not_use() {
-    let (bus, identity, quotas) = (Bus::new(), daily(1_000), Quotas::new(OnFailure::Closed));
+    let (bus, identity, quotas) = (Bus::new(), daily(1_000), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect().ledger;
     for _ in 0..3 {
         quotas.reserve(&identity, &*ledger, soon()).await.unwrap().keep();
     }
-    let other = Quotas::new(OnFailure::Closed);
+    let other = Quotas::new(OnFailure::Closed, StoreClock::own());
     assert_eq!(other.usage(&identity, id(), &*ledger, soon()).await.unwrap().daily_used, 10, "a lease");
     let stop = CancellationToken::new();
     stop.cancel();
@@ -156,7 +158,7 @@ async fn a_gateway_that_ends_gives_back_what_it_did_not_use() {
 
 #[tokio::test]
 async fn answers_tell_the_shortest_limited_window() {
-    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect().ledger;
     let both = identity(Limits { per_minute: Some(40), daily: Some(100), monthly: None });
     assert_eq!(quotas.told(&both).map(|told| (told.limit, told.remaining)), Some((40, 40)));
@@ -169,7 +171,7 @@ async fn answers_tell_the_shortest_limited_window() {
 
 #[tokio::test]
 async fn a_first_limit_counts_what_was_made_without_one() {
-    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect().ledger;
     for _ in 0..30 {
         quotas.reserve(&identity(Limits::NONE), &*ledger, soon()).await.unwrap().keep();
@@ -184,7 +186,7 @@ async fn a_first_limit_counts_what_was_made_without_one() {
 
 #[tokio::test]
 async fn a_lowered_limit_ends_the_lease_that_was_taken_under_the_higher_one() {
-    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect().ledger;
     quotas.reserve(&daily(100_000), &*ledger, soon()).await.unwrap().keep();
     for _ in 0..4 {
@@ -197,7 +199,7 @@ async fn a_lowered_limit_ends_the_lease_that_was_taken_under_the_higher_one() {
 
 #[tokio::test]
 async fn a_ledger_that_failed_is_left_alone_for_a_moment() {
-    let (bus, quotas, limited) = (Bus::new(), Quotas::new(OnFailure::Closed), daily(10));
+    let (bus, quotas, limited) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()), daily(10));
     let gone = bus.connect();
     gone.requests.close().await;
     assert!(quotas.reserve(&limited, &*gone.ledger, soon()).await.is_err());
@@ -223,7 +225,8 @@ async fn stores(quotas: &Quotas, identity: &KeyIdentity, ledger: &dyn Ledger, by
 #[tokio::test]
 async fn all_gateways_together_keep_no_more_input_than_the_quota_says() {
     let (bus, account) = (Bus::new(), storing(Some(100_000)));
-    let gateways: Vec<_> = (0..3).map(|_| (Quotas::new(OnFailure::Open), bus.connect().ledger)).collect();
+    let gateways: Vec<_> =
+        (0..3).map(|_| (Quotas::new(OnFailure::Open, StoreClock::own()), bus.connect().ledger)).collect();
     let mut kept = 0;
     for (turn, bytes) in [900, 30_000, 7, 2_000, 45_000].into_iter().cycle().take(400).enumerate() {
         let (quotas, ledger) = &gateways[turn % 3];
@@ -240,19 +243,22 @@ async fn all_gateways_together_keep_no_more_input_than_the_quota_says() {
 
 #[tokio::test]
 async fn an_input_of_a_check_that_was_not_recorded_is_given_back() {
-    let (bus, quotas, account) = (Bus::new(), Quotas::new(OnFailure::Closed), storing(Some(10)));
+    let (bus, quotas, account) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()), storing(Some(10)));
     let ledger = bus.connect().ledger;
     for _ in 0..5 {
         drop(quotas.reserve_bytes(&account, 10, &*ledger, soon()).await.unwrap());
     }
     assert!(stores(&quotas, &account, &*ledger, 10).await && !stores(&quotas, &account, &*ledger, 1).await);
     let none = storing(Some(0));
-    assert!(!stores(&Quotas::new(OnFailure::Closed), &none, &*ledger, 1).await, "none at all may be kept");
+    assert!(
+        !stores(&Quotas::new(OnFailure::Closed, StoreClock::own()), &none, &*ledger, 1).await,
+        "none at all may be kept"
+    );
 }
 
 #[tokio::test]
 async fn without_a_plan_there_is_a_default_and_only_who_has_no_quota_is_counted_afterwards() {
-    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed));
+    let (bus, quotas) = (Bus::new(), Quotas::new(OnFailure::Closed, StoreClock::own()));
     let ledger = bus.connect().ledger;
     let told = quotas.usage(&storing(None), id(), &*ledger, soon()).await.unwrap().stored_bytes.unwrap();
     assert_eq!((told.used, told.quota), (0, Caps::DEFAULT_STORED_BYTES));
@@ -267,11 +273,11 @@ async fn without_a_plan_there_is_a_default_and_only_who_has_no_quota_is_counted_
 async fn without_a_ledger_no_input_is_kept_though_checks_may_pass() {
     let gone = Bus::new().connect();
     gone.requests.close().await;
-    let open = Quotas::new(OnFailure::Open);
+    let open = Quotas::new(OnFailure::Open, StoreClock::own());
     assert!(!stores(&open, &storing(None), &*gone.ledger, 1).await);
     let late = Instant::now();
     let bus = Bus::new();
-    let quotas = Quotas::new(OnFailure::Closed);
+    let quotas = Quotas::new(OnFailure::Closed, StoreClock::own());
     assert!(quotas.reserve_bytes(&storing(None), 1, &*bus.connect().ledger, late).await.is_none());
     assert!(stores(&quotas, &storing(None), &*bus.connect().ledger, 1).await, "which is no failure of the ledger");
 }

@@ -13,7 +13,7 @@ use actix_web::web::{Data, Payload};
 use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use stage0_backplane::{AskError, Requests};
+use stage0_backplane::{AskError, ClockError, MAX_FRESH_CLOCK, Requests};
 use stage0_contract::{
     AuditMode, CallerTexts, CheckRequest, CheckResponse, Circumstances, ClientOrigin, ClientRequestId, Decided,
     Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, RequestId, ResponseMeta,
@@ -87,12 +87,17 @@ async fn admitted(
     caller: &mut Option<Arc<KeyIdentity>>,
 ) -> Result<Admitted, ApiError> {
     let budget = Budget::new(gate.config.request_budget);
+    // Before the keystore is asked: it believes nothing that such a host says, and could not say why.
+    if let Err(error @ (ClockError::Ahead(_) | ClockError::Behind(_))) = gate.ledger().clock().judge() {
+        return Err(ApiError::Clock(error));
+    }
     let identity = timed(Step::Authenticate, authenticate(gate, request, budget.deadline())).await?;
     *caller = Some(Arc::clone(&identity));
     // An operator neither checks nor reads decisions, whatever else its key was granted.
     if !identity.scopes.contains(&Scope::Check) || identity.scopes.contains(&Scope::Operator) {
         return Err(ApiError::ScopeMissing(Scope::Check));
     }
+    gate.ledger().read_clock(MAX_FRESH_CLOCK, budget.deadline()).await.map_err(ApiError::Clock)?;
     timed(Step::Admit, gate.quotas.admit(&identity, gate.ledger(), budget.deadline())).await?;
     let budget = budget.pause();
     let arrived = timed(Step::Body, body::arrived(gate, request, payload, &identity.account)).await?;
@@ -214,7 +219,7 @@ impl Asked<'_> {
         let failed = |error| Undecided::Before(Ended::Failed, error);
         let Self { request, caller, identity, stamp, headers, mut reservation, deadline } = self;
         let Parsed { check, task_hash } = check;
-        let evaluated_at = Timestamp::now().as_second();
+        let evaluated_at = gate.ledger().clock().now().as_second();
         let client_request_id = headers.client_request_id;
         let question = EvaluateRequest {
             request_id: stamp.id,
@@ -515,9 +520,10 @@ async fn evaluate(
             Err(ApiError::Unavailable)
         }
         EvaluateReply::Invalid(errors) => Err(ApiError::Invalid(errors)),
-        EvaluateReply::TooManyRuns { limit } => {
-            Err(ApiError::TooManyRuns { limit, again: end_of_day(Timestamp::now()) })
-        }
+        EvaluateReply::TooManyRuns { limit } => Err(ApiError::TooManyRuns {
+            limit,
+            again: end_of_day(Timestamp::from_second(question.evaluated_at).unwrap_or_default()),
+        }),
         EvaluateReply::Unable(reason) => {
             tracing::error!(%request_id, reason, "evaluator could not decide");
             Err(ApiError::Unavailable)

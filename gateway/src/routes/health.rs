@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
-use stage0_backplane::Backplane;
+use stage0_backplane::{Backplane, CLOCK_READ_INTERVAL};
 use stage0_contract::{AuditMode, EvaluatorStatus, KeystoreStatus, PolicyVersion};
 use tokio::sync::Mutex;
 
@@ -72,11 +72,13 @@ pub struct Found {
 /// Asks everybody that a check needs, each with one question.
 pub async fn look(backplane: &Backplane, audit: AuditMode) -> Found {
     let requests = &backplane.requests;
-    let (carried, evaluator, keystore, log) = tokio::join!(
+    let until = tokio::time::Instant::now() + WITHIN;
+    let (carried, evaluator, keystore, log, clock) = tokio::join!(
         requests.ready(),
         requests.ask(&EvaluatorStatus {}, WITHIN),
         requests.ask(&KeystoreStatus {}, WITHIN),
         backplane.log.ready(),
+        backplane.ledger.read_clock(CLOCK_READ_INTERVAL, until),
     );
     let mut faults = Vec::new();
     if let Err(error) = carried {
@@ -89,6 +91,10 @@ pub async fn look(backplane: &Backplane, audit: AuditMode) -> Found {
         faults.push(format!("keystore: {error}"));
     }
     let mut remarks = Vec::new();
+    match clock {
+        Ok(()) => remarks.extend(backplane.ledger.clock().remark().map(|remark| format!("clock: {remark}"))),
+        Err(error) => faults.push(format!("clock: {error}")),
+    }
     match (log, audit) {
         (Ok(said), _) => remarks.extend(said),
         (Err(error), AuditMode::Required) => faults.push(format!("audit: {error}")),
