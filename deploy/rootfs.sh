@@ -26,7 +26,7 @@ echo 'stage0:x:65532:' > "$target/root/etc/group"
 echo 'hosts: files dns' > "$target/root/etc/nsswitch.conf"
 # A new named volume takes owner and mode of the directory that it is mounted on.
 for directory in var/lib/stage0 var/lib/nats etc/stage0 stack/authority stack/nats stack/gateway stack/evaluator stack/keystore \
-  stack/audit-export stack/receiver stack/balancer stack/client stack/operator stack/secret; do
+  stack/audit-export stack/admin stack/receiver stack/balancer stack/client stack/operator stack/secret; do
   mkdir -p "$target/owned/$directory"
 done
 chmod -R u=rwX,go= "$target/owned/var/lib/stage0" "$target/owned/var/lib/nats" "$target/owned/etc/stage0" "$target/owned/stack"/*

@@ -4,7 +4,7 @@
 //! that is enabled; and waking them when decisions are recorded. A list that cannot be had changes nothing: couriers go on, and it is asked
 //! for again a second later.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -97,7 +97,10 @@ impl Endpoints {
                     list.reset_after(LIST_AGAIN_AFTER);
                 },
                 event = hear_recorded => match event {
-                    Some(Event::Heard(DecisionsRecorded { accounts })) => self.wake(|account| accounts.contains(account)),
+                    Some(Event::Heard(DecisionsRecorded { accounts })) => {
+                        let accounts: HashSet<_> = accounts.into_iter().collect();
+                        self.wake(|account| accounts.contains(account));
+                    }
                     Some(Event::Gap) => self.wake(|_| true),
                     None => recorded = None,
                 },

@@ -2,8 +2,10 @@
 //!
 //! Every account whose decisions grew gets a checkpoint; accounts that nobody told of are found by looking. What is
 //! past an account's retention is removed, while `trust` believes the clock and no more than an hour of an account's
-//! log a minute, so that an alarm can be acted on; the store itself is told to expire what is long past every
-//! account's. Several exporters may do the same: marks meet in the log, and removing twice does no harm.
+//! log a minute, so that an alarm can be acted on. Several exporters may do the same: marks meet in the log, and
+//! removing twice does no harm.
+//! INVARIANT: what others say of accounts is a hint. Only accounts that the log itself names get a checkpoint, and no
+//! number of them holds up the rest of this loop.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -25,13 +27,15 @@ use crate::trust::{Verdict, in_words, removable};
 
 /// Even when no notice arrives, each account is looked at so often.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_secs(60);
-/// The store goes by a clock of its own, which nobody compares: it keeps everything longer than anybody by more than a
-/// clock is ever wrong.
-const STORE_KEEPS_ON: Duration = Duration::from_secs(365 * DAY);
+/// After a gap; many gaps cause one look.
+const GAP_LOOK_DELAY: Duration = Duration::from_secs(1);
+/// Accounts that are remembered between two ticks; beyond it all are looked at.
+const MAX_GROWN: usize = 100_000;
+/// How long checkpoints may take before the loop does something else; the next tick goes on with the next account.
+const CHECKPOINT_SLICE: Duration = Duration::from_secs(10);
 /// When the keystore does not answer, as while it starts; doubled from one time to the next.
 const RETAIN_AGAIN_AFTER: Duration = Duration::from_millis(250);
 const RETAIN_AGAIN_AT_MOST: Duration = Duration::from_secs(10);
-const DAY: u64 = 86_400;
 
 /// The loop behind checkpoints and retention.
 pub(crate) struct Keeper {
@@ -41,11 +45,13 @@ pub(crate) struct Keeper {
     retentions: HashMap<AccountId, u32>,
     /// By the kernel's clock, when something could last be removed.
     removed_at: Option<Duration>,
+    /// The last account whose turn it was; the next tick begins behind it.
+    last_turn: Option<AccountId>,
 }
 
 impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, config: ExportConfig) -> Self {
-        Self { shared, config, retentions: HashMap::new(), removed_at: None }
+        Self { shared, config, retentions: HashMap::new(), removed_at: None, last_turn: None }
     }
 
     /// Until stopped; then the accounts that grew get a last checkpoint.
@@ -58,7 +64,7 @@ impl Keeper {
         };
         let (mut checkpoints, mut retention) =
             (ticks(self.config.checkpoint_every), ticks(self.config.retention_every));
-        let mut look = ticks(LOOK_AT_ALL_EVERY);
+        let (mut look, mut looks_soon) = (ticks(LOOK_AT_ALL_EVERY), false);
         let mut listener = None;
         let mut again_after = RETAIN_AGAIN_AFTER;
         loop {
@@ -80,11 +86,17 @@ impl Keeper {
                     retention.reset_after(again_after);
                     again_after = (again_after * 2).min(RETAIN_AGAIN_AT_MOST);
                 },
-                _ = look.tick() => grown.extend(self.accounts().await),
+                _ = look.tick() => {
+                    looks_soon = false;
+                    grown.extend(self.accounts().await);
+                },
                 _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown), NOT_AGAIN_WITHIN).await,
                 event = heard => match event {
-                    Some(Event::Heard(DecisionsRecorded { accounts })) => grown.extend(accounts),
-                    Some(Event::Gap) => look.reset_immediately(),
+                    Some(Event::Heard(DecisionsRecorded { accounts })) if grown.len() < MAX_GROWN => grown.extend(accounts),
+                    Some(Event::Heard(_) | Event::Gap) => if !looks_soon {
+                        looks_soon = true;
+                        look.reset_after(GAP_LOOK_DELAY);
+                    },
                     None => listener = None,
                 },
             }
@@ -95,8 +107,22 @@ impl Keeper {
     /// Writes checkpoints; the accounts that are to be tried again. Of one whose last mark is too young nobody knows whether it
     /// grew behind that mark, and so it has its turn at the next tick.
     async fn checkpoint(&mut self, accounts: BTreeSet<AccountId>, pace: SignedDuration) -> BTreeSet<AccountId> {
-        let mut again = BTreeSet::new();
-        for account in accounts {
+        if accounts.is_empty() {
+            return accounts;
+        }
+        // Who tells of accounts may invent them.
+        let Ok(known) = self.shared.backplane.log.accounts(Shared::soon()).await else { return accounts };
+        let mut accounts: BTreeSet<_> = known.into_iter().filter(|known| accounts.contains(known)).collect();
+        let mut turns = self.last_turn.as_ref().map(|last| accounts.split_off(last)).unwrap_or_default();
+        let last = self.last_turn.take().and_then(|last| turns.take(&last));
+        let turns: Vec<_> = turns.into_iter().chain(accounts).chain(last).collect();
+        let (mut again, started) = (BTreeSet::new(), Instant::now());
+        for account in turns {
+            if started.elapsed() > CHECKPOINT_SLICE {
+                again.insert(account);
+                continue;
+            }
+            self.last_turn = Some(account.clone());
             let days = self.days(&account);
             match self.shared.mark(&account, days, MarkBody::Checkpoint {}, pace).await {
                 Ok(Written::Number(_) | Written::Nothing) => {}
@@ -144,11 +170,6 @@ impl Keeper {
         let boot = self.shared.clock.clocks().boot;
         let span = removable(self.removed_at.map(|at| boot.saturating_sub(at)));
         self.removed_at = Some(boot);
-        let longest = self.retentions.values().copied().max().unwrap_or(0).max(DEFAULT_RETENTION_DAYS);
-        let age = Duration::from_secs(u64::from(longest) * DAY) + STORE_KEEPS_ON;
-        if let Err(error) = self.shared.backplane.log.expire_after(age, Shared::soon()).await {
-            tracing::warn!(%error, "the store was not told how long to keep decisions");
-        }
         for account in self.accounts().await {
             if let Err(error) = self.remove_old(&account, span).await {
                 tracing::warn!(%account, %error, "decisions past their retention were not removed; it is tried again");

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use crate::{BoxFuture, ClockError, MAX_MESSAGE_BYTES, ReadError, StoreClock};
+use crate::{BoxFuture, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError, StoreClock};
 
 /// The records of an installation.
 pub trait Ledger: Send + Sync {
@@ -35,6 +35,11 @@ pub trait Ledger: Send + Sync {
     /// Reads that clock unless it was read within `max_age`, and judges this host's by it. A store that cannot be read
     /// for a moment is no error: the clock goes on.
     fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>>;
+
+    /// Whether a put of this process's records would be stored now, as far as it can be told before.
+    fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 /// What became of an addition.

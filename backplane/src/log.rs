@@ -4,10 +4,8 @@
 //! of the whole log and is never used twice. The log does not look into lines; it knows an account, a kind and a time.
 //! INVARIANT: an append that returned `Ok` is on disk, as far as the server can be asked to promise it.
 
-use jiff::Timestamp;
-use std::time::Duration;
-
 use bytes::Bytes;
+use jiff::Timestamp;
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
@@ -58,10 +56,6 @@ pub trait DecisionLog: Send + Sync {
 
     /// Accounts that have entries.
     fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>>;
-
-    /// Has the store expire whatever is older, of any account, by its own clock: no more than a safety net, since one
-    /// clock is not to destroy.
-    fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>>;
 
     /// Whether an append would be stored now, and what should be known about it.
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>>;

@@ -10,6 +10,7 @@
 //! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `server_file` gives each role an account with what
 //! it needs; user permissions alone do not hold a role that was taken over, and that file says why.
 
+mod admin;
 mod auth;
 mod config;
 mod deadline;
@@ -24,12 +25,15 @@ mod monitor;
 mod notices;
 mod requests;
 mod server_file;
+mod stream_watch;
+mod streams;
 mod sync;
 mod waiters;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use admin::{AdminError, Sizes, StreamAdmin, StreamState};
 pub use auth::{
     KeySet, KeySetError, KeysError, MemoryError, MessageAuth, MessageKeys, Requirement, Rotation, remember_requirement,
 };
@@ -43,12 +47,15 @@ pub use sync::SyncMode;
 
 use crate::{Backplane, metrics};
 use link::Link;
+use serde_json::Value;
+use stage0_contract::Role;
+use streams::StreamSpec;
 use tokio::time::Instant;
 
 /// Messages that a subscription holds before the client drops some and says so (a slow consumer).
 const SUBSCRIPTION_CAPACITY: usize = 8192;
 
-/// How long making the streams may take.
+/// How long making and checking the streams may take.
 const PREPARE_WITHIN: Duration = Duration::from_secs(10);
 
 /// One connection to a NATS server, reconnecting for ever once it stood.
@@ -89,21 +96,59 @@ impl Connection {
         Backplane { requests: this.clone(), notices: this.clone(), log: this.clone(), ledger: this }
     }
 
-    /// Makes the streams of log and ledger where they are missing, and proves that the server syncs, if that is to be proven.
+    /// Makes every stream where it is missing and this login may make it, as where nobody logs in; a test's way to start.
     ///
     /// # Errors
-    /// When JetStream is off, forbids it, or does not sync.
+    /// As [`Self::prepare`].
     pub async fn prepare_log(&self, replicas: usize) -> Result<(), PrepareError> {
+        self.prepare_streams(StreamSpec::all(&self.link.prefix), replicas).await
+    }
+
+    /// Refuses streams that are not as they have to be, of those that a role uses, and a server that does not sync, if
+    /// that is to be proven. Where no administrator made the streams and this login may, as on a server that takes
+    /// everybody, it makes those that are missing, without limits of size. It never changes one.
+    ///
+    /// # Errors
+    /// When a stream is missing or foreign, or JetStream is off or does not sync.
+    pub async fn prepare(&self, role: Role, replicas: usize) -> Result<(), PrepareError> {
+        self.prepare_streams(StreamSpec::of_role(&self.link.prefix, role), replicas).await
+    }
+
+    async fn prepare_streams(&self, specs: Vec<StreamSpec>, replicas: usize) -> Result<(), PrepareError> {
         let until = Instant::now() + PREPARE_WITHIN;
-        let prefix = &self.link.prefix;
-        for settings in [jetstream::log_settings(prefix, replicas), jetstream::ledger_settings(prefix, replicas)] {
-            let found = jetstream::ensure(&self.link, &settings, until).await;
+        for spec in &specs {
+            let found = admin::ensure(&self.link, spec, replicas, until).await;
             let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
-            if found.get("num_replicas") != settings.get("num_replicas") {
-                tracing::warn!(stream = ?found.get("name"), replicas = ?found.get("num_replicas"), "stream has another number of replicas than asked for");
+            let copies = found.get("num_replicas").and_then(Value::as_u64).and_then(|copies| copies.try_into().ok());
+            if copies != Some(replicas) && spec.used_by.contains(&Role::AuditExport) {
+                tracing::warn!(stream = spec.name.as_str(), replicas = ?copies, "stream has another number of replicas than asked for");
+            }
+            for setting in spec.unknown(&found) {
+                tracing::warn!(
+                    stream = spec.name.as_str(),
+                    setting,
+                    "the stream has a setting that this version does not know"
+                );
             }
         }
+        self.link.streams.use_these(specs.into_iter().map(|spec| spec.name).collect());
         self.link.sync.check(self.link.connects(), until).await.map_err(PrepareError::Sync)
+    }
+
+    /// Looks at the streams of a role and changes nothing; what should be known of them.
+    ///
+    /// # Errors
+    /// When one is missing or foreign.
+    pub async fn check_streams(&self, role: Role) -> Result<Vec<String>, PrepareError> {
+        let until = Instant::now() + PREPARE_WITHIN;
+        let mut remarks = Vec::new();
+        for spec in StreamSpec::of_role(&self.link.prefix, role) {
+            let found = admin::look(&self.link, &spec, until).await;
+            let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
+            let name = spec.name.as_str();
+            remarks.extend(spec.unknown(&found).into_iter().map(|s| format!("`{name}` has a `{s}` that is not known")));
+        }
+        Ok(remarks)
     }
 
     /// What went wrong so far, for metrics.

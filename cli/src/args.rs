@@ -13,6 +13,7 @@ use crate::settings::{Absent, Flags, Role, Setting, table};
 
 pub(crate) mod accounts;
 pub(crate) mod decisions;
+pub(crate) mod nats_admin;
 pub(crate) mod nats_config;
 pub(crate) mod nats_keys;
 pub(crate) mod runs;
@@ -22,6 +23,7 @@ pub(crate) mod when;
 
 use accounts::DoAccounts;
 use decisions::DoDecisions;
+use nats_admin::DoNatsAdmin;
 use nats_config::NatsConfigArgs;
 use nats_keys::DoNatsKeys;
 use runs::DoRuns;
@@ -36,7 +38,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Run on this machine", &["dev", "receiver"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
     ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"]),
-    ("Look after a deployment", &["doctor", "health", "nats-config", "nats-keys", "stack"]),
+    ("Look after a deployment", &["doctor", "health", "nats-config", "nats-admin", "nats-keys", "stack"]),
     ("Work offline", &["policy", "completions"]),
 ];
 
@@ -91,7 +93,7 @@ Example:
     Keystore,
     /// Delivers recorded decisions to webhooks, signs checkpoints, ends what is past its retention
     #[command(after_help = "\
-Any number of them share the endpoints. Makes the log's streams where they are missing.
+Any number of them share the endpoints. The log's streams are made by `stage0 nats-admin init`.
 
 Example:
   stage0 audit-export --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222")]
@@ -259,12 +261,30 @@ Example:
     /// Prints the configuration of the nats-server: an account with its rights for each role
     #[command(after_help = "\
 Each role logs in as the user of its name, with `--nats-jetstream-api s0.api`. Passwords come from the variables
-GATEWAY_PASSWORD, EVALUATOR_PASSWORD, KEYSTORE_PASSWORD and AUDIT_EXPORT_PASSWORD of the server.
+GATEWAY_PASSWORD, EVALUATOR_PASSWORD, KEYSTORE_PASSWORD and AUDIT_EXPORT_PASSWORD of the server, and that of
+whoever makes the streams (`stage0 nats-admin`, user `admin`) from ADMIN_PASSWORD.
 
 Examples:
   stage0 nats-config --keys-dir /etc/stage0/keys > /etc/nats/nats.conf
   stage0 nats-config --tls-dir /run/secrets --passwords passwords.conf > /run/secrets/nats.conf")]
     NatsConfig(NatsConfigArgs),
+    /// Makes, checks and upgrades the streams on NATS, with the administrator's login
+    #[command(
+        subcommand_required = true,
+        after_help = "\
+Run `init` once before the roles start, and `upgrade` where an earlier version made the streams. Every run may be
+repeated. No role may change a stream, so no role needs this login. Exit code 1: something is not as it has to be.
+
+Examples:
+  stage0 nats-admin init --nats tls://nats:4222 --nats-user admin --nats-password-file admin/nats.password \\
+    --nats-ca admin/nats-ca.pem --nats-cert admin/nats.pem --nats-key admin/nats.key --nats-jetstream-api s0.api
+  stage0 nats-admin check --nats nats://127.0.0.1:4222"
+    )]
+    NatsAdmin {
+        /// What to do with the streams.
+        #[command(subcommand)]
+        command: DoNatsAdmin,
+    },
     /// Makes and replaces the roles' message keys: with them no role speaks for another, and nobody else for any
     #[command(
         subcommand_required = true,
@@ -417,7 +437,7 @@ fn scope(text: &str) -> Result<Scope, String> {
 pub(crate) fn command() -> Command {
     let mut command = Cli::command();
     for role in Role::ALL {
-        command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, false));
+        command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, role == Role::NatsAdmin));
     }
     for role in [Role::Gateway, Role::Evaluator, Role::Keystore, Role::AuditExport] {
         command = command.mut_subcommand("doctor", |doctor| {

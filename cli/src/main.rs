@@ -20,6 +20,7 @@ mod health;
 mod keys;
 mod logs;
 mod message_keys;
+mod nats_admin;
 mod nats_config;
 mod nats_safety;
 mod new_file;

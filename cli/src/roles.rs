@@ -40,7 +40,7 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
         };
-        let started = unless(&stop, prepare_log(&nats, &safety, service.log_replicas)).await?;
+        let started = unless(&stop, prepare(Role::Gateway, &nats, &safety, service.log_replicas)).await?;
         let Some((own, _guard)) = started else { return Ok(()) };
         let config = service.http.config(tls);
         let look = gateway_look(own.clone(), config.audit, None);
@@ -59,7 +59,8 @@ pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
     let OnNats { process, nats, safety, service } = settings;
     serve(process, async move |Life { stop, vitals }| {
         let config = load(service).await?;
-        let Some((own, _guard)) = unless(&stop, connect(&nats, &safety, None)).await? else { return Ok(()) };
+        let started = unless(&stop, prepare(Role::Evaluator, &nats, &safety, 1)).await?;
+        let Some((own, _guard)) = started else { return Ok(()) };
         let Some(evaluator) = unless(&stop, stage0_evaluator::build(config, shards_connect(nats))).await? else {
             return Ok(());
         };
@@ -79,7 +80,7 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
     serve(process, async move |Life { stop, vitals }| {
         let data_dir = service.data_dir.clone();
         let memory = Memory::Directory(data_dir.clone());
-        let connected = unless(&stop, connect(&nats, &safety, Some(memory))).await?;
+        let connected = unless(&stop, connect(&nats, &safety, memory)).await?;
         let Some((backplane, _guard)) = connected else { return Ok(()) };
         let keystore = Keystore::build(service, backplane.clone()).await?;
         tracing::info!(version = VERSION, data_dir = %data_dir.display(), "keystore starts");
@@ -96,7 +97,7 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
 pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
     let OnNats { process, nats, safety, service } = settings;
     serve(process, async move |Life { stop, vitals }| {
-        let started = unless(&stop, prepare_log(&nats, &safety, service.log_replicas)).await?;
+        let started = unless(&stop, prepare(Role::AuditExport, &nats, &safety, service.log_replicas)).await?;
         let Some((own, _guard)) = started else { return Ok(()) };
         let Some(backplane) = unless(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
         let exporter = AuditExport::build(service.export, backplane).await?;
@@ -110,21 +111,25 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
     })
 }
 
-/// Connects, makes the log's streams where they are missing, and proves how the server syncs, before anything relies on
-/// it.
-async fn prepare_log(nats: &NatsConfig, safety: &NatsSafety, replicas: usize) -> anyhow::Result<(Backplane, Guard)> {
+/// Connects, checks the role's streams and how the server syncs, before anything relies on it.
+async fn prepare(
+    role: Role,
+    nats: &NatsConfig,
+    safety: &NatsSafety,
+    replicas: usize,
+) -> anyhow::Result<(Backplane, Guard)> {
     let connection = Connection::open(nats).await?;
     safety.examine(nats).await?;
-    connection.prepare_log(replicas).await?;
+    connection.prepare(role, replicas).await?;
     let guard = safety.keep(nats, Memory::Ledger(connection.clone())).await?;
     Ok((connection.backplane(), guard))
 }
 
-/// Connects, unless anybody may use the server.
-async fn connect(nats: &NatsConfig, safety: &NatsSafety, memory: Option<Memory>) -> anyhow::Result<(Backplane, Guard)> {
+/// As [`prepare`], for the keystore, which remembers in its own directory.
+async fn connect(nats: &NatsConfig, safety: &NatsSafety, memory: Memory) -> anyhow::Result<(Backplane, Guard)> {
     let connection = Connection::open(nats).await?;
     safety.examine(nats).await?;
-    let memory = memory.unwrap_or_else(|| Memory::Ledger(connection.clone()));
+    connection.prepare(Role::Keystore, 1).await?;
     let guard = safety.keep(nats, memory).await?;
     Ok((connection.backplane(), guard))
 }
@@ -209,6 +214,9 @@ fn evaluator_look(own: Backplane, active: PolicyVersion) -> Look {
         let (own, active) = (own.clone(), active.clone());
         Box::pin(async move {
             let mut seen = Seen { policy_version: Some(active), ..carried(&own).await };
+            if let Err(error) = own.ledger.ready().await {
+                seen.faults.push(format!("ledger: {error}"));
+            }
             // Checks without a run are decided all the same.
             let record = own.ledger.get(&format!("{RUN_RECORDS}.ready"), Instant::now() + LEDGER_WITHIN).await;
             if let Err(error) = record {
@@ -225,6 +233,9 @@ fn keystore_look(own: Backplane, writable: impl Fn() -> bool + Send + Sync + 'st
         let (own, writable) = (own.clone(), Arc::clone(&writable));
         Box::pin(async move {
             let mut seen = carried(&own).await;
+            if let Err(error) = own.ledger.ready().await {
+                seen.faults.push(format!("ledger: {error}"));
+            }
             if !writable() {
                 seen.remarks.push("cannot store changes: keys can be verified but not managed".to_owned());
             }

@@ -10,8 +10,8 @@ use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
 use crate::{
-    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_config, out, policy, receiver, roles,
-    runs, stack, status, webhooks,
+    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_admin, nats_config, out, policy,
+    receiver, roles, runs, stack, status, webhooks,
 };
 
 /// Runs one command to its end.
@@ -69,6 +69,9 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
         Do::Health => with(settings::roles::health(given(Role::Health)), health::run),
         Do::NatsConfig(args) => nats_config::run(args),
+        Do::NatsAdmin { command } => {
+            with(settings::roles::nats_admin(given(Role::NatsAdmin)), |settings| nats_admin::run(command, &settings))
+        }
         Do::NatsKeys { command } => message_keys::run(command),
         Do::Stack { command } => stack::run(command),
         Do::Policy { command } => policy::run(&command),

@@ -39,11 +39,13 @@ pub(crate) enum Role {
     Client,
     /// `stage0 health`.
     Health,
+    /// `stage0 nats-admin`.
+    NatsAdmin,
 }
 
 impl Role {
     /// All of them, in the order of the documentation.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Dev,
         Self::Gateway,
         Self::Evaluator,
@@ -52,6 +54,7 @@ impl Role {
         Self::Receiver,
         Self::Client,
         Self::Health,
+        Self::NatsAdmin,
     ];
 
     /// As the command is called; for [`Role::Client`] the first of them.
@@ -65,6 +68,7 @@ impl Role {
             Self::Receiver => "receiver",
             Self::Client => "check",
             Self::Health => "health",
+            Self::NatsAdmin => "nats-admin",
         }
     }
 }

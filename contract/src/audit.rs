@@ -2,20 +2,55 @@
 //!
 //! Owns the shapes. The gateway has judged the caller, and that the endpoint is the caller's, before it asks any of these.
 
+use std::fmt;
+
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{AccountId, KeyId, ManageReply, Notice, Page, Request, WebhookId};
 
 /// Gateway to all: decisions of these accounts were just recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DecisionsRecorded {
-    /// Whose.
+    /// Whose: at most [`DecisionsRecorded::MAX_ACCOUNTS`].
+    #[serde(deserialize_with = "few_accounts")]
     pub accounts: Vec<AccountId>,
+}
+
+impl DecisionsRecorded {
+    /// More are told in more than one notice. A longer list is not read to its end: who hears it looks at the log.
+    pub const MAX_ACCOUNTS: usize = 1_000;
 }
 
 impl Notice for DecisionsRecorded {
     const SUBJECT: &'static str = "notice.decisions.recorded";
+}
+
+/// A list of whoever may tell this notice is bounded like a caller's.
+fn few_accounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AccountId>, D::Error> {
+    struct Few;
+
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<AccountId>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "at most {} accounts", DecisionsRecorded::MAX_ACCOUNTS)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut accounts = Vec::new();
+            while let Some(account) = list.next_element()? {
+                if accounts.len() == DecisionsRecorded::MAX_ACCOUNTS {
+                    return Err(A::Error::invalid_length(accounts.len() + 1, &self));
+                }
+                accounts.push(account);
+            }
+            Ok(accounts)
+        }
+    }
+
+    deserializer.deserialize_seq(Few)
 }
 
 /// `POST /v1/webhooks/{id}/test`: one attempt with an event of type `webhook.test`, now.
@@ -145,4 +180,21 @@ pub struct DecisionsDeleted {
     pub to: Option<Timestamp>,
     /// The mark that says so; null when there was nothing to delete.
     pub mark: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_notice_names_a_bounded_number_of_accounts() {
+        let notice = |count: usize| {
+            let accounts = (0..count).map(|n| AccountId::parse(&format!("acc_{n}")).unwrap()).collect();
+            serde_json::to_vec(&DecisionsRecorded { accounts }).unwrap()
+        };
+        let read = |bytes: Vec<u8>| serde_json::from_slice::<DecisionsRecorded>(&bytes);
+        assert_eq!(read(notice(DecisionsRecorded::MAX_ACCOUNTS)).unwrap().accounts.len(), 1_000);
+        assert!(read(notice(DecisionsRecorded::MAX_ACCOUNTS + 1)).is_err());
+        assert!(read(br#"{"accounts":["a.b"]}"#.to_vec()).is_err());
+    }
 }

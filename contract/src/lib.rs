@@ -66,8 +66,8 @@ pub use record::{
 };
 pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
 pub use traffic::{
-    EVENTS, IDEMPOTENCY_RECORDS, QUESTIONS, Question, RECORDS, RUN_RECORDS, Records, Role, Telling, USAGE_RECORDS,
-    event, owner_of_record, question,
+    CURSOR_RECORDS, EVENTS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, QUESTIONS, Question, RECORDS, REPLAY_RECORDS,
+    RUN_RECORDS, Records, Role, Telling, USAGE_RECORDS, event, owner_of_record, question,
 };
 pub use usage::{Caps, Limits, StoredBytes, UNLIMITED, Usage};
 pub use webhook::{

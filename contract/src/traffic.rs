@@ -57,7 +57,7 @@ pub struct Telling {
 pub struct Records {
     /// That word.
     pub word: &'static str,
-    /// Who reads and writes them, beside audit-export, whose the ledger is.
+    /// Who reads and writes them; no other role does.
     pub of: Role,
 }
 
@@ -67,6 +67,12 @@ pub const RUN_RECORDS: &str = "runs";
 pub const USAGE_RECORDS: &str = "usage";
 /// Which checks were made with which `Idempotency-Key`.
 pub const IDEMPOTENCY_RECORDS: &str = "idempotency";
+/// What the keystore keeps outside its directory.
+pub const KEYSTORE_RECORDS: &str = "keystore";
+/// How far deliveries are.
+pub const CURSOR_RECORDS: &str = "cursor";
+/// Replays that wait.
+pub const REPLAY_RECORDS: &str = "replay";
 
 const GATEWAY: &[Role] = &[Role::Gateway];
 const EXPORT: &[Role] = &[Role::AuditExport];
@@ -120,11 +126,15 @@ pub const EVENTS: &[Telling] = &[
     seen(Role::AuditExport, EXPORT),
 ];
 
-/// Records that are not audit-export's alone.
+/// Records by their words. On NATS those of each word but audit-export's have a stream of their own, so that a role that
+/// writes without end fills no other's. A key of one word alone is audit-export's; others are nobody's, and not stored.
 pub const RECORDS: &[Records] = &[
     Records { word: RUN_RECORDS, of: Role::Evaluator },
     Records { word: USAGE_RECORDS, of: Role::Gateway },
     Records { word: IDEMPOTENCY_RECORDS, of: Role::Gateway },
+    Records { word: KEYSTORE_RECORDS, of: Role::Keystore },
+    Records { word: CURSOR_RECORDS, of: Role::AuditExport },
+    Records { word: REPLAY_RECORDS, of: Role::AuditExport },
 ];
 
 /// The question that is asked at this subject.
@@ -199,6 +209,7 @@ mod tests {
             ("runs.a.r", Role::Evaluator),
             ("usage.a.m1", Role::Gateway),
             ("idempotency.a.k.h", Role::Gateway),
+            ("keystore.lease", Role::Keystore),
             ("cursor.e", Role::AuditExport),
             ("runsx.a", Role::AuditExport),
         ] {

@@ -158,9 +158,10 @@ impl Rounds {
             }
             self.settle(draft, outcome);
         }
-        if !recorded.is_empty() {
+        for accounts in recorded.chunks(DecisionsRecorded::MAX_ACCOUNTS) {
             // Exporters also look by themselves: a lost notice costs a moment.
-            if let Err(error) = self.backplane.notices.tell(&DecisionsRecorded { accounts: recorded }).await {
+            let notice = DecisionsRecorded { accounts: accounts.to_vec() };
+            if let Err(error) = self.backplane.notices.tell(&notice).await {
                 tracing::debug!(%error, "exporters were not told");
             }
         }

@@ -192,19 +192,6 @@ impl DecisionLog for FileLog {
         Box::pin(async move { read.await.map_err(ReadError) })
     }
 
-    fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>> {
-        Box::pin(async move {
-            let oldest = settled().checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
-            let through = Position(micros(oldest).saturating_sub(1));
-            for account in self.accounts(deadline).await? {
-                for kind in [Kind::Decisions, Kind::Mark] {
-                    self.remove_through(&account, kind, through, deadline).await?;
-                }
-            }
-            Ok(())
-        })
-    }
-
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
         Box::pin(async move {
             // A disk that is full can still be read, and takes what is small enough: both are asked, a write and the last append.

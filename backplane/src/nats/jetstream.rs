@@ -1,11 +1,12 @@
 //! JetStream's requests as this backplane makes them: over the connection's own waiters, with a deadline, in JSON.
 //!
-//! Owns the streams' names, their settings and the reading of many messages by one question (batched direct get), which needs no
-//! consumer and so leaves no state on the server. async-nats' own calls are not used: they wait beyond a deadline while
-//! disconnected and leak what is never answered.
-//! Two streams: `<PREFIX>_LOG` holds `<prefix>.log.<account>.d` (decisions) and `.m` (marks); `<PREFIX>_LEDGER` holds records.
+//! Owns the reading of many messages by one question (batched direct get), which needs no consumer and so leaves no
+//! state on the server. async-nats' own calls are not used: they wait beyond a deadline while disconnected and leak what
+//! is never answered. What the streams are is told in `streams`.
+//! INVARIANT: a connection holds few subscriptions at any time, since the server bounds them for each login: one message
+//! is read by the connection's own inbox, many by a subscription each, of which there are at most [`MAX_READS`].
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_nats::{HeaderMap, Message, StatusCode};
 use bytes::Bytes;
@@ -16,58 +17,28 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::link::Link;
+use super::streams::StreamName;
+use super::waiters::Check;
 use crate::{AskError, ReadError};
 
-/// How long the server remembers the id of a message.
-const DUPLICATE_WINDOW_NANOS: u64 = 120_000_000_000;
-/// The server keeps nothing for a shorter time.
-const SHORTEST_AGE_NANOS: u64 = 100_000_000;
-/// Of the log, before anybody says how long decisions are kept: beyond the longest retention by as much as
-/// `expire_after` is told later.
-const FIRST_MAX_AGE_NANOS: u64 = (3_650 + 365) * 86_400 * 1_000_000_000;
+/// Reads of many messages at a time on one connection: each has a subscription, and may bring megabytes.
+pub(super) const MAX_READS: usize = 64;
 
-/// Settings of a stream without which it is not what this backplane writes to; others are the operator's.
-const REQUIRED: [&str; 6] = ["subjects", "retention", "storage", "discard", "allow_direct", "allow_msg_ttl"];
-
-const NO_SUCH_STREAM: u64 = 10_059;
+pub(super) const NO_SUCH_STREAM: u64 = 10_059;
 /// Somebody else made the stream at the same time, perhaps with other settings.
-const STREAM_EXISTS: u64 = 10_058;
+pub(super) const STREAM_EXISTS: u64 = 10_058;
+/// Another stream takes its subjects.
+pub(super) const SUBJECTS_OVERLAP: u64 = 10_065;
 /// Somebody else's message is the last, or, where there are replicas, about to be.
 pub(super) const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 /// The store failed; what it was given may be on disk all the same.
 pub(super) const STORE_FAILED: u64 = 10_077;
 /// The server's, the account's or the machine's limit is reached.
-pub(super) const NO_ROOM: [u64; 3] = [10_002, 10_023, 10_047];
+const NO_ROOM: [u64; 3] = [10_002, 10_023, 10_047];
+/// What [`STORE_FAILED`] says of a stream at its own limit: the message was looked at and not taken.
+const AT_ITS_LIMIT: [&str; 2] = ["maximum bytes exceeded", "maximum messages exceeded"];
 /// The same message is being stored right now.
 pub(super) const DUPLICATE_IN_PROCESS: u64 = 10_158;
-
-/// One of the two streams.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct StreamName(String);
-
-impl StreamName {
-    pub(super) fn log(prefix: &str) -> Self {
-        Self::of(prefix, "LOG")
-    }
-
-    pub(super) fn ledger(prefix: &str) -> Self {
-        Self::of(prefix, "LEDGER")
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Where the server is asked to do this with it.
-    fn api(&self, link: &Link, what: &str) -> String {
-        format!("{}.{what}.{}", link.jetstream_api, self.0)
-    }
-
-    fn of(prefix: &str, suffix: &str) -> Self {
-        // A stream's name holds no dot.
-        Self(format!("{}_{suffix}", prefix.replace('.', "_").to_ascii_uppercase()))
-    }
-}
 
 /// Why JetStream did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -87,16 +58,26 @@ pub(super) enum JetError {
     #[error("nats refuses it: {0}")]
     Forbidden(String),
     /// There is no such stream, and this service may not make one.
-    #[error("the stream `{0}` is missing and this service may not make it: start audit-export, which may")]
+    #[error(
+        "the stream `{0}` is missing and this service may not make it: run `stage0 nats-admin init`, or where an earlier version ran `stage0 nats-admin upgrade`"
+    )]
     Missing(String),
+    /// Its subjects are those of the ledger of an earlier version.
+    #[error("the stream `{0}` is still that of an earlier version: run `stage0 nats-admin upgrade`")]
+    Former(String),
     /// A stream of this name is there, and is another one.
-    #[error("the stream `{stream}` is not as it has to be: its `{setting}` differs")]
+    #[error(
+        "the stream `{stream}` is not as it has to be: its `{setting}` differs; `stage0 nats-admin check` tells how, and `upgrade` sets it right"
+    )]
     Foreign {
         /// Its name.
         stream: String,
         /// The first setting that differs.
-        setting: &'static str,
+        setting: String,
     },
+    /// It holds as much as it may.
+    #[error("the stream `{0}` has no room: raise its `max_bytes`, or let decisions expire")]
+    Full(String),
     /// Nobody waits any more, and nothing was sent.
     #[error("the deadline has passed")]
     Overdue,
@@ -109,6 +90,19 @@ pub(super) enum JetError {
     /// The answer is not one of JetStream's.
     #[error("the answer cannot be read")]
     Unreadable,
+}
+
+impl JetError {
+    /// Why there was no room, and nothing was stored.
+    pub(super) fn no_room(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, description } if NO_ROOM.contains(code) => Some(description),
+            Self::Refused { code: STORE_FAILED, description } if AT_ITS_LIMIT.contains(&description.as_str()) => {
+                Some(description)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl From<JetError> for ReadError {
@@ -199,8 +193,12 @@ pub(super) async fn fetch(
     get: &Value,
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
-    let batch = get.get("batch").is_some();
-    read(link, stream.api(link, "DIRECT.GET"), get.to_string().into(), batch, until).await
+    let (subject, question) = (stream.api(link, "DIRECT.GET"), get.to_string().into());
+    if get.get("batch").is_none() {
+        let found = read_one(link, subject, question, until).await?;
+        return Ok((found.into_iter().collect(), false));
+    }
+    read_many(link, subject, question, until).await
 }
 
 /// Reads the last message of a subject. The subject stands in the question's own, where the server's permissions can see it.
@@ -211,33 +209,70 @@ pub(super) async fn fetch_last(
     until: Instant,
 ) -> Result<Option<Stored>, JetError> {
     let question = format!("{}.{subject}", stream.api(link, "DIRECT.GET"));
-    let (found, _) = read(link, question, Bytes::new(), false, until).await?;
-    Ok(found.into_iter().next())
+    read_one(link, question, Bytes::new(), until).await
 }
 
-async fn read(
+/// One message, which arrives where all answers do.
+async fn read_one(
     link: &Arc<Link>,
     subject: String,
     question: Bytes,
-    batch: bool,
+    until: Instant,
+) -> Result<Option<Stored>, JetError> {
+    worth_asking(link, until)?;
+    // An answer is its payload alone, and here its headers say what it is.
+    let found = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&found);
+    let check: Check = Arc::new(move |message: &Message| {
+        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
+        true
+    });
+    let (id, _) = link.inbox();
+    let to = subject.clone();
+    let send = |reply: String| link.client.publish_with_reply(to, reply, question);
+    tokio::select! {
+        biased;
+        why = link.forbidden(&subject) => return Err(JetError::Forbidden(why)),
+        answer = link.exchange_for(id, check, until, send) => match answer {
+            Ok(_) => {}
+            Err(AskError::Absent) => return Err(JetError::Absent),
+            Err(error) => return Err(JetError::Unknown(error)),
+        },
+    }
+    let message = found.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(JetError::Unreadable)?;
+    match status(&message) {
+        // What is stored may have any status that its publisher liked.
+        _ if is_stored(&message) => stored(message).map(Some).ok_or(JetError::Unreadable),
+        Some(404) => Ok(None),
+        Some(code) => Err(JetError::Refused { code, description: "direct get was refused".to_owned() }),
+        None => Err(JetError::Unreadable),
+    }
+}
+
+async fn read_many(
+    link: &Arc<Link>,
+    subject: String,
+    question: Bytes,
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
     worth_asking(link, until)?;
     // When the connection breaks, the rest never comes.
     let mut lifeline = link.waiters.enter().map_err(|_| JetError::NotSent)?;
     let answers = async {
+        // The semaphore is never closed.
+        let _turn = link.reads.acquire().await.map_err(|_| JetError::NotSent)?;
         tokio::select! {
             biased;
             _ = lifeline.answer() => Err(JetError::Unknown(AskError::Lost)),
             why = link.forbidden(&subject) => Err(JetError::Forbidden(why)),
-            answers = answers(link, subject.clone(), question, batch) => answers,
+            answers = answers(link, subject.clone(), question) => answers,
         }
     };
     // The subscription ends with its value, on the way out.
     timeout_at(until, answers).await.unwrap_or(Err(JetError::Unknown(AskError::Late)))
 }
 
-async fn answers(link: &Link, subject: String, question: Bytes, batch: bool) -> Result<(Vec<Stored>, bool), JetError> {
+async fn answers(link: &Link, subject: String, question: Bytes) -> Result<(Vec<Stored>, bool), JetError> {
     let lost = || JetError::Unknown(AskError::Lost);
     let inbox = link.client.new_inbox();
     let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
@@ -249,9 +284,6 @@ async fn answers(link: &Link, subject: String, question: Bytes, batch: bool) -> 
         let follows = || number(&message, "Nats-Last-Sequence") == Some(last);
         match status(&message) {
             // What is stored may have any status that its publisher liked.
-            _ if is_stored(&message) && !batch => {
-                return Ok((vec![stored(message).ok_or(JetError::Unreadable)?], false));
-            }
             _ if is_stored(&message) && follows() => {
                 let message = stored(message).ok_or(JetError::Unreadable)?;
                 last = message.sequence;
@@ -277,7 +309,7 @@ fn status(message: &Message) -> Option<u64> {
 }
 
 /// Whether it is a message of a stream: the server says its place, which it says of no status of its own.
-fn is_stored(message: &Message) -> bool {
+pub(super) fn is_stored(message: &Message) -> bool {
     number(message, "Nats-Sequence").is_some()
 }
 
@@ -296,80 +328,8 @@ fn said<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
     Some(message.headers.as_ref()?.get_last(name)?.as_str())
 }
 
-/// The settings of the log's stream.
-pub(super) fn log_settings(prefix: &str, replicas: usize) -> Value {
-    json!({
-        "name": StreamName::log(prefix).0,
-        "description": "Stage0: recorded decisions",
-        "subjects": [format!("{prefix}.log.*.d"), format!("{prefix}.log.*.m")],
-        "retention": "limits",
-        "storage": "file",
-        // Full means that nothing is recorded, and so nothing released; never that the oldest goes early.
-        "discard": "new",
-        "num_replicas": replicas,
-        "max_age": FIRST_MAX_AGE_NANOS,
-        "duplicate_window": DUPLICATE_WINDOW_NANOS,
-        "allow_direct": true,
-    })
-}
-
-/// The settings of the ledger's stream.
-pub(super) fn ledger_settings(prefix: &str, replicas: usize) -> Value {
-    json!({
-        "name": StreamName::ledger(prefix).0,
-        "description": "Stage0: shared records",
-        "subjects": [format!("{prefix}.ledger.>")],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "new",
-        "num_replicas": replicas,
-        "max_msgs_per_subject": 1,
-        "discard_new_per_subject": false,
-        "duplicate_window": DUPLICATE_WINDOW_NANOS,
-        "allow_msg_ttl": true,
-        "allow_direct": true,
-    })
-}
-
-/// Makes a stream unless it is there; returns its settings as they are.
-pub(super) async fn ensure(link: &Link, settings: &Value, until: Instant) -> Result<Value, JetError> {
-    let name = StreamName(settings.get("name").and_then(Value::as_str).unwrap_or_default().to_owned());
-    let found = match info(link, &name, &Value::Null, until).await {
-        Err(JetError::Refused { code: NO_SUCH_STREAM, .. }) => {
-            match ask(link, name.api(link, "STREAM.CREATE"), settings, until).await {
-                Err(JetError::Refused { code: STREAM_EXISTS, .. }) => info(link, &name, &Value::Null, until).await?,
-                // In an account of its own, a service hears nobody where it may not ask.
-                Err(JetError::Forbidden(_) | JetError::Absent) => return Err(JetError::Missing(name.0)),
-                made => made?,
-            }
-        }
-        found => found?,
-    };
-    let config = found.get("config").ok_or(JetError::Unreadable)?;
-    let differs = |setting: &&str| settings.get(*setting).is_some_and(|wanted| config.get(*setting) != Some(wanted));
-    match REQUIRED.into_iter().find(differs) {
-        Some(setting) => Err(JetError::Foreign { stream: name.0, setting }),
-        None => Ok(config.clone()),
-    }
-}
-
 pub(super) async fn info(link: &Link, name: &StreamName, about: &Value, until: Instant) -> Result<Value, JetError> {
     ask(link, name.api(link, "STREAM.INFO"), about, until).await
-}
-
-/// Gives a stream another `max_age`; other settings stay. Ids are remembered no longer than messages are.
-pub(super) async fn set_max_age(link: &Link, name: &StreamName, nanos: u64, until: Instant) -> Result<(), JetError> {
-    // Zero would mean for ever.
-    let nanos = nanos.clamp(SHORTEST_AGE_NANOS, i64::MAX.unsigned_abs());
-    let info = info(link, name, &Value::Null, until).await?;
-    let mut config = info.get("config").cloned().unwrap_or_default();
-    if config.get("max_age").and_then(Value::as_u64) == Some(nanos) {
-        return Ok(());
-    }
-    let Some(members) = config.as_object_mut() else { return Err(JetError::Unreadable) };
-    members.insert("max_age".to_owned(), nanos.into());
-    members.insert("duplicate_window".to_owned(), nanos.min(DUPLICATE_WINDOW_NANOS).into());
-    ask(link, name.api(link, "STREAM.UPDATE"), &config, until).await.map(drop)
 }
 
 /// Removes a subject's messages before a sequence; how many.

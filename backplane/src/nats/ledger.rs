@@ -2,6 +2,8 @@
 //!
 //! A plain message with an expected sequence and a lifetime, and not the KV interface, whose update drops the lifetime. A put whose
 //! acknowledgement is lost may have been stored: the next one from the old revision then hears `Conflict` and reads again.
+//! Records of each word have a stream of their own. Those that moved there from the one ledger of an earlier version kept
+//! their places, but not the header that their proof covers: it is read where they were.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,10 +16,13 @@ use tokio::time::Instant;
 
 use super::Connection;
 use super::auth::{LIFETIME, Newest, Rejection};
-use super::jetstream::{self, JetError, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch_last, publish};
+use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch_last, publish};
 use super::log::EXPECTED_LAST;
+use super::streams::StreamName;
 use crate::ledger::fault;
-use crate::{BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
+use crate::{BoxFuture, ClockError, Ledger, NotReady, PutError, ReadError, Record, Revision, StoreClock};
+
+const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is there of a record that must be proven.
 pub(super) enum Proven {
@@ -66,6 +71,9 @@ impl Ledger for Connection {
             {
                 return Err(PutError::Failed(format!("the record is not one of {}'s", auth.role())));
             }
+            let stream = StreamName::of_record(&self.link.prefix, key);
+            let checked = self.link.streams.check(&self.link, &stream, deadline).await;
+            checked.map_err(|error| PutError::Failed(error.to_string()))?;
             let put = publish(&self.link, self.record(key), headers.clone(), value, deadline).await;
             if let (Ok(_), Some(auth)) = (&put, &self.link.auth) {
                 auth.note_newest(&self.record(key), Some(&headers));
@@ -93,12 +101,25 @@ impl Ledger for Connection {
             clock.judge()
         })
     }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
+        Box::pin(async move {
+            let (log, until) = (StreamName::log(&self.link.prefix), Instant::now() + READY_WITHIN);
+            for stream in self.link.streams.used().iter().filter(|stream| **stream != log) {
+                let looked = self.link.streams.look_now(&self.link, stream, until).await;
+                looked.map_err(|error| NotReady(error.to_string()))?;
+            }
+            Ok(())
+        })
+    }
 }
 
 impl Connection {
-    /// By the clock of the server that leads the ledger's stream: it stores the records and ends them.
+    /// By the clock of the server that leads the stream of this role's records: it stores them and ends them.
     async fn time_of_the_store(&self, until: Instant) -> Option<Timestamp> {
-        let stream = StreamName::ledger(&self.link.prefix);
+        let (used, log) = (self.link.streams.used(), StreamName::log(&self.link.prefix));
+        let own = used.into_iter().find(|stream| *stream != log);
+        let stream = own.unwrap_or_else(|| StreamName::ledger(&self.link.prefix));
         let info = jetstream::info(&self.link, &stream, &Value::Null, until).await;
         let info = info.inspect_err(|error| {
             tracing::debug!(error = error as &dyn std::error::Error, "the state store's clock cannot be read");
@@ -118,8 +139,16 @@ impl Connection {
     }
 
     async fn stored(&self, key: &str, deadline: Instant) -> Result<Option<Stored>, ReadError> {
-        let stream = StreamName::ledger(&self.link.prefix);
-        Ok(fetch_last(&self.link, &stream, &self.record(key), deadline).await?)
+        let (stream, record) = (StreamName::of_record(&self.link.prefix, key), self.record(key));
+        let found = fetch_last(&self.link, &stream, &record, deadline).await?;
+        let Some(moved) = found.as_ref().filter(|found| self.link.auth.is_some() && has_moved(found)) else {
+            return Ok(found);
+        };
+        let former = StreamName::ledger(&self.link.prefix);
+        let before = fetch_last(&self.link, &former, &record, deadline).await?;
+        // The very same: a place is given once.
+        let same = before.filter(|before| before.sequence == moved.sequence && before.payload == moved.payload);
+        Ok(same.or(found))
     }
 
     fn newest(&self, key: &str) -> Option<Newest> {
@@ -138,4 +167,9 @@ impl Connection {
     fn record(&self, key: &str) -> String {
         format!("{}.ledger.{key}", self.link.prefix)
     }
+}
+
+/// What is put names the revision that it replaces; a mirror leaves that out.
+fn has_moved(found: &Stored) -> bool {
+    found.headers.as_ref().is_none_or(|headers| headers.get(EXPECTED_LAST).is_none())
 }

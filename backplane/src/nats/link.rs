@@ -14,11 +14,13 @@ use async_nats::connection::State;
 use async_nats::{Client, Event, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::health::Health;
+use super::jetstream::{MAX_READS, is_stored};
+use super::stream_watch::StreamWatch;
 use super::sync::SyncWatch;
 use super::waiters::{Check, Door, Waiters};
 use super::{MessageAuth, NatsConfig};
@@ -53,6 +55,10 @@ pub(super) struct Link {
     pub(super) sync: Arc<SyncWatch>,
     pub(super) auth: Option<Arc<MessageAuth>>,
     pub(super) store_clock: Arc<StoreClock>,
+    /// Whether the streams are ours.
+    pub(super) streams: StreamWatch,
+    /// Turns of those who read many messages.
+    pub(super) reads: Semaphore,
     gaps: watch::Sender<u64>,
     oneself: Oneself,
     ready_within: Duration,
@@ -113,6 +119,8 @@ impl Link {
             sync,
             auth: config.auth.clone(),
             store_clock: Arc::clone(&config.store_clock),
+            streams: StreamWatch::default(),
+            reads: Semaphore::new(MAX_READS),
             gaps,
             oneself,
             ready_within: config.ready_within,
@@ -256,7 +264,8 @@ async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
     while let Some(message) = answers.next().await {
         let id = message.subject.rsplit('.').next().and_then(|id| id.parse::<u64>().ok());
         let Some(id) = id else { continue };
-        if message.status == Some(StatusCode::NO_RESPONDERS) {
+        // What is stored may have any status that its publisher liked.
+        if message.status == Some(StatusCode::NO_RESPONDERS) && !is_stored(&message) {
             waiters.absent(id);
         } else if waiters.check(id).is_none_or(|check| check(&message)) {
             waiters.resolve(id, Ok(message.payload));

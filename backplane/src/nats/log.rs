@@ -3,10 +3,10 @@
 //!
 //! Subjects name the account, so that the server removes an account's decisions by subject; the server indexes two
 //! subjects for each account and nothing for each decision. The stream's `max_age` is the store's own expiry, by its
-//! own clock: a far safety net. Who may publish, purge or change the stream is decided by the credentials of each role
-//! (`server_file`).
+//! own clock: a far safety net. Who may publish and purge is decided by the credentials of each role (`server_file`);
+//! no role may change the stream.
 //! INVARIANT: nothing is appended while it is not known that the server syncs each message, where that is to be
-//! verified.
+//! verified, nor while the stream is foreign.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use stage0_contract::AccountId;
 use tokio::time::Instant;
 
 use super::jetstream::{
-    self, DUPLICATE_IN_PROCESS, JetError, NO_ROOM, STORE_FAILED, Stored, StreamName, WRONG_LAST_SEQUENCE, fetch,
-    publish, purge,
+    self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, WRONG_LAST_SEQUENCE, fetch, publish, purge,
 };
+use super::streams::StreamName;
 use super::{Connection, SUBSCRIPTION_CAPACITY};
 use crate::{
-    AppendError, AskError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MAX_MESSAGE_BYTES, MarkError, NotReady,
-    Position, ReadError, Seek, Which,
+    AppendError, AskError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, Ledger, MAX_MESSAGE_BYTES, MarkError,
+    NotReady, Position, ReadError, Seek, Which,
 };
 
 pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
@@ -150,18 +150,13 @@ impl DecisionLog for Connection {
         })
     }
 
-    fn expire_after(&self, age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ReadError>> {
-        Box::pin(async move {
-            let nanos = u64::try_from(age.as_nanos()).unwrap_or(u64::MAX);
-            jetstream::set_max_age(&self.link, &self.stream(), nanos, deadline).await.map_err(ReadError::from)
-        })
-    }
-
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
         Box::pin(async move {
             let until = Instant::now() + READY_WITHIN;
-            let info = jetstream::info(&self.link, &self.stream(), &Value::Null, until).await;
-            info.map_err(|error| NotReady(format!("the decision log: {error}")))?;
+            let looked = self.link.streams.look_now(&self.link, &self.stream(), until).await;
+            looked.map_err(|error| NotReady(format!("the decision log: {error}")))?;
+            // Without these no check is counted, and no delivery goes on.
+            Ledger::ready(self).await.map_err(|NotReady(why)| NotReady(format!("the ledger: {why}")))?;
             self.trusted(until).await.map_err(NotReady)?;
             self.link.sync.remarks(self.stream().as_str(), until).await.map_err(NotReady)
         })
@@ -186,6 +181,8 @@ impl Connection {
     async fn trusted(&self, deadline: Instant) -> Result<u64, String> {
         let connects = self.link.connects();
         self.link.sync.check(connects, deadline).await?;
+        let ours = self.link.streams.check(&self.link, &self.stream(), deadline).await;
+        ours.map_err(|error| error.to_string())?;
         Ok(connects)
     }
 
@@ -211,10 +208,11 @@ impl Connection {
         let published = publish(&self.link, subject.clone(), headers, batch.lines.clone(), deadline).await;
         match &published {
             Ok(_) => self.link.sync.appended(None),
-            Err(JetError::Refused { code, description }) if NO_ROOM.contains(code) => {
-                self.link.sync.appended(Some(description.clone()));
+            Err(error) => {
+                if let Some(why) = error.no_room() {
+                    self.link.sync.appended(Some(why.to_owned()));
+                }
             }
-            Err(_) => {}
         }
         match published {
             Ok(ack) if sequence(&ack).is_none() => Err(AppendError::Unknown(JetError::Unreadable.to_string())),
@@ -380,8 +378,13 @@ fn in_range(time: Timestamp) -> Timestamp {
 /// and on a server that takes everybody anybody can give it; a chain that went on from there would fork.
 fn is_for_certain(error: &JetError, doubted: bool) -> bool {
     match error {
+        error if error.no_room().is_some() => !doubted,
         JetError::Refused { code, .. } => !doubted && !matches!(*code, STORE_FAILED | DUPLICATE_IN_PROCESS),
-        JetError::Absent | JetError::Missing(_) | JetError::Foreign { .. } => !doubted,
+        JetError::Absent
+        | JetError::Missing(_)
+        | JetError::Former(_)
+        | JetError::Foreign { .. }
+        | JetError::Full(_) => !doubted,
         JetError::Forbidden(_) | JetError::Overdue | JetError::NotSent => true,
         JetError::Unknown(_) | JetError::Unreadable => false,
     }
@@ -424,9 +427,13 @@ mod tests {
 
     #[test]
     fn a_refusal_that_anybody_could_have_given_proves_nothing() {
-        let full = JetError::Refused { code: NO_ROOM[0], description: String::new() };
+        let full = JetError::Refused { code: 10_002, description: String::new() };
+        let at_limit = JetError::Refused { code: STORE_FAILED, description: "maximum bytes exceeded".to_owned() };
+        let failed = JetError::Refused { code: STORE_FAILED, description: "disk".to_owned() };
         for (error, certain, doubted) in [
             (full, true, false),
+            (at_limit, true, false),
+            (failed, false, false),
             (JetError::Absent, true, false),
             (JetError::Overdue, true, true),
             (JetError::NotSent, true, true),

@@ -1,7 +1,8 @@
 //! What a nats-server is told, so that each role can do its part and nothing of another's.
 //!
-//! Owns the whole file: one account for each role, one for the streams, and between them what [`QUESTIONS`], [`EVENTS`] and
-//! [`RECORDS`] of the contract say; the subjects of log and ledger are this backplane's. Holds no secret: passwords come from variables.
+//! Owns the whole file: one account for each role, one for the streams, one for the administrator who makes them, and between them what
+//! [`QUESTIONS`], [`EVENTS`] and [`RECORDS`] of the contract say; the subjects of log and ledger are this backplane's. Holds no secret:
+//! passwords come from variables. No role may make or change a stream: what a stream's settings can do is a right to everything in it.
 //! `tests/suite/roles.rs` starts a server with it and tries each role's credentials against the others' parts.
 //!
 //! Why accounts, and not one account with permissions for each user: the server sends acknowledgements, and what it reads from a stream,
@@ -15,7 +16,8 @@ use std::path::PathBuf;
 use stage0_contract::{EVENTS, QUESTIONS, RECORDS, Role};
 
 use super::config::INBOXES;
-use super::jetstream::StreamName;
+use super::jetstream::MAX_READS;
+use super::streams::{StreamName, StreamSpec};
 
 /// What differs between two deployments.
 #[derive(Debug, Clone)]
@@ -43,7 +45,8 @@ pub struct ServerFile {
 struct Share {
     kind: Kind,
     from: &'static str,
-    to: Vec<Role>,
+    /// Accounts.
+    to: Vec<&'static str>,
     subject: String,
     /// As the others see it, where that is not the same.
     named: Option<String>,
@@ -61,8 +64,14 @@ enum Kind {
 
 /// The account of the streams, in which nobody logs in.
 const LOG: &str = "LOG";
-const READERS: &[Role] = &[Role::Gateway, Role::AuditExport];
-const EXPORTER: &[Role] = &[Role::AuditExport];
+/// The account of whoever makes the streams.
+const ADMIN: &str = "ADMIN";
+/// Connections of one administrator.
+const MAX_ADMIN_CONNECTIONS: usize = 8;
+/// Beside what a connection serves, hears and reads: its inbox, and some to spare.
+const SPARE_SUBSCRIPTIONS: usize = 4;
+/// Of a line of the protocol, which a subject and a reply are the most of.
+const MAX_CONTROL_LINE: usize = 4_096;
 
 impl ServerFile {
     /// What JetStream's own subjects start with for every role: they are imported under this name.
@@ -70,6 +79,11 @@ impl ServerFile {
     pub fn jetstream_api(prefix: &str) -> String {
         format!("{prefix}.api")
     }
+
+    /// The name of the administrator's login.
+    pub const ADMIN_USER: &'static str = "admin";
+    /// The variable with the administrator's password.
+    pub const ADMIN_PASSWORD_VARIABLE: &'static str = "ADMIN_PASSWORD";
 
     /// The variable with a role's password.
     #[must_use]
@@ -82,13 +96,24 @@ impl ServerFile {
     pub fn render(&self) -> String {
         let shares = shares(&self.prefix);
         let max_file = &self.max_file;
-        let mut accounts = vec![format!(
-            "  # The streams. Nobody logs in here.\n  {LOG}: {{\n    jetstream: {{ max_file: {max_file}, max_mem: 1MB, max_streams: 2 }}\n{}  }}\n",
-            exports(LOG, &shares)
-        )];
+        let max_streams = StreamSpec::all(&self.prefix).len();
+        let mut accounts = vec![
+            format!(
+                "  # The streams. Nobody logs in here.\n  {LOG}: {{\n    jetstream: {{ max_file: {max_file}, max_mem: 1MB, max_streams: {max_streams} }}\n{}  }}\n",
+                exports(LOG, &shares)
+            ),
+            format!(
+                "  # Makes and changes the streams (`stage0 nats-admin`), and can do nothing else. No role has this login.\n  {ADMIN}: {{\n{}{}{}  }}\n",
+                limits(MAX_ADMIN_CONNECTIONS, SPARE_SUBSCRIPTIONS),
+                admin(),
+                imports(ADMIN, &shares)
+            ),
+        ];
         for role in Role::ALL {
             let (name, login) = (account(role), user(&self.prefix, role));
-            accounts.push(format!("  {name}: {{\n{login}{}{}  }}\n", exports(name, &shares), imports(role, &shares)));
+            let limits = limits(max_connections(role), max_subscriptions(role));
+            let (exports, imports) = (exports(name, &shares), imports(name, &shares));
+            accounts.push(format!("  {name}: {{\n{limits}{login}{exports}{imports}  }}\n"));
         }
         format!("{}\naccounts {{\n{}}}\n", self.head(), accounts.join("\n"))
     }
@@ -107,10 +132,11 @@ impl ServerFile {
         let tls = |file: &str| quoted(&tls_dir.join(file).display().to_string());
         let (cert, key, ca) = (tls("server.pem"), tls("server.key"), tls("ca.pem"));
         let store = quoted(&store_dir.display().to_string());
+        let max_connections = Role::ALL.into_iter().map(max_connections).sum::<usize>() + MAX_ADMIN_CONNECTIONS;
         format!(
             r#"# NATS for a deployment of Stage0 whose prefix is `{prefix}`, made by `stage0 nats-config`: one account for each role, and between them
 # only what the roles need. nats-server 2.15 or newer. Each role logs in as the user of its name, and is told that JetStream's subjects
-# start with `{prefix}.api` (`--nats-jetstream-api`). audit-export makes the two streams.
+# start with `{prefix}.api` (`--nats-jetstream-api`). `stage0 nats-admin init` makes the streams, with the login `admin`.
 {passwords}
 server_name: {name}
 listen: "{listen}"
@@ -125,7 +151,13 @@ tls {{
 }}
 # A check is up to 1,000,000 bytes and grows when it is written as JSON again; a batch of the log is up to 4 MiB.
 max_payload: 8MB
-max_connections: 1000
+# More than those of all accounts together: no role takes the place of another. A limit of an account is for its connections together
+# (`max_connections`), and for each of them (`max_subscriptions`): as many as the role needs, so that one login does not get the
+# questions of all.
+max_connections: {max_connections}
+max_control_line: {MAX_CONTROL_LINE}
+# What the server holds for a client that reads slowly: some of the largest answers.
+max_pending: 64MB
 # A server or a client that froze is given up within three seconds; the defaults take minutes.
 ping_interval: "1s"
 ping_max: 2
@@ -150,6 +182,7 @@ jetstream {{
 fn shares(prefix: &str) -> Vec<Share> {
     let between = |kind, from: Role, to: &[Role], subject: String| {
         let to: Vec<Role> = to.iter().copied().filter(|role| *role != from).collect();
+        let to: Vec<_> = to.into_iter().map(account).collect();
         (!to.is_empty()).then(|| Share { kind, from: account(from), to, subject, named: None })
     };
     let questions = QUESTIONS.iter().filter_map(|question| {
@@ -162,48 +195,87 @@ fn shares(prefix: &str) -> Vec<Share> {
     questions.chain(events).chain(of_streams(prefix)).collect()
 }
 
-/// What the roles do with the log and the ledger.
+/// What the roles do with the log and the ledger, and the administrator with the streams.
 fn of_streams(prefix: &str) -> Vec<Share> {
     let (log, ledger) = (StreamName::log(prefix), StreamName::ledger(prefix));
     let (log, ledger) = (log.as_str(), ledger.as_str());
-    let plain = |subject: String, to: &[Role]| Share {
+    let plain = |subject: String, to: Role| Share {
         kind: Kind::Service,
         from: LOG,
-        to: to.to_vec(),
+        to: vec![account(to)],
         subject: format!("{prefix}.{subject}"),
         named: None,
     };
-    let api = |kind, what: String, to: &[Role]| Share {
+    let api = |kind, what: String, to: Vec<&'static str>| Share {
         kind,
         from: LOG,
-        to: to.to_vec(),
+        to,
         subject: format!("$JS.API.{what}"),
         named: Some(format!("{}.{what}", ServerFile::jetstream_api(prefix))),
     };
-    // Decisions are appended by the gateway alone; both read them.
-    let mut shares = vec![
-        plain("log.*.d".to_owned(), &[Role::Gateway]),
-        api(Kind::Service, format!("STREAM.INFO.{log}"), READERS),
-        // Evaluators read the server's clock by it.
-        api(Kind::Service, format!("STREAM.INFO.{ledger}"), &[Role::Gateway, Role::Evaluator, Role::AuditExport]),
-        api(Kind::ServiceOfMany, format!("DIRECT.GET.{log}"), READERS),
-    ];
-    for records in RECORDS {
-        let keys = format!("ledger.{}.>", records.word);
-        let read = format!("DIRECT.GET.{ledger}.{prefix}.{keys}");
-        shares.extend([plain(keys, &[records.of]), api(Kind::ServiceOfMany, read, &[records.of])]);
+    let mut shares = Vec::new();
+    for spec in StreamSpec::all(prefix) {
+        let (name, mut to) = (spec.name.as_str(), spec.used_by.iter().map(|role| account(*role)).collect::<Vec<_>>());
+        to.push(ADMIN);
+        shares.push(api(Kind::Service, format!("STREAM.INFO.{name}"), to));
+        for what in ["CREATE", "UPDATE"] {
+            shares.push(api(Kind::Service, format!("STREAM.{what}.{name}"), vec![ADMIN]));
+        }
     }
-    // Marks, cursors and other records, the streams themselves, and removing from them: audit-export alone.
+    shares.push(api(Kind::Service, "INFO".to_owned(), vec![ADMIN]));
+    // Decisions are appended by the gateway alone, marks by audit-export alone; both read them, and audit-export purges.
+    let readers = [Role::Gateway, Role::AuditExport].map(account).to_vec();
     shares.extend([
-        plain("log.*.m".to_owned(), EXPORTER),
-        plain("ledger.>".to_owned(), EXPORTER),
-        api(Kind::ServiceOfMany, format!("DIRECT.GET.{ledger}.>"), EXPORTER),
-        api(Kind::Service, format!("STREAM.CREATE.{log}"), EXPORTER),
-        api(Kind::Service, format!("STREAM.CREATE.{ledger}"), EXPORTER),
-        api(Kind::Service, format!("STREAM.UPDATE.{log}"), EXPORTER),
-        api(Kind::Service, format!("STREAM.PURGE.{log}"), EXPORTER),
+        plain("log.*.d".to_owned(), Role::Gateway),
+        plain("log.*.m".to_owned(), Role::AuditExport),
+        api(Kind::ServiceOfMany, format!("DIRECT.GET.{log}"), readers),
+        api(Kind::Service, format!("STREAM.PURGE.{log}"), vec![account(Role::AuditExport)]),
     ]);
+    let single = (Role::AuditExport, "ledger.*".to_owned());
+    let records = RECORDS.iter().map(|records| (records.of, format!("ledger.{}.>", records.word)));
+    for (of, keys) in records.chain([single]) {
+        let key = keys.trim_start_matches("ledger.").replace('>', "x");
+        let own = StreamName::of_record(prefix, &key);
+        // What moved out of the one ledger of an earlier version is proven there until its time is over.
+        let streams = if own.as_str() == ledger { vec![ledger] } else { vec![own.as_str(), ledger] };
+        for stream in streams {
+            let read = format!("DIRECT.GET.{stream}.{prefix}.{keys}");
+            shares.push(api(Kind::ServiceOfMany, read, vec![account(of)]));
+        }
+        shares.push(plain(keys, of));
+    }
     shares
+}
+
+/// What a role's processes may hold at once, each thread having a connection: more than there are, and less than would
+/// leave no place for another role. An operator of very many edits the file.
+fn max_connections(role: Role) -> usize {
+    match role {
+        Role::Gateway => 256,
+        Role::Evaluator => 128,
+        Role::AuditExport => 64,
+        Role::Keystore => 16,
+    }
+}
+
+/// What one connection of a role needs: a subject for each question that it answers and each event that it hears, and
+/// where it reads the log, one for each read.
+fn max_subscriptions(role: Role) -> usize {
+    let serves = QUESTIONS.iter().filter(|question| question.to == role).count();
+    let hears = EVENTS.iter().filter(|event| event.to.contains(&role)).count();
+    let reads = if matches!(role, Role::Gateway | Role::AuditExport) { MAX_READS } else { 0 };
+    serves + hears + reads + SPARE_SUBSCRIPTIONS
+}
+
+fn limits(connections: usize, subscriptions: usize) -> String {
+    format!("    limits: {{ max_connections: {connections}, max_subscriptions: {subscriptions} }}\n")
+}
+
+/// The administrator's login, which hears its own answers.
+fn admin() -> String {
+    let (user, variable) = (ServerFile::ADMIN_USER, ServerFile::ADMIN_PASSWORD_VARIABLE);
+    let subscribe = quoted(&format!("{INBOXES}{user}.>"));
+    format!("    users: [{{ user: {user}, password: ${variable}, permissions: {{ subscribe: [{subscribe}] }} }}]\n")
 }
 
 fn account(role: Role) -> &'static str {
@@ -235,14 +307,13 @@ fn exports(from: &str, shares: &[Share]) -> String {
     let lines = shares.iter().filter(|share| share.from == from).map(|share| {
         let (kind, subject) = (share.kind.word(), quoted(&share.subject));
         let many = if share.kind == Kind::ServiceOfMany { ", response_type: stream" } else { "" };
-        let to: Vec<_> = share.to.iter().map(|role| account(*role)).collect();
-        format!("{{ {kind}: {subject}{many}, accounts: [{}] }}", to.join(", "))
+        format!("{{ {kind}: {subject}{many}, accounts: [{}] }}", share.to.join(", "))
     });
     list("exports", lines)
 }
 
-fn imports(role: Role, shares: &[Share]) -> String {
-    let lines = shares.iter().filter(|share| share.to.contains(&role)).map(|share| {
+fn imports(to: &str, shares: &[Share]) -> String {
+    let lines = shares.iter().filter(|share| share.to.contains(&to)).map(|share| {
         let (kind, from, subject) = (share.kind.word(), share.from, quoted(&share.subject));
         let named = share.named.as_ref().map(|name| format!(", to: {}", quoted(name))).unwrap_or_default();
         format!("{{ {kind}: {{ account: {from}, subject: {subject} }}{named} }}")

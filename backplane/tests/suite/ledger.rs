@@ -34,7 +34,7 @@ async fn get(ledger: &dyn Ledger, key: &str) -> Option<(Revision, Bytes)> {
 
 async fn a_malformed_key_is_refused(stage: Stage) {
     let ledger = stage.recorder().await.ledger;
-    put(&*ledger, "a.b", "x", None).await.unwrap();
+    put(&*ledger, "cursor.a.b", "x", None).await.unwrap();
     let long = "x".repeat(201);
     for key in ["", ".", "a.", ".a", "a..b", "a.*", "*", "a.>", ">", "a b", "a\n", "ä", "a/b", long.as_str()] {
         let answer = put(&*ledger, key, "x", None).await;
@@ -102,19 +102,19 @@ async fn of_many_who_put_at_once_one_succeeds(stage: Stage) {
 
 async fn a_record_is_there_with_its_bytes(stage: Stage) {
     let (ledger, other) = (stage.recorder().await.ledger, stage.recorder().await.ledger);
-    assert_eq!(get(&*ledger, "a.b-c_D.9").await, None);
+    assert_eq!(get(&*ledger, "cursor.a.b-c_D.9").await, None);
     let mut expected = None;
     for value in [(0..=255).collect::<Vec<u8>>(), Vec::new(), b"\r\n".to_vec()] {
         let value = Bytes::from(value);
-        let revision = ledger.put("a.b-c_D.9", value.clone(), expected, None, soon()).await.unwrap();
-        assert_eq!(get(&*other, "a.b-c_D.9").await, Some((revision, value)));
+        let revision = ledger.put("cursor.a.b-c_D.9", value.clone(), expected, None, soon()).await.unwrap();
+        assert_eq!(get(&*other, "cursor.a.b-c_D.9").await, Some((revision, value)));
         expected = Some(revision);
     }
 }
 
 async fn keys_that_begin_alike_are_different(stage: Stage) {
     let ledger = stage.recorder().await.ledger;
-    let keys = ["a", "a.b", "a.b.c", "a_", "a-b", "A"];
+    let keys = ["a", "cursor.a", "cursor.a.b", "a_", "a-b", "A", "cursor", "runs.a", "usage.a", "keystore.a"];
     for key in keys {
         put(&*ledger, key, key, None).await.unwrap();
     }

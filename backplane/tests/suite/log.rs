@@ -1,10 +1,8 @@
 //! Appending to the decision log, marks, removal and expiry.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use futures_util::future::join_all;
-use stage0_backplane::testing::wait_for;
+
 use stage0_backplane::{AppendError, Batch, DecisionLog, Kind, MAX_MESSAGE_BYTES, MarkError, Position, Seek, Which};
 use tokio::time::Instant;
 
@@ -29,7 +27,6 @@ on_every_store! {
     removal_up_to_nothing_removes_nothing,
     removal_up_to_the_end_removes_all_and_what_follows_stays,
     accounts_are_those_that_have_entries,
-    what_is_too_old_expires,
     a_log_is_ready,
 }
 
@@ -81,7 +78,6 @@ async fn fails_everywhere(log: &dyn DecisionLog, deadline: Instant) {
     assert!(log.last(&a, Kind::Decisions, deadline).await.is_err());
     assert!(log.remove_through(&a, Kind::Decisions, Position(u64::MAX), deadline).await.is_err());
     assert!(log.accounts(deadline).await.is_err());
-    assert!(log.expire_after(Duration::from_secs(1), deadline).await.is_err());
 }
 
 async fn an_empty_append_has_no_answers(stage: Stage) {
@@ -303,37 +299,6 @@ async fn accounts_are_those_that_have_entries(stage: Stage) {
         log.remove_through(&account(name), Kind::Decisions, Position(u64::MAX), soon()).await.unwrap();
     }
     assert_eq!(listed().await, ["a", "a_", "only-marks"]);
-}
-
-async fn what_is_too_old_expires(stage: Stage) {
-    let (log, a) = (stage.recorder().await.log, account("a"));
-    let day = Duration::from_secs(86_400);
-    write(&*log, &a, "old").await;
-    mark(&*log, &a, "old mark", None).await;
-    log.expire_after(day, soon()).await.unwrap();
-    assert_eq!(everything(&*log, &a, Which::All).await.len(), 2);
-    wait_for("what is old is gone", PATIENT, async || {
-        log.expire_after(Duration::from_millis(100), soon()).await.unwrap();
-        everything(&*log, &a, Which::All).await.is_empty()
-    })
-    .await;
-
-    log.expire_after(day, soon()).await.unwrap();
-    let kept = batch(&a, "kept");
-    append(&*log, kept.clone(), soon()).await.unwrap();
-    append(&*log, kept, soon()).await.unwrap();
-    mark(&*log, &a, "first again", None).await;
-    assert_eq!(texts(&everything(&*log, &a, Which::All).await), ["kept", "first again"]);
-
-    // Everything is older than no time at all; it does not mean for ever.
-    wait_for("all is gone", PATIENT, async || {
-        log.expire_after(Duration::ZERO, soon()).await.unwrap();
-        everything(&*log, &a, Which::All).await.is_empty()
-    })
-    .await;
-    log.expire_after(Duration::MAX, soon()).await.unwrap();
-    write(&*log, &a, "for ever").await;
-    assert_eq!(decisions(&*log, &a).await, ["for ever"]);
 }
 
 async fn a_log_is_ready(stage: Stage) {

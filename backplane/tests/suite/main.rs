@@ -22,6 +22,7 @@ mod power_cut;
 mod refusals;
 mod requests;
 mod roles;
+mod streams;
 mod sync;
 mod witness;
 mod writing;

@@ -1,13 +1,16 @@
 //! What `stage0 nats-config` writes, on a real server: each role can do its part, and nothing of another's.
 
+// A plain NATS tool asks so, and a test is soon over.
+#![allow(clippy::disallowed_methods)]
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::clock::boottime;
-use stage0_backplane::nats::{Connection, Login, NatsConfig, ServerFile};
-use stage0_backplane::testing::NatsServer;
+use stage0_backplane::nats::{Connection, Login, NatsConfig, ServerFile, StreamAdmin};
+use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{
     AppendError, AskError, Backplane, ClockError, Event, Kind, Liveness, MarkError, Position, PutError, Seek, Which,
 };
@@ -21,6 +24,7 @@ use stage0_contract::{
 use tokio::time::Instant;
 
 use crate::PATIENT;
+use crate::streams::{SIZES, STREAMS};
 use crate::writing::{account, append, batch, decisions, everything, mark, soon, verified, write};
 
 /// What a gateway asks of the keystore.
@@ -60,6 +64,11 @@ const OF_SECRETS: [&str; 4] =
 
 /// The file as `stage0 nats-config` writes it, but for addresses, TLS and passwords.
 async fn server() -> NatsServer {
+    server_with("20GB").await
+}
+
+/// With so much room for the streams.
+pub(crate) async fn server_with(max_file: &str) -> NatsServer {
     let file = ServerFile {
         prefix: "s0".to_owned(),
         name: "n1".to_owned(),
@@ -67,7 +76,7 @@ async fn server() -> NatsServer {
         monitor: "127.0.0.1:8222".parse().unwrap(),
         tls_dir: "/etc/nats".into(),
         store_dir: "/var/lib/nats".into(),
-        max_file: "20GB".to_owned(),
+        max_file: max_file.to_owned(),
         passwords: None,
     };
     let (mut settings, mut in_tls) = (String::new(), false);
@@ -81,30 +90,38 @@ async fn server() -> NatsServer {
         }
         in_tls &= line != "}";
     }
-    for role in Role::ALL {
-        let variable = format!("${}", ServerFile::password_variable(role));
+    let variables = Role::ALL.into_iter().map(ServerFile::password_variable);
+    for variable in variables.chain([ServerFile::ADMIN_PASSWORD_VARIABLE.to_owned()]) {
+        let variable = format!("${variable}");
         assert!(settings.contains(&variable), "{variable}");
         settings = settings.replace(&variable, "\"right\"");
     }
     NatsServer::start_with(&settings).await
 }
 
-async fn open(nats: &NatsServer, role: &str) -> Connection {
+pub(crate) async fn open(nats: &NatsServer, role: &str) -> Connection {
     let login = Login::Password { user: role.to_owned(), password: "right".to_owned() };
     let jetstream_api = "s0.api".to_owned();
     let config = NatsConfig { name: role.to_owned(), login: Some(login), jetstream_api, ..verified(nats) };
     Connection::open(&config).await.unwrap()
 }
 
-async fn prepared(nats: &NatsServer, role: &str) -> Backplane {
+pub(crate) async fn prepared(nats: &NatsServer, role: &str) -> Backplane {
     let connection = open(nats, role).await;
-    connection.prepare_log(1).await.unwrap();
+    connection.prepare(role_of(role), 1).await.unwrap();
     connection.backplane()
+}
+
+fn role_of(name: &str) -> Role {
+    Role::ALL.into_iter().find(|role| role.as_str() == name).unwrap()
 }
 
 /// A server whose streams were made by the one who makes them.
 async fn with_streams() -> (NatsServer, Backplane) {
     let nats = server().await;
+    let admin = StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await);
+    let made = admin.init(&SIZES).await.unwrap();
+    assert!(made.iter().all(|state| state.is_new && state.differences.is_empty()), "{made:?}");
     let exporter = prepared(&nats, "audit-export").await;
     (nats, exporter)
 }
@@ -131,13 +148,19 @@ async fn ask_each(backplane: &Backplane, subjects: &[&'static str]) {
 }
 
 #[tokio::test]
-async fn a_gateway_makes_no_streams_and_says_who_does() {
+async fn no_role_makes_a_stream_and_each_says_who_does() {
     let nats = server().await;
     let started = Instant::now();
-    let why = open(&nats, "gateway").await.prepare_log(1).await.unwrap_err().to_string();
-    assert!(why.contains("`S0_LOG` is missing") && why.contains("start audit-export"), "{why}");
+    for role in Role::ALL {
+        let why = open(&nats, role.as_str()).await.prepare(role, 1).await.unwrap_err().to_string();
+        assert!(why.contains("is missing") && why.contains("`stage0 nats-admin init`"), "{role}: {why}");
+    }
     assert!(started.elapsed() < PATIENT / 6, "{:?}", started.elapsed());
-    let _exporter = prepared(&nats, "audit-export").await;
+    let admin = StreamAdmin::new(open(&nats, "admin").await);
+    assert_eq!(admin.check().await.unwrap().len(), admin.init(&SIZES).await.unwrap().len());
+    for role in Role::ALL {
+        open(&nats, role.as_str()).await.prepare(role, 1).await.unwrap();
+    }
     let gateway = prepared(&nats, "gateway").await;
     assert_eq!(gateway.log.ready().await, Ok(Vec::new()));
     gateway.requests.ready().await.unwrap();
@@ -192,13 +215,12 @@ async fn the_gateway_appends_and_reads_and_audit_export_does_the_rest() {
     exporter.ledger.put("cursor.a", "2".into(), Some(revision), Some(PATIENT), soon()).await.unwrap();
     assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "2");
     assert_eq!(exporter.log.remove_through(&a, Kind::Decisions, first, soon()).await, Ok(2));
-    exporter.log.expire_after(Duration::from_secs(86_400), soon()).await.unwrap();
     gateway.requests.ready().await.unwrap();
     exporter.requests.ready().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_gateway_can_neither_remove_nor_expire_nor_write_marks_or_records() {
+async fn a_gateway_can_neither_remove_nor_write_marks_or_records() {
     let (nats, exporter) = with_streams().await;
     let (gateway, a) = (prepared(&nats, "gateway").await, account("a"));
     write(&*gateway.log, &a, "kept").await;
@@ -206,7 +228,6 @@ async fn a_gateway_can_neither_remove_nor_expire_nor_write_marks_or_records() {
     let (log, ledger) = (&gateway.log, &gateway.ledger);
     let removed = log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await;
     assert!(removed.unwrap_err().to_string().contains("this service may not ask"));
-    assert!(log.expire_after(Duration::from_secs(1), soon()).await.is_err());
     assert!(ledger.get("k", soon()).await.is_err());
     assert!(matches!(log.append_mark(&a, "forged".into(), None, soon()).await, Err(MarkError::Failed(_))));
     assert!(matches!(ledger.put("k", "forged".into(), None, None, soon()).await, Err(PutError::Failed(_))));
@@ -269,12 +290,17 @@ async fn an_evaluator_and_a_keystore_can_neither_append_nor_read_the_log() {
 async fn each_role_has_its_own_records_and_no_others() {
     let (nats, exporter) = with_streams().await;
     let (gateway, evaluator) = (prepared(&nats, "gateway").await, open(&nats, "evaluator").await.backplane());
-    let keystore = open(&nats, "keystore").await.backplane();
-    let records = ["runs.a.r", "usage.a.m1", "idempotency.a.k.h", "cursor.a"];
-    for record in records {
-        exporter.ledger.put(record, "there".into(), None, None, soon()).await.unwrap();
+    let keystore = prepared(&nats, "keystore").await;
+    let records =
+        ["runs.a.r", "usage.a.m1", "idempotency.a.k.h", "keystore.lease", "cursor.a", "replay.a", "message-auth"];
+    let all = [(&evaluator, &records[..1]), (&gateway, &records[1..3]), (&keystore, &records[3..4])];
+    let all = [&all[..], &[(&exporter, &records[4..])]].concat();
+    for (role, own) in &all {
+        for record in *own {
+            role.ledger.put(record, "there".into(), None, None, soon()).await.unwrap();
+        }
     }
-    for (role, own) in [(&gateway, &records[1..3]), (&evaluator, &records[..1]), (&keystore, &[])] {
+    for (role, own) in all {
         for record in records {
             let found = role.ledger.get(record, soon()).await;
             if !own.contains(&record) {
@@ -289,20 +315,21 @@ async fn each_role_has_its_own_records_and_no_others() {
         }
         // A record that is not there is none, and not silence.
         for record in own {
-            assert_eq!(role.ledger.get(&format!("{record}.none"), soon()).await, Ok(None));
+            let other = record.replace(".a", ".none");
+            assert_eq!(role.ledger.get(&other, soon()).await.unwrap().is_some(), other == *record);
         }
     }
     let (run, raw) = ("s0.ledger.runs.a.r", raw(&nats, "evaluator").await);
     // By way of the server's answers: what it reads for one role goes to no other's record.
     for harmful in ["s0.ledger.usage.a.m1", "s0.ledger.cursor.a", "s0.log.a.d"] {
         raw.publish_with_reply(run, harmful, Bytes::from_static(b"x")).await.unwrap();
-        let read = format!("s0.api.DIRECT.GET.S0_LEDGER.{run}");
+        let read = format!("s0.api.DIRECT.GET.S0_RUNS.{run}");
         raw.publish_with_reply(read, harmful, Bytes::new()).await.unwrap();
     }
     is_done(&raw).await;
     assert_eq!(exporter.log.ready().await, Ok(Vec::new()));
-    assert_eq!(exporter.ledger.get("usage.a.m1", soon()).await.unwrap().unwrap().value, "mine");
-    assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "there");
+    assert_eq!(gateway.ledger.get("usage.a.m1", soon()).await.unwrap().unwrap().value, "mine");
+    assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "mine");
     assert!(everything(&*exporter.log, &account("a"), Which::All).await.is_empty());
 }
 
@@ -364,7 +391,7 @@ const HARMFUL: [&str; 20] = [
     "_INBOX_audit-export.x",
 ];
 
-async fn raw(nats: &NatsServer, role: &str) -> async_nats::Client {
+pub(crate) async fn raw(nats: &NatsServer, role: &str) -> async_nats::Client {
     let options = async_nats::ConnectOptions::new().user_and_password(role.to_owned(), "right".to_owned());
     options.custom_inbox_prefix(format!("_INBOX_{role}")).connect(nats.url()).await.unwrap()
 }
@@ -385,7 +412,7 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
         snooping.push(client.subscribe(subject).await.unwrap());
     }
     is_done(&client).await;
-    let key = format!("snooped.{role}");
+    let key = format!("cursor.{role}");
     exporter.ledger.put(&key, "secret".into(), None, None, soon()).await.unwrap();
     // An empty object is a request to purge all, and an empty record.
     client.publish("s0.log.a.d", Bytes::from_static(b"{}")).await.unwrap();
@@ -475,4 +502,153 @@ async fn an_evaluator_that_was_taken_over_hears_no_question_of_another_and_speak
     let keystore = open(&nats, "keystore").await.backplane();
     keystore.notices.tell_bytes(InstanceSeen::subject(Role::Keystore), Bytes::from_static(b"true")).await.unwrap();
     assert_eq!(said.next().await, Some(Event::Heard(Bytes::from_static(b"true"))), "the forged one came first");
+}
+
+/// Everything that JetStream can be asked about a stream, with what would do most harm.
+fn about_streams(stream: &str) -> Vec<(String, String)> {
+    let own =
+        |settings: &str| format!(r#"{{"name":"{stream}","subjects":["s0.log.*.d"],"storage":"file",{settings}}}"#);
+    let transform = own(r#""subject_transform":{"src":"s0.log.*.d","dest":"s0.log.x.d"}"#);
+    let republish = own(r#""republish":{"src":">","dest":"$JS.API.STREAM.MSG.DELETE.S0_LOG"}"#);
+    let sources = own(r#""sources":[{"name":"S0_LOG"}]"#);
+    let short = own(r#""max_age":100000000,"max_msgs":1,"discard":"old""#);
+    let mut asked = Vec::new();
+    for what in ["CREATE", "UPDATE"] {
+        let bodies = [&transform, &republish, &sources, &short];
+        asked.extend(bodies.map(|body| (format!("STREAM.{what}.{stream}"), body.clone())));
+    }
+    asked.push((
+        format!("STREAM.CREATE.EVIL_{stream}"),
+        own("\"no_ack\":true").replacen(stream, &format!("EVIL_{stream}"), 1),
+    ));
+    for (what, body) in [
+        ("STREAM.DELETE", "{}"),
+        ("STREAM.PURGE", "{}"),
+        ("STREAM.MSG.DELETE", r#"{"seq":1,"no_erase":true}"#),
+        ("STREAM.MSG.GET", r#"{"seq":1}"#),
+        ("STREAM.RESTORE", "{}"),
+        ("STREAM.SNAPSHOT", r#"{"deliver_subject":"_INBOX_x"}"#),
+        ("STREAM.LEADER.STEPDOWN", "{}"),
+        ("STREAM.PEER.REMOVE", r#"{"peer":"n1"}"#),
+        ("CONSUMER.CREATE", r#"{"stream_name":"S0_LOG","config":{"deliver_subject":"_INBOX_x","ack_policy":"none"}}"#),
+        ("CONSUMER.NAMES", "{}"),
+        ("CONSUMER.LIST", "{}"),
+    ] {
+        asked.push((format!("{what}.{stream}"), body.to_owned()));
+    }
+    asked
+}
+
+/// Nobody is there, or JetStream says that it does nothing for this account.
+fn is_refused(answer: &Result<async_nats::Message, async_nats::RequestError>) -> bool {
+    answer.as_ref().map_or(true, |message| String::from_utf8_lossy(&message.payload).contains(r#""error":"#))
+}
+
+/// What the streams hold and how they are set, as the administrator is told.
+async fn state_of_streams(admin: &async_nats::Client) -> Vec<String> {
+    let mut states = Vec::new();
+    for stream in STREAMS {
+        let said = admin.request(format!("s0.api.STREAM.INFO.{stream}"), Bytes::new()).await.unwrap();
+        let said: serde_json::Value = serde_json::from_slice(&said.payload).unwrap();
+        states.push(format!("{} {} {}", said["config"], said["state"]["messages"], said["state"]["consumer_count"]));
+    }
+    states
+}
+
+#[tokio::test]
+async fn no_role_may_make_change_empty_copy_or_follow_a_stream_but_for_the_exporters_purge_of_the_log() {
+    let (nats, exporter) = with_streams().await;
+    write(&*prepared(&nats, "gateway").await.log, &account("a"), "kept").await;
+    exporter.ledger.put("cursor.a", "kept".into(), None, None, soon()).await.unwrap();
+    let admin = raw(&nats, "admin").await;
+    let before = state_of_streams(&admin).await;
+    for role in Role::ALL {
+        let client = raw(&nats, role.as_str()).await;
+        for stream in STREAMS {
+            for (what, body) in about_streams(stream) {
+                // Its one right to remove, told in docs/nats-security.md.
+                if role == Role::AuditExport && what == "STREAM.PURGE.S0_LOG" {
+                    continue;
+                }
+                for api in ["s0.api", "$JS.API"] {
+                    let answer = client.request(format!("{api}.{what}"), body.clone().into()).await;
+                    assert!(is_refused(&answer), "{role} {api}.{what}: {answer:?}");
+                }
+            }
+        }
+    }
+    assert_eq!(state_of_streams(&admin).await, before);
+    assert_eq!(decisions(&*exporter.log, &account("a")).await, ["kept"]);
+}
+
+#[tokio::test]
+async fn the_administrator_makes_and_changes_streams_and_nothing_else() {
+    let (nats, exporter) = with_streams().await;
+    write(&*prepared(&nats, "gateway").await.log, &account("a"), "kept").await;
+    exporter.ledger.put("cursor.a", "kept".into(), None, None, soon()).await.unwrap();
+    let client = raw(&nats, "admin").await;
+    let before = state_of_streams(&client).await;
+    for stream in STREAMS {
+        for (what, body) in about_streams(stream) {
+            if what.starts_with("STREAM.CREATE.S0") || what.starts_with("STREAM.UPDATE.S0") {
+                continue;
+            }
+            for api in ["s0.api", "$JS.API"] {
+                let answer = client.request(format!("{api}.{what}"), body.clone().into()).await;
+                assert!(is_refused(&answer), "{api}.{what}: {answer:?}");
+            }
+        }
+        let read = format!("s0.api.DIRECT.GET.{stream}");
+        assert!(client.request(read, r#"{"seq":1}"#.into()).await.is_err());
+    }
+    for subject in
+        ["s0.log.a.d", "s0.log.a.m", "s0.ledger.cursor.a", "s0.ledger.k", "s0.req.evaluate", "s0.req.keys.sign"]
+    {
+        assert!(client.request(subject, "{}".into()).await.is_err(), "{subject}");
+    }
+    let mut snooping = Vec::new();
+    for subject in [">", "s0.>", "_INBOX_gateway.>"] {
+        snooping.push(client.subscribe(subject).await.unwrap());
+    }
+    is_done(&client).await;
+    write(&*prepared(&nats, "gateway").await.log, &account("b"), "unheard").await;
+    for mut heard in snooping {
+        heard.unsubscribe().await.unwrap();
+        assert!(heard.next().await.is_none());
+    }
+    assert_eq!(state_of_streams(&client).await[1..], before[1..]);
+    assert_eq!(decisions(&*exporter.log, &account("a")).await, ["kept"]);
+}
+
+#[tokio::test]
+async fn three_hundred_queue_subscriptions_of_one_login_are_a_few_and_the_questions_are_answered() {
+    let (nats, _exporter) = with_streams().await;
+    let gateway = prepared(&nats, "gateway").await;
+    let evaluator = open(&nats, "evaluator").await.backplane();
+    let _serving = serve(&evaluator, &OF_DECISIONS).await;
+    let thief = raw(&nats, "evaluator").await;
+    let mut swallowing = Vec::new();
+    for _ in 0..300 {
+        swallowing.push(thief.queue_subscribe("s0.req.evaluate", "s0".to_owned()).await.unwrap());
+    }
+    // Its own inbox is one too many by now.
+    let monitor = format!("{}/connz?subs=1&auth=1", nats.monitor());
+    let held = async || {
+        let said = reqwest::get(&monitor).await.unwrap().text().await.unwrap();
+        let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+        let connections = said["connections"].as_array().unwrap();
+        let of_evaluators = connections.iter().filter(|one| one["authorized_user"] == "evaluator");
+        of_evaluators.map(|one| one["subscriptions"].as_u64().unwrap()).max().unwrap()
+    };
+    wait_for("the server has bounded it", PATIENT, async || held().await >= 10).await;
+    let mut answered = 0;
+    for _ in 0..60 {
+        let deadline = Instant::now() + PATIENT / 60;
+        let answer = gateway.requests.ask_bytes(EvaluateRequest::SUBJECT, "{}".into(), deadline).await;
+        answered += usize::from(answer.is_ok());
+    }
+    let most = held().await;
+    assert!(most <= 12, "{most} subscriptions");
+    assert!(answered > 0, "no question was answered");
+    drop(swallowing);
 }

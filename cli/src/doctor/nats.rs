@@ -77,6 +77,7 @@ pub(super) async fn look(role: Role, config: &NatsConfig, open_allowed: bool) ->
         }
         Ok(connection) => {
             findings.push(server(&connection));
+            findings.push(streams(role, &connection).await);
             let backplane = connection.backplane();
             findings.extend(rights(role, &backplane).await);
             backplane.requests.close().await;
@@ -270,7 +271,7 @@ async fn log(backplane: &Backplane) -> Finding {
         Err(error) => Finding::bad(
             "log",
             error.to_string(),
-            "mend what it says; streams that are missing are made by audit-export",
+            "mend what it says; streams are made and set right by `stage0 nats-admin`",
         ),
     }
 }
@@ -278,7 +279,22 @@ async fn log(backplane: &Backplane) -> Finding {
 async fn records(backplane: &Backplane, word: &str) -> Finding {
     match backplane.ledger.get(&format!("{word}.doctor"), Instant::now() + ANSWER_WITHIN).await {
         Ok(_) => Finding::good("ledger", "its own records can be read"),
-        Err(error) => Finding::bad("ledger", error.to_string(), format!("start audit-export, or: {GET_RIGHTS}")),
+        Err(error) => {
+            Finding::bad("ledger", error.to_string(), format!("run `stage0 nats-admin init`, or: {GET_RIGHTS}"))
+        }
+    }
+}
+
+/// Whether the role's streams are there and what they have to be.
+async fn streams(role: Role, connection: &Connection) -> Finding {
+    match connection.check_streams(role).await {
+        Ok(remarks) if remarks.is_empty() => Finding::good("streams", "are as they have to be"),
+        Ok(remarks) => Finding::doubtful("streams", remarks.join("; "), "see docs/nats-security.md on the streams"),
+        Err(error) => Finding::bad(
+            "streams",
+            error.to_string(),
+            format!("run `stage0 nats-admin check` with the administrator's login, or: {GET_RIGHTS}"),
+        ),
     }
 }
 

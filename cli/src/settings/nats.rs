@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stage0_backplane::nats::{JETSTREAM_API, Login, MessageAuth, MessageKeys, NatsConfig, Requirement, SyncMode, Tls};
+use stage0_backplane::nats::{
+    JETSTREAM_API, Login, MessageAuth, MessageKeys, NatsConfig, Requirement, ServerFile, SyncMode, Tls,
+};
 use stage0_contract::Role;
 
 use super::parse::{boolean, list, path, text};
@@ -26,6 +28,23 @@ pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsS
     let auth = auth(reader, role);
     let config = NatsConfig { auth: auth?, ..config? };
     Some((config, NatsSafety { open_allowed: open_allowed?, message_keys }))
+}
+
+/// Reads it for whoever makes the streams: he says nothing that another role would have to believe.
+pub(super) fn read_admin(reader: &mut Reader) -> Option<(NatsConfig, NatsSafety)> {
+    let config = read_config(reader, ServerFile::ADMIN_USER);
+    let open_allowed = reader.required(&table::OPEN_NATS, boolean);
+    Some((config?, NatsSafety { open_allowed: open_allowed?, message_keys: None }))
+}
+
+/// A number and a unit, as nats-server counts them.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let units = [("KB", 10), ("MB", 20), ("GB", 30), ("TB", 40)];
+    let size = units.into_iter().find_map(|(unit, shift)| {
+        let number = text.strip_suffix(unit)?.parse::<u32>().ok().filter(|number| *number > 0)?;
+        u64::from(number).checked_shl(shift)
+    });
+    size.ok_or_else(|| "must be a whole number with KB, MB, GB or TB, such as 20GB".to_owned())
 }
 
 /// The outer `None` is a mistake, the inner one no keys.

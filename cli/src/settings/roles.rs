@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use stage0_audit_export::ExportConfig;
 use stage0_audit_export::egress::EgressConfig;
-use stage0_backplane::nats::NatsConfig;
+use stage0_backplane::nats::{NatsConfig, Sizes};
 use stage0_contract::{self as contract, AuditMode};
 use stage0_evaluator::RunConfig;
 use stage0_gateway::{GatewayConfig, OnFailure, TlsFiles, TrustedProxies};
@@ -20,6 +20,8 @@ use crate::logs::{self, Format, Logs};
 
 /// A month.
 const MOST_RUN_SECONDS: u32 = 31 * 86_400;
+/// The server keeps some of each in memory.
+const MOST_RECORDS: u32 = 100_000_000;
 /// Four times what one download of the log holds, which is more than a body may.
 const MIN_BYTES_IN_FLIGHT: u32 = 16 << 20;
 
@@ -59,6 +61,16 @@ pub(crate) struct ExportSettings {
     pub(crate) export: ExportConfig,
     /// Copies of the log, where its streams are missing.
     pub(crate) log_replicas: usize,
+}
+
+/// `stage0 nats-admin`.
+pub(crate) struct AdminSettings {
+    /// How the server is reached.
+    pub(crate) nats: NatsConfig,
+    /// What is done about its safety.
+    pub(crate) safety: NatsSafety,
+    /// What the streams may take.
+    pub(crate) sizes: Sizes,
 }
 
 /// `stage0 receiver`.
@@ -293,6 +305,20 @@ pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportSettings>, M
         let (export, log_replicas) = (read_export(reader), reader.required(&table::LOG_REPLICAS, replicas));
         Some(ExportSettings { export: export?, log_replicas: log_replicas? })
     })
+}
+
+/// `stage0 nats-admin`.
+pub(crate) fn nats_admin(sources: Sources) -> Result<AdminSettings, Mistakes> {
+    let mut reader = Reader::new(sources);
+    let nats = nats::read_admin(&mut reader);
+    let replicas = reader.required(&table::LOG_REPLICAS, replicas);
+    let max_store = reader.optional(&table::STREAMS_MAX_STORE, nats::size);
+    let max_records = reader.required(&table::STREAMS_MAX_RECORDS, count(MOST_RECORDS));
+    let built = nats.zip(replicas.zip(max_records)).map(|((nats, safety), (replicas, max_records))| {
+        let sizes = Sizes { replicas, max_store, max_records: max_records.into() };
+        AdminSettings { nats, safety, sizes }
+    });
+    reader.finish(built)
 }
 
 /// `stage0 receiver`.

@@ -5,11 +5,15 @@
 
 use super::Absent::{Default, Optional, Required};
 use super::Places::{All, NotInFile, VariableOnly};
-use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Health, Keystore, Receiver};
+use super::Role::{AuditExport, Client, Dev, Evaluator, Gateway, Health, Keystore, NatsAdmin, Receiver};
 use super::{Absent, Role, Setting};
 
-/// The roles that speak NATS, with the same answer for each.
-const fn on_nats(absent: Absent) -> [(Role, Absent); 4] {
+/// The roles that speak NATS, and who makes their streams there, with the same answer for each.
+const fn on_nats(absent: Absent) -> [(Role, Absent); 5] {
+    [(Gateway, absent), (Evaluator, absent), (Keystore, absent), (AuditExport, absent), (NatsAdmin, absent)]
+}
+
+const fn of_messages(absent: Absent) -> [(Role, Absent); 4] {
     [(Gateway, absent), (Evaluator, absent), (Keystore, absent), (AuditExport, absent)]
 }
 
@@ -107,9 +111,13 @@ settings! {
     CHECKPOINT_SECONDS = "checkpoint-seconds" "N" in "Audit", "How often an account whose decisions grew gets a signed checkpoint", OPEN, All, &[
         (Dev, Default("10")), (AuditExport, Default("10"))];
     JETSTREAM_API = "nats-jetstream-api" "SUBJECT" in "Audit", "What JetStream's subjects start with, where the role's NATS account imports them under another name, as `stage0 nats-config` has it", OPEN, All, &[
-        (Gateway, Default("$JS.API")), (Evaluator, Default("$JS.API")), (AuditExport, Default("$JS.API"))];
-    LOG_REPLICAS = "log-replicas" "N" in "Audit", "Copies of the decision log in a NATS cluster: 1, 3 or 5; counts when its streams are made", OPEN, All, &[
-        (Gateway, Default("1")), (AuditExport, Default("1"))];
+        (Gateway, Default("$JS.API")), (Evaluator, Default("$JS.API")), (Keystore, Default("$JS.API")), (AuditExport, Default("$JS.API")), (NatsAdmin, Default("$JS.API"))];
+    LOG_REPLICAS = "log-replicas" "N" in "Audit", "Copies of the streams in a NATS cluster: 1, 3 or 5; counts when they are made, by `stage0 nats-admin`, or on a server that takes everybody by the roles", OPEN, All, &[
+        (Gateway, Default("1")), (AuditExport, Default("1")), (NatsAdmin, Default("1"))];
+    STREAMS_MAX_STORE = "max-store" "SIZE" in "Audit", "What all streams together may take of the disk, such as 20GB; absent: what the server lets their account take", OPEN, All, &[
+        (NatsAdmin, Optional)];
+    STREAMS_MAX_RECORDS = "max-records" "N" in "Audit", "Runs, counters and repeated checks that are remembered at the same time, of each kind; some 200 bytes of the server's memory each", OPEN, All, &[
+        (NatsAdmin, Default("1000000"))];
     NATS_MONITOR = "nats-monitor" "URL" in "Audit", "HTTP monitors of the NATS servers, separated by commas: proves at start and on every reconnect that each message is synced to disk", OPEN, All, &[
         (Gateway, Optional), (AuditExport, Optional)];
     RELAXED_SYNC = "dangerous-relaxed-sync" "BOOL" in "Audit", "Records on NATS servers that do not sync each message: a power cut may lose decisions that were answered", OPEN, All, &[
@@ -144,8 +152,8 @@ settings! {
     NATS_CERT = "nats-cert" "FILE" in "NATS", "PEM file: our certificate, where servers ask for one", OPEN, All, &on_nats(Optional);
     NATS_KEY = "nats-key" "FILE" in "NATS", "PEM file: its private key", OPEN, All, &on_nats(Optional);
 
-    MESSAGE_KEYS = "message-keys" "FILE" in "NATS", "This role's message keys, made by `stage0 nats-keys create`: what it sends is authenticated, and what it hears is checked; read again when it changes", OPEN, All, &on_nats(Optional);
-    MESSAGE_AUTH = "message-auth" "MODE" in "NATS", "`required`: what is not authenticated is refused from now on; `when-all-can`: from when every role was heard to authenticate, and never less again; absent: as the keys say", OPEN, All, &on_nats(Optional);
+    MESSAGE_KEYS = "message-keys" "FILE" in "NATS", "This role's message keys, made by `stage0 nats-keys create`: what it sends is authenticated, and what it hears is checked; read again when it changes", OPEN, All, &of_messages(Optional);
+    MESSAGE_AUTH = "message-auth" "MODE" in "NATS", "`required`: what is not authenticated is refused from now on; `when-all-can`: from when every role was heard to authenticate, and never less again; absent: as the keys say", OPEN, All, &of_messages(Optional);
     OPEN_NATS = "dangerous-open-nats" "BOOL" in "NATS", "Uses NATS servers off this machine that take no login or no TLS: whoever reaches them hears all and may disturb all", OPEN, All, &on_nats(Default("false"));
 
     URL = "url" "URL" in "Connection", "Server to ask; absent: the `stage0 dev` of the data directory", OPEN, All, &[(Client, Optional)];

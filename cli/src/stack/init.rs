@@ -55,6 +55,7 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         }
         issue(&nats, &folder, "nats", &Leaf { name: role.as_str(), hosts: &[role.as_str()], client: true })?;
     }
+    admin(dir, &own, &nats, &mut passwords)?;
     let server = |name, hosts| Leaf { name, hosts, client: false };
     let of_nats = folder(dir, "nats", &nats)?;
     files::replace(&of_nats.join(PASSWORDS_FILE), &passwords)?;
@@ -74,6 +75,17 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         )?;
     }
     Ok(out::line(format!("secrets and certificates are in `{}`", dir.display()))?)
+}
+
+/// Whoever makes the streams is no role, and has a login like one.
+fn admin(dir: &Path, own: &Path, nats: &Authority, passwords: &mut String) -> anyhow::Result<()> {
+    let name = ServerFile::ADMIN_USER;
+    let password = kept(&own.join(format!("{name}.password")))?;
+    passwords.push_str(&format!("{}: {password:?}\n", ServerFile::ADMIN_PASSWORD_VARIABLE));
+    let folder = folder(dir, name, nats)?;
+    trusts(&folder, NATS_CA_FILE, nats)?;
+    files::replace(&folder.join("nats.password"), &format!("{password}\n"))?;
+    issue(nats, &folder, "nats", &Leaf { name, hosts: &[name], client: true })
 }
 
 fn opened(dir: &Path, name: &str) -> anyhow::Result<Authority> {
@@ -182,16 +194,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         init(dir.path(), &[]).unwrap();
         let files = texts(dir.path());
-        for role in Role::ALL {
+        for role in Role::ALL.map(Role::as_str).into_iter().chain(["admin"]) {
             let password =
                 std::fs::read_to_string(dir.path().join("authority").join(format!("{role}.password"))).unwrap();
             let knows = |folder: &str| {
                 let folder = dir.path().join(folder);
                 files.iter().any(|(path, text)| path.starts_with(&folder) && text.contains(password.trim()))
             };
-            assert!(knows("nats") && knows(role.as_str()));
-            for other in ["gateway", "evaluator", "keystore", "audit-export", "receiver", "balancer", "client"] {
-                assert!(other == role.as_str() || !knows(other), "{other} knows the password of {role}");
+            assert!(knows("nats") && knows(role));
+            for other in ["gateway", "evaluator", "keystore", "audit-export", "admin", "receiver", "balancer", "client"]
+            {
+                assert!(other == role || !knows(other), "{other} knows the password of {role}");
             }
         }
         let keys: Vec<_> = files.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "key")).collect();

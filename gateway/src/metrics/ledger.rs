@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stage0_backplane::{BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
+use stage0_backplane::{BoxFuture, ClockError, Ledger, NotReady, PutError, ReadError, Record, Revision, StoreClock};
 use tokio::time::Instant;
 
 use super::{LedgerUse, ledger_failed};
@@ -45,6 +45,10 @@ impl Ledger for Metered {
 
     fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
         self.0.read_clock(max_age, deadline)
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
+        self.0.ready()
     }
 }
 

@@ -26,7 +26,7 @@ const CALLERS: usize = 4;
 const MOST_IMAGE_BYTES: u64 = 75_000_000;
 const EVERY_SERVICE: [&str; 7] = ["nats", "keystore", "evaluator", "gateway", "balancer", "audit-export", "receiver"];
 /// Run once and end.
-const ONCE: [&str; 2] = ["setup", "welcome"];
+const ONCE: [&str; 3] = ["setup", "streams", "welcome"];
 /// Handed from one service to another, by a volume that holds nothing else.
 const SHARED: [(&str, &[&str]); 2] =
     [("_operator", &["keystore", "welcome"]), ("_webhook-secret", &["receiver", "welcome"])];
@@ -129,7 +129,11 @@ fn every_container_has_no_more_than_it_needs(stack: &Containers) {
             }
             let mounts: Vec<_> =
                 found["Mounts"].as_array().unwrap().iter().filter_map(|m| m["Name"].as_str()).collect();
-            let folder = if service == "welcome" { "client" } else { service };
+            let folder = match service {
+                "welcome" => "client",
+                "streams" => "admin",
+                other => other,
+            };
             let handed = |name: &str| SHARED.iter().any(|(end, by)| name.ends_with(end) && by.contains(&service));
             let own = |name: &&str| name.contains(&format!("_{folder}-")) || handed(name) || service == "setup";
             assert!(mounts.iter().all(own), "{service} sees {mounts:?}");

@@ -7,21 +7,37 @@ use stage0_backplane::testing::NatsServer;
 use stage0_tests::Process;
 
 /// The files of one stack, and the server that is configured by them.
-struct Deployment {
+pub(crate) struct Deployment {
     dir: tempfile::TempDir,
-    nats: NatsServer,
+    pub(crate) nats: NatsServer,
 }
 
 impl Deployment {
     async fn start() -> Self {
+        Self::with_room("20GB").await
+    }
+
+    /// As `start`, with so much room for the streams.
+    pub(crate) async fn with_room(max_file: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut init = Process::start(&["stack", "init", "--dir", dir.path().to_str().unwrap()].map(str::to_owned));
         assert!(init.ended().success(), "{}", init.said());
-        let nats = NatsServer::start_with(&settings(&dir.path().join("nats"))).await;
-        Self { dir, nats }
+        let settings = settings(&dir.path().join("nats")).replace("20GB", max_file);
+        let nats = NatsServer::start_with(&settings).await;
+        let deployment = Self { dir, nats };
+        let (code, said) = deployment.admin("init");
+        assert_eq!(code, Some(0), "{said}");
+        deployment
     }
 
-    fn file(&self, role: &str, name: &str) -> String {
+    /// `stage0 nats-admin …`: its exit code, and what it said.
+    pub(crate) fn admin(&self, command: &str) -> (Option<i32>, String) {
+        let mut admin = Process::start(&self.arguments(&["nats-admin", command], "admin", &[]));
+        let code = admin.ended().code();
+        (code, admin.said())
+    }
+
+    pub(crate) fn file(&self, role: &str, name: &str) -> String {
         self.path(role).join(name).to_str().unwrap().to_owned()
     }
 
@@ -30,7 +46,7 @@ impl Deployment {
     }
 
     /// A command with the role's own way to NATS; a later flag of the same name would be refused, so `changed` replaces.
-    fn arguments(&self, command: &[&str], role: &str, changed: &[(&str, String)]) -> Vec<String> {
+    pub(crate) fn arguments(&self, command: &[&str], role: &str, changed: &[(&str, String)]) -> Vec<String> {
         let nats = self.nats.url().replace("nats://", "tls://");
         let mut flags = vec![
             ("--nats", nats),
@@ -39,11 +55,13 @@ impl Deployment {
             ("--nats-ca", self.file(role, "nats-ca.pem")),
             ("--nats-cert", self.file(role, "nats.pem")),
             ("--nats-key", self.file(role, "nats.key")),
-            ("--message-keys", self.file(role, "message.keys")),
+            ("--nats-jetstream-api", "s0.api".to_owned()),
         ];
-        match role {
-            "keystore" => flags.push(("--data-dir", self.file(role, "data"))),
-            _ => flags.push(("--nats-jetstream-api", "s0.api".to_owned())),
+        if role != "admin" {
+            flags.push(("--message-keys", self.file(role, "message.keys")));
+        }
+        if role == "keystore" {
+            flags.push(("--data-dir", self.file(role, "data")));
         }
         if matches!(role, "gateway" | "audit-export") {
             flags.push(("--nats-monitor", self.nats.monitor()));
@@ -61,7 +79,7 @@ impl Deployment {
         command.iter().map(|&word| word.to_owned()).chain(flags).collect()
     }
 
-    fn role(&self, role: &str) -> Process {
+    pub(crate) fn role(&self, role: &str) -> Process {
         Process::start(&self.arguments(&[role], role, &[]))
     }
 

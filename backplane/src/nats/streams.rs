@@ -1,0 +1,423 @@
+//! The streams: what each is called, whose it is, and every setting that it must have.
+//!
+//! Owns the comparison of a stream's whole configuration with ours. An administrator makes the streams (`admin.rs`);
+//! no role may change them. Sizes, copies, placement, compression and words for people are the operator's choice;
+//! whatever else differs makes a stream foreign: what a transform, a republish or a source would do to what is
+//! recorded is not ours. A setting that this version does not know is told and does not refuse, or every new
+//! nats-server would stop every older deployment.
+//! `<PREFIX>_LOG` holds `<prefix>.log.<account>.d` (decisions) and `.m` (marks); records have a stream for each word of
+//! the contract, those of audit-export share `<PREFIX>_LEDGER`.
+
+use serde_json::{Map, Value, json};
+use stage0_contract::{IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role, USAGE_RECORDS};
+
+use super::link::Link;
+use crate::MAX_MESSAGE_BYTES;
+
+/// How long the server remembers the id of a message.
+const DUPLICATE_WINDOW_NANOS: u64 = 120_000_000_000;
+/// Of the log, fixed: the longest retention of an account and a year. The server goes by a clock of its own, which
+/// nobody compares, so this is a far safety net; what is past its time is purged by audit-export.
+const LOG_MAX_AGE_NANOS: u64 = (3_650 + 365) * DAY_NANOS;
+/// Far beyond the ten minutes for which a repeated check is known.
+const IDEMPOTENCY_MAX_AGE_NANOS: u64 = DAY_NANOS;
+const DAY_NANOS: u64 = 86_400 * 1_000_000_000;
+/// Beside the message itself, what its headers may take.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+/// A counter, or what is known of a repeated check.
+const MAX_COUNTER_BYTES: usize = 16 * 1024;
+/// What a run has counted, with its last hundred checks.
+const MAX_RUN_BYTES: usize = 1024 * 1024;
+/// Records that few are, whoever writes them: endpoints, and the keystore's own.
+const MAX_OWN_RECORDS: u64 = 200_000;
+
+/// Settings that are the operator's choice.
+const CHOICES: [&str; 8] =
+    ["deny_delete", "description", "num_replicas", "placement", "compression", "metadata", "max_bytes", "max_msgs"];
+/// What a server may say of a setting that is not used. Everything that nats-server 2.15 knows and that is neither ours
+/// nor a choice stands here.
+const UNUSED: [&str; 21] = [
+    "allow_atomic",
+    "allow_batched",
+    "allow_msg_counter",
+    "allow_msg_schedules",
+    "allow_msg_ttl",
+    "allow_rollup_hdrs",
+    "consumer_limits",
+    "deny_purge",
+    "discard_new_per_subject",
+    "first_seq",
+    "max_consumers",
+    "mirror",
+    "mirror_direct",
+    "no_ack",
+    "persist_mode",
+    "republish",
+    "sealed",
+    "sources",
+    "subject_delete_marker_ttl",
+    "subject_transform",
+    "template_owner",
+];
+
+/// The name of a stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StreamName(String);
+
+/// What a stream must be.
+#[derive(Debug, Clone)]
+pub(super) struct StreamSpec {
+    pub(super) name: StreamName,
+    /// Who reads its settings, and does not start while they are foreign.
+    pub(super) used_by: &'static [Role],
+    /// Without the operator's choices.
+    pub(super) settings: Map<String, Value>,
+    /// Of what the streams may take together.
+    pub(super) percent: u64,
+    /// Where the number of messages is bounded: one for each record.
+    pub(super) max_records: MaxRecords,
+}
+
+/// How many records a stream may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MaxRecords {
+    /// The log: bytes alone bound it.
+    Unbounded,
+    /// As many as the operator says.
+    Chosen,
+    /// So many.
+    Fixed(u64),
+}
+
+/// A setting that is not what it must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Difference {
+    pub(super) setting: String,
+    pub(super) found: Value,
+    pub(super) wanted: Value,
+}
+
+impl StreamName {
+    pub(super) fn log(prefix: &str) -> Self {
+        Self::of(prefix, "LOG")
+    }
+
+    /// Of audit-export's records, and in a deployment of before of all records.
+    pub(super) fn ledger(prefix: &str) -> Self {
+        Self::of(prefix, "LEDGER")
+    }
+
+    /// Where the record with this key is.
+    pub(super) fn of_record(prefix: &str, key: &str) -> Self {
+        let word = key.split_once('.').map_or("", |(word, _)| word);
+        let own = RECORDS.iter().find(|records| records.word == word && records.of != Role::AuditExport);
+        own.map_or_else(|| Self::ledger(prefix), |records| Self::of(prefix, records.word))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Where the server is asked to do this with it.
+    pub(super) fn api(&self, link: &Link, what: &str) -> String {
+        format!("{}.{what}.{}", link.jetstream_api, self.0)
+    }
+
+    fn of(prefix: &str, suffix: &str) -> Self {
+        // A stream's name holds no dot.
+        Self(format!("{}_{suffix}", prefix.replace('.', "_")).to_ascii_uppercase())
+    }
+}
+
+impl StreamSpec {
+    /// Every stream of a deployment.
+    pub(super) fn all(prefix: &str) -> Vec<Self> {
+        let own = RECORDS.iter().filter(|records| records.of != Role::AuditExport);
+        let own = own.map(|records| Self::of_records(prefix, records.word, only(records.of)));
+        [Self::log(prefix), Self::ledger(prefix)].into_iter().chain(own).collect()
+    }
+
+    /// Those that a role uses.
+    pub(super) fn of_role(prefix: &str, role: Role) -> Vec<Self> {
+        Self::all(prefix).into_iter().filter(|spec| spec.used_by.contains(&role)).collect()
+    }
+
+    /// The stream of this name, if it is one of ours.
+    pub(super) fn named(prefix: &str, name: &StreamName) -> Option<Self> {
+        Self::all(prefix).into_iter().find(|spec| spec.name == *name)
+    }
+
+    fn log(prefix: &str) -> Self {
+        let subjects = vec![format!("{prefix}.log.*.d"), format!("{prefix}.log.*.m")];
+        let settings = object(json!({
+            "max_age": LOG_MAX_AGE_NANOS,
+            "max_msgs_per_subject": -1,
+        }));
+        Self {
+            name: StreamName::log(prefix),
+            used_by: &[Role::Gateway, Role::AuditExport],
+            settings: with_common(settings, &subjects, MAX_MESSAGE_BYTES),
+            percent: 60,
+            max_records: MaxRecords::Unbounded,
+        }
+    }
+
+    fn ledger(prefix: &str) -> Self {
+        let words = RECORDS.iter().filter(|records| records.of == Role::AuditExport);
+        let mut subjects: Vec<_> = words.map(|records| format!("{prefix}.ledger.{}.>", records.word)).collect();
+        // Keys of one word.
+        subjects.push(format!("{prefix}.ledger.*"));
+        Self {
+            name: StreamName::ledger(prefix),
+            used_by: only(Role::AuditExport),
+            settings: with_common(of_record(0), &subjects, MAX_MESSAGE_BYTES),
+            percent: 8,
+            max_records: MaxRecords::Fixed(MAX_OWN_RECORDS),
+        }
+    }
+
+    fn of_records(prefix: &str, word: &'static str, used_by: &'static [Role]) -> Self {
+        let (percent, max_bytes, max_records, max_age) = match word {
+            RUN_RECORDS => (10, MAX_RUN_BYTES, MaxRecords::Chosen, 0),
+            USAGE_RECORDS => (7, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
+            IDEMPOTENCY_RECORDS => (6, MAX_COUNTER_BYTES, MaxRecords::Chosen, IDEMPOTENCY_MAX_AGE_NANOS),
+            KEYSTORE_RECORDS => (4, MAX_MESSAGE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
+            _ => (1, MAX_MESSAGE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
+        };
+        let subjects = vec![format!("{prefix}.ledger.{word}.>")];
+        Self {
+            name: StreamName::of(prefix, word),
+            used_by,
+            settings: with_common(of_record(max_age), &subjects, max_bytes),
+            percent,
+            max_records,
+        }
+    }
+
+    /// Whether the ledger is that of a deployment of before, in one stream for all words.
+    pub(super) fn is_former_ledger(prefix: &str, config: &Value) -> bool {
+        let all = format!("{prefix}.ledger.>");
+        config.get("subjects").and_then(Value::as_array).is_some_and(|found| found.iter().any(|s| *s == *all))
+    }
+
+    /// Every setting that makes the stream foreign.
+    pub(super) fn differences(&self, config: &Value) -> Vec<Difference> {
+        let found = |name: &str| config.get(name).cloned().unwrap_or(Value::Null);
+        let ours = self.settings.iter().filter(|(name, wanted)| !is_as_wanted(name, wanted, &found(name)));
+        let ours = ours.map(|(name, wanted)| (name.as_str(), wanted.clone()));
+        let foreign = UNUSED.iter().filter(|name| !self.settings.contains_key(**name) && !is_unused(&found(name)));
+        let foreign = foreign.map(|name| (*name, Value::Null));
+        // What is foreign in kind comes first: it is what an operator must hear of.
+        let all = foreign.chain(ours);
+        all.map(|(name, wanted)| Difference { setting: name.to_owned(), found: found(name), wanted }).collect()
+    }
+
+    /// Settings in use that this version does not know.
+    pub(super) fn unknown(&self, config: &Value) -> Vec<String> {
+        let members = config.as_object().into_iter().flatten();
+        let unknown = members.filter(|(name, value)| {
+            let known = *name == "name" || self.settings.contains_key(*name) || CHOICES.contains(&name.as_str());
+            !known && !UNUSED.contains(&name.as_str()) && !is_unused(value)
+        });
+        unknown.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What the server is told: ours, and of what is there the operator's choices.
+    pub(super) fn request(&self, choices: Map<String, Value>) -> Value {
+        let mut request = self.settings.clone();
+        request.insert("name".to_owned(), self.name.as_str().into());
+        for (name, value) in choices {
+            if CHOICES.contains(&name.as_str()) {
+                request.insert(name, value);
+            }
+        }
+        Value::Object(request)
+    }
+}
+
+/// A role's list of itself.
+fn only(role: Role) -> &'static [Role] {
+    match role {
+        Role::Gateway => &[Role::Gateway],
+        Role::Evaluator => &[Role::Evaluator],
+        Role::Keystore => &[Role::Keystore],
+        Role::AuditExport => &[Role::AuditExport],
+    }
+}
+
+fn of_record(max_age: u64) -> Map<String, Value> {
+    object(json!({
+        "max_age": max_age,
+        "max_msgs_per_subject": 1,
+        "discard_new_per_subject": false,
+        "allow_msg_ttl": true,
+    }))
+}
+
+fn with_common(mut settings: Map<String, Value>, subjects: &[String], max_bytes: usize) -> Map<String, Value> {
+    settings.extend(object(json!({
+        "subjects": subjects,
+        "retention": "limits",
+        "storage": "file",
+        // Full means that nothing is recorded, and so nothing released; never that the oldest goes early.
+        "discard": "new",
+        "duplicate_window": DUPLICATE_WINDOW_NANOS,
+        "allow_direct": true,
+        "max_msg_size": max_bytes + MAX_HEADER_BYTES,
+    })));
+    settings
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    }
+}
+
+fn is_as_wanted(name: &str, wanted: &Value, found: &Value) -> bool {
+    match (name, wanted) {
+        // Longer does no harm, and for ever is longest.
+        ("max_age", wanted) if wanted.as_u64() != Some(0) => {
+            let (found, wanted) = (found.as_u64().unwrap_or_default(), wanted.as_u64().unwrap_or_default());
+            found == 0 || found >= wanted
+        }
+        ("subjects", Value::Array(wanted)) => found
+            .as_array()
+            .is_some_and(|found| found.len() == wanted.len() && wanted.iter().all(|subject| found.contains(subject))),
+        (_, wanted) if is_unused(wanted) => is_unused(found),
+        (_, wanted) => found == wanted,
+    }
+}
+
+/// What a server says where a setting is not used: nothing, no, none or without limit.
+fn is_unused(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_i64().is_some_and(|number| matches!(number, 0 | -1)),
+        Value::String(text) => matches!(text.as_str(), "" | "none" | "default"),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(members) => members.values().all(is_unused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As nats-server 2.15.1 says it of a stream that was made of `request`.
+    fn said(spec: &StreamSpec) -> Value {
+        let mut config = object(json!({
+            "max_consumers": -1, "max_msgs": -1, "max_bytes": -1, "max_age": 0, "max_msgs_per_subject": -1,
+            "max_msg_size": -1, "compression": "none", "mirror_direct": false, "sealed": false, "deny_delete": false,
+            "deny_purge": false, "allow_rollup_hdrs": false, "consumer_limits": {}, "allow_msg_ttl": false,
+            "metadata": {"_nats.level": "5"}, "num_replicas": 1,
+        }));
+        config.extend(object(spec.request(Map::new())));
+        // Left out where it is off.
+        config.remove("discard_new_per_subject");
+        Value::Object(config)
+    }
+
+    fn changed(spec: &StreamSpec, name: &str, value: Value) -> Vec<String> {
+        let mut config = said(spec);
+        config.as_object_mut().unwrap().insert(name.to_owned(), value);
+        spec.differences(&config).into_iter().map(|difference| difference.setting).collect()
+    }
+
+    #[test]
+    fn each_stream_has_subjects_of_its_own_and_together_they_take_no_more_than_there_is() {
+        let specs = StreamSpec::all("s0");
+        assert!(specs.iter().map(|spec| spec.percent).sum::<u64>() <= 95);
+        let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
+        assert_eq!(names, ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"]);
+        for (key, stream) in
+            [("runs.a.r", "S0_RUNS"), ("usage.message-auth", "S0_USAGE"), ("cursor.e", "S0_LEDGER"), ("k", "S0_LEDGER")]
+        {
+            assert_eq!(StreamName::of_record("s0", key).as_str(), stream);
+        }
+        assert_eq!(StreamName::of_record("a.b", "keystore.x").as_str(), "A_B_KEYSTORE");
+    }
+
+    #[test]
+    fn a_stream_as_it_was_made_is_ours_whatever_the_operator_chose() {
+        for spec in StreamSpec::all("s0") {
+            assert_eq!(spec.differences(&said(&spec)), []);
+            assert_eq!(spec.unknown(&said(&spec)), Vec::<String>::new());
+            for (name, value) in [
+                ("num_replicas", json!(3)),
+                ("max_bytes", json!(1 << 30)),
+                ("max_msgs", json!(9)),
+                ("compression", json!("s2")),
+                ("placement", json!({"tags": ["eu"]})),
+                ("deny_delete", json!(true)),
+                ("description", json!("ours")),
+                ("metadata", json!({"owner": "x"})),
+            ] {
+                assert_eq!(changed(&spec, name, value), Vec::<String>::new(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_setting_that_acts_on_what_is_recorded_makes_a_stream_foreign() {
+        for spec in StreamSpec::all("s0") {
+            for (name, value) in [
+                ("subject_transform", json!({"src": "s0.log.*.d", "dest": "s0.log.x.d"})),
+                ("republish", json!({"src": ">", "dest": "$JS.API.STREAM.MSG.DELETE.S0_LOG"})),
+                ("sources", json!([{"name": "OTHER"}])),
+                ("mirror", json!({"name": "OTHER"})),
+                ("sealed", json!(true)),
+                ("deny_purge", json!(true)),
+                ("allow_rollup_hdrs", json!(true)),
+                ("allow_msg_counter", json!(true)),
+                ("allow_msg_schedules", json!(true)),
+                ("allow_atomic", json!(true)),
+                ("allow_batched", json!(true)),
+                ("subject_delete_marker_ttl", json!(1_000_000_000)),
+                ("consumer_limits", json!({"max_ack_pending": 1})),
+                ("max_consumers", json!(1)),
+                ("no_ack", json!(true)),
+                ("first_seq", json!(1000)),
+                ("mirror_direct", json!(true)),
+                ("persist_mode", json!("async")),
+                ("discard", json!("old")),
+                ("retention", json!("interest")),
+                ("storage", json!("memory")),
+                ("allow_direct", json!(false)),
+                ("duplicate_window", json!(100_000_000)),
+                ("max_msg_size", json!(10)),
+                ("max_msgs_per_subject", json!(7)),
+                ("max_age", json!(3_600_000_000_000_u64)),
+                ("subjects", json!(["s0.>"])),
+            ] {
+                assert_eq!(changed(&spec, name, value), [name], "{}", spec.name.as_str());
+            }
+        }
+        let log = StreamSpec::log("s0");
+        assert_eq!(changed(&log, "allow_msg_ttl", json!(true)), ["allow_msg_ttl"]);
+    }
+
+    #[test]
+    fn longer_ages_are_ours_and_what_is_not_known_is_told() {
+        let log = StreamSpec::log("s0");
+        for age in [0, LOG_MAX_AGE_NANOS + 1] {
+            assert!(changed(&log, "max_age", json!(age)).is_empty());
+        }
+        assert_eq!(changed(&log, "max_age", json!(LOG_MAX_AGE_NANOS - 1)), ["max_age"]);
+        let mut config = said(&log);
+        let members = config.as_object_mut().unwrap();
+        members.insert("allow_teleport".to_owned(), json!(true));
+        members.insert("allow_other".to_owned(), json!(false));
+        members.insert("new_mode".to_owned(), json!("default"));
+        assert!(log.differences(&config).is_empty());
+        assert_eq!(log.unknown(&config), ["allow_teleport"]);
+    }
+
+    #[test]
+    fn the_ledger_of_before_is_known_by_its_subject() {
+        assert!(StreamSpec::is_former_ledger("s0", &json!({"subjects": ["s0.ledger.>"]})));
+        assert!(!StreamSpec::is_former_ledger("s0", &said(&StreamSpec::ledger("s0"))));
+    }
+}

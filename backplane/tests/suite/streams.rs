@@ -1,0 +1,341 @@
+//! Streams that are not as they have to be, streams of an earlier version, and who fills which.
+
+// A plain NATS tool asks so, and a test is soon over.
+#![allow(clippy::disallowed_methods)]
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use serde_json::{Value, json};
+use stage0_backplane::nats::{
+    AdminError, Connection, KeySet, MessageAuth, NatsConfig, Requirement, ServerFile, Sizes, StreamAdmin,
+};
+use stage0_backplane::testing::{NatsServer, wait_for};
+use stage0_backplane::{AppendError, Backplane, PutError};
+use stage0_contract::Role;
+
+use crate::PATIENT;
+use crate::roles::{open, prepared, raw, server_with};
+use crate::writing::{account, append, batch, decisions, recorder, soon, verified, write};
+
+pub(crate) const STREAMS: [&str; 6] = ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
+pub(crate) const SIZES: Sizes = Sizes { replicas: 1, max_store: None, max_records: 1_000_000 };
+
+/// What JetStream answers to somebody whom nothing holds back.
+async fn api(client: &async_nats::Client, what: &str, body: &Value) -> Value {
+    let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
+    let said = client.request(format!("$JS.API.{what}"), body).await.unwrap();
+    serde_json::from_slice(&said.payload).unwrap()
+}
+
+async fn config(client: &async_nats::Client, stream: &str) -> Value {
+    api(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await["config"].clone()
+}
+
+/// Another value of one setting; the configuration as it was.
+async fn change(client: &async_nats::Client, stream: &str, setting: &str, value: Value) -> Value {
+    let before = config(client, stream).await;
+    let mut changed = before.clone();
+    changed[setting] = value;
+    let said = api(client, &format!("STREAM.UPDATE.{stream}"), &changed).await;
+    assert!(said.get("error").is_none(), "{setting}: {said}");
+    before
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_in_a_stream_with_a_foreign_setting_until_it_is_set_right() {
+    let nats = NatsServer::start().await;
+    let connection = recorder(&nats).await;
+    let (backplane, admin) = (connection.backplane(), async_nats::connect(nats.url()).await.unwrap());
+    let worker = Connection::open(&verified(&nats)).await.unwrap().backplane();
+    write(&*worker.log, &account("a"), "before").await;
+    for (setting, value) in [
+        ("subject_transform", json!({"src": "s0.log.*.d", "dest": "s0.log.x.d"})),
+        ("republish", json!({"src": ">", "dest": "elsewhere.>"})),
+        ("sources", json!([{"name": "S0_RUNS"}])),
+        ("max_age", json!(3_600_000_000_000_u64)),
+        ("discard", json!("old")),
+        ("max_msgs_per_subject", json!(1_000)),
+        ("allow_rollup_hdrs", json!(true)),
+        ("no_ack", json!(true)),
+    ] {
+        let before = change(&admin, "S0_LOG", setting, value).await;
+        let why = backplane.log.ready().await.unwrap_err().to_string();
+        let says = |why: &str| why.contains(&format!("`S0_LOG` is not as it has to be: its `{setting}` differs"));
+        assert!(says(&why) && why.contains("stage0 nats-admin check"), "{why}");
+        let answer = append(&*backplane.log, batch(&account("a"), "unheard"), soon()).await;
+        assert!(matches!(&answer, Err(AppendError::NotStored(why)) if says(why)), "{setting}: {answer:?}");
+        assert!(backplane.log.append_mark(&account("a"), "unheard".into(), None, soon()).await.is_err());
+        let started = Connection::open(&verified(&nats)).await.unwrap().prepare(Role::Gateway, 1).await;
+        assert!(says(&started.unwrap_err().to_string()), "{setting}");
+        let said = api(&admin, "STREAM.UPDATE.S0_LOG", &before).await;
+        assert!(said.get("error").is_none(), "{said}");
+        assert_eq!(backplane.log.ready().await, Ok(Vec::new()), "{setting}");
+    }
+    // Those who only append find out by themselves, within seconds.
+    let before = change(&admin, "S0_LOG", "republish", json!({"src": ">", "dest": "elsewhere.>"})).await;
+    wait_for("a worker finds out", PATIENT, async || {
+        append(&*worker.log, batch(&account("w"), "x"), soon()).await.is_err()
+    })
+    .await;
+    api(&admin, "STREAM.UPDATE.S0_LOG", &before).await;
+    write(&*backplane.log, &account("a"), "after").await;
+    assert_eq!(decisions(&*backplane.log, &account("a")).await, ["before", "after"]);
+}
+
+#[tokio::test]
+async fn what_the_operator_chooses_is_not_foreign_and_a_foreign_ledger_takes_no_record() {
+    let nats = NatsServer::start().await;
+    let backplane = recorder(&nats).await.backplane();
+    let admin = async_nats::connect(nats.url()).await.unwrap();
+    for (setting, value) in [
+        ("description", json!("ours")),
+        ("max_bytes", json!(1 << 30)),
+        ("compression", json!("s2")),
+        ("max_age", json!(0)),
+        ("metadata", json!({"team": "x"})),
+    ] {
+        change(&admin, "S0_LOG", setting, value).await;
+        assert_eq!(backplane.log.ready().await, Ok(Vec::new()), "{setting}");
+    }
+    write(&*backplane.log, &account("a"), "kept").await;
+    backplane.ledger.put("runs.a.r", "1".into(), None, None, soon()).await.unwrap();
+    let before = change(&admin, "S0_RUNS", "republish", json!({"src": ">", "dest": "elsewhere.>"})).await;
+    let why = backplane.ledger.ready().await.unwrap_err().to_string();
+    assert!(why.contains("`S0_RUNS`") && why.contains("`republish`"), "{why}");
+    let put = backplane.ledger.put("runs.a.s", "1".into(), None, None, soon()).await;
+    assert!(matches!(&put, Err(PutError::Failed(why)) if why.contains("`republish`")), "{put:?}");
+    backplane.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
+    api(&admin, "STREAM.UPDATE.S0_RUNS", &before).await;
+    assert_eq!(backplane.ledger.ready().await, Ok(()));
+    backplane.ledger.put("runs.a.s", "1".into(), None, None, soon()).await.unwrap();
+}
+
+/// The two streams of 0.1.0, as audit-export made them.
+async fn make_former_streams(client: &async_nats::Client) {
+    let common = json!({"retention": "limits", "storage": "file", "discard": "new", "num_replicas": 1,
+        "duplicate_window": 120_000_000_000_u64, "allow_direct": true});
+    let with = |more: Value| {
+        let mut settings = common.clone();
+        settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        settings
+    };
+    let log = with(json!({"name": "S0_LOG", "subjects": ["s0.log.*.d", "s0.log.*.m"],
+        "max_age": 395 * 86_400 * 1_000_000_000_u64}));
+    let ledger = with(json!({"name": "S0_LEDGER", "subjects": ["s0.ledger.>"], "max_msgs_per_subject": 1,
+        "discard_new_per_subject": false, "allow_msg_ttl": true}));
+    for settings in [log, ledger] {
+        let name = settings["name"].as_str().unwrap().to_owned();
+        let said = api(client, &format!("STREAM.CREATE.{name}"), &settings).await;
+        assert!(said.get("error").is_none(), "{said}");
+    }
+}
+
+/// A server for everybody on which an earlier version ran, with message keys, and the gateway's way to it.
+struct Former {
+    nats: NatsServer,
+    client: async_nats::Client,
+    gateway: NatsConfig,
+}
+
+impl Former {
+    /// A counter was written twice, and much else is there.
+    async fn start() -> Self {
+        let nats = NatsServer::start().await;
+        let client = async_nats::connect(nats.url()).await.unwrap();
+        let keys = KeySet::create(Requirement::Always).unwrap();
+        let auth = MessageAuth::new(keys.role(Role::Gateway).unwrap(), Role::Gateway, false).unwrap();
+        let gateway = NatsConfig { auth: Some(auth), name: "gateway".to_owned(), ..verified(&nats) };
+        // What such a gateway writes, as it is stored: the same places and headers, whatever the stream is called.
+        let writer = Connection::open(&gateway).await.unwrap();
+        writer.prepare_log(1).await.unwrap();
+        let ledger = writer.backplane().ledger;
+        let mut written = Vec::new();
+        for _ in 0..2 {
+            ledger.add("usage.a.m1", 3, 100, PATIENT * 100, soon()).await.unwrap();
+            let stored =
+                client.request("$JS.API.DIRECT.GET.S0_USAGE.s0.ledger.usage.a.m1", Bytes::new()).await.unwrap();
+            written.push(stored);
+        }
+        for stream in STREAMS {
+            api(&client, &format!("STREAM.DELETE.{stream}"), &Value::Null).await;
+        }
+        make_former_streams(&client).await;
+        for stored in written {
+            let mut headers = HeaderMap::new();
+            for (name, values) in stored.headers.as_ref().unwrap().iter() {
+                let text = name.to_string();
+                let of_server = ["Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp"];
+                if !of_server.contains(&text.as_str()) {
+                    values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+                }
+            }
+            let subject = "s0.ledger.usage.a.m1";
+            let said = client.request_with_headers(subject, headers, stored.payload).await.unwrap();
+            assert!(!String::from_utf8_lossy(&said.payload).contains("error"), "{said:?}");
+        }
+        for number in 0..500 {
+            for subject in [format!("s0.ledger.runs.a.r{number}"), format!("s0.ledger.cursor.e{number}")] {
+                client.request(subject, "of before".into()).await.unwrap();
+            }
+        }
+        client.request("s0.log.a.d", "of before".into()).await.unwrap();
+        Self { nats, client, gateway }
+    }
+
+    async fn admin(&self) -> StreamAdmin {
+        StreamAdmin::new(Connection::open(&self.nats.config("admin")).await.unwrap())
+    }
+
+    async fn gateway(&self) -> Backplane {
+        let connection = Connection::open(&self.gateway).await.unwrap();
+        connection.prepare(Role::Gateway, 1).await.unwrap();
+        connection.backplane()
+    }
+
+    async fn messages(&self, stream: &str) -> u64 {
+        api(&self.client, &format!("STREAM.INFO.{stream}"), &Value::Null).await["state"]["messages"].as_u64().unwrap()
+    }
+
+    /// All is where it belongs, and counting goes on.
+    async fn has_moved(&self) {
+        assert!(self.admin().await.check().await.unwrap().iter().all(|state| state.differences.is_empty()));
+        assert_eq!((self.messages("S0_RUNS").await, self.messages("S0_USAGE").await), (500, 1));
+        let gateway = self.gateway().await;
+        assert_eq!(gateway.log.ready().await, Ok(Vec::new()));
+        assert_eq!(gateway.ledger.count("usage.a.m1", soon()).await, Ok(6));
+        let added = gateway.ledger.add("usage.a.m1", 1, 7, PATIENT, soon()).await.unwrap();
+        assert_eq!((added.granted, added.total), (1, 7), "it went on");
+        assert_eq!(gateway.ledger.add("usage.a.m1", 1, 7, PATIENT, soon()).await.unwrap().granted, 0);
+        assert_eq!(gateway.ledger.count("usage.a.m2", soon()).await, Ok(0));
+        assert_eq!(self.messages("S0_LOG").await, 1);
+    }
+}
+
+#[tokio::test]
+async fn records_of_an_earlier_version_move_with_their_places_and_no_counter_begins_again() {
+    let former = Former::start().await;
+    for role in Role::ALL {
+        let started = Connection::open(&former.gateway).await.unwrap().prepare(role, 1).await;
+        let why = started.unwrap_err().to_string();
+        assert!(why.contains("stage0 nats-admin") && why.contains("upgrade"), "{role}: {why}");
+    }
+    let why = former.admin().await.init(&SIZES).await.unwrap_err().to_string();
+    assert!(why.contains("run `stage0 nats-admin upgrade`"), "{why}");
+    let done = former.admin().await.upgrade(&SIZES).await.unwrap();
+    assert!(done.iter().any(|line| line.contains("`S0_USAGE` holds its records")), "{done:?}");
+    former.has_moved().await;
+    assert_eq!(former.admin().await.upgrade(&SIZES).await.unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_upgrade_that_was_cut_off_is_completed_by_the_next() {
+    let former = Former::start().await;
+    // As far as: some mirrors are there, and nobody can write any more.
+    for (name, word) in [("S0_RUNS", "runs"), ("S0_USAGE", "usage")] {
+        let mirror = json!({"name": name, "mirror": {"name": "S0_LEDGER", "filter_subject": format!("s0.ledger.{word}.>")},
+            "retention": "limits", "storage": "file", "discard": "new", "max_msgs_per_subject": 1, "allow_msg_ttl": true,
+            "allow_direct": true, "num_replicas": 1});
+        let said = api(&former.client, &format!("STREAM.CREATE.{name}"), &mirror).await;
+        assert!(said.get("error").is_none(), "{said}");
+    }
+    let narrowed = json!(["s0.ledger.cursor.>", "s0.ledger.replay.>", "s0.ledger.*"]);
+    change(&former.client, "S0_LEDGER", "subjects", narrowed).await;
+    former.admin().await.upgrade(&SIZES).await.unwrap();
+    former.has_moved().await;
+}
+
+#[tokio::test]
+async fn a_moved_record_that_somebody_changed_is_not_believed() {
+    let former = Former::start().await;
+    former.admin().await.upgrade(&SIZES).await.unwrap();
+    let gateway = former.gateway().await;
+    // Without the header that a mirror leaves out, and with the proof of the record that moved.
+    let moved = "$JS.API.DIRECT.GET.S0_USAGE.s0.ledger.usage.a.m1";
+    let stored = former.client.request(moved, Bytes::new()).await.unwrap();
+    let mut headers = HeaderMap::new();
+    headers.insert("Stage0-Auth", stored.headers.as_ref().unwrap().get("Stage0-Auth").unwrap().as_str());
+    assert_eq!(gateway.ledger.count("usage.a.m1", soon()).await, Ok(6));
+    for body in [r#"{"count":0}"#, std::str::from_utf8(&stored.payload).unwrap()] {
+        let subject = "s0.ledger.usage.a.m1";
+        former.client.request_with_headers(subject, headers.clone(), body.to_owned().into()).await.unwrap();
+        assert!(gateway.ledger.count("usage.a.m1", soon()).await.is_err(), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_that_would_leave_no_room_for_the_log_changes_nothing() {
+    let former = Former::start().await;
+    for _ in 0..9 {
+        former.client.request("s0.log.a.d", vec![b'x'; 1_000_000].into()).await.unwrap();
+    }
+    let sizes = Sizes { max_store: Some(10_000_000), ..SIZES };
+    let refused = former.admin().await.upgrade(&sizes).await.unwrap_err();
+    assert!(matches!(refused, AdminError::NoRoom { needed, most: 10_000_000 } if needed > 10_000_000), "{refused}");
+    assert!(api(&former.client, "STREAM.INFO.S0_RUNS", &Value::Null).await.get("error").is_some());
+    assert_eq!(config(&former.client, "S0_LEDGER").await["subjects"], json!(["s0.ledger.>"]));
+    former.admin().await.upgrade(&Sizes { max_store: Some(100_000_000), ..SIZES }).await.unwrap();
+}
+
+/// Until the server takes no more; how often it did.
+async fn fill(client: &async_nats::Client, subject: impl Fn(usize) -> String, body: usize, most: usize) -> usize {
+    for number in 0..most {
+        let said = client.request(subject(number), vec![b'x'; body].into()).await.unwrap();
+        if String::from_utf8_lossy(&said.payload).contains("error") {
+            return number;
+        }
+    }
+    panic!("it takes all");
+}
+
+#[tokio::test]
+async fn who_writes_records_without_end_fills_his_own_stream_and_no_other() {
+    let nats = server_with("96MB").await;
+    let sizes = Sizes { max_records: 1_000, ..SIZES };
+    StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&sizes).await.unwrap();
+    let (gateway, exporter) = (prepared(&nats, "gateway").await, prepared(&nats, "audit-export").await);
+    let (evaluator, keystore) = (prepared(&nats, "evaluator").await, prepared(&nats, "keystore").await);
+    evaluator.ledger.put("runs.a.own", "1".into(), None, None, soon()).await.unwrap();
+
+    let thief = raw(&nats, "evaluator").await;
+    let large = fill(&thief, |n| format!("s0.ledger.runs.a.large{n}"), 900_000, 30).await;
+    assert!(large > 0 && large < 12, "{large}");
+    let why = evaluator.ledger.ready().await.unwrap_err().to_string();
+    assert!(why.contains("`S0_RUNS` has no room"), "{why}");
+    let oversized = thief.request("s0.ledger.runs.a.larger", vec![b'x'; 2_000_000].into()).await.unwrap();
+    assert!(String::from_utf8_lossy(&oversized.payload).contains("exceeds maximum"), "{oversized:?}");
+    // And by their number, of another role.
+    let thief = raw(&nats, "gateway").await;
+    let small = fill(&thief, |n| format!("s0.ledger.idempotency.a.k.small{n}"), 1, 2_000).await;
+    assert_eq!(small, 1_000);
+
+    for _ in 0..10 {
+        write(&*gateway.log, &account("a"), vec![b'y'; 1_000_000]).await;
+    }
+    gateway.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
+    exporter.ledger.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
+    keystore.ledger.put("keystore.x", "1".into(), None, None, soon()).await.unwrap();
+    exporter.log.ready().await.unwrap();
+    let own = evaluator.ledger.get("runs.a.own", soon()).await.unwrap().unwrap();
+    evaluator.ledger.put("runs.a.own", "2".into(), Some(own.revision), None, soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_that_is_full_is_not_ready_and_leaves_the_records_their_room() {
+    let nats = server_with("96MB").await;
+    StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&SIZES).await.unwrap();
+    let (gateway, exporter) = (prepared(&nats, "gateway").await, prepared(&nats, "audit-export").await);
+    let mut taken = 0;
+    let refused = loop {
+        match append(&*gateway.log, batch(&account("a"), vec![b'x'; 2_000_000]), soon()).await {
+            Ok(()) => taken += 1,
+            Err(refused) => break refused,
+        }
+        assert!(taken < 48, "it takes all");
+    };
+    assert!(matches!(refused, AppendError::NotStored(_)), "{refused:?}");
+    assert!(taken > 20, "{taken}");
+    let why = gateway.log.ready().await.unwrap_err().to_string();
+    assert!(why.contains("no room") || why.contains("has no room"), "{why}");
+    gateway.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
+    exporter.ledger.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
+}
