@@ -18,7 +18,7 @@ use stage0_backplane::embedded::Bus;
 use stage0_backplane::{AskError, Backplane};
 use stage0_contract::{KeystoreStatus, PolicyVersion, Role};
 use stage0_gateway::Gateway;
-use stage0_keystore::Keystore;
+use stage0_keystore::{Health, Keystore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::VERSION;
 use crate::dev_file::{DEV_FILE, DevFile};
 use crate::exit::Exit;
-use crate::roles::{Life, Telling, gateway_look, load, make_dev_tls, serve};
+use crate::roles::{Life, Telling, gateway_look, load, make_dev_tls, say_restored, serve};
 use crate::settings::roles::DevSettings;
 use crate::{files, out};
 
@@ -44,7 +44,8 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
         // The log next: it holds the data directory against a second process. A crash may have left it something to repair.
         let directory = data_dir.clone();
         let bus = tokio::task::spawn_blocking(move || Bus::open(&directory)).await??;
-        let keystore = Keystore::build(keystore, bus.connect()).await?;
+        let keystore = Keystore::build(keystore, bus.connect(), Health::default()).await?;
+        say_restored(&keystore)?;
         let evaluator = stage0_evaluator::build(evaluator, shards_connect(bus.clone())).await?;
         let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
         let base_path = http.base_path.clone();

@@ -14,7 +14,7 @@ use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
 use stage0_contract::{AuditMode, DeliveryLag, PolicyVersion, RUN_RECORDS, Role};
 use stage0_evaluator::{EvaluatorConfig, PackSet};
 use stage0_gateway::{Found, Gateway, TlsFiles, dev_tls};
-use stage0_keystore::{Keystore, KeystoreConfig};
+use stage0_keystore::{Health, Keystore, KeystoreConfig, LeaseTimes};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +24,7 @@ use crate::exit::Exit;
 use crate::logs;
 use crate::nats_safety::{Guard, Memory};
 use crate::ops::Ops;
+use crate::out;
 use crate::settings::NatsSafety;
 use crate::settings::roles::{ExportSettings, GatewaySettings, OnNats, PolicySettings, Process, TlsSource};
 use crate::signals;
@@ -82,15 +83,28 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
         let memory = Memory::Directory(data_dir.clone());
         let connected = unless(&stop, connect(&nats, &safety, memory)).await?;
         let Some((backplane, _guard)) = connected else { return Ok(()) };
-        let keystore = Keystore::build(service, backplane.clone()).await?;
-        tracing::info!(version = VERSION, data_dir = %data_dir.display(), "keystore starts");
-        let look = keystore_look(backplane.clone(), keystore.writable());
+        let health = Health::default();
+        let look = keystore_look(backplane.clone(), health.clone());
+        // It may wait long for its turn, and says so meanwhile.
         let telling = Telling::start(&vitals, &[Role::Keystore], backplane.clone(), look, &stop);
-        let served = keystore.run_until(stop.cancelled_owned()).await;
+        let service = KeystoreConfig { lease: Some(LeaseTimes::default()), ..service };
+        let served = async {
+            let building = Keystore::build(service, backplane.clone(), health);
+            let Some(keystore) = unless(&stop, building).await? else { return Ok(()) };
+            tracing::info!(version = VERSION, data_dir = %data_dir.display(), "keystore starts");
+            say_restored(&keystore)?;
+            Ok(keystore.run_until(stop.clone().cancelled_owned()).await?)
+        };
+        let served: anyhow::Result<()> = served.await;
         telling.end().await;
         backplane.requests.close().await;
-        Ok(served?)
+        served
     })
+}
+
+/// What was done to a restored directory, for whoever asked for it.
+pub(crate) fn say_restored(keystore: &Keystore) -> anyhow::Result<()> {
+    keystore.restored().map_or(Ok(()), |restored| out::line(restored).context("cannot write to standard output"))
 }
 
 /// `stage0 audit-export`.
@@ -227,16 +241,17 @@ fn evaluator_look(own: Backplane, active: PolicyVersion) -> Look {
     })
 }
 
-fn keystore_look(own: Backplane, writable: impl Fn() -> bool + Send + Sync + 'static) -> Look {
-    let writable = Arc::new(writable);
+fn keystore_look(own: Backplane, health: Health) -> Look {
     Box::new(move || {
-        let (own, writable) = (own.clone(), Arc::clone(&writable));
+        let (own, health) = (own.clone(), health.clone());
         Box::pin(async move {
             let mut seen = carried(&own).await;
             if let Err(error) = own.ledger.ready().await {
                 seen.faults.push(format!("ledger: {error}"));
             }
-            if !writable() {
+            seen.faults.extend(health.fault());
+            seen.remarks.extend(health.remark());
+            if !health.writable() {
                 seen.remarks.push("cannot store changes: keys can be verified but not managed".to_owned());
             }
             seen

@@ -67,7 +67,7 @@ pub const RUN_RECORDS: &str = "runs";
 pub const USAGE_RECORDS: &str = "usage";
 /// Which checks were made with which `Idempotency-Key`.
 pub const IDEMPOTENCY_RECORDS: &str = "idempotency";
-/// What the keystore keeps outside its directory.
+/// Which keystore serves, and how new its data is.
 pub const KEYSTORE_RECORDS: &str = "keystore";
 /// How far deliveries are.
 pub const CURSOR_RECORDS: &str = "cursor";

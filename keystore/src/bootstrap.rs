@@ -30,9 +30,29 @@ pub(crate) enum BootstrapError {
 
 /// Makes the operator's account and key when there is no account at all.
 pub(crate) fn operator_if_empty(desk: &mut Desk, hasher: &Hasher, dir: &Path) -> Result<(), BootstrapError> {
-    if !desk.store().accounts(None, 1).map_err(Undone::from)?.is_empty() {
-        return Ok(());
+    if desk.store().accounts(None, 1).map_err(Undone::from)?.is_empty() {
+        new_operator(desk, hasher, dir)?;
     }
+    Ok(())
+}
+
+/// Makes another operator's account and key when no operator's key lives: after a restore nobody could get in. Whether it
+/// did.
+pub(crate) fn operator_if_none_lives(desk: &mut Desk, hasher: &Hasher, dir: &Path) -> Result<bool, BootstrapError> {
+    let now = desk.now();
+    for record in desk.store().members() {
+        if let Record::Key(key) = record.map_err(Undone::from)?
+            && key.lives_at(now)
+            && key.scopes.contains(&Scope::Operator)
+        {
+            return Ok(false);
+        }
+    }
+    new_operator(desk, hasher, dir)?;
+    Ok(true)
+}
+
+fn new_operator(desk: &mut Desk, hasher: &Hasher, dir: &Path) -> Result<(), BootstrapError> {
     let now = desk.now();
     let id = account_id(random().map_err(Undone::from)?).map_err(Undone::from)?;
     let account = Account {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::hash::HashCost;
+use crate::lease::LeaseTimes;
 use crate::plans::Plans;
 use crate::seal::SecretsKey;
 
@@ -37,6 +38,13 @@ pub struct KeystoreConfig {
     /// not there.
     #[serde(default)]
     pub signing_key_file: Option<PathBuf>,
+    /// A directory that is older than what was acknowledged is accepted: every key that the state store does not list
+    /// as live is revoked.
+    #[serde(default)]
+    pub accept_restore: bool,
+    /// Others may want to serve in its place, so that it needs the lease; none: its directory's lock is enough.
+    #[serde(skip)]
+    pub lease: Option<LeaseTimes>,
     /// What each plan allows; none means the built-in plans.
     #[serde(skip)]
     pub plans: Option<Plans>,
@@ -64,6 +72,8 @@ impl KeystoreConfig {
             secrets_key_file: None,
             secrets_key: None,
             signing_key_file: None,
+            accept_restore: false,
+            lease: None,
             plans: None,
             hash_cost: HashCost::OWASP,
         }

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 
 use crate::admission::{Admission, Admitted};
 use crate::announce::{Announcer, Changed};
+use crate::head::HeadStored;
+use crate::lease::Tenure;
 use crate::manage::{self, Clock, Desk, Judge, Undone};
 use crate::new_key::{HashedKey, NewKeys};
 use crate::rules::whole_seconds;
@@ -40,6 +42,9 @@ pub(crate) struct Counter {
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) signer: Arc<Signer>,
     pub(crate) clock: Clock,
+    /// Nothing is answered without it.
+    pub(crate) tenure: Tenure,
+    pub(crate) head: HeadStored,
 }
 
 impl Counter {
@@ -166,7 +171,10 @@ impl Counter {
         until: Instant,
         change: impl FnOnce(&mut Desk) -> Result<T, Undone> + Send + 'static,
     ) -> Result<T, Undone> {
-        self.writer.ask(lane, until, change).await.map_err(Undone::NoAnswer)?
+        let done = self.writer.ask(lane, until, change).await.map_err(Undone::NoAnswer)??;
+        // What is acknowledged is known outside of the directory, or a restore would undo it unnoticed.
+        self.head.settled().await;
+        Ok(done)
     }
 
     /// Judges without changing anything.

@@ -35,16 +35,27 @@ pub(crate) fn private_files(dir: &Path, names: &[&str]) -> io::Result<()> {
 
 /// Puts a whole file in place: after a crash there is the old one or the new one.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    put(dir, name, bytes, |_| Ok(())).map(drop)
+}
+
+/// As [`replace`]; the new file is locked before it gets its name, and is returned at its end.
+pub(crate) fn replace_locked(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<File> {
+    put(dir, name, bytes, |file| file.try_lock().map_err(io::Error::from))
+}
+
+fn put(dir: &Path, name: &str, bytes: &[u8], lock: fn(&File) -> io::Result<()>) -> io::Result<File> {
     let unfinished = dir.join(format!("{name}.new"));
     match std::fs::remove_file(&unfinished) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    lock(&file)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&unfinished, dir.join(name))?;
-    sync_dir(dir)
+    sync_dir(dir)?;
+    Ok(file)
 }
 
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -125,6 +125,10 @@ impl Image {
         self.len() == 0
     }
 
+    pub(crate) fn accounts(&self) -> impl Iterator<Item = &AccountId> {
+        self.accounts.keys()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.accounts.len() + self.keys.len() + self.webhooks.len() + self.signing_keys.len()
     }

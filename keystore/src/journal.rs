@@ -1,11 +1,11 @@
 //! The journal: every acknowledged change, in order, fsynced before the store hears of it.
 //!
-//! Owns one append-only file and its good end. An append either is on disk or is cut off again; when even the cut fails, the
+//! Owns one append-only file, locked for life, and its good end. An append either is on disk or is cut off again; when even the cut fails, the
 //! caller must stop writing, or a later frame would stand behind garbage. What a file means is [`frame`]'s to say.
 
 mod frame;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -54,35 +54,29 @@ pub(crate) enum RewriteError {
     Io(#[source] io::Error),
 }
 
-/// Reads what is there; `None` when there is no file.
-pub(crate) fn read(dir: &Path) -> io::Result<Option<Replay>> {
+/// Reads a journal from its beginning.
+pub(crate) fn read(mut file: &File) -> io::Result<Replay> {
     let mut bytes = Vec::new();
-    match File::open(dir.join(FILE)) {
-        Ok(mut file) => file.read_to_end(&mut bytes)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    Ok(Some(frame::replay(&bytes)))
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    Ok(frame::replay(&bytes))
 }
 
 impl Journal {
-    /// Opens a journal that was read and found good up to `replay.good`; what stands behind is cut off.
-    pub(crate) fn open(dir: &Path, replay: &Replay) -> io::Result<Self> {
-        let file = OpenOptions::new().write(true).open(dir.join(FILE))?;
+    /// Goes on with a locked journal that was read and found good up to `replay.good`; what stands behind is cut off.
+    pub(crate) fn open(dir: &Path, file: File, replay: &Replay) -> io::Result<Self> {
         let mut journal = Self { dir: dir.to_owned(), file, end: replay.good as u64, snapshot: replay.snapshot as u64 };
         journal.cut()?;
         Ok(journal)
     }
 
-    /// Puts a new journal in place that begins with these records.
+    /// Puts a new journal in place that begins with these records, locked before it is there.
     pub(crate) fn rewrite(dir: &Path, image: &Image) -> Result<Self, RewriteError> {
         let position = image.position;
         let entry = Entry::Snapshot { lineage: position.lineage, records: image.records() };
         let bytes = frame::encode(position.sequence, &entry).map_err(RewriteError::Frame)?;
-        disk::replace(dir, FILE, &bytes).map_err(RewriteError::Io)?;
-        let mut file = OpenOptions::new().write(true).open(dir.join(FILE)).map_err(RewriteError::Io)?;
+        let file = disk::replace_locked(dir, FILE, &bytes).map_err(RewriteError::Io)?;
         let end = bytes.len() as u64;
-        file.seek(SeekFrom::Start(end)).map_err(RewriteError::Io)?;
         Ok(Self { dir: dir.to_owned(), file, end, snapshot: end })
     }
 
@@ -115,6 +109,11 @@ impl Journal {
 
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The file that is locked.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// As when the file system turns read-only after an error.

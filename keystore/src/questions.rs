@@ -112,8 +112,14 @@ async fn serve<R, Answer>(
             Some(Some(question)) => {
                 let counter = Arc::clone(&counter);
                 tasks.spawn(async move {
+                    let tenure = counter.tenure.clone();
                     let reply = answer(counter, question.request.clone(), question.deadline).await;
-                    question.answer(&reply).await;
+                    // After the answer is known: who was frozen meanwhile may have been followed by another keystore.
+                    if tenure.holds() {
+                        question.answer(&reply).await;
+                    } else {
+                        tracing::warn!(subject = R::SUBJECT, "question is not answered: the lease is over");
+                    }
                     drop(room);
                 });
             }

@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn journal(image: Option<Image>, end: End) -> Replay {
-        Replay { image, good: 1, snapshot: 1, end }
+        Replay { image, good: 1, snapshot: 1, end, trail: Vec::new() }
     }
 
     fn broken() -> StoreFound {

@@ -1,14 +1,17 @@
 //! The running keystore: built from settings, served until told to stop.
 //!
-//! Owns the order of starting (settings, hash, files, sealing and signing keys, operator's key, then questions) and of stopping: take no
-//! more, finish what is in hand, tell what is untold, close the files. When it cannot start, the error says which part and nothing was
-//! served.
+//! Owns the order of starting (settings, lease, files, what the state store knows of them, sealing and signing keys,
+//! operator's key, head, then questions) and of stopping: take no more, finish what is in hand, tell what is untold, close
+//! the files, release the lease. A keystore that waits says why in its [`Health`]. When it cannot start, the error says which part and
+//! nothing was served; one that loses its lease ends.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use stage0_backplane::{Backplane, ServeError};
+use stage0_backplane::{Backplane, Ledger, PutError, Revision, ServeError};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,16 +21,22 @@ use crate::bootstrap;
 use crate::config::{ConfigError, KeystoreConfig};
 use crate::counter::Counter;
 use crate::hash::{HashError, Hasher};
+use crate::head::{self, Head, HeadStored, HeadWriter, Held, Mismatch};
+use crate::health::Health;
 use crate::image::Lineage;
+use crate::lease::{self, AcquireError, Lease, RETRY_DELAY, Tenure};
+use crate::live_keys::{self, Lister};
+use crate::lock::LockedDirectory;
 use crate::manage::{self, Clock, Desk};
 use crate::metrics;
 use crate::new_key::NewKeys;
 use crate::plans::{Plans, PlansError};
 use crate::questions;
+use crate::restore::{self, Restored};
 use crate::rules::whole_seconds;
 use crate::seal::{self, Sealer};
 use crate::signer::{self, Signer};
-use crate::vault::{OpenError, Vault};
+use crate::vault::{Found, OpenError, Vault};
 use crate::verify::Verifier;
 use crate::writer::{self, WriterThread};
 
@@ -37,6 +46,11 @@ pub struct Keystore {
     counter: Arc<Counter>,
     retry: Retry,
     thread: WriterThread,
+    health: Health,
+    tenure: Tenure,
+    lease: Option<Lease>,
+    head: HeadWriter,
+    restored: Option<Restored>,
 }
 
 /// A keystore cannot start.
@@ -69,74 +83,118 @@ pub enum BuildError {
     /// The operator's first key cannot be made.
     #[error("the keystore cannot make the operator's first key")]
     Bootstrap(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The state store cannot be asked, and nobody else may be waited for.
+    #[error("the keystore cannot ask the state store how new its data must be: {0}")]
+    StateStore(String),
     /// No thread, or it died while opening.
     #[error("the keystore's writer cannot be started")]
     Thread(#[source] std::io::Error),
 }
 
+/// A keystore served, and cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It never did.
+    #[error("the keystore cannot be asked")]
+    Serve(#[from] ServeError),
+    /// Another one has its lease.
+    #[error("the keystore lost its lease: another keystore serves; start again to stand by")]
+    LeaseLost,
+}
+
 impl Keystore {
-    /// Opens the data directory, repairing what can be proven, and makes the operator's key if there is nothing yet.
-    pub async fn build(config: KeystoreConfig, backplane: Backplane) -> Result<Self, BuildError> {
-        Self::build_at(config, backplane, Arc::new(jiff::Timestamp::now)).await
+    /// Waits for the lease where it needs one, opens the data directory, repairing what can be proven, and makes the
+    /// operator's key if there is nothing yet. `health` says how it is from now on.
+    pub async fn build(config: KeystoreConfig, backplane: Backplane, health: Health) -> Result<Self, BuildError> {
+        Self::build_at(config, backplane, health, Arc::new(jiff::Timestamp::now)).await
     }
 
     /// As [`Keystore::build`], with a clock.
     pub(crate) async fn build_at(
         config: KeystoreConfig,
         backplane: Backplane,
+        health: Health,
         clock: Clock,
     ) -> Result<Self, BuildError> {
         metrics::describe();
         stage0_backplane::clock::start();
         config.validate()?;
         let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
-        let (opening, their_clock) = (config.clone(), Arc::clone(&clock));
-        let opened = tokio::task::spawn_blocking(move || open(&opening, their_clock, plans)).await;
-        let opened = opened.map_err(|error| BuildError::Thread(std::io::Error::other(error)))??;
-        let Opened { desk, hasher, sealer, signer } = opened;
-        let (store, writable, judge) = (desk.store().clone(), desk.vault().writable(), desk.judge());
-        let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
-        let pool = (config.workers(), config.hash_queue);
-        let new_keys = NewKeys::new(Arc::clone(&hasher));
-        let verifier = Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool);
-        let (announcer, retry) = announce::announcer(backplane.clone());
-        let verifier = Arc::new(verifier);
-        let admission = Arc::new(Admission::default());
-        let counter =
-            Counter { store, judge, admission, new_keys, verifier, writer, writable, announcer, sealer, signer, clock };
-        Ok(Self { backplane, counter: Arc::new(counter), retry, thread })
+        let start = Start { config, backplane, health, clock, plans };
+        let (lease, directory) = start.lock().await?;
+        match start.open(lease.as_ref(), directory).await {
+            Ok(ready) => start.finish(lease, ready),
+            Err(error) => {
+                if let Some(lease) = lease {
+                    lease.release().await;
+                }
+                Err(error)
+            }
+        }
     }
 
-    /// Tells whether changes can be stored, at any time.
-    pub fn writable(&self) -> impl Fn() -> bool + Send + Sync + 'static {
-        let writable = Arc::clone(&self.counter.writable);
-        move || writable.load(Ordering::Acquire)
+    /// What was done to a directory that was restored from a backup.
+    pub fn restored(&self) -> Option<&Restored> {
+        self.restored.as_ref()
     }
 
-    /// Serves until `stop` resolves, then finishes what is in hand and closes the files.
-    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), ServeError> {
-        let Self { backplane, counter, retry, thread } = self;
+    /// Serves until `stop` resolves or the lease is lost, then finishes what is in hand and closes the files.
+    pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
+        let Self { backplane, counter, retry, thread, health, tenure, lease, head, restored: _ } = self;
         let stopping = CancellationToken::new();
         let loops = TaskTracker::new();
         let served = questions::serve_all(&backplane, &counter, &stopping, &loops).await;
-        let untold = CancellationToken::new();
+        let (untold, unwritten) = (CancellationToken::new(), CancellationToken::new());
         let retrying = tokio::spawn(retry.run(untold.clone()));
-        if served.is_ok() {
+        let writing = tokio::spawn(head.run(unwritten.clone()));
+        let mut ended = served.map_err(RunError::from);
+        if ended.is_ok() {
+            health.serves();
             tracing::info!("keystore serves");
-            stop.await;
+            tokio::select! {
+                () = stop => {}
+                () = tenure.lost() => ended = Err(RunError::LeaseLost),
+            }
         }
         stopping.cancel();
         loops.close();
         loops.wait().await;
         drop(counter);
         untold.cancel();
-        if retrying.await.is_err() {
-            tracing::error!("the retry of notices panicked");
-        }
+        finished(retrying, "the retry of notices").await;
         thread.finished().await;
+        unwritten.cancel();
+        finished(writing, "the writer of the head").await;
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
         tracing::info!("keystore stopped");
-        served
+        ended
     }
+}
+
+async fn finished(task: JoinHandle<()>, what: &'static str) {
+    if task.await.is_err() {
+        tracing::error!(what, "task panicked");
+    }
+}
+
+/// What a start needs from beginning to end.
+struct Start {
+    config: KeystoreConfig,
+    backplane: Backplane,
+    health: Health,
+    clock: Clock,
+    plans: Plans,
+}
+
+/// Everything is open.
+struct Ready {
+    opened: Opened,
+    tenure: Tenure,
+    head: HeadWriter,
+    stored: HeadStored,
+    restored: Option<Restored>,
 }
 
 struct Opened {
@@ -144,23 +202,228 @@ struct Opened {
     hasher: Arc<Hasher>,
     sealer: Arc<Sealer>,
     signer: Arc<Signer>,
+    new_operator_key: bool,
 }
 
-fn open(config: &KeystoreConfig, clock: Clock, plans: Plans) -> Result<Opened, BuildError> {
+impl Start {
+    fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.backplane.ledger
+    }
+
+    async fn lock(&self) -> Result<(Option<Lease>, LockedDirectory), BuildError> {
+        let dir = self.config.data_dir.clone();
+        let Some(times) = self.config.lease else {
+            let directory = blocking(move || Ok(LockedDirectory::take(&dir)?)).await?;
+            return Ok((None, directory));
+        };
+        let acquired = lease::acquire(self.ledger(), &dir, times, &self.health).await;
+        let (lease, directory) = acquired.map_err(|error| match error {
+            AcquireError::Random(error) => BuildError::Random(error),
+            AcquireError::Open(error) => BuildError::Open(error),
+            AcquireError::Cancelled(error) => BuildError::Thread(std::io::Error::other(error)),
+        })?;
+        self.health.waits("it opens its data");
+        Ok((Some(lease), directory))
+    }
+
+    async fn open(&self, lease: Option<&Lease>, directory: LockedDirectory) -> Result<Ready, BuildError> {
+        let tenure = lease.map_or_else(Tenure::for_life, |lease| lease.tenure.clone());
+        let found = blocking(move || Ok(Found::look(directory)?)).await?;
+        let known = loop {
+            match head::read(self.ledger()).await {
+                Ok(known) => break known,
+                Err(error) => self.wait_out(&error).await?,
+            }
+        };
+        let head = known.map(|(head, _)| head);
+        let judged = judge(&found, head.as_ref());
+        let why = judged.map_err(|error| OpenError::Directory(found.dir().to_owned(), error))?;
+        let (restoring, mut restored) = match why {
+            None => {
+                if self.config.accept_restore {
+                    tracing::warn!("--accept-restore is not needed: the data is the newest; start without it");
+                }
+                (None, None)
+            }
+            Some(why) if self.config.accept_restore => {
+                let (image, done) = self.restore(&found, head.as_ref(), why).await?;
+                (image, Some(done))
+            }
+            Some(why) => {
+                let (dir, why) = (found.dir().to_owned(), why.to_string());
+                return Err(OpenError::Outdated { dir, why }.into());
+            }
+        };
+        let (config, clock, plans, own) = (self.config.clone(), Arc::clone(&self.clock), self.plans, tenure.clone());
+        let is_restored = restored.is_some();
+        let opened = blocking(move || {
+            let now = whole_seconds(clock());
+            let mut vault = found.open(Lineage::from_random(manage::random()?), now, own)?;
+            if let Some(image) = restoring {
+                vault.replace(&image)?;
+            }
+            open(&config, vault, (clock, plans), is_restored)
+        });
+        let opened = opened.await?;
+        let dir = self.config.data_dir.clone();
+        if let Some(restored) = &mut restored {
+            restored.new_operator_key = opened.new_operator_key;
+            say(restored);
+        }
+        let term = lease.map_or_else(|| head.map_or(1, |head| head.term.saturating_add(1)), |lease| lease.term);
+        let (head, stored) = self.first_head(&opened.desk, term, known.map(|(_, revision)| revision), &tenure).await?;
+        let now = (self.clock)();
+        let remembered = dir.clone();
+        blocking(move || head::remember(&dir, now).map_err(|error| OpenError::Directory(remembered, error).into()))
+            .await?;
+        Ok(Ready { opened, tenure, head, stored, restored })
+    }
+
+    /// The directory's image from now on, none where it is empty; and what that changes.
+    async fn restore(
+        &self,
+        found: &Found,
+        head: Option<&Head>,
+        why: Mismatch,
+    ) -> Result<(Option<crate::image::Image>, Restored), BuildError> {
+        let empty = crate::image::Image::of(Lineage::from_random(manage::random()?), 0, Vec::new());
+        let empty = empty.map_err(|error| BuildError::StateStore(error.to_string()))?;
+        let image = found.image().unwrap_or(&empty);
+        let mut lists = BTreeMap::new();
+        for account in image.accounts() {
+            let list = loop {
+                match live_keys::read(self.ledger(), account).await {
+                    Ok(list) => break list,
+                    Err(error) => self.wait_out(&error).await?,
+                }
+            };
+            lists.extend(list.map(|list| (account.clone(), list)));
+        }
+        let newest = head.map_or(0, |head| head.position.sequence);
+        let fresh = Lineage::from_random(manage::random()?);
+        let restored = restore::restored(image, newest, &lists, (fresh, why, whole_seconds((self.clock)())));
+        let (image, done) = restored.map_err(|error| BuildError::StateStore(error.to_string()))?;
+        Ok((found.image().map(|_| image), done))
+    }
+
+    /// The head of this term: from here on the directory is the one that is believed.
+    async fn first_head(
+        &self,
+        desk: &Desk,
+        term: u64,
+        revision: Option<Revision>,
+        tenure: &Tenure,
+    ) -> Result<(HeadWriter, HeadStored), BuildError> {
+        loop {
+            let lister = Lister::new(desk.store().clone(), Arc::clone(&self.clock));
+            let (ledger, changes) = (Arc::clone(self.ledger()), desk.vault().changes().clone());
+            let shared = (tenure.clone(), self.health.clone());
+            match HeadWriter::start(ledger, changes, lister, term, revision, shared).await {
+                Ok(started) => return Ok(started),
+                // Somebody else wrote it since it was read.
+                Err(PutError::Conflict) => return Err(BuildError::StateStore("another keystore uses it".to_owned())),
+                Err(PutError::Failed(error)) => self.wait_out(&error).await?,
+            }
+        }
+    }
+
+    /// The state store may come later than the keystore, or be away for a while; in one process it is there or broken.
+    async fn wait_out(&self, error: &str) -> Result<(), BuildError> {
+        if self.config.lease.is_none() {
+            return Err(BuildError::StateStore(error.to_owned()));
+        }
+        self.health.waits(&format!("the state store does not answer: {error}"));
+        sleep(RETRY_DELAY).await;
+        Ok(())
+    }
+
+    fn finish(self, lease: Option<Lease>, ready: Ready) -> Result<Keystore, BuildError> {
+        let Self { config, backplane, health, clock, plans } = self;
+        let Ready { opened, tenure, head, stored, restored } = ready;
+        let Opened { desk, hasher, sealer, signer, new_operator_key: _ } = opened;
+        let (store, writable, judge) = (desk.store().clone(), desk.vault().writable(), desk.judge());
+        health.watch_writable(Arc::clone(&writable));
+        let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
+        let pool = (config.workers(), config.hash_queue);
+        let new_keys = NewKeys::new(Arc::clone(&hasher));
+        let verifier = Arc::new(Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool));
+        let (announcer, retry) = announce::announcer(backplane.clone());
+        let counter = Counter {
+            store,
+            judge,
+            admission: Arc::new(Admission::default()),
+            new_keys,
+            verifier,
+            writer,
+            writable,
+            announcer,
+            sealer,
+            signer,
+            clock,
+            tenure: tenure.clone(),
+            head: stored,
+        };
+        let counter = Arc::new(counter);
+        Ok(Keystore { backplane, counter, retry, thread, health, tenure, lease, head, restored })
+    }
+}
+
+/// Why a directory is not the newest; none: it is.
+fn judge(found: &Found, head: Option<&Head>) -> std::io::Result<Option<Mismatch>> {
+    let held = Held {
+        position: found.image().map(|image| image.position),
+        digest_at: &|sequence| found.digest_at(sequence),
+        lacks_journal: found.lacks_journal(),
+        remembers: head::is_remembered(found.dir())?,
+    };
+    Ok(head::judge(&held, head).err())
+}
+
+/// A person should read it, and find it again.
+fn say(restored: &Restored) {
+    let Restored { why, kept, revoked, unknown, disabled, unlisted, new_operator_key } = restored;
+    tracing::error!(
+        why,
+        kept,
+        new_operator_key,
+        unlisted = unlisted.len(),
+        revoked = ?revoked,
+        unknown = ?unknown,
+        disabled = ?disabled,
+        "data directory was restored from a backup"
+    );
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| BuildError::Thread(std::io::Error::other(error)))?
+}
+
+fn open(
+    config: &KeystoreConfig,
+    mut vault: Vault,
+    (clock, plans): (Clock, Plans),
+    is_restored: bool,
+) -> Result<Opened, BuildError> {
     let hasher = Arc::new(Hasher::new(config.hash_cost, manage::random()?)?);
     let now = whole_seconds(clock());
-    let mut vault = Vault::open(&config.data_dir, Lineage::from_random(manage::random()?), now)?;
     // Before the operator's key: who must restore a file first shall not find a new key beside it.
     let sealer = seal::sealer(config, vault.store()).map_err(|error| BuildError::Secrets(Box::new(error)))?;
     let signer = signer::signer(config, &mut vault, now).map_err(|error| BuildError::Signing(Box::new(error)))?;
     let sealer = Arc::new(sealer);
     let mut desk =
         Desk::new(vault, Arc::clone(&sealer), clock, plans).map_err(|error| BuildError::Count(Box::new(error)))?;
-    let operator = bootstrap::operator_if_empty(&mut desk, &hasher, &config.data_dir);
-    operator.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
+    let bootstrap = |error| BuildError::Bootstrap(Box::new(error));
+    let new_operator_key = if is_restored {
+        bootstrap::operator_if_none_lives(&mut desk, &hasher, &config.data_dir).map_err(bootstrap)?
+    } else {
+        bootstrap::operator_if_empty(&mut desk, &hasher, &config.data_dir).map_err(bootstrap)?;
+        false
+    };
     if let Some(copy) = &config.operator_key_copy {
-        let copied = bootstrap::copy_operator_key(&config.data_dir, copy);
-        copied.map_err(|error| BuildError::Bootstrap(Box::new(error)))?;
+        bootstrap::copy_operator_key(&config.data_dir, copy).map_err(bootstrap)?;
     }
-    Ok(Opened { desk, hasher, sealer, signer: Arc::new(signer) })
+    Ok(Opened { desk, hasher, sealer, signer: Arc::new(signer), new_operator_key })
 }

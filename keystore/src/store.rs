@@ -37,6 +37,9 @@ pub(crate) enum StoreError {
     Sled(#[from] sled::Error),
     #[error("sled panicked")]
     Panicked,
+    /// Somebody else has it open, which says nothing of what is in it.
+    #[error("the store is in use by another process")]
+    InUse,
     #[error("the store's file cannot be fsynced")]
     Sync(#[source] std::io::Error),
     #[error("a record of the store cannot be read or written as JSON")]
@@ -50,7 +53,8 @@ impl Store {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         disk::private_dir(dir).map_err(StoreError::Sync)?;
         let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        let db = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| StoreError::Panicked)??;
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| StoreError::Panicked)?;
+        let db = opened.map_err(|error| if is_locked(&error) { StoreError::InUse } else { error.into() })?;
         disk::sync_dir(dir).map_err(StoreError::Sync)?;
         Ok(Self { dir: dir.to_owned(), db })
     }
@@ -242,6 +246,12 @@ impl Store {
     fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
         self.db.get(key)?.map(|value| serde_json::from_slice(&value)).transpose().map_err(StoreError::Json)
     }
+}
+
+/// sled has no error of its own for a lock that somebody else holds.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error)
+        if error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock"))
 }
 
 /// An error is not filtered out.

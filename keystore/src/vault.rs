@@ -1,30 +1,31 @@
 //! Journal and store as one thing that loses nothing.
 //!
-//! Owns the order of writes (journal, fsync, store, fsync, then the caller may acknowledge), the opening of both after whatever
-//! happened to them, and the lock that keeps a second process out. What is believed after a crash is [`recovery`]'s to say; this
-//! file carries it out, loudly. When a failed write cannot be taken back, the vault stays readable and takes no more changes.
+//! Owns the order of writes (journal, fsync, store, fsync, then the caller may acknowledge), and the opening of both after
+//! whatever happened to them. What is believed after a crash is [`recovery`]'s to say; this file first only looks, so that
+//! a directory that is refused stays as it is, and then carries it out, loudly. A change is written only while this
+//! keystore holds its lease. When a failed write cannot be taken back, the vault stays readable and takes no more changes.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use jiff::Timestamp;
+use stage0_contract::AccountId;
 
 use crate::bootstrap::OPERATOR_KEY_FILE;
+use crate::changes::Changes;
 use crate::disk;
-use crate::image::{Image, Lineage, Position};
+use crate::image::{Digest, Image, Lineage, Position};
 use crate::journal::{self, AppendError, End, Journal, Replay, RewriteError};
+use crate::lease::Tenure;
+use crate::lock::LockedDirectory;
 use crate::metrics;
-use crate::record::Record;
+use crate::record::{Forgotten, Record};
 use crate::recovery::{self, Fault, Plan, StoreFound};
-use crate::seal::SECRETS_KEY_FILE;
-use crate::signer::SIGNING_KEY_FILE;
 use crate::store::{self, Store, StoreError};
-
-const LOCK: &str = "lock";
 
 /// Journal and store, open for writing.
 #[derive(Debug)]
@@ -33,7 +34,18 @@ pub(crate) struct Vault {
     store: Store,
     position: Position,
     writable: Arc<AtomicBool>,
+    changes: Changes,
+    tenure: Tenure,
     _lock: File,
+}
+
+/// What stands in a directory that was locked, looked at and not changed.
+#[derive(Debug)]
+pub(crate) struct Found {
+    directory: LockedDirectory,
+    replay: Option<Replay>,
+    open: Option<(Store, Image)>,
+    plan: Plan,
 }
 
 /// The data directory cannot be opened.
@@ -43,7 +55,10 @@ pub enum OpenError {
     #[error("the data directory `{}` cannot be used", .0.display())]
     Directory(PathBuf, #[source] io::Error),
     /// Two writers would destroy each other's work.
-    #[error("the data directory `{}` is in use by another process", .0.display())]
+    #[error(
+        "the data directory `{}` is in use by another process: another keystore uses this directory; nothing was changed",
+        .0.display()
+    )]
     Locked(PathBuf),
     /// The journal cannot be read or opened for writing.
     #[error("the journal `{}` cannot be opened", .0.display())]
@@ -57,6 +72,18 @@ pub enum OpenError {
         /// The data directory.
         dir: PathBuf,
         /// What is wrong with which file.
+        why: String,
+    },
+    /// It is not what the state store knows to have been acknowledged.
+    #[error(
+        "refusing to start on `{}`: {why}; nothing was changed: if an older state came back by mistake, put the newest \
+         files back; if a backup was restored on purpose, start once with --accept-restore, which revokes every key that \
+         the state store does not list as live (docs/OPERATIONS.md)", .dir.display()
+    )]
+    Outdated {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was found, and what is known.
         why: String,
     },
     /// What was put aside or written again could not be.
@@ -77,57 +104,129 @@ pub enum OpenError {
 pub(crate) enum CommitError {
     #[error("the keystore takes no more changes since a failed write")]
     ReadOnly,
+    #[error("the keystore's lease is over: another keystore may serve")]
+    LeaseOver,
     #[error("the change cannot be written to the journal")]
     Journal(#[source] AppendError),
     #[error("the change cannot be written to the store")]
     Store(#[source] StoreError),
 }
 
-impl Vault {
-    /// Opens the directory, repairing what can be proven. `now` names what is put aside.
-    pub(crate) fn open(dir: &Path, fresh: Lineage, now: Timestamp) -> Result<Self, OpenError> {
-        let own = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE, journal::FILE];
-        disk::private_dir(dir)
-            .and_then(|()| disk::private_files(dir, &own))
-            .map_err(|error| OpenError::Directory(dir.to_owned(), error))?;
-        let lock = lock(dir)?;
+impl Found {
+    /// Reads all that is in a directory.
+    pub(crate) fn look(directory: LockedDirectory) -> Result<Self, OpenError> {
+        let dir = &directory.dir;
+        let replay = directory.journal.as_ref().map(journal::read).transpose();
+        let replay = replay.map_err(|error| OpenError::Journal(dir.join(journal::FILE), error))?;
+        let (found, open) = look_at_store(dir)?;
+        let plan = recovery::plan(replay.as_ref(), &found);
+        match &plan {
+            Plan::Refuse { why } => return Err(refused(dir, why)),
+            // The operator's key is written after journal and store: where it stands alone, they were lost, and an empty
+            // keystore would look as if every key had been revoked.
+            Plan::Begin => {
+                let operator = dir.join(OPERATOR_KEY_FILE).try_exists();
+                if operator.map_err(|error| OpenError::Directory(dir.clone(), error))? {
+                    return Err(refused(dir, &Fault::EverythingMissing));
+                }
+            }
+            Plan::Open | Plan::CatchUp | Plan::RebuildStore { .. } | Plan::RewriteJournal { .. } => {}
+        }
+        Ok(Self { directory, replay, open, plan })
+    }
+
+    /// What opening it will hold; none where there is nothing yet.
+    pub(crate) fn image(&self) -> Option<&Image> {
+        let journal = || self.replay.as_ref()?.image.as_ref();
+        match &self.plan {
+            Plan::Open | Plan::RewriteJournal { .. } => self.open.as_ref().map(|(_, image)| image),
+            Plan::CatchUp | Plan::RebuildStore { .. } => journal(),
+            Plan::Begin | Plan::Refuse { .. } => None,
+        }
+    }
+
+    /// What the content was after a change, as far as the journal goes back.
+    pub(crate) fn digest_at(&self, sequence: u64) -> Option<Digest> {
+        let trail = self.replay.iter().flat_map(|replay| &replay.trail);
+        trail.into_iter().find(|(at, _)| *at == sequence).map(|(_, digest)| *digest)
+    }
+
+    /// There is a store, and only the word of somebody else tells how new it is.
+    pub(crate) fn lacks_journal(&self) -> bool {
+        matches!(&self.plan, Plan::RewriteJournal { why: Fault::JournalMissing })
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.directory.dir
+    }
+
+    /// Opens it, repairing what can be proven. `fresh` is the lineage of a new directory, `now` names what is put aside.
+    pub(crate) fn open(self, fresh: Lineage, now: Timestamp, tenure: Tenure) -> Result<Vault, OpenError> {
+        let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, open, plan } = self;
         let journal_failed = |error| OpenError::Journal(dir.join(journal::FILE), error);
-        let replay = journal::read(dir).map_err(journal_failed)?;
-        let (found, open) = look_at_store(&dir.join(store::DIR));
-        let repair = Repair { dir, now };
-        let (journal, store, position) = match (recovery::plan(replay.as_ref(), &found), replay, open) {
-            (Plan::Open, Some(replay), Some((store, image))) => {
-                let journal = repair.open_journal(&replay).map_err(journal_failed)?;
+        let repair = Repair { dir: &dir, now };
+        let (journal, store, position) = match (plan, file, replay, open) {
+            (Plan::Open, Some(file), Some(replay), Some((store, image))) => {
+                let journal = repair.open_journal(file, &replay).map_err(journal_failed)?;
                 (journal, store, image.position)
             }
-            (Plan::CatchUp, Some(Replay { image: Some(ahead), good, snapshot, end }), Some((store, image))) => {
+            (Plan::CatchUp, Some(file), Some(replay), Some((store, _))) => {
+                let ahead = replay.image.as_ref().ok_or_else(|| refused(&dir, &Fault::StoreDisagrees))?;
                 let position = ahead.position;
                 tracing::warn!(sequence = position.sequence, "store catches up with the journal by one change");
                 let catch_up = |error| repair.failed("the store cannot catch up", error);
-                store.fill(&ahead).map_err(catch_up)?;
-                drop(image);
-                let replay = Replay { image: None, good, snapshot, end };
-                (repair.open_journal(&replay).map_err(journal_failed)?, store, position)
+                store.fill(ahead).map_err(catch_up)?;
+                (repair.open_journal(file, &replay).map_err(journal_failed)?, store, position)
             }
-            (Plan::RebuildStore { why }, Some(replay), open) => {
+            (Plan::RebuildStore { why }, Some(file), Some(replay), open) => {
                 drop(open);
-                let journal = repair.open_journal(&replay).map_err(journal_failed)?;
-                let image = replay.image.ok_or_else(|| repair.refused(&why))?;
+                let journal = repair.open_journal(file, &replay).map_err(journal_failed)?;
+                let image = replay.image.ok_or_else(|| refused(&dir, &why))?;
                 (journal, repair.rebuild_store(&image, &why)?, image.position)
             }
-            (Plan::RewriteJournal { why }, replay, Some((store, image))) => {
-                (repair.rewrite_journal(&image, replay.is_some(), &why)?, store, image.position)
+            (Plan::RewriteJournal { why }, file, replay, Some((store, image))) => {
+                let journal = repair.rewrite_journal(&image, replay.is_some(), &why)?;
+                // Until here the old one is locked.
+                drop(file);
+                (journal, store, image.position)
             }
-            (Plan::Begin, _, _) => repair.begin(fresh)?,
-            (Plan::Refuse { why }, _, _) => return Err(repair.refused(&why)),
+            (Plan::Begin, _, _, _) => repair.begin(fresh)?,
+            (Plan::Refuse { why }, _, _, _) => return Err(refused(&dir, &why)),
             // INVARIANT: a plan names only what was found; these pairs cannot be, and are refused if they are.
-            (Plan::Open | Plan::CatchUp | Plan::RebuildStore { .. } | Plan::RewriteJournal { .. }, _, _) => {
-                return Err(repair.refused(&Fault::StoreDisagrees));
+            (Plan::Open | Plan::CatchUp | Plan::RebuildStore { .. } | Plan::RewriteJournal { .. }, _, _, _) => {
+                return Err(refused(&dir, &Fault::StoreDisagrees));
             }
         };
         metrics::writable(true);
         let writable = Arc::new(AtomicBool::new(true));
-        Ok(Self { journal, store, position, writable, _lock: lock })
+        let vault = Vault { journal, store, position, writable, changes: Changes::at(position), tenure, _lock: lock };
+        vault.tenure.stands_at(vault.place());
+        Ok(vault)
+    }
+}
+
+impl Vault {
+    /// As a keystore without a state store opens it.
+    #[cfg(test)]
+    pub(crate) fn open(dir: &Path, fresh: Lineage, now: Timestamp) -> Result<Self, OpenError> {
+        Found::look(LockedDirectory::take(dir)?)?.open(fresh, now, Tenure::for_life())
+    }
+
+    /// Holds this from now on, and nothing else: the journal first, so that a crash between leaves a store that it rebuilds.
+    pub(crate) fn replace(&mut self, image: &Image) -> Result<(), OpenError> {
+        let dir = self.journal.dir().to_owned();
+        let failed = |what, source: Box<dyn std::error::Error + Send + Sync>| OpenError::Repair {
+            dir: dir.clone(),
+            what,
+            source,
+        };
+        let journal = Journal::rewrite(&dir, image);
+        self.journal = journal.map_err(|error| failed("a journal of what was restored", Box::new(error)))?;
+        self.store.fill(image).map_err(|error| failed("a store of what was restored", Box::new(error)))?;
+        self.tenure.stands_at(self.place());
+        self.position = image.position;
+        self.changes.moved(image.position, BTreeSet::new());
+        Ok(())
     }
 
     /// Stores one change. `Ok` means that it survives a power cut in both places.
@@ -142,6 +241,10 @@ impl Vault {
             return Err(CommitError::ReadOnly);
         }
         let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
+        // The last moment: who was frozen for long must not add to what another one serves by now.
+        if !self.tenure.holds() {
+            return Err(CommitError::LeaseOver);
+        }
         let appended = self.journal.append(next.sequence, records.to_vec()).map_err(|error| {
             if let AppendError::Stuck(_) = error {
                 self.stop_writing();
@@ -157,8 +260,19 @@ impl Vault {
             return Err(CommitError::Store(error));
         }
         self.position = next;
+        self.changes.moved(next, records.iter().filter_map(account_of_key).cloned().collect());
         self.shorten_journal();
         Ok(())
+    }
+
+    /// What was changed since it was opened, for whoever keeps a copy of it elsewhere.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// The journal that is locked now.
+    pub(crate) fn place(&self) -> Option<String> {
+        crate::lock::place_of(&self.journal.file().metadata().ok()?)
     }
 
     /// Reads go here, from any thread that may block.
@@ -184,6 +298,7 @@ impl Vault {
         match Journal::rewrite(self.journal.dir(), &image) {
             Ok(journal) => {
                 self.journal = journal;
+                self.tenure.stands_at(self.place());
                 tracing::info!(sequence = self.position.sequence, records = image.len(), "journal was shortened");
             }
             Err(error) => {
@@ -206,27 +321,31 @@ impl Vault {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let failed = |error| OpenError::Directory(dir.to_owned(), error);
-    let options = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(dir.join(LOCK));
-    let file = options.map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked(dir.to_owned())),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
+/// Whose list of keys a record changes.
+fn account_of_key(record: &Record) -> Option<&AccountId> {
+    match record {
+        Record::Key(key) => Some(&key.account),
+        Record::Forgotten(Forgotten::Key { account, .. }) => Some(account),
+        Record::Account(_) | Record::Webhook(_) | Record::SigningKey(_) | Record::Forgotten(_) => None,
     }
 }
 
-/// Opens a store that exists and reads all of it.
-fn look_at_store(dir: &Path) -> (StoreFound, Option<(Store, Image)>) {
-    match dir.try_exists() {
-        Ok(false) => return (StoreFound::Missing, None),
-        Err(error) => return (StoreFound::Broken(error.to_string()), None),
+fn refused(dir: &Path, why: &Fault) -> OpenError {
+    OpenError::Unprovable { dir: dir.to_owned(), why: why.to_string() }
+}
+
+/// Opens a store that exists and reads all of it. One that somebody else has open is neither whole nor damaged.
+fn look_at_store(dir: &Path) -> Result<(StoreFound, Option<(Store, Image)>), OpenError> {
+    let store = dir.join(store::DIR);
+    match store.try_exists() {
+        Ok(false) => return Ok((StoreFound::Missing, None)),
+        Err(error) => return Ok((StoreFound::Broken(error.to_string()), None)),
         Ok(true) => {}
     }
-    match Store::open(dir).and_then(|store| store.image().map(|image| (store, image))) {
-        Ok((store, image)) => (StoreFound::Whole(image.clone()), Some((store, image))),
-        Err(error) => (StoreFound::Broken(chain(&error)), None),
+    match Store::open(&store).and_then(|store| store.image().map(|image| (store, image))) {
+        Ok((store, image)) => Ok((StoreFound::Whole(image.clone()), Some((store, image)))),
+        Err(StoreError::InUse) => Err(OpenError::Locked(dir.to_owned())),
+        Err(error) => Ok((StoreFound::Broken(chain(&error)), None)),
     }
 }
 
@@ -238,26 +357,20 @@ struct Repair<'a> {
 
 impl Repair<'_> {
     fn begin(&self, fresh: Lineage) -> Result<(Journal, Store, Position), OpenError> {
-        // The operator's key is written after journal and store: where it stands alone, they were lost, and an empty keystore
-        // would look as if every key had been revoked.
-        let operator = self.dir.join(OPERATOR_KEY_FILE).try_exists();
-        if operator.map_err(|error| OpenError::Directory(self.dir.to_owned(), error))? {
-            return Err(self.refused(&Fault::EverythingMissing));
-        }
         let image = Image::of(fresh, 0, Vec::new()).map_err(|error| self.failed("an empty image", error))?;
         // The journal first: a store without one is not a first start.
         let journal = Journal::rewrite(self.dir, &image).map_err(|error| self.failed("a first journal", error))?;
         Ok((journal, self.fill_store(&image)?, image.position))
     }
 
-    fn open_journal(&self, replay: &Replay) -> io::Result<Journal> {
+    fn open_journal(&self, file: File, replay: &Replay) -> io::Result<Journal> {
         if replay.end == End::Torn {
             tracing::warn!(
                 bytes = replay.good,
                 "journal ends in an unfinished append, which was not acknowledged; cut off"
             );
         }
-        Journal::open(self.dir, replay)
+        Journal::open(self.dir, file, replay)
     }
 
     fn rebuild_store(&self, image: &Image, why: &Fault) -> Result<Store, OpenError> {
@@ -272,7 +385,7 @@ impl Repair<'_> {
     }
 
     fn rewrite_journal(&self, image: &Image, exists: bool, why: &Fault) -> Result<Journal, OpenError> {
-        let aside = if exists { self.put_aside(journal::FILE)? } else { String::new() };
+        let aside = if exists { self.keep_aside(journal::FILE)? } else { String::new() };
         let (records, sequence) = (image.len(), image.position.sequence);
         tracing::error!(%why, records, sequence, aside, "journal was rewritten from the store");
         Journal::rewrite(self.dir, image).map_err(|error: RewriteError| self.failed("a new journal", error))
@@ -288,10 +401,7 @@ impl Repair<'_> {
     /// Damaged files are evidence: renamed, never deleted. Returns the new name, or nothing when there was no file.
     fn put_aside(&self, name: &str) -> Result<String, OpenError> {
         let failed = |error| self.failed("what is damaged cannot be put aside", error);
-        let mut aside = format!("{name}.damaged-{}", self.now.strftime("%Y%m%dT%H%M%SZ"));
-        while self.dir.join(&aside).try_exists().map_err(failed)? {
-            aside.push('+');
-        }
+        let aside = self.free_name(name).map_err(failed)?;
         match std::fs::rename(self.dir.join(name), self.dir.join(&aside)) {
             Ok(()) => disk::sync_dir(self.dir).map(|()| aside).map_err(failed),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -299,8 +409,23 @@ impl Repair<'_> {
         }
     }
 
-    fn refused(&self, why: &Fault) -> OpenError {
-        OpenError::Unprovable { dir: self.dir.to_owned(), why: why.to_string() }
+    /// As [`Repair::put_aside`], of a file that is replaced next: its name, by which it is locked, leads to it until then.
+    fn keep_aside(&self, name: &str) -> Result<String, OpenError> {
+        let failed = |error| self.failed("what is damaged cannot be put aside", error);
+        let aside = self.free_name(name).map_err(failed)?;
+        match std::fs::hard_link(self.dir.join(name), self.dir.join(&aside)) {
+            Ok(()) => disk::sync_dir(self.dir).map(|()| aside).map_err(failed),
+            // Not every file system has a second name for a file.
+            Err(_) => self.put_aside(name),
+        }
+    }
+
+    fn free_name(&self, name: &str) -> io::Result<String> {
+        let mut aside = format!("{name}.damaged-{}", self.now.strftime("%Y%m%dT%H%M%SZ"));
+        while self.dir.join(&aside).try_exists()? {
+            aside.push('+');
+        }
+        Ok(aside)
     }
 
     fn failed(&self, what: &'static str, source: impl std::error::Error + Send + Sync + 'static) -> OpenError {
@@ -389,6 +514,49 @@ mod tests {
         vault.store.fill(&other).unwrap();
         vault.commit(&[Record::Key(record)]).unwrap();
         assert!(!vault.writable().load(Ordering::Acquire));
+    }
+
+    #[test]
+    fn a_store_that_another_process_has_open_is_not_damage_and_nothing_is_renamed() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path());
+        let copy = dir.path().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(dir.path().join(journal::FILE), copy.join(journal::FILE)).unwrap();
+        std::os::unix::fs::symlink(dir.path().join(store::DIR), copy.join(store::DIR)).unwrap();
+        let second = Vault::open(&copy, Lineage::from_random([1; 16]), at(1));
+        assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+        drop((first, second));
+        let names = std::fs::read_dir(&copy).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(!names.into_iter().any(|name| name.to_string_lossy().contains(".damaged-")));
+        assert!(Vault::open(&copy, Lineage::from_random([1; 16]), at(1)).is_ok());
+    }
+
+    #[test]
+    fn a_journal_that_was_rewritten_is_locked_as_the_first_one_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = open(dir.path());
+        let place = vault.place();
+        let mut record = key("k", "a", &[]);
+        record.name = "n".repeat(2 << 20);
+        vault.commit(&[Record::Key(record)]).unwrap();
+        assert_ne!(vault.place(), place, "it was shortened");
+        std::fs::remove_file(dir.path().join("lock")).unwrap();
+        let second = Vault::open(dir.path(), Lineage::from_random([1; 16]), at(1));
+        assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+    }
+
+    #[test]
+    fn a_keystore_whose_lease_is_over_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut vault = open(dir.path());
+        vault.tenure = Tenure::of_nobody();
+        let before = std::fs::read(dir.path().join(journal::FILE)).unwrap();
+        let refused = vault.commit(&[Record::Account(account("a"))]);
+        assert!(matches!(refused, Err(CommitError::LeaseOver)), "{refused:?}");
+        assert_eq!(std::fs::read(dir.path().join(journal::FILE)).unwrap(), before);
+        vault.tenure = Tenure::for_life();
+        vault.commit(&[Record::Account(account("a"))]).unwrap();
     }
 
     #[test]

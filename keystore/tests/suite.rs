@@ -20,10 +20,14 @@ mod harness;
 mod older;
 #[path = "suite/power_cut.rs"]
 mod power_cut;
+#[path = "suite/restore.rs"]
+mod restore;
 #[path = "suite/serving.rs"]
 mod serving;
 #[path = "suite/signing.rs"]
 mod signing;
+#[path = "suite/two.rs"]
+mod two;
 #[path = "suite/webhooks.rs"]
 mod webhooks;
 #[path = "suite/witness.rs"]

@@ -31,5 +31,5 @@ pub use dns::{Dns, Known};
 pub use process::Process;
 pub use raw::{Dialer, Raw};
 pub use receiver::{Authority, Delivery, Receiver, Reply};
-pub use stack::{Stack, StackBuilder, account_scopes, write_keys};
+pub use stack::{Stack, StackBuilder, account_scopes, serves, write_keys};
 pub use traffic::Traffic;

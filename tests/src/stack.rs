@@ -44,6 +44,11 @@ pub fn account_scopes() -> Vec<&'static str> {
     Scope::ALL.into_iter().filter(|scope| *scope != Scope::Operator).map(Scope::as_str).collect()
 }
 
+/// It said so.
+pub fn serves(keystore: &Process) {
+    keystore.wait_for_log("keystore serves", "message");
+}
+
 impl Stack {
     /// What is wanted; finish with `dev` or `nats`.
     pub fn build() -> StackBuilder {
@@ -78,11 +83,13 @@ impl Stack {
             Some(nats) => nats,
             None => NatsServer::start_with(server).await,
         };
-        let keystore = settings.start_keystore(&nats, directory.path());
+        // It waits for the streams, which exporters and gateways make.
+        let keystore = settings.begin_keystore(&nats, &directory.path().join("keys"), &[]);
         let evaluators = (0..settings.evaluators.unwrap_or(1)).map(|_| settings.start_evaluator(&nats)).collect();
         let exporters = (0..settings.exporters.unwrap_or(1)).map(|_| settings.start_exporter(&nats)).collect();
         let (gateways, urls): (Vec<_>, Vec<_>) =
             (0..settings.gateways.unwrap_or(1)).map(|_| settings.start_gateway(&nats, directory.path())).unzip();
+        serves(&keystore);
         let key = std::fs::read_to_string(directory.path().join("keys/operator.key")).unwrap();
         let operator = Api::new(&urls[0], &directory.path().join("tls/ca.pem"), Some(key.trim()));
         for url in &urls {
@@ -170,7 +177,14 @@ impl Stack {
 
     pub fn start_keystore(&mut self) {
         self.keystore = None;
-        self.keystore = Some(self.settings.start_keystore(self.server(), self.directory.path()));
+        let keystore = self.begin_keystore(&self.data(), &[]);
+        serves(&keystore);
+        self.keystore = Some(keystore);
+    }
+
+    /// A further keystore, perhaps with another directory, which may have to wait or end.
+    pub fn begin_keystore(&self, data: &Path, with: &[&str]) -> Process {
+        self.settings.begin_keystore(self.server(), data, with)
     }
 
     /// kill -9, and a new one in its place.

@@ -10,7 +10,9 @@ use reqwest::Client;
 use serde::Deserialize;
 use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, exposure};
 use stage0_backplane::{Backplane, ClockError};
-use stage0_contract::{EvaluatorStatus, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS};
+use stage0_contract::{
+    EvaluatorStatus, KEYSTORE_RECORDS, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS,
+};
 use tokio::time::Instant;
 
 use super::{Finding, How, room};
@@ -218,7 +220,10 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
             findings.extend(ledger(backplane, RUN_RECORDS).await);
             findings.push(store_clock(backplane).await);
         }
-        Role::Keystore => {}
+        Role::Keystore => {
+            findings.extend(ledger(backplane, KEYSTORE_RECORDS).await);
+            findings.push(lease(backplane).await);
+        }
         Role::AuditExport => {
             findings.push(asked("keystore", backplane.requests.ask(&SigningKeys {}, ANSWER_WITHIN).await.err()));
             findings.push(log(backplane).await);
@@ -243,11 +248,20 @@ async fn store_clock(backplane: &Backplane) -> Finding {
     }
 }
 
-/// The role's own records, and one of another's. Of roles without records nothing can be said.
+/// The role's own records, and one of another's.
 async fn ledger(backplane: &Backplane, word: &str) -> [Finding; 2] {
     let own = records(backplane, word).await;
     let confined = confined(backplane, own.how == How::Good).await;
     [own, confined]
+}
+
+/// Who serves: a second keystore stands by.
+async fn lease(backplane: &Backplane) -> Finding {
+    match stage0_keystore::lease_holder(&backplane.ledger).await {
+        Ok(Some(holder)) => Finding::good("lease", format!("{holder}; another keystore stands by until it ends")),
+        Ok(None) => Finding::good("lease", "free: the next keystore that starts serves"),
+        Err(error) => Finding::bad("lease", error, GET_RIGHTS),
+    }
 }
 
 async fn carries(backplane: &Backplane) -> Finding {

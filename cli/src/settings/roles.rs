@@ -379,7 +379,9 @@ fn read_keystore(reader: &mut Reader) -> Option<KeystoreConfig> {
     let signing_key_file = reader.optional(&table::SIGNING_KEY_FILE, path);
     let signing_key_file = reader.private(&table::SIGNING_KEY_FILE, signing_key_file);
     let plans = reader.optional(&table::PLANS, plans);
+    let accept_restore = reader.required(&table::ACCEPT_RESTORE, boolean);
     Some(KeystoreConfig {
+        accept_restore: accept_restore?,
         secrets_key_file,
         secrets_key,
         signing_key_file,

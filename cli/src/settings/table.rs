@@ -95,6 +95,8 @@ settings! {
         (Dev, Default(".stage0")), (Keystore, Required), (Client, Default(".stage0"))];
     OPERATOR_KEY_COPY = "operator-key-copy" "FILE" in "Data", "Where each start also puts the operator's first key, for whoever must not see the data directory", OPEN, All, &[
         (Keystore, Optional)];
+    ACCEPT_RESTORE = "accept-restore" "BOOL" in "Data", "Starts once on a data directory that is older than what was acknowledged, such as a restored backup: every key that the state store does not list as live is revoked (docs/OPERATIONS.md)", OPEN, All, &[
+        (Dev, Default("false")), (Keystore, Default("false"))];
     HASH_THREADS = "hash-threads" "N" in "Data", "Keys that are hashed at the same time, 19 MiB each; absent: one for every two cores", OPEN, All, &[
         (Dev, Optional), (Keystore, Optional)];
     HASH_QUEUE = "hash-queue" "N" in "Data", "Keys that may wait for a hash before more are told to come again", OPEN, All, &[

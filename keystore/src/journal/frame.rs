@@ -4,12 +4,14 @@
 //! crc of the header u32 | JSON`, big endian. The header's checksum tells a torn append (the header is whole, the bytes end
 //! early or in zeros: never acknowledged) from damage (bytes that are there and wrong: perhaps acknowledged).
 
-use crate::image::{Image, Lineage};
+use crate::image::{Digest, Image, Lineage};
 use crate::record::Record;
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"S0KJ";
 const HEADER: usize = 24;
+/// Of an append whose header did not arrive: more than any change of a key, an account or an endpoint takes.
+const MAX_UNWRITTEN_BYTES: usize = 64 << 10;
 
 /// What a frame says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub(crate) struct Replay {
     /// Bytes of the first frame.
     pub(crate) snapshot: usize,
     pub(crate) end: End,
+    /// What the content was after each frame.
+    pub(crate) trail: Vec<(u64, Digest)>,
 }
 
 /// Why an entry cannot be framed.
@@ -69,7 +73,7 @@ pub(crate) fn encode(sequence: u64, entry: &Entry) -> Result<Vec<u8>, FrameError
 
 /// Reads a whole file. Never fails: what cannot be read is said in `end`.
 pub(crate) fn replay(bytes: &[u8]) -> Replay {
-    let mut found = Replay { image: None, good: 0, snapshot: 0, end: End::Whole };
+    let mut found = Replay { image: None, good: 0, snapshot: 0, end: End::Whole, trail: Vec::new() };
     loop {
         let rest = bytes.get(found.good..).unwrap_or_default();
         if rest.is_empty() {
@@ -117,6 +121,7 @@ fn absorb(found: &mut Replay, sequence: u64, entry: Entry) -> Result<(), serde_j
             }
         }
     }
+    found.trail.extend(found.image.as_ref().map(|image| (sequence, image.position.digest)));
     Ok(())
 }
 
@@ -126,11 +131,13 @@ fn damaged(rest: &[u8]) -> End {
     End::Damaged { newest: headers.map(|header| header.sequence).max().unwrap_or(0) }
 }
 
-/// A file may have been given its length before its bytes arrived; what did not arrive reads as zeros. JSON ends in no zero,
-/// so that a last zero byte means an append that was not finished, unless a later frame stands behind.
-fn is_unwritten(rest: &[u8]) -> bool {
+/// A file may have been given its length before its bytes arrived; what did not arrive reads as zeros. JSON ends in no
+/// zero, so that a last zero byte means an append that was not finished. One append writes one frame: what is longer
+/// than that, or has a later frame behind it, was acknowledged in part and is damage.
+fn is_unwritten(rest: &[u8], length: Option<usize>) -> bool {
+    let fits = rest.len() <= length.map_or(MAX_UNWRITTEN_BYTES, |length| HEADER.saturating_add(length));
     let later = || rest.get(1..).unwrap_or_default().windows(HEADER).any(|bytes| header(bytes).is_some());
-    rest.last() == Some(&0) && !later()
+    fits && rest.last() == Some(&0) && !later()
 }
 
 enum Decoded {
@@ -149,11 +156,11 @@ fn decode(rest: &[u8]) -> Decoded {
     if rest.len() < HEADER {
         return Decoded::Torn;
     }
-    let bad = || if is_unwritten(rest) { Decoded::Torn } else { Decoded::Bad };
-    let Some(Header { length, sequence, crc }) = rest.get(..HEADER).and_then(header) else { return bad() };
+    let bad = |length| if is_unwritten(rest, length) { Decoded::Torn } else { Decoded::Bad };
+    let Some(Header { length, sequence, crc }) = rest.get(..HEADER).and_then(header) else { return bad(None) };
     let Some(json) = rest.get(HEADER..HEADER.saturating_add(length)) else { return Decoded::Torn };
     if crc32fast::hash(json) != crc {
-        return bad();
+        return bad(Some(length));
     }
     match serde_json::from_slice(json) {
         Ok(entry) => Decoded::Frame { sequence, entry, length: HEADER + length },
@@ -236,10 +243,29 @@ mod tests {
         for arrived in ends[1]..ends[2] {
             let mut bytes = bytes.clone();
             bytes[arrived..].fill(0);
-            bytes.extend([0; 300]);
             let found = replay(&bytes);
             assert_eq!((found.end, found.good), (End::Torn, ends[1]), "{arrived}");
         }
+    }
+
+    #[test]
+    fn zeros_over_more_than_one_append_can_have_written_are_damage() {
+        let (bytes, ends) = journal(2);
+        let mut longer = bytes.clone();
+        longer[ends[1] + HEADER..].fill(0);
+        longer.extend([0; 300]);
+        assert!(matches!(replay(&longer).end, End::Damaged { .. }), "the header says how long its frame is");
+        let zeros = [bytes, vec![0; MAX_UNWRITTEN_BYTES + 1]].concat();
+        assert_eq!(replay(&zeros).end, End::Damaged { newest: 0 });
+        assert_eq!(replay(&zeros[..zeros.len() - 1]).end, End::Torn);
+    }
+
+    #[test]
+    fn the_trail_says_what_the_content_was_after_each_frame() {
+        let (bytes, _) = journal(2);
+        let found = replay(&bytes);
+        assert_eq!(found.trail.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), [7, 8, 9]);
+        assert_eq!(found.trail[2].1, found.image.unwrap().position.digest);
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use stage0_backplane::Backplane;
 use stage0_contract::{AccountId, ApiKey, KeyId, Scope, WebhookCreated, WebhookId};
 use stage0_keystore::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
-use crate::harness::Running;
+use crate::harness::{Running, config, nobody};
 
 /// A directory with acknowledged changes in it, and what they were.
 struct Kept {
@@ -152,7 +153,16 @@ async fn a_damaged_journal_beside_a_rolled_back_store_is_refused() {
 async fn a_second_process_is_refused() {
     let kept = Kept::new().await;
     let running = Running::start(kept.dir.path()).await;
-    assert!(kept.is_refused().await.contains("in use by another process"));
+    for remove_lock_file in [false, true] {
+        if remove_lock_file {
+            std::fs::remove_file(kept.path("lock")).unwrap();
+        }
+        let refused = Running::start_on(config(kept.dir.path()), Backplane::embedded(), nobody()).await;
+        let error = refused.err().expect("it started");
+        let text = std::error::Error::source(&error).unwrap().to_string();
+        assert!(text.contains("in use by another process"), "{text}");
+        assert_eq!((kept.aside("journal"), kept.aside("store")), (0, 0));
+    }
     running.stop().await;
 }
 

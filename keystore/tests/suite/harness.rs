@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::time::Duration;
 
-use stage0_backplane::{Backplane, ServeError};
+use stage0_backplane::Backplane;
+use stage0_backplane::embedded::Bus;
 use stage0_contract::{
     Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyCreated,
     KeyId, KeyIdentity, KeystoreStatus, ListEndpoints, ListKeys, ManageReply, RefreshKey, RefreshKeyReply, Refusal,
     Request, RevokeKey, Revoked, RotateKey, Scope, Scopes, VerifyKey, VerifyKeyReply, WebhookCreated, WebhookDeleted,
     WebhookFilters, WebhookId,
 };
-use stage0_keystore::{BuildError, HashCost, Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
+use stage0_keystore::{BuildError, HashCost, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE, RunError};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ pub(crate) struct Running {
     /// The operator's key, from its file.
     pub(crate) operator: Caller,
     stop: CancellationToken,
-    task: JoinHandle<Result<(), ServeError>>,
+    task: JoinHandle<Result<(), RunError>>,
 }
 
 /// The least that Argon2 allows: what is tested here is not the cost of a guess.
@@ -32,6 +33,32 @@ pub(crate) fn config(dir: &Path) -> KeystoreConfig {
 
 pub(crate) fn scopes(scopes: &[Scope]) -> Scopes {
     scopes.iter().copied().collect()
+}
+
+/// The state store beside a directory's files, which lasts longer than a keystore.
+pub(crate) async fn state_store(dir: &Path) -> Bus {
+    let state = dir.join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    let mut opened = Bus::open(&state);
+    // The threads of the one before it may still be closing it.
+    while opened.as_ref().is_err_and(|error| format!("{error:?}").contains("AlreadyOpen")) {
+        tokio::task::yield_now().await;
+        opened = Bus::open(&state);
+    }
+    opened.unwrap()
+}
+
+/// Looks again and again; the only waiting of these tests.
+pub(crate) async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let until = tokio::time::Instant::now() + ENOUGH;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < until, "waited in vain for: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn nobody() -> Caller {
+    Caller { account: AccountId::parse("a").unwrap(), key_id: KeyId::parse("k").unwrap(), scopes: scopes(&[]) }
 }
 
 impl Running {
@@ -46,17 +73,28 @@ impl Running {
     pub(crate) async fn start_with(config: KeystoreConfig) -> Result<Self, BuildError> {
         let file = config.data_dir.join(OPERATOR_KEY_FILE);
         // Nobody yet: who the operator is, its key tells.
-        let nobody =
-            Caller { account: AccountId::parse("a").unwrap(), key_id: KeyId::parse("k").unwrap(), scopes: scopes(&[]) };
-        let mut running = Self::start_as(config, nobody).await?;
-        let key = ApiKey::parse(std::fs::read_to_string(file).unwrap().trim_end()).unwrap();
-        running.operator = Caller::from(&running.verify(&key).await.unwrap());
+        let mut running = Self::start_as(config, nobody()).await?;
+        running.become_operator(&file).await;
         Ok(running)
     }
 
+    /// As its file says.
+    pub(crate) async fn become_operator(&mut self, file: &Path) {
+        let key = ApiKey::parse(std::fs::read_to_string(file).unwrap().trim_end()).unwrap();
+        self.operator = Caller::from(&self.verify(&key).await.unwrap());
+    }
+
     pub(crate) async fn start_as(config: KeystoreConfig, operator: Caller) -> Result<Self, BuildError> {
-        let backplane = Backplane::embedded();
-        let keystore = Keystore::build(config, backplane.clone()).await?;
+        let backplane = state_store(&config.data_dir).await.connect();
+        Self::start_on(config, backplane, operator).await
+    }
+
+    pub(crate) async fn start_on(
+        config: KeystoreConfig,
+        backplane: Backplane,
+        operator: Caller,
+    ) -> Result<Self, BuildError> {
+        let keystore = Keystore::build(config, backplane.clone(), Health::default()).await?;
         let stop = CancellationToken::new();
         let task = tokio::spawn(keystore.run_until(stop.clone().cancelled_owned()));
         // Served from now on, or from a moment later.

@@ -63,6 +63,19 @@ async fn each_of_journal_and_store_is_made_of_the_other_ones_older_records() {
     assert_eq!(is_carried_on(&data).await, Vec::<String>::new());
     let dir = tempfile::tempdir().unwrap();
     let data = older(dir.path());
+    // Once, so that the state store knows how new the store must be.
+    Running::start_as(config(&data), operator()).await.unwrap().stop().await;
     std::fs::remove_file(data.join("journal")).unwrap();
     assert_eq!(is_carried_on(&data).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_older_store_without_its_journal_is_refused_while_nothing_tells_how_new_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = older(dir.path());
+    std::fs::remove_file(data.join("journal")).unwrap();
+    let refused = Running::start_as(config(&data), operator()).await.err().expect("it started");
+    let text = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(text.contains("the journal is missing") && text.contains("--accept-restore"), "{text}");
+    assert!(!data.join("journal").exists());
 }

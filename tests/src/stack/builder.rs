@@ -180,15 +180,13 @@ impl StackBuilder {
         dev
     }
 
-    pub(super) fn start_keystore(&self, nats: &NatsServer, directory: &Path) -> Process {
-        let data = directory.join("keys");
+    /// Started, and perhaps waiting.
+    pub(super) fn begin_keystore(&self, nats: &NatsServer, data: &Path, with: &[&str]) -> Process {
         let own = ["keystore", "--nats", &nats.url(), "--data-dir", data.to_str().unwrap()];
-        let keystore = Process::start_within(
-            &[owned(&own), self.arguments.clone(), self.keys(Role::Keystore)].concat(),
+        Process::start_within(
+            &[owned(&own), self.arguments.clone(), self.keys(Role::Keystore), owned(with)].concat(),
             self.memory,
-        );
-        keystore.wait_for("a serving keystore", |line| line.contains("keystore serves").then_some(()));
-        keystore
+        )
     }
 
     pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {

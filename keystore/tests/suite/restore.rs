@@ -1,0 +1,212 @@
+//! Backups of every age put back: refused with what was found, and accepted only with every key revoked that the state
+//! store does not list as live.
+
+use std::path::Path;
+
+use stage0_contract::{AccountId, ApiKey, KeyCreated, Scope};
+use stage0_keystore::{BuildError, KeystoreConfig, OPERATOR_KEY_FILE};
+
+use crate::damage::copy_dir;
+use crate::harness::{Running, config, nobody};
+
+/// A directory with a history: its backups, and what was acknowledged after each.
+struct History {
+    dir: tempfile::TempDir,
+    account: AccountId,
+    lives: KeyCreated,
+    revoked: KeyCreated,
+    rotated: KeyCreated,
+    later: KeyCreated,
+}
+
+const FILES: [&str; 2] = ["journal", "store"];
+
+impl History {
+    /// Backups: `empty` before anything, `first` before the revocation, `second` before the last key.
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Running::start(dir.path()).await.stop().await;
+        back_up(dir.path(), "empty");
+        let running = Running::start(dir.path()).await;
+        let account = running.account("restore").await.id;
+        let lives = running.key(&account, &[Scope::Check]).await;
+        let revoked = running.key(&account, &[Scope::Check]).await;
+        let rotated = running.key(&account, &[Scope::Check]).await;
+        running.webhook(&account).await;
+        running.stop().await;
+        back_up(dir.path(), "first");
+        let running = Running::start(dir.path()).await;
+        running.revoke(&revoked.id).await;
+        running.rotate(&rotated.id, 3_600).await;
+        running.stop().await;
+        back_up(dir.path(), "second");
+        let running = Running::start(dir.path()).await;
+        let later = running.key(&account, &[Scope::Check]).await;
+        running.stop().await;
+        back_up(dir.path(), "newest");
+        Self { dir, account, lives, revoked, rotated, later }
+    }
+
+    fn put_back(&self, name: &str) {
+        for file in FILES {
+            self.remove(file);
+            copy(&self.dir.path().join(name).join(file), &self.dir.path().join(file));
+        }
+    }
+
+    fn remove(&self, file: &str) {
+        let path = self.dir.path().join(file);
+        if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+
+    /// Why it does not start; its files are as they were.
+    async fn is_refused(&self) -> String {
+        let journal = std::fs::read(self.dir.path().join("journal")).ok();
+        let error = Running::try_start(self.dir.path()).await.err().expect("it started");
+        assert_eq!(std::fs::read(self.dir.path().join("journal")).ok(), journal);
+        let text = std::error::Error::source(&error).unwrap().to_string();
+        assert!(text.contains("--accept-restore") && text.contains("nothing was changed"), "{text}");
+        text
+    }
+
+    async fn accepted(&self) -> Running {
+        let config = KeystoreConfig { accept_restore: true, ..config(self.dir.path()) };
+        Running::start_as(config, nobody()).await.unwrap()
+    }
+
+    /// It starts without being told to accept anything, and lives on.
+    async fn goes_on(&self, running: Running) {
+        running.stop().await;
+        let mut running = Running::start_as(config(self.dir.path()), nobody()).await.unwrap();
+        running.become_operator(&self.dir.path().join(OPERATOR_KEY_FILE)).await;
+        running.account("after").await;
+        running.stop().await;
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    if from.is_dir() {
+        copy_dir(from, to);
+    } else {
+        std::fs::copy(from, to).unwrap();
+    }
+}
+
+fn back_up(dir: &Path, name: &str) {
+    std::fs::create_dir(dir.join(name)).unwrap();
+    for file in FILES {
+        copy(&dir.join(file), &dir.join(name).join(file));
+    }
+}
+
+async fn valid(running: &Running, key: &ApiKey) -> bool {
+    running.verify(key).await.is_some()
+}
+
+#[tokio::test]
+async fn backups_of_every_age_are_refused_until_the_restore_is_accepted() {
+    let history = History::new().await;
+    for backup in ["empty", "first", "second"] {
+        history.put_back(backup);
+        assert!(history.is_refused().await.contains("older than what was acknowledged"), "{backup}");
+    }
+    history.put_back("newest");
+    let running = Running::start(history.dir.path()).await;
+    assert!(valid(&running, &history.later.key).await && !valid(&running, &history.revoked.key).await);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_accepted_backup_revives_no_revoked_key_and_keeps_those_that_live() {
+    let history = History::new().await;
+    history.put_back("first");
+    let running = history.accepted().await;
+    assert!(valid(&running, &history.lives.key).await);
+    assert!(!valid(&running, &history.revoked.key).await);
+    assert!(!valid(&running, &history.later.key).await, "the backup does not know it");
+    let rotated = running.verify(&history.rotated.key).await.expect("its overlap is not over");
+    assert!(rotated.expires_at.is_some(), "the end that the rotation gave it holds");
+    assert!(running.endpoints().await.iter().all(|endpoint| !endpoint.webhook.enabled));
+    history.goes_on(running).await;
+    history.put_back("newest");
+    assert!(history.is_refused().await.contains("not those of the keystore that served last"));
+}
+
+#[tokio::test]
+async fn an_old_store_without_its_journal_is_refused_and_one_that_is_the_newest_is_not() {
+    let history = History::new().await;
+    history.remove("journal");
+    Running::start(history.dir.path()).await.stop().await;
+    history.put_back("first");
+    history.remove("journal");
+    assert!(history.is_refused().await.contains("older than what was acknowledged"));
+}
+
+#[tokio::test]
+async fn an_empty_directory_in_the_place_of_a_full_one_is_refused() {
+    let history = History::new().await;
+    for file in FILES.iter().chain(&["operator.key"]) {
+        history.remove(file);
+    }
+    assert!(history.is_refused().await.contains("it holds nothing"));
+    let running = history.accepted().await;
+    assert!(!valid(&running, &history.lives.key).await);
+    history.goes_on(running).await;
+}
+
+#[tokio::test]
+async fn with_the_state_store_lost_too_every_key_is_revoked_and_a_new_operators_key_is_written() {
+    let history = History::new().await;
+    let old = std::fs::read_to_string(history.dir.path().join(OPERATOR_KEY_FILE)).unwrap();
+    std::fs::remove_dir_all(history.dir.path().join("state")).unwrap();
+    assert!(history.is_refused().await.contains("lost its record"));
+    let running = history.accepted().await;
+    for key in [&history.lives.key, &history.later.key, &ApiKey::parse(old.trim_end()).unwrap()] {
+        assert!(!valid(&running, key).await);
+    }
+    history.goes_on(running).await;
+    assert_ne!(std::fs::read_to_string(history.dir.path().join(OPERATOR_KEY_FILE)).unwrap(), old);
+}
+
+#[tokio::test]
+async fn zeros_over_acknowledged_changes_are_no_unfinished_append() {
+    let history = History::new().await;
+    let path = history.dir.path().join("journal");
+    let mut journal = std::fs::read(&path).unwrap();
+    let old = std::fs::read(history.dir.path().join("second/journal")).unwrap().len();
+    journal[old..].fill(0);
+    std::fs::write(&path, journal).unwrap();
+    history.remove("store");
+    assert!(history.is_refused().await.contains("older than what was acknowledged"));
+}
+
+#[tokio::test]
+async fn accepting_a_restore_changes_nothing_where_nothing_was_restored() {
+    let history = History::new().await;
+    let running = history.accepted().await;
+    assert!(valid(&running, &history.lives.key).await && valid(&running, &history.later.key).await);
+    assert_eq!(running.endpoints().await.len(), 1);
+    assert!(running.endpoints().await[0].webhook.enabled);
+    history.goes_on(running).await;
+}
+
+#[tokio::test]
+async fn a_deployment_from_before_there_was_a_head_starts_and_writes_one() {
+    let history = History::new().await;
+    std::fs::remove_dir_all(history.dir.path().join("state")).unwrap();
+    std::fs::remove_file(history.dir.path().join("state-store.json")).unwrap();
+    let running = Running::start(history.dir.path()).await;
+    assert!(valid(&running, &history.lives.key).await);
+    running.stop().await;
+    history.put_back("first");
+    history.is_refused().await;
+    assert_eq!(history.account.as_str().split('_').next(), Some("acc"));
+}
+
+#[tokio::test]
+async fn a_build_that_is_refused_says_which_part() {
+    let history = History::new().await;
+    history.put_back("first");
+    let error = Running::try_start(history.dir.path()).await.err().expect("it started");
+    assert!(matches!(error, BuildError::Open(_)), "{error:?}");
+}
