@@ -66,13 +66,15 @@ impl Event {
         let text = |name: &str| members.get(name).and_then(Value::as_str);
         let id = match kind {
             LineType::Decision => format!("{DECISION}{}", text("request_id")?),
-            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => {
+            LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
                 format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?)
             }
         };
         let data = match kind {
             LineType::Decision => decision(members, line),
-            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => mark(members, line)?,
+            LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
+                mark(members, line)?
+            }
         };
         Some(Self { id, recorded_at, kind, data })
     }
@@ -87,10 +89,13 @@ impl Event {
         body.to_string().into()
     }
 
-    /// Whether an endpoint gets it. What is no decision is for everybody.
+    /// Whether an endpoint gets it. What is no decision is for everybody; a removal by retention, which comes every hour
+    /// and which nobody asked for, is for nobody.
     pub(crate) fn passes(&self, filters: &WebhookFilters) -> bool {
-        if self.kind != LineType::Decision {
-            return true;
+        match self.kind {
+            LineType::Decision => {}
+            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => return true,
+            LineType::Expiry => return false,
         }
         let text = |name: &str| self.data.get(name).and_then(Value::as_str).unwrap_or_default();
         let verdict = Verdict::parse(text("verdict"));
@@ -209,6 +214,19 @@ mod tests {
         assert!(event().passes(&filters(Some(vec![Verdict::Deny]), Some(vec![" production "]))));
         assert!(!event().passes(&filters(Some(vec![Verdict::Allow]), None)));
         assert!(!event().passes(&filters(None, Some(vec!["staging"]))));
+    }
+
+    #[test]
+    fn a_mark_is_for_every_endpoint_and_one_of_a_removal_by_retention_for_none() {
+        for (line, wanted) in [("checkpoint.signed", true), ("decisions.deleted", true), ("decisions.expired", false)] {
+            let line = json!({
+                "type": line, "account": "acc_1", "number": 3, "recorded_at": "2026-01-01T00:00:00Z",
+                "expires_at": 2_000_000_000,
+            });
+            let now = Timestamp::from_second(1_900_000_000).unwrap();
+            let event = Event::of(line.to_string().as_bytes(), now, Timestamp::UNIX_EPOCH).unwrap();
+            assert_eq!(event.passes(&filters(None, None)), wanted, "{line}");
+        }
     }
 
     #[test]

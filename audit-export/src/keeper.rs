@@ -1,9 +1,9 @@
 //! Checkpoints and retention: what happens to the log by the clock.
 //!
 //! Every account whose decisions grew gets a checkpoint; accounts that nobody told of are found by looking. What is
-//! past an account's retention is removed, while `trust` believes the clock and no more than an hour of an account's
-//! log a minute, so that an alarm can be acted on. Several exporters may do the same: marks meet in the log, and
-//! removing twice does no harm.
+//! past an account's retention is removed behind a signed mark, while `trust` believes the clock and no more than an
+//! hour of an account's log a minute, so that an alarm can be acted on. Several exporters may do the same: marks meet
+//! in the log, and removing twice does no harm.
 //! INVARIANT: what others say of accounts is a hint. Only accounts that the log itself names get a checkpoint, and no
 //! number of them holds up the rest of this loop.
 
@@ -11,8 +11,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
-use stage0_backplane::{Event, Kind, Position, ReadError, Seek, Which};
+use jiff::SignedDuration;
+use stage0_backplane::Event;
 use stage0_contract::{
     AccountId, DEFAULT_RETENTION_DAYS, DecisionsRecorded, ListRetentions, ManageReply, MarkBody, RetentionsPage,
 };
@@ -20,8 +20,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::ExportConfig;
-use crate::marks::{NOT_AGAIN_WITHIN, Written};
-use crate::metrics::{self, Removal};
+use crate::marks::{self, MarkFailure, NOT_AGAIN_WITHIN, Written};
+use crate::metrics;
 use crate::shared::Shared;
 use crate::trust::{Verdict, in_words, removable};
 
@@ -129,6 +129,10 @@ impl Keeper {
                 Ok(Written::TooSoon) => {
                     again.insert(account);
                 }
+                // It is looked at again with all others.
+                Err(MarkFailure::UnknownAccount) => {
+                    tracing::debug!(%account, "the keystore knows of no such account: it gets no checkpoint");
+                }
                 Err(error) => {
                     tracing::warn!(%account, %error, "checkpoint was not written; it is tried again");
                     again.insert(account);
@@ -197,43 +201,13 @@ impl Keeper {
         ahead.is_none()
     }
 
-    async fn remove_old(&self, account: &AccountId, span: Duration) -> Result<(), ReadError> {
-        let kept = SignedDuration::from_hours(24 * i64::from(self.days(account)));
-        let oldest = self.shared.clock.now().checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
-        for kind in [Kind::Decisions, Kind::Mark] {
-            let removed = self.remove_before(account, kind, oldest, span).await?;
-            metrics::removed(Removal::Retention, removed);
-            if removed > 0 {
-                tracing::info!(%account, entries = removed, "entries past the account's retention were removed");
-            }
+    async fn remove_old(&self, account: &AccountId, span: Duration) -> Result<(), MarkFailure> {
+        let (backplane, now) = (&self.shared.backplane, self.shared.clock.now());
+        let removed = marks::expire(backplane, account, self.days(account), span, now).await?;
+        if removed > 0 {
+            tracing::info!(%account, entries = removed, "entries past the account's retention were removed");
         }
         Ok(())
-    }
-
-    /// Of what was stored before a time, the first stretch.
-    async fn remove_before(
-        &self,
-        account: &AccountId,
-        kind: Kind,
-        oldest: Timestamp,
-        span: Duration,
-    ) -> Result<u64, ReadError> {
-        let log = &self.shared.backplane.log;
-        let first = log.read(account, Which::Only(kind), Seek::Start, 1, Shared::soon()).await?;
-        let Some(begin) = first.entries.first().map(|entry| entry.stored_at).filter(|begin| *begin < oldest) else {
-            return Ok(0);
-        };
-        let oldest = begin.checked_add(span).map_or(oldest, |end| end.min(oldest));
-        let kept = log.read(account, Which::Only(kind), Seek::Time(oldest), 1, Shared::soon()).await?;
-        let through = match kept.entries.first() {
-            Some(entry) => Position(entry.position.0.saturating_sub(1)),
-            None => match log.last(account, kind, Shared::soon()).await? {
-                Some(last) if last.stored_at < oldest => last.position,
-                // It came meanwhile.
-                Some(_) | None => return Ok(0),
-            },
-        };
-        log.remove_through(account, kind, through, Shared::soon()).await
     }
 
     fn days(&self, account: &AccountId) -> u32 {

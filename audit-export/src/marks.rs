@@ -3,7 +3,12 @@
 //! Every mark names the heads of all writers. They are taken from the mark before and from what was recorded since, so
 //! no exporter remembers anything; two who write at once meet in the log, where one of them is told to look again. A
 //! mark tells nothing of other accounts: its `through` is a time and no place in the store's order.
-//! INVARIANT: a deletion is written before anything is removed, and finished before any further mark is written.
+//! The keystore signs one mark for each number. What it signed and the log does not hold, as a crash came between, is
+//! stored before any other: it is given again to whoever asks for the next one.
+//! INVARIANT: the mark of a removal is written before anything is removed, and the removal is finished before any
+//! further mark is written.
+
+mod removal;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,20 +16,25 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::{Backplane, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 use stage0_contract::{
-    AccountId, Deletion, Head, KeyId, LineHash, LineStart, ManageReply, Mark, MarkBody, MarkSigned, Previous, SignMark,
-    WriterId,
+    AccountId, Deletion, Expiry, Head, KeyId, LineHash, LineStart, ManageReply, Mark, MarkBody, MarkSigned, Previous,
+    Refusal, SignMark, WriterId,
 };
 
 use crate::metrics::{self, Removal};
 use crate::shared::Shared;
+use removal::Going;
 
 const PIECE: usize = 4 << 20;
-/// One entry, mostly.
-const FIRST_LOOK: usize = 1;
 const TRIES: usize = 5;
 /// A checkpoint is not written so soon after another mark, as another exporter may have been faster.
 pub(crate) const NOT_AGAIN_WITHIN: SignedDuration = SignedDuration::from_secs(2);
 const SIGN_WITHIN: Duration = Duration::from_secs(3);
+/// What is past its retention waits until it is an hour of the log, so that marks of removals do not fill it.
+const MIN_REMOVAL: SignedDuration = SignedDuration::from_hours(1);
+/// A mark covers nothing that was stored later: the keystore signs none that does.
+const MAX_THROUGH_AHEAD: SignedDuration = SignedDuration::from_mins(30);
+/// No mark lasts longer: a day more than the longest retention.
+const MAX_MARK_TTL: SignedDuration = SignedDuration::from_hours(24 * 3_651);
 /// A `through` below is an older one on NATS: a sequence number of the stream. As a time it would lie in the year 1973.
 const FIRST_TIME: u64 = 100_000_000_000_000;
 /// So much before the time of the last mark is read again: what was stored behind it may bear an earlier time, by a
@@ -51,17 +61,45 @@ pub(crate) enum MarkFailure {
     Append(#[from] MarkError),
     #[error("the keystore did not sign")]
     Unsigned,
-    #[error("the last mark cannot be read")]
-    Unreadable,
+    #[error("the keystore refused to sign: {0}")]
+    Refused(String),
+    #[error("the keystore knows of no such account")]
+    UnknownAccount,
     #[error("others were always first")]
     Overtaken,
 }
 
-/// The last mark of an account, if there is one.
+/// The last mark of an account.
 struct Last {
     mark: Mark,
+    line: String,
     hash: LineHash,
     position: Position,
+}
+
+/// What an account's row of marks ends with.
+enum End {
+    Nothing,
+    Mark(Box<Last>),
+    /// What stands there is no mark. Nothing follows it: the keystore knows the last mark.
+    Unreadable(Position),
+}
+
+/// How long a mark is kept.
+#[derive(Clone, Copy)]
+struct Lasts {
+    /// As a decision that is recorded beside it.
+    days: u32,
+    /// What it removes would have expired by itself then; in seconds since the epoch.
+    until: i64,
+}
+
+/// What the keystore gave.
+enum Signed {
+    /// What was asked for.
+    New(String),
+    /// What it signed before and the log does not end with.
+    Earlier(String),
 }
 
 /// Heads, as they are known up to a place in the log.
@@ -73,12 +111,6 @@ struct Heads {
     covered: u64,
 }
 
-/// What goes on demand, and where the last of it stands.
-struct Going {
-    deletion: Deletion,
-    through: Position,
-}
-
 /// Writes a mark; a checkpoint only if there is something that no mark covers yet, and the last mark is not younger than `pace`.
 pub(crate) async fn write(
     backplane: &Backplane,
@@ -88,7 +120,19 @@ pub(crate) async fn write(
     pace: SignedDuration,
     now: Timestamp,
 ) -> Result<Written, MarkFailure> {
-    let done = try_to_write(backplane, account, retention_days, &body, pace, now).await;
+    let lasts = Lasts { days: retention_days, until: latest_end(&body) };
+    write_lasting(backplane, account, lasts, body, pace, now).await
+}
+
+async fn write_lasting(
+    backplane: &Backplane,
+    account: &AccountId,
+    lasts: Lasts,
+    body: MarkBody,
+    pace: SignedDuration,
+    now: Timestamp,
+) -> Result<Written, MarkFailure> {
+    let done = try_to_write(backplane, account, lasts, &body, pace, now).await;
     match &done {
         Ok(Written::Number(_)) => metrics::mark(&body, true),
         Ok(Written::Nothing | Written::TooSoon) => {}
@@ -100,15 +144,33 @@ pub(crate) async fn write(
 async fn try_to_write(
     backplane: &Backplane,
     account: &AccountId,
-    retention_days: u32,
+    lasts: Lasts,
     body: &MarkBody,
     pace: SignedDuration,
     now: Timestamp,
 ) -> Result<Written, MarkFailure> {
+    let mut signed = None;
     for _ in 0..TRIES {
-        let last = last(backplane, account).await?;
+        let (last, end) = match end(backplane, account).await? {
+            End::Nothing => (None, None),
+            End::Mark(last) => {
+                let position = last.position;
+                (Some(*last), Some(position))
+            }
+            End::Unreadable(position) => {
+                tracing::error!(%account, position = position.0, "the last mark of the decision log cannot be read");
+                (None, Some(position))
+            }
+        };
         if let Some(last) = &last {
-            finish_deletion(backplane, account, &last.mark).await?;
+            removal::finish(backplane, account, &last.mark).await?;
+            // Another exporter was given the same line, and stored it first.
+            if signed == Some(last.hash) {
+                return Ok(Written::Number(last.mark.number));
+            }
+            if is_removed_already(body, &last.mark) {
+                return Ok(Written::Nothing);
+            }
         }
         let is_checkpoint = *body == MarkBody::Checkpoint {};
         // A mark of later than now is one that a wrong clock made: it keeps nobody waiting.
@@ -126,15 +188,21 @@ async fn try_to_write(
             account: account.clone(),
             number,
             previous: last.as_ref().map(Last::as_previous),
-            recorded_at: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
-            expires_at: expiry(now, retention_days),
-            through: heads.through,
+            recorded_at: whole_millis(now),
+            expires_at: lasts.expiry(now),
+            through: bounded_through(&heads, last.as_ref(), now),
             covered: heads.covered,
             heads: heads.of.into_values().collect(),
         };
-        let line = sign(backplane, mark).await?;
-        let after = last.as_ref().map(|last| last.position);
-        match backplane.log.append_mark(account, line.into(), after, Shared::soon()).await {
+        let (line, earlier) = match sign(backplane, mark, last.map(|last| last.line)).await? {
+            Signed::New(line) => (line, false),
+            Signed::Earlier(line) => (line, true),
+        };
+        if !earlier {
+            signed = Some(LineHash::of(line.as_bytes()));
+        }
+        match backplane.log.append_mark(account, line.into(), end, Shared::soon()).await {
+            Ok(_) if earlier => tracing::info!(%account, "a mark that was signed before and not stored was stored"),
             Ok(_) => return Ok(Written::Number(number)),
             Err(MarkError::Conflict) => {}
             // It may stand there: then the next attempt finds it, and its number is taken.
@@ -154,17 +222,24 @@ pub(crate) async fn delete(
     now: Timestamp,
 ) -> Result<(Deletion, Option<u64>), MarkFailure> {
     // What a crash left undone belongs to an earlier mark.
-    if let Some(last) = last(backplane, account).await? {
-        finish_deletion(backplane, account, &last.mark).await?;
+    if let End::Mark(last) = end(backplane, account).await? {
+        removal::finish(backplane, account, &last.mark).await?;
     }
-    let Going { deletion, through } = what_goes(backplane, account, before, requested_by).await?;
-    if deletion.count == 0 {
-        return Ok((deletion, None));
-    }
+    let Going { from, to, count, last, through } = removal::going(backplane, account, before).await?;
+    let deletion = Deletion {
+        before,
+        from,
+        to,
+        count,
+        // An older exporter takes it for a place and removes all before: a time would remove everything.
+        through: 0,
+        deleted: last,
+        requested_by: requested_by.clone(),
+    };
+    let Some(through) = through.filter(|_| count > 0) else { return Ok((deletion, None)) };
     let body = MarkBody::Deletion(deletion.clone());
     let written = write(backplane, account, retention_days, body, SignedDuration::ZERO, now).await?;
-    let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
-    metrics::removed(Removal::Demand, removed);
+    removal::remove(backplane, account, through, Removal::Demand).await?;
     let number = match written {
         Written::Number(number) => Some(number),
         Written::Nothing | Written::TooSoon => None,
@@ -173,58 +248,59 @@ pub(crate) async fn delete(
     Ok((deletion, number))
 }
 
-/// A deletion whose mark is written and whose removal may not have been: doing it twice does no harm.
-pub(crate) async fn finish_deletion(
+/// Removes the first stretch of what is past an account's retention: a signed mark first, then decisions and marks. Gives
+/// the number of entries.
+pub(crate) async fn expire(
     backplane: &Backplane,
     account: &AccountId,
-    mark: &Mark,
-) -> Result<(), MarkFailure> {
-    let MarkBody::Deletion(deletion) = &mark.body else { return Ok(()) };
-    let through = match deletion.through {
-        0 | FIRST_TIME.. => still_there(backplane, account, deletion).await?,
-        place => Some(Position(place)),
-    };
-    if let Some(through) = through {
-        let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
-        metrics::removed(Removal::Demand, removed);
+    retention_days: u32,
+    span: Duration,
+    now: Timestamp,
+) -> Result<u64, MarkFailure> {
+    removal::remove_marks(backplane, account, None, now).await?;
+    let kept = SignedDuration::from_hours(24 * i64::from(retention_days));
+    let horizon = whole_millis(now).checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH);
+    let read = backplane.log.read(account, Which::Only(Kind::Decisions), Seek::Start, 1, Shared::soon());
+    let first = read.await?.entries.into_iter().next();
+    let Some(begin) = first.map(|entry| removal::recorded(&entry).unwrap_or(entry.stored_at)) else { return Ok(0) };
+    if horizon.duration_since(begin) < MIN_REMOVAL {
+        return Ok(0);
     }
-    Ok(())
+    let before = begin.checked_add(span).map_or(horizon, |end| end.min(horizon));
+    let Going { from, to, count, last, through } = removal::going(backplane, account, before).await?;
+    let Some(through) = through else { return Ok(0) };
+    let body = MarkBody::Expiry(Expiry { horizon, retention_days, before, from, to, count, expired: last });
+    let marks = removal::old_marks(backplane, account, Some(before), now).await?;
+    let until = latest_end(&body).max(marks.map_or(0, |marks| marks.expire_at));
+    let lasts = Lasts { days: retention_days, until };
+    match write_lasting(backplane, account, lasts, body, SignedDuration::ZERO, now).await {
+        Ok(Written::Nothing) => return Ok(0),
+        // Nobody can ask for this log any more, so nobody misses what goes from it.
+        Err(MarkFailure::UnknownAccount) => {
+            tracing::warn!(%account, "the keystore knows of no such account: what is past its time goes without a mark");
+        }
+        Ok(Written::Number(_) | Written::TooSoon) => {}
+        Err(error) => return Err(error),
+    }
+    let removed = removal::remove(backplane, account, through, Removal::Retention).await?;
+    removal::remove_marks(backplane, account, Some(before), now).await?;
+    Ok(removed)
 }
 
-/// The last place of what a deletion names and did not remove; normally there is none.
-async fn still_there(
-    backplane: &Backplane,
-    account: &AccountId,
-    deletion: &Deletion,
-) -> Result<Option<Position>, MarkFailure> {
-    let gone = |entry: &Entry| {
-        let first = entry.lines().next().and_then(|line| serde_json::from_slice::<LineStart>(line).ok());
-        let named = head_of(entry).is_some_and(|head| {
-            deletion.deleted.iter().any(|last| last.writer == head.writer && last.sequence >= head.sequence)
-        });
-        named && first.is_some_and(|start| start.recorded_at < deletion.before)
-    };
-    let (mut last, mut seek, mut piece) = (None, Seek::Start, FIRST_LOOK);
-    loop {
-        let chunk = backplane.log.read(account, Which::Only(Kind::Decisions), seek, piece, Shared::soon()).await?;
-        for entry in &chunk.entries {
-            if !gone(entry) {
-                return Ok(last);
-            }
-            last = Some(entry.position);
-        }
-        match chunk.entries.last().filter(|_| chunk.more) {
-            Some(last) => (seek, piece) = (Seek::After(last.position), PIECE),
-            None => return Ok(last),
-        }
+/// Another exporter removed the same by its own mark.
+fn is_removed_already(body: &MarkBody, last: &Mark) -> bool {
+    match (body, &last.body) {
+        (MarkBody::Expiry(wanted), MarkBody::Expiry(done)) => done.before >= wanted.before,
+        _ => false,
     }
 }
 
-async fn last(backplane: &Backplane, account: &AccountId) -> Result<Option<Last>, MarkFailure> {
-    let Some(entry) = backplane.log.last(account, Kind::Mark, Shared::soon()).await? else { return Ok(None) };
-    let line = entry.lines().next().ok_or(MarkFailure::Unreadable)?;
-    let mark = serde_json::from_slice(line).map_err(|_| MarkFailure::Unreadable)?;
-    Ok(Some(Last { mark, hash: LineHash::of(line), position: entry.position }))
+async fn end(backplane: &Backplane, account: &AccountId) -> Result<End, MarkFailure> {
+    let Some(entry) = backplane.log.last(account, Kind::Mark, Shared::soon()).await? else { return Ok(End::Nothing) };
+    let line = entry.lines().next().and_then(|line| std::str::from_utf8(line).ok()).unwrap_or_default();
+    let Ok(mark) = serde_json::from_str(line) else { return Ok(End::Unreadable(entry.position)) };
+    let (hash, line, position) = (LineHash::of(line.as_bytes()), line.to_owned(), entry.position);
+    Ok(End::Mark(Box::new(Last { mark, line, hash, position })))
 }
 
 impl Last {
@@ -259,6 +335,13 @@ async fn heads(
             None => return Ok(heads),
         }
     }
+}
+
+/// What a store stored whose clock was far ahead is read again each time, rather than all that it stores once its clock
+/// is right never being read.
+fn bounded_through(heads: &Heads, last: Option<&Last>, now: Timestamp) -> u64 {
+    let latest = micros(now.checked_add(MAX_THROUGH_AHEAD).unwrap_or(Timestamp::MAX));
+    heads.through.min(latest).max(last.map_or(0, |last| last.mark.through))
 }
 
 /// Where what a mark does not cover begins, or a little before.
@@ -297,6 +380,10 @@ fn head_of(entry: &Entry) -> Option<Head> {
     serde_json::from_slice::<LineStart>(line).ok().map(|start| start.head(line))
 }
 
+fn whole_millis(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
+}
+
 fn micros(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
@@ -318,54 +405,31 @@ impl Heads {
     }
 }
 
-/// Walks over what was recorded before a time.
-async fn what_goes(
-    backplane: &Backplane,
-    account: &AccountId,
-    before: Timestamp,
-    requested_by: &KeyId,
-) -> Result<Going, MarkFailure> {
-    let mut deletion = Deletion {
-        before,
-        from: None,
-        to: None,
-        count: 0,
-        // An older exporter takes it for a place and removes all before: a time would remove everything.
-        through: 0,
-        deleted: Vec::new(),
-        requested_by: requested_by.clone(),
-    };
-    let (mut gone, mut seek, mut last) = (Heads::default(), Seek::Start, Position(0));
-    'log: loop {
-        let read = backplane.log.read(account, Which::Only(Kind::Decisions), seek, PIECE, Shared::soon());
-        let chunk = read.await?;
-        for entry in &chunk.entries {
-            // Lines that were appended together were recorded at the same moment.
-            let start = entry.lines().next().and_then(|line| serde_json::from_slice::<LineStart>(line).ok());
-            let Some(start) = start.filter(|start| start.recorded_at < before) else { break 'log };
-            deletion.from = deletion.from.or(Some(start.recorded_at));
-            deletion.to = Some(start.recorded_at);
-            gone.add(entry);
-            last = entry.position;
-        }
-        match chunk.entries.last().filter(|_| chunk.more) {
-            Some(last) => seek = Seek::After(last.position),
-            None => break,
-        }
-    }
-    deletion.count = gone.covered;
-    deletion.deleted = gone.of.into_values().collect();
-    Ok(Going { deletion, through: last })
-}
-
-async fn sign(backplane: &Backplane, mark: Mark) -> Result<String, MarkFailure> {
-    match backplane.requests.ask(&SignMark { mark }, SIGN_WITHIN).await {
-        Ok(ManageReply::Done(MarkSigned { line })) => Ok(line),
+async fn sign(backplane: &Backplane, mark: Mark, last: Option<String>) -> Result<Signed, MarkFailure> {
+    let asked = SignMark { mark, last, takes_earlier: true };
+    match backplane.requests.ask(&asked, SIGN_WITHIN).await {
+        Ok(ManageReply::Done(MarkSigned { line, earlier: false })) => Ok(Signed::New(line)),
+        Ok(ManageReply::Done(MarkSigned { line, earlier: true })) => Ok(Signed::Earlier(line)),
+        Ok(ManageReply::Refused(Refusal::NotFound)) => Err(MarkFailure::UnknownAccount),
+        Ok(ManageReply::Refused(Refusal::Conflict(why))) => Err(MarkFailure::Refused(why)),
         Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => Err(MarkFailure::Unsigned),
     }
 }
 
-fn expiry(now: Timestamp, retention_days: u32) -> i64 {
-    let kept = SignedDuration::from_hours(24 * i64::from(retention_days));
-    now.checked_add(kept).unwrap_or(Timestamp::MAX).as_second()
+impl Lasts {
+    /// The later of both: until what a mark removed would have expired, somebody may ask where it is.
+    fn expiry(self, now: Timestamp) -> i64 {
+        let after = |ttl: SignedDuration| now.checked_add(ttl).unwrap_or(Timestamp::MAX).as_second();
+        after(SignedDuration::from_hours(24 * i64::from(self.days))).max(self.until).min(after(MAX_MARK_TTL))
+    }
+}
+
+/// When the last of what a mark removes would have expired by itself.
+fn latest_end(body: &MarkBody) -> i64 {
+    let removed = match body {
+        MarkBody::Deletion(deletion) => deletion.deleted.as_slice(),
+        MarkBody::Expiry(expiry) => expiry.expired.as_slice(),
+        MarkBody::Checkpoint {} | MarkBody::WebhookDisabled { .. } => &[],
+    };
+    removed.iter().map(|head| head.expires_at).max().unwrap_or(0)
 }

@@ -132,6 +132,7 @@ pub(crate) fn mark(body: &MarkBody, written: bool) {
     let kind = match body {
         MarkBody::Checkpoint {} => "checkpoint",
         MarkBody::Deletion(_) => "deletion",
+        MarkBody::Expiry(_) => "expiry",
         MarkBody::WebhookDisabled { .. } => "webhook_disabled",
     };
     counter!(MARKS, "kind" => kind, "outcome" => if written { "written" } else { "failed" }).increment(1);

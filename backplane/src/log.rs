@@ -133,9 +133,12 @@ impl Batch {
 }
 
 impl Entry {
-    /// Each line.
+    /// Each line. An entry that holds none is one empty line: nobody appends such an entry, so whoever verifies the log
+    /// must see it.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
-        self.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty())
+        let blank = self.lines.iter().all(|byte| *byte == b'\n');
+        let lines = self.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        lines.chain(blank.then_some(&[][..]))
     }
 }
 

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::IdError;
+use crate::record::Mark;
 
 mod sign;
 mod walk;
@@ -147,6 +148,12 @@ pub struct MarkRef {
 }
 
 impl MarkRef {
+    /// Of a mark's line; none where it is no mark.
+    pub fn of(line: &[u8]) -> Option<Self> {
+        let mark: Mark = serde_json::from_slice(line).ok()?;
+        Some(Self { number: mark.number, hash: LineHash::of(line) })
+    }
+
     /// Reads `number:hash`.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         let (number, hash) = text.split_once(':').ok_or(IdError::mark_ref())?;

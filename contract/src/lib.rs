@@ -62,7 +62,8 @@ pub use message::{
 };
 pub use number::{MAX_USD, Micros, NumberError};
 pub use record::{
-    Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, LineStart, LineType, Mark, MarkBody, recordable,
+    Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, Expiry, LineStart, LineType, Mark, MarkBody,
+    recordable,
 };
 pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
 pub use traffic::{

@@ -26,6 +26,9 @@ pub enum LineType {
     /// Decisions were deleted on demand.
     #[serde(rename = "decisions.deleted")]
     Deletion,
+    /// Decisions were removed because their retention was over.
+    #[serde(rename = "decisions.expired")]
+    Expiry,
     /// A webhook endpoint was disabled.
     #[serde(rename = "webhook.disabled")]
     WebhookDisabled,
@@ -38,6 +41,7 @@ impl LineType {
             Self::Decision => "decision.recorded",
             Self::Checkpoint => "checkpoint.signed",
             Self::Deletion => "decisions.deleted",
+            Self::Expiry => "decisions.expired",
             Self::WebhookDisabled => "webhook.disabled",
         }
     }
@@ -197,6 +201,9 @@ pub enum MarkBody {
     /// Decisions were deleted on demand; these are gone, and nothing else.
     #[serde(rename = "decisions.deleted")]
     Deletion(Deletion),
+    /// Decisions past the account's retention were removed.
+    #[serde(rename = "decisions.expired")]
+    Expiry(Expiry),
     /// An endpoint gets no events any more until somebody enables it.
     #[serde(rename = "webhook.disabled")]
     WebhookDisabled {
@@ -213,6 +220,7 @@ impl MarkBody {
         match self {
             Self::Checkpoint {} => LineType::Checkpoint,
             Self::Deletion(_) => LineType::Deletion,
+            Self::Expiry(_) => LineType::Expiry,
             Self::WebhookDisabled { .. } => LineType::WebhookDisabled,
         }
     }
@@ -237,6 +245,26 @@ pub struct Deletion {
     pub deleted: Vec<Head>,
     /// The key that asked for it.
     pub requested_by: KeyId,
+}
+
+/// What was removed because its retention was over, and which retention held then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expiry {
+    /// What was recorded before was past the account's retention when the mark was made. It may be gone, whatever the
+    /// retention is later: decisions and marks.
+    pub horizon: Timestamp,
+    /// How many days the account kept decisions when the mark was made.
+    pub retention_days: u32,
+    /// Decisions recorded before this go with this mark; never behind the horizon.
+    pub before: Timestamp,
+    /// When the first of them was recorded.
+    pub from: Option<Timestamp>,
+    /// When the last of them was.
+    pub to: Option<Timestamp>,
+    /// How many.
+    pub count: u64,
+    /// The last one of each writer that is gone.
+    pub expired: Vec<Head>,
 }
 
 #[cfg(test)]
@@ -342,6 +370,7 @@ mod tests {
         for text in [
             include_str!("../fixtures/mark_checkpoint.json"),
             include_str!("../fixtures/mark_deletion.json"),
+            include_str!("../fixtures/mark_expiry.json"),
             include_str!("../fixtures/mark_webhook_disabled.json"),
         ] {
             let mark: Mark = serde_json::from_str(text).unwrap();

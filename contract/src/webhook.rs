@@ -302,6 +302,13 @@ pub struct Endpoint {
 pub struct SignMark {
     /// The mark.
     pub mark: Mark,
+    /// The line of the log's last mark. A keystore that knows of no mark of the account, or of older ones only, goes on
+    /// from this one, provided that it signed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+    /// Whether the asker can be given the mark that was signed before instead of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub takes_earlier: bool,
 }
 
 impl Request for SignMark {
@@ -314,11 +321,19 @@ impl Request for SignMark {
 pub struct MarkSigned {
     /// Its bytes are what is signed; they are stored as they are.
     pub line: String,
+    /// The line is not the mark that was asked for but the one that was signed last, which the log does not end with:
+    /// it is to be stored first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub earlier: bool,
 }
 
 /// To the keystore: which keys sign, or signed, marks?
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SigningKeys {}
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SigningKeys {
+    /// And which mark of this account did they sign last?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<AccountId>,
+}
 
 impl Request for SigningKeys {
     const SUBJECT: &'static str = "keys.signing";
@@ -330,6 +345,9 @@ impl Request for SigningKeys {
 pub struct PublicKeys {
     /// The newest first.
     pub items: Vec<PublicKey>,
+    /// The line of the last mark that was signed for the account that was asked about. It may not be in the log yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_mark: Option<String>,
 }
 
 /// Exporter to keystore: how long does each account keep decisions?

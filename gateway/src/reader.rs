@@ -10,10 +10,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
 use stage0_contract::{
-    AccountId, IssueCode, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
+    AccountId, IssueCode, LineHash, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
 };
 use tokio::task::yield_now;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// One question to the log.
 const PIECE: usize = 1 << 20;
@@ -28,6 +28,9 @@ const LOOK_UP_PIECE: usize = 64 << 10;
 /// After so many lines other reads have their turn.
 const LINES_A_TURN: usize = 64;
 const PIECE_WITHIN: Duration = Duration::from_secs(5);
+/// A mark is stored so soon after it was signed, or its exporter has ended.
+const MARK_APPEND_TIMEOUT: Duration = Duration::from_secs(6);
+const MARK_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// A decision is stored this long after its id was made, at most: its body may be slow to arrive.
 const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: SignedDuration::from_secs(15) };
 /// The clocks of gateways and of the store differ by less, for all but the search below.
@@ -46,6 +49,17 @@ pub(crate) struct Shelf<'a> {
     /// What was recorded before is past the account's retention.
     pub(crate) horizon: Timestamp,
     pub(crate) now: Timestamp,
+}
+
+/// What a verification is asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Asked {
+    pub(crate) from: Option<Timestamp>,
+    pub(crate) to: Option<Timestamp>,
+    /// A mark that was kept outside.
+    pub(crate) kept: Option<MarkRef>,
+    /// The last mark that the keystore signed.
+    pub(crate) signed: Option<MarkRef>,
 }
 
 /// What a list is asked for.
@@ -376,25 +390,10 @@ impl Shelf<'_> {
     }
 
     /// Walks the chain.
-    pub(crate) async fn verify(
-        &self,
-        from: Option<Timestamp>,
-        to: Option<Timestamp>,
-        kept: Option<MarkRef>,
-        keys: Vec<PublicKey>,
-    ) -> Result<Report, ReadError> {
-        let mut marks: Vec<Entry> = Vec::new();
-        let mut seek = Seek::Start;
-        loop {
-            let chunk = self.piece(Which::Only(Kind::Mark), seek, PIECE).await?;
-            let next = following(&chunk);
-            marks.extend(chunk.entries);
-            match next {
-                Some(next) => seek = next,
-                None => break,
-            }
-        }
-        let window = Window { from, to, now: self.now, horizon: self.horizon, kept };
+    pub(crate) async fn verify(&self, asked: Asked, keys: Vec<PublicKey>) -> Result<Report, ReadError> {
+        let Asked { from, to, kept, signed } = asked;
+        let marks = self.marks(signed).await?;
+        let window = Window { from, to, now: self.now, horizon: self.horizon, kept, signed };
         let mut walk = Walk::new(window, keys, marks.iter().flat_map(Entry::lines)).of(self.account);
         let mut seek = self.begin(from);
         let mut rejected = 0;
@@ -413,6 +412,29 @@ impl Shelf<'_> {
                 Some(next) => seek = next,
                 None => return Ok(Report { rejected, ..walk.finish() }),
             }
+        }
+    }
+
+    /// All marks. What the keystore signed a moment ago may not be stored yet, and is waited for.
+    async fn marks(&self, signed: Option<MarkRef>) -> Result<Vec<Entry>, ReadError> {
+        let (mut marks, mut seek) = (Vec::<Entry>::new(), Seek::Start);
+        let (mut read, until) = (0, Instant::now() + MARK_APPEND_TIMEOUT);
+        loop {
+            let chunk = self.piece(Which::Only(Kind::Mark), seek, PIECE).await?;
+            let more = chunk.more;
+            marks.extend(chunk.entries);
+            seek = marks.last().map_or(Seek::Start, |last| Seek::After(last.position));
+            if more {
+                continue;
+            }
+            let is_there = signed.is_none_or(|signed| {
+                marks.iter().skip(read).flat_map(Entry::lines).any(|line| LineHash::of(line) == signed.hash)
+            });
+            if is_there || Instant::now() >= until {
+                return Ok(marks);
+            }
+            read = marks.len();
+            sleep(MARK_POLL_INTERVAL).await;
         }
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use stage0_contract::{Account, AccountId, KeyId, PublicKey, SigningKeyId, WebhookId};
 
-use crate::record::{Entry, Forgotten, KeyRecord, Record, WebhookRecord};
+use crate::record::{Entry, Forgotten, KeyRecord, Record, SignedMark, WebhookRecord};
 
 /// Content of the entries, in no order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -89,6 +89,7 @@ pub(crate) struct Image {
     keys: BTreeMap<KeyId, KeyRecord>,
     webhooks: BTreeMap<WebhookId, WebhookRecord>,
     signing_keys: BTreeMap<SigningKeyId, PublicKey>,
+    marks: BTreeMap<AccountId, SignedMark>,
 }
 
 impl Image {
@@ -102,6 +103,7 @@ impl Image {
             keys: BTreeMap::new(),
             webhooks: BTreeMap::new(),
             signing_keys: BTreeMap::new(),
+            marks: BTreeMap::new(),
         };
         for record in records {
             image.put(record)?;
@@ -130,7 +132,7 @@ impl Image {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.accounts.len() + self.keys.len() + self.webhooks.len() + self.signing_keys.len()
+        self.accounts.len() + self.keys.len() + self.webhooks.len() + self.signing_keys.len() + self.marks.len()
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {
@@ -138,7 +140,8 @@ impl Image {
         let keys = self.keys.values().cloned().map(Record::Key);
         let webhooks = self.webhooks.values().cloned().map(Record::Webhook);
         let signing_keys = self.signing_keys.values().cloned().map(Record::SigningKey);
-        accounts.chain(keys).chain(webhooks).chain(signing_keys).collect()
+        let marks = self.marks.values().cloned().map(Record::Mark);
+        accounts.chain(keys).chain(webhooks).chain(signing_keys).chain(marks).collect()
     }
 
     fn put(&mut self, record: Record) -> Result<(), serde_json::Error> {
@@ -147,6 +150,7 @@ impl Image {
             Record::Key(key) => self.keys.get(&key.id).cloned().map(Record::Key),
             Record::Webhook(record) => self.webhooks.get(&record.webhook.id).cloned().map(Record::Webhook),
             Record::SigningKey(key) => self.signing_keys.get(&key.id).cloned().map(Record::SigningKey),
+            Record::Mark(mark) => self.marks.get(&mark.account).cloned().map(Record::Mark),
             Record::Forgotten(Forgotten::Key { id, .. }) => self.keys.remove(id).map(Record::Key),
             Record::Forgotten(Forgotten::Webhook { id, .. }) => self.webhooks.remove(id).map(Record::Webhook),
         };
@@ -159,6 +163,7 @@ impl Image {
             Record::Key(key) => drop(self.keys.insert(key.id.clone(), key)),
             Record::Webhook(record) => drop(self.webhooks.insert(record.webhook.id.clone(), record)),
             Record::SigningKey(key) => drop(self.signing_keys.insert(key.id.clone(), key)),
+            Record::Mark(mark) => drop(self.marks.insert(mark.account.clone(), mark)),
             Record::Forgotten(_) => {}
         }
         Ok(())
@@ -186,6 +191,7 @@ mod tests {
             Record::Key(key("k", "a", &[])),
             Record::Webhook(webhook("we_1", "a")),
             Record::SigningKey(PublicKey::new(&[7; 32], at(1))),
+            Record::Mark(SignedMark { account: account("a").id, line: "{}".to_owned() }),
         ];
         for left_out in 0..records.len() {
             let mut some = records.clone();

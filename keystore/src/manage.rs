@@ -29,6 +29,7 @@ use crate::store::{Store, StoreError};
 use crate::vault::{CommitError, Vault, chain};
 use crate::writer::NoAnswer;
 
+pub(crate) mod marks;
 pub(crate) mod webhooks;
 
 /// A repeated revocation is told again for so long: it is as long as a gateway trusts what it was told before the first
@@ -48,6 +49,7 @@ pub(crate) struct Desk {
     plans: Plans,
     /// Changed here alone; others look whether there is room before they do what costs.
     population: Arc<Mutex<Population>>,
+    alarm: marks::Alarm,
 }
 
 /// What a call is judged by before it comes to the desk.
@@ -152,7 +154,7 @@ impl Desk {
     /// Counts what the store holds.
     pub(crate) fn new(vault: Vault, sealer: Arc<Sealer>, clock: Clock, plans: Plans) -> Result<Self, StoreError> {
         let population = Arc::new(Mutex::new(Population::of(vault.store())?));
-        Ok(Self { vault, sealer, clock, plans, population })
+        Ok(Self { vault, sealer, clock, plans, population, alarm: marks::Alarm::default() })
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -14,6 +14,7 @@ const SECONDS: &str = "stage0_key_hash_seconds";
 const WAIT_SECONDS: &str = "stage0_key_hash_wait_seconds";
 const CHANGES: &str = "stage0_keystore_changes_total";
 const WRITABLE: &str = "stage0_keystore_writable";
+const MARKS_REFUSED: &str = "stage0_keystore_marks_refused_total";
 
 /// A hash that runs or waits to; it no longer does when this is dropped.
 pub(crate) struct Queued(());
@@ -29,6 +30,11 @@ pub(crate) fn describe() {
         CHANGES,
         Unit::Count,
         "Changes of accounts, keys and endpoints, by whether they were stored; busy ones were not begun."
+    );
+    describe_counter!(
+        MARKS_REFUSED,
+        Unit::Count,
+        "Marks that were not signed, by reason; raced: another exporter was faster. All others are an alarm."
     );
     describe_gauge!(WRITABLE, Unit::Count, "1 while changes can be stored, 0 since a write failed.");
 }
@@ -71,6 +77,10 @@ pub(crate) fn busy() {
     counter!(CHANGES, "outcome" => "busy").increment(1);
 }
 
+pub(crate) fn mark_refused(reason: &'static str) {
+    counter!(MARKS_REFUSED, "reason" => reason).increment(1);
+}
+
 pub(crate) fn writable(writable: bool) {
     gauge!(WRITABLE).set(f64::from(u8::from(writable)));
 }
@@ -99,6 +109,7 @@ mod tests {
             changed(false);
             busy();
             writable(true);
+            mark_refused("taken");
         });
         let page = recorder.handle().render();
         for line in [
@@ -111,10 +122,11 @@ mod tests {
             "stage0_keystore_changes_total{outcome=\"failed\"} 1",
             "stage0_keystore_changes_total{outcome=\"busy\"} 1",
             "stage0_keystore_writable 1",
+            "stage0_keystore_marks_refused_total{reason=\"taken\"} 1",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
-        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE] {
+        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE, MARKS_REFUSED] {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }
     }

@@ -64,7 +64,7 @@ impl Population {
             Record::Forgotten(Forgotten::Webhook { id, account }) => {
                 self.webhooks.get_mut(account).into_iter().for_each(|members| members.remove(id));
             }
-            Record::Account(_) | Record::SigningKey(_) => {}
+            Record::Account(_) | Record::SigningKey(_) | Record::Mark(_) => {}
         }
     }
 

@@ -68,8 +68,8 @@ async fn join_exporter(joined: &mut Joined<'_>) -> Result<(), ServeError> {
     joined.join(|at, call: ListEndpoints, _| async move { at.list_endpoints(call).await }).await?;
     joined.join(|at, call: DisableWebhook, until| async move { at.disable_webhook(call, until).await }).await?;
     joined.join(|at, call: ListRetentions, _| async move { at.list_retentions(call).await }).await?;
-    joined.join(|at, call: SignMark, _| async move { at.sign_mark(call).await }).await?;
-    joined.join(|at, _: SigningKeys, _| async move { at.signing_keys().await }).await
+    joined.join(|at, call: SignMark, until| async move { at.sign_mark(call, until).await }).await?;
+    joined.join(|at, call: SigningKeys, _| async move { at.signing_keys(call).await }).await
 }
 
 /// Subjects that are joined, and their loops, which do not run yet.

@@ -1,4 +1,4 @@
-//! What is kept: accounts, keys, webhook endpoints and public signing keys, and how one change writes them.
+//! What is kept: accounts, keys, webhook endpoints, public signing keys and last marks, and how one change writes them.
 //!
 //! Owns the records, their layout in the store and the pure questions whether a key lives and a secret signs. A change
 //! puts records and forgets what ended long ago: replaying it twice gives the same state. A deleted endpoint leaves a
@@ -147,6 +147,14 @@ pub(crate) enum Forgotten {
     Webhook { id: WebhookId, account: AccountId },
 }
 
+/// The last mark that was signed for an account: no number is signed twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SignedMark {
+    pub(crate) account: AccountId,
+    /// As it was given away; what did not reach the log is given again.
+    pub(crate) line: String,
+}
+
 /// One thing put or forgotten by a change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -155,6 +163,7 @@ pub(crate) enum Record {
     Key(KeyRecord),
     Webhook(WebhookRecord),
     SigningKey(PublicKey),
+    Mark(SignedMark),
     Forgotten(Forgotten),
 }
 
@@ -178,6 +187,7 @@ impl Record {
                 vec![(webhook_entry(id), Some(serde_json::to_vec(record)?)), (listed, Some(place))]
             }
             Self::SigningKey(key) => vec![(signing_key_entry(&key.id), Some(serde_json::to_vec(key)?))],
+            Self::Mark(mark) => vec![(mark_entry(&mark.account), Some(serde_json::to_vec(mark)?))],
             Self::Forgotten(Forgotten::Key { id, account }) => {
                 vec![(key_entry(id), None), (listed_entry(account, id), None)]
             }
@@ -192,6 +202,7 @@ pub(crate) const ACCOUNTS: &[u8] = b"account/";
 pub(crate) const KEYS: &[u8] = b"key/";
 pub(crate) const WEBHOOKS: &[u8] = b"webhook/";
 pub(crate) const SIGNING_KEYS: &[u8] = b"signing/";
+pub(crate) const MARKS: &[u8] = b"mark/";
 
 /// Stands in its account's list behind an endpoint that is gone.
 pub(crate) const DELETED: &[u8] = b"deleted";
@@ -225,6 +236,10 @@ pub(crate) fn listed_webhooks(account: &AccountId) -> Vec<u8> {
 
 fn listed_webhook_entry(account: &AccountId, id: &WebhookId) -> Vec<u8> {
     [listed_webhooks(account).as_slice(), id.as_str().as_bytes()].concat()
+}
+
+pub(crate) fn mark_entry(account: &AccountId) -> Vec<u8> {
+    [MARKS, account.as_str().as_bytes()].concat()
 }
 
 fn signing_key_entry(id: &SigningKeyId) -> Vec<u8> {

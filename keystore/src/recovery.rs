@@ -9,6 +9,7 @@ use crate::journal::{End, Replay};
 
 /// What is known of the store's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "there is one, at start")]
 pub(crate) enum StoreFound {
     Missing,
     /// It cannot be opened or does not add up; why is for the log.

@@ -14,6 +14,7 @@ use stage0_contract::{
 
 use crate::record::KeyRecord;
 
+pub(crate) mod marks;
 pub(crate) mod webhooks;
 
 /// Longest overlap of a rotation: 30 days.

@@ -2,11 +2,14 @@
 //!
 //! Owns the Ed25519 key, from settings or `signing.key`, and the public keys that the store lists: the one that signs is put there before
 //! it signs anything. Another file and a restart are a rotation; public keys stay, so that old marks can always be verified. A lost key is
-//! no reason to refuse the start: a new one signs what comes, and what was signed stays provable. What a mark says is not judged here.
+//! no reason to refuse the start: a new one signs what comes, and what was signed stays provable. What a mark says is judged
+//! before it comes here (`manage`, `marks`).
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use jiff::Timestamp;
 use stage0_contract::{Mark, PublicKey, PublicKeys, SigningKeyId, Unsigned};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::KeystoreConfig;
 use crate::keyfile::{self, KeyBytes, KeyFileError};
@@ -18,11 +21,15 @@ use crate::vault::{CommitError, Vault};
 /// Where the signing key's seed is kept when none is given, in the data directory.
 pub const SIGNING_KEY_FILE: &str = "signing.key";
 
+/// Marks that wait for the writer at a time: an exporter that asks without end keeps no new key waiting.
+const MAX_MARKS_IN_HAND: usize = 8;
+
 /// Signs.
 #[derive(Debug)]
 pub(crate) struct Signer {
     pair: Ed25519KeyPair,
     id: SigningKeyId,
+    turns: Semaphore,
 }
 
 /// A mark was not signed.
@@ -57,12 +64,22 @@ impl Signer {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose()).map_err(|_| SignError::Key)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| SignError::Key)?;
         let public = PublicKey::new(public, now);
-        Ok((Self { pair, id: public.id.clone() }, public))
+        Ok((Self { pair, id: public.id.clone(), turns: Semaphore::new(MAX_MARKS_IN_HAND) }, public))
+    }
+
+    /// Waits for a place among the marks that wait for the writer; none where there was none in time.
+    pub(crate) async fn turn(&self, until: Instant) -> Option<SemaphorePermit<'_>> {
+        timeout_at(until, self.turns.acquire()).await.ok()?.ok()
+    }
+
+    /// What is signed of a mark.
+    pub(crate) fn unsigned(&self, mark: &Mark) -> Result<Unsigned, SignError> {
+        Ok(Unsigned::new(mark, &self.id)?)
     }
 
     /// The mark as a line of the log.
     pub(crate) fn sign(&self, mark: &Mark) -> Result<String, SignError> {
-        let unsigned = Unsigned::new(mark, &self.id)?;
+        let unsigned = self.unsigned(mark)?;
         let signature = self.pair.try_sign(unsigned.bytes()).map_err(|_| SignError::Failed)?;
         let signature = signature.as_ref().try_into().map_err(|_| SignError::Failed)?;
         String::from_utf8(unsigned.signed(signature)).map_err(|_| SignError::Failed)
@@ -99,7 +116,7 @@ fn seed(config: &KeystoreConfig, signed_before: bool) -> Result<KeyBytes, Signer
 pub(crate) fn public_keys(store: &Store) -> Result<PublicKeys, StoreError> {
     let mut items = store.signing_keys()?;
     items.sort_by_key(|key| std::cmp::Reverse(key.created_at));
-    Ok(PublicKeys { items })
+    Ok(PublicKeys { items, last_mark: None })
 }
 
 #[cfg(test)]
@@ -126,6 +143,20 @@ mod tests {
             covered: 3,
             heads: Vec::new(),
         }
+    }
+
+    #[tokio::test]
+    async fn only_a_few_marks_wait_for_the_writer_at_a_time() {
+        let (signer, _) = Signer::new(&KeyBytes::new([1; 32]), at(1)).unwrap();
+        // Who may not wait gets a place that is free, and no other.
+        let now = Instant::now();
+        let mut turns = Vec::new();
+        for _ in 0..MAX_MARKS_IN_HAND {
+            turns.push(signer.turn(now).await.unwrap());
+        }
+        assert!(signer.turn(now).await.is_none());
+        turns.pop();
+        assert!(signer.turn(now).await.is_some());
     }
 
     #[test]

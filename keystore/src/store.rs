@@ -14,7 +14,7 @@ use stage0_contract::{Account, AccountId, KeyId, PublicKey, WebhookId};
 
 use crate::disk;
 use crate::image::{Digest, Image, Position};
-use crate::record::{self, Entry, KeyRecord, Record, WebhookRecord};
+use crate::record::{self, Entry, KeyRecord, Record, SignedMark, WebhookRecord};
 
 pub(crate) const DIR: &str = "store";
 
@@ -80,6 +80,8 @@ impl Store {
                 records.push(Record::Webhook(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::SIGNING_KEYS) {
                 records.push(Record::SigningKey(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::MARKS) {
+                records.push(Record::Mark(serde_json::from_slice(&value)?));
             }
         }
         let position: Position = self.read(POSITION)?.ok_or(StoreError::Untrue)?;
@@ -227,6 +229,11 @@ impl Store {
     /// Every key that signs or signed marks, in the order of their ids.
     pub(crate) fn signing_keys(&self) -> Result<Vec<PublicKey>, StoreError> {
         self.behind(record::SIGNING_KEYS, None).map(|entry| Ok(serde_json::from_slice(&entry?.1)?)).collect()
+    }
+
+    /// The last mark that was signed for an account.
+    pub(crate) fn mark(&self, account: &AccountId) -> Result<Option<SignedMark>, StoreError> {
+        self.read(&record::mark_entry(account))
     }
 
     fn behind(

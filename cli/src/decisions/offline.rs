@@ -52,7 +52,9 @@ fn is_mark(line: &[u8]) -> bool {
         line: LineType,
     }
     match serde_json::from_slice(line) {
-        Ok(Kind { line: LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled }) => true,
+        Ok(Kind { line: LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled }) => {
+            true
+        }
         Ok(Kind { line: LineType::Decision }) | Err(_) => false,
     }
 }

@@ -23,9 +23,10 @@ use crate::table::{Table, optional};
 pub(super) fn verify(asked: &Verify, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
     let (from, to) = asked.period.at(now)?;
     let report = match &asked.file {
-        // What the retention was when the file was made is not known: only what its lines say of their end excuses them.
+        // What the retention was when the file was made is not known: only what its lines say of their end excuses them,
+        // and the marks of what was removed.
         Some(file) => {
-            let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: asked.kept };
+            let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: asked.kept, signed: None };
             let mut progress = Progress::new(asked.progress);
             offline::verify(file, keys(asked.trust.keys.as_deref(), settings)?, window, &mut progress)?
         }
@@ -85,11 +86,12 @@ fn for_people(report: &Report) -> String {
         (false, _) => format!("NOT OK: {found} found"),
     };
     let mut text = format!(
-        "{result}\n\nrecords      {}\nwriters      {}\ncheckpoints  {}\ndeletions    {}\nunsealed     {}{}\nfirst        {}\nlast         {}",
+        "{result}\n\nrecords      {}\nwriters      {}\ncheckpoints  {}\ndeletions    {}\nexpiries     {}\nunsealed     {}{}\nfirst        {}\nlast         {}",
         report.records,
         report.writers,
         report.checkpoints,
         report.deletions,
+        report.expiries,
         report.unsealed,
         if report.unsealed > 0 {
             " (no checkpoint covers them yet: whether more were cut off behind them is not proven)"
@@ -147,6 +149,7 @@ mod tests {
             writers: 1,
             checkpoints: 2,
             deletions: 0,
+            expiries: 0,
             unsealed: 1,
             first_at: None,
             last_at: None,

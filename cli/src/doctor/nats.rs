@@ -225,7 +225,8 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
             findings.push(lease(backplane).await);
         }
         Role::AuditExport => {
-            findings.push(asked("keystore", backplane.requests.ask(&SigningKeys {}, ANSWER_WITHIN).await.err()));
+            findings
+                .push(asked("keystore", backplane.requests.ask(&SigningKeys::default(), ANSWER_WITHIN).await.err()));
             findings.push(log(backplane).await);
         }
     }

@@ -80,6 +80,10 @@ impl Event {
                 let (count, before) = (number(&data, "count"), text(&data, "before"));
                 About::Other("deleted", format!("{count} decisions from before {before}"))
             }
+            Some(LineType::Expiry) => {
+                let (count, before) = (number(&data, "count"), text(&data, "before"));
+                About::Other("expired", format!("{count} decisions from before {before}"))
+            }
             Some(LineType::WebhookDisabled) => {
                 About::Other("disabled", format!("{}: {}", text(&data, "webhook"), text(&data, "reason")))
             }

@@ -1,6 +1,6 @@
 //! Judges a log: walks its lines in order and says what does not fit.
 //!
-//! Owns what counts as a fault and what is excused: lines that expired, that a signed deletion names, or that lie outside the window.
+//! Owns what counts as a fault and what is excused: lines that expired, that a signed removal names, or that lie outside the window.
 //! Marks come first ([`row`]: what they say holds for lines before and behind them), then every line in the order of the log. Pure;
 //! what it remembers grows with marks and writers, not with decisions. A line that cannot be read is a finding, never a stop.
 //! The order between two writers is nobody's claim, so it is not judged.
@@ -36,10 +36,13 @@ pub struct Window {
     pub to: Option<Timestamp>,
     /// The clock.
     pub now: Timestamp,
-    /// What was recorded before may be gone whatever its line says: the account's retention was shortened since.
+    /// What was recorded before is past the retention that holds now, and may be gone whatever its line says. What an
+    /// earlier, shorter retention removed is excused by the marks that say so.
     pub horizon: Timestamp,
     /// A mark that was kept outside and must still be there.
     pub kept: Option<MarkRef>,
+    /// The last mark that the keystore signed, as it says itself. It must be there too.
+    pub signed: Option<MarkRef>,
 }
 
 /// What was found.
@@ -55,6 +58,9 @@ pub struct Report {
     pub checkpoints: u64,
     /// Deletions on demand that stand in the window.
     pub deletions: u64,
+    /// Removals by retention whose marks stand in the window.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expiries: u64,
     /// Decisions that no mark covers yet: that none was cut off behind them cannot be proven yet.
     pub unsealed: u64,
     /// When the first one judged was recorded.
@@ -154,6 +160,7 @@ pub struct Walk {
     records: u64,
     checkpoints: u64,
     deletions: u64,
+    expiries: u64,
     first_at: Option<Timestamp>,
     last_at: Option<Timestamp>,
 }
@@ -163,7 +170,7 @@ impl Walk {
     pub fn new<'l>(window: Window, keys: Vec<PublicKey>, marks: impl IntoIterator<Item = &'l [u8]>) -> Self {
         let (mut row, mut found) = (Row::new(keys), Findings::default());
         for line in marks {
-            row.judge(line, &window, &mut found);
+            row.judge(line, &mut found);
         }
         row.close(&window, &mut found);
         Self {
@@ -174,6 +181,7 @@ impl Walk {
             records: 0,
             checkpoints: 0,
             deletions: 0,
+            expiries: 0,
             first_at: None,
             last_at: None,
         }
@@ -201,7 +209,9 @@ impl Walk {
                 self.found.line(FindingKind::Unreadable, "a decision is another account's");
             }
             LineType::Decision => self.see_decision(line),
-            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => self.see_mark(line),
+            LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
+                self.see_mark(line);
+            }
         }
     }
 
@@ -227,6 +237,7 @@ impl Walk {
             writers,
             checkpoints: self.checkpoints,
             deletions: self.deletions,
+            expiries: self.expiries,
             unsealed,
             first_at: self.first_at,
             last_at: self.last_at,
@@ -309,6 +320,7 @@ impl Walk {
         match mark.body {
             MarkBody::Checkpoint {} => self.checkpoints += 1,
             MarkBody::Deletion(_) => self.deletions += 1,
+            MarkBody::Expiry(_) => self.expiries += 1,
             MarkBody::WebhookDisabled { .. } => {}
         }
     }
@@ -356,6 +368,7 @@ impl Walk {
         self.window.may_be_gone(recorded_at, expires_at)
             || !self.window.judges(recorded_at)
             || self.row.deleted(writer, sequence, recorded_at)
+            || self.row.expired(recorded_at)
     }
 }
 

@@ -108,7 +108,7 @@ mod tests {
     }
 
     fn judged(lines: &[Vec<u8>]) -> bool {
-        let window = Window { from: None, to: None, now: at(200), horizon: at(0), kept: None };
+        let window = Window { from: None, to: None, now: at(200), horizon: at(0), kept: None, signed: None };
         let mut walk = Walk::new(window, Vec::new(), []);
         lines.iter().flat_map(|lines| lines.split(|b| *b == b'\n')).for_each(|line| walk.see(line));
         walk.finish().ok

@@ -26,7 +26,7 @@ use crate::address::Client;
 use crate::errors::ApiError;
 use crate::in_flight::Hold;
 use crate::patience::Patience;
-use crate::reader::{Cursor, Filter, Resume, Shelf};
+use crate::reader::{Asked, Cursor, Filter, Resume, Shelf};
 use crate::readers::{Task, Turn};
 use crate::sending::{CutOff, Held};
 use crate::state::Gate;
@@ -91,9 +91,12 @@ pub(super) async fn verify(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
         let kept = fields.word("kept", "must be `number:hash` of a mark", |text| MarkRef::parse(text).ok());
         fields.finish()?;
         let _turn = gate.readers.verification(key)?;
-        let PublicKeys { items: keys } = manage(&gate, &SigningKeys {}).await?;
+        let asked = SigningKeys { account: Some(identity.account.clone()) };
+        let PublicKeys { items: keys, last_mark } = manage(&gate, &asked).await?;
+        let signed = last_mark.as_deref().and_then(|line| MarkRef::of(line.as_bytes()));
         let log = Log::of(&gate, &identity);
-        let report = gate.readers.run(async move { log.shelf().verify(from, to, kept, keys).await }).await?;
+        let asked = Asked { from, to, kept, signed };
+        let report = gate.readers.run(async move { log.shelf().verify(asked, keys).await }).await?;
         Ok::<_, ApiError>(HttpResponse::Ok().json(report.map_err(|error| unread(&error))?))
     };
     answer(&request, verified.await)
@@ -156,7 +159,7 @@ pub(super) async fn delete(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
 
 /// Not a secret, and for whoever verifies a chain: no key is needed.
 pub(super) async fn signing_keys(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let asked = gate.signing_keys.try_get_with((), manage(&gate, &SigningKeys {})).await;
+    let asked = gate.signing_keys.try_get_with((), manage(&gate, &SigningKeys::default())).await;
     let listed = asked.map(|keys| HttpResponse::Ok().json(keys)).map_err(|error| ApiError::clone(&error));
     answer(&request, listed)
 }

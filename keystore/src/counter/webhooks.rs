@@ -1,20 +1,22 @@
 //! Questions about webhook endpoints, retention and signatures, and who in here answers them.
 //!
 //! Owns the same split as its parent. What the exporter asks carries no caller: the backplane's credentials decide who may ask. Its pages
-//! are decrypted, and marks are signed, on a thread that may block.
+//! are decrypted on a thread that may block; marks are signed by the writer, which keeps what it signed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use stage0_contract::{
     CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, EndpointsPage, GetWebhook, ListEndpoints,
     ListRetentions, ListWebhooks, ManageReply, MarkSigned, Page, PublicKeys, RetentionsPage, RotateWebhookSecret,
-    SignMark, UpdateWebhook, Webhook, WebhookCreated, WebhookDeleted, WebhookDisabled,
+    SignMark, SigningKeys, UpdateWebhook, Webhook, WebhookCreated, WebhookDeleted, WebhookDisabled,
 };
 use tokio::time::Instant;
 
 use super::Counter;
-use crate::manage::{self, webhooks};
+use crate::manage::{self, marks, webhooks};
 use crate::signer;
+use crate::store::Store;
 use crate::writer::Lane;
 
 impl Counter {
@@ -67,12 +69,25 @@ impl Counter {
         self.read("list retentions", move |store, _| manage::list_retentions(store, &call)).await
     }
 
-    pub(crate) async fn sign_mark(&self, call: SignMark) -> ManageReply<MarkSigned> {
+    pub(crate) async fn sign_mark(&self, call: SignMark, until: Instant) -> ManageReply<MarkSigned> {
+        // That a write failed was said once; each mark would say it again.
+        if !self.writable.load(Ordering::Acquire) {
+            return ManageReply::Failed;
+        }
+        let Some(_turn) = self.signer.turn(until).await else { return ManageReply::Busy };
         let signer = Arc::clone(&self.signer);
-        self.read("sign mark", move |_, _| Ok(MarkSigned { line: signer.sign(&call.mark)? })).await
+        let signed = self.write(Lane::Ordinary, until, move |desk| desk.sign_mark(&signer, &call)).await;
+        manage::reply("sign mark", signed)
     }
 
-    pub(crate) async fn signing_keys(&self) -> ManageReply<PublicKeys> {
-        self.read("signing keys", |store, _| Ok(signer::public_keys(store)?)).await
+    pub(crate) async fn signing_keys(&self, call: SigningKeys) -> ManageReply<PublicKeys> {
+        let keys = move |store: &Store, now| {
+            let last_mark = match &call.account {
+                Some(account) => marks::last_line(store, account, now)?,
+                None => None,
+            };
+            Ok(PublicKeys { last_mark, ..signer::public_keys(store)? })
+        };
+        self.read("signing keys", keys).await
     }
 }

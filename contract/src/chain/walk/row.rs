@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{FindingKind, Findings, Window};
 use crate::AccountId;
-use crate::chain::{Head, LineHash, MarkRef, PublicKey, WriterId};
+use crate::chain::{Head, LineHash, MarkRef, Previous, PublicKey, WriterId};
 use crate::record::{Mark, MarkBody};
 
 /// What a signed deletion took of one writer.
@@ -26,6 +26,15 @@ struct Before {
     signed: bool,
 }
 
+/// Marks that should have been there, from the first number to the last.
+#[derive(Clone, Copy)]
+struct Hole {
+    first: u64,
+    last: u64,
+    /// What the mark behind says of the last one.
+    told: Option<Previous>,
+}
+
 /// All marks so far.
 pub(super) struct Row {
     account: Option<AccountId>,
@@ -35,11 +44,14 @@ pub(super) struct Row {
     marks: BTreeMap<u64, LineHash>,
     before: Option<Before>,
     last_signed: Option<MarkRef>,
-    /// First and last number of what should have been there and is not excused.
-    gaps: Vec<(u64, u64)>,
+    /// A mark behind may still excuse them: they are judged when all marks are known.
+    holes: Vec<Hole>,
     /// Marks with lower numbers may have expired.
     expired_below: u64,
     deleted: HashMap<WriterId, Vec<Deleted>>,
+    /// What was recorded before was removed because its retention was over; the latest of all such marks. A mark that
+    /// is gone by now was recorded before the horizon of a later one, and so was everything that it excused.
+    horizon: Option<Timestamp>,
     /// Every head that a mark names. Known before any decision is seen, so that a chain that was computed anew cannot hide
     /// behind many lines, and a mark may stand far behind what it covers.
     named: BTreeMap<(WriterId, u64), LineHash>,
@@ -55,16 +67,17 @@ impl Row {
             marks: BTreeMap::new(),
             before: None,
             last_signed: None,
-            gaps: Vec::new(),
+            holes: Vec::new(),
             expired_below: 0,
             deleted: HashMap::new(),
+            horizon: None,
             named: BTreeMap::new(),
             covered: HashMap::new(),
         }
     }
 
     /// The next mark.
-    pub(super) fn judge(&mut self, line: &[u8], window: &Window, found: &mut Findings) {
+    pub(super) fn judge(&mut self, line: &[u8], found: &mut Findings) {
         let hash = LineHash::of(line);
         self.judged.insert(hash, false);
         let Some(mark) = serde_json::from_slice::<Mark>(line).ok().filter(|mark| mark.number > 0) else {
@@ -79,12 +92,18 @@ impl Row {
             self.judged.insert(hash, true);
             self.believe(&mark, found);
         }
-        self.place(&mark, Before { number: mark.number, hash, signed }, window, found);
+        self.place(&mark, Before { number: mark.number, hash, signed }, found);
     }
 
     /// After the last mark: what is still missing.
     pub(super) fn close(&mut self, window: &Window, found: &mut Findings) {
-        for (mut first, last) in std::mem::take(&mut self.gaps) {
+        for Hole { mut first, last, told } in std::mem::take(&mut self.holes) {
+            if told.is_some_and(|told| self.may_be_gone(&told, window)) {
+                if first == 1 {
+                    self.expired_below = last.saturating_add(1);
+                }
+                continue;
+            }
             let there: Vec<u64> = self.marks.range(first..=last).map(|(number, _)| *number).collect();
             for number in there {
                 if first < number {
@@ -96,18 +115,25 @@ impl Row {
                 found.marks(FindingKind::MarkMissing, first, last - first + 1, "marks are missing");
             }
         }
-        let Some(kept) = window.kept else { return };
-        match self.marks.get(&kept.number) {
-            Some(hash) if *hash == kept.hash => {}
-            Some(_) => {
-                let message = "the mark that was kept outside is another one here";
-                found.marks(FindingKind::Altered, kept.number, 1, message);
-            }
-            None if kept.number < self.expired_below => {}
-            None => {
-                let message = "the mark that was kept outside is not here";
-                found.marks(FindingKind::MarkMissing, kept.number, 1, message);
-            }
+        if let Some(kept) = window.kept {
+            let (another, gone) =
+                ("the mark that was kept outside is another one here", "the mark that was kept outside is not here");
+            self.must_hold(kept, another, gone, found);
+        }
+        if let Some(signed) = window.signed.filter(|signed| window.kept != Some(*signed)) {
+            let another = "the last mark that the keystore signed is another one here";
+            let gone = "the last mark that the keystore signed is not here: the end of the log was removed, or no \
+                        exporter ran since";
+            self.must_hold(signed, another, gone, found);
+        }
+    }
+
+    fn must_hold(&self, mark: MarkRef, another: &str, gone: &str, found: &mut Findings) {
+        match self.marks.get(&mark.number) {
+            Some(hash) if *hash == mark.hash => {}
+            Some(_) => found.marks(FindingKind::Altered, mark.number, 1, another),
+            None if mark.number < self.expired_below => {}
+            None => found.marks(FindingKind::MarkMissing, mark.number, 1, gone),
         }
     }
 
@@ -115,8 +141,8 @@ impl Row {
     pub(super) fn believed(&mut self, line: &[u8], window: &Window, found: &mut Findings) -> Option<Mark> {
         let hash = LineHash::of(line);
         if !self.judged.contains_key(&hash) {
-            self.judge(line, window, found);
-            self.close_late(found);
+            self.judge(line, found);
+            self.close_late(window, found);
         }
         let believed = self.judged.get(&hash).copied().unwrap_or(false);
         if believed { serde_json::from_slice(line).ok() } else { None }
@@ -173,6 +199,15 @@ impl Row {
         deletions.iter().any(|deleted| sequence <= deleted.sequence && recorded_at < deleted.before)
     }
 
+    /// Whether a signed mark says that what was recorded then was past its retention and removed.
+    pub(super) fn expired(&self, recorded_at: Timestamp) -> bool {
+        self.horizon.is_some_and(|horizon| recorded_at < horizon)
+    }
+
+    fn may_be_gone(&self, told: &Previous, window: &Window) -> bool {
+        window.may_be_gone(told.recorded_at, told.expires_at) || self.expired(told.recorded_at)
+    }
+
     fn believe(&mut self, mark: &Mark, found: &mut Findings) {
         for head in &mark.heads {
             self.cover(head, found);
@@ -180,9 +215,14 @@ impl Row {
         match &mark.body {
             MarkBody::Deletion(deletion) => {
                 for head in &deletion.deleted {
+                    self.name(head, found);
                     let deleted = Deleted { before: deletion.before, sequence: head.sequence };
                     self.deleted.entry(head.writer).or_default().push(deleted);
                 }
+            }
+            MarkBody::Expiry(expiry) => {
+                expiry.expired.iter().for_each(|head| self.name(head, found));
+                self.horizon = self.horizon.max(Some(expiry.horizon));
             }
             MarkBody::Checkpoint {} | MarkBody::WebhookDisabled { .. } => {}
         }
@@ -191,13 +231,17 @@ impl Row {
     fn cover(&mut self, head: &Head, found: &mut Findings) {
         let covered = self.covered.entry(head.writer).or_default();
         *covered = head.sequence.max(*covered);
+        self.name(head, found);
+    }
+
+    fn name(&mut self, head: &Head, found: &mut Findings) {
         if *self.named.entry((head.writer, head.sequence)).or_insert(head.hash) != head.hash {
             let message = "two marks name different decisions";
             found.decisions(FindingKind::Altered, head.writer, head.sequence, 1, message);
         }
     }
 
-    fn place(&mut self, mark: &Mark, this: Before, window: &Window, found: &mut Findings) {
+    fn place(&mut self, mark: &Mark, this: Before, found: &mut Findings) {
         let (number, previous) = (this.number, mark.previous);
         let (last, expected) = match self.before {
             Some(before) => (before.number, Some(before)),
@@ -218,11 +262,7 @@ impl Row {
             return;
         }
         if number - last > 1 {
-            if !previous.is_some_and(|previous| window.may_be_gone(previous.recorded_at, previous.expires_at)) {
-                self.gaps.push((last + 1, number - 1));
-            } else if expected.is_none() {
-                self.expired_below = number;
-            }
+            self.holes.push(Hole { first: last + 1, last: number - 1, told: previous });
         } else if this.signed
             && expected.is_none_or(|before| before.signed)
             && previous.map(|previous| previous.hash) != expected.map(|before| before.hash)
@@ -238,8 +278,11 @@ impl Row {
     }
 
     /// A mark that was made meanwhile and does not follow at once: what is between is missing.
-    fn close_late(&mut self, found: &mut Findings) {
-        for (first, last) in std::mem::take(&mut self.gaps) {
+    fn close_late(&mut self, window: &Window, found: &mut Findings) {
+        for Hole { first, last, told } in std::mem::take(&mut self.holes) {
+            if told.is_some_and(|told| self.may_be_gone(&told, window)) {
+                continue;
+            }
             found.marks(FindingKind::MarkMissing, first, last - first + 1, "marks are missing");
         }
     }

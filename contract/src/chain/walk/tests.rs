@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::*;
 use crate::KeyId;
 use crate::chain::{SigningKeyId, Unsigned};
-use crate::record::{Deletion, Mark};
+use crate::record::{Deletion, Expiry, Mark};
 
 const START: i64 = 1_800_000_000;
 const DAY: i64 = 86_400;
@@ -199,7 +199,7 @@ impl Log {
     }
 
     fn now(&self) -> Window {
-        Window { from: None, to: None, now: at(self.clock), horizon: at(0), kept: None }
+        Window { from: None, to: None, now: at(self.clock), horizon: at(0), kept: None, signed: None }
     }
 
     fn judged(&self) -> Report {
@@ -819,4 +819,101 @@ fn a_signing_key_is_named_in_the_line_that_it_signed() {
     let month = SignedDuration::from_hours(24 * DAYS);
     let mark: Mark = serde_json::from_str(&line).unwrap();
     assert_eq!(mark.recorded_at.checked_add(month).unwrap().as_second(), mark.expires_at);
+}
+
+impl Log {
+    /// Says that what was recorded before `before` was removed as it was older than the horizon; does not remove it.
+    fn expiry(&mut self, horizon: i64, before: i64, pair: &Ed25519KeyPair) -> &mut Self {
+        let mut last: BTreeMap<WriterId, Head> = BTreeMap::new();
+        for line in self.lines.iter().filter(|line| matches!(line.name, Decision(..))) {
+            let head = serde_json::from_slice::<LineStart>(&line.bytes).unwrap().head(&line.bytes);
+            if head.recorded_at < at(before) {
+                last.insert(head.writer, head);
+            }
+        }
+        let expired = last.into_values().collect();
+        let (horizon, before) = (at(horizon), at(before));
+        let expiry = Expiry { horizon, retention_days: 1, before, from: None, to: None, count: 1, expired };
+        self.mark(MarkBody::Expiry(expiry), pair)
+    }
+
+    /// Without everything that was recorded before, marks included.
+    fn removed_before(mut self, second: i64) -> Self {
+        self.lines.retain(|line| serde_json::from_slice::<Times>(&line.bytes).unwrap().recorded_at >= at(second));
+        self
+    }
+}
+
+#[test]
+fn what_a_shorter_retention_removed_stays_excused_when_the_retention_is_longer_again() {
+    use FindingKind::{BadSignature, MarkMissing, Missing};
+    // The first mark and all decisions of the first eight seconds are older than the horizon.
+    let mut log = Log::usual();
+    log.expiry(START + 9, START + 9, &pair(1)).write(1).checkpoint();
+    log.is_good();
+    log.clone().removed_before(START + 9).is_good();
+    log.clone().removed_before(START + 5).is_good();
+    assert_eq!(log.clone().removed_before(START + 9).judged().expiries, 1);
+    // A mark that was kept outside may be among what went.
+    let kept = Some(MarkRef { number: 1, hash: LineHash::of(log.line(Signed(1))) });
+    log.clone().removed_before(START + 9).is_good_in(Window { kept, ..log.now() });
+    // Nothing later is excused, and nothing without the mark, or where nobody signed it.
+    log.clone().removed_before(START + 9).without(&[Decision(1, 6)]).finds(&[of(Missing, 1, 6, 1)]);
+    log.clone().removed_before(START + 10).finds(&[of(Missing, 3, 1, 1)]);
+    assert!(!log.clone().removed_before(START + 9).without(&[Signed(4)]).judged().ok);
+    let plain = Log::usual();
+    let gone = plain.judged_in(plain.now());
+    assert!(gone.ok && !plain.removed_before(START + 9).judged().ok);
+    let mut forged = Log::usual();
+    forged.expiry(START + 9, START + 9, &pair(9)).write(1);
+    let report = forged.removed_before(START + 9).judged();
+    let kinds: Vec<FindingKind> = report.findings.iter().map(|finding| finding.kind).collect();
+    for kind in [BadSignature, MarkMissing, Missing] {
+        assert!(kinds.contains(&kind), "{kind:?} in {kinds:?}");
+    }
+}
+
+#[test]
+fn a_mark_of_a_removal_may_go_when_a_later_one_stands() {
+    let mut log = Log::usual();
+    log.expiry(START + 5, START + 5, &pair(1)).write(1).write(2).write(3).checkpoint();
+    let first = log.clock;
+    log.expiry(first, first, &pair(1)).write(1).checkpoint();
+    log.clone().removed_before(first).is_good();
+    // But a checkpoint behind it may not.
+    let last = log.mark.unwrap().0.number;
+    log.write(1).checkpoint();
+    log.removed_before(first).without(&[Signed(last)]).finds(&[of_mark(FindingKind::MarkMissing, last, 1)]);
+}
+
+#[test]
+fn a_removal_that_names_another_decision_than_stands_there_is_found() {
+    let mut log = Log::usual();
+    let mut altered = Log::usual().recomputed(3, 3);
+    altered.heads.clone_from(&log.heads);
+    log.expiry(START + 14, START + 14, &pair(1));
+    let place = log.place(Decision(3, 3));
+    log.lines[place].bytes = altered.line(Decision(3, 3)).to_vec();
+    log.finds(&[of(FindingKind::Altered, 3, 3, 1)]);
+}
+
+#[test]
+fn the_last_mark_that_the_keystore_signed_must_be_there() {
+    use FindingKind::{Altered, MarkMissing};
+    let log = Log::usual();
+    let signed = log.mark.map(|(mark, _)| mark);
+    let window = Window { signed, ..log.now() };
+    log.is_good_in(window);
+    log.clone().without(&[Signed(3)]).finds_in(window, &[of_mark(MarkMissing, 3, 1)]);
+    Log::new().finds_in(window, &[of_mark(MarkMissing, 3, 1)]);
+    // Whoever kept it outside hears of it once.
+    Log::new().finds_in(Window { kept: signed, ..window }, &[of_mark(MarkMissing, 3, 1)]);
+    let other = Some(MarkRef { number: 2, hash: LineHash::of(b"other") });
+    log.finds_in(Window { signed: other, ..log.now() }, &[of_mark(Altered, 2, 1)]);
+}
+
+#[test]
+fn an_empty_line_is_found_among_marks_and_among_decisions() {
+    Log::usual().with(Signed(9), b"").finds(&[UNREADABLE]);
+    Log::usual().with(Decision(9, 9), b"").finds(&[UNREADABLE]);
 }
