@@ -162,11 +162,16 @@ where
 {
     let confirmed = match gate_of_answer(&response) {
         Some(gate) if !response.status().is_server_error() => confirm(&gate, response.request()).await,
-        Some(_) | None => Ok(()),
+        Some(_) | None => {
+            response.request().extensions_mut().remove::<Believed>();
+            Ok(())
+        }
     };
     match confirmed {
         Ok(()) => response.map_into_left_body(),
         Err(error) => {
+            // A refusal leaves whatever becomes of the key.
+            response.request().extensions_mut().remove::<Believed>();
             if let Some(outcome) = response.request().extensions_mut().get_mut::<Outcome>() {
                 (outcome.verdict, outcome.codes) = (None, BTreeSet::new());
             }

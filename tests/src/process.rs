@@ -153,6 +153,10 @@ impl Process {
         self.child.wait().expect("the process ends")
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Resident memory in bytes.
     pub fn resident(&self) -> u64 {
         self.memory("VmRSS:")
