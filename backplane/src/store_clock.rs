@@ -104,6 +104,9 @@ impl StoreClock {
     /// # Errors
     /// When it is not, or when nothing is known.
     pub fn judge(&self) -> Result<(), ClockError> {
+        if self.shared.is_none() {
+            return Ok(());
+        }
         let now = Clocks::now();
         self.judge_at(now.wall, now.boot)
     }

@@ -61,12 +61,18 @@ impl Process {
 
     /// As [`Process::start`], with a limit of its memory in bytes.
     pub fn start_within(arguments: &[String], memory: Option<u64>) -> Self {
+        Self::start_in(arguments, memory, &[])
+    }
+
+    /// As above, with these variables beside those of this machine.
+    pub fn start_in(arguments: &[String], memory: Option<u64>, environment: &[(String, String)]) -> Self {
         let mut command = Command::new(binary());
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // No setting of the machine reaches the product by accident.
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGE0_")) {
             command.env_remove(name);
         }
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().expect("stage0 starts");
         let heard = Arc::new(Heard::default());
         heard.lock().open = 2;

@@ -4,8 +4,11 @@
 //! Signatures are judged by the library of the Standard Webhooks project, never by ours. Its tasks end when it is dropped.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -100,6 +103,19 @@ impl Authority {
     /// Its certificate, as a PEM file.
     pub fn file(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
+    }
+
+    /// Writes a certificate for this machine and its key, in the place of those that are there.
+    pub fn issue(&self, certificate: &Path, key: &Path) {
+        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
+        let (new_key, issuer) = (KeyPair::generate().unwrap(), Issuer::from_params(&self.params, &self.key));
+        let issued = CertificateParams::new(names).unwrap().signed_by(&new_key, &issuer).unwrap();
+        for (path, text) in [(key, new_key.serialize_pem()), (certificate, issued.pem())] {
+            let new = path.with_extension("new");
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+            std::fs::rename(new, path).unwrap();
+        }
     }
 
     fn acceptor(&self) -> TlsAcceptor {

@@ -12,6 +12,7 @@ use stage0_contract::Scope;
 use tempfile::TempDir;
 
 use crate::api::Api;
+use crate::moved_clock::MovedClock;
 use crate::process::Process;
 use crate::receiver::Authority;
 
@@ -163,6 +164,18 @@ impl Stack {
 
     fn server(&self) -> &NatsServer {
         self.nats.as_ref().expect("a stack on NATS")
+    }
+
+    /// Evaluators and gateways that are started from now on have this clock; none: this machine's.
+    pub fn set_clock(&mut self, clock: Option<&MovedClock>) {
+        self.settings.environment = clock.map(MovedClock::environment).unwrap_or_default();
+    }
+
+    /// One more, at another address.
+    pub fn start_gateway(&mut self) {
+        let (gateway, url) = self.settings.start_gateway(self.server(), self.directory.path());
+        self.gateways.push(gateway);
+        self.urls.push(url);
     }
 
     pub fn start_evaluator(&mut self) {

@@ -1,7 +1,7 @@
 //! Names that people could take for others, and amounts that nobody means.
 //!
-//! Owns what a `422` says of them: a run, a tool, a constraint, a side effect or an environment whose name holds a
-//! character that nobody sees is not what it looks like, and an amount beyond [`MAX_USD`] is a mistake or an attack.
+//! Owns what a `422` says of them: a run, a tool, a constraint or an environment whose name holds a character that
+//! nobody sees is not what it looks like, and an amount beyond [`MAX_USD`] is a mistake or an attack.
 //! Evidence of the wrong type is not judged here: it is malformed (contract, section 2).
 
 use serde_json::{Map, Value};
@@ -17,8 +17,8 @@ const AMOUNTS: [&str; 2] = ["estimated_cost_usd", "cumulative_cost_usd"];
 impl CheckRequest {
     /// Every name with a hidden character, and every amount that is too large.
     pub(super) fn out_of_bounds(&self, errors: &mut Vec<FieldError>) {
-        let lists = [("tools", &self.tools), ("constraints", &self.constraints), ("side_effects", &self.side_effects)];
-        for (member, items) in lists {
+        // A side effect with such a character is an unknown one, which is a verdict of the policy.
+        for (member, items) in [("tools", &self.tools), ("constraints", &self.constraints)] {
             for (index, item) in items.iter().enumerate() {
                 name(item, || format!("{member}[{index}]"), errors);
             }
@@ -95,9 +95,8 @@ mod tests {
                 assert_eq!(errors(body), [format!("{path}: {said}")], "{bad:?}");
             }
         }
-        for member in ["constraints", "side_effects"] {
-            assert_eq!(errors(json!({"goal": "g", member: ["max_iterations\u{0}: 2"]})).len(), 1, "{member}");
-        }
+        assert_eq!(errors(json!({"goal": "g", "constraints": ["max_iterations\u{0}: 2"]})).len(), 1);
+        assert!(errors(json!({"goal": "g", "side_effects": ["deploy\u{0}"]})).is_empty(), "unknown, and so denied");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use stage0_backplane::nats::{KeySet, Requirement};
 use stage0_contract::Role;
 
 use super::{Authority, NatsServer, Process, Stack};
+use crate::moved_clock::MovedClock;
 
 /// Signed checkpoints follow at once, so that no test waits for one.
 const CHECKPOINTS: [&str; 2] = ["--checkpoint-seconds", "1"];
@@ -28,8 +29,8 @@ pub struct StackBuilder {
     private_webhooks: bool,
     unverified: bool,
     memory: Option<u64>,
-    /// Instead of the patient one.
-    budget_ms: Option<u64>,
+    /// Of `dev`, evaluators and gateways that are started from now on.
+    pub(super) environment: Vec<(String, String)>,
     message_keys: MessageKeys,
     /// With every role's message keys, once there are.
     pub(super) keys_dir: Option<PathBuf>,
@@ -94,6 +95,12 @@ impl StackBuilder {
     #[must_use]
     pub fn memory_limit(self, megabytes: u64) -> Self {
         Self { memory: Some(megabytes << 20), ..self }
+    }
+
+    /// `dev`, evaluators and gateways have this clock.
+    #[must_use]
+    pub fn with_clock(self, clock: &MovedClock) -> Self {
+        Self { environment: clock.environment(), ..self }
     }
 
     /// Webhooks may reach this machine.
@@ -174,8 +181,8 @@ impl StackBuilder {
         let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
         let parts =
             [&owned(&own), &self.arguments, &self.gateway_arguments, &self.export_arguments, &owned(&CHECKPOINTS)];
-        let rest = [self.private(), self.budget()].concat();
-        let dev = Process::start_within(&[parts.map(Vec::clone).concat(), rest].concat(), self.memory);
+        let arguments = [parts.map(Vec::clone).concat(), self.private()].concat();
+        let dev = Process::start_in(&arguments, self.memory, &self.environment);
         dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
         dev
     }
@@ -191,10 +198,8 @@ impl StackBuilder {
 
     pub(super) fn start_evaluator(&self, nats: &NatsServer) -> Process {
         let own = ["evaluator", "--nats", &nats.url()];
-        let evaluator = Process::start_within(
-            &[owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat(),
-            self.memory,
-        );
+        let arguments = [owned(&own), self.arguments.clone(), self.keys(Role::Evaluator)].concat();
+        let evaluator = Process::start_in(&arguments, self.memory, &self.environment);
         evaluator.wait_for_log("evaluator starts", "version");
         evaluator
     }
@@ -211,9 +216,9 @@ impl StackBuilder {
     pub(super) fn start_gateway(&self, nats: &NatsServer, directory: &Path) -> (Process, String) {
         let (url, tls) = (nats.url(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
-        let own = [owned(&own), self.budget(), self.monitor(nats), self.private()].concat();
-        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.keys(Role::Gateway)];
-        let gateway = Process::start_within(&[own, rest.concat()].concat(), self.memory);
+        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
+        let arguments = [owned(&own), rest.concat(), self.keys(Role::Gateway)].concat();
+        let gateway = Process::start_in(&arguments, self.memory, &self.environment);
         let address = gateway.wait_for_log("gateway starts", "address");
         (gateway, format!("https://{address}"))
     }
