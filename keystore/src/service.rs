@@ -10,13 +10,14 @@ use std::future::Future;
 use std::sync::Arc;
 
 use stage0_backplane::{Backplane, Ledger, PutError, Revision, ServeError};
+use stage0_contract::KeyChanged;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
-use crate::announce::{self, Retry};
+use crate::announce::{self, Changed, Retry};
 use crate::bootstrap;
 use crate::config::{ConfigError, KeystoreConfig};
 use crate::counter::Counter;
@@ -140,7 +141,7 @@ impl Keystore {
 
     /// Serves until `stop` resolves or the lease is lost, then finishes what is in hand and closes the files.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { backplane, counter, retry, thread, health, tenure, lease, head, restored: _ } = self;
+        let Self { backplane, counter, retry, thread, health, tenure, lease, head, restored } = self;
         let stopping = CancellationToken::new();
         let loops = TaskTracker::new();
         let served = questions::serve_all(&backplane, &counter, &stopping, &loops).await;
@@ -149,6 +150,9 @@ impl Keystore {
         let writing = tokio::spawn(head.run(unwritten.clone()));
         let mut ended = served.map_err(RunError::from);
         if ended.is_ok() {
+            for (account, key_id) in restored.into_iter().flat_map(|restored| restored.notices) {
+                counter.announcer.announce(Changed::Key(KeyChanged { account, key_id })).await;
+            }
             health.serves();
             tracing::info!("keystore serves");
             tokio::select! {
@@ -381,7 +385,7 @@ fn judge(found: &Found, head: Option<&Head>) -> std::io::Result<Option<Mismatch>
 
 /// A person should read it, and find it again.
 fn say(restored: &Restored) {
-    let Restored { why, kept, revoked, unknown, disabled, unlisted, new_operator_key } = restored;
+    let Restored { why, kept, revoked, unknown, disabled, unlisted, new_operator_key, notices: _ } = restored;
     tracing::error!(
         why,
         kept,

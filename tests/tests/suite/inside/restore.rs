@@ -1,1 +1,126 @@
-//! Backups of every age that are put back.
+//! Backups of the keystore put back: each is refused with what was found, and accepted only with every key revoked that
+//! the state store does not list as live. On NATS, and in one process.
+
+use std::path::{Path, PathBuf};
+
+use stage0_tests::{Api, Process, Stack, serves};
+
+const FILES: [&str; 2] = ["journal", "store"];
+
+fn copy(from: &Path, to: &Path) {
+    if !from.is_dir() {
+        std::fs::copy(from, to).unwrap();
+        return;
+    }
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        copy(&entry.path(), &to.join(entry.file_name()));
+    }
+}
+
+fn remove(path: &Path) {
+    if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+}
+
+fn back_up(stack: &mut Stack, name: &str) -> PathBuf {
+    stack.keystore.as_mut().unwrap().stop();
+    let backup = stack.data().with_file_name(name);
+    std::fs::create_dir(&backup).unwrap();
+    for file in FILES {
+        copy(&stack.data().join(file), &backup.join(file));
+    }
+    stack.start_keystore();
+    backup
+}
+
+fn put_back(data: &Path, backup: &Path) {
+    for file in FILES {
+        remove(&data.join(file));
+        copy(&backup.join(file), &data.join(file));
+    }
+}
+
+fn is_refused(mut keystore: Process, why: &str) {
+    assert_eq!(keystore.ended().code(), Some(1), "{}", keystore.said());
+    let said = keystore.said();
+    assert!(said.contains(why) && said.contains("--accept-restore"), "{said}");
+    assert!(!said.contains("\"keystore serves\""), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_directory_is_refused_until_the_restore_is_accepted_and_revives_nothing() {
+    let mut stack = Stack::build().nats().await;
+    let data = stack.data();
+    let (account, kept, _) = stack.operator.account("kept", None, &["check"]).await;
+    let (_, leaked, id) = stack.operator.account("leaked", None, &["check"]).await;
+    let before_revocation = back_up(&mut stack, "before-revocation");
+    stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
+    let before_creation = back_up(&mut stack, "before-creation");
+    let body = serde_json::json!({"account": account, "name": "later", "scopes": ["check"]});
+    let later = stack.operator.post("/v1/keys", &body).await.expect(201)["key"].as_str().unwrap().to_owned();
+    stack.keystore.as_mut().unwrap().stop();
+    for backup in [&before_revocation, &before_creation] {
+        put_back(&data, backup);
+        is_refused(stack.begin_keystore(&data, &[]), "older than what was acknowledged");
+        remove(&data.join("journal"));
+        is_refused(stack.begin_keystore(&data, &[]), "older than what was acknowledged");
+    }
+    put_back(&data, &before_revocation);
+    let keystore = stack.begin_keystore(&data, &["--accept-restore"]);
+    serves(&keystore);
+    keystore
+        .wait_for("what was done", |line| line.contains("1 keys are revoked: ").then(|| assert!(line.contains(&id))));
+    keystore.wait_for("what is dead", |line| line.contains("1 keys were made after the backup").then_some(()));
+    stack.keystore = Some(keystore);
+    stack.restart_gateway(0);
+    stack.api.with_key(&kept).check(&Api::harmless()).await.expect(200);
+    for dead in [&leaked, &later] {
+        stack.api.with_key(dead).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+    }
+    stack.keystore.as_mut().unwrap().stop();
+    stack.start_keystore();
+    stack.api.with_key(&kept).check(&Api::harmless()).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_process_the_decision_logs_own_copy_refuses_an_older_directory() {
+    let mut stack = Stack::build().dev().await;
+    let data = stack.directory.path().join("data");
+    let backup = data.with_file_name("backup");
+    let (_, leaked, id) = stack.operator.account("leaked", None, &["check"]).await;
+    stack.stop_dev();
+    std::fs::create_dir(&backup).unwrap();
+    for file in FILES {
+        copy(&data.join(file), &backup.join(file));
+    }
+    stack.start_dev();
+    stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
+    stack.stop_dev();
+    put_back(&data, &backup);
+    let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
+    let own = own.map(str::to_owned).to_vec();
+    is_refused(Process::start(&own), "older than what was acknowledged");
+    let dev = Process::start(&[own, vec!["--accept-restore".to_owned()]].concat());
+    dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
+    dev.wait_for("what was done", |line| line.contains("1 keys are revoked: ").then_some(()));
+    let file = std::fs::read_to_string(data.join("dev.json")).unwrap();
+    let url = serde_json::from_str::<serde_json::Value>(&file).unwrap()["url"].as_str().unwrap().to_owned();
+    stack.api.at(&url).check(&Api::harmless()).await.expect(200);
+    stack.api.at(&url).with_key(&leaked).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_store_that_is_away_at_the_start_is_waited_for_with_the_reason() {
+    let mut stack = Stack::build().nats().await;
+    let nats = stack.nats.as_ref().unwrap();
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    stack.keystore.as_mut().unwrap().stop();
+    let ledger = async_nats::jetstream::new(client);
+    ledger.delete_stream("S0_LEDGER").await.unwrap();
+    let keystore = stack.begin_keystore(&stack.data(), &[]);
+    keystore.wait_for("the reason", |line| line.contains("the state store does not answer").then_some(()));
+    assert!(!keystore.said().contains("\"keystore serves\""));
+    // The stream comes back, and with it nothing of what it knew.
+    stack.restart_exporter(0);
+    is_refused(keystore, "has lost its record");
+}

@@ -1,1 +1,166 @@
-//! Two keystores that are started side by side.
+//! Two keystores started by mistake: side by side on one directory, on a copy, on an empty one, with the lock file
+//! removed, and with the holder killed or frozen. No revoked key lives, and no valid key is called bad.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use stage0_backplane::testing::wait_for;
+use stage0_tests::{Api, Process, Stack, serves};
+
+/// The lease, and what a slow machine adds.
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(10);
+const PATIENT: Duration = Duration::from_secs(60);
+
+/// Keys as a caller has them: one that lives and one that was revoked.
+struct Keys {
+    live: Api,
+    revoked: Api,
+}
+
+impl Keys {
+    async fn new(stack: &Stack) -> Self {
+        let (_, live, _) = stack.operator.account("live", None, &["check"]).await;
+        let (_, revoked, id) = stack.operator.account("revoked", None, &["check"]).await;
+        stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
+        Self { live: stack.api.with_key(&live), revoked: stack.api.with_key(&revoked) }
+    }
+
+    /// What two gateways that know nothing yet say, again and again: each asks the keystore anew.
+    async fn hold(&self, stack: &mut Stack) {
+        for _ in 0..3 {
+            stack.restart_gateway(0);
+            let url = stack.urls[0].clone();
+            let (live, revoked) = (self.live.at(&url), self.revoked.at(&url));
+            wait_for("an answer about a valid key", PATIENT, async || {
+                let status = live.check(&Api::harmless()).await.status;
+                assert!(status == 200 || status == 503, "a valid key was answered with {status}");
+                status == 200
+            })
+            .await;
+            revoked.check(&Api::harmless()).await.assert_error(401, "unauthorized");
+        }
+    }
+}
+
+fn stands_by(keystore: &Process, why: &str) {
+    keystore.wait_for(why, |line| (line.contains("keystore does not serve") && line.contains(why)).then_some(()));
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn beside(stack: &Stack, name: &str) -> PathBuf {
+    stack.data().with_file_name(name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_keystore_on_the_same_directory_stands_by_and_takes_over_within_ten_seconds() {
+    let mut stack = Stack::build().nats().await;
+    let keys = Keys::new(&stack).await;
+    let second = stack.begin_keystore(&stack.data(), &[]);
+    stands_by(&second, "another keystore holds the lease");
+    // A lock file that somebody removes guards nothing; the journal does.
+    std::fs::remove_file(stack.data().join("lock")).unwrap();
+    let mut third = stack.begin_keystore(&stack.data(), &[]);
+    stands_by(&third, "another keystore holds the lease");
+    keys.hold(&mut stack).await;
+    third.kill();
+    let killed = Instant::now();
+    stack.keystore.as_mut().unwrap().kill();
+    serves(&second);
+    assert!(killed.elapsed() < TAKEOVER_TIMEOUT, "{:?}", killed.elapsed());
+    stack.keystore = Some(second);
+    keys.hold(&mut stack).await;
+    let names = std::fs::read_dir(stack.data()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(!names.into_iter().any(|name| name.to_string_lossy().contains("damaged")), "something was put aside");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_second_keystore_answers_nothing_and_does_not_get_its_turn() {
+    let mut stack = Stack::build().nats().await;
+    let keys = Keys::new(&stack).await;
+    let empty = beside(&stack, "empty");
+    let mut second = stack.begin_keystore(&empty, &[]);
+    stands_by(&second, "another keystore holds the lease");
+    keys.hold(&mut stack).await;
+    stack.keystore.as_mut().unwrap().kill();
+    assert_eq!(second.ended().code(), Some(1));
+    assert!(second.said().contains("it holds nothing, and the state store knows of"), "{}", second.said());
+    assert!(!empty.join("operator.key").exists());
+    stack.start_keystore();
+    keys.hold(&mut stack).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_from_before_a_revocation_stands_by_and_is_refused() {
+    let mut stack = Stack::build().nats().await;
+    let (_, early, id) = stack.operator.account("early", None, &["check"]).await;
+    stack.keystore.as_mut().unwrap().stop();
+    let copied = beside(&stack, "copy");
+    copy_dir(&stack.data(), &copied);
+    stack.start_keystore();
+    stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
+    let mut second = stack.begin_keystore(&copied, &[]);
+    stands_by(&second, "another keystore holds the lease");
+    stack.keystore.as_mut().unwrap().kill();
+    assert_eq!(second.ended().code(), Some(1));
+    assert!(second.said().contains("older than what was acknowledged"), "{}", second.said());
+    stack.start_keystore();
+    stack.api.with_key(&early).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frozen_holder_is_followed_and_never_answers_again() {
+    let mut stack = Stack::build().nats().await;
+    let keys = Keys::new(&stack).await;
+    let (_, leaked, id) = stack.operator.account("leaked", None, &["check"]).await;
+    stack.keystore.as_mut().unwrap().stop();
+    let copied = beside(&stack, "copy");
+    copy_dir(&stack.data(), &copied);
+    stack.start_keystore();
+    let second = stack.begin_keystore(&copied, &[]);
+    stands_by(&second, "another keystore holds the lease");
+    let mut first = stack.keystore.take().unwrap();
+    let frozen = Instant::now();
+    first.freeze();
+    serves(&second);
+    assert!(frozen.elapsed() < TAKEOVER_TIMEOUT, "{:?}", frozen.elapsed());
+    stack.keystore = Some(second);
+    wait_for("a revocation by the second", PATIENT, async || {
+        stack.operator.delete(&format!("/v1/keys/{id}")).await.status == 204
+    })
+    .await;
+    first.thaw();
+    let leaked = stack.api.with_key(&leaked);
+    for _ in 0..20 {
+        let status = leaked.check(&Api::harmless()).await.status;
+        assert!(status == 401 || status == 503, "the frozen keystore answered: {status}");
+    }
+    assert_eq!(first.ended().code(), Some(1));
+    assert!(first.said().contains("another keystore took over"), "{}", first.said());
+    keys.hold(&mut stack).await;
+    leaked.at(&stack.urls[0]).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_was_frozen_alone_goes_on_and_loses_nothing() {
+    let mut stack = Stack::build().without_keys().nats().await;
+    let keys = Keys::new(&stack).await;
+    let frozen = Instant::now();
+    stack.keystore.as_ref().unwrap().freeze();
+    let waiting = stack.begin_keystore(&stack.data(), &[]);
+    stands_by(&waiting, "another process uses the data directory");
+    assert!(frozen.elapsed() > Duration::from_secs(4), "it waits for the end of the lease");
+    stack.keystore.as_ref().unwrap().thaw();
+    keys.hold(&mut stack).await;
+    assert!(!waiting.said().contains("keystore holds the lease\""), "{}", waiting.said());
+}
