@@ -31,6 +31,10 @@ pub trait Requests: Send + Sync {
     /// Sends what is queued and closes. Stop the inboxes and finish their work first.
     fn close(&self) -> BoxFuture<'_, ()>;
 
+    /// From now on answers say of which keystore they are: its term, and the lineage of its directory. Where nothing is
+    /// authenticated, or in one process, they do not.
+    fn serve_in_term(&self, _term: u64, _lineage: &str) {}
+
     /// Questions that somebody waits for now: a gauge. One that was answered, was late or was given up is not among them.
     fn pending(&self) -> usize;
 }

@@ -17,7 +17,7 @@ use stage0_contract::{
 };
 use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
-use stage0_keystore::{Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
+use stage0_keystore::{Health, Keystore, KeystoreConfig, LeaseTimes, OPERATOR_KEY_FILE};
 use tokio_util::sync::CancellationToken;
 
 use crate::floors::LONG;
@@ -67,7 +67,9 @@ impl Installation {
     /// Keystore, evaluator and exporter of one place.
     pub(crate) async fn start(place: Place, directory: &Path, tls: TlsFiles) -> anyhow::Result<Self> {
         let keys = directory.join("keys");
-        let keystore = Keystore::build(KeystoreConfig::new(&keys), place.connect(Role::Keystore).await?).await?;
+        let lease = matches!(place, Place::Nats(..)).then(LeaseTimes::default);
+        let config = KeystoreConfig { lease, ..KeystoreConfig::new(&keys) };
+        let keystore = Keystore::build(config, place.connect(Role::Keystore).await?, Health::default()).await?;
         tokio::spawn(keystore.run_until(std::future::pending()));
         let config = EvaluatorConfig { packs: PackSet::embedded()?, shards: None, runs: RunConfig::default() };
         let theirs = place.clone();

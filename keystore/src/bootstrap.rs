@@ -1,8 +1,9 @@
 //! The first key.
 //!
-//! Owns what an empty keystore makes for itself: an operator's account and key, so that somebody may make the rest. The key's text
-//! is on disk, for its owner alone, before its record is: a crash between leaves a file without a record, and the next start
-//! writes both again; the other way round nobody could get in. A keystore that holds anything is left alone, for ever.
+//! Owns what an empty keystore makes for itself: an operator's account and key, so that somebody may make the rest. The
+//! key's text is on disk, for its owner alone, before its record is: a crash between leaves a file without a record,
+//! and the next start writes both again; the other way round nobody could get in. A keystore that holds anything is
+//! left alone, for ever.
 
 use std::ffi::OsStr;
 use std::io;
@@ -36,8 +37,8 @@ pub(crate) fn operator_if_empty(desk: &mut Desk, hasher: &Hasher, dir: &Path) ->
     Ok(())
 }
 
-/// Makes another operator's account and key when no operator's key lives: after a restore nobody could get in. Whether it
-/// did.
+/// Makes another operator's account and key when no operator's key lives: after a restore nobody could get in. Whether
+/// it did.
 pub(crate) fn operator_if_none_lives(desk: &mut Desk, hasher: &Hasher, dir: &Path) -> Result<bool, BootstrapError> {
     let now = desk.now();
     for record in desk.store().members() {
@@ -75,7 +76,8 @@ fn new_operator(desk: &mut Desk, hasher: &Hasher, dir: &Path) -> Result<(), Boot
     Ok(())
 }
 
-/// Puts the first key, as its file has it, where somebody else may read it. Where that file was taken away there is nothing to put.
+/// Puts the first key, as its file has it, where somebody else may read it. Where that file was taken away there is
+/// nothing to put.
 pub(crate) fn copy_operator_key(dir: &Path, to: &Path) -> Result<(), BootstrapError> {
     let key = match std::fs::read(dir.join(OPERATOR_KEY_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -1,8 +1,8 @@
 //! How new the directory must be: its newest position, kept outside of it in the state store.
 //!
-//! Owns the record `keystore.head` (lineage, number and digest of the newest acknowledged change, and the keystore's term)
-//! and the pure judgement of a directory by it. A change is acknowledged once the head holds it, or after half a second
-//! where the state store is away: a revocation must not wait for that. What is kept there beside the head is
+//! Owns the record `keystore.head` (lineage, number and digest of the newest acknowledged change, and the keystore's
+//! term) and the pure judgement of a directory by it. A change is acknowledged once the head holds it, or after half a
+//! second where the state store is away: a revocation must not wait for that. What is kept there beside the head is
 //! [`live_keys`](crate::live_keys)'. A directory remembers that it has a head, so that one that is gone is noticed.
 
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The journal: every acknowledged change, in order, fsynced before the store hears of it.
 //!
-//! Owns one append-only file, locked for life, and its good end. An append either is on disk or is cut off again; when even the cut fails, the
-//! caller must stop writing, or a later frame would stand behind garbage. What a file means is [`frame`]'s to say.
+//! Owns one append-only file, locked for life, and its good end. An append either is on disk or is cut off again; when
+//! even the cut fails, the caller must stop writing, or a later frame would stand behind garbage. What a file means is
+//! [`frame`]'s to say.
 
 mod frame;
 

@@ -1,10 +1,10 @@
 //! One keystore at a time: a lease with a term, in the state store.
 //!
-//! Owns the record `keystore.lease`, the waiting for it, its renewal and its release. Each change is a compare-and-set, so
-//! that of two who want it one gets it. INVARIANT: the holder counts its lease from before it sends a renewal, by the
-//! clock that runs while the host sleeps; whoever waits counts from after it read the record. So the holder has stopped
-//! before the next one begins, whatever was frozen. A directory that is locked here and that the record says the holder
-//! used proves that the holder has ended: a keystore that was killed is followed at once on its own host.
+//! Owns the record `keystore.lease`, the waiting for it, its renewal and its release. Each change is a compare-and-set,
+//! so that of two who want it one gets it. INVARIANT: the holder counts its lease from before it sends a renewal, by
+//! the clock that runs while the host sleeps; whoever waits counts from after it read the record. So the holder has
+//! stopped before the next one begins, whatever was frozen. A directory that is locked here and that the record says
+//! the holder used proves that the holder has ended: a keystore that was killed is followed at once on its own host.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -203,16 +203,25 @@ impl Waiting<'_> {
         let here = record.as_ref().and_then(|record| record.place.clone());
         let same_place = here.is_some() && here == lock::place(self.dir);
         let term = record.as_ref().map_or(0, |record| record.term);
-        if !(vacant || stale || same_place) {
-            self.health.waits(&format!("stands by: another keystore holds the lease (term {term})"));
+        let held = !(vacant || stale);
+        let why = if held {
+            format!("stands by: another keystore holds the lease (term {term})")
+        } else {
+            "stands by: another process uses the data directory".to_owned()
+        };
+        if held && !same_place {
+            self.health.waits(&why);
             return Ok(None);
         }
-        let Some(directory) = self.lock(vacant).await? else { return Ok(None) };
+        let Some(directory) = self.lock(vacant, &why).await? else { return Ok(None) };
         // Locked, but perhaps not what was looked at before.
-        if !vacant && !stale && directory.place() != here {
+        if held && directory.place() != here {
             return Ok(None);
         }
-        let term = term.max(head.map_or(0, |(head, _)| head.term)).saturating_add(1);
+        // By the clock, so that it rises also where the state store has lost what it knew: gateways remember the last
+        // one.
+        let seconds = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default();
+        let term = term.max(head.map_or(0, |(head, _)| head.term)).saturating_add(1).max(seconds);
         let record = LeaseRecord { holder: self.own.clone(), term, place: directory.place(), released: false };
         let sent = now();
         match put(self.ledger, &record, revision).await {
@@ -226,7 +235,7 @@ impl Waiting<'_> {
     }
 
     /// None: another process has it locked, and may yet end.
-    async fn lock(&mut self, vacant: bool) -> Result<Option<LockedDirectory>, AcquireError> {
+    async fn lock(&mut self, vacant: bool, why: &str) -> Result<Option<LockedDirectory>, AcquireError> {
         let dir = self.dir.to_owned();
         match tokio::task::spawn_blocking(move || LockedDirectory::take(&dir)).await? {
             Ok(directory) => Ok(Some(directory)),
@@ -237,7 +246,7 @@ impl Waiting<'_> {
                 } else if now().saturating_sub(since) > nanoseconds(LOCK_TIMEOUT) {
                     return Err(OpenError::Locked(dir).into());
                 }
-                self.health.waits("stands by: another process uses the data directory");
+                self.health.waits(why);
                 Ok(None)
             }
             Err(error) => Err(error.into()),

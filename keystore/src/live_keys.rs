@@ -1,8 +1,8 @@
 //! Which keys live, as the state store lists them.
 //!
 //! Owns one record for each account, `keystore.live.<account>`, with the ids and ends of its keys that live: what a
-//! restored directory is compared with. A list is written before the head that counts its change, and at each start every
-//! account's list is compared once, in the background. Ids only: no hash and no name leaves the directory.
+//! restored directory is compared with. A list is written before the head that counts its change, and at each start
+//! every account's list is compared once, in the background. Ids only: no hash and no name leaves the directory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

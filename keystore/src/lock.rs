@@ -1,7 +1,7 @@
 //! One process at a time in a data directory.
 //!
-//! Owns the locks: one on the file `lock`, and one on the journal itself, which every change is appended to. A lock file
-//! that somebody removes guards nothing, so that the journal's lock is what counts; both are held for life.
+//! Owns the locks: one on the file `lock`, and one on the journal itself, which every change is appended to. A lock
+//! file that somebody removes guards nothing, so that the journal's lock is what counts; both are held for life.
 //! INVARIANT: a file is locked only while its name still leads to it, and a new journal is locked before it gets its
 //! name: at no moment can a second process lock what `journal` names. That somebody else holds a lock is never damage.
 

@@ -1,8 +1,8 @@
 //! What becomes of a directory that is older than what was acknowledged, once the operator accepts it.
 //!
 //! Owns the rule, pure: a key stays alive only where the state store's list names it, with the end that the list has;
-//! every other key is revoked. Endpoints are disabled, as they may have been deleted or may lead elsewhere by now; accounts
-//! are as the backup has them. The directory gets a new lineage: none of its copies is taken for it again.
+//! every other key is revoked. Endpoints are disabled, as they may have been deleted or may lead elsewhere by now;
+//! accounts are as the backup has them. The directory gets a new lineage: none of its copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

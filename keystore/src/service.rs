@@ -1,9 +1,9 @@
 //! The running keystore: built from settings, served until told to stop.
 //!
 //! Owns the order of starting (settings, lease, files, what the state store knows of them, sealing and signing keys,
-//! operator's key, head, then questions) and of stopping: take no more, finish what is in hand, tell what is untold, close
-//! the files, release the lease. A keystore that waits says why in its [`Health`]. When it cannot start, the error says which part and
-//! nothing was served; one that loses its lease ends.
+//! operator's key, head, then questions) and of stopping: take no more, finish what is in hand, tell what is untold,
+//! close the files, release the lease. A keystore that waits says why in its [`Health`]. When it cannot start, the
+//! error says which part and nothing was served; one that loses its lease ends.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -276,6 +276,8 @@ impl Start {
         }
         let term = lease.map_or_else(|| head.map_or(1, |head| head.term.saturating_add(1)), |lease| lease.term);
         let (head, stored) = self.first_head(&opened.desk, term, known.map(|(_, revision)| revision), &tenure).await?;
+        let lineage = String::from(opened.desk.vault().changes().position().lineage);
+        self.backplane.requests.serve_in_term(term, &lineage);
         let now = (self.clock)();
         let remembered = dir.clone();
         blocking(move || head::remember(&dir, now).map_err(|error| OpenError::Directory(remembered, error).into()))

@@ -1,9 +1,10 @@
 //! Journal and store as one thing that loses nothing.
 //!
-//! Owns the order of writes (journal, fsync, store, fsync, then the caller may acknowledge), and the opening of both after
-//! whatever happened to them. What is believed after a crash is [`recovery`]'s to say; this file first only looks, so that
-//! a directory that is refused stays as it is, and then carries it out, loudly. A change is written only while this
-//! keystore holds its lease. When a failed write cannot be taken back, the vault stays readable and takes no more changes.
+//! Owns the order of writes (journal, fsync, store, fsync, then the caller may acknowledge), and the opening of both
+//! after whatever happened to them. What is believed after a crash is [`recovery`]'s to say; this file first only
+//! looks, so that a directory that is refused stays as it is, and then carries it out, loudly. A change is written only
+//! while this keystore holds its lease. When a failed write cannot be taken back, the vault stays readable and takes no
+//! more changes.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -122,8 +123,8 @@ impl Found {
         let plan = recovery::plan(replay.as_ref(), &found);
         match &plan {
             Plan::Refuse { why } => return Err(refused(dir, why)),
-            // The operator's key is written after journal and store: where it stands alone, they were lost, and an empty
-            // keystore would look as if every key had been revoked.
+            // The operator's key is written after journal and store: where it stands alone, they were lost, and an
+            // empty keystore would look as if every key had been revoked.
             Plan::Begin => {
                 let operator = dir.join(OPERATOR_KEY_FILE).try_exists();
                 if operator.map_err(|error| OpenError::Directory(dir.clone(), error))? {
@@ -160,7 +161,8 @@ impl Found {
         &self.directory.dir
     }
 
-    /// Opens it, repairing what can be proven. `fresh` is the lineage of a new directory, `now` names what is put aside.
+    /// Opens it, repairing what can be proven. `fresh` is the lineage of a new directory, `now` names what is put
+    /// aside.
     pub(crate) fn open(self, fresh: Lineage, now: Timestamp, tenure: Tenure) -> Result<Vault, OpenError> {
         let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, open, plan } = self;
         let journal_failed = |error| OpenError::Journal(dir.join(journal::FILE), error);
@@ -212,7 +214,8 @@ impl Vault {
         Found::look(LockedDirectory::take(dir)?)?.open(fresh, now, Tenure::for_life())
     }
 
-    /// Holds this from now on, and nothing else: the journal first, so that a crash between leaves a store that it rebuilds.
+    /// Holds this from now on, and nothing else: the journal first, so that a crash between leaves a store that it
+    /// rebuilds.
     pub(crate) fn replace(&mut self, image: &Image) -> Result<(), OpenError> {
         let dir = self.journal.dir().to_owned();
         let failed = |what, source: Box<dyn std::error::Error + Send + Sync>| OpenError::Repair {
@@ -252,7 +255,8 @@ impl Vault {
             CommitError::Journal(error)
         })?;
         if let Err(error) = self.store.put(next, records) {
-            // Whether the store has it is unknown until it is opened again; so the journal is cut back and no more is written.
+            // Whether the store has it is unknown until it is opened again; so the journal is cut back and no more is
+            // written.
             self.stop_writing();
             if let Err(error) = self.journal.undo(appended) {
                 tracing::error!(%error, "journal cannot be cut back after a failed change");
@@ -285,7 +289,8 @@ impl Vault {
         Arc::clone(&self.writable)
     }
 
-    /// Rewrites a journal that is mostly history. A failure costs disk space, unless the new file may or may not be in place.
+    /// Rewrites a journal that is mostly history. A failure costs disk space, unless the new file may or may not be in
+    /// place.
     fn shorten_journal(&mut self) {
         if !self.journal.has_outgrown_its_snapshot() {
             return;
@@ -409,7 +414,8 @@ impl Repair<'_> {
         }
     }
 
-    /// As [`Repair::put_aside`], of a file that is replaced next: its name, by which it is locked, leads to it until then.
+    /// As [`Repair::put_aside`], of a file that is replaced next: its name, by which it is locked, leads to it until
+    /// then.
     fn keep_aside(&self, name: &str) -> Result<String, OpenError> {
         let failed = |error| self.failed("what is damaged cannot be put aside", error);
         let aside = self.free_name(name).map_err(failed)?;

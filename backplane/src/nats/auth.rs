@@ -15,6 +15,7 @@ mod newest;
 mod replays;
 mod rollout;
 mod stored;
+mod terms;
 mod verdict;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,6 +42,7 @@ use newest::NewestRecords;
 use replays::{MessageId, Replays};
 use rollout::Rollout;
 use stored::Verified;
+use terms::Terms;
 use verdict::Complaints;
 
 use crate::metrics;
@@ -60,6 +62,7 @@ pub struct MessageAuth {
     verified: Mutex<Verified>,
     newest: Mutex<NewestRecords>,
     rollout: Mutex<Rollout>,
+    terms: Terms,
     complaints: Complaints,
 }
 
@@ -92,6 +95,7 @@ impl MessageAuth {
             verified: Mutex::default(),
             newest: Mutex::default(),
             rollout: Mutex::default(),
+            terms: Terms::default(),
             complaints: Complaints::default(),
         }))
     }
@@ -116,6 +120,11 @@ impl MessageAuth {
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Answers say from now on of which keystore they are.
+    pub(super) fn serve_in_term(&self, number: u64, lineage: &str) {
+        self.terms.serve_in(number, lineage);
     }
 
     /// Whether what is not authenticated is refused.

@@ -112,6 +112,12 @@ impl Requests for Connection {
         Box::pin(self.link.close())
     }
 
+    fn serve_in_term(&self, term: u64, lineage: &str) {
+        if let Some(auth) = &self.link.auth {
+            auth.serve_in_term(term, lineage);
+        }
+    }
+
     fn pending(&self) -> usize {
         self.link.waiters.count()
     }

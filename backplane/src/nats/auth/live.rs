@@ -143,6 +143,7 @@ impl MessageAuth {
         let content = Content { kind: MessageKind::Reply, receiver: Some(asker.role), subject, more: &[], body };
         let mac = envelope.mac(key, &content);
         envelope.seal(headers, [(Some(asker.role), mac.as_ref())]);
+        self.terms.add(headers, key, &envelope, &content);
         Some(())
     }
 
@@ -169,6 +170,12 @@ impl MessageAuth {
             body: &message.payload,
         };
         self.prove(&sealed, &content)?;
+        if expected.peer == Role::Keystore {
+            let ring = self.ring();
+            let live = ring.live(sealed.envelope.generation).ok_or(Rejection::UnknownKey)?;
+            let key = live.pair(expected.peer).ok_or(Rejection::UnknownKey)?;
+            self.terms.judge(message.headers.as_ref(), key, &sealed.envelope, &content)?;
+        }
         self.see_mark(&sealed.envelope);
         Ok(true)
     }

@@ -369,3 +369,41 @@ fn keys_of_another_role_are_not_taken() {
     assert!(gateway.replace(set.role(Role::Keystore).unwrap()).is_err());
     assert!(!format!("{gateway:?}").contains("pairs"));
 }
+
+#[test]
+fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without_a_term_after_it() {
+    const VERIFY: &str = "s0.req.keys.verify";
+    let set = set();
+    let gateway = of(&set, Role::Gateway);
+    let answered = |term: Option<(u64, &str)>| {
+        let keystore = of(&set, Role::Keystore);
+        if let Some((number, lineage)) = term {
+            keystore.serve_in_term(number, lineage);
+        }
+        let sent = sent();
+        let mut headers = sent.headers();
+        let expected = gateway.question("keys.verify", VERIFY, INBOX, sent, b"{}", &mut headers).unwrap();
+        let question = message(VERIFY, Some(INBOX), headers, b"{}");
+        let sent = Sent::parse(question.headers.as_ref()).unwrap();
+        let asker = keystore.judge_question(&question, "keys.verify", sent).unwrap().unwrap();
+        let mut headers = HeaderMap::new();
+        keystore.reply(asker, VERIFY, b"invalid", &mut headers).unwrap();
+        (expected, message(INBOX, None, headers, b"invalid"))
+    };
+    let judged = |(expected, answer): (ExpectedReply, Message)| gateway.reply_of(&expected, &answer);
+    assert_eq!(judged(answered(None)), Ok(true), "of a version without terms");
+    assert_eq!(judged(answered(Some((5, "aa")))), Ok(true));
+    assert_eq!(judged(answered(Some((5, "aa")))), Ok(true));
+    for superseded in [Some((4, "aa")), Some((5, "bb")), None] {
+        assert_eq!(judged(answered(superseded)), Err(Rejection::Superseded), "{superseded:?}");
+    }
+    assert_eq!(judged(answered(Some((6, "bb")))), Ok(true));
+    assert_eq!(judged(answered(Some((5, "aa")))), Err(Rejection::Superseded));
+    // A term that somebody else put there, or that belongs to another answer, is not believed, and moves nothing.
+    let (expected, mut answer) = answered(Some((6, "bb")));
+    let other = answered(Some((9, "cc"))).1.headers.unwrap();
+    let term = other.get("Stage0-Term").unwrap().clone();
+    answer.headers.as_mut().unwrap().insert("Stage0-Term", term);
+    assert_eq!(gateway.reply_of(&expected, &answer), Err(Rejection::Forged));
+    assert_eq!(judged(answered(Some((6, "bb")))), Ok(true));
+}

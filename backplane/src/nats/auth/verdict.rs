@@ -38,6 +38,9 @@ pub(crate) enum Rejection {
     /// It is too old, or too far ahead, to tell whether it was heard before.
     #[error("its time is too far from this process's clock")]
     Clock,
+    /// It is of a keystore that was followed by another one.
+    #[error("it is of a keystore that another one has followed")]
+    Superseded,
 }
 
 impl Rejection {
@@ -50,6 +53,7 @@ impl Rejection {
             Self::Forged => "forged",
             Self::Replayed => "replayed",
             Self::Clock => "clock",
+            Self::Superseded => "superseded",
         }
     }
 }

@@ -19,7 +19,11 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn remove(path: &Path) {
-    if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    if path.is_dir() {
+        std::fs::remove_dir_all(path).unwrap();
+    } else if path.exists() {
+        std::fs::remove_file(path).unwrap();
+    }
 }
 
 fn back_up(stack: &mut Stack, name: &str) -> PathBuf {
