@@ -89,8 +89,8 @@ impl Event {
         body.to_string().into()
     }
 
-    /// Whether an endpoint gets it. What is no decision is for everybody; a removal by retention, which comes every hour
-    /// and which nobody asked for, is for nobody.
+    /// Whether an endpoint gets it. What is no decision is for everybody; a removal by retention, which comes every
+    /// hour and which nobody asked for, is for nobody.
     pub(crate) fn passes(&self, filters: &WebhookFilters) -> bool {
         match self.kind {
             LineType::Decision => {}

@@ -248,8 +248,8 @@ pub(crate) async fn delete(
     Ok((deletion, number))
 }
 
-/// Removes the first stretch of what is past an account's retention: a signed mark first, then decisions and marks. Gives
-/// the number of entries.
+/// Removes the first stretch of what is past an account's retention: a signed mark first, then decisions and marks.
+/// Gives the number of entries.
 pub(crate) async fn expire(
     backplane: &Backplane,
     account: &AccountId,
@@ -277,7 +277,7 @@ pub(crate) async fn expire(
         Ok(Written::Nothing) => return Ok(0),
         // Nobody can ask for this log any more, so nobody misses what goes from it.
         Err(MarkFailure::UnknownAccount) => {
-            tracing::warn!(%account, "the keystore knows of no such account: what is past its time goes without a mark");
+            tracing::warn!(%account, "the keystore does not know this account: what is past its time goes without a mark");
         }
         Ok(Written::Number(_) | Written::TooSoon) => {}
         Err(error) => return Err(error),

@@ -179,3 +179,24 @@ pub enum MarkError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the decision log does not answer: {0}")]
 pub struct ReadError(pub String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        let lines = Bytes::copy_from_slice(text.as_bytes());
+        let entry = Entry { position: Position(1), stored_at: Timestamp::UNIX_EPOCH, kind: Kind::Mark, lines };
+        entry.lines().map(|line| String::from_utf8(line.to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn an_entry_without_a_line_is_an_empty_line_and_no_other_has_one() {
+        assert_eq!(lines("a"), ["a"]);
+        assert_eq!(lines("a\nb"), ["a", "b"]);
+        assert_eq!(lines("a\n\nb\n"), ["a", "b"]);
+        for empty in ["", "\n", "\n\n"] {
+            assert_eq!(lines(empty), [""]);
+        }
+    }
+}

@@ -1,7 +1,7 @@
-//! What a mark of a removal takes with it: found before the mark is written, and found again where a crash came between.
+//! What a mark of a removal takes with it: found before the mark is written, and again where a crash came between.
 //!
-//! Owns the walk over the beginning of an account's log. It goes in the order of the log and ends at the first entry that
-//! was recorded at the removal's time or later. Removing is done twice without harm, as a mark names what goes.
+//! Owns the walk over the beginning of an account's log. It goes in the order of the log and ends at the first entry
+//! that was recorded at the removal's time or later. Removing is done twice without harm, as a mark names what goes.
 
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, Entry, Kind, Position, Seek, Which};

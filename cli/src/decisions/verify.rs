@@ -23,8 +23,8 @@ use crate::table::{Table, optional};
 pub(super) fn verify(asked: &Verify, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
     let (from, to) = asked.period.at(now)?;
     let report = match &asked.file {
-        // What the retention was when the file was made is not known: only what its lines say of their end excuses them,
-        // and the marks of what was removed.
+        // What the retention was when the file was made is not known: only what its lines say of their end excuses
+        // them, and the marks of what was removed.
         Some(file) => {
             let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: asked.kept, signed: None };
             let mut progress = Progress::new(asked.progress);

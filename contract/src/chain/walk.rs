@@ -1,6 +1,7 @@
 //! Judges a log: walks its lines in order and says what does not fit.
 //!
-//! Owns what counts as a fault and what is excused: lines that expired, that a signed removal names, or that lie outside the window.
+//! Owns what counts as a fault and what is excused: lines that expired, that a signed removal names, or that lie outside
+//! the window.
 //! Marks come first ([`row`]: what they say holds for lines before and behind them), then every line in the order of the log. Pure;
 //! what it remembers grows with marks and writers, not with decisions. A line that cannot be read is a finding, never a stop.
 //! The order between two writers is nobody's claim, so it is not judged.

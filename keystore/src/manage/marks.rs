@@ -1,9 +1,9 @@
 //! Signing a mark: once for each number, and kept before it is given away.
 //!
-//! Owns the step from a question of the exporter to a signed line in the journal: what was signed last is read, the next
-//! mark is judged by [`rules`](crate::rules::marks), signed and committed, and only then answered. A mark that was signed
-//! and never reached the log is given again to whoever asks for the next one, so a crash at any moment leaves an account
-//! that goes on. Whatever else is refused is counted and logged: an exporter that reads the log never asks for it.
+//! Owns the step from a question of the exporter to a signed line in the journal: what was signed last is read, the
+//! next mark is judged by [`rules`](crate::rules::marks), signed and committed, and only then answered. A mark that was
+//! signed and never reached the log is given again to whoever asks for the next one, so a crash at any moment leaves an
+//! account that goes on. Whatever else is refused is counted and logged: an exporter that reads the log never asks for it.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ impl Alarm {
             number,
             last,
             reason = %fault,
-            "mark was not signed: somebody forges marks with an exporter's credentials, or an older decision log was put back"
+            "mark was not signed: somebody forges marks with an exporter's credentials, or an older log was put back"
         );
     }
 }
@@ -81,8 +81,8 @@ impl Desk {
         }
     }
 
-    /// What the next mark must follow: what was signed last, or the log's last mark, if it was signed here and is later.
-    /// That is so in a deployment that is older than this rule, and where a backup of this directory was put back.
+    /// What the next mark must follow: what was signed last, or the log's last mark, if it was signed here and is
+    /// later. That is so in a deployment that is older than this rule, and where a backup of this directory was put back.
     fn base(&self, stored: Option<LastMark>, call: &SignMark) -> Result<(Option<LastMark>, Option<MarkFault>), Undone> {
         let Some(line) = &call.last else { return Ok((stored, None)) };
         if stored.as_ref().is_some_and(|stored| stored.line == *line) {
@@ -95,9 +95,12 @@ impl Desk {
             (None, stored) => Ok((stored, Some(MarkFault::Unproven))),
             (Some(shown), Some(stored)) if shown.mark.number <= stored.mark.number => Ok((Some(stored), None)),
             (Some(shown), stored) => {
-                let (number, before) = (shown.mark.number, stored.map(|stored| stored.mark.number));
-                let account = &shown.mark.account;
-                tracing::warn!(%account, number, before, "the log's last mark is later than what is known here; it was signed here, so the next one follows it");
+                tracing::warn!(
+                    account = %shown.mark.account,
+                    number = shown.mark.number,
+                    before = stored.map(|stored| stored.mark.number),
+                    "the next mark follows the log's last one, which was signed here and is later than what is known"
+                );
                 Ok((Some(shown), None))
             }
         }

@@ -166,6 +166,22 @@ async fn an_answer_that_was_lost_is_given_again_and_no_other_under_its_number() 
 }
 
 #[tokio::test]
+async fn what_was_signed_is_in_the_journal_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.operator.account.clone();
+    let first = sign(&running, &mark(&account, None)).await;
+    let second = sign(&running, &mark(&account, Some(&first))).await;
+    running.stop().await;
+    std::fs::remove_dir_all(dir.path().join("store")).unwrap();
+    let running = Running::start(dir.path()).await;
+    let other = Mark { covered: 7, ..mark(&account, Some(&first)) };
+    assert_eq!(earlier(&running, &other).await, second);
+    sign(&running, &mark(&account, Some(&second))).await;
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn of_two_exporters_that_ask_at_once_one_is_given_what_the_other_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;

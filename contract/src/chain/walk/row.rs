@@ -251,6 +251,15 @@ impl Row {
         if !this.signed && number != last.saturating_add(1) {
             return;
         }
+        // Nor does an unsigned one take the place of the mark that was signed with its number.
+        if number == last && this.signed && expected.is_some_and(|before| !before.signed) {
+            let followed = number.checked_sub(1).and_then(|before| self.marks.get(&before)).copied();
+            if followed.is_some_and(|hash| previous.map(|previous| previous.hash) != Some(hash)) {
+                let message = "a mark is not the one that its successor follows";
+                found.marks(FindingKind::Altered, number - 1, 1, message);
+            }
+            return self.stands(this);
+        }
         if number <= last {
             let (kind, message) = if self.marks.contains_key(&number) {
                 (FindingKind::Duplicate, "a mark is there twice")
@@ -270,9 +279,13 @@ impl Row {
             // What was found unsigned needs no second finding.
             found.marks(FindingKind::Altered, last.max(1), 1, "a mark is not the one that its successor follows");
         }
-        self.marks.insert(number, this.hash);
+        self.stands(this);
+    }
+
+    fn stands(&mut self, this: Before) {
+        self.marks.insert(this.number, this.hash);
         if this.signed {
-            self.last_signed = Some(MarkRef { number, hash: this.hash });
+            self.last_signed = Some(MarkRef { number: this.number, hash: this.hash });
         }
         self.before = Some(this);
     }

@@ -913,6 +913,27 @@ fn the_last_mark_that_the_keystore_signed_must_be_there() {
 }
 
 #[test]
+fn a_forged_mark_does_not_take_the_place_of_the_one_that_is_signed_after_it() {
+    use FindingKind::{Altered, BadSignature, Duplicate};
+    let mut log = Log::usual();
+    let before = log.mark;
+    log.mark(MarkBody::Checkpoint {}, &pair(9));
+    // As an exporter goes on: the last one that was signed once more, and then the next one.
+    let copy = log.line(Signed(3)).to_vec();
+    let mut log = log.with(Signed(3), &copy);
+    log.mark = before;
+    log.write(1).checkpoint().write(1).checkpoint();
+    log.finds(&[of_mark(BadSignature, 4, 1), of_mark(Duplicate, 3, 1)]);
+    assert_eq!((log.judged().last_mark, log.judged().unsealed), (log.mark.map(|(mark, _)| mark), 0));
+    // It must follow the signed one all the same.
+    let mark: Mark = serde_json::from_slice(Log::usual().line(Signed(3))).unwrap();
+    let mut log = Log::usual();
+    log.mark(MarkBody::Checkpoint {}, &pair(9));
+    let other = sign(&Mark { number: 4, ..mark }, &pair(1));
+    log.with(Signed(4), &other).finds(&[of_mark(BadSignature, 4, 1), of_mark(Altered, 3, 1)]);
+}
+
+#[test]
 fn an_empty_line_is_found_among_marks_and_among_decisions() {
     Log::usual().with(Signed(9), b"").finds(&[UNREADABLE]);
     Log::usual().with(Decision(9, 9), b"").finds(&[UNREADABLE]);

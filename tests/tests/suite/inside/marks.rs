@@ -182,11 +182,15 @@ async fn nobody_but_the_operator_shortens_a_retention() {
 }
 
 #[tokio::test]
-async fn an_empty_message_is_shown_and_does_not_keep_the_account_from_being_sealed() {
-    for as_mark in [true, false] {
+async fn an_empty_or_forged_message_is_shown_and_does_not_keep_the_account_from_being_sealed() {
+    for what in ["empty mark", "forged mark", "empty decision"] {
         let (stack, insider) = taken_over().await;
-        if as_mark {
+        let mut kind = "unreadable";
+        if what == "empty mark" {
             insider.append_mark("").await;
+        } else if what == "forged mark" {
+            kind = "bad_signature";
+            insider.append_mark(&serde_json::to_string(&insider.next(MarkBody::Checkpoint {}).await).unwrap()).await;
         } else {
             let gateway = Insider::with_keys_of(Role::Gateway, &stack).await;
             let batch = Batch { account: gateway.account.clone(), id: "empty".to_owned(), lines: "".into() };
@@ -194,8 +198,8 @@ async fn an_empty_message_is_shown_and_does_not_keep_the_account_from_being_seal
             appended.into_iter().for_each(|one| one.unwrap());
         }
         let report = stack.api.verify().await;
-        assert_eq!((&report["ok"], kinds(&report)), (&json!(false), vec!["unreadable"]), "{report:#}");
-        assert_eq!(offline(&stack).await.findings.len(), 1);
+        assert_eq!((&report["ok"], kinds(&report)), (&json!(false), vec![kind]), "{what}: {report:#}");
+        assert_eq!(offline(&stack).await.findings.len(), 1, "{what}");
         let sealed = report["last_mark"]["number"].as_u64().unwrap();
         stack.api.decide(&Api::harmless()).await;
         wait_for("a mark behind it", SOON, async || {
@@ -220,6 +224,30 @@ async fn an_empty_entry_on_the_disk_is_shown() {
         // Behind an empty mark the last one is stored once more, so that the next one can follow it.
         assert_eq!((&report["ok"], kinds(&report)[0]), (&json!(false), "unreadable"), "{report:#}");
     }
+}
+
+#[tokio::test]
+async fn a_log_from_a_backup_is_found_and_its_account_goes_on() {
+    let mut stack = Stack::build().dev().await;
+    stack.api.decide(&Api::harmless()).await;
+    is_sealed(&stack).await;
+    stack.stop_dev();
+    let (log, backup) = (data(&stack).join("decisions.redb"), stack.directory.path().join("backup"));
+    std::fs::copy(&log, &backup).unwrap();
+    stack.start_dev();
+    for _ in 0..2 {
+        stack.api.decide(&Api::harmless()).await;
+        is_sealed(&stack).await;
+    }
+    stack.stop_dev();
+    std::fs::copy(&backup, &log).unwrap();
+    stack.start_dev();
+    let report = stack.api.verify().await;
+    assert_eq!((&report["ok"], kinds(&report)), (&json!(false), vec!["mark_missing"]), "{report:#}");
+    stack.api.decide(&Api::harmless()).await;
+    is_sealed(&stack).await;
+    let report = stack.api.verify().await;
+    assert!(report["ok"] == false && kinds(&report).contains(&"mark_missing"), "{report:#}");
 }
 
 /// What a program says that has the export and the public keys.
