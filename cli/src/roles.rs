@@ -254,6 +254,9 @@ fn keystore_look(own: Backplane, health: Health) -> Look {
             if !health.writable() {
                 seen.remarks.push("cannot store changes: keys can be verified but not managed".to_owned());
             }
+            if health.disk_low() {
+                seen.remarks.push("disk is nearly full: keys can be revoked but not created".to_owned());
+            }
             seen
         })
     })

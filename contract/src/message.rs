@@ -232,6 +232,9 @@ impl Request for KeystoreStatus {
 pub struct KeystoreStatusReply {
     /// Whether changes can be stored.
     pub writable: bool,
+    /// Whether the disk is nearly full, so that only revocations and deletions are stored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disk_low: bool,
 }
 
 /// The keystore to all: forget what you know of this key (revoked, or its end was moved).

@@ -70,6 +70,7 @@ const FIXTURES: &[(&str, Again)] = &[
     ("key_page", again::<<ListKeys as Request>::Reply>),
     ("keystore_status", again::<KeystoreStatus>),
     ("keystore_status_reply", again::<KeystoreStatusReply>),
+    ("keystore_status_reply_disk_low", again::<KeystoreStatusReply>),
     ("line_start", again::<LineStart>),
     ("line_start_first", again::<LineStart>),
     ("list_accounts", again::<ListAccounts>),

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use stage0_contract::{
@@ -13,6 +14,7 @@ use stage0_contract::{
     ManageReply, Page, RevokeKey, Revoked, RotateKey, UpdateAccount,
 };
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Admitted};
 use crate::announce::{Announcer, Changed};
@@ -29,6 +31,8 @@ use crate::writer::{Lane, NoAnswer, Writer};
 
 mod webhooks;
 
+const RESERVE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Where every question arrives.
 pub(crate) struct Counter {
     pub(crate) store: Store,
@@ -38,6 +42,7 @@ pub(crate) struct Counter {
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) writer: Writer,
     pub(crate) writable: Arc<AtomicBool>,
+    pub(crate) disk_low: Arc<AtomicBool>,
     pub(crate) announcer: Announcer,
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) signer: Arc<Signer>,
@@ -49,7 +54,20 @@ pub(crate) struct Counter {
 
 impl Counter {
     pub(crate) fn status(&self) -> KeystoreStatusReply {
-        KeystoreStatusReply { writable: self.writable.load(Ordering::Acquire) }
+        KeystoreStatusReply {
+            writable: self.writable.load(Ordering::Acquire),
+            disk_low: self.disk_low.load(Ordering::Acquire),
+        }
+    }
+
+    /// Looks after the disk reserve until stopped.
+    pub(crate) async fn tend_reserve(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(RESERVE_INTERVAL)).await.is_some() {
+            let until = Instant::now() + RESERVE_INTERVAL;
+            if self.writer.ask(Lane::Urgent, until, Desk::tend_reserve).await.is_err() {
+                tracing::debug!("disk reserve was not looked after: the writer has no time");
+            }
+        }
     }
 
     pub(crate) async fn create_account(&self, call: CreateAccount, until: Instant) -> ManageReply<Account> {

@@ -14,13 +14,20 @@ pub struct Health(Arc<State>);
 struct State {
     fault: Mutex<Option<String>>,
     remark: Mutex<Option<String>>,
-    writable: Mutex<Option<Arc<AtomicBool>>>,
+    flags: Mutex<Option<Flags>>,
+}
+
+/// What an open data directory says of itself.
+#[derive(Debug)]
+struct Flags {
+    writable: Arc<AtomicBool>,
+    disk_low: Arc<AtomicBool>,
 }
 
 impl Default for Health {
     fn default() -> Self {
         let fault = Mutex::new(Some("it starts".to_owned()));
-        Self(Arc::new(State { fault, remark: Mutex::default(), writable: Mutex::default() }))
+        Self(Arc::new(State { fault, remark: Mutex::default(), flags: Mutex::default() }))
     }
 }
 
@@ -40,12 +47,19 @@ impl Health {
     /// Whether changes can be stored.
     #[must_use]
     pub fn writable(&self) -> bool {
-        let writable = self.0.writable.lock().unwrap_or_else(PoisonError::into_inner);
-        writable.as_ref().is_none_or(|writable| writable.load(Ordering::Acquire))
+        let flags = self.0.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        flags.as_ref().is_none_or(|flags| flags.writable.load(Ordering::Acquire))
     }
 
-    pub(crate) fn watch_writable(&self, writable: Arc<AtomicBool>) {
-        *self.0.writable.lock().unwrap_or_else(PoisonError::into_inner) = Some(writable);
+    /// Whether the disk is nearly full, so that only what takes rights away is stored.
+    #[must_use]
+    pub fn disk_low(&self) -> bool {
+        let flags = self.0.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        flags.as_ref().is_some_and(|flags| flags.disk_low.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn watch(&self, writable: Arc<AtomicBool>, disk_low: Arc<AtomicBool>) {
+        *self.0.flags.lock().unwrap_or_else(PoisonError::into_inner) = Some(Flags { writable, disk_low });
     }
 
     /// It does not serve until something else is said.

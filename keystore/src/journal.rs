@@ -17,7 +17,8 @@ use crate::image::Image;
 use crate::record::Record;
 use frame::Entry;
 
-pub(crate) const FILE: &str = "journal";
+/// The journal's file in the data directory: where it is, a keystore has begun.
+pub const FILE: &str = "journal";
 
 /// Below this a journal is not worth rewriting.
 const SMALL: u64 = 1 << 20;
@@ -106,6 +107,11 @@ impl Journal {
     /// Whether most of the file is history that the live state no longer needs.
     pub(crate) fn has_outgrown_its_snapshot(&self) -> bool {
         self.end > SMALL.max(self.snapshot.saturating_mul(GROWN))
+    }
+
+    /// Its size: a rewrite takes no more.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.end
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -9,6 +9,11 @@
 //! are judged by `verify` and hashed by `hash`; endpoints' secrets are sealed by `seal`, and marks of the decision log
 //! are signed by `signer`, each with a key of `keyfile`. Refuses to decide about actions, to serve HTTP, and to start
 //! on files that prove nothing.
+//! start. Who serves is settled by `lease`, a directory is held by `lock`, and how new it must be is kept outside of it by
+//! `head` and `live_keys`; `restore` is what becomes of an older one. `reserve` keeps disk space for revocations,
+//! and `population` counts what accounts hold. Keys are judged by `verify` and hashed by `hash`; endpoints' secrets
+//! are sealed by `seal`, and marks of the decision log are signed by `signer`, each with a key of `keyfile`. Refuses to
+//! decide about actions, to serve HTTP, and to start on files that prove nothing.
 
 mod admission;
 mod announce;
@@ -34,6 +39,7 @@ mod population;
 mod questions;
 mod record;
 mod recovery;
+mod reserve;
 mod restore;
 mod rules;
 mod seal;
@@ -48,6 +54,7 @@ pub use bootstrap::OPERATOR_KEY_FILE;
 pub use config::{ConfigError, KeystoreConfig};
 pub use hash::{HashCost, HashError};
 pub use health::Health;
+pub use journal::FILE as JOURNAL_FILE;
 pub use lease::{LeaseTimes, lease_holder};
 pub use plans::{Plans, PlansError};
 pub use restore::Restored;

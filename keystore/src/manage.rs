@@ -38,6 +38,10 @@ const REPEAT_TTL: SignedDuration = SignedDuration::from_secs(60);
 /// Accounts in one page of the exporter's.
 const RETENTIONS: usize = 1_000;
 
+/// What a caller is told whose change has no room.
+const DISK_FULL: &str = "the keystore's disk is nearly full: keys can be revoked and endpoints deleted, and nothing can be \
+    added or changed until there is room in its data directory";
+
 /// Where the time comes from.
 pub(crate) type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
@@ -100,6 +104,10 @@ pub(crate) fn reply<T>(call: &'static str, done: Result<T, Undone>) -> ManageRep
     match done {
         Ok(done) => ManageReply::Done(done),
         Err(Undone::Refused(refusal)) => ManageReply::Refused(refusal),
+        Err(Undone::Commit(CommitError::DiskFull)) => {
+            tracing::warn!(call, "management call was refused: the disk is nearly full");
+            ManageReply::Refused(Refusal::Conflict(DISK_FULL.to_owned()))
+        }
         Err(Undone::NoAnswer(NoAnswer::Full)) => {
             // Whoever floods must not fill the log: the metric says how often.
             metrics::busy();
@@ -163,6 +171,10 @@ impl Desk {
 
     pub(crate) fn vault(&self) -> &Vault {
         &self.vault
+    }
+
+    pub(crate) fn tend_reserve(&mut self) {
+        self.vault.tend_reserve();
     }
 
     pub(crate) fn judge(&self) -> Judge {

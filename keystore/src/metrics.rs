@@ -15,6 +15,7 @@ const WAIT_SECONDS: &str = "stage0_key_hash_wait_seconds";
 const CHANGES: &str = "stage0_keystore_changes_total";
 const WRITABLE: &str = "stage0_keystore_writable";
 const MARKS_REFUSED: &str = "stage0_keystore_marks_refused_total";
+const RESERVE: &str = "stage0_keystore_disk_reserve_bytes";
 
 /// A hash that runs or waits to; it no longer does when this is dropped.
 pub(crate) struct Queued(());
@@ -37,6 +38,11 @@ pub(crate) fn describe() {
         "Marks that were not signed, by reason; raced: another exporter was faster. All others are an alarm."
     );
     describe_gauge!(WRITABLE, Unit::Count, "1 while changes can be stored, 0 since a write failed.");
+    describe_gauge!(
+        RESERVE,
+        Unit::Bytes,
+        "Disk space that is kept for revocations; less than 8 MiB: the disk was full."
+    );
 }
 
 pub(crate) fn judged(reply: &VerifyKeyReply) {
@@ -85,6 +91,11 @@ pub(crate) fn writable(writable: bool) {
     gauge!(WRITABLE).set(f64::from(u8::from(writable)));
 }
 
+#[expect(clippy::cast_precision_loss, reason = "a few megabytes")]
+pub(crate) fn reserve(bytes: u64) {
+    gauge!(RESERVE).set(bytes as f64);
+}
+
 impl Drop for Queued {
     fn drop(&mut self) {
         gauge!(QUEUE).decrement(1.0);
@@ -110,6 +121,7 @@ mod tests {
             busy();
             writable(true);
             mark_refused("taken");
+            reserve(8 << 20);
         });
         let page = recorder.handle().render();
         for line in [
@@ -123,10 +135,11 @@ mod tests {
             "stage0_keystore_changes_total{outcome=\"busy\"} 1",
             "stage0_keystore_writable 1",
             "stage0_keystore_marks_refused_total{reason=\"taken\"} 1",
+            "stage0_keystore_disk_reserve_bytes 8388608",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
-        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE, MARKS_REFUSED] {
+        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE, MARKS_REFUSED, RESERVE] {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }
     }

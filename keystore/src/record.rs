@@ -171,6 +171,16 @@ pub(crate) enum Record {
 pub(crate) type Entry = (Vec<u8>, Option<Vec<u8>>);
 
 impl Record {
+    /// Whether it only ends what somebody could do: such a change is stored on a full disk too.
+    pub(crate) fn takes_away(&self) -> bool {
+        match self {
+            Self::Key(key) => key.revoked_at.is_some(),
+            Self::Webhook(record) => !record.lives() || !record.webhook.enabled,
+            Self::Forgotten(_) => true,
+            Self::Account(_) | Self::SigningKey(_) | Self::Mark(_) => false,
+        }
+    }
+
     /// A key and an endpoint have two: itself, and its place in its account's list.
     pub(crate) fn entries(&self) -> Result<Vec<Entry>, serde_json::Error> {
         Ok(match self {

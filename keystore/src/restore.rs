@@ -70,7 +70,11 @@ pub(crate) fn restored(
                 record.webhook.disabled_reason = Some(DISABLED.to_owned());
                 done.disabled.push(record.webhook.id.clone());
             }
-            Record::Account(_) | Record::Webhook(_) | Record::SigningKey(_) | Record::Forgotten(_) => {}
+            Record::Account(_)
+            | Record::Webhook(_)
+            | Record::SigningKey(_)
+            | Record::Mark(_)
+            | Record::Forgotten(_) => {}
         }
     }
     let listed = lists.values().flat_map(|list| list.keys.keys());

@@ -153,6 +153,7 @@ impl Keystore {
             for (account, key_id) in restored.into_iter().flat_map(|restored| restored.notices) {
                 counter.announcer.announce(Changed::Key(KeyChanged { account, key_id })).await;
             }
+            loops.spawn(Arc::clone(&counter).tend_reserve(stopping.clone()));
             health.serves();
             tracing::info!("keystore serves");
             tokio::select! {
@@ -348,7 +349,8 @@ impl Start {
         let Ready { opened, tenure, head, stored, restored } = ready;
         let Opened { desk, hasher, sealer, signer, new_operator_key: _ } = opened;
         let (store, writable, judge) = (desk.store().clone(), desk.vault().writable(), desk.judge());
-        health.watch_writable(Arc::clone(&writable));
+        let disk_low = desk.vault().disk_low();
+        health.watch(Arc::clone(&writable), Arc::clone(&disk_low));
         let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
         let pool = (config.workers(), config.hash_queue);
         let new_keys = NewKeys::new(Arc::clone(&hasher));
@@ -362,6 +364,7 @@ impl Start {
             verifier,
             writer,
             writable,
+            disk_low,
             announcer,
             sealer,
             signer,

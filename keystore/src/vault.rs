@@ -26,6 +26,7 @@ use crate::lock::LockedDirectory;
 use crate::metrics;
 use crate::record::{Forgotten, Record};
 use crate::recovery::{self, Fault, Plan, StoreFound};
+use crate::reserve::{self, Reserve};
 use crate::store::{self, Store, StoreError};
 
 /// Journal and store, open for writing.
@@ -37,6 +38,7 @@ pub(crate) struct Vault {
     writable: Arc<AtomicBool>,
     changes: Changes,
     tenure: Tenure,
+    reserve: Reserve,
     _lock: File,
 }
 
@@ -47,6 +49,7 @@ pub(crate) struct Found {
     replay: Option<Replay>,
     open: Option<(Store, Image)>,
     plan: Plan,
+    reserve: Reserve,
 }
 
 /// The data directory cannot be opened.
@@ -107,6 +110,9 @@ pub(crate) enum CommitError {
     ReadOnly,
     #[error("the keystore's lease is over: another keystore may serve")]
     LeaseOver,
+    /// Only what takes rights away is stored now.
+    #[error("the disk of the keystore is nearly full; only revocations and deletions are stored")]
+    DiskFull,
     #[error("the change cannot be written to the journal")]
     Journal(#[source] AppendError),
     #[error("the change cannot be written to the store")]
@@ -119,6 +125,7 @@ impl Found {
         let dir = &directory.dir;
         let replay = directory.journal.as_ref().map(journal::read).transpose();
         let replay = replay.map_err(|error| OpenError::Journal(dir.join(journal::FILE), error))?;
+        let reserve = Reserve::find(dir).map_err(|error| OpenError::Directory(dir.clone(), error))?;
         let (found, open) = look_at_store(dir)?;
         let plan = recovery::plan(replay.as_ref(), &found);
         match &plan {
@@ -133,7 +140,7 @@ impl Found {
             }
             Plan::Open | Plan::CatchUp | Plan::RebuildStore { .. } | Plan::RewriteJournal { .. } => {}
         }
-        Ok(Self { directory, replay, open, plan })
+        Ok(Self { directory, replay, open, plan, reserve })
     }
 
     /// What opening it will hold; none where there is nothing yet.
@@ -164,7 +171,7 @@ impl Found {
     /// Opens it, repairing what can be proven. `fresh` is the lineage of a new directory, `now` names what is put
     /// aside.
     pub(crate) fn open(self, fresh: Lineage, now: Timestamp, tenure: Tenure) -> Result<Vault, OpenError> {
-        let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, open, plan } = self;
+        let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, open, plan, reserve } = self;
         let journal_failed = |error| OpenError::Journal(dir.join(journal::FILE), error);
         let repair = Repair { dir: &dir, now };
         let (journal, store, position) = match (plan, file, replay, open) {
@@ -201,7 +208,10 @@ impl Found {
         };
         metrics::writable(true);
         let writable = Arc::new(AtomicBool::new(true));
-        let vault = Vault { journal, store, position, writable, changes: Changes::at(position), tenure, _lock: lock };
+        let (changes, _lock) = (Changes::at(position), lock);
+        let mut vault = Vault { journal, store, position, writable, changes, tenure, reserve, _lock };
+        // After all repairs: they may need the room.
+        vault.reserve.tend();
         vault.tenure.stands_at(vault.place());
         Ok(vault)
     }
@@ -243,17 +253,33 @@ impl Vault {
         if !self.writable.load(Ordering::Acquire) {
             return Err(CommitError::ReadOnly);
         }
-        let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
-        // The last moment: who was frozen for long must not add to what another one serves by now.
-        if !self.tenure.holds() {
-            return Err(CommitError::LeaseOver);
+        let takes_away = records.iter().all(Record::takes_away);
+        // Before anything is written: a store that fails half way takes no more changes, revocations among them.
+        if !self.reserve.make_room(takes_away) {
+            return Err(CommitError::DiskFull);
         }
-        let appended = self.journal.append(next.sequence, records.to_vec()).map_err(|error| {
-            if let AppendError::Stuck(_) = error {
-                self.stop_writing();
+        let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
+        let appended = loop {
+            // The last moment: who was frozen for long must not add to what another one serves by now.
+            if !self.tenure.holds() {
+                return Err(CommitError::LeaseOver);
             }
-            CommitError::Journal(error)
-        })?;
+            match self.journal.append(next.sequence, records.to_vec()) {
+                Ok(appended) => break appended,
+                // A quota is full before the disk is.
+                Err(AppendError::Undone(error)) if reserve::is_full(&error) => {
+                    if !takes_away || !self.reserve.give_step() {
+                        return Err(CommitError::DiskFull);
+                    }
+                }
+                Err(error) => {
+                    if let AppendError::Stuck(_) = error {
+                        self.stop_writing();
+                    }
+                    return Err(CommitError::Journal(error));
+                }
+            }
+        };
         if let Err(error) = self.store.put(next, records) {
             // Whether the store has it is unknown until it is opened again; so the journal is cut back and no more is
             // written.
@@ -279,6 +305,16 @@ impl Vault {
         crate::lock::place_of(&self.journal.file().metadata().ok()?)
     }
 
+    /// Looks after the disk reserve.
+    pub(crate) fn tend_reserve(&mut self) {
+        self.reserve.tend();
+    }
+
+    /// Whether the disk is nearly full.
+    pub(crate) fn disk_low(&self) -> Arc<AtomicBool> {
+        self.reserve.low()
+    }
+
     /// Reads go here, from any thread that may block.
     pub(crate) fn store(&self) -> &Store {
         &self.store
@@ -292,7 +328,8 @@ impl Vault {
     /// Rewrites a journal that is mostly history. A failure costs disk space, unless the new file may or may not be in
     /// place.
     fn shorten_journal(&mut self) {
-        if !self.journal.has_outgrown_its_snapshot() {
+        // A rewrite that fails half way would stop all changes.
+        if !self.journal.has_outgrown_its_snapshot() || !self.reserve.has_room_for(self.journal.bytes()) {
             return;
         }
         let image = match self.store.image() {
@@ -331,7 +368,9 @@ fn account_of_key(record: &Record) -> Option<&AccountId> {
     match record {
         Record::Key(key) => Some(&key.account),
         Record::Forgotten(Forgotten::Key { account, .. }) => Some(account),
-        Record::Account(_) | Record::Webhook(_) | Record::SigningKey(_) | Record::Forgotten(_) => None,
+        Record::Account(_) | Record::Webhook(_) | Record::SigningKey(_) | Record::Mark(_) | Record::Forgotten(_) => {
+            None
+        }
     }
 }
 

@@ -85,7 +85,9 @@ impl Stack {
             None => NatsServer::start_with(server).await,
         };
         // It waits for the streams, which exporters and gateways make.
-        let keystore = settings.begin_keystore(&nats, &directory.path().join("keys"), &[]);
+        let keys = directory.path().join("keys");
+        settings.place_keystore(&keys);
+        let keystore = settings.begin_keystore(&nats, &keys, &[]);
         let evaluators = (0..settings.evaluators.unwrap_or(1)).map(|_| settings.start_evaluator(&nats)).collect();
         let exporters = (0..settings.exporters.unwrap_or(1)).map(|_| settings.start_exporter(&nats)).collect();
         let (gateways, urls): (Vec<_>, Vec<_>) =
@@ -116,12 +118,12 @@ impl Stack {
     }
 
     pub fn ca(&self) -> PathBuf {
-        let tls = if self.dev.is_some() { "data/tls/ca.pem" } else { "tls/ca.pem" };
+        let tls = if self.nats.is_none() { "data/tls/ca.pem" } else { "tls/ca.pem" };
         self.directory.path().join(tls)
     }
 
     pub fn data(&self) -> PathBuf {
-        self.directory.path().join(if self.dev.is_some() { "data" } else { "keys" })
+        self.directory.path().join(if self.nats.is_none() { "data" } else { "keys" })
     }
 
     /// `127.0.0.1:port` of the first gateway.

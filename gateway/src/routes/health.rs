@@ -107,8 +107,13 @@ pub async fn look(backplane: &Backplane, audit: AuditMode) -> Found {
         }
         AuditMode::None => remarks.push("audit: nothing is recorded".into()),
     }
-    if keystore.is_ok_and(|keystore| !keystore.writable) {
-        remarks.push("keystore: cannot store changes, keys can be verified but not managed".into());
+    if let Ok(keystore) = keystore {
+        if !keystore.writable {
+            remarks.push("keystore: cannot store changes, keys can be verified but not managed".into());
+        }
+        if keystore.disk_low {
+            remarks.push("keystore: disk is nearly full, keys can be revoked but not created".into());
+        }
     }
     Found { faults, remarks, policy_version: evaluator.ok().map(|status| status.active) }
 }

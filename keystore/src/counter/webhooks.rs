@@ -14,9 +14,10 @@ use stage0_contract::{
 use tokio::time::Instant;
 
 use super::Counter;
-use crate::manage::{self, marks, webhooks};
+use crate::manage::{self, Undone, marks, webhooks};
 use crate::signer;
 use crate::store::Store;
+use crate::vault::CommitError;
 use crate::writer::Lane;
 
 impl Counter {
@@ -70,13 +71,17 @@ impl Counter {
     }
 
     pub(crate) async fn sign_mark(&self, call: SignMark, until: Instant) -> ManageReply<MarkSigned> {
-        // That a write failed was said once; each mark would say it again.
-        if !self.writable.load(Ordering::Acquire) {
+        // That a write failed, or that the disk is nearly full, was said once; each mark would say it again.
+        if !self.writable.load(Ordering::Acquire) || self.disk_low.load(Ordering::Acquire) {
             return ManageReply::Failed;
         }
         let Some(_turn) = self.signer.turn(until).await else { return ManageReply::Busy };
         let signer = Arc::clone(&self.signer);
         let signed = self.write(Lane::Ordinary, until, move |desk| desk.sign_mark(&signer, &call)).await;
+        // A mark that has no room is no wrong mark: it is asked for again.
+        if matches!(signed, Err(Undone::Commit(CommitError::DiskFull))) {
+            return ManageReply::Failed;
+        }
         manage::reply("sign mark", signed)
     }
 

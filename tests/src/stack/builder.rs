@@ -31,6 +31,7 @@ pub struct StackBuilder {
     memory: Option<u64>,
     /// Of `dev`, evaluators and gateways that are started from now on.
     pub(super) environment: Vec<(String, String)>,
+    keystore_on: Option<PathBuf>,
     message_keys: MessageKeys,
     /// With every role's message keys, once there are.
     pub(super) keys_dir: Option<PathBuf>,
@@ -101,6 +102,12 @@ impl StackBuilder {
     #[must_use]
     pub fn with_clock(self, clock: &MovedClock) -> Self {
         Self { environment: clock.environment(), ..self }
+    }
+
+    /// The keystore's data directory on NATS is this one, on a disk of the test's own.
+    #[must_use]
+    pub fn keystore_on(self, directory: &Path) -> Self {
+        Self { keystore_on: Some(directory.to_owned()), ..self }
     }
 
     /// Webhooks may reach this machine.
@@ -185,6 +192,13 @@ impl StackBuilder {
         let dev = Process::start_in(&arguments, self.memory, &self.environment);
         dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
         dev
+    }
+
+    /// Puts the keystore's data directory where it is wanted.
+    pub(super) fn place_keystore(&self, data: &Path) {
+        if let Some(elsewhere) = &self.keystore_on {
+            std::os::unix::fs::symlink(elsewhere, data).unwrap();
+        }
     }
 
     /// Started, and perhaps waiting.

@@ -10,5 +10,6 @@ mod marks;
 mod numbers;
 mod restore;
 mod rotation;
+mod storage;
 mod streams;
 mod two_keystores;
