@@ -5,6 +5,7 @@
 //! A `Connection` ends alone, as it does on NATS: services that share a process can drain one after the other.
 //! INVARIANT: no lock is held across an await, so a bus works between threads and runtimes.
 
+mod identity;
 mod ledger;
 mod log;
 mod notices;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Backplane, metrics};
+pub use identity::{Fault, LogHistory};
 use ledger::FileLedger;
 use log::FileLog;
 pub use store::OpenError;
@@ -59,7 +61,15 @@ impl Bus {
     /// # Errors
     /// When the file is in use, damaged, or the disk refuses.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
-        Ok(Self::on(store::Store::open(&directory.join(LOG_FILE))?))
+        Ok(Self::on(store::Store::open(&directory.join(LOG_FILE), None)?))
+    }
+
+    /// As [`Bus::open`], for a directory that remembers which log it has.
+    ///
+    /// # Errors
+    /// As there, and when the log is missing, empty or another one, unless that is accepted.
+    pub fn open_remembered(directory: &Path, history: LogHistory) -> Result<Self, OpenError> {
+        Ok(Self::on(store::Store::open(&directory.join(LOG_FILE), Some(history))?))
     }
 
     fn on(store: store::Store) -> Self {

@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use stage0_audit_export::AuditExport;
-use stage0_backplane::embedded::Bus;
+use stage0_backplane::embedded::{Bus, LogHistory};
 use stage0_backplane::{AskError, Backplane};
 use stage0_contract::{KeystoreStatus, PolicyVersion, Role};
 use stage0_gateway::Gateway;
-use stage0_keystore::{Health, Keystore};
+use stage0_keystore::{Health, JOURNAL_FILE, Keystore};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,14 +36,16 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// Runs it until a signal.
 pub(crate) fn run(settings: DevSettings) -> Exit {
-    let DevSettings { process, data_dir, http, keystore, evaluator, export } = settings;
+    let DevSettings { process, data_dir, accept_new_log, http, keystore, evaluator, export } = settings;
     serve(process, async move |Life { stop, vitals }| {
         // Before anything is written: a first start with a broken pack leaves no keys behind.
         let evaluator = load(evaluator).await?;
         files::private_dir(&data_dir)?;
         // The log next: it holds the data directory against a second process. A crash may have left it something to repair.
         let directory = data_dir.clone();
-        let bus = tokio::task::spawn_blocking(move || Bus::open(&directory)).await??;
+        // A keystore that has begun is younger than its log: without one, the log was lost.
+        let history = LogHistory { expected: data_dir.join(JOURNAL_FILE).try_exists()?, accept_new: accept_new_log };
+        let bus = tokio::task::spawn_blocking(move || Bus::open_remembered(&directory, history)).await??;
         let keystore = Keystore::build(keystore, bus.connect(), Health::default()).await?;
         say_restored(&keystore)?;
         let evaluator = stage0_evaluator::build(evaluator, shards_connect(bus.clone())).await?;

@@ -17,6 +17,7 @@ use redb::{Builder, Database, ReadTransaction, ReadableDatabase, ReadableTable, 
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::identity::{self, Fault, LogHistory};
 use super::threads::{Lane, Threads};
 use super::writer::Writer;
 use crate::Position;
@@ -55,6 +56,12 @@ pub enum OpenError {
         "the decision log `{}` is damaged: {}; put it aside, or restore it from a backup, and start again", .0.display(), .1
     )]
     Damaged(PathBuf, String),
+    /// The directory had another one.
+    #[error(
+        "the decision log `{}` cannot be trusted: {}; nothing was changed: restore `decisions.redb` and `log.id` from one \
+         backup; to go on with what is there now, start once with `--accept-new-log` (docs/OPERATIONS.md)", .0.display(), .1
+    )]
+    NotTheSame(PathBuf, Fault),
     /// The disk says no.
     #[error("the decision log `{}` cannot be opened: {}", .0.display(), .1)]
     Io(PathBuf, String),
@@ -138,8 +145,14 @@ impl Store {
         Self::of(Core::in_memory())
     }
 
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
+    pub(super) fn open(path: &Path, history: Option<LogHistory>) -> Result<Self, OpenError> {
+        if let Some(history) = history {
+            identity::before_open(path, history)?;
+        }
         let database = open(path)?;
+        if let Some(history) = history {
+            identity::after_open(path, &database, history)?;
+        }
         let open = Mutex::new(Some(Arc::new(database)));
         Ok(Self::of(Core { path: Some(path.to_owned()), open }))
     }

@@ -134,6 +134,8 @@ pub(crate) struct DevSettings {
     pub(crate) process: Process,
     /// Where everything is kept.
     pub(crate) data_dir: PathBuf,
+    /// Whether a decision log that is not the one of before is taken.
+    pub(crate) accept_new_log: bool,
     /// How HTTPS is served.
     pub(crate) http: HttpSettings,
     /// How keys are kept.
@@ -261,6 +263,7 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     let keystore = read_keystore(&mut reader);
     let evaluator = PolicySettings::read(&mut reader);
     let export = read_export(&mut reader);
+    let accept_new_log = reader.required(&table::ACCEPT_NEW_LOG, boolean).unwrap_or_default();
     // The certificate names localhost, so no other machine's address can be served; 0.0.0.0 is for containers.
     if http.as_ref().is_some_and(|http| !http.listen.ip().is_loopback() && !http.listen.ip().is_unspecified()) {
         reader.clash(&table::LISTEN, "must be a loopback address (or 0.0.0.0): the certificate names localhost only");
@@ -269,6 +272,7 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     let built = built.map(|(process, (http, (keystore, (evaluator, export))))| DevSettings {
         process,
         data_dir: keystore.data_dir.clone(),
+        accept_new_log,
         http,
         keystore,
         evaluator,

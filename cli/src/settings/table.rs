@@ -93,6 +93,8 @@ settings! {
 
     DATA_DIR = "data-dir" "DIR" in "Data", "Directory of accounts and keys, held by one process at a time; clients find a dev server and keys in it", OPEN, All, &[
         (Dev, Default(".stage0")), (Keystore, Required), (Client, Default(".stage0"))];
+    ACCEPT_NEW_LOG = "accept-new-log" "BOOL" in "Data", "For one start: goes on with the decision log that is there, though the data directory had another one", OPEN, NotInFile, &[
+        (Dev, Default("false"))];
     OPERATOR_KEY_COPY = "operator-key-copy" "FILE" in "Data", "Where each start also puts the operator's first key, for whoever must not see the data directory", OPEN, All, &[
         (Keystore, Optional)];
     ACCEPT_RESTORE = "accept-restore" "BOOL" in "Data", "Starts once on a data directory that is older than what was acknowledged, such as a restored backup: every key that the state store does not list as live is revoked (docs/OPERATIONS.md)", OPEN, All, &[

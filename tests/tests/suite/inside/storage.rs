@@ -1,15 +1,21 @@
-//! Disks that are full.
+//! Disks that are full, and logs that are not there any more.
 //!
-//! A full disk must not keep a stolen key alive.
+//! A full disk must not keep a stolen key alive, and an emptied log must not look like a new deployment.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 use stage0_backplane::testing::{Disk, wait_for};
-use stage0_tests::{Api, Stack};
+use stage0_tests::{Api, Process, Stack, account_scopes};
 
 const SOON: Duration = Duration::from_secs(20);
 const DISK_BYTES: u64 = 40 << 20;
+
+fn dev(data: &Path, more: &[&str]) -> Process {
+    let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
+    Process::start(&own.iter().chain(more).map(|argument| (*argument).to_owned()).collect::<Vec<_>>())
+}
 
 #[tokio::test]
 async fn on_a_full_disk_keys_are_revoked_and_none_is_made() {
@@ -67,4 +73,67 @@ async fn on_a_full_disk_keys_are_revoked_and_none_is_made() {
     wait_for("the reserve", SOON, async || reserve() == whole).await;
     let ready = stack.operator.get("/readyz").await;
     assert!(!ready.text.contains("disk is nearly full"), "{}", ready.text);
+}
+
+#[tokio::test]
+async fn a_log_that_is_gone_or_another_one_does_not_begin_silently() {
+    let mut stack = Stack::build().dev().await;
+    let id = stack.api.decide(&Api::harmless()).await;
+    wait_for("a mark", SOON, async || stack.api.verify().await["unsealed"] == 0).await;
+    stack.stop_dev();
+    let other = {
+        let mut other = Stack::build().dev().await;
+        other.api.decide(&Api::harmless()).await;
+        other.stop_dev();
+        std::fs::read(other.data().join("decisions.redb")).unwrap()
+    };
+    let (data, log) = (stack.data(), stack.data().join("decisions.redb"));
+    let own = std::fs::read(&log).unwrap();
+    let faults = [
+        (None, "it is missing"),
+        (Some(Vec::new()), "it is empty"),
+        (Some(other), "it is not the log that this directory had"),
+    ];
+    for (content, why) in &faults {
+        match content {
+            Some(content) => std::fs::write(&log, content).unwrap(),
+            None => std::fs::remove_file(&log).unwrap(),
+        }
+        let mut refused = dev(&data, &[]);
+        assert_eq!(refused.ended().code(), Some(1), "{}", refused.said());
+        assert!(refused.said().contains(why) && refused.said().contains("--accept-new-log"), "{}", refused.said());
+        assert_eq!(std::fs::metadata(&log).ok().map(|found| found.len()), content.as_ref().map(|it| it.len() as u64));
+    }
+    // A directory of an older version has no `log.id`: its keystore tells.
+    let log_id = std::fs::read(data.join("log.id")).unwrap();
+    std::fs::remove_file(data.join("log.id")).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    let mut refused = dev(&data, &[]);
+    assert_eq!(refused.ended().code(), Some(1), "{}", refused.said());
+    assert!(refused.said().contains("it is missing"), "{}", refused.said());
+
+    // The log of before is taken, with its id or without.
+    std::fs::write(&log, &own).unwrap();
+    stack.start_dev();
+    stack.api.get(&format!("/v1/decisions/{id}")).await.expect(200);
+    stack.stop_dev();
+    assert_eq!(std::fs::read(data.join("log.id")).unwrap(), log_id);
+
+    // Somebody says so: then there is a new log, and it is the directory's. Which keys live stood in the old one.
+    std::fs::remove_file(&log).unwrap();
+    let mut refused = dev(&data, &["--accept-new-log"]);
+    assert_eq!(refused.ended().code(), Some(1), "{}", refused.said());
+    assert!(refused.said().contains("decision log is not the one of before, and was accepted"), "{}", refused.said());
+    assert!(refused.said().contains("--accept-restore"), "{}", refused.said());
+    let mut accepted = dev(&data, &["--accept-restore"]);
+    accepted.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
+    assert!(accepted.said().contains("keys are revoked"), "{}", accepted.said());
+    assert!(accepted.stop().success());
+    stack.start_dev();
+    stack.api.get(&format!("/v1/decisions/{id}")).await.assert_error(404, "not_found");
+    stack.api.decide(&Api::harmless()).await;
+    assert_eq!(stack.api.verify().await["ok"], false, "what was recorded before is missed");
+    let (_, key, _) = stack.operator.account("after", None, &account_scopes()).await;
+    stack.api.with_key(&key).decide(&Api::harmless()).await;
+    assert_eq!(stack.api.with_key(&key).verify().await["ok"], true);
 }
