@@ -21,7 +21,7 @@ use crate::cursor::{Cursor, Replay};
 use crate::endpoints::{Directory, list};
 use crate::event::Event;
 use crate::fair::FairSlots;
-use crate::marks;
+use crate::marks::{self, Demand};
 use crate::post;
 use crate::replays::{self, ReplayError};
 use crate::shared::Shared;
@@ -123,12 +123,15 @@ impl Desk {
     }
 
     async fn delete(&self, call: DeleteDecisions) -> ManageReply<DecisionsDeleted> {
-        let DeleteDecisions { account, before, requested_by } = call;
+        let DeleteDecisions { account, before, requested_by, permit } = call;
+        let Some(permit) = permit else {
+            tracing::warn!(%account, "a deletion without the keystore's permit was refused: a gateway of an older version?");
+            return ManageReply::Failed;
+        };
+        let asked = Demand { before, requested_by, permit };
         // The mark lives as long as any decision beside it could.
         let days = self.retention(&account).await;
-        match marks::delete(&self.shared.backplane, &account, days, before, &requested_by, self.shared.clock.now())
-            .await
-        {
+        match marks::delete(&self.shared.backplane, &account, days, &asked, self.shared.clock.now()).await {
             Ok((deletion, mark)) => ManageReply::Done(DecisionsDeleted {
                 count: deletion.count,
                 before,

@@ -16,8 +16,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::{Backplane, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 use stage0_contract::{
-    AccountId, Deletion, Expiry, Head, KeyId, LineHash, LineStart, ManageReply, Mark, MarkBody, MarkSigned, Previous,
-    Refusal, SignMark, WriterId,
+    AccountId, Deletion, DeletionPermit, Expiry, Head, KeyId, LineHash, LineStart, ManageReply, Mark, MarkBody,
+    MarkSigned, Previous, Refusal, SignMark, WriterId,
 };
 
 use crate::metrics::{self, Removal};
@@ -121,18 +121,19 @@ pub(crate) async fn write(
     now: Timestamp,
 ) -> Result<Written, MarkFailure> {
     let lasts = Lasts { days: retention_days, until: latest_end(&body) };
-    write_lasting(backplane, account, lasts, body, pace, now).await
+    write_lasting(backplane, account, lasts, (body, None), pace, now).await
 }
 
+/// The permit: of a deletion.
 async fn write_lasting(
     backplane: &Backplane,
     account: &AccountId,
     lasts: Lasts,
-    body: MarkBody,
+    (body, permit): (MarkBody, Option<&DeletionPermit>),
     pace: SignedDuration,
     now: Timestamp,
 ) -> Result<Written, MarkFailure> {
-    let done = try_to_write(backplane, account, lasts, &body, pace, now).await;
+    let done = try_to_write(backplane, account, lasts, (&body, permit), pace, now).await;
     match &done {
         Ok(Written::Number(_)) => metrics::mark(&body, true),
         Ok(Written::Nothing | Written::TooSoon) => {}
@@ -145,7 +146,7 @@ async fn try_to_write(
     backplane: &Backplane,
     account: &AccountId,
     lasts: Lasts,
-    body: &MarkBody,
+    (body, permit): (&MarkBody, Option<&DeletionPermit>),
     pace: SignedDuration,
     now: Timestamp,
 ) -> Result<Written, MarkFailure> {
@@ -194,7 +195,8 @@ async fn try_to_write(
             covered: heads.covered,
             heads: heads.of.into_values().collect(),
         };
-        let (line, earlier) = match sign(backplane, mark, last.map(|last| last.line)).await? {
+        let asked = SignMark { mark, last: last.map(|last| last.line), takes_earlier: true, permit: permit.cloned() };
+        let (line, earlier) = match sign(backplane, &asked).await? {
             Signed::New(line) => (line, false),
             Signed::Earlier(line) => (line, true),
         };
@@ -212,33 +214,42 @@ async fn try_to_write(
     Err(MarkFailure::Overtaken)
 }
 
+/// What a caller asked to be deleted.
+pub(crate) struct Demand {
+    pub(crate) before: Timestamp,
+    pub(crate) requested_by: KeyId,
+    /// The keystore signs the mark with it and not without.
+    pub(crate) permit: DeletionPermit,
+}
+
 /// Removes what was recorded before a time: a signed mark first, then the decisions.
 pub(crate) async fn delete(
     backplane: &Backplane,
     account: &AccountId,
     retention_days: u32,
-    before: Timestamp,
-    requested_by: &KeyId,
+    demand: &Demand,
     now: Timestamp,
 ) -> Result<(Deletion, Option<u64>), MarkFailure> {
     // What a crash left undone belongs to an earlier mark.
     if let End::Mark(last) = end(backplane, account).await? {
         removal::finish(backplane, account, &last.mark).await?;
     }
-    let Going { from, to, count, last, through } = removal::going(backplane, account, before).await?;
+    let Going { from, to, count, last, through } = removal::going(backplane, account, demand.before).await?;
     let deletion = Deletion {
-        before,
+        before: demand.before,
         from,
         to,
         count,
         // An older exporter takes it for a place and removes all before: a time would remove everything.
         through: 0,
         deleted: last,
-        requested_by: requested_by.clone(),
+        requested_by: demand.requested_by.clone(),
     };
     let Some(through) = through.filter(|_| count > 0) else { return Ok((deletion, None)) };
     let body = MarkBody::Deletion(deletion.clone());
-    let written = write(backplane, account, retention_days, body, SignedDuration::ZERO, now).await?;
+    let lasts = Lasts { days: retention_days, until: latest_end(&body) };
+    let body = (body, Some(&demand.permit));
+    let written = write_lasting(backplane, account, lasts, body, SignedDuration::ZERO, now).await?;
     removal::remove(backplane, account, through, Removal::Demand).await?;
     let number = match written {
         Written::Number(number) => Some(number),
@@ -405,9 +416,8 @@ impl Heads {
     }
 }
 
-async fn sign(backplane: &Backplane, mark: Mark, last: Option<String>) -> Result<Signed, MarkFailure> {
-    let asked = SignMark { mark, last, takes_earlier: true };
-    match backplane.requests.ask(&asked, SIGN_WITHIN).await {
+async fn sign(backplane: &Backplane, asked: &SignMark) -> Result<Signed, MarkFailure> {
+    match backplane.requests.ask(asked, SIGN_WITHIN).await {
         Ok(ManageReply::Done(MarkSigned { line, earlier: false })) => Ok(Signed::New(line)),
         Ok(ManageReply::Done(MarkSigned { line, earlier: true })) => Ok(Signed::Earlier(line)),
         Ok(ManageReply::Refused(Refusal::NotFound)) => Err(MarkFailure::UnknownAccount),

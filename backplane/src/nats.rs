@@ -6,7 +6,7 @@
 //! async-nats alone would queue the first and forget the second. A question handed to the client in the very instant of the break
 //! may still be sent afterwards; its asker has been told `Lost`, and its deadline ends it.
 //!
-//! Subjects: `_INBOX_<name>.>` for answers and messages to oneself, `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
+//! Subjects: `_INBOX_<login>.<public key>.<token>` for answers and messages to oneself, `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
 //! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `server_file` gives each role an account with what
 //! it needs; user permissions alone do not hold a role that was taken over, and that file says why.
 
@@ -24,6 +24,7 @@ mod log;
 mod monitor;
 mod notices;
 mod requests;
+mod sealing;
 mod server_file;
 mod stream_watch;
 mod streams;
@@ -42,7 +43,7 @@ pub use dial::ConnectError;
 pub use exposure::{Asked, Exposure, exposure};
 pub use health::Health;
 pub use monitor::JetStreamState;
-pub use server_file::ServerFile;
+pub use server_file::{Logins, ServerFile};
 pub use sync::SyncMode;
 
 use crate::{Backplane, metrics};

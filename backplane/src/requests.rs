@@ -35,6 +35,12 @@ pub trait Requests: Send + Sync {
     /// authenticated, or in one process, they do not.
     fn serve_in_term(&self, _term: u64, _lineage: &str) {}
 
+    /// The public key of this connection, for the answer to those who must seal questions to it; none where nothing
+    /// crosses a wire.
+    fn sealing_key(&self) -> Option<String> {
+        None
+    }
+
     /// Questions that somebody waits for now: a gauge. One that was answered, was late or was given up is not among them.
     fn pending(&self) -> usize;
 }

@@ -184,7 +184,7 @@ async fn operator(backplane: &Backplane, keys: &Path) -> anyhow::Result<Caller> 
     loop {
         // Its loops start beside this one.
         match backplane.requests.ask(&VerifyKey { key: key.clone(), request_id: None }, WITHIN).await {
-            Ok(VerifyKeyReply::Valid(identity)) => return Ok(Caller::from(&identity)),
+            Ok(VerifyKeyReply::Valid(identity)) => return Ok(Caller::new(&identity, &key)),
             Ok(_) => bail!("the operator's key is refused"),
             Err(stage0_backplane::AskError::Absent) => tokio::task::yield_now().await,
             Err(error) => return Err(error.into()),

@@ -260,13 +260,14 @@ Example:
     Health,
     /// Prints the configuration of the nats-server: an account with its rights for each role
     #[command(after_help = "\
-Each role logs in as the user of its name, with `--nats-jetstream-api s0.api`. Passwords come from the variables
-GATEWAY_PASSWORD, EVALUATOR_PASSWORD, KEYSTORE_PASSWORD and AUDIT_EXPORT_PASSWORD of the server, and that of
-whoever makes the streams (`stage0 nats-admin`, user `admin`) from ADMIN_PASSWORD.
+Each process logs in as a user of its own, `gateway-1` and so on, with `--nats-jetstream-api s0.api`. Passwords come from
+the server's variables: GATEWAY_1_PASSWORD and so on, and ADMIN_PASSWORD of whoever makes the streams (`stage0
+nats-admin`, user `admin`). `--logins-dir` makes passwords; give each role its directory there (`--nats-logins`), and the
+server `passwords.conf` beside its configuration (`--passwords passwords.conf`).
 
 Examples:
   stage0 nats-config --keys-dir /etc/stage0/keys > /etc/nats/nats.conf
-  stage0 nats-config --tls-dir /run/secrets --passwords passwords.conf > /run/secrets/nats.conf")]
+  stage0 nats-config --logins-dir /etc/stage0/logins --passwords passwords.conf > nats.conf")]
     NatsConfig(NatsConfigArgs),
     /// Makes, checks and upgrades the streams on NATS, with the administrator's login
     #[command(

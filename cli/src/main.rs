@@ -18,6 +18,7 @@ mod exit;
 mod files;
 mod health;
 mod keys;
+mod logins;
 mod logs;
 mod message_keys;
 mod nats_admin;

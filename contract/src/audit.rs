@@ -1,6 +1,7 @@
 //! What the gateway asks of the exporter, and what it tells it: deliveries, replays, deletion on demand.
 //!
-//! Owns the shapes. The gateway has judged the caller, and that the endpoint is the caller's, before it asks any of these.
+//! Owns the shapes. The gateway has judged the caller, and that the endpoint is the caller's, before it asks any of
+//! these. A deletion needs the keystore's own permit beside: it cannot be undone.
 
 use std::fmt;
 
@@ -8,7 +9,7 @@ use jiff::Timestamp;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{AccountId, KeyId, ManageReply, Notice, Page, Request, WebhookId};
+use crate::{AccountId, Caller, KeyId, ManageReply, Notice, Page, Request, WebhookId};
 
 /// Gateway to all: decisions of these accounts were just recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,11 +161,39 @@ pub struct DeleteDecisions {
     pub before: Timestamp,
     /// Who asks.
     pub requested_by: KeyId,
+    /// The keystore's permit for exactly this deletion. Without it the keystore does not sign the deletion's mark, and
+    /// nothing is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<DeletionPermit>,
 }
 
 impl Request for DeleteDecisions {
     const SUBJECT: &'static str = "audit.delete";
     type Reply = ManageReply<DecisionsDeleted>;
+}
+
+/// Gateway to keystore: may this caller delete its account's decisions of before this time?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PermitDeletion {
+    /// Who asks.
+    pub caller: Caller,
+    /// What was recorded before this goes.
+    pub before: Timestamp,
+}
+
+impl Request for PermitDeletion {
+    const SUBJECT: &'static str = "keys.deletions.permit";
+    type Reply = ManageReply<DeletionPermit>;
+}
+
+/// The keystore's word that a caller, whose key it verified, asked for one deletion. Nobody but the keystore process
+/// that gave it can tell a good one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletionPermit {
+    /// From then on it is refused.
+    pub expires_at: Timestamp,
+    /// Base64url; covers account, time, key and expiry.
+    pub mac: String,
 }
 
 /// They are gone; a signed mark says so in the log.

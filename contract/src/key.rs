@@ -107,6 +107,8 @@ impl PartialEq for ApiKey {
     }
 }
 
+impl Eq for ApiKey {}
+
 impl Serialize for ApiKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.text)

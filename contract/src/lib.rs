@@ -29,8 +29,8 @@ mod webhook_url;
 mod word;
 
 pub use audit::{
-    DecisionsDeleted, DecisionsRecorded, DeleteDecisions, Delivery, DeliveryState, ListDeliveries, ReplayStarted,
-    ReplayWebhook, TestWebhook, WebhookTested,
+    DecisionsDeleted, DecisionsRecorded, DeleteDecisions, DeletionPermit, Delivery, DeliveryState, ListDeliveries,
+    PermitDeletion, ReplayStarted, ReplayWebhook, TestWebhook, WebhookTested,
 };
 pub use canonical::canonical_hash;
 pub use chain::{
@@ -68,7 +68,7 @@ pub use record::{
 pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
 pub use traffic::{
     CURSOR_RECORDS, EVENTS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, QUESTIONS, Question, RECORDS, REPLAY_RECORDS,
-    RUN_RECORDS, Records, Role, Telling, USAGE_RECORDS, event, owner_of_record, question,
+    RUN_RECORDS, Records, Role, Sealing, Telling, USAGE_RECORDS, event, owner_of_record, question,
 };
 pub use usage::{Caps, Limits, StoredBytes, UNLIMITED, Usage};
 pub use webhook::{

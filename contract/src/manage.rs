@@ -1,7 +1,8 @@
 //! Accounts and keys: what the control API (contract, section 7) and the keystore say to each other.
 //!
-//! Owns scopes, plans and the management messages. Each carries its [`Caller`]; the keystore alone judges what that caller may do,
-//! beside the data it protects.
+//! Owns scopes, plans and the management messages. Each carries its [`Caller`] with the key as it was presented: the
+//! keystore alone judges whose key that is and what it may do, beside the data it protects. A gateway's word about a
+//! caller is not enough.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -184,11 +185,17 @@ pub struct Caller {
     pub key_id: KeyId,
     /// The scopes of the caller's key.
     pub scopes: Scopes,
+    /// The key as presented: the proof that this caller makes the call. None, from a gateway that does not know of
+    /// proofs, proves nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<ApiKey>,
 }
 
-impl From<&KeyIdentity> for Caller {
-    fn from(identity: &KeyIdentity) -> Self {
-        Self { account: identity.account.clone(), key_id: identity.key_id.clone(), scopes: identity.scopes.clone() }
+impl Caller {
+    /// Who presented this key.
+    pub fn new(identity: &KeyIdentity, key: &ApiKey) -> Self {
+        let KeyIdentity { account, key_id, scopes, .. } = identity;
+        Self { account: account.clone(), key_id: key_id.clone(), scopes: scopes.clone(), key: Some(key.clone()) }
     }
 }
 

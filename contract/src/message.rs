@@ -235,6 +235,9 @@ pub struct KeystoreStatusReply {
     /// Whether the disk is nearly full, so that only revocations and deletions are stored.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_low: bool,
+    /// The public key of this process, in base64url: questions that hold secrets are sealed to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealing_key: Option<String>,
 }
 
 /// The keystore to all: forget what you know of this key (revoked, or its end was moved).

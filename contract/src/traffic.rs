@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
     EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
-    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey,
-    ReplayWebhook, Request, ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SettleRun, ShowRun, SignMark,
-    SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
+    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, PermitDeletion,
+    RefreshKey, ReplayWebhook, Request, ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SettleRun, ShowRun,
+    SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
 };
 
 /// A part of the product that runs as a process of its own.
@@ -39,6 +39,20 @@ pub struct Question {
     pub from: &'static [Role],
     /// Who answers.
     pub to: Role,
+    /// What of it only the two processes may read.
+    pub sealing: Sealing,
+}
+
+/// What of a question is encrypted between the process that asks and the one that answers: on the way it is read by
+/// nobody, also not by other processes of the two roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sealing {
+    /// It holds no secret.
+    Nothing,
+    /// The answer holds secrets.
+    Answer,
+    /// The question holds a caller's key, and its answer may hold a new one.
+    Both,
 }
 
 /// An event, by its two ends.
@@ -86,26 +100,27 @@ pub const QUESTIONS: &[Question] = &[
     asked::<ShowRun>(GATEWAY, Role::Evaluator),
     asked::<EndRun>(GATEWAY, Role::Evaluator),
     asked::<SettleRun>(GATEWAY, Role::Evaluator),
-    asked::<VerifyKey>(GATEWAY, Role::Keystore),
+    sealed::<VerifyKey>(GATEWAY, Sealing::Both),
     asked::<RefreshKey>(GATEWAY, Role::Keystore),
     asked::<KeystoreStatus>(GATEWAY, Role::Keystore),
-    asked::<CreateAccount>(GATEWAY, Role::Keystore),
-    asked::<ListAccounts>(GATEWAY, Role::Keystore),
-    asked::<UpdateAccount>(GATEWAY, Role::Keystore),
-    asked::<CreateKey>(GATEWAY, Role::Keystore),
-    asked::<ListKeys>(GATEWAY, Role::Keystore),
-    asked::<RotateKey>(GATEWAY, Role::Keystore),
-    asked::<RevokeKey>(GATEWAY, Role::Keystore),
-    asked::<CreateWebhook>(GATEWAY, Role::Keystore),
-    asked::<ListWebhooks>(GATEWAY, Role::Keystore),
-    asked::<GetWebhook>(GATEWAY, Role::Keystore),
-    asked::<UpdateWebhook>(GATEWAY, Role::Keystore),
-    asked::<EnableWebhook>(GATEWAY, Role::Keystore),
-    asked::<RotateWebhookSecret>(GATEWAY, Role::Keystore),
-    asked::<DeleteWebhook>(GATEWAY, Role::Keystore),
+    sealed::<CreateAccount>(GATEWAY, Sealing::Both),
+    sealed::<ListAccounts>(GATEWAY, Sealing::Both),
+    sealed::<UpdateAccount>(GATEWAY, Sealing::Both),
+    sealed::<CreateKey>(GATEWAY, Sealing::Both),
+    sealed::<ListKeys>(GATEWAY, Sealing::Both),
+    sealed::<RotateKey>(GATEWAY, Sealing::Both),
+    sealed::<RevokeKey>(GATEWAY, Sealing::Both),
+    sealed::<CreateWebhook>(GATEWAY, Sealing::Both),
+    sealed::<ListWebhooks>(GATEWAY, Sealing::Both),
+    sealed::<GetWebhook>(GATEWAY, Sealing::Both),
+    sealed::<UpdateWebhook>(GATEWAY, Sealing::Both),
+    sealed::<EnableWebhook>(GATEWAY, Sealing::Both),
+    sealed::<RotateWebhookSecret>(GATEWAY, Sealing::Both),
+    sealed::<DeleteWebhook>(GATEWAY, Sealing::Both),
+    sealed::<PermitDeletion>(GATEWAY, Sealing::Both),
     asked::<SigningKeys>(BOTH, Role::Keystore),
     // Endpoints' secrets, signatures, and how long each account's decisions are kept.
-    asked::<ListEndpoints>(EXPORT, Role::Keystore),
+    sealed::<ListEndpoints>(EXPORT, Sealing::Answer),
     asked::<DisableWebhook>(EXPORT, Role::Keystore),
     asked::<ListRetentions>(EXPORT, Role::Keystore),
     asked::<SignMark>(EXPORT, Role::Keystore),
@@ -179,7 +194,12 @@ impl fmt::Display for Role {
 }
 
 const fn asked<M: Request>(from: &'static [Role], to: Role) -> Question {
-    Question { subject: M::SUBJECT, from, to }
+    Question { subject: M::SUBJECT, from, to, sealing: Sealing::Nothing }
+}
+
+/// Secrets are the keystore's, so that questions about them are too.
+const fn sealed<M: Request>(from: &'static [Role], sealing: Sealing) -> Question {
+    Question { subject: M::SUBJECT, from, to: Role::Keystore, sealing }
 }
 
 const fn told<M: Notice>(from: &'static [Role], to: &'static [Role]) -> Telling {
@@ -201,6 +221,17 @@ mod tests {
         subjects.sort_unstable();
         assert!(subjects.windows(2).all(|pair| pair[0] != pair[1]), "{subjects:?}");
         assert!(QUESTIONS.iter().all(|question| !question.from.contains(&question.to)));
+    }
+
+    /// A role without the right to ask for the keystore's public key could seal nothing to it.
+    #[test]
+    fn whoever_seals_a_question_may_ask_for_the_key_that_it_is_sealed_to() {
+        let status = question(KeystoreStatus::SUBJECT).unwrap();
+        for question in QUESTIONS.iter().filter(|question| question.sealing == Sealing::Both) {
+            assert_eq!(question.to, status.to, "{}", question.subject);
+            assert!(question.from.iter().all(|role| status.from.contains(role)), "{}", question.subject);
+        }
+        assert_eq!(status.sealing, Sealing::Nothing);
     }
 
     #[test]

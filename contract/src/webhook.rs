@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::chain::PublicKey;
 use crate::record::Mark;
-use crate::{AccountId, Caller, ManageReply, Notice, Page, Request, Verdict, WebhookId};
+use crate::{AccountId, Caller, DeletionPermit, ManageReply, Notice, Page, Request, Verdict, WebhookId};
 
 /// The secret of an endpoint: `whsec_` and base64 of 24 to 64 bytes (Standard Webhooks).
 #[derive(Clone)]
@@ -309,6 +309,9 @@ pub struct SignMark {
     /// Whether the asker can be given the mark that was signed before instead of its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub takes_earlier: bool,
+    /// Of the deletion that the mark tells of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permit: Option<DeletionPermit>,
 }
 
 impl Request for SignMark {

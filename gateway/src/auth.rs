@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use actix_web::HttpMessage as _;
 use actix_web::HttpRequest;
+use actix_web::http::header::HeaderValue;
 use stage0_backplane::Requests;
 use stage0_contract::{ApiKey, RequestId};
 
@@ -29,14 +30,12 @@ pub(crate) async fn identify(
     request: &HttpRequest,
     deadline: tokio::time::Instant,
 ) -> Result<Believed, ApiError> {
-    let mut presented = request.headers().get_all(HEADER);
-    // Two keys are as good as none: which of them would a proxy have judged?
-    let (Some(value), None) = (presented.next(), presented.next()) else { return Err(ApiError::Unauthorized) };
+    let value = header(request).ok_or(ApiError::Unauthorized)?;
     let client = Client::of_request(request).map(Client::net);
     let request_id = request_id(request);
     let unavailable = |error| unavailable(request_id, &error);
     let asking = Asking { keystore: gate.requests(), deadline, request_id };
-    let key = value.to_str().ok().and_then(|text| ApiKey::parse(text).ok());
+    let key = parsed(value);
     if let Some(key) = &key {
         let known = gate.keyring.look_up(key, asking).await;
         match known.map_err(unavailable)? {
@@ -81,6 +80,23 @@ pub(crate) async fn confirmed(
     let confirmed = keyring.confirm(believed, Asking { keystore, deadline, request_id });
     let confirmed = tokio::time::timeout_at(deadline, confirmed).await.map_err(|_| ApiError::Unavailable)?;
     confirmed.map_err(|error| unavailable(request_id, &error))?.ok_or(ApiError::Unauthorized)
+}
+
+/// The key that the request presents, if it has the form of one: goes with a management call, whose caller the keystore
+/// judges by it.
+pub(crate) fn presented(request: &HttpRequest) -> Option<ApiKey> {
+    header(request).and_then(parsed)
+}
+
+/// Two keys are as good as none: which of them would a proxy have judged?
+fn header(request: &HttpRequest) -> Option<&HeaderValue> {
+    let mut presented = request.headers().get_all(HEADER);
+    let value = presented.next()?;
+    presented.next().is_none().then_some(value)
+}
+
+fn parsed(value: &HeaderValue) -> Option<ApiKey> {
+    value.to_str().ok().and_then(|text| ApiKey::parse(text).ok())
 }
 
 fn unavailable(request_id: Option<RequestId>, error: &KeystoreError) -> ApiError {

@@ -10,18 +10,20 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stage0_contract::{
-    Account, AccountId, CreateAccount, CreateKey, KeyCreated, KeySummary, KeystoreStatusReply, ListAccounts, ListKeys,
-    ManageReply, Page, RevokeKey, Revoked, RotateKey, UpdateAccount,
+    Account, AccountId, Caller, CreateAccount, CreateKey, DeletionPermit, KeyCreated, KeySummary, KeystoreStatusReply,
+    ListAccounts, ListKeys, ManageReply, Page, PermitDeletion, RevokeKey, Revoked, RotateKey, UpdateAccount,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admission, Admitted};
 use crate::announce::{Announcer, Changed};
+use crate::callers::Callers;
 use crate::head::HeadStored;
 use crate::lease::Tenure;
 use crate::manage::{self, Clock, Desk, Judge, Undone};
 use crate::new_key::{HashedKey, NewKeys};
+use crate::permits::Permits;
 use crate::rules::whole_seconds;
 use crate::seal::Sealer;
 use crate::signer::Signer;
@@ -40,6 +42,10 @@ pub(crate) struct Counter {
     pub(crate) admission: Arc<Admission>,
     pub(crate) new_keys: NewKeys,
     pub(crate) verifier: Arc<Verifier>,
+    pub(crate) callers: Callers,
+    pub(crate) permits: Arc<Permits>,
+    /// To which questions are sealed.
+    pub(crate) sealing_key: Option<String>,
     pub(crate) writer: Writer,
     pub(crate) writable: Arc<AtomicBool>,
     pub(crate) disk_low: Arc<AtomicBool>,
@@ -57,6 +63,7 @@ impl Counter {
         KeystoreStatusReply {
             writable: self.writable.load(Ordering::Acquire),
             disk_low: self.disk_low.load(Ordering::Acquire),
+            sealing_key: self.sealing_key.clone(),
         }
     }
 
@@ -112,6 +119,16 @@ impl Counter {
 
     pub(crate) async fn list_keys(&self, call: ListKeys) -> ManageReply<Page<KeySummary>> {
         self.read("list keys", move |store, now| manage::list_keys(store, &call, now)).await
+    }
+
+    /// For a deletion that an exporter carries out.
+    pub(crate) async fn permit_deletion(&self, call: PermitDeletion) -> ManageReply<DeletionPermit> {
+        let permits = Arc::clone(&self.permits);
+        let permit = move |store: &Store, now| {
+            let Caller { account, key_id, .. } = manage::may_delete(store, &call, now)?;
+            Ok(permits.give(&account, call.before, &key_id, now))
+        };
+        self.read("permit deletion", permit).await
     }
 
     /// What adds something that nobody need hear of.

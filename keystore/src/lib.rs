@@ -1,11 +1,12 @@
 //! The keystore: accounts, API keys and webhook endpoints, kept so that no acknowledged change is lost, and judged so
 //! that nobody learns why not.
 //!
-//! Questions arrive at `questions` and are answered by `counter`; what adds something is let in by `admission`, new
-//! keys are hashed by `new_key`, and what changes something is judged by `rules`, made by `manage` on the thread of
-//! `writer`, and stored by `vault` in `journal` and `store` (sled), which `recovery` weighs against each other at every
-//! start. Who serves is settled by `lease`, a directory is held by `lock`, and how new it must be is kept outside of it by
-//! `head` and `live_keys`; `restore` is what becomes of an older one. `reserve` keeps disk space for revocations,
+//! Questions arrive at `questions` and are answered by `counter`; who makes a management call is proven by `callers`,
+//! and who may delete decisions gets a permit of `permits`; what adds something is let in by `admission`, new keys are
+//! hashed by `new_key`, and what changes something is judged by `rules`, made by `manage` on the thread of `writer`, and
+//! stored by `vault` in `journal` and `store` (sled), which `recovery` weighs against each other at every start. Who
+//! serves is settled by `lease`, a directory is held by `lock`, and how new it must be is kept outside of it by `head`
+//! and `live_keys`; `restore` is what becomes of an older one. `reserve` keeps disk space for revocations,
 //! and `population` counts what accounts hold. Keys are judged by `verify` and hashed by `hash`; endpoints' secrets
 //! are sealed by `seal`, and marks of the decision log are signed by `signer`, each with a key of `keyfile`. Refuses to
 //! decide about actions, to serve HTTP, and to start on files that prove nothing.
@@ -13,6 +14,7 @@
 mod admission;
 mod announce;
 mod bootstrap;
+mod callers;
 mod changes;
 mod config;
 mod counter;
@@ -29,6 +31,7 @@ mod lock;
 mod manage;
 mod metrics;
 mod new_key;
+mod permits;
 mod plans;
 mod population;
 mod questions;

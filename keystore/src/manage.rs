@@ -12,7 +12,7 @@ use stage0_backplane::clock;
 use stage0_contract::{
     Account, AccountId, ApiKey, ApiKeyError, Caller, Caps, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
     KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions, ManageReply, Page,
-    Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scopes, UpdateAccount, VouchedTime,
+    PermitDeletion, Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scopes, UpdateAccount, VouchedTime,
 };
 
 use crate::announce::Changed;
@@ -91,6 +91,12 @@ pub(crate) enum Undone {
     Read(#[source] tokio::task::JoinError),
     #[error("there is no thread to hash on")]
     Thread(#[source] std::io::Error),
+    #[error("the call does not hold its caller's key")]
+    Unproven,
+    #[error("the caller's key cannot be judged")]
+    Unjudged,
+    #[error("the mark of a deletion came without the permit for it")]
+    NoPermit,
 }
 
 impl From<Refusal> for Undone {
@@ -114,6 +120,8 @@ pub(crate) fn reply<T>(call: &'static str, done: Result<T, Undone>) -> ManageRep
             tracing::debug!(call, "too many management calls wait, one was told to come again");
             ManageReply::Busy
         }
+        // It was told where it was found.
+        Err(Undone::Unproven) => ManageReply::Failed,
         Err(error) => {
             tracing::error!(call, error = %chain(&error), "management call failed");
             ManageReply::Failed
@@ -291,6 +299,14 @@ pub(crate) fn list_accounts(store: &Store, call: &ListAccounts, now: Timestamp) 
     Ok(page(items, limit, |account| account.id.as_str()))
 }
 
+/// Whether the caller may delete its account's decisions of before a time: the account, and who it is.
+pub(crate) fn may_delete(store: &Store, call: &PermitDeletion, now: Timestamp) -> Result<Caller, Undone> {
+    let caller = standing(store, &call.caller, now)?;
+    rules::may_delete_decisions(&caller)?;
+    rules::valid_deletion(call.before, now)?;
+    Ok(caller)
+}
+
 /// One page of an account's keys.
 pub(crate) fn list_keys(store: &Store, call: &ListKeys, now: Timestamp) -> Result<Page<KeySummary>, Undone> {
     let caller = standing(store, &call.caller, now)?;
@@ -322,6 +338,7 @@ fn page<T>(mut items: Vec<T>, limit: usize, id: impl Fn(&T) -> &str) -> Page<T> 
 }
 
 /// The caller as its record says, not as it says: a gateway may not have heard yet that the key ended, and then it holds nothing.
+/// That the caller has this key was proven before (`callers`).
 fn standing(store: &Store, caller: &Caller, now: Timestamp) -> Result<Caller, StoreError> {
     granter(store, caller, now).map(|granter| granter.caller)
 }
@@ -331,7 +348,8 @@ fn granter(store: &Store, caller: &Caller, now: Timestamp) -> Result<Granter, St
     let key = store.key(&caller.key_id)?.filter(|key| key.lives_at(now) && key.account == caller.account);
     let (scopes, ends) = key.map(|key| (key.scopes, key.expires_at)).unwrap_or_default();
     let scopes = scopes.intersection(&caller.scopes).copied().collect();
-    Ok(Granter { caller: Caller { scopes, ..caller.clone() }, ends })
+    let (account, key_id) = (caller.account.clone(), caller.key_id.clone());
+    Ok(Granter { caller: Caller { account, key_id, scopes, key: None }, ends })
 }
 
 /// What the maker of a key decides; the rest is drawn.
@@ -409,7 +427,7 @@ pub(crate) mod tests {
         let id = leaked.id.clone();
         let told = changed(&leaked);
         desk.commit(&[Record::Account(account("a")), Record::Key(manager), Record::Key(leaked)]).unwrap();
-        let call = RevokeKey { caller: Caller { account: account_id, key_id, scopes }, id };
+        let call = RevokeKey { caller: Caller { account: account_id, key_id, scopes, key: None }, id };
         let mut revoke_at = |second| {
             time.store(second, Ordering::Relaxed);
             desk.revoke_key(&call).unwrap().1

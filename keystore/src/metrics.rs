@@ -16,6 +16,7 @@ const CHANGES: &str = "stage0_keystore_changes_total";
 const WRITABLE: &str = "stage0_keystore_writable";
 const MARKS_REFUSED: &str = "stage0_keystore_marks_refused_total";
 const RESERVE: &str = "stage0_keystore_disk_reserve_bytes";
+const UNPROVEN: &str = "stage0_keystore_unproven_calls_total";
 
 /// A hash that runs or waits to; it no longer does when this is dropped.
 pub(crate) struct Queued(());
@@ -36,6 +37,11 @@ pub(crate) fn describe() {
         MARKS_REFUSED,
         Unit::Count,
         "Marks that were not signed, by reason; raced: another exporter was faster. All others are an alarm."
+    );
+    describe_counter!(
+        UNPROVEN,
+        Unit::Count,
+        "Management calls whose caller was not proven by its key: of a gateway that is older, or lies."
     );
     describe_gauge!(WRITABLE, Unit::Count, "1 while changes can be stored, 0 since a write failed.");
     describe_gauge!(
@@ -87,6 +93,11 @@ pub(crate) fn mark_refused(reason: &'static str) {
     counter!(MARKS_REFUSED, "reason" => reason).increment(1);
 }
 
+/// A call whose caller was not proven.
+pub(crate) fn unproven() {
+    counter!(UNPROVEN).increment(1);
+}
+
 pub(crate) fn writable(writable: bool) {
     gauge!(WRITABLE).set(f64::from(u8::from(writable)));
 }
@@ -119,6 +130,7 @@ mod tests {
             changed(true);
             changed(false);
             busy();
+            unproven();
             writable(true);
             mark_refused("taken");
             reserve(8 << 20);
@@ -135,11 +147,13 @@ mod tests {
             "stage0_keystore_changes_total{outcome=\"busy\"} 1",
             "stage0_keystore_writable 1",
             "stage0_keystore_marks_refused_total{reason=\"taken\"} 1",
+            "stage0_keystore_unproven_calls_total 1",
             "stage0_keystore_disk_reserve_bytes 8388608",
         ] {
             assert!(page.lines().any(|found| found == line), "{line} in\n{page}");
         }
-        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE, MARKS_REFUSED, RESERVE] {
+        for name in [HASHES, QUEUE, THREADS, SECONDS, WAIT_SECONDS, CHANGES, WRITABLE, MARKS_REFUSED, UNPROVEN, RESERVE]
+        {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }
     }

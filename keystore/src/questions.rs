@@ -10,15 +10,17 @@ use std::sync::Arc;
 use stage0_backplane::{Backplane, BoxFuture, ServeError, Served};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, GetWebhook, KeystoreStatus,
-    ListAccounts, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, RefreshKey, Request, RevokeKey, RotateKey,
-    RotateWebhookSecret, SignMark, SigningKeys, UpdateAccount, UpdateWebhook, VerifyKey,
+    ListAccounts, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, ManageReply, PermitDeletion, RefreshKey,
+    Request, RevokeKey, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, UpdateAccount, UpdateWebhook, VerifyKey,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::callers::Called;
 use crate::counter::Counter;
+use crate::manage;
 
 /// Questions of one subject in hand at a time; the backplane holds the rest.
 const IN_HAND: usize = 256;
@@ -45,23 +47,26 @@ async fn join_keys(joined: &mut Joined<'_>) -> Result<(), ServeError> {
     joined.join(|at, call: VerifyKey, _| async move { at.verifier.verify(call).await }).await?;
     joined.join(|at, call: RefreshKey, _| async move { at.verifier.refresh(call).await }).await?;
     joined.join(|at, _: KeystoreStatus, _| async move { at.status() }).await?;
-    joined.join(|at, call: CreateAccount, until| async move { at.create_account(call, until).await }).await?;
-    joined.join(|at, call: ListAccounts, _| async move { at.list_accounts(call).await }).await?;
-    joined.join(|at, call: UpdateAccount, until| async move { at.update_account(call, until).await }).await?;
-    joined.join(|at, call: CreateKey, until| async move { at.create_key(call, until).await }).await?;
-    joined.join(|at, call: ListKeys, _| async move { at.list_keys(call).await }).await?;
-    joined.join(|at, call: RotateKey, until| async move { at.rotate_key(call, until).await }).await?;
-    joined.join(|at, call: RevokeKey, until| async move { at.revoke_key(call, until).await }).await
+    joined.join_managed(|at, call: CreateAccount, until| async move { at.create_account(call, until).await }).await?;
+    joined.join_managed(|at, call: ListAccounts, _| async move { at.list_accounts(call).await }).await?;
+    joined.join_managed(|at, call: UpdateAccount, until| async move { at.update_account(call, until).await }).await?;
+    joined.join_managed(|at, call: CreateKey, until| async move { at.create_key(call, until).await }).await?;
+    joined.join_managed(|at, call: ListKeys, _| async move { at.list_keys(call).await }).await?;
+    joined.join_managed(|at, call: RotateKey, until| async move { at.rotate_key(call, until).await }).await?;
+    joined.join_managed(|at, call: RevokeKey, until| async move { at.revoke_key(call, until).await }).await?;
+    joined.join_managed(|at, call: PermitDeletion, _| async move { at.permit_deletion(call).await }).await
 }
 
 async fn join_webhooks(joined: &mut Joined<'_>) -> Result<(), ServeError> {
-    joined.join(|at, call: CreateWebhook, until| async move { at.create_webhook(call, until).await }).await?;
-    joined.join(|at, call: ListWebhooks, _| async move { at.list_webhooks(call).await }).await?;
-    joined.join(|at, call: GetWebhook, _| async move { at.get_webhook(call).await }).await?;
-    joined.join(|at, call: UpdateWebhook, until| async move { at.update_webhook(call, until).await }).await?;
-    joined.join(|at, call: EnableWebhook, until| async move { at.enable_webhook(call, until).await }).await?;
-    joined.join(|at, call: RotateWebhookSecret, until| async move { at.rotate_webhook(call, until).await }).await?;
-    joined.join(|at, call: DeleteWebhook, until| async move { at.delete_webhook(call, until).await }).await
+    joined.join_managed(|at, call: CreateWebhook, until| async move { at.create_webhook(call, until).await }).await?;
+    joined.join_managed(|at, call: ListWebhooks, _| async move { at.list_webhooks(call).await }).await?;
+    joined.join_managed(|at, call: GetWebhook, _| async move { at.get_webhook(call).await }).await?;
+    joined.join_managed(|at, call: UpdateWebhook, until| async move { at.update_webhook(call, until).await }).await?;
+    joined.join_managed(|at, call: EnableWebhook, until| async move { at.enable_webhook(call, until).await }).await?;
+    joined
+        .join_managed(|at, call: RotateWebhookSecret, until| async move { at.rotate_webhook(call, until).await })
+        .await?;
+    joined.join_managed(|at, call: DeleteWebhook, until| async move { at.delete_webhook(call, until).await }).await
 }
 
 async fn join_exporter(joined: &mut Joined<'_>) -> Result<(), ServeError> {
@@ -82,7 +87,29 @@ struct Joined<'a> {
 }
 
 impl Joined<'_> {
-    async fn join<R, Answer>(&mut self, answer: fn(Arc<Counter>, R, Instant) -> Answer) -> Result<(), ServeError>
+    /// What carries its caller: that is proven before anything is judged.
+    async fn join_managed<R, T, Answer>(
+        &mut self,
+        answer: fn(Arc<Counter>, R, Instant) -> Answer,
+    ) -> Result<(), ServeError>
+    where
+        R: Request<Reply = ManageReply<T>> + Called + Clone,
+        T: Send + 'static,
+        Answer: Future<Output = ManageReply<T>> + Send + 'static,
+    {
+        let proven = move |counter: Arc<Counter>, mut call: R, until| async move {
+            match counter.callers.prove(&mut call, until).await {
+                Ok(()) => answer(counter, call, until).await,
+                Err(undone) => manage::reply(R::SUBJECT, Err(undone)),
+            }
+        };
+        self.join(proven).await
+    }
+
+    async fn join<R, Answer>(
+        &mut self,
+        answer: impl Fn(Arc<Counter>, R, Instant) -> Answer + Copy + Send + Sync + 'static,
+    ) -> Result<(), ServeError>
     where
         R: Request + Clone,
         Answer: Future<Output = R::Reply> + Send + 'static,
@@ -99,7 +126,7 @@ async fn serve<R, Answer>(
     counter: Arc<Counter>,
     stop: CancellationToken,
     tasks: TaskTracker,
-    answer: fn(Arc<Counter>, R, Instant) -> Answer,
+    answer: impl Fn(Arc<Counter>, R, Instant) -> Answer + Copy + Send + Sync + 'static,
 ) where
     R: Request + Clone,
     Answer: Future<Output = R::Reply> + Send + 'static,

@@ -20,6 +20,8 @@ pub(crate) mod webhooks;
 /// Longest overlap of a rotation: 30 days.
 pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
 
+/// How far a gateway's clock may be ahead.
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 const MAX_NAME_CHARS: usize = 200;
 const MAX_PAGE: u32 = 1_000;
 const MAX_RETENTION_DAYS: u32 = 3_650;
@@ -44,6 +46,22 @@ pub(crate) fn may_manage_keys(caller: &Caller) -> Result<(), Refusal> {
     } else {
         Err(Refusal::ScopeMissing(Scope::KeysManage))
     }
+}
+
+/// Who may delete decisions of its own account.
+pub(crate) fn may_delete_decisions(caller: &Caller) -> Result<(), Refusal> {
+    if is_operator(caller) || caller.scopes.contains(&Scope::DecisionsDelete) {
+        Ok(())
+    } else {
+        Err(Refusal::ScopeMissing(Scope::DecisionsDelete))
+    }
+}
+
+/// Judges up to when decisions are to be deleted.
+pub(crate) fn valid_deletion(before: Timestamp, now: Timestamp) -> Result<(), Refusal> {
+    let latest = now.checked_add(MAX_CLOCK_SKEW).unwrap_or(now);
+    let future = (before > latest).then(|| FieldError::new("before", "must not be in the future"));
+    refuse_if_any(future.into_iter().collect())
 }
 
 /// The account that a call is about: another's does not exist for anybody but an operator.

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::announce::{self, Changed, Retry};
 use crate::bootstrap;
+use crate::callers::{Callers, ProvenKeys};
 use crate::config::{ConfigError, KeystoreConfig};
 use crate::counter::Counter;
 use crate::hash::{HashError, Hasher};
@@ -31,6 +32,7 @@ use crate::lock::LockedDirectory;
 use crate::manage::{self, Clock, Desk};
 use crate::metrics;
 use crate::new_key::NewKeys;
+use crate::permits::Permits;
 use crate::plans::{Plans, PlansError};
 use crate::questions;
 use crate::restore::{self, Restored};
@@ -354,7 +356,9 @@ impl Start {
         let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
         let pool = (config.workers(), config.hash_queue);
         let new_keys = NewKeys::new(Arc::clone(&hasher));
-        let verifier = Arc::new(Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool));
+        let proven = ProvenKeys::new(&manage::random()?);
+        let verifier = Arc::new(Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool, proven));
+        let (callers, permits) = (Callers::new(Arc::clone(&verifier)), Arc::new(Permits::new(&manage::random()?)));
         let (announcer, retry) = announce::announcer(backplane.clone());
         let counter = Counter {
             store,
@@ -362,6 +366,9 @@ impl Start {
             admission: Arc::new(Admission::default()),
             new_keys,
             verifier,
+            callers,
+            permits,
+            sealing_key: backplane.requests.sealing_key(),
             writer,
             writable,
             disk_low,

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use stage0_contract::{ApiKey, KeyId, KeyIdentity, RefreshKey, RefreshKeyReply, VerifyKey, VerifyKeyReply};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::callers::ProvenKeys;
 use crate::hash::{HashError, Hasher, give_way};
 use crate::manage::Clock;
 use crate::metrics;
@@ -33,6 +34,7 @@ pub(crate) struct Verifier {
     /// Of those, how many may wait: fewer permits left than that means that some do.
     queue: usize,
     flights: Mutex<HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>>,
+    proven: ProvenKeys,
 }
 
 /// Stands for a key's text where it is looked up; the text itself is kept nowhere.
@@ -56,11 +58,23 @@ enum VerifyError {
 
 impl Verifier {
     /// `pool`: hashes at a time, and how many more may wait.
-    pub(crate) fn new(store: Store, hasher: Arc<Hasher>, clock: Clock, plans: Plans, pool: (usize, usize)) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        hasher: Arc<Hasher>,
+        clock: Clock,
+        plans: Plans,
+        pool: (usize, usize),
+        proven: ProvenKeys,
+    ) -> Self {
         let (workers, queue) = pool;
         metrics::threads(workers);
         let (running, admitted) = (Arc::new(Semaphore::new(workers)), Semaphore::new(workers.saturating_add(queue)));
-        Self { store, hasher, clock, plans, running, admitted, queue, flights: Mutex::default() }
+        Self { store, hasher, clock, plans, running, admitted, queue, flights: Mutex::default(), proven }
+    }
+
+    /// Keys whose hash matched.
+    pub(crate) fn proven(&self) -> &ProvenKeys {
+        &self.proven
     }
 
     /// Costs one hash, shared by all who ask for the same key meanwhile.
@@ -89,6 +103,9 @@ impl Verifier {
         let matches = self.hash(key.clone()).await;
         drop(queued);
         let waiting = flight.close();
+        if matches!(matches, Ok(true)) {
+            self.proven.remember(key);
+        }
         let reply = match matches {
             Ok(matches) => self.judge(key.id(), matches).await,
             Err(error) => Err(error),
@@ -250,8 +267,14 @@ mod tests {
             let store = Store::open(&dir.path().join("store")).unwrap();
             let records = vec![Record::Account(account("a")), Record::Key(record.clone())];
             store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
-            let verifier =
-                Arc::new(Verifier::new(store, hasher, Arc::new(|| at(NOW)), Plans::built_in().unwrap(), (1, 0)));
+            let verifier = Arc::new(Verifier::new(
+                store,
+                hasher,
+                Arc::new(|| at(NOW)),
+                Plans::built_in().unwrap(),
+                (1, 0),
+                ProvenKeys::new(&[1; 32]),
+            ));
             Self { verifier, key: text, record, _dir: dir }
         }
 

@@ -53,8 +53,7 @@ impl Drop for Relay {
 
 async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, mut holding: watch::Receiver<bool>) {
     let mut bytes = vec![0; 64 << 10];
-    loop {
-        let Ok(count @ 1..) = from.read(&mut bytes).await else { break };
+    while let Ok(count @ 1..) = from.read(&mut bytes).await {
         if holding.wait_for(|held| !held).await.is_err() || to.write_all(&bytes[..count]).await.is_err() {
             break;
         }

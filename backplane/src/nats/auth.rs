@@ -30,7 +30,7 @@ use tokio::sync::watch;
 pub(crate) use envelope::MessageKind;
 pub use key_set::{KeySet, KeySetError, Rotation};
 pub use keys::{KeysError, MessageKeys, Requirement};
-pub(super) use live::{Asker, HeardBefore, NoticeStanding};
+pub(super) use live::{Asker, HeardBefore, NoticeStanding, REPLY_TO};
 pub use memory::{MemoryError, remember_requirement};
 pub(super) use newest::Newest;
 pub(super) use stored::LIFETIME;

@@ -133,6 +133,15 @@ impl NatsConfig {
         self.servers.iter().map(|server| address(server)).collect()
     }
 
+    /// What names this process's reply subjects: its login where that is one of several of the role (`gateway-2`), so
+    /// that the server can keep others from hearing them.
+    pub(super) fn inbox_name(&self) -> &str {
+        match &self.login {
+            Some(Login::Password { user, .. }) if is_numbered(user, &self.name) => user,
+            Some(_) | None => &self.name,
+        }
+    }
+
     /// Whether a connection without TLS is refused, whatever the server says of itself.
     pub(super) fn requires_tls(&self) -> bool {
         self.tls.is_some() || self.servers.iter().any(|server| server.starts_with("tls://"))
@@ -142,7 +151,7 @@ impl NatsConfig {
     pub(super) fn options(&self) -> ConnectOptions {
         let mut options = ConnectOptions::new()
             .name(&self.name)
-            .custom_inbox_prefix(format!("{INBOXES}{}", self.name))
+            .custom_inbox_prefix(format!("{INBOXES}{}", self.inbox_name()))
             .ping_interval(self.ping_interval)
             .connection_timeout(self.attempt_within)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
@@ -175,6 +184,11 @@ fn setting(setting: &'static str, rule: &'static str) -> ConnectError {
 
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+fn is_numbered(user: &str, name: &str) -> bool {
+    let number = user.strip_prefix(name).and_then(|rest| rest.strip_prefix('-'));
+    number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The text is not echoed: it may hold a password.
@@ -240,6 +254,24 @@ mod tests {
         let config = |server: &str| NatsConfig::new(server, "gateway");
         assert!(config("tls://nats:4222").requires_tls() && !config("nats://nats:4222").requires_tls());
         assert!(NatsConfig { tls: Some(Tls::default()), ..config("nats://nats:4222") }.requires_tls());
+    }
+
+    #[test]
+    fn reply_subjects_are_named_after_a_login_of_several_and_else_after_the_role() {
+        let with = |user: &str| {
+            let login = Login::Password { user: user.to_owned(), password: "x".to_owned() };
+            NatsConfig { login: Some(login), ..NatsConfig::new("nats://localhost", "gateway") }
+        };
+        for (user, name) in [
+            ("gateway-2", "gateway-2"),
+            ("gateway", "gateway"),
+            ("somebody", "gateway"),
+            ("gateway-", "gateway"),
+            ("gateway-1.>", "gateway"),
+            ("evaluator-1", "gateway"),
+        ] {
+            assert_eq!(with(user).inbox_name(), name, "{user}");
+        }
     }
 
     #[test]

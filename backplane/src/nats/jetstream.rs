@@ -274,7 +274,7 @@ async fn read_many(
 
 async fn answers(link: &Link, subject: String, question: Bytes) -> Result<(Vec<Stored>, bool), JetError> {
     let lost = || JetError::Unknown(AskError::Lost);
-    let inbox = link.client.new_inbox();
+    let inbox = link.inbox_of_many().ok_or_else(lost)?;
     let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
     link.client.publish_with_reply(subject, inbox, question).await.map_err(|_| lost())?;
     let (mut found, mut last) = (Vec::new(), 0);

@@ -18,11 +18,14 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::config::INBOXES;
 use super::health::Health;
 use super::jetstream::{MAX_READS, is_stored};
+use super::requests::KeystoreKey;
+use super::sealing::SealingKeys;
 use super::stream_watch::StreamWatch;
 use super::sync::SyncWatch;
-use super::waiters::{Check, Door, Waiters};
+use super::waiters::{Check, Door, Token, Waiters};
 use super::{MessageAuth, NatsConfig};
 use crate::metrics::{self, Kept};
 use crate::{AskError, ServeError, StoreClock};
@@ -59,6 +62,12 @@ pub(super) struct Link {
     pub(super) streams: StreamWatch,
     /// Turns of those who read many messages.
     pub(super) reads: Semaphore,
+    /// Of this connection alone.
+    pub(super) sealing: Arc<SealingKeys>,
+    /// The keystore's, once it was asked for.
+    pub(super) keystore: KeystoreKey,
+    /// What this login may hear.
+    inboxes: String,
     gaps: watch::Sender<u64>,
     oneself: Oneself,
     ready_within: Duration,
@@ -72,7 +81,14 @@ pub(super) struct Link {
 struct Oneself {
     client: Client,
     waiters: Arc<Waiters>,
+    /// Begins every reply subject: the login's own, then this connection's public key.
     replies: Arc<str>,
+}
+
+/// Where one answer is heard.
+pub(super) struct ReplyInbox {
+    pub(super) subject: String,
+    pub(super) token: Token,
 }
 
 impl Events {
@@ -102,7 +118,9 @@ impl Link {
     pub(super) async fn start(client: Client, config: &NatsConfig, events: Events) -> Result<Self, String> {
         let Events { health, waiters, gaps, changed } = events;
         let sync = Arc::new(SyncWatch::new(config.sync.clone())?);
-        let replies: Arc<str> = client.new_inbox().into();
+        let sealing = Arc::new(SealingKeys::generate()?);
+        let inboxes = format!("{INBOXES}{}", config.inbox_name());
+        let replies: Arc<str> = format!("{inboxes}.{}", sealing.public().text()).into();
         let answers = client.subscribe(format!("{replies}.*")).await.map_err(|error| error.to_string())?;
         let oneself = Oneself { client: client.clone(), waiters: waiters.clone(), replies };
         // The event may come later than the connection.
@@ -121,6 +139,9 @@ impl Link {
             store_clock: Arc::clone(&config.store_clock),
             streams: StreamWatch::default(),
             reads: Semaphore::new(MAX_READS),
+            sealing,
+            keystore: KeystoreKey::default(),
+            inboxes,
             gaps,
             oneself,
             ready_within: config.ready_within,
@@ -152,28 +173,32 @@ impl Link {
     where
         F: Future<Output = Result<(), async_nats::PublishError>> + Send,
     {
-        let id = self.waiters.next_id();
-        self.oneself.exchange(id, None, deadline, send).await
+        let inbox = self.reply_inbox().ok_or(AskError::Lost)?;
+        self.oneself.exchange(inbox, None, deadline, send).await
     }
 
-    /// A number for a question, and where its answer arrives.
-    pub(super) fn inbox(&self) -> (u64, String) {
-        let id = self.waiters.next_id();
-        (id, self.oneself.inbox(id))
+    /// Where the answer to a new question arrives. None: there is no randomness.
+    pub(super) fn reply_inbox(&self) -> Option<ReplyInbox> {
+        self.oneself.inbox()
     }
 
-    /// As [`Self::exchange`] with that number, for an answer that passes the check.
+    /// For many answers to one question; nobody guesses it.
+    pub(super) fn inbox_of_many(&self) -> Option<String> {
+        Some(format!("{}.{}", self.inboxes, Token::random()?.text()))
+    }
+
+    /// As [`Self::exchange`] in that place, for an answer that passes the check.
     pub(super) async fn exchange_for<F>(
         &self,
-        id: u64,
-        check: Check,
+        inbox: ReplyInbox,
+        check: Option<Check>,
         deadline: Instant,
         send: impl FnOnce(String) -> F + Send,
     ) -> Result<Bytes, AskError>
     where
         F: Future<Output = Result<(), async_nats::PublishError>> + Send,
     {
-        self.oneself.exchange(id, Some(check), deadline, send).await
+        self.oneself.exchange(inbox, check, deadline, send).await
     }
 
     /// Proves that what was sent before has reached the server, and that messages come back.
@@ -226,13 +251,14 @@ impl Link {
 }
 
 impl Oneself {
-    fn inbox(&self, id: u64) -> String {
-        format!("{}.{id}", self.replies)
+    fn inbox(&self) -> Option<ReplyInbox> {
+        let token = Token::random()?;
+        Some(ReplyInbox { subject: format!("{}.{}", self.replies, token.text()), token })
     }
 
     async fn exchange<F>(
         &self,
-        id: u64,
+        inbox: ReplyInbox,
         check: Option<Check>,
         deadline: Instant,
         send: impl FnOnce(String) -> F,
@@ -240,8 +266,8 @@ impl Oneself {
     where
         F: Future<Output = Result<(), async_nats::PublishError>>,
     {
-        let mut waiter = self.waiters.enter_for(id, check)?;
-        let sent = send(self.inbox(id));
+        let mut waiter = self.waiters.enter_for(inbox.token, check)?;
+        let sent = send(inbox.subject);
         // Sending may block too: the client's queue is full while the server does not read.
         let outcome = timeout_at(deadline, async {
             sent.await.map_err(|error| match error.kind() {
@@ -255,20 +281,20 @@ impl Oneself {
 
     async fn round_trip(&self, within: Duration) -> Result<(), AskError> {
         let echo = |to| self.client.publish(to, Bytes::new());
-        self.exchange(self.waiters.next_id(), None, Instant::now() + within, echo).await.map(drop)
+        let inbox = self.inbox().ok_or(AskError::Lost)?;
+        self.exchange(inbox, None, Instant::now() + within, echo).await.map(drop)
     }
 }
 
 /// Hands each answer to the one who waits for it.
 async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
     while let Some(message) = answers.next().await {
-        let id = message.subject.rsplit('.').next().and_then(|id| id.parse::<u64>().ok());
-        let Some(id) = id else { continue };
+        let Some(token) = message.subject.rsplit('.').next().and_then(Token::parse) else { continue };
         // What is stored may have any status that its publisher liked.
         if message.status == Some(StatusCode::NO_RESPONDERS) && !is_stored(&message) {
-            waiters.absent(id);
-        } else if waiters.check(id).is_none_or(|check| check(&message)) {
-            waiters.resolve(id, Ok(message.payload));
+            waiters.absent(token);
+        } else if waiters.check(token).is_none_or(|check| check(&message)) {
+            waiters.resolve(token, Ok(message.payload));
         }
     }
     // The client is closed.

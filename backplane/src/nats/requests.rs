@@ -2,25 +2,30 @@
 //!
 //! A task reads each inbox's subscription as it fills, because a deadline is judged when its question arrives and not when somebody
 //! has time for it.
+//! What holds secrets is sealed on the way (`sealing`): to the keystore, whose key its status tells, and back to the
+//! process that asked, whose key stands in its reply subject.
 //! Stopping: async-nats removes a draining subscription when it next wakes, without waiting for the server. A question that the
 //! server hands over in that instant is dropped, and its asker is late; under load that can be one or two for each stop.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use async_nats::{Client, HeaderMap, Message, Subject, Subscriber};
+use async_nats::{Client, HeaderMap, HeaderValue, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use serde::Deserialize;
+use stage0_contract::{KeystoreStatus, Request as _, Sealing};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::auth::Asker;
+use super::auth::{Asker, REPLY_TO};
 use super::config::{INBOXES, OTHER_ACCOUNT};
 use super::deadline::{Clocks, Sent, Standing};
 use super::link::Link;
-use super::waiters::Check;
+use super::sealing::{Arrived, Context, Part, PublicKey, SealingKeys, seal};
+use super::waiters::{Check, Token};
 use super::{Connection, MessageAuth};
 use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
 
@@ -30,6 +35,26 @@ const INBOX_CAPACITY: usize = 256;
 /// How long a stop waits for the server; a connection that is down has no server to tell.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
+/// A sealed question is asked again once: its server may have been replaced since its key was heard.
+const SEALED_TRIES: usize = 2;
+
+/// The keystore's public key, as it last said. Every connection asks for it itself.
+#[derive(Debug, Default)]
+pub(super) struct KeystoreKey(Mutex<Option<PublicKey>>);
+
+/// An answer, once it could be read.
+enum Answered {
+    Body(Bytes),
+    /// The question was sealed to a process that is gone; this is the key of the one that is there.
+    Unopened(PublicKey),
+}
+
+/// The one member of the keystore's status that matters here.
+#[derive(Deserialize)]
+struct Offer {
+    sealing_key: Option<String>,
+}
+
 impl Requests for Connection {
     fn ask_bytes<'a>(
         &'a self,
@@ -38,31 +63,14 @@ impl Requests for Connection {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, AskError>> {
         Box::pin(async move {
-            if question.len() > MAX_MESSAGE_BYTES {
-                return Err(AskError::TooLarge);
+            let sealing = sealing_of(subject);
+            if sealing == Sealing::Both {
+                return self.ask_sealed(subject, question, deadline).await;
             }
-            // The client would keep it and send it after the reconnect, when nobody waits any more.
-            if !self.link.is_up() {
-                return Err(AskError::Lost);
+            match self.ask_once(subject, question, sealing, None, deadline).await? {
+                Answered::Body(body) => Ok(body),
+                Answered::Unopened(_) => Err(AskError::Unreadable),
             }
-            let budget = deadline.saturating_duration_since(Instant::now());
-            if budget.is_zero() {
-                return Err(AskError::Late);
-            }
-            let sent = Sent::new(budget, SystemTime::now());
-            let (mut headers, to, client) = (sent.headers(), request_subject(&self.link, subject), &self.link.client);
-            let Some(auth) = self.link.auth.clone() else {
-                let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
-                return self.link.exchange(deadline, send).await;
-            };
-            let (id, inbox) = self.link.inbox();
-            let Some(expected) = auth.question(subject, &to, &inbox, sent, &question, &mut headers) else {
-                tracing::error!(subject, role = %auth.role(), "this role does not ask this question");
-                return Err(AskError::Absent);
-            };
-            let check: Check = Arc::new(move |message| auth.is_reply(&expected, message));
-            let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
-            self.link.exchange_for(id, check, deadline, send).await
         })
     }
 
@@ -84,10 +92,10 @@ impl Requests for Connection {
             self.link.confirm(&subject).await?;
             let (judged, arrived) = mpsc::channel(INBOX_CAPACITY);
             let (stop, unsubscribed) = (CancellationToken::new(), CancellationToken::new());
-            let client = self.link.client.clone();
-            let auth = self.link.auth.clone();
-            let reader =
-                Reader { subject: named, auth, questions, judged, held: None, clocks: Clocks::default(), client };
+            let (client, auth) = (self.link.client.clone(), self.link.auth.clone());
+            let (sealing, keys) = (sealing_of(named), self.link.sealing.clone());
+            let clocks = Clocks::default();
+            let reader = Reader { subject: named, sealing, keys, auth, questions, judged, held: None, clocks, client };
             let reader = reader.run(stop.clone(), unsubscribed.clone().drop_guard());
             let reader = AbortOnDropHandle::new(tokio::spawn(reader));
             let inbox = Subscribed { link: self.link.clone(), arrived, stop, unsubscribed, _reader: reader };
@@ -118,9 +126,121 @@ impl Requests for Connection {
         }
     }
 
+    fn sealing_key(&self) -> Option<String> {
+        Some(self.link.sealing.public().text())
+    }
+
     fn pending(&self) -> usize {
         self.link.waiters.count()
     }
+}
+
+impl Connection {
+    /// Asks a question that only the keystore may read. One that was just replaced says so once.
+    async fn ask_sealed(&self, subject: &'static str, question: Bytes, deadline: Instant) -> Result<Bytes, AskError> {
+        for _ in 0..SEALED_TRIES {
+            let to = self.keystore_key(deadline).await?;
+            match self.ask_once(subject, question.clone(), Sealing::Both, to, deadline).await {
+                Ok(Answered::Body(body)) => return Ok(body),
+                Ok(Answered::Unopened(key)) => self.link.keystore.set(Some(key)),
+                Err(error) => {
+                    // An older version that took the place of this one would not even say that it cannot read.
+                    self.link.keystore.set(None);
+                    return Err(error);
+                }
+            }
+        }
+        Err(AskError::Unreadable)
+    }
+
+    /// To whom questions are sealed; none where the keystore is of a version that opens none. Its answer is
+    /// authenticated where messages are: nobody else can say so in its place.
+    async fn keystore_key(&self, deadline: Instant) -> Result<Option<PublicKey>, AskError> {
+        if let Some(key) = self.link.keystore.get() {
+            return Ok(Some(key));
+        }
+        let question = serde_json::to_vec(&KeystoreStatus {}).map_err(|_| AskError::Unreadable)?;
+        let asked = self.ask_once(KeystoreStatus::SUBJECT, question.into(), Sealing::Nothing, None, deadline);
+        let Answered::Body(body) = asked.await? else { return Err(AskError::Unreadable) };
+        let offer = serde_json::from_slice::<Offer>(&body).map_err(|_| AskError::Unreadable)?;
+        let Some(text) = offer.sealing_key else { return Ok(None) };
+        let key = PublicKey::parse(&text).ok_or(AskError::Unreadable)?;
+        self.link.keystore.set(Some(key));
+        Ok(Some(key))
+    }
+
+    async fn ask_once(
+        &self,
+        subject: &'static str,
+        question: Bytes,
+        sealing: Sealing,
+        to_key: Option<PublicKey>,
+        deadline: Instant,
+    ) -> Result<Answered, AskError> {
+        let link = &self.link;
+        if question.len() > MAX_MESSAGE_BYTES {
+            return Err(AskError::TooLarge);
+        }
+        // The client would keep it and send it after the reconnect, when nobody waits any more.
+        if !link.is_up() {
+            return Err(AskError::Lost);
+        }
+        let budget = deadline.saturating_duration_since(Instant::now());
+        if budget.is_zero() {
+            return Err(AskError::Late);
+        }
+        let sent = Sent::new(budget, SystemTime::now());
+        let (mut headers, to, client) = (sent.headers(), request_subject(link, subject), &link.client);
+        let inbox = link.reply_inbox().ok_or(AskError::Lost)?;
+        let question = match to_key {
+            Some(key) => {
+                let context = Context { part: Part::Question, subject: &to, inbox: &inbox.subject };
+                seal(key, &context, &question).ok_or(AskError::Unreadable)?
+            }
+            None => question,
+        };
+        let check = match &link.auth {
+            Some(auth) => {
+                let Some(expected) = auth.question(subject, &to, &inbox, sent, &question, &mut headers) else {
+                    tracing::error!(subject, role = %auth.role(), "this role does not ask this question");
+                    return Err(AskError::Absent);
+                };
+                let auth = auth.clone();
+                Some(Arc::new(move |message: &Message| auth.is_reply(&expected, message)) as Check)
+            }
+            None => None,
+        };
+        if sealing == Sealing::Nothing {
+            let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
+            return link.exchange_for(inbox, check, deadline, send).await.map(Answered::Body);
+        }
+        // Also where messages are not authenticated: the answer is sealed to the key in it.
+        headers.insert(REPLY_TO, HeaderValue::from(inbox.subject.as_str()));
+        let heard_at = inbox.subject.clone();
+        let send = |reply| client.publish_with_reply_and_headers(to.clone(), reply, headers, question);
+        let answer = link.exchange_for(inbox, check, deadline, send).await?;
+        let context = Context { part: Part::Answer, subject: &to, inbox: &heard_at };
+        match link.sealing.open(&context, &answer) {
+            Arrived::Plain => Ok(Answered::Body(answer)),
+            Arrived::Opened(body) => Ok(Answered::Body(body)),
+            Arrived::Unopened(key) => Ok(Answered::Unopened(key)),
+            Arrived::ForAnother | Arrived::Broken => Err(AskError::Unreadable),
+        }
+    }
+}
+
+impl KeystoreKey {
+    fn get(&self) -> Option<PublicKey> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, key: Option<PublicKey>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = key;
+    }
+}
+
+fn sealing_of(subject: &str) -> Sealing {
+    stage0_contract::question(subject).map_or(Sealing::Nothing, |known| known.sealing)
 }
 
 fn request_subject(link: &Link, subject: &str) -> String {
@@ -131,10 +251,12 @@ fn request_subject(link: &Link, subject: &str) -> String {
 struct Reader {
     /// Without the deployment's prefix.
     subject: &'static str,
+    sealing: Sealing,
+    keys: Arc<SealingKeys>,
     auth: Option<Arc<MessageAuth>>,
     questions: Subscriber,
     judged: mpsc::Sender<Asked>,
-    held: Option<Asked>,
+    held: Option<Judged>,
     clocks: Clocks,
     client: Client,
 }
@@ -163,14 +285,21 @@ impl Reader {
             self.held = self.judge(message);
             return true;
         }
+        if let Some(Judged::Unopened(_)) = &self.held {
+            // Given up half-way, its asker is late and asks for the key again.
+            if let Some(Judged::Unopened(replier)) = self.held.take() {
+                replier.reply(self.keys.unopened()).await;
+            }
+            return true;
+        }
         let Ok(permit) = self.judged.reserve().await else { return false };
-        if let Some(asked) = self.held.take() {
+        if let Some(Judged::Good(asked)) = self.held.take() {
             permit.send(asked);
         }
         true
     }
 
-    fn judge(&mut self, message: Message) -> Option<Asked> {
+    fn judge(&mut self, message: Message) -> Option<Judged> {
         let subject = message.subject.as_str();
         // An answer could go where its asker may not publish: into the log, to JetStream.
         let inbox = |to: &Subject| to.starts_with(INBOXES) || to.starts_with(OTHER_ACCOUNT);
@@ -187,20 +316,47 @@ impl Reader {
             Some(auth) => auth.judge_question(&message, self.subject, sent).ok()?,
             None => None,
         };
-        let proof = self.auth.clone().zip(asker);
-        let subject = message.subject.as_str();
-        match self.clocks.judge(sent, Instant::now(), SystemTime::now()) {
-            Standing::Until(deadline) => {
-                let subject = message.subject.clone();
-                let replier = Box::new(ReplyTo { client: self.client.clone(), subject, to, deadline, proof });
-                Some(Asked { question: message.payload, deadline, replier })
-            }
+        let deadline = match self.clocks.judge(sent, Instant::now(), SystemTime::now()) {
+            Standing::Until(deadline) => deadline,
             Standing::Late => {
                 tracing::warn!(subject, "question dropped: it arrived late, or its asker's clock is behind");
-                None
+                return None;
             }
-        }
+        };
+        let named = message.headers.as_ref().and_then(|headers| headers.get(REPLY_TO)).map(HeaderValue::as_str);
+        let inbox = named.unwrap_or(&to).to_owned();
+        let context = Context { part: Part::Question, subject, inbox: &inbox };
+        let opened = match self.sealing {
+            Sealing::Both => self.keys.open(&context, &message.payload),
+            Sealing::Answer | Sealing::Nothing => Arrived::Plain,
+        };
+        let to_key = if self.sealing == Sealing::Nothing { None } else { PublicKey::of_inbox(&inbox) };
+        let proof = self.auth.clone().zip(asker);
+        let seal = to_key.map(|key| SealTo { key, inbox });
+        let replier =
+            ReplyTo { client: self.client.clone(), subject: message.subject.clone(), to, deadline, proof, seal };
+        let question = match opened {
+            Arrived::Plain => message.payload,
+            // A sealed question is its asker's alone: another process of its role cannot ask it once more as its own.
+            Arrived::Opened(question) if replier.is_of_asker() => question,
+            Arrived::ForAnother => return Some(Judged::Unopened(Box::new(ReplyTo { seal: None, ..replier }))),
+            Arrived::Opened(_) | Arrived::Unopened(_) | Arrived::Broken => {
+                tracing::warn!(
+                    subject = self.subject,
+                    "question dropped: it was not sealed for here and for this asker"
+                );
+                return None;
+            }
+        };
+        Some(Judged::Good(Asked { question, deadline, replier: Box::new(replier) }))
     }
+}
+
+/// A question that was judged.
+enum Judged {
+    Good(Asked),
+    /// It was sealed to another process; the asker is told our key.
+    Unopened(Box<ReplyTo>),
 }
 
 /// One server's subscription, in the queue group of all who serve the subject.
@@ -248,6 +404,25 @@ struct ReplyTo {
     deadline: Instant,
     /// How the answer is authenticated, where the question was.
     proof: Option<(Arc<MessageAuth>, Asker)>,
+    /// To whom the answer is sealed, where it may hold secrets and its asker can open them.
+    seal: Option<SealTo>,
+}
+
+/// The asker's key, and its reply subject as it said it.
+struct SealTo {
+    key: PublicKey,
+    inbox: String,
+}
+
+impl ReplyTo {
+    /// Whether the reply subject was made for this question: its token is the question's id.
+    fn is_of_asker(&self) -> bool {
+        let token = self.seal.as_ref().and_then(|seal| Token::parse(seal.inbox.rsplit('.').next()?));
+        match &self.proof {
+            Some((_, asker)) => token.is_some_and(|token| asker.is_of(token)),
+            None => token.is_some(),
+        }
+    }
 }
 
 impl Replier for ReplyTo {
@@ -257,6 +432,17 @@ impl Replier for ReplyTo {
                 tracing::error!(bytes = answer.len(), "reply is too large for the backplane");
                 return;
             }
+            let answer = match &self.seal {
+                Some(SealTo { key, inbox }) => {
+                    let context = Context { part: Part::Answer, subject: &self.subject, inbox };
+                    let Some(sealed) = seal(*key, &context, &answer) else {
+                        tracing::warn!(subject = %self.subject, "reply is not sent: it cannot be sealed to its asker");
+                        return;
+                    };
+                    sealed
+                }
+                None => answer,
+            };
             let mut headers = HeaderMap::new();
             if let Some((auth, asker)) = &self.proof
                 && auth.reply(*asker, &self.subject, &answer, &mut headers).is_none()

@@ -39,6 +39,48 @@ pub struct ServerFile {
     /// A file in the same directory that sets the passwords' variables; none: the environment does. The server reads it relative to
     /// this file, whatever it is.
     pub passwords: Option<String>,
+    /// How many processes of each role can log in as somebody of their own.
+    pub logins: Logins,
+}
+
+/// How many logins each role has: `gateway-1`, `gateway-2`, and so on. No process hears the answers to another's
+/// questions. None of a role: one login of the role's name, which all its processes share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Logins {
+    /// Of gateways.
+    pub gateways: u16,
+    /// Of evaluators.
+    pub evaluators: u16,
+    /// Of keystores: one serves, and one stands by.
+    pub keystores: u16,
+    /// Of audit-export.
+    pub audit_exports: u16,
+}
+
+impl Default for Logins {
+    fn default() -> Self {
+        Self { gateways: 4, evaluators: 4, keystores: 2, audit_exports: 4 }
+    }
+}
+
+impl Logins {
+    /// One login for all processes of a role, as before there were several.
+    pub const SHARED: Self = Self { gateways: 0, evaluators: 0, keystores: 0, audit_exports: 0 };
+
+    /// The logins of a role.
+    #[must_use]
+    pub fn of(self, role: Role) -> Vec<String> {
+        let count = match role {
+            Role::Gateway => self.gateways,
+            Role::Evaluator => self.evaluators,
+            Role::Keystore => self.keystores,
+            Role::AuditExport => self.audit_exports,
+        };
+        if count == 0 {
+            return vec![role.to_string()];
+        }
+        (1..=count).map(|number| format!("{role}-{number}")).collect()
+    }
 }
 
 /// What crosses from one account into others.
@@ -85,10 +127,10 @@ impl ServerFile {
     /// The variable with the administrator's password.
     pub const ADMIN_PASSWORD_VARIABLE: &'static str = "ADMIN_PASSWORD";
 
-    /// The variable with a role's password.
+    /// The variable with a login's password.
     #[must_use]
-    pub fn password_variable(role: Role) -> String {
-        format!("{}_PASSWORD", account(role))
+    pub fn password_variable(login: &str) -> String {
+        format!("{}_PASSWORD", login.to_ascii_uppercase().replace('-', "_"))
     }
 
     /// The file, in nats-server's own format.
@@ -110,17 +152,17 @@ impl ServerFile {
             ),
         ];
         for role in Role::ALL {
-            let (name, login) = (account(role), user(&self.prefix, role));
+            let (name, users) = (account(role), users(&self.prefix, role, self.logins));
             let limits = limits(max_connections(role), max_subscriptions(role));
             let (exports, imports) = (exports(name, &shares), imports(name, &shares));
-            accounts.push(format!("  {name}: {{\n{limits}{login}{exports}{imports}  }}\n"));
+            accounts.push(format!("  {name}: {{\n{limits}{users}{exports}{imports}  }}\n"));
         }
         format!("{}\naccounts {{\n{}}}\n", self.head(), accounts.join("\n"))
     }
 
     /// All that is not about rights.
     fn head(&self) -> String {
-        let Self { prefix, name, listen, monitor, tls_dir, store_dir, max_file, passwords } = self;
+        let Self { prefix, name, listen, monitor, tls_dir, store_dir, max_file, passwords, .. } = self;
         let passwords = match passwords {
             Some(file) => {
                 format!("# Sets the passwords' variables.\ninclude {}\n", quoted(file))
@@ -135,7 +177,7 @@ impl ServerFile {
         let max_connections = Role::ALL.into_iter().map(max_connections).sum::<usize>() + MAX_ADMIN_CONNECTIONS;
         format!(
             r#"# NATS for a deployment of Stage0 whose prefix is `{prefix}`, made by `stage0 nats-config`: one account for each role, and between them
-# only what the roles need. nats-server 2.15 or newer. Each role logs in as the user of its name, and is told that JetStream's subjects
+# only what the roles need. nats-server 2.15 or newer. Each process logs in as a user of its own, and is told that JetStream's subjects
 # start with `{prefix}.api` (`--nats-jetstream-api`). `stage0 nats-admin init` makes the streams, with the login `admin`.
 {passwords}
 server_name: {name}
@@ -287,19 +329,24 @@ fn account(role: Role) -> &'static str {
     }
 }
 
-/// The role's login. It hears its own answers and what it is told, and serves its questions in the queue group alone: none of them sees
-/// what another is asked. What it publishes reaches others by its account's imports only; forbidding the rest by name would turn the
+/// The role's logins, one for each process. It hears its own answers and what its role is told, and serves its role's questions in the
+/// queue group alone: none of them sees what another is asked, or answered. What it publishes reaches others by its account's imports only; forbidding the rest by name would turn the
 /// server's instant "nobody is there" into silence.
-fn user(prefix: &str, role: Role) -> String {
+fn users(prefix: &str, role: Role, logins: Logins) -> String {
+    let users: String = logins.of(role).iter().map(|login| user(prefix, role, login)).collect();
+    format!("    users: [\n{users}    ]\n")
+}
+
+fn user(prefix: &str, role: Role, login: &str) -> String {
     let serves = QUESTIONS.iter().filter(|question| question.to == role);
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role));
-    let mut subscribe = vec![format!("{INBOXES}{role}.>")];
+    let mut subscribe = vec![format!("{INBOXES}{login}.>")];
     subscribe.extend(serves.map(|question| format!("{prefix}.req.{} {prefix}", question.subject)));
     subscribe.extend(hears.map(|event| format!("{prefix}.{}", event.subject)));
-    let (variable, subscribe) = (ServerFile::password_variable(role), subscribe.iter().map(|to| quoted(to)));
+    let (variable, subscribe) = (ServerFile::password_variable(login), subscribe.iter().map(|to| quoted(to)));
     let subscribe: String = subscribe.map(|subject| format!("        {subject}\n")).collect();
     format!(
-        "    users: [{{ user: {role}, password: ${variable}, permissions: {{\n      subscribe: [\n{subscribe}      ]\n    }} }}]\n"
+        "      {{ user: {login}, password: ${variable}, permissions: {{\n      subscribe: [\n{subscribe}      ]\n    }} }}\n"
     )
 }
 

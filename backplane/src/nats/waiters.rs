@@ -1,16 +1,19 @@
-//! Who waits for an answer: a map from a number in the reply subject to the asker.
+//! Who waits for an answer: a map from a random token in the reply subject to the asker.
+//!
+//! Whoever may publish could answer a question whose reply subject it guesses, and answers of the state store carry no
+//! proof: a token has 128 random bits.
 //!
 //! async-nats' own map keeps an entry for every request that is never answered (nats.rs #1617); here the asker's guard removes it.
 //! INVARIANT: nobody can start to wait while the connection is down, and all who wait learn at once that it broke.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::Message;
 use bytes::Bytes;
+use data_encoding::BASE64URL_NOPAD;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
@@ -30,7 +33,30 @@ const NO_RESPONDERS_GRACE: Duration = Duration::from_millis(250);
 #[derive(Default)]
 pub(super) struct Waiters {
     room: Mutex<Room>,
-    last_id: AtomicU64,
+}
+
+/// Names one question; nobody guesses it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Token([u8; 16]);
+
+impl Token {
+    /// None: there is no randomness.
+    pub(super) fn random() -> Option<Self> {
+        let mut bytes = [0; 16];
+        aws_lc_rs::rand::fill(&mut bytes).ok().map(|()| Self(bytes))
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        BASE64URL_NOPAD.decode(text.as_bytes()).ok()?.try_into().ok().map(Self)
+    }
+
+    pub(super) fn text(self) -> String {
+        BASE64URL_NOPAD.encode(&self.0)
+    }
+
+    pub(super) fn bytes(self) -> [u8; 16] {
+        self.0
+    }
 }
 
 #[derive(Default)]
@@ -38,7 +64,7 @@ struct Room {
     door: Door,
     /// While the door is open.
     standing: Option<Standing>,
-    waiting: HashMap<u64, Waiting>,
+    waiting: HashMap<Token, Waiting>,
 }
 
 struct Waiting {
@@ -63,7 +89,7 @@ pub(super) enum Door {
 /// One who waits; leaves when dropped.
 pub(super) struct Waiter<'a> {
     waiters: &'a Waiters,
-    pub(super) id: u64,
+    pub(super) token: Token,
     answer: oneshot::Receiver<Answer>,
     absent: oneshot::Receiver<()>,
 }
@@ -71,51 +97,46 @@ pub(super) struct Waiter<'a> {
 impl Waiters {
     /// Starts to wait; `Lost` while the connection is down.
     pub(super) fn enter(&self) -> Result<Waiter<'_>, AskError> {
-        self.enter_for(self.next_id(), None)
+        self.enter_for(Token::random().ok_or(AskError::Lost)?, None)
     }
 
-    /// A number that no other waiter has.
-    pub(super) fn next_id(&self) -> u64 {
-        self.last_id.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// As [`Self::enter`] under this number, and only for what passes the check.
-    pub(super) fn enter_for(&self, id: u64, check: Option<Check>) -> Result<Waiter<'_>, AskError> {
+    /// As [`Self::enter`] under this token, and only for what passes the check.
+    pub(super) fn enter_for(&self, token: Token, check: Option<Check>) -> Result<Waiter<'_>, AskError> {
         let (sender, answer) = oneshot::channel();
         let (absent, was_absent) = oneshot::channel();
         let mut room = self.room();
         if room.door != Door::Open {
             return Err(AskError::Lost);
         }
-        room.waiting.insert(id, Waiting { answer: sender, absent: Some(absent), check });
-        Ok(Waiter { waiters: self, id, answer, absent: was_absent })
+        room.waiting.insert(token, Waiting { answer: sender, absent: Some(absent), check });
+        Ok(Waiter { waiters: self, token, answer, absent: was_absent })
     }
 
     /// What an answer must pass to end this wait.
-    pub(super) fn check(&self, id: u64) -> Option<Check> {
-        self.room().waiting.get(&id)?.check.clone()
+    pub(super) fn check(&self, token: Token) -> Option<Check> {
+        self.room().waiting.get(&token)?.check.clone()
     }
 
     /// Nobody serves the subject, it is said.
-    pub(super) fn absent(&self, id: u64) {
+    pub(super) fn absent(&self, token: Token) {
         let absent = {
             let mut room = self.room();
             room.waiting
-                .get_mut(&id)
+                .get_mut(&token)
                 .filter(|waiting| waiting.check.is_some())
                 .and_then(|waiting| waiting.absent.take())
         };
         match absent {
             // The asker may just have left.
             Some(absent) => drop(absent.send(())),
-            None if self.check(id).is_none() => self.resolve(id, Err(AskError::Absent)),
+            None if self.check(token).is_none() => self.resolve(token, Err(AskError::Absent)),
             None => {}
         }
     }
 
     /// Passes an answer on; one that nobody waits for is dropped.
-    pub(super) fn resolve(&self, id: u64, answer: Answer) {
-        let waiting = self.room().waiting.remove(&id);
+    pub(super) fn resolve(&self, token: Token, answer: Answer) {
+        let waiting = self.room().waiting.remove(&token);
         if let Some(waiting) = waiting {
             // The asker may just have left.
             drop(waiting.answer.send(answer));
@@ -187,7 +208,7 @@ impl Waiter<'_> {
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.waiters.room().waiting.remove(&self.id);
+        self.waiters.room().waiting.remove(&self.token);
     }
 }
 
@@ -220,8 +241,8 @@ mod tests {
         let waiters = Waiters::default();
         waiters.open();
         let (mut first, mut second) = (waiters.enter().ok().unwrap(), waiters.enter().ok().unwrap());
-        waiters.resolve(second.id, Ok(Bytes::from_static(b"second")));
-        waiters.resolve(first.id, Err(AskError::Absent));
+        waiters.resolve(second.token, Ok(Bytes::from_static(b"second")));
+        waiters.resolve(first.token, Err(AskError::Absent));
         assert_eq!(first.answer().await, Err(AskError::Absent));
         assert_eq!(second.answer().await, Ok(Bytes::from_static(b"second")));
 

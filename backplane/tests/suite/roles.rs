@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::clock::boottime;
-use stage0_backplane::nats::{Connection, Login, NatsConfig, ServerFile, StreamAdmin};
+use stage0_backplane::nats::{Connection, Login, Logins, NatsConfig, ServerFile, StreamAdmin};
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{
     AppendError, AskError, Backplane, ClockError, Event, Kind, Liveness, MarkError, Position, PutError, Seek, Which,
@@ -17,9 +17,9 @@ use stage0_backplane::{
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
     EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
-    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, RefreshKey,
-    ReplayWebhook, Request, ReviewRequest, RevokeKey, Role, RotateKey, RotateWebhookSecret, SettleRun, ShowRun,
-    SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
+    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, PermitDeletion,
+    RefreshKey, ReplayWebhook, Request, ReviewRequest, RevokeKey, Role, RotateKey, RotateWebhookSecret, SettleRun,
+    ShowRun, SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
 };
 use tokio::time::Instant;
 
@@ -28,7 +28,7 @@ use crate::streams::{SIZES, STREAMS};
 use crate::writing::{account, append, batch, decisions, everything, mark, soon, verified, write};
 
 /// What a gateway asks of the keystore.
-const OF_KEYS: [&str; 18] = [
+const OF_KEYS: [&str; 19] = [
     VerifyKey::SUBJECT,
     RefreshKey::SUBJECT,
     KeystoreStatus::SUBJECT,
@@ -46,6 +46,7 @@ const OF_KEYS: [&str; 18] = [
     EnableWebhook::SUBJECT,
     RotateWebhookSecret::SUBJECT,
     DeleteWebhook::SUBJECT,
+    PermitDeletion::SUBJECT,
     SigningKeys::SUBJECT,
 ];
 const OF_DECISIONS: [&str; 6] = [
@@ -64,11 +65,11 @@ const OF_SECRETS: [&str; 4] =
 
 /// The file as `stage0 nats-config` writes it, but for addresses, TLS and passwords.
 async fn server() -> NatsServer {
-    server_with("20GB").await
+    server_with("20GB", Logins::SHARED).await
 }
 
-/// With so much room for the streams.
-pub(crate) async fn server_with(max_file: &str) -> NatsServer {
+/// With so much room for the streams, and these logins.
+pub(crate) async fn server_with(max_file: &str, logins: Logins) -> NatsServer {
     let file = ServerFile {
         prefix: "s0".to_owned(),
         name: "n1".to_owned(),
@@ -78,6 +79,7 @@ pub(crate) async fn server_with(max_file: &str) -> NatsServer {
         store_dir: "/var/lib/nats".into(),
         max_file: max_file.to_owned(),
         passwords: None,
+        logins,
     };
     let (mut settings, mut in_tls) = (String::new(), false);
     for line in file.render().lines() {
@@ -90,7 +92,8 @@ pub(crate) async fn server_with(max_file: &str) -> NatsServer {
         }
         in_tls &= line != "}";
     }
-    let variables = Role::ALL.into_iter().map(ServerFile::password_variable);
+    let of_roles = Role::ALL.into_iter().flat_map(|role| logins.of(role));
+    let variables = of_roles.map(|login| ServerFile::password_variable(&login));
     for variable in variables.chain([ServerFile::ADMIN_PASSWORD_VARIABLE.to_owned()]) {
         let variable = format!("${variable}");
         assert!(settings.contains(&variable), "{variable}");
@@ -100,7 +103,11 @@ pub(crate) async fn server_with(max_file: &str) -> NatsServer {
 }
 
 pub(crate) async fn open(nats: &NatsServer, role: &str) -> Connection {
-    let login = Login::Password { user: role.to_owned(), password: "right".to_owned() };
+    open_as(nats, role, role).await
+}
+
+async fn open_as(nats: &NatsServer, role: &str, user: &str) -> Connection {
+    let login = Login::Password { user: user.to_owned(), password: "right".to_owned() };
     let jetstream_api = "s0.api".to_owned();
     let config = NatsConfig { name: role.to_owned(), login: Some(login), jetstream_api, ..verified(nats) };
     Connection::open(&config).await.unwrap()
@@ -651,4 +658,99 @@ async fn three_hundred_queue_subscriptions_of_one_login_are_a_few_and_the_questi
     assert!(most <= 12, "{most} subscriptions");
     assert!(answered > 0, "no question was answered");
     drop(swallowing);
+}
+
+/// A client with a login's password, and what it is told of its subscriptions.
+async fn listener(nats: &NatsServer, login: &str) -> async_nats::Client {
+    let options = async_nats::ConnectOptions::new().user_and_password(login.to_owned(), "right".to_owned());
+    options.custom_inbox_prefix(format!("_INBOX_{login}")).connect(nats.url()).await.unwrap()
+}
+
+#[tokio::test]
+async fn each_process_has_a_login_of_its_own_with_which_it_does_its_part() {
+    let nats = server_with("20GB", Logins::default()).await;
+    StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&SIZES).await.unwrap();
+    let exporter = open_as(&nats, "audit-export", "audit-export-4").await;
+    exporter.prepare(Role::AuditExport, 1).await.unwrap();
+    let (evaluator, other) =
+        (open_as(&nats, "evaluator", "evaluator-1").await, open_as(&nats, "evaluator", "evaluator-4").await);
+    let keystore = open_as(&nats, "keystore", "keystore-2").await.backplane();
+    let _serving = [
+        serve(&evaluator.backplane(), &OF_DECISIONS).await,
+        serve(&other.backplane(), &OF_DECISIONS).await,
+        serve(&keystore, &OF_KEYS).await,
+        serve(&exporter.backplane(), &OF_DELIVERY).await,
+    ];
+    for login in ["gateway-1", "gateway-4"] {
+        let gateway = open_as(&nats, "gateway", login).await;
+        gateway.prepare(Role::Gateway, 1).await.unwrap();
+        let gateway = gateway.backplane();
+        for subjects in [&OF_DECISIONS[..], &OF_KEYS, &OF_DELIVERY] {
+            ask_each(&gateway, subjects).await;
+        }
+        write(&*gateway.log, &account("a"), login).await;
+        gateway.requests.ready().await.unwrap();
+    }
+    assert_eq!(decisions(&*exporter.backplane().log, &account("a")).await, ["gateway-1", "gateway-4"]);
+}
+
+#[tokio::test]
+async fn a_process_hears_no_answer_to_another_one_of_its_role() {
+    let nats = server_with("20GB", Logins::default()).await;
+    let gateway = open_as(&nats, "gateway", "gateway-1").await.backplane();
+    let keystore = open_as(&nats, "keystore", "keystore-1").await.backplane();
+    let _serving = serve(&keystore, &OF_KEYS).await;
+    let spy = listener(&nats, "gateway-2").await;
+    let mut heard = Vec::new();
+    for subject in ["_INBOX_gateway-1.>", "_INBOX_gateway.>", "_INBOX_*.>", "_INBOX_gateway-1.*.*", "_R_.>", ">"] {
+        heard.push(spy.subscribe(subject).await.unwrap());
+    }
+    let mut own = spy.subscribe("_INBOX_gateway-2.x").await.unwrap();
+    // Also not by name: the server says each answer to the account, and a login of it hears its own alone.
+    ask_each(&gateway, &OF_KEYS).await;
+    spy.publish("_INBOX_gateway-2.x", Bytes::from_static(b"mine")).await.unwrap();
+    assert_eq!(own.next().await.unwrap().payload, "mine");
+    for mut heard in heard {
+        heard.unsubscribe().await.unwrap();
+        assert!(heard.next().await.is_none());
+    }
+}
+
+/// Whoever may publish into an inbox, as every login of an account may, would have to guess 128 bits for each question.
+#[tokio::test]
+async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not_taken() {
+    let nats = NatsServer::start().await;
+    let asker = crate::writing::recorder(&nats).await.backplane();
+    let stranger = async_nats::connect(nats.url()).await.unwrap();
+    let mut questions = stranger.subscribe("s0.req.evaluate").await.unwrap();
+    stranger.flush().await.unwrap();
+    let mut tokens = Vec::new();
+    for _ in 0..8 {
+        let asked = asker.requests.ask_bytes(EvaluateRequest::SUBJECT, Bytes::from_static(b"{}"), soon());
+        let answering = async {
+            let to = questions.next().await.unwrap().reply.unwrap().to_string();
+            let (inbox, token) = to.rsplit_once('.').unwrap();
+            // Each that differs from it in one letter, and the numbers that once were there.
+            for at in 0..token.len() {
+                let mut guess = token.as_bytes().to_vec();
+                guess[at] = if guess[at] == b'A' { b'B' } else { b'A' };
+                let guess = String::from_utf8(guess).unwrap();
+                stranger.publish(format!("{inbox}.{guess}"), Bytes::from_static(b"forged")).await.unwrap();
+            }
+            for number in 0..100 {
+                stranger.publish(format!("{inbox}.{number}"), Bytes::from_static(b"forged")).await.unwrap();
+            }
+            stranger.publish(to.clone(), Bytes::from_static(b"right")).await.unwrap();
+            token.to_owned()
+        };
+        let (answer, token) = tokio::join!(asked, answering);
+        assert_eq!(answer.as_deref(), Ok(&b"right"[..]));
+        tokens.push(token);
+    }
+    assert!(tokens.iter().all(|token| token.len() == 22), "{tokens:?}");
+    // Two random ones share about a letter in 64 at each place; numbers that count up share nearly all.
+    for pair in tokens.windows(2) {
+        let same = pair[0].bytes().zip(pair[1].bytes()).filter(|(one, other)| one == other).count();
+        assert!(same < 8, "{pair:?}");
+    }
 }

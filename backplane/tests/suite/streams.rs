@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use stage0_backplane::nats::{
-    AdminError, Connection, KeySet, MessageAuth, NatsConfig, Requirement, ServerFile, Sizes, StreamAdmin,
+    AdminError, Connection, KeySet, Logins, MessageAuth, NatsConfig, Requirement, ServerFile, Sizes, StreamAdmin,
 };
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{AppendError, Backplane, PutError};
@@ -289,7 +289,7 @@ async fn fill(client: &async_nats::Client, subject: impl Fn(usize) -> String, bo
 
 #[tokio::test]
 async fn who_writes_records_without_end_fills_his_own_stream_and_no_other() {
-    let nats = server_with("96MB").await;
+    let nats = server_with("96MB", Logins::SHARED).await;
     let sizes = Sizes { max_records: 1_000, ..SIZES };
     StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&sizes).await.unwrap();
     let (gateway, exporter) = (prepared(&nats, "gateway").await, prepared(&nats, "audit-export").await);
@@ -321,7 +321,7 @@ async fn who_writes_records_without_end_fills_his_own_stream_and_no_other() {
 
 #[tokio::test]
 async fn a_log_that_is_full_is_not_ready_and_leaves_the_records_their_room() {
-    let nats = server_with("96MB").await;
+    let nats = server_with("96MB", Logins::SHARED).await;
     StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&SIZES).await.unwrap();
     let (gateway, exporter) = (prepared(&nats, "gateway").await, prepared(&nats, "audit-export").await);
     let mut taken = 0;

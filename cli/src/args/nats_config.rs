@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use stage0_backplane::nats::Logins;
+
+/// Of a role. The server takes a thousand connections in all.
+const MAX_LOGINS: u16 = 100;
 
 /// `stage0 nats-config`.
 #[derive(Debug, Args)]
@@ -35,6 +39,22 @@ pub(crate) struct NatsConfigArgs {
     /// Directory for each role's message keys, which are made unless they are there
     #[arg(long, value_name = "DIR")]
     pub(crate) keys_dir: Option<PathBuf>,
+    /// Directory for the passwords: `gateway/gateway-1.password` and so on, made unless they are there, and
+    /// `passwords.conf`, which sets the variables of all
+    #[arg(long, value_name = "DIR")]
+    pub(crate) logins_dir: Option<PathBuf>,
+    /// Logins of gateways, one for each process; 0: one login `gateway` that all share
+    #[arg(long, value_name = "N", default_value_t = Logins::default().gateways, value_parser = count)]
+    pub(crate) gateways: u16,
+    /// Logins of evaluators
+    #[arg(long, value_name = "N", default_value_t = Logins::default().evaluators, value_parser = count)]
+    pub(crate) evaluators: u16,
+    /// Logins of keystores
+    #[arg(long, value_name = "N", default_value_t = Logins::default().keystores, value_parser = count)]
+    pub(crate) keystores: u16,
+    /// Logins of audit-export
+    #[arg(long, value_name = "N", default_value_t = Logins::default().audit_exports, value_parser = count)]
+    pub(crate) audit_exports: u16,
 }
 
 /// As the roles' own setting.
@@ -56,6 +76,11 @@ fn word(text: &str) -> Result<String, String> {
     } else {
         Err("must be a letter, then letters, digits, `-`, `_` and `.`".to_owned())
     }
+}
+
+/// Logins of a role.
+fn count(text: &str) -> Result<u16, String> {
+    text.parse().ok().filter(|count| *count <= MAX_LOGINS).ok_or_else(|| format!("must be 0 to {MAX_LOGINS}"))
 }
 
 /// A number and a unit.

@@ -63,14 +63,16 @@ async fn operator(
     if let Some(key) = read(&file)
         && let Some(identity) = keystore.identity(&key).await?.filter(is_operator)
     {
-        return Ok((key, Caller::from(&identity)));
+        let operator = Caller::new(&identity, &key);
+        return Ok((key, operator));
     }
     if let Some(key) = last.map(|last| last.operator_key.clone())
         && let Some(identity) = keystore.identity(&key).await?.filter(is_operator)
     {
         tracing::warn!(file = %file.display(), "the operator's key was missing or refused; restored from dev.json");
         files::replace(&file, &format!("{}\n", key.expose()))?;
-        return Ok((key, Caller::from(&identity)));
+        let operator = Caller::new(&identity, &key);
+        return Ok((key, operator));
     }
     bail!("`{}` holds no operator's key that lives: restore it, or start with another --data-dir", file.display())
 }

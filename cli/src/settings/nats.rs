@@ -10,6 +10,7 @@ use stage0_contract::Role;
 
 use super::parse::{boolean, list, path, text};
 use super::{Reader, table};
+use crate::logins::{self, TakenLogin};
 use crate::message_keys;
 
 /// What a role's process does about the safety of NATS.
@@ -18,16 +19,18 @@ pub(crate) struct NatsSafety {
     pub(crate) open_allowed: bool,
     /// Where the role's keys are read from, again and again.
     pub(crate) message_keys: Option<PathBuf>,
+    /// Keeps other processes from the login that this one took.
+    _login: Option<TakenLogin>,
 }
 
 /// Reads it for the role.
 pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsSafety)> {
-    let config = read_config(reader, role.as_str());
+    let (config, login) = read_config(reader, role).unzip();
     let open_allowed = reader.required(&table::OPEN_NATS, boolean);
     let message_keys = reader.optional(&table::MESSAGE_KEYS, path);
     let auth = auth(reader, role);
     let config = NatsConfig { auth: auth?, ..config? };
-    Some((config, NatsSafety { open_allowed: open_allowed?, message_keys }))
+    Some((config, NatsSafety { open_allowed: open_allowed?, message_keys, _login: login? }))
 }
 
 /// Reads it for whoever makes the streams: he says nothing that another role would have to believe.
@@ -85,22 +88,39 @@ fn requirement(text: &str) -> Result<Requirement, String> {
     }
 }
 
-fn read_config(reader: &mut Reader, name: &str) -> Option<NatsConfig> {
+fn read_config(reader: &mut Reader, role: Role) -> Option<(NatsConfig, Option<TakenLogin>)> {
     let servers = reader.required(&table::NATS, servers);
     let prefix = reader.required(&table::NATS_PREFIX, prefix);
-    let (login, tls) = (login(reader), tls(reader));
+    let (login, tls) = (login(reader, role), tls(reader));
     let sync = SyncMode {
         monitors: reader.optional(&table::NATS_MONITOR, monitors).unwrap_or_default(),
         dangerous_relaxed: reader.optional(&table::RELAXED_SYNC, boolean).unwrap_or_default(),
     };
     let jetstream_api = reader.optional(&table::JETSTREAM_API, jetstream_api);
     let (servers, prefix) = servers.zip(prefix)?;
-    let config = NatsConfig { servers, prefix, login: login?, tls: tls?, sync, ..NatsConfig::new("", name) };
-    Some(NatsConfig { jetstream_api: jetstream_api.unwrap_or(config.jetstream_api), ..config })
+    let (login, taken) = login?;
+    let config = NatsConfig { servers, prefix, login, tls: tls?, sync, ..NatsConfig::new("", role.as_str()) };
+    Some((NatsConfig { jetstream_api: jetstream_api.unwrap_or(config.jetstream_api), ..config }, taken))
+}
+
+/// The outer `None` is a mistake, the inner one no login; and what was taken of a directory of logins.
+fn login(reader: &mut Reader, role: Role) -> Option<(Option<Login>, Option<TakenLogin>)> {
+    if !reader.is_given(&table::NATS_LOGINS) {
+        return Some((given_login(reader)?, None));
+    }
+    for other in [&table::NATS_USER, &table::NATS_PASSWORD, &table::NATS_PASSWORD_FILE] {
+        if reader.is_given(other) {
+            reader.clash(other, "does not go with `nats-logins`");
+            return None;
+        }
+    }
+    let taken = reader.optional(&table::NATS_LOGINS, |dir| logins::take(dir.as_ref(), role))?;
+    let login = Login::Password { user: taken.user.clone(), password: taken.password.clone() };
+    Some((Some(login), Some(taken)))
 }
 
 /// The outer `None` is a mistake, the inner one no login.
-fn login(reader: &mut Reader) -> Option<Option<Login>> {
+fn given_login(reader: &mut Reader) -> Option<Option<Login>> {
     let user = reader.optional(&table::NATS_USER, text);
     let (given, in_file) = (&table::NATS_PASSWORD, &table::NATS_PASSWORD_FILE);
     if reader.is_given(given) && reader.is_given(in_file) {

@@ -11,12 +11,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use stage0_backplane::nats::{Requirement, ServerFile};
+use stage0_backplane::nats::{Logins, Requirement, ServerFile};
 use stage0_contract::Role;
 use stage0_gateway::{Authority, Leaf, TlsFiles};
 
 use super::CA_FILE;
-use crate::{files, message_keys, out};
+use crate::{files, logins, message_keys, out};
 
 /// Where each service finds its folder.
 const MOUNTED_AT: &str = "/etc/stage0";
@@ -26,6 +26,8 @@ const BALANCER: &str = include_str!("../../../deploy/haproxy.cfg");
 /// Of each role, in its folder.
 const MESSAGE_KEYS_FILE: &str = "message.keys";
 const PASSWORDS_FILE: &str = "passwords.conf";
+/// Of each role, in its folder.
+const LOGINS_DIR: &str = "logins";
 /// What the gateways' certificate is for, beside what is asked for.
 const GATEWAY_HOSTS: [&str; 5] = ["localhost", "127.0.0.1", "::1", "gateway", "balancer"];
 
@@ -36,7 +38,9 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
     }
     let own = dir.join("authority");
     // A stack of before message keys has entries and records without them, which stay readable.
-    let is_upgraded = own.join(format!("{}.password", Role::Gateway)).exists();
+    let is_upgraded = [Role::Gateway.to_string(), format!("{}-1", Role::Gateway)]
+        .iter()
+        .any(|login| own.join(format!("{login}.password")).exists());
     let require = if is_upgraded { Requirement::WhenAllCan } else { Requirement::Always };
     let (authority, nats) =
         (opened(&own, "Stage0 local stack CA")?, opened(&own.join("nats"), "Stage0 local stack NATS CA")?);
@@ -45,11 +49,15 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
     let keys = message_keys::load(&keys)?;
     let mut passwords = String::new();
     for role in Role::ALL {
-        let password = kept(&own.join(format!("{role}.password")))?;
-        passwords.push_str(&format!("{}: {password:?}\n", ServerFile::password_variable(role)));
         let folder = folder(dir, role.as_str(), &authority)?;
         trusts(&folder, NATS_CA_FILE, &nats)?;
-        files::replace(&folder.join("nats.password"), &format!("{password}\n"))?;
+        let of_role = folder.join(LOGINS_DIR);
+        files::private_dir(&of_role)?;
+        for user in Logins::default().of(role) {
+            let password = logins::kept(&own.join(format!("{user}.password")))?;
+            passwords.push_str(&logins::variable(&user, &password));
+            logins::put(&of_role, &user, &password)?;
+        }
         if let Some(keys) = keys.role(role) {
             files::replace(&folder.join(MESSAGE_KEYS_FILE), &keys.render()?)?;
         }
@@ -80,8 +88,8 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
 /// Whoever makes the streams is no role, and has a login like one.
 fn admin(dir: &Path, own: &Path, nats: &Authority, passwords: &mut String) -> anyhow::Result<()> {
     let name = ServerFile::ADMIN_USER;
-    let password = kept(&own.join(format!("{name}.password")))?;
-    passwords.push_str(&format!("{}: {password:?}\n", ServerFile::ADMIN_PASSWORD_VARIABLE));
+    let password = logins::kept(&own.join(format!("{name}.password")))?;
+    passwords.push_str(&logins::variable(name, &password));
     let folder = folder(dir, name, nats)?;
     trusts(&folder, NATS_CA_FILE, nats)?;
     files::replace(&folder.join("nats.password"), &format!("{password}\n"))?;
@@ -112,25 +120,6 @@ fn issue(authority: &Authority, folder: &Path, name: &str, leaf: &Leaf<'_>) -> a
     authority.issue(leaf, &files).with_context(|| format!("cannot make the certificate of {}", leaf.name))
 }
 
-/// The secret of this file, which is made when it is not there.
-fn kept(path: &Path) -> anyhow::Result<String> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            let text = text.trim_end().to_owned();
-            ensure!(!text.is_empty(), "`{}` is empty: remove it, and all services get new passwords", path.display());
-            Ok(text)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let mut secret = [0; 32];
-            getrandom::fill(&mut secret).context("the system gives no random bytes")?;
-            let secret = data_encoding::HEXLOWER.encode(&secret);
-            files::replace(path, &format!("{secret}\n"))?;
-            Ok(secret)
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
-    }
-}
-
 fn server_file() -> ServerFile {
     let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     ServerFile {
@@ -142,6 +131,7 @@ fn server_file() -> ServerFile {
         store_dir: "/var/lib/nats".into(),
         max_file: "20GB".to_owned(),
         passwords: Some(PASSWORDS_FILE.to_owned()),
+        logins: Logins::default(),
     }
 }
 
@@ -194,9 +184,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         init(dir.path(), &[]).unwrap();
         let files = texts(dir.path());
-        for role in Role::ALL.map(Role::as_str).into_iter().chain(["admin"]) {
-            let password =
-                std::fs::read_to_string(dir.path().join("authority").join(format!("{role}.password"))).unwrap();
+        let of_roles = Role::ALL
+            .into_iter()
+            .flat_map(|role| Logins::default().of(role).into_iter().map(move |user| (user, role.as_str())));
+        for (user, role) in of_roles.chain([("admin".to_owned(), "admin")]) {
+            let password = std::fs::read_to_string(dir.path().join("authority").join(format!("{user}.password")));
+            let password = password.unwrap();
             let knows = |folder: &str| {
                 let folder = dir.path().join(folder);
                 files.iter().any(|(path, text)| path.starts_with(&folder) && text.contains(password.trim()))
@@ -204,7 +197,7 @@ mod tests {
             assert!(knows("nats") && knows(role));
             for other in ["gateway", "evaluator", "keystore", "audit-export", "admin", "receiver", "balancer", "client"]
             {
-                assert!(other == role || !knows(other), "{other} knows the password of {role}");
+                assert!(other == role || !knows(other), "{other} knows the password of {user}");
             }
         }
         let keys: Vec<_> = files.iter().filter(|(path, _)| path.extension().is_some_and(|end| end == "key")).collect();

@@ -13,8 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use stage0_backplane::{Backplane, ReadError, Seek};
 use stage0_contract::{
-    AccountId, DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PublicKeys, RequestId, Scope, SigningKeys,
-    Verdict,
+    AccountId, Caller, DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PermitDeletion, PublicKeys,
+    RequestId, Scope, SigningKeys, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use super::fields::Fields;
 use super::keys::{manage, manage_within};
 use super::{answer, authenticate};
 use crate::address::Client;
+use crate::auth::presented;
 use crate::errors::ApiError;
 use crate::in_flight::Hold;
 use crate::patience::Patience;
@@ -150,8 +151,13 @@ pub(super) async fn delete(gate: Data<Gate>, request: HttpRequest) -> HttpRespon
         }
         fields.finish()?;
         let before = before.unwrap_or(Timestamp::UNIX_EPOCH);
+        // It was judged a moment ago, and so it is there.
+        let key = presented(&request).ok_or(ApiError::Unauthorized)?;
+        let caller = Caller::new(&identity, &key);
+        let permit = Some(manage(&gate, &PermitDeletion { caller, before }).await?);
         let (account, requested_by) = (identity.account.clone(), identity.key_id.clone());
-        let deleted = manage_within(&gate, &DeleteDecisions { account, before, requested_by }, DELETE_WITHIN).await?;
+        let delete = DeleteDecisions { account, before, requested_by, permit };
+        let deleted = manage_within(&gate, &delete, DELETE_WITHIN).await?;
         Ok::<_, ApiError>(HttpResponse::Ok().json(deleted))
     };
     answer(&request, deleted.await)

@@ -1,4 +1,5 @@
-//! `/v1/keys`: an account's own, or any for the operator. The keystore judges the caller; here only the shapes are checked.
+//! `/v1/keys`: an account's own, or any for the operator. The keystore judges the caller by the key that it presented,
+//! which goes with each call; here only the shapes are checked.
 
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::Instant;
 
 use super::fields::Fields;
 use super::{allow, answer, authenticate};
+use crate::auth::presented;
 use crate::body;
 use crate::errors::ApiError;
 use crate::keyring::Believed;
@@ -120,7 +122,9 @@ async fn calls(
     if let Some(calls) = &gate.management_calls {
         calls.admit(&identity, call, std::time::Instant::now()).map_err(ApiError::TooManyCalls)?;
     }
-    Ok(Caller::from(&*identity))
+    // It was judged a moment ago, and so it is there.
+    let key = presented(request).ok_or(ApiError::Unauthorized)?;
+    Ok(Caller::new(&identity, &key))
 }
 
 /// The caller of a call with a body, whose scope is judged before the body is read; the keystore judges the rest.

@@ -1,7 +1,8 @@
 //! Questions about webhook endpoints, retention and signatures, and who in here answers them.
 //!
-//! Owns the same split as its parent. What the exporter asks carries no caller: the backplane's credentials decide who may ask. Its pages
-//! are decrypted on a thread that may block; marks are signed by the writer, which keeps what it signed.
+//! Owns the same split as its parent. What the exporter asks carries no caller: the backplane's credentials decide who
+//! may ask. But the mark of a deletion is signed only with the permit that was given to a caller for it. Its pages are
+//! decrypted on a thread that may block; marks are signed by the writer, which keeps what it signed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -76,8 +77,14 @@ impl Counter {
             return ManageReply::Failed;
         }
         let Some(_turn) = self.signer.turn(until).await else { return ManageReply::Busy };
-        let signer = Arc::clone(&self.signer);
-        let signed = self.write(Lane::Ordinary, until, move |desk| desk.sign_mark(&signer, &call)).await;
+        let (signer, permits) = (Arc::clone(&self.signer), Arc::clone(&self.permits));
+        let sign = move |desk: &mut Desk| {
+            if !permits.allow(&call.mark, call.permit.as_ref(), desk.now()) {
+                return Err(Undone::NoPermit);
+            }
+            desk.sign_mark(&signer, &call)
+        };
+        let signed = self.write(Lane::Ordinary, until, sign).await;
         // A mark that has no room is no wrong mark: it is asked for again.
         if matches!(signed, Err(Undone::Commit(CommitError::DiskFull))) {
             return ManageReply::Failed;

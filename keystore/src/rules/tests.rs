@@ -11,6 +11,7 @@ pub(crate) fn caller(account: &str, scopes: &[Scope]) -> Caller {
         account: AccountId::parse(account).unwrap(),
         key_id: KeyId::parse("caller").unwrap(),
         scopes: scopes.iter().copied().collect(),
+        key: None,
     }
 }
 

@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use stage0_contract::{Caller, CreateKey, ManageReply, RevokeKey, Scope};
+use stage0_contract::{CreateKey, ManageReply, RevokeKey, Scope};
 use stage0_keystore::{HashCost, KeystoreConfig};
 use tokio::task::JoinSet;
 
-use crate::harness::{Running, config, done};
+use crate::harness::{Running, caller_of, config, done};
 
 /// Each creation of the flood costs what it costs in a deployment.
 fn costly(dir: &std::path::Path) -> KeystoreConfig {
@@ -26,17 +26,15 @@ async fn a_flood_of_new_keys_is_told_to_come_again_and_delays_no_revocation() {
     }
     let flooder = running.key(&theirs, &[Scope::KeysManage, Scope::Check]).await;
     let manager = running.key(&mine, &[Scope::KeysManage, Scope::Check]).await;
-    let caller = |made: &stage0_contract::KeyCreated| Caller {
-        account: made.account.clone(),
-        key_id: made.id.clone(),
-        scopes: made.scopes.clone(),
-    };
     let (stop, busy) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let mut flood = JoinSet::new();
     for _ in 0..64 {
         let (requests, stop, busy) = (Arc::clone(&running.backplane.requests), Arc::clone(&stop), Arc::clone(&busy));
-        let call =
-            CreateKey { caller: caller(&flooder), account: None, ..running.create(&flooder.account, &[Scope::Check]) };
+        let call = CreateKey {
+            caller: caller_of(&flooder),
+            account: None,
+            ..running.create(&flooder.account, &[Scope::Check])
+        };
         flood.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
                 match requests.ask(&call, Duration::from_secs(30)).await {
@@ -56,14 +54,14 @@ async fn a_flood_of_new_keys_is_told_to_come_again_and_delays_no_revocation() {
     let mut slowest = Duration::ZERO;
     for victim in &victims {
         let began = Instant::now();
-        done(running.ask(&RevokeKey { caller: caller(&manager), id: victim.id.clone() }).await);
+        done(running.ask(&RevokeKey { caller: caller_of(&manager), id: victim.id.clone() }).await);
         slowest = slowest.max(began.elapsed());
         assert!(!running.lives(&victim.id).await);
     }
     // Two seconds are a gateway's whole budget. A queue of eight hashes before it took them in this build.
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
     // Another account still makes a key, behind the few of the flood that are in hand.
-    let fresh = CreateKey { caller: caller(&manager), account: None, ..running.create(&mine, &[Scope::Check]) };
+    let fresh = CreateKey { caller: caller_of(&manager), account: None, ..running.create(&mine, &[Scope::Check]) };
     assert!(matches!(running.ask(&fresh).await, ManageReply::Done(_)));
     stop.store(true, Ordering::Relaxed);
     while let Some(ended) = flood.join_next().await {

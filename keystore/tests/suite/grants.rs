@@ -2,16 +2,12 @@
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
-    AccountId, Caller, CapChanges, Change, CreateKey, KeyCreated, KeyId, ListKeys, ManageReply, Refusal, RevokeKey,
-    RotateKey, Scope, UpdateAccount,
+    AccountId, CapChanges, Change, CreateKey, KeyCreated, KeyId, ListKeys, ManageReply, Refusal, RevokeKey, RotateKey,
+    Scope, UpdateAccount,
 };
 
-use crate::harness::{Running, done, refused};
+use crate::harness::{Running, caller_of, done, refused};
 use crate::webhooks::unchanged;
-
-fn caller(made: &KeyCreated) -> Caller {
-    Caller { account: made.account.clone(), key_id: made.id.clone(), scopes: made.scopes.clone() }
-}
 
 fn in_seconds(seconds: i64) -> Timestamp {
     let later = Timestamp::now().checked_add(SignedDuration::from_secs(seconds)).unwrap();
@@ -25,15 +21,15 @@ async fn key(running: &Running, account: &AccountId, scopes: &[Scope], end: Opti
 
 async fn create(running: &Running, by: &KeyCreated, end: Option<Timestamp>) -> ManageReply<KeyCreated> {
     let call = running.create(&by.account, &[Scope::Check]);
-    running.ask(&CreateKey { caller: caller(by), account: None, expires_at: end, ..call }).await
+    running.ask(&CreateKey { caller: caller_of(by), account: None, expires_at: end, ..call }).await
 }
 
 async fn rotate(running: &Running, by: &KeyCreated, id: &KeyId, overlap_seconds: u64) -> ManageReply<KeyCreated> {
-    running.ask(&RotateKey { caller: caller(by), id: id.clone(), overlap_seconds }).await
+    running.ask(&RotateKey { caller: caller_of(by), id: id.clone(), overlap_seconds }).await
 }
 
 async fn revoke(running: &Running, by: &KeyCreated, id: &KeyId) -> ManageReply<stage0_contract::Revoked> {
-    running.ask(&RevokeKey { caller: caller(by), id: id.clone() }).await
+    running.ask(&RevokeKey { caller: caller_of(by), id: id.clone() }).await
 }
 
 async fn cap(running: &Running, account: &AccountId, keys: u64) {

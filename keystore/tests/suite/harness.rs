@@ -57,8 +57,16 @@ pub(crate) async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> boo
     }
 }
 
+/// A caller without a key.
 pub(crate) fn nobody() -> Caller {
-    Caller { account: AccountId::parse("a").unwrap(), key_id: KeyId::parse("k").unwrap(), scopes: scopes(&[]) }
+    let (account, key_id) = (AccountId::parse("a").unwrap(), KeyId::parse("k").unwrap());
+    Caller { account, key_id, scopes: scopes(&[]), key: None }
+}
+
+/// Who presents a key that was just made.
+pub(crate) fn caller_of(made: &KeyCreated) -> Caller {
+    let KeyCreated { id, key, account, scopes, .. } = made.clone();
+    Caller { account, key_id: id, scopes, key: Some(key) }
 }
 
 impl Running {
@@ -81,7 +89,7 @@ impl Running {
     /// As its file says.
     pub(crate) async fn become_operator(&mut self, file: &Path) {
         let key = ApiKey::parse(std::fs::read_to_string(file).unwrap().trim_end()).unwrap();
-        self.operator = Caller::from(&self.verify(&key).await.unwrap());
+        self.operator = Caller::new(&self.verify(&key).await.unwrap(), &key);
     }
 
     pub(crate) async fn start_as(config: KeystoreConfig, operator: Caller) -> Result<Self, BuildError> {

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::Event;
 use stage0_contract::{
-    ApiKey, Caller, CreateAccount, CreateKey, KeyChanged, ListAccounts, ListKeys, Plan, Refusal, RevokeKey, Scope,
+    ApiKey, Caller, CreateAccount, CreateKey, Deletion, KEY_ALPHABET, KeyChanged, KeyId, ListAccounts, ListKeys,
+    ManageReply, Mark, MarkBody, PermitDeletion, Plan, Refusal, RevokeKey, Scope, SignMark,
 };
 use stage0_keystore::OPERATOR_KEY_FILE;
 
-use crate::harness::{Running, done, refused, scopes};
+use crate::harness::{Running, caller_of, done, refused, scopes};
 
 #[tokio::test]
 async fn unknown_wrong_and_revoked_keys_are_one_answer() {
@@ -28,7 +30,7 @@ async fn a_caller_whose_key_ended_holds_no_scope_whatever_it_says() {
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let manager = running.key(&account, &[Scope::KeysManage, Scope::Check]).await;
-    let caller = Caller { account: account.clone(), key_id: manager.id.clone(), scopes: manager.scopes.clone() };
+    let caller = caller_of(&manager);
     let mut call = running.create(&account, &[Scope::Check]);
     call.caller = caller.clone();
     done(running.ask(&call).await);
@@ -42,6 +44,87 @@ async fn a_caller_whose_key_ended_holds_no_scope_whatever_it_says() {
     running.stop().await;
 }
 
+/// A gateway's word is not enough: whoever knows a key's id is not the one who has the key.
+#[tokio::test]
+async fn a_caller_is_believed_by_its_key_and_not_by_what_is_said_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let genuine = running.operator.clone();
+    let wanted = CreateKey { caller: genuine.clone(), ..running.create(&account, &[Scope::Operator]) };
+    let manager = running.key(&account, &[Scope::KeysManage]).await;
+    let guessed = ApiKey::from_random([7; 10], [9; 20]).unwrap();
+    let same_id = with_id_of(genuine.key.as_ref().unwrap());
+    for (what, key) in [("another's", &manager.key), ("unknown", &guessed), ("of the same id", &same_id)] {
+        let call = CreateKey { caller: Caller { key: Some(key.clone()), ..genuine.clone() }, ..wanted.clone() };
+        assert_eq!(refused(running.ask(&call).await), Refusal::ScopeMissing(Scope::KeysManage), "{what}");
+    }
+    let unproven = CreateKey { caller: Caller { key: None, ..genuine.clone() }, ..wanted.clone() };
+    assert_eq!(running.ask(&unproven).await, ManageReply::Failed);
+    assert_eq!(running.keys_of(&account).await, 1, "only the manager's");
+    done(running.ask(&wanted).await);
+    running.stop().await;
+}
+
+/// Another secret under the same id.
+fn with_id_of(key: &ApiKey) -> ApiKey {
+    let mut id = [0; 10];
+    let (mut buffer, mut bits, mut at) = (0_u32, 0, 0);
+    for letter in key.id().as_str().bytes() {
+        let value = KEY_ALPHABET.iter().position(|known| *known == letter).unwrap();
+        buffer = (buffer << 5) | u32::try_from(value).unwrap();
+        bits += 5;
+        if bits >= 8 {
+            bits -= 8;
+            id[at] = u8::try_from(buffer >> bits & 255).unwrap();
+            at += 1;
+        }
+    }
+    let other = ApiKey::from_random(id, [9; 20]).unwrap();
+    assert_eq!((other.id(), other == *key), (key.id(), false));
+    other
+}
+
+#[tokio::test]
+async fn a_permit_is_given_to_who_may_delete_and_signs_that_deletions_mark_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let (may, may_not) =
+        (running.key(&account, &[Scope::DecisionsDelete]).await, running.key(&account, &[Scope::DecisionsRead]).await);
+    let before = Timestamp::now();
+    let ask = |caller, before| PermitDeletion { caller, before };
+    let lacking = refused(running.ask(&ask(caller_of(&may_not), before)).await);
+    assert_eq!(lacking, Refusal::ScopeMissing(Scope::DecisionsDelete));
+    let invented = Caller { key: may_not.key.clone().into(), ..caller_of(&may) };
+    assert!(matches!(running.ask(&ask(invented, before)).await, ManageReply::Refused(_)));
+    let later = before + SignedDuration::from_hours(1);
+    assert!(matches!(refused(running.ask(&ask(caller_of(&may), later)).await), Refusal::Invalid(_)));
+    let permit = done(running.ask(&ask(caller_of(&may), before)).await);
+    let mark = |by: &KeyId| deletion_mark(&account, before, by);
+    let sign = |mark, permit| SignMark { mark, permit };
+    assert_eq!(running.ask(&sign(mark(&may.id), None)).await, ManageReply::Failed);
+    assert_eq!(running.ask(&sign(mark(&may_not.id), Some(permit.clone()))).await, ManageReply::Failed);
+    done(running.ask(&sign(mark(&may.id), Some(permit))).await);
+    running.stop().await;
+}
+
+fn deletion_mark(account: &stage0_contract::AccountId, before: Timestamp, by: &KeyId) -> Mark {
+    let deletion =
+        Deletion { before, from: None, to: None, count: 1, through: 0, deleted: Vec::new(), requested_by: by.clone() };
+    Mark {
+        body: MarkBody::Deletion(deletion),
+        account: account.clone(),
+        number: 1,
+        previous: None,
+        recorded_at: before,
+        expires_at: before.as_second() + 86_400,
+        through: 0,
+        covered: 0,
+        heads: Vec::new(),
+    }
+}
+
 #[tokio::test]
 async fn a_foreign_account_and_its_keys_do_not_exist() {
     let dir = tempfile::tempdir().unwrap();
@@ -49,7 +132,7 @@ async fn a_foreign_account_and_its_keys_do_not_exist() {
     let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);
     let manager = running.key(&mine, &[Scope::KeysManage]).await;
     let foreign = running.key(&theirs, &[Scope::KeysManage]).await;
-    let caller = Caller { account: mine, key_id: manager.id, scopes: manager.scopes };
+    let caller = caller_of(&manager);
     let list = ListKeys { caller: caller.clone(), account: Some(theirs.clone()), cursor: None, limit: 1 };
     assert_eq!(refused(running.ask(&list).await), Refusal::NotFound);
     let create = CreateKey { caller: caller.clone(), ..running.create(&theirs, &[Scope::KeysManage]) };

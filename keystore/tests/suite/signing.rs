@@ -39,7 +39,7 @@ fn mark(account: &AccountId, last: Option<&str>) -> Mark {
 }
 
 fn ask(mark: Mark) -> SignMark {
-    SignMark { mark, last: None, takes_earlier: false }
+    SignMark { mark, last: None, takes_earlier: false, permit: None }
 }
 
 async fn sign(running: &Running, mark: &Mark) -> String {

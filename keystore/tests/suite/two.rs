@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{Backplane, BoxFuture, Ledger, PutError, ReadError, Record, Revision};
+use stage0_backplane::{Backplane, BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
 use stage0_contract::{ApiKey, KeystoreStatus, Scope};
 use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, LeaseTimes, OPERATOR_KEY_FILE, RunError};
 use tokio::task::JoinHandle;
@@ -99,6 +99,14 @@ impl Ledger for Flaky {
             return Box::pin(std::future::ready(Err(PutError::Failed("it is away".to_owned()))));
         }
         self.inner.put(key, value, expected, expires_in, deadline)
+    }
+
+    fn clock(&self) -> &Arc<StoreClock> {
+        self.inner.clock()
+    }
+
+    fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>> {
+        self.inner.read_clock(max_age, deadline)
     }
 }
 

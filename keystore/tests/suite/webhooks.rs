@@ -11,12 +11,11 @@ use stage0_contract::{
 };
 use stage0_keystore::{KeystoreConfig, Plans, SECRETS_KEY_FILE, SecretsKey};
 
-use crate::harness::{Running, config, done, refused};
+use crate::harness::{Running, caller_of, config, done, refused};
 
 /// A key of the account that may do this, as a caller.
 async fn caller(running: &Running, account: &AccountId, scope: Scope) -> Caller {
-    let made = running.key(account, &[scope]).await;
-    Caller { account: account.clone(), key_id: made.id, scopes: made.scopes }
+    caller_of(&running.key(account, &[scope]).await)
 }
 
 fn update(caller: &Caller, id: &WebhookId) -> UpdateWebhook {

@@ -50,8 +50,7 @@ impl Deployment {
         let nats = self.nats.url().replace("nats://", "tls://");
         let mut flags = vec![
             ("--nats", nats),
-            ("--nats-user", role.to_owned()),
-            ("--nats-password-file", self.file(role, "nats.password")),
+            ("--nats-logins", self.file(role, "logins")),
             ("--nats-ca", self.file(role, "nats-ca.pem")),
             ("--nats-cert", self.file(role, "nats.pem")),
             ("--nats-key", self.file(role, "nats.key")),
@@ -127,13 +126,37 @@ async fn what_init_makes_is_enough_for_every_role_and_the_doctor_finds_nothing()
     }
 }
 
+/// As replicas of one service are started: alike, with one directory.
+#[tokio::test]
+async fn processes_that_are_started_alike_log_in_as_different_users() {
+    let deployment = Deployment::start().await;
+    let _keystore = deployment.role("keystore");
+    let exporter = deployment.role("audit-export");
+    exporter.wait_for_log("audit-export serves", "message");
+    let evaluators = [deployment.role("evaluator"), deployment.role("evaluator"), deployment.role("evaluator")];
+    for evaluator in &evaluators {
+        evaluator.wait_for_log("evaluator starts", "policy_version");
+    }
+    let connections = reqwest::get(format!("{}/connz?auth=true", deployment.nats.monitor())).await.unwrap();
+    let text = connections.text().await.unwrap();
+    for user in ["keystore-1", "evaluator-1", "evaluator-2", "evaluator-3"] {
+        assert!(text.contains(&format!("\"authorized_user\": \"{user}\"")), "{user}: {text}");
+    }
+    assert!(!text.contains("evaluator-4"), "{text}");
+}
+
 #[tokio::test]
 async fn a_wrong_secret_or_certificate_is_one_clear_message() {
     let deployment = Deployment::start().await;
-    let missing = ("--nats-password-file", "/nowhere/nats.password".to_owned());
-    deployment.refuses(&[missing], 64, "--nats-password-file: must name a file that can be read");
-    let others = ("--nats-password-file", deployment.file("gateway", "nats.password"));
-    deployment.refuses(&[others], 1, "refuses the credentials");
+    let missing = ("--nats-logins", "/nowhere/logins".to_owned());
+    deployment.refuses(&[missing], 64, "--nats-logins: must name a directory that can be read");
+    let others = ("--nats-logins", deployment.file("gateway", "logins"));
+    deployment.refuses(&[others], 64, "--nats-logins: must hold `keystore-1.password`");
+    let wrong = deployment.dir.path().join("wrong");
+    std::fs::create_dir(&wrong).unwrap();
+    let gateways = Path::new(&deployment.file("gateway", "logins")).join("gateway-1.password");
+    std::fs::copy(gateways, wrong.join("keystore-1.password")).unwrap();
+    deployment.refuses(&[("--nats-logins", wrong.to_str().unwrap().to_owned())], 1, "refuses the credentials");
     // The other authority of the same stack.
     let untrusted = ("--nats-ca", deployment.file("gateway", "ca.pem"));
     deployment.refuses(&[untrusted], 1, "no TLS with the NATS server");

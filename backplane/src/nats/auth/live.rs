@@ -13,6 +13,8 @@ use stage0_contract::{Role, event, question};
 
 use super::super::config::OTHER_ACCOUNT;
 use super::super::deadline::Sent;
+use super::super::link::ReplyInbox;
+use super::super::waiters::Token;
 use super::envelope::{Content, Envelope, Sealed};
 use super::keys::Live;
 use super::replays::{Hearing, MessageId, Replays};
@@ -26,7 +28,7 @@ pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(30);
 const ASKED_BEFORE_START: Duration = Duration::from_secs(2);
 
 /// Where the asker itself hears the answer: between accounts the server writes another subject into the message.
-pub(super) const REPLY_TO: HeaderName = HeaderName::from_static("Stage0-Reply-To");
+pub(in crate::nats) const REPLY_TO: HeaderName = HeaderName::from_static("Stage0-Reply-To");
 /// What a genuine answer to a question is.
 #[derive(Debug)]
 pub(in crate::nats) struct ExpectedReply {
@@ -41,6 +43,13 @@ pub(in crate::nats) struct Asker {
     pub(super) role: Role,
     pub(super) generation: u32,
     pub(super) id: MessageId,
+}
+
+impl Asker {
+    /// Whether the question's id is the token of its answer.
+    pub(in crate::nats) fn is_of(self, token: Token) -> bool {
+        self.id == token.bytes()
+    }
 }
 
 /// The notices that one listener heard; each listener of a process hears them all.
@@ -64,7 +73,7 @@ impl MessageAuth {
         &self,
         subject: &str,
         to: &str,
-        inbox: &str,
+        inbox: &ReplyInbox,
         sent: Sent,
         body: &[u8],
         headers: &mut HeaderMap,
@@ -72,13 +81,14 @@ impl MessageAuth {
         let known = question(subject).filter(|known| known.from.contains(&self.role))?;
         let ring = self.ring();
         let key = ring.active.pair(known.to)?;
-        let envelope = self.envelope(ring.active.number, new_id()?);
+        // The answer's token, which is random: whoever sends the same question once more sends the same id.
+        let envelope = self.envelope(ring.active.number, inbox.token.bytes());
         let more = sent.bytes();
-        let more = [inbox.as_bytes(), &more];
+        let more = [inbox.subject.as_bytes(), &more];
         let content = Content { kind: MessageKind::Question, receiver: Some(known.to), subject: to, more: &more, body };
         let mac = envelope.mac(key, &content);
         envelope.seal(headers, [(Some(known.to), mac.as_ref())]);
-        headers.insert(REPLY_TO, HeaderValue::from(inbox));
+        headers.insert(REPLY_TO, HeaderValue::from(inbox.subject.as_str()));
         Some(ExpectedReply { peer: known.to, subject: to.to_owned(), id: envelope.id })
     }
 

@@ -5,7 +5,9 @@ use bytes::Bytes;
 
 use super::super::deadline::Sent;
 use super::super::jetstream::Stored;
+use super::super::link::ReplyInbox;
 use super::super::log::EXPECTED_LAST;
+use super::super::waiters::Token;
 use super::envelope::Content;
 use super::live::{ExpectedReply, REPLY_TO};
 use super::*;
@@ -37,10 +39,14 @@ fn message(subject: &str, reply: Option<&str>, headers: HeaderMap, body: &'stati
 const INBOX: &str = "_INBOX_gateway.x.1";
 const EVALUATE: &str = "s0.req.evaluate";
 
+fn inbox() -> ReplyInbox {
+    ReplyInbox { subject: INBOX.to_owned(), token: Token::random().unwrap() }
+}
+
 /// A gateway's question to an evaluator, and what the gateway waits for.
 fn asked(gateway: &MessageAuth, sent: Sent) -> (Message, ExpectedReply) {
     let mut headers = sent.headers();
-    let expected = gateway.question("evaluate", EVALUATE, INBOX, sent, b"{}", &mut headers).unwrap();
+    let expected = gateway.question("evaluate", EVALUATE, &inbox(), sent, b"{}", &mut headers).unwrap();
     (message(EVALUATE, Some(INBOX), headers, b"{}"), expected)
 }
 
@@ -83,7 +89,9 @@ fn a_role_speaks_for_itself_and_asks_only_what_it_may() {
     let (evaluator, keystore) = (of(&set, Role::Evaluator), of(&set, Role::Keystore));
     // It does not ask at all by itself …
     assert!(
-        evaluator.question("keys.verify", "s0.req.keys.verify", INBOX, sent(), b"{}", &mut HeaderMap::new()).is_none()
+        evaluator
+            .question("keys.verify", "s0.req.keys.verify", &inbox(), sent(), b"{}", &mut HeaderMap::new())
+            .is_none()
     );
     // … and with its own keys and other code it is refused, under its own name and under another's.
     let (sent, ring) = (sent(), evaluator.ring());
