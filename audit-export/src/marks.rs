@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use stage0_backplane::{Backplane, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
 use stage0_contract::{
     AccountId, Deletion, DeletionPermit, Expiry, Head, KeyId, LineHash, LineStart, ManageReply, Mark, MarkBody,
@@ -284,7 +285,7 @@ pub(crate) async fn expire(
     let marks = removal::old_marks(backplane, account, Some(before), now).await?;
     let until = latest_end(&body).max(marks.map_or(0, |marks| marks.expire_at));
     let lasts = Lasts { days: retention_days, until };
-    match write_lasting(backplane, account, lasts, body, SignedDuration::ZERO, now).await {
+    match write_lasting(backplane, account, lasts, (body, None), SignedDuration::ZERO, now).await {
         Ok(Written::Nothing) => return Ok(0),
         // Nobody can ask for this log any more, so nobody misses what goes from it.
         Err(MarkFailure::UnknownAccount) => {
@@ -339,7 +340,7 @@ async fn heads(
         let read = backplane.log.read(account, Which::Only(Kind::Decisions), seek, PIECE, Shared::soon());
         let chunk = read.await?;
         for entry in chunk.entries.iter().filter(|entry| !last.is_some_and(|last| last.covers(entry, now))) {
-            heads.add(entry);
+            heads.add(entry, account);
         }
         match chunk.entries.last().filter(|_| chunk.more) {
             Some(last) => seek = Seek::After(last.position),
@@ -374,7 +375,7 @@ impl Last {
             return false;
         }
         let before = micros(entry.stored_at) <= self.mark.through;
-        match head_of(entry) {
+        match head_of(entry, &self.mark.account) {
             // A head is left out of marks once it has expired.
             Some(head) if head.expires_at <= now.as_second() => before,
             Some(head) => {
@@ -385,10 +386,21 @@ impl Last {
     }
 }
 
-/// An entry's lines are one writer's, so its last line tells.
-fn head_of(entry: &Entry) -> Option<Head> {
+/// An entry's lines are one writer's, so its last line tells. None where that is no decision of this account: a mark
+/// that named another one's would be wrong for ever.
+fn head_of(entry: &Entry, account: &AccountId) -> Option<Head> {
     let line = entry.lines().last()?;
+    let Whose { account: whose } = serde_json::from_slice(line).ok()?;
+    if whose.is_some_and(|whose| whose != *account) {
+        return None;
+    }
     serde_json::from_slice::<LineStart>(line).ok().map(|start| start.head(line))
+}
+
+#[derive(Deserialize)]
+struct Whose {
+    #[serde(default)]
+    account: Option<AccountId>,
 }
 
 fn whole_millis(time: Timestamp) -> Timestamp {
@@ -400,10 +412,10 @@ fn micros(time: Timestamp) -> u64 {
 }
 
 impl Heads {
-    fn add(&mut self, entry: &Entry) {
+    fn add(&mut self, entry: &Entry, account: &AccountId) {
         self.through = micros(entry.stored_at).max(if self.through < FIRST_TIME { 0 } else { self.through });
         self.covered = self.covered.saturating_add(entry.lines().count() as u64);
-        match head_of(entry) {
+        match head_of(entry, account) {
             Some(head) => {
                 let known = self.of.entry(head.writer).or_insert(head);
                 if head.sequence >= known.sequence {

@@ -55,7 +55,7 @@ pub(super) async fn going(backplane: &Backplane, account: &AccountId, before: Ti
                 Some(at) => {
                     gone.from = gone.from.or(Some(at));
                     gone.to = Some(at);
-                    heads.add(entry);
+                    heads.add(entry, account);
                 }
                 // What cannot be read keeps nothing behind it from going.
                 None if entry.stored_at >= before => break 'log,
@@ -182,7 +182,7 @@ async fn still_there(
     removed: &Removed<'_>,
 ) -> Result<Option<Position>, MarkFailure> {
     let gone = |entry: &Entry| {
-        let named = head_of(entry).is_some_and(|head| {
+        let named = head_of(entry, account).is_some_and(|head| {
             removed.last.iter().any(|last| last.writer == head.writer && last.sequence >= head.sequence)
         });
         named && recorded(entry).is_some_and(|at| at < removed.before)

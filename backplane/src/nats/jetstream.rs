@@ -227,13 +227,13 @@ async fn read_one(
         *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
         true
     });
-    let (id, _) = link.inbox();
+    let inbox = link.reply_inbox().ok_or(JetError::Unknown(AskError::Lost))?;
     let to = subject.clone();
     let send = |reply: String| link.client.publish_with_reply(to, reply, question);
     tokio::select! {
         biased;
         why = link.forbidden(&subject) => return Err(JetError::Forbidden(why)),
-        answer = link.exchange_for(id, check, until, send) => match answer {
+        answer = link.exchange_for(inbox, Some(check), until, send) => match answer {
             Ok(_) => {}
             Err(AskError::Absent) => return Err(JetError::Absent),
             Err(error) => return Err(JetError::Unknown(error)),

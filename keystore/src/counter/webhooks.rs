@@ -15,7 +15,7 @@ use stage0_contract::{
 use tokio::time::Instant;
 
 use super::Counter;
-use crate::manage::{self, Undone, marks, webhooks};
+use crate::manage::{self, Desk, Undone, marks, webhooks};
 use crate::signer;
 use crate::store::Store;
 use crate::vault::CommitError;
