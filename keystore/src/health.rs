@@ -71,6 +71,11 @@ impl Health {
         }
     }
 
+    /// It has its turn, and will serve in a moment.
+    pub(crate) fn opens(&self) {
+        *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some("it opens its data".to_owned());
+    }
+
     pub(crate) fn serves(&self) {
         *self.0.fault.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

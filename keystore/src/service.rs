@@ -229,7 +229,7 @@ impl Start {
             AcquireError::Open(error) => BuildError::Open(error),
             AcquireError::Cancelled(error) => BuildError::Thread(std::io::Error::other(error)),
         })?;
-        self.health.waits("it opens its data");
+        self.health.opens();
         Ok((Some(lease), directory))
     }
 

@@ -316,7 +316,7 @@ async fn each_role_has_its_own_records_and_no_others() {
                 assert!(matches!(put, Err(PutError::Failed(_))), "{record}: {put:?}");
                 continue;
             }
-            let found = found.unwrap().unwrap();
+            let found = found.unwrap_or_else(|error| panic!("{record}: {error}")).unwrap();
             assert_eq!(found.value, "there");
             role.ledger.put(record, "mine".into(), Some(found.revision), Some(PATIENT), soon()).await.unwrap();
         }
