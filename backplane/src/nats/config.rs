@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{ConnectOptions, ServerAddr};
+use stage0_contract::Role;
 
 use super::dial::ConnectError;
 use super::{MessageAuth, SUBSCRIPTION_CAPACITY, SyncMode};
@@ -51,6 +52,8 @@ pub struct NatsConfig {
     pub jetstream_api: String,
     /// Whether the server's way of syncing is verified before anything is recorded.
     pub sync: SyncMode,
+    /// Whose streams readiness looks at on each connection; none: those that it was prepared for.
+    pub role: Option<Role>,
     /// Authenticates messages end to end, and refuses others; all connections of a process share it.
     pub auth: Option<Arc<MessageAuth>>,
     /// The clock of log and ledger; all connections of a process share what is known of it.
@@ -105,6 +108,7 @@ impl NatsConfig {
             ready_within: Duration::from_secs(1),
             jetstream_api: JETSTREAM_API.to_owned(),
             sync: SyncMode::default(),
+            role: None,
             auth: None,
             store_clock: Arc::new(StoreClock::remote()),
         }

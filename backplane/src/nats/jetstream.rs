@@ -24,6 +24,8 @@ use crate::{AskError, ReadError};
 /// Reads of many messages at a time on one connection: each has a subscription, and may bring megabytes.
 pub(super) const MAX_READS: usize = 64;
 
+/// JetStream's own subjects lead nowhere from this account.
+const NOT_IN_ACCOUNT: u64 = 10_039;
 pub(super) const NO_SUCH_STREAM: u64 = 10_059;
 /// Somebody else made the stream at the same time, perhaps with other settings.
 pub(super) const STREAM_EXISTS: u64 = 10_058;
@@ -57,6 +59,11 @@ pub(super) enum JetError {
     /// The server forbids the subject, in its words.
     #[error("nats refuses it: {0}")]
     Forbidden(String),
+    /// The account has no JetStream of its own.
+    #[error(
+        "JetStream is not there for this login: give --nats-jetstream-api {0}.api, as the server's configuration by `stage0 nats-config` has it"
+    )]
+    NotInAccount(String),
     /// There is no such stream, and this service may not make one.
     #[error(
         "the stream `{0}` is missing and this service may not make it: run `stage0 nats-admin init`, or where an earlier version ran `stage0 nats-admin upgrade`"
@@ -170,6 +177,7 @@ pub(super) async fn publish(
     })?;
     let answer: Answer = serde_json::from_slice(&answer).map_err(|_| JetError::Unreadable)?;
     match answer.error {
+        Some(ApiError { err_code: NOT_IN_ACCOUNT, .. }) => Err(JetError::NotInAccount(link.prefix.clone())),
         Some(ApiError { err_code, description }) => Err(JetError::Refused { code: err_code, description }),
         None => Ok(answer.rest),
     }

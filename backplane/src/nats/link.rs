@@ -24,6 +24,7 @@ use super::jetstream::{MAX_READS, is_stored};
 use super::requests::KeystoreKey;
 use super::sealing::SealingKeys;
 use super::stream_watch::StreamWatch;
+use super::streams::StreamSpec;
 use super::sync::SyncWatch;
 use super::waiters::{Check, Door, Token, Waiters};
 use super::{MessageAuth, NatsConfig};
@@ -149,6 +150,10 @@ impl Link {
             _counted: metrics::kept(),
             _tasks: [AbortOnDropHandle::new(router), AbortOnDropHandle::new(watch)],
         };
+        if let Some(role) = config.role {
+            let used = StreamSpec::of_role(&config.prefix, role);
+            link.streams.use_these(used.into_iter().map(|spec| spec.name).collect());
+        }
         match link.round_trip().await {
             Ok(()) => Ok(link),
             Err(error) => Err(link.health.violation().unwrap_or_else(|| error.to_string())),

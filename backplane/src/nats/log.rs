@@ -384,7 +384,8 @@ fn is_for_certain(error: &JetError, doubted: bool) -> bool {
         | JetError::Missing(_)
         | JetError::Former(_)
         | JetError::Foreign { .. }
-        | JetError::Full(_) => !doubted,
+        | JetError::Full(_)
+        | JetError::NotInAccount(_) => !doubted,
         JetError::Forbidden(_) | JetError::Overdue | JetError::NotSent => true,
         JetError::Unknown(_) | JetError::Unreadable => false,
     }

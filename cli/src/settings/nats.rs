@@ -29,7 +29,7 @@ pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsS
     let open_allowed = reader.required(&table::OPEN_NATS, boolean);
     let message_keys = reader.optional(&table::MESSAGE_KEYS, path);
     let auth = auth(reader, role);
-    let config = NatsConfig { auth: auth?, ..config? };
+    let config = NatsConfig { auth: auth?, role: Some(role), ..config? };
     Some((config, NatsSafety { open_allowed: open_allowed?, message_keys, _login: login? }))
 }
 

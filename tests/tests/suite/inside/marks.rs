@@ -12,8 +12,9 @@ use stage0_backplane::nats::{Connection, MessageAuth, MessageKeys, NatsConfig};
 use stage0_backplane::testing::wait_for;
 use stage0_backplane::{Backplane, Batch, Kind, Position, Seek, Which};
 use stage0_contract::{
-    AccountId, Deletion, Expiry, Head, KeyId, LineHash, LineStart, LineType, Link, ManageReply, Mark, MarkBody,
-    MarkSigned, Previous, PublicKeys, Refusal, Report, Role, SignMark, Walk, Window,
+    AccountId, ApiKey, Caller, Deletion, DeletionPermit, Expiry, Head, LineHash, LineStart, LineType, Link,
+    ManageReply, Mark, MarkBody, MarkSigned, PermitDeletion, Previous, PublicKeys, Refusal, Report, Role, SignMark,
+    VerifyKey, VerifyKeyReply, Walk, Window,
 };
 use stage0_tests::{Api, Stack};
 use tokio::time::Instant;
@@ -73,7 +74,11 @@ impl Insider {
     }
 
     async fn ask(&self, mark: Mark) -> ManageReply<MarkSigned> {
-        let asked = SignMark { mark, last: None, takes_earlier: false };
+        self.ask_with(mark, None).await
+    }
+
+    async fn ask_with(&self, mark: Mark, permit: Option<DeletionPermit>) -> ManageReply<MarkSigned> {
+        let asked = SignMark { mark, last: None, takes_earlier: false, permit };
         self.backplane.requests.ask(&asked, SOON).await.unwrap()
     }
 
@@ -368,18 +373,26 @@ async fn on_nats_a_removal_by_retention_leaves_marks_too() {
 }
 
 /// A deletion of all that is there, as an exporter asks for it.
-async fn deletion(insider: &Insider) -> Mark {
+/// A deletion that a caller asked for, as the exporter has it signed, and the keystore's permit for it.
+async fn deletion(stack: &Stack, insider: &Insider) -> (Mark, DeletionPermit) {
+    let gateway = Insider::with_keys_of(Role::Gateway, stack).await.backplane.requests;
+    let key = ApiKey::parse(stack.api.key.as_ref().unwrap()).unwrap();
+    let verified = gateway.ask(&VerifyKey { key: key.clone(), request_id: None }, SOON).await.unwrap();
+    let VerifyKeyReply::Valid(identity) = verified else { panic!("{verified:?}") };
+    let before = Timestamp::now();
+    let permit = PermitDeletion { caller: Caller::new(&identity, &key), before };
+    let ManageReply::Done(permit) = gateway.ask(&permit, SOON).await.unwrap() else { panic!("no permit") };
     let (last, ..) = insider.last_mark().await;
     let body = Deletion {
-        before: Timestamp::now(),
+        before,
         from: None,
         to: None,
         count: 10,
         through: 0,
         deleted: last.heads,
-        requested_by: KeyId::parse("key_1").unwrap(),
+        requested_by: identity.key_id,
     };
-    insider.next(MarkBody::Deletion(body)).await
+    (insider.next(MarkBody::Deletion(body)).await, permit)
 }
 
 #[tokio::test]
@@ -388,7 +401,10 @@ async fn a_removal_whose_exporter_died_behind_its_mark_is_finished() {
         let (mut stack, insider) = taken_over().await;
         stack.exporters[0].kill();
         // It died behind the append, or between signature and append.
-        let line = insider.sign(deletion(&insider).await).await;
+        let (mark, permit) = deletion(&stack, &insider).await;
+        assert_eq!(insider.ask(mark.clone()).await, ManageReply::Failed, "nobody asked for it");
+        let signed = insider.ask_with(mark, Some(permit)).await;
+        let ManageReply::Done(MarkSigned { line, earlier: false }) = signed else { panic!("{signed:?}") };
         if stored {
             insider.append_mark(&line).await;
         }

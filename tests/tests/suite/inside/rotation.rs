@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stage0_backplane::nats::{Connection, KeySet, Login, NatsConfig, Requirement, ServerFile, Tls};
+use stage0_backplane::nats::{Connection, KeySet, Login, Logins, NatsConfig, Requirement, ServerFile, Tls};
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_contract::Role;
 use stage0_tests::{Api, Authority, Process, account_scopes, write_keys};
@@ -70,15 +70,16 @@ impl Server {
             store_dir: "/unused".into(),
             max_file: "1GB".to_owned(),
             passwords: None,
+            logins: Logins::SHARED,
         };
         let of_this_place = ["server_name:", "listen:", "http:", "ping_interval:", "  store_dir:"];
         let rendered = file.render();
         let lines = rendered.lines().filter(|line| !of_this_place.iter().any(|name| line.starts_with(name)));
         let mut settings: String = lines.map(|line| format!("{line}\n")).collect();
         for (role, logins) in &self.logins {
-            let (start, end) = ("users: [", "} }");
-            let first = format!("{{ user: {role}, password: ${}, ", ServerFile::password_variable(*role));
-            let at = settings.find(&format!("{start}{first}")).unwrap() + start.len();
+            let first = format!("{{ user: {role}, password: ${}, ", ServerFile::password_variable(role.as_str()));
+            let end = "} }";
+            let at = settings.find(&first).unwrap();
             let until = at + settings[at..].find(end).unwrap() + end.len();
             let permissions = settings[at..until].strip_prefix(&first).unwrap().to_owned();
             let users = logins
