@@ -190,7 +190,14 @@ mod tests {
     use std::time::Duration;
 
     use crate::in_flight::{ByteLimits, BytesInFlight};
+    use crate::keyring::{Asking, Known};
     use crate::patience::{Limits, Patient};
+    use crate::server::tests::gate;
+    use stage0_backplane::Backplane;
+    use stage0_contract::{
+        AccountId, ApiKey, Caps, KeyIdentity, Limits as AccountLimits, Plan, RefreshKey, RefreshKeyReply, Scopes,
+        VerifyKey, VerifyKeyReply,
+    };
 
     const LIMITS: Limits = Limits {
         next_head: Duration::from_secs(80),
@@ -248,6 +255,73 @@ mod tests {
         let mut body = Held::new(Bytes::from(vec![7; 100]), hold, ());
         let other = bytes.begin(None, None, now);
         other.grow(50, now).unwrap();
+        let piece = poll_fn(|context| Pin::new(&mut body).poll_next(context)).await;
+        assert!(piece.unwrap().is_err());
+    }
+
+    fn key() -> ApiKey {
+        ApiKey::from_random([1; 10], [2; 20]).unwrap()
+    }
+
+    fn identity() -> KeyIdentity {
+        KeyIdentity {
+            key_id: key().id().clone(),
+            account: AccountId::parse("a").unwrap(),
+            scopes: Scopes::default(),
+            plan: Plan::Free,
+            expires_at: None,
+            retention_days: 30,
+            limits: AccountLimits::NONE,
+            require_run_id: false,
+            caps: Caps::NONE,
+        }
+    }
+
+    /// A gate, and a caller whose key the keystore vouched for.
+    async fn believed(backplane: &Backplane) -> (Data<Gate>, Believed) {
+        let gate = Data::new(gate(backplane, |_| {}));
+        let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
+        let answered = async { asked.next().await.unwrap().answer(&VerifyKeyReply::Valid(identity())).await };
+        let (deadline, key) = (tokio::time::Instant::now() + Duration::from_secs(30), key());
+        let asking = Asking { keystore: &*backplane.requests, deadline, request_id: None };
+        let (verified, ()) = tokio::join!(gate.keyring.verify(&key, asking), answered);
+        let caller = verified.unwrap().unwrap();
+        (gate, caller)
+    }
+
+    #[tokio::test]
+    async fn an_answer_goes_on_for_a_key_that_lives_and_ends_half_way_for_one_that_was_revoked() {
+        let backplane = Backplane::embedded();
+        let (gate, caller) = believed(&backplane).await;
+        let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
+        let release = Release::new(gate.clone(), caller, id);
+        let mut body = Sending::new(Bytes::from(vec![7; 3 * PIECE_BYTES]), None, Some(release));
+        let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
+        for reply in [RefreshKeyReply::Live(identity()), RefreshKeyReply::Gone] {
+            // A key of the account changed.
+            gate.keyring.doubt(&identity().account);
+            let lives = matches!(reply, RefreshKeyReply::Live(_));
+            let answered = async { asked.next().await.unwrap().answer(&reply).await };
+            let piece = poll_fn(|context| Pin::new(&mut body).poll_next(context));
+            let (piece, ()) = tokio::join!(piece, answered);
+            assert_eq!(piece.unwrap().is_ok(), lives);
+        }
+        let asking = Asking {
+            keystore: &*backplane.requests,
+            deadline: tokio::time::Instant::now() + Duration::from_secs(30),
+            request_id: None,
+        };
+        assert!(matches!(gate.keyring.look_up(&key(), asking).await, Ok(Known::No)));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_withheld_where_the_keystore_cannot_be_asked() {
+        let backplane = Backplane::embedded();
+        let (gate, caller) = believed(&backplane).await;
+        let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
+        let release = Release::new(gate.clone(), caller, id);
+        let mut body = Sending::new(Bytes::from(vec![7; 3]), None, Some(release));
+        gate.keyring.doubt(&identity().account);
         let piece = poll_fn(|context| Pin::new(&mut body).poll_next(context)).await;
         assert!(piece.unwrap().is_err());
     }
