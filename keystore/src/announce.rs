@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const ATTEMPT: Duration = Duration::from_millis(500);
-const PAUSE: Duration = Duration::from_secs(1);
+/// Short: who has the reply to a revocation counts on it within a second.
+const PAUSE: Duration = Duration::from_millis(100);
 const UNTOLD: usize = 4_096;
 
 /// What is told.
