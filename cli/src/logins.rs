@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(password("keystore-1").unwrap(), first);
         let file = std::fs::read_to_string(dir.path().join(PASSWORDS_FILE)).unwrap();
         assert!(file.contains(&format!("KEYSTORE_1_PASSWORD: {:?}\n", first.trim_end())), "{file}");
-        assert_eq!(file.lines().count(), 14);
+        assert_eq!(file.lines().count(), 15);
     }
 
     #[test]

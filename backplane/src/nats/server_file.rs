@@ -51,7 +51,7 @@ pub struct Logins {
     pub gateways: u16,
     /// Of evaluators.
     pub evaluators: u16,
-    /// Of keystores: one serves, and one stands by.
+    /// Of keystores: one serves, one stands by, and `doctor` looks.
     pub keystores: u16,
     /// Of audit-export.
     pub audit_exports: u16,
@@ -59,7 +59,7 @@ pub struct Logins {
 
 impl Default for Logins {
     fn default() -> Self {
-        Self { gateways: 4, evaluators: 4, keystores: 2, audit_exports: 4 }
+        Self { gateways: 4, evaluators: 4, keystores: 3, audit_exports: 4 }
     }
 }
 

@@ -22,6 +22,7 @@ mod power_cut;
 mod refusals;
 mod requests;
 mod roles;
+mod sealing;
 mod streams;
 mod sync;
 mod witness;

@@ -724,27 +724,37 @@ async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not
     let stranger = async_nats::connect(nats.url()).await.unwrap();
     let mut questions = stranger.subscribe("s0.req.evaluate").await.unwrap();
     stranger.flush().await.unwrap();
-    let mut tokens = Vec::new();
-    for _ in 0..8 {
-        let asked = asker.requests.ask_bytes(EvaluateRequest::SUBJECT, Bytes::from_static(b"{}"), soon());
-        let answering = async {
-            let to = questions.next().await.unwrap().reply.unwrap().to_string();
+    let (heard, mut tokens_heard) = tokio::sync::mpsc::unbounded_channel();
+    let answering = tokio::spawn(async move {
+        while let Some(question) = questions.next().await {
+            let to = question.reply.unwrap().to_string();
             let (inbox, token) = to.rsplit_once('.').unwrap();
             // Each that differs from it in one letter, and the numbers that once were there.
-            for at in 0..token.len() {
-                let mut guess = token.as_bytes().to_vec();
-                guess[at] = if guess[at] == b'A' { b'B' } else { b'A' };
-                let guess = String::from_utf8(guess).unwrap();
+            let altered = (0..token.len()).map(|at| {
+                let letter = if token.as_bytes()[at] == b'A' { "B" } else { "A" };
+                format!("{}{letter}{}", &token[..at], &token[at + 1..])
+            });
+            for guess in altered.chain((0..100).map(|number: u8| number.to_string())) {
                 stranger.publish(format!("{inbox}.{guess}"), Bytes::from_static(b"forged")).await.unwrap();
             }
-            for number in 0..100 {
-                stranger.publish(format!("{inbox}.{number}"), Bytes::from_static(b"forged")).await.unwrap();
-            }
             stranger.publish(to.clone(), Bytes::from_static(b"right")).await.unwrap();
-            token.to_owned()
-        };
-        let (answer, token) = tokio::join!(asked, answering);
-        assert_eq!(answer.as_deref(), Ok(&b"right"[..]));
+            heard.send(token.to_owned()).unwrap();
+        }
+    });
+    let (mut tokens, mut answered) = (Vec::new(), 0);
+    while answered < 8 {
+        // On a machine that is too busy a connection may break, and nobody hears: that is asked again.
+        match asker.requests.ask_bytes(EvaluateRequest::SUBJECT, Bytes::from_static(b"{}"), soon()).await {
+            Ok(answer) => {
+                assert_eq!(answer, "right");
+                answered += 1;
+            }
+            Err(AskError::Absent | AskError::Lost) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    answering.abort();
+    while let Ok(token) = tokens_heard.try_recv() {
         tokens.push(token);
     }
     assert!(tokens.iter().all(|token| token.len() == 22), "{tokens:?}");

@@ -25,7 +25,8 @@ pub(crate) struct NatsSafety {
 
 /// Reads it for the role.
 pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsSafety)> {
-    let (config, login) = read_config(reader, role).unzip();
+    let login = login(reader, role);
+    let (config, login) = read_config(reader, role.as_str(), login).unzip();
     let open_allowed = reader.required(&table::OPEN_NATS, boolean);
     let message_keys = reader.optional(&table::MESSAGE_KEYS, path);
     let auth = auth(reader, role);
@@ -35,9 +36,10 @@ pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsS
 
 /// Reads it for whoever makes the streams: he says nothing that another role would have to believe.
 pub(super) fn read_admin(reader: &mut Reader) -> Option<(NatsConfig, NatsSafety)> {
-    let config = read_config(reader, ServerFile::ADMIN_USER);
+    let login = given_login(reader).map(|login| (login, None));
+    let config = read_config(reader, ServerFile::ADMIN_USER, login);
     let open_allowed = reader.required(&table::OPEN_NATS, boolean);
-    Some((config?, NatsSafety { open_allowed: open_allowed?, message_keys: None }))
+    Some((config?.0, NatsSafety { open_allowed: open_allowed?, message_keys: None, _login: None }))
 }
 
 /// A number and a unit, as nats-server counts them.
@@ -88,10 +90,13 @@ fn requirement(text: &str) -> Result<Requirement, String> {
     }
 }
 
-fn read_config(reader: &mut Reader, role: Role) -> Option<(NatsConfig, Option<TakenLogin>)> {
+/// What was found as a login: the outer `None` is a mistake, which the reader has noted.
+type FoundLogin = Option<(Option<Login>, Option<TakenLogin>)>;
+
+fn read_config(reader: &mut Reader, name: &str, login: FoundLogin) -> Option<(NatsConfig, Option<TakenLogin>)> {
     let servers = reader.required(&table::NATS, servers);
     let prefix = reader.required(&table::NATS_PREFIX, prefix);
-    let (login, tls) = (login(reader, role), tls(reader));
+    let tls = tls(reader);
     let sync = SyncMode {
         monitors: reader.optional(&table::NATS_MONITOR, monitors).unwrap_or_default(),
         dangerous_relaxed: reader.optional(&table::RELAXED_SYNC, boolean).unwrap_or_default(),
@@ -99,12 +104,12 @@ fn read_config(reader: &mut Reader, role: Role) -> Option<(NatsConfig, Option<Ta
     let jetstream_api = reader.optional(&table::JETSTREAM_API, jetstream_api);
     let (servers, prefix) = servers.zip(prefix)?;
     let (login, taken) = login?;
-    let config = NatsConfig { servers, prefix, login, tls: tls?, sync, ..NatsConfig::new("", role.as_str()) };
+    let config = NatsConfig { servers, prefix, login, tls: tls?, sync, ..NatsConfig::new("", name) };
     Some((NatsConfig { jetstream_api: jetstream_api.unwrap_or(config.jetstream_api), ..config }, taken))
 }
 
-/// The outer `None` is a mistake, the inner one no login; and what was taken of a directory of logins.
-fn login(reader: &mut Reader, role: Role) -> Option<(Option<Login>, Option<TakenLogin>)> {
+/// The login, if there is one, and what was taken of a directory of logins.
+fn login(reader: &mut Reader, role: Role) -> FoundLogin {
     if !reader.is_given(&table::NATS_LOGINS) {
         return Some((given_login(reader)?, None));
     }

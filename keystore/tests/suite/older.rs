@@ -33,7 +33,7 @@ async fn is_carried_on(data: &Path) -> Vec<String> {
         let kept = done(running.ask(&ListRetentions { cursor: None }).await).items;
         assert!(kept.iter().any(|(id, _)| *id == account), "{kept:?}");
         // Its public key was stored at the first start.
-        assert_eq!(done(running.ask(&SigningKeys {}).await).items.len(), 1);
+        assert_eq!(done(running.ask(&SigningKeys::default()).await).items.len(), 1);
         assert_eq!(running.endpoints().await.len(), 0);
         running.stop().await;
     }
@@ -56,7 +56,7 @@ async fn each_of_journal_and_store_is_made_of_the_other_ones_older_records() {
     let dir = tempfile::tempdir().unwrap();
     let data = older(dir.path());
     // Once, so that the state store knows how new the store must be.
-    Running::start_as(config(&data), operator()).await.unwrap().stop().await;
+    Running::start_as(config(&data), nobody()).await.unwrap().stop().await;
     std::fs::remove_file(data.join("journal")).unwrap();
     assert_eq!(is_carried_on(&data).await, Vec::<String>::new());
 }
@@ -66,7 +66,7 @@ async fn an_older_store_without_its_journal_is_refused_while_nothing_tells_how_n
     let dir = tempfile::tempdir().unwrap();
     let data = older(dir.path());
     std::fs::remove_file(data.join("journal")).unwrap();
-    let refused = Running::start_as(config(&data), operator()).await.err().expect("it started");
+    let refused = Running::start_as(config(&data), nobody()).await.err().expect("it started");
     let text = std::error::Error::source(&refused).unwrap().to_string();
     assert!(text.contains("the journal is missing") && text.contains("--accept-restore"), "{text}");
     assert!(!data.join("journal").exists());

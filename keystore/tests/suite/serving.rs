@@ -102,7 +102,7 @@ async fn a_permit_is_given_to_who_may_delete_and_signs_that_deletions_mark_alone
     assert!(matches!(refused(running.ask(&ask(caller_of(&may), later)).await), Refusal::Invalid(_)));
     let permit = done(running.ask(&ask(caller_of(&may), before)).await);
     let mark = |by: &KeyId| deletion_mark(&account, before, by);
-    let sign = |mark, permit| SignMark { mark, permit };
+    let sign = |mark, permit| SignMark { mark, last: None, takes_earlier: false, permit };
     assert_eq!(running.ask(&sign(mark(&may.id), None)).await, ManageReply::Failed);
     assert_eq!(running.ask(&sign(mark(&may_not.id), Some(permit.clone()))).await, ManageReply::Failed);
     done(running.ask(&sign(mark(&may.id), Some(permit))).await);
