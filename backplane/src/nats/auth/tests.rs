@@ -390,7 +390,7 @@ fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without
         }
         let sent = sent();
         let mut headers = sent.headers();
-        let expected = gateway.question("keys.verify", VERIFY, INBOX, sent, b"{}", &mut headers).unwrap();
+        let expected = gateway.question("keys.verify", VERIFY, &inbox(), sent, b"{}", &mut headers).unwrap();
         let question = message(VERIFY, Some(INBOX), headers, b"{}");
         let sent = Sent::parse(question.headers.as_ref()).unwrap();
         let asker = keystore.judge_question(&question, "keys.verify", sent).unwrap().unwrap();
