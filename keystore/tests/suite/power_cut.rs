@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use stage0_contract::{ManageReply, Scope};
+use stage0_contract::{ManageReply, Refusal, Scope};
 
 use crate::harness::Running;
 use crate::witness::{Witness, Writer, put_aside, rounds, somewhere_below};
@@ -120,7 +120,8 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     for _ in 0..2_000 {
         match running.ask(&running.create(&account, &[Scope::Check])).await {
             ManageReply::Done(made) => kept.push(made.key),
-            ManageReply::Failed => {
+            // Refused before anything is written, while the reserve is untouched.
+            ManageReply::Failed | ManageReply::Refused(Refusal::Conflict(_)) => {
                 failed += 1;
                 if failed == 2 {
                     break;
