@@ -287,9 +287,9 @@ impl Courier {
     async fn launch(&mut self, held: &mut Held, endpoint: &Endpoint) {
         let most = if held.cursor.is_failing() { CONCURRENCY_FAILING } else { CONCURRENCY };
         let room = most.saturating_sub(held.aloft.len());
-        let now = self.shared.clock.now();
+        let due_at = self.shared.clock.now();
         let may_go = |open: &&Open| open.sequence < held.unstored_from && !held.aloft.contains(&open.sequence);
-        let due: Vec<_> = held.cursor.due(now).filter(may_go).take(room).cloned().collect();
+        let due: Vec<_> = held.cursor.due(due_at).filter(may_go).take(room).cloned().collect();
         held.held_back = false;
         for open in due {
             if let Some(rate) = endpoint.webhook.rate_limit {
@@ -302,7 +302,7 @@ impl Courier {
             }
             let read_at = held.bodies.get(&open.sequence).map(|body| body.read_at);
             if read_at.is_none_or(|at| at.elapsed() >= BODY_TTL)
-                && let Err(error) = self.read_again(held, endpoint, &open).await
+                && let Err(error) = self.read_again(held, endpoint, &open, due_at).await
             {
                 self.pause("log cannot be read", &error);
                 return;

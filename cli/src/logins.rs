@@ -155,7 +155,8 @@ mod tests {
         assert_eq!(password("keystore-1").unwrap(), first);
         let file = std::fs::read_to_string(dir.path().join(PASSWORDS_FILE)).unwrap();
         assert!(file.contains(&format!("KEYSTORE_1_PASSWORD: {:?}\n", first.trim_end())), "{file}");
-        assert_eq!(file.lines().count(), 15);
+        assert!(file.contains("\nADMIN_PASSWORD: ") && dir.path().join("admin/nats.password").exists(), "{file}");
+        assert_eq!(file.lines().count(), 16);
     }
 
     #[test]

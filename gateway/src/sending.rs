@@ -4,9 +4,8 @@
 //! [`Limits`](crate::patience::Limits) name is cut.
 //! Before each piece it is looked at whether the caller's key still lives: of what a gateway had in hand when it was
 //! stopped, and of a long download, nothing leaves for a key that was revoked meanwhile.
-//! INVARIANT: a request counts as under way until the last piece of
-//! its answer is handed on, or the connection is gone; what the answer holds (turns, bytes) is part of the body, and
-//! ends with it.
+//! INVARIANT: a request counts as under way until the last piece of its answer is handed on, or the connection is gone;
+//! what the answer holds (turns, bytes) is part of the body, and ends with it.
 
 use std::error::Error;
 use std::pin::Pin;

@@ -74,9 +74,16 @@ impl Courier {
         Ok(true)
     }
 
-    /// Reads the bodies of an event that is due and of the others of its entry that are; one that has none afterwards
-    /// is gone.
-    pub(super) async fn read_again(&self, held: &mut Held, endpoint: &Endpoint, open: &Open) -> Result<(), ReadError> {
+    /// Reads the bodies of an event that is due at `now` and of the others of its entry that are; one that has none
+    /// afterwards is gone. `now` is when the caller found it due: by a clock that went back since it is not, and would
+    /// be dropped.
+    pub(super) async fn read_again(
+        &self,
+        held: &mut Held,
+        endpoint: &Endpoint,
+        open: &Open,
+        now: Timestamp,
+    ) -> Result<(), ReadError> {
         // What it was before may not be sent any more.
         held.bodies.remove(&open.sequence);
         let read_at = Instant::now();

@@ -341,15 +341,16 @@ async fn each_role_has_its_own_records_and_no_others() {
 }
 
 #[tokio::test]
-async fn gateways_and_evaluators_read_the_stores_clock_and_a_keystore_cannot() {
+async fn each_role_reads_the_stores_clock_by_the_stream_of_its_own_records() {
     let (nats, _exporter) = with_streams().await;
-    for role in ["gateway", "evaluator"] {
-        let ledger = open(&nats, role).await.backplane().ledger;
+    for role in Role::ALL {
+        let ledger = prepared(&nats, role.as_str()).await.ledger;
         assert_eq!(ledger.clock().judge(), Err(ClockError::Unknown), "{role}");
         assert_eq!(ledger.read_clock(Duration::ZERO, soon()).await, Ok(()), "{role}");
         let differs = ledger.clock().now().duration_since(jiff::Timestamp::now());
         assert!(differs.as_secs().abs() <= 2, "{role}: {differs:?}");
     }
+    // Without its streams' names it has no clock to read.
     let ledger = open(&nats, "keystore").await.backplane().ledger;
     assert_eq!(ledger.read_clock(Duration::ZERO, soon()).await, Err(ClockError::Unknown));
 }

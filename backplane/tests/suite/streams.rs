@@ -89,7 +89,7 @@ async fn what_the_operator_chooses_is_not_foreign_and_a_foreign_ledger_takes_no_
     let admin = async_nats::connect(nats.url()).await.unwrap();
     for (setting, value) in [
         ("description", json!("ours")),
-        ("max_bytes", json!(1 << 30)),
+        ("max_bytes", json!(64 << 20)),
         ("compression", json!("s2")),
         ("max_age", json!(0)),
         ("metadata", json!({"team": "x"})),

@@ -152,7 +152,7 @@ settings! {
     NATS_USER = "nats-user" "NAME" in "NATS", "User name; needs the password too", OPEN, All, &on_nats(Optional);
     NATS_PASSWORD = "nats-password" "TEXT" in "NATS", "Password; better by variable or file, as others on the machine can read a command line", SECRET, All, &on_nats(Optional);
     NATS_PASSWORD_FILE = "nats-password-file" "FILE" in "NATS", "File with the password, instead of the setting above", OPEN, All, &on_nats(Optional);
-    NATS_LOGINS = "nats-logins" "DIR" in "NATS", "Directory with files `<user>.password`, such as `gateway-1.password`: the process takes the first that no other process on this machine has, so that each replica has a login of its own; instead of user and password", OPEN, All, &on_nats(Optional);
+    NATS_LOGINS = "nats-logins" "DIR" in "NATS", "Directory with files `<user>.password`, such as `gateway-1.password`: the process takes the first that no other process on this machine has, so that each replica has a login of its own; instead of user and password", OPEN, All, &of_messages(Optional);
     NATS_CA = "nats-ca" "FILE" in "NATS", "PEM file: the authority that signed the servers' certificates", OPEN, All, &on_nats(Optional);
     NATS_CERT = "nats-cert" "FILE" in "NATS", "PEM file: our certificate, where servers ask for one", OPEN, All, &on_nats(Optional);
     NATS_KEY = "nats-key" "FILE" in "NATS", "PEM file: its private key", OPEN, All, &on_nats(Optional);

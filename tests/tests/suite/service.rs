@@ -225,7 +225,7 @@ async fn a_check_takes_no_longer_than_its_budget_when_nobody_decides() {
 
 /// A promise whose test was renamed or removed is a promise that nothing shows.
 #[test]
-fn every_test_that_security_md_names_exists() {
+fn every_test_that_the_security_documents_name_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut sources = String::new();
     let mut folders: Vec<PathBuf> = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -240,13 +240,16 @@ fn every_test_that_security_md_names_exists() {
             }
         }
     }
-    let text = std::fs::read_to_string(root.join("SECURITY.md")).unwrap();
+    let text = ["SECURITY.md", "docs/threat-model.md"].map(|name| std::fs::read_to_string(root.join(name)).unwrap());
+    let text = text.join("\n");
     let is_test = |name: &&str| {
+        // Names of metrics have three underscores too.
         name.matches('_').count() >= 3
+            && !name.starts_with("stage0_")
             && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_:".contains(&b))
     };
     let named: Vec<&str> = text.split('`').skip(1).step_by(2).filter(is_test).collect();
-    assert!(named.len() > 40, "{named:?}");
+    assert!(named.len() > 90, "{named:?}");
     let exists = |name: &str| sources.contains(&format!("fn {}(", name.rsplit(':').next().unwrap()));
     let missing: Vec<_> = named.into_iter().filter(|name| !exists(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");

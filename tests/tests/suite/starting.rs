@@ -50,13 +50,16 @@ impl Deployment {
         let nats = self.nats.url().replace("nats://", "tls://");
         let mut flags = vec![
             ("--nats", nats),
-            ("--nats-logins", self.file(role, "logins")),
             ("--nats-ca", self.file(role, "nats-ca.pem")),
             ("--nats-cert", self.file(role, "nats.pem")),
             ("--nats-key", self.file(role, "nats.key")),
             ("--nats-jetstream-api", "s0.api".to_owned()),
         ];
-        if role != "admin" {
+        if role == "admin" {
+            flags.push(("--nats-user", role.to_owned()));
+            flags.push(("--nats-password-file", self.file(role, "nats.password")));
+        } else {
+            flags.push(("--nats-logins", self.file(role, "logins")));
             flags.push(("--message-keys", self.file(role, "message.keys")));
         }
         if role == "keystore" {

@@ -20,6 +20,8 @@ use tokio::task::JoinHandle;
 
 const SOON: Duration = Duration::from_secs(60);
 
+const ADMIN_PASSWORD: &str = "of-whoever-makes-the-streams";
+
 /// The file of `stage0 nats-config`, and which logins each role has in it.
 struct Server {
     tls: PathBuf,
@@ -73,7 +75,8 @@ impl Server {
             logins: Logins::SHARED,
         };
         let of_this_place = ["server_name:", "listen:", "http:", "ping_interval:", "  store_dir:"];
-        let rendered = file.render();
+        let admin = format!("${}", ServerFile::ADMIN_PASSWORD_VARIABLE);
+        let rendered = file.render().replace(&admin, &format!("{ADMIN_PASSWORD:?}"));
         let lines = rendered.lines().filter(|line| !of_this_place.iter().any(|name| line.starts_with(name)));
         let mut settings: String = lines.map(|line| format!("{line}\n")).collect();
         for (role, logins) in &self.logins {
@@ -119,10 +122,11 @@ impl Deployment {
             urls: Arc::default(),
         };
         this.credentials();
+        this.make_streams();
+        this.start_keystore();
         for _ in 0..2 {
             this.start_exporter();
         }
-        this.start_keystore();
         for _ in 0..2 {
             this.start_evaluator();
             this.start_gateway().await;
@@ -145,6 +149,28 @@ impl Deployment {
         }
     }
 
+    /// As the administrator does once.
+    fn make_streams(&self) {
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let password = self.path("admin.password");
+        std::fs::write(&password, ADMIN_PASSWORD).unwrap();
+        restrict(&password);
+        let mut arguments = vec!["nats-admin".to_owned(), "init".to_owned()];
+        for (name, value) in [
+            ("--nats", self.nats.url().replace("nats://127.0.0.1", "tls://localhost")),
+            ("--nats-ca", text(self.authority.file())),
+            ("--nats-cert", text(self.path("gateway-client.cert"))),
+            ("--nats-key", text(self.path("gateway-client.key"))),
+            ("--nats-user", ServerFile::ADMIN_USER.to_owned()),
+            ("--nats-password-file", text(password)),
+            ("--nats-jetstream-api", ServerFile::jetstream_api("s0")),
+        ] {
+            arguments.extend([name.to_owned(), value]);
+        }
+        let mut admin = Process::start(&arguments);
+        assert!(admin.ended().success(), "{}", admin.said());
+    }
+
     fn start_process(&mut self, role: Role, own: &[&str]) -> Process {
         let text = |path: PathBuf| path.to_str().unwrap().to_owned();
         let (user, _) = self.server.login(role).last().unwrap().clone();
@@ -160,9 +186,7 @@ impl Deployment {
         ] {
             arguments.extend([name.to_owned(), value]);
         }
-        if role != Role::Keystore {
-            arguments.extend(["--nats-jetstream-api".to_owned(), ServerFile::jetstream_api("s0")]);
-        }
+        arguments.extend(["--nats-jetstream-api".to_owned(), ServerFile::jetstream_api("s0")]);
         arguments.extend(own.iter().map(|&argument| argument.to_owned()));
         Process::start(&arguments)
     }

@@ -52,11 +52,16 @@ impl Running {
     /// A plain client with a role's login and certificate.
     async fn thief(&self, role: &str) -> Client {
         let file = |name| self.deployment.file(role, name);
-        let password = std::fs::read_to_string(file("nats.password")).unwrap();
-        let options = ConnectOptions::new().user_and_password(role.to_owned(), password.trim().to_owned());
+        let (user, password) = match role {
+            "admin" => (role.to_owned(), file("nats.password")),
+            // The first of its logins, which a process of the role has as well.
+            role => (format!("{role}-1"), self.deployment.file(role, &format!("logins/{role}-1.password"))),
+        };
+        let password = std::fs::read_to_string(password).unwrap();
+        let options = ConnectOptions::new().user_and_password(user.clone(), password.trim().to_owned());
         let options = options.add_root_certificates(file("nats-ca.pem").into()).require_tls(true);
         let options = options.add_client_certificate(file("nats.pem").into(), file("nats.key").into());
-        let options = options.custom_inbox_prefix(format!("_INBOX_{role}"));
+        let options = options.custom_inbox_prefix(format!("_INBOX_{user}"));
         options.connect(self.deployment.nats.url().replace("nats://", "tls://")).await.unwrap()
     }
 
