@@ -156,7 +156,7 @@ mod tests {
         let file = std::fs::read_to_string(dir.path().join(PASSWORDS_FILE)).unwrap();
         assert!(file.contains(&format!("KEYSTORE_1_PASSWORD: {:?}\n", first.trim_end())), "{file}");
         assert!(file.contains("\nADMIN_PASSWORD: ") && dir.path().join("admin/nats.password").exists(), "{file}");
-        assert_eq!(file.lines().count(), 16);
+        assert_eq!(file.lines().count(), 36);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub struct Logins {
 
 impl Default for Logins {
     fn default() -> Self {
-        Self { gateways: 4, evaluators: 4, keystores: 3, audit_exports: 4 }
+        Self { gateways: 8, evaluators: 16, keystores: 3, audit_exports: 8 }
     }
 }
 
