@@ -32,6 +32,8 @@ pub struct StackBuilder {
     /// Of `dev`, evaluators and gateways that are started from now on.
     pub(super) environment: Vec<(String, String)>,
     keystore_on: Option<PathBuf>,
+    /// Instead of the patient one.
+    budget_ms: Option<u64>,
     message_keys: MessageKeys,
     /// With every role's message keys, once there are.
     pub(super) keys_dir: Option<PathBuf>,
@@ -188,7 +190,8 @@ impl StackBuilder {
         let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
         let parts =
             [&owned(&own), &self.arguments, &self.gateway_arguments, &self.export_arguments, &owned(&CHECKPOINTS)];
-        let arguments = [parts.map(Vec::clone).concat(), self.private()].concat();
+        let rest = [self.private(), self.budget()].concat();
+        let arguments = [parts.map(Vec::clone).concat(), rest].concat();
         let dev = Process::start_in(&arguments, self.memory, &self.environment);
         dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
         dev
@@ -230,8 +233,9 @@ impl StackBuilder {
     pub(super) fn start_gateway(&self, nats: &NatsServer, directory: &Path) -> (Process, String) {
         let (url, tls) = (nats.url(), directory.join("tls"));
         let own = ["gateway", "--nats", &url, "--listen", "127.0.0.1:0", "--tls-dev-dir", tls.to_str().unwrap()];
-        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.monitor(nats), self.private()];
-        let arguments = [owned(&own), rest.concat(), self.keys(Role::Gateway)].concat();
+        let own = [owned(&own), self.budget(), self.monitor(nats), self.private()].concat();
+        let rest = [self.arguments.clone(), self.gateway_arguments.clone(), self.keys(Role::Gateway)];
+        let arguments = [own, rest.concat()].concat();
         let gateway = Process::start_in(&arguments, self.memory, &self.environment);
         let address = gateway.wait_for_log("gateway starts", "address");
         (gateway, format!("https://{address}"))
