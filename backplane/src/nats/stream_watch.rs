@@ -12,6 +12,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 
+use crate::clock::boottime;
+
 use super::jetstream::{JetError, info};
 use super::link::Link;
 use super::streams::{StreamName, StreamSpec};
@@ -33,7 +35,8 @@ pub(super) struct StreamWatch {
 #[derive(Debug)]
 struct Known {
     stream: StreamName,
-    at: Instant,
+    /// By the clock that runs while the host sleeps.
+    at: Duration,
     outcome: Result<(), JetError>,
 }
 
@@ -102,14 +105,14 @@ impl StreamWatch {
     fn learn(&self, stream: &StreamName, outcome: Result<(), JetError>) {
         let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         all.retain(|known| known.stream != *stream);
-        all.push(Known { stream: stream.clone(), at: Instant::now(), outcome });
+        all.push(Known { stream: stream.clone(), at: boottime(), outcome });
     }
 }
 
 impl Known {
     fn is_fresh(&self) -> bool {
         let holds = if self.outcome.is_ok() { LOOK_INTERVAL } else { LOOK_INTERVAL_OF_TROUBLE };
-        self.at.elapsed() < holds
+        boottime().saturating_sub(self.at) < holds
     }
 }
 

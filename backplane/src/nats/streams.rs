@@ -292,13 +292,18 @@ fn is_as_wanted(name: &str, wanted: &Value, found: &Value) -> bool {
 
 /// What a server says where a setting is not used: nothing, no, none or without limit.
 fn is_unused(value: &Value) -> bool {
+    matches!(value.as_str(), Some("none" | "default")) || is_nothing(value)
+}
+
+/// As [`is_unused`], inside of a setting: there a word is a name, such as the subject that a transform leads to.
+fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,
         Value::Number(number) => number.as_i64().is_some_and(|number| matches!(number, 0 | -1)),
-        Value::String(text) => matches!(text.as_str(), "" | "none" | "default"),
+        Value::String(text) => text.is_empty(),
         Value::Array(items) => items.is_empty(),
-        Value::Object(members) => members.values().all(is_unused),
+        Value::Object(members) => members.values().all(is_nothing),
     }
 }
 
@@ -365,6 +370,8 @@ mod tests {
         for spec in StreamSpec::all("s0") {
             for (name, value) in [
                 ("subject_transform", json!({"src": "s0.log.*.d", "dest": "s0.log.x.d"})),
+                ("subject_transform", json!({"src": "", "dest": "none"})),
+                ("republish", json!({"src": "", "dest": "default"})),
                 ("republish", json!({"src": ">", "dest": "$JS.API.STREAM.MSG.DELETE.S0_LOG"})),
                 ("sources", json!([{"name": "OTHER"}])),
                 ("mirror", json!({"name": "OTHER"})),
