@@ -45,13 +45,15 @@ pub(crate) struct Keeper {
     retentions: HashMap<AccountId, u32>,
     /// By the kernel's clock, when something could last be removed.
     removed_at: Option<Duration>,
+    /// The accounts of the log, as they were last listed.
+    known: BTreeSet<AccountId>,
     /// The last account whose turn it was; the next tick begins behind it.
     last_turn: Option<AccountId>,
 }
 
 impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, config: ExportConfig) -> Self {
-        Self { shared, config, retentions: HashMap::new(), removed_at: None, last_turn: None }
+        Self { shared, config, retentions: HashMap::new(), removed_at: None, known: BTreeSet::new(), last_turn: None }
     }
 
     /// Until stopped; then the accounts that grew get a last checkpoint.
@@ -88,7 +90,9 @@ impl Keeper {
                 },
                 _ = look.tick() => {
                     looks_soon = false;
-                    grown.extend(self.accounts().await);
+                    if self.list_accounts().await {
+                        grown.extend(self.known.iter().cloned());
+                    }
                 },
                 _ = checkpoints.tick() => grown = self.checkpoint(std::mem::take(&mut grown), NOT_AGAIN_WITHIN).await,
                 event = heard => match event {
@@ -110,9 +114,11 @@ impl Keeper {
         if accounts.is_empty() {
             return accounts;
         }
-        // Who tells of accounts may invent them.
-        let Ok(known) = self.shared.backplane.log.accounts(Shared::soon()).await else { return accounts };
-        let mut accounts: BTreeSet<_> = known.into_iter().filter(|known| accounts.contains(known)).collect();
+        // Who tells of accounts may invent them. Listing the log's costs the server a look at every account.
+        if !accounts.is_subset(&self.known) && !self.list_accounts().await {
+            return accounts;
+        }
+        let mut accounts: BTreeSet<_> = accounts.intersection(&self.known).cloned().collect();
         let mut turns = self.last_turn.as_ref().map(|last| accounts.split_off(last)).unwrap_or_default();
         let last = self.last_turn.take().and_then(|last| turns.take(&last));
         let turns: Vec<_> = turns.into_iter().chain(accounts).chain(last).collect();
@@ -142,12 +148,15 @@ impl Keeper {
         again
     }
 
-    async fn accounts(&self) -> Vec<AccountId> {
+    async fn list_accounts(&mut self) -> bool {
         match self.shared.backplane.log.accounts(Shared::soon()).await {
-            Ok(accounts) => accounts,
+            Ok(accounts) => {
+                self.known = accounts.into_iter().collect();
+                true
+            }
             Err(error) => {
                 tracing::warn!(%error, "accounts of the log cannot be listed");
-                Vec::new()
+                false
             }
         }
     }
@@ -174,7 +183,10 @@ impl Keeper {
         let boot = self.shared.clock.clocks().boot;
         let span = removable(self.removed_at.map(|at| boot.saturating_sub(at)));
         self.removed_at = Some(boot);
-        for account in self.accounts().await {
+        if !self.list_accounts().await {
+            return false;
+        }
+        for account in self.known.clone() {
             if let Err(error) = self.remove_old(&account, span).await {
                 tracing::warn!(%account, %error, "decisions past their retention were not removed; it is tried again");
             }
