@@ -70,9 +70,9 @@ pub(crate) struct Held<'a> {
 /// Whether a directory is as new as the head, or newer: the last change may not have reached the state store.
 pub(crate) fn judge(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
     match (held.position, head.map(|head| head.position)) {
+        (_, None) if held.remembers => Err(Mismatch::HeadLost),
         (None, None) => Ok(()),
         (None, Some(known)) => Err(Mismatch::Empty { known: known.sequence }),
-        (Some(_), None) if held.remembers => Err(Mismatch::HeadLost),
         (Some(_), None) if held.lacks_journal => Err(Mismatch::JournalMissing),
         // Of a deployment that had none before.
         (Some(_), None) => Ok(()),
@@ -149,7 +149,7 @@ impl HeadWriter {
         let head = Head { position: changes.position(), term };
         let (stored, is_stored) = watch::channel(0);
         let mut writer = Self { ledger, changes: changes.clone(), lister, head, revision, tenure, health, stored };
-        writer.put().await?;
+        writer.put(head).await?;
         Ok((writer, HeadStored { changes, stored: is_stored }))
     }
 
@@ -204,21 +204,22 @@ impl HeadWriter {
                 return Err(error);
             }
         }
-        self.head.position = position;
-        self.put().await.map_err(|error| error.to_string())
+        self.put(Head { position, ..self.head }).await.map_err(|error| error.to_string())
     }
 
-    async fn put(&mut self) -> Result<(), PutError> {
+    /// What was put last changes only when this one is acknowledged: whatever else happens, it is put again.
+    async fn put(&mut self, head: Head) -> Result<(), PutError> {
         if !self.tenure.holds() {
             return Err(PutError::Failed("the lease is over".to_owned()));
         }
-        let value = serde_json::to_vec(&self.head).map_err(|error| PutError::Failed(error.to_string()))?;
+        let value = serde_json::to_vec(&head).map_err(|error| PutError::Failed(error.to_string()))?;
         loop {
             let deadline = Instant::now() + STORE_TIMEOUT;
             match self.ledger.put(&key(), value.clone().into(), self.revision, None, deadline).await {
                 Ok(revision) => {
                     self.revision = Some(revision);
-                    self.stored.send_replace(self.head.position.sequence);
+                    self.head = head;
+                    self.stored.send_replace(head.position.sequence);
                     return Ok(());
                 }
                 Err(PutError::Conflict) => {
@@ -304,6 +305,8 @@ mod tests {
         assert_eq!(judge(&upgraded(false), None), Ok(()));
         assert_eq!(judge(&upgraded(true), None), Err(Mismatch::JournalMissing));
         assert_eq!(judge(&held(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
-        assert_eq!(judge(&held(None), None), Ok(()), "a first start");
+        assert_eq!(judge(&held(None), None), Err(Mismatch::HeadLost), "it was emptied, and so was the state store");
+        let first = Held { remembers: false, ..held(None) };
+        assert_eq!(judge(&first, None), Ok(()), "a first start");
     }
 }

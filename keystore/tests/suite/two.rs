@@ -69,13 +69,23 @@ impl Node {
 struct Flaky {
     inner: Arc<dyn Ledger>,
     away: Arc<AtomicBool>,
+    /// Refuses one write of the head.
+    fails_once: Arc<AtomicBool>,
 }
 
 impl Flaky {
     fn on(bus: &Bus) -> (Backplane, Arc<AtomicBool>) {
         let (backplane, away) = (bus.connect(), Arc::new(AtomicBool::new(false)));
-        let ledger = Arc::new(Self { inner: backplane.ledger.clone(), away: away.clone() });
+        let ledger = Arc::new(Self { inner: backplane.ledger.clone(), away: away.clone(), fails_once: Arc::default() });
         (Backplane { ledger, ..backplane }, away)
+    }
+
+    /// One write of the head fails after the flag is set.
+    fn once(bus: &Bus) -> (Backplane, Arc<AtomicBool>) {
+        let (backplane, fails_once) = (bus.connect(), Arc::new(AtomicBool::new(false)));
+        let ledger =
+            Arc::new(Self { inner: backplane.ledger.clone(), away: Arc::default(), fails_once: fails_once.clone() });
+        (Backplane { ledger, ..backplane }, fails_once)
     }
 }
 
@@ -97,6 +107,9 @@ impl Ledger for Flaky {
     ) -> BoxFuture<'a, Result<Revision, PutError>> {
         if self.away.load(Ordering::SeqCst) {
             return Box::pin(std::future::ready(Err(PutError::Failed("it is away".to_owned()))));
+        }
+        if key == "keystore.head" && self.fails_once.swap(false, Ordering::SeqCst) {
+            return Box::pin(std::future::ready(Err(PutError::Failed("it failed once".to_owned()))));
         }
         self.inner.put(key, value, expected, expires_in, deadline)
     }
@@ -250,5 +263,29 @@ async fn a_revocation_does_not_wait_for_a_state_store_that_is_away_and_reaches_i
     copy_dir(&dir, &backup);
     let running = Running::start_on(config(&dir), bus.connect(), nobody()).await.unwrap();
     assert!(!running.lives(&key.id).await);
+    running.stop().await;
+}
+
+/// The number of the newest change that the state store knows of.
+async fn known(backplane: &Backplane) -> u64 {
+    let record = backplane.ledger.get("keystore.head", Instant::now() + Duration::from_secs(5)).await.unwrap();
+    let head: serde_json::Value = serde_json::from_slice(&record.unwrap().value).unwrap();
+    head["sequence"].as_u64().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_head_that_could_not_be_written_is_written_again() {
+    let (root, bus) = (tempfile::tempdir().unwrap(), Bus::new());
+    let dir = root.path().join("data");
+    let (backplane, fails_once) = Flaky::once(&bus);
+    let mut running = Running::start_on(config(&dir), backplane, nobody()).await.unwrap();
+    running.become_operator(&dir.join(OPERATOR_KEY_FILE)).await;
+    let account = running.account("a").await.id;
+    let key = running.key(&account, &[Scope::Check]).await;
+    let before = known(&bus.connect()).await;
+    fails_once.store(true, Ordering::SeqCst);
+    running.revoke(&key.id).await;
+    assert!(!fails_once.load(Ordering::SeqCst), "the write was tried");
+    assert_eq!(known(&bus.connect()).await, before + 1, "a backup from before the revocation would be taken");
     running.stop().await;
 }
