@@ -257,6 +257,13 @@ fn keystore_look(own: Backplane, health: Health) -> Look {
             if health.disk_low() {
                 seen.remarks.push("disk is nearly full: keys can be revoked but not created".to_owned());
             }
+            if health.rolled_back() {
+                seen.remarks.push(
+                    "the decision log holds marks that are newer than the data directory: unless it was restored with \
+                     --accept-restore, revoked keys may live again (docs/OPERATIONS.md)"
+                        .to_owned(),
+                );
+            }
             seen
         })
     })

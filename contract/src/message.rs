@@ -240,13 +240,19 @@ pub struct KeystoreStatusReply {
     pub sealing_key: Option<String>,
 }
 
-/// The keystore to all: forget what you know of this key (revoked, or its end was moved).
+/// The keystore to all: forget what you know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyChanged {
-    /// The key's account.
-    pub account: AccountId,
-    /// The key's id.
-    pub key_id: KeyId,
+#[serde(untagged)]
+pub enum KeyChanged {
+    /// Of this key, and of its account: it was revoked, its end was moved, or what the account may do was changed.
+    One {
+        /// The key's account.
+        account: AccountId,
+        /// The key's id.
+        key_id: KeyId,
+    },
+    /// Of every key: a keystore begins to serve, and an earlier one may have stored what it did not tell.
+    Any {},
 }
 
 impl Notice for KeyChanged {

@@ -140,7 +140,11 @@ impl Keyring {
         let _listens = Listens(self);
         while let Some(event) = changes.next().await {
             match event {
-                Event::Heard(KeyChanged { key_id, account }) => {
+                Event::Heard(KeyChanged::Any {}) => {
+                    tracing::info!("a keystore begins to serve, every key is asked for anew");
+                    self.doubts.everything();
+                }
+                Event::Heard(KeyChanged::One { key_id, account }) => {
                     tracing::info!(%key_id, %account, "key changed");
                     self.doubts.account(&account);
                 }

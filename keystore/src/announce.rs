@@ -1,8 +1,9 @@
 //! Telling every process that a key or an endpoint changed.
 //!
-//! Owns the notice after a durable change and before its reply, and the retry of those that could not be told. A reply never waits
-//! longer than one attempt: a change that is stored but not told holds within the caches' expiry all the same. The list of what is
-//! to be told again is bounded; what does not fit is left to that expiry, and logged.
+//! Owns the notice after a durable change and before its reply, and the retry of those that could not be told. A reply
+//! never waits longer than one attempt. The list of what is to be told again is bounded; what does not fit is left to
+//! the caches' expiry, and logged. A keystore that begins to serve casts doubt on every key: an earlier one may have
+//! ended between a change and its notice.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,24 +46,28 @@ pub(crate) fn announcer(backplane: Backplane) -> (Announcer, Retry) {
 
 impl Changed {
     /// For the log: its account, and the key or the endpoint.
-    fn of(&self) -> (&AccountId, Option<&str>, Option<&str>) {
+    fn of(&self) -> (Option<&AccountId>, Option<&str>, Option<&str>) {
         match self {
-            Self::Key(changed) => (&changed.account, Some(changed.key_id.as_str()), None),
-            Self::Webhook(changed) => (&changed.account, None, Some(changed.id.as_str())),
+            Self::Key(KeyChanged::Any {}) => (None, None, None),
+            Self::Key(KeyChanged::One { account, key_id }) => (Some(account), Some(key_id.as_str()), None),
+            Self::Webhook(changed) => (Some(&changed.account), None, Some(changed.id.as_str())),
         }
     }
 }
 
 impl Announcer {
-    pub(crate) async fn announce(&self, changed: Changed) {
+    /// Whether everybody who listens was told. What was not is told again.
+    pub(crate) async fn announce(&self, changed: Changed) -> bool {
         if tell(&self.backplane, &changed).await {
-            return;
+            return true;
         }
         let (account, key_id, webhook) = changed.of();
-        tracing::error!(%account, key_id, webhook, "change could not be told; trying again");
+        let account = account.map(AccountId::as_str);
+        tracing::error!(account, key_id, webhook, "change could not be told; trying again");
         if let Err(error) = self.untold.try_send(changed) {
             left(&error.into_inner());
         }
+        false
     }
 }
 
@@ -108,7 +113,8 @@ async fn tell(backplane: &Backplane, changed: &Changed) -> bool {
 
 fn left(changed: &Changed) {
     let (account, key_id, webhook) = changed.of();
-    tracing::error!(%account, key_id, webhook, "change is left to the caches' expiry");
+    let account = account.map(AccountId::as_str);
+    tracing::error!(account, key_id, webhook, "change is left to the caches' expiry");
 }
 
 #[cfg(test)]
@@ -149,7 +155,7 @@ mod tests {
     }
 
     fn changed(key: &str) -> KeyChanged {
-        KeyChanged { account: AccountId::parse("a").unwrap(), key_id: KeyId::parse(key).unwrap() }
+        KeyChanged::One { account: AccountId::parse("a").unwrap(), key_id: KeyId::parse(key).unwrap() }
     }
 
     #[tokio::test]
@@ -159,8 +165,8 @@ mod tests {
         let (announcer, mut retry) = announcer(Backplane { notices: Arc::new(away), ..back });
         retry.pause = Duration::ZERO;
         let mut heard = announcer.backplane.notices.listen::<KeyChanged>().await.unwrap();
-        announcer.announce(Changed::Key(changed("k1"))).await;
-        announcer.announce(Changed::Key(changed("k2"))).await;
+        assert!(!announcer.announce(Changed::Key(changed("k1"))).await);
+        assert!(!announcer.announce(Changed::Key(changed("k2"))).await);
         let running = tokio::spawn(retry.run(CancellationToken::new()));
         assert_eq!(heard.next().await, Some(Event::Heard(changed("k1"))));
         assert_eq!(heard.next().await, Some(Event::Heard(changed("k2"))));
@@ -174,8 +180,8 @@ mod tests {
         let away = Away { attempts: AtomicU32::new(0), away: 1, back: back.clone() };
         let (announcer, retry) = announcer(Backplane { notices: Arc::new(away), ..back });
         let mut heard = announcer.backplane.notices.listen::<WebhookChanged>().await.unwrap();
-        let changed = WebhookChanged { account: changed("k").account, id: WebhookId::parse("we_1").unwrap() };
-        announcer.announce(Changed::Webhook(changed.clone())).await;
+        let changed = WebhookChanged { account: AccountId::parse("a").unwrap(), id: WebhookId::parse("we_1").unwrap() };
+        assert!(!announcer.announce(Changed::Webhook(changed.clone())).await);
         let stopped = CancellationToken::new();
         stopped.cancel();
         retry.run(stopped).await;

@@ -162,6 +162,7 @@ impl Counter {
         self.tell(call, done).await
     }
 
+    /// What can be asked for again and is done only once.
     async fn change_and_tell<T: Send + 'static, C: Into<Option<Changed>> + Send + 'static>(
         &self,
         call: &'static str,
@@ -169,11 +170,19 @@ impl Counter {
         until: Instant,
         change: impl FnOnce(&mut Desk) -> Result<(T, C), Undone> + Send + 'static,
     ) -> ManageReply<T> {
-        let done = self.write(lane, until, change).await;
-        self.tell(call, done).await
+        let done = async {
+            let (done, changed) = self.write(lane, until, change).await?;
+            let told = match changed.into() {
+                Some(changed) => self.announcer.announce(changed).await,
+                None => true,
+            };
+            // Whoever hears that a key is revoked relies on it. The change stands, and can be asked for again.
+            if told { Ok(done) } else { Err(Undone::Untold) }
+        };
+        manage::reply(call, done.await)
     }
 
-    /// Every process hears of the change before the caller does.
+    /// Every process hears of the change before the caller does, or a little later: what was made is given out once.
     async fn tell<T, C: Into<Option<Changed>>>(
         &self,
         call: &'static str,

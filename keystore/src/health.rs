@@ -22,6 +22,7 @@ struct State {
 struct Flags {
     writable: Arc<AtomicBool>,
     disk_low: Arc<AtomicBool>,
+    rolled_back: Arc<AtomicBool>,
 }
 
 impl Default for Health {
@@ -58,8 +59,16 @@ impl Health {
         flags.as_ref().is_some_and(|flags| flags.disk_low.load(Ordering::Acquire))
     }
 
-    pub(crate) fn watch(&self, writable: Arc<AtomicBool>, disk_low: Arc<AtomicBool>) {
-        *self.0.flags.lock().unwrap_or_else(PoisonError::into_inner) = Some(Flags { writable, disk_low });
+    /// Whether the log proved, since the start, that the data directory is older than what was acknowledged.
+    #[must_use]
+    pub fn rolled_back(&self) -> bool {
+        let flags = self.0.flags.lock().unwrap_or_else(PoisonError::into_inner);
+        flags.as_ref().is_some_and(|flags| flags.rolled_back.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn watch(&self, writable: Arc<AtomicBool>, disk_low: Arc<AtomicBool>, rolled_back: Arc<AtomicBool>) {
+        let flags = Flags { writable, disk_low, rolled_back };
+        *self.0.flags.lock().unwrap_or_else(PoisonError::into_inner) = Some(flags);
     }
 
     /// It does not serve until something else is said.

@@ -95,6 +95,11 @@ impl Tenure {
         self.lost.cancel();
     }
 
+    /// Whether it is lost for good.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
     /// Resolves when it is lost for good.
     pub(crate) async fn lost(&self) {
         self.lost.cancelled().await;

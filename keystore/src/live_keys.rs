@@ -3,6 +3,8 @@
 //! Owns one record for each account, `keystore.live.<account>`, with the ids and ends of its keys that live: what a
 //! restored directory is compared with. A list is written before the head that counts its change, and at each start
 //! every account's list is compared once, in the background. Ids only: no hash and no name leaves the directory.
+//! INVARIANT: no list of a later keystore is replaced by an earlier one's, whatever was frozen between reading and
+//! writing: a list names its term, and the holder's lease is looked at after the record's revision was read.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use stage0_backplane::{Ledger, Revision};
 use stage0_contract::{AccountId, KEYSTORE_RECORDS, KeyId};
 use tokio::time::Instant;
 
-use crate::lease::STORE_TIMEOUT;
+use crate::lease::{STORE_TIMEOUT, Tenure};
 use crate::manage::Clock;
 use crate::store::Store;
 
@@ -24,6 +26,9 @@ const PAGE: usize = 100;
 /// What the record says: each key that lives, and when it ends by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct LiveKeys {
+    /// Of the keystore that wrote it.
+    #[serde(default)]
+    pub(crate) term: u64,
     pub(crate) keys: BTreeMap<KeyId, Option<i64>>,
 }
 
@@ -31,6 +36,8 @@ pub(crate) struct LiveKeys {
 pub(crate) struct Lister {
     store: Store,
     clock: Clock,
+    term: u64,
+    tenure: Tenure,
     /// Accounts that were read and wait to be compared.
     waiting: Vec<AccountId>,
     last: Option<AccountId>,
@@ -38,8 +45,8 @@ pub(crate) struct Lister {
 }
 
 impl Lister {
-    pub(crate) fn new(store: Store, clock: Clock) -> Self {
-        Self { store, clock, waiting: Vec::new(), last: None, is_done: false }
+    pub(crate) fn new(store: Store, clock: Clock, term: u64, tenure: Tenure) -> Self {
+        Self { store, clock, term, tenure, waiting: Vec::new(), last: None, is_done: false }
     }
 
     /// Every account was compared once.
@@ -76,9 +83,12 @@ impl Lister {
             tracing::warn!(%account, keys = live.len(), listed = MAX_LISTED, "account has more live keys than are listed");
             live.truncate(MAX_LISTED);
         }
-        let wanted = LiveKeys { keys: live.into_iter().collect() };
+        let wanted = LiveKeys { term: self.term, keys: live.into_iter().collect() };
         let found = read_with_revision(ledger, account).await?;
-        if found.as_ref().is_some_and(|(found, _)| *found == wanted) {
+        if found.as_ref().is_some_and(|(found, _)| found.term > self.term) || !self.tenure.holds() {
+            return Err("the lease is over".to_owned());
+        }
+        if found.as_ref().is_some_and(|(found, _)| found.keys == wanted.keys) {
             return Ok(());
         }
         let value = serde_json::to_vec(&wanted).map_err(|error| error.to_string())?;

@@ -5,6 +5,7 @@
 //! INVARIANT: nobody else changes the store, so what was read when a call was judged still holds when it is committed.
 //! Blocks for the two fsyncs of a change; new keys are hashed before they come here ([`crate::new_key`]).
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
@@ -54,6 +55,8 @@ pub(crate) struct Desk {
     /// Changed here alone; others look whether there is room before they do what costs.
     population: Arc<Mutex<Population>>,
     alarm: marks::Alarm,
+    /// Whether the log holds a mark that this directory has forgotten.
+    rolled_back: Arc<AtomicBool>,
 }
 
 /// What a call is judged by before it comes to the desk.
@@ -91,6 +94,8 @@ pub(crate) enum Undone {
     Read(#[source] tokio::task::JoinError),
     #[error("there is no thread to hash on")]
     Thread(#[source] std::io::Error),
+    #[error("the change is stored, and it is not sure that every process was told; it is told again")]
+    Untold,
     #[error("the call does not hold its caller's key")]
     Unproven,
     #[error("the caller's key cannot be judged")]
@@ -170,7 +175,12 @@ impl Desk {
     /// Counts what the store holds.
     pub(crate) fn new(vault: Vault, sealer: Arc<Sealer>, clock: Clock, plans: Plans) -> Result<Self, StoreError> {
         let population = Arc::new(Mutex::new(Population::of(vault.store())?));
-        Ok(Self { vault, sealer, clock, plans, population, alarm: marks::Alarm::default() })
+        let (alarm, rolled_back) = (marks::Alarm::default(), Arc::default());
+        Ok(Self { vault, sealer, clock, plans, population, alarm, rolled_back })
+    }
+
+    pub(crate) fn rolled_back(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.rolled_back)
     }
 
     pub(crate) fn store(&self) -> &Store {
@@ -282,7 +292,7 @@ impl Desk {
         tracing::info!(account = %account.id, plan = account.plan.as_str(), days = account.retention(), by = %caller.key_id, "account changed");
         // Gateways know an account by its keys. A notice doubts all keys of the account that it names (ADR 0003),
         // whichever key it names, so that one is enough.
-        let changed = KeyChanged { account: account.id.clone(), key_id: caller.key_id };
+        let changed = KeyChanged::One { account: account.id.clone(), key_id: caller.key_id };
         Ok((account, Changed::Key(changed)))
     }
 
@@ -392,7 +402,7 @@ fn created(key: ApiKey, record: KeyRecord) -> KeyCreated {
 }
 
 fn changed(key: &KeyRecord) -> Changed {
-    Changed::Key(KeyChanged { account: key.account.clone(), key_id: key.id.clone() })
+    Changed::Key(KeyChanged::One { account: key.account.clone(), key_id: key.id.clone() })
 }
 
 #[cfg(test)]

@@ -35,8 +35,6 @@ pub struct Restored {
     pub unlisted: Vec<AccountId>,
     /// A new operator's key was written, because none lived any more.
     pub new_operator_key: bool,
-    /// One for each account with a revoked key: gateways may know that key from before.
-    pub(crate) notices: BTreeMap<AccountId, KeyId>,
 }
 
 /// The image that is served from now on, and what it differs in.
@@ -54,7 +52,6 @@ pub(crate) fn restored(
         disabled: Vec::new(),
         unlisted: Vec::new(),
         new_operator_key: false,
-        notices: BTreeMap::new(),
     };
     let mut held = BTreeSet::new();
     let mut records = image.records();
@@ -91,7 +88,6 @@ fn judge_key(key: &mut KeyRecord, list: Option<&LiveKeys>, now: Timestamp, done:
     let Some(ends) = list.and_then(|list| list.keys.get(&key.id)) else {
         key.revoked_at = Some(now);
         done.revoked.push(key.id.clone());
-        done.notices.insert(key.account.clone(), key.id.clone());
         return;
     };
     // A rotation after the backup gave it an end.
@@ -125,7 +121,7 @@ mod tests {
 
     fn lists(of: &str, keys: &[(&str, Option<i64>)]) -> BTreeMap<AccountId, LiveKeys> {
         let keys = keys.iter().map(|(id, ends)| (key(id, of, &[]).id, *ends)).collect();
-        BTreeMap::from([(account(of).id, LiveKeys { keys })])
+        BTreeMap::from([(account(of).id, LiveKeys { term: 1, keys })])
     }
 
     fn image() -> Image {
@@ -165,8 +161,6 @@ mod tests {
             (1, vec!["k2".into(), "k3".into()], vec!["k9".into()])
         );
         assert_eq!(done.unlisted, [account("b").id]);
-        let told = done.notices.keys().map(AccountId::as_str).collect::<Vec<_>>();
-        assert_eq!(told, ["a", "b"]);
         assert_eq!((image.position.sequence, image.position.lineage), (10, Lineage::from_random([2; 16])));
     }
 

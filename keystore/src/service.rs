@@ -143,7 +143,7 @@ impl Keystore {
 
     /// Serves until `stop` resolves or the lease is lost, then finishes what is in hand and closes the files.
     pub async fn run_until(self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
-        let Self { backplane, counter, retry, thread, health, tenure, lease, head, restored } = self;
+        let Self { backplane, counter, retry, thread, health, tenure, lease, head, restored: _ } = self;
         let stopping = CancellationToken::new();
         let loops = TaskTracker::new();
         let served = questions::serve_all(&backplane, &counter, &stopping, &loops).await;
@@ -152,9 +152,8 @@ impl Keystore {
         let writing = tokio::spawn(head.run(unwritten.clone()));
         let mut ended = served.map_err(RunError::from);
         if ended.is_ok() {
-            for (account, key_id) in restored.into_iter().flat_map(|restored| restored.notices) {
-                counter.announcer.announce(Changed::Key(KeyChanged { account, key_id })).await;
-            }
+            // What an earlier keystore stored and could not tell, and what a restore revoked.
+            counter.announcer.announce(Changed::Key(KeyChanged::Any {})).await;
             loops.spawn(Arc::clone(&counter).tend_reserve(stopping.clone()));
             health.serves();
             tracing::info!("keystore serves");
@@ -239,7 +238,7 @@ impl Start {
         let known = loop {
             match head::read(self.ledger()).await {
                 Ok(known) => break known,
-                Err(error) => self.wait_out(&error).await?,
+                Err(error) => self.wait_out(&error, &tenure).await?,
             }
         };
         let head = known.map(|(head, _)| head);
@@ -253,7 +252,7 @@ impl Start {
                 (None, None)
             }
             Some(why) if self.config.accept_restore => {
-                let (image, done) = self.restore(&found, head.as_ref(), why).await?;
+                let (image, done) = self.restore(&found, head.as_ref(), why, &tenure).await?;
                 (image, Some(done))
             }
             Some(why) => {
@@ -294,6 +293,7 @@ impl Start {
         found: &Found,
         head: Option<&Head>,
         why: Mismatch,
+        tenure: &Tenure,
     ) -> Result<(Option<crate::image::Image>, Restored), BuildError> {
         let empty = crate::image::Image::of(Lineage::from_random(manage::random()?), 0, Vec::new());
         let empty = empty.map_err(|error| BuildError::StateStore(error.to_string()))?;
@@ -303,7 +303,7 @@ impl Start {
             let list = loop {
                 match live_keys::read(self.ledger(), account).await {
                     Ok(list) => break list,
-                    Err(error) => self.wait_out(&error).await?,
+                    Err(error) => self.wait_out(&error, tenure).await?,
                 }
             };
             lists.extend(list.map(|list| (account.clone(), list)));
@@ -324,21 +324,21 @@ impl Start {
         tenure: &Tenure,
     ) -> Result<(HeadWriter, HeadStored), BuildError> {
         loop {
-            let lister = Lister::new(desk.store().clone(), Arc::clone(&self.clock));
+            let lister = Lister::new(desk.store().clone(), Arc::clone(&self.clock), term, tenure.clone());
             let (ledger, changes) = (Arc::clone(self.ledger()), desk.vault().changes().clone());
             let shared = (tenure.clone(), self.health.clone());
             match HeadWriter::start(ledger, changes, lister, term, revision, shared).await {
                 Ok(started) => return Ok(started),
                 // Somebody else wrote it since it was read.
                 Err(PutError::Conflict) => return Err(BuildError::StateStore("another keystore uses it".to_owned())),
-                Err(PutError::Failed(error)) => self.wait_out(&error).await?,
+                Err(PutError::Failed(error)) => self.wait_out(&error, tenure).await?,
             }
         }
     }
 
     /// The state store may come later than the keystore, or be away for a while; in one process it is there or broken.
-    async fn wait_out(&self, error: &str) -> Result<(), BuildError> {
-        if self.config.lease.is_none() {
+    async fn wait_out(&self, error: &str, tenure: &Tenure) -> Result<(), BuildError> {
+        if self.config.lease.is_none() || tenure.is_lost() {
             return Err(BuildError::StateStore(error.to_owned()));
         }
         self.health.waits(&format!("the state store does not answer: {error}"));
@@ -352,7 +352,7 @@ impl Start {
         let Opened { desk, hasher, sealer, signer, new_operator_key: _ } = opened;
         let (store, writable, judge) = (desk.store().clone(), desk.vault().writable(), desk.judge());
         let disk_low = desk.vault().disk_low();
-        health.watch(Arc::clone(&writable), Arc::clone(&disk_low));
+        health.watch(Arc::clone(&writable), Arc::clone(&disk_low), desk.rolled_back());
         let (writer, thread) = writer::start(desk).map_err(BuildError::Thread)?;
         let pool = (config.workers(), config.hash_queue);
         let new_keys = NewKeys::new(Arc::clone(&hasher));
@@ -397,7 +397,7 @@ fn judge(found: &Found, head: Option<&Head>) -> std::io::Result<Option<Mismatch>
 
 /// A person should read it, and find it again.
 fn say(restored: &Restored) {
-    let Restored { why, kept, revoked, unknown, disabled, unlisted, new_operator_key, notices: _ } = restored;
+    let Restored { why, kept, revoked, unknown, disabled, unlisted, new_operator_key } = restored;
     tracing::error!(
         why,
         kept,

@@ -105,7 +105,7 @@ async fn a_notice_of_one_account_costs_no_other_its_trust() {
     assert!(verify(&backplane, &keyring, &mine, "b", || {}).await);
     let before = keyring.doubts.count();
     for _ in 0..100 {
-        let notice = KeyChanged { account: account("a"), key_id: KeyId::parse("long_revoked").unwrap() };
+        let notice = KeyChanged::One { account: account("a"), key_id: KeyId::parse("long_revoked").unwrap() };
         backplane.notices.tell(&notice).await.unwrap();
     }
     while keyring.doubts.count() < before + 100 {

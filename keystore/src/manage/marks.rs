@@ -5,6 +5,7 @@
 //! signed and never reached the log is given again to whoever asks for the next one, so a crash at any moment leaves an
 //! account that goes on. Whatever else is refused is counted and logged: an exporter that reads the log never asks for it.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -82,7 +83,8 @@ impl Desk {
     }
 
     /// What the next mark must follow: what was signed last, or the log's last mark, if it was signed here and is
-    /// later. That is so in a deployment that is older than this rule, and where a backup of this directory was put back.
+    /// later. That is so in a deployment that is older than this rule, and where a backup of this directory was put
+    /// back: every mark is kept here before it is given away.
     fn base(&self, stored: Option<LastMark>, call: &SignMark) -> Result<(Option<LastMark>, Option<MarkFault>), Undone> {
         let Some(line) = &call.last else { return Ok((stored, None)) };
         if stored.as_ref().is_some_and(|stored| stored.line == *line) {
@@ -94,12 +96,17 @@ impl Desk {
         match (shown, stored) {
             (None, stored) => Ok((stored, Some(MarkFault::Unproven))),
             (Some(shown), Some(stored)) if shown.mark.number <= stored.mark.number => Ok((Some(stored), None)),
-            (Some(shown), stored) => {
-                tracing::warn!(
+            // A deployment that is older than this rule.
+            (Some(shown), None) => Ok((Some(shown), None)),
+            (Some(shown), Some(stored)) => {
+                self.rolled_back.store(true, Ordering::Release);
+                tracing::error!(
                     account = %shown.mark.account,
                     number = shown.mark.number,
-                    before = stored.map(|stored| stored.mark.number),
-                    "the next mark follows the log's last one, which was signed here and is later than what is known"
+                    before = stored.mark.number,
+                    "the log holds a mark that was signed here and is later than what this data directory knows: \
+                     unless it was restored with --accept-restore, it is older than what was acknowledged, and keys \
+                     that were revoked since live again"
                 );
                 Ok((Some(shown), None))
             }

@@ -17,6 +17,9 @@ const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
 const MIN_MARK_TTL: SignedDuration = SignedDuration::from_hours(24);
 /// And no longer than the longest; a day more, for what was recorded a little before it.
 const MAX_MARK_TTL: SignedDuration = SignedDuration::from_hours(24 * 3_651);
+/// A mark names one decision of each writer: so many gateways may have started within an account's retention. Whoever
+/// invents more would make each mark after it larger, until none fits into a message.
+const MAX_HEADS: usize = 10_000;
 /// A `through` below is a place in the store's order and no time.
 const MIN_THROUGH_TIME: u64 = 100_000_000_000_000;
 
@@ -46,6 +49,8 @@ pub(crate) enum MarkFault {
     Through,
     #[error("it names a writer twice")]
     Twice,
+    #[error("it names more than {MAX_HEADS} writers")]
+    Heads,
     #[error("it takes back a decision that a signed mark names")]
     HeadsBack,
     #[error("it names another decision than a signed mark does")]
@@ -70,6 +75,7 @@ impl MarkFault {
             Self::Expiry => "expiry",
             Self::Through => "through",
             Self::Twice => "twice",
+            Self::Heads => "heads",
             Self::HeadsBack => "heads_back",
             Self::HeadsDiffer => "heads_differ",
             Self::HeadsMissing => "heads_missing",
@@ -165,6 +171,9 @@ fn times(next: &Mark, last: Option<&Mark>, now: Timestamp) -> Result<(), MarkFau
 }
 
 fn by_writer(heads: &[Head]) -> Result<BTreeMap<WriterId, &Head>, MarkFault> {
+    if heads.len() > MAX_HEADS {
+        return Err(MarkFault::Heads);
+    }
     let named: BTreeMap<WriterId, &Head> = heads.iter().map(|head| (head.writer, head)).collect();
     if named.len() == heads.len() { Ok(named) } else { Err(MarkFault::Twice) }
 }

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
+use stage0_backplane::{Backplane, Event, Listener};
 use stage0_contract::{
-    Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyCreated,
-    KeyId, KeyIdentity, KeystoreStatus, ListEndpoints, ListKeys, ManageReply, RefreshKey, RefreshKeyReply, Refusal,
-    Request, RevokeKey, Revoked, RotateKey, Scope, Scopes, VerifyKey, VerifyKeyReply, WebhookCreated, WebhookDeleted,
-    WebhookFilters, WebhookId,
+    Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyChanged,
+    KeyCreated, KeyId, KeyIdentity, KeystoreStatus, ListEndpoints, ListKeys, ManageReply, RefreshKey, RefreshKeyReply,
+    Refusal, Request, RevokeKey, Revoked, RotateKey, Scope, Scopes, VerifyKey, VerifyKeyReply, WebhookCreated,
+    WebhookDeleted, WebhookFilters, WebhookId,
 };
 use stage0_keystore::{BuildError, HashCost, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE, RunError};
 use tokio::task::JoinHandle;
@@ -22,6 +22,7 @@ pub(crate) struct Running {
     pub(crate) backplane: Backplane,
     /// The operator's key, from its file.
     pub(crate) operator: Caller,
+    pub(crate) health: Health,
     stop: CancellationToken,
     task: JoinHandle<Result<(), RunError>>,
 }
@@ -102,14 +103,15 @@ impl Running {
         backplane: Backplane,
         operator: Caller,
     ) -> Result<Self, BuildError> {
-        let keystore = Keystore::build(config, backplane.clone(), Health::default()).await?;
+        let health = Health::default();
+        let keystore = Keystore::build(config, backplane.clone(), health.clone()).await?;
         let stop = CancellationToken::new();
         let task = tokio::spawn(keystore.run_until(stop.clone().cancelled_owned()));
         // Served from now on, or from a moment later.
         while backplane.requests.ask(&KeystoreStatus {}, ENOUGH).await.is_err() {
             tokio::task::yield_now().await;
         }
-        Ok(Self { backplane, operator, stop, task })
+        Ok(Self { backplane, operator, health, stop, task })
     }
 
     pub(crate) async fn stop(self) {
@@ -203,6 +205,18 @@ impl Running {
 
     pub(crate) async fn writable(&self) -> bool {
         self.ask(&KeystoreStatus {}).await.writable
+    }
+}
+
+/// The account of the next notice that is about one key.
+pub(crate) async fn heard_of(notices: &mut Listener<KeyChanged>) -> (AccountId, KeyId) {
+    loop {
+        match tokio::time::timeout(ENOUGH, notices.next()).await.unwrap().unwrap() {
+            Event::Heard(KeyChanged::One { account, key_id }) => return (account, key_id),
+            // The keystore begins to serve.
+            Event::Heard(KeyChanged::Any {}) => {}
+            Event::Gap => panic!("a gap"),
+        }
     }
 }
 

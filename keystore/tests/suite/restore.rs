@@ -3,11 +3,13 @@
 
 use std::path::Path;
 
-use stage0_contract::{AccountId, ApiKey, KeyCreated, Scope};
+use jiff::Timestamp;
+use stage0_backplane::embedded::Bus;
+use stage0_contract::{AccountId, ApiKey, KeyCreated, LineHash, Mark, MarkBody, Previous, Scope, SignMark};
 use stage0_keystore::{BuildError, KeystoreConfig, OPERATOR_KEY_FILE};
 
 use crate::damage::copy_dir;
-use crate::harness::{Running, config, nobody};
+use crate::harness::{Running, config, done, nobody};
 
 /// A directory with a history: its backups, and what was acknowledged after each.
 struct History {
@@ -209,4 +211,48 @@ async fn a_build_that_is_refused_says_which_part() {
     history.put_back("first");
     let error = Running::try_start(history.dir.path()).await.err().expect("it started");
     assert!(matches!(error, BuildError::Open(_)), "{error:?}");
+}
+
+fn checkpoint(account: &AccountId, last: Option<&str>) -> SignMark {
+    let (now, before) = (Timestamp::now(), last.map(|line| serde_json::from_str::<Mark>(line).unwrap()));
+    let previous = last.zip(before.as_ref()).map(|(line, mark)| Previous {
+        hash: LineHash::of(line.as_bytes()),
+        recorded_at: mark.recorded_at,
+        expires_at: mark.expires_at,
+    });
+    let mark = Mark {
+        body: MarkBody::Checkpoint {},
+        account: account.clone(),
+        number: before.map_or(1, |mark| mark.number + 1),
+        previous,
+        recorded_at: now,
+        expires_at: now.as_second() + 30 * 86_400,
+        through: 1,
+        covered: 0,
+        heads: Vec::new(),
+    };
+    SignMark { mark, last: last.map(str::to_owned), takes_earlier: false, permit: None }
+}
+
+/// Nothing outside tells how new the directory must be, but the log: every mark was stored before it was given away.
+#[tokio::test]
+async fn a_directory_and_a_state_store_that_were_put_back_together_show_with_the_next_mark() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, copied) = (root.path().join("data"), root.path().join("copy"));
+    let running = Running::start(&dir).await;
+    let account = running.account("a").await.id;
+    let first = done(running.ask(&checkpoint(&account, None)).await).line;
+    running.stop().await;
+    copy_dir(&dir, &copied);
+    let running = Running::start(&dir).await;
+    let second = done(running.ask(&checkpoint(&account, Some(&first))).await).line;
+    assert!(!running.health.rolled_back(), "the next mark is no proof of anything");
+    running.stop().await;
+    // Of the time of the copy, as far as this keystore is told.
+    std::fs::remove_file(copied.join("state-store.json")).unwrap();
+    let running = Running::start_on(config(&copied), Bus::new().connect(), nobody()).await.unwrap();
+    assert!(!running.health.rolled_back());
+    done(running.ask(&checkpoint(&account, Some(&second))).await);
+    assert!(running.health.rolled_back());
+    running.stop().await;
 }

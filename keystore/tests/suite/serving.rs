@@ -1,16 +1,20 @@
 //! What is asked of a running keystore, and what it answers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use stage0_backplane::Event;
+use stage0_backplane::embedded::Bus;
+use stage0_backplane::{Backplane, BoxFuture, Event, Hearing, Notices, ServeError, TellError};
 use stage0_contract::{
     ApiKey, Caller, CreateAccount, CreateKey, Deletion, KEY_ALPHABET, KeyChanged, KeyId, ListAccounts, ListKeys,
     ManageReply, Mark, MarkBody, PermitDeletion, Plan, Refusal, RevokeKey, Scope, SignMark,
 };
 use stage0_keystore::OPERATOR_KEY_FILE;
 
-use crate::harness::{Running, caller_of, done, refused, scopes};
+use crate::harness::{Running, caller_of, config, done, heard_of, nobody, refused, scopes};
 
 #[tokio::test]
 async fn unknown_wrong_and_revoked_keys_are_one_answer() {
@@ -191,11 +195,63 @@ async fn everybody_hears_of_an_ended_key_before_its_caller_does() {
     running.revoke(&made.id).await;
     running.rotate(&running.key(&account, &[Scope::Check]).await.id, 60).await;
     for told in 0..3 {
-        let event = tokio::time::timeout(Duration::from_secs(10), heard.next()).await.unwrap().unwrap();
-        let Event::Heard(changed) = event else { panic!("{event:?}") };
-        assert_eq!(changed.account, account);
-        assert_eq!(changed.key_id == made.id, told < 2);
+        let (of, key) = heard_of(&mut heard).await;
+        assert_eq!((of, key == made.id), (account.clone(), told < 2));
     }
+    running.stop().await;
+}
+
+/// Notices that are not told as long as the flag stands.
+struct Mute {
+    inner: Arc<dyn Notices>,
+    mute: Arc<AtomicBool>,
+}
+
+impl Notices for Mute {
+    fn tell_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), TellError>> {
+        if self.mute.load(Ordering::SeqCst) {
+            return Box::pin(std::future::ready(Err(TellError)));
+        }
+        self.inner.tell_bytes(subject, notice)
+    }
+
+    fn settle(&self) -> BoxFuture<'_, Result<(), TellError>> {
+        self.inner.settle()
+    }
+
+    fn listen_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Hearing>, ServeError>> {
+        self.inner.listen_bytes(subject)
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_that_nobody_was_told_of_is_no_done_and_is_told_later_all_the_same() {
+    let (dir, bus, mute) = (tempfile::tempdir().unwrap(), Bus::new(), Arc::new(AtomicBool::new(false)));
+    let backplane = bus.connect();
+    let notices = Arc::new(Mute { inner: Arc::clone(&backplane.notices), mute: Arc::clone(&mute) });
+    let mut running =
+        Running::start_on(config(dir.path()), Backplane { notices, ..backplane }, nobody()).await.unwrap();
+    running.become_operator(&dir.path().join(OPERATOR_KEY_FILE)).await;
+    let account = running.account("a").await.id;
+    let made = running.key(&account, &[Scope::Check]).await;
+    let mut heard = bus.connect().notices.listen::<KeyChanged>().await.unwrap();
+    mute.store(true, Ordering::SeqCst);
+    let call = RevokeKey { caller: running.operator.clone(), id: made.id.clone() };
+    assert_eq!(running.ask(&call).await, ManageReply::Failed);
+    assert_eq!(running.verify(&made.key).await, None, "it is revoked, though not everybody knows");
+    mute.store(false, Ordering::SeqCst);
+    assert_eq!(heard_of(&mut heard).await, (account, made.id.clone()));
+    done(running.ask(&call).await);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_keystore_that_begins_to_serve_casts_doubt_on_every_key() {
+    let (dir, bus) = (tempfile::tempdir().unwrap(), Bus::new());
+    let mut heard = bus.connect().notices.listen::<KeyChanged>().await.unwrap();
+    let running = Running::start_on(config(dir.path()), bus.connect(), nobody()).await.unwrap();
+    let event = tokio::time::timeout(Duration::from_secs(10), heard.next()).await.unwrap();
+    assert_eq!(event, Some(Event::Heard(KeyChanged::Any {})));
     running.stop().await;
 }
 

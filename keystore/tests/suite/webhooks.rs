@@ -11,7 +11,7 @@ use stage0_contract::{
 };
 use stage0_keystore::{KeystoreConfig, Plans, SECRETS_KEY_FILE, SecretsKey};
 
-use crate::harness::{Running, caller_of, config, done, refused};
+use crate::harness::{Running, caller_of, config, done, heard_of, refused};
 
 /// A key of the account that may do this, as a caller.
 async fn caller(running: &Running, account: &AccountId, scope: Scope) -> Caller {
@@ -356,7 +356,7 @@ async fn a_new_retention_is_told_to_all_and_holds_for_keys_endpoints_and_after_a
         let retention_days = Some(days.map_or(Change::Plans, Change::Own));
         let call = UpdateAccount { retention_days, ..unchanged(&running, &account) };
         assert_eq!(done(running.ask(&call).await).retention_days, days);
-        assert_eq!(heard(&mut notices).await.account, account);
+        assert_eq!(heard_of(&mut notices).await.0, account);
         assert_eq!(running.verify(&key).await.unwrap().retention_days, kept);
         assert_eq!(running.endpoints().await[0].retention_days, kept);
     }
@@ -380,7 +380,7 @@ async fn plan_limits_and_run_id_are_told_to_all_and_hold_after_a_restart() {
     let mut notices = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
     let free = UpdateAccount { plan: Some(Plan::Free), ..unchanged(&running, &account) };
     assert_eq!(done(running.ask(&free).await).plan, Plan::Free);
-    assert_eq!(heard(&mut notices).await.account, account);
+    assert_eq!(heard_of(&mut notices).await.0, account);
     let told = running.verify(&key).await.unwrap();
     assert_eq!(told.limits, Limits { per_minute: Some(60), daily: Some(1_000), monthly: Some(10_000) });
     let own = UpdateAccount {

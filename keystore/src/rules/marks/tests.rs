@@ -179,3 +179,16 @@ fn an_exporter_that_reads_the_same_log_never_contradicts_a_mark() {
     other.heads[1].hash = LineHash::of(b"rewritten");
     assert!(contradicts(&other, &last));
 }
+
+#[test]
+fn a_mark_names_no_more_writers_than_there_can_be() {
+    let many = |count: u32| {
+        let head = |number: u32| {
+            let writer = serde_json::from_str(&format!("\"{number:08x}-0000-7000-9000-000000000000\"")).unwrap();
+            Head { writer, ..head(1, 1, NOW - 10) }
+        };
+        (0..count).map(head).collect::<Vec<_>>()
+    };
+    assert_eq!(judged(|mark| mark.heads.extend(many(9_998))), Ok(()));
+    assert_eq!(judged(|mark| mark.heads.extend(many(9_999))), Err(MarkFault::Heads));
+}
