@@ -35,6 +35,8 @@ const MOST_LINES: usize = 1_024;
 const MOST_BYTES: usize = 1 << 20;
 /// Before an append is tried again: a server that restarts needs a moment.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Shorter than the log remembers the ids of what it has.
+const RETRY_FOR: Duration = Duration::from_secs(20);
 /// Chains that are remembered; the least busy of more are begun anew.
 const MOST_CHAINS: usize = 100_000;
 
@@ -199,6 +201,7 @@ impl Rounds {
     /// Appends every batch, again with the same id while there is time and every caller is believed: the log stores it
     /// once. An outcome that was in doubt once is certain only when it is acknowledged.
     async fn append(&self, drafts: &[Draft], deadline: Instant) -> Vec<Result<(), AppendError>> {
+        let deadline = deadline.min(Instant::now() + RETRY_FOR);
         let mut outcomes: Vec<Option<Result<(), AppendError>>> = vec![None; drafts.len()];
         loop {
             let is_open = |i: &usize| !matches!(outcomes.get(*i), Some(Some(Ok(()))));

@@ -39,6 +39,9 @@ const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+/// Of a line of the log: reasons, rules and who asked; and what of the request is in it, escaped.
+const MAX_LINE_BYTES: usize = 64 << 10;
+const LINE_BYTES_FOR_EACH: usize = 8;
 const MOST_TRIES: u32 = 3;
 /// How often a caller may come into doubt between the last look at its key and the append.
 const MOST_DOUBTS: u32 = 3;
@@ -199,6 +202,8 @@ enum Undecided {
 struct Parsed {
     check: CheckRequest,
     task_hash: String,
+    /// As it arrived.
+    bytes: usize,
 }
 
 /// A check that nothing speaks against any more.
@@ -218,7 +223,7 @@ impl Asked<'_> {
     async fn decide(self, gate: &Gate, check: Parsed, operation: Option<RequestId>) -> Result<HttpResponse, Undecided> {
         let failed = |error| Undecided::Before(Ended::Failed, error);
         let Self { request, caller, identity, stamp, headers, mut reservation, deadline } = self;
-        let Parsed { check, task_hash } = check;
+        let Parsed { check, task_hash, bytes } = check;
         let evaluated_at = gate.ledger().clock().now().as_second();
         let client_request_id = headers.client_request_id;
         let question = EvaluateRequest {
@@ -245,6 +250,8 @@ impl Asked<'_> {
         let mut input = None;
         if question.request.debug_store_input {
             input = keep_input(gate, identity, &mut recordable, deadline).await;
+        } else if let Some(texts) = &mut recordable {
+            texts.input = None;
         }
         let meta = ResponseMeta {
             source: "stage0".into(),
@@ -258,6 +265,10 @@ impl Asked<'_> {
         if let Some(recorder) = &gate.recorder {
             let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
             let line = line(&response, &body, &circumstances, recordable.as_ref()).map_err(failed)?;
+            if line.len() > MAX_LINE_BYTES + LINE_BYTES_FOR_EACH * bytes {
+                tracing::error!(request_id = %stamp.id, bytes = line.len(), "evaluator's answer is larger than any to such a question");
+                return Err(failed(ApiError::Unavailable));
+            }
             let (account, retention_days) = (identity.account.clone(), identity.retention_days);
             let entry = Entry { caller, account, retention_days, body: line.into() };
             // From here on it may be in the log: it counts, whoever is gone.
@@ -447,7 +458,7 @@ async fn parse(
         errors.push(FieldError::new("context.run_id", "is required: each check of this account names its run"));
     }
     let parsed = body::apart(bytes, move || {
-        CheckRequest::parse(Value::Object(body)).map(|check| Parsed { task_hash: check.task_hash(), check })
+        CheckRequest::parse(Value::Object(body)).map(|check| Parsed { task_hash: check.task_hash(), check, bytes })
     });
     let (constraints, policy_pack_version) = match parsed.await? {
         Ok(parsed) => {
