@@ -11,7 +11,7 @@ use tokio::time::{Duration, Instant, sleep};
 use super::Connection;
 use super::jetstream::{JetError, NO_SUCH_STREAM, STREAM_EXISTS, SUBJECTS_OVERLAP, ask, info};
 use super::link::Link;
-use super::stream_watch::foreign;
+use super::stream_watch;
 use super::streams::{Difference, MaxRecords, StreamName, StreamSpec};
 
 /// One question of an administrator.
@@ -117,7 +117,7 @@ fn ours(link: &Link, spec: &StreamSpec, found: &Value) -> Result<Value, JetError
     if StreamSpec::is_former_ledger(&link.prefix, config) {
         return Err(JetError::Former(spec.name.as_str().to_owned()));
     }
-    foreign(spec, config)?;
+    stream_watch::ours(spec, found)?;
     Ok(config.clone())
 }
 

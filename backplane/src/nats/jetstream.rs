@@ -82,6 +82,11 @@ pub(super) enum JetError {
         /// The first setting that differs.
         setting: String,
     },
+    /// Its places have begun again: what is stored there is not found.
+    #[error(
+        "the stream `{0}` counts its messages from where no stream begins, as after a purge beyond its end: what is stored there cannot be read; remove it and run `stage0 nats-admin init`"
+    )]
+    Wrapped(String),
     /// It holds as much as it may.
     #[error("the stream `{0}` has no room: raise its `max_bytes`, or let decisions expire")]
     Full(String),

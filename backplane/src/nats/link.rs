@@ -7,7 +7,7 @@
 
 use std::future::{Future, ready};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -61,6 +61,8 @@ pub(super) struct Link {
     pub(super) store_clock: Arc<StoreClock>,
     /// Whether the streams are ours.
     pub(super) streams: StreamWatch,
+    /// The highest place in the log that the server acknowledged on this connection; 0: none yet.
+    pub(super) last_place: AtomicU64,
     /// Turns of those who read many messages.
     pub(super) reads: Semaphore,
     /// Of this connection alone.
@@ -139,6 +141,7 @@ impl Link {
             auth: config.auth.clone(),
             store_clock: Arc::clone(&config.store_clock),
             streams: StreamWatch::default(),
+            last_place: AtomicU64::new(0),
             reads: Semaphore::new(MAX_READS),
             sealing,
             keystore: KeystoreKey::default(),

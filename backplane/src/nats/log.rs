@@ -9,6 +9,7 @@
 //! verified, nor while the stream is foreign.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 use super::jetstream::{
     self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, WRONG_LAST_SEQUENCE, fetch, publish, purge,
 };
+use super::stream_watch::MAX_PLACE;
 use super::streams::StreamName;
 use super::{Connection, SUBSCRIPTION_CAPACITY};
 use crate::{
@@ -37,6 +39,8 @@ const MOST_MESSAGES: usize = SUBSCRIPTION_CAPACITY / 2;
 const MOST_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 /// The server lists at most as many subjects at once.
 const SUBJECTS_A_PAGE: u64 = 100_000;
+/// Acknowledgements that arrive at once may be seen in another order: so many are never under way.
+const MAX_REORDERED: u64 = 4_096;
 /// Fewer signatures are checked at once.
 const MANY_SIGNATURES: usize = 4;
 const READY_WITHIN: Duration = Duration::from_secs(1);
@@ -214,8 +218,11 @@ impl Connection {
                 }
             }
         }
+        let published = match published {
+            Ok(ack) => self.in_order(&ack, deadline).await.map(|()| ack),
+            Err(error) => Err(error),
+        };
         match published {
-            Ok(ack) if sequence(&ack).is_none() => Err(AppendError::Unknown(JetError::Unreadable.to_string())),
             Ok(_) if self.link.connects() != connects => Err(AppendError::Unknown(AskError::Lost.to_string())),
             Ok(ack) if is_duplicate(&ack) && self.link.auth.is_some() => {
                 self.confirm_duplicate(&subject, &batch, sequence(&ack).unwrap_or_default(), deadline).await
@@ -225,6 +232,23 @@ impl Connection {
                 Err(AppendError::NotStored(error.to_string()))
             }
             Err(error) => Err(AppendError::Unknown(error.to_string())),
+        }
+    }
+
+    /// Whether what the server acknowledges goes on where it was before; else the stream is looked at, and so at the
+    /// first time. What it stores where nobody finds it is not recorded.
+    async fn in_order(&self, ack: &Value, deadline: Instant) -> Result<(), JetError> {
+        let place = sequence(ack).ok_or(JetError::Unreadable)?;
+        let before = self.link.last_place.fetch_max(place, Ordering::AcqRel);
+        let goes_on = place > before || (before > MAX_REORDERED && before - place < MAX_REORDERED);
+        if before > 0 && goes_on && place <= MAX_PLACE {
+            return Ok(());
+        }
+        match self.link.streams.look_now(&self.link, &self.stream(), deadline).await {
+            Ok(()) | Err(JetError::Full(_)) => Ok(()),
+            Err(error @ (JetError::Wrapped(_) | JetError::Foreign { .. })) => Err(error),
+            // It was stored, and perhaps not where it is found.
+            Err(_) => Err(JetError::Unreadable),
         }
     }
 }
@@ -322,6 +346,8 @@ impl Connection {
         }
         match publish(&self.link, subject, headers, line, deadline).await {
             Ok(ack) if self.link.connects() == connects => {
+                let in_order = self.in_order(&ack, deadline).await;
+                in_order.map_err(|error| MarkError::Failed(error.to_string()))?;
                 sequence(&ack).map(Position).ok_or_else(|| MarkError::Failed(JetError::Unreadable.to_string()))
             }
             Ok(_) => Err(MarkError::Failed(AskError::Lost.to_string())),
@@ -383,11 +409,11 @@ fn is_for_certain(error: &JetError, doubted: bool) -> bool {
         JetError::Absent
         | JetError::Missing(_)
         | JetError::Former(_)
-        | JetError::Foreign { .. }
         | JetError::Full(_)
         | JetError::NotInAccount(_) => !doubted,
         JetError::Forbidden(_) | JetError::Overdue | JetError::NotSent => true,
-        JetError::Unknown(_) | JetError::Unreadable => false,
+        // Perhaps after it was stored.
+        JetError::Unknown(_) | JetError::Unreadable | JetError::Foreign { .. } | JetError::Wrapped(_) => false,
     }
 }
 

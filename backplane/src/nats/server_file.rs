@@ -330,8 +330,9 @@ fn account(role: Role) -> &'static str {
 }
 
 /// The role's logins, one for each process. It hears its own answers and what its role is told, and serves its role's questions in the
-/// queue group alone: none of them sees what another is asked, or answered. What it publishes reaches others by its account's imports only; forbidding the rest by name would turn the
-/// server's instant "nobody is there" into silence.
+/// queue group alone: none of them sees what another is asked, or answered. What it publishes reaches others by its account's imports only; forbidding the
+/// rest by name would turn the server's instant "nobody is there" into silence. It asks the server nothing of the account's other
+/// connections, which would tell where their answers arrive.
 fn users(prefix: &str, role: Role, logins: Logins) -> String {
     let users: String = logins.of(role).iter().map(|login| user(prefix, role, login)).collect();
     format!("    users: [\n{users}    ]\n")
@@ -346,7 +347,7 @@ fn user(prefix: &str, role: Role, login: &str) -> String {
     let (variable, subscribe) = (ServerFile::password_variable(login), subscribe.iter().map(|to| quoted(to)));
     let subscribe: String = subscribe.map(|subject| format!("        {subject}\n")).collect();
     format!(
-        "      {{ user: {login}, password: ${variable}, permissions: {{\n      subscribe: [\n{subscribe}      ]\n    }} }}\n"
+        "      {{ user: {login}, password: ${variable}, permissions: {{\n      publish: {{ deny: [\"$SYS.>\"] }}\n      subscribe: [\n{subscribe}      ]\n    }} }}\n"
     )
 }
 

@@ -24,6 +24,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL_OF_TROUBLE: Duration = Duration::from_millis(500);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Far beyond what a stream can ever hold.
+pub(super) const MAX_PLACE: u64 = 1 << 62;
+
 /// What is known of the streams.
 #[derive(Debug, Default)]
 pub(super) struct StreamWatch {
@@ -67,7 +70,7 @@ impl StreamWatch {
             return outcome;
         }
         match timeout(LOOK_TIMEOUT, look(link, stream, deadline)).await {
-            Ok(outcome @ (Ok(()) | Err(JetError::Foreign { .. }))) => {
+            Ok(outcome @ (Ok(()) | Err(JetError::Foreign { .. } | JetError::Wrapped(_)))) => {
                 self.learn(stream, outcome.clone());
                 outcome
             }
@@ -122,15 +125,26 @@ async fn look(link: &Link, stream: &StreamName, deadline: Instant) -> Result<(),
 
 /// What the server said of a stream.
 fn judged(link: &Link, stream: &StreamName, said: &Value) -> Result<(), JetError> {
-    let config = said.get("config").ok_or(JetError::Unreadable)?;
-    let Some(spec) = StreamSpec::named(&link.prefix, stream) else { return Ok(()) };
-    foreign(&spec, config)
+    StreamSpec::named(&link.prefix, stream).map_or(Ok(()), |spec| ours(&spec, said))
 }
 
-/// The first setting that differs is told; the others are `nats-admin check`'s to tell.
-pub(super) fn foreign(spec: &StreamSpec, config: &Value) -> Result<(), JetError> {
-    match spec.differences(config).into_iter().next() {
-        Some(first) => Err(JetError::Foreign { stream: spec.name.as_str().to_owned(), setting: first.setting }),
-        None => Ok(()),
+/// Whether a stream is as it has to be. The first setting that differs is told; the others are `nats-admin check`'s to
+/// tell.
+pub(super) fn ours(spec: &StreamSpec, said: &Value) -> Result<(), JetError> {
+    let config = said.get("config").ok_or(JetError::Unreadable)?;
+    let name = || spec.name.as_str().to_owned();
+    if let Some(first) = spec.differences(config).into_iter().next() {
+        return Err(JetError::Foreign { stream: name(), setting: first.setting });
     }
+    let number = |pointer| said.pointer(pointer).and_then(Value::as_u64).unwrap_or_default();
+    if has_wrapped(number("/state/first_seq"), number("/state/last_seq")) {
+        return Err(JetError::Wrapped(name()));
+    }
+    Ok(())
+}
+
+/// Whether a stream's places are none: a purge up to the last place that there can be leads behind it, and from there
+/// the server counts from nothing again, stores, acknowledges, and finds nothing.
+fn has_wrapped(first: u64, last: u64) -> bool {
+    first > MAX_PLACE || last > MAX_PLACE || first > last.saturating_add(1)
 }

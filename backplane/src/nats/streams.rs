@@ -14,8 +14,11 @@ use stage0_contract::{IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORD
 use super::link::Link;
 use crate::MAX_MESSAGE_BYTES;
 
-/// How long the server remembers the id of a message.
-const DUPLICATE_WINDOW_NANOS: u64 = 120_000_000_000;
+/// How long the server remembers the ids of the log's messages: longer than an append is tried again. It keeps them in
+/// memory, up to 64 KiB each, whatever room the stream has.
+const LOG_DUPLICATE_WINDOW_NANOS: u64 = 30_000_000_000;
+/// Records have no ids; the least that the server takes.
+const DUPLICATE_WINDOW_NANOS: u64 = 100_000_000;
 /// Of the log, fixed: the longest retention of an account and a year. The server goes by a clock of its own, which
 /// nobody compares, so this is a far safety net; what is past its time is purged by audit-export.
 const LOG_MAX_AGE_NANOS: u64 = (3_650 + 365) * DAY_NANOS;
@@ -152,6 +155,7 @@ impl StreamSpec {
         let settings = object(json!({
             "max_age": LOG_MAX_AGE_NANOS,
             "max_msgs_per_subject": -1,
+            "duplicate_window": LOG_DUPLICATE_WINDOW_NANOS,
         }));
         Self {
             name: StreamName::log(prefix),
@@ -251,6 +255,7 @@ fn of_record(max_age: u64) -> Map<String, Value> {
         "max_msgs_per_subject": 1,
         "discard_new_per_subject": false,
         "allow_msg_ttl": true,
+        "duplicate_window": DUPLICATE_WINDOW_NANOS,
     }))
 }
 
@@ -261,7 +266,6 @@ fn with_common(mut settings: Map<String, Value>, subjects: &[String], max_bytes:
         "storage": "file",
         // Full means that nothing is recorded, and so nothing released; never that the oldest goes early.
         "discard": "new",
-        "duplicate_window": DUPLICATE_WINDOW_NANOS,
         "allow_direct": true,
         "max_msg_size": max_bytes + MAX_HEADER_BYTES,
     })));
@@ -393,7 +397,7 @@ mod tests {
                 ("retention", json!("interest")),
                 ("storage", json!("memory")),
                 ("allow_direct", json!(false)),
-                ("duplicate_window", json!(100_000_000)),
+                ("duplicate_window", json!(120_000_000_000_u64)),
                 ("max_msg_size", json!(10)),
                 ("max_msgs_per_subject", json!(7)),
                 ("max_age", json!(3_600_000_000_000_u64)),

@@ -765,3 +765,17 @@ async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not
         assert!(same < 8, "{pair:?}");
     }
 }
+
+#[tokio::test]
+async fn no_login_is_told_of_its_accounts_other_connections() {
+    let nats = server().await;
+    for login in ["gateway", "evaluator", "keystore", "audit-export"] {
+        let client = raw(&nats, login).await;
+        for about in ["$SYS.REQ.ACCOUNT.PING.CONNZ", "$SYS.REQ.ACCOUNT.PING.SUBSZ", "$SYS.REQ.SERVER.PING"] {
+            let asked = client.request(about, r#"{"subscriptions": true}"#.into());
+            let answer = tokio::time::timeout(Duration::from_millis(300), asked).await;
+            assert!(!matches!(answer, Ok(Ok(_))), "{login}: {about}: {answer:?}");
+        }
+        is_done(&client).await;
+    }
+}

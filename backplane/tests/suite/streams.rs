@@ -339,3 +339,30 @@ async fn a_log_that_is_full_is_not_ready_and_leaves_the_records_their_room() {
     gateway.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
     exporter.ledger.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
 }
+
+/// The server counts from nothing again then: it stores, acknowledges, and finds nothing.
+#[tokio::test]
+async fn after_a_purge_beyond_the_last_place_that_can_be_nothing_is_recorded_and_everybody_says_so() {
+    let nats = NatsServer::start().await;
+    let backplane = recorder(&nats).await.backplane();
+    let admin = async_nats::connect(nats.url()).await.unwrap();
+    write(&*backplane.log, &account("a"), "one").await;
+    write(&*backplane.log, &account("a"), "two").await;
+    let purge = async |up_to: u64| {
+        let said = api(&admin, "STREAM.PURGE.S0_LOG", &json!({"seq": up_to})).await;
+        assert_eq!(said["success"], true, "{said}");
+    };
+    // An ordinary one, also up to behind the end.
+    for up_to in [2, 100] {
+        purge(up_to).await;
+        write(&*backplane.log, &account("a"), "three").await;
+        assert_eq!(backplane.log.ready().await, Ok(Vec::new()));
+    }
+    purge(u64::MAX).await;
+    let answer = append(&*backplane.log, batch(&account("a"), "lost"), soon()).await;
+    assert!(matches!(&answer, Err(AppendError::Unknown(_) | AppendError::NotStored(_))), "{answer:?}");
+    assert!(backplane.log.append_mark(&account("a"), "lost".into(), None, soon()).await.is_err());
+    let says = |why: String| assert!(why.contains("`S0_LOG` counts its messages from where no stream begins"), "{why}");
+    says(backplane.log.ready().await.unwrap_err().to_string());
+    says(Connection::open(&verified(&nats)).await.unwrap().prepare(Role::Gateway, 1).await.unwrap_err().to_string());
+}

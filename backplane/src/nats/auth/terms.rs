@@ -16,6 +16,8 @@ use super::verdict::Rejection;
 
 const TERM: HeaderName = HeaderName::from_static("Stage0-Term");
 const DOMAIN: &[u8] = b"term";
+/// Clocks differ, and a keystore that follows within a second takes the next number.
+const MAX_TERM_AHEAD_SECONDS: i64 = 86_400;
 /// Of a header, whoever wrote it.
 const MAX_HEADER_BYTES: usize = 256;
 
@@ -64,6 +66,11 @@ impl Terms {
         verify_slices_are_equal(right.as_ref(), &proven).map_err(|_| Rejection::Forged)?;
         let (number, lineage) = said.split_once('.').ok_or(Rejection::Malformed)?;
         let number = number.parse().map_err(|_| Rejection::Malformed)?;
+        // Terms go by the clock in seconds. One from far ahead would outlive whoever said it.
+        let latest = jiff::Timestamp::now().as_second().saturating_add(MAX_TERM_AHEAD_SECONDS);
+        if number > u64::try_from(latest).unwrap_or_default() {
+            return Err(Rejection::Superseded);
+        }
         self.hear(Some(Term { number, lineage: lineage.to_owned() }))
     }
 

@@ -406,6 +406,8 @@ fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without
         assert_eq!(judged(answered(superseded)), Err(Rejection::Superseded), "{superseded:?}");
     }
     assert_eq!(judged(answered(Some((6, "bb")))), Ok(true));
+    // Nobody says one that would outlive him.
+    assert_eq!(judged(answered(Some((u64::MAX, "thief")))), Err(Rejection::Superseded));
     assert_eq!(judged(answered(Some((5, "aa")))), Err(Rejection::Superseded));
     // A term that somebody else put there, or that belongs to another answer, is not believed, and moves nothing.
     let (expected, mut answer) = answered(Some((6, "bb")));

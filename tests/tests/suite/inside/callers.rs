@@ -1,4 +1,4 @@
-//! A gateway that is taken over, and what it can do in the name of callers.
+//! A gateway that is taken over, and what it can do in the name of callers; an evaluator that answers too much.
 //!
 //! The attacker has all that a gateway has: a place on the server and the role's message keys. It invents callers whose
 //! keys it never saw, asks for deletions in their names, and listens. Each refusal stands beside the same call made with
@@ -13,8 +13,9 @@ use stage0_backplane::Backplane;
 use stage0_backplane::nats::{Connection, MessageAuth, MessageKeys};
 use stage0_backplane::testing::wait_for;
 use stage0_contract::{
-    AccountId, ApiKey, Caller, CreateKey, DeleteDecisions, DeletionPermit, KeyIdentity, ListEndpoints, ManageReply,
-    PermitDeletion, Refusal, Request, RevokeKey, Role, Scope, Scopes, VerifyKey, VerifyKeyReply,
+    AccountId, ApiKey, Caller, CallerTexts, CheckRequest, CreateKey, Decided, DeleteDecisions, DeletionPermit,
+    EvaluateReply, EvaluateRequest, KeyIdentity, ListEndpoints, ManageReply, PermitDeletion, Refusal, Request,
+    RequestId, RevokeKey, Role, Scope, Scopes, VerifyKey, VerifyKeyReply,
 };
 use stage0_tests::{Api, Stack, account_scopes};
 
@@ -234,4 +235,55 @@ async fn a_gateway_does_not_read_the_secrets_of_endpoints() {
     assert!(asked.is_err(), "{asked:?}");
     let ManageReply::Done(page) = ask(&exporter, &ListEndpoints { cursor: None }).await else { panic!("no page") };
     assert_eq!(page.items.len(), 1);
+}
+
+/// An evaluator that was taken over answers every question, with more than anybody asked.
+#[tokio::test]
+async fn an_evaluator_fills_no_log_with_what_nobody_asked_for() {
+    let mut stack = Stack::build().nats().await;
+    let (gateway, evaluator) = (taken_over(&stack, Role::Gateway).await, taken_over(&stack, Role::Evaluator).await);
+    let question = EvaluateRequest {
+        request_id: RequestId::parse("01a21718-c56a-711b-a828-87929259d107").unwrap(),
+        account: AccountId::parse(&stack.account).unwrap(),
+        request: CheckRequest::parse(Api::harmless()).unwrap(),
+        evaluated_at: jiff::Timestamp::now().as_second(),
+        operation: None,
+        caller: CallerTexts::default(),
+        max_runs: None,
+    };
+    let genuine = gateway.requests.ask(&question, SOON).await.unwrap();
+    let EvaluateReply::Decided(genuine) = genuine else { panic!("{genuine:?}") };
+    stack.evaluators[0].kill();
+    let with = |change: &dyn Fn(&mut Decided)| {
+        let mut decided = genuine.clone();
+        change(&mut decided);
+        serde_json::to_vec(&EvaluateReply::Decided(decided)).unwrap()
+    };
+    let input = |bytes: usize| json!({"goal": "x".repeat(bytes)}).as_object().unwrap().clone();
+    let answers = [
+        with(&|_| {}),
+        with(&|decided| decided.decision.reason = "x".repeat(2_000_000)),
+        with(&|decided| decided.recordable.as_mut().unwrap().input = Some(input(1_000_000))),
+        with(&|decided| decided.decision.reason = "x".repeat(20_000)),
+    ];
+    let mut inbox = evaluator.requests.serve_bytes(EvaluateRequest::SUBJECT).await.unwrap();
+    let (say, mut said) = tokio::sync::watch::channel(answers[0].clone());
+    let answering = tokio::spawn(async move {
+        while let Some(asked) = inbox.next().await {
+            let answer = said.borrow_and_update().clone();
+            asked.replier.reply(answer.into()).await;
+        }
+    });
+    let mut recorded = 0;
+    // What is too long is refused; an input that nobody wanted is left out.
+    for (answer, status) in answers.into_iter().zip([200, 503, 200, 200]) {
+        say.send_replace(answer);
+        let answer = stack.api.check(&Api::harmless()).await;
+        assert_eq!(answer.status, status, "{}", answer.body);
+        recorded += usize::from(status == 200);
+    }
+    let decisions = stack.api.decisions("limit=1000").await;
+    assert_eq!(decisions.len(), recorded);
+    assert!(decisions.iter().all(|decision| decision.to_string().len() < 50_000));
+    answering.abort();
 }
