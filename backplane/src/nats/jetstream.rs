@@ -237,6 +237,10 @@ async fn read_one(
     let found = Arc::new(Mutex::new(None));
     let keep = Arc::clone(&found);
     let check: Check = Arc::new(move |message: &Message| {
+        // The server's own answers can be read; what is stored is judged by whoever asked for it.
+        if !is_stored(message) && is_malformed(message.headers.as_ref()) {
+            return false;
+        }
         *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
         true
     });
@@ -297,11 +301,16 @@ async fn answers(link: &Link, subject: String, question: Bytes) -> Result<(Vec<S
         let follows = || number(&message, "Nats-Last-Sequence") == Some(last);
         match status(&message) {
             // What is stored may have any status that its publisher liked.
-            _ if is_stored(&message) && follows() => {
+            _ if is_stored(&message) => {
+                if !follows() {
+                    return Err(lost());
+                }
                 let message = stored(message).ok_or(JetError::Unreadable)?;
                 last = message.sequence;
                 found.push(message);
             }
+            // The server says nothing that cannot be read: it ends nothing.
+            _ if is_malformed(message.headers.as_ref()) => {}
             Some(404) => return Ok((found, false)),
             Some(204) if follows() => {
                 return Ok((found, number(&message, "Nats-Num-Pending").ok_or(JetError::Unreadable)? > 0));
@@ -324,6 +333,12 @@ fn status(message: &Message) -> Option<u64> {
 /// Whether it is a message of a stream: the server says its place, which it says of no status of its own.
 pub(super) fn is_stored(message: &Message) -> bool {
     number(message, "Nats-Sequence").is_some()
+}
+
+/// Whether lines of its headers cannot be read. No role and no server writes such, and the server may have read them
+/// differently: it is never believed.
+pub(super) fn is_malformed(headers: Option<&HeaderMap>) -> bool {
+    headers.is_some_and(|headers| headers.skipped_lines() > 0)
 }
 
 fn stored(message: Message) -> Option<Stored> {

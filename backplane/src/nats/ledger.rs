@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::Connection;
 use super::auth::{LIFETIME, Newest, Rejection};
-use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch_last, publish};
+use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch_last, is_malformed, publish};
 use super::log::EXPECTED_LAST;
 use super::streams::StreamName;
 use crate::ledger::fault;
@@ -160,6 +160,7 @@ impl Connection {
         match &self.link.auth {
             Some(_) if found.subject != self.record(key) => Err(Rejection::Forged),
             Some(auth) => auth.judge_record(key, found, proven, known),
+            None if is_malformed(found.headers.as_ref()) => Err(Rejection::Malformed),
             None => Ok(()),
         }
     }

@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::config::INBOXES;
 use super::health::Health;
-use super::jetstream::{MAX_READS, is_stored};
+use super::jetstream::{MAX_READS, is_malformed, is_stored};
 use super::requests::KeystoreKey;
 use super::sealing::SealingKeys;
 use super::stream_watch::StreamWatch;
@@ -298,10 +298,11 @@ impl Oneself {
 async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
     while let Some(message) = answers.next().await {
         let Some(token) = message.subject.rsplit('.').next().and_then(Token::parse) else { continue };
+        let malformed = is_malformed(message.headers.as_ref());
         // What is stored may have any status that its publisher liked.
-        if message.status == Some(StatusCode::NO_RESPONDERS) && !is_stored(&message) {
+        if message.status == Some(StatusCode::NO_RESPONDERS) && !is_stored(&message) && !malformed {
             waiters.absent(token);
-        } else if waiters.check(token).is_none_or(|check| check(&message)) {
+        } else if waiters.check(token).map_or(!malformed, |check| check(&message)) {
             waiters.resolve(token, Ok(message.payload));
         }
     }

@@ -21,7 +21,8 @@ use stage0_contract::AccountId;
 use tokio::time::Instant;
 
 use super::jetstream::{
-    self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, WRONG_LAST_SEQUENCE, fetch, publish, purge,
+    self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, WRONG_LAST_SEQUENCE, fetch, is_malformed, publish,
+    purge,
 };
 use super::stream_watch::MAX_PLACE;
 use super::streams::StreamName;
@@ -278,7 +279,10 @@ impl Connection {
     /// Without what nobody who may append put there. Signatures take time: many are checked where nobody else waits for
     /// it.
     async fn genuine(&self, mut found: Vec<Stored>) -> Result<Vec<Stored>, JetError> {
-        let Some(auth) = self.link.auth.clone() else { return Ok(found) };
+        let Some(auth) = self.link.auth.clone() else {
+            found.retain(|stored| !is_malformed(stored.headers.as_ref()));
+            return Ok(found);
+        };
         if found.len() <= MANY_SIGNATURES {
             found.retain(|stored| auth.is_genuine(stored));
             return Ok(found);
@@ -291,7 +295,10 @@ impl Connection {
     }
 
     fn is_genuine(&self, stored: &Stored) -> bool {
-        self.link.auth.as_ref().is_none_or(|auth| auth.is_genuine(stored))
+        match &self.link.auth {
+            Some(auth) => auth.is_genuine(stored),
+            None => !is_malformed(stored.headers.as_ref()),
+        }
     }
 
     /// The last of a subject that may be believed. Where others stand behind it, steps back grow until one that may is
@@ -358,17 +365,12 @@ impl Connection {
 
     /// The last mark's place where only such stand behind `after` that nobody who may append put there.
     async fn forged_behind(&self, account: &AccountId, after: u64, deadline: Instant) -> Result<Option<u64>, JetError> {
-        if self.link.auth.is_none() {
-            return Ok(None);
-        }
         let subject = self.subject(account, Kind::Mark);
-        let genuine = self.last_genuine(&subject, deadline).await?.map_or(0, |last| last.sequence);
-        if genuine != after {
-            return Ok(None);
-        }
+        // First: a genuine one that is appended meanwhile is seen by the second look.
         let get = json!({"last_by_subj": subject});
         let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
-        Ok(found.into_iter().next().map(|last| last.sequence))
+        let genuine = self.last_genuine(&subject, deadline).await?.map_or(0, |last| last.sequence);
+        Ok(found.into_iter().next().map(|last| last.sequence).filter(|_| genuine == after))
     }
 
     /// The server knows the batch's id already: from an earlier attempt, or from somebody who said it first.

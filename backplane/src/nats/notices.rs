@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Connection;
 use super::auth::{HeardBefore, NoticeStanding};
+use super::jetstream::is_malformed;
 use super::link::Link;
 use crate::liveness::{Echoes, Token};
 use crate::{AskError, BoxFuture, Event, Hearing, Liveness, MAX_MESSAGE_BYTES, Notices, ServeError, TellError};
@@ -128,12 +129,15 @@ impl Hearing for Heard {
                     }
                     continue;
                 }
-                let standing =
-                    self.link.auth.as_ref().map(|auth| auth.judge_notice(&notice, self.subject, &mut self.before));
+                let standing = match &self.link.auth {
+                    Some(auth) => auth.judge_notice(&notice, self.subject, &mut self.before),
+                    None if is_malformed(notice.headers.as_ref()) => NoticeStanding::Rejected,
+                    None => NoticeStanding::Good,
+                };
                 match standing {
-                    None | Some(NoticeStanding::Good) => return Some(Event::Heard(notice.payload)),
-                    Some(NoticeStanding::Stale) => self.owes_gap = true,
-                    Some(NoticeStanding::Rejected) => {}
+                    NoticeStanding::Good => return Some(Event::Heard(notice.payload)),
+                    NoticeStanding::Stale => self.owes_gap = true,
+                    NoticeStanding::Rejected => {}
                 }
             }
         })
@@ -180,7 +184,7 @@ impl Heard {
 
 /// None: it is a notice. What is no token of ours is an echo all the same, and says nothing.
 fn token_of(message: &Message) -> Option<Vec<u8>> {
-    let token = message.headers.as_ref()?.get(ECHO)?;
+    let token = message.headers.as_ref().filter(|headers| !is_malformed(Some(headers)))?.get(ECHO)?;
     Some(BASE64URL_NOPAD.decode(token.as_str().as_bytes()).unwrap_or_default())
 }
 

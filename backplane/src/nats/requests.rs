@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::auth::{Asker, REPLY_TO};
 use super::config::{INBOXES, OTHER_ACCOUNT};
 use super::deadline::{Clocks, Sent, Standing};
+use super::jetstream::is_malformed;
 use super::link::Link;
 use super::sealing::{Arrived, Context, Part, PublicKey, SealingKeys, seal};
 use super::waiters::{Check, Token};
@@ -314,6 +315,10 @@ impl Reader {
         // Before its time is looked at: what anybody may say must not move what is thought of clocks.
         let asker = match &self.auth {
             Some(auth) => auth.judge_question(&message, self.subject, sent).ok()?,
+            None if is_malformed(message.headers.as_ref()) => {
+                tracing::warn!(subject, "question whose headers cannot be read dropped");
+                return None;
+            }
             None => None,
         };
         let deadline = match self.clocks.judge(sent, Instant::now(), SystemTime::now()) {

@@ -23,13 +23,13 @@ const EVALUATE_AT: &str = "s0.req.evaluate";
 const ALLOW: &str = r#"{"verdict":"ALLOW"}"#;
 
 /// A server for everybody, and the keys of a deployment on it.
-struct Open {
-    nats: NatsServer,
-    keys: KeySet,
+pub(crate) struct Open {
+    pub(crate) nats: NatsServer,
+    pub(crate) keys: KeySet,
 }
 
 impl Open {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(Requirement::Always).await
     }
 
@@ -45,7 +45,7 @@ impl Open {
         NatsConfig { auth: Some(self.auth(role)), name: role.to_string(), ..verified(&self.nats) }
     }
 
-    async fn connection(&self, role: Role) -> Connection {
+    pub(crate) async fn connection(&self, role: Role) -> Connection {
         let connection = Connection::open(&self.config(role)).await.unwrap();
         if matches!(role, Role::Gateway | Role::AuditExport) {
             connection.prepare_log(1).await.unwrap();
@@ -57,13 +57,13 @@ impl Open {
         self.connection(role).await.backplane()
     }
 
-    async fn bystander(&self) -> Client {
+    pub(crate) async fn bystander(&self) -> Client {
         async_nats::connect(self.nats.url()).await.unwrap()
     }
 }
 
 /// The server has handled what this client sent before.
-async fn is_done(client: &Client) {
+pub(crate) async fn is_done(client: &Client) {
     let inbox = client.new_inbox();
     let mut echo = client.subscribe(inbox.clone()).await.unwrap();
     client.publish(inbox, Bytes::new()).await.unwrap();

@@ -16,6 +16,7 @@ mod ledger;
 mod log;
 mod log_failures;
 mod log_reading;
+mod malformed;
 mod metrics;
 mod notices;
 mod power_cut;

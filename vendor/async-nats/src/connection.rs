@@ -35,7 +35,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{self, AsyncRead, AsyncReadExt, AsyncWrite};
 use tracing::trace;
 
-use crate::header::{HeaderMap, HeaderName, IntoHeaderValue};
+use crate::header::{HeaderMap, HeaderName, HeaderValue};
 use crate::status::StatusCode;
 use crate::subject::Subject;
 use crate::{ClientOp, ServerError, ServerOp, Statistics};
@@ -177,8 +177,8 @@ impl Connection {
         }
 
         if self.read_buf.starts_with(b"MSG ") {
-            let line = str::from_utf8(&self.read_buf[4..len])
-                .map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))?;
+            // Stage0: a publisher chooses subject and reply, and must not end this connection by them.
+            let line = String::from_utf8_lossy(&self.read_buf[4..len]);
             let mut args = line.split(' ').filter(|s| !s.is_empty());
 
             // Parse the operation syntax: MSG <subject> <sid> [reply-to] <#bytes>
@@ -251,9 +251,9 @@ impl Connection {
 
         if self.read_buf.starts_with(b"HMSG ") {
             // Extract whitespace-delimited arguments that come after "HMSG".
-            let line = std::str::from_utf8(&self.read_buf[5..len])
-                .map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))?;
-            let mut args = line.split_whitespace().filter(|s| !s.is_empty());
+            // Stage0: as above, and the server puts spaces between them, while a subject may hold other whitespace.
+            let line = String::from_utf8_lossy(&self.read_buf[5..len]);
+            let mut args = line.split(' ').filter(|s| !s.is_empty());
 
             // <subject> <sid> [reply-to] <# header bytes><# total bytes>
             let (subject, sid, reply_to, header_len, total_len) = match (
@@ -331,68 +331,7 @@ impl Connection {
             let payload = self.read_buf.split_to(total_len - header_len).freeze();
             self.read_buf.advance(2);
 
-            let mut lines = std::str::from_utf8(&header)
-                .map_err(|_| {
-                    io::Error::new(io::ErrorKind::InvalidInput, "header isn't valid utf-8")
-                })?
-                .lines()
-                .peekable();
-            let version_line = lines.next().ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidInput, "no header version line found")
-            })?;
-
-            let version_line_suffix = version_line
-                .strip_prefix("NATS/1.0")
-                .map(str::trim)
-                .ok_or_else(|| {
-                    io::Error::new(
-                        io::ErrorKind::InvalidInput,
-                        "header version line does not begin with `NATS/1.0`",
-                    )
-                })?;
-
-            let (status, description) = version_line_suffix
-                .split_once(' ')
-                .map(|(status, description)| (status.trim(), description.trim()))
-                .unwrap_or((version_line_suffix, ""));
-            let status = if !status.is_empty() {
-                Some(
-                    status
-                        .parse::<StatusCode>()
-                        .map_err(|_| std::io::Error::other("could not parse status parameter"))?,
-                )
-            } else {
-                None
-            };
-            let description = if !description.is_empty() {
-                Some(description.to_owned())
-            } else {
-                None
-            };
-
-            let mut headers = HeaderMap::new();
-            while let Some(line) = lines.next() {
-                if line.is_empty() {
-                    continue;
-                }
-
-                let (name, value) = line.split_once(':').ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::InvalidInput, "no header version line found")
-                })?;
-
-                let name = HeaderName::from_str(name)
-                    .map_err(|err| io::Error::new(io::ErrorKind::InvalidInput, err))?;
-
-                // Read the header value, which might have been split into multiple lines
-                // `trim_start` and `trim_end` do the same job as doing `value.trim().to_owned()` at the end, but without a reallocation
-                let mut value = value.trim_start().to_owned();
-                while let Some(v) = lines.next_if(|s| s.starts_with(char::is_whitespace)) {
-                    value.push_str(v);
-                }
-                value.truncate(value.trim_end().len());
-
-                headers.append(name, value.into_header_value());
-            }
+            let (headers, status, description) = parse_headers(&header);
 
             trace!(
                 subject = %subject,
@@ -862,6 +801,76 @@ where
     }
 }
 
+/// Stage0: reads a header block, and never fails: nats-server forwards and stores whatever a publisher wrote, and an
+/// error here would end the connection. What cannot be read is left out and counted in [`HeaderMap::skipped_lines`].
+fn parse_headers(block: &[u8]) -> (HeaderMap, Option<StatusCode>, Option<String>) {
+    let mut headers = HeaderMap::new();
+    // As `str::lines` has them; none where it is not UTF-8.
+    let mut lines = block
+        .split(|byte| *byte == b'\n')
+        .map(|line| str::from_utf8(line.strip_suffix(b"\r").unwrap_or(line)).ok())
+        .peekable();
+
+    let version_line = lines.next().flatten();
+    let version_line_suffix = match version_line.and_then(|line| line.strip_prefix("NATS/1.0")) {
+        Some(suffix) => suffix.trim(),
+        None => {
+            headers.skip_line();
+            ""
+        }
+    };
+    let (status, description) = version_line_suffix
+        .split_once(' ')
+        .map(|(status, description)| (status.trim(), description.trim()))
+        .unwrap_or((version_line_suffix, ""));
+    let status = if !status.is_empty() {
+        let status = status.parse::<StatusCode>().ok();
+        if status.is_none() {
+            headers.skip_line();
+        }
+        status
+    } else {
+        None
+    };
+    let description = if !description.is_empty() {
+        Some(description.to_owned())
+    } else {
+        None
+    };
+
+    while let Some(line) = lines.next() {
+        if line.is_some_and(str::is_empty) {
+            continue;
+        }
+
+        let field = line
+            .and_then(|line| line.split_once(':'))
+            .and_then(|(name, value)| Some((HeaderName::from_str(name).ok()?, value)));
+        let Some((name, value)) = field else {
+            headers.skip_line();
+            continue;
+        };
+
+        // Read the header value, which might have been split into multiple lines
+        // `trim_start` and `trim_end` do the same job as doing `value.trim().to_owned()` at the end, but without a reallocation
+        let mut value = value.trim_start().to_owned();
+        while let Some(Some(v)) =
+            lines.next_if(|line| line.is_some_and(|s| s.starts_with(char::is_whitespace)))
+        {
+            value.push_str(v);
+        }
+        value.truncate(value.trim_end().len());
+
+        // A lone carriage return is no part of a value.
+        match HeaderValue::from_str(&value) {
+            Ok(value) => headers.append(name, value),
+            Err(_) => headers.skip_line(),
+        }
+    }
+
+    (headers, status, description)
+}
+
 #[cfg(test)]
 mod read_op {
     use std::sync::Arc;
@@ -1162,36 +1171,93 @@ mod read_op {
         connection.read_op().await.unwrap();
     }
 
-    // Regression for https://github.com/nats-io/nats.rs/issues/1572:
-    // nats-server forwards arbitrary bytes in subjects (no UTF-8 enforcement),
-    // so a publisher sending `balance.\xFF` reaches a `balance.*` subscriber.
-    // The parser must surface an io::Error rather than panicking, otherwise the
-    // ConnectionHandler task dies and the client never reconnects.
+    // Stage0: nats-server forwards arbitrary bytes in subjects (no UTF-8 enforcement), so a publisher sending
+    // `balance.\xFF` reaches a `balance.*` subscriber. It must neither panic (nats.rs #1572) nor end the connection.
     #[tokio::test]
-    async fn msg_with_non_utf8_subject_returns_error() {
-        let (stream, mut server) = io::duplex(128);
-        let mut connection = Connection::new(Box::new(stream), 0, Arc::new(Statistics::default()));
-
-        server.write_all(b"MSG balance.\xFF 1 2\r\n").await.unwrap();
-        server.write_all(b"hi\r\n").await.unwrap();
-
-        let err = connection.read_op().await.unwrap_err();
-        assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
-    }
-
-    #[tokio::test]
-    async fn hmsg_with_non_utf8_subject_returns_error() {
-        let (stream, mut server) = io::duplex(128);
+    async fn subjects_that_are_no_utf8_or_hold_whitespace_end_no_connection() {
+        let (stream, mut server) = io::duplex(512);
         let mut connection = Connection::new(Box::new(stream), 0, Arc::new(Statistics::default()));
 
         server
-            .write_all(b"HMSG balance.\xFF 1 12 14\r\n")
+            .write_all(b"MSG balance.\xFF 1 2\r\nhi\r\n")
             .await
             .unwrap();
-        server.write_all(b"NATS/1.0\r\n\r\nhi\r\n").await.unwrap();
+        server
+            .write_all(b"MSG balance 1 to.\xFF 2\r\nhi\r\n")
+            .await
+            .unwrap();
+        server
+            .write_all(b"HMSG balance.\xFF 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n")
+            .await
+            .unwrap();
+        server
+            .write_all(
+                "HMSG balance\u{a0}1 1 a\u{2003}b\x0b 12 14\r\nNATS/1.0\r\n\r\nhi\r\n".as_bytes(),
+            )
+            .await
+            .unwrap();
+        let mut read = Vec::new();
+        for _ in 0..4 {
+            match connection.read_op().await.unwrap() {
+                Some(ServerOp::Message {
+                    subject,
+                    reply,
+                    payload,
+                    ..
+                }) => {
+                    assert_eq!(payload, "hi");
+                    read.push((subject.to_string(), reply.map(|reply| reply.to_string())));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        let lossy = "balance.\u{fffd}".to_owned();
+        assert_eq!(
+            read,
+            [
+                (lossy.clone(), None),
+                ("balance".to_owned(), Some("to.\u{fffd}".to_owned())),
+                (lossy, None),
+                (
+                    "balance\u{a0}1".to_owned(),
+                    Some("a\u{2003}b\x0b".to_owned())
+                ),
+            ]
+        );
+    }
 
-        let err = connection.read_op().await.unwrap_err();
-        assert_eq!(err.kind(), io::ErrorKind::InvalidInput);
+    #[test]
+    fn what_cannot_be_read_in_a_header_block_is_left_out_and_counted() {
+        let good =
+            |headers: &HeaderMap, name: &str| headers.get(name).map(|value| value.to_string());
+        for (block, skipped, status) in [
+            (&b"NATS/1.0\r\nA: b\r\nNats-Sequence: 7\r\n\r\n"[..], 0, None),
+            (b"NATS/1.0 404 No Messages\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 0, Some(404)),
+            (b"NATS/1.0\r\nno colon here\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"NATS/1.0\r\nX: \xff\r\n\xfe: y\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 2, None),
+            (b"NATS/1.0\r\nb\xc3\xa4d name: x\r\n  and: more\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 2, None),
+            (b"NATS/1.0\r\nX: lone\rreturn\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"NATS/1.0\r\nX: folded\r\n \xff\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"NATS/1.0 99999\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"NATS/1.0abc\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"NATS/2.0 404\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"\xff\xff\r\nA: b\r\nNats-Sequence: 7\r\n\r\n", 1, None),
+            (b"no\0NATS\nA: b\nNats-Sequence: 7", 1, None),
+        ] {
+            let (headers, found, _) = super::parse_headers(block);
+            let shown = String::from_utf8_lossy(block);
+            assert_eq!(headers.skipped_lines(), skipped, "{shown}");
+            assert_eq!(found.map(|status| status.as_u16()), status, "{shown}");
+            assert_eq!(good(&headers, "A").as_deref(), Some("b"), "{shown}");
+            assert_eq!(good(&headers, "Nats-Sequence").as_deref(), Some("7"), "{shown}");
+        }
+        for block in [&b""[..], b"\r\n\r\n", b"\n", b"\r"] {
+            let (headers, status, description) = super::parse_headers(block);
+            assert_eq!(
+                (headers.skipped_lines(), headers.len(), status, description),
+                (1, 0, None, None)
+            );
+        }
     }
 }
 

@@ -47,6 +47,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HeaderMap {
     inner: HashMap<HeaderName, Vec<HeaderValue>>,
+    skipped: usize,
 }
 
 /// Helper enum for backward-compatible deserialization using serde's untagged feature
@@ -72,8 +73,8 @@ impl<'de> Deserialize<'de> for HeaderMap {
         let helper = HeaderMapHelper::deserialize(deserializer)?;
 
         Ok(match helper {
-            HeaderMapHelper::Legacy { inner } => HeaderMap { inner },
-            HeaderMapHelper::Current(inner) => HeaderMap { inner },
+            HeaderMapHelper::Legacy { inner } => HeaderMap { inner, skipped: 0 },
+            HeaderMapHelper::Current(inner) => HeaderMap { inner, skipped: 0 },
         })
     }
 }
@@ -99,6 +100,16 @@ impl FromIterator<(HeaderName, HeaderValue)> for HeaderMap {
 }
 
 impl HeaderMap {
+    /// Stage0: how many lines of the header block that arrived could not be read and were left out, counting a version
+    /// line and a status. Others may have read them differently: nobody should believe a message that has any.
+    pub fn skipped_lines(&self) -> usize {
+        self.skipped
+    }
+
+    pub(crate) fn skip_line(&mut self) {
+        self.skipped += 1;
+    }
+
     pub fn iter(&self) -> std::collections::hash_map::Iter<'_, HeaderName, Vec<HeaderValue>> {
         self.inner.iter()
     }

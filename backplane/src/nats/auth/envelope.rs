@@ -11,6 +11,7 @@ use aws_lc_rs::{digest, hmac};
 use data_encoding::BASE64URL_NOPAD;
 use stage0_contract::Role;
 
+use super::super::jetstream::is_malformed;
 use super::replays::MessageId;
 
 const AUTH: HeaderName = HeaderName::from_static("Stage0-Auth");
@@ -138,8 +139,12 @@ impl Envelope {
 }
 
 impl<'m> Sealed<'m> {
-    /// None: there is no such header. The error: there is one, and it cannot be read.
+    /// None: there is no such header. The error: there is one, or a line that may be one, and it cannot be read.
     pub(super) fn parse(headers: Option<&'m HeaderMap>) -> Option<Result<Self, ()>> {
+        // It, or what else counts, may stand in a line that cannot be read.
+        if is_malformed(headers) {
+            return Some(Err(()));
+        }
         let mut all = headers?.get_all(AUTH);
         let text = all.next()?.as_str();
         // Of two, each reader might believe another one.
