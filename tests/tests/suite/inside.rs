@@ -6,6 +6,7 @@
 mod bounds;
 mod callers;
 mod freeze;
+mod malformed;
 mod marks;
 mod numbers;
 mod restore;

@@ -18,15 +18,16 @@ const PATIENT: Duration = Duration::from_secs(60);
 const STREAMS: [&str; 6] = ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
 
 /// Every role, as `stage0 stack init` and `stage0 nats-admin init` let it run.
-struct Running {
-    deployment: Deployment,
-    api: Api,
-    gateway: Api,
-    _roles: Vec<Process>,
+pub(super) struct Running {
+    pub(super) deployment: Deployment,
+    pub(super) account: String,
+    pub(super) api: Api,
+    pub(super) gateway: Api,
+    pub(super) roles: Vec<Process>,
 }
 
 impl Running {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         Self::with_room("20GB").await
     }
 
@@ -44,9 +45,9 @@ impl Running {
         let ca = deployment.file("gateway", "ca.pem");
         let operator = Api::new(&format!("https://{address}"), ca.as_ref(), Some(key.trim()));
         wait_for("a ready gateway", PATIENT, async || operator.get("/readyz").await.status == 200).await;
-        let (_, key, _) = operator.account("tests", None, &account_scopes()).await;
+        let (account, key, _) = operator.account("tests", None, &account_scopes()).await;
         let api = operator.with_key(&key);
-        Self { deployment, api, gateway: operator, _roles: vec![keystore, exporter, evaluator, gateway] }
+        Self { deployment, account, api, gateway: operator, roles: vec![keystore, exporter, evaluator, gateway] }
     }
 
     /// A plain client with a role's login and certificate.
