@@ -30,6 +30,7 @@ use super::waiters::{Check, Token};
 use super::{Connection, MessageAuth};
 use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
 
+const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Questions that wait, judged, for a server of ours to take them; more wait in the subscription.
 const INBOX_CAPACITY: usize = 256;
 
@@ -96,7 +97,9 @@ impl Requests for Connection {
             let (client, auth) = (self.link.client.clone(), self.link.auth.clone());
             let (sealing, keys) = (sealing_of(named), self.link.sealing.clone());
             let clocks = Clocks::default();
-            let reader = Reader { subject: named, sealing, keys, auth, questions, judged, held: None, clocks, client };
+            let dropped = Dropped::default();
+            let reader =
+                Reader { subject: named, sealing, keys, auth, questions, judged, held: None, clocks, client, dropped };
             let reader = reader.run(stop.clone(), unsubscribed.clone().drop_guard());
             let reader = AbortOnDropHandle::new(tokio::spawn(reader));
             let inbox = Subscribed { link: self.link.clone(), arrived, stop, unsubscribed, _reader: reader };
@@ -260,6 +263,25 @@ struct Reader {
     held: Option<Judged>,
     clocks: Clocks,
     client: Client,
+    dropped: Dropped,
+}
+
+/// Questions that were dropped, and when it was last logged: whoever floods must not fill the log.
+#[derive(Default)]
+struct Dropped {
+    since: u64,
+    logged: Option<Instant>,
+}
+
+impl Dropped {
+    fn log(&mut self, subject: &'static str, why: &'static str) {
+        self.since += 1;
+        let now = Instant::now();
+        if self.logged.is_none_or(|logged| now.duration_since(logged) >= DROPPED_LOG_INTERVAL) {
+            tracing::warn!(subject, since = self.since, "question dropped: {why}");
+            *self = Self { since: 0, logged: Some(now) };
+        }
+    }
 }
 
 impl Reader {
@@ -305,18 +327,18 @@ impl Reader {
         // An answer could go where its asker may not publish: into the log, to JetStream.
         let inbox = |to: &Subject| to.starts_with(INBOXES) || to.starts_with(OTHER_ACCOUNT);
         let Some(to) = message.reply.clone().filter(inbox) else {
-            tracing::warn!(subject, "question without an inbox for its answer dropped");
+            self.dropped.log(self.subject, "it names no inbox for its answer");
             return None;
         };
         let Some(sent) = Sent::parse(message.headers.as_ref()) else {
-            tracing::warn!(subject, "question without a sensible deadline dropped");
+            self.dropped.log(self.subject, "it has no sensible deadline");
             return None;
         };
         // Before its time is looked at: what anybody may say must not move what is thought of clocks.
         let asker = match &self.auth {
             Some(auth) => auth.judge_question(&message, self.subject, sent).ok()?,
             None if is_malformed(message.headers.as_ref()) => {
-                tracing::warn!(subject, "question whose headers cannot be read dropped");
+                self.dropped.log(self.subject, "its headers cannot be read");
                 return None;
             }
             None => None,
@@ -324,7 +346,7 @@ impl Reader {
         let deadline = match self.clocks.judge(sent, Instant::now(), SystemTime::now()) {
             Standing::Until(deadline) => deadline,
             Standing::Late => {
-                tracing::warn!(subject, "question dropped: it arrived late, or its asker's clock is behind");
+                self.dropped.log(self.subject, "it arrived late, or its asker's clock is behind");
                 return None;
             }
         };
@@ -346,10 +368,7 @@ impl Reader {
             Arrived::Opened(question) if replier.is_of_asker() => question,
             Arrived::ForAnother => return Some(Judged::Unopened(Box::new(ReplyTo { seal: None, ..replier }))),
             Arrived::Opened(_) | Arrived::Unopened(_) | Arrived::Broken => {
-                tracing::warn!(
-                    subject = self.subject,
-                    "question dropped: it was not sealed for here and for this asker"
-                );
+                self.dropped.log(self.subject, "it was not sealed for here and for this asker");
                 return None;
             }
         };
