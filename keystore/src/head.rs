@@ -3,7 +3,8 @@
 //! Owns the record `keystore.head` (lineage, number and digest of the newest acknowledged change, and the keystore's
 //! term) and the pure judgement of a directory by it. A change is acknowledged once the head holds it, or after half a
 //! second where the state store is away: a revocation must not wait for that. What is kept there beside the head is
-//! [`live_keys`](crate::live_keys)'. A directory remembers that it has a head, so that one that is gone is noticed.
+//! [`live_keys`](crate::live_keys)'. A directory remembers that it has a head, in a file of its own and in journal and
+//! store ([`trail`](crate::trail)), so that one that is gone is noticed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -50,10 +51,17 @@ pub(crate) enum Mismatch {
     Foreign { known: u64 },
     #[error("it holds nothing, and the state store knows of {known} changes")]
     Empty { known: u64 },
+    #[error(
+        "its files end at change {found} and say nothing of change {known}, the newest that the state store knows of: \
+         they may be those of another copy that went on by itself"
+    )]
+    Unproven { found: u64, known: u64 },
     #[error("the journal is missing, and nothing outside of the directory tells how new the store is")]
     JournalMissing,
     #[error("the state store has lost its record of how new these files must be")]
     HeadLost,
+    #[error("the state store has no record of how new these files must be")]
+    NoHead,
 }
 
 /// What is in a directory, as far as it is judged.
@@ -63,7 +71,7 @@ pub(crate) struct Held<'a> {
     /// What the content was after an earlier change, as far as that is known.
     pub(crate) digest_at: &'a dyn Fn(u64) -> Option<Digest>,
     pub(crate) lacks_journal: bool,
-    /// A head was written for it before.
+    /// A head was written for it before: its files say so.
     pub(crate) remembers: bool,
 }
 
@@ -74,7 +82,7 @@ pub(crate) fn judge(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch
         (None, None) => Ok(()),
         (None, Some(known)) => Err(Mismatch::Empty { known: known.sequence }),
         (Some(_), None) if held.lacks_journal => Err(Mismatch::JournalMissing),
-        // Of a deployment that had none before.
+        // Of a deployment that had none before: what was written since says that there was one.
         (Some(_), None) => Ok(()),
         (Some(found), Some(known)) if found.lineage != known.lineage => {
             Err(Mismatch::Foreign { known: known.sequence })
@@ -83,14 +91,22 @@ pub(crate) fn judge(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch
             Err(Mismatch::Older { found: found.sequence, known: known.sequence })
         }
         (Some(found), Some(known)) => {
-            let same = if found.sequence == known.sequence {
-                found.digest == known.digest
-            } else {
-                // A journal that begins later says nothing of what was before.
-                (held.digest_at)(known.sequence).is_none_or(|digest| digest == known.digest)
-            };
-            if same { Ok(()) } else { Err(Mismatch::Different { at: known.sequence }) }
+            let then =
+                if found.sequence == known.sequence { Some(found.digest) } else { (held.digest_at)(known.sequence) };
+            match then {
+                Some(digest) if digest == known.digest => Ok(()),
+                Some(_) => Err(Mismatch::Different { at: known.sequence }),
+                None => Err(Mismatch::Unproven { found: found.sequence, known: known.sequence }),
+            }
         }
+    }
+}
+
+/// As [`judge`], by an operator who says that the directory was restored: without a head nothing speaks against that.
+pub(crate) fn judge_restored(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
+    match judge(held, head) {
+        Ok(()) if held.position.is_some() && head.is_none() => Err(Mismatch::NoHead),
+        judged => judged,
     }
 }
 
@@ -219,6 +235,7 @@ impl HeadWriter {
                 Ok(revision) => {
                     self.revision = Some(revision);
                     self.head = head;
+                    self.changes.acknowledged(head.position);
                     self.stored.send_replace(head.position.sequence);
                     return Ok(());
                 }
@@ -277,10 +294,11 @@ mod tests {
     fn a_directory_that_is_as_new_as_the_head_or_newer_is_taken() {
         let head = Head { position: position(1, 5), term: 1 };
         assert_eq!(judge(&held(Some(position(1, 5))), Some(&head)), Ok(()));
-        assert_eq!(judge(&held(Some(position(1, 6))), Some(&head)), Ok(()), "the last change did not reach the head");
         let known = |at| (at == 5).then(|| position(1, 5).digest);
-        let newer = Held { digest_at: &known, ..held(Some(position(1, 7))) };
-        assert_eq!(judge(&newer, Some(&head)), Ok(()));
+        for changes in [6, 7] {
+            let newer = Held { digest_at: &known, ..held(Some(position(1, changes))) };
+            assert_eq!(judge(&newer, Some(&head)), Ok(()), "the last changes did not reach the head");
+        }
         let missing = Held { lacks_journal: true, ..held(Some(position(1, 5))) };
         assert_eq!(judge(&missing, Some(&head)), Ok(()), "the head proves how new the store is");
     }
@@ -297,6 +315,7 @@ mod tests {
         let forked = |at| (at == 5).then(Digest::default);
         let newer = Held { digest_at: &forked, ..held(Some(position(1, 7))) };
         assert_eq!(judge(&newer, Some(&head)), Err(Mismatch::Different { at: 5 }));
+        assert_eq!(refused(Some(position(1, 7))), Mismatch::Unproven { found: 7, known: 5 }, "perhaps another fork");
     }
 
     #[test]
@@ -308,5 +327,15 @@ mod tests {
         assert_eq!(judge(&held(None), None), Err(Mismatch::HeadLost), "it was emptied, and so was the state store");
         let first = Held { remembers: false, ..held(None) };
         assert_eq!(judge(&first, None), Ok(()), "a first start");
+    }
+
+    #[test]
+    fn what_an_operator_calls_restored_is_taken_as_such_where_nothing_tells_how_new_it_is() {
+        let upgraded = Held { remembers: false, ..held(Some(position(1, 5))) };
+        assert_eq!(judge_restored(&upgraded, None), Err(Mismatch::NoHead));
+        assert_eq!(judge_restored(&held(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
+        assert_eq!(judge_restored(&Held { remembers: false, ..held(None) }, None), Ok(()), "a first start");
+        let head = Head { position: position(1, 5), term: 1 };
+        assert_eq!(judge_restored(&held(Some(position(1, 5))), Some(&head)), Ok(()), "it is the newest");
     }
 }

@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use stage0_contract::{Account, AccountId, KeyId, PublicKey, SigningKeyId, WebhookId};
 
 use crate::record::{Entry, Forgotten, KeyRecord, Record, SignedMark, WebhookRecord};
+use crate::trail::Trail;
 
 /// Content of the entries, in no order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -85,6 +86,8 @@ pub(crate) struct Image {
     pub(crate) position: Position,
     /// Before the last change; the position itself when there was none.
     pub(crate) before: Position,
+    /// Earlier positions that the state store may know as the newest; empty where none was ever kept there.
+    pub(crate) trail: Trail,
     accounts: BTreeMap<AccountId, Account>,
     keys: BTreeMap<KeyId, KeyRecord>,
     webhooks: BTreeMap<WebhookId, WebhookRecord>,
@@ -99,6 +102,7 @@ impl Image {
         let mut image = Self {
             position,
             before: position,
+            trail: Trail::default(),
             accounts: BTreeMap::new(),
             keys: BTreeMap::new(),
             webhooks: BTreeMap::new(),
@@ -112,6 +116,11 @@ impl Image {
         Ok(image)
     }
 
+    /// With what its own file says of earlier positions.
+    pub(crate) fn with_trail(self, trail: Trail) -> Self {
+        Self { trail, ..self }
+    }
+
     /// Applies the next change.
     pub(crate) fn apply(&mut self, records: Vec<Record>) -> Result<(), serde_json::Error> {
         let before = self.position;
@@ -120,6 +129,7 @@ impl Image {
         }
         self.position.sequence = before.sequence.saturating_add(1);
         self.before = before;
+        self.trail.follow(before);
         Ok(())
     }
 

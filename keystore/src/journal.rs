@@ -75,7 +75,8 @@ impl Journal {
     /// Puts a new journal in place that begins with these records, locked before it is there.
     pub(crate) fn rewrite(dir: &Path, image: &Image) -> Result<Self, RewriteError> {
         let position = image.position;
-        let entry = Entry::Snapshot { lineage: position.lineage, records: image.records() };
+        let (records, trail) = (image.records(), image.trail.clone());
+        let entry = Entry::Snapshot { lineage: position.lineage, records, trail };
         let bytes = frame::encode(position.sequence, &entry).map_err(RewriteError::Frame)?;
         let file = disk::replace_locked(dir, FILE, &bytes).map_err(RewriteError::Io)?;
         let end = bytes.len() as u64;

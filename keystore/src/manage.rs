@@ -27,7 +27,7 @@ use crate::rules::{self, Granter, Revocation, whole_seconds};
 use crate::seal::{SealError, Sealer};
 use crate::signer::SignError;
 use crate::store::{Store, StoreError};
-use crate::vault::{CommitError, Vault, chain};
+use crate::vault::{CommitError, OpenError, Vault, chain};
 use crate::writer::NoAnswer;
 
 pub(crate) mod marks;
@@ -185,6 +185,11 @@ impl Desk {
 
     pub(crate) fn store(&self) -> &Store {
         self.vault.store()
+    }
+
+    /// The state store has a head: see [`Vault::say_head`].
+    pub(crate) fn say_head(&mut self) -> Result<(), OpenError> {
+        self.vault.say_head()
     }
 
     pub(crate) fn vault(&self) -> &Vault {

@@ -14,6 +14,7 @@ use crate::head::Mismatch;
 use crate::image::{Image, Lineage};
 use crate::live_keys::LiveKeys;
 use crate::record::{KeyRecord, Record};
+use crate::trail::Trail;
 
 /// Why the exporter does not serve an endpoint of a restored directory.
 const DISABLED: &str = "the keystore was restored from a backup: look at the endpoint and enable it";
@@ -78,7 +79,11 @@ pub(crate) fn restored(
     done.unknown = listed.filter(|id| !held.contains(*id)).cloned().collect();
     // Above everything that was ever acknowledged: numbers are not given twice.
     let sequence = image.position.sequence.max(newest).saturating_add(1);
-    Ok((Image::of(fresh, sequence, records)?, done))
+    let image = Image::of(fresh, sequence, records)?;
+    let mut trail = Trail::default();
+    // Whatever happens before its first head: there was one.
+    trail.acknowledge(image.position);
+    Ok((image.with_trail(trail), done))
 }
 
 fn judge_key(key: &mut KeyRecord, list: Option<&LiveKeys>, now: Timestamp, done: &mut Restored) {

@@ -242,7 +242,7 @@ impl Start {
             }
         };
         let head = known.map(|(head, _)| head);
-        let judged = judge(&found, head.as_ref());
+        let judged = judge(&found, head.as_ref(), self.config.accept_restore);
         let why = judged.map_err(|error| OpenError::Directory(found.dir().to_owned(), error))?;
         let (restoring, mut restored) = match why {
             None => {
@@ -270,7 +270,7 @@ impl Start {
             }
             open(&config, vault, (clock, plans), is_restored)
         });
-        let opened = opened.await?;
+        let mut opened = opened.await?;
         let dir = self.config.data_dir.clone();
         if let Some(restored) = &mut restored {
             restored.new_operator_key = opened.new_operator_key;
@@ -281,9 +281,12 @@ impl Start {
         let lineage = String::from(opened.desk.vault().changes().position().lineage);
         self.backplane.requests.serve_in_term(term, &lineage);
         let now = (self.clock)();
-        let remembered = dir.clone();
-        blocking(move || head::remember(&dir, now).map_err(|error| OpenError::Directory(remembered, error).into()))
-            .await?;
+        let opened = blocking(move || {
+            opened.desk.say_head()?;
+            head::remember(&dir, now).map_err(|error| OpenError::Directory(dir, error))?;
+            Ok(opened)
+        });
+        let opened = opened.await?;
         Ok(Ready { opened, tenure, head, stored, restored })
     }
 
@@ -384,15 +387,18 @@ impl Start {
     }
 }
 
-/// Why a directory is not the newest; none: it is.
-fn judge(found: &Found, head: Option<&Head>) -> std::io::Result<Option<Mismatch>> {
+/// Why a directory is not the newest; none: it is. `restored`: an operator says that it is a backup.
+fn judge(found: &Found, head: Option<&Head>, restored: bool) -> std::io::Result<Option<Mismatch>> {
     let held = Held {
         position: found.image().map(|image| image.position),
         digest_at: &|sequence| found.digest_at(sequence),
         lacks_journal: found.lacks_journal(),
-        remembers: head::is_remembered(found.dir())?,
+        remembers: found.says_head() || head::is_remembered(found.dir())?,
     };
-    Ok(head::judge(&held, head).err())
+    // Where a first start ended before anything was stored, there is nothing to restore.
+    let restored = restored && found.image().is_some_and(|image| !image.is_empty());
+    let judged = if restored { head::judge_restored(&held, head) } else { head::judge(&held, head) };
+    Ok(judged.err())
 }
 
 /// A person should read it, and find it again.

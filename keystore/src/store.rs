@@ -10,11 +10,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use stage0_contract::{Account, AccountId, KeyId, PublicKey, WebhookId};
 
 use crate::disk;
 use crate::image::{Digest, Image, Position};
 use crate::record::{self, Entry, KeyRecord, Record, SignedMark, WebhookRecord};
+use crate::trail::Trail;
 
 pub(crate) const DIR: &str = "store";
 
@@ -22,6 +24,15 @@ const POSITION: &[u8] = b"position";
 
 /// sled keeps pages in memory up to this; the records of a hundred thousand keys.
 const CACHE_BYTES: u64 = 64 << 20;
+
+/// What stands under [`POSITION`].
+#[derive(Serialize, Deserialize)]
+struct Stands {
+    #[serde(flatten)]
+    position: Position,
+    #[serde(default, skip_serializing_if = "Trail::is_empty")]
+    trail: Trail,
+}
 
 /// The open store. Clones share it.
 #[derive(Debug, Clone)]
@@ -84,8 +95,8 @@ impl Store {
                 records.push(Record::Mark(serde_json::from_slice(&value)?));
             }
         }
-        let position: Position = self.read(POSITION)?.ok_or(StoreError::Untrue)?;
-        let image = Image::of(position.lineage, position.sequence, records)?;
+        let Stands { position, trail } = self.read(POSITION)?.ok_or(StoreError::Untrue)?;
+        let image = Image::of(position.lineage, position.sequence, records)?.with_trail(trail);
         if digest != position.digest || image.position != position {
             return Err(StoreError::Untrue);
         }
@@ -119,7 +130,7 @@ impl Store {
             }
         }
         entries.append(&mut removed);
-        self.write(image.position, entries)
+        self.write(image.position, &image.trail, entries)
     }
 
     /// Where the store will stand once these records are put.
@@ -139,15 +150,20 @@ impl Store {
     }
 
     /// Puts the records of one change. `Ok` means on disk.
-    pub(crate) fn put(&self, position: Position, records: &[Record]) -> Result<(), StoreError> {
+    pub(crate) fn put(&self, position: Position, trail: &Trail, records: &[Record]) -> Result<(), StoreError> {
         let mut entries = Vec::new();
         for record in records {
             entries.extend(record.entries()?);
         }
-        self.write(position, entries)
+        self.write(position, trail, entries)
     }
 
-    fn write(&self, position: Position, entries: Vec<Entry>) -> Result<(), StoreError> {
+    /// Says which earlier positions the state store may know; no record changes.
+    pub(crate) fn keep_trail(&self, position: Position, trail: &Trail) -> Result<(), StoreError> {
+        self.write(position, trail, Vec::new())
+    }
+
+    fn write(&self, position: Position, trail: &Trail, entries: Vec<Entry>) -> Result<(), StoreError> {
         let mut batch = sled::Batch::default();
         for (key, value) in entries {
             match value {
@@ -155,7 +171,7 @@ impl Store {
                 None => batch.remove(key),
             }
         }
-        batch.insert(POSITION, serde_json::to_vec(&position)?);
+        batch.insert(POSITION, serde_json::to_vec(&Stands { position, trail: trail.clone() })?);
         catch_unwind(AssertUnwindSafe(|| self.db.apply_batch(batch).and_then(|()| self.db.flush())))
             .map_err(|_| StoreError::Panicked)??;
         // sled #1452: flush asks for `sync_file_range`, which does not reach the disk's cache.

@@ -6,7 +6,6 @@
 //! while this keystore holds its lease. When a failed write cannot be taken back, the vault stays readable and takes no
 //! more changes.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,6 +27,7 @@ use crate::record::{Forgotten, Record};
 use crate::recovery::{self, Fault, Plan, StoreFound};
 use crate::reserve::{self, Reserve};
 use crate::store::{self, Store, StoreError};
+use crate::trail::Trail;
 
 /// Journal and store, open for writing.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub(crate) struct Vault {
     position: Position,
     writable: Arc<AtomicBool>,
     changes: Changes,
+    /// Journal and store say that a head is kept for them.
+    says_head: bool,
     tenure: Tenure,
     reserve: Reserve,
     _lock: File,
@@ -70,7 +72,8 @@ pub enum OpenError {
     /// Neither journal nor store proves what was acknowledged.
     #[error(
         "refusing to start on `{}`: {why}; nothing was changed: restore `journal` and `store` of this directory from one \
-         backup; to begin anew, empty the directory", .dir.display()
+         backup; to begin anew, empty the directory and start once with --accept-restore (every key is lost)",
+        .dir.display()
     )]
     Unprovable {
         /// The data directory.
@@ -153,10 +156,20 @@ impl Found {
         }
     }
 
-    /// What the content was after a change, as far as the journal goes back.
+    /// What the content was after a change, as far as the file that is believed goes back.
     pub(crate) fn digest_at(&self, sequence: u64) -> Option<Digest> {
+        if let Plan::RewriteJournal { .. } = &self.plan {
+            return self.open.as_ref()?.1.trail.digest_at(sequence);
+        }
         let trail = self.replay.iter().flat_map(|replay| &replay.trail);
         trail.into_iter().find(|(at, _)| *at == sequence).map(|(_, digest)| *digest)
+    }
+
+    /// Journal or store say that a head was kept for them.
+    pub(crate) fn says_head(&self) -> bool {
+        let journal = self.replay.as_ref().and_then(|replay| replay.image.as_ref());
+        let store = self.open.as_ref().map(|(_, image)| image);
+        journal.into_iter().chain(store).any(|image| !image.trail.is_empty())
     }
 
     /// There is a store, and only the word of somebody else tells how new it is.
@@ -174,32 +187,43 @@ impl Found {
         let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, open, plan, reserve } = self;
         let journal_failed = |error| OpenError::Journal(dir.join(journal::FILE), error);
         let repair = Repair { dir: &dir, now };
-        let (journal, store, position) = match (plan, file, replay, open) {
+        let both_say_head = |replay: &Replay, image: &Image| {
+            let of_journal = replay.image.as_ref().map(|image| &image.trail);
+            of_journal.is_some_and(|trail| !trail.is_empty()) && !image.trail.is_empty()
+        };
+        let (journal, store, position, trail, says_head) = match (plan, file, replay, open) {
             (Plan::Open, Some(file), Some(replay), Some((store, image))) => {
+                let says_head = both_say_head(&replay, &image);
                 let journal = repair.open_journal(file, &replay).map_err(journal_failed)?;
-                (journal, store, image.position)
+                (journal, store, image.position, image.trail, says_head)
             }
             (Plan::CatchUp, Some(file), Some(replay), Some((store, _))) => {
                 let ahead = replay.image.as_ref().ok_or_else(|| refused(&dir, &Fault::StoreDisagrees))?;
-                let position = ahead.position;
+                let (position, trail) = (ahead.position, ahead.trail.clone());
                 tracing::warn!(sequence = position.sequence, "store catches up with the journal by one change");
                 let catch_up = |error| repair.failed("the store cannot catch up", error);
                 store.fill(ahead).map_err(catch_up)?;
-                (repair.open_journal(file, &replay).map_err(journal_failed)?, store, position)
+                let says_head = !trail.is_empty();
+                (repair.open_journal(file, &replay).map_err(journal_failed)?, store, position, trail, says_head)
             }
             (Plan::RebuildStore { why }, Some(file), Some(replay), open) => {
                 drop(open);
                 let journal = repair.open_journal(file, &replay).map_err(journal_failed)?;
                 let image = replay.image.ok_or_else(|| refused(&dir, &why))?;
-                (journal, repair.rebuild_store(&image, &why)?, image.position)
+                let says_head = !image.trail.is_empty();
+                (journal, repair.rebuild_store(&image, &why)?, image.position, image.trail, says_head)
             }
             (Plan::RewriteJournal { why }, file, replay, Some((store, image))) => {
                 let journal = repair.rewrite_journal(&image, replay.is_some(), &why)?;
                 // Until here the old one is locked.
                 drop(file);
-                (journal, store, image.position)
+                let says_head = !image.trail.is_empty();
+                (journal, store, image.position, image.trail, says_head)
             }
-            (Plan::Begin, _, _, _) => repair.begin(fresh)?,
+            (Plan::Begin, _, _, _) => {
+                let (journal, store, position) = repair.begin(fresh)?;
+                (journal, store, position, Trail::default(), false)
+            }
             (Plan::Refuse { why }, _, _, _) => return Err(refused(&dir, &why)),
             // INVARIANT: a plan names only what was found; these pairs cannot be, and are refused if they are.
             (Plan::Open | Plan::CatchUp | Plan::RebuildStore { .. } | Plan::RewriteJournal { .. }, _, _, _) => {
@@ -208,8 +232,8 @@ impl Found {
         };
         metrics::writable(true);
         let writable = Arc::new(AtomicBool::new(true));
-        let (changes, _lock) = (Changes::at(position), lock);
-        let mut vault = Vault { journal, store, position, writable, changes, tenure, reserve, _lock };
+        let (changes, _lock) = (Changes::at(position, trail), lock);
+        let mut vault = Vault { journal, store, position, writable, changes, says_head, tenure, reserve, _lock };
         // After all repairs: they may need the room.
         vault.reserve.tend();
         vault.tenure.stands_at(vault.place());
@@ -238,7 +262,34 @@ impl Vault {
         self.store.fill(image).map_err(|error| failed("a store of what was restored", Box::new(error)))?;
         self.tenure.stands_at(self.place());
         self.position = image.position;
-        self.changes.moved(image.position, BTreeSet::new());
+        self.says_head = !image.trail.is_empty();
+        self.changes.replaced(image.position, image.trail.clone());
+        Ok(())
+    }
+
+    /// Says in journal and store that a head is kept for them, where they do not say so yet: it travels with them.
+    pub(crate) fn say_head(&mut self) -> Result<(), OpenError> {
+        if self.says_head {
+            return Ok(());
+        }
+        let dir = self.journal.dir().to_owned();
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Repair {
+            dir: dir.clone(),
+            what: "they cannot say that the state store knows of them",
+            source,
+        };
+        let store = || {
+            self.store.keep_trail(self.position, &self.changes.trail())?;
+            self.store.image()
+        };
+        let image = store().map_err(|error| failed(Box::new(error)))?;
+        if !self.reserve.has_room_for(self.journal.bytes()) {
+            tracing::warn!("the disk is nearly full: the journal does not say yet that the state store knows of it");
+            return Ok(());
+        }
+        self.journal = Journal::rewrite(&dir, &image).map_err(|error| failed(Box::new(error)))?;
+        self.tenure.stands_at(self.place());
+        self.says_head = true;
         Ok(())
     }
 
@@ -280,7 +331,7 @@ impl Vault {
                 }
             }
         };
-        if let Err(error) = self.store.put(next, records) {
+        if let Err(error) = self.store.put(next, &self.changes.trail(), records) {
             // Whether the store has it is unknown until it is opened again; so the journal is cut back and no more is
             // written.
             self.stop_writing();
@@ -328,6 +379,10 @@ impl Vault {
     /// Rewrites a journal that is mostly history. A failure costs disk space, unless the new file may or may not be in
     /// place.
     fn shorten_journal(&mut self) {
+        // What the state store may know must not be forgotten with what is cut off.
+        if self.changes.trail().is_full() {
+            return;
+        }
         // A rewrite that fails half way would stop all changes.
         if !self.journal.has_outgrown_its_snapshot() || !self.reserve.has_room_for(self.journal.bytes()) {
             return;
@@ -547,6 +602,47 @@ mod tests {
                 .unwrap()
                 .any(|entry| { entry.unwrap().file_name().to_string_lossy().contains("damaged") })
         );
+    }
+
+    #[test]
+    fn what_the_state_store_may_know_outlives_a_shortened_journal_and_a_lost_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let look = || Found::look(LockedDirectory::take(dir.path()).unwrap()).unwrap();
+        let mut vault = open(dir.path());
+        vault.commit(&[Record::Account(account("a"))]).unwrap();
+        drop(vault);
+        assert!(!look().says_head(), "a first start that ended before its first head");
+        let mut vault = open(dir.path());
+        let known = vault.position;
+        vault.changes().acknowledged(known);
+        vault.say_head().unwrap();
+        let (mut record, place) = (key("k", "a", &[]), vault.place());
+        // The state store is away meanwhile.
+        for name in ["1".to_owned(), "2".repeat(2 << 20), "3".to_owned()] {
+            record.name = name;
+            vault.commit(&[Record::Key(record.clone())]).unwrap();
+        }
+        assert_ne!(vault.place(), place, "it was shortened");
+        drop(vault);
+        for lost in [None, Some(store::DIR), Some(journal::FILE)] {
+            match lost {
+                Some(store::DIR) => std::fs::remove_dir_all(dir.path().join(store::DIR)).unwrap(),
+                Some(file) => std::fs::remove_file(dir.path().join(file)).unwrap(),
+                None => {}
+            }
+            let found = look();
+            assert!(found.says_head(), "{lost:?}");
+            assert_eq!(found.digest_at(known.sequence), Some(known.digest), "{lost:?}");
+            assert_eq!(found.digest_at(known.sequence - 1), None, "{lost:?}");
+            drop(found);
+            drop(open(dir.path()));
+        }
+        let mut vault = open(dir.path());
+        vault.changes().acknowledged(vault.position);
+        vault.commit(&[Record::Account(account("b"))]).unwrap();
+        drop(vault);
+        std::fs::remove_file(dir.path().join(journal::FILE)).unwrap();
+        assert_eq!(look().digest_at(known.sequence), None, "the state store knows of a later one");
     }
 
     #[test]

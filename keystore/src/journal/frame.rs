@@ -6,6 +6,7 @@
 
 use crate::image::{Digest, Image, Lineage};
 use crate::record::Record;
+use crate::trail::Trail;
 use serde::{Deserialize, Serialize};
 
 const MAGIC: [u8; 4] = *b"S0KJ";
@@ -18,7 +19,12 @@ const MAX_UNWRITTEN_BYTES: usize = 64 << 10;
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Entry {
     /// Everything so far; the first frame of a file, and only that.
-    Snapshot { lineage: Lineage, records: Vec<Record> },
+    Snapshot {
+        lineage: Lineage,
+        records: Vec<Record>,
+        #[serde(default, skip_serializing_if = "Trail::is_empty")]
+        trail: Trail,
+    },
     /// One acknowledged change.
     Change(Vec<Record>),
 }
@@ -44,7 +50,7 @@ pub(crate) struct Replay {
     /// Bytes of the first frame.
     pub(crate) snapshot: usize,
     pub(crate) end: End,
-    /// What the content was after each frame.
+    /// What the content was after each frame, and before the first as far as that says so.
     pub(crate) trail: Vec<(u64, Digest)>,
 }
 
@@ -114,7 +120,10 @@ fn follows(image: Option<&Image>, sequence: u64, entry: &Entry) -> bool {
 
 fn absorb(found: &mut Replay, sequence: u64, entry: Entry) -> Result<(), serde_json::Error> {
     match entry {
-        Entry::Snapshot { lineage, records } => found.image = Some(Image::of(lineage, sequence, records)?),
+        Entry::Snapshot { lineage, records, trail } => {
+            found.trail.extend(trail.iter());
+            found.image = Some(Image::of(lineage, sequence, records)?.with_trail(trail));
+        }
         Entry::Change(records) => {
             if let Some(image) = &mut found.image {
                 image.apply(records)?;
@@ -193,7 +202,8 @@ mod tests {
     /// A journal of a snapshot and `changes` changes, and where each frame ends.
     fn journal(changes: u64) -> (Vec<u8>, Vec<usize>) {
         let lineage = Lineage::from_random([1; 16]);
-        let snapshot = Entry::Snapshot { lineage, records: vec![Record::Account(account("a"))] };
+        let records = vec![Record::Account(account("a"))];
+        let snapshot = Entry::Snapshot { lineage, records, trail: Trail::default() };
         let mut bytes = encode(7, &snapshot).unwrap();
         let mut ends = vec![bytes.len()];
         for change in 1..=changes {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use stage0_backplane::embedded::Bus;
+use stage0_backplane::embedded::{Bus, OpenError};
 use stage0_backplane::{Backplane, Event, Listener};
 use stage0_contract::{
     Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyChanged,
@@ -42,7 +42,7 @@ pub(crate) async fn state_store(dir: &Path) -> Bus {
     std::fs::create_dir_all(&state).unwrap();
     let mut opened = Bus::open(&state);
     // The threads of the one before it may still be closing it.
-    while opened.as_ref().is_err_and(|error| format!("{error:?}").contains("AlreadyOpen")) {
+    while opened.as_ref().is_err_and(|error| matches!(error, OpenError::Locked(_))) {
         tokio::task::yield_now().await;
         opened = Bus::open(&state);
     }

@@ -10,10 +10,10 @@ use crate::damage::copy_dir;
 use crate::harness::{Running, config, done, nobody};
 
 const ACCOUNT: &str = "acc_vzs43dqa08zkxvhq";
-const LIVE: [&str; 3] = ["sfn5vvfd0bhb9a4z", "n1hykybrwxx1t7t8", "901v2rmqejf65fpy"];
+pub(crate) const LIVE: [&str; 3] = ["sfn5vvfd0bhb9a4z", "n1hykybrwxx1t7t8", "901v2rmqejf65fpy"];
 const ENDED: [&str; 3] = ["mz5hy293vwwctqx6", "2n7akfcft03t065d", "y6qhnsqa3qydtmvw"];
 
-fn older(dir: &Path) -> PathBuf {
+pub(crate) fn older(dir: &Path) -> PathBuf {
     let data = dir.join("data");
     copy_dir(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/before_webhooks"), &data);
     data

@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use jiff::Timestamp;
-use stage0_backplane::embedded::Bus;
-use stage0_contract::{AccountId, ApiKey, KeyCreated, LineHash, Mark, MarkBody, Previous, Scope, SignMark};
+use stage0_contract::{AccountId, ApiKey, KeyCreated, KeyId, LineHash, Mark, MarkBody, Previous, Scope, SignMark};
 use stage0_keystore::{BuildError, KeystoreConfig, OPERATOR_KEY_FILE};
 
 use crate::damage::copy_dir;
 use crate::harness::{Running, config, done, nobody};
+use crate::older::{LIVE, older};
 
 /// A directory with a history: its backups, and what was acknowledged after each.
 struct History {
@@ -192,17 +192,69 @@ async fn accepting_a_restore_changes_nothing_where_nothing_was_restored() {
     history.goes_on(running).await;
 }
 
+/// What OPERATIONS names, and nothing else: the files themselves say that a head was kept for them.
 #[tokio::test]
-async fn a_deployment_from_before_there_was_a_head_starts_and_writes_one() {
-    let history = History::new().await;
-    std::fs::remove_dir_all(history.dir.path().join("state")).unwrap();
-    std::fs::remove_file(history.dir.path().join("state-store.json")).unwrap();
-    let running = Running::start(history.dir.path()).await;
-    assert!(valid(&running, &history.lives.key).await);
+async fn files_of_a_backup_alone_beside_a_new_state_store_are_refused_and_revive_nothing() {
+    for backup in ["first", "second", "newest"] {
+        for lost in [None, Some("journal"), Some("store")] {
+            let history = History::new().await;
+            history.put_back(backup);
+            std::fs::remove_dir_all(history.dir.path().join("state")).unwrap();
+            for file in ["state-store.json", OPERATOR_KEY_FILE].into_iter().chain(lost) {
+                history.remove(file);
+            }
+            assert!(history.is_refused().await.contains("lost its record"), "{backup} without {lost:?}");
+            let running = history.accepted().await;
+            for key in [&history.lives.key, &history.revoked.key, &history.rotated.key, &history.later.key] {
+                assert!(!valid(&running, key).await, "{backup} without {lost:?}");
+            }
+            history.goes_on(running).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_deployment_from_before_there_was_a_head_starts_and_says_so_from_then_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = older(dir.path());
+    Running::start_as(config(&data), nobody()).await.unwrap().stop().await;
+    std::fs::remove_dir_all(data.join("state")).unwrap();
+    std::fs::remove_file(data.join("state-store.json")).unwrap();
+    let refused = Running::start_as(config(&data), nobody()).await.err().expect("it started");
+    assert!(std::error::Error::source(&refused).unwrap().to_string().contains("lost its record"));
+}
+
+#[tokio::test]
+async fn files_that_say_nothing_of_a_head_are_a_backup_where_the_operator_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = older(dir.path());
+    let config = KeystoreConfig { accept_restore: true, ..config(&data) };
+    let running = Running::start_as(config, nobody()).await.unwrap();
+    for id in LIVE {
+        assert!(!running.lives(&KeyId::parse(id).unwrap()).await, "{id} lives, and nobody knows whether it may");
+    }
     running.stop().await;
-    history.put_back("first");
-    history.is_refused().await;
-    assert_eq!(history.account.as_str().split('_').next(), Some("acc"));
+}
+
+/// A directory that went on elsewhere from a copy, of which the store alone is put in the place of the newest.
+#[tokio::test]
+async fn a_newer_store_of_another_fork_is_refused_without_its_journal() {
+    let (root, history) = (tempfile::tempdir().unwrap(), History::new().await);
+    let fork = root.path().join("fork");
+    copy_dir(history.dir.path(), &fork);
+    let running = Running::start(history.dir.path()).await;
+    running.revoke(&history.lives.id).await;
+    running.stop().await;
+    let running = Running::start(&fork).await;
+    for _ in 0..3 {
+        running.key(&history.account, &[Scope::Check]).await;
+    }
+    running.stop().await;
+    for file in FILES {
+        history.remove(file);
+    }
+    copy(&fork.join("store"), &history.dir.path().join("store"));
+    assert!(history.is_refused().await.contains("say nothing of change"));
 }
 
 #[tokio::test]
@@ -248,9 +300,8 @@ async fn a_directory_and_a_state_store_that_were_put_back_together_show_with_the
     let second = done(running.ask(&checkpoint(&account, Some(&first))).await).line;
     assert!(!running.health.rolled_back(), "the next mark is no proof of anything");
     running.stop().await;
-    // Of the time of the copy, as far as this keystore is told.
-    std::fs::remove_file(copied.join("state-store.json")).unwrap();
-    let running = Running::start_on(config(&copied), Bus::new().connect(), nobody()).await.unwrap();
+    // The state store is that of the time of the copy, too.
+    let running = Running::start_as(config(&copied), nobody()).await.unwrap();
     assert!(!running.health.rolled_back());
     done(running.ask(&checkpoint(&account, Some(&second))).await);
     assert!(running.health.rolled_back());

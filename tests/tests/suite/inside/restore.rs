@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use stage0_tests::{Api, Process, Stack, serves};
 
 const FILES: [&str; 2] = ["journal", "store"];
+/// Without these no webhook secret can be read and no mark be signed as before.
+const KEY_FILES: [&str; 2] = ["secrets.key", "signing.key"];
 
 fn copy(from: &Path, to: &Path) {
     if !from.is_dir() {
@@ -42,6 +44,28 @@ fn put_back(data: &Path, backup: &Path) {
         remove(&data.join(file));
         copy(&backup.join(file), &data.join(file));
     }
+}
+
+/// What the operator's guide names, of the directory as it is, and nothing else is left of the directory.
+fn keep_only_a_backup(data: &Path) {
+    let kept = data.with_file_name("kept");
+    std::fs::rename(data, &kept).unwrap();
+    std::fs::create_dir(data).unwrap();
+    for file in FILES.iter().chain(&KEY_FILES) {
+        copy(&kept.join(file), &data.join(file));
+    }
+}
+
+fn dev(data: &Path, with: &[&str]) -> Process {
+    let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
+    Process::start(&own.iter().chain(with).map(|argument| (*argument).to_owned()).collect::<Vec<_>>())
+}
+
+/// Where a `dev` that has begun listens.
+fn url_of(dev: &Process, data: &Path) -> String {
+    dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
+    let file = std::fs::read_to_string(data.join("dev.json")).unwrap();
+    serde_json::from_str::<serde_json::Value>(&file).unwrap()["url"].as_str().unwrap().to_owned()
 }
 
 fn is_refused(mut keystore: Process, why: &str) {
@@ -101,14 +125,10 @@ async fn in_one_process_the_decision_logs_own_copy_refuses_an_older_directory() 
     stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
     stack.stop_dev();
     put_back(&data, &backup);
-    let own = ["dev", "--listen", "127.0.0.1:0", "--log-format", "json", "--data-dir", data.to_str().unwrap()];
-    let own = own.map(str::to_owned).to_vec();
-    is_refused(Process::start(&own), "older than what was acknowledged");
-    let dev = Process::start(&[own, vec!["--accept-restore".to_owned()]].concat());
-    dev.wait_for("the end of the banner", |line| line.starts_with("Ctrl-C stops it").then_some(()));
+    is_refused(dev(&data, &[]), "older than what was acknowledged");
+    let dev = dev(&data, &["--accept-restore"]);
+    let url = url_of(&dev, &data);
     dev.wait_for("what was done", |line| line.contains("1 keys are revoked: ").then_some(()));
-    let file = std::fs::read_to_string(data.join("dev.json")).unwrap();
-    let url = serde_json::from_str::<serde_json::Value>(&file).unwrap()["url"].as_str().unwrap().to_owned();
     stack.api.at(&url).check(&Api::harmless()).await.expect(200);
     stack.api.at(&url).with_key(&leaked).check(&Api::harmless()).await.assert_error(401, "unauthorized");
 }
@@ -122,4 +142,67 @@ async fn a_state_store_that_lost_its_record_of_the_directory_is_no_new_deploymen
     stack.keystore.as_mut().unwrap().stop();
     async_nats::jetstream::new(client).delete_stream("S0_KEYSTORE").await.unwrap();
     is_refused(stack.begin_keystore(&stack.data(), &[]), "has lost its record");
+}
+
+/// Directory and NATS are lost, and the backup holds what the guide names: nothing says which keys live.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_of_a_backup_beside_a_new_nats_are_refused_and_no_key_of_theirs_lives() {
+    let mut stack = Stack::build().nats().await;
+    let (data, jetstream) = (stack.data(), stack.directory.path().join("nats"));
+    if !jetstream.exists() {
+        eprintln!("NOT TESTED: the directory of a server in a container is not this machine's");
+        return;
+    }
+    let (_, kept, _) = stack.operator.account("kept", None, &["check"]).await;
+    let (_, leaked, id) = stack.operator.account("leaked", None, &["check"]).await;
+    let backup = back_up(&mut stack, "backup");
+    stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
+    stack.keystore.as_mut().unwrap().stop();
+    keep_only_a_backup(&data);
+    put_back(&data, &backup);
+    stack.nats.as_mut().unwrap().kill();
+    std::fs::remove_dir_all(&jetstream).unwrap();
+    std::fs::create_dir(&jetstream).unwrap();
+    stack.nats.as_mut().unwrap().restart().await;
+    is_refused(stack.begin_keystore(&data, &[]), "has lost its record");
+    let keystore = stack.begin_keystore(&data, &["--accept-restore"]);
+    serves(&keystore);
+    keystore.wait_for("what was done", |line| line.contains("a new one is in `operator.key`").then_some(()));
+    assert!(data.join("operator.key").exists());
+    stack.keystore = Some(keystore);
+    stack.restart_gateway(0);
+    for dead in [&kept, &leaked] {
+        stack.api.with_key(dead).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_one_process_the_files_of_a_backup_without_their_log_are_refused_and_no_key_of_theirs_lives() {
+    let mut stack = Stack::build().dev().await;
+    let data = stack.data();
+    let (_, kept, _) = stack.operator.account("kept", None, &["check"]).await;
+    let (_, leaked, id) = stack.operator.account("leaked", None, &["check"]).await;
+    stack.stop_dev();
+    let backup = data.with_file_name("backup");
+    std::fs::create_dir(&backup).unwrap();
+    for file in FILES {
+        copy(&data.join(file), &backup.join(file));
+    }
+    stack.start_dev();
+    stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
+    stack.stop_dev();
+    keep_only_a_backup(&data);
+    put_back(&data, &backup);
+    let mut refused = dev(&data, &[]);
+    assert_eq!(refused.ended().code(), Some(1), "{}", refused.said());
+    assert!(refused.said().contains("--accept-new-log"), "{}", refused.said());
+    is_refused(dev(&data, &["--accept-new-log"]), "has lost its record");
+    let restored = dev(&data, &["--accept-restore"]);
+    let url = url_of(&restored, &data);
+    restored.wait_for("what was done", |line| line.contains("a new one is in `operator.key`").then_some(()));
+    // Its certificates were lost, too.
+    let api = Api::new(&url, &data.join("tls/ca.pem"), None);
+    for dead in [&kept, &leaked] {
+        api.with_key(dead).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+    }
 }
