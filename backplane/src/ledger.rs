@@ -29,6 +29,12 @@ pub trait Ledger: Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>>;
 
+    /// Whether the store holds an older record under this key than this process saw or wrote: an earlier state of it was
+    /// put back. Where the store has replicas, one that lags may say so for a moment. False where nobody can tell.
+    fn went_back<'a>(&'a self, _key: &'a str, _deadline: Instant) -> BoxFuture<'a, bool> {
+        Box::pin(async { false })
+    }
+
     /// The clock of the store, by which windows go that several processes share.
     fn clock(&self) -> &Arc<StoreClock>;
 

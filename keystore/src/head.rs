@@ -21,11 +21,13 @@ use crate::changes::Changes;
 use crate::disk;
 use crate::health::Health;
 use crate::image::{Digest, Position};
-use crate::lease::{RETRY_DELAY, STORE_TIMEOUT, Tenure};
+use crate::lease::{Loss, MAX_REPLICA_LAG, RETRY_DELAY, STORE_TIMEOUT, Tenure, went_back};
 use crate::live_keys::Lister;
 
 /// A change is acknowledged after that, though the state store does not have it.
 const HEAD_TIMEOUT: Duration = Duration::from_millis(500);
+/// Without changes, so often it is looked at: the state store may go back between two renewals of the lease.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// In the data directory: there is a head in the state store.
 const REMEMBERED_FILE: &str = "state-store.json";
 
@@ -146,6 +148,8 @@ pub(crate) struct HeadWriter {
     changes: Changes,
     lister: Lister,
     head: Head,
+    /// The head is in the state store, and not only wanted there.
+    is_stored: bool,
     revision: Option<Revision>,
     tenure: Tenure,
     health: Health,
@@ -164,7 +168,9 @@ impl HeadWriter {
     ) -> Result<(Self, HeadStored), PutError> {
         let head = Head { position: changes.position(), term };
         let (stored, is_stored) = watch::channel(0);
-        let mut writer = Self { ledger, changes: changes.clone(), lister, head, revision, tenure, health, stored };
+        let own = changes.clone();
+        let mut writer =
+            Self { ledger, changes: own, lister, head, is_stored: false, revision, tenure, health, stored };
         writer.put(head).await?;
         Ok((writer, HeadStored { changes, stored: is_stored }))
     }
@@ -201,6 +207,7 @@ impl HeadWriter {
                         self.health.remarks(None);
                     }
                 }
+                () = sleep(LOOK_INTERVAL) => self.look().await,
             }
         }
         if let Err(error) = self.store_newest().await {
@@ -234,31 +241,91 @@ impl HeadWriter {
             match self.ledger.put(&key(), value.clone().into(), self.revision, None, deadline).await {
                 Ok(revision) => {
                     self.revision = Some(revision);
-                    self.head = head;
+                    (self.head, self.is_stored) = (head, true);
                     self.changes.acknowledged(head.position);
                     self.stored.send_replace(head.position.sequence);
                     return Ok(());
                 }
                 Err(PutError::Conflict) => {
-                    let found = read(&self.ledger).await.map_err(PutError::Failed)?;
-                    let term = found.as_ref().map_or(self.head.term, |(found, _)| found.term);
-                    if term > self.head.term {
-                        tracing::error!(term, "another keystore has written the head: it took over");
-                        self.tenure.lose();
-                    }
-                    if term != self.head.term {
+                    let found = self.find().await.map_err(PutError::Failed)?;
+                    if let Some((found, _)) = &found
+                        && *found != head
+                        && !self.may_have_written(found)
+                    {
+                        self.is_not_ours(found);
                         return Err(PutError::Conflict);
                     }
-                    // Ours, of which only the acknowledgement was lost; or it is gone.
+                    // Ours, of which only the acknowledgement was lost; or the state store lost all it had.
+                    if found.is_none() {
+                        self.lister.start_over();
+                    }
                     self.revision = found.map(|(_, revision)| revision);
                 }
                 Err(error) => return Err(error),
             }
         }
     }
+
+    /// Whether the state store still has what was put last.
+    async fn look(&mut self) {
+        let since = Instant::now();
+        loop {
+            match self.find().await {
+                Ok(None) => {
+                    self.lister.start_over();
+                    self.revision = None;
+                    if let Err(error) = self.put(self.head).await {
+                        tracing::warn!(%error, "the head is gone and cannot be written again yet");
+                    }
+                    return;
+                }
+                Ok(Some((found, _))) if !self.may_have_written(&found) => {
+                    if since.elapsed() >= MAX_REPLICA_LAG {
+                        return self.is_not_ours(&found);
+                    }
+                }
+                // A state store that is away says so to the renewal of the lease.
+                Ok(Some(_)) | Err(_) => return,
+            }
+            sleep(RETRY_DELAY).await;
+        }
+    }
+
+    async fn find(&self) -> Result<Option<(Head, Revision)>, String> {
+        let found = read(&self.ledger).await;
+        if found.is_err() && went_back(&self.ledger, &key()).await {
+            tracing::error!("the state store went back to an earlier state: its head is older than this keystore's");
+            self.tenure.lose(Loss::WentBack);
+        }
+        found
+    }
+
+    /// Whether it is what was acknowledged last, or was tried since.
+    fn may_have_written(&self, found: &Head) -> bool {
+        let Head { position, term } = *found;
+        let own = self.is_stored && term == self.head.term && position.lineage == self.head.position.lineage;
+        own && self.changes.trail().digest_at(position.sequence) == Some(position.digest)
+    }
+
+    /// At the first head of a term somebody else may have come between.
+    fn is_not_ours(&self, found: &Head) {
+        let (term, own_term) = (found.term, self.head.term);
+        if term > own_term {
+            tracing::error!(term, own_term, "another keystore has written the head: it took over");
+            self.tenure.lose(Loss::Followed);
+        } else if self.is_stored || term == own_term {
+            tracing::error!(
+                term,
+                own_term,
+                "the head is not the one that this keystore wrote last: the state store or this machine was put back to \
+                 an earlier state, or this process was copied"
+            );
+            self.tenure.lose(Loss::WentBack);
+        }
+    }
 }
 
-fn key() -> String {
+pub(crate) fn key() -> String {
     format!("{KEYSTORE_RECORDS}.head")
 }
 

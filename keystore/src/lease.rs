@@ -3,12 +3,14 @@
 //! Owns the record `keystore.lease`, the waiting for it, its renewal and its release. Each change is a compare-and-set,
 //! so that of two who want it one gets it. INVARIANT: the holder counts its lease from before it sends a renewal, by
 //! the clock that runs while the host sleeps; whoever waits counts from after it read the record. So the holder has
-//! stopped before the next one begins, whatever was frozen. A directory that is locked here and that the record says
+//! stopped before the next one begins, whatever was frozen. Each renewal has a random value of its own: a record of the
+//! own name that is not the one last written or tried means that the state store or this machine was put back, or that
+//! this process was copied, and the lease is lost. A directory that is locked here and that the record says
 //! the holder used proves that the holder has ended: a keystore that was killed is followed at once on its own host.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -35,6 +37,8 @@ pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Whoever uses the directory without the lease is not waited for any longer.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// A replica of the state store that lags for that long is one that went back.
+pub(crate) const MAX_REPLICA_LAG: Duration = Duration::from_secs(2);
 /// Of two clocks that run at the same speed; between reading one and doing what it says.
 const MARGIN: Duration = Duration::from_millis(250);
 
@@ -53,12 +57,22 @@ impl Default for LeaseTimes {
     }
 }
 
+/// Why a lease is lost for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Another keystore serves.
+    Followed,
+    /// The state store's records are not those that this keystore wrote last.
+    WentBack,
+}
+
 /// The right to serve, and until when. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Tenure {
     /// Nanoseconds of the kernel's clock.
     until: Arc<AtomicU64>,
     lost: CancellationToken,
+    loss: Arc<OnceLock<Loss>>,
     place: Arc<Mutex<Option<String>>>,
     /// Notified when the place is another one.
     moved: Arc<Notify>,
@@ -79,6 +93,7 @@ impl Tenure {
         Self {
             until: Arc::new(AtomicU64::new(nanoseconds)),
             lost: CancellationToken::new(),
+            loss: Arc::default(),
             place: Arc::default(),
             moved: Arc::default(),
         }
@@ -90,19 +105,21 @@ impl Tenure {
     }
 
     /// Another one serves from now on, or may.
-    pub(crate) fn lose(&self) {
+    pub(crate) fn lose(&self, why: Loss) {
         self.until.store(0, Ordering::Release);
+        self.loss.get_or_init(|| why);
         self.lost.cancel();
     }
 
-    /// Whether it is lost for good.
-    pub(crate) fn is_lost(&self) -> bool {
-        self.lost.is_cancelled()
+    /// Why it is lost for good; none: it is not.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        self.loss.get().copied()
     }
 
     /// Resolves when it is lost for good.
-    pub(crate) async fn lost(&self) {
+    pub(crate) async fn lost(&self) -> Loss {
         self.lost.cancelled().await;
+        self.loss().unwrap_or(Loss::Followed)
     }
 
     /// Which journal is locked: said with a renewal at once.
@@ -128,6 +145,9 @@ struct LeaseRecord {
     /// The holder ended in order.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     released: bool,
+    /// Drawn for each renewal, and kept while it is tried again.
+    #[serde(default)]
+    renewal: String,
 }
 
 /// The lease of this process, renewed until it is released.
@@ -156,6 +176,8 @@ struct Waiting<'a> {
     times: LeaseTimes,
     health: &'a Health,
     own: String,
+    /// Of the last attempt, which may have been stored though nobody said so.
+    tried: Option<String>,
     /// The record as it was first seen in its state, and when.
     seen: Option<(Option<Revision>, u64)>,
     /// Since when the directory is in use though nobody holds the lease.
@@ -169,8 +191,8 @@ pub(crate) async fn acquire(
     times: LeaseTimes,
     health: &Health,
 ) -> Result<(Lease, LockedDirectory), AcquireError> {
-    let own = data_encoding::HEXLOWER.encode(&crate::manage::random::<8>()?);
-    let mut waiting = Waiting { ledger, dir, times, health, own, seen: None, in_use_since: None };
+    let own = draw()?;
+    let mut waiting = Waiting { ledger, dir, times, health, own, tried: None, seen: None, in_use_since: None };
     loop {
         if let Some(taken) = waiting.try_once().await? {
             return Ok(taken);
@@ -186,6 +208,8 @@ pub(crate) enum AcquireError {
     Random(#[from] getrandom::Error),
     #[error(transparent)]
     Open(#[from] OpenError),
+    #[error("the state store went back to an earlier state")]
+    WentBack,
     #[error("the directory was not locked to the end")]
     Cancelled(#[from] tokio::task::JoinError),
 }
@@ -197,13 +221,19 @@ impl Waiting<'_> {
             Ok(found) => found,
             Err(error) => {
                 self.health.waits(&format!("the state store does not answer: {error}"));
+                for key in [key(), head::key()] {
+                    if went_back(self.ledger, &key).await {
+                        return Err(AcquireError::WentBack);
+                    }
+                }
                 return Ok(None);
             }
         };
         let (record, revision) = found.map_or((None, None), |(record, revision)| (Some(record), Some(revision)));
         let since = self.seen.filter(|(seen, _)| *seen == revision).map_or_else(now, |(_, since)| since);
         self.seen = Some((revision, since));
-        let vacant = record.as_ref().is_none_or(|record| record.released || record.holder == self.own);
+        let is_tried = |record: &LeaseRecord| self.tried.as_ref() == Some(&record.renewal);
+        let vacant = record.as_ref().is_none_or(|record| record.released || is_tried(record));
         let stale = now().saturating_sub(since) > nanoseconds(self.times.ttl.saturating_add(MARGIN));
         let here = record.as_ref().and_then(|record| record.place.clone());
         let same_place = here.is_some() && here == lock::place(self.dir);
@@ -227,7 +257,9 @@ impl Waiting<'_> {
         // one.
         let seconds = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default();
         let term = term.max(head.map_or(0, |(head, _)| head.term)).saturating_add(1).max(seconds);
-        let record = LeaseRecord { holder: self.own.clone(), term, place: directory.place(), released: false };
+        let (holder, place, renewal) = (self.own.clone(), directory.place(), draw()?);
+        self.tried = Some(renewal.clone());
+        let record = LeaseRecord { holder, term, place, released: false, renewal };
         let sent = now();
         match put(self.ledger, &record, revision).await {
             Ok(revision) => Ok(Some((self.begin(record, revision, sent), directory))),
@@ -265,6 +297,7 @@ impl Waiting<'_> {
         tracing::info!(term, holder = record.holder, "keystore holds the lease");
         let renewal = Renewal {
             ledger: Arc::clone(self.ledger),
+            written: record.renewal.clone(),
             record,
             revision: Some(revision),
             times: self.times,
@@ -280,7 +313,10 @@ impl Waiting<'_> {
 /// Asks to go on, again and again.
 struct Renewal {
     ledger: Arc<dyn Ledger>,
+    /// What is tried next, or was.
     record: LeaseRecord,
+    /// The renewal that was acknowledged last.
+    written: String,
     revision: Option<Revision>,
     times: LeaseTimes,
     tenure: Tenure,
@@ -293,30 +329,13 @@ impl Renewal {
         let mut pause = self.times.renew_interval;
         let moved = Arc::clone(&self.tenure.moved);
         while stop.run_until_cancelled(timeout(pause, moved.notified())).await.is_some() {
-            let place = self.tenure.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            self.record.place = place;
-            let sent = now();
-            pause = match put(&self.ledger, &self.record, self.revision).await {
-                Ok(revision) => {
-                    self.revision = Some(revision);
-                    self.renewed(sent);
-                    self.times.renew_interval
+            self.record.place = self.tenure.place.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            pause = match self.renew().await {
+                Ok(pause) => pause,
+                Err(loss) => {
+                    self.tenure.lose(loss);
+                    return;
                 }
-                Err(PutError::Conflict) => match read(&self.ledger).await {
-                    // Ours, of which only the acknowledgement was lost; or nobody's.
-                    Ok(found) if found.as_ref().is_none_or(|(found, _)| found.holder == self.record.holder) => {
-                        self.revision = found.map(|(_, revision)| revision);
-                        Duration::ZERO
-                    }
-                    Ok(found) => {
-                        let term = found.map_or(0, |(found, _)| found.term);
-                        tracing::error!(term, own_term = self.record.term, "another keystore took over");
-                        self.tenure.lose();
-                        return;
-                    }
-                    Err(error) => self.failed(&error),
-                },
-                Err(PutError::Failed(error)) => self.failed(&error),
             };
         }
         if self.tenure.lost.is_cancelled() {
@@ -327,6 +346,64 @@ impl Renewal {
         if let Err(error) = put(&self.ledger, &self.record, self.revision).await {
             tracing::warn!(%error, "the lease could not be released: it ends by itself");
         }
+    }
+
+    /// Asks once; when to ask again.
+    async fn renew(&mut self) -> Result<Duration, Loss> {
+        if self.record.renewal == self.written {
+            match draw() {
+                Ok(renewal) => self.record.renewal = renewal,
+                Err(error) => return Ok(self.failed(&error.to_string())),
+            }
+        }
+        let sent = now();
+        match put(&self.ledger, &self.record, self.revision).await {
+            Ok(revision) => {
+                self.revision = Some(revision);
+                self.written.clone_from(&self.record.renewal);
+                self.renewed(sent);
+                Ok(self.times.renew_interval)
+            }
+            Err(PutError::Conflict) => self.look().await,
+            Err(PutError::Failed(error)) => Ok(self.failed(&error)),
+        }
+    }
+
+    /// What is there in the place of what was written last.
+    async fn look(&mut self) -> Result<Duration, Loss> {
+        let found = match read(&self.ledger).await {
+            Ok(found) => found,
+            Err(_) if went_back(&self.ledger, &key()).await => {
+                tracing::error!(
+                    "the state store went back to an earlier state: its lease is older than this keystore's"
+                );
+                return Err(Loss::WentBack);
+            }
+            Err(error) => return Ok(self.failed(&error)),
+        };
+        let is_ours = |found: &LeaseRecord| {
+            let last = [&self.record.renewal, &self.written].contains(&&found.renewal);
+            last && found.holder == self.record.holder && !found.released
+        };
+        match found {
+            // Ours, of which only the acknowledgement was lost; or the state store lost all it had.
+            None => self.revision = None,
+            Some((found, revision)) if is_ours(&found) => self.revision = Some(revision),
+            Some((found, _)) if found.term > self.record.term => {
+                tracing::error!(term = found.term, own_term = self.record.term, "another keystore took over");
+                return Err(Loss::Followed);
+            }
+            Some((found, _)) => {
+                tracing::error!(
+                    term = found.term,
+                    own_term = self.record.term,
+                    "the lease is not the one that this keystore wrote last: the state store or this machine was put \
+                     back to an earlier state, or this process was copied"
+                );
+                return Err(Loss::WentBack);
+            }
+        }
+        Ok(Duration::ZERO)
     }
 
     fn renewed(&mut self, sent: u64) {
@@ -344,6 +421,24 @@ impl Renewal {
             self.health.waits(&format!("the lease cannot be renewed: {error}"));
         }
         RETRY_DELAY
+    }
+}
+
+fn draw() -> Result<String, getrandom::Error> {
+    crate::manage::random::<8>().map(|drawn| data_encoding::HEXLOWER.encode(&drawn))
+}
+
+/// Whether the state store holds an older record than this process saw, and goes on saying so.
+pub(crate) async fn went_back(ledger: &Arc<dyn Ledger>, key: &str) -> bool {
+    let since = Instant::now();
+    loop {
+        if !ledger.went_back(key, Instant::now() + STORE_TIMEOUT).await {
+            return false;
+        }
+        if since.elapsed() >= MAX_REPLICA_LAG {
+            return true;
+        }
+        sleep(RETRY_DELAY).await;
     }
 }
 

@@ -49,6 +49,11 @@ impl Lister {
         Self { store, clock, term, tenure, waiting: Vec::new(), last: None, is_done: false }
     }
 
+    /// All accounts are compared again: the state store has lost what it had.
+    pub(crate) fn start_over(&mut self) {
+        (self.waiting, self.last, self.is_done) = (Vec::new(), None, false);
+    }
+
     /// Every account was compared once.
     pub(crate) fn is_done(&self) -> bool {
         self.is_done

@@ -26,7 +26,7 @@ use crate::hash::{HashError, Hasher};
 use crate::head::{self, Head, HeadStored, HeadWriter, Held, Mismatch};
 use crate::health::Health;
 use crate::image::Lineage;
-use crate::lease::{self, AcquireError, Lease, RETRY_DELAY, Tenure};
+use crate::lease::{self, AcquireError, Lease, Loss, RETRY_DELAY, Tenure};
 use crate::live_keys::{self, Lister};
 use crate::lock::LockedDirectory;
 use crate::manage::{self, Clock, Desk};
@@ -89,6 +89,9 @@ pub enum BuildError {
     /// The state store cannot be asked, and nobody else may be waited for.
     #[error("the keystore cannot ask the state store how new its data must be: {0}")]
     StateStore(String),
+    /// An earlier state of the state store came back while this keystore waited.
+    #[error("{}", WENT_BACK)]
+    StateStoreWentBack,
     /// No thread, or it died while opening.
     #[error("the keystore's writer cannot be started")]
     Thread(#[source] std::io::Error),
@@ -103,7 +106,14 @@ pub enum RunError {
     /// Another one has its lease.
     #[error("the keystore lost its lease: another keystore serves; start again to stand by")]
     LeaseLost,
+    /// What the state store has of it is not what it wrote last.
+    #[error("{}", WENT_BACK)]
+    StateStoreWentBack,
 }
+
+const WENT_BACK: &str = "the state store is not as this keystore left it: it was put back to an earlier state, or this \
+                         machine was reverted or copied; start the keystore again: it compares its data with the \
+                         state store then";
 
 impl Keystore {
     /// Waits for the lease where it needs one, opens the data directory, repairing what can be proven, and makes the
@@ -159,7 +169,10 @@ impl Keystore {
             tracing::info!("keystore serves");
             tokio::select! {
                 () = stop => {}
-                () = tenure.lost() => ended = Err(RunError::LeaseLost),
+                loss = tenure.lost() => ended = Err(match loss {
+                    Loss::Followed => RunError::LeaseLost,
+                    Loss::WentBack => RunError::StateStoreWentBack,
+                }),
             }
         }
         stopping.cancel();
@@ -226,6 +239,7 @@ impl Start {
         let (lease, directory) = acquired.map_err(|error| match error {
             AcquireError::Random(error) => BuildError::Random(error),
             AcquireError::Open(error) => BuildError::Open(error),
+            AcquireError::WentBack => BuildError::StateStoreWentBack,
             AcquireError::Cancelled(error) => BuildError::Thread(std::io::Error::other(error)),
         })?;
         self.health.opens();
@@ -341,8 +355,10 @@ impl Start {
 
     /// The state store may come later than the keystore, or be away for a while; in one process it is there or broken.
     async fn wait_out(&self, error: &str, tenure: &Tenure) -> Result<(), BuildError> {
-        if self.config.lease.is_none() || tenure.is_lost() {
-            return Err(BuildError::StateStore(error.to_owned()));
+        match tenure.loss() {
+            Some(Loss::WentBack) => return Err(BuildError::StateStoreWentBack),
+            None if self.config.lease.is_some() => {}
+            None | Some(Loss::Followed) => return Err(BuildError::StateStore(error.to_owned())),
         }
         self.health.waits(&format!("the state store does not answer: {error}"));
         sleep(RETRY_DELAY).await;

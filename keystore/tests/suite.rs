@@ -30,5 +30,7 @@ mod signing;
 mod two;
 #[path = "suite/webhooks.rs"]
 mod webhooks;
+#[path = "suite/went_back.rs"]
+mod went_back;
 #[path = "suite/witness.rs"]
 mod witness;

@@ -90,6 +90,14 @@ impl Ledger for Connection {
         })
     }
 
+    fn went_back<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, bool> {
+        Box::pin(async move {
+            let known = self.newest(key);
+            let Ok(Some(found)) = self.stored(key, deadline).await else { return false };
+            self.judge(key, &found, false, known.as_ref()) == Err(Rejection::Replayed)
+        })
+    }
+
     fn clock(&self) -> &Arc<StoreClock> {
         &self.link.store_clock
     }

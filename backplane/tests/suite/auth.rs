@@ -356,6 +356,28 @@ async fn nobody_can_have_a_decision_taken_for_a_repetition() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_put_back_is_told_from_one_that_is_away_by_who_saw_a_later_record() {
+    let open = Open::start().await;
+    let (gateway, bystander) = (open.connect(Role::Gateway).await, open.bystander().await);
+    let (key, subject) = ("usage.a.m1", "s0.ledger.usage.a.m1");
+    assert!(!gateway.ledger.went_back(key, soon()).await, "there is none");
+    let mut overheard = bystander.subscribe(subject).await.unwrap();
+    is_done(&bystander).await;
+    let first = gateway.ledger.put(key, "1".into(), None, None, soon()).await.unwrap();
+    gateway.ledger.put(key, "2".into(), Some(first), None, soon()).await.unwrap();
+    assert!(!gateway.ledger.went_back(key, soon()).await);
+    let earlier = overheard.next().await.unwrap();
+    let stream = async_nats::jetstream::new(bystander.clone()).get_stream("S0_USAGE").await.unwrap();
+    stream.purge().await.unwrap();
+    store(&bystander, subject, earlier.headers.unwrap(), "1").await;
+    assert!(gateway.ledger.get(key, soon()).await.is_err());
+    assert!(gateway.ledger.went_back(key, soon()).await);
+    let again = open.connect(Role::Gateway).await;
+    assert_eq!(again.ledger.get(key, soon()).await.unwrap().unwrap().value, "1", "it never saw the later one");
+    assert!(!again.ledger.went_back(key, soon()).await);
+}
+
+#[tokio::test]
 async fn a_record_that_somebody_else_wrote_is_an_error_and_no_record() {
     let open = Open::start().await;
     let (gateway, bystander) = (open.connect(Role::Gateway).await, open.bystander().await);

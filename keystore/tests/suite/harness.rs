@@ -119,6 +119,11 @@ impl Running {
         self.task.await.unwrap().unwrap();
     }
 
+    /// Why it ended by itself.
+    pub(crate) async fn ended(self) -> RunError {
+        self.task.await.unwrap().unwrap_err()
+    }
+
     pub(crate) async fn ask<R: Request>(&self, question: &R) -> R::Reply {
         self.backplane.requests.ask(question, ENOUGH).await.unwrap()
     }

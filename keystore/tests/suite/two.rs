@@ -21,20 +21,20 @@ use crate::harness::{Running, config, nobody, wait_for};
 const TIMES: LeaseTimes = LeaseTimes { ttl: Duration::from_secs(2), renew_interval: Duration::from_millis(100) };
 
 /// A keystore that may have to wait before it serves.
-struct Node {
-    health: Health,
+pub(crate) struct Node {
+    pub(crate) health: Health,
     stop: CancellationToken,
     task: JoinHandle<Result<(), Ended>>,
 }
 
 #[derive(Debug)]
-enum Ended {
+pub(crate) enum Ended {
     Build(BuildError),
     Run(RunError),
 }
 
 impl Node {
-    fn start(dir: &Path, backplane: Backplane) -> Self {
+    pub(crate) fn start(dir: &Path, backplane: Backplane) -> Self {
         let config = KeystoreConfig { lease: Some(TIMES), ..config(dir) };
         let (health, stop) = (Health::default(), CancellationToken::new());
         let (own, stopping) = (health.clone(), stop.clone());
@@ -47,20 +47,20 @@ impl Node {
         Self { health, stop, task }
     }
 
-    async fn serves(&self) {
+    pub(crate) async fn serves(&self) {
         wait_for("a serving keystore", async || self.health.fault().is_none()).await;
     }
 
-    async fn says(&self, what: &str) {
+    pub(crate) async fn says(&self, what: &str) {
         wait_for(what, async || self.health.fault().is_some_and(|fault| fault.contains(what))).await;
     }
 
-    async fn stop(self) -> Result<(), Ended> {
+    pub(crate) async fn stop(self) -> Result<(), Ended> {
         self.stop.cancel();
         self.task.await.unwrap()
     }
 
-    async fn ended(self) -> Ended {
+    pub(crate) async fn ended(self) -> Ended {
         self.task.await.unwrap().unwrap_err()
     }
 }
