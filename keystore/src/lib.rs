@@ -6,7 +6,7 @@
 //! hashed by `new_key`, and what changes something is judged by `rules`, made by `manage` on the thread of `writer`, and
 //! stored by `vault` in `journal` and `store` (sled), which `recovery` weighs against each other at every start. Who
 //! serves is settled by `lease`, a directory is held by `lock`, and how new it must be is kept outside of it by `head`
-//! and `live_keys`, and `trail` is what a directory knows of that; `restore` is what becomes of an older one. `reserve` keeps disk space for revocations,
+//! `live_keys` and `listed_accounts`, and `trail` is what a directory knows of that; `restore` is what becomes of an older one. `reserve` keeps disk space for revocations,
 //! and `population` counts what accounts hold. Keys are judged by `verify` and hashed by `hash`; endpoints' secrets
 //! are sealed by `seal`, and marks of the decision log are signed by `signer`, each with a key of `keyfile`. Refuses to
 //! decide about actions, to serve HTTP, and to start on files that prove nothing.
@@ -26,6 +26,7 @@ mod image;
 mod journal;
 mod keyfile;
 mod lease;
+mod listed_accounts;
 mod live_keys;
 mod lock;
 mod manage;

@@ -15,8 +15,9 @@ use stage0_contract::{AccountId, KEYSTORE_RECORDS, KeyId};
 use tokio::time::Instant;
 
 use crate::lease::{STORE_TIMEOUT, Tenure};
+use crate::listed_accounts::ListedAccounts;
 use crate::manage::Clock;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 /// Of one account; those beyond are dead after a restore. A record holds a few times as many.
 const MAX_LISTED: usize = 50_000;
@@ -38,6 +39,7 @@ pub(crate) struct Lister {
     clock: Clock,
     term: u64,
     tenure: Tenure,
+    listed: ListedAccounts,
     /// Accounts that were read and wait to be compared.
     waiting: Vec<AccountId>,
     last: Option<AccountId>,
@@ -46,11 +48,13 @@ pub(crate) struct Lister {
 
 impl Lister {
     pub(crate) fn new(store: Store, clock: Clock, term: u64, tenure: Tenure) -> Self {
-        Self { store, clock, term, tenure, waiting: Vec::new(), last: None, is_done: false }
+        let listed = ListedAccounts::new(term, tenure.clone());
+        Self { store, clock, term, tenure, listed, waiting: Vec::new(), last: None, is_done: false }
     }
 
     /// All accounts are compared again: the state store has lost what it had.
     pub(crate) fn start_over(&mut self) {
+        self.listed.forget();
         (self.waiting, self.last, self.is_done) = (Vec::new(), None, false);
     }
 
@@ -77,11 +81,13 @@ impl Lister {
         Ok(())
     }
 
-    /// Puts an account's list where it is not what it should be.
-    pub(crate) async fn list(&self, ledger: &Arc<dyn Ledger>, account: &AccountId) -> Result<(), String> {
+    /// Notes the account, and puts its list where it is not what it should be. One that is gone has no live key.
+    pub(crate) async fn list(&mut self, ledger: &Arc<dyn Ledger>, account: &AccountId) -> Result<(), String> {
         let (store, of, now) = (self.store.clone(), account.clone(), (self.clock)());
-        let read = tokio::task::spawn_blocking(move || store.keys(&of, None, usize::MAX)).await;
-        let keys = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let read = move || Ok::<_, StoreError>((store.account(&of)?.is_some(), store.keys(&of, None, usize::MAX)?));
+        let read = tokio::task::spawn_blocking(read).await;
+        let (exists, keys) = read.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.listed.note(ledger, account, exists).await?;
         let live = keys.into_iter().filter(|key| key.lives_at(now));
         let mut live: Vec<_> = live.map(|key| (key.id, key.expires_at.map(jiff::Timestamp::as_second))).collect();
         if live.len() > MAX_LISTED {

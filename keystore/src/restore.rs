@@ -1,7 +1,7 @@
 //! What becomes of a directory that is older than what was acknowledged, once the operator accepts it.
 //!
 //! Owns the rule, pure: a key stays alive only where the state store's list names it, with the end that the list has;
-//! every other key is revoked. Endpoints are disabled, as they may have been deleted or may lead elsewhere by now;
+//! every other key is revoked. What the backup does not hold is told. Endpoints are disabled, as they may have been deleted or may lead elsewhere by now;
 //! accounts are as the backup has them. The directory gets a new lineage: none of its copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,6 +30,8 @@ pub struct Restored {
     pub revoked: Vec<KeyId>,
     /// Keys that the state store lists and the backup does not hold: made after it, and dead.
     pub unknown: Vec<KeyId>,
+    /// Accounts that the state store knows and the backup does not hold: gone, with their keys.
+    pub vanished: Vec<AccountId>,
     /// Endpoints that are disabled.
     pub disabled: Vec<WebhookId>,
     /// Accounts whose list of live keys is lost: none of their keys lives.
@@ -38,11 +40,21 @@ pub struct Restored {
     pub new_operator_key: bool,
 }
 
+/// What the state store knows.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// The newest change.
+    pub(crate) newest: u64,
+    /// Accounts that are noted there.
+    pub(crate) accounts: BTreeSet<AccountId>,
+    /// Lists of live keys, of accounts of the backup and of those.
+    pub(crate) lists: BTreeMap<AccountId, LiveKeys>,
+}
+
 /// The image that is served from now on, and what it differs in.
 pub(crate) fn restored(
     image: &Image,
-    newest: u64,
-    lists: &BTreeMap<AccountId, LiveKeys>,
+    known: &Known,
     (fresh, why, now): (Lineage, Mismatch, Timestamp),
 ) -> Result<(Image, Restored), serde_json::Error> {
     let mut done = Restored {
@@ -50,10 +62,14 @@ pub(crate) fn restored(
         kept: 0,
         revoked: Vec::new(),
         unknown: Vec::new(),
+        vanished: Vec::new(),
         disabled: Vec::new(),
         unlisted: Vec::new(),
         new_operator_key: false,
     };
+    let Known { newest, accounts, lists } = known;
+    let held: BTreeSet<_> = image.accounts().cloned().collect();
+    done.vanished = accounts.difference(&held).cloned().collect();
     let mut held = BTreeSet::new();
     let mut records = image.records();
     for record in &mut records {
@@ -78,7 +94,7 @@ pub(crate) fn restored(
     let listed = lists.values().flat_map(|list| list.keys.keys());
     done.unknown = listed.filter(|id| !held.contains(*id)).cloned().collect();
     // Above everything that was ever acknowledged: numbers are not given twice.
-    let sequence = image.position.sequence.max(newest).saturating_add(1);
+    let sequence = image.position.sequence.max(*newest).saturating_add(1);
     let image = Image::of(fresh, sequence, records)?;
     let mut trail = Trail::default();
     // Whatever happens before its first head: there was one.
@@ -110,6 +126,8 @@ impl fmt::Display for Restored {
         writeln!(f, "  {} keys are revoked{}", self.revoked.len(), ids(revoked))?;
         let unknown = self.unknown.iter().map(KeyId::as_str).collect();
         writeln!(f, "  {} keys were made after the backup and are dead{}", self.unknown.len(), ids(unknown))?;
+        let vanished = self.vanished.iter().map(AccountId::as_str).collect();
+        writeln!(f, "  {} accounts were made after the backup and are gone{}", self.vanished.len(), ids(vanished))?;
         let disabled = self.disabled.iter().map(WebhookId::as_str).collect();
         writeln!(f, "  {} endpoints are disabled{}", self.disabled.len(), ids(disabled))?;
         let unlisted = self.unlisted.iter().map(AccountId::as_str).collect();
@@ -143,7 +161,8 @@ mod tests {
 
     fn restore(lists: &BTreeMap<AccountId, LiveKeys>) -> (Image, Restored) {
         let why = Mismatch::Older { found: 5, known: 9 };
-        restored(&image(), 9, lists, (Lineage::from_random([2; 16]), why, at(50))).unwrap()
+        let known = Known { newest: 9, accounts: ["a", "gone"].map(|id| account(id).id).into(), lists: lists.clone() };
+        restored(&image(), &known, (Lineage::from_random([2; 16]), why, at(50))).unwrap()
     }
 
     fn found(image: &Image, id: &str) -> KeyRecord {
@@ -165,7 +184,7 @@ mod tests {
             (done.kept, ids(&done.revoked), ids(&done.unknown)),
             (1, vec!["k2".into(), "k3".into()], vec!["k9".into()])
         );
-        assert_eq!(done.unlisted, [account("b").id]);
+        assert_eq!((done.unlisted, done.vanished), (vec![account("b").id], vec![account("gone").id]));
         assert_eq!((image.position.sequence, image.position.lineage), (10, Lineage::from_random([2; 16])));
     }
 
@@ -175,6 +194,7 @@ mod tests {
         assert!(["k1", "k2", "k3"].iter().all(|id| !found(&image, id).lives_at(at(50))));
         assert_eq!((done.kept, done.revoked.len(), done.disabled.len()), (0, 3, 1));
         let text = done.to_string();
+        assert!(text.contains("1 accounts were made after the backup and are gone: gone"), "{text}");
         assert!(
             text.contains("3 keys are revoked: k1 k2 k3") && text.contains("endpoints are disabled: we_1"),
             "{text}"

@@ -5,7 +5,7 @@
 //! close the files, release the lease. A keystore that waits says why in its [`Health`]. When it cannot start, the
 //! error says which part and nothing was served; one that loses its lease ends.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ use crate::head::{self, Head, HeadStored, HeadWriter, Held, Mismatch};
 use crate::health::Health;
 use crate::image::Lineage;
 use crate::lease::{self, AcquireError, Lease, Loss, RETRY_DELAY, Tenure};
+use crate::listed_accounts;
 use crate::live_keys::{self, Lister};
 use crate::lock::LockedDirectory;
 use crate::manage::{self, Clock, Desk};
@@ -35,7 +36,7 @@ use crate::new_key::NewKeys;
 use crate::permits::Permits;
 use crate::plans::{Plans, PlansError};
 use crate::questions;
-use crate::restore::{self, Restored};
+use crate::restore::{self, Known, Restored};
 use crate::rules::whole_seconds;
 use crate::seal::{self, Sealer};
 use crate::signer::{self, Signer};
@@ -288,6 +289,8 @@ impl Start {
         let dir = self.config.data_dir.clone();
         if let Some(restored) = &mut restored {
             restored.new_operator_key = opened.new_operator_key;
+            // Their keys are dead from now on, and are listed as such.
+            opened.desk.vault().changes().add(restored.vanished.iter().cloned().collect());
             say(restored);
         }
         let term = lease.map_or_else(|| head.map_or(1, |head| head.term.saturating_add(1)), |lease| lease.term);
@@ -315,19 +318,25 @@ impl Start {
         let empty = crate::image::Image::of(Lineage::from_random(manage::random()?), 0, Vec::new());
         let empty = empty.map_err(|error| BuildError::StateStore(error.to_string()))?;
         let image = found.image().unwrap_or(&empty);
-        let mut lists = BTreeMap::new();
-        for account in image.accounts() {
+        let mut known = Known { newest: head.map_or(0, |head| head.position.sequence), ..Known::default() };
+        known.accounts = loop {
+            match listed_accounts::read_all(self.ledger()).await {
+                Ok(accounts) => break accounts,
+                Err(error) => self.wait_out(&error, tenure).await?,
+            }
+        };
+        let accounts: BTreeSet<_> = image.accounts().chain(&known.accounts).cloned().collect();
+        for account in accounts {
             let list = loop {
-                match live_keys::read(self.ledger(), account).await {
+                match live_keys::read(self.ledger(), &account).await {
                     Ok(list) => break list,
                     Err(error) => self.wait_out(&error, tenure).await?,
                 }
             };
-            lists.extend(list.map(|list| (account.clone(), list)));
+            known.lists.extend(list.map(|list| (account, list)));
         }
-        let newest = head.map_or(0, |head| head.position.sequence);
         let fresh = Lineage::from_random(manage::random()?);
-        let restored = restore::restored(image, newest, &lists, (fresh, why, whole_seconds((self.clock)())));
+        let restored = restore::restored(image, &known, (fresh, why, whole_seconds((self.clock)())));
         let (image, done) = restored.map_err(|error| BuildError::StateStore(error.to_string()))?;
         Ok((found.image().map(|_| image), done))
     }
@@ -419,7 +428,7 @@ fn judge(found: &Found, head: Option<&Head>, restored: bool) -> std::io::Result<
 
 /// A person should read it, and find it again.
 fn say(restored: &Restored) {
-    let Restored { why, kept, revoked, unknown, disabled, unlisted, new_operator_key } = restored;
+    let Restored { why, kept, revoked, unknown, vanished, disabled, unlisted, new_operator_key } = restored;
     tracing::error!(
         why,
         kept,
@@ -427,6 +436,7 @@ fn say(restored: &Restored) {
         unlisted = unlisted.len(),
         revoked = ?revoked,
         unknown = ?unknown,
+        vanished = ?vanished,
         disabled = ?disabled,
         "data directory was restored from a backup"
     );

@@ -341,7 +341,7 @@ impl Vault {
             return Err(CommitError::Store(error));
         }
         self.position = next;
-        self.changes.moved(next, records.iter().filter_map(account_of_key).cloned().collect());
+        self.changes.moved(next, records.iter().filter_map(listed_account).cloned().collect());
         self.shorten_journal();
         Ok(())
     }
@@ -418,14 +418,13 @@ impl Vault {
     }
 }
 
-/// Whose list of keys a record changes.
-fn account_of_key(record: &Record) -> Option<&AccountId> {
+/// Which account is to be listed again, in the state store.
+fn listed_account(record: &Record) -> Option<&AccountId> {
     match record {
+        Record::Account(account) => Some(&account.id),
         Record::Key(key) => Some(&key.account),
         Record::Forgotten(Forgotten::Key { account, .. }) => Some(account),
-        Record::Account(_) | Record::Webhook(_) | Record::SigningKey(_) | Record::Mark(_) | Record::Forgotten(_) => {
-            None
-        }
+        Record::Webhook(_) | Record::SigningKey(_) | Record::Mark(_) | Record::Forgotten(_) => None,
     }
 }
 

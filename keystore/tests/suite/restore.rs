@@ -1,14 +1,16 @@
 //! Backups of every age put back: refused with what was found, and accepted only with every key revoked that the state
 //! store does not list as live.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use jiff::Timestamp;
+use stage0_backplane::BoxFuture;
 use stage0_contract::{AccountId, ApiKey, KeyCreated, KeyId, LineHash, Mark, MarkBody, Previous, Scope, SignMark};
-use stage0_keystore::{BuildError, KeystoreConfig, OPERATOR_KEY_FILE};
+use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 
 use crate::damage::copy_dir;
-use crate::harness::{Running, config, done, nobody};
+use crate::harness::{Running, config, done, nobody, state_store};
 use crate::older::{LIVE, older};
 
 /// A directory with a history: its backups, and what was acknowledged after each.
@@ -132,6 +134,29 @@ async fn an_accepted_backup_revives_no_revoked_key_and_keeps_those_that_live() {
     history.goes_on(running).await;
     history.put_back("newest");
     assert!(history.is_refused().await.contains("not those of the keystore that served last"));
+}
+
+#[tokio::test]
+async fn accounts_that_are_newer_than_the_backup_are_told_with_their_dead_keys_once() {
+    let history = History::new().await;
+    let running = Running::start(history.dir.path()).await;
+    let account = running.account("newer").await.id;
+    let dead = running.key(&account, &[Scope::Check]).await;
+    let idle = running.account("without keys").await.id;
+    running.stop().await;
+    for (gone, unknown) in [([account, idle].to_vec(), [dead.id].to_vec()), (Vec::new(), Vec::new())] {
+        history.put_back("second");
+        let config = KeystoreConfig { accept_restore: true, ..config(history.dir.path()) };
+        let backplane = state_store(history.dir.path()).await.connect();
+        let building: BoxFuture<'_, _> = Box::pin(Keystore::build(config, backplane, Health::default()));
+        let keystore = building.await.unwrap();
+        let mut told = keystore.restored().unwrap().clone();
+        told.unknown.retain(|id| *id != history.later.id);
+        assert_eq!(told.vanished.into_iter().collect::<BTreeSet<_>>(), gone.into_iter().collect());
+        assert_eq!(told.unknown, unknown);
+        let running: BoxFuture<'_, _> = Box::pin(keystore.run_until(async {}));
+        running.await.unwrap();
+    }
 }
 
 #[tokio::test]

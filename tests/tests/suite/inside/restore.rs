@@ -89,6 +89,7 @@ async fn an_older_directory_is_refused_until_the_restore_is_accepted_and_revives
     let before_creation = back_up(&mut stack, "before-creation");
     let body = serde_json::json!({"account": account, "name": "later", "scopes": ["check"]});
     let later = stack.operator.post("/v1/keys", &body).await.expect(201)["key"].as_str().unwrap().to_owned();
+    let (newer, gone, _) = stack.operator.account("newer", None, &["check"]).await;
     stack.keystore.as_mut().unwrap().stop();
     for backup in [&before_revocation, &before_creation] {
         put_back(&data, backup);
@@ -101,11 +102,13 @@ async fn an_older_directory_is_refused_until_the_restore_is_accepted_and_revives
     serves(&keystore);
     keystore
         .wait_for("what was done", |line| line.contains("1 keys are revoked: ").then(|| assert!(line.contains(&id))));
-    keystore.wait_for("what is dead", |line| line.contains("1 keys were made after the backup").then_some(()));
+    keystore.wait_for("what is dead", |line| line.contains("2 keys were made after the backup").then_some(()));
+    let gone_line = format!("1 accounts were made after the backup and are gone: {newer}");
+    keystore.wait_for("who is gone", |line| line.contains(&gone_line).then_some(()));
     stack.keystore = Some(keystore);
     stack.restart_gateway(0);
     stack.api.with_key(&kept).check(&Api::harmless()).await.expect(200);
-    for dead in [&leaked, &later] {
+    for dead in [&leaked, &later, &gone] {
         stack.api.with_key(dead).check(&Api::harmless()).await.assert_error(401, "unauthorized");
     }
     stack.keystore.as_mut().unwrap().stop();
