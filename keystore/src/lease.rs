@@ -42,6 +42,9 @@ pub(crate) const MAX_REPLICA_LAG: Duration = Duration::from_secs(2);
 /// Of two clocks that run at the same speed; between reading one and doing what it says.
 const MARGIN: Duration = Duration::from_millis(250);
 
+/// As those who ask believe it.
+const MAX_TERM_AHEAD_SECONDS: u64 = 86_400;
+
 /// How long leases last; a deployment's are fixed.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseTimes {
@@ -150,6 +153,16 @@ struct LeaseRecord {
     renewal: String,
 }
 
+/// Terms go by the clock.
+pub(crate) fn seconds() -> u64 {
+    u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
+}
+
+/// A term that somebody may have had; 0 for one from so far ahead that nobody would believe its keystore.
+pub(crate) fn believable(term: u64, seconds: u64) -> u64 {
+    if term > seconds.saturating_add(MAX_TERM_AHEAD_SECONDS) { 0 } else { term }
+}
+
 /// The lease of this process, renewed until it is released.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -255,8 +268,8 @@ impl Waiting<'_> {
         }
         // By the clock, so that it rises also where the state store has lost what it knew: gateways remember the last
         // one.
-        let seconds = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default();
-        let term = term.max(head.map_or(0, |(head, _)| head.term)).saturating_add(1).max(seconds);
+        let (seconds, head) = (seconds(), head.map_or(0, |(head, _)| head.term));
+        let term = believable(term, seconds).max(believable(head, seconds)).saturating_add(1).max(seconds);
         let (holder, place, renewal) = (self.own.clone(), directory.place(), draw()?);
         self.tried = Some(renewal.clone());
         let record = LeaseRecord { holder, term, place, released: false, renewal };
@@ -474,4 +487,17 @@ fn now() -> u64 {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_from_far_ahead_counts_for_nothing_and_one_of_a_clock_that_is_ahead_does() {
+        assert_eq!(believable(u64::MAX, 1_000), 0);
+        assert_eq!(believable(1_000 + MAX_TERM_AHEAD_SECONDS + 1, 1_000), 0);
+        assert_eq!(believable(1_000 + MAX_TERM_AHEAD_SECONDS, 1_000), 1_000 + MAX_TERM_AHEAD_SECONDS);
+        assert_eq!(believable(7, 1_000), 7);
+    }
 }

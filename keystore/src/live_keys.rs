@@ -14,7 +14,7 @@ use stage0_backplane::{Ledger, Revision};
 use stage0_contract::{AccountId, KEYSTORE_RECORDS, KeyId};
 use tokio::time::Instant;
 
-use crate::lease::{STORE_TIMEOUT, Tenure};
+use crate::lease::{STORE_TIMEOUT, Tenure, believable, seconds};
 use crate::listed_accounts::ListedAccounts;
 use crate::manage::Clock;
 use crate::store::{Store, StoreError};
@@ -96,7 +96,9 @@ impl Lister {
         }
         let wanted = LiveKeys { term: self.term, keys: live.into_iter().collect() };
         let found = read_with_revision(ledger, account).await?;
-        if found.as_ref().is_some_and(|(found, _)| found.term > self.term) || !self.tenure.holds() {
+        if found.as_ref().is_some_and(|(found, _)| believable(found.term, seconds()) > self.term)
+            || !self.tenure.holds()
+        {
             return Err("the lease is over".to_owned());
         }
         if found.as_ref().is_some_and(|(found, _)| found.keys == wanted.keys) {
