@@ -54,7 +54,9 @@ pub(super) enum JetError {
         description: String,
     },
     /// There is no such stream, no JetStream, or no way to it from this service's account.
-    #[error("nobody answers: JetStream is off, the stream is missing or without a leader, or this service may not ask")]
+    #[error(
+        "nobody answers: JetStream is off, the stream is missing or without a leader, or this service may not ask; is the server's file of this version's `stage0 nats-config`?"
+    )]
     Absent,
     /// The server forbids the subject, in its words.
     #[error("nats refuses it: {0}")]

@@ -10,6 +10,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use async_nats::connection::State;
 use async_nats::{Client, HeaderMap, HeaderValue, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -37,6 +38,8 @@ const INBOX_CAPACITY: usize = 256;
 /// How long a stop waits for the server; a connection that is down has no server to tell.
 const STOP_WITHIN: Duration = Duration::from_secs(2);
 
+/// For what has arrived to be taken: nobody waits longer for an answer.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// A sealed question is asked again once: its server may have been replaced since its key was heard.
 const SEALED_TRIES: usize = 2;
 
@@ -298,7 +301,13 @@ impl Reader {
             tracing::debug!(%error, "inbox ended with its connection");
         }
         drop(unsubscribed);
-        while self.step().await {}
+        // A connection that is down ends no subscription.
+        let is_up = self.client.connection_state() == State::Connected;
+        let within = if is_up { DRAIN_WITHIN } else { STOP_WITHIN };
+        let rest = async { while self.step().await {} };
+        if timeout(within, rest).await.is_err() {
+            tracing::warn!("inbox ended with questions in it, or without the server's knowledge");
+        }
     }
 
     /// Takes a question or passes one on; loses none when it is given up half-way. `false` at the end.

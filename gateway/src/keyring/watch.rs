@@ -12,8 +12,6 @@ use super::{Keyring, MAX_PROOF_AGE};
 use crate::metrics;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// Before the first proof.
-const NEVER: Duration = Duration::MAX;
 
 impl Keyring {
     /// Why cached keys are not believed now, for who runs the gateway; none: they are.
@@ -38,9 +36,9 @@ impl Keyring {
         let mut was_proven = true;
         loop {
             ticks.tick().await;
-            let age = self.liveness.age(boottime());
-            age.into_iter().for_each(metrics::notices_proven);
-            let age = age.unwrap_or(NEVER);
+            // Before the first proof no key is cached.
+            let Some(age) = self.liveness.age(boottime()) else { continue };
+            metrics::notices_proven(age);
             let is_proven = age < MAX_PROOF_AGE;
             if was_proven && !is_proven {
                 let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);

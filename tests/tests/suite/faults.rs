@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Stack};
 
@@ -112,4 +113,19 @@ async fn keys_survive_a_killed_keystore() {
     stack.start_keystore();
     stack.api.with_key(&key).check(&Api::harmless()).await.expect(200);
     stack.api.with_key(&revoked).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+}
+
+#[tokio::test]
+async fn a_role_that_is_told_to_stop_while_nats_is_away_ends() {
+    let mut stack = Stack::build().nats().await;
+    stack.nats.as_mut().unwrap().kill();
+    for (role, process) in stack.processes() {
+        process.signal(Signal::TERM);
+        let ended = tokio::time::timeout(BACK_WITHIN, async {
+            while process.is_alive() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        assert!(ended.await.is_ok(), "{role} still runs: {}", process.said());
+    }
 }
