@@ -83,7 +83,7 @@ Examples:
 Example:
   stage0 evaluator --nats nats://127.0.0.1:4222 --policies ./packs --active-policy my-pack@1.2.0")]
     Evaluator,
-    /// Keeps accounts, keys and endpoints, signs checkpoints; exactly one per deployment
+    /// Keeps accounts, keys and endpoints, signs checkpoints; one serves, others stand by
     #[command(after_help = "\
 The first start writes an operator's key to `<data-dir>/operator.key`, and makes `secrets.key` and `signing.key`
 unless it is given others. Back them up with the rest of the directory.

@@ -105,6 +105,8 @@ fn problems(status: &Status) -> Vec<String> {
         let (role, name) = (one.seen.role, plain(&one.seen.instance));
         match one.seen.state {
             InstanceState::Ready | InstanceState::Stopping => {}
+            // One serves, and others may stand by.
+            InstanceState::NotReady if one.seen.role == Role::Keystore && serves(status, Role::Keystore) => {}
             InstanceState::NotReady => problems.push(format!("problem: {role} {name} is not ready")),
             // One that was replaced since is history, which the table tells.
             InstanceState::Lost if is_replaced(one, status) => {}
@@ -138,6 +140,10 @@ fn is_replaced(lost: &InstanceStatus, status: &Status) -> bool {
             && one.seen.started_at.as_second() >= last
     };
     status.instances.iter().any(by)
+}
+
+fn serves(status: &Status, role: Role) -> bool {
+    status.instances.iter().any(|one| one.seen.role == role && one.seen.state == InstanceState::Ready)
 }
 
 #[cfg(test)]
@@ -202,6 +208,15 @@ mod tests {
         assert_eq!(problems(&status).len(), 1);
         status.instances[0].seen.started_at = "1970-01-01T00:02:52Z".parse().unwrap();
         assert!(problems(&status).is_empty());
+    }
+
+    #[test]
+    fn a_keystore_that_stands_by_is_no_problem_and_one_without_another_is() {
+        let mut status = healthy();
+        status.instances.push(one(Role::Keystore, InstanceState::NotReady));
+        assert!(problems(&status).is_empty());
+        status.instances.retain(|one| one.seen.role != Role::Keystore || one.seen.state == InstanceState::NotReady);
+        assert!(problems(&status).join("\n").contains("keystore host-1 is not ready"));
     }
 
     #[test]
