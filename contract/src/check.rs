@@ -5,6 +5,8 @@
 //! know.
 
 mod bounds;
+mod members;
+mod near;
 
 use std::fmt;
 
@@ -13,7 +15,9 @@ use serde_json::{Map, Value};
 
 use crate::canonical::Canonical;
 use crate::constraint::Constraint;
-use crate::word::{Word, is_blank};
+use crate::word::{Spelling, is_blank};
+
+pub use members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, Member, REQUEST_MEMBERS};
 
 /// The largest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1_000_000;
@@ -25,6 +29,17 @@ pub const MAX_ITEMS: usize = 200;
 pub const MAX_ITEM_CHARS: usize = 1_000;
 /// The most entries in an array of `context`, at any depth.
 pub const MAX_CONTEXT_ENTRIES: usize = 1_000;
+/// The most unknown members that an answer names.
+const MAX_IGNORED: usize = 20;
+/// Spellings of environments that every baseline knows, for a refusal that stands anyway. A pack may know others.
+const ENVIRONMENTS: [(&str, &str); 6] = [
+    ("prod", "production"),
+    ("prd", "production"),
+    ("live", "production"),
+    ("stage", "staging"),
+    ("stg", "staging"),
+    ("dev", "development"),
+];
 
 /// A proposed action.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,6 +54,9 @@ pub struct CheckRequest {
     pub tools: Vec<String>,
     /// What will change outside.
     pub side_effects: Vec<String>,
+    /// False where `side_effects` was absent or null: then nothing is stated, while an empty array says that nothing changes.
+    #[serde(default = "stated", skip_serializing_if = "is_stated")]
+    pub side_effects_stated: bool,
     /// Facts about the situation; absent differs from empty.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::optional_members")]
     pub context: Option<Map<String, Value>>,
@@ -55,6 +73,16 @@ pub struct CheckRequest {
     /// Unknown top-level members: tolerated, never evaluated, but searched for secrets.
     #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "crate::json::members")]
     pub unknown: Map<String, Value>,
+}
+
+/// What an older gateway does not say of a request.
+fn stated() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_stated(stated: &bool) -> bool {
+    *stated
 }
 
 /// Why a body is no request, and what of it a policy can still judge.
@@ -90,12 +118,26 @@ impl FieldError {
     }
 }
 
+impl FieldError {
+    /// The request names two environments that are not one.
+    pub fn environments_differ() -> Self {
+        Self::new("environment", "must be the same as `context.environment`, or only one of them given")
+    }
+}
+
 impl CheckRequest {
     /// Parses a body, or names every bad field.
     pub fn parse(body: Value) -> Result<Self, RejectedRequest> {
         let Value::Object(mut members) = body else {
             return Err(RejectedRequest::of(vec![FieldError::new("body", "must be a JSON object")]));
         };
+        // Null says what an absent member says; a goal must be there.
+        let absent = |name: &&str| members.get(*name).is_some_and(Value::is_null);
+        let absent: Vec<&str> = REQUEST_MEMBERS.iter().map(|member| member.name).filter(absent).collect();
+        for name in absent {
+            members.remove(name);
+        }
+        let side_effects_stated = members.contains_key("side_effects");
         let mut fields = Fields { errors: Vec::new(), members: &mut members };
         let mut request = Self {
             goal: fields.goal(),
@@ -103,6 +145,7 @@ impl CheckRequest {
             constraints: fields.strings("constraints"),
             tools: fields.strings("tools"),
             side_effects: fields.strings("side_effects"),
+            side_effects_stated,
             context: fields.context(),
             environment: fields.text("environment"),
             pro: fields.boolean("pro"),
@@ -112,20 +155,22 @@ impl CheckRequest {
         };
         let mut errors = fields.errors;
         request.unknown = members;
+        near::in_request(&request.unknown, &mut errors);
+        if let Some(context) = &request.context {
+            near::in_context(context, &mut errors);
+        }
         for (index, constraint) in request.constraints.iter().enumerate() {
             if let Err(error) = Constraint::parse(constraint) {
                 errors.push(FieldError::new(format!("constraints[{index}]"), error.to_string()));
             }
         }
         request.out_of_bounds(&mut errors);
-        if request.environments_differ() {
-            errors.push(FieldError::new(
-                "environment",
-                "must be the same as `context.environment`, or only one of them given",
-            ));
-        }
         if errors.is_empty() {
             return Ok(request);
+        }
+        // Which environments are one is the policy's to say; what is refused anyway is told all that can be told.
+        if request.environments_differ() {
+            errors.push(FieldError::environments_differ());
         }
         Err(RejectedRequest {
             errors,
@@ -135,12 +180,30 @@ impl CheckRequest {
     }
 
     fn environments_differ(&self) -> bool {
-        let inner =
-            self.context.as_ref().and_then(|c| c.get("environment")).and_then(Value::as_str).filter(|e| !is_blank(e));
-        match (&self.environment, inner) {
-            (Some(outer), Some(inner)) => outer != inner && !Word::new(outer).matches(&Word::new(inner)),
-            _ => false,
-        }
+        self.two_environments().is_some_and(|(outer, inner)| {
+            let (outer, inner) = (Spelling::of(outer), Spelling::of(inner));
+            let name = |spelling: &Spelling| {
+                let word = spelling.folded()?;
+                let alias = ENVIRONMENTS.iter().find(|(alias, _)| *alias == word);
+                Some(alias.map_or_else(|| word.to_owned(), |(_, name)| (*name).to_owned()))
+            };
+            !outer.is_same(&inner) && (name(&outer).is_none() || name(&outer) != name(&inner))
+        })
+    }
+
+    /// The environment beside `context` and the one in it, where both are given and not the same text.
+    pub fn two_environments(&self) -> Option<(&str, &str)> {
+        let inner = self.context.as_ref().and_then(|context| context.get("environment")).and_then(Value::as_str);
+        let (outer, inner) = (self.environment.as_deref()?, inner.filter(|text| !is_blank(text))?);
+        (outer != inner).then_some((outer, inner))
+    }
+
+    /// Unknown members of the request, as an answer names them: sorted, at most 20, `*` for what is no plain name.
+    pub fn ignored_fields(&self) -> Vec<String> {
+        let mut names: Vec<&str> = self.unknown.keys().map(|name| near::told(name)).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.into_iter().take(MAX_IGNORED).map(str::to_owned).collect()
     }
 
     /// Hex SHA-256 of the canonical request. The order of members, absent against empty arrays, the place of the environment,
@@ -215,7 +278,10 @@ impl Fields<'_> {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(_) => {
-                self.bad(name, "must be an array of strings");
+                let example = if name == "tools" { "read_file" } else { "write" };
+                let example = if name == "constraints" { "max_iterations: 3" } else { example };
+                let example = if name == "success_criteria" { "all tests pass" } else { example };
+                self.bad(name, format!("must be an array of strings: write `[\"{example}\"]`"));
                 return Vec::new();
             }
         };
@@ -237,8 +303,8 @@ impl Fields<'_> {
                     String::new()
                 }
                 Value::String(text) => text,
-                _ => {
-                    self.bad(path(), "must be a string");
+                other => {
+                    self.bad(path(), no_string(name, &other));
                     String::new()
                 }
             };
@@ -253,6 +319,13 @@ impl Fields<'_> {
             Some(Value::Object(context)) => {
                 long_arrays(&context, Place::Context, &mut self.errors);
                 Some(context)
+            }
+            Some(Value::String(_)) => {
+                self.bad(
+                    "context",
+                    "must be an object, not a text: send the JSON object itself, without quotes around it",
+                );
+                None
             }
             Some(_) => {
                 self.bad("context", "must be an object");
@@ -289,6 +362,30 @@ impl Fields<'_> {
     }
 }
 
+/// What an item that is no string must be. Quotes of the item only the name of a known constraint and a number or Boolean.
+fn no_string(list: &str, item: &Value) -> String {
+    match (list, item) {
+        ("constraints", Value::Object(members)) => {
+            let mut members = members.iter();
+            let written = members.next().and_then(|(name, value)| {
+                let text = format!("{name}: {value}");
+                let plain = is_plain_name(name) && (value.is_number() || value.is_boolean());
+                let known = plain && !matches!(Constraint::parse(&text), Ok(None));
+                (known && members.next().is_none()).then_some(text)
+            });
+            format!("must be a string: write `{}`", written.as_deref().unwrap_or("max_iterations: 3"))
+        }
+        ("tools", Value::Object(_)) => {
+            "must be a string: write the tool's name alone, such as `read_file`, not its definition".to_owned()
+        }
+        ("side_effects", Value::Object(_)) => {
+            "must be a string: write the effect's word alone, such as `write`".to_owned()
+        }
+        (_, Value::Null) => "must be a string, not null: leave it out".to_owned(),
+        _ => "must be a string".to_owned(),
+    }
+}
+
 /// Where an array stands in `context`; rendered only when it is too long.
 #[derive(Clone, Copy)]
 enum Place<'p> {
@@ -302,7 +399,7 @@ impl fmt::Display for Place<'_> {
         match self {
             Self::Context => f.write_str("context"),
             // A name is the caller's text: one that is no name is not shown.
-            Self::Member(parent, name) => write!(f, "{parent}.{}", if is_plain_name(name) { name } else { "*" }),
+            Self::Member(parent, name) => write!(f, "{parent}.{}", near::told(name)),
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
@@ -366,7 +463,7 @@ mod tests {
     #[test]
     fn every_bad_field_is_named() {
         let found = errors(json!({
-            "goal": " ", "success_criteria": "x", "constraints": ["max_iterations: x", 7, ""], "tools": null,
+            "goal": " ", "success_criteria": "x", "constraints": ["max_iterations: x", 7, ""], "tools": "Bash",
             "side_effects": [["a"]], "context": [], "environment": 1, "pro": "yes", "policy_pack_version": 2, "debug_store_input": 0
         }));
         assert_eq!(found.len(), 12, "{found:?}");
@@ -419,18 +516,100 @@ mod tests {
     }
 
     #[test]
-    fn two_different_environments_are_refused() {
-        assert_eq!(
-            errors(json!({"goal": "g", "environment": "staging", "context": {"environment": "production"}})).len(),
-            1
-        );
-        assert!(
-            CheckRequest::parse(json!({"goal": "g", "environment": "Staging ", "context": {"environment": "staging"}}))
-                .is_ok()
-        );
-        assert!(
-            CheckRequest::parse(json!({"goal": "g", "environment": "", "context": {"environment": "staging"}})).is_ok()
-        );
+    fn two_different_environments_are_told_beside_other_errors_and_else_left_to_the_policy() {
+        let differ = |outer: &str, inner: &str| {
+            let body = json!({"goal": " ", "environment": outer, "context": {"environment": inner}});
+            let request = json!({"goal": "g", "environment": outer, "context": {"environment": inner}});
+            let request = CheckRequest::parse(request).unwrap();
+            assert_eq!(request.two_environments().is_some(), outer != inner && !outer.is_empty());
+            errors(body).len() == 2
+        };
+        assert!(differ("staging", "production") && differ("prod", "staging") && differ("st\u{430}ging", "staging"));
+        for (outer, inner) in [
+            ("Staging ", "staging"),
+            ("", "staging"),
+            ("prod", "Production"),
+            ("PRD", "live"),
+            ("pre-prod", "pre_prod"),
+        ] {
+            assert!(!differ(outer, inner), "{outer} {inner}");
+        }
+    }
+
+    #[test]
+    fn null_is_absent_for_every_optional_member_and_the_hash_does_not_tell() {
+        let absent = CheckRequest::parse(json!({"goal": "g"})).unwrap();
+        let optional = REQUEST_MEMBERS.iter().map(|member| member.name).filter(|name| *name != "goal");
+        let mut all = json!({"goal": "g"});
+        for name in optional {
+            assert_eq!(CheckRequest::parse(json!({"goal": "g", name: null})).unwrap(), absent, "{name}");
+            all[name] = Value::Null;
+        }
+        let all = CheckRequest::parse(all).unwrap();
+        assert_eq!((&all, all.task_hash()), (&absent, absent.task_hash()));
+        assert_eq!(errors(json!({"goal": null})), ["goal: is required"]);
+        let items = errors(json!({"goal": "g", "tools": [null, "a", null]}));
+        assert_eq!(items, [0, 2].map(|n| format!("tools[{n}]: must be a string, not null: leave it out")));
+    }
+
+    #[test]
+    fn an_absent_side_effect_states_nothing_and_an_empty_array_does() {
+        let read = |body: Value| CheckRequest::parse(body).unwrap();
+        let (absent, empty) = (read(json!({"goal": "g"})), read(json!({"goal": "g", "side_effects": []})));
+        assert!(!absent.side_effects_stated && empty.side_effects_stated);
+        assert_eq!(absent.task_hash(), empty.task_hash());
+        for request in [absent, empty] {
+            let wire = serde_json::to_value(&request).unwrap();
+            assert_eq!(wire.get("side_effects_stated").is_some(), !request.side_effects_stated);
+            assert_eq!(serde_json::from_value::<CheckRequest>(wire).unwrap(), request);
+        }
+    }
+
+    #[test]
+    fn a_shape_that_people_send_is_told_what_to_write() {
+        for (body, told) in [
+            (
+                json!({"constraints": [{"max_iterations": 3}]}),
+                "constraints[0]: must be a string: write `max_iterations: 3`",
+            ),
+            (json!({"constraints": [{"dry_run": true}]}), "constraints[0]: must be a string: write `dry_run: true`"),
+            (json!({"constraints": [{"sk_live_x": 3}]}), "constraints[0]: must be a string: write `max_iterations: 3`"),
+            (
+                json!({"constraints": {"read_only": true}}),
+                "constraints: must be an array of strings: write `[\"max_iterations: 3\"]`",
+            ),
+            (
+                json!({"tools": [{"type": "function", "function": {"name": "x"}}]}),
+                "tools[0]: must be a string: write the tool's name alone, such as `read_file`, not its definition",
+            ),
+            (json!({"tools": "Bash"}), "tools: must be an array of strings: write `[\"read_file\"]`"),
+            (
+                json!({"side_effects": {"deploy": true}}),
+                "side_effects: must be an array of strings: write `[\"write\"]`",
+            ),
+            (
+                json!({"context": "{\"environment\":\"prod\"}"}),
+                "context: must be an object, not a text: send the JSON object itself, without quotes around it",
+            ),
+        ] {
+            let mut body = body;
+            body["goal"] = json!("g");
+            assert_eq!(errors(body), [told]);
+        }
+    }
+
+    #[test]
+    fn unknown_members_are_told_in_order_and_only_by_plain_names() {
+        let ignored = |body: Value| CheckRequest::parse(body).unwrap().ignored_fields();
+        let body = json!({"goal": "g", "user": 1, "approvalStatus": "approved", "a text, no name": 1, "\u{e9}": 2});
+        assert_eq!(ignored(body), ["*", "approvalStatus", "user"]);
+        let mut many = json!({"goal": "g"});
+        for n in 0..500 {
+            many[format!("x{n:03}")] = json!(n);
+        }
+        let told = ignored(many);
+        assert_eq!((told.len(), told[0].as_str(), told[19].as_str()), (20, "x000", "x019"));
+        assert!(ignored(json!({"goal": "g", "context": {"colour": 1}})).is_empty());
     }
 
     #[test]

@@ -1,25 +1,41 @@
 //! The grammar of constraint strings (contract, section 6): `name`, `name: value`, or free text without machine effect.
 //!
-//! Owns which names are recognised and which values each takes. Says nothing about what a constraint decides: that is the
-//! evaluator's facts and the policy pack. A recognised name with an unusable value is an error, never ignored.
+//! Owns the constraints that exist and the reading of one string. Which names mean them is `names`', what a value may
+//! be is `value`'s, and what looks like a constraint and is none is `form`'s. Says nothing about what a constraint
+//! decides: that is the evaluator's facts and the policy pack. A recognised name with an unusable value is an error,
+//! never ignored.
+
+mod form;
+mod names;
+mod near;
+mod value;
 
 use crate::number::{Micros, NumberError};
-use crate::word::Word;
+use crate::word::{Word, plain, visible};
+
+pub use names::{ConstraintName, NameFault, Names};
+
+use names::Form;
+use value::unquoted;
 
 /// The most entries in the list of one constraint.
 pub const MAX_LIST_ENTRIES: usize = 1_000;
 
-/// One recognised constraint.
+/// One recognised constraint. Lists hold their entries in NFKC, in the case of the caller.
 #[derive(Debug, Clone)]
 pub enum Constraint {
     /// Something that is either declared or not.
     Flag(FlagName),
     /// Approval for these actions.
-    RequireApprovalFor(Vec<Word>),
+    RequireApprovalFor(Vec<String>),
     /// Any of these roles.
-    RequiredRole(Vec<Word>),
+    RequiredRole(Vec<String>),
     /// Any of these environments.
-    AllowedEnvironment(Vec<Word>),
+    AllowedEnvironment(Vec<String>),
+    /// As `AllowedEnvironment`, said in passing: it restricts and is no guardrail.
+    Environment(Vec<String>),
+    /// None of these environments.
+    DeniedEnvironment(Vec<String>),
     /// The last iteration that may run.
     MaxIterations(u64),
     /// Retries at which to stop.
@@ -32,14 +48,18 @@ pub enum Constraint {
     SameTool(u64),
     /// Records that may be touched.
     MaxRecords(u64),
+    /// How long ago the approval may have been given: seconds, in millionths.
+    ApprovalMaxAge(Micros),
     /// Any of these windows of the policy pack.
-    AllowedChangeWindow(Vec<Word>),
+    AllowedChangeWindow(Vec<String>),
     /// Any of these resources; `*` at the end stands for any rest.
-    ResourceScope(Vec<Word>),
-    /// Any of these MCP servers.
-    AllowedMcpServers(Vec<Word>),
-    /// Any of these tools.
-    AllowedTools(Vec<Word>),
+    ResourceScope(Vec<String>),
+    /// Any of these MCP servers; `*` at the end stands for any rest.
+    AllowedMcpServers(Vec<String>),
+    /// Any of these tools; `*` at the end stands for any rest.
+    AllowedTools(Vec<String>),
+    /// None of these tools; `*` at the end stands for any rest.
+    DeniedTools(Vec<String>),
 }
 
 /// A constraint without a value.
@@ -65,16 +85,29 @@ pub enum FlagName {
     Sandbox,
 }
 
+/// What a constraint string comes to.
+#[derive(Debug, Clone)]
+pub enum Reading {
+    /// It has an effect.
+    Constraint(Constraint),
+    /// A flag that is switched off.
+    Off,
+    /// It has the form of a constraint and is none: the names that it may mean, best first.
+    NotUnderstood(Vec<&'static str>),
+    /// A sentence, or a tag that is known to have no effect.
+    Text,
+}
+
 /// A recognised name whose value cannot be used. The text never quotes the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
     /// Not a number, or one that is out of range.
-    #[error("`{name}` {error}: write `{name}: <{wanted}>`")]
+    #[error("`{name}` {error}: write {wanted}")]
     Number {
         /// The constraint's canonical name.
         name: &'static str,
-        /// What it takes.
-        wanted: &'static str,
+        /// A value that would do, and the unit.
+        wanted: String,
         /// What is wrong.
         error: NumberError,
     },
@@ -90,64 +123,104 @@ pub enum ConstraintError {
         /// The constraint's canonical name.
         name: &'static str,
     },
+    /// Values that are joined otherwise.
+    #[error("`{name}` separates values with a comma: write `{name}: a, b`")]
+    Joined {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// Brackets other than `[` and `]` around the whole list.
+    #[error("`{name}` takes no brackets but `[` and `]` around the whole list: write `{name}: a, b`")]
+    Brackets {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// A value that is excluded.
+    #[error("`{name}` cannot exclude a value: write each value that it means, `{name}: a, b`{}", instead(.name))]
+    Negated {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
     /// A `*` that is not the last character.
-    #[error("`{name}` allows `*` only at the end of a value")]
+    #[error("`{name}` allows `*` only at the end of a value: write `{name}: a*, b`")]
     Wildcard {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// A word for everything, where each value is named.
+    #[error("`{name}` takes names, and no word for all of them: write each value")]
+    Everything {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// A `*` in a list that compares whole values.
+    #[error("`{name}` takes no `*`: write each value, `{name}: a, b`")]
+    NoWildcard {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// A `*` for any server.
+    #[error("`{name}` allows `*` only in the tool's part: write `mcp__server__*`")]
+    McpWildcard {
+        /// The constraint's canonical name.
+        name: &'static str,
+    },
+    /// A `*` that could make another host of it.
+    #[error("`{name}` allows `*` behind a host only after a `/`: write `{name}: https://host.example/*`")]
+    HostWildcard {
         /// The constraint's canonical name.
         name: &'static str,
     },
 }
 
+/// Which list excludes.
+fn instead(name: &str) -> &'static str {
+    match name {
+        "allowed_tools" => ", or `denied_tools: c`",
+        "allowed_environment" | "environment" => ", or `denied_environment: c`",
+        _ => "",
+    }
+}
+
 impl Constraint {
-    /// Reads one constraint string. `None` is free text, or a flag that is switched off: both have no effect.
+    /// Reads one constraint string by the names that every policy knows. `None` is what has no effect.
     pub fn parse(text: &str) -> Result<Option<Self>, ConstraintError> {
-        let whole = Word::new(text);
-        let (name, value) = match whole.as_str().split_once(':') {
-            Some((name, value)) => (Word::name(name), Some(value.trim())),
-            None => (Word::name(whole.as_str()), None),
-        };
-        let Some(name) = name.known() else {
-            return Ok(None);
-        };
-        let flag = |flag| Ok(is_on(value).then_some(Self::Flag(flag)));
-        match name {
-            "approval_required"
-            | "approval"
-            | "require_approval"
-            | "human_review_required"
-            | "human_approval_required" => flag(FlagName::ApprovalRequired),
-            "require_approval_for" => list("require_approval_for", value).map(|l| Some(Self::RequireApprovalFor(l))),
-            "required_role" => list("required_role", value).map(|l| Some(Self::RequiredRole(l))),
-            "allowed_environment" => list("allowed_environment", value).map(|l| Some(Self::AllowedEnvironment(l))),
-            "max_iterations" => whole_number("max_iterations", value).map(|n| Some(Self::MaxIterations(n))),
-            "max_retries" => whole_number("max_retries", value).map(|n| Some(Self::MaxRetries(n))),
-            "timeout" | "timeout_seconds" => decimal("timeout", "seconds", value).map(|n| Some(Self::Timeout(n))),
-            "max_cost_usd" => dollars("max_cost_usd", value).map(|n| Some(Self::MaxCost(n))),
-            "same_tool" | "same_tool_limit" => whole_number("same_tool_limit", value).map(|n| Some(Self::SameTool(n))),
-            "no_repeat_calls" => flag(FlagName::NoRepeatCalls),
-            "max_records" | "max_records_per_request" => {
-                whole_number("max_records", value).map(|n| Some(Self::MaxRecords(n)))
-            }
-            "require_ticket" => flag(FlagName::RequireTicket),
-            "allowed_change_window" => list("allowed_change_window", value).map(|l| Some(Self::AllowedChangeWindow(l))),
-            "business_hours_only" => {
-                Ok(is_on(value).then(|| Self::AllowedChangeWindow(vec![Word::new("business_hours")])))
-            }
-            "rollback_plan_required" => flag(FlagName::RollbackPlanRequired),
-            "mfa_required" | "require_mfa" => flag(FlagName::MfaRequired),
-            "resource_scope" => scope_list("resource_scope", value).map(|l| Some(Self::ResourceScope(l))),
-            "allowed_mcp_servers" => list("allowed_mcp_servers", value).map(|l| Some(Self::AllowedMcpServers(l))),
-            "tenant_isolation" => flag(FlagName::TenantIsolation),
-            "allowed_tools" => list("allowed_tools", value).map(|l| Some(Self::AllowedTools(l))),
-            "read_only" => flag(FlagName::ReadOnly),
-            "dry_run" => flag(FlagName::DryRun),
-            "sandbox" => flag(FlagName::Sandbox),
-            // Longer texts that begin so are always on: `approval required from two people: no exceptions`.
-            other if other.starts_with("approval_required") || other.starts_with("human_approval_required") => {
-                Ok(Some(Self::Flag(FlagName::ApprovalRequired)))
-            }
-            _ => Ok(None),
+        Ok(match Self::read(text, Names::built_in())? {
+            Reading::Constraint(constraint) => Some(constraint),
+            Reading::Off | Reading::NotUnderstood(_) | Reading::Text => None,
+        })
+    }
+
+    /// Reads one constraint string by these names.
+    pub fn read(text: &str, names: &Names) -> Result<Reading, ConstraintError> {
+        let text = plain(text);
+        let text = text.trim();
+        let (head, value) = names.split(text);
+        if let Some(name) = names.find(head) {
+            return Self::of(name, value, names);
         }
+        if begins_with_approval(head) {
+            return Ok(Reading::Constraint(Self::Flag(FlagName::ApprovalRequired)));
+        }
+        Ok(match names.not_understood(text, head) {
+            Some(meant) => Reading::NotUnderstood(meant),
+            None => Reading::Text,
+        })
+    }
+
+    fn of(name: ConstraintName, value: Option<&str>, names: &Names) -> Result<Reading, ConstraintError> {
+        let list = |make: fn(Vec<String>) -> Self| value::list(name, value, names).map(make);
+        let whole = |make: fn(u64) -> Self| value::whole_number(name.as_str(), value).map(make);
+        let constraint = match name.form() {
+            Form::Flag(flag) if names.is_on(value) => Self::Flag(flag),
+            Form::BusinessHours if names.is_on(value) => Self::AllowedChangeWindow(vec!["business_hours".to_owned()]),
+            Form::Flag(_) | Form::BusinessHours => return Ok(Reading::Off),
+            Form::List(make) => list(make)?,
+            Form::Whole(make) => whole(make)?,
+            Form::Duration(make) => value::duration(name.as_str(), value).map(make)?,
+            Form::Dollars(make) => value::dollars(name.as_str(), value).map(make)?,
+        };
+        Ok(Reading::Constraint(constraint))
     }
 
     /// The canonical name.
@@ -157,35 +230,42 @@ impl Constraint {
             Self::RequireApprovalFor(_) => "require_approval_for",
             Self::RequiredRole(_) => "required_role",
             Self::AllowedEnvironment(_) => "allowed_environment",
+            Self::Environment(_) => "environment",
+            Self::DeniedEnvironment(_) => "denied_environment",
             Self::MaxIterations(_) => "max_iterations",
             Self::MaxRetries(_) => "max_retries",
             Self::Timeout(_) => "timeout",
             Self::MaxCost(_) => "max_cost_usd",
             Self::SameTool(_) => "same_tool_limit",
             Self::MaxRecords(_) => "max_records",
+            Self::ApprovalMaxAge(_) => "approval_max_age",
             Self::AllowedChangeWindow(_) => "allowed_change_window",
             Self::ResourceScope(_) => "resource_scope",
             Self::AllowedMcpServers(_) => "allowed_mcp_servers",
             Self::AllowedTools(_) => "allowed_tools",
+            Self::DeniedTools(_) => "denied_tools",
         }
     }
 
     /// The normalised form, as `constraints_applied` shows it: `required_role: a, b`.
     pub fn normalised(&self) -> String {
-        let joined = |words: &[Word]| words.iter().map(Word::as_str).collect::<Vec<_>>().join(", ");
+        let joined = |words: &[String]| words.iter().map(|word| visible(word)).collect::<Vec<_>>().join(", ");
         match self {
             Self::Flag(flag) => flag.name().to_owned(),
             Self::RequireApprovalFor(words)
             | Self::RequiredRole(words)
             | Self::AllowedEnvironment(words)
+            | Self::Environment(words)
+            | Self::DeniedEnvironment(words)
             | Self::AllowedChangeWindow(words)
             | Self::ResourceScope(words)
             | Self::AllowedMcpServers(words)
-            | Self::AllowedTools(words) => format!("{}: {}", self.name(), joined(words)),
+            | Self::AllowedTools(words)
+            | Self::DeniedTools(words) => format!("{}: {}", self.name(), joined(words)),
             Self::MaxIterations(n) | Self::MaxRetries(n) | Self::SameTool(n) | Self::MaxRecords(n) => {
                 format!("{}: {n}", self.name())
             }
-            Self::Timeout(n) => format!("{}: {}s", self.name(), n.to_decimal()),
+            Self::Timeout(n) | Self::ApprovalMaxAge(n) => format!("{}: {}s", self.name(), n.to_decimal()),
             Self::MaxCost(n) => format!("{}: {}", self.name(), n.to_decimal()),
         }
     }
@@ -208,134 +288,12 @@ impl FlagName {
     }
 }
 
-fn is_on(value: Option<&str>) -> bool {
-    !matches!(value, Some("false" | "no" | "off" | "0"))
-}
-
-fn list(name: &'static str, value: Option<&str>) -> Result<Vec<Word>, ConstraintError> {
-    let value = value.unwrap_or_default();
-    let inner = value.strip_prefix('[').and_then(|v| v.strip_suffix(']')).unwrap_or(value);
-    let words: Vec<Word> = inner
-        .split(',')
-        .map(|item| Word::new(item.trim().trim_matches(['"', '\''])))
-        .filter(|w| !w.is_empty())
-        .collect();
-    match words.len() {
-        0 => Err(ConstraintError::EmptyList { name }),
-        1..=MAX_LIST_ENTRIES => Ok(words),
-        _ => Err(ConstraintError::TooManyEntries { name }),
-    }
-}
-
-fn scope_list(name: &'static str, value: Option<&str>) -> Result<Vec<Word>, ConstraintError> {
-    let words = list(name, value)?;
-    let inner_star = |w: &Word| w.as_str().strip_suffix('*').unwrap_or(w.as_str()).contains('*');
-    if words.iter().any(inner_star) { Err(ConstraintError::Wildcard { name }) } else { Ok(words) }
-}
-
-fn decimal(name: &'static str, wanted: &'static str, value: Option<&str>) -> Result<Micros, ConstraintError> {
-    let value = value.unwrap_or_default();
-    let digits = value.strip_suffix('s').unwrap_or(value).trim_end();
-    Micros::parse(digits, false).map_err(|error| ConstraintError::Number { name, wanted, error })
-}
-
-/// No more than anybody can spend.
-fn dollars(name: &'static str, value: Option<&str>) -> Result<Micros, ConstraintError> {
-    const WANTED: &str = "dollars, at most 1000000000";
-    let amount = decimal(name, WANTED, value)?;
-    amount.at_most_usd().map_err(|error| ConstraintError::Number { name, wanted: WANTED, error })
-}
-
-fn whole_number(name: &'static str, value: Option<&str>) -> Result<u64, ConstraintError> {
-    let wanted = "whole number";
-    let micros = decimal(name, wanted, value)?.get();
-    if micros % 1_000_000 != 0 {
-        return Err(ConstraintError::Number { name, wanted, error: NumberError::NotANumber });
-    }
-    u64::try_from(micros / 1_000_000).map_err(|_| ConstraintError::Number {
-        name,
-        wanted,
-        error: NumberError::OutOfRange,
-    })
+/// Longer texts that begin so are always on: `approval required from two people: no exceptions`.
+fn begins_with_approval(head: &str) -> bool {
+    let word = Word::name(unquoted(head));
+    let begins = |name: &str| name.starts_with("approval_required") || name.starts_with("human_approval_required");
+    word.known().is_some_and(begins)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn normal(text: &str) -> Option<String> {
-        Constraint::parse(text).unwrap().map(|c| c.normalised())
-    }
-
-    #[test]
-    fn spellings_and_aliases_come_to_one_form() {
-        for (text, form) in [
-            ("approval required", "approval_required"),
-            ("Human Approval Required for trading intents", "approval_required"),
-            ("require_approval: true", "approval_required"),
-            ("rollback plan required", "rollback_plan_required"),
-            ("read-only", "read_only"),
-            ("max_iterations:3", "max_iterations: 3"),
-            ("MAX-ITERATIONS: 3", "max_iterations: 3"),
-            ("timeout:300s", "timeout: 300s"),
-            ("timeout_seconds: 1.5", "timeout: 1.5s"),
-            ("max_cost_usd: 2.00", "max_cost_usd: 2"),
-            ("allowed_environment:staging,production", "allowed_environment: staging, production"),
-            ("allowed_environment: [staging, \"Production\"]", "allowed_environment: staging, production"),
-            ("resource_scope:accounts:staging", "resource_scope: accounts:staging"),
-            ("business hours only", "allowed_change_window: business_hours"),
-            ("same_tool: 2", "same_tool_limit: 2"),
-            ("max_retries： 5", "max_retries: 5"),
-        ] {
-            assert_eq!(normal(text).as_deref(), Some(form), "{text}");
-        }
-    }
-
-    #[test]
-    fn free_text_and_flags_that_are_off_have_no_effect() {
-        for text in [
-            "no side effects",
-            "informational only",
-            "dry-run first",
-            "production_deployment",
-            "approval_required: false",
-            "sandbox: off",
-            "mfa_required:no",
-            "read_only: 0",
-            "business_hours_only: false",
-            "no approval required",
-            "read_\u{43e}nly",
-        ] {
-            assert_eq!(normal(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_list_has_a_thousand_entries_at_most() {
-        let list = |entries: usize| Constraint::parse(&format!("allowed_tools: {}", vec!["t"; entries].join(",")));
-        assert!(list(MAX_LIST_ENTRIES).is_ok());
-        let Err(error) = list(MAX_LIST_ENTRIES + 1) else { panic!("taken") };
-        assert_eq!(error.to_string(), "`allowed_tools` takes at most 1000 entries");
-    }
-
-    #[test]
-    fn an_unusable_value_is_an_error() {
-        for text in [
-            "max_iterations",
-            "max_iterations: many",
-            "max_iterations: -1",
-            "max_iterations: 1.5",
-            "max_retries: 1e9",
-            "timeout: soon",
-            "max_cost_usd: 99999999999999999999",
-            "max_cost_usd: 1000000000.01",
-            "allowed_environment:",
-            "required_role: [ , ]",
-            "resource_scope: a*b",
-            "same_tool_limit: unlimited",
-            "max_records: ٣",
-        ] {
-            assert!(Constraint::parse(text).is_err(), "{text}");
-        }
-    }
-}
+mod tests;

@@ -86,6 +86,9 @@ pub struct Decision {
     pub guardrails: Vec<String>,
     /// Recognised constraints, normalised.
     pub constraints_applied: Vec<String>,
+    /// Constraints without effect, as sent. In the answer alone: records keep how many there were.
+    #[serde(default)]
+    pub constraints_ignored: Vec<String>,
     /// What was found about the task's worth.
     pub value_findings: Vec<String>,
     /// Family → check → state.
@@ -98,6 +101,25 @@ pub struct Decision {
     pub environment: String,
     /// Rules evaluated, matched, deciding.
     pub decision_trace_summary: String,
+}
+
+/// Members of `details` that hold words of the request: they stand in the answer alone, never in a record.
+const ANSWER_ALONE: [&str; 5] = ["found", "allowed", "write", "did_you_mean", "run"];
+
+impl Decision {
+    /// The decision as it is recorded; nothing where that is the decision itself.
+    pub fn recorded(&self) -> Option<Self> {
+        let told = |issue: &Issue| ANSWER_ALONE.iter().any(|name| issue.details.contains_key(*name));
+        if self.constraints_ignored.is_empty() && !self.issues.iter().any(told) {
+            return None;
+        }
+        let mut recorded = self.clone();
+        recorded.constraints_ignored = Vec::new();
+        for issue in &mut recorded.issues {
+            issue.details.retain(|name, _| !ANSWER_ALONE.contains(&name.as_str()));
+        }
+        Some(recorded)
+    }
 }
 
 /// Whether the decision was recorded before it was released.
@@ -126,6 +148,10 @@ pub struct ResponseMeta {
     /// Whether the request's text was kept; only where it said `debug_store_input: true`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input_stored: Option<bool>,
+    /// Members of the request that nothing reads, by name: at most 20, `*` for what is no plain name. In the answer
+    /// alone, never recorded.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ignored_fields: Vec<String>,
 }
 
 /// The body of a 200 answer to `POST /check`.

@@ -55,10 +55,19 @@ pub enum JsonError {
     TooManyValues,
 }
 
-/// Parses one JSON document, or says why it is refused.
+/// What some editors and clients put before UTF-8 text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// Parses one JSON document, or says why it is refused. A byte order mark before it is skipped.
 pub fn parse_strict(body: &[u8]) -> Result<Value, JsonError> {
-    let text = std::str::from_utf8(body).map_err(|_| JsonError::NotUtf8)?;
-    scan(text)?;
+    let whole = std::str::from_utf8(body).map_err(|_| JsonError::NotUtf8)?;
+    let text = whole.strip_prefix(BYTE_ORDER_MARK).unwrap_or(whole);
+    scan(text).map_err(|error| match error {
+        JsonError::NumberDoesNotFit { offset } => {
+            JsonError::NumberDoesNotFit { offset: offset + (whole.len() - text.len()) }
+        }
+        other => other,
+    })?;
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let left = Cell::new(MAX_VALUES);
     let value = Unique { left: &left }.deserialize(&mut deserializer).map_err(|e| refusal(&e))?;
@@ -276,6 +285,15 @@ mod tests {
             r#""\\""#,
         ] {
             assert_eq!(parse_strict(text.as_bytes()).unwrap(), serde_json::from_str::<Value>(text).unwrap(), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_byte_order_mark_before_the_document_is_skipped() {
+        assert_eq!(parse_strict(b"\xef\xbb\xbf{\"a\":1}").unwrap(), serde_json::json!({"a": 1}));
+        assert_eq!(parse_strict(b"\xef\xbb\xbf1e999"), Err(JsonError::NumberDoesNotFit { offset: 3 }));
+        for text in ["\u{feff}\u{feff}{}", "{}\u{feff}", "{\u{feff}}", " \u{feff}{}", "\u{feff}"] {
+            assert!(matches!(parse_strict(text.as_bytes()), Err(JsonError::Syntax { .. })), "{text:?}");
         }
     }
 

@@ -12,6 +12,7 @@ mod code;
 mod constraint;
 mod decision;
 mod envelope;
+mod environment;
 mod error;
 mod id;
 mod instance;
@@ -38,13 +39,16 @@ pub use chain::{
     Window, WriterId, signed_part,
 };
 pub use check::{
-    CheckRequest, FieldError, MAX_BODY_BYTES, MAX_CONTEXT_ENTRIES, MAX_GOAL_CHARS, MAX_ITEM_CHARS, MAX_ITEMS,
-    RejectedRequest, is_plain_name,
+    CONTEXT_MEMBERS, CheckRequest, FieldError, LOOP_STATE_MEMBERS, MAX_BODY_BYTES, MAX_CONTEXT_ENTRIES, MAX_GOAL_CHARS,
+    MAX_ITEM_CHARS, MAX_ITEMS, Member, REQUEST_MEMBERS, RejectedRequest, is_plain_name,
 };
 pub use code::{Effect, IssueCode, NextAction, Severity, Verdict};
-pub use constraint::{Constraint, ConstraintError, FlagName, MAX_LIST_ENTRIES};
+pub use constraint::{
+    Constraint, ConstraintError, ConstraintName, FlagName, MAX_LIST_ENTRIES, NameFault, Names, Reading,
+};
 pub use decision::{AuditMode, CheckResponse, CostEstimate, Decision, GuardrailCheck, Issue, ResponseMeta, Signal};
 pub use envelope::Envelope;
+pub use environment::is_same_environment;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId, WebhookId};
 pub use instance::{DeliveryLag, InstanceSeen, InstanceState, InstanceStatus, Status};
@@ -57,15 +61,16 @@ pub use manage::{
 };
 pub use message::{
     CallerTexts, Decided, EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, KeyChanged,
-    KeystoreStatus, KeystoreStatusReply, Notice, Recordable, RefreshKey, RefreshKeyReply, Request, ReviewReply,
-    ReviewRequest, VerifyKey, VerifyKeyReply,
+    KeystoreStatus, KeystoreStatusReply, NoteKeyUses, NoteKeyUsesReply, Notice, Recordable, RefreshKey,
+    RefreshKeyReply, Request, ReviewReply, ReviewRequest, VerifyKey, VerifyKeyReply, VocabularyReply,
+    VocabularyRequest,
 };
-pub use number::{MAX_USD, Micros, NumberError};
+pub use number::{MAX_USD, Micros, NumberError, whole_text};
 pub use record::{
     Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, Expiry, LineStart, LineType, Mark, MarkBody,
     recordable,
 };
-pub use run::{EndRun, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
+pub use run::{EndRun, ListRuns, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
 pub use traffic::{
     CURSOR_RECORDS, EVENTS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, QUESTIONS, Question, RECORDS, REPLAY_RECORDS,
     RUN_RECORDS, Records, Role, Sealing, Telling, USAGE_RECORDS, event, owner_of_record, question,
@@ -78,4 +83,4 @@ pub use webhook::{
     WebhookFilters, WebhookSecret,
 };
 pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
-pub use word::{Word, hidden, is_blank, is_invisible, plain, visible};
+pub use word::{Spelling, Word, hidden, is_blank, is_invisible, parts, plain, visible};

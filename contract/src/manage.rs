@@ -430,6 +430,9 @@ pub struct KeyCreated {
     pub created_at: Timestamp,
     /// RFC 3339 or null.
     pub expires_at: Option<Timestamp>,
+    /// Of a rotation: when the replaced key ends, or that it just did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old_key_expires_at: Option<Timestamp>,
 }
 
 /// `GET /v1/keys`.
@@ -469,6 +472,9 @@ pub struct KeySummary {
     pub expires_at: Option<Timestamp>,
     /// RFC 3339 or null.
     pub revoked_at: Option<Timestamp>,
+    /// The hour in which it was last used; none: not since it was made, or unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_used_at: Option<Timestamp>,
 }
 
 /// `POST /v1/keys/{id}/rotate`.

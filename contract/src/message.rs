@@ -3,6 +3,7 @@
 //! Owns the subjects; nobody else writes one. A subject here is relative: the backplane puts a deployment's prefix before it.
 //! Requests are imperative, events in the past tense. "Denied" is data in a reply; "could not decide" is an error or `Unable`.
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +111,12 @@ pub struct Recordable {
     /// `context.run_id`, or that of `context.loop_state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<String>,
+    /// The risk classes of the declared side effects, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub effect_classes: Vec<String>,
+    /// Names of the proposed tools, normalised.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
     /// What the caller said of itself.
     #[serde(default)]
     pub caller: CallerTexts,
@@ -140,6 +147,28 @@ impl Request for ReviewRequest {
 pub struct ReviewReply {
     /// Often none.
     pub errors: Vec<FieldError>,
+}
+
+/// Gateway to evaluator: which words does the account's policy know?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VocabularyRequest {
+    /// Whose active policy is asked.
+    pub account: AccountId,
+}
+
+impl Request for VocabularyRequest {
+    const SUBJECT: &'static str = "vocabulary";
+    type Reply = VocabularyReply;
+}
+
+/// What callers may write so that the policy understands it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VocabularyReply {
+    /// The policy whose words they are.
+    pub policy_version: PolicyVersion,
+    /// Words by class, constraints with aliases and forms, members of `context`, codes.
+    #[serde(deserialize_with = "crate::json::members")]
+    pub vocabulary: Map<String, Value>,
 }
 
 /// To an evaluator: are you there, and what would decide?
@@ -215,6 +244,43 @@ pub enum RefreshKeyReply {
     /// It does not.
     Gone,
     /// The keystore could not tell.
+    Failed,
+}
+
+/// Gateway to keystore: these keys were used in this hour. Each gateway tells at most once for each key and hour, and
+/// nothing waits for it: what is lost is told again when the key is used in a later hour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoteKeyUses {
+    /// When the hour began.
+    pub hour: Timestamp,
+    /// At most [`NoteKeyUses::MAX_KEYS`].
+    pub keys: Vec<KeyId>,
+}
+
+impl NoteKeyUses {
+    /// Of one message.
+    pub const MAX_KEYS: usize = 1_000;
+
+    /// When the hour of this time began.
+    #[must_use]
+    pub fn hour_of(at: Timestamp) -> Timestamp {
+        const HOUR: i64 = 3_600;
+        Timestamp::from_second(at.as_second().div_euclid(HOUR) * HOUR).unwrap_or(at)
+    }
+}
+
+impl Request for NoteKeyUses {
+    const SUBJECT: &'static str = "keys.used";
+    type Reply = NoteKeyUsesReply;
+}
+
+/// The answer to [`NoteKeyUses`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoteKeyUsesReply {
+    /// It will be shown, for the keys that there are.
+    Noted,
+    /// The keystore has no time or no room for it now.
     Failed,
 }
 

@@ -24,7 +24,7 @@ pub enum NumberError {
 }
 
 impl Micros {
-    const UNIT: i64 = 1_000_000;
+    pub(crate) const UNIT: i64 = 1_000_000;
 
     /// Reads `12`, `12.5` or `0.000001`. Digits past the sixth are cut for a limit (`round_up` false) and round
     /// evidence up, so that rounding never allows more.
@@ -96,6 +96,18 @@ impl Micros {
         }
         format!("{whole}.{fraction:06}").trim_end_matches('0').to_owned()
     }
+}
+
+/// A whole number as decimal text: `7.0` is `7`, as clients write whole numbers so.
+pub fn whole_text(number: &Number) -> Option<String> {
+    if number.is_i64() || number.is_u64() {
+        return Some(number.to_string());
+    }
+    /// Above this, a double no longer tells each whole number from the next.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < EXACT)?;
+    // Without the sign of a negative zero.
+    Some(format!("{:.0}", float + 0.0))
 }
 
 #[cfg(test)]

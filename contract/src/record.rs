@@ -56,6 +56,15 @@ pub struct Circumstances {
     pub key_id: KeyId,
     /// `context.run_id`, masked where a secret stands in it.
     pub run_id: Option<String>,
+    /// The risk classes of the declared side effects, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub effect_classes: Vec<String>,
+    /// Names of the proposed tools, normalised, masked where a secret stands in one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tools: Vec<String>,
+    /// How many constraints had no effect.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub constraints_ignored_count: usize,
     /// Who asked, as the connection says.
     pub client: ClientOrigin,
     /// How long it took.
@@ -142,6 +151,10 @@ impl LineStart {
             expires_at: self.expires_at,
         }
     }
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// The members of an answer and of its circumstances as one JSON object: what [`LineStart::with`] takes.
@@ -297,6 +310,9 @@ mod tests {
             account: AccountId::parse("acc_1").unwrap(),
             key_id: KeyId::parse("key_1").unwrap(),
             run_id: Some("run_1".to_owned()),
+            effect_classes: Vec::new(),
+            tools: Vec::new(),
+            constraints_ignored_count: 0,
             client: ClientOrigin { address: Some("192.0.2.7".to_owned()), user_agent: None },
             durations: Durations { evaluation_ms: 1.25, total_ms: 3.5 },
             input,

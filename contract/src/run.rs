@@ -3,13 +3,16 @@
 //! Owns the run's name and the messages of `/v1/runs`. How a run advances is the evaluator's; nothing here is text of a request but
 //! the run's id and names of tools.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{AccountId, CheckRequest, IdError, ManageReply, Request, RequestId, hidden, is_blank, plain};
+use crate::{
+    AccountId, CheckRequest, IdError, ManageReply, Page, Request, RequestId, hidden, is_blank, plain, whole_text,
+};
 
 /// A run's name as its caller gives it: 1–1,000 characters, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -30,8 +33,9 @@ impl RunId {
         }
     }
 
-    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Null and blank name none; what is no text, too
-    /// long, or another one in each place, is an error.
+    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Null and blank name none; a whole
+    /// number is its decimal text. What is neither text nor such a number, too long, or another run in each place, is an
+    /// error.
     pub fn of(request: &CheckRequest) -> Result<Option<Self>, IdError> {
         request.context.as_ref().map_or(Ok(None), Self::in_context)
     }
@@ -41,12 +45,12 @@ impl RunId {
         let inner = context.get("loop_state").and_then(Value::as_object);
         let mut named: Option<Self> = None;
         for members in [Some(context), inner].into_iter().flatten() {
-            let run = match members.get("run_id") {
-                None | Some(Value::Null) => continue,
-                Some(Value::String(text)) if is_blank(text) => continue,
-                Some(Value::String(text)) => Self::parse(text)?,
-                Some(_) => return Err(IdError::run()),
-            };
+            let Some(value) = members.get("run_id").filter(|value| !value.is_null()) else { continue };
+            let text = Self::text_of(value).ok_or(IdError::run())?;
+            if is_blank(&text) {
+                continue;
+            }
+            let run = Self::parse(&text)?;
             // Whose counters would hold?
             if named.as_ref().is_some_and(|named| named.canonical() != run.canonical()) {
                 return Err(IdError::run());
@@ -54,6 +58,16 @@ impl RunId {
             named = named.or(Some(run));
         }
         Ok(named)
+    }
+
+    /// The text that a JSON value names a run with: a text is itself, a whole number its decimal digits (`5.0` is 5 on
+    /// every call). None for anything else.
+    pub fn text_of(value: &Value) -> Option<Cow<'_, str>> {
+        match value {
+            Value::String(text) => Some(Cow::Borrowed(text)),
+            Value::Number(number) => whole_text(number).map(Cow::Owned),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        }
     }
 
     /// The form in which names are compared: NFKC, without invisible characters, and one space where there is white
@@ -151,6 +165,23 @@ pub struct Reservation {
     pub reserved_at: Timestamp,
     /// When it counts as spent if nobody settles it.
     pub expires_at: Timestamp,
+}
+
+/// `GET /v1/runs`: gateway to evaluator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRuns {
+    /// Whose runs.
+    pub account: AccountId,
+    /// From an earlier page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cursor: Option<String>,
+    /// 1–1,000: as many are looked at, and at most as many are in the page.
+    pub limit: u32,
+}
+
+impl Request for ListRuns {
+    const SUBJECT: &'static str = "runs.list";
+    type Reply = ManageReply<Page<RunView>>;
 }
 
 /// `DELETE /v1/runs/{run_id}`: gateway to evaluator.
@@ -255,8 +286,32 @@ mod tests {
         for none in [json!({}), json!({"run_id": null}), json!({"run_id": " "}), json!({"loop_state": {}})] {
             assert_eq!(of(none.clone()), Ok(None), "{none}");
         }
-        for bad in [json!({"run_id": 7}), json!({"run_id": ["a"]}), json!({"run_id": "x".repeat(1_001)})] {
+        for bad in [
+            json!({"run_id": ["a"]}),
+            json!({"run_id": {"id": 7}}),
+            json!({"run_id": true}),
+            json!({"run_id": 7.5}),
+            json!({"run_id": 1e300}),
+            json!({"run_id": "x".repeat(1_001)}),
+            json!({"run_id": 7, "loop_state": {"run_id": 8}}),
+        ] {
             assert!(of(bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_whole_number_is_its_decimal_text() {
+        for (number, text) in [
+            (json!(11_233_637_052_i64), "11233637052"),
+            (json!(u64::MAX), "18446744073709551615"),
+            (json!(0), "0"),
+            (json!(-0.0), "0"),
+            (json!(-5), "-5"),
+            (json!(256.0), "256"),
+        ] {
+            assert_eq!(of(json!({"run_id": number})), Ok(Some(text.to_owned())), "{number}");
+            let both = json!({"run_id": number, "loop_state": {"run_id": text}});
+            assert_eq!(of(both), Ok(Some(text.to_owned())), "the same run in both places");
         }
     }
 }

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
     EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
-    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, Notice, PermitDeletion,
-    RefreshKey, ReplayWebhook, Request, ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret, SettleRun, ShowRun,
-    SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, WebhookChanged,
+    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListRuns, ListWebhooks, NoteKeyUses, Notice,
+    PermitDeletion, RefreshKey, ReplayWebhook, Request, ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret,
+    SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, VocabularyRequest,
+    WebhookChanged,
 };
 
 /// A part of the product that runs as a process of its own.
@@ -96,12 +97,15 @@ const BOTH: &[Role] = &[Role::Gateway, Role::AuditExport];
 pub const QUESTIONS: &[Question] = &[
     asked::<EvaluateRequest>(GATEWAY, Role::Evaluator),
     asked::<ReviewRequest>(GATEWAY, Role::Evaluator),
+    asked::<VocabularyRequest>(GATEWAY, Role::Evaluator),
     asked::<EvaluatorStatus>(GATEWAY, Role::Evaluator),
     asked::<ShowRun>(GATEWAY, Role::Evaluator),
+    asked::<ListRuns>(GATEWAY, Role::Evaluator),
     asked::<EndRun>(GATEWAY, Role::Evaluator),
     asked::<SettleRun>(GATEWAY, Role::Evaluator),
     sealed::<VerifyKey>(GATEWAY, Sealing::Both),
     asked::<RefreshKey>(GATEWAY, Role::Keystore),
+    asked::<NoteKeyUses>(GATEWAY, Role::Keystore),
     asked::<KeystoreStatus>(GATEWAY, Role::Keystore),
     sealed::<CreateAccount>(GATEWAY, Sealing::Both),
     sealed::<ListAccounts>(GATEWAY, Sealing::Both),

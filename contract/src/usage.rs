@@ -152,6 +152,10 @@ pub struct Usage {
     /// Absent from a gateway that does not count them.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<StoredBytes>,
+    /// For so long what other gateways counted may be missing above; 0 where all of it is limited, as a gateway takes
+    /// of a limit before it counts. Absent from a gateway that does not say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub may_lag_seconds: Option<u64>,
 }
 
 /// Bytes of input that `debug_store_input` keeps, in the day that [`Usage::day_key`] names.

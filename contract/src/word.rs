@@ -4,10 +4,14 @@
 //! mixes scripts (`dерloy` with Cyrillic letters) is marked and equals nothing, not even itself spelled the same way:
 //! what may be a look-alike is unknown, and unknown is never allowed.
 
+mod spelling;
+
 use std::fmt;
 
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfkc_quick};
 use unicode_script::{Script, UnicodeScript};
+
+pub use spelling::{Spelling, parts};
 
 /// No word that is still one grows beyond this, in characters: an item of a request has at most 1,000.
 const LONGEST: usize = 1_000;
@@ -106,6 +110,10 @@ pub fn is_blank(text: &str) -> bool {
 
 /// The first character of a name that nobody sees and that makes it another name all the same. White space is seen.
 pub fn hidden(name: &str) -> Option<char> {
+    // Names are ASCII nearly always, and then a byte is a character.
+    if name.is_ascii() {
+        return name.bytes().find(|byte| is_hidden_ascii(*byte)).map(char::from);
+    }
     name.chars().find(|c| is_hidden(*c))
 }
 
@@ -114,8 +122,10 @@ pub fn hidden(name: &str) -> Option<char> {
 /// filler of Khitan, and the place of an object (UAX #44, 16.0). White space is none of them, tabs and line breaks
 /// neither.
 fn is_hidden(c: char) -> bool {
-    if c.is_ascii() {
-        return c.is_ascii_control() && !c.is_whitespace();
+    if let Ok(byte) = u8::try_from(c)
+        && byte.is_ascii()
+    {
+        return is_hidden_ascii(byte);
     }
     (c.is_control() && !c.is_whitespace())
         || u32::from(c) & 0xfffe == 0xfffe
@@ -123,6 +133,10 @@ fn is_hidden(c: char) -> bool {
             '\u{600}'..='\u{605}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{2800}'
             | '\u{fdd0}'..='\u{fdef}' | '\u{fff9}'..='\u{fffc}' | '\u{110bd}' | '\u{110cd}'
             | '\u{13430}'..='\u{1343f}' | '\u{16fe4}' | '\u{1d159}')
+}
+
+fn is_hidden_ascii(byte: u8) -> bool {
+    byte.is_ascii_control() && !char::from(byte).is_whitespace()
 }
 
 /// Characters that show nothing and change nothing but equality: Unicode's `Default_Ignorable_Code_Point` and the
@@ -135,7 +149,7 @@ pub fn is_invisible(c: char) -> bool {
         | '\u{e0000}'..='\u{e0fff}')
 }
 
-fn is_hyphen(c: char) -> bool {
+pub(crate) fn is_hyphen(c: char) -> bool {
     matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
 }
 
@@ -218,6 +232,19 @@ mod tests {
         assert!(visible(&phrase).chars().count() <= 2_100);
         assert!(Word::new(&phrase).known().is_none());
         assert!(Word::new(&"ａ".repeat(1_000)).known().is_some());
+    }
+
+    /// The two ways of looking must not differ: one of them sees each character of a name that is not all ASCII.
+    #[test]
+    fn a_hidden_ascii_character_is_found_in_an_ascii_name_as_in_any_other() {
+        for byte in 0..=127_u8 {
+            let c = char::from(byte);
+            let (ascii, mixed) = (format!("run{c}1"), format!("rün{c}1"));
+            assert_eq!(hidden(&ascii), hidden(&mixed), "{c:?}");
+            let seen = !c.is_ascii_control() || c.is_whitespace();
+            assert_eq!(hidden(&ascii).is_none(), seen, "{c:?}");
+        }
+        assert_eq!(hidden("a\u{1}b\u{2}"), Some('\u{1}'), "the first");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use stage0_contract::*;
 
 type Again = fn(Value) -> Result<Value, serde_json::Error>;
@@ -28,6 +28,7 @@ const FIXTURES: &[(&str, Again)] = &[
     ("check_request", again::<CheckRequest>),
     ("check_request_smallest", again::<CheckRequest>),
     ("check_response", again::<CheckResponse>),
+    ("check_response_ignored", again::<CheckResponse>),
     ("check_response_input_stored", again::<CheckResponse>),
     ("create_account", again::<CreateAccount>),
     ("create_key", again::<CreateKey>),
@@ -36,6 +37,7 @@ const FIXTURES: &[(&str, Again)] = &[
     ("create_webhook_smallest", again::<CreateWebhook>),
     ("decision", again::<Decision>),
     ("decision_record", again::<DecisionRecord>),
+    ("decision_record_attempted", again::<DecisionRecord>),
     ("decision_record_with_input", again::<DecisionRecord>),
     ("decisions_deleted", again::<<DeleteDecisions as Request>::Reply>),
     ("decisions_deleted_none", again::<<DeleteDecisions as Request>::Reply>),
@@ -55,6 +57,7 @@ const FIXTURES: &[(&str, Again)] = &[
     ("evaluate_reply_decided", again::<EvaluateReply>),
     ("evaluate_reply_invalid", again::<EvaluateReply>),
     ("evaluate_reply_recordable", again::<EvaluateReply>),
+    ("evaluate_reply_recordable_attempted", again::<EvaluateReply>),
     ("evaluate_reply_recordable_smallest", again::<EvaluateReply>),
     ("evaluate_reply_timed_out", again::<EvaluateReply>),
     ("evaluate_reply_too_many_runs", again::<EvaluateReply>),
@@ -71,6 +74,8 @@ const FIXTURES: &[(&str, Again)] = &[
     ("key_changed", again::<KeyChanged>),
     ("key_created", again::<<CreateKey as Request>::Reply>),
     ("key_page", again::<<ListKeys as Request>::Reply>),
+    ("key_page_last_used", again::<<ListKeys as Request>::Reply>),
+    ("key_rotated", again::<<RotateKey as Request>::Reply>),
     ("keystore_status", again::<KeystoreStatus>),
     ("keystore_status_reply", again::<KeystoreStatusReply>),
     ("keystore_status_reply_disk_low", again::<KeystoreStatusReply>),
@@ -84,6 +89,8 @@ const FIXTURES: &[(&str, Again)] = &[
     ("list_keys", again::<ListKeys>),
     ("list_retentions", again::<ListRetentions>),
     ("list_retentions_first", again::<ListRetentions>),
+    ("list_runs", again::<ListRuns>),
+    ("list_runs_first", again::<ListRuns>),
     ("list_webhooks", again::<ListWebhooks>),
     ("mark_checkpoint", again::<Mark>),
     ("mark_deletion", again::<Mark>),
@@ -92,6 +99,9 @@ const FIXTURES: &[(&str, Again)] = &[
     ("mark_signed", again::<<SignMark as Request>::Reply>),
     ("mark_signed_earlier", again::<<SignMark as Request>::Reply>),
     ("mark_webhook_disabled", again::<Mark>),
+    ("note_key_uses", again::<NoteKeyUses>),
+    ("note_key_uses_failed", again::<NoteKeyUsesReply>),
+    ("note_key_uses_noted", again::<NoteKeyUsesReply>),
     ("permit_deletion", again::<PermitDeletion>),
     ("public_keys", again::<<SigningKeys as Request>::Reply>),
     ("public_keys_last_mark", again::<<SigningKeys as Request>::Reply>),
@@ -114,11 +124,14 @@ const FIXTURES: &[(&str, Again)] = &[
     ("retentions_page_clock", again::<<ListRetentions as Request>::Reply>),
     ("review_reply", again::<ReviewReply>),
     ("review_request", again::<ReviewRequest>),
+    ("vocabulary_reply", again::<VocabularyReply>),
+    ("vocabulary_request", again::<VocabularyRequest>),
     ("revoke_key", again::<RevokeKey>),
     ("revoked", again::<<RevokeKey as Request>::Reply>),
     ("rotate_key", again::<RotateKey>),
     ("rotate_webhook_secret", again::<RotateWebhookSecret>),
     ("run_ended", again::<<EndRun as Request>::Reply>),
+    ("run_page", again::<<ListRuns as Request>::Reply>),
     ("run_settled", again::<<SettleRun as Request>::Reply>),
     ("run_view", again::<<ShowRun as Request>::Reply>),
     ("settle_run", again::<SettleRun>),
@@ -161,8 +174,31 @@ fn every_message_reads_what_was_written_and_writes_it_again() {
     for (name, again) in FIXTURES {
         let text = fs::read_to_string(folder().join(format!("{name}.json"))).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
-        let written = again(value.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let mut written = again(value.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        without_later_members(&mut written, &value);
         assert_eq!(written, value, "{name}");
+    }
+}
+
+/// Members that every answer has and that older ones did not have: empty where an older answer is read.
+const LATER: [&str; 1] = ["constraints_ignored"];
+
+fn without_later_members(written: &mut Value, read: &Value) {
+    match (written, read) {
+        (Value::Object(written), Value::Object(read)) => {
+            written.retain(|name, value| {
+                read.contains_key(name) || !LATER.contains(&name.as_str()) || *value != json!([])
+            });
+            for (name, value) in written {
+                without_later_members(value, read.get(name).unwrap_or(&Value::Null));
+            }
+        }
+        (Value::Array(written), Value::Array(read)) => {
+            for (written, read) in written.iter_mut().zip(read) {
+                without_later_members(written, read);
+            }
+        }
+        _ => {}
     }
 }
 
@@ -181,9 +217,11 @@ fn every_subject_is_its_own_and_safe() {
     let subjects = [
         EvaluateRequest::SUBJECT,
         ReviewRequest::SUBJECT,
+        VocabularyRequest::SUBJECT,
         EvaluatorStatus::SUBJECT,
         VerifyKey::SUBJECT,
         RefreshKey::SUBJECT,
+        NoteKeyUses::SUBJECT,
         KeystoreStatus::SUBJECT,
         CreateAccount::SUBJECT,
         ListAccounts::SUBJECT,
@@ -205,6 +243,7 @@ fn every_subject_is_its_own_and_safe() {
         SigningKeys::SUBJECT,
         UpdateAccount::SUBJECT,
         ShowRun::SUBJECT,
+        ListRuns::SUBJECT,
         EndRun::SUBJECT,
         SettleRun::SUBJECT,
         ListRetentions::SUBJECT,
@@ -241,6 +280,7 @@ fn an_allow_is_go_and_every_field_is_there() {
         "defer_questions",
         "guardrails",
         "constraints_applied",
+        "constraints_ignored",
         "value_findings",
         "guardrail_checks",
         "cost_estimate",

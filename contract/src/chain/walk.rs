@@ -16,8 +16,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{Head, LineHash, Link, MarkRef, PublicKey, WriterId};
-use crate::AccountId;
 use crate::record::{LineStart, LineType, MarkBody};
+use crate::{AccountId, RequestId};
 
 use row::Row;
 
@@ -97,6 +97,15 @@ pub struct Finding {
     pub sequence: Option<u64>,
     /// How many, from that one on.
     pub count: u64,
+    /// Of one decision that is there: its id, as its line says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<RequestId>,
+    /// Of decisions that are missing: the one in front of them in their writer's chain, where it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_request_id: Option<RequestId>,
+    /// Of decisions that are missing: the one behind them, where it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_request_id: Option<RequestId>,
     /// In words.
     pub message: String,
 }
@@ -127,11 +136,13 @@ struct Seen {
     /// The lowest sequence that was there.
     first: Option<u64>,
     last: u64,
+    /// Of the last one, where it is there and names one.
+    last_id: Option<RequestId>,
     hash: Option<LineHash>,
     /// What a mark calls the last one, where it is another one.
     signed: Option<LineHash>,
     /// Lines that no mark named when they were seen.
-    recent: BTreeMap<u64, LineHash>,
+    recent: BTreeMap<u64, (LineHash, Option<RequestId>)>,
     gaps: BTreeMap<u64, Gap>,
     unsealed: u64,
 }
@@ -143,6 +154,9 @@ struct Gap {
     /// When the last of it was recorded and until when it is kept, as far as somebody says so.
     told: Option<(Timestamp, i64)>,
     message: &'static str,
+    /// The decisions around it, where they are there.
+    after: Option<RequestId>,
+    before: Option<RequestId>,
 }
 
 /// What was found so far.
@@ -207,9 +221,9 @@ impl Walk {
         };
         match kind.line {
             LineType::Decision if kind.account.as_ref().is_some_and(|account| !self.row.is_of(account)) => {
-                self.found.line(FindingKind::Unreadable, "a decision is another account's");
+                self.found.decision_line(FindingKind::Unreadable, kind.id(), "a decision is another account's");
             }
-            LineType::Decision => self.see_decision(line),
+            LineType::Decision => self.see_decision(line, kind.id()),
             LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
                 self.see_mark(line);
             }
@@ -226,7 +240,9 @@ impl Walk {
             seen.gaps.retain(|_, gap| !self.is_gap_excused(writer, gap));
             for (first, gap) in seen.gaps {
                 match &mut whole {
-                    Some((_, before)) if before.last + 1 == first => before.last = gap.last,
+                    Some((_, before)) if before.last + 1 == first => {
+                        (before.last, before.before) = (gap.last, gap.before);
+                    }
                     _ => self.found.missing(writer, whole.replace((first, gap))),
                 }
             }
@@ -249,10 +265,10 @@ impl Walk {
         }
     }
 
-    fn see_decision(&mut self, line: &[u8]) {
+    fn see_decision(&mut self, line: &[u8], id: Option<RequestId>) {
         let start = serde_json::from_slice::<LineStart>(line).ok().filter(|start| start.chain.sequence > 0);
         let Some(LineStart { chain, recorded_at, .. }) = start else {
-            return self.found.line(FindingKind::Unreadable, "a decision's line cannot be read");
+            return self.found.decision_line(FindingKind::Unreadable, id, "a decision's line cannot be read");
         };
         if !self.window.judges(recorded_at) {
             return;
@@ -266,7 +282,7 @@ impl Walk {
         let (writer, sequence, hash) = (chain.writer, chain.sequence, LineHash::of(line));
         let seen = self.writers.entry(writer).or_default();
         if sequence <= seen.last {
-            return self.repeated(writer, sequence);
+            return self.repeated(writer, sequence, id);
         }
         seen.first = seen.first.or(Some(sequence));
         seen.unsealed += u64::from(!self.row.covers(writer, sequence));
@@ -275,26 +291,25 @@ impl Walk {
         let named = self.row.named(writer, sequence);
         let signed = named.filter(|named| *named != hash);
         if named.is_none() {
-            seen.remember(sequence, hash);
+            seen.remember(sequence, hash, id);
         }
+        let last_id = std::mem::replace(&mut seen.last_id, id);
         (seen.last, seen.hash, seen.signed) = (sequence, Some(hash), signed);
         let overflowing = seen.overflow();
+        if last_id.is_none() {
+            seen.end_of_hole(last, id);
+        }
         if sequence - last > 1 {
             let told = chain.previous.map(|previous| (previous.recorded_at, previous.expires_at));
             let message = "decisions are missing from their writer's chain";
-            seen.gaps.insert(last + 1, Gap { last: sequence - 1, told, message });
+            seen.gaps.insert(last + 1, Gap { last: sequence - 1, told, message, after: last_id, before: id });
         } else if !follows {
             let message = "a decision is not the one that its successor follows";
-            self.found.decisions(FindingKind::Altered, writer, last.max(1), 1, message);
+            self.found.decision(FindingKind::Altered, writer, last.max(1), last_id, message);
         }
         if signed.is_some() {
-            self.found.decisions(
-                FindingKind::Altered,
-                writer,
-                sequence,
-                1,
-                "a decision is not the one that was signed",
-            );
+            let message = "a decision is not the one that was signed";
+            self.found.decision(FindingKind::Altered, writer, sequence, id, message);
         }
         let overflowing = overflowing.filter(|(_, gap)| !self.is_gap_excused(writer, gap));
         self.found.missing(writer, overflowing);
@@ -340,24 +355,27 @@ impl Walk {
         if head.sequence > seen.last {
             // Of a writer that was never seen, all but the one that is named may have expired.
             let first = if known { seen.last + 1 } else { head.sequence };
-            seen.gaps.insert(first, Gap { last: head.sequence, told: Some(told), message });
+            let after = seen.last_id.take();
+            seen.gaps.insert(first, Gap { last: head.sequence, told: Some(told), message, after, before: None });
             // From here on the chain is followed as if they were there: one fault, one finding.
             (seen.last, seen.hash, seen.signed) = (head.sequence, Some(head.hash), None);
-        } else if seen.recent.get(&head.sequence).is_some_and(|hash| *hash != head.hash) {
+        } else if let Some((hash, id)) = seen.recent.get(&head.sequence).copied()
+            && hash != head.hash
+        {
             seen.recent.remove(&head.sequence);
             let message = "a decision is not the one that was followed";
-            self.found.decisions(FindingKind::Altered, head.writer, head.sequence, 1, message);
+            self.found.decision(FindingKind::Altered, head.writer, head.sequence, id, message);
         }
     }
 
     /// A line that stands behind a later one: it was moved, or is there twice.
-    fn repeated(&mut self, writer: WriterId, sequence: u64) {
+    fn repeated(&mut self, writer: WriterId, sequence: u64, id: Option<RequestId>) {
         let Some(seen) = self.writers.get_mut(&writer) else { return };
         if seen.fill(sequence) || seen.first.is_none_or(|first| sequence < first) {
             let message = "a decision stands behind a later one";
-            self.found.decisions(FindingKind::Reordered, writer, sequence, 1, message);
+            self.found.decision(FindingKind::Reordered, writer, sequence, id, message);
         } else {
-            self.found.decisions(FindingKind::Duplicate, writer, sequence, 1, "a decision is there twice");
+            self.found.decision(FindingKind::Duplicate, writer, sequence, id, "a decision is there twice");
         }
     }
 
@@ -385,8 +403,8 @@ impl Window {
 
 impl Seen {
     /// For whoever names the line later.
-    fn remember(&mut self, sequence: u64, hash: LineHash) {
-        self.recent.insert(sequence, hash);
+    fn remember(&mut self, sequence: u64, hash: LineHash, id: Option<RequestId>) {
+        self.recent.insert(sequence, (hash, id));
         if self.recent.len() > MOST_RECENT {
             self.recent.pop_first();
         }
@@ -397,16 +415,24 @@ impl Seen {
         if self.gaps.len() < MOST_GAPS { None } else { self.gaps.pop_first() }
     }
 
+    /// The decision behind a hole that somebody else has told of.
+    fn end_of_hole(&mut self, last: u64, id: Option<RequestId>) {
+        let hole = self.gaps.range_mut(..=last).next_back().map(|(_, gap)| gap);
+        if let Some(gap) = hole.filter(|gap| gap.last == last && gap.before.is_none()) {
+            gap.before = id;
+        }
+    }
+
     /// Whether the line was missed so far.
     fn fill(&mut self, sequence: u64) -> bool {
         let hole = self.gaps.range(..=sequence).next_back().map(|(first, gap)| (*first, *gap));
         let Some((first, gap)) = hole.filter(|(_, gap)| sequence <= gap.last) else { return false };
         self.gaps.remove(&first);
         if first < sequence {
-            self.gaps.insert(first, Gap { last: sequence - 1, ..gap });
+            self.gaps.insert(first, Gap { last: sequence - 1, before: None, ..gap });
         }
         if sequence < gap.last {
-            self.gaps.insert(sequence + 1, gap);
+            self.gaps.insert(sequence + 1, Gap { after: None, ..gap });
         }
         true
     }
@@ -422,22 +448,49 @@ impl Findings {
     }
 
     fn line(&mut self, kind: FindingKind, message: &str) {
-        self.add(Finding { kind, writer: None, sequence: None, count: 1, message: message.to_owned() });
+        self.add(Finding::of(kind, message));
+    }
+
+    fn decision_line(&mut self, kind: FindingKind, request_id: Option<RequestId>, message: &str) {
+        self.add(Finding { request_id, ..Finding::of(kind, message) });
     }
 
     fn marks(&mut self, kind: FindingKind, number: u64, count: u64, message: &str) {
-        self.add(Finding { kind, writer: None, sequence: Some(number), count, message: message.to_owned() });
+        self.add(Finding { sequence: Some(number), count, ..Finding::of(kind, message) });
     }
 
     fn missing(&mut self, writer: WriterId, gap: Option<(u64, Gap)>) {
         if let Some((first, gap)) = gap {
-            self.decisions(FindingKind::Missing, writer, first, gap.last - first + 1, gap.message);
+            self.add(Finding {
+                writer: Some(writer),
+                sequence: Some(first),
+                count: gap.last - first + 1,
+                after_request_id: gap.after,
+                before_request_id: gap.before,
+                ..Finding::of(FindingKind::Missing, gap.message)
+            });
         }
     }
 
-    fn decisions(&mut self, kind: FindingKind, writer: WriterId, sequence: u64, count: u64, message: &str) {
+    fn decision(
+        &mut self,
+        kind: FindingKind,
+        writer: WriterId,
+        sequence: u64,
+        request_id: Option<RequestId>,
+        message: &str,
+    ) {
         let (writer, sequence) = (Some(writer), Some(sequence));
-        self.add(Finding { kind, writer, sequence, count, message: message.to_owned() });
+        self.add(Finding { writer, sequence, request_id, ..Finding::of(kind, message) });
+    }
+}
+
+impl Finding {
+    /// One, of which no more is known.
+    fn of(kind: FindingKind, message: &str) -> Self {
+        let (request_id, after_request_id, before_request_id) = (None, None, None);
+        let (writer, sequence, message) = (None, None, message.to_owned());
+        Self { kind, writer, sequence, count: 1, request_id, after_request_id, before_request_id, message }
     }
 }
 
@@ -447,4 +500,13 @@ struct Kind {
     line: LineType,
     #[serde(default)]
     account: Option<AccountId>,
+    /// Whatever stands there: a line whose id was altered is judged like any other.
+    #[serde(default)]
+    request_id: Option<serde_json::Value>,
+}
+
+impl Kind {
+    fn id(&self) -> Option<RequestId> {
+        RequestId::parse(self.request_id.as_ref()?.as_str()?).ok()
+    }
 }

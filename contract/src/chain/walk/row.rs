@@ -237,7 +237,7 @@ impl Row {
     fn name(&mut self, head: &Head, found: &mut Findings) {
         if *self.named.entry((head.writer, head.sequence)).or_insert(head.hash) != head.hash {
             let message = "two marks name different decisions";
-            found.decisions(FindingKind::Altered, head.writer, head.sequence, 1, message);
+            found.decision(FindingKind::Altered, head.writer, head.sequence, None, message);
         }
     }
 

@@ -64,7 +64,8 @@ fn sign(mark: &Mark, pair: &Ed25519KeyPair) -> Vec<u8> {
 }
 
 fn body(second: i64) -> String {
-    format!(r#"{{"verdict":"ALLOW","account":"acc_1","timestamp":{second}}}"#)
+    let id = format!("0190163d-8694-739b-aea5-{second:012x}");
+    format!(r#"{{"verdict":"ALLOW","account":"acc_1","request_id":"{id}","timestamp":{second}}}"#)
 }
 
 impl Log {
@@ -279,6 +280,36 @@ fn a_removed_decision_is_missing_wherever_it_stood() {
         Log::usual().without(&[name]).finds(&[fault]);
     }
     Log::usual().cut(1, 2..=3).finds(&[of(Missing, 1, 2, 2)]);
+}
+
+#[test]
+fn a_finding_names_the_decision_it_is_about_or_those_around_a_hole() {
+    let log = Log::usual();
+    let id = |name| {
+        let line: Kind = serde_json::from_slice(log.line(name)).unwrap();
+        line.id().or_else(|| panic!("{name:?} has no id"))
+    };
+    let ids = |log: &Log| {
+        let report = log.judged();
+        let [finding] = report.findings.as_slice() else { panic!("{:#?}", report.findings) };
+        (finding.request_id, finding.after_request_id, finding.before_request_id)
+    };
+    let altered = Decision(1, 2);
+    assert_eq!(ids(&log.clone().replaced(altered, "ALLOW", "DENY")), (id(altered), None, None));
+    let copied = log.line(altered).to_vec();
+    assert_eq!(ids(&log.clone().with(altered, &copied)), (id(altered), None, None));
+    let cut = log.clone().replaced(altered, "\"chain\"", "\"chains\"");
+    let unreadable = cut.judged().findings.into_iter().find(|found| found.kind == FindingKind::Unreadable).unwrap();
+    assert_eq!(unreadable.request_id, id(altered));
+    assert_eq!(ids(&log.clone().without(&[altered])), (None, id(Decision(1, 1)), id(Decision(1, 3))));
+    assert_eq!(ids(&log.clone().cut(1, 2..=4)), (None, id(Decision(1, 1)), id(Decision(1, 5))));
+    assert_eq!(ids(&log.clone().cut(1, 1..=1)), (None, None, id(Decision(1, 2))));
+    let mut tail = log.clone().cut(2, 3..=3);
+    tail.checkpoint();
+    assert_eq!(ids(&tail), (None, id(Decision(2, 2)), None));
+    let swapped = log.clone().swapped(Decision(1, 3), Decision(1, 4));
+    let moved = swapped.judged().findings.into_iter().find(|found| found.kind == FindingKind::Reordered).unwrap();
+    assert_eq!(moved.request_id, id(Decision(1, 3)));
 }
 
 #[test]
