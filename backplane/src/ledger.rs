@@ -29,6 +29,17 @@ pub trait Ledger: Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>>;
 
+    /// Records whose keys are `under`, a dot and one word more: of one account, say. In no promised order; a record that
+    /// is put while pages are read may be seen twice, and none that stays is missed. Looks at `most` records, so that a
+    /// page may hold fewer and still not be the last.
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Listed, ListError>>;
+
     /// Whether the store holds an older record under this key than this process saw or wrote: an earlier state of it was
     /// put back. Where the store has replicas, one that lags may say so for a moment. False where nobody can tell.
     fn went_back<'a>(&'a self, _key: &'a str, _deadline: Instant) -> BoxFuture<'a, bool> {
@@ -47,6 +58,32 @@ pub trait Ledger: Send + Sync {
         Box::pin(async { Ok(()) })
     }
 }
+
+/// A page of records.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// Each with the last word of its key.
+    pub records: Vec<(String, Record)>,
+    /// Where the next page begins; none: this is the last.
+    pub next: Option<String>,
+}
+
+/// There is no page.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    /// Where it should begin is nowhere that an earlier page ended.
+    #[error("the cursor is not of an earlier page")]
+    Cursor,
+    /// The ledger cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// Pages that one connection may read at a time: each needs a subscription, and the server bounds those.
+pub const MAX_LISTS: usize = 2;
+
+/// A page ends once its records take so many bytes.
+pub(crate) const MAX_PAGE_BYTES: usize = 256 << 10;
 
 /// What became of an addition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,9 +24,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
-pub use ledger::{Added, Ledger, PutError, Record, Revision};
+pub use ledger::{Added, Ledger, ListError, Listed, MAX_LISTS, PutError, Record, Revision};
 pub use liveness::{ECHO_INTERVAL, Liveness};
-pub use log::{AppendError, Batch, Chunk, DecisionLog, Entry, Kind, MarkError, Position, ReadError, Seek, Which};
+pub use log::{
+    AppendError, Batch, Chunk, DecisionLog, Entry, Kind, MarkError, Position, ReadError, Seek, SeekBack, Which,
+};
 pub use notices::{Event, Hearing, Listener, Notices, TellError};
 pub use requests::{
     AskError, Asked, Inbox, NotReady, Pending, Question, Replier, Requests, ServeError, Served, Unread, read_question,

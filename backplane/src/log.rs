@@ -37,6 +37,17 @@ pub trait DecisionLog: Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Chunk, ReadError>>;
 
+    /// Entries of one kind of an account against the order of the log, the newest first; as [`DecisionLog::read`]
+    /// otherwise.
+    fn read_back<'a>(
+        &'a self,
+        account: &'a AccountId,
+        kind: Kind,
+        from: SeekBack,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Chunk, ReadError>>;
+
     /// The last entry of an account, or, where the store has replicas, the one that was last a moment ago.
     fn last<'a>(
         &'a self,
@@ -94,6 +105,17 @@ pub enum Seek {
     Time(Timestamp),
 }
 
+/// Where reading against the order of the log begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeekBack {
+    /// With the last.
+    End,
+    /// With the last one before it.
+    Before(Position),
+    /// With the last one that was stored then or earlier.
+    Time(Timestamp),
+}
+
 /// Lines of one account to be appended together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
@@ -145,7 +167,7 @@ impl Entry {
 /// A stretch of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// In the order of the log.
+    /// In the order in which they were asked for.
     pub entries: Vec<Entry>,
     /// Whether there were more, at this moment.
     pub more: bool,

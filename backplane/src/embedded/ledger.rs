@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::store::{LEDGER, LEDGER_ENDS, Session, micros, next_position};
 use super::threads::Lane;
 use crate::clock::settled;
-use crate::ledger::fault;
-use crate::{BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
+use crate::ledger::{MAX_PAGE_BYTES, fault};
+use crate::{BoxFuture, ClockError, Ledger, ListError, Listed, PutError, ReadError, Record, Revision, StoreClock};
 
 /// The ledger as one connection has it.
 pub(super) struct FileLedger(pub(super) Session);
@@ -75,6 +75,48 @@ impl Ledger for FileLedger {
             Ok((Ok(Revision(revision)), true))
         });
         Box::pin(async move { put.await.map_err(PutError::Failed)? })
+    }
+
+    /// In the order of their keys; a cursor is what the last one that was looked at has behind `under`.
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+        if let Some(why) = fault(under, &[]) {
+            return Box::pin(async move { Err(ReadError(why.to_owned()).into()) });
+        }
+        // Whatever it says, it begins no place outside of this one.
+        if after.is_some_and(|after| fault(after, &[]).is_some()) {
+            return Box::pin(async { Err(ListError::Cursor) });
+        }
+        let prefix = format!("{under}.");
+        // No key holds a zero byte.
+        let start = after.map_or_else(|| prefix.clone(), |after| format!("{prefix}{after}\0"));
+        let read = self.0.read(Lane::Quick, deadline, move |transaction| {
+            let table = transaction.open_table(LEDGER)?;
+            let (mut listed, mut looked, mut bytes, now) = (Listed::default(), 0, 0, micros(settled()));
+            for found in table.range(start.as_str()..)? {
+                let (key, found) = found?;
+                let Some(word) = key.value().strip_prefix(&prefix) else { break };
+                if looked >= most || bytes >= MAX_PAGE_BYTES {
+                    return Ok(listed);
+                }
+                looked += 1;
+                listed.next = Some(word.to_owned());
+                let (revision, ends, value) = found.value();
+                if ends > now && !word.contains('.') {
+                    bytes += value.len();
+                    let record = Record { revision: Revision(revision), value: Bytes::copy_from_slice(value) };
+                    listed.records.push((word.to_owned(), record));
+                }
+            }
+            listed.next = None;
+            Ok(listed)
+        });
+        Box::pin(async move { read.await.map_err(|error| ReadError(error).into()) })
     }
 
     fn clock(&self) -> &Arc<StoreClock> {

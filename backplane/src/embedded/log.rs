@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use redb::{ReadableTable, WriteTransaction};
+use redb::{AccessGuard, ReadableTable, WriteTransaction};
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
@@ -16,7 +16,7 @@ use super::threads::Lane;
 use crate::clock::settled;
 use crate::{
     AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MarkError, NotReady, Position, ReadError, Seek,
-    Which,
+    SeekBack, Which,
 };
 
 const REMEMBER: Duration = Duration::from_secs(120);
@@ -26,6 +26,9 @@ const SWEEP: usize = 1_000;
 /// Whoever asks for more makes a long read.
 const QUICK_BYTES: usize = 64 << 10;
 const READY_WITHIN: Duration = Duration::from_secs(1);
+
+/// An entry as the file holds it.
+type Pair<'t> = (AccessGuard<'t, (&'static str, u64)>, AccessGuard<'t, &'static [u8]>);
 
 /// The log as one connection has it.
 pub(super) struct FileLog(pub(super) Session);
@@ -133,6 +136,29 @@ impl DecisionLog for FileLog {
         Box::pin(async move { read.await.map_err(ReadError) })
     }
 
+    fn read_back<'a>(
+        &'a self,
+        account: &'a AccountId,
+        kind: Kind,
+        from: SeekBack,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
+        let account = account.clone();
+        let end = match from {
+            SeekBack::End => u64::MAX,
+            SeekBack::Before(position) => position.0,
+            SeekBack::Time(time) => micros(time).saturating_add(1),
+        };
+        let lane = if max_bytes > QUICK_BYTES { Lane::Long } else { Lane::Quick };
+        let read = self.0.read(lane, deadline, move |transaction| {
+            let table = transaction.open_table(table(kind))?;
+            let found = table.range((account.as_str(), 0)..(account.as_str(), end))?.rev();
+            collected(found, kind, max_bytes)
+        });
+        Box::pin(async move { read.await.map_err(ReadError) })
+    }
+
     fn last<'a>(
         &'a self,
         account: &'a AccountId,
@@ -230,8 +256,17 @@ fn stretch(
     kind: Kind,
     max_bytes: usize,
 ) -> Result<Chunk, redb::Error> {
+    collected(table.range((account, start)..=(account, u64::MAX))?, kind, max_bytes)
+}
+
+/// As many as fit, and at least one.
+fn collected<'t>(
+    found: impl Iterator<Item = Result<Pair<'t>, redb::StorageError>>,
+    kind: Kind,
+    max_bytes: usize,
+) -> Result<Chunk, redb::Error> {
     let (mut entries, mut bytes) = (Vec::new(), 0);
-    for found in table.range((account, start)..=(account, u64::MAX))? {
+    for found in found {
         let (key, lines) = found?;
         bytes += lines.value().len();
         if bytes > max_bytes && !entries.is_empty() {

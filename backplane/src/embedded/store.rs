@@ -49,7 +49,7 @@ const CACHE_BYTES: usize = 32 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it.
-    #[error("the decision log `{}` is in use by another process", .0.display())]
+    #[error("the decision log `{}` is in use by another process: end it, or give another --data-dir", .0.display())]
     Locked(PathBuf),
     /// It is not what was written.
     #[error(

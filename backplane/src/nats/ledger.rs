@@ -11,17 +11,22 @@ use std::time::Duration;
 use async_nats::{HeaderMap, HeaderValue};
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Connection;
 use super::auth::{LIFETIME, Newest, Rejection};
-use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch_last, is_malformed, publish};
+use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch, fetch_last, is_malformed, publish};
 use super::log::EXPECTED_LAST;
+use super::stream_watch::MAX_PLACE;
 use super::streams::StreamName;
-use crate::ledger::fault;
-use crate::{BoxFuture, ClockError, Ledger, NotReady, PutError, ReadError, Record, Revision, StoreClock};
+use crate::ledger::{MAX_PAGE_BYTES, fault};
+use crate::{
+    BoxFuture, ClockError, Ledger, ListError, Listed, NotReady, PutError, ReadError, Record, Revision, StoreClock,
+};
 
+/// Records that one question may bring.
+const MAX_LISTED: usize = 1_000;
 const READY_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is there of a record that must be proven.
@@ -87,6 +92,39 @@ impl Ledger for Connection {
                 Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(PutError::Conflict),
                 Err(error) => Err(PutError::Failed(error.to_string())),
             }
+        })
+    }
+
+    /// In the order of their last puts; a cursor is the place of the last one that was looked at. What is not believed is
+    /// left out, and so is for its rest of life what moved out of the one ledger of an earlier version.
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+        Box::pin(async move {
+            if let Some(why) = fault(under, &[]) {
+                return Err(ReadError(why.to_owned()).into());
+            }
+            let after = after.map(|after| after.parse::<u64>().ok().filter(|place| *place < MAX_PLACE));
+            let after = after.map(|after| after.ok_or(ListError::Cursor)).transpose()?.unwrap_or(0);
+            let (stream, subject) =
+                (StreamName::of_record(&self.link.prefix, &format!("{under}.x")), self.record(under));
+            let (batch, from) = (most.clamp(1, MAX_LISTED), after.saturating_add(1));
+            let get = json!({
+                "batch": batch, "max_bytes": MAX_PAGE_BYTES, "next_by_subj": format!("{subject}.*"), "seq": from,
+            });
+            let read = fetch(&self.link, &stream, &get, deadline).await;
+            let (found, more) = read.map_err(ReadError::from)?;
+            let next = found.last().filter(|_| more).map(|last| last.sequence.to_string());
+            let genuine = found.into_iter().filter_map(|found| {
+                let word = found.subject.strip_prefix(&subject)?.strip_prefix('.')?.to_owned();
+                self.judge(&format!("{under}.{word}"), &found, false, None).ok()?;
+                Some((word, Record { revision: Revision(found.sequence), value: found.payload }))
+            });
+            Ok(Listed { records: genuine.collect(), next })
         })
     }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use stage0_contract::AccountId;
 use tokio::time::Instant;
@@ -29,7 +29,7 @@ use super::streams::StreamName;
 use super::{Connection, SUBSCRIPTION_CAPACITY};
 use crate::{
     AppendError, AskError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, Ledger, MAX_MESSAGE_BYTES, MarkError,
-    NotReady, Position, ReadError, Seek, Which,
+    NotReady, Position, ReadError, Seek, SeekBack, Which,
 };
 
 pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
@@ -38,6 +38,13 @@ pub(super) const EXPECTED_LAST: HeaderName = HeaderName::from_static("Nats-Expec
 const MOST_MESSAGES: usize = SUBSCRIPTION_CAPACITY / 2;
 /// Bytes that one question may bring, whatever its asker can take: far below what makes the server drop a slow reader.
 const MOST_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
+/// Reading backwards begins so many places before the end, of all accounts, and steps out and in by this factor.
+const FIRST_REACH: u64 = 512;
+const REACH_STEP: u64 = 8;
+/// Whatever fills such a part of an answer is not looked for from further back.
+const FILLED_PARTS: usize = 8;
+/// What is read up to a time is read up to a moment after it, and the rest left out here.
+const ABOUT_NOW: SignedDuration = SignedDuration::from_millis(1);
 /// The server lists at most as many subjects at once.
 const SUBJECTS_A_PAGE: u64 = 100_000;
 /// Acknowledgements that arrive at once may be seen in another order: so many are never under way.
@@ -104,6 +111,36 @@ impl DecisionLog for Connection {
                 // Nobody can hide what follows behind much that is forged.
                 if let Some(last) = last.filter(|_| genuine.is_empty() && more) {
                     from = Seek::After(last);
+                    continue;
+                }
+                let entries = genuine.into_iter().map(entry).collect::<Option<Vec<_>>>();
+                return Ok(fitting(entries.ok_or(JetError::Unreadable)?, more, max_bytes, rejected));
+            }
+        })
+    }
+
+    fn read_back<'a>(
+        &'a self,
+        account: &'a AccountId,
+        kind: Kind,
+        from: SeekBack,
+        max_bytes: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
+        Box::pin(async move {
+            let (subject, bytes) = (self.subject(account, kind), max_bytes.clamp(1, MOST_BYTES));
+            let (mut place, mut rejected) = (from, 0);
+            loop {
+                let (mut found, more) = self.stretch_back(&subject, place, bytes, deadline).await?;
+                let first = found.last().map(|first| Position(first.sequence));
+                if let SeekBack::Time(time) = from {
+                    found.retain(|stored| stored.at <= time);
+                }
+                let all = found.len();
+                let genuine = self.genuine(found).await?;
+                rejected += u64::try_from(all - genuine.len()).unwrap_or(u64::MAX);
+                if let Some(first) = first.filter(|_| genuine.is_empty() && more) {
+                    place = SeekBack::Before(first);
                     continue;
                 }
                 let entries = genuine.into_iter().map(entry).collect::<Option<Vec<_>>>();
@@ -274,6 +311,62 @@ impl Connection {
             members.insert(name.to_owned(), value);
         }
         fetch(&self.link, &self.stream(), &get, deadline).await
+    }
+
+    /// What is stored before some place, the newest first; whether there may be more. The server reads forwards alone:
+    /// so one question finds the end, and others what stands before it, each from further back until enough is found
+    /// or more than an answer brings.
+    async fn stretch_back(
+        &self,
+        subject: &str,
+        from: SeekBack,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<(Vec<Stored>, bool), JetError> {
+        let get = match from {
+            SeekBack::End => json!({"last_by_subj": subject}),
+            // The server has no such place, and would find nothing before it.
+            SeekBack::Before(position) if position.0 > MAX_PLACE => json!({"last_by_subj": subject}),
+            SeekBack::Before(Position(0 | 1)) => return Ok((Vec::new(), false)),
+            SeekBack::Before(position) => {
+                json!({"batch": 1, "multi_last": [subject], "up_to_seq": position.0.saturating_sub(1)})
+            }
+            SeekBack::Time(time) => {
+                // The server takes what was stored before it.
+                let up_to = in_range(time.checked_add(ABOUT_NOW).unwrap_or(Timestamp::MAX));
+                json!({"batch": 1, "multi_last": [subject], "up_to_time": up_to.to_string()})
+            }
+        };
+        let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
+        let Some(newest) = found.into_iter().next() else { return Ok((Vec::new(), false)) };
+        let end = newest.sequence;
+        let (mut best, mut reach, mut grows) = (vec![newest], FIRST_REACH, true);
+        while reach > 0 {
+            let first = end.saturating_sub(reach).max(1);
+            let (mut found, _) =
+                self.stretch(subject, Seek::After(Position(first.saturating_sub(1))), bytes, deadline).await?;
+            let is_whole = found.last().is_some_and(|last| last.sequence >= end);
+            if !is_whole {
+                // Too far: what was found from nearer is taken, if it was looked for.
+                if best.len() > 1 {
+                    break;
+                }
+                (reach, grows) = (reach / REACH_STEP, false);
+                continue;
+            }
+            found.retain(|stored| stored.sequence <= end);
+            found.reverse();
+            best = found;
+            if first == 1 {
+                return Ok((best, false));
+            }
+            let size: usize = best.iter().map(|stored| stored.payload.len()).sum();
+            if !grows || size >= bytes / FILLED_PARTS || best.len() >= MOST_MESSAGES / FILLED_PARTS {
+                break;
+            }
+            reach = reach.saturating_mul(REACH_STEP);
+        }
+        Ok((best, end > 1))
     }
 
     /// Without what nobody who may append put there. Signatures take time: many are checked where nobody else waits for

@@ -13,11 +13,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use stage0_contract::{EVENTS, QUESTIONS, RECORDS, Role};
+use stage0_contract::{EVENTS, QUESTIONS, RECORDS, RUN_RECORDS, Role};
 
 use super::config::INBOXES;
 use super::jetstream::MAX_READS;
 use super::streams::{StreamName, StreamSpec};
+use crate::MAX_LISTS;
 
 /// What differs between two deployments.
 #[derive(Debug, Clone)]
@@ -286,6 +287,9 @@ fn of_streams(prefix: &str) -> Vec<Share> {
         }
         shares.push(plain(keys, of));
     }
+    // An account's runs are listed by one question for many records; only evaluators' own are in that stream.
+    let runs = StreamName::of_record(prefix, &format!("{RUN_RECORDS}.x"));
+    shares.push(api(Kind::ServiceOfMany, format!("DIRECT.GET.{}", runs.as_str()), vec![account(Role::Evaluator)]));
     shares
 }
 
@@ -301,11 +305,15 @@ fn max_connections(role: Role) -> usize {
 }
 
 /// What one connection of a role needs: a subject for each question that it answers and each event that it hears, and
-/// where it reads the log, one for each read.
+/// where it reads the log or lists records, one for each read.
 fn max_subscriptions(role: Role) -> usize {
     let serves = QUESTIONS.iter().filter(|question| question.to == role).count();
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role)).count();
-    let reads = if matches!(role, Role::Gateway | Role::AuditExport) { MAX_READS } else { 0 };
+    let reads = match role {
+        Role::Gateway | Role::AuditExport => MAX_READS,
+        Role::Evaluator => MAX_LISTS,
+        Role::Keystore => 0,
+    };
     serves + hears + reads + SPARE_SUBSCRIPTIONS
 }
 

@@ -6,6 +6,7 @@
 //! async-nats' own map keeps an entry for every request that is never answered (nats.rs #1617); here the asker's guard removes it.
 //! INVARIANT: nobody can start to wait while the connection is down, and all who wait learn at once that it broke.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -19,6 +20,9 @@ use tokio::time::sleep;
 
 use crate::AskError;
 use crate::metrics::{self, Standing};
+
+/// Of 64 tokens.
+const DRAWN_BYTES: usize = 1_024;
 
 type Answer = Result<Bytes, AskError>;
 
@@ -42,8 +46,7 @@ pub(super) struct Token([u8; 16]);
 impl Token {
     /// None: there is no randomness.
     pub(super) fn random() -> Option<Self> {
-        let mut bytes = [0; 16];
-        aws_lc_rs::rand::fill(&mut bytes).ok().map(|()| Self(bytes))
+        DRAWN.with_borrow_mut(|drawn| drawn.next(|bytes| aws_lc_rs::rand::fill(bytes).is_ok())).map(Self)
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
@@ -56,6 +59,37 @@ impl Token {
 
     pub(super) fn bytes(self) -> [u8; 16] {
         self.0
+    }
+}
+
+thread_local! {
+    static DRAWN: RefCell<Drawn> = const { RefCell::new(Drawn { bytes: [0; DRAWN_BYTES], used: DRAWN_BYTES }) };
+}
+
+/// Random bytes that were drawn together, for tokens of one thread; each is used once. The system's generator costs a
+/// call for each draw, however small.
+struct Drawn {
+    bytes: [u8; DRAWN_BYTES],
+    used: usize,
+}
+
+impl Drawn {
+    /// The next sixteen; `fill` says whether it gave randomness.
+    fn next(&mut self, fill: impl FnOnce(&mut [u8]) -> bool) -> Option<[u8; 16]> {
+        if self.bytes.len() - self.used < 16 {
+            // Bytes of a draw that failed half-way are never used.
+            self.used = self.bytes.len();
+            if !fill(&mut self.bytes) {
+                return None;
+            }
+            self.used = 0;
+        }
+        let token = self.bytes.get_mut(self.used..self.used + 16)?;
+        let drawn = <[u8; 16]>::try_from(&*token).ok()?;
+        // What was given away is nowhere else.
+        token.fill(0);
+        self.used += 16;
+        Some(drawn)
     }
 }
 
@@ -215,6 +249,39 @@ impl Drop for Waiter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn tokens_of_every_thread_are_different_and_none_is_empty() {
+        let draw = || (0..1_000).map(|_| Token::random().unwrap().bytes()).collect::<Vec<_>>();
+        let threads: Vec<_> = (0..4).map(|_| std::thread::spawn(draw)).collect();
+        let all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), 4_000);
+        assert!(!all.contains(&[0; 16]));
+    }
+
+    #[test]
+    fn drawn_bytes_are_given_away_once_and_a_failed_draw_gives_none() {
+        let mut drawn = Drawn { bytes: [0; DRAWN_BYTES], used: DRAWN_BYTES };
+        assert_eq!(drawn.next(|_| false), None);
+        let mut draws = 0_u8;
+        let mut next = |drawn: &mut Drawn| {
+            drawn.next(|bytes| {
+                draws += 1;
+                bytes
+                    .chunks_mut(16)
+                    .zip(0_u8..)
+                    .for_each(|(token, n)| token.fill(draws.wrapping_mul(64).wrapping_add(n)));
+                true
+            })
+        };
+        let tokens: Vec<_> = (0..DRAWN_BYTES / 16 + 1).map(|_| next(&mut drawn).unwrap()).collect();
+        assert_eq!(tokens.iter().collect::<HashSet<_>>().len(), tokens.len());
+        assert_eq!((drawn.used, drawn.bytes[0], draws), (16, 0, 2), "what was given away is gone from memory");
+        assert_eq!(drawn.next(|_| false).map(|token| token[0]), Some(129), "nothing needs to be drawn");
+        drawn.used = DRAWN_BYTES;
+        assert_eq!((drawn.next(|_| false), drawn.next(|_| false)), (None, None));
+    }
 
     #[tokio::test]
     async fn those_who_wait_when_the_connection_breaks_are_lost_and_nobody_enters_until_it_stands() {

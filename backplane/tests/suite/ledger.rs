@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use stage0_backplane::testing::wait_for;
-use stage0_backplane::{Ledger, MAX_MESSAGE_BYTES, PutError, Revision};
+use stage0_backplane::{Ledger, ListError, MAX_MESSAGE_BYTES, PutError, Revision};
 use tokio::time::Instant;
 
 use crate::writing::soon;
@@ -22,6 +22,9 @@ on_every_store! {
     keys_that_begin_alike_are_different,
     a_record_ends_by_itself,
     a_put_decides_anew_when_a_record_ends,
+    records_of_one_place_are_listed_page_by_page_and_no_others,
+    a_page_of_large_records_ends_early_and_the_rest_follows,
+    a_cursor_of_no_page_is_refused_and_a_record_that_ended_is_not_listed,
 }
 
 async fn put(ledger: &dyn Ledger, key: &str, value: &str, expected: Option<Revision>) -> Result<Revision, PutError> {
@@ -30,6 +33,68 @@ async fn put(ledger: &dyn Ledger, key: &str, value: &str, expected: Option<Revis
 
 async fn get(ledger: &dyn Ledger, key: &str) -> Option<(Revision, Bytes)> {
     ledger.get(key, soon()).await.unwrap().map(|record| (record.revision, record.value))
+}
+
+/// Every page of a place, and how many there were; each names its records and their sizes.
+async fn listed(ledger: &dyn Ledger, under: &str, most: usize) -> (Vec<(String, usize)>, usize) {
+    let (mut found, mut pages, mut after) = (Vec::new(), 0, None::<String>);
+    loop {
+        let page = ledger.list(under, after.as_deref(), most, soon()).await.unwrap();
+        assert!(page.records.len() <= most, "{} records", page.records.len());
+        found.extend(page.records.into_iter().map(|(word, record)| (word, record.value.len())));
+        pages += 1;
+        let Some(next) = page.next else { break };
+        after = Some(next);
+    }
+    found.sort();
+    (found, pages)
+}
+
+async fn records_of_one_place_are_listed_page_by_page_and_no_others(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    assert_eq!(listed(&*ledger, "cursor.a", 3).await, (Vec::new(), 1));
+    for number in 0..7 {
+        put(&*ledger, &format!("cursor.a.r{number}"), &"x".repeat(number), None).await.unwrap();
+    }
+    for other in ["cursor.a", "cursor.ab.r", "cursor.b.r", "cursor.a.deep.r", "replay.a.r"] {
+        put(&*ledger, other, "other", None).await.unwrap();
+    }
+    let all: Vec<_> = (0..7).map(|number| (format!("r{number}"), number)).collect();
+    for (most, least_pages) in [(1, 7), (3, 3), (1_000, 1)] {
+        let (found, pages) = listed(&*ledger, "cursor.a", most).await;
+        assert_eq!(found, all, "{most}");
+        assert!(pages >= least_pages, "{pages} of at most {most}");
+    }
+    let page = ledger.list("cursor.b", None, 10, soon()).await.unwrap();
+    let (word, record) = &page.records[0];
+    assert_eq!(
+        (word.as_str(), get(&*ledger, "cursor.b.r").await),
+        ("r", Some((record.revision, record.value.clone())))
+    );
+    assert!(ledger.list("cursor.*", None, 10, soon()).await.is_err());
+}
+
+async fn a_page_of_large_records_ends_early_and_the_rest_follows(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    for number in 0..4 {
+        put(&*ledger, &format!("cursor.a.r{number}"), &"x".repeat(200_000), None).await.unwrap();
+    }
+    let first = ledger.list("cursor.a", None, 100, soon()).await.unwrap();
+    assert!((1..4).contains(&first.records.len()) && first.next.is_some(), "{}", first.records.len());
+    assert_eq!(listed(&*ledger, "cursor.a", 100).await.0.len(), 4);
+}
+
+async fn a_cursor_of_no_page_is_refused_and_a_record_that_ended_is_not_listed(stage: Stage) {
+    let ledger = stage.recorder().await.ledger;
+    for cursor in ["a..b", "", "*", " ", "../a"] {
+        let answer = ledger.list("cursor.a", Some(cursor), 10, soon()).await;
+        assert_eq!(answer, Err(ListError::Cursor), "{cursor:?}");
+    }
+    let brief = Some(Duration::from_secs(1));
+    ledger.put("cursor.a.brief", "x".into(), None, brief, soon()).await.unwrap();
+    put(&*ledger, "cursor.a.kept", "x", None).await.unwrap();
+    wait_for("the record's end", PATIENT, async || listed(&*ledger, "cursor.a", 10).await.0.len() == 1).await;
+    assert_eq!(listed(&*ledger, "cursor.a", 10).await.0, [("kept".to_owned(), 1)]);
 }
 
 async fn a_malformed_key_is_refused(stage: Stage) {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use jiff::ToSpan as _;
-use stage0_backplane::{DecisionLog, Kind, Position, Seek, Which};
+use stage0_backplane::{DecisionLog, Entry, Kind, Position, Seek, SeekBack, Which};
 
 use crate::writing::{DECISIONS, MARKS, account, append, batch, everything, in_pieces, mark, soon, texts, write};
 use crate::{Stage, on_every_store};
@@ -18,6 +18,9 @@ on_every_store! {
     thousands_of_tiny_entries_are_all_read,
     a_log_larger_than_one_answer_is_all_read,
     reading_while_others_append_misses_nothing_behind_its_place,
+    reading_back_begins_where_it_is_told_to,
+    a_log_reads_back_the_same_in_pieces_of_every_size,
+    a_log_larger_than_one_answer_is_all_read_back,
 }
 
 async fn an_empty_log_has_nothing(stage: Stage) {
@@ -197,4 +200,92 @@ async fn reading_while_others_append_misses_nothing_behind_its_place(stage: Stag
     }
     written.await.unwrap();
     assert_eq!(found, (0..300).map(|number| format!("{number:03}")).collect::<Vec<_>>());
+}
+
+async fn reading_back_begins_where_it_is_told_to(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    let from = async |from| texts(&log.read_back(&a, Kind::Decisions, from, usize::MAX, soon()).await.unwrap().entries);
+    for nothing in [SeekBack::End, SeekBack::Before(Position(9)), SeekBack::Time(Timestamp::MAX)] {
+        assert_eq!(from(nothing).await, [""; 0], "{nothing:?}");
+    }
+    mark(&*log, &a, "m", None).await;
+    for text in ["0", "1", "2"] {
+        write(&*log, &a, text).await;
+        write(&*log, &account("b"), "another").await;
+    }
+    let all = everything(&*log, &a, DECISIONS).await;
+    assert_eq!(from(SeekBack::End).await, ["2", "1", "0"]);
+    assert_eq!(from(SeekBack::Before(Position(u64::MAX))).await, ["2", "1", "0"]);
+    assert_eq!(from(SeekBack::Before(all[2].position)).await, ["1", "0"]);
+    assert_eq!(from(SeekBack::Before(Position(all[1].position.0 + 1))).await, ["1", "0"]);
+    assert_eq!(from(SeekBack::Before(all[0].position)).await, [""; 0]);
+    for none in [0, 1] {
+        assert_eq!(from(SeekBack::Before(Position(none))).await, [""; 0]);
+    }
+    let second = all[1].stored_at;
+    assert_eq!(from(SeekBack::Time(second)).await, ["1", "0"]);
+    assert_eq!(from(SeekBack::Time(second - 1.nanosecond())).await, ["0"]);
+    assert_eq!(from(SeekBack::Time(all[2].stored_at - 1.nanosecond())).await, ["1", "0"]);
+    assert_eq!(from(SeekBack::Time(all[2].stored_at + 1.hour())).await, ["2", "1", "0"]);
+    assert_eq!(from(SeekBack::Time(Timestamp::MAX)).await, ["2", "1", "0"]);
+    assert_eq!(from(SeekBack::Time(Timestamp::UNIX_EPOCH)).await, [""; 0]);
+    assert_eq!(from(SeekBack::Time(Timestamp::MIN)).await, [""; 0]);
+    assert_eq!(texts(&log.read_back(&a, Kind::Mark, SeekBack::End, 9, soon()).await.unwrap().entries), ["m"]);
+    log.remove_through(&a, Kind::Decisions, all[0].position, soon()).await.unwrap();
+    assert_eq!(from(SeekBack::End).await, ["2", "1"]);
+}
+
+/// Everything from the end on, in pieces of this size.
+async fn back_in_pieces(log: &dyn DecisionLog, size: usize) -> Vec<Entry> {
+    let (mut all, mut from) = (Vec::new(), SeekBack::End);
+    loop {
+        let chunk = log.read_back(&account("a"), Kind::Decisions, from, size, soon()).await.unwrap();
+        let bytes: usize = chunk.entries.iter().map(|entry| entry.lines.len()).sum();
+        assert!(bytes <= size || chunk.entries.len() == 1, "{bytes} bytes instead of {size}");
+        from = chunk.entries.last().map_or(from, |entry| SeekBack::Before(entry.position));
+        let is_empty = chunk.entries.is_empty();
+        all.extend(chunk.entries);
+        if !chunk.more {
+            return all;
+        }
+        assert!(!is_empty, "more, but nothing read");
+    }
+}
+
+async fn a_log_reads_back_the_same_in_pieces_of_every_size(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    let mut last = None;
+    for number in 0..60_usize {
+        let text = format!("{number} {}", "x".repeat(number * number * 7 % 97));
+        // Stretches without the account's decisions, of different lengths.
+        match number % 7 {
+            0 => last = Some(mark(&*log, &a, &text, last).await),
+            1 | 2 => write(&*log, &account("b"), text).await,
+            _ => write(&*log, &a, text).await,
+        }
+    }
+    let mut all = everything(&*log, &a, DECISIONS).await;
+    all.reverse();
+    for size in [0, 1, 7, 50, 99, 100, 101, 250, 1_000, 5_000, usize::MAX] {
+        assert_eq!(back_in_pieces(&*log, size).await, all, "{size}");
+    }
+}
+
+async fn a_log_larger_than_one_answer_is_all_read_back(stage: Stage) {
+    let (log, a) = (stage.recorder().await.log, account("a"));
+    // Some thousand small ones of others and of the account, then few large ones, then small ones again.
+    for (length, count) in [(10, 1_500), (300_000, 12), (10, 700)] {
+        let batches = (0..count).map(|n| {
+            let whose = if n % 3 == 0 && length == 10 { account("b") } else { a.clone() };
+            batch(&whose, vec![b'x'; length + n % 7])
+        });
+        for answer in log.append(batches.collect(), soon()).await {
+            answer.unwrap();
+        }
+    }
+    let mut all = everything(&*log, &a, DECISIONS).await;
+    all.reverse();
+    for size in [1_000, 64 << 10, 1 << 20] {
+        assert_eq!(back_in_pieces(&*log, size).await, all, "{size}");
+    }
 }
