@@ -33,7 +33,9 @@ fn decision(criterion: &mut Criterion) {
         b.iter(|| black_box(serde_json::from_slice::<CheckRequest>(&message).is_ok()));
     });
     criterion.bench_function("part: constraints", |b| b.iter(|| measured.constraints()));
-    criterion.bench_function("part: secrets", |b| b.iter(|| black_box(secrets::find(&request).len())));
+    criterion.bench_function("part: secrets", |b| {
+        b.iter(|| black_box(secrets::find(&request, engine.pack().secrets()).len()));
+    });
     criterion.bench_function("part: facts, with constraints and secrets", |b| b.iter(|| measured.facts(NOW)));
     criterion.bench_function("part: context", |b| b.iter(|| measured.context()));
     criterion.bench_function("part: evaluate, with context", |b| b.iter(|| measured.evaluate()));

@@ -36,7 +36,7 @@ const ORDINARY: &str = r#"{"goal": "Deploy the payments service to production", 
 
 type Part = (&'static str, fn(usize) -> Value);
 
-const PARTS: [Part; 17] = [
+const PARTS: [Part; 23] = [
     ("prose", |bytes| note("Deploy the payments service with care. ", bytes)),
     ("random letters and digits", |bytes| json!({"context": {"note": random(bytes)}})),
     ("secret=secret=", |bytes| note("secret=", bytes)),
@@ -44,6 +44,12 @@ const PARTS: [Part; 17] = [
     ("secret=${secret=${", |bytes| note("secret=${", bytes)),
     ("cloud keys", |bytes| note("AKIAIOSFODNN7EXAMPLE.", bytes)),
     ("beginnings of cloud keys", |bytes| note("AIzaxAIzaxyzAIza", bytes)),
+    ("tokens of many providers", |bytes| note("npm_ hf_ SG. hvs. glpat- xapp-1- dop_v1_ shpat_ ya29. ", bytes)),
+    ("logins", |bytes| note("-u a:b1c2 mysql -p", bytes)),
+    ("cookies", |bytes| note("cookie: a=", bytes)),
+    ("names in sentences", |bytes| note("password is the api key of ", bytes)),
+    ("escaped quotes", |bytes| note("secret=\\\"", bytes)),
+    ("beginnings of private keys", |bytes| note("-----BEGIN PRIVATE KEY----- -- END ", bytes)),
     ("URLs with passwords", |bytes| note("a://b:c@", bytes)),
     ("a phrase in one character", |bytes| note("\u{fdfa}", bytes)),
     ("wide letters", |bytes| note("ｐａｓｓｗｏｒｄ＝", bytes)),
@@ -143,7 +149,7 @@ fn main() {
                         black_box(canonical_hash(read.as_object().unwrap()));
                         black_box(CheckRequest::parse(read).ok().unwrap().task_hash());
                     }
-                    "secrets" => drop(black_box(secrets::find(&question.request))),
+                    "secrets" => drop(black_box(secrets::find(&question.request, engine.pack().secrets()))),
                     _ => decide(&question),
                 });
                 ratios.push(format!("{:7.2}", took / body.len() as f64 / byte));

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use stage0_contract::{
     Decided, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
-    ReviewRequest,
+    ReviewRequest, VocabularyReply,
 };
 
 use crate::engine::Engine;
@@ -59,7 +59,7 @@ impl Answers {
     /// What only the policy can find wrong with a request that is refused anyway.
     pub(crate) fn review(&self, question: &ReviewRequest) -> ReviewReply {
         let find = || match self.packs.choose(question.policy_pack_version.as_deref()) {
-            Ok(pack) => Declared::review(&question.constraints, pack.windows()),
+            Ok(pack) => Declared::review(&question.constraints, pack.vocabulary(), pack.windows()),
             Err(error) => self.with_windows(error, &question.constraints),
         };
         let errors = catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
@@ -70,6 +70,12 @@ impl Answers {
         ReviewReply { errors }
     }
 
+    /// What callers may write so that the policy understands it.
+    pub(crate) fn vocabulary(&self) -> VocabularyReply {
+        let pack = self.packs.active();
+        VocabularyReply { policy_version: pack.version().clone(), vocabulary: pack.reference().clone() }
+    }
+
     /// What would decide.
     pub(crate) fn status(&self) -> EvaluatorStatusReply {
         EvaluatorStatusReply { active: self.packs.active().version().clone(), loaded: self.packs.versions() }
@@ -77,7 +83,8 @@ impl Answers {
 
     /// A version that cannot be had says nothing about windows: those of the active one are asked.
     fn with_windows(&self, version: FieldError, constraints: &[String]) -> Vec<FieldError> {
-        let mut errors = Declared::review(constraints, self.packs.active().windows());
+        let active = self.packs.active();
+        let mut errors = Declared::review(constraints, active.vocabulary(), active.windows());
         errors.push(version);
         errors
     }

@@ -3,13 +3,21 @@
 //! Owns the assembly of [`Decision`]. INVARIANT: an ALLOW has no HIGH or CRITICAL issue and a risk score of at most 99, a DEFER has a
 //! question, a failed rule denies; and where a secret was found, no text of the request is in the decision.
 
+mod about;
 mod checks;
+mod remedy;
+mod run;
 mod score;
 
 use serde_json::{Map, Value};
 use stage0_contract::{
     CheckRequest, CostEstimate, Decision, Effect, Issue, IssueCode, Micros, NextAction, Severity, Verdict,
 };
+
+pub(crate) use about::About;
+
+use about::Asked;
+use remedy::Remedy;
 
 use crate::engine::Outcome;
 use crate::facts::Facts;
@@ -25,13 +33,25 @@ const LOOP: &str = "loop";
 struct Found {
     issue: Issue,
     effect: Effect,
+    /// The rules that gave it, the gravest first.
+    rules: Vec<String>,
+    question: Option<String>,
+    about: Option<About>,
+    remedy: Remedy,
 }
 
 /// Makes the decision of an evaluation.
 pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outcome: &Outcome<'_>) -> Decision {
     let mut matched = outcome.matched.clone();
     matched.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.id.cmp(&b.id)));
-    let mut found: Vec<Found> = matched.iter().map(|rule| satisfied(rule, facts, pack, request)).collect();
+    let mut found: Vec<Found> = Vec::with_capacity(matched.len());
+    for rule in &matched {
+        let one = satisfied(rule, facts, pack, request);
+        match found.iter_mut().find(|before| before.is_same_fact(&one)) {
+            Some(before) => before.merge(one),
+            None => found.push(one),
+        }
+    }
     found.extend(outcome.failed.iter().map(|id| failed(id)));
     let mut verdict = verdict_of(&found);
     // INVARIANT: one client denies locally what is allowed with a grave issue; such a pack is broken, and a broken pack denies.
@@ -40,10 +60,10 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         verdict = Verdict::Deny;
     }
     found.sort_by(|a, b| rank(&a.issue, &b.issue));
-    let questions = questions(verdict, &matched);
+    let questions = questions(verdict, &found);
     let scores = score::Scored::of(pack, facts, &matched, verdict);
     let family = |name: &str| score::weight(matched.iter().filter(|rule| rule.family == name));
-    let exposed = Exposed::of(facts);
+    let exposed = Exposed::of(request, facts);
     Decision {
         verdict,
         reason: reason(verdict, &found),
@@ -55,13 +75,14 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         clarifying_questions: questions,
         guardrails: exposed.guardrails,
         constraints_applied: exposed.constraints,
+        constraints_ignored: exposed.ignored,
         value_findings: matched.iter().filter(|rule| rule.family == VALUE).map(|rule| rule.message.clone()).collect(),
         guardrail_checks: checks::of(outcome),
         cost_estimate: facts.estimated_cost.map(cost_estimate),
         policy_version: pack.version().clone(),
         environment: exposed.environment,
         decision_trace_summary: trace(outcome, &found, verdict),
-        issues: found.into_iter().map(|f| f.issue).collect(),
+        issues: found.into_iter().map(Found::told).collect(),
     }
 }
 
@@ -72,7 +93,7 @@ fn rank(a: &Issue, b: &Issue) -> std::cmp::Ordering {
 
 fn satisfied(rule: &Rule, facts: &Facts, pack: &Pack, request: &CheckRequest) -> Found {
     let strict = request.pro && rule.effect == Effect::Advise && rule.severity >= pack.pro().denies_from;
-    let issue = Issue {
+    let mut issue = Issue {
         code: rule.code.clone(),
         severity: rule.severity,
         message: rule.message.clone(),
@@ -80,7 +101,22 @@ fn satisfied(rule: &Rule, facts: &Facts, pack: &Pack, request: &CheckRequest) ->
         next_action: rule.next_action,
         details: details(rule, facts),
     };
-    Found { issue, effect: if strict { Effect::Deny } else { rule.effect } }
+    run::add(&mut issue.details, rule, facts, request);
+    let mut remedy = rule.about.map(|about| about.tell(&Asked { request, facts, pack, rule })).unwrap_or_default();
+    if !facts.secrets.is_empty() {
+        remedy.hide_words();
+    }
+    if rule.is_final {
+        remedy.write.clear();
+    }
+    Found {
+        issue,
+        effect: if strict { Effect::Deny } else { rule.effect },
+        rules: vec![rule.id.clone()],
+        question: rule.question.clone(),
+        about: rule.about,
+        remedy,
+    }
 }
 
 fn failed(rule: &str) -> Found {
@@ -92,7 +128,44 @@ fn failed(rule: &str) -> Found {
         next_action: NextAction::Stop,
         details: Map::new(),
     };
-    Found { issue, effect: Effect::Deny }
+    let rules = vec![rule.to_owned()];
+    Found { issue, effect: Effect::Deny, rules, question: None, about: None, remedy: Remedy::default() }
+}
+
+impl Found {
+    /// The same code for one fact is one issue: what settles the one settles the other.
+    fn is_same_fact(&self, other: &Self) -> bool {
+        let about = self.about.is_some() && self.about == other.about && !self.about.is_some_and(About::is_members);
+        self.issue.code == other.issue.code && (about || self.remedy.meets(&other.remedy))
+    }
+
+    /// Takes over another issue of the same fact; its own words stay.
+    fn merge(&mut self, other: Self) {
+        self.effect = self.effect.max(other.effect);
+        self.issue.severity = self.issue.severity.max(other.issue.severity);
+        self.rules.extend(other.rules);
+        self.question = self.question.take().or(other.question);
+        self.remedy.merge(other.remedy);
+        for (name, value) in other.issue.details {
+            self.issue.details.entry(name).or_insert(value);
+        }
+    }
+
+    fn told(self) -> Issue {
+        let mut issue = self.issue;
+        self.remedy.tell(&mut issue.details);
+        issue
+    }
+
+    /// What is asked, and where the answer belongs.
+    fn asked(&self) -> Option<String> {
+        let question = self.question.as_ref()?;
+        Some(match self.remedy.hint() {
+            Some(hint) if question.ends_with(['.', '?', '!']) => format!("{question} {hint}"),
+            Some(hint) => format!("{question}. {hint}"),
+            None => question.clone(),
+        })
+    }
 }
 
 fn verdict_of(found: &[Found]) -> Verdict {
@@ -112,31 +185,32 @@ fn decides(found: &Found, verdict: Verdict) -> bool {
 }
 
 /// On DEFER the questions of what defers come first: they are what must be answered.
-fn questions(verdict: Verdict, matched: &[&Rule]) -> Vec<String> {
-    let deferring = matched.iter().filter(|rule| verdict == Verdict::Defer && rule.effect == Effect::Defer);
+fn questions(verdict: Verdict, found: &[Found]) -> Vec<String> {
+    let deferring = found.iter().filter(|f| verdict == Verdict::Defer && f.effect == Effect::Defer);
     let mut questions: Vec<String> = Vec::new();
-    for question in deferring.chain(matched).filter_map(|rule| rule.question.as_ref()) {
-        if !questions.contains(question) {
-            questions.push(question.clone());
+    for question in deferring.chain(found).filter_map(Found::asked) {
+        if !questions.contains(&question) {
+            questions.push(question);
         }
     }
     questions
 }
 
 fn reason(verdict: Verdict, found: &[Found]) -> String {
+    let told = |found: &Found| format!("{}: {}", found.issue.code, found.issue.message);
     if verdict == Verdict::Allow {
+        let advice = found.iter().map(told).collect::<Vec<_>>().join("; ");
         return match found.len() {
             0 => "no rule of the policy objects".to_owned(),
-            1 => "no rule of the policy objects; one gives advice".to_owned(),
-            advice => format!("no rule of the policy objects; {advice} give advice"),
+            _ => format!("no rule of the policy objects; advice: {advice}"),
         };
     }
-    let deciding = found.iter().filter(|f| decides(f, verdict));
-    deciding.map(|f| format!("{}: {}", f.issue.code, f.issue.message)).collect::<Vec<_>>().join("; ")
+    found.iter().filter(|f| decides(f, verdict)).map(told).collect::<Vec<_>>().join("; ")
 }
 
 fn trace(outcome: &Outcome<'_>, found: &[Found], verdict: Verdict) -> String {
-    let deciding: Vec<&str> = found.iter().filter(|f| decides(f, verdict)).map(|f| f.issue.rule.as_str()).collect();
+    let deciding: Vec<&str> =
+        found.iter().filter(|f| decides(f, verdict)).flat_map(|f| &f.rules).map(String::as_str).collect();
     let deciding = if deciding.is_empty() { "none".to_owned() } else { deciding.join(", ") };
     let (evaluated, matched, failed) = (outcome.evaluated.len(), outcome.matched.len(), outcome.failed.len());
     format!("{evaluated} rules evaluated, {matched} matched, {failed} failed; deciding: {deciding}")
@@ -182,15 +256,18 @@ fn cost_estimate(cost: Micros) -> CostEstimate {
 struct Exposed {
     environment: String,
     constraints: Vec<String>,
+    ignored: Vec<String>,
     guardrails: Vec<String>,
 }
 
 impl Exposed {
     /// With a secret about, only names of ours: the same value may stand in several places, and in some of them look harmless.
-    fn of(facts: &Facts) -> Self {
+    fn of(request: &CheckRequest, facts: &Facts) -> Self {
         let declared = &facts.declared;
+        let ignored = declared.ignored.iter().filter_map(|index| request.constraints.get(*index));
         if facts.secrets.is_empty() {
             return Self {
+                ignored: ignored.cloned().collect(),
                 environment: facts.environment.clone(),
                 constraints: declared.normalised.clone(),
                 guardrails: declared.guardrails.clone(),
@@ -203,6 +280,11 @@ impl Exposed {
             names
         };
         let environment = if facts.environment.is_empty() { String::new() } else { REDACTED.to_owned() };
-        Self { environment, constraints: bare(&declared.normalised), guardrails: bare(&declared.guardrails) }
+        Self {
+            environment,
+            constraints: bare(&declared.normalised),
+            ignored: ignored.map(|_| REDACTED.to_owned()).collect(),
+            guardrails: bare(&declared.guardrails),
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::decision;
 use crate::explain::Explanation;
 use crate::facts::{Attribute, Attributes, FactValue, Facts, NotRead, Past, Trigger, Triggers};
 use crate::pack::{Fault, Pack, PackError, Rule, rekeyed};
-use crate::recordable::recordable;
+use crate::recordable::{Attempted, recordable};
 use crate::run::Lesson;
 use crate::time_limit::TimeLimit;
 
@@ -107,7 +107,8 @@ impl Engine {
         let facts = self.facts_within(&question.request, question.evaluated_at, past, limit)?;
         limit.check()?;
         let decision = decision::assemble(&self.pack, &question.request, &facts, &self.evaluate(&facts));
-        let recordable = Some(recordable(question, &facts.secrets, limit)?);
+        let attempted = Attempted { effect_classes: facts.effects.classes(), tools: facts.tools.names() };
+        let recordable = Some(recordable(question, attempted, &facts.secrets, self.pack.secrets(), limit)?);
         limit.check()?;
         let lesson = Lesson::new(&decision, facts);
         Ok((Decided { decision, recordable }, lesson))
@@ -136,7 +137,15 @@ impl Engine {
         past: Option<&Past>,
         limit: TimeLimit,
     ) -> Result<Facts, NotRead> {
-        Facts::read(request, self.pack.vocabulary(), self.pack.windows(), evaluated_at, past, limit)
+        Facts::read(
+            request,
+            self.pack.vocabulary(),
+            self.pack.windows(),
+            self.pack.secrets(),
+            evaluated_at,
+            past,
+            limit,
+        )
     }
 
     /// Evaluates the rules whose trigger holds.

@@ -6,38 +6,49 @@
 //! default that allows more.
 
 mod access;
+mod actions;
 mod approval;
 mod attributes;
+mod culprit;
 mod declared;
 mod effects;
+mod environment;
 mod evidence;
 mod goal;
+mod limits;
+mod patterns;
 mod prefixes;
 mod run;
 mod scope;
 mod target;
+mod tool_list;
+mod tools;
 mod triggers;
 mod window;
 
 use serde_json::Value;
 use stage0_contract::{CheckRequest, FieldError, Micros, RunId};
 
-use crate::pack::{Vocabulary, Windows};
-use crate::secrets::{self, Finding};
+use crate::pack::{Edition, Vocabulary, Windows};
+use crate::secrets::{self, Detector, Finding};
 use crate::time_limit::{OutOfTime, TimeLimit};
 
 pub(crate) use attributes::{Attribute, Attributes, FactValue};
+pub(crate) use culprit::Culprit;
 pub(crate) use declared::Declared;
+pub(crate) use effects::{As, Reading as EffectReading, judge};
+pub(crate) use tools::action;
 pub(crate) use triggers::{Trigger, Triggers};
 pub(crate) use window::{Window, WindowSpec};
 
 use access::Access;
-use approval::Approval;
+use approval::{Approval, Asked};
 use effects::Effects;
 use evidence::Evidence;
 use run::Run;
 pub(crate) use run::{Calls, Past, Said};
 use scope::Scopes;
+use tools::{Powers, ProposedTools};
 
 /// All that rules can know about a request.
 #[derive(Debug)]
@@ -54,10 +65,17 @@ pub(crate) struct Facts {
     pub(crate) ticket_named: bool,
     pub(crate) mfa_verified: bool,
     pub(crate) rollback_plan: bool,
+    /// Limits that nothing is compared with: canonical names.
+    pub(crate) limits_not_enforced: Vec<&'static str>,
+    /// `retry_count` is given and says nothing.
+    pub(crate) retries_unread: bool,
+    /// The approval is older than `approval_max_age` lets it be, or nobody knows how old it is.
+    pub(crate) approval_stale: bool,
     pub(crate) window_open: bool,
     /// When the declared windows are next open together, RFC 3339.
     pub(crate) next_opening: Option<String>,
-    pub(crate) sensitive_tool: bool,
+    pub(crate) powers: Powers,
+    pub(crate) tools: ProposedTools,
     pub(crate) criteria_missing: bool,
     /// No tools, constraints, side effects, context entries or environment.
     pub(crate) bare: bool,
@@ -96,43 +114,55 @@ impl Facts {
         request: &CheckRequest,
         vocabulary: &Vocabulary,
         windows: &Windows,
+        detector: &Detector,
         evaluated_at: i64,
         past: Option<&Past>,
         limit: TimeLimit,
     ) -> Result<Self, NotRead> {
         limit.check()?;
-        let declared = Declared::read(&request.constraints, vocabulary, windows)?;
+        access::one_environment(request, vocabulary)?;
+        let mut declared = Declared::read(&request.constraints, vocabulary, windows)?;
         limit.check()?;
         let mut evidence = Evidence::new(request.context.as_ref());
         let effects = Effects::read(&request.side_effects, vocabulary);
-        let tools = scope::ProposedTools::read(request, &mut evidence);
+        let tools = ProposedTools::read(request, &mut evidence);
         limit.check()?;
-        let approval = Approval::read(&declared, request, &tools, &mut evidence);
-        let access = Access::read(request, &mut evidence);
-        run::mark_unless_named(&RunId::of(request), &mut evidence);
+        let asked = Asked { request, declared: &declared, effects: &effects, tools: &tools, vocabulary, evaluated_at };
+        let approval = Approval::read(&asked, &mut evidence);
+        let access = Access::read(request, &declared, vocabulary, &mut evidence);
+        let run_id = RunId::of(request);
+        run::mark_unless_named(&run_id, &mut evidence);
         limit.check()?;
         let run = Run::read(&declared, &tools, &mut evidence, past);
+        let counted = past.is_some() || matches!(run_id, Ok(Some(_)));
+        let limits_not_enforced = limits::not_enforced(&declared, request, counted, &evidence);
+        if vocabulary.edition() == Edition::Second {
+            declared.without_guardrails(&limits_not_enforced);
+        }
         limit.check()?;
-        let scopes = Scopes::read(&declared, &tools, &mut evidence);
+        let scopes = Scopes::read(&declared, request, vocabulary, &mut evidence);
         let (ticket_named, rollback_plan) = (evidence.ticket(), evidence.flag("rollback_plan").unwrap_or(false));
         let mfa_verified = evidence.flag("mfa_verified").unwrap_or(false);
         limit.check()?;
         let (window_open, next_opening) = window::judge(&declared.windows, windows, evaluated_at);
-        let nothing_declared =
-            request.tools.is_empty() && request.constraints.is_empty() && request.side_effects.is_empty();
+        let nothing_declared = request.tools.is_empty() && request.constraints.is_empty() && !effects.scoped;
         let context_empty = request.context.as_ref().is_none_or(|c| c.values().all(Value::is_null));
         Ok(Self {
             context_present: request.context.is_some(),
             ticket_named,
             mfa_verified,
             rollback_plan,
+            limits_not_enforced,
+            retries_unread: limits::retries_unread(request),
+            approval_stale: stale(declared.approval_max_age, approval.approved_at, evaluated_at),
             window_open,
             next_opening,
-            sensitive_tool: tools.any_sensitive(vocabulary),
+            powers: Powers::read(request, &tools, &effects, vocabulary),
+            tools,
             criteria_missing: request.success_criteria.is_empty(),
             bare: nothing_declared && context_empty && request.environment.is_none(),
-            goal_vague: request.side_effects.is_empty() && goal::is_vague(&request.goal, vocabulary),
-            secrets: secrets::find_within(request, limit)?,
+            goal_vague: !effects.scoped && goal::is_vague(&request.goal, vocabulary),
+            secrets: secrets::find_within(request, detector, limit)?,
             estimated_cost: run.estimated_cost,
             environment: access::as_given(request),
             malformed: evidence.malformed(),
@@ -144,4 +174,14 @@ impl Facts {
             scopes,
         })
     }
+}
+
+/// A clock that runs ahead makes no approval one of the future.
+const APPROVAL_CLOCK_SKEW_SECONDS: i64 = 300;
+
+/// Whether an approval is older than it may be, lies in the future, or says not when it was given.
+fn stale(max_age: Option<Micros>, approved_at: Option<i64>, evaluated_at: i64) -> bool {
+    let Some(max_age) = max_age else { return false };
+    let Some(age) = approved_at.and_then(|at| evaluated_at.checked_sub(at)) else { return true };
+    age < -APPROVAL_CLOCK_SKEW_SECONDS || age.saturating_mul(1_000_000) > max_age.get()
 }

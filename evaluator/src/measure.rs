@@ -7,7 +7,7 @@ use stage0_contract::{CheckRequest, Decided, Decision, EvaluateRequest};
 use crate::decision;
 use crate::engine::{self, Engine, Outcome};
 use crate::facts::{Attributes, Declared, Facts, Past};
-use crate::recordable::recordable;
+use crate::recordable::{Attempted, recordable};
 use crate::time_limit::TimeLimit;
 
 /// All that an evaluator does for a check once it is read; none for a request that the pack refuses.
@@ -72,6 +72,9 @@ impl<'e> Measured<'e> {
 
     /// What may be recorded; `question` asks for the same request.
     pub fn recordable(&self, question: &EvaluateRequest) {
-        black_box(recordable(question, &self.facts.secrets, TimeLimit::NONE).is_ok());
+        let (effects, tools) = (&self.facts.effects, &self.facts.tools);
+        let attempted = Attempted { effect_classes: effects.classes(), tools: tools.names() };
+        let detector = self.engine.pack().secrets();
+        black_box(recordable(question, attempted, &self.facts.secrets, detector, TimeLimit::NONE).is_ok());
     }
 }

@@ -6,36 +6,51 @@
 //! rules under the same version.
 
 mod cases;
+mod codes;
+mod constraints;
 mod digest;
+mod effects;
 mod fault;
 mod files;
 mod manifest;
+mod names;
+mod near;
+mod reference;
 mod rule;
 mod rules;
+mod secrets;
 mod set;
 mod shape;
+mod tools;
 mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
+use serde_json::{Map, Value};
 use stage0_contract::PolicyVersion;
 
 use crate::engine::Engine;
 use crate::facts::Window;
+use crate::secrets::Detector;
 
 pub use cases::{CaseOutcome, Expectation};
 pub use fault::{Fault, PackError};
 pub use set::{PackSet, PackSetError};
 
 pub(crate) use cases::Case;
+pub(crate) use effects::{Class, EffectWords, Marks, Meaning};
 pub(crate) use files::Files;
-pub(crate) use manifest::{Pro, Scores};
+pub(crate) use manifest::{Edition, Pro, Scores};
+pub(crate) use names::{APPROVED, ApprovalWord, Names};
 pub(crate) use rule::{Detail, Rule};
 pub(crate) use rules::rekeyed;
-pub(crate) use vocabulary::{Class, Vocabulary};
+#[cfg(test)]
+pub(crate) use secrets::baseline;
+pub(crate) use tools::ToolWords;
+pub(crate) use vocabulary::Vocabulary;
 
 /// Stack of the thread that parses and validates a pack: Cedar goes down into an expression level by level, and `shape`
 /// bounds levels for this size with room to spare, also in a development build.
@@ -49,16 +64,19 @@ pub struct Pack {
     pro: Pro,
     windows: Windows,
     vocabulary: Vocabulary,
+    secrets: Arc<Detector>,
     rules: BTreeMap<String, Rule>,
+    reference: Map<String, Value>,
     /// The text of each policy file: every engine parses its own.
     sources: Vec<String>,
-    cases: Vec<Case>,
+    case_count: usize,
 }
 
 impl Pack {
-    /// The pack that is compiled in.
+    /// The pack that is compiled in; its content never changes, so that it proves itself once in a process.
     pub fn embedded() -> Result<Arc<Self>, PackError> {
-        Self::load(&Files::embedded())
+        static EMBEDDED: OnceLock<Result<Arc<Pack>, PackError>> = OnceLock::new();
+        EMBEDDED.get_or_init(|| Self::load(&Files::embedded())).clone()
     }
 
     /// Loads a folder, or names every fault in it.
@@ -70,40 +88,57 @@ impl Pack {
     pub fn test(folder: &Path) -> Result<Vec<CaseOutcome>, PackError> {
         let files = Files::read(folder)?;
         with_room(|| {
-            let pack = Arc::new(Self::parse(&files)?);
-            let engine = Engine::new(Arc::clone(&pack))?;
-            Ok(pack.cases.iter().map(|case| case.run(&engine)).collect())
+            let (pack, cases) = Self::parse(&files)?;
+            let engine = Engine::new(Arc::new(pack))?;
+            Ok(cases.iter().map(|case| case.run(&engine)).collect())
         })
     }
 
     /// Loads the files of a pack.
     pub(crate) fn load(files: &Files) -> Result<Arc<Self>, PackError> {
         with_room(|| {
-            let pack = Arc::new(Self::parse(files)?);
+            let (pack, cases) = Self::parse(files)?;
+            let pack = Arc::new(pack);
             let engine = Engine::new(Arc::clone(&pack))?;
-            let faults = cases::prove(&pack, &engine, files);
+            let faults = cases::prove(&pack, &cases, &engine, files);
             if faults.is_empty() { Ok(pack) } else { Err(PackError { faults }) }
         })
     }
 
-    /// Everything but the cases' verdicts.
-    fn parse(files: &Files) -> Result<Self, PackError> {
+    /// Everything but the cases' verdicts; nobody needs the cases once they have proven the pack.
+    fn parse(files: &Files) -> Result<(Self, Vec<Case>), PackError> {
         let mut faults = files.unexpected();
         let manifest = manifest::parse(files, &mut faults);
-        let vocabulary = vocabulary::parse(files, &mut faults);
-        let (rules, sources) = rules::parse(files, &mut faults);
+        if manifest.as_ref().is_some_and(|manifest| manifest.edition == Edition::First) {
+            faults.extend(files.of_second_edition());
+        }
+        let edition = manifest.as_ref().map_or(Edition::default(), |manifest| manifest.edition);
+        // What belongs to which edition is told once the edition is known.
+        let vocabulary = vocabulary::parse(files, manifest.as_ref().map(|_| edition), &mut faults);
+        let secrets = secrets::parse(files, &mut faults);
+        let (mut rules, sources) = rules::parse(files, edition, &mut faults);
+        if vocabulary.as_ref().and_then(Vocabulary::tools).is_some_and(ToolWords::undeclared_defers) {
+            rules.values_mut().for_each(|rule| rule.defer_undeclared(&mut faults));
+        }
+        let codes = codes::parse(files, edition, &rules, &mut faults);
         let cases = cases::parse(files, &mut faults);
-        match (manifest, vocabulary, cases) {
-            (Some(manifest), Some(vocabulary), Some(cases)) if faults.is_empty() => Ok(Self {
-                version: digest::version(&manifest.name, &manifest.semver, files).map_err(PackError::of)?,
-                scores: manifest.scores,
-                pro: manifest.pro,
-                windows: manifest.windows,
-                vocabulary,
-                rules,
-                sources,
-                cases,
-            }),
+        match (manifest, vocabulary, secrets, codes, cases) {
+            (Some(manifest), Some(vocabulary), Some(secrets), Some(codes), Some(cases)) if faults.is_empty() => {
+                let pack = Self {
+                    version: digest::version(&manifest.name, &manifest.semver, files, secrets.base)
+                        .map_err(PackError::of)?,
+                    scores: manifest.scores,
+                    pro: manifest.pro,
+                    windows: manifest.windows,
+                    reference: reference::of(files, &vocabulary, &codes, &rules),
+                    vocabulary,
+                    secrets: secrets.detector,
+                    rules,
+                    sources,
+                    case_count: cases.len(),
+                };
+                Ok((pack, cases))
+            }
             _ => Err(PackError { faults }),
         }
     }
@@ -120,7 +155,7 @@ impl Pack {
 
     /// How many cases prove it.
     pub fn case_count(&self) -> usize {
-        self.cases.len()
+        self.case_count
     }
 
     pub(crate) fn scores(&self) -> &Scores {
@@ -139,12 +174,26 @@ impl Pack {
         &self.vocabulary
     }
 
+    /// What finds secrets by the forms of this pack.
+    pub fn secrets(&self) -> &Detector {
+        &self.secrets
+    }
+
     pub(crate) fn rules(&self) -> &BTreeMap<String, Rule> {
         &self.rules
     }
 
     pub(crate) fn sources(&self) -> &[String] {
         &self.sources
+    }
+}
+
+#[cfg(test)]
+impl Pack {
+    /// The baseline as it was in the first edition.
+    pub(crate) fn first_edition() -> Arc<Self> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/first-edition");
+        Self::from_dir(&folder).expect("the first edition loads")
     }
 }
 

@@ -2,60 +2,82 @@
 //!
 //! Owns which texts those are and how long.
 //! INVARIANT: no secret that the detector finds anywhere in the question is in them, and without `debug_store_input` no
-//! text of the request but the run's id is.
+//! text of the request but the run's id and the names of its tools is.
+
+use std::borrow::Cow;
 
 use serde_json::{Map, Value};
-use stage0_contract::{CallerTexts, CheckRequest, EvaluateRequest, Recordable, is_blank};
+use stage0_contract::{CallerTexts, CheckRequest, EvaluateRequest, Recordable, RunId, is_blank};
 
-use crate::secrets::{self, Finding, Masking, REDACTED};
+use crate::secrets::{self, Detector, Finding, Masking, REDACTED};
 use crate::time_limit::{OutOfTime, TimeLimit};
 
 /// The longest text beside the input, in characters.
 const MAX_CHARS: usize = 256;
 
+/// What an action attempts, in the policy's words.
+#[derive(Debug, Default)]
+pub(crate) struct Attempted {
+    /// The risk classes of its side effects.
+    pub(crate) effect_classes: Vec<&'static str>,
+    /// The names of its tools, normalised.
+    pub(crate) tools: Vec<String>,
+}
+
 /// Takes what may be kept; `found` is what was found in the request.
 pub(crate) fn recordable(
     question: &EvaluateRequest,
+    attempted: Attempted,
     found: &[Finding],
+    detector: &Detector,
     limit: TimeLimit,
 ) -> Result<Recordable, OutOfTime> {
     let (request, caller) = (&question.request, &question.caller);
     let beside = || [&caller.client_request_id, &caller.user_agent].into_iter().flatten().map(String::as_str);
     // The usual request has no secret, and then its own texts need no second look.
-    let suspicious = !found.is_empty() || beside().any(secrets::suspects);
-    let masking = if suspicious { Some(Masking::of(request, beside(), limit)?) } else { None };
-    let shown = |text: &str| short(masking.as_ref(), text);
-    let run_id = run_id(request).map(shown).transpose()?;
+    let suspicious = !found.is_empty() || beside().any(|text| secrets::suspects(text, detector, limit));
+    let masking = if suspicious { Some(Masking::of(request, beside(), detector, limit)?) } else { None };
+    let shown = |text: &str| short(masking.as_ref(), text, detector);
+    let run_id = run_id(request).map(|run| shown(&run)).transpose()?;
     let caller = CallerTexts {
         client_request_id: caller.client_request_id.as_deref().map(shown).transpose()?,
         user_agent: caller.user_agent.as_deref().map(shown).transpose()?,
     };
+    let tools = match &masking {
+        None => attempted.tools,
+        Some(_) => attempted.tools.iter().map(|tool| shown(tool)).collect::<Result<_, _>>()?,
+    };
+    let effect_classes = attempted.effect_classes.into_iter().map(str::to_owned).collect();
     let input = if request.debug_store_input {
-        Some(input(request, &masking.unwrap_or_else(|| Masking::new(limit)))?)
+        Some(input(request, &masking.unwrap_or_else(|| Masking::new(detector, limit)))?)
     } else {
         None
     };
-    Ok(Recordable { run_id, caller, input })
+    Ok(Recordable { run_id, effect_classes, tools, caller, input })
 }
 
-fn run_id(request: &CheckRequest) -> Option<&str> {
+fn named(members: &Map<String, Value>) -> Option<Cow<'_, str>> {
+    RunId::text_of(members.get("run_id")?)
+}
+
+fn run_id(request: &CheckRequest) -> Option<Cow<'_, str>> {
     let context = request.context.as_ref()?;
     let inner = context.get("loop_state").and_then(Value::as_object);
-    let mut said = [Some(context), inner].into_iter().flatten().filter_map(|members| members.get("run_id")?.as_str());
+    let mut said = [Some(context), inner].into_iter().flatten().filter_map(named);
     said.find(|id| !is_blank(id))
 }
 
 /// Masked first: a cut could hide what makes a secret one.
-fn short(masking: Option<&Masking>, text: &str) -> Result<String, OutOfTime> {
+fn short(masking: Option<&Masking<'_>>, text: &str, detector: &Detector) -> Result<String, OutOfTime> {
     let masked = masking.map_or_else(|| Ok(text.to_owned()), |masking| masking.text(text))?;
     let Some((end, _)) = masked.char_indices().nth(MAX_CHARS) else { return Ok(masked) };
     let cut = masked.get(..end).unwrap_or_default();
     // And it could make one of what was none.
-    Ok(if secrets::mask(cut) == cut { cut.to_owned() } else { REDACTED.to_owned() })
+    Ok(if secrets::mask(cut, detector) == cut { cut.to_owned() } else { REDACTED.to_owned() })
 }
 
 /// The request's own members, by the contract's names; absent ones stay absent.
-fn input(request: &CheckRequest, masking: &Masking) -> Result<Map<String, Value>, OutOfTime> {
+fn input(request: &CheckRequest, masking: &Masking<'_>) -> Result<Map<String, Value>, OutOfTime> {
     let text = |text: &str| masking.text(text).map(Value::from);
     let mut input = Map::new();
     input.insert("goal".to_owned(), text(&request.goal)?);
@@ -80,7 +102,8 @@ fn input(request: &CheckRequest, masking: &Masking) -> Result<Map<String, Value>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::secrets::{EXAMPLES, find};
+    use crate::secrets::forms::EXAMPLES;
+    use crate::secrets::{baseline, find};
     use serde_json::json;
     use stage0_contract::{AccountId, RequestId};
 
@@ -94,7 +117,8 @@ mod tests {
             caller,
             max_runs: None,
         };
-        recordable(&question, &find(&question.request), TimeLimit::NONE).unwrap()
+        recordable(&question, Attempted::default(), &find(&question.request, baseline()), baseline(), TimeLimit::NONE)
+            .unwrap()
     }
 
     fn kept(body: Value) -> Recordable {
@@ -180,6 +204,20 @@ mod tests {
     }
 
     #[test]
+    fn no_real_form_is_left_in_what_is_stored() {
+        for (text, secrets) in crate::secrets::forms::real() {
+            let body = json!({"goal": &text, "tools": ["t", &text], "constraints": [&text], "success_criteria": [&text],
+                "environment": &text, "context": {"run_id": &text, "a": [{"b": &text}]},
+                "debug_store_input": true});
+            let caller = CallerTexts { client_request_id: Some(text.clone()), user_agent: Some(text.clone()) };
+            let kept = keep(body, caller);
+            for secret in secrets.iter().filter(|secret| secret.len() >= 4) {
+                assert!(!holds(&kept, secret), "{text}: {kept:?}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_around_a_secret_is_kept() {
         let input = input_of(json!({"goal": "log in with password=hunter22 and go", "context": {
             "password=hunter22": 1, "pwd=hunter23": 2, "db": {"user": "bob", "password": "correcthorse"}}}));
@@ -254,12 +292,14 @@ mod tests {
     }
 
     #[test]
-    fn the_run_is_the_first_text_that_names_one() {
+    fn the_run_is_the_first_text_or_whole_number_that_names_one() {
         for (context, run) in [
             (json!({"run_id": "a", "loop_state": {"run_id": "b"}}), Some("a")),
             (json!({"run_id": " ", "loop_state": {"run_id": "b"}}), Some("b")),
             (json!({"run_id": null, "loop_state": {"run_id": "b"}}), Some("b")),
-            (json!({"run_id": 7}), None),
+            (json!({"run_id": 7}), Some("7")),
+            (json!({"run_id": 7.5}), None),
+            (json!({"run_id": [7]}), None),
             (json!({"loop_state": "b"}), None),
             (json!({}), None),
         ] {

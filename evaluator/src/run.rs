@@ -5,6 +5,7 @@
 //! INVARIANT: nothing that a caller sends makes a count smaller, but for a settlement that its key allows.
 
 mod desk;
+mod list;
 mod quota;
 mod view;
 mod waiting;
@@ -12,7 +13,7 @@ mod waiting;
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
-use stage0_contract::{Decision, FieldError, MAX_USD, ManageReply, Micros, Refusal, RequestId, Scope, Verdict};
+use stage0_contract::{Decision, FieldError, MAX_USD, ManageReply, Micros, Refusal, RequestId, RunId, Scope, Verdict};
 
 use crate::facts::{Calls, Facts, Past, Said};
 
@@ -40,6 +41,9 @@ const ANY_TOOL: &str = "?";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct RunState {
+    /// As its first check without a secret names it; none until then, and of an earlier version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<RunId>,
     /// The run was ended: as good as absent.
     ended: bool,
     first_seen: i64,
@@ -214,6 +218,13 @@ impl RunState {
                 calls: Calls { known: self.calls.clone(), any: self.any_calls },
                 same_tool_calls: 0,
             },
+        }
+    }
+
+    /// Learns the run's name from a decided check that names it.
+    pub(crate) fn learn_name(&mut self, lesson: &Lesson, name: Option<RunId>) {
+        if self.name.is_none() && !lesson.secret {
+            self.name = name;
         }
     }
 

@@ -1,12 +1,18 @@
 //! Secrets in a request: found anywhere in it, told by kind and place, shown nowhere.
 //!
-//! Owns the walk over every string of a request (values and member names, raw and normalised) and the masking of texts that are
-//! to be kept. Refuses to name a value, or a member name that is not the contract's: either may be the secret.
-//! INVARIANT: a detector that cannot be built finds a secret in everything.
+//! Owns the walk over every string of a request (values and member names, raw and normalised) and the masking of texts
+//! that are to be kept. Refuses to name a value, or a member name that is not the contract's: either may be the secret.
+//! What a secret looks like is the pack's (`secrets.toml`); a pack whose forms cannot be read is not loaded.
+//! INVARIANT: what was not searched to its end is no answer.
 
 mod assignment;
+mod detector;
+#[cfg(test)]
+pub(crate) mod forms;
 mod masking;
-mod patterns;
+mod names;
+mod trigger;
+mod value;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,11 +22,12 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use stage0_contract::{CheckRequest, plain};
 
-pub(crate) use masking::Masking;
-#[cfg(test)]
-pub(crate) use patterns::EXAMPLES;
+pub use detector::Detector;
 
-use patterns::{Detector, Suspects};
+pub(crate) use detector::{Form, Proof};
+pub(crate) use masking::Masking;
+pub(crate) use names::{NameWords, Tells};
+pub(crate) use value::{MAX_TELLING, ValueWords};
 
 use crate::time_limit::{OutOfTime, TimeLimit};
 
@@ -36,7 +43,7 @@ const SEARCHED_TOGETHER_BYTES: usize = 65_536;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     /// `aws_access_key_id`, `password`, …
-    pub kind: &'static str,
+    pub kind: String,
     /// `goal`, `context.*`, `tools[2]`: no name that the contract does not know.
     pub path: String,
 }
@@ -74,36 +81,40 @@ const KNOWN_MEMBERS: [&str; 28] = [
 ];
 
 /// The secrets in a request, each kind and place once, a hundred at most.
-pub fn find(request: &CheckRequest) -> Vec<Finding> {
+pub fn find(request: &CheckRequest, detector: &Detector) -> Vec<Finding> {
     // Without a limit it comes to an end; what were not searched to its end would be as good as a secret.
-    let unsearched = |_| vec![Finding { kind: "unknown", path: "body".to_owned() }];
-    find_within(request, TimeLimit::NONE).unwrap_or_else(unsearched)
+    let unsearched = |_| vec![Finding { kind: "unknown".to_owned(), path: "body".to_owned() }];
+    find_within(request, detector, TimeLimit::NONE).unwrap_or_else(unsearched)
 }
 
 /// As [`find`], or not in time.
-pub(crate) fn find_within(request: &CheckRequest, limit: TimeLimit) -> Result<Vec<Finding>, OutOfTime> {
-    let detector = Detector::get();
-    let mut suspicion = Suspicion::default();
+pub(crate) fn find_within(
+    request: &CheckRequest,
+    detector: &Detector,
+    limit: TimeLimit,
+) -> Result<Vec<Finding>, OutOfTime> {
+    let mut search = Search { detector, limit, text: String::new(), secret: false, name: false };
     let mut in_time = Ok(());
-    let _ = each_text(request, &mut |_, member, text| {
-        suspicion.note(member, text);
+    // Whether a name tells of a secret is not asked before one is seen.
+    let _ = each_text(request, None, &mut |_, _, text| {
+        search.note(text);
         in_time = limit.check();
-        if in_time.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if in_time.is_ok() && !search.secret { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     in_time?;
-    let named = suspicion.named;
-    let suspects = suspicion.suspects();
-    if !named && suspects == Suspects::NONE {
+    let suspicious = search.suspicious();
+    limit.check()?;
+    if !suspicious {
         return Ok(Vec::new());
     }
     let mut found = BTreeSet::new();
-    let _ = each_text(request, &mut |place, member, text| {
+    let _ = each_text(request, Some(detector), &mut |place, member, text| {
         in_time = limit.check();
-        let kind = || detector.kind(text, suspects, limit).or_else(|| assignment::member_kind(member?, text));
+        let of_member = || member.filter(|tells| detector.member_is_secret(*tells, text)).map(|_| detector::BY_NAME);
         if in_time.is_ok()
-            && let Some(kind) = kind()
+            && let Some(kind) = detector.kind(text, limit).or_else(of_member)
         {
-            found.insert(Finding { kind, path: place.to_string() });
+            found.insert(Finding { kind: kind.to_owned(), path: place.to_string() });
         }
         if in_time.is_ok() && found.len() < MAX_FINDINGS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
@@ -113,43 +124,51 @@ pub(crate) fn find_within(request: &CheckRequest, limit: TimeLimit) -> Result<Ve
 }
 
 /// The text with every secret in it replaced by [`REDACTED`].
-pub fn mask(text: &str) -> String {
-    mask_within(text, TimeLimit::NONE)
+pub fn mask(text: &str, detector: &Detector) -> String {
+    mask_within(text, detector, TimeLimit::NONE)
 }
 
 /// As [`mask`]; means nothing once `limit` is reached.
-fn mask_within(text: &str, limit: TimeLimit) -> String {
-    let detector = Detector::get();
-    let suspects = detector.suspects(text, Suspects::NONE);
-    if suspects == Suspects::NONE && text.is_ascii() {
+fn mask_within(text: &str, detector: &Detector, limit: TimeLimit) -> String {
+    if !detector.suspects(text, limit) {
         return text.to_owned();
     }
-    let masked = detector.replace(text, suspects, limit);
+    let masked = detector.replace(text, limit);
     // What shows only after normalisation, or only once its neighbour is gone, has no place that could be cut out.
-    if detector.any_kind(&masked, limit).is_some() { REDACTED.to_owned() } else { masked }
+    if detector.kind(&masked, limit).is_some() { REDACTED.to_owned() } else { masked }
 }
 
 /// Whether a text may hold a secret; `false` is certain.
-pub(crate) fn suspects(text: &str) -> bool {
-    !text.is_ascii() || Detector::get().suspects(text, Suspects::NONE) != Suspects::NONE
+pub(crate) fn suspects(text: &str, detector: &Detector, limit: TimeLimit) -> bool {
+    detector.suspects(text, limit)
 }
 
-/// What may be in the texts of a request, from a search of many texts at once.
-#[derive(Default)]
-struct Suspicion {
+/// What the compiled-in baseline finds.
+#[cfg(test)]
+pub(crate) fn baseline() -> &'static Detector {
+    static BASELINE: std::sync::LazyLock<std::sync::Arc<Detector>> = std::sync::LazyLock::new(|| {
+        let mut faults = Vec::new();
+        crate::pack::baseline(&mut faults).unwrap_or_else(|| panic!("{faults:#?}"))
+    });
+    &BASELINE
+}
+
+/// Whether there may be a secret in the texts of a request, from a search of many texts at once.
+struct Search<'d> {
+    detector: &'d Detector,
+    limit: TimeLimit,
     /// Those that are not searched yet.
     text: String,
-    found: Suspects,
-    named: bool,
+    secret: bool,
+    name: bool,
 }
 
-impl Suspicion {
-    fn note(&mut self, member: Option<&'static str>, text: &str) {
+impl Search<'_> {
+    fn note(&mut self, text: &str) {
         self.search_later(text);
         if !text.is_ascii() {
             self.search_later(&plain(text));
         }
-        self.named |= member.is_some();
     }
 
     fn search_later(&mut self, text: &str) {
@@ -161,13 +180,15 @@ impl Suspicion {
     }
 
     fn search(&mut self) {
-        self.found = Detector::get().suspects(&self.text, self.found);
+        let suspicion = self.detector.may_find(&self.text, self.limit);
+        self.secret |= suspicion.secret;
+        self.name |= suspicion.name;
         self.text.clear();
     }
 
-    fn suspects(mut self) -> Suspects {
+    fn suspicious(mut self) -> bool {
         self.search();
-        self.found
+        self.secret || self.name
     }
 }
 
@@ -191,10 +212,11 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Called with the place, what the name of the innermost member tells of if it tells of a secret, and the text.
-type See<'s> = &'s mut dyn FnMut(&Place<'_>, Option<&'static str>, &str) -> ControlFlow<()>;
+/// Called with the place, how much the name of the innermost member tells of a secret (nothing without a detector), and
+/// the text.
+type See<'s> = &'s mut dyn FnMut(&Place<'_>, Option<Tells>, &str) -> ControlFlow<()>;
 
-fn each_text(request: &CheckRequest, see: See<'_>) -> ControlFlow<()> {
+fn each_text(request: &CheckRequest, detector: Option<&Detector>, see: See<'_>) -> ControlFlow<()> {
     see(&Place::Field("goal"), None, &request.goal)?;
     for (name, items) in [
         ("success_criteria", &request.success_criteria),
@@ -213,32 +235,70 @@ fn each_text(request: &CheckRequest, see: See<'_>) -> ControlFlow<()> {
         }
     }
     if let Some(context) = &request.context {
-        each_member(context, &Place::Field("context"), see)?;
+        each_member(context, &Place::Field("context"), None, detector, see)?;
     }
-    each_member(&request.unknown, &Place::Field("body"), see)
+    each_member(&request.unknown, &Place::Field("body"), None, detector, see)
 }
 
-fn each_member(members: &Map<String, Value>, place: &Place<'_>, see: See<'_>) -> ControlFlow<()> {
+/// Names of members that tell nothing by themselves: the one around them does.
+const SAYS_NOTHING: [&str; 9] = ["value", "val", "raw", "plain", "plaintext", "string", "text", "content", "data"];
+
+fn each_member(
+    members: &Map<String, Value>,
+    place: &Place<'_>,
+    around: Option<Tells>,
+    detector: Option<&Detector>,
+    see: See<'_>,
+) -> ControlFlow<()> {
     for (name, value) in members {
         see(place, None, name)?;
-        each_value(value, &Place::Member(place, name), assignment::secret_name(name), see)?;
+        let own = detector.and_then(|detector| telling(detector, members, name));
+        // `{"password": {"value": …}}`
+        let said = || around.filter(|_| SAYS_NOTHING.iter().any(|nothing| name.eq_ignore_ascii_case(nothing)));
+        each_value(value, &Place::Member(place, name), own.or_else(said), detector, see)?;
     }
     ControlFlow::Continue(())
 }
 
-fn each_value(value: &Value, place: &Place<'_>, member: Option<&'static str>, see: See<'_>) -> ControlFlow<()> {
+fn each_value(
+    value: &Value,
+    place: &Place<'_>,
+    member: Option<Tells>,
+    detector: Option<&Detector>,
+    see: See<'_>,
+) -> ControlFlow<()> {
     match value {
         Value::String(text) => see(place, member, text)?,
         Value::Array(items) => {
+            let mut before = None;
             for (index, item) in items.iter().enumerate() {
-                each_value(item, &Place::Item(place, index), member, see)?;
+                let member = member.or_else(|| told_by_option(detector?, before));
+                each_value(item, &Place::Item(place, index), member, detector, see)?;
+                before = Some(item);
             }
         }
-        Value::Object(members) => each_member(members, place, see)?,
+        Value::Object(members) => each_member(members, place, member, detector, see)?,
         Value::Number(number) if member.is_some() => see(place, member, &number.to_string())?,
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
     ControlFlow::Continue(())
+}
+
+/// How much the argument before another tells of it: `["--password", "…"]`.
+fn told_by_option(detector: &Detector, before: Option<&Value>) -> Option<Tells> {
+    let option = before?.as_str().filter(|option| option.starts_with('-') && !option.contains(['=', ' ']))?;
+    detector.names().member(option)
+}
+
+/// How much the name of a member tells of a secret; of `{"name": "DB_PASSWORD", "value": …}` the name that is told.
+fn telling(detector: &Detector, members: &Map<String, Value>, name: &str) -> Option<Tells> {
+    let names = detector.names();
+    let named = || {
+        let told =
+            ["name", "key", "variable", "field", "header"].into_iter().find_map(|name| members.get(name)?.as_str());
+        told.and_then(|told| names.member(told))
+    };
+    names.member(name).or_else(|| if name.eq_ignore_ascii_case("value") { named() } else { None })
 }
 
 #[cfg(test)]
@@ -249,7 +309,7 @@ mod tests {
     const AWS: &str = "AKIAIOSFODNN7EXAMPLE";
 
     fn paths(body: Value) -> Vec<String> {
-        find(&CheckRequest::parse(body).unwrap()).into_iter().map(|f| f.path).collect()
+        find(&CheckRequest::parse(body).unwrap(), baseline()).into_iter().map(|f| f.path).collect()
     }
 
     #[test]
@@ -266,6 +326,7 @@ mod tests {
             (json!({"goal": "g", "context": {AWS: 1}}), "context"),
             (json!({"goal": "g", "context": {"a": [{"b": {"c": AWS}}]}}), "context.*[0].*.*"),
             (json!({"goal": "g", "context": {"db": {"password": "hunter22"}}}), "context.*.*"),
+            (json!({"goal": "g", "context": {"password": {"value": "hunter22"}}}), "context.*.*"),
             (json!({"goal": "g", "colour": AWS}), "body.*"),
             (json!({"goal": "g", AWS: 1}), "body"),
         ] {
@@ -277,7 +338,7 @@ mod tests {
     fn a_secret_does_not_hide_behind_invisible_or_wide_characters() {
         assert_eq!(paths(json!({"goal": "use AKIA\u{200b}IOSFODNN7EXAMPLE"})), ["goal"]);
         assert_eq!(paths(json!({"goal": "ｐａｓｓｗｏｒｄ＝hunter22"})), ["goal"]);
-        assert_eq!(mask("use AKIA\u{200b}IOSFODNN7EXAMPLE"), REDACTED);
+        assert_eq!(mask("use AKIA\u{200b}IOSFODNN7EXAMPLE", baseline()), REDACTED);
     }
 
     #[test]
@@ -290,10 +351,10 @@ mod tests {
     #[test]
     fn a_search_that_is_out_of_time_says_so() {
         let request = CheckRequest::parse(json!({"goal": "read the report"})).unwrap();
-        assert_eq!(find_within(&request, TimeLimit::over()), Err(OutOfTime));
-        assert_eq!(find_within(&request, TimeLimit::NONE), Ok(Vec::new()));
-        let masking = Masking::of(&request, [], TimeLimit::over());
-        assert!(masking.is_err() && Masking::new(TimeLimit::over()).text("x").is_err());
+        assert_eq!(find_within(&request, baseline(), TimeLimit::over()), Err(OutOfTime));
+        assert_eq!(find_within(&request, baseline(), TimeLimit::NONE), Ok(Vec::new()));
+        let masking = Masking::of(&request, [], baseline(), TimeLimit::over());
+        assert!(masking.is_err() && Masking::new(baseline(), TimeLimit::over()).text("x").is_err());
     }
 
     #[test]
@@ -306,12 +367,12 @@ mod tests {
 
     #[test]
     fn masking_leaves_the_rest_of_the_text() {
-        assert_eq!(mask(&format!("use {AWS} now")), format!("use {REDACTED} now"));
-        assert_eq!(mask("login with password=hunter22, then go"), format!("login with {REDACTED} then go"));
-        assert_eq!(mask("nothing here"), "nothing here");
-        assert_eq!(mask("ünïcode stays"), "ünïcode stays");
+        assert_eq!(mask(&format!("use {AWS} now"), baseline()), format!("use {REDACTED} now"));
+        assert_eq!(mask("login with password=hunter22, then go", baseline()), format!("login with {REDACTED} then go"));
+        assert_eq!(mask("nothing here", baseline()), "nothing here");
+        assert_eq!(mask("ünïcode stays", baseline()), "ünïcode stays");
         let pem = "x -----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY----- y";
-        assert_eq!(mask(pem), format!("x {REDACTED} y"));
-        assert_eq!(mask("-----BEGIN PRIVATE KEY-----\nMIIcut off"), REDACTED);
+        assert_eq!(mask(pem, baseline()), format!("x {REDACTED} y"));
+        assert_eq!(mask("-----BEGIN PRIVATE KEY-----\nMIIcut off", baseline()), REDACTED);
     }
 }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{Backplane, ServeError, Served, follow_store_clock};
-use stage0_contract::{EndRun, EvaluateRequest, EvaluatorStatus, Request, ReviewRequest, SettleRun, ShowRun};
+use stage0_contract::{
+    EndRun, EvaluateRequest, EvaluatorStatus, ListRuns, Request, ReviewRequest, SettleRun, ShowRun, VocabularyRequest,
+};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
@@ -93,7 +95,9 @@ struct Shard {
     evaluate: Served<EvaluateRequest>,
     review: Served<ReviewRequest>,
     status: Served<EvaluatorStatus>,
+    vocabulary: Served<VocabularyRequest>,
     show: Served<ShowRun>,
+    list: Served<ListRuns>,
     end: Served<EndRun>,
     settle: Served<SettleRun>,
 }
@@ -106,12 +110,14 @@ impl Shard {
         let requests = &backplane.requests;
         let review = requests.serve().await.map_err(ShardError::Serve)?;
         let status = requests.serve().await.map_err(ShardError::Serve)?;
+        let vocabulary = requests.serve().await.map_err(ShardError::Serve)?;
         let show = requests.serve().await.map_err(ShardError::Serve)?;
+        let list = requests.serve().await.map_err(ShardError::Serve)?;
         let end = requests.serve().await.map_err(ShardError::Serve)?;
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
         // Last: whoever is asked to decide can answer everything else too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
-        Ok(Self { backplane, lanes, runs, evaluate, review, status, show, end, settle })
+        Ok(Self { backplane, lanes, runs, evaluate, review, status, vocabulary, show, list, end, settle })
     }
 
     async fn serve(self, stop: &CancellationToken, share: Share) {
@@ -123,8 +129,15 @@ impl Shard {
             until_stopped(self.status, stop, async |asked: InHand<EvaluatorStatus>| {
                 asked.answer(&answers.status()).await;
             }),
+            until_stopped(self.vocabulary, stop, async |asked: InHand<VocabularyRequest>| {
+                asked.answer(&answers.vocabulary()).await;
+            }),
             until_stopped(self.show, stop, async |asked: InHand<ShowRun>| {
                 let reply = runs.show(&asked.request, asked.deadline).await;
+                asked.answer(&reply).await;
+            }),
+            until_stopped(self.list, stop, async |asked: InHand<ListRuns>| {
+                let reply = runs.list(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
             until_stopped(self.end, stop, async |asked: InHand<EndRun>| {

@@ -7,6 +7,7 @@ mod suite {
     mod growth;
     mod packs;
     mod promises;
+    mod remedies;
     mod runs;
     mod service;
 }

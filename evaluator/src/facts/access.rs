@@ -1,35 +1,76 @@
 //! Who acts, and where.
 //!
-//! Owns which member of `context` names the role (the first present wins) and which name an environment (all count). A word that
+//! Owns which member of `context` names the role (the first present wins) and which name an environment (all count), and
+//! when a name is one that the request declares: after folding, environments also by the pack's aliases. A word that
 //! mixes scripts becomes the empty text, which no declared list can hold.
 
-use stage0_contract::{CheckRequest, Word, is_blank};
+use stage0_contract::{CheckRequest, FieldError, Spelling, Word, is_blank};
 
+use super::culprit::Culprit;
+use super::declared::Declared;
 use super::evidence::Evidence;
+use crate::pack::{Edition, Vocabulary};
 
-/// Role and environments, normalised.
+/// Role and environments, as rules compare them: one that is declared is spelled as it is declared.
 #[derive(Debug)]
 pub(crate) struct Access {
     pub(crate) role: Option<String>,
+    pub(crate) required_roles: Option<Vec<String>>,
     /// Each once.
     pub(crate) environments: Vec<String>,
+    pub(crate) allowed_environments: Option<Vec<String>>,
+    /// The role as it was sent, where it is none of those that are required.
+    pub(crate) role_outside: Vec<Culprit>,
+    /// Environments as they were sent, where they are none of those that are allowed.
+    pub(crate) environments_outside: Vec<Culprit>,
 }
 
+/// Members of `context` that name the role.
+const ROLES: [&str; 3] = ["actor_role", "user_role", "requester_role"];
+
 impl Access {
-    pub(crate) fn read(request: &CheckRequest, evidence: &mut Evidence<'_>) -> Self {
-        let mut environments = Vec::new();
-        let outer = request.environment.as_deref().filter(|e| !is_blank(e));
-        for name in ["environment", "target_environment"] {
-            match evidence.member(name) {
-                Some(value) if !value.is_string() => evidence.mark("environment"),
-                _ => environments.extend(evidence.text(name).map(word)),
+    pub(crate) fn read<'a>(
+        request: &'a CheckRequest,
+        declared: &Declared,
+        vocabulary: &Vocabulary,
+        evidence: &mut Evidence<'a>,
+    ) -> Self {
+        let required = declared.required_roles.as_deref().map(|list| Listed::of(list, Kind::Role, vocabulary));
+        let allowed =
+            declared.allowed_environments.as_deref().map(|list| Listed::of(list, Kind::Environment, vocabulary));
+        let mut access = Self {
+            role: None,
+            required_roles: required.as_ref().map(Listed::names),
+            environments: Vec::new(),
+            allowed_environments: allowed.as_ref().map(Listed::names),
+            role_outside: Vec::new(),
+            environments_outside: Vec::new(),
+        };
+        if let Some((member, sent)) = role(evidence) {
+            let (name, listed) = Name::of(sent, Kind::Role, vocabulary).among(required.as_ref());
+            access.role = Some(name);
+            if required.is_some() && !listed {
+                access.role_outside.push(Culprit::new(format!("context.{member}"), sent));
             }
         }
-        environments.extend(outer.map(word));
-        environments.sort_unstable();
-        environments.dedup();
-        Self { role: role(evidence), environments }
+        for (at, sent) in environments(request, evidence) {
+            let (name, listed) = Name::of(sent, Kind::Environment, vocabulary).among(allowed.as_ref());
+            access.environments.push(name);
+            if allowed.is_some() && !listed {
+                access.environments_outside.push(Culprit::new(at, sent));
+            }
+        }
+        access.environments.sort_unstable();
+        access.environments.dedup();
+        access
     }
+}
+
+/// Refuses a request whose two environments are not one, as the pack reads them.
+pub(crate) fn one_environment(request: &CheckRequest, vocabulary: &Vocabulary) -> Result<(), Vec<FieldError>> {
+    let Some((outer, inner)) = request.two_environments() else { return Ok(()) };
+    let [outer, inner] = [outer, inner].map(|sent| Name::of(sent, Kind::Environment, vocabulary));
+    if outer.is(&inner) { Ok(()) } else { Err(vec![FieldError::environments_differ()]) }
 }
 
 /// The environment as the caller wrote it, trimmed; empty when none is named.
@@ -39,32 +80,125 @@ pub(crate) fn as_given(request: &CheckRequest) -> String {
     given.find_map(|text| text.filter(|t| !is_blank(t))).map(|t| t.trim().to_owned()).unwrap_or_default()
 }
 
-fn role(evidence: &mut Evidence<'_>) -> Option<String> {
-    for name in ["actor_role", "user_role", "requester_role"] {
+fn role<'a>(evidence: &mut Evidence<'a>) -> Option<(&'static str, &'a str)> {
+    for name in ROLES {
         match evidence.member(name) {
             None => {}
             Some(value) if value.as_str().is_some_and(is_blank) => {}
             // Of the wrong type: nobody knows who acts, and the next member must not stand in.
-            Some(_) => return evidence.text(name).map(word),
+            Some(value) => {
+                if !value.is_string() {
+                    // One name for all three, so that a rule need not know them.
+                    evidence.mark("role");
+                }
+                return evidence.text(name).map(|sent| (name, sent));
+            }
         }
     }
     None
 }
 
-fn word(raw: &str) -> String {
-    Word::new(raw).known().unwrap_or_default().to_owned()
+/// Where each environment stands, and what was sent.
+fn environments<'a>(request: &'a CheckRequest, evidence: &mut Evidence<'a>) -> Vec<(&'static str, &'a str)> {
+    let mut sent: Vec<(&'static str, &'a str)> = Vec::new();
+    sent.extend(request.environment.as_deref().filter(|e| !is_blank(e)).map(|text| ("environment", text)));
+    for (name, at) in [("environment", "context.environment"), ("target_environment", "context.target_environment")] {
+        if evidence.member(name).is_some_and(|value| !value.is_string()) {
+            evidence.mark("environment");
+        }
+        sent.extend(evidence.text(name).map(|text| (at, text)));
+    }
+    sent
+}
+
+/// What is compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Role,
+    /// Has aliases.
+    Environment,
+}
+
+/// One name in the forms in which a pack's edition compares it.
+enum Name {
+    /// As the first edition does: the whole word or nothing.
+    Whole(String),
+    Spelled {
+        spelling: Spelling,
+        /// The environment that it is another name of, or that has other names.
+        alias: Option<String>,
+    },
+}
+
+impl Name {
+    fn of(sent: &str, kind: Kind, vocabulary: &Vocabulary) -> Self {
+        match vocabulary.edition() {
+            Edition::First => Self::Whole(Word::new(sent).known().unwrap_or_default().to_owned()),
+            Edition::Second => {
+                let spelling = Spelling::of(sent);
+                let alias = (kind == Kind::Environment).then(|| vocabulary.names().environment(&spelling)).flatten();
+                Self::Spelled { alias: alias.map(str::to_owned), spelling }
+            }
+        }
+    }
+
+    /// As rules compare it.
+    fn canonical(&self) -> &str {
+        match self {
+            Self::Whole(word) => word,
+            Self::Spelled { alias: Some(name), .. } => name,
+            Self::Spelled { spelling, alias: None } => spelling.folded().unwrap_or_default(),
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Spelled { spelling: one, .. }, Self::Spelled { spelling: two, .. }) if one.is_same(two) => true,
+            // Also where one is spelled as the environment whose other name the second is.
+            _ => !self.canonical().is_empty() && self.canonical() == other.canonical(),
+        }
+    }
+
+    /// As the list spells it, and whether it is on the list.
+    fn among(&self, list: Option<&Listed>) -> (String, bool) {
+        let found = list.and_then(|list| list.0.iter().find(|one| one.is(self)));
+        (found.unwrap_or(self).canonical().to_owned(), found.is_some())
+    }
+}
+
+/// The names of a declared list.
+struct Listed(Vec<Name>);
+
+impl Listed {
+    fn of(list: &[String], kind: Kind, vocabulary: &Vocabulary) -> Self {
+        Self(list.iter().map(|name| Name::of(name, kind, vocabulary)).collect())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.0.iter().map(|name| name.canonical().to_owned()).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pack::{Files, Pack};
     use serde_json::{Value, json};
 
-    fn read(body: Value) -> (Access, Vec<&'static str>) {
+    const ROLE: &str = "required_role: platform_admin, sre";
+    const PLACE: &str = "allowed_environment: staging, pre-prod";
+
+    fn read_with(body: Value, vocabulary: &Vocabulary) -> (Access, Vec<&'static str>) {
+        let pack = Pack::embedded().unwrap();
         let request = CheckRequest::parse(body).unwrap();
+        let declared = Declared::read(&request.constraints, vocabulary, pack.windows()).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
-        let access = Access::read(&request, &mut evidence);
+        let access = Access::read(&request, &declared, vocabulary, &mut evidence);
         (access, evidence.malformed())
+    }
+
+    fn read(body: Value) -> (Access, Vec<&'static str>) {
+        read_with(body, Pack::embedded().unwrap().vocabulary())
     }
 
     #[test]
@@ -75,6 +209,8 @@ mod tests {
         assert_eq!(role(json!({"user_role": "admin", "actor_role": "viewer"})), Some("viewer".to_owned()));
         assert_eq!(role(json!({"user_role": "admin", "actor_role": 7})), None);
         assert_eq!(role(json!({"actor_role": "\u{430}dmin"})), Some(String::new()));
+        let malformed = read(json!({"goal": "g", "context": {"user_role": ["sre"]}})).1;
+        assert_eq!(malformed, ["role", "user_role"]);
     }
 
     #[test]
@@ -85,6 +221,81 @@ mod tests {
         assert!(malformed.is_empty());
         let (access, malformed) =
             read(json!({"goal": "g", "environment": "staging", "context": {"target_environment": 3}}));
-        assert_eq!((access.environments, malformed), (vec!["staging".to_owned()], vec!["environment"]));
+        assert_eq!(
+            (access.environments, malformed),
+            (vec!["staging".to_owned()], vec!["environment", "target_environment"])
+        );
+    }
+
+    #[test]
+    fn a_role_is_one_that_is_required_in_any_of_its_spellings() {
+        let outside = |role: &str| {
+            let (access, _) = read(json!({"goal": "g", "constraints": [ROLE], "context": {"user_role": role}}));
+            let inside = access.required_roles.unwrap().contains(&access.role.unwrap());
+            assert_eq!(inside, access.role_outside.is_empty(), "{role}");
+            access.role_outside
+        };
+        for role in ["platform_admin", "Platform Admin", "PLATFORM-ADMIN", "platformAdmin", "ＳＲＥ", "s\u{200b}re"]
+        {
+            assert!(outside(role).is_empty(), "{role}");
+        }
+        for role in ["platform__admin", "platformadmin", "admin", "sres", "sr\u{435}", "platform_admin_2"] {
+            assert_eq!(outside(role), [Culprit::new("context.user_role", role)]);
+        }
+    }
+
+    #[test]
+    fn an_environment_is_one_that_is_allowed_in_any_of_its_spellings_and_names() {
+        let outside = |constraint: &str, context: Value| {
+            let (access, _) = read(json!({"goal": "g", "constraints": [constraint], "context": context}));
+            let allowed = access.allowed_environments.unwrap();
+            let inside = access.environments.iter().all(|environment| allowed.contains(environment));
+            assert_eq!(inside, access.environments_outside.is_empty());
+            access.environments_outside.into_iter().map(|culprit| (culprit.at, culprit.found)).collect::<Vec<_>>()
+        };
+        for inside in ["staging", "STG", "stage", "ステージング", "pre_prod", "Pre Prod", "preProd"] {
+            assert_eq!(outside(PLACE, json!({"environment": inside})), [], "{inside}");
+        }
+        for other in ["PRODUCTION", "prod", "pre__prod", "preprod", "stag\u{456}ng", "staging2", "本番"] {
+            let told = ("context.environment".to_owned(), other.to_owned());
+            assert_eq!(outside(PLACE, json!({"environment": other})), [told]);
+        }
+        for allowed in ["prod", "production", "Live"] {
+            let constraint = format!("allowed_environment: {allowed}");
+            for sent in ["prod", "PRD", "production", "本番"] {
+                assert_eq!(outside(&constraint, json!({"environment": sent})), [], "{allowed} {sent}");
+            }
+        }
+        // All that are named must be allowed.
+        let told = ("context.target_environment".to_owned(), "prod".to_owned());
+        assert_eq!(outside(PLACE, json!({"environment": "stg", "target_environment": "prod"})), [told]);
+    }
+
+    #[test]
+    fn two_environments_are_one_by_the_aliases_of_the_pack() {
+        let pack = Pack::embedded().unwrap();
+        let one = |outer: &str, inner: &str| {
+            let body = json!({"goal": "g", "environment": outer, "context": {"environment": inner}});
+            one_environment(&CheckRequest::parse(body).unwrap(), pack.vocabulary()).is_ok()
+        };
+        for (outer, inner) in [("prod", "production"), ("prd", "live"), ("stg", "Stage"), ("pre-prod", "Pre Prod")] {
+            assert!(one(outer, inner) && one(inner, outer), "{outer} {inner}");
+        }
+        for (outer, inner) in [("prod", "staging"), ("dev", "d\u{435}v"), ("d\u{435}v", "d\u{435}v "), ("qa", "test")] {
+            assert!(!one(outer, inner) && !one(inner, outer), "{outer} {inner}");
+        }
+    }
+
+    #[test]
+    fn the_first_edition_compares_whole_words() {
+        let pack = Pack::load(&Files::first_edition()).unwrap();
+        let (access, _) = read_with(
+            json!({"goal": "g", "constraints": [PLACE, ROLE],
+                "context": {"environment": "STAGING", "target_environment": "stg", "actor_role": "Platform Admin"}}),
+            pack.vocabulary(),
+        );
+        assert_eq!((access.environments_outside.len(), access.role_outside.len()), (1, 1));
+        let body = json!({"goal": "g", "environment": "prod", "context": {"environment": "production"}});
+        assert!(one_environment(&CheckRequest::parse(body).unwrap(), pack.vocabulary()).is_err());
     }
 }

@@ -1,14 +1,25 @@
 //! Approval: what was said yes to, by whom, and what asks for it.
 //!
-//! Owns the five words of `approval_status` and the matching of `require_approval_for`. A side effect or tool whose name cannot
-//! be trusted (mixed scripts) matches every action: what may be a look-alike needs the approval.
+//! Owns the reading of the members of `context` that are evidence of approval. Which words of `approval_status` mean a
+//! refusal is the pack's; only `approved` is an approval. An approval whose time cannot be true counts as missing.
 
-use stage0_contract::{CheckRequest, Word};
+use jiff::Timestamp;
+use serde_json::Value;
+use stage0_contract::{CheckRequest, FlagName, Spelling, Word, is_blank, visible, whole_text};
 
+use super::culprit::{Culprit, MAX_CULPRITS};
 use super::declared::Declared;
+use super::effects::Effects;
 use super::evidence::Evidence;
-use super::prefixes::{Prefixes, any_begins_with};
-use super::scope::ProposedTools;
+use super::tools::ProposedTools;
+use crate::pack::{APPROVED, ApprovalWord, Edition, Vocabulary};
+
+/// How far the clock of who approved may be ahead of ours, in seconds.
+const MAX_AHEAD: i64 = 300;
+/// Who acts, and who asked for it: none of them approves.
+const ACTORS: [&str; 3] = ["actor_id", "agent_id", "requested_by"];
+/// An approver who says no more than that it is no other.
+const SELF: &str = "self";
 
 /// The evidence of approval.
 #[derive(Debug)]
@@ -19,6 +30,16 @@ pub(crate) struct Approval {
     pub(crate) customer_visible_refused: bool,
     /// `require_approval_for` names one of the side effects or tools.
     pub(crate) named: bool,
+    /// Those that it names.
+    pub(crate) named_by: Vec<Culprit>,
+    /// A rule needs the approval, or lets something pass for it.
+    pub(crate) needed: bool,
+    /// `approval_status` says approved, and `approved_at` is no time or has yet to come.
+    pub(crate) time_unusable: bool,
+    /// When it was given, in seconds since the epoch; none where that is not told or not usable.
+    pub(crate) approved_at: Option<i64>,
+    /// Who approved it acts or asked for it.
+    pub(crate) by_actor: bool,
 }
 
 /// What `approval_status` says.
@@ -33,50 +54,117 @@ pub(crate) enum Status {
     Unrecognised,
 }
 
-/// Shorter words are prefixes of too much.
-const LEAST_PREFIX: usize = 4;
+/// What an approval is read from, beside `context`.
+pub(crate) struct Asked<'a> {
+    pub(crate) request: &'a CheckRequest,
+    pub(crate) declared: &'a Declared,
+    pub(crate) effects: &'a Effects,
+    pub(crate) tools: &'a ProposedTools,
+    pub(crate) vocabulary: &'a Vocabulary,
+    /// Seconds since the epoch.
+    pub(crate) evaluated_at: i64,
+}
 
 impl Approval {
-    pub(crate) fn read(
-        declared: &Declared,
-        request: &CheckRequest,
-        tools: &ProposedTools,
-        evidence: &mut Evidence<'_>,
-    ) -> Self {
-        let actions = &declared.approval_for;
-        let named = !actions.is_empty() && {
-            let effects = request.side_effects.iter().map(|e| Word::name(e));
-            let names = tools.all().map(|t| Word::name(t.as_str()));
-            effects.chain(names).any(|subject| actions.cover(&subject))
+    pub(crate) fn read(asked: &Asked<'_>, evidence: &mut Evidence<'_>) -> Self {
+        let customer_visible_refused = evidence.flag("customer_visible_approved") == Some(false);
+        let mut approval = Self {
+            status: Status::read(asked.vocabulary, evidence),
+            approver_named: false,
+            customer_visible_refused,
+            named: false,
+            named_by: Vec::new(),
+            needed: false,
+            time_unusable: false,
+            approved_at: None,
+            by_actor: false,
         };
-        let approver_named = evidence.text("approved_by").is_some();
-        Self {
-            status: Status::read(evidence),
-            approver_named,
-            customer_visible_refused: evidence.flag("customer_visible_approved") == Some(false),
-            named,
+        match asked.vocabulary.edition() {
+            Edition::First => {
+                approval.named = named_first(asked);
+                approval.approver_named = evidence.text("approved_by").is_some();
+            }
+            Edition::Second => {
+                approval.named_by = named(asked, evidence);
+                approval.named = !approval.named_by.is_empty();
+                approval.read_time(asked.evaluated_at, evidence);
+                approval.read_approver(evidence);
+            }
+        }
+        let effects = asked.effects;
+        let classed = effects.high || effects.communication || effects.approval || effects.impact;
+        let required = asked.declared.flag(FlagName::ApprovalRequired);
+        approval.needed = approval.named || (effects.any && (required || classed));
+        approval
+    }
+
+    /// Who approved, and whether that is who acts or who asked for it. Each is a text or a whole number.
+    fn read_approver(&mut self, evidence: &mut Evidence<'_>) {
+        let actors = ACTORS.map(|name| identity(name, evidence));
+        let approver = identity("approved_by", evidence);
+        self.approver_named = approver.is_some();
+        self.by_actor = approver.is_some_and(|who| who == SELF || actors.iter().flatten().any(|actor| *actor == who));
+    }
+
+    fn read_time(&mut self, now: i64, evidence: &mut Evidence<'_>) {
+        const NAME: &str = "approved_at";
+        let Some(value) = evidence.member(NAME) else { return };
+        if value.as_str().is_some_and(is_blank) {
+            return;
+        }
+        let time = value.as_str().and_then(time).map(Timestamp::as_second);
+        if time.is_none() {
+            evidence.mark(NAME);
+        }
+        self.approved_at = time.filter(|at| at.saturating_sub(now) <= MAX_AHEAD);
+        if self.approved_at.is_none() && self.status == Status::Approved {
+            self.time_unusable = true;
+            self.status = Status::Missing;
         }
     }
 }
 
 impl Status {
-    fn read(evidence: &mut Evidence<'_>) -> Self {
+    fn read(vocabulary: &Vocabulary, evidence: &mut Evidence<'_>) -> Self {
         const NAME: &str = "approval_status";
-        let present = evidence.member(NAME).is_some();
-        let Some(word) = evidence.text(NAME).map(Word::new) else {
-            let malformed = present && evidence.member(NAME).is_some_and(|v| !v.is_string());
-            return if malformed { Self::Unrecognised } else { Self::Absent };
+        let Some(value) = evidence.member(NAME) else { return Self::Absent };
+        let Some(text) = value.as_str() else {
+            evidence.mark(NAME);
+            return Self::Unrecognised;
         };
+        if is_blank(text) {
+            return Self::Absent;
+        }
+        let status = match vocabulary.edition() {
+            Edition::First => Self::of_first(&Word::new(text)),
+            Edition::Second => Self::of(&Spelling::of(text), vocabulary),
+        };
+        if status == Self::Unrecognised {
+            evidence.mark(NAME);
+        }
+        status
+    }
+
+    fn of(word: &Spelling, vocabulary: &Vocabulary) -> Self {
+        match vocabulary.names().approval(word) {
+            Some(ApprovalWord::Pending) => Self::Pending,
+            Some(ApprovalWord::Missing) => Self::Missing,
+            Some(ApprovalWord::None) => Self::None,
+            Some(ApprovalWord::Rejected) => Self::Rejected,
+            None if word.folded() == Some(APPROVED) => Self::Approved,
+            None => Self::Unrecognised,
+        }
+    }
+
+    /// The five words of the first edition.
+    fn of_first(word: &Word) -> Self {
         match word.known() {
-            Some("approved") => Self::Approved,
+            Some(APPROVED) => Self::Approved,
             Some("pending") => Self::Pending,
             Some("missing") => Self::Missing,
             Some("none") => Self::None,
             Some("rejected") => Self::Rejected,
-            _ => {
-                evidence.mark(NAME);
-                Self::Unrecognised
-            }
+            _ => Self::Unrecognised,
         }
     }
 
@@ -94,92 +182,233 @@ impl Status {
     }
 }
 
-/// Action words such as `deploy`, as `require_approval_for` names them.
-#[derive(Debug, Default)]
-pub(crate) struct Actions {
-    /// Sorted, each once.
-    words: Vec<String>,
-    /// Those that are long enough to be the beginning of another word.
-    beginnings: Prefixes,
-    /// One of them mixes scripts: it may be any.
-    any: bool,
+/// The side effects and tools that need an approval by name.
+fn named(asked: &Asked<'_>, evidence: &mut Evidence<'_>) -> Vec<Culprit> {
+    let actions = &asked.declared.approval_for;
+    if actions.is_empty() {
+        return Vec::new();
+    }
+    let mut named = Vec::new();
+    let mut add = |culprit: Culprit| {
+        // To read a name that is not ASCII takes many times its bytes: the first such that is named is enough.
+        let enough = !culprit.found.is_ascii() || named.len() + 1 == MAX_CULPRITS;
+        named.push(culprit);
+        enough
+    };
+    let effects = asked.request.side_effects.iter().enumerate();
+    let tools = asked.request.tools.iter().enumerate();
+    let current = evidence.text("current_tool");
+    let _ = effects
+        .filter(|(_, effect)| actions.cover_effect(effect))
+        .any(|(index, effect)| add(Culprit::item("side_effects", index, effect)))
+        || tools
+            .filter(|(_, tool)| actions.cover_tool(tool))
+            .any(|(index, tool)| add(Culprit::item("tools", index, tool)))
+        || current
+            .filter(|tool| actions.cover_tool(tool))
+            .is_some_and(|tool| add(Culprit::new("context.current_tool", tool)));
+    named
 }
 
-impl Actions {
-    pub(crate) fn of(words: &[Word]) -> Self {
-        let names: Vec<Word> = words.iter().map(|word| Word::name(word.as_str())).collect();
-        let any = words.iter().chain(&names).any(|word| word.known().is_none());
-        let mut words: Vec<String> = names.iter().filter_map(Word::known).map(str::to_owned).collect();
-        words.sort_unstable();
-        words.dedup();
-        let beginnings = Prefixes::of(words.iter().filter(|word| is_beginning(word)).cloned().collect());
-        Self { words, beginnings, any }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.words.is_empty() && !self.any
-    }
-
-    /// Whether one of them means this side effect or tool: equal, or equal to or a prefix of one of its parts, or the
-    /// other way.
-    fn cover(&self, subject: &Word) -> bool {
-        let Some(subject) = subject.known().filter(|_| !self.any) else { return true };
-        let means = |part: &str| {
-            self.words.binary_search_by(|word| word.as_str().cmp(part)).is_ok()
-                || (is_beginning(part) && (self.beginnings.cover(part) || any_begins_with(&self.words, part)))
-        };
-        means(subject) || subject.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty()).any(means)
-    }
+/// As the first edition matches: whole words and their parts, without camel case.
+fn named_first(asked: &Asked<'_>) -> bool {
+    let actions = &asked.declared.approval_for;
+    let effects = asked.request.side_effects.iter().map(|effect| Word::name(effect));
+    let names = asked.tools.all().map(|tool| Word::name(tool.as_str()));
+    !actions.is_empty() && effects.chain(names).any(|subject| actions.cover(&subject))
 }
 
-fn is_beginning(word: &str) -> bool {
-    word.chars().nth(LEAST_PREFIX - 1).is_some()
+/// An identity in the form in which two are compared.
+fn identity(name: &'static str, evidence: &mut Evidence<'_>) -> Option<String> {
+    let told = match evidence.member(name)? {
+        Value::String(text) if is_blank(text) => return None,
+        Value::String(text) => Some(visible(text)),
+        Value::Number(number) => whole_text(number),
+        _ => None,
+    };
+    if told.is_none() {
+        evidence.mark(name);
+    }
+    told
+}
+
+/// A time of RFC 3339: with seconds and an offset, which other readers of such texts do without.
+fn time(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    let shape = |at: usize, shape: &str| {
+        let found = text.as_bytes().get(at..at + shape.len());
+        found.is_some_and(|found| {
+            found.iter().zip(shape.bytes()).all(|(byte, wanted)| match wanted {
+                b'0' => byte.is_ascii_digit(),
+                b'T' => matches!(byte, b'T' | b't' | b' '),
+                _ => *byte == wanted,
+            })
+        })
+    };
+    let at = text.len().saturating_sub(6);
+    let offset = text.ends_with(['Z', 'z']) || (at >= 19 && (shape(at, "+00:00") || shape(at, "-00:00")));
+    (shape(0, "0000-00-00T00:00:00") && offset).then(|| text.parse().ok()).flatten()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pack::{Files, Pack};
     use serde_json::json;
 
-    fn status(value: impl Into<serde_json::Value>) -> (Status, Vec<&'static str>) {
-        let context = json!({"approval_status": value.into()});
-        let mut evidence = Evidence::new(context.as_object());
-        let status = Status::read(&mut evidence);
-        (status, evidence.malformed())
+    const NOW: i64 = 1_773_662_400;
+
+    fn read_by(pack: &Pack, body: Value) -> (Approval, Vec<&'static str>) {
+        let request = CheckRequest::parse(body).unwrap();
+        let mut evidence = Evidence::new(request.context.as_ref());
+        let declared = Declared::read(&request.constraints, pack.vocabulary(), pack.windows()).unwrap();
+        let effects = Effects::read(&request.side_effects, pack.vocabulary());
+        let tools = ProposedTools::read(&request, &mut evidence);
+        let asked = Asked {
+            request: &request,
+            declared: &declared,
+            effects: &effects,
+            tools: &tools,
+            vocabulary: pack.vocabulary(),
+            evaluated_at: NOW,
+        };
+        let approval = Approval::read(&asked, &mut evidence);
+        (approval, evidence.malformed())
+    }
+
+    fn read(context: impl Into<Value>) -> (Approval, Vec<&'static str>) {
+        read_by(&Pack::embedded().unwrap(), json!({"goal": "g", "side_effects": ["deploy"], "context": context.into()}))
+    }
+
+    fn status(value: impl Into<Value>) -> (Status, Vec<&'static str>) {
+        let (approval, malformed) = read(json!({"approval_status": value.into()}));
+        (approval.status, malformed)
     }
 
     #[test]
     fn only_the_word_approved_is_an_approval() {
-        for value in [json!("approved!"), json!("yes"), json!("appr\u{43e}ved"), json!(true), json!(["approved"])] {
+        for value in [
+            json!("approved!"),
+            json!("yes"),
+            json!("ok"),
+            json!("granted"),
+            json!("approved_by_manager"),
+            json!("APPROVED_WITH_CONDITIONS"),
+            json!("revoked"),
+            json!("已批准"),
+            json!("appr\u{43e}ved"),
+            json!(true),
+            json!(["approved"]),
+            json!({"state": "approved"}),
+        ] {
             assert_eq!(status(value.clone()), (Status::Unrecognised, vec!["approval_status"]), "{value}");
         }
         for value in [json!(null), json!(" ")] {
             assert_eq!(status(value), (Status::Absent, vec![]));
         }
-        assert_eq!(status(json!(" Approved\u{200b}")).0, Status::Approved);
-        assert_eq!(status(json!("NONE")).0, Status::None);
+        for value in ["approved", "APPROVED", " Approved\u{200b}", "ａｐｐｒｏｖｅｄ"] {
+            assert_eq!(status(value), (Status::Approved, vec![]), "{value}");
+        }
+        assert_eq!(status("NONE").0, Status::None);
     }
 
     #[test]
-    fn an_action_word_means_its_forms_and_nothing_else() {
-        let covers = |action: &str, subject: &str| {
-            let among_others = ["zzz", action, "aaaa"].map(Word::new);
-            Actions::of(&among_others).cover(&Word::name(subject))
-        };
-        for (action, subject) in [
-            ("deploy", "deploy"),
-            ("deploy", "deployment"),
-            ("deployment", "deploy"),
-            ("deploy", "deploy.production"),
-            ("money movement", "money_movement"),
-            ("production_change", "production_change: db"),
-            ("delete", "accounts.delete"),
-            ("deploy", "d\u{435}ploy"),
+    fn every_word_of_refusal_is_a_rejection_in_the_second_edition() {
+        let first = Pack::load(&Files::first_edition()).unwrap();
+        for word in [
+            "deny",
+            "DENIED",
+            "decline",
+            "declined",
+            "refuse",
+            "refused",
+            "disapproved",
+            "not approved",
+            "not-approved",
+            "notApproved",
+            "no",
+            "Rejected ",
         ] {
-            assert!(covers(action, subject), "{action} {subject}");
+            assert_eq!(status(word), (Status::Rejected, vec![]), "{word}");
+            let body = json!({"goal": "g", "context": {"approval_status": word}});
+            let expected = if word == "Rejected " { Status::Rejected } else { Status::Unrecognised };
+            assert_eq!(read_by(&first, body).0.status, expected, "{word}");
         }
-        for (action, subject) in [("deploy", "write"), ("pay", "payload"), ("rm", "rmdir"), ("publish", "republish")] {
-            assert!(!covers(action, subject), "{action} {subject}");
+        for word in ["nope", "not", "rejected by nobody", "un-denied"] {
+            assert_eq!(status(word).0, Status::Unrecognised, "{word}");
         }
+    }
+
+    #[test]
+    fn an_approval_at_no_time_or_in_the_future_counts_as_missing() {
+        let at = |time: Value| {
+            let (approval, _) = read(json!({"approval_status": "approved", "approved_at": time}));
+            (approval.status, approval.time_unusable, approval.approved_at)
+        };
+        for (time, second) in [
+            ("2026-03-15T09:30:00Z", 1_773_567_000),
+            ("2026-03-15t09:30:00.5z", 1_773_567_000),
+            ("2026-03-15 10:30:00+01:00", 1_773_567_000),
+            ("2026-03-16T12:05:00Z", NOW + 300),
+        ] {
+            assert_eq!(at(json!(time)), (Status::Approved, false, Some(second)), "{time}");
+        }
+        for time in [json!(null), json!(" ")] {
+            assert_eq!(at(time), (Status::Approved, false, None), "it is not told");
+        }
+        for time in [
+            json!("yesterday"),
+            json!("2026-03-15"),
+            json!("2026-03-15T09:30Z"),
+            json!("2026-03-15T09:30:00"),
+            json!("2026-02-30T09:30:00Z"),
+            json!("15.03.2026 09:30"),
+            json!(1_773_567_000),
+            json!(true),
+            json!("2026-03-16T12:05:01Z"),
+            json!("2999-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(at(time.clone()), (Status::Missing, true, None), "{time}");
+        }
+        let rejected = read(json!({"approval_status": "rejected", "approved_at": "yesterday"})).0;
+        assert_eq!((rejected.status, rejected.time_unusable), (Status::Rejected, false));
+    }
+
+    #[test]
+    fn nobody_approves_what_it_does_or_asked_for() {
+        let own = |context: Value| read(context).0.by_actor;
+        for actor in ACTORS {
+            assert!(own(json!({actor: "Bot-7", "approved_by": "ｂｏｔ-7"})), "{actor}");
+            assert!(own(json!({actor: 7, "approved_by": "7"})), "{actor}");
+            assert!(!own(json!({actor: "bot-7", "approved_by": "bot_7"})), "{actor}");
+            assert!(!own(json!({actor: null, "approved_by": "lead"})), "{actor}");
+            assert_eq!(read(json!({actor: ["bot"], "approved_by": "bot"})).1, [actor]);
+        }
+        assert!(own(json!({"approved_by": "Self"})) && own(json!({"approved_by": " self "})));
+        assert!(!own(json!({"approved_by": "selfridge"})) && !own(json!({"actor_id": "self"})));
+        assert!(!own(json!({"approved_by": " ", "actor_id": " "})), "blank names nobody");
+        assert_eq!(read(json!({"approved_by": ["lead"]})).1, ["approved_by"]);
+    }
+
+    #[test]
+    fn what_require_approval_for_names_is_told() {
+        let named = |tools: Value, effects: Value| {
+            let body = json!({"goal": "delete it", "constraints": ["require_approval_for: delete"], "tools": tools,
+                "side_effects": effects, "context": {"current_tool": "rowDeleter"}});
+            read_by(&Pack::embedded().unwrap(), body).0.named_by
+        };
+        assert_eq!(
+            named(json!(["grep", "bulkDeleteIssues"]), json!(["read", "data_deletion", "deletes"])),
+            [
+                Culprit::item("side_effects", 1, "data_deletion"),
+                Culprit::item("side_effects", 2, "deletes"),
+                Culprit::item("tools", 1, "bulkDeleteIssues"),
+                Culprit::new("context.current_tool", "rowDeleter"),
+            ]
+        );
+        assert_eq!(named(json!(vec!["delete"; 200]), json!([])).len(), MAX_CULPRITS);
+        let body = json!({"goal": "Search for uses of delete", "constraints": ["require_approval_for: delete"], "tools": ["grep"]});
+        let (approval, _) = read_by(&Pack::embedded().unwrap(), body);
+        assert!(!approval.named && !approval.needed, "the goal never counts");
     }
 }

@@ -20,14 +20,15 @@ pub(crate) enum FactValue {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Attribute(u8);
 
-/// A set of attributes.
+/// A set of attributes: a bit for each row of the table, in as many words as the table needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Attributes(u64);
+pub(crate) struct Attributes([u64; TABLE.len().div_ceil(64)]);
 
 type Read = fn(&Facts) -> Option<FactValue>;
 
-const TABLE: [(&str, Read); 56] = [
+const TABLE: &[(&str, Read)] = &[
     ("side_effects", |f| bool(f.effects.any)),
+    ("scoped_effects", |f| bool(f.effects.scoped)),
     ("high_effect", |f| bool(f.effects.high)),
     ("communication_effect", |f| bool(f.effects.communication)),
     ("loop_effect", |f| bool(f.effects.looping)),
@@ -35,6 +36,9 @@ const TABLE: [(&str, Read); 56] = [
     ("impact_effect", |f| bool(f.effects.impact)),
     ("customer_visible_effect", |f| bool(f.effects.customer_visible)),
     ("unknown_effect", |f| bool(f.effects.unknown)),
+    ("unknown_effect_part", |f| bool(f.effects.unknown_part)),
+    ("writing_effect", |f| bool(f.effects.writes)),
+    ("undeclared_effect", |f| bool(!f.powers.undeclared.is_empty())),
     ("declared", |f| set(f.declared.names.iter())),
     ("guardrail_declared", |f| bool(!f.declared.guardrails.is_empty())),
     ("context_present", |f| bool(f.context_present)),
@@ -42,12 +46,16 @@ const TABLE: [(&str, Read); 56] = [
     ("approval_required", |f| bool(f.declared.flag(FlagName::ApprovalRequired))),
     ("approval_named", |f| bool(f.approval.named)),
     ("approval_status", |f| Some(FactValue::Text(f.approval.status.as_str().to_owned()))),
+    ("approval_needed", |f| bool(f.approval.needed)),
+    ("approval_time_unusable", |f| bool(f.approval.time_unusable)),
+    ("approved_at", |f| f.approval.approved_at.map(FactValue::Long)),
+    ("approved_by_actor", |f| bool(f.approval.by_actor)),
     ("approver_named", |f| bool(f.approval.approver_named)),
     ("customer_visible_refused", |f| bool(f.approval.customer_visible_refused)),
     ("role", |f| f.access.role.clone().map(FactValue::Text)),
-    ("required_roles", |f| f.declared.required_roles.clone().map(FactValue::Set)),
+    ("required_roles", |f| f.access.required_roles.clone().map(FactValue::Set)),
     ("environments", |f| Some(FactValue::Set(f.access.environments.clone()))),
-    ("allowed_environments", |f| f.declared.allowed_environments.clone().map(FactValue::Set)),
+    ("allowed_environments", |f| f.access.allowed_environments.clone().map(FactValue::Set)),
     ("iteration", |f| long(f.run.iteration)),
     ("max_iterations", |f| f.declared.max_iterations.map(FactValue::Long)),
     ("retries", |f| long(f.run.retries)),
@@ -70,15 +78,23 @@ const TABLE: [(&str, Read); 56] = [
     ("max_records", |f| f.declared.max_records.map(FactValue::Long)),
     ("resource_scope_declared", |f| bool(!f.declared.resource_scopes.is_empty())),
     ("resources_named", |f| bool(f.scopes.resources_named)),
-    ("resources_outside", |f| bool(f.scopes.resources_outside)),
+    ("resources_outside", |f| bool(!f.scopes.resources_outside.is_empty())),
     ("mcp_servers_declared", |f| bool(f.declared.mcp_servers.is_some())),
     ("mcp_servers_named", |f| bool(f.scopes.mcp_servers_named)),
-    ("mcp_servers_outside", |f| bool(f.scopes.mcp_servers_outside)),
+    ("mcp_servers_outside", |f| bool(!f.scopes.mcp_servers_outside.is_empty())),
     ("tenant_isolation_declared", |f| bool(f.declared.flag(FlagName::TenantIsolation))),
     ("tenants_named", |f| bool(f.scopes.tenants_named)),
-    ("tenants_outside", |f| bool(f.scopes.tenants_outside)),
-    ("tools_outside", |f| bool(f.scopes.tools_outside)),
-    ("sensitive_tool", |f| bool(f.sensitive_tool)),
+    ("tenants_outside", |f| bool(!f.scopes.tenants_outside.is_empty())),
+    ("tools_outside", |f| bool(!f.scopes.tools_outside.is_empty())),
+    ("tools_denied", |f| bool(!f.scopes.tools_denied.is_empty())),
+    ("environment_denied", |f| bool(!f.scopes.environments_denied.is_empty())),
+    ("denied_environment_declared", |f| bool(!f.declared.denied_environments.is_empty())),
+    ("constraints_not_understood", |f| bool(!f.declared.not_understood.is_empty())),
+    ("limits_not_enforced", |f| set(f.limits_not_enforced.iter())),
+    ("retries_unread", |f| bool(f.retries_unread)),
+    ("approval_stale", |f| bool(f.approval_stale)),
+    ("tools_guarded", |f| bool(f.declared.guards_tools())),
+    ("sensitive_tool", |f| bool(f.powers.sensitive)),
     ("criteria_missing", |f| bool(f.criteria_missing)),
     ("bare", |f| bool(f.bare)),
     ("goal_vague", |f| bool(f.goal_vague)),
@@ -115,17 +131,26 @@ impl Attribute {
 impl Attributes {
     /// With one more.
     pub(crate) fn insert(&mut self, attribute: Attribute) {
-        self.0 |= 1 << attribute.0;
+        if let Some(word) = self.0.get_mut(usize::from(attribute.0) / 64) {
+            *word |= 1 << (attribute.0 % 64);
+        }
     }
 
     /// With all of another set.
     pub(crate) fn extend(&mut self, others: Self) {
-        self.0 |= others.0;
+        for (word, other) in self.0.iter_mut().zip(others.0) {
+            *word |= other;
+        }
+    }
+
+    /// Whether one is among them.
+    fn contains(self, attribute: Attribute) -> bool {
+        self.0.get(usize::from(attribute.0) / 64).is_some_and(|word| word & (1 << (attribute.0 % 64)) != 0)
     }
 
     /// In the order of the table.
     pub(crate) fn iter(self) -> impl Iterator<Item = Attribute> {
-        Attribute::all().filter(move |a| self.0 & (1 << a.0) != 0)
+        Attribute::all().filter(move |a| self.contains(*a))
     }
 }
 
@@ -150,7 +175,6 @@ mod tests {
     fn names_are_unique_and_found() {
         let names: BTreeSet<_> = Attribute::all().map(Attribute::name).collect();
         assert_eq!(names.len(), TABLE.len());
-        assert!(TABLE.len() <= 64, "one bit each");
         assert_eq!(Attribute::parse("role").map(Attribute::name), Some("role"));
         assert_eq!(Attribute::parse("goal"), None);
     }
@@ -163,5 +187,14 @@ mod tests {
         }
         let names: Vec<_> = wanted.iter().map(Attribute::name).collect();
         assert_eq!(names, ["side_effects", "role", "goal_vague"]);
+    }
+
+    #[test]
+    fn every_attribute_has_a_bit_of_its_own() {
+        for attribute in Attribute::all() {
+            let mut set = Attributes::default();
+            set.insert(attribute);
+            assert_eq!(set.iter().collect::<Vec<_>>(), [attribute]);
+        }
     }
 }

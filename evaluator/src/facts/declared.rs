@@ -1,15 +1,18 @@
 //! What a request's constraints come to: every recognised name once, each limit at its strictest.
 //!
-//! Owns the merging of constraints that are declared more than once: lists are intersected (all must hold), of two
-//! numbers the smaller counts. A window that the pack does not define is a bad field. Lists are merged into sets while
-//! they are read, so that nothing later compares each entry with each other one.
+//! Owns the merging of constraints that are declared more than once: lists are intersected (all must hold) and lists that
+//! deny are united, of two numbers the smaller counts. A window that the pack does not define is a bad field. What has no
+//! effect is remembered with its place, so that nothing is passed over in silence. Lists are merged into sets while they
+//! are read, so that nothing later compares each entry with each other one.
 
 use std::collections::{BTreeSet, HashSet};
 
-use stage0_contract::{Constraint, FieldError, FlagName, Micros, Word};
+use stage0_contract::{Constraint, FieldError, FlagName, Micros, Names, Reading, Spelling, Word};
 
-use super::approval::Actions;
-use crate::pack::{Vocabulary, Windows};
+use super::actions::Actions;
+use super::patterns::Patterns;
+use super::tool_list::{AllowedTools, DeniedTools};
+use crate::pack::{Edition, Vocabulary, Windows};
 
 /// Recognised constraints, merged.
 #[derive(Debug, Default)]
@@ -18,23 +21,63 @@ pub(crate) struct Declared {
     pub(crate) names: Vec<&'static str>,
     /// Normalised forms, each once, in the order of the request.
     pub(crate) normalised: Vec<String>,
-    /// Those of them that the vocabulary calls guardrails.
+    /// Those of them that guard a high effect.
     pub(crate) guardrails: Vec<String>,
+    /// Which item of the request declares which name.
+    pub(crate) places: Vec<(usize, &'static str)>,
+    /// Items of the request without any effect.
+    pub(crate) ignored: Vec<usize>,
+    /// Those of them that have the form of a constraint.
+    pub(crate) not_understood: Vec<NotUnderstood>,
     pub(crate) approval_for: Actions,
+    /// As the caller writes them.
     pub(crate) required_roles: Option<Vec<String>>,
+    /// As the caller writes them.
     pub(crate) allowed_environments: Option<Vec<String>>,
+    /// As the caller writes them.
+    pub(crate) denied_environments: Vec<String>,
     pub(crate) max_iterations: Option<i64>,
     pub(crate) max_retries: Option<i64>,
     pub(crate) timeout: Option<Micros>,
     pub(crate) max_cost: Option<Micros>,
     pub(crate) same_tool_limit: Option<i64>,
     pub(crate) max_records: Option<i64>,
+    pub(crate) approval_max_age: Option<Micros>,
     /// Any window of each group must be open.
     pub(crate) windows: BTreeSet<BTreeSet<String>>,
     /// Any entry of each list must hold.
     pub(crate) resource_scopes: Vec<Vec<Word>>,
-    pub(crate) mcp_servers: Option<HashSet<String>>,
-    pub(crate) tools: Option<HashSet<String>>,
+    pub(crate) mcp_servers: Option<Patterns>,
+    pub(crate) tools: Option<AllowedTools>,
+    pub(crate) denied_tools: Option<DeniedTools>,
+    /// A list of tools or servers says more than `*`.
+    pub(crate) tools_listed: bool,
+}
+
+/// An item that has the form of a constraint and is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NotUnderstood {
+    pub(crate) index: usize,
+    /// Canonical names, the nearest first.
+    pub(crate) did_you_mean: Vec<&'static str>,
+}
+
+/// Lists on their way into one.
+#[derive(Default)]
+struct Lists {
+    actions: Vec<String>,
+    roles: Option<Vec<Entry>>,
+    environments: Option<Vec<Entry>>,
+    tools: Vec<Vec<String>>,
+    denied_tools: Vec<String>,
+    servers: Vec<Vec<String>>,
+}
+
+/// A name of a list and the forms in which it is compared.
+struct Entry {
+    text: String,
+    folded: String,
+    split: String,
 }
 
 impl Declared {
@@ -44,36 +87,53 @@ impl Declared {
         vocabulary: &Vocabulary,
         windows: &Windows,
     ) -> Result<Self, Vec<FieldError>> {
-        let mut declared = Self::default();
-        let (mut errors, mut seen, mut actions) = (Vec::new(), HashSet::new(), Vec::new());
+        let (mut declared, mut lists) = (Self::default(), Lists::default());
+        let (mut errors, mut seen) = (Vec::new(), HashSet::new());
         for (index, text) in constraints.iter().enumerate() {
-            match Constraint::parse(text) {
-                Ok(None) => {}
-                Ok(Some(constraint)) => {
+            match Constraint::read(text, vocabulary.constraints().names()) {
+                Ok(Reading::Off | Reading::Text) => declared.ignored.push(index),
+                Ok(Reading::NotUnderstood(did_you_mean)) => {
+                    declared.ignored.push(index);
+                    declared.not_understood.push(NotUnderstood { index, did_you_mean });
+                }
+                Ok(Reading::Constraint(constraint)) => {
                     if let Some(error) = unknown_window(&constraint, windows, index) {
                         errors.push(error);
-                    } else {
-                        let form = constraint.normalised();
-                        if seen.insert(form.clone()) {
-                            declared.note(constraint.name(), form, vocabulary);
-                        }
-                        match constraint {
-                            Constraint::RequireApprovalFor(words) => actions.extend(words),
-                            other => declared.merge(other),
-                        }
+                        continue;
+                    }
+                    declared.places.push((index, constraint.name()));
+                    let form = constraint.normalised();
+                    if seen.insert(form.clone()) {
+                        declared.note(&constraint, form, vocabulary);
+                        declared.merge(constraint, &mut lists, vocabulary);
                     }
                 }
-                Err(error) => errors.push(FieldError::new(format!("constraints[{index}]"), error.to_string())),
+                Err(error) => errors.push(field_error(index, &error)),
             }
         }
-        declared.approval_for = Actions::of(&actions);
-        if errors.is_empty() { Ok(declared) } else { Err(errors) }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        declared.settle(lists, vocabulary.edition());
+        Ok(declared)
     }
 
-    /// Only what the pack finds wrong with constraints whose grammar was judged elsewhere.
-    pub(crate) fn review(constraints: &[String], windows: &Windows) -> Vec<FieldError> {
-        let parsed = constraints.iter().enumerate().filter_map(|(i, text)| Some((i, Constraint::parse(text).ok()??)));
-        parsed.filter_map(|(index, constraint)| unknown_window(&constraint, windows, index)).collect()
+    /// Only what the pack finds wrong with constraints whose grammar was judged elsewhere: values of its own names, and
+    /// windows.
+    pub(crate) fn review(constraints: &[String], vocabulary: &Vocabulary, windows: &Windows) -> Vec<FieldError> {
+        let mut errors = Vec::new();
+        for (index, text) in constraints.iter().enumerate() {
+            // The edge has named these.
+            if Constraint::read(text, Names::built_in()).is_err() {
+                continue;
+            }
+            match Constraint::read(text, vocabulary.constraints().names()) {
+                Ok(Reading::Constraint(constraint)) => errors.extend(unknown_window(&constraint, windows, index)),
+                Ok(Reading::Off | Reading::Text | Reading::NotUnderstood(_)) => {}
+                Err(error) => errors.push(field_error(index, &error)),
+            }
+        }
+        errors
     }
 
     /// Whether a name is declared.
@@ -86,43 +146,102 @@ impl Declared {
         self.has(flag.name())
     }
 
-    fn note(&mut self, name: &'static str, form: String, vocabulary: &Vocabulary) {
+    /// Whether something says what a tool that can do anything must not do.
+    pub(crate) fn guards_tools(&self) -> bool {
+        let flag = |flag| self.flag(flag);
+        self.tools_listed || flag(FlagName::Sandbox) || flag(FlagName::DryRun) || flag(FlagName::ReadOnly)
+    }
+
+    /// Takes limits that nothing is compared with from the guardrails: they stop nothing.
+    pub(crate) fn without_guardrails(&mut self, names: &[&'static str]) {
+        self.guardrails.retain(|form| !names.contains(&form.split(':').next().unwrap_or_default()));
+    }
+
+    fn note(&mut self, constraint: &Constraint, form: String, vocabulary: &Vocabulary) {
+        let name = constraint.name();
         if !self.has(name) {
             self.names.push(name);
         }
-        if vocabulary.is_guardrail(name) {
+        let second = vocabulary.edition() == Edition::Second;
+        let any = second && allows_anything(constraint);
+        self.tools_listed |=
+            matches!(constraint, Constraint::AllowedTools(_) | Constraint::AllowedMcpServers(_)) && !any;
+        if vocabulary.constraints().is_guardrail(name) && !any {
             self.guardrails.push(form.clone());
         }
         self.normalised.push(form);
     }
 
-    fn merge(&mut self, constraint: Constraint) {
+    fn merge(&mut self, constraint: Constraint, lists: &mut Lists, vocabulary: &Vocabulary) {
+        let edition = vocabulary.edition();
         match constraint {
             // Two calls of the same kind are one more than `no_repeat_calls` lets run.
             Constraint::Flag(FlagName::NoRepeatCalls) => least(&mut self.same_tool_limit, 1),
-            // Actions are gathered where they are read.
-            Constraint::Flag(_) | Constraint::RequireApprovalFor(_) => {}
-            Constraint::RequiredRole(words) => intersect_in_order(&mut self.required_roles, &words),
-            Constraint::AllowedEnvironment(words) => intersect_in_order(&mut self.allowed_environments, &words),
+            Constraint::Flag(_) => {}
+            Constraint::RequireApprovalFor(actions) => lists.actions.extend(actions),
+            Constraint::RequiredRole(roles) => intersect(&mut lists.roles, roles, edition, str::to_owned),
+            Constraint::AllowedEnvironment(environments) | Constraint::Environment(environments) => {
+                let canonical = |name: &str| vocabulary.names().canonical(name);
+                intersect(&mut lists.environments, environments, edition, canonical);
+            }
+            Constraint::DeniedEnvironment(environments) => self.denied_environments.extend(environments),
             Constraint::MaxIterations(n) => least(&mut self.max_iterations, whole(n)),
             Constraint::MaxRetries(n) => least(&mut self.max_retries, whole(n)),
             Constraint::Timeout(n) => least(&mut self.timeout, n),
             Constraint::MaxCost(n) => least(&mut self.max_cost, n),
             Constraint::SameTool(n) => least(&mut self.same_tool_limit, whole(n)),
             Constraint::MaxRecords(n) => least(&mut self.max_records, whole(n)),
-            Constraint::AllowedChangeWindow(words) => {
-                self.windows.insert(words.iter().filter_map(window_name).collect());
+            Constraint::ApprovalMaxAge(n) => least(&mut self.approval_max_age, n),
+            Constraint::AllowedChangeWindow(names) => {
+                self.windows.insert(names.iter().filter_map(|name| window_name(name)).collect());
             }
-            Constraint::ResourceScope(words) => self.resource_scopes.push(words),
-            Constraint::AllowedMcpServers(words) => intersect(&mut self.mcp_servers, &words),
-            Constraint::AllowedTools(words) => intersect(&mut self.tools, &words),
+            Constraint::ResourceScope(entries) => {
+                self.resource_scopes.push(entries.iter().map(|entry| Word::new(entry)).collect());
+            }
+            Constraint::AllowedMcpServers(servers) => lists.servers.push(servers),
+            Constraint::AllowedTools(tools) => lists.tools.push(tools),
+            Constraint::DeniedTools(tools) => lists.denied_tools.extend(tools),
         }
+    }
+
+    fn settle(&mut self, lists: Lists, edition: Edition) {
+        let actions: Vec<Word> = lists.actions.iter().map(|action| Word::new(action)).collect();
+        self.approval_for = Actions::of(&actions);
+        let texts = |entries: Vec<Entry>| entries.into_iter().map(|entry| entry.text).collect();
+        self.required_roles = lists.roles.map(texts);
+        self.allowed_environments = lists.environments.map(texts);
+        self.mcp_servers = Patterns::all(lists.servers.iter().map(|list| servers(list, edition)).collect());
+        self.tools = AllowedTools::of(&lists.tools, edition);
+        self.denied_tools = (!lists.denied_tools.is_empty()).then(|| DeniedTools::of(&lists.denied_tools));
     }
 }
 
+/// Whether a list holds a lone `*`: it is declared, and restricts nothing.
+fn allows_anything(constraint: &Constraint) -> bool {
+    match constraint {
+        Constraint::AllowedTools(entries)
+        | Constraint::AllowedMcpServers(entries)
+        | Constraint::ResourceScope(entries) => entries.iter().any(|entry| entry == "*"),
+        _ => false,
+    }
+}
+
+/// A server that mixes scripts matches nothing, so it is left out.
+fn servers(list: &[String], edition: Edition) -> Patterns {
+    let words = list.iter().filter_map(|server| Word::new(server).known().map(str::to_owned));
+    match edition {
+        Edition::First => Patterns::of(words.collect(), Vec::new()),
+        Edition::Second => Patterns::of_entries(words),
+    }
+}
+
+fn field_error(index: usize, error: &stage0_contract::ConstraintError) -> FieldError {
+    FieldError::new(format!("constraints[{index}]"), error.to_string())
+}
+
 fn unknown_window(constraint: &Constraint, windows: &Windows, index: usize) -> Option<FieldError> {
-    let Constraint::AllowedChangeWindow(words) = constraint else { return None };
-    let unknown = words.iter().any(|w| window_name(w).is_none_or(|name| windows.get(&name).is_none()));
+    let Constraint::AllowedChangeWindow(names) = constraint else { return None };
+    let unknown = names.iter().any(|name| window_name(name).is_none_or(|name| windows.get(&name).is_none()));
     unknown.then(|| {
         let known = windows.names().collect::<Vec<_>>().join(", ");
         let hint = if known.is_empty() { "it defines none".to_owned() } else { format!("it defines {known}") };
@@ -133,32 +252,41 @@ fn unknown_window(constraint: &Constraint, windows: &Windows, index: usize) -> O
     })
 }
 
-fn window_name(word: &Word) -> Option<String> {
-    word.known().and_then(|text| Word::name(text).known().map(str::to_owned))
+fn window_name(name: &str) -> Option<String> {
+    Word::name(name).known().map(str::to_owned)
 }
 
 fn least<T: Ord + Copy>(limit: &mut Option<T>, declared: T) {
     *limit = Some(limit.map_or(declared, |known| known.min(declared)));
 }
 
-/// Words that mix scripts match nothing, so they are left out: an empty set allows nobody.
-fn intersect(set: &mut Option<HashSet<String>>, words: &[Word]) {
-    let known: HashSet<&str> = words.iter().filter_map(Word::known).collect();
-    match set {
-        Some(before) => before.retain(|word| known.contains(word.as_str())),
-        None => *set = Some(known.into_iter().map(str::to_owned).collect()),
+/// In the order of the first list. Words that mix scripts match nothing, so they are left out: an empty list allows
+/// nobody.
+fn intersect(list: &mut Option<Vec<Entry>>, names: Vec<String>, edition: Edition, canonical: impl Fn(&str) -> String) {
+    let entries: Vec<Entry> = names.into_iter().filter_map(|text| Entry::of(text, edition, &canonical)).collect();
+    match list {
+        Some(before) => {
+            let folded: HashSet<&str> = entries.iter().map(|entry| entry.folded.as_str()).collect();
+            let split: HashSet<&str> = entries.iter().map(|entry| entry.split.as_str()).collect();
+            before.retain(|entry| folded.contains(entry.folded.as_str()) || split.contains(entry.split.as_str()));
+        }
+        None => *list = Some(entries),
     }
 }
 
-/// As [`intersect`], in the order of the first list.
-fn intersect_in_order(list: &mut Option<Vec<String>>, words: &[Word]) {
-    let known = || words.iter().filter_map(Word::known);
-    match list {
-        Some(before) => {
-            let known: HashSet<&str> = known().collect();
-            before.retain(|word| known.contains(word.as_str()));
-        }
-        None => *list = Some(known().map(str::to_owned).collect()),
+impl Entry {
+    fn of(text: String, edition: Edition, canonical: impl Fn(&str) -> String) -> Option<Self> {
+        let (folded, split) = match edition {
+            Edition::First => {
+                let word = Word::new(&text).known()?.to_owned();
+                return Some(Self { text: word.clone(), folded: word.clone(), split: word });
+            }
+            Edition::Second => {
+                let spelling = Spelling::of(&text);
+                (canonical(spelling.folded()?), canonical(spelling.split()?))
+            }
+        };
+        Some(Self { text, folded, split })
     }
 }
 
@@ -217,24 +345,103 @@ mod tests {
 
     #[test]
     fn a_name_must_stand_in_each_list() {
-        let declared =
-            read(&["allowed_tools: a, b, c", "allowed_tools: c, b, d", "allowed_mcp_servers: d\u{435}v"]).unwrap();
-        let mut tools: Vec<String> = declared.tools.unwrap().into_iter().collect();
-        tools.sort_unstable();
-        assert_eq!(tools, ["b", "c"]);
-        assert_eq!(declared.mcp_servers, Some(HashSet::new()), "a look-alike is nobody");
+        let declared = read(&[
+            "allowed_tools: a, b, c",
+            "allowed_tools: c, B, d",
+            "allowed_mcp_servers: d\u{435}v",
+            "required_role: Platform Admin, x",
+            "require_role: y, platform_admin",
+            "allowed_environment: prod, qa",
+            "environment: production",
+        ])
+        .unwrap();
+        let tools = declared.tools.as_ref().unwrap();
+        assert_eq!(["a", "b", "c", "d"].map(|tool| tools.hold(tool)), [false, true, true, false]);
+        assert!(!declared.mcp_servers.as_ref().unwrap().hold("d\u{435}v"), "a look-alike is nobody");
+        assert_eq!(declared.required_roles, Some(vec!["Platform Admin".to_owned()]));
+        assert_eq!(declared.allowed_environments, Some(vec!["prod".to_owned()]));
     }
 
     #[test]
-    fn free_text_leaves_no_trace() {
-        let declared = read(&["no side effects", "be nice"]).unwrap();
-        assert!(declared.names.is_empty() && declared.normalised.is_empty());
+    fn what_has_no_effect_is_remembered_with_its_place() {
+        let declared = read(&[
+            "no side effects",
+            "sandbox",
+            "sandbox: off",
+            "alowed_tools: a",
+            "max_tokens: 5",
+            "allowedEnvs: dev",
+            "SANDBOX",
+        ])
+        .unwrap();
+        assert_eq!(declared.names, ["sandbox", "allowed_environment"]);
+        assert_eq!(declared.normalised, ["sandbox", "allowed_environment: dev"]);
+        assert_eq!(declared.places, [(1, "sandbox"), (5, "allowed_environment"), (6, "sandbox")]);
+        assert_eq!(declared.ignored, [0, 2, 3, 4]);
+        assert_eq!(declared.not_understood, [NotUnderstood { index: 3, did_you_mean: vec!["allowed_tools"] }]);
     }
 
     #[test]
     fn some_constraints_are_no_guardrails() {
-        let declared = read(&["mfa_required", "read_only", "dry_run", "sandbox"]).unwrap();
-        assert!(declared.guardrails.is_empty());
+        let none = [
+            "mfa_required",
+            "read_only",
+            "dry_run",
+            "sandbox",
+            "environment: dev",
+            "denied_tools: a",
+            "denied_environment: dev",
+            "approval_max_age: 1h",
+            "allowed_tools: *",
+            "allowed_mcp_servers: a, *",
+            "resource_scope: **",
+        ];
+        assert!(read(&none).unwrap().guardrails.is_empty());
         assert_eq!(read(&["timeout: 5s"]).unwrap().guardrails, ["timeout: 5s"]);
+        let mut declared = read(&["timeout: 5s", "allowed_tools: a*"]).unwrap();
+        declared.without_guardrails(&["timeout"]);
+        assert_eq!(declared.guardrails, ["allowed_tools: a*"]);
+    }
+
+    #[test]
+    fn a_lone_star_guards_no_tool() {
+        for guard in ["sandbox", "dry_run", "read_only", "allowed_tools: a", "allowed_mcp_servers: a*"] {
+            assert!(read(&[guard]).unwrap().guards_tools(), "{guard}");
+        }
+        for none in ["allowed_tools: *", "allowed_mcp_servers: *", "denied_tools: a", "mfa_required", "sandbox: off"] {
+            assert!(!read(&[none]).unwrap().guards_tools(), "{none}");
+        }
+    }
+
+    #[test]
+    fn a_review_names_what_the_edge_could_not_know_and_nothing_twice() {
+        let constraints = [
+            "budget_usd: five",
+            "max_cost_usd: five",
+            "allowedChangeWindow: nights",
+            "allowed_change_window: business_hours",
+            "allowedTools: (a)",
+            "alowed_tools: (a)",
+        ]
+        .map(str::to_owned);
+        let pack = Pack::embedded().unwrap();
+        let edge = |text: &String| Constraint::parse(text).is_err();
+        let by_edge: Vec<usize> = (0..constraints.len()).filter(|&index| edge(&constraints[index])).collect();
+        assert_eq!(by_edge, [1, 4]);
+        let errors = Declared::review(&constraints, pack.vocabulary(), pack.windows());
+        let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
+        assert_eq!(paths, ["constraints[0]", "constraints[2]"]);
+        assert!(errors[0].message.contains("`max_cost_usd: 2.50`"), "{errors:?}");
+    }
+
+    #[test]
+    fn a_pack_of_the_first_edition_keeps_its_names() {
+        let pack = Pack::load(&crate::pack::Files::first_edition()).unwrap();
+        let constraints = ["allowedTools: a", "budget: 5", "denied_tools: a", "max_retries: 3", "allowed_tools: *"];
+        let declared = Declared::read(&constraints.map(str::to_owned), pack.vocabulary(), pack.windows()).unwrap();
+        assert_eq!(declared.names, ["max_retries", "allowed_tools"]);
+        assert_eq!(declared.guardrails, ["max_retries: 3", "allowed_tools: *"]);
+        assert_eq!((declared.ignored, declared.not_understood), (vec![0, 1, 2], vec![]));
+        assert!(!declared.tools.unwrap().hold("a"), "a star is a letter");
     }
 }

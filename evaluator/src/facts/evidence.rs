@@ -74,24 +74,6 @@ impl<'a> Evidence<'a> {
         value.as_bool()
     }
 
-    /// An array of strings; blank items are skipped.
-    pub(crate) fn words(&mut self, name: &'static str) -> Option<Vec<Word>> {
-        let words = self.member(name).map(as_words)?;
-        if words.is_none() {
-            self.mark(name);
-        }
-        words
-    }
-
-    /// An array of strings as they stand; blank items are skipped.
-    pub(crate) fn texts(&mut self, name: &'static str) -> Option<Vec<&'a str>> {
-        let texts = self.member(name).map(as_texts)?;
-        if texts.is_none() {
-            self.mark(name);
-        }
-        texts
-    }
-
     /// A whole number from 0.
     pub(crate) fn count(&mut self, name: &'static str) -> Option<i64> {
         let count = self.member(name).map(|v| v.as_number().and_then(whole).filter(|n| *n >= 0))?;
@@ -161,7 +143,6 @@ mod tests {
         assert_eq!(with(json!({"a": null}), |e| e.text("a").is_some()), (false, vec![]));
         assert_eq!(with(json!({"a": " \u{200b}"}), |e| e.text("a").is_some()), (false, vec![]));
         assert_eq!(with(json!({"a": "yes"}), |e| e.flag("a")), (None, vec!["a"]));
-        assert_eq!(with(json!({"a": ["x", 1]}), |e| e.words("a").is_some()), (false, vec!["a"]));
         assert_eq!(with(json!({"a": -1}), |e| e.count("a")), (None, vec!["a"]));
         assert_eq!(with(json!({"a": 1.5}), |e| e.count("a")), (None, vec!["a"]));
         assert_eq!(with(json!({"a": 2.0}), |e| e.count("a")), (Some(2), vec![]));
@@ -174,6 +155,14 @@ mod tests {
             assert_eq!(with(json!({"ticket_id": ticket}), |e| e.ticket()), (named, vec![]));
         }
         assert_eq!(with(json!({"ticket_id": 1.5}), |e| e.ticket()), (false, vec!["ticket_id"]));
+    }
+
+    #[test]
+    fn a_null_in_an_array_makes_it_unusable() {
+        for items in [json!([null]), json!(["a", null]), json!([["a"]])] {
+            assert!(as_words(&items).is_none(), "{items}");
+        }
+        assert_eq!(as_words(&json!(["a", " "])).map(|words| words.len()), Some(1));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use stage0_contract::{Micros, RunId, Word};
 
 use super::declared::Declared;
 use super::evidence::{Evidence, as_micros, as_words, whole};
-use super::scope::ProposedTools;
+use super::tools::ProposedTools;
 
 /// The longest name of a tool that is kept, in bytes.
 const MOST_NAME_BYTES: usize = 128;
@@ -63,6 +63,8 @@ pub(crate) struct Said {
     pub(crate) spent_micros: i64,
     /// The busiest of its lists, tool by tool.
     pub(crate) calls: Calls,
+    /// Of the busiest proposed tool, by its lists alone.
+    pub(crate) same_tool_calls: i64,
     /// What is called next; none for a name that cannot be told apart.
     pub(crate) proposed: Vec<Option<String>>,
 }
@@ -83,6 +85,7 @@ impl Run {
             elapsed_micros: quantity(evidence, "elapsed_seconds"),
             spent_micros: quantity(evidence, "cumulative_cost_usd"),
             calls: Calls::default(),
+            same_tool_calls: 0,
             proposed: Vec::new(),
         };
         let mut same_tool_calls = 0;
@@ -91,6 +94,7 @@ impl Run {
             said.calls = recent_calls(evidence);
             let proposed = tools.proposed();
             same_tool_calls = said.calls.most(proposed).max(i64::from(!proposed.is_empty()));
+            said.same_tool_calls = same_tool_calls;
             if let Some(past) = past {
                 same_tool_calls = same_tool_calls.max(past.calls.most(proposed)).max(past.same_tool_calls);
             }
@@ -125,7 +129,10 @@ fn told_apart(proposed: &[Word]) -> Vec<Option<String>> {
 /// A tool's name as it is counted and kept: a hash stands for a long one.
 fn short(name: &str) -> Cow<'_, str> {
     if name.len() <= MOST_NAME_BYTES {
-        return Cow::Borrowed(name);
+        // `read-file` and `read_file` are calls of one tool.
+        let separates = |c: char| c == '-' || c == ' ';
+        let folded = name.contains(separates).then(|| Cow::Owned(name.replace(separates, "_")));
+        return folded.unwrap_or(Cow::Borrowed(name));
     }
     Cow::Owned(format!("sha256:{}", HEXLOWER.encode(&Sha256::digest(name.as_bytes()))))
 }
@@ -156,6 +163,12 @@ fn retries(value: &Value) -> Option<i64> {
     let Some(number) = value.as_number() else { return Some(0) };
     let negative = number.as_i64().is_some_and(|n| n < 0) || number.as_f64().is_some_and(|n| n < 0.0);
     if negative { Some(0) } else { whole(number) }
+}
+
+/// A number of retries that a limit can be compared with: what is malformed is told as such.
+pub(super) fn retries_of(value: &Value) -> Option<()> {
+    let number = value.as_number()?;
+    (!number.as_f64().is_some_and(|n| n < 0.0)).then_some(())
 }
 
 fn quantity(evidence: &mut Evidence<'_>, name: &'static str) -> i64 {

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 
 use stage0_contract::{Word, is_invisible};
 
-use super::prefixes::Prefixes;
+use super::patterns::Patterns;
 
 /// A place as it is compared: a path without empty segments, or `scheme://host` and such a path.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,10 +17,7 @@ pub(super) struct Target(String);
 
 /// Targets that a request allows itself.
 #[derive(Debug, Default, Clone)]
-pub(super) struct Scope {
-    exact: HashSet<String>,
-    below: Prefixes,
-}
+pub(super) struct Scope(Patterns);
 
 impl Target {
     /// Nothing for a text that is in no plain form.
@@ -51,44 +48,16 @@ impl Scope {
                 },
             }
         }
-        Self { exact, below: Prefixes::of(below) }
+        Self(Patterns::of(exact, below))
     }
 
-    /// What lies in every one of several scopes; none where there are none. Two by two, so that the work is that of
-    /// sorting all entries.
+    /// What lies in every one of several scopes; none where there are none.
     pub(super) fn of_all(lists: &[Vec<Word>]) -> Option<Self> {
-        let mut scopes: Vec<Self> = lists.iter().map(|list| Self::of(list)).collect();
-        while scopes.len() > 1 {
-            let mut pairs = scopes.into_iter();
-            let mut met = Vec::new();
-            while let Some(first) = pairs.next() {
-                met.push(match pairs.next() {
-                    Some(second) => first.and(second),
-                    None => first,
-                });
-            }
-            scopes = met;
-        }
-        scopes.pop()
+        Patterns::all(lists.iter().map(|list| Self::of(list).0).collect()).map(Self)
     }
 
     pub(super) fn holds(&self, target: &Target) -> bool {
-        self.holds_path(&target.0)
-    }
-
-    fn holds_path(&self, path: &str) -> bool {
-        self.exact.contains(path) || self.below.cover(path)
-    }
-
-    fn and(mut self, mut other: Self) -> Self {
-        self.exact.retain(|path| other.holds_path(path));
-        let covered = |path: &String| self.below.cover(path);
-        other.exact.retain(covered);
-        let theirs: Vec<String> = other.below.iter().filter(|path| covered(path)).cloned().collect();
-        let mut below: Vec<String> = self.below.into_iter().filter(|path| other.below.cover(path)).collect();
-        below.extend(theirs);
-        self.exact.extend(other.exact);
-        Self { exact: self.exact, below: Prefixes::of(below) }
+        self.0.hold(&target.0)
     }
 }
 
@@ -116,7 +85,7 @@ fn stem_path(stem: &str) -> Option<Stem> {
     }
     let path = path_of(&stem)?;
     // `a/../*` would be everything, which nobody writes so.
-    if path.is_empty() && stem.split('/').any(|segment| segment.trim() == "..") {
+    if (path.is_empty() || path == "/") && stem.split('/').any(|segment| segment.trim() == "..") {
         return None;
     }
     // `a/*` must not hold `ab`: the separator before the star stays.
@@ -186,6 +155,9 @@ fn path_of(text: &str) -> Option<String> {
             }
             (format!("{scheme}://{host}"), path)
         }
+        // Two slashes are one to some readers, and a host to others.
+        None if text.starts_with("//") => return None,
+        None if text.starts_with('/') => ("/".to_owned(), text),
         None => (String::new(), text),
     };
     let mut kept: Vec<&str> = Vec::new();
@@ -200,8 +172,9 @@ fn path_of(text: &str) -> Option<String> {
             name => kept.push(name),
         }
     }
-    match (root.is_empty(), kept.is_empty()) {
-        (true, _) => Some(kept.join("/")),
+    match (root.is_empty() || root == "/", kept.is_empty()) {
+        // What begins at the root is another place than what does not.
+        (true, _) => Some(format!("{root}{}", kept.join("/"))),
         (false, true) => Some(root),
         (false, false) => Some(format!("{root}/{}", kept.join("/"))),
     }
@@ -293,7 +266,6 @@ mod tests {
             "staging/a",
             "Staging//A",
             "./staging/a",
-            "/staging/a",
             "staging\\a",
             "staging/x/../a",
             "staging%2fa",
@@ -311,6 +283,12 @@ mod tests {
         }
         assert!(holds("accounts:staging", "Accounts:Staging"));
         assert!(holds("*", "anything/at all") && !holds("*", "../x") && !holds("../*", "x"));
+        // What begins at the root is another place.
+        assert!(!holds("staging/*", "/staging/a") && !holds("/staging/*", "staging/a"));
+        assert!(
+            holds("/staging/*", "/staging/./a") && holds("/*", "/etc/passwd") && !holds("/staging/*", "//staging/a")
+        );
+        assert!(!holds("/a/../*", "/etc/passwd"));
         assert!(holds("/home/u/tools/*", "%2Fhome%2Fu%2Ftools%2Fx") && !holds("/home/u/tools/*", "%2Fhome%2Fu"));
     }
 

@@ -8,14 +8,15 @@ use stage0_contract::PolicyVersion;
 
 use super::fault::Fault;
 use super::files::{Files, MANIFEST};
+use super::secrets::BASE;
 
 /// Hex digits of the digest that a version shows.
 const SHOWN: usize = 12;
 
-/// `<name>@<semver>+<digest>`.
-pub(super) fn version(name: &str, semver: &str, files: &Files) -> Result<PolicyVersion, Fault> {
+/// `<name>@<semver>+<digest>`; `base` are the forms of secrets that the pack has beside its own.
+pub(super) fn version(name: &str, semver: &str, files: &Files, base: Option<&str>) -> Result<PolicyVersion, Fault> {
     let mut hasher = Sha256::new();
-    for (name, text) in files.iter() {
+    for (name, text) in files.iter().chain(base.map(|text| (BASE, text))) {
         for part in [name.as_bytes(), text.as_bytes()] {
             hasher.update((part.len() as u64).to_be_bytes());
             hasher.update(part);
@@ -32,7 +33,7 @@ mod tests {
     use super::*;
 
     fn digest(files: &[(&str, &str)]) -> String {
-        version("p", "1.0.0", &Files::of(files.iter().copied())).unwrap().to_string()
+        version("p", "1.0.0", &Files::of(files.iter().copied()), None).unwrap().to_string()
     }
 
     #[test]
@@ -44,6 +45,8 @@ mod tests {
         {
             assert_ne!(base, digest(other));
         }
+        let based = version("p", "1.0.0", &Files::of([("a", "bc"), ("d", "")]), Some("forms")).unwrap();
+        assert_ne!(base, based.to_string(), "what a pack extends is part of it");
     }
 
     #[test]

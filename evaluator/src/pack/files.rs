@@ -12,7 +12,12 @@ use super::fault::{Fault, PackError};
 pub(crate) const MANIFEST: &str = "pack.toml";
 pub(crate) const SCHEMA: &str = "schema.cedarschema";
 pub(crate) const VOCABULARY: &str = "vocabulary.toml";
+pub(crate) const EFFECTS: &str = "effects.toml";
+pub(crate) const TOOLS: &str = "tools.toml";
+pub(crate) const CONSTRAINTS: &str = "constraints.toml";
 pub(crate) const CASES: &str = "cases.json";
+pub(crate) const CODES: &str = "codes.toml";
+pub(crate) const SECRETS: &str = "secrets.toml";
 const POLICY_ENDING: &str = ".cedar";
 
 /// A pack has no use for more, and a folder given by mistake may hold anything.
@@ -39,10 +44,17 @@ impl Files {
             "pack.toml",
             "schema.cedarschema",
             "vocabulary.toml",
+            "effects.toml",
+            "tools.toml",
+            "codes.toml",
+            "constraints.toml",
+            "secrets.toml",
             "cases.json",
+            "cases-2.json",
             "access.cedar",
             "approval.cedar",
             "change.cedar",
+            "constraints.cedar",
             "effects.cedar",
             "evidence.cedar",
             "loop.cedar",
@@ -110,11 +122,30 @@ impl Files {
         self.iter().filter(|(name, _)| name.ends_with(POLICY_ENDING))
     }
 
+    /// The files of cases, by name: `cases.json` and others that begin and end so.
+    pub(crate) fn cases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.iter().filter(|(name, _)| is_cases(name))
+    }
+
+    /// Files that a pack of the first edition does not read.
+    pub(crate) fn of_second_edition(&self) -> Vec<Fault> {
+        let given = [EFFECTS, TOOLS].into_iter().filter(|name| self.get(name).is_some());
+        given.map(|name| Fault::new(name, "is read for packs of `edition = 2` alone")).collect()
+    }
+
     /// Files that no pack has.
     pub(crate) fn unexpected(&self) -> Vec<Fault> {
-        let known = |name: &str| [MANIFEST, SCHEMA, VOCABULARY, CASES].contains(&name) || name.ends_with(POLICY_ENDING);
+        let known = |name: &str| {
+            [MANIFEST, SCHEMA, VOCABULARY, EFFECTS, TOOLS, CONSTRAINTS, CODES, SECRETS].contains(&name)
+                || is_cases(name)
+                || name.ends_with(POLICY_ENDING)
+        };
         self.iter().filter(|(name, _)| !known(name)).map(|(name, _)| Fault::new(name, "is no file of a pack")).collect()
     }
+}
+
+fn is_cases(name: &str) -> bool {
+    name.strip_prefix("cases").and_then(|rest| rest.strip_suffix(".json")).is_some()
 }
 
 fn read_text(path: &Path) -> Result<String, String> {
@@ -131,6 +162,12 @@ fn read_text(path: &Path) -> Result<String, String> {
 
 #[cfg(test)]
 impl Files {
+    /// The baseline as it was before packs had an edition.
+    pub(crate) fn first_edition() -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/first-edition");
+        Self::read(&folder).unwrap()
+    }
+
     /// With one file replaced or added.
     pub(crate) fn with(mut self, name: &str, text: &str) -> Self {
         self.0.insert(name.to_owned(), text.to_owned());

@@ -17,9 +17,42 @@ use crate::facts::WindowSpec;
 pub(crate) struct Manifest {
     pub(crate) name: String,
     pub(crate) semver: String,
+    pub(crate) edition: Edition,
     pub(crate) scores: Scores,
     pub(crate) pro: Pro,
     pub(crate) windows: Windows,
+}
+
+/// The edition of the facts that a pack was written for: what a word means to its rules does not change under it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u8")]
+pub(crate) enum Edition {
+    /// Words are whole or unknown; a pack that names no edition.
+    #[default]
+    First,
+    /// Words are read by their parts, aliases and spellings are folded.
+    Second,
+}
+
+impl Edition {
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::First => 1,
+            Self::Second => 2,
+        }
+    }
+}
+
+impl TryFrom<u8> for Edition {
+    type Error = String;
+
+    fn try_from(number: u8) -> Result<Self, String> {
+        match number {
+            1 => Ok(Self::First),
+            2 => Ok(Self::Second),
+            other => Err(format!("`edition` {other} is not known to this version: use 1 or 2")),
+        }
+    }
 }
 
 /// The numbers from which scores are made.
@@ -65,6 +98,8 @@ pub(crate) struct Pro {
 struct RawManifest {
     name: String,
     version: String,
+    #[serde(default)]
+    edition: Edition,
     scores: Scores,
     pro: Pro,
     #[serde(default)]
@@ -106,21 +141,22 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Manifest> 
         faults.push(fault(text, "denies_from", "`denies_from` must be MEDIUM or above"));
     }
     let mut windows = Vec::new();
-    for (name, spec) in raw.windows {
+    for (name, spec) in &raw.windows {
         let header = format!("[windows.{name}]");
-        if !Word::name(&name).is(&name) {
+        if !Word::name(name).is(name) {
             faults.push(fault(text, &header, "a window's name must be in normal form: small letters and `_`"));
         }
         match spec.read() {
-            Ok(window) => windows.push((name, window)),
+            Ok(window) => windows.push((name.clone(), window)),
             Err(errors) => {
-                let told = errors.iter().map(|error| fault(text, &header, &error.to_string()).rule(&name));
+                let told = errors.iter().map(|error| fault(text, &header, &error.to_string()).rule(name));
                 faults.extend(told);
             }
         }
     }
     let windows = Windows::of(windows);
-    Some(Manifest { name: raw.name, semver: raw.version, scores: raw.scores, pro: raw.pro, windows })
+    let RawManifest { name, version: semver, edition, scores, pro, .. } = raw;
+    Some(Manifest { name, semver, edition, scores, pro, windows })
 }
 
 /// A fault of a TOML file at the line that the parser names.
@@ -169,7 +205,7 @@ mod tests {
     fn every_fault_is_told_with_its_line() {
         let text = GOOD
             .replace("\"baseline\"", "\"Base line\"")
-            .replace("\"1.1.0\"", "\"1.0\"")
+            .replace("\"2.0.0\"", "\"1.0\"")
             .replace("high = 45", "high = 101")
             .replace("\"MEDIUM\"", "\"LOW\"")
             .replace("Etc/UTC", "Etc/Nowhere")

@@ -7,6 +7,9 @@ use cedar_policy::Policy;
 use serde::de::DeserializeOwned;
 use stage0_contract::{Effect, IssueCode, NextAction, Severity};
 
+use super::fault::Fault;
+use super::manifest::Edition;
+use crate::decision::About;
 use crate::facts::{Attribute, Attributes, Trigger};
 
 /// A satisfied rule becomes an issue: this one.
@@ -28,6 +31,10 @@ pub(crate) struct Rule {
     /// Members of `context` that would help.
     pub(crate) fields: Vec<String>,
     pub(crate) check: Option<String>,
+    /// Where the matter lies in a request, and what would settle it.
+    pub(crate) about: Option<About>,
+    /// No change of the request settles it.
+    pub(crate) is_final: bool,
     /// What the rule's conditions name.
     pub(crate) attributes: Attributes,
 }
@@ -43,7 +50,25 @@ pub(crate) enum Detail {
     Secrets,
 }
 
-const KNOWN: [&str; 13] = [
+impl Rule {
+    /// The code of a tool whose name says an effect that the request does not declare.
+    const UNDECLARED: &str = "UNDECLARED_SIDE_EFFECT";
+
+    /// Defers on an undeclared effect instead of giving advice, as `undeclared_effects = "defer"` in `tools.toml` says.
+    pub(super) fn defer_undeclared(&mut self, faults: &mut Vec<Fault>) {
+        if self.code.as_str() != Self::UNDECLARED || self.effect != Effect::Advise {
+            return;
+        }
+        self.effect = Effect::Defer;
+        if self.question.is_none() {
+            let message =
+                "`@question` is missing: `undeclared_effects` makes the rule defer, and a rule that defers must ask";
+            faults.push(Fault::new(&self.file, message).at(self.line).rule(&self.id));
+        }
+    }
+}
+
+const KNOWN: [&str; 15] = [
     "id",
     "family",
     "trigger",
@@ -57,10 +82,12 @@ const KNOWN: [&str; 13] = [
     "details",
     "fields",
     "check",
+    "about",
+    "final",
 ];
 
 /// Reads a policy's annotations, or says everything that is wrong with them.
-pub(super) fn read(policy: &Policy, file: &str, line: usize) -> Result<Rule, Vec<String>> {
+pub(super) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -> Result<Rule, Vec<String>> {
     let mut reader = Reader { policy, wrong: Vec::new() };
     reader.unknown();
     let id = reader.name("id");
@@ -76,6 +103,12 @@ pub(super) fn read(policy: &Policy, file: &str, line: usize) -> Result<Rule, Vec
     let details = reader.optional("details", "a list of facts without words of the request", |t| list(t, detail));
     let fields = reader.optional("fields", "a list of members of `context`", |t| list(t, name));
     let check = reader.optional("check", "a name of small letters and `_`", name);
+    let wanted = || format!("one of {}", About::names().collect::<Vec<_>>().join(", "));
+    let about = reader.optional("about", &wanted(), About::parse);
+    let is_final = policy.annotation("final").is_some();
+    if edition == Edition::Second && policy.annotation("about").is_none() {
+        reader.wrong.push(format!("`@about` is missing: it must be {}", wanted()));
+    }
     match (effect, severity) {
         (Some(Effect::Advise), Some(severity)) if severity >= Severity::High => {
             reader.wrong.push("advice is never HIGH or CRITICAL: an ALLOW could carry it".to_owned());
@@ -125,6 +158,8 @@ pub(super) fn read(policy: &Policy, file: &str, line: usize) -> Result<Rule, Vec
         details: details.unwrap_or_default(),
         fields: fields.unwrap_or_default(),
         check,
+        about,
+        is_final,
         attributes,
     })
 }

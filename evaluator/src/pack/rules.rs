@@ -10,11 +10,12 @@ use miette::Diagnostic;
 
 use super::fault::{Fault, line_of};
 use super::files::{Files, SCHEMA};
+use super::manifest::Edition;
 use super::rule::{self, Rule};
 use super::shape::{self, MAX_RULES, Statement};
 
 /// Reads all rules and notes what is wrong with them; the texts come back in the order of file names.
-pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> (BTreeMap<String, Rule>, Vec<String>) {
+pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) -> (BTreeMap<String, Rule>, Vec<String>) {
     let mut rules: BTreeMap<String, Rule> = BTreeMap::new();
     let mut sources = Vec::new();
     let mut set = PolicySet::new();
@@ -23,7 +24,7 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> (BTreeMap<String,
         sources.push(text.to_owned());
         for (policy, line) in policies(file, text, &statements, faults) {
             let id = policy.annotation("id").unwrap_or("a rule without `@id`").to_owned();
-            match rule::read(&policy, file, line) {
+            match rule::read(&policy, edition, file, line) {
                 Ok(rule) => match rules.get(&rule.id) {
                     Some(first) => {
                         let message = format!("its `@id` is taken by {}:{}", first.file, first.line);

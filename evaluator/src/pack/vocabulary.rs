@@ -1,38 +1,43 @@
 //! `vocabulary.toml`: what words mean to a policy.
 //!
-//! Owns the look-up of words and their check at load: each in normal form (another could never match), none twice, no list empty,
-//! every guardrail a constraint that the grammar knows.
+//! Owns the look-up of words and their check at load: each in normal form (another could never match), none twice, no list
+//! empty. In the second edition this file has environments, words of approval and vague goals, and words of side effects,
+//! tools and constraints have files of their own; in the first edition it has all words (`first`).
 
-use std::collections::{HashMap, HashSet};
+mod first;
+
+use std::collections::HashSet;
 
 use serde::Deserialize;
-use stage0_contract::{Constraint, Word, visible};
+use stage0_contract::visible;
 use toml::Spanned;
 
+use super::constraints::{self, Constraints};
+use super::effects::{self, Class, EffectWords};
 use super::fault::{Fault, line_of};
 use super::files::{Files, VOCABULARY};
-use super::manifest::toml_fault;
+use super::manifest::{Edition, toml_fault};
+use super::names::{self, Names, RawApproval, RawEnvironments};
+use super::tools::{self, ToolWords};
 
-/// The risk class of a side effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Class {
-    High,
-    Communication,
-    Medium,
-    Loop,
-    Approval,
-}
+use first::FirstWords;
 
 /// Words by meaning.
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
-    classes: HashMap<String, Class>,
-    impact: HashSet<String>,
-    customer_visible: HashSet<String>,
-    sensitive_tools: HashSet<String>,
-    guardrails: HashSet<String>,
+    words: EditionWords,
+    constraints: Constraints,
     /// The longest first, so that a short phrase does not break a long one.
     vague_phrases: Vec<String>,
+    /// Empty in a pack of the first edition.
+    names: Names,
+}
+
+/// Words of side effects and tools.
+#[derive(Debug)]
+enum EditionWords {
+    First(FirstWords),
+    Second(Box<(EffectWords, ToolWords)>),
 }
 
 type Words = Vec<Spanned<String>>;
@@ -40,41 +45,9 @@ type Words = Vec<Spanned<String>>;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawVocabulary {
-    classes: RawClasses,
-    effects: RawEffects,
-    tools: RawTools,
-    constraints: RawConstraints,
     goals: RawGoals,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawClasses {
-    high: Words,
-    communication: Words,
-    medium: Words,
-    #[serde(rename = "loop")]
-    looping: Words,
-    approval: Words,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawEffects {
-    impact: Words,
-    customer_visible: Words,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawTools {
-    sensitive: Words,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawConstraints {
-    guardrails: Words,
+    environments: RawEnvironments,
+    approval: RawApproval,
 }
 
 #[derive(Deserialize)]
@@ -84,26 +57,65 @@ struct RawGoals {
 }
 
 impl Vocabulary {
-    /// The class of a side effect in normal form.
+    /// The edition of the facts that the pack was written for.
+    pub(crate) fn edition(&self) -> Edition {
+        match &self.words {
+            EditionWords::First(_) => Edition::First,
+            EditionWords::Second(_) => Edition::Second,
+        }
+    }
+
+    /// Words of side effects by class and part; none in a pack of the first edition.
+    pub(crate) fn effects(&self) -> Option<&EffectWords> {
+        match &self.words {
+            EditionWords::First(_) => None,
+            EditionWords::Second(words) => Some(&words.0),
+        }
+    }
+
+    /// Parts of names of tools; none in a pack of the first edition.
+    pub(crate) fn tools(&self) -> Option<&ToolWords> {
+        match &self.words {
+            EditionWords::First(_) => None,
+            EditionWords::Second(words) => Some(&words.1),
+        }
+    }
+
+    fn first(&self) -> Option<&FirstWords> {
+        match &self.words {
+            EditionWords::First(words) => Some(words),
+            EditionWords::Second(_) => None,
+        }
+    }
+
+    /// The class of a side effect in normal form, in a pack of the first edition.
     pub(crate) fn class(&self, word: &str) -> Option<Class> {
-        self.classes.get(word).copied()
+        self.first().and_then(|words| words.class(word))
     }
 
+    /// In a pack of the first edition.
     pub(crate) fn has_impact(&self, word: &str) -> bool {
-        self.impact.contains(word)
+        self.first().is_some_and(|words| words.has_impact(word))
     }
 
+    /// In a pack of the first edition.
     pub(crate) fn is_customer_visible(&self, word: &str) -> bool {
-        self.customer_visible.contains(word)
+        self.first().is_some_and(|words| words.is_customer_visible(word))
     }
 
+    /// In a pack of the first edition.
     pub(crate) fn is_sensitive_tool(&self, word: &str) -> bool {
-        self.sensitive_tools.contains(word)
+        self.first().is_some_and(|words| words.is_sensitive_tool(word))
     }
 
-    /// Whether a constraint, by canonical name, guards a high effect.
-    pub(crate) fn is_guardrail(&self, name: &str) -> bool {
-        self.guardrails.contains(name)
+    /// What constraints mean.
+    pub(crate) fn constraints(&self) -> &Constraints {
+        &self.constraints
+    }
+
+    /// Names of environments and words of approval; none in a pack of the first edition.
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
     }
 
     pub(crate) fn vague_phrases(&self) -> impl Iterator<Item = &str> {
@@ -111,8 +123,17 @@ impl Vocabulary {
     }
 }
 
-/// Reads the vocabulary and notes what is wrong with it.
-pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vocabulary> {
+/// Reads the vocabulary and notes what is wrong with it; the words of a pack whose edition is not known are not judged.
+pub(super) fn parse(files: &Files, edition: Option<Edition>, faults: &mut Vec<Fault>) -> Option<Vocabulary> {
+    match edition? {
+        Edition::First => first::parse(files, faults),
+        Edition::Second => second(files, faults),
+    }
+}
+
+fn second(files: &Files, faults: &mut Vec<Fault>) -> Option<Vocabulary> {
+    let (effects, tools) = (effects::parse(files, faults), tools::parse(files, faults));
+    let constraints = constraints::parse(files, faults);
     let text = files.needed(VOCABULARY, faults)?;
     let raw: RawVocabulary = match toml::from_str(text) {
         Ok(raw) => raw,
@@ -121,47 +142,15 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vocabulary
             return None;
         }
     };
-    let mut check = Check { text, faults };
-    let name = |word: &str| Word::name(word).is(word);
-    let guardrail = |word: &str| {
-        // Every recognised constraint takes a number, a list or nothing: `1` is all of these.
-        matches!(Constraint::parse(&format!("{word}: 1")), Ok(Some(constraint)) if constraint.name() == word)
-    };
-    let mut classes = HashMap::new();
-    for (class, list, words) in [
-        (Class::High, "high", raw.classes.high),
-        (Class::Communication, "communication", raw.classes.communication),
-        (Class::Medium, "medium", raw.classes.medium),
-        (Class::Loop, "loop", raw.classes.looping),
-        (Class::Approval, "approval", raw.classes.approval),
-    ] {
-        for (word, at) in check.words(list, words, name, NORMAL) {
-            if classes.insert(word.clone(), class).is_some() {
-                check.fault(at, format!("`{word}` stands in two classes"));
-            }
-        }
-    }
-    let is_effect = |word: &str| classes.contains_key(word);
-    let impact = check.set("impact", raw.effects.impact, is_effect, CLASSED);
-    let customer_visible = check.set("customer_visible", raw.effects.customer_visible, is_effect, CLASSED);
-    let sensitive_tools = check.set("sensitive", raw.tools.sensitive, name, NORMAL);
-    let guardrails = check.set("guardrails", raw.constraints.guardrails, guardrail, CONSTRAINT);
-    let phrases = check.words("vague", raw.goals.vague, |phrase| visible(phrase) == phrase, NORMAL);
-    if phrases.len() > MAX_PHRASES {
-        check
-            .faults
-            .push(Fault::new(VOCABULARY, format!("`vague` has {} phrases, and may have {MAX_PHRASES}", phrases.len())));
-    }
-    let mut vague_phrases: Vec<String> = phrases.into_iter().map(|(phrase, _)| phrase).collect();
-    vague_phrases.sort_by_key(|phrase| std::cmp::Reverse(phrase.len()));
-    Some(Vocabulary { classes, impact, customer_visible, sensitive_tools, guardrails, vague_phrases })
+    let names = names::read(raw.environments, raw.approval, text, faults);
+    let vague_phrases = Check { text, faults }.phrases(raw.goals.vague);
+    let words = EditionWords::Second(Box::new((effects?, tools?)));
+    Some(Vocabulary { words, constraints: constraints?, vague_phrases, names })
 }
 
 /// Phrases are looked for one by one in each goal.
 const MAX_PHRASES: usize = 500;
 const NORMAL: &str = "is not in normal form and would match nothing";
-const CLASSED: &str = "stands in no class";
-const CONSTRAINT: &str = "is no canonical name of a constraint";
 
 struct Check<'a> {
     text: &'a str,
@@ -201,6 +190,18 @@ impl Check<'_> {
     fn set(&mut self, list: &str, words: Words, holds: impl Fn(&str) -> bool, otherwise: &str) -> HashSet<String> {
         self.words(list, words, holds, otherwise).into_iter().map(|(word, _)| word).collect()
     }
+
+    /// Vague goals, the longest first.
+    fn phrases(&mut self, words: Words) -> Vec<String> {
+        let phrases = self.words("vague", words, |phrase| visible(phrase) == phrase, NORMAL);
+        if phrases.len() > MAX_PHRASES {
+            let message = format!("`vague` has {} phrases, and may have {MAX_PHRASES}", phrases.len());
+            self.faults.push(Fault::new(VOCABULARY, message));
+        }
+        let mut phrases: Vec<String> = phrases.into_iter().map(|(phrase, _)| phrase).collect();
+        phrases.sort_by_key(|phrase| std::cmp::Reverse(phrase.len()));
+        phrases
+    }
 }
 
 #[cfg(test)]
@@ -211,28 +212,41 @@ mod tests {
 
     fn faults(text: &str) -> Vec<String> {
         let mut faults = Vec::new();
-        parse(&Files::of([(VOCABULARY, text)]), &mut faults);
+        parse(&Files::embedded().with(VOCABULARY, text), Some(Edition::Second), &mut faults);
         faults.iter().map(Fault::to_string).collect()
     }
 
     #[test]
-    fn words_that_could_never_match_are_refused_with_their_line() {
-        let text = GOOD
-            .replace("\"money_movement\"", "\"Money Movement\"")
-            .replace("\"send_email\"", "\"publish\"")
-            .replace("impact = [", "impact = [\"earthquake\", ")
-            .replace("\"require_ticket\"", "\"ticket_please\"")
-            .replace("[\"loop\", \"retry\"", "[\"loop\", \"loop\"");
-        let faults = faults(&text);
-        assert_eq!(faults.len(), 6, "{faults:#?}");
-        assert!(faults.iter().all(|f| f.starts_with("vocabulary.toml:")), "{faults:#?}");
+    fn names_of_environments_and_words_of_approval_are_needed() {
+        for table in ["environments", "approval", "goals"] {
+            let faults = faults(&GOOD.replacen(&format!("[{table}]"), &format!("[{table}s]"), 1));
+            assert!(faults.len() == 1 && faults[0].contains(table), "{faults:?}");
+        }
+    }
+
+    #[test]
+    fn no_word_means_two_environments_or_an_approval() {
+        for (from, to, told) in [
+            ("\"prod\"", "\"Prod\"", "`Prod` in `production` is not in normal form"),
+            ("\"prod\"", "\"stage\"", "`stage` stands for `production` and for `staging`"),
+            ("\"prod\"", "\"staging\"", "`staging` is an environment of its own"),
+            ("\"pending\"", "\"approved\"", "`approved` in `pending` is an approval"),
+            ("\"denied\"", "\"pending\"", "`pending` stands twice in `[approval]`"),
+            ("\"denied\"", "\"not approved\"", "`not approved` in `rejected` is not in normal form"),
+            ("missing = [\"missing\"]", "missing = []", "`missing` in `[approval]` is empty"),
+            ("missing = [\"missing\"]", "approved = [\"ok\"]\nmissing = [\"missing\"]", "unknown field `approved`"),
+            ("missing = [\"missing\"]", "mising = [\"missing\"]", "unknown field `mising`, expected one of"),
+        ] {
+            let faults = faults(&GOOD.replacen(from, to, 1));
+            assert!(faults.len() == 1 && faults[0].contains(told), "{to}: {faults:?}");
+        }
     }
 
     #[test]
     fn an_empty_list_and_an_unknown_key_are_refused() {
-        let empty = GOOD.replace("approval = [\"requires_approval\", \"sensitive_operation\"]", "approval = []");
-        assert_eq!(faults(&empty), ["vocabulary.toml: `approval` is empty"]);
-        assert_eq!(faults(&GOOD.replace("[goals]", "[goals]\nclear = []")).len(), 1);
+        assert!(faults(&GOOD.replace("[goals]", "[goals]\nclear = []"))[0].contains("clear"));
+        let from = GOOD.find("vague = [").unwrap();
+        assert_eq!(faults(&format!("{}vague = []", &GOOD[..from])), ["vocabulary.toml: `vague` is empty"]);
     }
 
     #[test]

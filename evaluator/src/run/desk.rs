@@ -13,11 +13,12 @@ use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
-use stage0_backplane::{Ledger, PutError, Revision};
+use stage0_backplane::{Ledger, MAX_LISTS, PutError, Revision};
 use stage0_contract::{
     AccountId, EndRun, EvaluateReply, EvaluateRequest, ManageReply, RUN_RECORDS, Refusal, RequestId, RunEnded, RunId,
     RunSettled, RunView, SettleRun, ShowRun, UNLIMITED,
 };
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::quota::{Room, RunQuota, day_of};
@@ -49,8 +50,10 @@ impl Default for RunConfig {
 
 /// One shard's way to the runs.
 pub(crate) struct Runs {
-    ledger: Arc<dyn Ledger>,
-    config: RunConfig,
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) config: RunConfig,
+    /// One permit for each list that is read: its pages may hold a quarter of a megabyte.
+    pub(super) lists: Semaphore,
     quota: RunQuota,
     /// Runs that are in hand, and the checks that wait for their turn.
     waiting: RefCell<WaitingRuns<Check>>,
@@ -87,7 +90,8 @@ struct Found {
 impl Runs {
     pub(crate) fn new(ledger: Arc<dyn Ledger>, config: RunConfig) -> Self {
         let waiting = RefCell::new(WaitingRuns::new());
-        Self { quota: RunQuota::new(Arc::clone(&ledger)), ledger, config, waiting }
+        let lists = Semaphore::new(MAX_LISTS);
+        Self { quota: RunQuota::new(Arc::clone(&ledger)), ledger, config, lists, waiting }
     }
 
     /// The place of the run that a check names; none for one without a run.
@@ -199,6 +203,7 @@ impl Runs {
             let (reply, lesson) = lanes.evaluate(question, check.bytes, past, check.limit).await;
             if let Some(lesson) = lesson {
                 state.learn(occasion, &lesson);
+                state.learn_name(&lesson, RunId::of(&question.request).ok().flatten());
             }
             replies.push(Some(reply));
         }
@@ -259,7 +264,7 @@ impl Runs {
         judged.err().map(|error| format!("the gateway's time is {error}"))
     }
 
-    fn now(&self) -> i64 {
+    pub(super) fn now(&self) -> i64 {
         self.ledger.clock().now().as_second()
     }
 
@@ -371,7 +376,7 @@ fn place(account: &AccountId, run_id: &RunId) -> String {
     format!("{RUN_RECORDS}.{account}.{}", hash.get(..40).unwrap_or_default())
 }
 
-fn seconds(duration: Duration) -> i64 {
+pub(super) fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
 }
 

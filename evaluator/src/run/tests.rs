@@ -380,12 +380,14 @@ fn a_counter_that_cannot_be_read_defers_and_changes_nothing_else() {
 }
 
 #[test]
-fn a_run_whose_name_is_no_text_has_counters_that_nobody_knows() {
+fn a_run_whose_name_is_neither_text_nor_a_whole_number_has_counters_that_nobody_knows() {
     let mut run = Play::new();
-    for (limit, verdict) in [("max_iterations: 3", Defer), ("max_cost_usd: 3", Defer), ("sandbox", Allow)] {
-        let body = json!({"goal": "read the report", "success_criteria": ["x"], "constraints": [limit],
-            "context": {"run_id": 7}});
-        assert_eq!(run.put(99, 99, body).verdict, verdict, "{limit}");
+    for name in [json!(7.5), json!(true), json!([7]), json!({"id": 7})] {
+        for (limit, verdict) in [("max_iterations: 3", Defer), ("max_cost_usd: 3", Defer), ("sandbox", Allow)] {
+            let body = json!({"goal": "read the report", "success_criteria": ["x"], "constraints": [limit],
+                "context": {"run_id": name}});
+            assert_eq!(run.put(99, 99, body).verdict, verdict, "{name} {limit}");
+        }
     }
 }
 

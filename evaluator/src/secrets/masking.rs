@@ -10,8 +10,9 @@ use std::ops::ControlFlow;
 use serde_json::{Map, Value};
 use stage0_contract::{CheckRequest, visible};
 
-use super::patterns::{Detector, Suspects};
-use super::{REDACTED, assignment, each_text, mask_within};
+use super::detector::Detector;
+use super::names::Tells;
+use super::{REDACTED, each_text, mask_within, telling, told_by_option};
 use crate::time_limit::{OutOfTime, TimeLimit};
 
 /// Different secrets of one request that are looked for everywhere: the search takes time for each.
@@ -25,28 +26,30 @@ const PEM_END: &str = "-----END";
 
 /// What is known of the secrets of one request.
 #[derive(Debug)]
-pub(crate) struct Masking {
+pub(crate) struct Masking<'d> {
+    detector: &'d Detector,
     /// As [`visible`] makes them.
     values: Vec<String>,
     nothing_shown: bool,
     limit: TimeLimit,
 }
 
-impl Masking {
+impl<'d> Masking<'d> {
     /// Knows of no secret yet; those that show themselves are hidden all the same.
-    pub(crate) fn new(limit: TimeLimit) -> Self {
-        Self { values: Vec::new(), nothing_shown: false, limit }
+    pub(crate) fn new(detector: &'d Detector, limit: TimeLimit) -> Self {
+        Self { detector, values: Vec::new(), nothing_shown: false, limit }
     }
 
     /// Looks for secrets in a request and in texts that came beside it.
     pub(crate) fn of<'t>(
         request: &CheckRequest,
         beside: impl IntoIterator<Item = &'t str>,
+        detector: &'d Detector,
         limit: TimeLimit,
     ) -> Result<Self, OutOfTime> {
-        let mut masking = Self::new(limit);
+        let mut masking = Self::new(detector, limit);
         let mut in_time = Ok(());
-        let _ = each_text(request, &mut |_, member, text| {
+        let _ = each_text(request, Some(detector), &mut |_, member, text| {
             in_time = limit.check();
             if in_time.is_ok() { masking.note(member, text) } else { ControlFlow::Break(()) }
         });
@@ -67,7 +70,7 @@ impl Masking {
         if self.nothing_shown {
             return Ok(REDACTED.to_owned());
         }
-        let masked = mask_within(text, self.limit);
+        let masked = mask_within(text, self.detector, self.limit);
         self.limit.check()?;
         if self.values.is_empty() {
             return Ok(masked);
@@ -81,15 +84,11 @@ impl Masking {
         self.members_in(members, None)
     }
 
-    /// `telling` is what the innermost name around tells of that tells of a secret.
-    fn members_in(
-        &self,
-        members: &Map<String, Value>,
-        telling: Option<&'static str>,
-    ) -> Result<Map<String, Value>, OutOfTime> {
+    /// `around` is what the innermost name around tells of that tells of a secret.
+    fn members_in(&self, members: &Map<String, Value>, around: Option<Tells>) -> Result<Map<String, Value>, OutOfTime> {
         let mut shown = Map::with_capacity(members.len());
         for (name, value) in members {
-            let telling = assignment::secret_name(name).or(telling);
+            let telling = telling(self.detector, members, name).or(around);
             let mut name = self.text(name)?;
             if shown.contains_key(&name) {
                 name = format!("{name} ({})", shown.len());
@@ -99,13 +98,18 @@ impl Masking {
         Ok(shown)
     }
 
-    fn value(&self, value: &Value, telling: Option<&'static str>) -> Result<Value, OutOfTime> {
-        let told = |text: &str| telling.is_some_and(|name| assignment::member_kind(name, text).is_some());
+    fn value(&self, value: &Value, telling: Option<Tells>) -> Result<Value, OutOfTime> {
+        let told = |text: &str| telling.is_some_and(|tells| self.detector.member_is_secret(tells, text));
         Ok(match value {
             Value::String(text) if told(text) => REDACTED.into(),
             Value::String(text) => self.text(text)?.into(),
             Value::Array(items) => {
-                Value::Array(items.iter().map(|item| self.value(item, telling)).collect::<Result<_, _>>()?)
+                let before = std::iter::once(None).chain(items.iter().map(Some));
+                let shown = items
+                    .iter()
+                    .zip(before)
+                    .map(|(item, before)| self.value(item, telling.or_else(|| told_by_option(self.detector, before))));
+                Value::Array(shown.collect::<Result<_, _>>()?)
             }
             Value::Object(members) => self.members_in(members, telling)?.into(),
             Value::Number(number) => {
@@ -117,8 +121,8 @@ impl Masking {
     }
 
     /// Breaks once nothing is shown: there is nothing more to find out then.
-    fn note(&mut self, member: Option<&'static str>, text: &str) -> ControlFlow<()> {
-        if member.is_some_and(|name| assignment::member_kind(name, text).is_some()) {
+    fn note(&mut self, member: Option<Tells>, text: &str) -> ControlFlow<()> {
+        if member.is_some_and(|tells| self.detector.member_is_secret(tells, text)) {
             self.hide(text)?;
         }
         self.note_hits(text)?;
@@ -126,9 +130,7 @@ impl Masking {
     }
 
     fn note_hits(&mut self, text: &str) -> ControlFlow<()> {
-        let detector = Detector::get();
-        let suspects = detector.suspects(text, Suspects::NONE);
-        for (kind, hit) in detector.hits(text, suspects, self.limit) {
+        for (kind, hit) in self.detector.hits(text, self.limit) {
             let value = hit.value(text);
             // Its lines may go on in other texts, where they look like nothing.
             if kind == PEM_KIND && !value.contains(PEM_END) {

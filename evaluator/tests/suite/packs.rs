@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::json;
+use stage0_contract::CheckRequest;
 use stage0_evaluator::{Engine, Fault, Pack, PackSet, PackSetError};
 
 /// A copy of the baseline that a test breaks.
@@ -66,7 +68,16 @@ fn the_baseline_on_disk_is_the_embedded_one() {
 
 #[test]
 fn a_missing_file_is_named() {
-    for file in ["pack.toml", "schema.cedarschema", "vocabulary.toml", "cases.json"] {
+    for file in [
+        "pack.toml",
+        "schema.cedarschema",
+        "vocabulary.toml",
+        "effects.toml",
+        "tools.toml",
+        "constraints.toml",
+        "codes.toml",
+        "cases.json",
+    ] {
         assert_eq!(Broken::new().without(file).fault(), format!("{file}: is missing"));
     }
 }
@@ -104,7 +115,7 @@ fn every_broken_annotation_names_file_line_and_rule() {
 fn all_faults_are_told_and_not_only_the_first() {
     let broken = Broken::new().replace("value.cedar", "@severity(\"HIGH\")", "@severity(\"SEVERE\")").0;
     let broken = broken.replace("loop.cedar", "@weight(\"25\")", "@weight(\"x\")").0;
-    let broken = broken.replace("vocabulary.toml", "\"publish\"", "\"Publish\"").0;
+    let broken = broken.replace("vocabulary.toml", "\"prod\"", "\"Prod\"").0;
     let broken = broken.replace("pack.toml", "opens = \"09:00\"", "opens = \"nine\"").0;
     let mut files: Vec<String> = broken.faults().into_iter().map(|f| f.file).collect();
     files.dedup();
@@ -130,7 +141,7 @@ fn who_defers_must_ask() {
 fn an_id_is_given_once() {
     let (broken, _) = Broken::new().replace("value.cedar", "@id(\"value.no_criteria\")", "@id(\"loop.cost\")");
     let fault = broken.fault();
-    assert!(fault.starts_with("value.cedar:16: loop.cost: its `@id` is taken by loop.cedar:"), "{fault}");
+    assert!(fault.starts_with("value.cedar:17: loop.cost: its `@id` is taken by loop.cedar:"), "{fault}");
 }
 
 #[test]
@@ -175,8 +186,8 @@ fn what_is_as_deep_as_may_be_is_parsed_and_validated() {
 fn many_rules(count: usize) -> String {
     let rule = |n: usize| {
         format!(
-            "// {n}\n@id(\"many.r{n}\") @family(\"many\") @trigger(\"always\") @effect(\"advise\") @code(\"MANY\") @severity(\"LOW\")\n\
-             @message(\"m\") @next_action(\"wait\") @weight(\"0\")\nforbid (principal, action, resource) when {{ context.iteration > 1000 }};\n"
+            "// {n}\n@id(\"many.r{n}\") @family(\"many\") @trigger(\"always\") @effect(\"advise\") @code(\"UNCLEAR_VALUE_SIGNAL\") @about(\"goal\") @severity(\"LOW\")\n\
+             @message(\"m\") @next_action(\"wait\") @weight(\"0\")\nforbid (principal, action, resource) when {{ context.iteration > 1000000000 }};\n"
         )
     };
     (0..count).map(rule).collect()
@@ -199,7 +210,8 @@ fn a_pack_has_a_thousand_rules_at_most() {
 fn a_pack_has_two_thousand_cases_at_most() {
     let cases: Vec<String> =
         (0..2_001).map(|n| format!(r#"{{"id": "c{n}", "expect": ["ALLOW"], "request": {{"goal": "g g"}}}}"#)).collect();
-    let fault = Broken::new().write("cases.json", &format!("[{}]", cases.join(","))).fault();
+    let broken = Broken::new().without("cases-2.json");
+    let fault = broken.write("cases.json", &format!("[{}]", cases.join(","))).fault();
     assert_eq!(fault, "cases.json: there are 2001 cases, and may be 2000");
 }
 
@@ -231,7 +243,7 @@ fn strict_validation_refuses_what_could_fail_later() {
         let faults = broken.faults();
         assert!(
             faults.iter().any(|f| f.file == "value.cedar"
-                && f.line == Some(29)
+                && f.line == Some(31)
                 && f.rule.as_deref() == Some("value.vague_goal")),
             "{to}: {faults:#?}"
         );
@@ -250,7 +262,7 @@ fn a_schema_that_describes_other_facts_is_refused() {
 #[test]
 fn a_pack_proves_every_rule_and_every_case() {
     assert!(Broken::new().write("cases.json", "[]").faults()[0].message.starts_with("there is no case"));
-    let broken = Broken::new();
+    let broken = Broken::new().without("cases-2.json");
     let text = broken.text("cases.json");
     let untested: Vec<&str> = text.lines().filter(|line| !line.contains("TENANT_ISOLATION_VIOLATION")).collect();
     let fault = broken.write("cases.json", &untested.join("\n")).fault();
@@ -290,11 +302,76 @@ fn a_trigger_that_hides_a_rule_is_refused() {
 #[test]
 fn a_folder_of_packs_loads_them_all_or_says_which_is_refused() {
     let parent = tempfile::tempdir().unwrap();
-    let next = Broken::new().replace("pack.toml", "version = \"1.1.0\"", "version = \"1.2.0\"").0;
+    let next = Broken::new().replace("pack.toml", "version = \"2.0.0\"", "version = \"1.2.0\"").0;
     fs::rename(next.folder.path(), parent.path().join("next")).unwrap();
     let set = PackSet::embedded().unwrap().with_dir(parent.path()).unwrap();
     assert_eq!(set.versions().len(), 2);
     fs::write(parent.path().join("next/value.cedar"), "").unwrap();
     let refused = PackSet::embedded().unwrap().with_dir(parent.path());
     assert!(matches!(refused, Err(PackSetError::Refused { folder, .. }) if folder.ends_with("next")));
+}
+
+#[test]
+fn a_pack_of_the_first_edition_keeps_its_verdicts() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/first-edition");
+    let first = Engine::new(Pack::from_dir(&folder).unwrap()).unwrap();
+    let second = Engine::new(Pack::embedded().unwrap()).unwrap();
+    let verdicts = |body: serde_json::Value| {
+        let request = CheckRequest::parse(body).unwrap();
+        [&first, &second].map(|engine| engine.decide(&request, 1_773_662_400).unwrap().verdict.as_str())
+    };
+    let effect = |effect: &str| {
+        verdicts(
+            json!({"goal": "Carry out the step", "success_criteria": ["x"], "side_effects": [effect], "context": {}}),
+        )
+    };
+    for word in ["none", "read_only", "writes", "file_read"] {
+        assert_eq!(effect(word), ["DENY", "ALLOW"], "{word}");
+    }
+    assert_eq!(effect("execute: DROP TABLE users"), ["ALLOW", "DENY"]);
+    assert_eq!(effect("write"), ["ALLOW", "ALLOW"]);
+    assert_eq!(effect("teleport"), ["DENY", "DENY"]);
+    let tool = |tool: &str| {
+        verdicts(
+            json!({"goal": "Carry out the step", "success_criteria": ["x"], "tools": [tool], "side_effects": [], "pro": true}),
+        )
+    };
+    assert_eq!(tool("mcp__shell__run_command"), ["ALLOW", "DENY"]);
+    assert_eq!(tool("bash"), ["DENY", "DENY"]);
+    assert_eq!(tool("delete_file"), ["ALLOW", "DENY"]);
+}
+
+#[test]
+fn a_pack_of_the_first_edition_has_no_files_of_the_second() {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/first-edition")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+    }
+    fs::write(folder.path().join("effects.toml"), "").unwrap();
+    let faults = Pack::from_dir(folder.path()).expect_err("the pack is refused").faults;
+    assert_eq!(faults.len(), 1, "{faults:#?}");
+    assert_eq!(faults[0].to_string(), "effects.toml: is read for packs of `edition = 2` alone");
+}
+
+#[test]
+fn a_pack_may_defer_on_an_undeclared_effect() {
+    let body = json!({"goal": "Clean up", "success_criteria": ["x"], "tools": ["delete_file"], "side_effects": []});
+    let request = CheckRequest::parse(body).unwrap();
+    let verdict = |pack: &Path| {
+        let engine = Engine::new(Pack::from_dir(pack).unwrap()).unwrap();
+        let decision = engine.decide(&request, 1_773_662_400).unwrap();
+        assert!(decision.issues.iter().any(|issue| issue.code.as_str() == "UNDECLARED_SIDE_EFFECT"));
+        decision.verdict.as_str()
+    };
+    let advises = Broken::new();
+    assert_eq!(verdict(advises.folder.path()), "ALLOW");
+    let defers =
+        Broken::new().replace("tools.toml", "undeclared_effects = \"advise\"", "undeclared_effects = \"defer\"").0;
+    // The pack's own cases of advice are no proof of it any more.
+    let cases = defers.text("cases.json").replace("\"expect\": [\"ALLOW\"]", "\"expect\": [\"ALLOW\", \"DEFER\"]");
+    let defers = defers.write("cases.json", &cases);
+    assert_eq!(verdict(defers.folder.path()), "DEFER");
+    let mute = defers.replace("scope.cedar", "@question(\"Which side effects does the tool have", "//(\"").0;
+    assert!(mute.fault().contains("scope.undeclared_effect: `@question` is missing"), "{}", mute.fault());
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
-use stage0_contract::{CheckRequest, Decision, Severity, Verdict};
+use stage0_contract::{CheckRequest, Decision, Severity, Spelling, Verdict};
 use stage0_evaluator::{Engine, Pack};
 
 const NOW: i64 = 1_773_662_400;
@@ -158,7 +158,10 @@ fn approved(body: &Value) -> bool {
 
 fn harmless(effect: &str) -> bool {
     // Written down once more on purpose: what the vocabulary does not list here must never pass without an approval.
-    ["write", "loop", "customer_impact", "shell"].contains(&stage0_contract::visible(effect).as_str())
+    // A dash alone says that there is none.
+    let dash = Spelling::of(effect).folded() == Some("_");
+    dash || ["write", "loop", "customer_impact", "shell", "rejected"]
+        .contains(&stage0_contract::visible(effect).as_str())
 }
 
 proptest! {

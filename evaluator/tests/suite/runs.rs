@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{
-    AccountId, CallerTexts, CheckRequest, EndRun, EvaluateReply, EvaluateRequest, ManageReply, Refusal, RequestId,
-    RunId, RunView, Scope, SettleRun, ShowRun, Verdict,
+    AccountId, CallerTexts, CheckRequest, Decision, EndRun, EvaluateReply, EvaluateRequest, ListRuns, ManageReply,
+    Page, Refusal, RequestId, RunId, RunView, Scope, SettleRun, ShowRun, Verdict,
 };
 use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig, build};
 use tokio::task::JoinSet;
@@ -118,6 +118,127 @@ async fn runs_of_other_accounts_and_names_are_others() {
     assert_eq!(stage.view("b", "R").await, ManageReply::Refused(Refusal::NotFound));
     let padded = stage.ask(check(5, "a", &["max_iterations: 1"], json!({"loop_state": {"run_id": " r "}}))).await;
     assert_eq!(verdict(&padded), Verdict::Defer, "white space makes no new run");
+}
+
+async fn list(stage: &Stage, account: &str, cursor: Option<String>, limit: u32) -> ManageReply<Page<RunView>> {
+    let list = ListRuns { account: AccountId::parse(account).unwrap(), cursor, limit };
+    stage.caller.requests.ask(&list, WITHIN).await.unwrap()
+}
+
+/// Names, over all pages of `limit`.
+async fn names(stage: &Stage, account: &str, limit: u32) -> Vec<String> {
+    let (mut names, mut cursor) = (Vec::new(), None);
+    loop {
+        let ManageReply::Done(page) = list(stage, account, cursor, limit).await else { panic!("no page") };
+        assert!(page.items.len() <= usize::try_from(limit).unwrap());
+        names.extend(page.items.into_iter().map(|run| String::from(run.run_id)));
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            names.sort();
+            return names;
+        }
+    }
+}
+
+#[tokio::test]
+async fn runs_are_listed_as_they_are_shown_and_an_accounts_own_alone() {
+    let stage = Stage::new(2, RunConfig::default()).await;
+    assert_eq!(names(&stage, "a", 100).await, Vec::<String>::new());
+    for (number, account, run) in [(1, "a", " r "), (2, "b", "r"), (3, "a", "R"), (4, "a", "r/é"), (5, "ab", "x")] {
+        let cost = json!({"run_id": run, "estimated_cost_usd": 0.5});
+        verdict(&stage.ask(EvaluateRequest { max_runs: Some(100), ..check(number, account, &[], cost) }).await);
+    }
+    for limit in [1, 2, 1_000] {
+        assert_eq!(names(&stage, "a", limit).await, ["R", "r", "r/é"], "{limit}; counters are no runs");
+    }
+    let ManageReply::Done(page) = list(&stage, "b", None, 10).await else { panic!("no page") };
+    let ManageReply::Done(shown) = stage.view("b", "r").await else { panic!("no run") };
+    assert_eq!((page.items[0].cost, page.items[0].first_seen), (shown.cost, shown.first_seen));
+    let end = EndRun { account: AccountId::parse("a").unwrap(), run_id: RunId::parse("R").unwrap() };
+    assert!(matches!(stage.caller.requests.ask(&end, WITHIN).await.unwrap(), ManageReply::Done(_)));
+    assert_eq!(names(&stage, "a", 1).await, ["r", "r/é"], "one that was ended is none");
+    for (cursor, limit, at) in
+        [(None, 0, "limit"), (None, 1_001, "limit"), (Some("../b"), 10, "cursor"), (Some("a b"), 10, "cursor")]
+    {
+        let refused = list(&stage, "a", cursor.map(str::to_owned), limit).await;
+        let ManageReply::Refused(Refusal::Invalid(errors)) = refused else { panic!("{refused:?}") };
+        assert_eq!(errors[0].path, at);
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_came_with_a_secret_is_not_kept_until_it_comes_without_one() {
+    let stage = Stage::new(1, RunConfig::default()).await;
+    let secret = json!({"run_id": "r-hunter22", "password": "hunter22"});
+    assert_eq!(verdict(&stage.ask(check(1, "a", &[], secret)).await), Verdict::Deny);
+    assert!(matches!(stage.view("a", "r-hunter22").await, ManageReply::Done(_)), "it is counted all the same");
+    assert_eq!(names(&stage, "a", 10).await, Vec::<String>::new());
+    verdict(&stage.ask(check(2, "a", &[], json!({"run_id": "r-hunter22"}))).await);
+    assert_eq!(names(&stage, "a", 10).await, ["r-hunter22"]);
+}
+
+#[tokio::test]
+async fn a_whole_number_names_the_same_run_as_its_digits() {
+    let stage = Stage::new(1, RunConfig::default()).await;
+    let one = |number, context| check(number, "acc", &["max_iterations: 1"], context);
+    let first = stage.ask(one(1, json!({"run_id": 11_233_637_052_i64}))).await;
+    assert_eq!(verdict(&first), Verdict::Allow);
+    let EvaluateReply::Decided(decided) = &first else { panic!("{first:?}") };
+    assert_eq!(decided.recordable.as_ref().unwrap().run_id.as_deref(), Some("11233637052"));
+    let again = stage.ask(one(2, json!({"loop_state": {"run_id": "11233637052"}}))).await;
+    assert_eq!(verdict(&again), Verdict::Defer);
+    assert_eq!(names(&stage, "acc", 10).await, ["11233637052"]);
+    let fraction = stage.ask(one(3, json!({"run_id": 1.5}))).await;
+    let decision = decision(&fraction);
+    assert!(decision.issues.iter().any(|issue| issue.code.as_str() == "CONTEXT_REQUIRED"), "{decision:?}");
+}
+
+fn decision(reply: &EvaluateReply) -> &Decision {
+    let EvaluateReply::Decided(decided) = reply else { panic!("{reply:?}") };
+    &decided.decision
+}
+
+/// `details.run` of the issues of the loop family.
+fn told_of_run(reply: &EvaluateReply) -> Vec<Value> {
+    let of_loop = decision(reply).issues.iter().filter(|issue| issue.code.as_str() == "LOOP_THRESHOLD_EXCEEDED");
+    of_loop.map(|issue| issue.details.get("run").cloned().unwrap_or(Value::Null)).collect()
+}
+
+#[tokio::test]
+async fn a_defer_for_what_is_remembered_says_the_run_what_is_counted_and_how_to_end_it() {
+    let stage = Stage::new(1, RunConfig::default()).await;
+    let limits = ["max_iterations: 1", "same_tool_limit: 1", "max_cost_usd: 0.75", "timeout: 3600"];
+    let context = json!({"run_id": "report 7/8", "current_tool": "read_file", "estimated_cost_usd": 0.5});
+    assert_eq!(verdict(&stage.ask(check(1, "acc", &limits, context.clone())).await), Verdict::Allow);
+    let reply = stage.ask(check(2, "acc", &limits, context.clone())).await;
+    assert_eq!(verdict(&reply), Verdict::Defer);
+    let told = told_of_run(&reply);
+    let counted: Vec<_> = told.iter().map(|run| run["counted"].clone()).collect();
+    assert_eq!(told.len(), 3, "the time is within its limit: {told:?}");
+    for expected in [
+        json!({"iteration": 2, "max_iterations": 1}),
+        json!({"same_tool_calls": 2, "same_tool_limit": 1}),
+        json!({"cost_usd": 1.0, "max_cost_usd": 0.75}),
+    ] {
+        assert!(counted.contains(&expected), "{expected} in {counted:?}");
+    }
+    for run in &told {
+        assert_eq!(run["run_id"], "report 7/8");
+        let end = run["end"].as_str().unwrap();
+        assert!(end.starts_with("DELETE /v1/runs/{run_id}") && end.contains("runs:manage"), "{end}");
+    }
+    let text = decision(&reply).issues.iter().map(|issue| issue.message.as_str()).collect::<String>();
+    assert!(!text.contains("report") && !decision(&reply).reason.contains("report"));
+    // What the request says itself would defer again in a new run: nothing to end.
+    let own = json!({"run_id": "other", "current_iteration": 2});
+    assert_eq!(told_of_run(&stage.ask(check(3, "acc", &limits[..1], own)).await), [Value::Null]);
+    let without = json!({"current_iteration": 2});
+    assert_eq!(told_of_run(&stage.ask(check(4, "acc", &limits[..1], without)).await), [Value::Null]);
+    // With a secret about, no text of the request is told.
+    let mut secret = context;
+    secret["password"] = "hunter22".into();
+    let reply = stage.ask(check(5, "acc", &limits, secret)).await;
+    assert!(told_of_run(&reply).iter().all(|run| run["run_id"] == "[redacted]"), "{reply:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,89 @@
+//! `GET /v1/runs`: an account's runs, page by page, as the ledger has them.
+//!
+//! Owns what a page costs: it looks at a bounded number of records and bytes, few pages are read at a time, and they are
+//! decoded where no check waits. A run whose name was never learned, as of an earlier version, is listed from its next
+//! check on. Nothing is changed here.
+
+use stage0_backplane::{ListError, Listed};
+use stage0_contract::{FieldError, ListRuns, ManageReply, Page, RUN_RECORDS, Refusal, RunView};
+use tokio::time::{Instant, timeout_at};
+
+use super::desk::seconds;
+use super::{RunState, Runs, refused};
+use crate::metrics;
+
+/// Runs in a page.
+const MAX_PAGE: u32 = 1_000;
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+enum ListRunsError {
+    #[error("the runs cannot be read: {0}")]
+    Read(String),
+    #[error("too many lists are read at a time")]
+    Busy,
+    #[error("the cursor is not of an earlier page")]
+    Cursor,
+}
+
+impl Runs {
+    /// `GET /v1/runs`.
+    pub(crate) async fn list(&self, question: &ListRuns, deadline: Instant) -> ManageReply<Page<RunView>> {
+        let ListRuns { account, cursor, limit } = question;
+        // The gateway has looked, and anybody may ask.
+        if !(1..=MAX_PAGE).contains(limit) {
+            let message = format!("must be 1 to {MAX_PAGE}");
+            return refused(Refusal::Invalid(vec![FieldError::new("limit", message)]));
+        }
+        match self.page(&format!("{RUN_RECORDS}.{account}"), cursor.as_deref(), *limit, deadline).await {
+            Ok(page) => ManageReply::Done(page),
+            Err(ListRunsError::Cursor) => refused(Refusal::Invalid(vec![FieldError::new(
+                "cursor",
+                "must be the `next_cursor` of an earlier page",
+            )])),
+            Err(ListRunsError::Busy) => ManageReply::Busy,
+            Err(error @ ListRunsError::Read(_)) => {
+                metrics::ledger_failed();
+                tracing::warn!(%account, error = &error as &dyn std::error::Error, "runs cannot be listed");
+                ManageReply::Failed
+            }
+        }
+    }
+
+    async fn page(
+        &self,
+        under: &str,
+        cursor: Option<&str>,
+        limit: u32,
+        deadline: Instant,
+    ) -> Result<Page<RunView>, ListRunsError> {
+        let Ok(Ok(_turn)) = timeout_at(deadline, self.lists.acquire()).await else { return Err(ListRunsError::Busy) };
+        let most = usize::try_from(limit).unwrap_or(usize::MAX);
+        let listed = self.ledger.list(under, cursor, most, deadline).await.map_err(|error| match error {
+            ListError::Cursor => ListRunsError::Cursor,
+            ListError::Read(error) => ListRunsError::Read(error.to_string()),
+        })?;
+        let (now, reserved_for) = (self.now(), seconds(self.config.reserved_for));
+        let views = tokio::task::spawn_blocking(move || views(listed, now, reserved_for)).await;
+        views.map_err(|error| ListRunsError::Read(error.to_string()))?
+    }
+}
+
+/// Counters of runs and runs that were ended are left out.
+fn views(listed: Listed, now: i64, reserved_for: i64) -> Result<Page<RunView>, ListRunsError> {
+    let Listed { records, next } = listed;
+    let mut items = Vec::with_capacity(records.len());
+    for (word, record) in records {
+        // The hash of a name has no `n`: that begins the counter of a day.
+        if word.starts_with('n') {
+            continue;
+        }
+        let state: Result<RunState, _> = serde_json::from_slice(&record.value);
+        let mut state =
+            state.map_err(|error| ListRunsError::Read(format!("line {} column {}", error.line(), error.column())))?;
+        let Some(name) = state.name.clone().filter(|_| !state.has_ended()) else { continue };
+        state.expire(now, reserved_for);
+        items.push(state.view(name, now, reserved_for));
+    }
+    Ok(Page { items, next_cursor: next })
+}
