@@ -11,7 +11,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use stage0_contract::{
     Account, AccountId, Caller, CreateAccount, CreateKey, DeletionPermit, KeyCreated, KeySummary, KeystoreStatusReply,
-    ListAccounts, ListKeys, ManageReply, Page, PermitDeletion, RevokeKey, Revoked, RotateKey, UpdateAccount,
+    ListAccounts, ListKeys, ManageReply, NoteKeyUses, NoteKeyUsesReply, Page, PermitDeletion, RevokeKey, Revoked,
+    RotateKey, UpdateAccount,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ use crate::admission::{Admission, Admitted};
 use crate::announce::{Announcer, Changed};
 use crate::callers::Callers;
 use crate::head::HeadStored;
+use crate::last_used::LastUsed;
 use crate::lease::Tenure;
 use crate::manage::{self, Clock, Desk, Judge, Undone};
 use crate::new_key::{HashedKey, NewKeys};
@@ -50,6 +52,7 @@ pub(crate) struct Counter {
     pub(crate) writable: Arc<AtomicBool>,
     pub(crate) disk_low: Arc<AtomicBool>,
     pub(crate) announcer: Announcer,
+    pub(crate) last_used: Arc<LastUsed>,
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) signer: Arc<Signer>,
     pub(crate) clock: Clock,
@@ -118,7 +121,24 @@ impl Counter {
     }
 
     pub(crate) async fn list_keys(&self, call: ListKeys) -> ManageReply<Page<KeySummary>> {
-        self.read("list keys", move |store, now| manage::list_keys(store, &call, now)).await
+        let last_used = Arc::clone(&self.last_used);
+        let list = move |store: &Store, now| {
+            let mut page = manage::list_keys(store, &call, now)?;
+            page.items.iter_mut().for_each(|key| key.last_used_at = last_used.of(&key.id));
+            Ok(page)
+        };
+        self.read("list keys", list).await
+    }
+
+    /// Changes nothing that is decided by; a disk that is nearly full is kept for what does.
+    pub(crate) async fn note_key_uses(&self, call: NoteKeyUses) -> NoteKeyUsesReply {
+        if self.disk_low.load(Ordering::Acquire) {
+            return NoteKeyUsesReply::Failed;
+        }
+        let (last_used, store, now) = (Arc::clone(&self.last_used), self.store.clone(), (self.clock)());
+        let noted = tokio::task::spawn_blocking(move || last_used.note(&store, &call, now)).await;
+        // A panic of the thread is as good as a failure: it is told again.
+        if noted.unwrap_or(false) { NoteKeyUsesReply::Noted } else { NoteKeyUsesReply::Failed }
     }
 
     /// For a deletion that an exporter carries out.

@@ -25,6 +25,7 @@ mod health;
 mod image;
 mod journal;
 mod keyfile;
+mod last_used;
 mod lease;
 mod listed_accounts;
 mod live_keys;

@@ -259,7 +259,8 @@ impl Desk {
         change.extend(judge.population().surplus_keys(&record.account, now));
         self.commit(&change)?;
         tracing::info!(account = %old.account, key_id = %old.id, successor = %record.id, by = %call.caller.key_id, "key rotated");
-        Ok((created(key, record), changed(&old)))
+        let created = KeyCreated { old_key_expires_at: old.ends(), ..created(key, record) };
+        Ok((created, changed(&old)))
     }
 
     /// A repeated revocation is told again while its first notice, if nobody heard it, may matter. Each notice costs
@@ -403,7 +404,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], getrandom::Error> {
 
 fn created(key: ApiKey, record: KeyRecord) -> KeyCreated {
     let KeyRecord { id, account, name, scopes, created_at, expires_at, .. } = record;
-    KeyCreated { id, key, account, name, scopes, created_at, expires_at }
+    KeyCreated { id, key, account, name, scopes, created_at, expires_at, old_key_expires_at: None }
 }
 
 fn changed(key: &KeyRecord) -> Changed {

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use stage0_backplane::{Backplane, BoxFuture, ServeError, Served};
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, GetWebhook, KeystoreStatus,
-    ListAccounts, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, ManageReply, PermitDeletion, RefreshKey,
-    Request, RevokeKey, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, UpdateAccount, UpdateWebhook, VerifyKey,
+    ListAccounts, ListEndpoints, ListKeys, ListRetentions, ListWebhooks, ManageReply, NoteKeyUses, PermitDeletion,
+    RefreshKey, Request, RevokeKey, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, UpdateAccount,
+    UpdateWebhook, VerifyKey,
 };
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -46,6 +47,7 @@ pub(crate) async fn serve_all(
 async fn join_keys(joined: &mut Joined<'_>) -> Result<(), ServeError> {
     joined.join(|at, call: VerifyKey, _| async move { at.verifier.verify(call).await }).await?;
     joined.join(|at, call: RefreshKey, _| async move { at.verifier.refresh(call).await }).await?;
+    joined.join(|at, call: NoteKeyUses, _| async move { at.note_key_uses(call).await }).await?;
     joined.join(|at, _: KeystoreStatus, _| async move { at.status() }).await?;
     joined.join_managed(|at, call: CreateAccount, until| async move { at.create_account(call, until).await }).await?;
     joined.join_managed(|at, call: ListAccounts, _| async move { at.list_accounts(call).await }).await?;

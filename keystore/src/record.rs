@@ -78,6 +78,7 @@ impl KeyRecord {
         self.revoked_at.into_iter().chain(self.expires_at).min()
     }
 
+    /// Without its last use, which the record does not have.
     pub(crate) fn summary(self) -> KeySummary {
         KeySummary {
             prefix: ApiKey::prefix(&self.id),
@@ -87,6 +88,7 @@ impl KeyRecord {
             created_at: self.created_at,
             expires_at: self.expires_at,
             revoked_at: self.revoked_at,
+            last_used_at: None,
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::hash::{HashError, Hasher};
 use crate::head::{self, Head, HeadStored, HeadWriter, Held, Mismatch};
 use crate::health::Health;
 use crate::image::Lineage;
+use crate::last_used::LastUsed;
 use crate::lease::{self, AcquireError, Lease, Loss, RETRY_DELAY, Tenure};
 use crate::listed_accounts;
 use crate::live_keys::{self, Lister};
@@ -222,6 +223,7 @@ struct Opened {
     hasher: Arc<Hasher>,
     sealer: Arc<Sealer>,
     signer: Arc<Signer>,
+    last_used: LastUsed,
     new_operator_key: bool,
 }
 
@@ -377,7 +379,7 @@ impl Start {
     fn finish(self, lease: Option<Lease>, ready: Ready) -> Result<Keystore, BuildError> {
         let Self { config, backplane, health, clock, plans } = self;
         let Ready { opened, tenure, head, stored, restored } = ready;
-        let Opened { desk, hasher, sealer, signer, new_operator_key: _ } = opened;
+        let Opened { desk, hasher, sealer, signer, last_used, new_operator_key: _ } = opened;
         let (store, writable, judge) = (desk.store().clone(), desk.vault().writable(), desk.judge());
         let disk_low = desk.vault().disk_low();
         health.watch(Arc::clone(&writable), Arc::clone(&disk_low), desk.rolled_back());
@@ -401,6 +403,7 @@ impl Start {
             writable,
             disk_low,
             announcer,
+            last_used: Arc::new(last_used),
             sealer,
             signer,
             clock,
@@ -473,5 +476,6 @@ fn open(
     if let Some(copy) = &config.operator_key_copy {
         bootstrap::copy_operator_key(&config.data_dir, copy).map_err(bootstrap)?;
     }
-    Ok(Opened { desk, hasher, sealer, signer: Arc::new(signer), new_operator_key })
+    let last_used = LastUsed::open(&config.data_dir, desk.store());
+    Ok(Opened { desk, hasher, sealer, signer: Arc::new(signer), last_used, new_operator_key })
 }

@@ -62,7 +62,7 @@ pub enum OpenError {
     Directory(PathBuf, #[source] io::Error),
     /// Two writers would destroy each other's work.
     #[error(
-        "the data directory `{}` is in use by another process: another keystore uses this directory; nothing was changed",
+        "the data directory `{}` is in use by another process, a keystore: end it, or give another --data-dir; nothing was changed",
         .0.display()
     )]
     Locked(PathBuf),

@@ -10,7 +10,8 @@ use stage0_backplane::embedded::Bus;
 use stage0_backplane::{Backplane, BoxFuture, Event, Hearing, Notices, ServeError, TellError};
 use stage0_contract::{
     ApiKey, Caller, CreateAccount, CreateKey, Deletion, KEY_ALPHABET, KeyChanged, KeyId, ListAccounts, ListKeys,
-    ManageReply, Mark, MarkBody, PermitDeletion, Plan, Refusal, RevokeKey, Scope, SignMark,
+    ManageReply, Mark, MarkBody, NoteKeyUses, NoteKeyUsesReply, PermitDeletion, Plan, Refusal, RevokeKey, RotateKey,
+    Scope, SignMark,
 };
 use stage0_keystore::OPERATOR_KEY_FILE;
 
@@ -127,6 +128,60 @@ fn deletion_mark(account: &stage0_contract::AccountId, before: Timestamp, by: &K
         covered: 0,
         heads: Vec::new(),
     }
+}
+
+#[tokio::test]
+async fn the_hour_of_a_keys_last_use_is_listed_and_outlives_the_keystore() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let (used, unused) = (running.key(&account, &[Scope::Check]).await, running.key(&account, &[Scope::Check]).await);
+    let hour = NoteKeyUses::hour_of(Timestamp::now());
+    let listed = async |running: &Running, id: &KeyId| {
+        let list =
+            ListKeys { caller: running.operator.clone(), account: Some(account.clone()), cursor: None, limit: 9 };
+        let page = done(running.ask(&list).await);
+        page.items.into_iter().find(|key| key.id == *id).unwrap().last_used_at
+    };
+    assert_eq!(listed(&running, &used.id).await, None);
+    let journal = std::fs::metadata(dir.path().join(stage0_keystore::JOURNAL_FILE)).unwrap().len();
+    let note = NoteKeyUses { hour, keys: vec![used.id.clone()] };
+    assert_eq!(running.ask(&note).await, NoteKeyUsesReply::Noted);
+    assert_eq!(listed(&running, &used.id).await, Some(hour));
+    assert_eq!(listed(&running, &unused.id).await, None);
+    assert_eq!(std::fs::metadata(dir.path().join(stage0_keystore::JOURNAL_FILE)).unwrap().len(), journal);
+    running.stop().await;
+    let running = Running::start(dir.path()).await;
+    assert_eq!(listed(&running, &used.id).await, Some(hour));
+    running.stop().await;
+    // It is no part of what must be there.
+    std::fs::remove_dir_all(dir.path().join("last-used")).unwrap();
+    let running = Running::start(dir.path()).await;
+    assert_eq!(listed(&running, &used.id).await, None);
+    assert_eq!(running.ask(&note).await, NoteKeyUsesReply::Noted);
+    assert_eq!(listed(&running, &used.id).await, Some(hour));
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_rotation_says_when_the_old_key_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::start(dir.path()).await;
+    let account = running.account("a").await.id;
+    let made = running.key(&account, &[Scope::Check]).await;
+    assert_eq!(made.old_key_expires_at, None, "there is none");
+    let rotated = running.rotate(&made.id, 3_600).await;
+    let end = rotated.old_key_expires_at.unwrap();
+    assert_eq!(end, rotated.created_at + SignedDuration::from_secs(3_600));
+    let again = running.rotate(&rotated.id, 0).await;
+    assert_eq!(again.old_key_expires_at, Some(again.created_at), "it just ended");
+    // A key whose end comes before the overlap's.
+    let soon = rotated.created_at + SignedDuration::from_secs(600);
+    let brief = CreateKey { expires_at: Some(soon), ..running.create(&account, &[Scope::Check]) };
+    let brief = done(running.ask(&brief).await);
+    let rotation = RotateKey { caller: running.operator.clone(), id: brief.id, overlap_seconds: 3_600 };
+    assert_eq!(done(running.ask(&rotation).await).old_key_expires_at, brief.expires_at);
+    running.stop().await;
 }
 
 #[tokio::test]

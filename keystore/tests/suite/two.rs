@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{Backplane, BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
+use stage0_backplane::{
+    Backplane, BoxFuture, ClockError, Ledger, ListError, Listed, PutError, ReadError, Record, Revision, StoreClock,
+};
 use stage0_contract::{ApiKey, KeystoreStatus, Scope};
 use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, LeaseTimes, OPERATOR_KEY_FILE, RunError};
 use tokio::task::JoinHandle;
@@ -112,6 +114,16 @@ impl Ledger for Flaky {
             return Box::pin(std::future::ready(Err(PutError::Failed("it failed once".to_owned()))));
         }
         self.inner.put(key, value, expected, expires_in, deadline)
+    }
+
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+        self.inner.list(under, after, most, deadline)
     }
 
     fn clock(&self) -> &Arc<StoreClock> {

@@ -9,7 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde_json::Value;
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{Backplane, BoxFuture, ClockError, Ledger, PutError, ReadError, Record, Revision, StoreClock};
+use stage0_backplane::{
+    Backplane, BoxFuture, ClockError, Ledger, ListError, Listed, PutError, ReadError, Record, Revision, StoreClock,
+};
 use stage0_contract::Scope;
 use stage0_keystore::{BuildError, OPERATOR_KEY_FILE, RunError};
 use tokio::time::Instant;
@@ -89,6 +91,16 @@ impl Ledger for Faulty {
 
     fn went_back<'a>(&'a self, _: &'a str, _: Instant) -> BoxFuture<'a, bool> {
         Box::pin(async { self.went_back.load(Ordering::SeqCst) })
+    }
+
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+        self.inner.list(under, after, most, deadline)
     }
 
     fn clock(&self) -> &Arc<StoreClock> {
