@@ -1,35 +1,46 @@
 //! Who asks: from the `x-api-key` header to a verified identity, before the body is read.
 //!
-//! Owns the order: form, then what is known, then the throttles of address and key id, then a hash. Missing, malformed, unknown, wrong, revoked
-//! and expired keys get one and the same answer; a failure of ours is never that answer. Owns also the second look: what
-//! was found is looked at again after every wait for the caller and before anything is released (ADR 0013).
+//! Owns the order: form, then what is known, then a hash of the same key that is under way, then the throttles of address
+//! and key id, then a hash. Missing, malformed, unknown, wrong, revoked and expired keys get one and the same answer; a
+//! failure of ours is never that answer. Owns also the second look: what was found is looked at again after every wait
+//! for the caller and before anything is released (ADR 0013).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix_web::HttpMessage as _;
 use actix_web::HttpRequest;
 use actix_web::http::header::HeaderValue;
+use jiff::Timestamp;
 use stage0_backplane::Requests;
-use stage0_contract::{ApiKey, RequestId};
+use stage0_contract::{ApiKey, RequestId, Role};
 
 use crate::address::Client;
-use crate::errors::ApiError;
-use crate::keyring::{Asking, Believed, Keyring, KeystoreError, Known};
-use crate::metrics;
+use crate::errors::{ApiError, How, Part};
+use crate::keyring::{Asking, Believed, Keyring, KeystoreError, Known, Verified};
 use crate::routes::request_id;
 use crate::state::Gate;
-use crate::throttle::LoginsBy;
 
 const HEADER: &str = "x-api-key";
 /// How long a second look may take when it has to ask.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
+/// Whoever waits for a key's judgement waits for the keystore.
+pub(crate) const SILENT: Part = Part::Service(Role::Keystore, How::Silent);
 
-/// The caller behind the request's key.
+/// The caller behind the request's key, whose use is noted.
 pub(crate) async fn identify(
     gate: &Gate,
     request: &HttpRequest,
     deadline: tokio::time::Instant,
 ) -> Result<Believed, ApiError> {
+    let believed = judge(gate, request, deadline).await?;
+    let now = Timestamp::now();
+    if believed.is_first_use_in_hour(now) {
+        gate.key_uses.note(&believed.identity().key_id, now);
+    }
+    Ok(believed)
+}
+
+async fn judge(gate: &Gate, request: &HttpRequest, deadline: tokio::time::Instant) -> Result<Believed, ApiError> {
     let value = header(request).ok_or(ApiError::Unauthorized)?;
     let client = Client::of_request(request).map(Client::net);
     let request_id = request_id(request);
@@ -44,20 +55,22 @@ pub(crate) async fn identify(
             Known::No => {}
         }
     }
-    let key_id = key.as_ref().map(ApiKey::id);
-    if let Some(blocked) = gate.failed_logins.blocked(client, key_id, Instant::now()) {
-        return Err(ApiError::TooManyFailedLogins(blocked));
-    }
+    let logins = gate.failed_logins.of(client, key.as_ref().map(ApiKey::id));
     let verified = match &key {
-        Some(key) => gate.keyring.verify(key, asking).await.map_err(unavailable)?,
-        None => None,
+        Some(key) => gate.keyring.verify(key, asking, logins).await.map_err(unavailable)?,
+        None => match logins.blocked() {
+            Some(blocked) => Verified::Blocked(blocked),
+            None => {
+                logins.failed();
+                Verified::No
+            }
+        },
     };
-    verified.ok_or_else(|| {
-        gate.failed_logins.failed(client, key_id, Instant::now());
-        let counted = [client.map(|_| LoginsBy::Address), key_id.map(|_| LoginsBy::Key)];
-        counted.into_iter().flatten().for_each(metrics::login_failed);
-        ApiError::Unauthorized
-    })
+    match verified {
+        Verified::Yes(believed) => Ok(believed),
+        Verified::No => Err(ApiError::Unauthorized),
+        Verified::Blocked(blocked) => Err(ApiError::TooManyFailedLogins(blocked)),
+    }
 }
 
 /// Looks again at who asks, and refuses where the key is gone by now. Costs nothing while what was found still holds.
@@ -78,7 +91,7 @@ pub(crate) async fn confirmed(
 ) -> Result<Believed, ApiError> {
     let deadline = tokio::time::Instant::now() + CONFIRM_TIMEOUT;
     let confirmed = keyring.confirm(believed, Asking { keystore, deadline, request_id });
-    let confirmed = tokio::time::timeout_at(deadline, confirmed).await.map_err(|_| ApiError::Unavailable)?;
+    let confirmed = tokio::time::timeout_at(deadline, confirmed).await.map_err(|_| ApiError::Missing(SILENT))?;
     confirmed.map_err(|error| unavailable(request_id, &error))?.ok_or(ApiError::Unauthorized)
 }
 
@@ -102,5 +115,10 @@ fn parsed(value: &HeaderValue) -> Option<ApiKey> {
 fn unavailable(request_id: Option<RequestId>, error: &KeystoreError) -> ApiError {
     let request_id = request_id.map(tracing::field::display);
     tracing::warn!(request_id, error = error as &dyn std::error::Error, "key could not be judged");
-    ApiError::Unavailable
+    match error {
+        KeystoreError::Ask(error) => ApiError::Missing(Part::of_service(Role::Keystore, error)),
+        KeystoreError::Failed => ApiError::Missing(Part::Service(Role::Keystore, How::Failed)),
+        KeystoreError::Busy => ApiError::Missing(Part::Service(Role::Keystore, How::Busy)),
+        KeystoreError::Unsettled | KeystoreError::Changed => ApiError::Unavailable,
+    }
 }

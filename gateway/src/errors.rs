@@ -16,6 +16,10 @@ use crate::in_flight::Over;
 use crate::metrics::{self, Throttle};
 use crate::throttle::{Blocked, CallsBy, LoginsBy, TooManyCalls};
 
+mod part;
+
+pub(crate) use part::{How, Part};
+
 /// Seconds: a bucket is full again then.
 const BURST_AGAIN_AFTER: u64 = 1;
 /// Seconds; most walks take less.
@@ -36,6 +40,8 @@ pub(crate) enum ApiError {
     NotAnObject,
     /// 400.
     BrokenBody,
+    /// 400: HTTP without TLS; it has no other answer.
+    PlainHttp,
     /// 401: one and the same for every kind of bad key.
     Unauthorized,
     /// 402.
@@ -80,7 +86,9 @@ pub(crate) enum ApiError {
     Overloaded,
     /// 503: this host's clock is not the state store's.
     Clock(ClockError),
-    /// 503: something of ours failed, or was too slow.
+    /// 503: this part of ours failed, or was too slow.
+    Missing(Part),
+    /// 503: something of ours did, and it is not known what.
     Unavailable,
 }
 
@@ -116,13 +124,14 @@ impl ApiError {
                 response.insert_header((RETRY_AFTER, WALK_AGAIN_AFTER.to_string()));
                 body = body.retry_after(WALK_AGAIN_AFTER);
             }
-            Self::Overloaded | Self::Clock(_) | Self::Unavailable => {
+            Self::Overloaded | Self::Clock(_) | Self::Missing(_) | Self::Unavailable => {
                 response.insert_header((RETRY_AFTER, "1"));
             }
             Self::Invalid(errors) => body.errors = errors.iter().take(MAX_NAMED_ERRORS).cloned().collect(),
             Self::Json(_)
             | Self::NotAnObject
             | Self::BrokenBody
+            | Self::PlainHttp
             | Self::PlanWithoutPro
             | Self::QuotaUsedUp { .. }
             | Self::TooManyRuns { .. }
@@ -136,10 +145,26 @@ impl ApiError {
         response.json(body)
     }
 
+    /// The answer as it is written to a connection that no server reads, and the end of it.
+    pub(crate) fn raw(&self, request_id: RequestId) -> Vec<u8> {
+        let (status, code) = self.kind();
+        self.count(code);
+        let body = ErrorBody::new(code, self.message(), request_id.to_string());
+        let body = serde_json::to_string(&body).unwrap_or_default();
+        let reason = status.canonical_reason().unwrap_or_default();
+        format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\n\
+             cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n{body}",
+            status.as_str(),
+            body.len()
+        )
+        .into_bytes()
+    }
+
     fn kind(&self) -> (StatusCode, ErrorCode) {
         match self {
             Self::Json(_) | Self::NotAnObject => (StatusCode::BAD_REQUEST, ErrorCode::InvalidJson),
-            Self::BrokenBody => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
+            Self::BrokenBody | Self::PlainHttp => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
             Self::PlanWithoutPro => (StatusCode::PAYMENT_REQUIRED, ErrorCode::PlanRequired),
             Self::QuotaUsedUp { .. } | Self::TooManyRuns { .. } => {
@@ -161,7 +186,7 @@ impl ApiError {
             | Self::TooManyReads
             | Self::TooManyBytesOfAccount
             | Self::TooManyBytesOfAddress => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
-            Self::Overloaded | Self::Clock(_) | Self::Unavailable => {
+            Self::Overloaded | Self::Clock(_) | Self::Missing(_) | Self::Unavailable => {
                 (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
             }
         }
@@ -172,6 +197,7 @@ impl ApiError {
             Self::Json(error) => error.to_string(),
             Self::NotAnObject => "the body must be a JSON object".into(),
             Self::BrokenBody => "the body ended early or is not framed as HTTP asks".into(),
+            Self::PlainHttp => "this port speaks HTTPS only, write `https://` in place of `http://`".into(),
             Self::Unauthorized => "the API key is missing or not valid".into(),
             Self::PlanWithoutPro => "the account's plan does not include `pro`".into(),
             Self::QuotaUsedUp { monthly, limit, again } => {
@@ -241,6 +267,7 @@ impl ApiError {
                 ClockError::Ahead(seconds) => clock_text(*seconds, "ahead of"),
                 ClockError::Behind(seconds) => clock_text(*seconds, "behind"),
             },
+            Self::Missing(part) => format!("{part}: the action must not run, try again"),
             Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
         }
     }
@@ -258,6 +285,7 @@ impl ApiError {
             Self::Json(_)
             | Self::NotAnObject
             | Self::BrokenBody
+            | Self::PlainHttp
             | Self::Unauthorized
             | Self::PlanWithoutPro
             | Self::ScopeMissing(_)
@@ -269,6 +297,7 @@ impl ApiError {
             | Self::NotJsonType
             | Self::Invalid(_)
             | Self::Clock(_)
+            | Self::Missing(_)
             | Self::Unavailable => return,
         };
         metrics::throttled(throttle);

@@ -21,9 +21,13 @@ use stage0_contract::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::errors::ApiError;
+use crate::errors::{ApiError, Part};
 use crate::reader::Shelf;
 use crate::state::Gate;
+
+mod once;
+
+pub(crate) use once::{IDEMPOTENCY_KEY, MAX_BODY_BYTES, NotDone, Once};
 
 /// Seconds after its first use in which a key stands for one decision.
 const LIVES: i64 = 600;
@@ -199,10 +203,13 @@ impl Repeatable {
     /// What became of it before. Waits for an attempt that is under way, no longer than until `deadline`.
     pub(crate) async fn look_up(&self, gate: &Gate, shelf: &Shelf<'_>, deadline: Instant) -> Result<Before, ApiError> {
         loop {
-            let Some(record) = gate.ledger().get(&self.place, deadline).await.map_err(|error| failed(&error.0))? else {
+            let Some(record) =
+                gate.ledger().get(&self.place, deadline).await.map_err(|error| failed(Part::Ledger, &error.0))?
+            else {
                 return Ok(Before::Free(self.ticket(None, None, None)));
             };
-            let entry: Entry = serde_json::from_slice(&record.value).map_err(|error| failed(&error.to_string()))?;
+            let entry: Entry =
+                serde_json::from_slice(&record.value).map_err(|error| failed(Part::Ledger, &error.to_string()))?;
             let again = || self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision));
             let (now, clock) = (gate.ledger().clock().now(), Instant::now());
             let future = entry.is_of_the_future(now);
@@ -217,10 +224,10 @@ impl Repeatable {
             };
             let found =
                 timeout_at(deadline, shelf.between(entry.request_id, entry.recorded_from(), entry.recorded_to())).await;
-            let found = found.map_err(|_| failed("the log is too slow"))?;
-            if let Some(recorded) = found.map_err(|error| failed(&error.0))? {
+            let found = found.map_err(|_| failed(Part::LogUnread, "the log is too slow"))?;
+            if let Some(recorded) = found.map_err(|error| failed(Part::LogUnread, &error.0))? {
                 let recorded: CheckResponse =
-                    serde_json::from_value(recorded).map_err(|error| failed(&error.to_string()))?;
+                    serde_json::from_value(recorded).map_err(|error| failed(Part::LogUnread, &error.to_string()))?;
                 return Ok(if self.holds(gate, &recorded.decided.policy_version, deadline).await? {
                     Before::Answered(Box::new(recorded))
                 } else {
@@ -248,7 +255,8 @@ impl Repeatable {
             return Ok(named == decided.as_str());
         }
         let status = gate.requests().ask_until(&EvaluatorStatus {}, deadline).await;
-        let EvaluatorStatusReply { active, .. } = status.map_err(|error| failed(&error.to_string()))?;
+        let EvaluatorStatusReply { active, .. } =
+            status.map_err(|error| failed(Part::asked::<EvaluatorStatus>(&error), &error.to_string()))?;
         Ok(active == *decided)
     }
 }
@@ -272,7 +280,7 @@ impl Ticket {
         match put(ledger, &self.place, &entry, self.seen, deadline).await {
             Ok(revision) => Ok(Some(Claim { place: self.place, entry, revision })),
             Err(PutError::Conflict) => Ok(None),
-            Err(PutError::Failed(reason)) => Err(failed(&reason)),
+            Err(PutError::Failed(reason)) => Err(failed(Part::Ledger, &reason)),
         }
     }
 }
@@ -307,9 +315,9 @@ async fn put(
     ledger.put(place, Bytes::from(value), expected, Some(lives), deadline).await
 }
 
-fn failed(error: &str) -> ApiError {
+fn failed(part: Part, error: &str) -> ApiError {
     tracing::warn!(error, "an idempotency key cannot be looked up");
-    ApiError::Unavailable
+    ApiError::Missing(part)
 }
 
 #[cfg(test)]

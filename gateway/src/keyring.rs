@@ -5,10 +5,11 @@
 //! only while notices are proven to arrive; otherwise one cheap question renews it.
 //! INVARIANT: an answer that was asked for before a notice about its account arrived, or before a gap in which one may
 //! have been missed, is never trusted after it (see `Vouched::asked_at`); nothing is released on what was known
-//! [`MAX_PROOF_AGE`] ago; and no account's notices cost another account its trust.
+//! [`MAX_PROOF_AGE`] ago; and no account's notices cost another account its trust. No hash is asked for while the logins
+//! of whoever would cause it are blocked, and each that fails counts once, however many wait for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
@@ -19,11 +20,12 @@ use sha2::Sha256;
 use stage0_backplane::clock::boottime;
 use stage0_backplane::{Backplane, Event, Liveness, Requests, ServeError};
 use stage0_contract::{
-    AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, RefreshKey, RefreshKeyReply, RequestId, VerifyKey,
+    AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, NoteKeyUses, RefreshKey, RefreshKeyReply, RequestId, VerifyKey,
     VerifyKeyReply,
 };
 
 use crate::metrics::{KeyCache, key_looked_up};
+use crate::throttle::{Blocked, Logins};
 
 mod doubts;
 mod watch;
@@ -60,6 +62,14 @@ struct Vouched {
     since: Duration,
     /// The count of notices when the question was asked, not when the answer came.
     asked_at: u64,
+    /// When the hour began, in seconds since the epoch, in which it was last used.
+    used_in: AtomicI64,
+}
+
+impl Vouched {
+    fn new(identity: KeyIdentity, since: Duration, asked_at: u64) -> Self {
+        Self { identity: Arc::new(identity), since, asked_at, used_in: AtomicI64::new(i64::MIN) }
+    }
 }
 
 /// A caller whose key is good, and how this is known: it is looked at again before anything is released.
@@ -112,9 +122,33 @@ pub(crate) enum KeystoreError {
     Changed,
 }
 
+/// What became of an unknown key.
+pub(crate) enum Verified {
+    /// It is valid.
+    Yes(Believed),
+    /// It is not, or no longer.
+    No,
+    /// Too many logins failed before: nobody was asked.
+    Blocked(Blocked),
+}
+
+/// Why a hash vouches for nobody; all who wait for it hear the same.
+#[derive(Clone)]
+enum Unverified {
+    Invalid,
+    Blocked(Blocked),
+    Keystore(KeystoreError),
+}
+
 impl Believed {
     pub(crate) fn identity(&self) -> &Arc<KeyIdentity> {
         &self.vouched.identity
+    }
+
+    /// Whether the key is used for the first time in this hour since the keystore was last asked about it.
+    pub(crate) fn is_first_use_in_hour(&self, now: Timestamp) -> bool {
+        let hour = NoteKeyUses::hour_of(now).as_second();
+        self.vouched.used_in.swap(hour, Ordering::Relaxed) != hour
     }
 }
 
@@ -254,7 +288,7 @@ impl Keyring {
                 RefreshKeyReply::Gone => return Ok(Op::Remove),
                 RefreshKeyReply::Failed => return Err(KeystoreError::Failed),
             };
-            let vouched = Vouched { identity: Arc::new(identity), since, asked_at };
+            let vouched = Vouched::new(identity, since, asked_at);
             if self.holds(&vouched, boottime()) {
                 return Ok(Op::Put(Arc::new(vouched)));
             }
@@ -262,38 +296,63 @@ impl Keyring {
         Err(KeystoreError::Unsettled)
     }
 
-    /// Has an unknown key verified, at the price of a hash. `None`: it is not valid.
-    pub(crate) async fn verify(&self, key: &ApiKey, asking: Asking<'_>) -> Result<Option<Believed>, KeystoreError> {
+    /// Has an unknown key verified, at the price of a hash. All who show the same key meanwhile wait for that hash:
+    /// `logins` judges the one who would have it computed, and counts its failure, once.
+    pub(crate) async fn verify(
+        &self,
+        key: &ApiKey,
+        asking: Asking<'_>,
+        logins: Logins<'_>,
+    ) -> Result<Verified, KeystoreError> {
         let (digest, arrived) = (self.digest(key), boottime());
-        let Asking { keystore, deadline, request_id } = asking;
-        let verified = self.known.try_get_with(digest, async {
-            let (asked_at, since) = (self.doubts.count(), boottime());
-            match keystore.ask_until(&VerifyKey { key: key.clone(), request_id }, deadline).await {
-                Ok(VerifyKeyReply::Valid(identity)) => {
-                    Ok(Arc::new(Vouched { identity: Arc::new(identity), since, asked_at }))
+        for _ in 0..MOST_TRIES {
+            let led = AtomicBool::new(false);
+            let verified = self.known.try_get_with(digest, async {
+                led.store(true, Ordering::Relaxed);
+                if let Some(blocked) = logins.blocked() {
+                    return Err(Unverified::Blocked(blocked));
                 }
-                Ok(VerifyKeyReply::Invalid) => Err(None),
-                Ok(VerifyKeyReply::Busy) => Err(Some(KeystoreError::Busy)),
-                Ok(VerifyKeyReply::Failed) => Err(Some(KeystoreError::Failed)),
-                Err(error) => Err(Some(error.into())),
-            }
-        });
-        let now = boottime;
-        match verified.await {
-            Ok(vouched)
-                if self.trusts(&vouched, now()) || (vouched.since >= arrived && self.holds(&vouched, now())) =>
-            {
-                Ok(alive(&vouched).then_some(Believed { digest, vouched }))
+                self.hashed(key, asking).await.inspect_err(|error| {
+                    if matches!(error, Unverified::Invalid) {
+                        logins.failed();
+                    }
+                })
+            });
+            let vouched = match verified.await {
+                Ok(vouched) => vouched,
+                Err(error) => match (*error).clone() {
+                    Unverified::Invalid => return Ok(Verified::No),
+                    Unverified::Keystore(error) => return Err(error),
+                    Unverified::Blocked(blocked) if led.load(Ordering::Relaxed) => {
+                        return Ok(Verified::Blocked(blocked));
+                    }
+                    // Somebody else was held back, perhaps for an address that is not this one.
+                    Unverified::Blocked(_) => continue,
+                },
+            };
+            let now = boottime();
+            if self.trusts(&vouched, now) || (vouched.since >= arrived && self.holds(&vouched, now)) {
+                return Ok(verified_if(alive(&vouched).then_some(Believed { digest, vouched }), logins));
             }
             // A notice arrived while the hash was computed, or it took long: ask once more what holds now.
-            Ok(_) => match self.look_up(key, asking).await? {
-                Known::Yes(believed) => Ok(Some(believed)),
-                Known::Gone | Known::No => Ok(None),
-            },
-            Err(error) => match Option::clone(&error) {
-                None => Ok(None),
-                Some(error) => Err(error),
-            },
+            let believed = match self.look_up(key, asking).await? {
+                Known::Yes(believed) => Some(believed),
+                Known::Gone | Known::No => None,
+            };
+            return Ok(verified_if(believed, logins));
+        }
+        Err(KeystoreError::Unsettled)
+    }
+
+    async fn hashed(&self, key: &ApiKey, asking: Asking<'_>) -> Result<Arc<Vouched>, Unverified> {
+        let Asking { keystore, deadline, request_id } = asking;
+        let (asked_at, since) = (self.doubts.count(), boottime());
+        match keystore.ask_until(&VerifyKey { key: key.clone(), request_id }, deadline).await {
+            Ok(VerifyKeyReply::Valid(identity)) => Ok(Arc::new(Vouched::new(identity, since, asked_at))),
+            Ok(VerifyKeyReply::Invalid) => Err(Unverified::Invalid),
+            Ok(VerifyKeyReply::Busy) => Err(Unverified::Keystore(KeystoreError::Busy)),
+            Ok(VerifyKeyReply::Failed) => Err(Unverified::Keystore(KeystoreError::Failed)),
+            Err(error) => Err(Unverified::Keystore(error.into())),
         }
     }
 
@@ -333,6 +392,16 @@ impl Drop for Listens<'_> {
 
 fn judge(digest: Digest, vouched: &Arc<Vouched>) -> Known {
     if alive(vouched) { Known::Yes(Believed { digest, vouched: Arc::clone(vouched) }) } else { Known::Gone }
+}
+
+fn verified_if(believed: Option<Believed>, logins: Logins<'_>) -> Verified {
+    believed.map_or_else(
+        || {
+            logins.failed();
+            Verified::No
+        },
+        Verified::Yes,
+    )
 }
 
 fn alive(vouched: &Vouched) -> bool {

@@ -20,7 +20,7 @@ use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, StoredBytes, UN
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::ApiError;
+use crate::errors::{ApiError, Part};
 
 use window::{Purse, Span, Spent, Window, lease};
 
@@ -108,6 +108,13 @@ struct Unit {
     amount: u64,
     /// Below which limit it was granted; none where nobody was asked.
     granted: Option<u64>,
+}
+
+/// How far what other gateways counted may be behind: what has a limit is taken out of the ledger before it is used.
+fn may_lag_seconds(identity: &KeyIdentity) -> u64 {
+    let Limits { daily, monthly, .. } = identity.limits;
+    let are_limited = [daily, monthly, identity.caps.stored_bytes()].iter().all(Option::is_some);
+    if are_limited { 0 } else { TELL_EVERY.as_secs() }
 }
 
 /// When the day of the clock ends.
@@ -230,7 +237,9 @@ impl Quotas {
             return Ok(spent);
         }
         // Whoever waits for the turn waits for others, not for the ledger.
-        let Ok(_turn) = timeout_at(deadline, meter.turn.lock()).await else { return Err(ApiError::Unavailable) };
+        let Ok(_turn) = timeout_at(deadline, meter.turn.lock()).await else {
+            return Err(ApiError::Missing(Part::Ledger));
+        };
         if !meter.failed_within(FAILS_FOR) {
             let until = deadline.min(Instant::now() + ASK_WITHIN);
             // A little later, so that the ledger's own answer comes first: it says what became of what was in hand.
@@ -242,7 +251,7 @@ impl Quotas {
             meter.fails();
             tracing::warn!(account = %meter.account, error, "quota could not be asked for");
         }
-        Err(ApiError::Unavailable)
+        Err(ApiError::Missing(Part::Ledger))
     }
 
     /// The answer to `GET /usage`.
@@ -293,6 +302,7 @@ impl Quotas {
             source: "stage0".to_owned(),
             evaluated_at: now.as_second(),
             stored_bytes: Some(StoredBytes { used, quota, remaining }),
+            may_lag_seconds: Some(may_lag_seconds(identity)),
         })
     }
 

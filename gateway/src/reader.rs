@@ -8,9 +8,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
-use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, Which};
+use stage0_backplane::{Chunk, DecisionLog, Entry, Kind, Position, ReadError, Seek, SeekBack, Which};
 use stage0_contract::{
-    AccountId, IssueCode, LineHash, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window, Word,
+    AccountId, IssueCode, LineHash, MarkRef, PublicKey, Report, RequestId, RunId, Verdict, Walk, Window,
+    is_same_environment,
 };
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
@@ -37,8 +38,10 @@ const NEAR: Search = Search { before: SignedDuration::from_millis(100), after: S
 const SKEW: SignedDuration = SignedDuration::from_secs(2);
 /// A store whose newest entry is further ahead of this gateway's clock has another clock.
 const CLOCKS_AGREE: SignedDuration = SignedDuration::from_secs(5);
-/// Before every cursor: older ones were two numbers, and mean nothing any more.
+/// Before every cursor that goes from old to new: older ones were two numbers, and mean nothing any more.
 const CURSOR_MARK: char = 't';
+/// Before one that goes from new to old.
+const BACK_CURSOR_MARK: char = 'n';
 /// Where clocks differ more.
 const FAR: Search = Search { before: SignedDuration::from_secs(120), after: SignedDuration::from_secs(120) };
 
@@ -73,14 +76,25 @@ pub(crate) struct Filter {
     pub(crate) run_id: Option<String>,
 }
 
+/// Which decisions a list has first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Order {
+    /// The oldest.
+    #[default]
+    Asc,
+    /// The newest.
+    Desc,
+}
+
 /// Behind which line a page begins. It is made of the account's own log alone: a place in the store's order would tell
 /// how much all accounts write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cursor {
     /// By the store's clock, when the entry was stored.
     stored_at: Timestamp,
-    /// Lines of the account's entries of that moment that are through.
+    /// Lines of the account's entries of that moment that are through, counted in the cursor's order.
     lines: usize,
+    order: Order,
 }
 
 /// Lines as they stand in the log, put together to what a JSON array holds.
@@ -154,17 +168,40 @@ struct Code {
 impl Cursor {
     /// Reads what [`Cursor`] displays.
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (nanos, lines) = text.strip_prefix(CURSOR_MARK)?.split_once('.')?;
+        let (order, rest) = match text.strip_prefix(CURSOR_MARK) {
+            Some(rest) => (Order::Asc, rest),
+            None => (Order::Desc, text.strip_prefix(BACK_CURSOR_MARK)?),
+        };
+        let (nanos, lines) = rest.split_once('.')?;
         let stored_at = Timestamp::from_nanosecond(nanos.parse().ok()?).ok()?;
-        let cursor = Self { stored_at, lines: lines.parse().ok()? };
+        let cursor = Self { stored_at, lines: lines.parse().ok()?, order };
         // One text for each place.
         (cursor.to_string() == text).then_some(cursor)
+    }
+
+    pub(crate) fn order(&self) -> Order {
+        self.order
+    }
+}
+
+impl Order {
+    /// As a query names it.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "asc" => Some(Self::Asc),
+            "desc" => Some(Self::Desc),
+            _ => None,
+        }
     }
 }
 
 impl std::fmt::Display for Cursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{CURSOR_MARK}{}.{}", self.stored_at.as_nanosecond(), self.lines)
+        let mark = match self.order {
+            Order::Asc => CURSOR_MARK,
+            Order::Desc => BACK_CURSOR_MARK,
+        };
+        write!(f, "{mark}{}.{}", self.stored_at.as_nanosecond(), self.lines)
     }
 }
 
@@ -202,12 +239,85 @@ impl Filter {
         self.from.is_none_or(|from| facts.recorded_at >= from)
             && self.to.is_none_or(|to| facts.recorded_at <= to)
             && self.verdict.is_none_or(|verdict| facts.verdict == verdict)
-            && self.environment.as_ref().is_none_or(|wanted| Word::new(wanted).matches(&Word::new(&facts.environment)))
+            && self.environment.as_ref().is_none_or(|wanted| is_same_environment(wanted, &facts.environment))
             && self
                 .run_id
                 .as_ref()
                 .is_none_or(|wanted| facts.run_id.as_deref().is_some_and(|run_id| same_run(run_id, wanted)))
             && self.code.as_ref().is_none_or(|code| facts.issues.iter().any(|issue| issue.code == *code))
+    }
+}
+
+/// Where a page goes on in the log.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Forth(Seek),
+    Back(SeekBack),
+}
+
+impl Place {
+    fn behind(self, chunk: &Chunk) -> Option<Self> {
+        let last = chunk.entries.last().filter(|_| chunk.more)?.position;
+        Some(match self {
+            Self::Forth(_) => Self::Forth(Seek::After(last)),
+            Self::Back(_) => Self::Back(SeekBack::Before(last)),
+        })
+    }
+}
+
+/// A page in the making.
+struct Page {
+    order: Order,
+    limit: usize,
+    items: Items,
+    /// Of log that was read for it.
+    bytes: usize,
+    /// Lines that were looked at.
+    seen: usize,
+    /// Where the next page begins.
+    place: Option<Cursor>,
+    /// The line that was read last, whatever became of it.
+    passed: Cursor,
+}
+
+impl Page {
+    fn new(order: Order, place: Option<Cursor>, limit: usize) -> Self {
+        let passed = Cursor { stored_at: Timestamp::MIN, lines: 0, order };
+        Self { order, limit, items: Items::default(), bytes: 0, seen: 0, place, passed }
+    }
+
+    fn is_full(&self) -> bool {
+        self.items.count == self.limit || self.items.json.len() >= MAX_PAGE_ITEMS_BYTES
+    }
+
+    /// Takes an entry's lines that are wanted and not through yet, until the page is full.
+    async fn take(&mut self, entry: &Entry, wanted: impl Fn(&Facts<'_>) -> bool) {
+        if self.passed.stored_at != entry.stored_at {
+            self.passed = Cursor { stored_at: entry.stored_at, lines: 0, order: self.order };
+        }
+        let mut lines: Vec<&[u8]> = entry.lines().collect();
+        if self.order == Order::Desc {
+            lines.reverse();
+        }
+        for line in lines {
+            self.passed.lines += 1;
+            self.seen += 1;
+            if self.seen.is_multiple_of(LINES_A_TURN) {
+                yield_now().await;
+            }
+            let passed = self.passed;
+            if self.place.is_some_and(|place| place.stored_at == passed.stored_at && passed.lines <= place.lines) {
+                continue;
+            }
+            self.place = Some(passed);
+            let Ok(facts) = serde_json::from_slice::<Facts<'_>>(line) else { continue };
+            if wanted(&facts) {
+                self.items.push(line);
+            }
+            if self.is_full() {
+                return;
+            }
+        }
     }
 }
 
@@ -299,57 +409,50 @@ impl Shelf<'_> {
         }
     }
 
-    /// A page of decisions, the oldest first, and where the next begins; none when there are no more now.
+    /// A page of decisions and where the next begins; none when there are no more now.
     pub(crate) async fn page(
         &self,
         filter: &Filter,
+        order: Order,
         cursor: Option<Cursor>,
         limit: usize,
     ) -> Result<(Items, Option<Cursor>), ReadError> {
-        let from = filter.from.unwrap_or(self.horizon).max(self.horizon);
-        let (mut items, mut bytes, mut seen) = (Items::default(), 0, 0_usize);
-        let mut place = cursor;
-        let mut seek = match cursor {
-            // Entries of that moment are read again when only some of their lines are through.
-            Some(cursor) => Seek::Time(cursor.stored_at),
-            // Stored a little after it was recorded, or a little before by another clock.
-            None => Seek::Time(from.checked_sub(SKEW).unwrap_or(Timestamp::UNIX_EPOCH)),
+        // Stored a little after it was recorded, or a little before by another clock.
+        let earliest = filter.from.unwrap_or(self.horizon).max(self.horizon).checked_sub(SKEW);
+        let earliest = earliest.unwrap_or(Timestamp::UNIX_EPOCH);
+        // Entries of a cursor's moment are read again when only some of their lines are through.
+        let cursor = cursor.filter(|cursor| cursor.order == order);
+        let mut place = match (order, cursor) {
+            (Order::Asc, cursor) => Place::Forth(Seek::Time(cursor.map_or(earliest, |cursor| cursor.stored_at))),
+            (Order::Desc, Some(cursor)) => Place::Back(SeekBack::Time(cursor.stored_at)),
+            (Order::Desc, None) => Place::Back(
+                filter
+                    .to
+                    .map_or(SeekBack::End, |to| SeekBack::Time(to.checked_add(FAR.after).unwrap_or(Timestamp::MAX))),
+            ),
         };
-        let mut passed = Cursor { stored_at: Timestamp::MIN, lines: 0 };
+        let mut page = Page::new(order, cursor, limit);
         loop {
-            let chunk = self.piece(Which::Only(Kind::Decisions), seek, PIECE).await?;
+            let chunk = self.piece_at(place, PIECE).await?;
             for entry in &chunk.entries {
-                bytes += entry.lines.len();
-                if filter.to.is_some_and(|to| is_long_after(entry.stored_at, to)) {
-                    return Ok((items, None));
+                page.bytes += entry.lines.len();
+                let is_past = match order {
+                    Order::Asc => filter.to.is_some_and(|to| is_long_after(entry.stored_at, to)),
+                    Order::Desc => entry.stored_at < earliest,
+                };
+                if is_past {
+                    return Ok((page.items, None));
                 }
-                if passed.stored_at != entry.stored_at {
-                    passed = Cursor { stored_at: entry.stored_at, lines: 0 };
-                }
-                for line in entry.lines() {
-                    passed.lines += 1;
-                    seen += 1;
-                    if seen.is_multiple_of(LINES_A_TURN) {
-                        yield_now().await;
-                    }
-                    if place.is_some_and(|place| place.stored_at == passed.stored_at && passed.lines <= place.lines) {
-                        continue;
-                    }
-                    place = Some(passed);
-                    let Ok(facts) = serde_json::from_slice::<Facts<'_>>(line) else { continue };
-                    if self.shows(facts.recorded_at, facts.expires_at) && filter.takes(&facts) {
-                        items.push(line);
-                    }
-                    if items.count == limit || items.json.len() >= MAX_PAGE_ITEMS_BYTES {
-                        return Ok((items, place));
-                    }
+                page.take(entry, |facts| self.shows(facts.recorded_at, facts.expires_at) && filter.takes(facts)).await;
+                if page.is_full() {
+                    return Ok((page.items, page.place));
                 }
             }
-            let Some(next) = following(&chunk) else { return Ok((items, None)) };
-            if bytes >= PAGE_BYTES {
-                return Ok((items, place));
+            let Some(next) = place.behind(&chunk) else { return Ok((page.items, None)) };
+            if page.bytes >= PAGE_BYTES {
+                return Ok((page.items, page.place));
             }
-            seek = next;
+            place = next;
         }
     }
 
@@ -435,6 +538,14 @@ impl Shelf<'_> {
             }
             read = marks.len();
             sleep(MARK_POLL_INTERVAL).await;
+        }
+    }
+
+    async fn piece_at(&self, place: Place, bytes: usize) -> Result<Chunk, ReadError> {
+        let until = Instant::now() + PIECE_WITHIN;
+        match place {
+            Place::Forth(seek) => self.log.read(self.account, Which::Only(Kind::Decisions), seek, bytes, until).await,
+            Place::Back(seek) => self.log.read_back(self.account, Kind::Decisions, seek, bytes, until).await,
         }
     }
 

@@ -17,7 +17,7 @@ use stage0_contract::{AccountId, Decision, IssueCode, KeyId, KeyIdentity, Reques
 use uuid::Uuid;
 
 use crate::address::Client;
-use crate::auth::{confirm, identify};
+use crate::auth::{SILENT, confirm, identify};
 use crate::body;
 use crate::errors::ApiError;
 use crate::keyring::Believed;
@@ -33,6 +33,7 @@ mod docs;
 mod fields;
 mod health;
 mod keys;
+mod policy;
 mod runs;
 mod status;
 mod usage;
@@ -49,6 +50,7 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
     let paths = web::scope(base_path)
         .service(only("/check", "POST", [web::post().to(check::check)]))
         .service(only("/usage", "GET, HEAD", [get().to(usage::usage)]))
+        .service(only("/v1/policy/vocabulary", "GET, HEAD", [get().to(policy::vocabulary)]))
         .service(only("/v1/accounts", "GET, HEAD, POST", [get().to(accounts::list), web::post().to(accounts::create)]))
         .service(only("/v1/accounts/{id}", "PATCH", [web::patch().to(accounts::update)]))
         .service(only("/v1/keys", "GET, HEAD, POST", [get().to(keys::list), web::post().to(keys::create)]))
@@ -62,6 +64,7 @@ pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, gate: 
         .service(only("/v1/decisions/export", "GET, HEAD", [get().to(decisions::export)]))
         .service(only("/v1/decisions/verify", "GET, HEAD", [get().to(decisions::verify)]))
         .service(only("/v1/decisions/{request_id}", "GET, HEAD", [get().to(decisions::get)]))
+        .service(only("/v1/runs", "GET, HEAD", [get().to(runs::list)]))
         .service(only("/v1/runs/{run_id}", "DELETE, GET, HEAD", [get().to(runs::show), web::delete().to(runs::end)]))
         .service(only("/v1/runs/{run_id}/settle", "POST", [web::post().to(runs::settle)]))
         .service(only("/v1/status", "GET, HEAD", [get().to(status::status)]))
@@ -251,7 +254,7 @@ async fn authenticate(
     deadline: tokio::time::Instant,
 ) -> Result<std::sync::Arc<KeyIdentity>, ApiError> {
     let judged = tokio::time::timeout_at(deadline, identify(gate, request, deadline)).await;
-    let believed = judged.map_err(|_| ApiError::Unavailable)??;
+    let believed = judged.map_err(|_| ApiError::Missing(SILENT))??;
     let identity = std::sync::Arc::clone(believed.identity());
     request.extensions_mut().insert(believed);
     note(request, &identity, None);

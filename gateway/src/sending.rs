@@ -185,6 +185,7 @@ impl<T: Unpin> MessageBody for Held<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keyring::Verified;
     use std::future::poll_fn;
     use std::time::Duration;
 
@@ -283,8 +284,9 @@ mod tests {
         let answered = async { asked.next().await.unwrap().answer(&VerifyKeyReply::Valid(identity())).await };
         let (deadline, key) = (tokio::time::Instant::now() + Duration::from_secs(30), key());
         let asking = Asking { keystore: &*backplane.requests, deadline, request_id: None };
-        let (verified, ()) = tokio::join!(gate.keyring.verify(&key, asking), answered);
-        let caller = verified.unwrap().unwrap();
+        let (verified, ()) =
+            tokio::join!(gate.keyring.verify(&key, asking, gate.failed_logins.of(None, None)), answered);
+        let Verified::Yes(caller) = verified.unwrap() else { panic!("the key is valid") };
         (gate, caller)
     }
 

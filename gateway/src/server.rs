@@ -5,18 +5,20 @@
 //! Put together from the parts of actix and not by `HttpServer`, which has no place for a PROXY header before TLS, nor for
 //! [`Patient`] behind it.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use actix_http::HttpService;
 use actix_server::{GracefulShutdownSignal, Server};
-use actix_service::{ServiceFactory, ServiceFactoryExt, fn_service, map_config};
+use actix_service::{Service as _, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service, map_config};
 use actix_tls::accept::TlsError as AcceptError;
 use actix_tls::accept::max_concurrent_tls_connect;
-use actix_tls::accept::rustls_0_23::{Acceptor, TlsStream};
+use actix_tls::accept::rustls_0_23::{Acceptor, AcceptorService, TlsStream};
 use actix_web::body::MessageBody;
 use actix_web::dev::{AppConfig, ServiceRequest, ServiceResponse};
 use actix_web::middleware::{NormalizePath, TrailingSlash, from_fn};
@@ -28,6 +30,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use stage0_backplane::{Backplane, BoxFuture, StoreClock, follow_store_clock};
 use stage0_contract::AuditMode;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -36,9 +39,11 @@ use crate::idempotency::Sightings;
 use crate::in_flight::{ByteLimits, BytesInFlight};
 use crate::in_hand::InHand;
 use crate::instances::Instances;
+use crate::key_uses::KeyUses;
 use crate::keyring::Keyring;
 use crate::metrics::{self, Metered, Throttle};
 use crate::patience::{Limits, Patient};
+use crate::plain_http::{is_plain_http, turn_away};
 use crate::proxy_protocol::Balancers;
 use crate::quota::Quotas;
 use crate::readers::Readers;
@@ -186,8 +191,14 @@ impl Gateway {
             let (instances, drained) = (Arc::clone(&instances), drained.clone());
             tasks.spawn(async move { drained.run_until_cancelled(instances.listen(&backplane)).await });
         }
+        let key_uses = Arc::new(KeyUses::default());
+        if let Some(backplane) = self.backplanes.first().cloned() {
+            let (key_uses, drained) = (Arc::clone(&key_uses), drained.clone());
+            tasks.spawn(async move { key_uses.run(&*backplane.requests, &drained).await });
+        }
         let shared = Shared {
             keyring: &self.keyring,
+            key_uses: &key_uses,
             quotas: &quotas,
             instances: &instances,
             reading: &self.reading,
@@ -311,13 +322,25 @@ fn https(
             data.insert(stream.patience().clone());
         })
         .h1(map_config(app(&config.base_path, gate), |()| AppConfig::default()));
-    let entrance = Arc::clone(entrance);
-    let place = move |stream: TcpStream| {
+    let (entrance, handshake_timeout) = (Arc::clone(entrance), config.header_timeout);
+    let secured = fn_factory(move || {
+        let acceptor = ServiceFactory::<Counted<TcpStream>>::new_service(&acceptor, ());
         let entrance = Arc::clone(&entrance);
-        async move { entrance.admit(stream).await.map_err(AcceptError::Tls) }
-    };
-    fn_service(place)
-        .and_then(acceptor.map_err(AcceptError::into_service_error))
+        async move {
+            let acceptor = Rc::new(acceptor.await?);
+            let secure = move |stream: TcpStream| {
+                let (entrance, acceptor) = (Arc::clone(&entrance), Rc::clone(&acceptor));
+                async move {
+                    let connection = entrance.admit(stream).await.map_err(AcceptError::Tls)?;
+                    let secured = timeout(handshake_timeout, secure(connection, &acceptor)).await;
+                    secured.unwrap_or(Err(AcceptError::Timeout))
+                }
+            };
+            Ok::<_, ()>(fn_service(secure))
+        }
+    });
+    secured
+        .map_err(AcceptError::into_service_error)
         .map(move |mut stream: TlsStream<Counted<TcpStream>>| {
             let (connection, tls) = stream.get_mut();
             connection.established();
@@ -326,6 +349,18 @@ fn https(
             (Patient::new(stream, limits, Some(seat)), peer)
         })
         .and_then(http.map_err(AcceptError::Service))
+}
+
+/// TLS, or the end of a connection that does not begin with it.
+async fn secure(
+    mut connection: Counted<TcpStream>,
+    acceptor: &AcceptorService,
+) -> Result<TlsStream<Counted<TcpStream>>, AcceptError<io::Error, Infallible>> {
+    if connection.first_byte().await.map_err(AcceptError::Tls)?.is_some_and(is_plain_http) {
+        turn_away(&mut connection).await.map_err(AcceptError::Tls)?;
+        return Err(AcceptError::Tls(io::ErrorKind::InvalidData.into()));
+    }
+    acceptor.call(connection).await
 }
 
 /// All that a worker serves, without its connections.
@@ -350,6 +385,7 @@ pub(crate) fn app(
 /// What all workers share and tasks of the gateway work on.
 struct Shared<'a> {
     keyring: &'a Arc<Keyring>,
+    key_uses: &'a Arc<KeyUses>,
     quotas: &'a Arc<Quotas>,
     instances: &'a Arc<Instances>,
     reading: &'a Backplane,
@@ -377,6 +413,7 @@ fn gates(
         backplane: backplane.clone(),
         config: Arc::clone(&config),
         keyring: Arc::clone(shared.keyring),
+        key_uses: Arc::clone(shared.key_uses),
         failed_logins: Arc::clone(&failed_logins),
         bursts: bursts.clone(),
         management_calls: management_calls.clone(),
@@ -432,6 +469,7 @@ pub(crate) mod tests {
         change(&mut config);
         let shared = Shared {
             keyring: &Arc::new(Keyring::new([1; 32])),
+            key_uses: &Arc::default(),
             quotas: &Arc::new(Quotas::new(config.quotas_on_failure, StoreClock::own())),
             instances: &Arc::new(Instances::new(Instant::now())),
             reading: backplane,

@@ -11,6 +11,7 @@ use crate::idempotency::Sightings;
 use crate::in_flight::BytesInFlight;
 use crate::in_hand::InHand;
 use crate::instances::Instances;
+use crate::key_uses::KeyUses;
 use crate::keyring::Keyring;
 use crate::quota::Quotas;
 use crate::readers::Readers;
@@ -25,6 +26,7 @@ pub(crate) struct Gate {
     pub(crate) backplane: Backplane,
     pub(crate) config: Arc<GatewayConfig>,
     pub(crate) keyring: Arc<Keyring>,
+    pub(crate) key_uses: Arc<KeyUses>,
     pub(crate) failed_logins: Arc<FailedLogins>,
     /// None where there is no limit.
     pub(crate) bursts: Option<Arc<Bursts>>,

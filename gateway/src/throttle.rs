@@ -15,6 +15,7 @@ use moka::sync::Cache;
 use stage0_contract::KeyId;
 
 use crate::address::ClientNet;
+use crate::metrics;
 
 mod bursts;
 mod connections;
@@ -44,6 +45,15 @@ pub(crate) enum LoginsBy {
     Key,
 }
 
+/// What one request's login is judged by, and counted for when it fails.
+#[derive(Clone, Copy)]
+pub(crate) struct Logins<'a> {
+    failed: &'a FailedLogins,
+    client: Option<ClientNet>,
+    /// None: the key is malformed, and has no id.
+    key: Option<&'a KeyId>,
+}
+
 /// Too many failed; what is left of the minute says how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocked {
@@ -69,8 +79,13 @@ impl FailedLogins {
         Self { by_address: Failures::new(limit), by_key: Failures::new(limit) }
     }
 
+    /// As one request has a part in them.
+    pub(crate) fn of<'a>(&'a self, client: Option<ClientNet>, key: Option<&'a KeyId>) -> Logins<'a> {
+        Logins { failed: self, client, key }
+    }
+
     /// Whether the address or the key id has failed too often. A malformed key has no id.
-    pub(crate) fn blocked(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) -> Option<Blocked> {
+    fn blocked(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) -> Option<Blocked> {
         let address = client.and_then(|client| self.by_address.blocked_for(&client, now));
         let key = || key.and_then(|key| self.by_key.blocked_for(key, now));
         let address = address.map(|seconds| Blocked { by: LoginsBy::Address, seconds });
@@ -78,13 +93,27 @@ impl FailedLogins {
     }
 
     /// Counts a failure. An unknown id counts like a known one with a wrong secret, so that nothing tells the two apart.
-    pub(crate) fn failed(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) {
+    fn failed(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) {
         if let Some(client) = client {
             self.by_address.failed(client, now);
         }
         if let Some(key) = key {
             self.by_key.failed(key.clone(), now);
         }
+    }
+}
+
+impl Logins<'_> {
+    /// Whether too many failed already.
+    pub(crate) fn blocked(self) -> Option<Blocked> {
+        self.failed.blocked(self.client, self.key, Instant::now())
+    }
+
+    /// This one failed too.
+    pub(crate) fn failed(self) {
+        self.failed.failed(self.client, self.key, Instant::now());
+        let counted = [self.client.map(|_| LoginsBy::Address), self.key.map(|_| LoginsBy::Key)];
+        counted.into_iter().flatten().for_each(metrics::login_failed);
     }
 }
 

@@ -1,6 +1,9 @@
 //! The cache of keys beside notices: what is trusted, what is asked for again, and whose notices cost whom.
 
 use super::*;
+use crate::address::ClientNet;
+use crate::throttle::{FailedLogins, LoginsBy};
+use futures_util::future::join_all;
 use stage0_contract::{Caps, KeyId, Limits, Plan, Scopes};
 
 fn key(byte: u8) -> ApiKey {
@@ -47,8 +50,9 @@ async fn verify(backplane: &Backplane, keyring: &Keyring, key: &ApiKey, of: &str
         meanwhile();
         question.answer(&VerifyKeyReply::Valid(identity(of, key.id()))).await;
     };
-    let (verified, ()) = tokio::join!(keyring.verify(key, asking(backplane)), answered);
-    verified.unwrap().is_some()
+    let failed = FailedLogins::new(50);
+    let (verified, ()) = tokio::join!(keyring.verify(key, asking(backplane), failed.of(None, None)), answered);
+    matches!(verified.unwrap(), Verified::Yes(_))
 }
 
 /// Looks a key of `of` up, and answers every question about it after `meanwhile`; with how many questions there were.
@@ -87,14 +91,80 @@ async fn the_keystore_is_told_for_which_request_a_key_is_verified() {
     let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
     let id = Some(RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap());
     let key = key(1);
-    let verified = keyring.verify(&key, Asking { request_id: id, ..asking(&backplane) });
+    let failed = FailedLogins::new(50);
+    let verified = keyring.verify(&key, Asking { request_id: id, ..asking(&backplane) }, failed.of(None, None));
     let answered = async {
         let question = asked.next().await.unwrap();
         assert_eq!(question.request.request_id, id);
         question.answer(&VerifyKeyReply::Invalid).await;
     };
     let (verified, ()) = tokio::join!(verified, answered);
-    assert!(verified.unwrap().is_none());
+    assert!(matches!(verified.unwrap(), Verified::No));
+}
+
+fn net(text: &str) -> Option<ClientNet> {
+    Some(ClientNet::of(text.parse().unwrap()))
+}
+
+/// What becomes of 64 who show one key at once, from an address that is blocked while the one hash of it runs.
+async fn crowd(failed: &FailedLogins, reply: impl Fn(&KeyId) -> VerifyKeyReply) -> Vec<Verified> {
+    let (backplane, keyring) = listening().await;
+    let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
+    let (key, here) = (key(1), net("192.0.2.1"));
+    let verify = async || keyring.verify(&key, asking(&backplane), failed.of(here, Some(key.id()))).await.unwrap();
+    let (first, rest) = (verify(), async {
+        let question = asked.next().await.unwrap();
+        for _ in 0..5 {
+            failed.of(here, None).failed();
+        }
+        // Whoever comes now shares the hash, though the address may cause no more of them.
+        let rest = join_all((0..63).map(|_| verify()));
+        let answered = async {
+            tokio::task::yield_now().await;
+            question.answer(&reply(key.id())).await;
+        };
+        tokio::join!(rest, answered).0
+    });
+    let (first, mut all) = tokio::join!(first, rest);
+    all.push(first);
+    let other = ApiKey::from_random([9; 10], [2; 20]).unwrap();
+    let stranger = keyring.verify(&other, asking(&backplane), failed.of(here, Some(other.id()))).await.unwrap();
+    assert!(matches!(stranger, Verified::Blocked(blocked) if blocked.by == LoginsBy::Address));
+    let elsewhere = verified_elsewhere(&backplane, &keyring, failed, &other, &mut asked);
+    assert!(matches!(elsewhere.await, Verified::No), "another address may");
+    all
+}
+
+async fn verified_elsewhere(
+    backplane: &Backplane,
+    keyring: &Keyring,
+    failed: &FailedLogins,
+    key: &ApiKey,
+    asked: &mut stage0_backplane::Served<VerifyKey>,
+) -> Verified {
+    let answered = async { asked.next().await.unwrap().answer(&VerifyKeyReply::Invalid).await };
+    let verified = keyring.verify(key, asking(backplane), failed.of(net("192.0.2.2"), Some(key.id())));
+    tokio::join!(verified, answered).0.unwrap()
+}
+
+#[tokio::test]
+async fn all_who_show_a_good_key_share_its_hash_though_their_address_is_blocked_meanwhile() {
+    let failed = FailedLogins::new(5);
+    let all = crowd(&failed, |id| VerifyKeyReply::Valid(identity("a", id))).await;
+    assert!(all.len() == 64 && all.iter().all(|verified| matches!(verified, Verified::Yes(_))));
+}
+
+#[tokio::test]
+async fn all_who_show_a_wrong_key_are_told_so_and_count_as_one_failed_login() {
+    let failed = FailedLogins::new(5);
+    let all = crowd(&failed, |_| VerifyKeyReply::Invalid).await;
+    assert!(all.len() == 64 && all.iter().all(|verified| matches!(verified, Verified::No)));
+    let key = key(1);
+    let elsewhere = failed.of(net("192.0.2.3"), Some(key.id()));
+    (0..3).for_each(|_| elsewhere.failed());
+    assert_eq!(elsewhere.blocked(), None, "64 who waited are one failure of the id");
+    elsewhere.failed();
+    assert!(elsewhere.blocked().is_some_and(|blocked| blocked.by == LoginsBy::Key), "and not none");
 }
 
 #[tokio::test]
@@ -175,8 +245,17 @@ fn no_longer_proven() -> (Backplane, Arc<Keyring>) {
 
 /// What was asked for at `since` and stands without a doubt.
 fn vouched(keyring: &Keyring, since: Duration) -> Vouched {
-    let identity = Arc::new(identity("a", key(1).id()));
-    Vouched { identity, since, asked_at: keyring.doubts.count() }
+    Vouched::new(identity("a", key(1).id()), since, keyring.doubts.count())
+}
+
+#[test]
+fn a_key_is_first_used_once_in_each_hour() {
+    let keyring = Keyring::new([1; 32]);
+    let believed = Believed { digest: [0; 32], vouched: Arc::new(vouched(&keyring, boottime())) };
+    let hour = NoteKeyUses::hour_of(Timestamp::now());
+    let minutes = |minutes| hour + jiff::SignedDuration::from_mins(minutes);
+    let used = [0, 1, 59, 60, 61].map(|at| believed.is_first_use_in_hour(minutes(at)));
+    assert_eq!(used, [true, false, false, true, false]);
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use stage0_backplane::{BoxFuture, ClockError, Ledger, NotReady, PutError, ReadError, Record, Revision, StoreClock};
+use stage0_backplane::{
+    BoxFuture, ClockError, Ledger, ListError, Listed, NotReady, PutError, ReadError, Record, Revision, StoreClock,
+};
 use tokio::time::Instant;
 
 use super::{LedgerUse, ledger_failed};
@@ -35,6 +37,22 @@ impl Ledger for Metered {
             put.inspect_err(|error| match error {
                 PutError::Conflict => {}
                 PutError::Failed(_) => ledger_failed(LedgerUse::Put),
+            })
+        })
+    }
+
+    fn list<'a>(
+        &'a self,
+        under: &'a str,
+        after: Option<&'a str>,
+        most: usize,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+        Box::pin(async move {
+            let listed = self.0.list(under, after, most, deadline).await;
+            listed.inspect_err(|error| match error {
+                ListError::Cursor => {}
+                ListError::Read(_) => ledger_failed(LedgerUse::Get),
             })
         })
     }
@@ -77,6 +95,16 @@ mod tests {
             Box::pin(
                 async move { Err(if conflict { PutError::Conflict } else { PutError::Failed("gone".to_owned()) }) },
             )
+        }
+
+        fn list<'a>(
+            &'a self,
+            _: &'a str,
+            _: Option<&'a str>,
+            _: usize,
+            _: Instant,
+        ) -> BoxFuture<'a, Result<Listed, ListError>> {
+            Box::pin(async { Err(ListError::Read(ReadError("gone".to_owned()))) })
         }
 
         fn clock(&self) -> &Arc<StoreClock> {

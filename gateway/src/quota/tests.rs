@@ -87,7 +87,7 @@ async fn most_checks_do_not_ask_the_ledger() {
     for _ in 1..100 {
         quotas.reserve(&identity, &*ledger.ledger, soon()).await.unwrap().keep();
     }
-    assert_eq!(quotas.reserve(&identity, &*ledger.ledger, soon()).await.err(), Some(ApiError::Unavailable));
+    assert_eq!(quotas.reserve(&identity, &*ledger.ledger, soon()).await.err(), Some(ApiError::Missing(Part::Ledger)));
 }
 
 #[tokio::test]
@@ -96,8 +96,8 @@ async fn without_a_ledger_limited_accounts_are_refused_or_pass_as_the_operator_s
     let gone = bus.connect();
     gone.requests.close().await;
     let closed = Quotas::new(OnFailure::Closed, StoreClock::own());
-    assert_eq!(closed.admit(&identity, &*gone.ledger, soon()).await, Err(ApiError::Unavailable));
-    assert_eq!(closed.reserve(&identity, &*gone.ledger, soon()).await.err(), Some(ApiError::Unavailable));
+    assert_eq!(closed.admit(&identity, &*gone.ledger, soon()).await, Err(ApiError::Missing(Part::Ledger)));
+    assert_eq!(closed.reserve(&identity, &*gone.ledger, soon()).await.err(), Some(ApiError::Missing(Part::Ledger)));
     assert!(closed.usage(&identity, id(), &*gone.ledger, soon()).await.is_err());
     let open = Quotas::new(OnFailure::Open, StoreClock::own());
     for _ in 0..8 {
@@ -204,7 +204,7 @@ async fn a_ledger_that_failed_is_left_alone_for_a_moment() {
     gone.requests.close().await;
     assert!(quotas.reserve(&limited, &*gone.ledger, soon()).await.is_err());
     let back = bus.connect().ledger;
-    assert_eq!(quotas.reserve(&limited, &*back, soon()).await.err(), Some(ApiError::Unavailable));
+    assert_eq!(quotas.reserve(&limited, &*back, soon()).await.err(), Some(ApiError::Missing(Part::Ledger)));
     let again = async {
         while quotas.reserve(&limited, &*back, soon()).await.is_err() {
             tokio::task::yield_now().await;

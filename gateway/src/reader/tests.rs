@@ -41,10 +41,25 @@ async fn a_decision_is_found_again_also_after_this_clock_went_back() {
 
 #[test]
 fn a_cursor_has_one_text_and_no_other_is_one() {
-    let cursor = Cursor { stored_at: Timestamp::from_nanosecond(1_800_000_000_123_456_789).unwrap(), lines: 3 };
-    assert_eq!(cursor.to_string(), "t1800000000123456789.3");
-    assert_eq!(Cursor::parse("t1800000000123456789.3"), Some(cursor));
-    for other in ["", "t", "1800000000123456789.3", "t01800000000123456789.3", "t1.03", "t1.+3", "t1", "t1.x", "x1.1"] {
+    let stored_at = Timestamp::from_nanosecond(1_800_000_000_123_456_789).unwrap();
+    for (order, text) in [(Order::Asc, "t1800000000123456789.3"), (Order::Desc, "n1800000000123456789.3")] {
+        let cursor = Cursor { stored_at, lines: 3, order };
+        assert_eq!((cursor.to_string().as_str(), Cursor::parse(text)), (text, Some(cursor)));
+    }
+    for other in [
+        "",
+        "t",
+        "1800000000123456789.3",
+        "t01800000000123456789.3",
+        "t1.03",
+        "t1.+3",
+        "t1",
+        "t1.x",
+        "x1.1",
+        "n",
+        "n01.1",
+        "tn1.1",
+    ] {
         assert_eq!(Cursor::parse(other), None, "{other}");
     }
 }
@@ -69,26 +84,37 @@ async fn pages_of_any_length_show_each_line_once_also_where_some_of_it_was_remov
     }
     let now = Timestamp::now();
     let shelf = Shelf { log: &*backplane.log, account: &account, horizon: Timestamp::UNIX_EPOCH, now };
-    let page = async |cursor, limit| shelf.page(&Filter::default(), cursor, limit).await.unwrap();
+    let page = async |order, cursor, limit| shelf.page(&Filter::default(), order, cursor, limit).await.unwrap();
     let wanted: Vec<String> = (0..lines).map(|n| format!("r{n}")).collect();
+    let backwards: Vec<String> = wanted.iter().rev().cloned().collect();
     let ids = |items: Items| {
         let items: Vec<Value> = serde_json::from_slice(&[b"[", &*items.json, b"]"].concat()).unwrap();
         items.iter().map(|item| item["request_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    for limit in 1..=lines + 1 {
-        let (mut seen, mut cursor) = (Vec::new(), None);
-        loop {
-            let (items, next) = page(cursor, limit).await;
-            seen.extend(ids(items));
-            let Some(next) = next else { break };
-            cursor = Cursor::parse(&next.to_string());
+    for (order, wanted) in [(Order::Asc, &wanted), (Order::Desc, &backwards)] {
+        for limit in 1..=lines + 1 {
+            let (mut seen, mut cursor) = (Vec::new(), None);
+            loop {
+                let (items, next) = page(order, cursor, limit).await;
+                seen.extend(ids(items));
+                let Some(next) = next else { break };
+                cursor = Cursor::parse(&next.to_string());
+            }
+            assert_eq!(seen, *wanted, "{order:?} {limit}");
         }
-        assert_eq!(seen, wanted, "{limit}");
     }
+    // What is recorded meanwhile is newer than any page that goes back from here.
+    let (_, cursor) = page(Order::Desc, None, 4).await;
+    let batch = Batch { account: account.clone(), id: "later".to_owned(), lines: line(lines).into() };
+    backplane.log.append(vec![batch], until()).await.pop().unwrap().unwrap();
+    assert_eq!(ids(page(Order::Desc, cursor, 100).await.0), backwards[4..]);
+    assert_eq!(ids(page(Order::Desc, None, 1).await.0), [format!("r{lines}")]);
     // What the cursor stood behind is gone: the rest follows, and nothing of it is passed over.
-    let (_, cursor) = page(None, 4).await;
+    let (_, cursor) = page(Order::Asc, None, 4).await;
     let first = shelf.piece(Which::Only(Kind::Decisions), Seek::Start, PIECE).await.unwrap().entries;
     backplane.log.remove_through(&account, Kind::Decisions, first[1].position, until()).await.unwrap();
-    let (rest, _) = page(cursor, 100).await;
-    assert_eq!(ids(rest), wanted[4..]);
+    let (rest, _) = page(Order::Asc, cursor, 100).await;
+    assert_eq!(ids(rest), [&wanted[4..], &[format!("r{lines}")]].concat());
+    let (rest, next) = page(Order::Desc, None, 100).await;
+    assert!(next.is_none() && ids(rest).last() == Some(&wanted[4]), "what was removed is not there");
 }

@@ -6,7 +6,7 @@ use stage0_contract::{AccountId, CapChanges, CreateAccount, ListAccounts, Scope,
 
 use super::answer;
 use super::fields::Fields;
-use super::keys::{allowed, caller, manage};
+use super::keys::{allowed, caller, created, manage, once};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
@@ -28,11 +28,13 @@ const CHANGES: [&str; 10] = [
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
         let caller = allowed(&gate, &request, Scope::Operator).await?;
-        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
+        let body = body::json_object(&gate, &request, payload, &caller.account).await?;
+        let (once, refused) = once(&request, &caller, "POST /v1/accounts", &body);
+        let mut fields = Fields::of_body_and(body.object, refused);
         let (name, plan) = (fields.required_text("name"), fields.plan());
         fields.finish()?;
-        let account = manage(&gate, &CreateAccount { caller, name, plan }).await?;
-        Ok::<_, ApiError>(HttpResponse::Created().json(account))
+        let (answer, _) = created(&gate, once, CreateAccount { caller, name, plan }).await?;
+        Ok::<_, ApiError>(answer)
     };
     answer(&request, created.await)
 }

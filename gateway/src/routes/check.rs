@@ -17,24 +17,23 @@ use stage0_backplane::{AskError, ClockError, MAX_FRESH_CLOCK, Requests};
 use stage0_contract::{
     AuditMode, CallerTexts, CheckRequest, CheckResponse, Circumstances, ClientOrigin, ClientRequestId, Decided,
     Decision, Durations, EvaluateReply, EvaluateRequest, FieldError, KeyIdentity, Recordable, RequestId, ResponseMeta,
-    ReviewRequest, RunId, Scope, Severity, Verdict, canonical_hash, recordable as recordable_line,
+    ReviewRequest, Role, RunId, Scope, Severity, Verdict, canonical_hash, recordable as recordable_line,
 };
 use tokio::time::Instant;
 
 use super::decisions::shelf;
 use super::{REQUEST_ID, Stamp, answer, authenticate, note, stamp_of};
 use crate::address::Client;
-use crate::auth::confirmed;
+use crate::auth::{SILENT, confirmed};
 use crate::body::{self, Body};
-use crate::errors::ApiError;
-use crate::idempotency::{Before, Claim, Ended, MOST_RACES, Repeatable};
+use crate::errors::{ApiError, How, Part};
+use crate::idempotency::{Before, Claim, Ended, IDEMPOTENCY_KEY, MOST_RACES, Repeatable};
 use crate::keyring::Believed;
 use crate::metrics::{InFlight, Step, timed};
 use crate::quota::{Reservation, end_of_day};
 use crate::recorder::{Entry, NotRecorded, Recorder};
 use crate::state::Gate;
 
-const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Of draft-ietf-httpapi-ratelimit-headers-06; the reset is in seconds.
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
@@ -42,6 +41,8 @@ const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 /// Of a line of the log: reasons, rules and who asked; and what of the request is in it, escaped.
 const MAX_LINE_BYTES: usize = 64 << 10;
 const LINE_BYTES_FOR_EACH: usize = 8;
+/// The code of a request that holds a secret.
+const SECRET: &str = "SECRET_IN_REQUEST";
 const MOST_TRIES: u32 = 3;
 /// How often a caller may come into doubt between the last look at its key and the append.
 const MOST_DOUBTS: u32 = 3;
@@ -259,11 +260,13 @@ impl Asked<'_> {
             client_request_id,
             audit: gate.config.audit,
             input_stored: question.request.debug_store_input.then_some(input.is_some()),
+            ignored_fields: ignored_fields(&question.request, &decision),
         };
         let mut response = CheckResponse::new(decision, stamp.id, task_hash, evaluated_at, meta);
         let mut body = written(&response).map_err(failed)?;
         if let Some(recorder) = &gate.recorder {
-            let circumstances = circumstances(request, identity, stamp, evaluation, recordable.as_ref());
+            let circumstances =
+                circumstances(request, identity, stamp, evaluation, &response.decided, recordable.as_ref());
             let line = line(&response, &body, &circumstances, recordable.as_ref()).map_err(failed)?;
             if line.len() > MAX_LINE_BYTES + LINE_BYTES_FOR_EACH * bytes {
                 tracing::error!(request_id = %stamp.id, bytes = line.len(), "evaluator's answer is larger than any to such a question");
@@ -287,14 +290,19 @@ impl Asked<'_> {
                     input.iter_mut().for_each(Reservation::give_back);
                 }
                 if gate.config.audit == AuditMode::Required {
+                    let unrecorded = match &error {
+                        // That is the keystore's to know.
+                        NotRecorded::Doubted => ApiError::Missing(SILENT),
+                        NotRecorded::Failed(_) | NotRecorded::Late | NotRecorded::Unknown(_) => {
+                            ApiError::Missing(Part::LogUnwritten)
+                        }
+                    };
                     return Err(match error {
                         NotRecorded::Failed(_) | NotRecorded::Doubted => {
                             reservation.iter_mut().for_each(Reservation::give_back);
-                            failed(ApiError::Unavailable)
+                            failed(unrecorded)
                         }
-                        NotRecorded::Late | NotRecorded::Unknown(_) => {
-                            Undecided::PerhapsRecorded(ApiError::Unavailable)
-                        }
+                        NotRecorded::Late | NotRecorded::Unknown(_) => Undecided::PerhapsRecorded(unrecorded),
                     });
                 }
                 // Best effort: the answer leaves, and does not claim what nobody knows.
@@ -326,6 +334,15 @@ async fn keep_input(
         texts.input = Some(input);
     }
     kept
+}
+
+/// The names of what nothing reads. Where the request holds a secret, it may be one of these names.
+fn ignored_fields(request: &CheckRequest, decision: &Decision) -> Vec<String> {
+    let names = request.ignored_fields();
+    if names.is_empty() || decision.issues.iter().all(|issue| issue.code.as_str() != SECRET) {
+        return names;
+    }
+    vec!["*".to_owned()]
 }
 
 /// A decision that was recorded before, under its own id.
@@ -372,6 +389,7 @@ fn circumstances(
     identity: &KeyIdentity,
     stamp: Stamp,
     evaluation: Duration,
+    decision: &Decision,
     recordable: Option<&Recordable>,
 ) -> Circumstances {
     let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
@@ -379,6 +397,9 @@ fn circumstances(
         account: identity.account.clone(),
         key_id: identity.key_id.clone(),
         run_id: recordable.and_then(|texts| texts.run_id.clone()),
+        effect_classes: recordable.map(|texts| texts.effect_classes.clone()).unwrap_or_default(),
+        tools: recordable.map(|texts| texts.tools.clone()).unwrap_or_default(),
+        constraints_ignored_count: decision.constraints_ignored.len(),
         client: ClientOrigin {
             address: Client::of_request(request).map(|client| client.address().to_string()),
             user_agent: recordable.and_then(|texts| texts.caller.user_agent.clone()),
@@ -416,7 +437,8 @@ async fn record(
     Err(Unrecorded::NotRecorded(NotRecorded::Doubted))
 }
 
-/// The line, but for what only the recorder knows: the answer's own bytes, unless its caller's id holds a secret.
+/// The line, but for what only the recorder knows: the answer's own bytes, unless its caller's id holds a secret or it
+/// tells words of the request that are not kept.
 fn line(
     response: &CheckResponse,
     body: &[u8],
@@ -425,10 +447,13 @@ fn line(
 ) -> Result<Vec<u8>, ApiError> {
     let said = response.meta.client_request_id.as_ref().map(ClientRequestId::as_str);
     let masked = recordable.and_then(|texts| texts.caller.client_request_id.as_deref());
-    let line = if said == masked {
+    let recorded = response.decided.recorded();
+    let line = if said == masked && recorded.is_none() && response.meta.ignored_fields.is_empty() {
         recordable_line(body, circumstances)
     } else {
-        let mut response = response.clone();
+        let decided = recorded.unwrap_or_else(|| response.decided.clone());
+        let mut response = CheckResponse { decided, ..response.clone() };
+        response.meta.ignored_fields = Vec::new();
         response.meta.client_request_id = masked.and_then(|masked| ClientRequestId::parse(masked).ok());
         serde_json::to_vec(&response).and_then(|body| recordable_line(&body, circumstances))
     };
@@ -482,7 +507,11 @@ async fn parse(
     Err(ApiError::Invalid(errors))
 }
 
-fn visible_header(request: &HttpRequest, name: &'static str, errors: &mut Vec<FieldError>) -> Option<ClientRequestId> {
+pub(super) fn visible_header(
+    request: &HttpRequest,
+    name: &'static str,
+    errors: &mut Vec<FieldError>,
+) -> Option<ClientRequestId> {
     let mut values = request.headers().get_all(name);
     let value = values.next()?;
     let parsed = value.to_str().ok().and_then(|text| ClientRequestId::parse(text).ok());
@@ -521,7 +550,7 @@ async fn evaluate(
             AskError::TooLarge | AskError::Unreadable => false,
         };
         if !again || tries == MOST_TRIES || Instant::now() >= deadline {
-            return Err(ApiError::Unavailable);
+            return Err(ApiError::Missing(Part::asked::<EvaluateRequest>(&error)));
         }
     };
     match reply {
@@ -537,15 +566,15 @@ async fn evaluate(
         }),
         EvaluateReply::Unable(reason) => {
             tracing::error!(%request_id, reason, "evaluator could not decide");
-            Err(ApiError::Unavailable)
+            Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Failed)))
         }
         EvaluateReply::TimedOut => {
             tracing::warn!(%request_id, "evaluator gave the check up: it took too long");
-            Err(ApiError::Unavailable)
+            Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Busy)))
         }
         EvaluateReply::Busy => {
             tracing::warn!(%request_id, "evaluator refused the check: too many of its account wait");
-            Err(ApiError::Unavailable)
+            Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Busy)))
         }
     }
 }

@@ -24,10 +24,10 @@ use super::keys::{manage, manage_within};
 use super::{answer, authenticate};
 use crate::address::Client;
 use crate::auth::presented;
-use crate::errors::ApiError;
+use crate::errors::{ApiError, Part};
 use crate::in_flight::Hold;
 use crate::patience::Patience;
-use crate::reader::{Asked, Cursor, Filter, Resume, Shelf};
+use crate::reader::{Asked, Cursor, Filter, Order, Resume, Shelf};
 use crate::readers::{Task, Turn};
 use crate::sending::{CutOff, Held};
 use crate::state::Gate;
@@ -67,6 +67,13 @@ pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse
             run_id: fields.text("run_id"),
         };
         let cursor = fields.word("cursor", "must be the `next_cursor` of an earlier page", Cursor::parse);
+        let order = fields.word("order", "must be `asc` (the oldest first) or `desc` (the newest first)", Order::parse);
+        // A cursor says which way it goes; another word beside it is a mistake.
+        let held = cursor.as_ref().map(Cursor::order);
+        if held.zip(order).is_some_and(|(held, order)| held != order) {
+            fields.refuse("cursor", "was made with the other `order`: keep the order, or begin without a cursor");
+        }
+        let order = order.or(held).unwrap_or_default();
         let limit = fields.limit();
         if limit == 0 || limit > MOST_ITEMS {
             fields.refuse("limit", "must be 1 to 1000");
@@ -75,7 +82,7 @@ pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let log = Log::of(&gate, &identity);
         let page = async move {
-            let (items, next) = log.shelf().page(&filter, cursor, limit).await?;
+            let (items, next) = log.shelf().page(&filter, order, cursor, limit).await?;
             items.page(next.map(|next| next.to_string()).as_deref())
         };
         let (page, turn) = gate.readers.page(key, soon(&gate), page).await?;
@@ -214,7 +221,7 @@ fn hold(gate: &Gate, request: &HttpRequest, identity: &KeyIdentity, bytes: usize
 }
 
 /// An answer that may be megabytes.
-fn json(
+pub(super) fn json(
     gate: &Gate,
     request: &HttpRequest,
     identity: &KeyIdentity,
@@ -244,7 +251,7 @@ fn horizon(identity: &KeyIdentity, now: Timestamp) -> Timestamp {
 
 fn unread(error: &ReadError) -> ApiError {
     tracing::error!(error = error as &dyn std::error::Error, "decisions could not be read");
-    ApiError::Unavailable
+    ApiError::Missing(Part::LogUnread)
 }
 
 /// An account's log, for a reader of its own.

@@ -2,11 +2,19 @@
 //!
 //! The page loads nothing from elsewhere and runs no script; its policy forbids both.
 
+use std::sync::LazyLock;
+
 use actix_web::HttpResponse;
 use actix_web::http::header::{CONTENT_SECURITY_POLICY, ContentType};
 
 const OPENAPI: &str = include_str!("../../assets/openapi.json");
-const PAGE: &str = include_str!("../../assets/docs.html");
+const GUIDE: &str = include_str!("../../assets/docs.html");
+/// Printed by `stage0 policy vocabulary --html`.
+const VOCABULARY: &str = include_str!("../../assets/vocabulary.html");
+/// Where it stands in the guide.
+const PLACE: &str = "<!-- vocabulary -->";
+
+static PAGE: LazyLock<String> = LazyLock::new(|| GUIDE.replacen(PLACE, VOCABULARY, 1));
 
 pub(super) async fn openapi() -> HttpResponse {
     HttpResponse::Ok().content_type(ContentType::json()).body(OPENAPI)
@@ -16,5 +24,5 @@ pub(super) async fn page() -> HttpResponse {
     HttpResponse::Ok()
         .insert_header((CONTENT_SECURITY_POLICY, "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"))
         .content_type(ContentType::html())
-        .body(PAGE)
+        .body(PAGE.as_str())
 }

@@ -11,6 +11,8 @@ use stage0_contract::{AccountId, Change, FieldError, Plan, Scope, Scopes, Verdic
 use crate::errors::ApiError;
 
 const PAGE: u32 = 100;
+/// Up to which a number with a zero behind its point is read exactly: with it, its digits fit into 53 bits.
+const MAX_EXACT: f64 = 900_719_925_474_099.0;
 
 /// Members that are taken out one by one; what is left at the end is unknown.
 pub(super) struct Fields {
@@ -21,6 +23,11 @@ pub(super) struct Fields {
 impl Fields {
     pub(super) fn of_body(members: Map<String, Value>) -> Self {
         Self { members, errors: Vec::new() }
+    }
+
+    /// As [`Fields::of_body`], beside what is wrong with the headers.
+    pub(super) fn of_body_and(members: Map<String, Value>, errors: Vec<FieldError>) -> Self {
+        Self { members, errors }
     }
 
     /// The query as text members; a parameter that is given twice is an error.
@@ -105,11 +112,11 @@ impl Fields {
     }
 
     pub(super) fn number(&mut self, name: &str) -> Option<u32> {
-        self.optional(name, "must be a whole number, not negative", |v| u32::try_from(v.as_u64()?).ok())
+        self.optional(name, "must be a whole number, not negative", |v| u32::try_from(whole(v)?).ok())
     }
 
     pub(super) fn large_number(&mut self, name: &str) -> Option<u64> {
-        self.optional(name, "must be a whole number, not negative", Value::as_u64)
+        self.optional(name, "must be a whole number, not negative", whole)
     }
 
     /// A setting that null gives back to the plan.
@@ -158,11 +165,17 @@ impl Fields {
     }
 
     pub(super) fn seconds(&mut self, name: &str) -> Option<u64> {
-        self.optional(name, "must be a whole number of seconds, not negative", Value::as_u64)
+        self.optional(name, "must be a whole number of seconds, not negative", whole)
     }
 
     pub(super) fn limit(&mut self) -> u32 {
-        self.optional("limit", "must be a whole number", |v| v.as_str()?.parse().ok()).unwrap_or(PAGE)
+        let read = |v: &Value| {
+            let text = v.as_str()?;
+            let digits =
+                text.split_once('.').filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|b| b == b'0'));
+            digits.map_or(text, |(digits, _)| digits).parse().ok()
+        };
+        self.optional("limit", "must be a whole number", read).unwrap_or(PAGE)
     }
 
     pub(super) fn scopes(&mut self) -> Scopes {
@@ -201,6 +214,15 @@ impl Fields {
     }
 }
 
+/// A number without a fraction, also where it is written with one: some languages have no other numbers.
+fn whole(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| {
+        let float = value.as_f64().filter(|float| float.fract() == 0.0 && (0.0..=MAX_EXACT).contains(float))?;
+        // Without the sign of a negative zero.
+        format!("{:.0}", float + 0.0).parse().ok()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +243,42 @@ mod tests {
         let Err(ApiError::Invalid(errors)) = body.finish() else { panic!("accepted") };
         let paths: Vec<_> = errors.iter().map(|e| e.path.as_str()).collect();
         assert_eq!(paths, ["name", "scopes[1]", "scopes[2]", "expires_at", "account", "expire_at"]);
+    }
+
+    #[test]
+    fn a_number_without_a_fraction_is_whole_however_it_is_written() {
+        for (json, expected) in [
+            ("256", Some(256)),
+            ("256.0", Some(256)),
+            ("2.56e2", Some(256)),
+            ("0.0", Some(0)),
+            ("-0.0", Some(0)),
+            ("900719925474099.0", Some(900_719_925_474_099)),
+            ("9007199254740991", Some(9_007_199_254_740_991)),
+            ("9007199254740991.0", None),
+            ("256.5", None),
+            ("-1.0", None),
+            ("-1", None),
+            ("1e300", None),
+            ("\"256\"", None),
+            ("true", None),
+        ] {
+            let mut body = fields(&json!({"n": serde_json::from_str::<Value>(json).unwrap()}));
+            assert_eq!(body.large_number("n"), expected, "{json}");
+            assert_eq!(body.finish().is_ok(), expected.is_some(), "{json}");
+        }
+        assert_eq!(fields(&json!({"n": 7.0})).number("n"), Some(7));
+        assert_eq!(fields(&json!({"n": 4_294_967_296.0})).number("n"), None);
+        assert_eq!(fields(&json!({"n": 60.0})).seconds("n"), Some(60));
+        for (text, expected) in [("10", 10), ("10.0", 10), ("10.00", 10)] {
+            let mut query = fields(&json!({"limit": text}));
+            assert_eq!((query.limit(), query.finish().is_ok()), (expected, true), "{text}");
+        }
+        for text in ["10.5", "10.", ".0", "-1", "1e1"] {
+            let mut query = fields(&json!({"limit": text}));
+            query.limit();
+            assert!(query.finish().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -8,16 +8,21 @@ use std::sync::Arc;
 use actix_web::web::{Data, Path, Payload};
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::Value;
-use stage0_contract::{EndRun, KeyIdentity, RequestId, RunEnded, RunId, RunView, Scope, SettleRun, ShowRun, Verdict};
+use stage0_contract::{
+    EndRun, KeyIdentity, ListRuns, Page, RequestId, RunEnded, RunId, RunView, Scope, SettleRun, ShowRun, Verdict,
+};
 use tokio::time::Instant;
 
-use super::decisions::{admit, recorded};
+use super::decisions::{admit, json, recorded};
 use super::fields::Fields;
-use super::keys::manage;
+use super::keys::{manage, manage_over};
 use super::{answer, authenticate};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
+
+/// Runs in one page.
+const MAX_PAGE: u32 = 1_000;
 
 pub(super) async fn show(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
     let shown = async {
@@ -27,6 +32,29 @@ pub(super) async fn show(gate: Data<Gate>, request: HttpRequest, id: Path<String
         Ok::<_, ApiError>(HttpResponse::Ok().json(run))
     };
     answer(&request, shown.await)
+}
+
+pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
+    let listed = async {
+        let identity = caller(&gate, &request, &[Scope::Check, Scope::RunsManage]).await?;
+        let mut fields = Fields::of_query(&request);
+        let (cursor, limit) = (fields.text("cursor"), fields.limit());
+        if !(1..=MAX_PAGE).contains(&limit) {
+            fields.refuse("limit", "must be 1 to 1000");
+        }
+        fields.finish()?;
+        let list = ListRuns { account: identity.account.clone(), cursor, limit };
+        let (requests, within) = (Arc::clone(&gate.reading.requests), gate.config.request_budget);
+        // Read, written and taken as pages of decisions are, in the account's turn.
+        let page = async move {
+            let page: Page<RunView> = manage_over(&*requests, &list, within).await?;
+            serde_json::to_vec(&page).map_err(|_| ApiError::Unavailable)
+        };
+        let key = gate.bytes.key_of(&identity.account);
+        let (page, turn) = gate.readers.page(key, Instant::now() + within, page).await?;
+        json(&gate, &request, &identity, page?, turn)
+    };
+    answer(&request, listed.await)
 }
 
 pub(super) async fn end(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
@@ -142,6 +170,7 @@ mod tests {
         let mut shows = backplane.requests.serve::<ShowRun>().await.unwrap();
         let mut settles = backplane.requests.serve::<SettleRun>().await.unwrap();
         let mut ends = backplane.requests.serve::<EndRun>().await.unwrap();
+        let mut lists = backplane.requests.serve::<ListRuns>().await.unwrap();
         let of =
             |id: &stage0_contract::KeyId| KEYS.map(identity).into_iter().find(|known| known.key_id == *id).unwrap();
         tokio::spawn(async move {
@@ -158,6 +187,7 @@ mod tests {
                     Some(asked) = shows.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
                     Some(asked) = settles.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
                     Some(asked) = ends.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
+                    Some(asked) = lists.next() => asked.answer(&ManageReply::Refused(Refusal::NotFound)).await,
                     else => return,
                 }
             }
@@ -176,12 +206,14 @@ mod tests {
         serve(&backplane).await;
         let gate = gate(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(5));
         let app = init_service(app("", Some(&gate))).await;
-        let over = [StatusCode::TOO_MANY_REQUESTS; 4];
-        let other = [StatusCode::NOT_FOUND, StatusCode::NOT_FOUND, StatusCode::NOT_FOUND, StatusCode::OK];
+        let over = [StatusCode::TOO_MANY_REQUESTS; 5];
+        let missing = StatusCode::NOT_FOUND;
+        let other = [missing, missing, missing, missing, StatusCode::OK];
         for (byte, expected) in [(1, over), (2, other)] {
             let (run, usage) = ("/v1/runs/r", "/usage");
             let calls = [
                 TestRequest::get().uri(run),
+                TestRequest::get().uri("/v1/runs"),
                 TestRequest::delete().uri(run),
                 settling(byte),
                 TestRequest::get().uri(usage),

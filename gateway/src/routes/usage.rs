@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::decisions::admit;
 use super::{answer, authenticate, request_id};
-use crate::errors::ApiError;
+use crate::errors::{ApiError, Part};
 use crate::state::Gate;
 
 pub(super) async fn usage(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
@@ -18,7 +18,7 @@ pub(super) async fn usage(gate: Data<Gate>, request: HttpRequest) -> HttpRespons
         let id = request_id(&request).ok_or(ApiError::Unavailable)?;
         let usage = gate.quotas.usage(&identity, id, gate.ledger(), deadline).await.map_err(|error| {
             tracing::warn!(error = &error as &dyn std::error::Error, "usage cannot be read");
-            ApiError::Unavailable
+            ApiError::Missing(Part::Ledger)
         })?;
         Ok::<_, ApiError>(HttpResponse::Ok().json(usage))
     };

@@ -13,7 +13,7 @@ use stage0_contract::{
 
 use super::answer;
 use super::fields::Fields;
-use super::keys::{allowed, caller, manage, manage_within};
+use super::keys::{allowed, caller, created, manage, manage_within, once};
 use crate::body;
 use crate::errors::ApiError;
 use crate::state::Gate;
@@ -24,14 +24,16 @@ const TEST_WITHIN: std::time::Duration = std::time::Duration::from_secs(20);
 pub(super) async fn create(gate: Data<Gate>, request: HttpRequest, payload: Payload) -> HttpResponse {
     let created = async {
         let caller = allowed(&gate, &request, Scope::WebhooksManage).await?;
-        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &caller.account).await?.object);
+        let body = body::json_object(&gate, &request, payload, &caller.account).await?;
+        let (once, refused) = once(&request, &caller, "POST /v1/webhooks", &body);
+        let mut fields = Fields::of_body_and(body.object, refused);
         let (account, url) = (fields.account(), fields.required_text("url"));
         let url = normal_url(&gate, &mut fields, url);
         let filters = WebhookFilters { verdicts: fields.verdicts(), environments: fields.texts("environments") };
         let (description, rate_limit) = (fields.text("description").unwrap_or_default(), fields.number("rate_limit"));
         fields.finish()?;
         let create = CreateWebhook { caller, account, url, filters, description, rate_limit };
-        Ok::<_, ApiError>(HttpResponse::Created().json(manage(&gate, &create).await?))
+        Ok::<_, ApiError>(created(&gate, once, create).await?.0)
     };
     answer(&request, created.await)
 }
@@ -105,12 +107,13 @@ pub(super) async fn rotate(gate: Data<Gate>, request: HttpRequest, id: Path<Stri
     let rotated = async {
         let caller = allowed(&gate, &request, Scope::WebhooksManage).await?;
         let body = body::optional_json_object(&gate, &request, payload, &caller.account).await?;
-        let mut fields = Fields::of_body(body.object);
+        let (once, refused) = once(&request, &caller, &format!("POST /v1/webhooks/{id}/rotate-secret"), &body);
+        let mut fields = Fields::of_body_and(body.object, refused);
         // A receiver needs a moment to learn the new secret: both sign for a day unless the caller says otherwise.
         let overlap_seconds = fields.seconds("overlap_seconds").unwrap_or(86_400);
         fields.finish()?;
         let rotate = RotateWebhookSecret { caller, id: webhook_id(&id)?, overlap_seconds };
-        Ok::<_, ApiError>(HttpResponse::Created().json(manage(&gate, &rotate).await?))
+        Ok::<_, ApiError>(created(&gate, once, rotate).await?.0)
     };
     answer(&request, rotated.await)
 }

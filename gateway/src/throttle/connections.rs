@@ -8,6 +8,7 @@
 //! but its own; whoever finds none to evict is closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -16,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use actix_web::rt::net::{ActixStream, Ready};
+use actix_web::rt::net::{ActixStream, Ready, TcpStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::slot::Slot;
@@ -274,6 +275,19 @@ impl<S> Counted<S> {
         let this = self.get_mut();
         this.place.slot.check(context)?;
         Ok(Pin::new(&mut this.stream))
+    }
+}
+
+impl Counted<TcpStream> {
+    /// The first byte of the connection, which stays where it is; none: the client said nothing and is done.
+    pub(crate) async fn first_byte(&mut self) -> io::Result<Option<u8>> {
+        let mut byte = [0];
+        let count = poll_fn(|context| {
+            self.place.slot.check(context)?;
+            self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte))
+        })
+        .await?;
+        Ok((count > 0).then_some(byte).map(|[first]| first))
     }
 }
 

@@ -45,7 +45,12 @@ async fn refused_by(reply: &EvaluateReply) -> (ApiError, usize) {
 
 #[tokio::test]
 async fn an_evaluator_that_gave_up_or_is_busy_is_the_last_that_is_asked() {
-    for reply in [EvaluateReply::TimedOut, EvaluateReply::Busy, EvaluateReply::Unable("why".to_owned())] {
-        assert_eq!(refused_by(&reply).await, (ApiError::Unavailable, 1), "{reply:?}");
+    for (reply, how) in [
+        (EvaluateReply::TimedOut, How::Busy),
+        (EvaluateReply::Busy, How::Busy),
+        (EvaluateReply::Unable("why".to_owned()), How::Failed),
+    ] {
+        let missing = ApiError::Missing(Part::Service(Role::Evaluator, how));
+        assert_eq!(refused_by(&reply).await, (missing, 1), "{reply:?}");
     }
 }
