@@ -6,12 +6,12 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use stage0_contract::{AccountId, LineHash, LineType, Verdict, WebhookFilters, Word};
+use stage0_contract::{AccountId, LineHash, LineType, Verdict, WebhookFilters, is_same_environment};
 
 /// Before the `request_id` in a decision's event.
 pub(crate) const DECISION: &str = "dec_";
 /// Members of a decision's line that are delivered.
-const DELIVERED: [&str; 29] = [
+const DELIVERED: [&str; 32] = [
     "account",
     "key_id",
     "request_id",
@@ -35,6 +35,9 @@ const DELIVERED: [&str; 29] = [
     "policy_pack_version",
     "environment",
     "run_id",
+    "effect_classes",
+    "tools",
+    "constraints_ignored_count",
     "timestamp",
     "evaluated_at",
     "decision_trace_summary",
@@ -99,12 +102,12 @@ impl Event {
         }
         let text = |name: &str| self.data.get(name).and_then(Value::as_str).unwrap_or_default();
         let verdict = Verdict::parse(text("verdict"));
-        let environment = Word::new(text("environment"));
+        let environment = text("environment");
         filters.verdicts.as_ref().is_none_or(|wanted| verdict.is_some_and(|verdict| wanted.contains(&verdict)))
             && filters
                 .environments
                 .as_ref()
-                .is_none_or(|wanted| wanted.iter().any(|wanted| environment.matches(&Word::new(wanted))))
+                .is_none_or(|wanted| wanted.iter().any(|wanted| is_same_environment(environment, wanted)))
     }
 
     /// The body: a function of the line and the number alone, so the same bytes at every attempt, whoever makes it.
