@@ -21,11 +21,11 @@ fn act(command: &DoAccounts, settings: &ClientSettings) -> anyhow::Result<()> {
     match command {
         DoAccounts::Create { name, plan, json } => create(&client, name, *plan, *json),
         DoAccounts::List { json } => list(&client, *json),
-        DoAccounts::SetRetention { account, retention } => set_retention(&client, account, retention),
-        DoAccounts::SetPlan { account, plan } => show(&change(&client, account, &json!({"plan": plan}))?),
-        DoAccounts::SetLimits { account, limits } => set_limits(&client, account, limits),
-        DoAccounts::RequireRunId { account, switch } => {
-            show(&change(&client, account, &json!({"require_run_id": switch}))?)
+        DoAccounts::SetRetention { account, retention, json } => set_retention(&client, account, retention, *json),
+        DoAccounts::SetPlan { account, plan, json } => show(&change(&client, account, &json!({"plan": plan}))?, *json),
+        DoAccounts::SetLimits { account, limits, json } => set_limits(&client, account, limits, *json),
+        DoAccounts::RequireRunId { account, switch, json } => {
+            show(&change(&client, account, &json!({"require_run_id": switch}))?, *json)
         }
     }
 }
@@ -48,30 +48,34 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return out::json(&Page { items: accounts, next_cursor: None });
     }
-    let mut table = Table::new(["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "CREATED"]);
+    let headings = ["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "CREATED"];
+    let mut table = Table::new(headings).giving_way(&[(6, 11), (3, 12), (4, 0), (1, 12)]);
     for account in &accounts {
         table.row([
             account.id.to_string(),
             plain(&account.name),
             account.plan.as_str().to_owned(),
             own_limits(account),
-            if account.require_run_id { "required" } else { "" }.to_owned(),
+            if account.require_run_id { "required" } else { "-" }.to_owned(),
             format!("{}d", account.retention()),
             account.created_at.to_string(),
         ]);
     }
-    Ok(out::line(table)?)
+    Ok(table.print()?)
 }
 
-fn set_retention(client: &Client, id: &AccountId, retention: &Retention) -> anyhow::Result<()> {
+fn set_retention(client: &Client, id: &AccountId, retention: &Retention, as_json: bool) -> anyhow::Result<()> {
     // No days are the plan's, which the command line has asked for by name.
     let body = json!({"retention_days": retention.days});
     let account = change(client, id, &body)?;
+    if as_json {
+        return out::json(&account);
+    }
     let from = if account.retention_days.is_none() { ", as its plan says" } else { "" };
     Ok(out::line(format!("account    {}\nretention  {} days{from}", account.id, account.retention()))?)
 }
 
-fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits) -> anyhow::Result<()> {
+fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits, as_json: bool) -> anyhow::Result<()> {
     let own = [
         ("per_minute", limits.per_minute),
         ("daily", limits.daily),
@@ -82,14 +86,17 @@ fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits) -> anyhow::Re
         ("stored_bytes", limits.stored_bytes),
     ];
     let named = own.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), json!(limit?.own()))));
-    show(&change(client, id, &Value::Object(named.collect()))?)
+    show(&change(client, id, &Value::Object(named.collect()))?, as_json)
 }
 
 fn change(client: &Client, id: &AccountId, body: &Value) -> anyhow::Result<Account> {
     Ok(block_on(client.call(Method::PATCH, &["v1", "accounts", id.as_str()], &[], Some(body)))?)
 }
 
-fn show(account: &Account) -> anyhow::Result<()> {
+fn show(account: &Account, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return out::json(account);
+    }
     let (id, plan, run_id) = (&account.id, account.plan.as_str(), account.require_run_id);
     let (limits, run_id) = (own_limits(account), if run_id { "required" } else { "not required" });
     let limits = if limits.is_empty() { "the plan's" } else { &limits };

@@ -53,7 +53,8 @@ Examples:
   stage0 keystore --nats nats://10.0.0.5:4222 --data-dir /var/lib/stage0
 
 `stage0 <command> --help` says more. Every setting is a flag, a variable `STAGE0_…` and a key of the
-`--config` file. Exit code 64: the command line or the settings are wrong.")]
+`--config` file. Exit code 64: the command line or the settings are wrong. On a terminal lists fit its
+width and verdicts have colours, unless NO_COLOR is set; in a pipe nothing is cut. --json is for programs.")]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -137,7 +138,7 @@ Examples:
         #[command(subcommand)]
         command: DoDecisions,
     },
-    /// Shows, ends and settles runs
+    /// Lists, shows, ends and settles runs
     #[command(
         subcommand_required = true,
         after_help = "\
@@ -145,6 +146,7 @@ The key that acts is the account's, as for `decisions`, with the scope `check`; 
 less than was estimated, with `runs:manage`.
 
 Examples:
+  stage0 runs list
   stage0 runs show payout-retry-8841
   stage0 runs settle payout-retry-8841 --request-id 0190163d-8694-739b-aea5-966c26f8ad91 --cost-usd 0.42"
     )]
@@ -250,6 +252,9 @@ Examples:
         /// Which role.
         #[command(subcommand)]
         role: DoDoctor,
+        /// Prints JSON
+        #[arg(long, global = true)]
+        json: bool,
     },
     /// Asks a role on this machine whether it is ready, for a container's health check
     #[command(after_help = "\
@@ -257,7 +262,11 @@ Exit code 0: ready; 1: not. Asks `/readyz` at the address where that role serves
 
 Example:
   stage0 health --metrics-listen 127.0.0.1:9464")]
-    Health,
+    Health {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Prints the configuration of the nats-server: an account with its rights for each role
     #[command(after_help = "\
 Each process logs in as a user of its own, `gateway-1` and so on, with `--nats-jetstream-api s0.api`. Passwords come from
@@ -285,6 +294,9 @@ Examples:
         /// What to do with the streams.
         #[command(subcommand)]
         command: DoNatsAdmin,
+        /// Prints JSON
+        #[arg(long, global = true)]
+        json: bool,
     },
     /// Makes and replaces the roles' message keys: with them no role speaks for another, and nobody else for any
     #[command(
@@ -367,7 +379,7 @@ pub(crate) enum DoKeys {
         /// The key to replace
         #[arg(value_parser = KeyId::parse)]
         id: KeyId,
-        /// How long the old key lives on; absent: the server's default
+        /// How long the old key works beside the new one; absent: it ends at once
         #[arg(long, value_name = "SECONDS")]
         overlap: Option<u64>,
         #[command(flatten)]
@@ -378,6 +390,9 @@ pub(crate) enum DoKeys {
         /// The key
         #[arg(value_parser = KeyId::parse)]
         id: KeyId,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -412,11 +427,28 @@ pub(crate) enum DoPolicy {
     Validate {
         /// Directory of the pack
         dir: PathBuf,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
-    /// Runs the pack's cases
+    /// Runs the pack's cases, and refuses what `validate` refuses
     Test {
         /// Directory of the pack
         dir: PathBuf,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prints every word that a pack knows, and what its codes mean
+    Vocabulary {
+        /// Directory of the pack; without it, the baseline that is compiled in
+        dir: Option<PathBuf>,
+        /// Prints JSON, as `GET /v1/policy/vocabulary` answers
+        #[arg(long, conflicts_with = "html")]
+        json: bool,
+        /// Prints tables of HTML
+        #[arg(long)]
+        html: bool,
     },
     /// Shows what a pack makes of an action: facts, rules that matched, verdict
     Explain {
@@ -510,6 +542,43 @@ mod tests {
         grouped.sort_unstable();
         visible.sort_unstable();
         assert_eq!(grouped, visible);
+    }
+
+    /// But for services, for what prints a file of its own format, and for what only says what it did to files.
+    #[test]
+    fn whatever_prints_an_answer_prints_it_as_json_too() {
+        fn leaves(command: &Command, path: &str, found: &mut Vec<(String, bool)>) {
+            let path = format!("{path} {}", command.get_name());
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(|inner| leaves(inner, &path, found));
+            } else {
+                let has_json = command.get_arguments().any(|argument| argument.get_id() == "json");
+                found.push((path.trim_start_matches(" stage0 ").to_owned(), has_json));
+            }
+        }
+        let (mut found, mut command) = (Vec::new(), command());
+        command.build();
+        leaves(&command, "", &mut found);
+        let mut without: Vec<&str> = found.iter().filter(|(_, has)| !has).map(|(path, _)| path.as_str()).collect();
+        without.sort_unstable();
+        let may = [
+            "audit-export",
+            "completions",
+            "dev",
+            "evaluator",
+            "gateway",
+            "keystore",
+            "nats-config",
+            "nats-keys create",
+            "nats-keys rotate",
+            "receiver",
+            "settings",
+            "stack ca",
+            "stack init",
+            "stack key",
+            "stack open",
+        ];
+        assert_eq!(without, may);
     }
 
     #[test]

@@ -49,13 +49,13 @@ fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> Result<Verdict, N
     }
     let status = answer.status;
     let body = answer.successful()?;
-    let response = read_answer(status, &body)?;
+    let answer = read_answer(status, &body)?;
     if arguments.json {
         out::json_text(&body)?;
     } else {
-        out::line(for_people(&response))?;
+        out::decision(&for_people(&answer))?;
     }
-    Ok(response.decided.verdict)
+    Ok(answer.decided.verdict)
 }
 
 /// A 200 that is not wholly of the contract decides nothing: a proxy's page, a verdict without its pair, a member named twice.
@@ -137,5 +137,27 @@ mod tests {
         );
         assert!(shown.contains("0190163d-8694-739b-aea5-966c26f8ad91") && shown.contains("baseline@1.0.0+0123"));
         assert!(!shown.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn people_see_what_to_change_and_which_constraints_have_no_effect() {
+        let mut body = answer();
+        (body["verdict"], body["decision"]) = ("DEFER".into(), "DEFER".into());
+        body["issues"] = json!([{"code": "CONSTRAINT_NOT_UNDERSTOOD", "severity": "MEDIUM", "message": "m", "rule": "r",
+            "next_action": "fix_request", "details": {"at": ["constraints[1]"], "found": "max_cots: 5",
+            "write": [{"op": "replace", "path": "constraints[1]", "value": "max_cost_usd: 5"},
+                {"path": "context.approval_status", "by": "person"}]}}]);
+        body["clarifying_questions"] = json!(["What is the limit?"]);
+        body["constraints_ignored"] = json!(["be nice\u{1b}[2J"]);
+        let shown = for_people(&read(&body).unwrap());
+        for part in [
+            "DEFER\n",
+            "\n           at constraints[1]; found: max_cots: 5; write: constraints[1] = \"max_cost_usd: 5\"\n",
+            "\n           a person must give context.approval_status\n",
+            "\nConstraints without effect\n  - be nice\\u{1b}[2J\n",
+            "\nQuestions\n  - What is the limit?\n",
+        ] {
+            assert!(shown.contains(part), "{part}: {shown}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 pub(crate) use download::Download;
-pub(crate) use error::ClientError;
+pub(crate) use error::{ClientError, tls_fault};
 pub(crate) use query::Query;
 pub(crate) use target::{Target, Whose, read_key};
 
@@ -92,7 +92,7 @@ impl Client {
         query: &[(&str, &str)],
         body: Option<Vec<u8>>,
     ) -> Result<Response, ClientError> {
-        let mut key = HeaderValue::from_str(self.target.key.expose()).map_err(|_| ClientError::NoKey)?;
+        let mut key = HeaderValue::from_str(self.target.key.expose()).map_err(|_| ClientError::UnusableKey)?;
         key.set_sensitive(true);
         let url = address(&self.target.url, path, query);
         let mut request = self.http.request(method, url).header("x-api-key", key);

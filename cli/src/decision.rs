@@ -1,4 +1,6 @@
-//! How a decision looks to people: verdict, reason, issues, questions, and what it rests on.
+//! How a decision looks to people: verdict, reason, issues with what to change, questions, and what it rests on.
+
+mod details;
 
 use serde::Serialize;
 use stage0_contract::Decision;
@@ -7,20 +9,26 @@ use crate::out::plain;
 
 /// Several lines, without a line break at the end.
 pub(crate) fn for_people(decision: &Decision) -> String {
-    let signal = wire_word(&decision.verdict.signal());
-    let mut lines = vec![format!("{} ({signal})", decision.verdict), format!("  {}", plain(&decision.reason))];
+    let (verdict, signal) = (decision.verdict.to_string(), wire_word(&decision.verdict.signal()));
+    let signal = if signal == verdict { String::new() } else { format!(" ({signal})") };
+    let mut lines = vec![format!("{verdict}{signal}"), format!("  {}", plain(&decision.reason))];
     if !decision.issues.is_empty() {
         lines.push("\nIssues".to_owned());
     }
     for issue in &decision.issues {
         let severity = wire_word(&issue.severity);
         lines.push(format!("  {severity:<8} {}: {}", issue.code, plain(&issue.message)));
+        lines.extend(details::lines(&issue.details).into_iter().map(|line| format!("           {line}")));
         lines.push(format!("           rule {}, next: {}", plain(&issue.rule), wire_word(&issue.next_action)));
     }
-    if !decision.clarifying_questions.is_empty() {
-        lines.push("\nQuestions".to_owned());
-        lines.extend(decision.clarifying_questions.iter().map(|question| format!("  - {}", plain(question))));
-    }
+    let mut section = |heading: &str, items: &[String]| {
+        if !items.is_empty() {
+            lines.push(format!("\n{heading}"));
+            lines.extend(items.iter().map(|item| format!("  - {}", plain(item))));
+        }
+    };
+    section("Constraints without effect", &decision.constraints_ignored);
+    section("Questions", &decision.clarifying_questions);
     lines.push(format!("\nrisk     {} of 100", decision.risk_score));
     lines.push(format!("policy   {}", decision.policy_version));
     lines.join("\n")

@@ -26,6 +26,7 @@ use crate::exit::Exit;
 use crate::out;
 use crate::settings::client::ClientSettings;
 use export::Export;
+use list::List;
 
 /// For walks through the whole log, where no time was named.
 const WALK_TIMEOUT: Duration = Duration::from_secs(600);
@@ -43,30 +44,31 @@ pub(crate) fn run(command: &DoDecisions, settings: &ClientSettings) -> Exit {
 fn act(command: &DoDecisions, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
     let client = || connect(settings, settings.timeout);
     match command {
-        DoDecisions::List { period, filter, code, run_id, limit, json } => {
+        DoDecisions::List { period, filter, code, run_id, limit, oldest_first, json } => {
             let (from, to) = period.at(now)?;
             let query = Query::default().with("from", from).with("to", to).with("verdict", filter.verdict);
             let query = query.with("environment", filter.environment.as_ref()).with("code", code.as_ref());
-            list::list(&client()?, &query.with("run_id", run_id.as_ref()), *limit, *json)?;
+            let list = List { limit: *limit, oldest_first: *oldest_first, as_json: *json };
+            list.run(&client()?, &query.with("run_id", run_id.as_ref()))?;
         }
         DoDecisions::Show { request_id, json } => show(&client()?, *request_id, *json)?,
         DoDecisions::Tail { filter, json } => {
             let query = Query::default().with("from", Some(now)).with("verdict", filter.verdict);
             tail::tail(settings, query.with("environment", filter.environment.as_ref()), *json)?;
         }
-        DoDecisions::Export { period, out, progress } => {
+        DoDecisions::Export { period, out, progress, json } => {
             let (from, to) = period.at(now)?;
             let timeout = settings.timeout_or(WALK_TIMEOUT);
             let target = Target::find(settings, Whose::Account)?;
             let client = Client::for_downloads(target, timeout.min(READ_TIMEOUT))?;
-            Export { client: &client, from, to, timeout, progress: *progress }.run(out)?;
+            Export { client: &client, from, to, timeout, progress: *progress, as_json: *json }.run(out)?;
         }
         DoDecisions::Verify(verify) => return verify::verify(verify, settings, now),
-        DoDecisions::Keys => out::json(&signing_keys(&client()?)?)?,
-        DoDecisions::Delete { before, yes } => {
+        DoDecisions::Keys { json: _ } => out::json(&signing_keys(&client()?)?)?,
+        DoDecisions::Delete { before, yes, json } => {
             delete::refuse_unasked(*yes)?;
             let client = connect(settings, settings.timeout_or(DELETE_WITHIN))?;
-            return delete::delete(&client, before.at(now), *yes);
+            return delete::delete(&client, before.at(now), *yes, *json);
         }
     }
     Ok(Exit::Done)
@@ -87,7 +89,7 @@ fn show(client: &Client, id: RequestId, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return out::json(&found);
     }
-    Ok(out::line(record::for_people(&read(&found)?))?)
+    Ok(out::decision(&record::for_people(&read(&found)?))?)
 }
 
 /// A record of the contract; where it is printed as JSON it is not read, so that nothing of it is lost.

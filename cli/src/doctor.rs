@@ -12,6 +12,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use rustix::fs::Access;
+use serde::Serialize;
 use stage0_backplane::nats::NatsConfig;
 use stage0_contract::Role;
 
@@ -29,7 +30,8 @@ const LITTLE_BYTES: u64 = 10 << 30;
 const PRIVATE: [&str; 3] = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE];
 
 /// How a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum How {
     /// As it should be.
     Good,
@@ -40,7 +42,7 @@ pub(crate) enum How {
 }
 
 /// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
     pub(crate) how: How,
     /// One word.
@@ -80,7 +82,7 @@ impl fmt::Display for Finding {
 }
 
 /// `stage0 doctor gateway`.
-pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
+pub(crate) fn gateway(settings: OnNats<GatewaySettings>, as_json: bool) -> Exit {
     let OnNats { nats, safety, service, .. } = settings;
     let mut findings = Vec::new();
     match service.tls {
@@ -91,11 +93,11 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
             "for clients of other machines give --tls-cert and --tls-key",
         )),
     }
-    finish(Role::Gateway, findings, &nats, &safety)
+    finish(Role::Gateway, findings, &nats, &safety, as_json)
 }
 
 /// `stage0 doctor evaluator`.
-pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
+pub(crate) fn evaluator(settings: OnNats<PolicySettings>, as_json: bool) -> Exit {
     let OnNats { nats, safety, service, .. } = settings;
     let loaded = crate::roles::load_packs(service.dir, service.active, &service.selectable);
     let finding = match loaded {
@@ -104,22 +106,22 @@ pub(crate) fn evaluator(settings: OnNats<PolicySettings>) -> Exit {
             Finding::bad("policy", format!("{error:#}"), "mend the pack; `stage0 policy validate DIR` says more")
         }
     };
-    finish(Role::Evaluator, vec![finding], &nats, &safety)
+    finish(Role::Evaluator, vec![finding], &nats, &safety, as_json)
 }
 
 /// `stage0 doctor keystore`.
-pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
+pub(crate) fn keystore(settings: OnNats<KeystoreConfig>, as_json: bool) -> Exit {
     let OnNats { nats, safety, service, .. } = settings;
     let mut findings = vec![disk(&service.data_dir)];
     findings.extend(private_files(&service.data_dir));
     if let Err(error) = service.validate() {
         findings.push(Finding::bad("settings", error.to_string(), "correct the setting"));
     }
-    finish(Role::Keystore, findings, &nats, &safety)
+    finish(Role::Keystore, findings, &nats, &safety, as_json)
 }
 
 /// `stage0 doctor audit-export`.
-pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
+pub(crate) fn audit_export(settings: OnNats<ExportSettings>, as_json: bool) -> Exit {
     let OnNats { nats, safety, service, .. } = settings;
     let mut findings = Vec::new();
     if let Some(ca) = &service.export.egress.extra_ca {
@@ -132,10 +134,10 @@ pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
             "for a local stack only: elsewhere remove dangerous-allow-private-webhooks",
         ));
     }
-    finish(Role::AuditExport, findings, &nats, &safety)
+    finish(Role::AuditExport, findings, &nats, &safety, as_json)
 }
 
-fn finish(role: Role, mut findings: Vec<Finding>, config: &NatsConfig, safety: &NatsSafety) -> Exit {
+fn finish(role: Role, mut findings: Vec<Finding>, config: &NatsConfig, safety: &NatsSafety, as_json: bool) -> Exit {
     findings.insert(0, Finding::good("settings", format!("complete for {role} ({VERSION})")));
     findings.extend(certificates::of_nats(config, Timestamp::now()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -144,10 +146,15 @@ fn finish(role: Role, mut findings: Vec<Finding>, config: &NatsConfig, safety: &
         Err(error) => findings.push(Finding::bad("system", format!("no threads: {error}"), "free some memory")),
     }
     let worst = findings.iter().any(|finding| finding.how == How::Bad);
-    let text = findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    match out::line(text) {
+    let written = if as_json {
+        out::json(&serde_json::json!({"role": role, "ok": !worst, "findings": findings}))
+    } else {
+        let text = findings.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        out::line(text).map_err(anyhow::Error::from)
+    };
+    match written {
         Ok(()) if worst => Exit::Failed,
-        result => crate::run::finished(result.map_err(anyhow::Error::from)),
+        result => crate::run::finished(result),
     }
 }
 

@@ -15,6 +15,7 @@ mod dev;
 mod dev_file;
 mod doctor;
 mod exit;
+mod failure;
 mod files;
 mod health;
 mod keys;

@@ -25,7 +25,7 @@ pub(crate) fn run(command: DoNatsKeys) -> Exit {
     crate::run::finished(match command {
         DoNatsKeys::Create { dir, upgrade } => create_for_people(&dir, upgrade),
         DoNatsKeys::Rotate { dir } => rotate(&dir),
-        DoNatsKeys::Show { dir } => show(&dir),
+        DoNatsKeys::Show { dir, json } => show(&dir, json),
     })
 }
 
@@ -179,7 +179,7 @@ fn rotate(dir: &Path) -> anyhow::Result<()> {
     Ok(out::line(text)?)
 }
 
-fn show(dir: &Path) -> anyhow::Result<()> {
+fn show(dir: &Path, as_json: bool) -> anyhow::Result<()> {
     let set = load(dir)?;
     let Some(keys) = set.role(Role::Gateway) else { bail!("no keys") };
     let (active, accepted) = keys.generations();
@@ -187,6 +187,9 @@ fn show(dir: &Path) -> anyhow::Result<()> {
         Requirement::Always => "always",
         Requirement::WhenAllCan => "when all roles can",
     };
+    if as_json {
+        return out::json(&serde_json::json!({"required": require, "used": active, "accepted": accepted}));
+    }
     let accepted: Vec<String> = accepted.iter().map(u32::to_string).collect();
     Ok(out::line(format!("required     {require}\nused         {active}\naccepted     {}", accepted.join(", ")))?)
 }

@@ -13,6 +13,10 @@ use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 use anyhow::Context as _;
 use serde::Serialize;
 
+mod paint;
+
+pub(crate) use paint::{Painted, Terminal};
+
 /// Writes one line, or several that are joined by line breaks.
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
     write(format!("{}\n", escaped(&text.to_string(), Line::Breaks)).as_bytes())
@@ -27,6 +31,20 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Writes an answer as it came, where it is JSON the same values.
 pub(crate) fn json_text(text: &[u8]) -> io::Result<()> {
     write(format!("{}\n", json_escaped(&String::from_utf8_lossy(text))).as_bytes())
+}
+
+/// Writes text with its colours; false once nobody reads any more.
+pub(crate) fn painted(text: &Painted) -> io::Result<bool> {
+    stream(format!("{}\n", text.as_str()).as_bytes())
+}
+
+/// Writes what is told of a decision; the verdict that it begins with has its colour on a terminal.
+pub(crate) fn decision(text: &str) -> io::Result<()> {
+    let (verdict, rest) = text.split_at(text.find([' ', '\n']).unwrap_or(text.len()));
+    let mut shown = Painted::new(Terminal::of_stdout().colours);
+    shown.word(verdict);
+    shown.push(rest);
+    painted(&shown).map(|_| ())
 }
 
 /// Writes bytes as they are.

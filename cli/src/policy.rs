@@ -1,15 +1,19 @@
 //! `stage0 policy`: a pack author's tools. Offline: no server, no key, the evaluator's own code on a directory.
 //!
 //! Owns how faults, cases and explanations look; what they are is the evaluator's. A pack that is refused is exit code 1, and every
-//! fault is named.
+//! fault is named. INVARIANT: `test` refuses whatever `validate` refuses; it only shows failed cases better.
 
 mod explain;
+mod vocabulary;
 
 use std::path::Path;
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
+use serde_json::{Value, json};
 use stage0_contract::IssueCode;
-use stage0_evaluator::{CaseOutcome, Pack};
+use stage0_evaluator::{CaseOutcome, Fault, Pack};
+
+use vocabulary::Form;
 
 use crate::args::DoPolicy;
 use crate::exit::Exit;
@@ -17,41 +21,115 @@ use crate::out;
 
 /// Runs one of them.
 pub(crate) fn run(command: &DoPolicy) -> Exit {
-    crate::run::finished(match command {
-        DoPolicy::Validate { dir } => validate(dir),
-        DoPolicy::Test { dir } => test(dir),
-        DoPolicy::Explain { pack, file, json } => explain::explain(pack, file, *json),
+    crate::run::ended(match command {
+        DoPolicy::Validate { dir, json } => validate(dir, *json),
+        DoPolicy::Test { dir, json } => test(dir, *json),
+        DoPolicy::Vocabulary { dir, json, html } => {
+            let form = match (*json, *html) {
+                (true, _) => Form::Json,
+                (false, true) => Form::Html,
+                (false, false) => Form::Text,
+            };
+            vocabulary::vocabulary(dir.as_deref(), form).map(|()| Exit::Done)
+        }
+        DoPolicy::Explain { pack, file, json } => explain::explain(pack, file, *json).map(|()| Exit::Done),
     })
 }
 
-fn validate(dir: &Path) -> anyhow::Result<()> {
-    let pack = Pack::from_dir(dir)?;
-    Ok(out::line(format!("{} is valid: {} rules, {} cases", pack.version(), pack.rule_count(), pack.case_count()))?)
+fn validate(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
+    match Pack::from_dir(dir) {
+        Ok(pack) if as_json => {
+            let (version, rules, cases) = (pack.version(), pack.rule_count(), pack.case_count());
+            out::json(&json!({"valid": true, "version": version, "rules": rules, "cases": cases, "faults": []}))?;
+        }
+        Ok(pack) => {
+            let (version, rules, cases) = (pack.version(), pack.rule_count(), pack.case_count());
+            out::line(format!("{version} is valid: {rules} rules, {cases} cases"))?;
+        }
+        Err(refused) if as_json => {
+            out::json(&json!({"valid": false, "faults": refused.faults}))?;
+            return Ok(Exit::Failed);
+        }
+        Err(refused) => return Err(refused.into()),
+    }
+    Ok(Exit::Done)
 }
 
-fn test(dir: &Path) -> anyhow::Result<()> {
-    let outcomes = Pack::test(dir)?;
+fn test(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
+    let outcomes = match Pack::test(dir) {
+        Ok(outcomes) => outcomes,
+        Err(refused) if as_json => {
+            out::json(&json!({"passed": false, "cases": [], "faults": refused.faults}))?;
+            return Ok(Exit::Failed);
+        }
+        Err(refused) => return Err(refused.into()),
+    };
     let failed: Vec<&CaseOutcome> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
+    let faults = Pack::from_dir(dir).err().map_or_else(Vec::new, |refused| refused.faults);
+    // A case that failed is a fault too, and is told as a case.
+    let is_case = |fault: &&Fault| {
+        fault.file.starts_with("cases") && failed.iter().any(|case| fault.rule.as_ref() == Some(&case.id))
+    };
+    let others: Vec<&Fault> = faults.iter().filter(|fault| !is_case(fault)).collect();
+    if as_json {
+        let passed = faults.is_empty();
+        out::json(&json!({"passed": passed, "cases": outcomes, "faults": others}))?;
+        return Ok(if passed { Exit::Done } else { Exit::Failed });
+    }
     for outcome in &failed {
-        out::line(complaint(outcome))?;
+        out::decision(&complaint(outcome))?;
     }
     let all = outcomes.len();
+    if !others.is_empty() {
+        let lines: String = others.iter().map(|fault| format!("\n  {}", out::plain(&fault.to_string()))).collect();
+        bail!("{} of {all} cases fail, and the policy pack is refused ({} faults){lines}", failed.len(), others.len());
+    }
     ensure!(failed.is_empty(), "{} of {all} cases fail", failed.len());
-    ensure!(all > 0, "there is no case: a pack proves itself");
-    Ok(out::line(format!("all {all} cases pass"))?)
+    out::line(format!("all {all} cases pass"))?;
+    Ok(Exit::Done)
 }
 
 fn complaint(outcome: &CaseOutcome) -> String {
     let expected = &outcome.expected;
     let verdicts = expected.verdicts.iter().map(|verdict| verdict.as_str()).collect::<Vec<_>>().join(" or ");
     let mut wanted = format!("{verdicts}{}", codes(" with ", &expected.codes));
+    if let Some(any) = any_of(outcome) {
+        wanted.push_str(&format!(" with any of {any}"));
+    }
     wanted.push_str(&codes(" without ", &expected.absent_codes));
     let came = match (&outcome.error, outcome.verdict) {
         (Some(error), _) => format!("no decision: {}", out::plain(error)),
         (None, Some(verdict)) => format!("{verdict}{}", codes(" with ", &outcome.codes)),
         (None, None) => "no decision".to_owned(),
     };
-    format!("FAIL {}\n  expected  {wanted}\n  actual    {came}", out::plain(&outcome.id))
+    let mut text = format!("FAIL {}\n  expected  {wanted}\n  actual    {came}", out::plain(&outcome.id));
+    for (word, what) in [("missing", missing(outcome)), ("too many", unwanted(outcome))] {
+        if !what.is_empty() {
+            text.push_str(&format!("\n  {word:<8}  {what}"));
+        }
+    }
+    text
+}
+
+/// Codes that were to be there and are not.
+fn missing(outcome: &CaseOutcome) -> String {
+    let missing: Vec<IssueCode> =
+        outcome.expected.codes.iter().filter(|code| !outcome.codes.contains(code)).cloned().collect();
+    codes("", &missing)
+}
+
+/// Codes that are there and were not to be.
+fn unwanted(outcome: &CaseOutcome) -> String {
+    let unwanted: Vec<IssueCode> =
+        outcome.expected.absent_codes.iter().filter(|code| outcome.codes.contains(code)).cloned().collect();
+    codes("", &unwanted)
+}
+
+/// Of the codes of a case, those of which one suffices, where the evaluator knows such.
+fn any_of(outcome: &CaseOutcome) -> Option<String> {
+    let expected = serde_json::to_value(&outcome.expected).ok()?;
+    let any = expected.get("codes_any")?.as_array()?.iter().filter_map(Value::as_str).collect::<Vec<_>>();
+    (!any.is_empty()).then(|| out::plain(&any.join(", ")))
 }
 
 fn codes(before: &str, codes: &[IssueCode]) -> String {

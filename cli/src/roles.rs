@@ -1,7 +1,7 @@
 //! The roles that run alone on NATS, and what every role's process shares: log, operator's listener, runtime, signals, exit code.
 //!
-//! Owns nothing of a service but its start: settings in, `build`, `run_until` a signal. A failure to start is one log line with its
-//! whole chain, and exit code 1; being told to stop is 0, also while starting.
+//! Owns nothing of a service but its start: settings in, `build`, `run_until` a signal. A failure is told to people as text, with its
+//! causes and what to do, and to programs that read the log as one event; exit code 1. Being told to stop is 0, also while starting.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
-use crate::logs;
+use crate::failure;
+use crate::logs::{self, Format};
 use crate::nats_safety::{Guard, Memory};
 use crate::ops::Ops;
 use crate::out;
@@ -158,6 +159,8 @@ pub(crate) struct Life {
 
 /// Runs a role until it ends, with log, operator's listener and signals.
 pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(Life) -> anyhow::Result<()>) -> Exit {
+    // A person who starts a role at a terminal gets the text alone.
+    let is_logged = process.logs.format == Format::Json && !out::stderr_is_terminal();
     logs::start(process.logs);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.context("cannot start threads").and_then(|runtime| {
@@ -175,7 +178,10 @@ pub(crate) fn serve(process: Process, role: impl AsyncFnOnce(Life) -> anyhow::Re
     match ended {
         Ok(()) => Exit::Done,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "cannot go on");
+            if is_logged {
+                tracing::error!(error = failure::in_one_line(&error), "cannot go on");
+            }
+            out::complain(format!("error: {}", failure::told(&error)));
             Exit::Failed
         }
     }

@@ -10,7 +10,7 @@ use crate::exit::{AskedWrongly, Exit};
 use crate::settings::client::ClientSettings;
 use crate::settings::{self, Mistakes, Role, Sources, markdown};
 use crate::{
-    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_admin, nats_config, out, policy,
+    accounts, check, decisions, dev, doctor, failure, health, keys, message_keys, nats_admin, nats_config, out, policy,
     receiver, roles, runs, stack, status, webhooks,
 };
 
@@ -35,7 +35,11 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     let flags = args::flags(&matches);
-    let given = |role| Sources::collect(role, flags, std::env::vars_os(), |path| std::fs::read_to_string(path));
+    let given = |role| {
+        let sources = Sources::collect(role, flags, std::env::vars_os(), |path| std::fs::read_to_string(path));
+        sources.warning().iter().for_each(out::complain);
+        sources
+    };
     match command {
         Do::Dev => with(settings::roles::dev(given(Role::Dev)), dev::run),
         Do::Gateway => with(settings::roles::gateway(given(Role::Gateway)), roles::gateway),
@@ -57,21 +61,27 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Do::Keys { command } => with(ClientSettings::read(given(Role::Client)), |s| keys::run(&command, &s)),
         Do::Accounts { command } => with(ClientSettings::read(given(Role::Client)), |s| accounts::run(&command, &s)),
         Do::Status { json } => with(ClientSettings::read(given(Role::Client)), |s| status::run(json, &s)),
-        Do::Doctor { role: DoDoctor::Gateway } => with(settings::roles::gateway(given(Role::Gateway)), doctor::gateway),
-        Do::Doctor { role: DoDoctor::Evaluator } => {
-            with(settings::roles::evaluator(given(Role::Evaluator)), doctor::evaluator)
+        Do::Doctor { role, json } => match role {
+            DoDoctor::Gateway => {
+                with(settings::roles::gateway(given(Role::Gateway)), |settings| doctor::gateway(settings, json))
+            }
+            DoDoctor::Evaluator => {
+                with(settings::roles::evaluator(given(Role::Evaluator)), |settings| doctor::evaluator(settings, json))
+            }
+            DoDoctor::Keystore => {
+                with(settings::roles::keystore(given(Role::Keystore)), |settings| doctor::keystore(settings, json))
+            }
+            DoDoctor::AuditExport => with(settings::roles::audit_export(given(Role::AuditExport)), |settings| {
+                doctor::audit_export(settings, json)
+            }),
+        },
+        Do::Health { json } => {
+            with(settings::roles::health(given(Role::Health)), |listener| health::run(listener, json))
         }
-        Do::Doctor { role: DoDoctor::Keystore } => {
-            with(settings::roles::keystore(given(Role::Keystore)), doctor::keystore)
-        }
-        Do::Doctor { role: DoDoctor::AuditExport } => {
-            with(settings::roles::audit_export(given(Role::AuditExport)), doctor::audit_export)
-        }
-        Do::Health => with(settings::roles::health(given(Role::Health)), health::run),
         Do::NatsConfig(args) => nats_config::run(args),
-        Do::NatsAdmin { command } => {
-            with(settings::roles::nats_admin(given(Role::NatsAdmin)), |settings| nats_admin::run(command, &settings))
-        }
+        Do::NatsAdmin { command, json } => with(settings::roles::nats_admin(given(Role::NatsAdmin)), |settings| {
+            nats_admin::run(command, json, &settings)
+        }),
         Do::NatsKeys { command } => message_keys::run(command),
         Do::Stack { command } => stack::run(command),
         Do::Policy { command } => policy::run(&command),
@@ -92,7 +102,7 @@ pub(crate) fn finished(result: anyhow::Result<()>) -> Exit {
 /// As [`finished`], where success has more than one code.
 pub(crate) fn ended(result: anyhow::Result<Exit>) -> Exit {
     result.unwrap_or_else(|error| {
-        out::complain(format!("error: {error:#}"));
+        out::complain(format!("error: {}", failure::told(&error)));
         if error.is::<AskedWrongly>() { Exit::Usage } else { Exit::Failed }
     })
 }

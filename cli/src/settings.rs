@@ -5,6 +5,7 @@
 //! `docs/CONFIGURATION.md` follow from it. Refuses what it does not know: a misspelt setting never falls back to a default.
 
 pub(crate) mod client;
+mod foreign;
 mod markdown;
 mod nats;
 pub(crate) mod parse;

@@ -27,13 +27,15 @@ fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
         out::json(&status)?;
         problems.iter().for_each(out::complain);
     } else {
-        out::line(for_people(&status, &problems))?;
+        table(&status).print()?;
+        out::line(remarks(&status, &problems))?;
     }
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Failed })
 }
 
-fn for_people(status: &Status, problems: &[String]) -> String {
-    let mut table = Table::new(["ROLE", "INSTANCE", "STATE", "UP", "VERSION", "ABOUT"]);
+fn table(status: &Status) -> Table {
+    let headings = ["ROLE", "INSTANCE", "STATE", "UP", "VERSION", "ABOUT"];
+    let mut table = Table::new(headings).giving_way(&[(4, 5), (5, 12), (1, 8)]).coloured(2);
     for one in &status.instances {
         let up = status.at.duration_since(one.seen.started_at).as_secs().max(0);
         table.row([
@@ -45,13 +47,18 @@ fn for_people(status: &Status, problems: &[String]) -> String {
             about(one),
         ]);
     }
-    let mut text = table.to_string();
+    table
+}
+
+/// What stands below the table.
+fn remarks(status: &Status, problems: &[String]) -> String {
+    let mut text = String::new();
     for one in &status.instances {
         for remark in &one.seen.remarks {
-            text.push_str(&format!("\n{} {}: {}", one.seen.role, plain(&one.seen.instance), plain(remark)));
+            text.push_str(&format!("{} {}: {}\n", one.seen.role, plain(&one.seen.instance), plain(remark)));
         }
     }
-    text.push_str("\n\n");
+    text.push('\n');
     text.push_str(&if problems.is_empty() { "all is well".to_owned() } else { problems.join("\n") });
     text
 }
@@ -71,9 +78,9 @@ fn about(one: &InstanceStatus) -> String {
         (Some(lag), _) => {
             let (endpoints, oldest) = (lag.endpoints, age(lag.oldest_seconds));
             if endpoints == 0 {
-                return "holds no endpoint".to_owned();
+                return "no webhook endpoints".to_owned();
             }
-            let noun = if endpoints == 1 { "endpoint" } else { "endpoints" };
+            let noun = if endpoints == 1 { "webhook endpoint" } else { "webhook endpoints" };
             match (lag.oldest_seconds, lag.behind) {
                 (0, _) => format!("{endpoints} {noun}, all delivered"),
                 (_, behind) => format!("{endpoints} {noun}, {behind} behind, oldest event {oldest}"),
@@ -152,6 +159,10 @@ mod tests {
 
     use super::*;
 
+    fn for_people(status: &Status, problems: &[String]) -> String {
+        format!("{}\n{}", table(status), remarks(status, problems))
+    }
+
     fn one(role: Role, state: InstanceState) -> InstanceStatus {
         let seen = InstanceSeen {
             role,
@@ -226,7 +237,10 @@ mod tests {
         status.instances[0].seen.state = InstanceState::Lost;
         status.instances[1].seen.remarks = vec!["a\u{1b}[2Jb".to_owned()];
         let shown = for_people(&status, &[]);
-        assert!(shown.contains("3 endpoints, 1 behind, oldest event 2 h") && shown.contains("lost 9 s ago"), "{shown}");
+        assert!(
+            shown.contains("3 webhook endpoints, 1 behind, oldest event 2 h") && shown.contains("lost 9 s ago"),
+            "{shown}"
+        );
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
     }
 }

@@ -39,44 +39,50 @@ fn act(command: &DoWebhooks, settings: &ClientSettings, now: Timestamp) -> anyho
     match command {
         DoWebhooks::Create(create) => make(&client, &WEBHOOKS, &body_of(create), &create.shown)?,
         DoWebhooks::List { account, json } => list(&client, account.as_ref(), *json)?,
-        DoWebhooks::Show { id, json } => {
-            let webhook = ask(&client, Method::GET, id, &[], None)?;
-            if *json {
-                out::json(&webhook)?;
-            } else {
-                out::line(for_people(&webhook))?;
-            }
-        }
+        DoWebhooks::Show { id, json } => told(&ask(&client, Method::GET, id, &[], None)?, *json)?,
         DoWebhooks::Update(update) => {
-            out::line(for_people(&ask(&client, Method::PATCH, &update.id, &[], Some(&changes(update)))?))?;
+            let changed = ask(&client, Method::PATCH, &update.id, &[], Some(&changes(update)))?;
+            told(&changed, update.json)?;
         }
-        DoWebhooks::Enable { id } => out::line(for_people(&ask(&client, Method::POST, id, &["enable"], None)?))?,
-        DoWebhooks::Disable { id } => {
+        DoWebhooks::Enable { id, json } => told(&ask(&client, Method::POST, id, &["enable"], None)?, *json)?,
+        DoWebhooks::Disable { id, json } => {
             let body = json!({"enabled": false});
-            out::line(for_people(&ask(&client, Method::PATCH, id, &[], Some(&body))?))?;
+            told(&ask(&client, Method::PATCH, id, &[], Some(&body))?, *json)?;
         }
         DoWebhooks::RotateSecret { id, overlap, shown } => {
             let mut body = Value::Object(Map::new());
             set(&mut body, "overlap_seconds", *overlap);
             make(&client, &path(id, &["rotate-secret"]), &body, shown)?;
         }
-        DoWebhooks::Test { id } => return test(&client, id),
-        DoWebhooks::Replay { id, from, to } => {
+        DoWebhooks::Test { id, json } => return test(&client, id, *json),
+        DoWebhooks::Replay { id, from, to, json } => {
             let (from, to) = (from.at(now), to.at(now));
             if from >= to {
                 return Err(AskedWrongly("--to must be after --from").into());
             }
             let body = json!({"from": from, "to": to});
             let ReplayStarted {} = block_on(client.call(Method::POST, &path(id, &["replay"]), &[], Some(&body)))?;
-            out::line(format!("{id} gets again what was recorded from {from} to {to}"))?;
+            if *json {
+                out::json(&json!({"id": id, "from": from, "to": to}))?;
+            } else {
+                out::line(format!("{id} gets again what was recorded from {from} to {to}"))?;
+            }
         }
         DoWebhooks::Deliveries { id, json } => deliveries(&client, id, *json)?,
-        DoWebhooks::Delete { id } => {
+        DoWebhooks::Delete { id, json } => {
             block_on(async { client.send(Method::DELETE, &path(id, &[]), &[], None).await?.successful() })?;
-            out::line(format!("deleted {id}"))?;
+            if *json {
+                out::json(&json!({"id": id, "deleted": true}))?;
+            } else {
+                out::line(format!("deleted {id}"))?;
+            }
         }
     }
     Ok(Exit::Done)
+}
+
+fn told(webhook: &Webhook, as_json: bool) -> anyhow::Result<()> {
+    if as_json { out::json(webhook) } else { Ok(out::line(for_people(webhook))?) }
 }
 
 fn path<'a>(id: &'a WebhookId, more: &[&'a str]) -> Vec<&'a str> {
@@ -180,7 +186,8 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
     if as_json {
         return out::json(&Page { items: webhooks, next_cursor: None });
     }
-    let mut table = Table::new(["ID", "VERDICTS", "ENVIRONMENTS", "RATE", "CREATED", "STATE", "URL"]);
+    let headings = ["ID", "VERDICTS", "ENVIRONMENTS", "RATE", "CREATED", "STATE", "URL"];
+    let mut table = Table::new(headings).giving_way(&[(4, 0), (3, 0), (2, 0), (1, 5), (6, 24), (5, 8)]);
     for webhook in &webhooks {
         table.row([
             webhook.id.to_string(),
@@ -192,11 +199,16 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
             plain(&webhook.url),
         ]);
     }
-    Ok(out::line(table)?)
+    Ok(table.print()?)
 }
 
-fn test(client: &Client, id: &WebhookId) -> anyhow::Result<Exit> {
+fn test(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<Exit> {
     let tested: WebhookTested = block_on(client.call(Method::POST, &path(id, &["test"]), &[], None))?;
+    let exit = if tested.delivered { Exit::Done } else { Exit::Failed };
+    if as_json {
+        out::json(&tested)?;
+        return Ok(exit);
+    }
     out::line(format!(
         "delivered  {}\nstatus     {}\nerror      {}\nlatency    {} ms",
         if tested.delivered { "yes" } else { "no" },
@@ -204,7 +216,7 @@ fn test(client: &Client, id: &WebhookId) -> anyhow::Result<Exit> {
         optional(tested.error.as_deref().map(plain).as_ref()),
         tested.latency_ms,
     ))?;
-    Ok(if tested.delivered { Exit::Done } else { Exit::Failed })
+    Ok(exit)
 }
 
 fn deliveries(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<()> {
@@ -213,7 +225,7 @@ fn deliveries(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<
         return out::json(&page);
     }
     let headings = ["SEQUENCE", "STATE", "ATTEMPTS", "STATUS", "LATENCY", "LAST", "NEXT", "EVENT", "ERROR"];
-    let mut table = Table::new(headings);
+    let mut table = Table::new(headings).giving_way(&[(6, 0), (4, 0), (3, 0), (5, 10), (8, 12), (7, 12)]);
     for delivery in &page.items {
         table.row([
             delivery.sequence.to_string(),
@@ -227,5 +239,5 @@ fn deliveries(client: &Client, id: &WebhookId, as_json: bool) -> anyhow::Result<
             optional(delivery.error.as_deref().map(plain).as_ref()),
         ]);
     }
-    Ok(out::line(table)?)
+    Ok(table.print()?)
 }

@@ -11,6 +11,8 @@ mod decisions;
 mod dev;
 #[path = "suite/downloads.rs"]
 mod downloads;
+#[path = "suite/failures.rs"]
+mod failures;
 #[path = "suite/harness.rs"]
 mod harness;
 #[path = "suite/impostor.rs"]
@@ -27,9 +29,13 @@ mod policy;
 mod receiver;
 #[path = "suite/receiving.rs"]
 mod receiving;
+#[path = "suite/runs.rs"]
+mod runs;
 #[path = "suite/settings.rs"]
 mod settings;
 #[path = "suite/stack.rs"]
 mod stack;
+#[path = "suite/terminal.rs"]
+mod terminal;
 #[path = "suite/webhooks.rs"]
 mod webhooks;

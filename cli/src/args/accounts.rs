@@ -33,6 +33,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         account: AccountId,
         #[command(flatten)]
         retention: Retention,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Gives an account another plan
     SetPlan {
@@ -42,6 +45,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         /// free, pro or unlimited
         #[arg(value_parser = plan)]
         plan: Plan,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Gives an account limits of its own; what is not named stays
     SetLimits {
@@ -50,6 +56,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         account: AccountId,
         #[command(flatten)]
         limits: OwnLimits,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Says whether each check of an account must name its run
     RequireRunId {
@@ -59,6 +68,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         /// on or off
         #[arg(value_parser = on_or_off, action = clap::ArgAction::Set)]
         switch: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

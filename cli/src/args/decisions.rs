@@ -12,7 +12,7 @@ use crate::exit::AskedWrongly;
 /// `stage0 decisions …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DoDecisions {
-    /// Lists decisions, the oldest first
+    /// Lists decisions, the newest first
     List {
         #[command(flatten)]
         period: Period,
@@ -27,6 +27,9 @@ pub(crate) enum DoDecisions {
         /// At most so many
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
+        /// Lists the oldest first
+        #[arg(long)]
+        oldest_first: bool,
         /// Prints JSON
         #[arg(long)]
         json: bool,
@@ -63,6 +66,9 @@ comes twice. It gives up when no line came for --timeout seconds (600), and leav
         /// Says how far it is also where standard error is no terminal
         #[arg(long)]
         progress: bool,
+        /// Says as JSON what was written, unless that goes to standard output
+        #[arg(long)]
+        json: bool,
     },
     /// Proves that no recorded decision is missing, altered, out of order or there twice
     #[command(after_help = "\
@@ -79,7 +85,11 @@ Examples:
   stage0 decisions verify --file decisions.ndjson --keys signing-keys.json")]
     Verify(Verify),
     /// Prints the public keys that sign checkpoints, as JSON to be kept outside
-    Keys,
+    Keys {
+        /// As without it: they are always JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Deletes what was recorded before a time; a signed mark in the log says so
     #[command(after_help = "\
 The key needs the scope `decisions:delete`. What was deleted cannot be brought back; what remains
@@ -91,6 +101,9 @@ still verifies.")]
         /// Does not ask
         #[arg(long)]
         yes: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 

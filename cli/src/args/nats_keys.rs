@@ -28,5 +28,8 @@ pub(crate) enum DoNatsKeys {
         /// Directory with the files of all roles
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
 }

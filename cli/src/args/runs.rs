@@ -6,6 +6,15 @@ use stage0_contract::RequestId;
 /// `stage0 runs …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DoRuns {
+    /// Lists the runs that the server remembers
+    List {
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+        limit: u32,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows what was counted of a run
     Show {
         /// The run, as its checks name it
@@ -18,6 +27,9 @@ pub(crate) enum DoRuns {
     End {
         /// The run
         run_id: String,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Says what an allowed check has cost, in the place of its estimate
     Settle {

@@ -40,12 +40,18 @@ pub(crate) enum DoWebhooks {
         /// The endpoint
         #[arg(value_parser = WebhookId::parse)]
         id: WebhookId,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Sends it nothing until it is enabled
     Disable {
         /// The endpoint
         #[arg(value_parser = WebhookId::parse)]
         id: WebhookId,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Makes a new secret, and shows it once
     RotateSecret {
@@ -63,6 +69,9 @@ pub(crate) enum DoWebhooks {
         /// The endpoint
         #[arg(value_parser = WebhookId::parse)]
         id: WebhookId,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Sends what was recorded in a time once more
     Replay {
@@ -75,6 +84,9 @@ pub(crate) enum DoWebhooks {
         /// Until this time, that moment not included; in the same forms
         #[arg(long, value_name = "TIME", required = true, value_parser = When::parse, allow_hyphen_values = true)]
         to: When,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Lists what was sent lately and what came of it
     Deliveries {
@@ -90,6 +102,9 @@ pub(crate) enum DoWebhooks {
         /// The endpoint
         #[arg(value_parser = WebhookId::parse)]
         id: WebhookId,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
     },
 }
 
@@ -146,6 +161,9 @@ pub(crate) struct UpdateArgs {
     /// Most events a second; 0 takes the limit away
     #[arg(long, value_name = "N")]
     pub(crate) rate_limit: Option<u32>,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// At least one of them makes it an update.

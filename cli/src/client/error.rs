@@ -20,11 +20,14 @@ pub(crate) enum ClientError {
     #[error("no server: start `stage0 dev`, or name one with --url (there is no `{0}`)")]
     NoServer(PathBuf),
     /// There is no key to send.
-    #[error("no key: give --key-file FILE or the variable STAGE0_API_KEY")]
-    NoKey,
+    #[error("no key for `{0}`: give --key-file FILE or the variable STAGE0_API_KEY, or name another server with --url")]
+    NoKey(Url),
     /// There is no operator's key to send.
-    #[error("no key: give --key-file FILE, or --data-dir DIR with the keystore's `operator.key`")]
-    NoOperatorKey,
+    #[error("no key for `{0}`: give --key-file FILE, or --data-dir DIR with the keystore's `operator.key`")]
+    NoOperatorKey(Url),
+    /// The key is no text for a header.
+    #[error("the key cannot be sent: it holds characters that no key has")]
+    UnusableKey,
     /// A file of ours cannot be used.
     #[error("cannot use `{path}`: {why}")]
     File {
@@ -117,8 +120,9 @@ impl ClientError {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Late { .. } => true,
             Self::Refused { status, .. } => *status == 429 || *status >= 500,
             Self::NoServer(_)
-            | Self::NoKey
-            | Self::NoOperatorKey
+            | Self::NoKey(_)
+            | Self::NoOperatorKey(_)
+            | Self::UnusableKey
             | Self::File { .. }
             | Self::Ca { .. }
             | Self::NotTrusted { .. }
@@ -172,7 +176,7 @@ fn distrust(fault: &rustls::CertificateError) -> String {
 }
 
 /// The TLS library's error stands inside of an I/O error, which does not name it as its source.
-fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+pub(crate) fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);

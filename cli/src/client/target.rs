@@ -63,10 +63,10 @@ impl Target {
                     refuse_exposed(&settings.data_dir.join(DEV_FILE))?;
                     dev.api_key.clone()
                 }
-                (None, None) => return Err(ClientError::NoKey),
+                (None, None) => return Err(ClientError::NoKey(url)),
             },
             (None, Whose::Operator) if may_use_found_key => read_key(&settings.data_dir.join(OPERATOR_KEY_FILE))?,
-            (None, Whose::Operator) => return Err(ClientError::NoOperatorKey),
+            (None, Whose::Operator) => return Err(ClientError::NoOperatorKey(url)),
         };
         let ca = settings.ca.clone().or_else(|| dev.as_ref().map(|dev| dev.ca_file.clone()));
         // Another account's key acts in its own account: only the operator's needs to be told which.
@@ -142,10 +142,10 @@ mod tests {
     fn a_found_key_is_not_sent_to_another_server() {
         let dir = dev_dir();
         let settings = ClientSettings { url: elsewhere(), ..settings(dir.path()) };
-        assert!(matches!(Target::find(&settings, Whose::Account), Err(ClientError::NoKey)));
-        assert!(matches!(Target::find(&settings, Whose::Operator), Err(ClientError::NoOperatorKey)));
+        assert!(matches!(Target::find(&settings, Whose::Account), Err(ClientError::NoKey(_))));
+        assert!(matches!(Target::find(&settings, Whose::Operator), Err(ClientError::NoOperatorKey(_))));
         let named = ClientSettings { data_dir_is_named: true, ..settings };
-        assert!(matches!(Target::find(&named, Whose::Account), Err(ClientError::NoKey)));
+        assert!(matches!(Target::find(&named, Whose::Account), Err(ClientError::NoKey(_))));
         let target = Target::find(&named, Whose::Operator).unwrap();
         assert_eq!((target.key, target.ca, target.account), (key(2), None, None));
     }

@@ -21,7 +21,7 @@ pub(super) fn refuse_unasked(yes: bool) -> Result<(), AskedWrongly> {
 }
 
 /// Asks a person, unless that is done, then the server.
-pub(super) fn delete(client: &Client, before: Timestamp, yes: bool) -> anyhow::Result<Exit> {
+pub(super) fn delete(client: &Client, before: Timestamp, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
     if !yes {
         let whose =
             client.account().map_or_else(|| "the key's account".to_owned(), |account| format!("account {account}"));
@@ -36,7 +36,11 @@ pub(super) fn delete(client: &Client, before: Timestamp, yes: bool) -> anyhow::R
     }
     let query = Query::default().with("before", Some(before));
     let deleted: DecisionsDeleted = block_on(client.call(Method::DELETE, &DECISIONS, &query.pairs(), None))?;
-    out::line(for_people(&deleted))?;
+    if as_json {
+        out::json(&deleted)?;
+    } else {
+        out::line(for_people(&deleted))?;
+    }
     Ok(Exit::Done)
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use serde::Serialize;
 use stage0_contract::RequestId;
 use tokio::runtime::Runtime;
 
@@ -28,15 +29,30 @@ pub(super) struct Export<'c> {
     /// For so long no new line may come.
     pub(super) timeout: Duration,
     pub(super) progress: bool,
+    pub(super) as_json: bool,
 }
 
 /// What has been handed on.
-#[derive(Default)]
+#[derive(Default, Serialize)]
 struct Count {
     lines: u64,
     bytes: u64,
     /// That were answered with a part of it.
+    #[serde(rename = "parts")]
     requests: u32,
+    /// When the last decision of it was recorded.
+    last_at: Option<Timestamp>,
+}
+
+impl Count {
+    /// What an empty export means, for whoever finds the file so.
+    fn remark(&self) -> Option<&'static str> {
+        match (self.lines, self.last_at) {
+            (0, _) => Some("the export is empty: nothing was recorded in this time (--from, --to)"),
+            (_, None) => Some("the export holds no decision: its lines are checkpoints and marks of deletions"),
+            (_, Some(_)) => None,
+        }
+    }
 }
 
 /// Where whole lines go.
@@ -50,9 +66,13 @@ impl Export<'_> {
     pub(super) fn run(self, to: &Path) -> anyhow::Result<()> {
         let mut output = if to == Path::new("-") { Output::Stdout } else { Output::File(NewFile::create(to)?) };
         let count = self.download(&mut output)?;
+        // Otherwise standard output is the log's alone.
         let Output::File(file) = output else { return Ok(()) };
         file.keep()?;
-        let Count { lines, bytes, requests } = count;
+        if self.as_json {
+            return out::json(&count);
+        }
+        let Count { lines, bytes, requests, .. } = count;
         let resumed = if requests > 1 { format!(", in {requests} parts") } else { String::new() };
         Ok(out::line(format!("{lines} lines, {bytes} bytes{resumed}"))?)
     }
@@ -67,7 +87,9 @@ impl Export<'_> {
             let taken = part.take(output, &mut lines, &mut count, &mut retry, &mut progress)?;
             let error = match taken {
                 Outcome::Complete => {
+                    count.last_at = lines.last_recorded();
                     write(output, &lines.end(), &mut count)?;
+                    count.remark().iter().for_each(|remark| progress.note(remark));
                     return Ok(count);
                 }
                 Outcome::NobodyReads => return Ok(count),
@@ -162,7 +184,9 @@ impl Part<'_> {
                 }
                 whole.clear();
             }
-            progress.tell(Instant::now(), || format!("{} lines, {}", count.lines, size(count.bytes)));
+            // How far it is in the log, by the log's own time.
+            let at = lines.last_recorded().map(|at| format!("{at}  ")).unwrap_or_default();
+            progress.tell(Instant::now(), || format!("{at}{} lines, {}", count.lines, size(count.bytes)));
         }
     }
 }

@@ -81,6 +81,11 @@ impl Lines {
         self.after.map(|after| after.recorded_at.checked_sub(CLOCK_SKEW).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
+    /// When the last decision that was handed on was recorded.
+    pub(super) fn last_recorded(&self) -> Option<Timestamp> {
+        self.after.map(|after| after.recorded_at)
+    }
+
     /// The download is complete: what stands behind its last line feed, often nothing.
     pub(super) fn end(self) -> Vec<u8> {
         self.partial

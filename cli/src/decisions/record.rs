@@ -1,8 +1,10 @@
 //! How a recorded decision looks to people: all of it, or one line.
 
-use stage0_contract::DecisionRecord;
+use std::collections::BTreeSet;
 
-use crate::decision::{self, wire_word};
+use stage0_contract::{AuditMode, DecisionRecord};
+
+use crate::decision;
 use crate::out::plain;
 use crate::table::optional;
 
@@ -15,7 +17,7 @@ pub(super) fn for_people(record: &DecisionRecord) -> String {
     let rows = [
         ("request", response.request_id.to_string()),
         ("client id", optional(client_id.map(|id| plain(id.as_str())).as_ref())),
-        ("recorded", format!("{recorded_at} ({})", wire_word(&response.meta.audit))),
+        ("recorded", format!("{recorded_at}{}", audit(response.meta.audit))),
         ("expires", optional(expires.as_ref())),
         ("environment", text(&response.decided.environment)),
         ("account", circumstances.account.to_string()),
@@ -39,9 +41,18 @@ pub(super) fn for_people(record: &DecisionRecord) -> String {
 /// The cells of a list.
 pub(super) const HEADINGS: [&str; 7] = ["RECORDED", "VERDICT", "ENVIRONMENT", "CODES", "RUN", "KEY", "REQUEST"];
 
+/// Where the verdict stands.
+pub(super) const VERDICT: usize = 1;
+
+/// On a narrow terminal the key goes first, the request never: it is what `show` takes. 80 columns hold the rest.
+pub(super) const GIVING_WAY: [(usize, usize); 5] = [(5, 0), (4, 0), (3, 20), (2, 0), (3, 8)];
+
 /// One row under them; none is empty.
 pub(super) fn cells(record: &DecisionRecord) -> [String; 7] {
-    let codes = record.response.decided.issues.iter().map(|issue| issue.code.as_str()).collect::<Vec<_>>().join(",");
+    let mut codes: Vec<&str> = record.response.decided.issues.iter().map(|issue| issue.code.as_str()).collect();
+    let mut seen = BTreeSet::new();
+    codes.retain(|code| seen.insert(*code));
+    let codes = codes.join(",");
     [
         record.recorded_at.to_string(),
         record.response.decided.verdict.to_string(),
@@ -51,6 +62,14 @@ pub(super) fn cells(record: &DecisionRecord) -> [String; 7] {
         record.circumstances.key_id.to_string(),
         record.response.request_id.to_string(),
     ]
+}
+
+fn audit(mode: AuditMode) -> &'static str {
+    match mode {
+        AuditMode::Required => ", before the answer left",
+        AuditMode::BestEffort => ", where the answer did not wait for it (best effort)",
+        AuditMode::None => "",
+    }
 }
 
 fn text(text: &str) -> String {
@@ -96,7 +115,7 @@ mod tests {
             "policy   baseline@1.0.0+0123",
             "0190163d-8694-739b-aea5-966c26f8ad91",
             "c-1",
-            "2027-01-15T08:00:01Z (required)",
+            "2027-01-15T08:00:01Z, before the answer left",
             "2027-02-14",
             "acc_1",
             "key_1",
@@ -115,6 +134,9 @@ mod tests {
     fn a_row_has_no_hole() {
         let mut record = record();
         assert_eq!(cells(&read(&record))[2..4], ["-", "SECRET_IN_REQUEST,GOAL_UNCLEAR"]);
+        let issue = record["issues"][0].clone();
+        record["issues"].as_array_mut().unwrap().push(issue);
+        assert_eq!(cells(&read(&record))[3], "SECRET_IN_REQUEST,GOAL_UNCLEAR", "each code once");
         record["run_id"] = Value::Null;
         record["issues"] = json!([]);
         assert_eq!(cells(&read(&record))[2..5], ["-", "-", "-"]);

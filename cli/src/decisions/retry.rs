@@ -95,7 +95,7 @@ mod tests {
         let mut retry = Retry::new(Duration::from_secs(60), start);
         assert_eq!(retry.after(&broken(), start), None);
         retry.answered();
-        for final_one in [refused(401, None), refused(403, Some(1)), refused(422, None), ClientError::NoKey] {
+        for final_one in [refused(401, None), refused(403, Some(1)), refused(422, None), ClientError::UnusableKey] {
             assert_eq!(retry.after(&final_one, start), None);
         }
         assert!(retry.after(&refused(502, None), start).is_some(), "a balancer without a gateway");

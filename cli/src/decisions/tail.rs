@@ -10,10 +10,10 @@ use reqwest::Method;
 use serde_json::Value;
 use stage0_contract::Page;
 
-use super::record::cells;
+use super::record::{VERDICT, cells};
 use super::{DECISIONS, connect, read};
 use crate::client::{Query, runtime};
-use crate::out;
+use crate::out::{self, Painted, Terminal};
 use crate::settings::client::ClientSettings;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -71,12 +71,17 @@ pub(super) fn tail(settings: &ClientSettings, query: Query, as_json: bool) -> an
 
 /// False once nobody reads any more.
 fn print(record: &Value, as_json: bool) -> anyhow::Result<bool> {
-    let line = if as_json {
-        out::json_escaped(&serde_json::to_string(record)?).into_owned()
-    } else {
-        cells(&read(record)?).map(|cell| out::plain(&cell)).join("  ")
-    };
-    Ok(out::stream(format!("{line}\n").as_bytes())?)
+    if as_json {
+        let line = serde_json::to_string(record)?;
+        return Ok(out::stream(format!("{}\n", out::json_escaped(&line)).as_bytes())?);
+    }
+    let mut line = Painted::new(Terminal::of_stdout().colours);
+    // The record's own time comes first, whenever it is printed.
+    for (column, cell) in cells(&read(record)?).iter().enumerate() {
+        line.push(if column > 0 { "  " } else { "" });
+        if column == VERDICT { line.word(cell) } else { line.push(&out::plain(cell)) }
+    }
+    Ok(out::painted(&line)?)
 }
 
 impl Place {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use jiff::Timestamp;
 use reqwest::Method;
-use stage0_contract::{PublicKey, Report, Window};
+use stage0_contract::{Finding, PublicKey, Report, Window};
 
 use super::progress::Progress;
 use super::retry::Retry;
@@ -121,10 +121,11 @@ fn for_people(report: &Report) -> String {
 }
 
 fn findings(report: &Report) -> Table {
-    let mut table = Table::new(["FINDING", "WRITER", "SEQUENCE", "COUNT", "MESSAGE"]);
+    let mut table = Table::new(["FINDING", "REQUEST", "WRITER", "SEQUENCE", "COUNT", "MESSAGE"]);
     for finding in &report.findings {
         table.row([
             wire_word(&finding.kind),
+            request(finding),
             optional(finding.writer.as_ref()),
             optional(finding.sequence.as_ref()),
             finding.count.to_string(),
@@ -134,15 +135,34 @@ fn findings(report: &Report) -> Table {
     table
 }
 
+/// Which decision it is, or between which ones something is missing.
+fn request(finding: &Finding) -> String {
+    match (&finding.request_id, &finding.after_request_id, &finding.before_request_id) {
+        (Some(id), _, _) => id.to_string(),
+        (None, Some(after), Some(before)) => format!("between {after} and {before}"),
+        (None, Some(after), None) => format!("behind {after}"),
+        (None, None, Some(before)) => format!("before {before}"),
+        (None, None, None) => "-".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use stage0_contract::{Finding, FindingKind, LineHash, MarkRef};
+    use stage0_contract::{FindingKind, LineHash, MarkRef, RequestId};
 
     use super::*;
 
     fn report() -> Report {
-        let finding =
-            |kind| Finding { kind, writer: None, sequence: Some(7), count: 2, message: "gone\u{1b}[2J".to_owned() };
+        let finding = |kind| Finding {
+            kind,
+            writer: None,
+            sequence: Some(7),
+            count: 2,
+            request_id: None,
+            after_request_id: None,
+            before_request_id: None,
+            message: "gone\u{1b}[2J".to_owned(),
+        };
         Report {
             ok: false,
             records: 5,
@@ -171,6 +191,21 @@ mod tests {
         let last = text.lines().last().unwrap();
         assert!(last.starts_with("last mark 2:") && last.contains("--kept"), "{last}");
         assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_finding_is_told_with_the_request_it_is_about_or_those_around_it() {
+        let id = |last: u8| RequestId::parse(&format!("0190163d-8694-739b-aea5-00000000000{last}")).ok();
+        let mut finding = report().findings.remove(0);
+        assert_eq!(request(&finding), "-");
+        (finding.after_request_id, finding.before_request_id) = (id(1), id(2));
+        assert!(request(&finding).starts_with("between 0190163d-8694-739b-aea5-000000000001 and 0190"));
+        finding.before_request_id = None;
+        assert_eq!(request(&finding), "behind 0190163d-8694-739b-aea5-000000000001");
+        finding.request_id = id(3);
+        assert_eq!(request(&finding), "0190163d-8694-739b-aea5-000000000003");
+        let text = for_people(&Report { findings: vec![finding], ..report() });
+        assert!(text.contains("missing  0190163d-8694-739b-aea5-000000000003  "), "{text}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(super) fn explain(pack: &Path, file: &Path, as_json: bool) -> anyhow::Result
     };
     match engine.explain(&request, jiff::Timestamp::now().as_second()) {
         Ok(explanation) if as_json => out::json(&explanation),
-        Ok(explanation) => Ok(out::line(for_people(&explanation))?),
+        Ok(explanation) => Ok(out::decision(&for_people(&explanation))?),
         Err(errors) => bail!("the policy refuses the action{}", told(&errors)),
     }
 }

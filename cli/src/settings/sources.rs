@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use stage0_backplane::check_secret_file;
 
-use super::table::{CONFIG, NATS_PASSWORD, SETTINGS};
-use super::{Mistake, Role, Setting};
+use super::table::{CONFIG, NATS_PASSWORD, SETTINGS, URL};
+use super::{Mistake, Role, Setting, foreign};
 
 /// Variables that only tests of this repository read.
 const TEST_ONLY: [&str; 9] = [
@@ -25,6 +25,9 @@ const TEST_ONLY: [&str; 9] = [
     "STAGE0_ALLOW_NO_POWERCUT",
     "STAGE0_BIN",
 ];
+
+/// What every variable of ours begins with.
+const PREFIX: &str = "STAGE0_";
 
 /// Flags by setting name, as typed.
 pub(crate) type Flags = BTreeMap<&'static str, String>;
@@ -40,6 +43,8 @@ pub(crate) struct Sources {
     role: Role,
     pub(super) values: BTreeMap<&'static str, Value>,
     pub(super) mistakes: Vec<Mistake>,
+    /// Variables of client libraries that were passed over.
+    ignored: Vec<String>,
 }
 
 impl Sources {
@@ -50,7 +55,7 @@ impl Sources {
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         read: impl FnOnce(&Path) -> io::Result<String>,
     ) -> Self {
-        let mut sources = Self { role, values: BTreeMap::new(), mistakes: Vec::new() };
+        let mut sources = Self { role, values: BTreeMap::new(), mistakes: Vec::new(), ignored: Vec::new() };
         // Strongest first: `offer` keeps what is there.
         for (name, text) in flags {
             sources.offer(name, text, format!("--{name}"));
@@ -66,6 +71,11 @@ impl Sources {
         sources
     }
 
+    /// What was passed over, in one line, if anything was.
+    pub(crate) fn warning(&self) -> Option<String> {
+        foreign::warning(&self.ignored)
+    }
+
     /// For whom this was collected.
     pub(super) fn role(&self) -> Role {
         self.role
@@ -75,14 +85,29 @@ impl Sources {
         let known: BTreeMap<String, &Setting> = SETTINGS.iter().map(|s| (s.variable(), *s)).collect();
         let mut ours: Vec<_> = environment.into_iter().filter(|(name, _)| is_ours(name)).collect();
         ours.sort();
+        let mut urls = [None, None];
         for (variable, text) in ours {
             let variable = variable.to_string_lossy().into_owned();
-            match (known.get(&variable), text.into_string()) {
-                (Some(setting), Ok(text)) => self.offer(setting.name, text, variable),
-                (Some(_), Err(_)) => self.refuse(variable, "is not valid UTF-8".to_owned()),
-                (None, _) if TEST_ONLY.contains(&variable.as_str()) => {}
-                (None, _) => self.refuse(variable, "is not a setting".to_owned()),
+            let name = variable.strip_prefix(PREFIX).unwrap_or_default();
+            let alias = foreign::URL_ALIASES.iter().position(|alias| *alias == name);
+            let url = alias.filter(|_| self.role == Role::Client).and_then(|alias| urls.get_mut(alias));
+            match (known.get(&variable), url, text.into_string()) {
+                (Some(setting), _, Ok(text)) => self.offer(setting.name, text, variable),
+                (None, Some(url), Ok(text)) => *url = Some((text, variable)),
+                (Some(_), _, Err(_)) | (None, Some(_), Err(_)) => {
+                    self.refuse(variable, "is not valid UTF-8".to_owned());
+                }
+                (None, None, _) if TEST_ONLY.contains(&variable.as_str()) => {}
+                (None, None, _) if foreign::is_clients(name) => self.ignored.push(variable),
+                (None, None, _) => {
+                    let text = foreign::unknown_variable(&variable);
+                    self.refuse(variable, text);
+                }
             }
+        }
+        // Behind `STAGE0_URL`, whatever the order of the environment. Client libraries take an empty one for none.
+        for (text, variable) in urls.into_iter().flatten().filter(|(text, _)| !text.trim().is_empty()) {
+            self.offer(URL.name, text, variable);
         }
     }
 
@@ -91,15 +116,15 @@ impl Sources {
         let table = match text.parse::<toml::Table>() {
             Ok(table) => table,
             Err(error) => {
-                // The whole error would quote the line, and with it perhaps a secret.
-                let line =
-                    error.span().map_or(1, |span| 1 + text.bytes().take(span.start).filter(|b| *b == b'\n').count());
-                return self.refuse(format!("{}:{line}", path.display()), "is not valid TOML".to_owned());
+                // The whole error would quote the line, and with it perhaps a secret; its message does not.
+                let (line, column) = place(text, error.span().map_or(0, |span| span.start));
+                let why = error.message().lines().collect::<Vec<_>>().join(", ");
+                return self.refuse(format!("{}:{line}:{column}", path.display()), format!("is not valid TOML: {why}"));
             }
         };
         for (key, value) in table {
             match SETTINGS.iter().find(|setting| setting.in_file() && setting.name == key) {
-                None => self.refuse(origin(&key), "is not a setting".to_owned()),
+                None => self.refuse(origin(&key), foreign::unknown_key(&key)),
                 Some(setting) => match as_text(&value) {
                     Some(text) if setting.name == NATS_PASSWORD.name => {
                         if let Err(exposed) = check_secret_file(path) {
@@ -129,7 +154,14 @@ impl Sources {
 }
 
 fn is_ours(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b"STAGE0_")
+    name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
+}
+
+/// Line and column, both from 1, of a byte of the text.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
+    (line, before.rsplit('\n').next().unwrap_or_default().chars().count() + 1)
 }
 
 /// A list becomes what the flag would be: its items joined by commas.
@@ -188,7 +220,59 @@ mod tests {
     #[test]
     fn a_file_that_is_not_toml_is_named_by_line_and_not_quoted() {
         let sources = collect(&[("config", "s.toml")], &[], "log = 'info'\nnats-password = hunter2\n");
-        assert_eq!(sources.mistakes, [Mistake { origin: "s.toml:2".into(), text: "is not valid TOML".into() }]);
+        let [mistake] = sources.mistakes.as_slice() else { panic!("{:?}", sources.mistakes) };
+        assert!(mistake.origin.starts_with("s.toml:2:"), "{mistake:?}");
+        assert!(mistake.text.starts_with("is not valid TOML: ") && mistake.text.contains("quoted"), "{mistake:?}");
+        assert!(!mistake.text.contains("hunter2") && !mistake.text.contains('\n'), "{mistake:?}");
+    }
+
+    #[test]
+    fn no_sentence_about_toml_quotes_what_stands_in_the_file() {
+        for secret in
+            ["hunter2", "'hunter2", "\"hunter2\\q\"", "12hunter2", "[hunter2", "{hunter2", "0xhunter2", "hunter2 = 3"]
+        {
+            let file = format!("nats-password = {secret}\n");
+            let sources = collect(&[("config", "s.toml")], &[], &file);
+            assert!(!sources.mistakes.is_empty(), "{secret}");
+            assert!(!format!("{:?}", sources.mistakes).contains("hunter2"), "{secret}: {:?}", sources.mistakes);
+        }
+    }
+
+    #[test]
+    fn the_variables_of_client_libraries_are_passed_over_and_their_urls_are_used_by_commands() {
+        let collect = |role, variables: &[(&str, &str)], flags: Flags| {
+            let variables = variables.iter().map(|(name, text)| (OsString::from(name), OsString::from(text)));
+            Sources::collect(role, flags, variables, |_| Ok("url = 'https://file'".to_owned()))
+        };
+        let base = ("STAGE0_BASE_URL", "https://base");
+        let api = ("STAGE0_API_BASE", "https://api");
+        let url = ("STAGE0_URL", "https://url");
+        let config = ("STAGE0_CONFIG", "s.toml");
+        for (given, meant, origin) in [
+            (&[api, base, url, config][..], "https://url", "STAGE0_URL"),
+            (&[api, base, config], "https://base", "STAGE0_BASE_URL"),
+            (&[api, config], "https://api", "STAGE0_API_BASE"),
+            (&[api, ("STAGE0_BASE_URL", " "), config], "https://api", "STAGE0_API_BASE"),
+            (&[("STAGE0_API_BASE", ""), config], "https://file", "`url` in s.toml"),
+        ] {
+            let sources = collect(Role::Client, given, Flags::new());
+            assert!(sources.mistakes.is_empty() && sources.warning().is_none(), "{:?}", sources.mistakes);
+            let value = &sources.values["url"];
+            assert_eq!((value.text.as_str(), value.origin.as_str()), (meant, origin));
+        }
+        let sources = collect(Role::Client, &[api, base, url], Flags::from([("url", "https://flag".to_owned())]));
+        assert_eq!(text(&sources, "url"), "https://flag");
+
+        let sources =
+            collect(Role::Gateway, &[base, api, ("STAGE0_MOCK_MODE", "1"), ("STAGE0_PORT", "1")], Flags::new());
+        assert!(!sources.values.contains_key("url"));
+        let warning = sources.warning().unwrap();
+        for name in ["STAGE0_BASE_URL", "STAGE0_API_BASE", "STAGE0_MOCK_MODE"] {
+            assert!(warning.contains(name), "{warning}");
+        }
+        let refused =
+            Mistake { origin: "STAGE0_PORT".into(), text: "is not a setting (did you mean `STAGE0_LISTEN`?)".into() };
+        assert_eq!(sources.mistakes, [refused]);
     }
 
     #[test]

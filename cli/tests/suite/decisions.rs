@@ -41,7 +41,7 @@ fn ids(list: &Value) -> Vec<String> {
 }
 
 #[test]
-fn what_was_decided_is_listed_the_oldest_first_and_shown() {
+fn what_was_decided_is_listed_the_newest_first_and_shown() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let made = [decide(&dev, &allowed("run-1")), decide(&dev, &denied()), decide(&dev, &allowed("run-2"))];
@@ -50,11 +50,12 @@ fn what_was_decided_is_listed_the_oldest_first_and_shown() {
     assert_eq!((table.code, table.err.as_str()), (0, ""));
     let lines: Vec<&str> = table.out.lines().collect();
     assert!(lines[0].starts_with("RECORDED ") && lines[0].ends_with(" REQUEST"), "{}", table.out);
-    for (line, id) in lines[1..].iter().zip(&made) {
+    assert_eq!(lines.len(), 4);
+    for (line, id) in lines[1..].iter().zip(made.iter().rev()) {
         assert!(line.ends_with(id.as_str()), "{line}");
     }
     assert!(lines[2].contains(" DENY ") && lines[2].contains(" production ") && lines[2].contains("SIDE_EFFECTS_NEED"));
-    assert!(lines[3].contains(" ALLOW ") && lines[3].contains(" run-2 "), "{}", lines[3]);
+    assert!(lines[1].contains(" ALLOW ") && lines[1].contains(" run-2 "), "{}", lines[1]);
 
     for (filter, found) in [
         (&["--verdict", "deny"][..], &made[1..2]),
@@ -64,13 +65,17 @@ fn what_was_decided_is_listed_the_oldest_first_and_shown() {
         (&["--from", "-1h"], &made[..]),
         (&["--to", "-1h"], &[]),
         (&["--from", "2001-01-01T00:00:00Z", "--to", "2001-01-01T00:00:00Z"], &[]),
-        (&["--limit", "2"], &made[..2]),
+        (&["--limit", "2"], &made[1..]),
     ] {
         let listed = json_of(&dev.ask(&[&["decisions", "list", "--json"], filter].concat()));
-        assert_eq!(ids(&listed), found, "{filter:?}");
+        assert_eq!(ids(&listed), found.iter().rev().cloned().collect::<Vec<_>>(), "{filter:?}");
     }
+    let oldest = json_of(&dev.ask(&["decisions", "list", "--json", "--oldest-first", "--limit", "2"]));
+    assert_eq!(ids(&oldest), made[..2]);
     let first = dev.ask(&["decisions", "list", "--limit", "1"]);
-    assert!(first.code == 0 && first.err.contains("--limit"), "it says that there may be more: {}", first.err);
+    assert!(first.code == 0 && first.err.contains("newest 1; there may be more (--limit, --to)"), "{}", first.err);
+    let none = dev.ask(&["decisions", "list", "--verdict", "DEFER"]);
+    assert!(none.code == 0 && none.out.lines().count() == 1 && none.err.contains("no decision"), "{}", none.err);
 
     let shown = dev.ask(&["decisions", "show", &made[1]]);
     assert_eq!(shown.code, 0, "{}", shown.err);
@@ -268,6 +273,13 @@ fn a_log_that_nobody_touched_verifies_here_and_there() {
     assert!(again.code == 1 && again.err.contains("cannot make `"), "no file is overwritten: {}", again.err);
     let piped = log.dev.ask(&["decisions", "export", "--out", "-", "--to", "-1h"]);
     assert_eq!((piped.code, piped.out.as_str()), (0, ""), "nothing is that old");
+    assert!(piped.err.contains("the export is empty"), "{}", piped.err);
+    let (empty, told) = (dir.path().join("empty.ndjson"), dir.path().join("told.ndjson"));
+    let written = log.dev.ask(&["decisions", "export", "--to", "-1h", "--out", empty.to_str().unwrap()]);
+    assert_eq!((written.code, written.out.as_str()), (0, "0 lines, 0 bytes\n"));
+    assert!(written.err.contains("the export is empty") && empty.exists(), "{}", written.err);
+    let told = json_of(&log.dev.ask(&["decisions", "export", "--json", "--out", told.to_str().unwrap()]));
+    assert_eq!((&told["parts"], told["lines"].as_u64() >= Some(5)), (&json!(1), true), "{told}");
     let piped = log.dev.ask(&["decisions", "export", "--out", "-"]);
     assert!(piped.code == 0 && piped.out.lines().any(|line| line == log.lines()[0]), "{}", piped.err);
 }
@@ -307,6 +319,12 @@ fn whatever_is_done_to_a_log_is_found() {
     ] {
         let ended = log.verify(&lines);
         assert_eq!((ended.code, ended.err.as_str()), (1, ""), "{what}: {}", ended.out);
+        if !["unreadable", "bad_signature"].contains(&finding) {
+            let row = ended.out.lines().find(|line| line.starts_with(finding)).unwrap();
+            let named = decisions.iter().map(|index| serde_json::from_str::<Value>(&whole[*index]).unwrap());
+            let mut named = named.map(|line| line["request_id"].as_str().unwrap().to_owned());
+            assert!(named.any(|id| row.contains(&id)), "{what}: {row}");
+        }
         assert!(ended.out.starts_with("NOT OK: "), "{what}: {}", ended.out);
         assert!(ended.out.contains(&format!("\n{finding} ")), "{what}: {}", ended.out);
     }
@@ -382,9 +400,16 @@ fn pages_that_are_short_or_empty_are_not_the_last() {
     let pages = vec![page(&items[..1], Some("1.1")), page(&[], Some("2.1")), page(&items[1..], None)];
     let listed = ended(&mut Impostor::start(&dev, pages).client(&["decisions", "list"]));
     assert_eq!((listed.code, listed.out.lines().count()), (0, 4), "{}{}", listed.out, listed.err);
+    assert!(listed.err.is_empty(), "{}", listed.err);
     let circle = vec![page(&items[..1], Some("1.1")), page(&items[1..2], Some("1.1"))];
     let listed = ended(&mut Impostor::start(&dev, circle).client(&["decisions", "list"]));
     assert_eq!((listed.code, listed.out.lines().count()), (0, 3), "a server that goes in circles ends: {}", listed.err);
+
+    let old = json!({"message": "order: is not known to this call", "error": "validation_failed", "request_id": "r",
+        "detail": {"detail": "x", "request_id": "r"}, "errors": [{"path": "order", "code": "unknown", "message": "x"}]});
+    let old = format!("HTTP/1.1 422 x\r\ncontent-length: {}\r\n\r\n{old}", old.to_string().len());
+    let old = ended(&mut Impostor::start(&dev, vec![old]).client(&["decisions", "list"]));
+    assert!(old.code == 1 && old.err.contains("--oldest-first"), "a gateway that is older: {}", old.err);
 
     let hostile = vec![answer(r#"{"items": [{"type": "\u001b[2J"}], "next_cursor": null}"#)];
     let hostile = ended(&mut Impostor::start(&dev, hostile).client(&["decisions", "list"]));

@@ -103,7 +103,7 @@ fn a_second_one_on_the_same_data_does_not_start() {
     let _first = Dev::start(dir.path());
     let second = run(&["dev", "--listen", "127.0.0.1:0", "--data-dir", dir.path().to_str().unwrap()]);
     assert_eq!((second.code, second.out.as_str()), (1, ""), "{}", second.err);
-    assert_eq!(second.err.lines().filter(|line| line.contains("ERROR")).count(), 1, "{}", second.err);
+    assert_eq!(second.err.lines().filter(|line| line.contains("error: ")).count(), 1, "{}", second.err);
 }
 
 #[test]

@@ -26,6 +26,10 @@ fn exported(log: &[String], after: Option<&str>) -> Vec<u8> {
     bytes
 }
 
+fn recorded_at(line: &str) -> String {
+    serde_json::from_str::<Value>(line).unwrap()["recorded_at"].as_str().unwrap().to_owned()
+}
+
 /// The value of a parameter in the first line of a request.
 fn parameter(request: &str, name: &str) -> Option<String> {
     let query = request.split(' ').nth(1)?.split_once('?')?.1;
@@ -103,7 +107,12 @@ fn a_pipe_gets_each_line_once_and_whole_and_the_export_verifies() {
     let piped = ended(&mut server.client(&["decisions", "export", "--out", "-", "--progress"]));
     assert_eq!(piped.code, 0, "{}", piped.err);
     assert_eq!(piped.out, std::fs::read_to_string(&log.file).unwrap());
-    assert!(piped.err.contains(" lines, "), "progress was asked for: {}", piped.err);
+    let progress: Vec<&str> = piped.err.lines().filter(|line| line.contains(" lines, ")).collect();
+    assert!(!progress.is_empty(), "progress was asked for: {}", piped.err);
+    let times: Vec<String> = piped.out.lines().filter(|line| is_decision(line)).map(recorded_at).collect();
+    for line in progress.iter().filter(|line| !line.starts_with(|c: char| c.is_ascii_digit() && !line.contains('T'))) {
+        assert!(times.iter().any(|time| line.starts_with(&format!("{time}  "))), "the log's own time: {line}");
+    }
     let file = dir.path().join("piped.ndjson");
     std::fs::write(&file, &piped.out).unwrap();
     let verified = offline(&file, &log.keys, &["--progress"]);

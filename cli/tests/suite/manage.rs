@@ -4,7 +4,8 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
-use crate::harness::Dev;
+use crate::harness::{Dev, ended};
+use crate::impostor::{Impostor, answer};
 
 fn json_of(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -31,15 +32,52 @@ fn a_key_lives_from_its_making_to_its_revocation() {
     let listed = json_of(&dev.ask(&["keys", "list", "--json"]).out);
     assert_eq!(listed["items"].as_array().unwrap().len(), 2, "no key was made without a place");
 
-    let rotated = json_of(&dev.ask(&["keys", "rotate", &id, "--overlap", "60", "--json"]).out);
+    let rotated = dev.ask(&["keys", "rotate", &id, "--overlap", "60", "--json"]);
+    assert!(rotated.err.contains(&format!("The old key {id} works until ")), "{}", rotated.err);
+    let rotated = json_of(&rotated.out);
     assert_ne!(rotated["id"], id.as_str());
     assert_eq!(dev.check(&action, &["--key-file", path]).code, 0, "the old key lives on for the overlap");
 
-    assert_eq!(dev.ask(&["keys", "revoke", &id]).code, 0);
+    let replaced = rotated["id"].as_str().unwrap();
+    let dead = dev.ask(&["keys", "rotate", replaced]);
+    assert_eq!(dead.code, 0, "{}", dead.err);
+    assert!(dead.out.contains(&format!("The old key {replaced} is dead from now on")), "{}", dead.out);
+    let third = dead.out.lines().find_map(|line| line.strip_prefix("id ")).unwrap().trim().to_owned();
+    let filed = dir.path().join("third.key");
+    let silent = dev.ask(&["keys", "rotate", &third, "--out", filed.to_str().unwrap()]);
+    assert!(silent.err.contains(&format!("{third} is dead")) && silent.out.lines().count() == 1, "{}", silent.err);
+
+    let revoked = json_of(&dev.ask(&["keys", "revoke", &id, "--json"]).out);
+    assert_eq!(revoked, json!({"id": id, "revoked": true}));
     assert_eq!(dev.check(&action, &["--key-file", path]).code, 3);
     let table = dev.ask(&["keys", "list"]).out;
     let row = table.lines().find(|line| line.starts_with(&id)).unwrap();
-    assert!(!row.ends_with('-'), "it shows when it was revoked: {row}");
+    let cells: Vec<&str> = row.split("  ").filter(|cell| !cell.is_empty()).collect();
+    assert!(cells[5].trim().starts_with("20"), "it shows when it was revoked: {row}");
+}
+
+/// What servers say that this one does not say yet, or not any more.
+#[test]
+fn a_list_of_keys_shows_when_each_was_used_and_its_json_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let dev = Dev::start(dir.path());
+    let key = |id: &str, more: Value| {
+        let mut key = json!({"id": id, "prefix": "s0_", "name": "ci", "scopes": ["check"],
+            "created_at": "2026-11-01T00:00:00Z", "expires_at": null, "revoked_at": null});
+        key.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        key
+    };
+    let used = key("0w3ge1r70w3ge1r7", json!({"last_used_at": "2026-11-26T13:00:00Z", "news": 1}));
+    let unused = key("144gj289144gj289", json!({}));
+    let page = answer(&json!({"items": [used, unused], "next_cursor": null}).to_string());
+    let server = Impostor::start(&dev, vec![page]);
+    let list = |more: &[&str]| ended(server.client(&["keys", "list"]).args(more));
+    let table = list(&[]);
+    assert_eq!(table.code, 0, "{}", table.err);
+    let lines: Vec<&str> = table.out.lines().collect();
+    assert!(lines[0].ends_with("  LAST USED") && lines[1].ends_with("  2026-11-26T13h"), "{}", table.out);
+    assert!(lines[2].ends_with("  -"), "{}", table.out);
+    assert_eq!(json_of(&list(&["--json"]).out)["items"][0]["news"], 1);
 }
 
 #[test]
@@ -57,7 +95,7 @@ fn an_operator_gives_another_account_its_first_key() {
     let retention = || {
         let table = dev.ask(&["accounts", "list"]).out;
         let row = table.lines().find(|line| line.starts_with(id)).unwrap().to_owned();
-        row.split_whitespace().nth(3).unwrap().to_owned()
+        row.split_whitespace().nth(5).unwrap().to_owned()
     };
     assert_eq!(retention(), "30d");
     let set = dev.ask(&["accounts", "set-retention", id, "--days", "90"]);

@@ -71,6 +71,37 @@ fn a_pack_that_is_nested_too_deep_is_refused_and_ends_nothing() {
 }
 
 #[test]
+fn what_validate_refuses_is_refused_by_test_too() {
+    let dir = copy();
+    let path = dir.path().join("value.cedar");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let first = text.find("@id(\"").unwrap();
+    let end = first + text[first..].find(';').unwrap() + 1;
+    let copied = text[first..end].replacen("@id(\"", "@id(\"untested.", 1).replacen(
+        "when {",
+        "when { context.iteration == 123456 &&",
+        1,
+    );
+    std::fs::write(&path, format!("{text}\n{copied}\n")).unwrap();
+    let (validated, tested) = (policy("validate", dir.path()), policy("test", dir.path()));
+    assert_eq!((validated.code, tested.code), (1, 1), "{}{}", validated.err, tested.err);
+    for told in [&validated.err, &tested.err] {
+        assert!(told.contains("value.cedar:") && told.contains("an untested rule is no rule"), "{told}");
+    }
+    assert!(tested.err.contains("0 of ") && !tested.out.contains("cases pass"), "{}{}", tested.out, tested.err);
+
+    let told = |what| {
+        let ended = ended(stage0(&["policy", what, "--json"]).arg(dir.path()));
+        assert_eq!(ended.code, 1);
+        serde_json::from_str::<Value>(&ended.out).unwrap()
+    };
+    assert_eq!(told("validate")["valid"], false);
+    assert_eq!((&told("test")["passed"], told("test")["faults"].as_array().unwrap().len()), (&Value::Bool(false), 1));
+    let good = ended(stage0(&["policy", "test", "--json"]).arg(baseline()));
+    assert_eq!(serde_json::from_str::<Value>(&good.out).unwrap()["passed"], true);
+}
+
+#[test]
 fn a_failing_case_is_shown_with_what_it_expected_and_what_it_got() {
     let dir = copy();
     change(dir.path(), "cases.json", r#""expect": ["ALLOW"]"#, r#""expect": ["DENY"]"#);
@@ -104,4 +135,18 @@ fn an_action_that_is_no_request_is_not_explained() {
     let told = run_with_input(&mut stage0(&["policy", "explain", "baseline", "-"]), r#"{"goal": " ", "tools": 7}"#);
     assert_eq!((told.code, told.out.as_str()), (1, ""));
     assert!(told.err.contains("goal") && told.err.contains("tools"), "{}", told.err);
+}
+
+#[test]
+fn the_page_of_the_guide_shows_the_words_of_the_baseline() {
+    let shown = std::fs::read_to_string(baseline().join("../../gateway/assets/vocabulary.html")).unwrap();
+    let printed = ended(&mut stage0(&["policy", "vocabulary", "--html"]));
+    assert_eq!(printed.code, 0, "{}", printed.err);
+    assert!(shown == printed.out, "run `stage0 policy vocabulary --html > gateway/assets/vocabulary.html`");
+    let json = ended(stage0(&["policy", "vocabulary", "--json"]).arg(baseline()));
+    let words: Value = serde_json::from_str(&json.out).unwrap();
+    for member in ["edition", "classes", "sensitive_tools", "constraint_forms", "context", "codes", "side_effects"] {
+        assert!(words.get(member).is_some(), "{member}");
+    }
+    assert!(words["codes"].as_array().unwrap().iter().all(|code| code["meaning"].is_string()));
 }

@@ -18,8 +18,8 @@ fn every_mistake_is_listed_at_once_with_its_origin_and_without_secrets() {
         "--listen: must be an address and a port such as 127.0.0.1:8443 or [::1]:8443, not `nowhere`".to_owned(),
         "--nats: must be `nats://host:port`".to_owned(),
         "STAGE0_KEEP_ALIVE_MS: must be a whole number from 1 to 3600000 (milliseconds), not `soon`".to_owned(),
-        "STAGE0_LISTN: is not a setting".to_owned(),
-        format!("`lissten` in {file}: is not a setting"),
+        "STAGE0_LISTN: is not a setting (did you mean `STAGE0_LISTEN`?)".to_owned(),
+        format!("`lissten` in {file}: is not a setting (did you mean `listen`?)"),
         format!("`workers` in {file}: must be a whole number from 1 to 1024, not `many`"),
         format!("`body-timeout-ms` in {file}: must be"),
         "`nats-user`: is needed beside `nats-password` (--nats-user NAME, or STAGE0_NATS_USER)".to_owned(),
@@ -48,7 +48,8 @@ fn a_file_that_cannot_be_read_or_is_not_toml_is_one_of_the_mistakes() {
     std::fs::write(&missing, "nats-password = hunter2").unwrap();
     let broken = ended(stage0(&["dev"]).env("STAGE0_CONFIG", &missing));
     assert_eq!(broken.code, 64);
-    assert!(broken.err.contains(":1: is not valid TOML") && !broken.err.contains("hunter2"), "{}", broken.err);
+    assert!(broken.err.contains(":1:17: is not valid TOML: string values must be quoted"), "{}", broken.err);
+    assert!(!broken.err.contains("hunter2"), "{}", broken.err);
 }
 
 #[test]
@@ -127,4 +128,59 @@ fn the_page_about_configuration_is_up_to_date() {
     let written = std::fs::read_to_string(page).unwrap_or_default();
     let hint = "run `cargo run -- settings > docs/CONFIGURATION.md`";
     assert!(run(&["settings"]).out == written, "docs/CONFIGURATION.md is stale: {hint}");
+}
+
+#[test]
+fn variables_of_client_libraries_are_named_once_and_ignored() {
+    let foreign =
+        ["STAGE0_BASE_URL", "STAGE0_TIMEOUT_SECONDS", "STAGE0_MOCK_MODE", "STAGE0_DEBUG", "STAGE0_MAX_RETRIES"];
+    let mut server = stage0(&["gateway", "--listen", "nowhere"]);
+    server.envs(foreign.map(|name| (name, "hunter2")));
+    let server = ended(&mut server);
+    assert_eq!(server.code, 64, "because of --listen");
+    let lines: Vec<&str> = server.err.lines().filter(|line| line.contains("STAGE0_MOCK_MODE")).collect();
+    let [line] = lines.as_slice() else { panic!("{}", server.err) };
+    assert!(line.starts_with("warning: ") && foreign.iter().all(|name| line.contains(name)), "{line}");
+    assert!(!server.err.contains("is not a setting") && !server.err.contains("hunter2"), "{}", server.err);
+}
+
+#[test]
+fn what_only_looks_like_ours_stops_a_server_and_a_command_with_the_near_name() {
+    for command in [&["dev"][..], &["usage"], &["check", "-"]] {
+        let ended = ended(stage0(command).env("STAGE0_LITSEN", "127.0.0.1:0").env("STAGE0_DRY_RUN", "true"));
+        assert_eq!(ended.code, if command[0] == "check" { 3 } else { 64 }, "{}", ended.err);
+        assert!(ended.err.contains("STAGE0_LITSEN: is not a setting (did you mean `STAGE0_LISTEN`?)"), "{}", ended.err);
+        assert!(ended.err.contains("STAGE0_DRY_RUN: is not a setting"), "{}", ended.err);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("s.toml");
+    std::fs::write(&file, "body_timeout_ms = 1").unwrap();
+    let wrong = ended(stage0(&["dev", "--config"]).arg(&file));
+    assert!(wrong.code == 64 && wrong.err.contains("(did you mean `body-timeout-ms`?)"), "{}", wrong.err);
+}
+
+#[test]
+fn commands_take_the_url_of_client_libraries_behind_their_own() {
+    let key = "s0_0w3ge1r70w3ge1r7_144gj289144gj289144gj289144gj289ka2s328";
+    let dir = tempfile::tempdir().unwrap();
+    let usage = |variables: &[(&str, &str)], flags: &[&str]| {
+        let mut command = stage0(&["usage", "--data-dir"]);
+        command.arg(dir.path()).args(flags).env("STAGE0_API_KEY", key).envs(variables.iter().copied());
+        ended(&mut command)
+    };
+    let (base, api) = (("STAGE0_BASE_URL", "https://127.0.0.1:1/base"), ("STAGE0_API_BASE", "https://127.0.0.1:1/api"));
+    for (asked, by) in [
+        (usage(&[api], &[]), "/api`"),
+        (usage(&[api, base], &[]), "/base`"),
+        (usage(&[api, base, ("STAGE0_URL", "https://127.0.0.1:1/own")], &[]), "/own`"),
+        (
+            usage(&[api, base, ("STAGE0_URL", "https://127.0.0.1:1/own")], &["--url", "https://127.0.0.1:1/flag"]),
+            "/flag`",
+        ),
+    ] {
+        assert!(asked.code == 1 && asked.err.starts_with("error: cannot reach `https://127.0.0.1:1/"), "{}", asked.err);
+        assert!(asked.err.contains(by), "{by}: {}", asked.err);
+    }
+    let plain = usage(&[("STAGE0_API_BASE", "http://127.0.0.1:8000")], &[]);
+    assert!(plain.code == 64 && plain.err.contains("STAGE0_API_BASE: must be an https URL"), "{}", plain.err);
 }

@@ -1,0 +1,186 @@
+//! What an issue's `details` say of the place and the remedy, in lines for people (contract, section 3).
+//!
+//! Owns the words. Every member is optional, and one of another shape than expected is shown as JSON: the answer may be a newer
+//! server's. What stands in `details` may be the caller's own text, so all of it is cleaned, and long lists are cut.
+
+use serde_json::{Map, Value};
+
+use crate::out::plain;
+
+/// Where a line is broken, at the next semicolon.
+const LINE_WIDTH: usize = 100;
+const MAX_ITEMS: usize = 12;
+const MAX_LETTERS: usize = 200;
+/// Members of a request that are lists: what is added to them takes no place of another.
+const LISTS: [&str; 5] = ["constraints", "guardrails", "side_effects", "success_criteria", "tools"];
+
+/// Short lines; none where `details` says nothing.
+pub(super) fn lines(details: &Map<String, Value>) -> Vec<String> {
+    let named = |name: &str, before: &str| details.get(name).map(|value| format!("{before}{}", shown(value)));
+    let mut parts: Vec<String> = [named("at", "at "), named("found", "found: "), named("allowed", "allowed: ")]
+        .into_iter()
+        .chain([named("did_you_mean", "did you mean: ")])
+        .flatten()
+        .collect();
+    let (mut written, mut given) = (Vec::new(), Vec::new());
+    for change in items(details.get("write")) {
+        match by(change) {
+            Some(evidence) => given.push(evidence),
+            None => written.push(edit(change)),
+        }
+    }
+    if !written.is_empty() {
+        parts.push(format!("write: {}", some_of(written).join(", ")));
+    }
+    parts.extend(
+        details
+            .iter()
+            .filter(|(name, _)| !KNOWN.contains(&name.as_str()))
+            .map(|(name, value)| format!("{}: {}", plain(name).replace('_', " "), shown(value))),
+    );
+    let mut lines = packed(parts);
+    lines.extend(some_of(given));
+    lines
+}
+
+/// Members that have words of their own.
+const KNOWN: [&str; 5] = ["at", "found", "allowed", "did_you_mean", "write"];
+
+fn items(value: Option<&Value>) -> &[Value] {
+    match value {
+        Some(Value::Array(items)) => items,
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    }
+}
+
+/// Evidence that is not the caller's to give.
+fn by(change: &Value) -> Option<String> {
+    let path = plain(change.get("path")?.as_str()?);
+    match change.get("by")?.as_str()? {
+        "person" => Some(format!("a person must give {path}")),
+        "system" => Some(format!("another system must give {path}")),
+        other => Some(format!("{} must give {path}", plain(other))),
+    }
+}
+
+fn edit(change: &Value) -> String {
+    let member = |name| change.get(name).and_then(Value::as_str);
+    let (Some(path), Some(value)) = (member("path"), change.get("value")) else { return clipped(&change.to_string()) };
+    let (path, text) = (plain(path), clipped(&value.to_string()));
+    match member("op") {
+        Some("add") if LISTS.contains(&path.as_str()) => format!("add {text} to {path}"),
+        Some("add" | "replace") => format!("{path} = {text}"),
+        Some(_) | None => clipped(&change.to_string()),
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => clipped(text),
+        Value::Array(items) if items.is_empty() => "nothing".to_owned(),
+        Value::Array(items) => some_of(
+            items
+                .iter()
+                .map(|item| match item {
+                    Value::String(text) => clipped(text),
+                    other => clipped(&other.to_string()),
+                })
+                .collect(),
+        )
+        .join(", "),
+        other => clipped(&other.to_string()),
+    }
+}
+
+fn some_of(mut items: Vec<String>) -> Vec<String> {
+    let more = items.len().saturating_sub(MAX_ITEMS);
+    if more > 0 {
+        items.truncate(MAX_ITEMS);
+        items.push(format!("and {more} more"));
+    }
+    items
+}
+
+fn clipped(text: &str) -> String {
+    let text = plain(text);
+    match text.char_indices().nth(MAX_LETTERS) {
+        Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// Joined by semicolons, as many as a line takes.
+fn packed(parts: Vec<String>) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + part.chars().count() + 2 <= LINE_WIDTH => {
+                line.push_str("; ");
+                line.push_str(&part);
+            }
+            Some(_) | None => lines.push(part),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(details: &Value) -> Vec<String> {
+        lines(details.as_object().unwrap())
+    }
+
+    #[test]
+    fn place_finding_and_remedy_are_told_in_short_lines() {
+        assert_eq!(of(&json!({})), [""; 0]);
+        assert_eq!(
+            of(&json!({"at": ["tools[1]"], "found": "x", "allowed": ["a", 2],
+                "write": [{"op": "replace", "path": "constraints[1]", "value": "max_cost_usd: 5"}]})),
+            [r#"at tools[1]; found: x; allowed: a, 2; write: constraints[1] = "max_cost_usd: 5""#]
+        );
+        assert_eq!(
+            of(&json!({"write": [{"op": "add", "path": "constraints", "value": "approval_required"},
+                {"op": "add", "path": "context.run_id", "value": "run-1"},
+                {"path": "context.approval_status", "by": "person"}, {"path": "context.ticket", "by": "system"}]})),
+            [
+                r#"write: add "approval_required" to constraints, context.run_id = "run-1""#,
+                "a person must give context.approval_status",
+                "another system must give context.ticket",
+            ]
+        );
+        assert_eq!(
+            of(&json!({"at": ["side_effects[0]"], "did_you_mean": ["deploy", "delete"]})),
+            ["at side_effects[0]; did you mean: deploy, delete"]
+        );
+    }
+
+    #[test]
+    fn what_is_long_is_cut_and_what_is_new_is_shown() {
+        let many: Vec<String> = (0..1_000).map(|n| format!("tools[{n}]")).collect();
+        let shown = of(&json!({"at": many, "found": "x".repeat(5_000), "limit_usd": 5}));
+        assert!(shown[0].ends_with("tools[11], and 988 more"), "{shown:?}");
+        assert!(shown[1].starts_with("found: xxx") && shown[1].contains("x…"), "{shown:?}");
+        assert!(shown.iter().any(|line| line.ends_with("limit usd: 5")), "{shown:?}");
+        assert!(shown.iter().all(|line| line.chars().count() < 250), "{shown:?}");
+    }
+
+    #[test]
+    fn other_shapes_are_shown_and_steer_no_terminal() {
+        for odd in [
+            json!({"write": "x\u{1b}[2J"}),
+            json!({"at": {"a": 1}}),
+            json!({"write": [{"op": "remove", "path": "a\nb"}]}),
+            json!({"write": [{"path": "x", "by": "robot\n"}]}),
+            json!({"did_you_mean": null}),
+        ] {
+            let shown = of(&odd);
+            assert_eq!(shown.len(), 1, "{odd}");
+            assert!(!shown[0].contains(['\n', '\u{1b}']), "{shown:?}");
+        }
+    }
+}
