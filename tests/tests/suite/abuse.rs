@@ -23,20 +23,20 @@ async fn revoked(stack: &Stack, count: usize) -> Vec<String> {
     keys
 }
 
-async fn metrics(address: &str) -> String {
+pub(crate) async fn metrics(address: &str) -> String {
     let answer = reqwest::get(format!("http://{address}/metrics")).await.unwrap();
     assert_eq!(answer.status(), 200);
     assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
     answer.text().await.unwrap()
 }
 
-fn sample(text: &str, series: &str) -> f64 {
+pub(crate) fn sample(text: &str, series: &str) -> f64 {
     let line = text.lines().find(|line| line.strip_prefix(series).is_some_and(|rest| rest.starts_with(' ')));
     line.unwrap_or_else(|| panic!("{series} in:\n{text}")).rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> String {
+pub(crate) fn free_port() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }

@@ -142,3 +142,32 @@ async fn lists_are_read_page_by_page() {
     seen.dedup();
     assert_eq!((count, seen.len()), (5, 5));
 }
+
+#[tokio::test]
+async fn a_whole_number_may_be_written_with_a_fraction_of_zero_everywhere() {
+    let stack = Stack::build().dev().await;
+    let (account, _, key) = stack.operator.account("a", None, &["check"]).await;
+    let send = async |api: &Api, method: Method, path: &str, json: &str| {
+        api.send(method, path, &[("content-type", "application/json")], Some(json.as_bytes().to_vec())).await
+    };
+    let path = format!("/v1/accounts/{account}");
+    let limits = r#"{"per_minute": 60.0, "daily": 1000.0, "monthly": 100000.0, "retention_days": 7.0,
+        "max_keys": 5.0, "max_endpoints": 2e0, "max_runs": 3.0, "stored_bytes": 0.0}"#;
+    let changed = send(&stack.operator, Method::PATCH, &path, limits).await.expect(200);
+    assert_eq!(changed["limits"], json!({"per_minute": 60, "daily": 1_000, "monthly": 100_000}));
+    assert_eq!(changed["caps"], json!({"max_keys": 5, "max_endpoints": 2, "max_runs": 3, "stored_bytes": 0}));
+    assert_eq!(changed["retention_days"], 7);
+    for bad in ["60.5", "-1.0", "1e300", "\"60\""] {
+        let answer = send(&stack.operator, Method::PATCH, &path, &format!(r#"{{"daily": {bad}}}"#)).await;
+        answer.assert_error(422, "validation_failed");
+    }
+    let rotate = format!("/v1/keys/{key}/rotate");
+    send(&stack.operator, Method::POST, &rotate, r#"{"overlap_seconds": 60.0}"#).await.expect(201);
+    let hook = r#"{"url": "https://hooks.example.com/in", "rate_limit": 5.0}"#;
+    let made = send(&stack.api, Method::POST, "/v1/webhooks", hook).await.expect(201);
+    assert_eq!(made["rate_limit"].as_u64(), Some(5), "{made}");
+    let rotate = format!("/v1/webhooks/{}/rotate-secret", made["id"].as_str().unwrap());
+    send(&stack.api, Method::POST, &rotate, r#"{"overlap_seconds": 0.0}"#).await.expect(201);
+    stack.api.get("/v1/decisions?limit=10.0").await.expect(200);
+    stack.api.get("/v1/decisions?limit=10.5").await.assert_error(422, "validation_failed");
+}

@@ -141,7 +141,7 @@ async fn a_body_over_a_million_bytes_is_413_and_another_type_415() {
 async fn a_422_names_every_bad_field_also_those_that_only_the_policy_knows() {
     let stack = Stack::build().dev().await;
     let body = json!({
-        "goal": " ", "success_criteria": "x", "tools": [1, "ok", ""], "side_effects": null, "context": [], "environment": 5, "pro": "yes",
+        "goal": " ", "success_criteria": "x", "tools": [1, "ok", ""], "side_effects": {}, "context": [], "environment": 5, "pro": "yes",
         "constraints": ["max_retries: lots", "allowed_change_window: never", "allowed_environment:"], "policy_pack_version": "nobody@9.9.9+000000000000", "debug_store_input": 1
     });
     let answer = stack

@@ -15,7 +15,7 @@ async fn without_an_evaluator_nothing_is_allowed_and_with_a_new_one_it_goes_on()
     stack.evaluators[0].kill();
     let answer = stack.api.check(&Api::harmless()).await;
     answer.assert_error(503, "unavailable");
-    assert!(answer.text.contains("the action must not run"));
+    assert!(answer.text.contains("no evaluator serves: the action must not run"), "{}", answer.text);
     assert!(!answer.header("retry-after").is_empty());
     // The report may be a second old.
     wait_for("the report", BACK_WITHIN, async || stack.api.get("/readyz").await.status == 503).await;
@@ -55,7 +55,10 @@ async fn without_a_keystore_known_keys_pass_for_a_while_and_unknown_ones_are_503
     stack.keystore.as_mut().unwrap().kill();
     stack.api.check(&Api::harmless()).await.expect(200);
     let fresh = stack.api.with_key(&fresh);
-    fresh.check(&Api::harmless()).await.assert_error(503, "unavailable");
+    let answer = fresh.check(&Api::harmless()).await;
+    answer.assert_error(503, "unavailable");
+    assert!(answer.text.contains("no keystore serves: the action must not run"), "{}", answer.text);
+    assert!(!answer.header("retry-after").is_empty());
     stack.operator.post("/v1/accounts", &serde_json::json!({"name": "x"})).await.assert_error(503, "unavailable");
     stack.start_keystore();
     fresh.check(&Api::harmless()).await.expect(200);

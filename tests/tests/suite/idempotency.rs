@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Answer, Api, Stack};
 
+use crate::recording::kept;
+
 const BACK_WITHIN: Duration = Duration::from_secs(30);
 
 async fn ask(api: &Api, key: &str, body: &Value) -> Answer {
@@ -41,7 +43,7 @@ async fn the_same_again_is_the_recorded_decision_under_its_own_id() {
         assert_eq!(again.header("x-request-id"), first.body["request_id"].as_str().unwrap());
         first_body["cached"] = json!(true);
         first_body["meta"]["client_request_id"] = json!("mine");
-        assert_eq!(again.expect(200), first_body, "every field as it was");
+        assert_eq!(again.expect(200), kept(&first_body), "every other field as it was");
     }
     assert_eq!(stack.api.decisions("").await.len(), 4, "a repeated answer is no decision");
     assert_eq!(stack.api.get("/v1/runs/r").await.expect(200)["iterations"], 1);

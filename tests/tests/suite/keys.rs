@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use reqwest::Method;
 use serde_json::json;
 use stage0_backplane::testing::wait_for;
@@ -37,6 +38,7 @@ async fn a_key_lives_on_for_the_overlap_of_its_rotation_and_no_longer() {
     old.check(&Api::harmless()).await.expect(200);
     let new = stack.operator.post(&format!("/v1/keys/{id}/rotate"), &json!({"overlap_seconds": 2})).await.expect(201);
     let new_key = stack.api.with_key(new["key"].as_str().unwrap());
+    assert!(new["old_key_expires_at"].as_str().unwrap() > new["created_at"].as_str().unwrap(), "{new}");
     new_key.check(&Api::harmless()).await.expect(200);
     old.check(&Api::harmless()).await.expect(200);
     wait_for("the end of the overlap", Duration::from_secs(10), async || {
@@ -48,9 +50,55 @@ async fn a_key_lives_on_for_the_overlap_of_its_rotation_and_no_longer() {
     // Without a body, the old key ends at once.
     let path = format!("/v1/keys/{}/rotate", new["id"].as_str().unwrap());
     let newest = stack.operator.send(Method::POST, &path, &[], None).await.expect(201);
+    assert_eq!(newest["old_key_expires_at"], newest["created_at"]);
     wait_for("the refusal", Duration::from_secs(1), async || new_key.check(&Api::harmless()).await.status == 401).await;
     stack.api.with_key(newest["key"].as_str().unwrap()).check(&Api::harmless()).await.expect(200);
     stack.operator.send(Method::POST, &path, &[], None).await.assert_error(409, "conflict");
+}
+
+/// The item of a key in its account's list.
+async fn listed(stack: &Stack, account: &str, id: &str) -> serde_json::Value {
+    let page = stack.operator.get(&format!("/v1/keys?account={account}")).await.expect(200);
+    page["items"].as_array().unwrap().iter().find(|item| item["id"] == id).unwrap().clone()
+}
+
+/// Waits until a key is listed as used in this hour, or in the one that ended while it was.
+async fn is_shown_as_used(stack: &Stack, account: &str, id: &str) {
+    let hour = || Timestamp::from_second(Timestamp::now().as_second() / 3_600 * 3_600).unwrap().to_string();
+    let before = hour();
+    wait_for("the key's last use", Duration::from_secs(30), async || {
+        let used = listed(stack, account, id).await["last_used_at"].clone();
+        used == before.as_str() || used == hour().as_str()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_shows_the_hour_of_its_last_use_at_whichever_gateway_and_over_a_restart() {
+    let mut stack = Stack::build().gateways(2).nats().await;
+    let (account, key, id) = stack.operator.account("a", None, &["check"]).await;
+    let (other_account, other, other_id) = stack.operator.account("b", None, &["check"]).await;
+    // A wrong key with its id is no use of a key, and what a gateway notes later comes no earlier.
+    let wrong = format!("{}{}", &other[..other.len() - 2], if other.ends_with("00") { "11" } else { "00" });
+    stack.api_at(1).with_key(&wrong).check(&Api::harmless()).await.assert_error(401, "unauthorized");
+    stack.api_at(1).with_key(&key).check(&Api::harmless()).await.expect(200);
+    is_shown_as_used(&stack, &account, &id).await;
+    assert!(listed(&stack, &other_account, &other_id).await.get("last_used_at").is_none(), "it was not used");
+    stack.api_at(0).with_key(&other).check(&Api::harmless()).await.expect(200);
+    is_shown_as_used(&stack, &other_account, &other_id).await;
+    stack.start_keystore();
+    is_shown_as_used(&stack, &account, &id).await;
+}
+
+#[tokio::test]
+async fn a_key_shows_the_hour_of_its_last_use_in_one_process_and_over_a_restart() {
+    let mut stack = Stack::build().dev().await;
+    let (account, key, id) = stack.operator.account("a", None, &["check"]).await;
+    assert!(listed(&stack, &account, &id).await.get("last_used_at").is_none(), "it was not used");
+    stack.api.with_key(&key).check(&Api::harmless()).await.expect(200);
+    is_shown_as_used(&stack, &account, &id).await;
+    stack.restart_dev();
+    is_shown_as_used(&stack, &account, &id).await;
 }
 
 #[tokio::test]

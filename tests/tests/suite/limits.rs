@@ -109,6 +109,7 @@ async fn usage_is_what_was_counted_and_is_not_counted_itself() {
     let told = usage(&stack.api).await;
     assert_parses(&told);
     assert_eq!((&told["plan"], &told["monthly_quota"]), (&json!("unlimited"), &json!(UNLIMITED)));
+    assert_eq!(told["may_lag_seconds"], 10, "what has no limit is told by gateways every ten seconds");
     let api = limited(&stack, &json!({"plan": "free", "per_minute": 1000})).await;
     for _ in 0..3 {
         usage(&api).await;
@@ -121,6 +122,7 @@ async fn usage_is_what_was_counted_and_is_not_counted_itself() {
     assert_eq!((&told["daily_used"], &told["daily_quota"]), (&json!(3), &json!(1_000)));
     assert_eq!((&told["monthly_used"], &told["monthly_quota"]), (&json!(3), &json!(10_000)));
     assert_eq!(told["per_minute_limit"], 1_000);
+    assert_eq!(told["may_lag_seconds"], 0, "a limit is leased before it is used");
     assert!(told["minute_used"].as_u64().unwrap() <= 4, "what was refused for its fields is counted here: {told}");
     assert_eq!(api.head("/usage").await.status, 200);
     api.without_key().get("/usage").await.assert_error(401, "unauthorized");
@@ -189,8 +191,12 @@ async fn without_a_ledger_limited_accounts_are_refused() {
     let api = limited(&stack, &json!({"daily": 10})).await;
     api.check(&Api::harmless()).await.expect(200);
     stack.nats.as_mut().unwrap().kill();
-    api.check(&Api::harmless()).await.assert_error(503, "unavailable");
-    api.get("/usage").await.assert_error(503, "unavailable");
+    let answer = api.check(&Api::harmless()).await;
+    answer.assert_error(503, "unavailable");
+    assert!(answer.text.contains("the action must not run"), "{}", answer.text);
+    let answer = api.get("/usage").await;
+    answer.assert_error(503, "unavailable");
+    assert!(answer.text.contains("the state store does not answer"), "{}", answer.text);
 }
 
 #[tokio::test]

@@ -28,8 +28,10 @@ async fn ready(stack: &Stack) -> (u16, Value) {
 
 async fn refused_in_time(stack: &Stack) {
     let began = Instant::now();
-    stack.api.check(&Api::harmless()).await.assert_error(503, "unavailable");
+    let answer = stack.api.check(&Api::harmless()).await;
+    answer.assert_error(503, "unavailable");
     assert!(began.elapsed() < BUDGET, "{:?}", began.elapsed());
+    assert!(answer.text.contains("the action must not run") && !answer.header("retry-after").is_empty());
 }
 
 #[tokio::test]
@@ -125,6 +127,10 @@ async fn a_log_that_is_full_releases_nothing_until_there_is_room() {
     let client = async_nats::connect(stack.nats.as_ref().unwrap().url()).await.unwrap();
     let operator = async_nats::jetstream::new(client);
     operator.update_stream(&config).await.unwrap();
+    let refused = stack.api.check(&Api::harmless()).await;
+    refused.assert_error(503, "unavailable");
+    let says = "the decision log cannot be written: the action must not run";
+    assert!(refused.text.contains(says), "{}", refused.text);
     refused_in_time(&stack).await;
     assert_eq!(stack.api.decisions("").await.len(), 1, "it can be read all the same");
     config.max_messages = -1;

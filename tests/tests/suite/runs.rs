@@ -161,6 +161,92 @@ async fn a_run_is_shown_ended_and_its_owners_alone() {
     assert_eq!(stack.api.check(&body).await.body["verdict"], "ALLOW");
 }
 
+/// The names of an account's runs, over all pages.
+async fn names(api: &Api, limit: usize) -> Vec<String> {
+    let (mut names, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&format!("/v1/runs?limit={limit}{cursor}")).await.expect(200);
+        let items = page["items"].as_array().unwrap();
+        assert!(items.len() <= limit, "{page}");
+        names.extend(items.iter().map(|run| run["run_id"].as_str().unwrap().to_owned()));
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    names.sort();
+    names
+}
+
+async fn lists_an_accounts_own_runs(stack: &Stack) {
+    assert_eq!(names(&stack.api, 100).await, Vec::<String>::new());
+    for run in ["a/b é", "first", "second", "third"] {
+        assert_eq!(stack.api.check(&check(run, "max_iterations: 9", json!({}))).await.body["verdict"], "ALLOW");
+    }
+    let (_, key, _) = stack.operator.account("b", None, &stage0_tests::account_scopes()).await;
+    let stranger = stack.api.with_key(&key);
+    stranger.check(&check("theirs", "max_iterations: 9", json!({}))).await.expect(200);
+    let all = ["a/b é", "first", "second", "third"];
+    for limit in [1, 3, 1_000] {
+        assert_eq!(names(&stack.api, limit).await, all, "{limit}");
+    }
+    assert_eq!(names(&stranger, 100).await, ["theirs"]);
+    let page = stack.api.get("/v1/runs").await.expect(200);
+    let listed = page["items"].as_array().unwrap().iter().find(|run| run["run_id"] == "first").unwrap();
+    let shown = run_of(&stack.api, "first").await;
+    for member in ["first_seen", "last_seen", "expires_at", "iterations", "cost", "tools", "tool_calls", "reservations"]
+    {
+        assert_eq!(listed[member], shown[member], "{member}");
+    }
+    assert_eq!(stack.api.delete("/v1/runs/second").await.status, 204);
+    assert_eq!(names(&stack.api, 1).await, ["a/b é", "first", "third"]);
+    for wrong in
+        ["limit=0", "limit=1001", "limit=x", "cursor=a%20b", "cursor=..%2Fb", "account=acc_1", "limit=1&limit=2"]
+    {
+        stack.api.get(&format!("/v1/runs?{wrong}")).await.assert_error(422, "validation_failed");
+    }
+    stack.operator.get("/v1/runs").await.assert_error(403, "scope_missing");
+    stack.api.without_key().get("/v1/runs").await.assert_error(401, "unauthorized");
+    stack.api.delete("/v1/runs").await.assert_error(405, "method_not_allowed");
+    let made = json!({"account": stack.account, "name": "k", "scopes": ["decisions:read"]});
+    let reads = stack.operator.post("/v1/keys", &made).await.expect(201);
+    stack.api.with_key(reads["key"].as_str().unwrap()).get("/v1/runs").await.assert_error(403, "scope_missing");
+}
+
+#[tokio::test]
+async fn runs_are_listed_page_by_page_and_an_accounts_own_alone_on_nats() {
+    lists_an_accounts_own_runs(&Stack::build().evaluators(2).nats().await).await;
+}
+
+#[tokio::test]
+async fn runs_are_listed_page_by_page_and_an_accounts_own_alone_in_one_process() {
+    let mut stack = Stack::build().dev().await;
+    lists_an_accounts_own_runs(&stack).await;
+    stack.restart_dev();
+    assert_eq!(names(&stack.api, 2).await, ["a/b é", "first", "third"], "they outlive a restart");
+}
+
+#[tokio::test]
+async fn a_whole_number_is_the_run_of_its_digits_and_a_defer_says_how_to_end_it() {
+    let stack = Stack::build().dev().await;
+    let mut body = check("", "max_iterations: 1", json!({}));
+    body["context"]["run_id"] = json!(11_233_637_052_i64);
+    assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW");
+    assert_eq!(run_of(&stack.api, "11233637052").await["iterations"], 1);
+    let text = check("11233637052", "max_iterations: 1", json!({}));
+    let deferred = stack.api.check(&text).await.expect(200);
+    assert_eq!(deferred["verdict"], "DEFER");
+    let issue = &deferred["issues"][0];
+    let run = &issue["details"]["run"];
+    assert_eq!((&issue["code"], &run["run_id"]), (&json!("LOOP_THRESHOLD_EXCEEDED"), &json!("11233637052")));
+    assert_eq!(run["counted"], json!({"iteration": 2, "max_iterations": 1}));
+    let (method, path) = run["end"].as_str().unwrap().split_once(' ').unwrap();
+    assert_eq!((method, path.split(' ').next().unwrap()), ("DELETE", "/v1/runs/{run_id}"));
+    let end = path.split(' ').next().unwrap().replace("{run_id}", run["run_id"].as_str().unwrap());
+    assert_eq!(stack.api.delete(&end).await.status, 204);
+    assert_eq!(stack.api.check(&body).await.expect(200)["verdict"], "ALLOW");
+    let recorded = stack.api.decisions("&run_id=11233637052").await;
+    assert_eq!(recorded.len(), 3, "{recorded:?}");
+}
+
 #[tokio::test]
 async fn costs_are_settled_once_by_those_who_may() {
     let stack = Stack::build().dev().await;
@@ -235,7 +321,7 @@ async fn an_account_may_require_that_each_check_names_its_run() {
     let stack = Stack::build().dev().await;
     let path = format!("/v1/accounts/{}", stack.account);
     stack.operator.patch(&path, &json!({"require_run_id": true})).await.expect(200);
-    for context in [json!({}), json!({"run_id": " "}), json!({"run_id": 7})] {
+    for context in [json!({}), json!({"run_id": " "}), json!({"run_id": 7.5})] {
         let mut body = Api::harmless();
         body["context"] = context;
         body["tools"] = json!([""]);

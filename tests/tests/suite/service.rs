@@ -205,9 +205,9 @@ async fn dev_at_rest_stays_small() {
     stack.api.check(&Api::harmless()).await.expect(200);
     let resident = stack.dev.as_ref().unwrap().resident();
     eprintln!("resident after one check: {:.1} MB", resident as f64 / 1e6);
-    // Half of it is the binary itself, which is larger unoptimised than released; the released one's number stands in
-    // the README.
-    assert!(resident < 96_000_000, "{resident} bytes");
+    // Half of it is the binary itself, which is larger unoptimised than released, and a fifth are the compiled forms of
+    // secrets; the released one's number stands in the README.
+    assert!(resident < 120_000_000, "{resident} bytes");
 }
 
 #[tokio::test]

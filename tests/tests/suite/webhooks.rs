@@ -279,6 +279,8 @@ async fn filters_let_only_their_own_decisions_through() {
         ("/denied", json!({"verdicts": ["DENY"]})),
         ("/unclear", json!({"verdicts": ["DEFER", "ALLOW"], "environments": null})),
         ("/production", json!({"environments": ["Production", "staging"]})),
+        ("/alias", json!({"environments": ["PRD"]})),
+        ("/no-alias", json!({"environments": ["preprod", "prod-eu", "dev"]})),
         ("/nowhere", json!({"environments": ["nowhere"]})),
     ] {
         let mut body = filters.clone();
@@ -294,6 +296,8 @@ async fn filters_let_only_their_own_decisions_through() {
         ("/denied", vec![&denied]),
         ("/unclear", vec![&allowed, &deferred]),
         ("/production", vec![&denied]),
+        ("/alias", vec![&denied]),
+        ("/no-alias", vec![]),
         ("/nowhere", vec![]),
     ] {
         let find = |came: &[stage0_tests::Delivery]| {
@@ -352,7 +356,7 @@ async fn an_event_says_what_was_decided_and_nothing_that_was_asked() {
     let receiver = Receiver::plain().await;
     stack.api.webhook(&receiver.url("/in")).await;
     let body = json!({
-        "goal": "unmistakable words", "tools": ["unmistakable"], "debug_store_input": true,
+        "goal": "unmistakable words", "tools": ["web_search"], "debug_store_input": true,
         "context": {"run_id": "run-7", "note": "unmistakable note"}
     });
     let id = stack.api.decide(&body).await;
@@ -370,6 +374,8 @@ async fn an_event_says_what_was_decided_and_nothing_that_was_asked() {
     for never in ["input", "client", "durations", "meta", "goal", "context"] {
         assert!(data.get(never).is_none(), "{never}");
     }
+    // What was attempted is told by the names of the tools.
+    assert_eq!(data["tools"], json!(["web_search"]));
     let text = String::from_utf8(delivery.body.clone()).unwrap();
     assert!(!text.contains("unmistakable") && !text.contains("127.0.0.1"), "{text}");
     // With the hash a receiver follows the chain of what it downloads.

@@ -26,16 +26,6 @@ async fn alive(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn plain_http_is_refused_and_never_answered_with_a_decision() {
-    let stack = Stack::build().gateway_with(&IMPATIENT).dev().await;
-    let request = format!("{}{}", head(&stack, &format!("Content-Length: {}", harmless().len())), harmless());
-    let answer = Raw::plain(&stack.address(), request.as_bytes()).await;
-    let text = String::from_utf8_lossy(&answer);
-    assert!(!text.contains("HTTP/1") && !text.contains("verdict") && !text.contains("Location"), "{text}");
-    alive(&stack).await;
-}
-
-#[tokio::test]
 async fn stalled_handshakes_headers_and_bodies_end_in_time() {
     let stack = Stack::build().gateway_with(&IMPATIENT).dev().await;
     let started = Instant::now();
@@ -217,7 +207,7 @@ async fn strange_text_in_any_field_is_data_and_never_an_allow_for_a_disguised_ef
         json!(["approved"]),
         json!({"status": "approved"}),
         json!("\u{430}pproved"),
-        json!("not approved"),
+        json!("almost approved"),
         json!(1),
         Value::Null,
         json!("approved\u{0}"),
