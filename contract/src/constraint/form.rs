@@ -13,7 +13,7 @@ const OPERATORS: [char; 11] = [':', '=', '<', '>', '≤', '≥', '≦', '≧', '
 /// Addresses that have no `//` behind their colon.
 const SCHEMES: [&str; 6] = ["mailto", "urn", "data", "tel", "sms", "javascript"];
 /// A shorter text is part of too much.
-const LEAST_PART: usize = 4;
+const MIN_PART_CHARS: usize = 4;
 /// Longer texts are sentences.
 const MAX_WORDS: usize = 4;
 
@@ -109,7 +109,7 @@ impl Names {
 
 /// Constraints of whose name the key is a part, or the other way: `change_window`, `timeout_minutes`.
 fn alike(name: &str) -> Vec<&'static str> {
-    if name.chars().count() < LEAST_PART {
+    if name.chars().count() < MIN_PART_CHARS {
         return Vec::new();
     }
     let alike = |known: &ConstraintName| {

@@ -1,3 +1,5 @@
+//! Known answers of the grammar: what is a constraint, what is an unusable value, and what is a sentence.
+
 use super::*;
 
 /// With some aliases and tags, as a pack has them.
