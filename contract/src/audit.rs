@@ -6,10 +6,11 @@
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{AccountId, Caller, KeyId, ManageReply, Notice, Page, Request, WebhookId};
+use crate::{AccountId, Caller, KeyId, WebhookId};
 
 /// Gateway to all: decisions of these accounts were just recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,15 +21,11 @@ pub struct DecisionsRecorded {
 }
 
 impl DecisionsRecorded {
-    /// More are told in more than one notice. A longer list is not read to its end: who hears it looks at the log.
+    /// More accounts take several notices. A subscriber does not read a longer list; it looks at the log instead.
     pub const MAX_ACCOUNTS: usize = 1_000;
 }
 
-impl Notice for DecisionsRecorded {
-    const SUBJECT: &'static str = "notice.decisions.recorded";
-}
-
-/// A list of whoever may tell this notice is bounded like a caller's.
+/// The list is bounded like a caller's, because any process with the right to publish may send it.
 fn few_accounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<AccountId>, D::Error> {
     struct Few;
 
@@ -55,93 +52,83 @@ fn few_accounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Accoun
 }
 
 /// `POST /v1/webhooks/{id}/test`: one attempt with an event of type `webhook.test`, now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TestWebhook {
-    /// Whose.
+    /// The account.
+    #[schemars(skip)]
     pub account: AccountId,
     /// The endpoint.
     pub id: WebhookId,
 }
 
-impl Request for TestWebhook {
-    const SUBJECT: &'static str = "audit.test";
-    type Reply = ManageReply<WebhookTested>;
-}
-
 /// What became of the attempt.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookTested {
     /// It answered 2xx.
     pub delivered: bool,
     /// Its status, if it answered.
     pub status: Option<u16>,
-    /// In words, when it was not delivered.
+    /// Why it counts as not delivered.
     pub error: Option<String>,
-    /// How long it took.
+    /// The duration of the attempt in milliseconds.
     pub latency_ms: u64,
 }
 
 /// `POST /v1/webhooks/{id}/replay`: send what was recorded in this time once more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplayWebhook {
-    /// Whose.
+    /// The account.
+    #[schemars(skip)]
     pub account: AccountId,
     /// The endpoint.
     pub id: WebhookId,
-    /// From then on.
+    /// Recorded at this moment or later.
     pub from: Timestamp,
-    /// Until then, that moment not included.
+    /// Recorded before this moment; after `from`.
     pub to: Timestamp,
 }
 
-impl Request for ReplayWebhook {
-    const SUBJECT: &'static str = "audit.replay";
-    type Reply = ManageReply<ReplayStarted>;
-}
-
 /// It will be sent. A replayed event keeps its `webhook-id` and gets a new `sequence`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplayStarted {}
 
 /// `GET /v1/webhooks/{id}/deliveries`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListDeliveries {
-    /// Whose.
+    /// The account.
+    #[schemars(skip)]
     pub account: AccountId,
     /// The endpoint.
     pub id: WebhookId,
 }
 
-impl Request for ListDeliveries {
-    const SUBJECT: &'static str = "audit.deliveries";
-    type Reply = ManageReply<Page<Delivery>>;
-}
-
 /// One event on its way to one endpoint.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Delivery {
-    /// The `webhook-id` header: the same at every attempt.
+    /// The header `webhook-id`: the same at every attempt.
     pub event: String,
-    /// The event's number at this endpoint.
+    /// `data.sequence` of the event.
+    #[schemars(extend("minimum" = 1))]
     pub sequence: u64,
-    /// Where it stands.
+    /// `waiting`: it failed and will be tried again. `exhausted`: it failed eight times; a replay sends it again.
     pub state: DeliveryState,
     /// How often it was tried.
+    #[schemars(extend("minimum" = 1))]
     pub attempts: u32,
     /// Of the last attempt, if it was answered.
     pub status: Option<u16>,
-    /// Of the last attempt, in words, if it failed.
+    /// Of the last attempt, if it failed.
     pub error: Option<String>,
-    /// Of the last attempt.
+    /// Of the last attempt, in milliseconds.
     pub latency_ms: u64,
     /// RFC 3339.
     pub last_attempt_at: Timestamp,
-    /// RFC 3339; null when there will be none.
+    /// Null when none is planned.
     pub next_attempt_at: Option<Timestamp>,
 }
 
 /// Where a delivery stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
     /// It was answered 2xx.
@@ -153,53 +140,46 @@ pub enum DeliveryState {
 }
 
 /// `DELETE /v1/decisions?before=…`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteDecisions {
-    /// Whose.
+    /// The account.
+    #[schemars(skip)]
     pub account: AccountId,
     /// What was recorded before this goes.
     pub before: Timestamp,
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub requested_by: KeyId,
     /// The keystore's permit for exactly this deletion. Without it the keystore does not sign the deletion's mark, and
     /// nothing is deleted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(skip)]
     pub permit: Option<DeletionPermit>,
-}
-
-impl Request for DeleteDecisions {
-    const SUBJECT: &'static str = "audit.delete";
-    type Reply = ManageReply<DecisionsDeleted>;
 }
 
 /// Gateway to keystore: may this caller delete its account's decisions of before this time?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermitDeletion {
-    /// Who asks.
+    /// The caller.
     pub caller: Caller,
     /// What was recorded before this goes.
     pub before: Timestamp,
 }
 
-impl Request for PermitDeletion {
-    const SUBJECT: &'static str = "keys.deletions.permit";
-    type Reply = ManageReply<DeletionPermit>;
-}
-
-/// The keystore's word that a caller, whose key it verified, asked for one deletion. Nobody but the keystore process
-/// that gave it can tell a good one.
+/// The keystore's permit for one deletion, for a caller whose key it verified. Only the keystore process that issued it
+/// can validate it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletionPermit {
-    /// From then on it is refused.
+    /// The keystore refuses it from this time on.
     pub expires_at: Timestamp,
     /// Base64url; covers account, time, key and expiry.
     pub mac: String,
 }
 
 /// They are gone; a signed mark says so in the log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DecisionsDeleted {
-    /// How many.
+    /// The number of deleted decisions.
     pub count: u64,
     /// What was recorded before this is gone.
     pub before: Timestamp,
@@ -207,7 +187,8 @@ pub struct DecisionsDeleted {
     pub from: Option<Timestamp>,
     /// When the last of them was.
     pub to: Option<Timestamp>,
-    /// The mark that says so; null when there was nothing to delete.
+    /// Number of the mark that says so; null when there was nothing to delete.
+    #[schemars(extend("minimum" = 1))]
     pub mark: Option<u64>,
 }
 

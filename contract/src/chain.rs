@@ -1,13 +1,15 @@
-//! The chain by which a reader proves that no recorded decision is missing, altered, out of order or there twice.
+//! The chain by which a reader proves that no recorded decision is missing, altered, out of order or doubled.
 //!
-//! Each gateway numbers the decisions of an account that it writes and puts the hash of its previous one into each; marks, signed by
-//! the keystore, name the last of every writer. Owns hashes, links and signatures; [`walk`] judges a whole log. Pure.
-//! A hash is SHA-256 of the line's bytes without its line feed; a signature is Ed25519 (RFC 8032) over the line without its signature.
+//! Each gateway numbers the decisions that it writes for an account and puts the hash of the previous one into each;
+//! marks, signed by the keystore, name the last decision of every writer. Owns hashes, links and signatures;
+//! [`verifier`] verifies a whole log. Pure. A hash is the SHA-256 of a line's bytes without its line feed; a signature
+//! is Ed25519 (RFC 8032) over the line without its signature.
 
 use std::fmt;
 
 use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -16,10 +18,10 @@ use crate::IdError;
 use crate::record::Mark;
 
 mod sign;
-mod walk;
+mod verifier;
 
 pub use sign::{PublicKey, SigningKeyId, Unsigned, signed_part};
-pub use walk::{Finding, FindingKind, Report, Walk, Window};
+pub use verifier::{ChainVerifier, Finding, FindingKind, Report, Window};
 
 /// SHA-256 of a line.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -27,7 +29,7 @@ pub use walk::{Finding, FindingKind, Report, Walk, Window};
 pub struct LineHash([u8; 32]);
 
 impl LineHash {
-    /// Of the line's bytes, without its line feed.
+    /// Hashes the line's bytes, without its line feed.
     pub fn of(line: &[u8]) -> Self {
         Self(Sha256::digest(line).into())
     }
@@ -64,7 +66,7 @@ impl fmt::Debug for LineHash {
     }
 }
 
-/// One writer of the log: a gateway from one moment of doubt (its start, an append whose fate is unknown) to the next.
+/// The id of one gateway's chain. A new one begins when the gateway starts or when the outcome of an append is unknown.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct WriterId(Uuid);
@@ -89,66 +91,69 @@ impl fmt::Debug for WriterId {
 }
 
 /// A line's place in its writer's chain for one account.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Link {
-    /// Who wrote it.
+    /// The chain that it belongs to.
     pub writer: WriterId,
-    /// From 1, without a gap.
+    /// Counts from 1 without gaps.
     pub sequence: u64,
-    /// The writer's decision before this one; null only for the first.
+    /// The writer's decision before this one; null only for its first.
     pub previous: Option<Previous>,
-    /// First of its writer only: the last decision of the account that was there already.
+    /// Of a writer's first decision only: the last decision of the account that was there already; absent when
+    /// there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Head>,
-    /// First of its writer only: the last mark of the account that was there already.
+    /// Of a writer's first decision only: the last mark of the account that was there already; absent when there
+    /// was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<MarkRef>,
 }
 
 /// What a line says of the one before it; the times tell whether that one may be gone by now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Previous {
-    /// Of its bytes.
+    /// The hash of its line.
     pub hash: LineHash,
     /// When it was written.
     pub recorded_at: Timestamp,
-    /// From this second on it may be gone, since the epoch.
+    /// It may be removed from this second on (Unix time).
     pub expires_at: i64,
 }
 
 /// The last line of a writer at some moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Head {
-    /// Whose.
+    /// The writer.
     pub writer: WriterId,
-    /// Which.
+    /// Its number in the writer's chain.
     pub sequence: u64,
-    /// Of its bytes.
+    /// The hash of its line.
     pub hash: LineHash,
     /// When it was written.
     pub recorded_at: Timestamp,
-    /// From this second on it may be gone, since the epoch.
+    /// It may be removed from this second on (Unix time).
     pub expires_at: i64,
 }
 
 impl Head {
-    /// As the next line says it.
+    /// What the writer's next line says about this one.
     pub fn as_previous(&self) -> Previous {
         Previous { hash: self.hash, recorded_at: self.recorded_at, expires_at: self.expires_at }
     }
 }
 
 /// A mark by number and hash. Kept outside, it shows whether the log that is looked at later still holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MarkRef {
-    /// Which.
+    /// Its number in the writer's chain.
+    #[schemars(extend("minimum" = 1))]
     pub number: u64,
-    /// Of its bytes.
+    /// The hash of its line.
     pub hash: LineHash,
 }
 
 impl MarkRef {
-    /// Of a mark's line; none where it is no mark.
+    /// The reference to the mark on a line; `None` if the line is not a mark.
     pub fn of(line: &[u8]) -> Option<Self> {
         let mark: Mark = serde_json::from_slice(line).ok()?;
         Some(Self { number: mark.number, hash: LineHash::of(line) })

@@ -1,8 +1,9 @@
-//! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field and not just the first.
+//! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field and not just the
+//! first.
 //!
-//! Owns the shape and the sizes of a request, and what of it `task_hash` is taken from. A [`CheckRequest`] that exists
-//! keeps every rule of contract section 2 that needs no policy; windows and policy versions are the evaluator's to
-//! know.
+//! Owns the shape and size limits of a request, and which of its members `task_hash` covers. An existing
+//! [`CheckRequest`] keeps every rule of contract section 2 that needs no policy; only an evaluator knows change windows
+//! and policy versions.
 
 mod bounds;
 mod members;
@@ -10,6 +11,7 @@ mod near;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -31,7 +33,8 @@ pub const MAX_ITEM_CHARS: usize = 1_000;
 pub const MAX_CONTEXT_ENTRIES: usize = 1_000;
 /// The most unknown members that an answer names.
 const MAX_IGNORED: usize = 20;
-/// Spellings of environments that every baseline knows, for a refusal that stands anyway. A pack may know others.
+/// Environment aliases of the baseline, to find contradictions in a request that is refused anyway. A pack may have
+/// more.
 const ENVIRONMENTS: [(&str, &str); 6] = [
     ("prod", "production"),
     ("prd", "production"),
@@ -41,41 +44,60 @@ const ENVIRONMENTS: [(&str, &str); 6] = [
     ("dev", "development"),
 ];
 
-/// A proposed action.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A list of short texts in a request.
+#[derive(JsonSchema)]
+#[schemars(inline, transparent)]
+#[expect(dead_code, reason = "only its schema is used")]
+struct Items(#[schemars(extend("maxItems" = 200), inner(length(min = 1, max = 1000)))] Vec<String>);
+
+/// A proposed action. Unknown members are tolerated. At most 1,000,000 bytes, 50,000 JSON values, 32 levels deep.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CheckRequest {
     /// What the agent wants to do.
+    #[schemars(extend("minLength" = 1, "maxLength" = 8000))]
     pub goal: String,
     /// How it will know that it is done.
+    #[schemars(with = "Option<Items>", extend("default" = []))]
     pub success_criteria: Vec<String>,
-    /// The limits that it declares.
+    /// Limits it declares, such as `approval required`, `required_role: admin` or `max_cost_usd: 5`.
+    #[schemars(with = "Option<Items>", extend("default" = []))]
     pub constraints: Vec<String>,
-    /// The tools that it will use.
+    /// Tools it will use.
+    #[schemars(with = "Option<Items>", extend("default" = []))]
     pub tools: Vec<String>,
-    /// What will change outside.
+    /// What changes outside, such as `deploy` or `external_notification`. A word that the policy does not know
+    /// counts as high risk.
+    #[schemars(with = "Option<Items>", extend("default" = []))]
     pub side_effects: Vec<String>,
-    /// False where `side_effects` was absent or null: then nothing is stated, while an empty array says that nothing changes.
+    /// False if `side_effects` was absent or null. An empty array is different: it states that nothing changes.
     #[serde(default = "stated", skip_serializing_if = "is_stated")]
+    #[schemars(skip)]
     pub side_effects_stated: bool,
-    /// Facts about the situation; absent differs from empty.
+    /// Facts: `actor_role`, `approval_status`, `environment`, `run_id`, … Absent differs from empty.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::optional_members")]
+    #[schemars(with = "Option<crate::api::Context>")]
     pub context: Option<Map<String, Value>>,
-    /// The top-level environment, when it is not blank.
+    /// The same as `context.environment`; both given and different is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 1000))]
     pub environment: Option<String>,
-    /// Whether advice of MEDIUM severity denies.
+    /// Advice of MEDIUM severity denies as well.
+    #[schemars(default)]
     pub pro: bool,
-    /// The wanted policy version; `None` means the account's active one.
+    /// Empty: the account's active version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = ""))]
     pub policy_pack_version: Option<String>,
-    /// Whether the text of the request may be recorded.
+    /// Only when true is the request's text recorded, with secrets masked, as `input` of the decision's record.
+    #[schemars(default)]
     pub debug_store_input: bool,
     /// Unknown top-level members: tolerated, never evaluated, but searched for secrets.
     #[serde(default, skip_serializing_if = "Map::is_empty", deserialize_with = "crate::json::members")]
+    #[schemars(skip)]
     pub unknown: Map<String, Value>,
 }
 
-/// What an older gateway does not say of a request.
+/// The default for a request from an older gateway, which does not send the member.
 fn stated() -> bool {
     true
 }
@@ -85,14 +107,14 @@ fn is_stated(stated: &bool) -> bool {
     *stated
 }
 
-/// Why a body is no request, and what of it a policy can still judge.
+/// Why a body was refused, and the parts of it that a policy can still review.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectedRequest {
     /// Every bad field; never empty.
     pub errors: Vec<FieldError>,
-    /// The constraints by index, bad ones empty.
+    /// The constraints by index; invalid ones are empty texts.
     pub constraints: Vec<String>,
-    /// The wanted version, if it could be read.
+    /// The requested policy version, if it could be read.
     pub policy_pack_version: Option<String>,
 }
 
@@ -103,7 +125,7 @@ impl RejectedRequest {
 }
 
 /// One bad field: where, and what it must be. Never quotes the value.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FieldError {
     /// `goal`, `constraints[3]`, …
     pub path: String,
@@ -119,7 +141,7 @@ impl FieldError {
 }
 
 impl FieldError {
-    /// The request names two environments that are not one.
+    /// The error for two environments that contradict each other.
     pub fn environments_differ() -> Self {
         Self::new("environment", "must be the same as `context.environment`, or only one of them given")
     }
@@ -131,7 +153,7 @@ impl CheckRequest {
         let Value::Object(mut members) = body else {
             return Err(RejectedRequest::of(vec![FieldError::new("body", "must be a JSON object")]));
         };
-        // Null says what an absent member says; a goal must be there.
+        // Null means the same as an absent member, except that a goal is required.
         let absent = |name: &&str| members.get(*name).is_some_and(Value::is_null);
         let absent: Vec<&str> = REQUEST_MEMBERS.iter().map(|member| member.name).filter(absent).collect();
         for name in absent {
@@ -168,7 +190,8 @@ impl CheckRequest {
         if errors.is_empty() {
             return Ok(request);
         }
-        // Which environments are one is the policy's to say; what is refused anyway is told all that can be told.
+        // The policy decides which environments are the same. A body that is refused anyway lists every fault that can
+        // be found without it.
         if request.environments_differ() {
             errors.push(FieldError::environments_differ());
         }
@@ -191,14 +214,15 @@ impl CheckRequest {
         })
     }
 
-    /// The environment beside `context` and the one in it, where both are given and not the same text.
+    /// The top-level environment and the one in `context`, if both are given and differ as texts.
     pub fn two_environments(&self) -> Option<(&str, &str)> {
         let inner = self.context.as_ref().and_then(|context| context.get("environment")).and_then(Value::as_str);
         let (outer, inner) = (self.environment.as_deref()?, inner.filter(|text| !is_blank(text))?);
         (outer != inner).then_some((outer, inner))
     }
 
-    /// Unknown members of the request, as an answer names them: sorted, at most 20, `*` for what is no plain name.
+    /// Unknown members of the request for the answer: sorted, at most 20, `*` for a name that is not a plain
+    /// identifier.
     pub fn ignored_fields(&self) -> Vec<String> {
         let mut names: Vec<&str> = self.unknown.keys().map(|name| near::told(name)).collect();
         names.sort_unstable();
@@ -206,8 +230,8 @@ impl CheckRequest {
         names.into_iter().take(MAX_IGNORED).map(str::to_owned).collect()
     }
 
-    /// Hex SHA-256 of the canonical request. The order of members, absent against empty arrays, the place of the environment,
-    /// unknown members and `debug_store_input` make no difference.
+    /// Hex SHA-256 of the canonical request. The order of members, absent against empty arrays, the place of the
+    /// environment, unknown members and `debug_store_input` make no difference.
     pub fn task_hash(&self) -> String {
         let inner = self.context.as_ref().and_then(|context| context.get("environment"));
         let mut canonical = Canonical::default();
@@ -241,7 +265,7 @@ impl CheckRequest {
     }
 }
 
-/// Takes members out one by one and notes what is wrong with each.
+/// Takes members out of the body one by one and collects their faults.
 struct Fields<'a> {
     errors: Vec<FieldError>,
     members: &'a mut Map<String, Value>,
@@ -362,7 +386,8 @@ impl Fields<'_> {
     }
 }
 
-/// What an item that is no string must be. Quotes of the item only the name of a known constraint and a number or Boolean.
+/// The error text for an item that is not a string. It quotes only the name of a known constraint and a number or
+/// Boolean.
 fn no_string(list: &str, item: &Value) -> String {
     match (list, item) {
         ("constraints", Value::Object(members)) => {
@@ -386,7 +411,7 @@ fn no_string(list: &str, item: &Value) -> String {
     }
 }
 
-/// Where an array stands in `context`; rendered only when it is too long.
+/// The path of an array in `context`; rendered only for an error.
 #[derive(Clone, Copy)]
 enum Place<'p> {
     Context,
@@ -398,14 +423,14 @@ impl fmt::Display for Place<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Context => f.write_str("context"),
-            // A name is the caller's text: one that is no name is not shown.
+            // A member name is the caller's text: it is quoted only if it is a plain identifier.
             Self::Member(parent, name) => write!(f, "{parent}.{}", near::told(name)),
             Self::Item(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
 }
 
-/// Every array of `context` that is too long, at any depth.
+/// Reports every array of `context` that is too long, at any depth.
 fn long_arrays(members: &Map<String, Value>, place: Place<'_>, errors: &mut Vec<FieldError>) {
     for (name, value) in members {
         long_arrays_in(value, Place::Member(&place, name), errors);
@@ -430,7 +455,7 @@ fn long_arrays_in(value: &Value, place: Place<'_>, errors: &mut Vec<FieldError>)
     }
 }
 
-/// Whether a member's name can be told in an error: a name as programs have them, and no text.
+/// Whether an error may quote a member's name: it looks like an identifier and not like free text.
 pub fn is_plain_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.".contains(&b))
 }
@@ -464,7 +489,8 @@ mod tests {
     fn every_bad_field_is_named() {
         let found = errors(json!({
             "goal": " ", "success_criteria": "x", "constraints": ["max_iterations: x", 7, ""], "tools": "Bash",
-            "side_effects": [["a"]], "context": [], "environment": 1, "pro": "yes", "policy_pack_version": 2, "debug_store_input": 0
+            "side_effects": [["a"]], "context": [], "environment": 1, "pro": "yes", "policy_pack_version": 2,
+            "debug_store_input": 0
         }));
         assert_eq!(found.len(), 12, "{found:?}");
         for path in [
@@ -639,7 +665,10 @@ mod tests {
     #[test]
     fn the_hash_is_the_documented_one() {
         let request = CheckRequest::parse(json!({"goal": "Ünïcode \"q\"", "context": {"n": 1.5}})).unwrap();
-        let canonical = r#"{"constraints":[],"context":{"n":1.5},"environment":null,"goal":"Ünïcode \"q\"","policy_pack_version":null,"pro":false,"side_effects":[],"success_criteria":[],"tools":[]}"#;
+        let canonical = concat!(
+            r#"{"constraints":[],"context":{"n":1.5},"environment":null,"goal":"Ünïcode \"q\"","#,
+            r#""policy_pack_version":null,"pro":false,"side_effects":[],"success_criteria":[],"tools":[]}"#,
+        );
         let digest = <sha2::Sha256 as sha2::Digest>::digest(canonical.as_bytes());
         assert_eq!(request.task_hash(), data_encoding::HEXLOWER.encode(&digest));
     }

@@ -1,9 +1,8 @@
 //! The grammar of constraint strings (contract, section 6): `name`, `name: value`, or free text without machine effect.
 //!
-//! Owns the constraints that exist and the reading of one string. Which names mean them is `names`', what a value may
-//! be is `value`'s, and what looks like a constraint and is none is `form`'s. Says nothing about what a constraint
-//! decides: that is the evaluator's facts and the policy pack. A recognised name with an unusable value is an error,
-//! never ignored.
+//! Owns the list of constraints and the parser of one string. `names` maps names and aliases to constraints, `value`
+//! parses values, and `form` recognises text that looks like a constraint but is none. What a constraint decides is up
+//! to the evaluator's facts and the policy pack. A recognised name with an unusable value is an error, never ignored.
 
 mod form;
 mod names;
@@ -24,7 +23,7 @@ pub const MAX_LIST_ENTRIES: usize = 1_000;
 /// One recognised constraint. Lists hold their entries in NFKC, in the case of the caller.
 #[derive(Debug, Clone)]
 pub enum Constraint {
-    /// Something that is either declared or not.
+    /// A constraint without a value: declared or not.
     Flag(FlagName),
     /// Approval for these actions.
     RequireApprovalFor(Vec<String>),
@@ -32,7 +31,7 @@ pub enum Constraint {
     RequiredRole(Vec<String>),
     /// Any of these environments.
     AllowedEnvironment(Vec<String>),
-    /// As `AllowedEnvironment`, said in passing: it restricts and is no guardrail.
+    /// Like `AllowedEnvironment`, but written as a tag: it restricts the environment but is not a guardrail.
     Environment(Vec<String>),
     /// None of these environments.
     DeniedEnvironment(Vec<String>),
@@ -85,20 +84,20 @@ pub enum FlagName {
     Sandbox,
 }
 
-/// What a constraint string comes to.
+/// The result of parsing a constraint string.
 #[derive(Debug, Clone)]
 pub enum Reading {
     /// It has an effect.
     Constraint(Constraint),
     /// A flag that is switched off.
     Off,
-    /// It has the form of a constraint and is none: the names that it may mean, best first.
+    /// It looks like a constraint but is none; holds the names that were probably meant, best first.
     NotUnderstood(Vec<&'static str>),
     /// A sentence, or a tag that is known to have no effect.
     Text,
 }
 
-/// A recognised name whose value cannot be used. The text never quotes the value.
+/// A recognised name with an unusable value. The text never quotes the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConstraintError {
     /// Not a number, or one that is out of range.
@@ -123,7 +122,7 @@ pub enum ConstraintError {
         /// The constraint's canonical name.
         name: &'static str,
     },
-    /// Values that are joined otherwise.
+    /// Values that are joined by something other than a comma.
     #[error("`{name}` separates values with a comma: write `{name}: a, b`")]
     Joined {
         /// The constraint's canonical name.
@@ -147,7 +146,7 @@ pub enum ConstraintError {
         /// The constraint's canonical name.
         name: &'static str,
     },
-    /// A word for everything, where each value is named.
+    /// A word such as `all` in a list that must name each value.
     #[error("`{name}` takes names, and no word for all of them: write each value")]
     Everything {
         /// The constraint's canonical name.
@@ -165,7 +164,7 @@ pub enum ConstraintError {
         /// The constraint's canonical name.
         name: &'static str,
     },
-    /// A `*` that could make another host of it.
+    /// A `*` that could match another host.
     #[error("`{name}` allows `*` behind a host only after a `/`: write `{name}: https://host.example/*`")]
     HostWildcard {
         /// The constraint's canonical name.
@@ -173,7 +172,7 @@ pub enum ConstraintError {
     },
 }
 
-/// Which list excludes.
+/// The constraint that excludes values of the same kind.
 fn instead(name: &str) -> &'static str {
     match name {
         "allowed_tools" => ", or `denied_tools: c`",

@@ -1,9 +1,9 @@
 //! Names of environments, as filters compare them: of decisions that are read, and of webhooks.
 //!
-//! Owns the other names that every installation knows (contract, section 1). What is recorded keeps the text that was
-//! sent; whoever looks for one name finds the others. A pack may know more aliases: they decide, and filters do not
-//! know them, as neither the gateway nor the exporter has a pack. INVARIANT: a filter picks among an account's own
-//! records and decides nothing.
+//! Owns the aliases that every installation knows (contract, section 1). Records keep the text that was sent; a filter
+//! for one name also finds its aliases. A pack may define more aliases, which count in decisions but not in filters,
+//! because neither the gateway nor the exporter has a pack.
+//! INVARIANT: a filter selects among an account's own records and decides nothing.
 
 use crate::Word;
 
@@ -17,14 +17,14 @@ const ALIASES: [(&str, &str); 6] = [
     ("dev", "development"),
 ];
 
-/// Whether both name the same environment. A name that mixes scripts is no other's, nor its own.
+/// Whether both name the same environment. A name that mixes scripts equals nothing, not even itself.
 pub fn is_same_environment(one: &str, other: &str) -> bool {
     name(one).is_some_and(|one| name(other).is_some_and(|other| one == other))
 }
 
 fn name(text: &str) -> Option<String> {
     let word = Word::new(text);
-    // One hyphen, blank and underscore are the same.
+    // A hyphen, a blank and an underscore are equivalent.
     let name: String = word.known()?.chars().map(|c| if c == '-' || c == ' ' { '_' } else { c }).collect();
     Some(ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, full)| (*full).to_owned()))
 }

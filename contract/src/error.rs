@@ -2,39 +2,40 @@
 //!
 //! Owns the shape and the machine codes; which condition gives which status and text is the gateway's `errors` file.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::FieldError;
 
 /// The machine-readable kind of an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
     /// 400: not acceptable JSON.
     InvalidJson,
     /// 400: the HTTP request itself is broken.
     BadRequest,
-    /// 401.
+    /// Sent with status 401.
     Unauthorized,
     /// 402: the plan lacks the feature.
     PlanRequired,
     /// 402: the quota is used up.
     QuotaExceeded,
-    /// 403.
+    /// Sent with status 403.
     ScopeMissing,
-    /// 404.
+    /// Sent with status 404.
     NotFound,
-    /// 405.
+    /// Sent with status 405.
     MethodNotAllowed,
     /// 408: the body did not arrive in time.
     RequestTimeout,
     /// 409: the state does not allow it.
     Conflict,
-    /// 413.
+    /// Sent with status 413.
     BodyTooLarge,
-    /// 415.
+    /// Sent with status 415.
     UnsupportedMediaType,
-    /// 422.
+    /// Sent with status 422.
     ValidationFailed,
     /// 429: too many requests.
     RateLimited,
@@ -45,7 +46,7 @@ pub enum ErrorCode {
 }
 
 /// The nested form that one public client reads.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorDetail {
     /// The same text as `message`.
     pub detail: String,
@@ -57,7 +58,7 @@ pub struct ErrorDetail {
 }
 
 /// Every error's body.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorBody {
     /// For people.
     pub message: String,

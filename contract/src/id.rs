@@ -1,9 +1,10 @@
 //! Ids: each a type of its own, so that an account can never stand where a key id belongs.
 //!
-//! Owns their syntax. An id that exists has been parsed; the characters allowed are those that are safe in a NATS subject,
-//! a file name and a log line.
+//! Owns their syntax. An id that exists has been parsed; the characters allowed are those that are safe in a NATS
+//! subject, a file name and a log line.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -42,13 +43,13 @@ macro_rules! text_id {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// Parses the text, or says what it must be.
             pub fn parse(text: &str) -> Result<Self, IdError> {
                 let valid: fn(&str) -> bool = $valid;
-                if valid(text) { Ok(Self(text.to_owned())) } else { Err(IdError { expected: $expected }) }
+                if valid(text) { Ok(Self(Arc::from(text))) } else { Err(IdError { expected: $expected }) }
             }
 
             /// The id as text.
@@ -66,7 +67,7 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.0.as_ref().to_owned()
             }
         }
 
@@ -110,7 +111,9 @@ text_id!(
         text.len() <= 100
             && text.bytes().all(|b| b.is_ascii_graphic())
             && text.split_once('@').is_some_and(|(pack, rest)| {
-                !pack.is_empty() && rest.split_once('+').is_some_and(|(semver, digest)| !semver.is_empty() && !digest.is_empty())
+                let number_and_digest = rest.split_once('+');
+                let has_both = |(number, digest): (&str, &str)| !number.is_empty() && !digest.is_empty();
+                !pack.is_empty() && number_and_digest.is_some_and(has_both)
             })
     }
 );

@@ -1,18 +1,19 @@
 //! What every process says of itself, again and again, so that somebody can say which are there.
 //!
-//! Owns the event and the answer of `GET /v1/status`, which gateways make of what they heard. INVARIANT: nothing here decides whether a
-//! check is answered; a process that is not heard of may still serve.
+//! Owns the event and the answer of `GET /v1/status`, which gateways make of what they heard. INVARIANT: nothing here
+//! decides whether a check is answered; a process that is not heard of may still serve.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{PolicyVersion, Role};
 
 /// Each process to the gateways: I am there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceSeen {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct InstanceHeartbeat {
     /// What it is.
     pub role: Role,
     /// Which of them: a name that no other process has.
@@ -21,29 +22,30 @@ pub struct InstanceSeen {
     pub version: String,
     /// Since when it runs.
     pub started_at: Timestamp,
-    /// How it is.
+    /// `not_ready`: it runs and cannot do its part. `stopping`: it finishes its requests in flight, and ends.
+    /// `lost`: its last heartbeat is more than six seconds old.
     pub state: InstanceState,
-    /// Why it cannot do its part, or what an operator should know.
+    /// Why it cannot do its part, or what is worth knowing; absent: nothing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
     /// Of an evaluator: what decides unless another is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_version: Option<PolicyVersion>,
-    /// Of audit-export: how far deliveries are behind.
+    /// Of audit-export alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<DeliveryLag>,
 }
 
-/// Of a name or a version.
-const MOST_NAME_BYTES: usize = 128;
-const MOST_REMARKS: usize = 16;
-const MOST_REMARK_BYTES: usize = 512;
+/// The longest name or version.
+const MAX_NAME_BYTES: usize = 128;
+const MAX_REMARKS: usize = 16;
+const MAX_REMARK_BYTES: usize = 512;
 
-impl InstanceSeen {
-    /// How often it says so.
-    pub const EVERY: Duration = Duration::from_secs(2);
+impl InstanceHeartbeat {
+    /// The interval of heartbeats.
+    pub const INTERVAL: Duration = Duration::from_secs(2);
 
-    /// Where a role says it: each in a place of its own, so that none can speak for another.
+    /// The subject of a role's heartbeats. Each role has its own, so that none can speak for another.
     #[must_use]
     pub const fn subject(role: Role) -> &'static str {
         match role {
@@ -54,36 +56,36 @@ impl InstanceSeen {
         }
     }
 
-    /// Whether it is of a size that somebody can keep many of.
+    /// Whether it is small enough to keep many of them.
     #[must_use]
     pub fn is_small(&self) -> bool {
-        [&self.instance, &self.version].iter().all(|text| text.len() <= MOST_NAME_BYTES)
-            && self.remarks.len() <= MOST_REMARKS
-            && self.remarks.iter().all(|remark| remark.len() <= MOST_REMARK_BYTES)
+        [&self.instance, &self.version].iter().all(|text| text.len() <= MAX_NAME_BYTES)
+            && self.remarks.len() <= MAX_REMARKS
+            && self.remarks.iter().all(|remark| remark.len() <= MAX_REMARK_BYTES)
     }
 
-    /// Cuts remarks to what [`InstanceSeen::is_small`] lets pass.
+    /// Cuts remarks to what [`InstanceHeartbeat::is_small`] lets pass.
     #[must_use]
     pub fn remarks_of(remarks: impl IntoIterator<Item = String>) -> Vec<String> {
-        let cut = |remark: String| match remark.char_indices().find(|(at, c)| at + c.len_utf8() > MOST_REMARK_BYTES) {
+        let cut = |remark: String| match remark.char_indices().find(|(at, c)| at + c.len_utf8() > MAX_REMARK_BYTES) {
             Some((at, _)) => remark.get(..at).unwrap_or_default().to_owned(),
             None => remark,
         };
-        remarks.into_iter().take(MOST_REMARKS).map(cut).collect()
+        remarks.into_iter().take(MAX_REMARKS).map(cut).collect()
     }
 }
 
 /// How a process is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum InstanceState {
     /// It can do its part.
     Ready,
     /// It runs and cannot.
     NotReady,
-    /// It finishes what is in hand, and ends.
+    /// It finishes its requests in flight, and ends.
     Stopping,
-    /// Nothing was heard of it for a while. Only gateways say this.
+    /// Its last heartbeat is too old. Only gateways report this.
     Lost,
 }
 
@@ -101,32 +103,32 @@ impl InstanceState {
 }
 
 /// How far one exporter's deliveries are behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct DeliveryLag {
     /// Endpoints that it serves.
     pub endpoints: u32,
-    /// Those with something that is not delivered after a minute.
+    /// Those with an event that is not delivered after a minute.
     pub behind: u32,
     /// Age of the oldest event that is not delivered, in seconds; 0 when all are.
     pub oldest_seconds: u64,
 }
 
 /// `GET /v1/status`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// The answering gateway's clock.
     pub at: Timestamp,
-    /// Everybody who was heard of in the last minutes, by role and name.
+    /// By role and name.
     pub instances: Vec<InstanceStatus>,
 }
 
 /// What is known of one process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceStatus {
     /// What it last said; `state` is `lost` when that is too long ago.
     #[serde(flatten)]
-    pub seen: InstanceSeen,
-    /// How long ago that was, in seconds.
+    pub seen: InstanceHeartbeat,
+    /// How long ago it said so, in seconds.
     pub seconds_ago: u64,
 }
 
@@ -136,11 +138,11 @@ mod tests {
 
     #[test]
     fn remarks_are_cut_to_what_is_kept() {
-        let long = "ä".repeat(MOST_REMARK_BYTES);
-        let remarks = InstanceSeen::remarks_of(vec![long; MOST_REMARKS + 1]);
-        let seen = |remarks| InstanceSeen {
+        let long = "ä".repeat(MAX_REMARK_BYTES);
+        let remarks = InstanceHeartbeat::remarks_of(vec![long; MAX_REMARKS + 1]);
+        let seen = |remarks| InstanceHeartbeat {
             role: Role::Gateway,
-            instance: "i".repeat(MOST_NAME_BYTES),
+            instance: "i".repeat(MAX_NAME_BYTES),
             version: "v".to_owned(),
             started_at: Timestamp::UNIX_EPOCH,
             state: InstanceState::Ready,
@@ -148,11 +150,11 @@ mod tests {
             policy_version: None,
             delivery: None,
         };
-        assert_eq!((remarks.len(), remarks[0].len()), (MOST_REMARKS, MOST_REMARK_BYTES));
+        assert_eq!((remarks.len(), remarks[0].len()), (MAX_REMARKS, MAX_REMARK_BYTES));
         assert!(seen(remarks).is_small());
-        for bad in [vec!["x".repeat(MOST_REMARK_BYTES + 1)], vec![String::new(); MOST_REMARKS + 1]] {
+        for bad in [vec!["x".repeat(MAX_REMARK_BYTES + 1)], vec![String::new(); MAX_REMARKS + 1]] {
             assert!(!seen(bad).is_small());
         }
-        assert!(!InstanceSeen { instance: "i".repeat(MOST_NAME_BYTES + 1), ..seen(vec![]) }.is_small());
+        assert!(!InstanceHeartbeat { instance: "i".repeat(MAX_NAME_BYTES + 1), ..seen(vec![]) }.is_small());
     }
 }

@@ -1,4 +1,4 @@
-//! Strict JSON: policy input is security input, so what two parsers could read differently is refused.
+//! Strict JSON: policy input is security input, so a document that two parsers could read differently is refused.
 //!
 //! Owns the refusals that `serde_json` does not make: a member named twice (it keeps the last), a number that does not
 //! fit (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`], more than [`MAX_VALUES`] values. Time and
@@ -12,14 +12,14 @@ use serde_json::{Map, Number, Value};
 
 /// The deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 32;
-/// The most values in a document: every scalar, array and object is one, names of members are none. Each costs about a
-/// hundred bytes of memory, whatever its two bytes of text say.
+/// The most values in a document. Every scalar, array and object counts; member names do not. Each value takes about a
+/// hundred bytes of memory, even if its text has two.
 pub const MAX_VALUES: usize = 50_000;
-/// Members that are read before their object is made, so that a small object is made in its exact size: left to grow by
-/// itself an object of one member takes four times the room.
+/// Members that are buffered before their map is allocated, so that a small map gets its exact capacity: a growing map
+/// of one member takes four times the memory.
 const MAX_MEMBERS_AHEAD: usize = 8;
 
-/// Why a body is not acceptable JSON. The texts are public; none quotes the body.
+/// Why a body is refused. The texts are public, and none quotes the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
     /// Not UTF-8.
@@ -55,7 +55,7 @@ pub enum JsonError {
     TooManyValues,
 }
 
-/// What some editors and clients put before UTF-8 text.
+/// Some editors and clients put this before UTF-8 text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Parses one JSON document, or says why it is refused. A byte order mark before it is skipped.
@@ -80,7 +80,7 @@ const TOO_MANY: &str = "too many values";
 
 fn refusal(error: &serde_json::Error) -> JsonError {
     let (line, column) = (error.line(), error.column());
-    // Only our own errors are about data; their texts quote nothing of the body.
+    // Only our own errors are data errors; their texts do not quote the body.
     match error.is_data().then(|| error.to_string()) {
         Some(text) if text.starts_with(DUPLICATE) => JsonError::DuplicateMember { line, column },
         Some(text) if text.starts_with(TOO_MANY) => JsonError::TooManyValues,
@@ -115,7 +115,8 @@ pub(crate) fn optional_members<'de, D: Deserializer<'de>>(
     }
 }
 
-/// Depth and numbers, before anything recurses. Looks at bytes outside of strings only; syntax is the parser's business.
+/// Depth and numbers, before anything recurses. Looks at bytes outside of strings only; syntax is the parser's
+/// business.
 fn scan(text: &str) -> Result<(), JsonError> {
     let (mut depth, mut at) = (0_usize, 0_usize);
     let bytes = text.as_bytes();
@@ -166,7 +167,7 @@ fn fits(number: &str) -> bool {
         // A mantissa that is not zero must not become zero, nor infinity.
         let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
         let zero = !mantissa.bytes().any(|b| matches!(b, b'1'..=b'9'));
-        // What is no number at all is left to the parser, which says where.
+        // Text that is not a number is left to the parser, which reports its position.
         number.parse::<f64>().map_or(true, |float| float.is_finite() && (zero || float != 0.0))
     } else {
         let digits = number.strip_prefix('-').unwrap_or(number);
@@ -178,7 +179,7 @@ fn fits(number: &str) -> bool {
 /// Builds a [`Value`], refuses a member name that occurs twice, and counts what it builds.
 #[derive(Clone, Copy)]
 struct Unique<'c> {
-    /// How many values there may still be.
+    /// How many more values are allowed.
     left: &'c Cell<usize>,
 }
 

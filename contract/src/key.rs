@@ -1,7 +1,8 @@
 //! API keys as text: `s0_<key id>_<secret><checksum>`.
 //!
-//! Owns the format: the prefix lets secret scanners find a leaked key, the id finds its record, the checksum lets a typo be
-//! refused without a hash. Making the random parts and judging a key are the keystore's. The text never reaches `Debug`.
+//! Owns the format: the prefix lets secret scanners find a leaked key, the id finds its record, the checksum lets a
+//! typo be refused without a hash. Making the random parts and judging a key are the keystore's. The text never reaches
+//! `Debug`.
 
 use std::fmt;
 

@@ -4,6 +4,7 @@
 //! Refuses all input and output: no sockets, files, clocks or randomness. Callers hand bytes and time in.
 //! INVARIANT: a released shape is frozen; additions are optional fields. Golden fixtures in `fixtures/` hold that.
 
+mod api;
 mod audit;
 mod canonical;
 mod chain;
@@ -29,14 +30,18 @@ mod webhook;
 mod webhook_url;
 mod word;
 
+pub use api::{
+    Access, DELIVERED_MEMBERS, DecisionPath, DecisionQuery, ExportQuery, Liveness, LivenessStatus, Method, Operation,
+    ReadinessReport, VerifyQuery, openapi,
+};
 pub use audit::{
     DecisionsDeleted, DecisionsRecorded, DeleteDecisions, DeletionPermit, Delivery, DeliveryState, ListDeliveries,
     PermitDeletion, ReplayStarted, ReplayWebhook, TestWebhook, WebhookTested,
 };
 pub use canonical::canonical_hash;
 pub use chain::{
-    Finding, FindingKind, Head, LineHash, Link, MarkRef, Previous, PublicKey, Report, SigningKeyId, Unsigned, Walk,
-    Window, WriterId, signed_part,
+    ChainVerifier, Finding, FindingKind, Head, LineHash, Link, MarkRef, Previous, PublicKey, Report, SigningKeyId,
+    Unsigned, Window, WriterId, signed_part,
 };
 pub use check::{
     CONTEXT_MEMBERS, CheckRequest, FieldError, LOOP_STATE_MEMBERS, MAX_BODY_BYTES, MAX_CONTEXT_ENTRIES, MAX_GOAL_CHARS,
@@ -51,7 +56,7 @@ pub use envelope::Envelope;
 pub use environment::is_same_environment;
 pub use error::{ErrorBody, ErrorCode, ErrorDetail};
 pub use id::{AccountId, ClientRequestId, IdError, KeyId, PolicyVersion, RequestId, WebhookId};
-pub use instance::{DeliveryLag, InstanceSeen, InstanceState, InstanceStatus, Status};
+pub use instance::{DeliveryLag, InstanceHeartbeat, InstanceState, InstanceStatus, Status};
 pub use json::{JsonError, MAX_DEPTH, MAX_VALUES, parse_strict};
 pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::{
@@ -60,27 +65,27 @@ pub use manage::{
     Scope, Scopes, UpdateAccount,
 };
 pub use message::{
-    CallerTexts, Decided, EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, KeyChanged,
-    KeystoreStatus, KeystoreStatusReply, NoteKeyUses, NoteKeyUsesReply, Notice, Recordable, RefreshKey,
-    RefreshKeyReply, Request, ReviewReply, ReviewRequest, VerifyKey, VerifyKeyReply, VocabularyReply,
+    CallerTexts, EvaluateReply, EvaluateRequest, Evaluation, EvaluatorStatus, EvaluatorStatusReply, KeyChanged,
+    KeystoreStatus, KeystoreStatusReply, NoteKeyUses, NoteKeyUsesReply, Notice, RedactedTexts, RefreshKey,
+    RefreshKeyReply, Request, ReviewReply, ReviewRequest, TestMessage, VerifyKey, VerifyKeyReply, VocabularyReply,
     VocabularyRequest,
 };
 pub use number::{MAX_USD, Micros, NumberError, whole_text};
 pub use record::{
-    Circumstances, ClientOrigin, DecisionRecord, Deletion, Durations, Expiry, LineStart, LineType, Mark, MarkBody,
+    ClientOrigin, DecisionRecord, Deletion, Durations, Expiry, LineHeader, LineType, Mark, MarkBody, RecordMetadata,
     recordable,
 };
 pub use run::{EndRun, ListRuns, Reservation, RunCost, RunEnded, RunId, RunSettled, RunView, SettleRun, ShowRun};
 pub use traffic::{
-    CURSOR_RECORDS, EVENTS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, QUESTIONS, Question, RECORDS, REPLAY_RECORDS,
-    RUN_RECORDS, Records, Role, Sealing, Telling, USAGE_RECORDS, event, owner_of_record, question,
+    CURSOR_RECORDS, EVENTS, EventRoute, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, REPLAY_RECORDS, REQUESTS,
+    RUN_RECORDS, Records, RequestRoute, Role, Sealing, USAGE_RECORDS, event, owner_of_record, question,
 };
 pub use usage::{Caps, Limits, StoredBytes, UNLIMITED, Usage};
 pub use webhook::{
     CreateWebhook, DeleteWebhook, DisableWebhook, EnableWebhook, Endpoint, EndpointsPage, GetWebhook, ListEndpoints,
-    ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SignMark, SigningKeys,
-    UpdateWebhook, VouchedTime, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
+    ListRetentions, ListWebhooks, MarkSigned, PublicKeys, RetentionsPage, RotateWebhookSecret, SecondClock, SignMark,
+    SigningKeys, UpdateWebhook, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
     WebhookFilters, WebhookSecret,
 };
-pub use webhook_url::{Host, MOST_URL_CHARS, WebhookUrl, WebhookUrlError};
+pub use webhook_url::{Host, MAX_URL_CHARS, WebhookUrl, WebhookUrlError};
 pub use word::{Spelling, Word, hidden, is_blank, is_invisible, parts, plain, visible};

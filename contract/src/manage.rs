@@ -8,12 +8,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, ApiKey, Caps, FieldError, KeyId, Limits, Request};
+use crate::{AccountId, ApiKey, Caps, FieldError, KeyId, Limits};
 
 /// What a key may do. None implies another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Scope {
     /// Ask for decisions.
     #[serde(rename = "check")]
@@ -84,7 +85,7 @@ impl fmt::Display for Scope {
 }
 
 /// What an account has bought. A plan never changes what is safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Plan {
     /// Checks, without `pro`.
@@ -132,7 +133,7 @@ impl Plan {
     }
 }
 
-/// How long decisions are kept where nothing else is said.
+/// The default retention of decisions, in days.
 pub const DEFAULT_RETENTION_DAYS: u32 = 30;
 
 fn default_retention_days() -> u32 {
@@ -228,9 +229,9 @@ pub enum ManageReply<T> {
 }
 
 /// An account.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Account {
-    /// Ours.
+    /// The account's id.
     pub id: AccountId,
     /// The operator's name for it.
     pub name: String,
@@ -238,16 +239,17 @@ pub struct Account {
     pub plan: Plan,
     /// RFC 3339.
     pub created_at: Timestamp,
-    /// How many days decisions are kept; none means the plan's.
+    /// How many days decisions are kept; absent: as long as the plan says (30).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = 3650))]
     pub retention_days: Option<u32>,
-    /// Limits of its own, in the place of its plan's.
+    /// Limits of its own; absent: all are the plan's.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
-    /// Whether each check must name its run.
+    /// Whether each check must name its run; absent: no.
     #[serde(default, skip_serializing_if = "is_false")]
     pub require_run_id: bool,
-    /// Caps of its own, in the place of its plan's.
+    /// Caps of its own; absent: all are the plan's.
     #[serde(default, skip_serializing_if = "Caps::is_none")]
     pub caps: Caps,
 }
@@ -263,45 +265,48 @@ impl Account {
 pub type AccountCreated = Account;
 
 /// `POST /v1/accounts`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateAccount {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// 1–200 characters, not blank.
+    /// 1 to 200 characters.
+    #[schemars(extend("minLength" = 1, "maxLength" = 200))]
     pub name: String,
     /// None means unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
 }
 
-impl Request for CreateAccount {
-    const SUBJECT: &'static str = "keys.accounts.create";
-    type Reply = ManageReply<AccountCreated>;
-}
-
 /// `PATCH /v1/accounts/{id}`: the operator's. What is absent stays as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateAccount {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// Whose.
+    /// The account to change.
+    #[schemars(rename = "id")]
     pub account: AccountId,
-    /// Its plan from now on.
+    /// Its plan from now on; null changes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
-    /// 1–3,650 days.
+    /// Days; null means the plan's (30).
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = 3650))]
     pub retention_days: Option<Change<u32>>,
-    /// Checks in a minute; [`crate::UNLIMITED`] for no limit.
+    /// Checks in a minute; null means the plan's, 9007199254740991 none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = crate::UNLIMITED))]
     pub per_minute: Option<Change<u64>>,
-    /// Checks in a day.
+    /// Checks in a day (UTC); null means the plan's, 9007199254740991 none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = crate::UNLIMITED))]
     pub daily: Option<Change<u64>>,
-    /// Checks in a month.
+    /// Checks in a month (UTC); null means the plan's, 9007199254740991 none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = crate::UNLIMITED))]
     pub monthly: Option<Change<u64>>,
-    /// Whether each check must name its run.
+    /// Whether each check must name its run in `context.run_id`, else 422; null changes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_run_id: Option<bool>,
     /// Caps; [`crate::UNLIMITED`] for none.
@@ -310,19 +315,24 @@ pub struct UpdateAccount {
 }
 
 /// What becomes of an account's own [`Caps`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CapChanges {
-    /// Keys that live at the same time.
+    /// Keys that live at the same time; null means the plan's, 9007199254740991 no cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub max_keys: Option<Change<u64>>,
-    /// Webhook endpoints.
+    /// Webhook endpoints; null means the plan's, 9007199254740991 no cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub max_endpoints: Option<Change<u64>>,
-    /// Runs that checks name in a day.
+    /// Runs that checks name in a day (UTC); null means the plan's, 9007199254740991 no cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub max_runs: Option<Change<u64>>,
-    /// Bytes of input that `debug_store_input` keeps in a day.
+    /// Bytes of input that `debug_store_input` keeps in a day (UTC); null means the plan's, 9007199254740991 no
+    /// cap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub stored_bytes: Option<Change<u64>>,
 }
 
@@ -338,11 +348,6 @@ impl CapChanges {
             stored_bytes: changed(self.stored_bytes, own.stored_bytes),
         }
     }
-}
-
-impl Request for UpdateAccount {
-    const SUBJECT: &'static str = "keys.accounts.update";
-    type Reply = ManageReply<Account>;
 }
 
 /// What becomes of an account's own setting.
@@ -366,24 +371,22 @@ impl<T> Change<T> {
 }
 
 /// `GET /v1/accounts`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListAccounts {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// From an earlier page.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// 1–1,000.
+    /// Most items of the page.
+    #[schemars(with = "Option<u32>", extend("minimum" = 1, "maximum" = 1000, "default" = 100))]
     pub limit: u32,
 }
 
-impl Request for ListAccounts {
-    const SUBJECT: &'static str = "keys.accounts.list";
-    type Reply = ManageReply<Page<Account>>;
-}
-
 /// One page of a list.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}Page")]
 pub struct Page<T> {
     /// In the order of their ids.
     pub items: Vec<T>,
@@ -392,33 +395,32 @@ pub struct Page<T> {
 }
 
 /// `POST /v1/keys`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateKey {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// None means the caller's own.
+    /// Only the operator names another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
-    /// 1–200 characters, not blank.
+    /// 1 to 200 characters.
+    #[schemars(extend("minLength" = 1, "maxLength" = 200))]
     pub name: String,
-    /// At least one.
+    /// Only scopes that the caller's key holds; the operator may grant any in a named account.
+    #[schemars(extend("minItems" = 1))]
     pub scopes: Scopes,
-    /// None means never.
+    /// Absent or null: never, or where the key that grants it ends, then. A later end than that is a 422; only the
+    /// operator, in an account that it names, grants more than its own key has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
 }
 
-impl Request for CreateKey {
-    const SUBJECT: &'static str = "keys.create";
-    type Reply = ManageReply<KeyCreated>;
-}
-
 /// A new key, with its text: the only time that it is shown.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyCreated {
     /// The key's id.
     pub id: KeyId,
-    /// The key.
+    /// The key itself: shown here and never again.
     pub key: ApiKey,
     /// Its account.
     pub account: AccountId,
@@ -430,37 +432,35 @@ pub struct KeyCreated {
     pub created_at: Timestamp,
     /// RFC 3339 or null.
     pub expires_at: Option<Timestamp>,
-    /// Of a rotation: when the replaced key ends, or that it just did.
+    /// Of a rotation only: when the replaced key ends; without an overlap it has just ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_key_expires_at: Option<Timestamp>,
 }
 
 /// `GET /v1/keys`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListKeys {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// None means the caller's own.
+    /// Only the operator names another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
-    /// From an earlier page.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// 1–1,000.
+    /// Most items of the page.
+    #[schemars(with = "Option<u32>", extend("minimum" = 1, "maximum" = 1000, "default" = 100))]
     pub limit: u32,
 }
 
-impl Request for ListKeys {
-    const SUBJECT: &'static str = "keys.list";
-    type Reply = ManageReply<Page<KeySummary>>;
-}
-
 /// A key without its text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Key")]
 pub struct KeySummary {
     /// The key's id.
     pub id: KeyId,
-    /// What leaked keys begin with.
+    /// What the key begins with.
     pub prefix: String,
     /// As given.
     pub name: String,
@@ -472,39 +472,33 @@ pub struct KeySummary {
     pub expires_at: Option<Timestamp>,
     /// RFC 3339 or null.
     pub revoked_at: Option<Timestamp>,
-    /// The hour in which it was last used; none: not since it was made, or unknown.
+    /// When the hour began in which the key was last used, as gateways tell. Absent: not used since it was made, or
+    /// unknown. It shows up to a minute later, and after a failure in a later hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
 }
 
 /// `POST /v1/keys/{id}/rotate`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RotateKey {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The key to replace.
     pub id: KeyId,
-    /// How long the old key lives on: 0 (at once) to 30 days.
+    /// How long the old key lives on; 0 ends it at once.
+    #[schemars(with = "Option<u64>", extend("maximum" = 2_592_000, "default" = 0))]
     pub overlap_seconds: u64,
 }
 
-impl Request for RotateKey {
-    const SUBJECT: &'static str = "keys.rotate";
-    type Reply = ManageReply<KeyCreated>;
-}
-
 /// `DELETE /v1/keys/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RevokeKey {
-    /// Who asks.
+    /// The caller.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The key.
     pub id: KeyId,
-}
-
-impl Request for RevokeKey {
-    const SUBJECT: &'static str = "keys.revoke";
-    type Reply = ManageReply<Revoked>;
 }
 
 /// The key is revoked; it was so already if the call was made twice.

@@ -1,7 +1,7 @@
 //! Messages between services: each owns its subject and its reply.
 //!
-//! Owns the subjects; nobody else writes one. A subject here is relative: the backplane puts a deployment's prefix before it.
-//! Requests are imperative, events in the past tense. "Denied" is data in a reply; "could not decide" is an error or `Unable`.
+//! A subject here is relative: the backplane puts a deployment's prefix before it. Requests are imperative, events in
+//! the past tense. "Denied" is data in a reply; "could not decide" is an error or `Unable`.
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -11,17 +11,28 @@ use serde_json::{Map, Value};
 
 use crate::{AccountId, ApiKey, CheckRequest, Decision, FieldError, KeyId, KeyIdentity, PolicyVersion, RequestId};
 
-/// A question with one answer, given by any one of the services that serve its subject.
-pub trait Request: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// Where it is asked, without the deployment's prefix.
+mod sealed {
+    /// A message that the table in [`crate::traffic`] lists.
+    pub trait Listed {}
+}
+
+pub(crate) use sealed::Listed;
+/// Implemented by the messages of tests and benchmarks, which no role sends and which no table lists.
+#[doc(hidden)]
+pub use sealed::Listed as TestMessage;
+
+/// A request with one reply, given by any one of the processes that serve its subject. Only the table of messages
+/// implements it.
+pub trait Request: Listed + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Where it is sent, without the deployment's prefix.
     const SUBJECT: &'static str;
     /// What comes back.
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
 }
 
-/// An event that every process hears.
-pub trait Notice: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// Where it is told, without the deployment's prefix.
+/// An event that every subscribed process receives. Only the table of messages implements it.
+pub trait Notice: Listed + Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Where it is published, without the deployment's prefix.
     const SUBJECT: &'static str;
 }
 
@@ -37,8 +48,8 @@ pub struct EvaluateRequest {
     /// The state store's time as the gateway knows it, whole seconds since the epoch: windows are judged at this time.
     /// An evaluator that knows it to be another by more than 10 s decides nothing.
     pub evaluated_at: i64,
-    /// The check that this one repeats: what it counted in its run is not counted again. None means that this is its first attempt
-    /// under its own `request_id`.
+    /// The check that this one repeats: what it counted in its run is not counted again. None means that this is its
+    /// first attempt under its own `request_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<RequestId>,
     /// Texts of the caller that will be recorded: the evaluator, which knows secrets, masks them.
@@ -52,7 +63,7 @@ pub struct EvaluateRequest {
 /// What a caller said of itself in headers.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CallerTexts {
-    /// `X-Request-Id`.
+    /// The text of the header `X-Request-Id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_request_id: Option<String>,
     /// `User-Agent`, at most 256 characters.
@@ -66,17 +77,12 @@ impl CallerTexts {
     }
 }
 
-impl Request for EvaluateRequest {
-    const SUBJECT: &'static str = "evaluate";
-    type Reply = EvaluateReply;
-}
-
 /// What an evaluator says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluateReply {
     /// The policy decided.
-    Decided(Box<Decided>),
+    Decided(Box<Evaluation>),
     /// The request asks for what the policy does not know: a window, a version.
     Invalid(Vec<FieldError>),
     /// No decision could be made; the text is for the log.
@@ -89,25 +95,25 @@ pub enum EvaluateReply {
     Busy,
     /// The check names a run that would be one too many for the account today: not decided.
     TooManyRuns {
-        /// So many it may name.
+        /// The account's daily limit.
         limit: u64,
     },
 }
 
 /// A decision, and what may be recorded beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Decided {
+pub struct Evaluation {
     /// What the policy decided.
     #[serde(flatten)]
     pub decision: Decision,
     /// None from an evaluator that does not know of records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recordable: Option<Recordable>,
+    pub recordable: Option<RedactedTexts>,
 }
 
 /// Texts of a request with every secret in them masked.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Recordable {
+pub struct RedactedTexts {
     /// `context.run_id`, or that of `context.loop_state`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_id: Option<String>,
@@ -137,11 +143,6 @@ pub struct ReviewRequest {
     pub policy_pack_version: Option<String>,
 }
 
-impl Request for ReviewRequest {
-    const SUBJECT: &'static str = "review";
-    type Reply = ReviewReply;
-}
-
 /// What only the policy could know to be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReviewReply {
@@ -154,11 +155,6 @@ pub struct ReviewReply {
 pub struct VocabularyRequest {
     /// Whose active policy is asked.
     pub account: AccountId,
-}
-
-impl Request for VocabularyRequest {
-    const SUBJECT: &'static str = "vocabulary";
-    type Reply = VocabularyReply;
 }
 
 /// What callers may write so that the policy understands it.
@@ -174,11 +170,6 @@ pub struct VocabularyReply {
 /// To an evaluator: are you there, and what would decide?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluatorStatus {}
-
-impl Request for EvaluatorStatus {
-    const SUBJECT: &'static str = "evaluator.status";
-    type Reply = EvaluatorStatusReply;
-}
 
 /// One evaluator's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,19 +190,13 @@ pub struct VerifyKey {
     pub request_id: Option<RequestId>,
 }
 
-impl Request for VerifyKey {
-    const SUBJECT: &'static str = "keys.verify";
-    type Reply = VerifyKeyReply;
-}
-
 /// Unknown, wrong, revoked and expired are one answer.
-#[expect(clippy::large_enum_variant, reason = "one at a time, and moved twice")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyKeyReply {
     /// It lives.
     Valid(KeyIdentity),
-    /// It does not.
+    /// It is revoked, expired or unknown.
     Invalid,
     /// Too many hashes wait; ask again.
     Busy,
@@ -229,26 +214,20 @@ pub struct RefreshKey {
     pub request_id: Option<RequestId>,
 }
 
-impl Request for RefreshKey {
-    const SUBJECT: &'static str = "keys.refresh";
-    type Reply = RefreshKeyReply;
-}
-
 /// The answer to [`RefreshKey`].
-#[expect(clippy::large_enum_variant, reason = "one at a time, and moved twice")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshKeyReply {
-    /// It lives, with these rights.
+    /// It is active, with these rights.
     Live(KeyIdentity),
-    /// It does not.
+    /// It is revoked, expired or unknown.
     Gone,
     /// The keystore could not tell.
     Failed,
 }
 
-/// Gateway to keystore: these keys were used in this hour. Each gateway tells at most once for each key and hour, and
-/// nothing waits for it: what is lost is told again when the key is used in a later hour.
+/// Gateway to keystore: these keys were used in this hour. A gateway reports each key at most once per
+/// hour, best effort: a lost report is made up for when the key is used in a later hour.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoteKeyUses {
     /// When the hour began.
@@ -269,11 +248,6 @@ impl NoteKeyUses {
     }
 }
 
-impl Request for NoteKeyUses {
-    const SUBJECT: &'static str = "keys.used";
-    type Reply = NoteKeyUsesReply;
-}
-
 /// The answer to [`NoteKeyUses`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -287,11 +261,6 @@ pub enum NoteKeyUsesReply {
 /// To the keystore: are you there?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeystoreStatus {}
-
-impl Request for KeystoreStatus {
-    const SUBJECT: &'static str = "keys.status";
-    type Reply = KeystoreStatusReply;
-}
 
 /// The keystore's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -319,8 +288,4 @@ pub enum KeyChanged {
     },
     /// Of every key: a keystore begins to serve, and an earlier one may have stored what it did not tell.
     Any {},
-}
-
-impl Notice for KeyChanged {
-    const SUBJECT: &'static str = "notice.key.changed";
 }

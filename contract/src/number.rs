@@ -1,18 +1,18 @@
 //! Exact numbers: money in micro-dollars and seconds in microseconds, as whole `i64`s. No floats in a decision.
 //!
-//! Owns the reading of decimals from constraint texts and JSON numbers. A number that does not fit is an error, never rounded
-//! into range.
+//! Owns the reading of decimals from constraint texts and JSON numbers. A number that does not fit is an error, never
+//! rounded into range.
 
 use serde_json::Number;
 
-/// The largest amount that anybody may name, in whole US dollars: of an estimate, a cost or a limit.
+/// The largest estimate, cost or limit that a request may name, in whole US dollars.
 pub const MAX_USD: i64 = 1_000_000_000;
 
 /// Millionths of a unit (a dollar, a second); never negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Micros(i64);
 
-/// Why a text or JSON number is no usable quantity.
+/// Why a text or JSON number cannot be used as a quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NumberError {
     /// Not decimal digits with an optional fraction.
@@ -68,7 +68,7 @@ impl Micros {
         Self::from_evidence(number)?.at_most_usd()
     }
 
-    /// The amount itself, if anybody may name it.
+    /// The amount, if it is at most [`MAX_USD`].
     pub fn at_most_usd(self) -> Result<Self, NumberError> {
         if self.0 <= MAX_USD * Self::UNIT { Ok(self) } else { Err(NumberError::OutOfRange) }
     }
@@ -78,12 +78,12 @@ impl Micros {
         if micros < 0 { Err(NumberError::OutOfRange) } else { Ok(Self(micros)) }
     }
 
-    /// Millionths.
+    /// The number of millionths.
     pub fn get(self) -> i64 {
         self.0
     }
 
-    /// The sum, as large as can be kept.
+    /// The sum, or the largest value that fits.
     pub fn saturating_add(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
@@ -98,15 +98,15 @@ impl Micros {
     }
 }
 
-/// A whole number as decimal text: `7.0` is `7`, as clients write whole numbers so.
+/// A whole number as decimal text. `7.0` becomes `7`, because some clients write whole numbers that way.
 pub fn whole_text(number: &Number) -> Option<String> {
     if number.is_i64() || number.is_u64() {
         return Some(number.to_string());
     }
-    /// Above this, a double no longer tells each whole number from the next.
+    /// Above 2^53 a double can no longer represent every whole number.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     let float = number.as_f64().filter(|float| float.fract() == 0.0 && float.abs() < EXACT)?;
-    // Without the sign of a negative zero.
+    // Adding zero drops the sign of a negative zero.
     Some(format!("{:.0}", float + 0.0))
 }
 

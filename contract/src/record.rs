@@ -1,10 +1,11 @@
 //! What stands in the decision log: one JSON object a line, one line for each decision, and marks between them.
 //!
-//! Owns the lines' shapes and how each is put together. A line's bytes are what is hashed, signed and kept: they are made once and
-//! never written again from a parsed form, so that no JSON library decides what was signed.
+//! Owns the lines' shapes and how each is put together. A line's bytes are what is hashed, signed and kept: they are
+//! made once and never written again from a parsed form, so that no JSON library decides what was signed.
 //! INVARIANT: no key, goal, context or other free text is in a line, but for `input`, which a request asks for by name.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -15,7 +16,7 @@ use crate::{AccountId, CheckResponse, KeyId, WebhookId};
 const LINE_START_BYTES: usize = 512;
 
 /// What a line is; also the `type` of the webhook event that carries it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum LineType {
     /// A decision.
     #[serde(rename = "decision.recorded")]
@@ -36,7 +37,7 @@ pub enum LineType {
 
 impl LineType {
     /// As on the wire.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Decision => "decision.recorded",
             Self::Checkpoint => "checkpoint.signed",
@@ -48,55 +49,60 @@ impl LineType {
 }
 
 /// What the writer of the log knows of a decision beside the answer itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Circumstances {
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RecordMetadata {
     /// Whose decision it is.
     pub account: AccountId,
-    /// Which key asked.
+    /// The id of the key that asked; not a secret.
     pub key_id: KeyId,
-    /// `context.run_id`, masked where a secret stands in it.
+    /// `context.run_id`, else that of `context.loop_state`; at most 256 characters, secrets masked.
     pub run_id: Option<String>,
-    /// The risk classes of the declared side effects, sorted.
+    /// Risk classes of the declared side effects, sorted; absent where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub effect_classes: Vec<String>,
-    /// Names of the proposed tools, normalised, masked where a secret stands in one.
+    /// Names of the proposed tools, normalised, at most 20, secrets masked; absent where there are none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
-    /// How many constraints had no effect.
+    /// How many constraints had no effect; absent where there were none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub constraints_ignored_count: usize,
     /// Who asked, as the connection says.
     pub client: ClientOrigin,
     /// How long it took.
     pub durations: Durations,
-    /// The request's text with secrets masked: only when it said `debug_store_input: true`.
+    /// Only when the request said `debug_store_input: true`: its text, secrets masked. Unknown top-level members
+    /// are not kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<crate::api::RecordedInput>")]
     pub input: Option<Map<String, Value>>,
 }
 
 /// Who asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClientOrigin {
-    /// The address of the peer.
+    /// The client's IP address: the peer's, or what a proxy that the deployment trusts says of it.
     pub address: Option<String>,
-    /// Its `User-Agent`, masked and cut to 256 characters.
+    /// At most 256 characters, secrets masked.
     pub user_agent: Option<String>,
 }
 
 /// Times in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Durations {
-    /// From asking an evaluator to its answer, tries included.
+    /// From asking an evaluator to its answer, tries included; milliseconds.
+    #[schemars(extend("minimum" = 0))]
     pub evaluation_ms: f64,
-    /// From the request's first byte to the moment before it was recorded.
+    /// From the request's arrival to the moment before it was recorded; milliseconds.
+    #[schemars(extend("minimum" = 0))]
     pub total_ms: f64,
 }
 
 /// A line that records a decision, as a reader sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DecisionRecord {
     /// Always [`LineType::Decision`].
     #[serde(rename = "type")]
+    #[schemars(with = "String", extend("enum" = ["decision.recorded"]))]
     pub line: LineType,
     /// Its place in its writer's chain.
     pub chain: Link,
@@ -109,12 +115,12 @@ pub struct DecisionRecord {
     pub response: CheckResponse,
     /// The rest.
     #[serde(flatten)]
-    pub circumstances: Circumstances,
+    pub circumstances: RecordMetadata,
 }
 
 /// The part of a decision's line that only its writer can know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LineStart {
+pub struct LineHeader {
     /// What it is.
     #[serde(rename = "type")]
     pub line: LineType,
@@ -126,7 +132,7 @@ pub struct LineStart {
     pub expires_at: i64,
 }
 
-impl LineStart {
+impl LineHeader {
     /// The whole line: this, then the members of `rest`, which is a JSON object that holds none of these.
     pub fn with(&self, rest: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
         let mut line = Vec::with_capacity(rest.len() + LINE_START_BYTES);
@@ -134,7 +140,7 @@ impl LineStart {
         Ok(line)
     }
 
-    /// As [`LineStart::with`], behind what is in `lines` already.
+    /// As [`LineHeader::with`], behind what is in `lines` already.
     pub fn write(&self, rest: &[u8], lines: &mut Vec<u8>) -> Result<(), serde_json::Error> {
         serde_json::to_writer(&mut *lines, self)?;
         join(lines, rest);
@@ -157,8 +163,8 @@ fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// The members of an answer and of its circumstances as one JSON object: what [`LineStart::with`] takes.
-pub fn recordable(response: &[u8], circumstances: &Circumstances) -> Result<Vec<u8>, serde_json::Error> {
+/// The members of an answer and of its circumstances as one JSON object: what [`LineHeader::with`] takes.
+pub fn recordable(response: &[u8], circumstances: &RecordMetadata) -> Result<Vec<u8>, serde_json::Error> {
     let mut body = Vec::with_capacity(response.len() + 512);
     body.extend_from_slice(response);
     join(&mut body, &serde_json::to_vec(circumstances)?);
@@ -178,37 +184,40 @@ fn join(first: &mut Vec<u8>, second: &[u8]) {
     }
 }
 
-/// A signed line between decisions. The marks of an account are numbered and chained like the decisions of one writer, and each
-/// names all heads: a tail that is cut, a writer that is dropped or a chain that is computed again no longer fits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A signed line between decisions. The marks of an account are numbered and chained like the decisions of one writer,
+/// and each names all heads: a tail that is cut, a writer that is dropped or a chain that is computed again no longer
+/// fits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Mark {
     /// What it says.
     #[serde(flatten)]
+    #[schemars(skip)]
     pub body: MarkBody,
-    /// Whose.
+    /// The account.
     pub account: AccountId,
-    /// From 1, without a gap.
+    /// From 1 for each account, without a gap.
+    #[schemars(extend("minimum" = 1))]
     pub number: u64,
-    /// The mark before it.
+    /// The mark before; null for the first.
     pub previous: Option<Previous>,
     /// When it was made; RFC 3339.
     pub recorded_at: Timestamp,
     /// From this second on it is not shown any more, since the epoch.
     pub expires_at: i64,
-    /// When the last decision was stored that its heads cover, by the store's clock, in microseconds since the epoch; 0
-    /// where there was none. Below 10^14, in older marks, it is a place in the store's order.
+    /// When the last decision was stored that the heads cover, in microseconds since the epoch; 0 where there was
+    /// none. Below 10^14, in older marks, a place in the store's order.
     pub through: u64,
     /// Decisions since the mark before, of all writers.
     pub covered: u64,
-    /// The last decision of each writer, as long as it has not expired; a deleted one too.
+    /// The last decision of each writer, as long as it has not expired.
     pub heads: Vec<Head>,
 }
 
 /// What a mark says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "type")]
 pub enum MarkBody {
-    /// Nothing but the heads.
+    /// Only the heads.
     #[serde(rename = "checkpoint.signed")]
     Checkpoint {},
     /// Decisions were deleted on demand; these are gone, and nothing else.
@@ -217,12 +226,12 @@ pub enum MarkBody {
     /// Decisions past the account's retention were removed.
     #[serde(rename = "decisions.expired")]
     Expiry(Expiry),
-    /// An endpoint gets no events any more until somebody enables it.
+    /// An endpoint gets no events any more until it is enabled.
     #[serde(rename = "webhook.disabled")]
     WebhookDisabled {
-        /// Which.
+        /// The endpoint.
         webhook: WebhookId,
-        /// Why.
+        /// The reason, for people.
         reason: String,
     },
 }
@@ -240,7 +249,7 @@ impl MarkBody {
 }
 
 /// What was deleted: enough to prove that nothing else is missing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deletion {
     /// Decisions recorded before this are gone.
     pub before: Timestamp,
@@ -250,25 +259,24 @@ pub struct Deletion {
     pub to: Option<Timestamp>,
     /// How many.
     pub count: u64,
-    /// Always 0; in older marks the last one's place in the store's order. On the wire it lies beside the mark's own
-    /// `through`.
+    /// 0. In older marks the last one's place in the store's order.
     #[serde(rename = "deleted_through")]
     pub through: u64,
     /// The last one of each writer that is gone.
     pub deleted: Vec<Head>,
-    /// The key that asked for it.
+    /// The id of the key that asked for it.
     pub requested_by: KeyId,
 }
 
 /// What was removed because its retention was over, and which retention held then.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Expiry {
-    /// What was recorded before was past the account's retention when the mark was made. It may be gone, whatever the
-    /// retention is later: decisions and marks.
+    /// What was recorded before was past the retention when the mark was made and may be gone: decisions and marks.
     pub horizon: Timestamp,
-    /// How many days the account kept decisions when the mark was made.
+    /// How many days the account kept decisions then.
+    #[schemars(extend("minimum" = 1, "maximum" = 3650))]
     pub retention_days: u32,
-    /// Decisions recorded before this go with this mark; never behind the horizon.
+    /// Decisions recorded before this are gone.
     pub before: Timestamp,
     /// When the first of them was recorded.
     pub from: Option<Timestamp>,
@@ -293,7 +301,7 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn start() -> LineStart {
+    fn start() -> LineHeader {
         let hash = LineHash::of(b"the line before");
         let chain = Link {
             writer: WriterId::new(Uuid::from_u128(7)),
@@ -302,11 +310,11 @@ mod tests {
             after: None,
             mark: None,
         };
-        LineStart { line: LineType::Decision, chain, recorded_at: at(1_800_000_001), expires_at: 1_802_592_001 }
+        LineHeader { line: LineType::Decision, chain, recorded_at: at(1_800_000_001), expires_at: 1_802_592_001 }
     }
 
-    fn circumstances(input: Option<Map<String, Value>>) -> Circumstances {
-        Circumstances {
+    fn circumstances(input: Option<Map<String, Value>>) -> RecordMetadata {
+        RecordMetadata {
             account: AccountId::parse("acc_1").unwrap(),
             key_id: KeyId::parse("key_1").unwrap(),
             run_id: Some("run_1".to_owned()),
@@ -330,11 +338,11 @@ mod tests {
             let circumstances = circumstances(input);
             let rest = recordable(&serde_json::to_vec(&response()).unwrap(), &circumstances).unwrap();
             let line = start().with(&rest).unwrap();
-            let LineStart { line: kind, chain, recorded_at, expires_at } = start();
+            let LineHeader { line: kind, chain, recorded_at, expires_at } = start();
             let record =
                 DecisionRecord { line: kind, chain, recorded_at, expires_at, response: response(), circumstances };
             assert_eq!(serde_json::from_slice::<DecisionRecord>(&line).unwrap(), record);
-            assert_eq!(serde_json::from_slice::<LineStart>(&line).unwrap(), start());
+            assert_eq!(serde_json::from_slice::<LineHeader>(&line).unwrap(), start());
             // In these bytes, each member once, and without a line feed.
             assert_eq!(line, serde_json::to_vec(&record).unwrap());
             assert!(parse_strict(&line).is_ok() && !line.contains(&b'\n'));

@@ -1,18 +1,17 @@
 //! Runs: the questions about the state that the server keeps for each account and `run_id`.
 //!
-//! Owns the run's name and the messages of `/v1/runs`. How a run advances is the evaluator's; nothing here is text of a request but
-//! the run's id and names of tools.
+//! Owns the run's name and the messages of `/v1/runs`. How a run advances is the evaluator's; nothing here is text of a
+//! request but the run's id and names of tools.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{
-    AccountId, CheckRequest, IdError, ManageReply, Page, Request, RequestId, hidden, is_blank, plain, whole_text,
-};
+use crate::{AccountId, CheckRequest, IdError, RequestId, hidden, is_blank, plain, whole_text};
 
 /// A run's name as its caller gives it: 1–1,000 characters, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -21,37 +20,31 @@ pub struct RunId(String);
 
 impl RunId {
     /// The longest, in characters.
-    pub const MOST_CHARS: usize = 1_000;
+    pub const MAX_CHARS: usize = 1_000;
 
     /// Takes a name, white space around it removed.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         let text = text.trim();
-        if is_blank(text) || hidden(text).is_some() || text.chars().count() > Self::MOST_CHARS {
+        if is_blank(text) || hidden(text).is_some() || text.chars().count() > Self::MAX_CHARS {
             Err(IdError::run())
         } else {
             Ok(Self(text.to_owned()))
         }
     }
 
-    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Null and blank name none; a whole
-    /// number is its decimal text. What is neither text nor such a number, too long, or another run in each place, is an
-    /// error.
+    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Null and blank name none; a
+    /// whole number is its decimal text. What is neither text nor such a number, too long, or another run in each
+    /// place, is an error.
     pub fn of(request: &CheckRequest) -> Result<Option<Self>, IdError> {
         request.context.as_ref().map_or(Ok(None), Self::in_context)
     }
 
     /// As [`RunId::of`], of a `context` whose request is still to be judged.
     pub fn in_context(context: &Map<String, Value>) -> Result<Option<Self>, IdError> {
-        let inner = context.get("loop_state").and_then(Value::as_object);
         let mut named: Option<Self> = None;
-        for members in [Some(context), inner].into_iter().flatten() {
-            let Some(value) = members.get("run_id").filter(|value| !value.is_null()) else { continue };
-            let text = Self::text_of(value).ok_or(IdError::run())?;
-            if is_blank(&text) {
-                continue;
-            }
-            let run = Self::parse(&text)?;
-            // Whose counters would hold?
+        for text in Self::named_in(context) {
+            let run = Self::parse(&text?)?;
+            // Two different runs: it would be unclear whose counters hold.
             if named.as_ref().is_some_and(|named| named.canonical() != run.canonical()) {
                 return Err(IdError::run());
             }
@@ -60,9 +53,18 @@ impl RunId {
         Ok(named)
     }
 
+    /// Every text that names a run: `run_id`, then `loop_state.run_id`. Null and blank values name none; any other
+    /// value that is neither a text nor a whole number is an error.
+    pub fn named_in(context: &Map<String, Value>) -> impl Iterator<Item = Result<Cow<'_, str>, IdError>> {
+        let inner = context.get("loop_state").and_then(Value::as_object);
+        let values = [Some(context), inner].into_iter().flatten().filter_map(|members| members.get("run_id"));
+        let texts = values.filter(|value| !value.is_null()).map(|value| Self::text_of(value).ok_or(IdError::run()));
+        texts.filter(|text| !text.as_ref().is_ok_and(|text| is_blank(text)))
+    }
+
     /// The text that a JSON value names a run with: a text is itself, a whole number its decimal digits (`5.0` is 5 on
-    /// every call). None for anything else.
-    pub fn text_of(value: &Value) -> Option<Cow<'_, str>> {
+    /// every call). `None` for anything else.
+    fn text_of(value: &Value) -> Option<Cow<'_, str>> {
         match value {
             Value::String(text) => Some(Cow::Borrowed(text)),
             Value::Number(number) => whole_text(number).map(Cow::Owned),
@@ -103,23 +105,20 @@ impl From<RunId> for String {
 }
 
 /// `GET /v1/runs/{run_id}`: gateway to evaluator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ShowRun {
     /// Whose run.
+    #[schemars(skip)]
     pub account: AccountId,
-    /// Which.
+    /// As the checks name it, percent-encoded: `a/b` is `a%2Fb`.
     pub run_id: RunId,
 }
 
-impl Request for ShowRun {
-    const SUBJECT: &'static str = "runs.show";
-    type Reply = ManageReply<RunView>;
-}
-
 /// What is known of a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Run")]
 pub struct RunView {
-    /// Its name.
+    /// The run's name.
     pub run_id: RunId,
     /// When its first check arrived.
     pub first_seen: Timestamp,
@@ -127,75 +126,78 @@ pub struct RunView {
     pub last_seen: Timestamp,
     /// When it is forgotten, unless it goes on.
     pub expires_at: Timestamp,
-    /// The highest iteration that was allowed or reported.
+    /// The highest that was allowed or reported.
+    #[schemars(extend("minimum" = 0))]
     pub iterations: i64,
-    /// The highest retry count that was reported.
+    /// The highest that was reported.
+    #[schemars(extend("minimum" = 0))]
     pub retries: i64,
-    /// Seconds since the run began, by the server's clock or as reported, whichever is more.
+    /// Since its first check, or as reported, whichever is more.
+    #[schemars(extend("minimum" = 0))]
     pub elapsed_seconds: f64,
-    /// Money.
+    /// The money of the run.
     pub cost: RunCost,
-    /// The last calls that were allowed, the oldest first; at most 100.
+    /// The last calls that were allowed, the oldest first. Of a name over 128 bytes its hash, `sha256:…`; `?` for a
+    /// name that mixes scripts.
+    #[schemars(extend("maxItems" = 100))]
     pub tools: Vec<String>,
-    /// How often each tool was called.
+    /// How often each tool was called; 200 are counted separately.
     pub tool_calls: BTreeMap<String, i64>,
-    /// What is reserved and not yet settled, the oldest first.
+    /// Allowed checks that are not settled, the oldest first.
+    #[schemars(extend("maxItems" = 100))]
     pub reservations: Vec<Reservation>,
 }
 
 /// US dollars.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunCost {
-    /// Settled, expired, or reported by the caller.
+    /// Settled, expired, or reported.
+    #[schemars(extend("minimum" = 0))]
     pub spent_usd: f64,
     /// Estimated for allowed checks that are not settled.
+    #[schemars(extend("minimum" = 0))]
     pub reserved_usd: f64,
-    /// What `max_cost_usd` is compared with, before the next check's estimate.
+    /// Both: what `max_cost_usd` is compared with, with the next check's estimate.
+    #[schemars(extend("minimum" = 0))]
     pub total_usd: f64,
 }
 
 /// An allowed check's estimate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Reservation {
     /// The check.
     pub request_id: RequestId,
     /// US dollars.
+    #[schemars(extend("minimum" = 0))]
     pub estimated_cost_usd: f64,
     /// When it was allowed.
     pub reserved_at: Timestamp,
-    /// When it counts as spent if nobody settles it.
+    /// When it counts as spent unless it is settled.
     pub expires_at: Timestamp,
 }
 
 /// `GET /v1/runs`: gateway to evaluator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListRuns {
     /// Whose runs.
+    #[schemars(skip)]
     pub account: AccountId,
-    /// From an earlier page.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// 1–1,000: as many are looked at, and at most as many are in the page.
+    /// Most items of the page.
+    #[schemars(with = "Option<u32>", extend("minimum" = 1, "maximum" = 1000, "default" = 100))]
     pub limit: u32,
 }
 
-impl Request for ListRuns {
-    const SUBJECT: &'static str = "runs.list";
-    type Reply = ManageReply<Page<RunView>>;
-}
-
 /// `DELETE /v1/runs/{run_id}`: gateway to evaluator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndRun {
     /// Whose run.
+    #[schemars(skip)]
     pub account: AccountId,
-    /// Which.
+    /// As the checks name it, percent-encoded: `a/b` is `a%2Fb`.
     pub run_id: RunId,
-}
-
-impl Request for EndRun {
-    const SUBJECT: &'static str = "runs.end";
-    type Reply = ManageReply<RunEnded>;
 }
 
 /// The run's state is gone; the next check with its name begins a new one.
@@ -203,35 +205,35 @@ impl Request for EndRun {
 pub struct RunEnded {}
 
 /// `POST /v1/runs/{run_id}/settle`: gateway to evaluator.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SettleRun {
     /// Whose run.
+    #[schemars(skip)]
     pub account: AccountId,
-    /// Which.
+    /// As the checks name it, percent-encoded: `a/b` is `a%2Fb`.
     pub run_id: RunId,
-    /// The allowed check.
+    /// The check's `request_id`.
     pub request_id: RequestId,
-    /// What it cost, in millionths of a US dollar; never negative.
+    /// What it cost: in the message millionths of a US dollar, in the body US dollars, to a millionth. Never negative.
+    #[schemars(rename = "actual_cost_usd", with = "f64", extend("minimum" = 0, "maximum" = 1_000_000_000))]
     pub actual_micros: i64,
     /// Whether the caller may settle for less than was estimated (scope `runs:manage`).
+    #[schemars(skip)]
     pub may_lower: bool,
 }
 
-impl Request for SettleRun {
-    const SUBJECT: &'static str = "runs.settle";
-    type Reply = ManageReply<RunSettled>;
-}
-
 /// The estimate is replaced by the cost.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RunSettled {
-    /// The run.
+    /// The run's name.
     pub run_id: RunId,
     /// The check.
     pub request_id: RequestId,
     /// US dollars.
+    #[schemars(extend("minimum" = 0))]
     pub estimated_cost_usd: f64,
     /// US dollars.
+    #[schemars(extend("minimum" = 0))]
     pub actual_cost_usd: f64,
     /// The run's money afterwards.
     pub cost: RunCost,
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sees_makes_no_other_run() {
+    fn invisible_characters_do_not_make_another_run() {
         let canonical = |text: &str| RunId::parse(text).unwrap().canonical();
         for same in ["run1\u{200b}", "\u{202a}run1", "r\u{ad}un1", "ｒｕｎ１", " run1 "] {
             assert_eq!(canonical(same), "run1", "{same:?}");

@@ -1,29 +1,37 @@
-//! Who asks whom, who hears whom, and whose records are whose.
+//! The messages between roles, each declared once: its subject, its reply, who sends it and who serves it.
 //!
-//! Owns the only list of the messages between roles with their two ends; a server's permissions are made of it. A message that is not
-//! in it reaches nobody on a server that gives each role no more than it needs. Refuses the log's and the ledger's own subjects, which
-//! are the backplane's.
+//! Owns the table, from which the NATS server's permissions, the sealing of secrets and the tests' lists follow. A
+//! message is a message only by its row: [`Request`] and [`Notice`] cannot be implemented without one. Owns as well
+//! which role's records the state store keeps under which word. The subjects of the log and of the state store are the
+//! backplane's.
 
+use std::any::type_name;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::message::Listed;
 use crate::{
-    CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
-    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
-    ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListRuns, ListWebhooks, NoteKeyUses, Notice,
-    PermitDeletion, RefreshKey, ReplayWebhook, Request, ReviewRequest, RevokeKey, RotateKey, RotateWebhookSecret,
-    SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, VocabularyRequest,
-    WebhookChanged,
+    Account, AccountCreated, CreateAccount, CreateKey, CreateWebhook, DecisionsDeleted, DecisionsRecorded,
+    DeleteDecisions, DeleteWebhook, DeletionPermit, Delivery, DisableWebhook, EnableWebhook, EndRun, EndpointsPage,
+    EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, GetWebhook, InstanceHeartbeat, KeyChanged,
+    KeyCreated, KeySummary, KeystoreStatus, KeystoreStatusReply, ListAccounts, ListDeliveries, ListEndpoints, ListKeys,
+    ListRetentions, ListRuns, ListWebhooks, ManageReply, MarkSigned, NoteKeyUses, NoteKeyUsesReply, Notice, Page,
+    PermitDeletion, PublicKeys, RefreshKey, RefreshKeyReply, ReplayStarted, ReplayWebhook, Request, RetentionsPage,
+    ReviewReply, ReviewRequest, RevokeKey, Revoked, RotateKey, RotateWebhookSecret, RunEnded, RunSettled, RunView,
+    SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, VerifyKeyReply,
+    VocabularyReply, VocabularyRequest, Webhook, WebhookChanged, WebhookCreated, WebhookDeleted, WebhookDisabled,
+    WebhookTested,
 };
 
 /// A part of the product that runs as a process of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
     /// Serves HTTPS.
     Gateway,
-    /// Decides.
+    /// Decides checks.
     Evaluator,
     /// Keeps accounts and keys.
     Keystore,
@@ -32,8 +40,8 @@ pub enum Role {
 }
 
 /// A question, by its two ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Question {
+#[derive(Debug, Clone, Copy)]
+pub struct RequestRoute {
     /// Without the deployment's prefix.
     pub subject: &'static str,
     /// Who asks.
@@ -42,10 +50,12 @@ pub struct Question {
     pub to: Role,
     /// What of it only the two processes may read.
     pub sealing: Sealing,
+    /// Names the types of the request and of its reply.
+    pub types: [fn() -> &'static str; 2],
 }
 
 /// What of a question is encrypted between the process that asks and the one that answers: on the way it is read by
-/// nobody, also not by other processes of the two roles.
+/// no other process, not even one of the two roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sealing {
     /// It holds no secret.
@@ -57,17 +67,19 @@ pub enum Sealing {
 }
 
 /// An event, by its two ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Telling {
+#[derive(Debug, Clone, Copy)]
+pub struct EventRoute {
     /// Without the deployment's prefix.
     pub subject: &'static str,
     /// Who tells.
     pub from: &'static [Role],
     /// Who hears.
     pub to: &'static [Role],
+    /// Names the type of the event.
+    pub types: [fn() -> &'static str; 1],
 }
 
-/// Records of the ledger whose keys start with a word and a dot.
+/// Records of the state store whose keys start with a word and a dot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Records {
     /// That word.
@@ -89,64 +101,116 @@ pub const CURSOR_RECORDS: &str = "cursor";
 /// Replays that wait.
 pub const REPLAY_RECORDS: &str = "replay";
 
-const GATEWAY: &[Role] = &[Role::Gateway];
-const EXPORT: &[Role] = &[Role::AuditExport];
-const BOTH: &[Role] = &[Role::Gateway, Role::AuditExport];
+macro_rules! requests {
+    ($(
+        $message:ident($subject:literal) -> $reply:ty: [$($from:ident),+] => $to:ident $(, sealed $sealing:ident)?;
+    )+) => {
+        $(
+            impl Listed for $message {}
 
-/// Every question.
-pub const QUESTIONS: &[Question] = &[
-    asked::<EvaluateRequest>(GATEWAY, Role::Evaluator),
-    asked::<ReviewRequest>(GATEWAY, Role::Evaluator),
-    asked::<VocabularyRequest>(GATEWAY, Role::Evaluator),
-    asked::<EvaluatorStatus>(GATEWAY, Role::Evaluator),
-    asked::<ShowRun>(GATEWAY, Role::Evaluator),
-    asked::<ListRuns>(GATEWAY, Role::Evaluator),
-    asked::<EndRun>(GATEWAY, Role::Evaluator),
-    asked::<SettleRun>(GATEWAY, Role::Evaluator),
-    sealed::<VerifyKey>(GATEWAY, Sealing::Both),
-    asked::<RefreshKey>(GATEWAY, Role::Keystore),
-    asked::<NoteKeyUses>(GATEWAY, Role::Keystore),
-    asked::<KeystoreStatus>(GATEWAY, Role::Keystore),
-    sealed::<CreateAccount>(GATEWAY, Sealing::Both),
-    sealed::<ListAccounts>(GATEWAY, Sealing::Both),
-    sealed::<UpdateAccount>(GATEWAY, Sealing::Both),
-    sealed::<CreateKey>(GATEWAY, Sealing::Both),
-    sealed::<ListKeys>(GATEWAY, Sealing::Both),
-    sealed::<RotateKey>(GATEWAY, Sealing::Both),
-    sealed::<RevokeKey>(GATEWAY, Sealing::Both),
-    sealed::<CreateWebhook>(GATEWAY, Sealing::Both),
-    sealed::<ListWebhooks>(GATEWAY, Sealing::Both),
-    sealed::<GetWebhook>(GATEWAY, Sealing::Both),
-    sealed::<UpdateWebhook>(GATEWAY, Sealing::Both),
-    sealed::<EnableWebhook>(GATEWAY, Sealing::Both),
-    sealed::<RotateWebhookSecret>(GATEWAY, Sealing::Both),
-    sealed::<DeleteWebhook>(GATEWAY, Sealing::Both),
-    sealed::<PermitDeletion>(GATEWAY, Sealing::Both),
-    asked::<SigningKeys>(BOTH, Role::Keystore),
-    // Endpoints' secrets, signatures, and how long each account's decisions are kept.
-    sealed::<ListEndpoints>(EXPORT, Sealing::Answer),
-    asked::<DisableWebhook>(EXPORT, Role::Keystore),
-    asked::<ListRetentions>(EXPORT, Role::Keystore),
-    asked::<SignMark>(EXPORT, Role::Keystore),
-    asked::<TestWebhook>(GATEWAY, Role::AuditExport),
-    asked::<ReplayWebhook>(GATEWAY, Role::AuditExport),
-    asked::<ListDeliveries>(GATEWAY, Role::AuditExport),
-    asked::<DeleteDecisions>(GATEWAY, Role::AuditExport),
-];
+            impl Request for $message {
+                const SUBJECT: &'static str = $subject;
+                type Reply = $reply;
+            }
+        )+
 
-/// Every event.
-pub const EVENTS: &[Telling] = &[
-    told::<KeyChanged>(&[Role::Keystore], BOTH),
-    told::<WebhookChanged>(&[Role::Keystore], BOTH),
-    told::<DecisionsRecorded>(GATEWAY, BOTH),
-    seen(Role::Gateway, GATEWAY),
-    seen(Role::Evaluator, &[Role::Evaluator]),
-    seen(Role::Keystore, &[Role::Keystore]),
-    seen(Role::AuditExport, EXPORT),
-];
+        /// Every request.
+        pub const REQUESTS: &[RequestRoute] = &[$(RequestRoute {
+            subject: $subject,
+            from: &[$(Role::$from),+],
+            to: Role::$to,
+            sealing: sealing!($($sealing)?),
+            types: [type_name::<$message>, type_name::<$reply>],
+        }),+];
+    };
+}
 
-/// Records by their words. On NATS those of each word but audit-export's have a stream of their own, so that a role that
-/// writes without end fills no other's. A key of one word alone is audit-export's; others are nobody's, and not stored.
+macro_rules! sealing {
+    () => {
+        Sealing::Nothing
+    };
+    ($sealing:ident) => {
+        Sealing::$sealing
+    };
+}
+
+macro_rules! notices {
+    ($($notice:ident($subject:literal): [$($from:ident),+] => [$($to:ident),+];)+) => {
+        $(
+            impl Listed for $notice {}
+
+            impl Notice for $notice {
+                const SUBJECT: &'static str = $subject;
+            }
+        )+
+
+        /// Every event.
+        pub const EVENTS: &[EventRoute] = &[
+            $(EventRoute {
+                subject: $subject,
+                from: &[$(Role::$from),+],
+                to: &[$(Role::$to),+],
+                types: [type_name::<$notice>],
+            },)+
+            heartbeat(Role::Gateway, &[Role::Gateway]),
+            heartbeat(Role::Evaluator, &[Role::Evaluator]),
+            heartbeat(Role::Keystore, &[Role::Keystore]),
+            heartbeat(Role::AuditExport, &[Role::AuditExport]),
+        ];
+    };
+}
+
+// A request with its subject, its reply, the roles that send it and the one that serves it.
+requests! {
+    EvaluateRequest("evaluate") -> EvaluateReply: [Gateway] => Evaluator;
+    ReviewRequest("review") -> ReviewReply: [Gateway] => Evaluator;
+    VocabularyRequest("vocabulary") -> VocabularyReply: [Gateway] => Evaluator;
+    EvaluatorStatus("evaluator.status") -> EvaluatorStatusReply: [Gateway] => Evaluator;
+    ShowRun("runs.show") -> ManageReply<RunView>: [Gateway] => Evaluator;
+    ListRuns("runs.list") -> ManageReply<Page<RunView>>: [Gateway] => Evaluator;
+    EndRun("runs.end") -> ManageReply<RunEnded>: [Gateway] => Evaluator;
+    SettleRun("runs.settle") -> ManageReply<RunSettled>: [Gateway] => Evaluator;
+    VerifyKey("keys.verify") -> VerifyKeyReply: [Gateway] => Keystore, sealed Both;
+    RefreshKey("keys.refresh") -> RefreshKeyReply: [Gateway] => Keystore;
+    NoteKeyUses("keys.used") -> NoteKeyUsesReply: [Gateway] => Keystore;
+    KeystoreStatus("keys.status") -> KeystoreStatusReply: [Gateway] => Keystore;
+    CreateAccount("keys.accounts.create") -> ManageReply<AccountCreated>: [Gateway] => Keystore, sealed Both;
+    ListAccounts("keys.accounts.list") -> ManageReply<Page<Account>>: [Gateway] => Keystore, sealed Both;
+    UpdateAccount("keys.accounts.update") -> ManageReply<Account>: [Gateway] => Keystore, sealed Both;
+    CreateKey("keys.create") -> ManageReply<KeyCreated>: [Gateway] => Keystore, sealed Both;
+    ListKeys("keys.list") -> ManageReply<Page<KeySummary>>: [Gateway] => Keystore, sealed Both;
+    RotateKey("keys.rotate") -> ManageReply<KeyCreated>: [Gateway] => Keystore, sealed Both;
+    RevokeKey("keys.revoke") -> ManageReply<Revoked>: [Gateway] => Keystore, sealed Both;
+    CreateWebhook("keys.webhooks.create") -> ManageReply<WebhookCreated>: [Gateway] => Keystore, sealed Both;
+    ListWebhooks("keys.webhooks.list") -> ManageReply<Page<Webhook>>: [Gateway] => Keystore, sealed Both;
+    GetWebhook("keys.webhooks.get") -> ManageReply<Webhook>: [Gateway] => Keystore, sealed Both;
+    UpdateWebhook("keys.webhooks.update") -> ManageReply<Webhook>: [Gateway] => Keystore, sealed Both;
+    EnableWebhook("keys.webhooks.enable") -> ManageReply<Webhook>: [Gateway] => Keystore, sealed Both;
+    RotateWebhookSecret("keys.webhooks.rotate") -> ManageReply<WebhookCreated>: [Gateway] => Keystore, sealed Both;
+    DeleteWebhook("keys.webhooks.delete") -> ManageReply<WebhookDeleted>: [Gateway] => Keystore, sealed Both;
+    PermitDeletion("keys.deletions.permit") -> ManageReply<DeletionPermit>: [Gateway] => Keystore, sealed Both;
+    SigningKeys("keys.signing") -> ManageReply<PublicKeys>: [Gateway, AuditExport] => Keystore;
+    // The reply holds the endpoints' secrets.
+    ListEndpoints("keys.endpoints.list") -> ManageReply<EndpointsPage>: [AuditExport] => Keystore, sealed Answer;
+    DisableWebhook("keys.endpoints.disable") -> ManageReply<WebhookDisabled>: [AuditExport] => Keystore;
+    ListRetentions("keys.retentions.list") -> ManageReply<RetentionsPage>: [AuditExport] => Keystore;
+    SignMark("keys.sign") -> ManageReply<MarkSigned>: [AuditExport] => Keystore;
+    TestWebhook("audit.test") -> ManageReply<WebhookTested>: [Gateway] => AuditExport;
+    ReplayWebhook("audit.replay") -> ManageReply<ReplayStarted>: [Gateway] => AuditExport;
+    ListDeliveries("audit.deliveries") -> ManageReply<Page<Delivery>>: [Gateway] => AuditExport;
+    DeleteDecisions("audit.delete") -> ManageReply<DecisionsDeleted>: [Gateway] => AuditExport;
+}
+
+// An event with its subject, the roles that publish it and those that subscribe to it.
+notices! {
+    KeyChanged("notice.key.changed"): [Keystore] => [Gateway, AuditExport];
+    WebhookChanged("notice.webhook.changed"): [Keystore] => [Gateway, AuditExport];
+    DecisionsRecorded("notice.decisions.recorded"): [Gateway] => [Gateway, AuditExport];
+}
+
+/// Records by their words. On NATS those of each word but audit-export's have a stream of their own, so that a role
+/// that writes without end fills no other's. A key of one word alone is audit-export's; other keys have no owner and
+/// are not stored.
 pub const RECORDS: &[Records] = &[
     Records { word: RUN_RECORDS, of: Role::Evaluator },
     Records { word: USAGE_RECORDS, of: Role::Gateway },
@@ -158,17 +222,17 @@ pub const RECORDS: &[Records] = &[
 
 /// The question that is asked at this subject.
 #[must_use]
-pub fn question(subject: &str) -> Option<&'static Question> {
-    QUESTIONS.iter().find(|question| question.subject == subject)
+pub fn question(subject: &str) -> Option<&'static RequestRoute> {
+    REQUESTS.iter().find(|question| question.subject == subject)
 }
 
-/// The event that is told at this subject.
+/// The event that is published at this subject.
 #[must_use]
-pub fn event(subject: &str) -> Option<&'static Telling> {
+pub fn event(subject: &str) -> Option<&'static EventRoute> {
     EVENTS.iter().find(|event| event.subject == subject)
 }
 
-/// Whose the record with this key is: nobody else's word of it counts.
+/// The role that owns the record with this key. Records of other roles under it are ignored.
 #[must_use]
 pub fn owner_of_record(key: &str) -> Role {
     let word = key.split('.').next().unwrap_or_default();
@@ -197,21 +261,13 @@ impl fmt::Display for Role {
     }
 }
 
-const fn asked<M: Request>(from: &'static [Role], to: Role) -> Question {
-    Question { subject: M::SUBJECT, from, to, sealing: Sealing::Nothing }
-}
-
-/// Secrets are the keystore's, so that questions about them are too.
-const fn sealed<M: Request>(from: &'static [Role], sealing: Sealing) -> Question {
-    Question { subject: M::SUBJECT, from, to: Role::Keystore, sealing }
-}
-
-const fn told<M: Notice>(from: &'static [Role], to: &'static [Role]) -> Telling {
-    Telling { subject: M::SUBJECT, from, to }
-}
-
-const fn seen(role: Role, from: &'static [Role]) -> Telling {
-    Telling { subject: InstanceSeen::subject(role), from, to: GATEWAY }
+const fn heartbeat(role: Role, from: &'static [Role]) -> EventRoute {
+    EventRoute {
+        subject: InstanceHeartbeat::subject(role),
+        from,
+        to: &[Role::Gateway],
+        types: [type_name::<InstanceHeartbeat>],
+    }
 }
 
 #[cfg(test)]
@@ -219,19 +275,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_subject_is_listed_twice_and_nobody_asks_himself() {
-        let mut subjects: Vec<_> =
-            QUESTIONS.iter().map(|q| q.subject).chain(EVENTS.iter().map(|e| e.subject)).collect();
+    fn no_subject_is_listed_twice_and_no_role_sends_itself_requests() {
+        let mut subjects: Vec<_> = REQUESTS.iter().map(|q| q.subject).chain(EVENTS.iter().map(|e| e.subject)).collect();
         subjects.sort_unstable();
         assert!(subjects.windows(2).all(|pair| pair[0] != pair[1]), "{subjects:?}");
-        assert!(QUESTIONS.iter().all(|question| !question.from.contains(&question.to)));
+        assert!(REQUESTS.iter().all(|question| !question.from.contains(&question.to)));
     }
 
     /// A role without the right to ask for the keystore's public key could seal nothing to it.
     #[test]
-    fn whoever_seals_a_question_may_ask_for_the_key_that_it_is_sealed_to() {
+    fn each_sender_of_a_sealed_request_may_ask_for_the_key_that_seals_it() {
         let status = question(KeystoreStatus::SUBJECT).unwrap();
-        for question in QUESTIONS.iter().filter(|question| question.sealing == Sealing::Both) {
+        for question in REQUESTS.iter().filter(|question| question.sealing == Sealing::Both) {
             assert_eq!(question.to, status.to, "{}", question.subject);
             assert!(question.from.iter().all(|role| status.from.contains(role)), "{}", question.subject);
         }

@@ -3,6 +3,7 @@
 //! Owns limits and caps as a plan or an account sets them, and the answer to `GET /usage`. Windows are UTC; checks and
 //! stored bytes are counted by the gateway, runs by the evaluator, keys and endpoints by the keystore.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{KeyId, Plan, RequestId};
@@ -11,16 +12,19 @@ use crate::{KeyId, Plan, RequestId};
 pub const UNLIMITED: u64 = 9_007_199_254_740_991;
 
 /// Checks that an account may make; none means unlimited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
-    /// In a minute of the clock.
+    /// Checks in a minute; 9007199254740991 means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = crate::UNLIMITED))]
     pub per_minute: Option<u64>,
-    /// In a day.
+    /// Checks in a day (UTC); likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = crate::UNLIMITED))]
     pub daily: Option<u64>,
-    /// In a month.
+    /// Checks in a month (UTC); likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = crate::UNLIMITED))]
     pub monthly: Option<u64>,
 }
 
@@ -47,24 +51,29 @@ impl Limits {
 
 /// How much an account may hold, beside how often it may ask. None means the default: nothing is without a cap unless
 /// an operator says [`UNLIMITED`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Caps {
-    /// Keys that live at the same time.
+    /// Keys that live at the same time; 9007199254740991 means no cap. Default: 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub max_keys: Option<u64>,
-    /// Webhook endpoints.
+    /// Webhook endpoints; 9007199254740991 means no cap. Default: 100.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub max_endpoints: Option<u64>,
-    /// Runs that checks name in a day.
+    /// Runs that checks name in a day (UTC); 9007199254740991 means no cap. Default: 50000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub max_runs: Option<u64>,
-    /// Bytes of input that `debug_store_input` keeps in a day.
+    /// Bytes of input that `debug_store_input` keeps in a day (UTC); 9007199254740991 means no cap. Default:
+    /// 100000000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub stored_bytes: Option<u64>,
 }
 
 impl Caps {
-    /// Nothing but the defaults.
+    /// Only the defaults.
     pub const NONE: Self = Self { max_keys: None, max_endpoints: None, max_runs: None, stored_bytes: None };
     /// Keys of an account whose plan says nothing.
     pub const DEFAULT_MAX_KEYS: u64 = 1_000;
@@ -113,7 +122,7 @@ impl Caps {
 }
 
 /// The answer to `GET /usage`. No number is null; unlimited is [`UNLIMITED`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Of this answer.
     pub request_id: RequestId,
@@ -121,54 +130,70 @@ pub struct Usage {
     pub api_key_id: KeyId,
     /// The account's plan.
     pub plan: Plan,
-    /// `YYYY-MM`.
+    /// The month that is counted, as `YYYY-MM` (UTC).
+    #[schemars(extend("pattern" = "^[0-9]{4}-[0-9]{2}$"))]
     pub month_key: String,
-    /// Checks this month.
+    /// Checks decided in this month.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub monthly_used: u64,
     /// The most.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub monthly_quota: u64,
-    /// `monthly_quota − monthly_used`.
+    /// `monthly_quota` minus `monthly_used`.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub monthly_remaining: u64,
-    /// `YYYY-MM-DD`.
+    /// The day that is counted, as `YYYY-MM-DD` (UTC).
     pub day_key: String,
-    /// Checks today.
+    /// Checks decided today.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub daily_used: u64,
     /// The most.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub daily_quota: u64,
-    /// `daily_quota − daily_used`.
+    /// `daily_quota` minus `daily_used`.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub daily_remaining: u64,
     /// Checks that a minute may have.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub per_minute_limit: u64,
-    /// Checks in this minute.
+    /// Checks in this minute; without a limit, this gateway's.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub minute_used: u64,
-    /// `per_minute_limit − minute_used`.
+    /// `per_minute_limit` minus `minute_used`.
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub minute_remaining: u64,
     /// Empty: a key is not bound to one.
     pub environment: String,
     /// Always `stage0`.
+    #[schemars(extend("enum" = ["stage0"]))]
     pub source: String,
     /// Whole seconds since the epoch.
     pub evaluated_at: i64,
     /// Absent from a gateway that does not count them.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<StoredBytes>,
-    /// For so long what other gateways counted may be missing above; 0 where all of it is limited, as a gateway takes
-    /// of a limit before it counts. Absent from a gateway that does not say so.
+    /// Counts of other gateways may be missing above for this many seconds: 10 where the day, the month or the stored
+    /// bytes have no limit, else 0, as of a limit a gateway takes its share before it uses it (`used` is then too
+    /// high rather than too low). The minute of an account without a limit is this gateway's alone. Absent from
+    /// older gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub may_lag_seconds: Option<u64>,
 }
 
 /// Bytes of input that `debug_store_input` keeps, in the day that [`Usage::day_key`] names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredBytes {
-    /// Kept today.
+    /// Bytes of input that `debug_store_input` had kept today.
     #[serde(rename = "stored_bytes_used")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub used: u64,
-    /// The most.
+    /// The most in a day.
     #[serde(rename = "stored_bytes_quota")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub quota: u64,
-    /// `stored_bytes_quota − stored_bytes_used`.
+    /// `stored_bytes_quota` minus `stored_bytes_used`.
     #[serde(rename = "stored_bytes_remaining")]
+    #[schemars(extend("maximum" = crate::UNLIMITED))]
     pub remaining: u64,
 }
 

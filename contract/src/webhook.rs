@@ -1,40 +1,50 @@
 //! Webhook endpoints, retention and signing: what the control API, the exporter and the keystore say to each other.
 //!
-//! Owns the shapes. The keystore judges the caller beside the data it protects, and alone holds secrets and the signing key; an
-//! endpoint's secret crosses the backplane to the exporter, and to the one answer that shows it.
+//! Owns the shapes. The keystore judges the caller beside the data it protects, and alone holds secrets and the signing
+//! key; an endpoint's secret crosses the backplane to the exporter, and to the one answer that shows it.
 
 use std::fmt;
 
 use data_encoding::BASE64;
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::chain::PublicKey;
 use crate::record::Mark;
-use crate::{AccountId, Caller, DeletionPermit, ManageReply, Notice, Page, Request, Verdict, WebhookId};
+use crate::{AccountId, Caller, DeletionPermit, Verdict, WebhookId};
 
 /// The secret of an endpoint: `whsec_` and base64 of 24 to 64 bytes (Standard Webhooks).
 #[derive(Clone)]
-pub struct WebhookSecret(Zeroizing<String>);
+pub struct WebhookSecret {
+    text: Zeroizing<String>,
+    key: Zeroizing<Vec<u8>>,
+}
 
 const SECRET_PREFIX: &str = "whsec_";
 
 impl WebhookSecret {
-    /// Of random bytes.
+    /// A secret of 256 random bits.
     pub fn from_random(bytes: &[u8; 32]) -> Self {
-        Self(Zeroizing::new(format!("{SECRET_PREFIX}{}", BASE64.encode(bytes))))
+        let text = Zeroizing::new(format!("{SECRET_PREFIX}{}", BASE64.encode(bytes)));
+        Self { text, key: Zeroizing::new(bytes.to_vec()) }
     }
 
-    /// Checks the form.
+    /// Reads `whsec_` and canonical, padded base64 of 24 to 64 bytes.
     pub fn parse(text: &str) -> Option<Self> {
-        let bytes = Zeroizing::new(BASE64.decode(text.strip_prefix(SECRET_PREFIX)?.as_bytes()).ok()?);
-        (24..=64).contains(&bytes.len()).then(|| Self(Zeroizing::new(text.to_owned())))
+        let key = Zeroizing::new(BASE64.decode(text.strip_prefix(SECRET_PREFIX)?.as_bytes()).ok()?);
+        (24..=64).contains(&key.len()).then(|| Self { text: Zeroizing::new(text.to_owned()), key })
     }
 
-    /// The whole text. For sealing, signing, the wire to the exporter and the one answer that shows it.
+    /// The whole text, for sealing, the wire to the exporter and the one answer that shows it.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// The decoded bytes, which are the key of the signature.
+    pub fn key(&self) -> &[u8] {
+        &self.key
     }
 }
 
@@ -47,7 +57,7 @@ impl fmt::Debug for WebhookSecret {
 impl PartialEq for WebhookSecret {
     /// For fixtures; nothing is judged by it.
     fn eq(&self, other: &Self) -> bool {
-        *self.0 == *other.0
+        *self.text == *other.text
     }
 }
 
@@ -55,7 +65,7 @@ impl Eq for WebhookSecret {}
 
 impl Serialize for WebhookSecret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
+        serializer.serialize_str(&self.text)
     }
 }
 
@@ -67,178 +77,165 @@ impl<'de> Deserialize<'de> for WebhookSecret {
 }
 
 /// Which decisions an endpoint gets. Events that are no decisions go to every endpoint of the account.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookFilters {
-    /// Null means all.
+    /// Only decisions with one of these verdicts; null means all.
+    #[schemars(extend("minItems" = 1, "uniqueItems" = true))]
     pub verdicts: Option<Vec<Verdict>>,
-    /// Compared as words; null means all.
+    /// Only decisions in one of these environments, compared as words (case and surrounding space do not matter)
+    /// and by their other names (`prod`, `prd`, `live` and `production` are one, `stage`, `stg` and `staging`,
+    /// `dev` and `development`); null means all.
+    #[schemars(extend("minItems" = 1, "maxItems" = 100))]
     pub environments: Option<Vec<String>>,
 }
 
 /// An endpoint, without its secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Webhook {
-    /// Ours.
+    /// The endpoint's id.
     pub id: WebhookId,
-    /// Whose.
+    /// The account that it belongs to.
     pub account: AccountId,
-    /// Where events go.
+    /// As given.
     pub url: String,
     /// Which events go there.
     #[serde(flatten)]
     pub filters: WebhookFilters,
     /// As given; empty when none was.
+    #[schemars(extend("maxLength" = 500))]
     pub description: String,
     /// Most events a second; null means no limit.
+    #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
     pub rate_limit: Option<u32>,
     /// Whether it gets events.
     pub enabled: bool,
-    /// Why it does not, when the exporter disabled it.
+    /// Why it was disabled by its failures; null if it was not, or if a person stopped it.
     pub disabled_reason: Option<String>,
     /// RFC 3339.
     pub created_at: Timestamp,
 }
 
 /// A new endpoint, or one with a new secret: the only time that it is shown.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookCreated {
     /// The endpoint.
     #[serde(flatten)]
     pub webhook: Webhook,
-    /// Signs every event.
+    /// Signs every event: `whsec_` and base64 of 32 bytes. Shown here and never again.
     pub secret: WebhookSecret,
 }
 
 /// `POST /v1/webhooks`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateWebhook {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// None means the caller's own.
+    /// Only the operator names another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
-    /// The gateway has checked its syntax.
+    /// `https:`, visible ASCII, at most 2,000 characters, without user name, password and fragment.
+    #[schemars(extend("maxLength" = 2000))]
     pub url: String,
     /// Which events.
     #[serde(flatten)]
     pub filters: WebhookFilters,
-    /// At most 500 characters.
+    /// For people.
+    #[schemars(with = "Option<String>", extend("maxLength" = 500))]
     pub description: String,
-    /// 1–10,000 events a second.
+    /// Most events a second; null means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minimum" = 1, "maximum" = 10_000))]
     pub rate_limit: Option<u32>,
-}
-
-impl Request for CreateWebhook {
-    const SUBJECT: &'static str = "keys.webhooks.create";
-    type Reply = ManageReply<WebhookCreated>;
 }
 
 /// `GET /v1/webhooks`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListWebhooks {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
-    /// None means the caller's own.
+    /// Only the operator names another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<AccountId>,
-    /// From an earlier page.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<String>,
-    /// 1–1,000.
+    /// Most items of the page.
+    #[schemars(with = "Option<u32>", extend("minimum" = 1, "maximum" = 1000, "default" = 100))]
     pub limit: u32,
 }
 
-impl Request for ListWebhooks {
-    const SUBJECT: &'static str = "keys.webhooks.list";
-    type Reply = ManageReply<Page<Webhook>>;
-}
-
 /// `GET /v1/webhooks/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetWebhook {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
     pub id: WebhookId,
-}
-
-impl Request for GetWebhook {
-    const SUBJECT: &'static str = "keys.webhooks.get";
-    type Reply = ManageReply<Webhook>;
 }
 
 /// `PATCH /v1/webhooks/{id}`: what is none stays as it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateWebhook {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
     pub id: WebhookId,
-    /// The gateway has checked its syntax.
+    /// `https:`, visible ASCII, at most 2,000 characters, without user name, password and fragment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 2000))]
     pub url: Option<String>,
     /// Both filters at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(flatten, with = "WebhookFilters")]
     pub filters: Option<WebhookFilters>,
-    /// At most 500 characters.
+    /// For people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxLength" = 500))]
     pub description: Option<String>,
-    /// 0 takes the limit away.
+    /// Most events a second; null means no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maximum" = 10_000))]
     pub rate_limit: Option<u32>,
-    /// Stops or starts it.
+    /// False stops it; what is recorded meanwhile waits in the log, as long as it is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
 }
 
-impl Request for UpdateWebhook {
-    const SUBJECT: &'static str = "keys.webhooks.update";
-    type Reply = ManageReply<Webhook>;
-}
-
 /// `POST /v1/webhooks/{id}/enable`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EnableWebhook {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
     pub id: WebhookId,
-}
-
-impl Request for EnableWebhook {
-    const SUBJECT: &'static str = "keys.webhooks.enable";
-    type Reply = ManageReply<Webhook>;
 }
 
 /// `POST /v1/webhooks/{id}/rotate-secret`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RotateWebhookSecret {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
     pub id: WebhookId,
-    /// How long the old secret signs beside the new one: 0 to 30 days.
+    /// How long the old secrets sign beside the new one; 0 ends them at once.
+    #[schemars(with = "Option<u64>", extend("maximum" = 2_592_000, "default" = 86400))]
     pub overlap_seconds: u64,
 }
 
-impl Request for RotateWebhookSecret {
-    const SUBJECT: &'static str = "keys.webhooks.rotate";
-    type Reply = ManageReply<WebhookCreated>;
-}
-
 /// `DELETE /v1/webhooks/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteWebhook {
     /// Who asks.
+    #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
     pub id: WebhookId,
-}
-
-impl Request for DeleteWebhook {
-    const SUBJECT: &'static str = "keys.webhooks.delete";
-    type Reply = ManageReply<WebhookDeleted>;
 }
 
 /// The endpoint is gone; it was so already if the call was made twice.
@@ -254,11 +251,6 @@ pub struct DisableWebhook {
     pub reason: String,
 }
 
-impl Request for DisableWebhook {
-    const SUBJECT: &'static str = "keys.endpoints.disable";
-    type Reply = ManageReply<WebhookDisabled>;
-}
-
 /// It is disabled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookDisabled {}
@@ -266,14 +258,9 @@ pub struct WebhookDisabled {}
 /// Exporter to keystore: every endpoint, with secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListEndpoints {
-    /// From an earlier page.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<WebhookId>,
-}
-
-impl Request for ListEndpoints {
-    const SUBJECT: &'static str = "keys.endpoints.list";
-    type Reply = ManageReply<EndpointsPage>;
 }
 
 /// At most 500 endpoints.
@@ -314,11 +301,6 @@ pub struct SignMark {
     pub permit: Option<DeletionPermit>,
 }
 
-impl Request for SignMark {
-    const SUBJECT: &'static str = "keys.sign";
-    type Reply = ManageReply<MarkSigned>;
-}
-
 /// The mark as a line of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MarkSigned {
@@ -338,13 +320,9 @@ pub struct SigningKeys {
     pub account: Option<AccountId>,
 }
 
-impl Request for SigningKeys {
-    const SUBJECT: &'static str = "keys.signing";
-    type Reply = ManageReply<PublicKeys>;
-}
-
 /// All of them, the newest first. Not a secret.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SigningKeys")]
 pub struct PublicKeys {
     /// The newest first.
     pub items: Vec<PublicKey>,
@@ -356,14 +334,9 @@ pub struct PublicKeys {
 /// Exporter to keystore: how long does each account keep decisions?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListRetentions {
-    /// From an earlier page.
+    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<AccountId>,
-}
-
-impl Request for ListRetentions {
-    const SUBJECT: &'static str = "keys.retentions.list";
-    type Reply = ManageReply<RetentionsPage>;
 }
 
 /// At most 1,000 accounts.
@@ -375,12 +348,12 @@ pub struct RetentionsPage {
     pub next_cursor: Option<AccountId>,
     /// The time at the keystore, as a second clock beside the exporter's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clock: Option<VouchedTime>,
+    pub clock: Option<SecondClock>,
 }
 
 /// The time that a process vouches for as it answers: of its start, and what went by since.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VouchedTime {
+pub struct SecondClock {
     /// Names the process: one that asks itself has no second clock.
     pub process: String,
     /// The time.
@@ -396,6 +369,49 @@ pub struct WebhookChanged {
     pub id: WebhookId,
 }
 
-impl Notice for WebhookChanged {
-    const SUBJECT: &'static str = "notice.webhook.changed";
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_webhook_secret_is_written_as_it_was_read_and_holds_the_decoded_key() {
+        let longest = format!("{SECRET_PREFIX}{}", BASE64.encode(&[1; 64]));
+        for text in ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_AAECAwQFBgcICQoLDA0ODxAREhMUFRYX", &longest] {
+            let secret = WebhookSecret::parse(text).unwrap();
+            assert_eq!(secret.expose(), text);
+            assert_eq!(BASE64.encode(secret.key()), text.trim_start_matches(SECRET_PREFIX));
+        }
+        let ours = WebhookSecret::from_random(&[0xa5; 32]);
+        assert_eq!(WebhookSecret::parse(ours.expose()), Some(ours.clone()));
+        assert_eq!((ours.key(), ours.expose().len()), ([0xa5; 32].as_slice(), SECRET_PREFIX.len() + 44));
+    }
+
+    #[test]
+    fn a_malformed_webhook_secret_is_refused() {
+        let of = |count: usize| format!("whsec_{}", BASE64.encode(&vec![1; count]));
+        assert!(WebhookSecret::parse(&of(24)).is_some() && WebhookSecret::parse(&of(64)).is_some());
+        let padded = of(32);
+        let bad = [
+            of(23),
+            of(65),
+            of(0),
+            String::new(),
+            padded.trim_start_matches("whsec_").to_owned(),
+            padded.trim_end_matches('=').to_owned(),
+            padded.replace("whsec_", "WHSEC_"),
+            format!("{padded}\n"),
+            format!(" {padded}"),
+            padded.replace("AQ", "-_"),
+            // The unused bits of the last character are not zero: a second spelling of the same bytes.
+            padded.replace("E=", "F="),
+        ];
+        for text in bad {
+            assert_eq!(WebhookSecret::parse(&text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn debug_output_hides_a_webhook_secret() {
+        assert_eq!(format!("{:?}", WebhookSecret::from_random(&[7; 32])), "WebhookSecret(…)");
+    }
 }

@@ -1,9 +1,11 @@
-//! The URL of an endpoint as far as its text tells.
+//! The URL of a webhook endpoint: the checks that need only its text.
 //!
-//! Owns the rules that hold when an endpoint is created and at every delivery: https, a host, no credentials, no fragment.
-//! Refuses to resolve and to judge addresses: names move, so that is the egress's at every attempt, also for a host that is an
-//! address. Invariant: what is kept is the parsed form, in which every spelling of an IPv4 address has become that address; it
-//! is what is checked and what is connected to. A path may be a secret, so `Debug` and `Display` show scheme, host and port.
+//! Owns the rules that hold when an endpoint is created and at every delivery: https, a host, no credentials, no
+//! fragment. Does not resolve names or check addresses: DNS changes, so the exporter's egress does that at every
+//! attempt, also for a host that is an IP address. A path may be a secret, so `Debug` and `Display` show only scheme,
+//! host and port.
+//! INVARIANT: the parsed form is what is checked, stored and connected to; in it every spelling of an IPv4 address has
+//! become that address.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -11,7 +13,7 @@ use std::net::IpAddr;
 use url::Url;
 
 /// The longest URL, in characters as they were written.
-pub const MOST_URL_CHARS: usize = 2000;
+pub const MAX_URL_CHARS: usize = 2000;
 
 /// Where an endpoint's events go.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -20,39 +22,40 @@ pub struct WebhookUrl {
     host: Host,
 }
 
-/// What stands in a URL between scheme and port.
+/// The host part of a URL.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Host {
-    /// To be resolved; lower case, international names in their ASCII form.
+    /// A DNS name in lower case, with international names in their ASCII form.
     Name(String),
-    /// In whatever spelling it was written.
+    /// An IP address, however it was spelt.
     Address(IpAddr),
 }
 
-/// The text is not a URL that events may go to.
+/// Why events cannot be sent to a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookUrlError {
-    /// Over [`MOST_URL_CHARS`].
-    #[error("must have at most {MOST_URL_CHARS} characters")]
+    /// Longer than [`MAX_URL_CHARS`].
+    #[error("must have at most {MAX_URL_CHARS} characters")]
     TooLong,
-    /// No parser's repair work: white space and control characters are not dropped, as browsers do.
+    /// White space or control characters, which a URL parser would silently drop.
     #[error("must be an absolute URL without white space")]
     NotAUrl,
     /// Neither https nor, where that is allowed, http.
     #[error("must begin with `https://`")]
     NotHttps,
-    /// They would be sent, stored and logged.
+    /// Credentials, which would be sent, stored and logged.
     #[error("must not hold a user name or a password")]
     Credentials,
-    /// It is never sent, so it cannot mean anything.
+    /// A fragment, which is never sent.
     #[error("must not have a fragment (`#…`)")]
     Fragment,
 }
 
 impl WebhookUrl {
-    /// Reads a URL. With `dangerous_allow_private` it may be plain http: the egress sends that to local addresses alone.
+    /// Parses a URL. With `dangerous_allow_private` plain http is accepted; the egress then sends only to local
+    /// addresses.
     pub fn parse(text: &str, dangerous_allow_private: bool) -> Result<Self, WebhookUrlError> {
-        if text.chars().count() > MOST_URL_CHARS {
+        if text.chars().count() > MAX_URL_CHARS {
             return Err(WebhookUrlError::TooLong);
         }
         if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -83,12 +86,12 @@ impl WebhookUrl {
         self.url.as_str()
     }
 
-    /// Whom to connect to.
+    /// The host to connect to.
     pub fn host(&self) -> &Host {
         &self.host
     }
 
-    /// The port, also where it goes without saying.
+    /// The port, explicit or the scheme's default.
     pub fn port(&self) -> u16 {
         self.url.port_or_known_default().unwrap_or(if self.is_plain() { 80 } else { 443 })
     }
@@ -98,15 +101,15 @@ impl WebhookUrl {
         self.url.scheme() == "http"
     }
 
-    /// For whoever connects.
+    /// The `url` crate's form, for the HTTP client.
     pub fn url(&self) -> &Url {
         &self.url
     }
 }
 
 impl Host {
-    /// `Url::host` has a type of a crate that is not ours to name; its text is as clear: brackets mean IPv6, and in a special
-    /// scheme a host that ends in a number is an IPv4 address or no host at all.
+    /// `Url::host` has a type of a crate that is not ours to name; its text is as clear: brackets mean IPv6, and in a
+    /// special scheme a host that ends in a number is an IPv4 address or no host at all.
     fn of(url: &Url) -> Option<Self> {
         let text = url.host_str().filter(|host| !host.is_empty())?;
         let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);

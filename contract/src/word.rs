@@ -1,8 +1,8 @@
 //! Words: the one form in which constraint names, side effects, tools, roles and environments are compared.
 //!
-//! Owns the normalisation of contract section 1: NFKC, removal of invisible characters, trimming, lower case. A word that
-//! mixes scripts (`dерloy` with Cyrillic letters) is marked and equals nothing, not even itself spelled the same way:
-//! what may be a look-alike is unknown, and unknown is never allowed.
+//! Owns the normalisation of contract section 1: NFKC, removal of invisible characters, trimming, lower case. A word
+//! that mixes scripts (`dерloy` with Cyrillic letters) equals nothing, not even itself: a possible look-alike counts as
+//! unknown, and unknown is never allowed.
 
 mod spelling;
 
@@ -13,7 +13,7 @@ use unicode_script::{Script, UnicodeScript};
 
 pub use spelling::{Spelling, parts};
 
-/// No word that is still one grows beyond this, in characters: an item of a request has at most 1,000.
+/// The longest word in characters, as long as the longest item of a request.
 const LONGEST: usize = 1_000;
 
 /// A normalised word. Compare with [`Word::is`] or [`Word::matches`]; there is no `PartialEq` on purpose.
@@ -27,14 +27,15 @@ impl Word {
     /// Normalises a text.
     pub fn new(raw: &str) -> Self {
         let text = visible(raw);
-        // What grew out of all proportion was cut; nobody knows what it said, so it equals nothing.
+        // A text that normalisation expanded beyond the limit was cut. Its content is unknown, so it equals nothing.
         let cut = text.chars().count() > LONGEST && text.chars().count() > raw.chars().count();
-        // Nor does anybody know what is hidden in it.
+        // The same holds for a text with hidden characters.
         let mixed = cut || hidden(&text).is_some() || mixes_scripts(&text);
         Self { text, mixed }
     }
 
-    /// As [`Word::new`], with runs of spaces, hyphens and underscores as one `_`: names of constraints and side effects.
+    /// As [`Word::new`], with runs of spaces, hyphens and underscores as one `_`: names of constraints and side
+    /// effects.
     pub fn name(raw: &str) -> Self {
         let mut word = Self::new(raw);
         let mut name = String::with_capacity(word.text.len());
@@ -48,12 +49,12 @@ impl Word {
         word
     }
 
-    /// The normalised text. Do not compare with it: a mixed word would slip through.
+    /// The normalised text. Do not compare with it: it does not tell that a word mixes scripts.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The text to look up in a vocabulary; none for a word that mixes scripts.
+    /// The text to look up in a vocabulary; `None` for a word that mixes scripts.
     pub fn known(&self) -> Option<&str> {
         (!self.mixed).then_some(self.text.as_str())
     }
@@ -68,7 +69,7 @@ impl Word {
         !other.mixed && self.is(&other.text)
     }
 
-    /// Nothing visible is left.
+    /// Whether no visible character is left.
     pub fn is_empty(&self) -> bool {
         self.text.is_empty()
     }
@@ -85,14 +86,15 @@ pub fn visible(raw: &str) -> String {
     if raw.is_ascii() {
         return raw.trim().to_ascii_lowercase();
     }
-    // Lower-casing can leave NFKC (`İ` becomes `i` + dot), so once more.
+    // Lower case may no longer be NFKC (`İ` becomes `i` + dot), so normalise again.
     plain(raw).trim().to_lowercase().nfkc().collect()
 }
 
-/// The text in NFKC without invisible characters; case and outer space stay. At most about twice as long as it was: a few
-/// characters compose to whole phrases, and what would grow further is cut.
+/// The text in NFKC without invisible characters; case and outer space stay. At most about twice as long as it was: a
+/// few characters expand to whole phrases, and the result is cut there.
 pub fn plain(raw: &str) -> String {
-    // Stripping first lets `e` + zero-width joiner + combining accent compose; NFKC can itself yield ignorables, so twice.
+    // Stripping first lets `e` + zero-width joiner + combining accent compose; NFKC can itself yield ignorables, so
+    // twice.
     let stripped: String = raw.chars().filter(|c| !is_invisible(*c)).collect();
     match is_nfkc_quick(stripped.chars()) {
         IsNormalized::Yes => stripped,
@@ -103,12 +105,13 @@ pub fn plain(raw: &str) -> String {
     }
 }
 
-/// Nothing that a reader could see: only space, control and invisible characters.
+/// Whether a text has only white space, control and invisible characters.
 pub fn is_blank(text: &str) -> bool {
     text.chars().all(|c| c.is_whitespace() || is_hidden(c) || is_invisible(c))
 }
 
-/// The first character of a name that nobody sees and that makes it another name all the same. White space is seen.
+/// The first invisible character that would make this name differ from one that looks the same. White space counts as
+/// visible.
 pub fn hidden(name: &str) -> Option<char> {
     // Names are ASCII nearly always, and then a byte is a character.
     if name.is_ascii() {
@@ -117,10 +120,10 @@ pub fn hidden(name: &str) -> Option<char> {
     name.chars().find(|c| is_hidden(*c))
 }
 
-/// What no name needs: control characters and noncharacters, the characters of Unicode's category `Cf` that are not
-/// removed anyway ([`is_invisible`]), and the few with a glyph that is blank: the Braille blank, the null notehead, the
-/// filler of Khitan, and the place of an object (UAX #44, 16.0). White space is none of them, tabs and line breaks
-/// neither.
+/// Characters that no name needs: control characters and noncharacters, the characters of Unicode's category `Cf` that
+/// are not removed anyway ([`is_invisible`]), and the few with a glyph that is blank: the Braille blank, the null
+/// notehead, the filler of Khitan, and the place of an object (UAX #44, 16.0). White space is none of them, tabs and
+/// line breaks neither.
 fn is_hidden(c: char) -> bool {
     if let Ok(byte) = u8::try_from(c)
         && byte.is_ascii()
@@ -139,21 +142,22 @@ fn is_hidden_ascii(byte: u8) -> bool {
     byte.is_ascii_control() && !char::from(byte).is_whitespace()
 }
 
-/// Characters that show nothing and change nothing but equality: Unicode's `Default_Ignorable_Code_Point` and the
+/// Characters without a glyph, which only break equality: Unicode's `Default_Ignorable_Code_Point` and the
 /// bidirectional controls (UAX #44, DerivedCoreProperties 16.0).
 pub fn is_invisible(c: char) -> bool {
     matches!(c,
         '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
-        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-        | '\u{e0000}'..='\u{e0fff}')
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 pub(crate) fn is_hyphen(c: char) -> bool {
     matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
 }
 
-/// More than one script among the letters; the scripts that are written together in Chinese, Japanese and Korean are one.
+/// More than one script among the letters; the scripts that are written together in Chinese, Japanese and Korean are
+/// one.
 fn mixes_scripts(text: &str) -> bool {
     if text.is_ascii() {
         return false;
@@ -234,7 +238,7 @@ mod tests {
         assert!(Word::new(&"ａ".repeat(1_000)).known().is_some());
     }
 
-    /// The two ways of looking must not differ: one of them sees each character of a name that is not all ASCII.
+    /// The ASCII shortcut and the full search must agree.
     #[test]
     fn a_hidden_ascii_character_is_found_in_an_ascii_name_as_in_any_other() {
         for byte in 0..=127_u8 {

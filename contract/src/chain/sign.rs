@@ -1,13 +1,14 @@
 //! Signatures of marks: which bytes are signed, and whether a signature holds.
 //!
-//! The signed bytes are the line up to `,"signature":"…"}`, closed with `}`: a reader cuts and never re-serialises. Making a
-//! signature is the keystore's, which alone has the key.
+//! The signed bytes are the line up to `,"signature":"…"}`, closed with `}`: a reader cuts and never re-serialises.
+//! Making a signature is the keystore's, which alone has the key.
 
 use std::fmt;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use data_encoding::{BASE64, HEXLOWER};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -61,13 +62,15 @@ impl fmt::Debug for SigningKeyId {
 }
 
 /// A public key that marks are or were signed with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "SigningKey")]
 pub struct PublicKey {
-    /// Named in every mark.
+    /// The first 16 hexadecimal digits of the SHA-256 of the key's 32 bytes.
     pub id: SigningKeyId,
-    /// Ed25519, base64 of 32 bytes.
+    /// The public key, base64 of 32 bytes.
+    #[schemars(extend("pattern" = "^[A-Za-z0-9+/]{43}=$"))]
     pub ed25519: String,
-    /// Since when it signs; RFC 3339.
+    /// Since when it signs.
     pub created_at: Timestamp,
 }
 
@@ -142,7 +145,7 @@ mod tests {
         assert!(UnparsedPublicKey::new(&ED25519, public).verify(&[0x72], &signature).is_ok());
     }
 
-    /// The whole way, for the author of another verifier: a line as it stands in a log, and the key that signed it.
+    /// The whole way, for the author of another verifier: a line as it accept in a log, and the key that signed it.
     #[test]
     fn a_signed_mark_is_this_line() {
         let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).unwrap();

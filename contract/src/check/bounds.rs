@@ -1,8 +1,8 @@
-//! Names that people could take for others, and amounts that nobody means.
+//! Bounds on names and amounts in `context`: no hidden characters, no absurd amounts.
 //!
-//! Owns what a `422` says of them: a run, a tool, a constraint or an environment whose name holds a character that
-//! nobody sees is not what it looks like, and an amount beyond [`MAX_USD`] is a mistake or an attack.
-//! Evidence of the wrong type is not judged here: it is malformed (contract, section 2).
+//! A run, tool, constraint or environment with an invisible character in its name is not what it looks like, and an
+//! amount beyond [`MAX_USD`] is a mistake or an attack: both are refused with a `422`. Evidence of the wrong type is
+//! not refused here: it is malformed (contract, section 2), which the policy decides.
 
 use serde_json::{Map, Value};
 
@@ -10,14 +10,14 @@ use super::{CheckRequest, FieldError};
 use crate::number::{MAX_USD, Micros, NumberError};
 use crate::word::hidden;
 
-/// In `context` and in `context.loop_state`.
+/// Amounts, which may stand in `context` and in `context.loop_state`.
 const NAMES: [&str; 2] = ["run_id", "current_tool"];
 const AMOUNTS: [&str; 2] = ["estimated_cost_usd", "cumulative_cost_usd"];
 
 impl CheckRequest {
-    /// Every name with a hidden character, and every amount that is too large.
+    /// Reports every name with a hidden character and every amount that is too large.
     pub(super) fn out_of_bounds(&self, errors: &mut Vec<FieldError>) {
-        // A side effect with such a character is an unknown one, which is a verdict of the policy.
+        // A side effect with such a character is an unknown effect, which the policy decides.
         for (member, items) in [("tools", &self.tools), ("constraints", &self.constraints)] {
             for (index, item) in items.iter().enumerate() {
                 name(item, || format!("{member}[{index}]"), errors);
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_a_character_that_nobody_sees_is_refused_where_it_stands() {
+    fn a_name_with_an_invisible_character_is_refused_with_its_path() {
         for (hidden, code) in [
             ("\u{0}", "U+0000"),
             ("\u{1b}", "U+001B"),

@@ -1,8 +1,8 @@
-//! Near misses: members that look like known ones and are none, so that nothing they say is passed over in silence.
+//! Near misses: members whose names look like known ones, so that a misspelt member is refused instead of ignored.
 //!
-//! Owns the rule of contract section 2: a member that is a known one of its own level but for case, separators and a final
-//! `s`, or that stands at the wrong level, is a bad field. What is unknown otherwise is tolerated.
-//! Names are told only where they are plain: a name is the caller's text.
+//! Contract section 2: a member that differs from a known member of its level only in case, separators or a final `s`,
+//! or that stands at the wrong level, is a bad field. Other unknown members are tolerated. An error quotes a name only
+//! if it is a plain identifier, because names are the caller's text.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -13,13 +13,13 @@ use super::members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, Member, REQUEST_MEMBER
 use super::{FieldError, is_plain_name};
 use crate::word::visible;
 
-/// Arrays of the request that people take for members of `context`.
+/// Arrays of the request that are often put into `context` by mistake.
 const ALSO_IN_CONTEXT: [&str; 3] = ["side_effects", "constraints", "success_criteria"];
 
-/// Known names of a level, by what is left of them ([`bare`]).
+/// Known names of one level, by their reduced form ([`bare`]).
 type Level = HashMap<String, &'static str>;
 
-/// Bad names among the members that the request itself does not know.
+/// Near misses among the unknown top-level members.
 pub(super) fn in_request(unknown: &Map<String, Value>, errors: &mut Vec<FieldError>) {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     let level = LEVEL.get_or_init(|| level(REQUEST_MEMBERS, &[]));
@@ -32,7 +32,7 @@ pub(super) fn in_request(unknown: &Map<String, Value>, errors: &mut Vec<FieldErr
     }
 }
 
-/// Bad names in `context` and in `context.loop_state`.
+/// Near misses in `context` and in `context.loop_state`.
 pub(super) fn in_context(context: &Map<String, Value>, errors: &mut Vec<FieldError>) {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     static LOOP_STATE: OnceLock<Level> = OnceLock::new();
@@ -65,13 +65,13 @@ fn level(members: &[Member], more: &[&'static str]) -> Level {
     members.iter().map(|member| member.name).chain(more.iter().copied()).map(|name| (bare(name), name)).collect()
 }
 
-/// The known name that this one misses.
+/// The known name that was probably meant.
 fn near(level: &Level, name: &str) -> Option<&'static str> {
     let known = level.get(&bare(name)).copied()?;
     (known != name).then_some(known)
 }
 
-/// A name without case, `_`, `-`, blanks, characters that nobody sees and a final `s`.
+/// The reduced form of a name: lower case, without `_`, `-`, blanks, invisible characters and a final `s`.
 fn bare(name: &str) -> String {
     let mut bare: String = visible(name).chars().filter(|c| !matches!(c, '_' | '-') && !c.is_whitespace()).collect();
     if bare.ends_with('s') {
@@ -80,7 +80,7 @@ fn bare(name: &str) -> String {
     bare
 }
 
-/// A name that can be told; `*` for one that is no plain name.
+/// The name for an error text; `*` if it is not a plain identifier.
 pub(super) fn told(name: &str) -> &str {
     if is_plain_name(name) { name } else { "*" }
 }
@@ -176,11 +176,14 @@ mod tests {
     #[test]
     fn what_only_resembles_a_member_is_tolerated() {
         let body = json!({
-            "colour": 1, "user": "u", "approvalStatus": "x", "": 1, "goal_id": 7, "x".repeat(300): 1, "metadata": {"sideEffects": 1},
+            "colour": 1, "user": "u", "approvalStatus": "x", "": 1, "goal_id": 7, "x".repeat(300): 1,
+            "metadata": {"sideEffects": 1},
             "environment": "dev",
             "context": {
-                "tool": "Bash", "goals": ["x"], "environment": "dev", "approved": true, "tool_input": {"goal": 1}, "s": 1, "-": 2,
-                "retries": 1, "loop_state": {"retry_count": 1, "tools": ["x"], "note": "x"}, "nested": {"approvalStatus": "x"}
+                "tool": "Bash", "goals": ["x"], "environment": "dev", "approved": true, "tool_input": {"goal": 1},
+                "s": 1, "-": 2,
+                "retries": 1, "loop_state": {"retry_count": 1, "tools": ["x"], "note": "x"},
+                "nested": {"approvalStatus": "x"}
             }
         });
         assert_eq!(errors(body), Vec::<String>::new());

@@ -1,7 +1,7 @@
 //! Near names: which known names a misspelt one may have meant.
 //!
-//! Owns the search. Only names of nearly the same length are compared, and a comparison ends as soon as it is worse than
-//! two edits, so that a request full of misspelt names costs little more than reading it.
+//! Owns the search. Only names of nearly the same length are compared, and a comparison ends as soon as it is worse
+//! than two edits, so that a request full of misspelt names costs little more than reading it.
 
 use super::names::ConstraintName;
 
@@ -25,8 +25,8 @@ impl Near {
         Self { keys }
     }
 
-    /// Constraints with a name within `edits` of the key, the nearest first. Of a short name fewer letters may be wrong:
-    /// `mfa` is near to half of all words.
+    /// Constraints with a name within `edits` of the key, the nearest first. Of a short name fewer letters may be
+    /// wrong: `mfa` is near to half of all words.
     pub(super) fn suggest(&self, key: &str, edits: usize) -> Vec<&'static str> {
         let key: Vec<char> = key.chars().collect();
         let shortest = key.len().saturating_sub(MAX_EDITS);

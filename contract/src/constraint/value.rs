@@ -1,28 +1,28 @@
 //! Values of constraints: switches, numbers, durations and lists.
 //!
 //! Owns what each may look like. What could be meant in two ways (`1,000`, `dev/staging`, `!prod`) is an error that
-//! names a form that would do: a value that is guessed wrong allows what nobody wanted.
+//! names a valid form: a wrong guess could allow more than was meant.
 
 use super::names::{ConstraintName, Names, Wildcards};
 use super::{ConstraintError, MAX_LIST_ENTRIES};
 use crate::number::{Micros, NumberError};
 use crate::word::visible;
 
-/// Switch a flag off.
+/// Values that switch a flag off.
 const OFF: [&str; 11] = ["false", "no", "off", "0", "none", "n", "f", "never", "disabled", "null", "0.0"];
-/// In the first edition.
+/// Values that switch a flag off in packs of the first edition.
 const FIRST_OFF: [&str; 4] = ["false", "no", "off", "0"];
-/// Around a value.
+/// Quotes that may enclose a value.
 const QUOTES: [char; 7] = ['"', '\'', '`', '\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}'];
-/// Between the entries of a list.
+/// Separators of list entries.
 const SEPARATORS: [char; 4] = [',', ';', '|', '、'];
-/// In a list that denies they would be names that nothing has.
+/// Words for "everything"; in a list that denies they would match no name.
 const EVERYTHING: [&str; 5] = ["all", "any", "each", "every", "everything"];
 /// The last labels of hosts that are written without a scheme.
 const HOST_ENDS: [&str; 16] =
     ["com", "org", "net", "io", "dev", "ai", "co", "app", "cloud", "internal", "local", "gov", "edu", "eu", "de", "uk"];
 
-/// Whether a flag with this value is set.
+/// Whether this value sets a flag.
 pub(super) fn is_on(value: Option<&str>, first_edition: bool) -> bool {
     let Some(value) = value else { return true };
     if first_edition {
@@ -32,7 +32,7 @@ pub(super) fn is_on(value: Option<&str>, first_edition: bool) -> bool {
     !OFF.contains(&word.as_str())
 }
 
-/// Without the quotes around it.
+/// The value without enclosing quotes.
 pub(super) fn unquoted(text: &str) -> &str {
     text.trim().trim_matches(QUOTES).trim()
 }
@@ -53,7 +53,7 @@ pub(super) fn list(name: ConstraintName, value: Option<&str>, names: &Names) -> 
 
 fn usable(name: ConstraintName, entry: &str, names: &Names) -> Result<String, ConstraintError> {
     let told = name.as_str();
-    // Paths may hold all of these.
+    // Paths may contain all of these.
     if name != ConstraintName::ResourceScope {
         if entry.contains(['(', ')', '{', '}', '[', ']']) {
             return Err(ConstraintError::Brackets { name: told });
@@ -81,7 +81,7 @@ fn usable(name: ConstraintName, entry: &str, names: &Names) -> Result<String, Co
     wildcard(name, entry)
 }
 
-/// `dev/staging`, `dev staging`: two environments that are known, one beside the other.
+/// Whether the entry is two known environments in one, such as `dev/staging` or `dev staging`.
 fn joins_environments(entry: &str, names: &Names) -> bool {
     let mut before = false;
     for piece in entry.split(|c: char| c == '/' || c.is_whitespace()).filter(|piece| !piece.is_empty()) {
@@ -94,7 +94,7 @@ fn joins_environments(entry: &str, names: &Names) -> bool {
     false
 }
 
-/// The entry with one `*` at its end at most.
+/// Allows a `*` only as the last character.
 fn wildcard(name: ConstraintName, entry: &str) -> Result<String, ConstraintError> {
     if !entry.contains('*') {
         return Ok(entry.to_owned());
@@ -120,7 +120,7 @@ fn wildcard(name: ConstraintName, entry: &str) -> Result<String, ConstraintError
     Ok(format!("{stem}*"))
 }
 
-/// Whether more letters would make another host of it: `https://api.example.com`, `api.example.com`.
+/// Whether a `*` after the entry could match another host, as in `https://api.example.com*` or `api.example.com*`.
 fn ends_in_host(stem: &str) -> bool {
     if let Some((_, rest)) = stem.split_once("://") {
         return !rest.is_empty() && !rest.contains(['/', '\\']);
@@ -140,7 +140,7 @@ pub(super) fn whole_number(name: &'static str, value: Option<&str>) -> Result<u6
     u64::try_from(micros / Micros::UNIT).map_err(|_| bad(NumberError::OutOfRange))
 }
 
-/// No more than anybody can spend.
+/// An amount of at most [`MAX_USD`](crate::MAX_USD) dollars.
 pub(super) fn dollars(name: &'static str, value: Option<&str>) -> Result<Micros, ConstraintError> {
     let wanted = || format!("`{name}: 2.50`, US dollars in digits with at most one point, at most 1000000000");
     let amount = Micros::parse(unquoted(value.unwrap_or_default()), false).and_then(Micros::at_most_usd);

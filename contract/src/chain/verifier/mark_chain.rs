@@ -1,7 +1,8 @@
-//! The marks of an account: whether their row is whole, and what the signed ones say of decisions.
+//! The chain of an account's marks: whether it is complete, and what its signed marks say about decisions.
 //!
-//! Owns signatures, numbers and links of marks. INVARIANT: nothing is believed of a mark that no known key signed, or that is another
-//! account's: such a mark excuses nothing, covers nothing, and only where it fits does it keep its place.
+//! Checks signatures, numbers and links of marks.
+//! INVARIANT: an unverified mark (no known key signed it, or it belongs to another account) excuses no gap and covers
+//! no decision. It only occupies its number, and only if that number is the next one.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,62 +13,62 @@ use crate::AccountId;
 use crate::chain::{Head, LineHash, MarkRef, Previous, PublicKey, WriterId};
 use crate::record::{Mark, MarkBody};
 
-/// What a signed deletion took of one writer.
+/// The decisions of one writer that a signed deletion removed.
 struct Deleted {
     before: Timestamp,
     sequence: u64,
 }
 
-/// The mark before the next one.
+/// The last mark of the chain so far.
 #[derive(Clone, Copy)]
-struct Before {
+struct LastMark {
     number: u64,
     hash: LineHash,
     signed: bool,
 }
 
-/// Marks that should have been there, from the first number to the last.
+/// A run of missing marks, by their numbers.
 #[derive(Clone, Copy)]
-struct Hole {
+struct MarkGap {
     first: u64,
     last: u64,
-    /// What the mark behind says of the last one.
-    told: Option<Previous>,
+    /// What the mark after the gap says about the last missing one.
+    claim: Option<Previous>,
 }
 
-/// All marks so far.
-pub(super) struct Row {
+/// The marks that have been checked so far.
+pub(super) struct MarkChain {
     account: Option<AccountId>,
     keys: Vec<PublicKey>,
-    /// Of every line that was judged: whether what it says is believed.
-    judged: HashMap<LineHash, bool>,
+    /// Every line that was checked, and whether its content can be trusted.
+    checked: HashMap<LineHash, bool>,
     marks: BTreeMap<u64, LineHash>,
-    before: Option<Before>,
+    before: Option<LastMark>,
     last_signed: Option<MarkRef>,
-    /// A mark behind may still excuse them: they are judged when all marks are known.
-    holes: Vec<Hole>,
+    /// Gaps are checked when all marks are known, since a later mark may excuse them.
+    gaps: Vec<MarkGap>,
     /// Marks with lower numbers may have expired.
     expired_below: u64,
     deleted: HashMap<WriterId, Vec<Deleted>>,
-    /// What was recorded before was removed because its retention was over; the latest of all such marks. A mark that
-    /// is gone by now was recorded before the horizon of a later one, and so was everything that it excused.
+    /// The latest horizon of all removals by retention: lines recorded earlier were removed. It also covers lines that
+    /// only an expired mark excused, because that mark and its lines are older than the horizon of a later mark.
     horizon: Option<Timestamp>,
-    /// Every head that a mark names. Known before any decision is seen, so that a chain that was computed anew cannot hide
-    /// behind many lines, and a mark may stand far behind what it covers.
+    /// Every head that a mark names. It is complete before the first decision is read, so a recomputed chain is
+    /// detected however far after its decisions the mark stands.
     named: BTreeMap<(WriterId, u64), LineHash>,
     covered: HashMap<WriterId, u64>,
 }
 
-impl Row {
+impl MarkChain {
     pub(super) fn new(keys: Vec<PublicKey>) -> Self {
         Self {
             account: None,
             keys,
-            judged: HashMap::new(),
+            checked: HashMap::new(),
             marks: BTreeMap::new(),
             before: None,
             last_signed: None,
-            holes: Vec::new(),
+            gaps: Vec::new(),
             expired_below: 0,
             deleted: HashMap::new(),
             horizon: None,
@@ -76,29 +77,29 @@ impl Row {
         }
     }
 
-    /// The next mark.
-    pub(super) fn judge(&mut self, line: &[u8], found: &mut Findings) {
+    /// Checks the next mark.
+    pub(super) fn check(&mut self, line: &[u8], found: &mut Findings) {
         let hash = LineHash::of(line);
-        self.judged.insert(hash, false);
+        self.checked.insert(hash, false);
         let Some(mark) = serde_json::from_slice::<Mark>(line).ok().filter(|mark| mark.number > 0) else {
             return found.line(FindingKind::Unreadable, "a mark cannot be read");
         };
         let signed = self.keys.iter().any(|key| key.signed(line));
         if !signed {
             found.marks(FindingKind::BadSignature, mark.number, 1, "no known key signed this mark");
-        } else if !self.is_of(&mark.account) {
+        } else if !self.belongs_to(&mark.account) {
             return found.line(FindingKind::Unreadable, "a mark is another account's");
         } else {
-            self.judged.insert(hash, true);
-            self.believe(&mark, found);
+            self.checked.insert(hash, true);
+            self.apply(&mark, found);
         }
-        self.place(&mark, Before { number: mark.number, hash, signed }, found);
+        self.append(&mark, LastMark { number: mark.number, hash, signed }, found);
     }
 
-    /// After the last mark: what is still missing.
-    pub(super) fn close(&mut self, window: &Window, found: &mut Findings) {
-        for Hole { mut first, last, told } in std::mem::take(&mut self.holes) {
-            if told.is_some_and(|told| self.may_be_gone(&told, window)) {
+    /// Reports marks that are missing. Call it after the last mark.
+    pub(super) fn check_gaps(&mut self, window: &Window, found: &mut Findings) {
+        for MarkGap { mut first, last, claim } in std::mem::take(&mut self.gaps) {
+            if claim.is_some_and(|claim| self.may_be_gone(&claim, window)) {
                 if first == 1 {
                     self.expired_below = last.saturating_add(1);
                 }
@@ -137,24 +138,25 @@ impl Row {
         }
     }
 
-    /// The mark of a line of the log, if what it says is believed. One that was not judged yet was made meanwhile.
-    pub(super) fn believed(&mut self, line: &[u8], window: &Window, found: &mut Findings) -> Option<Mark> {
+    /// The mark on a line of the log, if it can be trusted. A mark that was appended after the marks were read is
+    /// checked now.
+    pub(super) fn trusted_mark(&mut self, line: &[u8], window: &Window, found: &mut Findings) -> Option<Mark> {
         let hash = LineHash::of(line);
-        if !self.judged.contains_key(&hash) {
-            self.judge(line, found);
-            self.close_late(window, found);
+        if !self.checked.contains_key(&hash) {
+            self.check(line, found);
+            self.check_late_gaps(window, found);
         }
-        let believed = self.judged.get(&hash).copied().unwrap_or(false);
-        if believed { serde_json::from_slice(line).ok() } else { None }
+        let trusted_mark = self.checked.get(&hash).copied().unwrap_or(false);
+        if trusted_mark { serde_json::from_slice(line).ok() } else { None }
     }
 
-    /// Whether what is wrong with this line was found already.
-    pub(super) fn has_judged(&self, line: &[u8]) -> bool {
-        self.judged.contains_key(&LineHash::of(line))
+    /// Whether this line was checked as a mark, so that its faults are reported already.
+    pub(super) fn was_checked(&self, line: &[u8]) -> bool {
+        self.checked.contains_key(&LineHash::of(line))
     }
 
-    /// A writer says that this mark was there.
-    pub(super) fn expect(&self, mark: &MarkRef, found: &mut Findings) {
+    /// Checks that a mark which a writer followed is in the log.
+    pub(super) fn expect_head(&self, mark: &MarkRef, found: &mut Findings) {
         let newest = self.before.map_or(0, |before| before.number);
         match self.marks.get(&mark.number) {
             Some(hash) if *hash == mark.hash => {}
@@ -164,22 +166,22 @@ impl Row {
             None if mark.number > newest => {
                 found.marks(FindingKind::MarkMissing, mark.number, 1, "a mark that a writer followed is not here");
             }
-            // It expired, or its absence was found already.
+            // It expired, or its absence was reported already.
             None => {}
         }
     }
 
-    /// Whether a line of this account belongs here; the first one decides where nobody did.
-    pub(super) fn is_of(&mut self, account: &AccountId) -> bool {
+    /// Whether the log belongs to this account. The first call sets the account if it was not given.
+    pub(super) fn belongs_to(&mut self, account: &AccountId) -> bool {
         self.account.get_or_insert_with(|| account.clone()) == account
     }
 
-    /// The newest mark that is believed.
+    /// The newest trusted mark.
     pub(super) fn last_signed(&self) -> Option<MarkRef> {
         self.last_signed
     }
 
-    /// What a mark calls this decision.
+    /// The hash that a mark gives for this decision.
     pub(super) fn named(&self, writer: WriterId, sequence: u64) -> Option<LineHash> {
         self.named.get(&(writer, sequence)).copied()
     }
@@ -193,22 +195,22 @@ impl Row {
         sequence <= self.covered(writer)
     }
 
-    /// Whether a signed deletion took it.
+    /// Whether a signed deletion removed this decision.
     pub(super) fn deleted(&self, writer: WriterId, sequence: u64, recorded_at: Timestamp) -> bool {
         let deletions = self.deleted.get(&writer).map(Vec::as_slice).unwrap_or_default();
         deletions.iter().any(|deleted| sequence <= deleted.sequence && recorded_at < deleted.before)
     }
 
-    /// Whether a signed mark says that what was recorded then was past its retention and removed.
+    /// Whether a signed mark says that lines recorded at this time were removed by retention.
     pub(super) fn expired(&self, recorded_at: Timestamp) -> bool {
         self.horizon.is_some_and(|horizon| recorded_at < horizon)
     }
 
-    fn may_be_gone(&self, told: &Previous, window: &Window) -> bool {
-        window.may_be_gone(told.recorded_at, told.expires_at) || self.expired(told.recorded_at)
+    fn may_be_gone(&self, claim: &Previous, window: &Window) -> bool {
+        window.may_be_gone(claim.recorded_at, claim.expires_at) || self.expired(claim.recorded_at)
     }
 
-    fn believe(&mut self, mark: &Mark, found: &mut Findings) {
+    fn apply(&mut self, mark: &Mark, found: &mut Findings) {
         for head in &mark.heads {
             self.cover(head, found);
         }
@@ -241,24 +243,25 @@ impl Row {
         }
     }
 
-    fn place(&mut self, mark: &Mark, this: Before, found: &mut Findings) {
+    fn append(&mut self, mark: &Mark, this: LastMark, found: &mut Findings) {
         let (number, previous) = (this.number, mark.previous);
         let (last, expected) = match self.before {
             Some(before) => (before.number, Some(before)),
             None => (0, None),
         };
-        // The number of an unsigned mark is believed only where it fits, or all that follow would seem to be out of order.
+        // The number of an unsigned mark counts only if it is the next one; otherwise all later marks would seem to be
+        // out of order.
         if !this.signed && number != last.saturating_add(1) {
             return;
         }
-        // Nor does an unsigned one take the place of the mark that was signed with its number.
+        // A signed mark replaces an unsigned one with the same number.
         if number == last && this.signed && expected.is_some_and(|before| !before.signed) {
             let followed = number.checked_sub(1).and_then(|before| self.marks.get(&before)).copied();
             if followed.is_some_and(|hash| previous.map(|previous| previous.hash) != Some(hash)) {
                 let message = "a mark is not the one that its successor follows";
                 found.marks(FindingKind::Altered, number - 1, 1, message);
             }
-            return self.stands(this);
+            return self.accept(this);
         }
         if number <= last {
             let (kind, message) = if self.marks.contains_key(&number) {
@@ -271,18 +274,18 @@ impl Row {
             return;
         }
         if number - last > 1 {
-            self.holes.push(Hole { first: last + 1, last: number - 1, told: previous });
+            self.gaps.push(MarkGap { first: last + 1, last: number - 1, claim: previous });
         } else if this.signed
             && expected.is_none_or(|before| before.signed)
             && previous.map(|previous| previous.hash) != expected.map(|before| before.hash)
         {
-            // What was found unsigned needs no second finding.
+            // A mark without a valid signature was reported already.
             found.marks(FindingKind::Altered, last.max(1), 1, "a mark is not the one that its successor follows");
         }
-        self.stands(this);
+        self.accept(this);
     }
 
-    fn stands(&mut self, this: Before) {
+    fn accept(&mut self, this: LastMark) {
         self.marks.insert(this.number, this.hash);
         if this.signed {
             self.last_signed = Some(MarkRef { number: this.number, hash: this.hash });
@@ -290,10 +293,10 @@ impl Row {
         self.before = Some(this);
     }
 
-    /// A mark that was made meanwhile and does not follow at once: what is between is missing.
-    fn close_late(&mut self, window: &Window, found: &mut Findings) {
-        for Hole { first, last, told } in std::mem::take(&mut self.holes) {
-            if told.is_some_and(|told| self.may_be_gone(&told, window)) {
+    /// Reports marks that are missing before one that was appended after the marks were read.
+    fn check_late_gaps(&mut self, window: &Window, found: &mut Findings) {
+        for MarkGap { first, last, claim } in std::mem::take(&mut self.gaps) {
+            if claim.is_some_and(|claim| self.may_be_gone(&claim, window)) {
                 continue;
             }
             found.marks(FindingKind::MarkMissing, first, last - first + 1, "marks are missing");

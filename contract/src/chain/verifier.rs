@@ -1,82 +1,87 @@
-//! Judges a log: walks its lines in order and says what does not fit.
+//! Verifies an account's log: reads its lines in order and reports every line that is missing, altered, moved or
+//! doubled.
 //!
-//! Owns what counts as a fault and what is excused: lines that expired, that a signed removal names, or that lie outside
-//! the window.
-//! Marks come first ([`row`]: what they say holds for lines before and behind them), then every line in the order of the log. Pure;
-//! what it remembers grows with marks and writers, not with decisions. A line that cannot be read is a finding, never a stop.
-//! The order between two writers is nobody's claim, so it is not judged.
+//! A missing line is excused if it expired, if a signed removal names it, or if it lies outside the window. Marks are
+//! checked first ([`mark_chain`]), because a mark vouches for lines before and after it; then come all lines in the
+//! order of the log. Pure: memory grows with the marks and writers, not with the decisions. An unreadable line becomes
+//! a finding and does not stop the verification. The order of lines of different writers is not checked, since no line
+//! states it.
 
-mod row;
+mod mark_chain;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Head, LineHash, Link, MarkRef, PublicKey, WriterId};
-use crate::record::{LineStart, LineType, MarkBody};
+use crate::record::{LineHeader, LineType, MarkBody};
 use crate::{AccountId, RequestId};
 
-use row::Row;
+use mark_chain::MarkChain;
 
-/// Findings that a report lists; more are counted.
-const MOST_FINDINGS: usize = 1_000;
-/// Lines of one writer that a new writer, or a mark that was made meanwhile, can still be compared with.
-const MOST_RECENT: usize = 1_000;
-/// Holes of one writer that may still be filled by lines out of order.
-const MOST_GAPS: usize = 1_000;
+/// Findings that a report lists; further ones are only counted.
+const MAX_FINDINGS: usize = 1_000;
+/// Lines kept per writer that no mark has named yet, to compare with a mark or a new writer that names them later.
+const MAX_RECENT: usize = 1_000;
+/// Gaps kept per writer, which lines out of order may still fill.
+const MAX_GAPS: usize = 1_000;
 
-/// What is judged.
+/// Which part of a log is verified, and what must be in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Lines recorded before are not judged.
+    /// Lines recorded earlier are not verified.
     pub from: Option<Timestamp>,
-    /// Lines recorded after are not judged.
+    /// Lines recorded later are not verified.
     pub to: Option<Timestamp>,
-    /// The clock.
+    /// The current time.
     pub now: Timestamp,
-    /// What was recorded before is past the retention that holds now, and may be gone whatever its line says. What an
-    /// earlier, shorter retention removed is excused by the marks that say so.
+    /// Lines recorded earlier are past the present retention and may be gone, whatever their own expiry says. Lines
+    /// that an earlier, shorter retention removed are excused by its marks.
     pub horizon: Timestamp,
-    /// A mark that was kept outside and must still be there.
+    /// A mark that somebody kept outside of the log and that must still be in it.
     pub kept: Option<MarkRef>,
-    /// The last mark that the keystore signed, as it says itself. It must be there too.
+    /// The last mark that the keystore says it signed; it must be in the log too.
     pub signed: Option<MarkRef>,
 }
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
-    /// Nothing was found.
+    /// Nothing was found. It does not say that nothing is unsealed.
     pub ok: bool,
-    /// Decisions judged.
+    /// Decisions that were verified.
     pub records: u64,
-    /// Their writers.
+    /// Writers of those decisions.
     pub writers: u64,
-    /// Checkpoints that stand in the window.
+    /// Checkpoints in the window.
     pub checkpoints: u64,
-    /// Deletions on demand that stand in the window.
+    /// Deletions on demand in the window.
     pub deletions: u64,
-    /// Removals by retention whose marks stand in the window.
+    /// Removals by retention in the window; absent where there are none.
     #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(extend("minimum" = 1))]
     pub expiries: u64,
-    /// Decisions that no mark covers yet: that none was cut off behind them cannot be proven yet.
+    /// Decisions that no mark covers yet: that none was cut off behind them cannot be proven.
     pub unsealed: u64,
-    /// When the first one judged was recorded.
+    /// When the first verified decision was recorded.
     pub first_at: Option<Timestamp>,
-    /// When the last one judged was recorded.
+    /// When the last one was.
     pub last_at: Option<Timestamp>,
-    /// The newest mark, to be kept outside.
+    /// The newest mark whose signature holds: keep it outside.
     pub last_mark: Option<MarkRef>,
     /// At most 1,000.
+    #[schemars(extend("maxItems" = 1000))]
     pub findings: Vec<Finding>,
-    /// Further findings that are not listed.
+    /// How many further findings are not listed.
     pub more_findings: u64,
-    /// Entries that stand in the log's store and that no gateway or exporter put there: they are no part of the log,
-    /// and somebody else can write to its store.
+    /// Entries in the log's store that no gateway or exporter put there, where there are any: an alarm for the
+    /// operator. They are no part of the log, and no finding.
     #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(extend("minimum" = 1))]
     pub rejected: u64,
 }
 
@@ -85,92 +90,98 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// One fault.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
-    /// Which.
+    /// `missing`: a decision is gone. `altered`: a line is not what was written. `reordered`: a line stands behind
+    /// one written after it. `duplicate`: a line is there twice. `unreadable`: a line is none of ours.
+    /// `bad_signature`: no known key signed a mark. `mark_missing`: a mark is gone, or the last one that the
+    /// keystore signed.
     pub kind: FindingKind,
-    /// Whose chain, for decisions.
+    /// Whose chain; only for decisions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<WriterId>,
-    /// The first that is at fault: a decision's sequence or a mark's number.
+    /// The first at fault: a decision's sequence, or without `writer` a mark's number; absent when a line cannot be
+    /// placed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
     /// How many, from that one on.
+    #[schemars(extend("minimum" = 1))]
     pub count: u64,
-    /// Of one decision that is there: its id, as its line says it.
+    /// The id of a decision that is in the log but at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
-    /// Of decisions that are missing: the one in front of them in their writer's chain, where it is there.
+    /// Of missing decisions: the one in front of them in their writer's chain, where it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_request_id: Option<RequestId>,
-    /// Of decisions that are missing: the one behind them, where it is there.
+    /// Of missing decisions: the one behind them, where it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before_request_id: Option<RequestId>,
-    /// In words.
+    /// In words, for people.
     pub message: String,
 }
 
 /// Kinds of faults.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// A decision is gone.
+    /// A decision is missing.
     Missing,
-    /// A line is not what was written.
+    /// A line differs from what was written.
     Altered,
-    /// A line stands behind one that was written after it.
+    /// A line follows one that was written after it.
     Reordered,
-    /// A line is there twice.
+    /// A line occurs twice.
     Duplicate,
-    /// A line is none of ours.
+    /// A line cannot be parsed, or belongs to another account.
     Unreadable,
-    /// A mark's signature does not hold, or no known key made it.
+    /// A mark is not signed by a known key.
     BadSignature,
-    /// A mark is gone.
+    /// A mark is missing.
     MarkMissing,
 }
 
-/// One writer's chain so far.
+/// What has been read of one writer's chain.
 #[derive(Default)]
-struct Seen {
-    /// The lowest sequence that was there.
+struct WriterChain {
+    /// The lowest sequence in the log.
     first: Option<u64>,
     last: u64,
-    /// Of the last one, where it is there and names one.
+    /// The id of the last decision, if it is in the log and has one.
     last_id: Option<RequestId>,
     hash: Option<LineHash>,
-    /// What a mark calls the last one, where it is another one.
+    /// The hash that a mark gives for the last decision, if it differs.
     signed: Option<LineHash>,
-    /// Lines that no mark named when they were seen.
+    /// Lines that no mark had named when they were read.
     recent: BTreeMap<u64, (LineHash, Option<RequestId>)>,
     gaps: BTreeMap<u64, Gap>,
     unsealed: u64,
 }
 
-/// What was not there when it should have been; by its first sequence.
+/// A run of missing decisions; the map's key is its first sequence.
 #[derive(Clone, Copy)]
 struct Gap {
     last: u64,
-    /// When the last of it was recorded and until when it is kept, as far as somebody says so.
-    told: Option<(Timestamp, i64)>,
+    /// When its last decision was recorded and when that expires, if another line says so.
+    claim: Option<(Timestamp, i64)>,
     message: &'static str,
-    /// The decisions around it, where they are there.
+    /// The decisions before and after it, if they are in the log.
     after: Option<RequestId>,
     before: Option<RequestId>,
 }
 
-/// What was found so far.
+/// Findings so far.
 #[derive(Default)]
 struct Findings {
     listed: Vec<Finding>,
     more: u64,
 }
 
-/// A judgement under way.
-pub struct Walk {
+/// A verification in progress: [`ChainVerifier::new`], then [`ChainVerifier::read_line`] for each line, then
+/// [`ChainVerifier::finish`].
+pub struct ChainVerifier {
     window: Window,
-    row: Row,
-    writers: BTreeMap<WriterId, Seen>,
+    marks: MarkChain,
+    writers: BTreeMap<WriterId, WriterChain>,
     found: Findings,
     records: u64,
     checkpoints: u64,
@@ -180,17 +191,18 @@ pub struct Walk {
     last_at: Option<Timestamp>,
 }
 
-impl Walk {
-    /// Begins with all marks that the log holds, in order.
+impl ChainVerifier {
+    /// Checks all marks of the log, which must come in order.
     pub fn new<'l>(window: Window, keys: Vec<PublicKey>, marks: impl IntoIterator<Item = &'l [u8]>) -> Self {
-        let (mut row, mut found) = (Row::new(keys), Findings::default());
+        let mut chain = MarkChain::new(keys);
+        let mut found = Findings::default();
         for line in marks {
-            row.judge(line, &mut found);
+            chain.check(line, &mut found);
         }
-        row.close(&window, &mut found);
+        chain.check_gaps(&window, &mut found);
         Self {
             window,
-            row,
+            marks: chain,
             writers: BTreeMap::new(),
             found,
             records: 0,
@@ -202,35 +214,35 @@ impl Walk {
         }
     }
 
-    /// Says whose log it must be. Otherwise all lines must be of the account of the first one that names any.
+    /// Sets the account that the log must belong to. Without it, the first line that names an account sets it.
     pub fn of(mut self, account: &AccountId) -> Self {
-        if !self.row.is_of(account) {
+        if !self.marks.belongs_to(account) {
             self.found.line(FindingKind::Unreadable, "the marks are those of another account");
         }
         self
     }
 
-    /// The next line of the log, of whichever type.
-    pub fn see(&mut self, line: &[u8]) {
+    /// Verifies the next line of the log: a decision or a mark.
+    pub fn read_line(&mut self, line: &[u8]) {
         let Ok(kind) = serde_json::from_slice::<Kind>(line) else {
-            // What should be a mark may have been looked at as one.
-            if !self.row.has_judged(line) {
+            // A broken mark was reported when the marks were checked.
+            if !self.marks.was_checked(line) {
                 self.found.line(FindingKind::Unreadable, "a line cannot be read");
             }
             return;
         };
         match kind.line {
-            LineType::Decision if kind.account.as_ref().is_some_and(|account| !self.row.is_of(account)) => {
+            LineType::Decision if kind.account.as_ref().is_some_and(|account| !self.marks.belongs_to(account)) => {
                 self.found.decision_line(FindingKind::Unreadable, kind.id(), "a decision is another account's");
             }
-            LineType::Decision => self.see_decision(line, kind.id()),
+            LineType::Decision => self.read_decision(line, kind.id()),
             LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
-                self.see_mark(line);
+                self.read_mark(line);
             }
         }
     }
 
-    /// What came out.
+    /// Ends the verification: reports the gaps that nothing excuses.
     pub fn finish(mut self) -> Report {
         let (mut writers, mut unsealed) = (0, 0);
         for (writer, mut seen) in std::mem::take(&mut self.writers) {
@@ -258,51 +270,51 @@ impl Walk {
             unsealed,
             first_at: self.first_at,
             last_at: self.last_at,
-            last_mark: self.row.last_signed(),
+            last_mark: self.marks.last_signed(),
             findings: self.found.listed,
             more_findings: self.found.more,
             rejected: 0,
         }
     }
 
-    fn see_decision(&mut self, line: &[u8], id: Option<RequestId>) {
-        let start = serde_json::from_slice::<LineStart>(line).ok().filter(|start| start.chain.sequence > 0);
-        let Some(LineStart { chain, recorded_at, .. }) = start else {
+    fn read_decision(&mut self, line: &[u8], id: Option<RequestId>) {
+        let start = serde_json::from_slice::<LineHeader>(line).ok().filter(|start| start.chain.sequence > 0);
+        let Some(LineHeader { chain, recorded_at, .. }) = start else {
             return self.found.decision_line(FindingKind::Unreadable, id, "a decision's line cannot be read");
         };
-        if !self.window.judges(recorded_at) {
+        if !self.window.covers(recorded_at) {
             return;
         }
         self.records += 1;
         self.first_at = self.first_at.or(Some(recorded_at));
         self.last_at = Some(recorded_at);
         if !self.writers.contains_key(&chain.writer) {
-            self.begin(&chain);
+            self.check_first_link(&chain);
         }
         let (writer, sequence, hash) = (chain.writer, chain.sequence, LineHash::of(line));
         let seen = self.writers.entry(writer).or_default();
         if sequence <= seen.last {
-            return self.repeated(writer, sequence, id);
+            return self.report_out_of_order(writer, sequence, id);
         }
         seen.first = seen.first.or(Some(sequence));
-        seen.unsealed += u64::from(!self.row.covers(writer, sequence));
+        seen.unsealed += u64::from(!self.marks.covers(writer, sequence));
         let previous = chain.previous.map(|previous| previous.hash);
         let (last, follows) = (seen.last, previous == seen.hash || (previous.is_some() && previous == seen.signed));
-        let named = self.row.named(writer, sequence);
+        let named = self.marks.named(writer, sequence);
         let signed = named.filter(|named| *named != hash);
         if named.is_none() {
-            seen.remember(sequence, hash, id);
+            seen.keep_recent(sequence, hash, id);
         }
         let last_id = std::mem::replace(&mut seen.last_id, id);
         (seen.last, seen.hash, seen.signed) = (sequence, Some(hash), signed);
-        let overflowing = seen.overflow();
+        let overflowing = seen.pop_oldest_gap();
         if last_id.is_none() {
-            seen.end_of_hole(last, id);
+            seen.close_gap(last, id);
         }
         if sequence - last > 1 {
-            let told = chain.previous.map(|previous| (previous.recorded_at, previous.expires_at));
+            let claim = chain.previous.map(|previous| (previous.recorded_at, previous.expires_at));
             let message = "decisions are missing from their writer's chain";
-            seen.gaps.insert(last + 1, Gap { last: sequence - 1, told, message, after: last_id, before: id });
+            seen.gaps.insert(last + 1, Gap { last: sequence - 1, claim, message, after: last_id, before: id });
         } else if !follows {
             let message = "a decision is not the one that its successor follows";
             self.found.decision(FindingKind::Altered, writer, last.max(1), last_id, message);
@@ -315,23 +327,23 @@ impl Walk {
         self.found.missing(writer, overflowing);
     }
 
-    /// The first line of a writer that is looked at: what it says it found must have been there.
-    fn begin(&mut self, link: &Link) {
+    /// Checks what a writer's first line says was in the log before it.
+    fn check_first_link(&mut self, link: &Link) {
         if let Some(after) = &link.after {
-            self.expect(after, "a writer's last decisions are missing: a later writer followed them");
+            self.expect_head(after, "a writer's last decisions are missing: a later writer followed them");
         }
         if let Some(mark) = &link.mark {
-            self.row.expect(mark, &mut self.found);
+            self.marks.expect_head(mark, &mut self.found);
         }
     }
 
-    fn see_mark(&mut self, line: &[u8]) {
-        let Some(mark) = self.row.believed(line, &self.window, &mut self.found) else { return };
-        if !self.window.judges(mark.recorded_at) {
+    fn read_mark(&mut self, line: &[u8]) {
+        let Some(mark) = self.marks.trusted_mark(line, &self.window, &mut self.found) else { return };
+        if !self.window.covers(mark.recorded_at) {
             return;
         }
         for head in &mark.heads {
-            self.expect(head, "a writer's last decisions are missing: a mark names them");
+            self.expect_head(head, "a writer's last decisions are missing: a mark names them");
         }
         match mark.body {
             MarkBody::Checkpoint {} => self.checkpoints += 1,
@@ -341,23 +353,23 @@ impl Walk {
         }
     }
 
-    /// Somebody says that this decision was there.
-    fn expect(&mut self, head: &Head, message: &'static str) {
+    /// Checks that a decision which a mark or a later writer names is in the log.
+    fn expect_head(&mut self, head: &Head, message: &'static str) {
         let known = self.writers.contains_key(&head.writer);
-        let told = (head.recorded_at, head.expires_at);
-        // What may be gone says nothing of what came later.
-        if !known && self.is_excused(head.writer, head.sequence, told) {
+        let claim = (head.recorded_at, head.expires_at);
+        // A head that may have expired proves nothing about later lines.
+        if !known && self.is_excused(head.writer, head.sequence, claim) {
             return;
         }
-        let covered = self.row.covered(head.writer);
+        let covered = self.marks.covered(head.writer);
         let seen = self.writers.entry(head.writer).or_default();
         seen.unsealed = seen.unsealed.min(seen.last.saturating_sub(covered));
         if head.sequence > seen.last {
-            // Of a writer that was never seen, all but the one that is named may have expired.
+            // If the writer is unknown, everything before the named decision may have expired.
             let first = if known { seen.last + 1 } else { head.sequence };
             let after = seen.last_id.take();
-            seen.gaps.insert(first, Gap { last: head.sequence, told: Some(told), message, after, before: None });
-            // From here on the chain is followed as if they were there: one fault, one finding.
+            seen.gaps.insert(first, Gap { last: head.sequence, claim: Some(claim), message, after, before: None });
+            // Continue as if the missing decisions were there, so that one fault yields one finding.
             (seen.last, seen.hash, seen.signed) = (head.sequence, Some(head.hash), None);
         } else if let Some((hash, id)) = seen.recent.get(&head.sequence).copied()
             && hash != head.hash
@@ -369,7 +381,7 @@ impl Walk {
     }
 
     /// A line that stands behind a later one: it was moved, or is there twice.
-    fn repeated(&mut self, writer: WriterId, sequence: u64, id: Option<RequestId>) {
+    fn report_out_of_order(&mut self, writer: WriterId, sequence: u64, id: Option<RequestId>) {
         let Some(seen) = self.writers.get_mut(&writer) else { return };
         if seen.fill(sequence) || seen.first.is_none_or(|first| sequence < first) {
             let message = "a decision stands behind a later one";
@@ -380,19 +392,19 @@ impl Walk {
     }
 
     fn is_gap_excused(&self, writer: WriterId, gap: &Gap) -> bool {
-        gap.told.is_some_and(|told| self.is_excused(writer, gap.last, told))
+        gap.claim.is_some_and(|claim| self.is_excused(writer, gap.last, claim))
     }
 
     fn is_excused(&self, writer: WriterId, sequence: u64, (recorded_at, expires_at): (Timestamp, i64)) -> bool {
         self.window.may_be_gone(recorded_at, expires_at)
-            || !self.window.judges(recorded_at)
-            || self.row.deleted(writer, sequence, recorded_at)
-            || self.row.expired(recorded_at)
+            || !self.window.covers(recorded_at)
+            || self.marks.deleted(writer, sequence, recorded_at)
+            || self.marks.expired(recorded_at)
     }
 }
 
 impl Window {
-    fn judges(&self, at: Timestamp) -> bool {
+    fn covers(&self, at: Timestamp) -> bool {
         self.from.is_none_or(|from| at >= from) && self.to.is_none_or(|to| at <= to)
     }
 
@@ -401,32 +413,32 @@ impl Window {
     }
 }
 
-impl Seen {
-    /// For whoever names the line later.
-    fn remember(&mut self, sequence: u64, hash: LineHash, id: Option<RequestId>) {
+impl WriterChain {
+    /// Keeps the line's hash for a mark or writer that names it later.
+    fn keep_recent(&mut self, sequence: u64, hash: LineHash, id: Option<RequestId>) {
         self.recent.insert(sequence, (hash, id));
-        if self.recent.len() > MOST_RECENT {
+        if self.recent.len() > MAX_RECENT {
             self.recent.pop_first();
         }
     }
 
-    /// The oldest hole, when there are too many.
-    fn overflow(&mut self) -> Option<(u64, Gap)> {
-        if self.gaps.len() < MOST_GAPS { None } else { self.gaps.pop_first() }
+    /// Drops and returns the oldest gap if there are too many.
+    fn pop_oldest_gap(&mut self) -> Option<(u64, Gap)> {
+        if self.gaps.len() < MAX_GAPS { None } else { self.gaps.pop_first() }
     }
 
-    /// The decision behind a hole that somebody else has told of.
-    fn end_of_hole(&mut self, last: u64, id: Option<RequestId>) {
-        let hole = self.gaps.range_mut(..=last).next_back().map(|(_, gap)| gap);
-        if let Some(gap) = hole.filter(|gap| gap.last == last && gap.before.is_none()) {
+    /// Sets the decision after a gap that a mark or another writer revealed.
+    fn close_gap(&mut self, last: u64, id: Option<RequestId>) {
+        let gap = self.gaps.range_mut(..=last).next_back().map(|(_, gap)| gap);
+        if let Some(gap) = gap.filter(|gap| gap.last == last && gap.before.is_none()) {
             gap.before = id;
         }
     }
 
-    /// Whether the line was missed so far.
+    /// Takes a line out of the gap that it belongs to; false if it is in none.
     fn fill(&mut self, sequence: u64) -> bool {
-        let hole = self.gaps.range(..=sequence).next_back().map(|(first, gap)| (*first, *gap));
-        let Some((first, gap)) = hole.filter(|(_, gap)| sequence <= gap.last) else { return false };
+        let gap = self.gaps.range(..=sequence).next_back().map(|(first, gap)| (*first, *gap));
+        let Some((first, gap)) = gap.filter(|(_, gap)| sequence <= gap.last) else { return false };
         self.gaps.remove(&first);
         if first < sequence {
             self.gaps.insert(first, Gap { last: sequence - 1, before: None, ..gap });
@@ -440,7 +452,7 @@ impl Seen {
 
 impl Findings {
     fn add(&mut self, finding: Finding) {
-        if self.listed.len() < MOST_FINDINGS {
+        if self.listed.len() < MAX_FINDINGS {
             self.listed.push(finding);
         } else {
             self.more = self.more.saturating_add(1);
@@ -486,11 +498,18 @@ impl Findings {
 }
 
 impl Finding {
-    /// One, of which no more is known.
+    /// A finding of one line, without further detail.
     fn of(kind: FindingKind, message: &str) -> Self {
-        let (request_id, after_request_id, before_request_id) = (None, None, None);
-        let (writer, sequence, message) = (None, None, message.to_owned());
-        Self { kind, writer, sequence, count: 1, request_id, after_request_id, before_request_id, message }
+        Self {
+            kind,
+            writer: None,
+            sequence: None,
+            count: 1,
+            request_id: None,
+            after_request_id: None,
+            before_request_id: None,
+            message: message.to_owned(),
+        }
     }
 }
 
@@ -500,7 +519,7 @@ struct Kind {
     line: LineType,
     #[serde(default)]
     account: Option<AccountId>,
-    /// Whatever stands there: a line whose id was altered is judged like any other.
+    /// Any JSON value: a line whose id was altered is verified like any other.
     #[serde(default)]
     request_id: Option<serde_json::Value>,
 }

@@ -97,7 +97,7 @@ impl Log {
             after: self.last.filter(|_| before.is_none()),
             mark: self.mark.map(|(mark, _)| mark).filter(|_| before.is_none()),
         };
-        let start = LineStart { line: LineType::Decision, chain, recorded_at, expires_at };
+        let start = LineHeader { line: LineType::Decision, chain, recorded_at, expires_at };
         let bytes = start.with(body(self.clock).as_bytes()).unwrap();
         let head = start.head(&bytes);
         self.heads.insert(head.writer, head);
@@ -149,7 +149,7 @@ impl Log {
         &self.lines[self.place(name)].bytes
     }
 
-    fn start(&self, name: Name) -> LineStart {
+    fn start(&self, name: Name) -> LineHeader {
         serde_json::from_slice(self.line(name)).unwrap()
     }
 
@@ -203,15 +203,15 @@ impl Log {
         Window { from: None, to: None, now: at(self.clock), horizon: at(0), kept: None, signed: None }
     }
 
-    fn judged(&self) -> Report {
-        self.judged_in(self.now())
+    fn checked(&self) -> Report {
+        self.checked_in(self.now())
     }
 
-    fn judged_in(&self, window: Window) -> Report {
+    fn checked_in(&self, window: Window) -> Report {
         let marks = self.lines.iter().filter(|line| matches!(line.name, Signed(_))).map(|line| line.bytes.as_slice());
-        let mut walk = Walk::new(window, vec![public(&pair(1))], marks).of(&account());
-        self.lines.iter().for_each(|line| walk.see(&line.bytes));
-        walk.finish()
+        let mut verifier = ChainVerifier::new(window, vec![public(&pair(1))], marks).of(&account());
+        self.lines.iter().for_each(|line| verifier.read_line(&line.bytes));
+        verifier.finish()
     }
 
     fn is_good(&self) {
@@ -219,7 +219,7 @@ impl Log {
     }
 
     fn is_good_in(&self, window: Window) {
-        let report = self.judged_in(window);
+        let report = self.checked_in(window);
         assert!(report.ok && report.findings.is_empty(), "{:#?}", report.findings);
     }
 
@@ -229,7 +229,7 @@ impl Log {
     }
 
     fn finds_in(&self, window: Window, wanted: &[Fault]) {
-        let report = self.judged_in(window);
+        let report = self.checked_in(window);
         let mut found: Vec<Fault> = report.findings.iter().map(|f| (f.kind, f.writer, f.sequence, f.count)).collect();
         for fault in wanted {
             let place = found.iter().position(|f| f == fault);
@@ -254,7 +254,7 @@ const UNREADABLE: Fault = (FindingKind::Unreadable, None, None, 1);
 #[test]
 fn an_untouched_log_is_good_and_is_counted() {
     let log = Log::usual();
-    let report = log.judged();
+    let report = log.checked();
     assert!(report.ok, "{:#?}", report.findings);
     assert_eq!((report.records, report.writers, report.checkpoints, report.deletions), (13, 3, 3, 0));
     assert_eq!(report.unsealed, 2);
@@ -290,7 +290,7 @@ fn a_finding_names_the_decision_it_is_about_or_those_around_a_hole() {
         line.id().or_else(|| panic!("{name:?} has no id"))
     };
     let ids = |log: &Log| {
-        let report = log.judged();
+        let report = log.checked();
         let [finding] = report.findings.as_slice() else { panic!("{:#?}", report.findings) };
         (finding.request_id, finding.after_request_id, finding.before_request_id)
     };
@@ -299,7 +299,7 @@ fn a_finding_names_the_decision_it_is_about_or_those_around_a_hole() {
     let copied = log.line(altered).to_vec();
     assert_eq!(ids(&log.clone().with(altered, &copied)), (id(altered), None, None));
     let cut = log.clone().replaced(altered, "\"chain\"", "\"chains\"");
-    let unreadable = cut.judged().findings.into_iter().find(|found| found.kind == FindingKind::Unreadable).unwrap();
+    let unreadable = cut.checked().findings.into_iter().find(|found| found.kind == FindingKind::Unreadable).unwrap();
     assert_eq!(unreadable.request_id, id(altered));
     assert_eq!(ids(&log.clone().without(&[altered])), (None, id(Decision(1, 1)), id(Decision(1, 3))));
     assert_eq!(ids(&log.clone().cut(1, 2..=4)), (None, id(Decision(1, 1)), id(Decision(1, 5))));
@@ -308,7 +308,7 @@ fn a_finding_names_the_decision_it_is_about_or_those_around_a_hole() {
     tail.checkpoint();
     assert_eq!(ids(&tail), (None, id(Decision(2, 2)), None));
     let swapped = log.clone().swapped(Decision(1, 3), Decision(1, 4));
-    let moved = swapped.judged().findings.into_iter().find(|found| found.kind == FindingKind::Reordered).unwrap();
+    let moved = swapped.checked().findings.into_iter().find(|found| found.kind == FindingKind::Reordered).unwrap();
     assert_eq!(moved.request_id, id(Decision(1, 3)));
 }
 
@@ -317,7 +317,7 @@ fn a_tail_or_a_whole_writer_that_is_cut_is_missing() {
     use FindingKind::Missing;
     Log::usual().cut(1, 4..=9).finds(&[of(Missing, 1, 4, 3)]);
     Log::usual().cut(2, 2..=9).finds(&[of(Missing, 2, 2, 2)]);
-    // Nobody can tell whether what stood before the named one had expired.
+    // Decisions before the named one may have expired, so their absence is no finding.
     Log::usual().cut(2, 1..=9).finds(&[of(Missing, 2, 1, 3)]);
     let mut log = Log::new();
     log.write(1).write(1).write(2);
@@ -339,7 +339,7 @@ fn an_altered_decision_is_not_the_one_that_was_followed_or_signed() {
 }
 
 #[test]
-fn a_chain_that_is_computed_anew_does_not_fit_the_marks() {
+fn a_recomputed_chain_does_not_match_the_marks() {
     use FindingKind::Altered;
     // The second and the third writer followed its third and fifth decision, marks name the fourth and sixth.
     Log::usual().recomputed(1, 2).finds(&[3, 4, 5, 6].map(|sequence| of(Altered, 1, sequence, 1)));
@@ -349,7 +349,7 @@ fn a_chain_that_is_computed_anew_does_not_fit_the_marks() {
     log.write(1).write(1);
     let mut forged = log.clone();
     log.checkpoint();
-    for _ in 0..2 * MOST_RECENT {
+    for _ in 0..2 * MAX_RECENT {
         forged.write(1);
     }
     let forged = forged.recomputed(1, 2).with(Signed(1), log.line(Signed(1)));
@@ -361,12 +361,12 @@ fn a_mark_may_stand_far_behind_what_it_covers() {
     let mut log = Log::new();
     log.write(1).write(1);
     let heads = log.heads.clone();
-    for _ in 0..2 * MOST_RECENT {
+    for _ in 0..2 * MAX_RECENT {
         log.write(1);
     }
     log.heads = heads;
     log.checkpoint().is_good();
-    assert_eq!(log.judged().unsealed, 2 * MOST_RECENT as u64);
+    assert_eq!(log.checked().unsealed, 2 * MAX_RECENT as u64);
     // And a later one behind an earlier one.
     let mut log = Log::new();
     log.write(1).write(1);
@@ -374,7 +374,7 @@ fn a_mark_may_stand_far_behind_what_it_covers() {
     log.write(1).checkpoint();
     log.heads = heads;
     log.checkpoint().is_good();
-    assert_eq!(log.judged().unsealed, 0);
+    assert_eq!(log.checked().unsealed, 0);
 }
 
 #[test]
@@ -437,7 +437,7 @@ fn an_altered_or_wrongly_signed_mark_is_badly_signed() {
     let mut log = Log::usual();
     log.mark(MarkBody::Checkpoint {}, &pair(9));
     log.finds(&[of_mark(BadSignature, 4, 1)]);
-    assert_eq!(log.judged().last_mark.map(|mark| mark.number), Some(3));
+    assert_eq!(log.checked().last_mark.map(|mark| mark.number), Some(3));
     // A number of its own does not put all the others out of order.
     let forged = sign(&Mark { number: u64::MAX, ..mark }, &pair(9));
     Log::usual().with(Signed(0), &forged).finds(&[of_mark(BadSignature, u64::MAX, 1)]);
@@ -486,7 +486,7 @@ fn swapped_marks_are_out_of_order_and_a_copied_one_is_there_twice() {
 }
 
 #[test]
-fn a_line_that_is_none_of_ours_is_unreadable() {
+fn a_line_that_is_not_a_record_is_unreadable() {
     for line in
         ["", "garbage", "{}", "[]", r#"{"type":"decision.recorded"}"#, r#"{"type":"other"}"#, "\u{0}", "{\"type\":"]
     {
@@ -510,12 +510,12 @@ fn lines_of_another_account_prove_nothing() {
     // A log that is another account's from end to end.
     let log = Log::usual();
     let marks = log.lines.iter().filter(|line| matches!(line.name, Signed(_))).map(|line| line.bytes.as_slice());
-    let walk = Walk::new(log.now(), vec![public(&pair(1))], marks).of(&AccountId::parse("acc_2").unwrap());
-    assert!(!walk.finish().ok);
+    let verifier = ChainVerifier::new(log.now(), vec![public(&pair(1))], marks).of(&AccountId::parse("acc_2").unwrap());
+    assert!(!verifier.finish().ok);
 }
 
 #[test]
-fn what_expired_may_be_gone() {
+fn expired_lines_may_be_missing() {
     // All that was written in the first eight seconds has expired.
     let log = Log::usual();
     let expired = Window { now: at(START + 8 + DAYS * DAY), ..log.now() };
@@ -560,11 +560,11 @@ struct Times {
 }
 
 #[test]
-fn what_is_after_the_window_is_not_judged() {
+fn lines_after_the_window_are_not_verified() {
     let log = Log::usual();
     let to = Window { to: Some(at(START + 8)), ..log.now() };
     log.is_good_in(to);
-    let report = log.judged_in(to);
+    let report = log.checked_in(to);
     assert_eq!((report.records, report.checkpoints), (7, 1));
     Log::usual().cut(3, 1..=9).is_good_in(to);
     Log::usual().without(&[Decision(1, 2)]).finds_in(to, &[of(FindingKind::Missing, 1, 2, 1)]);
@@ -589,7 +589,7 @@ fn a_signed_deletion_excuses_what_it_names_and_nothing_else() {
     log.deletion(&pair(1)).write(1).write(2).write(5).checkpoint();
     // Not carried out yet, half and wholly.
     log.is_good();
-    assert_eq!(log.judged().deletions, 1);
+    assert_eq!(log.checked().deletions, 1);
     log.clone().cut(1, 1..=4).is_good();
     log.clone().cut(1, 1..=7).cut(2, 1..=3).cut(3, 1..=3).is_good();
     log.clone().cut(3, 1..=3).without(&[Decision(2, 1)]).is_good();
@@ -658,7 +658,7 @@ fn an_append_whose_fate_was_unknown_may_have_landed_behind_its_successor() {
 }
 
 #[test]
-fn what_happens_while_the_log_is_read_is_no_fault() {
+fn lines_appended_while_the_log_is_read_are_no_fault() {
     let mut log = Log::usual();
     let marks: Vec<Vec<u8>> =
         log.lines.iter().filter(|l| matches!(l.name, Signed(_))).map(|l| l.bytes.clone()).collect();
@@ -666,33 +666,34 @@ fn what_happens_while_the_log_is_read_is_no_fault() {
     // After the marks were read: a checkpoint, a writer that follows it, a deletion that is carried out.
     log.checkpoint().write(6).deletion(&pair(1)).write(6);
     let log = log.cut(1, 2..=7);
-    let mut walk = Walk::new(window, vec![public(&pair(1))], marks.iter().map(Vec::as_slice)).of(&account());
-    log.lines.iter().for_each(|line| walk.see(&line.bytes));
-    let report = walk.finish();
+    let mut verifier =
+        ChainVerifier::new(window, vec![public(&pair(1))], marks.iter().map(Vec::as_slice)).of(&account());
+    log.lines.iter().for_each(|line| verifier.read_line(&line.bytes));
+    let report = verifier.finish();
     assert!(report.ok, "{:#?}", report.findings);
     assert_eq!((report.last_mark.map(|mark| mark.number), report.unsealed), (Some(5), 1));
 }
 
 #[test]
-fn what_is_done_to_the_log_while_it_is_read_is_found() {
-    let judged = |log: &Log| {
+fn changes_to_the_log_while_it_is_read_are_found() {
+    let checked = |log: &Log| {
         let usual = Log::usual();
         let marks = usual.lines.iter().filter(|l| matches!(l.name, Signed(_))).map(|l| l.bytes.as_slice());
-        let mut walk = Walk::new(log.now(), vec![public(&pair(1))], marks).of(&account());
-        log.lines.iter().for_each(|line| walk.see(&line.bytes));
-        let found = walk.finish().findings;
+        let mut verifier = ChainVerifier::new(log.now(), vec![public(&pair(1))], marks).of(&account());
+        log.lines.iter().for_each(|line| verifier.read_line(&line.bytes));
+        let found = verifier.finish().findings;
         found.into_iter().map(|f| (f.kind, f.writer, f.sequence, f.count)).collect::<Vec<Fault>>()
     };
     let mut log = Log::usual();
     log.checkpoint().checkpoint();
-    assert_eq!(judged(&log), []);
-    assert_eq!(judged(&log.clone().without(&[Signed(4)])), [of_mark(FindingKind::MarkMissing, 4, 1)]);
-    assert_eq!(judged(&log.clone().without(&[Decision(1, 7)])), [of(FindingKind::Missing, 1, 7, 1)]);
+    assert_eq!(checked(&log), []);
+    assert_eq!(checked(&log.clone().without(&[Signed(4)])), [of_mark(FindingKind::MarkMissing, 4, 1)]);
+    assert_eq!(checked(&log.clone().without(&[Decision(1, 7)])), [of(FindingKind::Missing, 1, 7, 1)]);
     let altered = log.replaced(Decision(1, 7), "ALLOW", "DENY");
-    assert_eq!(judged(&altered), [of(FindingKind::Altered, 1, 7, 1)]);
+    assert_eq!(checked(&altered), [of(FindingKind::Altered, 1, 7, 1)]);
     let mut forged = Log::usual();
     forged.mark(MarkBody::Checkpoint {}, &pair(9));
-    assert_eq!(judged(&forged), [of_mark(FindingKind::BadSignature, 4, 1)]);
+    assert_eq!(checked(&forged), [of_mark(FindingKind::BadSignature, 4, 1)]);
 }
 
 #[test]
@@ -706,14 +707,14 @@ fn absurd_numbers_are_findings() {
     };
     for (sequence, previous) in [(0, true), (0, false), (u64::MAX, true), (u64::MAX, false), (u64::MAX - 1, true)] {
         let name = Decision(1, 99);
-        assert!(!log.clone().with(name, &line(sequence, previous)).judged().ok, "{sequence}");
+        assert!(!log.clone().with(name, &line(sequence, previous)).checked().ok, "{sequence}");
         let mut first = log.clone();
         first.lines.insert(0, Line { name, bytes: line(sequence, previous) });
-        assert!(!first.judged().ok, "{sequence}");
+        assert!(!first.checked().ok, "{sequence}");
         let mut alone = Log::new();
         alone.lines.push(Line { name, bytes: line(sequence, previous) });
         alone.lines.push(Line { name, bytes: line(u64::MAX, previous) });
-        assert!(!alone.judged().ok, "{sequence}");
+        assert!(!alone.checked().ok, "{sequence}");
     }
     log.clone().with(Decision(1, 99), &line(0, true)).finds(&[UNREADABLE]);
     let mut alone = Log::new();
@@ -725,10 +726,10 @@ fn absurd_numbers_are_findings() {
         let head = Head { sequence, ..mark.heads[0] };
         let mark = Mark { number, heads: vec![head, Head { writer: writer(8), ..head }], ..mark };
         let far = log.clone().with(Signed(number), &sign(&mark, &pair(1)));
-        assert!(!far.judged().ok, "{number} {sequence}");
+        assert!(!far.checked().ok, "{number} {sequence}");
         let mut twice = far.clone();
         twice.lines.insert(0, far.lines.last().unwrap().clone());
-        assert!(!twice.judged().ok, "{number} {sequence}");
+        assert!(!twice.checked().ok, "{number} {sequence}");
     }
     let mark: Mark = serde_json::from_slice(log.line(Signed(3))).unwrap();
     log.clone().with(Signed(0), &sign(&Mark { number: 0, ..mark }, &pair(1))).finds(&[UNREADABLE]);
@@ -742,19 +743,19 @@ fn findings_are_counted_but_not_all_listed() {
     for _ in 0..2_500 {
         log = log.with(Decision(9, 9), b"garbage");
     }
-    let report = log.judged();
+    let report = log.checked();
     assert_eq!((report.ok, report.findings.len(), report.more_findings), (false, 1_000, 1_500));
 }
 
 #[test]
 fn every_second_line_removed_is_found_without_remembering_every_hole() {
     let mut log = Log::new();
-    for _ in 0..2 * (MOST_GAPS + 500) {
+    for _ in 0..2 * (MAX_GAPS + 500) {
         log.write(1);
     }
     log.lines.retain(|line| !matches!(line.name, Decision(_, sequence) if sequence % 2 == 1));
-    let report = log.judged();
-    assert_eq!(report.findings.len() as u64 + report.more_findings, MOST_GAPS as u64 + 500);
+    let report = log.checked();
+    assert_eq!(report.findings.len() as u64 + report.more_findings, MAX_GAPS as u64 + 500);
 }
 
 /// What is done to one line, or to a pair.
@@ -804,14 +805,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_is_done_to_a_line_before_the_last_checkpoint_is_found(
+    fn any_change_of_a_line_before_the_last_checkpoint_is_found(
         steps in prop::collection::vec(0_u8..4, 1..40),
         tail in prop::collection::vec(1_u8..4, 0..4),
         place in any::<prop::sample::Index>(),
         tamper in tamper(),
     ) {
         let mut log = random(&steps, &tail);
-        prop_assert!(log.judged().ok);
+        prop_assert!(log.checked().ok);
         let place = place.index(steps.len());
         let line = log.lines[place].clone();
         match &tamper {
@@ -830,15 +831,18 @@ proptest! {
             }
             Tamper::Copy(to) => log.lines.insert(to.index(log.lines.len() + 1), line),
         }
-        let report = log.judged();
+        let report = log.checked();
         prop_assert!(!report.ok && !report.findings.is_empty(), "{:?} at {} was not found", tamper, place);
     }
 
     #[test]
-    fn no_line_stops_a_judgement(line in prop::collection::vec(any::<u8>(), 0..200), place in any::<prop::sample::Index>()) {
+    fn no_line_stops_a_verification(
+        line in prop::collection::vec(any::<u8>(), 0..200),
+        place in any::<prop::sample::Index>(),
+    ) {
         let mut log = Log::usual();
         log.lines.insert(place.index(log.lines.len()), Line { name: Decision(9, 9), bytes: line });
-        prop_assert_eq!(log.judged().findings.len(), 1);
+        prop_assert_eq!(log.checked().findings.len(), 1);
     }
 }
 
@@ -857,7 +861,7 @@ impl Log {
     fn expiry(&mut self, horizon: i64, before: i64, pair: &Ed25519KeyPair) -> &mut Self {
         let mut last: BTreeMap<WriterId, Head> = BTreeMap::new();
         for line in self.lines.iter().filter(|line| matches!(line.name, Decision(..))) {
-            let head = serde_json::from_slice::<LineStart>(&line.bytes).unwrap().head(&line.bytes);
+            let head = serde_json::from_slice::<LineHeader>(&line.bytes).unwrap().head(&line.bytes);
             if head.recorded_at < at(before) {
                 last.insert(head.writer, head);
             }
@@ -876,7 +880,7 @@ impl Log {
 }
 
 #[test]
-fn what_a_shorter_retention_removed_stays_excused_when_the_retention_is_longer_again() {
+fn lines_removed_by_a_shorter_retention_stay_excused_after_it_is_raised() {
     use FindingKind::{BadSignature, MarkMissing, Missing};
     // The first mark and all decisions of the first eight seconds are older than the horizon.
     let mut log = Log::usual();
@@ -884,20 +888,20 @@ fn what_a_shorter_retention_removed_stays_excused_when_the_retention_is_longer_a
     log.is_good();
     log.clone().removed_before(START + 9).is_good();
     log.clone().removed_before(START + 5).is_good();
-    assert_eq!(log.clone().removed_before(START + 9).judged().expiries, 1);
+    assert_eq!(log.clone().removed_before(START + 9).checked().expiries, 1);
     // A mark that was kept outside may be among what went.
     let kept = Some(MarkRef { number: 1, hash: LineHash::of(log.line(Signed(1))) });
     log.clone().removed_before(START + 9).is_good_in(Window { kept, ..log.now() });
-    // Nothing later is excused, and nothing without the mark, or where nobody signed it.
+    // Later decisions are not excused; nor is any without the mark, or if the mark is not signed.
     log.clone().removed_before(START + 9).without(&[Decision(1, 6)]).finds(&[of(Missing, 1, 6, 1)]);
     log.clone().removed_before(START + 10).finds(&[of(Missing, 3, 1, 1)]);
-    assert!(!log.clone().removed_before(START + 9).without(&[Signed(4)]).judged().ok);
+    assert!(!log.clone().removed_before(START + 9).without(&[Signed(4)]).checked().ok);
     let plain = Log::usual();
-    let gone = plain.judged_in(plain.now());
-    assert!(gone.ok && !plain.removed_before(START + 9).judged().ok);
+    let gone = plain.checked_in(plain.now());
+    assert!(gone.ok && !plain.removed_before(START + 9).checked().ok);
     let mut forged = Log::usual();
     forged.expiry(START + 9, START + 9, &pair(9)).write(1);
-    let report = forged.removed_before(START + 9).judged();
+    let report = forged.removed_before(START + 9).checked();
     let kinds: Vec<FindingKind> = report.findings.iter().map(|finding| finding.kind).collect();
     for kind in [BadSignature, MarkMissing, Missing] {
         assert!(kinds.contains(&kind), "{kind:?} in {kinds:?}");
@@ -937,7 +941,7 @@ fn the_last_mark_that_the_keystore_signed_must_be_there() {
     log.is_good_in(window);
     log.clone().without(&[Signed(3)]).finds_in(window, &[of_mark(MarkMissing, 3, 1)]);
     Log::new().finds_in(window, &[of_mark(MarkMissing, 3, 1)]);
-    // Whoever kept it outside hears of it once.
+    // A mark that was also kept outside is reported once.
     Log::new().finds_in(Window { kept: signed, ..window }, &[of_mark(MarkMissing, 3, 1)]);
     let other = Some(MarkRef { number: 2, hash: LineHash::of(b"other") });
     log.finds_in(Window { signed: other, ..log.now() }, &[of_mark(Altered, 2, 1)]);
@@ -955,7 +959,7 @@ fn a_forged_mark_does_not_take_the_place_of_the_one_that_is_signed_after_it() {
     log.mark = before;
     log.write(1).checkpoint().write(1).checkpoint();
     log.finds(&[of_mark(BadSignature, 4, 1), of_mark(Duplicate, 3, 1)]);
-    assert_eq!((log.judged().last_mark, log.judged().unsealed), (log.mark.map(|(mark, _)| mark), 0));
+    assert_eq!((log.checked().last_mark, log.checked().unsealed), (log.mark.map(|(mark, _)| mark), 0));
     // It must follow the signed one all the same.
     let mark: Mark = serde_json::from_slice(Log::usual().line(Signed(3))).unwrap();
     let mut log = Log::usual();

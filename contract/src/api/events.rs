@@ -1,0 +1,203 @@
+//! The events that webhook endpoints get, as the OpenAPI document describes them.
+//!
+//! Owns which members of a decision's record leave in its event: the list that the exporter filters by is the one that
+//! the document is made of. Events of marks hold the whole mark, its line and the line's hash.
+
+use schemars::{JsonSchema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::{DecisionRecord, Deletion, LineType, Mark};
+
+/// Members of a decision's record that its event holds.
+pub const DELIVERED_MEMBERS: [&str; 32] = [
+    "account",
+    "key_id",
+    "request_id",
+    "decision",
+    "verdict",
+    "reason",
+    "issues",
+    "risk_score",
+    "value_risk",
+    "waste_risk",
+    "high_risk",
+    "clarifying_questions",
+    "defer_questions",
+    "guardrails",
+    "constraints_applied",
+    "value_findings",
+    "guardrail_checks",
+    "cost_estimate",
+    "task_hash",
+    "policy_version",
+    "policy_pack_version",
+    "environment",
+    "run_id",
+    "effect_classes",
+    "tools",
+    "constraints_ignored_count",
+    "timestamp",
+    "evaluated_at",
+    "decision_trace_summary",
+    "recorded_at",
+    "expires_at",
+    "chain",
+];
+
+const SEQUENCE: &str =
+    "The event's number at this endpoint, in the order of the log. A replay has a new one. Not `chain.sequence`.";
+
+/// One kind of event.
+pub(super) struct Event {
+    pub(super) kind: &'static str,
+    pub(super) operation_id: &'static str,
+    pub(super) component: &'static str,
+    pub(super) summary: &'static str,
+    /// When it is sent, and to which endpoints.
+    pub(super) about: &'static str,
+    data: fn(&mut SchemaGenerator) -> Value,
+}
+
+/// Every kind that endpoints get.
+pub(super) const EVENTS: [Event; 5] = [
+    Event {
+        kind: LineType::Decision.as_str(),
+        operation_id: "decisionRecorded",
+        component: "DecisionRecordedEvent",
+        summary: "A decision was recorded. Without `cached`, `meta`, the client's address and user agent, durations, \
+            and whatever of the request's text is recorded.",
+        about: "Goes to the endpoints whose filters it passes.",
+        data: decision,
+    },
+    Event {
+        kind: LineType::Checkpoint.as_str(),
+        operation_id: "checkpointSigned",
+        component: "CheckpointSignedEvent",
+        summary: "A checkpoint of the account's log was signed.",
+        about: "By default at most one every 10 s while decisions are recorded. Goes to every endpoint of the account, \
+            whatever its filters.",
+        data: |generator| mark(generator, Map::new()),
+    },
+    Event {
+        kind: LineType::Deletion.as_str(),
+        operation_id: "decisionsDeleted",
+        component: "DecisionsDeletedEvent",
+        summary: "Decisions were deleted on demand.",
+        about: "Goes to every endpoint of the account, whatever its filters.",
+        data: |generator| {
+            let own = object::<Deletion>(generator);
+            mark(generator, own)
+        },
+    },
+    Event {
+        kind: LineType::WebhookDisabled.as_str(),
+        operation_id: "webhookDisabled",
+        component: "WebhookDisabledEvent",
+        summary: "An endpoint of the account was disabled by its failures.",
+        about: "Goes to every endpoint of the account; to the disabled one once it is enabled.",
+        data: |generator| {
+            let own = json!({
+                "webhook": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "The endpoint."},
+                "reason": {"type": "string", "description": "Why it was disabled."},
+            });
+            mark(
+                generator,
+                Map::from_iter([("properties".to_owned(), own), ("required".to_owned(), json!(["webhook", "reason"]))]),
+            )
+        },
+    },
+    Event {
+        kind: "webhook.test",
+        operation_id: "webhookTest",
+        component: "WebhookTestEvent",
+        summary: "Sent by `POST /v1/webhooks/{id}/test` alone.",
+        about: "",
+        data: |_| {
+            json!({
+                "type": "object",
+                "required": ["account", "sequence", "event"],
+                "properties": {
+                    "account": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "The account."},
+                    "sequence": {"type": "integer", "enum": [0], "description": "0: it has no place in the order."},
+                    "event": {"type": "string", "description": "The same as the header `webhook-id`."},
+                },
+            })
+        },
+    },
+];
+
+impl Event {
+    /// The component that is the event's body, and the one that is its data.
+    pub(super) fn schemas(&self, generator: &mut SchemaGenerator) -> [(String, Value); 2] {
+        let data = self.component.replace("Event", "Data");
+        let body = json!({
+            "type": "object",
+            "description": self.summary,
+            "required": ["type", "timestamp", "data"],
+            "properties": {
+                "type": {"type": "string", "enum": [self.kind], "description": "What happened."},
+                "timestamp": {"type": "string", "format": "date-time", "description": "When it was recorded or made."},
+                "data": {"$ref": format!("#/components/schemas/{data}")},
+            },
+        });
+        [(self.component.to_owned(), body), (data, (self.data)(generator))]
+    }
+}
+
+fn decision(generator: &mut SchemaGenerator) -> Value {
+    let mut record = object::<DecisionRecord>(generator);
+    let is_delivered = |name: &str| DELIVERED_MEMBERS.contains(&name);
+    if let Some(properties) = record.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.retain(|name, _| is_delivered(name));
+    }
+    if let Some(required) = record.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|name| name.as_str().is_some_and(is_delivered));
+    }
+    let own = json!({
+        "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the decision's line in the \
+            log: what `chain.previous` of its writer's next decision names."},
+        "sequence": {"type": "integer", "minimum": 1, "description": SEQUENCE},
+    });
+    joined(record, own)
+}
+
+fn mark(generator: &mut SchemaGenerator, own: Map<String, Value>) -> Value {
+    let mut all = object::<Mark>(generator);
+    for (keyword, value) in own {
+        match (all.get_mut(&keyword), value) {
+            (Some(Value::Object(all)), Value::Object(own)) => all.extend(own),
+            (Some(Value::Array(all)), Value::Array(own)) => all.extend(own),
+            _ => {}
+        }
+    }
+    let own = json!({
+        "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of `line`."},
+        "line": {"type": "string", "description": "The mark's line as it stands in the log, without its line feed: the \
+            signature is over its bytes."},
+        "sequence": {"type": "integer", "minimum": 1, "description": SEQUENCE},
+        "signed_by": {"type": "string", "pattern": "^[0-9a-f]{16}$", "description": "`id` of the signing key."},
+        "signature": {"type": "string", "pattern": "^[A-Za-z0-9+/]{86}==$", "description": "Ed25519 (RFC 8032), \
+            base64 of 64 bytes, over the line up to `,\"signature\":` followed by `}`. Always the last member."},
+    });
+    joined(all, own)
+}
+
+/// An object's schema with more properties, all of them required.
+fn joined(mut schema: Map<String, Value>, own: Value) -> Value {
+    let Value::Object(own) = own else { return Value::Null };
+    schema.remove("description");
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        required.extend(own.keys().map(|name| Value::from(name.as_str())));
+    }
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.extend(own);
+    }
+    Value::Object(schema)
+}
+
+fn object<T: JsonSchema>(generator: &mut SchemaGenerator) -> Map<String, Value> {
+    match T::json_schema(generator).to_value() {
+        Value::Object(schema) => schema,
+        _ => Map::new(),
+    }
+}

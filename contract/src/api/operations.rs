@@ -1,0 +1,401 @@
+//! Every operation of the HTTP API, declared once.
+//!
+//! Owns the table: path, method, scopes, request and reply types, status, tag and texts. The gateway's routes, the
+//! `Allow` lists, the OpenAPI document and its tests follow from it. A row's first line is its summary, the rest its
+//! description, in the document as in these docs. The request type of a row defines the fields of body, path and query.
+
+use crate::api::responses::ErrorResponse::{
+    Conflict, NotFound, NothingToSettle, PaymentRequired, TooManyChecks, TooManyDownloads, Unavailable,
+};
+use crate::api::row::{Access, Row};
+use crate::api::schemas::{OpenapiDocument, PolicyVocabulary};
+use crate::{
+    CheckRequest, CheckResponse, CreateAccount, CreateKey, CreateWebhook, DecisionPath, DecisionQuery, DecisionRecord,
+    DeleteDecisions, DeleteWebhook, EnableWebhook, EndRun, ExportQuery, GetWebhook, ListAccounts, ListDeliveries,
+    ListKeys, ListRuns, ListWebhooks, Liveness, Page, PublicKeys, ReadinessReport, ReplayWebhook, Report, RevokeKey,
+    RotateKey, RotateWebhookSecret, Scope, SettleRun, ShowRun, Status, TestWebhook, UpdateAccount, UpdateWebhook,
+    Usage, VerifyQuery,
+};
+
+const OPEN: Access = Access::Open;
+const ANY_KEY: Access = Access::AnyKey;
+const CHECK: Access = Access::Scopes(&[Scope::Check]);
+const READ: Access = Access::Scopes(&[Scope::DecisionsRead]);
+const DELETE: Access = Access::Scopes(&[Scope::DecisionsDelete]);
+const RUNS: Access = Access::Scopes(&[Scope::Check, Scope::RunsManage]);
+const MANAGE_RUNS: Access = Access::Scopes(&[Scope::RunsManage]);
+const KEYS: Access = Access::Scopes(&[Scope::KeysManage, Scope::Operator]);
+const WEBHOOKS: Access = Access::Scopes(&[Scope::WebhooksManage, Scope::Operator]);
+const OPERATOR: Access = Access::Scopes(&[Scope::Operator]);
+
+macro_rules! fixture {
+    ($name:literal) => {
+        include_str!(concat!("../../fixtures/", $name, ".json"))
+    };
+}
+
+macro_rules! operations {
+    ($($(#[doc = $doc:literal])+ $name:ident = $row:expr;)+) => {
+        /// An operation of the HTTP API: one method at one path.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Operation { $($(#[doc = $doc])+ $name,)+ }
+
+        impl Operation {
+            /// Every operation, in the order of the document.
+            pub const ALL: &'static [Self] = &[$(Self::$name),+];
+
+            pub(super) fn row(self) -> &'static Row {
+                match self {
+                    $(Self::$name => {
+                        const ROW: Row = $row.documented(stringify!($name), &[$($doc),+]);
+                        &ROW
+                    })+
+                }
+            }
+        }
+    };
+}
+
+operations! {
+    /// May this action run?
+    ///
+    /// Needs the scope `check`. Refusals come in this order: 404/405, 429 for an address over its failed logins, 401,
+    /// 403, 429 (key, scope and rate are judged before the body is read), 413/415, 400, 402, 422. The decision is
+    /// recorded before the answer leaves (see `meta.audit`). After a 503 a record may exist all the same; the answer's
+    /// `X-Request-Id` is then its `request_id`. With `context.run_id` the server counts the run, and the stricter of
+    /// its count and the caller's holds; what cannot be counted is a 503, and so is every check at a gateway whose
+    /// clock is more than 10 s from the state store's. An amount above 1,000,000,000 US dollars is a 422, and so is a
+    /// control or blank character in the name of a run, a tool or an environment.
+    Check = Row::post("/check", "check", CHECK)
+        .body::<CheckRequest>()
+        .replies::<CheckResponse>("A decision.")
+        .or(&[PaymentRequired, TooManyChecks])
+        .body_example(
+            r#"{"goal": "Deploy the payments service to production",
+                "success_criteria": ["deployment completes safely"],
+                "constraints": ["approval required", "required_role: platform_admin"],
+                "tools": ["argo_cd"],
+                "side_effects": ["deployment"],
+                "context": {"actor_role": "platform_admin", "approval_status": "approved",
+                    "approved_by": "ops-lead@example.com", "environment": "production"}}"#,
+        )
+        .example(fixture!("check_response_ignored"));
+
+    /// Read what the account has used
+    ///
+    /// Any valid key may ask. The call itself is not counted. Windows are UTC. Minutes count every `/check` with a
+    /// valid key; days and months count decisions, repeated ones not. Checks that other gateways have leased and not
+    /// made yet count as used.
+    GetUsage = Row::get("/usage", "usage", ANY_KEY)
+        .replies::<Usage>("The key's account.")
+        .example(fixture!("usage_stored_bytes"));
+
+    /// Read the words of the policy in force
+    ///
+    /// Any valid key may ask. Words of side effects and tools by class, constraints with their forms and aliases,
+    /// environments with aliases, members of `context` with their types, and every code with meaning and remedy.
+    /// `stage0 policy vocabulary` prints the same of a pack's folder.
+    GetVocabulary = Row::get("/v1/policy/vocabulary", "usage", ANY_KEY)
+        .replies::<PolicyVocabulary>("The words of the account's active policy.");
+
+    /// List accounts
+    ///
+    /// Needs the scope `operator`.
+    ListAccounts = Row::get("/v1/accounts", "accounts", OPERATOR)
+        .request::<ListAccounts>(200, "A page.")
+        .example(fixture!("account_page"));
+
+    /// Create an account
+    ///
+    /// Needs the scope `operator`.
+    CreateAccount = Row::post("/v1/accounts", "accounts", OPERATOR)
+        .request::<CreateAccount>(201, "Created.")
+        .or(&[Conflict])
+        .idempotent()
+        .example(fixture!("account_reply_done"));
+
+    /// Change plan, limits, retention or the run-id requirement
+    ///
+    /// Needs the scope `operator`. A change holds at once where it was made, and within a second everywhere. A shorter
+    /// `retention_days` counts at once, also for what is recorded already. A longer one counts for decisions recorded
+    /// from now on: each record keeps the `expires_at` that it was written with.
+    UpdateAccount = Row::patch("/v1/accounts/{id}", "accounts", OPERATOR)
+        .request::<UpdateAccount>(200, "The account.")
+        .or(&[NotFound, Conflict])
+        .body_example(
+            r#"{"plan": "pro", "retention_days": 90, "per_minute": 1200, "monthly": null, "require_run_id": true}"#,
+        )
+        .example(fixture!("account_reply_limits"));
+
+    /// List keys
+    ///
+    /// Needs `keys:manage`, or `operator`.
+    ListKeys = Row::get("/v1/keys", "keys", KEYS)
+        .request::<ListKeys>(200, "A page.")
+        .or(&[NotFound])
+        .example(fixture!("key_page_last_used"));
+
+    /// Create a key
+    ///
+    /// Needs `keys:manage`, or `operator`. The new key may do no more than the caller's and ends no later. An account
+    /// has at most `max_keys` keys that live (409).
+    CreateKey = Row::post("/v1/keys", "keys", KEYS)
+        .request::<CreateKey>(201, "Created; the only answer that shows the key.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .example(fixture!("key_created"));
+
+    /// Revoke a key
+    ///
+    /// Refused everywhere within a second. Revoking twice is no error. The caller must hold all scopes of the key, or
+    /// be the operator. What the key granted lives on. Revocations are done before other changes, and have a rate limit
+    /// of their own.
+    RevokeKey = Row::delete("/v1/keys/{id}", "keys", KEYS)
+        .request_without_content::<RevokeKey>("Revoked.")
+        .or(&[NotFound]);
+
+    /// Replace a key
+    ///
+    /// The new key has the old one's name, scopes and end. The caller must hold all its scopes and live as long, or be
+    /// the operator.
+    RotateKey = Row::post("/v1/keys/{id}/rotate", "keys", KEYS)
+        .request::<RotateKey>(201, "The new key.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .example(fixture!("key_rotated"));
+
+    /// Delete decisions on demand
+    ///
+    /// Needs the scope `decisions:delete`; an operator's key deletes none. Removes the account's decisions that were
+    /// recorded before a time. First a signed mark (`decisions.deleted`) is put into the log, which says how many, from
+    /// when to when, and the last one of each writer; then they are removed. Events of them that no webhook got yet are
+    /// not delivered; the mark is. Answered within 60 s. After a 503 the deletion may have happened or may be finished
+    /// later; calling again does no harm.
+    DeleteDecisions = Row::delete("/v1/decisions", "decisions", DELETE)
+        .request::<DeleteDecisions>(200, "They are gone. A `count` of 0: nothing was deleted, and no mark written.")
+        .example(fixture!("decisions_deleted"));
+
+    /// List decisions
+    ///
+    /// Needs the scope `decisions:read`; an operator's key reads no decisions. The oldest first, or the newest with
+    /// `order=desc`. A page costs a bounded piece of log (16 MiB) and holds at most some 4 MiB of it, so it may be
+    /// short, with filters even empty, and still have a `next_cursor`: go on until that is null. A page that was filled
+    /// to its limit has a `next_cursor` even when nothing follows. The filters are joined by *and*. Only decisions, not
+    /// marks.
+    ListDecisions = Row::get("/v1/decisions", "decisions", READ)
+        .parameters::<DecisionQuery>()
+        .replies::<Page<DecisionRecord>>("A page.");
+
+    /// Download the log
+    ///
+    /// Needs the scope `decisions:read`; an operator's key reads no decisions. The lines of the log as they were
+    /// written, marks between the decisions, in the order of the log, one JSON object a line (`application/x-ndjson`).
+    /// The bytes of a line, without its line feed, are what is hashed and signed. A mark covers what stands before it,
+    /// so leave `to` out when the end is to be proven. A download that breaks off ends without the last HTTP chunk: a
+    /// client that checks this, such as curl (exit code 18), notices. It goes on with `after`: throw an unfinished line
+    /// away, take the `request_id` of the last decision that arrived whole, and ask again with it and the same filters;
+    /// marks behind that decision come again. It lives as long as its client takes 64 KiB in 30 s. At most 2 at a time
+    /// for one account on one gateway.
+    ExportDecisions = Row::get("/v1/decisions/export", "decisions", READ)
+        .parameters::<ExportQuery>()
+        .sends("application/x-ndjson", "The lines.")
+        .or(&[TooManyDownloads]);
+
+    /// Judge the chain
+    ///
+    /// Needs the scope `decisions:read`; an operator's key reads no decisions. Walks through the account's log and says
+    /// whether any line is missing, altered, out of order, there twice or not signed as it should be. Lines that
+    /// expired, or that a signed deletion names, are not missed. A report with findings is a 200 as well: read `ok`.
+    /// Walks through the log: at most 1 such call at a time for one account on one gateway. It may take long; nothing
+    /// but the client's own time-out ends it.
+    VerifyDecisions = Row::get("/v1/decisions/verify", "decisions", READ)
+        .parameters::<VerifyQuery>()
+        .replies::<Report>("What was found.")
+        .or(&[TooManyDownloads])
+        .example(fixture!("report_good"));
+
+    /// Read one decision
+    ///
+    /// Needs the scope `decisions:read`; an operator's key reads no decisions. 404 also for a decision of another
+    /// account, one past the account's retention, one that was deleted, and what is no UUID.
+    GetDecision = Row::get("/v1/decisions/{request_id}", "decisions", READ)
+        .parameters::<DecisionPath>()
+        .replies::<DecisionRecord>("The record.")
+        .or(&[NotFound])
+        .example(fixture!("decision_record"));
+
+    /// List the account's runs
+    ///
+    /// Needs the scope `check` or `runs:manage`; an operator's key has no runs. In no promised order. A page looks at
+    /// `limit` records and about 256 KB of them, so that it may hold fewer runs, none too, and yet not be the last:
+    /// only a null `next_cursor` says so. A run that goes on while pages are read may be seen twice. A run is listed
+    /// once a check without a secret in it has named it.
+    ListRuns = Row::get("/v1/runs", "runs", RUNS)
+        .request::<ListRuns>(200, "A page.")
+        .example(fixture!("run_page"));
+
+    /// End a run
+    ///
+    /// Needs the scope `runs:manage`. What was counted is forgotten: the next check with this name begins a new run.
+    EndRun = Row::delete("/v1/runs/{run_id}", "runs", MANAGE_RUNS)
+        .request_without_content::<EndRun>("Ended.")
+        .or(&[NotFound]);
+
+    /// Read what a run has counted
+    ///
+    /// Needs the scope `check` or `runs:manage`; an operator's key has no runs. 404 also for a run that was ended or
+    /// forgotten, and for another account's.
+    GetRun = Row::get("/v1/runs/{run_id}", "runs", RUNS)
+        .request::<ShowRun>(200, "The run.")
+        .or(&[NotFound])
+        .example(fixture!("run_view"));
+
+    /// Say what an allowed check has cost
+    ///
+    /// Needs the scope `check` or `runs:manage`; to settle for less than was estimated, `runs:manage`. The cost takes
+    /// the place of the estimate that was reserved. Each check is settled once, within an hour unless the deployment
+    /// says otherwise: afterwards its estimate counts as spent.
+    SettleRun = Row::post("/v1/runs/{run_id}/settle", "runs", RUNS)
+        .request::<SettleRun>(200, "Settled.")
+        .or(&[NotFound, NothingToSettle])
+        .body_example(r#"{"request_id": "01940a6e-8c00-7d7a-b1f5-2f4d3c1a9e55", "actual_cost_usd": 0.42}"#)
+        .example(fixture!("run_settled"));
+
+    /// Which processes are there?
+    ///
+    /// Needs the scope `operator`. Every process says every two seconds how it is; this is what the answering gateway
+    /// has heard. It decides nothing: a process that is not listed may still serve.
+    Status = Row::get("/v1/status", "service", OPERATOR)
+        .replies::<Status>("Every process that was seen in the last 15 minutes.")
+        .example(fixture!("status"));
+
+    /// List the public keys of marks
+    ///
+    /// No key is needed. The keys that sign marks, or signed them once, the newest first. Keep a copy outside: an
+    /// attacker who can change the log may be able to change this list too.
+    ListSigningKeys = Row::get("/v1/signing-keys", "decisions", OPEN)
+        .replies::<PublicKeys>("All of them.")
+        .or(&[Unavailable])
+        .example(fixture!("public_keys"));
+
+    /// List endpoints
+    ///
+    /// Needs `webhooks:manage`, or `operator`. Without secrets.
+    ListWebhooks = Row::get("/v1/webhooks", "webhooks", WEBHOOKS)
+        .request::<ListWebhooks>(200, "A page.")
+        .or(&[NotFound])
+        .example(fixture!("webhook_page"));
+
+    /// Create an endpoint
+    ///
+    /// Needs `webhooks:manage`, or `operator`. It gets what is recorded from now on. The URL's syntax is checked here;
+    /// where it leads is checked at every delivery. The URL is kept and shown as it is connected to (host in lower case
+    /// and ASCII, default port and dot segments gone). At most `max_endpoints` endpoints an account, 100 by default
+    /// (409).
+    CreateWebhook = Row::post("/v1/webhooks", "webhooks", WEBHOOKS)
+        .request::<CreateWebhook>(201, "Created; the only answer that shows this secret.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .body_example(
+            r#"{"url": "https://hooks.example.com/stage0", "verdicts": ["DENY", "DEFER"], "description": "SIEM"}"#,
+        )
+        .example(fixture!("webhook_created"));
+
+    /// Delete an endpoint
+    ///
+    /// Needs `webhooks:manage`, or `operator`. Nothing more is sent to it; what waited for it is dropped. Deleting
+    /// twice is no error.
+    DeleteWebhook = Row::delete("/v1/webhooks/{id}", "webhooks", WEBHOOKS)
+        .request_without_content::<DeleteWebhook>("Deleted.")
+        .or(&[NotFound]);
+
+    /// Read an endpoint
+    ///
+    /// Needs `webhooks:manage`, or `operator`.
+    GetWebhook = Row::get("/v1/webhooks/{id}", "webhooks", WEBHOOKS)
+        .request::<GetWebhook>(200, "The endpoint, without its secret.")
+        .or(&[NotFound])
+        .example(fixture!("webhook_reply_done"));
+
+    /// Change an endpoint
+    ///
+    /// Needs `webhooks:manage`, or `operator`. What is absent stays as it is. `verdicts` and `environments` are changed
+    /// each on its own; null means all again. `rate_limit` null or 0 takes the limit away. Null in `url`, `description`
+    /// or `enabled` changes nothing.
+    UpdateWebhook = Row::patch("/v1/webhooks/{id}", "webhooks", WEBHOOKS)
+        .request::<UpdateWebhook>(200, "The endpoint as it is now.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"verdicts": null, "rate_limit": 50}"#)
+        .example(fixture!("webhook_reply_done"));
+
+    /// Give an endpoint a new secret
+    ///
+    /// Needs `webhooks:manage`, or `operator`. Until the overlap ends, each delivery carries one signature for each
+    /// secret. At most 5 secrets sign at a time (409).
+    RotateWebhookSecret = Row::post("/v1/webhooks/{id}/rotate-secret", "webhooks", WEBHOOKS)
+        .request::<RotateWebhookSecret>(201, "The endpoint with its new secret, which is shown here only.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .example(fixture!("webhook_created"));
+
+    /// Enable an endpoint again
+    ///
+    /// Needs `webhooks:manage`, or `operator`. Takes `disabled_reason` away. If it had been disabled by its failures,
+    /// what waited is tried at once.
+    EnableWebhook = Row::post("/v1/webhooks/{id}/enable", "webhooks", WEBHOOKS)
+        .request::<EnableWebhook>(200, "The endpoint.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("webhook_reply_done"));
+
+    /// Send a test event now
+    ///
+    /// Needs `webhooks:manage`, or `operator`. One attempt with an event of type `webhook.test`, also to a disabled
+    /// endpoint. It is not recorded, has no place in the endpoint's numbers and disables nothing. A receiver that fails
+    /// is a 200 here as well: read `delivered`. At most 8 tests of an account run at a time (409).
+    TestWebhook = Row::post("/v1/webhooks/{id}/test", "webhooks", WEBHOOKS)
+        .request::<TestWebhook>(200, "What came of it.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("webhook_tested_failed"));
+
+    /// Send once more
+    ///
+    /// Needs `webhooks:manage`, or `operator`. Sends what was recorded in a time, is still kept and passes the
+    /// endpoint's filters, marks included. A replayed event has its old `webhook-id`, a new `data.sequence`, and
+    /// otherwise its old bytes. At most 32 replays wait (409). A disabled endpoint gets them once it is enabled, within
+    /// 30 days.
+    ReplayWebhook = Row::post("/v1/webhooks/{id}/replay", "webhooks", WEBHOOKS)
+        .request::<ReplayWebhook>(202, "It will be sent.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"from": "2026-01-01T00:00:00Z", "to": "2026-01-02T00:00:00Z"}"#)
+        .example(fixture!("replay_started"));
+
+    /// See how deliveries stand
+    ///
+    /// Needs `webhooks:manage`, or `operator`. The highest `sequence` first, all on one page: every event that waits
+    /// for another attempt (little more than 1,000 at most), the last 1,000 exhausted ones and the last 100 delivered
+    /// ones.
+    ListDeliveries = Row::get("/v1/webhooks/{id}/deliveries", "webhooks", WEBHOOKS)
+        .request::<ListDeliveries>(200, "All that is remembered.")
+        .or(&[NotFound])
+        .example(fixture!("delivery_page"));
+
+    /// Does this process run?
+    Alive = Row::get("/healthz", "service", OPEN).replies::<Liveness>("It does.").probe(None);
+
+    /// Can it decide and record now?
+    Ready = Row::get("/readyz", "service", OPEN)
+        .replies::<ReadinessReport>("It can.")
+        .probe(Some("It cannot; `reasons` says why."));
+
+    /// This document
+    Openapi = Row::get("/openapi.json", "service", OPEN).replies::<OpenapiDocument>("OpenAPI 3.1.");
+
+    /// The guide for people
+    Docs = Row::get("/docs", "service", OPEN).sends("text/html", "HTML.");
+
+    /// A page of the guide, or a file that pages need
+    DocsPage = Row::get("/docs/{page}", "service", OPEN).undescribed();
+
+    /// The redirect for a page whose address ends with a slash
+    DocsBelow = Row::get("/docs/{folder}/{page}", "service", OPEN).undescribed();
+}

@@ -1,0 +1,286 @@
+//! Golden fixtures: one for each shape that crosses a process boundary, decoded, encoded again and compared.
+//!
+//! A fixture is what an older version wrote or reads. It is never edited once released; a new optional field gets a new
+//! fixture.
+
+mod openapi;
+
+use std::any::type_name;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use stage0_contract::*;
+
+/// One fixture, with the type that it is decoded as.
+struct Fixture {
+    name: &'static str,
+    again: fn(Value) -> Result<Value, serde_json::Error>,
+    type_name: fn() -> &'static str,
+}
+
+fn again<T: Serialize + DeserializeOwned>(value: Value) -> Result<Value, serde_json::Error> {
+    serde_json::to_value(serde_json::from_value::<T>(value)?)
+}
+
+const fn fixture<T: Serialize + DeserializeOwned>(name: &'static str) -> Fixture {
+    Fixture { name, again: again::<T>, type_name: type_name::<T> }
+}
+
+const FIXTURES: &[Fixture] = &[
+    fixture::<<ListAccounts as Request>::Reply>("account_page"),
+    fixture::<<CreateAccount as Request>::Reply>("account_reply_busy"),
+    fixture::<<UpdateAccount as Request>::Reply>("account_reply_caps"),
+    fixture::<<CreateAccount as Request>::Reply>("account_reply_done"),
+    fixture::<<UpdateAccount as Request>::Reply>("account_reply_limits"),
+    fixture::<<CreateAccount as Request>::Reply>("account_reply_refused"),
+    fixture::<<UpdateAccount as Request>::Reply>("account_reply_retention"),
+    fixture::<CheckRequest>("check_request"),
+    fixture::<CheckRequest>("check_request_smallest"),
+    fixture::<CheckResponse>("check_response"),
+    fixture::<CheckResponse>("check_response_ignored"),
+    fixture::<CheckResponse>("check_response_input_stored"),
+    fixture::<CreateAccount>("create_account"),
+    fixture::<CreateKey>("create_key"),
+    fixture::<CreateKey>("create_key_with_proof"),
+    fixture::<CreateWebhook>("create_webhook"),
+    fixture::<CreateWebhook>("create_webhook_smallest"),
+    fixture::<Decision>("decision"),
+    fixture::<DecisionRecord>("decision_record"),
+    fixture::<DecisionRecord>("decision_record_attempted"),
+    fixture::<DecisionRecord>("decision_record_with_input"),
+    fixture::<<DeleteDecisions as Request>::Reply>("decisions_deleted"),
+    fixture::<<DeleteDecisions as Request>::Reply>("decisions_deleted_none"),
+    fixture::<DecisionsRecorded>("decisions_recorded"),
+    fixture::<DeleteDecisions>("delete_decisions"),
+    fixture::<DeleteDecisions>("delete_decisions_permitted"),
+    fixture::<DeleteWebhook>("delete_webhook"),
+    fixture::<<PermitDeletion as Request>::Reply>("deletion_permitted"),
+    fixture::<<ListDeliveries as Request>::Reply>("delivery_page"),
+    fixture::<DisableWebhook>("disable_webhook"),
+    fixture::<EnableWebhook>("enable_webhook"),
+    fixture::<EndRun>("end_run"),
+    fixture::<<ListEndpoints as Request>::Reply>("endpoints_page"),
+    fixture::<ErrorBody>("error_body_throttled"),
+    fixture::<ErrorBody>("error_body_validation"),
+    fixture::<EvaluateReply>("evaluate_reply_busy"),
+    fixture::<EvaluateReply>("evaluate_reply_decided"),
+    fixture::<EvaluateReply>("evaluate_reply_invalid"),
+    fixture::<EvaluateReply>("evaluate_reply_recordable"),
+    fixture::<EvaluateReply>("evaluate_reply_recordable_attempted"),
+    fixture::<EvaluateReply>("evaluate_reply_recordable_smallest"),
+    fixture::<EvaluateReply>("evaluate_reply_timed_out"),
+    fixture::<EvaluateReply>("evaluate_reply_too_many_runs"),
+    fixture::<EvaluateReply>("evaluate_reply_unable"),
+    fixture::<EvaluateRequest>("evaluate_request"),
+    fixture::<EvaluateRequest>("evaluate_request_again"),
+    fixture::<EvaluateRequest>("evaluate_request_max_runs"),
+    fixture::<EvaluateRequest>("evaluate_request_with_caller"),
+    fixture::<EvaluatorStatus>("evaluator_status"),
+    fixture::<EvaluatorStatusReply>("evaluator_status_reply"),
+    fixture::<GetWebhook>("get_webhook"),
+    fixture::<InstanceHeartbeat>("instance_seen"),
+    fixture::<InstanceHeartbeat>("instance_seen_smallest"),
+    fixture::<KeyChanged>("key_changed"),
+    fixture::<<CreateKey as Request>::Reply>("key_created"),
+    fixture::<<ListKeys as Request>::Reply>("key_page"),
+    fixture::<<ListKeys as Request>::Reply>("key_page_last_used"),
+    fixture::<<RotateKey as Request>::Reply>("key_rotated"),
+    fixture::<KeystoreStatus>("keystore_status"),
+    fixture::<KeystoreStatusReply>("keystore_status_reply"),
+    fixture::<KeystoreStatusReply>("keystore_status_reply_disk_low"),
+    fixture::<KeystoreStatusReply>("keystore_status_reply_sealing"),
+    fixture::<LineHeader>("line_start"),
+    fixture::<LineHeader>("line_start_first"),
+    fixture::<ListAccounts>("list_accounts"),
+    fixture::<ListDeliveries>("list_deliveries"),
+    fixture::<ListEndpoints>("list_endpoints"),
+    fixture::<ListEndpoints>("list_endpoints_first"),
+    fixture::<ListKeys>("list_keys"),
+    fixture::<ListRetentions>("list_retentions"),
+    fixture::<ListRetentions>("list_retentions_first"),
+    fixture::<ListRuns>("list_runs"),
+    fixture::<ListRuns>("list_runs_first"),
+    fixture::<ListWebhooks>("list_webhooks"),
+    fixture::<Mark>("mark_checkpoint"),
+    fixture::<Mark>("mark_deletion"),
+    fixture::<Mark>("mark_deletion_of_nothing"),
+    fixture::<Mark>("mark_expiry"),
+    fixture::<<SignMark as Request>::Reply>("mark_signed"),
+    fixture::<<SignMark as Request>::Reply>("mark_signed_earlier"),
+    fixture::<Mark>("mark_webhook_disabled"),
+    fixture::<NoteKeyUses>("note_key_uses"),
+    fixture::<NoteKeyUsesReply>("note_key_uses_failed"),
+    fixture::<NoteKeyUsesReply>("note_key_uses_noted"),
+    fixture::<PermitDeletion>("permit_deletion"),
+    fixture::<<SigningKeys as Request>::Reply>("public_keys"),
+    fixture::<<SigningKeys as Request>::Reply>("public_keys_last_mark"),
+    fixture::<RefreshKey>("refresh_key"),
+    fixture::<RefreshKey>("refresh_key_for_request"),
+    fixture::<RefreshKeyReply>("refresh_key_reply_caps"),
+    fixture::<RefreshKeyReply>("refresh_key_reply_gone"),
+    fixture::<RefreshKeyReply>("refresh_key_reply_limits"),
+    fixture::<RefreshKeyReply>("refresh_key_reply_live"),
+    fixture::<RefreshKeyReply>("refresh_key_reply_retention"),
+    fixture::<<RotateKey as Request>::Reply>("refused_conflict"),
+    fixture::<<CreateKey as Request>::Reply>("refused_invalid"),
+    fixture::<<RevokeKey as Request>::Reply>("refused_not_found"),
+    fixture::<<ReplayWebhook as Request>::Reply>("replay_started"),
+    fixture::<ReplayWebhook>("replay_webhook"),
+    fixture::<Report>("report_expiries"),
+    fixture::<Report>("report_findings"),
+    fixture::<Report>("report_good"),
+    fixture::<<ListRetentions as Request>::Reply>("retentions_page"),
+    fixture::<<ListRetentions as Request>::Reply>("retentions_page_clock"),
+    fixture::<ReviewReply>("review_reply"),
+    fixture::<ReviewRequest>("review_request"),
+    fixture::<VocabularyReply>("vocabulary_reply"),
+    fixture::<VocabularyRequest>("vocabulary_request"),
+    fixture::<RevokeKey>("revoke_key"),
+    fixture::<<RevokeKey as Request>::Reply>("revoked"),
+    fixture::<RotateKey>("rotate_key"),
+    fixture::<RotateWebhookSecret>("rotate_webhook_secret"),
+    fixture::<<EndRun as Request>::Reply>("run_ended"),
+    fixture::<<ListRuns as Request>::Reply>("run_page"),
+    fixture::<<SettleRun as Request>::Reply>("run_settled"),
+    fixture::<<ShowRun as Request>::Reply>("run_view"),
+    fixture::<SettleRun>("settle_run"),
+    fixture::<ShowRun>("show_run"),
+    fixture::<SignMark>("sign_mark"),
+    fixture::<SignMark>("sign_mark_permitted"),
+    fixture::<SignMark>("sign_mark_resumed"),
+    fixture::<SigningKeys>("signing_keys"),
+    fixture::<SigningKeys>("signing_keys_of_account"),
+    fixture::<Status>("status"),
+    fixture::<TestWebhook>("test_webhook"),
+    fixture::<UpdateAccount>("update_account"),
+    fixture::<UpdateAccount>("update_account_caps"),
+    fixture::<UpdateAccount>("update_account_smallest"),
+    fixture::<UpdateWebhook>("update_webhook"),
+    fixture::<UpdateWebhook>("update_webhook_smallest"),
+    fixture::<Usage>("usage"),
+    fixture::<Usage>("usage_stored_bytes"),
+    fixture::<VerifyKey>("verify_key"),
+    fixture::<VerifyKey>("verify_key_for_request"),
+    fixture::<VerifyKeyReply>("verify_key_reply_busy"),
+    fixture::<VerifyKeyReply>("verify_key_reply_invalid"),
+    fixture::<VerifyKeyReply>("verify_key_reply_valid"),
+    fixture::<WebhookChanged>("webhook_changed"),
+    fixture::<<CreateWebhook as Request>::Reply>("webhook_created"),
+    fixture::<<DeleteWebhook as Request>::Reply>("webhook_deleted"),
+    fixture::<<DisableWebhook as Request>::Reply>("webhook_disabled"),
+    fixture::<<ListWebhooks as Request>::Reply>("webhook_page"),
+    fixture::<<GetWebhook as Request>::Reply>("webhook_reply_done"),
+    fixture::<<TestWebhook as Request>::Reply>("webhook_tested_delivered"),
+    fixture::<<TestWebhook as Request>::Reply>("webhook_tested_failed"),
+];
+
+fn folder() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+#[test]
+fn every_message_reads_what_was_written_and_writes_it_again() {
+    for Fixture { name, again, .. } in FIXTURES {
+        let text = fs::read_to_string(folder().join(format!("{name}.json"))).unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let mut written = again(value.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        without_later_members(&mut written, &value);
+        assert_eq!(written, value, "{name}");
+    }
+}
+
+/// Members that every answer has and that older ones did not have: empty where an older answer is read.
+const LATER: [&str; 1] = ["constraints_ignored"];
+
+fn without_later_members(written: &mut Value, read: &Value) {
+    match (written, read) {
+        (Value::Object(written), Value::Object(read)) => {
+            written.retain(|name, value| {
+                read.contains_key(name) || !LATER.contains(&name.as_str()) || *value != json!([])
+            });
+            for (name, value) in written {
+                without_later_members(value, read.get(name).unwrap_or(&Value::Null));
+            }
+        }
+        (Value::Array(written), Value::Array(read)) => {
+            for (written, read) in written.iter_mut().zip(read) {
+                without_later_members(written, read);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn every_fixture_is_compared() {
+    let files: BTreeSet<_> = fs::read_dir(folder())
+        .unwrap()
+        .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    let listed: BTreeSet<_> = FIXTURES.iter().map(|fixture| fixture.name.to_owned()).collect();
+    assert_eq!(files, listed);
+}
+
+#[test]
+fn every_message_and_every_reply_has_a_fixture() {
+    let have: BTreeSet<_> = FIXTURES.iter().map(|fixture| (fixture.type_name)()).collect();
+    let requests = REQUESTS.iter().flat_map(|request| request.types);
+    let missing: Vec<_> = requests
+        .chain(EVENTS.iter().flat_map(|event| event.types))
+        .map(|type_name| type_name())
+        .filter(|type_name| !have.contains(type_name))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn every_subject_is_safe() {
+    for subject in REQUESTS.iter().map(|request| request.subject).chain(EVENTS.iter().map(|event| event.subject)) {
+        let plain = |token: &str| !token.is_empty() && token.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+        assert!(subject.split('.').all(plain), "{subject}");
+    }
+}
+
+#[test]
+fn an_allow_is_go_and_every_field_is_there() {
+    let text = fs::read_to_string(folder().join("check_response.json")).unwrap();
+    let response: CheckResponse = serde_json::from_str(&text).unwrap();
+    let value = serde_json::to_value(&response).unwrap();
+    let fields = [
+        "decision",
+        "verdict",
+        "reason",
+        "issues",
+        "risk_score",
+        "value_risk",
+        "waste_risk",
+        "high_risk",
+        "clarifying_questions",
+        "defer_questions",
+        "guardrails",
+        "constraints_applied",
+        "constraints_ignored",
+        "value_findings",
+        "guardrail_checks",
+        "cost_estimate",
+        "request_id",
+        "task_hash",
+        "policy_version",
+        "policy_pack_version",
+        "environment",
+        "timestamp",
+        "evaluated_at",
+        "decision_trace_summary",
+        "cached",
+        "meta",
+    ];
+    let found: BTreeSet<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(found, fields.into_iter().collect());
+    for (verdict, signal) in [(Verdict::Allow, "GO"), (Verdict::Defer, "DEFER"), (Verdict::Deny, "NO_GO")] {
+        assert_eq!(serde_json::to_value(verdict.signal()).unwrap(), signal);
+    }
+}
