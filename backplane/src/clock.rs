@@ -1,9 +1,8 @@
-//! The two clocks of a host: the wall's, which somebody may set, and the kernel's own, which only runs.
+//! The host's two clocks: the wall clock, which somebody may set, and the kernel's boottime clock, which only runs.
 //!
-//! Owns reading both, which boot of which host this is, and two times that a wall clock which is set ahead does not
-//! change at once: what a process vouches for (its start, and what went by since by the kernel's clock), and the
-//! settled time, which follows after an hour. CLOCK_BOOTTIME goes on while the host sleeps. Refuses to say which clock
-//! is right: who destroys by the clock compares several.
+//! Owns reading both, the identity of this boot and this process, and two times that a forward jump of the wall clock
+//! does not move at once: the steady time (start of the process plus elapsed boottime) and the settled time (follows a
+//! jump after an hour). Does not decide which clock is right: code that destroys data by the clock compares several.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,38 +10,38 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Both clocks at one moment.
+/// Both clocks, read at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clocks {
-    /// The wall's.
+    /// The wall clock.
     pub wall: Timestamp,
-    /// Since the host was started.
+    /// Time since the host was started.
     pub boot: Duration,
 }
 
 static START: OnceLock<Clocks> = OnceLock::new();
 static SETTLED: Mutex<Option<Settled>> = Mutex::new(None);
-/// A wall clock that is set ahead by more is not followed at once.
+/// A larger forward step of the wall clock is not followed at once.
 const MAX_STEP: Duration = Duration::from_secs(3_600);
-/// After which a clock that was set ahead, and was not set again since, is followed.
-const SETTLES_AFTER: Duration = Duration::from_secs(3_600);
+/// A forward step is followed once the wall clock has kept it for this long.
+const MIN_JUMP_AGE: Duration = Duration::from_secs(3_600);
 static PROCESS: OnceLock<String> = OnceLock::new();
 
 impl Clocks {
-    /// As they are now.
+    /// Reads both clocks.
     #[must_use]
     pub fn now() -> Self {
         Self { wall: Timestamp::now(), boot: boottime() }
     }
 
-    /// How far the wall's is ahead of the kernel's, in microseconds: it changes only when somebody sets the wall's.
+    /// How far the wall clock is ahead of boottime, in microseconds. It changes only when somebody sets the wall clock.
     #[must_use]
     pub fn offset(&self) -> i64 {
         let boot = i64::try_from(self.boot.as_micros()).unwrap_or(i64::MAX);
         self.wall.as_microsecond().saturating_sub(boot)
     }
 
-    /// The time by the kernel's clock, where the wall's was so far ahead of it.
+    /// What a wall clock with this offset to boottime would show now.
     #[must_use]
     pub fn at_offset(&self, offset: i64) -> Timestamp {
         let boot = i64::try_from(self.boot.as_micros()).unwrap_or(i64::MAX);
@@ -50,46 +49,46 @@ impl Clocks {
     }
 }
 
-/// Time since the host was started, by `CLOCK_BOOTTIME`: nobody sets it, and it goes on while the process is stopped and
-/// while the host sleeps. Costs tens of nanoseconds, no system call.
+/// Time since the host was started (`CLOCK_BOOTTIME`). It cannot be set, and it runs on while the process is stopped
+/// and while the host sleeps. Costs tens of nanoseconds and no system call.
 #[must_use]
 pub fn boottime() -> Duration {
     let boot = clock_gettime(ClockId::Boottime);
     Duration::new(u64::try_from(boot.tv_sec).unwrap_or_default(), u32::try_from(boot.tv_nsec).unwrap_or_default())
 }
 
-/// The process starts: from here on it knows how much time went by.
+/// Marks the start of the process for [`steady_now`].
 pub fn start() {
-    vouched();
+    steady_now();
 }
 
-/// What this process vouches for: never ahead of its start and what went by since, nor of the wall's clock. The first
-/// call is the start.
-pub fn vouched() -> Timestamp {
+/// The wall time at the start of the process plus the boottime elapsed since, or the wall clock where that is earlier.
+/// A wall clock that is set ahead later does not move it. The first call marks the start.
+pub fn steady_now() -> Timestamp {
     let now = Clocks::now();
     let start = START.get_or_init(|| now);
-    vouched_since(*start, now)
+    steady_since(*start, now)
 }
 
-fn vouched_since(start: Clocks, now: Clocks) -> Timestamp {
-    let went_by = SignedDuration::try_from(now.boot.saturating_sub(start.boot)).unwrap_or_default();
-    start.wall.checked_add(went_by).map_or(now.wall, |steady| steady.min(now.wall))
+fn steady_since(start: Clocks, now: Clocks) -> Timestamp {
+    let elapsed = SignedDuration::try_from(now.boot.saturating_sub(start.boot)).unwrap_or_default();
+    start.wall.checked_add(elapsed).map_or(now.wall, |steady| steady.min(now.wall))
 }
 
-/// The time for what a process keeps and ends by itself. It follows the wall's clock, but where that is set ahead by
-/// more than an hour only after it has stood so for an hour: a clock that is wrong for a moment ends nothing.
+/// The time for data that a process keeps and expires itself. It follows the wall clock, except that a jump ahead by
+/// more than an hour is followed only after an hour: a clock that is wrong for a moment expires nothing.
 #[must_use]
 pub fn settled() -> Timestamp {
     let now = Clocks::now();
-    // Each use is one step: a panic elsewhere cannot leave it half done.
+    // Each use is a single step, so a panic elsewhere cannot leave the state half changed.
     let mut settled = SETTLED.lock().unwrap_or_else(PoisonError::into_inner);
     settled.get_or_insert(Settled { offset: now.offset(), ahead: None }).time(now)
 }
 
 struct Settled {
-    /// Of the clock that is followed.
+    /// Offset of the clock that is followed.
     offset: i64,
-    /// Since when the clock is ahead of it, and by which offset.
+    /// Since when (boottime) the wall clock is too far ahead, and with which offset.
     ahead: Option<(Duration, i64)>,
 }
 
@@ -102,7 +101,7 @@ impl Settled {
             if far(offset) {
                 self.ahead = Some((now.boot, own));
             }
-            if far(offset) || now.boot.saturating_sub(since) < SETTLES_AFTER {
+            if far(offset) || now.boot.saturating_sub(since) < MIN_JUMP_AGE {
                 return now.at_offset(self.offset);
             }
         }
@@ -111,7 +110,7 @@ impl Settled {
     }
 }
 
-/// Names this process among all, on whatever host: two roles in one process have one clock.
+/// Identifies this process among all processes of all hosts. Two roles in one process share it, as they share a clock.
 pub fn process() -> &'static str {
     PROCESS.get_or_init(|| {
         let since = Clocks::now().boot.as_nanos();
@@ -119,7 +118,7 @@ pub fn process() -> &'static str {
     })
 }
 
-/// Names this boot of this host; none where the kernel does not tell.
+/// Identifies this boot of the host; none where the kernel does not provide an id.
 #[must_use]
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -137,24 +136,24 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_that_is_set_ahead_is_not_vouched_for_and_one_that_is_set_back_is_followed() {
+    fn the_steady_time_ignores_a_wall_clock_set_ahead_and_follows_one_set_back() {
         let start = at(1_000, 50);
-        let vouched = |wall, boot| vouched_since(start, at(wall, boot)).as_second();
-        assert_eq!(vouched(1_000, 50), 1_000);
-        assert_eq!(vouched(1_060, 110), 1_060);
-        assert_eq!(vouched(3_456_000, 110), 1_060);
-        assert_eq!(vouched(500, 110), 500);
+        let steady_now = |wall, boot| steady_since(start, at(wall, boot)).as_second();
+        assert_eq!(steady_now(1_000, 50), 1_000);
+        assert_eq!(steady_now(1_060, 110), 1_060);
+        assert_eq!(steady_now(3_456_000, 110), 1_060);
+        assert_eq!(steady_now(500, 110), 500);
     }
 
     #[test]
-    fn the_offset_is_the_same_until_somebody_sets_the_clock() {
+    fn the_offset_of_the_clocks_changes_only_when_the_wall_clock_is_set() {
         assert_eq!(at(1_000, 50).offset(), at(1_060, 110).offset());
         assert_ne!(at(1_000, 50).offset(), at(1_061, 110).offset());
         assert_eq!(at(9_000, 110).at_offset(at(1_000, 50).offset()).as_second(), 1_060);
     }
 
     #[test]
-    fn the_settled_time_follows_a_clock_that_is_set_ahead_only_once_it_has_stood_so_for_an_hour() {
+    fn the_settled_time_follows_a_clock_set_ahead_only_after_an_hour() {
         let mut settled = Settled { offset: at(1_000, 0).offset(), ahead: None };
         let mut time = |wall, boot| settled.time(at(wall, boot)).as_second();
         assert_eq!(time(1_060, 60), 1_060);
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn both_clocks_run_and_the_process_has_one_name() {
+    fn both_clocks_run_and_the_process_has_one_id() {
         let (first, second) = (Clocks::now(), Clocks::now());
         assert!(second.boot >= first.boot && !first.boot.is_zero());
         assert_eq!(process(), process());

@@ -1,15 +1,15 @@
 //! The backplane inside one process: the same bytes, deadlines and errors as on NATS, without a server.
 //!
-//! Owns the bus: who serves what, and who hears what. Every queue is bounded; what waits in one is lost with the process, and
-//! nothing of it needs to survive: that is the business of the log and the ledger, which stand in one file, and the keystore's.
-//! A `Connection` ends alone, as it does on NATS: services that share a process can drain one after the other.
-//! INVARIANT: no lock is held across an await, so a bus works between threads and runtimes.
+//! Owns the bus: which connection serves or subscribes to which subject. Every queue is bounded. What is queued is lost
+//! with the process; data that must survive belongs to the log and the state store, which share one file.
+//! Each `Connection` closes on its own, as on NATS, so services that share a process can drain one after the other.
+//! INVARIANT: no lock is held across an await, so that a bus works between threads and runtimes.
 
 mod identity;
-mod ledger;
 mod log;
 mod notices;
 mod requests;
+mod state_store;
 mod store;
 mod threads;
 mod writer;
@@ -22,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Backplane, metrics};
 pub use identity::{Fault, LogHistory};
-use ledger::FileLedger;
 use log::FileLog;
+use state_store::FileStateStore;
 pub use store::OpenError;
 use store::Session;
 
-/// What connects the services of one process.
+/// Connects the services of one process.
 #[derive(Clone)]
 pub struct Bus {
     shared: Arc<Shared>,
@@ -35,14 +35,14 @@ pub struct Bus {
 
 struct Shared {
     servers: requests::Servers,
-    hearers: notices::Hearers,
+    subscribers: notices::Subscribers,
     store: Arc<store::Store>,
 }
 
-/// The file of log and ledger, in a data directory.
+/// The file that holds log and state store, in a data directory.
 pub const LOG_FILE: &str = "decisions.redb";
 
-/// One service's end of the bus; questions, inboxes and listeners of a closed one end, those of others do not.
+/// One service's end of the bus. Closing it ends its requests, queues and subscriptions, and no one else's.
 struct Connection {
     bus: Bus,
     closed: CancellationToken,
@@ -50,13 +50,14 @@ struct Connection {
 }
 
 impl Bus {
-    /// A bus that nobody uses yet; its log and ledger end with the process.
+    /// A new bus whose log and state store end with the process.
     #[must_use]
     pub fn new() -> Self {
         Self::on(store::Store::in_memory())
     }
 
-    /// A bus whose log and ledger stand in [`LOG_FILE`] of this directory. Blocks, for as long as a crash takes to repair.
+    /// A bus whose log and state store are in [`LOG_FILE`] of this directory. Blocks while redb repairs the file after
+    /// a crash.
     ///
     /// # Errors
     /// When the file is in use, damaged, or the disk refuses.
@@ -64,20 +65,20 @@ impl Bus {
         Ok(Self::on(store::Store::open(&directory.join(LOG_FILE), None)?))
     }
 
-    /// As [`Bus::open`], for a directory that remembers which log it has.
+    /// Like [`Bus::open`], for a directory that remembers which log it has.
     ///
     /// # Errors
-    /// As there, and when the log is missing, empty or another one, unless that is accepted.
+    /// Like [`Bus::open`], and when the log is missing, empty or a different one, unless `history` accepts that.
     pub fn open_remembered(directory: &Path, history: LogHistory) -> Result<Self, OpenError> {
         Ok(Self::on(store::Store::open(&directory.join(LOG_FILE), Some(history))?))
     }
 
     fn on(store: store::Store) -> Self {
-        let (servers, hearers) = (requests::Servers::default(), notices::Hearers::default());
-        Self { shared: Arc::new(Shared { servers, hearers, store: Arc::new(store) }) }
+        let (servers, subscribers) = (requests::Servers::default(), notices::Subscribers::default());
+        Self { shared: Arc::new(Shared { servers, subscribers, store: Arc::new(store) }) }
     }
 
-    /// A connection to this bus; closing it leaves the others alone.
+    /// A connection to this bus; closing it leaves the others open.
     #[must_use]
     pub fn connect(&self) -> Backplane {
         metrics::describe();
@@ -88,7 +89,7 @@ impl Bus {
             requests: connection.clone(),
             notices: connection,
             log: Arc::new(FileLog(session.clone())),
-            ledger: Arc::new(FileLedger(session)),
+            state_store: Arc::new(FileStateStore(session)),
         }
     }
 }
@@ -100,14 +101,15 @@ impl Default for Bus {
 }
 
 impl Backplane {
-    /// One connection to a new bus of its own. Clones share it, and its end; for connections that close one by one, see [`Bus`].
+    /// A connection to a new bus. Clones share it and close together; for connections that close one by one, see
+    /// [`Bus`].
     #[must_use]
     pub fn embedded() -> Self {
         Bus::new().connect()
     }
 }
 
-/// Counts one question while somebody waits for its answer.
+/// Counts one request while its caller waits for the reply.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {

@@ -1,11 +1,11 @@
-//! How a listener proves that notices still reach it: by an echo of its own.
+//! How a subscriber proves that notices still reach it: by an echo to itself.
 //!
-//! A listener sends a fresh token to the very subject that it hears, and when the token comes back through its
-//! subscription, everything that was told before the token was sent has come out before it. Owns the tokens and the
-//! time of the last proof, which counts from *sending*, by a clock that runs while the process is stopped and the host
-//! sleeps (ADR 0013). Refuses to say how old a proof may be: whoever caches says that.
-//! INVARIANT: a proof is recorded after every earlier notice of the same subscription was handed to its listener and
-//! handled, as `next` was called again.
+//! A subscriber publishes a fresh token to its own subject. When the token comes back through its subscription, every
+//! notice published before the token has come out too. Owns the tokens and the time of the last proof, which counts
+//! from *sending*, by a clock that runs while the process is stopped and the host sleeps (ADR 0013). How old a proof
+//! may be is decided by each cache.
+//! INVARIANT: a proof is recorded only after `next` was called again, that is after every earlier notice of the same
+//! subscription was handed to its subscriber and handled.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,37 +18,37 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::boottime;
 
-/// How often a process proves that notices arrive, by one of its listeners.
+/// How often a process proves that notices arrive, through one of its subscribers.
 pub const ECHO_INTERVAL: Duration = Duration::from_millis(150);
-/// A proof this old is due for renewal. A little less than the interval, so that a lone listener does not skip turns.
+/// A proof this old is renewed. A little less than the interval, so that a lone subscriber does not skip turns.
 const RENEW_AFTER: Duration = Duration::from_millis(110);
 /// How long handing an echo to the connection may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
-/// Echoes that may be on their way; of older ones a newer one tells more.
+/// Echoes that may be under way; an old one proves less than a newer one.
 const MAX_ECHOES: usize = 8;
 /// No proof yet.
 const NEVER: u64 = 0;
 
-/// What is in an echo. Nobody can guess one that was not sent yet.
+/// The random content of an echo, which cannot be guessed before it is sent.
 pub(crate) type Token = [u8; 16];
 
-/// When notices were last proven to arrive. Shared by all listeners that feed one cache: a notice that one of them
-/// missed and another heard is heard.
+/// When notices were last proven to arrive. All subscribers that feed one cache share it: a notice that one of them
+/// missed and another received has been received.
 #[derive(Debug, Default)]
 pub struct Liveness {
-    /// When the echo was sent that came back last, in nanoseconds of boottime; [`NEVER`]: none did.
+    /// Boottime in nanoseconds at which the last echo that came back was sent; [`NEVER`]: none did.
     proven: AtomicU64,
     changed: Notify,
 }
 
 impl Liveness {
-    /// Not proven yet.
+    /// A liveness without a proof.
     #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// The boottime until which all that was told is known to have arrived; none before the first proof.
+    /// The boottime up to which all published notices are known to have arrived; none before the first proof.
     #[must_use]
     pub fn proven_at(&self) -> Option<Duration> {
         match self.proven.load(Ordering::Acquire) {
@@ -63,12 +63,12 @@ impl Liveness {
         self.proven_at().map(|proven| now.saturating_sub(proven))
     }
 
-    /// Waits until `holds`, and looks again at each proof.
-    pub async fn wait_until(&self, mut holds: impl FnMut() -> bool) {
+    /// Waits until `holds` returns true; it is checked again at each proof.
+    pub async fn wait_for_proof(&self, mut holds: impl FnMut() -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
-            // Before the look: a proof in between is not missed.
+            // Enabled before the check, so that a proof in between is not missed.
             changed.as_mut().enable();
             if holds() {
                 return;
@@ -77,7 +77,7 @@ impl Liveness {
         }
     }
 
-    /// All that was told before `sent` has arrived.
+    /// Records that everything published before `sent` has arrived.
     pub(crate) fn prove(&self, sent: Duration) {
         let nanos = u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX).max(1);
         self.proven.fetch_max(nanos, Ordering::AcqRel);
@@ -89,21 +89,20 @@ impl Liveness {
     }
 }
 
-/// Echoes of one listener that are on their way.
+/// Echoes of one subscriber that are under way.
 #[derive(Debug, Default)]
-struct Outstanding(VecDeque<Sent>);
+struct EchoesInFlight(VecDeque<Sent>);
 
-/// One echo as it was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sent {
     token: Token,
-    /// By boottime.
+    /// Boottime at which it was sent.
     pub(crate) at: Duration,
-    /// On which connection of the listener; it counts up when the connection is made again.
+    /// Number of the subscriber's connection at that time; it increases with each reconnect.
     pub(crate) connection: u64,
 }
 
-impl Outstanding {
+impl EchoesInFlight {
     fn add(&mut self, sent: Sent) {
         if self.0.len() >= MAX_ECHOES {
             self.0.pop_front();
@@ -111,31 +110,31 @@ impl Outstanding {
         self.0.push_back(sent);
     }
 
-    /// The echo with this token, which counts once; those before it are forgotten.
+    /// Takes the echo with this token; those before it are dropped, as it proves more.
     fn take(&mut self, token: &[u8]) -> Option<Sent> {
         let at = self.0.iter().position(|sent| sent.token == token)?;
         self.0.drain(..=at).next_back()
     }
 }
 
-/// One listener's echoes, sent for as long as this lives.
+/// One subscriber's echoes, sent until this is dropped.
 pub(crate) struct Echoes {
     liveness: Arc<Liveness>,
-    outstanding: Arc<Mutex<Outstanding>>,
+    in_flight: Arc<Mutex<EchoesInFlight>>,
     _sending: AbortOnDropHandle<()>,
 }
 
 impl Echoes {
-    /// `connection` is the number of the connection that stands now, none while none does; `send` sends a token to the
-    /// subject that is heard.
+    /// `connection` returns the number of the current connection, or none while disconnected; `send` publishes a token
+    /// to the subject of the subscription.
     pub(crate) fn start<F: Future<Output = ()> + Send>(
         liveness: Arc<Liveness>,
         connection: impl Fn() -> Option<u64> + Send + 'static,
         send: impl Fn(Token) -> F + Send + 'static,
     ) -> Self {
-        let outstanding = Arc::new(Mutex::default());
+        let in_flight = Arc::new(Mutex::default());
         let sending = {
-            let (liveness, outstanding) = (Arc::clone(&liveness), Arc::clone(&outstanding));
+            let (liveness, in_flight) = (Arc::clone(&liveness), Arc::clone(&in_flight));
             tokio::spawn(async move {
                 let mut ticks = interval(ECHO_INTERVAL);
                 ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -145,18 +144,18 @@ impl Echoes {
                         continue;
                     }
                     let (Some(connection), Some(token)) = (connection(), new_token()) else { continue };
-                    // Before it is sent: what comes in between makes the proof seem older, never younger.
-                    lock(&outstanding).add(Sent { token, at: boottime(), connection });
+                    // Recorded before it is sent: a delay in between makes the proof seem older, never younger.
+                    lock(&in_flight).add(Sent { token, at: boottime(), connection });
                     drop(timeout(SEND_TIMEOUT, send(token)).await);
                 }
             })
         };
-        Self { liveness, outstanding, _sending: AbortOnDropHandle::new(sending) }
+        Self { liveness, in_flight, _sending: AbortOnDropHandle::new(sending) }
     }
 
-    /// A token came out of the subscription; none: it is another listener's, or was forgotten.
+    /// Takes a token that came out of the subscription; none if it is another subscriber's or was dropped.
     pub(crate) fn returned(&self, token: &[u8]) -> Option<Sent> {
-        lock(&self.outstanding).take(token)
+        lock(&self.in_flight).take(token)
     }
 
     /// Records the proof.
@@ -165,9 +164,9 @@ impl Echoes {
     }
 }
 
-fn lock(outstanding: &Mutex<Outstanding>) -> MutexGuard<'_, Outstanding> {
-    // Each use is one step: a panic elsewhere cannot leave it half done.
-    outstanding.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(in_flight: &Mutex<EchoesInFlight>) -> MutexGuard<'_, EchoesInFlight> {
+    // Each use is a single step, so a panic elsewhere cannot leave the state half changed.
+    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn new_token() -> Option<Token> {
@@ -210,30 +209,30 @@ mod tests {
 
     #[test]
     fn a_token_counts_once_and_only_where_it_was_sent() {
-        let mut outstanding = Outstanding::default();
-        (1..=3).for_each(|number| outstanding.add(sent(number)));
-        assert_eq!(outstanding.take(&[9; 16]), None);
-        assert_eq!(outstanding.take(&[2; 15]), None);
-        assert_eq!(outstanding.take(&[2; 16]), Some(sent(2)));
-        assert_eq!(outstanding.take(&[2; 16]), None);
-        assert_eq!(outstanding.take(&[1; 16]), None, "a newer one was heard");
-        assert_eq!(outstanding.take(&[3; 16]), Some(sent(3)));
+        let mut in_flight = EchoesInFlight::default();
+        (1..=3).for_each(|number| in_flight.add(sent(number)));
+        assert_eq!(in_flight.take(&[9; 16]), None);
+        assert_eq!(in_flight.take(&[2; 15]), None);
+        assert_eq!(in_flight.take(&[2; 16]), Some(sent(2)));
+        assert_eq!(in_flight.take(&[2; 16]), None);
+        assert_eq!(in_flight.take(&[1; 16]), None, "a newer one was heard");
+        assert_eq!(in_flight.take(&[3; 16]), Some(sent(3)));
     }
 
     #[test]
     fn echoes_that_never_return_are_forgotten() {
-        let mut outstanding = Outstanding::default();
-        (0..100).for_each(|number| outstanding.add(sent(number)));
-        assert_eq!(outstanding.0.len(), MAX_ECHOES);
-        assert_eq!(outstanding.take(&[0; 16]), None);
-        assert_eq!(outstanding.take(&[99; 16]), Some(sent(99)));
+        let mut in_flight = EchoesInFlight::default();
+        (0..100).for_each(|number| in_flight.add(sent(number)));
+        assert_eq!(in_flight.0.len(), MAX_ECHOES);
+        assert_eq!(in_flight.take(&[0; 16]), None);
+        assert_eq!(in_flight.take(&[99; 16]), Some(sent(99)));
     }
 
     #[tokio::test]
-    async fn one_who_waits_for_a_proof_looks_at_once_and_after_each() {
+    async fn a_wait_for_a_proof_checks_at_once_and_after_each_proof() {
         let liveness = Liveness::new();
-        liveness.wait_until(|| true).await;
-        let proven = liveness.wait_until(|| liveness.proven_at() >= Some(millis(7)));
+        liveness.wait_for_proof(|| true).await;
+        let proven = liveness.wait_for_proof(|| liveness.proven_at() >= Some(millis(7)));
         let proves = async {
             liveness.prove(millis(5));
             tokio::task::yield_now().await;

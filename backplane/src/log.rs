@@ -1,8 +1,10 @@
-//! *Decision log*: lines appended for good, found again by account and time, expired and removed by account.
+//! *Decision log*: lines that are appended permanently, found again by account and time, and removed by account when
+//! they expire.
 //!
-//! The store's unit is an entry: the lines of one account that were appended together, or one mark. Its position orders the entries
-//! of the whole log and is never used twice. The log does not look into lines; it knows an account, a kind and a time.
-//! INVARIANT: an append that returned `Ok` is on disk, as far as the server can be asked to promise it.
+//! The store's unit is an entry: the lines of one account that were appended together, or one mark. Positions order the
+//! entries of the whole log and are never reused. The log does not look into lines; it knows an account, a kind and a
+//! time.
+//! INVARIANT: an append that returned `Ok` is on disk, as far as the server can be made to guarantee it.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -13,11 +15,11 @@ use crate::{BoxFuture, MAX_MESSAGE_BYTES, NotReady};
 
 /// The log of an installation, shared by all its services.
 pub trait DecisionLog: Send + Sync {
-    /// Appends each batch, all of them at once where the store can. The answers stand in the order of the batches. A batch that is
-    /// appended again with its id, within two minutes, is stored once.
+    /// Appends each batch, all at once where the store can. The results are in the order of the batches. A batch that
+    /// is appended again under its id within two minutes is stored once.
     fn append(&self, batches: Vec<Batch>, deadline: Instant) -> BoxFuture<'_, Vec<Result<(), AppendError>>>;
 
-    /// Appends a mark, if `after` is still the last one of its account (none: if there is none yet).
+    /// Appends a mark if `after` is still the last one of its account (none: if there is none yet).
     fn append_mark<'a>(
         &'a self,
         account: &'a AccountId,
@@ -26,41 +28,41 @@ pub trait DecisionLog: Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Position, MarkError>>;
 
-    /// Entries of an account in the order of the log: at least one if there is one, and no more than fit into `max_bytes` then.
-    /// Where the store has replicas, the one that answers may be a moment behind: the end may be missing, never something before it.
+    /// Reads entries of an account in the order of the log: as many as fit into `max_bytes`, and at least one if there
+    /// is one. Where the store has replicas, the one that answers may lag: the newest entries may be missing, never
+    /// older ones.
     fn read<'a>(
         &'a self,
         account: &'a AccountId,
-        which: Which,
+        filter: EntryFilter,
         from: Seek,
         max_bytes: usize,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Chunk, ReadError>>;
 
-    /// Entries of one kind of an account against the order of the log, the newest first; as [`DecisionLog::read`]
-    /// otherwise.
+    /// Reads entries of one kind backwards, the newest first; otherwise like [`DecisionLog::read`].
     fn read_back<'a>(
         &'a self,
         account: &'a AccountId,
-        kind: Kind,
+        kind: EntryKind,
         from: SeekBack,
         max_bytes: usize,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Chunk, ReadError>>;
 
-    /// The last entry of an account, or, where the store has replicas, the one that was last a moment ago.
+    /// The last entry of an account. Where the store has replicas, the one that answers may lag.
     fn last<'a>(
         &'a self,
         account: &'a AccountId,
-        kind: Kind,
+        kind: EntryKind,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>>;
 
-    /// Removes an account's decisions up to and with this position; how many entries went.
+    /// Removes an account's entries of one kind up to and including this position; returns how many.
     fn remove_through<'a>(
         &'a self,
         account: &'a AccountId,
-        kind: Kind,
+        kind: EntryKind,
         through: Position,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<u64, ReadError>>;
@@ -68,17 +70,17 @@ pub trait DecisionLog: Send + Sync {
     /// Accounts that have entries.
     fn accounts(&self, deadline: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>>;
 
-    /// Whether an append would be stored now, and what should be known about it.
+    /// Whether an append would be stored now, with remarks that an operator should see.
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>>;
 }
 
-/// An entry's place: later ones are greater.
+/// The position of an entry: later entries have greater ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u64);
 
 /// What an entry holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub enum EntryKind {
     /// Lines of decisions.
     Decisions,
     /// One mark.
@@ -87,61 +89,61 @@ pub enum Kind {
 
 /// Which entries are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// All.
+pub enum EntryFilter {
+    /// Entries of every kind.
     All,
-    /// Of one kind.
-    Only(Kind),
+    /// Entries of one kind.
+    Only(EntryKind),
 }
 
-/// Where reading begins.
+/// Where a read starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {
-    /// With the first that is left.
+    /// At the oldest entry.
     Start,
-    /// With the first one behind it.
+    /// After this entry.
     After(Position),
-    /// With the first one that was stored then or later.
+    /// At the first entry that was stored at or after this time.
     Time(Timestamp),
 }
 
-/// Where reading against the order of the log begins.
+/// Where a backwards read starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SeekBack {
-    /// With the last.
+    /// At the last entry.
     End,
-    /// With the last one before it.
+    /// At the last entry before this one.
     Before(Position),
-    /// With the last one that was stored then or earlier.
+    /// At the last entry that was stored at or before this time.
     Time(Timestamp),
 }
 
-/// Lines of one account to be appended together.
+/// Lines of one account that are appended together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
-    /// Whose.
+    /// The account that the decisions belong to.
     pub account: AccountId,
-    /// The same for the same batch, and for no other; 1 to 200 visible ASCII characters.
+    /// Unique for this batch and the same for each attempt to append it; 1 to 200 visible ASCII characters.
     pub id: String,
-    /// Joined by line feeds, none at the end.
+    /// The lines, joined by line feeds, without one at the end.
     pub lines: Bytes,
 }
 
-/// What was appended together.
+/// Lines that were appended together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its place.
+    /// Its position in the log.
     pub position: Position,
-    /// By the store's clock.
+    /// When it was stored, by the store's clock.
     pub stored_at: Timestamp,
-    /// Lines, or a mark.
-    pub kind: Kind,
-    /// Joined by line feeds.
+    /// Whether it holds lines of decisions or a mark.
+    pub kind: EntryKind,
+    /// The lines, joined by line feeds.
     pub lines: Bytes,
 }
 
 impl Batch {
-    /// Why no store would take it.
+    /// Why no store would accept this batch.
     pub(crate) fn fault(&self) -> Option<&'static str> {
         let id = &self.id;
         if id.is_empty() || id.len() > 200 || !id.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -155,7 +157,7 @@ impl Batch {
 }
 
 impl Entry {
-    /// Each line. An entry that holds none is one empty line: nobody appends such an entry, so whoever verifies the log
+    /// Each line. An entry without lines yields one empty line: no role appends such an entry, so a verifier of the log
     /// must see it.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         let blank = self.lines.iter().all(|byte| *byte == b'\n');
@@ -164,40 +166,40 @@ impl Entry {
     }
 }
 
-/// A stretch of the log.
+/// The result of one read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunk {
-    /// In the order in which they were asked for.
+    /// The entries, in the order that was asked for.
     pub entries: Vec<Entry>,
-    /// Whether there were more, at this moment.
+    /// Whether there were more when it was read.
     pub more: bool,
-    /// Entries of this stretch that are left out, as nobody who may append put them there.
+    /// Entries left out because no role that may append had put them there.
     pub rejected: u64,
 }
 
-/// A batch was not acknowledged.
+/// Why a batch was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// It is not in the log; an earlier append of the same batch that ended as `Unknown` may still be.
+    /// The batch is not in the log, except that an earlier append of it that ended as `Unknown` may have stored it.
     #[error("not stored: {0}")]
     NotStored(String),
-    /// Nobody knows whether it is in the log, or will be.
+    /// The batch may be in the log, or may still reach it.
     #[error("it is not known whether it was stored: {0}")]
     Unknown(String),
 }
 
-/// A mark was not acknowledged.
+/// Why a mark was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MarkError {
-    /// Another mark was there first.
+    /// Another mark was appended first.
     #[error("another mark was written meanwhile")]
     Conflict,
-    /// It may or may not be there.
+    /// The mark may or may not be in the log.
     #[error("the mark was not acknowledged: {0}")]
     Failed(String),
 }
 
-/// The log could not be read or changed.
+/// The log or the state store could not be read or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the decision log does not answer: {0}")]
 pub struct ReadError(pub String);
@@ -208,7 +210,7 @@ mod tests {
 
     fn lines(text: &str) -> Vec<String> {
         let lines = Bytes::copy_from_slice(text.as_bytes());
-        let entry = Entry { position: Position(1), stored_at: Timestamp::UNIX_EPOCH, kind: Kind::Mark, lines };
+        let entry = Entry { position: Position(1), stored_at: Timestamp::UNIX_EPOCH, kind: EntryKind::Mark, lines };
         entry.lines().map(|line| String::from_utf8(line.to_vec()).unwrap()).collect()
     }
 

@@ -1,11 +1,11 @@
-//! What a connection counts, and under which names.
+//! Metrics of a connection.
 //!
-//! Owns every name and label; a label is a subject or a word of ours, never text of a message. Where nobody records, counting does
-//! nothing.
+//! Owns every name and label; a label is a subject or one of our own words, never text of a message. Without an
+//! installed recorder, counting does nothing.
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
-use crate::AskError;
+use crate::RequestError;
 
 const CONNECTIONS: &str = "stage0_nats_connections";
 const CONNECTED: &str = "stage0_nats_connected";
@@ -17,11 +17,11 @@ const ERRORS: &str = "stage0_nats_errors_total";
 const REJECTED: &str = "stage0_backplane_rejected_messages_total";
 const UNAUTHENTICATED: &str = "stage0_backplane_unauthenticated_messages_total";
 const AUTH_REQUIRED: &str = "stage0_backplane_message_auth_required";
-const QUESTIONS: &str = "stage0_backplane_questions_total";
+const REQUESTS: &str = "stage0_backplane_questions_total";
 
-/// What a client reports beside its messages.
+/// What a NATS client reports beside its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Trouble {
+pub(crate) enum ConnectionProblem {
     Disconnect,
     SlowConsumer,
     LameDuck,
@@ -29,18 +29,18 @@ pub(crate) enum Trouble {
     Error,
 }
 
-/// A connection that was made and is not given up; it is when this is dropped.
-pub(crate) struct Kept(());
+/// Counts an open connection, connected or not, until it is dropped.
+pub(crate) struct OpenConnection(());
 
-/// A connection that stands; it no longer does when this is dropped.
-pub(crate) struct Standing(());
+/// Counts a connected connection until it is dropped.
+pub(crate) struct Connected(());
 
-/// Tells whoever records what the names mean.
+/// Registers the descriptions of the metrics with the recorder.
 pub(crate) fn describe() {
-    describe_counter!(QUESTIONS, Unit::Count, "Questions to other services, by subject and by what came of them.");
+    describe_counter!(REQUESTS, Unit::Count, "Questions to other services, by subject and by what came of them.");
 }
 
-/// As [`describe`], for what only NATS has.
+/// Like [`describe`], for metrics that only NATS has.
 pub(crate) fn describe_nats() {
     describe();
     describe_gauge!(
@@ -64,7 +64,7 @@ pub(crate) fn describe_nats() {
     );
 }
 
-/// As [`describe`], for what authentication of messages counts.
+/// Like [`describe`], for the authentication of messages.
 pub(crate) fn describe_auth() {
     describe_counter!(
         REJECTED,
@@ -91,47 +91,47 @@ pub(crate) fn auth_required(required: bool) {
     gauge!(AUTH_REQUIRED).set(if required { 1.0 } else { 0.0 });
 }
 
-pub(crate) fn kept() -> Kept {
+pub(crate) fn connection_opened() -> OpenConnection {
     gauge!(CONNECTIONS).increment(1.0);
-    Kept(())
+    OpenConnection(())
 }
 
-pub(crate) fn standing() -> Standing {
+pub(crate) fn connection_up() -> Connected {
     gauge!(CONNECTED).increment(1.0);
-    Standing(())
+    Connected(())
 }
 
-pub(crate) fn trouble(trouble: Trouble) {
-    let name = match trouble {
-        Trouble::Disconnect => DISCONNECTS,
-        Trouble::SlowConsumer => SLOW_CONSUMERS,
-        Trouble::LameDuck => LAME_DUCKS,
-        Trouble::Violation => VIOLATIONS,
-        Trouble::Error => ERRORS,
+pub(crate) fn problem(problem: ConnectionProblem) {
+    let name = match problem {
+        ConnectionProblem::Disconnect => DISCONNECTS,
+        ConnectionProblem::SlowConsumer => SLOW_CONSUMERS,
+        ConnectionProblem::LameDuck => LAME_DUCKS,
+        ConnectionProblem::Violation => VIOLATIONS,
+        ConnectionProblem::Error => ERRORS,
     };
     counter!(name).increment(1);
 }
 
-/// `error`: why there was no answer in time.
-pub(crate) fn asked(subject: &'static str, error: Option<AskError>) {
+/// Counts a request by its outcome; `error` is why there was no reply.
+pub(crate) fn request_finished(subject: &'static str, error: Option<RequestError>) {
     let outcome = match error {
         None => "answered",
-        Some(AskError::Absent) => "absent",
-        Some(AskError::Late) => "late",
-        Some(AskError::Lost) => "lost",
-        Some(AskError::TooLarge) => "too_large",
-        Some(AskError::Unreadable) => "unreadable",
+        Some(RequestError::NoResponders) => "absent",
+        Some(RequestError::Timeout) => "late",
+        Some(RequestError::Disconnected) => "lost",
+        Some(RequestError::TooLarge) => "too_large",
+        Some(RequestError::Malformed) => "unreadable",
     };
-    counter!(QUESTIONS, "subject" => subject, "outcome" => outcome).increment(1);
+    counter!(REQUESTS, "subject" => subject, "outcome" => outcome).increment(1);
 }
 
-impl Drop for Kept {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         gauge!(CONNECTIONS).decrement(1.0);
     }
 }
 
-impl Drop for Standing {
+impl Drop for Connected {
     fn drop(&mut self) {
         gauge!(CONNECTED).decrement(1.0);
     }

@@ -1,14 +1,16 @@
-//! The backplane on NATS: core request-reply with queue groups, and plain subjects for notices.
+//! The backplane on NATS: core request/reply with queue groups, and plain subjects for notices.
 //!
-//! Owns the connection, the subjects' prefix and what is done when either end or the server fails. Nothing is ever sent twice:
-//! a caller who gets an error decides for itself.
-//! INVARIANT: what is asked while not connected is refused at once, and whoever waits when the connection breaks is told so;
-//! async-nats alone would queue the first and forget the second. A question handed to the client in the very instant of the break
-//! may still be sent afterwards; its asker has been told `Lost`, and its deadline ends it.
+//! Owns the connection, the subject prefix and the reaction to failures of either end or of the server. Nothing is ever
+//! sent twice: a caller that gets an error decides itself.
+//! INVARIANT: a request made while disconnected fails at once, and a request that waits when the connection breaks
+//! fails at that moment; async-nats alone would queue the first and forget the second. A request handed to the client
+//! just as the connection breaks may still be sent afterwards: its caller has got `Disconnected`, and its deadline ends
+//! it.
 //!
-//! Subjects: `_INBOX_<login>.<public key>.<token>` for answers and messages to oneself, `<prefix>.req.<subject>` (queue group `<prefix>`) for questions,
-//! `<prefix>.<subject>` for notices. The log and the ledger stand on JetStream. `server_file` gives each role an account with what
-//! it needs; user permissions alone do not hold a role that was taken over, and that file says why.
+//! Subjects: `_INBOX_<login>.<public key>.<token>` for replies and self-pings, `<prefix>.req.<subject>` (queue group
+//! `<prefix>`) for requests, `<prefix>.<subject>` for notices. Log and state store are on JetStream. `nats_conf` gives
+//! each role an account with what it needs; its module doc says why permissions of users alone do not contain a
+//! compromised role.
 
 mod admin;
 mod auth;
@@ -16,19 +18,19 @@ mod config;
 mod deadline;
 mod dial;
 mod exposure;
+mod fsync_check;
 mod health;
 mod jetstream;
-mod ledger;
 mod link;
 mod log;
 mod monitor;
+mod nats_conf;
 mod notices;
 mod requests;
 mod sealing;
-mod server_file;
+mod state_store;
 mod stream_watch;
 mod streams;
-mod sync;
 mod waiters;
 
 use std::sync::Arc;
@@ -36,15 +38,16 @@ use std::time::Duration;
 
 pub use admin::{AdminError, Sizes, StreamAdmin, StreamState};
 pub use auth::{
-    KeySet, KeySetError, KeysError, MemoryError, MessageAuth, MessageKeys, Requirement, Rotation, remember_requirement,
+    KeySet, KeySetError, KeysError, MessageAuth, MessageKeys, Requirement, RequirementError, Rotation,
+    persist_requirement,
 };
 pub use config::{JETSTREAM_API, Login, NatsConfig, Tls};
 pub use dial::ConnectError;
-pub use exposure::{Asked, Exposure, exposure};
+pub use exposure::{Enforced, Exposure, exposure};
+pub use fsync_check::SyncMode;
 pub use health::Health;
 pub use monitor::JetStreamState;
-pub use server_file::{Logins, ServerFile};
-pub use sync::SyncMode;
+pub use nats_conf::{Logins, NatsServerConf};
 
 use crate::{Backplane, metrics};
 use link::Link;
@@ -53,26 +56,26 @@ use stage0_contract::Role;
 use streams::StreamSpec;
 use tokio::time::Instant;
 
-/// Messages that a subscription holds before the client drops some and says so (a slow consumer).
+/// Messages that a subscription buffers before the client drops some and reports a slow consumer.
 const SUBSCRIPTION_CAPACITY: usize = 8192;
 
-/// How long making and checking the streams may take.
-const PREPARE_WITHIN: Duration = Duration::from_secs(10);
+/// How long creating and checking the streams may take.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// One connection to a NATS server, reconnecting for ever once it stood.
+/// One connection to a NATS server, which reconnects for ever once it was established.
 #[derive(Clone)]
 pub struct Connection {
     link: Arc<Link>,
 }
 
-/// What the server said when the connection was made, or made again.
+/// What the server reported when the connection was made, or made again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
-    /// Its name.
+    /// The server's name.
     pub name: String,
-    /// Its version.
+    /// The server's version.
     pub version: String,
-    /// The most bytes that a message may have, headers included.
+    /// The largest message that it accepts, in bytes and including headers.
     pub max_payload: usize,
 }
 
@@ -90,14 +93,14 @@ impl Connection {
         Ok(Self { link: Arc::new(link) })
     }
 
-    /// The capabilities that services plug into.
+    /// The capabilities that services use.
     #[must_use]
     pub fn backplane(&self) -> Backplane {
         let this = Arc::new(self.clone());
-        Backplane { requests: this.clone(), notices: this.clone(), log: this.clone(), ledger: this }
+        Backplane { requests: this.clone(), notices: this.clone(), log: this.clone(), state_store: this }
     }
 
-    /// Makes every stream where it is missing and this login may make it, as where nobody logs in; a test's way to start.
+    /// Creates every stream that is missing, where this login may, as on a server without logins; used by tests.
     ///
     /// # Errors
     /// As [`Self::prepare`].
@@ -105,9 +108,9 @@ impl Connection {
         self.prepare_streams(StreamSpec::all(&self.link.prefix), replicas).await
     }
 
-    /// Refuses streams that are not as they have to be, of those that a role uses, and a server that does not sync, if
-    /// that is to be proven. Where no administrator made the streams and this login may, as on a server that takes
-    /// everybody, it makes those that are missing, without limits of size. It never changes one.
+    /// Checks the streams that a role uses and, if configured, that the server syncs. Creates missing streams, without
+    /// size limits, where no administrator made them and this login may, as on a server without logins. Never changes a
+    /// stream.
     ///
     /// # Errors
     /// When a stream is missing or foreign, or JetStream is off or does not sync.
@@ -116,13 +119,17 @@ impl Connection {
     }
 
     async fn prepare_streams(&self, specs: Vec<StreamSpec>, replicas: usize) -> Result<(), PrepareError> {
-        let until = Instant::now() + PREPARE_WITHIN;
+        let deadline = Instant::now() + PREPARE_TIMEOUT;
         for spec in &specs {
-            let found = admin::ensure(&self.link, spec, replicas, until).await;
+            let found = admin::ensure(&self.link, spec, replicas, deadline).await;
             let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
             let copies = found.get("num_replicas").and_then(Value::as_u64).and_then(|copies| copies.try_into().ok());
             if copies != Some(replicas) && spec.used_by.contains(&Role::AuditExport) {
-                tracing::warn!(stream = spec.name.as_str(), replicas = ?copies, "stream has another number of replicas than asked for");
+                tracing::warn!(
+                    stream = spec.name.as_str(),
+                    replicas = ?copies,
+                    "stream has another number of replicas than asked for"
+                );
             }
             for setting in spec.unknown(&found) {
                 tracing::warn!(
@@ -132,19 +139,19 @@ impl Connection {
                 );
             }
         }
-        self.link.streams.use_these(specs.into_iter().map(|spec| spec.name).collect());
-        self.link.sync.check(self.link.connects(), until).await.map_err(PrepareError::Sync)
+        self.link.streams.set_used(specs.into_iter().map(|spec| spec.name).collect());
+        self.link.fsync_check.check(self.link.connects(), deadline).await.map_err(PrepareError::Sync)
     }
 
-    /// Looks at the streams of a role and changes nothing; what should be known of them.
+    /// Checks the streams of a role without changing anything; returns remarks for an operator.
     ///
     /// # Errors
     /// When one is missing or foreign.
     pub async fn check_streams(&self, role: Role) -> Result<Vec<String>, PrepareError> {
-        let until = Instant::now() + PREPARE_WITHIN;
+        let deadline = Instant::now() + PREPARE_TIMEOUT;
         let mut remarks = Vec::new();
         for spec in StreamSpec::of_role(&self.link.prefix, role) {
-            let found = admin::look(&self.link, &spec, until).await;
+            let found = admin::inspect(&self.link, &spec, deadline).await;
             let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
             let name = spec.name.as_str();
             remarks.extend(spec.unknown(&found).into_iter().map(|s| format!("`{name}` has a `{s}` that is not known")));
@@ -152,13 +159,13 @@ impl Connection {
         Ok(remarks)
     }
 
-    /// What went wrong so far, for metrics.
+    /// Counts of what went wrong so far.
     #[must_use]
     pub fn health(&self) -> Arc<Health> {
         self.link.health.clone()
     }
 
-    /// Facts about the server.
+    /// What the server reported about itself.
     #[must_use]
     pub fn server(&self) -> Server {
         let info = self.link.client.server_info();
@@ -166,13 +173,13 @@ impl Connection {
     }
 }
 
-/// The log cannot be used.
+/// Why the log cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
-    /// There is no stream and none could be made.
+    /// A stream is missing or differs, and could not be created.
     #[error("the streams of the decision log cannot be had: {0}")]
     Stream(String),
-    /// A power cut would lose what was acknowledged, or nobody knows.
+    /// A power cut would lose acknowledged decisions, or it is unknown whether it would.
     #[error("{0}")]
     Sync(String),
 }

@@ -1,93 +1,97 @@
-//! *Requests*: ask a question of whoever serves its subject; serve a subject together with others.
+//! *Requests*: send a request to one of the processes that serve its subject; serve a subject together with others.
 //!
-//! The traits speak bytes, so that they are object-safe; the typed methods on top own the JSON framing. A question carries an
-//! absolute deadline: a server drops what is late instead of working for nobody.
+//! The traits carry bytes, so that they are object-safe; the typed methods on top own the JSON framing. A request
+//! carries an absolute deadline: a server drops a late request, as its requester no longer waits.
 
+use std::future::Future;
 use std::marker::PhantomData;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{BoxFuture, metrics};
 use stage0_contract::Request;
 
-/// Request-reply between services.
+/// Request/reply between services.
 pub trait Requests: Send + Sync {
-    /// Asks one question. Resolves by `deadline`, whatever the connection does.
-    fn ask_bytes<'a>(
+    /// Sends one request. Resolves by `deadline`, whatever the connection does.
+    fn request_bytes<'a>(
         &'a self,
         subject: &'static str,
-        question: Bytes,
+        request: Bytes,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, AskError>>;
+    ) -> BoxFuture<'a, Result<Bytes, RequestError>>;
 
-    /// Joins those who serve a subject: each question goes to one of them.
-    fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Inbox>, ServeError>>;
+    /// Joins the servers of a subject: each request goes to one of them.
+    fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn RequestQueue>, ServeError>>;
 
-    /// A round trip to oneself: proves that this connection carries questions now.
+    /// A self-ping, which proves that this connection carries requests now.
     fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>>;
 
-    /// Sends what is queued and closes. Stop the inboxes and finish their work first.
+    /// Sends what is queued and closes. Stop the queues and finish their work first.
     fn close(&self) -> BoxFuture<'_, ()>;
 
-    /// From now on answers say of which keystore they are: its term, and the lineage of its directory. Where nothing is
-    /// authenticated, or in one process, they do not.
+    /// From now on replies name their keystore: its term, and the lineage of its directory. Has no effect where nothing
+    /// is authenticated, or in one process.
     fn serve_in_term(&self, _term: u64, _lineage: &str) {}
 
-    /// The public key of this connection, for the answer to those who must seal questions to it; none where nothing
-    /// crosses a wire.
+    /// This connection's public key, for requesters that must seal their requests to it; none where nothing crosses a
+    /// wire.
     fn sealing_key(&self) -> Option<String> {
         None
     }
 
-    /// Questions that somebody waits for now: a gauge. One that was answered, was late or was given up is not among them.
+    /// Gauge of requests that wait for a reply now. One that was answered, timed out or was dropped does not count.
     fn pending(&self) -> usize;
 }
 
-/// Questions that arrive at one server.
-pub trait Inbox: Send {
-    /// The next question that is not yet late; `None` once stopped and emptied, or when the connection is closed for good.
-    fn next(&mut self) -> BoxFuture<'_, Option<Asked>>;
+/// The requests that arrive at one server.
+pub trait RequestQueue: Send {
+    /// The next request that is not late; `None` once stopped and empty, or when the connection is closed for good.
+    fn next(&mut self) -> BoxFuture<'_, Option<RawRequest>>;
 
-    /// Takes no new questions; `next` still yields those that had arrived.
+    /// Takes no new requests; `next` still returns those that had arrived.
     fn stop(&mut self) -> BoxFuture<'_, ()>;
 }
 
-/// Where an answer goes.
+/// Sends the reply to one request.
 pub trait Replier: Send {
-    /// Sends the answer. An asker who is gone is not an error.
-    fn reply(self: Box<Self>, answer: Bytes) -> BoxFuture<'static, ()>;
+    /// Sends the reply. A requester that has gone is not an error.
+    fn reply(self: Box<Self>, reply: Bytes) -> BoxFuture<'static, ()>;
 }
 
-/// One question in hand.
-pub struct Asked {
-    /// Its body.
-    pub question: Bytes,
-    /// From then on nobody waits for the answer.
+/// One request as bytes.
+pub struct RawRequest {
+    /// The request's body.
+    pub body: Bytes,
+    /// From then on the requester no longer waits.
     pub deadline: Instant,
-    /// Where the answer goes.
+    /// Sends the reply.
     pub replier: Box<dyn Replier>,
 }
 
-/// Why there is no answer. Every one of them means: not decided.
+/// Why a request got no reply. Each of them means: not decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum AskError {
-    /// Nobody serves the subject.
-    #[error("nobody serves the subject")]
-    Absent,
+pub enum RequestError {
+    /// No process serves the subject.
+    #[error("no process serves the subject")]
+    NoResponders,
     /// The deadline passed.
     #[error("no reply within the deadline")]
-    Late,
-    /// Not connected, or the connection broke while waiting.
+    Timeout,
+    /// Not connected, or the connection broke before the reply came.
     #[error("the connection to the backplane is lost")]
-    Lost,
-    /// The question is larger than the backplane carries.
-    #[error("the question is too large for the backplane")]
+    Disconnected,
+    /// The request is larger than the backplane carries.
+    #[error("the request is too large for the backplane")]
     TooLarge,
-    /// The reply is not what the message says.
-    #[error("the reply cannot be read")]
-    Unreadable,
+    /// The reply does not parse as the message's reply type.
+    #[error("the reply cannot be parsed")]
+    Malformed,
 }
 
 /// A subject cannot be served.
@@ -100,92 +104,127 @@ pub struct ServeError {
     pub reason: String,
 }
 
-/// Why no question could be asked now; for `/readyz` and the log.
+/// Why no request could be sent now; for `/readyz` and the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct NotReady(pub String);
 
 impl dyn Requests + '_ {
-    /// Asks a typed question and waits at most `within`.
-    pub async fn ask<R: Request>(&self, question: &R, within: Duration) -> Result<R::Reply, AskError> {
-        self.ask_until(question, Instant::now() + within).await
+    /// Sends a typed request and waits at most `within`.
+    pub async fn request<R: Request>(&self, request: &R, within: Duration) -> Result<R::Reply, RequestError> {
+        self.request_until(request, Instant::now() + within).await
     }
 
-    /// Asks a typed question and waits until `deadline`.
-    pub async fn ask_until<R: Request>(&self, question: &R, deadline: Instant) -> Result<R::Reply, AskError> {
-        let answer = self.exchange(question, deadline).await;
-        metrics::asked(R::SUBJECT, answer.as_ref().err().copied());
-        answer
+    /// Sends a typed request and waits until `deadline`.
+    pub async fn request_until<R: Request>(&self, request: &R, deadline: Instant) -> Result<R::Reply, RequestError> {
+        let reply = async {
+            let bytes = serde_json::to_vec(request).map_err(|_| RequestError::Malformed)?;
+            let reply = self.request_bytes(R::SUBJECT, bytes.into(), deadline).await?;
+            serde_json::from_slice(&reply).map_err(|_| RequestError::Malformed)
+        }
+        .await;
+        metrics::request_finished(R::SUBJECT, reply.as_ref().err().copied());
+        reply
     }
 
-    async fn exchange<R: Request>(&self, question: &R, deadline: Instant) -> Result<R::Reply, AskError> {
-        let bytes = serde_json::to_vec(question).map_err(|_| AskError::Unreadable)?;
-        let reply = self.ask_bytes(R::SUBJECT, bytes.into(), deadline).await?;
-        serde_json::from_slice(&reply).map_err(|_| AskError::Unreadable)
-    }
-
-    /// Joins those who serve `R`.
-    pub async fn serve<R: Request>(&self) -> Result<Served<R>, ServeError> {
-        Ok(Served { inbox: self.serve_bytes(R::SUBJECT).await?, message: PhantomData })
+    /// Joins the servers of `R`.
+    pub async fn serve<R: Request>(&self) -> Result<RequestStream<R>, ServeError> {
+        Ok(RequestStream { queue: self.serve_bytes(R::SUBJECT).await?, message: PhantomData })
     }
 }
 
-/// Typed questions of one kind.
-pub struct Served<R> {
-    inbox: Box<dyn Inbox>,
+/// The typed requests that arrive at one server.
+pub struct RequestStream<R> {
+    queue: Box<dyn RequestQueue>,
     message: PhantomData<fn() -> R>,
 }
 
-/// One typed question in hand: what it says, until when, and where the answer goes.
-pub struct Question<R> {
-    /// What is asked.
+/// One typed request: its content, its deadline, and the responder for the reply.
+pub struct IncomingRequest<R> {
+    /// The request's content.
     pub request: R,
-    /// From then on nobody waits for the answer.
+    /// From then on the requester no longer waits.
     pub deadline: Instant,
-    pending: Pending<R>,
+    responder: Responder<R>,
 }
 
-/// One question as it arrived: its bytes, for a server that decides by them when and where it is read.
-pub struct Unread<R> {
-    /// The message.
+/// A request that is not parsed yet, for a server that decides by its bytes when and where to parse it.
+pub struct UnparsedRequest<R> {
+    /// The request's bytes.
     pub bytes: Bytes,
-    /// From then on nobody waits for the answer.
+    /// From then on the requester no longer waits.
     pub deadline: Instant,
-    /// Where the answer goes.
-    pub pending: Pending<R>,
+    /// Sends the reply.
+    pub responder: Responder<R>,
 }
 
-/// Where the answer to one question goes. Dropped without one, its asker fails closed when it is late.
-pub struct Pending<R> {
+/// Sends the reply to one request. If it is dropped, the requester fails closed at its deadline.
+pub struct Responder<R> {
     replier: Box<dyn Replier>,
     message: PhantomData<fn() -> R>,
 }
 
-impl<R: Request> Served<R> {
-    /// The next question; one that cannot be read is logged and skipped, its asker fails closed when it is late.
-    pub async fn next(&mut self) -> Option<Question<R>> {
+impl<R: Request> RequestStream<R> {
+    /// The next request. One that cannot be parsed is logged and skipped; its requester fails closed at its deadline.
+    pub async fn next(&mut self) -> Option<IncomingRequest<R>> {
         loop {
-            let Unread { bytes, deadline, pending } = self.next_unread().await?;
-            if let Some(request) = read_question::<R>(&bytes) {
-                return Some(Question { request, deadline, pending });
+            let UnparsedRequest { bytes, deadline, responder } = self.next_unparsed().await?;
+            if let Some(request) = parse_request::<R>(&bytes) {
+                return Some(IncomingRequest { request, deadline, responder });
             }
         }
     }
 
-    /// The next question as it arrived; see [`read_question`].
-    pub async fn next_unread(&mut self) -> Option<Unread<R>> {
-        let Asked { question, deadline, replier } = self.inbox.next().await?;
-        Some(Unread { bytes: question, deadline, pending: Pending { replier, message: PhantomData } })
+    /// The next request without parsing it; see [`parse_request`].
+    pub async fn next_unparsed(&mut self) -> Option<UnparsedRequest<R>> {
+        let RawRequest { body, deadline, replier } = self.queue.next().await?;
+        Some(UnparsedRequest { bytes: body, deadline, responder: Responder { replier, message: PhantomData } })
     }
 
-    /// Takes no new questions; [`Served::next`] still yields those that had arrived, then `None`.
+    /// Takes no new requests; [`RequestStream::next`] still returns those that had arrived, then `None`.
     pub async fn stop(&mut self) {
-        self.inbox.stop().await;
+        self.queue.stop().await;
+    }
+
+    /// Handles requests until `stop`, then those that had arrived before it. Returns when the last handler has
+    /// returned.
+    ///
+    /// At most `concurrency` handlers run at a time; the backplane queues the requests beyond that. All of them run on
+    /// the calling task, so a handler that needs another core spawns a task and awaits it.
+    pub async fn run<Handled: Future<Output = ()>>(
+        mut self,
+        stop: &CancellationToken,
+        concurrency: usize,
+        handler: impl Fn(IncomingRequest<R>) -> Handled,
+    ) {
+        let mut in_flight = FuturesUnordered::new();
+        let mut stopping = false;
+        let mut drained = false;
+        while !(drained && in_flight.is_empty()) {
+            tokio::select! {
+                biased;
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.stop().await;
+                }
+                Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+                request = self.next(), if !drained && in_flight.len() < concurrency => match request {
+                    Some(request) => in_flight.push(handler(request)),
+                    None => {
+                        if !stopping {
+                            let subject = R::SUBJECT;
+                            tracing::error!(subject, "subject is no longer served: the backplane is closed");
+                        }
+                        drained = true;
+                    }
+                },
+            }
+        }
     }
 }
 
-/// What a question says; one that cannot be read is logged.
-pub fn read_question<R: Request>(bytes: &[u8]) -> Option<R> {
+/// Parses a request; one that cannot be parsed is logged.
+pub fn parse_request<R: Request>(bytes: &[u8]) -> Option<R> {
     match serde_json::from_slice(bytes) {
         Ok(request) => Some(request),
         Err(error) => {
@@ -201,20 +240,20 @@ pub fn read_question<R: Request>(bytes: &[u8]) -> Option<R> {
     }
 }
 
-impl<R: Request> Question<R> {
-    /// Sends the answer.
+impl<R: Request> IncomingRequest<R> {
+    /// Sends the reply.
     pub async fn answer(self, reply: &R::Reply) {
-        self.pending.answer(reply).await;
+        self.responder.answer(reply).await;
     }
 
-    /// What is asked, until when, and where the answer goes.
-    pub fn into_parts(self) -> (R, Instant, Pending<R>) {
-        (self.request, self.deadline, self.pending)
+    /// The request, its deadline, and the responder for the reply.
+    pub fn into_parts(self) -> (R, Instant, Responder<R>) {
+        (self.request, self.deadline, self.responder)
     }
 }
 
-impl<R: Request> Pending<R> {
-    /// Sends the answer.
+impl<R: Request> Responder<R> {
+    /// Sends the reply.
     pub async fn answer(self, reply: &R::Reply) {
         match serde_json::to_vec(reply) {
             Ok(bytes) => self.replier.reply(bytes.into()).await,

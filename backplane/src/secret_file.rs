@@ -1,8 +1,8 @@
 //! Files that hold a secret: keys, passwords, private keys of certificates.
 //!
-//! Owns who else may read such a file. Only its owner, as a rule; its group too where another user, or root, gave it to
-//! the process: so orchestrators hand secrets to containers (mode 0440, `fsGroup`). The rule is libpq's for a client's
-//! key. It reads nothing of the file.
+//! Owns the rule who else may read such a file. Normally only its owner; its group too if the file was given to the
+//! process by another user or by root, as orchestrators do with secrets for containers (mode 0440, `fsGroup`). libpq
+//! has the same rule for a client's key. Does not read the file's content.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,18 +12,18 @@ use std::path::{Path, PathBuf};
 const OWNER: u32 = 0o700;
 const GROUP_READS: u32 = 0o040;
 
-/// Others may read a secret.
+/// A secret file that others may read or change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposed {
     path: PathBuf,
     mode: u32,
 }
 
-/// Refuses a file that others may read or change. One that cannot be looked at is its reader's trouble, and so is what
-/// is no file.
+/// Refuses a file that others may read or change. A path that cannot be inspected, or is no file, is left to the code
+/// that reads it.
 ///
 /// # Errors
-/// When it is exposed; says what to type.
+/// If the file is exposed; the message says what to type.
 pub fn check_secret_file(path: &Path) -> Result<(), Exposed> {
     let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
     let exposed = found.is_file() && is_exposed(found.mode(), found.uid(), rustix::process::geteuid().as_raw());
@@ -31,7 +31,7 @@ pub fn check_secret_file(path: &Path) -> Result<(), Exposed> {
 }
 
 fn is_exposed(mode: u32, owner: u32, process: u32) -> bool {
-    // An owner can change the mode; root's group is root's business.
+    // An owner could change the mode; root's group is trusted like root.
     let may_be_given = owner != process || owner == 0;
     let allowed = if may_be_given { OWNER | GROUP_READS } else { OWNER };
     mode & 0o777 & !allowed != 0
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_its_owners_and_its_groups_only_where_somebody_else_gave_it() {
+    fn a_secret_file_may_be_group_readable_only_if_another_user_owns_it() {
         for mode in [0o400, 0o600, 0o700] {
             assert!(!is_exposed(mode, 1000, 1000), "{mode:o}");
         }

@@ -1,11 +1,13 @@
-//! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will; and disks that fail.
+//! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will; and disks that
+//! fail.
 //!
-//! Owns the choice between the two ways to run one; both end with the value, also when the test panics. A binary
-//! (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`) comes first, as it starts in milliseconds and needs no rights; where there is none,
-//! a container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set) takes its place, if a Docker engine answers. `STAGE0_NATS` set to
-//! `binary` or `container` leaves no choice. Refuses to skip: where neither can be had the test fails and says what to do.
+//! Owns the choice between the two ways to run one; both end when the value is dropped, also when the test panics. A
+//! binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`) is preferred, as it starts in milliseconds and needs no
+//! rights. Without one, a container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set) is used if a Docker engine
+//! answers. `STAGE0_TEST_NATS` set to `binary` or `container` forces one of them. Does not skip: if neither is
+//! available the test fails and says what to do.
 
-// This is test code that several packages share.
+// Test code that several packages share.
 #![allow(clippy::expect_used, clippy::panic)]
 
 mod container;
@@ -24,17 +26,17 @@ use container::Container;
 pub use disk::Disk;
 use process::Process;
 
-/// Leaves no choice between the two ways. It shares its name with a setting of the product, which tests never take from outside.
+/// Forces one of the two ways to run a server.
 const WAY_VARIABLE: &str = "STAGE0_TEST_NATS";
 const OLDEST: (u32, u32) = (2, 15);
-const START_WITHIN: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 const HOW_TO_GET_ONE: &str =
     "run `scripts/test.sh`, which fetches nats-server 2.15, or set STAGE0_TEST_NATS_SERVER to the path of one";
 
-/// Settings that the backplane asks for: room for the largest message, and JetStream that syncs before it acknowledges.
+/// Settings that the backplane needs: room for the largest message, and JetStream that syncs before it acknowledges.
 pub const SYNCED: &str = "max_payload: 8MB\njetstream {\n  sync_interval: always\n}";
 
-/// A nats-server of one test.
+/// A test's nats-server.
 pub struct NatsServer {
     runs: Runs,
 }
@@ -44,14 +46,25 @@ enum Runs {
     Container(Box<Container>),
 }
 
+/// The same call on whichever of the two runs.
+macro_rules! either {
+    ($runs:expr, $server:ident => $call:expr) => {
+        match $runs {
+            Runs::Process($server) => $call,
+            Runs::Container($server) => $call,
+        }
+    };
+}
+
 impl NatsServer {
-    /// A server that lets everybody do everything, with [`SYNCED`].
+    /// A server without logins, with [`SYNCED`].
     pub async fn start() -> Self {
         Self::start_with(SYNCED).await
     }
 
-    /// A server with these settings, in nats-server's own format; addresses, pings and the directory of JetStream, which ends with
-    /// the value, come on top. A container gets copies of the files that they name by absolute path in double quotes.
+    /// A server with these settings, in nats-server's own format; addresses, pings and JetStream's directory, which is
+    /// deleted on drop, are added. A container gets copies of the files that the settings name by absolute path in
+    /// double quotes.
     pub async fn start_with(settings: &str) -> Self {
         let runs = match choose().await {
             Choice::Binary(path) => Runs::Process(Process::start(path, None, settings).await),
@@ -60,8 +73,8 @@ impl NatsServer {
         Self { runs }
     }
 
-    /// As [`Self::start_with`], with JetStream in this directory of the machine. None where only a container can be had, which does
-    /// not see the machine's directories: the caller says that it did not test.
+    /// Like [`Self::start_with`], with JetStream in this directory of the machine. None if only a container is
+    /// available, which does not see the machine's directories: the caller reports that it tested nothing.
     pub async fn start_in(store: &Path, settings: &str) -> Option<Self> {
         match choose().await {
             Choice::Binary(path) => {
@@ -71,61 +84,46 @@ impl NatsServer {
         }
     }
 
-    /// Where it listens; the same after a restart.
+    /// Its address, which stays the same after a restart.
     #[must_use]
     pub fn url(&self) -> String {
-        let port = match &self.runs {
-            Runs::Process(process) => process.port(),
-            Runs::Container(container) => container.port(),
-        };
+        let port = either!(&self.runs, server => server.port());
         format!("nats://127.0.0.1:{port}")
     }
 
-    /// Where its monitor answers (`/jsz`, `/healthz`); the same after a restart.
+    /// Its monitor's address (`/jsz`, `/healthz`), which stays the same after a restart.
     #[must_use]
     pub fn monitor(&self) -> String {
-        let port = match &self.runs {
-            Runs::Process(process) => process.monitor(),
-            Runs::Container(container) => container.monitor(),
-        };
+        let port = either!(&self.runs, server => server.monitor());
         format!("http://127.0.0.1:{port}")
     }
 
-    /// How to reach it, impatiently, so that tests of failures are short.
+    /// A client configuration with short timeouts, so that tests of failures are short.
     #[must_use]
     pub fn config(&self, name: &str) -> NatsConfig {
         NatsConfig {
             ping_interval: Duration::from_millis(200),
-            attempt_within: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(1),
             ..NatsConfig::new(self.url(), name)
         }
     }
 
     /// Kills it as a crash would, and waits until it is gone.
     pub fn kill(&mut self) {
-        match &mut self.runs {
-            Runs::Process(process) => process.kill(),
-            Runs::Container(container) => container.kill(),
-        }
+        either!(&mut self.runs, server => server.kill());
     }
 
-    /// Starts it again on the same ports; it remembers what it had on disk, and nothing else.
+    /// Starts it again on the same ports; only what it had on disk is left.
     pub async fn restart(&mut self) {
-        match &mut self.runs {
-            Runs::Process(process) => process.restart().await,
-            Runs::Container(container) => container.restart().await,
-        }
+        either!(&mut self.runs, server => server.restart().await);
     }
 
-    /// Starts it again on the same ports with other settings. A container does not remember its disk then.
+    /// Starts it again on the same ports with other settings. A container loses its disk.
     pub async fn restart_with(&mut self, settings: &str) {
-        match &mut self.runs {
-            Runs::Process(process) => process.restart_with(settings).await,
-            Runs::Container(container) => container.restart_with(settings).await,
-        }
+        either!(&mut self.runs, server => server.restart_with(settings).await);
     }
 
-    /// Lets it read other settings while it runs, as an operator does (SIGHUP). A container is started again.
+    /// Reloads the settings while it runs, as an operator does (SIGHUP). A container is restarted.
     pub async fn reload_with(&mut self, settings: &str) {
         match &mut self.runs {
             Runs::Process(process) => process.reload_with(settings).await,
@@ -133,27 +131,21 @@ impl NatsServer {
         }
     }
 
-    /// Stops it from running, connections left open.
+    /// Freezes it; connections stay open.
     pub fn freeze(&self) {
-        match &self.runs {
-            Runs::Process(process) => process.freeze(),
-            Runs::Container(container) => container.freeze(),
-        }
+        either!(&self.runs, server => server.freeze());
     }
 
     /// Lets it run again.
     pub fn thaw(&self) {
-        match &self.runs {
-            Runs::Process(process) => process.thaw(),
-            Runs::Container(container) => container.thaw(),
-        }
+        either!(&self.runs, server => server.thaw());
     }
 }
 
-/// The last resort where nothing can be awaited: looks again and again, and fails loudly.
+/// Polls until the condition holds and panics if that takes too long. Only where there is nothing to await.
 ///
 /// # Panics
-/// When `condition` does not hold `within` the time.
+/// If `condition` does not hold `within` this time.
 pub async fn wait_for(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !condition().await {
@@ -191,7 +183,7 @@ async fn choose() -> Choice {
     }
 }
 
-/// A value that is neither is not shown: it may be the product's address of a server.
+/// An invalid value is not printed: it may be the address of the product's server.
 fn way(value: Option<&OsStr>) -> Way {
     match value.map(OsStr::as_encoded_bytes) {
         None => Way::Any,
@@ -203,7 +195,7 @@ fn way(value: Option<&OsStr>) -> Way {
     }
 }
 
-/// The file that nats-server is started with.
+/// The configuration file of the server.
 fn configuration(listen: &str, monitor: &str, settings: &str) -> String {
     let mut text = String::new();
     writeln!(text, "listen: {listen:?}\nhttp: {monitor:?}\nping_interval: \"1s\"\n{settings}").expect("text grows");
@@ -225,12 +217,12 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "must be `binary` or `container`")]
-    fn a_third_way_is_refused() {
+    fn a_test_server_setting_other_than_binary_or_container_is_refused() {
         way(Some(OsStr::new("nats://hunter2@h")));
     }
 
     #[test]
-    fn a_way_can_be_forced() {
+    fn a_test_server_can_be_forced_to_be_a_binary_or_a_container() {
         assert_eq!(way(None), Way::Any);
         assert_eq!(way(Some(OsStr::new("binary"))), Way::Binary);
         assert_eq!(way(Some(OsStr::new("container"))), Way::Container);
@@ -272,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     #[should_panic(expected = "nats-server does not start")]
-    async fn settings_that_the_server_refuses_are_shown() {
+    async fn settings_that_nats_server_refuses_are_printed() {
         NatsServer::start_with("max_payload: nonsense").await;
     }
 }

@@ -1,8 +1,8 @@
-//! Which log a data directory has: an id in the log's file, and the same id beside it.
+//! Which log a data directory has: an id in the log's file, and the same id in a file beside it.
 //!
-//! Owns the file `log.id` and the record that must agree with it. A directory that had a log never begins another one by
-//! itself: a file that is missing, emptied or another log's is refused before anything is written, until an operator accepts it. A
-//! directory of an older version, whose log has no id yet, gets one.
+//! Owns the file `log.id` and the record that must agree with it. A directory that had a log never starts another one
+//! by itself: a log file that is missing, empty or a different log is refused before anything is written, until an
+//! operator accepts it. A log of an older version that has no id yet gets one.
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -13,36 +13,35 @@ use redb::{Database, ReadableDatabase, ReadableTableMetadata};
 use super::store::{CLOCK, DECISIONS, LEDGER, MARKS, OpenError, next_position};
 use crate::clock::settled;
 
-/// Beside the log, in the data directory.
 const ID_FILE: &str = "log.id";
-/// In the ledger of the log's own file, where it never ends.
+/// Key of the id in the state store of the log's own file; the record never expires.
 const RECORD: &str = "log.id";
 const NEVER: u64 = u64::MAX;
 
-/// What a directory knows of its log beside the log itself.
+/// What a directory knows about its log apart from the log itself.
 #[derive(Debug, Clone, Copy)]
 pub struct LogHistory {
-    /// Something else in the directory shows that a log was there.
+    /// Something else in the directory shows that there was a log.
     pub expected: bool,
-    /// An operator goes on with whatever log there is.
+    /// The operator accepts whatever log is there now.
     pub accept_new: bool,
 }
 
-/// What speaks against a log.
+/// Why a log is not the one that the directory had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// There is no file.
+    /// There is no log file.
     #[error("it is missing")]
     Missing,
-    /// It holds nothing.
+    /// The log file holds nothing.
     #[error("it is empty")]
     Empty,
-    /// It has another id, or none.
+    /// The log has another id, or none.
     #[error("it is not the log that this directory had")]
     Another,
 }
 
-/// Refuses a log that is missing or of no length, before a new one would be made in its place.
+/// Refuses a log file that is missing or has no length, before a new one would be created in its place.
 pub(super) fn before_open(log: &Path, history: LogHistory) -> Result<(), OpenError> {
     let io = |error: io::Error| OpenError::Io(log.to_owned(), error.to_string());
     let fault = match std::fs::metadata(log) {
@@ -51,35 +50,35 @@ pub(super) fn before_open(log: &Path, history: LogHistory) -> Result<(), OpenErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => Fault::Missing,
         Err(error) => return Err(io(error)),
     };
-    let had = kept(log).map_err(io)?.is_some() || history.expected;
-    judge(log, had.then_some(fault), history)
+    let had = read_id_file(log).map_err(io)?.is_some() || history.expected;
+    accept_or_refuse(log, had.then_some(fault), history)
 }
 
-/// Compares the two ids, and gives the log one where it has none.
+/// Compares the two ids, and gives the log an id if it has none.
 pub(super) fn after_open(log: &Path, database: &Database, history: LogHistory) -> Result<(), OpenError> {
     let io = |error: io::Error| OpenError::Io(log.to_owned(), error.to_string());
     let failed = |error: redb::Error| OpenError::Io(log.to_owned(), error.to_string());
-    let (own, beside) = (recorded(database).map_err(failed)?, kept(log).map_err(io)?);
+    let (own, beside) = (read_id_record(database).map_err(failed)?, read_id_file(log).map_err(io)?);
     let fault = match (&own, &beside) {
         (Some(own), Some(beside)) if own == beside => return Ok(()),
         (_, Some(_)) => Some(Fault::Another),
         (None, None) if history.expected && is_empty(database).map_err(failed)? => Some(Fault::Empty),
-        // The first start, or the first of this version: the log may have got its id before a crash.
+        // Either the first start, or the first start of a version with ids: the log may have got its id before a crash.
         (_, None) => None,
     };
-    judge(log, fault, history)?;
+    accept_or_refuse(log, fault, history)?;
     let id = match own {
         Some(own) => own,
         None => {
             let id = new_id().map_err(io)?;
-            record(database, &id).map_err(failed)?;
+            write_id_record(database, &id).map_err(failed)?;
             id
         }
     };
-    keep(log, &id).map_err(io)
+    write_id_file(log, &id).map_err(io)
 }
 
-fn judge(log: &Path, fault: Option<Fault>, history: LogHistory) -> Result<(), OpenError> {
+fn accept_or_refuse(log: &Path, fault: Option<Fault>, history: LogHistory) -> Result<(), OpenError> {
     match fault {
         None => Ok(()),
         Some(fault) if history.accept_new => {
@@ -90,14 +89,14 @@ fn judge(log: &Path, fault: Option<Fault>, history: LogHistory) -> Result<(), Op
     }
 }
 
-fn recorded(database: &Database) -> Result<Option<String>, redb::Error> {
+fn read_id_record(database: &Database) -> Result<Option<String>, redb::Error> {
     let transaction = database.begin_read()?;
     let table = transaction.open_table(LEDGER)?;
     let found = table.get(RECORD)?;
     Ok(found.map(|found| String::from_utf8_lossy(found.value().2).into_owned()))
 }
 
-fn record(database: &Database, id: &str) -> Result<(), redb::Error> {
+fn write_id_record(database: &Database, id: &str) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     let revision = next_position(&transaction, settled())?;
     transaction.open_table(LEDGER)?.insert(RECORD, (revision, NEVER, id.as_bytes()))?;
@@ -105,7 +104,7 @@ fn record(database: &Database, id: &str) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Whether nothing was ever written into it.
+/// Whether nothing was ever written to it.
 fn is_empty(database: &Database) -> Result<bool, redb::Error> {
     let transaction = database.begin_read()?;
     let entries = transaction.open_table(DECISIONS)?.len()? + transaction.open_table(MARKS)?.len()?;
@@ -118,8 +117,7 @@ fn new_id() -> io::Result<String> {
     Ok(data_encoding::HEXLOWER.encode(&bytes))
 }
 
-/// The id beside the log.
-fn kept(log: &Path) -> io::Result<Option<String>> {
+fn read_id_file(log: &Path) -> io::Result<Option<String>> {
     match std::fs::read_to_string(log.with_file_name(ID_FILE)) {
         Ok(text) => Ok(Some(text.trim_end().to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -127,8 +125,8 @@ fn kept(log: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// After a crash there is the old one or the new one.
-fn keep(log: &Path, id: &str) -> io::Result<()> {
+/// Written to a new file and renamed, so that a crash leaves either the old id or the new one.
+fn write_id_file(log: &Path, id: &str) -> io::Result<()> {
     let (file, new) = (log.with_file_name(ID_FILE), log.with_file_name("log.id.new"));
     let mut options = std::fs::OpenOptions::new();
     let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
@@ -146,8 +144,8 @@ mod tests {
     use super::*;
     use crate::embedded::{Bus, LOG_FILE};
 
-    const FRESH: LogHistory = LogHistory { expected: false, accept_new: false };
-    const BEGUN: LogHistory = LogHistory { expected: true, accept_new: false };
+    const NO_HISTORY: LogHistory = LogHistory { expected: false, accept_new: false };
+    const WITH_HISTORY: LogHistory = LogHistory { expected: true, accept_new: false };
 
     fn open(directory: &Path, history: LogHistory) -> Result<(), Fault> {
         match Bus::open_remembered(directory, history) {
@@ -160,12 +158,12 @@ mod tests {
     #[test]
     fn a_directory_without_history_begins_a_log_and_has_it_from_then_on() {
         let directory = tempfile::tempdir().unwrap();
-        for history in [FRESH, FRESH, BEGUN] {
+        for history in [NO_HISTORY, NO_HISTORY, WITH_HISTORY] {
             assert_eq!(open(directory.path(), history), Ok(()));
         }
         // As after a crash between the two.
         std::fs::remove_file(directory.path().join(ID_FILE)).unwrap();
-        assert_eq!(open(directory.path(), BEGUN), Ok(()));
+        assert_eq!(open(directory.path(), WITH_HISTORY), Ok(()));
         assert!(directory.path().join(ID_FILE).exists());
     }
 
@@ -180,14 +178,14 @@ mod tests {
         next_position(&transaction, settled()).unwrap();
         transaction.commit().unwrap();
         drop(database);
-        assert_eq!(open(directory.path(), BEGUN), Ok(()));
-        assert_eq!(open(directory.path(), BEGUN), Ok(()));
+        assert_eq!(open(directory.path(), WITH_HISTORY), Ok(()));
+        assert_eq!(open(directory.path(), WITH_HISTORY), Ok(()));
     }
 
     #[test]
     fn a_log_that_is_missing_empty_or_another_one_is_refused_and_left_as_it_is_until_it_is_accepted() {
         let another = tempfile::tempdir().unwrap();
-        assert_eq!(open(another.path(), FRESH), Ok(()));
+        assert_eq!(open(another.path(), NO_HISTORY), Ok(()));
         let blank = tempfile::tempdir().unwrap();
         drop(Bus::open(blank.path()).unwrap());
         let made_of = |from: &Path| std::fs::read(from.join(LOG_FILE)).unwrap();
@@ -200,34 +198,34 @@ mod tests {
         for (content, fault) in cases {
             let directory = tempfile::tempdir().unwrap();
             let log = directory.path().join(LOG_FILE);
-            assert_eq!(open(directory.path(), FRESH), Ok(()));
+            assert_eq!(open(directory.path(), NO_HISTORY), Ok(()));
             match &content {
                 Some(content) => std::fs::write(&log, content).unwrap(),
                 None => std::fs::remove_file(&log).unwrap(),
             }
             for _ in 0..2 {
-                assert_eq!(open(directory.path(), FRESH), Err(fault));
+                assert_eq!(open(directory.path(), NO_HISTORY), Err(fault));
             }
             // Of a log with content redb itself may give free pages back.
             let left = std::fs::metadata(&log).ok().map(|found| found.len() > 0);
             assert_eq!(left, content.map(|bytes| !bytes.is_empty()));
-            assert_eq!(open(directory.path(), LogHistory { accept_new: true, ..FRESH }), Ok(()));
-            assert_eq!(open(directory.path(), BEGUN), Ok(()));
+            assert_eq!(open(directory.path(), LogHistory { accept_new: true, ..NO_HISTORY }), Ok(()));
+            assert_eq!(open(directory.path(), WITH_HISTORY), Ok(()));
         }
     }
 
     #[test]
-    fn without_an_id_the_rest_of_the_directory_tells_that_a_log_was_there() {
+    fn a_log_without_an_id_is_expected_if_the_directory_shows_one() {
         for content in [None, Some("")] {
             let directory = tempfile::tempdir().unwrap();
             if let Some(content) = content {
                 std::fs::write(directory.path().join(LOG_FILE), content).unwrap();
             }
-            assert!(open(directory.path(), BEGUN).is_err());
-            assert_eq!(open(directory.path(), FRESH), Ok(()));
+            assert!(open(directory.path(), WITH_HISTORY).is_err());
+            assert_eq!(open(directory.path(), NO_HISTORY), Ok(()));
         }
         let directory = tempfile::tempdir().unwrap();
         drop(Bus::open(directory.path()).unwrap());
-        assert_eq!(open(directory.path(), BEGUN), Err(Fault::Empty));
+        assert_eq!(open(directory.path(), WITH_HISTORY), Err(Fault::Empty));
     }
 }

@@ -1,7 +1,7 @@
 //! The decision log in a file of one node.
 //!
-//! Batches that arrive together become one transaction, and so one fsync. A batch's id is remembered for two minutes, in the same
-//! transaction. A sweep removes what is older than the store is told to keep.
+//! Batches that arrive together become one transaction, and so one fsync. A batch's id is remembered for two minutes,
+//! in the same transaction. Entries are removed in batches of [`SWEEP_BATCH`].
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use super::store::{DECISIONS, Entries, IDS, IDS_BY_AGE, MARKS, Session, first_si
 use super::threads::Lane;
 use crate::clock::settled;
 use crate::{
-    AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, Kind, MarkError, NotReady, Position, ReadError, Seek,
-    SeekBack, Which,
+    AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MarkError, NotReady, Position,
+    ReadError, Seek, SeekBack,
 };
 
-const REMEMBER: Duration = Duration::from_secs(120);
-/// Entries that one transaction of the sweep removes: others get their turn between two.
-const SWEEP: usize = 1_000;
+const BATCH_ID_TTL: Duration = Duration::from_secs(120);
+/// Entries that one transaction removes; other writes get their turn between two of them.
+const SWEEP_BATCH: usize = 1_000;
 
-/// Whoever asks for more makes a long read.
-const QUICK_BYTES: usize = 64 << 10;
-const READY_WITHIN: Duration = Duration::from_secs(1);
+/// A request for more bytes is a long read.
+const MAX_QUICK_BYTES: usize = 64 << 10;
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An entry as the file holds it.
-type Pair<'t> = (AccessGuard<'t, (&'static str, u64)>, AccessGuard<'t, &'static [u8]>);
+/// An entry as redb returns it.
+type RawEntry<'t> = (AccessGuard<'t, (&'static str, u64)>, AccessGuard<'t, &'static [u8]>);
 
-/// The log as one connection has it.
+/// The decision log of one connection.
 pub(super) struct FileLog(pub(super) Session);
 
 impl FileLog {
@@ -38,7 +38,7 @@ impl FileLog {
         self.0
             .write(deadline, move |transaction| {
                 let now = settled();
-                forget_old_ids(transaction, now)?;
+                remove_expired_ids(transaction, now)?;
                 let mut table = transaction.open_table(DECISIONS)?;
                 let (mut ids, mut by_age) = (transaction.open_table(IDS)?, transaction.open_table(IDS_BY_AGE)?);
                 for batch in batches {
@@ -55,8 +55,8 @@ impl FileLog {
     }
 }
 
-fn forget_old_ids(transaction: &WriteTransaction, now: Timestamp) -> Result<(), redb::Error> {
-    let oldest = micros(now.checked_sub(REMEMBER).unwrap_or(Timestamp::UNIX_EPOCH));
+fn remove_expired_ids(transaction: &WriteTransaction, now: Timestamp) -> Result<(), redb::Error> {
+    let oldest = micros(now.checked_sub(BATCH_ID_TTL).unwrap_or(Timestamp::UNIX_EPOCH));
     let (mut ids, mut by_age) = (transaction.open_table(IDS)?, transaction.open_table(IDS_BY_AGE)?);
     for old in by_age.extract_from_if(..oldest, |_, _| true)? {
         ids.remove(old?.1.value())?;
@@ -73,8 +73,8 @@ impl DecisionLog for FileLog {
             let faults: Vec<_> = batches.iter().map(Batch::fault).collect();
             let sound = batches.into_iter().filter(|batch| batch.fault().is_none()).collect();
             let outcome = self.store_all(sound, deadline).await;
-            self.0.store.note(&outcome);
-            // A failed commit may have reached the disk all the same.
+            self.0.store.note_append(&outcome);
+            // A failed commit may still have reached the disk.
             let outcome = outcome.map_err(AppendError::Unknown);
             let answers = faults.into_iter().map(|fault| match fault {
                 Some(why) => Err(AppendError::NotStored(why.to_owned())),
@@ -108,7 +108,7 @@ impl DecisionLog for FileLog {
     fn read<'a>(
         &'a self,
         account: &'a AccountId,
-        which: Which,
+        filter: EntryFilter,
         from: Seek,
         max_bytes: usize,
         deadline: Instant,
@@ -119,18 +119,20 @@ impl DecisionLog for FileLog {
             Seek::After(position) => position.0.saturating_add(1),
             Seek::Time(time) => first_since(time),
         };
-        let lane = if max_bytes > QUICK_BYTES { Lane::Long } else { Lane::Quick };
+        let lane = if max_bytes > MAX_QUICK_BYTES { Lane::Long } else { Lane::Quick };
         let read = self.0.read(lane, deadline, move |transaction| {
             let from_table = |table: Entries, kind| -> Result<Chunk, redb::Error> {
                 let table = transaction.open_table(table)?;
-                stretch(&table, account.as_str(), start, kind, max_bytes)
+                read_range(&table, account.as_str(), start, kind, max_bytes)
             };
-            Ok(match which {
-                Which::Only(Kind::Decisions) => from_table(DECISIONS, Kind::Decisions)?,
-                Which::Only(Kind::Mark) => from_table(MARKS, Kind::Mark)?,
-                Which::All => {
-                    merged(from_table(DECISIONS, Kind::Decisions)?, from_table(MARKS, Kind::Mark)?, max_bytes)
-                }
+            Ok(match filter {
+                EntryFilter::Only(EntryKind::Decisions) => from_table(DECISIONS, EntryKind::Decisions)?,
+                EntryFilter::Only(EntryKind::Mark) => from_table(MARKS, EntryKind::Mark)?,
+                EntryFilter::All => merge_chunks(
+                    from_table(DECISIONS, EntryKind::Decisions)?,
+                    from_table(MARKS, EntryKind::Mark)?,
+                    max_bytes,
+                ),
             })
         });
         Box::pin(async move { read.await.map_err(ReadError) })
@@ -139,7 +141,7 @@ impl DecisionLog for FileLog {
     fn read_back<'a>(
         &'a self,
         account: &'a AccountId,
-        kind: Kind,
+        kind: EntryKind,
         from: SeekBack,
         max_bytes: usize,
         deadline: Instant,
@@ -150,11 +152,11 @@ impl DecisionLog for FileLog {
             SeekBack::Before(position) => position.0,
             SeekBack::Time(time) => micros(time).saturating_add(1),
         };
-        let lane = if max_bytes > QUICK_BYTES { Lane::Long } else { Lane::Quick };
+        let lane = if max_bytes > MAX_QUICK_BYTES { Lane::Long } else { Lane::Quick };
         let read = self.0.read(lane, deadline, move |transaction| {
             let table = transaction.open_table(table(kind))?;
             let found = table.range((account.as_str(), 0)..(account.as_str(), end))?.rev();
-            collected(found, kind, max_bytes)
+            collect_chunk(found, kind, max_bytes)
         });
         Box::pin(async move { read.await.map_err(ReadError) })
     }
@@ -162,7 +164,7 @@ impl DecisionLog for FileLog {
     fn last<'a>(
         &'a self,
         account: &'a AccountId,
-        kind: Kind,
+        kind: EntryKind,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
         let account = account.clone();
@@ -177,7 +179,7 @@ impl DecisionLog for FileLog {
     fn remove_through<'a>(
         &'a self,
         account: &'a AccountId,
-        kind: Kind,
+        kind: EntryKind,
         through: Position,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<u64, ReadError>> {
@@ -187,11 +189,11 @@ impl DecisionLog for FileLog {
                 let account = account.clone();
                 let some = self.0.write(deadline, move |transaction| {
                     let mut table = transaction.open_table(table(kind))?;
-                    remove_some(&mut table, account.as_str(), through.0)
+                    remove_batch(&mut table, account.as_str(), through.0)
                 });
                 let some = some.await.map_err(ReadError)?;
                 removed += some as u64;
-                if some < SWEEP {
+                if some < SWEEP_BATCH {
                     return Ok(removed);
                 }
             }
@@ -204,7 +206,7 @@ impl DecisionLog for FileLog {
             for table in [DECISIONS, MARKS] {
                 let table = transaction.open_table(table)?;
                 let mut next = String::new();
-                // One look for each account, not one for each entry: `\0` is in no id.
+                // One lookup for each account instead of one for each entry: `\0` is in no account id.
                 while let Some(entry) = table.range((next.as_str(), 0)..)?.next() {
                     let account = entry?.0.value().0.to_owned();
                     next = format!("{account}\0");
@@ -220,23 +222,24 @@ impl DecisionLog for FileLog {
 
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
         Box::pin(async move {
-            // A disk that is full can still be read, and takes what is small enough: both are asked, a write and the last append.
+            // A full disk can still be read and takes small writes, so readiness tries a write and also checks the last
+            // append.
             let probe = |transaction: &WriteTransaction| next_position(transaction, settled());
-            let written = self.0.write(Instant::now() + READY_WITHIN, probe).await;
-            let trouble = written.err().or_else(|| self.0.store.trouble());
-            trouble.map_or(Ok(Vec::new()), |why| Err(NotReady(format!("the decision log cannot be written: {why}"))))
+            let written = self.0.write(Instant::now() + READY_TIMEOUT, probe).await;
+            let failure = written.err().or_else(|| self.0.store.recent_failure());
+            failure.map_or(Ok(Vec::new()), |why| Err(NotReady(format!("the decision log cannot be written: {why}"))))
         })
     }
 }
 
-fn table(kind: Kind) -> Entries {
+fn table(kind: EntryKind) -> Entries {
     match kind {
-        Kind::Decisions => DECISIONS,
-        Kind::Mark => MARKS,
+        EntryKind::Decisions => DECISIONS,
+        EntryKind::Mark => MARKS,
     }
 }
 
-fn entry(position: u64, kind: Kind, lines: Vec<u8>) -> Entry {
+fn entry(position: u64, kind: EntryKind, lines: Vec<u8>) -> Entry {
     let position = Position(position);
     Entry { position, stored_at: time_of(position), kind, lines: lines.into() }
 }
@@ -249,20 +252,20 @@ fn last_in(
     Ok(last.map(|(key, lines)| (key.value().1, lines.value().to_vec())))
 }
 
-fn stretch(
+fn read_range(
     table: &impl ReadableTable<(&'static str, u64), &'static [u8]>,
     account: &str,
     start: u64,
-    kind: Kind,
+    kind: EntryKind,
     max_bytes: usize,
 ) -> Result<Chunk, redb::Error> {
-    collected(table.range((account, start)..=(account, u64::MAX))?, kind, max_bytes)
+    collect_chunk(table.range((account, start)..=(account, u64::MAX))?, kind, max_bytes)
 }
 
-/// As many as fit, and at least one.
-fn collected<'t>(
-    found: impl Iterator<Item = Result<Pair<'t>, redb::StorageError>>,
-    kind: Kind,
+/// Collects as many entries as fit into `max_bytes`, and at least one.
+fn collect_chunk<'t>(
+    found: impl Iterator<Item = Result<RawEntry<'t>, redb::StorageError>>,
+    kind: EntryKind,
     max_bytes: usize,
 ) -> Result<Chunk, redb::Error> {
     let (mut entries, mut bytes) = (Vec::new(), 0);
@@ -277,8 +280,9 @@ fn collected<'t>(
     Ok(Chunk { entries, more: false, rejected: 0 })
 }
 
-/// Both in the order of the log. Where one of them was cut off, nothing behind the cut may be shown of the other.
-fn merged(first: Chunk, second: Chunk, max_bytes: usize) -> Chunk {
+/// Merges both in the order of the log. Where one of them was cut off, entries of the other behind the cut are left
+/// out.
+fn merge_chunks(first: Chunk, second: Chunk, max_bytes: usize) -> Chunk {
     let end = |chunk: &Chunk| {
         let last = chunk.entries.last().map(|entry| entry.position);
         last.filter(|_| chunk.more)
@@ -291,23 +295,23 @@ fn merged(first: Chunk, second: Chunk, max_bytes: usize) -> Chunk {
         entries.retain(|entry| entry.position <= cut);
     }
     let mut bytes = 0;
-    let fitting = entries.iter().take_while(|entry| {
+    let fit = entries.iter().take_while(|entry| {
         bytes += entry.lines.len();
         bytes <= max_bytes
     });
-    let fitting = fitting.count().max(1).min(entries.len());
-    entries.truncate(fitting);
-    Chunk { more: cut.is_some() || fitting < all, entries, rejected: 0 }
+    let fit = fit.count().max(1).min(entries.len());
+    entries.truncate(fit);
+    Chunk { more: cut.is_some() || fit < all, entries, rejected: 0 }
 }
 
-fn remove_some(
+fn remove_batch(
     table: &mut redb::Table<'_, (&'static str, u64), &'static [u8]>,
     account: &str,
     through: u64,
 ) -> Result<usize, redb::Error> {
     let keys: Vec<u64> = table
         .range((account, 0)..=(account, through))?
-        .take(SWEEP)
+        .take(SWEEP_BATCH)
         .map(|found| Ok(found?.0.value().1))
         .collect::<Result<_, redb::StorageError>>()?;
     for key in &keys {

@@ -1,8 +1,8 @@
 //! Notices inside one process: a bounded broadcast for each subject.
 //!
-//! A listener that falls more than the capacity behind loses the oldest and hears a gap instead; it never holds up the teller.
-//! A change is in every listener's queue before whoever made it is answered, and a freeze stops all roles at once: what
-//! an echo proves here is that the listener is not behind.
+//! A subscriber that falls further behind than the capacity loses the oldest notices and receives a gap instead; it
+//! never blocks the publisher. A notice is in every subscriber's queue before its publisher goes on, and a freeze stops
+//! all roles at once, so an echo proves here that the subscriber is not behind.
 
 use std::collections::HashMap;
 use std::future::ready;
@@ -15,119 +15,121 @@ use tokio_util::sync::CancellationToken;
 
 use super::Connection;
 use crate::liveness::{Echoes, Token};
-use crate::{BoxFuture, Event, Hearing, Liveness, MAX_MESSAGE_BYTES, Notices, ServeError, TellError};
+use crate::{BoxFuture, Event, Liveness, MAX_MESSAGE_BYTES, Notices, PublishError, RawSubscription, ServeError};
 
-/// Notices that a listener may be behind; one who is further behind empties its caches faster than it would read on.
+/// Notices that a subscriber may be behind. One that is further behind empties its caches faster than it would catch
+/// up.
 const NOTICE_CAPACITY: usize = 1024;
 
-/// A connection inside a process is made once.
+/// Number of the connection: inside a process it is made once.
 const CONNECTION: u64 = 1;
 
-/// Who hears what.
 #[derive(Default)]
-pub(super) struct Hearers(Mutex<HashMap<&'static str, broadcast::Sender<Told>>>);
+pub(super) struct Subscribers(Mutex<HashMap<&'static str, broadcast::Sender<Broadcast>>>);
 
-/// What goes to all listeners of a subject.
+/// What goes to all subscribers of a subject.
 #[derive(Debug, Clone)]
-enum Told {
+enum Broadcast {
     Notice(Bytes),
-    /// Of one listener, to itself.
+    /// A subscriber's echo to itself.
     Echo(Token),
 }
 
-impl Hearers {
-    fn of(&self, subject: &'static str) -> broadcast::Sender<Told> {
+impl Subscribers {
+    fn of(&self, subject: &'static str) -> broadcast::Sender<Broadcast> {
         let mut subjects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         subjects.entry(subject).or_insert_with(|| broadcast::Sender::new(NOTICE_CAPACITY)).clone()
     }
 }
 
 impl Notices for Connection {
-    fn tell_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), TellError>> {
+    fn publish_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), PublishError>> {
         Box::pin(async move {
             if self.closed.is_cancelled() || notice.len() > MAX_MESSAGE_BYTES {
-                return Err(TellError);
+                return Err(PublishError);
             }
-            // An error means that nobody listens: told all the same.
-            drop(self.bus.shared.hearers.of(subject).send(Told::Notice(notice)));
+            // An error means that there is no subscriber, which is not a failure.
+            drop(self.bus.shared.subscribers.of(subject).send(Broadcast::Notice(notice)));
             Ok(())
         })
     }
 
-    fn settle(&self) -> BoxFuture<'_, Result<(), TellError>> {
-        // It is with the listeners.
-        Box::pin(ready(if self.closed.is_cancelled() { Err(TellError) } else { Ok(()) }))
+    fn flush(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+        // A published notice is already in the subscribers' queues.
+        Box::pin(ready(if self.closed.is_cancelled() { Err(PublishError) } else { Ok(()) }))
     }
 
-    fn listen_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Hearing>, ServeError>> {
+    fn subscribe_bytes<'a>(
+        &'a self,
+        subject: &'static str,
+    ) -> BoxFuture<'a, Result<Box<dyn RawSubscription>, ServeError>> {
         Box::pin(async move {
             if self.closed.is_cancelled() {
                 return Err(ServeError { subject: subject.to_owned(), reason: "the connection is closed".to_owned() });
             }
-            let teller = self.bus.shared.hearers.of(subject);
-            let (notices, closed) = (teller.subscribe(), self.closed.clone());
-            Ok(Box::new(Heard { teller, notices, closed, echoes: None }) as Box<dyn Hearing>)
+            let sender = self.bus.shared.subscribers.of(subject);
+            let (notices, closed) = (sender.subscribe(), self.closed.clone());
+            Ok(Box::new(EmbeddedSubscription { sender, notices, closed, echoes: None }) as Box<dyn RawSubscription>)
         })
     }
 }
 
-/// One listener's place in the broadcast.
-struct Heard {
-    teller: broadcast::Sender<Told>,
-    notices: broadcast::Receiver<Told>,
+/// One subscriber's position in the broadcast.
+struct EmbeddedSubscription {
+    sender: broadcast::Sender<Broadcast>,
+    notices: broadcast::Receiver<Broadcast>,
     closed: CancellationToken,
     echoes: Option<Echoes>,
 }
 
-/// What came out of the broadcast.
-enum Outcome {
+enum Received {
     Event(Event<Bytes>),
     Echo,
     End,
 }
 
-impl Heard {
-    fn event(&self, heard: Result<Told, RecvError>) -> Outcome {
-        match heard {
-            Ok(Told::Notice(notice)) => Outcome::Event(Event::Heard(notice)),
-            Ok(Told::Echo(token)) => {
+impl EmbeddedSubscription {
+    fn event(&self, received: Result<Broadcast, RecvError>) -> Received {
+        match received {
+            Ok(Broadcast::Notice(notice)) => Received::Event(Event::Message(notice)),
+            Ok(Broadcast::Echo(token)) => {
                 if let Some(echoes) = &self.echoes
                     && let Some(sent) = echoes.returned(&token)
                 {
                     echoes.prove(sent);
                 }
-                Outcome::Echo
+                Received::Echo
             }
-            Err(RecvError::Lagged(_)) => Outcome::Event(Event::Gap),
-            Err(RecvError::Closed) => Outcome::End,
+            Err(RecvError::Lagged(_)) => Received::Event(Event::Gap),
+            Err(RecvError::Closed) => Received::End,
         }
     }
 }
 
-impl Hearing for Heard {
+impl RawSubscription for EmbeddedSubscription {
     fn next(&mut self) -> BoxFuture<'_, Option<Event<Bytes>>> {
         Box::pin(async move {
             loop {
-                let heard = tokio::select! {
+                let received = tokio::select! {
                     biased;
                     () = self.closed.cancelled() => return None,
-                    heard = self.notices.recv() => heard,
+                    received = self.notices.recv() => received,
                 };
-                match self.event(heard) {
-                    Outcome::Event(event) => return Some(event),
-                    Outcome::Echo => {}
-                    Outcome::End => return None,
+                match self.event(received) {
+                    Received::Event(event) => return Some(event),
+                    Received::Echo => {}
+                    Received::End => return None,
                 }
             }
         })
     }
 
     fn prove(&mut self, liveness: Arc<Liveness>) {
-        let (teller, closed) = (self.teller.clone(), self.closed.clone());
+        let (sender, closed) = (self.sender.clone(), self.closed.clone());
         let connection = move || (!closed.is_cancelled()).then_some(CONNECTION);
         let send = move |token| {
-            // This listener hears it.
-            drop(teller.send(Told::Echo(token)));
+            // The subscription itself receives the echo.
+            drop(sender.send(Broadcast::Echo(token)));
             ready(())
         };
         self.echoes = Some(Echoes::start(liveness, connection, send));

@@ -1,7 +1,9 @@
-//! Questions inside one process: a bounded queue for each inbox, questions go round the inboxes of a subject.
+//! Requests inside one process: each server has a bounded queue, and the requests of a subject go to its servers in
+//! turn.
 //!
-//! A full inbox is passed over; when all are full the asker waits for one, until its deadline. A question that nobody answers is
-//! late at its deadline and not before, even where this process knows better: callers must not learn to rely on it.
+//! A full queue is passed over; when all are full the requester waits for one until its deadline. A request that no
+//! server answers ends at its deadline and not before, although this process could know earlier: callers must not rely
+//! on that.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -14,98 +16,100 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Bus, Connection, Waiting};
-use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
+use crate::{
+    BoxFuture, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, RequestError, RequestQueue, Requests, ServeError,
+};
 
-/// Questions that one inbox holds; more than this waiting means that the asker's deadline is the better judge.
-const INBOX_CAPACITY: usize = 256;
+/// Requests that one queue holds. When more wait, each requester's own deadline decides how long.
+const QUEUE_CAPACITY: usize = 256;
 
-/// A question on its way.
-struct Envelope {
-    question: Bytes,
+/// A request on its way to a server.
+struct QueuedRequest {
+    body: Bytes,
     deadline: Instant,
-    answer: oneshot::Sender<Bytes>,
+    reply: oneshot::Sender<Bytes>,
 }
 
-/// Who serves which subject.
+/// The servers of every subject.
 #[derive(Default)]
-pub(super) struct Servers(Mutex<Rosters>);
+pub(super) struct Servers(Mutex<AllQueues>);
 
 #[derive(Default)]
-struct Rosters {
-    by_subject: HashMap<&'static str, Roster>,
+struct AllQueues {
+    by_subject: HashMap<&'static str, SubjectQueues>,
     last_id: u64,
 }
 
-/// The inboxes of one subject, and whose turn it is.
+/// The queues of one subject, and whose turn it is.
 #[derive(Default)]
-struct Roster {
-    inboxes: Vec<(u64, mpsc::Sender<Envelope>)>,
+struct SubjectQueues {
+    senders: Vec<(u64, mpsc::Sender<QueuedRequest>)>,
     turn: usize,
 }
 
-/// What became of an attempt to hand a question over without waiting.
+/// What came of handing a request over without waiting.
 enum Offered {
     Taken,
-    Absent,
-    AllFull(mpsc::Sender<Envelope>, Envelope),
+    NoServer,
+    AllFull(mpsc::Sender<QueuedRequest>, QueuedRequest),
 }
 
-impl Roster {
-    fn offer(&mut self, mut envelope: Envelope) -> Offered {
+impl SubjectQueues {
+    fn offer(&mut self, mut request: QueuedRequest) -> Offered {
         let mut full = None;
-        for _ in 0..self.inboxes.len() {
-            self.turn = (self.turn + 1) % self.inboxes.len();
-            let Some((_, inbox)) = self.inboxes.get(self.turn) else { break };
-            match inbox.try_send(envelope) {
+        for _ in 0..self.senders.len() {
+            self.turn = (self.turn + 1) % self.senders.len();
+            let Some((_, inbox)) = self.senders.get(self.turn) else { break };
+            match inbox.try_send(request) {
                 Ok(()) => return Offered::Taken,
                 Err(mpsc::error::TrySendError::Full(back)) => {
                     full = Some(inbox.clone());
-                    envelope = back;
+                    request = back;
                 }
-                Err(mpsc::error::TrySendError::Closed(back)) => envelope = back,
+                Err(mpsc::error::TrySendError::Closed(back)) => request = back,
             }
         }
-        full.map_or(Offered::Absent, |inbox| Offered::AllFull(inbox, envelope))
+        full.map_or(Offered::NoServer, |inbox| Offered::AllFull(inbox, request))
     }
 }
 
 impl Servers {
-    fn lock(&self) -> MutexGuard<'_, Rosters> {
+    fn lock(&self) -> MutexGuard<'_, AllQueues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, subject: &'static str) -> (u64, mpsc::Receiver<Envelope>) {
-        let (sender, receiver) = mpsc::channel(INBOX_CAPACITY);
-        let mut rosters = self.lock();
-        rosters.last_id += 1;
-        let id = rosters.last_id;
-        rosters.by_subject.entry(subject).or_default().inboxes.push((id, sender));
+    fn join(&self, subject: &'static str) -> (u64, mpsc::Receiver<QueuedRequest>) {
+        let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
+        let mut all = self.lock();
+        all.last_id += 1;
+        let id = all.last_id;
+        all.by_subject.entry(subject).or_default().senders.push((id, sender));
         (id, receiver)
     }
 
     fn leave(&self, subject: &'static str, id: u64) {
-        if let Some(roster) = self.lock().by_subject.get_mut(subject) {
-            roster.inboxes.retain(|(other, _)| *other != id);
+        if let Some(queues) = self.lock().by_subject.get_mut(subject) {
+            queues.senders.retain(|(other, _)| *other != id);
         }
     }
 
-    fn offer(&self, subject: &'static str, envelope: Envelope) -> Offered {
+    fn offer(&self, subject: &'static str, request: QueuedRequest) -> Offered {
         match self.lock().by_subject.get_mut(subject) {
-            Some(roster) => roster.offer(envelope),
-            None => Offered::Absent,
+            Some(queues) => queues.offer(request),
+            None => Offered::NoServer,
         }
     }
 
-    /// Waits for room as long as the caller lets it.
-    async fn hand_over(&self, subject: &'static str, mut envelope: Envelope) -> Result<(), AskError> {
+    /// Waits until a queue has room, for as long as the caller polls.
+    async fn hand_over(&self, subject: &'static str, mut request: QueuedRequest) -> Result<(), RequestError> {
         loop {
-            match self.offer(subject, envelope) {
+            match self.offer(subject, request) {
                 Offered::Taken => return Ok(()),
-                Offered::Absent => return Err(AskError::Absent),
+                Offered::NoServer => return Err(RequestError::NoResponders),
                 Offered::AllFull(inbox, back) => match inbox.send(back).await {
                     Ok(()) => return Ok(()),
-                    // It stopped meanwhile: ask the others.
-                    Err(mpsc::error::SendError(back)) => envelope = back,
+                    // That server stopped meanwhile, so try the others.
+                    Err(mpsc::error::SendError(back)) => request = back,
                 },
             }
         }
@@ -113,48 +117,48 @@ impl Servers {
 }
 
 impl Requests for Connection {
-    fn ask_bytes<'a>(
+    fn request_bytes<'a>(
         &'a self,
         subject: &'static str,
-        question: Bytes,
+        body: Bytes,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, AskError>> {
+    ) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
-            if question.len() > MAX_MESSAGE_BYTES {
-                return Err(AskError::TooLarge);
+            if body.len() > MAX_MESSAGE_BYTES {
+                return Err(RequestError::TooLarge);
             }
             if self.closed.is_cancelled() {
-                return Err(AskError::Lost);
+                return Err(RequestError::Disconnected);
             }
             if deadline <= Instant::now() {
-                return Err(AskError::Late);
+                return Err(RequestError::Timeout);
             }
             let _waiting = Waiting::new(&self.waiting);
-            let (answer, answered) = oneshot::channel();
+            let (reply, replied) = oneshot::channel();
             let exchange = async {
-                self.bus.shared.servers.hand_over(subject, Envelope { question, deadline, answer }).await?;
-                match answered.await {
+                self.bus.shared.servers.hand_over(subject, QueuedRequest { body, deadline, reply }).await?;
+                match replied.await {
                     Ok(answer) => Ok(answer),
-                    // Dropped without an answer: on NATS nobody would know.
+                    // Dropped without a reply. On NATS the requester would not learn of that either.
                     Err(_) => pending().await,
                 }
             };
             tokio::select! {
                 biased;
-                outcome = timeout_at(deadline, exchange) => outcome.unwrap_or(Err(AskError::Late)),
-                () = self.closed.cancelled() => Err(AskError::Lost),
+                outcome = timeout_at(deadline, exchange) => outcome.unwrap_or(Err(RequestError::Timeout)),
+                () = self.closed.cancelled() => Err(RequestError::Disconnected),
             }
         })
     }
 
-    fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Inbox>, ServeError>> {
+    fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn RequestQueue>, ServeError>> {
         Box::pin(async move {
             if self.closed.is_cancelled() {
                 return Err(ServeError { subject: subject.to_owned(), reason: "the connection is closed".to_owned() });
             }
             let (id, queue) = self.bus.shared.servers.join(subject);
-            let inbox = QueuedInbox { bus: self.bus.clone(), subject, id, queue, closed: self.closed.clone() };
-            Ok(Box::new(inbox) as Box<dyn Inbox>)
+            let inbox = EmbeddedQueue { bus: self.bus.clone(), subject, id, queue, closed: self.closed.clone() };
+            Ok(Box::new(inbox) as Box<dyn RequestQueue>)
         })
     }
 
@@ -174,26 +178,26 @@ impl Requests for Connection {
 }
 
 /// One server's queue.
-struct QueuedInbox {
+struct EmbeddedQueue {
     bus: Bus,
     subject: &'static str,
     id: u64,
-    queue: mpsc::Receiver<Envelope>,
+    queue: mpsc::Receiver<QueuedRequest>,
     closed: CancellationToken,
 }
 
-impl Inbox for QueuedInbox {
-    fn next(&mut self) -> BoxFuture<'_, Option<Asked>> {
+impl RequestQueue for EmbeddedQueue {
+    fn next(&mut self) -> BoxFuture<'_, Option<RawRequest>> {
         Box::pin(async move {
             loop {
-                let envelope = tokio::select! {
+                let request = tokio::select! {
                     biased;
                     () = self.closed.cancelled() => return None,
                     received = self.queue.recv() => received?,
                 };
-                if envelope.deadline > Instant::now() {
-                    let Envelope { question, deadline, answer } = envelope;
-                    return Some(Asked { question, deadline, replier: Box::new(Slot(answer)) });
+                if request.deadline > Instant::now() {
+                    let QueuedRequest { body, deadline, reply } = request;
+                    return Some(RawRequest { body, deadline, replier: Box::new(OneshotReplier(reply)) });
                 }
             }
         })
@@ -207,23 +211,22 @@ impl Inbox for QueuedInbox {
     }
 }
 
-impl Drop for QueuedInbox {
+impl Drop for EmbeddedQueue {
     fn drop(&mut self) {
         self.bus.shared.servers.leave(self.subject, self.id);
     }
 }
 
-/// Where the asker waits.
-struct Slot(oneshot::Sender<Bytes>);
+struct OneshotReplier(oneshot::Sender<Bytes>);
 
-impl Replier for Slot {
+impl Replier for OneshotReplier {
     fn reply(self: Box<Self>, answer: Bytes) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             if answer.len() > MAX_MESSAGE_BYTES {
                 tracing::error!(bytes = answer.len(), "reply is too large for the backplane");
                 return;
             }
-            // An asker who is gone is not an error.
+            // A requester that has gone is not an error.
             drop(self.0.send(answer));
         })
     }

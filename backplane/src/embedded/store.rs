@@ -1,9 +1,9 @@
-//! The file behind the embedded log and ledger: one redb database, or memory for tests.
+//! The file behind the embedded log and state store: one redb database, or memory for tests.
 //!
-//! Owns opening it, reading on threads of its own (`threads`), and opening it again after the disk failed: redb refuses
-//! all work after a failed write until then. `writer` has the one thread that writes. Positions are microseconds since
-//! the epoch, made unique: an entry carries its time.
-//! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is there as a whole or not at all.
+//! Owns opening it, reading on threads of its own (`threads`), and reopening it after the disk failed: redb refuses all
+//! work after a failed write until then. `writer` has the one thread that writes. Positions are microseconds since the
+//! epoch, made unique, so an entry carries its time.
+//! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is on disk as a whole or not at all.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,73 +27,76 @@ pub(super) type Entries = TableDefinition<'static, (&'static str, u64), &'static
 
 pub(super) const DECISIONS: Entries = TableDefinition::new("decisions");
 pub(super) const MARKS: Entries = TableDefinition::new("marks");
-/// Key → revision, end in microseconds since the epoch, value.
+/// Key → revision, expiry in microseconds since the epoch, value.
 pub(super) const LEDGER: TableDefinition<'static, &str, (u64, u64, &[u8])> = TableDefinition::new("ledger");
-/// End and key of each record that ends.
+/// Expiry and key of each record that expires.
 pub(super) const LEDGER_ENDS: TableDefinition<'static, (u64, &str), ()> = TableDefinition::new("ledger_ends");
-/// Ids of batches that were stored lately, and the same by age.
+/// Ids of recently stored batches, and the same by age.
 pub(super) const IDS: TableDefinition<'static, &str, u64> = TableDefinition::new("ids");
 pub(super) const IDS_BY_AGE: TableDefinition<'static, u64, &str> = TableDefinition::new("ids_by_age");
-/// The last position that was given away.
+/// The last position that was assigned.
 pub(super) const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new("clock");
 
 const TABLES: usize = 7;
 
-/// How long one failed append counts: long enough to be seen, and then the next may show that it passed.
-const TROUBLE_LASTS: Duration = Duration::from_secs(5);
+/// How long a failed append counts against readiness: long enough to be noticed, and afterwards the next append may
+/// show that the failure has passed.
+const FAILED_APPEND_TTL: Duration = Duration::from_secs(5);
 
-/// Pages that redb keeps in memory.
 const CACHE_BYTES: usize = 32 << 20;
 
-/// The file cannot be used.
+/// Why the log's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Another process has it.
+    /// Another process has it open.
     #[error("the decision log `{}` is in use by another process: end it, or give another --data-dir", .0.display())]
     Locked(PathBuf),
-    /// It is not what was written.
+    /// Its content is not what redb wrote.
     #[error(
-        "the decision log `{}` is damaged: {}; put it aside, or restore it from a backup, and start again", .0.display(), .1
+        "the decision log `{}` is damaged: {}; put it aside, or restore it from a backup, and start again",
+        .0.display(),
+        .1
     )]
     Damaged(PathBuf, String),
-    /// The directory had another one.
+    /// The directory had a different log.
     #[error(
         "the decision log `{}` cannot be used: {}; restore `decisions.redb` and `log.id` from one \
-         backup; to go on with what is there now, start once with `--accept-new-log` (docs/OPERATIONS.md)", .0.display(), .1
+         backup; to go on with what is there now, start once with `--accept-new-log` (docs/OPERATIONS.md)",
+        .0.display(),
+        .1
     )]
     NotTheSame(PathBuf, Fault),
-    /// The disk says no.
+    /// The file system failed.
     #[error("the decision log `{}` cannot be opened: {}", .0.display(), .1)]
     Io(PathBuf, String),
 }
 
-/// The database and the one who writes to it.
+/// The database, its reader threads and its writer.
 pub(super) struct Store {
     core: Arc<Core>,
     threads: Threads,
     writer: Writer,
     /// When the last append failed and why, until one succeeds.
-    trouble: Mutex<Option<(Instant, Failure)>>,
+    last_failure: Mutex<Option<(Instant, Failure)>>,
 }
 
-/// The open database.
+/// The open database, or its path while it has to be reopened.
 pub(super) struct Core {
     path: Option<PathBuf>,
     open: Mutex<Option<Arc<Database>>>,
 }
 
-/// One connection's way to the store: ends with it, and with each deadline.
+/// One connection's access to the store, which ends with the connection and at each request's deadline.
 #[derive(Clone)]
 pub(super) struct Session {
     pub(super) store: Arc<Store>,
     pub(super) closed: CancellationToken,
 }
 
-/// What went wrong, in words for the log.
 pub(super) type Failure = String;
 
 impl Session {
-    /// Why nothing is begun.
+    /// Why no work is started: the connection is closed or the deadline has passed.
     pub(super) fn refusal(&self, deadline: Instant) -> Option<Failure> {
         if self.closed.is_cancelled() {
             Some("the connection is closed".to_owned())
@@ -113,7 +116,7 @@ impl Session {
         self.within(deadline, self.store.read(lane, deadline, work)).await
     }
 
-    /// What was begun goes on when the deadline passes.
+    /// A write that has started goes on when the deadline passes.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         deadline: Instant,
@@ -122,8 +125,8 @@ impl Session {
         self.write_if(deadline, move |transaction| work(transaction).map(|done| (done, true))).await
     }
 
-    /// As [`Session::write`], where nothing may have changed: then nothing is written. What waited for its turn until nobody waits
-    /// for it any more is not begun.
+    /// Like [`Session::write`], for work that may change nothing: then nothing is written. A write whose caller gave up
+    /// before its turn is not started.
     pub(super) async fn write_if<T: Send + 'static>(
         &self,
         deadline: Instant,
@@ -159,22 +162,21 @@ impl Store {
 
     fn of(core: Core) -> Self {
         let core = Arc::new(core);
-        Self { writer: Writer::start(Arc::clone(&core)), core, threads: Threads::new(), trouble: Mutex::default() }
+        Self { writer: Writer::start(Arc::clone(&core)), core, threads: Threads::new(), last_failure: Mutex::default() }
     }
 
-    /// Remembers how an append ended.
-    pub(super) fn note(&self, outcome: &Result<(), Failure>) {
-        let trouble = outcome.as_ref().err().map(|why| (Instant::now(), why.clone()));
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// Remembers the outcome of an append, for readiness.
+    pub(super) fn note_append(&self, outcome: &Result<(), Failure>) {
+        let failure = outcome.as_ref().err().map(|why| (Instant::now(), why.clone()));
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
-    /// Why the last append failed, if that was lately.
-    pub(super) fn trouble(&self) -> Option<Failure> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        trouble.filter(|(at, _)| at.elapsed() < TROUBLE_LASTS).map(|(_, why)| why)
+    /// Why the last append failed, if that was recent.
+    pub(super) fn recent_failure(&self) -> Option<Failure> {
+        let failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        failure.filter(|(at, _)| at.elapsed() < FAILED_APPEND_TTL).map(|(_, why)| why)
     }
 
-    /// Reads on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
         lane: Lane,
@@ -190,12 +192,12 @@ impl Store {
 impl Core {
     pub(super) fn in_memory() -> Self {
         let database = Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(InMemoryBackend::new());
-        // Memory that cannot be had shows as a log that never answers.
-        let open = database.ok().and_then(|database| prepared(database).ok()).map(Arc::new);
+        // Without memory the store is a log that never answers.
+        let open = database.ok().and_then(|database| create_tables(database).ok()).map(Arc::new);
         Self { path: None, open: Mutex::new(open) }
     }
 
-    /// Does something with the open database, or with the file opened again; after a failure it is closed.
+    /// Runs `work` on the open database, reopening the file first if needed. After a failure the database is closed.
     pub(super) fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
         let database = self.database()?;
         let done = catch_unwind(AssertUnwindSafe(|| work(&database)));
@@ -208,7 +210,7 @@ impl Core {
         Err(failure)
     }
 
-    /// The open one, or the file opened again after a failure.
+    /// The open database; after a failure the file is opened again.
     fn database(&self) -> Result<Arc<Database>, Failure> {
         let mut slot = self.lock();
         if let Some(database) = &*slot {
@@ -221,7 +223,7 @@ impl Core {
         Ok(database)
     }
 
-    /// After a failure nothing can be believed of the open file but what is on disk.
+    /// After a failure only what is on disk can be trusted.
     fn close(&self, failed: &Arc<Database>, failure: &str) {
         if self.path.is_some() {
             let closed = self.lock().take_if(|open| Arc::ptr_eq(open, failed));
@@ -236,7 +238,7 @@ impl Core {
     }
 }
 
-/// The next position: never before the clock, never twice.
+/// The next position: not before the clock, and never used twice.
 pub(super) fn next_position(transaction: &WriteTransaction, now: Timestamp) -> Result<u64, redb::Error> {
     let mut clock = transaction.open_table(CLOCK)?;
     let last = clock.get(())?.map_or(0, |last| last.value());
@@ -245,7 +247,7 @@ pub(super) fn next_position(transaction: &WriteTransaction, now: Timestamp) -> R
     Ok(next)
 }
 
-/// The first position of an entry that is not older.
+/// The first position that an entry stored at or after `time` can have.
 pub(super) fn first_since(time: Timestamp) -> u64 {
     micros(time).saturating_add(u64::from(time.subsec_nanosecond() % 1_000 != 0))
 }
@@ -254,7 +256,7 @@ pub(super) fn micros(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
 
-/// When an entry was stored.
+/// When the entry at this position was stored.
 pub(super) fn time_of(position: Position) -> Timestamp {
     i64::try_from(position.0).ok().and_then(|micros| Timestamp::from_microsecond(micros).ok()).unwrap_or(Timestamp::MAX)
 }
@@ -263,12 +265,12 @@ fn open(path: &Path) -> Result<Database, OpenError> {
     let io = |error: io::Error| OpenError::Io(path.to_owned(), error.to_string());
     let fresh = !path.try_exists().map_err(io)?;
     private_file(path).map_err(io)?;
-    // Damage can make redb panic instead of saying so.
+    // Damage can make redb panic instead of returning an error.
     let opened = catch_unwind(AssertUnwindSafe(|| {
         let mut builder = Builder::new();
         builder.set_cache_size(CACHE_BYTES);
         let database = builder.create(path)?;
-        prepared(database)
+        create_tables(database)
     }));
     let database = match opened {
         Ok(Ok(database)) => database,
@@ -283,19 +285,19 @@ fn open(path: &Path) -> Result<Database, OpenError> {
     Ok(database)
 }
 
-/// That the content is not redb's comes as an input error too.
+/// Content that is not redb's is also reported as an I/O error.
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
 
-/// Makes the file, for its owner alone, unless it is there.
+/// Creates the file, readable only by its owner, unless it exists.
 fn private_file(path: &Path) -> io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
-/// Makes the tables, so that readers find them. Where they are, nothing is written: a full disk can still be read.
-fn prepared(database: Database) -> Result<Database, redb::Error> {
+/// Creates the tables for readers. If they exist nothing is written, so that a full disk can still be read.
+fn create_tables(database: Database) -> Result<Database, redb::Error> {
     if database.begin_read()?.list_tables()?.count() >= TABLES {
         return Ok(database);
     }

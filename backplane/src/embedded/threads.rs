@@ -1,8 +1,8 @@
-//! Threads that read the file: few, and apart from those of everything else that blocks in this process.
+//! Reader threads for the file: few, and separate from all other blocking work of the process.
 //!
-//! Owns two lanes: what a check waits for never stands behind somebody's download, and long reads give way where cores
-//! are scarce. What waits is bounded; what nobody waits for any more when its turn comes is not begun. A reader that
-//! fails tells its own caller only.
+//! Owns two lanes, so that what a check waits for never queues behind a download; long reads run at a lower priority.
+//! Both queues are bounded, and a read whose caller gave up before its turn is not started. A reader that fails affects
+//! only its own caller.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,29 +13,28 @@ use super::store::Failure;
 
 const QUICK_THREADS: usize = 4;
 const LONG_THREADS: usize = 2;
-/// Reads of one lane that wait.
-const MAX_WAITING: usize = 1_024;
-/// Of long reads.
-const NICENESS: i32 = 10;
+/// Reads that may be queued in one lane.
+const MAX_QUEUED: usize = 1_024;
+/// Niceness of the threads for long reads.
+const LONG_READ_NICENESS: i32 = 10;
 
-/// Which threads a read has.
+/// Which threads a read runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     /// Single records, which checks wait for.
     Quick,
-    /// Stretches of the log.
+    /// Ranges of the log.
     Long,
 }
 
-/// Both lanes.
 pub(super) struct Threads {
     quick: Pool,
     long: Pool,
 }
 
-/// A runtime has such a pool: threads begin when they are needed, and end when they are not.
+/// A runtime's blocking pool: threads start when they are needed and end when they are idle.
 struct Pool {
-    /// None where the system gave none, and at the end.
+    /// None if it could not be built, and after the drop.
     runtime: Option<Runtime>,
     waiting: AtomicUsize,
 }
@@ -46,7 +45,7 @@ impl Threads {
         let long = Builder::new_current_thread()
             .max_blocking_threads(LONG_THREADS)
             .thread_name("log-long")
-            .on_thread_start(give_way)
+            .on_thread_start(lower_priority)
             .build();
         Self { quick: Pool::new(quick), long: Pool::new(long) }
     }
@@ -96,7 +95,7 @@ struct Waiting<'a>(&'a AtomicUsize);
 impl<'a> Waiting<'a> {
     fn begin(count: &'a AtomicUsize) -> Option<Self> {
         let waiting = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(waiting)
+        (count.fetch_add(1, Ordering::Relaxed) < MAX_QUEUED).then_some(waiting)
     }
 }
 
@@ -106,11 +105,11 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn give_way() {
-    // On Linux a priority is the thread's own; elsewhere it would be the process's.
+fn lower_priority() {
+    // On Linux a priority belongs to the thread; elsewhere it would be the whole process's.
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::getpriority_process(None)
-        .and_then(|own| rustix::process::setpriority_process(None, own.max(NICENESS)))
+        .and_then(|own| rustix::process::setpriority_process(None, own.max(LONG_READ_NICENESS)))
     {
         tracing::debug!(%error, "long reads have the priority of everything else");
     }
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_reads_keep_no_quick_one_waiting() {
+    async fn long_reads_do_not_delay_quick_ones() {
         let threads = Threads::new();
         let (free, wait) = mpsc::channel::<()>();
         let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
@@ -150,14 +149,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_late_is_not_begun() {
+    async fn a_late_read_is_not_started() {
         let threads = Threads::new();
         let late = threads.run(Lane::Long, Instant::now(), || -> Result<(), Failure> { panic!("begun") }).await;
         assert_eq!(late, Err("the read did not have its turn in time".to_owned()));
     }
 
     #[tokio::test]
-    async fn what_waits_is_bounded() {
+    async fn queued_reads_are_bounded() {
         let threads = Threads::new();
         let (free, wait) = mpsc::channel::<()>();
         let wait = std::sync::Arc::new(std::sync::Mutex::new(wait));
@@ -168,7 +167,7 @@ mod tests {
                 Ok(())
             })
         };
-        let all = futures_util::future::join_all((0..MAX_WAITING).map(|_| read()));
+        let all = futures_util::future::join_all((0..MAX_QUEUED).map(|_| read()));
         let one_more = async {
             let refused = read().await;
             drop(free);

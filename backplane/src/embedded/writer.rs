@@ -1,8 +1,9 @@
-//! The one thread that writes: whatever waits when it comes back from the disk becomes the next transaction, and so one fsync.
+//! The writer thread: everything queued when it returns from the disk becomes the next transaction, and so one fsync.
 //!
-//! Owns the queue and the thread, which ends with the store. Each write sees what those before it in the same transaction did.
-//! INVARIANT: nobody hears `Ok` before the transaction is on disk. When it fails, all in it failed; a write that nobody waits for any
-//! more when its turn comes is not begun.
+//! Owns the queue and the thread, which ends with the store. Each write sees the effects of the writes before it in the
+//! same transaction.
+//! INVARIANT: no caller gets `Ok` before the transaction is on disk. If it fails, all writes in it fail; a write whose
+//! caller gave up before its turn is not started.
 
 use std::sync::Arc;
 use std::thread;
@@ -13,10 +14,10 @@ use tokio::time::Instant;
 
 use super::store::{Core, Failure};
 
-/// Writes that wait; more wait to wait.
-const QUEUE: usize = 1_024;
-/// Writes of one transaction.
-const MOST_TOGETHER: usize = 128;
+/// Queued writes; further callers wait for room.
+const QUEUE_CAPACITY: usize = 1_024;
+/// Writes in one transaction.
+const MAX_WRITES_PER_COMMIT: usize = 128;
 
 /// Hands writes to the thread.
 pub(super) struct Writer {
@@ -24,20 +25,20 @@ pub(super) struct Writer {
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// A write of any kind.
+/// A write of any type.
 trait Job: Send {
     fn deadline(&self) -> Instant;
-    /// Does it; whether anything has changed.
+    /// Runs the write; whether anything has changed.
     fn work(&mut self, transaction: &WriteTransaction) -> Result<bool, redb::Error>;
-    /// Tells whoever asked.
-    fn done(self: Box<Self>, outcome: Result<(), Failure>);
+    /// Sends the outcome to the caller.
+    fn complete(self: Box<Self>, outcome: Result<(), Failure>);
 }
 
 struct Write<T, F> {
     deadline: Instant,
     work: Option<F>,
     result: Option<T>,
-    told: oneshot::Sender<Result<T, Failure>>,
+    reply: oneshot::Sender<Result<T, Failure>>,
 }
 
 impl<T, F> Job for Write<T, F>
@@ -56,17 +57,17 @@ where
         Ok(changed)
     }
 
-    fn done(self: Box<Self>, outcome: Result<(), Failure>) {
-        let Self { result, told, .. } = *self;
-        // Whoever asked may be gone.
-        drop(told.send(outcome.and_then(|()| result.ok_or_else(late))));
+    fn complete(self: Box<Self>, outcome: Result<(), Failure>) {
+        let Self { result, reply, .. } = *self;
+        // The caller may have gone.
+        drop(reply.send(outcome.and_then(|()| result.ok_or_else(timed_out))));
     }
 }
 
 impl Writer {
     /// Without a thread every write fails.
     pub(super) fn start(core: Arc<Core>) -> Self {
-        let (queue, jobs) = mpsc::channel(QUEUE);
+        let (queue, jobs) = mpsc::channel(QUEUE_CAPACITY);
         let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(move || run(&core, jobs));
         Self { queue: Some(queue), thread: thread.ok() }
     }
@@ -78,8 +79,8 @@ impl Writer {
         work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let ended = || "the writer ended".to_owned();
-        let (told, outcome) = oneshot::channel();
-        let job = Box::new(Write { deadline, work: Some(work), result: None, told });
+        let (reply, outcome) = oneshot::channel();
+        let job = Box::new(Write { deadline, work: Some(work), result: None, reply });
         self.queue.as_ref().ok_or_else(ended)?.send(job).await.map_err(|_| ended())?;
         outcome.await.map_err(|_| ended())?
     }
@@ -89,7 +90,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         self.queue = None;
         if let Some(thread) = self.thread.take() {
-            // What it had in hand is on disk, and the file is free for the next to open it.
+            // Finished writes are on disk, and the file is free to be opened again.
             drop(thread.join());
         }
     }
@@ -98,14 +99,14 @@ impl Drop for Writer {
 fn run(core: &Core, mut queue: mpsc::Receiver<Box<dyn Job>>) {
     while let Some(first) = queue.blocking_recv() {
         let mut jobs = vec![first];
-        while jobs.len() < MOST_TOGETHER
+        while jobs.len() < MAX_WRITES_PER_COMMIT
             && let Ok(next) = queue.try_recv()
         {
             jobs.push(next);
         }
         let now = Instant::now();
         let (mut jobs, overdue): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.deadline() > now);
-        overdue.into_iter().for_each(|job| job.done(Err(late())));
+        overdue.into_iter().for_each(|job| job.complete(Err(timed_out())));
         if jobs.is_empty() {
             continue;
         }
@@ -122,11 +123,11 @@ fn run(core: &Core, mut queue: mpsc::Receiver<Box<dyn Job>>) {
             }
             Ok(())
         });
-        jobs.into_iter().for_each(|job| job.done(outcome.clone()));
+        jobs.into_iter().for_each(|job| job.complete(outcome.clone()));
     }
 }
 
-fn late() -> Failure {
+fn timed_out() -> Failure {
     "the disk did not answer in time".to_owned()
 }
 
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_sees_what_those_before_it_did_and_what_changes_nothing_changes_nothing() {
+    async fn a_write_sees_earlier_writes_of_its_transaction_and_an_unchanged_one_commits_nothing() {
         let writer = Writer::start(Arc::new(Core::in_memory()));
         let mut writes = Vec::new();
         for number in 0..50_u64 {
@@ -170,17 +171,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_late_is_not_begun_and_does_not_hold_up_the_others() {
+    async fn a_late_write_is_not_started_and_does_not_delay_others() {
         let writer = Writer::start(Arc::new(Core::in_memory()));
-        let late = writer.write(Instant::now(), |transaction| Ok((count(transaction)?, true)));
+        let timed_out = writer.write(Instant::now(), |transaction| Ok((count(transaction)?, true)));
         let good = writer.write(soon(), |transaction| Ok((count(transaction)?, true)));
-        let (late, good) = tokio::join!(late, good);
-        assert!(late.is_err());
+        let (timed_out, good) = tokio::join!(timed_out, good);
+        assert!(timed_out.is_err());
         assert_eq!(good, Ok(1));
     }
 
     #[tokio::test]
-    async fn one_that_panics_fails_those_that_were_together_with_it_and_no_others() {
+    async fn a_write_that_panics_fails_its_transaction_and_no_other() {
         let writer = Writer::start(Arc::new(Core::in_memory()));
         let broken = writer.write(soon(), |_| -> Result<((), bool), redb::Error> { panic!("broken") });
         assert!(broken.await.is_err());

@@ -1,22 +1,22 @@
-//! Authentication of messages end to end: who may have said this, to whom, and was it said before.
+//! End-to-end authentication of messages: which role sent a message, to whom, and whether it is a replay.
 //!
-//! Owns a process's keys, the ids that it heard, and whether it still takes what is not authenticated; all connections
-//! of the process share one. Live messages carry a MAC for each role that is meant, entries of the log a signature,
-//! records of the ledger a MAC of the role whose they are (ADR 0009). Refuses to know what a message says.
-//! INVARIANT: what fails here is counted and told, and reaches nobody; once what is not authenticated was refused, it
-//! is refused for as long as the process lives.
+//! Owns a process's keys, the ids it has received, and whether unauthenticated messages are still accepted; all
+//! connections of the process share one. Live messages carry a MAC for each receiving role, log entries a signature,
+//! state store records a MAC of the role that owns them (ADR 0009). Does not know what a message means.
+//! INVARIANT: a message that fails here is counted, logged and delivered to no one. Once unauthenticated messages were
+//! refused, they are refused for as long as the process lives.
 
 mod envelope;
 mod key_set;
 mod keys;
 mod live;
-mod memory;
 mod newest;
+mod rejection;
 mod replays;
+mod requirement;
 mod rollout;
 mod stored;
 mod terms;
-mod verdict;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -30,40 +30,40 @@ use tokio::sync::watch;
 pub(crate) use envelope::MessageKind;
 pub use key_set::{KeySet, KeySetError, Rotation};
 pub use keys::{KeysError, MessageKeys, Requirement};
-pub(super) use live::{Asker, HeardBefore, NoticeStanding, REPLY_TO};
-pub use memory::{MemoryError, remember_requirement};
+pub(super) use live::{NoticeCheck, REPLY_TO, Requester, SeenNotices};
 pub(super) use newest::Newest;
-pub(super) use stored::LIFETIME;
-pub(super) use verdict::Rejection;
+pub(super) use rejection::Rejection;
+pub use requirement::{RequirementError, persist_requirement};
+pub(super) use stored::TTL;
 
 use envelope::{Envelope, Sealed};
-use keys::Ring;
+use keys::KeyRing;
 use newest::NewestRecords;
+use rejection::RejectionLog;
 use replays::{MessageId, Replays};
 use rollout::Rollout;
-use stored::Verified;
+use stored::VerifiedSignatures;
 use terms::Terms;
-use verdict::Complaints;
 
 use crate::metrics;
 
-/// A process's keys, and what it knows of messages.
+/// A process's keys and what it knows about messages.
 pub struct MessageAuth {
     role: Role,
-    ring: RwLock<Arc<Ring>>,
-    /// Nothing of this deployment was ever stored without.
+    ring: RwLock<Arc<KeyRing>>,
+    /// Nothing in this deployment was ever stored unauthenticated.
     strict: bool,
     required: AtomicBool,
-    /// Since when; the time of the switch where there was one.
+    /// Since when authentication is required, where there was a switch.
     since: watch::Sender<Option<Timestamp>>,
-    /// By the wall and by a clock that nobody sets.
+    /// The start of the process, by the wall clock and by a monotonic clock.
     started: (u64, Instant),
     replays: Mutex<Replays>,
-    verified: Mutex<Verified>,
+    verified: Mutex<VerifiedSignatures>,
     newest: Mutex<NewestRecords>,
     rollout: Mutex<Rollout>,
     terms: Terms,
-    complaints: Complaints,
+    rejection_log: RejectionLog,
 }
 
 impl std::fmt::Debug for MessageAuth {
@@ -75,13 +75,12 @@ impl std::fmt::Debug for MessageAuth {
 }
 
 impl MessageAuth {
-    /// With a role's keys. `required`: the operator says that what is not authenticated is refused from now on,
-    /// whatever the keys say.
+    /// With a role's keys. `required`: the operator requires authentication from now on, whatever the keys say.
     ///
     /// # Errors
     /// When they are another role's, or of no use.
     pub fn new(keys: &MessageKeys, role: Role, required: bool) -> Result<Arc<Self>, KeysError> {
-        let ring = ring_of(keys, role)?;
+        let ring = key_ring(keys, role)?;
         let strict = keys.requirement() == Requirement::Always;
         let since = (required && !strict).then(Timestamp::now);
         Ok(Arc::new(Self {
@@ -96,7 +95,7 @@ impl MessageAuth {
             newest: Mutex::default(),
             rollout: Mutex::default(),
             terms: Terms::default(),
-            complaints: Complaints::default(),
+            rejection_log: RejectionLog::default(),
         }))
     }
 
@@ -105,42 +104,42 @@ impl MessageAuth {
     /// # Errors
     /// When they are another role's, or of no use; those that were in use stay.
     pub fn replace(&self, keys: &MessageKeys) -> Result<(), KeysError> {
-        let ring = Arc::new(ring_of(keys, self.role)?);
+        let ring = Arc::new(key_ring(keys, self.role)?);
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
         Ok(())
     }
 
-    /// Tells whoever records what is counted, and how it stands.
+    /// Registers the metrics and sets the current state.
     pub(super) fn describe(&self) {
         metrics::describe_auth();
         metrics::auth_required(self.is_required());
     }
 
-    /// Whose keys these are.
+    /// The role that these keys belong to.
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Answers say from now on of which keystore they are.
+    /// Sets the keystore term that replies carry from now on.
     pub(super) fn serve_in_term(&self, number: u64, lineage: &str) {
-        self.terms.serve_in(number, lineage);
+        self.terms.set_own(number, lineage);
     }
 
-    /// Whether what is not authenticated is refused.
+    /// Whether unauthenticated messages are refused.
     #[must_use]
     pub fn is_required(&self) -> bool {
         self.required.load(Ordering::Relaxed)
     }
 
-    /// Whether it always was, by the keys: nothing needs to be remembered then.
+    /// Whether the keys have always required authentication; then nothing needs to be persisted.
     #[must_use]
     pub fn is_strict(&self) -> bool {
         self.strict
     }
 
-    /// Refuses what is not authenticated from now on, for as long as this lives. Of what is stored, what was stored
-    /// before `since` may be so.
+    /// Refuses unauthenticated messages from now on, for as long as this lives. What was stored before `since` may be
+    /// unauthenticated.
     pub fn require(&self, since: Timestamp) {
         if self.strict {
             return;
@@ -164,7 +163,7 @@ impl MessageAuth {
         self.since.subscribe()
     }
 
-    fn sealed<'m>(&self, headers: Option<&'m HeaderMap>) -> Result<Option<Sealed<'m>>, Rejection> {
+    fn parse_envelope<'m>(&self, headers: Option<&'m HeaderMap>) -> Result<Option<Sealed<'m>>, Rejection> {
         match Sealed::parse(headers) {
             None if self.is_required() => Err(Rejection::Unauthenticated),
             None => Ok(None),
@@ -173,8 +172,8 @@ impl MessageAuth {
         }
     }
 
-    /// A gateway that refuses what is not authenticated says so, and so does everybody who hears it.
-    fn see_mark(&self, envelope: &Envelope) {
+    /// A gateway that requires authentication marks its messages; every role that receives one follows.
+    fn follow_requirement(&self, envelope: &Envelope) {
         if envelope.required && envelope.sender == Role::Gateway && !self.is_required() {
             self.require(Timestamp::now());
         }
@@ -184,7 +183,7 @@ impl MessageAuth {
         Envelope { sender: self.role, generation, id, at: now(), required: self.is_required() }
     }
 
-    fn ring(&self) -> Arc<Ring> {
+    fn ring(&self) -> Arc<KeyRing> {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -196,33 +195,33 @@ impl MessageAuth {
         if self.role != Role::Gateway || self.is_required() || !rollout::is_heartbeat(subject) {
             return;
         }
-        if self.rollout().heard(sender, Instant::now()) {
+        if self.rollout().record(sender, Instant::now()) {
             self.require(Timestamp::now());
         }
     }
 
-    /// A process that cannot authenticate is refused soon: its operator should hear of it before.
-    fn name_who_cannot(&self, subject: &str, body: &[u8]) {
+    /// Logs a process without keys: it will be refused soon, and its operator should know before.
+    fn log_instance_without_keys(&self, subject: &str, body: &[u8]) {
         if rollout::is_heartbeat(subject)
             && let Some(instance) = rollout::instance(body)
         {
-            self.complaints.unable(subject, &instance);
+            self.rejection_log.without_keys(subject, &instance);
         }
     }
 
-    /// `judged`: whether it was authenticated, or why it is dropped.
-    fn complain(&self, kind: MessageKind, subject: &str, judged: Result<bool, &Rejection>) {
-        match judged {
+    /// Counts and logs the outcome. `checked`: whether the message was authenticated, or why it was dropped.
+    fn report(&self, kind: MessageKind, subject: &str, checked: Result<bool, &Rejection>) {
+        match checked {
             Ok(true) => {}
-            Ok(false) => self.complaints.accepted(kind, subject),
-            Err(rejection) => self.complaints.rejected(kind, subject, *rejection),
+            Ok(false) => self.rejection_log.accepted(kind, subject),
+            Err(rejection) => self.rejection_log.rejected(kind, subject, *rejection),
         }
     }
 }
 
-fn ring_of(keys: &MessageKeys, role: Role) -> Result<Ring, KeysError> {
+fn key_ring(keys: &MessageKeys, role: Role) -> Result<KeyRing, KeysError> {
     let found = keys.role();
-    if found == role { Ring::new(keys) } else { Err(KeysError::Role { found, wanted: role }) }
+    if found == role { KeyRing::new(keys) } else { Err(KeysError::Role { found, wanted: role }) }
 }
 
 fn new_id() -> Option<MessageId> {

@@ -1,7 +1,7 @@
 //! How to reach NATS, as a value: where, as whom, under which prefix.
 //!
-//! Owns the rules that these values keep; reads no files and no environment. Credentials stand in fields of their own and never in
-//! an address, so that an address can be logged.
+//! Owns the rules for these values; reads no files and no environment. Credentials are in fields of their own and never
+//! in an address, so that an address can be logged.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,17 +15,17 @@ use super::dial::ConnectError;
 use super::{MessageAuth, SUBSCRIPTION_CAPACITY, SyncMode};
 use crate::StoreClock;
 
-/// In an account that has JetStream.
+/// The API prefix in an account that has JetStream.
 pub const JETSTREAM_API: &str = "$JS.API";
 
-/// What every reply subject starts with; the service's name follows.
+/// What every reply subject starts with; the login's name follows.
 pub(super) const INBOXES: &str = "_INBOX_";
 
-/// What the server puts in the place of an inbox in another account.
+/// What the server puts in place of a reply subject from another account.
 pub(super) const OTHER_ACCOUNT: &str = "_R_.";
 
-/// The longest wait between two attempts to reconnect.
-const RECONNECT_AT_MOST: Duration = Duration::from_secs(2);
+/// The longest delay between two attempts to reconnect.
+const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// How to reach NATS.
 #[derive(Debug, Clone)]
@@ -34,47 +34,48 @@ pub struct NatsConfig {
     pub servers: Vec<String>,
     /// What every subject starts with, so that deployments can share a server.
     pub prefix: String,
-    /// The service's name: seen in the server's monitoring and part of its reply subjects.
+    /// The service's name: shown in the server's monitoring and part of its reply subjects.
     pub name: String,
-    /// As whom; `None` for a server that asks for nothing, or for a client certificate only.
+    /// The credentials; `None` for a server that needs none, or only a client certificate.
     pub login: Option<Login>,
     /// Requires TLS when given.
     pub tls: Option<Tls>,
     /// How often the server is pinged; it counts as gone after three intervals of silence.
     pub ping_interval: Duration,
     /// How long one attempt to connect may take.
-    pub attempt_within: Duration,
-    /// How long all attempts at start may take.
-    pub connect_within: Duration,
-    /// How long a round trip to oneself may take; one that takes longer means not ready.
-    pub ready_within: Duration,
-    /// What JetStream's own subjects start with: [`JETSTREAM_API`], unless this service's account imports them under another name.
+    pub attempt_timeout: Duration,
+    /// How long all attempts at start may take together.
+    pub connect_timeout: Duration,
+    /// How long a self-ping may take before the connection counts as not ready.
+    pub ready_timeout: Duration,
+    /// The prefix of JetStream's API subjects: [`JETSTREAM_API`], unless this service's account imports them under
+    /// another name.
     pub jetstream_api: String,
-    /// Whether the server's way of syncing is verified before anything is recorded.
+    /// Whether the server's sync mode is verified before anything is recorded.
     pub sync: SyncMode,
-    /// Whose streams readiness looks at on each connection; none: those that it was prepared for.
+    /// The role whose streams readiness checks on each connection; none: those that the connection was prepared for.
     pub role: Option<Role>,
     /// Authenticates messages end to end, and refuses others; all connections of a process share it.
     pub auth: Option<Arc<MessageAuth>>,
-    /// The clock of log and ledger; all connections of a process share what is known of it.
+    /// The clock of log and state store; all connections of a process share its readings.
     pub store_clock: Arc<StoreClock>,
 }
 
-/// As whom to connect.
+/// Credentials for the server.
 #[derive(Clone)]
 pub enum Login {
     /// A user of the server's configuration.
     Password {
-        /// Not secret.
+        /// The user's name, which is not secret.
         user: String,
-        /// Secret.
+        /// The user's password.
         password: String,
     },
     /// A shared token; secret.
     Token(String),
 }
 
-/// Whom to trust, and how to be known.
+/// Which authorities to trust, and the client's own certificate.
 #[derive(Debug, Clone, Default)]
 pub struct Tls {
     /// PEM file with the authorities to trust; `None` trusts the system's.
@@ -93,7 +94,7 @@ impl fmt::Debug for Login {
 }
 
 impl NatsConfig {
-    /// One server, no login, usual times.
+    /// One server, no login, default times.
     #[must_use]
     pub fn new(server: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
@@ -103,9 +104,9 @@ impl NatsConfig {
             login: None,
             tls: None,
             ping_interval: Duration::from_secs(1),
-            attempt_within: Duration::from_secs(2),
-            connect_within: Duration::from_secs(10),
-            ready_within: Duration::from_secs(1),
+            attempt_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(10),
+            ready_timeout: Duration::from_secs(1),
             jetstream_api: JETSTREAM_API.to_owned(),
             sync: SyncMode::default(),
             role: None,
@@ -114,7 +115,7 @@ impl NatsConfig {
         }
     }
 
-    /// The servers' addresses, when everything here keeps its rules.
+    /// The servers' addresses, if every setting follows its rule.
     pub(super) fn addresses(&self) -> Result<Vec<ServerAddr>, ConnectError> {
         if !self.prefix.split('.').all(is_token) {
             return Err(setting("prefix", "letters, digits, `-` and `_`, in parts joined by dots"));
@@ -137,8 +138,8 @@ impl NatsConfig {
         self.servers.iter().map(|server| address(server)).collect()
     }
 
-    /// What names this process's reply subjects: its login where that is one of several of the role (`gateway-2`), so
-    /// that the server can keep others from hearing them.
+    /// The name in this process's reply subjects. Its login, where that is one of several of the role (`gateway-2`), so
+    /// that the server can keep other processes from receiving its replies.
     pub(super) fn inbox_name(&self) -> &str {
         match &self.login {
             Some(Login::Password { user, .. }) if is_numbered(user, &self.name) => user,
@@ -146,18 +147,18 @@ impl NatsConfig {
         }
     }
 
-    /// Whether a connection without TLS is refused, whatever the server says of itself.
+    /// Whether a connection without TLS is refused, whatever the server announces.
     pub(super) fn requires_tls(&self) -> bool {
         self.tls.is_some() || self.servers.iter().any(|server| server.starts_with("tls://"))
     }
 
-    /// What async-nats is told; its callback for events comes on top.
+    /// The options for async-nats, without the event callback.
     pub(super) fn options(&self) -> ConnectOptions {
         let mut options = ConnectOptions::new()
             .name(&self.name)
             .custom_inbox_prefix(format!("{INBOXES}{}", self.inbox_name()))
             .ping_interval(self.ping_interval)
-            .connection_timeout(self.attempt_within)
+            .connection_timeout(self.attempt_timeout)
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .max_reconnects(None)
             .reconnect_delay_callback(reconnect_delay);
@@ -166,7 +167,7 @@ impl NatsConfig {
             Some(Login::Password { user, password }) => options.user_and_password(user.clone(), password.clone()),
             Some(Login::Token(token)) => options.token(token.clone()),
         };
-        // Also at servers that another one names.
+        // Also for servers that another server announces.
         if self.requires_tls() {
             options = options.require_tls(true);
         }
@@ -195,7 +196,7 @@ fn is_numbered(user: &str, name: &str) -> bool {
     number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// The text is not echoed: it may hold a password.
+/// The text is not repeated in the error, as it may hold a password.
 fn address(text: &str) -> Result<ServerAddr, ConnectError> {
     let rule = "`nats://host:port` or `tls://host:port`, without credentials";
     let address = text.parse::<ServerAddr>().map_err(|_| setting("servers", rule))?;
@@ -209,11 +210,11 @@ fn is_monitor(text: &str) -> bool {
     matches!(url.scheme(), "http" | "https") && plain
 }
 
-/// At once, then doubling from 20 ms.
+/// At once, then with a delay that doubles from 20 ms.
 fn reconnect_delay(attempt: usize) -> Duration {
     match attempt {
         0 | 1 => Duration::ZERO,
-        _ => Duration::from_millis(10 << attempt.min(10)).min(RECONNECT_AT_MOST),
+        _ => Duration::from_millis(10 << attempt.min(10)).min(MAX_RECONNECT_DELAY),
     }
 }
 
@@ -287,9 +288,9 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_before_a_reconnect_grows_to_a_bound() {
+    fn the_reconnect_delay_grows_to_a_limit() {
         assert_eq!(reconnect_delay(1), Duration::ZERO);
         assert!(reconnect_delay(2) < reconnect_delay(5));
-        assert_eq!(reconnect_delay(usize::MAX), RECONNECT_AT_MOST);
+        assert_eq!(reconnect_delay(usize::MAX), MAX_RECONNECT_DELAY);
     }
 }

@@ -1,10 +1,10 @@
 //! Deadlines across processes whose clocks may differ.
 //!
-//! A question carries an absolute deadline and the budget that was left when it was asked. Two rules:
-//! it is never worked on for longer than its budget counted from arrival, so a clock that is behind cannot make a server work for
-//! nobody; and its age counts, so that what lay in a socket while a process was frozen is dropped on waking. Age needs both
-//! clocks. One that is ahead would make every question look old and drop them all, so age is measured against the freshest
-//! question seen lately: a constant difference between clocks cancels out, time spent waiting does not.
+//! A request carries an absolute deadline and the budget that was left when it was sent. Two rules apply: no request is
+//! worked on for longer than its budget counted from arrival, so that a clock that is behind cannot make a server work
+//! in vain; and its age counts, so that requests that lay in a socket while a process was frozen are dropped on waking.
+//! Age needs both clocks, and a clock that is ahead would make every request look old. So age is measured against the
+//! freshest recent request: a constant difference between clocks cancels out, time spent waiting does not.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,29 +15,20 @@ const DEADLINE: HeaderName = HeaderName::from_static("Stage0-Deadline");
 const BUDGET: HeaderName = HeaderName::from_static("Stage0-Budget-Ms");
 
 /// A longer budget is a mistake.
-const LONGEST_BUDGET: Duration = Duration::from_secs(600);
+const MAX_BUDGET: Duration = Duration::from_secs(600);
 
-/// How long the freshest question counts; a clock that jumped ahead is made up for after at most two of these.
-const WINDOW: Duration = Duration::from_secs(30);
+/// How long the freshest request counts. A clock that jumped ahead is compensated after at most two windows.
+const FRESHEST_REQUEST_TTL: Duration = Duration::from_secs(30);
 
-/// What a question says about its time, in milliseconds; the deadline since the epoch of the asker's clock.
+/// The timing headers of a request, in milliseconds; the deadline is since the epoch by the requester's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sent {
+pub(super) struct Timing {
     deadline: u64,
     budget: u64,
 }
 
-/// How a question stands when it arrives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    /// Somebody waits until then.
-    Until(Instant),
-    /// Nobody waits any more.
-    Late,
-}
-
-impl Sent {
-    /// At least one millisecond: what is late is not sent.
+impl Timing {
+    /// At least one millisecond: a request that is late is not sent.
     pub(super) fn new(budget: Duration, now: SystemTime) -> Self {
         let budget = millis(budget).max(1);
         Self { deadline: epoch(now).saturating_add(budget), budget }
@@ -51,57 +42,55 @@ impl Sent {
         headers
     }
 
-    /// `None` for a question without a deadline, or with one that makes no sense.
+    /// None for a request without a deadline, or with one that makes no sense.
     pub(super) fn parse(headers: Option<&HeaderMap>) -> Option<Self> {
         let number = |name| headers?.get(name)?.as_str().parse::<u64>().ok();
         let sent = Self { deadline: number(DEADLINE)?, budget: number(BUDGET)? };
-        let sane = sent.budget > 0 && sent.budget <= millis(LONGEST_BUDGET) && sent.budget <= sent.deadline;
+        let sane = sent.budget > 0 && sent.budget <= millis(MAX_BUDGET) && sent.budget <= sent.deadline;
         sane.then_some(sent)
     }
 
-    /// When it was asked and until when it waits, in milliseconds since the epoch of the asker's clock.
+    /// When it was sent and its deadline, in milliseconds since the epoch by the requester's clock.
     pub(super) fn span(self) -> (u64, u64) {
         (self.deadline - self.budget, self.deadline)
     }
 
-    /// As a MAC covers it.
+    /// The bytes that a MAC covers.
     pub(super) fn bytes(self) -> [u8; 16] {
         let both = (u128::from(self.deadline) << 64) | u128::from(self.budget);
         both.to_be_bytes()
     }
 
-    /// How old it seems, by two clocks: negative when the asker's is ahead.
+    /// How old it seems by the two clocks: negative when the requester's is ahead.
     fn apparent_age(self, now: SystemTime) -> i64 {
-        let asked_at = self.deadline - self.budget;
-        let difference = i128::from(epoch(now)) - i128::from(asked_at);
+        let sent_at = self.deadline - self.budget;
+        let difference = i128::from(epoch(now)) - i128::from(sent_at);
         difference.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
     }
 }
 
-/// The freshest questions of this window and of the one before: how far this process's clock is ahead.
+/// The freshest requests of this window and of the one before: by how much this process's clock is ahead.
 #[derive(Debug, Default)]
-pub(super) struct Clocks {
+pub(super) struct ClockOffset {
     started: Option<Instant>,
     current: Option<i64>,
     previous: Option<i64>,
 }
 
-impl Clocks {
-    pub(super) fn judge(&mut self, sent: Sent, arrived: Instant, now: SystemTime) -> Standing {
+impl ClockOffset {
+    /// The request's deadline by this process's clock; none if it is late.
+    pub(super) fn local_deadline(&mut self, sent: Timing, arrived: Instant, now: SystemTime) -> Option<Instant> {
         let apparent = sent.apparent_age(now);
-        let age = apparent.saturating_sub(self.ahead(apparent, arrived));
-        let age = u64::try_from(age).unwrap_or(0);
-        match sent.budget.checked_sub(age) {
-            None | Some(0) => Standing::Late,
-            Some(left) => Standing::Until(arrived + Duration::from_millis(left)),
-        }
+        let age = u64::try_from(apparent.saturating_sub(self.ahead(apparent, arrived))).unwrap_or(0);
+        let left = sent.budget.checked_sub(age).filter(|left| *left > 0)?;
+        Some(arrived + Duration::from_millis(left))
     }
 
-    /// Never negative: one asker whose clock is ahead must not age everybody else's questions.
+    /// Never negative: one requester whose clock is ahead must not age the requests of all others.
     fn ahead(&mut self, apparent: i64, arrived: Instant) -> i64 {
         let started = *self.started.get_or_insert(arrived);
-        // The window before stays when nothing came since: what waited out a long freeze is not fresh.
-        if arrived.saturating_duration_since(started) >= WINDOW {
+        // The previous window stays if no request came since: requests that waited out a long freeze are not fresh.
+        if arrived.saturating_duration_since(started) >= FRESHEST_REQUEST_TTL {
             self.previous = self.current.take().or(self.previous);
             self.started = Some(arrived);
         }
@@ -129,22 +118,19 @@ mod tests {
         UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + millis)
     }
 
-    fn asked(at: SystemTime) -> Sent {
-        Sent::new(Duration::from_millis(BUDGET_MS), at)
+    fn asked(at: SystemTime) -> Timing {
+        Timing::new(Duration::from_millis(BUDGET_MS), at)
     }
 
-    fn left(standing: Standing, arrived: Instant) -> Option<u64> {
-        match standing {
-            Standing::Until(deadline) => Some(millis(deadline - arrived)),
-            Standing::Late => None,
-        }
+    fn left(deadline: Option<Instant>, arrived: Instant) -> Option<u64> {
+        deadline.map(|deadline| millis(deadline - arrived))
     }
 
     #[test]
-    fn a_question_without_a_sensible_deadline_is_refused() {
-        assert_eq!(Sent::parse(None), None);
+    fn a_request_without_a_sensible_deadline_is_refused() {
+        assert_eq!(Timing::parse(None), None);
         let good = asked(at(0)).headers();
-        assert_eq!(Sent::parse(Some(&good)), Some(asked(at(0))));
+        assert_eq!(Timing::parse(Some(&good)), Some(asked(at(0))));
         for (name, bad) in [
             (DEADLINE, "soon"),
             (DEADLINE, "-1"),
@@ -157,61 +143,65 @@ mod tests {
         ] {
             let mut headers = good.clone();
             headers.insert(name, bad.parse::<HeaderValue>().unwrap());
-            assert_eq!(Sent::parse(Some(&headers)), None, "{bad:?}");
+            assert_eq!(Timing::parse(Some(&headers)), None, "{bad:?}");
         }
     }
 
     #[test]
-    fn a_fresh_question_has_its_whole_budget_and_an_old_one_what_is_left() {
-        let (mut clocks, arrived) = (Clocks::default(), Instant::now());
-        assert_eq!(left(clocks.judge(asked(at(0)), arrived, at(0)), arrived), Some(2_000));
-        assert_eq!(left(clocks.judge(asked(at(0)), arrived, at(500)), arrived), Some(1_500));
-        assert_eq!(clocks.judge(asked(at(0)), arrived, at(2_000)), Standing::Late);
+    fn a_fresh_request_has_its_whole_budget_and_an_old_one_what_is_left() {
+        let (mut clock_offset, arrived) = (ClockOffset::default(), Instant::now());
+        assert_eq!(left(clock_offset.local_deadline(asked(at(0)), arrived, at(0)), arrived), Some(2_000));
+        assert_eq!(left(clock_offset.local_deadline(asked(at(0)), arrived, at(500)), arrived), Some(1_500));
+        assert_eq!(clock_offset.local_deadline(asked(at(0)), arrived, at(2_000)), None);
     }
 
     #[test]
     fn a_server_whose_clock_is_behind_never_works_longer_than_the_budget() {
-        let (mut clocks, arrived) = (Clocks::default(), Instant::now());
-        assert_eq!(left(clocks.judge(asked(at(60_000)), arrived, at(0)), arrived), Some(2_000));
+        let (mut clock_offset, arrived) = (ClockOffset::default(), Instant::now());
+        assert_eq!(left(clock_offset.local_deadline(asked(at(60_000)), arrived, at(0)), arrived), Some(2_000));
     }
 
     #[test]
     fn a_server_whose_clock_is_ahead_does_not_drop_everything() {
-        let (mut clocks, arrived) = (Clocks::default(), Instant::now());
+        let (mut clock_offset, arrived) = (ClockOffset::default(), Instant::now());
         for second in 0..100 {
             let arrived = arrived + Duration::from_secs(second);
-            let standing = clocks.judge(asked(at(second * 1_000)), arrived, at(second * 1_000 + 60_000));
-            assert_eq!(left(standing, arrived), Some(2_000), "second {second}");
+            let deadline = clock_offset.local_deadline(asked(at(second * 1_000)), arrived, at(second * 1_000 + 60_000));
+            assert_eq!(left(deadline, arrived), Some(2_000), "second {second}");
         }
     }
 
     #[test]
-    fn an_asker_whose_clock_is_ahead_does_not_age_the_questions_of_others() {
-        let (mut clocks, arrived) = (Clocks::default(), Instant::now());
-        clocks.judge(asked(at(60_000)), arrived, at(0));
-        assert_eq!(left(clocks.judge(asked(at(0)), arrived, at(0)), arrived), Some(2_000));
+    fn a_requester_whose_clock_is_ahead_does_not_age_the_requests_of_others() {
+        let (mut clock_offset, arrived) = (ClockOffset::default(), Instant::now());
+        clock_offset.local_deadline(asked(at(60_000)), arrived, at(0));
+        assert_eq!(left(clock_offset.local_deadline(asked(at(0)), arrived, at(0)), arrived), Some(2_000));
     }
 
     #[test]
-    fn what_waited_while_the_process_was_frozen_is_late_however_much_of_it_there_is() {
-        let (mut clocks, arrived) = (Clocks::default(), Instant::now());
-        clocks.judge(asked(at(0)), arrived, at(0));
+    fn requests_that_waited_while_the_process_was_frozen_are_late_however_many() {
+        let (mut clock_offset, arrived) = (ClockOffset::default(), Instant::now());
+        clock_offset.local_deadline(asked(at(0)), arrived, at(0));
         let frozen = Duration::from_secs(100);
         for _ in 0..1_000 {
-            let standing = clocks.judge(asked(at(1_000)), arrived + frozen, at(100_000));
-            assert_eq!(standing, Standing::Late);
+            let deadline = clock_offset.local_deadline(asked(at(1_000)), arrived + frozen, at(100_000));
+            assert_eq!(deadline, None);
         }
     }
 
     #[test]
-    fn a_clock_that_jumps_ahead_is_made_up_for_after_two_windows() {
-        let (mut clocks, start) = (Clocks::default(), Instant::now());
-        clocks.judge(asked(at(0)), start, at(0));
-        let judged = |clocks: &mut Clocks, second: u64| {
-            clocks.judge(asked(at(second * 1_000)), start + Duration::from_secs(second), at(second * 1_000 + 5_000))
+    fn a_clock_that_jumps_ahead_is_compensated_after_two_windows() {
+        let (mut clock_offset, start) = (ClockOffset::default(), Instant::now());
+        clock_offset.local_deadline(asked(at(0)), start, at(0));
+        let deadline = |clock_offset: &mut ClockOffset, second: u64| {
+            clock_offset.local_deadline(
+                asked(at(second * 1_000)),
+                start + Duration::from_secs(second),
+                at(second * 1_000 + 5_000),
+            )
         };
-        assert_eq!(judged(&mut clocks, 1), Standing::Late);
-        assert_eq!(judged(&mut clocks, 31), Standing::Late);
-        assert!(matches!(judged(&mut clocks, 62), Standing::Until(_)));
+        assert_eq!(deadline(&mut clock_offset, 1), None);
+        assert_eq!(deadline(&mut clock_offset, 31), None);
+        assert!(deadline(&mut clock_offset, 62).is_some());
     }
 }

@@ -1,7 +1,8 @@
-//! The first connection: which server, how often, and why not.
+//! The first connection: which server is tried, how often, and why it failed.
 //!
-//! Servers are tried one by one, so that an error names the one that refused. Refused credentials and failed TLS are final; what
-//! cannot be reached is tried again until the configured time is over. Once connected, reconnecting is async-nats' business.
+//! Servers are tried one by one, so that an error names the server that refused. Refused credentials and failed TLS are
+//! final; an unreachable server is tried again until the configured time is over. Once connected, async-nats reconnects
+//! by itself.
 
 use std::error::Error as _;
 use std::io;
@@ -13,62 +14,62 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::NatsConfig;
 use super::link::{Events, Link};
 
-/// The oldest server on which `sync_interval: always` was measured to hold, and to cost what our numbers say.
+/// The oldest server on which `sync_interval: always` was measured to be safe, and to cost what our numbers say.
 const OLDEST_SERVER: (i64, i64) = (2, 15);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(2);
 
-/// NATS cannot be used.
+/// Why NATS cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// A setting breaks its rule.
     #[error("nats setting `{setting}` must be {rule}")]
     Setting {
-        /// Which.
+        /// The setting's name.
         setting: &'static str,
-        /// What it should have been.
+        /// What it must be.
         rule: &'static str,
     },
-    /// Nobody answers there.
+    /// There is no server at the address.
     #[error("no NATS server at `{server}`")]
     Unreachable {
-        /// The last one that was tried.
+        /// The server that was tried last.
         server: String,
-        /// What async-nats says.
+        /// The error of async-nats.
         source: async_nats::ConnectError,
     },
-    /// Something is there and does not finish the handshake.
+    /// A server accepts the connection and does not finish the handshake.
     #[error("the NATS server at `{server}` does not answer")]
     Silent {
-        /// The last one that was tried.
+        /// The server that was tried last.
         server: String,
     },
     /// Wrong user, password, token or certificate.
     #[error("the NATS server at `{server}` refuses the credentials")]
     Refused {
-        /// Which one.
+        /// The server that refused.
         server: String,
     },
-    /// One side wants TLS and the other has none, or a certificate is not trusted.
+    /// Only one side uses TLS, or a certificate is not trusted.
     #[error("no TLS with the NATS server at `{server}`")]
     Tls {
-        /// Which one.
+        /// The server.
         server: String,
-        /// What async-nats says.
+        /// The error of async-nats.
         source: async_nats::ConnectError,
     },
-    /// The server lacks what the backplane relies on.
+    /// The server is too old for what the backplane relies on.
     #[error("the NATS server at `{server}` has version `{version}`; at least 2.15 is needed")]
     TooOld {
-        /// Which one.
+        /// The server.
         server: String,
-        /// As it says.
+        /// The version that it reports.
         version: String,
     },
-    /// Connected, but a message to oneself does not come back.
+    /// Connected, but a self-ping does not come back.
     #[error("the NATS server at `{server}` does not carry messages: {reason}")]
     NotCarried {
-        /// Which one.
+        /// The server.
         server: String,
         /// Often a missing permission.
         reason: String,
@@ -76,8 +77,8 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether the next attempt may end otherwise.
-    fn may_pass(&self) -> bool {
+    /// Whether another attempt may end differently.
+    fn is_temporary(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Silent { .. } => true,
             Self::Setting { .. }
@@ -91,29 +92,29 @@ impl ConnectError {
 
 pub(super) async fn dial(config: &NatsConfig) -> Result<Link, ConnectError> {
     let servers = config.addresses()?;
-    let deadline = Instant::now() + config.connect_within;
-    let mut pause = FIRST_PAUSE;
+    let deadline = Instant::now() + config.connect_timeout;
+    let mut delay = MIN_RETRY_DELAY;
     loop {
         let error = match dial_each(config, &servers, deadline).await {
             Ok(link) => return Ok(link),
             Err(error) => error,
         };
-        if !error.may_pass() || Instant::now() + pause >= deadline {
+        if !error.is_temporary() || Instant::now() + delay >= deadline {
             return Err(error);
         }
         tracing::warn!(error = %error, "backplane not reached yet");
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        sleep(delay).await;
+        delay = (delay * 2).min(MAX_RETRY_DELAY);
     }
 }
 
-/// Tries every server once. A final error of one does not hide a server behind it that works.
+/// Tries every server once. A final error of one does not stop the search for another that works.
 async fn dial_each(config: &NatsConfig, servers: &[ServerAddr], deadline: Instant) -> Result<Link, ConnectError> {
     let mut worst = None;
     for address in servers {
         match dial_one(config, address, servers, deadline).await {
             Ok(link) => return Ok(link),
-            Err(error) if worst.as_ref().is_none_or(ConnectError::may_pass) => worst = Some(error),
+            Err(error) if worst.as_ref().is_none_or(ConnectError::is_temporary) => worst = Some(error),
             Err(_) => {}
         }
     }
@@ -152,7 +153,8 @@ async fn dial_one(
     Ok(link)
 }
 
-/// From now on any of the servers will do. Failing at this leaves one server to reconnect to, which is no reason not to start.
+/// Uses all servers for reconnects from now on. If that fails one server is left to reconnect to, which does not
+/// prevent a start.
 async fn share_pool(client: &Client, servers: &[ServerAddr]) {
     if servers.len() > 1
         && let Err(error) = client.set_server_pool(servers).await
@@ -171,7 +173,7 @@ fn classify(server: String, source: async_nats::ConnectError) -> ConnectError {
     }
 }
 
-/// A failed handshake arrives as an input or output error; its origin tells.
+/// A failed handshake arrives as an I/O error, so its source tells.
 pub(super) fn is_tls(error: &async_nats::ConnectError) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,14 +1,14 @@
-//! What the client reports beside its messages, counted: much of it is told nowhere else.
+//! Counts what the client reports beside its messages, much of which is reported nowhere else.
 //!
-//! A forbidden publish looks like silence and a forbidden subscription like success; only an event says so. The last violation
-//! stands until the next connection, where the server judges anew.
+//! A forbidden publish looks like silence and a forbidden subscription like success; only an event tells. The last
+//! violation is kept until the next connection, where the server checks permissions again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::Event;
 
-use crate::metrics::{self, Trouble};
+use crate::metrics::{self, ConnectionProblem};
 
 /// Counts since the connection was opened.
 #[derive(Debug, Default)]
@@ -34,7 +34,8 @@ impl Health {
         self.disconnects.load(Ordering::Relaxed)
     }
 
-    /// Messages that the client dropped because a queue of ours was full; at least as many as counted here.
+    /// Messages that the client dropped because one of our queues was full; there may have been more than are counted
+    /// here.
     #[must_use]
     pub fn slow_consumers(&self) -> u64 {
         self.slow_consumers.load(Ordering::Relaxed)
@@ -52,13 +53,13 @@ impl Health {
         self.violations.load(Ordering::Relaxed)
     }
 
-    /// All other errors of server and client, failed attempts to reconnect among them.
+    /// All other errors of server and client, including failed attempts to reconnect.
     #[must_use]
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
-    /// The last of the above in words, for the log.
+    /// A text for the last of the problems above, for the log.
     #[must_use]
     pub fn last_problem(&self) -> Option<String> {
         self.texts().problem.clone()
@@ -70,7 +71,7 @@ impl Health {
         self.texts().violation.clone()
     }
 
-    /// What the server forbade of this subject since there were `before` violations.
+    /// What the server forbade for this subject since there were `before` violations.
     pub(super) fn violation_of(&self, subject: &str, before: u64) -> Option<String> {
         if self.violations() <= before {
             return None;
@@ -79,28 +80,28 @@ impl Health {
     }
 
     pub(super) fn record(&self, event: &Event) {
-        let (count, trouble) = match event {
+        let (count, problem) = match event {
             Event::Connected => {
                 self.texts().violation = None;
                 return;
             }
             Event::Draining | Event::Closed => return,
-            Event::Disconnected => (&self.disconnects, Trouble::Disconnect),
-            Event::SlowConsumer(_) => (&self.slow_consumers, Trouble::SlowConsumer),
-            Event::LameDuckMode => (&self.lame_ducks, Trouble::LameDuck),
+            Event::Disconnected => (&self.disconnects, ConnectionProblem::Disconnect),
+            Event::SlowConsumer(_) => (&self.slow_consumers, ConnectionProblem::SlowConsumer),
+            Event::LameDuckMode => (&self.lame_ducks, ConnectionProblem::LameDuck),
             Event::ServerError(error) => {
                 let text = error.to_string();
                 if text.to_ascii_lowercase().contains("permissions violation") {
                     self.texts().violation = Some(text);
-                    (&self.violations, Trouble::Violation)
+                    (&self.violations, ConnectionProblem::Violation)
                 } else {
-                    (&self.errors, Trouble::Error)
+                    (&self.errors, ConnectionProblem::Error)
                 }
             }
-            Event::ClientError(_) => (&self.errors, Trouble::Error),
+            Event::ClientError(_) => (&self.errors, ConnectionProblem::Error),
         };
         count.fetch_add(1, Ordering::Relaxed);
-        metrics::trouble(trouble);
+        metrics::problem(problem);
         let problem = event.to_string();
         tracing::warn!(problem, "backplane connection");
         self.texts().problem = Some(problem);
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn each_trouble_is_counted_under_its_own_name() {
+    fn each_connection_problem_is_counted_under_its_own_name() {
         let recorder = PrometheusBuilder::new().build_recorder();
         ::metrics::with_local_recorder(&recorder, || {
             metrics::describe_nats();

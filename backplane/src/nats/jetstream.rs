@@ -1,10 +1,11 @@
-//! JetStream's requests as this backplane makes them: over the connection's own waiters, with a deadline, in JSON.
+//! JetStream's API as this backplane uses it: over the connection's own waiters, with a deadline, in JSON.
 //!
-//! Owns the reading of many messages by one question (batched direct get), which needs no consumer and so leaves no
-//! state on the server. async-nats' own calls are not used: they wait beyond a deadline while disconnected and leak what
-//! is never answered. What the streams are is told in `streams`.
-//! INVARIANT: a connection holds few subscriptions at any time, since the server bounds them for each login: one message
-//! is read by the connection's own inbox, many by a subscription each, of which there are at most [`MAX_READS`].
+//! Owns reading many messages with one request (batched direct get), which needs no consumer and so leaves no state on
+//! the server. The calls of async-nats are not used: they wait beyond a deadline while disconnected and leak requests
+//! that are never answered. The streams themselves are described in `streams`.
+//! INVARIANT: a connection holds few subscriptions at any time, since the server limits them for each login: one
+//! message is read through the connection's own inbox, many through a subscription each, of which there are at most
+//! [`MAX_READS`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,25 +20,25 @@ use tokio::time::{Instant, timeout_at};
 use super::link::Link;
 use super::streams::StreamName;
 use super::waiters::Check;
-use crate::{AskError, ReadError};
+use crate::{ReadError, RequestError};
 
-/// Reads of many messages at a time on one connection: each has a subscription, and may bring megabytes.
+/// Concurrent reads of many messages on one connection: each has a subscription, and may bring megabytes.
 pub(super) const MAX_READS: usize = 64;
 
-/// JetStream's own subjects lead nowhere from this account.
+/// JetStream's API subjects lead nowhere from this account.
 const NOT_IN_ACCOUNT: u64 = 10_039;
 pub(super) const NO_SUCH_STREAM: u64 = 10_059;
-/// Somebody else made the stream at the same time, perhaps with other settings.
+/// Another client created the stream at the same time, perhaps with other settings.
 pub(super) const STREAM_EXISTS: u64 = 10_058;
-/// Another stream takes its subjects.
+/// Another stream has its subjects.
 pub(super) const SUBJECTS_OVERLAP: u64 = 10_065;
-/// Somebody else's message is the last, or, where there are replicas, about to be.
+/// Another message is the last one, or, where there are replicas, about to be.
 pub(super) const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
-/// The store failed; what it was given may be on disk all the same.
+/// The store failed; the message may be on disk all the same.
 pub(super) const STORE_FAILED: u64 = 10_077;
 /// The server's, the account's or the machine's limit is reached.
-const NO_ROOM: [u64; 3] = [10_002, 10_023, 10_047];
-/// What [`STORE_FAILED`] says of a stream at its own limit: the message was looked at and not taken.
+const NO_SPACE: [u64; 3] = [10_002, 10_023, 10_047];
+/// How [`STORE_FAILED`] describes a stream at its own limit: the message was checked and not stored.
 const AT_ITS_LIMIT: [&str; 2] = ["maximum bytes exceeded", "maximum messages exceeded"];
 /// The same message is being stored right now.
 pub(super) const DUPLICATE_IN_PROCESS: u64 = 10_158;
@@ -45,72 +46,77 @@ pub(super) const DUPLICATE_IN_PROCESS: u64 = 10_158;
 /// Why JetStream did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum JetError {
-    /// It said no.
+    /// JetStream answered with an error.
     #[error("{description} ({code})")]
     Refused {
-        /// Of JetStream.
+        /// JetStream's error code.
         code: u64,
-        /// In its words.
+        /// JetStream's error text.
         description: String,
     },
     /// There is no such stream, no JetStream, or no way to it from this service's account.
     #[error(
-        "nobody answers: JetStream is off, the stream is missing or without a leader, or this service may not ask; is the server's file of this version's `stage0 nats-config`?"
+        "nobody answers: JetStream is off, the stream is missing or without a leader, or this service may not ask; \
+         is the server's file of this version's `stage0 nats-config`?"
     )]
-    Absent,
-    /// The server forbids the subject, in its words.
+    NoResponders,
+    /// The server forbids the subject; its text.
     #[error("nats refuses it: {0}")]
     Forbidden(String),
     /// The account has no JetStream of its own.
     #[error(
-        "JetStream is not there for this login: give --nats-jetstream-api {0}.api, as the server's configuration by `stage0 nats-config` has it"
+        "JetStream is not there for this login: give --nats-jetstream-api {0}.api, as the server's configuration by \
+         `stage0 nats-config` has it"
     )]
     NotInAccount(String),
-    /// There is no such stream, and this service may not make one.
+    /// There is no such stream, and this service may not create it.
     #[error(
-        "the stream `{0}` is missing and this service may not make it: run `stage0 nats-admin init`, or where an earlier version ran `stage0 nats-admin upgrade`"
+        "the stream `{0}` is missing and this service may not make it: run `stage0 nats-admin init`, or where an \
+         earlier version ran `stage0 nats-admin upgrade`"
     )]
     Missing(String),
-    /// Its subjects are those of the ledger of an earlier version.
+    /// Its subjects are those of an earlier version's state store.
     #[error("the stream `{0}` is still that of an earlier version: run `stage0 nats-admin upgrade`")]
-    Former(String),
-    /// A stream of this name is there, and is another one.
+    OldLayout(String),
+    /// A stream of this name exists with other settings.
     #[error(
-        "the stream `{stream}` is not as it has to be: its `{setting}` differs; `stage0 nats-admin check` tells how, and `upgrade` sets it right"
+        "the stream `{stream}` is not as it has to be: its `{setting}` differs; `stage0 nats-admin check` tells how, \
+         and `upgrade` sets it right"
     )]
-    Foreign {
-        /// Its name.
+    WrongSettings {
+        /// The stream's name.
         stream: String,
         /// The first setting that differs.
         setting: String,
     },
-    /// Its places have begun again: what is stored there is not found.
+    /// Its sequences have wrapped around: what is stored there cannot be found.
     #[error(
-        "the stream `{0}` counts its messages from where no stream begins, as after a purge beyond its end: what is stored there cannot be read; remove it and run `stage0 nats-admin init`"
+        "the stream `{0}` counts its messages from where no stream begins, as after a purge beyond its end: what is \
+         stored there cannot be read; remove it and run `stage0 nats-admin init`"
     )]
     Wrapped(String),
-    /// It holds as much as it may.
+    /// The stream is at its limit.
     #[error("the stream `{0}` has no room: raise its `max_bytes`, or let decisions expire")]
     Full(String),
-    /// Nobody waits any more, and nothing was sent.
+    /// The deadline has passed, and nothing was sent.
     #[error("the deadline has passed")]
-    Overdue,
+    DeadlinePassed,
     /// Not connected, and nothing was sent.
     #[error("not connected to nats")]
-    NotSent,
-    /// It is not known what became of it.
+    NotConnected,
+    /// It is not known whether it was done.
     #[error("{0}")]
-    Unknown(AskError),
+    Unacknowledged(RequestError),
     /// The answer is not one of JetStream's.
     #[error("the answer cannot be read")]
-    Unreadable,
+    Malformed,
 }
 
 impl JetError {
-    /// Why there was no room, and nothing was stored.
-    pub(super) fn no_room(&self) -> Option<&str> {
+    /// Why there was no space, if that is why nothing was stored.
+    pub(super) fn no_space(&self) -> Option<&str> {
         match self {
-            Self::Refused { code, description } if NO_ROOM.contains(code) => Some(description),
+            Self::Refused { code, description } if NO_SPACE.contains(code) => Some(description),
             Self::Refused { code: STORE_FAILED, description } if AT_ITS_LIMIT.contains(&description.as_str()) => {
                 Some(description)
             }
@@ -132,12 +138,12 @@ pub(super) struct Stored {
     pub(super) at: Timestamp,
     pub(super) subject: String,
     pub(super) payload: Bytes,
-    /// As it was published, and what the server said of it behind that.
+    /// As published; what the server added comes last.
     pub(super) headers: Option<HeaderMap>,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct ApiAnswer {
     error: Option<ApiError>,
     #[serde(flatten)]
     rest: Value,
@@ -151,13 +157,18 @@ struct ApiError {
     description: String,
 }
 
-/// Asks, and takes an answer that is no refusal.
-pub(super) async fn ask(link: &Link, subject: String, question: &Value, until: Instant) -> Result<Value, JetError> {
-    let question = if question.is_null() { Bytes::new() } else { question.to_string().into() };
+/// Sends an API request and returns the answer, unless that is an error.
+pub(super) async fn api_request(
+    link: &Link,
+    subject: String,
+    request: &Value,
+    until: Instant,
+) -> Result<Value, JetError> {
+    let request = if request.is_null() { Bytes::new() } else { request.to_string().into() };
     tokio::select! {
         biased;
-        why = link.forbidden(&subject) => Err(JetError::Forbidden(why)),
-        answer = publish(link, subject.clone(), HeaderMap::new(), question, until) => answer,
+        why = link.wait_for_violation(&subject) => Err(JetError::Forbidden(why)),
+        answer = publish(link, subject.clone(), HeaderMap::new(), request, until) => answer,
     }
 }
 
@@ -169,20 +180,23 @@ pub(super) async fn publish(
     payload: Bytes,
     until: Instant,
 ) -> Result<Value, JetError> {
-    worth_asking(link, until)?;
+    check_sendable(link, until)?;
     let violations = link.health.violations();
     let to = subject.clone();
     let send = |reply: String| link.client.publish_with_reply_and_headers(to, reply, headers, payload);
-    let answer = link.exchange(until, send).await.map_err(|error| match error {
-        AskError::Absent => JetError::Absent,
-        // A forbidden publish looks like silence: the event says more.
-        AskError::Late if let Some(why) = link.health.violation_of(&subject, violations) => JetError::Forbidden(why),
-        AskError::Late | AskError::Lost | AskError::Unreadable => JetError::Unknown(error),
-        AskError::TooLarge => {
+    let address = link.reply_inbox.new_address().ok_or(JetError::Unacknowledged(RequestError::Disconnected))?;
+    let answer = link.reply_inbox.request(address, None, until, send).await.map_err(|error| match error {
+        RequestError::NoResponders => JetError::NoResponders,
+        // A forbidden publish looks like a timeout; the event tells.
+        RequestError::Timeout if let Some(why) = link.health.violation_of(&subject, violations) => {
+            JetError::Forbidden(why)
+        }
+        RequestError::Timeout | RequestError::Disconnected | RequestError::Malformed => JetError::Unacknowledged(error),
+        RequestError::TooLarge => {
             JetError::Refused { code: 0, description: "the message is larger than the server carries".to_owned() }
         }
     })?;
-    let answer: Answer = serde_json::from_slice(&answer).map_err(|_| JetError::Unreadable)?;
+    let answer: ApiAnswer = serde_json::from_slice(&answer).map_err(|_| JetError::Malformed)?;
     match answer.error {
         Some(ApiError { err_code: NOT_IN_ACCOUNT, .. }) => Err(JetError::NotInAccount(link.prefix.clone())),
         Some(ApiError { err_code, description }) => Err(JetError::Refused { code: err_code, description }),
@@ -190,134 +204,136 @@ pub(super) async fn publish(
     }
 }
 
-/// The client would keep the question and send it after the reconnect; and a timer is late by up to a millisecond.
-fn worth_asking(link: &Link, until: Instant) -> Result<(), JetError> {
+/// The client would queue the request and send it after a reconnect. A timer may fire up to a millisecond late.
+fn check_sendable(link: &Link, until: Instant) -> Result<(), JetError> {
     if !link.is_up() {
-        Err(JetError::NotSent)
+        Err(JetError::NotConnected)
     } else if until <= Instant::now() {
-        Err(JetError::Overdue)
+        Err(JetError::DeadlinePassed)
     } else {
         Ok(())
     }
 }
 
-/// Reads stored messages: what `get` asks for, until the server says that this was all. The flag: there were more.
+/// Reads the stored messages that `get` asks for, until the server says that there are no more. The flag: it stopped at
+/// a limit.
 pub(super) async fn fetch(
     link: &Arc<Link>,
     stream: &StreamName,
     get: &Value,
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
-    let (subject, question) = (stream.api(link, "DIRECT.GET"), get.to_string().into());
+    let (subject, request) = (stream.api(link, "DIRECT.GET"), get.to_string().into());
     if get.get("batch").is_none() {
-        let found = read_one(link, subject, question, until).await?;
+        let found = read_one(link, subject, request, until).await?;
         return Ok((found.into_iter().collect(), false));
     }
-    read_many(link, subject, question, until).await
+    read_many(link, subject, request, until).await
 }
 
-/// Reads the last message of a subject. The subject stands in the question's own, where the server's permissions can see it.
+/// Reads the last message of a subject. The subject is part of the request's subject, so that the server's permissions
+/// can restrict it.
 pub(super) async fn fetch_last(
     link: &Arc<Link>,
     stream: &StreamName,
     subject: &str,
     until: Instant,
 ) -> Result<Option<Stored>, JetError> {
-    let question = format!("{}.{subject}", stream.api(link, "DIRECT.GET"));
-    read_one(link, question, Bytes::new(), until).await
+    let request = format!("{}.{subject}", stream.api(link, "DIRECT.GET"));
+    read_one(link, request, Bytes::new(), until).await
 }
 
-/// One message, which arrives where all answers do.
+/// Reads one message, which arrives in the connection's reply inbox.
 async fn read_one(
     link: &Arc<Link>,
     subject: String,
-    question: Bytes,
+    request: Bytes,
     until: Instant,
 ) -> Result<Option<Stored>, JetError> {
-    worth_asking(link, until)?;
-    // An answer is its payload alone, and here its headers say what it is.
+    check_sendable(link, until)?;
+    // A reply is only its payload, and here the headers tell what it is.
     let found = Arc::new(Mutex::new(None));
     let keep = Arc::clone(&found);
     let check: Check = Arc::new(move |message: &Message| {
-        // The server's own answers can be read; what is stored is judged by whoever asked for it.
+        // The server's own answers can always be parsed; what is stored is judged by the caller.
         if !is_stored(message) && is_malformed(message.headers.as_ref()) {
             return false;
         }
         *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
         true
     });
-    let inbox = link.reply_inbox().ok_or(JetError::Unknown(AskError::Lost))?;
+    let inbox = link.reply_inbox.new_address().ok_or(JetError::Unacknowledged(RequestError::Disconnected))?;
     let to = subject.clone();
-    let send = |reply: String| link.client.publish_with_reply(to, reply, question);
+    let send = |reply: String| link.client.publish_with_reply(to, reply, request);
     tokio::select! {
         biased;
-        why = link.forbidden(&subject) => return Err(JetError::Forbidden(why)),
-        answer = link.exchange_for(inbox, Some(check), until, send) => match answer {
+        why = link.wait_for_violation(&subject) => return Err(JetError::Forbidden(why)),
+        answer = link.reply_inbox.request(inbox, Some(check), until, send) => match answer {
             Ok(_) => {}
-            Err(AskError::Absent) => return Err(JetError::Absent),
-            Err(error) => return Err(JetError::Unknown(error)),
+            Err(RequestError::NoResponders) => return Err(JetError::NoResponders),
+            Err(error) => return Err(JetError::Unacknowledged(error)),
         },
     }
-    let message = found.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(JetError::Unreadable)?;
+    let message = found.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(JetError::Malformed)?;
     match status(&message) {
-        // What is stored may have any status that its publisher liked.
-        _ if is_stored(&message) => stored(message).map(Some).ok_or(JetError::Unreadable),
+        // A publisher can give a stored message any status.
+        _ if is_stored(&message) => stored(message).map(Some).ok_or(JetError::Malformed),
         Some(404) => Ok(None),
         Some(code) => Err(JetError::Refused { code, description: "direct get was refused".to_owned() }),
-        None => Err(JetError::Unreadable),
+        None => Err(JetError::Malformed),
     }
 }
 
 async fn read_many(
     link: &Arc<Link>,
     subject: String,
-    question: Bytes,
+    request: Bytes,
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
-    worth_asking(link, until)?;
-    // When the connection breaks, the rest never comes.
-    let mut lifeline = link.waiters.enter().map_err(|_| JetError::NotSent)?;
+    check_sendable(link, until)?;
+    // If the connection breaks, the rest never comes.
+    let mut waiter = link.waiters.register().map_err(|_| JetError::NotConnected)?;
     let answers = async {
         // The semaphore is never closed.
-        let _turn = link.reads.acquire().await.map_err(|_| JetError::NotSent)?;
+        let _turn = link.reads.acquire().await.map_err(|_| JetError::NotConnected)?;
         tokio::select! {
             biased;
-            _ = lifeline.answer() => Err(JetError::Unknown(AskError::Lost)),
-            why = link.forbidden(&subject) => Err(JetError::Forbidden(why)),
-            answers = answers(link, subject.clone(), question) => answers,
+            _ = waiter.answer() => Err(JetError::Unacknowledged(RequestError::Disconnected)),
+            why = link.wait_for_violation(&subject) => Err(JetError::Forbidden(why)),
+            answers = read_batch(link, subject.clone(), request) => answers,
         }
     };
-    // The subscription ends with its value, on the way out.
-    timeout_at(until, answers).await.unwrap_or(Err(JetError::Unknown(AskError::Late)))
+    // Dropping the future ends the subscription.
+    timeout_at(until, answers).await.unwrap_or(Err(JetError::Unacknowledged(RequestError::Timeout)))
 }
 
-async fn answers(link: &Link, subject: String, question: Bytes) -> Result<(Vec<Stored>, bool), JetError> {
-    let lost = || JetError::Unknown(AskError::Lost);
-    let inbox = link.inbox_of_many().ok_or_else(lost)?;
+async fn read_batch(link: &Link, subject: String, request: Bytes) -> Result<(Vec<Stored>, bool), JetError> {
+    let lost = || JetError::Unacknowledged(RequestError::Disconnected);
+    let inbox = link.new_stream_inbox().ok_or_else(lost)?;
     let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
-    link.client.publish_with_reply(subject, inbox, question).await.map_err(|_| lost())?;
+    link.client.publish_with_reply(subject, inbox, request).await.map_err(|_| lost())?;
     let (mut found, mut last) = (Vec::new(), 0);
-    // INVARIANT: only the server says that this was all; a subscription that ends says nothing.
+    // INVARIANT: only the server's end message completes a read; a subscription that ends proves nothing.
     while let Some(message) = answers.next().await {
-        // The client drops messages when its queue is full: the server says what it sent before this one.
+        // The client drops messages when its queue is full; the server names the message that it sent before this one.
         let follows = || number(&message, "Nats-Last-Sequence") == Some(last);
         match status(&message) {
-            // What is stored may have any status that its publisher liked.
+            // A publisher can give a stored message any status.
             _ if is_stored(&message) => {
                 if !follows() {
                     return Err(lost());
                 }
-                let message = stored(message).ok_or(JetError::Unreadable)?;
+                let message = stored(message).ok_or(JetError::Malformed)?;
                 last = message.sequence;
                 found.push(message);
             }
-            // The server says nothing that cannot be read: it ends nothing.
+            // The server sends nothing that cannot be parsed, so this does not end the read.
             _ if is_malformed(message.headers.as_ref()) => {}
             Some(404) => return Ok((found, false)),
             Some(204) if follows() => {
-                return Ok((found, number(&message, "Nats-Num-Pending").ok_or(JetError::Unreadable)? > 0));
+                return Ok((found, number(&message, "Nats-Num-Pending").ok_or(JetError::Malformed)? > 0));
             }
-            Some(503) => return Err(JetError::Absent),
+            Some(503) => return Err(JetError::NoResponders),
             None | Some(204) => return Err(lost()),
             Some(code) => return Err(JetError::Refused { code, description: "direct get was refused".to_owned() }),
         }
@@ -332,37 +348,38 @@ fn status(message: &Message) -> Option<u64> {
     }
 }
 
-/// Whether it is a message of a stream: the server says its place, which it says of no status of its own.
+/// Whether it is a message of a stream: the server adds its sequence, which it does for none of its own statuses.
 pub(super) fn is_stored(message: &Message) -> bool {
     number(message, "Nats-Sequence").is_some()
 }
 
-/// Whether lines of its headers cannot be read. No role and no server writes such, and the server may have read them
-/// differently: it is never believed.
+/// Whether some header lines cannot be parsed. No role and no server writes such headers, and the server may have read
+/// them differently, so such a message is never trusted.
 pub(super) fn is_malformed(headers: Option<&HeaderMap>) -> bool {
     headers.is_some_and(|headers| headers.skipped_lines() > 0)
 }
 
 fn stored(message: Message) -> Option<Stored> {
     let sequence = number(&message, "Nats-Sequence")?;
-    let (at, subject) = (said(&message, "Nats-Time-Stamp")?.parse().ok()?, said(&message, "Nats-Subject")?.to_owned());
+    let (at, subject) =
+        (last_header(&message, "Nats-Time-Stamp")?.parse().ok()?, last_header(&message, "Nats-Subject")?.to_owned());
     Some(Stored { sequence, at, subject, payload: message.payload, headers: message.headers })
 }
 
 fn number(message: &Message, name: &str) -> Option<u64> {
-    said(message, name)?.parse().ok()
+    last_header(message, name)?.parse().ok()
 }
 
-/// What the server says stands behind what the publisher said under the same name.
-fn said<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+/// The server appends its own value after any that the publisher set under the same name.
+fn last_header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
     Some(message.headers.as_ref()?.get_last(name)?.as_str())
 }
 
 pub(super) async fn info(link: &Link, name: &StreamName, about: &Value, until: Instant) -> Result<Value, JetError> {
-    ask(link, name.api(link, "STREAM.INFO"), about, until).await
+    api_request(link, name.api(link, "STREAM.INFO"), about, until).await
 }
 
-/// Removes a subject's messages before a sequence; how many.
+/// Removes a subject's messages before a sequence; returns how many.
 pub(super) async fn purge(
     link: &Link,
     name: &StreamName,
@@ -371,6 +388,6 @@ pub(super) async fn purge(
     until: Instant,
 ) -> Result<u64, JetError> {
     let which = json!({"filter": subject, "seq": before});
-    let purged = ask(link, name.api(link, "STREAM.PURGE"), &which, until).await?;
-    purged.get("purged").and_then(Value::as_u64).ok_or(JetError::Unreadable)
+    let purged = api_request(link, name.api(link, "STREAM.PURGE"), &which, until).await?;
+    purged.get("purged").and_then(Value::as_u64).ok_or(JetError::Malformed)
 }

@@ -1,9 +1,10 @@
-//! One live connection: its client, who waits on it, and the two tasks that keep both in step.
+//! One live connection: its client, the requests that wait on it, and the two tasks that keep both in step.
 //!
-//! Owns the reply subscription (one for all answers) and the reaction to events. Events can be lost when many come at once, so
-//! the watch also looks at the connection itself, twice a second.
-//! INVARIANT: listeners hear of a gap only after a round trip on the new connection: until then the server may not know their
-//! subscriptions, and a cache that was emptied earlier could fill with what a notice, missed since, made wrong.
+//! Owns the reply subscription (one for all replies) and the reaction to events. Events can be lost when many come at
+//! once, so the watch also polls the connection state.
+//! INVARIANT: subscribers get a gap only after a round trip on the new connection. Before it the server may not know
+//! their subscriptions, and a cache that was emptied too early could be filled with data that a missed notice made
+//! stale.
 
 use std::future::{Future, ready};
 use std::sync::Arc;
@@ -19,28 +20,28 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::config::INBOXES;
+use super::fsync_check::FsyncCheck;
 use super::health::Health;
 use super::jetstream::{MAX_READS, is_malformed, is_stored};
 use super::requests::KeystoreKey;
 use super::sealing::SealingKeys;
 use super::stream_watch::StreamWatch;
 use super::streams::StreamSpec;
-use super::sync::SyncWatch;
-use super::waiters::{Check, Door, Token, Waiters};
+use super::waiters::{Check, ConnState, Token, Waiters};
 use super::{MessageAuth, NatsConfig};
-use crate::metrics::{self, Kept};
-use crate::{AskError, ServeError, StoreClock};
+use crate::metrics::{self, OpenConnection};
+use crate::{RequestError, ServeError, StoreClock};
 
-/// How often the connection is looked at when no event says anything.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How often the connection state is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often one who waits for an answer looks whether there can be none.
-const LOOK_FOR_VIOLATION_EVERY: Duration = Duration::from_millis(50);
+/// How often a waiting request checks whether the server has forbidden its subject.
+const VIOLATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long the last round trip of a closing connection, and each step of closing, may take.
-const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the event callback shares with the rest.
+/// State that the event callback shares with the connection.
 #[derive(Clone, Default)]
 pub(super) struct Events {
     health: Arc<Health>,
@@ -49,47 +50,46 @@ pub(super) struct Events {
     changed: Arc<Notify>,
 }
 
-/// One live connection.
 pub(super) struct Link {
     pub(super) client: Client,
     pub(super) prefix: String,
     pub(super) jetstream_api: String,
     pub(super) health: Arc<Health>,
     pub(super) waiters: Arc<Waiters>,
-    pub(super) sync: Arc<SyncWatch>,
+    pub(super) fsync_check: Arc<FsyncCheck>,
     pub(super) auth: Option<Arc<MessageAuth>>,
     pub(super) store_clock: Arc<StoreClock>,
-    /// Whether the streams are ours.
+    /// Whether the streams have the settings that they must have.
     pub(super) streams: StreamWatch,
-    /// The highest place in the log that the server acknowledged on this connection; 0: none yet.
-    pub(super) last_place: AtomicU64,
-    /// Turns of those who read many messages.
+    /// The highest sequence in the log that the server acknowledged on this connection; 0: none yet.
+    pub(super) last_log_sequence: AtomicU64,
+    /// Permits for concurrent reads of many messages.
     pub(super) reads: Semaphore,
-    /// Of this connection alone.
+    /// This connection's own key pair.
     pub(super) sealing: Arc<SealingKeys>,
-    /// The keystore's, once it was asked for.
+    /// The keystore's public key, once known.
     pub(super) keystore: KeystoreKey,
-    /// What this login may hear.
+    /// The prefix of the inboxes that this login may receive on.
     inboxes: String,
     gaps: watch::Sender<u64>,
-    oneself: Oneself,
-    ready_within: Duration,
+    pub(super) reply_inbox: ReplyInbox,
+    ready_timeout: Duration,
     closing: AtomicBool,
-    _counted: Kept,
+    _open: OpenConnection,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
-/// Where this connection's answers arrive; also the way to send a message to oneself.
+/// This connection's reply inbox; also used for self-pings.
 #[derive(Clone)]
-struct Oneself {
+pub(super) struct ReplyInbox {
     client: Client,
     waiters: Arc<Waiters>,
-    /// Begins every reply subject: the login's own, then this connection's public key.
+    /// What every reply subject starts with: the login's prefix, then this connection's public key.
     replies: Arc<str>,
 }
 
-/// Where one answer is heard.
-pub(super) struct ReplyInbox {
+/// The reply subject of one request.
+pub(super) struct ReplyAddress {
     pub(super) subject: String,
     pub(super) token: Token,
 }
@@ -98,17 +98,17 @@ impl Events {
     pub(super) fn callback(&self) -> impl Fn(Event) -> std::future::Ready<()> + Send + Sync + 'static {
         let events = self.clone();
         move |event| {
-            events.react(&event);
+            events.handle(&event);
             ready(())
         }
     }
 
-    fn react(&self, event: &Event) {
+    fn handle(&self, event: &Event) {
         self.health.record(event);
         match event {
-            Event::Connected => self.waiters.open(),
-            Event::Disconnected => self.waiters.lose_all(),
-            Event::Closed => self.waiters.lock(),
+            Event::Connected => self.waiters.connected(),
+            Event::Disconnected => self.waiters.disconnected(),
+            Event::Closed => self.waiters.close(),
             Event::SlowConsumer(_) => announce_gap(&self.gaps),
             Event::LameDuckMode | Event::Draining | Event::ServerError(_) | Event::ClientError(_) => {}
         }
@@ -117,45 +117,46 @@ impl Events {
 }
 
 impl Link {
-    /// Subscribes for answers and sends one message to itself; the reason when it does not come back.
+    /// Subscribes to the reply inbox and sends a self-ping; the error is the reason why it did not come back.
     pub(super) async fn start(client: Client, config: &NatsConfig, events: Events) -> Result<Self, String> {
         let Events { health, waiters, gaps, changed } = events;
-        let sync = Arc::new(SyncWatch::new(config.sync.clone())?);
+        let fsync_check = Arc::new(FsyncCheck::new(config.sync.clone())?);
         let sealing = Arc::new(SealingKeys::generate()?);
         let inboxes = format!("{INBOXES}{}", config.inbox_name());
         let replies: Arc<str> = format!("{inboxes}.{}", sealing.public().text()).into();
         let answers = client.subscribe(format!("{replies}.*")).await.map_err(|error| error.to_string())?;
-        let oneself = Oneself { client: client.clone(), waiters: waiters.clone(), replies };
+        let reply_inbox = ReplyInbox { client: client.clone(), waiters: waiters.clone(), replies };
         // The event may come later than the connection.
-        waiters.open();
+        waiters.connected();
         let connects = connects(&client);
-        let router = tokio::spawn(route(answers, waiters.clone()));
-        let watch = tokio::spawn(keep_watch(oneself.clone(), gaps.clone(), changed, connects, config.ready_within));
+        let router = tokio::spawn(route_replies(answers, waiters.clone()));
+        let watch =
+            tokio::spawn(watch_connection(reply_inbox.clone(), gaps.clone(), changed, connects, config.ready_timeout));
         let link = Self {
             client,
             prefix: config.prefix.clone(),
             jetstream_api: config.jetstream_api.clone(),
             health,
             waiters,
-            sync,
+            fsync_check,
             auth: config.auth.clone(),
             store_clock: Arc::clone(&config.store_clock),
             streams: StreamWatch::default(),
-            last_place: AtomicU64::new(0),
+            last_log_sequence: AtomicU64::new(0),
             reads: Semaphore::new(MAX_READS),
             sealing,
             keystore: KeystoreKey::default(),
             inboxes,
             gaps,
-            oneself,
-            ready_within: config.ready_within,
+            reply_inbox,
+            ready_timeout: config.ready_timeout,
             closing: AtomicBool::new(false),
-            _counted: metrics::kept(),
+            _open: metrics::connection_opened(),
             _tasks: [AbortOnDropHandle::new(router), AbortOnDropHandle::new(watch)],
         };
         if let Some(role) = config.role {
             let used = StreamSpec::of_role(&config.prefix, role);
-            link.streams.use_these(used.into_iter().map(|spec| spec.name).collect());
+            link.streams.set_used(used.into_iter().map(|spec| spec.name).collect());
         }
         match link.round_trip().await {
             Ok(()) => Ok(link),
@@ -163,7 +164,7 @@ impl Link {
         }
     }
 
-    /// How often the connection was made so far.
+    /// How many times the connection was made so far.
     pub(super) fn connects(&self) -> u64 {
         connects(&self.client)
     }
@@ -172,64 +173,32 @@ impl Link {
         !self.closing.load(Ordering::Relaxed) && self.client.connection_state() == State::Connected
     }
 
-    /// One question and its answer; the caller has checked that it is worth asking.
-    pub(super) async fn exchange<F>(
-        &self,
-        deadline: Instant,
-        send: impl FnOnce(String) -> F + Send,
-    ) -> Result<Bytes, AskError>
-    where
-        F: Future<Output = Result<(), async_nats::PublishError>> + Send,
-    {
-        let inbox = self.reply_inbox().ok_or(AskError::Lost)?;
-        self.oneself.exchange(inbox, None, deadline, send).await
-    }
-
-    /// Where the answer to a new question arrives. None: there is no randomness.
-    pub(super) fn reply_inbox(&self) -> Option<ReplyInbox> {
-        self.oneself.inbox()
-    }
-
-    /// For many answers to one question; nobody guesses it.
-    pub(super) fn inbox_of_many(&self) -> Option<String> {
+    /// An inbox for many answers to one request; its name cannot be guessed.
+    pub(super) fn new_stream_inbox(&self) -> Option<String> {
         Some(format!("{}.{}", self.inboxes, Token::random()?.text()))
     }
 
-    /// As [`Self::exchange`] in that place, for an answer that passes the check.
-    pub(super) async fn exchange_for<F>(
-        &self,
-        inbox: ReplyInbox,
-        check: Option<Check>,
-        deadline: Instant,
-        send: impl FnOnce(String) -> F + Send,
-    ) -> Result<Bytes, AskError>
-    where
-        F: Future<Output = Result<(), async_nats::PublishError>> + Send,
-    {
-        self.oneself.exchange(inbox, check, deadline, send).await
+    /// Proves that everything sent before has reached the server, and that messages come back.
+    pub(super) async fn round_trip(&self) -> Result<(), RequestError> {
+        self.reply_inbox.round_trip(self.ready_timeout).await
     }
 
-    /// Proves that what was sent before has reached the server, and that messages come back.
-    pub(super) async fn round_trip(&self) -> Result<(), AskError> {
-        self.oneself.round_trip(self.ready_within).await
-    }
-
-    /// Proves that a subscription, just made, is registered and allowed.
-    pub(super) async fn confirm(&self, subject: &str) -> Result<(), ServeError> {
+    /// Proves that a new subscription is registered and allowed.
+    pub(super) async fn confirm_subscription(&self, subject: &str) -> Result<(), ServeError> {
         let refuse = |reason| ServeError { subject: subject.to_owned(), reason };
         self.round_trip().await.map_err(|error| refuse(error.to_string()))?;
-        // The event has its own task and may come a moment later; `ready` reports it then.
+        // The event is handled by another task and may come a moment later; then `ready` reports it.
         match self.health.violation() {
             Some(violation) if violation.contains(&format!("\"{subject}\"")) => Err(refuse(violation)),
             _ => Ok(()),
         }
     }
 
-    /// Waits until the server forbids this subject, if it does: it says so beside the messages, and never answers.
-    pub(super) async fn forbidden(&self, subject: &str) -> String {
+    /// Resolves once the server forbids this subject: it reports that in an event and never answers the request.
+    pub(super) async fn wait_for_violation(&self, subject: &str) -> String {
         let before = self.health.violations();
         loop {
-            sleep(LOOK_FOR_VIOLATION_EVERY).await;
+            sleep(VIOLATION_POLL_INTERVAL).await;
             if let Some(violation) = self.health.violation_of(subject, before) {
                 return violation;
             }
@@ -240,17 +209,17 @@ impl Link {
         self.gaps.subscribe()
     }
 
-    /// Refuses new questions, sends what is queued, ends. Everything here is bounded in time.
+    /// Refuses new requests, sends what is queued, closes. Every step has a timeout.
     pub(super) async fn close(&self) {
         if self.closing.swap(true, Ordering::Relaxed) {
             return;
         }
-        // A flush would only prove that the kernel has the bytes; closing then may throw them away.
-        if let Err(error) = self.oneself.round_trip(CLOSE_WITHIN).await {
+        // A flush only proves that the kernel has the bytes, and closing may discard them.
+        if let Err(error) = self.reply_inbox.round_trip(CLOSE_TIMEOUT).await {
             tracing::warn!(%error, "backplane closed without knowing that all was sent");
         }
-        self.waiters.lock();
-        match timeout(CLOSE_WITHIN, self.client.drain()).await {
+        self.waiters.close();
+        match timeout(CLOSE_TIMEOUT, self.client.drain()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "backplane was closed already"),
             Err(_) => tracing::warn!("backplane does not close in time"),
@@ -258,78 +227,81 @@ impl Link {
     }
 }
 
-impl Oneself {
-    fn inbox(&self) -> Option<ReplyInbox> {
+impl ReplyInbox {
+    /// A reply address for a new request. None: there is no randomness.
+    pub(super) fn new_address(&self) -> Option<ReplyAddress> {
         let token = Token::random()?;
-        Some(ReplyInbox { subject: format!("{}.{}", self.replies, token.text()), token })
+        Some(ReplyAddress { subject: format!("{}.{}", self.replies, token.text()), token })
     }
 
-    async fn exchange<F>(
+    /// Sends a request and waits until `deadline` for a reply that passes the check. The caller has checked that the
+    /// connection is up.
+    pub(super) async fn request<F>(
         &self,
-        inbox: ReplyInbox,
+        address: ReplyAddress,
         check: Option<Check>,
         deadline: Instant,
         send: impl FnOnce(String) -> F,
-    ) -> Result<Bytes, AskError>
+    ) -> Result<Bytes, RequestError>
     where
         F: Future<Output = Result<(), async_nats::PublishError>>,
     {
-        let mut waiter = self.waiters.enter_for(inbox.token, check)?;
-        let sent = send(inbox.subject);
+        let mut waiter = self.waiters.register_as(address.token, check)?;
+        let sent = send(address.subject);
         // Sending may block too: the client's queue is full while the server does not read.
         let outcome = timeout_at(deadline, async {
             sent.await.map_err(|error| match error.kind() {
-                async_nats::PublishErrorKind::MaxPayloadExceeded => AskError::TooLarge,
-                _ => AskError::Lost,
+                async_nats::PublishErrorKind::MaxPayloadExceeded => RequestError::TooLarge,
+                _ => RequestError::Disconnected,
             })?;
             waiter.answer().await
         });
-        outcome.await.unwrap_or(Err(AskError::Late))
+        outcome.await.unwrap_or(Err(RequestError::Timeout))
     }
 
-    async fn round_trip(&self, within: Duration) -> Result<(), AskError> {
+    async fn round_trip(&self, within: Duration) -> Result<(), RequestError> {
         let echo = |to| self.client.publish(to, Bytes::new());
-        let inbox = self.inbox().ok_or(AskError::Lost)?;
-        self.exchange(inbox, None, Instant::now() + within, echo).await.map(drop)
+        let address = self.new_address().ok_or(RequestError::Disconnected)?;
+        self.request(address, None, Instant::now() + within, echo).await.map(drop)
     }
 }
 
-/// Hands each answer to the one who waits for it.
-async fn route(mut answers: Subscriber, waiters: Arc<Waiters>) {
+/// Hands each reply to the request that waits for it.
+async fn route_replies(mut answers: Subscriber, waiters: Arc<Waiters>) {
     while let Some(message) = answers.next().await {
         let Some(token) = message.subject.rsplit('.').next().and_then(Token::parse) else { continue };
         let malformed = is_malformed(message.headers.as_ref());
-        // What is stored may have any status that its publisher liked.
+        // A publisher can give a stored message any status.
         if message.status == Some(StatusCode::NO_RESPONDERS) && !is_stored(&message) && !malformed {
-            waiters.absent(token);
+            waiters.no_responders(token);
         } else if waiters.check(token).map_or(!malformed, |check| check(&message)) {
             waiters.resolve(token, Ok(message.payload));
         }
     }
     // The client is closed.
-    waiters.lock();
+    waiters.close();
 }
 
-/// Tells listeners of a gap after each reconnect, and notices what events failed to say.
-async fn keep_watch(
-    oneself: Oneself,
+/// Announces a gap after each reconnect, and corrects the state where an event was lost.
+async fn watch_connection(
+    reply_inbox: ReplyInbox,
     gaps: watch::Sender<u64>,
     changed: Arc<Notify>,
     mut confirmed: u64,
     within: Duration,
 ) {
     loop {
-        // Either way it is time to look.
-        drop(timeout(LOOK_EVERY, changed.notified()).await);
-        let connects = connects(&oneself.client);
-        let up = oneself.client.connection_state() == State::Connected;
-        match (oneself.waiters.door(), up) {
-            (Door::Locked, _) => return,
-            (Door::Open, false) => oneself.waiters.lose_all(),
-            (Door::Shut, true) => oneself.waiters.open(),
-            (Door::Open, true) | (Door::Shut, false) => {}
+        // The state is checked in either case.
+        drop(timeout(POLL_INTERVAL, changed.notified()).await);
+        let connects = connects(&reply_inbox.client);
+        let up = reply_inbox.client.connection_state() == State::Connected;
+        match (reply_inbox.waiters.state(), up) {
+            (ConnState::Closed, _) => return,
+            (ConnState::Up, false) => reply_inbox.waiters.disconnected(),
+            (ConnState::Down, true) => reply_inbox.waiters.connected(),
+            (ConnState::Up, true) | (ConnState::Down, false) => {}
         }
-        if up && connects != confirmed && oneself.round_trip(within).await.is_ok() {
+        if up && connects != confirmed && reply_inbox.round_trip(within).await.is_ok() {
             confirmed = connects;
             announce_gap(&gaps);
         }

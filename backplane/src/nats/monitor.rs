@@ -1,23 +1,23 @@
-//! What a nats-server's monitor says of JetStream (`/jsz`): whether it syncs each message, and what room it has.
+//! JetStream's state by a nats-server's monitor (`/jsz`): whether it syncs each message, and how much space it has.
 //!
-//! Owns how that is read and when room counts as gone; who asks how often, and what follows, is the asker's.
+//! Owns how the answer is read and when the server counts as full; how often to ask, and what follows, is the caller's.
 
 use serde::Deserialize;
 
 use crate::MAX_MESSAGE_BYTES;
 
-/// What the monitor says.
+/// The state of a server's JetStream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(from = "Jsz")]
 pub struct JetStreamState {
-    /// Whether there is JetStream.
+    /// Whether JetStream is enabled.
     pub enabled: bool,
-    /// Each message is on disk before it is acknowledged.
+    /// Whether each message is on disk before it is acknowledged.
     pub sync_always: bool,
-    /// Bytes that are taken.
-    pub taken: u64,
-    /// Bytes that may be taken; none: the server does not say.
-    pub most: Option<u64>,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// Bytes that may be used; none: the server does not say.
+    pub max_bytes: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -37,11 +37,11 @@ struct Config {
 }
 
 impl JetStreamState {
-    /// Asks the monitor at this address; the error ends a sentence that begins with "its monitor".
+    /// Asks the monitor at this address; the error continues a sentence that starts with "its monitor".
     ///
     /// # Errors
-    /// When nobody answers there, or something else than a monitor.
-    pub async fn ask(client: &reqwest::Client, monitor: &str) -> Result<Self, String> {
+    /// When there is no answer, or something other than a monitor answers.
+    pub async fn fetch(client: &reqwest::Client, monitor: &str) -> Result<Self, String> {
         let unanswered = |error: reqwest::Error| format!("does not answer: {}", error.without_url());
         let url = format!("{}/jsz?config=1", monitor.trim_end_matches('/'));
         let answer = client.get(url).send().await.map_err(unanswered)?;
@@ -49,17 +49,17 @@ impl JetStreamState {
         serde_json::from_slice(&bytes).map_err(|_| "is no monitor of nats with JetStream".to_owned())
     }
 
-    /// That the largest batch finds no room any more.
+    /// Whether the largest batch would not fit any more.
     #[must_use]
     pub fn is_full(&self) -> bool {
         let largest = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
-        self.most.is_some_and(|most| most.saturating_sub(self.taken) < largest)
+        self.max_bytes.is_some_and(|max_bytes| max_bytes.saturating_sub(self.used_bytes) < largest)
     }
 }
 
 impl From<Jsz> for JetStreamState {
     fn from(Jsz { disabled, storage, config }: Jsz) -> Self {
-        Self { enabled: !disabled, sync_always: config.sync_always, taken: storage, most: config.max_storage }
+        Self { enabled: !disabled, sync_always: config.sync_always, used_bytes: storage, max_bytes: config.max_storage }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Notices over NATS: plain subjects, no queue group, at most once.
 //!
-//! Whatever may have lost one is a gap for every listener of the connection: a reconnect, and a full queue, because the client does
-//! not say whose. A listener that proves itself sends echoes to its own subject, on its own connection; those of others
-//! are passed over. An echo says nothing and is believed by nobody else, so it needs no authentication: what counts is
-//! that the token comes back, and only whoever sent it can know it before.
+//! Anything that may have lost a notice is a gap for every subscriber of the connection: a reconnect, and a full queue,
+//! since the client does not say whose queue. A subscriber that proves its liveness sends echoes to its own subject on
+//! its own connection; other subscribers skip them. An echo carries no data and no other subscriber relies on it, so it
+//! needs no authentication: what counts is that the token comes back, and only its sender knows it before.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,73 +16,78 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Connection;
-use super::auth::{HeardBefore, NoticeStanding};
+use super::auth::{NoticeCheck, SeenNotices};
 use super::jetstream::is_malformed;
 use super::link::Link;
 use crate::liveness::{Echoes, Token};
-use crate::{AskError, BoxFuture, Event, Hearing, Liveness, MAX_MESSAGE_BYTES, Notices, ServeError, TellError};
+use crate::{
+    BoxFuture, Event, Liveness, MAX_MESSAGE_BYTES, Notices, PublishError, RawSubscription, RequestError, ServeError,
+};
 
-/// A gap for notices whose time cannot be right comes no more often than this.
+/// Shortest interval between gaps for notices whose time cannot be right.
 const STALE_GAP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The token of an echo; its message has no body.
+/// The header with the token of an echo; its message has no body.
 const ECHO: HeaderName = HeaderName::from_static("Stage0-Echo");
 
-/// How long handing over may take.
-const TELL_WITHIN: Duration = Duration::from_secs(2);
+/// How long handing a notice to the server may take.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Notices for Connection {
-    fn tell_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), TellError>> {
+    fn publish_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), PublishError>> {
         Box::pin(async move {
             if notice.len() > MAX_MESSAGE_BYTES || !self.link.is_up() {
-                return Err(TellError);
+                return Err(PublishError);
             }
-            let handed_over = async {
+            let publish = async {
                 let (client, to) = (&self.link.client, notice_subject(&self.link, subject));
                 match &self.link.auth {
-                    None => client.publish(to, notice).await.map_err(|_| TellError)?,
+                    None => client.publish(to, notice).await.map_err(|_| PublishError)?,
                     Some(auth) => {
                         let mut headers = HeaderMap::new();
-                        auth.notice(subject, &to, &notice, &mut headers).ok_or(TellError)?;
-                        client.publish_with_headers(to, headers, notice).await.map_err(|_| TellError)?;
+                        auth.notice(subject, &to, &notice, &mut headers).ok_or(PublishError)?;
+                        client.publish_with_headers(to, headers, notice).await.map_err(|_| PublishError)?;
                     }
                 }
-                client.flush().await.map_err(|_| TellError)
+                client.flush().await.map_err(|_| PublishError)
             };
-            timeout(TELL_WITHIN, handed_over).await.unwrap_or(Err(TellError))
+            timeout(PUBLISH_TIMEOUT, publish).await.unwrap_or(Err(PublishError))
         })
     }
 
-    fn settle(&self) -> BoxFuture<'_, Result<(), TellError>> {
-        Box::pin(async move { self.link.round_trip().await.map_err(|_| TellError) })
+    fn flush(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+        Box::pin(async move { self.link.round_trip().await.map_err(|_| PublishError) })
     }
 
-    fn listen_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Hearing>, ServeError>> {
+    fn subscribe_bytes<'a>(
+        &'a self,
+        subject: &'static str,
+    ) -> BoxFuture<'a, Result<Box<dyn RawSubscription>, ServeError>> {
         Box::pin(async move {
-            let named = subject;
+            let short_subject = subject;
             let subject = notice_subject(&self.link, subject);
             let refuse = |reason| ServeError { subject: subject.clone(), reason };
             if !self.link.is_up() {
-                return Err(refuse(AskError::Lost.to_string()));
+                return Err(refuse(RequestError::Disconnected.to_string()));
             }
-            // Before the subscription: a reconnect in between is a gap.
+            // Taken before the subscription, so that a reconnect in between is a gap.
             let (gaps, connection) = (self.link.gaps(), self.link.connects());
             let notices =
                 self.link.client.subscribe(subject.clone()).await.map_err(|error| refuse(error.to_string()))?;
-            self.link.confirm(&subject).await?;
+            self.link.confirm_subscription(&subject).await?;
             let link = self.link.clone();
-            let heard = Heard {
-                subject: named,
+            let subscription = NatsSubscription {
+                subject: short_subject,
                 notices,
                 gaps,
-                before: HeardBefore::default(),
+                seen: SeenNotices::default(),
                 last_stale: None,
-                owes_gap: false,
+                gap_due: false,
                 echoes: None,
                 connection,
                 link,
             };
-            Ok(Box::new(heard) as Box<dyn Hearing>)
+            Ok(Box::new(subscription) as Box<dyn RawSubscription>)
         })
     }
 }
@@ -91,53 +96,52 @@ fn notice_subject(link: &Link, subject: &str) -> String {
     format!("{}.{subject}", link.prefix)
 }
 
-/// One listener's subscription.
-struct Heard {
+struct NatsSubscription {
     /// Without the deployment's prefix.
     subject: &'static str,
     notices: Subscriber,
     gaps: watch::Receiver<u64>,
-    before: HeardBefore,
-    /// When one was heard whose time cannot be right.
+    seen: SeenNotices,
+    /// When the last gap for a stale notice was reported.
     last_stale: Option<Instant>,
-    owes_gap: bool,
-    /// While it proves itself.
+    gap_due: bool,
+    /// Set while this subscriber proves its liveness.
     echoes: Option<Echoes>,
-    /// The last of the link's connections before which nothing was missed, or a gap was told.
+    /// The last connection of the link up to which nothing was missed, or a gap was reported.
     connection: u64,
-    /// The connection lives as long as somebody listens.
+    /// Keeps the connection open for as long as there is a subscriber.
     link: Arc<Link>,
 }
 
-impl Hearing for Heard {
+impl RawSubscription for NatsSubscription {
     fn next(&mut self) -> BoxFuture<'_, Option<Event<Bytes>>> {
         Box::pin(async move {
             loop {
                 let notice = tokio::select! {
                     biased;
                     Ok(()) = self.gaps.changed() => return Some(Event::Gap),
-                    () = stale_gap(self.owes_gap, self.last_stale) => {
-                        self.owes_gap = false;
+                    () = stale_gap(self.gap_due, self.last_stale) => {
+                        self.gap_due = false;
                         self.last_stale = Some(Instant::now());
                         return Some(Event::Gap);
                     }
                     notice = self.notices.next() => notice?,
                 };
-                if let Some(token) = token_of(&notice) {
-                    if self.is_gap_before(&token) {
+                if let Some(token) = echo_token(&notice) {
+                    if self.reconnected_before(&token) {
                         return Some(Event::Gap);
                     }
                     continue;
                 }
-                let standing = match &self.link.auth {
-                    Some(auth) => auth.judge_notice(&notice, self.subject, &mut self.before),
-                    None if is_malformed(notice.headers.as_ref()) => NoticeStanding::Rejected,
-                    None => NoticeStanding::Good,
+                let checked = match &self.link.auth {
+                    Some(auth) => auth.check_notice(&notice, self.subject, &mut self.seen),
+                    None if is_malformed(notice.headers.as_ref()) => NoticeCheck::Rejected,
+                    None => NoticeCheck::Valid,
                 };
-                match standing {
-                    NoticeStanding::Good => return Some(Event::Heard(notice.payload)),
-                    NoticeStanding::Stale => self.owes_gap = true,
-                    NoticeStanding::Rejected => {}
+                match checked {
+                    NoticeCheck::Valid => return Some(Event::Message(notice.payload)),
+                    NoticeCheck::Stale => self.gap_due = true,
+                    NoticeCheck::Rejected => {}
                 }
             }
         })
@@ -145,8 +149,8 @@ impl Hearing for Heard {
 
     fn prove(&mut self, liveness: Arc<Liveness>) {
         let (link, subject) = (Arc::clone(&self.link), notice_subject(&self.link, self.subject));
-        let of = Arc::clone(&self.link);
-        let connection = move || of.is_up().then(|| of.connects());
+        let current = Arc::clone(&self.link);
+        let connection = move || current.is_up().then(|| current.connects());
         let send = move |token: Token| {
             let (client, subject) = (link.client.clone(), subject.clone());
             async move {
@@ -161,15 +165,15 @@ impl Hearing for Heard {
     }
 }
 
-impl Heard {
-    /// Takes an echo as the proof that it is. True when the connection was made again since something was last heard:
-    /// what was told in between was missed. The server knows the subscription by then, as the echo came through it.
-    fn is_gap_before(&mut self, token: &[u8]) -> bool {
+impl NatsSubscription {
+    /// Takes an echo as a proof of liveness. True if the connection was made again since the last notice: what was
+    /// published in between was missed. The server knows the subscription by then, as the echo came through it.
+    fn reconnected_before(&mut self, token: &[u8]) -> bool {
         let Some((echoes, sent)) = self.echoes.as_ref().and_then(|echoes| Some((echoes, echoes.returned(token)?)))
         else {
             return false;
         };
-        // Sent on one connection and heard on another, it proves neither.
+        // Sent on one connection and received on another, it proves nothing about either.
         if sent.connection != self.link.connects() {
             return false;
         }
@@ -182,16 +186,16 @@ impl Heard {
     }
 }
 
-/// None: it is a notice. What is no token of ours is an echo all the same, and says nothing.
-fn token_of(message: &Message) -> Option<Vec<u8>> {
+/// None: it is a notice. A malformed token is an echo all the same, which proves nothing.
+fn echo_token(message: &Message) -> Option<Vec<u8>> {
     let token = message.headers.as_ref().filter(|headers| !is_malformed(Some(headers)))?.get(ECHO)?;
     Some(BASE64URL_NOPAD.decode(token.as_str().as_bytes()).unwrap_or_default())
 }
 
-/// Resolves when a gap is owed for notices whose time cannot be right, and the last such gap was a while ago: somebody
-/// may have kept old ones to send them again and again.
-async fn stale_gap(owed: bool, last: Option<Instant>) {
-    if !owed {
+/// Resolves when a gap is due for notices whose time cannot be right. Rate limited, as an attacker may replay old
+/// notices again and again.
+async fn stale_gap(due: bool, last: Option<Instant>) {
+    if !due {
         return std::future::pending().await;
     }
     if let Some(last) = last {

@@ -1,11 +1,11 @@
-//! Questions over NATS: the asker's checks before sending, and the server's inbox.
+//! Requests over NATS: the requester's checks before sending, and the server's queue.
 //!
-//! A task reads each inbox's subscription as it fills, because a deadline is judged when its question arrives and not when somebody
-//! has time for it.
-//! What holds secrets is sealed on the way (`sealing`): to the keystore, whose key its status tells, and back to the
-//! process that asked, whose key stands in its reply subject.
-//! Stopping: async-nats removes a draining subscription when it next wakes, without waiting for the server. A question that the
-//! server hands over in that instant is dropped, and its asker is late; under load that can be one or two for each stop.
+//! A task reads each subscription as it fills, because a deadline is checked when its request arrives and not when a
+//! handler has time for it. Secrets are sealed on the way (`sealing`): to the keystore, whose status has its key, and
+//! back to the requester, whose key is in its reply subject.
+//! Stopping: async-nats removes a draining subscription when it next wakes, without waiting for the server. A request
+//! that the server hands over at that moment is dropped, and its requester times out; under load that can be one or two
+//! for each stop.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -21,71 +21,73 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::auth::{Asker, REPLY_TO};
+use super::auth::{REPLY_TO, Requester};
 use super::config::{INBOXES, OTHER_ACCOUNT};
-use super::deadline::{Clocks, Sent, Standing};
+use super::deadline::{ClockOffset, Timing};
 use super::jetstream::is_malformed;
 use super::link::Link;
-use super::sealing::{Arrived, Context, Part, PublicKey, SealingKeys, seal};
+use super::sealing::{Context, MessagePart, Opening, PublicKey, SealingKeys, seal};
 use super::waiters::{Check, Token};
 use super::{Connection, MessageAuth};
-use crate::{AskError, Asked, BoxFuture, Inbox, MAX_MESSAGE_BYTES, NotReady, Replier, Requests, ServeError};
+use crate::{
+    BoxFuture, MAX_MESSAGE_BYTES, NotReady, RawRequest, Replier, RequestError, RequestQueue, Requests, ServeError,
+};
 
 const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(1);
-/// Questions that wait, judged, for a server of ours to take them; more wait in the subscription.
-const INBOX_CAPACITY: usize = 256;
+/// Checked requests that wait for a handler; more wait in the subscription.
+const QUEUE_CAPACITY: usize = 256;
 
-/// How long a stop waits for the server; a connection that is down has no server to tell.
-const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// How long a stop waits for the server; a connection that is down has none.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// For what has arrived to be taken: nobody waits longer for an answer.
-const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// A sealed question is asked again once: its server may have been replaced since its key was heard.
-const SEALED_TRIES: usize = 2;
+/// How long arrived requests may take to be picked up; no requester waits longer for a reply.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
+/// A sealed request is tried twice: the keystore may have been replaced since its key was read.
+const MAX_SEALED_ATTEMPTS: usize = 2;
 
-/// The keystore's public key, as it last said. Every connection asks for it itself.
+/// The keystore's public key, as last reported. Every connection asks for it itself.
 #[derive(Debug, Default)]
 pub(super) struct KeystoreKey(Mutex<Option<PublicKey>>);
 
-/// An answer, once it could be read.
-enum Answered {
+/// A reply that could be opened.
+enum OpenedReply {
     Body(Bytes),
-    /// The question was sealed to a process that is gone; this is the key of the one that is there.
+    /// The request was sealed to a process that has gone; this is the key of the current one.
     Unopened(PublicKey),
 }
 
 /// The one member of the keystore's status that matters here.
 #[derive(Deserialize)]
-struct Offer {
+struct StatusKey {
     sealing_key: Option<String>,
 }
 
 impl Requests for Connection {
-    fn ask_bytes<'a>(
+    fn request_bytes<'a>(
         &'a self,
         subject: &'static str,
         question: Bytes,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Bytes, AskError>> {
+    ) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
             let sealing = sealing_of(subject);
             if sealing == Sealing::Both {
-                return self.ask_sealed(subject, question, deadline).await;
+                return self.send_sealed(subject, question, deadline).await;
             }
-            match self.ask_once(subject, question, sealing, None, deadline).await? {
-                Answered::Body(body) => Ok(body),
-                Answered::Unopened(_) => Err(AskError::Unreadable),
+            match self.send_once(subject, question, sealing, None, deadline).await? {
+                OpenedReply::Body(body) => Ok(body),
+                OpenedReply::Unopened(_) => Err(RequestError::Malformed),
             }
         })
     }
 
-    fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Inbox>, ServeError>> {
+    fn serve_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn RequestQueue>, ServeError>> {
         Box::pin(async move {
-            let named = subject;
+            let short_subject = subject;
             let subject = request_subject(&self.link, subject);
             let refuse = |reason| ServeError { subject: subject.clone(), reason };
             if !self.link.is_up() {
-                return Err(refuse(AskError::Lost.to_string()));
+                return Err(refuse(RequestError::Disconnected.to_string()));
             }
             let group = self.link.prefix.clone();
             let questions = self
@@ -94,19 +96,29 @@ impl Requests for Connection {
                 .queue_subscribe(subject.clone(), group)
                 .await
                 .map_err(|error| refuse(error.to_string()))?;
-            self.link.confirm(&subject).await?;
-            let (judged, arrived) = mpsc::channel(INBOX_CAPACITY);
+            self.link.confirm_subscription(&subject).await?;
+            let (checked, arrived) = mpsc::channel(QUEUE_CAPACITY);
             let (stop, unsubscribed) = (CancellationToken::new(), CancellationToken::new());
             let (client, auth) = (self.link.client.clone(), self.link.auth.clone());
-            let (sealing, keys) = (sealing_of(named), self.link.sealing.clone());
-            let clocks = Clocks::default();
-            let dropped = Dropped::default();
-            let reader =
-                Reader { subject: named, sealing, keys, auth, questions, judged, held: None, clocks, client, dropped };
+            let (sealing, keys) = (sealing_of(short_subject), self.link.sealing.clone());
+            let clock_offset = ClockOffset::default();
+            let dropped = DroppedLog::default();
+            let reader = Reader {
+                subject: short_subject,
+                sealing,
+                keys,
+                auth,
+                questions,
+                checked,
+                current: None,
+                clock_offset,
+                client,
+                dropped,
+            };
             let reader = reader.run(stop.clone(), unsubscribed.clone().drop_guard());
             let reader = AbortOnDropHandle::new(tokio::spawn(reader));
-            let inbox = Subscribed { link: self.link.clone(), arrived, stop, unsubscribed, _reader: reader };
-            Ok(Box::new(inbox) as Box<dyn Inbox>)
+            let inbox = NatsQueue { link: self.link.clone(), arrived, stop, unsubscribed, _reader: reader };
+            Ok(Box::new(inbox) as Box<dyn RequestQueue>)
         })
     }
 
@@ -115,11 +127,11 @@ impl Requests for Connection {
             if !self.link.is_up() {
                 return Err(NotReady("not connected to nats".to_owned()));
             }
-            let trip = self.link.round_trip().await;
+            let round_trip = self.link.round_trip().await;
             if let Some(violation) = self.link.health.violation() {
                 return Err(NotReady(violation));
             }
-            trip.map_err(|error| NotReady(format!("a question to oneself over nats: {error}")))
+            round_trip.map_err(|error| NotReady(format!("a question to oneself over nats: {error}")))
         })
     }
 
@@ -143,66 +155,71 @@ impl Requests for Connection {
 }
 
 impl Connection {
-    /// Asks a question that only the keystore may read. One that was just replaced says so once.
-    async fn ask_sealed(&self, subject: &'static str, question: Bytes, deadline: Instant) -> Result<Bytes, AskError> {
-        for _ in 0..SEALED_TRIES {
+    /// Sends a request that only the keystore may read. A keystore that was just replaced asks once for another seal.
+    async fn send_sealed(
+        &self,
+        subject: &'static str,
+        question: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, RequestError> {
+        for _ in 0..MAX_SEALED_ATTEMPTS {
             let to = self.keystore_key(deadline).await?;
-            match self.ask_once(subject, question.clone(), Sealing::Both, to, deadline).await {
-                Ok(Answered::Body(body)) => return Ok(body),
-                Ok(Answered::Unopened(key)) => self.link.keystore.set(Some(key)),
+            match self.send_once(subject, question.clone(), Sealing::Both, to, deadline).await {
+                Ok(OpenedReply::Body(body)) => return Ok(body),
+                Ok(OpenedReply::Unopened(key)) => self.link.keystore.set(Some(key)),
                 Err(error) => {
-                    // An older version that took the place of this one would not even say that it cannot read.
+                    // An older version in its place could not even say that it cannot read the request.
                     self.link.keystore.set(None);
                     return Err(error);
                 }
             }
         }
-        Err(AskError::Unreadable)
+        Err(RequestError::Malformed)
     }
 
-    /// To whom questions are sealed; none where the keystore is of a version that opens none. Its answer is
-    /// authenticated where messages are: nobody else can say so in its place.
-    async fn keystore_key(&self, deadline: Instant) -> Result<Option<PublicKey>, AskError> {
+    /// The key that requests are sealed to; none if the keystore's version opens none. The answer is authenticated
+    /// where messages are, so no other role can give it.
+    async fn keystore_key(&self, deadline: Instant) -> Result<Option<PublicKey>, RequestError> {
         if let Some(key) = self.link.keystore.get() {
             return Ok(Some(key));
         }
-        let question = serde_json::to_vec(&KeystoreStatus {}).map_err(|_| AskError::Unreadable)?;
-        let asked = self.ask_once(KeystoreStatus::SUBJECT, question.into(), Sealing::Nothing, None, deadline);
-        let Answered::Body(body) = asked.await? else { return Err(AskError::Unreadable) };
-        let offer = serde_json::from_slice::<Offer>(&body).map_err(|_| AskError::Unreadable)?;
+        let question = serde_json::to_vec(&KeystoreStatus {}).map_err(|_| RequestError::Malformed)?;
+        let asked = self.send_once(KeystoreStatus::SUBJECT, question.into(), Sealing::Nothing, None, deadline);
+        let OpenedReply::Body(body) = asked.await? else { return Err(RequestError::Malformed) };
+        let offer = serde_json::from_slice::<StatusKey>(&body).map_err(|_| RequestError::Malformed)?;
         let Some(text) = offer.sealing_key else { return Ok(None) };
-        let key = PublicKey::parse(&text).ok_or(AskError::Unreadable)?;
+        let key = PublicKey::parse(&text).ok_or(RequestError::Malformed)?;
         self.link.keystore.set(Some(key));
         Ok(Some(key))
     }
 
-    async fn ask_once(
+    async fn send_once(
         &self,
         subject: &'static str,
         question: Bytes,
         sealing: Sealing,
         to_key: Option<PublicKey>,
         deadline: Instant,
-    ) -> Result<Answered, AskError> {
+    ) -> Result<OpenedReply, RequestError> {
         let link = &self.link;
         if question.len() > MAX_MESSAGE_BYTES {
-            return Err(AskError::TooLarge);
+            return Err(RequestError::TooLarge);
         }
-        // The client would keep it and send it after the reconnect, when nobody waits any more.
+        // The client would queue it and send it after the reconnect, when the requester no longer waits.
         if !link.is_up() {
-            return Err(AskError::Lost);
+            return Err(RequestError::Disconnected);
         }
         let budget = deadline.saturating_duration_since(Instant::now());
         if budget.is_zero() {
-            return Err(AskError::Late);
+            return Err(RequestError::Timeout);
         }
-        let sent = Sent::new(budget, SystemTime::now());
+        let sent = Timing::new(budget, SystemTime::now());
         let (mut headers, to, client) = (sent.headers(), request_subject(link, subject), &link.client);
-        let inbox = link.reply_inbox().ok_or(AskError::Lost)?;
+        let inbox = link.reply_inbox.new_address().ok_or(RequestError::Disconnected)?;
         let question = match to_key {
             Some(key) => {
-                let context = Context { part: Part::Question, subject: &to, inbox: &inbox.subject };
-                seal(key, &context, &question).ok_or(AskError::Unreadable)?
+                let context = Context { part: MessagePart::Request, subject: &to, inbox: &inbox.subject };
+                seal(key, &context, &question).ok_or(RequestError::Malformed)?
             }
             None => question,
         };
@@ -210,7 +227,7 @@ impl Connection {
             Some(auth) => {
                 let Some(expected) = auth.question(subject, &to, &inbox, sent, &question, &mut headers) else {
                     tracing::error!(subject, role = %auth.role(), "this role does not ask this question");
-                    return Err(AskError::Absent);
+                    return Err(RequestError::NoResponders);
                 };
                 let auth = auth.clone();
                 Some(Arc::new(move |message: &Message| auth.is_reply(&expected, message)) as Check)
@@ -219,19 +236,19 @@ impl Connection {
         };
         if sealing == Sealing::Nothing {
             let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
-            return link.exchange_for(inbox, check, deadline, send).await.map(Answered::Body);
+            return link.reply_inbox.request(inbox, check, deadline, send).await.map(OpenedReply::Body);
         }
-        // Also where messages are not authenticated: the answer is sealed to the key in it.
+        // Also where messages are not authenticated: the reply is sealed to the key in it.
         headers.insert(REPLY_TO, HeaderValue::from(inbox.subject.as_str()));
-        let heard_at = inbox.subject.clone();
+        let reply_subject = inbox.subject.clone();
         let send = |reply| client.publish_with_reply_and_headers(to.clone(), reply, headers, question);
-        let answer = link.exchange_for(inbox, check, deadline, send).await?;
-        let context = Context { part: Part::Answer, subject: &to, inbox: &heard_at };
+        let answer = link.reply_inbox.request(inbox, check, deadline, send).await?;
+        let context = Context { part: MessagePart::Answer, subject: &to, inbox: &reply_subject };
         match link.sealing.open(&context, &answer) {
-            Arrived::Plain => Ok(Answered::Body(answer)),
-            Arrived::Opened(body) => Ok(Answered::Body(body)),
-            Arrived::Unopened(key) => Ok(Answered::Unopened(key)),
-            Arrived::ForAnother | Arrived::Broken => Err(AskError::Unreadable),
+            Opening::Plain => Ok(OpenedReply::Body(answer)),
+            Opening::Opened(body) => Ok(OpenedReply::Body(body)),
+            Opening::Unopened(key) => Ok(OpenedReply::Unopened(key)),
+            Opening::ForAnother | Opening::Broken => Err(RequestError::Malformed),
         }
     }
 }
@@ -254,7 +271,7 @@ fn request_subject(link: &Link, subject: &str) -> String {
     format!("{}.req.{subject}", link.prefix)
 }
 
-/// Judges questions as they arrive.
+/// Checks requests as they arrive.
 struct Reader {
     /// Without the deployment's prefix.
     subject: &'static str,
@@ -262,21 +279,21 @@ struct Reader {
     keys: Arc<SealingKeys>,
     auth: Option<Arc<MessageAuth>>,
     questions: Subscriber,
-    judged: mpsc::Sender<Asked>,
-    held: Option<Judged>,
-    clocks: Clocks,
+    checked: mpsc::Sender<RawRequest>,
+    current: Option<Checked>,
+    clock_offset: ClockOffset,
     client: Client,
-    dropped: Dropped,
+    dropped: DroppedLog,
 }
 
-/// Questions that were dropped, and when it was last logged: whoever floods must not fill the log.
+/// Number of dropped requests, logged at a limited rate: a flood must not fill the log.
 #[derive(Default)]
-struct Dropped {
+struct DroppedLog {
     since: u64,
     logged: Option<Instant>,
 }
 
-impl Dropped {
+impl DroppedLog {
     fn log(&mut self, subject: &'static str, why: &'static str) {
         self.since += 1;
         let now = Instant::now();
@@ -288,7 +305,7 @@ impl Dropped {
 }
 
 impl Reader {
-    /// Until the subscription ends: drained after a stop, or with the connection.
+    /// Runs until the subscription ends: drained after a stop, or with the connection.
     async fn run(mut self, stop: CancellationToken, unsubscribed: DropGuard) {
         loop {
             tokio::select! {
@@ -303,106 +320,104 @@ impl Reader {
         drop(unsubscribed);
         // A connection that is down ends no subscription.
         let is_up = self.client.connection_state() == State::Connected;
-        let within = if is_up { DRAIN_WITHIN } else { STOP_WITHIN };
+        let within = if is_up { DRAIN_TIMEOUT } else { STOP_TIMEOUT };
         let rest = async { while self.step().await {} };
         if timeout(within, rest).await.is_err() {
             tracing::warn!("inbox ended with questions in it, or without the server's knowledge");
         }
     }
 
-    /// Takes a question or passes one on; loses none when it is given up half-way. `false` at the end.
+    /// Receives a request or passes one on. Cancel safe: no request is lost when the future is dropped. `false` at the
+    /// end.
     async fn step(&mut self) -> bool {
-        if self.held.is_none() {
+        if self.current.is_none() {
             let Some(message) = self.questions.next().await else { return false };
-            self.held = self.judge(message);
+            self.current = self.check(message);
             return true;
         }
-        if let Some(Judged::Unopened(_)) = &self.held {
-            // Given up half-way, its asker is late and asks for the key again.
-            if let Some(Judged::Unopened(replier)) = self.held.take() {
+        if let Some(Checked::Unopened(_)) = &self.current {
+            // If this is cancelled, the requester times out and asks for the key again.
+            if let Some(Checked::Unopened(replier)) = self.current.take() {
                 replier.reply(self.keys.unopened()).await;
             }
             return true;
         }
-        let Ok(permit) = self.judged.reserve().await else { return false };
-        if let Some(Judged::Good(asked)) = self.held.take() {
+        let Ok(permit) = self.checked.reserve().await else { return false };
+        if let Some(Checked::Good(asked)) = self.current.take() {
             permit.send(asked);
         }
         true
     }
 
-    fn judge(&mut self, message: Message) -> Option<Judged> {
+    fn check(&mut self, message: Message) -> Option<Checked> {
         let subject = message.subject.as_str();
-        // An answer could go where its asker may not publish: into the log, to JetStream.
+        // Otherwise a reply could go where its requester may not publish: into the log, or to JetStream.
         let inbox = |to: &Subject| to.starts_with(INBOXES) || to.starts_with(OTHER_ACCOUNT);
         let Some(to) = message.reply.clone().filter(inbox) else {
             self.dropped.log(self.subject, "it names no inbox for its answer");
             return None;
         };
-        let Some(sent) = Sent::parse(message.headers.as_ref()) else {
+        let Some(sent) = Timing::parse(message.headers.as_ref()) else {
             self.dropped.log(self.subject, "it has no sensible deadline");
             return None;
         };
-        // Before its time is looked at: what anybody may say must not move what is thought of clocks.
-        let asker = match &self.auth {
-            Some(auth) => auth.judge_question(&message, self.subject, sent).ok()?,
+        // Before its timing is used: an unauthenticated message must not influence the clock offset.
+        let requester = match &self.auth {
+            Some(auth) => auth.check_request(&message, self.subject, sent).ok()?,
             None if is_malformed(message.headers.as_ref()) => {
                 self.dropped.log(self.subject, "its headers cannot be read");
                 return None;
             }
             None => None,
         };
-        let deadline = match self.clocks.judge(sent, Instant::now(), SystemTime::now()) {
-            Standing::Until(deadline) => deadline,
-            Standing::Late => {
-                self.dropped.log(self.subject, "it arrived late, or its asker's clock is behind");
-                return None;
-            }
+        let Some(deadline) = self.clock_offset.local_deadline(sent, Instant::now(), SystemTime::now()) else {
+            self.dropped.log(self.subject, "it arrived late, or its asker's clock is behind");
+            return None;
         };
         let named = message.headers.as_ref().and_then(|headers| headers.get(REPLY_TO)).map(HeaderValue::as_str);
         let inbox = named.unwrap_or(&to).to_owned();
-        let context = Context { part: Part::Question, subject, inbox: &inbox };
+        let context = Context { part: MessagePart::Request, subject, inbox: &inbox };
         let opened = match self.sealing {
             Sealing::Both => self.keys.open(&context, &message.payload),
-            Sealing::Answer | Sealing::Nothing => Arrived::Plain,
+            Sealing::Answer | Sealing::Nothing => Opening::Plain,
         };
         let to_key = if self.sealing == Sealing::Nothing { None } else { PublicKey::of_inbox(&inbox) };
-        let proof = self.auth.clone().zip(asker);
+        let proof = self.auth.clone().zip(requester);
         let seal = to_key.map(|key| SealTo { key, inbox });
         let replier =
             ReplyTo { client: self.client.clone(), subject: message.subject.clone(), to, deadline, proof, seal };
-        let question = match opened {
-            Arrived::Plain => message.payload,
-            // A sealed question is its asker's alone: another process of its role cannot ask it once more as its own.
-            Arrived::Opened(question) if replier.is_of_asker() => question,
-            Arrived::ForAnother => return Some(Judged::Unopened(Box::new(ReplyTo { seal: None, ..replier }))),
-            Arrived::Opened(_) | Arrived::Unopened(_) | Arrived::Broken => {
+        let body = match opened {
+            Opening::Plain => message.payload,
+            // A sealed request belongs to its requester: another process of the same role cannot replay it as its own.
+            Opening::Opened(body) if replier.is_for_this_request() => body,
+            Opening::ForAnother => return Some(Checked::Unopened(Box::new(ReplyTo { seal: None, ..replier }))),
+            Opening::Opened(_) | Opening::Unopened(_) | Opening::Broken => {
                 self.dropped.log(self.subject, "it was not sealed for here and for this asker");
                 return None;
             }
         };
-        Some(Judged::Good(Asked { question, deadline, replier: Box::new(replier) }))
+        Some(Checked::Good(RawRequest { body, deadline, replier: Box::new(replier) }))
     }
 }
 
-/// A question that was judged.
-enum Judged {
-    Good(Asked),
-    /// It was sealed to another process; the asker is told our key.
+/// A request that was checked.
+enum Checked {
+    Good(RawRequest),
+    /// Sealed to another process; the requester is sent our key.
     Unopened(Box<ReplyTo>),
 }
 
-/// One server's subscription, in the queue group of all who serve the subject.
-struct Subscribed {
+/// One server's subscription, in the queue group of all servers of the subject.
+struct NatsQueue {
     link: Arc<Link>,
-    arrived: mpsc::Receiver<Asked>,
+    arrived: mpsc::Receiver<RawRequest>,
     stop: CancellationToken,
     unsubscribed: CancellationToken,
     _reader: AbortOnDropHandle<()>,
 }
 
-impl Inbox for Subscribed {
-    fn next(&mut self) -> BoxFuture<'_, Option<Asked>> {
+impl RequestQueue for NatsQueue {
+    fn next(&mut self) -> BoxFuture<'_, Option<RawRequest>> {
         Box::pin(async move {
             loop {
                 let asked = self.arrived.recv().await?;
@@ -416,11 +431,11 @@ impl Inbox for Subscribed {
     fn stop(&mut self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.stop.cancel();
-            let seen_by_the_server = async {
+            let server_knows = async {
                 self.unsubscribed.cancelled().await;
                 self.link.round_trip().await
             };
-            if let Ok(Ok(())) = timeout(STOP_WITHIN, seen_by_the_server).await {
+            if let Ok(Ok(())) = timeout(STOP_TIMEOUT, server_knows).await {
                 return;
             }
             tracing::debug!("inbox stopped without the server's knowledge");
@@ -428,31 +443,31 @@ impl Inbox for Subscribed {
     }
 }
 
-/// Where the asker waits.
+/// Where the reply goes.
 struct ReplyTo {
     client: Client,
-    /// Of the question.
+    /// The subject of the request.
     subject: Subject,
     to: Subject,
     deadline: Instant,
-    /// How the answer is authenticated, where the question was.
-    proof: Option<(Arc<MessageAuth>, Asker)>,
-    /// To whom the answer is sealed, where it may hold secrets and its asker can open them.
+    /// How the reply is authenticated, if the request was.
+    proof: Option<(Arc<MessageAuth>, Requester)>,
+    /// The key that the reply is sealed to, if it may hold secrets and its requester can open it.
     seal: Option<SealTo>,
 }
 
-/// The asker's key, and its reply subject as it said it.
+/// The requester's key, and its own reply subject.
 struct SealTo {
     key: PublicKey,
     inbox: String,
 }
 
 impl ReplyTo {
-    /// Whether the reply subject was made for this question: its token is the question's id.
-    fn is_of_asker(&self) -> bool {
+    /// Whether the reply subject was made for this request: its token is the request's id.
+    fn is_for_this_request(&self) -> bool {
         let token = self.seal.as_ref().and_then(|seal| Token::parse(seal.inbox.rsplit('.').next()?));
         match &self.proof {
-            Some((_, asker)) => token.is_some_and(|token| asker.is_of(token)),
+            Some((_, requester)) => token.is_some_and(|token| requester.is_of(token)),
             None => token.is_some(),
         }
     }
@@ -467,7 +482,7 @@ impl Replier for ReplyTo {
             }
             let answer = match &self.seal {
                 Some(SealTo { key, inbox }) => {
-                    let context = Context { part: Part::Answer, subject: &self.subject, inbox };
+                    let context = Context { part: MessagePart::Answer, subject: &self.subject, inbox };
                     let Some(sealed) = seal(*key, &context, &answer) else {
                         tracing::warn!(subject = %self.subject, "reply is not sent: it cannot be sealed to its asker");
                         return;
@@ -477,8 +492,8 @@ impl Replier for ReplyTo {
                 None => answer,
             };
             let mut headers = HeaderMap::new();
-            if let Some((auth, asker)) = &self.proof
-                && auth.reply(*asker, &self.subject, &answer, &mut headers).is_none()
+            if let Some((auth, requester)) = &self.proof
+                && auth.reply(*requester, &self.subject, &answer, &mut headers).is_none()
             {
                 tracing::warn!(subject = %self.subject, "reply is not sent: the keys of its question were retired");
                 return;
@@ -490,7 +505,7 @@ impl Replier for ReplyTo {
                     false => client.publish_with_headers(to, headers, answer).await,
                 }
             };
-            // An asker who is gone is not an error.
+            // A requester that has gone is not an error.
             match timeout_at(deadline, sent).await {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(error)) => tracing::error!(%error, "reply cannot be sent"),

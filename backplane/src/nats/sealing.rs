@@ -1,10 +1,9 @@
-//! Sealing: what of a question or an answer is secret is encrypted to the one process that may read it.
+//! Sealing: the secret parts of a request or a reply are encrypted to the one process that may read them.
 //!
-//! HPKE (RFC 9180, base mode: X25519, HKDF-SHA256, AES-256-GCM). Each connection draws a key pair when it is made and
-//! keeps it in memory alone. Where a message is for is bound to it: its subject and the asker's reply subject, which
-//! names the asker's key and this one question. Who sent it is not proven here: a MAC over the sealed bytes does that
-//! (`auth`).
-//! INVARIANT: a message that is not sealed never begins like one that is: JSON does not begin with a zero byte.
+//! HPKE (RFC 9180, base mode: X25519, HKDF-SHA256, AES-256-GCM). Each connection generates a key pair and keeps it in
+//! memory. A sealed message is bound to its purpose: its subject and the requester's reply subject, which names the
+//! requester's key and this one request. The sender is not proven here: a MAC over the sealed bytes does that (`auth`).
+//! INVARIANT: no unsealed message starts like a sealed one: JSON does not start with a zero byte.
 
 use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
@@ -15,45 +14,45 @@ const SEALED: &[u8] = b"\0stage0 sealed v1\0";
 const UNOPENED: &[u8] = b"\0stage0 unopened v1\0";
 const KEY_BYTES: usize = 32;
 
-/// Of a process, for as long as its connection lives.
+/// A connection's key pair, which lives as long as the connection.
 pub(super) struct SealingKeys {
     public: PublicKey,
     private: HpkePrivateKey,
 }
 
-/// To whom something is sealed.
+/// The key that something is sealed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PublicKey([u8; KEY_BYTES]);
 
-/// Which of the two messages it is.
+/// Which of the two messages is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    Question,
+pub(super) enum MessagePart {
+    Request,
     Answer,
 }
 
 /// What a sealed message is bound to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Context<'c> {
-    pub(super) part: Part,
-    /// Of the question, whole.
+    pub(super) part: MessagePart,
+    /// The request's full subject.
     pub(super) subject: &'c str,
-    /// Where the asker hears the answer.
+    /// The reply subject as the requester sees it.
     pub(super) inbox: &'c str,
 }
 
-/// What arrived.
+/// The outcome of opening a message.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Arrived {
+pub(super) enum Opening {
     /// It was not sealed.
     Plain,
     /// It was sealed to us.
     Opened(Bytes),
-    /// It was sealed to a key that is not ours, often that of the process before this one.
+    /// It was sealed to another key, often that of the previous process.
     ForAnother,
     /// The peer could not open what we sealed; this is its key.
     Unopened(PublicKey),
-    /// It was sealed to us, or seemed so, and something about it is not as it was sealed.
+    /// It was sealed to us, or looks like it, and was altered.
     Broken,
 }
 
@@ -66,7 +65,7 @@ impl PublicKey {
         Self::of(&BASE64URL_NOPAD.decode(text.as_bytes()).ok()?)
     }
 
-    /// Of the asker whose reply subject this is: `<inbox>.<key>.<token>`; none before processes had keys.
+    /// The key of the requester with this reply subject: `<inbox>.<key>.<token>`; none for versions without keys.
     pub(super) fn of_inbox(inbox: &str) -> Option<Self> {
         Self::parse(inbox.rsplit('.').nth(1)?)
     }
@@ -87,23 +86,23 @@ impl SealingKeys {
         self.public
     }
 
-    pub(super) fn open(&self, context: &Context<'_>, message: &[u8]) -> Arrived {
+    pub(super) fn open(&self, context: &Context<'_>, message: &[u8]) -> Opening {
         if let Some(key) = message.strip_prefix(UNOPENED) {
-            return PublicKey::of(key).map_or(Arrived::Broken, Arrived::Unopened);
+            return PublicKey::of(key).map_or(Opening::Broken, Opening::Unopened);
         }
-        let Some(rest) = message.strip_prefix(SEALED) else { return Arrived::Plain };
+        let Some(rest) = message.strip_prefix(SEALED) else { return Opening::Plain };
         let parts =
             rest.split_at_checked(KEY_BYTES).and_then(|(to, rest)| Some((to, rest.split_at_checked(KEY_BYTES)?)));
-        let Some((to, (secret, text))) = parts else { return Arrived::Broken };
+        let Some((to, (secret, text))) = parts else { return Opening::Broken };
         if to != self.public.0 {
-            return Arrived::ForAnother;
+            return Opening::ForAnother;
         }
         let secret = EncapsulatedSecret(secret.to_vec());
         let opened = SUITE.open(&secret, context.part.info(), &context.bytes(), text, &self.private);
-        opened.map_or(Arrived::Broken, |plain| Arrived::Opened(plain.into()))
+        opened.map_or(Opening::Broken, |plain| Opening::Opened(plain.into()))
     }
 
-    /// The answer to one who sealed to another key.
+    /// The answer to a requester that sealed to another key.
     pub(super) fn unopened(&self) -> Bytes {
         [UNOPENED, &self.public.0].concat().into()
     }
@@ -115,17 +114,17 @@ impl std::fmt::Debug for SealingKeys {
     }
 }
 
-/// None: the key is of no use, or there is no randomness.
+/// None: the key is invalid, or there is no randomness.
 pub(super) fn seal(to: PublicKey, context: &Context<'_>, plain: &[u8]) -> Option<Bytes> {
     let key = HpkePublicKey(to.0.to_vec());
     let (secret, text) = SUITE.seal(context.part.info(), &context.bytes(), plain, &key).ok()?;
     Some([SEALED, &to.0, &secret.0, &text].concat().into())
 }
 
-impl Part {
+impl MessagePart {
     fn info(self) -> &'static [u8] {
         match self {
-            Self::Question => b"stage0 sealed question v1",
+            Self::Request => b"stage0 sealed question v1",
             Self::Answer => b"stage0 sealed answer v1",
         }
     }
@@ -147,44 +146,44 @@ mod tests {
     use super::*;
 
     const QUESTION: Context<'_> =
-        Context { part: Part::Question, subject: "s0.req.keys.create", inbox: "_INBOX_gateway-1.k.t" };
+        Context { part: MessagePart::Request, subject: "s0.req.keys.create", inbox: "_INBOX_gateway-1.k.t" };
 
     #[test]
-    fn what_is_sealed_is_read_by_the_process_with_the_key_and_by_no_other() {
+    fn a_sealed_message_is_opened_only_with_its_key() {
         let (ours, others) = (SealingKeys::generate().unwrap(), SealingKeys::generate().unwrap());
         let sealed = seal(ours.public(), &QUESTION, b"secret").unwrap();
         assert!(!sealed.windows(6).any(|part| part == b"secret"));
-        assert_eq!(ours.open(&QUESTION, &sealed), Arrived::Opened(Bytes::from_static(b"secret")));
-        assert_eq!(others.open(&QUESTION, &sealed), Arrived::ForAnother);
-        assert_eq!(others.open(&QUESTION, &ours.unopened()), Arrived::Unopened(ours.public()));
-        assert_eq!(ours.open(&QUESTION, b"{}"), Arrived::Plain);
+        assert_eq!(ours.open(&QUESTION, &sealed), Opening::Opened(Bytes::from_static(b"secret")));
+        assert_eq!(others.open(&QUESTION, &sealed), Opening::ForAnother);
+        assert_eq!(others.open(&QUESTION, &ours.unopened()), Opening::Unopened(ours.public()));
+        assert_eq!(ours.open(&QUESTION, b"{}"), Opening::Plain);
     }
 
     #[test]
-    fn what_was_sealed_for_another_question_or_was_altered_is_not_opened() {
+    fn a_message_sealed_for_another_request_or_altered_is_not_opened() {
         let keys = SealingKeys::generate().unwrap();
         let sealed = seal(keys.public(), &QUESTION, b"secret").unwrap();
         for other in [
-            Context { part: Part::Answer, ..QUESTION },
+            Context { part: MessagePart::Answer, ..QUESTION },
             Context { subject: "s0.req.keys.rotate", ..QUESTION },
             Context { inbox: "_INBOX_gateway-1.k.u", ..QUESTION },
             Context { subject: "s0.req.keys.creat", inbox: "e_INBOX_gateway-1.k.t", ..QUESTION },
         ] {
-            assert_eq!(keys.open(&other, &sealed), Arrived::Broken, "{other:?}");
+            assert_eq!(keys.open(&other, &sealed), Opening::Broken, "{other:?}");
         }
         for altered in 0..sealed.len() {
             let mut bytes = sealed.to_vec();
             bytes[altered] ^= 1;
             let opened = keys.open(&QUESTION, &bytes);
-            assert!(!matches!(opened, Arrived::Opened(_) | Arrived::Unopened(_)), "{altered}: {opened:?}");
+            assert!(!matches!(opened, Opening::Opened(_) | Opening::Unopened(_)), "{altered}: {opened:?}");
         }
         for cut in 0..sealed.len() {
-            assert!(!matches!(keys.open(&QUESTION, &sealed[..cut]), Arrived::Opened(_)), "{cut}");
+            assert!(!matches!(keys.open(&QUESTION, &sealed[..cut]), Opening::Opened(_)), "{cut}");
         }
     }
 
     #[test]
-    fn the_key_of_an_asker_stands_in_its_reply_subject_and_an_older_one_has_none() {
+    fn a_requesters_key_is_in_its_reply_subject_and_older_versions_have_none() {
         let keys = SealingKeys::generate().unwrap();
         let inbox = format!("_INBOX_gateway-1.{}.AAAAAAAAAAAAAAAAAAAAAA", keys.public().text());
         assert_eq!(PublicKey::of_inbox(&inbox), Some(keys.public()));

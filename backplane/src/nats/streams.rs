@@ -1,12 +1,12 @@
-//! The streams: what each is called, whose it is, and every setting that it must have.
+//! The streams: names, owners, and every setting that each must have.
 //!
-//! Owns the comparison of a stream's whole configuration with ours. An administrator makes the streams (`admin.rs`);
-//! no role may change them. Sizes, copies, placement, compression and words for people are the operator's choice;
-//! whatever else differs makes a stream foreign: what a transform, a republish or a source would do to what is
-//! recorded is not ours. A setting that this version does not know is told and does not refuse, or every new
-//! nats-server would stop every older deployment.
-//! `<PREFIX>_LOG` holds `<prefix>.log.<account>.d` (decisions) and `.m` (marks); records have a stream for each word of
-//! the contract, those of audit-export share `<PREFIX>_LEDGER`.
+//! Owns the comparison of a stream's whole configuration with ours. An administrator creates the streams (`admin.rs`);
+//! no role may change them. Sizes, replicas, placement, compression and descriptions are the operator's choice. Any
+//! other difference makes a stream unusable: a transform, a republish or a source would alter what is recorded. A
+//! setting that this version does not know is only reported, or every new nats-server would stop every older
+//! deployment.
+//! `<PREFIX>_LOG` holds `<prefix>.log.<account>.d` (decisions) and `.m` (marks). Records have a stream for each word of
+//! the contract; those of audit-export share `<PREFIX>_LEDGER`.
 
 use serde_json::{Map, Value, json};
 use stage0_contract::{IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role, USAGE_RECORDS};
@@ -14,31 +14,31 @@ use stage0_contract::{IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORD
 use super::link::Link;
 use crate::MAX_MESSAGE_BYTES;
 
-/// How long the server remembers the ids of the log's messages: longer than an append is tried again. It keeps them in
-/// memory, up to 64 KiB each, whatever room the stream has.
+/// How long the server remembers the ids of the log's messages: longer than an append is retried. It keeps them in
+/// memory, up to 64 KiB each, whatever space the stream has.
 const LOG_DUPLICATE_WINDOW_NANOS: u64 = 30_000_000_000;
-/// Records have no ids; the least that the server takes.
+/// Records have no message ids; this is the minimum that the server accepts.
 const DUPLICATE_WINDOW_NANOS: u64 = 100_000_000;
-/// Of the log, fixed: the longest retention of an account and a year. The server goes by a clock of its own, which
-/// nobody compares, so this is a far safety net; what is past its time is purged by audit-export.
+/// The log's maximum age: the longest retention of an account and a year more. The server uses its own clock, which is
+/// not compared with ours, so this is a distant safety net; audit-export purges expired decisions.
 const LOG_MAX_AGE_NANOS: u64 = (3_650 + 365) * DAY_NANOS;
-/// Far beyond the ten minutes for which a repeated check is known.
+/// Far more than the ten minutes for which a repeated check is recognised.
 const IDEMPOTENCY_MAX_AGE_NANOS: u64 = DAY_NANOS;
 const DAY_NANOS: u64 = 86_400 * 1_000_000_000;
-/// Beside the message itself, what its headers may take.
+/// Allowance for a message's headers.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// A counter, or what is known of a repeated check.
+/// A counter, or the record of a repeated check.
 const MAX_COUNTER_BYTES: usize = 16 * 1024;
 /// What a run has counted, with its last hundred checks.
 const MAX_RUN_BYTES: usize = 1024 * 1024;
-/// Records that few are, whoever writes them: endpoints, and the keystore's own.
+/// Records of which there are few: endpoints, and the keystore's own.
 const MAX_OWN_RECORDS: u64 = 200_000;
 
 /// Settings that are the operator's choice.
 const CHOICES: [&str; 8] =
     ["deny_delete", "description", "num_replicas", "placement", "compression", "metadata", "max_bytes", "max_msgs"];
-/// What a server may say of a setting that is not used. Everything that nats-server 2.15 knows and that is neither ours
-/// nor a choice stands here.
+/// Settings that must not be used: everything that nats-server 2.15 knows and that is neither ours nor the operator's
+/// choice.
 const UNUSED: [&str; 21] = [
     "allow_atomic",
     "allow_batched",
@@ -67,28 +67,27 @@ const UNUSED: [&str; 21] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StreamName(String);
 
-/// What a stream must be.
+/// What a stream must look like.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSpec {
     pub(super) name: StreamName,
-    /// Who reads its settings, and does not start while they are foreign.
+    /// The roles that read its settings, and do not start while they are wrong.
     pub(super) used_by: &'static [Role],
     /// Without the operator's choices.
     pub(super) settings: Map<String, Value>,
-    /// Of what the streams may take together.
+    /// Its share of the total size of the streams.
     pub(super) percent: u64,
-    /// Where the number of messages is bounded: one for each record.
+    /// The limit of its messages, where there is one for each record.
     pub(super) max_records: MaxRecords,
 }
 
 /// How many records a stream may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MaxRecords {
-    /// The log: bytes alone bound it.
+    /// The log, which is limited by its bytes alone.
     Unbounded,
-    /// As many as the operator says.
+    /// As many as the operator sets.
     Chosen,
-    /// So many.
     Fixed(u64),
 }
 
@@ -105,29 +104,29 @@ impl StreamName {
         Self::of(prefix, "LOG")
     }
 
-    /// Of audit-export's records, and in a deployment of before of all records.
-    pub(super) fn ledger(prefix: &str) -> Self {
+    /// The stream of audit-export's records; in an earlier version's deployment it holds all records.
+    pub(super) fn state_store(prefix: &str) -> Self {
         Self::of(prefix, "LEDGER")
     }
 
-    /// Where the record with this key is.
+    /// The stream that holds the record with this key.
     pub(super) fn of_record(prefix: &str, key: &str) -> Self {
         let word = key.split_once('.').map_or("", |(word, _)| word);
         let own = RECORDS.iter().find(|records| records.word == word && records.of != Role::AuditExport);
-        own.map_or_else(|| Self::ledger(prefix), |records| Self::of(prefix, records.word))
+        own.map_or_else(|| Self::state_store(prefix), |records| Self::of(prefix, records.word))
     }
 
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Where the server is asked to do this with it.
+    /// The API subject for this operation on the stream.
     pub(super) fn api(&self, link: &Link, what: &str) -> String {
         format!("{}.{what}.{}", link.jetstream_api, self.0)
     }
 
     fn of(prefix: &str, suffix: &str) -> Self {
-        // A stream's name holds no dot.
+        // A stream's name must not contain a dot.
         Self(format!("{}_{suffix}", prefix.replace('.', "_")).to_ascii_uppercase())
     }
 }
@@ -137,10 +136,10 @@ impl StreamSpec {
     pub(super) fn all(prefix: &str) -> Vec<Self> {
         let own = RECORDS.iter().filter(|records| records.of != Role::AuditExport);
         let own = own.map(|records| Self::of_records(prefix, records.word, only(records.of)));
-        [Self::log(prefix), Self::ledger(prefix)].into_iter().chain(own).collect()
+        [Self::log(prefix), Self::state_store(prefix)].into_iter().chain(own).collect()
     }
 
-    /// Those that a role uses.
+    /// The streams that a role uses.
     pub(super) fn of_role(prefix: &str, role: Role) -> Vec<Self> {
         Self::all(prefix).into_iter().filter(|spec| spec.used_by.contains(&role)).collect()
     }
@@ -166,13 +165,13 @@ impl StreamSpec {
         }
     }
 
-    fn ledger(prefix: &str) -> Self {
+    fn state_store(prefix: &str) -> Self {
         let words = RECORDS.iter().filter(|records| records.of == Role::AuditExport);
         let mut subjects: Vec<_> = words.map(|records| format!("{prefix}.ledger.{}.>", records.word)).collect();
-        // Keys of one word.
+        // Keys of a single word.
         subjects.push(format!("{prefix}.ledger.*"));
         Self {
-            name: StreamName::ledger(prefix),
+            name: StreamName::state_store(prefix),
             used_by: only(Role::AuditExport),
             settings: with_common(of_record(0), &subjects, MAX_MESSAGE_BYTES),
             percent: 8,
@@ -198,20 +197,20 @@ impl StreamSpec {
         }
     }
 
-    /// Whether the ledger is that of a deployment of before, in one stream for all words.
-    pub(super) fn is_former_ledger(prefix: &str, config: &Value) -> bool {
+    /// Whether the state store still has an earlier version's layout, one stream for all words.
+    pub(super) fn has_old_layout(prefix: &str, config: &Value) -> bool {
         let all = format!("{prefix}.ledger.>");
         config.get("subjects").and_then(Value::as_array).is_some_and(|found| found.iter().any(|s| *s == *all))
     }
 
-    /// Every setting that makes the stream foreign.
+    /// Every setting that is not what it must be.
     pub(super) fn differences(&self, config: &Value) -> Vec<Difference> {
         let found = |name: &str| config.get(name).cloned().unwrap_or(Value::Null);
         let ours = self.settings.iter().filter(|(name, wanted)| !is_as_wanted(name, wanted, &found(name)));
         let ours = ours.map(|(name, wanted)| (name.as_str(), wanted.clone()));
         let foreign = UNUSED.iter().filter(|name| !self.settings.contains_key(**name) && !is_unused(&found(name)));
         let foreign = foreign.map(|name| (*name, Value::Null));
-        // What is foreign in kind comes first: it is what an operator must hear of.
+        // Settings that must not be used come first, as they matter most to an operator.
         let all = foreign.chain(ours);
         all.map(|(name, wanted)| Difference { setting: name.to_owned(), found: found(name), wanted }).collect()
     }
@@ -226,7 +225,7 @@ impl StreamSpec {
         unknown.map(|(name, _)| name.clone()).collect()
     }
 
-    /// What the server is told: ours, and of what is there the operator's choices.
+    /// The stream's configuration: our settings and the operator's choices among `choices`.
     pub(super) fn request(&self, choices: Map<String, Value>) -> Value {
         let mut request = self.settings.clone();
         request.insert("name".to_owned(), self.name.as_str().into());
@@ -239,7 +238,7 @@ impl StreamSpec {
     }
 }
 
-/// A role's list of itself.
+/// The role alone, as a static slice.
 fn only(role: Role) -> &'static [Role] {
     match role {
         Role::Gateway => &[Role::Gateway],
@@ -264,7 +263,7 @@ fn with_common(mut settings: Map<String, Value>, subjects: &[String], max_bytes:
         "subjects": subjects,
         "retention": "limits",
         "storage": "file",
-        // Full means that nothing is recorded, and so nothing released; never that the oldest goes early.
+        // A full stream records nothing, so nothing is released; it never drops its oldest messages.
         "discard": "new",
         "allow_direct": true,
         "max_msg_size": max_bytes + MAX_HEADER_BYTES,
@@ -281,7 +280,7 @@ fn object(value: Value) -> Map<String, Value> {
 
 fn is_as_wanted(name: &str, wanted: &Value, found: &Value) -> bool {
     match (name, wanted) {
-        // Longer does no harm, and for ever is longest.
+        // Longer does no harm, and no limit is the longest.
         ("max_age", wanted) if wanted.as_u64() != Some(0) => {
             let (found, wanted) = (found.as_u64().unwrap_or_default(), wanted.as_u64().unwrap_or_default());
             found == 0 || found >= wanted
@@ -294,12 +293,12 @@ fn is_as_wanted(name: &str, wanted: &Value, found: &Value) -> bool {
     }
 }
 
-/// What a server says where a setting is not used: nothing, no, none or without limit.
+/// What a server reports for a setting that is not used: nothing, false, none or no limit.
 fn is_unused(value: &Value) -> bool {
     matches!(value.as_str(), Some("none" | "default")) || is_nothing(value)
 }
 
-/// As [`is_unused`], inside of a setting: there a word is a name, such as the subject that a transform leads to.
+/// Like [`is_unused`], inside a setting: there a word is a name, for example the subject of a transform.
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
@@ -350,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_as_it_was_made_is_ours_whatever_the_operator_chose() {
+    fn a_created_stream_passes_the_check_whatever_the_operator_chose() {
         for spec in StreamSpec::all("s0") {
             assert_eq!(spec.differences(&said(&spec)), []);
             assert_eq!(spec.unknown(&said(&spec)), Vec::<String>::new());
@@ -370,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_that_acts_on_what_is_recorded_makes_a_stream_foreign() {
+    fn every_setting_that_alters_recorded_data_fails_the_stream_check() {
         for spec in StreamSpec::all("s0") {
             for (name, value) in [
                 ("subject_transform", json!({"src": "s0.log.*.d", "dest": "s0.log.x.d"})),
@@ -411,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn longer_ages_are_ours_and_what_is_not_known_is_told() {
+    fn longer_ages_pass_the_stream_check_and_unknown_settings_are_reported() {
         let log = StreamSpec::log("s0");
         for age in [0, LOG_MAX_AGE_NANOS + 1] {
             assert!(changed(&log, "max_age", json!(age)).is_empty());
@@ -427,8 +426,8 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_of_before_is_known_by_its_subject() {
-        assert!(StreamSpec::is_former_ledger("s0", &json!({"subjects": ["s0.ledger.>"]})));
-        assert!(!StreamSpec::is_former_ledger("s0", &said(&StreamSpec::ledger("s0"))));
+    fn the_state_store_of_an_earlier_version_is_recognised_by_its_subject() {
+        assert!(StreamSpec::has_old_layout("s0", &json!({"subjects": ["s0.ledger.>"]})));
+        assert!(!StreamSpec::has_old_layout("s0", &said(&StreamSpec::state_store("s0"))));
     }
 }

@@ -1,10 +1,10 @@
-//! Who waits for an answer: a map from a random token in the reply subject to the asker.
+//! Requests that wait for a reply: a map from the random token in the reply subject to the waiting request.
 //!
-//! Whoever may publish could answer a question whose reply subject it guesses, and answers of the state store carry no
-//! proof: a token has 128 random bits.
-//!
-//! async-nats' own map keeps an entry for every request that is never answered (nats.rs #1617); here the asker's guard removes it.
-//! INVARIANT: nobody can start to wait while the connection is down, and all who wait learn at once that it broke.
+//! A client that guesses a reply subject could answer in the server's place, and answers of the state store carry no
+//! proof: so a token has 128 random bits. The map of async-nats itself keeps an entry for every request that is never
+//! answered (nats.rs #1617); here the request's guard removes it.
+//! INVARIANT: no request starts to wait while the connection is down, and all waiting requests fail at once when it
+//! breaks.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,35 +18,35 @@ use data_encoding::BASE64URL_NOPAD;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use crate::AskError;
-use crate::metrics::{self, Standing};
+use crate::RequestError;
+use crate::metrics::{self, Connected};
 
-/// Of 64 tokens.
-const DRAWN_BYTES: usize = 1_024;
+/// Bytes of 64 tokens.
+const BATCH_BYTES: usize = 1_024;
 
-type Answer = Result<Bytes, AskError>;
+type ReplyResult = Result<Bytes, RequestError>;
 
-/// Tells the genuine answer from others.
+/// Tells a genuine reply from others.
 pub(super) type Check = Arc<dyn Fn(&Message) -> bool + Send + Sync>;
 
-/// Anybody can say that nobody serves a subject. One who waits for a genuine answer gives it so much time to come all
-/// the same.
-const NO_RESPONDERS_GRACE: Duration = Duration::from_millis(250);
+/// Any client can claim that there is no responder. A request that checks its reply gives a genuine one this long to
+/// arrive all the same.
+const NO_RESPONDERS_DELAY: Duration = Duration::from_millis(250);
 
-/// Those who wait on one connection.
+/// The waiting requests of one connection.
 #[derive(Default)]
 pub(super) struct Waiters {
-    room: Mutex<Room>,
+    pending: Mutex<Pending>,
 }
 
-/// Names one question; nobody guesses it.
+/// Identifies one request; it cannot be guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Token([u8; 16]);
 
 impl Token {
     /// None: there is no randomness.
     pub(super) fn random() -> Option<Self> {
-        DRAWN.with_borrow_mut(|drawn| drawn.next(|bytes| aws_lc_rs::rand::fill(bytes).is_ok())).map(Self)
+        RANDOM_BYTES.with_borrow_mut(|random| random.next(|bytes| aws_lc_rs::rand::fill(bytes).is_ok())).map(Self)
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {
@@ -63,18 +63,19 @@ impl Token {
 }
 
 thread_local! {
-    static DRAWN: RefCell<Drawn> = const { RefCell::new(Drawn { bytes: [0; DRAWN_BYTES], used: DRAWN_BYTES }) };
+    static RANDOM_BYTES: RefCell<RandomBytes> =
+        const { RefCell::new(RandomBytes { bytes: [0; BATCH_BYTES], used: BATCH_BYTES }) };
 }
 
-/// Random bytes that were drawn together, for tokens of one thread; each is used once. The system's generator costs a
-/// call for each draw, however small.
-struct Drawn {
-    bytes: [u8; DRAWN_BYTES],
+/// Random bytes drawn together for the tokens of one thread; each is used once. The system's generator costs a call for
+/// each draw, however small.
+struct RandomBytes {
+    bytes: [u8; BATCH_BYTES],
     used: usize,
 }
 
-impl Drawn {
-    /// The next sixteen; `fill` says whether it gave randomness.
+impl RandomBytes {
+    /// The next sixteen bytes; `fill` returns whether it provided randomness.
     fn next(&mut self, fill: impl FnOnce(&mut [u8]) -> bool) -> Option<[u8; 16]> {
         if self.bytes.len() - self.used < 16 {
             // Bytes of a draw that failed half-way are never used.
@@ -85,164 +86,164 @@ impl Drawn {
             self.used = 0;
         }
         let token = self.bytes.get_mut(self.used..self.used + 16)?;
-        let drawn = <[u8; 16]>::try_from(&*token).ok()?;
-        // What was given away is nowhere else.
+        let random = <[u8; 16]>::try_from(&*token).ok()?;
+        // A token that was handed out is kept nowhere else.
         token.fill(0);
         self.used += 16;
-        Some(drawn)
+        Some(random)
     }
 }
 
 #[derive(Default)]
-struct Room {
-    door: Door,
-    /// While the door is open.
-    standing: Option<Standing>,
-    waiting: HashMap<Token, Waiting>,
+struct Pending {
+    state: ConnState,
+    /// Set while connected.
+    connection_up: Option<Connected>,
+    waiting: HashMap<Token, PendingReply>,
 }
 
-struct Waiting {
-    answer: oneshot::Sender<Answer>,
-    /// Taken when somebody says that nobody serves the subject.
-    absent: Option<oneshot::Sender<()>>,
+struct PendingReply {
+    answer: oneshot::Sender<ReplyResult>,
+    /// Taken by the first report that there is no responder.
+    no_responders: Option<oneshot::Sender<()>>,
     check: Option<Check>,
 }
 
-/// Whether one may start to wait.
+/// The state of the connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) enum Door {
-    /// The connection is down.
+pub(super) enum ConnState {
+    /// There is no connection now.
     #[default]
-    Shut,
-    /// The connection stands.
-    Open,
+    Down,
+    Up,
     /// There will be no connection again.
-    Locked,
+    Closed,
 }
 
-/// One who waits; leaves when dropped.
+/// A waiting request; it stops waiting when dropped.
 pub(super) struct Waiter<'a> {
     waiters: &'a Waiters,
     pub(super) token: Token,
-    answer: oneshot::Receiver<Answer>,
-    absent: oneshot::Receiver<()>,
+    answer: oneshot::Receiver<ReplyResult>,
+    no_responders: oneshot::Receiver<()>,
 }
 
 impl Waiters {
-    /// Starts to wait; `Lost` while the connection is down.
-    pub(super) fn enter(&self) -> Result<Waiter<'_>, AskError> {
-        self.enter_for(Token::random().ok_or(AskError::Lost)?, None)
+    /// Registers a waiting request; fails with `Disconnected` while the connection is down.
+    pub(super) fn register(&self) -> Result<Waiter<'_>, RequestError> {
+        self.register_as(Token::random().ok_or(RequestError::Disconnected)?, None)
     }
 
-    /// As [`Self::enter`] under this token, and only for what passes the check.
-    pub(super) fn enter_for(&self, token: Token, check: Option<Check>) -> Result<Waiter<'_>, AskError> {
+    /// Like [`Self::register`] under this token, for a reply that passes the check.
+    pub(super) fn register_as(&self, token: Token, check: Option<Check>) -> Result<Waiter<'_>, RequestError> {
         let (sender, answer) = oneshot::channel();
-        let (absent, was_absent) = oneshot::channel();
-        let mut room = self.room();
-        if room.door != Door::Open {
-            return Err(AskError::Lost);
+        let (no_responders, no_responders_reported) = oneshot::channel();
+        let mut pending = self.pending();
+        if pending.state != ConnState::Up {
+            return Err(RequestError::Disconnected);
         }
-        room.waiting.insert(token, Waiting { answer: sender, absent: Some(absent), check });
-        Ok(Waiter { waiters: self, token, answer, absent: was_absent })
+        pending.waiting.insert(token, PendingReply { answer: sender, no_responders: Some(no_responders), check });
+        Ok(Waiter { waiters: self, token, answer, no_responders: no_responders_reported })
     }
 
-    /// What an answer must pass to end this wait.
+    /// The check that a reply must pass to end this wait.
     pub(super) fn check(&self, token: Token) -> Option<Check> {
-        self.room().waiting.get(&token)?.check.clone()
+        self.pending().waiting.get(&token)?.check.clone()
     }
 
-    /// Nobody serves the subject, it is said.
-    pub(super) fn absent(&self, token: Token) {
-        let absent = {
-            let mut room = self.room();
-            room.waiting
+    /// A report that there is no responder.
+    pub(super) fn no_responders(&self, token: Token) {
+        let no_responders = {
+            let mut pending = self.pending();
+            pending
+                .waiting
                 .get_mut(&token)
                 .filter(|waiting| waiting.check.is_some())
-                .and_then(|waiting| waiting.absent.take())
+                .and_then(|waiting| waiting.no_responders.take())
         };
-        match absent {
-            // The asker may just have left.
-            Some(absent) => drop(absent.send(())),
-            None if self.check(token).is_none() => self.resolve(token, Err(AskError::Absent)),
+        match no_responders {
+            // The requester may just have left.
+            Some(no_responders) => drop(no_responders.send(())),
+            None if self.check(token).is_none() => self.resolve(token, Err(RequestError::NoResponders)),
             None => {}
         }
     }
 
-    /// Passes an answer on; one that nobody waits for is dropped.
-    pub(super) fn resolve(&self, token: Token, answer: Answer) {
-        let waiting = self.room().waiting.remove(&token);
+    /// Hands a reply to its request; without one it is dropped.
+    pub(super) fn resolve(&self, token: Token, answer: ReplyResult) {
+        let waiting = self.pending().waiting.remove(&token);
         if let Some(waiting) = waiting {
-            // The asker may just have left.
+            // The requester may just have left.
             drop(waiting.answer.send(answer));
         }
     }
 
-    /// The connection stands.
-    pub(super) fn open(&self) {
-        let mut room = self.room();
-        if room.door == Door::Shut {
-            room.door = Door::Open;
-            room.standing = Some(metrics::standing());
+    /// The connection is up.
+    pub(super) fn connected(&self) {
+        let mut pending = self.pending();
+        if pending.state == ConnState::Down {
+            pending.state = ConnState::Up;
+            pending.connection_up = Some(metrics::connection_up());
         }
     }
 
-    /// The connection broke: all who wait are lost.
-    pub(super) fn lose_all(&self) {
-        self.turn_out(Door::Shut);
+    /// The connection broke: all waiting requests fail.
+    pub(super) fn disconnected(&self) {
+        self.fail_all(ConnState::Down);
     }
 
     /// The connection is closed for good.
-    pub(super) fn lock(&self) {
-        self.turn_out(Door::Locked);
+    pub(super) fn close(&self) {
+        self.fail_all(ConnState::Closed);
     }
 
-    fn turn_out(&self, door: Door) {
+    fn fail_all(&self, state: ConnState) {
         let lost = {
-            let mut room = self.room();
-            if room.door != Door::Locked {
-                room.door = door;
+            let mut pending = self.pending();
+            if pending.state != ConnState::Closed {
+                pending.state = state;
             }
-            room.standing = None;
-            std::mem::take(&mut room.waiting)
+            pending.connection_up = None;
+            std::mem::take(&mut pending.waiting)
         };
         drop(lost);
     }
 
-    pub(super) fn door(&self) -> Door {
-        self.room().door
+    pub(super) fn state(&self) -> ConnState {
+        self.pending().state
     }
 
     pub(super) fn count(&self) -> usize {
-        self.room().waiting.len()
+        self.pending().waiting.len()
     }
 
-    fn room(&self) -> MutexGuard<'_, Room> {
-        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Waiter<'_> {
-    /// Waits for as long as the caller lets it.
-    pub(super) async fn answer(&mut self) -> Answer {
-        let lost = Err(AskError::Lost);
+    /// Waits for as long as the caller polls.
+    pub(super) async fn answer(&mut self) -> ReplyResult {
+        let lost = Err(RequestError::Disconnected);
         tokio::select! {
             biased;
             answer = &mut self.answer => return answer.unwrap_or(lost),
-            // Dropped with the answer's, when the connection breaks.
-            Ok(()) = &mut self.absent => {}
+            // Dropped together with `answer` when the connection breaks.
+            Ok(()) = &mut self.no_responders => {}
             else => return lost,
         }
         tokio::select! {
             biased;
             answer = &mut self.answer => answer.unwrap_or(lost),
-            () = sleep(NO_RESPONDERS_GRACE) => Err(AskError::Absent),
+            () = sleep(NO_RESPONDERS_DELAY) => Err(RequestError::NoResponders),
         }
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.waiters.room().waiting.remove(&self.token);
+        self.waiters.pending().waiting.remove(&self.token);
     }
 }
 
@@ -261,12 +262,12 @@ mod tests {
     }
 
     #[test]
-    fn drawn_bytes_are_given_away_once_and_a_failed_draw_gives_none() {
-        let mut drawn = Drawn { bytes: [0; DRAWN_BYTES], used: DRAWN_BYTES };
-        assert_eq!(drawn.next(|_| false), None);
+    fn random_bytes_are_used_once_and_a_failed_draw_gives_none() {
+        let mut random = RandomBytes { bytes: [0; BATCH_BYTES], used: BATCH_BYTES };
+        assert_eq!(random.next(|_| false), None);
         let mut draws = 0_u8;
-        let mut next = |drawn: &mut Drawn| {
-            drawn.next(|bytes| {
+        let mut next = |random: &mut RandomBytes| {
+            random.next(|bytes| {
                 draws += 1;
                 bytes
                     .chunks_mut(16)
@@ -275,45 +276,45 @@ mod tests {
                 true
             })
         };
-        let tokens: Vec<_> = (0..DRAWN_BYTES / 16 + 1).map(|_| next(&mut drawn).unwrap()).collect();
+        let tokens: Vec<_> = (0..BATCH_BYTES / 16 + 1).map(|_| next(&mut random).unwrap()).collect();
         assert_eq!(tokens.iter().collect::<HashSet<_>>().len(), tokens.len());
-        assert_eq!((drawn.used, drawn.bytes[0], draws), (16, 0, 2), "what was given away is gone from memory");
-        assert_eq!(drawn.next(|_| false).map(|token| token[0]), Some(129), "nothing needs to be drawn");
-        drawn.used = DRAWN_BYTES;
-        assert_eq!((drawn.next(|_| false), drawn.next(|_| false)), (None, None));
+        assert_eq!((random.used, random.bytes[0], draws), (16, 0, 2), "what was given away is gone from memory");
+        assert_eq!(random.next(|_| false).map(|token| token[0]), Some(129), "nothing needs to be drawn");
+        random.used = BATCH_BYTES;
+        assert_eq!((random.next(|_| false), random.next(|_| false)), (None, None));
     }
 
     #[tokio::test]
-    async fn those_who_wait_when_the_connection_breaks_are_lost_and_nobody_enters_until_it_stands() {
+    async fn waiting_requests_fail_when_the_connection_breaks_and_none_starts_until_it_is_up() {
         let waiters = Waiters::default();
-        assert_eq!(waiters.enter().err(), Some(AskError::Lost));
-        waiters.open();
-        let mut waiter = waiters.enter().ok().unwrap();
-        waiters.lose_all();
-        assert_eq!(waiter.answer().await, Err(AskError::Lost));
-        assert_eq!(waiters.enter().err(), Some(AskError::Lost));
+        assert_eq!(waiters.register().err(), Some(RequestError::Disconnected));
+        waiters.connected();
+        let mut waiter = waiters.register().ok().unwrap();
+        waiters.disconnected();
+        assert_eq!(waiter.answer().await, Err(RequestError::Disconnected));
+        assert_eq!(waiters.register().err(), Some(RequestError::Disconnected));
     }
 
     #[test]
-    fn nobody_enters_once_the_connection_is_closed_for_good() {
+    fn no_request_starts_once_the_connection_is_closed() {
         let waiters = Waiters::default();
-        waiters.lock();
-        waiters.lose_all();
-        waiters.open();
-        assert_eq!(waiters.enter().err(), Some(AskError::Lost));
+        waiters.close();
+        waiters.disconnected();
+        waiters.connected();
+        assert_eq!(waiters.register().err(), Some(RequestError::Disconnected));
     }
 
     #[tokio::test]
-    async fn each_waiter_gets_its_own_answer_and_leaves_nothing() {
+    async fn each_waiting_request_gets_its_own_reply_and_leaves_nothing_behind() {
         let waiters = Waiters::default();
-        waiters.open();
-        let (mut first, mut second) = (waiters.enter().ok().unwrap(), waiters.enter().ok().unwrap());
+        waiters.connected();
+        let (mut first, mut second) = (waiters.register().ok().unwrap(), waiters.register().ok().unwrap());
         waiters.resolve(second.token, Ok(Bytes::from_static(b"second")));
-        waiters.resolve(first.token, Err(AskError::Absent));
-        assert_eq!(first.answer().await, Err(AskError::Absent));
+        waiters.resolve(first.token, Err(RequestError::NoResponders));
+        assert_eq!(first.answer().await, Err(RequestError::NoResponders));
         assert_eq!(second.answer().await, Ok(Bytes::from_static(b"second")));
 
-        let unanswered = waiters.enter().ok().unwrap();
+        let unanswered = waiters.register().ok().unwrap();
         assert_eq!(waiters.count(), 1);
         drop(unanswered);
         assert_eq!(waiters.count(), 0);

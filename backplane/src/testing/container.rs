@@ -1,7 +1,7 @@
 //! nats-server in a container of a Docker engine on this machine.
 //!
-//! Owns the image's name, the container and the ports it has on 127.0.0.1; the container is removed with the value. A test run that is
-//! itself killed leaves containers called `stage0-nats-…` behind.
+//! Owns the image's name, the container and its ports on 127.0.0.1; the container is removed when the value is dropped.
+//! A test run that is itself killed leaves containers called `stage0-nats-…` behind.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -19,26 +19,26 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{OLDEST, START_WITHIN, configuration, version, wait_for};
+use super::{OLDEST, START_TIMEOUT, configuration, version, wait_for};
 
 const IMAGE_VARIABLE: &str = "STAGE0_TEST_NATS_IMAGE";
 const IMAGE: &str = "nats:2.15";
 const CONFIG: &str = "/stage0/nats.conf";
-/// In the container's own layer, which outlives a kill.
+/// In the container's own layer, which survives a kill.
 const STORE: &str = "/stage0/store";
 const CLIENTS: ContainerPort = ContainerPort::Tcp(4222);
 const MONITOR: ContainerPort = ContainerPort::Tcp(8222);
-const ENGINE_WITHIN: Duration = Duration::from_secs(5);
-/// Each looks for another free port.
+const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Attempts to start, each with other free ports.
 const ATTEMPTS: usize = 5;
 
 pub(super) struct Container {
-    /// Until it is dropped.
+    /// The container, until it is dropped.
     container: Option<ContainerAsync<GenericImage>>,
     ports: Ports,
 }
 
-/// On this machine.
+/// Ports on this machine.
 #[derive(Debug, Clone, Copy)]
 struct Ports {
     clients: u16,
@@ -83,7 +83,7 @@ impl Container {
             if is_running(container).await {
                 let docker = docker_client_instance().await.expect("Docker answers");
                 docker.kill_container(container.id(), None).await.expect("the container can be killed");
-                wait_for("the container ends", START_WITHIN, async || !is_running(container).await).await;
+                wait_for("the container ends", START_TIMEOUT, async || !is_running(container).await).await;
             }
         });
     }
@@ -116,11 +116,12 @@ impl Container {
         self.container.as_ref().expect("the container is there until the drop")
     }
 
-    /// Waits until the server speaks. That the port is open says nothing: the engine itself listens there before the server does.
+    /// Waits until the server greets a client. An open port proves nothing: the engine listens there before the server
+    /// does.
     async fn greeted(&self) {
         let started = Instant::now();
         loop {
-            if let Ok(Some(said)) = timeout(ENGINE_WITHIN, greeting(self.ports.clients)).await {
+            if let Ok(Some(said)) = timeout(ENGINE_TIMEOUT, greeting(self.ports.clients)).await {
                 let new_enough = version(&said).is_some_and(|version| version >= OLDEST);
                 assert!(
                     new_enough,
@@ -128,7 +129,7 @@ impl Container {
                 );
                 return;
             }
-            if started.elapsed() > START_WITHIN || !is_running(self.container()).await {
+            if started.elapsed() > START_TIMEOUT || !is_running(self.container()).await {
                 let log = self.container().stderr_to_vec().await.unwrap_or_default();
                 panic!("nats-server does not start:\n{}", String::from_utf8_lossy(&log));
             }
@@ -149,10 +150,10 @@ impl Drop for Container {
 /// Whether a Docker engine answers, or what is wrong.
 pub(super) async fn engine() -> Result<(), String> {
     let docker = docker_client_instance().await.map_err(|error| error.to_string())?;
-    match timeout(ENGINE_WITHIN, docker.ping()).await {
+    match timeout(ENGINE_TIMEOUT, docker.ping()).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("nothing within {ENGINE_WITHIN:?}")),
+        Err(_) => Err(format!("nothing within {ENGINE_TIMEOUT:?}")),
     }
 }
 
@@ -160,7 +161,7 @@ fn image() -> String {
     std::env::var(IMAGE_VARIABLE).unwrap_or_else(|_| IMAGE.to_owned())
 }
 
-/// Starts a container, or leaves none.
+/// Starts a container, or leaves none behind.
 async fn run(image: &str, settings: &str, ports: Ports) -> Result<ContainerAsync<GenericImage>, TestcontainersError> {
     let name = format!("stage0-nats-{}-{}", std::process::id(), ports.clients);
     let started = request(image, settings, ports).with_container_name(&name).start().await;
@@ -172,7 +173,7 @@ async fn run(image: &str, settings: &str, ports: Ports) -> Result<ContainerAsync
 
 fn request(image: &str, settings: &str, ports: Ports) -> ContainerRequest<GenericImage> {
     let (name, tag) = name_and_tag(image);
-    // A port that the engine chose would be another one after a restart.
+    // A port chosen by the engine would change with a restart.
     let publish = move |host: &mut HostConfig| {
         let bind = |to: ContainerPort, port: u16| {
             let host_ip = Some(Ipv4Addr::LOCALHOST.to_string());
@@ -181,7 +182,7 @@ fn request(image: &str, settings: &str, ports: Ports) -> ContainerRequest<Generi
         host.publish_all_ports = Some(false);
         host.port_bindings = Some([bind(CLIENTS, ports.clients), bind(MONITOR, ports.monitor)].into());
     };
-    // Only a port that the image or this exposes is bound.
+    // Only a port that the image or this request exposes is bound.
     let request = GenericImage::new(name, tag)
         .with_exposed_port(CLIENTS)
         .with_exposed_port(MONITOR)
@@ -189,13 +190,13 @@ fn request(image: &str, settings: &str, ports: Ports) -> ContainerRequest<Generi
         .with_copy_to(CONFIG, configuration("0.0.0.0:4222", "0.0.0.0:8222", settings).into_bytes())
         .with_host_config_modifier(publish);
     files_in(settings).into_iter().fold(request, |request, file| {
-        // The image's user may be any.
+        // The image may use any user.
         let target = CopyTargetOptions::new(file.to_string_lossy()).with_mode(0o644);
         request.with_copy_to(target, file)
     })
 }
 
-/// Somebody else may take them before the container does.
+/// Another process may take them before the container does.
 fn free_ports() -> Ports {
     let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let port = |listener: &TcpListener| listener.local_addr().expect("a bound listener has an address").port();
@@ -203,13 +204,13 @@ fn free_ports() -> Ports {
     Ports { clients: port(&clients), monitor: port(&monitor) }
 }
 
-/// In the engine's words, as it has no code for it.
+/// By the engine's text, as it has no code for this error.
 fn is_port_taken(error: &TestcontainersError) -> bool {
     let text = error.to_string();
     text.contains("already in use") || text.contains("already allocated")
 }
 
-/// What could not be started was created all the same, or not.
+/// A container that could not be started may have been created all the same.
 async fn remove(name: &str) {
     if let Ok(docker) = docker_client_instance().await {
         drop(docker.remove_container(name, Some(RemoveContainerOptionsBuilder::new().force(true).build())).await);
@@ -220,7 +221,7 @@ async fn is_running(container: &ContainerAsync<GenericImage>) -> bool {
     container.is_running().await.expect("Docker knows the container")
 }
 
-/// The version of the server that speaks there.
+/// The version of the server that listens there.
 async fn greeting(port: u16) -> Option<String> {
     let mut line = String::new();
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
@@ -229,7 +230,8 @@ async fn greeting(port: u16) -> Option<String> {
     Some(info.get("version")?.as_str()?.to_owned())
 }
 
-/// Runs `work` to its end on a thread of its own: the verbs that use it are not async, and may block a test's only thread.
+/// Runs `work` to completion on a thread of its own: the methods that use it are not async, and may block a test's only
+/// thread.
 fn aside<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
     let run = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -238,7 +240,7 @@ fn aside<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(run).join()).expect("Docker does what it is asked")
 }
 
-/// `latest`, as everywhere, where no tag is given.
+/// The tag is `latest` if none is given.
 fn name_and_tag(image: &str) -> (&str, &str) {
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, tag),
@@ -246,7 +248,7 @@ fn name_and_tag(image: &str) -> (&str, &str) {
     }
 }
 
-/// Those that the settings name in double quotes and that are there.
+/// The files that the settings name in double quotes and that exist.
 fn files_in(settings: &str) -> Vec<PathBuf> {
     let quoted = settings.split('"').skip(1).step_by(2).map(PathBuf::from);
     quoted.filter(|path| path.is_absolute() && path.is_file()).collect()

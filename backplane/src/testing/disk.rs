@@ -1,7 +1,7 @@
-//! A disk of a test's own: one whose power can be cut, or one that is soon full.
+//! A test's own disk: one whose power can be cut, or one that soon fills up.
 //!
-//! Needs root, loop devices and mkfs.ext4. Where they cannot be had the test fails, unless `STAGE0_ALLOW_NO_POWERCUT=1` says that
-//! this is known; then it says what was not tested. Whatever uses the disk must end before this value does.
+//! Needs root, loop devices and mkfs.ext4. Where they are missing the test fails, unless `STAGE0_ALLOW_NO_POWERCUT=1`
+//! is set; then it prints what was not tested. Everything that uses the disk must end before this value does.
 
 #![allow(clippy::print_stderr)]
 
@@ -14,8 +14,8 @@ use tempfile::TempDir;
 const ALLOWED_VARIABLE: &str = "STAGE0_ALLOW_NO_POWERCUT";
 const IMAGE_BYTES: u64 = 64 << 20;
 
-/// Shuts a mounted file system down at once, without flushing its log: what is left is what was synced. A script, because an ioctl
-/// needs `unsafe` in Rust, which this workspace denies.
+/// Shuts a mounted file system down at once without flushing its log, so that only synced data is left. A script,
+/// because an ioctl needs `unsafe` in Rust, which this workspace denies.
 const CUT_POWER: &str = "\
 import fcntl, os, struct, sys
 FS_IOC_SHUTDOWN, NO_LOG_FLUSH = 0x8004587D, 2
@@ -24,36 +24,36 @@ fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), FS_IOC_SHUTDOWN, struct.pack('I',
 /// A mounted file system, unmounted when dropped.
 pub struct Disk {
     at: PathBuf,
-    /// Of one whose power can be cut.
+    /// Set for a disk whose power can be cut.
     image: Option<PathBuf>,
     _directory: TempDir,
 }
 
 impl Disk {
-    /// An ext4 in a file, whose power can be cut. None where that cannot be had and need not be.
+    /// An ext4 in a file, whose power can be cut. None where that is impossible and was waived.
     #[must_use]
     pub fn with_a_plug() -> Option<Self> {
         or_say_so(Self::in_a_file())
     }
 
-    /// A file system in memory of this size. None where that cannot be had and need not be.
+    /// A file system in memory of this size. None where that is impossible and was waived.
     #[must_use]
     pub fn small(bytes: u64) -> Option<Self> {
         or_say_so(Self::in_memory(bytes))
     }
 
-    /// Where it is mounted.
+    /// Where the file system is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.at
     }
 
-    /// Loses what was not synced, and whatever is written from now on.
+    /// Loses what was not synced, and everything written from now on.
     pub fn cut_power(&self) {
         run("python3", &["-c", CUT_POWER, text(&self.at)]).expect("the power can be cut");
     }
 
-    /// Mounts what the cut left, from a copy: something else on the machine may still hold the file system that was shut down.
+    /// Mounts what the cut left, from a copy: another process may still hold the file system that was shut down.
     pub fn restore_power(&self) {
         let image = self.image.as_ref().expect("a disk with a plug");
         let copy = image.with_extension("copy");
@@ -63,7 +63,7 @@ impl Disk {
         mount(image, &self.at).expect("the disk can be mounted again");
     }
 
-    /// Takes every block that is left but for so many bytes.
+    /// Fills the disk except for this many bytes.
     pub fn fill(&self, leave: u64) {
         let mut file = std::fs::File::create(self.filler()).expect("a file that fills the disk");
         for block in [1 << 20, 4096] {
@@ -73,7 +73,7 @@ impl Disk {
         file.set_len(length.saturating_sub(leave)).expect("the file can be cut");
     }
 
-    /// Gives back what [`Self::fill`] took.
+    /// Frees what [`Self::fill`] took.
     pub fn empty(&self) {
         std::fs::remove_file(self.filler()).expect("the file that fills the disk can be removed");
     }

@@ -1,6 +1,6 @@
-//! nats-server as a process of this machine.
+//! nats-server as a process on this machine.
 //!
-//! Owns finding the binary, the process and its directory; both end with the value.
+//! Owns the search for the binary, the process and its directory; both end when the value is dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use super::{HOW_TO_GET_ONE, OLDEST, START_WITHIN, configuration, version};
+use super::{HOW_TO_GET_ONE, OLDEST, START_TIMEOUT, configuration, version};
 
 /// Names the binary to use.
 const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
@@ -18,14 +18,14 @@ const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
 pub(super) struct Process {
     binary: PathBuf,
     directory: TempDir,
-    /// JetStream's, where it is not ours.
+    /// JetStream's directory, if the caller gave one.
     store: Option<PathBuf>,
     settings: String,
     process: Option<Child>,
     ports: Ports,
 }
 
-/// Zero until the server has chosen.
+/// Zero until the server has chosen its ports.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ports {
     clients: u16,
@@ -66,7 +66,7 @@ impl Process {
         self.restart().await;
     }
 
-    /// After a restart only: a server that was started on any port knows no other way to name it.
+    /// Needed only after a restart: a server on a free port cannot be named in any other way.
     pub(super) async fn reload_with(&mut self, settings: &str) {
         const RELOADED: &str = "Reloaded server configuration";
         let log = self.directory.path().join("nats.log");
@@ -77,7 +77,7 @@ impl Process {
         self.signal(Signal::HUP);
         let asked = Instant::now();
         while read().matches(RELOADED).count() == before {
-            assert!(asked.elapsed() < START_WITHIN, "nats-server does not reload:\n{}", read());
+            assert!(asked.elapsed() < START_TIMEOUT, "nats-server does not reload:\n{}", read());
             sleep(Duration::from_millis(5)).await;
         }
     }
@@ -98,7 +98,7 @@ impl Process {
         process
     }
 
-    /// Writes its file.
+    /// Writes the configuration file.
     fn configure(&self) -> PathBuf {
         let directory = self.directory.path();
         let address = |port| format!("127.0.0.1:{}", if port == 0 { -1 } else { i32::from(port) });
@@ -120,7 +120,7 @@ impl Process {
         let process = Command::new(&self.binary)
             .arg("-c")
             .arg(&config)
-            // Says where, not whether there is JetStream.
+            // This sets the directory; it does not enable JetStream.
             .arg("-sd")
             .arg(self.store.as_deref().unwrap_or(&directory.join("store")))
             .stdin(Stdio::null())
@@ -136,7 +136,7 @@ impl Process {
                 return;
             }
             let ended = self.process.as_mut().is_some_and(|process| !matches!(process.try_wait(), Ok(None)));
-            if ended || started.elapsed() > START_WITHIN {
+            if ended || started.elapsed() > START_TIMEOUT {
                 let log = std::fs::read_to_string(directory.join("nats.log")).unwrap_or_default();
                 panic!("nats-server does not start:\n{log}");
             }
@@ -159,7 +159,7 @@ fn ports_in(directory: &Path) -> Option<Ports> {
     Some(Ports { clients: port("nats")?, monitor: port("monitoring")? })
 }
 
-/// One that is named but of no use fails the test: whoever named it would look in the wrong place for what a container does.
+/// A binary that is named and unusable fails the test; falling back to a container would hide the mistake.
 pub(super) fn find_binary() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os(BINARY_VARIABLE) {
         let named = PathBuf::from(named);
@@ -174,7 +174,7 @@ pub(super) fn find_binary() -> Option<PathBuf> {
     [local, PathBuf::from("nats-server")].into_iter().find(|binary| is_new_enough(binary))
 }
 
-/// By what it says of itself: `nats-server: v2.15.1`.
+/// From its own output: `nats-server: v2.15.1`.
 fn is_new_enough(binary: &Path) -> bool {
     let Ok(output) = Command::new(binary).arg("--version").output() else { return false };
     let text = String::from_utf8_lossy(&output.stdout);

@@ -1,5 +1,5 @@
-//! A bystander on a NATS that takes everybody, with plain NATS tools: what it forges, repeats or puts back is believed
-//! by no role, and what is genuine passes beside it.
+//! An outsider on an open NATS server, with plain NATS tools: no role accepts what it forges, replays or puts back, and
+//! genuine messages still pass.
 
 use std::time::Duration;
 
@@ -8,7 +8,9 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::nats::{Connection, KeySet, MessageAuth, NatsConfig, Requirement};
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{AskError, Backplane, Event, Inbox, Kind, PutError, ReadError, Seek, Which};
+use stage0_backplane::{
+    Backplane, EntryFilter, EntryKind, Event, PutError, ReadError, RequestError, RequestQueue, Seek,
+};
 use stage0_contract::{DecisionsRecorded, EvaluateRequest, KeyChanged, Notice, Request, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -22,7 +24,7 @@ const EVALUATE: &str = EvaluateRequest::SUBJECT;
 const EVALUATE_AT: &str = "s0.req.evaluate";
 const ALLOW: &str = r#"{"verdict":"ALLOW"}"#;
 
-/// A server for everybody, and the keys of a deployment on it.
+/// A server without logins, and the keys of a deployment on it.
 pub(crate) struct Open {
     pub(crate) nats: NatsServer,
     pub(crate) keys: KeySet,
@@ -79,20 +81,20 @@ async fn publish(client: &Client, message: &Message) {
     }
 }
 
-/// Asks in a task of its own.
-fn ask_aside(gateway: &Backplane, text: &'static str) -> tokio::task::JoinHandle<Result<Bytes, AskError>> {
+/// Sends a request in a task of its own.
+fn ask_aside(gateway: &Backplane, text: &'static str) -> tokio::task::JoinHandle<Result<Bytes, RequestError>> {
     let gateway = gateway.clone();
-    tokio::spawn(async move { gateway.requests.ask_bytes(EVALUATE, text.into(), soon()).await })
+    tokio::spawn(async move { gateway.requests.request_bytes(EVALUATE, text.into(), soon()).await })
 }
 
-async fn answer_next(inbox: &mut Box<dyn Inbox>, wanted: &str, answer: &'static str) {
+async fn answer_next(inbox: &mut Box<dyn RequestQueue>, wanted: &str, answer: &'static str) {
     let asked = inbox.next().await.unwrap();
-    assert_eq!(asked.question, wanted);
+    assert_eq!(asked.body, wanted);
     asked.replier.reply(answer.into()).await;
 }
 
 #[tokio::test]
-async fn a_forged_answer_is_not_believed_and_ends_no_wait() {
+async fn a_forged_reply_is_rejected_and_ends_no_wait() {
     let open = Open::start().await;
     let (gateway, evaluator) = (open.connect(Role::Gateway).await, open.connect(Role::Evaluator).await);
     let mut inbox = evaluator.requests.serve_bytes(EVALUATE).await.unwrap();
@@ -103,7 +105,7 @@ async fn a_forged_answer_is_not_believed_and_ends_no_wait() {
     let waiting = ask_aside(&gateway, "one");
     let question = overheard.next().await.unwrap();
     let to = question.reply.clone().unwrap();
-    // Bare, with the question's own header, and as if nobody were there.
+    // Without a header, with the request's own header, and as a "no responders" status.
     bystander.publish(to.clone(), ALLOW.into()).await.unwrap();
     bystander.publish_with_headers(to.clone(), question.headers.clone().unwrap(), ALLOW.into()).await.unwrap();
     no_responders(&open, &to).await;
@@ -113,7 +115,7 @@ async fn a_forged_answer_is_not_believed_and_ends_no_wait() {
     answer_next(&mut inbox, "one", "genuine").await;
     assert_eq!(waiting.await.unwrap().unwrap(), "genuine");
 
-    // An answer of before, to another question.
+    // An earlier reply, to another request.
     let mut answers = bystander.subscribe("_INBOX_gateway.>").await.unwrap();
     is_done(&bystander).await;
     let waiting = ask_aside(&gateway, "two");
@@ -134,12 +136,12 @@ async fn a_forged_answer_is_not_believed_and_ends_no_wait() {
     assert_eq!(waiting.await.unwrap().unwrap(), "new");
 }
 
-/// What the server says where nobody serves a subject.
+/// The server's status for a subject without responders.
 async fn no_responders(open: &Open, to: &str) {
     say_status(open, to, "NATS/1.0 503\r\n\r\n").await;
 }
 
-/// A message with a status line of its own, which async-nats writes for nobody.
+/// A message with a status line of its own, which async-nats does not write for clients.
 async fn say_status(open: &Open, to: &str, status: &str) {
     let mut raw = TcpStream::connect(open.nats.url().replace("nats://", "")).await.unwrap();
     let text = format!(
@@ -157,32 +159,32 @@ async fn say_status(open: &Open, to: &str, status: &str) {
 }
 
 #[tokio::test]
-async fn a_bystander_that_takes_the_questions_makes_them_late_and_nothing_else() {
+async fn an_outsider_that_takes_requests_makes_them_time_out_and_nothing_else() {
     let open = Open::start().await;
     let gateway = open.connect(Role::Gateway).await;
     let bystander = open.bystander().await;
     let mut taken = bystander.queue_subscribe(EVALUATE_AT, "s0".to_owned()).await.unwrap();
     is_done(&bystander).await;
     let asked = tokio::time::Instant::now() + Duration::from_millis(300);
-    let waiting = gateway.requests.ask_bytes(EVALUATE, "one".into(), asked);
+    let waiting = gateway.requests.request_bytes(EVALUATE, "one".into(), asked);
     let forging = async {
         let question = taken.next().await.unwrap();
         bystander.publish(question.reply.unwrap(), ALLOW.into()).await.unwrap();
     };
-    assert_eq!(tokio::join!(waiting, forging).0, Err(AskError::Late));
+    assert_eq!(tokio::join!(waiting, forging).0, Err(RequestError::Timeout));
 }
 
 #[tokio::test]
-async fn where_nobody_serves_a_question_its_asker_is_told_soon() {
+async fn a_request_without_a_server_fails_soon() {
     let open = Open::start().await;
     let gateway = open.connect(Role::Gateway).await;
     let asked = tokio::time::Instant::now();
-    assert_eq!(gateway.requests.ask_bytes(EVALUATE, "x".into(), soon()).await, Err(AskError::Absent));
+    assert_eq!(gateway.requests.request_bytes(EVALUATE, "x".into(), soon()).await, Err(RequestError::NoResponders));
     assert!(asked.elapsed() < PATIENT / 6, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]
-async fn a_forged_or_repeated_question_gets_no_answer_and_the_next_genuine_one_does() {
+async fn a_forged_or_replayed_request_gets_no_reply_and_the_next_genuine_one_does() {
     let open = Open::start().await;
     let (gateway, evaluator) = (open.connect(Role::Gateway).await, open.connect(Role::Evaluator).await);
     let mut inbox = evaluator.requests.serve_bytes(EVALUATE).await.unwrap();
@@ -213,7 +215,7 @@ async fn a_forged_or_repeated_question_gets_no_answer_and_the_next_genuine_one_d
     }
     is_done(&bystander).await;
     let waiting = ask_aside(&gateway, "three");
-    // One inbox is read in order: what was forged would come first.
+    // One inbox is read in order: a forged request would come first.
     answer_next(&mut inbox, "three", "3").await;
     assert_eq!(waiting.await.unwrap().unwrap(), "3");
     bystander.publish("_INBOX_bystander", "end".into()).await.unwrap();
@@ -227,7 +229,7 @@ async fn a_role_without_keys_is_refused_where_they_are_required() {
     let mut inbox = evaluator.requests.serve_bytes(EVALUATE).await.unwrap();
     let without = Backplane::connect(&open.nats.config("gateway")).await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_millis(200);
-    assert_eq!(without.requests.ask_bytes(EVALUATE, "x".into(), deadline).await, Err(AskError::Late));
+    assert_eq!(without.requests.request_bytes(EVALUATE, "x".into(), deadline).await, Err(RequestError::Timeout));
     let gateway = open.connect(Role::Gateway).await;
     let waiting = ask_aside(&gateway, "with");
     answer_next(&mut inbox, "with", "yes").await;
@@ -235,7 +237,7 @@ async fn a_role_without_keys_is_refused_where_they_are_required() {
 }
 
 #[tokio::test]
-async fn forged_and_repeated_notices_are_dropped_and_the_genuine_one_is_heard_once() {
+async fn forged_and_replayed_notices_are_dropped_and_the_genuine_one_is_received_once() {
     let open = Open::start().await;
     let (keystore, gateway) = (open.connect(Role::Keystore).await, open.connect(Role::Gateway).await);
     let exporter = open.connect(Role::AuditExport).await;
@@ -243,13 +245,13 @@ async fn forged_and_repeated_notices_are_dropped_and_the_genuine_one_is_heard_on
     let mut overheard = bystander.subscribe("s0.notice.>").await.unwrap();
     let mut listeners = Vec::new();
     for role in [&gateway, &exporter] {
-        listeners.push(role.notices.listen_bytes(KeyChanged::SUBJECT).await.unwrap());
+        listeners.push(role.notices.subscribe_bytes(KeyChanged::SUBJECT).await.unwrap());
     }
     is_done(&bystander).await;
     let to = format!("s0.{}", KeyChanged::SUBJECT);
     bystander.publish(to.clone(), "forged".into()).await.unwrap();
     is_done(&bystander).await;
-    keystore.notices.tell_bytes(KeyChanged::SUBJECT, "one".into()).await.unwrap();
+    keystore.notices.publish_bytes(KeyChanged::SUBJECT, "one".into()).await.unwrap();
     let told = loop {
         let message = overheard.next().await.unwrap();
         if message.payload == "one" {
@@ -259,18 +261,18 @@ async fn forged_and_repeated_notices_are_dropped_and_the_genuine_one_is_heard_on
     publish(&bystander, &told).await;
     publish(&bystander, &Message { payload: "altered".into(), ..told }).await;
     is_done(&bystander).await;
-    keystore.notices.tell_bytes(KeyChanged::SUBJECT, "two".into()).await.unwrap();
+    keystore.notices.publish_bytes(KeyChanged::SUBJECT, "two".into()).await.unwrap();
     for mut listener in listeners {
         for text in ["one", "two"] {
-            assert_eq!(listener.next().await, Some(Event::Heard(Bytes::from(text))));
+            assert_eq!(listener.next().await, Some(Event::Message(Bytes::from(text))));
         }
     }
-    // Whose keys these are does not tell this.
-    assert!(keystore.notices.tell_bytes(DecisionsRecorded::SUBJECT, "x".into()).await.is_err());
-    gateway.notices.tell_bytes(DecisionsRecorded::SUBJECT, "x".into()).await.unwrap();
+    // A role without the right to send this notice.
+    assert!(keystore.notices.publish_bytes(DecisionsRecorded::SUBJECT, "x".into()).await.is_err());
+    gateway.notices.publish_bytes(DecisionsRecorded::SUBJECT, "x".into()).await.unwrap();
 }
 
-/// Entries that a bystander may put into the log; each once.
+/// Forged entries that an outsider may append to the log; each once.
 async fn forge(bystander: &Client, subject: &str) {
     store(bystander, subject, HeaderMap::new(), "forged").await;
     let mut dated = HeaderMap::new();
@@ -280,7 +282,7 @@ async fn forge(bystander: &Client, subject: &str) {
     store(bystander, subject, dated, "forged").await;
 }
 
-/// Puts a message into a stream; it is there when this returns.
+/// Puts a message into a stream; returns once it is stored.
 async fn store(bystander: &Client, subject: &str, headers: HeaderMap, body: &'static str) {
     let inbox = bystander.new_inbox();
     let mut stored = bystander.subscribe(inbox.clone()).await.unwrap();
@@ -298,7 +300,7 @@ async fn forged_entries_are_never_read_and_hide_nothing() {
     forge(&bystander, "s0.log.a.d").await;
     write(&*gateway.log, &a, "one").await;
     forge(&bystander, "s0.log.a.d").await;
-    // A stored message whose header says what only the server says: that there is nothing more.
+    // A stored message with a header that only the server may set: that there are no more.
     say_status(&open, "s0.log.a.d", "NATS/1.0 404 Message Not Found\r\n\r\n").await;
     write(&*gateway.log, &a, "two").await;
     for _ in 0..50 {
@@ -306,7 +308,7 @@ async fn forged_entries_are_never_read_and_hide_nothing() {
     }
     for reader in [&gateway, &exporter] {
         assert_eq!(decisions(&*reader.log, &a).await, ["one", "two"]);
-        let last = reader.log.last(&a, Kind::Decisions, soon()).await.unwrap().unwrap();
+        let last = reader.log.last(&a, EntryKind::Decisions, soon()).await.unwrap().unwrap();
         assert_eq!(last.lines, "two");
         // However small the pieces.
         let mut from = Seek::Start;
@@ -316,32 +318,32 @@ async fn forged_entries_are_never_read_and_hide_nothing() {
             from = Seek::After(chunk.entries[0].position);
         }
         assert!(reader.log.read(&a, DECISIONS, from, 1, soon()).await.unwrap().entries.is_empty());
-        let chunk = reader.log.read(&a, Which::All, Seek::Start, usize::MAX, soon()).await.unwrap();
+        let chunk = reader.log.read(&a, EntryFilter::All, Seek::Start, usize::MAX, soon()).await.unwrap();
         assert_eq!(chunk.rejected, 2 + 2 + 1 + 100);
     }
-    assert_eq!(gateway.log.last(&account("nobody"), Kind::Decisions, soon()).await, Ok(None));
+    assert_eq!(gateway.log.last(&account("nobody"), EntryKind::Decisions, soon()).await, Ok(None));
     forge(&bystander, "s0.log.c.d").await;
-    assert_eq!(gateway.log.last(&account("c"), Kind::Decisions, soon()).await, Ok(None));
+    assert_eq!(gateway.log.last(&account("c"), EntryKind::Decisions, soon()).await, Ok(None));
 }
 
 #[tokio::test]
-async fn forged_marks_stand_in_no_genuine_ones_way() {
+async fn forged_marks_do_not_block_a_genuine_one() {
     let open = Open::start().await;
     let exporter = open.connect(Role::AuditExport).await;
     let (bystander, a) = (open.bystander().await, account("a"));
     forge(&bystander, "s0.log.a.m").await;
     let first = mark(&*exporter.log, &a, "one", None).await;
     forge(&bystander, "s0.log.a.m").await;
-    assert_eq!(exporter.log.last(&a, Kind::Mark, soon()).await.unwrap().unwrap().position, first);
+    assert_eq!(exporter.log.last(&a, EntryKind::Mark, soon()).await.unwrap().unwrap().position, first);
     mark(&*exporter.log, &a, "two", Some(first)).await;
     assert_eq!(texts(&everything(&*exporter.log, &a, MARKS).await), ["one", "two"]);
-    // Of two exporters one hears that it was late, as ever.
+    // One of two exporters learns that it was late, as always.
     let late = exporter.log.append_mark(&a, "three".into(), Some(first), soon()).await;
     assert_eq!(late, Err(stage0_backplane::MarkError::Conflict));
 }
 
 #[tokio::test]
-async fn nobody_can_have_a_decision_taken_for_a_repetition() {
+async fn no_outsider_can_make_a_decision_count_as_a_duplicate() {
     let open = Open::start().await;
     let gateway = open.connect(Role::Gateway).await;
     let (bystander, a) = (open.bystander().await, account("a"));
@@ -356,40 +358,40 @@ async fn nobody_can_have_a_decision_taken_for_a_repetition() {
 }
 
 #[tokio::test]
-async fn a_store_that_was_put_back_is_told_from_one_that_is_away_by_who_saw_a_later_record() {
+async fn a_state_store_that_was_rolled_back_is_told_from_one_that_is_unreachable() {
     let open = Open::start().await;
     let (gateway, bystander) = (open.connect(Role::Gateway).await, open.bystander().await);
     let (key, subject) = ("usage.a.m1", "s0.ledger.usage.a.m1");
-    assert!(!gateway.ledger.went_back(key, soon()).await, "there is none");
+    assert!(!gateway.state_store.was_rolled_back(key, soon()).await, "there is none");
     let mut overheard = bystander.subscribe(subject).await.unwrap();
     is_done(&bystander).await;
-    let first = gateway.ledger.put(key, "1".into(), None, None, soon()).await.unwrap();
-    gateway.ledger.put(key, "2".into(), Some(first), None, soon()).await.unwrap();
-    assert!(!gateway.ledger.went_back(key, soon()).await);
+    let first = gateway.state_store.put(key, "1".into(), None, None, soon()).await.unwrap();
+    gateway.state_store.put(key, "2".into(), Some(first), None, soon()).await.unwrap();
+    assert!(!gateway.state_store.was_rolled_back(key, soon()).await);
     let earlier = overheard.next().await.unwrap();
     let stream = async_nats::jetstream::new(bystander.clone()).get_stream("S0_USAGE").await.unwrap();
     stream.purge().await.unwrap();
     store(&bystander, subject, earlier.headers.unwrap(), "1").await;
-    assert!(gateway.ledger.get(key, soon()).await.is_err());
-    assert!(gateway.ledger.went_back(key, soon()).await);
+    assert!(gateway.state_store.get(key, soon()).await.is_err());
+    assert!(gateway.state_store.was_rolled_back(key, soon()).await);
     let again = open.connect(Role::Gateway).await;
-    assert_eq!(again.ledger.get(key, soon()).await.unwrap().unwrap().value, "1", "it never saw the later one");
-    assert!(!again.ledger.went_back(key, soon()).await);
+    assert_eq!(again.state_store.get(key, soon()).await.unwrap().unwrap().value, "1", "it never saw the later one");
+    assert!(!again.state_store.was_rolled_back(key, soon()).await);
 }
 
 #[tokio::test]
-async fn a_record_that_somebody_else_wrote_is_an_error_and_no_record() {
+async fn a_record_that_an_outsider_wrote_is_an_error_and_not_a_missing_record() {
     let open = Open::start().await;
     let (gateway, bystander) = (open.connect(Role::Gateway).await, open.bystander().await);
     let (key, subject) = ("usage.a.m1", "s0.ledger.usage.a.m1");
     // The revisions are 1, 2 and 3.
-    let first = gateway.ledger.put(key, "5".into(), None, Some(PATIENT), soon()).await.unwrap();
+    let first = gateway.state_store.put(key, "5".into(), None, Some(PATIENT), soon()).await.unwrap();
     let mut overheard = bystander.subscribe("s0.ledger.>").await.unwrap();
     is_done(&bystander).await;
-    let second = gateway.ledger.put(key, "6".into(), Some(first), Some(PATIENT), soon()).await.unwrap();
-    assert_eq!(gateway.ledger.get(key, soon()).await.unwrap().unwrap().value, "6");
+    let second = gateway.state_store.put(key, "6".into(), Some(first), Some(PATIENT), soon()).await.unwrap();
+    assert_eq!(gateway.state_store.get(key, soon()).await.unwrap().unwrap().value, "6");
     let six = overheard.next().await.unwrap();
-    gateway.ledger.put(key, "7".into(), Some(second), Some(PATIENT), soon()).await.unwrap();
+    gateway.state_store.put(key, "7".into(), Some(second), Some(PATIENT), soon()).await.unwrap();
     // The server itself refuses to put an older one back …
     let inbox = bystander.new_inbox();
     let mut refused = bystander.subscribe(inbox.clone()).await.unwrap();
@@ -397,30 +399,30 @@ async fn a_record_that_somebody_else_wrote_is_an_error_and_no_record() {
     let refused = refused.next().await.unwrap();
     assert!(String::from_utf8_lossy(&refused.payload).contains("wrong last sequence"), "{refused:?}");
     is_done(&bystander).await;
-    assert_eq!(gateway.ledger.get(key, soon()).await.unwrap().unwrap().value, "7");
-    // … and in the place of the newest it is another message.
+    assert_eq!(gateway.state_store.get(key, soon()).await.unwrap().unwrap().value, "7");
+    // … and in place of the newest one it is a different message.
     let mut moved = six.headers.clone().unwrap();
     moved.insert("Nats-Expected-Last-Subject-Sequence", "3");
     store(&bystander, subject, moved, "6").await;
     assert_eq!(six.payload, "6");
-    let ReadError(why) = gateway.ledger.get(key, soon()).await.unwrap_err();
+    let ReadError(why) = gateway.state_store.get(key, soon()).await.unwrap_err();
     assert!(why.contains("`usage.a.m1` is not believed"), "{why}");
-    let counted = gateway.ledger.add(key, 1, 10, PATIENT, soon()).await;
+    let counted = gateway.state_store.add(key, 1, 10, PATIENT, soon()).await;
     assert!(matches!(counted, Err(PutError::Failed(_))), "{counted:?}");
     store(&bystander, subject, HeaderMap::new(), r#"{"count":0}"#).await;
-    assert!(gateway.ledger.count(key, soon()).await.is_err());
-    // Its neighbour, and nobody else's record under its name.
-    assert_eq!(gateway.ledger.add("usage.a.m2", 1, 10, PATIENT, soon()).await.unwrap().total, 1);
-    assert_eq!(gateway.ledger.get("usage.a.none", soon()).await, Ok(None));
+    assert!(gateway.state_store.count(key, soon()).await.is_err());
+    // A neighbouring record, and one that is no role's, under its name.
+    assert_eq!(gateway.state_store.add("usage.a.m2", 1, 10, PATIENT, soon()).await.unwrap().total, 1);
+    assert_eq!(gateway.state_store.get("usage.a.none", soon()).await, Ok(None));
     let exporter = open.connect(Role::AuditExport).await;
-    assert!(exporter.ledger.get("usage.a.m2", soon()).await.is_err());
-    assert!(exporter.ledger.put("usage.a.m3", "9".into(), None, None, soon()).await.is_err());
-    let cursor = exporter.ledger.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
-    assert_eq!(exporter.ledger.get("cursor.e", soon()).await.unwrap().unwrap().revision, cursor);
+    assert!(exporter.state_store.get("usage.a.m2", soon()).await.is_err());
+    assert!(exporter.state_store.put("usage.a.m3", "9".into(), None, None, soon()).await.is_err());
+    let cursor = exporter.state_store.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
+    assert_eq!(exporter.state_store.get("cursor.e", soon()).await.unwrap().unwrap().revision, cursor);
 }
 
 #[tokio::test]
-async fn keys_are_replaced_while_messages_pass_and_none_is_lost() {
+async fn keys_are_rotated_while_messages_pass_and_none_is_lost() {
     let mut open = Open::start().await;
     let auths = [Role::Gateway, Role::Evaluator].map(|role| (role, open.auth(role)));
     let mut connected = Vec::new();
@@ -436,12 +438,12 @@ async fn keys_are_replaced_while_messages_pass_and_none_is_lost() {
     let mut inbox = evaluator.requests.serve_bytes(EVALUATE).await.unwrap();
     let serving = tokio::spawn(async move {
         while let Some(asked) = inbox.next().await {
-            asked.replier.reply(asked.question).await;
+            asked.replier.reply(asked.body).await;
         }
     });
     let a = account("a");
     let pass = async |text: String| {
-        let answer = gateway.requests.ask_bytes(EVALUATE, text.clone().into(), soon()).await;
+        let answer = gateway.requests.request_bytes(EVALUATE, text.clone().into(), soon()).await;
         assert_eq!(answer.as_deref(), Ok(text.as_bytes()));
         write(&*gateway.log, &a, text).await;
     };
@@ -455,19 +457,19 @@ async fn keys_are_replaced_while_messages_pass_and_none_is_lost() {
             pass(format!("after {step} {role}")).await;
         }
     }
-    // What was signed with keys that are retired is still read.
+    // What was signed with retired keys can still be read.
     assert_eq!(decisions(&*gateway.log, &a).await.len(), 24);
     serving.abort();
 }
 
 #[tokio::test]
-async fn before_the_switch_all_are_heard_and_behind_it_only_who_authenticates() {
+async fn unauthenticated_messages_are_accepted_only_before_the_switch() {
     let open = Open::with(Requirement::WhenAllCan).await;
     let without = Connection::open(&verified(&open.nats)).await.unwrap();
     without.prepare_log(1).await.unwrap();
     let (old, a) = (without.backplane(), account("a"));
     write(&*old.log, &a, "of before").await;
-    old.ledger.put("usage.a.m1", r#"{"count":3}"#.into(), None, None, soon()).await.unwrap();
+    old.state_store.put("usage.a.m1", r#"{"count":3}"#.into(), None, None, soon()).await.unwrap();
     let auth = open.auth(Role::Gateway);
     let config = NatsConfig { auth: Some(auth.clone()), ..open.config(Role::Gateway) };
     let gateway = Connection::open(&config).await.unwrap().backplane();
@@ -476,29 +478,29 @@ async fn before_the_switch_all_are_heard_and_behind_it_only_who_authenticates() 
     let old_asks = |text: &'static str, within| {
         let old = old.clone();
         let deadline = tokio::time::Instant::now() + within;
-        tokio::spawn(async move { old.requests.ask_bytes(EVALUATE, text.into(), deadline).await })
+        tokio::spawn(async move { old.requests.request_bytes(EVALUATE, text.into(), deadline).await })
     };
     let waiting = old_asks("old", PATIENT);
     answer_next(&mut inbox, "old", "yes").await;
     assert_eq!(waiting.await.unwrap().unwrap(), "yes");
-    assert_eq!(gateway.ledger.count("usage.a.m1", soon()).await, Ok(3));
+    assert_eq!(gateway.state_store.count("usage.a.m1", soon()).await, Ok(3));
 
     // By the store's clock, which is this machine's.
     auth.require(jiff::Timestamp::now());
     let waiting = ask_aside(&gateway, "marked");
     answer_next(&mut inbox, "marked", "yes").await;
     waiting.await.unwrap().unwrap();
-    assert_eq!(old_asks("old", Duration::from_millis(200)).await.unwrap(), Err(AskError::Late));
+    assert_eq!(old_asks("old", Duration::from_millis(200)).await.unwrap(), Err(RequestError::Timeout));
     write(&*old.log, &a, "forged").await;
     write(&*gateway.log, &a, "of after").await;
     assert_eq!(decisions(&*gateway.log, &a).await, ["of before", "of after"]);
-    assert_eq!(gateway.ledger.add("usage.a.m1", 1, 10, PATIENT, soon()).await.unwrap().total, 4);
-    old.ledger.put("usage.a.m2", r#"{"count":0}"#.into(), None, None, soon()).await.unwrap();
-    assert!(gateway.ledger.count("usage.a.m2", soon()).await.is_err());
+    assert_eq!(gateway.state_store.add("usage.a.m1", 1, 10, PATIENT, soon()).await.unwrap().total, 4);
+    old.state_store.put("usage.a.m2", r#"{"count":0}"#.into(), None, None, soon()).await.unwrap();
+    assert!(gateway.state_store.count("usage.a.m2", soon()).await.is_err());
 }
 
 #[tokio::test]
-async fn what_was_required_once_is_required_after_a_start() {
+async fn required_authentication_is_still_required_after_a_restart() {
     let open = Open::with(Requirement::WhenAllCan).await;
     let bystander = open.bystander().await;
     for role in [Role::Gateway, Role::Evaluator, Role::AuditExport] {
@@ -507,37 +509,37 @@ async fn what_was_required_once_is_required_after_a_start() {
             let config = NatsConfig { auth: Some(auth.clone()), ..open.config(role) };
             let connection = Connection::open(&config).await.unwrap();
             connection.prepare_log(1).await.unwrap();
-            stage0_backplane::nats::remember_requirement(&connection).await.map(|()| (auth, connection))
+            stage0_backplane::nats::persist_requirement(&connection).await.map(|()| (auth, connection))
         };
         let (auth, connection) = start().await.unwrap();
         assert!(!auth.is_required(), "{role}");
         auth.require(jiff::Timestamp::now());
-        stage0_backplane::nats::remember_requirement(&connection).await.unwrap();
+        stage0_backplane::nats::persist_requirement(&connection).await.unwrap();
         let (again, _) = start().await.unwrap();
         assert!(again.is_required(), "{role}");
         assert_eq!(*again.required_since().borrow(), *auth.required_since().borrow());
     }
-    // Who writes over it takes nothing back, and keeps nobody from starting.
+    // Overwriting the record neither lifts the requirement nor keeps a role from starting.
     let forged = r#"{"required_since":"2020-01-01T00:00:00Z"}"#;
     store(&bystander, "s0.ledger.usage.message-auth", HeaderMap::new(), forged).await;
     for _ in 0..2 {
         let auth = open.auth(Role::Gateway);
         let config = NatsConfig { auth: Some(auth.clone()), ..open.config(Role::Gateway) };
         let connection = Connection::open(&config).await.unwrap();
-        stage0_backplane::nats::remember_requirement(&connection).await.unwrap();
+        stage0_backplane::nats::persist_requirement(&connection).await.unwrap();
         let since = *auth.required_since().borrow();
-        // No time that was made up: what was forged since the switch would be of before it.
+        // No invented time: what was forged since the switch would then seem to be older than it.
         assert!(auth.is_required() && since == Some(jiff::Timestamp::UNIX_EPOCH), "{since:?}");
-        let kept = connection.backplane().ledger.get("usage.message-auth", soon()).await;
+        let kept = connection.backplane().state_store.get("usage.message-auth", soon()).await;
         assert!(kept.is_err(), "a new time was written: {kept:?}");
     }
 }
 
 #[tokio::test]
-async fn what_is_not_believed_is_counted_by_kind_and_reason() {
+async fn rejected_messages_are_counted_by_kind_and_reason() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let page = recorder.handle();
-    // Counting happens in tasks of this thread's runtime.
+    // Metrics are counted in tasks of this thread's runtime.
     let _guard = ::metrics::set_default_local_recorder(&recorder);
     let open = Open::start().await;
     let (gateway, evaluator) = (open.connect(Role::Gateway).await, open.connect(Role::Evaluator).await);
@@ -553,7 +555,7 @@ async fn what_is_not_believed_is_counted_by_kind_and_reason() {
     let line = |kind: &str, count: u32| {
         format!("stage0_backplane_rejected_messages_total{{kind=\"{kind}\",reason=\"unauthenticated\"}} {count}")
     };
-    // The question was sent before, and its inbox is read by now.
+    // The request was sent before, and its queue has been read by now.
     evaluator.requests.ready().await.unwrap();
     let page = page.render();
     for wanted in [line("question", 1), line("entry", 2), "stage0_backplane_message_auth_required 1".to_owned()] {

@@ -2,10 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use stage0_backplane::Kind;
+use stage0_backplane::EntryKind;
 use stage0_backplane::embedded::{Bus, LOG_FILE, OpenError};
 
-use crate::witness::{Witness, Writer, a_moment, rounds, somewhere_below};
+use crate::witness::{Witness, Writer, random_below, random_delay, rounds};
 use crate::writing::{DECISIONS, account, append, batch, everything, mark, soon, texts, write};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -14,9 +14,9 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     let mut witness = Witness::default();
     for round in 0..rounds(3) {
         let mut writer = Writer::start(directory.path());
-        witness.hear(&writer, 1 + somewhere_below(400), a_moment());
+        witness.read_until(&writer, 1 + random_below(400), random_delay());
         writer.child.kill().unwrap();
-        witness.hear_the_rest(writer);
+        witness.read_rest(writer);
         let backplane = Bus::open(directory.path()).unwrap().connect();
         witness.confirm(&backplane).await;
         witness.append_the_last_again(&backplane).await;
@@ -26,14 +26,14 @@ async fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
 }
 
 #[tokio::test]
-async fn what_a_file_holds_is_there_when_it_is_opened_again() {
+async fn a_log_file_keeps_its_content_when_it_is_opened_again() {
     let (directory, a) = (tempfile::tempdir().unwrap(), account("a"));
     let once = batch(&a, "once");
     let (position, revision) = {
         let backplane = Bus::open(directory.path()).unwrap().connect();
         append(&*backplane.log, once.clone(), soon()).await.unwrap();
         let position = mark(&*backplane.log, &a, "mark", None).await;
-        (position, backplane.ledger.put("k", "v".into(), None, None, soon()).await.unwrap())
+        (position, backplane.state_store.put("k", "v".into(), None, None, soon()).await.unwrap())
     };
     let backplane = Bus::open(directory.path()).unwrap().connect();
     append(&*backplane.log, once, soon()).await.unwrap();
@@ -41,8 +41,8 @@ async fn what_a_file_holds_is_there_when_it_is_opened_again() {
     let found = everything(&*backplane.log, &a, DECISIONS).await;
     assert_eq!(texts(&found), ["once", "next"]);
     assert!(found[0].position < position && position < found[1].position);
-    assert_eq!(backplane.log.last(&a, Kind::Mark, soon()).await.unwrap().unwrap().position, position);
-    let next = backplane.ledger.put("k", "w".into(), Some(revision), None, soon()).await.unwrap();
+    assert_eq!(backplane.log.last(&a, EntryKind::Mark, soon()).await.unwrap().unwrap().position, position);
+    let next = backplane.state_store.put("k", "w".into(), Some(revision), None, soon()).await.unwrap();
     assert!(next > revision);
 }
 

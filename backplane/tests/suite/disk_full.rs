@@ -9,24 +9,24 @@ use tokio::time::Instant;
 
 use crate::writing::{account, append, batch, decisions, recorder, write};
 
-const WITHIN: Duration = Duration::from_millis(500);
-/// What a busy machine may take longer.
-const SLACK: Duration = Duration::from_secs(3);
+const APPEND_TIMEOUT: Duration = Duration::from_millis(500);
+/// Allowance for a busy machine.
+const MAX_DELAY: Duration = Duration::from_secs(3);
 const BYTES: u64 = 24 << 20;
 const ROOM: u64 = 4 << 20;
 
-/// Appends large batches and then smaller ones, until none can be appended any more; returns what was acknowledged.
+/// Appends large batches and then smaller ones until no more are accepted; returns what was acknowledged.
 async fn append_until_full(backplane: &Backplane) -> Vec<String> {
     let (mut stored, mut failures) = (Vec::new(), 0);
     for number in 0..20_000 {
         let size = [50_000, 5_000, 500, 0][failures];
         let text = format!("{number} {}", "x".repeat(size));
         let started = Instant::now();
-        match append(&*backplane.log, batch(&account("a"), text.clone()), started + WITHIN).await {
+        match append(&*backplane.log, batch(&account("a"), text.clone()), started + APPEND_TIMEOUT).await {
             Ok(()) => stored.push(text),
             Err(AppendError::NotStored(_) | AppendError::Unknown(_)) => failures += 1,
         }
-        assert!(started.elapsed() < WITHIN + SLACK, "{:?}", started.elapsed());
+        assert!(started.elapsed() < APPEND_TIMEOUT + MAX_DELAY, "{:?}", started.elapsed());
         if failures == 4 {
             assert!(!stored.is_empty());
             return stored;
@@ -35,7 +35,7 @@ async fn append_until_full(backplane: &Backplane) -> Vec<String> {
     panic!("the disk never ran full");
 }
 
-/// What was acknowledged is there once; of the rest, which may be, nothing is there twice.
+/// Every acknowledged batch is stored exactly once, and no other batch is stored twice.
 async fn holds(backplane: &Backplane, stored: &[String]) {
     let mut found = decisions(&*backplane.log, &account("a")).await;
     found.sort();

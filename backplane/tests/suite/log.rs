@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use stage0_backplane::{AppendError, Batch, DecisionLog, Kind, MAX_MESSAGE_BYTES, MarkError, Position, Seek, Which};
+use stage0_backplane::{
+    AppendError, Batch, DecisionLog, EntryFilter, EntryKind, MAX_MESSAGE_BYTES, MarkError, Position, Seek,
+};
 use tokio::time::Instant;
 
 use crate::writing::{DECISIONS, MARKS, account, append, batch, decisions, everything, mark, soon, texts, write};
@@ -14,7 +16,7 @@ on_every_store! {
     nothing_is_appended_or_read_on_a_closed_connection,
     nothing_is_done_once_the_deadline_has_passed,
     an_empty_append_has_no_answers,
-    what_is_appended_is_there_with_its_bytes_and_in_order,
+    appended_entries_are_read_unchanged_and_in_order,
     batches_of_several_accounts_are_appended_together,
     a_batch_that_is_appended_twice_is_stored_once,
     a_batch_that_is_appended_twice_at_the_same_time_is_stored_once,
@@ -74,9 +76,9 @@ async fn nothing_is_done_once_the_deadline_has_passed(stage: Stage) {
 async fn fails_everywhere(log: &dyn DecisionLog, deadline: Instant) {
     let a = account("a");
     assert!(matches!(log.append_mark(&a, "m".into(), None, deadline).await, Err(MarkError::Failed(_))));
-    assert!(log.read(&a, Which::All, Seek::Start, 1, deadline).await.is_err());
-    assert!(log.last(&a, Kind::Decisions, deadline).await.is_err());
-    assert!(log.remove_through(&a, Kind::Decisions, Position(u64::MAX), deadline).await.is_err());
+    assert!(log.read(&a, EntryFilter::All, Seek::Start, 1, deadline).await.is_err());
+    assert!(log.last(&a, EntryKind::Decisions, deadline).await.is_err());
+    assert!(log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), deadline).await.is_err());
     assert!(log.accounts(deadline).await.is_err());
 }
 
@@ -85,7 +87,7 @@ async fn an_empty_append_has_no_answers(stage: Stage) {
     assert!(log.append(Vec::new(), soon()).await.is_empty());
 }
 
-async fn what_is_appended_is_there_with_its_bytes_and_in_order(stage: Stage) {
+async fn appended_entries_are_read_unchanged_and_in_order(stage: Stage) {
     let (log, reader, a) = (stage.recorder().await.log, stage.recorder().await.log, account("a"));
     let all_bytes: Vec<u8> = (0..=255).collect();
     let mut written: Vec<Bytes> = vec![all_bytes.into(), "{\"a\":1}\n{\"a\":2}".into(), "\r\n\r\nMSG x 1 2\r\n".into()];
@@ -97,7 +99,7 @@ async fn what_is_appended_is_there_with_its_bytes_and_in_order(stage: Stage) {
     let lines: Vec<_> = found.iter().map(|entry| entry.lines.clone()).collect();
     assert_eq!(lines, written);
     assert!(found.is_sorted_by(|one, next| one.position < next.position && one.stored_at <= next.stored_at));
-    assert!(found.iter().all(|entry| entry.kind == Kind::Decisions));
+    assert!(found.iter().all(|entry| entry.kind == EntryKind::Decisions));
     assert_eq!(found[1].lines().collect::<Vec<_>>(), [&b"{\"a\":1}"[..], b"{\"a\":2}"]);
     assert!(found[0].stored_at.duration_until(jiff::Timestamp::now()).abs().as_secs() < 60);
 }
@@ -133,7 +135,7 @@ async fn a_batch_that_is_appended_twice_at_the_same_time_is_stored_once(stage: S
         let appends = (0..8).map(|turn| append(if turn % 2 == 0 { &*log } else { &*other }, once.clone(), soon()));
         let answers = join_all(appends).await;
         assert!(answers.contains(&Ok(())), "{answers:?}");
-        // Whoever came while the other was being stored does not know, and is told so.
+        // A caller whose append overlaps with the other does not know the outcome and gets an error.
         assert!(!answers.iter().any(|answer| matches!(answer, Err(AppendError::NotStored(_)))), "{answers:?}");
     }
     let expected: Vec<_> = (0..20).map(|round| format!("{round:02}")).collect();
@@ -146,12 +148,12 @@ async fn the_largest_batch_is_stored(stage: Stage) {
     write(&*log, &a, bytes.clone()).await;
     write(&*log, &a, bytes.clone()).await;
     for size in [0, 1, MAX_MESSAGE_BYTES, 2 * MAX_MESSAGE_BYTES - 1] {
-        let chunk = log.read(&a, Which::All, Seek::Start, size, soon()).await.unwrap();
+        let chunk = log.read(&a, EntryFilter::All, Seek::Start, size, soon()).await.unwrap();
         assert_eq!((chunk.entries.len(), chunk.more), (1, true), "{size}");
         assert!(chunk.entries[0].lines == bytes);
     }
-    assert_eq!(everything(&*log, &a, Which::All).await.len(), 2);
-    let last = log.last(&a, Kind::Decisions, soon()).await.unwrap().unwrap();
+    assert_eq!(everything(&*log, &a, EntryFilter::All).await.len(), 2);
+    let last = log.last(&a, EntryKind::Decisions, soon()).await.unwrap().unwrap();
     assert!(last.lines == bytes);
 }
 
@@ -164,13 +166,13 @@ async fn accounts_with_similar_names_see_only_their_own(stage: Stage) {
     }
     for name in names {
         let a = account(name);
-        assert_eq!(texts(&everything(&*log, &a, Which::All).await), [name, name], "{name}");
-        for kind in [Kind::Decisions, Kind::Mark] {
+        assert_eq!(texts(&everything(&*log, &a, EntryFilter::All).await), [name, name], "{name}");
+        for kind in [EntryKind::Decisions, EntryKind::Mark] {
             let last = log.last(&a, kind, soon()).await.unwrap().unwrap();
             assert_eq!((last.kind, &*last.lines), (kind, name.as_bytes()));
         }
     }
-    log.remove_through(&account("a"), Kind::Decisions, Position(u64::MAX), soon()).await.unwrap();
+    log.remove_through(&account("a"), EntryKind::Decisions, Position(u64::MAX), soon()).await.unwrap();
     for name in names {
         let left = decisions(&*log, &account(name)).await.len();
         assert_eq!(left, usize::from(name != "a"), "{name}");
@@ -194,8 +196,8 @@ async fn a_mark_is_refused_when_another_was_there_first(stage: Stage) {
     assert_eq!(texts(&found), ["first", "second"]);
     assert_eq!((found[0].position, found[1].position), (first, second));
 
-    // Marks that were all removed are as none.
-    log.remove_through(&a, Kind::Mark, second, soon()).await.unwrap();
+    // If all marks were removed, that is like having none.
+    log.remove_through(&a, EntryKind::Mark, second, soon()).await.unwrap();
     refused(Some(second)).await;
     mark(&*log, &a, "third", None).await;
 }
@@ -224,7 +226,7 @@ async fn marks_do_not_wait_for_decisions_nor_for_other_accounts(stage: Stage) {
     write(&*log, &a, "decision").await;
     mark(&*log, &b, "b1", None).await;
     mark(&*log, &a, "a2", Some(first)).await;
-    assert_eq!(texts(&everything(&*log, &a, Which::All).await), ["a1", "decision", "a2"]);
+    assert_eq!(texts(&everything(&*log, &a, EntryFilter::All).await), ["a1", "decision", "a2"]);
 }
 
 async fn removal_takes_one_kind_of_one_account_up_to_a_position(stage: Stage) {
@@ -236,31 +238,31 @@ async fn removal_takes_one_kind_of_one_account_up_to_a_position(stage: Stage) {
         last = Some(mark(&*log, &a, &format!("m{number}"), last).await);
     }
     let found = everything(&*log, &a, DECISIONS).await;
-    // Up to and with the third, and up to a mark behind the fourth.
-    assert_eq!(log.remove_through(&a, Kind::Decisions, found[2].position, soon()).await, Ok(3));
+    // Up to and including the third, and up to a mark behind the fourth.
+    assert_eq!(log.remove_through(&a, EntryKind::Decisions, found[2].position, soon()).await, Ok(3));
     assert_eq!(decisions(&*log, &a).await, ["a3", "a4", "a5"]);
     let marks = everything(&*log, &a, MARKS).await;
-    assert_eq!(log.remove_through(&a, Kind::Decisions, marks[3].position, soon()).await, Ok(1));
-    assert_eq!(log.remove_through(&a, Kind::Decisions, marks[3].position, soon()).await, Ok(0));
+    assert_eq!(log.remove_through(&a, EntryKind::Decisions, marks[3].position, soon()).await, Ok(1));
+    assert_eq!(log.remove_through(&a, EntryKind::Decisions, marks[3].position, soon()).await, Ok(0));
     assert_eq!(decisions(&*log, &a).await, ["a4", "a5"]);
     assert_eq!((marks.len(), decisions(&*log, &b).await.len()), (6, 6));
 
-    // Who was reading goes on behind what is gone.
+    // A reader continues behind what was removed.
     let rest = log.read(&a, DECISIONS, Seek::After(found[0].position), usize::MAX, soon()).await.unwrap();
     assert_eq!(texts(&rest.entries), ["a4", "a5"]);
-    assert_eq!(log.last(&a, Kind::Decisions, soon()).await.unwrap().unwrap().lines, "a5");
-    assert_eq!(log.remove_through(&a, Kind::Mark, marks[0].position, soon()).await, Ok(1));
+    assert_eq!(log.last(&a, EntryKind::Decisions, soon()).await.unwrap().unwrap().lines, "a5");
+    assert_eq!(log.remove_through(&a, EntryKind::Mark, marks[0].position, soon()).await, Ok(1));
     assert_eq!(texts(&everything(&*log, &a, MARKS).await), ["m1", "m2", "m3", "m4", "m5"]);
 }
 
 async fn removal_up_to_nothing_removes_nothing(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
-    assert_eq!(log.remove_through(&a, Kind::Decisions, Position(7), soon()).await, Ok(0));
+    assert_eq!(log.remove_through(&a, EntryKind::Decisions, Position(7), soon()).await, Ok(0));
     write(&*log, &account("b"), "first of all").await;
     write(&*log, &a, "kept").await;
     let kept = everything(&*log, &a, DECISIONS).await[0].position;
     for before in [0, kept.0 - 1] {
-        assert_eq!(log.remove_through(&a, Kind::Decisions, Position(before), soon()).await, Ok(0), "{before}");
+        assert_eq!(log.remove_through(&a, EntryKind::Decisions, Position(before), soon()).await, Ok(0), "{before}");
     }
     assert_eq!(decisions(&*log, &a).await, ["kept"]);
 }
@@ -269,10 +271,10 @@ async fn removal_up_to_the_end_removes_all_and_what_follows_stays(stage: Stage) 
     let (log, a) = (stage.recorder().await.log, account("a"));
     let many = (0..2_500).map(|number| batch(&a, number.to_string())).collect();
     assert!(log.append(many, soon()).await.iter().all(Result::is_ok));
-    let last = log.last(&a, Kind::Decisions, soon()).await.unwrap().unwrap().position;
-    assert_eq!(log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await, Ok(2_500));
+    let last = log.last(&a, EntryKind::Decisions, soon()).await.unwrap().unwrap().position;
+    assert_eq!(log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), soon()).await, Ok(2_500));
     assert!(decisions(&*log, &a).await.is_empty());
-    assert_eq!(log.last(&a, Kind::Decisions, soon()).await, Ok(None));
+    assert_eq!(log.last(&a, EntryKind::Decisions, soon()).await, Ok(None));
     write(&*log, &a, "next").await;
     let found = everything(&*log, &a, DECISIONS).await;
     assert_eq!(texts(&found), ["next"]);
@@ -296,7 +298,7 @@ async fn accounts_are_those_that_have_entries(stage: Stage) {
     };
     assert_eq!(listed().await, ["a", "a_", "b", "only-marks"]);
     for name in ["a", "b"] {
-        log.remove_through(&account(name), Kind::Decisions, Position(u64::MAX), soon()).await.unwrap();
+        log.remove_through(&account(name), EntryKind::Decisions, Position(u64::MAX), soon()).await.unwrap();
     }
     assert_eq!(listed().await, ["a", "a_", "only-marks"]);
 }

@@ -6,13 +6,15 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use stage0_backplane::nats::{Connection, NatsConfig};
 use stage0_backplane::testing::{NatsServer, wait_for};
-use stage0_backplane::{AppendError, DecisionLog, Kind, MarkError, Position, PutError, ReadError, Seek, Which};
+use stage0_backplane::{
+    AppendError, DecisionLog, EntryFilter, EntryKind, MarkError, Position, PutError, ReadError, Seek,
+};
 use tokio::time::Instant;
 
 use crate::PATIENT;
 use crate::writing::{DECISIONS, account, append, batch, decisions, everything, in_pieces, recorder, soon, write};
 
-/// Far below every deadline of a patient test, far above what a busy machine needs.
+/// Far below every deadline in a patient test, far above what a busy machine needs.
 const AT_ONCE: Duration = Duration::from_secs(5);
 const SHORT: Duration = Duration::from_millis(300);
 
@@ -56,7 +58,7 @@ async fn a_killed_server_loses_and_doubles_nothing_that_is_appended_until_it_is_
 }
 
 #[tokio::test]
-async fn a_frozen_server_leaves_an_append_in_doubt_and_an_append_again_settles_it() {
+async fn an_append_to_a_frozen_server_is_unknown_and_appending_it_again_settles_it() {
     let nats = NatsServer::start().await;
     let (log, a) = (recorder(&nats).await.backplane().log, account("a"));
     write(&*log, &a, "before").await;
@@ -69,7 +71,7 @@ async fn a_frozen_server_leaves_an_append_in_doubt_and_an_append_again_settles_i
     assert!(matches!(mark, Err(MarkError::Failed(_))), "{mark:?}");
     let read = log.read(&a, DECISIONS, Seek::Start, usize::MAX, Instant::now() + SHORT).await;
     assert!(read.is_err(), "{read:?}");
-    assert!(log.last(&a, Kind::Decisions, Instant::now() + SHORT).await.is_err());
+    assert!(log.last(&a, EntryKind::Decisions, Instant::now() + SHORT).await.is_err());
     assert!(log.ready().await.is_err());
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
     wait_for("the connection is given up", PATIENT, async || {
@@ -87,12 +89,12 @@ async fn a_frozen_server_leaves_an_append_in_doubt_and_an_append_again_settles_i
 }
 
 #[tokio::test]
-async fn a_server_that_is_down_stores_nothing_and_that_is_said_at_once() {
+async fn appends_fail_at_once_while_the_server_is_down() {
     let mut nats = NatsServer::start().await;
     let (connection, a) = (recorder(&nats).await.backplane(), account("a"));
-    let (log, ledger) = (connection.log, connection.ledger);
+    let (log, state_store) = (connection.log, connection.state_store);
     write(&*log, &a, "before").await;
-    let revision = ledger.put("k", "v".into(), None, None, soon()).await.unwrap();
+    let revision = state_store.put("k", "v".into(), None, None, soon()).await.unwrap();
     nats.kill();
     wait_for("the break is noticed", PATIENT, async || connection.requests.ready().await.is_err()).await;
     let started = Instant::now();
@@ -101,11 +103,11 @@ async fn a_server_that_is_down_stores_nothing_and_that_is_said_at_once() {
         assert!(matches!(answer, Err(AppendError::NotStored(_))), "{answer:?}");
     }
     let offline = Err(ReadError("not connected to nats".to_owned()));
-    assert_eq!(log.read(&a, Which::All, Seek::Start, 1, soon()).await.map(drop), offline);
+    assert_eq!(log.read(&a, EntryFilter::All, Seek::Start, 1, soon()).await.map(drop), offline);
     assert_eq!(log.accounts(soon()).await.map(drop), offline);
-    assert_eq!(log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await.map(drop), offline);
-    assert_eq!(ledger.get("k", soon()).await.map(drop), offline);
-    let put = ledger.put("k", "w".into(), Some(revision), None, soon()).await;
+    assert_eq!(log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), soon()).await.map(drop), offline);
+    assert_eq!(state_store.get("k", soon()).await.map(drop), offline);
+    let put = state_store.put("k", "w".into(), Some(revision), None, soon()).await;
     assert!(matches!(put, Err(PutError::Failed(_))), "{put:?}");
     assert!(log.ready().await.is_err());
     assert!(started.elapsed() < AT_ONCE, "{:?}", started.elapsed());
@@ -113,11 +115,11 @@ async fn a_server_that_is_down_stores_nothing_and_that_is_said_at_once() {
     nats.restart().await;
     is_back(&*log).await;
     assert_eq!(decisions(&*log, &a).await, ["before"]);
-    assert_eq!(ledger.get("k", soon()).await.unwrap().unwrap().value, "v");
+    assert_eq!(state_store.get("k", soon()).await.unwrap().unwrap().value, "v");
     write(&*log, &a, "after").await;
 }
 
-/// As many as one question brings.
+/// As many as one request brings.
 const MANY: usize = 4_000;
 
 async fn many(log: &dyn DecisionLog) {
@@ -160,7 +162,7 @@ async fn a_read_that_the_server_does_not_finish_is_an_error() {
         };
         // At another moment of a read each time.
         for _ in 0..=round * 7 {
-            drop(log.last(&a, Kind::Decisions, soon()).await);
+            drop(log.last(&a, EntryKind::Decisions, soon()).await);
         }
         let killed = Instant::now();
         nats.kill();
@@ -197,7 +199,7 @@ async fn a_read_ends_with_an_error_when_its_connection_is_closed_or_its_server_f
 }
 
 #[tokio::test]
-async fn deployments_with_different_prefixes_do_not_meet() {
+async fn deployments_with_different_prefixes_exchange_no_messages() {
     let nats = NatsServer::start().await;
     let with = async |prefix: &str| {
         let config = NatsConfig { prefix: prefix.to_owned(), ..nats.config("suite") };
@@ -211,15 +213,15 @@ async fn deployments_with_different_prefixes_do_not_meet() {
     let a = account("a");
     write(&*one.log, &a, "one").await;
     write(&*other.log, &a, "other").await;
-    one.ledger.put("k", "one".into(), None, None, soon()).await.unwrap();
+    one.state_store.put("k", "one".into(), None, None, soon()).await.unwrap();
     assert_eq!(decisions(&*one.log, &a).await, ["one"]);
-    assert_eq!(everything(&*other.log, &a, Which::All).await.len(), 1);
+    assert_eq!(everything(&*other.log, &a, EntryFilter::All).await.len(), 1);
     assert_eq!(one.log.accounts(soon()).await.unwrap(), std::slice::from_ref(&a));
-    assert_eq!(other.ledger.get("k", soon()).await, Ok(None));
-    assert_eq!(one.log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await, Ok(1));
+    assert_eq!(other.state_store.get("k", soon()).await, Ok(None));
+    assert_eq!(one.log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), soon()).await, Ok(1));
     assert_eq!(decisions(&*other.log, &a).await, ["other"]);
 
-    // These two would share the name of a stream.
+    // These two would have the same stream name.
     let (prepared, _) = with("stage0_test-1").await;
     let why = prepared.unwrap_err().to_string();
     assert!(why.contains("`STAGE0_TEST-1_LOG` is not as it has to be: its `subjects` differs"), "{why}");
@@ -248,7 +250,7 @@ async fn a_server_without_jetstream_keeps_no_log_and_says_so() {
     let log = connection.backplane().log;
     let answer = append(&*log, batch(&account("a"), "x"), soon()).await;
     assert!(matches!(answer, Err(AppendError::NotStored(_))), "{answer:?}");
-    assert!(log.read(&account("a"), Which::All, Seek::Start, 1, soon()).await.is_err());
+    assert!(log.read(&account("a"), EntryFilter::All, Seek::Start, 1, soon()).await.is_err());
     assert!(log.ready().await.unwrap_err().to_string().contains("JetStream is off"));
 }
 
@@ -273,7 +275,7 @@ async fn a_server_at_its_limit_is_not_ready_whether_or_not_its_monitor_is_asked(
     assert!(silent.log.ready().await.unwrap_err().to_string().contains("an append found no room"));
     assert!(asking.log.ready().await.unwrap_err().to_string().contains("has no room"));
 
-    silent.log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await.unwrap();
+    silent.log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), soon()).await.unwrap();
     write(&*silent.log, &a, "x").await;
     silent.log.ready().await.unwrap();
     wait_for("the monitor tells the room", PATIENT, async || asking.log.ready().await.is_ok()).await;

@@ -1,8 +1,8 @@
-//! Reading the decision log: where to begin, what to see, how much at once.
+//! Reading the decision log: where to start, what is visible, how much at once.
 
 use jiff::Timestamp;
 use jiff::ToSpan as _;
-use stage0_backplane::{DecisionLog, Entry, Kind, Position, Seek, SeekBack, Which};
+use stage0_backplane::{DecisionLog, Entry, EntryFilter, EntryKind, Position, Seek, SeekBack};
 
 use crate::writing::{DECISIONS, MARKS, account, append, batch, everything, in_pieces, mark, soon, texts, write};
 use crate::{Stage, on_every_store};
@@ -10,16 +10,16 @@ use crate::{Stage, on_every_store};
 on_every_store! {
     an_empty_log_has_nothing,
     an_account_without_entries_has_nothing,
-    reading_begins_where_it_is_told_to,
-    reading_shows_the_kind_that_is_asked_for,
+    a_read_starts_at_the_given_position,
+    a_read_returns_the_requested_kind,
     the_last_of_each_kind_is_found,
-    a_mixed_log_reads_the_same_in_pieces_of_every_size,
+    a_mixed_log_reads_the_same_in_chunks_of_every_size,
     whether_there_is_more_is_known_exactly,
     thousands_of_tiny_entries_are_all_read,
     a_log_larger_than_one_answer_is_all_read,
-    reading_while_others_append_misses_nothing_behind_its_place,
-    reading_back_begins_where_it_is_told_to,
-    a_log_reads_back_the_same_in_pieces_of_every_size,
+    reading_while_others_append_misses_nothing_after_its_position,
+    a_backwards_read_starts_at_the_given_position,
+    a_log_reads_backwards_the_same_in_chunks_of_every_size,
     a_log_larger_than_one_answer_is_all_read_back,
 }
 
@@ -36,7 +36,7 @@ async fn an_account_without_entries_has_nothing(stage: Stage) {
 
 async fn has_nothing(log: &dyn DecisionLog) {
     let a = account("a");
-    for which in [Which::All, DECISIONS, MARKS] {
+    for which in [EntryFilter::All, DECISIONS, MARKS] {
         for from in
             [Seek::Start, Seek::After(Position(0)), Seek::After(Position(u64::MAX)), Seek::Time(Timestamp::now())]
         {
@@ -44,12 +44,12 @@ async fn has_nothing(log: &dyn DecisionLog) {
             assert!(chunk.entries.is_empty() && !chunk.more, "{which:?} {from:?}");
         }
     }
-    for kind in [Kind::Decisions, Kind::Mark] {
+    for kind in [EntryKind::Decisions, EntryKind::Mark] {
         assert_eq!(log.last(&a, kind, soon()).await, Ok(None));
     }
 }
 
-async fn reading_begins_where_it_is_told_to(stage: Stage) {
+async fn a_read_starts_at_the_given_position(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
     for text in ["0", "1", "2"] {
         write(&*log, &a, text).await;
@@ -57,7 +57,7 @@ async fn reading_begins_where_it_is_told_to(stage: Stage) {
     }
     let all = everything(&*log, &a, DECISIONS).await;
     assert_eq!(texts(&all), ["0", "1", "2"]);
-    let from = async |from| texts(&log.read(&a, Which::All, from, usize::MAX, soon()).await.unwrap().entries);
+    let from = async |from| texts(&log.read(&a, EntryFilter::All, from, usize::MAX, soon()).await.unwrap().entries);
     assert_eq!(from(Seek::Start).await, ["0", "1", "2"]);
     assert_eq!(from(Seek::After(Position(0))).await, ["0", "1", "2"]);
     assert_eq!(from(Seek::After(all[0].position)).await, ["1", "2"]);
@@ -74,7 +74,7 @@ async fn reading_begins_where_it_is_told_to(stage: Stage) {
     assert_eq!(from(Seek::Time(Timestamp::MAX)).await, [""; 0]);
 }
 
-async fn reading_shows_the_kind_that_is_asked_for(stage: Stage) {
+async fn a_read_returns_the_requested_kind(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
     write(&*log, &a, "d0").await;
     let first = mark(&*log, &a, "m0", None).await;
@@ -82,10 +82,10 @@ async fn reading_shows_the_kind_that_is_asked_for(stage: Stage) {
     mark(&*log, &a, "m1", Some(first)).await;
     assert_eq!(texts(&everything(&*log, &a, DECISIONS).await), ["d0", "d1"]);
     assert_eq!(texts(&everything(&*log, &a, MARKS).await), ["m0", "m1"]);
-    let all = everything(&*log, &a, Which::All).await;
+    let all = everything(&*log, &a, EntryFilter::All).await;
     assert_eq!(texts(&all), ["d0", "m0", "d1", "m1"]);
     let kinds: Vec<_> = all.iter().map(|entry| entry.kind).collect();
-    assert_eq!(kinds, [Kind::Decisions, Kind::Mark, Kind::Decisions, Kind::Mark]);
+    assert_eq!(kinds, [EntryKind::Decisions, EntryKind::Mark, EntryKind::Decisions, EntryKind::Mark]);
     let after = log.read(&a, DECISIONS, Seek::After(first), usize::MAX, soon()).await.unwrap();
     assert_eq!(texts(&after.entries), ["d1"]);
 }
@@ -94,17 +94,17 @@ async fn the_last_of_each_kind_is_found(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
     write(&*log, &a, "d0").await;
     let last = async |kind| log.last(&a, kind, soon()).await.unwrap();
-    assert_eq!(last(Kind::Mark).await, None);
+    assert_eq!(last(EntryKind::Mark).await, None);
     let first = mark(&*log, &a, "m0", None).await;
     write(&*log, &a, "d1").await;
     write(&*log, &account("b"), "another").await;
-    let all = everything(&*log, &a, Which::All).await;
-    assert_eq!(last(Kind::Decisions).await.as_ref(), Some(&all[2]));
-    assert_eq!(last(Kind::Mark).await.as_ref(), Some(&all[1]));
+    let all = everything(&*log, &a, EntryFilter::All).await;
+    assert_eq!(last(EntryKind::Decisions).await.as_ref(), Some(&all[2]));
+    assert_eq!(last(EntryKind::Mark).await.as_ref(), Some(&all[1]));
     assert_eq!(all[1].position, first);
 }
 
-async fn a_mixed_log_reads_the_same_in_pieces_of_every_size(stage: Stage) {
+async fn a_mixed_log_reads_the_same_in_chunks_of_every_size(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
     let (mut written, mut last) = (Vec::new(), None);
     for number in 0..60_usize {
@@ -118,12 +118,12 @@ async fn a_mixed_log_reads_the_same_in_pieces_of_every_size(stage: Stage) {
         }
         written.push(text);
     }
-    let all = everything(&*log, &a, Which::All).await;
+    let all = everything(&*log, &a, EntryFilter::All).await;
     assert_eq!(texts(&all), written);
     for size in [0, 1, 7, 50, 99, 100, 101, 250, 1_000, 5_000] {
-        assert_eq!(in_pieces(&*log, &a, Which::All, size).await, all, "{size}");
-        for kind in [Kind::Decisions, Kind::Mark] {
-            let found = in_pieces(&*log, &a, Which::Only(kind), size).await;
+        assert_eq!(in_pieces(&*log, &a, EntryFilter::All, size).await, all, "{size}");
+        for kind in [EntryKind::Decisions, EntryKind::Mark] {
+            let found = in_pieces(&*log, &a, EntryFilter::Only(kind), size).await;
             let expected: Vec<_> = all.iter().filter(|entry| entry.kind == kind).cloned().collect();
             assert_eq!(found, expected, "{kind:?} {size}");
         }
@@ -132,7 +132,7 @@ async fn a_mixed_log_reads_the_same_in_pieces_of_every_size(stage: Stage) {
 
 async fn whether_there_is_more_is_known_exactly(stage: Stage) {
     let (log, a, b) = (stage.recorder().await.log, account("a"), account("b"));
-    // Long enough to dwarf what a store adds to each.
+    // Long enough to dwarf the overhead of the store.
     let long = "x".repeat(100_000);
     write(&*log, &a, long.clone()).await;
     let middle = mark(&*log, &a, &long, None).await;
@@ -143,11 +143,11 @@ async fn whether_there_is_more_is_known_exactly(stage: Stage) {
         let chunk = log.read(&a, which, from, size, soon()).await.unwrap();
         (chunk.entries.len(), chunk.more)
     };
-    assert_eq!(read(Which::All, Seek::Start, 310_000).await, (3, false));
-    assert_eq!(read(Which::All, Seek::Start, 299_999).await, (2, true));
-    assert_eq!(read(Which::All, Seek::Start, 199_999).await, (1, true));
-    assert_eq!(read(Which::All, Seek::Start, 1).await, (1, true));
-    assert_eq!(read(Which::All, Seek::After(middle), 1).await, (1, false));
+    assert_eq!(read(EntryFilter::All, Seek::Start, 310_000).await, (3, false));
+    assert_eq!(read(EntryFilter::All, Seek::Start, 299_999).await, (2, true));
+    assert_eq!(read(EntryFilter::All, Seek::Start, 199_999).await, (1, true));
+    assert_eq!(read(EntryFilter::All, Seek::Start, 1).await, (1, true));
+    assert_eq!(read(EntryFilter::All, Seek::After(middle), 1).await, (1, false));
     assert_eq!(read(DECISIONS, Seek::Start, 210_000).await, (2, false));
     assert_eq!(read(DECISIONS, Seek::Start, 199_999).await, (1, true));
     assert_eq!(read(DECISIONS, Seek::After(middle), 1).await, (1, false));
@@ -182,7 +182,7 @@ async fn a_log_larger_than_one_answer_is_all_read(stage: Stage) {
     }
 }
 
-async fn reading_while_others_append_misses_nothing_behind_its_place(stage: Stage) {
+async fn reading_while_others_append_misses_nothing_after_its_position(stage: Stage) {
     let (writer, reader, a) = (stage.recorder().await.log, stage.recorder().await.log, account("a"));
     let written = {
         let a = a.clone();
@@ -194,7 +194,7 @@ async fn reading_while_others_append_misses_nothing_behind_its_place(stage: Stag
     };
     let (mut found, mut from) = (Vec::new(), Seek::Start);
     while found.len() < 300 {
-        let chunk = reader.read(&a, Which::All, from, 20, soon()).await.unwrap();
+        let chunk = reader.read(&a, EntryFilter::All, from, 20, soon()).await.unwrap();
         from = chunk.entries.last().map_or(from, |entry| Seek::After(entry.position));
         found.extend(texts(&chunk.entries));
     }
@@ -202,9 +202,10 @@ async fn reading_while_others_append_misses_nothing_behind_its_place(stage: Stag
     assert_eq!(found, (0..300).map(|number| format!("{number:03}")).collect::<Vec<_>>());
 }
 
-async fn reading_back_begins_where_it_is_told_to(stage: Stage) {
+async fn a_backwards_read_starts_at_the_given_position(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
-    let from = async |from| texts(&log.read_back(&a, Kind::Decisions, from, usize::MAX, soon()).await.unwrap().entries);
+    let from =
+        async |from| texts(&log.read_back(&a, EntryKind::Decisions, from, usize::MAX, soon()).await.unwrap().entries);
     for nothing in [SeekBack::End, SeekBack::Before(Position(9)), SeekBack::Time(Timestamp::MAX)] {
         assert_eq!(from(nothing).await, [""; 0], "{nothing:?}");
     }
@@ -230,16 +231,16 @@ async fn reading_back_begins_where_it_is_told_to(stage: Stage) {
     assert_eq!(from(SeekBack::Time(Timestamp::MAX)).await, ["2", "1", "0"]);
     assert_eq!(from(SeekBack::Time(Timestamp::UNIX_EPOCH)).await, [""; 0]);
     assert_eq!(from(SeekBack::Time(Timestamp::MIN)).await, [""; 0]);
-    assert_eq!(texts(&log.read_back(&a, Kind::Mark, SeekBack::End, 9, soon()).await.unwrap().entries), ["m"]);
-    log.remove_through(&a, Kind::Decisions, all[0].position, soon()).await.unwrap();
+    assert_eq!(texts(&log.read_back(&a, EntryKind::Mark, SeekBack::End, 9, soon()).await.unwrap().entries), ["m"]);
+    log.remove_through(&a, EntryKind::Decisions, all[0].position, soon()).await.unwrap();
     assert_eq!(from(SeekBack::End).await, ["2", "1"]);
 }
 
-/// Everything from the end on, in pieces of this size.
+/// Reads everything backwards from the end, in pieces of this size.
 async fn back_in_pieces(log: &dyn DecisionLog, size: usize) -> Vec<Entry> {
     let (mut all, mut from) = (Vec::new(), SeekBack::End);
     loop {
-        let chunk = log.read_back(&account("a"), Kind::Decisions, from, size, soon()).await.unwrap();
+        let chunk = log.read_back(&account("a"), EntryKind::Decisions, from, size, soon()).await.unwrap();
         let bytes: usize = chunk.entries.iter().map(|entry| entry.lines.len()).sum();
         assert!(bytes <= size || chunk.entries.len() == 1, "{bytes} bytes instead of {size}");
         from = chunk.entries.last().map_or(from, |entry| SeekBack::Before(entry.position));
@@ -252,12 +253,12 @@ async fn back_in_pieces(log: &dyn DecisionLog, size: usize) -> Vec<Entry> {
     }
 }
 
-async fn a_log_reads_back_the_same_in_pieces_of_every_size(stage: Stage) {
+async fn a_log_reads_backwards_the_same_in_chunks_of_every_size(stage: Stage) {
     let (log, a) = (stage.recorder().await.log, account("a"));
     let mut last = None;
     for number in 0..60_usize {
         let text = format!("{number} {}", "x".repeat(number * number * 7 % 97));
-        // Stretches without the account's decisions, of different lengths.
+        // Ranges without the account's decisions, of different lengths.
         match number % 7 {
             0 => last = Some(mark(&*log, &a, &text, last).await),
             1 | 2 => write(&*log, &account("b"), text).await,

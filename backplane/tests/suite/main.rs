@@ -1,8 +1,9 @@
-//! What a backplane does, once for all implementations; then what only NATS can do wrong.
+//! The behaviour of a backplane, once for all implementations; then the failures that only NATS has.
 //!
-//! Every behaviour in `requests` and `notices` runs on the embedded bus and on a real nats-server, each with connections of its own
-//! for those who ask and those who serve; those in `log`, `log_reading` and `ledger` on a file as well. The others kill, freeze,
-//! forbid, fill disks and cut the power. Writers that are killed are this binary again, told by an environment variable to be one.
+//! Every behaviour in `requests` and `notices` runs on the embedded bus and on a real nats-server, with separate
+//! connections for clients and servers; those in `log`, `log_reading` and `state_store` also on a file. The others
+//! kill, freeze, forbid, fill disks and cut the power. Writers that are killed are this binary again, in a mode set by
+//! an environment variable.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -12,7 +13,6 @@ mod counters;
 mod crash;
 mod disk_full;
 mod failures;
-mod ledger;
 mod log;
 mod log_failures;
 mod log_reading;
@@ -24,6 +24,7 @@ mod refusals;
 mod requests;
 mod roles;
 mod sealing;
+mod state_store;
 mod streams;
 mod sync;
 mod witness;
@@ -34,8 +35,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{AskError, Backplane, Served};
-use stage0_contract::{Notice, Request};
+use stage0_backplane::{Backplane, RequestError, RequestStream};
+use stage0_contract::{Notice, Request, TestMessage};
 use tempfile::TempDir;
 
 /// Runs each behaviour on every implementation.
@@ -51,7 +52,7 @@ macro_rules! on_every_backplane {
 }
 use on_every_backplane;
 
-/// Runs each behaviour on every implementation of what is kept: in memory, in a file, on NATS.
+/// Runs each behaviour on every implementation of stored data: in memory, in a file, on NATS.
 macro_rules! on_every_store {
     ($($behaviour:ident),* $(,)?) => {
         mod memory {
@@ -67,10 +68,10 @@ macro_rules! on_every_store {
 }
 use on_every_store;
 
-/// Longer than anything here takes, so that a test ends when something is stuck.
+/// Longer than anything here takes, so that a stuck test ends.
 const PATIENT: Duration = Duration::from_secs(30);
 
-/// Where connections meet.
+/// The server or the bus that the connections share.
 enum Stage {
     Embedded(Bus),
     File { bus: Bus, _directory: TempDir },
@@ -99,7 +100,7 @@ impl Stage {
         }
     }
 
-    /// Another connection, with a log and a ledger.
+    /// Another connection, with a log and a state store.
     async fn recorder(&self) -> Backplane {
         match self {
             Self::Embedded(bus) | Self::File { bus, .. } => bus.connect(),
@@ -118,6 +119,8 @@ struct Echoed {
     text: String,
 }
 
+impl TestMessage for Echo {}
+
 impl Request for Echo {
     const SUBJECT: &'static str = "echo";
     type Reply = Echoed;
@@ -128,12 +131,16 @@ struct Changed {
     number: usize,
 }
 
+impl TestMessage for Changed {}
+
 impl Notice for Changed {
     const SUBJECT: &'static str = "notice.changed";
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Moved {}
+
+impl TestMessage for Moved {}
 
 impl Notice for Moved {
     const SUBJECT: &'static str = "notice.moved";
@@ -143,22 +150,22 @@ fn echo(text: &str) -> Echo {
     Echo { text: text.to_owned() }
 }
 
-async fn ask(backplane: &Backplane, text: impl ToString, within: Duration) -> Result<String, AskError> {
-    backplane.requests.ask(&echo(&text.to_string()), within).await.map(|reply| reply.text)
+async fn ask(backplane: &Backplane, text: impl ToString, within: Duration) -> Result<String, RequestError> {
+    backplane.requests.request(&echo(&text.to_string()), within).await.map(|reply| reply.text)
 }
 
-/// Asks in a task of its own.
+/// Sends a request in a task of its own.
 fn ask_aside(
     backplane: &Backplane,
     text: &(impl ToString + ?Sized),
     within: Duration,
-) -> tokio::task::JoinHandle<Result<String, AskError>> {
+) -> tokio::task::JoinHandle<Result<String, RequestError>> {
     let (backplane, question) = (backplane.clone(), echo(&text.to_string()));
-    tokio::spawn(async move { backplane.requests.ask(&question, within).await.map(|reply| reply.text) })
+    tokio::spawn(async move { backplane.requests.request(&question, within).await.map(|reply| reply.text) })
 }
 
-/// Answers with what was asked until the inbox ends; returns how many.
-async fn answer_all(mut inbox: Served<Echo>) -> usize {
+/// Replies with the request's text until the queue ends; returns how many.
+async fn answer_all(mut inbox: RequestStream<Echo>) -> usize {
     let mut answered = 0;
     while let Some(question) = inbox.next().await {
         let text = question.request.text.clone();

@@ -1,12 +1,12 @@
-//! Messages whose headers, subject or reply cannot be read. nats-server forwards and stores them as they are; here they
-//! end no connection, end no reading and are believed by nobody, with message keys and without.
+//! Messages whose headers, subject or reply subject cannot be parsed. nats-server forwards and stores them unchanged;
+//! here they end no connection and no read, and no role accepts them, with message keys or without.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::nats::{Connection, Health, NatsConfig};
-use stage0_backplane::{AskError, Backplane, Event, Kind, MarkError, Seek, Which};
+use stage0_backplane::{Backplane, EntryFilter, EntryKind, Event, MarkError, RequestError, Seek};
 use stage0_contract::{EvaluateRequest, KeyChanged, Notice as _, Request as _, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -19,7 +19,8 @@ use crate::writing::{
 const EVALUATE: &str = EvaluateRequest::SUBJECT;
 const EVALUATE_AT: &str = "s0.req.evaluate";
 
-/// Each kind of header block that cannot be read, and some that would be another message if only a part of it counted.
+/// Each kind of header block that cannot be parsed, and some that would be another message if only a part of it
+/// counted.
 const BLOCKS: [&[u8]; 18] = [
     b"NATS/1.0\r\nno colon here\r\n\r\n",
     b"NATS/1.0\r\nName: \xff\xfe\r\n\r\n",
@@ -33,10 +34,10 @@ const BLOCKS: [&[u8]; 18] = [
     b"HTTP/1.1 200 OK\r\n\r\n",
     b"\xff\xff\xff\xff\r\n\r\n",
     b"Name: value\r\n\r\n",
-    // Without its end: of what is stored, the server cuts two bytes off and writes its own lines behind.
+    // Without its end: of a stored message, the server cuts two bytes off and appends its own lines.
     b"NATS/1.0\r\nno end",
     b"no end",
-    // What only the server says, in lines that are good.
+    // Headers that only the server may set, in valid lines.
     b"NATS/1.0 404 Message Not Found\r\nno colon here\r\n\r\n",
     b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\nNats-Last-Sequence: 0\r\nno colon here\r\n\r\n",
     b"NATS/1.0 503\r\nno colon here\r\n\r\n",
@@ -47,7 +48,7 @@ const BLOCKS: [&[u8]; 18] = [
 const LIVE_BLOCKS: [&[u8]; 4] =
     [b"NATS/1.0 99999\r\n\r\n", b"NATS/1.0 nothing at all\r\n\r\n", b"NATS/1.0 \xff\r\n\r\n", b"no"];
 
-/// A client that writes what it likes.
+/// A client that can write any bytes.
 struct Raw {
     stream: TcpStream,
 }
@@ -59,7 +60,7 @@ impl Raw {
         Self { stream }
     }
 
-    /// `to`: the subject, and behind a space the reply.
+    /// `to`: the subject, and after a space the reply subject.
     async fn publish(&mut self, to: &[u8], block: &[u8], body: &str) {
         let mut sent = match block {
             [] => [b"PUB ", to, format!(" {}\r\n", body.len()).as_bytes()].concat(),
@@ -69,7 +70,7 @@ impl Raw {
         self.stream.write_all(&sent).await.unwrap();
     }
 
-    /// The server has taken all of it.
+    /// The server has received all of it.
     async fn is_done(&mut self) {
         self.stream.write_all(b"PING\r\n").await.unwrap();
         let (mut said, mut piece) = (String::new(), [0; 1024]);
@@ -108,7 +109,7 @@ async fn connect(open: &Open, role: Role, keys: bool) -> (Backplane, Arc<Health>
 }
 
 #[tokio::test]
-async fn stored_ones_are_rejected_and_counted_and_what_stands_behind_is_read() {
+async fn malformed_stored_messages_are_rejected_and_counted_and_later_ones_are_read() {
     for keys in [true, false] {
         let open = Open::start().await;
         let (gateway, gateways) = connect(&open, Role::Gateway, keys).await;
@@ -135,25 +136,25 @@ async fn stored_ones_are_rejected_and_counted_and_what_stands_behind_is_read() {
                 assert_eq!(texts(&in_pieces(&*reader.log, &a, DECISIONS, size).await), ["one", "two"]);
             }
             let last = async |kind| reader.log.last(&a, kind, soon()).await.unwrap().unwrap();
-            assert_eq!(last(Kind::Decisions).await.lines, "two");
-            assert_eq!(last(Kind::Mark).await.position, second);
-            let chunk = reader.log.read(&a, Which::All, Seek::Start, usize::MAX, soon()).await.unwrap();
+            assert_eq!(last(EntryKind::Decisions).await.lines, "two");
+            assert_eq!(last(EntryKind::Mark).await.position, second);
+            let chunk = reader.log.read(&a, EntryFilter::All, Seek::Start, usize::MAX, soon()).await.unwrap();
             assert_eq!((chunk.rejected, chunk.more), (6 * BLOCKS.len() as u64, false));
             assert!(reader.log.accounts(soon()).await.unwrap().contains(&a));
         }
-        // Nor where there is nothing else.
+        // Also where there is nothing else.
         raw.publish_all("s0.log.c.m").await;
         let c = account("c");
-        assert_eq!(gateway.log.last(&c, Kind::Mark, soon()).await, Ok(None));
+        assert_eq!(gateway.log.last(&c, EntryKind::Mark, soon()).await, Ok(None));
         mark(&*exporter.log, &c, "first", None).await;
-        // The account that one of them named has nothing of it.
+        // The account that one of them named has no entry of it.
         assert!(decisions(&*gateway.log, &account("b")).await.is_empty());
         assert_eq!((gateways.disconnects(), exporters.disconnects()), (0, 0), "keys: {keys}");
     }
 }
 
 #[tokio::test]
-async fn a_genuine_one_with_a_line_that_cannot_be_read_is_none() {
+async fn a_genuine_message_with_a_malformed_header_line_is_rejected() {
     let open = Open::start().await;
     let (gateway, health) = connect(&open, Role::Gateway, true).await;
     let (bystander, mut raw, a) = (open.bystander().await, Raw::connect(&open).await, account("a"));
@@ -161,8 +162,8 @@ async fn a_genuine_one_with_a_line_that_cannot_be_read_is_none() {
     is_done(&bystander).await;
     append(&*gateway.log, batch(&a, "one"), soon()).await.unwrap();
     let key = "usage.a.m1";
-    let first = gateway.ledger.put(key, "5".into(), None, None, soon()).await.unwrap();
-    gateway.ledger.put(key, "6".into(), Some(first), None, soon()).await.unwrap();
+    let first = gateway.state_store.put(key, "5".into(), None, None, soon()).await.unwrap();
+    gateway.state_store.put(key, "6".into(), Some(first), None, soon()).await.unwrap();
     let mut heard = Vec::new();
     while heard.len() < 3 {
         let message = overheard.next().await.unwrap();
@@ -170,7 +171,7 @@ async fn a_genuine_one_with_a_line_that_cannot_be_read_is_none() {
             heard.push(message);
         }
     }
-    // The record of before, in a place that the server looks up under another subject, which cannot be read.
+    // The earlier record, under a sequence that the server finds through another subject, which cannot be parsed.
     for (again, more) in [
         (&heard[0], &b"no colon here"[..]),
         (&heard[1], b"Nats-Expected-Last-Subject-Sequence-Subject: s0.ledger.usage.a.\xff"),
@@ -185,18 +186,18 @@ async fn a_genuine_one_with_a_line_that_cannot_be_read_is_none() {
         raw.publish(again.subject.as_bytes(), &block, std::str::from_utf8(&again.payload).unwrap()).await;
     }
     raw.is_done().await;
-    let chunk = gateway.log.read(&a, Which::All, Seek::Start, usize::MAX, soon()).await.unwrap();
+    let chunk = gateway.log.read(&a, EntryFilter::All, Seek::Start, usize::MAX, soon()).await.unwrap();
     assert_eq!((texts(&chunk.entries), chunk.rejected), (vec!["one".to_owned()], 1));
-    // Nor by one that knows nothing of what was there before.
+    // Also for a process that knows nothing of the earlier record.
     for reader in [&gateway, &connect(&open, Role::Gateway, true).await.0] {
-        let why = reader.ledger.get(key, soon()).await.unwrap_err().0;
+        let why = reader.state_store.get(key, soon()).await.unwrap_err().0;
         assert!(why.contains("what authenticates it cannot be read"), "{why}");
     }
     assert_eq!(health.disconnects(), 0);
 }
 
 #[tokio::test]
-async fn a_record_of_the_ledger_that_cannot_be_read_is_an_error_and_no_record() {
+async fn a_malformed_record_of_the_state_store_is_an_error_and_not_a_missing_record() {
     for keys in [true, false] {
         let open = Open::start().await;
         let (gateway, health) = connect(&open, Role::Gateway, keys).await;
@@ -205,7 +206,7 @@ async fn a_record_of_the_ledger_that_cannot_be_read_is_an_error_and_no_record() 
             let key = format!("usage.a.m{number}");
             raw.publish(format!("s0.ledger.{key}").as_bytes(), block, "5").await;
             raw.is_done().await;
-            let why = gateway.ledger.get(&key, soon()).await.unwrap_err().0;
+            let why = gateway.state_store.get(&key, soon()).await.unwrap_err().0;
             assert!(why.contains("is not believed"), "{why}");
         }
         assert_eq!(health.disconnects(), 0);
@@ -213,13 +214,13 @@ async fn a_record_of_the_ledger_that_cannot_be_read_is_an_error_and_no_record() 
 }
 
 #[tokio::test]
-async fn live_ones_are_dropped_and_leave_the_connection_alone() {
+async fn malformed_live_messages_are_dropped_and_leave_the_connection_open() {
     for keys in [true, false] {
         let open = Open::start().await;
         let (gateway, gateways) = connect(&open, Role::Gateway, keys).await;
         let (keystore, _) = connect(&open, Role::Keystore, keys).await;
         let (evaluator, evaluators) = connect(&open, Role::Evaluator, keys).await;
-        let mut listener = gateway.notices.listen_bytes(KeyChanged::SUBJECT).await.unwrap();
+        let mut listener = gateway.notices.subscribe_bytes(KeyChanged::SUBJECT).await.unwrap();
         let mut inbox = evaluator.requests.serve_bytes(EVALUATE).await.unwrap();
         let (bystander, mut raw) = (open.bystander().await, Raw::connect(&open).await);
         let mut overheard = bystander.subscribe(EVALUATE_AT).await.unwrap();
@@ -230,7 +231,7 @@ async fn live_ones_are_dropped_and_leave_the_connection_alone() {
             raw.publish_each(&notice, blocks).await;
             raw.publish_each(&format!("{EVALUATE_AT} _INBOX_raw"), blocks).await;
         }
-        // Where only the deadline can be read; and replies that are no text, or hold what is whitespace elsewhere.
+        // Messages with a valid deadline only; and reply subjects that are no text, or contain whitespace.
         let asked = b"NATS/1.0\r\nno colon here\r\nStage0-Deadline: 99999999999999\r\nStage0-Budget-Ms: 10000\r\n\r\n";
         raw.publish(format!("{EVALUATE_AT} _INBOX_raw").as_bytes(), asked, "forged").await;
         for reply in [&b" _INBOX_\xff"[..], " _INBOX_a\u{a0}b\u{2003}c".as_bytes(), b" _INBOX_a\x0bb\x0cc"] {
@@ -240,13 +241,13 @@ async fn live_ones_are_dropped_and_leave_the_connection_alone() {
             raw.publish(&[notice.as_bytes(), reply].concat(), BLOCKS[0], "").await;
         }
         raw.is_done().await;
-        keystore.notices.tell_bytes(KeyChanged::SUBJECT, "genuine".into()).await.unwrap();
-        assert_eq!(listener.next().await, Some(Event::Heard(Bytes::from("genuine"))));
+        keystore.notices.publish_bytes(KeyChanged::SUBJECT, "genuine".into()).await.unwrap();
+        assert_eq!(listener.next().await, Some(Event::Message(Bytes::from("genuine"))));
 
         let asker = gateway.clone();
         let ask = |text: &'static str| {
             let asker = asker.clone();
-            tokio::spawn(async move { asker.requests.ask_bytes(EVALUATE, text.into(), soon()).await })
+            tokio::spawn(async move { asker.requests.request_bytes(EVALUATE, text.into(), soon()).await })
         };
         let waiting = ask("one");
         let question = loop {
@@ -255,7 +256,7 @@ async fn live_ones_are_dropped_and_leave_the_connection_alone() {
                 break question;
             }
         };
-        // Answers: each kind to the one who waits, and to a place of its own inbox that is no text.
+        // Replies: each kind to the waiting request, and to a subject of its inbox that is no text.
         let to = question.reply.unwrap().to_string();
         raw.publish_all(&to).await;
         raw.publish_each(&to, &LIVE_BLOCKS).await;
@@ -268,9 +269,9 @@ async fn live_ones_are_dropped_and_leave_the_connection_alone() {
         gateway.requests.ready().await.unwrap();
         assert!(!waiting.is_finished(), "it was answered by what cannot be read");
         let asked = inbox.next().await.unwrap();
-        assert_eq!(asked.question, "one");
+        assert_eq!(asked.body, "one");
         asked.replier.reply("genuine".into()).await;
-        let answer: Result<Bytes, AskError> = waiting.await.unwrap();
+        let answer: Result<Bytes, RequestError> = waiting.await.unwrap();
         assert_eq!(answer.unwrap(), "genuine");
         assert_eq!((gateways.disconnects(), evaluators.disconnects()), (0, 0), "keys: {keys}");
     }

@@ -1,19 +1,19 @@
-//! What an operator sees of a connection that breaks and of questions that are not answered.
+//! What an operator sees of a connection that breaks and of requests without a reply.
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use stage0_backplane::testing::{NatsServer, wait_for};
-use stage0_backplane::{AskError, Backplane};
+use stage0_backplane::{Backplane, RequestError};
 
 use crate::{PATIENT, Stage, answer_all, ask};
 
-/// Does work on one thread, so that only what it counts is on the page.
+/// Runs the work on one thread, so that only its own metrics are on the page.
 fn counted<W: Future<Output = ()>>(work: impl FnOnce(PrometheusHandle) -> W) -> String {
     let recorder = PrometheusBuilder::new().build_recorder();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let page = recorder.handle();
     ::metrics::with_local_recorder(&recorder, || {
         runtime.block_on(work(page.clone()));
-        // What is left running ends here, as a connection's tasks do.
+        // Tasks that are still running end here, as a connection's tasks do.
         drop(runtime);
     });
     page.render()
@@ -34,7 +34,7 @@ fn a_connection_that_breaks_is_seen_and_so_is_its_return() {
         wait_for("both are down", PATIENT, async || says(&page.render(), "stage0_nats_connected 0")).await;
         assert!(says(&page.render(), "stage0_nats_connections 2"));
         assert!(says(&page.render(), "stage0_nats_disconnects_total 2"), "{}", page.render());
-        assert_eq!(ask(&connection, "while down", PATIENT).await, Err(AskError::Lost));
+        assert_eq!(ask(&connection, "while down", PATIENT).await, Err(RequestError::Disconnected));
         nats.restart().await;
         wait_for("both are back", PATIENT, async || says(&page.render(), "stage0_nats_connected 2")).await;
         other.requests.close().await;
@@ -45,16 +45,16 @@ fn a_connection_that_breaks_is_seen_and_so_is_its_return() {
 }
 
 #[test]
-fn a_question_counts_by_its_subject_and_by_what_came_of_it() {
+fn requests_are_counted_by_subject_and_outcome() {
     let page = counted(async |_| {
         let stage = Stage::embedded();
         let (asker, server) = (stage.connect().await, stage.connect().await);
-        assert_eq!(ask(&asker, "nobody is there", PATIENT).await, Err(AskError::Absent));
+        assert_eq!(ask(&asker, "nobody is there", PATIENT).await, Err(RequestError::NoResponders));
         let inbox = server.requests.serve().await.unwrap();
         let served = tokio::spawn(answer_all(inbox));
         ask(&asker, "a", PATIENT).await.unwrap();
         ask(&asker, "b", PATIENT).await.unwrap();
-        assert_eq!(ask(&asker, "too late", std::time::Duration::ZERO).await, Err(AskError::Late));
+        assert_eq!(ask(&asker, "too late", std::time::Duration::ZERO).await, Err(RequestError::Timeout));
         served.abort();
     });
     for (outcome, count) in [("absent", 1), ("answered", 2), ("late", 1)] {

@@ -5,100 +5,100 @@ use std::time::Duration;
 use bytes::Bytes;
 use stage0_backplane::clock::boottime;
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{Backplane, ECHO_INTERVAL, Event, Liveness, TellError};
+use stage0_backplane::{Backplane, ECHO_INTERVAL, Event, Liveness, PublishError};
 
 use crate::{Changed, Moved, PATIENT, Stage, on_every_backplane};
 
-/// More than a listener may be behind, on every backplane.
+/// More than a subscriber may be behind, on every backplane.
 const FLOOD: usize = 10_000;
 
 on_every_backplane! {
-    a_closed_connection_tells_and_hears_nothing,
+    a_closed_connection_publishes_and_receives_nothing,
     a_notice_that_cannot_be_read_is_a_gap,
-    a_listener_that_falls_behind_hears_of_a_gap,
-    a_notice_reaches_every_listener_of_its_subject,
-    a_notice_that_nobody_hears_is_told_all_the_same,
-    a_listener_hears_what_is_told_once_listening_began,
-    a_listener_proves_again_and_again_that_notices_arrive_and_nobody_hears_how,
-    a_proof_comes_after_what_was_told_before,
-    listeners_that_share_a_liveness_take_turns,
+    a_subscriber_that_falls_behind_receives_a_gap,
+    a_notice_reaches_every_subscriber_of_its_subject,
+    publishing_without_a_subscriber_succeeds,
+    a_subscriber_receives_every_notice_published_after_it_subscribed,
+    a_subscriber_proves_its_liveness_repeatedly_and_no_other_receives_the_echoes,
+    a_proof_comes_after_every_notice_published_before,
+    subscribers_that_share_a_liveness_take_turns,
 }
 
-async fn a_closed_connection_tells_and_hears_nothing(stage: Stage) {
+async fn a_closed_connection_publishes_and_receives_nothing(stage: Stage) {
     let connection = stage.connect().await;
-    let mut listener = connection.notices.listen::<Changed>().await.unwrap();
+    let mut listener = connection.notices.subscribe::<Changed>().await.unwrap();
     connection.requests.close().await;
     assert_eq!(listener.next().await, None);
-    assert_eq!(connection.notices.tell(&Changed { number: 1 }).await, Err(TellError));
-    assert!(connection.notices.listen::<Changed>().await.is_err());
+    assert_eq!(connection.notices.publish(&Changed { number: 1 }).await, Err(PublishError));
+    assert!(connection.notices.subscribe::<Changed>().await.is_err());
 }
 
 async fn a_notice_that_cannot_be_read_is_a_gap(stage: Stage) {
     let (teller, hearer) = (stage.connect().await, stage.connect().await);
-    let mut listener = hearer.notices.listen::<Changed>().await.unwrap();
-    teller.notices.tell_bytes("notice.changed", Bytes::from_static(b"nonsense")).await.unwrap();
+    let mut listener = hearer.notices.subscribe::<Changed>().await.unwrap();
+    teller.notices.publish_bytes("notice.changed", Bytes::from_static(b"nonsense")).await.unwrap();
     assert_eq!(listener.next().await, Some(Event::Gap));
 }
 
-async fn a_listener_that_falls_behind_hears_of_a_gap(stage: Stage) {
+async fn a_subscriber_that_falls_behind_receives_a_gap(stage: Stage) {
     let (teller, hearer) = (stage.connect().await, stage.connect().await);
-    let mut listener = hearer.notices.listen::<Changed>().await.unwrap();
+    let mut listener = hearer.notices.subscribe::<Changed>().await.unwrap();
     for number in 0..FLOOD {
-        teller.notices.tell(&Changed { number }).await.unwrap();
+        teller.notices.publish(&Changed { number }).await.unwrap();
     }
     teller.requests.ready().await.unwrap();
     hearer.requests.ready().await.unwrap();
     let heard_of_a_gap = async {
         while listener.next().await.unwrap() != Event::Gap {}
-        // What comes after is heard again.
-        teller.notices.tell(&Changed { number: FLOOD }).await.unwrap();
-        while listener.next().await.unwrap() != Event::Heard(Changed { number: FLOOD }) {}
+        // Later notices are received again.
+        teller.notices.publish(&Changed { number: FLOOD }).await.unwrap();
+        while listener.next().await.unwrap() != Event::Message(Changed { number: FLOOD }) {}
     };
     tokio::time::timeout(PATIENT, heard_of_a_gap).await.unwrap();
 }
 
-async fn a_notice_reaches_every_listener_of_its_subject(stage: Stage) {
+async fn a_notice_reaches_every_subscriber_of_its_subject(stage: Stage) {
     let (teller, hearer) = (stage.connect().await, stage.connect().await);
     let mut listeners = Vec::new();
     for connection in [&teller, &hearer, &hearer] {
-        listeners.push(connection.notices.listen::<Changed>().await.unwrap());
+        listeners.push(connection.notices.subscribe::<Changed>().await.unwrap());
     }
-    let mut other = hearer.notices.listen::<Moved>().await.unwrap();
-    teller.notices.tell(&Changed { number: 7 }).await.unwrap();
-    teller.notices.tell(&Moved {}).await.unwrap();
+    let mut other = hearer.notices.subscribe::<Moved>().await.unwrap();
+    teller.notices.publish(&Changed { number: 7 }).await.unwrap();
+    teller.notices.publish(&Moved {}).await.unwrap();
     for listener in &mut listeners {
-        assert_eq!(listener.next().await, Some(Event::Heard(Changed { number: 7 })));
+        assert_eq!(listener.next().await, Some(Event::Message(Changed { number: 7 })));
     }
-    assert_eq!(other.next().await, Some(Event::Heard(Moved {})));
+    assert_eq!(other.next().await, Some(Event::Message(Moved {})));
 }
 
-async fn a_notice_that_nobody_hears_is_told_all_the_same(stage: Stage) {
+async fn publishing_without_a_subscriber_succeeds(stage: Stage) {
     let teller = stage.connect().await;
-    assert_eq!(teller.notices.tell(&Moved {}).await, Ok(()));
+    assert_eq!(teller.notices.publish(&Moved {}).await, Ok(()));
 }
 
-async fn a_listener_hears_what_is_told_once_listening_began(stage: Stage) {
+async fn a_subscriber_receives_every_notice_published_after_it_subscribed(stage: Stage) {
     let (teller, hearer) = (stage.connect().await, stage.connect().await);
     for number in 0..100 {
-        // No wait in between: that listening returned is all that a teller may need to know.
-        let mut listener = hearer.notices.listen::<Changed>().await.unwrap();
-        teller.notices.tell(&Changed { number }).await.unwrap();
-        assert_eq!(listener.next().await, Some(Event::Heard(Changed { number })));
+        // No wait in between: once `subscribe` has returned, a publisher needs to know nothing more.
+        let mut listener = hearer.notices.subscribe::<Changed>().await.unwrap();
+        teller.notices.publish(&Changed { number }).await.unwrap();
+        assert_eq!(listener.next().await, Some(Event::Message(Changed { number })));
     }
 }
 
-/// Waits until `liveness` is proven by what was sent after `since`.
+/// Waits until `liveness` is proven by an echo that was sent after `since`.
 async fn proven_since(liveness: &Liveness, since: Duration) {
-    let proven = liveness.wait_until(|| liveness.proven_at() >= Some(since));
+    let proven = liveness.wait_for_proof(|| liveness.proven_at() >= Some(since));
     tokio::time::timeout(PATIENT, proven).await.expect("a proof");
 }
 
-async fn a_listener_proves_again_and_again_that_notices_arrive_and_nobody_hears_how(stage: Stage) {
+async fn a_subscriber_proves_its_liveness_repeatedly_and_no_other_receives_the_echoes(stage: Stage) {
     let (teller, hearer) = (stage.connect().await, stage.connect().await);
     let (liveness, not_asked) = (Liveness::new(), Liveness::new());
-    let mut proving = hearer.notices.listen::<Changed>().await.unwrap().proving(&liveness);
-    let mut beside = hearer.notices.listen::<Changed>().await.unwrap();
-    let mut elsewhere = teller.notices.listen::<Changed>().await.unwrap();
+    let mut proving = hearer.notices.subscribe::<Changed>().await.unwrap().proving(&liveness);
+    let mut beside = hearer.notices.subscribe::<Changed>().await.unwrap();
+    let mut elsewhere = teller.notices.subscribe::<Changed>().await.unwrap();
     for _ in 0..3 {
         tokio::select! {
             () = proven_since(&liveness, boottime()) => {}
@@ -108,25 +108,25 @@ async fn a_listener_proves_again_and_again_that_notices_arrive_and_nobody_hears_
         }
     }
     assert_eq!(not_asked.proven_at(), None);
-    teller.notices.tell(&Changed { number: 7 }).await.unwrap();
+    teller.notices.publish(&Changed { number: 7 }).await.unwrap();
     for listener in [&mut proving, &mut beside, &mut elsewhere] {
-        assert_eq!(listener.next().await, Some(Event::Heard(Changed { number: 7 })));
+        assert_eq!(listener.next().await, Some(Event::Message(Changed { number: 7 })));
     }
 }
 
-async fn a_proof_comes_after_what_was_told_before(stage: Stage) {
+async fn a_proof_comes_after_every_notice_published_before(stage: Stage) {
     let (teller, hearer) = (stage.connect().await, stage.connect().await);
     let liveness = Liveness::new();
-    let mut listener = hearer.notices.listen::<Changed>().await.unwrap().proving(&liveness);
+    let mut listener = hearer.notices.subscribe::<Changed>().await.unwrap().proving(&liveness);
     for number in 0..5 {
-        teller.notices.tell(&Changed { number }).await.unwrap();
-        teller.notices.settle().await.unwrap();
+        teller.notices.publish(&Changed { number }).await.unwrap();
+        teller.notices.flush().await.unwrap();
         let told = boottime();
-        // Nothing is heard yet, so nothing is proven, however long it takes.
-        tokio::time::timeout(2 * ECHO_INTERVAL, liveness.wait_until(|| liveness.proven_at() >= Some(told)))
+        // Nothing has been received, so nothing is proven, however long it takes.
+        tokio::time::timeout(2 * ECHO_INTERVAL, liveness.wait_for_proof(|| liveness.proven_at() >= Some(told)))
             .await
             .expect_err("a proof before the notice");
-        assert_eq!(listener.next().await, Some(Event::Heard(Changed { number })));
+        assert_eq!(listener.next().await, Some(Event::Message(Changed { number })));
         tokio::select! {
             () = proven_since(&liveness, told) => {}
             event = listener.next() => panic!("{event:?}"),
@@ -134,11 +134,11 @@ async fn a_proof_comes_after_what_was_told_before(stage: Stage) {
     }
 }
 
-async fn listeners_that_share_a_liveness_take_turns(stage: Stage) {
+async fn subscribers_that_share_a_liveness_take_turns(stage: Stage) {
     let liveness = Liveness::new();
     let (first, second) = (stage.connect().await, stage.connect().await);
-    let mut leaving = first.notices.listen::<Changed>().await.unwrap().proving(&liveness);
-    let mut staying = second.notices.listen::<Changed>().await.unwrap().proving(&liveness);
+    let mut leaving = first.notices.subscribe::<Changed>().await.unwrap().proving(&liveness);
+    let mut staying = second.notices.subscribe::<Changed>().await.unwrap().proving(&liveness);
     tokio::select! {
         () = proven_since(&liveness, boottime()) => {}
         event = leaving.next() => panic!("{event:?}"),
@@ -153,32 +153,32 @@ async fn listeners_that_share_a_liveness_take_turns(stage: Stage) {
     }
     drop(staying);
     let ended = boottime();
-    let proven = liveness.wait_until(|| liveness.proven_at() > Some(ended));
+    let proven = liveness.wait_for_proof(|| liveness.proven_at() > Some(ended));
     tokio::time::timeout(3 * ECHO_INTERVAL, proven).await.expect_err("nobody listens");
 }
 
 #[tokio::test]
-async fn a_server_that_is_frozen_proves_nothing_and_a_notice_of_the_meantime_comes_before_the_next_proof() {
+async fn a_frozen_server_proves_no_liveness_and_earlier_notices_come_before_the_next_proof() {
     let nats = NatsServer::start().await;
     let (teller, hearer) = (Stage::Nats(nats), Liveness::new());
     let (telling, hearing) = (teller.connect().await, teller.connect().await);
     let Stage::Nats(nats) = &teller else { unreachable!() };
-    let mut listener = hearing.notices.listen::<Changed>().await.unwrap().proving(&hearer);
+    let mut listener = hearing.notices.subscribe::<Changed>().await.unwrap().proving(&hearer);
     tokio::select! {
         () = proven_since(&hearer, boottime()) => {}
         event = listener.next() => panic!("{event:?}"),
     }
     nats.freeze();
     let frozen = boottime();
-    // Longer than an echo takes, and shorter than a connection is given up.
+    // Longer than an echo takes, and shorter than the time after which a connection is given up.
     let silent = tokio::time::timeout(2 * ECHO_INTERVAL, listener.next()).await;
     assert!(silent.is_err() && hearer.proven_at() <= Some(frozen), "{silent:?}");
-    telling.notices.tell(&Changed { number: 1 }).await.unwrap();
+    telling.notices.publish(&Changed { number: 1 }).await.unwrap();
     let told = boottime();
     nats.thaw();
-    // Echoes of before come first, and count from when they were sent.
+    // Earlier echoes come first, and count from when they were sent.
     let heard = tokio::time::timeout(PATIENT, listener.next()).await.unwrap();
-    assert!(matches!(heard, Some(Event::Heard(Changed { number: 1 }) | Event::Gap)), "{heard:?}");
+    assert!(matches!(heard, Some(Event::Message(Changed { number: 1 }) | Event::Gap)), "{heard:?}");
     let proven = async {
         loop {
             tokio::select! {
@@ -196,7 +196,7 @@ async fn a_connection_that_was_made_again_is_a_gap_before_it_is_a_proof() {
     for _ in 0..5 {
         let hearer = Backplane::connect(&nats.config("suite")).await.unwrap();
         let liveness = Liveness::new();
-        let mut listener = hearer.notices.listen::<Changed>().await.unwrap().proving(&liveness);
+        let mut listener = hearer.notices.subscribe::<Changed>().await.unwrap().proving(&liveness);
         tokio::select! {
             () = proven_since(&liveness, boottime()) => {}
             event = listener.next() => panic!("{event:?}"),
@@ -204,7 +204,7 @@ async fn a_connection_that_was_made_again_is_a_gap_before_it_is_a_proof() {
         nats.kill();
         let killed = boottime();
         nats.restart().await;
-        // The listener is asked for nothing but its next event: a proof may only come once the gap was told.
+        // The subscriber is only asked for its next event: a proof may come only after the gap was reported.
         let next = tokio::time::timeout(PATIENT, listener.next()).await.unwrap();
         assert_eq!(next, Some(Event::Gap));
         assert!(liveness.proven_at() <= Some(killed), "a proof came before the gap");

@@ -7,7 +7,7 @@ use stage0_backplane::embedded::Bus;
 use stage0_backplane::testing::{Disk, NatsServer, SYNCED, wait_for};
 
 use crate::PATIENT;
-use crate::witness::{Witness, Writer, a_moment, keep_writing, rounds, somewhere_below};
+use crate::witness::{Witness, Writer, keep_writing, random_below, random_delay, rounds};
 use crate::writing::recorder;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -19,11 +19,11 @@ async fn a_file_loses_nothing_acknowledged() {
     let mut witness = Witness::default();
     for round in 0..rounds(3) {
         let mut writer = Writer::start(&data);
-        witness.hear(&writer, 1 + somewhere_below(200), a_moment());
+        witness.read_until(&writer, 1 + random_below(200), random_delay());
         kill_process(Pid::from_child(&writer.child), Signal::STOP).unwrap();
         disk.cut_power();
         writer.child.kill().unwrap();
-        witness.hear_the_rest(writer);
+        witness.read_rest(writer);
         disk.restore_power();
         let backplane = Bus::open(&data).unwrap().connect();
         witness.confirm(&backplane).await;
@@ -43,10 +43,12 @@ async fn a_server_that_syncs_loses_nothing_acknowledged() {
     let witness = RefCell::new(Witness::default());
     for round in 0..rounds(3) {
         let backplane = recorder(&nats).await.backplane();
-        let enough = witness.borrow().heard() + 1 + somewhere_below(400) as usize;
+        let enough = witness.borrow().acknowledged() + 1 + random_below(400) as usize;
         tokio::select! {
             () = keep_writing(&backplane, |line| witness.borrow_mut().note(line)) => {}
-            () = wait_for("enough is acknowledged", PATIENT, async || witness.borrow().heard() > enough) => nats.freeze(),
+            () = wait_for("acknowledgements", PATIENT, async || witness.borrow().acknowledged() > enough) => {
+                nats.freeze();
+            }
         }
         disk.cut_power();
         nats.kill();

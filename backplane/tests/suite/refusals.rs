@@ -1,19 +1,20 @@
-//! NATS that refuses: addresses, credentials, certificates, permissions, sizes.
+//! A NATS server that refuses: addresses, credentials, certificates, permissions, sizes.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::json;
 use stage0_backplane::nats::{ConnectError, Connection, Login, NatsConfig, Tls};
 use stage0_backplane::testing::{NatsServer, wait_for};
-use stage0_backplane::{AskError, Backplane};
+use stage0_backplane::{Backplane, RequestError};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::{Echo, PATIENT, ask};
 
-/// One who may only serve `echo`, one who may only ask it, and one who may not even hear answers.
+/// One login that may only serve `echo`, one that may only request it, and one that may not even receive replies.
 const USERS: &str = r#"
 max_payload: 8MB
 authorization {
@@ -27,7 +28,7 @@ authorization {
 }"#;
 
 fn impatient(config: NatsConfig) -> NatsConfig {
-    NatsConfig { connect_within: Duration::from_millis(500), ..config }
+    NatsConfig { connect_timeout: Duration::from_millis(500), ..config }
 }
 
 fn as_user(nats: &NatsServer, user: &str, password: &str) -> NatsConfig {
@@ -40,7 +41,7 @@ async fn refusal(config: &NatsConfig) -> ConnectError {
 }
 
 #[tokio::test]
-async fn an_address_where_nobody_is_cannot_be_reached() {
+async fn an_address_without_a_server_is_unreachable() {
     let mut nats = NatsServer::start().await;
     nats.kill();
     let error = refusal(&impatient(nats.config("suite"))).await;
@@ -53,7 +54,7 @@ async fn an_address_where_nobody_is_cannot_be_reached() {
 async fn a_server_that_is_late_is_waited_for() {
     let mut nats = NatsServer::start().await;
     nats.kill();
-    let config = NatsConfig { connect_within: PATIENT, ..nats.config("suite") };
+    let config = NatsConfig { connect_timeout: PATIENT, ..nats.config("suite") };
     let (connected, ()) = tokio::join!(Backplane::connect(&config), nats.restart());
     assert!(connected.is_ok());
 }
@@ -71,7 +72,7 @@ async fn a_server_that_does_not_answer_is_silent() {
 async fn a_wrong_password_is_refused_at_once_and_not_tried_again() {
     let nats = NatsServer::start_with(USERS).await;
     let asked = Instant::now();
-    let config = NatsConfig { connect_within: PATIENT, ..as_user(&nats, "asker", "wrong") };
+    let config = NatsConfig { connect_timeout: PATIENT, ..as_user(&nats, "asker", "wrong") };
     let error = refusal(&config).await;
     assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
     assert!(asked.elapsed() < PATIENT / 2);
@@ -88,12 +89,12 @@ async fn one_server_that_works_is_enough() {
 }
 
 #[tokio::test]
-async fn a_forbidden_question_is_late_and_the_connection_is_no_longer_ready() {
+async fn a_forbidden_request_times_out_and_the_connection_is_no_longer_ready() {
     let nats = NatsServer::start_with(USERS).await;
     let connection = Connection::open(&as_user(&nats, "server", "right")).await.unwrap();
     let backplane = connection.backplane();
     backplane.requests.ready().await.unwrap();
-    assert_eq!(ask(&backplane, "may I?", Duration::from_millis(100)).await, Err(AskError::Late));
+    assert_eq!(ask(&backplane, "may I?", Duration::from_millis(100)).await, Err(RequestError::Timeout));
     let mut reason = String::new();
     wait_for("the violation is known", PATIENT, async || match backplane.requests.ready().await {
         Ok(()) => false,
@@ -133,26 +134,26 @@ async fn services_with_only_the_permissions_that_they_need_work() {
 }
 
 #[tokio::test]
-async fn one_who_may_not_hear_answers_is_not_connected() {
+async fn a_login_that_may_not_receive_replies_cannot_connect() {
     let nats = NatsServer::start_with(USERS).await;
     let error = refusal(&as_user(&nats, "deaf", "right")).await;
     assert!(matches!(error, ConnectError::NotCarried { .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn a_question_larger_than_the_server_carries_is_refused_before_it_is_sent() {
+async fn a_request_larger_than_max_payload_is_refused_before_it_is_sent() {
     let nats = NatsServer::start_with("max_payload: 1MB").await;
     let asker = Backplane::connect(&nats.config("suite")).await.unwrap();
     for size in [1024 * 1024, 2_000_000] {
         let question = Bytes::from(vec![b'x'; size]);
-        let asked = asker.requests.ask_bytes("echo", question, Instant::now() + PATIENT).await;
-        assert_eq!(asked, Err(AskError::TooLarge), "{size} bytes and headers");
+        let asked = asker.requests.request_bytes("echo", question, Instant::now() + PATIENT).await;
+        assert_eq!(asked, Err(RequestError::TooLarge), "{size} bytes and headers");
     }
     asker.requests.ready().await.unwrap();
 }
 
 #[tokio::test]
-async fn tls_must_be_wanted_and_trusted_by_both() {
+async fn tls_must_be_enabled_and_trusted_by_both_sides() {
     let directory = tempfile::tempdir().unwrap();
     let (ca, certificate, key) = certificates(directory.path());
     let encrypted = NatsServer::start_with(&format!("tls {{ cert_file: {certificate:?}, key_file: {key:?} }}")).await;
@@ -172,14 +173,17 @@ async fn tls_must_be_wanted_and_trusted_by_both() {
 
 #[tokio::test]
 async fn a_server_that_is_too_old_is_refused_with_its_version() {
-    // It is refused for its greeting, and no more than that is asked of it; a server of that age is on no machine of ours.
+    // It is refused for its greeting alone; no machine of ours has a server that old.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let greeting = async {
         let (stream, _) = listener.accept().await.unwrap();
         let (reading, mut writing) = stream.into_split();
-        let info = r#"INFO {"server_id":"x","server_name":"x","version":"2.14.9","proto":1,"headers":true,"max_payload":8388608}"#;
-        writing.write_all(format!("{info}\r\n").as_bytes()).await.unwrap();
+        let info = json!({
+            "server_id": "x", "server_name": "x", "version": "2.14.9", "proto": 1, "headers": true,
+            "max_payload": 8_388_608,
+        });
+        writing.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
         let mut lines = BufReader::new(reading).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             if line == "PING" {

@@ -1,12 +1,15 @@
-//! Questions and answers.
+//! Requests and replies.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use stage0_backplane::testing::wait_for;
-use stage0_backplane::{AskError, Backplane, MAX_MESSAGE_BYTES};
-use tokio::time::Instant;
+use stage0_backplane::{Backplane, IncomingRequest, MAX_MESSAGE_BYTES, RequestError};
+use tokio::sync::Barrier;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{Echo, Echoed, PATIENT, Stage, answer_all, ask, ask_aside, echo, on_every_backplane};
 
@@ -14,57 +17,58 @@ use crate::{Echo, Echoed, PATIENT, Stage, answer_all, ask, ask_aside, echo, on_e
 const SHORT: Duration = Duration::from_millis(300);
 
 on_every_backplane! {
-    a_question_that_nobody_serves_is_absent,
-    a_question_whose_server_left_is_absent,
-    a_question_that_is_held_is_late_at_its_deadline,
-    a_question_that_is_dropped_is_late_at_its_deadline_and_not_before,
-    a_question_whose_deadline_passed_is_late_and_never_arrives,
-    a_question_that_waited_too_long_is_not_handed_to_a_server,
-    a_question_on_a_closed_connection_is_lost,
-    a_question_that_waits_when_its_connection_closes_is_lost,
-    a_question_that_is_too_large_is_refused,
-    a_question_that_cannot_be_read_is_skipped,
+    a_request_without_a_server_fails_as_no_responders,
+    a_request_whose_server_left_fails_as_no_responders,
+    a_request_that_its_server_holds_times_out_at_its_deadline,
+    a_request_that_its_server_drops_times_out_at_its_deadline_and_not_before,
+    a_request_whose_deadline_passed_times_out_and_never_arrives,
+    a_request_that_waited_too_long_is_not_handed_to_a_server,
+    a_request_on_a_closed_connection_fails_as_disconnected,
+    a_request_that_waits_when_its_connection_closes_fails_as_disconnected,
+    a_request_that_is_too_large_is_refused,
+    a_request_that_cannot_be_parsed_is_skipped,
     a_reply_that_cannot_be_read_is_an_error,
     a_reply_that_is_too_large_is_not_sent,
-    an_answer_arrives,
+    a_reply_arrives,
     the_deadline_crosses_to_the_server,
-    the_largest_question_and_answer_arrive,
-    servers_share_the_questions_and_each_gets_one_answer,
+    the_largest_request_and_reply_arrive,
+    servers_share_the_requests_and_each_gets_one_reply,
     a_thousand_at_once_get_each_their_own_answer,
-    a_stopped_inbox_yields_what_had_arrived_and_takes_no_more,
-    a_dropped_inbox_leaves_the_questions_to_the_others,
-    an_ask_that_is_given_up_leaves_nothing_behind,
+    a_stopped_queue_yields_what_had_arrived_and_takes_no_more,
+    a_stopped_serve_loop_answers_what_had_arrived_and_never_exceeds_its_concurrency,
+    a_dropped_queue_leaves_the_requests_to_the_others,
+    a_request_that_is_dropped_leaves_nothing_behind,
     closing_one_connection_leaves_the_others,
     servers_may_live_on_other_threads,
     a_connection_is_ready_until_it_is_closed,
 }
 
-async fn a_question_that_nobody_serves_is_absent(stage: Stage) {
+async fn a_request_without_a_server_fails_as_no_responders(stage: Stage) {
     let asker = stage.connect().await;
-    assert_eq!(ask(&asker, "anybody?", PATIENT).await, Err(AskError::Absent));
+    assert_eq!(ask(&asker, "anybody?", PATIENT).await, Err(RequestError::NoResponders));
     assert_eq!(asker.requests.pending(), 0);
 }
 
-async fn a_question_whose_server_left_is_absent(stage: Stage) {
+async fn a_request_whose_server_left_fails_as_no_responders(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     inbox.stop().await;
-    assert_eq!(ask(&asker, "stopped?", PATIENT).await, Err(AskError::Absent));
+    assert_eq!(ask(&asker, "stopped?", PATIENT).await, Err(RequestError::NoResponders));
 
     let inbox = server.requests.serve::<Echo>().await.unwrap();
     drop(inbox);
-    // The round trip proves that the server heard of it.
+    // The round trip proves that the server knows of it.
     server.requests.ready().await.unwrap();
-    assert_eq!(ask(&asker, "dropped?", PATIENT).await, Err(AskError::Absent));
+    assert_eq!(ask(&asker, "dropped?", PATIENT).await, Err(RequestError::NoResponders));
 }
 
-async fn a_question_that_is_held_is_late_at_its_deadline(stage: Stage) {
+async fn a_request_that_its_server_holds_times_out_at_its_deadline(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     let asked = Instant::now();
     let waiting = ask_aside(&asker, "slow", SHORT);
     let held = inbox.next().await.unwrap();
-    assert_eq!(waiting.await.unwrap(), Err(AskError::Late));
+    assert_eq!(waiting.await.unwrap(), Err(RequestError::Timeout));
     assert!(asked.elapsed() >= SHORT);
     assert_eq!(asker.requests.pending(), 0);
 
@@ -75,73 +79,73 @@ async fn a_question_that_is_held_is_late_at_its_deadline(stage: Stage) {
     served.abort();
 }
 
-async fn a_question_that_is_dropped_is_late_at_its_deadline_and_not_before(stage: Stage) {
+async fn a_request_that_its_server_drops_times_out_at_its_deadline_and_not_before(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     let asked = Instant::now();
     let waiting = ask_aside(&asker, "ignored", SHORT);
     drop(inbox.next().await.unwrap());
-    assert_eq!(waiting.await.unwrap(), Err(AskError::Late));
+    assert_eq!(waiting.await.unwrap(), Err(RequestError::Timeout));
     assert!(asked.elapsed() >= SHORT);
 }
 
-async fn a_question_whose_deadline_passed_is_late_and_never_arrives(stage: Stage) {
+async fn a_request_whose_deadline_passed_times_out_and_never_arrives(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
-    assert_eq!(ask(&asker, "past", Duration::ZERO).await, Err(AskError::Late));
+    assert_eq!(ask(&asker, "past", Duration::ZERO).await, Err(RequestError::Timeout));
     assert_eq!(asker.requests.pending(), 0);
 
     let _waiting = ask_aside(&asker, "next", PATIENT);
     assert_eq!(inbox.next().await.unwrap().request, echo("next"));
 }
 
-async fn a_question_that_waited_too_long_is_not_handed_to_a_server(stage: Stage) {
+async fn a_request_that_waited_too_long_is_not_handed_to_a_server(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
-    assert_eq!(ask(&asker, "nobody looked", SHORT).await, Err(AskError::Late));
+    assert_eq!(ask(&asker, "nobody looked", SHORT).await, Err(RequestError::Timeout));
 
     let _waiting = ask_aside(&asker, "in time", PATIENT);
     assert_eq!(inbox.next().await.unwrap().request, echo("in time"));
 }
 
-async fn a_question_on_a_closed_connection_is_lost(stage: Stage) {
+async fn a_request_on_a_closed_connection_fails_as_disconnected(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let _inbox = server.requests.serve::<Echo>().await.unwrap();
     asker.requests.close().await;
     asker.requests.close().await;
-    assert_eq!(ask(&asker, "closed", PATIENT).await, Err(AskError::Lost));
+    assert_eq!(ask(&asker, "closed", PATIENT).await, Err(RequestError::Disconnected));
     assert!(asker.requests.serve::<Echo>().await.is_err());
 }
 
-async fn a_question_that_waits_when_its_connection_closes_is_lost(stage: Stage) {
+async fn a_request_that_waits_when_its_connection_closes_fails_as_disconnected(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     let waiting = ask_aside(&asker, "held", PATIENT);
     let _held = inbox.next().await.unwrap();
     asker.requests.close().await;
-    assert_eq!(waiting.await.unwrap(), Err(AskError::Lost));
+    assert_eq!(waiting.await.unwrap(), Err(RequestError::Disconnected));
     assert_eq!(asker.requests.pending(), 0);
 }
 
-async fn a_question_that_is_too_large_is_refused(stage: Stage) {
+async fn a_request_that_is_too_large_is_refused(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let _inbox = server.requests.serve::<Echo>().await.unwrap();
     let question = Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1]);
-    let asked = asker.requests.ask_bytes("echo", question, Instant::now() + PATIENT).await;
-    assert_eq!(asked, Err(AskError::TooLarge));
+    let asked = asker.requests.request_bytes("echo", question, Instant::now() + PATIENT).await;
+    assert_eq!(asked, Err(RequestError::TooLarge));
     assert_eq!(asker.requests.pending(), 0);
 }
 
-async fn a_question_that_cannot_be_read_is_skipped(stage: Stage) {
+async fn a_request_that_cannot_be_parsed_is_skipped(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     let (first, nonsense) = (asker.clone(), Bytes::from_static(b"{\"text\":7}"));
     let unreadable =
-        tokio::spawn(async move { first.requests.ask_bytes("echo", nonsense, Instant::now() + SHORT).await });
+        tokio::spawn(async move { first.requests.request_bytes("echo", nonsense, Instant::now() + SHORT).await });
     wait_for("the first question is on its way", PATIENT, async || asker.requests.pending() == 1).await;
     let _waiting = ask_aside(&asker, "readable", PATIENT);
     assert_eq!(inbox.next().await.unwrap().request, echo("readable"));
-    assert_eq!(unreadable.await.unwrap(), Err(AskError::Late));
+    assert_eq!(unreadable.await.unwrap(), Err(RequestError::Timeout));
 }
 
 async fn a_reply_that_cannot_be_read_is_an_error(stage: Stage) {
@@ -151,7 +155,7 @@ async fn a_reply_that_cannot_be_read_is_an_error(stage: Stage) {
         let waiting = ask_aside(&asker, "hello", PATIENT);
         let asked = inbox.next().await.unwrap();
         asked.replier.reply(Bytes::from_static(nonsense.as_bytes())).await;
-        assert_eq!(waiting.await.unwrap(), Err(AskError::Unreadable), "{nonsense:?}");
+        assert_eq!(waiting.await.unwrap(), Err(RequestError::Malformed), "{nonsense:?}");
     }
 }
 
@@ -161,11 +165,11 @@ async fn a_reply_that_is_too_large_is_not_sent(stage: Stage) {
     let waiting = ask_aside(&asker, "much?", SHORT);
     let asked = inbox.next().await.unwrap();
     asked.replier.reply(Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1])).await;
-    assert_eq!(waiting.await.unwrap(), Err(AskError::Late));
+    assert_eq!(waiting.await.unwrap(), Err(RequestError::Timeout));
     server.requests.ready().await.unwrap();
 }
 
-async fn an_answer_arrives(stage: Stage) {
+async fn a_reply_arrives(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let inbox = server.requests.serve::<Echo>().await.unwrap();
     let served = tokio::spawn(answer_all(inbox));
@@ -181,25 +185,25 @@ async fn the_deadline_crosses_to_the_server(stage: Stage) {
     let _waiting = ask_aside(&asker, "until?", PATIENT);
     let question = inbox.next().await.unwrap();
     let now = Instant::now();
-    // A millisecond is lost to rounding; the budget is never longer than the asker's, counted from arrival.
+    // A millisecond is lost to rounding; the budget is never longer than the requester's, counted from arrival.
     assert!(question.deadline >= asked + PATIENT - Duration::from_millis(2));
     assert!(question.deadline <= now + PATIENT);
 }
 
-async fn the_largest_question_and_answer_arrive(stage: Stage) {
+async fn the_largest_request_and_reply_arrive(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve_bytes("echo").await.unwrap();
     for size in [900_000, MAX_MESSAGE_BYTES] {
         let (asker, question) = (asker.clone(), Bytes::from(vec![b'x'; size]));
         let waiting =
-            tokio::spawn(async move { asker.requests.ask_bytes("echo", question, Instant::now() + PATIENT).await });
+            tokio::spawn(async move { asker.requests.request_bytes("echo", question, Instant::now() + PATIENT).await });
         let asked = inbox.next().await.unwrap();
-        asked.replier.reply(asked.question).await;
+        asked.replier.reply(asked.body).await;
         assert_eq!(waiting.await.unwrap().unwrap().len(), size);
     }
 }
 
-async fn servers_share_the_questions_and_each_gets_one_answer(stage: Stage) {
+async fn servers_share_the_requests_and_each_gets_one_reply(stage: Stage) {
     let asker = stage.connect().await;
     let servers = join_all((0..3).map(|_| stage.connect())).await;
     let mut served = Vec::new();
@@ -228,7 +232,7 @@ async fn a_thousand_at_once_get_each_their_own_answer(stage: Stage) {
     served.abort();
 }
 
-async fn a_stopped_inbox_yields_what_had_arrived_and_takes_no_more(stage: Stage) {
+async fn a_stopped_queue_yields_what_had_arrived_and_takes_no_more(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     let waiting: Vec<_> = (0..5).map(|number| ask_aside(&asker, &number, PATIENT)).collect();
@@ -236,14 +240,44 @@ async fn a_stopped_inbox_yields_what_had_arrived_and_takes_no_more(stage: Stage)
 
     inbox.stop().await;
     inbox.stop().await;
-    assert_eq!(ask(&asker, "too late", PATIENT).await, Err(AskError::Absent));
+    assert_eq!(ask(&asker, "too late", PATIENT).await, Err(RequestError::NoResponders));
     assert_eq!(answer_all(inbox).await, 5);
     for (number, answer) in join_all(waiting).await.into_iter().enumerate() {
         assert_eq!(answer.unwrap(), Ok(number.to_string()));
     }
 }
 
-async fn a_dropped_inbox_leaves_the_questions_to_the_others(stage: Stage) {
+async fn a_stopped_serve_loop_answers_what_had_arrived_and_never_exceeds_its_concurrency(stage: Stage) {
+    const CONCURRENCY: usize = 2;
+    let (client, server) = (stage.connect().await, stage.connect().await);
+    let stream = server.requests.serve::<Echo>().await.unwrap();
+    let waiting: Vec<_> = (0..5).map(|number| ask_aside(&client, &number, PATIENT)).collect();
+    has_arrived(&client, &server, waiting.len()).await;
+
+    let stop = CancellationToken::new();
+    let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    // The first handlers wait for each other, so both run at once, and `stop` is set while they do.
+    let both_run = Barrier::new(CONCURRENCY);
+    let handler = async |incoming: IncomingRequest<Echo>| {
+        let now_running = running.fetch_add(1, Ordering::Relaxed) + 1;
+        most.fetch_max(now_running, Ordering::Relaxed);
+        if !stop.is_cancelled() {
+            both_run.wait().await;
+            stop.cancel();
+        }
+        let (request, _, responder) = incoming.into_parts();
+        responder.answer(&Echoed { text: request.text }).await;
+        running.fetch_sub(1, Ordering::Relaxed);
+    };
+    timeout(PATIENT, stream.run(&stop, CONCURRENCY, handler)).await.unwrap();
+    assert_eq!((running.into_inner(), most.into_inner()), (0, CONCURRENCY));
+    assert_eq!(ask(&client, "too late", PATIENT).await, Err(RequestError::NoResponders));
+    for (number, answer) in join_all(waiting).await.into_iter().enumerate() {
+        assert_eq!(answer.unwrap(), Ok(number.to_string()));
+    }
+}
+
+async fn a_dropped_queue_leaves_the_requests_to_the_others(stage: Stage) {
     let (asker, server, leaver) = (stage.connect().await, stage.connect().await, stage.connect().await);
     let served = tokio::spawn(answer_all(server.requests.serve::<Echo>().await.unwrap()));
     drop(leaver.requests.serve::<Echo>().await.unwrap());
@@ -254,7 +288,7 @@ async fn a_dropped_inbox_leaves_the_questions_to_the_others(stage: Stage) {
     served.abort();
 }
 
-async fn an_ask_that_is_given_up_leaves_nothing_behind(stage: Stage) {
+async fn a_request_that_is_dropped_leaves_nothing_behind(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let inbox = server.requests.serve::<Echo>().await.unwrap();
     let waiting: Vec<_> = (0..100).map(|number| ask_aside(&asker, &number, PATIENT)).collect();
@@ -267,7 +301,7 @@ async fn an_ask_that_is_given_up_leaves_nothing_behind(stage: Stage) {
     }
     assert_eq!(asker.requests.pending(), 0);
 
-    // Answers to those who left harm nobody.
+    // Replies to requesters that left do no harm.
     let served = tokio::spawn(answer_all(inbox));
     assert_eq!(ask(&asker, "still here", PATIENT).await.as_deref(), Ok("still here"));
     served.abort();
@@ -316,7 +350,7 @@ async fn a_connection_is_ready_until_it_is_closed(stage: Stage) {
     assert!(connection.requests.ready().await.is_err());
 }
 
-/// Round trips in the order of travel: what was asked before is now in the server's inbox.
+/// Round trips in the order of travel: earlier requests are now in the server's queue.
 async fn has_arrived(asker: &Backplane, server: &Backplane, questions: usize) {
     wait_for("all are asked", PATIENT, async || asker.requests.pending() == questions).await;
     asker.requests.ready().await.unwrap();

@@ -1,6 +1,6 @@
-//! What `stage0 nats-config` writes, on a real server: each role can do its part, and nothing of another's.
+//! The output of `stage0 nats-config` on a real server: each role can do its part, and nothing of another's.
 
-// A plain NATS tool asks so, and a test is soon over.
+// Plain NATS tools block, and a test is short.
 #![allow(clippy::disallowed_methods)]
 
 use std::sync::Arc;
@@ -9,14 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::clock::boottime;
-use stage0_backplane::nats::{Connection, Login, Logins, NatsConfig, ServerFile, StreamAdmin};
+use stage0_backplane::nats::{Connection, Login, Logins, NatsConfig, NatsServerConf, StreamAdmin};
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{
-    AppendError, AskError, Backplane, ClockError, Event, Kind, Liveness, MarkError, Position, PutError, Seek, Which,
+    AppendError, Backplane, ClockError, EntryFilter, EntryKind, Event, Liveness, MarkError, Position, PutError,
+    RequestError, Seek,
 };
 use stage0_contract::{
     CreateAccount, CreateKey, CreateWebhook, DecisionsRecorded, DeleteDecisions, DeleteWebhook, DisableWebhook,
-    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceSeen, KeyChanged, KeystoreStatus,
+    EnableWebhook, EndRun, EvaluateRequest, EvaluatorStatus, GetWebhook, InstanceHeartbeat, KeyChanged, KeystoreStatus,
     ListAccounts, ListDeliveries, ListEndpoints, ListKeys, ListRetentions, ListRuns, ListWebhooks, NoteKeyUses, Notice,
     PermitDeletion, RefreshKey, ReplayWebhook, Request, ReviewRequest, RevokeKey, Role, RotateKey, RotateWebhookSecret,
     SettleRun, ShowRun, SignMark, SigningKeys, TestWebhook, UpdateAccount, UpdateWebhook, VerifyKey, VocabularyRequest,
@@ -63,18 +64,18 @@ const OF_DECISIONS: [&str; 8] = [
 ];
 const OF_DELIVERY: [&str; 4] =
     [TestWebhook::SUBJECT, ReplayWebhook::SUBJECT, ListDeliveries::SUBJECT, DeleteDecisions::SUBJECT];
-/// What audit-export asks of the keystore, and nobody else.
+/// What only audit-export asks of the keystore.
 const OF_SECRETS: [&str; 4] =
     [ListEndpoints::SUBJECT, DisableWebhook::SUBJECT, SignMark::SUBJECT, ListRetentions::SUBJECT];
 
-/// The file as `stage0 nats-config` writes it, but for addresses, TLS and passwords.
+/// The file as `stage0 nats-config` writes it, except for addresses, TLS and passwords.
 async fn server() -> NatsServer {
     server_with("20GB", Logins::SHARED).await
 }
 
-/// With so much room for the streams, and these logins.
+/// With this much space for the streams, and these logins.
 pub(crate) async fn server_with(max_file: &str, logins: Logins) -> NatsServer {
-    let file = ServerFile {
+    let file = NatsServerConf {
         prefix: "s0".to_owned(),
         name: "n1".to_owned(),
         listen: "127.0.0.1:4222".parse().unwrap(),
@@ -97,8 +98,8 @@ pub(crate) async fn server_with(max_file: &str, logins: Logins) -> NatsServer {
         in_tls &= line != "}";
     }
     let of_roles = Role::ALL.into_iter().flat_map(|role| logins.of(role));
-    let variables = of_roles.map(|login| ServerFile::password_variable(&login));
-    for variable in variables.chain([ServerFile::ADMIN_PASSWORD_VARIABLE.to_owned()]) {
+    let variables = of_roles.map(|login| NatsServerConf::password_variable(&login));
+    for variable in variables.chain([NatsServerConf::ADMIN_PASSWORD_VARIABLE.to_owned()]) {
         let variable = format!("${variable}");
         assert!(settings.contains(&variable), "{variable}");
         settings = settings.replace(&variable, "\"right\"");
@@ -127,24 +128,24 @@ fn role_of(name: &str) -> Role {
     Role::ALL.into_iter().find(|role| role.as_str() == name).unwrap()
 }
 
-/// A server whose streams were made by the one who makes them.
+/// A server whose streams were created by the administrator.
 async fn with_streams() -> (NatsServer, Backplane) {
     let nats = server().await;
-    let admin = StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await);
+    let admin = StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await);
     let made = admin.init(&SIZES).await.unwrap();
     assert!(made.iter().all(|state| state.is_new && state.differences.is_empty()), "{made:?}");
     let exporter = prepared(&nats, "audit-export").await;
     (nats, exporter)
 }
 
-/// Serves subjects by returning what was asked; the tasks end with the value.
+/// Serves subjects by returning the request; the tasks end when the value is dropped.
 async fn serve(backplane: &Backplane, subjects: &[&'static str]) -> tokio::task::JoinSet<()> {
     let mut tasks = tokio::task::JoinSet::new();
     for subject in subjects {
         let mut inbox = backplane.requests.serve_bytes(subject).await.unwrap();
         tasks.spawn(async move {
             while let Some(asked) = inbox.next().await {
-                asked.replier.reply(asked.question).await;
+                asked.replier.reply(asked.body).await;
             }
         });
     }
@@ -153,13 +154,13 @@ async fn serve(backplane: &Backplane, subjects: &[&'static str]) -> tokio::task:
 
 async fn ask_each(backplane: &Backplane, subjects: &[&'static str]) {
     for subject in subjects {
-        let answer = backplane.requests.ask_bytes(subject, Bytes::from_static(b"{}"), soon()).await;
+        let answer = backplane.requests.request_bytes(subject, Bytes::from_static(b"{}"), soon()).await;
         assert_eq!(answer.as_deref(), Ok(&b"{}"[..]), "{subject}");
     }
 }
 
 #[tokio::test]
-async fn no_role_makes_a_stream_and_each_says_who_does() {
+async fn no_role_can_create_a_stream_and_each_names_the_command_that_does() {
     let nats = server().await;
     let started = Instant::now();
     for role in Role::ALL {
@@ -178,7 +179,7 @@ async fn no_role_makes_a_stream_and_each_says_who_does() {
 }
 
 #[tokio::test]
-async fn every_role_asks_serves_tells_and_hears_what_it_needs() {
+async fn every_role_can_request_serve_publish_and_subscribe_to_what_it_needs() {
     let (nats, exporter) = with_streams().await;
     let gateway = prepared(&nats, "gateway").await;
     let (evaluator, keystore) = (open(&nats, "evaluator").await.backplane(), open(&nats, "keystore").await.backplane());
@@ -198,9 +199,9 @@ async fn every_role_asks_serves_tells_and_hears_what_it_needs() {
         [(&keystore, KeyChanged::SUBJECT), (&keystore, WebhookChanged::SUBJECT), (&gateway, DecisionsRecorded::SUBJECT)]
     {
         for hearer in [&gateway, &exporter] {
-            let mut hearing = hearer.notices.listen_bytes(subject).await.unwrap();
-            teller.notices.tell_bytes(subject, Bytes::from_static(b"{}")).await.unwrap();
-            assert_eq!(hearing.next().await, Some(Event::Heard(Bytes::from_static(b"{}"))), "{subject}");
+            let mut hearing = hearer.notices.subscribe_bytes(subject).await.unwrap();
+            teller.notices.publish_bytes(subject, Bytes::from_static(b"{}")).await.unwrap();
+            assert_eq!(hearing.next().await, Some(Event::Message(Bytes::from_static(b"{}"))), "{subject}");
         }
     }
     for role in [&gateway, &evaluator, &keystore, &exporter] {
@@ -217,15 +218,15 @@ async fn the_gateway_appends_and_reads_and_audit_export_does_the_rest() {
     }
     let first = mark(&*exporter.log, &a, "mark", None).await;
     for reader in [&gateway, &exporter] {
-        assert_eq!(everything(&*reader.log, &a, Which::All).await.len(), 3);
-        assert_eq!(reader.log.last(&a, Kind::Mark, soon()).await.unwrap().unwrap().position, first);
+        assert_eq!(everything(&*reader.log, &a, EntryFilter::All).await.len(), 3);
+        assert_eq!(reader.log.last(&a, EntryKind::Mark, soon()).await.unwrap().unwrap().position, first);
         assert_eq!(reader.log.accounts(soon()).await.unwrap(), std::slice::from_ref(&a));
         assert_eq!(reader.log.ready().await, Ok(Vec::new()));
     }
-    let revision = exporter.ledger.put("cursor.a", "1".into(), None, None, soon()).await.unwrap();
-    exporter.ledger.put("cursor.a", "2".into(), Some(revision), Some(PATIENT), soon()).await.unwrap();
-    assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "2");
-    assert_eq!(exporter.log.remove_through(&a, Kind::Decisions, first, soon()).await, Ok(2));
+    let revision = exporter.state_store.put("cursor.a", "1".into(), None, None, soon()).await.unwrap();
+    exporter.state_store.put("cursor.a", "2".into(), Some(revision), Some(PATIENT), soon()).await.unwrap();
+    assert_eq!(exporter.state_store.get("cursor.a", soon()).await.unwrap().unwrap().value, "2");
+    assert_eq!(exporter.log.remove_through(&a, EntryKind::Decisions, first, soon()).await, Ok(2));
     gateway.requests.ready().await.unwrap();
     exporter.requests.ready().await.unwrap();
 }
@@ -236,16 +237,16 @@ async fn a_gateway_can_neither_remove_nor_write_marks_or_records() {
     let (gateway, a) = (prepared(&nats, "gateway").await, account("a"));
     write(&*gateway.log, &a, "kept").await;
     let started = Instant::now();
-    let (log, ledger) = (&gateway.log, &gateway.ledger);
-    let removed = log.remove_through(&a, Kind::Decisions, Position(u64::MAX), soon()).await;
+    let (log, state_store) = (&gateway.log, &gateway.state_store);
+    let removed = log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), soon()).await;
     assert!(removed.unwrap_err().to_string().contains("this service may not ask"));
-    assert!(ledger.get("k", soon()).await.is_err());
+    assert!(state_store.get("k", soon()).await.is_err());
     assert!(matches!(log.append_mark(&a, "forged".into(), None, soon()).await, Err(MarkError::Failed(_))));
-    assert!(matches!(ledger.put("k", "forged".into(), None, None, soon()).await, Err(PutError::Failed(_))));
+    assert!(matches!(state_store.put("k", "forged".into(), None, None, soon()).await, Err(PutError::Failed(_))));
     let _serving = serve(&open(&nats, "keystore").await.backplane(), &OF_SECRETS).await;
     for subject in OF_SECRETS {
-        let answer = gateway.requests.ask_bytes(subject, Bytes::new(), soon()).await;
-        assert_eq!(answer, Err(AskError::Absent), "{subject}");
+        let answer = gateway.requests.request_bytes(subject, Bytes::new(), soon()).await;
+        assert_eq!(answer, Err(RequestError::NoResponders), "{subject}");
     }
     assert!(started.elapsed() < PATIENT / 2, "a refusal was waited for");
     raw_messages_change_nothing(&nats, "gateway", &exporter).await;
@@ -258,22 +259,22 @@ async fn a_gateway_and_an_exporter_can_prove_that_notices_of_the_keystore_arrive
     for (role, subject) in [("gateway", KeyChanged::SUBJECT), ("audit-export", WebhookChanged::SUBJECT)] {
         let (one, other) = (open(&nats, role).await.backplane(), open(&nats, role).await.backplane());
         let liveness = Liveness::new();
-        let mut proving = one.notices.listen_bytes(subject).await.unwrap();
+        let mut proving = one.notices.subscribe_bytes(subject).await.unwrap();
         proving.prove(Arc::clone(&liveness));
-        // Another process of the role hears the echoes, and thinks nothing of them.
-        let mut beside = other.notices.listen_bytes(subject).await.unwrap();
+        // Another process of the role receives the echoes and ignores them.
+        let mut beside = other.notices.subscribe_bytes(subject).await.unwrap();
         for _ in 0..3 {
             let since = boottime();
             tokio::select! {
-                () = liveness.wait_until(|| liveness.proven_at() >= Some(since)) => {}
+                () = liveness.wait_for_proof(|| liveness.proven_at() >= Some(since)) => {}
                 event = proving.next() => panic!("{event:?}"),
                 event = beside.next() => panic!("{event:?}"),
                 () = tokio::time::sleep(PATIENT) => panic!("{role} proves nothing"),
             }
         }
-        keystore.notices.tell_bytes(subject, Bytes::from_static(b"{}")).await.unwrap();
+        keystore.notices.publish_bytes(subject, Bytes::from_static(b"{}")).await.unwrap();
         for listener in [&mut proving, &mut beside] {
-            assert_eq!(listener.next().await, Some(Event::Heard(Bytes::from_static(b"{}"))), "{role}");
+            assert_eq!(listener.next().await, Some(Event::Message(Bytes::from_static(b"{}"))), "{role}");
         }
         one.requests.ready().await.unwrap();
     }
@@ -288,10 +289,10 @@ async fn an_evaluator_and_a_keystore_can_neither_append_nor_read_the_log() {
         let answer = append(&*backplane.log, batch(&a, "forged"), soon()).await;
         assert!(matches!(answer, Err(AppendError::NotStored(_))), "{answer:?}");
         assert!(backplane.log.append_mark(&a, "forged".into(), None, soon()).await.is_err());
-        assert!(backplane.log.read(&a, Which::All, Seek::Start, 1, soon()).await.is_err());
-        assert!(backplane.log.last(&a, Kind::Decisions, soon()).await.is_err());
+        assert!(backplane.log.read(&a, EntryFilter::All, Seek::Start, 1, soon()).await.is_err());
+        assert!(backplane.log.last(&a, EntryKind::Decisions, soon()).await.is_err());
         assert!(backplane.log.accounts(soon()).await.is_err());
-        assert!(backplane.ledger.get("k", soon()).await.is_err());
+        assert!(backplane.state_store.get("k", soon()).await.is_err());
         assert!(backplane.log.ready().await.is_err());
         raw_messages_change_nothing(&nats, role, &exporter).await;
     }
@@ -308,39 +309,39 @@ async fn each_role_has_its_own_records_and_no_others() {
     let all = [&all[..], &[(&exporter, &records[4..])]].concat();
     for (role, own) in &all {
         for record in *own {
-            role.ledger.put(record, "there".into(), None, None, soon()).await.unwrap();
+            role.state_store.put(record, "there".into(), None, None, soon()).await.unwrap();
         }
     }
     for (role, own) in all {
         for record in records {
-            let found = role.ledger.get(record, soon()).await;
+            let found = role.state_store.get(record, soon()).await;
             if !own.contains(&record) {
                 assert!(found.is_err(), "{record}: {found:?}");
-                let put = role.ledger.put(record, "forged".into(), None, None, soon()).await;
+                let put = role.state_store.put(record, "forged".into(), None, None, soon()).await;
                 assert!(matches!(put, Err(PutError::Failed(_))), "{record}: {put:?}");
                 continue;
             }
             let found = found.unwrap_or_else(|error| panic!("{record}: {error}")).unwrap();
             assert_eq!(found.value, "there");
-            role.ledger.put(record, "mine".into(), Some(found.revision), Some(PATIENT), soon()).await.unwrap();
+            role.state_store.put(record, "mine".into(), Some(found.revision), Some(PATIENT), soon()).await.unwrap();
         }
-        // A record that is not there is none, and not silence.
+        // A missing record is reported as missing, not as a timeout.
         for record in own {
             let other = record.replace(".a", ".none");
-            assert_eq!(role.ledger.get(&other, soon()).await.unwrap().is_some(), other == *record);
+            assert_eq!(role.state_store.get(&other, soon()).await.unwrap().is_some(), other == *record);
         }
     }
-    // Runs alone are listed, and by evaluators alone.
-    let listed = evaluator.ledger.list("runs.a", None, 10, soon()).await.unwrap();
+    // Only runs can be listed, and only by evaluators.
+    let listed = evaluator.state_store.list("runs.a", None, 10, soon()).await.unwrap();
     assert_eq!(listed.records.iter().map(|(word, _)| word.as_str()).collect::<Vec<_>>(), ["r"]);
     for role in [&gateway, &keystore, &exporter] {
-        assert!(role.ledger.list("runs.a", None, 10, soon()).await.is_err());
+        assert!(role.state_store.list("runs.a", None, 10, soon()).await.is_err());
     }
     for others in ["usage.a", "idempotency.a", "keystore", "cursor"] {
-        assert!(evaluator.ledger.list(others, None, 10, soon()).await.is_err(), "{others}");
+        assert!(evaluator.state_store.list(others, None, 10, soon()).await.is_err(), "{others}");
     }
     let (run, raw) = ("s0.ledger.runs.a.r", raw(&nats, "evaluator").await);
-    // By way of the server's answers: what it reads for one role goes to no other's record.
+    // Through the server's answers: what it reads for one role reaches no other role's record.
     for harmful in ["s0.ledger.usage.a.m1", "s0.ledger.cursor.a", "s0.log.a.d"] {
         raw.publish_with_reply(run, harmful, Bytes::from_static(b"x")).await.unwrap();
         let read = format!("s0.api.DIRECT.GET.S0_RUNS.{run}");
@@ -348,24 +349,24 @@ async fn each_role_has_its_own_records_and_no_others() {
     }
     is_done(&raw).await;
     assert_eq!(exporter.log.ready().await, Ok(Vec::new()));
-    assert_eq!(gateway.ledger.get("usage.a.m1", soon()).await.unwrap().unwrap().value, "mine");
-    assert_eq!(exporter.ledger.get("cursor.a", soon()).await.unwrap().unwrap().value, "mine");
-    assert!(everything(&*exporter.log, &account("a"), Which::All).await.is_empty());
+    assert_eq!(gateway.state_store.get("usage.a.m1", soon()).await.unwrap().unwrap().value, "mine");
+    assert_eq!(exporter.state_store.get("cursor.a", soon()).await.unwrap().unwrap().value, "mine");
+    assert!(everything(&*exporter.log, &account("a"), EntryFilter::All).await.is_empty());
 }
 
 #[tokio::test]
 async fn each_role_reads_the_stores_clock_by_the_stream_of_its_own_records() {
     let (nats, _exporter) = with_streams().await;
     for role in Role::ALL {
-        let ledger = prepared(&nats, role.as_str()).await.ledger;
-        assert_eq!(ledger.clock().judge(), Err(ClockError::Unknown), "{role}");
-        assert_eq!(ledger.read_clock(Duration::ZERO, soon()).await, Ok(()), "{role}");
-        let differs = ledger.clock().now().duration_since(jiff::Timestamp::now());
+        let state_store = prepared(&nats, role.as_str()).await.state_store;
+        assert_eq!(state_store.clock().check(), Err(ClockError::Unknown), "{role}");
+        assert_eq!(state_store.read_clock(Duration::ZERO, soon()).await, Ok(()), "{role}");
+        let differs = state_store.clock().now().duration_since(jiff::Timestamp::now());
         assert!(differs.as_secs().abs() <= 2, "{role}: {differs:?}");
     }
-    // Without its streams' names it has no clock to read.
-    let ledger = open(&nats, "keystore").await.backplane().ledger;
-    assert_eq!(ledger.read_clock(Duration::ZERO, soon()).await, Err(ClockError::Unknown));
+    // Without the names of its streams there is no clock to read.
+    let state_store = open(&nats, "keystore").await.backplane().state_store;
+    assert_eq!(state_store.read_clock(Duration::ZERO, soon()).await, Err(ClockError::Unknown));
 }
 
 #[tokio::test]
@@ -376,19 +377,19 @@ async fn audit_export_cannot_append_decisions() {
     let answer = append(&*exporter.log, batch(&a, "forged"), soon()).await;
     assert!(matches!(answer, Err(AppendError::NotStored(_))), "{answer:?}");
     let _serving = serve(&open(&nats, "keystore").await.backplane(), &[VerifyKey::SUBJECT]).await;
-    let asked = exporter.requests.ask_bytes(VerifyKey::SUBJECT, Bytes::new(), soon()).await;
-    assert_eq!(asked, Err(AskError::Absent));
+    let asked = exporter.requests.request_bytes(VerifyKey::SUBJECT, Bytes::new(), soon()).await;
+    assert_eq!(asked, Err(RequestError::NoResponders));
 
-    // By way of the server's answers: an acknowledgement, and a record of one's own.
+    // Through the server's answers: an acknowledgement, and one of the role's own records.
     let raw = raw(&nats, "audit-export").await;
-    exporter.ledger.put("k", "forged".into(), None, None, soon()).await.unwrap();
+    exporter.state_store.put("k", "forged".into(), None, None, soon()).await.unwrap();
     raw.publish_with_reply("s0.ledger.other", "s0.log.a.d", Bytes::new()).await.unwrap();
     raw.publish_with_reply("s0.api.DIRECT.GET.S0_LEDGER.s0.ledger.k", "s0.log.a.d", Bytes::new()).await.unwrap();
     is_done(&raw).await;
     assert_eq!(decisions(&*exporter.log, &a).await, ["kept"]);
 }
 
-/// What would do harm, if it could be sent there.
+/// Subjects where a message would do harm, if it could be sent there.
 const HARMFUL: [&str; 20] = [
     "$JS.API.STREAM.DELETE.S0_LOG",
     "$JS.API.STREAM.DELETE.S0_LEDGER",
@@ -425,7 +426,7 @@ async fn is_done(client: &async_nats::Client) {
     echo.next().await.unwrap();
 }
 
-/// What a role that was taken over might send by itself, or have the server send in its place.
+/// What a compromised role might send itself, or make the server send.
 async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &Backplane) {
     let (client, a) = (raw(nats, role).await, account("a"));
     let mut snooping = Vec::new();
@@ -434,11 +435,11 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
     }
     is_done(&client).await;
     let key = format!("cursor.{role}");
-    exporter.ledger.put(&key, "secret".into(), None, None, soon()).await.unwrap();
-    // An empty object is a request to purge all, and an empty record.
+    exporter.state_store.put(&key, "secret".into(), None, None, soon()).await.unwrap();
+    // An empty object is a request to purge everything, and an empty record.
     client.publish("s0.log.a.d", Bytes::from_static(b"{}")).await.unwrap();
     is_done(&client).await;
-    let before = everything(&*exporter.log, &a, Which::All).await;
+    let before = everything(&*exporter.log, &a, EntryFilter::All).await;
     assert_eq!(before.len(), if role == "gateway" { 2 } else { 1 });
 
     let last = Bytes::from_static(b"{\"last_by_subj\":\"s0.log.a.d\"}");
@@ -453,17 +454,17 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
         }
         client.publish_with_reply("s0.api.STREAM.INFO.S0_LOG", harmful, Bytes::new()).await.unwrap();
         client.publish_with_reply("s0.log.other.d", harmful, Bytes::from_static(b"{}")).await.unwrap();
-        // To oneself, and an answer to that.
+        // A self-ping, and a reply to that.
         client.publish_with_reply(client.new_inbox(), harmful, Bytes::new()).await.unwrap();
         client.publish(harmful, Bytes::from_static(b"{}")).await.unwrap();
     }
     is_done(&client).await;
     // Requests of one kind are handled in order: this one comes last.
     assert_eq!(exporter.log.ready().await, Ok(Vec::new()));
-    assert_eq!(everything(&*exporter.log, &a, Which::All).await, before);
-    assert!(everything(&*exporter.log, &account("victim"), Which::All).await.is_empty());
-    assert_eq!(exporter.ledger.get("k", soon()).await, Ok(None));
-    assert_eq!(exporter.ledger.get(&key, soon()).await.unwrap().unwrap().value, "secret");
+    assert_eq!(everything(&*exporter.log, &a, EntryFilter::All).await, before);
+    assert!(everything(&*exporter.log, &account("victim"), EntryFilter::All).await.is_empty());
+    assert_eq!(exporter.state_store.get("k", soon()).await, Ok(None));
+    assert_eq!(exporter.state_store.get(&key, soon()).await.unwrap().unwrap().value, "secret");
     for mut heard in snooping {
         heard.unsubscribe().await.unwrap();
         while let Some(message) = heard.next().await {
@@ -473,7 +474,7 @@ async fn raw_messages_change_nothing(nats: &NatsServer, role: &str, exporter: &B
 }
 
 #[tokio::test]
-async fn an_answer_goes_to_an_inbox_and_nowhere_else() {
+async fn a_reply_is_sent_only_to_an_inbox() {
     let nats = NatsServer::start().await;
     let server = crate::writing::recorder(&nats).await.backplane();
     let _serving = serve(&server, &[VerifyKey::SUBJECT]).await;
@@ -489,12 +490,12 @@ async fn an_answer_goes_to_an_inbox_and_nowhere_else() {
     }
     // One inbox answers in order.
     assert_eq!(heard.next().await.unwrap().payload, "{}");
-    assert!(everything(&*server.log, &account("a"), Which::All).await.is_empty());
-    assert_eq!(server.ledger.get("k", soon()).await, Ok(None));
+    assert!(everything(&*server.log, &account("a"), EntryFilter::All).await.is_empty());
+    assert_eq!(server.state_store.get("k", soon()).await, Ok(None));
 }
 
 #[tokio::test]
-async fn an_evaluator_that_was_taken_over_hears_no_question_of_another_and_speaks_for_no_other_role() {
+async fn a_compromised_evaluator_receives_no_other_requests_and_cannot_act_as_another_role() {
     let (nats, _exporter) = with_streams().await;
     let gateway = prepared(&nats, "gateway").await;
     let evaluator = open(&nats, "evaluator").await.backplane();
@@ -504,28 +505,32 @@ async fn an_evaluator_that_was_taken_over_hears_no_question_of_another_and_speak
     for subject in ["s0.req.evaluate", "s0.req.*", "_INBOX_gateway.>", "s0.notice.>"] {
         heard.push(raw.subscribe(subject).await.unwrap());
     }
-    // Another group would get each question once more.
+    // Another queue group would receive every request once more.
     heard.push(raw.queue_subscribe("s0.req.evaluate", "mine".to_owned()).await.unwrap());
     is_done(&raw).await;
-    let mut said = gateway.notices.listen_bytes(InstanceSeen::subject(Role::Keystore)).await.unwrap();
-    let mut own = gateway.notices.listen_bytes(InstanceSeen::subject(Role::Evaluator)).await.unwrap();
+    let mut said = gateway.notices.subscribe_bytes(InstanceHeartbeat::subject(Role::Keystore)).await.unwrap();
+    let mut own = gateway.notices.subscribe_bytes(InstanceHeartbeat::subject(Role::Evaluator)).await.unwrap();
     for role in [Role::Keystore, Role::Evaluator] {
-        let subject = format!("s0.{}", InstanceSeen::subject(role));
+        let subject = format!("s0.{}", InstanceHeartbeat::subject(role));
         raw.publish(subject, Bytes::from_static(b"{}")).await.unwrap();
     }
     is_done(&raw).await;
-    assert_eq!(own.next().await, Some(Event::Heard(Bytes::from_static(b"{}"))));
+    assert_eq!(own.next().await, Some(Event::Message(Bytes::from_static(b"{}"))));
     ask_each(&gateway, &OF_DECISIONS).await;
     for mut heard in heard {
         heard.unsubscribe().await.unwrap();
         assert!(heard.next().await.is_none());
     }
     let keystore = open(&nats, "keystore").await.backplane();
-    keystore.notices.tell_bytes(InstanceSeen::subject(Role::Keystore), Bytes::from_static(b"true")).await.unwrap();
-    assert_eq!(said.next().await, Some(Event::Heard(Bytes::from_static(b"true"))), "the forged one came first");
+    keystore
+        .notices
+        .publish_bytes(InstanceHeartbeat::subject(Role::Keystore), Bytes::from_static(b"true"))
+        .await
+        .unwrap();
+    assert_eq!(said.next().await, Some(Event::Message(Bytes::from_static(b"true"))), "the forged one came first");
 }
 
-/// Everything that JetStream can be asked about a stream, with what would do most harm.
+/// Every API request about a stream, in its most harmful form.
 fn about_streams(stream: &str) -> Vec<(String, String)> {
     let own =
         |settings: &str| format!(r#"{{"name":"{stream}","subjects":["s0.log.*.d"],"storage":"file",{settings}}}"#);
@@ -560,12 +565,12 @@ fn about_streams(stream: &str) -> Vec<(String, String)> {
     asked
 }
 
-/// Nobody is there, or JetStream says that it does nothing for this account.
+/// There is no responder, or JetStream refuses this account.
 fn is_refused(answer: &Result<async_nats::Message, async_nats::RequestError>) -> bool {
     answer.as_ref().map_or(true, |message| String::from_utf8_lossy(&message.payload).contains(r#""error":"#))
 }
 
-/// What the streams hold and how they are set, as the administrator is told.
+/// The content and the settings of the streams, as the administrator sees them.
 async fn state_of_streams(admin: &async_nats::Client) -> Vec<String> {
     let mut states = Vec::new();
     for stream in STREAMS {
@@ -580,14 +585,14 @@ async fn state_of_streams(admin: &async_nats::Client) -> Vec<String> {
 async fn no_role_may_make_change_empty_copy_or_follow_a_stream_but_for_the_exporters_purge_of_the_log() {
     let (nats, exporter) = with_streams().await;
     write(&*prepared(&nats, "gateway").await.log, &account("a"), "kept").await;
-    exporter.ledger.put("cursor.a", "kept".into(), None, None, soon()).await.unwrap();
+    exporter.state_store.put("cursor.a", "kept".into(), None, None, soon()).await.unwrap();
     let admin = raw(&nats, "admin").await;
     let before = state_of_streams(&admin).await;
     for role in Role::ALL {
         let client = raw(&nats, role.as_str()).await;
         for stream in STREAMS {
             for (what, body) in about_streams(stream) {
-                // Its one right to remove, told in docs/nats-security.md.
+                // Its one right to remove, documented in docs/nats-security.md.
                 if role == Role::AuditExport && what == "STREAM.PURGE.S0_LOG" {
                     continue;
                 }
@@ -606,7 +611,7 @@ async fn no_role_may_make_change_empty_copy_or_follow_a_stream_but_for_the_expor
 async fn the_administrator_makes_and_changes_streams_and_nothing_else() {
     let (nats, exporter) = with_streams().await;
     write(&*prepared(&nats, "gateway").await.log, &account("a"), "kept").await;
-    exporter.ledger.put("cursor.a", "kept".into(), None, None, soon()).await.unwrap();
+    exporter.state_store.put("cursor.a", "kept".into(), None, None, soon()).await.unwrap();
     let client = raw(&nats, "admin").await;
     let before = state_of_streams(&client).await;
     for stream in STREAMS {
@@ -642,7 +647,7 @@ async fn the_administrator_makes_and_changes_streams_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn three_hundred_queue_subscriptions_of_one_login_are_a_few_and_the_questions_are_answered() {
+async fn three_hundred_queue_subscriptions_of_one_login_are_limited_and_requests_are_answered() {
     let (nats, _exporter) = with_streams().await;
     let gateway = prepared(&nats, "gateway").await;
     let evaluator = open(&nats, "evaluator").await.backplane();
@@ -665,7 +670,7 @@ async fn three_hundred_queue_subscriptions_of_one_login_are_a_few_and_the_questi
     let mut answered = 0;
     for _ in 0..60 {
         let deadline = Instant::now() + PATIENT / 60;
-        let answer = gateway.requests.ask_bytes(EvaluateRequest::SUBJECT, "{}".into(), deadline).await;
+        let answer = gateway.requests.request_bytes(EvaluateRequest::SUBJECT, "{}".into(), deadline).await;
         answered += usize::from(answer.is_ok());
     }
     let most = held().await;
@@ -674,7 +679,7 @@ async fn three_hundred_queue_subscriptions_of_one_login_are_a_few_and_the_questi
     drop(swallowing);
 }
 
-/// A client with a login's password, and what it is told of its subscriptions.
+/// A client with a login's password, and the server's answers to its subscriptions.
 async fn listener(nats: &NatsServer, login: &str) -> async_nats::Client {
     let options = async_nats::ConnectOptions::new().user_and_password(login.to_owned(), "right".to_owned());
     options.custom_inbox_prefix(format!("_INBOX_{login}")).connect(nats.url()).await.unwrap()
@@ -683,7 +688,7 @@ async fn listener(nats: &NatsServer, login: &str) -> async_nats::Client {
 #[tokio::test]
 async fn each_process_has_a_login_of_its_own_with_which_it_does_its_part() {
     let nats = server_with("20GB", Logins::default()).await;
-    StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&SIZES).await.unwrap();
+    StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await).init(&SIZES).await.unwrap();
     let exporter = open_as(&nats, "audit-export", "audit-export-4").await;
     exporter.prepare(Role::AuditExport, 1).await.unwrap();
     let (evaluator, other) =
@@ -709,7 +714,7 @@ async fn each_process_has_a_login_of_its_own_with_which_it_does_its_part() {
 }
 
 #[tokio::test]
-async fn a_process_hears_no_answer_to_another_one_of_its_role() {
+async fn a_process_receives_no_reply_to_another_process_of_its_role() {
     let nats = server_with("20GB", Logins::default()).await;
     let gateway = open_as(&nats, "gateway", "gateway-1").await.backplane();
     let keystore = open_as(&nats, "keystore", "keystore-1").await.backplane();
@@ -720,7 +725,7 @@ async fn a_process_hears_no_answer_to_another_one_of_its_role() {
         heard.push(spy.subscribe(subject).await.unwrap());
     }
     let mut own = spy.subscribe("_INBOX_gateway-2.x").await.unwrap();
-    // Also not by name: the server says each answer to the account, and a login of it hears its own alone.
+    // Also not by name: the server sends each answer to the account, and a login receives only its own.
     ask_each(&gateway, &OF_KEYS).await;
     spy.publish("_INBOX_gateway-2.x", Bytes::from_static(b"mine")).await.unwrap();
     assert_eq!(own.next().await.unwrap().payload, "mine");
@@ -730,9 +735,10 @@ async fn a_process_hears_no_answer_to_another_one_of_its_role() {
     }
 }
 
-/// Whoever may publish into an inbox, as every login of an account may, would have to guess 128 bits for each question.
+/// A client that may publish into an inbox, as every login of an account may, would have to guess 128 bits for each
+/// request.
 #[tokio::test]
-async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not_taken() {
+async fn reply_subjects_are_random_and_a_reply_under_a_guessed_one_is_dropped() {
     let nats = NatsServer::start().await;
     let asker = crate::writing::recorder(&nats).await.backplane();
     let stranger = async_nats::connect(nats.url()).await.unwrap();
@@ -757,13 +763,13 @@ async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not
     });
     let (mut tokens, mut answered) = (Vec::new(), 0);
     while answered < 8 {
-        // On a machine that is too busy a connection may break, and nobody hears: that is asked again.
-        match asker.requests.ask_bytes(EvaluateRequest::SUBJECT, Bytes::from_static(b"{}"), soon()).await {
+        // On a busy machine a connection may break and miss the message, so the request is repeated.
+        match asker.requests.request_bytes(EvaluateRequest::SUBJECT, Bytes::from_static(b"{}"), soon()).await {
             Ok(answer) => {
                 assert_eq!(answer, "right");
                 answered += 1;
             }
-            Err(AskError::Absent | AskError::Lost) => {}
+            Err(RequestError::NoResponders | RequestError::Disconnected) => {}
             Err(error) => panic!("{error}"),
         }
     }
@@ -772,7 +778,7 @@ async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not
         tokens.push(token);
     }
     assert!(tokens.iter().all(|token| token.len() == 22), "{tokens:?}");
-    // Two random ones share about a letter in 64 at each place; numbers that count up share nearly all.
+    // Two random tokens share about one letter in 64 at each place; numbers that count up share nearly all.
     for pair in tokens.windows(2) {
         let same = pair[0].bytes().zip(pair[1].bytes()).filter(|(one, other)| one == other).count();
         assert!(same < 8, "{pair:?}");
@@ -780,7 +786,7 @@ async fn reply_subjects_do_not_count_up_and_an_answer_under_a_guessed_one_is_not
 }
 
 #[tokio::test]
-async fn no_login_is_told_of_its_accounts_other_connections() {
+async fn no_login_can_list_its_accounts_other_connections() {
     let nats = server().await;
     for login in ["gateway", "evaluator", "keystore", "audit-export"] {
         let client = raw(&nats, login).await;

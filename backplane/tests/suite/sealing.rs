@@ -1,4 +1,4 @@
-//! Questions with secrets, on a real server: who reads them, and what becomes of them when the keystore is replaced.
+//! Requests with secrets, on a real server: who can read them, and what happens when the keystore is replaced.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::nats::Connection;
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{AskError, Backplane};
+use stage0_backplane::{Backplane, RequestError};
 use stage0_contract::{KeystoreStatus, ListEndpoints, Request as _, VerifyKey};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -20,7 +20,7 @@ async fn connected(nats: &NatsServer, name: &str) -> Backplane {
     Connection::open(&nats.config(name)).await.unwrap().backplane()
 }
 
-/// Answers as a keystore does, each question with itself; it ends with the value.
+/// Answers each request with itself, as a keystore would; ends when the value is dropped.
 async fn keystore(nats: &NatsServer, offers: bool) -> JoinSet<()> {
     let backplane = connected(nats, "keystore").await;
     let key = backplane.requests.sealing_key().filter(|_| offers);
@@ -31,7 +31,7 @@ async fn keystore(nats: &NatsServer, offers: bool) -> JoinSet<()> {
         tasks.spawn(async move {
             while let Some(asked) = inbox.next().await {
                 let is_status = subject == KeystoreStatus::SUBJECT;
-                let answer = if is_status { status.clone().into() } else { asked.question.clone() };
+                let answer = if is_status { status.clone().into() } else { asked.body.clone() };
                 asked.replier.reply(answer).await;
             }
         });
@@ -39,11 +39,11 @@ async fn keystore(nats: &NatsServer, offers: bool) -> JoinSet<()> {
     tasks
 }
 
-/// What passes until the work is done, as text where it is that.
+/// Everything that is sent until the work is done, as text where possible.
 async fn heard_while(nats: &NatsServer, work: impl Future<Output = ()>) -> Vec<(String, Bytes)> {
     let listener = async_nats::connect(nats.url()).await.unwrap();
     let mut heard = listener.subscribe(">").await.unwrap();
-    // A flush tells nothing of the server: its own word comes back once the subscription stands.
+    // A flush proves nothing about the server: its own message comes back once the subscription is active.
     listener.publish("begin", Bytes::new()).await.unwrap();
     while heard.next().await.unwrap().subject.as_str() != "begin" {}
     work.await;
@@ -60,12 +60,12 @@ fn reads(payload: &Bytes) -> bool {
 }
 
 #[tokio::test]
-async fn a_question_with_a_secret_and_its_answer_are_read_by_their_two_processes_alone() {
+async fn a_sealed_request_and_its_reply_are_readable_only_by_their_two_processes() {
     let nats = NatsServer::start().await;
     let (_keystore, gateway) = (keystore(&nats, true).await, connected(&nats, "gateway").await);
     let work = async {
         for subject in [VerifyKey::SUBJECT, VerifyKey::SUBJECT, ListEndpoints::SUBJECT] {
-            let answer = gateway.requests.ask_bytes(subject, SECRET, soon()).await;
+            let answer = gateway.requests.request_bytes(subject, SECRET, soon()).await;
             assert_eq!(answer, Ok(SECRET), "{subject}");
         }
     };
@@ -73,7 +73,7 @@ async fn a_question_with_a_secret_and_its_answer_are_read_by_their_two_processes
     let asked = |subject: &str| messages.iter().filter(|(heard, _)| heard == subject).collect::<Vec<_>>();
     assert_eq!(asked("s0.req.keys.status").len(), 1, "the key is asked for once");
     assert!(asked("s0.req.keys.verify").iter().all(|(_, question)| !reads(question)));
-    // What only its answer holds is asked in plain, and nothing that answers it is read.
+    // A request with a secret only in its reply is sent in plain, and nothing readable answers it.
     assert!(asked("s0.req.keys.endpoints.list").iter().all(|(_, question)| reads(question)));
     let answers = messages.iter().filter(|(subject, _)| subject.starts_with("_INBOX_gateway."));
     assert_eq!(
@@ -83,17 +83,18 @@ async fn a_question_with_a_secret_and_its_answer_are_read_by_their_two_processes
 }
 
 #[tokio::test]
-async fn a_keystore_that_took_the_place_of_another_is_asked_once_more_under_its_own_key() {
+async fn a_request_is_sealed_again_for_a_keystore_that_replaced_another() {
     let nats = NatsServer::start().await;
     let (first, gateway) = (keystore(&nats, true).await, connected(&nats, "gateway").await);
-    assert_eq!(gateway.requests.ask_bytes(VerifyKey::SUBJECT, SECRET, soon()).await, Ok(SECRET));
+    assert_eq!(gateway.requests.request_bytes(VerifyKey::SUBJECT, SECRET, soon()).await, Ok(SECRET));
     drop(first);
     let _second = keystore(&nats, true).await;
     let began = Instant::now();
     let answer = loop {
-        // Those that the server had given to the first are not answered.
-        match gateway.requests.ask_bytes(VerifyKey::SUBJECT, SECRET, Instant::now() + Duration::from_secs(2)).await {
-            Err(AskError::Absent | AskError::Late) if began.elapsed() < PATIENT => {}
+        // Requests that the server had given to the first are not answered.
+        match gateway.requests.request_bytes(VerifyKey::SUBJECT, SECRET, Instant::now() + Duration::from_secs(2)).await
+        {
+            Err(RequestError::NoResponders | RequestError::Timeout) if began.elapsed() < PATIENT => {}
             answer => break answer,
         }
     };
@@ -101,23 +102,23 @@ async fn a_keystore_that_took_the_place_of_another_is_asked_once_more_under_its_
 }
 
 #[tokio::test]
-async fn a_keystore_that_offers_no_key_is_asked_in_plain() {
+async fn a_request_to_a_keystore_without_a_sealing_key_is_sent_in_plain() {
     let nats = NatsServer::start().await;
     let (_keystore, gateway) = (keystore(&nats, false).await, connected(&nats, "gateway").await);
-    assert_eq!(gateway.requests.ask_bytes(VerifyKey::SUBJECT, SECRET, soon()).await, Ok(SECRET));
+    assert_eq!(gateway.requests.request_bytes(VerifyKey::SUBJECT, SECRET, soon()).await, Ok(SECRET));
 }
 
 #[tokio::test]
-async fn where_nobody_tells_a_key_no_secret_is_sent() {
+async fn no_secret_is_sent_while_the_keystores_key_is_unknown() {
     let nats = NatsServer::start().await;
     let backplane = connected(&nats, "keystore").await;
     let _inbox = backplane.requests.serve_bytes(VerifyKey::SUBJECT).await.unwrap();
     let gateway = connected(&nats, "gateway").await;
     let work = async {
-        // Whoever hears everything seems to serve everything.
+        // A client that receives everything seems to serve everything.
         let until = Instant::now() + Duration::from_secs(1);
-        let answer = gateway.requests.ask_bytes(VerifyKey::SUBJECT, SECRET, until).await;
-        assert_eq!(answer, Err(AskError::Late));
+        let answer = gateway.requests.request_bytes(VerifyKey::SUBJECT, SECRET, until).await;
+        assert_eq!(answer, Err(RequestError::Timeout));
     };
     assert!(heard_while(&nats, work).await.iter().all(|(_, payload)| !reads(payload)));
 }

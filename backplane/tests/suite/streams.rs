@@ -1,13 +1,13 @@
-//! Streams that are not as they have to be, streams of an earlier version, and who fills which.
+//! Streams with wrong settings, streams of an earlier version, and limits that one role cannot use up for another.
 
-// A plain NATS tool asks so, and a test is soon over.
+// Plain NATS tools block, and a test is short.
 #![allow(clippy::disallowed_methods)]
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use stage0_backplane::nats::{
-    AdminError, Connection, KeySet, Logins, MessageAuth, NatsConfig, Requirement, ServerFile, Sizes, StreamAdmin,
+    AdminError, Connection, KeySet, Logins, MessageAuth, NatsConfig, NatsServerConf, Requirement, Sizes, StreamAdmin,
 };
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_backplane::{AppendError, Backplane, PutError};
@@ -20,7 +20,7 @@ use crate::writing::{account, append, batch, decisions, recorder, soon, verified
 pub(crate) const STREAMS: [&str; 6] = ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
 pub(crate) const SIZES: Sizes = Sizes { replicas: 1, max_store: None, max_records: 1_000_000 };
 
-/// What JetStream answers to somebody whom nothing holds back.
+/// What JetStream answers to a client without restrictions.
 async fn api(client: &async_nats::Client, what: &str, body: &Value) -> Value {
     let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
     let said = client.request(format!("$JS.API.{what}"), body).await.unwrap();
@@ -31,7 +31,7 @@ async fn config(client: &async_nats::Client, stream: &str) -> Value {
     api(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await["config"].clone()
 }
 
-/// Another value of one setting; the configuration as it was.
+/// Sets another value of one setting; returns the previous configuration.
 async fn change(client: &async_nats::Client, stream: &str, setting: &str, value: Value) -> Value {
     let before = config(client, stream).await;
     let mut changed = before.clone();
@@ -42,7 +42,7 @@ async fn change(client: &async_nats::Client, stream: &str, setting: &str, value:
 }
 
 #[tokio::test]
-async fn nothing_is_recorded_in_a_stream_with_a_foreign_setting_until_it_is_set_right() {
+async fn nothing_is_recorded_in_a_stream_with_a_wrong_setting_until_it_is_corrected() {
     let nats = NatsServer::start().await;
     let connection = recorder(&nats).await;
     let (backplane, admin) = (connection.backplane(), async_nats::connect(nats.url()).await.unwrap());
@@ -71,7 +71,7 @@ async fn nothing_is_recorded_in_a_stream_with_a_foreign_setting_until_it_is_set_
         assert!(said.get("error").is_none(), "{said}");
         assert_eq!(backplane.log.ready().await, Ok(Vec::new()), "{setting}");
     }
-    // Those who only append find out by themselves, within seconds.
+    // Processes that only append notice it themselves within seconds.
     let before = change(&admin, "S0_LOG", "republish", json!({"src": ">", "dest": "elsewhere.>"})).await;
     wait_for("a worker finds out", PATIENT, async || {
         append(&*worker.log, batch(&account("w"), "x"), soon()).await.is_err()
@@ -83,7 +83,7 @@ async fn nothing_is_recorded_in_a_stream_with_a_foreign_setting_until_it_is_set_
 }
 
 #[tokio::test]
-async fn what_the_operator_chooses_is_not_foreign_and_a_foreign_ledger_takes_no_record() {
+async fn the_operators_choices_pass_the_stream_check_and_a_wrong_state_store_takes_no_record() {
     let nats = NatsServer::start().await;
     let backplane = recorder(&nats).await.backplane();
     let admin = async_nats::connect(nats.url()).await.unwrap();
@@ -98,19 +98,19 @@ async fn what_the_operator_chooses_is_not_foreign_and_a_foreign_ledger_takes_no_
         assert_eq!(backplane.log.ready().await, Ok(Vec::new()), "{setting}");
     }
     write(&*backplane.log, &account("a"), "kept").await;
-    backplane.ledger.put("runs.a.r", "1".into(), None, None, soon()).await.unwrap();
+    backplane.state_store.put("runs.a.r", "1".into(), None, None, soon()).await.unwrap();
     let before = change(&admin, "S0_RUNS", "republish", json!({"src": ">", "dest": "elsewhere.>"})).await;
-    let why = backplane.ledger.ready().await.unwrap_err().to_string();
+    let why = backplane.state_store.ready().await.unwrap_err().to_string();
     assert!(why.contains("`S0_RUNS`") && why.contains("`republish`"), "{why}");
-    let put = backplane.ledger.put("runs.a.s", "1".into(), None, None, soon()).await;
+    let put = backplane.state_store.put("runs.a.s", "1".into(), None, None, soon()).await;
     assert!(matches!(&put, Err(PutError::Failed(why)) if why.contains("`republish`")), "{put:?}");
-    backplane.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
+    backplane.state_store.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
     api(&admin, "STREAM.UPDATE.S0_RUNS", &before).await;
-    assert_eq!(backplane.ledger.ready().await, Ok(()));
-    backplane.ledger.put("runs.a.s", "1".into(), None, None, soon()).await.unwrap();
+    assert_eq!(backplane.state_store.ready().await, Ok(()));
+    backplane.state_store.put("runs.a.s", "1".into(), None, None, soon()).await.unwrap();
 }
 
-/// The two streams of 0.1.0, as audit-export made them.
+/// The two streams of 0.1.0, as audit-export created them.
 async fn make_former_streams(client: &async_nats::Client) {
     let common = json!({"retention": "limits", "storage": "file", "discard": "new", "num_replicas": 1,
         "duplicate_window": 120_000_000_000_u64, "allow_direct": true});
@@ -121,16 +121,16 @@ async fn make_former_streams(client: &async_nats::Client) {
     };
     let log = with(json!({"name": "S0_LOG", "subjects": ["s0.log.*.d", "s0.log.*.m"],
         "max_age": 395 * 86_400 * 1_000_000_000_u64}));
-    let ledger = with(json!({"name": "S0_LEDGER", "subjects": ["s0.ledger.>"], "max_msgs_per_subject": 1,
+    let state_store = with(json!({"name": "S0_LEDGER", "subjects": ["s0.ledger.>"], "max_msgs_per_subject": 1,
         "discard_new_per_subject": false, "allow_msg_ttl": true}));
-    for settings in [log, ledger] {
+    for settings in [log, state_store] {
         let name = settings["name"].as_str().unwrap().to_owned();
         let said = api(client, &format!("STREAM.CREATE.{name}"), &settings).await;
         assert!(said.get("error").is_none(), "{said}");
     }
 }
 
-/// A server for everybody on which an earlier version ran, with message keys, and the gateway's way to it.
+/// An open server on which an earlier version ran, with message keys, and a gateway's connection to it.
 struct Former {
     nats: NatsServer,
     client: async_nats::Client,
@@ -138,20 +138,20 @@ struct Former {
 }
 
 impl Former {
-    /// A counter was written twice, and much else is there.
+    /// A counter was written twice, and there is much other data.
     async fn start() -> Self {
         let nats = NatsServer::start().await;
         let client = async_nats::connect(nats.url()).await.unwrap();
         let keys = KeySet::create(Requirement::Always).unwrap();
         let auth = MessageAuth::new(keys.role(Role::Gateway).unwrap(), Role::Gateway, false).unwrap();
         let gateway = NatsConfig { auth: Some(auth), name: "gateway".to_owned(), ..verified(&nats) };
-        // What such a gateway writes, as it is stored: the same places and headers, whatever the stream is called.
+        // What such a gateway writes, as it is stored: the same sequences and headers, whatever the stream's name is.
         let writer = Connection::open(&gateway).await.unwrap();
         writer.prepare_log(1).await.unwrap();
-        let ledger = writer.backplane().ledger;
+        let state_store = writer.backplane().state_store;
         let mut written = Vec::new();
         for _ in 0..2 {
-            ledger.add("usage.a.m1", 3, 100, PATIENT * 100, soon()).await.unwrap();
+            state_store.add("usage.a.m1", 3, 100, PATIENT * 100, soon()).await.unwrap();
             let stored =
                 client.request("$JS.API.DIRECT.GET.S0_USAGE.s0.ledger.usage.a.m1", Bytes::new()).await.unwrap();
             written.push(stored);
@@ -196,17 +196,17 @@ impl Former {
         api(&self.client, &format!("STREAM.INFO.{stream}"), &Value::Null).await["state"]["messages"].as_u64().unwrap()
     }
 
-    /// All is where it belongs, and counting goes on.
+    /// Everything is where it belongs, and counting continues.
     async fn has_moved(&self) {
         assert!(self.admin().await.check().await.unwrap().iter().all(|state| state.differences.is_empty()));
         assert_eq!((self.messages("S0_RUNS").await, self.messages("S0_USAGE").await), (500, 1));
         let gateway = self.gateway().await;
         assert_eq!(gateway.log.ready().await, Ok(Vec::new()));
-        assert_eq!(gateway.ledger.count("usage.a.m1", soon()).await, Ok(6));
-        let added = gateway.ledger.add("usage.a.m1", 1, 7, PATIENT, soon()).await.unwrap();
+        assert_eq!(gateway.state_store.count("usage.a.m1", soon()).await, Ok(6));
+        let added = gateway.state_store.add("usage.a.m1", 1, 7, PATIENT, soon()).await.unwrap();
         assert_eq!((added.granted, added.total), (1, 7), "it went on");
-        assert_eq!(gateway.ledger.add("usage.a.m1", 1, 7, PATIENT, soon()).await.unwrap().granted, 0);
-        assert_eq!(gateway.ledger.count("usage.a.m2", soon()).await, Ok(0));
+        assert_eq!(gateway.state_store.add("usage.a.m1", 1, 7, PATIENT, soon()).await.unwrap().granted, 0);
+        assert_eq!(gateway.state_store.count("usage.a.m2", soon()).await, Ok(0));
         assert_eq!(self.messages("S0_LOG").await, 1);
     }
 }
@@ -230,11 +230,13 @@ async fn records_of_an_earlier_version_move_with_their_places_and_no_counter_beg
 #[tokio::test]
 async fn an_upgrade_that_was_cut_off_is_completed_by_the_next() {
     let former = Former::start().await;
-    // As far as: some mirrors are there, and nobody can write any more.
+    // Interrupted: some mirrors exist, and no record can be written any more.
     for (name, word) in [("S0_RUNS", "runs"), ("S0_USAGE", "usage")] {
-        let mirror = json!({"name": name, "mirror": {"name": "S0_LEDGER", "filter_subject": format!("s0.ledger.{word}.>")},
-            "retention": "limits", "storage": "file", "discard": "new", "max_msgs_per_subject": 1, "allow_msg_ttl": true,
-            "allow_direct": true, "num_replicas": 1});
+        let source = json!({"name": "S0_LEDGER", "filter_subject": format!("s0.ledger.{word}.>")});
+        let mirror = json!({
+            "name": name, "mirror": source, "retention": "limits", "storage": "file", "discard": "new",
+            "max_msgs_per_subject": 1, "allow_msg_ttl": true, "allow_direct": true, "num_replicas": 1,
+        });
         let said = api(&former.client, &format!("STREAM.CREATE.{name}"), &mirror).await;
         assert!(said.get("error").is_none(), "{said}");
     }
@@ -245,20 +247,20 @@ async fn an_upgrade_that_was_cut_off_is_completed_by_the_next() {
 }
 
 #[tokio::test]
-async fn a_moved_record_that_somebody_changed_is_not_believed() {
+async fn a_moved_record_that_was_altered_is_rejected() {
     let former = Former::start().await;
     former.admin().await.upgrade(&SIZES).await.unwrap();
     let gateway = former.gateway().await;
-    // Without the header that a mirror leaves out, and with the proof of the record that moved.
+    // Without the header that a mirror drops, and with the proof of the record that moved.
     let moved = "$JS.API.DIRECT.GET.S0_USAGE.s0.ledger.usage.a.m1";
     let stored = former.client.request(moved, Bytes::new()).await.unwrap();
     let mut headers = HeaderMap::new();
     headers.insert("Stage0-Auth", stored.headers.as_ref().unwrap().get("Stage0-Auth").unwrap().as_str());
-    assert_eq!(gateway.ledger.count("usage.a.m1", soon()).await, Ok(6));
+    assert_eq!(gateway.state_store.count("usage.a.m1", soon()).await, Ok(6));
     for body in [r#"{"count":0}"#, std::str::from_utf8(&stored.payload).unwrap()] {
         let subject = "s0.ledger.usage.a.m1";
         former.client.request_with_headers(subject, headers.clone(), body.to_owned().into()).await.unwrap();
-        assert!(gateway.ledger.count("usage.a.m1", soon()).await.is_err(), "{body}");
+        assert!(gateway.state_store.count("usage.a.m1", soon()).await.is_err(), "{body}");
     }
 }
 
@@ -270,13 +272,16 @@ async fn an_upgrade_that_would_leave_no_room_for_the_log_changes_nothing() {
     }
     let sizes = Sizes { max_store: Some(10_000_000), ..SIZES };
     let refused = former.admin().await.upgrade(&sizes).await.unwrap_err();
-    assert!(matches!(refused, AdminError::NoRoom { needed, most: 10_000_000 } if needed > 10_000_000), "{refused}");
+    assert!(
+        matches!(refused, AdminError::NoRoom { needed, max_total: 10_000_000 } if needed > 10_000_000),
+        "{refused}"
+    );
     assert!(api(&former.client, "STREAM.INFO.S0_RUNS", &Value::Null).await.get("error").is_some());
     assert_eq!(config(&former.client, "S0_LEDGER").await["subjects"], json!(["s0.ledger.>"]));
     former.admin().await.upgrade(&Sizes { max_store: Some(100_000_000), ..SIZES }).await.unwrap();
 }
 
-/// Until the server takes no more; how often it did.
+/// Until the server takes no more; returns how many it took.
 async fn fill(client: &async_nats::Client, subject: impl Fn(usize) -> String, body: usize, most: usize) -> usize {
     for number in 0..most {
         let said = client.request(subject(number), vec![b'x'; body].into()).await.unwrap();
@@ -288,22 +293,22 @@ async fn fill(client: &async_nats::Client, subject: impl Fn(usize) -> String, bo
 }
 
 #[tokio::test]
-async fn who_writes_records_without_end_fills_his_own_stream_and_no_other() {
+async fn a_role_that_writes_without_end_fills_only_its_own_stream() {
     let nats = server_with("96MB", Logins::SHARED).await;
     let sizes = Sizes { max_records: 1_000, ..SIZES };
-    StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&sizes).await.unwrap();
+    StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await).init(&sizes).await.unwrap();
     let (gateway, exporter) = (prepared(&nats, "gateway").await, prepared(&nats, "audit-export").await);
     let (evaluator, keystore) = (prepared(&nats, "evaluator").await, prepared(&nats, "keystore").await);
-    evaluator.ledger.put("runs.a.own", "1".into(), None, None, soon()).await.unwrap();
+    evaluator.state_store.put("runs.a.own", "1".into(), None, None, soon()).await.unwrap();
 
     let thief = raw(&nats, "evaluator").await;
     let large = fill(&thief, |n| format!("s0.ledger.runs.a.large{n}"), 900_000, 30).await;
     assert!(large > 0 && large < 12, "{large}");
-    let why = evaluator.ledger.ready().await.unwrap_err().to_string();
+    let why = evaluator.state_store.ready().await.unwrap_err().to_string();
     assert!(why.contains("`S0_RUNS` has no room"), "{why}");
     let oversized = thief.request("s0.ledger.runs.a.larger", vec![b'x'; 2_000_000].into()).await.unwrap();
     assert!(String::from_utf8_lossy(&oversized.payload).contains("exceeds maximum"), "{oversized:?}");
-    // And by their number, of another role.
+    // And by the number of another role's records.
     let thief = raw(&nats, "gateway").await;
     let small = fill(&thief, |n| format!("s0.ledger.idempotency.a.k.small{n}"), 1, 2_000).await;
     assert_eq!(small, 1_000);
@@ -311,18 +316,18 @@ async fn who_writes_records_without_end_fills_his_own_stream_and_no_other() {
     for _ in 0..10 {
         write(&*gateway.log, &account("a"), vec![b'y'; 1_000_000]).await;
     }
-    gateway.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
-    exporter.ledger.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
-    keystore.ledger.put("keystore.x", "1".into(), None, None, soon()).await.unwrap();
+    gateway.state_store.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
+    exporter.state_store.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
+    keystore.state_store.put("keystore.x", "1".into(), None, None, soon()).await.unwrap();
     exporter.log.ready().await.unwrap();
-    let own = evaluator.ledger.get("runs.a.own", soon()).await.unwrap().unwrap();
-    evaluator.ledger.put("runs.a.own", "2".into(), Some(own.revision), None, soon()).await.unwrap();
+    let own = evaluator.state_store.get("runs.a.own", soon()).await.unwrap().unwrap();
+    evaluator.state_store.put("runs.a.own", "2".into(), Some(own.revision), None, soon()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_log_that_is_full_is_not_ready_and_leaves_the_records_their_room() {
+async fn a_full_log_is_not_ready_and_leaves_the_state_store_its_space() {
     let nats = server_with("96MB", Logins::SHARED).await;
-    StreamAdmin::new(open(&nats, ServerFile::ADMIN_USER).await).init(&SIZES).await.unwrap();
+    StreamAdmin::new(open(&nats, NatsServerConf::ADMIN_USER).await).init(&SIZES).await.unwrap();
     let (gateway, exporter) = (prepared(&nats, "gateway").await, prepared(&nats, "audit-export").await);
     let mut taken = 0;
     let refused = loop {
@@ -336,13 +341,13 @@ async fn a_log_that_is_full_is_not_ready_and_leaves_the_records_their_room() {
     assert!(taken > 20, "{taken}");
     let why = gateway.log.ready().await.unwrap_err().to_string();
     assert!(why.contains("no room") || why.contains("has no room"), "{why}");
-    gateway.ledger.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
-    exporter.ledger.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
+    gateway.state_store.put("usage.a.m1", "1".into(), None, None, soon()).await.unwrap();
+    exporter.state_store.put("cursor.e", "1".into(), None, None, soon()).await.unwrap();
 }
 
-/// The server counts from nothing again then: it stores, acknowledges, and finds nothing.
+/// The server then counts from zero again: it stores, acknowledges, and finds nothing.
 #[tokio::test]
-async fn after_a_purge_beyond_the_last_place_that_can_be_nothing_is_recorded_and_everybody_says_so() {
+async fn after_a_purge_beyond_the_last_sequence_nothing_is_recorded_and_every_role_reports_it() {
     let nats = NatsServer::start().await;
     let backplane = recorder(&nats).await.backplane();
     let admin = async_nats::connect(nats.url()).await.unwrap();
@@ -352,7 +357,7 @@ async fn after_a_purge_beyond_the_last_place_that_can_be_nothing_is_recorded_and
         let said = api(&admin, "STREAM.PURGE.S0_LOG", &json!({"seq": up_to})).await;
         assert_eq!(said["success"], true, "{said}");
     };
-    // An ordinary one, also up to behind the end.
+    // An ordinary purge, also one up to a position behind the end.
     for up_to in [2, 100] {
         purge(up_to).await;
         write(&*backplane.log, &account("a"), "three").await;

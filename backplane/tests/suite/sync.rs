@@ -1,4 +1,4 @@
-//! A log is only as good as the server's disk: what is believed of a server that syncs rarely, or does not say.
+//! A log is only as durable as the server's disk: how a server is treated that syncs rarely, or does not say.
 
 use stage0_backplane::nats::{Connection, NatsConfig, PrepareError, SyncMode};
 use stage0_backplane::testing::{NatsServer, SYNCED, wait_for};
@@ -7,7 +7,7 @@ use stage0_backplane::{AppendError, DecisionLog, MarkError};
 use crate::PATIENT;
 use crate::writing::{account, append, batch, decisions, recorder, soon, verified, write};
 
-/// JetStream as it comes.
+/// JetStream with its defaults.
 const RELAXED: &str = "max_payload: 8MB\njetstream {\n}";
 
 fn with(nats: &NatsServer, monitors: &[String], dangerous_relaxed: bool) -> NatsConfig {
@@ -27,7 +27,7 @@ async fn is_refused(log: &dyn DecisionLog, why: &str) {
     assert!(reason.contains(why), "{reason}");
 }
 
-/// Opens a connection whose log is not prepared, and says why.
+/// Opens a connection whose log cannot be prepared, and returns why.
 async fn refusal(config: &NatsConfig) -> (Connection, String) {
     let connection = Connection::open(config).await.unwrap();
     match connection.prepare_log(1).await {
@@ -53,7 +53,7 @@ async fn one_server_among_several_that_syncs_rarely_is_enough_to_refuse() {
 }
 
 #[tokio::test]
-async fn a_server_that_syncs_rarely_is_used_when_the_operator_says_so_and_the_log_says_it_too() {
+async fn a_server_that_syncs_rarely_is_used_with_the_dangerous_setting_and_readiness_says_so() {
     let nats = NatsServer::start_with(RELAXED).await;
     for monitors in [vec![], vec![nats.monitor()]] {
         let connection = Connection::open(&with(&nats, &monitors, true)).await.unwrap();
@@ -66,7 +66,7 @@ async fn a_server_that_syncs_rarely_is_used_when_the_operator_says_so_and_the_lo
 }
 
 #[tokio::test]
-async fn a_server_without_a_monitor_is_used_and_the_log_says_that_it_is_not_verified() {
+async fn a_server_without_a_monitor_is_used_and_readiness_says_that_it_is_not_verified() {
     let nats = NatsServer::start().await;
     let connection = Connection::open(&nats.config("suite")).await.unwrap();
     connection.prepare_log(1).await.unwrap();
@@ -85,7 +85,7 @@ async fn a_server_that_begins_to_sync_rarely_is_refused_until_it_syncs_again() {
 
     nats.restart_with(RELAXED).await;
     wait_for("it is connected again", PATIENT, async || requests.ready().await.is_ok()).await;
-    // A container has forgotten the streams.
+    // A container has lost the streams.
     assert!(matches!(connection.prepare_log(1).await, Err(PrepareError::Sync(_))));
     is_refused(&*log, "does not sync each message").await;
 
@@ -96,7 +96,7 @@ async fn a_server_that_begins_to_sync_rarely_is_refused_until_it_syncs_again() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_does_not_answer_is_not_believed_at_start() {
+async fn an_append_is_refused_at_start_while_the_monitor_does_not_answer() {
     let (nats, mut gone) = (NatsServer::start().await, NatsServer::start().await);
     gone.kill();
     let (connection, why) = refusal(&with(&nats, &[gone.monitor()], false)).await;
@@ -105,7 +105,7 @@ async fn a_monitor_that_does_not_answer_is_not_believed_at_start() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_is_frozen_is_not_believed_at_start() {
+async fn an_append_is_refused_at_start_while_the_monitor_is_frozen() {
     let (nats, frozen) = (NatsServer::start().await, NatsServer::start().await);
     frozen.freeze();
     let (_, why) = refusal(&with(&nats, &[frozen.monitor()], false)).await;
@@ -114,7 +114,7 @@ async fn a_monitor_that_is_frozen_is_not_believed_at_start() {
 }
 
 #[tokio::test]
-async fn what_answers_and_is_no_monitor_of_jetstream_is_not_believed() {
+async fn an_answer_that_is_not_jetstreams_monitor_is_refused() {
     let (nats, plain) = (NatsServer::start().await, NatsServer::start_with("max_payload: 8MB").await);
     let (_, why) = refusal(&with(&nats, &[plain.monitor()], false)).await;
     assert!(why.contains("no monitor of nats with JetStream"), "{why}");
@@ -124,8 +124,8 @@ async fn what_answers_and_is_no_monitor_of_jetstream_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_monitor_that_is_lost_is_believed_until_the_connection_is() {
-    // The monitor of one stands for that of the other, so that it can be lost alone.
+async fn the_last_answer_of_a_lost_monitor_counts_until_the_connection_breaks() {
+    // The monitor of one stands in for that of the other, so that it can be lost alone.
     let (mut nats, mut monitor) = (NatsServer::start().await, NatsServer::start().await);
     let connection = Connection::open(&with(&nats, &[monitor.monitor()], false)).await.unwrap();
     connection.prepare_log(1).await.unwrap();

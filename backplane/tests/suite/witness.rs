@@ -1,7 +1,7 @@
-//! Who writes without end, and who remembers what was acknowledged.
+//! A writer that runs until it is killed, and a witness of what was acknowledged.
 //!
-//! A writer in a process of its own says on its standard output what was acknowledged, one whole line each; a line that is not
-//! whole was never said.
+//! A writer in a process of its own prints each acknowledged batch as a whole line on its standard output; an
+//! incomplete line does not count.
 
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{Backplane, Batch, Kind};
+use stage0_backplane::{Backplane, Batch, EntryKind};
 
 use crate::writing::{DECISIONS, MARKS, account, everything, soon};
 
@@ -19,7 +19,7 @@ const DIRECTORY: &str = "STAGE0_TEST_WRITER_DIRECTORY";
 const ACCOUNTS: [&str; 3] = ["a", "a_", "b"];
 const RECORD: &str = "turns";
 
-/// Not a test: what the process that is killed runs. Without its variable it does nothing.
+/// Not a test: the process that is killed runs this. Without its variable it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writer_process() {
     let Some(directory) = std::env::var_os(DIRECTORY) else { return };
@@ -27,12 +27,12 @@ async fn writer_process() {
     keep_writing(&backplane, |line| println!("\n{line}")).await;
 }
 
-/// Writes everything that can be written, and tells what was acknowledged.
+/// Writes for as long as it can, and prints what was acknowledged.
 pub(crate) async fn keep_writing(backplane: &Backplane, mut tell: impl FnMut(&str)) {
     let run = jiff::Timestamp::now().as_microsecond();
-    let (log, ledger) = (&backplane.log, &backplane.ledger);
-    let mut revision = ledger.get(RECORD, soon()).await.unwrap().map(|record| record.revision);
-    let mut last_mark = log.last(&account("a"), Kind::Mark, soon()).await.unwrap().map(|mark| mark.position);
+    let (log, state_store) = (&backplane.log, &backplane.state_store);
+    let mut revision = state_store.get(RECORD, soon()).await.unwrap().map(|record| record.revision);
+    let mut last_mark = log.last(&account("a"), EntryKind::Mark, soon()).await.unwrap().map(|mark| mark.position);
     for turn in 0.. {
         let ids = |start: u32| (start..start + 4).map(|number| format!("{run}-{turn}-{number}")).collect::<Vec<_>>();
         let (some, others) = (ids(0), ids(4));
@@ -47,7 +47,7 @@ pub(crate) async fn keep_writing(backplane: &Backplane, mut tell: impl FnMut(&st
             tell(&format!("ack mark {}", position.0));
             last_mark = Some(position);
         }
-        if let Ok(put) = ledger.put(RECORD, turn.to_string().into(), revision, None, soon()).await {
+        if let Ok(put) = state_store.put(RECORD, turn.to_string().into(), revision, None, soon()).await {
             tell(&format!("ack record {}", put.0));
             revision = Some(put);
         }
@@ -70,7 +70,7 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    pub(crate) fn heard(&self) -> usize {
+    pub(crate) fn acknowledged(&self) -> usize {
         self.batches.len() + self.marks.len()
     }
 
@@ -84,10 +84,10 @@ impl Witness {
         }
     }
 
-    /// Hears what is acknowledged until `enough` of it, and then for so long.
-    pub(crate) fn hear(&mut self, writer: &Writer, enough: u32, and_then: Duration) {
-        let enough = self.heard() + enough as usize;
-        while self.heard() < enough {
+    /// Reads acknowledgements until there are `enough`, and then for this long.
+    pub(crate) fn read_until(&mut self, writer: &Writer, enough: u32, and_then: Duration) {
+        let enough = self.acknowledged() + enough as usize;
+        while self.acknowledged() < enough {
             let line = writer.lines.recv_timeout(Duration::from_secs(60)).expect("the writer ended by itself");
             self.note(&line);
         }
@@ -97,8 +97,8 @@ impl Witness {
         }
     }
 
-    /// Hears what was said before the writer died.
-    pub(crate) fn hear_the_rest(&mut self, writer: Writer) {
+    /// Reads what was printed before the writer died.
+    pub(crate) fn read_rest(&mut self, writer: Writer) {
         let Writer { mut child, lines } = writer;
         child.wait().unwrap();
         for line in lines {
@@ -106,8 +106,8 @@ impl Witness {
         }
     }
 
-    /// Reads all of it. Every acknowledged batch is there once, with its bytes; so is every one that was never acknowledged, or it is
-    /// not there. Returns how much was acknowledged.
+    /// Reads the whole log. Every acknowledged batch is stored once, with its bytes; a batch that was never
+    /// acknowledged is stored once or not at all. Returns how many were acknowledged.
     pub(crate) async fn confirm(&self, backplane: &Backplane) -> usize {
         let mut found = HashSet::new();
         for name in ACCOUNTS {
@@ -127,12 +127,12 @@ impl Witness {
         for position in &self.marks {
             assert!(marks.contains_key(position), "acknowledged mark {position} is lost");
         }
-        let record = backplane.ledger.get(RECORD, soon()).await.unwrap();
+        let record = backplane.state_store.get(RECORD, soon()).await.unwrap();
         assert!(record.map_or(0, |record| record.revision.0) >= self.record, "an acknowledged record is lost");
-        self.heard()
+        self.acknowledged()
     }
 
-    /// What was stored can be appended again, by its id, and is not there twice.
+    /// A stored batch can be appended again under its id, and is not stored twice.
     pub(crate) async fn append_the_last_again(&self, backplane: &Backplane) {
         let last = self.batches.iter().rev().take(5).map(|id| made(id)).collect();
         assert!(backplane.log.append(last, soon()).await.iter().all(Result::is_ok));
@@ -166,17 +166,15 @@ impl Writer {
     }
 }
 
-/// How many rounds: the short form, or what the environment asks for.
+/// The number of rounds: the short form, or the number in the environment.
 pub(crate) fn rounds(short: u32) -> u32 {
     std::env::var("STAGE0_CRASH_ROUNDS").map_or(short, |rounds| rounds.parse().unwrap())
 }
 
-/// Somewhere below `most`; the clock's low bits are random enough to choose a moment.
-pub(crate) fn somewhere_below(most: u32) -> u32 {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
-    (nanos / 7) % most
+pub(crate) fn random_below(limit: u32) -> u32 {
+    getrandom::u32().unwrap() % limit
 }
 
-pub(crate) fn a_moment() -> Duration {
-    Duration::from_micros(u64::from(somewhere_below(5_000)))
+pub(crate) fn random_delay() -> Duration {
+    Duration::from_micros(u64::from(random_below(5_000)))
 }

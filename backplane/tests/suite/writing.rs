@@ -1,20 +1,20 @@
-//! What tests of the log share: accounts, batches, and reading all of it.
+//! Shared by tests of the log: accounts, batches, and reading all of it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use stage0_backplane::nats::{Connection, NatsConfig, SyncMode};
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{AppendError, Batch, DecisionLog, Entry, Kind, Position, Seek, Which};
+use stage0_backplane::{AppendError, Batch, DecisionLog, Entry, EntryFilter, EntryKind, Position, Seek};
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
 use crate::PATIENT;
 
-pub(crate) const DECISIONS: Which = Which::Only(Kind::Decisions);
-pub(crate) const MARKS: Which = Which::Only(Kind::Mark);
+pub(crate) const DECISIONS: EntryFilter = EntryFilter::Only(EntryKind::Decisions);
+pub(crate) const MARKS: EntryFilter = EntryFilter::Only(EntryKind::Mark);
 
-/// A connection that verifies the server's sync mode, with its streams made.
+/// A connection that verifies the server's sync mode, with its streams created.
 pub(crate) async fn recorder(nats: &NatsServer) -> Connection {
     let connection = Connection::open(&verified(nats)).await.unwrap();
     connection.prepare_log(1).await.unwrap();
@@ -57,11 +57,16 @@ pub(crate) async fn mark(log: &dyn DecisionLog, account: &AccountId, line: &str,
     log.append_mark(account, line.to_owned().into(), after, soon()).await.unwrap()
 }
 
-/// Everything, in pieces of this size.
-pub(crate) async fn in_pieces(log: &dyn DecisionLog, account: &AccountId, which: Which, size: usize) -> Vec<Entry> {
+/// Reads everything, in pieces of this size.
+pub(crate) async fn in_pieces(
+    log: &dyn DecisionLog,
+    account: &AccountId,
+    filter: EntryFilter,
+    size: usize,
+) -> Vec<Entry> {
     let (mut all, mut from) = (Vec::new(), Seek::Start);
     loop {
-        let chunk = log.read(account, which, from, size, soon()).await.unwrap();
+        let chunk = log.read(account, filter, from, size, soon()).await.unwrap();
         let bytes: usize = chunk.entries.iter().map(|entry| entry.lines.len()).sum();
         assert!(bytes <= size || chunk.entries.len() == 1, "{bytes} bytes instead of {size}");
         assert!(!chunk.entries.is_empty() || !chunk.more, "more, but nothing read");
@@ -73,8 +78,8 @@ pub(crate) async fn in_pieces(log: &dyn DecisionLog, account: &AccountId, which:
     }
 }
 
-pub(crate) async fn everything(log: &dyn DecisionLog, account: &AccountId, which: Which) -> Vec<Entry> {
-    in_pieces(log, account, which, usize::MAX).await
+pub(crate) async fn everything(log: &dyn DecisionLog, account: &AccountId, filter: EntryFilter) -> Vec<Entry> {
+    in_pieces(log, account, filter, usize::MAX).await
 }
 
 /// As text, so that a failure can be read.

@@ -1,9 +1,9 @@
-//! What an authenticated message says beside its body, in one header, and which bytes its MAC or signature is over.
+//! The header that authenticates a message, and the bytes that its MAC or signature covers.
 //!
 //! The header is `v1 <sender> <generation> <id> <milliseconds> <mark> <proofs>`: the id in base64url, the mark `r`
-//! where the sender refuses what is not authenticated, else `-`; a proof is `<receiver>:<MAC>`, one for each role that
-//! is meant, or `-:<signature>`, which everybody checks.
-//! INVARIANT: every part of what is proven has its length before it and a word of its kind before all, so that no two
+//! where the sender refuses unauthenticated messages, otherwise `-`. A proof is `<receiver>:<MAC>`, one for each
+//! receiving role, or `-:<signature>`, which every role can check.
+//! INVARIANT: every covered part is preceded by its length, and all of them by a word for the kind, so that no two
 //! messages and no two kinds have the same bytes.
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
@@ -16,31 +16,31 @@ use super::replays::MessageId;
 
 const AUTH: HeaderName = HeaderName::from_static("Stage0-Auth");
 const VERSION: &str = "v1";
-const NOBODY: &str = "-";
-/// Of a header, whoever wrote it: four MACs are less than half of it.
+const NO_ROLE: &str = "-";
+/// Of a header; four MACs take less than half of it.
 const MAX_HEADER_BYTES: usize = 1_024;
 
-/// What is authenticated; each in a domain of its own.
+/// What is authenticated; each kind is a domain of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum MessageKind {
-    Question,
+    Request,
     Reply,
     Notice,
     /// An entry of the log.
     Entry,
-    /// A record of the ledger.
+    /// A record of the state store.
     Record,
 }
 
-/// The header's members.
+/// The members of the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Envelope {
     pub(super) sender: Role,
     pub(super) generation: u32,
     pub(super) id: MessageId,
-    /// When it was sent, in milliseconds since the epoch of the sender's clock.
+    /// When it was sent, in milliseconds since the epoch by the sender's clock.
     pub(super) at: u64,
-    /// The sender refuses what is not authenticated, and so should everybody.
+    /// The sender refuses unauthenticated messages, and every receiver should.
     pub(super) required: bool,
 }
 
@@ -50,14 +50,14 @@ pub(super) struct Sealed<'m> {
     proofs: &'m str,
 }
 
-/// What the proof is over beside the envelope.
+/// What the proof covers in addition to the envelope.
 pub(super) struct Content<'m> {
     pub(super) kind: MessageKind,
-    /// Who is meant; none: everybody who reads.
+    /// The receiving role; none: every role that reads it.
     pub(super) receiver: Option<Role>,
-    /// Whole, with the deployment's prefix.
+    /// The full subject, including the deployment's prefix.
     pub(super) subject: &'m str,
-    /// What else the kind covers.
+    /// Further parts that the kind covers.
     pub(super) more: &'m [&'m [u8]],
     pub(super) body: &'m [u8],
 }
@@ -65,7 +65,7 @@ pub(super) struct Content<'m> {
 impl MessageKind {
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Self::Question => "question",
+            Self::Request => "question",
             Self::Reply => "reply",
             Self::Notice => "notice",
             Self::Entry => "entry",
@@ -75,7 +75,7 @@ impl MessageKind {
 
     fn domain(self) -> &'static [u8] {
         match self {
-            Self::Question => b"stage0 question v1",
+            Self::Request => b"stage0 question v1",
             Self::Reply => b"stage0 reply v1",
             Self::Notice => b"stage0 notice v1",
             Self::Entry => b"stage0 entry v1",
@@ -85,7 +85,7 @@ impl MessageKind {
 }
 
 impl Envelope {
-    /// With its proofs, which none of them says more of than its bytes.
+    /// Writes the header, with its proofs.
     pub(super) fn seal<'p>(&self, headers: &mut HeaderMap, proofs: impl IntoIterator<Item = (Option<Role>, &'p [u8])>) {
         let mut text = format!(
             "{VERSION} {} {} {} {} {} ",
@@ -93,13 +93,13 @@ impl Envelope {
             self.generation,
             BASE64URL_NOPAD.encode(&self.id),
             self.at,
-            if self.required { "r" } else { NOBODY }
+            if self.required { "r" } else { NO_ROLE }
         );
         for (index, (receiver, proof)) in proofs.into_iter().enumerate() {
             if index > 0 {
                 text.push(',');
             }
-            text.push_str(receiver.map_or(NOBODY, Role::as_str));
+            text.push_str(receiver.map_or(NO_ROLE, Role::as_str));
             text.push(':');
             BASE64URL_NOPAD.encode_append(proof, &mut text);
         }
@@ -113,7 +113,7 @@ impl Envelope {
         };
         part(content.kind.domain());
         part(self.sender.as_str().as_bytes());
-        part(content.receiver.map_or(NOBODY, Role::as_str).as_bytes());
+        part(content.receiver.map_or(NO_ROLE, Role::as_str).as_bytes());
         part(&self.generation.to_be_bytes());
         part(&self.id);
         part(&self.at.to_be_bytes());
@@ -123,14 +123,14 @@ impl Envelope {
         part(content.body);
     }
 
-    /// The MAC with this key.
+    /// The MAC over the envelope and the content.
     pub(super) fn mac(&self, key: &hmac::Key, content: &Content<'_>) -> hmac::Tag {
         let mut context = hmac::Context::with_key(key);
         self.each_part(content, |bytes| context.update(bytes));
         context.sign()
     }
 
-    /// What a signature is over: a body may be megabytes, and a signature reads its message twice.
+    /// The digest that a signature covers: a body may be megabytes, and a signature reads its input twice.
     pub(super) fn digest(&self, content: &Content<'_>) -> digest::Digest {
         let mut context = digest::Context::new(&digest::SHA256);
         self.each_part(content, |bytes| context.update(bytes));
@@ -139,15 +139,15 @@ impl Envelope {
 }
 
 impl<'m> Sealed<'m> {
-    /// None: there is no such header. The error: there is one, or a line that may be one, and it cannot be read.
+    /// None: there is no such header. The error: there is one, or a line that may be one, and it cannot be parsed.
     pub(super) fn parse(headers: Option<&'m HeaderMap>) -> Option<Result<Self, ()>> {
-        // It, or what else counts, may stand in a line that cannot be read.
+        // The header, or another one that matters, may be in a line that cannot be parsed.
         if is_malformed(headers) {
             return Some(Err(()));
         }
         let mut all = headers?.get_all(AUTH);
         let text = all.next()?.as_str();
-        // Of two, each reader might believe another one.
+        // With two headers, two readers could trust different ones.
         if all.next().is_some() || text.len() > MAX_HEADER_BYTES {
             return Some(Err(()));
         }
@@ -164,7 +164,7 @@ impl<'m> Sealed<'m> {
         let at = parts.next()?.parse().ok()?;
         let required = match parts.next()? {
             "r" => true,
-            NOBODY => false,
+            NO_ROLE => false,
             _ => return None,
         };
         let proofs = parts.next()?;
@@ -172,9 +172,9 @@ impl<'m> Sealed<'m> {
         (version == VERSION && parts.next().is_none()).then_some(Self { envelope, proofs })
     }
 
-    /// The proof that is meant for one role, or for everybody.
+    /// The proof for one role, or the one for every role.
     pub(super) fn proof(&self, receiver: Option<Role>) -> Option<Vec<u8>> {
-        let wanted = receiver.map_or(NOBODY, Role::as_str);
+        let wanted = receiver.map_or(NO_ROLE, Role::as_str);
         let proofs = self.proofs.split(',').filter_map(|proof| proof.split_once(':'));
         let proof = proofs.into_iter().find(|(name, _)| *name == wanted).map(|(_, proof)| proof)?;
         BASE64URL_NOPAD.decode(proof.as_bytes()).ok()
@@ -194,7 +194,7 @@ mod tests {
     }
 
     const CONTENT: Content<'static> = Content {
-        kind: MessageKind::Question,
+        kind: MessageKind::Request,
         receiver: Some(Role::Keystore),
         subject: "s0.req.keys.verify",
         more: &[b"inbox", b"deadline"],
@@ -202,14 +202,14 @@ mod tests {
     };
 
     #[test]
-    fn the_bytes_that_are_proven_do_not_change() {
+    fn the_bytes_that_a_mac_covers_do_not_change() {
         let mac = envelope().mac(&key(), &CONTENT);
         let known = "57a4a330d0859a9e618700e1ec32ace504eb5d6b4a82736707095ab227efc933";
         assert_eq!(data_encoding::HEXLOWER.encode(mac.as_ref()), known);
     }
 
     #[test]
-    fn every_part_counts() {
+    fn the_mac_covers_every_part_of_a_message() {
         let right = envelope().mac(&key(), &CONTENT);
         let others = [
             Envelope { sender: Role::Evaluator, ..envelope() },
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_of_ours_is_refused() {
+    fn a_malformed_authentication_header_is_refused() {
         let good = "v1 gateway 1 CQkJCQkJCQkJCQkJCQkJCQ 5 - keystore:AAAA";
         let read = |text: &str| {
             let mut headers = HeaderMap::new();

@@ -1,10 +1,10 @@
-//! The keys of a whole deployment: made together, replaced step by step, one file for each role.
+//! The keys of a whole deployment: created together, replaced step by step, one file for each role.
 //!
-//! Owns how keys are made and in which order they are replaced: a new generation is accepted by all before anybody uses
-//! it, and the old one is retired only when nobody does. Knows no directory; whoever calls it reads and writes the
-//! files.
-//! INVARIANT: between any two of the steps every role accepts what every other sends, also where some have the files of
-//! the step before.
+//! Owns how keys are created and in which order they are replaced: a new generation is accepted by every role before
+//! any role uses it, and the old one is retired only when no role uses it. Knows no directory; the caller reads and
+//! writes the files.
+//! INVARIANT: between any two of the steps every role accepts what every other sends, also where some still have the
+//! files of the step before.
 
 use std::collections::BTreeMap;
 
@@ -13,39 +13,39 @@ use stage0_contract::Role;
 
 use super::keys::{Generation, MessageKeys, Public, Requirement, SIGNERS, Secret, public_of};
 
-/// Every role's keys.
+/// The keys of every role.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeySet {
     of: BTreeMap<Role, MessageKeys>,
 }
 
-/// What a step of a rotation did, and what is to be done before the next.
+/// What a step of a rotation did; the operator distributes the files before the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rotation {
-    /// All accept a new generation, and use the old one.
+    /// Every role accepts the new generation and still uses the old one.
     Accepted(u32),
-    /// All use it, and accept the old one.
+    /// Every role uses the new generation and still accepts the old one.
     Activated(u32),
-    /// The old one is of no use any more.
+    /// The old generation is no longer accepted.
     Retired(u32),
 }
 
-/// Keys cannot be made or replaced.
+/// Why keys cannot be created or replaced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
-    /// The system's fault.
+    /// The system's random generator failed.
     #[error("the system gives no random bytes")]
     Random,
     /// A role's file is missing among those that were given.
     #[error("the keys of `{0}` are missing")]
     Missing(Role),
-    /// The files are of different deployments, or of different steps.
+    /// The files belong to different deployments, or to different steps.
     #[error("the files of the roles do not belong together: `{0}` differs; restore all four from one backup")]
     Mixed(Role),
 }
 
 impl KeySet {
-    /// A first generation.
+    /// Creates a first generation.
     ///
     /// # Errors
     /// When there is no randomness.
@@ -79,18 +79,18 @@ impl KeySet {
         Ok(Self { of })
     }
 
-    /// What stands in each role's file.
+    /// Each role's keys.
     pub fn roles(&self) -> impl Iterator<Item = (Role, &MessageKeys)> {
         self.of.iter().map(|(role, keys)| (*role, keys))
     }
 
-    /// One role's.
+    /// The keys of one role.
     #[must_use]
     pub fn role(&self, role: Role) -> Option<&MessageKeys> {
         self.of.get(&role)
     }
 
-    /// The next step of replacing the keys.
+    /// Takes the next step of replacing the keys.
     ///
     /// # Errors
     /// When there is no randomness.
@@ -116,7 +116,7 @@ impl KeySet {
 }
 
 impl Generation {
-    /// What was stored with it stays readable; nothing can be sent or signed with what is left.
+    /// What was stored with it stays readable; the keys that are left can send and sign nothing.
     fn retire(&mut self, now: Timestamp) {
         self.retired_at = Some(now);
         self.pairs.clear();
@@ -124,7 +124,7 @@ impl Generation {
     }
 }
 
-/// One generation of all roles.
+/// One generation for all roles.
 fn make(number: u32) -> Result<BTreeMap<Role, Generation>, KeySetError> {
     let mut seeds: BTreeMap<Role, Secret> = BTreeMap::new();
     for role in SIGNERS {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_known_to_the_two_that_share_it_and_to_nobody_else() {
+    fn a_shared_key_is_known_only_to_the_two_roles_that_share_it() {
         let set = KeySet::create(Requirement::Always).unwrap();
         let texts: BTreeMap<Role, String> = set.roles().map(|(role, keys)| (role, keys.render().unwrap())).collect();
         let hex = |secret: &Secret| serde_json::to_value(secret).unwrap().as_str().unwrap().to_owned();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_as_it_was_written_and_what_is_none_is_refused() {
+    fn a_key_file_is_read_as_it_was_written_and_other_files_are_refused() {
         let set = KeySet::create(Requirement::WhenAllCan).unwrap();
         let read = set.roles().map(|(_, keys)| MessageKeys::parse(&keys.render().unwrap()).unwrap());
         assert_eq!(KeySet::of(read).unwrap(), set);
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_different_deployments_or_steps_are_not_taken_for_one_set() {
+    fn key_files_of_different_deployments_or_steps_are_refused_as_a_set() {
         let (one, other) = (KeySet::create(Requirement::Always).unwrap(), KeySet::create(Requirement::Always).unwrap());
         let mixed =
             Role::ALL.map(|role| if role == Role::Keystore { &other } else { &one }.role(role).unwrap().clone());

@@ -1,9 +1,9 @@
-//! A role's keys for messages: what stands in its file, and the same ready for use.
+//! A role's message keys: the content of its file, and the same ready for use.
 //!
-//! One file a role, which holds no more than that role needs: for each other role a key that only the two share, a key
-//! for its own records that no other role has, the seed that signs what it appends to the log, and the public keys of
-//! those who append. Generations overlap, so that keys are replaced while messages pass. Of one that is retired only
-//! that stays with which what was stored is checked. No error and no `Debug` shows a key.
+//! One file for each role, with only what that role needs: a key shared with each other role, a key of its own for its
+//! records, the seed that signs what it appends to the log, and the public keys of the roles that append. Generations
+//! overlap, so that keys can be replaced while messages are in flight. A retired generation keeps only what checks
+//! stored data. No error and no `Debug` shows a key.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,30 +16,29 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stage0_contract::Role;
 use zeroize::Zeroizing;
 
-/// Of the file's format.
+/// Version of the file's format.
 const VERSION: u32 = 1;
-/// The most that are accepted at the same time: the one in use and the one before or after it.
+/// Generations that are accepted at the same time: the one in use and the one before or after it.
 const MAX_LIVE: usize = 2;
 
-/// From when on what is not authenticated is refused.
+/// From when on unauthenticated messages are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Requirement {
-    /// From the first message on: nothing in this deployment was ever stored without.
+    /// From the first message on: nothing in this deployment was ever stored unauthenticated.
     Always,
-    /// From the moment at which every role was heard to authenticate, and never less again.
+    /// As soon as every role was seen to authenticate, and for ever after.
     WhenAllCan,
 }
 
-/// What a role's key file holds.
+/// The content of a role's key file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MessageKeys {
-    /// Of this format.
+    /// Version of the file's format.
     pub(super) message_keys: u32,
-    /// Whose.
+    /// The role that the keys belong to.
     pub(super) role: Role,
-    /// From when on.
     pub(super) require: Requirement,
     /// The generation that is used to send.
     pub(super) active: u32,
@@ -47,28 +46,28 @@ pub struct MessageKeys {
     pub(super) generations: Vec<Generation>,
 }
 
-/// Keys that were made together.
+/// Keys that were created together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Generation {
     pub(super) number: u32,
-    /// Since then nothing that is sent with it is accepted, and of what is stored only what was stored before.
+    /// Since then nothing sent with it is accepted, and of stored data only what was stored before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) retired_at: Option<Timestamp>,
-    /// Shared with each role, the own one among them; none once retired.
+    /// Shared with each role, including this one; empty once retired.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) pairs: BTreeMap<Role, Secret>,
     /// For the role's own records.
     pub(super) records: Secret,
-    /// Signs what the role appends to the log; none once retired, and of a role that appends nothing.
+    /// Signs what the role appends to the log; none once retired, and for a role that appends nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) signing: Option<Secret>,
-    /// Who appends to the log, by public key.
+    /// Public keys of the roles that append to the log.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) signers: BTreeMap<Role, Public>,
 }
 
-/// 32 bytes that nobody else may know; 64 hexadecimal digits in a file.
+/// A 32-byte secret key; 64 hexadecimal digits in a file.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secret(Zeroizing<[u8; 32]>);
 
@@ -76,30 +75,30 @@ pub(super) struct Secret(Zeroizing<[u8; 32]>);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Public(pub(super) [u8; 32]);
 
-/// A key file cannot be used.
+/// Why a key file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeysError {
-    /// Not even its form.
+    /// The text is not a key file.
     #[error("is no file of message keys: make one with `stage0 nats-keys create`")]
     Malformed,
-    /// Another version's.
+    /// The file is of another version.
     #[error("is of format {0}, and this version reads format {VERSION}")]
     Version(u32),
-    /// Somebody else's.
+    /// The file belongs to another role.
     #[error("holds the keys of `{found}`, and this is `{wanted}`: give each role its own file")]
     Role {
-        /// In the file.
+        /// The role in the file.
         found: Role,
-        /// Who reads it.
+        /// The role that reads it.
         wanted: Role,
     },
-    /// Its generations do not go together.
+    /// Its generations are inconsistent.
     #[error("is damaged ({0}): restore it, or make new ones with `stage0 nats-keys create`")]
     Damaged(&'static str),
 }
 
 impl MessageKeys {
-    /// Reads a file's text.
+    /// Parses a file's text.
     ///
     /// # Errors
     /// When it is none, or its parts do not go together.
@@ -114,7 +113,7 @@ impl MessageKeys {
         }
     }
 
-    /// As it stands in a file.
+    /// The text of the file.
     ///
     /// # Errors
     /// Never, as far as is known.
@@ -122,13 +121,13 @@ impl MessageKeys {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
-    /// Whose they are.
+    /// The role that the keys belong to.
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// From when on messages without are refused.
+    /// From when on unauthenticated messages are refused.
     #[must_use]
     pub fn requirement(&self) -> Requirement {
         self.require
@@ -172,7 +171,7 @@ impl MessageKeys {
     }
 }
 
-/// Who appends to the log.
+/// The roles that append to the log.
 pub(super) const SIGNERS: [Role; 2] = [Role::Gateway, Role::AuditExport];
 
 impl Secret {
@@ -229,15 +228,15 @@ fn digits(text: &str) -> Option<[u8; 32]> {
 }
 
 /// A role's keys, ready for use.
-pub(super) struct Ring {
-    pub(super) active: Live,
-    /// The others, retired ones among them.
-    others: Vec<Live>,
+pub(super) struct KeyRing {
+    pub(super) active: GenerationKeys,
+    /// The other generations, including retired ones.
+    others: Vec<GenerationKeys>,
 }
 
 /// A generation, ready for use.
 #[derive(Clone)]
-pub(super) struct Live {
+pub(super) struct GenerationKeys {
     pub(super) number: u32,
     pub(super) retired_at: Option<Timestamp>,
     pairs: BTreeMap<Role, hmac::Key>,
@@ -246,31 +245,31 @@ pub(super) struct Live {
     signers: BTreeMap<Role, Public>,
 }
 
-impl Ring {
+impl KeyRing {
     pub(super) fn new(keys: &MessageKeys) -> Result<Self, KeysError> {
-        let mut live = keys.generations.iter().map(Live::new).collect::<Result<Vec<_>, _>>()?;
+        let mut live = keys.generations.iter().map(GenerationKeys::new).collect::<Result<Vec<_>, _>>()?;
         let active = live.iter().position(|live| live.number == keys.active);
         let active = active.ok_or(KeysError::Damaged("the active generation is missing or retired"))?;
         let active = live.remove(active);
         Ok(Self { active, others: live })
     }
 
-    /// A generation with which something may have been sent now.
-    pub(super) fn live(&self, number: u32) -> Option<&Live> {
+    /// A generation with which a message may be sent now.
+    pub(super) fn live(&self, number: u32) -> Option<&GenerationKeys> {
         self.any(number).filter(|live| live.retired_at.is_none())
     }
 
-    /// A generation with which something may have been stored then.
-    pub(super) fn stored(&self, number: u32, at: Timestamp) -> Option<&Live> {
+    /// A generation with which something may have been stored at that time.
+    pub(super) fn stored(&self, number: u32, at: Timestamp) -> Option<&GenerationKeys> {
         self.any(number).filter(|live| live.retired_at.is_none_or(|retired_at| at < retired_at))
     }
 
-    fn any(&self, number: u32) -> Option<&Live> {
+    fn any(&self, number: u32) -> Option<&GenerationKeys> {
         std::iter::once(&self.active).chain(&self.others).find(|live| live.number == number)
     }
 }
 
-impl Live {
+impl GenerationKeys {
     fn new(generation: &Generation) -> Result<Self, KeysError> {
         let key = |secret: &Secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose());
         let signing = generation.signing.as_ref().map(|seed| Ed25519KeyPair::from_seed_unchecked(seed.expose()));

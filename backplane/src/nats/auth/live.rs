@@ -1,8 +1,8 @@
-//! Live messages: questions, their answers, and notices. Each carries a MAC for each role that is meant.
+//! Live messages: requests, replies and notices. Each carries a MAC for each receiving role.
 //!
-//! Owns what a MAC covers of each kind and in which order a message is judged: who says it and to whom, then the proof,
-//! then its time, and last whether it was heard before; so nothing that anybody may send moves what is remembered.
-//! Whether what is not authenticated is taken is the parent's.
+//! Owns what the MAC of each kind covers and the order of the checks: the sender's right to send it, then the MAC, then
+//! the time, and last whether it is a replay; so only an authenticated message changes what is remembered. Whether
+//! unauthenticated messages are accepted is decided by the parent module.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -12,24 +12,24 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use stage0_contract::{Role, event, question};
 
 use super::super::config::OTHER_ACCOUNT;
-use super::super::deadline::Sent;
-use super::super::link::ReplyInbox;
+use super::super::deadline::Timing;
+use super::super::link::ReplyAddress;
 use super::super::waiters::Token;
 use super::envelope::{Content, Envelope, Sealed};
-use super::keys::Live;
-use super::replays::{Hearing, MessageId, Replays};
+use super::keys::GenerationKeys;
+use super::replays::{MessageId, Replay, Replays};
 use super::{MessageAuth, MessageKind, Rejection, millis, new_id, now};
 
-/// How far the clocks of two processes may be apart. A message that seems older, or further ahead, is refused: its id
-/// may be forgotten.
+/// How far the clocks of two processes may differ. A message that seems older, or further ahead, is refused: its id may
+/// no longer be remembered.
 pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(30);
-/// A question that was asked before its server started was not asked of it. The clocks of processes that serve are no
-/// further apart.
-const ASKED_BEFORE_START: Duration = Duration::from_secs(2);
+/// A request that was sent before its server started was not sent to it. The clocks of serving processes differ by less
+/// than this.
+const MAX_SENT_BEFORE_START: Duration = Duration::from_secs(2);
 
-/// Where the asker itself hears the answer: between accounts the server writes another subject into the message.
+/// The reply subject as the requester sees it: between accounts the server replaces the one in the message.
 pub(in crate::nats) const REPLY_TO: HeaderName = HeaderName::from_static("Stage0-Reply-To");
-/// What a genuine answer to a question is.
+/// What a genuine reply to a request looks like.
 #[derive(Debug)]
 pub(in crate::nats) struct ExpectedReply {
     peer: Role,
@@ -37,135 +37,135 @@ pub(in crate::nats) struct ExpectedReply {
     id: MessageId,
 }
 
-/// Who asked, authenticated.
+/// The authenticated sender of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::nats) struct Asker {
+pub(in crate::nats) struct Requester {
     pub(super) role: Role,
     pub(super) generation: u32,
     pub(super) id: MessageId,
 }
 
-impl Asker {
-    /// Whether the question's id is the token of its answer.
+impl Requester {
+    /// Whether the request's id is the token of its reply subject.
     pub(in crate::nats) fn is_of(self, token: Token) -> bool {
         self.id == token.bytes()
     }
 }
 
-/// The notices that one listener heard; each listener of a process hears them all.
+/// The notices that one subscription received; each subscription of a process receives all of them.
 #[derive(Default)]
-pub(in crate::nats) struct HeardBefore(Replays);
+pub(in crate::nats) struct SeenNotices(Replays);
 
-/// How a notice stands when it arrives.
+/// The outcome of checking a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::nats) enum NoticeStanding {
-    /// It may be believed.
-    Good,
-    /// Its time is too far away to tell whether it was heard before: something may have been missed.
+pub(in crate::nats) enum NoticeCheck {
+    /// It is authentic.
+    Valid,
+    /// Its time is too far off to tell whether it is a replay: a notice may have been missed.
     Stale,
     /// It is dropped.
     Rejected,
 }
 
 impl MessageAuth {
-    /// Authenticates a question; none: this role does not ask it.
+    /// Authenticates a request; none: this role may not send it.
     pub(in crate::nats) fn question(
         &self,
         subject: &str,
         to: &str,
-        inbox: &ReplyInbox,
-        sent: Sent,
+        inbox: &ReplyAddress,
+        sent: Timing,
         body: &[u8],
         headers: &mut HeaderMap,
     ) -> Option<ExpectedReply> {
         let known = question(subject).filter(|known| known.from.contains(&self.role))?;
         let ring = self.ring();
         let key = ring.active.pair(known.to)?;
-        // The answer's token, which is random: whoever sends the same question once more sends the same id.
+        // The random token of the reply subject: a request that is sent again has the same id.
         let envelope = self.envelope(ring.active.number, inbox.token.bytes());
         let more = sent.bytes();
         let more = [inbox.subject.as_bytes(), &more];
-        let content = Content { kind: MessageKind::Question, receiver: Some(known.to), subject: to, more: &more, body };
+        let content = Content { kind: MessageKind::Request, receiver: Some(known.to), subject: to, more: &more, body };
         let mac = envelope.mac(key, &content);
         envelope.seal(headers, [(Some(known.to), mac.as_ref())]);
         headers.insert(REPLY_TO, HeaderValue::from(inbox.subject.as_str()));
         Some(ExpectedReply { peer: known.to, subject: to.to_owned(), id: envelope.id })
     }
 
-    /// Judges a question; none in the good case: it is not authenticated, and need not be yet.
-    pub(in crate::nats) fn judge_question(
+    /// Checks a request. `Ok(None)`: it is not authenticated, and that is still accepted.
+    pub(in crate::nats) fn check_request(
         &self,
         message: &Message,
         subject: &str,
-        sent: Sent,
-    ) -> Result<Option<Asker>, Rejection> {
-        let judged = self.question_of(message, subject, sent);
-        self.complain(MessageKind::Question, subject, judged.as_ref().map(Option::is_some));
-        judged
+        sent: Timing,
+    ) -> Result<Option<Requester>, Rejection> {
+        let checked = self.verify_request(message, subject, sent);
+        self.report(MessageKind::Request, subject, checked.as_ref().map(Option::is_some));
+        checked
     }
 
-    fn question_of(&self, message: &Message, subject: &str, sent: Sent) -> Result<Option<Asker>, Rejection> {
-        let Some(sealed) = self.sealed(message.headers.as_ref())? else { return Ok(None) };
+    fn verify_request(&self, message: &Message, subject: &str, sent: Timing) -> Result<Option<Requester>, Rejection> {
+        let Some(sealed) = self.parse_envelope(message.headers.as_ref())? else { return Ok(None) };
         let Envelope { sender, generation, id, .. } = sealed.envelope;
         let known = question(subject).filter(|known| known.to == self.role && known.from.contains(&sender));
         known.ok_or(Rejection::NotAllowed)?;
         let inbox = message.headers.as_ref().and_then(|headers| headers.get(REPLY_TO)).map_or("", HeaderValue::as_str);
         let more = sent.bytes();
         let content = Content {
-            kind: MessageKind::Question,
+            kind: MessageKind::Request,
             receiver: Some(self.role),
             subject: &message.subject,
             more: &[inbox.as_bytes(), &more],
             body: &message.payload,
         };
-        self.prove(&sealed, &content)?;
+        self.verify_mac(&sealed, &content)?;
         let reply = message.reply.as_ref().map_or("", |reply| reply.as_str());
         if reply != inbox && !reply.starts_with(OTHER_ACCOUNT) {
             return Err(Rejection::Forged);
         }
-        let (asked_at, deadline) = sent.span();
+        let (sent_at, deadline) = sent.span();
         let (skew, now) = (millis(MAX_CLOCK_SKEW), now());
-        if asked_at > now.saturating_add(skew) || now > deadline.saturating_add(skew) {
+        if sent_at > now.saturating_add(skew) || now > deadline.saturating_add(skew) {
             return Err(Rejection::Clock);
         }
-        // Later on, what is so old is refused for its age; and the wall's clock may have been set since.
+        // Later on, a request that old is refused for its age; and the wall clock may have been set since.
         let (started, since) = self.started;
-        let is_young = since.elapsed() < MAX_CLOCK_SKEW.saturating_add(Duration::from_millis(deadline - asked_at));
-        if is_young && asked_at.saturating_add(millis(ASKED_BEFORE_START)) < started {
+        let is_young = since.elapsed() < MAX_CLOCK_SKEW.saturating_add(Duration::from_millis(deadline - sent_at));
+        if is_young && sent_at.saturating_add(millis(MAX_SENT_BEFORE_START)) < started {
             return Err(Rejection::Clock);
         }
-        self.first(id, deadline.saturating_add(skew), now)?;
-        self.see_mark(&sealed.envelope);
-        Ok(Some(Asker { role: sender, generation, id }))
+        self.refuse_replay(id, deadline.saturating_add(skew), now)?;
+        self.follow_requirement(&sealed.envelope);
+        Ok(Some(Requester { role: sender, generation, id }))
     }
 
-    /// Authenticates an answer, with the keys of its question.
+    /// Authenticates a reply, with the keys of its request.
     pub(in crate::nats) fn reply(
         &self,
-        asker: Asker,
+        requester: Requester,
         subject: &str,
         body: &[u8],
         headers: &mut HeaderMap,
     ) -> Option<()> {
         let ring = self.ring();
-        let key = ring.live(asker.generation)?.pair(asker.role)?;
-        let envelope = self.envelope(asker.generation, asker.id);
-        let content = Content { kind: MessageKind::Reply, receiver: Some(asker.role), subject, more: &[], body };
+        let key = ring.live(requester.generation)?.pair(requester.role)?;
+        let envelope = self.envelope(requester.generation, requester.id);
+        let content = Content { kind: MessageKind::Reply, receiver: Some(requester.role), subject, more: &[], body };
         let mac = envelope.mac(key, &content);
-        envelope.seal(headers, [(Some(asker.role), mac.as_ref())]);
-        self.terms.add(headers, key, &envelope, &content);
+        envelope.seal(headers, [(Some(requester.role), mac.as_ref())]);
+        self.terms.attach(headers, key, &envelope, &content);
         Some(())
     }
 
-    /// Whether this answers that question. A forged answer ends no wait.
+    /// Whether this is the reply to that request. A forged reply ends no wait.
     pub(in crate::nats) fn is_reply(&self, expected: &ExpectedReply, message: &Message) -> bool {
-        let judged = self.reply_of(expected, message);
-        self.complain(MessageKind::Reply, &expected.subject, judged.as_ref().copied());
-        judged.is_ok()
+        let checked = self.verify_reply(expected, message);
+        self.report(MessageKind::Reply, &expected.subject, checked.as_ref().copied());
+        checked.is_ok()
     }
 
-    pub(super) fn reply_of(&self, expected: &ExpectedReply, message: &Message) -> Result<bool, Rejection> {
-        let Some(sealed) = self.sealed(message.headers.as_ref())? else { return Ok(false) };
+    pub(super) fn verify_reply(&self, expected: &ExpectedReply, message: &Message) -> Result<bool, Rejection> {
+        let Some(sealed) = self.parse_envelope(message.headers.as_ref())? else { return Ok(false) };
         if sealed.envelope.sender != expected.peer {
             return Err(Rejection::NotAllowed);
         }
@@ -179,18 +179,18 @@ impl MessageAuth {
             more: &[],
             body: &message.payload,
         };
-        self.prove(&sealed, &content)?;
+        self.verify_mac(&sealed, &content)?;
         if expected.peer == Role::Keystore {
             let ring = self.ring();
             let live = ring.live(sealed.envelope.generation).ok_or(Rejection::UnknownKey)?;
             let key = live.pair(expected.peer).ok_or(Rejection::UnknownKey)?;
-            self.terms.judge(message.headers.as_ref(), key, &sealed.envelope, &content)?;
+            self.terms.check(message.headers.as_ref(), key, &sealed.envelope, &content)?;
         }
-        self.see_mark(&sealed.envelope);
+        self.follow_requirement(&sealed.envelope);
         Ok(true)
     }
 
-    /// Authenticates a notice for each role that hears it; none: this role does not tell it.
+    /// Authenticates a notice for each role that receives it; none: this role may not publish it.
     pub(in crate::nats) fn notice(&self, subject: &str, to: &str, body: &[u8], headers: &mut HeaderMap) -> Option<()> {
         let known = event(subject).filter(|known| known.from.contains(&self.role))?;
         let ring = self.ring();
@@ -204,31 +204,36 @@ impl MessageAuth {
         Some(())
     }
 
-    /// Judges a notice.
-    pub(in crate::nats) fn judge_notice(
+    /// Checks a notice.
+    pub(in crate::nats) fn check_notice(
         &self,
         message: &Message,
         subject: &str,
-        before: &mut HeardBefore,
-    ) -> NoticeStanding {
-        let judged = self.notice_of(message, subject, before);
-        self.complain(MessageKind::Notice, subject, judged.as_ref().map(Option::is_some));
-        match judged {
+        seen: &mut SeenNotices,
+    ) -> NoticeCheck {
+        let checked = self.verify_notice(message, subject, seen);
+        self.report(MessageKind::Notice, subject, checked.as_ref().map(Option::is_some));
+        match checked {
             Ok(Some(sender)) => {
                 self.note_heartbeat(subject, sender);
-                NoticeStanding::Good
+                NoticeCheck::Valid
             }
             Ok(None) => {
-                self.name_who_cannot(subject, &message.payload);
-                NoticeStanding::Good
+                self.log_instance_without_keys(subject, &message.payload);
+                NoticeCheck::Valid
             }
-            Err(Rejection::Clock) => NoticeStanding::Stale,
-            Err(_) => NoticeStanding::Rejected,
+            Err(Rejection::Clock) => NoticeCheck::Stale,
+            Err(_) => NoticeCheck::Rejected,
         }
     }
 
-    fn notice_of(&self, message: &Message, subject: &str, before: &mut HeardBefore) -> Result<Option<Role>, Rejection> {
-        let Some(sealed) = self.sealed(message.headers.as_ref())? else { return Ok(None) };
+    fn verify_notice(
+        &self,
+        message: &Message,
+        subject: &str,
+        seen: &mut SeenNotices,
+    ) -> Result<Option<Role>, Rejection> {
+        let Some(sealed) = self.parse_envelope(message.headers.as_ref())? else { return Ok(None) };
         let Envelope { sender, id, at, .. } = sealed.envelope;
         let known = event(subject).filter(|known| known.to.contains(&self.role) && known.from.contains(&sender));
         known.ok_or(Rejection::NotAllowed)?;
@@ -239,34 +244,34 @@ impl MessageAuth {
             more: &[],
             body: &message.payload,
         };
-        self.prove(&sealed, &content)?;
+        self.verify_mac(&sealed, &content)?;
         let (skew, now) = (millis(MAX_CLOCK_SKEW), now());
         if at.abs_diff(now) > skew {
             return Err(Rejection::Clock);
         }
-        match before.0.hear(id, at.saturating_add(skew), now, Instant::now()) {
-            Hearing::First => {}
-            Hearing::Again => return Err(Rejection::Replayed),
-            Hearing::NoRoom => return Err(Rejection::Clock),
+        match seen.0.record(id, at.saturating_add(skew), now, Instant::now()) {
+            Replay::First => {}
+            Replay::Again => return Err(Rejection::Replayed),
+            Replay::Full => return Err(Rejection::Clock),
         }
-        self.see_mark(&sealed.envelope);
+        self.follow_requirement(&sealed.envelope);
         Ok(Some(sender))
     }
 
-    fn prove(&self, sealed: &Sealed<'_>, content: &Content<'_>) -> Result<(), Rejection> {
+    fn verify_mac(&self, sealed: &Sealed<'_>, content: &Content<'_>) -> Result<(), Rejection> {
         let ring = self.ring();
-        let live: &Live = ring.live(sealed.envelope.generation).ok_or(Rejection::UnknownKey)?;
+        let live: &GenerationKeys = ring.live(sealed.envelope.generation).ok_or(Rejection::UnknownKey)?;
         let key = live.pair(sealed.envelope.sender).ok_or(Rejection::UnknownKey)?;
         let proof = sealed.proof(content.receiver).ok_or(Rejection::Forged)?;
-        let right = sealed.envelope.mac(key, content);
-        verify_slices_are_equal(right.as_ref(), &proof).map_err(|_| Rejection::Forged)
+        let expected_mac = sealed.envelope.mac(key, content);
+        verify_slices_are_equal(expected_mac.as_ref(), &proof).map_err(|_| Rejection::Forged)
     }
 
-    fn first(&self, id: MessageId, until: u64, now: u64) -> Result<(), Rejection> {
+    fn refuse_replay(&self, id: MessageId, until: u64, now: u64) -> Result<(), Rejection> {
         let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        match replays.hear(id, until, now, Instant::now()) {
-            Hearing::First => Ok(()),
-            Hearing::Again | Hearing::NoRoom => Err(Rejection::Replayed),
+        match replays.record(id, until, now, Instant::now()) {
+            Replay::First => Ok(()),
+            Replay::Again | Replay::Full => Err(Rejection::Replayed),
         }
     }
 }

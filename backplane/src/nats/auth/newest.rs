@@ -1,20 +1,19 @@
-//! The newest record of each subject that this process saw or wrote, so that an older one is none.
+//! The newest record of each subject that this process read or wrote, so that an older one is refused.
 //!
-//! Judged by what a record's MAC covers (the revision that it replaced, and its time) and not by the sequence that
-//! comes with an answer, which whoever answers in the server's place can choose. Bounded: the longest unused are
-//! forgotten.
+//! Compared by what a record's MAC covers (the revision that it replaced, and its time) and not by the sequence in the
+//! answer, which an impostor of the server could choose. Bounded: the records that were unused longest are forgotten.
 
 use std::collections::HashMap;
 
-/// In each of two halves, of which the older is forgotten when the newer is full.
+/// Records in each of two halves; the older half is dropped when the newer one is full.
 const MAX_NEWEST: usize = 50_000;
 
-/// What is known of a record.
+/// What identifies a version of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::nats) struct Newest {
     /// The revision that it replaced; 0: there was none.
     pub(super) replaced: u64,
-    /// In milliseconds since the epoch of its writer's clock.
+    /// Milliseconds since the epoch by its writer's clock.
     pub(super) at: u64,
     pub(super) proof: Vec<u8>,
 }
@@ -27,7 +26,7 @@ pub(super) struct NewestRecords {
 }
 
 impl Newest {
-    /// Whether the other is the same, a later one, or the first of a record that was made again.
+    /// Whether the other is the same version, a later one, or the first of a record that was created again.
     pub(super) fn may_precede(&self, other: &Self) -> bool {
         let same = other.proof == self.proof;
         same || other.replaced > self.replaced || (other.replaced == 0 && other.at > self.at)
@@ -59,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_record_follows_and_an_older_one_does_not_unless_it_was_made_anew() {
+    fn a_later_record_version_follows_and_an_older_one_does_not_unless_it_was_created_again() {
         let known = record(5, 100);
         for (other, follows) in
             [(record(5, 100), true), (record(6, 99), true), (record(0, 101), true), (record(5, 101), false)]
@@ -70,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_kept_and_the_longest_unused_are_forgotten() {
+    fn the_newest_record_versions_are_kept_and_the_longest_unused_forgotten() {
         let mut all = NewestRecords::default();
         all.note("a", record(5, 100));
         all.note("a", record(4, 100));

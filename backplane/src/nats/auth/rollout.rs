@@ -1,36 +1,36 @@
-//! When an upgraded deployment refuses what is not authenticated: once every role was heard to authenticate for a
-//! while.
+//! When an upgraded deployment starts to refuse unauthenticated messages: once every role has been seen to authenticate
+//! for a while.
 //!
-//! Gateways decide it, as they hear every process. Only authenticated heartbeats count, so nobody without keys can
-//! bring it about or hold it up; a process that is left behind is named in the log before.
+//! Gateways decide, as they receive every process's heartbeat. Only authenticated heartbeats count, so a process
+//! without keys can neither cause nor delay the switch; a process that would be left behind is logged before.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use stage0_contract::{InstanceSeen, Role};
+use stage0_contract::{InstanceHeartbeat, Role};
 
-/// So long each role must have been heard.
-const HEARD_FOR: Duration = Duration::from_secs(30);
-/// A role that was silent for longer begins again.
+/// How long each role must have authenticated without a longer silence.
+const MIN_AUTHENTICATED_TIME: Duration = Duration::from_secs(30);
+/// A role that was silent for longer starts over.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
 
-/// Which roles were heard to authenticate: since when, and last.
+/// Since when each role has authenticated, and when it last did.
 #[derive(Default)]
 pub(super) struct Rollout {
-    heard: BTreeMap<Role, (Instant, Instant)>,
+    seen: BTreeMap<Role, (Instant, Instant)>,
 }
 
 impl Rollout {
-    /// An authenticated heartbeat; whether that was the last that was waited for.
-    pub(super) fn heard(&mut self, role: Role, now: Instant) -> bool {
-        let (since, last) = self.heard.entry(role).or_insert((now, now));
+    /// Records an authenticated heartbeat; returns whether every role has now authenticated for long enough.
+    pub(super) fn record(&mut self, role: Role, now: Instant) -> bool {
+        let (since, last) = self.seen.entry(role).or_insert((now, now));
         if now.saturating_duration_since(*last) > MAX_SILENCE {
             *since = now;
         }
         *last = now;
         Role::ALL.iter().all(|role| {
-            self.heard.get(role).is_some_and(|(since, last)| {
-                now.saturating_duration_since(*since) >= HEARD_FOR
+            self.seen.get(role).is_some_and(|(since, last)| {
+                now.saturating_duration_since(*since) >= MIN_AUTHENTICATED_TIME
                     && now.saturating_duration_since(*last) <= MAX_SILENCE
             })
         })
@@ -39,12 +39,12 @@ impl Rollout {
 
 /// Whether a notice is some role's heartbeat.
 pub(super) fn is_heartbeat(subject: &str) -> bool {
-    Role::ALL.iter().any(|role| InstanceSeen::subject(*role) == subject)
+    Role::ALL.iter().any(|role| InstanceHeartbeat::subject(*role) == subject)
 }
 
-/// What the process calls itself in its heartbeat.
+/// The instance name in a heartbeat.
 pub(super) fn instance(body: &[u8]) -> Option<String> {
-    serde_json::from_slice::<InstanceSeen>(body).ok().filter(InstanceSeen::is_small).map(|seen| seen.instance)
+    serde_json::from_slice::<InstanceHeartbeat>(body).ok().filter(InstanceHeartbeat::is_small).map(|seen| seen.instance)
 }
 
 #[cfg(test)]
@@ -59,7 +59,7 @@ mod tests {
     ) -> Option<u64> {
         for second in seconds.step_by(2) {
             for role in roles {
-                if rollout.heard(*role, from + Duration::from_secs(second)) {
+                if rollout.record(*role, from + Duration::from_secs(second)) {
                     return Some(second);
                 }
             }
@@ -68,14 +68,14 @@ mod tests {
     }
 
     #[test]
-    fn every_role_must_have_been_heard_for_thirty_seconds() {
+    fn authentication_is_required_once_every_role_authenticated_for_thirty_seconds() {
         let (mut rollout, start) = (Rollout::default(), Instant::now());
         assert_eq!(hear(&mut rollout, &Role::ALL[..3], start, 0..=100), None);
         assert_eq!(hear(&mut rollout, &Role::ALL, start, 102..=200), Some(132));
     }
 
     #[test]
-    fn a_role_that_was_silent_begins_anew() {
+    fn a_role_that_was_silent_starts_over_in_the_rollout() {
         let (mut rollout, start) = (Rollout::default(), Instant::now());
         assert_eq!(hear(&mut rollout, &Role::ALL, start, 0..=10), None);
         assert_eq!(hear(&mut rollout, &Role::ALL[1..], start, 12..=24), None);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn only_heartbeats_are_taken_for_such() {
+    fn only_heartbeats_count_for_the_rollout() {
         assert!(is_heartbeat("notice.instance.keystore") && !is_heartbeat("notice.key.changed"));
         assert_eq!(instance(b"{}"), None);
     }

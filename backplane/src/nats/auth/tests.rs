@@ -3,9 +3,9 @@
 use async_nats::{HeaderValue, Message};
 use bytes::Bytes;
 
-use super::super::deadline::Sent;
+use super::super::deadline::Timing;
 use super::super::jetstream::Stored;
-use super::super::link::ReplyInbox;
+use super::super::link::ReplyAddress;
 use super::super::log::EXPECTED_LAST;
 use super::super::waiters::Token;
 use super::envelope::Content;
@@ -20,8 +20,8 @@ fn of(set: &KeySet, role: Role) -> Arc<MessageAuth> {
     MessageAuth::new(set.role(role).unwrap(), role, false).unwrap()
 }
 
-fn sent() -> Sent {
-    Sent::new(Duration::from_secs(2), SystemTime::now())
+fn sent() -> Timing {
+    Timing::new(Duration::from_secs(2), SystemTime::now())
 }
 
 fn message(subject: &str, reply: Option<&str>, headers: HeaderMap, body: &'static [u8]) -> Message {
@@ -39,32 +39,32 @@ fn message(subject: &str, reply: Option<&str>, headers: HeaderMap, body: &'stati
 const INBOX: &str = "_INBOX_gateway.x.1";
 const EVALUATE: &str = "s0.req.evaluate";
 
-fn inbox() -> ReplyInbox {
-    ReplyInbox { subject: INBOX.to_owned(), token: Token::random().unwrap() }
+fn inbox() -> ReplyAddress {
+    ReplyAddress { subject: INBOX.to_owned(), token: Token::random().unwrap() }
 }
 
 /// A gateway's question to an evaluator, and what the gateway waits for.
-fn asked(gateway: &MessageAuth, sent: Sent) -> (Message, ExpectedReply) {
+fn asked(gateway: &MessageAuth, sent: Timing) -> (Message, ExpectedReply) {
     let mut headers = sent.headers();
     let expected = gateway.question("evaluate", EVALUATE, &inbox(), sent, b"{}", &mut headers).unwrap();
     (message(EVALUATE, Some(INBOX), headers, b"{}"), expected)
 }
 
 #[test]
-fn a_question_is_believed_once_and_only_as_it_was_asked() {
+fn a_request_is_accepted_once_and_only_unaltered() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
     let (question, _) = asked(&gateway, sent());
-    let sent = Sent::parse(question.headers.as_ref()).unwrap();
-    let judge = |message: &Message| evaluator.judge_question(message, "evaluate", sent);
+    let sent = Timing::parse(question.headers.as_ref()).unwrap();
+    let judge = |message: &Message| evaluator.check_request(message, "evaluate", sent);
     let altered = Message { payload: Bytes::from_static(b"[]"), ..question.clone() };
     assert_eq!(judge(&altered), Err(Rejection::Forged));
     let moved = Message { reply: Some("_INBOX_mine.1".into()), ..question.clone() };
     assert_eq!(judge(&moved), Err(Rejection::Forged));
-    let longer = Sent::new(Duration::from_secs(3), SystemTime::now());
-    assert_eq!(evaluator.judge_question(&question, "evaluate", longer), Err(Rejection::Forged));
+    let longer = Timing::new(Duration::from_secs(3), SystemTime::now());
+    assert_eq!(evaluator.check_request(&question, "evaluate", longer), Err(Rejection::Forged));
     let elsewhere = Message { subject: "s0.req.review".into(), ..question.clone() };
-    assert_eq!(evaluator.judge_question(&elsewhere, "review", sent), Err(Rejection::Forged));
+    assert_eq!(evaluator.check_request(&elsewhere, "review", sent), Err(Rejection::Forged));
     let bare = Message { headers: Some(sent.headers()), ..question.clone() };
     assert_eq!(judge(&bare), Err(Rejection::Unauthenticated));
     assert_eq!(judge(&question).unwrap().unwrap().role, Role::Gateway);
@@ -78,13 +78,13 @@ fn between_accounts_the_server_may_name_another_inbox() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
     let (question, _) = asked(&gateway, sent());
-    let sent = Sent::parse(question.headers.as_ref()).unwrap();
+    let sent = Timing::parse(question.headers.as_ref()).unwrap();
     let renamed = Message { reply: Some("_R_.abc.1".into()), ..question };
-    assert!(evaluator.judge_question(&renamed, "evaluate", sent).is_ok());
+    assert!(evaluator.check_request(&renamed, "evaluate", sent).is_ok());
 }
 
 #[test]
-fn a_role_speaks_for_itself_and_asks_only_what_it_may() {
+fn a_role_can_send_only_its_own_messages() {
     let set = set();
     let (evaluator, keystore) = (of(&set, Role::Evaluator), of(&set, Role::Keystore));
     // It does not ask at all by itself …
@@ -99,7 +99,7 @@ fn a_role_speaks_for_itself_and_asks_only_what_it_may() {
         let envelope = Envelope { sender, ..evaluator.envelope(1, [3; 16]) };
         let more = sent.bytes();
         let content = Content {
-            kind: MessageKind::Question,
+            kind: MessageKind::Request,
             receiver: Some(Role::Keystore),
             subject: "s0.req.keys.verify",
             more: &[INBOX.as_bytes(), &more],
@@ -111,53 +111,53 @@ fn a_role_speaks_for_itself_and_asks_only_what_it_may() {
         headers.insert(REPLY_TO, HeaderValue::from(INBOX));
         let question = message("s0.req.keys.verify", Some(INBOX), headers, b"{}");
         let wanted = if sender == Role::Evaluator { Rejection::NotAllowed } else { Rejection::Forged };
-        assert_eq!(keystore.judge_question(&question, "keys.verify", sent), Err(wanted));
+        assert_eq!(keystore.check_request(&question, "keys.verify", sent), Err(wanted));
     }
 }
 
 #[test]
-fn an_answer_belongs_to_its_question_and_to_the_role_that_was_asked() {
+fn a_reply_is_accepted_only_for_its_request_and_from_the_role_that_serves_it() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
     let ((question, expected), (_, other)) = (asked(&gateway, sent()), asked(&gateway, sent()));
-    let sent = Sent::parse(question.headers.as_ref()).unwrap();
-    let asker = evaluator.judge_question(&question, "evaluate", sent).unwrap().unwrap();
+    let sent = Timing::parse(question.headers.as_ref()).unwrap();
+    let requester = evaluator.check_request(&question, "evaluate", sent).unwrap().unwrap();
     let mut headers = HeaderMap::new();
-    evaluator.reply(asker, EVALUATE, b"ALLOW", &mut headers).unwrap();
+    evaluator.reply(requester, EVALUATE, b"ALLOW", &mut headers).unwrap();
     let answer = message(INBOX, None, headers.clone(), b"ALLOW");
     assert!(gateway.is_reply(&expected, &answer));
-    assert_eq!(gateway.reply_of(&other, &answer), Err(Rejection::Replayed));
-    assert_eq!(gateway.reply_of(&expected, &message(INBOX, None, headers, b"DENY")), Err(Rejection::Forged));
+    assert_eq!(gateway.verify_reply(&other, &answer), Err(Rejection::Replayed));
+    assert_eq!(gateway.verify_reply(&expected, &message(INBOX, None, headers, b"DENY")), Err(Rejection::Forged));
     let bare = message(INBOX, None, HeaderMap::new(), b"ALLOW");
-    assert_eq!(gateway.reply_of(&expected, &bare), Err(Rejection::Unauthenticated));
+    assert_eq!(gateway.verify_reply(&expected, &bare), Err(Rejection::Unauthenticated));
     // The gateway shares the key, but what it says is no answer; nor is its own question.
-    assert!(gateway.reply_of(&expected, &question).is_err());
+    assert!(gateway.verify_reply(&expected, &question).is_err());
     let keystore = of(&set, Role::Keystore);
     let mut headers = HeaderMap::new();
-    keystore.reply(Asker { role: Role::Gateway, ..asker }, EVALUATE, b"ALLOW", &mut headers).unwrap();
-    assert_eq!(gateway.reply_of(&expected, &message(INBOX, None, headers, b"ALLOW")), Err(Rejection::NotAllowed));
+    keystore.reply(Requester { role: Role::Gateway, ..requester }, EVALUATE, b"ALLOW", &mut headers).unwrap();
+    assert_eq!(gateway.verify_reply(&expected, &message(INBOX, None, headers, b"ALLOW")), Err(Rejection::NotAllowed));
 }
 
 #[test]
-fn a_question_of_a_far_clock_or_from_before_the_start_is_refused() {
+fn a_request_with_a_wrong_clock_or_from_before_the_servers_start_is_refused() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
     let at = |seconds: i64| {
         let now = SystemTime::now();
         let moved = Duration::from_secs(seconds.unsigned_abs());
-        Sent::new(Duration::from_secs(2), if seconds < 0 { now - moved } else { now + moved })
+        Timing::new(Duration::from_secs(2), if seconds < 0 { now - moved } else { now + moved })
     };
     for (seconds, right) in [(-40, false), (-3, false), (0, true), (20, true), (40, false)] {
         let (question, _) = asked(&gateway, at(seconds));
-        let sent = Sent::parse(question.headers.as_ref()).unwrap();
-        let judged = evaluator.judge_question(&question, "evaluate", sent);
+        let sent = Timing::parse(question.headers.as_ref()).unwrap();
+        let judged = evaluator.check_request(&question, "evaluate", sent);
         assert_eq!(judged.is_ok(), right, "{seconds} s: {judged:?}");
         assert!(right || judged == Err(Rejection::Clock));
     }
 }
 
 #[test]
-fn a_notice_is_believed_by_each_role_that_is_meant_once_for_each_listener() {
+fn a_notice_is_accepted_by_each_receiving_role_once_for_each_subscriber() {
     let set = set();
     let keystore = of(&set, Role::Keystore);
     let (subject, to) = ("notice.key.changed", "s0.notice.key.changed");
@@ -165,24 +165,24 @@ fn a_notice_is_believed_by_each_role_that_is_meant_once_for_each_listener() {
     keystore.notice(subject, to, b"{}", &mut headers).unwrap();
     let told = message(to, None, headers, b"{}");
     for role in [Role::Gateway, Role::AuditExport] {
-        let (hearer, mut before) = (of(&set, role), HeardBefore::default());
-        assert_eq!(hearer.judge_notice(&told, subject, &mut before), NoticeStanding::Good, "{role}");
-        assert_eq!(hearer.judge_notice(&told, subject, &mut before), NoticeStanding::Rejected, "{role}");
-        assert_eq!(hearer.judge_notice(&told, subject, &mut HeardBefore::default()), NoticeStanding::Good, "{role}");
+        let (hearer, mut before) = (of(&set, role), SeenNotices::default());
+        assert_eq!(hearer.check_notice(&told, subject, &mut before), NoticeCheck::Valid, "{role}");
+        assert_eq!(hearer.check_notice(&told, subject, &mut before), NoticeCheck::Rejected, "{role}");
+        assert_eq!(hearer.check_notice(&told, subject, &mut SeenNotices::default()), NoticeCheck::Valid, "{role}");
         let altered = Message { payload: Bytes::from_static(b"[]"), ..told.clone() };
-        let fresh = || HeardBefore::default();
-        assert_eq!(hearer.judge_notice(&altered, subject, &mut fresh()), NoticeStanding::Rejected, "{role}");
+        let fresh = || SeenNotices::default();
+        assert_eq!(hearer.check_notice(&altered, subject, &mut fresh()), NoticeCheck::Rejected, "{role}");
         let bare = message(to, None, HeaderMap::new(), b"{}");
-        assert_eq!(hearer.judge_notice(&bare, subject, &mut fresh()), NoticeStanding::Rejected, "{role}");
+        assert_eq!(hearer.check_notice(&bare, subject, &mut fresh()), NoticeCheck::Rejected, "{role}");
     }
     // An evaluator does not tell of keys; and hears of none.
     assert!(of(&set, Role::Evaluator).notice(subject, to, b"{}", &mut HeaderMap::new()).is_none());
-    let mut before = HeardBefore::default();
-    assert_eq!(of(&set, Role::Evaluator).judge_notice(&told, subject, &mut before), NoticeStanding::Rejected);
+    let mut before = SeenNotices::default();
+    assert_eq!(of(&set, Role::Evaluator).check_notice(&told, subject, &mut before), NoticeCheck::Rejected);
 }
 
 #[test]
-fn a_notice_that_is_too_old_to_tell_is_a_gap() {
+fn a_notice_too_old_for_the_replay_check_is_a_gap() {
     let set = set();
     let (keystore, gateway) = (of(&set, Role::Keystore), of(&set, Role::Gateway));
     let ring = keystore.ring();
@@ -194,7 +194,7 @@ fn a_notice_that_is_too_old_to_tell_is_a_gap() {
     let mut headers = HeaderMap::new();
     envelope.seal(&mut headers, [(Some(Role::Gateway), mac.as_ref())]);
     let told = message(to, None, headers, b"{}");
-    assert_eq!(gateway.judge_notice(&told, subject, &mut HeardBefore::default()), NoticeStanding::Stale);
+    assert_eq!(gateway.check_notice(&told, subject, &mut SeenNotices::default()), NoticeCheck::Stale);
 }
 
 fn stored(subject: &str, headers: HeaderMap, body: &'static [u8]) -> Stored {
@@ -203,7 +203,7 @@ fn stored(subject: &str, headers: HeaderMap, body: &'static [u8]) -> Stored {
 }
 
 #[test]
-fn an_entry_is_the_gateways_and_a_mark_audit_exports_in_their_own_place() {
+fn entries_are_accepted_only_from_the_gateway_and_marks_only_from_audit_export_in_their_position() {
     let set = set();
     let (gateway, exporter) = (of(&set, Role::Gateway), of(&set, Role::AuditExport));
     let signed = |auth: &MessageAuth, subject: &str| {
@@ -240,7 +240,7 @@ fn an_entry_is_the_gateways_and_a_mark_audit_exports_in_their_own_place() {
 }
 
 #[test]
-fn a_record_is_its_owners_under_its_key_and_in_the_place_of_its_revision() {
+fn a_record_is_accepted_only_from_its_owner_under_its_key_and_for_its_revision() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
     let put = |expected: u64| {
@@ -250,7 +250,7 @@ fn a_record_is_its_owners_under_its_key_and_in_the_place_of_its_revision() {
         headers
     };
     let judge = |headers: HeaderMap, body| {
-        gateway.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", headers, body), false, None)
+        gateway.check_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", headers, body), false, None)
     };
     assert_eq!(judge(put(3), b"5"), Ok(()));
     assert_eq!(judge(put(3), b"0"), Err(Rejection::Forged));
@@ -262,13 +262,13 @@ fn a_record_is_its_owners_under_its_key_and_in_the_place_of_its_revision() {
     assert_eq!(judge(twice, b"5"), Err(Rejection::Forged));
     assert_eq!(judge(HeaderMap::new(), b"5"), Err(Rejection::Unauthenticated));
     let elsewhere = stored("s0.ledger.usage.b.m1", put(3), b"5");
-    assert_eq!(gateway.judge_record("usage.b.m1", &elsewhere, false, None), Err(Rejection::Forged));
+    assert_eq!(gateway.check_record("usage.b.m1", &elsewhere, false, None), Err(Rejection::Forged));
     assert!(evaluator.record("usage.a.m1", "s0.ledger.usage.a.m1", b"5", &mut HeaderMap::new()).is_none());
-    assert!(evaluator.judge_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", put(3), b"5"), false, None).is_err());
+    assert!(evaluator.check_record("usage.a.m1", &stored("s0.ledger.usage.a.m1", put(3), b"5"), false, None).is_err());
 }
 
 #[test]
-fn a_record_older_than_one_that_was_seen_is_none_whatever_sequence_its_bringer_names() {
+fn a_record_older_than_a_known_version_is_rejected_whatever_sequence_the_answer_names() {
     let set = set();
     let gateway = of(&set, Role::Gateway);
     let (key, subject) = ("usage.a.m1", "s0.ledger.usage.a.m1");
@@ -280,7 +280,7 @@ fn a_record_older_than_one_that_was_seen_is_none_whatever_sequence_its_bringer_n
     };
     let judge = |headers: &HeaderMap| {
         let found = Stored { sequence: 99, ..stored(subject, headers.clone(), b"5") };
-        gateway.judge_record(key, &found, false, gateway.newest(subject).as_ref())
+        gateway.check_record(key, &found, false, gateway.newest(subject).as_ref())
     };
     let (old, new) = (put(3), put(7));
     assert_eq!(judge(&old), Ok(()));
@@ -293,39 +293,39 @@ fn a_record_older_than_one_that_was_seen_is_none_whatever_sequence_its_bringer_n
 }
 
 #[test]
-fn before_the_switch_what_is_not_authenticated_is_believed_and_what_is_forged_is_not() {
+fn before_the_switch_unauthenticated_messages_are_accepted_and_forged_ones_are_not() {
     let set = KeySet::create(Requirement::WhenAllCan).unwrap();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
     let (question, _) = asked(&gateway, sent());
-    let sent = Sent::parse(question.headers.as_ref()).unwrap();
+    let sent = Timing::parse(question.headers.as_ref()).unwrap();
     let bare = Message { headers: Some(sent.headers()), ..question.clone() };
-    assert_eq!(evaluator.judge_question(&bare, "evaluate", sent), Ok(None));
+    assert_eq!(evaluator.check_request(&bare, "evaluate", sent), Ok(None));
     let altered = Message { payload: Bytes::from_static(b"[]"), ..question };
-    assert_eq!(evaluator.judge_question(&altered, "evaluate", sent), Err(Rejection::Forged));
+    assert_eq!(evaluator.check_request(&altered, "evaluate", sent), Err(Rejection::Forged));
 
     gateway.require(Timestamp::now());
     // It hears of it with the next question, and never goes back.
     let (marked, _) = asked(&gateway, sent);
-    assert!(evaluator.judge_question(&marked, "evaluate", sent).unwrap().is_some());
-    assert_eq!(evaluator.judge_question(&bare, "evaluate", sent), Err(Rejection::Unauthenticated));
+    assert!(evaluator.check_request(&marked, "evaluate", sent).unwrap().is_some());
+    assert_eq!(evaluator.check_request(&bare, "evaluate", sent), Err(Rejection::Unauthenticated));
     evaluator.replace(set.role(Role::Evaluator).unwrap()).unwrap();
     assert!(evaluator.is_required());
 }
 
 #[test]
-fn only_a_gateways_mark_is_followed() {
+fn only_a_gateways_requirement_mark_is_followed() {
     let set = KeySet::create(Requirement::WhenAllCan).unwrap();
     let (keystore, gateway) = (of(&set, Role::Keystore), of(&set, Role::Gateway));
     keystore.require(Timestamp::now());
     let mut headers = HeaderMap::new();
     keystore.notice("notice.key.changed", "s0.notice.key.changed", b"{}", &mut headers).unwrap();
     let told = message("s0.notice.key.changed", None, headers, b"{}");
-    let standing = gateway.judge_notice(&told, "notice.key.changed", &mut HeardBefore::default());
-    assert_eq!((standing, gateway.is_required()), (NoticeStanding::Good, false));
+    let standing = gateway.check_notice(&told, "notice.key.changed", &mut SeenNotices::default());
+    assert_eq!((standing, gateway.is_required()), (NoticeCheck::Valid, false));
 }
 
 #[test]
-fn what_was_stored_before_the_switch_stays_readable_and_nothing_behind_it() {
+fn unauthenticated_data_is_readable_only_if_stored_before_the_switch() {
     let set = KeySet::create(Requirement::WhenAllCan).unwrap();
     let gateway = of(&set, Role::Gateway);
     let since = Timestamp::now();
@@ -340,8 +340,8 @@ fn what_was_stored_before_the_switch_stays_readable_and_nothing_behind_it() {
     gateway.require(since.checked_add(jiff::SignedDuration::from_secs(60)).unwrap());
     assert!(!gateway.is_genuine(&at(9)));
     let record = Stored { subject: "s0.ledger.usage.a.m1".to_owned(), ..at(-1) };
-    assert_eq!(gateway.judge_record("usage.a.m1", &record, false, None), Ok(()));
-    assert_eq!(gateway.judge_record("usage.a.m1", &record, true, None), Err(Rejection::Unauthenticated));
+    assert_eq!(gateway.check_record("usage.a.m1", &record, false, None), Ok(()));
+    assert_eq!(gateway.check_record("usage.a.m1", &record, true, None), Err(Rejection::Unauthenticated));
 }
 
 #[test]
@@ -353,8 +353,8 @@ fn two_generations_are_accepted_and_a_retired_one_only_of_what_was_stored() {
     old.sign_entry("s0.log.a.d", "", b"line", &mut entry).unwrap();
     let judged = |gateway: &MessageAuth| {
         let (question, _) = asked(gateway, sent());
-        let sent = Sent::parse(question.headers.as_ref()).unwrap();
-        evaluator.judge_question(&question, "evaluate", sent).map(|asker| asker.unwrap().generation)
+        let sent = Timing::parse(question.headers.as_ref()).unwrap();
+        evaluator.check_request(&question, "evaluate", sent).map(|requester| requester.unwrap().generation)
     };
     for wanted in [Ok(1), Ok(1), Err(Rejection::UnknownKey)] {
         keys.rotate(retired_at).unwrap();
@@ -369,7 +369,7 @@ fn two_generations_are_accepted_and_a_retired_one_only_of_what_was_stored() {
 }
 
 #[test]
-fn keys_of_another_role_are_not_taken() {
+fn keys_of_another_role_are_refused() {
     let set = set();
     let wrong = MessageAuth::new(set.role(Role::Keystore).unwrap(), Role::Gateway, false);
     assert!(matches!(wrong, Err(KeysError::Role { found: Role::Keystore, wanted: Role::Gateway })));
@@ -379,7 +379,7 @@ fn keys_of_another_role_are_not_taken() {
 }
 
 #[test]
-fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without_a_term_after_it() {
+fn the_keystore_with_the_higher_term_is_trusted_and_no_reply_without_a_term_after_it() {
     const VERIFY: &str = "s0.req.keys.verify";
     let set = set();
     let gateway = of(&set, Role::Gateway);
@@ -392,13 +392,13 @@ fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without
         let mut headers = sent.headers();
         let expected = gateway.question("keys.verify", VERIFY, &inbox(), sent, b"{}", &mut headers).unwrap();
         let question = message(VERIFY, Some(INBOX), headers, b"{}");
-        let sent = Sent::parse(question.headers.as_ref()).unwrap();
-        let asker = keystore.judge_question(&question, "keys.verify", sent).unwrap().unwrap();
+        let sent = Timing::parse(question.headers.as_ref()).unwrap();
+        let requester = keystore.check_request(&question, "keys.verify", sent).unwrap().unwrap();
         let mut headers = HeaderMap::new();
-        keystore.reply(asker, VERIFY, b"invalid", &mut headers).unwrap();
+        keystore.reply(requester, VERIFY, b"invalid", &mut headers).unwrap();
         (expected, message(INBOX, None, headers, b"invalid"))
     };
-    let judged = |(expected, answer): (ExpectedReply, Message)| gateway.reply_of(&expected, &answer);
+    let judged = |(expected, answer): (ExpectedReply, Message)| gateway.verify_reply(&expected, &answer);
     assert_eq!(judged(answered(None)), Ok(true), "of a version without terms");
     assert_eq!(judged(answered(Some((5, "aa")))), Ok(true));
     assert_eq!(judged(answered(Some((5, "aa")))), Ok(true));
@@ -406,7 +406,7 @@ fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without
         assert_eq!(judged(answered(superseded)), Err(Rejection::Superseded), "{superseded:?}");
     }
     assert_eq!(judged(answered(Some((6, "bb")))), Ok(true));
-    // Nobody says one that would outlive him.
+    // A term that is absurdly far ahead is rejected, since accepting it would lock out every later keystore.
     assert_eq!(judged(answered(Some((u64::MAX, "thief")))), Err(Rejection::Superseded));
     assert_eq!(judged(answered(Some((5, "aa")))), Err(Rejection::Superseded));
     // A term that somebody else put there, or that belongs to another answer, is not believed, and moves nothing.
@@ -414,6 +414,6 @@ fn of_two_keystores_the_one_of_the_higher_term_is_believed_and_no_answer_without
     let other = answered(Some((9, "cc"))).1.headers.unwrap();
     let term = other.get("Stage0-Term").unwrap().clone();
     answer.headers.as_mut().unwrap().insert("Stage0-Term", term);
-    assert_eq!(gateway.reply_of(&expected, &answer), Err(Rejection::Forged));
+    assert_eq!(gateway.verify_reply(&expected, &answer), Err(Rejection::Forged));
     assert_eq!(judged(answered(Some((6, "bb")))), Ok(true));
 }

@@ -1,8 +1,8 @@
-//! That messages must be authenticated, remembered beyond the process: a record of the role's own, read at start.
+//! Persists that messages must be authenticated: a record of the role's own, read at start.
 //!
-//! Roles that reach the ledger keep it there, authenticated; so a role that starts again refuses from its first message
-//! what it refused before. The keystore has no ledger: it keeps a file, and that is its process's business. A
-//! deployment that required it from the start has nothing to remember.
+//! Roles that reach the state store keep the record there, authenticated, so a role that restarts refuses from its
+//! first message what it refused before. The keystore has no state store: its process keeps a file. A deployment that
+//! required authentication from the start has nothing to persist.
 
 use std::time::Duration;
 
@@ -12,52 +12,52 @@ use stage0_contract::Role;
 use tokio::time::Instant;
 
 use super::super::Connection;
-use super::super::ledger::Proven;
-use crate::{Ledger as _, PutError};
+use super::super::state_store::Proven;
+use crate::{PutError, StateStore as _};
 
-const WITHIN: Duration = Duration::from_secs(2);
-const OVERWRITTEN: &str = "somebody wrote over the record of when messages had to be authenticated: nothing stored \
-    without a proof is believed now; restore the ledger's stream from a backup, or set `require` to `always` in all key \
-    files once nothing of before the switch is needed";
+const STORE_TIMEOUT: Duration = Duration::from_secs(2);
+const OVERWRITTEN_MESSAGE: &str = "somebody wrote over the record of when messages had to be authenticated: \
+    nothing stored without a proof is believed now; restore the ledger's stream from a backup, or set `require` to \
+    `always` in all key files once nothing of before the switch is needed";
 
-/// What the record holds.
+/// The content of the record.
 #[derive(Serialize, Deserialize)]
 struct RequirementRecord {
     required_since: Timestamp,
 }
 
-/// It could not be read or kept.
+/// The requirement could not be read or stored.
 #[derive(Debug, thiserror::Error)]
 #[error("whether messages must be authenticated cannot be {verb} in the ledger: {why}")]
-pub struct MemoryError {
+pub struct RequirementError {
     verb: &'static str,
     why: String,
 }
 
-/// Requires what was required before this process started, and keeps what is required now. To be called at start and at
-/// each change.
+/// Requires authentication if it was required before this process started, and stores the requirement if it applies
+/// now. To be called at start and at each change.
 ///
 /// # Errors
-/// When the ledger cannot be read or written.
-pub async fn remember_requirement(connection: &Connection) -> Result<(), MemoryError> {
+/// When the state store cannot be read or written.
+pub async fn persist_requirement(connection: &Connection) -> Result<(), RequirementError> {
     let Some(auth) = connection.link.auth.clone().filter(|auth| !auth.is_strict()) else { return Ok(()) };
     let Some(key) = key(auth.role()) else { return Ok(()) };
-    let fail = |verb, why: String| MemoryError { verb, why };
-    let deadline = Instant::now() + WITHIN;
+    let fail = |verb, why: String| RequirementError { verb, why };
+    let deadline = Instant::now() + STORE_TIMEOUT;
     let found = connection.proven(key, deadline).await.map_err(|error| fail("read", error.to_string()))?;
     match found {
         Proven::Record(found, stored_at) => {
             let record: RequirementRecord =
                 serde_json::from_slice(&found.value).map_err(|error| fail("read", error.to_string()))?;
-            // What is stored is dated by the server, and this role's clock may be ahead of its.
+            // The server dates what is stored, and this role's clock may be ahead of the server's.
             auth.require(record.required_since.min(stored_at));
             return Ok(());
         }
-        // Somebody wrote over it: not to take it for none, nor to let him keep this role from starting. When the switch
-        // was, nobody knows now, and a later time would believe what was forged since.
+        // Another client overwrote the record. That must not count as no record, nor keep this role from starting. The
+        // time of the switch is lost, and assuming a later one would trust what was forged since.
         Proven::Unproven => {
             auth.require(Timestamp::UNIX_EPOCH);
-            tracing::error!(key, "{OVERWRITTEN}");
+            tracing::error!(key, "{OVERWRITTEN_MESSAGE}");
             return Ok(());
         }
         Proven::Absent => {}
@@ -68,13 +68,13 @@ pub async fn remember_requirement(connection: &Connection) -> Result<(), MemoryE
     let value = serde_json::to_vec(&RequirementRecord { required_since });
     let value = value.map_err(|error| fail("kept", error.to_string()))?;
     match connection.put(key, value.into(), None, None, deadline).await {
-        // Another process of this role was first, and says the same.
+        // Another process of this role stored it first.
         Ok(_) | Err(PutError::Conflict) => Ok(()),
         Err(error @ PutError::Failed(_)) => Err(fail("kept", error.to_string())),
     }
 }
 
-/// Among the records that the role may reach, and no account's.
+/// A key among the role's own records that belongs to no account.
 fn key(role: Role) -> Option<&'static str> {
     match role {
         Role::Gateway => Some("usage.message-auth"),
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_role_keeps_it_among_its_own_records() {
+    fn each_role_stores_the_requirement_among_its_own_records() {
         for role in Role::ALL {
             assert!(key(role).is_none_or(|key| owner_of_record(key) == role), "{role}");
         }

@@ -1,7 +1,7 @@
-//! Why a message is not believed, and how that is told: counted each time, logged once and then seldom.
+//! Why a message is rejected, and how that is reported: counted each time, logged the first time and then rarely.
 //!
-//! A bystander may send as many as it likes: no more than a line in ten seconds for each kind and reason, with what
-//! came meanwhile.
+//! An outsider may send any number of messages: at most one line in ten seconds is logged for each kind and reason,
+//! with the number of messages since the last one.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use super::MessageKind;
 use crate::metrics;
 
-const TELL_AGAIN_AFTER: Duration = Duration::from_secs(10);
-/// Of processes that are named.
+const REPEAT_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Instances that are logged by name.
 const MAX_NAMED: usize = 256;
 
 /// Why a message is dropped.
@@ -20,25 +20,25 @@ pub(crate) enum Rejection {
     /// It is not authenticated, and has to be.
     #[error("it is not authenticated")]
     Unauthenticated,
-    /// What authenticates it cannot be read.
+    /// Its authentication header cannot be parsed.
     #[error("what authenticates it cannot be read")]
     Malformed,
-    /// Its generation of keys is not ours.
+    /// Its generation of keys is not accepted.
     #[error("its keys are not among those that are accepted")]
     UnknownKey,
-    /// The role that it names may not say this.
+    /// The role that it names may not send this.
     #[error("the role that it names may not say this")]
     NotAllowed,
-    /// It is not what the role that it names said.
+    /// The role that it names did not send it in this form.
     #[error("it is not what the role that it names said")]
     Forged,
-    /// It was heard before, or belongs to another question.
+    /// It was received before, or belongs to another request.
     #[error("it was heard before")]
     Replayed,
-    /// It is too old, or too far ahead, to tell whether it was heard before.
+    /// It is too old, or too far ahead, to tell whether it is a replay.
     #[error("its time is too far from this process's clock")]
     Clock,
-    /// It is of a keystore that was followed by another one.
+    /// Its keystore was followed by another one.
     #[error("it is of a keystore that another one has followed")]
     Superseded,
 }
@@ -58,21 +58,21 @@ impl Rejection {
     }
 }
 
-/// When it was told last, and how many came since.
-struct Told {
+/// When a line was last logged, and how many messages came since.
+struct LastLine {
     at: Instant,
     since: u64,
 }
 
-/// What was complained about.
+/// When each kind of rejection was logged.
 #[derive(Default)]
-pub(super) struct Complaints {
-    told: Mutex<HashMap<(MessageKind, Option<Rejection>), Told>>,
+pub(super) struct RejectionLog {
+    last_lines: Mutex<HashMap<(MessageKind, Option<Rejection>), LastLine>>,
     named: Mutex<HashMap<String, Instant>>,
 }
 
-impl Complaints {
-    /// It was dropped.
+impl RejectionLog {
+    /// Counts and logs a message that was dropped.
     pub(super) fn rejected(&self, kind: MessageKind, subject: &str, why: Rejection) {
         metrics::rejected(kind.as_str(), why.as_str());
         if let Some(since) = self.due(kind, Some(why)) {
@@ -81,11 +81,11 @@ impl Complaints {
         }
     }
 
-    /// It was believed, for now.
+    /// Counts and logs an unauthenticated message that was still accepted.
     pub(super) fn accepted(&self, kind: MessageKind, subject: &str) {
         metrics::unauthenticated(kind.as_str());
-        // What was stored before the switch is no news.
-        let live = matches!(kind, MessageKind::Question | MessageKind::Reply | MessageKind::Notice);
+        // For data stored before the switch that is expected.
+        let live = matches!(kind, MessageKind::Request | MessageKind::Reply | MessageKind::Notice);
         if live && let Some(since) = self.due(kind, None) {
             let kind = kind.as_str();
             tracing::warn!(
@@ -97,11 +97,11 @@ impl Complaints {
         }
     }
 
-    /// A process without keys.
-    pub(super) fn unable(&self, subject: &str, instance: &str) {
+    /// Logs a process without keys.
+    pub(super) fn without_keys(&self, subject: &str, instance: &str) {
         let now = Instant::now();
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
-        named.retain(|_, at| now.saturating_duration_since(*at) < TELL_AGAIN_AFTER);
+        named.retain(|_, at| now.saturating_duration_since(*at) < REPEAT_LOG_INTERVAL);
         if named.len() < MAX_NAMED && named.insert(format!("{subject} {instance}"), now).is_none() {
             tracing::warn!(
                 subject,
@@ -111,16 +111,16 @@ impl Complaints {
         }
     }
 
-    /// How many came since it was last told, when it is time to tell again.
+    /// How many messages came since the last line, if it is time for another one.
     fn due(&self, kind: MessageKind, why: Option<Rejection>) -> Option<u64> {
         let now = Instant::now();
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(last) = told.get_mut(&(kind, why)) else {
-            told.insert((kind, why), Told { at: now, since: 0 });
+        let mut last_lines = self.last_lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(last) = last_lines.get_mut(&(kind, why)) else {
+            last_lines.insert((kind, why), LastLine { at: now, since: 0 });
             return Some(1);
         };
         last.since += 1;
-        (now.saturating_duration_since(last.at) >= TELL_AGAIN_AFTER).then(|| {
+        (now.saturating_duration_since(last.at) >= REPEAT_LOG_INTERVAL).then(|| {
             last.at = now;
             std::mem::take(&mut last.since)
         })

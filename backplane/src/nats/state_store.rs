@@ -1,9 +1,10 @@
-//! The ledger on JetStream: the last message of a subject is the record, its sequence the revision.
+//! The state store on JetStream: the last message of a subject is the record, its sequence the revision.
 //!
-//! A plain message with an expected sequence and a lifetime, and not the KV interface, whose update drops the lifetime. A put whose
-//! acknowledgement is lost may have been stored: the next one from the old revision then hears `Conflict` and reads again.
-//! Records of each word have a stream of their own. Those that moved there from the one ledger of an earlier version kept
-//! their places, but not the header that their proof covers: it is read where they were.
+//! Uses plain messages with an expected sequence and a TTL instead of the KV interface, whose update drops the TTL. A
+//! put whose acknowledgement is lost may have been stored: the next put from the old revision then gets `Conflict` and
+//! reads again.
+//! Records of each word have a stream of their own. Records that moved there from an earlier version's single stream
+//! kept their sequences, but not the header that their proof covers, so that is read from the old stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,30 +16,31 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::Connection;
-use super::auth::{LIFETIME, Newest, Rejection};
+use super::auth::{Newest, Rejection, TTL};
 use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch, fetch_last, is_malformed, publish};
 use super::log::EXPECTED_LAST;
-use super::stream_watch::MAX_PLACE;
+use super::stream_watch::MAX_SEQUENCE;
 use super::streams::StreamName;
-use crate::ledger::{MAX_PAGE_BYTES, fault};
+use crate::state_store::{MAX_PAGE_BYTES, fault};
 use crate::{
-    BoxFuture, ClockError, Ledger, ListError, Listed, NotReady, PutError, ReadError, Record, Revision, StoreClock,
+    BoxFuture, ClockError, ListError, NotReady, PutError, ReadError, Record, RecordPage, Revision, StateStore,
+    StoreClock,
 };
 
-/// Records that one question may bring.
+/// Records that one request may bring.
 const MAX_LISTED: usize = 1_000;
-const READY_WITHIN: Duration = Duration::from_secs(1);
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What is there of a record that must be proven.
+/// A record that must be proven.
 pub(super) enum Proven {
     Absent,
-    /// And when the server stored it.
+    /// The record, and when the server stored it.
     Record(Record, Timestamp),
-    /// Something that nobody who may put it there did.
+    /// There is something that no role that may put it there has put.
     Unproven,
 }
 
-impl Ledger for Connection {
+impl StateStore for Connection {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         Box::pin(async move {
             if let Some(why) = fault(key, &[]) {
@@ -67,9 +69,9 @@ impl Ledger for Connection {
             let mut headers = HeaderMap::new();
             headers.insert(EXPECTED_LAST, HeaderValue::from(expected.map_or(0, |revision| revision.0)));
             if let Some(expires_in) = expires_in {
-                // Whole seconds, at least one, and never too few.
+                // Whole seconds, rounded up, at least one.
                 let seconds = expires_in.as_secs() + u64::from(expires_in.subsec_nanos() > 0);
-                headers.insert(LIFETIME, HeaderValue::from(seconds.max(1)));
+                headers.insert(TTL, HeaderValue::from(seconds.max(1)));
             }
             if let Some(auth) = &self.link.auth
                 && auth.record(key, &self.record(key), &value, &mut headers).is_none()
@@ -95,20 +97,20 @@ impl Ledger for Connection {
         })
     }
 
-    /// In the order of their last puts; a cursor is the place of the last one that was looked at. What is not believed is
-    /// left out, and so is for its rest of life what moved out of the one ledger of an earlier version.
+    /// In the order of the last puts; the cursor is the sequence of the last record that was looked at. Records that
+    /// fail the check are left out, and so are those that moved out of an earlier version's stream, until they expire.
     fn list<'a>(
         &'a self,
         under: &'a str,
         after: Option<&'a str>,
         most: usize,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
         Box::pin(async move {
             if let Some(why) = fault(under, &[]) {
                 return Err(ReadError(why.to_owned()).into());
             }
-            let after = after.map(|after| after.parse::<u64>().ok().filter(|place| *place < MAX_PLACE));
+            let after = after.map(|after| after.parse::<u64>().ok().filter(|place| *place < MAX_SEQUENCE));
             let after = after.map(|after| after.ok_or(ListError::Cursor)).transpose()?.unwrap_or(0);
             let (stream, subject) =
                 (StreamName::of_record(&self.link.prefix, &format!("{under}.x")), self.record(under));
@@ -124,11 +126,11 @@ impl Ledger for Connection {
                 self.judge(&format!("{under}.{word}"), &found, false, None).ok()?;
                 Some((word, Record { revision: Revision(found.sequence), value: found.payload }))
             });
-            Ok(Listed { records: genuine.collect(), next })
+            Ok(RecordPage { records: genuine.collect(), next })
         })
     }
 
-    fn went_back<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, bool> {
+    fn was_rolled_back<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, bool> {
         Box::pin(async move {
             let known = self.newest(key);
             let Ok(Some(found)) = self.stored(key, deadline).await else { return false };
@@ -144,15 +146,15 @@ impl Ledger for Connection {
         Box::pin(async move {
             let clock = &self.link.store_clock;
             clock.read(max_age, deadline, |until| self.time_of_the_store(until)).await;
-            clock.judge()
+            clock.check()
         })
     }
 
     fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
         Box::pin(async move {
-            let (log, until) = (StreamName::log(&self.link.prefix), Instant::now() + READY_WITHIN);
+            let (log, until) = (StreamName::log(&self.link.prefix), Instant::now() + READY_TIMEOUT);
             for stream in self.link.streams.used().iter().filter(|stream| **stream != log) {
-                let looked = self.link.streams.look_now(&self.link, stream, until).await;
+                let looked = self.link.streams.check_now(&self.link, stream, until).await;
                 looked.map_err(|error| NotReady(error.to_string()))?;
             }
             Ok(())
@@ -161,11 +163,11 @@ impl Ledger for Connection {
 }
 
 impl Connection {
-    /// By the clock of the server that leads the stream of this role's records: it stores them and ends them.
+    /// The time by the server that leads the stream of this role's records: it stores and expires them.
     async fn time_of_the_store(&self, until: Instant) -> Option<Timestamp> {
         let (used, log) = (self.link.streams.used(), StreamName::log(&self.link.prefix));
         let own = used.into_iter().find(|stream| *stream != log);
-        let stream = own.unwrap_or_else(|| StreamName::ledger(&self.link.prefix));
+        let stream = own.unwrap_or_else(|| StreamName::state_store(&self.link.prefix));
         let info = jetstream::info(&self.link, &stream, &Value::Null, until).await;
         let info = info.inspect_err(|error| {
             tracing::debug!(error = error as &dyn std::error::Error, "the state store's clock cannot be read");
@@ -173,7 +175,7 @@ impl Connection {
         info.ok()?.get("ts")?.as_str()?.parse().ok()
     }
 
-    /// As [`Ledger::get`], and what is not authenticated does not do, whenever it was stored.
+    /// Like [`StateStore::get`], but an unauthenticated record is refused, whenever it was stored.
     pub(super) async fn proven(&self, key: &str, deadline: Instant) -> Result<Proven, ReadError> {
         let known = self.newest(key);
         let Some(found) = self.stored(key, deadline).await? else { return Ok(Proven::Absent) };
@@ -190,9 +192,9 @@ impl Connection {
         let Some(moved) = found.as_ref().filter(|found| self.link.auth.is_some() && has_moved(found)) else {
             return Ok(found);
         };
-        let former = StreamName::ledger(&self.link.prefix);
+        let former = StreamName::state_store(&self.link.prefix);
         let before = fetch_last(&self.link, &former, &record, deadline).await?;
-        // The very same: a place is given once.
+        // The very same message: a sequence is used only once.
         let same = before.filter(|before| before.sequence == moved.sequence && before.payload == moved.payload);
         Ok(same.or(found))
     }
@@ -201,11 +203,11 @@ impl Connection {
         self.link.auth.as_ref()?.newest(&self.record(key))
     }
 
-    /// `known`: of before it was asked for, as another one may be put meanwhile.
+    /// `known`: the newest version known before the read, as another one may be put meanwhile.
     fn judge(&self, key: &str, found: &Stored, proven: bool, known: Option<&Newest>) -> Result<(), Rejection> {
         match &self.link.auth {
             Some(_) if found.subject != self.record(key) => Err(Rejection::Forged),
-            Some(auth) => auth.judge_record(key, found, proven, known),
+            Some(auth) => auth.check_record(key, found, proven, known),
             None if is_malformed(found.headers.as_ref()) => Err(Rejection::Malformed),
             None => Ok(()),
         }
@@ -216,7 +218,7 @@ impl Connection {
     }
 }
 
-/// What is put names the revision that it replaces; a mirror leaves that out.
+/// A put names the revision that it replaces; a mirror drops that header.
 fn has_moved(found: &Stored) -> bool {
     found.headers.as_ref().is_none_or(|headers| headers.get(EXPECTED_LAST).is_none())
 }

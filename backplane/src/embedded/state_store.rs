@@ -1,7 +1,7 @@
-//! The ledger in the file of one node.
+//! The state store in the file of one node.
 //!
-//! What has ended is as good as absent. Each put removes a few of those, in its own transaction: records of names that are used
-//! once, such as runs and minutes, do not fill the file.
+//! An expired record counts as absent. Each put removes a few expired records in its own transaction, so that records
+//! whose names are used once, such as runs and minutes, do not fill the file.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,18 +13,20 @@ use tokio::time::Instant;
 use super::store::{LEDGER, LEDGER_ENDS, Session, micros, next_position};
 use super::threads::Lane;
 use crate::clock::settled;
-use crate::ledger::{MAX_PAGE_BYTES, fault};
-use crate::{BoxFuture, ClockError, Ledger, ListError, Listed, PutError, ReadError, Record, Revision, StoreClock};
+use crate::state_store::{MAX_PAGE_BYTES, fault};
+use crate::{
+    BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore, StoreClock,
+};
 
-/// The ledger as one connection has it.
-pub(super) struct FileLedger(pub(super) Session);
+/// The state store of one connection.
+pub(super) struct FileStateStore(pub(super) Session);
 
-/// Long after everything else.
+/// The expiry of a record that does not expire.
 const NEVER: u64 = u64::MAX;
-/// Ended records that one put removes: more than it adds, and never so many that others wait.
-const SWEEP: usize = 16;
+/// Expired records that one put removes: more than it adds, and few enough that other writes do not wait.
+const SWEEP_BATCH: usize = 16;
 
-impl Ledger for FileLedger {
+impl StateStore for FileStateStore {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if let Some(why) = fault(key, &[]) {
             return Box::pin(async move { Err(ReadError(why.to_owned())) });
@@ -34,9 +36,9 @@ impl Ledger for FileLedger {
             let table = transaction.open_table(LEDGER)?;
             let found = table.get(key.as_str())?;
             Ok(found.and_then(|found| {
-                let (revision, ends, value) = found.value();
-                let lives = ends > micros(settled());
-                lives.then(|| Record { revision: Revision(revision), value: Bytes::copy_from_slice(value) })
+                let (revision, expires_at, value) = found.value();
+                let is_current = expires_at > micros(settled());
+                is_current.then(|| Record { revision: Revision(revision), value: Bytes::copy_from_slice(value) })
             }))
         });
         Box::pin(async move { read.await.map_err(ReadError) })
@@ -56,39 +58,40 @@ impl Ledger for FileLedger {
         let key = key.to_owned();
         let put = self.0.write_if(deadline, move |transaction| {
             let now = settled();
-            sweep(transaction, micros(now))?;
-            let (mut table, mut by_end) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
+            remove_expired(transaction, micros(now))?;
+            let (mut table, mut by_expiry) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
             let found = table.get(key.as_str())?.map(|found| (found.value().0, found.value().1));
-            let living = found.filter(|(_, ends)| *ends > micros(now)).map(|(revision, _)| Revision(revision));
-            if living != expected {
+            let current =
+                found.filter(|(_, expires_at)| *expires_at > micros(now)).map(|(revision, _)| Revision(revision));
+            if current != expected {
                 return Ok((Err(PutError::Conflict), false));
             }
-            if let Some((_, ends)) = found {
-                by_end.remove((ends, key.as_str()))?;
+            if let Some((_, expires_at)) = found {
+                by_expiry.remove((expires_at, key.as_str()))?;
             }
-            let ends = expires_in.and_then(|ends| now.checked_add(ends).ok()).map_or(NEVER, micros);
+            let expires_at = expires_in.and_then(|expires_at| now.checked_add(expires_at).ok()).map_or(NEVER, micros);
             let revision = next_position(transaction, now)?;
-            table.insert(key.as_str(), (revision, ends, &*value))?;
-            if ends != NEVER {
-                by_end.insert((ends, key.as_str()), ())?;
+            table.insert(key.as_str(), (revision, expires_at, &*value))?;
+            if expires_at != NEVER {
+                by_expiry.insert((expires_at, key.as_str()), ())?;
             }
             Ok((Ok(Revision(revision)), true))
         });
         Box::pin(async move { put.await.map_err(PutError::Failed)? })
     }
 
-    /// In the order of their keys; a cursor is what the last one that was looked at has behind `under`.
+    /// In the order of the keys; the cursor is the part after `under` of the last key that was looked at.
     fn list<'a>(
         &'a self,
         under: &'a str,
         after: Option<&'a str>,
-        most: usize,
+        max_records: usize,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
         if let Some(why) = fault(under, &[]) {
             return Box::pin(async move { Err(ReadError(why.to_owned()).into()) });
         }
-        // Whatever it says, it begins no place outside of this one.
+        // A cursor that is a valid key cannot point outside of `under`.
         if after.is_some_and(|after| fault(after, &[]).is_some()) {
             return Box::pin(async { Err(ListError::Cursor) });
         }
@@ -97,17 +100,17 @@ impl Ledger for FileLedger {
         let start = after.map_or_else(|| prefix.clone(), |after| format!("{prefix}{after}\0"));
         let read = self.0.read(Lane::Quick, deadline, move |transaction| {
             let table = transaction.open_table(LEDGER)?;
-            let (mut listed, mut looked, mut bytes, now) = (Listed::default(), 0, 0, micros(settled()));
+            let (mut listed, mut examined, mut bytes, now) = (RecordPage::default(), 0, 0, micros(settled()));
             for found in table.range(start.as_str()..)? {
                 let (key, found) = found?;
                 let Some(word) = key.value().strip_prefix(&prefix) else { break };
-                if looked >= most || bytes >= MAX_PAGE_BYTES {
+                if examined >= max_records || bytes >= MAX_PAGE_BYTES {
                     return Ok(listed);
                 }
-                looked += 1;
+                examined += 1;
                 listed.next = Some(word.to_owned());
-                let (revision, ends, value) = found.value();
-                if ends > now && !word.contains('.') {
+                let (revision, expires_at, value) = found.value();
+                if expires_at > now && !word.contains('.') {
                     bytes += value.len();
                     let record = Record { revision: Revision(revision), value: Bytes::copy_from_slice(value) };
                     listed.records.push((word.to_owned(), record));
@@ -128,18 +131,18 @@ impl Ledger for FileLedger {
     }
 }
 
-/// Removes some of what has ended.
-fn sweep(transaction: &WriteTransaction, now: u64) -> Result<(), redb::Error> {
-    let (mut table, mut by_end) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
-    let ended = by_end.range(..(now, ""))?.take(SWEEP).map(|found| {
+/// Removes some of the expired records.
+fn remove_expired(transaction: &WriteTransaction, now: u64) -> Result<(), redb::Error> {
+    let (mut table, mut by_expiry) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
+    let expired = by_expiry.range(..(now, ""))?.take(SWEEP_BATCH).map(|found| {
         let found = found?;
-        let (ends, key) = found.0.value();
-        Ok((ends, key.to_owned()))
+        let (expires_at, key) = found.0.value();
+        Ok((expires_at, key.to_owned()))
     });
-    let ended: Vec<(u64, String)> = ended.collect::<Result<_, redb::StorageError>>()?;
-    for (ends, key) in ended {
-        by_end.remove((ends, key.as_str()))?;
-        let same = table.get(key.as_str())?.is_some_and(|found| found.value().1 == ends);
+    let expired: Vec<(u64, String)> = expired.collect::<Result<_, redb::StorageError>>()?;
+    for (expires_at, key) in expired {
+        by_expiry.remove((expires_at, key.as_str()))?;
+        let same = table.get(key.as_str())?.is_some_and(|found| found.value().1 == expires_at);
         if same {
             table.remove(key.as_str())?;
         }
@@ -156,20 +159,20 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     #[tokio::test]
-    async fn records_of_names_that_are_used_once_do_not_pile_up() {
+    async fn expired_records_whose_names_are_used_once_do_not_pile_up() {
         let session = Session { store: Arc::new(Store::in_memory()), closed: CancellationToken::new() };
-        let ledger = FileLedger(session.clone());
+        let state_store = FileStateStore(session.clone());
         let soon = || Instant::now() + Duration::from_secs(30);
         for number in 0..200 {
             let brief = Some(Duration::from_micros(1));
-            ledger.put(&format!("brief.{number}"), "x".into(), None, brief, soon()).await.unwrap();
+            state_store.put(&format!("brief.{number}"), "x".into(), None, brief, soon()).await.unwrap();
         }
-        ledger.put("lasting", "x".into(), None, None, soon()).await.unwrap();
+        state_store.put("lasting", "x".into(), None, None, soon()).await.unwrap();
         let counted = session.read(Lane::Quick, soon(), |transaction| {
             Ok((transaction.open_table(LEDGER)?.len()?, transaction.open_table(LEDGER_ENDS)?.len()?))
         });
-        let (records, ends) = counted.await.unwrap();
-        assert!(records <= 3 && ends <= 2, "{records} records, {ends} ends");
-        assert!(ledger.get("lasting", soon()).await.unwrap().is_some());
+        let (records, expires_at) = counted.await.unwrap();
+        assert!(records <= 3 && expires_at <= 2, "{records} records, {expires_at} ends");
+        assert!(state_store.get("lasting", soon()).await.unwrap().is_some());
     }
 }

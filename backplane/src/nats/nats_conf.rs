@@ -1,60 +1,61 @@
-//! What a nats-server is told, so that each role can do its part and nothing of another's.
+//! The nats-server configuration that lets each role do its part and nothing of another's.
 //!
-//! Owns the whole file: one account for each role, one for the streams, one for the administrator who makes them, and between them what
-//! [`QUESTIONS`], [`EVENTS`] and [`RECORDS`] of the contract say; the subjects of log and ledger are this backplane's. Holds no secret:
-//! passwords come from variables. No role may make or change a stream: what a stream's settings can do is a right to everything in it.
-//! `tests/suite/roles.rs` starts a server with it and tries each role's credentials against the others' parts.
+//! Owns the whole file: one account for each role, one for the streams, one for the administrator who creates them, and
+//! between them what [`REQUESTS`], [`EVENTS`] and [`RECORDS`] of the contract list; the subjects of log and state
+//! store are this backplane's. Holds no secret: passwords come from variables. No role may create or change a stream:
+//! control of a stream's settings is control of everything in it. `tests/suite/roles.rs` starts a server with this
+//! file and tries each role's credentials against the others' parts.
 //!
-//! Why accounts, and not one account with permissions for each user: the server sends acknowledgements, and what it reads from a stream,
-//! to whatever reply subject it is given, and asks no permission of anybody. In one account a gateway that was taken over could so have
-//! a stored message of its own delivered to `$JS.API.STREAM.PURGE.S0_LOG`. Between accounts an answer returns to the account of the
-//! question, where no such subject leads on. Permissions of users come on top: what a role may hear inside its account.
+//! Why accounts instead of one account with permissions for each user: the server sends acknowledgements and messages
+//! that it reads from a stream to whatever reply subject it is given, without checking permissions. In one account a
+//! compromised gateway could so have one of its stored messages delivered to `$JS.API.STREAM.PURGE.S0_LOG`. Between
+//! accounts an answer returns to the account of the request, where no such subject leads further. Permissions of users
+//! are added on top: what a role may receive inside its account.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use stage0_contract::{EVENTS, QUESTIONS, RECORDS, RUN_RECORDS, Role};
+use stage0_contract::{EVENTS, RECORDS, REQUESTS, RUN_RECORDS, Role};
 
 use super::config::INBOXES;
 use super::jetstream::MAX_READS;
 use super::streams::{StreamName, StreamSpec};
-use crate::MAX_LISTS;
+use crate::MAX_CONCURRENT_LISTS;
 
 /// What differs between two deployments.
 #[derive(Debug, Clone)]
-pub struct ServerFile {
+pub struct NatsServerConf {
     /// What every subject starts with.
     pub prefix: String,
-    /// The server's name; in a cluster each has its own.
+    /// The server's name; each server of a cluster has its own.
     pub name: String,
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where the monitor answers.
+    /// Where the monitor listens.
     pub monitor: SocketAddr,
     /// Holds `server.pem`, `server.key` and `ca.pem`.
     pub tls_dir: PathBuf,
     /// Where JetStream keeps its files.
     pub store_dir: PathBuf,
-    /// What JetStream may take of the disk, as `20GB`.
+    /// How much disk JetStream may use, for example `20GB`.
     pub max_file: String,
-    /// A file in the same directory that sets the passwords' variables; none: the environment does. The server reads it relative to
-    /// this file, whatever it is.
+    /// A file that sets the password variables, relative to this file; none: they come from the environment.
     pub passwords: Option<String>,
-    /// How many processes of each role can log in as somebody of their own.
+    /// How many processes of each role get a login of their own.
     pub logins: Logins,
 }
 
-/// How many logins each role has: `gateway-1`, `gateway-2`, and so on. No process hears the answers to another's
-/// questions. None of a role: one login of the role's name, which all its processes share.
+/// How many logins each role has: `gateway-1`, `gateway-2`, and so on, so that no process receives the replies to
+/// another's requests. Zero: one login with the role's name, which all its processes share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Logins {
-    /// Of gateways.
+    /// Logins of gateways.
     pub gateways: u16,
-    /// Of evaluators.
+    /// Logins of evaluators.
     pub evaluators: u16,
-    /// Of keystores: one serves, one stands by, and `doctor` looks.
+    /// Logins of keystores: one serves, one stands by, and `doctor` checks.
     pub keystores: u16,
-    /// Of audit-export.
+    /// Logins of audit-export.
     pub audit_exports: u16,
 }
 
@@ -65,10 +66,10 @@ impl Default for Logins {
 }
 
 impl Logins {
-    /// One login for all processes of a role, as before there were several.
+    /// One login for all processes of a role, as in earlier versions.
     pub const SHARED: Self = Self { gateways: 0, evaluators: 0, keystores: 0, audit_exports: 0 };
 
-    /// The logins of a role.
+    /// The names of a role's logins.
     #[must_use]
     pub fn of(self, role: Role) -> Vec<String> {
         let count = match role {
@@ -84,40 +85,39 @@ impl Logins {
     }
 }
 
-/// What crosses from one account into others.
+/// What one account exports to others.
 struct Share {
-    kind: Kind,
+    kind: ShareKind,
     from: &'static str,
-    /// Accounts.
     to: Vec<&'static str>,
     subject: String,
-    /// As the others see it, where that is not the same.
+    /// The subject for the importing accounts, if it differs.
     named: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Events.
+enum ShareKind {
+    /// Subjects of events.
     Stream,
-    /// Questions with one answer.
+    /// Requests with one reply.
     Service,
-    /// Questions that many messages answer.
+    /// Requests that several messages answer.
     ServiceOfMany,
 }
 
-/// The account of the streams, in which nobody logs in.
+/// The account of the streams, which has no login.
 const LOG: &str = "LOG";
-/// The account of whoever makes the streams.
+/// The account of the administrator who creates the streams.
 const ADMIN: &str = "ADMIN";
-/// Connections of one administrator.
+/// Connections that the administrator may have.
 const MAX_ADMIN_CONNECTIONS: usize = 8;
-/// Beside what a connection serves, hears and reads: its inbox, and some to spare.
+/// Subscriptions in addition to what a connection serves, receives and reads: its inbox, and some to spare.
 const SPARE_SUBSCRIPTIONS: usize = 4;
-/// Of a line of the protocol, which a subject and a reply are the most of.
+/// Bytes of a protocol line, most of which are a subject and a reply subject.
 const MAX_CONTROL_LINE: usize = 4_096;
 
-impl ServerFile {
-    /// What JetStream's own subjects start with for every role: they are imported under this name.
+impl NatsServerConf {
+    /// The prefix under which every role imports JetStream's API.
     #[must_use]
     pub fn jetstream_api(prefix: &str) -> String {
         format!("{prefix}.api")
@@ -142,11 +142,14 @@ impl ServerFile {
         let max_streams = StreamSpec::all(&self.prefix).len();
         let mut accounts = vec![
             format!(
-                "  # The streams. Nobody logs in here.\n  {LOG}: {{\n    jetstream: {{ max_file: {max_file}, max_mem: 1MB, max_streams: {max_streams} }}\n{}  }}\n",
+                "  # The streams. There are no logins here.\n  {LOG}: {{\n    jetstream: {{ max_file: {max_file}, \
+                 max_mem: 1MB, \
+                 max_streams: {max_streams} }}\n{}  }}\n",
                 exports(LOG, &shares)
             ),
             format!(
-                "  # Makes and changes the streams (`stage0 nats-admin`), and can do nothing else. No role has this login.\n  {ADMIN}: {{\n{}{}{}  }}\n",
+                "  # Makes and changes the streams (`stage0 nats-admin`), and can do nothing else. No role has this \
+                 login.\n  {ADMIN}: {{\n{}{}{}  }}\n",
                 limits(MAX_ADMIN_CONNECTIONS, SPARE_SUBSCRIPTIONS),
                 admin(),
                 imports(ADMIN, &shares)
@@ -161,7 +164,7 @@ impl ServerFile {
         format!("{}\naccounts {{\n{}}}\n", self.head(), accounts.join("\n"))
     }
 
-    /// All that is not about rights.
+    /// Everything except accounts and permissions.
     fn head(&self) -> String {
         let Self { prefix, name, listen, monitor, tls_dir, store_dir, max_file, passwords, .. } = self;
         let passwords = match passwords {
@@ -177,13 +180,15 @@ impl ServerFile {
         let store = quoted(&store_dir.display().to_string());
         let max_connections = Role::ALL.into_iter().map(max_connections).sum::<usize>() + MAX_ADMIN_CONNECTIONS;
         format!(
-            r#"# NATS for a deployment of Stage0 whose prefix is `{prefix}`, made by `stage0 nats-config`: one account for each role, and between them
-# only what the roles need. nats-server 2.15 or newer. Each process logs in as a user of its own, and is told that JetStream's subjects
-# start with `{prefix}.api` (`--nats-jetstream-api`). `stage0 nats-admin init` makes the streams, with the login `admin`.
+            r#"# NATS for a deployment of Stage0 with the prefix `{prefix}`, made by `stage0 nats-config`.
+# Needs nats-server 2.15 or newer. There is one account per role, and between accounts only what the roles need. Each
+# process logs in as a user of its own; `--nats-jetstream-api {prefix}.api` tells it the prefix of JetStream's subjects.
+# `stage0 nats-admin init` creates the streams, with the login `admin`.
 {passwords}
 server_name: {name}
 listen: "{listen}"
-# Tells whether the server syncs (`/jsz`) and can still write (`/healthz`). Gateways and audit-export ask it; nobody else should reach it.
+# Shows whether the server syncs (`/jsz`) and can still write (`/healthz`). Only gateways and audit-export need to reach
+# it.
 http: "{monitor}"
 tls {{
   cert_file: {cert}
@@ -194,9 +199,9 @@ tls {{
 }}
 # A check is up to 1,000,000 bytes and grows when it is written as JSON again; a batch of the log is up to 4 MiB.
 max_payload: 8MB
-# More than those of all accounts together: no role takes the place of another. A limit of an account is for its connections together
-# (`max_connections`), and for each of them (`max_subscriptions`): as many as the role needs, so that one login does not get the
-# questions of all.
+# The connections of all accounts together, so that no role can use up those of another. An account's `max_connections`
+# covers all its connections, its `max_subscriptions` each of them: as many as the role needs, so that one login cannot
+# receive the requests of all.
 max_connections: {max_connections}
 max_control_line: {MAX_CONTROL_LINE}
 # What the server holds for a client that reads slowly: some of the largest answers.
@@ -212,8 +217,8 @@ jetstream {{
   store_dir: {store}
   max_file: {max_file}
   max_mem: 64MB
-  # Without this, a power cut loses the decisions of the last two minutes. A role that is told where the monitor is refuses to record on a
-  # server that lacks it.
+  # Without this, a power cut loses the decisions of the last two minutes. A role that knows the monitor's URL refuses
+  # to record on a server that lacks it.
   sync_interval: always
 }}
 "#
@@ -221,29 +226,29 @@ jetstream {{
     }
 }
 
-/// Everything that crosses, in the order of the contract.
+/// Everything that crosses accounts, in the order of the contract.
 fn shares(prefix: &str) -> Vec<Share> {
     let between = |kind, from: Role, to: &[Role], subject: String| {
         let to: Vec<Role> = to.iter().copied().filter(|role| *role != from).collect();
         let to: Vec<_> = to.into_iter().map(account).collect();
         (!to.is_empty()).then(|| Share { kind, from: account(from), to, subject, named: None })
     };
-    let questions = QUESTIONS.iter().filter_map(|question| {
-        between(Kind::Service, question.to, question.from, format!("{prefix}.req.{}", question.subject))
+    let questions = REQUESTS.iter().filter_map(|question| {
+        between(ShareKind::Service, question.to, question.from, format!("{prefix}.req.{}", question.subject))
     });
     let events = EVENTS.iter().flat_map(|event| {
         let subject = format!("{prefix}.{}", event.subject);
-        event.from.iter().filter_map(move |from| between(Kind::Stream, *from, event.to, subject.clone()))
+        event.from.iter().filter_map(move |from| between(ShareKind::Stream, *from, event.to, subject.clone()))
     });
     questions.chain(events).chain(of_streams(prefix)).collect()
 }
 
-/// What the roles do with the log and the ledger, and the administrator with the streams.
+/// What the roles may do with the log and the state store, and the administrator with the streams.
 fn of_streams(prefix: &str) -> Vec<Share> {
-    let (log, ledger) = (StreamName::log(prefix), StreamName::ledger(prefix));
-    let (log, ledger) = (log.as_str(), ledger.as_str());
+    let (log, state_store) = (StreamName::log(prefix), StreamName::state_store(prefix));
+    let (log, state_store) = (log.as_str(), state_store.as_str());
     let plain = |subject: String, to: Role| Share {
-        kind: Kind::Service,
+        kind: ShareKind::Service,
         from: LOG,
         to: vec![account(to)],
         subject: format!("{prefix}.{subject}"),
@@ -254,47 +259,48 @@ fn of_streams(prefix: &str) -> Vec<Share> {
         from: LOG,
         to,
         subject: format!("$JS.API.{what}"),
-        named: Some(format!("{}.{what}", ServerFile::jetstream_api(prefix))),
+        named: Some(format!("{}.{what}", NatsServerConf::jetstream_api(prefix))),
     };
     let mut shares = Vec::new();
     for spec in StreamSpec::all(prefix) {
         let (name, mut to) = (spec.name.as_str(), spec.used_by.iter().map(|role| account(*role)).collect::<Vec<_>>());
         to.push(ADMIN);
-        shares.push(api(Kind::Service, format!("STREAM.INFO.{name}"), to));
+        shares.push(api(ShareKind::Service, format!("STREAM.INFO.{name}"), to));
         for what in ["CREATE", "UPDATE"] {
-            shares.push(api(Kind::Service, format!("STREAM.{what}.{name}"), vec![ADMIN]));
+            shares.push(api(ShareKind::Service, format!("STREAM.{what}.{name}"), vec![ADMIN]));
         }
     }
-    shares.push(api(Kind::Service, "INFO".to_owned(), vec![ADMIN]));
-    // Decisions are appended by the gateway alone, marks by audit-export alone; both read them, and audit-export purges.
+    shares.push(api(ShareKind::Service, "INFO".to_owned(), vec![ADMIN]));
+    // Decisions are appended by the gateway alone, marks by audit-export alone; both read them, and audit-export
+    // purges.
     let readers = [Role::Gateway, Role::AuditExport].map(account).to_vec();
     shares.extend([
         plain("log.*.d".to_owned(), Role::Gateway),
         plain("log.*.m".to_owned(), Role::AuditExport),
-        api(Kind::ServiceOfMany, format!("DIRECT.GET.{log}"), readers),
-        api(Kind::Service, format!("STREAM.PURGE.{log}"), vec![account(Role::AuditExport)]),
+        api(ShareKind::ServiceOfMany, format!("DIRECT.GET.{log}"), readers),
+        api(ShareKind::Service, format!("STREAM.PURGE.{log}"), vec![account(Role::AuditExport)]),
     ]);
     let single = (Role::AuditExport, "ledger.*".to_owned());
     let records = RECORDS.iter().map(|records| (records.of, format!("ledger.{}.>", records.word)));
     for (of, keys) in records.chain([single]) {
         let key = keys.trim_start_matches("ledger.").replace('>', "x");
         let own = StreamName::of_record(prefix, &key);
-        // What moved out of the one ledger of an earlier version is proven there until its time is over.
-        let streams = if own.as_str() == ledger { vec![ledger] } else { vec![own.as_str(), ledger] };
+        // Records that moved out of an earlier version's single stream are proven there until they expire.
+        let streams = if own.as_str() == state_store { vec![state_store] } else { vec![own.as_str(), state_store] };
         for stream in streams {
             let read = format!("DIRECT.GET.{stream}.{prefix}.{keys}");
-            shares.push(api(Kind::ServiceOfMany, read, vec![account(of)]));
+            shares.push(api(ShareKind::ServiceOfMany, read, vec![account(of)]));
         }
         shares.push(plain(keys, of));
     }
-    // An account's runs are listed by one question for many records; only evaluators' own are in that stream.
+    // An account's runs are listed by one request for many records; that stream holds only evaluators' own records.
     let runs = StreamName::of_record(prefix, &format!("{RUN_RECORDS}.x"));
-    shares.push(api(Kind::ServiceOfMany, format!("DIRECT.GET.{}", runs.as_str()), vec![account(Role::Evaluator)]));
+    shares.push(api(ShareKind::ServiceOfMany, format!("DIRECT.GET.{}", runs.as_str()), vec![account(Role::Evaluator)]));
     shares
 }
 
-/// What a role's processes may hold at once, each thread having a connection: more than there are, and less than would
-/// leave no place for another role. An operator of very many edits the file.
+/// Connections that a role's processes may have at once, one for each thread: more than there are, and few enough to
+/// leave room for the other roles. An operator with very many processes edits the file.
 fn max_connections(role: Role) -> usize {
     match role {
         Role::Gateway => 256,
@@ -304,14 +310,14 @@ fn max_connections(role: Role) -> usize {
     }
 }
 
-/// What one connection of a role needs: a subject for each question that it answers and each event that it hears, and
-/// where it reads the log or lists records, one for each read.
+/// Subscriptions that one connection of a role needs: one for each request type that it serves, for each event that it
+/// receives, and for each concurrent read of the log or list of records.
 fn max_subscriptions(role: Role) -> usize {
-    let serves = QUESTIONS.iter().filter(|question| question.to == role).count();
+    let serves = REQUESTS.iter().filter(|question| question.to == role).count();
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role)).count();
     let reads = match role {
         Role::Gateway | Role::AuditExport => MAX_READS,
-        Role::Evaluator => MAX_LISTS,
+        Role::Evaluator => MAX_CONCURRENT_LISTS,
         Role::Keystore => 0,
     };
     serves + hears + reads + SPARE_SUBSCRIPTIONS
@@ -321,9 +327,9 @@ fn limits(connections: usize, subscriptions: usize) -> String {
     format!("    limits: {{ max_connections: {connections}, max_subscriptions: {subscriptions} }}\n")
 }
 
-/// The administrator's login, which hears its own answers.
+/// The administrator's login, which receives only its own replies.
 fn admin() -> String {
-    let (user, variable) = (ServerFile::ADMIN_USER, ServerFile::ADMIN_PASSWORD_VARIABLE);
+    let (user, variable) = (NatsServerConf::ADMIN_USER, NatsServerConf::ADMIN_PASSWORD_VARIABLE);
     let subscribe = quoted(&format!("{INBOXES}{user}.>"));
     format!("    users: [{{ user: {user}, password: ${variable}, permissions: {{ subscribe: [{subscribe}] }} }}]\n")
 }
@@ -337,32 +343,34 @@ fn account(role: Role) -> &'static str {
     }
 }
 
-/// The role's logins, one for each process. It hears its own answers and what its role is told, and serves its role's questions in the
-/// queue group alone: none of them sees what another is asked, or answered. What it publishes reaches others by its account's imports only; forbidding the
-/// rest by name would turn the server's instant "nobody is there" into silence. It asks the server nothing of the account's other
-/// connections, which would tell where their answers arrive.
+/// The role's logins, one for each process. A login receives its own replies and its role's events, and serves its
+/// role's requests only in the queue group, so that no process sees what another is asked or answers. What it publishes
+/// reaches other accounts through imports only; forbidding the rest by name would turn the server's instant "no
+/// responders" into silence. `$SYS` is denied because it lists the account's other connections, and with them their
+/// reply subjects.
 fn users(prefix: &str, role: Role, logins: Logins) -> String {
     let users: String = logins.of(role).iter().map(|login| user(prefix, role, login)).collect();
     format!("    users: [\n{users}    ]\n")
 }
 
 fn user(prefix: &str, role: Role, login: &str) -> String {
-    let serves = QUESTIONS.iter().filter(|question| question.to == role);
+    let serves = REQUESTS.iter().filter(|question| question.to == role);
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role));
     let mut subscribe = vec![format!("{INBOXES}{login}.>")];
     subscribe.extend(serves.map(|question| format!("{prefix}.req.{} {prefix}", question.subject)));
     subscribe.extend(hears.map(|event| format!("{prefix}.{}", event.subject)));
-    let (variable, subscribe) = (ServerFile::password_variable(login), subscribe.iter().map(|to| quoted(to)));
+    let (variable, subscribe) = (NatsServerConf::password_variable(login), subscribe.iter().map(|to| quoted(to)));
     let subscribe: String = subscribe.map(|subject| format!("        {subject}\n")).collect();
     format!(
-        "      {{ user: {login}, password: ${variable}, permissions: {{\n      publish: {{ deny: [\"$SYS.>\"] }}\n      subscribe: [\n{subscribe}      ]\n    }} }}\n"
+        "      {{ user: {login}, password: ${variable}, permissions: {{\n      publish: {{ \
+         deny: [\"$SYS.>\"] }}\n      subscribe: [\n{subscribe}      ]\n    }} }}\n"
     )
 }
 
 fn exports(from: &str, shares: &[Share]) -> String {
     let lines = shares.iter().filter(|share| share.from == from).map(|share| {
         let (kind, subject) = (share.kind.word(), quoted(&share.subject));
-        let many = if share.kind == Kind::ServiceOfMany { ", response_type: stream" } else { "" };
+        let many = if share.kind == ShareKind::ServiceOfMany { ", response_type: stream" } else { "" };
         format!("{{ {kind}: {subject}{many}, accounts: [{}] }}", share.to.join(", "))
     });
     list("exports", lines)
@@ -377,7 +385,7 @@ fn imports(to: &str, shares: &[Share]) -> String {
     list("imports", lines)
 }
 
-impl Kind {
+impl ShareKind {
     fn word(self) -> &'static str {
         match self {
             Self::Stream => "stream",
@@ -391,7 +399,7 @@ fn list(name: &str, lines: impl Iterator<Item = String>) -> String {
     if lines.is_empty() { lines } else { format!("    {name}: [\n{lines}    ]\n") }
 }
 
-/// A string of the file: a quotation mark or a backslash in a path stays what it is.
+/// A quoted string of the file; quotation marks and backslashes in a path are escaped.
 fn quoted(text: &str) -> String {
     format!("{text:?}")
 }

@@ -1,8 +1,10 @@
-//! *Ledger*: small records that many processes share, changed by compare-and-set, with an end of their own; and counters made of them.
+//! *State store*: small records that many processes share, changed by compare-and-set, with an expiry; and counters
+//! made of them.
 //!
-//! A counter is a record and not JetStream's own (`Nats-Incr`): that one has neither a limit nor an end, and takes a stream for itself.
-//! INVARIANT: of two who change a record from the same revision, one hears `Conflict`. What is granted of a counter in all never
-//! exceeds its limit: an addition whose fate is unknown grants nothing.
+//! A counter is a record instead of JetStream's own counter (`Nats-Incr`), which has neither a limit nor an expiry and
+//! needs a stream for itself.
+//! INVARIANT: of two processes that change a record from the same revision, one gets `Conflict`. What a counter grants
+//! in all never exceeds its limit: an addition whose outcome is unknown grants nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +16,13 @@ use tokio::time::{Instant, sleep};
 use crate::{BoxFuture, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError, StoreClock};
 
 /// The records of an installation.
-pub trait Ledger: Send + Sync {
-    /// A record, if it is there and has not ended. Where the store has replicas it may be a moment old: a put from it then conflicts.
+pub trait StateStore: Send + Sync {
+    /// A record, if it exists and has not expired. Where the store has replicas it may be slightly stale; a put from it
+    /// then conflicts.
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>>;
 
-    /// Puts a record in the place of the one with this revision (none: where there is none). It ends by itself after `expires_in`,
-    /// or up to a second later.
+    /// Replaces the record with this revision (none: creates it). It expires after `expires_in`, or up to a second
+    /// later.
     fn put<'a>(
         &'a self,
         key: &'a str,
@@ -29,31 +32,31 @@ pub trait Ledger: Send + Sync {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>>;
 
-    /// Records whose keys are `under`, a dot and one word more: of one account, say. In no promised order; a record that
-    /// is put while pages are read may be seen twice, and none that stays is missed. Looks at `most` records, so that a
-    /// page may hold fewer and still not be the last.
+    /// Lists records whose keys are `under`, a dot and one more word: those of one account, for example. In no
+    /// guaranteed order. A record that is put while pages are read may be listed twice; a record that stays is never
+    /// missed. Looks at up to `most` records, so a page may hold fewer without being the last.
     fn list<'a>(
         &'a self,
         under: &'a str,
         after: Option<&'a str>,
         most: usize,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Listed, ListError>>;
+    ) -> BoxFuture<'a, Result<RecordPage, ListError>>;
 
-    /// Whether the store holds an older record under this key than this process saw or wrote: an earlier state of it was
-    /// put back. Where the store has replicas, one that lags may say so for a moment. False where nobody can tell.
-    fn went_back<'a>(&'a self, _key: &'a str, _deadline: Instant) -> BoxFuture<'a, bool> {
+    /// Whether the store holds an older version of this record than this process read or wrote: an earlier state was
+    /// put back. With replicas, one that lags may report this for a moment. False where that cannot be known.
+    fn was_rolled_back<'a>(&'a self, _key: &'a str, _deadline: Instant) -> BoxFuture<'a, bool> {
         Box::pin(async { false })
     }
 
-    /// The clock of the store, by which windows go that several processes share.
+    /// The clock of the store, which windows shared by several processes use.
     fn clock(&self) -> &Arc<StoreClock>;
 
-    /// Reads that clock unless it was read within `max_age`, and judges this host's by it. A store that cannot be read
-    /// for a moment is no error: the clock goes on.
+    /// Reads that clock unless it was read within `max_age`, and compares this host's with it. A store that cannot be
+    /// read for a moment is no error, as the last reading is carried on.
     fn read_clock(&self, max_age: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), ClockError>>;
 
-    /// Whether a put of this process's records would be stored now, as far as it can be told before.
+    /// Whether a put of this process's records would be stored now, as far as that can be known.
     fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
         Box::pin(async { Ok(()) })
     }
@@ -61,50 +64,50 @@ pub trait Ledger: Send + Sync {
 
 /// A page of records.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Listed {
-    /// Each with the last word of its key.
+pub struct RecordPage {
+    /// Each record with the last word of its key.
     pub records: Vec<(String, Record)>,
     /// Where the next page begins; none: this is the last.
     pub next: Option<String>,
 }
 
-/// There is no page.
+/// Why there is no page.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ListError {
-    /// Where it should begin is nowhere that an earlier page ended.
+    /// The cursor was not returned with an earlier page.
     #[error("the cursor is not of an earlier page")]
     Cursor,
-    /// The ledger cannot be read.
+    /// The state store cannot be read.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
-/// Pages that one connection may read at a time: each needs a subscription, and the server bounds those.
-pub const MAX_LISTS: usize = 2;
+/// Pages that one connection may read at a time: each needs a subscription, and the server limits those.
+pub const MAX_CONCURRENT_LISTS: usize = 2;
 
-/// A page ends once its records take so many bytes.
+/// A page ends once its records take this many bytes.
 pub(crate) const MAX_PAGE_BYTES: usize = 256 << 10;
 
-/// What became of an addition.
+/// The outcome of an addition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Added {
-    /// Of what was asked for, as much as fitted below the limit.
+    /// The part of the amount that fitted below the limit.
     pub granted: u64,
     /// The counter afterwards.
     pub total: u64,
 }
 
-/// What a counter's record holds.
+/// The content of a counter's record.
 #[derive(Serialize, Deserialize)]
 struct Counter {
     count: u64,
 }
 
-/// How long a conflict is waited out at most, before the counter is read again.
-const CONFLICT_PAUSE: Duration = Duration::from_millis(4);
+/// The longest delay after a conflict, before the counter is read again.
+const CONFLICT_RETRY_DELAY: Duration = Duration::from_millis(4);
 
-impl dyn Ledger + '_ {
-    /// Adds to a counter what fits below a limit: all, some or nothing. Its end moves with each addition.
+impl dyn StateStore + '_ {
+    /// Adds to a counter what fits below a limit: all, some or nothing. Each addition renews its expiry.
     pub async fn add(
         &self,
         key: &str,
@@ -120,8 +123,8 @@ impl dyn Ledger + '_ {
         .await
     }
 
-    /// Takes back what was granted and not used; the counter afterwards.
-    pub async fn give_back(
+    /// Subtracts what was granted and not used; returns the counter afterwards.
+    pub async fn subtract(
         &self,
         key: &str,
         amount: u64,
@@ -132,7 +135,7 @@ impl dyn Ledger + '_ {
         self.change(key, expires_in, deadline, change).await.map(|added| added.total)
     }
 
-    /// What a counter says; nothing was added to one that is absent.
+    /// The value of a counter; zero if it does not exist.
     pub async fn count(&self, key: &str, deadline: Instant) -> Result<u64, ReadError> {
         self.counter(key, deadline).await.map(|(count, _)| count)
     }
@@ -155,9 +158,9 @@ impl dyn Ledger + '_ {
             let value = value.map_err(|error| PutError::Failed(error.to_string()))?;
             match self.put(key, value.into(), revision, Some(expires_in), deadline).await {
                 Ok(_) => return Ok(added),
-                // Who met here once should not meet again at the same moment.
-                Err(PutError::Conflict) => sleep(CONFLICT_PAUSE.mul_f64(fraction())).await,
-                // It may be there: asking again could count it twice.
+                // A random delay, so that the processes that met here do not meet again.
+                Err(PutError::Conflict) => sleep(CONFLICT_RETRY_DELAY.mul_f64(random_fraction())).await,
+                // It may have been stored, and trying again could count it twice.
                 Err(error @ PutError::Failed(_)) => return Err(error),
             }
         }
@@ -165,32 +168,32 @@ impl dyn Ledger + '_ {
 
     async fn counter(&self, key: &str, deadline: Instant) -> Result<(u64, Option<Revision>), ReadError> {
         let Some(record) = self.get(key, deadline).await? else { return Ok((0, None)) };
-        // What nobody can read is no zero.
+        // A counter that cannot be parsed does not count as zero.
         let counter: Counter =
             serde_json::from_slice(&record.value).map_err(|_| ReadError("the counter cannot be read".to_owned()))?;
         Ok((counter.count, Some(record.revision)))
     }
 }
 
-/// Between 0 and 1, another one each time.
-fn fraction() -> f64 {
-    f64::from(jiff::Timestamp::now().subsec_nanosecond().unsigned_abs() % 1_000) / 1e3
+/// Random, between 0 and 1; 1 if the system has no randomness.
+fn random_fraction() -> f64 {
+    getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
 }
 
 /// One state of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
-    /// Names this state among those of the same key.
+    /// Identifies this state among those of the same key.
     pub revision: Revision,
-    /// Its content.
+    /// The record's content.
     pub value: Bytes,
 }
 
-/// Names a state of a record.
+/// Identifies a state of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
-/// A record was not put.
+/// Why a record was not put.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PutError {
     /// It is not in the expected state.
