@@ -1,7 +1,9 @@
-//! Answers to the questions of other services, as pure functions of the packs and the question.
+//! Replies to requests of other services, as pure functions of the packs and the request.
 //!
-//! Owns the choice of the engine and the line between "the request is wrong" (`Invalid`) and "we could not decide" (`Unable`).
-//! INVARIANT: a panic while deciding becomes `Unable`, one while reviewing adds nothing; neither is an ALLOW or the end of the process.
+//! Owns the choice of the engine, and the distinction between "the request is wrong" (`Invalid`) and "we could not
+//! decide" (`Unable`).
+//! INVARIANT: a panic while deciding becomes `Unable`, and a panic while reviewing adds no fault; neither becomes an
+//! ALLOW or ends the process.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,24 +11,24 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use stage0_contract::{
-    Decided, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
+    EvaluateReply, EvaluateRequest, Evaluation, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
     ReviewRequest, VocabularyReply,
 };
 
-use crate::engine::Engine;
-use crate::facts::{Declared, NotRead, Past};
 use crate::metrics::{self, Step};
-use crate::pack::{PackError, PackSet};
-use crate::run::Lesson;
-use crate::time_limit::TimeLimit;
+use crate::run::RunUpdate;
+use stage0_policy::Engine;
+use stage0_policy::TimeLimit;
+use stage0_policy::{EvaluateError, RunSnapshot};
+use stage0_policy::{PackError, PackSet};
 
 /// One thread's engines, one for each loaded version.
-pub(crate) struct Answers {
+pub(crate) struct Handler {
     packs: Arc<PackSet>,
     engines: HashMap<PolicyVersion, Engine>,
 }
 
-impl Answers {
+impl Handler {
     /// Parses every pack for this thread.
     pub(crate) fn new(packs: Arc<PackSet>) -> Result<Self, PackError> {
         let engine =
@@ -35,13 +37,13 @@ impl Answers {
         Ok(Self { packs, engines })
     }
 
-    /// Decides with what is remembered of the run, or says why not; of a decision, also what the run learns.
+    /// Decides a check with the counts of its run. A decision comes with the update for the run.
     pub(crate) fn evaluate(
         &self,
         question: &EvaluateRequest,
-        past: Option<&Past>,
+        snapshot: Option<&RunSnapshot>,
         limit: TimeLimit,
-    ) -> (EvaluateReply, Option<Lesson>) {
+    ) -> (EvaluateReply, Option<RunUpdate>) {
         let request = &question.request;
         let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
             Ok(pack) => pack,
@@ -51,59 +53,64 @@ impl Answers {
             return (EvaluateReply::Unable("no engine for the policy version".to_owned()), None);
         };
         let began = Instant::now();
-        let answer = guarded(question, pack.version(), || engine.answer(question, past, limit));
+        let answer = guarded(question, pack.version(), || {
+            engine.answer(question, snapshot, limit).map(|(decided, facts)| {
+                let update = RunUpdate::new(&decided.decision, facts);
+                (decided, update)
+            })
+        });
         metrics::took(Step::Policy, began.elapsed());
         answer
     }
 
-    /// What only the policy can find wrong with a request that is refused anyway.
+    /// The faults that only the policy can find in a request that is refused anyway.
     pub(crate) fn review(&self, question: &ReviewRequest) -> ReviewReply {
         let find = || match self.packs.choose(question.policy_pack_version.as_deref()) {
-            Ok(pack) => Declared::review(&question.constraints, pack.vocabulary(), pack.windows()),
+            Ok(pack) => pack.review(&question.constraints),
             Err(error) => self.with_windows(error, &question.constraints),
         };
         let errors = catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
-            // The request is refused in any case, by what the gateway found.
+            // The request is refused anyway, for the faults that the gateway found.
             tracing::error!(account = %question.account, "review panicked");
             Vec::new()
         });
         ReviewReply { errors }
     }
 
-    /// What callers may write so that the policy understands it.
+    /// The words that callers may use.
     pub(crate) fn vocabulary(&self) -> VocabularyReply {
         let pack = self.packs.active();
         VocabularyReply { policy_version: pack.version().clone(), vocabulary: pack.reference().clone() }
     }
 
-    /// What would decide.
+    /// The active and the loaded versions.
     pub(crate) fn status(&self) -> EvaluatorStatusReply {
         EvaluatorStatusReply { active: self.packs.active().version().clone(), loaded: self.packs.versions() }
     }
 
-    /// A version that cannot be had says nothing about windows: those of the active one are asked.
+    /// The fault of an unavailable version, together with those that the active version finds in the constraints.
     fn with_windows(&self, version: FieldError, constraints: &[String]) -> Vec<FieldError> {
         let active = self.packs.active();
-        let mut errors = Declared::review(constraints, active.vocabulary(), active.windows());
+        let mut errors = active.review(constraints);
         errors.push(version);
         errors
     }
 }
 
-/// Decides, and takes a panic as "could not decide". What the panic says may quote the request, so it is not logged.
+/// Decides, and turns a panic into `Unable`. The panic's message may quote the request, so it is not logged.
 fn guarded(
     question: &EvaluateRequest,
     version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<(Decided, Lesson), NotRead>,
-) -> (EvaluateReply, Option<Lesson>) {
-    // The engine keeps no state between questions, so nothing is left half done by a panic.
+    decide: impl FnOnce() -> Result<(Evaluation, RunUpdate), EvaluateError>,
+) -> (EvaluateReply, Option<RunUpdate>) {
+    // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok((decided, lesson))) => {
+        Ok(Ok((decided, update))) => {
             metrics::decided(&decided.decision);
-            (EvaluateReply::Decided(Box::new(decided)), Some(lesson))
+            (EvaluateReply::Decided(Box::new(decided)), Some(update))
         }
-        Ok(Err(NotRead::Invalid(errors))) => (EvaluateReply::Invalid(errors), None),
-        Ok(Err(NotRead::OutOfTime)) => (EvaluateReply::TimedOut, None),
+        Ok(Err(EvaluateError::Invalid(errors))) => (EvaluateReply::Invalid(errors), None),
+        Ok(Err(EvaluateError::OutOfTime)) => (EvaluateReply::TimedOut, None),
         Err(_) => {
             tracing::error!(
                 request_id = %question.request_id,
@@ -122,8 +129,8 @@ mod tests {
     use serde_json::{Value, json};
     use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId, Verdict};
 
-    fn answers() -> Answers {
-        Answers::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
+    fn answers() -> Handler {
+        Handler::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
     }
 
     fn question(body: Value) -> EvaluateRequest {
@@ -154,11 +161,11 @@ mod tests {
     #[test]
     fn what_is_out_of_time_is_given_up_and_teaches_its_run_nothing() {
         let question = question(json!({"goal": "two words", "success_criteria": ["x"], "context": {"run_id": "r"}}));
-        let past = Past::default();
-        let (reply, lesson) = answers().evaluate(&question, Some(&past), TimeLimit::over());
-        assert!(reply == EvaluateReply::TimedOut && lesson.is_none(), "{reply:?}");
-        let (reply, lesson) = answers().evaluate(&question, Some(&past), TimeLimit::NONE);
-        assert!(matches!(reply, EvaluateReply::Decided(_)) && lesson.is_some(), "{reply:?}");
+        let snapshot = RunSnapshot::default();
+        let (reply, update) = answers().evaluate(&question, Some(&snapshot), TimeLimit::over());
+        assert!(reply == EvaluateReply::TimedOut && update.is_none(), "{reply:?}");
+        let (reply, update) = answers().evaluate(&question, Some(&snapshot), TimeLimit::NONE);
+        assert!(matches!(reply, EvaluateReply::Decided(_)) && update.is_some(), "{reply:?}");
     }
 
     #[test]

@@ -1,129 +1,129 @@
-//! The checks of one shard, from its inbox to their answers.
+//! The checks of one shard, from their arrival to their replies.
 //!
-//! Owns the order in which they are decided: what has arrived is taken at once, unread, and waits for the turn of its
-//! account, the large ones for another thread than the ordinary ones. What cannot wait is refused, and what has waited
-//! too long is given up: both are answers, and final.
-//! INVARIANT: on stop no new check is taken, and what had arrived is answered.
+//! Owns the order in which they are decided: a check is received at once, unparsed, and queued by account, large ones
+//! for another thread than ordinary ones. A check that does not fit in the queue is refused, and one that waited too
+//! long is given up; both replies are final.
+//! INVARIANT: after stop no new check is received, and every received check is answered.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{MAX_MESSAGE_BYTES, Served, read_question};
+use stage0_backplane::{MAX_MESSAGE_BYTES, RequestStream, parse_request};
 use stage0_contract::{EvaluateReply, EvaluateRequest};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
-use crate::in_hand::{Arrived, Check};
-use crate::lanes::{Lanes, MAX_ORDINARY_BYTES};
-use crate::run::Runs;
+use crate::engines::{Engines, MAX_ORDINARY_BYTES};
+use crate::fair_queue::FairQueue;
+use crate::in_flight::{InFlightCheck, ReceivedCheck};
+use crate::run::RunCoordinator;
 use crate::slots::{Slot, Slots};
-use crate::turns::Turns;
 
-/// Checks that one shard has in hand. Above what runs may hold, so that checks without a run are answered while the
-/// ledger hangs.
-const MAX_IN_HAND: usize = 4_096;
-/// Large checks that all shards of a process have in hand, and the most that one has.
-const MAX_LARGE_IN_HAND: usize = 8;
-const MAX_LARGE_IN_HAND_EACH: usize = 4;
-/// Bytes that wait at all shards of a process, once for ordinary and once for large checks, and the most at one.
+/// Checks in flight per shard. Larger than the limits on runs, so that checks without a run are answered while the
+/// state store hangs.
+const MAX_IN_FLIGHT: usize = 4_096;
+/// Large checks in flight in a process, and in one shard.
+const MAX_LARGE_IN_FLIGHT: usize = 8;
+const MAX_LARGE_IN_FLIGHT_PER_SHARD: usize = 4;
+/// Queued bytes in a process and in one shard; ordinary and large checks are counted separately.
 const MAX_WAITING_BYTES: usize = 64 << 20;
-const MAX_WAITING_BYTES_EACH: usize = 32 << 20;
-/// Arrivals that are taken before the next check is decided: a flood must not keep those that wait from their turn.
-const MAX_TAKEN_IN_A_ROW: usize = 64;
+const MAX_WAITING_BYTES_PER_SHARD: usize = 32 << 20;
+/// Checks that are received before the next one is decided, so that a flood does not starve queued checks.
+const MAX_RECEIVED_IN_A_ROW: usize = 64;
 
-/// How much one of several shards may hold.
+/// One shard's share of the process-wide limits.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Share {
-    large_in_hand: usize,
+    large_in_flight: usize,
     waiting_bytes: usize,
 }
 
 impl Share {
-    /// The share of one shard of so many.
+    /// The share of each of `shards` shards.
     pub(crate) fn of(shards: usize) -> Self {
         Self {
-            large_in_hand: (MAX_LARGE_IN_HAND / shards).clamp(1, MAX_LARGE_IN_HAND_EACH),
-            waiting_bytes: (MAX_WAITING_BYTES / shards).clamp(MAX_MESSAGE_BYTES, MAX_WAITING_BYTES_EACH),
+            large_in_flight: (MAX_LARGE_IN_FLIGHT / shards).clamp(1, MAX_LARGE_IN_FLIGHT_PER_SHARD),
+            waiting_bytes: (MAX_WAITING_BYTES / shards).clamp(MAX_MESSAGE_BYTES, MAX_WAITING_BYTES_PER_SHARD),
         }
     }
 }
 
-/// Answers checks until `stop`, then those that had arrived before it.
-pub(crate) async fn until_stopped(
-    mut inbox: Served<EvaluateRequest>,
+/// Serves checks until `stop`, then those that arrived before it.
+pub(crate) async fn serve_until(
+    mut inbox: RequestStream<EvaluateRequest>,
     stop: &CancellationToken,
-    lanes: &Lanes,
-    runs: &Runs,
+    engines: &Engines,
+    runs: &RunCoordinator,
     share: Share,
 ) {
-    let [mut ordinary, mut large] = [(), ()].map(|()| Turns::<Arrived>::new(share.waiting_bytes));
-    let slots = Slots::new(share.large_in_hand);
-    let mut in_hand = FuturesUnordered::new();
-    let (mut stopping, mut emptied, mut taken) = (false, false, 0);
-    while !(emptied && in_hand.is_empty() && ordinary.is_empty() && large.is_empty()) {
+    let [mut ordinary, mut large] = [(), ()].map(|()| FairQueue::<ReceivedCheck>::new(share.waiting_bytes));
+    let slots = Slots::new(share.large_in_flight);
+    let mut in_flight = FuturesUnordered::new();
+    let (mut stopping, mut drained, mut taken) = (false, false, 0);
+    while !(drained && in_flight.is_empty() && ordinary.is_empty() && large.is_empty()) {
         let next_large = !large.is_empty() && slots.any_free();
-        let next_ordinary = !ordinary.is_empty() && in_hand.len() < MAX_IN_HAND;
+        let next_ordinary = !ordinary.is_empty() && in_flight.len() < MAX_IN_FLIGHT;
         let decide = next_large || next_ordinary;
-        let take = !decide || taken < MAX_TAKEN_IN_A_ROW;
+        let take = !decide || taken < MAX_RECEIVED_IN_A_ROW;
         tokio::select! {
             biased;
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 inbox.stop().await;
             }
-            Some(()) = in_hand.next(), if !in_hand.is_empty() => {}
-            unread = inbox.next_unread(), if take && !emptied => {
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+            unread = inbox.next_unparsed(), if take && !drained => {
                 taken += 1;
                 let Some(unread) = unread else {
-                    emptied = true;
+                    drained = true;
                     continue;
                 };
-                let Some(arrived) = Arrived::new(unread) else { continue };
-                let turns = if arrived.bytes.len() > MAX_ORDINARY_BYTES { &mut large } else { &mut ordinary };
-                if let Err(arrived) = turns.push(arrived) {
+                let Some(arrived) = ReceivedCheck::new(unread) else { continue };
+                let fair_queue = if arrived.bytes.len() > MAX_ORDINARY_BYTES { &mut large } else { &mut ordinary };
+                if let Err(arrived) = fair_queue.push(arrived) {
                     arrived.refuse(&EvaluateReply::Busy).await;
                 }
             }
-            // A check may be answered by another one of its run, long before what is in hand ends.
+            // A large check may be answered by another check of its run, before its own future ends.
             () = slots.freed(), if !large.is_empty() && !next_large => {}
             () = yield_now(), if decide => {
                 taken = 0;
-                // One of each: neither keeps the other from its thread.
+                // One of each kind, so that neither starves the other.
                 if next_large
                     && let Some(slot) = slots.take()
                     && let Some(arrived) = large.pop()
                 {
-                    in_hand.push(decided(arrived, Some(slot), lanes, runs));
+                    in_flight.push(decided(arrived, Some(slot), engines, runs));
                 }
                 if next_ordinary && let Some(arrived) = ordinary.pop() {
-                    in_hand.push(decided(arrived, None, lanes, runs));
+                    in_flight.push(decided(arrived, None, engines, runs));
                 }
             }
         }
     }
 }
 
-/// Reads a check and decides it, where its size belongs: a large one has a slot.
-async fn decided(arrived: Arrived, slot: Option<Slot>, lanes: &Lanes, runs: &Runs) {
+/// Parses and decides a check on the thread for its size. A large check holds a slot.
+async fn decided(arrived: ReceivedCheck, slot: Option<Slot>, engines: &Engines, runs: &RunCoordinator) {
     if arrived.is_out_of_time() {
         arrived.refuse(&EvaluateReply::TimedOut).await;
         return;
     }
     let read = if slot.is_some() {
         let bytes = arrived.bytes.clone();
-        lanes.large(move |_| read_question::<EvaluateRequest>(&bytes)).await.flatten()
+        engines.large(move |_| parse_request::<EvaluateRequest>(&bytes)).await.flatten()
     } else {
-        read_question::<EvaluateRequest>(&arrived.bytes)
+        parse_request::<EvaluateRequest>(&arrived.bytes)
     };
-    // What cannot be read is logged there, and its asker fails closed when it is late.
+    // A malformed check was logged by the parser; the gateway times out and fails closed.
     let Some(request) = read else { return };
-    let check = Check::new(request, arrived, slot);
-    if let Some(reason) = runs.fault_of_time(check.request()) {
+    let check = InFlightCheck::new(request, arrived, slot);
+    if let Some(reason) = runs.clock_fault(check.request()) {
         check.decided(&EvaluateReply::Unable(reason)).await;
         return;
     }
-    match Runs::place(check.request()) {
-        Some(place) => runs.evaluate(lanes, place, check).await,
+    match RunCoordinator::key(check.request()) {
+        Some(key) => runs.evaluate(engines, key, check).await,
         None => {
-            let (reply, _) = lanes.evaluate(check.request(), check.bytes, None, check.limit).await;
+            let (reply, _) = engines.evaluate(check.request(), check.bytes, None, check.limit).await;
             check.decided(&reply).await;
         }
     }
@@ -139,10 +139,10 @@ mod tests {
     use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId};
 
     use super::*;
-    use crate::pack::PackSet;
-    use crate::run::RunConfig;
+    use crate::config::RunConfig;
+    use stage0_policy::PackSet;
 
-    const WITHIN: Duration = Duration::from_secs(60);
+    const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
     fn question(account: &str, note: &str) -> EvaluateRequest {
         let body = json!({"goal": "read the report", "success_criteria": ["x"], "context": {"note": note}});
@@ -173,12 +173,12 @@ mod tests {
         let bus = Bus::new();
         let (evaluator, gateway) = (bus.connect(), bus.connect());
         let inbox = evaluator.requests.serve::<EvaluateRequest>().await.unwrap();
-        let lanes = Lanes::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
-        let runs = Runs::new(Arc::clone(&evaluator.ledger), RunConfig::default());
+        let engines = Engines::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
+        let runs = RunCoordinator::new(Arc::clone(&evaluator.state_store), RunConfig::default());
         let stop = CancellationToken::new();
         let requests = &gateway.requests;
         let ask = |question: EvaluateRequest| async move {
-            let reply = requests.ask(&question, WITHIN).await.unwrap();
+            let reply = requests.request(&question, WAIT_TIMEOUT).await.unwrap();
             (question.account, reply)
         };
         // The first poll hands a question over.
@@ -192,14 +192,15 @@ mod tests {
         tokio::select! {
             biased;
             () = collect => {}
-            () = until_stopped(inbox, &stop, &lanes, &runs, Share::of(8)) => panic!("nobody stopped it"),
+            () = serve_until(inbox, &stop, &engines, &runs, Share::of(8)) => panic!("nobody stopped it"),
         }
         came
     }
 
     #[tokio::test]
     async fn one_check_of_a_quiet_account_does_not_wait_for_all_of_a_busy_one() {
-        let mut questions: Vec<EvaluateRequest> = (0..MAX_TAKEN_IN_A_ROW - 1).map(|_| question("busy", "")).collect();
+        let mut questions: Vec<EvaluateRequest> =
+            (0..MAX_RECEIVED_IN_A_ROW - 1).map(|_| question("busy", "")).collect();
         questions.push(question("quiet", ""));
         let came = replies(questions, |came| came.iter().any(|(account, _)| account.as_str() == "quiet")).await;
         assert!(came.len() <= 4, "the quiet account came after {}", came.len());
@@ -246,8 +247,8 @@ mod tests {
     #[test]
     fn what_all_shards_hold_does_not_grow_with_their_number() {
         for shards in [1, 2, 3, 8, 64] {
-            let Share { large_in_hand, waiting_bytes } = Share::of(shards);
-            assert!(large_in_hand >= 1 && large_in_hand * shards <= MAX_LARGE_IN_HAND.max(shards), "{shards}");
+            let Share { large_in_flight, waiting_bytes } = Share::of(shards);
+            assert!(large_in_flight >= 1 && large_in_flight * shards <= MAX_LARGE_IN_FLIGHT.max(shards), "{shards}");
             assert!(waiting_bytes * shards <= MAX_WAITING_BYTES.max(MAX_MESSAGE_BYTES * shards), "{shards}");
         }
     }

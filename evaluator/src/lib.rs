@@ -1,36 +1,26 @@
-//! The evaluator: facts → policy → decision.
+//! The evaluator service: answers checks that arrive over the backplane, with as many shards as it has threads.
 //!
-//! A question arrives at a shard of the [`Evaluator`], `facts` reads the request, the [`Engine`] asks the rules of a
-//! [`Pack`], `decision` makes issues, verdict and scores of their answers. All but the worker and the runs on the ledger is pure.
-//! Refuses HTTP, keys and records: it neither knows who asks nor keeps what it decided, but says which texts may be kept. What a
-//! run has counted it does keep, in the ledger (`run`).
-//! INVARIANT: what cannot be decided is no decision (`Unable`), and a rule that fails denies.
+//! A shard takes checks off the queue and decides them with its own engines ([`stage0_policy`]); a check that names a
+//! run is decided in the order of that run's checks, and the run's counts are stored before the reply is sent (`run`).
+//! Does no HTTP, authentication or recording, and holds no policy of its own.
+//! INVARIANT: a check that cannot be decided is answered as such or not at all, never with a decision.
 
 mod answer;
+#[cfg(test)]
+#[path = "../../tests/src/capture.rs"]
+mod capture;
 mod checks;
-mod decision;
-mod engine;
-mod explain;
-mod facts;
-mod in_hand;
-mod lanes;
-#[doc(hidden)]
-pub mod measure;
+mod config;
+mod engines;
+mod fair_queue;
+mod in_flight;
 mod metrics;
-mod pack;
-mod recordable;
 mod reviews;
 mod run;
-pub mod secrets;
 mod shard;
 mod slots;
-mod time_limit;
-mod turns;
 mod worker;
 
-pub use engine::Engine;
-pub use explain::Explanation;
-pub use pack::{CaseOutcome, Expectation, Fault, Pack, PackError, PackSet, PackSetError};
-pub use run::RunConfig;
+pub use config::{EvaluatorConfig, PolicySettings, RunConfig};
 pub use shard::ShardError;
-pub use worker::{BuildError, Connect, ConnectError, Evaluator, EvaluatorConfig, RunError, build};
+pub use worker::{BuildError, Connect, ConnectError, Evaluator, RunError, build};

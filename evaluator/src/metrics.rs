@@ -1,8 +1,8 @@
-//! What the evaluator counts, and under which names.
+//! The evaluator's metrics and their names.
 //!
 //! Owns every name and label; none holds text of a request, an account or a run.
 //! INVARIANT: codes and versions are those of packs that this process has loaded, so the number of series is bounded.
-//! Where nobody records, counting does nothing.
+//! Without an installed recorder counting does nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,28 +20,28 @@ const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 
-/// A part of deciding that takes time.
+/// A measured part of deciding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Facts and rules of one check.
     Policy,
-    /// Checks of one run that are decided together, from the first read of the ledger to the last write.
+    /// A batch of checks of one run, from the first read of the state store to the last write.
     Run,
 }
 
 /// Why a check was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GivenUp {
-    /// Its time was over.
+    /// The time limit passed.
     TimedOut,
-    /// Too much of its account waits.
+    /// Too many checks of its account are queued.
     Busy,
 }
 
-/// A question in hand; it no longer is when this is dropped.
-pub(crate) struct InFlight(());
+/// Counts a request as in flight until it is dropped.
+pub(crate) struct InFlightGuard(());
 
-/// Tells whoever records what the names mean.
+/// Describes the metrics to the recorder.
 pub(crate) fn describe() {
     describe_counter!(DECISIONS, Unit::Count, "Checks decided, by verdict; one that is decided again counts again.");
     describe_counter!(CODES, Unit::Count, "Checks decided, by each reason code among their issues.");
@@ -90,9 +90,9 @@ pub(crate) fn took(step: Step, time: Duration) {
     histogram!(SECONDS, "step" => step).record(time.as_secs_f64());
 }
 
-pub(crate) fn taken() -> InFlight {
+pub(crate) fn taken() -> InFlightGuard {
     gauge!(IN_FLIGHT).increment(1.0);
-    InFlight(())
+    InFlightGuard(())
 }
 
 pub(crate) fn policies(active: &PolicyVersion, loaded: &[PolicyVersion]) {
@@ -103,7 +103,7 @@ pub(crate) fn policies(active: &PolicyVersion, loaded: &[PolicyVersion]) {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a few dozen at most")]
-pub(crate) fn together(checks: usize) {
+pub(crate) fn batch_size(checks: usize) {
     histogram!(TOGETHER).record(checks as f64);
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn ledger_failed() {
     counter!(LEDGER_FAILURES, "by" => "runs").increment(1);
 }
 
-impl Drop for InFlight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         gauge!(IN_FLIGHT).decrement(1.0);
     }
@@ -124,11 +124,10 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::Engine;
-    use crate::pack::Pack;
     use metrics_exporter_prometheus::PrometheusBuilder;
     use serde_json::json;
     use stage0_contract::CheckRequest;
+    use stage0_policy::{Engine, Pack};
 
     fn page_of(work: impl FnOnce()) -> String {
         let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
@@ -139,14 +138,16 @@ mod tests {
     #[test]
     fn a_decision_counts_each_of_its_codes_once_and_no_word_of_the_caller() {
         let engine = Engine::new(Pack::embedded().unwrap()).unwrap();
-        let body = json!({"goal": "CALLER_WORD deploy", "side_effects": ["CALLER_WORD", "deploy"], "tools": ["CALLER_WORD"],
+        let body = json!({"goal": "CALLER_WORD deploy", "side_effects": ["CALLER_WORD", "deploy"],
+            "tools": ["CALLER_WORD"],
             "environment": "CALLER_WORD", "constraints": ["CALLER_WORD"]});
         let mut decision = engine.decide(&CheckRequest::parse(body).unwrap(), 0).unwrap();
         let twice = decision.issues[0].clone();
         decision.issues.push(twice);
         let page = page_of(|| decided(&decision));
         for code in decision.issues.iter().map(|issue| &issue.code) {
-            assert!(engine.pack().rules().values().any(|rule| rule.code == *code), "{code}");
+            let known = serde_json::to_string(engine.pack().reference()).unwrap();
+            assert!(known.contains(&format!("\"{code}\"")), "{code} in {known}");
             let line = format!("stage0_decision_codes_total{{code=\"{code}\"}} 1\n");
             assert!(page.contains(&line), "{line} in\n{page}");
         }
@@ -175,7 +176,7 @@ mod tests {
             given_up(GivenUp::TimedOut);
             given_up(GivenUp::Busy);
             drop(taken());
-            together(1);
+            batch_size(1);
             conflict();
             ledger_failed();
         });

@@ -1,144 +1,145 @@
-//! What the server remembers of a run, and how a check changes it.
+//! The state of a run, and how a check changes it.
 //!
-//! Owns the rules of contract section 6: only an ALLOW advances a run, the highest value ever reported is kept, an estimate is
-//! reserved until it is settled or expires, and a check that is asked again counts once. Pure; `desk` brings it to the ledger.
-//! INVARIANT: nothing that a caller sends makes a count smaller, but for a settlement that its key allows.
+//! Owns the rules of contract section 6: only an ALLOW advances a run, the highest value ever reported is kept, an
+//! estimate is reserved until it is settled or expires, and a repeated check counts once. Pure; `coordinator` stores
+//! it.
+//! INVARIANT: a caller cannot lower a count, except by a settlement that its key allows.
 
-mod desk;
+mod coordinator;
 mod list;
+mod queues;
 mod quota;
 mod view;
-mod waiting;
 
 use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 use stage0_contract::{Decision, FieldError, MAX_USD, ManageReply, Micros, Refusal, RequestId, RunId, Scope, Verdict};
 
-use crate::facts::{Calls, Facts, Past, Said};
+use stage0_policy::{Reported, RunFacts, RunSnapshot, ToolCalls};
 
-pub use desk::RunConfig;
-pub(crate) use desk::Runs;
+pub(crate) use coordinator::RunCoordinator;
 
-/// Allowed checks that a run remembers one by one: they can be asked again and settled. Estimates of older ones count as spent.
-const MOST_ALLOWED: usize = 100;
-/// Calls that are shown.
-const MOST_TOOLS: usize = 100;
-/// Tools that are told apart; calls of further ones count for all.
-const MOST_NAMES: usize = 200;
-/// And what their names take in the record together.
+/// Allowed checks that a run keeps individually, so that they can be repeated and settled. Estimates of older ones
+/// count as spent.
+const MAX_ALLOWED: usize = 100;
+/// Recent calls that are shown.
+const MAX_TOOLS: usize = 100;
+/// Tools that are counted separately; calls of further tools count for every tool.
+const MAX_NAMES: usize = 200;
+/// The total size of their names in the record.
 const MAX_NAME_BYTES: usize = 16 * 1_024;
-/// What the names of the calls that are shown take together.
+/// The total size of the names of shown calls.
 const MAX_SHOWN_BYTES: usize = 8 * 1_024;
-/// Seconds for which a check can be asked again, at least: an idempotency key lives as long.
+/// How many seconds a check can be repeated at least: the TTL of an idempotency key.
 const REPEATABLE: i64 = 600;
-/// Seconds by which two readings of the store's clock may differ at most.
+/// The largest difference between two readings of the store's clock, in seconds.
 const CLOCK_TOLERANCE: i64 = 10;
-/// A name that mixes scripts.
+/// Stands for a tool whose name mixes scripts.
 const ANY_TOOL: &str = "?";
 
-/// A run, as the ledger has it. Times are whole seconds since the epoch, money is in millionths of a dollar.
+/// A run in the state store. Times are Unix seconds, money is in millionths of a dollar.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct RunState {
-    /// As its first check without a secret names it; none until then, and of an earlier version.
+    /// The name in its first check without a secret; `None` until then, and in records of an earlier version.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<RunId>,
-    /// The run was ended: as good as absent.
+    /// The run was ended and counts as absent.
     ended: bool,
     first_seen: i64,
     last_seen: i64,
     expires_at: i64,
-    /// The highest that was allowed.
+    /// The highest allowed iteration.
     iterations: i64,
-    /// The highest that was reported.
+    /// The highest reported iteration.
     reported_iteration: i64,
     retries: i64,
-    /// The highest that was reported.
+    /// The highest reported time.
     elapsed_micros: i64,
-    /// Settled, expired, and what was reported beyond all that was counted.
+    /// Settled and expired costs, and reported costs beyond all counted ones.
     spent_micros: i64,
     calls: std::collections::BTreeMap<String, i64>,
     any_calls: i64,
     tools: VecDeque<String>,
     allowed: VecDeque<Allowed>,
-    /// The last day, since the epoch, on which it counted as one of its account's runs.
+    /// The last day, since the epoch, on which the run was counted against its account's limit.
     counted_on: i64,
 }
 
-/// A check that was allowed, with what decides when it is asked again. A run holds many: names are short, and what is usual is left out.
+/// An allowed check, with the values that decide a repetition. A run holds many, so member names are short and default
+/// values are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Allowed {
-    /// Its first attempt.
+    /// The request id of the first attempt.
     #[serde(rename = "o")]
     operation: RequestId,
-    /// Its last attempt, where that is another one: the one that may have been answered.
+    /// The request id of the last attempt, if it differs: that attempt may have been answered.
     #[serde(rename = "r", default, skip_serializing_if = "Option::is_none")]
     again: Option<RequestId>,
     #[serde(rename = "t")]
     at: i64,
     #[serde(rename = "i")]
     iteration: i64,
-    /// Calls of the busiest tool with it.
+    /// ToolCalls of the busiest tool with it.
     #[serde(rename = "c", default, skip_serializing_if = "is_zero")]
     calls: i64,
-    /// Money before it.
+    /// The run's cost before it.
     #[serde(rename = "b", default, skip_serializing_if = "is_zero")]
     before_micros: i64,
     #[serde(rename = "e", default, skip_serializing_if = "is_zero")]
     estimate_micros: i64,
     #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
     settled_micros: Option<i64>,
-    /// Nobody settled it in time: its estimate is spent.
+    /// It was not settled in time, so its estimate is spent.
     #[serde(rename = "x", default, skip_serializing_if = "std::ops::Not::not")]
     expired: bool,
 }
 
-/// What a run learns from a check that was decided.
+/// What a decided check changes in its run.
 #[derive(Debug)]
-pub(crate) struct Lesson {
+pub(crate) struct RunUpdate {
     allowed: bool,
     iteration: i64,
     calls: i64,
     before_micros: i64,
     estimate_micros: i64,
-    said: Option<Said>,
-    /// A request with a secret in it teaches no names.
+    reported: Option<Reported>,
+    /// The request holds a secret, so its names are not stored.
     secret: bool,
 }
 
-/// One check of a run: when, and which.
+/// A check of a run: its time and its ids.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Occasion {
+pub(crate) struct CheckRef {
     pub(crate) now: i64,
     pub(crate) request_id: RequestId,
     pub(crate) operation: RequestId,
 }
 
-impl Lesson {
-    pub(crate) fn new(decision: &Decision, facts: Facts) -> Self {
-        let run = facts.run;
-        let estimate_micros = run.estimated_cost.map_or(0, Micros::get);
+impl RunUpdate {
+    pub(crate) fn new(decision: &Decision, facts: RunFacts) -> Self {
+        let estimate_micros = facts.estimated_cost.map_or(0, Micros::get);
         Self {
             allowed: decision.verdict == Verdict::Allow,
-            iteration: run.iteration,
-            calls: run.same_tool_calls,
-            before_micros: run.cost_micros.saturating_sub(estimate_micros),
+            iteration: facts.iteration,
+            calls: facts.same_tool_calls,
+            before_micros: facts.cost_micros.saturating_sub(estimate_micros),
             estimate_micros,
-            said: run.said,
-            secret: !facts.secrets.is_empty(),
+            reported: facts.reported,
+            secret: facts.has_secrets,
         }
     }
 }
 
 impl RunState {
-    /// A run that nobody has seen.
+    /// A new run.
     pub(crate) fn new(now: i64) -> Self {
         Self { first_seen: now, last_seen: now, ..Self::default() }
     }
 
-    /// The clocks of those who ask differ: what counts tomorrow counts today.
-    fn counts_on(&self, day: i64) -> bool {
+    /// Whether the run was counted on this day, or on the next one by another gateway's clock.
+    fn is_counted_on(&self, day: i64) -> bool {
         self.counted_on == day || self.counted_on == day + 1
     }
 
@@ -146,12 +147,12 @@ impl RunState {
         self.ended
     }
 
-    /// What stands in the place of a run that was ended, until the ledger forgets it.
+    /// The record of an ended run until it expires.
     pub(crate) fn tombstone() -> Self {
         Self { ended: true, ..Self::default() }
     }
 
-    /// Turns estimates that nobody settled in time into money spent, and forgets what can no longer be asked again.
+    /// Counts estimates that were not settled in time as spent, and drops checks that can no longer be repeated.
     pub(crate) fn expire(&mut self, now: i64, reserved_for: i64) {
         self.follow(now);
         for allowed in &mut self.allowed {
@@ -166,8 +167,8 @@ impl RunState {
         }
     }
 
-    /// After the store's clock was ahead and is right again, a run that began meanwhile goes on from the time that it
-    /// had run: its own beginning is still to come, and until then its time would stand still.
+    /// Moves a run that began while the store's clock was ahead: otherwise its start would lie in the future and its
+    /// elapsed time would stand still.
     fn follow(&mut self, now: i64) {
         if self.last_seen > now.saturating_add(CLOCK_TOLERANCE) {
             let ran = self.last_seen.saturating_sub(self.first_seen).max(0);
@@ -185,96 +186,95 @@ impl RunState {
         self.allowed.iter().map(Allowed::reserved).fold(0, i64::saturating_add)
     }
 
-    /// Ten thousand amounts of the largest kind are more than can be counted: what is spent stays at the most there is
-    /// then, above every limit.
+    /// Saturates: an overflowing cost stays at the maximum, above every limit.
     fn total_micros(&self) -> i64 {
         self.spent_micros.saturating_add(self.reserved_micros())
     }
 
     fn elapsed_micros(&self, now: i64) -> i64 {
-        // The clocks of those who ask differ a little: time does not go back for it.
+        // Gateways' clocks differ a little; the run's time never goes back.
         let now = now.max(self.last_seen);
         let by_the_clock = now.saturating_sub(self.first_seen).max(0).saturating_mul(1_000_000);
         self.elapsed_micros.max(by_the_clock)
     }
 
-    /// What a check finds; one that was allowed before finds what it found then.
-    pub(crate) fn past(&self, occasion: Occasion) -> Past {
-        let (retries, elapsed_micros) = (self.retries, self.elapsed_micros(occasion.now));
-        match self.allowed.iter().find(|allowed| allowed.operation == occasion.operation) {
-            Some(again) => Past {
+    /// The counts for a check. A repeated check gets the counts of its first attempt.
+    pub(crate) fn snapshot(&self, check_ref: CheckRef) -> RunSnapshot {
+        let (retries, elapsed_micros) = (self.retries, self.elapsed_micros(check_ref.now));
+        match self.allowed.iter().find(|allowed| allowed.operation == check_ref.operation) {
+            Some(again) => RunSnapshot {
                 iteration: again.iteration,
                 retries,
                 elapsed_micros,
                 cost_micros: again.before_micros,
-                calls: Calls::default(),
+                calls: ToolCalls::default(),
                 same_tool_calls: again.calls,
             },
-            None => Past {
+            None => RunSnapshot {
                 iteration: self.iterations.saturating_add(1).max(self.reported_iteration),
                 retries,
                 elapsed_micros,
                 cost_micros: self.total_micros(),
-                calls: Calls { known: self.calls.clone(), any: self.any_calls },
+                calls: ToolCalls { known: self.calls.clone(), any: self.any_calls },
                 same_tool_calls: 0,
             },
         }
     }
 
-    /// Learns the run's name from a decided check that names it.
-    pub(crate) fn learn_name(&mut self, lesson: &Lesson, name: Option<RunId>) {
-        if self.name.is_none() && !lesson.secret {
+    /// Stores the run's name if it is not known yet.
+    pub(crate) fn apply_name(&mut self, update: &RunUpdate, name: Option<RunId>) {
+        if self.name.is_none() && !update.secret {
             self.name = name;
         }
     }
 
-    /// Takes in a decided check.
-    pub(crate) fn learn(&mut self, occasion: Occasion, lesson: &Lesson) {
-        if let Some(said) = &lesson.said {
-            self.hear(said, lesson.secret);
+    /// Applies a decided check.
+    pub(crate) fn apply(&mut self, check_ref: CheckRef, update: &RunUpdate) {
+        if let Some(reported) = &update.reported {
+            self.apply_reported(reported, update.secret);
         }
-        if !lesson.allowed {
+        if !update.allowed {
             return;
         }
-        if let Some(again) = self.allowed.iter_mut().find(|allowed| allowed.operation == occasion.operation) {
-            // A first question that arrives late names no attempt that anybody still waits for.
-            if occasion.request_id != again.operation {
-                again.again = Some(occasion.request_id);
+        if let Some(again) = self.allowed.iter_mut().find(|allowed| allowed.operation == check_ref.operation) {
+            // A late first attempt is not the one that may have been answered.
+            if check_ref.request_id != again.operation {
+                again.again = Some(check_ref.request_id);
             }
             return;
         }
-        self.last_seen = self.last_seen.max(occasion.now);
-        self.iterations = self.iterations.max(lesson.iteration);
-        if self.allowed.len() >= MOST_ALLOWED {
+        self.last_seen = self.last_seen.max(check_ref.now);
+        self.iterations = self.iterations.max(update.iteration);
+        if self.allowed.len() >= MAX_ALLOWED {
             self.forget_oldest();
         }
         self.allowed.push_back(Allowed {
-            operation: occasion.operation,
-            again: (occasion.request_id != occasion.operation).then_some(occasion.request_id),
-            at: occasion.now,
-            iteration: lesson.iteration,
-            calls: lesson.calls,
-            before_micros: lesson.before_micros,
-            estimate_micros: lesson.estimate_micros,
+            operation: check_ref.operation,
+            again: (check_ref.request_id != check_ref.operation).then_some(check_ref.request_id),
+            at: check_ref.now,
+            iteration: update.iteration,
+            calls: update.calls,
+            before_micros: update.before_micros,
+            estimate_micros: update.estimate_micros,
             settled_micros: None,
             expired: false,
         });
-        for tool in lesson.said.iter().flat_map(|said| &said.proposed) {
-            self.call(tool.as_deref());
+        for tool in update.reported.iter().flat_map(|reported| &reported.proposed) {
+            self.count_call(tool.as_deref());
         }
     }
 
-    fn hear(&mut self, said: &Said, secret: bool) {
-        self.reported_iteration = self.reported_iteration.max(said.iteration);
-        self.retries = self.retries.max(said.retries);
-        self.elapsed_micros = self.elapsed_micros.max(said.elapsed_micros);
+    fn apply_reported(&mut self, reported: &Reported, secret: bool) {
+        self.reported_iteration = self.reported_iteration.max(reported.iteration);
+        self.retries = self.retries.max(reported.retries);
+        self.elapsed_micros = self.elapsed_micros.max(reported.elapsed_micros);
         self.spent_micros =
-            self.spent_micros.saturating_add(said.spent_micros.saturating_sub(self.total_micros()).max(0));
+            self.spent_micros.saturating_add(reported.spent_micros.saturating_sub(self.total_micros()).max(0));
         if secret {
             return;
         }
-        self.any_calls = self.any_calls.max(said.calls.any);
-        for (name, count) in &said.calls.known {
+        self.any_calls = self.any_calls.max(reported.calls.any);
+        for (name, count) in &reported.calls.known {
             match self.known_calls(name) {
                 Some(calls) => *calls = (*calls).max(*count),
                 None => self.any_calls = self.any_calls.max(*count),
@@ -282,7 +282,7 @@ impl RunState {
         }
     }
 
-    fn call(&mut self, tool: Option<&str>) {
+    fn count_call(&mut self, tool: Option<&str>) {
         let name = tool.unwrap_or(ANY_TOOL).to_owned();
         let counted = tool.and_then(|_| self.known_calls(&name));
         match counted {
@@ -290,14 +290,14 @@ impl RunState {
             None => self.any_calls = self.any_calls.saturating_add(1),
         }
         self.tools.push_back(name);
-        while self.tools.len() > MOST_TOOLS || written(&self.tools) > MAX_SHOWN_BYTES {
+        while self.tools.len() > MAX_TOOLS || written(&self.tools) > MAX_SHOWN_BYTES {
             self.tools.pop_front();
         }
     }
 
-    /// The count of a tool that is, or can still be, told apart.
+    /// The count of a tool that is, or can still be, counted separately.
     fn known_calls(&mut self, name: &str) -> Option<&mut i64> {
-        let fits = || self.calls.len() < MOST_NAMES && written(self.calls.keys()) + written([name]) <= MAX_NAME_BYTES;
+        let fits = || self.calls.len() < MAX_NAMES && written(self.calls.keys()) + written([name]) <= MAX_NAME_BYTES;
         if self.calls.contains_key(name) || fits() {
             Some(self.calls.entry(name.to_owned()).or_default())
         } else {
@@ -305,7 +305,7 @@ impl RunState {
         }
     }
 
-    /// Replaces an estimate by a cost; the estimate.
+    /// Replaces an estimate by the actual cost, and returns the estimate.
     pub(crate) fn settle(
         &mut self,
         request_id: RequestId,
@@ -318,7 +318,7 @@ impl RunState {
             let settled = Micros::from_micros(settled).map_or_else(|_| settled.to_string(), Micros::to_decimal);
             return Err(Refusal::Conflict(format!("the check was settled already, with {settled} USD")));
         }
-        // The gateway has looked, and anybody may ask.
+        // The gateway has validated this, but any process may send a request.
         if Micros::from_micros(actual_micros).and_then(Micros::at_most_usd).is_err() {
             let message = format!("must be from 0 to {MAX_USD} US dollars");
             return Err(Refusal::Invalid(vec![FieldError::new("actual_cost_usd", message)]));
@@ -336,8 +336,8 @@ impl RunState {
         Ok(estimate)
     }
 
-    /// Moves the run's end when it changed, or when a good part of its time is over; whether it must be written.
-    pub(crate) fn keep(&mut self, before: &Self, now: i64, kept_for: i64) -> bool {
+    /// Extends the expiry if the run changed or if a good part of its TTL is over; returns whether it must be written.
+    pub(crate) fn extend_expiry(&mut self, before: &Self, now: i64, kept_for: i64) -> bool {
         let end = now.saturating_add(kept_for);
         let due = end.saturating_sub(self.expires_at) > kept_for / 24;
         let changed = self != before;
@@ -349,7 +349,7 @@ impl RunState {
     }
 }
 
-/// What names take in a record, as JSON.
+/// The size of names in a record, as JSON.
 fn written<Name: AsRef<str>>(names: impl IntoIterator<Item = Name>) -> usize {
     let byte = |byte: u8| match byte {
         b'"' | b'\\' => 2,
@@ -365,18 +365,18 @@ fn is_zero(number: &i64) -> bool {
 }
 
 impl Allowed {
-    /// The attempt that may have been answered.
+    /// The request id of the attempt that may have been answered.
     fn request_id(&self) -> RequestId {
         self.again.unwrap_or(self.operation)
     }
 
-    /// What it still holds back.
+    /// The amount that is still reserved.
     fn reserved(&self) -> i64 {
         if self.expired || self.settled_micros.is_some() { 0 } else { self.estimate_micros }
     }
 }
 
-/// The reply to a question about a run.
+/// A refusal of a request about a run.
 fn refused<T>(refusal: Refusal) -> ManageReply<T> {
     ManageReply::Refused(refusal)
 }

@@ -1,13 +1,13 @@
-//! One worker thread: its own runtime, its own connection, its own engines; it evaluates inline.
+//! One worker thread with its own runtime, connection and engines; it evaluates checks inline.
 //!
-//! Owns the inboxes and their draining: on stop no new question is taken, what had arrived is answered, then the connection is
-//! closed. Nothing is shared with other shards but the ledger, so none waits for another; only a check that names a run waits for it.
-//! In which order checks are decided is for `checks` to say, how many reviews are taken for `reviews`.
+//! Owns the request streams and their draining: on stop no new request is received, received ones are answered, then
+//! the connection is closed. Shards share only the state store, and only checks that name a run wait for it. `checks`
+//! decides the order of checks, `reviews` limits the reviews in flight.
 
 use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use stage0_backplane::{Backplane, ServeError, Served, follow_store_clock};
+use stage0_backplane::{Backplane, RequestStream, ServeError, follow_store_clock};
 use stage0_contract::{
     EndRun, EvaluateRequest, EvaluatorStatus, ListRuns, Request, ReviewRequest, SettleRun, ShowRun, VocabularyRequest,
 };
@@ -15,15 +15,16 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::checks::{self, Share};
-use crate::in_hand::InHand;
-use crate::lanes::{Lanes, LanesError};
-use crate::pack::{PackError, PackSet};
+use crate::config::RunConfig;
+use crate::engines::{Engines, EnginesError};
+use crate::in_flight::InFlightRequest;
 use crate::reviews;
-use crate::run::{RunConfig, Runs};
+use crate::run::RunCoordinator;
 use crate::worker::{Connect, ConnectError};
+use stage0_policy::{PackError, PackSet};
 
-/// Questions of one kind that one shard has in hand; more wait in the inbox.
-const MOST_IN_HAND: usize = 4_096;
+/// Requests in flight per kind and shard; more wait in the stream.
+const MAX_IN_FLIGHT: usize = 4_096;
 
 /// Why a shard cannot serve.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ pub enum ShardError {
     /// No thread for large checks.
     #[error("cannot start the thread for large checks")]
     Thread(#[source] std::io::Error),
-    /// That thread ended before it said anything.
+    /// That thread ended before it reported anything.
     #[error("the thread for large checks ended while it started")]
     Ended,
     /// No connection.
@@ -48,17 +49,17 @@ pub enum ShardError {
     Prepare(#[source] PackError),
 }
 
-impl From<LanesError> for ShardError {
-    fn from(error: LanesError) -> Self {
+impl From<EnginesError> for ShardError {
+    fn from(error: EnginesError) -> Self {
         match error {
-            LanesError::Thread(error) => Self::Thread(error),
-            LanesError::Ended => Self::Ended,
-            LanesError::Prepare(error) => Self::Prepare(error),
+            EnginesError::Thread(error) => Self::Thread(error),
+            EnginesError::Ended => Self::Ended,
+            EnginesError::Prepare(error) => Self::Prepare(error),
         }
     }
 }
 
-/// Runs one shard until `stop`. `ready` hears whether it serves.
+/// Runs one shard until `stop`. Sends on `ready` once it serves, or why it cannot.
 pub(crate) fn run(
     packs: Arc<PackSet>,
     runs: RunConfig,
@@ -70,7 +71,7 @@ pub(crate) fn run(
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            // Whoever asked and is gone needs no answer.
+            // The receiver may be gone.
             let _ = ready.send(Err(ShardError::Runtime(error)));
             return;
         }
@@ -90,23 +91,23 @@ pub(crate) fn run(
 
 struct Shard {
     backplane: Backplane,
-    lanes: Lanes,
-    runs: Runs,
-    evaluate: Served<EvaluateRequest>,
-    review: Served<ReviewRequest>,
-    status: Served<EvaluatorStatus>,
-    vocabulary: Served<VocabularyRequest>,
-    show: Served<ShowRun>,
-    list: Served<ListRuns>,
-    end: Served<EndRun>,
-    settle: Served<SettleRun>,
+    engines: Engines,
+    runs: RunCoordinator,
+    evaluate: RequestStream<EvaluateRequest>,
+    review: RequestStream<ReviewRequest>,
+    status: RequestStream<EvaluatorStatus>,
+    vocabulary: RequestStream<VocabularyRequest>,
+    show: RequestStream<ShowRun>,
+    list: RequestStream<ListRuns>,
+    end: RequestStream<EndRun>,
+    settle: RequestStream<SettleRun>,
 }
 
 impl Shard {
     async fn open(packs: Arc<PackSet>, runs: RunConfig, connect: &Connect) -> Result<Self, ShardError> {
-        let lanes = Lanes::open(packs)?;
+        let engines = Engines::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
-        let runs = Runs::new(Arc::clone(&backplane.ledger), runs);
+        let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs);
         let requests = &backplane.requests;
         let review = requests.serve().await.map_err(ShardError::Serve)?;
         let status = requests.serve().await.map_err(ShardError::Serve)?;
@@ -115,36 +116,36 @@ impl Shard {
         let list = requests.serve().await.map_err(ShardError::Serve)?;
         let end = requests.serve().await.map_err(ShardError::Serve)?;
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
-        // Last: whoever is asked to decide can answer everything else too.
+        // Last, so that a shard which receives checks can answer every other request too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
-        Ok(Self { backplane, lanes, runs, evaluate, review, status, vocabulary, show, list, end, settle })
+        Ok(Self { backplane, engines, runs, evaluate, review, status, vocabulary, show, list, end, settle })
     }
 
     async fn serve(self, stop: &CancellationToken, share: Share) {
-        let (lanes, answers, runs) = (&self.lanes, self.lanes.answers(), &self.runs);
+        let (engines, answers, runs) = (&self.engines, self.engines.answers(), &self.runs);
         tokio::join!(
-            stop.run_until_cancelled(follow_store_clock(runs.ledger())),
-            checks::until_stopped(self.evaluate, stop, lanes, runs, share),
-            reviews::until_stopped(self.review, stop, lanes),
-            until_stopped(self.status, stop, async |asked: InHand<EvaluatorStatus>| {
+            stop.run_until_cancelled(follow_store_clock(runs.state_store())),
+            checks::serve_until(self.evaluate, stop, engines, runs, share),
+            reviews::serve_until(self.review, stop, engines),
+            serve_until(self.status, stop, async |asked: InFlightRequest<EvaluatorStatus>| {
                 asked.answer(&answers.status()).await;
             }),
-            until_stopped(self.vocabulary, stop, async |asked: InHand<VocabularyRequest>| {
+            serve_until(self.vocabulary, stop, async |asked: InFlightRequest<VocabularyRequest>| {
                 asked.answer(&answers.vocabulary()).await;
             }),
-            until_stopped(self.show, stop, async |asked: InHand<ShowRun>| {
+            serve_until(self.show, stop, async |asked: InFlightRequest<ShowRun>| {
                 let reply = runs.show(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
-            until_stopped(self.list, stop, async |asked: InHand<ListRuns>| {
+            serve_until(self.list, stop, async |asked: InFlightRequest<ListRuns>| {
                 let reply = runs.list(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
-            until_stopped(self.end, stop, async |asked: InHand<EndRun>| {
+            serve_until(self.end, stop, async |asked: InFlightRequest<EndRun>| {
                 let reply = runs.end(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
-            until_stopped(self.settle, stop, async |asked: InHand<SettleRun>| {
+            serve_until(self.settle, stop, async |asked: InFlightRequest<SettleRun>| {
                 let reply = runs.settle(&asked.request, asked.deadline).await;
                 asked.answer(&reply).await;
             }),
@@ -154,22 +155,26 @@ impl Shard {
     }
 }
 
-/// Answers until `stop`, then what had arrived before it. What needs the ledger waits for it beside the others; the rest is answered
-/// where it arrives.
-async fn until_stopped<R: Request>(mut inbox: Served<R>, stop: &CancellationToken, answer: impl AsyncFn(InHand<R>)) {
-    let mut in_hand = FuturesUnordered::new();
-    let (mut stopping, mut emptied) = (false, false);
-    while !(emptied && in_hand.is_empty()) {
+/// Serves requests until `stop`, then those that arrived before it. Requests that wait for the state store do so
+/// concurrently; the others are answered inline.
+async fn serve_until<R: Request>(
+    mut inbox: RequestStream<R>,
+    stop: &CancellationToken,
+    answer: impl AsyncFn(InFlightRequest<R>),
+) {
+    let mut in_flight = FuturesUnordered::new();
+    let (mut stopping, mut drained) = (false, false);
+    while !(drained && in_flight.is_empty()) {
         tokio::select! {
             biased;
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 inbox.stop().await;
             }
-            Some(()) = in_hand.next(), if !in_hand.is_empty() => {}
-            question = inbox.next(), if !emptied && in_hand.len() < MOST_IN_HAND => match question {
-                Some(question) => in_hand.push(answer(InHand::new(question))),
-                None => emptied = true,
+            Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+            question = inbox.next(), if !drained && in_flight.len() < MAX_IN_FLIGHT => match question {
+                Some(question) => in_flight.push(answer(InFlightRequest::new(question))),
+                None => drained = true,
             },
         }
     }

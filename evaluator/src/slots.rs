@@ -1,7 +1,6 @@
-//! Places for the large checks that a shard has in hand, since each takes many times its bytes of memory.
+//! Slots for large checks: a counting semaphore, since each large check takes many times its size in memory.
 //!
-//! Owns their count. A slot goes with its check until that is answered, wherever it waits, and then the next one is
-//! told.
+//! A check holds its slot until it is answered, wherever it waits; then the next one is notified.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -14,7 +13,7 @@ pub(crate) struct Slots {
     freed: Notify,
 }
 
-/// One of them, taken.
+/// A slot that is held; dropping it frees it.
 pub(crate) struct Slot(Rc<Slots>);
 
 impl Slots {
@@ -26,13 +25,13 @@ impl Slots {
         self.free.get() > 0
     }
 
-    /// Takes one, where one is free.
+    /// Takes a slot if one is free.
     pub(crate) fn take(self: &Rc<Self>) -> Option<Slot> {
         self.free.set(self.free.get().checked_sub(1)?);
         Some(Slot(Rc::clone(self)))
     }
 
-    /// Waits until one was given back, also before this was asked.
+    /// Waits until a slot is freed. A slot that was freed before the call counts too.
     pub(crate) async fn freed(&self) {
         self.freed.notified().await;
     }

@@ -1,7 +1,7 @@
-//! The evaluator as a service: shards that serve side by side until they are told to stop.
+//! The evaluator as a service: shards that serve side by side until they are stopped.
 //!
-//! Owns the threads. `build` returns once every shard serves; `run_until` returns once every shard has drained. A shard that ends
-//! before its time ends the service: better none that answers than one that seems to.
+//! Owns the threads. `build` returns once every shard serves; `run_until` returns once every shard has drained. A shard
+//! that ends early ends the whole service, because a service without a shard would look alive.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -13,9 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::checks::Share;
+use crate::config::EvaluatorConfig;
 use crate::metrics;
-use crate::pack::PackSet;
-use crate::run::RunConfig;
 use crate::shard::{self, ShardError};
 
 /// Why a connection was not made.
@@ -23,16 +22,6 @@ pub type ConnectError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Makes one shard's connection, on that shard's runtime.
 pub type Connect = Arc<dyn Fn() -> BoxFuture<'static, Result<Backplane, ConnectError>> + Send + Sync>;
-
-/// What an evaluator is built from.
-pub struct EvaluatorConfig {
-    /// The packs; the active one decides.
-    pub packs: PackSet,
-    /// Worker threads; one per core when none is given.
-    pub shards: Option<NonZeroUsize>,
-    /// How long runs are remembered.
-    pub runs: RunConfig,
-}
 
 /// An evaluator that serves.
 pub struct Evaluator {
@@ -51,22 +40,22 @@ pub enum BuildError {
     /// A shard failed.
     #[error("a worker thread does not serve")]
     Shard(#[source] ShardError),
-    /// A shard ended before it said anything.
+    /// A shard ended before it reported anything.
     #[error("a worker thread ended while it started")]
     Ended,
 }
 
-/// A shard ended although nobody had told it to: its connection is closed for good, or it panicked.
+/// A shard ended before it was stopped: its connection is closed for good, or it panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a worker thread ended before it was told to")]
 pub struct RunError;
 
-/// Tells when it is dropped, however its thread ends.
+/// Sends a message when it is dropped, however its thread ends.
 struct Ending(mpsc::Sender<()>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // One message is enough: the first ending ends the service.
+        // One message is enough: the first shard to end stops the service.
         let _ = self.0.try_send(());
     }
 }
@@ -79,13 +68,13 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let (packs, runs) = (Arc::new(config.packs), config.runs);
     let share = Share::of(count);
     let stop = CancellationToken::new();
-    // Dropped on every early return: shards that started stop again.
+    // Stops the shards that have started if this function returns early.
     let guard = stop.clone().drop_guard();
     let mut shards = Vec::with_capacity(count);
     let mut started = Vec::with_capacity(count);
     let (ending, ended) = mpsc::channel(1);
     for index in 0..count {
-        let (ready, said) = oneshot::channel();
+        let (ready, reported) = oneshot::channel();
         let ending = Ending(ending.clone());
         let (packs, connect, stop) = (Arc::clone(&packs), Arc::clone(&connect), stop.clone());
         let work = move || {
@@ -94,10 +83,10 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         };
         let named = thread::Builder::new().name(format!("evaluator-{index}"));
         shards.push(named.spawn(work).map_err(BuildError::Thread)?);
-        started.push(said);
+        started.push(reported);
     }
-    for said in started {
-        said.await.map_err(|_| BuildError::Ended)?.map_err(BuildError::Shard)?;
+    for reported in started {
+        reported.await.map_err(|_| BuildError::Ended)?.map_err(BuildError::Shard)?;
     }
     let active = packs.active().version().clone();
     metrics::policies(&active, &packs.versions());
@@ -107,14 +96,14 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
 }
 
 impl Evaluator {
-    /// What decides when nothing else is asked for.
+    /// The version that decides checks which name none.
     pub fn active(&self) -> &PolicyVersion {
         &self.active
     }
 
     /// Serves until `stop` resolves, then drains.
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<(), RunError> {
-        let told = tokio::select! {
+        let stopped = tokio::select! {
             () = stop => true,
             _ = self.ended.recv() => false,
         };
@@ -126,7 +115,7 @@ impl Evaluator {
         });
         let whole = joined.await.unwrap_or(false);
         tracing::info!("evaluator drained");
-        if told && whole { Ok(()) } else { Err(RunError) }
+        if stopped && whole { Ok(()) } else { Err(RunError) }
     }
 }
 

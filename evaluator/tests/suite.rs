@@ -1,13 +1,8 @@
-//! What the evaluator promises as a whole.
+//! What the evaluator promises as a whole: serving checks over a backplane, and the state of runs.
 
 // Only a test build has it, so that helpers may fail as loudly as tests.
 #[cfg(test)]
 mod suite {
-    mod baseline;
-    mod growth;
-    mod packs;
-    mod promises;
-    mod remedies;
     mod runs;
     mod service;
 }

@@ -1,18 +1,18 @@
-//! `GET /v1/runs`: an account's runs, page by page, as the ledger has them.
+//! `GET /v1/runs`: an account's runs, page by page, from the state store.
 //!
-//! Owns what a page costs: it looks at a bounded number of records and bytes, few pages are read at a time, and they are
-//! decoded where no check waits. A run whose name was never learned, as of an earlier version, is listed from its next
-//! check on. Nothing is changed here.
+//! Bounds the cost of a page: it reads a limited number of records and bytes, few pages are read at a time, and they
+//! are decoded on another thread. A run of an earlier version, whose name is not stored, is listed from its next check
+//! on. Read-only.
 
-use stage0_backplane::{ListError, Listed};
+use stage0_backplane::{ListError, RecordPage};
 use stage0_contract::{FieldError, ListRuns, ManageReply, Page, RUN_RECORDS, Refusal, RunView};
 use tokio::time::{Instant, timeout_at};
 
-use super::desk::seconds;
-use super::{RunState, Runs, refused};
+use super::coordinator::seconds;
+use super::{RunCoordinator, RunState, refused};
 use crate::metrics;
 
-/// Runs in a page.
+/// Runs per page.
 const MAX_PAGE: u32 = 1_000;
 
 /// Why there is no page.
@@ -26,11 +26,11 @@ enum ListRunsError {
     Cursor,
 }
 
-impl Runs {
+impl RunCoordinator {
     /// `GET /v1/runs`.
     pub(crate) async fn list(&self, question: &ListRuns, deadline: Instant) -> ManageReply<Page<RunView>> {
         let ListRuns { account, cursor, limit } = question;
-        // The gateway has looked, and anybody may ask.
+        // The gateway has validated this, but any process may send a request.
         if !(1..=MAX_PAGE).contains(limit) {
             let message = format!("must be 1 to {MAX_PAGE}");
             return refused(Refusal::Invalid(vec![FieldError::new("limit", message)]));
@@ -59,7 +59,7 @@ impl Runs {
     ) -> Result<Page<RunView>, ListRunsError> {
         let Ok(Ok(_turn)) = timeout_at(deadline, self.lists.acquire()).await else { return Err(ListRunsError::Busy) };
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
-        let listed = self.ledger.list(under, cursor, most, deadline).await.map_err(|error| match error {
+        let listed = self.state_store.list(under, cursor, most, deadline).await.map_err(|error| match error {
             ListError::Cursor => ListRunsError::Cursor,
             ListError::Read(error) => ListRunsError::Read(error.to_string()),
         })?;
@@ -69,12 +69,12 @@ impl Runs {
     }
 }
 
-/// Counters of runs and runs that were ended are left out.
-fn views(listed: Listed, now: i64, reserved_for: i64) -> Result<Page<RunView>, ListRunsError> {
-    let Listed { records, next } = listed;
+/// Leaves out counters and ended runs.
+fn views(listed: RecordPage, now: i64, reserved_for: i64) -> Result<Page<RunView>, ListRunsError> {
+    let RecordPage { records, next } = listed;
     let mut items = Vec::with_capacity(records.len());
     for (word, record) in records {
-        // The hash of a name has no `n`: that begins the counter of a day.
+        // Keys of daily counters begin with `n`, which no hash contains.
         if word.starts_with('n') {
             continue;
         }

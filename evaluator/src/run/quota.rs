@@ -1,10 +1,10 @@
-//! How many runs an account's checks may name in a day, counted by all evaluators together.
+//! How many runs an account's checks may name per day, counted by all evaluators together.
 //!
-//! Owns the leases of one shard: of the counter in the ledger it takes some runs at a time and counts for itself then.
-//! Never more than the account's cap is leased; what a shard leased and did not use is given back when it drains, and
-//! lost when it is killed. A run counts once on each day on which a check names it; one that is ended makes room on the
-//! day on which it was counted. Runs are kept for `kept_for` after their last change, so that an account has at most
-//! its cap for each day of that, and for today.
+//! A shard leases some of the daily limit from a counter in the state store and then counts locally. All leases
+//! together never exceed the account's cap; unused leases are returned when the shard drains, and lost when it is
+//! killed. A run counts once on each day on which a check names it; ending a run frees its slot of the day on which it
+//! was counted. Runs are kept for `kept_for` after their last change, so an account has at most its cap for each day of
+//! that, and for today.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -12,57 +12,57 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stage0_backplane::{Ledger, PutError};
+use stage0_backplane::{PutError, StateStore};
 use stage0_contract::{AccountId, RUN_RECORDS, UNLIMITED};
 use tokio::time::Instant;
 
 const DAY_SECONDS: i64 = 86_400;
-/// The most that one shard leases at a time.
+/// The largest lease.
 const MAX_LEASE: u64 = 100;
-/// Which part of the cap it leases.
+/// A lease is this fraction of the cap.
 const LEASES: u64 = 100;
-/// An account without room is asked for again after this: a run may have been ended.
-const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// The clocks of gateways differ: one that is behind by less counts on the day that has begun elsewhere.
+/// How long a used-up account is not asked for again. A run may be ended meanwhile.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Tolerated difference of gateways' clocks around midnight: a gateway that is behind by less counts on the new day.
 const MAX_SKEW_SECONDS: i64 = 5;
-/// Counters outlive their day by this, for gateways whose clock is behind.
-const OUTLIVES_SECONDS: i64 = 120;
-/// All that is given back at the end.
-const GIVE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Accounts of earlier days are forgotten each time that there are so many more.
-const SWEEP_EVERY: usize = 1_024;
+/// How long counters are kept after their day, for gateways whose clock is behind.
+const COUNTER_GRACE_SECONDS: i64 = 120;
+/// Timeout for returning all leases at shutdown.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Accounts of earlier days are removed each time the map has grown by this many.
+const SWEEP_INTERVAL: usize = 1_024;
 
 /// One shard's leases.
 pub(super) struct RunQuota {
-    ledger: Arc<dyn Ledger>,
+    state_store: Arc<dyn StateStore>,
     accounts: RefCell<HashMap<AccountId, Rc<Leases>>>,
 }
 
-/// What a shard holds of one account's day.
+/// One account's leases of one day.
 struct Leases {
     account: AccountId,
     day: Cell<i64>,
     left: Cell<u64>,
-    /// Below which cap it was granted.
+    /// The cap at the time of the lease.
     granted_below: Cell<u64>,
-    /// When the ledger had no more, and below which cap.
+    /// When the state store had no more, and at which cap.
     empty: Cell<Option<(Instant, u64)>>,
-    /// Who asks the ledger for more; the others wait for what it brings.
+    /// Held by the task that asks the state store for more; the others wait for its result.
     turn: tokio::sync::Mutex<()>,
 }
 
-/// Room for one run on one day. It is used up unless it is put back.
-pub(super) struct Room {
+/// A slot for one run on one day. It is used unless it is returned.
+pub(super) struct RunSlot {
     leases: Rc<Leases>,
     pub(super) day: i64,
 }
 
-/// What a lease has.
-enum Spent {
-    Room(Room),
-    /// The ledger must be asked for more.
-    AskFirst,
-    /// The ledger has no more.
+/// The result of taking a slot from a lease.
+enum LeaseOutcome {
+    RunSlot(RunSlot),
+    /// The state store must be asked for more.
+    AskStore,
+    /// The state store has no more.
     UsedUp,
 }
 
@@ -72,47 +72,47 @@ pub(super) fn day_of(now: i64) -> i64 {
 }
 
 impl RunQuota {
-    pub(super) fn new(ledger: Arc<dyn Ledger>) -> Self {
-        Self { ledger, accounts: RefCell::default() }
+    pub(super) fn new(state_store: Arc<dyn StateStore>) -> Self {
+        Self { state_store, accounts: RefCell::default() }
     }
 
-    /// Room for one more run; none when the cap is reached.
+    /// Takes a slot for one more run; `None` if the cap is reached.
     pub(super) async fn take(
         &self,
         account: &AccountId,
         cap: u64,
         now: i64,
         deadline: Instant,
-    ) -> Result<Option<Room>, PutError> {
+    ) -> Result<Option<RunSlot>, PutError> {
         let leases = self.leases(account, now);
-        leases.turn_to(now);
-        match Leases::spend(&leases, cap) {
-            Spent::Room(room) => return Ok(Some(room)),
-            Spent::UsedUp => return Ok(None),
-            Spent::AskFirst => {}
+        leases.roll_over(now);
+        match Leases::take_from_lease(&leases, cap) {
+            LeaseOutcome::RunSlot(slot) => return Ok(Some(slot)),
+            LeaseOutcome::UsedUp => return Ok(None),
+            LeaseOutcome::AskStore => {}
         }
         let Ok(_turn) = tokio::time::timeout_at(deadline, leases.turn.lock()).await else {
             return Err(PutError::Failed("the count of runs is too slow".to_owned()));
         };
         loop {
-            // Whoever had the turn before may have brought enough.
-            match Leases::spend(&leases, cap) {
-                Spent::Room(room) => return Ok(Some(room)),
-                Spent::UsedUp => return Ok(None),
-                Spent::AskFirst => {}
+            // The task that held the lock before may have leased enough.
+            match Leases::take_from_lease(&leases, cap) {
+                LeaseOutcome::RunSlot(slot) => return Ok(Some(slot)),
+                LeaseOutcome::UsedUp => return Ok(None),
+                LeaseOutcome::AskStore => {}
             }
             let day = leases.day.get();
             if leases.granted_below.get() > cap {
-                // Of a higher cap than now: no more is to be used of it.
+                // The lease was granted at a higher cap, so the rest of it must not be used.
                 let left = leases.left.take();
                 leases.granted_below.set(cap);
                 if left > 0 {
-                    self.ledger.give_back(&counter(account, day), left, kept_for(day, now), deadline).await?;
+                    self.state_store.subtract(&counter(account, day), left, kept_for(day, now), deadline).await?;
                 }
             }
             let wanted = (cap / LEASES).clamp(1, MAX_LEASE);
-            let added = self.ledger.add(&counter(account, day), wanted, cap, kept_for(day, now), deadline).await?;
-            // A lease of a day that is over meanwhile is of no use.
+            let added = self.state_store.add(&counter(account, day), wanted, cap, kept_for(day, now), deadline).await?;
+            // A lease of a day that has ended meanwhile is useless.
             if leases.day.get() == day {
                 leases.left.set(leases.left.get().saturating_add(added.granted));
                 leases.granted_below.set(cap);
@@ -122,8 +122,8 @@ impl RunQuota {
     }
 
     /// The run was not written.
-    pub(super) fn put_back(&self, room: Room) {
-        let Room { leases, day } = room;
+    pub(super) fn put_back(&self, slot: RunSlot) {
+        let RunSlot { leases, day } = slot;
         if leases.day.get() == day {
             leases.left.set(leases.left.get().saturating_add(1));
             leases.empty.set(None);
@@ -141,7 +141,7 @@ impl RunQuota {
         if day < day_of(now) {
             return Ok(());
         }
-        self.ledger.give_back(&counter(account, day), 1, kept_for(day, now), deadline).await?;
+        self.state_store.subtract(&counter(account, day), 1, kept_for(day, now), deadline).await?;
         if let Some(leases) = self.accounts.borrow().get(account) {
             leases.empty.set(None);
         }
@@ -150,14 +150,15 @@ impl RunQuota {
 
     /// Gives back what was leased and not used.
     pub(super) async fn drain(&self, now: i64) {
-        let deadline = Instant::now() + GIVE_BACK_TIMEOUT;
+        let deadline = Instant::now() + RETURN_TIMEOUT;
         let all: Vec<_> = self.accounts.borrow_mut().drain().map(|(_, leases)| leases).collect();
         for leases in all {
             let (day, left) = (leases.day.get(), leases.left.take());
             if left == 0 || day < day_of(now) {
                 continue;
             }
-            let given = self.ledger.give_back(&counter(&leases.account, day), left, kept_for(day, now), deadline).await;
+            let given =
+                self.state_store.subtract(&counter(&leases.account, day), left, kept_for(day, now), deadline).await;
             if let Err(error) = given {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(account = %leases.account, error, "a lease of runs was not given back, and is lost");
@@ -170,7 +171,7 @@ impl RunQuota {
         if let Some(leases) = accounts.get(account) {
             return Rc::clone(leases);
         }
-        if accounts.len() % SWEEP_EVERY == SWEEP_EVERY - 1 {
+        if accounts.len() % SWEEP_INTERVAL == SWEEP_INTERVAL - 1 {
             let today = day_of(now);
             accounts.retain(|_, leases| leases.day.get() >= today || Rc::strong_count(leases) > 1);
         }
@@ -192,7 +193,7 @@ impl Leases {
         }
     }
 
-    fn turn_to(&self, now: i64) {
+    fn roll_over(&self, now: i64) {
         let (day, current) = (day_of(now), self.day.get());
         let wavers = day < current && day_of(now + MAX_SKEW_SECONDS) == current;
         if day != current && !wavers {
@@ -202,16 +203,16 @@ impl Leases {
         }
     }
 
-    fn spend(this: &Rc<Self>, cap: u64) -> Spent {
+    fn take_from_lease(this: &Rc<Self>, cap: u64) -> LeaseOutcome {
         if this.granted_below.get() <= cap
             && let Some(left) = this.left.get().checked_sub(1)
         {
             this.left.set(left);
-            return Spent::Room(Room { leases: Rc::clone(this), day: this.day.get() });
+            return LeaseOutcome::RunSlot(RunSlot { leases: Rc::clone(this), day: this.day.get() });
         }
         // A cap that was raised has more at once.
-        let empty = this.empty.get().is_some_and(|(since, below)| cap <= below && since.elapsed() < ASK_AGAIN_AFTER);
-        if empty { Spent::UsedUp } else { Spent::AskFirst }
+        let empty = this.empty.get().is_some_and(|(since, below)| cap <= below && since.elapsed() < RETRY_DELAY);
+        if empty { LeaseOutcome::UsedUp } else { LeaseOutcome::AskStore }
     }
 }
 
@@ -221,7 +222,7 @@ fn counter(account: &AccountId, day: i64) -> String {
 }
 
 fn kept_for(day: i64, now: i64) -> Duration {
-    let end = day.saturating_add(1).saturating_mul(DAY_SECONDS).saturating_add(OUTLIVES_SECONDS);
+    let end = day.saturating_add(1).saturating_mul(DAY_SECONDS).saturating_add(COUNTER_GRACE_SECONDS);
     Duration::from_secs(u64::try_from(end.saturating_sub(now)).unwrap_or(1).max(1))
 }
 
@@ -241,7 +242,7 @@ mod tests {
     }
 
     fn shard(bus: &Bus) -> RunQuota {
-        RunQuota::new(bus.connect().ledger)
+        RunQuota::new(bus.connect().state_store)
     }
 
     async fn takes(quota: &RunQuota, cap: u64, now: i64) -> bool {
@@ -265,10 +266,10 @@ mod tests {
     #[tokio::test]
     async fn a_run_that_was_not_written_or_was_ended_makes_room() {
         let quota = shard(&Bus::new());
-        let room = quota.take(&account(), 1, NOW, soon()).await.unwrap().unwrap();
+        let slot = quota.take(&account(), 1, NOW, soon()).await.unwrap().unwrap();
         assert!(!takes(&quota, 1, NOW).await);
-        let day = room.day;
-        quota.put_back(room);
+        let day = slot.day;
+        quota.put_back(slot);
         assert!(takes(&quota, 1, NOW).await && !takes(&quota, 1, NOW).await);
         quota.free(&account(), day, NOW, soon()).await.unwrap();
         assert!(takes(&quota, 1, NOW).await);
@@ -308,9 +309,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_a_ledger_nothing_is_counted_and_that_is_an_error() {
+    async fn without_a_state_store_no_run_is_counted_and_that_is_an_error() {
         let gone = Bus::new().connect();
         gone.requests.close().await;
-        assert!(RunQuota::new(gone.ledger).take(&account(), 5, NOW, soon()).await.is_err());
+        assert!(RunQuota::new(gone.state_store).take(&account(), 5, NOW, soon()).await.is_err());
     }
 }

@@ -1,12 +1,12 @@
-//! Runs without a ledger: what a sequence of checks may do.
+//! Runs without a state store: what sequences of checks do to the counts.
 
 use serde_json::{Value, json};
 use stage0_contract::{AccountId, CallerTexts, CheckRequest, EvaluateRequest, Verdict};
 
 use super::*;
-use crate::engine::Engine;
-use crate::pack::Pack;
-use crate::time_limit::TimeLimit;
+use stage0_policy::Engine;
+use stage0_policy::Pack;
+use stage0_policy::TimeLimit;
 
 const NOW: i64 = 1_773_662_400;
 const RESERVED_FOR: i64 = 3_600;
@@ -52,7 +52,7 @@ impl Play {
     }
 
     fn put(&mut self, number: u64, operation: u64, body: Value) -> Told {
-        let occasion = Occasion { now: self.now, request_id: id(number), operation: id(operation) };
+        let check_ref = CheckRef { now: self.now, request_id: id(number), operation: id(operation) };
         let question = EvaluateRequest {
             request_id: id(number),
             account: AccountId::parse("acc").unwrap(),
@@ -63,9 +63,10 @@ impl Play {
             max_runs: None,
         };
         self.state.expire(self.now, RESERVED_FOR);
-        let past = self.state.past(occasion);
-        let (decided, lesson) = self.engine.answer(&question, Some(&past), TimeLimit::NONE).unwrap();
-        self.state.learn(occasion, &lesson);
+        let snapshot = self.state.snapshot(check_ref);
+        let (decided, facts) = self.engine.answer(&question, Some(&snapshot), TimeLimit::NONE).unwrap();
+        let update = RunUpdate::new(&decided.decision, facts);
+        self.state.apply(check_ref, &update);
         let codes = decided.decision.issues.iter().map(|issue| issue.code.as_str().to_owned()).collect();
         Told { id: number, verdict: decided.decision.verdict, codes }
     }
@@ -175,13 +176,13 @@ fn a_look_alike_of_a_tool_counts_for_all() {
 #[test]
 fn more_tools_than_are_told_apart_count_for_all_and_memory_stays_bounded() {
     let mut run = Play::new();
-    for number in 0..MOST_NAMES + 5 {
+    for number in 0..MAX_NAMES + 5 {
         run.check(&[], json!({"current_tool": format!("tool{number}")}));
     }
     let long = "x".repeat(900);
     run.check(&[], json!({"current_tool": long}));
-    assert_eq!((run.state.calls.len(), run.state.any_calls), (MOST_NAMES, 6));
-    assert_eq!((run.state.tools.len(), run.state.allowed.len()), (MOST_TOOLS, MOST_ALLOWED));
+    assert_eq!((run.state.calls.len(), run.state.any_calls), (MAX_NAMES, 6));
+    assert_eq!((run.state.tools.len(), run.state.allowed.len()), (MAX_TOOLS, MAX_ALLOWED));
     assert!(run.state.tools.back().unwrap().starts_with("sha256:"));
     assert!(serde_json::to_vec(&run.state).unwrap().len() < 20_000);
     assert_eq!(run.check(&["same_tool_limit: 6"], json!({"current_tool": "fresh"})).verdict, Defer);
@@ -196,7 +197,7 @@ fn the_record_of_a_run_is_bounded_whatever_its_tools_are_called() {
             let tools: Vec<_> = (0..200).map(|n| name(number * 200 + n)).collect();
             run.check(&[], json!({"recent_tools": tools, "current_tool": name(number)}));
         }
-        for number in 0..MOST_ALLOWED + 5 {
+        for number in 0..MAX_ALLOWED + 5 {
             run.check(&[], json!({"current_tool": format!("{}{number}", unit.repeat(110 / unit.len()))}));
         }
         let record = serde_json::to_vec(&run.state).unwrap().len();
@@ -222,9 +223,8 @@ fn a_settlement_replaces_the_estimate() {
     let check = run.check(&["max_cost_usd: 10"], json!({"estimated_cost_usd": 4}));
     assert_eq!(run.state.settle(id(check.id), 5_000_000, false), Ok(4_000_000));
     assert_eq!(run.spent(), (5_000_000, 0));
-    assert!(
-        matches!(run.state.settle(id(check.id), 5_000_000, true), Err(Refusal::Conflict(text)) if text.contains("with 5 USD"))
-    );
+    assert!(matches!(run.state.settle(id(check.id), 5_000_000, true),
+            Err(Refusal::Conflict(text)) if text.contains("with 5 USD")));
     assert_eq!(run.spent(), (5_000_000, 0), "twice is refused");
     assert_eq!(run.check(&["max_cost_usd: 10"], json!({"estimated_cost_usd": 5.000001})).verdict, Defer);
     assert_eq!(run.check(&["max_cost_usd: 10"], json!({"estimated_cost_usd": 5})).verdict, Allow);
@@ -258,7 +258,7 @@ fn an_allowed_check_without_an_estimate_can_be_settled() {
 }
 
 #[test]
-fn an_estimate_that_nobody_settles_is_spent() {
+fn an_estimate_that_is_never_settled_counts_as_spent() {
     let mut run = Play::new();
     let check = run.check(&[], json!({"estimated_cost_usd": 4}));
     run.now += RESERVED_FOR - 1;
@@ -274,10 +274,10 @@ fn an_estimate_that_nobody_settles_is_spent() {
 #[test]
 fn the_oldest_estimate_is_spent_when_there_are_too_many() {
     let mut run = Play::new();
-    for _ in 0..=MOST_ALLOWED {
+    for _ in 0..=MAX_ALLOWED {
         run.check(&[], json!({"estimated_cost_usd": 1}));
     }
-    assert_eq!(run.spent(), (1_000_000, i64::try_from(MOST_ALLOWED).unwrap() * 1_000_000));
+    assert_eq!(run.spent(), (1_000_000, i64::try_from(MAX_ALLOWED).unwrap() * 1_000_000));
 }
 
 #[test]
@@ -346,14 +346,14 @@ fn a_check_that_is_asked_again_counts_once_and_gets_its_verdict_again() {
     assert_eq!(run.state, before);
     assert_eq!(run.ask(7, 1, &limits, context()).verdict, Allow);
     assert_eq!((run.state.iterations, run.state.tools.len(), run.spent()), (2, 2, (0, 2_000_000)));
-    // Whoever got the last answer settles by its name.
+    // Only the attempt that was answered last can be settled.
     assert_eq!(run.state.settle(id(1), 1_000_000, false), Err(Refusal::NotFound));
     assert_eq!(run.state.settle(id(7), 1_000_000, false), Ok(1_000_000));
     assert_eq!(run.ask(8, 8, &limits, context()).verdict, Defer);
 }
 
 #[test]
-fn a_refused_check_that_is_asked_again_is_judged_anew() {
+fn a_repeated_refused_check_is_decided_again() {
     let mut run = Play::new();
     assert_eq!(run.ask(1, 1, &["max_iterations: 1"], json!({})).verdict, Allow);
     assert_eq!(run.ask(2, 2, &["max_iterations: 1"], json!({})).verdict, Defer);
@@ -364,8 +364,8 @@ fn a_refused_check_that_is_asked_again_is_judged_anew() {
 #[test]
 fn a_request_with_a_secret_teaches_no_names() {
     let mut run = Play::new();
-    let told = run.check(&[], json!({"recent_tools": ["password=hunter22"], "current_iteration": 4}));
-    assert_eq!(told.verdict, Deny);
+    let log_reply = run.check(&[], json!({"recent_tools": ["password=hunter22"], "current_iteration": 4}));
+    assert_eq!(log_reply.verdict, Deny);
     assert!(run.state.calls.is_empty() && run.state.tools.is_empty());
     assert_eq!(run.state.reported_iteration, 4);
     assert!(!serde_json::to_string(&run.state).unwrap().contains("hunter22"));
@@ -374,13 +374,13 @@ fn a_request_with_a_secret_teaches_no_names() {
 #[test]
 fn a_counter_that_cannot_be_read_defers_and_changes_nothing_else() {
     let mut run = Play::new();
-    let told = run.check(&["max_iterations: 3"], json!({"current_iteration": "two"}));
-    assert_eq!((told.verdict, told.codes), (Defer, vec!["CONTEXT_REQUIRED".to_owned()]));
+    let log_reply = run.check(&["max_iterations: 3"], json!({"current_iteration": "two"}));
+    assert_eq!((log_reply.verdict, log_reply.codes), (Defer, vec!["CONTEXT_REQUIRED".to_owned()]));
     assert_eq!(run.state.iterations, 0);
 }
 
 #[test]
-fn a_run_whose_name_is_neither_text_nor_a_whole_number_has_counters_that_nobody_knows() {
+fn a_run_id_that_is_neither_text_nor_a_whole_number_makes_its_counters_malformed() {
     let mut run = Play::new();
     for name in [json!(7.5), json!(true), json!([7]), json!({"id": 7})] {
         for (limit, verdict) in [("max_iterations: 3", Defer), ("max_cost_usd: 3", Defer), ("sandbox", Allow)] {
@@ -397,14 +397,14 @@ fn a_run_is_kept_from_its_last_change_and_written_only_when_it_must_be() {
     let mut run = Play::new();
     let absent = run.state.clone();
     run.check(&["max_iterations: 1"], json!({}));
-    assert!(run.state.keep(&absent, NOW, DAY));
+    assert!(run.state.extend_expiry(&absent, NOW, DAY));
     assert_eq!(run.state.expires_at, NOW + DAY);
     let before = run.state.clone();
     run.check(&["max_iterations: 1"], json!({}));
-    assert!(!run.state.keep(&before, NOW + 60, DAY), "a refusal changed nothing");
+    assert!(!run.state.extend_expiry(&before, NOW + 60, DAY), "a refusal changed nothing");
     run.now = NOW + DAY / 24 + 1;
     run.check(&["max_iterations: 1"], json!({}));
-    assert!(run.state.keep(&before, run.now, DAY), "whoever goes on asking does not outlive its run");
+    assert!(run.state.extend_expiry(&before, run.now, DAY), "further checks extend the run");
     assert_eq!(run.state.expires_at, run.now + DAY);
 }
 

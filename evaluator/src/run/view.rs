@@ -6,7 +6,7 @@ use stage0_contract::{RequestId, Reservation, RunCost, RunId, RunSettled, RunVie
 use super::{Allowed, RunState};
 
 impl RunState {
-    /// All of it; `reserved_for` seconds after it was allowed an estimate counts as spent.
+    /// The whole run. An estimate counts as spent `reserved_for` seconds after its check was allowed.
     pub(super) fn view(&self, run_id: RunId, now: i64, reserved_for: i64) -> RunView {
         let open = self.allowed.iter().filter(|allowed| allowed.settled_micros.is_none() && !allowed.expired);
         RunView {
@@ -54,7 +54,7 @@ impl Allowed {
     }
 }
 
-/// Dollars or seconds, for people and their clients; nothing is decided by them.
+/// Dollars or seconds for display; no decision uses them.
 #[expect(clippy::cast_precision_loss, reason = "exact below nine billion units")]
 fn units(micros: i64) -> f64 {
     micros as f64 / 1e6

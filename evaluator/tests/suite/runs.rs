@@ -1,4 +1,4 @@
-//! Runs on a ledger, with several evaluators at once.
+//! Runs in a state store, with several evaluators at once.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use stage0_contract::{
     AccountId, CallerTexts, CheckRequest, Decision, EndRun, EvaluateReply, EvaluateRequest, ListRuns, ManageReply,
     Page, Refusal, RequestId, RunId, RunView, Scope, SettleRun, ShowRun, Verdict,
 };
-use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig, build};
+use stage0_evaluator::{EvaluatorConfig, RunConfig, build};
+use stage0_policy::PackSet;
 use tokio::task::JoinSet;
 
 use super::service::connect;
 
-const WITHIN: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Evaluators that serve until they are dropped.
 struct Stage {
@@ -41,12 +42,12 @@ impl Stage {
     }
 
     async fn ask(&self, question: EvaluateRequest) -> EvaluateReply {
-        self.caller.requests.ask(&question, WITHIN).await.unwrap()
+        self.caller.requests.request(&question, WAIT_TIMEOUT).await.unwrap()
     }
 
     async fn view(&self, account: &str, run: &str) -> ManageReply<RunView> {
         let show = ShowRun { account: AccountId::parse(account).unwrap(), run_id: RunId::parse(run).unwrap() };
-        self.caller.requests.ask(&show, WITHIN).await.unwrap()
+        self.caller.requests.request(&show, WAIT_TIMEOUT).await.unwrap()
     }
 }
 
@@ -78,7 +79,7 @@ async fn allowed_of(stage: &Stage, checks: Vec<EvaluateRequest>) -> usize {
     let mut asks = JoinSet::new();
     for check in checks {
         let requests = Arc::clone(&stage.caller.requests);
-        asks.spawn(async move { requests.ask(&check, WITHIN).await.unwrap() });
+        asks.spawn(async move { requests.request(&check, WAIT_TIMEOUT).await.unwrap() });
     }
     let replies = asks.join_all().await;
     replies.iter().filter(|reply| verdict(reply) == Verdict::Allow).count()
@@ -122,7 +123,7 @@ async fn runs_of_other_accounts_and_names_are_others() {
 
 async fn list(stage: &Stage, account: &str, cursor: Option<String>, limit: u32) -> ManageReply<Page<RunView>> {
     let list = ListRuns { account: AccountId::parse(account).unwrap(), cursor, limit };
-    stage.caller.requests.ask(&list, WITHIN).await.unwrap()
+    stage.caller.requests.request(&list, WAIT_TIMEOUT).await.unwrap()
 }
 
 /// Names, over all pages of `limit`.
@@ -155,7 +156,7 @@ async fn runs_are_listed_as_they_are_shown_and_an_accounts_own_alone() {
     let ManageReply::Done(shown) = stage.view("b", "r").await else { panic!("no run") };
     assert_eq!((page.items[0].cost, page.items[0].first_seen), (shown.cost, shown.first_seen));
     let end = EndRun { account: AccountId::parse("a").unwrap(), run_id: RunId::parse("R").unwrap() };
-    assert!(matches!(stage.caller.requests.ask(&end, WITHIN).await.unwrap(), ManageReply::Done(_)));
+    assert!(matches!(stage.caller.requests.request(&end, WAIT_TIMEOUT).await.unwrap(), ManageReply::Done(_)));
     assert_eq!(names(&stage, "a", 1).await, ["r", "r/é"], "one that was ended is none");
     for (cursor, limit, at) in
         [(None, 0, "limit"), (None, 1_001, "limit"), (Some("../b"), 10, "cursor"), (Some("a b"), 10, "cursor")]
@@ -212,9 +213,9 @@ async fn a_defer_for_what_is_remembered_says_the_run_what_is_counted_and_how_to_
     assert_eq!(verdict(&stage.ask(check(1, "acc", &limits, context.clone())).await), Verdict::Allow);
     let reply = stage.ask(check(2, "acc", &limits, context.clone())).await;
     assert_eq!(verdict(&reply), Verdict::Defer);
-    let told = told_of_run(&reply);
-    let counted: Vec<_> = told.iter().map(|run| run["counted"].clone()).collect();
-    assert_eq!(told.len(), 3, "the time is within its limit: {told:?}");
+    let log_reply = told_of_run(&reply);
+    let counted: Vec<_> = log_reply.iter().map(|run| run["counted"].clone()).collect();
+    assert_eq!(log_reply.len(), 3, "the time is within its limit: {log_reply:?}");
     for expected in [
         json!({"iteration": 2, "max_iterations": 1}),
         json!({"same_tool_calls": 2, "same_tool_limit": 1}),
@@ -222,7 +223,7 @@ async fn a_defer_for_what_is_remembered_says_the_run_what_is_counted_and_how_to_
     ] {
         assert!(counted.contains(&expected), "{expected} in {counted:?}");
     }
-    for run in &told {
+    for run in &log_reply {
         assert_eq!(run["run_id"], "report 7/8");
         let end = run["end"].as_str().unwrap();
         assert!(end.starts_with("DELETE /v1/runs/{run_id}") && end.contains("runs:manage"), "{end}");
@@ -234,7 +235,7 @@ async fn a_defer_for_what_is_remembered_says_the_run_what_is_counted_and_how_to_
     assert_eq!(told_of_run(&stage.ask(check(3, "acc", &limits[..1], own)).await), [Value::Null]);
     let without = json!({"current_iteration": 2});
     assert_eq!(told_of_run(&stage.ask(check(4, "acc", &limits[..1], without)).await), [Value::Null]);
-    // With a secret about, no text of the request is told.
+    // If the request holds a secret, none of its text is stored.
     let mut secret = context;
     secret["password"] = "hunter22".into();
     let reply = stage.ask(check(5, "acc", &limits, secret)).await;
@@ -242,10 +243,10 @@ async fn a_defer_for_what_is_remembered_says_the_run_what_is_counted_and_how_to_
 }
 
 #[tokio::test]
-async fn a_run_that_was_ended_begins_anew_and_only_once() {
+async fn an_ended_run_starts_over_only_once() {
     let stage = Stage::new(2, RunConfig::default()).await;
     let end = EndRun { account: AccountId::parse("acc").unwrap(), run_id: RunId::parse("r").unwrap() };
-    let ended = || stage.caller.requests.ask(&end, WITHIN);
+    let ended = || stage.caller.requests.request(&end, WAIT_TIMEOUT);
     assert_eq!(ended().await.unwrap(), ManageReply::Refused(Refusal::NotFound));
     let one = |number| check(number, "acc", &["max_iterations: 1"], json!({"run_id": "r"}));
     assert_eq!(verdict(&stage.ask(one(1)).await), Verdict::Allow);
@@ -267,7 +268,7 @@ async fn a_settlement_is_the_runs_and_counts_once_among_many() {
         actual_micros: micros,
         may_lower,
     };
-    let ask = async |question: SettleRun| stage.caller.requests.ask(&question, WITHIN).await.unwrap();
+    let ask = async |question: SettleRun| stage.caller.requests.request(&question, WAIT_TIMEOUT).await.unwrap();
     assert_eq!(ask(settle("r", 1, 1, true)).await, ManageReply::Refused(Refusal::NotFound));
     stage.ask(check(1, "acc", &[], json!({"run_id": "r", "estimated_cost_usd": 2}))).await;
     assert_eq!(ask(settle("r", 1, 1, false)).await, ManageReply::Refused(Refusal::ScopeMissing(Scope::RunsManage)));
@@ -275,7 +276,7 @@ async fn a_settlement_is_the_runs_and_counts_once_among_many() {
     let mut asks = JoinSet::new();
     for _ in 0..20 {
         let (requests, question) = (Arc::clone(&stage.caller.requests), settle("r", 1, 3_000_000, false));
-        asks.spawn(async move { requests.ask(&question, WITHIN).await.unwrap() });
+        asks.spawn(async move { requests.request(&question, WAIT_TIMEOUT).await.unwrap() });
     }
     let replies = asks.join_all().await;
     let done: Vec<_> = replies.iter().filter(|reply| matches!(reply, ManageReply::Done(_))).collect();
@@ -297,7 +298,7 @@ async fn an_account_names_no_more_runs_a_day_than_it_may_and_ending_one_makes_ro
         for number in numbers {
             let run = number % 20;
             let (requests, check) = (Arc::clone(&stage.caller.requests), named(number, "acc", format!("r{run}")));
-            asks.spawn(async move { (run, requests.ask(&check, WITHIN).await.unwrap()) });
+            asks.spawn(async move { (run, requests.request(&check, WAIT_TIMEOUT).await.unwrap()) });
         }
         let decided = asks.join_all().await.into_iter().filter(|(_, reply)| match reply {
             EvaluateReply::TooManyRuns { limit: 10 } => false,
@@ -307,7 +308,7 @@ async fn an_account_names_no_more_runs_a_day_than_it_may_and_ending_one_makes_ro
     };
     let mut open = ask_all(0..20).await;
     open.sort_unstable();
-    assert_eq!(open.len(), 10, "on all evaluators together");
+    assert_eq!(open.len(), 10, "on all evaluators batch_size");
     let mut again = ask_all(20..60).await;
     again.sort_unstable();
     assert!(again.chunks(2).map(|pair| pair[0]).eq(open.iter().copied()), "runs that are open stay open: {again:?}");
@@ -324,15 +325,15 @@ async fn an_account_names_no_more_runs_a_day_than_it_may_and_ending_one_makes_ro
     assert_eq!(refused, EvaluateReply::TooManyRuns { limit: 10 });
     let end =
         EndRun { account: AccountId::parse("acc").unwrap(), run_id: RunId::parse(&format!("r{opened}")).unwrap() };
-    assert!(matches!(stage.caller.requests.ask(&end, WITHIN).await.unwrap(), ManageReply::Done(_)));
-    let room = async {
+    assert!(matches!(stage.caller.requests.request(&end, WAIT_TIMEOUT).await.unwrap(), ManageReply::Done(_)));
+    let slot = async {
         let mut number = 200;
         while stage.ask(named(number, "acc", "fresh".to_owned())).await == (EvaluateReply::TooManyRuns { limit: 10 }) {
             number += 1;
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(WITHIN, room).await.unwrap();
+    tokio::time::timeout(WAIT_TIMEOUT, slot).await.unwrap();
     assert_eq!(stage.ask(named(104, "acc", "one more".to_owned())).await, EvaluateReply::TooManyRuns { limit: 10 });
 }
 
@@ -362,16 +363,16 @@ async fn a_run_is_forgotten_when_its_time_is_over() {
     stage.ask(check(1, "acc", &["max_iterations: 1"], json!({"run_id": "r"}))).await;
     assert!(matches!(stage.view("acc", "r").await, ManageReply::Done(_)));
     let over = async { while stage.view("acc", "r").await != ManageReply::Refused(Refusal::NotFound) {} };
-    tokio::time::timeout(WITHIN, over).await.unwrap();
+    tokio::time::timeout(WAIT_TIMEOUT, over).await.unwrap();
 }
 
 #[tokio::test]
 async fn without_a_ledger_a_check_with_a_run_is_not_decided_and_others_are() {
     let stage = Stage::new(1, RunConfig::default()).await;
-    let place = "runs.acc.454349e422f05297191ead13e21d3db520e5abef";
-    // What nobody can read is no fresh run.
-    let until = tokio::time::Instant::now() + WITHIN;
-    stage.bus.connect().ledger.put(place, "no state".into(), None, None, until).await.unwrap();
+    let key = "runs.acc.454349e422f05297191ead13e21d3db520e5abef";
+    // A malformed record is not taken for a new run.
+    let until = tokio::time::Instant::now() + WAIT_TIMEOUT;
+    stage.bus.connect().state_store.put(key, "no state".into(), None, None, until).await.unwrap();
     let reply = stage.ask(check(1, "acc", &[], json!({"run_id": "r"}))).await;
     assert!(matches!(reply, EvaluateReply::Unable(_)), "{reply:?}");
     assert_eq!(stage.view("acc", "r").await, ManageReply::Failed);

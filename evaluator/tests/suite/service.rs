@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use stage0_backplane::AskError;
+use stage0_backplane::RequestError;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{
     AccountId, CallerTexts, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatus, RequestId, ReviewRequest,
     Verdict,
 };
-use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, PackSet, RunConfig, build};
+use stage0_evaluator::{BuildError, Connect, EvaluatorConfig, RunConfig, build};
+use stage0_policy::PackSet;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-const WITHIN: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// More than two shards answer in the moment between the last question and the stop.
 const IN_HAND: usize = 100;
 
@@ -54,9 +55,10 @@ async fn it_answers_every_kind_of_question_and_drains() {
         let _ = stopped.await;
     }));
     let caller = bus.connect();
-    let status = caller.requests.ask(&EvaluatorStatus {}, WITHIN).await.unwrap();
+    let status = caller.requests.request(&EvaluatorStatus {}, WAIT_TIMEOUT).await.unwrap();
     assert_eq!(status.active, active);
-    let EvaluateReply::Decided(decided) = caller.requests.ask(&question("read the report"), WITHIN).await.unwrap()
+    let EvaluateReply::Decided(decided) =
+        caller.requests.request(&question("read the report"), WAIT_TIMEOUT).await.unwrap()
     else {
         panic!("not decided")
     };
@@ -66,11 +68,11 @@ async fn it_answers_every_kind_of_question_and_drains() {
         constraints: vec!["allowed_change_window: blue_moon".to_owned()],
         policy_pack_version: None,
     };
-    assert_eq!(caller.requests.ask(&review, WITHIN).await.unwrap().errors.len(), 1);
+    assert_eq!(caller.requests.request(&review, WAIT_TIMEOUT).await.unwrap().errors.len(), 1);
     stop.send(()).unwrap();
     serving.await.unwrap().unwrap();
-    let refused = caller.requests.ask(&question("read the report"), Duration::from_millis(200)).await;
-    assert!(matches!(refused, Err(AskError::Absent | AskError::Late)), "{refused:?}");
+    let refused = caller.requests.request(&question("read the report"), Duration::from_millis(200)).await;
+    assert!(matches!(refused, Err(RequestError::NoResponders | RequestError::Timeout)), "{refused:?}");
 }
 
 #[tokio::test]
@@ -85,7 +87,7 @@ async fn a_draining_evaluator_answers_what_it_has_in_hand() {
         asks.spawn(async move {
             // The first poll hands the question over too, and nothing else runs on this thread meanwhile.
             sent.fetch_add(1, Ordering::Relaxed);
-            requests.ask(&question("read the report"), WITHIN).await
+            requests.request(&question("read the report"), WAIT_TIMEOUT).await
         });
     }
     while sent.load(Ordering::Relaxed) < IN_HAND {

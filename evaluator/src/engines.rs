@@ -1,0 +1,154 @@
+//! The two threads that evaluate a shard's checks: ordinary checks run on the shard's own thread, large ones on a
+//! second thread with a lower priority.
+//!
+//! A check of a megabyte costs as much as hundreds of ordinary ones, and checks of other accounts must not wait for it.
+//! Each thread has its own engines.
+//! INVARIANT: if the second thread is not available, a large check is not decided; it never moves to the first thread.
+
+use std::sync::Arc;
+use std::thread;
+
+use stage0_contract::{EvaluateReply, EvaluateRequest, ReviewReply, ReviewRequest};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::answer::Handler;
+use crate::run::RunUpdate;
+use stage0_policy::RunSnapshot;
+use stage0_policy::TimeLimit;
+use stage0_policy::{PackError, PackSet};
+
+/// The largest ordinary check in bytes. At about the same cost per byte it takes as long as thirty typical ones.
+pub(crate) const MAX_ORDINARY_BYTES: usize = 32_768;
+/// Work queued for the second thread; senders wait when the queue is full.
+const MAX_WAITING: usize = 64;
+/// On Linux: about a tenth of a busy core.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+type Work = Box<dyn FnOnce(&Handler) + Send>;
+
+/// The engines of one shard, on both threads.
+pub(crate) struct Engines {
+    answers: Handler,
+    large: mpsc::Sender<Work>,
+}
+
+impl Engines {
+    /// Parses every pack for both threads.
+    pub(crate) fn open(packs: Arc<PackSet>) -> Result<Self, EnginesError> {
+        let answers = Handler::new(Arc::clone(&packs)).map_err(EnginesError::Prepare)?;
+        let (large, mut work) = mpsc::channel::<Work>(MAX_WAITING);
+        let (ready, reported) = std::sync::mpsc::sync_channel(1);
+        let serve = move || {
+            lower_priority();
+            let prepared = Handler::new(packs);
+            let answers = match prepared {
+                Ok(answers) => answers,
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            let _ = ready.send(Ok(()));
+            // The channel closes when the shard ends.
+            while let Some(work) = work.blocking_recv() {
+                work(&answers);
+            }
+        };
+        thread::Builder::new().name("evaluator-large".to_owned()).spawn(serve).map_err(EnginesError::Thread)?;
+        reported.recv().map_err(|_| EnginesError::Ended)?.map_err(EnginesError::Prepare)?;
+        Ok(Self { answers, large })
+    }
+
+    /// The engines of the shard's own thread.
+    pub(crate) fn answers(&self) -> &Handler {
+        &self.answers
+    }
+
+    /// Decides a check on the thread for its size; `bytes` is the size of its message.
+    pub(crate) async fn evaluate(
+        &self,
+        check: &Arc<EvaluateRequest>,
+        bytes: usize,
+        snapshot: Option<RunSnapshot>,
+        limit: TimeLimit,
+    ) -> (EvaluateReply, Option<RunUpdate>) {
+        if bytes <= MAX_ORDINARY_BYTES {
+            return self.answers.evaluate(check, snapshot.as_ref(), limit);
+        }
+        let check = Arc::clone(check);
+        let decided = self.large(move |answers| answers.evaluate(&check, snapshot.as_ref(), limit)).await;
+        decided.unwrap_or_else(|| (EvaluateReply::Unable("the thread for large checks has ended".to_owned()), None))
+    }
+
+    /// Reviews a refused request on the thread for its size, or returns `None` if its deadline has passed by then. If
+    /// the second thread has ended, the review adds nothing.
+    pub(crate) async fn review(&self, refused: &Arc<ReviewRequest>, deadline: Instant) -> Option<ReviewReply> {
+        let bytes: usize = refused.constraints.iter().map(String::len).sum();
+        let refused = Arc::clone(refused);
+        let work = move |answers: &Handler| (Instant::now() < deadline).then(|| answers.review(&refused));
+        if bytes <= MAX_ORDINARY_BYTES {
+            return work(&self.answers);
+        }
+        self.large(work).await.unwrap_or(Some(ReviewReply { errors: Vec::new() }))
+    }
+
+    /// Runs `work` on the second thread; `None` if that thread has ended.
+    pub(crate) async fn large<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Handler) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = oneshot::channel();
+        let work: Work = Box::new(move |answers| {
+            // The caller may be gone.
+            let _ = done.send(work(answers));
+        });
+        self.large.send(work).await.ok()?;
+        result.await.ok()
+    }
+}
+
+/// Why the engines could not be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnginesError {
+    #[error("cannot start the thread for large checks")]
+    Thread(#[source] std::io::Error),
+    #[error("the thread for large checks ended while it started")]
+    Ended,
+    #[error("cannot prepare the policy packs")]
+    Prepare(#[source] PackError),
+}
+
+/// Lowers the priority of the calling thread, so that large checks yield to ordinary ones.
+fn lower_priority() {
+    // On Linux the priority applies to the thread; elsewhere it would apply to the process.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "large checks have the priority of ordinary ones");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use stage0_contract::AccountId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_review_past_its_deadline_is_dropped_whatever_its_size() {
+        let engines = Engines::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
+        for note in [String::new(), "x".repeat(MAX_ORDINARY_BYTES)] {
+            let refused = Arc::new(ReviewRequest {
+                account: AccountId::parse("acc").unwrap(),
+                constraints: vec!["allowed_change_window: blue_moon".to_owned(), note],
+                policy_pack_version: None,
+            });
+            assert_eq!(engines.review(&refused, Instant::now()).await, None);
+            let reply = engines.review(&refused, Instant::now() + Duration::from_secs(60)).await;
+            assert_eq!(reply.unwrap().errors.len(), 1);
+        }
+    }
+}

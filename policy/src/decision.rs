@@ -1,0 +1,299 @@
+//! The decision: satisfied rules become issues, and issues become a verdict, scores, questions and a reason.
+//!
+//! Assembles a [`Decision`].
+//! INVARIANT: an ALLOW has no HIGH or CRITICAL issue and a risk score of at most 99, a DEFER has a question, and a
+//! failed rule denies. Where a secret was found, the decision holds no text of the request.
+
+mod about;
+mod checks;
+mod remedy;
+mod run;
+mod score;
+
+use serde_json::{Map, Value};
+use stage0_contract::{
+    CheckRequest, CostEstimate, Decision, Effect, Issue, IssueCode, Micros, NextAction, Severity, Verdict,
+};
+
+pub(crate) use about::About;
+
+use about::Context;
+use remedy::Remedy;
+
+use crate::facts::Facts;
+use crate::pack::Pack;
+use crate::rule::{Detail, Outcome, Rule};
+use crate::secrets::REDACTED;
+
+/// The family of rules about the value of a task.
+const VALUE: &str = "value";
+/// The family of rules about runs that do not end.
+const LOOP: &str = "loop";
+
+/// An issue before it is part of a decision.
+struct Draft {
+    issue: Issue,
+    effect: Effect,
+    /// The rules that raised it, the gravest first.
+    rules: Vec<String>,
+    question: Option<String>,
+    about: Option<About>,
+    remedy: Remedy,
+}
+
+/// Makes the decision from the outcome of an evaluation.
+pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outcome: &Outcome<'_>) -> Decision {
+    let mut matched = outcome.matched.clone();
+    matched.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.id.cmp(&b.id)));
+    let mut drafts: Vec<Draft> = Vec::with_capacity(matched.len());
+    for rule in &matched {
+        let draft = Draft::of(rule, facts, pack, request);
+        match drafts.iter_mut().find(|earlier| earlier.is_same_issue(&draft)) {
+            Some(earlier) => earlier.merge(draft),
+            None => drafts.push(draft),
+        }
+    }
+    drafts.extend(outcome.failed.iter().map(|id| Draft::failed(id)));
+    let mut verdict = verdict_of(&drafts);
+    // INVARIANT: clients may deny an ALLOW that carries a grave issue, so a pack that produces one is broken, and it
+    // denies.
+    if verdict == Verdict::Allow && drafts.iter().any(|draft| draft.issue.severity >= Severity::High) {
+        drafts.push(Draft::failed("decision.grave_allow"));
+        verdict = Verdict::Deny;
+    }
+    drafts.sort_by(|a, b| rank(&a.issue, &b.issue));
+    let questions = questions(verdict, &drafts);
+    let risk = score::risk(pack, facts, &matched, verdict);
+    let family = |name: &str| score::total_weight(matched.iter().filter(|rule| rule.family == name));
+    let words = EchoedWords::of(request, facts);
+    Decision {
+        verdict,
+        reason: reason(verdict, &drafts),
+        risk_score: risk,
+        value_risk: family(VALUE),
+        waste_risk: family(LOOP),
+        high_risk: risk >= score::HIGH_RISK,
+        defer_questions: if verdict == Verdict::Defer { questions.clone() } else { Vec::new() },
+        clarifying_questions: questions,
+        guardrails: words.guardrails,
+        constraints_applied: words.constraints,
+        constraints_ignored: words.ignored,
+        value_findings: matched.iter().filter(|rule| rule.family == VALUE).map(|rule| rule.message.clone()).collect(),
+        guardrail_checks: checks::of(outcome),
+        cost_estimate: facts.estimated_cost.map(cost_estimate),
+        policy_version: pack.version().clone(),
+        environment: words.environment,
+        decision_trace_summary: trace(outcome, &drafts, verdict),
+        issues: drafts.into_iter().map(Draft::into_issue).collect(),
+    }
+}
+
+/// The gravest first, then by code and rule.
+fn rank(a: &Issue, b: &Issue) -> std::cmp::Ordering {
+    b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.rule.cmp(&b.rule))
+}
+
+impl Draft {
+    /// The issue of a satisfied rule.
+    fn of(rule: &Rule, facts: &Facts, pack: &Pack, request: &CheckRequest) -> Self {
+        let strict = request.pro && rule.effect == Effect::Advise && rule.severity >= pack.pro().denies_from;
+        let mut issue = Issue {
+            code: rule.code.clone(),
+            severity: rule.severity,
+            message: rule.message.clone(),
+            rule: rule.id.clone(),
+            next_action: rule.next_action,
+            details: details(rule, facts),
+        };
+        run::add_details(&mut issue.details, rule, facts, request);
+        let context = Context { request, facts, pack, rule };
+        let mut remedy = rule.about.map(|about| about.remedy(&context)).unwrap_or_default();
+        if !facts.secrets.is_empty() {
+            remedy.hide_words();
+        }
+        if rule.is_final {
+            remedy.write.clear();
+        }
+        Self {
+            issue,
+            effect: if strict { Effect::Deny } else { rule.effect },
+            rules: vec![rule.id.clone()],
+            question: rule.question.clone(),
+            about: rule.about,
+            remedy,
+        }
+    }
+
+    /// The issue of a rule that failed while it was evaluated.
+    fn failed(rule: &str) -> Self {
+        let issue = Issue {
+            code: IssueCode::policy_error(),
+            severity: Severity::High,
+            message: "the policy failed while it was evaluated".to_owned(),
+            rule: rule.to_owned(),
+            next_action: NextAction::Stop,
+            details: Map::new(),
+        };
+        let rules = vec![rule.to_owned()];
+        Self { issue, effect: Effect::Deny, rules, question: None, about: None, remedy: Remedy::default() }
+    }
+
+    /// Issues of the same code about the same fact are one issue: one change settles both.
+    fn is_same_issue(&self, other: &Self) -> bool {
+        let about = self.about.is_some() && self.about == other.about && !self.about.is_some_and(About::is_members);
+        self.issue.code == other.issue.code && (about || self.remedy.shares_evidence_with(&other.remedy))
+    }
+
+    /// Takes over another draft of the same issue, and keeps its own message.
+    fn merge(&mut self, other: Self) {
+        self.effect = self.effect.max(other.effect);
+        self.issue.severity = self.issue.severity.max(other.issue.severity);
+        self.rules.extend(other.rules);
+        self.question = self.question.take().or(other.question);
+        self.remedy.merge(other.remedy);
+        for (name, value) in other.issue.details {
+            self.issue.details.entry(name).or_insert(value);
+        }
+    }
+
+    fn into_issue(self) -> Issue {
+        let mut issue = self.issue;
+        self.remedy.add_to(&mut issue.details);
+        issue
+    }
+
+    /// The rule's question with a hint where the answer belongs.
+    fn question(&self) -> Option<String> {
+        let question = self.question.as_ref()?;
+        Some(match self.remedy.hint() {
+            Some(hint) if question.ends_with(['.', '?', '!']) => format!("{question} {hint}"),
+            Some(hint) => format!("{question}. {hint}"),
+            None => question.clone(),
+        })
+    }
+}
+
+fn verdict_of(drafts: &[Draft]) -> Verdict {
+    match drafts.iter().map(|draft| draft.effect).max() {
+        Some(Effect::Deny) => Verdict::Deny,
+        Some(Effect::Defer) => Verdict::Defer,
+        Some(Effect::Advise) | None => Verdict::Allow,
+    }
+}
+
+fn decides(draft: &Draft, verdict: Verdict) -> bool {
+    match verdict {
+        Verdict::Deny => draft.effect == Effect::Deny,
+        Verdict::Defer => draft.effect == Effect::Defer,
+        Verdict::Allow => false,
+    }
+}
+
+/// On DEFER the questions of issues that defer come first, because they must be answered.
+fn questions(verdict: Verdict, drafts: &[Draft]) -> Vec<String> {
+    let deferring = drafts.iter().filter(|draft| verdict == Verdict::Defer && draft.effect == Effect::Defer);
+    let mut questions: Vec<String> = Vec::new();
+    for question in deferring.chain(drafts).filter_map(Draft::question) {
+        if !questions.contains(&question) {
+            questions.push(question);
+        }
+    }
+    questions
+}
+
+fn reason(verdict: Verdict, drafts: &[Draft]) -> String {
+    let text = |draft: &Draft| format!("{}: {}", draft.issue.code, draft.issue.message);
+    if verdict != Verdict::Allow {
+        return drafts.iter().filter(|draft| decides(draft, verdict)).map(text).collect::<Vec<_>>().join("; ");
+    }
+    let no_objection = "no rule of the policy objects".to_owned();
+    if drafts.is_empty() {
+        return no_objection;
+    }
+    format!("{no_objection}; advice: {}", drafts.iter().map(text).collect::<Vec<_>>().join("; "))
+}
+
+fn trace(outcome: &Outcome<'_>, drafts: &[Draft], verdict: Verdict) -> String {
+    let deciding: Vec<&str> = drafts
+        .iter()
+        .filter(|draft| decides(draft, verdict))
+        .flat_map(|draft| &draft.rules)
+        .map(String::as_str)
+        .collect();
+    let deciding = if deciding.is_empty() { "none".to_owned() } else { deciding.join(", ") };
+    let (evaluated, matched, failed) = (outcome.evaluated.len(), outcome.matched.len(), outcome.failed.len());
+    format!("{evaluated} rules evaluated, {matched} matched, {failed} failed; deciding: {deciding}")
+}
+
+fn details(rule: &Rule, facts: &Facts) -> Map<String, Value> {
+    let mut details = Map::new();
+    for detail in &rule.details {
+        match detail {
+            Detail::Attribute(attribute) => {
+                if let Some(value) = attribute.value(facts) {
+                    details.insert(attribute.name().to_owned(), value.into());
+                }
+            }
+            Detail::NextOpening => {
+                let opening = facts.next_opening.clone().map_or(Value::Null, Value::String);
+                details.insert("next_opening".to_owned(), opening);
+            }
+            Detail::Secrets => {
+                let secrets = facts.secrets.iter().map(|s| serde_json::json!({"kind": s.kind, "path": s.path}));
+                details.insert("secrets".to_owned(), secrets.collect());
+            }
+        }
+    }
+    if !rule.fields.is_empty() {
+        details.insert("fields".to_owned(), rule.fields.clone().into());
+    }
+    details
+}
+
+#[expect(clippy::cast_precision_loss, reason = "for display only; nothing is decided by it")]
+fn cost_estimate(cost: Micros) -> CostEstimate {
+    let dollars = cost.get() as f64 / 1_000_000.0;
+    CostEstimate {
+        currency: "USD".to_owned(),
+        min: dollars,
+        max: dollars,
+        assumptions: vec!["as the caller estimates it".to_owned()],
+    }
+}
+
+/// The request's own words that the decision repeats.
+struct EchoedWords {
+    environment: String,
+    constraints: Vec<String>,
+    ignored: Vec<String>,
+    guardrails: Vec<String>,
+}
+
+impl EchoedWords {
+    /// Where the request holds a secret, only canonical names of constraints: the secret may be in several places, and
+    /// look harmless in some of them.
+    fn of(request: &CheckRequest, facts: &Facts) -> Self {
+        let declared = &facts.declared;
+        let ignored = declared.ignored.iter().filter_map(|index| request.constraints.get(*index));
+        if facts.secrets.is_empty() {
+            return Self {
+                ignored: ignored.cloned().collect(),
+                environment: facts.environment.clone(),
+                constraints: declared.normalised.clone(),
+                guardrails: declared.guardrails.clone(),
+            };
+        }
+        let names = |constraints: &[String]| {
+            let names = constraints.iter().filter_map(|constraint| constraint.split(':').next());
+            let mut names: Vec<String> = names.map(str::to_owned).collect();
+            names.dedup();
+            names
+        };
+        Self {
+            environment: if facts.environment.is_empty() { String::new() } else { REDACTED.to_owned() },
+            constraints: names(&declared.normalised),
+            ignored: ignored.map(|_| REDACTED.to_owned()).collect(),
+            guardrails: names(&declared.guardrails),
+        }
+    }
+}

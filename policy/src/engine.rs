@@ -1,0 +1,259 @@
+//! The engine: evaluates the rules of one pack on one thread, and shares nothing with other threads.
+//!
+//! Owns the parsed policies, grouped by trigger, and builds the record that Cedar evaluates them on: only the
+//! attributes that the evaluated rules name.
+//! INVARIANT: a rule that errors is reported as failed and never skipped; the same facts give the same outcome.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use cedar_policy::{
+    AuthorizationError, Authorizer, Context, ContextCreationError, Entities, EntityUid, PolicySet, Request,
+    RestrictedExpression,
+};
+use stage0_contract::{CheckRequest, Decision, EvaluateRequest, Evaluation, FieldError};
+
+use crate::decision;
+use crate::explain::Explanation;
+use crate::facts::{Attribute, Attributes, EvaluateError, FactValue, Facts, RunFacts, RunSnapshot, Trigger, Triggers};
+use crate::files::{Fault, PackError};
+use crate::pack::{Pack, rekeyed};
+use crate::redaction::{ActionSummary, redacted_texts};
+use crate::rule::{Outcome, Rule};
+use crate::time_limit::TimeLimit;
+
+/// The action of the schema that every rule is about.
+pub(crate) const ACTION: &str = r#"Action::"check""#;
+const PRINCIPAL: &str = r#"Agent::"caller""#;
+const RESOURCE: &str = r#"Proposal::"action""#;
+
+/// A pack, parsed for one thread.
+pub struct Engine {
+    pack: Arc<Pack>,
+    buckets: Vec<Bucket>,
+    authorizer: Authorizer,
+    entities: Entities,
+    principal: EntityUid,
+    action: EntityUid,
+    resource: EntityUid,
+}
+
+/// The rules of one trigger.
+struct Bucket {
+    trigger: Trigger,
+    policies: PolicySet,
+    attributes: Attributes,
+    rules: Vec<String>,
+}
+
+impl Engine {
+    /// Parses the pack's policies again, because threads that shared them would contend for their reference counts.
+    pub fn new(pack: Arc<Pack>) -> Result<Self, PackError> {
+        let unparsed = || PackError::of(Fault::new("*.cedar", "the rules cannot be parsed again"));
+        let mut buckets: BTreeMap<Trigger, Bucket> = BTreeMap::new();
+        for source in pack.sources() {
+            for policy in rekeyed(source).ok_or_else(unparsed)? {
+                let rule = pack.rules().get::<str>(policy.id().as_ref()).ok_or_else(unparsed)?;
+                let bucket = buckets.entry(rule.trigger).or_insert_with(|| Bucket {
+                    trigger: rule.trigger,
+                    policies: PolicySet::new(),
+                    attributes: Attributes::default(),
+                    rules: Vec::new(),
+                });
+                bucket.attributes.extend(rule.attributes);
+                bucket.rules.push(rule.id.clone());
+                bucket.policies.add(policy).map_err(|_| unparsed())?;
+            }
+        }
+        let uid = |text: &str| text.parse::<EntityUid>().map_err(|_| unparsed());
+        Ok(Self {
+            buckets: buckets.into_values().collect(),
+            authorizer: Authorizer::new(),
+            entities: Entities::empty(),
+            principal: uid(PRINCIPAL)?,
+            action: uid(ACTION)?,
+            resource: uid(RESOURCE)?,
+            pack,
+        })
+    }
+
+    /// The pack whose rules it evaluates.
+    pub fn pack(&self) -> &Arc<Pack> {
+        &self.pack
+    }
+
+    /// Decides a request at a time (seconds since the epoch), or returns the fields that name something the pack does
+    /// not define.
+    pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
+        let facts = self.facts(request, evaluated_at)?;
+        Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
+    }
+
+    /// Decides a check with the server's counts of its run. Returns the decision with the texts that may be recorded,
+    /// and the facts that update the run. Fails once `limit` has passed; it is checked between facts, rules and
+    /// redaction, and within facts and redaction.
+    pub fn answer(
+        &self,
+        check: &EvaluateRequest,
+        snapshot: Option<&RunSnapshot>,
+        limit: TimeLimit,
+    ) -> Result<(Evaluation, RunFacts), EvaluateError> {
+        let facts = self.facts_within(&check.request, check.evaluated_at, snapshot, limit)?;
+        limit.check()?;
+        let decision = decision::assemble(&self.pack, &check.request, &facts, &self.evaluate(&facts));
+        let action = ActionSummary::of(&facts);
+        let recordable = Some(redacted_texts(check, action, &facts.secrets, self.pack.secrets(), limit)?);
+        limit.check()?;
+        Ok((Evaluation { decision, recordable }, facts.into_run_facts()))
+    }
+
+    /// Decides a request and explains how the decision came about.
+    pub fn explain(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Explanation, Vec<FieldError>> {
+        let facts = self.facts(request, evaluated_at)?;
+        let outcome = self.evaluate(&facts);
+        let decision = decision::assemble(&self.pack, request, &facts, &outcome);
+        Ok(Explanation::new(&facts, &outcome, decision))
+    }
+
+    /// The facts of a request, without a time limit.
+    pub(crate) fn facts(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Facts, Vec<FieldError>> {
+        self.facts_within(request, evaluated_at, None, TimeLimit::NONE).map_err(|error| match error {
+            EvaluateError::Invalid(errors) => errors,
+            EvaluateError::OutOfTime => vec![FieldError::new("body", "takes too long to decide")],
+        })
+    }
+
+    fn facts_within(
+        &self,
+        request: &CheckRequest,
+        evaluated_at: i64,
+        snapshot: Option<&RunSnapshot>,
+        limit: TimeLimit,
+    ) -> Result<Facts, EvaluateError> {
+        Facts::read(
+            request,
+            self.pack.vocabulary(),
+            self.pack.windows(),
+            self.pack.secrets(),
+            evaluated_at,
+            snapshot,
+            limit,
+        )
+    }
+
+    /// Evaluates the rules whose trigger holds.
+    pub(crate) fn evaluate(&self, facts: &Facts) -> Outcome<'_> {
+        let triggers = Triggers::of(facts);
+        self.authorize(facts, |bucket| triggers.contains(bucket.trigger))
+    }
+
+    /// Evaluates every rule, to prove that triggers hide none.
+    pub(crate) fn evaluate_all(&self, facts: &Facts) -> Outcome<'_> {
+        self.authorize(facts, |_| true)
+    }
+
+    fn authorize(&self, facts: &Facts, wanted: impl Fn(&Bucket) -> bool) -> Outcome<'_> {
+        let buckets = || self.buckets.iter().filter(|bucket| wanted(bucket));
+        let mut outcome = Outcome::default();
+        let mut attributes = Attributes::default();
+        for bucket in buckets() {
+            attributes.extend(bucket.attributes);
+            outcome.evaluated.extend(bucket.rules.iter().filter_map(|id| self.rule(id)));
+        }
+        let Some(request) = self.cedar_request(facts, attributes) else {
+            // Without a record no rule can be evaluated, so each of them has failed.
+            outcome.failed = outcome.evaluated.iter().map(|rule| rule.id.clone()).collect();
+            return outcome;
+        };
+        for bucket in buckets() {
+            // No rule permits, so the reasons of the response are all satisfied rules.
+            let response = self.authorizer.is_authorized(&request, &bucket.policies, &self.entities);
+            outcome.matched.extend(response.diagnostics().reason().filter_map(|id| self.rule(id.as_ref())));
+            outcome.failed.extend(response.diagnostics().errors().map(failed_rule));
+        }
+        // Cedar returns errors in random order.
+        outcome.failed.sort_unstable();
+        outcome
+    }
+
+    fn cedar_request(&self, facts: &Facts, attributes: Attributes) -> Option<Request> {
+        let context = context(facts, attributes).ok()?;
+        Request::new(self.principal.clone(), self.action.clone(), self.resource.clone(), context, None).ok()
+    }
+
+    fn rule(&self, id: &str) -> Option<&Rule> {
+        self.pack.rules().get(id)
+    }
+}
+
+/// The record of facts that Cedar evaluates rules on.
+pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
+    let pair = |attribute: Attribute| Some((attribute.name().to_owned(), expression(attribute.value(facts)?)));
+    Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)
+}
+
+fn expression(value: FactValue) -> RestrictedExpression {
+    match value {
+        FactValue::Bool(value) => RestrictedExpression::new_bool(value),
+        FactValue::Long(value) => RestrictedExpression::new_long(value),
+        FactValue::Text(value) => RestrictedExpression::new_string(value),
+        FactValue::Set(values) => {
+            RestrictedExpression::new_set(values.into_iter().map(RestrictedExpression::new_string))
+        }
+    }
+}
+
+fn failed_rule(error: &AuthorizationError) -> String {
+    match error {
+        AuthorizationError::PolicyEvaluationError(error) => error.policy_id().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files::Files;
+    use serde_json::json;
+    use stage0_contract::{IssueCode, Severity, Verdict};
+
+    fn request(body: serde_json::Value) -> CheckRequest {
+        CheckRequest::parse(body).unwrap()
+    }
+
+    #[test]
+    fn a_rule_that_fails_denies_under_its_own_name() {
+        let files = Files::embedded();
+        let rules = files.get("value.cedar").unwrap().replace(
+            "context.goal_vague && !context.side_effects",
+            "context.goal_vague && !context.side_effects && context.iteration * 4611686018427387904 > 0",
+        );
+        let engine = Engine::new(Pack::load(&files.with("value.cedar", &rules)).unwrap()).unwrap();
+        let decide = |iteration: i64| {
+            let body =
+                json!({"goal": "optimise", "success_criteria": ["x"], "context": {"current_iteration": iteration}});
+            engine.decide(&request(body), 0).unwrap()
+        };
+        assert_eq!(decide(1).verdict, Verdict::Defer);
+        let overflowed = decide(2);
+        assert_eq!(overflowed.verdict, Verdict::Deny);
+        let issue = &overflowed.issues[0];
+        assert_eq!((issue.code.as_str(), issue.severity), (IssueCode::POLICY_ERROR, Severity::High));
+        assert_eq!(issue.rule, "value.vague_goal");
+        assert!(overflowed.reason.starts_with("POLICY_ERROR: ") && overflowed.high_risk);
+    }
+
+    #[test]
+    fn an_explanation_names_facts_triggers_and_evaluated_and_matched_rules() {
+        let engine = Engine::new(Pack::embedded().unwrap()).unwrap();
+        let body = json!({"goal": "Deploy it now", "side_effects": ["deploy"], "environment": "staging"});
+        let explanation = engine.explain(&request(body), 0).unwrap();
+        assert!(explanation.rules_evaluated.contains(&"approval.high_effect".to_owned()));
+        assert!(explanation.rules_matched.contains(&"effects.high_without_guardrail".to_owned()));
+        assert!(
+            explanation.triggers.contains(&"high_effect") && explanation.facts["environments"] == json!(["staging"])
+        );
+        let body = json!({"goal": "use password=hunter22", "environment": "staging"});
+        let explanation = engine.explain(&request(body), 0).unwrap();
+        assert!(!serde_json::to_string(&explanation).unwrap().contains("staging"));
+    }
+}

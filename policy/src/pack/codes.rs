@@ -1,0 +1,67 @@
+//! `codes.toml`: what each code of a pack means and what settles it, for people and agents who read an answer.
+//!
+//! Every code of a rule must be described, and every described code must belong to a rule. A pack of the first edition
+//! has no such file.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use stage0_contract::IssueCode;
+
+use crate::files::Fault;
+use crate::files::toml_fault;
+use crate::files::{CODES, Files};
+use crate::rule::Rule;
+use crate::vocabulary::Edition;
+
+/// The meaning of one code.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Meaning {
+    pub(crate) meaning: String,
+    pub(crate) remedy: String,
+}
+
+/// Codes by name.
+pub(crate) type Codes = BTreeMap<IssueCode, Meaning>;
+
+/// Parses the meanings and collects their faults.
+pub(super) fn parse(
+    files: &Files,
+    edition: Edition,
+    rules: &BTreeMap<String, Rule>,
+    faults: &mut Vec<Fault>,
+) -> Option<Codes> {
+    if edition == Edition::First && files.get(CODES).is_none() {
+        return Some(Codes::new());
+    }
+    let text = files.needed(CODES, faults)?;
+    let codes: Codes = match toml::from_str(text) {
+        Ok(codes) => codes,
+        Err(error) => {
+            faults.push(toml_fault(CODES, text, &error));
+            return None;
+        }
+    };
+    if !faults.is_empty() {
+        // A faulty rule has no code yet; its fault is reported already.
+        return Some(codes);
+    }
+    let mut given: BTreeSet<&IssueCode> = rules.values().map(|rule| &rule.code).collect();
+    let policy_error = IssueCode::policy_error();
+    given.insert(&policy_error);
+    for code in given.iter().filter(|code| !codes.contains_key(code)) {
+        faults.push(Fault::new(CODES, format!("`{code}` is missing: a rule gives it, or the evaluator does")));
+    }
+    for (code, meaning) in &codes {
+        let line = text.lines().position(|line| line.trim() == format!("[{code}]")).map_or(1, |index| index + 1);
+        let mut fault = |message: String| faults.push(Fault::new(CODES, message).at(line));
+        if !given.contains(code) {
+            fault(format!("`{code}` is given by no rule"));
+        }
+        if meaning.meaning.trim().is_empty() || meaning.remedy.trim().is_empty() {
+            fault(format!("`{code}` needs a `meaning` and a `remedy`"));
+        }
+    }
+    Some(codes)
+}

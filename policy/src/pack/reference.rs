@@ -1,0 +1,95 @@
+//! The reference of a pack: every word that a caller may write, and every code that may come back, as one JSON object.
+//!
+//! Owns the form of `GET /v1/policy/vocabulary`. The words come straight from the pack's files, so
+//! that there is one source; forms of constraints and members of `context` come from the contract's tables.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+use stage0_contract::{CONTEXT_MEMBERS, ConstraintName, IssueCode, Member, Severity};
+
+use super::Pack;
+use super::codes::Codes;
+use crate::files::{CONSTRAINTS, Files};
+use crate::rule::Rule;
+use crate::vocabulary::{Class, Vocabulary};
+
+/// Word files, and the members of the reference that hold them.
+const WORDS: [(&str, &str); 4] = [
+    ("side_effects", "effects.toml"),
+    ("tools", "tools.toml"),
+    ("constraints", "constraints.toml"),
+    ("vocabulary", "vocabulary.toml"),
+];
+
+/// Builds the reference of a valid pack.
+pub(super) fn of(
+    files: &Files,
+    vocabulary: &Vocabulary,
+    codes: &Codes,
+    rules: &BTreeMap<String, Rule>,
+) -> Map<String, Value> {
+    let mut reference = Map::new();
+    reference.insert("edition".to_owned(), vocabulary.edition().number().into());
+    if let Some(effects) = vocabulary.effects() {
+        let classes: Map<String, Value> =
+            Class::ALL.into_iter().map(|class| (class.as_str().to_owned(), effects.of_class(class).into())).collect();
+        reference.insert("classes".to_owned(), classes.into());
+    }
+    if let Some(tools) = vocabulary.tools() {
+        reference.insert("sensitive_tools".to_owned(), tools.sensitive().into());
+    }
+    reference.insert("constraint_forms".to_owned(), forms(files, vocabulary).into());
+    let member = |member: &Member| json!({"name": member.name, "type": member.kind, "meaning": member.meaning});
+    reference.insert("context".to_owned(), CONTEXT_MEMBERS.iter().map(member).collect());
+    for (member, file) in WORDS {
+        // The loader has parsed this file before.
+        if let Some(words) = files.get(file).and_then(|text| toml::from_str::<Value>(text).ok()) {
+            reference.insert(member.to_owned(), words);
+        }
+    }
+    reference.insert("codes".to_owned(), told(codes, rules).into_iter().collect());
+    reference
+}
+
+/// Every constraint that the grammar knows, with its form and the pack's other names for it.
+fn forms(files: &Files, vocabulary: &Vocabulary) -> Vec<Value> {
+    let words = files.get(CONSTRAINTS).and_then(|text| toml::from_str::<Value>(text).ok()).unwrap_or_default();
+    let known = |name: &&ConstraintName| vocabulary.constraints().names().find(name.as_str()).is_some();
+    let form = |name: &ConstraintName| {
+        let aliases = words.get("aliases").and_then(|aliases| aliases.get(name.as_str()));
+        json!({"name": name.as_str(), "value": name.example(), "aliases": aliases.cloned().unwrap_or_else(|| json!([])),
+            "guardrail": vocabulary.constraints().is_guardrail(name.as_str())})
+    };
+    ConstraintName::ALL.iter().filter(known).map(form).collect()
+}
+
+fn told(codes: &Codes, rules: &BTreeMap<String, Rule>) -> Vec<Value> {
+    let mut by_code: BTreeMap<&IssueCode, Vec<&Rule>> = BTreeMap::new();
+    for rule in rules.values() {
+        by_code.entry(&rule.code).or_default().push(rule);
+    }
+    let policy_error = IssueCode::policy_error();
+    by_code.entry(&policy_error).or_default();
+    let told = |(code, rules): (&IssueCode, Vec<&Rule>)| {
+        let meaning = codes.get(code);
+        let severity = rules.iter().map(|rule| rule.severity).max().unwrap_or(Severity::High);
+        let rules: Vec<Value> = rules
+            .iter()
+            .map(|rule| {
+                json!({"id": rule.id, "effect": rule.effect, "severity": rule.severity, "message": rule.message,
+                    "next_action": rule.next_action, "final": rule.is_final})
+            })
+            .collect();
+        json!({"code": code, "severity": severity, "meaning": meaning.map(|m| &m.meaning),
+            "remedy": meaning.map(|m| &m.remedy), "rules": rules})
+    };
+    by_code.into_iter().map(told).collect()
+}
+
+impl Pack {
+    /// Every word that a caller may write and every code that may come back.
+    pub fn reference(&self) -> &Map<String, Value> {
+        &self.reference
+    }
+}

@@ -1,0 +1,143 @@
+//! The policy files and the schema of a pack: parsed, named, validated.
+//!
+//! Owns the step from Cedar's text to rules with ids, files and lines. Validation is strict, and Cedar's warnings are
+//! faults too: a rule that can never be satisfied protects nothing.
+
+use std::collections::{BTreeMap, HashMap};
+
+use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use miette::Diagnostic;
+
+use super::shape::{self, MAX_RULES, Statement};
+use crate::files::{Fault, line_of};
+use crate::files::{Files, SCHEMA};
+use crate::rule::{self, Rule};
+use crate::vocabulary::Edition;
+
+/// Parses all rules and collects their faults; also returns the texts in the order of file names.
+pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) -> (BTreeMap<String, Rule>, Vec<String>) {
+    let mut rules: BTreeMap<String, Rule> = BTreeMap::new();
+    let mut sources = Vec::new();
+    let mut set = PolicySet::new();
+    let Some(shapes) = shapes(files, faults) else { return (rules, sources) };
+    for ((file, text), statements) in files.policies().zip(shapes) {
+        sources.push(text.to_owned());
+        for (policy, line) in policies(file, text, &statements, faults) {
+            let id = policy.annotation("id").unwrap_or("a rule without `@id`").to_owned();
+            match rule::read(&policy, edition, file, line) {
+                Ok(rule) => match rules.get(&rule.id) {
+                    Some(first) => {
+                        let message = format!("its `@id` is taken by {}:{}", first.file, first.line);
+                        faults.push(Fault::new(file, message).at(line).rule(&id));
+                    }
+                    None => {
+                        if let Err(error) = set.add(policy.new_id(PolicyId::new(&rule.id))) {
+                            faults.push(Fault::new(file, error.to_string()).at(line).rule(&id));
+                        }
+                        rules.insert(rule.id.clone(), rule);
+                    }
+                },
+                Err(wrong) => faults.extend(wrong.into_iter().map(|w| Fault::new(file, w).at(line).rule(&id))),
+            }
+        }
+    }
+    if sources.is_empty() {
+        faults.push(Fault::new("*.cedar", "there is no policy file"));
+    } else if rules.is_empty() && faults.is_empty() {
+        faults.push(Fault::new("*.cedar", "there is no rule"));
+    }
+    validate(files, &set, &rules, faults);
+    (rules, sources)
+}
+
+/// The statements of each policy file; `None` if a file, or all files together, exceed the bounds.
+fn shapes(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Vec<Statement>>> {
+    let mut shapes = Vec::new();
+    let mut rules = 0_usize;
+    let mut parsable = true;
+    for (file, text) in files.policies() {
+        match shape::statements(file, text) {
+            Ok(statements) => {
+                let before = rules;
+                rules += statements.len();
+                if before <= MAX_RULES && rules > MAX_RULES {
+                    let line = statements.get(MAX_RULES - before).map_or(1, |statement| statement.line);
+                    let message =
+                        format!("the pack has more than {MAX_RULES} rules: the first one too many stands here");
+                    faults.push(Fault::new(file, message).at(line));
+                    parsable = false;
+                }
+                shapes.push(statements);
+            }
+            Err(fault) => {
+                faults.push(fault);
+                parsable = false;
+            }
+        }
+    }
+    parsable.then_some(shapes)
+}
+
+/// The policies of a text, each with its `@id` as the id that diagnostics name.
+pub(crate) fn rekeyed(text: &str) -> Option<Vec<Policy>> {
+    let set: PolicySet = text.parse().ok()?;
+    set.policies().map(|policy| Some(policy.new_id(PolicyId::new(policy.annotation("id")?)))).collect()
+}
+
+/// The policies of a file in their order, each with its line.
+fn policies(file: &str, text: &str, statements: &[Statement], faults: &mut Vec<Fault>) -> Vec<(Policy, usize)> {
+    let set: PolicySet = match text.parse() {
+        Ok(set) => set,
+        Err(errors) => {
+            let errors: cedar_policy::ParseErrors = errors;
+            faults.extend(errors.iter().map(|error| located(file, text, error)));
+            return Vec::new();
+        }
+    };
+    for template in set.templates() {
+        faults.push(Fault::new(file, "a rule must not be a template").rule(template.annotation("id").unwrap_or("?")));
+    }
+    // Cedar's parser names them `policy0`, `policy1`, … in the order of the text.
+    let place = |policy: &Policy| policy.id().to_string().strip_prefix("policy").and_then(|n| n.parse::<usize>().ok());
+    let line = |place: Option<usize>| place.and_then(|at| statements.get(at)).map_or(1, |statement| statement.line);
+    let mut policies: Vec<(Option<usize>, Policy)> = set.policies().map(|p| (place(p), p.clone())).collect();
+    policies.sort_by_key(|(place, _)| *place);
+    policies.into_iter().map(|(place, policy)| (policy, line(place))).collect()
+}
+
+fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faults: &mut Vec<Fault>) {
+    let Some(schema) = schema(files, faults) else { return };
+    let result = Validator::new(schema).validate(set, ValidationMode::Strict);
+    let by_id: HashMap<&str, &Rule> = rules.iter().map(|(id, rule)| (id.as_str(), rule)).collect();
+    let errors = result.validation_errors().map(|e| (e.policy_id().to_string(), e.to_string()));
+    let warnings = result.validation_warnings().map(|w| (w.policy_id().to_string(), w.to_string()));
+    for (id, message) in errors.chain(warnings) {
+        let fault = match by_id.get(id.as_str()) {
+            Some(rule) => Fault::new(&rule.file, message).at(rule.line),
+            None => Fault::new(SCHEMA, message),
+        };
+        faults.push(fault.rule(&id));
+    }
+}
+
+/// The pack's schema.
+pub(super) fn schema(files: &Files, faults: &mut Vec<Fault>) -> Option<Schema> {
+    let text = files.needed(SCHEMA, faults)?;
+    if let Err(fault) = shape::schema(SCHEMA, text) {
+        faults.push(fault);
+        return None;
+    }
+    match Schema::from_cedarschema_str(text) {
+        Ok((schema, _)) => Some(schema),
+        Err(error) => {
+            faults.push(located(SCHEMA, text, &error));
+            None
+        }
+    }
+}
+
+fn located(file: &str, text: &str, error: &(impl Diagnostic + ?Sized)) -> Fault {
+    let offset = error.labels().and_then(|mut labels| labels.next()).map(|label| label.offset());
+    let fault = Fault::new(file, error.to_string());
+    offset.map_or(fault.clone(), |offset| fault.at(line_of(text, offset)))
+}

@@ -1,0 +1,260 @@
+//! Names that reveal a secret as their value, matched by their parts: `DB_PASS`, `clientSecret1`, `mot de passe`.
+//!
+//! Owns the classification of names. The words after the revealing ones count too: `token_count` reveals nothing,
+//! `PASSWORD_PROD` a password. `value` classifies the value.
+
+use std::collections::{HashMap, HashSet};
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
+use stage0_contract::plain;
+
+/// How much a name reveals: the more it does, the less its value must look like a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Tells {
+    /// What is long and random there is a secret.
+    Hint,
+    /// What is random there.
+    Token,
+    /// What a machine made, whatever is no name of a thing.
+    Secret,
+    /// What a person chose; any word.
+    Password,
+    /// The same in several words.
+    Phrase,
+}
+
+/// The words of a pack's names.
+#[derive(Debug, Default)]
+pub(crate) struct NameWords {
+    /// Each with its parts side by side.
+    pub(crate) telling: Vec<(String, Tells)>,
+    pub(crate) other_before: Vec<String>,
+    pub(crate) ends_meaning: Vec<String>,
+    pub(crate) keeps_meaning: Vec<String>,
+}
+
+/// What names tell of.
+#[derive(Debug)]
+pub(super) struct Names {
+    telling: HashMap<String, Tells>,
+    /// Those that a longer word may end with.
+    endings: Vec<(String, Tells)>,
+    other_before: HashSet<String>,
+    ends_meaning: HashSet<String>,
+    keeps_meaning: HashSet<String>,
+    anchors: Vec<String>,
+    search: AhoCorasick,
+}
+
+/// Letters of a word that may end another: `dbpassword`.
+const MIN_ENDING_CHARS: usize = 6;
+/// Words of one telling name.
+const MAX_WORDS: usize = 5;
+/// Bytes of a name that are read; longer ones from their end.
+const MAX_NAME_BYTES: usize = 96;
+
+impl Names {
+    pub(super) fn new(words: NameWords) -> Result<Self, String> {
+        let squeezed = |text: &str| parts(text).concat();
+        let anchors = anchors_of(&words.telling);
+        let search =
+            AhoCorasick::builder().ascii_case_insensitive(true).kind(Some(AhoCorasickKind::DFA)).build(&anchors);
+        let telling: HashMap<String, Tells> =
+            words.telling.iter().map(|(name, tells)| (squeezed(name), *tells)).collect();
+        let is_ending = |name: &str| name.chars().count() >= MIN_ENDING_CHARS || !name.is_ascii();
+        let mut endings: Vec<(String, Tells)> =
+            telling.iter().filter(|(name, _)| is_ending(name)).map(|(name, tells)| (name.clone(), *tells)).collect();
+        endings.sort_unstable_by(|(a, _), (b, _)| (b.len(), b).cmp(&(a.len(), a)));
+        Ok(Self {
+            telling,
+            endings,
+            other_before: words.other_before.into_iter().collect(),
+            ends_meaning: words.ends_meaning.into_iter().collect(),
+            keeps_meaning: words.keeps_meaning.into_iter().collect(),
+            search: search.map_err(|error| error.to_string())?,
+            anchors,
+        })
+    }
+
+    /// Texts of which each telling name has one, in any case.
+    pub(super) fn anchors(&self) -> &[String] {
+        &self.anchors
+    }
+
+    /// Where one of the anchors stands, each place once.
+    pub(super) fn places<'s>(&'s self, text: &'s str) -> impl Iterator<Item = std::ops::Range<usize>> + use<'s> {
+        self.search.find_iter(text).map(|found| found.range())
+    }
+
+    /// What a member's name tells of. Ask once for all that is in the member.
+    pub(super) fn member(&self, name: &str) -> Option<Tells> {
+        if name.is_ascii() {
+            if self.search.is_match(name) { self.tells(name) } else { None }
+        } else {
+            self.tells(&plain(name))
+        }
+    }
+
+    /// What a name tells of, by the last of its telling words.
+    pub(super) fn tells(&self, name: &str) -> Option<Tells> {
+        let from = name.ceil_char_boundary(name.len().saturating_sub(MAX_NAME_BYTES));
+        let parts = parts(name.get(from..)?);
+        let joined = |from: usize, to: usize| parts.get(from..to).unwrap_or_default().concat();
+        for end in (1..=parts.len()).rev() {
+            for start in end.saturating_sub(MAX_WORDS)..end {
+                let exact = self.telling.get(&joined(start, end)).copied();
+                let tells = exact.or_else(|| {
+                    let word = (start + 1 == end).then(|| parts.get(start)).flatten()?;
+                    self.endings.iter().find(|(ending, _)| word.ends_with(ending)).map(|(_, tells)| *tells)
+                });
+                if let Some(tells) = tells {
+                    let before = start.checked_sub(1).and_then(|at| parts.get(at));
+                    if exact.is_some() && before.is_some_and(|word| self.other_before.contains(word)) {
+                        return None;
+                    }
+                    return self.after(tells, parts.get(end..).unwrap_or_default());
+                }
+            }
+        }
+        None
+    }
+
+    fn after(&self, tells: Tells, rest: &[String]) -> Option<Tells> {
+        let mut tells = tells;
+        for word in rest {
+            if self.ends_meaning.contains(word) {
+                return None;
+            }
+            let keeps = self.keeps_meaning.contains(word) || word.chars().count() == 1 || is_number(word);
+            if !keeps {
+                tells = tells.min(Tells::Token);
+            }
+        }
+        Some(tells)
+    }
+}
+
+/// Of each telling name a word that every spelling of it has: few words, and rare ones, since each is looked for in
+/// every text. A name of several words mostly has one that tells alone, as `api key` has.
+fn anchors_of(telling: &[(String, Tells)]) -> Vec<String> {
+    let mut anchors: Vec<String> =
+        telling.iter().map(|(name, _)| name.clone()).filter(|name| !name.contains(' ')).collect();
+    for (name, _) in telling.iter().filter(|(name, _)| name.contains(' ')) {
+        if !name.split(' ').any(|word| anchors.iter().any(|anchor| word.contains(anchor.as_str()))) {
+            anchors.extend(name.split(' ').max_by_key(|word| word.len()).map(str::to_owned));
+        }
+    }
+    // The search folds the case of ASCII letters only.
+    let cases = |anchor: String| {
+        let capital = anchor.chars().next().map(char::to_uppercase).into_iter().flatten();
+        let capitalised: String = capital.chain(anchor.chars().skip(1)).collect();
+        let upper = anchor.to_uppercase();
+        if anchor.is_ascii() { vec![anchor] } else { vec![anchor, capitalised, upper] }
+    };
+    let mut anchors: Vec<String> = anchors.into_iter().flat_map(cases).collect();
+    anchors.sort_unstable();
+    anchors.dedup();
+    anchors
+}
+
+fn is_number(word: &str) -> bool {
+    word.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The words of a name in small letters: at separators, before capitals, between letters and digits.
+pub(super) fn parts(name: &str) -> Vec<String> {
+    let mut parts: Vec<String> = Vec::new();
+    let mut part = String::new();
+    let mut before = None;
+    let mut chars = name.chars().peekable();
+    while let Some(c) = chars.next() {
+        let hump = |before: char| {
+            let next_small = chars.peek().is_some_and(|next| next.is_lowercase());
+            c.is_uppercase() && (before.is_lowercase() || (before.is_uppercase() && next_small))
+                || c.is_ascii_digit() != before.is_ascii_digit()
+        };
+        let ends = !c.is_alphanumeric() || before.is_some_and(hump);
+        if ends && !part.is_empty() {
+            parts.push(std::mem::take(&mut part));
+        }
+        before = c.is_alphanumeric().then_some(c);
+        if c.is_alphanumeric() {
+            part.extend(c.to_lowercase());
+        }
+    }
+    if !part.is_empty() {
+        parts.push(part);
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secrets::baseline;
+
+    fn tells(name: &str) -> Option<Tells> {
+        baseline().names().member(name)
+    }
+
+    #[test]
+    fn names_are_read_by_their_parts() {
+        assert_eq!(parts("DBPassword2"), ["db", "password", "2"]);
+        assert_eq!(parts("clientSecret.API-Key_v2"), ["client", "secret", "api", "key", "v", "2"]);
+        for (name, wanted) in [
+            ("password", Tells::Password),
+            ("DB-Password", Tells::Password),
+            ("dbpassword", Tells::Password),
+            ("DB_PASS", Tells::Password),
+            ("password1", Tells::Password),
+            ("PASSWORD_PROD", Tells::Password),
+            ("passwordConfirm", Tells::Password),
+            ("pass\u{200b}word", Tells::Password),
+            ("passWord", Tells::Password),
+            ("Contraseña", Tells::Password),
+            ("ПАРОЛЬ", Tells::Password),
+            ("数据库密码", Tells::Password),
+            ("mot_de_passe", Tells::Password),
+            ("clientSecret", Tells::Secret),
+            ("X-Api-Key", Tells::Secret),
+            ("APIKEY", Tells::Secret),
+            ("SECRET_KEY_BASE", Tells::Secret),
+            ("AWS_SECRET_ACCESS_KEY", Tells::Secret),
+            ("credentials", Tells::Secret),
+            ("token", Tells::Token),
+            ("JSESSIONID", Tells::Token),
+            ("session", Tells::Hint),
+            ("passphrase", Tells::Phrase),
+        ] {
+            assert_eq!(tells(name), Some(wanted), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_follows_or_precedes_a_telling_word_can_make_it_another() {
+        for name in [
+            "password_policy",
+            "passwordless",
+            "token_count",
+            "max_tokens",
+            "next_page_token",
+            "pageToken",
+            "public_key",
+            "cache_key",
+            "AWS_ACCESS_KEY_ID",
+            "secret_name",
+            "secretArn",
+            "api_key_id",
+            "password_changed_at",
+            "session_id",
+            "idempotency-key",
+            "approval_status",
+            "bypass",
+            "compass",
+            "monkey",
+            "tokenizer",
+        ] {
+            assert_eq!(tells(name), None, "{name}");
+        }
+    }
+}

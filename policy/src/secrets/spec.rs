@@ -1,0 +1,448 @@
+//! `secrets.toml`: what a secret looks like, and which names tell of one.
+//!
+//! Owns the validation of forms, names and words at load: patterns that can be searched for cheaply, words in normal
+//! form, nothing twice, nothing empty. A pack without the file uses the forms of the compiled-in baseline; one that
+//! `extends` them adds its own. The baseline's forms then count towards the pack's version.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, LazyLock};
+
+use serde::Deserialize;
+use stage0_contract::{Word, visible};
+use toml::Spanned;
+
+use super::{Detector, Form, MAX_TELLING, NameWords, Proof, Tells, ValueWords};
+use crate::files::toml_fault;
+use crate::files::{Fault, line_of};
+use crate::files::{Files, SECRETS};
+
+const EMBEDDED: &str = include_str!("../../../policies/baseline/secrets.toml");
+/// The name under which the baseline's forms enter the digest of a pack that uses them.
+pub(crate) const BASE: &str = "secrets.toml of the baseline";
+/// The most patterns: each is a compiled automaton.
+const MAX_PATTERNS: usize = 1_000;
+/// The most words of one list.
+const MAX_WORDS: usize = 2_000;
+const TWICE: &str = "stands twice";
+const NORMAL: &str = "is not in normal form and would match nothing: write small letters";
+
+/// Compiled once, since most packs use it.
+static BASELINE: LazyLock<Result<Arc<Detector>, Vec<Fault>>> = LazyLock::new(|| {
+    let mut faults = Vec::new();
+    let detector = read(&[EMBEDDED], &mut faults);
+    detector.filter(|_| faults.is_empty()).ok_or(faults)
+});
+
+type Words = Vec<Spanned<String>>;
+
+/// The content of a file.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawSecrets {
+    extends: Option<Spanned<String>>,
+    forms: Vec<RawForm>,
+    names: RawNames,
+    values: RawValues,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawForm {
+    kind: Spanned<String>,
+    patterns: Words,
+    #[serde(default)]
+    proof: RawProof,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RawProof {
+    #[default]
+    Form,
+    Digit,
+    Random,
+    Bearer,
+    Value,
+    Password,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawNames {
+    phrases: Option<Words>,
+    passwords: Option<Words>,
+    secrets: Option<Words>,
+    tokens: Option<Words>,
+    hints: Option<Words>,
+    other_before: Option<Words>,
+    ends_meaning: Option<Words>,
+    keeps_meaning: Option<Words>,
+    links: Option<Words>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawValues {
+    placeholders: Option<Words>,
+    references: Option<Words>,
+    requirements: Option<Words>,
+    ordinary: Option<Words>,
+}
+
+/// The forms of a pack and the text of the baseline, if that has a part in them.
+pub(crate) struct Secrets {
+    pub(crate) detector: Arc<Detector>,
+    pub(crate) base: Option<&'static str>,
+}
+
+/// Parses the forms and collects their faults.
+pub(crate) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Secrets> {
+    let Some(text) = files.get(SECRETS) else {
+        return Some(Secrets { detector: baseline(faults)?, base: Some(EMBEDDED) });
+    };
+    if text == EMBEDDED {
+        return Some(Secrets { detector: baseline(faults)?, base: None });
+    }
+    match extends(text, faults)? {
+        true => Some(Secrets { detector: read(&[EMBEDDED, text], faults)?, base: Some(EMBEDDED) }),
+        false => Some(Secrets { detector: read(&[text], faults)?, base: None }),
+    }
+}
+
+/// The detector of the compiled-in baseline.
+pub(crate) fn baseline(faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
+    match &*BASELINE {
+        Ok(detector) => Some(Arc::clone(detector)),
+        Err(found) => {
+            faults.extend(found.iter().cloned());
+            None
+        }
+    }
+}
+
+fn extends(text: &str, faults: &mut Vec<Fault>) -> Option<bool> {
+    let raw = raw(text, faults)?;
+    let Some(extends) = raw.extends else { return Some(false) };
+    if extends.as_ref() != "baseline" {
+        let told = format!("`extends` must be `baseline`, and is `{}`", extends.as_ref());
+        faults.push(Fault::new(SECRETS, told).at(line_of(text, extends.span().start)));
+        return None;
+    }
+    Some(true)
+}
+
+fn raw(text: &str, faults: &mut Vec<Fault>) -> Option<RawSecrets> {
+    toml::from_str(text).map_err(|error| faults.push(near_key(toml_fault(SECRETS, text, &error)))).ok()
+}
+
+/// Merges the files: words and forms of each are added to those before.
+fn read(texts: &[&str], faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
+    let known = faults.len();
+    let mut made = Made::default();
+    for text in texts {
+        let raw = raw(text, faults)?;
+        let complete = raw.extends.is_none();
+        let mut check = Check { text, complete, faults, made: &mut made };
+        check.forms(raw.forms);
+        check.names(raw.names);
+        check.values(raw.values);
+    }
+    if faults.len() > known {
+        return None;
+    }
+    let detector = Detector::new(made.forms, made.names, made.values);
+    detector.map(Arc::new).map_err(|error| faults.push(Fault::new(SECRETS, error))).ok()
+}
+
+/// The merged content of all files.
+#[derive(Default)]
+struct Made {
+    forms: Vec<Form>,
+    patterns: HashSet<String>,
+    names: NameWords,
+    values: ValueWords,
+    /// The list of each revealing name.
+    told: HashMap<String, &'static str>,
+    listed: HashSet<(&'static str, String)>,
+}
+
+struct Check<'a> {
+    text: &'a str,
+    /// Every list is required.
+    complete: bool,
+    faults: &'a mut Vec<Fault>,
+    made: &'a mut Made,
+}
+
+impl Check<'_> {
+    fn fault(&mut self, at: usize, message: String) {
+        self.faults.push(Fault::new(SECRETS, message).at(line_of(self.text, at)));
+    }
+
+    fn forms(&mut self, forms: Vec<RawForm>) {
+        if forms.is_empty() && self.complete {
+            self.faults.push(Fault::new(SECRETS, "`forms` is empty: add a `[[forms]]`, or `extends = \"baseline\"`"));
+        }
+        for form in forms {
+            let (at, kind) = (form.kind.span().start, form.kind.into_inner());
+            if kind.is_empty() || kind.len() > 64 || !Word::name(&kind).is(&kind) {
+                self.fault(at, format!("`{kind}` is no kind: write small letters, digits and `_`, at most 64"));
+            }
+            if form.patterns.is_empty() {
+                self.fault(at, format!("`{kind}` has no patterns"));
+            }
+            for pattern in form.patterns {
+                let (at, pattern) = (pattern.span().start, pattern.into_inner());
+                if !self.made.patterns.insert(pattern.clone()) {
+                    self.fault(at, format!("a pattern of `{kind}` {TWICE}"));
+                } else if self.made.forms.len() >= MAX_PATTERNS {
+                    self.fault(at, format!("is one pattern more than the {MAX_PATTERNS} that a pack may have"));
+                    return;
+                } else {
+                    match Form::new(&kind, &pattern, form.proof.into()) {
+                        Ok(form) => self.made.forms.push(form),
+                        Err(error) => self.fault(at, format!("a pattern of `{kind}` {error}")),
+                    }
+                }
+            }
+        }
+    }
+
+    fn names(&mut self, names: RawNames) {
+        for (list, words, tells) in [
+            ("phrases", names.phrases, Tells::Phrase),
+            ("passwords", names.passwords, Tells::Password),
+            ("secrets", names.secrets, Tells::Secret),
+            ("tokens", names.tokens, Tells::Token),
+            ("hints", names.hints, Tells::Hint),
+        ] {
+            for (word, at) in self.words(list, words) {
+                match self.made.told.insert(word.replace(' ', ""), list) {
+                    Some(other) => self.fault(at, format!("`{word}` in `{list}` {TWICE}: it is in `{other}` too")),
+                    None => self.made.names.telling.push((word, tells)),
+                }
+            }
+        }
+        let listed = |words: Vec<(String, usize)>| words.into_iter().map(|(word, _)| word);
+        let words = listed(self.words("other_before", names.other_before));
+        self.made.names.other_before.extend(words);
+        let words = listed(self.words("ends_meaning", names.ends_meaning));
+        self.made.names.ends_meaning.extend(words);
+        let words = listed(self.words("keeps_meaning", names.keeps_meaning));
+        self.made.names.keeps_meaning.extend(words);
+        let words = listed(self.words("links", names.links));
+        self.made.values.links.extend(words);
+    }
+
+    fn values(&mut self, values: RawValues) {
+        for (list, words) in [
+            ("placeholders", values.placeholders),
+            ("references", values.references),
+            ("requirements", values.requirements),
+            ("ordinary", values.ordinary),
+        ] {
+            for (word, at) in self.words(list, words) {
+                if word.len() > MAX_TELLING {
+                    self.fault(at, format!("`{word}` in `{list}` is longer than {MAX_TELLING} bytes"));
+                }
+                let words = match list {
+                    "placeholders" => &mut self.made.values.placeholders,
+                    "references" => &mut self.made.values.references,
+                    "requirements" => &mut self.made.values.requirements,
+                    _ => &mut self.made.values.ordinary,
+                };
+                words.push(word);
+            }
+        }
+    }
+
+    fn words(&mut self, list: &'static str, words: Option<Words>) -> Vec<(String, usize)> {
+        let Some(words) = words else {
+            if self.complete {
+                self.faults.push(Fault::new(SECRETS, format!("`{list}` is missing")));
+            }
+            return Vec::new();
+        };
+        if words.is_empty() {
+            self.faults.push(Fault::new(SECRETS, format!("`{list}` is empty")));
+        }
+        if words.len() > MAX_WORDS {
+            let told = format!("`{list}` has {} words, and may have {MAX_WORDS}", words.len());
+            self.faults.push(Fault::new(SECRETS, told));
+            return Vec::new();
+        }
+        let mut checked = Vec::with_capacity(words.len());
+        for word in words {
+            let (at, word) = (word.span().start, word.into_inner());
+            let spaced = word.starts_with(' ') || word.contains("  ");
+            if word.is_empty() || spaced || visible(&word) != word.trim_end() {
+                self.fault(at, format!("`{word}` in `{list}` {NORMAL}"));
+            } else if !self.made.listed.insert((list, word.clone())) {
+                self.fault(at, format!("`{word}` {TWICE} in `{list}`"));
+            } else {
+                checked.push((word, at));
+            }
+        }
+        checked
+    }
+}
+
+impl From<RawProof> for Proof {
+    fn from(proof: RawProof) -> Self {
+        match proof {
+            RawProof::Form => Self::Form,
+            RawProof::Digit => Self::Digit,
+            RawProof::Random => Self::Random,
+            RawProof::Bearer => Self::Bearer,
+            RawProof::Value => Self::Value,
+            RawProof::Password => Self::Password,
+        }
+    }
+}
+
+/// Appends the nearest known name to a fault.
+fn near_key(fault: Fault) -> Fault {
+    let names: Vec<String> = fault.message.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    let Some((unknown, known)) = names.split_first().filter(|_| fault.message.starts_with("unknown")) else {
+        return fault;
+    };
+    let Some(nearest) = known.iter().min_by_key(|name| distance(unknown, name)) else { return fault };
+    let what = fault.message.split('`').next().unwrap_or_default().trim().to_owned();
+    Fault { message: format!("{what} `{unknown}`: did you mean `{nearest}`?"), ..fault }
+}
+
+/// The edit distance of two names.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
+    for (line, a) in a.chars().take(64).enumerate() {
+        let mut next = vec![line + 1];
+        for ((b, above), before) in b.chars().zip(row.iter().skip(1)).zip(&row) {
+            let left = next.last().copied().unwrap_or_default();
+            next.push((before + usize::from(a != b)).min(above + 1).min(left + 1));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(text: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        parse(&Files::of([(SECRETS, text)]), &mut faults);
+        faults.iter().map(Fault::to_string).collect()
+    }
+
+    fn fault(text: &str) -> String {
+        let faults = faults(text);
+        assert_eq!(faults.len(), 1, "{faults:#?}");
+        faults[0].clone()
+    }
+
+    fn extending(rows: &str) -> String {
+        format!("extends = \"baseline\"\n{rows}")
+    }
+
+    #[test]
+    fn the_baseline_has_no_faults() {
+        assert_eq!(faults(EMBEDDED), Vec::<String>::new());
+        let changed = format!("{EMBEDDED}# changed\n");
+        assert_eq!(faults(&changed), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_pack_without_forms_has_those_of_the_baseline_and_shares_them() {
+        let mut faults = Vec::new();
+        let one = parse(&Files::default(), &mut faults).unwrap();
+        let other = parse(&Files::of([(SECRETS, EMBEDDED)]), &mut faults).unwrap();
+        assert!(Arc::ptr_eq(&one.detector, &other.detector));
+        assert!(one.base.is_some() && other.base.is_none());
+    }
+
+    #[test]
+    fn the_documented_example_adds_to_the_baseline() {
+        let page = include_str!("../../../docs/policy-secrets.md");
+        let example = page.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        assert_eq!(faults(example), Vec::<String>::new());
+        let secrets = parse(&Files::of([(SECRETS, example)]), &mut Vec::new()).unwrap();
+        assert!(secrets.base.is_some(), "the baseline is part of the version");
+        let finds = |text: &str| crate::secrets::mask(text, &secrets.detector) != text;
+        let baseline = baseline(&mut Vec::new()).unwrap();
+        for text in ["use acme_live_0123456789abcdefghij", "Losungswort: hunter22"] {
+            assert!(finds(text), "{text}");
+            assert_eq!(crate::secrets::mask(text, &baseline), text, "it is the example's own");
+        }
+        assert!(finds("password=hunter22") && !finds("password=acme-vault:db/main2"));
+    }
+
+    #[test]
+    fn a_bad_pattern_is_told_with_its_line() {
+        for (pattern, told) in [
+            ("acme_(", "is no regular expression: unclosed group"),
+            ("acme_(?:[a-z]+-)*x", "repeats what repeats already"),
+            ("acme_[^a]{60000}", "is no regular expression"),
+            (r"acme_(?:\w\w\w\w\w){400}", "is too large when it is compiled"),
+            ("[a-z]{20}", "would be looked for in every text"),
+            ("(?:acme)?", "matches the empty text"),
+            (r"AIza[0-9A-Za-z_-]{35}", "stands twice"),
+        ] {
+            let fault = fault(&extending(&format!("[[forms]]\nkind = \"acme\"\npatterns = ['{pattern}']\n")));
+            let place = if pattern.contains("60000") {
+                String::new()
+            } else {
+                "secrets.toml:4: a pattern of `acme` ".to_owned()
+            };
+            if place.is_empty() {
+                assert!(fault.starts_with("secrets.toml:4:"), "{fault}");
+            } else {
+                assert!(fault.starts_with(&format!("{place}{told}")) || fault.contains(told), "{fault}");
+            }
+        }
+        assert!(
+            fault(&extending("[[forms]]\nkind = \"Acme Key\"\npatterns = ['acme_[0-9]+']\n")).contains("is no kind")
+        );
+        assert!(fault(&extending("[[forms]]\nkind = \"acme\"\npatterns = []\n")).contains("has no patterns"));
+    }
+
+    #[test]
+    fn words_that_are_empty_doubled_or_never_match_are_refused_with_their_line() {
+        for (rows, told) in [
+            ("[names]\npasswords = []\n", "secrets.toml: `passwords` is empty"),
+            ("[names]\npasswords = [\"Losung\"]\n", "secrets.toml:3: `Losung` in `passwords` is not in normal form"),
+            ("[names]\npasswords = [\"losung\", \"losung\"]\n", "secrets.toml:3: `losung` stands twice in `passwords`"),
+            (
+                "[names]\npasswords = [\"token\"]\n",
+                "secrets.toml:3: `token` in `passwords` stands twice: it is in `tokens`",
+            ),
+            ("[values]\nplaceholders = [\"none\"]\n", "secrets.toml:3: `none` stands twice in `placeholders`"),
+            (
+                "[values]\nreferences = [\"a-very-long-way-to-say-elsewhere\"]\n",
+                "secrets.toml:3: `a-very-long-way-to-say-elsewhere` in `references` is longer than 24 bytes",
+            ),
+            (
+                "[values]\nplaceholder = [\"none\"]\n",
+                "secrets.toml:3: unknown field `placeholder`: did you mean `placeholders`?",
+            ),
+            ("[name]\n", "secrets.toml:2: unknown field `name`: did you mean `names`?"),
+            (
+                "[[forms]]\nkind = \"a\"\npatterns = ['acme_x']\nproof = \"digits\"\n",
+                "secrets.toml:5: unknown variant `digits`: did you mean `digit`?",
+            ),
+        ] {
+            assert!(fault(&extending(rows)).starts_with(told), "{}", fault(&extending(rows)));
+        }
+        assert!(fault("extends = \"other\"\n").contains("must be `baseline`"));
+    }
+
+    #[test]
+    fn a_file_that_extends_nothing_is_complete() {
+        let told = faults("[[forms]]\nkind = \"acme\"\npatterns = ['acme_[0-9]+']\n");
+        assert!(told.contains(&"secrets.toml: `passwords` is missing".to_owned()), "{told:#?}");
+        assert!(
+            faults("")
+                .contains(&"secrets.toml: `forms` is empty: add a `[[forms]]`, or `extends = \"baseline\"`".to_owned())
+        );
+    }
+}

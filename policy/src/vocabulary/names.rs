@@ -1,0 +1,135 @@
+//! Names of environments and words of approval, as a pack of the second edition lists them in `vocabulary.toml`.
+//!
+//! Owns their lookup and validation: each in normal form (another could never match), none with two meanings.
+//! INVARIANT: no word of a pack means approved; only `approved` itself does.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Deserialize;
+use stage0_contract::Spelling;
+use toml::Spanned;
+
+use crate::files::VOCABULARY;
+use crate::files::{Fault, line_of};
+
+/// The only word that approves.
+pub(crate) const APPROVED: &str = "approved";
+
+/// The meaning of a word of `approval_status` other than [`APPROVED`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ApprovalWord {
+    Pending,
+    Missing,
+    None,
+    Rejected,
+}
+
+/// Environments by alias, and words of approval.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    /// Canonical name → aliases, in the order of the file.
+    environments: BTreeMap<String, Vec<String>>,
+    /// Alias → canonical name.
+    aliases: HashMap<String, String>,
+    approval: HashMap<String, ApprovalWord>,
+}
+
+type Words = Vec<Spanned<String>>;
+
+/// The table `[approval]` of `vocabulary.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawApproval {
+    pending: Words,
+    missing: Words,
+    none: Words,
+    rejected: Words,
+}
+
+/// The table `[environments]`: canonical name → aliases.
+pub(super) type RawEnvironments = BTreeMap<String, Words>;
+
+impl Names {
+    /// The environment that a word names, directly or as an alias.
+    pub(crate) fn environment(&self, word: &Spelling) -> Option<&str> {
+        let readings = [word.folded(), word.split()];
+        readings.into_iter().flatten().find_map(|reading| self.aliases.get(reading)).map(String::as_str)
+    }
+
+    /// The canonical name for a folded word; a word that is no alias stands for itself.
+    pub(crate) fn canonical(&self, folded: &str) -> String {
+        self.aliases.get(folded).cloned().unwrap_or_else(|| folded.to_owned())
+    }
+
+    /// The meaning of a word of approval. A word that could also be a refusal counts as a refusal.
+    pub(crate) fn approval(&self, word: &Spelling) -> Option<ApprovalWord> {
+        let meaning = |reading: Option<&str>| reading.and_then(|reading| self.approval.get(reading)).copied();
+        match [meaning(word.folded()), meaning(word.split())] {
+            [Some(ApprovalWord::Rejected), _] | [_, Some(ApprovalWord::Rejected)] => Some(ApprovalWord::Rejected),
+            [folded, split] => folded.or(split),
+        }
+    }
+}
+
+/// Parses both tables and collects their faults.
+pub(super) fn read(environments: RawEnvironments, approval: RawApproval, text: &str, faults: &mut Vec<Fault>) -> Names {
+    let mut fault = |at: Option<usize>, message: String| {
+        let fault = Fault::new(VOCABULARY, message);
+        faults.push(match at {
+            Some(at) => fault.at(line_of(text, at)),
+            None => fault,
+        });
+    };
+    let mut names = Names::default();
+    let canonical: Vec<String> = environments.keys().cloned().collect();
+    for (name, words) in environments {
+        if !is_normal(&name) {
+            fault(None, format!("`{name}` in `[environments]` {NORMAL}"));
+        }
+        if words.is_empty() {
+            fault(None, format!("`{name}` in `[environments]` is empty"));
+        }
+        let mut aliases = Vec::with_capacity(words.len());
+        for word in words {
+            let (at, word) = (Some(word.span().start), word.into_inner());
+            if !is_normal(&word) {
+                fault(at, format!("`{word}` in `{name}` {NORMAL}"));
+            }
+            if canonical.contains(&word) {
+                fault(at, format!("`{word}` is an environment of its own and no other name of `{name}`"));
+            } else if let Some(before) = names.aliases.insert(word.clone(), name.clone()) {
+                fault(at, format!("`{word}` stands for `{before}` and for `{name}`"));
+            }
+            aliases.push(word);
+        }
+        names.environments.insert(name, aliases);
+    }
+    for (list, meaning, words) in [
+        ("pending", ApprovalWord::Pending, approval.pending),
+        ("missing", ApprovalWord::Missing, approval.missing),
+        ("none", ApprovalWord::None, approval.none),
+        ("rejected", ApprovalWord::Rejected, approval.rejected),
+    ] {
+        if words.is_empty() {
+            fault(None, format!("`{list}` in `[approval]` is empty"));
+        }
+        for word in words {
+            let (at, word) = (Some(word.span().start), word.into_inner());
+            if !is_normal(&word) {
+                fault(at, format!("`{word}` in `{list}` {NORMAL}"));
+            }
+            if word == APPROVED {
+                fault(at, format!("`{APPROVED}` in `{list}` is an approval, and cannot mean anything else"));
+            } else if names.approval.insert(word.clone(), meaning).is_some() {
+                fault(at, format!("`{word}` stands twice in `[approval]`"));
+            }
+        }
+    }
+    names
+}
+
+const NORMAL: &str = "is not in normal form and would match nothing: small letters, and `_` between parts";
+
+fn is_normal(word: &str) -> bool {
+    !word.is_empty() && Spelling::of(word).folded() == Some(word)
+}

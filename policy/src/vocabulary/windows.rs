@@ -1,0 +1,238 @@
+//! Change windows: hours on days of the week in a time zone, and when they are next open.
+//!
+//! Owns the arithmetic of weekdays, zones and daylight saving; the zone database is compiled in. The time is an
+//! argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::civil::{Date, Time, Weekday};
+use jiff::tz::TimeZone;
+use jiff::{Timestamp, ToSpan, Zoned};
+use serde::Deserialize;
+
+/// How many days ahead to search for an opening. A window opens at least once a week.
+const DAYS_AHEAD: i64 = 8;
+/// How often the search may move from one window's opening to the next one's before it gives up.
+const MAX_STEPS: usize = 64;
+
+/// A window as written in a pack.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WindowSpec {
+    /// IANA name.
+    zone: String,
+    /// `mon` … `sun`.
+    days: Vec<String>,
+    /// When it opens, as `HH:MM`.
+    opens: String,
+    /// `HH:MM`; at or before `opens` means on the next day.
+    closes: String,
+}
+
+/// A valid window.
+#[derive(Debug, Clone)]
+pub(crate) struct Window {
+    zone: TimeZone,
+    days: Vec<Weekday>,
+    opens: Time,
+    closes: Time,
+}
+
+/// Why a window cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WindowError {
+    #[error("`{0}` is no time zone: use an IANA name such as `Europe/Berlin`")]
+    Zone(String),
+    #[error("`{0}` is no day: use mon, tue, wed, thu, fri, sat, sun")]
+    Day(String),
+    #[error("a window needs at least one day")]
+    NoDays,
+    #[error("`{0}` is no time of day: use `HH:MM`")]
+    Time(String),
+}
+
+/// The change windows of a pack, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Windows(BTreeMap<String, Window>);
+
+impl Windows {
+    /// Finds a window.
+    pub(crate) fn get(&self, name: &str) -> Option<&Window> {
+        self.0.get(name)
+    }
+
+    /// The names in alphabetical order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    pub(crate) fn of<N: Into<String>>(windows: impl IntoIterator<Item = (N, Window)>) -> Self {
+        Self(windows.into_iter().map(|(name, window)| (name.into(), window)).collect())
+    }
+}
+
+impl WindowSpec {
+    /// The window, or everything that is wrong with it.
+    pub(crate) fn read(&self) -> Result<Window, Vec<WindowError>> {
+        let mut errors = Vec::new();
+        let mut days = Vec::with_capacity(self.days.len());
+        for day in &self.days {
+            match weekday(day) {
+                Some(day) => days.push(day),
+                None => errors.push(WindowError::Day(day.clone())),
+            }
+        }
+        if self.days.is_empty() {
+            errors.push(WindowError::NoDays);
+        }
+        let time = |text: &String| Time::strptime("%H:%M", text).map_err(|_| WindowError::Time(text.clone()));
+        let zone = TimeZone::get(&self.zone).map_err(|_| WindowError::Zone(self.zone.clone()));
+        match (zone, time(&self.opens), time(&self.closes)) {
+            (Ok(zone), Ok(opens), Ok(closes)) if errors.is_empty() => Ok(Window { zone, days, opens, closes }),
+            (zone, opens, closes) => {
+                errors.extend([zone.err(), opens.err(), closes.err()].into_iter().flatten());
+                Err(errors)
+            }
+        }
+    }
+}
+
+impl Window {
+    /// The next moment at which the window is open: `now` itself while it is.
+    fn open_from(&self, now: Timestamp) -> Option<Timestamp> {
+        let today = now.to_zoned(self.zone.clone()).date();
+        // An opening that began yesterday may last past midnight.
+        (-1..=DAYS_AHEAD).find_map(|offset| {
+            let date = today.checked_add(offset.days()).ok()?;
+            let (opens, closes) = self.opening_on(date)?;
+            (now < closes).then(|| opens.max(now))
+        })
+    }
+
+    fn opening_on(&self, date: Date) -> Option<(Timestamp, Timestamp)> {
+        if !self.days.contains(&date.weekday()) {
+            return None;
+        }
+        let last = if self.closes > self.opens { date } else { date.tomorrow().ok()? };
+        let at =
+            |date: Date, time: Time| date.to_datetime(time).to_zoned(self.zone.clone()).map(|z: Zoned| z.timestamp());
+        let (opens, closes) = (at(date, self.opens).ok()?, at(last, self.closes).ok()?);
+        (opens < closes).then_some((opens, closes))
+    }
+}
+
+/// Whether every group has an open window now; if not, also when they are next all open (RFC 3339, UTC).
+pub(crate) fn judge(
+    groups: &BTreeSet<BTreeSet<String>>,
+    windows: &Windows,
+    evaluated_at: i64,
+) -> (bool, Option<String>) {
+    if groups.is_empty() {
+        return (true, None);
+    }
+    let Ok(now) = Timestamp::from_second(evaluated_at) else { return (false, None) };
+    match all_open_from(groups, windows, now) {
+        Some(from) if from == now => (true, None),
+        from => (false, from.map(|t| t.to_string())),
+    }
+}
+
+fn all_open_from(groups: &BTreeSet<BTreeSet<String>>, windows: &Windows, now: Timestamp) -> Option<Timestamp> {
+    let mut from = now;
+    for _ in 0..MAX_STEPS {
+        let mut latest = from;
+        for group in groups {
+            let open = group.iter().filter_map(|name| windows.get(name)).filter_map(|w| w.open_from(from)).min()?;
+            latest = latest.max(open);
+        }
+        if latest == from {
+            return Some(from);
+        }
+        from = latest;
+    }
+    None
+}
+
+fn weekday(name: &str) -> Option<Weekday> {
+    Some(match name {
+        "mon" => Weekday::Monday,
+        "tue" => Weekday::Tuesday,
+        "wed" => Weekday::Wednesday,
+        "thu" => Weekday::Thursday,
+        "fri" => Weekday::Friday,
+        "sat" => Weekday::Saturday,
+        "sun" => Weekday::Sunday,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(zone: &str, days: &[&str], opens: &str, closes: &str) -> WindowSpec {
+        WindowSpec {
+            zone: zone.to_owned(),
+            days: days.iter().map(|d| (*d).to_owned()).collect(),
+            opens: opens.to_owned(),
+            closes: closes.to_owned(),
+        }
+    }
+
+    fn windows() -> Windows {
+        let week = ["mon", "tue", "wed", "thu", "fri"];
+        Windows::of([
+            ("office", spec("Europe/Berlin", &week, "09:00", "17:00").read().unwrap()),
+            ("night", spec("Etc/UTC", &["sat"], "22:00", "02:00").read().unwrap()),
+            ("morning", spec("Etc/UTC", &["mon"], "06:00", "08:30").read().unwrap()),
+            ("weekend", spec("Etc/UTC", &["sun"], "00:00", "12:00").read().unwrap()),
+        ])
+    }
+
+    fn at(names: &[&[&str]], time: &str) -> (bool, Option<String>) {
+        let groups = names.iter().map(|g| g.iter().map(|n| (*n).to_owned()).collect()).collect();
+        judge(&groups, &windows(), time.parse::<Timestamp>().unwrap().as_second())
+    }
+
+    #[test]
+    fn a_closed_window_names_its_next_opening() {
+        assert_eq!(at(&[&["office"]], "2026-03-13T16:00:00Z"), (false, Some("2026-03-16T08:00:00Z".to_owned())));
+        assert_eq!(at(&[&["office"]], "2026-03-13T15:59:59Z"), (true, None));
+        assert_eq!(at(&[&["office"]], "2026-03-16T07:59:59Z"), (false, Some("2026-03-16T08:00:00Z".to_owned())));
+    }
+
+    #[test]
+    fn daylight_saving_moves_the_opening() {
+        assert_eq!(at(&[&["office"]], "2026-03-27T20:00:00Z"), (false, Some("2026-03-30T07:00:00Z".to_owned())));
+    }
+
+    #[test]
+    fn a_window_can_last_past_midnight() {
+        assert!(at(&[&["night"]], "2026-03-14T23:00:00Z").0);
+        assert!(at(&[&["night"]], "2026-03-15T01:59:59Z").0);
+        assert_eq!(at(&[&["night"]], "2026-03-15T02:00:00Z"), (false, Some("2026-03-21T22:00:00Z".to_owned())));
+    }
+
+    #[test]
+    fn any_of_one_list_and_all_of_two_must_be_open() {
+        assert!(at(&[&["office", "night"]], "2026-03-14T23:00:00Z").0);
+        assert_eq!(
+            at(&[&["office"], &["morning"]], "2026-03-14T23:00:00Z"),
+            (false, Some("2026-03-16T08:00:00Z".to_owned()))
+        );
+        assert_eq!(at(&[&["office"], &["weekend"]], "2026-03-14T23:00:00Z"), (false, None));
+    }
+
+    #[test]
+    fn a_broken_window_names_everything_that_is_wrong() {
+        let errors = spec("Mars/Olympus", &["mon", "noday"], "9am", "25:00").read().unwrap_err();
+        assert_eq!(errors.len(), 4, "{errors:?}");
+        assert_eq!(spec("Etc/UTC", &[], "09:00", "17:00").read().unwrap_err(), [WindowError::NoDays]);
+    }
+
+    #[test]
+    fn a_time_that_no_calendar_holds_is_closed() {
+        let office = BTreeSet::from([BTreeSet::from(["office".to_owned()])]);
+        assert_eq!(judge(&office, &windows(), i64::MAX), (false, None));
+    }
+}

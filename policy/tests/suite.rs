@@ -1,0 +1,11 @@
+//! What the policy crate promises as a whole: packs, rules, remedies and the growth of work with input.
+
+// Compiled as a test module, so that helpers may panic like tests.
+#[cfg(test)]
+mod suite {
+    mod baseline;
+    mod growth;
+    mod packs;
+    mod promises;
+    mod remedies;
+}
