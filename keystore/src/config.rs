@@ -1,85 +1,76 @@
-//! What a keystore needs to be told.
+//! The keystore's settings: one row each, with name, unit, default and help (`stage0_runtime::settings`).
 //!
-//! Owns the settings and their limits; every mistake is named at once. The cost of a hash is not a setting: a deployment that could
-//! lower it would.
+//! The cost of a hash is not a setting: a deployment that could lower it would.
 
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use stage0_runtime::settings;
+use stage0_runtime::settings::Kind;
+use stage0_runtime::settings::kinds::{boolean, count, path, secret_file};
 
 use crate::hash::HashCost;
 use crate::lease::LeaseTimes;
 use crate::plans::Plans;
 use crate::seal::SecretsKey;
 
-/// Settings of the keystore.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct KeystoreConfig {
-    /// Journal, store, the operator's first key and what is made of the keys below stand here; nobody else may read it.
-    pub data_dir: PathBuf,
-    /// Where each start also puts the operator's first key, for whoever must not see the data directory.
-    #[serde(default)]
-    pub operator_key_copy: Option<PathBuf>,
-    /// Hashes at a time, each with 19 MiB; none means one for every two cores.
-    #[serde(default)]
-    pub hash_workers: Option<usize>,
-    /// Keys that wait for a hash before others are told to come again.
-    #[serde(default = "default_hash_queue")]
-    pub hash_queue: usize,
-    /// Holds the key that seals the secrets of webhook endpoints: 64 hexadecimal digits. None means `secrets.key` in the data directory,
-    /// made on the first start.
-    #[serde(default)]
-    pub secrets_key_file: Option<PathBuf>,
-    /// The same key, given directly.
-    #[serde(default)]
-    pub secrets_key: Option<SecretsKey>,
-    /// Holds the Ed25519 seed that signs marks: 64 hexadecimal digits. None means `signing.key` in the data directory, made when it is
-    /// not there.
-    #[serde(default)]
-    pub signing_key_file: Option<PathBuf>,
-    /// A directory that is older than what was acknowledged is accepted: every key that the state store does not list
-    /// as live is revoked.
-    #[serde(default)]
-    pub accept_restore: bool,
-    /// Others may want to serve in its place, so that it needs the lease; none: its directory's lock is enough.
-    #[serde(skip)]
-    pub lease: Option<LeaseTimes>,
-    /// What each plan allows; none means the built-in plans.
-    #[serde(skip)]
-    pub plans: Option<Plans>,
-    /// For tests; a deployment always pays OWASP's.
-    #[serde(skip, default = "owasp")]
-    pub hash_cost: HashCost,
+settings! {
+    /// Settings of the keystore.
+    #[derive(Debug, Clone)]
+    pub struct KeystoreConfig {
+        /// Directory of accounts and keys, held by one process at a time; clients find a dev server and keys in it
+        data_dir: PathBuf = "data-dir" "DIR" in "Data", required, path();
+        /// Accepts once a data directory that is older than what was acknowledged, such as a restored backup: every
+        /// key that the state store does not list as live is revoked (docs/OPERATIONS.md)
+        accept_restore: bool = "accept-restore" "BOOL" in "Data", default(false), boolean();
+        /// Keys that are hashed at the same time, 19 MiB each (default: one for every two cores)
+        hash_workers: Option<usize> = "hash-threads" "N" in "Data", optional, count(256);
+        /// Keys that may wait for a hash, about two seconds' work of one core by default, before more are refused as
+        /// busy
+        hash_queue: usize = "hash-queue" "N" in "Data", default(64), count(10_000);
+        /// File with the key that seals webhook secrets (64 hexadecimal digits; default: `secrets.key` in the data
+        /// directory, made once)
+        secrets_key_file: Option<PathBuf> = "secrets-key-file" "FILE" in "Data", optional, secret_file();
+        /// The same key itself, instead of a file
+        secrets_key: Option<SecretsKey> = "secrets-key" "HEX" in "Data" as VariableOnly, optional, secrets_key();
+        /// File with the Ed25519 seed that signs checkpoints (64 hexadecimal digits; default: `signing.key` in the
+        /// data directory, made once)
+        signing_key_file: Option<PathBuf> = "signing-key-file" "FILE" in "Data", optional, secret_file();
+        /// TOML file with what each plan allows, instead of the built-in plans (keystore/plans.toml)
+        plans: Option<Plans> = "plans" "FILE" in "Limits", optional, plans();
+    }
+    given {
+        /// File that each start writes the operator's first key to, for processes that must not see the data
+        /// directory.
+        operator_key_copy: Option<PathBuf> = None;
+        /// Set where several keystores may run, so that one serves; without it the directory's lock is enough.
+        lease: Option<LeaseTimes> = None;
+        /// For tests; a deployment always pays OWASP's.
+        hash_cost: HashCost = HashCost::OWASP;
+    }
 }
 
-/// Two seconds' work of one core: who waits longer is late anyway.
-const HASH_QUEUE: usize = 64;
+settings! {
+    /// A setting of keystores on NATS alone.
+    #[derive(Debug, Clone)]
+    pub struct OperatorKeySettings {
+        /// File that each start also writes the operator's first key to, for processes that must not see the data
+        /// directory
+        copy: Option<PathBuf> = "operator-key-copy" "FILE" in "Data", optional, path();
+    }
+}
 
-/// What is wrong, all of it.
+/// Every mistake in the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct ConfigError(pub Vec<String>);
 
 impl KeystoreConfig {
-    /// The defaults, for a data directory.
+    /// The defaults for a data directory.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            data_dir: data_dir.into(),
-            operator_key_copy: None,
-            hash_workers: None,
-            hash_queue: HASH_QUEUE,
-            secrets_key_file: None,
-            secrets_key: None,
-            signing_key_file: None,
-            accept_restore: false,
-            lease: None,
-            plans: None,
-            hash_cost: HashCost::OWASP,
-        }
+        Self { data_dir: data_dir.into(), ..Self::defaults() }
     }
 
-    /// Names every setting that cannot be.
+    /// Names every setting that cannot be used.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut wrong = Vec::new();
         if self.data_dir.as_os_str().is_empty() {
@@ -104,18 +95,22 @@ impl KeystoreConfig {
     }
 
     pub(crate) fn workers(&self) -> usize {
-        // Half of the cores: the other half is never busy with keys that nobody knows.
+        // Half of the cores: guesses of keys never occupy the other half.
         self.hash_workers
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)))
     }
 }
 
-fn default_hash_queue() -> usize {
-    HASH_QUEUE
+fn secrets_key() -> Kind<SecretsKey> {
+    Kind::parsed(|text| SecretsKey::parse(text.trim()).map_err(|error| error.to_string()))
 }
 
-fn owasp() -> HashCost {
-    HashCost::OWASP
+/// The file is small and read once, so a mistake in it is one of the settings' mistakes.
+fn plans() -> Kind<Plans> {
+    Kind::parsed(|file| {
+        let text = std::fs::read_to_string(file).map_err(|error| format!("cannot be read: {error}"))?;
+        Plans::parse(&text).map_err(|error| error.to_string())
+    })
 }
 
 #[cfg(test)]
@@ -137,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secrets_key_is_given_once() {
+    fn the_secrets_key_is_given_as_a_file_or_as_a_value_and_not_both() {
         let file = KeystoreConfig { secrets_key_file: Some("f".into()), ..KeystoreConfig::new("d") };
         assert_eq!(file.validate(), Ok(()));
         let both = KeystoreConfig { secrets_key: SecretsKey::parse(&"ab".repeat(32)).ok(), ..file };
@@ -146,19 +141,17 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_shown_neither_when_it_is_wrong_nor_when_it_is_right() {
-        let read = |key: &str| {
-            serde_json::from_str::<KeystoreConfig>(&format!(r#"{{"data_dir": "d", "secrets_key": "{key}"}}"#))
-        };
-        let wrong = read(&"ab".repeat(31)).unwrap_err().to_string();
+    fn a_secrets_key_is_not_shown_whether_it_is_wrong_or_right() {
+        let wrong = secrets_key().parse(&"ab".repeat(31)).unwrap_err();
         assert!(wrong.contains("64 hexadecimal digits") && !wrong.contains("abab"), "{wrong}");
-        assert!(!format!("{:?}", read(&"ab".repeat(32)).unwrap()).contains("abab"));
+        let secrets_key = secrets_key().parse(&"ab".repeat(32)).ok();
+        assert!(secrets_key.is_some());
+        assert!(!format!("{:?}", KeystoreConfig { secrets_key, ..KeystoreConfig::new("d") }).contains("abab"));
     }
 
     #[test]
     fn the_cost_of_a_hash_is_no_setting() {
-        let read = |json: &str| serde_json::from_str::<KeystoreConfig>(json);
-        assert!(read(r#"{"data_dir": "d", "hash_cost": {"memory_kib": 8, "passes": 1}}"#).is_err());
-        assert_eq!(read(r#"{"data_dir": "d"}"#).unwrap().hash_cost, HashCost::OWASP);
+        assert!(KeystoreConfig::SETTINGS.iter().all(|setting| !setting.name.contains("cost")));
+        assert_eq!(KeystoreConfig::new("d").hash_cost, HashCost::OWASP);
     }
 }

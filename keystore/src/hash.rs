@@ -1,8 +1,8 @@
 //! Argon2id over a key's full text.
 //!
-//! Owns the parameters, the dummy that is hashed where there is no record, and the count of hashes.
-//! INVARIANT: every judgement of a key costs one hash with the same parameters, whether the key is known or not. Never
-//! called on the async executor: one hash takes tens of milliseconds and 19 MiB.
+//! Owns the parameters and the dummy that is compared with when there is no record.
+//! INVARIANT: every verification costs one hash with the same parameters, whether the key is known or not. Never called
+//! on the async executor: one hash takes tens of milliseconds and 19 MiB.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,11 +10,12 @@ use argon2::password_hash::{self, PasswordHasher, PasswordVerifier, phc::Passwor
 use argon2::{Algorithm, Argon2, Params, Version};
 use stage0_contract::ApiKey;
 
-use crate::record::KeyHash;
+use crate::errors::chain;
+use crate::store::record::KeyHash;
 
-/// A tenth of a busy core.
+/// About a tenth of a busy core.
 #[cfg(target_os = "linux")]
-const NICENESS_IN_A_FLOOD: i32 = 10;
+const LOW_PRIORITY_NICENESS: i32 = 10;
 
 /// What one hash costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ impl HashCost {
     pub const OWASP: Self = Self { memory_kib: 19_456, passes: 2 };
 }
 
-/// Argon2 could not be computed: parameters, memory, or a record that is no hash.
+/// Argon2 failed: wrong parameters, no memory, or a stored hash that cannot be parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HashError {
     /// The parameters are out of range.
@@ -50,7 +51,7 @@ pub(crate) struct Hasher {
 }
 
 impl Hasher {
-    /// `salt` is the dummy's; the dummy's text is never a key.
+    /// `salt` is for the dummy, whose text is never a key.
     pub(crate) fn new(cost: HashCost, salt: [u8; 16]) -> Result<Self, HashError> {
         let params = Params::new(cost.memory_kib, cost.passes, 1, None).map_err(HashError::Cost)?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
@@ -58,12 +59,12 @@ impl Hasher {
         Ok(Self { argon2, dummy, done: AtomicU64::new(0) })
     }
 
-    /// For a new key.
+    /// Hashes a new key.
     pub(crate) fn hash(&self, key: &ApiKey, salt: [u8; 16]) -> Result<KeyHash, HashError> {
         phc(&self.argon2, key.expose().as_bytes(), salt)
     }
 
-    /// Whether the key's text is the one that was hashed. No record: the same work, and no.
+    /// Whether the key's text is the one that was hashed. Without a record it does the same work and returns false.
     pub(crate) fn matches(&self, key: &ApiKey, stored: Option<&KeyHash>) -> Result<bool, HashError> {
         self.done.fetch_add(1, Ordering::Relaxed);
         let against = PasswordHash::new(stored.unwrap_or(&self.dummy).as_phc());
@@ -75,20 +76,21 @@ impl Hasher {
         }
     }
 
-    /// How many keys were compared since the start.
+    /// The number of comparisons.
     #[cfg(test)]
     pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 }
 
-/// A flood of keys takes a smaller part of the cores than checks of known keys. A key that comes alone is hashed like
-/// anything else: on a busy machine its owner would wait in vain. For the rest of this thread's life.
-pub(crate) fn give_way() {
-    // On Linux a priority is the thread's own; elsewhere it would be the process's.
+/// Lowers the priority of this thread for the rest of its life, so that a flood of keys takes less of the cores than
+/// checks with known keys. A key that comes alone is hashed at normal priority, or its owner would wait too long on a
+/// busy machine.
+pub(crate) fn lower_priority() {
+    // On Linux the priority belongs to the thread; elsewhere it would be that of the process.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS_IN_A_FLOOD) {
-        tracing::debug!(%error, "hashes have the priority of everything else");
+    if let Err(error) = rustix::process::setpriority_process(None, LOW_PRIORITY_NICENESS) {
+        tracing::debug!(error = %chain(&error), "hashes have the priority of everything else");
     }
 }
 
@@ -109,7 +111,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn another_key_and_no_record_do_not_match_and_cost_a_hash_each() {
+    fn another_key_and_a_missing_record_do_not_match_and_cost_a_hash_each() {
         let hasher = Hasher::new(CHEAP, [1; 16]).unwrap();
         let stored = hasher.hash(&key(1), [2; 16]).unwrap();
         assert_eq!(hasher.matches(&key(2), Some(&stored)), Ok(false));
@@ -127,7 +129,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_stored_text_names_owasps_parameters_and_not_the_key() {
+    fn a_stored_hash_names_the_owasp_parameters_and_not_the_key() {
         let hasher = Hasher::new(HashCost::OWASP, [1; 16]).unwrap();
         let stored = hasher.hash(&key(1), [2; 16]).unwrap();
         assert!(stored.as_phc().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", stored.as_phc());

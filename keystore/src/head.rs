@@ -1,50 +1,57 @@
-//! How new the directory must be: its newest position, kept outside of it in the state store.
+//! How new the data directory must be: its newest position, kept outside of it in the state store.
 //!
-//! Owns the record `keystore.head` (lineage, number and digest of the newest acknowledged change, and the keystore's
-//! term) and the pure judgement of a directory by it. A change is acknowledged once the head holds it, or after half a
-//! second where the state store is away: a revocation must not wait for that. What is kept there beside the head is
-//! [`live_keys`](crate::live_keys)'. A directory remembers that it has a head, in a file of its own and in journal and
-//! store ([`trail`](crate::trail)), so that one that is gone is noticed.
+//! Owns the record `keystore.head`, which names the directory, the number and digest of its newest acknowledged change
+//! and the keystore's term, and the pure comparison of a directory with it. A change is acknowledged once the head
+//! includes it, or after half a second if the state store cannot be reached: a revocation must not wait for that.
+//! [`live_keys`] are kept beside the head. A directory records that it has a head, in a file of its own and in journal
+//! and store ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stage0_backplane::{Ledger, PutError, Record, Revision};
+use stage0_backplane::{PutError, Revision, StateStore};
 use stage0_contract::KEYSTORE_RECORDS;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::changes::Changes;
-use crate::disk;
+use crate::errors::chain;
 use crate::health::Health;
-use crate::image::{Digest, Position};
-use crate::lease::{Loss, MAX_REPLICA_LAG, RETRY_DELAY, STORE_TIMEOUT, Tenure, went_back};
-use crate::live_keys::Lister;
+use crate::lease::tenure::{Loss, Tenure};
+use crate::records::{self, MAX_REPLICA_LAG, RETRY_DELAY, went_back};
+use crate::store::changes::Changes;
+use crate::store::disk;
+use crate::store::snapshot::{Digest, Position};
 
-/// A change is acknowledged after that, though the state store does not have it.
+pub(crate) mod listed_accounts;
+pub(crate) mod live_keys;
+
+use live_keys::Lister;
+
+/// After this time a change is acknowledged even if the state store does not have it.
 const HEAD_TIMEOUT: Duration = Duration::from_millis(500);
-/// Without changes, so often it is looked at: the state store may go back between two renewals of the lease.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
-/// In the data directory: there is a head in the state store.
-const REMEMBERED_FILE: &str = "state-store.json";
+/// Without changes the head is checked at this interval: the state store may go back between two lease renewals.
+const HEAD_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// In the data directory; it says that the state store has a head.
+const EXPECTED_FILE: &str = "state-store.json";
 
-/// What the record says.
+/// The record `keystore.head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     #[serde(flatten)]
     pub(crate) position: Position,
-    /// Of the keystore that wrote it.
+    /// The term of the keystore that wrote it.
     pub(crate) term: u64,
 }
 
-/// Why a directory is not what was acknowledged last.
+/// Why a directory is not the one that was acknowledged last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Mismatch {
     #[error(
-        "its files end at change {found}, and the state store knows of {known}: they are older than what was acknowledged"
+        "its files end at change {found}, and the state store knows of {known}: they are older than what was \
+         acknowledged"
     )]
     Older { found: u64, known: u64 },
     #[error("at change {at} its files have other content than the state store knows of")]
@@ -66,27 +73,27 @@ pub(crate) enum Mismatch {
     NoHead,
 }
 
-/// What is in a directory, as far as it is judged.
-pub(crate) struct Held<'a> {
-    /// None: nothing.
+/// What a directory holds, as far as it is compared with the head.
+pub(crate) struct DirectoryState<'a> {
+    /// `None` for an empty directory.
     pub(crate) position: Option<Position>,
-    /// What the content was after an earlier change, as far as that is known.
+    /// The digest of the content after an earlier change, as far as it is known.
     pub(crate) digest_at: &'a dyn Fn(u64) -> Option<Digest>,
     pub(crate) lacks_journal: bool,
-    /// A head was written for it before: its files say so.
-    pub(crate) remembers: bool,
+    /// Whether its files say that a head was written for it.
+    pub(crate) expects_head: bool,
 }
 
-/// Whether a directory is as new as the head, or newer: the last change may not have reached the state store.
-pub(crate) fn judge(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
-    match (held.position, head.map(|head| head.position)) {
-        (_, None) if held.remembers => Err(Mismatch::HeadLost),
+/// Checks that a directory is as new as the head or newer: its last change may not have reached the state store.
+pub(crate) fn compare(state: &DirectoryState<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
+    match (state.position, head.map(|head| head.position)) {
+        (_, None) if state.expects_head => Err(Mismatch::HeadLost),
         (None, None) => Ok(()),
         (None, Some(known)) => Err(Mismatch::Empty { known: known.sequence }),
-        (Some(_), None) if held.lacks_journal => Err(Mismatch::JournalMissing),
-        // Of a deployment that had none before: what was written since says that there was one.
+        (Some(_), None) if state.lacks_journal => Err(Mismatch::JournalMissing),
+        // The first start of a version with heads. Directories written since then say that they have one.
         (Some(_), None) => Ok(()),
-        (Some(found), Some(known)) if found.lineage != known.lineage => {
+        (Some(found), Some(known)) if found.store_id != known.store_id => {
             Err(Mismatch::Foreign { known: known.sequence })
         }
         (Some(found), Some(known)) if found.sequence < known.sequence => {
@@ -94,7 +101,7 @@ pub(crate) fn judge(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch
         }
         (Some(found), Some(known)) => {
             let then =
-                if found.sequence == known.sequence { Some(found.digest) } else { (held.digest_at)(known.sequence) };
+                if found.sequence == known.sequence { Some(found.digest) } else { (state.digest_at)(known.sequence) };
             match then {
                 Some(digest) if digest == known.digest => Ok(()),
                 Some(_) => Err(Mismatch::Different { at: known.sequence }),
@@ -104,28 +111,28 @@ pub(crate) fn judge(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch
     }
 }
 
-/// As [`judge`], by an operator who says that the directory was restored: without a head nothing speaks against that.
-pub(crate) fn judge_restored(held: &Held<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
-    match judge(held, head) {
-        Ok(()) if held.position.is_some() && head.is_none() => Err(Mismatch::NoHead),
-        judged => judged,
+/// Like [`compare`], for an operator who says that the directory was restored: without a head that is believed.
+pub(crate) fn compare_restored(state: &DirectoryState<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
+    match compare(state, head) {
+        Ok(()) if state.position.is_some() && head.is_none() => Err(Mismatch::NoHead),
+        compared => compared,
     }
 }
 
-/// Whether this directory's newest position was ever kept outside.
-pub(crate) fn is_remembered(dir: &Path) -> std::io::Result<bool> {
-    dir.join(REMEMBERED_FILE).try_exists()
+/// Whether the directory says that the state store has a head for it.
+pub(crate) fn is_expected(dir: &Path) -> std::io::Result<bool> {
+    dir.join(EXPECTED_FILE).try_exists()
 }
 
-/// The next start expects a head.
-pub(crate) fn remember(dir: &Path, now: jiff::Timestamp) -> std::io::Result<()> {
-    if is_remembered(dir)? {
+/// Makes the next start expect a head.
+pub(crate) fn expect(dir: &Path, now: jiff::Timestamp) -> std::io::Result<()> {
+    if is_expected(dir)? {
         return Ok(());
     }
-    disk::replace(dir, REMEMBERED_FILE, format!("{{\"head_kept_since\":\"{now}\"}}\n").as_bytes())
+    disk::replace(dir, EXPECTED_FILE, format!("{{\"head_kept_since\":\"{now}\"}}\n").as_bytes())
 }
 
-/// Waits for the state store to have what was changed.
+/// Waits until the state store has the newest change.
 #[derive(Debug, Clone)]
 pub(crate) struct HeadStored {
     changes: Changes,
@@ -134,21 +141,21 @@ pub(crate) struct HeadStored {
 
 impl HeadStored {
     /// Resolves when the newest change is in the state store, or after [`HEAD_TIMEOUT`].
-    pub(crate) async fn settled(&self) {
+    pub(crate) async fn wait(&self) {
         let newest = self.changes.position().sequence;
         let mut stored = self.stored.clone();
-        // Late or not: the change stands, and the task that writes the head goes on trying.
+        // Stored in time or not, the change stands, and the head writer goes on trying.
         drop(timeout(HEAD_TIMEOUT, stored.wait_for(|stored| *stored >= newest)).await);
     }
 }
 
-/// Writes the head, and the lists of live keys before it.
+/// The task that writes the head, and the lists of active keys before it.
 pub(crate) struct HeadWriter {
-    ledger: Arc<dyn Ledger>,
+    state_store: Arc<dyn StateStore>,
     changes: Changes,
     lister: Lister,
     head: Head,
-    /// The head is in the state store, and not only wanted there.
+    /// Whether `head` is in the state store.
     is_stored: bool,
     revision: Option<Revision>,
     tenure: Tenure,
@@ -159,7 +166,7 @@ pub(crate) struct HeadWriter {
 impl HeadWriter {
     /// Writes the first head of this term.
     pub(crate) async fn start(
-        ledger: Arc<dyn Ledger>,
+        state_store: Arc<dyn StateStore>,
         changes: Changes,
         lister: Lister,
         term: u64,
@@ -170,12 +177,12 @@ impl HeadWriter {
         let (stored, is_stored) = watch::channel(0);
         let own = changes.clone();
         let mut writer =
-            Self { ledger, changes: own, lister, head, is_stored: false, revision, tenure, health, stored };
+            Self { state_store, changes: own, lister, head, is_stored: false, revision, tenure, health, stored };
         writer.put(head).await?;
         Ok((writer, HeadStored { changes, stored: is_stored }))
     }
 
-    /// Until stopped; then what is not stored yet gets one more attempt.
+    /// Runs until stopped. Then a change that is not stored yet gets one more attempt.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut moved = self.changes.watch();
         moved.mark_changed();
@@ -190,24 +197,25 @@ impl HeadWriter {
                     }
                     while let Err(error) = self.store_newest().await {
                         let why = format!("the state store does not have the newest change: {error}");
-                        self.health.remarks(Some(why));
+                        self.health.set_remark(Some(why));
                         if stop.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
                             return;
                         }
                     }
-                    self.health.remarks(None);
+                    self.health.set_remark(None);
                 }
-                listed = self.lister.list_next(&self.ledger), if listing => {
+                listed = self.lister.list_next(&self.state_store), if listing => {
                     if let Err(error) = listed {
-                        self.health.remarks(Some(format!("live keys are not listed in the state store yet: {error}")));
+                        let why = format!("live keys are not listed in the state store yet: {error}");
+                        self.health.set_remark(Some(why));
                         if stop.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
                             break;
                         }
                     } else if self.lister.is_done() {
-                        self.health.remarks(None);
+                        self.health.set_remark(None);
                     }
                 }
-                () = sleep(LOOK_INTERVAL) => self.look().await,
+                () = sleep(HEAD_CHECK_INTERVAL) => self.check().await,
             }
         }
         if let Err(error) = self.store_newest().await {
@@ -222,7 +230,7 @@ impl HeadWriter {
             return Ok(());
         }
         for account in &accounts {
-            if let Err(error) = self.lister.list(&self.ledger, account).await {
+            if let Err(error) = self.lister.list(&self.state_store, account).await {
                 self.changes.add(accounts);
                 return Err(error);
             }
@@ -230,15 +238,13 @@ impl HeadWriter {
         self.put(Head { position, ..self.head }).await.map_err(|error| error.to_string())
     }
 
-    /// What was put last changes only when this one is acknowledged: whatever else happens, it is put again.
+    /// Writes the head. `self.head` changes only when the write is acknowledged, so a failed write is tried again.
     async fn put(&mut self, head: Head) -> Result<(), PutError> {
-        if !self.tenure.holds() {
+        if !self.tenure.is_valid() {
             return Err(PutError::Failed("the lease is over".to_owned()));
         }
-        let value = serde_json::to_vec(&head).map_err(|error| PutError::Failed(error.to_string()))?;
         loop {
-            let deadline = Instant::now() + STORE_TIMEOUT;
-            match self.ledger.put(&key(), value.clone().into(), self.revision, None, deadline).await {
+            match records::put(&self.state_store, &key(), &head, self.revision).await {
                 Ok(revision) => {
                     self.revision = Some(revision);
                     (self.head, self.is_stored) = (head, true);
@@ -252,10 +258,10 @@ impl HeadWriter {
                         && *found != head
                         && !self.may_have_written(found)
                     {
-                        self.is_not_ours(found);
+                        self.give_up_lease(found);
                         return Err(PutError::Conflict);
                     }
-                    // Ours, of which only the acknowledgement was lost; or the state store lost all it had.
+                    // The state store lost its records, or this is our own head whose acknowledgement was lost.
                     if found.is_none() {
                         self.lister.start_over();
                     }
@@ -266,8 +272,8 @@ impl HeadWriter {
         }
     }
 
-    /// Whether the state store still has what was put last.
-    async fn look(&mut self) {
+    /// Checks that the state store still has the head, and writes it again if it is gone.
+    async fn check(&mut self) {
         let since = Instant::now();
         loop {
             match self.find().await {
@@ -275,16 +281,16 @@ impl HeadWriter {
                     self.lister.start_over();
                     self.revision = None;
                     if let Err(error) = self.put(self.head).await {
-                        tracing::warn!(%error, "the head is gone and cannot be written again yet");
+                        tracing::warn!(error = %chain(&error), "the head is gone and cannot be written again yet");
                     }
                     return;
                 }
                 Ok(Some((found, _))) if !self.may_have_written(&found) => {
                     if since.elapsed() >= MAX_REPLICA_LAG {
-                        return self.is_not_ours(&found);
+                        return self.give_up_lease(&found);
                     }
                 }
-                // A state store that is away says so to the renewal of the lease.
+                // A state store that cannot be reached is reported by the renewal of the lease.
                 Ok(Some(_)) | Err(_) => return,
             }
             sleep(RETRY_DELAY).await;
@@ -292,33 +298,33 @@ impl HeadWriter {
     }
 
     async fn find(&self) -> Result<Option<(Head, Revision)>, String> {
-        let found = read(&self.ledger).await;
-        if found.is_err() && went_back(&self.ledger, &key()).await {
+        let found = read(&self.state_store).await;
+        if found.is_err() && went_back(&self.state_store, &key()).await {
             tracing::error!("the state store went back to an earlier state: its head is older than this keystore's");
             self.tenure.lose(Loss::WentBack);
         }
         found
     }
 
-    /// Whether it is what was acknowledged last, or was tried since.
+    /// Whether this keystore wrote it: the head that was acknowledged last, or one that was tried since.
     fn may_have_written(&self, found: &Head) -> bool {
         let Head { position, term } = *found;
-        let own = self.is_stored && term == self.head.term && position.lineage == self.head.position.lineage;
+        let own = self.is_stored && term == self.head.term && position.store_id == self.head.position.store_id;
         own && self.changes.trail().digest_at(position.sequence) == Some(position.digest)
     }
 
-    /// At the first head of a term somebody else may have come between.
-    fn is_not_ours(&self, found: &Head) {
+    /// Gives the lease up for a head of another keystore. The first head of a term may still find an earlier one.
+    fn give_up_lease(&self, found: &Head) {
         let (term, own_term) = (found.term, self.head.term);
         if term > own_term {
             tracing::error!(term, own_term, "another keystore has written the head: it took over");
-            self.tenure.lose(Loss::Followed);
+            self.tenure.lose(Loss::TakenOver);
         } else if self.is_stored || term == own_term {
             tracing::error!(
                 term,
                 own_term,
-                "the head is not the one that this keystore wrote last: the state store or this machine was put back to \
-                 an earlier state, or this process was copied"
+                "the head is not the one that this keystore wrote last: the state store or this machine was put back \
+                 to an earlier state, or this process was copied"
             );
             self.tenure.lose(Loss::WentBack);
         }
@@ -330,79 +336,81 @@ pub(crate) fn key() -> String {
 }
 
 /// The head, and the revision that the next one replaces.
-pub(crate) async fn read(ledger: &Arc<dyn Ledger>) -> Result<Option<(Head, Revision)>, String> {
-    let found = ledger.get(&key(), Instant::now() + STORE_TIMEOUT).await.map_err(|error| error.to_string())?;
-    let Some(Record { revision, value }) = found else { return Ok(None) };
-    // What nobody can read is no first start.
-    let head = serde_json::from_slice(&value).map_err(|_| "the keystore's head cannot be read".to_owned())?;
-    Ok(Some((head, revision)))
+pub(crate) async fn read(state_store: &Arc<dyn StateStore>) -> Result<Option<(Head, Revision)>, String> {
+    records::get(state_store, &key()).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::{Image, Lineage};
-    use crate::record::Record as Kept;
-    use crate::record::tests::{account, key as key_record};
+    use crate::store::record::Record;
+    use crate::store::record::tests::{account, key as key_record};
+    use crate::store::snapshot::{Snapshot, StoreId};
 
-    fn position(lineage: u8, changes: u64) -> Position {
-        let mut image = Image::of(Lineage::from_random([lineage; 16]), 0, vec![Kept::Account(account("a"))]).unwrap();
+    fn position(store_id: u8, changes: u64) -> Position {
+        let mut snapshot =
+            Snapshot::of(StoreId::from_random([store_id; 16]), 0, vec![Record::Account(account("a"))]).unwrap();
         for change in 0..changes {
-            image.apply(vec![Kept::Key(key_record(&format!("k{change}"), "a", &[]))]).unwrap();
+            snapshot.apply(vec![Record::Key(key_record(&format!("k{change}"), "a", &[]))]).unwrap();
         }
-        image.position
+        snapshot.position
     }
 
-    fn held(position: Option<Position>) -> Held<'static> {
-        Held { position, digest_at: &|_| None, lacks_journal: false, remembers: true }
+    fn state(position: Option<Position>) -> DirectoryState<'static> {
+        DirectoryState { position, digest_at: &|_| None, lacks_journal: false, expects_head: true }
     }
 
     #[test]
-    fn a_directory_that_is_as_new_as_the_head_or_newer_is_taken() {
+    fn a_directory_that_is_as_new_as_the_head_or_newer_is_accepted() {
         let head = Head { position: position(1, 5), term: 1 };
-        assert_eq!(judge(&held(Some(position(1, 5))), Some(&head)), Ok(()));
+        assert_eq!(compare(&state(Some(position(1, 5))), Some(&head)), Ok(()));
         let known = |at| (at == 5).then(|| position(1, 5).digest);
         for changes in [6, 7] {
-            let newer = Held { digest_at: &known, ..held(Some(position(1, changes))) };
-            assert_eq!(judge(&newer, Some(&head)), Ok(()), "the last changes did not reach the head");
+            let newer = DirectoryState { digest_at: &known, ..state(Some(position(1, changes))) };
+            assert_eq!(compare(&newer, Some(&head)), Ok(()), "the last changes did not reach the head");
         }
-        let missing = Held { lacks_journal: true, ..held(Some(position(1, 5))) };
-        assert_eq!(judge(&missing, Some(&head)), Ok(()), "the head proves how new the store is");
+        let missing = DirectoryState { lacks_journal: true, ..state(Some(position(1, 5))) };
+        assert_eq!(compare(&missing, Some(&head)), Ok(()), "the head proves how new the store is");
     }
 
     #[test]
-    fn what_is_older_different_foreign_or_gone_is_refused() {
+    fn an_older_different_foreign_or_empty_directory_is_refused() {
         let head = Head { position: position(1, 5), term: 1 };
-        let refused = |position| judge(&held(position), Some(&head)).unwrap_err();
+        let refused = |position| compare(&state(position), Some(&head)).unwrap_err();
         assert_eq!(refused(Some(position(1, 4))), Mismatch::Older { found: 4, known: 5 });
         assert_eq!(refused(Some(position(2, 9))), Mismatch::Foreign { known: 5 });
         assert_eq!(refused(None), Mismatch::Empty { known: 5 });
         let other = Position { digest: Digest::default(), ..position(1, 5) };
         assert_eq!(refused(Some(other)), Mismatch::Different { at: 5 });
         let forked = |at| (at == 5).then(Digest::default);
-        let newer = Held { digest_at: &forked, ..held(Some(position(1, 7))) };
-        assert_eq!(judge(&newer, Some(&head)), Err(Mismatch::Different { at: 5 }));
+        let newer = DirectoryState { digest_at: &forked, ..state(Some(position(1, 7))) };
+        assert_eq!(compare(&newer, Some(&head)), Err(Mismatch::Different { at: 5 }));
         assert_eq!(refused(Some(position(1, 7))), Mismatch::Unproven { found: 7, known: 5 }, "perhaps another fork");
     }
 
     #[test]
     fn without_a_head_only_a_directory_that_never_had_one_starts() {
-        let upgraded = |lacks_journal| Held { lacks_journal, remembers: false, ..held(Some(position(1, 5))) };
-        assert_eq!(judge(&upgraded(false), None), Ok(()));
-        assert_eq!(judge(&upgraded(true), None), Err(Mismatch::JournalMissing));
-        assert_eq!(judge(&held(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
-        assert_eq!(judge(&held(None), None), Err(Mismatch::HeadLost), "it was emptied, and so was the state store");
-        let first = Held { remembers: false, ..held(None) };
-        assert_eq!(judge(&first, None), Ok(()), "a first start");
+        let upgraded =
+            |lacks_journal| DirectoryState { lacks_journal, expects_head: false, ..state(Some(position(1, 5))) };
+        assert_eq!(compare(&upgraded(false), None), Ok(()));
+        assert_eq!(compare(&upgraded(true), None), Err(Mismatch::JournalMissing));
+        assert_eq!(compare(&state(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
+        assert_eq!(compare(&state(None), None), Err(Mismatch::HeadLost), "it was emptied, and so was the state store");
+        let first = DirectoryState { expects_head: false, ..state(None) };
+        assert_eq!(compare(&first, None), Ok(()), "a first start");
     }
 
     #[test]
-    fn what_an_operator_calls_restored_is_taken_as_such_where_nothing_tells_how_new_it_is() {
-        let upgraded = Held { remembers: false, ..held(Some(position(1, 5))) };
-        assert_eq!(judge_restored(&upgraded, None), Err(Mismatch::NoHead));
-        assert_eq!(judge_restored(&held(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
-        assert_eq!(judge_restored(&Held { remembers: false, ..held(None) }, None), Ok(()), "a first start");
+    fn an_accepted_restore_is_believed_where_there_is_no_head() {
+        let upgraded = DirectoryState { expects_head: false, ..state(Some(position(1, 5))) };
+        assert_eq!(compare_restored(&upgraded, None), Err(Mismatch::NoHead));
+        assert_eq!(compare_restored(&state(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
+        assert_eq!(
+            compare_restored(&DirectoryState { expects_head: false, ..state(None) }, None),
+            Ok(()),
+            "a first start"
+        );
         let head = Head { position: position(1, 5), term: 1 };
-        assert_eq!(judge_restored(&held(Some(position(1, 5))), Some(&head)), Ok(()), "it is the newest");
+        assert_eq!(compare_restored(&state(Some(position(1, 5))), Some(&head)), Ok(()), "it is the newest");
     }
 }

@@ -1,8 +1,8 @@
 //! Files that hold one key: 64 hexadecimal digits and a line feed.
 //!
-//! Owns how such a file is read and made: for its owner alone, whole or not at all, and on disk before anything depends on it. Whether
-//! one may be made is its caller's to judge: a new key over what an old one sealed would lose it. What is there and no key is an error.
-//! No error and no `Debug` shows a key.
+//! Owns how such a file is read and written: private, whole or not at all, and on disk before anything depends on it.
+//! Whether a new key may be created is for the caller to decide, because it would lose what an old one encrypted. A
+//! file that holds anything else is an error. No error and no `Debug` shows a key.
 
 use std::fmt;
 use std::io;
@@ -11,7 +11,14 @@ use std::path::{Path, PathBuf};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use zeroize::Zeroizing;
 
-use crate::disk;
+use crate::store::disk;
+
+/// The operator's first key, in the data directory.
+pub const OPERATOR_KEY_FILE: &str = "operator.key";
+/// The key that encrypts the secrets of webhook endpoints, in the data directory unless the settings give another.
+pub const SECRETS_KEY_FILE: &str = "secrets.key";
+/// The seed of the key that signs marks, in the data directory unless the settings give another.
+pub const SIGNING_KEY_FILE: &str = "signing.key";
 
 /// The bytes of a key.
 #[derive(Clone)]
@@ -22,7 +29,7 @@ impl KeyBytes {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Reads 64 hexadecimal digits; space around them is the file's.
+    /// Reads 64 hexadecimal digits, with white space around them.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(text.trim_ascii().as_bytes()).ok()?);
         bytes.as_slice().try_into().ok().map(Self::new)
@@ -39,7 +46,7 @@ impl fmt::Debug for KeyBytes {
     }
 }
 
-/// A key's file cannot be used.
+/// A key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyFileError {
     #[error("`{}` is missing", .0.display())]
@@ -52,7 +59,7 @@ pub(crate) enum KeyFileError {
     Write(PathBuf, #[source] io::Error),
 }
 
-/// The key in a file; `None` when there is no file.
+/// The key in a file. `None` if there is no file.
 pub(crate) fn read(file: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
     match std::fs::read_to_string(file).map(Zeroizing::new) {
         Ok(text) => KeyBytes::parse(&text).map(Some).ok_or_else(|| KeyFileError::Malformed(file.to_owned())),
@@ -61,9 +68,9 @@ pub(crate) fn read(file: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
     }
 }
 
-/// Writes a key into a file that is not there yet.
+/// Writes a key file.
 pub(crate) fn write(dir: &Path, name: &str, key: &KeyBytes) -> Result<(), KeyFileError> {
-    // All of it at once: a text that grows leaves pieces behind in memory.
+    // Allocated once: a text that grows leaves copies of the key in memory.
     let mut text = Zeroizing::new(String::with_capacity(65));
     HEXLOWER.encode_append(key.expose(), &mut text);
     text.push('\n');
@@ -76,7 +83,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn what_is_no_key_is_an_error_and_never_a_missing_file() {
+    fn a_malformed_key_file_is_an_error_and_not_a_missing_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("k");
         for bad in ["", "\n", &"a".repeat(63), &"a".repeat(66), &"g".repeat(64)] {
@@ -91,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_written_is_read_again_and_is_its_owners_alone() {
+    fn a_written_key_is_read_again_and_its_file_is_private() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), "k", &KeyBytes::new([0xab; 32])).unwrap();
         let file = dir.path().join("k");

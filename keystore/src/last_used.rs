@@ -1,10 +1,10 @@
-//! In which hour each key was last used, as gateways tell.
+//! The hour in which each key was last used, as gateways report it.
 //!
-//! Owns a sled of its own beside the store: no part of the journal, of what proves how new the data is, or of a backup.
-//! What it says is shown to people and decides nothing; without it every key's last use is unknown. What is damaged is
-//! thrown away, what cannot be written is told again in a later hour.
-//! INVARIANT: an entry only grows, and lies neither before its key was made nor after now or after the key's end,
-//! whatever a gateway says.
+//! Owns a sled database beside the store, which is no part of the journal, the position or a backup. It is shown to
+//! people and decides nothing. A damaged database is deleted, and gateways report uses that could not be written again
+//! in a later hour.
+//! INVARIANT: the hour of a key only rises, and is neither before the key was created nor in the future nor after the
+//! key's end, whatever a gateway reports.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -14,22 +14,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use jiff::Timestamp;
 use stage0_contract::{KeyId, NoteKeyUses};
 
-use crate::disk;
-use crate::record::KeyRecord;
-use crate::store::Store;
+use crate::errors::chain;
+use crate::store::disk;
+use crate::store::record::KeyRecord;
+use crate::store::record_store::RecordStore;
 
 const DIR: &str = "last-used";
-/// sled keeps pages in memory up to this.
+/// Limit of sled's page cache.
 const CACHE_BYTES: u64 = 4 << 20;
 
-/// The last uses. Everything here blocks.
+/// The database of last uses. Everything here blocks.
 pub(crate) struct LastUsed {
-    /// None where it cannot be opened.
+    /// `None` if it cannot be opened.
     db: Option<sled::Db>,
-    /// Who writes: one at a time, so that whoever floods takes one thread.
-    turn: Mutex<()>,
-    /// Whether a failure was logged: whoever tells again must not fill the log.
-    complained: AtomicBool,
+    /// One writer at a time, so that a flood of reports blocks one thread only.
+    writing: Mutex<()>,
+    /// Whether a failure was logged, so that repeated reports do not fill the log.
+    failure_logged: AtomicBool,
 }
 
 /// sled failed or panicked.
@@ -44,36 +45,33 @@ enum LastUsedError {
 }
 
 impl LastUsed {
-    /// Opens what is in the data directory, without the keys that the store no longer has; begins anew where it cannot
-    /// be read. Never a reason not to start.
-    pub(crate) fn open(data_dir: &Path, store: &Store) -> Self {
+    /// Opens the database and removes keys that the store no longer has. A database that cannot be read is created
+    /// again. A failure never refuses the start.
+    pub(crate) fn open(data_dir: &Path, store: &RecordStore) -> Self {
         let dir = data_dir.join(DIR);
         let opened = open(&dir, store).or_else(|error| {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "last uses of keys cannot be read, they begin anew"
-            );
+            tracing::warn!(error = %chain(&error), "last uses of keys cannot be read and are reset");
             std::fs::remove_dir_all(&dir)?;
             open(&dir, store)
         });
         let db = opened.inspect_err(|error| {
-            tracing::warn!(error = error as &dyn std::error::Error, "last uses of keys are not kept");
+            tracing::warn!(error = %chain(error), "last uses of keys are not kept");
         });
-        Self { db: db.ok(), turn: Mutex::default(), complained: AtomicBool::new(false) }
+        Self { db: db.ok(), writing: Mutex::default(), failure_logged: AtomicBool::new(false) }
     }
 
-    /// Takes what a gateway tells; whether it will be shown.
-    pub(crate) fn note(&self, store: &Store, call: &NoteKeyUses, now: Timestamp) -> bool {
+    /// Stores what a gateway reports. Returns whether that succeeded.
+    pub(crate) fn note(&self, store: &RecordStore, call: &NoteKeyUses, now: Timestamp) -> bool {
         let Some(db) = &self.db else { return false };
         // A panic elsewhere leaves nothing half done.
-        let Ok(_turn) = self.turn.try_lock() else { return false };
+        let Ok(_writing) = self.writing.try_lock() else { return false };
         if call.keys.len() > NoteKeyUses::MAX_KEYS {
             return false;
         }
         let noted = guarded(|| {
             let mut batch = sled::Batch::default();
             for id in &call.keys {
-                // A key that cannot be read now may be told again, as any other.
+                // A use of a key that cannot be read is dropped, like that of an unknown key.
                 let Ok(Some(key)) = store.key(id) else { continue };
                 let known = db.get(id.as_str())?.and_then(|value| hour_in(&value));
                 if let Some(hour) =
@@ -87,21 +85,21 @@ impl LastUsed {
             Ok(())
         });
         if let Err(error) = &noted
-            && !self.complained.swap(true, Ordering::Relaxed)
+            && !self.failure_logged.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!(error = error as &dyn std::error::Error, "last uses of keys cannot be written");
+            tracing::warn!(error = %chain(error), "last uses of keys cannot be written");
         }
         noted.is_ok()
     }
 
-    /// When the hour began in which the key was last used, as far as it is known.
+    /// The beginning of the hour in which the key was last used, if it is known.
     pub(crate) fn of(&self, id: &KeyId) -> Option<Timestamp> {
         let db = self.db.as_ref()?;
         guarded(|| Ok(db.get(id.as_str())?)).ok()?.and_then(|value| hour_in(&value))
     }
 }
 
-/// The hour that may be believed of a key; none: it cannot have been used then.
+/// The hour to store for a key. `None` if the key cannot have been used then.
 fn believed(key: &KeyRecord, hour: Timestamp, now: Timestamp) -> Option<Timestamp> {
     let hour_of = NoteKeyUses::hour_of;
     let hour = hour_of(hour).min(hour_of(now));
@@ -113,14 +111,14 @@ fn hour_in(value: &[u8]) -> Option<Timestamp> {
     Timestamp::from_second(i64::from_be_bytes(value.try_into().ok()?)).ok()
 }
 
-fn open(dir: &Path, store: &Store) -> Result<sled::Db, LastUsedError> {
+fn open(dir: &Path, store: &RecordStore) -> Result<sled::Db, LastUsedError> {
     disk::private_dir(dir)?;
     guarded(|| {
         let db = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
         for id in db.iter().keys() {
             let id = id?;
             let text = std::str::from_utf8(&id).ok().and_then(|text| KeyId::parse(text).ok());
-            // What cannot be read now may be there.
+            // A key that cannot be read may exist.
             let is_gone = text.is_none_or(|id| matches!(store.key(&id), Ok(None)));
             if is_gone {
                 db.remove(&id)?;
@@ -138,19 +136,19 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, LastUsedError>) -> Result<T, Last
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manage::tests::kept;
-    use crate::record::Record;
-    use crate::record::tests::{account, at, key};
+    use crate::admin::tests::store_with;
+    use crate::store::record::Record;
+    use crate::store::record::tests::{account, at, key};
 
     const HOUR: i64 = 3_600;
 
     /// A store with one key, made within an hour.
-    fn with_key(end: impl FnOnce(&mut KeyRecord)) -> (tempfile::TempDir, Store, KeyId) {
+    fn with_key(end: impl FnOnce(&mut KeyRecord)) -> (tempfile::TempDir, RecordStore, KeyId) {
         let mut record = key("used", "a", &[]);
         record.created_at = at(10 * HOUR + 1_800);
         end(&mut record);
         let id = record.id.clone();
-        let (dir, store) = kept(vec![Record::Account(account("a")), Record::Key(record)]);
+        let (dir, store) = store_with(vec![Record::Account(account("a")), Record::Key(record)]);
         (dir, store, id)
     }
 
@@ -159,20 +157,20 @@ mod tests {
     }
 
     #[test]
-    fn the_last_hour_is_kept_over_a_restart_and_never_goes_back() {
+    fn the_last_use_survives_a_restart_and_never_goes_back() {
         let (dir, store, id) = with_key(|_| {});
         let last_used = LastUsed::open(dir.path(), &store);
         assert_eq!(last_used.of(&id), None);
         for (told, shown) in [(10, 10), (12, 12), (11, 12), (13, 13)] {
             assert!(last_used.note(&store, &of(told, &id), at(14 * HOUR)));
-            assert_eq!(last_used.of(&id), Some(at(shown * HOUR)), "{told} was told");
+            assert_eq!(last_used.of(&id), Some(at(shown * HOUR)), "{told} was reported");
         }
         drop(last_used);
         assert_eq!(LastUsed::open(dir.path(), &store).of(&id), Some(at(13 * HOUR)));
     }
 
     #[test]
-    fn what_cannot_be_true_is_not_shown() {
+    fn an_impossible_last_use_is_not_shown() {
         let (dir, store, id) = with_key(|key| key.revoked_at = Some(at(12 * HOUR + 5)));
         let last_used = LastUsed::open(dir.path(), &store);
         let unknown = KeyId::parse("unknown").unwrap();
@@ -190,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn more_keys_than_a_message_may_hold_are_not_taken() {
+    fn a_report_with_too_many_keys_is_refused() {
         let (dir, store, id) = with_key(|_| {});
         let last_used = LastUsed::open(dir.path(), &store);
         let call = NoteKeyUses { hour: at(11 * HOUR), keys: vec![id.clone(); NoteKeyUses::MAX_KEYS + 1] };
@@ -202,12 +200,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_thrown_away_and_keys_that_are_gone_are_forgotten() {
+    fn a_damaged_database_is_reset_and_keys_that_are_gone_are_removed() {
         let (dir, store, id) = with_key(|_| {});
         let last_used = LastUsed::open(dir.path(), &store);
         assert!(last_used.note(&store, &of(11, &id), at(11 * HOUR)));
         drop(last_used);
-        let (_other, without) = kept(vec![Record::Account(account("a"))]);
+        let (_other, without) = store_with(vec![Record::Account(account("a"))]);
         drop(LastUsed::open(dir.path(), &without));
         let last_used = LastUsed::open(dir.path(), &store);
         assert_eq!(last_used.of(&id), None, "the store did not have it");

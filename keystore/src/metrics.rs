@@ -1,6 +1,7 @@
 //! What the keystore counts, and under which names.
 //!
-//! Owns every name and label; no label holds a key, an id or an account. Where nobody records, counting does nothing.
+//! Owns every metric name and label. No label holds a key, an id or an account. Without a recorder, counting does
+//! nothing.
 
 use std::time::Duration;
 
@@ -18,10 +19,10 @@ const MARKS_REFUSED: &str = "stage0_keystore_marks_refused_total";
 const RESERVE: &str = "stage0_keystore_disk_reserve_bytes";
 const UNPROVEN: &str = "stage0_keystore_unproven_calls_total";
 
-/// A hash that runs or waits to; it no longer does when this is dropped.
+/// A hash that runs or waits, until this is dropped.
 pub(crate) struct Queued(());
 
-/// Tells whoever records what the names mean.
+/// Describes every metric.
 pub(crate) fn describe() {
     describe_counter!(HASHES, Unit::Count, "Keys that were to be hashed, by outcome; a busy pool hashes nothing.");
     describe_gauge!(QUEUE, Unit::Count, "Keys that are being hashed or wait to be.");
@@ -55,7 +56,7 @@ pub(crate) fn judged(reply: &VerifyKeyReply) {
     counter!(HASHES, "outcome" => outcome(reply)).increment(1);
 }
 
-/// As label and in the log.
+/// The outcome as a label and in the log.
 pub(crate) fn outcome(reply: &VerifyKeyReply) -> &'static str {
     match reply {
         VerifyKeyReply::Valid(_) => "valid",
@@ -84,7 +85,7 @@ pub(crate) fn changed(stored: bool) {
     counter!(CHANGES, "outcome" => if stored { "stored" } else { "failed" }).increment(1);
 }
 
-/// A change that was not begun, as too many wait.
+/// Counts a change that was not begun because too many wait.
 pub(crate) fn busy() {
     counter!(CHANGES, "outcome" => "busy").increment(1);
 }
@@ -93,7 +94,7 @@ pub(crate) fn mark_refused(reason: &'static str) {
     counter!(MARKS_REFUSED, "reason" => reason).increment(1);
 }
 
-/// A call whose caller was not proven.
+/// Counts a call whose caller was not proven.
 pub(crate) fn unproven() {
     counter!(UNPROVEN).increment(1);
 }
@@ -119,7 +120,7 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     #[test]
-    fn every_name_is_described_and_every_count_arrives_under_its_name() {
+    fn every_metric_is_described_and_recorded() {
         let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
         metrics::with_local_recorder(&recorder, || {
             describe();

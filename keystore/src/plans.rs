@@ -1,12 +1,11 @@
-//! Plans: how many checks each lets an account make, and how much it may hold.
+//! Plans: how many checks each lets an account make, and how much the account may hold.
 //!
-//! Owns the reading of `plans.toml`, the built-in one or the operator's; every mistake in it is named at once. Which plan has `pro`
-//! is no setting, and counting is the gateway's.
+//! Owns the reading of `plans.toml`, the built-in one or the operator's; every mistake in it is named at once. Counting
+//! is the gateway's.
 
 use stage0_contract::{Account, Caps, Limits, Plan, UNLIMITED};
 use toml::{Table, Value};
 
-/// As it stands in the source.
 const BUILT_IN: &str = include_str!("../plans.toml");
 const PLANS: [Plan; 3] = [Plan::Free, Plan::Pro, Plan::Unlimited];
 
@@ -18,25 +17,24 @@ pub struct Plans {
     unlimited: PlanRules,
 }
 
-/// One plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PlanRules {
     limits: Limits,
     caps: Caps,
 }
 
-/// What is wrong with a file of plans, all of it.
+/// Every mistake in a file of plans.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct PlansError(pub Vec<String>);
 
 impl Plans {
-    /// Those that the product comes with.
+    /// The plans that the product comes with.
     pub fn built_in() -> Result<Self, PlansError> {
         Self::parse(BUILT_IN)
     }
 
-    /// Reads TOML: one table for each plan, in it at most the members that `plans.toml` explains.
+    /// Reads TOML with one table for each plan; `plans.toml` explains the members.
     pub fn parse(text: &str) -> Result<Self, PlansError> {
         let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
             let place = error.span().map_or(0, |span| text.get(..span.start).unwrap_or_default().lines().count());
@@ -78,7 +76,7 @@ fn rules(plan: Plan, table: Option<Value>, wrong: &mut Vec<String>) -> PlanRules
         return PlanRules { limits, caps };
     };
     for (key, value) in table {
-        let (place, least) = match key.as_str() {
+        let (place, min) = match key.as_str() {
             "per_minute" => (&mut limits.per_minute, 1),
             "daily" => (&mut limits.daily, 1),
             "monthly" => (&mut limits.monthly, 1),
@@ -88,15 +86,15 @@ fn rules(plan: Plan, table: Option<Value>, wrong: &mut Vec<String>) -> PlanRules
             "stored_bytes" => (&mut caps.stored_bytes, 0),
             _ => {
                 wrong.push(format!(
-                    "{name}.{key} is not known: there are per_minute, daily, monthly, max_keys, max_endpoints, max_runs \
-                     and stored_bytes"
+                    "{name}.{key} is not known: there are per_minute, daily, monthly, max_keys, max_endpoints, \
+                     max_runs and stored_bytes"
                 ));
                 continue;
             }
         };
-        *place = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| (least..UNLIMITED).contains(n));
+        *place = value.as_integer().and_then(|n| u64::try_from(n).ok()).filter(|n| (min..UNLIMITED).contains(n));
         if place.is_none() {
-            wrong.push(format!("{name}.{key} must be a whole number from {least} to {}", UNLIMITED - 1));
+            wrong.push(format!("{name}.{key} must be a whole number from {min} to {}", UNLIMITED - 1));
         }
     }
     PlanRules { limits, caps }
@@ -137,10 +135,10 @@ mod tests {
     }
 
     #[test]
-    fn every_plan_may_have_caps_and_an_accounts_own_come_before_them() {
+    fn an_accounts_own_caps_override_those_of_its_plan() {
         let text = "[free]\nmax_keys = 2\n[pro]\n[unlimited]\nmax_endpoints = 3\nstored_bytes = 0\nmax_runs = 7\n";
         let plans = Plans::parse(text).unwrap();
-        let mut account = crate::record::tests::account("a");
+        let mut account = crate::store::record::tests::account("a");
         assert_eq!((plans.caps(&account).keys(), plans.caps(&account).endpoints()), (2, Caps::DEFAULT_MAX_ENDPOINTS));
         account.plan = Plan::Unlimited;
         let caps = plans.caps(&account);
@@ -151,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_that_is_missing_and_text_that_is_no_toml_are_refused() {
+    fn a_missing_plan_and_invalid_toml_are_refused() {
         assert_eq!(Plans::parse("[free]\n[unlimited]\n").unwrap_err().0, ["the table [pro] is missing"]);
         assert_eq!(Plans::parse("free = 3\n[pro]\n[unlimited]\n").unwrap_err().0, ["the table [free] is missing"]);
         assert!(Plans::parse("[free]\n[pro]\nx = = 1\n").unwrap_err().0[0].starts_with("line 3: "));

@@ -1,8 +1,9 @@
-//! What becomes of a directory that is older than what was acknowledged, once the operator accepts it.
+//! What becomes of a directory that is older than what was acknowledged, once the operator accepts it: pure.
 //!
-//! Owns the rule, pure: a key stays alive only where the state store's list names it, with the end that the list has;
-//! every other key is revoked. What the backup does not hold is told. Endpoints are disabled, as they may have been deleted or may lead elsewhere by now;
-//! accounts are as the backup has them. The directory gets a new lineage: none of its copies is taken for it again.
+//! A key stays active only if the state store lists it, with the expiry that the list has; every other key is revoked.
+//! Keys and accounts that the backup lacks are reported. Endpoints are disabled, because they may have been deleted or
+//! may lead elsewhere by now. Accounts are as the backup has them. The directory gets a new id, so that none of its
+//! copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,10 +12,10 @@ use jiff::Timestamp;
 use stage0_contract::{AccountId, KeyId, WebhookId};
 
 use crate::head::Mismatch;
-use crate::image::{Image, Lineage};
-use crate::live_keys::LiveKeys;
-use crate::record::{KeyRecord, Record};
-use crate::trail::Trail;
+use crate::head::live_keys::LiveKeys;
+use crate::store::record::{KeyRecord, Record};
+use crate::store::snapshot::{Snapshot, StoreId};
+use crate::store::trail::Trail;
 
 /// Why the exporter does not serve an endpoint of a restored directory.
 const DISABLED: &str = "the keystore was restored from a backup: look at the endpoint and enable it";
@@ -22,41 +23,41 @@ const DISABLED: &str = "the keystore was restored from a backup: look at the end
 /// What was done to a restored directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// What was found.
+    /// Why the directory was not the newest.
     pub why: String,
-    /// Keys that go on living, because the state store lists them.
+    /// Keys that stay active, because the state store lists them.
     pub kept: usize,
-    /// Keys that lived in the backup, and are revoked.
+    /// Keys that were active in the backup and are revoked.
     pub revoked: Vec<KeyId>,
-    /// Keys that the state store lists and the backup does not hold: made after it, and dead.
+    /// Keys that the state store lists and the backup lacks: created after it, and lost.
     pub unknown: Vec<KeyId>,
-    /// Accounts that the state store knows and the backup does not hold: gone, with their keys.
+    /// Accounts that the state store knows and the backup lacks: lost, with their keys.
     pub vanished: Vec<AccountId>,
     /// Endpoints that are disabled.
     pub disabled: Vec<WebhookId>,
-    /// Accounts whose list of live keys is lost: none of their keys lives.
+    /// Accounts without a list of active keys: all their keys are revoked.
     pub unlisted: Vec<AccountId>,
-    /// A new operator's key was written, because none lived any more.
+    /// Whether a new operator's key was written, because none was active any more.
     pub new_operator_key: bool,
 }
 
-/// What the state store knows.
+/// What the state store knows of the directory.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The newest change.
+    /// The number of the newest acknowledged change.
     pub(crate) newest: u64,
-    /// Accounts that are noted there.
+    /// All accounts that are noted there.
     pub(crate) accounts: BTreeSet<AccountId>,
-    /// Lists of live keys, of accounts of the backup and of those.
+    /// Lists of active keys, of accounts of the backup and of `accounts`.
     pub(crate) lists: BTreeMap<AccountId, LiveKeys>,
 }
 
-/// The image that is served from now on, and what it differs in.
+/// The content that is served from now on, and a report of the differences.
 pub(crate) fn restored(
-    image: &Image,
+    snapshot: &Snapshot,
     known: &Known,
-    (fresh, why, now): (Lineage, Mismatch, Timestamp),
-) -> Result<(Image, Restored), serde_json::Error> {
+    (new_id, why, now): (StoreId, Mismatch, Timestamp),
+) -> Result<(Snapshot, Restored), serde_json::Error> {
     let mut done = Restored {
         why: why.to_string(),
         kept: 0,
@@ -68,18 +69,18 @@ pub(crate) fn restored(
         new_operator_key: false,
     };
     let Known { newest, accounts, lists } = known;
-    let held: BTreeSet<_> = image.accounts().cloned().collect();
+    let held: BTreeSet<_> = snapshot.accounts().cloned().collect();
     done.vanished = accounts.difference(&held).cloned().collect();
     let mut held = BTreeSet::new();
-    let mut records = image.records();
+    let mut records = snapshot.records();
     for record in &mut records {
         match record {
             Record::Account(account) if !lists.contains_key(&account.id) => done.unlisted.push(account.id.clone()),
             Record::Key(key) => {
                 held.insert(key.id.clone());
-                judge_key(key, lists.get(&key.account), now, &mut done);
+                restore_key(key, lists.get(&key.account), now, &mut done);
             }
-            Record::Webhook(record) if record.lives() && record.webhook.enabled => {
+            Record::Webhook(record) if record.exists() && record.webhook.enabled => {
                 record.webhook.enabled = false;
                 record.webhook.disabled_reason = Some(DISABLED.to_owned());
                 done.disabled.push(record.webhook.id.clone());
@@ -93,17 +94,17 @@ pub(crate) fn restored(
     }
     let listed = lists.values().flat_map(|list| list.keys.keys());
     done.unknown = listed.filter(|id| !held.contains(*id)).cloned().collect();
-    // Above everything that was ever acknowledged: numbers are not given twice.
-    let sequence = image.position.sequence.max(*newest).saturating_add(1);
-    let image = Image::of(fresh, sequence, records)?;
+    // Above everything that was ever acknowledged, so that no number is used twice.
+    let sequence = snapshot.position.sequence.max(*newest).saturating_add(1);
+    let snapshot = Snapshot::of(new_id, sequence, records)?;
     let mut trail = Trail::default();
-    // Whatever happens before its first head: there was one.
-    trail.acknowledge(image.position);
-    Ok((image.with_trail(trail), done))
+    // Records that there was a head, in case this start ends before it writes its own.
+    trail.acknowledge(snapshot.position);
+    Ok((snapshot.with_trail(trail), done))
 }
 
-fn judge_key(key: &mut KeyRecord, list: Option<&LiveKeys>, now: Timestamp, done: &mut Restored) {
-    if !key.lives_at(now) {
+fn restore_key(key: &mut KeyRecord, list: Option<&LiveKeys>, now: Timestamp, done: &mut Restored) {
+    if !key.is_active_at(now) {
         return;
     }
     let Some(ends) = list.and_then(|list| list.keys.get(&key.id)) else {
@@ -111,7 +112,7 @@ fn judge_key(key: &mut KeyRecord, list: Option<&LiveKeys>, now: Timestamp, done:
         done.revoked.push(key.id.clone());
         return;
     };
-    // A rotation after the backup gave it an end.
+    // A rotation after the backup may have given it an expiry.
     let ends = ends.and_then(|ends| Timestamp::from_second(ends).ok());
     key.expires_at = key.expires_at.into_iter().chain(ends).min();
     done.kept += 1;
@@ -140,14 +141,14 @@ impl fmt::Display for Restored {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::tests::{account, at, key, webhook};
+    use crate::store::record::tests::{account, at, key, webhook};
 
     fn lists(of: &str, keys: &[(&str, Option<i64>)]) -> BTreeMap<AccountId, LiveKeys> {
         let keys = keys.iter().map(|(id, ends)| (key(id, of, &[]).id, *ends)).collect();
         BTreeMap::from([(account(of).id, LiveKeys { term: 1, keys })])
     }
 
-    fn image() -> Image {
+    fn snapshot() -> Snapshot {
         let records = vec![
             Record::Account(account("a")),
             Record::Account(account("b")),
@@ -156,42 +157,42 @@ mod tests {
             Record::Key(key("k3", "b", &[])),
             Record::Webhook(webhook("we_1", "a")),
         ];
-        Image::of(Lineage::from_random([1; 16]), 5, records).unwrap()
+        Snapshot::of(StoreId::from_random([1; 16]), 5, records).unwrap()
     }
 
-    fn restore(lists: &BTreeMap<AccountId, LiveKeys>) -> (Image, Restored) {
+    fn restore(lists: &BTreeMap<AccountId, LiveKeys>) -> (Snapshot, Restored) {
         let why = Mismatch::Older { found: 5, known: 9 };
         let known = Known { newest: 9, accounts: ["a", "gone"].map(|id| account(id).id).into(), lists: lists.clone() };
-        restored(&image(), &known, (Lineage::from_random([2; 16]), why, at(50))).unwrap()
+        restored(&snapshot(), &known, (StoreId::from_random([2; 16]), why, at(50))).unwrap()
     }
 
-    fn found(image: &Image, id: &str) -> KeyRecord {
+    fn found(snapshot: &Snapshot, id: &str) -> KeyRecord {
         let of = |record| match record {
             Record::Key(found) if found.id.as_str() == id => Some(found),
             _ => None,
         };
-        image.records().into_iter().find_map(of).unwrap()
+        snapshot.records().into_iter().find_map(of).unwrap()
     }
 
     #[test]
-    fn only_keys_that_are_listed_live_on_and_a_rotated_one_keeps_its_end() {
-        let (image, done) = restore(&lists("a", &[("k1", Some(60)), ("k9", None)]));
-        assert_eq!(found(&image, "k1").expires_at, Some(at(60)));
-        assert!(found(&image, "k1").lives_at(at(50)) && !found(&image, "k2").lives_at(at(50)));
-        assert_eq!(found(&image, "k3").revoked_at, Some(at(50)), "the list of its account is lost");
+    fn only_listed_keys_stay_active_and_a_rotated_key_keeps_its_expiry() {
+        let (snapshot, done) = restore(&lists("a", &[("k1", Some(60)), ("k9", None)]));
+        assert_eq!(found(&snapshot, "k1").expires_at, Some(at(60)));
+        assert!(found(&snapshot, "k1").is_active_at(at(50)) && !found(&snapshot, "k2").is_active_at(at(50)));
+        assert_eq!(found(&snapshot, "k3").revoked_at, Some(at(50)), "the list of its account is lost");
         let ids = |ids: &[KeyId]| ids.iter().map(KeyId::to_string).collect::<Vec<_>>();
         assert_eq!(
             (done.kept, ids(&done.revoked), ids(&done.unknown)),
             (1, vec!["k2".into(), "k3".into()], vec!["k9".into()])
         );
         assert_eq!((done.unlisted, done.vanished), (vec![account("b").id], vec![account("gone").id]));
-        assert_eq!((image.position.sequence, image.position.lineage), (10, Lineage::from_random([2; 16])));
+        assert_eq!((snapshot.position.sequence, snapshot.position.store_id), (10, StoreId::from_random([2; 16])));
     }
 
     #[test]
-    fn without_any_list_no_key_lives() {
-        let (image, done) = restore(&BTreeMap::new());
-        assert!(["k1", "k2", "k3"].iter().all(|id| !found(&image, id).lives_at(at(50))));
+    fn without_any_list_every_key_is_revoked() {
+        let (snapshot, done) = restore(&BTreeMap::new());
+        assert!(["k1", "k2", "k3"].iter().all(|id| !found(&snapshot, id).is_active_at(at(50))));
         assert_eq!((done.kept, done.revoked.len(), done.disabled.len()), (0, 3, 1));
         let text = done.to_string();
         assert!(text.contains("1 accounts were made after the backup and are gone: gone"), "{text}");

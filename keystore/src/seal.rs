@@ -1,31 +1,30 @@
-//! Secrets of webhook endpoints at rest: AES-256-GCM, each sealed for its endpoint.
+//! Encryption of the secrets of webhook endpoints at rest: AES-256-GCM, each for its endpoint.
 //!
-//! Owns the sealing key, from settings or `secrets.key`, and the judgement at start whether it opens what is stored. A sealed secret is
-//! nonce, ciphertext and tag; the endpoint's id is authenticated with it, so that none can be moved to another endpoint.
-//! INVARIANT: a new key is made only where nothing is sealed. A missing or wrong key refuses the start: without it nothing is delivered.
+//! Owns the key, from the settings or `secrets.key`, and the check at start that it decrypts what is stored. A sealed
+//! secret is nonce, ciphertext and tag. The endpoint's id is authenticated with it, so it cannot be moved to another
+//! one.
+//! INVARIANT: a new key is created only where nothing is sealed. A missing or wrong key refuses the start, because
+//! without it nothing can be delivered.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use data_encoding::BASE64;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 use stage0_contract::{WebhookId, WebhookSecret};
 use zeroize::Zeroizing;
 
 use crate::config::KeystoreConfig;
-use crate::keyfile::{self, KeyBytes, KeyFileError};
-use crate::manage::random;
-use crate::store::{Store, StoreError};
+use crate::keyfile::{self, KeyBytes, KeyFileError, SECRETS_KEY_FILE};
+use crate::sources::random;
+use crate::store::record::Sealed;
+use crate::store::record_store::{RecordStore, StoreError};
 
-/// Where the key that seals secrets is kept when none is given, in the data directory.
-pub const SECRETS_KEY_FILE: &str = "secrets.key";
-
-/// The key that seals the secrets of webhook endpoints: 32 bytes.
+/// The 32-byte key that encrypts the secrets of webhook endpoints.
 #[derive(Debug, Clone)]
 pub struct SecretsKey(KeyBytes);
 
-/// A text is no secrets key. It does not say which text.
+/// The text is not a secrets key. The error does not contain it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be 64 hexadecimal digits")]
 pub struct SecretsKeyError;
@@ -44,25 +43,7 @@ impl<'de> Deserialize<'de> for SecretsKey {
     }
 }
 
-/// A sealed secret, in base64.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Sealed(String);
-
-#[cfg(test)]
-impl Sealed {
-    pub(crate) fn from_base64(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl fmt::Debug for Sealed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Sealed(…)")
-    }
-}
-
-/// A secret was not sealed or opened; why is not told by the library, on purpose.
+/// Encryption or decryption failed. The library gives no reason, on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SealError {
     #[error("the secrets key cannot be used")]
@@ -73,17 +54,19 @@ pub(crate) enum SealError {
     Open,
 }
 
-/// The secrets of endpoints cannot be kept.
+/// The stored secrets of endpoints cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretsError {
     #[error(
-        "`{}` is missing, but {sealed} secrets of webhook endpoints are sealed with it; no new one was made: restore `{SECRETS_KEY_FILE}` \
-         from the backup of this data directory, or give that key as `secrets_key_file`", .file.display()
+        "`{}` is missing, but {sealed} secrets of webhook endpoints are sealed with it; no new one was made: \
+         restore `{SECRETS_KEY_FILE}` from the backup of this data directory, or give that key as \
+         `secrets_key_file`", .file.display()
     )]
     Lost { file: PathBuf, sealed: usize },
     #[error(
-        "the secrets key does not open {shut} of {sealed} secrets of webhook endpoints: restore the `{SECRETS_KEY_FILE}` that sealed \
-         them from the backup of this data directory, or give that key as `secrets_key_file`"
+        "the secrets key does not open {shut} of {sealed} secrets of webhook endpoints: restore the \
+         `{SECRETS_KEY_FILE}` that sealed them from the backup of this data directory, or give that key as \
+         `secrets_key_file`"
     )]
     Wrong { shut: usize, sealed: usize },
     #[error(transparent)]
@@ -96,7 +79,6 @@ pub(crate) enum SecretsError {
     Random(#[from] getrandom::Error),
 }
 
-/// Seals and opens.
 #[derive(Debug)]
 pub(crate) struct Sealer {
     key: RandomizedNonceKey,
@@ -108,7 +90,7 @@ impl Sealer {
         Ok(Self { key })
     }
 
-    /// With a nonce of 96 random bits, drawn here so that none is used twice; far fewer secrets are sealed than would make two alike.
+    /// Encrypts with a random nonce of 96 bits. Far fewer secrets are sealed than would make a repeated nonce likely.
     pub(crate) fn seal(&self, endpoint: &WebhookId, secret: &WebhookSecret) -> Result<Sealed, SealError> {
         let mut text = secret.expose().as_bytes().to_vec();
         let nonce = self.key.seal_in_place_append_tag(Aad::from(endpoint.as_str()), &mut text);
@@ -116,7 +98,7 @@ impl Sealer {
         Ok(Sealed(BASE64.encode(&[nonce.as_ref().as_slice(), &text].concat())))
     }
 
-    /// Only what was sealed with this key for this endpoint.
+    /// Decrypts a secret that was sealed with this key for this endpoint.
     pub(crate) fn open(&self, endpoint: &WebhookId, sealed: &Sealed) -> Result<WebhookSecret, SealError> {
         let bytes = BASE64.decode(sealed.0.as_bytes()).map_err(|_| SealError::Open)?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Open)?;
@@ -127,8 +109,8 @@ impl Sealer {
     }
 }
 
-/// The sealer of a data directory, once it has opened every secret that is stored.
-pub(crate) fn sealer(config: &KeystoreConfig, store: &Store) -> Result<Sealer, SecretsError> {
+/// The sealer of a data directory, after it has decrypted every stored secret.
+pub(crate) fn sealer(config: &KeystoreConfig, store: &RecordStore) -> Result<Sealer, SecretsError> {
     let mut stored = Vec::new();
     for record in store.all_webhooks(None) {
         let record = record?;
@@ -162,9 +144,9 @@ fn key(config: &KeystoreConfig, sealed: usize) -> Result<KeyBytes, SecretsError>
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::image::{Image, Lineage};
-    use crate::record::tests::{at, webhook};
-    use crate::record::{Record, SealedSecret, WebhookRecord};
+    use crate::store::record::tests::{at, webhook};
+    use crate::store::record::{Record, SealedSecret, WebhookRecord};
+    use crate::store::snapshot::{Snapshot, StoreId};
 
     pub(crate) fn sealer_of(byte: u8) -> Sealer {
         Sealer::new(&KeyBytes::new([byte; 32])).unwrap()
@@ -186,17 +168,17 @@ pub(crate) mod tests {
     }
 
     /// A store with these endpoints, in a directory that is also the data directory.
-    fn kept(endpoints: Vec<WebhookRecord>) -> (tempfile::TempDir, KeystoreConfig, Store) {
+    fn store_with(endpoints: Vec<WebhookRecord>) -> (tempfile::TempDir, KeystoreConfig, RecordStore) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(&dir.path().join("store")).unwrap();
+        let store = RecordStore::open(&dir.path().join("store")).unwrap();
         let records = endpoints.into_iter().map(Record::Webhook).collect();
-        store.fill(&Image::of(Lineage::from_random([1; 16]), 1, records).unwrap()).unwrap();
+        store.fill(&Snapshot::of(StoreId::from_random([1; 16]), 1, records).unwrap()).unwrap();
         let config = KeystoreConfig::new(dir.path());
         (dir, config, store)
     }
 
     #[test]
-    fn a_secret_opens_for_no_other_endpoint_with_no_other_key_and_with_no_bit_changed() {
+    fn a_sealed_secret_opens_only_unchanged_for_its_endpoint_and_with_its_key() {
         let sealer = sealer_of(1);
         let sealed = sealer.seal(&id("we_1"), &secret()).unwrap();
         assert_eq!(sealer.open(&id("we_2"), &sealed), Err(SealError::Open));
@@ -218,7 +200,7 @@ pub(crate) mod tests {
         assert_ne!(sealer.seal(&id("we_1"), &secret()), sealer.seal(&id("we_1"), &secret()));
     }
 
-    /// Made with OpenSSL's AES-256-GCM: whoever has the key can open what is stored without this program.
+    /// Made with OpenSSL's AES-256-GCM: with the key, stored secrets can be decrypted without this program.
     #[test]
     fn a_sealed_secret_is_nonce_ciphertext_and_tag_of_aes_256_gcm() {
         let sealed = Sealed(
@@ -229,16 +211,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_lost_key_refuses_the_start_and_no_new_one_is_made_over_what_is_sealed() {
-        let (dir, config, store) = kept(vec![endpoint("we_1", &sealer_of(1))]);
+    fn a_lost_secrets_key_refuses_the_start_and_is_not_replaced() {
+        let (dir, config, store) = store_with(vec![endpoint("we_1", &sealer_of(1))]);
         let text = sealer(&config, &store).unwrap_err().to_string();
         assert!(text.contains("restore `secrets.key` from the backup"), "{text}");
         assert!(!dir.path().join(SECRETS_KEY_FILE).exists());
     }
 
     #[test]
-    fn a_key_that_does_not_open_every_secret_refuses_the_start() {
-        let (dir, config, store) = kept(vec![endpoint("we_1", &sealer_of(1)), endpoint("we_2", &sealer_of(2))]);
+    fn a_secrets_key_that_does_not_open_every_secret_refuses_the_start() {
+        let (dir, config, store) = store_with(vec![endpoint("we_1", &sealer_of(1)), endpoint("we_2", &sealer_of(2))]);
         keyfile::write(dir.path(), SECRETS_KEY_FILE, &KeyBytes::new([1; 32])).unwrap();
         let refused = sealer(&config, &store).unwrap_err();
         assert!(matches!(refused, SecretsError::Wrong { shut: 1, sealed: 2 }), "{refused:?}");
@@ -246,8 +228,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_file_that_is_given_is_never_made() {
-        let (dir, config, store) = kept(Vec::new());
+    fn a_configured_key_file_is_never_created() {
+        let (dir, config, store) = store_with(Vec::new());
         let file = dir.path().join("given");
         let config = KeystoreConfig { secrets_key_file: Some(file.clone()), ..config };
         assert!(matches!(sealer(&config, &store), Err(SecretsError::File(KeyFileError::Missing(_)))));
@@ -255,16 +237,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_key_is_made_where_nothing_is_sealed_and_used_from_then_on() {
+    fn a_secrets_key_is_created_where_nothing_is_sealed_and_used_again() {
         let gone = endpoint("we_1", &sealer_of(1)).tombstone(at(2));
-        let (_dir, config, store) = kept(vec![gone]);
+        let (_dir, config, store) = store_with(vec![gone]);
         let sealed = sealer(&config, &store).unwrap().seal(&id("we_1"), &secret()).unwrap();
         assert_eq!(sealer(&config, &store).unwrap().open(&id("we_1"), &sealed), Ok(secret()));
     }
 
     #[test]
-    fn a_key_that_is_given_opens_what_it_sealed() {
-        let (dir, config, store) = kept(vec![endpoint("we_1", &sealer_of(0xab))]);
+    fn a_configured_secrets_key_opens_what_it_sealed() {
+        let (dir, config, store) = store_with(vec![endpoint("we_1", &sealer_of(0xab))]);
         let given = SecretsKey::parse(&"ab".repeat(32)).unwrap();
         assert!(sealer(&KeystoreConfig { secrets_key: Some(given), ..config.clone() }, &store).is_ok());
         keyfile::write(dir.path(), "given", &KeyBytes::new([0xab; 32])).unwrap();
@@ -274,7 +256,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn debug_shows_neither_key_nor_sealed_text() {
+    fn debug_shows_neither_keys_nor_sealed_secrets() {
         let sealed = sealer_of(1).seal(&id("we_1"), &secret()).unwrap();
         assert_eq!(format!("{sealed:?}"), "Sealed(…)");
         assert_eq!(format!("{:?}", SecretsKey::parse(&"ab".repeat(32))), "Ok(SecretsKey(KeyBytes(…)))");

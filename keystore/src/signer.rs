@@ -1,9 +1,9 @@
-//! The key that signs marks (contract, `chain`).
+//! The Ed25519 key that signs marks (contract, `chain`).
 //!
-//! Owns the Ed25519 key, from settings or `signing.key`, and the public keys that the store lists: the one that signs is put there before
-//! it signs anything. Another file and a restart are a rotation; public keys stay, so that old marks can always be verified. A lost key is
-//! no reason to refuse the start: a new one signs what comes, and what was signed stays provable. What a mark says is judged
-//! before it comes here (`manage`, `marks`).
+//! Owns the key, from the settings or `signing.key`, and the list of public keys in the store: a public key is stored
+//! before its key signs anything. Another key file and a restart are a rotation. Public keys are kept, so old marks can
+//! always be verified; therefore a lost key does not refuse the start, and a new one signs from then on. Whether a mark
+//! may be signed is decided before it comes here (`admin::marks`).
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use jiff::Timestamp;
@@ -12,19 +12,16 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::KeystoreConfig;
-use crate::keyfile::{self, KeyBytes, KeyFileError};
-use crate::manage::random;
-use crate::record::Record;
-use crate::store::{Store, StoreError};
-use crate::vault::{CommitError, Vault};
+use crate::keyfile::{self, KeyBytes, KeyFileError, SIGNING_KEY_FILE};
+use crate::sources::random;
+use crate::store::record::Record;
+use crate::store::record_store::{RecordStore, StoreError};
+use crate::store::{CommitError, DurableStore};
 
-/// Where the signing key's seed is kept when none is given, in the data directory.
-pub const SIGNING_KEY_FILE: &str = "signing.key";
+/// Marks that wait for the writer at a time, so that an exporter that never stops asking does not delay new keys.
+const MAX_MARKS_IN_FLIGHT: usize = 8;
 
-/// Marks that wait for the writer at a time: an exporter that asks without end keeps no new key waiting.
-const MAX_MARKS_IN_HAND: usize = 8;
-
-/// Signs.
+/// Signs marks.
 #[derive(Debug)]
 pub(crate) struct Signer {
     pair: Ed25519KeyPair,
@@ -43,7 +40,7 @@ pub(crate) enum SignError {
     Failed,
 }
 
-/// The signing key cannot be had.
+/// There is no usable signing key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignerError {
     #[error(transparent)]
@@ -59,25 +56,25 @@ pub(crate) enum SignerError {
 }
 
 impl Signer {
-    /// Of a seed, with its public key.
+    /// From a seed. Returns the public key too.
     fn new(seed: &KeyBytes, now: Timestamp) -> Result<(Self, PublicKey), SignError> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose()).map_err(|_| SignError::Key)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| SignError::Key)?;
         let public = PublicKey::new(public, now);
-        Ok((Self { pair, id: public.id.clone(), turns: Semaphore::new(MAX_MARKS_IN_HAND) }, public))
+        Ok((Self { pair, id: public.id.clone(), turns: Semaphore::new(MAX_MARKS_IN_FLIGHT) }, public))
     }
 
-    /// Waits for a place among the marks that wait for the writer; none where there was none in time.
-    pub(crate) async fn turn(&self, until: Instant) -> Option<SemaphorePermit<'_>> {
-        timeout_at(until, self.turns.acquire()).await.ok()?.ok()
+    /// Waits for one of the places of [`MAX_MARKS_IN_FLIGHT`]. `None` if there is none in time.
+    pub(crate) async fn turn(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        timeout_at(deadline, self.turns.acquire()).await.ok()?.ok()
     }
 
-    /// What is signed of a mark.
+    /// The part of a mark that is signed.
     pub(crate) fn unsigned(&self, mark: &Mark) -> Result<Unsigned, SignError> {
         Ok(Unsigned::new(mark, &self.id)?)
     }
 
-    /// The mark as a line of the log.
+    /// Signs a mark. Returns it as a line of the log.
     pub(crate) fn sign(&self, mark: &Mark) -> Result<String, SignError> {
         let unsigned = self.unsigned(mark)?;
         let signature = self.pair.try_sign(unsigned.bytes()).map_err(|_| SignError::Failed)?;
@@ -86,12 +83,16 @@ impl Signer {
     }
 }
 
-/// The signer of a data directory, once its public key is in the store.
-pub(crate) fn signer(config: &KeystoreConfig, vault: &mut Vault, now: Timestamp) -> Result<Signer, SignerError> {
-    let known = vault.store().signing_keys()?;
+/// The signer of a data directory, after its public key is stored.
+pub(crate) fn signer(
+    config: &KeystoreConfig,
+    durable: &mut DurableStore,
+    now: Timestamp,
+) -> Result<Signer, SignerError> {
+    let known = durable.store().signing_keys()?;
     let (signer, public) = Signer::new(&seed(config, !known.is_empty())?, now)?;
     if !known.iter().any(|key| key.id == public.id) {
-        vault.commit(&[Record::SigningKey(public)])?;
+        durable.commit(&[Record::SigningKey(public)])?;
         tracing::info!(signing_key = %signer.id, "marks are signed with a key that is new here");
     }
     Ok(signer)
@@ -113,7 +114,7 @@ fn seed(config: &KeystoreConfig, signed_before: bool) -> Result<KeyBytes, Signer
 }
 
 /// Every key that signs or signed marks, the newest first.
-pub(crate) fn public_keys(store: &Store) -> Result<PublicKeys, StoreError> {
+pub(crate) fn public_keys(store: &RecordStore) -> Result<PublicKeys, StoreError> {
     let mut items = store.signing_keys()?;
     items.sort_by_key(|key| std::cmp::Reverse(key.created_at));
     Ok(PublicKeys { items, last_mark: None })
@@ -122,13 +123,13 @@ pub(crate) fn public_keys(store: &Store) -> Result<PublicKeys, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Lineage;
-    use crate::record::tests::{account, at};
+    use crate::store::record::tests::{account, at};
+    use crate::store::snapshot::StoreId;
     use data_encoding::HEXLOWER;
     use stage0_contract::MarkBody;
 
-    fn vault(dir: &std::path::Path) -> Vault {
-        Vault::open(dir, Lineage::from_random([1; 16]), at(1)).unwrap()
+    fn durable(dir: &std::path::Path) -> DurableStore {
+        DurableStore::open(dir, StoreId::from_random([1; 16]), at(1)).unwrap()
     }
 
     fn mark(number: u64) -> Mark {
@@ -146,12 +147,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_few_marks_wait_for_the_writer_at_a_time() {
+    async fn the_number_of_marks_that_wait_for_the_writer_is_bounded() {
         let (signer, _) = Signer::new(&KeyBytes::new([1; 32]), at(1)).unwrap();
-        // Who may not wait gets a place that is free, and no other.
+        // With a deadline of now, only a place that is free is taken.
         let now = Instant::now();
         let mut turns = Vec::new();
-        for _ in 0..MAX_MARKS_IN_HAND {
+        for _ in 0..MAX_MARKS_IN_FLIGHT {
             turns.push(signer.turn(now).await.unwrap());
         }
         assert!(signer.turn(now).await.is_none());
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_line_with_any_byte_altered_verifies_no_more() {
+    fn a_signed_line_with_any_byte_altered_does_not_verify() {
         let (signer, public) = Signer::new(&KeyBytes::new([1; 32]), at(1)).unwrap();
         let line = signer.sign(&mark(1)).unwrap().into_bytes();
         assert!(public.signed(&line));
@@ -175,7 +176,7 @@ mod tests {
 
     /// RFC 8032, section 7.1, test 1: the file holds a seed, as every other implementation takes it.
     #[test]
-    fn the_file_holds_the_seed_of_rfc_8032() {
+    fn the_signing_key_file_holds_an_rfc_8032_seed() {
         let seed = KeyBytes::parse("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60").unwrap();
         let (signer, public) = Signer::new(&seed, at(1)).unwrap();
         let expected = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
@@ -185,47 +186,47 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_given_is_never_made() {
+    fn a_configured_key_file_is_never_created() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("given");
         let config = KeystoreConfig { signing_key_file: Some(file.clone()), ..KeystoreConfig::new(dir.path()) };
-        let refused = signer(&config, &mut vault(dir.path()), at(1));
+        let refused = signer(&config, &mut durable(dir.path()), at(1));
         assert!(matches!(refused, Err(SignerError::File(KeyFileError::Missing(_)))), "{refused:?}");
         assert!(!file.exists() && !dir.path().join(SIGNING_KEY_FILE).exists());
     }
 
     #[test]
-    fn another_file_is_a_rotation_and_old_marks_stay_verifiable() {
+    fn another_signing_key_file_is_a_rotation_and_old_marks_stay_verifiable() {
         let dir = tempfile::tempdir().unwrap();
-        let (config, mut vault) = (KeystoreConfig::new(dir.path()), vault(dir.path()));
-        let first = signer(&config, &mut vault, at(1)).unwrap();
+        let (config, mut durable) = (KeystoreConfig::new(dir.path()), durable(dir.path()));
+        let first = signer(&config, &mut durable, at(1)).unwrap();
         let old = first.sign(&mark(1)).unwrap();
         keyfile::write(dir.path(), SIGNING_KEY_FILE, &KeyBytes::new([2; 32])).unwrap();
-        let second = signer(&config, &mut vault, at(2)).unwrap();
-        let keys = public_keys(vault.store()).unwrap().items;
+        let second = signer(&config, &mut durable, at(2)).unwrap();
+        let keys = public_keys(durable.store()).unwrap().items;
         assert_eq!(keys.iter().map(|key| &key.id).collect::<Vec<_>>(), [&second.id, &first.id]);
         assert!(keys[1].signed(old.as_bytes()) && !keys[0].signed(old.as_bytes()));
         assert!(keys[0].signed(second.sign(&mark(2)).unwrap().as_bytes()));
     }
 
     #[test]
-    fn a_lost_key_is_replaced_and_its_public_key_stays() {
+    fn a_lost_signing_key_is_replaced_and_its_public_key_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let (config, mut vault) = (KeystoreConfig::new(dir.path()), vault(dir.path()));
-        let old = signer(&config, &mut vault, at(1)).unwrap().sign(&mark(1)).unwrap();
+        let (config, mut durable) = (KeystoreConfig::new(dir.path()), durable(dir.path()));
+        let old = signer(&config, &mut durable, at(1)).unwrap().sign(&mark(1)).unwrap();
         std::fs::remove_file(dir.path().join(SIGNING_KEY_FILE)).unwrap();
-        signer(&config, &mut vault, at(2)).unwrap();
-        let keys = public_keys(vault.store()).unwrap().items;
+        signer(&config, &mut durable, at(2)).unwrap();
+        let keys = public_keys(durable.store()).unwrap().items;
         assert_eq!(keys.iter().map(|key| key.signed(old.as_bytes())).collect::<Vec<_>>(), [false, true]);
     }
 
     #[test]
-    fn a_key_that_is_known_is_not_recorded_again() {
+    fn a_known_signing_key_is_not_stored_again() {
         let dir = tempfile::tempdir().unwrap();
-        let (config, mut vault) = (KeystoreConfig::new(dir.path()), vault(dir.path()));
-        signer(&config, &mut vault, at(1)).unwrap();
-        signer(&config, &mut vault, at(2)).unwrap();
-        let keys = public_keys(vault.store()).unwrap().items;
+        let (config, mut durable) = (KeystoreConfig::new(dir.path()), durable(dir.path()));
+        signer(&config, &mut durable, at(1)).unwrap();
+        signer(&config, &mut durable, at(2)).unwrap();
+        let keys = public_keys(durable.store()).unwrap().items;
         assert_eq!(keys.iter().map(|key| key.created_at).collect::<Vec<_>>(), [at(1)]);
     }
 }

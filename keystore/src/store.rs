@@ -1,283 +1,491 @@
-//! The store: sled, and nothing else touches it.
+//! The durable store: a journal and a sled database, either of which can be rebuilt from the other.
 //!
-//! Owns the layout in one tree: entries of [`record`](crate::record), plus the position that they add up to, written in one
-//! atomic batch. sled's `flush` does not survive a power cut, so its file is fsynced after it; sled may panic on damaged files, so
-//! it is opened and written inside `catch_unwind`. A store whose entries do not add up to its position is not opened at all.
+//! `Ok` from [`DurableStore::commit`] means that the change survives a power cut. sled alone does not promise that: its
+//! flush does not reach the disk's cache, and it can panic or come up empty after a power cut (ADR 0026). The journal
+//! is what is acknowledged by; sled is what is read from. After a write that cannot be taken back, the store stays
+//! readable and takes no more changes.
+//!
+//! # Layout
+//!
+//! In the data directory, all for the owner alone:
+//!
+//! - `journal`: a frame with a snapshot of all records, then one frame for each change since ([`journal::frame`] has
+//!   the bytes). Appended to and fsynced. Replaced as a whole (`journal.new`, fsync, rename, fsync of the directory).
+//! - `store/`: sled's files. One entry for each record, entries that list an account's keys and endpoints, and the
+//!   position: which directory this is, the number of changes, and a digest of all entries ([`record`]).
+//! - `reserve`: disk space that is freed for revocations when the disk is full ([`reserve`]).
+//! - `lock`: locked for as long as a keystore has the directory; so is `journal` ([`lock`]).
+//! - `state-store.json`: notes that the state store has a head for this directory ([`crate::head`]).
+//! - `journal.damaged-…`, `store.damaged-…`: files that were replaced because they could not be trusted.
+//!
+//! Beside them, and not part of what the position proves: `operator.key`, `secrets.key`, `signing.key`, `last-used/`.
+//!
+//! # Committing
+//!
+//! 1. Check that the disk has room and that the lease still holds.
+//! 2. Append the change to the journal; fsync it.
+//! 3. Apply it to sled in one batch together with the new position; flush; fsync sled's file.
+//! 4. Acknowledge.
+//!
+//! A crash during 2 leaves a torn last frame, which the next start cuts off: the change was not acknowledged. A crash
+//! between 2 and 3, or during 3, leaves sled one change behind, and the next start applies that change. A crash after 3
+//! loses only the reply. If 2 fails, the append is cut off again; if 3 fails, the append is cut off and no more changes
+//! are taken until a restart, because what sled holds is unknown.
+//!
+//! # Recovery
+//!
+//! At start both are read completely and compared; [`recovery`] has the table. A whole journal rebuilds a store that is
+//! missing, damaged or behind. A whole store that is at least as new rewrites a damaged or missing journal. If neither
+//! proves what was acknowledged, the keystore refuses to start and changes nothing.
+//!
+//! # Shortening the journal
+//!
+//! When the journal has grown to four times its snapshot, and to at least 1 MiB, it is replaced by a snapshot of the
+//! store. A crash leaves the old journal or the new one. Both agree with the store.
 
-use std::collections::HashSet;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use stage0_contract::{Account, AccountId, KeyId, PublicKey, WebhookId};
+use stage0_contract::AccountId;
 
-use crate::disk;
-use crate::image::{Digest, Image, Position};
-use crate::record::{self, Entry, KeyRecord, Record, SignedMark, WebhookRecord};
-use crate::trail::Trail;
+use crate::errors::chain;
+use crate::lease::tenure::Tenure;
+use crate::metrics;
 
-pub(crate) const DIR: &str = "store";
+pub(crate) mod changes;
+pub(crate) mod disk;
+mod journal;
+pub(crate) mod lock;
+mod open;
+pub(crate) mod record;
+pub(crate) mod record_store;
+mod recovery;
+mod reserve;
+pub(crate) mod snapshot;
+pub(crate) mod trail;
 
-const POSITION: &[u8] = b"position";
+pub use journal::FILE as JOURNAL_FILE;
+pub(crate) use open::InspectedDirectory;
+pub use open::OpenError;
 
-/// sled keeps pages in memory up to this; the records of a hundred thousand keys.
-const CACHE_BYTES: u64 = 64 << 20;
+use changes::Changes;
+use journal::{AppendError, Journal};
+use record::{Forgotten, Record};
+use record_store::{RecordStore, StoreError};
+use reserve::Reserve;
+use snapshot::{Position, Snapshot};
 
-/// What stands under [`POSITION`].
-#[derive(Serialize, Deserialize)]
-struct Stands {
-    #[serde(flatten)]
+/// Journal and store, open for writing.
+#[derive(Debug)]
+pub(crate) struct DurableStore {
+    journal: Journal,
+    store: RecordStore,
     position: Position,
-    #[serde(default, skip_serializing_if = "Trail::is_empty")]
-    trail: Trail,
+    writable: Arc<AtomicBool>,
+    changes: Changes,
+    /// Journal and store both record that the state store keeps a head for them.
+    records_head: bool,
+    tenure: Tenure,
+    reserve: Reserve,
+    _lock: File,
 }
 
-/// The open store. Clones share it.
-#[derive(Debug, Clone)]
-pub(crate) struct Store {
-    dir: PathBuf,
-    db: sled::Db,
-}
-
-/// The store could not do it.
+/// A change was not stored, as if it had never been tried.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
-    #[error("sled failed")]
-    Sled(#[from] sled::Error),
-    #[error("sled panicked")]
-    Panicked,
-    /// Somebody else has it open, which says nothing of what is in it.
-    #[error("the store is in use by another process")]
-    InUse,
-    #[error("the store's file cannot be fsynced")]
-    Sync(#[source] std::io::Error),
-    #[error("a record of the store cannot be read or written as JSON")]
-    Json(#[from] serde_json::Error),
-    #[error("the store's entries do not add up to what it says they do")]
-    Untrue,
+pub(crate) enum CommitError {
+    #[error("the keystore takes no more changes since a failed write")]
+    ReadOnly,
+    #[error("the keystore's lease is over: another keystore may serve")]
+    LeaseOver,
+    #[error("the disk of the keystore is nearly full; only revocations and deletions are stored")]
+    DiskFull,
+    #[error("the change cannot be written to the journal")]
+    Journal(#[source] AppendError),
+    #[error("the change cannot be written to the store")]
+    Store(#[source] StoreError),
 }
 
-impl Store {
-    /// Opens or makes the files; says nothing about what is in them.
-    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
-        disk::private_dir(dir).map_err(StoreError::Sync)?;
-        let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
-        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| StoreError::Panicked)?;
-        let db = opened.map_err(|error| if is_locked(&error) { StoreError::InUse } else { error.into() })?;
-        disk::sync_dir(dir).map_err(StoreError::Sync)?;
-        Ok(Self { dir: dir.to_owned(), db })
+impl DurableStore {
+    /// Stores one change. `Ok` means that it survives a power cut in both places.
+    pub(crate) fn commit(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        let done = self.write(records);
+        metrics::changed(done.is_ok());
+        done
     }
 
-    /// Everything, when it adds up.
-    pub(crate) fn image(&self) -> Result<Image, StoreError> {
-        catch_unwind(AssertUnwindSafe(|| self.read_image())).map_err(|_| StoreError::Panicked)?
-    }
-
-    fn read_image(&self) -> Result<Image, StoreError> {
-        let (mut records, mut digest) = (Vec::new(), Digest::default());
-        for entry in self.db.iter() {
-            let (key, value) = entry?;
-            if key == POSITION {
-                continue;
+    fn write(&mut self, records: &[Record]) -> Result<(), CommitError> {
+        if !self.writable.load(Ordering::Acquire) {
+            return Err(CommitError::ReadOnly);
+        }
+        let takes_away = records.iter().all(Record::takes_away);
+        // Checked before anything is written: a store that runs out of space half way takes no more revocations either.
+        if !self.reserve.make_room(takes_away) {
+            return Err(CommitError::DiskFull);
+        }
+        let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
+        let appended = loop {
+            // Checked last: a process that was frozen must not add to files that another keystore serves by now.
+            if !self.tenure.is_valid() {
+                return Err(CommitError::LeaseOver);
             }
-            digest.toggle(&key, &value);
-            if key.starts_with(record::ACCOUNTS) {
-                records.push(Record::Account(serde_json::from_slice(&value)?));
-            } else if key.starts_with(record::KEYS) {
-                records.push(Record::Key(serde_json::from_slice(&value)?));
-            } else if key.starts_with(record::WEBHOOKS) {
-                records.push(Record::Webhook(serde_json::from_slice(&value)?));
-            } else if key.starts_with(record::SIGNING_KEYS) {
-                records.push(Record::SigningKey(serde_json::from_slice(&value)?));
-            } else if key.starts_with(record::MARKS) {
-                records.push(Record::Mark(serde_json::from_slice(&value)?));
-            }
-        }
-        let Stands { position, trail } = self.read(POSITION)?.ok_or(StoreError::Untrue)?;
-        let image = Image::of(position.lineage, position.sequence, records)?.with_trail(trail);
-        if digest != position.digest || image.position != position {
-            return Err(StoreError::Untrue);
-        }
-        Ok(image)
-    }
-
-    /// Every key and endpoint, the dead and deleted among them.
-    pub(crate) fn members(&self) -> impl Iterator<Item = Result<Record, StoreError>> + use<> {
-        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| Ok::<_, StoreError>(entry?.1);
-        let keys = self
-            .behind(record::KEYS, None)
-            .map(move |entry| read(entry).and_then(|value| Ok(Record::Key(serde_json::from_slice(&value)?))));
-        let webhooks = self
-            .behind(record::WEBHOOKS, None)
-            .map(move |entry| read(entry).and_then(|value| Ok(Record::Webhook(serde_json::from_slice(&value)?))));
-        keys.chain(webhooks)
-    }
-
-    /// Makes the store hold what the image holds, and nothing else.
-    pub(crate) fn fill(&self, image: &Image) -> Result<(), StoreError> {
-        let mut entries = Vec::new();
-        for record in image.records() {
-            entries.extend(record.entries()?);
-        }
-        let kept: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
-        let mut removed = Vec::new();
-        for key in self.db.iter().keys() {
-            let key = key?;
-            if key != POSITION && !kept.contains(&*key) {
-                removed.push((key.to_vec(), None));
-            }
-        }
-        entries.append(&mut removed);
-        self.write(image.position, &image.trail, entries)
-    }
-
-    /// Where the store will stand once these records are put.
-    pub(crate) fn position_after(&self, position: Position, records: &[Record]) -> Result<Position, StoreError> {
-        let mut next = Position { sequence: position.sequence.saturating_add(1), ..position };
-        for record in records {
-            for (key, value) in record.entries()? {
-                if let Some(old) = self.db.get(&key)? {
-                    next.digest.toggle(&key, &old);
+            match self.journal.append(next.sequence, records.to_vec()) {
+                Ok(appended) => break appended,
+                // A quota can be used up while the disk still has room.
+                Err(AppendError::RolledBack(error)) if reserve::is_full(&error) => {
+                    if !takes_away || !self.reserve.release_step() {
+                        return Err(CommitError::DiskFull);
+                    }
                 }
-                if let Some(value) = value {
-                    next.digest.toggle(&key, &value);
+                Err(error) => {
+                    if let AppendError::Stuck(_) = error {
+                        self.stop_writing();
+                    }
+                    return Err(CommitError::Journal(error));
                 }
             }
+        };
+        if let Err(error) = self.store.put(next, &self.changes.trail(), records) {
+            // Whether sled has the change is unknown until it is opened again, so the journal must not have it.
+            self.stop_writing();
+            if let Err(error) = self.journal.undo(appended) {
+                tracing::error!(
+                    error = %chain(&error),
+                    "journal cannot be cut back after a failed change"
+                );
+            }
+            return Err(CommitError::Store(error));
         }
-        Ok(next)
+        self.position = next;
+        self.changes.advance(next, records.iter().filter_map(account_to_list).cloned().collect());
+        self.shorten_journal();
+        Ok(())
     }
 
-    /// Puts the records of one change. `Ok` means on disk.
-    pub(crate) fn put(&self, position: Position, trail: &Trail, records: &[Record]) -> Result<(), StoreError> {
-        let mut entries = Vec::new();
-        for record in records {
-            entries.extend(record.entries()?);
+    /// Replaces everything by a snapshot. The journal is written first, so that after a crash it rebuilds the store.
+    pub(crate) fn replace(&mut self, snapshot: &Snapshot) -> Result<(), OpenError> {
+        let dir = self.journal.dir().to_owned();
+        self.journal = Journal::rewrite(&dir, snapshot)
+            .map_err(|error| OpenError::repair(&dir, "a journal of what was restored", error))?;
+        self.store.fill(snapshot).map_err(|error| OpenError::repair(&dir, "a store of what was restored", error))?;
+        self.tenure.set_journal_id(self.journal_id());
+        self.position = snapshot.position;
+        self.records_head = !snapshot.trail.is_empty();
+        self.changes.replaced(snapshot.position, snapshot.trail.clone());
+        Ok(())
+    }
+
+    /// Records in journal and store that the state store has a head, so that a backup carries this with it.
+    pub(crate) fn record_head_kept(&mut self) -> Result<(), OpenError> {
+        if self.records_head {
+            return Ok(());
         }
-        self.write(position, trail, entries)
+        let dir = self.journal.dir().to_owned();
+        let what = "they cannot say that the state store knows of them";
+        let recorded = self.store.put(self.position, &self.changes.trail(), &[]);
+        let snapshot =
+            recorded.and_then(|()| self.store.snapshot()).map_err(|error| OpenError::repair(&dir, what, error))?;
+        if !self.reserve.has_room_for(self.journal.bytes()) {
+            tracing::warn!("the disk is nearly full: the journal does not say yet that the state store knows of it");
+            return Ok(());
+        }
+        self.journal = Journal::rewrite(&dir, &snapshot).map_err(|error| OpenError::repair(&dir, what, error))?;
+        self.tenure.set_journal_id(self.journal_id());
+        self.records_head = true;
+        Ok(())
     }
 
-    /// Says which earlier positions the state store may know; no record changes.
-    pub(crate) fn keep_trail(&self, position: Position, trail: &Trail) -> Result<(), StoreError> {
-        self.write(position, trail, Vec::new())
+    /// What changed since the directory was opened; the state store's copies follow it.
+    pub(crate) fn changes(&self) -> &Changes {
+        &self.changes
     }
 
-    fn write(&self, position: Position, trail: &Trail, entries: Vec<Entry>) -> Result<(), StoreError> {
-        let mut batch = sled::Batch::default();
-        for (key, value) in entries {
-            match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+    /// Identifies the journal that is locked now.
+    pub(crate) fn journal_id(&self) -> Option<String> {
+        lock::journal_id_of(&self.journal.file().metadata().ok()?)
+    }
+
+    pub(crate) fn maintain_reserve(&mut self) {
+        self.reserve.maintain();
+    }
+
+    /// Whether the disk is nearly full.
+    pub(crate) fn disk_low(&self) -> Arc<AtomicBool> {
+        self.reserve.low()
+    }
+
+    /// For reads, from any thread that may block.
+    pub(crate) fn store(&self) -> &RecordStore {
+        &self.store
+    }
+
+    /// Whether changes are still taken.
+    pub(crate) fn writable(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.writable)
+    }
+
+    /// Replaces a journal that is mostly history. If that fails, only disk space is lost, unless it is unknown whether
+    /// the new file is in place.
+    fn shorten_journal(&mut self) {
+        // Positions that the state store may know must not be cut off.
+        if self.changes.trail().is_full() {
+            return;
+        }
+        // A rewrite that runs out of space would stop all changes.
+        if !self.journal.has_outgrown_its_snapshot() || !self.reserve.has_room_for(self.journal.bytes()) {
+            return;
+        }
+        let snapshot = match self.store.snapshot() {
+            Ok(snapshot) if snapshot.position == self.position => snapshot,
+            Ok(_) => return self.distrust_store("it stands elsewhere"),
+            Err(error) => return self.distrust_store(&chain(&error)),
+        };
+        match Journal::rewrite(self.journal.dir(), &snapshot) {
+            Ok(journal) => {
+                self.journal = journal;
+                self.tenure.set_journal_id(self.journal_id());
+                tracing::info!(sequence = self.position.sequence, records = snapshot.len(), "journal was shortened");
+            }
+            Err(error) => {
+                // The open handle may belong to the file that was replaced: an append to it would be lost.
+                self.stop_writing();
+                tracing::error!(error = %chain(&error), "journal cannot be shortened");
             }
         }
-        batch.insert(POSITION, serde_json::to_vec(&Stands { position, trail: trail.clone() })?);
-        catch_unwind(AssertUnwindSafe(|| self.db.apply_batch(batch).and_then(|()| self.db.flush())))
-            .map_err(|_| StoreError::Panicked)??;
-        // sled #1452: flush asks for `sync_file_range`, which does not reach the disk's cache.
-        File::open(self.dir.join("db")).and_then(|file| file.sync_all()).map_err(StoreError::Sync)
     }
 
-    pub(crate) fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError> {
-        self.read(&record::account_entry(id))
+    fn distrust_store(&self, reason: &str) {
+        self.stop_writing();
+        tracing::error!(reason, "store was damaged while it was open; restart to rebuild it from the journal");
     }
 
-    pub(crate) fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError> {
-        self.read(&record::key_entry(id))
+    fn stop_writing(&self) {
+        self.writable.store(false, Ordering::Release);
+        metrics::writable(false);
+        tracing::error!("keystore takes no more changes until it is restarted");
+    }
+}
+
+/// The account whose list in the state store a record changes.
+fn account_to_list(record: &Record) -> Option<&AccountId> {
+    match record {
+        Record::Account(account) => Some(&account.id),
+        Record::Key(key) => Some(&key.account),
+        Record::Forgotten(Forgotten::Key { account, .. }) => Some(account),
+        Record::Webhook(_) | Record::SigningKey(_) | Record::Mark(_) | Record::Forgotten(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::lock::LockedDirectory;
+    use super::record::tests::{account, at, key};
+    use super::snapshot::StoreId;
+    use super::*;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    fn open(dir: &Path) -> DurableStore {
+        DurableStore::open(dir, StoreId::from_random([1; 16]), at(1)).unwrap()
     }
 
-    /// At most `most` accounts behind a cursor, in the order of their ids.
-    pub(crate) fn accounts(&self, after: Option<&AccountId>, most: usize) -> Result<Vec<Account>, StoreError> {
-        let values = self.behind(record::ACCOUNTS, after.map(AccountId::as_str)).take(most);
-        values.map(|entry| Ok(serde_json::from_slice(&entry?.1)?)).collect()
+    #[test]
+    fn a_change_that_cannot_be_journalled_is_not_stored_and_stops_all_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut durable = open(dir.path());
+        durable.commit(&[Record::Account(account("a"))]).unwrap();
+        durable.journal.make_read_only();
+        let refused = durable.commit(&[Record::Account(account("b"))]);
+        assert!(matches!(refused, Err(CommitError::Journal(AppendError::Stuck(_)))), "{refused:?}");
+        assert!(durable.store().account(&account("b").id).unwrap().is_none());
+        assert!(durable.store().account(&account("a").id).unwrap().is_some());
+        assert!(!durable.writable().load(Ordering::Acquire));
+        assert!(matches!(durable.commit(&[Record::Account(account("c"))]), Err(CommitError::ReadOnly)));
+        drop(durable);
+        let mut durable = open(dir.path());
+        durable.commit(&[Record::Account(account("b"))]).unwrap();
     }
 
-    /// At most `most` keys of an account behind a cursor, in the order of their ids.
-    pub(crate) fn keys(
-        &self,
-        account: &AccountId,
-        after: Option<&KeyId>,
-        most: usize,
-    ) -> Result<Vec<KeyRecord>, StoreError> {
-        let listed = record::listed(account);
-        let mut keys = Vec::new();
-        for entry in self.behind(&listed, after.map(KeyId::as_str)).take(most) {
-            let (entry, _) = entry?;
-            let id = entry.get(listed.len()..).ok_or(StoreError::Untrue)?;
-            keys.push(self.read(&[record::KEYS, id].concat())?.ok_or(StoreError::Untrue)?);
+    #[test]
+    fn a_read_only_keystore_says_so_in_its_metrics() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let says = |line: &str| recorder.handle().render().lines().any(|found| found == line);
+        ::metrics::with_local_recorder(&recorder, || {
+            let dir = tempfile::tempdir().unwrap();
+            let mut durable = open(dir.path());
+            durable.commit(&[Record::Account(account("a"))]).unwrap();
+            assert!(says("stage0_keystore_writable 1"));
+            durable.journal.make_read_only();
+            assert!(durable.commit(&[Record::Account(account("b"))]).is_err());
+        });
+        assert!(says("stage0_keystore_writable 0"));
+        assert!(says("stage0_keystore_changes_total{outcome=\"stored\"} 1"));
+        assert!(says("stage0_keystore_changes_total{outcome=\"failed\"} 1"));
+    }
+
+    #[test]
+    fn a_journal_that_is_mostly_history_is_shortened_and_still_agrees_with_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut durable = open(dir.path());
+        let mut record = key("k", "a", &[]);
+        for turn in 0..40 {
+            record.name = turn.to_string() + &"n".repeat(200_000);
+            durable.commit(&[Record::Key(record.clone())]).unwrap();
+            assert!(std::fs::metadata(dir.path().join(journal::FILE)).unwrap().len() < 2 << 20, "turn {turn}");
         }
-        Ok(keys)
+        drop(durable);
+        let durable = open(dir.path());
+        assert_eq!(durable.position.sequence, 40);
+        assert_eq!(durable.store().key(&record.id).unwrap(), Some(record));
+        assert!(
+            !std::fs::read_dir(dir.path())
+                .unwrap()
+                .any(|entry| { entry.unwrap().file_name().to_string_lossy().contains("damaged") })
+        );
     }
 
-    /// An endpoint, or what it left when it was deleted.
-    pub(crate) fn webhook(&self, id: &WebhookId) -> Result<Option<WebhookRecord>, StoreError> {
-        self.read(&record::webhook_entry(id))
+    #[test]
+    fn positions_that_the_state_store_may_know_survive_a_shortened_or_lost_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let look = || InspectedDirectory::inspect(LockedDirectory::take(dir.path()).unwrap()).unwrap();
+        let mut durable = open(dir.path());
+        durable.commit(&[Record::Account(account("a"))]).unwrap();
+        drop(durable);
+        assert!(!look().records_head(), "a first start that ended before its first head");
+        let mut durable = open(dir.path());
+        let known = durable.position;
+        durable.changes().acknowledged(known);
+        durable.record_head_kept().unwrap();
+        let (mut record, journal_id) = (key("k", "a", &[]), durable.journal_id());
+        // Meanwhile the state store cannot be reached.
+        for name in ["1".to_owned(), "2".repeat(2 << 20), "3".to_owned()] {
+            record.name = name;
+            durable.commit(&[Record::Key(record.clone())]).unwrap();
+        }
+        assert_ne!(durable.journal_id(), journal_id, "it was shortened");
+        drop(durable);
+        for lost in [None, Some(record_store::DIR), Some(journal::FILE)] {
+            match lost {
+                Some(record_store::DIR) => std::fs::remove_dir_all(dir.path().join(record_store::DIR)).unwrap(),
+                Some(file) => std::fs::remove_file(dir.path().join(file)).unwrap(),
+                None => {}
+            }
+            let found = look();
+            assert!(found.records_head(), "{lost:?}");
+            assert_eq!(found.digest_at(known.sequence), Some(known.digest), "{lost:?}");
+            assert_eq!(found.digest_at(known.sequence - 1), None, "{lost:?}");
+            drop(found);
+            drop(open(dir.path()));
+        }
+        let mut durable = open(dir.path());
+        durable.changes().acknowledged(durable.position);
+        durable.commit(&[Record::Account(account("b"))]).unwrap();
+        drop(durable);
+        std::fs::remove_file(dir.path().join(journal::FILE)).unwrap();
+        assert_eq!(look().digest_at(known.sequence), None, "the state store knows of a later one");
     }
 
-    /// Every endpoint that lives behind a cursor, in the order of their ids.
-    pub(crate) fn all_webhooks(
-        &self,
-        after: Option<&WebhookId>,
-    ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + use<> {
-        let values = self.behind(record::WEBHOOKS, after.map(WebhookId::as_str));
-        let read = |entry: sled::Result<(sled::IVec, sled::IVec)>| Ok(serde_json::from_slice(&entry?.1)?);
-        values.map(read).filter(lives)
+    #[test]
+    fn a_store_that_was_changed_by_another_program_is_not_copied_into_the_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut durable = open(dir.path());
+        let other = Snapshot::of(StoreId::from_random([2; 16]), 1, vec![Record::Account(account("x"))]).unwrap();
+        let mut record = key("k", "a", &[]);
+        record.name = "n".repeat(2 << 20);
+        durable.store.fill(&other).unwrap();
+        durable.commit(&[Record::Key(record)]).unwrap();
+        assert!(!durable.writable().load(Ordering::Acquire));
     }
 
-    /// The endpoints of an account that live behind a cursor, in the order of their ids.
-    pub(crate) fn webhooks(
-        &self,
-        account: &AccountId,
-        after: Option<&WebhookId>,
-    ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + '_ {
-        let listed = record::listed_webhooks(account);
-        let living = self.behind(&listed, after.map(WebhookId::as_str));
-        let living = living.filter(|entry| entry.as_ref().map_or(true, |(_, place)| place != record::DELETED));
-        let read = move |entry: sled::Result<(sled::IVec, sled::IVec)>| {
-            let (entry, _) = entry?;
-            let id = entry.get(listed.len()..).ok_or(StoreError::Untrue)?;
-            self.read(&[record::WEBHOOKS, id].concat())?.ok_or(StoreError::Untrue)
-        };
-        // Once more: an endpoint may be deleted between the two reads.
-        living.map(read).filter(lives)
+    #[test]
+    fn a_store_that_another_process_has_open_is_not_damage_and_nothing_is_renamed() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path());
+        let copy = dir.path().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        std::fs::copy(dir.path().join(journal::FILE), copy.join(journal::FILE)).unwrap();
+        std::os::unix::fs::symlink(dir.path().join(record_store::DIR), copy.join(record_store::DIR)).unwrap();
+        let second = DurableStore::open(&copy, StoreId::from_random([1; 16]), at(1));
+        assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
+        drop((first, second));
+        let names = std::fs::read_dir(&copy).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(!names.into_iter().any(|name| name.to_string_lossy().contains(".damaged-")));
+        assert!(DurableStore::open(&copy, StoreId::from_random([1; 16]), at(1)).is_ok());
     }
 
-    /// Every key that signs or signed marks, in the order of their ids.
-    pub(crate) fn signing_keys(&self) -> Result<Vec<PublicKey>, StoreError> {
-        self.behind(record::SIGNING_KEYS, None).map(|entry| Ok(serde_json::from_slice(&entry?.1)?)).collect()
+    #[test]
+    fn a_rewritten_journal_is_locked_like_the_first_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut durable = open(dir.path());
+        let journal_id = durable.journal_id();
+        let mut record = key("k", "a", &[]);
+        record.name = "n".repeat(2 << 20);
+        durable.commit(&[Record::Key(record)]).unwrap();
+        assert_ne!(durable.journal_id(), journal_id, "it was shortened");
+        std::fs::remove_file(dir.path().join("lock")).unwrap();
+        let second = DurableStore::open(dir.path(), StoreId::from_random([1; 16]), at(1));
+        assert!(matches!(second, Err(OpenError::Locked(_))), "{second:?}");
     }
 
-    /// The last mark that was signed for an account.
-    pub(crate) fn mark(&self, account: &AccountId) -> Result<Option<SignedMark>, StoreError> {
-        self.read(&record::mark_entry(account))
+    #[test]
+    fn a_keystore_whose_lease_is_over_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut durable = open(dir.path());
+        durable.tenure = Tenure::expired();
+        let before = std::fs::read(dir.path().join(journal::FILE)).unwrap();
+        let refused = durable.commit(&[Record::Account(account("a"))]);
+        assert!(matches!(refused, Err(CommitError::LeaseOver)), "{refused:?}");
+        assert_eq!(std::fs::read(dir.path().join(journal::FILE)).unwrap(), before);
+        durable.tenure = Tenure::unlimited();
+        durable.commit(&[Record::Account(account("a"))]).unwrap();
     }
 
-    fn behind(
-        &self,
-        prefix: &[u8],
-        after: Option<&str>,
-    ) -> impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>> + use<> {
-        let prefix = prefix.to_vec();
-        // No id begins with a zero byte: from `after` + NUL on stands what is greater than `after`.
-        let start = after.map_or_else(|| prefix.clone(), |id| [&prefix, id.as_bytes(), &[0]].concat());
-        let inside = move |entry: &sled::Result<(sled::IVec, sled::IVec)>| {
-            entry.as_ref().map_or(true, |(key, _)| key.starts_with(&prefix))
-        };
-        self.db.range(start..).take_while(inside)
+    #[test]
+    fn a_directory_that_is_in_use_cannot_be_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let _first = open(dir.path());
+        let second = DurableStore::open(dir.path(), StoreId::from_random([1; 16]), at(1));
+        assert!(matches!(second, Err(OpenError::Locked(_))));
     }
 
-    fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
-        self.db.get(key)?.map(|value| serde_json::from_slice(&value)).transpose().map_err(StoreError::Json)
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let to = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy(&entry.path(), &to);
+            } else {
+                std::fs::copy(entry.path(), to).unwrap();
+            }
+        }
     }
-}
 
-/// sled has no error of its own for a lock that somebody else holds.
-fn is_locked(error: &sled::Error) -> bool {
-    matches!(error, sled::Error::Io(error)
-        if error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock"))
-}
-
-/// An error is not filtered out.
-fn lives(record: &Result<WebhookRecord, StoreError>) -> bool {
-    record.as_ref().map_or(true, WebhookRecord::lives)
+    #[test]
+    fn a_forgotten_key_whose_change_a_crash_interrupted_is_removed_from_the_store_at_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, aside) = (dir.path().join("data"), dir.path().join("aside"));
+        let (kept, gone) = (key("kept", "a", &[]), key("gone", "a", &[]));
+        let mut durable = open(&data);
+        let records = [Record::Account(account("a")), Record::Key(kept.clone()), Record::Key(gone.clone())];
+        durable.commit(&records).unwrap();
+        drop(durable);
+        copy(&data.join(record_store::DIR), &aside);
+        let mut durable = open(&data);
+        let forgotten = Forgotten::Key { id: gone.id.clone(), account: gone.account.clone() };
+        durable.commit(&[Record::Forgotten(forgotten)]).unwrap();
+        drop(durable);
+        // As if the process had ended between the journal and the store.
+        std::fs::remove_dir_all(data.join(record_store::DIR)).unwrap();
+        copy(&aside, &data.join(record_store::DIR));
+        for _ in 0..2 {
+            let durable = open(&data);
+            assert!(durable.store().key(&gone.id).unwrap().is_none());
+            let listed = durable.store().keys(&kept.account, None, 9).unwrap();
+            assert_eq!(listed, std::slice::from_ref(&kept));
+        }
+        let names = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(!names.into_iter().any(|name| name.to_string_lossy().contains(".damaged-")));
+    }
 }

@@ -1,6 +1,6 @@
-//! The keystore from outside: asked over the backplane, killed, cut off from power, and started on damaged files.
+//! The keystore from outside: requests over the backplane, crashes, power cuts, and starts on damaged files.
 //!
-//! One binary. The writers that are killed are this binary again, told by an environment variable to be one.
+//! One binary. The writers that are killed are this binary again, selected by an environment variable.
 
 // clippy.toml lets tests fail loudly, but does not see that their helpers are tests too.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]

@@ -1,4 +1,4 @@
-//! `kill -9` at random moments.
+//! Crashes: the keystore is killed with `kill -9` at random moments.
 
 use std::time::Duration;
 

@@ -9,9 +9,9 @@ use stage0_backplane::Backplane;
 use stage0_contract::{AccountId, ApiKey, KeyId, Scope, WebhookCreated, WebhookId};
 use stage0_keystore::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
-use crate::harness::{Running, config, nobody};
+use crate::harness::{Running, anonymous, config};
 
-/// A directory with acknowledged changes in it, and what they were.
+/// A directory and the changes that were acknowledged in it.
 struct Kept {
     dir: tempfile::TempDir,
     account: AccountId,
@@ -52,7 +52,7 @@ impl Kept {
         self.dir.path().join(name)
     }
 
-    /// Everything acknowledged holds, it can be added to, and it all holds after one more start.
+    /// Checks that every acknowledged change is there, that changes are taken, and that all are there after a restart.
     async fn holds(&mut self) {
         for _ in 0..2 {
             let running = Running::start(self.dir.path()).await;
@@ -60,7 +60,7 @@ impl Kept {
                 assert_eq!(running.verify(key).await.map(|identity| identity.account), Some(self.account.clone()));
             }
             for id in &self.ended {
-                assert!(!running.lives(id).await, "{id} came back to life");
+                assert!(!running.is_active(id).await, "{id} came back to life");
             }
             assert_eq!(running.keys_of(&self.account).await, self.live.len() + self.ended.len());
             let found = running.endpoints().await;
@@ -118,7 +118,7 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
-async fn both_damaged_is_refused_with_what_to_do_and_nothing_is_touched() {
+async fn a_directory_with_both_files_damaged_is_refused_and_not_changed() {
     let kept = Kept::new().await;
     flip(&kept.path("journal"), length(&kept.path("journal")) / 2);
     std::fs::remove_dir_all(kept.path("store")).unwrap();
@@ -157,7 +157,7 @@ async fn a_second_process_is_refused() {
         if remove_lock_file {
             std::fs::remove_file(kept.path("lock")).unwrap();
         }
-        let refused = Running::start_on(config(kept.dir.path()), Backplane::embedded(), nobody()).await;
+        let refused = Running::start_on(config(kept.dir.path()), Backplane::embedded(), anonymous()).await;
         let error = refused.err().expect("it started");
         let text = std::error::Error::source(&error).unwrap().to_string();
         assert!(text.contains("in use by another process"), "{text}");
@@ -256,7 +256,7 @@ async fn an_append_that_was_never_finished_is_cut_off() {
 }
 
 #[tokio::test]
-async fn nobody_else_may_read_the_files_and_no_key_stands_in_them() {
+async fn the_files_are_private_and_contain_no_key() {
     let kept = Kept::new().await;
     let mode = |name: &str| std::fs::metadata(kept.path(name)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(""), mode("store")), (0o700, 0o700));
@@ -289,7 +289,7 @@ fn every_file(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[tokio::test]
-async fn a_lost_secrets_key_is_refused_with_what_to_do_until_it_is_restored() {
+async fn a_lost_secrets_key_refuses_the_start_until_it_is_restored() {
     let mut kept = Kept::new().await;
     let (key, aside) = (kept.path(SECRETS_KEY_FILE), kept.path("aside"));
     std::fs::rename(&key, &aside).unwrap();

@@ -1,4 +1,4 @@
-//! Floods of new keys: who revokes one, or shows one, does not wait for them.
+//! Floods of new keys: revocations and verifications do not wait for them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Running, caller_of, config, done};
 
-/// Each creation of the flood costs what it costs in a deployment.
+/// Hashes cost what they cost in a deployment.
 fn costly(dir: &std::path::Path) -> KeystoreConfig {
     KeystoreConfig { hash_cost: HashCost::OWASP, ..config(dir) }
 }
@@ -37,7 +37,7 @@ async fn a_flood_of_new_keys_is_told_to_come_again_and_delays_no_revocation() {
         };
         flood.spawn(async move {
             while !stop.load(Ordering::Relaxed) {
-                match requests.ask(&call, Duration::from_secs(30)).await {
+                match requests.request(&call, Duration::from_secs(30)).await {
                     Ok(ManageReply::Busy) => {
                         busy.fetch_add(1, Ordering::Relaxed);
                         tokio::task::yield_now().await;
@@ -56,11 +56,11 @@ async fn a_flood_of_new_keys_is_told_to_come_again_and_delays_no_revocation() {
         let began = Instant::now();
         done(running.ask(&RevokeKey { caller: caller_of(&manager), id: victim.id.clone() }).await);
         slowest = slowest.max(began.elapsed());
-        assert!(!running.lives(&victim.id).await);
+        assert!(!running.is_active(&victim.id).await);
     }
-    // Two seconds are a gateway's whole budget. A queue of eight hashes before it took them in this build.
+    // Two seconds are a gateway's whole budget. Behind a queue of eight hashes it would take longer in this build.
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
-    // Another account still makes a key, behind the few of the flood that are in hand.
+    // Another account can still create a key, after the few of the flood that are in flight.
     let fresh = CreateKey { caller: caller_of(&manager), account: None, ..running.create(&mine, &[Scope::Check]) };
     assert!(matches!(running.ask(&fresh).await, ManageReply::Done(_)));
     stop.store(true, Ordering::Relaxed);

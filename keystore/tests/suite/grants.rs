@@ -1,4 +1,5 @@
-//! What a key may give to others: no more than it has, no longer than it lives, and no more than the account may hold.
+//! What a key may grant: no more rights than it has, no longer than it lasts, and no more keys than the account may
+//! have.
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
@@ -14,7 +15,7 @@ fn in_seconds(seconds: i64) -> Timestamp {
     Timestamp::from_second(later.as_second()).unwrap()
 }
 
-/// A key of an account, made by the operator.
+/// A key of an account, created by the operator.
 async fn key(running: &Running, account: &AccountId, scopes: &[Scope], end: Option<Timestamp>) -> KeyCreated {
     done(running.ask(&CreateKey { expires_at: end, ..running.create(account, scopes) }).await)
 }
@@ -40,7 +41,7 @@ async fn cap(running: &Running, account: &AccountId, keys: u64) {
 const MANAGER: [Scope; 2] = [Scope::KeysManage, Scope::Check];
 
 #[tokio::test]
-async fn a_key_that_ends_makes_none_that_lives_longer_by_whatever_way() {
+async fn an_expiring_key_cannot_create_or_rotate_one_that_lasts_longer() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -58,7 +59,7 @@ async fn a_key_that_ends_makes_none_that_lives_longer_by_whatever_way() {
     assert_eq!(made.expires_at, Some(end));
     let brief = done(create(&running, &manager, Some(in_seconds(300))).await);
     assert!(brief.expires_at < Some(end));
-    // A rotation gives the secret of the successor to whoever rotates.
+    // The caller of a rotation gets the successor's secret.
     assert!(matches!(refused(rotate(&running, &manager, &endless.id, 60).await), Refusal::Conflict(_)));
     let successor = done(rotate(&running, &manager, &made.id, 60).await);
     assert_eq!(successor.expires_at, Some(end), "rotation keeps the end");
@@ -68,7 +69,7 @@ async fn a_key_that_ends_makes_none_that_lives_longer_by_whatever_way() {
 }
 
 #[tokio::test]
-async fn a_rotated_key_grants_until_the_end_of_its_overlap_and_not_for_its_successor() {
+async fn keys_granted_by_a_rotated_key_end_with_its_overlap() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -80,14 +81,14 @@ async fn a_rotated_key_grants_until_the_end_of_its_overlap_and_not_for_its_succe
     assert!(matches!(refused(create(&running, &old, Some(in_seconds(900))).await), Refusal::Invalid(_)));
     assert!(matches!(refused(rotate(&running, &old, &new.id, 0).await), Refusal::Conflict(_)));
     assert_eq!(done(create(&running, &new, None).await).expires_at, None, "its successor has no end");
-    // Rotated once more, the old key's successor keeps the end of the overlap.
+    // The successor of the old key expires with its overlap when the old key is rotated again.
     let again = done(rotate(&running, &new, &old.id, 86_400).await);
     assert!(again.expires_at.is_some_and(|end| end <= in_seconds(600)), "{:?}", again.expires_at);
     running.stop().await;
 }
 
 #[tokio::test]
-async fn a_key_that_may_do_more_is_neither_revoked_nor_rotated_by_one_that_may_do_less() {
+async fn a_key_with_more_rights_is_neither_revoked_nor_rotated_by_one_with_fewer() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -96,21 +97,21 @@ async fn a_key_that_may_do_more_is_neither_revoked_nor_rotated_by_one_that_may_d
     let missing = Refusal::ScopeMissing(Scope::DecisionsDelete);
     assert_eq!(refused(revoke(&running, &manager, &strong.id).await), missing);
     assert_eq!(refused(rotate(&running, &manager, &strong.id, 60).await), missing);
-    assert!(running.lives(&strong.id).await);
+    assert!(running.is_active(&strong.id).await);
     let weak = key(&running, &account, &[Scope::Check], None).await;
     done(revoke(&running, &manager, &weak.id).await);
     done(revoke(&running, &manager, &weak.id).await);
-    assert!(!running.lives(&weak.id).await);
-    // What it made lives on without it.
+    assert!(!running.is_active(&weak.id).await);
+    // The key that it created stays active.
     let made = done(create(&running, &manager, None).await);
     done(revoke(&running, &manager, &manager.id).await);
-    assert!(running.lives(&made.id).await);
+    assert!(running.is_active(&made.id).await);
     running.revoke(&strong.id).await;
     running.stop().await;
 }
 
 #[tokio::test]
-async fn an_account_has_no_more_living_keys_than_its_cap_and_dead_ones_do_not_count() {
+async fn an_account_has_no_more_active_keys_than_its_cap() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -124,7 +125,7 @@ async fn an_account_has_no_more_living_keys_than_its_cap_and_dead_ones_do_not_co
     }
     let over = running.ask(&running.create(&account, &[Scope::Check])).await;
     assert!(matches!(refused(over), Refusal::Conflict(_)), "nor does an operator make one more");
-    // Both keys live for an overlap; without one there are no more than before.
+    // Both keys count during an overlap; without one the number stays the same.
     assert!(matches!(refused(rotate(&running, &manager, &first.id, 60).await), Refusal::Conflict(_)));
     let successor = done(rotate(&running, &manager, &first.id, 0).await);
     done(revoke(&running, &manager, &second.id).await);
@@ -135,12 +136,12 @@ async fn an_account_has_no_more_living_keys_than_its_cap_and_dead_ones_do_not_co
     running.stop().await;
     let running = Running::start(dir.path()).await;
     assert!(matches!(create(&running, &manager, None).await, ManageReply::Refused(Refusal::Conflict(_))));
-    assert!(running.lives(&successor.id).await);
+    assert!(running.is_active(&successor.id).await);
     running.stop().await;
 }
 
 #[tokio::test]
-async fn an_account_that_makes_and_revokes_keys_for_ever_fills_no_store() {
+async fn creating_and_revoking_keys_forever_does_not_fill_the_store() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -164,17 +165,17 @@ async fn an_account_that_makes_and_revokes_keys_for_ever_fills_no_store() {
     }
     assert!(listed.len() <= 1_001, "{}", listed.len());
     assert!(listed.contains(&last), "who was revoked last is still told of");
-    // Which of one second's keys goes first, nobody can say; each is dead, also where it is forgotten.
-    assert!(!running.lives(&first.id).await);
+    // Keys that ended in the same second are forgotten in any order. A forgotten key is not active either.
+    assert!(!running.is_active(&first.id).await);
     assert!(running.verify(&first.key).await.is_none());
     running.stop().await;
-    // Journal and store agree on what is left.
+    // Journal and store agree on the remaining records.
     let running = Running::start(dir.path()).await;
-    assert!(!running.lives(&first.id).await && !running.lives(&last).await);
+    assert!(!running.is_active(&first.id).await && !running.is_active(&last).await);
     running.stop().await;
     let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(!names.into_iter().any(|name| name.contains(".damaged-")));
-    // And the journal alone makes the same store.
+    // The journal alone rebuilds the same store.
     std::fs::remove_dir_all(dir.path().join("store")).unwrap();
     let running = Running::start(dir.path()).await;
     assert_eq!(running.keys_of(&account).await, 1_000, "of at most a thousand a page");

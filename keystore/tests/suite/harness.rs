@@ -1,10 +1,10 @@
-//! A keystore that runs, and the questions that tests ask of it.
+//! A running keystore, and the requests that tests send to it.
 
 use std::path::Path;
 use std::time::Duration;
 
 use stage0_backplane::embedded::{Bus, OpenError};
-use stage0_backplane::{Backplane, Event, Listener};
+use stage0_backplane::{Backplane, Event, Subscription};
 use stage0_contract::{
     Account, AccountId, ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, Endpoint, KeyChanged,
     KeyCreated, KeyId, KeyIdentity, KeystoreStatus, ListEndpoints, ListKeys, ManageReply, RefreshKey, RefreshKeyReply,
@@ -27,7 +27,7 @@ pub(crate) struct Running {
     task: JoinHandle<Result<(), RunError>>,
 }
 
-/// The least that Argon2 allows: what is tested here is not the cost of a guess.
+/// The cheapest hash that Argon2 allows: these tests are not about the cost of a guess.
 pub(crate) fn config(dir: &Path) -> KeystoreConfig {
     KeystoreConfig { hash_cost: HashCost { memory_kib: 8, passes: 1 }, ..KeystoreConfig::new(dir) }
 }
@@ -36,7 +36,7 @@ pub(crate) fn scopes(scopes: &[Scope]) -> Scopes {
     scopes.iter().copied().collect()
 }
 
-/// The state store beside a directory's files, which lasts longer than a keystore.
+/// The state store, in a file beside the directory's, which outlasts a keystore.
 pub(crate) async fn state_store(dir: &Path) -> Bus {
     let state = dir.join("state");
     std::fs::create_dir_all(&state).unwrap();
@@ -49,7 +49,7 @@ pub(crate) async fn state_store(dir: &Path) -> Bus {
     opened.unwrap()
 }
 
-/// Looks again and again; the only waiting of these tests.
+/// Polls a condition; the only waiting of these tests.
 pub(crate) async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let until = tokio::time::Instant::now() + ENOUGH;
     while !condition().await {
@@ -59,12 +59,12 @@ pub(crate) async fn wait_for(what: &str, mut condition: impl AsyncFnMut() -> boo
 }
 
 /// A caller without a key.
-pub(crate) fn nobody() -> Caller {
+pub(crate) fn anonymous() -> Caller {
     let (account, key_id) = (AccountId::parse("a").unwrap(), KeyId::parse("k").unwrap());
     Caller { account, key_id, scopes: scopes(&[]), key: None }
 }
 
-/// Who presents a key that was just made.
+/// The caller that presents a new key.
 pub(crate) fn caller_of(made: &KeyCreated) -> Caller {
     let KeyCreated { id, key, account, scopes, .. } = made.clone();
     Caller { account, key_id: id, scopes, key: Some(key) }
@@ -81,13 +81,13 @@ impl Running {
 
     pub(crate) async fn start_with(config: KeystoreConfig) -> Result<Self, BuildError> {
         let file = config.data_dir.join(OPERATOR_KEY_FILE);
-        // Nobody yet: who the operator is, its key tells.
-        let mut running = Self::start_as(config, nobody()).await?;
+        // Anonymous until the operator's key has been verified.
+        let mut running = Self::start_as(config, anonymous()).await?;
         running.become_operator(&file).await;
         Ok(running)
     }
 
-    /// As its file says.
+    /// Signs in with the operator's key from its file.
     pub(crate) async fn become_operator(&mut self, file: &Path) {
         let key = ApiKey::parse(std::fs::read_to_string(file).unwrap().trim_end()).unwrap();
         self.operator = Caller::new(&self.verify(&key).await.unwrap(), &key);
@@ -107,8 +107,8 @@ impl Running {
         let keystore = Keystore::build(config, backplane.clone(), health.clone()).await?;
         let stop = CancellationToken::new();
         let task = tokio::spawn(keystore.run_until(stop.clone().cancelled_owned()));
-        // Served from now on, or from a moment later.
-        while backplane.requests.ask(&KeystoreStatus {}, ENOUGH).await.is_err() {
+        // It serves from now on, or a moment later.
+        while backplane.requests.request(&KeystoreStatus {}, ENOUGH).await.is_err() {
             tokio::task::yield_now().await;
         }
         Ok(Self { backplane, operator, health, stop, task })
@@ -125,7 +125,7 @@ impl Running {
     }
 
     pub(crate) async fn ask<R: Request>(&self, question: &R) -> R::Reply {
-        self.backplane.requests.ask(question, ENOUGH).await.unwrap()
+        self.backplane.requests.request(question, ENOUGH).await.unwrap()
     }
 
     pub(crate) async fn account(&self, name: &str) -> Account {
@@ -163,7 +163,7 @@ impl Running {
         }
     }
 
-    pub(crate) async fn lives(&self, id: &KeyId) -> bool {
+    pub(crate) async fn is_active(&self, id: &KeyId) -> bool {
         match self.ask(&RefreshKey { key_id: id.clone(), request_id: None }).await {
             RefreshKeyReply::Live(_) => true,
             RefreshKeyReply::Gone => false,
@@ -195,7 +195,7 @@ impl Running {
         done(self.ask(&DeleteWebhook { caller: self.operator.clone(), id: id.clone() }).await)
     }
 
-    /// All that the exporter sees, page after page.
+    /// All endpoints that an exporter gets, page after page.
     pub(crate) async fn endpoints(&self) -> Vec<Endpoint> {
         let (mut found, mut cursor) = (Vec::new(), None);
         loop {
@@ -213,13 +213,13 @@ impl Running {
     }
 }
 
-/// The account of the next notice that is about one key.
-pub(crate) async fn heard_of(notices: &mut Listener<KeyChanged>) -> (AccountId, KeyId) {
+/// The account and key of the next notice about one key.
+pub(crate) async fn next_key_notice(notices: &mut Subscription<KeyChanged>) -> (AccountId, KeyId) {
     loop {
         match tokio::time::timeout(ENOUGH, notices.next()).await.unwrap().unwrap() {
-            Event::Heard(KeyChanged::One { account, key_id }) => return (account, key_id),
+            Event::Message(KeyChanged::One { account, key_id }) => return (account, key_id),
             // The keystore begins to serve.
-            Event::Heard(KeyChanged::Any {}) => {}
+            Event::Message(KeyChanged::Any {}) => {}
             Event::Gap => panic!("a gap"),
         }
     }

@@ -1,4 +1,5 @@
-//! The power fails: a file system on a loop device is shut down without its log being flushed, so that what was not fsynced is gone.
+//! Power cuts: a file system on a loop device is shut down without flushing its log, so everything that was not fsynced
+//! is gone.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,7 +39,8 @@ impl Disk {
         run("python3", &[script, text(&self.at)])
     }
 
-    /// Mounts what the cut left, from a copy: something else on the machine may still hold the file system that was shut down.
+    /// Mounts what the cut left, from a copy, because another process may still hold the file system that was shut
+    /// down.
     fn restore_power(&self) -> Result<(), String> {
         self.unmount()?;
         let copy = self.image.with_extension("copy");
@@ -71,7 +73,7 @@ fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
     }
 }
 
-/// None where this machine has no loop devices, and the environment says that this is known.
+/// `None` on a machine without loop devices, if the environment allows that.
 fn disk() -> Option<Disk> {
     match Disk::new() {
         Ok(disk) => Some(disk),
@@ -116,7 +118,7 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     let mut kept = vec![running.key(&account, &[Scope::Check]).await.key];
     fill(&disk.at.join("filler"));
     let mut failed = 0;
-    // A few changes may still fit into blocks that the files have already.
+    // A few changes may still fit into blocks that are allocated already.
     for _ in 0..2_000 {
         match running.ask(&running.create(&account, &[Scope::Check])).await {
             ManageReply::Done(made) => kept.push(made.key),
@@ -149,7 +151,7 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     running.stop().await;
 }
 
-/// Takes every block that is left.
+/// Fills the file system.
 fn fill(path: &Path) {
     let mut file = std::fs::File::create(path).unwrap();
     for block in [1 << 20, 4096] {

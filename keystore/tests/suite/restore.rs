@@ -1,5 +1,5 @@
-//! Backups of every age put back: refused with what was found, and accepted only with every key revoked that the state
-//! store does not list as live.
+//! Backups of every age: refused with a reason, and accepted only with every key revoked that the state store does not
+//! list as active.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -10,14 +10,14 @@ use stage0_contract::{AccountId, ApiKey, KeyCreated, KeyId, LineHash, Mark, Mark
 use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 
 use crate::damage::copy_dir;
-use crate::harness::{Running, config, done, nobody, state_store};
+use crate::harness::{Running, anonymous, config, done, state_store};
 use crate::older::{LIVE, older};
 
 /// A directory with a history: its backups, and what was acknowledged after each.
 struct History {
     dir: tempfile::TempDir,
     account: AccountId,
-    lives: KeyCreated,
+    is_active: KeyCreated,
     revoked: KeyCreated,
     rotated: KeyCreated,
     later: KeyCreated,
@@ -33,7 +33,7 @@ impl History {
         back_up(dir.path(), "empty");
         let running = Running::start(dir.path()).await;
         let account = running.account("restore").await.id;
-        let lives = running.key(&account, &[Scope::Check]).await;
+        let is_active = running.key(&account, &[Scope::Check]).await;
         let revoked = running.key(&account, &[Scope::Check]).await;
         let rotated = running.key(&account, &[Scope::Check]).await;
         running.webhook(&account).await;
@@ -48,7 +48,7 @@ impl History {
         let later = running.key(&account, &[Scope::Check]).await;
         running.stop().await;
         back_up(dir.path(), "newest");
-        Self { dir, account, lives, revoked, rotated, later }
+        Self { dir, account, is_active, revoked, rotated, later }
     }
 
     fn put_back(&self, name: &str) {
@@ -63,7 +63,7 @@ impl History {
         if path.is_dir() { std::fs::remove_dir_all(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
     }
 
-    /// Why it does not start; its files are as they were.
+    /// Checks that the start is refused and changes no file. Returns the reason.
     async fn is_refused(&self) -> String {
         let journal = std::fs::read(self.dir.path().join("journal")).ok();
         let error = Running::try_start(self.dir.path()).await.err().expect("it started");
@@ -75,13 +75,13 @@ impl History {
 
     async fn accepted(&self) -> Running {
         let config = KeystoreConfig { accept_restore: true, ..config(self.dir.path()) };
-        Running::start_as(config, nobody()).await.unwrap()
+        Running::start_as(config, anonymous()).await.unwrap()
     }
 
-    /// It starts without being told to accept anything, and lives on.
+    /// Checks that it starts without `--accept-restore` and takes changes.
     async fn goes_on(&self, running: Running) {
         running.stop().await;
-        let mut running = Running::start_as(config(self.dir.path()), nobody()).await.unwrap();
+        let mut running = Running::start_as(config(self.dir.path()), anonymous()).await.unwrap();
         running.become_operator(&self.dir.path().join(OPERATOR_KEY_FILE)).await;
         running.account("after").await;
         running.stop().await;
@@ -121,11 +121,11 @@ async fn backups_of_every_age_are_refused_until_the_restore_is_accepted() {
 }
 
 #[tokio::test]
-async fn an_accepted_backup_revives_no_revoked_key_and_keeps_those_that_live() {
+async fn an_accepted_backup_reactivates_no_revoked_key_and_keeps_active_ones() {
     let history = History::new().await;
     history.put_back("first");
     let running = history.accepted().await;
-    assert!(valid(&running, &history.lives.key).await);
+    assert!(valid(&running, &history.is_active.key).await);
     assert!(!valid(&running, &history.revoked.key).await);
     assert!(!valid(&running, &history.later.key).await, "the backup does not know it");
     let rotated = running.verify(&history.rotated.key).await.expect("its overlap is not over");
@@ -137,7 +137,7 @@ async fn an_accepted_backup_revives_no_revoked_key_and_keeps_those_that_live() {
 }
 
 #[tokio::test]
-async fn accounts_that_are_newer_than_the_backup_are_told_with_their_dead_keys_once() {
+async fn a_restore_reports_accounts_and_keys_that_are_newer_than_the_backup() {
     let history = History::new().await;
     let running = Running::start(history.dir.path()).await;
     let account = running.account("newer").await.id;
@@ -160,7 +160,7 @@ async fn accounts_that_are_newer_than_the_backup_are_told_with_their_dead_keys_o
 }
 
 #[tokio::test]
-async fn an_old_store_without_its_journal_is_refused_and_one_that_is_the_newest_is_not() {
+async fn a_store_without_its_journal_is_accepted_only_if_it_is_the_newest() {
     let history = History::new().await;
     history.remove("journal");
     Running::start(history.dir.path()).await.stop().await;
@@ -170,25 +170,25 @@ async fn an_old_store_without_its_journal_is_refused_and_one_that_is_the_newest_
 }
 
 #[tokio::test]
-async fn an_empty_directory_in_the_place_of_a_full_one_is_refused() {
+async fn an_empty_directory_is_refused_while_the_state_store_has_a_head() {
     let history = History::new().await;
     for file in FILES.iter().chain(&["operator.key"]) {
         history.remove(file);
     }
     assert!(history.is_refused().await.contains("it holds nothing"));
     let running = history.accepted().await;
-    assert!(!valid(&running, &history.lives.key).await);
+    assert!(!valid(&running, &history.is_active.key).await);
     history.goes_on(running).await;
 }
 
 #[tokio::test]
-async fn with_the_state_store_lost_too_every_key_is_revoked_and_a_new_operators_key_is_written() {
+async fn a_restore_without_a_state_store_revokes_every_key_and_writes_a_new_operators_key() {
     let history = History::new().await;
     let old = std::fs::read_to_string(history.dir.path().join(OPERATOR_KEY_FILE)).unwrap();
     std::fs::remove_dir_all(history.dir.path().join("state")).unwrap();
     assert!(history.is_refused().await.contains("lost its record"));
     let running = history.accepted().await;
-    for key in [&history.lives.key, &history.later.key, &ApiKey::parse(old.trim_end()).unwrap()] {
+    for key in [&history.is_active.key, &history.later.key, &ApiKey::parse(old.trim_end()).unwrap()] {
         assert!(!valid(&running, key).await);
     }
     history.goes_on(running).await;
@@ -196,7 +196,7 @@ async fn with_the_state_store_lost_too_every_key_is_revoked_and_a_new_operators_
 }
 
 #[tokio::test]
-async fn zeros_over_acknowledged_changes_are_no_unfinished_append() {
+async fn zeros_over_acknowledged_changes_are_damage() {
     let history = History::new().await;
     let path = history.dir.path().join("journal");
     let mut journal = std::fs::read(&path).unwrap();
@@ -208,18 +208,18 @@ async fn zeros_over_acknowledged_changes_are_no_unfinished_append() {
 }
 
 #[tokio::test]
-async fn accepting_a_restore_changes_nothing_where_nothing_was_restored() {
+async fn accepting_a_restore_changes_nothing_for_the_newest_directory() {
     let history = History::new().await;
     let running = history.accepted().await;
-    assert!(valid(&running, &history.lives.key).await && valid(&running, &history.later.key).await);
+    assert!(valid(&running, &history.is_active.key).await && valid(&running, &history.later.key).await);
     assert_eq!(running.endpoints().await.len(), 1);
     assert!(running.endpoints().await[0].webhook.enabled);
     history.goes_on(running).await;
 }
 
-/// What OPERATIONS names, and nothing else: the files themselves say that a head was kept for them.
+/// Restores only the files that OPERATIONS.md names: they record themselves that there was a head.
 #[tokio::test]
-async fn files_of_a_backup_alone_beside_a_new_state_store_are_refused_and_revive_nothing() {
+async fn a_backup_beside_a_new_state_store_is_refused() {
     for backup in ["first", "second", "newest"] {
         for lost in [None, Some("journal"), Some("store")] {
             let history = History::new().await;
@@ -230,7 +230,7 @@ async fn files_of_a_backup_alone_beside_a_new_state_store_are_refused_and_revive
             }
             assert!(history.is_refused().await.contains("lost its record"), "{backup} without {lost:?}");
             let running = history.accepted().await;
-            for key in [&history.lives.key, &history.revoked.key, &history.rotated.key, &history.later.key] {
+            for key in [&history.is_active.key, &history.revoked.key, &history.rotated.key, &history.later.key] {
                 assert!(!valid(&running, key).await, "{backup} without {lost:?}");
             }
             history.goes_on(running).await;
@@ -239,36 +239,39 @@ async fn files_of_a_backup_alone_beside_a_new_state_store_are_refused_and_revive
 }
 
 #[tokio::test]
-async fn a_deployment_from_before_there_was_a_head_starts_and_says_so_from_then_on() {
+async fn a_deployment_from_before_heads_starts_and_records_its_head() {
     let dir = tempfile::tempdir().unwrap();
     let data = older(dir.path());
-    Running::start_as(config(&data), nobody()).await.unwrap().stop().await;
+    Running::start_as(config(&data), anonymous()).await.unwrap().stop().await;
     std::fs::remove_dir_all(data.join("state")).unwrap();
     std::fs::remove_file(data.join("state-store.json")).unwrap();
-    let refused = Running::start_as(config(&data), nobody()).await.err().expect("it started");
+    let refused = Running::start_as(config(&data), anonymous()).await.err().expect("it started");
     assert!(std::error::Error::source(&refused).unwrap().to_string().contains("lost its record"));
 }
 
 #[tokio::test]
-async fn files_that_say_nothing_of_a_head_are_a_backup_where_the_operator_says_so() {
+async fn files_without_a_recorded_head_are_restored_if_the_operator_accepts_it() {
     let dir = tempfile::tempdir().unwrap();
     let data = older(dir.path());
     let config = KeystoreConfig { accept_restore: true, ..config(&data) };
-    let running = Running::start_as(config, nobody()).await.unwrap();
+    let running = Running::start_as(config, anonymous()).await.unwrap();
     for id in LIVE {
-        assert!(!running.lives(&KeyId::parse(id).unwrap()).await, "{id} lives, and nobody knows whether it may");
+        assert!(
+            !running.is_active(&KeyId::parse(id).unwrap()).await,
+            "{id} is active, and nobody knows whether it may"
+        );
     }
     running.stop().await;
 }
 
-/// A directory that went on elsewhere from a copy, of which the store alone is put in the place of the newest.
+/// The store of a copy that went on elsewhere, put in place of the newest one.
 #[tokio::test]
 async fn a_newer_store_of_another_fork_is_refused_without_its_journal() {
     let (root, history) = (tempfile::tempdir().unwrap(), History::new().await);
     let fork = root.path().join("fork");
     copy_dir(history.dir.path(), &fork);
     let running = Running::start(history.dir.path()).await;
-    running.revoke(&history.lives.id).await;
+    running.revoke(&history.is_active.id).await;
     running.stop().await;
     let running = Running::start(&fork).await;
     for _ in 0..3 {
@@ -283,7 +286,7 @@ async fn a_newer_store_of_another_fork_is_refused_without_its_journal() {
 }
 
 #[tokio::test]
-async fn a_build_that_is_refused_says_which_part() {
+async fn a_refused_start_says_which_part_failed() {
     let history = History::new().await;
     history.put_back("first");
     let error = Running::try_start(history.dir.path()).await.err().expect("it started");
@@ -311,9 +314,9 @@ fn checkpoint(account: &AccountId, last: Option<&str>) -> SignMark {
     SignMark { mark, last: last.map(str::to_owned), takes_earlier: false, permit: None }
 }
 
-/// Nothing outside tells how new the directory must be, but the log: every mark was stored before it was given away.
+/// Only the decision log tells how new the directory must be, because every mark is stored before it is returned.
 #[tokio::test]
-async fn a_directory_and_a_state_store_that_were_put_back_together_show_with_the_next_mark() {
+async fn a_directory_and_state_store_put_back_together_are_noticed_at_the_next_mark() {
     let root = tempfile::tempdir().unwrap();
     let (dir, copied) = (root.path().join("data"), root.path().join("copy"));
     let running = Running::start(&dir).await;
@@ -325,8 +328,8 @@ async fn a_directory_and_a_state_store_that_were_put_back_together_show_with_the
     let second = done(running.ask(&checkpoint(&account, Some(&first))).await).line;
     assert!(!running.health.rolled_back(), "the next mark is no proof of anything");
     running.stop().await;
-    // The state store is that of the time of the copy, too.
-    let running = Running::start_as(config(&copied), nobody()).await.unwrap();
+    // The state store, too, is from the time of the copy.
+    let running = Running::start_as(config(&copied), anonymous()).await.unwrap();
     assert!(!running.health.rolled_back());
     done(running.ask(&checkpoint(&account, Some(&second))).await);
     assert!(running.health.rolled_back());

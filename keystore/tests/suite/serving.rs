@@ -1,4 +1,4 @@
-//! What is asked of a running keystore, and what it answers.
+//! Requests to a running keystore and their replies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::embedded::Bus;
-use stage0_backplane::{Backplane, BoxFuture, Event, Hearing, Notices, ServeError, TellError};
+use stage0_backplane::{Backplane, BoxFuture, Event, Notices, PublishError, RawSubscription, ServeError};
 use stage0_contract::{
     ApiKey, Caller, CreateAccount, CreateKey, Deletion, KEY_ALPHABET, KeyChanged, KeyId, ListAccounts, ListKeys,
     ManageReply, Mark, MarkBody, NoteKeyUses, NoteKeyUsesReply, PermitDeletion, Plan, Refusal, RevokeKey, RotateKey,
@@ -15,10 +15,10 @@ use stage0_contract::{
 };
 use stage0_keystore::OPERATOR_KEY_FILE;
 
-use crate::harness::{Running, caller_of, config, done, heard_of, nobody, refused, scopes};
+use crate::harness::{Running, anonymous, caller_of, config, done, next_key_notice, refused, scopes};
 
 #[tokio::test]
-async fn unknown_wrong_and_revoked_keys_are_one_answer() {
+async fn unknown_wrong_and_revoked_keys_get_the_same_reply() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -30,7 +30,7 @@ async fn unknown_wrong_and_revoked_keys_are_one_answer() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_key_ended_holds_no_scope_whatever_it_says() {
+async fn a_caller_whose_key_ended_has_no_scope() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -49,9 +49,9 @@ async fn a_caller_whose_key_ended_holds_no_scope_whatever_it_says() {
     running.stop().await;
 }
 
-/// A gateway's word is not enough: whoever knows a key's id is not the one who has the key.
+/// A gateway's claim is not enough: a caller that knows only a key's id does not hold the key.
 #[tokio::test]
-async fn a_caller_is_believed_by_its_key_and_not_by_what_is_said_of_it() {
+async fn a_caller_is_identified_by_its_key_and_not_by_its_claims() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -71,7 +71,7 @@ async fn a_caller_is_believed_by_its_key_and_not_by_what_is_said_of_it() {
     running.stop().await;
 }
 
-/// Another secret under the same id.
+/// A key with the same id and another secret.
 fn with_id_of(key: &ApiKey) -> ApiKey {
     let mut id = [0; 10];
     let (mut buffer, mut bits, mut at) = (0_u32, 0, 0);
@@ -91,7 +91,7 @@ fn with_id_of(key: &ApiKey) -> ApiKey {
 }
 
 #[tokio::test]
-async fn a_permit_is_given_to_who_may_delete_and_signs_that_deletions_mark_alone() {
+async fn a_deletion_permit_signs_only_the_mark_of_its_own_deletion() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -131,7 +131,7 @@ fn deletion_mark(account: &stage0_contract::AccountId, before: Timestamp, by: &K
 }
 
 #[tokio::test]
-async fn the_hour_of_a_keys_last_use_is_listed_and_outlives_the_keystore() {
+async fn a_keys_last_use_is_listed_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -154,7 +154,7 @@ async fn the_hour_of_a_keys_last_use_is_listed_and_outlives_the_keystore() {
     let running = Running::start(dir.path()).await;
     assert_eq!(listed(&running, &used.id).await, Some(hour));
     running.stop().await;
-    // It is no part of what must be there.
+    // The database of last uses may be missing.
     std::fs::remove_dir_all(dir.path().join("last-used")).unwrap();
     let running = Running::start(dir.path()).await;
     assert_eq!(listed(&running, &used.id).await, None);
@@ -175,7 +175,7 @@ async fn a_rotation_says_when_the_old_key_ends() {
     assert_eq!(end, rotated.created_at + SignedDuration::from_secs(3_600));
     let again = running.rotate(&rotated.id, 0).await;
     assert_eq!(again.old_key_expires_at, Some(again.created_at), "it just ended");
-    // A key whose end comes before the overlap's.
+    // A key that expires before the overlap ends.
     let soon = rotated.created_at + SignedDuration::from_secs(600);
     let brief = CreateKey { expires_at: Some(soon), ..running.create(&account, &[Scope::Check]) };
     let brief = done(running.ask(&brief).await);
@@ -225,7 +225,7 @@ async fn a_key_speaks_for_its_account_with_its_scopes_and_plan() {
 }
 
 #[tokio::test]
-async fn a_rotated_key_gives_way_to_its_successor_at_once_or_after_the_overlap() {
+async fn a_rotated_key_ends_at_once_or_after_the_overlap() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -240,78 +240,81 @@ async fn a_rotated_key_gives_way_to_its_successor_at_once_or_after_the_overlap()
 }
 
 #[tokio::test]
-async fn everybody_hears_of_an_ended_key_before_its_caller_does() {
+async fn the_notice_of_an_ended_key_is_published_before_the_reply() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let made = running.key(&account, &[Scope::Check]).await;
-    let mut heard = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
+    let mut heard = running.backplane.notices.subscribe::<KeyChanged>().await.unwrap();
     running.revoke(&made.id).await;
     running.revoke(&made.id).await;
     running.rotate(&running.key(&account, &[Scope::Check]).await.id, 60).await;
     for told in 0..3 {
-        let (of, key) = heard_of(&mut heard).await;
+        let (of, key) = next_key_notice(&mut heard).await;
         assert_eq!((of, key == made.id), (account.clone(), told < 2));
     }
     running.stop().await;
 }
 
-/// Notices that are not told as long as the flag stands.
+/// Notices that fail while the flag is set.
 struct Mute {
     inner: Arc<dyn Notices>,
     mute: Arc<AtomicBool>,
 }
 
 impl Notices for Mute {
-    fn tell_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), TellError>> {
+    fn publish_bytes<'a>(&'a self, subject: &'static str, notice: Bytes) -> BoxFuture<'a, Result<(), PublishError>> {
         if self.mute.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(TellError)));
+            return Box::pin(std::future::ready(Err(PublishError)));
         }
-        self.inner.tell_bytes(subject, notice)
+        self.inner.publish_bytes(subject, notice)
     }
 
-    fn settle(&self) -> BoxFuture<'_, Result<(), TellError>> {
-        self.inner.settle()
+    fn flush(&self) -> BoxFuture<'_, Result<(), PublishError>> {
+        self.inner.flush()
     }
 
-    fn listen_bytes<'a>(&'a self, subject: &'static str) -> BoxFuture<'a, Result<Box<dyn Hearing>, ServeError>> {
-        self.inner.listen_bytes(subject)
+    fn subscribe_bytes<'a>(
+        &'a self,
+        subject: &'static str,
+    ) -> BoxFuture<'a, Result<Box<dyn RawSubscription>, ServeError>> {
+        self.inner.subscribe_bytes(subject)
     }
 }
 
 #[tokio::test]
-async fn a_revocation_that_nobody_was_told_of_is_no_done_and_is_told_later_all_the_same() {
+async fn a_revocation_without_a_notice_is_not_confirmed_and_its_notice_is_retried() {
     let (dir, bus, mute) = (tempfile::tempdir().unwrap(), Bus::new(), Arc::new(AtomicBool::new(false)));
     let backplane = bus.connect();
     let notices = Arc::new(Mute { inner: Arc::clone(&backplane.notices), mute: Arc::clone(&mute) });
     let mut running =
-        Running::start_on(config(dir.path()), Backplane { notices, ..backplane }, nobody()).await.unwrap();
+        Running::start_on(config(dir.path()), Backplane { notices, ..backplane }, anonymous()).await.unwrap();
     running.become_operator(&dir.path().join(OPERATOR_KEY_FILE)).await;
     let account = running.account("a").await.id;
     let made = running.key(&account, &[Scope::Check]).await;
-    let mut heard = bus.connect().notices.listen::<KeyChanged>().await.unwrap();
+    let mut heard = bus.connect().notices.subscribe::<KeyChanged>().await.unwrap();
     mute.store(true, Ordering::SeqCst);
     let call = RevokeKey { caller: running.operator.clone(), id: made.id.clone() };
     assert_eq!(running.ask(&call).await, ManageReply::Failed);
     assert_eq!(running.verify(&made.key).await, None, "it is revoked, though not everybody knows");
     mute.store(false, Ordering::SeqCst);
-    assert_eq!(heard_of(&mut heard).await, (account, made.id.clone()));
+    assert_eq!(next_key_notice(&mut heard).await, (account, made.id.clone()));
     done(running.ask(&call).await);
     running.stop().await;
 }
 
 #[tokio::test]
-async fn a_keystore_that_begins_to_serve_casts_doubt_on_every_key() {
+async fn a_keystore_that_begins_to_serve_invalidates_every_cached_key() {
     let (dir, bus) = (tempfile::tempdir().unwrap(), Bus::new());
-    let mut heard = bus.connect().notices.listen::<KeyChanged>().await.unwrap();
-    let running = Running::start_on(config(dir.path()), bus.connect(), nobody()).await.unwrap();
+    let mut heard = bus.connect().notices.subscribe::<KeyChanged>().await.unwrap();
+    let running = Running::start_on(config(dir.path()), bus.connect(), anonymous()).await.unwrap();
     let event = tokio::time::timeout(Duration::from_secs(10), heard.next()).await.unwrap();
-    assert_eq!(event, Some(Event::Heard(KeyChanged::Any {})));
+    assert_eq!(event, Some(Event::Message(KeyChanged::Any {})));
     running.stop().await;
 }
 
 #[tokio::test]
-async fn lists_are_paged_in_the_order_of_ids_and_show_no_key() {
+async fn lists_are_paged_by_id_and_show_no_key() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;

@@ -9,7 +9,7 @@ use stage0_keystore::{KeystoreConfig, SIGNING_KEY_FILE};
 
 use crate::harness::{Running, config, done};
 
-/// The next mark of an account, behind a line.
+/// The next mark of an account after a line.
 fn mark(account: &AccountId, last: Option<&str>) -> Mark {
     let now = Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap();
     let before: Option<Mark> = last.map(|line| serde_json::from_str(line).unwrap());
@@ -104,7 +104,7 @@ async fn after_a_rotation_or_a_loss_old_marks_are_still_verified() {
         }
         running.stop().await;
     }
-    // The same file again is no rotation.
+    // Starting again with the same file is not a rotation.
     let running = Running::start(dir.path()).await;
     assert_eq!(keys(&running).await.len(), 3);
     running.stop().await;
@@ -121,7 +121,7 @@ async fn a_mark_is_signed_only_if_it_follows_the_last_one_that_was_signed_for_it
     let other_head = Head { hash: LineHash::of(b"another decision"), ..good.heads[0] };
     let back = Head { sequence: 8, ..good.heads[0] };
     for wrong in [
-        // History told otherwise from the start, or from the last mark on.
+        // Another history from the start, or from the last mark on.
         Mark { heads: vec![other_head], ..mark(&account, None) },
         Mark { heads: vec![other_head], ..mark(&account, Some(&first)) },
         Mark { number: 4, ..good.clone() },
@@ -133,17 +133,17 @@ async fn a_mark_is_signed_only_if_it_follows_the_last_one_that_was_signed_for_it
         is_refused(&running, &ask(wrong)).await;
     }
     let third = sign(&running, &good).await;
-    // Another account has numbers of its own; one that does not exist has none.
+    // Each account has its own numbers; an unknown account has none.
     let theirs = running.account("theirs").await.id;
     is_refused(&running, &ask(Mark { account: theirs.clone(), ..mark(&account, Some(&third)) })).await;
     sign(&running, &mark(&theirs, None)).await;
-    let nobody = running.ask(&ask(mark(&AccountId::parse("acc_nobody").unwrap(), None))).await;
-    assert_eq!(nobody, ManageReply::Refused(Refusal::NotFound));
+    let anonymous = running.ask(&ask(mark(&AccountId::parse("acc_nobody").unwrap(), None))).await;
+    assert_eq!(anonymous, ManageReply::Refused(Refusal::NotFound));
     running.stop().await;
 }
 
 #[tokio::test]
-async fn an_answer_that_was_lost_is_given_again_and_no_other_under_its_number() {
+async fn a_lost_signing_reply_is_sent_again_and_its_number_is_not_reused() {
     let dir = tempfile::tempdir().unwrap();
     let mut last: Option<String> = None;
     for _ in 0..2 {
@@ -152,7 +152,7 @@ async fn an_answer_that_was_lost_is_given_again_and_no_other_under_its_number() 
         let asked = mark(&account, last.as_deref());
         let line = sign(&running, &asked).await;
         running.stop().await;
-        // It ends between the journal and the answer, and is started again; so does who asked.
+        // As if keystore and exporter both ended between the journal and the reply.
         let running = Running::start(dir.path()).await;
         assert_eq!(sign(&running, &asked).await, line);
         let other = Mark { covered: 7, ..asked };
@@ -166,7 +166,7 @@ async fn an_answer_that_was_lost_is_given_again_and_no_other_under_its_number() 
 }
 
 #[tokio::test]
-async fn what_was_signed_is_in_the_journal_too() {
+async fn a_signed_mark_is_in_the_journal_too() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.operator.account.clone();
@@ -182,7 +182,7 @@ async fn what_was_signed_is_in_the_journal_too() {
 }
 
 #[tokio::test]
-async fn of_two_exporters_that_ask_at_once_one_is_given_what_the_other_asked_for() {
+async fn two_concurrent_exporters_get_the_same_signed_mark() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.operator.account.clone();
@@ -194,13 +194,13 @@ async fn of_two_exporters_that_ask_at_once_one_is_given_what_the_other_asked_for
     let (one, other) = (done(one), done(other));
     assert_eq!(one.line, other.line);
     assert!(one.earlier != other.earlier);
-    // Each goes on behind it.
+    // Both exporters continue after it.
     sign(&running, &mark(&account, Some(&one.line))).await;
     running.stop().await;
 }
 
 #[tokio::test]
-async fn a_keystore_without_a_record_goes_on_behind_a_mark_that_it_signed_itself() {
+async fn a_keystore_without_stored_marks_continues_after_the_logs_last_mark() {
     let (dir, older) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let running = Running::start(dir.path()).await;
     let account = running.operator.account.clone();
@@ -215,14 +215,14 @@ async fn a_keystore_without_a_record_goes_on_behind_a_mark_that_it_signed_itself
     let running = Running::start(&older.path().join("data")).await;
     let next = mark(&account, Some(&third));
     is_refused(&running, &ask(next.clone())).await;
-    // What somebody else signed, or another account's, is no proof.
+    // A mark with a foreign signature, or of another account, proves nothing.
     let forged = third.replace("\"covered\":2", "\"covered\":3");
     is_refused(&running, &SignMark { last: Some(forged), ..ask(next.clone()) }).await;
     let theirs = running.account("theirs").await.id;
     let stolen = mark(&theirs, Some(&third));
     is_refused(&running, &SignMark { last: Some(third.clone()), ..ask(stolen) }).await;
     let line = done(running.ask(&SignMark { last: Some(third), ..ask(next) }).await).line;
-    // From then on by its own record: an older mark of its own takes nothing back.
+    // From then on its own record counts, so an older mark takes nothing back.
     let again = mark(&account, Some(&second));
     is_refused(&running, &SignMark { last: Some(second), ..ask(again.clone()) }).await;
     assert_eq!(earlier(&running, &again).await, line);
@@ -230,7 +230,7 @@ async fn a_keystore_without_a_record_goes_on_behind_a_mark_that_it_signed_itself
 }
 
 #[tokio::test]
-async fn a_signing_key_that_cannot_be_read_is_refused_and_left_as_it_is() {
+async fn a_malformed_signing_key_refuses_the_start_and_is_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     Running::start(dir.path()).await.stop().await;
     let file = dir.path().join(SIGNING_KEY_FILE);

@@ -1,4 +1,4 @@
-//! Two keystores at one state store: one serves, the other stands by, and whoever was away too long never answers.
+//! Two keystores at one state store: one serves, the other stands by, and one that was frozen too long never answers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::{
-    Backplane, BoxFuture, ClockError, Ledger, ListError, Listed, PutError, ReadError, Record, Revision, StoreClock,
+    Backplane, BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore,
+    StoreClock,
 };
 use stage0_contract::{ApiKey, KeystoreStatus, Scope};
 use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, LeaseTimes, OPERATOR_KEY_FILE, RunError};
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::damage::copy_dir;
-use crate::harness::{Running, config, nobody, wait_for};
+use crate::harness::{Running, anonymous, config, wait_for};
 
 /// Shorter than a deployment's, so that no test takes long; long enough for a slow machine.
 const TIMES: LeaseTimes = LeaseTimes { ttl: Duration::from_secs(2), renew_interval: Duration::from_millis(100) };
@@ -67,9 +68,9 @@ impl Node {
     }
 }
 
-/// The ledger of a keystore that can be cut off from it.
+/// The state store of a keystore that can be cut off from it.
 struct Flaky {
-    inner: Arc<dyn Ledger>,
+    inner: Arc<dyn StateStore>,
     away: Arc<AtomicBool>,
     /// Refuses one write of the head.
     fails_once: Arc<AtomicBool>,
@@ -78,20 +79,24 @@ struct Flaky {
 impl Flaky {
     fn on(bus: &Bus) -> (Backplane, Arc<AtomicBool>) {
         let (backplane, away) = (bus.connect(), Arc::new(AtomicBool::new(false)));
-        let ledger = Arc::new(Self { inner: backplane.ledger.clone(), away: away.clone(), fails_once: Arc::default() });
-        (Backplane { ledger, ..backplane }, away)
+        let state_store =
+            Arc::new(Self { inner: backplane.state_store.clone(), away: away.clone(), fails_once: Arc::default() });
+        (Backplane { state_store, ..backplane }, away)
     }
 
     /// One write of the head fails after the flag is set.
     fn once(bus: &Bus) -> (Backplane, Arc<AtomicBool>) {
         let (backplane, fails_once) = (bus.connect(), Arc::new(AtomicBool::new(false)));
-        let ledger =
-            Arc::new(Self { inner: backplane.ledger.clone(), away: Arc::default(), fails_once: fails_once.clone() });
-        (Backplane { ledger, ..backplane }, fails_once)
+        let state_store = Arc::new(Self {
+            inner: backplane.state_store.clone(),
+            away: Arc::default(),
+            fails_once: fails_once.clone(),
+        });
+        (Backplane { state_store, ..backplane }, fails_once)
     }
 }
 
-impl Ledger for Flaky {
+impl StateStore for Flaky {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if self.away.load(Ordering::SeqCst) {
             return Box::pin(std::future::ready(Err(ReadError("it is away".to_owned()))));
@@ -122,7 +127,7 @@ impl Ledger for Flaky {
         after: Option<&'a str>,
         most: usize,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
         self.inner.list(under, after, most, deadline)
     }
 
@@ -140,7 +145,7 @@ fn operator(dir: &Path) -> ApiKey {
 }
 
 async fn answers(backplane: &Backplane) -> bool {
-    backplane.requests.ask(&KeystoreStatus {}, Duration::from_secs(1)).await.is_ok()
+    backplane.requests.request(&KeystoreStatus {}, Duration::from_secs(1)).await.is_ok()
 }
 
 fn refused(ended: Ended) -> String {
@@ -190,7 +195,7 @@ async fn a_copy_takes_over_while_it_is_the_newest_and_is_refused_when_it_is_not(
         first.stop().await.unwrap();
         copy_dir(&dir, &copied);
         let config = KeystoreConfig { lease: Some(TIMES), ..config(&dir) };
-        let mut running = Running::start_on(config, bus.connect(), nobody()).await.unwrap();
+        let mut running = Running::start_on(config, bus.connect(), anonymous()).await.unwrap();
         let second = Node::start(&copied, bus.connect());
         second.says("stands by: another keystore holds the lease").await;
         running.become_operator(&dir.join(OPERATOR_KEY_FILE)).await;
@@ -222,7 +227,7 @@ async fn a_keystore_that_cannot_renew_its_lease_answers_nothing_and_ends_when_it
     away.store(true, Ordering::SeqCst);
     first.says("the lease cannot be renewed").await;
     assert!(!answers(&bus.connect()).await);
-    // Alone, it goes on where it was once the state store is back.
+    // Alone, it continues once the state store is back.
     away.store(false, Ordering::SeqCst);
     first.serves().await;
     assert!(answers(&bus.connect()).await);
@@ -232,7 +237,7 @@ async fn a_keystore_that_cannot_renew_its_lease_answers_nothing_and_ends_when_it
     assert!(first.health.fault().is_some_and(|fault| fault.contains("cannot be renewed")));
     let mut running = answers(&bus.connect()).await;
     for _ in 0..20 {
-        // Half of the questions still arrive at the first, and get no answer.
+        // Half of the requests still reach the first keystore and get no reply.
         running |= answers(&bus.connect()).await;
     }
     assert!(running);
@@ -262,25 +267,25 @@ async fn a_revocation_does_not_wait_for_a_state_store_that_is_away_and_reaches_i
     let (root, bus) = (tempfile::tempdir().unwrap(), Bus::new());
     let dir = root.path().join("data");
     let (backplane, away) = Flaky::on(&bus);
-    let mut running = Running::start_on(config(&dir), backplane, nobody()).await.unwrap();
+    let mut running = Running::start_on(config(&dir), backplane, anonymous()).await.unwrap();
     running.become_operator(&dir.join(OPERATOR_KEY_FILE)).await;
     let account = running.account("a").await.id;
     let key = running.key(&account, &[Scope::Check]).await;
     let backup = root.path().join("backup");
     away.store(true, Ordering::SeqCst);
     running.revoke(&key.id).await;
-    assert!(!running.lives(&key.id).await);
+    assert!(!running.is_active(&key.id).await);
     away.store(false, Ordering::SeqCst);
     running.stop().await;
     copy_dir(&dir, &backup);
-    let running = Running::start_on(config(&dir), bus.connect(), nobody()).await.unwrap();
-    assert!(!running.lives(&key.id).await);
+    let running = Running::start_on(config(&dir), bus.connect(), anonymous()).await.unwrap();
+    assert!(!running.is_active(&key.id).await);
     running.stop().await;
 }
 
 /// The number of the newest change that the state store knows of.
 async fn known(backplane: &Backplane) -> u64 {
-    let record = backplane.ledger.get("keystore.head", Instant::now() + Duration::from_secs(5)).await.unwrap();
+    let record = backplane.state_store.get("keystore.head", Instant::now() + Duration::from_secs(5)).await.unwrap();
     let head: serde_json::Value = serde_json::from_slice(&record.unwrap().value).unwrap();
     head["sequence"].as_u64().unwrap()
 }
@@ -290,7 +295,7 @@ async fn a_head_that_could_not_be_written_is_written_again() {
     let (root, bus) = (tempfile::tempdir().unwrap(), Bus::new());
     let dir = root.path().join("data");
     let (backplane, fails_once) = Flaky::once(&bus);
-    let mut running = Running::start_on(config(&dir), backplane, nobody()).await.unwrap();
+    let mut running = Running::start_on(config(&dir), backplane, anonymous()).await.unwrap();
     running.become_operator(&dir.join(OPERATOR_KEY_FILE)).await;
     let account = running.account("a").await.id;
     let key = running.key(&account, &[Scope::Check]).await;

@@ -1,8 +1,8 @@
-//! Webhook endpoints and retention, as the gateway and the exporter ask for them.
+//! Webhook endpoints and retention, as gateway and exporter request them.
 
 use std::time::Duration;
 
-use stage0_backplane::{Event, Listener};
+use stage0_backplane::{Event, Subscription};
 use stage0_contract::{
     AccountId, Caller, CapChanges, Change, CreateWebhook, DEFAULT_RETENTION_DAYS, DeleteWebhook, DisableWebhook,
     EnableWebhook, GetWebhook, KeyChanged, Limits, ListRetentions, ListWebhooks, ManageReply, Notice, Plan, Refusal,
@@ -11,9 +11,9 @@ use stage0_contract::{
 };
 use stage0_keystore::{KeystoreConfig, Plans, SECRETS_KEY_FILE, SecretsKey};
 
-use crate::harness::{Running, caller_of, config, done, heard_of, refused};
+use crate::harness::{Running, caller_of, config, done, next_key_notice, refused};
 
-/// A key of the account that may do this, as a caller.
+/// A caller of the account with these scopes.
 async fn caller(running: &Running, account: &AccountId, scope: Scope) -> Caller {
     caller_of(&running.key(account, &[scope]).await)
 }
@@ -42,7 +42,7 @@ async fn get(running: &Running, caller: &Caller, id: &WebhookId) -> ManageReply<
     running.ask(&GetWebhook { caller: caller.clone(), id: id.clone() }).await
 }
 
-/// What every call that names an endpoint is refused with.
+/// The refusals of every call that names an endpoint.
 async fn refusals(running: &Running, caller: &Caller, id: &WebhookId) -> Vec<Refusal> {
     let (caller, id) = (caller.clone(), id.clone());
     vec![
@@ -54,15 +54,15 @@ async fn refusals(running: &Running, caller: &Caller, id: &WebhookId) -> Vec<Ref
     ]
 }
 
-async fn heard<N: Notice>(listener: &mut Listener<N>) -> N {
+async fn heard<N: Notice>(listener: &mut Subscription<N>) -> N {
     match tokio::time::timeout(Duration::from_secs(10), listener.next()).await.unwrap().unwrap() {
-        Event::Heard(notice) => notice,
+        Event::Message(notice) => notice,
         Event::Gap => panic!("a gap"),
     }
 }
 
 #[tokio::test]
-async fn who_lacks_the_scope_manages_no_endpoint() {
+async fn managing_endpoints_needs_the_scope() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -77,7 +77,7 @@ async fn who_lacks_the_scope_manages_no_endpoint() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_key_ended_manages_no_endpoint_whatever_it_says() {
+async fn a_caller_whose_key_ended_manages_no_endpoint() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -115,7 +115,7 @@ async fn a_foreign_unknown_or_deleted_endpoint_does_not_exist() {
 }
 
 #[tokio::test]
-async fn an_endpoint_is_as_it_was_asked_for_and_its_secret_is_shown_once() {
+async fn a_new_endpoint_is_as_requested_and_its_secret_is_shown_once() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -142,7 +142,7 @@ async fn an_endpoint_is_as_it_was_asked_for_and_its_secret_is_shown_once() {
 }
 
 #[tokio::test]
-async fn an_endpoint_is_changed_where_the_call_says_so_and_what_is_bad_changes_nothing() {
+async fn an_update_changes_the_named_members_and_a_bad_one_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -166,7 +166,7 @@ async fn an_endpoint_is_changed_where_the_call_says_so_and_what_is_bad_changes_n
 }
 
 #[tokio::test]
-async fn an_endpoint_that_the_exporter_gave_up_says_why_until_somebody_enables_it() {
+async fn an_endpoint_disabled_by_the_exporter_has_its_reason_until_it_is_enabled() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -183,7 +183,7 @@ async fn an_endpoint_that_the_exporter_gave_up_says_why_until_somebody_enables_i
 }
 
 #[tokio::test]
-async fn old_secrets_sign_beside_the_new_one_for_the_overlap_and_not_without_one() {
+async fn old_secrets_sign_beside_the_new_one_during_the_overlap() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -204,7 +204,7 @@ async fn old_secrets_sign_beside_the_new_one_for_the_overlap_and_not_without_one
 }
 
 #[tokio::test]
-async fn an_account_has_a_hundred_living_endpoints_and_no_more() {
+async fn an_account_has_at_most_a_hundred_endpoints() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let (account, other) = (running.account("a").await.id, running.account("b").await.id);
@@ -223,18 +223,18 @@ async fn an_account_has_a_hundred_living_endpoints_and_no_more() {
 }
 
 #[tokio::test]
-async fn everybody_hears_of_each_change_before_its_caller_does() {
+async fn the_notice_of_each_endpoint_change_is_published_before_the_reply() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
-    let mut notices = running.backplane.notices.listen::<WebhookChanged>().await.unwrap();
+    let mut notices = running.backplane.notices.subscribe::<WebhookChanged>().await.unwrap();
     let id = running.webhook(&account).await.webhook.id;
     let operator = running.operator.clone();
     done(running.ask(&UpdateWebhook { enabled: Some(false), ..update(&operator, &id) }).await);
     done(running.ask(&EnableWebhook { caller: operator.clone(), id: id.clone() }).await);
     done(running.ask(&rotate(&operator, &id, 60)).await);
     done(running.ask(&DisableWebhook { id: id.clone(), reason: "r".to_owned() }).await);
-    // The second time nothing changes, but the first notice may have been lost.
+    // The second call is no change, and still its notice is published: the first one may have been lost.
     running.delete_webhook(&id).await;
     running.delete_webhook(&id).await;
     for _ in 0..7 {
@@ -244,7 +244,7 @@ async fn everybody_hears_of_each_change_before_its_caller_does() {
 }
 
 #[tokio::test]
-async fn lists_are_paged_in_the_order_of_ids_without_the_deleted_ones() {
+async fn endpoint_lists_are_paged_by_id_without_deleted_endpoints() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let (account, other) = (running.account("a").await.id, running.account("b").await.id);
@@ -272,11 +272,11 @@ async fn lists_are_paged_in_the_order_of_ids_without_the_deleted_ones() {
 }
 
 #[tokio::test]
-async fn large_endpoints_of_one_account_leave_the_exporters_pages_small_enough_to_be_sent() {
+async fn an_exporters_pages_stay_small_enough_to_be_sent_with_large_endpoints() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
-    // A control character takes six bytes as JSON: as large as an endpoint can be, and as many as an account may have.
+    // A control character takes six bytes as JSON, so these endpoints have the maximal size and number.
     let environments = vec!["\u{1}".repeat(999) + "e"; 8];
     let filters = WebhookFilters { verdicts: None, environments: Some(environments) };
     for _ in 0..100 {
@@ -290,7 +290,7 @@ async fn large_endpoints_of_one_account_leave_the_exporters_pages_small_enough_t
 }
 
 #[tokio::test]
-async fn a_given_secrets_key_seals_and_none_is_made() {
+async fn a_configured_secrets_key_is_used_and_none_is_created() {
     let dir = tempfile::tempdir().unwrap();
     let given = |text: &str| KeystoreConfig { secrets_key: SecretsKey::parse(text).ok(), ..config(dir.path()) };
     let running = Running::start_with(given(&"ab".repeat(32))).await.unwrap();
@@ -321,7 +321,7 @@ pub(crate) fn unchanged(running: &Running, account: &AccountId) -> UpdateAccount
 }
 
 #[tokio::test]
-async fn only_an_operator_sets_how_long_an_account_keeps_decisions() {
+async fn only_an_operator_sets_an_accounts_retention() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
@@ -344,19 +344,19 @@ async fn only_an_operator_sets_how_long_an_account_keeps_decisions() {
 }
 
 #[tokio::test]
-async fn a_new_retention_is_told_to_all_and_holds_for_keys_endpoints_and_after_a_restart() {
+async fn a_new_retention_is_announced_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let key = running.key(&account, &[Scope::Check]).await.key;
     running.webhook(&account).await;
     assert_eq!(running.verify(&key).await.unwrap().retention_days, DEFAULT_RETENTION_DAYS);
-    let mut notices = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
+    let mut notices = running.backplane.notices.subscribe::<KeyChanged>().await.unwrap();
     for (days, kept) in [(Some(7), 7), (None, DEFAULT_RETENTION_DAYS), (Some(9), 9)] {
         let retention_days = Some(days.map_or(Change::Plans, Change::Own));
         let call = UpdateAccount { retention_days, ..unchanged(&running, &account) };
         assert_eq!(done(running.ask(&call).await).retention_days, days);
-        assert_eq!(heard_of(&mut notices).await.0, account);
+        assert_eq!(next_key_notice(&mut notices).await.0, account);
         assert_eq!(running.verify(&key).await.unwrap().retention_days, kept);
         assert_eq!(running.endpoints().await[0].retention_days, kept);
     }
@@ -370,17 +370,17 @@ async fn a_new_retention_is_told_to_all_and_holds_for_keys_endpoints_and_after_a
 }
 
 #[tokio::test]
-async fn plan_limits_and_run_id_are_told_to_all_and_hold_after_a_restart() {
+async fn changed_plan_limits_and_run_id_are_announced_and_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let key = running.key(&account, &[Scope::Check]).await.key;
     let told = running.verify(&key).await.unwrap();
     assert!(told.limits.is_none() && !told.require_run_id, "without a plan nothing is limited");
-    let mut notices = running.backplane.notices.listen::<KeyChanged>().await.unwrap();
+    let mut notices = running.backplane.notices.subscribe::<KeyChanged>().await.unwrap();
     let free = UpdateAccount { plan: Some(Plan::Free), ..unchanged(&running, &account) };
     assert_eq!(done(running.ask(&free).await).plan, Plan::Free);
-    assert_eq!(heard_of(&mut notices).await.0, account);
+    assert_eq!(next_key_notice(&mut notices).await.0, account);
     let told = running.verify(&key).await.unwrap();
     assert_eq!(told.limits, Limits { per_minute: Some(60), daily: Some(1_000), monthly: Some(10_000) });
     let own = UpdateAccount {

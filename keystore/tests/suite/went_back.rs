@@ -1,5 +1,5 @@
-//! The state store, or the machine of a keystore, put back to an earlier state while it runs; and a keystore that was
-//! copied while it ran. It goes on with what it wrote or tried last, and with nothing else under its name.
+//! The state store or the machine of a keystore is put back to an earlier state while it runs, or the keystore is
+//! copied. It goes on only with records that it wrote or tried last.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,13 +10,14 @@ use bytes::Bytes;
 use serde_json::Value;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::{
-    Backplane, BoxFuture, ClockError, Ledger, ListError, Listed, PutError, ReadError, Record, Revision, StoreClock,
+    Backplane, BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore,
+    StoreClock,
 };
 use stage0_contract::Scope;
 use stage0_keystore::{BuildError, OPERATOR_KEY_FILE, RunError};
 use tokio::time::Instant;
 
-use crate::harness::{Running, config, nobody, wait_for};
+use crate::harness::{Running, anonymous, config, wait_for};
 use crate::two::{Ended, Node};
 
 const LEASE: &str = "keystore.lease";
@@ -27,14 +28,14 @@ fn soon() -> Instant {
 }
 
 async fn read(backplane: &Backplane, key: &str) -> Record {
-    backplane.ledger.get(key, soon()).await.unwrap().expect("a record")
+    backplane.state_store.get(key, soon()).await.unwrap().expect("a record")
 }
 
-/// Puts something in the place of whatever is there by then.
+/// Replaces a record, whatever its revision.
 async fn replace(backplane: &Backplane, key: &str, value: &Bytes) {
     loop {
         let revision = read(backplane, key).await.revision;
-        match backplane.ledger.put(key, value.clone(), Some(revision), None, soon()).await {
+        match backplane.state_store.put(key, value.clone(), Some(revision), None, soon()).await {
             Ok(_) => return,
             Err(PutError::Conflict) => {}
             Err(error) => panic!("{error}"),
@@ -44,8 +45,8 @@ async fn replace(backplane: &Backplane, key: &str, value: &Bytes) {
 
 /// A state store whose acknowledgements are lost, or which went back.
 struct Faulty {
-    inner: Arc<dyn Ledger>,
-    /// Stores so many more writes of the head and the lease, and does not say so.
+    inner: Arc<dyn StateStore>,
+    /// Stores this many writes of the head and the lease without acknowledging them.
     loses: Arc<AtomicUsize>,
     went_back: Arc<AtomicBool>,
 }
@@ -53,13 +54,13 @@ struct Faulty {
 impl Faulty {
     fn on(bus: &Bus) -> (Backplane, Arc<AtomicUsize>, Arc<AtomicBool>) {
         let (backplane, loses, went_back) = (bus.connect(), Arc::default(), Arc::default());
-        let inner = backplane.ledger.clone();
-        let ledger = Arc::new(Self { inner, loses: Arc::clone(&loses), went_back: Arc::clone(&went_back) });
-        (Backplane { ledger, ..backplane }, loses, went_back)
+        let inner = backplane.state_store.clone();
+        let state_store = Arc::new(Self { inner, loses: Arc::clone(&loses), went_back: Arc::clone(&went_back) });
+        (Backplane { state_store, ..backplane }, loses, went_back)
     }
 }
 
-impl Ledger for Faulty {
+impl StateStore for Faulty {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if self.went_back.load(Ordering::SeqCst) {
             return Box::pin(std::future::ready(Err(ReadError("it was heard before".to_owned()))));
@@ -89,7 +90,7 @@ impl Ledger for Faulty {
         })
     }
 
-    fn went_back<'a>(&'a self, _: &'a str, _: Instant) -> BoxFuture<'a, bool> {
+    fn was_rolled_back<'a>(&'a self, _: &'a str, _: Instant) -> BoxFuture<'a, bool> {
         Box::pin(async { self.went_back.load(Ordering::SeqCst) })
     }
 
@@ -99,7 +100,7 @@ impl Ledger for Faulty {
         after: Option<&'a str>,
         most: usize,
         deadline: Instant,
-    ) -> BoxFuture<'a, Result<Listed, ListError>> {
+    ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
         self.inner.list(under, after, most, deadline)
     }
 
@@ -150,34 +151,34 @@ async fn a_lease_of_its_own_name_that_it_did_not_write_last_ends_a_keystore() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_of_its_own_term_that_it_did_not_write_last_ends_a_keystore() {
     let (dir, bus) = (tempfile::tempdir().unwrap(), Bus::new());
-    let mut running = Running::start_on(config(dir.path()), bus.connect(), nobody()).await.unwrap();
+    let mut running = Running::start_on(config(dir.path()), bus.connect(), anonymous()).await.unwrap();
     let backplane = bus.connect();
     let earlier = read(&backplane, HEAD).await.value;
     change(dir.path(), &mut running).await;
     wait_for("the head", async || read(&backplane, HEAD).await.value != earlier).await;
     replace(&backplane, HEAD, &earlier).await;
     let create = running.create(&running.operator.account, &[Scope::Check]);
-    // Perhaps without an answer.
-    drop(backplane.requests.ask(&create, Duration::from_secs(2)).await);
+    // It may end without a reply.
+    drop(backplane.requests.request(&create, Duration::from_secs(2)).await);
     assert!(matches!(running.ended().await, RunError::StateStoreWentBack));
-    // The directory is newer than the head, and proves it.
-    Running::start_on(config(dir.path()), bus.connect(), nobody()).await.unwrap().stop().await;
+    // The directory is newer than the head and proves it.
+    Running::start_on(config(dir.path()), bus.connect(), anonymous()).await.unwrap().stop().await;
 }
 
-/// As when the state store went back between two renewals of the lease, and nothing is changed since.
+/// The state store went back between two renewals of the lease, and nothing changed since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_that_went_back_is_noticed_without_a_change_and_one_that_is_gone_is_written_again() {
     let (dir, bus) = (tempfile::tempdir().unwrap(), Bus::new());
-    let mut running = Running::start_on(config(dir.path()), bus.connect(), nobody()).await.unwrap();
+    let mut running = Running::start_on(config(dir.path()), bus.connect(), anonymous()).await.unwrap();
     let backplane = bus.connect();
     let earlier = read(&backplane, HEAD).await.value;
     change(dir.path(), &mut running).await;
     wait_for("the head", async || read(&backplane, HEAD).await.value != earlier).await;
     let Record { revision, value } = read(&backplane, HEAD).await;
     let brief = Some(Duration::from_millis(1));
-    let ended = backplane.ledger.put(HEAD, value.clone(), Some(revision), brief, soon()).await.unwrap();
+    let ended = backplane.state_store.put(HEAD, value.clone(), Some(revision), brief, soon()).await.unwrap();
     wait_for("the head again", async || {
-        let found = backplane.ledger.get(HEAD, soon()).await.unwrap();
+        let found = backplane.state_store.get(HEAD, soon()).await.unwrap();
         found.is_some_and(|found| found.revision > ended && found.value == value)
     })
     .await;
@@ -199,7 +200,7 @@ async fn a_keystore_whose_acknowledgements_are_lost_goes_on_with_what_it_tried()
     node.stop().await.unwrap();
 
     let (faulty, loses, _) = Faulty::on(&bus);
-    let mut running = Running::start_on(config(dir.path()), faulty, nobody()).await.unwrap();
+    let mut running = Running::start_on(config(dir.path()), faulty, anonymous()).await.unwrap();
     loses.store(2, Ordering::SeqCst);
     change(dir.path(), &mut running).await;
     wait_for("lost acknowledgements", async || loses.load(Ordering::SeqCst) == 0).await;

@@ -1,6 +1,7 @@
-//! A writer in a process of its own, and who remembers what it acknowledged.
+//! A writer in a process of its own, and the record of what it acknowledged.
 //!
-//! The writer says on its standard output what was acknowledged, one whole line each; a line that is not whole was never said.
+//! The writer prints each acknowledged change as one line on its standard output. An incomplete line was not
+//! acknowledged.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -14,7 +15,7 @@ use crate::harness::Running;
 
 const DIRECTORY: &str = "STAGE0_TEST_WRITER_DIRECTORY";
 
-/// Not a test: what the process that is killed runs. Without its variable it does nothing.
+/// Not a test: the process that is killed runs this. Without its environment variable it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writer_process() {
     let Some(dir) = std::env::var_os(DIRECTORY) else { return };
@@ -57,7 +58,7 @@ async fn writer_process() {
     }
 }
 
-/// What was acknowledged in a directory, over all rounds.
+/// The changes that were acknowledged in a directory over all rounds.
 #[derive(Default)]
 pub(crate) struct Witness {
     accounts: Vec<AccountId>,
@@ -95,7 +96,7 @@ impl Writer {
 }
 
 impl Witness {
-    /// Hears what is acknowledged until `enough` of it, and then for so long.
+    /// Reads `enough` acknowledged changes, and then continues for the given time.
     pub(crate) fn hear(&mut self, writer: &Writer, enough: u32, and_then: Duration) {
         let mut heard = 0;
         while heard < enough {
@@ -108,7 +109,7 @@ impl Witness {
         }
     }
 
-    /// Hears what was said before the writer died.
+    /// Reads what the writer printed before it died.
     pub(crate) fn hear_the_rest(&mut self, writer: Writer) {
         let Writer { mut child, lines } = writer;
         child.wait().unwrap();
@@ -117,17 +118,17 @@ impl Witness {
         }
     }
 
-    /// Asks for all of it. Returns how many changes that was.
+    /// Checks that all of it is there. Returns the number of changes.
     pub(crate) async fn confirm(&self, running: &Running) -> usize {
         for account in &self.accounts {
-            // There is no list of an account that is lost. It may be empty: the power may fail before the first key.
+            // A lost account cannot be listed. The list may be empty: the power may fail before the first key.
             running.keys_of(account).await;
         }
         for key in &self.live {
             assert!(running.verify(key).await.is_some(), "acknowledged key {} is lost", key.id());
         }
         for id in &self.ended {
-            assert!(!running.lives(id).await, "acknowledged end of {id} is lost");
+            assert!(!running.is_active(id).await, "acknowledged end of {id} is lost");
         }
         let found = running.endpoints().await;
         for (id, secret) in &self.endpoints {
@@ -144,7 +145,7 @@ impl Witness {
     fn note(&mut self, line: &str) -> bool {
         let words: Vec<_> = line.split_whitespace().collect();
         match words.as_slice() {
-            // From here until its acknowledgement nobody can say whether the key lives.
+            // Until the revocation is acknowledged, the key may or may not be active.
             ["ask", "end", id] => {
                 self.live.retain(|key| key.id().as_str() != *id);
                 return false;
@@ -170,18 +171,18 @@ impl Witness {
     }
 }
 
-/// How many rounds: the short form, or what the environment asks for.
+/// The number of rounds: a few, or as many as the environment sets.
 pub(crate) fn rounds(short: u32) -> u32 {
     std::env::var("STAGE0_CRASH_ROUNDS").map_or(short, |rounds| rounds.parse().unwrap())
 }
 
-/// Somewhere below `most`; the clock's low bits are random enough to choose a moment.
+/// Less than `most`; the low bits of the clock are random enough to choose a moment.
 pub(crate) fn somewhere_below(most: u32) -> u32 {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     (nanos / 7) % most
 }
 
-/// How often something was found damaged and kept as evidence.
+/// The number of files that were found damaged and kept as evidence.
 pub(crate) fn put_aside(dir: &Path) -> usize {
     let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
     names.filter(|name| name.to_string_lossy().contains(".damaged-")).count()

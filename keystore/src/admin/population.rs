@@ -1,0 +1,201 @@
+//! How many keys and endpoints each account has, and in which order they ended.
+//!
+//! Owns the index in memory against which caps are checked, so that no list has to be read for that. It is filled from
+//! the store at start.
+//! INVARIANT: every change of the store is applied here too, or an account's count is wrong until the next start.
+
+use std::collections::{BTreeSet, HashMap};
+use std::hash::Hash;
+
+use jiff::Timestamp;
+use stage0_contract::{AccountId, KeyId, WebhookId};
+
+use crate::store::record::{Forgotten, KeyRecord, Record, WebhookRecord};
+use crate::store::record_store::{RecordStore, StoreError};
+
+/// Ended keys, and deleted endpoints, that an account keeps. The oldest beyond are forgotten when a new one is added.
+pub(crate) const MAX_ENDED: usize = 1_000;
+/// Forgotten by one change at most; one change adds fewer.
+const MAX_FORGOTTEN: usize = 16;
+
+/// The end of a key or endpoint that has none.
+const NEVER: i64 = i64::MAX;
+
+/// Every account's keys and endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct Population {
+    keys: HashMap<AccountId, Members<KeyId>>,
+    webhooks: HashMap<AccountId, Members<WebhookId>>,
+}
+
+/// The keys, or the endpoints, of one account.
+#[derive(Debug)]
+struct Members<Id> {
+    /// In seconds since the epoch.
+    ends: HashMap<Id, i64>,
+    by_end: BTreeSet<(i64, Id)>,
+}
+
+impl Population {
+    /// Reads every key and endpoint of the store.
+    pub(crate) fn of(store: &RecordStore) -> Result<Self, StoreError> {
+        let mut population = Self::default();
+        for record in store.keys_and_webhooks() {
+            population.put(&record?);
+        }
+        Ok(population)
+    }
+
+    /// Applies one record of a change.
+    pub(crate) fn put(&mut self, record: &Record) {
+        match record {
+            Record::Key(key) => {
+                let members = self.keys.entry(key.account.clone()).or_default();
+                members.put(key.id.clone(), end_of_key(key));
+            }
+            Record::Webhook(record) => {
+                let members = self.webhooks.entry(record.webhook.account.clone()).or_default();
+                members.put(record.webhook.id.clone(), end_of_webhook(record));
+            }
+            Record::Forgotten(Forgotten::Key { id, account }) => {
+                self.keys.get_mut(account).into_iter().for_each(|members| members.remove(id));
+            }
+            Record::Forgotten(Forgotten::Webhook { id, account }) => {
+                self.webhooks.get_mut(account).into_iter().for_each(|members| members.remove(id));
+            }
+            Record::Account(_) | Record::SigningKey(_) | Record::Mark(_) => {}
+        }
+    }
+
+    /// Keys of an account that are neither revoked nor expired.
+    pub(crate) fn active_keys(&self, account: &AccountId, now: Timestamp) -> u64 {
+        self.keys.get(account).map_or(0, |members| members.active(now))
+    }
+
+    /// Endpoints of an account that are not deleted.
+    pub(crate) fn existing_webhooks(&self, account: &AccountId, now: Timestamp) -> u64 {
+        self.webhooks.get(account).map_or(0, |members| members.active(now))
+    }
+
+    /// Records that forget the ended keys beyond [`MAX_ENDED`], oldest first.
+    pub(crate) fn surplus_keys(&self, account: &AccountId, now: Timestamp) -> Vec<Record> {
+        let surplus = self.keys.get(account).map(|members| members.surplus(now)).unwrap_or_default();
+        let forget = |id| Record::Forgotten(Forgotten::Key { id, account: account.clone() });
+        surplus.into_iter().map(forget).collect()
+    }
+
+    /// Records that forget the deleted endpoints beyond [`MAX_ENDED`], oldest first.
+    pub(crate) fn surplus_webhooks(&self, account: &AccountId, now: Timestamp) -> Vec<Record> {
+        let surplus = self.webhooks.get(account).map(|members| members.surplus(now)).unwrap_or_default();
+        let forget = |id| Record::Forgotten(Forgotten::Webhook { id, account: account.clone() });
+        surplus.into_iter().map(forget).collect()
+    }
+}
+
+impl<Id> Default for Members<Id> {
+    fn default() -> Self {
+        Self { ends: HashMap::new(), by_end: BTreeSet::new() }
+    }
+}
+
+impl<Id: Clone + Ord + Hash> Members<Id> {
+    fn put(&mut self, id: Id, end: i64) {
+        self.remove(&id);
+        self.ends.insert(id.clone(), end);
+        self.by_end.insert((end, id));
+    }
+
+    fn remove(&mut self, id: &Id) {
+        if let Some(end) = self.ends.remove(id) {
+            self.by_end.remove(&(end, id.clone()));
+        }
+    }
+
+    /// Counts the ended ones, which are fewer.
+    fn active(&self, now: Timestamp) -> u64 {
+        (self.by_end.len() - self.ended(now).count()) as u64
+    }
+
+    fn surplus(&self, now: Timestamp) -> Vec<Id> {
+        let surplus = self.ended(now).count().saturating_sub(MAX_ENDED).min(MAX_FORGOTTEN);
+        self.ended(now).take(surplus).cloned().collect()
+    }
+
+    /// Oldest first. The second of the end counts as ended.
+    fn ended(&self, now: Timestamp) -> impl Iterator<Item = &Id> {
+        let now = now.as_second();
+        self.by_end.iter().take_while(move |(end, _)| *end <= now).map(|(_, id)| id)
+    }
+}
+
+fn end_of_key(key: &KeyRecord) -> i64 {
+    key.ends().map_or(NEVER, Timestamp::as_second)
+}
+
+fn end_of_webhook(record: &WebhookRecord) -> i64 {
+    record.deleted_at.map_or(NEVER, Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::tests::store_with;
+    use crate::store::record::tests::{account, at, key, webhook};
+
+    fn of(id: &str) -> AccountId {
+        account(id).id
+    }
+
+    fn key_until(id: &str, end: Option<i64>) -> Record {
+        Record::Key(KeyRecord { expires_at: end.map(at), ..key(id, "a", &[]) })
+    }
+
+    #[test]
+    fn revoked_and_expired_keys_and_those_of_other_accounts_do_not_count() {
+        let mut population = Population::default();
+        for record in [key_until("k1", None), key_until("k2", Some(10)), Record::Key(key("k3", "b", &[]))] {
+            population.put(&record);
+        }
+        assert_eq!(population.active_keys(&of("a"), at(9)), 2);
+        assert_eq!(population.active_keys(&of("a"), at(10)), 1);
+        population.put(&Record::Key(KeyRecord { revoked_at: Some(at(9)), ..key("k1", "a", &[]) }));
+        assert_eq!((population.active_keys(&of("a"), at(9)), population.active_keys(&of("b"), at(9))), (1, 1));
+        assert_eq!(population.active_keys(&of("c"), at(9)), 0);
+    }
+
+    #[test]
+    fn a_thousand_ended_keys_are_kept_and_older_ones_forgotten_a_few_at_a_time() {
+        let mut population = Population::default();
+        for number in 0..MAX_ENDED + 20 {
+            let end = 10_000 - i64::try_from(number).unwrap();
+            population.put(&key_until(&format!("k{number}"), Some(end)));
+        }
+        population.put(&key_until("lives", None));
+        let first = population.surplus_keys(&of("a"), at(20_000));
+        assert_eq!(first.len(), MAX_FORGOTTEN);
+        let oldest = Record::Forgotten(Forgotten::Key { id: key("k1019", "a", &[]).id, account: of("a") });
+        assert_eq!(first[0], oldest);
+        first.iter().for_each(|record| population.put(record));
+        let second = population.surplus_keys(&of("a"), at(20_000));
+        assert_eq!(second.len(), 4);
+        second.iter().for_each(|record| population.put(record));
+        assert_eq!(population.surplus_keys(&of("a"), at(20_000)), []);
+        assert_eq!(population.active_keys(&of("a"), at(20_000)), 1);
+        assert_eq!(population.surplus_keys(&of("a"), at(0)), [], "nothing has ended yet");
+    }
+
+    #[test]
+    fn the_population_is_filled_from_the_store_including_deleted_endpoints() {
+        let records = vec![
+            Record::Account(account("a")),
+            key_until("k1", Some(5)),
+            key_until("k2", None),
+            Record::Webhook(webhook("we_1", "a")),
+            Record::Webhook(webhook("we_2", "a").tombstone(at(3))),
+        ];
+        let (_dir, store) = store_with(records);
+        let population = Population::of(&store).unwrap();
+        assert_eq!((population.active_keys(&of("a"), at(9)), population.existing_webhooks(&of("a"), at(9))), (1, 1));
+        assert_eq!(population.existing_webhooks(&of("a"), at(2)), 2);
+    }
+}

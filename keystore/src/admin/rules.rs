@@ -1,0 +1,255 @@
+//! What a caller may do (contract, section 7): pure.
+//!
+//! Owns every refusal of a management call; those about endpoints are in [`webhooks`], about marks in [`marks`]. Checks
+//! run in a fixed order, because it shows in the reply: whether the caller may make the call at all, whether the thing
+//! it names is its own (otherwise it does not exist), the body, then the state. No scope implies another; only
+//! `operator` reaches other accounts.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use stage0_contract::{
+    AccountId, Caller, Caps, Change, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope,
+    UNLIMITED, UpdateAccount, hidden, is_blank,
+};
+
+use crate::store::record::KeyRecord;
+
+pub(crate) mod marks;
+pub(crate) mod webhooks;
+
+/// Longest overlap of a rotation: 30 days.
+pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
+
+/// A gateway's clock may be this far ahead.
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
+const MAX_NAME_CHARS: usize = 200;
+const MAX_PAGE: u32 = 1_000;
+const MAX_RETENTION_DAYS: u32 = 3_650;
+
+/// The caller that creates or rotates a key, as its own record has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Granter {
+    pub(crate) caller: Caller,
+    /// When its key expires, if it does. For a rotated key this is the end of the overlap.
+    pub(crate) ends: Option<Timestamp>,
+}
+
+/// Checks that the caller holds a scope; an operator may do what any scope allows.
+pub(crate) fn require(caller: &Caller, scope: Scope) -> Result<(), Refusal> {
+    if is_operator(caller) || caller.scopes.contains(&scope) { Ok(()) } else { Err(Refusal::ScopeMissing(scope)) }
+}
+
+/// Checks the time before which decisions are to be deleted.
+pub(crate) fn valid_deletion(before: Timestamp, now: Timestamp) -> Result<(), Refusal> {
+    let latest = now.checked_add(MAX_CLOCK_SKEW).unwrap_or(now);
+    let future = (before > latest).then(|| FieldError::new("before", "must not be in the future"));
+    invalid_if_any(future.into_iter().collect())
+}
+
+/// The account that a call is about. For everyone except an operator, other accounts do not exist.
+pub(crate) fn target_account(caller: &Caller, named: Option<&AccountId>) -> Result<AccountId, Refusal> {
+    match named {
+        None => Ok(caller.account.clone()),
+        Some(named) if is_operator(caller) || *named == caller.account => Ok(named.clone()),
+        Some(_) => Err(Refusal::NotFound),
+    }
+}
+
+/// Checks the body of `POST /v1/accounts`.
+pub(crate) fn valid_account(call: &CreateAccount) -> Result<(), Refusal> {
+    invalid_if_any(bad_name(&call.name).into_iter().collect())
+}
+
+/// Checks the body of `PATCH /v1/accounts/{id}`.
+pub(crate) fn valid_account_changes(call: &UpdateAccount) -> Result<(), Refusal> {
+    let mut errors = Vec::new();
+    if call.retention_days.and_then(Change::own).is_some_and(|days| !(1..=MAX_RETENTION_DAYS).contains(&days)) {
+        errors.push(FieldError::new("retention_days", format!("must be 1 to {MAX_RETENTION_DAYS}")));
+    }
+    for (name, limit) in [("per_minute", call.per_minute), ("daily", call.daily), ("monthly", call.monthly)] {
+        if limit.and_then(Change::own).is_some_and(|limit| !(1..=UNLIMITED).contains(&limit)) {
+            errors.push(FieldError::new(name, format!("must be 1 to {UNLIMITED}, which means no limit")));
+        }
+    }
+    let caps = call.caps;
+    for (name, cap) in [
+        ("max_keys", caps.max_keys),
+        ("max_endpoints", caps.max_endpoints),
+        ("max_runs", caps.max_runs),
+        ("stored_bytes", caps.stored_bytes),
+    ] {
+        if cap.and_then(Change::own).is_some_and(|cap| cap > UNLIMITED) {
+            errors.push(FieldError::new(name, format!("must be 0 to {UNLIMITED}, which means no cap")));
+        }
+    }
+    invalid_if_any(errors)
+}
+
+/// Checks the body of `POST /v1/keys` and what it grants. Returns when the key expires.
+pub(crate) fn valid_key(granter: &Granter, call: &CreateKey, now: Timestamp) -> Result<Option<Timestamp>, Refusal> {
+    let Granter { caller, ends } = granter;
+    let mut errors: Vec<_> = bad_name(&call.name).into_iter().collect();
+    if call.scopes.is_empty() {
+        errors.push(FieldError::new("scopes", "must name at least one scope"));
+    }
+    // An operator grants scopes that it does not hold only by naming an account: that is how an account gets its first
+    // key.
+    let as_operator = is_operator(caller) && call.account.is_some();
+    let latest = ends.filter(|_| !(as_operator && may_outlive(&call.scopes)));
+    let expires_at = call.expires_at.map(whole_seconds);
+    if expires_at.is_some_and(|end| end <= now) {
+        errors.push(FieldError::new("expires_at", "must be in the future"));
+    }
+    if let (Some(end), Some(latest)) = (expires_at, latest)
+        && end > latest
+    {
+        errors.push(FieldError::new(
+            "expires_at",
+            format!("must not be after {latest}, when the key that grants it ends"),
+        ));
+    }
+    invalid_if_any(errors)?;
+    if !as_operator {
+        holds_all(caller, &call.scopes)?;
+    }
+    Ok(expires_at.or(latest))
+}
+
+/// Whether an operator may grant these scopes for longer than its own key lasts. Not `operator` itself, or holding such
+/// a key for a moment would be enough to keep it.
+fn may_outlive(scopes: &BTreeSet<Scope>) -> bool {
+    !scopes.contains(&Scope::Operator)
+}
+
+/// Checks that an account with this many active keys may have one more.
+pub(crate) fn check_key_cap(active: u64, caps: &Caps) -> Result<(), Refusal> {
+    let most = caps.keys();
+    if active < most {
+        return Ok(());
+    }
+    Err(Refusal::Conflict(format!(
+        "the account has {active} active keys, and its cap `max_keys` is {most}: revoke one that is not used, or ask \
+         the operator to raise the cap"
+    )))
+}
+
+/// The old key as it is after its rotation. The caller gets the secret of the successor, so the key must not have more
+/// rights than the caller.
+pub(crate) fn rotated(
+    granter: &Granter,
+    call: &RotateKey,
+    key: Option<KeyRecord>,
+    now: Timestamp,
+) -> Result<KeyRecord, Refusal> {
+    let Granter { caller, ends } = granter;
+    let mut key = own(caller, key)?;
+    let end = end_of_overlap(call.overlap_seconds, now)?;
+    may_end_key(caller, &key)?;
+    if key.revoked_at.is_some() {
+        return Err(Refusal::Conflict("the key is revoked; create a new one instead".to_owned()));
+    }
+    if !key.is_active_at(now) {
+        return Err(Refusal::Conflict("the key is expired; create a new one instead".to_owned()));
+    }
+    if let Some(ends) = ends
+        && key.expires_at.is_none_or(|end| end > *ends)
+        && !(is_operator(caller) && may_outlive(&key.scopes))
+    {
+        return Err(Refusal::Conflict(format!(
+            "the key lives longer than the one that would rotate it, which ends at {ends}; rotate it with a key that \
+             lives as long"
+        )));
+    }
+    if call.overlap_seconds == 0 {
+        key.revoked_at = Some(now);
+    } else {
+        key.expires_at = Some(key.expires_at.map_or(end, |existing| existing.min(end)));
+    }
+    Ok(key)
+}
+
+/// When a key or secret that is being replaced ends.
+fn end_of_overlap(seconds: u64, now: Timestamp) -> Result<Timestamp, Refusal> {
+    if seconds > MAX_OVERLAP_SECONDS {
+        let message = format!("must be 0 to {MAX_OVERLAP_SECONDS}");
+        return Err(Refusal::Invalid(vec![FieldError::new("overlap_seconds", message)]));
+    }
+    // At most 30 days, which always fits. If it did not, the overlap would end at once.
+    let overlap = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(0));
+    Ok(now.checked_add(overlap).unwrap_or(now))
+}
+
+/// The key as it is once revoked.
+pub(crate) fn revoked(caller: &Caller, key: Option<KeyRecord>, now: Timestamp) -> Result<Revocation, Refusal> {
+    let mut key = own(caller, key)?;
+    may_end_key(caller, &key)?;
+    if key.revoked_at.is_some() {
+        return Ok(Revocation::Already(key));
+    }
+    key.revoked_at = Some(now);
+    Ok(Revocation::New(key))
+}
+
+/// What a revocation does to a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Revocation {
+    New(KeyRecord),
+    Already(KeyRecord),
+}
+
+/// Where a page begins and how many items it has. A cursor is the last id of the page before.
+pub(crate) fn page<Id>(
+    cursor: Option<&str>,
+    limit: u32,
+    parse: impl Fn(&str) -> Result<Id, IdError>,
+) -> Result<(Option<Id>, usize), Refusal> {
+    let mut errors = Vec::new();
+    if !(1..=MAX_PAGE).contains(&limit) {
+        errors.push(FieldError::new("limit", format!("must be 1 to {MAX_PAGE}")));
+    }
+    let cursor = cursor.map(parse).transpose().unwrap_or_else(|_| {
+        errors.push(FieldError::new("cursor", "must be a `next_cursor` of an earlier page"));
+        None
+    });
+    invalid_if_any(errors)?;
+    Ok((cursor, limit as usize))
+}
+
+/// Times are stored as whole seconds, rounded down so that a fraction never lengthens a key's validity.
+pub(crate) fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+fn is_operator(caller: &Caller) -> bool {
+    caller.scopes.contains(&Scope::Operator)
+}
+
+fn own(caller: &Caller, key: Option<KeyRecord>) -> Result<KeyRecord, Refusal> {
+    key.filter(|key| is_operator(caller) || key.account == caller.account).ok_or(Refusal::NotFound)
+}
+
+/// Only an operator may end a key that has more rights than the caller.
+fn may_end_key(caller: &Caller, key: &KeyRecord) -> Result<(), Refusal> {
+    if is_operator(caller) { Ok(()) } else { holds_all(caller, &key.scopes) }
+}
+
+fn holds_all(caller: &Caller, scopes: &BTreeSet<Scope>) -> Result<(), Refusal> {
+    scopes.difference(&caller.scopes).next().map_or(Ok(()), |lacking| Err(Refusal::ScopeMissing(*lacking)))
+}
+
+fn bad_name(name: &str) -> Option<FieldError> {
+    let bad = is_blank(name)
+        || hidden(name).is_some()
+        || name.chars().any(char::is_control)
+        || name.chars().count() > MAX_NAME_CHARS;
+    let message = || format!("must have 1 to {MAX_NAME_CHARS} characters, none of them hidden, and not be blank");
+    bad.then(|| FieldError::new("name", message()))
+}
+
+fn invalid_if_any(errors: Vec<FieldError>) -> Result<(), Refusal> {
+    if errors.is_empty() { Ok(()) } else { Err(Refusal::Invalid(errors)) }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

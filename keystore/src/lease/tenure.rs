@@ -1,0 +1,115 @@
+//! The right to serve, as the rest of the keystore sees it.
+//!
+//! A tenure ends by itself when its lease is not renewed in time, and for good when the lease is lost. It is checked
+//! before each write and before each reply. Time is the kernel's boot-time clock, which goes on while the host sleeps
+//! or the process is frozen, so a keystore that wakes up late knows that its time is over.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Why a lease is lost for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Another keystore serves.
+    TakenOver,
+    /// The state store's records are not those that this keystore wrote last.
+    WentBack,
+}
+
+/// The right to serve, and until when. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Tenure {
+    /// In nanoseconds of the boot-time clock.
+    until: Arc<AtomicU64>,
+    lost: CancellationToken,
+    loss: Arc<OnceLock<Loss>>,
+    /// The journal that is locked; see [`set_journal_id`](Self::set_journal_id).
+    journal_id: Arc<Mutex<Option<String>>>,
+    journal_changed: Arc<Notify>,
+}
+
+impl Tenure {
+    /// For a keystore that needs no lease: the lock of its directory is enough.
+    pub(crate) fn unlimited() -> Self {
+        Self::until(u64::MAX)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn expired() -> Self {
+        Self::until(0)
+    }
+
+    pub(super) fn until(nanoseconds: u64) -> Self {
+        Self {
+            until: Arc::new(AtomicU64::new(nanoseconds)),
+            lost: CancellationToken::new(),
+            loss: Arc::default(),
+            journal_id: Arc::default(),
+            journal_changed: Arc::default(),
+        }
+    }
+
+    /// Whether this keystore may serve at this moment.
+    pub(crate) fn is_valid(&self) -> bool {
+        now() < self.until.load(Ordering::Acquire)
+    }
+
+    pub(super) fn extend(&self, nanoseconds: u64) {
+        self.until.fetch_max(nanoseconds, Ordering::AcqRel);
+    }
+
+    pub(super) fn end(&self) {
+        self.until.store(0, Ordering::Release);
+    }
+
+    /// Ends it for good: another keystore serves, or may.
+    pub(crate) fn lose(&self, why: Loss) {
+        self.end();
+        self.loss.get_or_init(|| why);
+        self.lost.cancel();
+    }
+
+    /// Why it is lost for good, if it is.
+    pub(crate) fn loss(&self) -> Option<Loss> {
+        self.loss.get().copied()
+    }
+
+    /// Resolves when it is lost for good.
+    pub(crate) async fn lost(&self) -> Loss {
+        self.lost.cancelled().await;
+        self.loss().unwrap_or(Loss::TakenOver)
+    }
+
+    /// Names the journal that is locked. A new name is written into the lease at once.
+    pub(crate) fn set_journal_id(&self, journal_id: Option<String>) {
+        let mut known = self.journal_id.lock().unwrap_or_else(PoisonError::into_inner);
+        if *known != journal_id {
+            *known = journal_id;
+            self.journal_changed.notify_one();
+        }
+    }
+
+    pub(super) fn journal_id(&self) -> Option<String> {
+        self.journal_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn journal_changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.journal_changed)
+    }
+}
+
+/// The boot-time clock in nanoseconds.
+pub(super) fn now() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    seconds.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default())
+}
+
+pub(super) fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

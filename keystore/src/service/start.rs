@@ -1,0 +1,325 @@
+//! The steps of a start, in their order.
+//!
+//! Lock the directory (with the lease, if there is one); inspect it; compare it with the head in the state store; open
+//! it, replacing its content if a restore was accepted; load the keys that seal and sign; write the first head of this
+//! term. Nothing is served before the last step.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+
+use stage0_backplane::{Backplane, PutError, Revision, StateStore};
+use tokio::time::sleep;
+
+use super::{BuildError, Keystore};
+use crate::admin::AdminService;
+use crate::admin::announce;
+use crate::admin::bootstrap;
+use crate::admin::new_key::NewKeys;
+use crate::admin::rules::whole_seconds;
+use crate::admin::writer;
+use crate::config::KeystoreConfig;
+use crate::hash::Hasher;
+use crate::head::listed_accounts;
+use crate::head::live_keys::{self, Lister};
+use crate::head::{self, DirectoryState, Head, HeadStored, HeadWriter, Mismatch};
+use crate::health::Health;
+use crate::last_used::LastUsed;
+use crate::lease::tenure::{Loss, Tenure};
+use crate::lease::{self, AcquireError, Lease};
+use crate::plans::Plans;
+use crate::records::RETRY_DELAY;
+use crate::restore::{self, Known, Restored};
+use crate::seal::{self, Sealer};
+use crate::server::admission::Admission;
+use crate::server::callers::{Callers, ProvenKeys};
+use crate::server::handlers::Handlers;
+use crate::server::permits::Permits;
+use crate::server::verify::Verifier;
+use crate::signer::{self, Signer};
+use crate::sources::{Clock, random};
+use crate::store::lock::LockedDirectory;
+use crate::store::snapshot::{Snapshot, StoreId};
+use crate::store::{DurableStore, InspectedDirectory, OpenError};
+
+/// What every step of a start needs.
+pub(super) struct Start {
+    pub(super) config: KeystoreConfig,
+    pub(super) backplane: Backplane,
+    pub(super) health: Health,
+    pub(super) clock: Clock,
+    pub(super) plans: Plans,
+}
+
+/// An open keystore whose first head is in the state store.
+pub(super) struct Ready {
+    opened: Opened,
+    tenure: Tenure,
+    head: HeadWriter,
+    stored: HeadStored,
+    restored: Option<Restored>,
+}
+
+struct Opened {
+    admin: AdminService,
+    hasher: Arc<Hasher>,
+    sealer: Arc<Sealer>,
+    signer: Arc<Signer>,
+    last_used: LastUsed,
+    new_operator_key: bool,
+}
+
+impl Start {
+    fn state_store(&self) -> &Arc<dyn StateStore> {
+        &self.backplane.state_store
+    }
+
+    pub(super) async fn lock(&self) -> Result<(Option<Lease>, LockedDirectory), BuildError> {
+        let dir = self.config.data_dir.clone();
+        let Some(times) = self.config.lease else {
+            let directory = blocking(move || Ok(LockedDirectory::take(&dir)?)).await?;
+            return Ok((None, directory));
+        };
+        let acquired = lease::acquire(self.state_store(), &dir, times, &self.health).await;
+        let (lease, directory) = acquired.map_err(|error| match error {
+            AcquireError::Random(error) => BuildError::Random(error),
+            AcquireError::Open(error) => BuildError::Open(error),
+            AcquireError::WentBack => BuildError::StateStoreWentBack,
+            AcquireError::Cancelled(error) => BuildError::Thread(std::io::Error::other(error)),
+        })?;
+        self.health.set_opening();
+        Ok((Some(lease), directory))
+    }
+
+    pub(super) async fn open(&self, lease: Option<&Lease>, directory: LockedDirectory) -> Result<Ready, BuildError> {
+        let tenure = lease.map_or_else(Tenure::unlimited, |lease| lease.tenure.clone());
+        let found = blocking(move || Ok(InspectedDirectory::inspect(directory)?)).await?;
+        let known = self.retry(&tenure, || head::read(self.state_store())).await?;
+        let head = known.map(|(head, _)| head);
+        let compared = compare_with_head(&found, head.as_ref(), self.config.accept_restore);
+        let why = compared.map_err(|error| OpenError::Directory(found.dir().to_owned(), error))?;
+        let (restoring, mut restored) = match why {
+            None => {
+                if self.config.accept_restore {
+                    tracing::warn!("--accept-restore is not needed: the data is the newest; start without it");
+                }
+                (None, None)
+            }
+            Some(why) if self.config.accept_restore => {
+                let (snapshot, done) = self.restore(&found, head.as_ref(), why, &tenure).await?;
+                (snapshot, Some(done))
+            }
+            Some(why) => {
+                let (dir, why) = (found.dir().to_owned(), why.to_string());
+                return Err(OpenError::Outdated { dir, why }.into());
+            }
+        };
+        let (config, clock, plans, own) = (self.config.clone(), Arc::clone(&self.clock), self.plans, tenure.clone());
+        let is_restored = restored.is_some();
+        let opened = blocking(move || {
+            let now = whole_seconds(clock());
+            let mut durable = found.open(StoreId::from_random(random()?), now, own)?;
+            if let Some(snapshot) = restoring {
+                durable.replace(&snapshot)?;
+            }
+            open(&config, durable, (clock, plans), is_restored)
+        });
+        let mut opened = opened.await?;
+        let dir = self.config.data_dir.clone();
+        if let Some(restored) = &mut restored {
+            restored.new_operator_key = opened.new_operator_key;
+            // Their lists in the state store must become empty, because their keys are gone.
+            opened.admin.durable().changes().add(restored.vanished.iter().cloned().collect());
+            log_restored(restored);
+        }
+        let term = lease.map_or_else(|| head.map_or(1, |head| head.term.saturating_add(1)), |lease| lease.term);
+        let (head, stored) = self.first_head(&opened.admin, term, known.map(|(_, revision)| revision), &tenure).await?;
+        let store_id = String::from(opened.admin.durable().changes().position().store_id);
+        self.backplane.requests.serve_in_term(term, &store_id);
+        let now = (self.clock)();
+        let opened = blocking(move || {
+            opened.admin.record_head_kept()?;
+            head::expect(&dir, now).map_err(|error| OpenError::Directory(dir, error))?;
+            Ok(opened)
+        });
+        let opened = opened.await?;
+        Ok(Ready { opened, tenure, head, stored, restored })
+    }
+
+    /// The content that replaces the directory's, `None` if it is empty, and a report of the differences.
+    async fn restore(
+        &self,
+        found: &InspectedDirectory,
+        head: Option<&Head>,
+        why: Mismatch,
+        tenure: &Tenure,
+    ) -> Result<(Option<Snapshot>, Restored), BuildError> {
+        let empty = Snapshot::of(StoreId::from_random(random()?), 0, Vec::new());
+        let empty = empty.map_err(|error| BuildError::StateStore(error.to_string()))?;
+        let snapshot = found.snapshot().unwrap_or(&empty);
+        let mut known = Known { newest: head.map_or(0, |head| head.position.sequence), ..Known::default() };
+        known.accounts = self.retry(tenure, || listed_accounts::read_all(self.state_store())).await?;
+        let accounts: BTreeSet<_> = snapshot.accounts().chain(&known.accounts).cloned().collect();
+        for account in accounts {
+            let list = self.retry(tenure, || live_keys::read(self.state_store(), &account)).await?;
+            known.lists.extend(list.map(|list| (account, list)));
+        }
+        let new_id = StoreId::from_random(random()?);
+        let restored = restore::restored(snapshot, &known, (new_id, why, whole_seconds((self.clock)())));
+        let (snapshot, done) = restored.map_err(|error| BuildError::StateStore(error.to_string()))?;
+        Ok((found.snapshot().map(|_| snapshot), done))
+    }
+
+    /// Writes the first head of this term. From then on this directory is the one that is believed.
+    async fn first_head(
+        &self,
+        admin: &AdminService,
+        term: u64,
+        revision: Option<Revision>,
+        tenure: &Tenure,
+    ) -> Result<(HeadWriter, HeadStored), BuildError> {
+        loop {
+            let lister = Lister::new(admin.store().clone(), Arc::clone(&self.clock), term, tenure.clone());
+            let (state_store, changes) = (Arc::clone(self.state_store()), admin.durable().changes().clone());
+            let shared = (tenure.clone(), self.health.clone());
+            match HeadWriter::start(state_store, changes, lister, term, revision, shared).await {
+                Ok(started) => return Ok(started),
+                // Another keystore wrote it since it was read.
+                Err(PutError::Conflict) => return Err(BuildError::StateStore("another keystore uses it".to_owned())),
+                Err(PutError::Failed(error)) => self.wait_out(&error, tenure).await?,
+            }
+        }
+    }
+
+    /// Reads from the state store until it answers.
+    async fn retry<T, Reading>(&self, tenure: &Tenure, read: impl Fn() -> Reading) -> Result<T, BuildError>
+    where
+        Reading: Future<Output = Result<T, String>>,
+    {
+        loop {
+            match read().await {
+                Ok(found) => return Ok(found),
+                Err(error) => self.wait_out(&error, tenure).await?,
+            }
+        }
+    }
+
+    /// Waits for a state store that starts later or cannot be reached for a while. Within one process that cannot help,
+    /// and the error is returned.
+    async fn wait_out(&self, error: &str, tenure: &Tenure) -> Result<(), BuildError> {
+        match tenure.loss() {
+            Some(Loss::WentBack) => return Err(BuildError::StateStoreWentBack),
+            None if self.config.lease.is_some() => {}
+            None | Some(Loss::TakenOver) => return Err(BuildError::StateStore(error.to_owned())),
+        }
+        self.health.set_waiting(&format!("the state store does not answer: {error}"));
+        sleep(RETRY_DELAY).await;
+        Ok(())
+    }
+
+    pub(super) fn finish(self, lease: Option<Lease>, ready: Ready) -> Result<Keystore, BuildError> {
+        let Self { config, backplane, health, clock, plans } = self;
+        let Ready { opened, tenure, head, stored, restored } = ready;
+        let Opened { admin, hasher, sealer, signer, last_used, new_operator_key: _ } = opened;
+        let (store, writable, precheck) = (admin.store().clone(), admin.durable().writable(), admin.precheck());
+        let disk_low = admin.durable().disk_low();
+        health.watch(Arc::clone(&writable), Arc::clone(&disk_low), admin.rolled_back());
+        let (writer, thread) = writer::start(admin).map_err(BuildError::Thread)?;
+        let pool = (config.workers(), config.hash_queue);
+        let new_keys = NewKeys::new(Arc::clone(&hasher));
+        let proven = ProvenKeys::new(&random()?);
+        let verifier = Arc::new(Verifier::new(store.clone(), hasher, Arc::clone(&clock), plans, pool, proven));
+        let (callers, permits) = (Callers::new(Arc::clone(&verifier)), Arc::new(Permits::new(&random()?)));
+        let (announcer, retry) = announce::announcer(backplane.clone());
+        let handlers = Handlers {
+            store,
+            precheck,
+            admission: Arc::new(Admission::default()),
+            new_keys,
+            verifier,
+            callers,
+            permits,
+            sealing_key: backplane.requests.sealing_key(),
+            writer,
+            writable,
+            disk_low,
+            announcer,
+            last_used: Arc::new(last_used),
+            sealer,
+            signer,
+            clock,
+            tenure: tenure.clone(),
+            head: stored,
+        };
+        let handlers = Arc::new(handlers);
+        Ok(Keystore { backplane, handlers, retry, thread, health, tenure, lease, head, restored })
+    }
+}
+
+/// Why a directory is not the newest, if it is not. `restored` means that the operator says it is a backup.
+fn compare_with_head(
+    found: &InspectedDirectory,
+    head: Option<&Head>,
+    restored: bool,
+) -> std::io::Result<Option<Mismatch>> {
+    let state = DirectoryState {
+        position: found.snapshot().map(|snapshot| snapshot.position),
+        digest_at: &|sequence| found.digest_at(sequence),
+        lacks_journal: found.lacks_journal(),
+        expects_head: found.records_head() || head::is_expected(found.dir())?,
+    };
+    // A first start that ended before anything was stored leaves nothing to restore.
+    let restored = restored && found.snapshot().is_some_and(|snapshot| !snapshot.is_empty());
+    let compared = if restored { head::compare_restored(&state, head) } else { head::compare(&state, head) };
+    Ok(compared.err())
+}
+
+fn log_restored(restored: &Restored) {
+    let Restored { why, kept, revoked, unknown, vanished, disabled, unlisted, new_operator_key } = restored;
+    tracing::error!(
+        why,
+        kept,
+        new_operator_key,
+        unlisted = unlisted.len(),
+        revoked = ?revoked,
+        unknown = ?unknown,
+        vanished = ?vanished,
+        disabled = ?disabled,
+        "data directory was restored from a backup"
+    );
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BuildError> + Send + 'static,
+) -> Result<T, BuildError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| BuildError::Thread(std::io::Error::other(error)))?
+}
+
+fn open(
+    config: &KeystoreConfig,
+    mut durable: DurableStore,
+    (clock, plans): (Clock, Plans),
+    is_restored: bool,
+) -> Result<Opened, BuildError> {
+    let hasher = Arc::new(Hasher::new(config.hash_cost, random()?)?);
+    let now = whole_seconds(clock());
+    // Before the operator's key: if a file has to be restored first, no new key must appear beside it.
+    let sealer = seal::sealer(config, durable.store()).map_err(|error| BuildError::Secrets(Box::new(error)))?;
+    let signer = signer::signer(config, &mut durable, now).map_err(|error| BuildError::Signing(Box::new(error)))?;
+    let sealer = Arc::new(sealer);
+    let mut admin = AdminService::new(durable, Arc::clone(&sealer), clock, plans)
+        .map_err(|error| BuildError::Count(Box::new(error)))?;
+    let bootstrap = |error| BuildError::Bootstrap(Box::new(error));
+    let new_operator_key = if is_restored {
+        bootstrap::operator_if_none_active(&mut admin, &hasher, &config.data_dir).map_err(bootstrap)?
+    } else {
+        bootstrap::operator_if_empty(&mut admin, &hasher, &config.data_dir).map_err(bootstrap)?;
+        false
+    };
+    if let Some(copy) = &config.operator_key_copy {
+        bootstrap::copy_operator_key(&config.data_dir, copy).map_err(bootstrap)?;
+    }
+    let last_used = LastUsed::open(&config.data_dir, admin.store());
+    Ok(Opened { admin, hasher, sealer, signer: Arc::new(signer), last_used, new_operator_key })
+}

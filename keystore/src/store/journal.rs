@@ -1,0 +1,146 @@
+//! The journal: every acknowledged change, in order, fsynced before the store gets it.
+//!
+//! Owns one append-only file, which stays locked, and its good end. An append is either on disk or cut off again. If
+//! even that fails, the caller must stop writing, or a later frame would follow garbage. [`frame`] has the format.
+
+mod frame;
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+pub(crate) use frame::{End, FrameError, Replay};
+
+use crate::store::disk;
+use crate::store::record::Record;
+use crate::store::snapshot::Snapshot;
+use frame::FrameBody;
+
+/// The journal's file in the data directory. Where it exists, a keystore has started before.
+pub const FILE: &str = "journal";
+
+/// A smaller journal is not worth rewriting.
+const MIN_REWRITE_BYTES: u64 = 1 << 20;
+/// A journal is rewritten when it is this many times as large as its snapshot.
+const REWRITE_FACTOR: u64 = 4;
+
+/// The open file, positioned at its good end.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    dir: PathBuf,
+    file: File,
+    end: u64,
+    snapshot_bytes: u64,
+}
+
+/// A change was not stored.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AppendError {
+    #[error("the change cannot be framed")]
+    Frame(#[source] FrameError),
+    /// The file is as it was before.
+    #[error("the journal cannot be appended to")]
+    RolledBack(#[source] io::Error),
+    /// Unknown bytes are at the end: nothing more may be appended.
+    #[error("the journal cannot be cut back after a failed append")]
+    Stuck(#[source] io::Error),
+}
+
+/// A journal could not be replaced.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RewriteError {
+    #[error("the records cannot be framed")]
+    Frame(#[source] FrameError),
+    #[error("the journal cannot be written")]
+    Io(#[source] io::Error),
+}
+
+/// Reads a journal from its beginning.
+pub(crate) fn read(mut file: &File) -> io::Result<Replay> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    Ok(frame::replay(&bytes))
+}
+
+impl Journal {
+    /// Continues a locked journal that was read up to `replay.good`. Bytes after that are cut off.
+    pub(crate) fn open(dir: &Path, file: File, replay: &Replay) -> io::Result<Self> {
+        let mut journal =
+            Self { dir: dir.to_owned(), file, end: replay.good as u64, snapshot_bytes: replay.snapshot_bytes as u64 };
+        journal.cut()?;
+        Ok(journal)
+    }
+
+    /// Replaces the journal by one that begins with these records. The new file is locked before it gets its name.
+    pub(crate) fn rewrite(dir: &Path, snapshot: &Snapshot) -> Result<Self, RewriteError> {
+        let position = snapshot.position;
+        let (records, trail) = (snapshot.records(), snapshot.trail.clone());
+        let entry = FrameBody::Snapshot { store_id: position.store_id, records, trail };
+        let bytes = frame::encode(position.sequence, &entry).map_err(RewriteError::Frame)?;
+        let file = disk::replace_locked(dir, FILE, &bytes).map_err(RewriteError::Io)?;
+        let end = bytes.len() as u64;
+        Ok(Self { dir: dir.to_owned(), file, end, snapshot_bytes: end })
+    }
+
+    /// Appends one change. `Ok` means that it is on disk.
+    pub(crate) fn append(&mut self, sequence: u64, records: Vec<Record>) -> Result<Appended, AppendError> {
+        let bytes = frame::encode(sequence, &FrameBody::Change(records)).map_err(AppendError::Frame)?;
+        let before = self.end;
+        match self.file.write_all(&bytes).and_then(|()| self.file.sync_all()) {
+            Ok(()) => {
+                self.end += bytes.len() as u64;
+                Ok(Appended { before })
+            }
+            Err(error) => {
+                self.cut().map_err(AppendError::Stuck)?;
+                Err(AppendError::RolledBack(error))
+            }
+        }
+    }
+
+    /// Takes the last append back, because the store could not apply it.
+    pub(crate) fn undo(&mut self, Appended { before }: Appended) -> io::Result<()> {
+        self.end = before;
+        self.cut()
+    }
+
+    /// Whether most of the file is history.
+    pub(crate) fn has_outgrown_its_snapshot(&self) -> bool {
+        self.end > MIN_REWRITE_BYTES.max(self.snapshot_bytes.saturating_mul(REWRITE_FACTOR))
+    }
+
+    /// Its size, which a rewrite does not exceed.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.end
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file that is locked.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Makes writes fail, as when the file system becomes read-only after an error.
+    #[cfg(test)]
+    pub(crate) fn make_read_only(&mut self) {
+        if let Ok(file) = File::open(self.dir.join(FILE)) {
+            self.file = file;
+        }
+    }
+
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.end)?;
+        self.file.seek(SeekFrom::Start(self.end))?;
+        self.file.sync_all()
+    }
+}
+
+/// The last append, for [`Journal::undo`].
+#[derive(Debug)]
+pub(crate) struct Appended {
+    before: u64,
+}

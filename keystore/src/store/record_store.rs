@@ -1,0 +1,280 @@
+//! The records in sled, from which all reads come.
+//!
+//! Owns one sled tree with the entries of [`record`](crate::store::record) and the position that they add up to,
+//! written in one atomic batch. sled's `flush` does not survive a power cut, so its file is fsynced afterwards. sled
+//! can panic on damaged files, so it is opened and written inside `catch_unwind`. A store whose entries do not match
+//! its position is an error, not a snapshot.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use stage0_contract::{Account, AccountId, KeyId, PublicKey, WebhookId};
+
+use crate::store::disk;
+use crate::store::record::{self, KeyRecord, Record, SignedMark, TreeEntry, WebhookRecord};
+use crate::store::snapshot::{Digest, Position, Snapshot};
+use crate::store::trail::Trail;
+
+pub(crate) const DIR: &str = "store";
+
+const POSITION: &[u8] = b"position";
+
+/// Limit of sled's page cache, which holds the records of a hundred thousand keys.
+const CACHE_BYTES: u64 = 64 << 20;
+
+/// The value of [`POSITION`].
+#[derive(Serialize, Deserialize)]
+struct StoredPosition {
+    #[serde(flatten)]
+    position: Position,
+    #[serde(default, skip_serializing_if = "Trail::is_empty")]
+    trail: Trail,
+}
+
+/// The open database. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct RecordStore {
+    dir: PathBuf,
+    db: sled::Db,
+}
+
+/// An operation on the store failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("sled failed")]
+    Sled(#[from] sled::Error),
+    #[error("sled panicked")]
+    Panicked,
+    /// Another process has it open, which says nothing about its content.
+    #[error("the store is in use by another process")]
+    InUse,
+    #[error("the store's file cannot be fsynced")]
+    Sync(#[source] std::io::Error),
+    #[error("a record of the store cannot be read or written as JSON")]
+    Json(#[from] serde_json::Error),
+    #[error("the store's entries do not add up to what it says they do")]
+    Inconsistent,
+}
+
+impl RecordStore {
+    /// Opens or creates the files, without checking their content.
+    pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
+        disk::private_dir(dir).map_err(StoreError::Sync)?;
+        let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|_| StoreError::Panicked)?;
+        let db = opened.map_err(|error| if is_locked(&error) { StoreError::InUse } else { error.into() })?;
+        disk::sync_dir(dir).map_err(StoreError::Sync)?;
+        Ok(Self { dir: dir.to_owned(), db })
+    }
+
+    /// All records, if they match the position.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        catch_unwind(AssertUnwindSafe(|| self.read_snapshot())).map_err(|_| StoreError::Panicked)?
+    }
+
+    fn read_snapshot(&self) -> Result<Snapshot, StoreError> {
+        let (mut records, mut digest) = (Vec::new(), Digest::default());
+        for entry in self.db.iter() {
+            let (key, value) = entry?;
+            if key == POSITION {
+                continue;
+            }
+            digest.toggle(&key, &value);
+            if key.starts_with(record::ACCOUNTS) {
+                records.push(Record::Account(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::KEYS) {
+                records.push(Record::Key(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::WEBHOOKS) {
+                records.push(Record::Webhook(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::SIGNING_KEYS) {
+                records.push(Record::SigningKey(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::MARKS) {
+                records.push(Record::Mark(serde_json::from_slice(&value)?));
+            }
+        }
+        let StoredPosition { position, trail } = self.read(POSITION)?.ok_or(StoreError::Inconsistent)?;
+        let snapshot = Snapshot::of(position.store_id, position.sequence, records)?.with_trail(trail);
+        if digest != position.digest || snapshot.position != position {
+            return Err(StoreError::Inconsistent);
+        }
+        Ok(snapshot)
+    }
+
+    /// Every key and endpoint, including ended and deleted ones.
+    pub(crate) fn keys_and_webhooks(&self) -> impl Iterator<Item = Result<Record, StoreError>> + use<> {
+        let keys = self.values(record::KEYS, None).map(|key| key.map(Record::Key));
+        let webhooks = self.values(record::WEBHOOKS, None).map(|webhook| webhook.map(Record::Webhook));
+        keys.chain(webhooks)
+    }
+
+    /// Replaces the content by a snapshot.
+    pub(crate) fn fill(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let mut entries = Vec::new();
+        for record in snapshot.records() {
+            entries.extend(record.entries()?);
+        }
+        let kept: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
+        let mut removed = Vec::new();
+        for key in self.db.iter().keys() {
+            let key = key?;
+            if key != POSITION && !kept.contains(&*key) {
+                removed.push((key.to_vec(), None));
+            }
+        }
+        entries.append(&mut removed);
+        self.write(snapshot.position, &snapshot.trail, entries)
+    }
+
+    /// The position of the store once these records are put.
+    pub(crate) fn position_after(&self, position: Position, records: &[Record]) -> Result<Position, StoreError> {
+        let mut next = Position { sequence: position.sequence.saturating_add(1), ..position };
+        for record in records {
+            for (key, value) in record.entries()? {
+                if let Some(old) = self.db.get(&key)? {
+                    next.digest.toggle(&key, &old);
+                }
+                if let Some(value) = value {
+                    next.digest.toggle(&key, &value);
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    /// Puts the records of one change, and the earlier positions that the state store may know. `Ok` means that they
+    /// are on disk.
+    pub(crate) fn put(&self, position: Position, trail: &Trail, records: &[Record]) -> Result<(), StoreError> {
+        let mut entries = Vec::new();
+        for record in records {
+            entries.extend(record.entries()?);
+        }
+        self.write(position, trail, entries)
+    }
+
+    fn write(&self, position: Position, trail: &Trail, entries: Vec<TreeEntry>) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for (key, value) in entries {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        batch.insert(POSITION, serde_json::to_vec(&StoredPosition { position, trail: trail.clone() })?);
+        catch_unwind(AssertUnwindSafe(|| self.db.apply_batch(batch).and_then(|()| self.db.flush())))
+            .map_err(|_| StoreError::Panicked)??;
+        // sled #1452: flush asks for `sync_file_range`, which does not reach the disk's cache.
+        File::open(self.dir.join("db")).and_then(|file| file.sync_all()).map_err(StoreError::Sync)
+    }
+
+    pub(crate) fn account(&self, id: &AccountId) -> Result<Option<Account>, StoreError> {
+        self.read(&record::entry(record::ACCOUNTS, id.as_str()))
+    }
+
+    pub(crate) fn key(&self, id: &KeyId) -> Result<Option<KeyRecord>, StoreError> {
+        self.read(&record::entry(record::KEYS, id.as_str()))
+    }
+
+    /// At most `limit` accounts after a cursor, ordered by id.
+    pub(crate) fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<Vec<Account>, StoreError> {
+        self.values(record::ACCOUNTS, after.map(AccountId::as_str)).take(limit).collect()
+    }
+
+    /// At most `limit` keys of an account after a cursor, ordered by id.
+    pub(crate) fn keys(
+        &self,
+        account: &AccountId,
+        after: Option<&KeyId>,
+        limit: usize,
+    ) -> Result<Vec<KeyRecord>, StoreError> {
+        let listed = record::listed(account);
+        let mut keys = Vec::new();
+        for entry in self.after(&listed, after.map(KeyId::as_str)).take(limit) {
+            let (entry, _) = entry?;
+            let id = entry.get(listed.len()..).ok_or(StoreError::Inconsistent)?;
+            keys.push(self.read(&[record::KEYS, id].concat())?.ok_or(StoreError::Inconsistent)?);
+        }
+        Ok(keys)
+    }
+
+    /// An endpoint, or the record of a deleted one.
+    pub(crate) fn webhook(&self, id: &WebhookId) -> Result<Option<WebhookRecord>, StoreError> {
+        self.read(&record::entry(record::WEBHOOKS, id.as_str()))
+    }
+
+    /// Every existing endpoint after a cursor, ordered by id.
+    pub(crate) fn all_webhooks(
+        &self,
+        after: Option<&WebhookId>,
+    ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + use<> {
+        self.values(record::WEBHOOKS, after.map(WebhookId::as_str)).filter(exists)
+    }
+
+    /// The existing endpoints of an account after a cursor, ordered by id.
+    pub(crate) fn webhooks(
+        &self,
+        account: &AccountId,
+        after: Option<&WebhookId>,
+    ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + '_ {
+        let listed = record::listed_webhooks(account);
+        let listed_ids = self.after(&listed, after.map(WebhookId::as_str));
+        let existing = listed_ids.filter(|entry| entry.as_ref().map_or(true, |(_, state)| state != record::DELETED));
+        let read = move |entry: sled::Result<(sled::IVec, sled::IVec)>| {
+            let (entry, _) = entry?;
+            let id = entry.get(listed.len()..).ok_or(StoreError::Inconsistent)?;
+            self.read(&[record::WEBHOOKS, id].concat())?.ok_or(StoreError::Inconsistent)
+        };
+        // Checked again, because an endpoint may be deleted between the two reads.
+        existing.map(read).filter(exists)
+    }
+
+    /// Every key that signs or signed marks, ordered by id.
+    pub(crate) fn signing_keys(&self) -> Result<Vec<PublicKey>, StoreError> {
+        self.values(record::SIGNING_KEYS, None).collect()
+    }
+
+    /// The last mark that was signed for an account.
+    pub(crate) fn mark(&self, account: &AccountId) -> Result<Option<SignedMark>, StoreError> {
+        self.read(&record::entry(record::MARKS, account.as_str()))
+    }
+
+    fn values<T: DeserializeOwned>(
+        &self,
+        prefix: &[u8],
+        after: Option<&str>,
+    ) -> impl Iterator<Item = Result<T, StoreError>> + use<T> {
+        self.after(prefix, after).map(|entry| Ok(serde_json::from_slice(&entry?.1)?))
+    }
+
+    fn after(
+        &self,
+        prefix: &[u8],
+        after: Option<&str>,
+    ) -> impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>> + use<> {
+        let prefix = prefix.to_vec();
+        // No id contains a zero byte, so `after` + NUL is the first key greater than `after`.
+        let start = after.map_or_else(|| prefix.clone(), |id| [&prefix, id.as_bytes(), &[0]].concat());
+        let inside = move |entry: &sled::Result<(sled::IVec, sled::IVec)>| {
+            entry.as_ref().map_or(true, |(key, _)| key.starts_with(&prefix))
+        };
+        self.db.range(start..).take_while(inside)
+    }
+
+    fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
+        self.db.get(key)?.map(|value| serde_json::from_slice(&value)).transpose().map_err(StoreError::Json)
+    }
+}
+
+/// sled has no error of its own for a lock that another process holds.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error)
+        if error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock"))
+}
+
+/// Filters out deleted endpoints, and keeps errors.
+fn exists(record: &Result<WebhookRecord, StoreError>) -> bool {
+    record.as_ref().map_or(true, WebhookRecord::exists)
+}
