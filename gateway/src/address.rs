@@ -1,9 +1,9 @@
-//! Who a request comes from: the peer's address, or what a proxy that we trust says of it.
+//! The client's address of a request: the peer's, or the one that a trusted proxy reports.
 //!
-//! Owns the rule: only the peer's own word counts, and a header only while those who wrote it are trusted, read from the right (see
-//! [`Client::of`]).
-//! INVARIANT: no client is counted under an address of its choice. Where headers are broken or contradict one another,
-//! the proxy that we know of counts in its client's place. `forwarded` reads the two headers.
+//! Owns which address is believed: headers count only if the peer is a trusted proxy, and are read from the right as
+//! far as each hop is trusted (see [`Client::of`]). `forwarded` parses the two headers.
+//! INVARIANT: no client can choose the address that it is counted under. If headers are malformed or contradict each
+//! other, the last trusted proxy counts in its client's place.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -15,29 +15,32 @@ mod forwarded;
 
 use forwarded::Hop;
 
-/// Proxies whose word on their clients' addresses is taken.
+/// Proxies whose headers about their clients' addresses are believed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<IpNet>);
 
-/// What was given as trusted proxies holds something else.
+/// Items of the trusted proxies that are no address or network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must hold only addresses, and networks without host bits such as `10.0.0.0/8` (wrong: {})", listed(.0))]
 pub struct TrustedProxiesError(Vec<String>);
 
-/// Who a request comes from.
+/// The client of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Client(IpAddr);
 
-/// One client, as throttles count it. An IPv6 network hands a whole /64 to one host, so that is what is counted; an IPv4 address in
-/// IPv6 clothes is that IPv4 address.
+/// A client as limits count it: an IPv4 address or an IPv6 /64, because a whole /64 usually belongs to one host. An
+/// IPv4-mapped address counts as IPv4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClientNet(IpAddr);
 
 impl TrustedProxies {
-    /// Addresses and networks; the error names every item that is neither. A network's address must not reach into its host part,
-    /// as it is not clear then which of the two is the slip.
+    /// Parses addresses and networks.
+    ///
+    /// # Errors
+    /// With every item that is neither. A network with host bits is refused, because either part may be the mistake.
     pub fn parse(items: &[String]) -> Result<Self, TrustedProxiesError> {
-        let (mut networks, mut bad) = (Vec::new(), Vec::new());
+        let mut networks = Vec::new();
+        let mut bad = Vec::new();
         for item in items {
             match network(item) {
                 Some(network) => networks.push(network),
@@ -54,25 +57,26 @@ impl TrustedProxies {
 }
 
 impl Client {
-    /// Reads the headers only if the peer is trusted; from the right, the first address that is not trusted is the client. What is
-    /// no address ends the walk: who named it is the client then. Two kinds of header with two answers are both not believed.
+    /// Reads the headers only if the peer is trusted. From the right, the first address that is not trusted is the
+    /// client. An element that is no address ends the search: the hop that wrote it is the client. If the two kinds of
+    /// header disagree, neither is believed.
     pub(crate) fn of(peer: IpAddr, headers: &HeaderMap, trusted: &TrustedProxies) -> Self {
         let peer = peer.to_canonical();
         if !trusted.trusts(peer) {
             return Self(peer);
         }
         let lines = |name| headers.get_all(name).map(|value| value.as_bytes()).collect::<Vec<_>>();
-        let (standard, usual) = (lines(FORWARDED), lines(X_FORWARDED_FOR));
-        let standard = (!standard.is_empty()).then(|| walk(peer, forwarded::forwarded(&standard), trusted));
-        let usual = (!usual.is_empty()).then(|| walk(peer, forwarded::x_forwarded_for(&usual), trusted));
-        match (standard, usual) {
+        let (standard, de_facto) = (lines(FORWARDED), lines(X_FORWARDED_FOR));
+        let standard = (!standard.is_empty()).then(|| last_known(peer, forwarded::forwarded(&standard), trusted));
+        let de_facto = (!de_facto.is_empty()).then(|| last_known(peer, forwarded::x_forwarded_for(&de_facto), trusted));
+        match (standard, de_facto) {
             (Some(one), None) | (None, Some(one)) => Self(one),
             (Some(one), Some(other)) if one == other => Self(one),
             (Some(_), Some(_)) | (None, None) => Self(peer),
         }
     }
 
-    /// As it was found out when the request arrived.
+    /// The client that the middleware stored in the request.
     pub(crate) fn of_request(request: &HttpRequest) -> Option<Self> {
         request.extensions().get::<Self>().copied()
     }
@@ -95,7 +99,7 @@ impl ClientNet {
     }
 }
 
-fn walk(peer: IpAddr, hops: Vec<Hop>, trusted: &TrustedProxies) -> IpAddr {
+fn last_known(peer: IpAddr, hops: Vec<Hop>, trusted: &TrustedProxies) -> IpAddr {
     let mut known = peer;
     for hop in hops {
         match hop {
@@ -109,13 +113,13 @@ fn walk(peer: IpAddr, hops: Vec<Hop>, trusted: &TrustedProxies) -> IpAddr {
     known
 }
 
-/// An address is a network of one.
+/// An address is a network with one host.
 fn network(item: &str) -> Option<IpNet> {
     let network = match item.parse::<IpAddr>() {
         Ok(address) => IpNet::from(address),
         Err(_) => item.parse::<IpNet>().ok().filter(|network| network.trunc() == *network)?,
     };
-    // IPv4 in IPv6 clothes, as addresses are compared without them.
+    // IPv4-mapped networks become IPv4, as addresses do before they are compared.
     match network {
         IpNet::V6(v6) if v6.prefix_len() >= 96 => match v6.addr().to_ipv4_mapped() {
             Some(v4) => Ipv4Net::new(v4, v6.prefix_len() - 96).ok().map(IpNet::V4),

@@ -1,9 +1,8 @@
-//! Reading a request's body: its type, its size, the time it may take, and strict JSON.
+//! Reads a request's body: its type, its size, the time it may take, and strict JSON.
 //!
-//! Refuses before it reads where the headers suffice. A body is held by
-//! [`BytesInFlight`](crate::in_flight::BytesInFlight) while it arrives, as far as it has arrived, and by
-//! [`InHand`](crate::in_hand::InHand) from then on. What is not read is thrown away by the server for a bounded moment,
-//! so that the client can read its refusal.
+//! Refuses before reading where the headers suffice. The bytes of a body count in `in_flight` while they arrive, and in
+//! `request_memory` from then on. The server discards an unread body for a limited time, so that the client can read
+//! its refusal.
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -19,31 +18,30 @@ use stage0_contract::{AccountId, MAX_BODY_BYTES, parse_strict};
 use tokio::time::Instant;
 
 use crate::address::Client;
-use crate::auth::confirm;
+use crate::auth::reconfirm_caller;
 use crate::errors::ApiError;
+use crate::idle_timeout::ConnectionState;
 use crate::in_flight::Hold;
-use crate::in_hand::{InHand, Place};
-use crate::patience::Patience;
-use crate::state::Gate;
+use crate::request_memory::{MemoryPermit, RequestMemory};
+use crate::state::AppState;
 
-/// The first step in which a hold grows; each next one doubles it, as the buffer does.
-const FIRST_STEP_BYTES: usize = 4 << 10;
+/// The initial buffer; it doubles as the body arrives.
+const INITIAL_BUFFER_BYTES: usize = 4 << 10;
 
-/// Bytes of the largest body whose parsing and hashing are done in between: a worker serves other connections
-/// meanwhile.
+/// The largest body that is parsed and hashed on the worker thread itself.
 const MAX_INLINE_BYTES: usize = 32 << 10;
 
-/// A JSON object, and what holds the memory that it needs.
+/// A JSON object, and the permit for the memory that its request needs.
 pub(crate) struct Body {
     pub(crate) object: Map<String, Value>,
     /// Its length as it arrived.
     pub(crate) bytes: usize,
-    pub(crate) place: Option<Place>,
+    pub(crate) permit: Option<MemoryPermit>,
 }
 
-/// Does work that grows with a body of so many bytes: that of a large one on a thread apart, so that the worker's other
-/// connections do not wait for it. How many are under way at a time is bounded by [`InHand`].
-pub(crate) async fn apart<T: Send + 'static>(
+/// Does CPU work on a body of `bytes`. For a large body it runs on the blocking pool, so that the worker's other
+/// connections do not wait. [`RequestMemory`] bounds how many run at the same time.
+pub(crate) async fn compute<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -56,73 +54,73 @@ pub(crate) async fn apart<T: Send + 'static>(
     })
 }
 
-/// Marks a request whose body was read to its end, or that has none.
-struct Read;
+/// Marks, in a request's extensions, that its body was read to the end.
+struct BodyRead;
 
-/// A whole body, and what holds its bytes.
-pub(crate) struct Arrived {
+/// A complete body, and the hold on its bytes.
+pub(crate) struct ReceivedBody {
     bytes: Bytes,
     hold: Hold,
 }
 
-impl Arrived {
-    /// The JSON object, once there is room for it.
+impl ReceivedBody {
+    /// Parses the JSON object, once there is memory for its request.
     pub(crate) async fn parse(
         self,
-        in_hand: &Arc<InHand>,
+        request_memory: &Arc<RequestMemory>,
         account: &AccountId,
         deadline: Instant,
     ) -> Result<Body, ApiError> {
         let Self { bytes, hold } = self;
-        let place = tokio::select! {
+        let permit = tokio::select! {
             biased;
-            // Its bytes count for nobody any more, so it must not keep them while it waits.
+            // Its bytes were given to others, so it must not keep them while it waits.
             over = hold.cut() => return Err(over.into()),
-            place = in_hand.place(Some(account), bytes.len(), deadline) => place?,
+            permit = request_memory.acquire(Some(account), bytes.len(), deadline) => permit?,
         };
         let length = bytes.len();
-        // Whoever asked may leave meanwhile: what the body holds ends with the work on it.
-        let parsed = apart(length, move || {
+        // The client may disconnect meanwhile: the memory is held until the work on the body ends.
+        let parsed = compute(length, move || {
             let parsed = parse_strict(&bytes);
             drop((bytes, hold));
-            (parsed, place)
+            (parsed, permit)
         });
-        let (parsed, place) = parsed.await?;
+        let (parsed, permit) = parsed.await?;
         match parsed? {
-            Value::Object(object) => Ok(Body { object, bytes: length, place: Some(place) }),
+            Value::Object(object) => Ok(Body { object, bytes: length, permit: Some(permit) }),
             _ => Err(ApiError::NotAnObject),
         }
     }
 }
 
-/// A JSON object of `account`, or why there is none.
+/// Reads and parses the body of a request of `account`.
 pub(crate) async fn json_object(
-    gate: &Gate,
+    state: &AppState,
     request: &HttpRequest,
     payload: Payload,
     account: &AccountId,
 ) -> Result<Body, ApiError> {
-    let arrived = arrived(gate, request, payload, account).await?;
-    arrived.parse(&gate.in_hand, account, Instant::now() + gate.config.request_budget).await
+    let received = receive(state, request, payload, account).await?;
+    received.parse(&state.request_memory, account, Instant::now() + state.config.request_budget).await
 }
 
-/// As [`json_object`], where no body at all means an empty object.
+/// As [`json_object`], where a missing body means an empty object.
 pub(crate) async fn optional_json_object(
-    gate: &Gate,
+    state: &AppState,
     request: &HttpRequest,
     payload: Payload,
     account: &AccountId,
 ) -> Result<Body, ApiError> {
     if has_body(request.headers()) {
-        json_object(gate, request, payload, account).await
+        json_object(state, request, payload, account).await
     } else {
-        Ok(Body { object: Map::new(), bytes: 0, place: None })
+        Ok(Body { object: Map::new(), bytes: 0, permit: None })
     }
 }
 
-/// Whether a request's body is still to come, as a whole or in part: its connection cannot be used for another.
+/// Whether some of the request's body was not read, so that its connection cannot be used for another request.
 pub(crate) fn is_unread(request: &HttpRequest) -> bool {
-    has_body(request.headers()) && !request.extensions().contains::<Read>()
+    has_body(request.headers()) && !request.extensions().contains::<BodyRead>()
 }
 
 fn has_body(headers: &HeaderMap) -> bool {
@@ -130,13 +128,13 @@ fn has_body(headers: &HeaderMap) -> bool {
     length || headers.contains_key(TRANSFER_ENCODING)
 }
 
-/// The body of a request of `account`, as soon as all of it is there.
-pub(crate) async fn arrived(
-    gate: &Gate,
+/// Receives the complete body of a request of `account`.
+pub(crate) async fn receive(
+    state: &AppState,
     request: &HttpRequest,
     payload: Payload,
     account: &AccountId,
-) -> Result<Arrived, ApiError> {
+) -> Result<ReceivedBody, ApiError> {
     let length =
         request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     if length.is_some_and(|length| length > MAX_BODY_BYTES as u64) {
@@ -146,74 +144,74 @@ pub(crate) async fn arrived(
         return Err(ApiError::NotJsonType);
     }
     let address = Client::of_request(request).map(Client::net);
-    let hold = gate.bytes.begin(Some(account), address, std::time::Instant::now());
-    let patience = request.conn_data::<Patience>();
+    let hold = state.bytes.begin(Some(account), address, std::time::Instant::now());
+    let connection = request.conn_data::<ConnectionState>();
     let length = length.and_then(|length| usize::try_from(length).ok());
-    let collecting = Collecting { hold: &hold, patience, length, body: BytesMut::new(), held: 0 };
-    let collected = tokio::time::timeout(gate.config.body_timeout, collecting.collect(payload)).await;
-    patience.iter().for_each(|patience| patience.body_ends());
-    let bytes = collected.unwrap_or(Err(ApiError::BodyTooSlow))?;
-    request.extensions_mut().insert(Read);
-    // A body may be long in coming.
-    confirm(gate, request).await?;
-    Ok(Arrived { bytes, hold })
+    let reader = BodyReader { hold: &hold, connection, length, buffer: BytesMut::new(), held: 0 };
+    let read = tokio::time::timeout(state.config.body_timeout, reader.read(payload)).await;
+    connection.iter().for_each(|connection| connection.body_done());
+    let bytes = read.unwrap_or(Err(ApiError::BodyTooSlow))?;
+    request.extensions_mut().insert(BodyRead);
+    // The body may have taken long to arrive.
+    reconfirm_caller(state, request).await?;
+    Ok(ReceivedBody { bytes, hold })
 }
 
-/// A body that arrives.
-struct Collecting<'a> {
+/// Buffers a body while it arrives.
+struct BodyReader<'a> {
     hold: &'a Hold,
-    patience: Option<&'a Patience>,
-    /// As the client says.
+    connection: Option<&'a ConnectionState>,
+    /// From `Content-Length`.
     length: Option<usize>,
-    body: BytesMut,
+    buffer: BytesMut,
     held: usize,
 }
 
-impl Collecting<'_> {
-    async fn collect(mut self, mut payload: Payload) -> Result<Bytes, ApiError> {
+impl BodyReader<'_> {
+    async fn read(mut self, mut payload: Payload) -> Result<Bytes, ApiError> {
         loop {
-            let left = self.length.map(|length| length.saturating_sub(self.body.len()));
+            let left = self.length.map(|length| length.saturating_sub(self.buffer.len()));
             let chunk = tokio::select! {
                 biased;
-                chunk = next(&mut payload, self.patience, left) => chunk,
+                chunk = next(&mut payload, self.connection, left) => chunk,
                 over = self.hold.cut() => return Err(over.into()),
             };
             match chunk {
                 Some(chunk) => self.add(&chunk.map_err(|_| ApiError::BrokenBody)?)?,
-                None => return Ok(self.body.freeze()),
+                None => return Ok(self.buffer.freeze()),
             }
         }
     }
 
     fn add(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
-        let (now, length) = (std::time::Instant::now(), self.body.len() + chunk.len());
+        let (now, length) = (std::time::Instant::now(), self.buffer.len() + chunk.len());
         if length > MAX_BODY_BYTES {
             return Err(ApiError::BodyTooLarge);
         }
         if length > self.held {
-            // What the buffer takes, not what is in it.
-            let wanted = length.max(self.held * 2).clamp(FIRST_STEP_BYTES, MAX_BODY_BYTES);
+            // The buffer's capacity counts, not its content.
+            let wanted = length.max(self.held * 2).clamp(INITIAL_BUFFER_BYTES, MAX_BODY_BYTES);
             self.hold.grow(wanted - self.held, now)?;
             self.held = wanted;
-            self.body.reserve(wanted - self.body.len());
+            self.buffer.reserve(wanted - self.buffer.len());
         }
         self.hold.progressed(chunk.len(), now);
-        self.body.extend_from_slice(chunk);
+        self.buffer.extend_from_slice(chunk);
         Ok(())
     }
 }
 
-/// The next piece, as it arrives; the connection is told how far its client may go on.
+/// The next chunk as it arrives; tells the connection's timeouts about the progress.
 async fn next(
     payload: &mut Payload,
-    patience: Option<&Patience>,
+    connection: Option<&ConnectionState>,
     left: Option<usize>,
 ) -> Option<Result<Bytes, PayloadError>> {
     poll_fn(|context| {
         let polled = Pin::new(&mut *payload).poll_next(context);
-        match (&polled, patience) {
-            (std::task::Poll::Ready(Some(Ok(chunk))), Some(patience)) => patience.took_body(chunk.len()),
-            (std::task::Poll::Pending, Some(patience)) => patience.wants_body(left),
+        match (&polled, connection) {
+            (std::task::Poll::Ready(Some(Ok(chunk))), Some(connection)) => connection.consumed_body(chunk.len()),
+            (std::task::Poll::Pending, Some(connection)) => connection.await_body(left),
             _ => {}
         }
         polled
@@ -238,7 +236,7 @@ fn is_json(request: &HttpRequest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::in_flight::{ByteLimits, BytesInFlight, Over};
+    use crate::in_flight::{ByteLimit, ByteLimits, BytesInFlight};
     use actix_web::test::TestRequest;
     use std::time::Duration;
 
@@ -251,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn only_json_in_utf_8_is_taken() {
+    fn only_json_in_utf_8_is_accepted() {
         for good in [
             "application/json",
             "Application/JSON; charset=UTF-8",
@@ -274,11 +272,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_work_on_a_large_body_is_done_apart_from_whoever_serves() {
+    async fn a_large_body_is_parsed_off_the_worker_thread() {
         let here = std::thread::current().id();
         let thread = || std::thread::current().id();
-        assert_eq!(apart(MAX_INLINE_BYTES, thread).await.unwrap(), here);
-        assert_ne!(apart(MAX_INLINE_BYTES + 1, thread).await.unwrap(), here);
+        assert_eq!(compute(MAX_INLINE_BYTES, thread).await.unwrap(), here);
+        assert_ne!(compute(MAX_INLINE_BYTES + 1, thread).await.unwrap(), here);
     }
 
     const KIB: usize = 1 << 10;
@@ -287,46 +285,44 @@ mod tests {
         AccountId::parse(name).unwrap()
     }
 
-    /// A whole body that holds so many bytes.
-    fn whole(bytes: &Arc<BytesInFlight>, name: &str, length: usize, now: std::time::Instant) -> Arrived {
+    /// A complete body that holds `length` bytes.
+    fn whole(bytes: &Arc<BytesInFlight>, name: &str, length: usize, now: std::time::Instant) -> ReceivedBody {
         let hold = bytes.begin(Some(&account(name)), None, now);
         hold.grow(length, now).unwrap();
-        Arrived { bytes: Bytes::from(format!("{{{}}}", " ".repeat(length - 2))), hold }
+        ReceivedBody { bytes: Bytes::from(format!("{{{}}}", " ".repeat(length - 2))), hold }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_whole_body_that_waits_ends_when_its_bytes_are_given_to_another() {
-        let in_hand = InHand::new(MAX_BODY_BYTES);
+    async fn a_body_that_waits_for_memory_is_refused_when_its_bytes_are_given_to_another() {
+        let request_memory = RequestMemory::new(MAX_BODY_BYTES);
         let bytes = BytesInFlight::new(ByteLimits { gateway: 100 * KIB, account: 100 * KIB, address: 100 * KIB });
         let (now, a) = (std::time::Instant::now(), account("a"));
         let deadline = Instant::now() + Duration::from_secs(2);
-        let taken = in_hand.place(Some(&a), MAX_BODY_BYTES, deadline).await.unwrap();
+        let taken = request_memory.acquire(Some(&a), MAX_BODY_BYTES, deadline).await.unwrap();
         let waiting: Vec<_> = [60, 40].map(|kib| whole(&bytes, "a", kib * KIB, now)).into();
         let waiting =
-            futures_util::future::join_all(
-                waiting.into_iter().map(|arrived| {
-                    let (in_hand, a) = (Arc::clone(&in_hand), a.clone());
-                    async move {
-                        (arrived.parse(&in_hand, &a, deadline).await.map(|body| body.object.len()), Instant::now())
-                    }
-                }),
-            );
+            futures_util::future::join_all(waiting.into_iter().map(|arrived| {
+                let (request_memory, a) = (Arc::clone(&request_memory), a.clone());
+                async move {
+                    (arrived.parse(&request_memory, &a, deadline).await.map(|body| body.object.len()), Instant::now())
+                }
+            }));
         let began = Instant::now();
         let others = async {
             tokio::task::yield_now().await;
-            // Larger than what is left: the one that stalls with the most bytes makes room, at once.
+            // It does not fit, so the stalled body with the most bytes is evicted at once.
             let newcomer = bytes.begin(Some(&account("b")), None, now);
             newcomer.grow(50 * KIB, now + Duration::from_secs(1)).unwrap();
             tokio::time::sleep(Duration::from_secs(1)).await;
             drop(taken);
         };
         let (ended, ()) = tokio::join!(waiting, others);
-        assert_eq!(ended.first().unwrap(), &(Err(ApiError::from(Over::Gateway)), began));
+        assert_eq!(ended.first().unwrap(), &(Err(ApiError::from(ByteLimit::Gateway)), began));
         let (neighbour, at) = ended.last().unwrap();
         assert_eq!(
             (neighbour, at.duration_since(began).as_secs()),
             (&Ok(0), 1),
-            "who keeps its bytes is read in its turn"
+            "a body that keeps its bytes is parsed when there is memory"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! What the gateway is told at start. Reading it from flags, environment and files is the command line's.
+//! The gateway's settings: one row each, with name, unit, default and help (`stage0_runtime::settings`).
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -6,104 +6,148 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use stage0_contract::AuditMode;
+use stage0_runtime::settings;
+use stage0_runtime::settings::Kind;
+use stage0_runtime::settings::kinds::{address, base_path, between, choice, count, limit, list_of, milliseconds};
 
 use crate::address::TrustedProxies;
 use crate::quota::OnFailure;
 
-/// Settings of one gateway process.
-#[derive(Debug, Clone)]
-pub struct GatewayConfig {
-    /// Where HTTPS is served; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// Certificate and key.
-    pub tls: TlsFiles,
-    /// Put before every path: empty, or `/prefix` without a slash at its end.
-    pub base_path: String,
-    /// Threads that serve requests, each with its own connection to the backplane.
-    pub workers: usize,
-    /// From the first byte of a `/check` to its answer, the time in which its body arrives not counted.
-    pub request_budget: Duration,
-    /// In which a PROXY header, a TLS handshake, and the headers of a request, must arrive.
-    pub header_timeout: Duration,
-    /// In which a body must arrive.
-    pub body_timeout: Duration,
-    /// After which an idle connection is closed.
-    pub keep_alive: Duration,
-    /// Whose word on their clients' addresses is taken.
-    pub trusted_proxies: TrustedProxies,
-    /// Balancers: their connections begin with a PROXY header, which is believed.
-    pub proxy_protocol_from: TrustedProxies,
-    /// Failed logins, from an address or with a key's id, in a minute before keys not verified recently are refused with 429.
-    pub failed_logins_per_minute: u32,
-    /// Requests a second of one address before more get 429; none: no limit.
-    pub requests_per_second_per_address: Option<NonZeroU32>,
-    /// Calls of the control API a minute with one key before more get 429; none: no limit.
-    pub management_calls_per_minute: Option<NonZeroU32>,
-    /// Connections that one worker holds at the same time.
-    pub max_connections_per_worker: usize,
-    /// Connections that the gateway holds at the same time: one more closes an idle one.
-    pub max_connections: usize,
-    /// Connections that one address holds at the same time: one more closes an idle one of it; none: no limit.
-    pub max_connections_per_address: Option<NonZeroU32>,
-    /// Bytes of request bodies that arrive, and of answers that are not taken yet; an account and an address have a
-    /// quarter.
-    pub max_bytes_in_flight: usize,
-    /// Reads of the log a second of one account before more get 429; none: no limit.
-    pub reads_per_second_per_account: Option<NonZeroU32>,
-    /// Whether an answer waits for its record. `None` records nothing: for measurements, no deployment can ask for it.
-    pub audit: AuditMode,
-    /// What becomes of accounts with limits while the ledger fails.
-    pub quotas_on_failure: OnFailure,
-    /// Takes endpoints with `http:` addresses too: for local stacks.
-    pub dangerous_allow_private_webhooks: bool,
+/// An account may hold a quarter of the bytes, and the largest body must fit into that.
+const MIN_BYTES_IN_FLIGHT: u32 = 16 << 20;
+
+settings! {
+    /// Settings of one gateway process.
+    #[derive(Debug, Clone)]
+    pub struct GatewayConfig {
+        /// Address to serve HTTPS on; port 0 takes a free one
+        listen: SocketAddr = "listen" "ADDR" in "Server", default(SocketAddr::from(([0, 0, 0, 0], 8443))), address();
+        /// Path before every route, such as `/stage0`, when a proxy does not strip it
+        base_path: String = "base-path" "PATH" in "Server", or(String::new()), base_path();
+        /// Threads that serve requests, each with its own connection to the backplane (default: one per core)
+        workers: usize = "workers" "N" in "Server", or(one_per_core()), count(1024);
+        /// Addresses and networks, separated by commas, of proxies whose `Forwarded` or `X-Forwarded-For` header
+        /// names the client's address; from any other peer both headers are ignored
+        trusted_proxies: TrustedProxies = "trusted-proxies" "LIST" in "Server", or(TrustedProxies::default()),
+            proxies();
+        /// Addresses and networks, separated by commas, of layer-4 balancers: each of their connections must begin
+        /// with a PROXY protocol header of version 2, which names the client's address
+        proxy_protocol_from: TrustedProxies = "proxy-protocol-from" "LIST" in "Server", or(TrustedProxies::default()),
+            proxies();
+
+        /// Time from a request to its answer, without the time in which its body arrives
+        request_budget: Duration = "request-budget-ms" "MS" in "Limits", default(Duration::from_secs(2)),
+            milliseconds();
+        /// Time in which a PROXY header, a TLS handshake, and the headers of a request, must arrive
+        header_timeout: Duration = "header-timeout-ms" "MS" in "Limits", default(Duration::from_secs(5)),
+            milliseconds();
+        /// Time in which a body must arrive
+        body_timeout: Duration = "body-timeout-ms" "MS" in "Limits", default(Duration::from_secs(10)), milliseconds();
+        /// Time after which an idle connection is closed
+        keep_alive: Duration = "keep-alive-ms" "MS" in "Limits", default(Duration::from_secs(75)), milliseconds();
+        /// Failed logins per minute of one address, or with one key id, before keys that were not verified recently
+        /// get 429
+        failed_logins_per_minute: u32 = "failed-logins-per-minute" "N" in "Limits", default(50), count(1_000_000);
+        /// Requests per second of one address, whatever their keys, before more get 429; 0 disables the limit
+        requests_per_second_per_address: Option<NonZeroU32> = "requests-per-second-per-address" "N" in "Limits",
+            default(NonZeroU32::new(10_000)), limit(1_000_000);
+        /// Calls per minute of the control API (accounts, keys, webhooks) with one key before more get 429; all keys
+        /// of an account together may make four times as many, and revocations four times as many again; 0 disables
+        /// the limit
+        management_calls_per_minute: Option<NonZeroU32> = "management-calls-per-minute" "N" in "Limits",
+            default(NonZeroU32::new(600)), limit(1_000_000);
+        /// Open connections of the gateway; one more closes a connection that is waiting for its client. Each may take
+        /// some 80 KiB of memory, and the limit on open files bounds the number too
+        max_connections: usize = "max-connections" "N" in "Limits", default(4_000), count(1_000_000);
+        /// Open connections of one worker; more wait to be accepted
+        max_connections_per_worker: usize = "max-connections-per-worker" "N" in "Limits", default(25_000),
+            count(1_000_000);
+        /// Open connections of one address; one more closes one of them that is waiting for its client. Trusted
+        /// proxies and balancers are exempt; 0 disables the limit
+        max_connections_per_address: Option<NonZeroU32> = "max-connections-per-address" "N" in "Limits",
+            default(NonZeroU32::new(2_000)), limit(1_000_000);
+        /// Bytes of request bodies that are arriving, and of answers from the log that clients have not taken yet,
+        /// before the gateway answers 503. An account or an address that holds a quarter of them gets 429, and
+        /// stalled connections are closed first. Parsed bodies may take twice as much memory again
+        max_bytes_in_flight: usize = "max-bytes-in-flight" "BYTES" in "Limits", default(64 << 20),
+            between(MIN_BYTES_IN_FLIGHT, u32::MAX);
+        /// Reads of the log (lists, look-ups, downloads, verifications), and calls of `/v1/runs` and `/usage`, per
+        /// second of one account before more get 429; 0 disables the limit
+        reads_per_second_per_account: Option<NonZeroU32> = "reads-per-second-per-account" "N" in "Limits",
+            default(NonZeroU32::new(200)), limit(1_000_000);
+        /// How checks of accounts with limits are answered while their counters cannot be reached: `closed` refuses
+        /// them (503), `open` allows them and counts them later
+        quotas_on_failure: OnFailure = "quotas-on-failure" "MODE" in "Limits", default(OnFailure::Closed),
+            choice(&[("closed", OnFailure::Closed), ("open", OnFailure::Open)]);
+
+        /// `required`: no answer leaves before its record is on disk; `best-effort`: answers leave even when they
+        /// cannot be recorded
+        audit: Audit = "audit" "MODE" in "Audit", default(Audit::Required),
+            choice(&[("required", Audit::Required), ("best-effort", Audit::BestEffort)]);
+    }
+    given {
+        /// Certificate and key.
+        tls: TlsFiles = TlsFiles::default();
+        /// Takes endpoints with `http:` addresses too: for local stacks.
+        dangerous_allow_private_webhooks: bool = false;
+    }
+}
+
+settings! {
+    /// Where the certificate of a gateway on NATS comes from; `stage0 dev` makes its own.
+    #[derive(Debug, Clone)]
+    pub struct TlsSettings {
+        /// PEM file: the server's certificate, then its chain; read again when it changes
+        cert: Option<PathBuf> = "tls-cert" "FILE" in "TLS", optional, settings::kinds::path();
+        /// PEM file: the certificate's private key
+        key: Option<PathBuf> = "tls-key" "FILE" in "TLS", optional, settings::kinds::secret_file();
+        /// Instead of the two above: make a local CA (`ca.pem`) and a certificate for localhost in this directory,
+        /// once
+        dev_dir: Option<PathBuf> = "tls-dev-dir" "DIR" in "TLS", optional, settings::kinds::path();
+    }
+}
+
+/// Whether an answer waits for its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audit {
+    /// A decision that is not recorded is not released.
+    Required,
+    /// A decision is released even when recording failed.
+    BestEffort,
+}
+
+impl From<Audit> for AuditMode {
+    fn from(audit: Audit) -> Self {
+        match audit {
+            Audit::Required => Self::Required,
+            Audit::BestEffort => Self::BestEffort,
+        }
+    }
 }
 
 /// PEM files; read again when they change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's certificate, then its chain.
+    /// The server's certificate, followed by its chain.
     pub cert: PathBuf,
     /// Its private key (PKCS #8, SEC1 or PKCS #1).
     pub key: PathBuf,
 }
 
 impl GatewayConfig {
-    /// The defaults around the two things that have none.
+    /// The defaults, for this address and certificate.
     pub fn new(listen: SocketAddr, tls: TlsFiles) -> Self {
-        Self {
-            listen,
-            tls,
-            base_path: String::new(),
-            workers: std::thread::available_parallelism().map_or(2, usize::from),
-            request_budget: Duration::from_secs(2),
-            header_timeout: Duration::from_secs(5),
-            body_timeout: Duration::from_secs(10),
-            keep_alive: Duration::from_secs(75),
-            trusted_proxies: TrustedProxies::default(),
-            proxy_protocol_from: TrustedProxies::default(),
-            failed_logins_per_minute: 50,
-            requests_per_second_per_address: NonZeroU32::new(10_000),
-            management_calls_per_minute: NonZeroU32::new(600),
-            max_connections_per_worker: 25_000,
-            max_connections: 4_000,
-            max_connections_per_address: NonZeroU32::new(2_000),
-            max_bytes_in_flight: 64 << 20,
-            reads_per_second_per_account: NonZeroU32::new(200),
-            audit: AuditMode::Required,
-            quotas_on_failure: OnFailure::Closed,
-            dangerous_allow_private_webhooks: false,
-        }
+        Self { listen, tls, ..Self::defaults() }
     }
 
-    /// Which promises the operator's settings give up; `/readyz` and `stage0 status` say the first too.
+    /// The promises that the operator's settings give up; `/readyz` and `stage0 status` report the first too.
     pub(crate) fn warnings(&self) -> Vec<&'static str> {
         let audit = match self.audit {
-            AuditMode::Required => None,
-            AuditMode::BestEffort => Some(
+            Audit::Required => None,
+            Audit::BestEffort => Some(
                 "audit is `best-effort`: a decision is released even when it is not recorded; \
                  set `audit` to `required` where every answer must be in the log",
             ),
-            AuditMode::None => Some("audit is off: no decision is recorded"),
         };
         let quotas = match self.quotas_on_failure {
             OnFailure::Closed => None,
@@ -116,18 +160,26 @@ impl GatewayConfig {
     }
 }
 
+fn one_per_core() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
+}
+
+fn proxies() -> Kind<TrustedProxies> {
+    list_of(|items| TrustedProxies::parse(items).map_err(|error| error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_promise_that_is_given_up_is_told_and_the_usual_settings_are_silent() {
+    fn settings_that_give_up_a_promise_are_warned_about() {
         let tls = TlsFiles { cert: "c".into(), key: "k".into() };
         let usual = GatewayConfig::new("127.0.0.1:0".parse().unwrap(), tls);
         assert!(usual.warnings().is_empty());
-        let best_effort = GatewayConfig { audit: AuditMode::BestEffort, ..usual.clone() }.warnings();
+        let best_effort = GatewayConfig { audit: Audit::BestEffort, ..usual.clone() }.warnings();
         assert!(best_effort.len() == 1 && best_effort[0].contains("best-effort"), "{best_effort:?}");
-        let both = GatewayConfig { audit: AuditMode::None, quotas_on_failure: OnFailure::Open, ..usual }.warnings();
+        let both = GatewayConfig { audit: Audit::BestEffort, quotas_on_failure: OnFailure::Open, ..usual }.warnings();
         assert!(both.len() == 2 && both[1].contains("quotas-on-failure"), "{both:?}");
     }
 }

@@ -1,18 +1,22 @@
-//! Every public refusal: its status, machine code, text and headers, in the one place where they stand.
+//! Every public refusal: its status, code, text and headers, in one row each.
 //!
-//! Owns contract section 4. A text is lower case, without a full stop, and never quotes a request. Logging happens where the
-//! cause is known; this file only says what the caller may know.
+//! Owns contract section 4. A text is lower case, without a full stop, and never quotes a request. The cause is logged
+//! where it is known; this file only says what the caller may know. A new error needs a variant of [`ApiError`], its
+//! row in [`ApiError::row`], and its line in the API's documentation.
 
-use actix_web::HttpResponse;
+use std::fmt;
+use std::sync::Arc;
+
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
+use actix_web::{HttpResponse, ResponseError};
 use jiff::Timestamp;
 use stage0_backplane::ClockError;
 use stage0_contract::{
     ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, Refusal, RequestId, Scope,
 };
 
-use crate::in_flight::Over;
+use crate::in_flight::ByteLimit;
 use crate::metrics::{self, Throttle};
 use crate::throttle::{Blocked, CallsBy, LoginsBy, TooManyCalls};
 
@@ -20,302 +24,301 @@ mod part;
 
 pub(crate) use part::{How, Part};
 
-/// Seconds: a bucket is full again then.
-const BURST_AGAIN_AFTER: u64 = 1;
-/// Seconds; most walks take less.
-const WALK_AGAIN_AFTER: u64 = 5;
-/// Seconds; bodies that arrive and requests in hand end sooner.
-const BYTES_AGAIN_AFTER: u64 = 1;
-
-/// Bad fields that an answer names; the others are counted. A body of a few bytes a field must not have an answer many
-/// times as large.
+/// Seconds until a per-second limit is full again.
+const RATE_RETRY_AFTER: u64 = 1;
+/// Seconds that most downloads and verifications take at most.
+const SCAN_RETRY_AFTER: u64 = 5;
+/// Seconds until bytes in flight are taken.
+const BYTES_RETRY_AFTER: u64 = 1;
+/// Seconds after which a 503 may be retried.
+const UNAVAILABLE_RETRY_AFTER: u64 = 1;
+/// Bad fields that an answer names; the others are counted. Otherwise a body of a few bytes per field would get an
+/// answer many times as large.
 const MAX_NAMED_ERRORS: usize = 200;
 
-/// Why a request gets no 2xx.
+/// Why a request gets no 2xx. Handlers return it; the middleware adds the request id and sends it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ApiError {
-    /// 400.
     Json(JsonError),
-    /// 400.
     NotAnObject,
-    /// 400.
     BrokenBody,
-    /// 400: HTTP without TLS; it has no other answer.
+    /// HTTP without TLS: the only answer that it gets.
     PlainHttp,
-    /// 401: one and the same for every kind of bad key.
+    /// One and the same for every kind of bad key.
     Unauthorized,
-    /// 402.
     PlanWithoutPro,
-    /// 403.
     ScopeMissing(Scope),
-    /// 404.
     NotFound,
-    /// 405, with the methods that there are.
-    MethodNotAllowed(&'static str),
-    /// 408.
+    /// With the methods that the path has.
+    MethodNotAllowed(Arc<str>),
     BodyTooSlow,
-    /// 409.
     Conflict(String),
-    /// 413.
     BodyTooLarge,
-    /// 415.
     NotJsonType,
-    /// 422.
     Invalid(Vec<FieldError>),
-    /// 402, with when it starts again.
-    QuotaUsedUp { monthly: bool, limit: u64, again: Timestamp },
-    /// 402: a run more than the account may name today, with when it may again.
-    TooManyRuns { limit: u64, again: Timestamp },
-    /// 429, with who made too many calls of the control API and the seconds to wait.
+    /// With the time at which the window starts again.
+    QuotaUsedUp {
+        monthly: bool,
+        limit: u64,
+        again: Timestamp,
+    },
+    /// One more run than the account may start today.
+    TooManyRuns {
+        limit: u64,
+        again: Timestamp,
+    },
     TooManyCalls(TooManyCalls),
-    /// 429, with the seconds to wait.
-    RateLimited { limit: u64, seconds: u64 },
-    /// 429, with what failed and the seconds to wait.
+    /// The account's checks of this minute.
+    RateLimited {
+        limit: u64,
+        seconds: u64,
+    },
     TooManyFailedLogins(Blocked),
-    /// 429: more requests of one address than a second may have.
+    /// Requests of one address in this second.
     TooManyRequests,
-    /// 429: as many downloads or verifications as the account may make at a time are under way.
-    TooManyWalks,
-    /// 429: more reads of one account than a second may have, or more at a time.
+    /// Downloads or verifications of the account at the same time.
+    TooManyScans,
+    /// Reads of the account in this second, or at the same time.
     TooManyReads,
-    /// 429: more bytes of requests and answers of the account are in flight than one may have.
     TooManyBytesOfAccount,
-    /// 429: the same of an address.
     TooManyBytesOfAddress,
-    /// 503: the same of the gateway.
+    /// Too many bytes of the whole gateway are in flight.
     Overloaded,
-    /// 503: this host's clock is not the state store's.
+    /// This host's clock differs from the state store's.
     Clock(ClockError),
-    /// 503: this part of ours failed, or was too slow.
+    /// This part of the service failed or was too slow.
     Missing(Part),
-    /// 503: something of ours did, and it is not known what.
+    /// Something of the service failed, and it is not known what.
     Unavailable,
 }
 
+/// What the public sees of an error.
+struct Row {
+    code: ErrorCode,
+    message: String,
+    /// In the header `Retry-After`; on a 429 also in the body.
+    retry_after: Option<u64>,
+    /// The limit that refused, for its metric.
+    throttle: Option<Throttle>,
+}
+
+impl Row {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let retry_after = (code == ErrorCode::Unavailable).then_some(UNAVAILABLE_RETRY_AFTER);
+        Self { code, message: message.into(), retry_after, throttle: None }
+    }
+
+    fn throttled(code: ErrorCode, by: Throttle, retry_after: u64, message: impl fmt::Display) -> Self {
+        let message = format!("{message}, try again in {retry_after} s");
+        Self { code, message, retry_after: Some(retry_after), throttle: Some(by) }
+    }
+}
+
+fn status(code: ErrorCode) -> StatusCode {
+    match code {
+        ErrorCode::InvalidJson | ErrorCode::BadRequest => StatusCode::BAD_REQUEST,
+        ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::PlanRequired | ErrorCode::QuotaExceeded => StatusCode::PAYMENT_REQUIRED,
+        ErrorCode::ScopeMissing => StatusCode::FORBIDDEN,
+        ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+        ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+        ErrorCode::Conflict => StatusCode::CONFLICT,
+        ErrorCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        ErrorCode::ValidationFailed => StatusCode::UNPROCESSABLE_ENTITY,
+        ErrorCode::RateLimited | ErrorCode::TooManyFailedLogins => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
 impl ApiError {
-    /// The answer.
-    pub(crate) fn response(&self, request_id: RequestId) -> HttpResponse {
-        let (status, code) = self.kind();
-        self.count(code);
-        let mut body = ErrorBody::new(code, self.message(), request_id.to_string());
-        let mut response = HttpResponse::build(status);
+    /// The table of errors.
+    fn row(&self) -> Row {
+        use ErrorCode as Code;
         match self {
-            Self::Unauthorized => {
-                response.insert_header((WWW_AUTHENTICATE, "ApiKey realm=\"stage0\", header=\"x-api-key\""));
+            Self::Json(error) => Row::new(Code::InvalidJson, error.to_string()),
+            Self::NotAnObject => Row::new(Code::InvalidJson, "the body must be a JSON object"),
+            Self::BrokenBody => Row::new(Code::BadRequest, "the body ended early or is not framed as HTTP asks"),
+            Self::PlainHttp => {
+                Row::new(Code::BadRequest, "this port speaks HTTPS only, write `https://` in place of `http://`")
             }
+            Self::Unauthorized => Row::new(Code::Unauthorized, "the API key is missing or not valid"),
+            Self::PlanWithoutPro => Row::new(Code::PlanRequired, "the account's plan does not include `pro`"),
+            Self::QuotaUsedUp { monthly, limit, again } => {
+                let window = if *monthly { "monthly" } else { "daily" };
+                let text = format!("the {window} quota of {limit} checks is used up, it starts again at {again}");
+                Row { throttle: Some(Throttle::Quota), ..Row::new(Code::QuotaExceeded, text) }
+            }
+            Self::TooManyRuns { limit, again } => {
+                let text = format!(
+                    "the daily quota of {limit} runs (`max_runs`) is used up, it starts again at {again}; end runs \
+                     that are done, or ask the operator to raise it"
+                );
+                Row { throttle: Some(Throttle::Quota), ..Row::new(Code::QuotaExceeded, text) }
+            }
+            Self::ScopeMissing(scope) => Row::new(Code::ScopeMissing, format!("the API key lacks the scope `{scope}`")),
+            Self::NotFound => Row::new(Code::NotFound, "there is nothing here"),
             Self::MethodNotAllowed(allowed) => {
-                response.insert_header((ALLOW, *allowed));
+                Row::new(Code::MethodNotAllowed, format!("the method is not allowed here, use {allowed}"))
             }
-            Self::TooManyFailedLogins(Blocked { seconds, .. })
-            | Self::TooManyCalls(TooManyCalls { seconds, .. })
-            | Self::RateLimited { seconds, .. } => {
-                response.insert_header((RETRY_AFTER, seconds.to_string()));
-                body = body.retry_after(*seconds);
+            Self::BodyTooSlow => Row::new(Code::RequestTimeout, "the body did not arrive in time"),
+            Self::Conflict(text) => Row::new(Code::Conflict, text),
+            Self::BodyTooLarge => {
+                Row::new(Code::BodyTooLarge, format!("the body is larger than {MAX_BODY_BYTES} bytes"))
             }
-            Self::TooManyRequests | Self::TooManyReads => {
-                response.insert_header((RETRY_AFTER, BURST_AGAIN_AFTER.to_string()));
-                body = body.retry_after(BURST_AGAIN_AFTER);
+            Self::NotJsonType => Row::new(
+                Code::UnsupportedMediaType,
+                "the body must be sent as `application/json` in UTF-8, without a content encoding",
+            ),
+            Self::Invalid(errors) => Row::new(Code::ValidationFailed, field_errors_text(errors)),
+            Self::TooManyFailedLogins(Blocked { by, seconds }) => {
+                let text = match by {
+                    LoginsBy::Address => "too many failed logins from this address",
+                    LoginsBy::Key => "too many failed logins with this key",
+                };
+                Row::throttled(Code::TooManyFailedLogins, Throttle::Logins(*by), *seconds, text)
             }
-            Self::TooManyBytesOfAccount | Self::TooManyBytesOfAddress => {
-                response.insert_header((RETRY_AFTER, BYTES_AGAIN_AFTER.to_string()));
-                body = body.retry_after(BYTES_AGAIN_AFTER);
+            Self::TooManyCalls(TooManyCalls { by, seconds }) => {
+                let text = match by {
+                    CallsBy::Key => "too many management calls with this key",
+                    CallsBy::Account => "too many management calls with the keys of this account",
+                };
+                Row::throttled(Code::RateLimited, Throttle::Rate, *seconds, text)
             }
-            Self::TooManyWalks => {
-                response.insert_header((RETRY_AFTER, WALK_AGAIN_AFTER.to_string()));
-                body = body.retry_after(WALK_AGAIN_AFTER);
+            Self::RateLimited { limit, seconds } => {
+                let text = format!("the account's {limit} checks of this minute are used up");
+                Row::throttled(Code::RateLimited, Throttle::Rate, *seconds, text)
             }
-            Self::Overloaded | Self::Clock(_) | Self::Missing(_) | Self::Unavailable => {
-                response.insert_header((RETRY_AFTER, "1"));
+            Self::TooManyRequests => {
+                let text = "too many requests from this address";
+                Row::throttled(Code::RateLimited, Throttle::Burst, RATE_RETRY_AFTER, text)
             }
-            Self::Invalid(errors) => body.errors = errors.iter().take(MAX_NAMED_ERRORS).cloned().collect(),
-            Self::Json(_)
-            | Self::NotAnObject
-            | Self::BrokenBody
-            | Self::PlainHttp
-            | Self::PlanWithoutPro
-            | Self::QuotaUsedUp { .. }
-            | Self::TooManyRuns { .. }
-            | Self::ScopeMissing(_)
-            | Self::NotFound
-            | Self::BodyTooSlow
-            | Self::Conflict(_)
-            | Self::BodyTooLarge
-            | Self::NotJsonType => {}
+            Self::TooManyReads => {
+                let text = "too many reads of this account";
+                Row::throttled(Code::RateLimited, Throttle::Reads, RATE_RETRY_AFTER, text)
+            }
+            Self::TooManyScans => {
+                let text = "the account makes as many downloads or verifications as it may";
+                Row::throttled(Code::RateLimited, Throttle::Reads, SCAN_RETRY_AFTER, text)
+            }
+            Self::TooManyBytesOfAccount => {
+                let text = "too many bytes of this account are in flight";
+                Row::throttled(Code::RateLimited, Throttle::Bytes, BYTES_RETRY_AFTER, text)
+            }
+            Self::TooManyBytesOfAddress => {
+                let text = "too many bytes from this address are in flight";
+                Row::throttled(Code::RateLimited, Throttle::Bytes, BYTES_RETRY_AFTER, text)
+            }
+            Self::Overloaded => {
+                let text = "too much is in flight at this gateway: the action must not run, try again";
+                Row { throttle: Some(Throttle::Bytes), ..Row::new(Code::Unavailable, text) }
+            }
+            Self::Clock(error) => Row::new(Code::Unavailable, clock_text(error)),
+            Self::Missing(part) => Row::new(Code::Unavailable, format!("{part}: the action must not run, try again")),
+            Self::Unavailable => {
+                Row::new(Code::Unavailable, "the service could not answer in time: the action must not run, try again")
+            }
+        }
+    }
+
+    /// The answer; counts it as a refusal.
+    pub(crate) fn response(&self, request_id: RequestId) -> HttpResponse {
+        let row = self.row();
+        row.count();
+        let mut body = ErrorBody::new(row.code, row.message, request_id.to_string());
+        let mut response = HttpResponse::build(status(row.code));
+        if let Some(seconds) = row.retry_after {
+            response.insert_header((RETRY_AFTER, seconds.to_string()));
+            if row.code != ErrorCode::Unavailable {
+                body = body.retry_after(seconds);
+            }
+        }
+        if let Self::Unauthorized = self {
+            response.insert_header((WWW_AUTHENTICATE, "ApiKey realm=\"stage0\", header=\"x-api-key\""));
+        }
+        if let Self::MethodNotAllowed(allowed) = self {
+            response.insert_header((ALLOW, allowed.as_ref()));
+        }
+        if let Self::Invalid(errors) = self {
+            body.errors = errors.iter().take(MAX_NAMED_ERRORS).cloned().collect();
         }
         response.json(body)
     }
 
-    /// The answer as it is written to a connection that no server reads, and the end of it.
+    /// The answer as bytes, for a connection that no HTTP server reads; counts it as a refusal.
     pub(crate) fn raw(&self, request_id: RequestId) -> Vec<u8> {
-        let (status, code) = self.kind();
-        self.count(code);
-        let body = ErrorBody::new(code, self.message(), request_id.to_string());
+        let row = self.row();
+        row.count();
+        let status = status(row.code);
+        let body = ErrorBody::new(row.code, row.message, request_id.to_string());
         let body = serde_json::to_string(&body).unwrap_or_default();
         let reason = status.canonical_reason().unwrap_or_default();
         format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nx-request-id: {request_id}\r\n\
-             cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n{body}",
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+             x-request-id: {request_id}\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n\
+             connection: close\r\n\r\n{body}",
             status.as_str(),
             body.len()
         )
         .into_bytes()
     }
+}
 
-    fn kind(&self) -> (StatusCode, ErrorCode) {
-        match self {
-            Self::Json(_) | Self::NotAnObject => (StatusCode::BAD_REQUEST, ErrorCode::InvalidJson),
-            Self::BrokenBody | Self::PlainHttp => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
-            Self::PlanWithoutPro => (StatusCode::PAYMENT_REQUIRED, ErrorCode::PlanRequired),
-            Self::QuotaUsedUp { .. } | Self::TooManyRuns { .. } => {
-                (StatusCode::PAYMENT_REQUIRED, ErrorCode::QuotaExceeded)
-            }
-            Self::ScopeMissing(_) => (StatusCode::FORBIDDEN, ErrorCode::ScopeMissing),
-            Self::NotFound => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
-            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, ErrorCode::MethodNotAllowed),
-            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, ErrorCode::RequestTimeout),
-            Self::Conflict(_) => (StatusCode::CONFLICT, ErrorCode::Conflict),
-            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::BodyTooLarge),
-            Self::NotJsonType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, ErrorCode::UnsupportedMediaType),
-            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed),
-            Self::TooManyFailedLogins(_) => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::TooManyFailedLogins),
-            Self::RateLimited { .. }
-            | Self::TooManyCalls(_)
-            | Self::TooManyRequests
-            | Self::TooManyWalks
-            | Self::TooManyReads
-            | Self::TooManyBytesOfAccount
-            | Self::TooManyBytesOfAddress => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::RateLimited),
-            Self::Overloaded | Self::Clock(_) | Self::Missing(_) | Self::Unavailable => {
-                (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
-            }
-        }
-    }
-
-    fn message(&self) -> String {
-        match self {
-            Self::Json(error) => error.to_string(),
-            Self::NotAnObject => "the body must be a JSON object".into(),
-            Self::BrokenBody => "the body ended early or is not framed as HTTP asks".into(),
-            Self::PlainHttp => "this port speaks HTTPS only, write `https://` in place of `http://`".into(),
-            Self::Unauthorized => "the API key is missing or not valid".into(),
-            Self::PlanWithoutPro => "the account's plan does not include `pro`".into(),
-            Self::QuotaUsedUp { monthly, limit, again } => {
-                let window = if *monthly { "monthly" } else { "daily" };
-                format!("the {window} quota of {limit} checks is used up, it starts again at {again}")
-            }
-            Self::TooManyRuns { limit, again } => format!(
-                "the daily quota of {limit} runs (`max_runs`) is used up, it starts again at {again}; end runs that are done, or \
-                 ask the operator to raise it"
-            ),
-            Self::TooManyCalls(TooManyCalls { by, seconds }) => {
-                let by = match by {
-                    CallsBy::Key => "with this key",
-                    CallsBy::Account => "with the keys of this account",
-                };
-                format!("too many management calls {by}, try again in {seconds} s")
-            }
-            Self::RateLimited { limit, seconds } => {
-                format!("the account's {limit} checks of this minute are used up, try again in {seconds} s")
-            }
-            Self::ScopeMissing(scope) => format!("the API key lacks the scope `{scope}`"),
-            Self::NotFound => "there is nothing here".into(),
-            Self::MethodNotAllowed(allowed) => format!("the method is not allowed here, use {allowed}"),
-            Self::BodyTooSlow => "the body did not arrive in time".into(),
-            Self::Conflict(text) => text.clone(),
-            Self::BodyTooLarge => format!("the body is larger than {MAX_BODY_BYTES} bytes"),
-            Self::NotJsonType => {
-                "the body must be sent as `application/json` in UTF-8, without a content encoding".into()
-            }
-            Self::Invalid(errors) => {
-                let named = errors.iter().take(MAX_NAMED_ERRORS);
-                let mut told = named.map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; ");
-                if let more @ 1.. = errors.len().saturating_sub(MAX_NAMED_ERRORS) {
-                    told.push_str(&format!("; and {more} more"));
-                }
-                told
-            }
-            Self::TooManyFailedLogins(Blocked { by, seconds }) => {
-                let by = match by {
-                    LoginsBy::Address => "from this address",
-                    LoginsBy::Key => "with this key",
-                };
-                format!("too many failed logins {by}, try again in {seconds} s")
-            }
-            Self::TooManyRequests => {
-                format!("too many requests from this address, try again in {BURST_AGAIN_AFTER} s")
-            }
-            Self::TooManyWalks => {
-                format!(
-                    "the account makes as many downloads or verifications as it may, try again in {WALK_AGAIN_AFTER} s"
-                )
-            }
-            Self::TooManyReads => {
-                format!("too many reads of this account, try again in {BURST_AGAIN_AFTER} s")
-            }
-            Self::TooManyBytesOfAccount => {
-                format!("too many bytes of this account are in flight, try again in {BYTES_AGAIN_AFTER} s")
-            }
-            Self::TooManyBytesOfAddress => {
-                format!("too many bytes from this address are in flight, try again in {BYTES_AGAIN_AFTER} s")
-            }
-            Self::Overloaded => "too much is in flight at this gateway: the action must not run, try again".into(),
-            Self::Clock(error) => match error {
-                ClockError::Unknown => {
-                    "the state store's clock could not be read: the action must not run, try again".into()
-                }
-                ClockError::Ahead(seconds) => clock_text(*seconds, "ahead of"),
-                ClockError::Behind(seconds) => clock_text(*seconds, "behind"),
-            },
-            Self::Missing(part) => format!("{part}: the action must not run, try again"),
-            Self::Unavailable => "the service could not answer in time: the action must not run, try again".into(),
-        }
-    }
-
-    /// Every refusal passes here once, on its way out.
-    fn count(&self, code: ErrorCode) {
-        metrics::refused(code);
-        let throttle = match self {
-            Self::TooManyFailedLogins(Blocked { by, .. }) => Throttle::Logins(*by),
-            Self::TooManyRequests => Throttle::Burst,
-            Self::TooManyReads | Self::TooManyWalks => Throttle::Reads,
-            Self::TooManyBytesOfAccount | Self::TooManyBytesOfAddress | Self::Overloaded => Throttle::Bytes,
-            Self::RateLimited { .. } | Self::TooManyCalls(_) => Throttle::Rate,
-            Self::QuotaUsedUp { .. } | Self::TooManyRuns { .. } => Throttle::Quota,
-            Self::Json(_)
-            | Self::NotAnObject
-            | Self::BrokenBody
-            | Self::PlainHttp
-            | Self::Unauthorized
-            | Self::PlanWithoutPro
-            | Self::ScopeMissing(_)
-            | Self::NotFound
-            | Self::MethodNotAllowed(_)
-            | Self::BodyTooSlow
-            | Self::Conflict(_)
-            | Self::BodyTooLarge
-            | Self::NotJsonType
-            | Self::Invalid(_)
-            | Self::Clock(_)
-            | Self::Missing(_)
-            | Self::Unavailable => return,
-        };
-        metrics::throttled(throttle);
+impl Row {
+    fn count(&self) {
+        metrics::refused(self.code);
+        self.throttle.into_iter().for_each(metrics::throttled);
     }
 }
 
-fn clock_text(seconds: u64, how: &str) -> String {
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.row().message)
+    }
+}
+
+/// Lets handlers return the error. What is made of it here has no request id: the middleware replaces it by
+/// [`ApiError::response`].
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        status(self.row().code)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        HttpResponse::new(self.status_code())
+    }
+}
+
+fn field_errors_text(errors: &[FieldError]) -> String {
+    let named = errors.iter().take(MAX_NAMED_ERRORS);
+    let mut text = named.map(|error| format!("{}: {}", error.path, error.message)).collect::<Vec<_>>().join("; ");
+    if let more @ 1.. = errors.len().saturating_sub(MAX_NAMED_ERRORS) {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}
+
+fn clock_text(error: &ClockError) -> String {
+    let (seconds, difference) = match error {
+        ClockError::Unknown => {
+            return "the state store's clock could not be read: the action must not run, try again".into();
+        }
+        ClockError::Ahead(seconds) => (seconds, "ahead of"),
+        ClockError::Behind(seconds) => (seconds, "behind"),
+    };
     format!(
-        "the clock of this gateway is {seconds} s {how} the state store's: the action must not run, ask another gateway"
+        "the clock of this gateway is {seconds} s {difference} the state store's: the action must not run, ask another \
+         gateway"
     )
 }
 
-impl From<Over> for ApiError {
-    fn from(over: Over) -> Self {
-        match over {
-            Over::Account => Self::TooManyBytesOfAccount,
-            Over::Address => Self::TooManyBytesOfAddress,
-            Over::Gateway => Self::Overloaded,
+impl From<ByteLimit> for ApiError {
+    fn from(limit: ByteLimit) -> Self {
+        match limit {
+            ByteLimit::Account => Self::TooManyBytesOfAccount,
+            ByteLimit::Address => Self::TooManyBytesOfAddress,
+            ByteLimit::Gateway => Self::Overloaded,
         }
     }
 }
@@ -323,7 +326,7 @@ impl From<Over> for ApiError {
 impl From<JsonError> for ApiError {
     fn from(error: JsonError) -> Self {
         match error {
-            // The body is JSON, and asks for too much.
+            // Such a body is valid JSON that asks for too much.
             JsonError::TooManyValues => {
                 let message = format!("has more than {MAX_VALUES} JSON values");
                 Self::Invalid(vec![FieldError::new("body", message)])
@@ -349,19 +352,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_with_too_many_values_is_bad_input_and_no_bad_json() {
+    fn a_body_with_too_many_values_fails_validation_and_not_json_parsing() {
         let error = ApiError::from(JsonError::TooManyValues);
-        assert_eq!(error.kind(), (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed));
-        assert_eq!(error.message(), "body: has more than 50000 JSON values");
-        assert_eq!(ApiError::from(JsonError::TooDeep).kind().0, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            (error.status_code(), error.row().code),
+            (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::ValidationFailed)
+        );
+        assert_eq!(error.to_string(), "body: has more than 50000 JSON values");
+        assert_eq!(ApiError::from(JsonError::TooDeep).status_code(), StatusCode::BAD_REQUEST);
     }
 
     #[test]
-    fn so_many_bad_fields_are_named_and_the_others_counted() {
+    fn an_error_text_names_200_bad_fields_and_counts_the_others() {
         let errors = |count: usize| (0..count).map(|n| FieldError::new(format!("f{n}"), "is bad")).collect();
-        let all = ApiError::Invalid(errors(MAX_NAMED_ERRORS)).message();
+        let all = ApiError::Invalid(errors(MAX_NAMED_ERRORS)).to_string();
         assert!(all.starts_with("f0: is bad; f1: is bad; ") && all.ends_with("f199: is bad"), "{all}");
-        let some = ApiError::Invalid(errors(20_000)).message();
+        let some = ApiError::Invalid(errors(20_000)).to_string();
         assert!(some.starts_with(&all) && some.ends_with("f199: is bad; and 19800 more"), "{some}");
     }
 }

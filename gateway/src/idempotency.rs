@@ -1,10 +1,12 @@
-//! `Idempotency-Key`: the same check asked for again gets its recorded decision again, and counts once.
+//! `Idempotency-Key` on checks: a retried check gets the recorded decision again, and counts once.
 //!
-//! Owns what a key stands for, for ten minutes after its first use: one small record of account, key and header in the ledger, with a
-//! hash of the body. Whether an attempt was recorded only the decision log says. Neither the header nor the body is kept.
-//! INVARIANT: of two attempts with one key only one is under way at a time, and each has a request id of its own: the
-//! log never holds an id twice. What cannot be looked up is not decided.
+//! Owns what a key stands for during ten minutes after its first use: one small record per account, key and header in
+//! the state store, with a hash of the body. Only the decision log says whether an attempt was recorded. Neither the
+//! header nor the body is stored.
+//! INVARIANT: of two attempts with one key only one is in flight at a time, and each has a request id of its own, so
+//! the log never holds an id twice. What cannot be looked up is not decided.
 
+use std::error::Error;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use stage0_backplane::{Ledger, PutError, Revision};
+use stage0_backplane::{PutError, Requests, Revision, StateStore};
 use stage0_contract::{
     CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, IDEMPOTENCY_RECORDS, KeyIdentity,
     PolicyVersion, RequestId,
@@ -22,168 +24,173 @@ use stage0_contract::{
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::errors::{ApiError, Part};
-use crate::reader::Shelf;
-use crate::state::Gate;
+use crate::log_reader::LogReader;
 
-mod once;
+mod create;
 
-pub(crate) use once::{IDEMPOTENCY_KEY, MAX_BODY_BYTES, NotDone, Once};
+pub(crate) use create::{CallError, IDEMPOTENCY_KEY, IdempotentCreate, MAX_BODY_BYTES};
 
-/// Seconds after its first use in which a key stands for one decision.
-const LIVES: i64 = 600;
-/// While another attempt is under way, it is looked for so often.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Seconds during which a key stands for one decision, from its first use.
+const KEY_TTL_SECONDS: i64 = 600;
+/// While another attempt is in flight.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// By how much two gateways' readings of the store's clock may differ.
-const SLACK: Duration = Duration::from_secs(2);
-/// By how much the log's clock may differ from what they read.
-const STORE_SLACK: SignedDuration = SignedDuration::from_secs(5);
-/// For giving a claim back: the answer waits for it.
-const GIVE_BACK_WITHIN: Duration = Duration::from_millis(50);
-const MAX_SIGHTINGS: u64 = 10_000;
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(2);
+/// By how much the log's clock may differ from those readings.
+const MAX_LOG_CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(5);
+/// For releasing a claim, which delays the answer.
+const RELEASE_TIMEOUT: Duration = Duration::from_millis(50);
+const MAX_FIRST_SEEN: u64 = 10_000;
 /// Longer than any attempt takes.
-const SIGHTING_TTL: Duration = Duration::from_secs(600);
-/// Claims that others made first, until we give up.
-pub(crate) const MOST_RACES: u32 = 5;
+const FIRST_SEEN_TTL: Duration = Duration::from_secs(600);
+/// Attempts to claim a key while other requests claim it first.
+pub(crate) const MAX_CLAIM_ATTEMPTS: u32 = 5;
 
-/// A request with the header.
-pub(crate) struct Repeatable {
-    place: String,
-    body: String,
-    /// The version that the request itself names.
+/// Where a key is looked up.
+pub(crate) struct IdempotencyStore<'a> {
+    pub(crate) state_store: &'a dyn StateStore,
+    pub(crate) requests: &'a dyn Requests,
+    pub(crate) first_seen: &'a FirstSeen,
+    pub(crate) log: &'a LogReader<'a>,
+}
+
+/// The key of a request that has the header.
+pub(crate) struct IdempotencyKey {
+    record_key: String,
+    body_hash: String,
+    /// The policy version that the request itself names.
     version: Option<String>,
 }
 
-/// What the ledger has of a key.
+/// What the state store holds for a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    /// Hash of the body.
-    body: String,
+struct KeyRecord {
+    #[serde(rename = "body")]
+    body_hash: String,
     /// The first attempt: what it counted in its run is not counted again.
     operation: RequestId,
     /// The last attempt.
     request_id: RequestId,
-    /// Milliseconds since the epoch at which the last attempt took the key.
+    /// When the last attempt claimed the key, in milliseconds since the epoch.
     since: i64,
-    /// Until which it may be under way.
+    /// Until when that attempt may be in flight.
     until: i64,
-    /// Seconds since the epoch at which the key is forgotten.
+    /// When the key expires, in seconds since the epoch.
     ends: i64,
     /// How the last attempt ended, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ended: Option<Ended>,
+    ended: Option<AttemptEnd>,
 }
 
-/// An attempt that was surely not recorded.
+/// How an attempt ended that was surely not recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Ended {
-    /// The request was refused: nothing was counted, and the key stands for nothing.
+pub(crate) enum AttemptEnd {
+    /// The request was refused: nothing was counted, and the key is unused again.
     Refused,
     /// It failed: what it counted is not counted again.
     Failed,
 }
 
-/// Since when this gateway has known entries of a time that is still to come: after a clock went back, their own end
-/// may be hours away.
+/// When this gateway first saw each record whose times lie in the future. After a clock went back, such a record's own
+/// end may be hours away.
 #[derive(Clone)]
-pub(crate) struct Sightings(Cache<(String, Revision), Instant>);
+pub(crate) struct FirstSeen(Cache<(String, Revision), Instant>);
 
-impl Default for Sightings {
+impl Default for FirstSeen {
     fn default() -> Self {
-        Self(Cache::builder().max_capacity(MAX_SIGHTINGS).time_to_live(SIGHTING_TTL).build())
+        Self(Cache::builder().max_capacity(MAX_FIRST_SEEN).time_to_live(FIRST_SEEN_TTL).build())
     }
 }
 
-impl Sightings {
-    fn known_for(&self, place: &str, revision: Revision, now: Instant) -> Duration {
-        let first = self.0.get_with((place.to_owned(), revision), || now);
+impl FirstSeen {
+    fn known_for(&self, record_key: &str, revision: Revision, now: Instant) -> Duration {
+        let first = self.0.get_with((record_key.to_owned(), revision), || now);
         now.saturating_duration_since(first)
     }
 }
 
 /// What a key was used for before.
-pub(crate) enum Before {
+pub(crate) enum Lookup {
     /// This very request, and it was answered.
-    Answered(Box<CheckResponse>),
-    /// Another request.
-    Otherwise,
-    /// Nothing that was answered: go on, with a claim.
-    Free(Ticket),
+    Replay(Box<CheckResponse>),
+    /// A request with another body.
+    BodyMismatch,
+    /// Nothing that was answered: the key may be claimed.
+    Available(Available),
 }
 
 /// A key that may be claimed.
-pub(crate) struct Ticket {
-    place: String,
-    body: String,
+pub(crate) struct Available {
+    record_key: String,
+    body_hash: String,
     operation: Option<RequestId>,
     ends: Option<i64>,
-    seen: Option<Revision>,
-    /// The attempt before may have used up its quota.
+    revision: Option<Revision>,
+    /// An earlier attempt may have used its quota.
     pub(crate) counted: bool,
 }
 
-/// A key in the hand of one attempt.
+/// A key that one attempt holds.
 pub(crate) struct Claim {
-    place: String,
-    entry: Entry,
+    record_key: String,
+    record: KeyRecord,
     revision: Revision,
 }
 
-/// What an entry says to a request.
+/// What a record means for a request.
 #[derive(Debug, PartialEq, Eq)]
-enum Judgement {
+enum KeyState {
     Unused,
-    Otherwise,
-    /// Known not to be recorded.
+    BodyMismatch,
+    /// The last attempt is known not to be recorded.
     Failed,
-    UnderWay,
-    /// Nobody knows whether it was recorded, but the log.
+    InFlight,
+    /// Only the log knows whether the last attempt was recorded.
     Over,
 }
 
-impl Entry {
-    /// `known_for` is how long this gateway has seen the entry as it is, by a clock that never goes back.
-    fn judge(&self, body: &str, now: Timestamp, known_for: Duration) -> Judgement {
-        if self.ended == Some(Ended::Refused) {
-            Judgement::Unused
-        } else if self.body != body {
-            Judgement::Otherwise
-        } else if self.ended == Some(Ended::Failed) {
-            Judgement::Failed
-        } else if now.as_millisecond() < self.until && known_for < self.lifetime() {
-            Judgement::UnderWay
+impl KeyRecord {
+    /// `known_for` is how long this gateway has seen the record as it is, by a clock that never goes back.
+    fn state_for(&self, body_hash: &str, now: Timestamp, known_for: Duration) -> KeyState {
+        if self.ended == Some(AttemptEnd::Refused) {
+            KeyState::Unused
+        } else if self.body_hash != body_hash {
+            KeyState::BodyMismatch
+        } else if self.ended == Some(AttemptEnd::Failed) {
+            KeyState::Failed
+        } else if now.as_millisecond() < self.until && known_for < self.max_duration() {
+            KeyState::InFlight
         } else {
-            Judgement::Over
+            KeyState::Over
         }
     }
-}
 
-impl Entry {
-    /// The store may have the last attempt's record from then on, by its own clock.
+    /// The earliest time, by the log's clock, at which the last attempt may have been recorded.
     fn recorded_from(&self) -> Timestamp {
         let since = Timestamp::from_millisecond(self.since).unwrap_or(Timestamp::UNIX_EPOCH);
-        since.checked_sub(STORE_SLACK).unwrap_or(Timestamp::UNIX_EPOCH)
+        since.checked_sub(MAX_LOG_CLOCK_DIFFERENCE).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// How long the last attempt may be under way.
-    fn lifetime(&self) -> Duration {
+    /// The latest such time.
+    fn recorded_to(&self) -> Timestamp {
+        let until = Timestamp::from_millisecond(self.until).unwrap_or(Timestamp::MAX);
+        until.checked_add(MAX_LOG_CLOCK_DIFFERENCE).unwrap_or(Timestamp::MAX)
+    }
+
+    /// How long the last attempt may be in flight.
+    fn max_duration(&self) -> Duration {
         Duration::from_millis(self.until.saturating_sub(self.since).max(0).unsigned_abs())
     }
 
-    /// Whether the last attempt took the key later than it is now: a clock went back since.
+    /// Whether the last attempt claimed the key later than now, because a clock went back since.
     fn is_of_the_future(&self, now: Timestamp) -> bool {
-        Timestamp::from_millisecond(self.since).is_ok_and(|since| since.duration_since(now) > STORE_SLACK)
-    }
-
-    /// And not after.
-    fn recorded_to(&self) -> Timestamp {
-        let until = Timestamp::from_millisecond(self.until).unwrap_or(Timestamp::MAX);
-        until.checked_add(STORE_SLACK).unwrap_or(Timestamp::MAX)
+        Timestamp::from_millisecond(self.since).is_ok_and(|since| since.duration_since(now) > MAX_LOG_CLOCK_DIFFERENCE)
     }
 }
 
-impl Repeatable {
-    /// Under a header, with a body that is about to be judged, and its canonical hash.
+impl IdempotencyKey {
+    /// `body_hash` is the canonical hash of `body`.
     pub(crate) fn new(
         identity: &KeyIdentity,
         header: &ClientRequestId,
@@ -194,128 +201,160 @@ impl Repeatable {
         let hash = hash.get(..40).unwrap_or_default();
         let version = body.get("policy_pack_version").and_then(Value::as_str).filter(|version| !version.is_empty());
         Self {
-            place: format!("{IDEMPOTENCY_RECORDS}.{}.{}.{hash}", identity.account, identity.key_id),
-            body: body_hash,
+            record_key: format!("{IDEMPOTENCY_RECORDS}.{}.{}.{hash}", identity.account, identity.key_id),
+            body_hash,
             version: version.map(str::to_owned),
         }
     }
 
-    /// What became of it before. Waits for an attempt that is under way, no longer than until `deadline`.
-    pub(crate) async fn look_up(&self, gate: &Gate, shelf: &Shelf<'_>, deadline: Instant) -> Result<Before, ApiError> {
+    /// What the key was used for before. Waits for an attempt in flight, until `deadline`.
+    pub(crate) async fn look_up(&self, store: &IdempotencyStore<'_>, deadline: Instant) -> Result<Lookup, ApiError> {
         loop {
-            let Some(record) =
-                gate.ledger().get(&self.place, deadline).await.map_err(|error| failed(Part::Ledger, &error.0))?
-            else {
-                return Ok(Before::Free(self.ticket(None, None, None)));
+            let stored = store.state_store.get(&self.record_key, deadline).await;
+            let Some(stored) = stored.map_err(|error| failed(Part::StateStore, &error))? else {
+                return Ok(Lookup::Available(self.available(None)));
             };
-            let entry: Entry =
-                serde_json::from_slice(&record.value).map_err(|error| failed(Part::Ledger, &error.to_string()))?;
-            let again = || self.ticket(Some(entry.operation), Some(entry.ends), Some(record.revision));
-            let (now, clock) = (gate.ledger().clock().now(), Instant::now());
-            let future = entry.is_of_the_future(now);
-            let known_for =
-                if future { gate.sightings.known_for(&self.place, record.revision, clock) } else { Duration::ZERO };
-            let over = match entry.judge(&self.body, now, known_for) {
-                Judgement::Unused => return Ok(Before::Free(self.ticket(None, None, Some(record.revision)))),
-                Judgement::Otherwise => return Ok(Before::Otherwise),
-                Judgement::Failed => return Ok(Before::Free(again())),
-                Judgement::UnderWay => false,
-                Judgement::Over => true,
+            let record: KeyRecord =
+                serde_json::from_slice(&stored.value).map_err(|error| failed(Part::StateStore, &error))?;
+            let retry = || Available {
+                operation: Some(record.operation),
+                ends: Some(record.ends),
+                ..self.available(Some(stored.revision))
             };
-            let found =
-                timeout_at(deadline, shelf.between(entry.request_id, entry.recorded_from(), entry.recorded_to())).await;
-            let found = found.map_err(|_| failed(Part::LogUnread, "the log is too slow"))?;
-            if let Some(recorded) = found.map_err(|error| failed(Part::LogUnread, &error.0))? {
-                let recorded: CheckResponse =
-                    serde_json::from_value(recorded).map_err(|error| failed(Part::LogUnread, &error.to_string()))?;
-                return Ok(if self.holds(gate, &recorded.decided.policy_version, deadline).await? {
-                    Before::Answered(Box::new(recorded))
+            let now = store.state_store.clock().now();
+            let known_for = if record.is_of_the_future(now) {
+                store.first_seen.known_for(&self.record_key, stored.revision, Instant::now())
+            } else {
+                Duration::ZERO
+            };
+            let is_over = match record.state_for(&self.body_hash, now, known_for) {
+                KeyState::Unused => return Ok(Lookup::Available(self.available(Some(stored.revision)))),
+                KeyState::BodyMismatch => return Ok(Lookup::BodyMismatch),
+                KeyState::Failed => return Ok(Lookup::Available(retry())),
+                KeyState::InFlight => false,
+                KeyState::Over => true,
+            };
+            if let Some(recorded) = find_record(store.log, &record, deadline).await? {
+                return Ok(if self.is_current(store.requests, &recorded.decided.policy_version, deadline).await? {
+                    Lookup::Replay(Box::new(recorded))
                 } else {
-                    Before::Free(self.ticket(None, None, Some(record.revision)))
+                    Lookup::Available(self.available(Some(stored.revision)))
                 });
             }
-            if over {
+            if is_over {
                 // Its check may have been counted, and then it is not counted again.
-                return Ok(Before::Free(Ticket { counted: true, ..again() }));
+                return Ok(Lookup::Available(Available { counted: true, ..retry() }));
             }
-            if Instant::now() + LOOK_EVERY >= deadline {
+            if Instant::now() + POLL_INTERVAL >= deadline {
                 return Err(ApiError::Unavailable);
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
-    fn ticket(&self, operation: Option<RequestId>, ends: Option<i64>, seen: Option<Revision>) -> Ticket {
-        Ticket { place: self.place.clone(), body: self.body.clone(), operation, ends, seen, counted: false }
+    fn available(&self, revision: Option<Revision>) -> Available {
+        Available {
+            record_key: self.record_key.clone(),
+            body_hash: self.body_hash.clone(),
+            operation: None,
+            ends: None,
+            revision,
+            counted: false,
+        }
     }
 
-    /// Whether a decision by this version would be made by it again.
-    async fn holds(&self, gate: &Gate, decided: &PolicyVersion, deadline: Instant) -> Result<bool, ApiError> {
+    /// Whether the policy version that decided then would decide now.
+    async fn is_current(
+        &self,
+        requests: &dyn Requests,
+        decided_by: &PolicyVersion,
+        deadline: Instant,
+    ) -> Result<bool, ApiError> {
         if let Some(named) = &self.version {
-            return Ok(named == decided.as_str());
+            return Ok(named == decided_by.as_str());
         }
-        let status = gate.requests().ask_until(&EvaluatorStatus {}, deadline).await;
+        let status = requests.request_until(&EvaluatorStatus {}, deadline).await;
         let EvaluatorStatusReply { active, .. } =
-            status.map_err(|error| failed(Part::asked::<EvaluatorStatus>(&error), &error.to_string()))?;
-        Ok(active == *decided)
+            status.map_err(|error| failed(Part::asked::<EvaluatorStatus>(&error), &error))?;
+        Ok(active == *decided_by)
     }
 }
 
-impl Ticket {
-    /// Takes the key for this attempt; none when another one was faster.
+/// The decision of a record's last attempt, if the log has it.
+async fn find_record(
+    log: &LogReader<'_>,
+    record: &KeyRecord,
+    deadline: Instant,
+) -> Result<Option<CheckResponse>, ApiError> {
+    let found = log.decision_between(record.request_id, record.recorded_from(), record.recorded_to());
+    let found = timeout_at(deadline, found).await.map_err(|error| failed(Part::LogUnread, &error))?;
+    let Some(line) = found.map_err(|error| failed(Part::LogUnread, &error))? else { return Ok(None) };
+    serde_json::from_value(line).map(Some).map_err(|error| failed(Part::LogUnread, &error))
+}
+
+impl Available {
+    /// Claims the key for one attempt; none if another one was faster.
     pub(crate) async fn claim(
         self,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         request_id: RequestId,
         budget: Duration,
         deadline: Instant,
     ) -> Result<Option<Claim>, ApiError> {
-        let now = ledger.clock().now();
-        // A record is written together with others, whose time may end a budget later.
-        let (since, until) =
-            (now.as_millisecond(), now.checked_add(2 * budget + SLACK).unwrap_or(now).as_millisecond());
-        let ends = self.ends.unwrap_or_else(|| now.as_second().saturating_add(LIVES));
-        let operation = self.operation.unwrap_or(request_id);
-        let entry = Entry { body: self.body, operation, request_id, since, until, ends, ended: None };
-        match put(ledger, &self.place, &entry, self.seen, deadline).await {
-            Ok(revision) => Ok(Some(Claim { place: self.place, entry, revision })),
+        let now = state_store.clock().now();
+        // A record is appended together with others, whose deadline may end a budget later.
+        let until = now.checked_add(2 * budget + MAX_CLOCK_DIFFERENCE).unwrap_or(now).as_millisecond();
+        let record = KeyRecord {
+            body_hash: self.body_hash,
+            operation: self.operation.unwrap_or(request_id),
+            request_id,
+            since: now.as_millisecond(),
+            until,
+            ends: self.ends.unwrap_or_else(|| now.as_second().saturating_add(KEY_TTL_SECONDS)),
+            ended: None,
+        };
+        match put(state_store, &self.record_key, &record, record.ends, self.revision, deadline).await {
+            Ok(revision) => Ok(Some(Claim { record_key: self.record_key, record, revision })),
             Err(PutError::Conflict) => Ok(None),
-            Err(PutError::Failed(reason)) => Err(failed(Part::Ledger, &reason)),
+            Err(error @ PutError::Failed(_)) => Err(failed(Part::StateStore, &error)),
         }
     }
 }
 
 impl Claim {
-    /// The check that this attempt repeats, if it is not the first.
+    /// The first attempt under the key, if this is a later one.
     pub(crate) fn repeats(&self) -> Option<RequestId> {
-        (self.entry.operation != self.entry.request_id).then_some(self.entry.operation)
+        (self.record.operation != self.record.request_id).then_some(self.record.operation)
     }
 
-    /// The attempt is over and was not recorded: whoever asks again need neither wait nor search. If this fails, they do.
-    pub(crate) async fn give_back(self, ended: Ended, ledger: &dyn Ledger) {
-        let entry = Entry { ended: Some(ended), ..self.entry };
-        let deadline = Instant::now() + GIVE_BACK_WITHIN;
-        if let Err(error) = put(ledger, &self.place, &entry, Some(self.revision), deadline).await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "an idempotency key was not given back");
+    /// Marks the attempt as ended without a record, so that a retry need not wait or search the log. Best effort.
+    pub(crate) async fn release(self, ended: AttemptEnd, state_store: &dyn StateStore) {
+        let record = KeyRecord { ended: Some(ended), ..self.record };
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
+        let put = put(state_store, &self.record_key, &record, record.ends, Some(self.revision), deadline).await;
+        if let Err(error) = put {
+            tracing::warn!(error = &error as &dyn Error, "an idempotency key was not given back");
         }
     }
 }
 
+/// Stores a record until `ends`, in seconds since the epoch.
 async fn put(
-    ledger: &dyn Ledger,
-    place: &str,
-    entry: &Entry,
+    state_store: &dyn StateStore,
+    record_key: &str,
+    record: &impl Serialize,
+    ends: i64,
     expected: Option<Revision>,
     deadline: Instant,
 ) -> Result<Revision, PutError> {
-    let value = serde_json::to_vec(entry).map_err(|error| PutError::Failed(error.to_string()))?;
-    // A clock that went back must not keep a key for longer.
-    let left = entry.ends.saturating_sub(ledger.clock().now().as_second()).clamp(1, LIVES);
-    let lives = Duration::from_secs(left.unsigned_abs());
-    ledger.put(place, Bytes::from(value), expected, Some(lives), deadline).await
+    let value = serde_json::to_vec(record).map_err(|error| PutError::Failed(error.to_string()))?;
+    // A clock that went back must not extend a key's life.
+    let left = ends.saturating_sub(state_store.clock().now().as_second()).clamp(1, KEY_TTL_SECONDS);
+    let ttl = Duration::from_secs(left.unsigned_abs());
+    state_store.put(record_key, Bytes::from(value), expected, Some(ttl), deadline).await
 }
 
-fn failed(part: Part, error: &str) -> ApiError {
+fn failed(part: Part, error: &(dyn Error + 'static)) -> ApiError {
     tracing::warn!(error, "an idempotency key cannot be looked up");
     ApiError::Missing(part)
 }
@@ -340,26 +379,31 @@ mod tests {
         }
     }
 
-    fn of(account: &str, key: &str, header: &str, body: impl Into<Value>) -> Repeatable {
+    fn of(account: &str, key: &str, header: &str, body: impl Into<Value>) -> IdempotencyKey {
         let Value::Object(body) = body.into() else { panic!("no object") };
-        Repeatable::new(&identity(account, key), &ClientRequestId::parse(header).unwrap(), &body, canonical_hash(&body))
+        IdempotencyKey::new(
+            &identity(account, key),
+            &ClientRequestId::parse(header).unwrap(),
+            &body,
+            canonical_hash(&body),
+        )
     }
 
     #[test]
-    fn a_key_is_its_accounts_its_keys_and_its_own() {
-        let place = |account, key, header| of(account, key, header, json!({})).place;
-        let one = place("a", "k", "h");
-        for other in [place("b", "k", "h"), place("a", "l", "h"), place("a", "k", "H")] {
+    fn an_idempotency_key_belongs_to_one_account_api_key_and_header() {
+        let record_key = |account, key, header| of(account, key, header, json!({})).record_key;
+        let one = record_key("a", "k", "h");
+        for other in [record_key("b", "k", "h"), record_key("a", "l", "h"), record_key("a", "k", "H")] {
             assert_ne!(one, other);
         }
-        let longest = place(&"a".repeat(64), &"k".repeat(64), &"!".repeat(128));
+        let longest = record_key(&"a".repeat(64), &"k".repeat(64), &"!".repeat(128));
         assert!(longest.len() <= 200 && longest.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_".contains(&b)));
         assert!(!one.contains(".h"), "the header's text is not kept");
     }
 
     #[test]
-    fn the_order_of_members_makes_no_other_body_and_everything_else_does() {
-        let body = |body: Value| of("a", "k", "h", body).body;
+    fn a_body_is_the_same_in_any_order_of_its_members_and_otherwise_another() {
+        let body = |body: Value| of("a", "k", "h", body).body_hash;
         let one = body(json!({"goal": "g", "context": {"a": 1, "b": [1, 2]}, "extra": true}));
         assert_eq!(one, body(json!({"extra": true, "context": {"b": [1, 2], "a": 1}, "goal": "g"})));
         for other in [
@@ -372,10 +416,10 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_speaks_of_its_body_and_of_its_time() {
+    fn a_record_is_in_flight_over_or_failed_for_its_own_body_only() {
         let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
-        let entry = Entry {
-            body: "b".to_owned(),
+        let record = KeyRecord {
+            body_hash: "b".to_owned(),
             operation: id,
             request_id: id,
             since: 0,
@@ -384,20 +428,21 @@ mod tests {
             ended: None,
         };
         let at = |millis| Timestamp::from_millisecond(millis).unwrap();
-        assert_eq!(entry.judge("c", at(1), Duration::ZERO), Judgement::Otherwise);
-        assert_eq!(entry.judge("b", at(4_999), Duration::ZERO), Judgement::UnderWay);
-        assert_eq!(entry.judge("b", at(5_000), Duration::ZERO), Judgement::Over);
-        let ended = |ended| Entry { ended: Some(ended), ..entry.clone() };
-        assert_eq!(ended(Ended::Failed).judge("b", at(1), Duration::ZERO), Judgement::Failed);
-        assert_eq!(ended(Ended::Failed).judge("c", at(1), Duration::ZERO), Judgement::Otherwise);
-        assert_eq!(ended(Ended::Refused).judge("c", at(1), Duration::ZERO), Judgement::Unused);
+        assert_eq!(record.state_for("c", at(1), Duration::ZERO), KeyState::BodyMismatch);
+        assert_eq!(record.state_for("b", at(4_999), Duration::ZERO), KeyState::InFlight);
+        assert_eq!(record.state_for("b", at(5_000), Duration::ZERO), KeyState::Over);
+        let ended = |ended| KeyRecord { ended: Some(ended), ..record.clone() };
+        assert_eq!(ended(AttemptEnd::Failed).state_for("b", at(1), Duration::ZERO), KeyState::Failed);
+        assert_eq!(ended(AttemptEnd::Failed).state_for("c", at(1), Duration::ZERO), KeyState::BodyMismatch);
+        assert_eq!(ended(AttemptEnd::Refused).state_for("c", at(1), Duration::ZERO), KeyState::Unused);
     }
+
     #[tokio::test(start_paused = true)]
-    async fn an_attempt_of_the_future_is_over_once_it_was_seen_for_as_long_as_it_may_take() {
+    async fn an_attempt_with_future_times_is_over_once_it_was_seen_for_its_maximum_duration() {
         let id = RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap();
         let (hour, since) = (3_600_000, 1_000_000_000);
-        let entry = Entry {
-            body: "b".to_owned(),
+        let record = KeyRecord {
+            body_hash: "b".to_owned(),
             operation: id,
             request_id: id,
             since,
@@ -406,17 +451,20 @@ mod tests {
             ended: None,
         };
         let now = Timestamp::from_millisecond(since - hour).unwrap();
-        assert!(entry.is_of_the_future(now));
-        assert!(!entry.is_of_the_future(Timestamp::from_millisecond(since - 4_000).unwrap()), "clocks differ a little");
-        let (sightings, revision) = (Sightings::default(), Revision(7));
+        assert!(record.is_of_the_future(now));
+        assert!(
+            !record.is_of_the_future(Timestamp::from_millisecond(since - 4_000).unwrap()),
+            "clocks differ a little"
+        );
+        let (first_seen, revision) = (FirstSeen::default(), Revision(7));
         let mut judged = Vec::new();
         for _ in 0..4 {
-            judged.push(entry.judge("b", now, sightings.known_for("p", revision, Instant::now())));
+            judged.push(record.state_for("b", now, first_seen.known_for("p", revision, Instant::now())));
             tokio::time::advance(Duration::from_secs(2)).await;
         }
-        assert_eq!(judged, [Judgement::UnderWay, Judgement::UnderWay, Judgement::UnderWay, Judgement::Over]);
-        let other = sightings.known_for("p", Revision(8), Instant::now());
-        assert_eq!(entry.judge("b", now, other), Judgement::UnderWay, "another attempt has a time of its own");
-        assert_eq!(entry.judge("c", now, Duration::from_secs(60)), Judgement::Otherwise);
+        assert_eq!(judged, [KeyState::InFlight, KeyState::InFlight, KeyState::InFlight, KeyState::Over]);
+        let other = first_seen.known_for("p", Revision(8), Instant::now());
+        assert_eq!(record.state_for("b", now, other), KeyState::InFlight, "another attempt has a time of its own");
+        assert_eq!(record.state_for("c", now, Duration::from_secs(60)), KeyState::BodyMismatch);
     }
 }

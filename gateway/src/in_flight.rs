@@ -1,10 +1,10 @@
-//! Bytes in flight: request bodies that arrive, and answers that wait for their reader.
+//! Bytes in flight: request bodies that arrive, and answers until their client has taken them.
 //!
-//! Owns the count, for the gateway, each account and each address. A hold grows as bytes arrive, whatever
+//! Owns the counts of the gateway, each account and each address. A request's hold grows as bytes arrive, whatever
 //! `Content-Length` says, and ends with the request.
-//! INVARIANT: what is held never exceeds a limit. Where one more byte would, whoever stalls loses its place first, then
-//! the largest; the newcomer is refused only if nobody holds more for longer. An ordinary check is small and fast, so
-//! it finds room beside bodies that never end.
+//! INVARIANT: the bytes held never exceed a limit. Where one more byte would, the hold that stalled is cut first, then
+//! the largest; the growing request is refused only if no other one stalled for longer or is much larger. An ordinary
+//! check is small and fast, so there is room for it beside bodies that never end.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,16 +15,16 @@ use stage0_contract::AccountId;
 use tokio::sync::Notify;
 
 use crate::address::ClientNet;
-use crate::throttle::Seat;
+use crate::throttle::ConnectionHandle;
 
-/// So many bytes are progress; fewer do not show that the other side is alive.
-const PROGRESS_BYTES: usize = 16 << 10;
-/// A hold without progress for so long stalls.
+/// A client that moves at least this much makes progress; fewer bytes do not show that it is alive.
+const STALL_RESET_BYTES: usize = 16 << 10;
+/// A hold without progress for this long has stalled.
 const STALLED_AFTER: Duration = Duration::from_millis(500);
-/// A hold that is cut for a smaller one is at least so many times as large.
-const LARGER_BY: usize = 2;
+/// A hold that makes progress is cut only for one that is at least this many times smaller.
+const CUT_RATIO: usize = 2;
 
-/// How much may be held.
+/// How many bytes may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ByteLimits {
     pub(crate) gateway: usize,
@@ -32,15 +32,14 @@ pub(crate) struct ByteLimits {
     pub(crate) address: usize,
 }
 
-/// Whose limit was reached.
+/// The limit that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Over {
+pub(crate) enum ByteLimit {
     Account,
     Address,
     Gateway,
 }
 
-/// The table of holds.
 pub(crate) struct BytesInFlight {
     limits: ByteLimits,
     hasher: RandomState,
@@ -57,26 +56,26 @@ struct Table {
 }
 
 struct Holder {
-    /// A hash: the id itself is not needed.
+    /// A hash, because only equality counts.
     account: Option<u64>,
     address: Option<ClientNet>,
     bytes: usize,
-    /// Since which there was no progress.
-    since: Instant,
-    /// Bytes that came after that.
-    came: usize,
+    /// The last progress.
+    progressed_at: Instant,
+    /// Bytes since then.
+    since_progress: usize,
     cut: Arc<Cut>,
 }
 
 #[derive(Default)]
 struct Cut {
-    over: OnceLock<Over>,
-    told: Notify,
-    /// The connection that ends with the hold; none: somebody waits for `told`.
-    seat: OnceLock<Seat>,
+    limit: OnceLock<ByteLimit>,
+    notify: Notify,
+    /// The connection to close, for an answer whose client may never take another byte.
+    handle: OnceLock<ConnectionHandle>,
 }
 
-/// What one request holds; given back when it is dropped.
+/// The bytes that one request holds; released when it is dropped.
 pub(crate) struct Hold {
     bytes: Arc<BytesInFlight>,
     id: u64,
@@ -84,7 +83,7 @@ pub(crate) struct Hold {
 }
 
 impl ByteLimits {
-    /// A quarter for each account and each address: four of them are needed to use the gateway's up.
+    /// Each account and each address gets a quarter, so that it takes four of them to use up the gateway's limit.
     pub(crate) fn of(gateway: usize) -> Self {
         Self { gateway, account: gateway / 4, address: gateway / 4 }
     }
@@ -95,12 +94,12 @@ impl BytesInFlight {
         Arc::new(Self { limits, hasher: RandomState::new(), table: Mutex::default() })
     }
 
-    /// What stands for an account where only equality counts; never 0.
+    /// A hash that stands for an account where only equality counts; never 0.
     pub(crate) fn key_of(&self, account: &AccountId) -> u64 {
         self.hasher.hash_one(account).max(1)
     }
 
-    /// A hold of nothing yet.
+    /// Starts with a hold of no bytes.
     pub(crate) fn begin(
         self: &Arc<Self>,
         account: Option<&AccountId>,
@@ -112,7 +111,10 @@ impl BytesInFlight {
         let mut table = self.lock();
         let id = table.next;
         table.next += 1;
-        table.holders.insert(id, Holder { account, address, bytes: 0, since: now, came: 0, cut: Arc::clone(&cut) });
+        table.holders.insert(
+            id,
+            Holder { account, address, bytes: 0, progressed_at: now, since_progress: 0, cut: Arc::clone(&cut) },
+        );
         Hold { bytes: Arc::clone(self), id, cut }
     }
 
@@ -120,37 +122,37 @@ impl BytesInFlight {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first limit that `more` bytes of this holder would exceed.
-    fn exceeded(&self, table: &Table, holder: &Holder, more: usize) -> Option<Over> {
+    /// The first limit that `more` bytes of this holder would exceed, if any.
+    fn exceeded(&self, table: &Table, holder: &Holder, more: usize) -> Option<ByteLimit> {
         let used = |account| table.accounts.get(account).copied().unwrap_or(0);
         let account = holder.account.as_ref().is_some_and(|account| used(account) + more > self.limits.account);
         let used = |address| table.addresses.get(address).copied().unwrap_or(0);
         let address = holder.address.as_ref().is_some_and(|address| used(address) + more > self.limits.address);
         if account {
-            Some(Over::Account)
+            Some(ByteLimit::Account)
         } else if address {
-            Some(Over::Address)
+            Some(ByteLimit::Address)
         } else {
-            (table.gateway + more > self.limits.gateway).then_some(Over::Gateway)
+            (table.gateway + more > self.limits.gateway).then_some(ByteLimit::Gateway)
         }
     }
 }
 
 impl Table {
-    /// Who makes room for `mine`, which wants to hold `wanted` bytes: the one that held most for longest without
-    /// progress, else the largest. None: `mine` itself.
-    fn victim(&self, mine: u64, over: Over, wanted: usize, now: Instant) -> Option<u64> {
-        let own = self.holders.get(&mine)?;
-        let beside = |other: &Holder| match over {
-            Over::Account => other.account == own.account,
-            Over::Address => other.address == own.address,
-            Over::Gateway => true,
+    /// The hold to cut so that `own_id` can hold `wanted` bytes: the one with the greatest product of bytes and time
+    /// without progress, else the largest. None means that `own_id` itself is cut.
+    fn victim(&self, own_id: u64, limit: ByteLimit, wanted: usize, now: Instant) -> Option<u64> {
+        let own = self.holders.get(&own_id)?;
+        let beside = |other: &Holder| match limit {
+            ByteLimit::Account => other.account == own.account,
+            ByteLimit::Address => other.address == own.address,
+            ByteLimit::Gateway => true,
         };
-        let others = || self.holders.iter().filter(|(id, other)| **id != mine && other.bytes > 0 && beside(other));
-        let stall = |holder: &Holder| now.saturating_duration_since(holder.since);
+        let others = || self.holders.iter().filter(|(id, other)| **id != own_id && other.bytes > 0 && beside(other));
+        let stall = |holder: &Holder| now.saturating_duration_since(holder.progressed_at);
         let stalled = others().filter(|(_, other)| stall(other) >= STALLED_AFTER && stall(other) >= stall(own));
         let longest = stalled.max_by_key(|(_, other)| stall(other).as_millis().saturating_mul(other.bytes as u128));
-        let largest = || others().max_by_key(|(_, other)| other.bytes).filter(|(_, o)| o.bytes / LARGER_BY >= wanted);
+        let largest = || others().max_by_key(|(_, other)| other.bytes).filter(|(_, o)| o.bytes / CUT_RATIO >= wanted);
         longest.or_else(largest).map(|(id, _)| *id)
     }
 
@@ -166,97 +168,97 @@ impl Table {
         }
     }
 
-    fn give_back(&mut self, id: u64, bytes: usize) {
+    fn release(&mut self, id: u64, bytes: usize) {
         let Some(holder) = self.holders.get_mut(&id) else { return };
         let bytes = bytes.min(holder.bytes);
         holder.bytes -= bytes;
         self.gateway -= bytes;
         if let Some(account) = holder.account {
-            take(&mut self.accounts, &account, bytes);
+            subtract(&mut self.accounts, &account, bytes);
         }
         if let Some(address) = holder.address {
-            take(&mut self.addresses, &address, bytes);
+            subtract(&mut self.addresses, &address, bytes);
         }
     }
 
-    /// Ends a hold.
     fn end(&mut self, id: u64) -> Option<Holder> {
-        self.give_back(id, usize::MAX);
+        self.release(id, usize::MAX);
         self.holders.remove(&id)
     }
 }
 
-/// Nobody is remembered who holds nothing.
-fn take<K: std::hash::Hash + Eq>(used: &mut HashMap<K, usize>, who: &K, bytes: usize) {
-    if let Some(left) = used.get_mut(who) {
+/// Removes entries that reach zero, so that the table stays as small as the traffic.
+fn subtract<K: std::hash::Hash + Eq>(used: &mut HashMap<K, usize>, key: &K, bytes: usize) {
+    if let Some(left) = used.get_mut(key) {
         *left -= bytes.min(*left);
         if *left == 0 {
-            used.remove(who);
+            used.remove(key);
         }
     }
 }
 
 impl Cut {
-    fn now(&self, over: Over) {
-        let _ = self.over.set(over);
-        self.told.notify_one();
-        if let Some(seat) = self.seat.get() {
-            seat.evict();
+    fn set(&self, limit: ByteLimit) {
+        let _ = self.limit.set(limit);
+        self.notify.notify_one();
+        if let Some(handle) = self.handle.get() {
+            handle.evict();
         }
     }
 }
 
 impl Hold {
-    /// Ends this connection too when the hold is cut: its client may never take another byte.
-    pub(crate) fn ends_with(&self, seat: Seat) {
-        let _ = self.cut.seat.set(seat);
+    /// Closes the connection, too, when the hold is cut: its client may never take another byte.
+    pub(crate) fn close_when_cut(&self, handle: ConnectionHandle) {
+        let _ = self.cut.handle.set(handle);
     }
 
-    /// Holds `more` bytes. An error ends the hold: what it held belongs to others then.
-    pub(crate) fn grow(&self, more: usize, now: Instant) -> Result<(), Over> {
+    /// Adds `more` bytes. On an error the hold has ended and its bytes are released.
+    pub(crate) fn grow(&self, more: usize, now: Instant) -> Result<(), ByteLimit> {
         let mut table = self.bytes.lock();
         loop {
             let Some(holder) = table.holders.get(&self.id) else {
-                return Err(self.cut.over.get().copied().unwrap_or(Over::Gateway));
+                return Err(self.cut.limit.get().copied().unwrap_or(ByteLimit::Gateway));
             };
-            let Some(over) = self.bytes.exceeded(&table, holder, more) else {
+            let Some(limit) = self.bytes.exceeded(&table, holder, more) else {
                 table.add(self.id, more);
                 return Ok(());
             };
-            let victim = table.victim(self.id, over, holder.bytes + more, now);
+            let victim = table.victim(self.id, limit, holder.bytes + more, now);
             if let Some(holder) = table.end(victim.unwrap_or(self.id)) {
-                holder.cut.now(over);
+                holder.cut.set(limit);
             }
         }
     }
 
-    /// Gives bytes back before the end.
+    /// Releases some bytes before the request ends.
     pub(crate) fn shrink(&self, bytes: usize) {
-        self.bytes.lock().give_back(self.id, bytes);
+        self.bytes.lock().release(self.id, bytes);
     }
 
-    /// Bytes came, or left.
+    /// Records that the client sent or took bytes.
     pub(crate) fn progressed(&self, bytes: usize, now: Instant) {
         if let Some(holder) = self.bytes.lock().holders.get_mut(&self.id) {
-            holder.came += bytes;
-            if holder.came >= PROGRESS_BYTES {
-                (holder.came, holder.since) = (0, now);
+            holder.since_progress += bytes;
+            if holder.since_progress >= STALL_RESET_BYTES {
+                holder.since_progress = 0;
+                holder.progressed_at = now;
             }
         }
     }
 
-    /// Resolves when this hold has lost its place to another.
-    pub(crate) async fn cut(&self) -> Over {
+    /// Resolves when this hold was cut for another.
+    pub(crate) async fn cut(&self) -> ByteLimit {
         loop {
-            if let Some(over) = self.cut.over.get() {
-                return *over;
+            if let Some(limit) = self.cut.limit.get() {
+                return *limit;
             }
-            self.cut.told.notified().await;
+            self.cut.notify.notified().await;
         }
     }
 
     pub(crate) fn is_cut(&self) -> bool {
-        self.cut.over.get().is_some()
+        self.cut.limit.get().is_some()
     }
 }
 

@@ -1,41 +1,46 @@
-//! The gateway: HTTPS in, one question to an evaluator, one record in the log, the answer out.
+//! The gateway: HTTPS in, one request to an evaluator, one record in the log, the answer out.
 //!
-//! Owns TLS, authentication, limits, validation, record-then-release and every public error. Refuses policy: it never looks at what a request means.
-//! INVARIANT: no answer that carries a verdict leaves unless an evaluator decided it for this very request and the log has it; whatever
-//! of ours fails on the way is a 503 that says the action must not run.
+//! Owns TLS, authentication, limits, validation, record-then-release and every public error. Never decides about
+//! policy: it does not look at what a request means.
+//! INVARIANT: an answer with a verdict leaves only if an evaluator decided it for this very request and the log has it;
+//! every failure on the way is a 503 that says that the action must not run.
 //!
-//! `routes/` is where a request arrives, `auth.rs` where a key is judged, `recorder.rs` where it is
-//! recorded, `errors.rs` where every public text stands.
+//! A request passes `server` (connections), `middleware`, then its handler in `routes/`; `auth` authenticates it,
+//! `recorder` records the decision, and `errors` has every public text.
 
+mod access_log;
 mod address;
 mod auth;
 mod body;
 mod config;
 mod errors;
 mod idempotency;
+mod idle_timeout;
 mod in_flight;
-mod in_hand;
 mod instances;
+mod key_cache;
 mod key_uses;
-mod keyring;
+mod log_reader;
 mod metrics;
-mod patience;
+mod middleware;
 mod plain_http;
 mod proxy_protocol;
 mod quota;
-mod reader;
-mod readers;
+mod read_pool;
+mod readiness;
 mod recorder;
+mod request_context;
+mod request_memory;
+mod response_body;
 mod routes;
-mod sending;
 mod server;
 mod state;
 mod throttle;
 mod tls;
 
 pub use address::{TrustedProxies, TrustedProxiesError};
-pub use config::{GatewayConfig, TlsFiles};
+pub use config::{Audit, GatewayConfig, TlsFiles, TlsSettings};
 pub use quota::OnFailure;
-pub use routes::{Found, look};
+pub use readiness::{Probe, probe};
 pub use server::{BuildError, Connect, Gateway};
 pub use tls::{Authority, AuthorityError, Certificate, Leaf, TlsError, check_pair, dev_tls, server_config};

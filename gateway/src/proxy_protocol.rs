@@ -1,9 +1,9 @@
-//! Who is at the other end of a connection that a layer-4 balancer passes on: what its PROXY header says.
+//! The client's address on a connection from a layer-4 load balancer: its PROXY header.
 //!
-//! Owns whose headers are believed and how they are read: from a configured balancer every connection begins with one, from anybody
-//! else none is looked for, so that what stands there fails as TLS. INVARIANT: nobody but a configured balancer names a client's
-//! address, and not a byte behind the header is taken. A header that is absent, broken or late closes the connection; `header`
-//! judges the bytes.
+//! Owns which peers send the header and how it is read. Every connection from a configured balancer begins with one;
+//! other connections are not searched for it, so that a header there fails as TLS. A header that is missing, malformed
+//! or late closes the connection; `header` parses the bytes.
+//! INVARIANT: only a configured balancer can set a client's address, and no byte after the header is read.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -18,25 +18,24 @@ pub(crate) use header::Refused;
 
 use crate::address::TrustedProxies;
 use crate::metrics;
-use header::{START, Start};
+use header::{PREFIX_BYTES, Prefix};
 
-/// A balancer that sends no headers breaks with every connection: one warning says it all, the metric says how often.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// A balancer that sends no headers fails with every connection: one warning is enough, the metric counts them all.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Who is at the other end.
+/// The other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Peer {
-    /// Whoever asks: what is limited.
+    /// A client, to which limits apply.
     Client(SocketAddr),
-    /// A balancer that speaks for itself, such as to see whether we live.
+    /// A balancer that connects for itself, for example for a health check.
     Balancer(SocketAddr),
 }
 
-/// Those whose headers are believed.
+/// The configured balancers.
 pub(crate) struct Balancers {
-    from: TrustedProxies,
-    /// In which a header must be there.
-    within: Duration,
+    trusted: TrustedProxies,
+    header_timeout: Duration,
     warned: Mutex<Option<Instant>>,
 }
 
@@ -49,22 +48,24 @@ impl Peer {
 }
 
 impl Balancers {
-    pub(crate) fn new(from: TrustedProxies, within: Duration) -> Self {
-        Self { from, within, warned: Mutex::default() }
+    pub(crate) fn new(trusted: TrustedProxies, header_timeout: Duration) -> Self {
+        Self { trusted, header_timeout, warned: Mutex::default() }
     }
 
-    /// Reads the header if `peer` is a balancer. Where it names nobody, the balancer itself is who asks.
+    /// Reads the header if `peer` is a balancer. A header without an address means the balancer itself.
     pub(crate) async fn peer(&self, stream: &mut (impl AsyncRead + Unpin), peer: SocketAddr) -> Result<Peer, Refused> {
-        if !self.from.trusts(peer.ip()) {
+        if !self.trusted.trusts(peer.ip()) {
             return Ok(Peer::Client(peer));
         }
-        let source = timeout(self.within, source(stream)).await.unwrap_or(Err(Refused::Late));
+        let source = timeout(self.header_timeout, source(stream)).await.unwrap_or(Err(Refused::Late));
         match source {
             Ok(source) => Ok(source.map_or(Peer::Balancer(peer), Peer::Client)),
             Err(refused) => {
                 metrics::proxy_header_refused(refused);
-                if self.warns(Instant::now()) {
-                    tracing::warn!(%peer, %refused, "connection of a balancer closed; others may follow without a warning");
+                if self.should_warn(Instant::now()) {
+                    tracing::warn!(
+                        %peer, %refused, "connection of a balancer closed; others may follow without a warning"
+                    );
                 } else {
                     tracing::debug!(%peer, %refused, "connection of a balancer closed");
                 }
@@ -73,9 +74,9 @@ impl Balancers {
         }
     }
 
-    fn warns(&self, now: Instant) -> bool {
+    fn should_warn(&self, now: Instant) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = warned.is_none_or(|last| now.saturating_duration_since(last) >= WARN_EVERY);
+        let due = warned.is_none_or(|last| now.saturating_duration_since(last) >= WARN_INTERVAL);
         if due {
             *warned = Some(now);
         }
@@ -83,14 +84,14 @@ impl Balancers {
     }
 }
 
-/// Takes the header off the stream. Nothing is read in advance: the next byte is the first of TLS.
+/// Reads the header and not a byte more: the next byte is the first of TLS.
 async fn source(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<SocketAddr>, Refused> {
-    let mut start = [0; START];
-    stream.read_exact(&mut start).await.map_err(|_| Refused::Truncated)?;
-    let start = Start::parse(&start)?;
-    let mut rest = vec![0; start.rest()];
+    let mut prefix = [0; PREFIX_BYTES];
+    stream.read_exact(&mut prefix).await.map_err(|_| Refused::Truncated)?;
+    let prefix = Prefix::parse(&prefix)?;
+    let mut rest = vec![0; prefix.rest_bytes()];
     stream.read_exact(&mut rest).await.map_err(|_| Refused::Truncated)?;
-    start.source(&rest)
+    prefix.source(&rest)
 }
 
 #[cfg(test)]
@@ -100,19 +101,19 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
     use tokio::io::{AsyncWriteExt, duplex};
 
-    const WITHIN: Duration = Duration::from_secs(5);
+    const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
     const FROM_TCP4: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x07\x0a\0\0\x01\x12\x67\x01\xbb";
     const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
     fn balancers() -> Balancers {
-        Balancers::new(TrustedProxies::parse(&["10.0.0.0/8".to_owned()]).unwrap(), WITHIN)
+        Balancers::new(TrustedProxies::parse(&["10.0.0.0/8".to_owned()]).unwrap(), HEADER_TIMEOUT)
     }
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
-    /// What becomes of `sent` from `peer`, and what is left to read then.
+    /// The result for `sent` from `peer`, and the bytes that are left to read.
     async fn read(balancers: &Balancers, peer: &str, sent: &[u8]) -> (Result<Peer, Refused>, Vec<u8>) {
         let (mut client, mut server) = duplex(2_048);
         client.write_all(sent).await.unwrap();
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_balancer_names_its_client_and_the_first_byte_of_tls_is_left_alone() {
+    async fn the_header_gives_the_client_and_no_byte_of_tls_is_read() {
         let sent = [FROM_TCP4, b"\x16\x03\x01"].concat();
         let client = Peer::Client(at("198.51.100.7:4711"));
         assert_eq!(read(&balancers(), "10.1.2.3:9", &sent).await, (Ok(client), b"\x16\x03\x01".to_vec()));
@@ -132,13 +133,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_balancer_that_names_nobody_asks_for_itself() {
+    async fn a_header_without_an_address_means_the_balancer_itself() {
         let balancer = Peer::Balancer(at("10.1.2.3:9"));
         assert_eq!(read(&balancers(), "10.1.2.3:9", LOCAL).await, (Ok(balancer), vec![]));
     }
 
     #[tokio::test]
-    async fn from_anybody_else_not_a_byte_is_read() {
+    async fn no_byte_is_read_from_other_peers() {
         let client = Peer::Client(at("192.0.2.1:9"));
         assert_eq!(read(&balancers(), "192.0.2.1:9", FROM_TCP4).await, (Ok(client), FROM_TCP4.to_vec()));
     }
@@ -156,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_header_that_trickles_is_late() {
+    async fn a_trickling_header_times_out() {
         let (mut client, mut server) = duplex(64);
         let trickle = async {
             for byte in FROM_TCP4 {
@@ -167,13 +168,13 @@ mod tests {
         let (balancers, started) = (balancers(), tokio::time::Instant::now());
         tokio::select! {
             found = balancers.peer(&mut server, at("10.1.2.3:9")) => assert_eq!(found, Err(Refused::Late)),
-            () = trickle => panic!("the header was waited for"),
+            () = trickle => panic!("the header did not time out"),
         }
-        assert_eq!(started.elapsed().as_secs(), WITHIN.as_secs());
+        assert_eq!(started.elapsed().as_secs(), HEADER_TIMEOUT.as_secs());
     }
 
     #[test]
-    fn every_refusal_is_counted_and_nothing_else_is() {
+    fn only_refused_headers_are_counted() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         with_local_recorder(&recorder, || {
@@ -193,9 +194,9 @@ mod tests {
     #[test]
     fn a_balancer_cannot_flood_the_log() {
         let (balancers, now) = (balancers(), Instant::now());
-        assert!(balancers.warns(now));
-        assert!(!balancers.warns(now + WARN_EVERY - Duration::from_secs(1)));
-        assert!(balancers.warns(now + WARN_EVERY));
-        assert!(!balancers.warns(now + WARN_EVERY));
+        assert!(balancers.should_warn(now));
+        assert!(!balancers.should_warn(now + WARN_INTERVAL - Duration::from_secs(1)));
+        assert!(balancers.should_warn(now + WARN_INTERVAL));
+        assert!(!balancers.should_warn(now + WARN_INTERVAL));
     }
 }

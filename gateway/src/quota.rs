@@ -1,123 +1,129 @@
-//! Rate limits and quotas: how many checks an account may make, and how much of their input it may have kept, counted
-//! by all gateways together.
+//! Rate limits and quotas: how many checks an account may make, and how much of their input it may store, counted by
+//! all gateways together.
 //!
-//! Owns the leases: from a limited window a gateway takes some at a time out of the ledger's counter and then counts for itself, so
-//! that most checks cost no round trip. Never more than the limit is leased; what a gateway leased and did not use is given back when
-//! it drains, and lost when it is killed. What has no limit is counted afterwards, in the background.
-//! Windows are those of the state store's clock, so that a gateway whose own clock is wrong opens none of its own.
-//! When the ledger fails, limited accounts are refused with 503, unless the operator chose to let them pass.
+//! Owns the leases: a gateway leases a part of a limited window from the state store's counter and then counts by
+//! itself, so that most checks cost no round trip. Never more than the limit is leased. What a gateway leased and did
+//! not use is given back when it drains, and lost when it is killed. Usage without a limit is reported in the
+//! background. Windows follow the state store's clock, so that a gateway whose own clock is wrong opens no others.
+//! When the state store fails, limited accounts are refused with 503, unless the operator chose to let them pass.
 
 mod window;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt as _};
 use jiff::Timestamp;
-use stage0_backplane::{Ledger, PutError, ReadError, StoreClock};
+use stage0_backplane::{PutError, ReadError, StateStore, StoreClock};
 use stage0_contract::{AccountId, KeyIdentity, Limits, RequestId, StoredBytes, UNLIMITED, Usage};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::errors::{ApiError, Part};
 
-use window::{Purse, Span, Spent, Window, lease};
+use window::{Span, Spend, Window, WindowLease, lease_size};
 
-/// What is not limited is told to the ledger so often.
-const TELL_EVERY: Duration = Duration::from_secs(10);
-/// One question to the ledger within a check.
-const ASK_WITHIN: Duration = Duration::from_millis(500);
-const GRACE: Duration = Duration::from_millis(20);
-/// In less time the ledger is not asked whether an input may be kept: its failure would count as one of the ledger.
-const MIN_ASK_TIMEOUT: Duration = Duration::from_millis(100);
-/// All that is told at the end.
-const FAREWELL_WITHIN: Duration = Duration::from_secs(3);
-/// After a failure the ledger is left alone for a moment: checks that wait for it pile up.
-const FAILS_FOR: Duration = Duration::from_secs(1);
-/// And for so long a tenth is leased at a time: what is granted too late is lost.
-const CAREFUL_FOR: Duration = Duration::from_secs(60);
-/// Accounts that are told of at the same time.
-const AT_ONCE: usize = 16;
-/// Old windows that wait to be told, of one account.
-const MOST_OWED: usize = 8;
-/// An account that made no check for so long is forgotten.
-const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+/// How often usage without a lease is reported to the state store.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+/// Accounts that are flushed at the same time.
+const MAX_CONCURRENT_FLUSHES: usize = 16;
+/// One request to the state store within a check.
+const LEASE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The state store's own timeout comes first by this much, because its error says what became of the request.
+const LEASE_TIMEOUT_MARGIN: Duration = Duration::from_millis(20);
+/// With less time than this no bytes are leased for an input: running out of it would count as a failure of the store.
+const MIN_LEASE_TIMEOUT: Duration = Duration::from_millis(100);
+/// After a failure no lease is requested for this long, so that checks do not queue up behind a store that fails.
+const FAILURE_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// For this long after a failure leases are a tenth as large: a grant that arrives after its deadline is lost.
+const SMALL_LEASES_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// Past windows of one account with usage that is not reported yet; further ones are dropped.
+const MAX_PENDING: usize = 8;
+/// An account without checks for this long is removed.
+const ACCOUNT_IDLE_TTL: Duration = Duration::from_secs(3_600);
 
-/// All windows.
 const SPANS: [Span; 4] = [Span::Minute, Span::Day, Span::Month, Span::StoredBytes];
 
-/// What becomes of limited accounts while the ledger fails.
+/// How checks of limited accounts are answered while the state store fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnFailure {
     /// They are refused.
     Closed,
-    /// They pass, and are counted when the ledger is back.
+    /// They pass, and are counted once the state store is back.
     Open,
 }
 
-/// The accounts that this gateway counts for.
+/// The usage of all accounts, as far as this gateway counts it.
 pub(crate) struct Quotas {
     on_failure: OnFailure,
-    /// By which all gateways have the same windows.
+    /// The state store's, so that all gateways have the same windows.
     clock: Arc<StoreClock>,
     meters: Mutex<HashMap<AccountId, Arc<Meter>>>,
 }
 
-/// One account.
+/// The usage of one account.
 struct Meter {
     account: AccountId,
     clock: Arc<StoreClock>,
     state: Mutex<State>,
-    /// Who asks the ledger for more; the others wait for what it brings.
-    turn: tokio::sync::Mutex<()>,
+    /// Held while one check requests a lease; the account's other checks wait for its result.
+    leasing: tokio::sync::Mutex<()>,
 }
 
 struct State {
-    minute: Purse,
-    day: Purse,
-    month: Purse,
-    stored_bytes: Purse,
-    /// Windows that are over, with what is still to be told of them.
-    owed: Vec<(Window, u64)>,
-    used: Instant,
-    failed: Option<Instant>,
+    minute: WindowLease,
+    day: WindowLease,
+    month: WindowLease,
+    stored_bytes: WindowLease,
+    /// Usage of past windows that is not reported yet.
+    pending: Vec<(Window, u64)>,
+    last_used: Instant,
+    last_failure: Option<Instant>,
 }
 
-/// The three numbers that an answer tells.
+/// The numbers in an answer's rate limit headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RateLimit {
     pub(crate) limit: u64,
     pub(crate) remaining: u64,
-    /// Seconds.
+    /// Seconds until the window ends.
     pub(crate) reset: u64,
 }
 
-/// One check of a day's and a month's quota, or bytes of stored input: given back unless it is kept. Whoever holds one
-/// does not end with its caller.
+/// One check of the day's and the month's quota, or bytes of stored input. Dropping it releases them, unless it is
+/// kept.
 pub(crate) struct Reservation {
     meter: Arc<Meter>,
     units: Vec<Unit>,
     kept: bool,
 }
 
-/// Something spent.
+/// An amount spent in one window.
 #[derive(Clone, Copy)]
 struct Unit {
     window: Window,
     amount: u64,
-    /// Below which limit it was granted; none where nobody was asked.
-    granted: Option<u64>,
+    /// The limit under which it was leased; none if it was spent without a lease.
+    leased_under: Option<u64>,
 }
 
-/// How far what other gateways counted may be behind: what has a limit is taken out of the ledger before it is used.
+/// Whether an amount could be spent of a window.
+enum Grant {
+    Spent(Unit),
+    /// The window, which has no more.
+    UsedUp(Window),
+}
+
+/// How far the numbers may lag behind other gateways' usage. With a limit they do not: it is leased before it is used.
 fn may_lag_seconds(identity: &KeyIdentity) -> u64 {
-    let Limits { daily, monthly, .. } = identity.limits;
-    let are_limited = [daily, monthly, identity.caps.stored_bytes()].iter().all(Option::is_some);
-    if are_limited { 0 } else { TELL_EVERY.as_secs() }
+    let limits = [identity.limits.daily, identity.limits.monthly, identity.caps.stored_bytes()];
+    let are_limited = limits.iter().all(Option::is_some);
+    if are_limited { 0 } else { FLUSH_INTERVAL.as_secs() }
 }
 
-/// When the day of the clock ends.
 pub(crate) fn end_of_day(now: Timestamp) -> Timestamp {
     Window::at(Span::Day, now).ends()
 }
@@ -131,14 +137,14 @@ impl Quotas {
     pub(crate) async fn admit(
         &self,
         identity: &KeyIdentity,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
     ) -> Result<(), ApiError> {
         let meter = self.meter(&identity.account);
         let limit = identity.limits.per_minute;
-        match self.spend(&meter, Span::Minute, 1, limit, ledger, deadline).await? {
-            Ok(_) => Ok(()),
-            Err(window) => Err(ApiError::RateLimited {
+        match self.spend(&meter, Span::Minute, 1, limit, state_store, deadline).await? {
+            Grant::Spent(_) => Ok(()),
+            Grant::UsedUp(window) => Err(ApiError::RateLimited {
                 limit: limit.unwrap_or(UNLIMITED),
                 seconds: window.seconds_left(self.clock.now()),
             }),
@@ -149,15 +155,15 @@ impl Quotas {
     pub(crate) async fn reserve(
         &self,
         identity: &KeyIdentity,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
     ) -> Result<Reservation, ApiError> {
         let meter = self.meter(&identity.account);
         let mut reservation = Reservation { meter: Arc::clone(&meter), units: Vec::with_capacity(2), kept: false };
         for (span, limit) in [(Span::Day, identity.limits.daily), (Span::Month, identity.limits.monthly)] {
-            match self.spend(&meter, span, 1, limit, ledger, deadline).await? {
-                Ok(unit) => reservation.units.push(unit),
-                Err(window) => {
+            match self.spend(&meter, span, 1, limit, state_store, deadline).await? {
+                Grant::Spent(unit) => reservation.units.push(unit),
+                Grant::UsedUp(window) => {
                     let limit = limit.unwrap_or(UNLIMITED);
                     return Err(ApiError::QuotaUsedUp { monthly: span == Span::Month, limit, again: window.ends() });
                 }
@@ -166,13 +172,13 @@ impl Quotas {
         Ok(reservation)
     }
 
-    /// Counts a check's input against the bytes that the account may have kept today. None: it is not to be kept, be it
-    /// that there is no more room or that nobody could be asked: a check is not refused for its input.
+    /// Counts a check's input against the bytes that the account may store today. None means that the input must not be
+    /// stored, because the quota is used up or no lease could be had: a check is not refused for its input.
     pub(crate) async fn reserve_bytes(
         &self,
         identity: &KeyIdentity,
         bytes: u64,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
     ) -> Option<Reservation> {
         let meter = self.meter(&identity.account);
@@ -180,78 +186,79 @@ impl Quotas {
             let units = vec![meter.spend_uncounted(Span::StoredBytes, bytes)];
             return Some(Reservation { meter, units, kept: false });
         };
-        let unit = match meter.spend(Span::StoredBytes, bytes, limit) {
-            Some(spent) => spent.ok()?,
+        let grant = match meter.spend(Span::StoredBytes, bytes, limit) {
+            Some(grant) => grant,
             None => {
-                // The rest of the time is for the record.
+                // Half of the time is left for recording the decision.
                 let time = deadline.saturating_duration_since(Instant::now()) / 2;
-                if time < MIN_ASK_TIMEOUT {
+                if time < MIN_LEASE_TIMEOUT {
                     return None;
                 }
                 let until = Instant::now() + time;
-                self.lease(&meter, Span::StoredBytes, bytes, limit, ledger, until).await.ok()?.ok()?
+                self.lease(&meter, Span::StoredBytes, bytes, limit, state_store, until).await.ok()?
             }
         };
+        let Grant::Spent(unit) = grant else { return None };
         Some(Reservation { meter, units: vec![unit], kept: false })
     }
 
-    /// What the answer says: the account's shortest limited window.
-    pub(crate) fn told(&self, identity: &KeyIdentity) -> Option<RateLimit> {
+    /// The account's shortest limited window, for the answer's headers.
+    pub(crate) fn rate_limit(&self, identity: &KeyIdentity) -> Option<RateLimit> {
         let Limits { per_minute, daily, monthly } = identity.limits;
         let limits = [(Span::Minute, per_minute), (Span::Day, daily), (Span::Month, monthly)];
         let (span, limit) = limits.into_iter().find_map(|(span, limit)| Some((span, limit?)))?;
         let (meter, now) = (self.meter(&identity.account), self.clock.now());
         let mut state = meter.state(now);
-        let purse = state.purse(span);
-        Some(RateLimit { limit, remaining: purse.remaining(limit), reset: purse.window().seconds_left(now) })
+        let lease = state.lease(span);
+        Some(RateLimit { limit, remaining: lease.remaining(limit), reset: lease.window().seconds_left(now) })
     }
 
-    /// So many, or the window that has no more.
+    /// Spends an amount of a window that may have no limit.
     async fn spend(
         &self,
         meter: &Meter,
         span: Span,
         amount: u64,
         limit: Option<u64>,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
-    ) -> Result<Result<Unit, Window>, ApiError> {
-        let Some(limit) = limit else { return Ok(Ok(meter.spend_uncounted(span, amount))) };
-        match (self.lease(meter, span, amount, limit, ledger, deadline).await, self.on_failure) {
-            (Err(_), OnFailure::Open) => Ok(Ok(meter.spend_uncounted(span, amount))),
-            (spent, OnFailure::Open | OnFailure::Closed) => spent,
+    ) -> Result<Grant, ApiError> {
+        let Some(limit) = limit else { return Ok(Grant::Spent(meter.spend_uncounted(span, amount))) };
+        match (self.lease(meter, span, amount, limit, state_store, deadline).await, self.on_failure) {
+            (Err(_), OnFailure::Open) => Ok(Grant::Spent(meter.spend_uncounted(span, amount))),
+            (grant, OnFailure::Open | OnFailure::Closed) => grant,
         }
     }
 
-    /// As above, of a limited window; an error where the ledger cannot be asked.
+    /// Spends an amount of a limited window, with a new lease if needed. Fails if the state store fails.
     async fn lease(
         &self,
         meter: &Meter,
         span: Span,
         amount: u64,
         limit: u64,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
-    ) -> Result<Result<Unit, Window>, ApiError> {
-        if let Some(spent) = meter.spend(span, amount, limit) {
-            return Ok(spent);
+    ) -> Result<Grant, ApiError> {
+        if let Some(grant) = meter.spend(span, amount, limit) {
+            return Ok(grant);
         }
-        // Whoever waits for the turn waits for others, not for the ledger.
-        let Ok(_turn) = timeout_at(deadline, meter.turn.lock()).await else {
-            return Err(ApiError::Missing(Part::Ledger));
+        // Running out of time here says nothing about the state store: other checks were first.
+        let Ok(_leasing) = timeout_at(deadline, meter.leasing.lock()).await else {
+            return Err(ApiError::Missing(Part::StateStore));
         };
-        if !meter.failed_within(FAILS_FOR) {
-            let until = deadline.min(Instant::now() + ASK_WITHIN);
-            // A little later, so that the ledger's own answer comes first: it says what became of what was in hand.
-            let error = match timeout_at(until + GRACE, meter.refill(span, amount, limit, ledger, until)).await {
-                Ok(Ok(spent)) => return Ok(spent),
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "the ledger is too slow".to_owned(),
+        if !meter.failed_within(FAILURE_RETRY_DELAY) {
+            let until = deadline.min(Instant::now() + LEASE_TIMEOUT);
+            let refilled = meter.refill(span, amount, limit, state_store, until);
+            let error: Box<dyn Error> = match timeout_at(until + LEASE_TIMEOUT_MARGIN, refilled).await {
+                Ok(Ok(grant)) => return Ok(grant),
+                Ok(Err(error)) => error.into(),
+                Err(_) => "the state store is too slow".into(),
             };
-            meter.fails();
-            tracing::warn!(account = %meter.account, error, "quota could not be asked for");
+            tracing::warn!(account = %meter.account, error = &*error, "cannot lease from the quota");
+            meter.state(self.clock.now()).last_failure = Some(Instant::now());
         }
-        Err(ApiError::Missing(Part::Ledger))
+        Err(ApiError::Missing(Part::StateStore))
     }
 
     /// The answer to `GET /usage`.
@@ -259,29 +266,30 @@ impl Quotas {
         &self,
         identity: &KeyIdentity,
         request_id: RequestId,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
     ) -> Result<Usage, ReadError> {
-        let (meter, now) = (self.meter(&identity.account), self.clock.now());
-        let windows = SPANS.map(|span| meter.state(now).purse(span).window());
+        let meter = self.meter(&identity.account);
+        let now = self.clock.now();
+        let windows = SPANS.map(|span| meter.state(now).lease(span).window());
         let [minute, day, month, bytes] = windows.map(|window| window.counter(&identity.account));
         let (minute, day, month, bytes) = tokio::try_join!(
-            ledger.count(&minute, deadline),
-            ledger.count(&day, deadline),
-            ledger.count(&month, deadline),
-            ledger.count(&bytes, deadline)
+            state_store.count(&minute, deadline),
+            state_store.count(&day, deadline),
+            state_store.count(&month, deadline),
+            state_store.count(&bytes, deadline)
         )?;
         let mut state = meter.state(now);
-        let mut told = |span, total, limit: Option<u64>| {
-            let (used, quota) = (state.purse(span).used(total), limit.unwrap_or(UNLIMITED));
-            let used = used.min(quota);
+        let mut usage = |span, total, limit: Option<u64>| {
+            let quota = limit.unwrap_or(UNLIMITED);
+            let used = state.lease(span).used(total).min(quota);
             (used, quota, quota - used)
         };
         let limits = identity.limits;
-        let (minute_used, per_minute_limit, minute_remaining) = told(Span::Minute, minute, limits.per_minute);
-        let (daily_used, daily_quota, daily_remaining) = told(Span::Day, day, limits.daily);
-        let (monthly_used, monthly_quota, monthly_remaining) = told(Span::Month, month, limits.monthly);
-        let (used, quota, remaining) = told(Span::StoredBytes, bytes, identity.caps.stored_bytes());
+        let (minute_used, per_minute_limit, minute_remaining) = usage(Span::Minute, minute, limits.per_minute);
+        let (daily_used, daily_quota, daily_remaining) = usage(Span::Day, day, limits.daily);
+        let (monthly_used, monthly_quota, monthly_remaining) = usage(Span::Month, month, limits.monthly);
+        let (used, quota, remaining) = usage(Span::StoredBytes, bytes, identity.caps.stored_bytes());
         let [_, day, month, _] = windows;
         Ok(Usage {
             request_id,
@@ -306,33 +314,26 @@ impl Quotas {
         })
     }
 
-    /// Tells the ledger what was counted here, until stopped; then gives back what was leased and not used.
-    pub(crate) async fn run(&self, ledger: Arc<dyn Ledger>, stop: CancellationToken) {
-        let mut ticks = interval(TELL_EVERY);
+    /// Reports usage to the state store until stopped, then gives back what was leased and not used.
+    pub(crate) async fn run(&self, state_store: Arc<dyn StateStore>, stop: CancellationToken) {
+        let mut ticks = interval(FLUSH_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-            let deadline = Instant::now() + FAREWELL_WITHIN;
-            let told = self.all().into_iter().map(|meter| {
-                let ledger = &ledger;
-                async move {
-                    meter.tell(&**ledger, deadline).await;
-                    if meter.is_idle() {
-                        meter.give_back(&**ledger, deadline).await;
-                    }
+        loop {
+            let is_running = stop.run_until_cancelled(ticks.tick()).await.is_some();
+            let deadline = Instant::now() + FLUSH_TIMEOUT;
+            let meters = stream::iter(self.meters());
+            let flush = async |meter: Arc<Meter>| {
+                meter.flush(&*state_store, deadline).await;
+                if !is_running || meter.is_idle() {
+                    meter.give_back(&*state_store, deadline).await;
                 }
-            });
-            stream::iter(told).for_each_concurrent(AT_ONCE, |telling| telling).await;
-            self.forget_idle();
-        }
-        let deadline = Instant::now() + FAREWELL_WITHIN;
-        let told = self.all().into_iter().map(|meter| {
-            let ledger = &ledger;
-            async move {
-                meter.tell(&**ledger, deadline).await;
-                meter.give_back(&**ledger, deadline).await;
+            };
+            meters.for_each_concurrent(MAX_CONCURRENT_FLUSHES, flush).await;
+            if !is_running {
+                return;
             }
-        });
-        stream::iter(told).for_each_concurrent(AT_ONCE, |telling| telling).await;
+            self.remove_idle();
+        }
     }
 
     fn meter(&self, account: &AccountId) -> Arc<Meter> {
@@ -345,13 +346,12 @@ impl Quotas {
         meter
     }
 
-    fn all(&self) -> Vec<Arc<Meter>> {
+    fn meters(&self) -> Vec<Arc<Meter>> {
         self.lock().values().map(Arc::clone).collect()
     }
 
-    fn forget_idle(&self) {
-        let forgotten = |meter: &Arc<Meter>| Arc::strong_count(meter) == 1 && meter.is_idle() && meter.holds_nothing();
-        self.lock().retain(|_, meter| !forgotten(meter));
+    fn remove_idle(&self) {
+        self.lock().retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle() || !meter.is_empty());
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, Arc<Meter>>> {
@@ -362,147 +362,161 @@ impl Quotas {
 impl Meter {
     fn new(account: AccountId, clock: &Arc<StoreClock>) -> Self {
         let now = clock.now();
-        let purse = |span| Purse::new(span, now);
+        let lease = |span| WindowLease::new(span, now);
         let state = State {
-            minute: purse(Span::Minute),
-            day: purse(Span::Day),
-            month: purse(Span::Month),
-            stored_bytes: purse(Span::StoredBytes),
-            owed: Vec::new(),
-            used: Instant::now(),
-            failed: None,
+            minute: lease(Span::Minute),
+            day: lease(Span::Day),
+            month: lease(Span::Month),
+            stored_bytes: lease(Span::StoredBytes),
+            pending: Vec::new(),
+            last_used: Instant::now(),
+            last_failure: None,
         };
-        Self { account, clock: Arc::clone(clock), state: Mutex::new(state), turn: tokio::sync::Mutex::default() }
+        Self { account, clock: Arc::clone(clock), state: Mutex::new(state), leasing: tokio::sync::Mutex::default() }
     }
 
-    /// The state, in the windows of now.
+    /// The state, with its windows at `now`.
     fn state(&self, now: Timestamp) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.turn(now);
+        state.roll_over(now);
         state
     }
 
-    fn spend(&self, span: Span, amount: u64, limit: u64) -> Option<Result<Unit, Window>> {
+    /// Spends an amount of the lease. None means that more must be leased first.
+    fn spend(&self, span: Span, amount: u64, limit: u64) -> Option<Grant> {
         let now = self.clock.now();
         let mut state = self.state(now);
-        state.used = Instant::now();
-        let purse = state.purse(span);
-        match purse.spend(amount, limit, now) {
-            Spent::Yes => Some(Ok(Unit { window: purse.window(), amount, granted: Some(purse.leased_below()) })),
-            Spent::UsedUp => Some(Err(purse.window())),
-            Spent::AskFirst => None,
+        state.last_used = Instant::now();
+        let lease = state.lease(span);
+        let window = lease.window();
+        match lease.spend(amount, limit, now) {
+            Spend::Done => Some(Grant::Spent(Unit { window, amount, leased_under: Some(lease.leased_under()) })),
+            Spend::UsedUp => Some(Grant::UsedUp(window)),
+            Spend::NeedsLease => None,
         }
     }
 
     fn spend_uncounted(&self, span: Span, amount: u64) -> Unit {
         let mut state = self.state(self.clock.now());
-        state.used = Instant::now();
-        let purse = state.purse(span);
-        purse.spend_uncounted(amount);
-        Unit { window: purse.window(), amount, granted: None }
+        state.last_used = Instant::now();
+        let lease = state.lease(span);
+        lease.spend_uncounted(amount);
+        Unit { window: lease.window(), amount, leased_under: None }
     }
 
-    /// Spends of what the ledger grants. Whoever calls has the turn.
+    /// Leases until the amount can be spent. The caller holds `leasing`.
     async fn refill(
         &self,
         span: Span,
         needed: u64,
         limit: u64,
-        ledger: &dyn Ledger,
+        state_store: &dyn StateStore,
         deadline: Instant,
-    ) -> Result<Result<Unit, Window>, PutError> {
+    ) -> Result<Grant, PutError> {
         loop {
-            // Whoever had the turn before may have brought enough.
-            if let Some(spent) = self.spend(span, needed, limit) {
-                return Ok(spent);
+            // A check that leased before this one may have left enough.
+            if let Some(grant) = self.spend(span, needed, limit) {
+                return Ok(grant);
             }
             let now = self.clock.now();
-            let window = self.state(now).purse(span).window();
-            self.square(window, ledger, deadline).await?;
-            let lease = lease(span, limit);
-            let lease = if self.failed_within(CAREFUL_FOR) { lease.div_ceil(10) } else { lease };
-            let amount = lease.max(self.state(now).purse(span).lacking(needed));
-            let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
-            let added = ledger.add(&counter, amount, limit, kept_for, deadline).await?;
-            self.state(self.clock.now()).purse(span).refill(window, added, limit, now);
+            let window = self.state(now).lease(span).window();
+            self.reconcile(window, state_store, deadline).await?;
+            let size = lease_size(span, limit);
+            let size = if self.failed_within(SMALL_LEASES_AFTER_FAILURE) { size.div_ceil(10) } else { size };
+            let amount = size.max(self.state(now).lease(span).lacking(needed));
+            let counter = window.counter(&self.account);
+            let added = state_store.add(&counter, amount, limit, window.kept_for(now), deadline).await?;
+            self.state(self.clock.now()).lease(span).refill(window, added, limit, now);
         }
     }
 
-    /// Before anything is leased the ledger hears what was spent without a lease, and gets back what was leased under a higher limit.
-    async fn square(&self, window: Window, ledger: &dyn Ledger, deadline: Instant) -> Result<(), PutError> {
+    /// Reports what was spent without a lease, and gives back what was leased under a higher limit. A lease that is
+    /// requested next then counts both.
+    async fn reconcile(&self, window: Window, state_store: &dyn StateStore, deadline: Instant) -> Result<(), PutError> {
         let now = self.clock.now();
-        let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
-        let uncounted = self.state(now).purse(window.span).take_uncounted();
+        let uncounted = self.state(now).lease(window.span).take_uncounted();
         if uncounted > 0 {
-            let told = ledger.add(&counter, uncounted, u64::MAX, kept_for, deadline).await;
-            told.inspect_err(|_| self.state(now).owe(window, uncounted))?;
+            self.report(window, uncounted, state_store, deadline).await?;
         }
-        let surplus = self.state(now).purse(window.span).take_surplus();
-        if surplus > 0 {
-            // Where it is not known what became of it, it is lost: given back twice, more would pass than may.
-            ledger.give_back(&counter, surplus, kept_for, deadline).await?;
+        let excess = self.state(now).lease(window.span).take_excess();
+        if excess > 0 {
+            // An excess whose fate is unknown is lost: given back twice, it would let more pass than the limit.
+            let counter = window.counter(&self.account);
+            state_store.subtract(&counter, excess, window.kept_for(now), deadline).await?;
         }
         Ok(())
     }
 
-    fn failed_within(&self, time: Duration) -> bool {
-        self.state(self.clock.now()).failed.is_some_and(|failed| failed.elapsed() < time)
-    }
-
-    fn fails(&self) {
-        self.state(self.clock.now()).failed = Some(Instant::now());
-    }
-
-    /// Tells the ledger what it does not know: days and months, as a minute is over before anybody asks.
-    async fn tell(&self, ledger: &dyn Ledger, deadline: Instant) {
+    /// Adds usage to the window's counter, or keeps it for later if that fails.
+    async fn report(
+        &self,
+        window: Window,
+        count: u64,
+        state_store: &dyn StateStore,
+        deadline: Instant,
+    ) -> Result<(), PutError> {
         let now = self.clock.now();
-        let owed = self.state(now).take_owed();
-        for (window, count) in owed {
-            let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
-            if let Err(error) = ledger.add(&counter, count, u64::MAX, kept_for, deadline).await {
-                tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "usage was not told; it is tried again");
-                self.state(now).owe(window, count);
+        let counter = window.counter(&self.account);
+        let added = state_store.add(&counter, count, u64::MAX, window.kept_for(now), deadline).await;
+        added.map(drop).inspect_err(|_| self.state(now).keep_pending(window, count))
+    }
+
+    fn failed_within(&self, time: Duration) -> bool {
+        self.state(self.clock.now()).last_failure.is_some_and(|failure| failure.elapsed() < time)
+    }
+
+    /// Reports the usage that was spent without a lease.
+    async fn flush(&self, state_store: &dyn StateStore, deadline: Instant) {
+        let pending = self.state(self.clock.now()).take_pending();
+        for (window, count) in pending {
+            if let Err(error) = self.report(window, count, state_store, deadline).await {
+                let error: &dyn Error = &error;
+                tracing::warn!(account = %self.account, error, "usage was not reported; will retry");
             }
         }
     }
 
-    async fn give_back(&self, ledger: &dyn Ledger, deadline: Instant) {
+    async fn give_back(&self, state_store: &dyn StateStore, deadline: Instant) {
         let now = self.clock.now();
-        let left = SPANS.map(|span| {
-            let mut state = self.state(now);
-            let purse = state.purse(span);
-            (purse.window(), purse.take_left())
-        });
-        for (window, left) in left.into_iter().filter(|(_, left)| *left > 0) {
-            let (counter, kept_for) = (window.counter(&self.account), window.kept_for(now));
-            if let Err(error) = ledger.give_back(&counter, left, kept_for, deadline).await {
-                tracing::warn!(account = %self.account, error = &error as &dyn std::error::Error, "a lease was not given back, and is lost");
+        for span in SPANS {
+            let (window, left) = {
+                let mut state = self.state(now);
+                let lease = state.lease(span);
+                (lease.window(), lease.take_all())
+            };
+            if left == 0 {
+                continue;
+            }
+            let counter = window.counter(&self.account);
+            if let Err(error) = state_store.subtract(&counter, left, window.kept_for(now), deadline).await {
+                let error: &dyn Error = &error;
+                tracing::warn!(account = %self.account, error, "a lease was not given back and is lost");
             }
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.state(self.clock.now()).used.elapsed() > FORGET_AFTER
+        self.state(self.clock.now()).last_used.elapsed() > ACCOUNT_IDLE_TTL
     }
 
-    fn holds_nothing(&self) -> bool {
+    fn is_empty(&self) -> bool {
         let state = self.state(self.clock.now());
-        let purses = [&state.minute, &state.day, &state.month, &state.stored_bytes];
-        state.owed.is_empty() && purses.into_iter().all(Purse::holds_nothing)
+        let leases = [&state.minute, &state.day, &state.month, &state.stored_bytes];
+        state.pending.is_empty() && leases.into_iter().all(WindowLease::is_empty)
     }
 }
 
 impl State {
-    fn turn(&mut self, now: Timestamp) {
-        // A minute's count without a limit is this gateway's alone.
-        self.minute.turn(now);
-        let over = [self.day.turn(now), self.month.turn(now), self.stored_bytes.turn(now)];
+    fn roll_over(&mut self, now: Timestamp) {
+        // Usage of a minute without a limit is not reported: the minute is over before another gateway could use it.
+        self.minute.roll_over(now);
+        let over = [self.day.roll_over(now), self.month.roll_over(now), self.stored_bytes.roll_over(now)];
         for (window, count) in over.into_iter().flatten() {
-            self.owe(window, count);
+            self.keep_pending(window, count);
         }
     }
 
-    fn purse(&mut self, span: Span) -> &mut Purse {
+    fn lease(&mut self, span: Span) -> &mut WindowLease {
         match span {
             Span::Minute => &mut self.minute,
             Span::Day => &mut self.day,
@@ -511,31 +525,31 @@ impl State {
         }
     }
 
-    fn owe(&mut self, window: Window, count: u64) {
-        if !self.purse(window.span).put_uncounted(window, count) && self.owed.len() < MOST_OWED {
-            self.owed.push((window, count));
+    fn keep_pending(&mut self, window: Window, count: u64) {
+        if !self.lease(window.span).restore_uncounted(window, count) && self.pending.len() < MAX_PENDING {
+            self.pending.push((window, count));
         }
     }
 
-    fn take_owed(&mut self) -> Vec<(Window, u64)> {
-        let mut owed = std::mem::take(&mut self.owed);
-        for purse in [&mut self.day, &mut self.month, &mut self.stored_bytes] {
-            let count = purse.take_uncounted();
+    fn take_pending(&mut self) -> Vec<(Window, u64)> {
+        let mut pending = std::mem::take(&mut self.pending);
+        for lease in [&mut self.day, &mut self.month, &mut self.stored_bytes] {
+            let count = lease.take_uncounted();
             if count > 0 {
-                owed.push((purse.window(), count));
+                pending.push((lease.window(), count));
             }
         }
-        owed
+        pending
     }
 }
 
 impl Reservation {
-    /// The check counts from now on, whatever becomes of whoever holds this.
+    /// The check counts even if this is dropped.
     pub(crate) fn keep(&mut self) {
         self.kept = true;
     }
 
-    /// It does not, after all.
+    /// The check does not count: dropping this releases it.
     pub(crate) fn give_back(&mut self) {
         self.kept = false;
     }
@@ -547,8 +561,8 @@ impl Drop for Reservation {
             return;
         }
         let mut state = self.meter.state(self.meter.clock.now());
-        for Unit { window, amount, granted } in &self.units {
-            state.purse(window.span).unspend(*window, *amount, *granted);
+        for Unit { window, amount, leased_under } in &self.units {
+            state.lease(window.span).release(*window, *amount, *leased_under);
         }
     }
 }

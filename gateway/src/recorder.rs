@@ -1,22 +1,23 @@
-//! Record, then release: nothing that was decided leaves before the log has acknowledged it.
+//! Record, then release: no decision leaves before the log has acknowledged it.
 //!
-//! One recorder for each gateway. What its workers hand in while one append is under way becomes the next: no timer, and one fsync
-//! for all that an account has in hand. Owns the queue, the rounds and what an unknown outcome means; `chain.rs` links the lines.
-//! A caller whose key is not known to live at that moment is not recorded: what was asked before the process was stopped
-//! does not get into the log when it goes on.
-//! INVARIANT: `record` returns `Ok` only for a line that an append acknowledged. When the fate of an append stays unknown, its
-//! chain is never continued: the account's next line begins a new one.
+//! One recorder per gateway. Lines that the workers queue while one append is in flight become the next batch: no
+//! timer, and one fsync per account for all its queued lines. Owns the queue, the batches and the meaning of an unknown
+//! outcome; `chain.rs` links the lines. A line is refused if its caller's identity is stale right before the append, so
+//! that what was requested before the process was suspended does not get into the log when it resumes.
+//! INVARIANT: `record` returns `Ok` only for a line that an append acknowledged. When the fate of an append stays
+//! unknown, its chain is never continued: the account's next line begins a new one.
 
 mod chain;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use stage0_backplane::{AppendError, Backplane, Batch, Kind};
+use stage0_backplane::{AppendError, Backplane, Batch, EntryKind};
 use stage0_contract::{AccountId, DecisionsRecorded};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -25,161 +26,171 @@ use uuid::Uuid;
 
 use chain::{Chain, Drafted};
 
-use crate::keyring::{Believed, Keyring};
-use crate::metrics::{self, Lines};
+use crate::key_cache::{KeyCache, VerifiedCaller};
+use crate::metrics::{self, RecordOutcome};
 
-/// Lines that wait for their turn; more are refused until some are through.
+/// Lines in the queue; `record` waits for a place when it is full.
 const QUEUE: usize = 8_192;
-/// Lines of one round, and their bytes: a round is one message for each account in it.
-const MOST_LINES: usize = 1_024;
-const MOST_BYTES: usize = 1 << 20;
-/// Before an append is tried again: a server that restarts needs a moment.
-const PAUSE: Duration = Duration::from_millis(50);
-/// Shorter than the log remembers the ids of what it has.
-const RETRY_FOR: Duration = Duration::from_secs(20);
-/// Chains that are remembered; the least busy of more are begun anew.
-const MOST_CHAINS: usize = 100_000;
+/// Lines of one batch, and their bytes: a batch is one message per account in it.
+const MAX_LINES: usize = 1_024;
+const MAX_BYTES: usize = 1 << 20;
+/// After a failed append: a server that restarts needs a moment.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+/// Shorter than the log remembers the ids of batches that it has.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+/// Chains in memory; beyond that all are forgotten, and each account begins a new one.
+const MAX_CHAINS: usize = 100_000;
 
-/// Hands lines to the rounds.
+/// Queues lines for the batch writer.
 #[derive(Clone)]
 pub(crate) struct Recorder {
-    queue: mpsc::Sender<Ticket>,
+    queue: mpsc::Sender<QueuedLine>,
 }
 
-/// A decision to be recorded.
+/// The line of a decision.
 #[derive(Clone)]
-pub(crate) struct Entry {
-    /// Who asked.
-    pub(crate) caller: Believed,
-    /// Whose.
+pub(crate) struct DecisionLine {
+    pub(crate) caller: VerifiedCaller,
     pub(crate) account: AccountId,
-    /// How long it is kept.
     pub(crate) retention_days: u32,
-    /// All of the line but what only the recorder knows: a JSON object.
+    /// A JSON object, without the members that only the recorder knows.
     pub(crate) body: Bytes,
 }
 
-struct Ticket {
-    entry: Entry,
+struct QueuedLine {
+    line: DecisionLine,
     deadline: Instant,
     done: oneshot::Sender<Result<(), NotRecorded>>,
 }
 
-/// A decision is not known to be recorded, and so it must not leave.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// A cause that all lines of a batch share.
+type Cause = Arc<dyn Error + Send + Sync>;
+
+/// The decision is not known to be recorded, so it must not be released.
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum NotRecorded {
-    /// It waited too long; what becomes of it nobody knows yet.
+    /// Its deadline passed first; it may still be recorded.
     #[error("the decision was not recorded in time")]
     Late,
-    /// The log failed, and does not have it.
-    #[error("the decision could not be recorded: {0}")]
-    Failed(String),
-    /// Too long ago it was known that the caller's key lives. The log does not have it.
-    #[error("it is not known any more whether the caller's key lives")]
-    Doubted,
+    /// The log does not have it.
+    #[error("the decision could not be recorded")]
+    Failed(#[source] Cause),
+    /// The caller's identity was confirmed too long ago. The log does not have the decision.
+    #[error("it is not known any more whether the caller's key is valid")]
+    CallerStale,
     /// The log failed, and may have it.
-    #[error("it is not known whether the decision was recorded: {0}")]
-    Unknown(String),
+    #[error("it is not known whether the decision was recorded")]
+    Unknown(#[source] Cause),
 }
 
-/// The rounds; they end when every [`Recorder`] is dropped, or once stopped and emptied.
-pub(crate) struct Rounds {
-    queue: mpsc::Receiver<Ticket>,
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("the gateway is stopping")]
+    Stopping,
+    #[error("its line cannot be written")]
+    Line(#[source] serde_json::Error),
+}
+
+/// Appends the queued lines in batches. It ends when every [`Recorder`] is dropped, or once it is stopped and the queue
+/// is empty.
+pub(crate) struct BatchWriter {
+    queue: mpsc::Receiver<QueuedLine>,
     backplane: Backplane,
-    keyring: Arc<Keyring>,
+    key_cache: Arc<KeyCache>,
     chains: HashMap<AccountId, Chain>,
 }
 
-pub(crate) fn recorder(backplane: Backplane, keyring: Arc<Keyring>) -> (Recorder, Rounds) {
+pub(crate) fn recorder(backplane: Backplane, key_cache: Arc<KeyCache>) -> (Recorder, BatchWriter) {
     let (sender, queue) = mpsc::channel(QUEUE);
-    (Recorder { queue: sender }, Rounds { queue, backplane, keyring, chains: HashMap::new() })
+    (Recorder { queue: sender }, BatchWriter { queue, backplane, key_cache, chains: HashMap::new() })
 }
 
 impl Recorder {
     /// Waits until the decision is on disk, or `deadline`.
-    pub(crate) async fn record(&self, entry: Entry, deadline: Instant) -> Result<(), NotRecorded> {
+    pub(crate) async fn record(&self, line: DecisionLine, deadline: Instant) -> Result<(), NotRecorded> {
         let (done, outcome) = oneshot::channel();
         let recorded = async {
-            let gone = |_| NotRecorded::Failed("the gateway is stopping".to_owned());
-            self.queue.send(Ticket { entry, deadline, done }).await.map_err(gone)?;
+            let sent = self.queue.send(QueuedLine { line, deadline, done }).await;
+            sent.map_err(|_| NotRecorded::Failed(Arc::new(Refused::Stopping)))?;
             outcome.await.unwrap_or(Err(NotRecorded::Late))
         };
         timeout_at(deadline, recorded).await.unwrap_or(Err(NotRecorded::Late))
     }
 }
 
-impl Rounds {
-    /// Appends until `stop`, then what had been handed in.
+impl BatchWriter {
+    /// Appends until `stop`, then what is still queued.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut waiting: Vec<Ticket> = Vec::new();
+        let mut waiting: Vec<QueuedLine> = Vec::new();
         loop {
             if waiting.is_empty() {
-                let more = stop.run_until_cancelled(self.queue.recv_many(&mut waiting, MOST_LINES)).await;
-                match more {
-                    Some(0) => return,
-                    Some(_) => {}
-                    None => self.queue.close(),
+                let received = stop.run_until_cancelled(self.queue.recv_many(&mut waiting, MAX_LINES)).await;
+                if received.is_none() {
+                    self.queue.close();
+                    self.queue.recv_many(&mut waiting, MAX_LINES).await;
                 }
-                if more.is_none() && self.queue.recv_many(&mut waiting, MOST_LINES).await == 0 {
+                if waiting.is_empty() {
                     return;
                 }
             }
-            let rest = waiting.split_off(fitting(&waiting));
-            self.round(waiting).await;
+            let rest = waiting.split_off(batch_len(&waiting));
+            self.write(waiting).await;
             waiting = rest;
         }
     }
 
-    /// Everything of one round: each account's lines are linked, appended together and told their outcome.
-    async fn round(&mut self, tickets: Vec<Ticket>) {
+    /// Links each account's lines, appends them together and reports the outcomes.
+    async fn write(&mut self, lines: Vec<QueuedLine>) {
         let now = Instant::now();
-        let mut accounts: HashMap<AccountId, Vec<Ticket>> = HashMap::new();
+        let mut accounts: HashMap<AccountId, Vec<QueuedLine>> = HashMap::new();
         let mut deadline = now;
-        for ticket in tickets {
-            // Nobody waits for it any more.
-            if ticket.deadline > now && !ticket.done.is_closed() {
-                deadline = deadline.max(ticket.deadline);
-                accounts.entry(ticket.entry.account.clone()).or_default().push(ticket);
+        for line in lines {
+            // A line whose caller has given up need not be recorded.
+            if line.deadline > now && !line.done.is_closed() {
+                deadline = deadline.max(line.deadline);
+                accounts.entry(line.line.account.clone()).or_default().push(line);
             }
         }
         self.begin_chains(&mut accounts, deadline).await;
-        accounts.values_mut().for_each(|tickets| self.refuse_doubted(tickets));
-        accounts.retain(|_, tickets| !tickets.is_empty());
+        // After the last wait before the append.
+        accounts.values_mut().for_each(|lines| self.refuse_stale(lines));
+        accounts.retain(|_, lines| !lines.is_empty());
         let recorded_at = Timestamp::now();
         let drafts: Vec<Draft> =
-            accounts.into_iter().filter_map(|(account, tickets)| self.draft(account, tickets, recorded_at)).collect();
-        let appending = Instant::now();
-        let outcomes = self.append(&drafts, deadline).await;
-        if !drafts.is_empty() {
-            metrics::record_round(appending.elapsed());
+            accounts.into_iter().filter_map(|(account, lines)| self.draft(account, lines, recorded_at)).collect();
+        if drafts.is_empty() {
+            return;
         }
+        let started = Instant::now();
+        let outcomes = self.append(&drafts, deadline).await;
+        metrics::record_round(started.elapsed());
         let mut recorded = Vec::new();
         for (draft, outcome) in drafts.into_iter().zip(outcomes) {
             if outcome.is_ok() {
                 recorded.push(draft.batch.account.clone());
             }
-            self.settle(draft, outcome);
+            self.complete(draft, outcome);
         }
         for accounts in recorded.chunks(DecisionsRecorded::MAX_ACCOUNTS) {
-            // Exporters also look by themselves: a lost notice costs a moment.
+            // Exporters also poll, so a lost notice only costs a moment.
             let notice = DecisionsRecorded { accounts: accounts.to_vec() };
-            if let Err(error) = self.backplane.notices.tell(&notice).await {
-                tracing::debug!(%error, "exporters were not told");
+            if let Err(error) = self.backplane.notices.publish(&notice).await {
+                tracing::debug!(error = &error as &dyn Error, "exporters were not notified");
             }
         }
     }
 
-    /// An account that this gateway has not written for yet, or no longer trusts its chain of, begins one behind what is there.
-    async fn begin_chains(&mut self, accounts: &mut HashMap<AccountId, Vec<Ticket>>, deadline: Instant) {
-        if self.chains.len() > MOST_CHAINS {
+    /// Begins a chain behind what the log has, for each account whose chain is not in memory.
+    async fn begin_chains(&mut self, accounts: &mut HashMap<AccountId, Vec<QueuedLine>>, deadline: Instant) {
+        if self.chains.len() > MAX_CHAINS {
             self.chains.clear();
         }
         let log = &self.backplane.log;
         let new = accounts.keys().filter(|account| !self.chains.contains_key(*account)).cloned();
         let begun = new.map(|account| async move {
             let last = tokio::try_join!(
-                log.last(&account, Kind::Decisions, deadline),
-                log.last(&account, Kind::Mark, deadline)
+                log.last(&account, EntryKind::Decisions, deadline),
+                log.last(&account, EntryKind::Mark, deadline)
             );
             let chain = last.map(|(decisions, mark)| Chain::begin(Uuid::now_v7(), decisions.as_ref(), mark.as_ref()));
             (account, chain)
@@ -190,119 +201,120 @@ impl Rounds {
                     self.chains.insert(account, chain);
                 }
                 Err(error) => {
-                    tracing::error!(%account, %error, "the end of the account's log cannot be read");
-                    let why = NotRecorded::Failed(error.to_string());
-                    tell(accounts.remove(&account).unwrap_or_default(), &Err(why));
+                    let cause = &error as &dyn Error;
+                    tracing::error!(%account, error = cause, "the end of the account's log cannot be read");
+                    let lines = accounts.remove(&account).unwrap_or_default();
+                    complete_all(lines, &Err(NotRecorded::Failed(Arc::new(error))));
                 }
             }
         }
     }
 
-    /// Appends every batch, again with the same id while there is time and every caller is believed: the log stores it
-    /// once. An outcome that was in doubt once is certain only when it is acknowledged.
+    /// Appends every batch. While there is time and every caller's identity is fresh, failed batches are appended again
+    /// under the same id, and the log stores each once. An outcome that was unknown once stays unknown until the batch
+    /// is acknowledged.
     async fn append(&self, drafts: &[Draft], deadline: Instant) -> Vec<Result<(), AppendError>> {
-        let deadline = deadline.min(Instant::now() + RETRY_FOR);
-        let mut outcomes: Vec<Option<Result<(), AppendError>>> = vec![None; drafts.len()];
+        let deadline = deadline.min(Instant::now() + RETRY_TIMEOUT);
+        let not_tried = || Err(AppendError::NotStored("it was not tried".to_owned()));
+        let mut outcomes: Vec<Result<(), AppendError>> = drafts.iter().map(|_| not_tried()).collect();
         loop {
-            let is_open = |i: &usize| !matches!(outcomes.get(*i), Some(Some(Ok(()))));
-            let open: Vec<usize> = (0..drafts.len()).filter(is_open).collect();
-            let batches = open.iter().filter_map(|i| drafts.get(*i)).map(|draft| draft.batch.clone()).collect();
-            for (index, now) in open.iter().zip(self.backplane.log.append(batches, deadline).await) {
-                if let Some(slot) = outcomes.get_mut(*index) {
-                    *slot = Some(match (slot.take(), now) {
-                        (Some(Err(AppendError::Unknown(_))), Err(AppendError::NotStored(why))) => {
-                            Err(AppendError::Unknown(why))
-                        }
-                        (_, now) => now,
-                    });
-                }
+            let open: Vec<(&Draft, &mut Result<(), AppendError>)> =
+                drafts.iter().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_err()).collect();
+            let batches = open.iter().map(|(draft, _)| draft.batch.clone()).collect();
+            let appended = self.backplane.log.append(batches, deadline).await;
+            for ((_, outcome), now) in open.into_iter().zip(appended) {
+                *outcome = match (&*outcome, now) {
+                    (Err(AppendError::Unknown(_)), Err(AppendError::NotStored(why))) => Err(AppendError::Unknown(why)),
+                    (_, now) => now,
+                };
             }
-            let failed = outcomes.iter().any(|outcome| !matches!(outcome, Some(Ok(()))));
-            // Of some accounts and not of others is not worth the while.
-            let stand = || drafts.iter().flat_map(|draft| &draft.tickets).all(|ticket| self.stands(ticket));
-            if !failed || Instant::now() + PAUSE >= deadline || !stand() {
-                return outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(never_tried)).collect();
+            // If one caller is stale, no batch is tried again.
+            let are_fresh = || drafts.iter().flat_map(|draft| &draft.lines).all(|line| self.is_fresh(line));
+            let failed = outcomes.iter().any(Result::is_err);
+            if !failed || Instant::now() + RETRY_DELAY >= deadline || !are_fresh() {
+                return outcomes;
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 
-    /// After the last wait before the append.
-    fn refuse_doubted(&self, tickets: &mut Vec<Ticket>) {
-        let (stand, doubted) = std::mem::take(tickets).into_iter().partition(|ticket| self.stands(ticket));
-        *tickets = stand;
-        tell(doubted, &Err(NotRecorded::Doubted));
+    fn refuse_stale(&self, lines: &mut Vec<QueuedLine>) {
+        let (fresh, stale) = std::mem::take(lines).into_iter().partition(|line| self.is_fresh(line));
+        *lines = fresh;
+        complete_all(stale, &Err(NotRecorded::CallerStale));
     }
 
-    fn stands(&self, ticket: &Ticket) -> bool {
-        self.keyring.stands(&ticket.entry.caller)
+    fn is_fresh(&self, line: &QueuedLine) -> bool {
+        self.key_cache.is_current(&line.line.caller)
     }
 
-    fn draft(&self, account: AccountId, tickets: Vec<Ticket>, recorded_at: Timestamp) -> Option<Draft> {
+    fn draft(&self, account: AccountId, lines: Vec<QueuedLine>, recorded_at: Timestamp) -> Option<Draft> {
         let chain = self.chains.get(&account)?;
-        let bodies = tickets.iter().map(|ticket| (ticket.entry.body.as_ref(), ticket.entry.retention_days));
+        let bodies = lines.iter().map(|line| (line.line.body.as_ref(), line.line.retention_days));
         match chain.draft(bodies, recorded_at) {
-            Ok(drafted) => {
-                let Drafted { id, lines, chain } = drafted;
-                Some(Draft { batch: Batch { account, id, lines: lines.into() }, chain, tickets })
+            Ok(Drafted { id, lines: linked, chain }) => {
+                Some(Draft { batch: Batch { account, id, lines: linked.into() }, chain, lines })
             }
             Err(error) => {
-                tracing::error!(%account, %error, "a decision's line cannot be written");
-                tell(tickets, &Err(NotRecorded::Failed("its line cannot be written".to_owned())));
+                tracing::error!(%account, error = &error as &dyn Error, "a decision's line cannot be written");
+                complete_all(lines, &Err(NotRecorded::Failed(Arc::new(Refused::Line(error)))));
                 None
             }
         }
     }
 
-    fn settle(&mut self, draft: Draft, outcome: Result<(), AppendError>) {
-        let Draft { batch, chain, tickets } = draft;
+    /// Moves the account's chain on, or not, and reports the outcome to every line's caller.
+    fn complete(&mut self, draft: Draft, outcome: Result<(), AppendError>) {
+        let Draft { batch, chain, lines } = draft;
         let account = batch.account;
+        let count = lines.len();
         match outcome {
             Ok(()) => {
                 self.chains.insert(account, chain);
-                metrics::recorded(tickets.len(), Lines::Recorded);
-                tell(tickets, &Ok(()));
+                metrics::recorded(count, RecordOutcome::Recorded);
+                complete_all(lines, &Ok(()));
             }
-            // As if it had never been tried: the chain stands where it stood.
+            // As if it had never been tried: the chain stays as it was.
             Err(error @ AppendError::NotStored(_)) => {
-                tracing::error!(%account, lines = tickets.len(), %error, "decisions were not recorded");
-                metrics::recorded(tickets.len(), Lines::Failed);
-                tell(tickets, &Err(NotRecorded::Failed(error.to_string())));
+                tracing::error!(%account, lines = count, error = &error as &dyn Error, "decisions were not recorded");
+                metrics::recorded(count, RecordOutcome::Failed);
+                complete_all(lines, &Err(NotRecorded::Failed(Arc::new(error))));
             }
             Err(error @ AppendError::Unknown(_)) => {
-                tracing::error!(%account, lines = tickets.len(), %error, "decisions may not have been recorded; a new chain begins");
+                tracing::error!(
+                    %account,
+                    lines = count,
+                    error = &error as &dyn Error,
+                    "decisions may not have been recorded; a new chain begins"
+                );
                 self.chains.remove(&account);
-                metrics::recorded(tickets.len(), Lines::Unknown);
-                tell(tickets, &Err(NotRecorded::Unknown(error.to_string())));
+                metrics::recorded(count, RecordOutcome::Unknown);
+                complete_all(lines, &Err(NotRecorded::Unknown(Arc::new(error))));
             }
         }
     }
 }
 
-/// What one account has in hand, linked, and its chain as it will stand once this is stored.
+/// One account's lines of a batch, linked, and its chain as it will be once they are stored.
 struct Draft {
     batch: Batch,
     chain: Chain,
-    tickets: Vec<Ticket>,
+    lines: Vec<QueuedLine>,
 }
 
-fn never_tried() -> Result<(), AppendError> {
-    Err(AppendError::NotStored("it was not tried".to_owned()))
-}
-
-/// How many of the first tickets make a round.
-fn fitting(tickets: &[Ticket]) -> usize {
+/// How many of the first lines make a batch.
+fn batch_len(lines: &[QueuedLine]) -> usize {
     let mut bytes = 0;
-    let fit = tickets.iter().take_while(|ticket| {
-        bytes += ticket.entry.body.len();
-        bytes <= MOST_BYTES
+    let fit = lines.iter().take_while(|line| {
+        bytes += line.line.body.len();
+        bytes <= MAX_BYTES
     });
-    fit.count().max(1).min(tickets.len())
+    fit.count().max(1).min(lines.len())
 }
 
-/// Whoever does not wait any more has answered already.
-fn tell(tickets: Vec<Ticket>, outcome: &Result<(), NotRecorded>) {
-    for ticket in tickets {
-        drop(ticket.done.send(outcome.clone()));
+/// A caller that has stopped waiting has been answered already.
+fn complete_all(lines: Vec<QueuedLine>, outcome: &Result<(), NotRecorded>) {
+    for line in lines {
+        drop(line.done.send(outcome.clone()));
     }
 }

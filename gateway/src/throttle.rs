@@ -1,10 +1,9 @@
-//! What is refused before anybody knows whose request it is: bursts, failed logins, too many connections; and calls of
-//! the control API.
+//! Limits on one gateway's callers: failed logins, requests, connections and calls of the control API.
 //!
-//! Owns the counting, all of it by an address or a key id and in bounded memory: the oldest are forgotten first, which
-//! errs on the side of the caller. Failed logins, here, refuse only keys that were not verified recently; which those
-//! are is the keyring's. The keystore's bounded hash pool is the second net. `bursts` counts requests, `connections`
-//! connections, `management` calls of the control API.
+//! Owns the counters, all of them in bounded memory: the oldest are dropped first, which errs on the side of the
+//! caller. Failed logins, in this file, block only keys that the key cache has not verified recently; the keystore's
+//! bounded hash pool is the second line of defence. `rate_limiter` has the token buckets, `connections` counts
+//! connections, and `management` limits the control API.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -17,18 +16,18 @@ use stage0_contract::KeyId;
 use crate::address::ClientNet;
 use crate::metrics;
 
-mod bursts;
 mod connections;
 mod management;
+mod rate_limiter;
 mod slot;
 
-pub(crate) use bursts::Bursts;
-pub(crate) use connections::{Connections, Counted, Seat};
+pub(crate) use connections::{ConnectionHandle, Connections, CountedStream};
 pub(crate) use management::{CallsBy, ManagementCall, ManagementCalls, TooManyCalls};
+pub(crate) use rate_limiter::RateLimiter;
 
-const WINDOW: Duration = Duration::from_secs(60);
-/// Of addresses, and of key ids.
-const MOST_REMEMBERED: u64 = 100_000;
+const FAILURE_WINDOW: Duration = Duration::from_secs(60);
+/// Entries of each table: addresses, accounts or key ids.
+const MAX_REMEMBERED: u64 = 100_000;
 
 /// Failed logins of the last minute.
 pub(crate) struct FailedLogins {
@@ -36,30 +35,28 @@ pub(crate) struct FailedLogins {
     by_key: Failures<KeyId>,
 }
 
-/// What failed too often.
+/// Which limit on failed logins was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LoginsBy {
-    /// From one address, with whatever keys.
+    /// Of one address, with any keys.
     Address,
-    /// With one key's id, from wherever.
+    /// Of one key id, from any address.
     Key,
 }
 
-/// What one request's login is judged by, and counted for when it fails.
+/// The counters that apply to one request's login.
 #[derive(Clone, Copy)]
 pub(crate) struct Logins<'a> {
     failed: &'a FailedLogins,
     client: Option<ClientNet>,
-    /// None: the key is malformed, and has no id.
+    /// None for a malformed key, which has no id.
     key: Option<&'a KeyId>,
 }
 
-/// Too many failed; what is left of the minute says how long.
+/// Too many logins failed; the block ends with the minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocked {
-    /// What failed too often.
     pub(crate) by: LoginsBy,
-    /// How long to wait.
     pub(crate) seconds: u64,
 }
 
@@ -79,20 +76,18 @@ impl FailedLogins {
         Self { by_address: Failures::new(limit), by_key: Failures::new(limit) }
     }
 
-    /// As one request has a part in them.
     pub(crate) fn of<'a>(&'a self, client: Option<ClientNet>, key: Option<&'a KeyId>) -> Logins<'a> {
         Logins { failed: self, client, key }
     }
 
-    /// Whether the address or the key id has failed too often. A malformed key has no id.
     fn blocked(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) -> Option<Blocked> {
-        let address = client.and_then(|client| self.by_address.blocked_for(&client, now));
-        let key = || key.and_then(|key| self.by_key.blocked_for(key, now));
-        let address = address.map(|seconds| Blocked { by: LoginsBy::Address, seconds });
-        address.or_else(|| key().map(|seconds| Blocked { by: LoginsBy::Key, seconds }))
+        let blocked = |by| move |seconds| Blocked { by, seconds };
+        let by_address = client.and_then(|client| self.by_address.blocked_for(&client, now));
+        let by_key = || key.and_then(|key| self.by_key.blocked_for(key, now));
+        by_address.map(blocked(LoginsBy::Address)).or_else(|| by_key().map(blocked(LoginsBy::Key)))
     }
 
-    /// Counts a failure. An unknown id counts like a known one with a wrong secret, so that nothing tells the two apart.
+    /// An unknown id counts like a known one with a wrong secret, so that a caller cannot tell the two apart.
     fn failed(&self, client: Option<ClientNet>, key: Option<&KeyId>, now: Instant) {
         if let Some(client) = client {
             self.by_address.failed(client, now);
@@ -104,12 +99,11 @@ impl FailedLogins {
 }
 
 impl Logins<'_> {
-    /// Whether too many failed already.
     pub(crate) fn blocked(self) -> Option<Blocked> {
         self.failed.blocked(self.client, self.key, Instant::now())
     }
 
-    /// This one failed too.
+    /// Counts this login as a failure.
     pub(crate) fn failed(self) {
         self.failed.failed(self.client, self.key, Instant::now());
         let counted = [self.client.map(|_| LoginsBy::Address), self.key.map(|_| LoginsBy::Key)];
@@ -119,18 +113,18 @@ impl Logins<'_> {
 
 impl<K: Hash + Eq + Send + Sync + 'static> Failures<K> {
     fn new(limit: u32) -> Self {
-        let windows = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_live(WINDOW).build();
+        let windows = Cache::builder().max_capacity(MAX_REMEMBERED).time_to_live(FAILURE_WINDOW).build();
         Self { limit, windows }
     }
 
-    fn blocked_for(&self, who: &K, now: Instant) -> Option<u64> {
-        let window = self.windows.get(who)?;
-        let left = WINDOW.checked_sub(now.saturating_duration_since(window.began))?;
+    fn blocked_for(&self, key: &K, now: Instant) -> Option<u64> {
+        let window = self.windows.get(key)?;
+        let left = FAILURE_WINDOW.checked_sub(now.saturating_duration_since(window.began))?;
         (window.failures.load(Ordering::Relaxed) >= self.limit).then(|| left.as_secs() + 1)
     }
 
-    fn failed(&self, who: K, now: Instant) {
-        let window = self.windows.get_with(who, || Arc::new(Window { began: now, failures: AtomicU32::new(0) }));
+    fn failed(&self, key: K, now: Instant) {
+        let window = self.windows.get_with(key, || Arc::new(Window { began: now, failures: AtomicU32::new(0) }));
         window.failures.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -148,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_blocked_at_the_limit_and_for_the_rest_of_its_minute() {
+    fn an_address_is_blocked_at_the_limit_for_the_rest_of_its_minute() {
         let (logins, now) = (FailedLogins::new(2), Instant::now());
         let (client, other) = (net("192.0.2.1"), net("192.0.2.2"));
         logins.failed(client, None, now);
@@ -174,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_address_is_named_where_both_are_blocked() {
+    fn the_address_is_reported_when_both_are_blocked() {
         let (logins, now) = (FailedLogins::new(1), Instant::now());
         let key = KeyId::parse("k1").unwrap();
         logins.failed(net("192.0.2.1"), Some(&key), now);

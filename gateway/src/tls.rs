@@ -1,8 +1,8 @@
-//! The server's certificate: loaded at start, watched, and exchanged without a restart.
+//! The server's certificate: loaded at start, watched, and replaced without a restart.
 //!
-//! Owns TLS 1.2 and 1.3 with the provider's safe defaults. A new certificate that cannot be used is logged and the old one stays;
-//! at start it is an error. `tls/dev.rs` makes certificates for a developer's machine, by
-//! `tls/authority.rs`.
+//! Owns TLS 1.2 and 1.3 with the provider's safe defaults. A certificate that cannot be used is an error at start;
+//! later it is logged and the old one stays in use. `dev` makes certificates for a developer's machine, with
+//! `authority`.
 
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -25,7 +25,7 @@ mod dev;
 pub use authority::{Authority, AuthorityError, Leaf};
 pub use dev::dev_tls;
 
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A certificate that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,17 +33,17 @@ pub enum TlsError {
     /// A file cannot be read or holds no PEM of the wanted kind.
     #[error("cannot read {what} from `{path}`")]
     Read {
-        /// What was wanted of it.
+        /// A certificate or a private key.
         what: &'static str,
-        /// The file.
+        /// The path of the file.
         path: String,
-        /// Why.
+        /// The reason.
         source: rustls::pki_types::pem::Error,
     },
-    /// The certificate file is empty of certificates.
+    /// The certificate file holds no certificate.
     #[error("`{0}` holds no certificate")]
     NoCertificate(String),
-    /// Others may read the private key.
+    /// The private key is readable for others.
     #[error("{0}")]
     Exposed(Exposed),
     /// Key and certificate do not belong together, or the key is of an unknown kind.
@@ -51,30 +51,33 @@ pub enum TlsError {
     Mismatch(#[source] rustls::Error),
 }
 
-/// The certificate in force.
+/// The certificate in use.
 #[derive(Debug)]
 pub struct Certificate {
     files: TlsFiles,
-    /// Of the files before they were read, so that a change while they were is seen as one.
+    /// Taken before the files were read, so that a change during the read is noticed.
     loaded: Stamps,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
-/// What tells that a file was changed: its time and size, for certificate and key.
+/// The modification time and size of certificate and key, by which a change is noticed.
 type Stamps = [Option<(SystemTime, u64)>; 2];
 
 impl Certificate {
-    /// Reads the files; at start, where a fault is the caller's to tell.
+    /// Reads the files at start.
+    ///
+    /// # Errors
+    /// When they cannot be used; the caller reports it.
     pub fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
         let loaded = stamps(&files);
         let current = RwLock::new(Arc::new(read(&files)?));
         Ok(Arc::new(Self { files, loaded, current }))
     }
 
-    /// Looks at the files again and again; ends only when dropped.
+    /// Reloads the files when they change. Never returns.
     pub async fn watch(self: Arc<Self>) {
         let mut seen = self.loaded;
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
         loop {
             ticks.tick().await;
             let files = self.files.clone();
@@ -84,7 +87,7 @@ impl Certificate {
                     self.reload().await;
                 }
                 Ok(_) => {}
-                Err(error) => tracing::error!(%error, "certificate could not be looked at"),
+                Err(error) => tracing::error!(%error, "cannot check the certificate for changes"),
             }
         }
     }
@@ -98,14 +101,14 @@ impl Certificate {
                 }
                 tracing::info!(cert = %self.files.cert.display(), "certificate reloaded");
             }
-            // Both files change one after the other: the second change brings the pair that fits.
+            // The two files change one after the other; the pair matches after the second change.
             Ok(Err(error)) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "new certificate refused, the old one stays in force"
+                    "new certificate refused, the old one stays in use"
                 );
             }
-            Err(error) => tracing::error!(%error, "certificate could not be read"),
+            Err(error) => tracing::error!(%error, "cannot read the certificate"),
         }
     }
 }
@@ -116,7 +119,7 @@ impl ResolvesServerCert for Certificate {
     }
 }
 
-/// TLS as the server speaks it.
+/// The TLS configuration of the server.
 pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, rustls::Error> {
     let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
@@ -125,10 +128,10 @@ pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, rust
     Ok(config)
 }
 
-/// Whether a certificate and its key can be read and belong together, without keeping them.
+/// Checks that a certificate and its key can be read and belong together.
 ///
 /// # Errors
-/// What a gateway would not start with.
+/// When a gateway could not start with them.
 pub fn check_pair(files: &TlsFiles) -> Result<(), TlsError> {
     read(files).map(drop)
 }
@@ -150,7 +153,7 @@ fn read(files: &TlsFiles) -> Result<CertifiedKey, TlsError> {
 }
 
 fn stamps(files: &TlsFiles) -> Stamps {
-    // Through links, as orchestrators exchange mounted secrets by changing one.
+    // Follows symbolic links, because orchestrators replace mounted secrets by changing a link.
     [&files.cert, &files.key].map(|path| {
         let data = std::fs::metadata(path).ok()?;
         Some((data.modified().ok()?, data.len()))

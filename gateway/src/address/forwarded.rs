@@ -1,35 +1,35 @@
-//! The headers in which proxies name whom they pass on: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
+//! Parses the headers in which proxies report their clients: `Forwarded` (RFC 7239) and `X-Forwarded-For`.
 //!
-//! Owns their grammar and the bounds. Both are read from the right, because only what stands there was written by the proxy next to us: what a
-//! client put in front, quotes without an end included, does not change how that is read. What is not an address is
-//! [`Hop::Unknown`], never an error.
+//! Owns their grammar and limits. Both are read from the right, because the nearest proxy wrote the last element: what
+//! a client put before it, such as an unclosed quote, does not change how it is read. An element that is not an address
+//! is [`Hop::Unknown`], never an error.
 
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// No real chain of proxies comes near.
-pub(super) const MOST_HOPS: usize = 50;
-/// Of one kind of header, counted from the right.
-pub(super) const MOST_BYTES: usize = 8 * 1024;
+/// Far more than any real chain of proxies.
+pub(super) const MAX_HOPS: usize = 50;
+/// The most that is read of one kind of header, from the right.
+pub(super) const MAX_BYTES: usize = 8 * 1024;
 
-/// One element.
+/// One element of a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hop {
-    /// An address; a port is dropped.
+    /// An address without its port.
     Address(IpAddr),
-    /// A name that hides an address, nothing, or junk.
+    /// An obfuscated identifier, nothing, or garbage.
     Unknown,
 }
 
-/// From the right; several headers are one list.
+/// The hops from the right; several headers are one list.
 pub(super) fn forwarded(lines: &[&[u8]]) -> Vec<Hop> {
     hops(lines, unquoted_comma, |element| forwarded_for(element).and_then(|node| node_address(&node)))
 }
 
-/// From the right; several headers are one list.
+/// The hops from the right; several headers are one list.
 pub(super) fn x_forwarded_for(lines: &[&[u8]]) -> Vec<Hop> {
     let comma = |line: &[u8]| line.iter().rposition(|byte| *byte == b',');
-    // Its IPv6 addresses stand mostly without brackets.
+    // IPv6 addresses are usually written without brackets here.
     let plain = |element: &str| element.parse::<IpAddr>().ok().map(|address| address.to_canonical());
     hops(lines, comma, |element| plain(element).or_else(|| node_address(element)))
 }
@@ -39,11 +39,12 @@ fn hops(
     last_comma: impl Fn(&[u8]) -> Option<usize>,
     address: impl Fn(&str) -> Option<IpAddr>,
 ) -> Vec<Hop> {
-    let (mut hops, mut left) = (Vec::new(), MOST_BYTES);
+    let mut hops = Vec::new();
+    let mut left = MAX_BYTES;
     for element in lines.iter().rev().flat_map(|line| from_right(line, &last_comma)) {
-        // Its comma too.
+        // The element and its comma.
         match left.checked_sub(element.len() + 1) {
-            Some(less) if hops.len() < MOST_HOPS => left = less,
+            Some(less) if hops.len() < MAX_HOPS => left = less,
             Some(_) | None => break,
         }
         let text = std::str::from_utf8(element.trim_ascii()).ok();
@@ -52,7 +53,7 @@ fn hops(
     hops
 }
 
-/// A list's elements, the last one first.
+/// The elements of a list, the last one first.
 fn from_right<'a>(line: &'a [u8], last_comma: &impl Fn(&[u8]) -> Option<usize>) -> impl Iterator<Item = &'a [u8]> {
     let mut rest = Some(line);
     iter::from_fn(move || {
@@ -63,7 +64,8 @@ fn from_right<'a>(line: &'a [u8], last_comma: &impl Fn(&[u8]) -> Option<usize>) 
     })
 }
 
-/// Where the last element starts. Backslashes stand only in quotes, so one that makes a quote part of a text is seen from the right too.
+/// The comma before the last element. Backslashes occur only within quotes, so that an escaped quote is recognised from
+/// the right, too.
 fn unquoted_comma(line: &[u8]) -> Option<usize> {
     let mut quoted = false;
     for (at, byte) in line.iter().enumerate().rev() {
@@ -82,13 +84,13 @@ fn unquoted_comma(line: &[u8]) -> Option<usize> {
     None
 }
 
-/// What `for` says in an element; none when that is broken, or says it twice.
+/// The value of `for` in an element; none if the element is malformed or has two.
 fn forwarded_for(element: &str) -> Option<String> {
     let mut named = None;
     let mut rest = element;
     loop {
         rest = rest.trim_ascii_start();
-        // A pair may be missing.
+        // Empty pairs are allowed.
         if let Some(after) = rest.strip_prefix(';') {
             rest = after;
             continue;
@@ -111,26 +113,26 @@ fn forwarded_for(element: &str) -> Option<String> {
     }
 }
 
-/// A token or a quoted text, and what follows.
+/// A token or a quoted string, and the text after it.
 fn value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find(|c: char| !c.is_ascii() || !is_token(c as u8)).unwrap_or(text.len());
         let (token, after) = text.split_at_checked(end)?;
         return (!token.is_empty()).then(|| (token.to_owned(), after));
     };
-    let mut said = String::new();
+    let mut unquoted = String::new();
     let mut chars = quoted.char_indices();
     while let Some((at, c)) = chars.next() {
         match c {
-            '"' => return Some((said, quoted.get(at + 1..)?)),
-            '\\' => said.push(chars.next()?.1),
-            c => said.push(c),
+            '"' => return Some((unquoted, quoted.get(at + 1..)?)),
+            '\\' => unquoted.push(chars.next()?.1),
+            c => unquoted.push(c),
         }
     }
     None
 }
 
-/// RFC 7239, section 6: `192.0.2.1` or `[2001:db8::1]`, and perhaps a port or a name in its place.
+/// RFC 7239, section 6: `192.0.2.1` or `[2001:db8::1]`, optionally with a port or an obfuscated port.
 fn node_address(node: &str) -> Option<IpAddr> {
     let (address, port) = match node.strip_prefix('[') {
         Some(rest) => {
@@ -147,9 +149,9 @@ fn node_address(node: &str) -> Option<IpAddr> {
 
 fn is_port(port: &str) -> bool {
     let digits = (1..=5).contains(&port.len()) && port.bytes().all(|byte| byte.is_ascii_digit());
-    let hidden =
+    let obfuscated =
         |name: &str| !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-    digits || port.strip_prefix('_').is_some_and(hidden)
+    digits || port.strip_prefix('_').is_some_and(obfuscated)
 }
 
 fn is_token(byte: u8) -> bool {

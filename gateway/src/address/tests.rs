@@ -2,7 +2,7 @@
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 
-use super::forwarded::{MOST_BYTES, MOST_HOPS};
+use super::forwarded::{MAX_BYTES, MAX_HOPS};
 use super::*;
 
 const PROXY: &str = "10.0.0.1";
@@ -35,7 +35,7 @@ fn standard(value: &str) -> String {
 }
 
 #[test]
-fn a_host_cannot_wander_through_its_64() {
+fn a_host_cannot_evade_limits_within_its_64() {
     assert_eq!(net("2001:db8::1"), net("2001:db8::ffff:2"));
     assert_ne!(net("2001:db8::1"), net("2001:db8:0:1::1"));
     assert_eq!(net("::ffff:192.0.2.1"), net("192.0.2.1"));
@@ -43,7 +43,7 @@ fn a_host_cannot_wander_through_its_64() {
 }
 
 #[test]
-fn headers_of_a_peer_that_is_not_trusted_say_nothing() {
+fn headers_of_an_untrusted_peer_are_ignored() {
     for peer in ["192.0.2.1", "::ffff:192.0.2.1", "11.0.0.1", "2001:db8:e::1"] {
         let shown = peer.trim_start_matches("::ffff:");
         assert_eq!(client(peer, &[(X_FORWARDED_FOR, "198.51.100.1")]), shown);
@@ -72,7 +72,7 @@ fn x_forwarded_for_is_read_from_the_right() {
 }
 
 #[test]
-fn what_is_no_address_ends_the_walk_at_who_named_it() {
+fn an_element_without_an_address_makes_the_hop_that_wrote_it_the_client() {
     for junk in [
         "",
         " ",
@@ -132,7 +132,7 @@ fn forwarded_is_read_from_the_right() {
 }
 
 #[test]
-fn an_element_of_forwarded_that_names_no_address_ends_the_walk_too() {
+fn an_element_of_forwarded_without_an_address_ends_the_search_too() {
     for junk in [
         "",
         "for",
@@ -175,7 +175,7 @@ fn several_headers_are_one_list() {
 }
 
 #[test]
-fn two_kinds_of_header_count_only_when_they_agree() {
+fn two_kinds_of_header_are_believed_only_if_they_agree() {
     let both = |standard, usual| client(PROXY, &[(FORWARDED, standard), (X_FORWARDED_FOR, usual)]);
     assert_eq!(both("for=198.51.100.1", "203.0.113.9, 198.51.100.1"), "198.51.100.1");
     assert_eq!(both("for=198.51.100.1", "203.0.113.9"), PROXY);
@@ -185,28 +185,28 @@ fn two_kinds_of_header_count_only_when_they_agree() {
 }
 
 #[test]
-fn a_chain_is_read_up_to_its_bounds_and_from_the_right() {
+fn a_chain_is_read_from_the_right_up_to_its_limits() {
     let chain = |length: usize| format!("198.51.100.1{}", ", 10.0.0.8".repeat(length - 1));
-    assert_eq!(usual(&chain(MOST_HOPS)), "198.51.100.1");
-    assert_eq!(usual(&chain(MOST_HOPS + 1)), "10.0.0.8");
+    assert_eq!(usual(&chain(MAX_HOPS)), "198.51.100.1");
+    assert_eq!(usual(&chain(MAX_HOPS + 1)), "10.0.0.8");
     let padded = |bytes: usize| format!("198.51.100.1,{}10.0.0.8", " ".repeat(bytes - "198.51.100.1,10.0.0.8,".len()));
-    assert_eq!(usual(&padded(MOST_BYTES)), "198.51.100.1");
-    assert_eq!(usual(&padded(MOST_BYTES + 1)), "10.0.0.8");
+    assert_eq!(usual(&padded(MAX_BYTES)), "198.51.100.1");
+    assert_eq!(usual(&padded(MAX_BYTES + 1)), "10.0.0.8");
     // A client that fills the header does not keep its proxy's word from being read.
-    let stuffing = "x".repeat(MOST_BYTES * 2);
+    let stuffing = "x".repeat(MAX_BYTES * 2);
     assert_eq!(usual(&format!("{stuffing}, 198.51.100.1")), "198.51.100.1");
     assert_eq!(standard(&format!("for=\"{stuffing}, for=198.51.100.1")), "198.51.100.1");
 }
 
 #[test]
-fn every_bad_entry_of_trusted_proxies_is_named() {
+fn the_error_lists_every_bad_trusted_proxy() {
     let error = trusted(&["10.0.0.0/8", "10.0.0.1/8", "::1", "x", "192.0.2.0/33"]).unwrap_err();
     assert!(error.ends_with("(wrong: `10.0.0.1/8`, `x`, `192.0.2.0/33`)"), "{error}");
     assert!(trusted(&["fe80::1%1"]).unwrap_err().ends_with("(wrong: `fe80::1%1`)"));
 }
 
 #[test]
-fn an_ipv4_network_is_the_same_in_ipv6_clothes() {
+fn an_ipv4_mapped_network_equals_its_ipv4_network() {
     let trusts = |item: &str, address: &str| trusted(&[item]).unwrap().trusts(address.parse().unwrap());
     for item in ["10.0.0.0/8", "::ffff:10.0.0.0/104"] {
         assert!(trusts(item, "10.1.2.3") && trusts(item, "::ffff:10.1.2.3"), "{item}");

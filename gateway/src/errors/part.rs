@@ -1,63 +1,62 @@
-//! Which part of the installation an answer was missing, as far as it is known: for the text of a 503.
+//! The part of the installation that a 503 names, as far as it is known.
 //!
-//! Owns the names under which an operator finds the part (`stage0 status` shows the same roles) and nothing of the
-//! cause: that is in the log, and may name hosts.
+//! Owns the names under which an operator finds the part (`stage0 status` shows the same roles). The cause is only
+//! logged, because it may name hosts.
 
 use std::fmt;
 
-use stage0_backplane::AskError;
+use stage0_backplane::RequestError;
 use stage0_contract::{Request, Role, question};
 
-/// What did not do its part.
+/// What failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// A service.
     Service(Role, How),
-    /// The way to all services.
+    /// The connection to all services.
     Backplane,
-    /// The log, of which a decision's record is a line.
+    /// The decision log, when a decision is recorded.
     LogUnwritten,
-    /// The log, where it is read.
+    /// The decision log, when it is read.
     LogUnread,
     /// Where runs, counters and idempotency keys are kept.
-    Ledger,
+    StateStore,
 }
 
 /// How a service failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
-    /// There is none.
+    /// No instance of it serves.
     Absent,
     /// It did not answer in time.
     Silent,
-    /// It has too much to do.
+    /// It refused the request because it is overloaded.
     Busy,
-    /// It answered that it could not, or what cannot be read.
+    /// It answered with a failure or unintelligibly.
     Failed,
 }
 
 impl Part {
-    /// The service that was asked, after it gave no answer.
-    pub(crate) fn asked<M: Request>(error: &AskError) -> Self {
+    /// The service that serves `M`, which gave no answer.
+    pub(crate) fn asked<M: Request>(error: &RequestError) -> Self {
         Self::of_service(role_of::<M>(), error)
     }
 
-    /// The service that was asked, which answered so.
+    /// The service that serves `M`, which answered.
     pub(crate) fn answered<M: Request>(how: How) -> Self {
         Self::Service(role_of::<M>(), how)
     }
 
-    pub(crate) fn of_service(role: Role, error: &AskError) -> Self {
+    pub(crate) fn of_service(role: Role, error: &RequestError) -> Self {
         match error {
-            AskError::Absent => Self::Service(role, How::Absent),
-            AskError::Late => Self::Service(role, How::Silent),
-            AskError::Lost => Self::Backplane,
-            AskError::TooLarge | AskError::Unreadable => Self::Service(role, How::Failed),
+            RequestError::NoResponders => Self::Service(role, How::Absent),
+            RequestError::Timeout => Self::Service(role, How::Silent),
+            RequestError::Disconnected => Self::Backplane,
+            RequestError::TooLarge | RequestError::Malformed => Self::Service(role, How::Failed),
         }
     }
 }
 
-/// Who answers this question. INVARIANT: every question has a line in the contract's table of traffic.
+/// INVARIANT: every request has a row in the contract's table of messages.
 fn role_of<M: Request>() -> Role {
     question(M::SUBJECT).map_or(Role::Keystore, |question| question.to)
 }
@@ -72,7 +71,7 @@ impl fmt::Display for Part {
             Self::Backplane => f.write_str("the connection to the other services is lost"),
             Self::LogUnwritten => f.write_str("the decision log cannot be written"),
             Self::LogUnread => f.write_str("the decision log cannot be read"),
-            Self::Ledger => f.write_str("the state store does not answer"),
+            Self::StateStore => f.write_str("the state store does not answer"),
         }
     }
 }
@@ -80,16 +79,16 @@ impl fmt::Display for Part {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use stage0_contract::{EvaluateRequest, QUESTIONS, VerifyKey};
+    use stage0_contract::{EvaluateRequest, REQUESTS, VerifyKey};
 
     #[test]
-    fn a_part_is_named_as_its_role() {
-        let absent = Part::asked::<EvaluateRequest>(&AskError::Absent);
+    fn a_503_names_the_role_that_failed() {
+        let absent = Part::asked::<EvaluateRequest>(&RequestError::NoResponders);
         assert_eq!(absent.to_string(), "no evaluator serves");
-        let silent = Part::asked::<VerifyKey>(&AskError::Late);
+        let silent = Part::asked::<VerifyKey>(&RequestError::Timeout);
         assert_eq!(silent.to_string(), "the keystore does not answer");
-        let lost = Part::asked::<VerifyKey>(&AskError::Lost);
-        assert!(!lost.to_string().contains("keystore"), "nobody knows whether it serves");
-        assert!(QUESTIONS.iter().all(|question| !question.subject.is_empty()));
+        let lost = Part::asked::<VerifyKey>(&RequestError::Disconnected);
+        assert!(!lost.to_string().contains("keystore"), "it is unknown whether it serves");
+        assert!(REQUESTS.iter().all(|question| !question.subject.is_empty()));
     }
 }

@@ -1,36 +1,35 @@
-//! What a check costs and how many are under way.
+//! The duration of a check's steps, and the number of checks in flight.
 //!
-//! Owns the words for its steps. A step is measured however it ends; one whose check is dropped on the way is not. What one check
-//! does more than once, as when attempts with one idempotency key race, is measured each time.
+//! Owns the names of the steps. A step is measured whether it succeeds or fails, but not if its check is cancelled. A
+//! step that a check repeats, as when attempts with one idempotency key race, is measured each time.
 
 use std::time::Instant;
 
 use super::{check_began, check_ended, step_took};
 
-/// What a check goes through, in this order.
+/// The steps of a check, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Its key is judged.
+pub(crate) enum CheckStep {
     Authenticate,
-    /// Its body arrives and is read: the caller's time.
+    /// The body arrives, which takes the caller's time.
     Body,
-    /// The account's minute.
+    /// The account's limit per minute.
     Admit,
-    /// What its idempotency key was used for before.
+    /// Whether its idempotency key was used before.
     LookUp,
-    /// The account's day and month.
+    /// The account's quotas per day and month.
     Reserve,
-    /// Its fields; when some are bad, an evaluator looks at them too.
+    /// The fields are validated; if some are invalid, an evaluator validates them, too.
     Parse,
-    /// Its idempotency key becomes its own.
+    /// The idempotency key is reserved for this check.
     Claim,
-    /// An evaluator decides, tries included.
+    /// An evaluator decides, retries included.
     Evaluate,
-    /// The decision is on disk.
+    /// The decision is written to the log.
     Record,
 }
 
-impl Step {
+impl CheckStep {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Authenticate => "authenticate",
@@ -46,15 +45,15 @@ impl Step {
     }
 }
 
-/// Does the work and measures it.
-pub(crate) async fn timed<T>(step: Step, work: impl Future<Output = T>) -> T {
+/// Measures how long the work takes.
+pub(crate) async fn timed<T>(step: CheckStep, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let done = work.await;
     step_took(step, began.elapsed());
     done
 }
 
-/// A check is under way until this is dropped.
+/// A check is in flight until this is dropped.
 pub(crate) struct InFlight(());
 
 impl InFlight {

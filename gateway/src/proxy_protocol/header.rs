@@ -1,87 +1,87 @@
-//! The header of the PROXY protocol, version 2 (haproxy.org, doc/proxy-protocol.txt, section 2.2): bytes in, an address out.
+//! Parses the header of the PROXY protocol, version 2 (haproxy.org, doc/proxy-protocol.txt, section 2.2): pure.
 //!
-//! Owns which headers are taken: every command and family that the specification has, and nothing that it reserves. Version 1, a
-//! line of text, is not read: its end has to be searched for, and every balancer in use sends version 2. Fields behind the addresses
-//! (TLVs) are checked for their length and otherwise left alone; pure, so that the reading of a socket decides nothing.
+//! Owns which headers are accepted: every command and family that the specification defines, and none that it reserves.
+//! Version 1, a line of text, is refused: its length is not known in advance, and every balancer in use sends version
+//! 2. Fields after the addresses (TLVs) are checked for their length and otherwise ignored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Bytes up to and including the length of the rest.
-pub(super) const START: usize = 16;
+pub(super) const PREFIX_BYTES: usize = 16;
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// With it a header fills the smallest segment that every host takes (576 - 40 bytes); the specification keeps headers within that.
-const MOST_REST: usize = 536 - START;
-/// Two paths.
-const UNIX_ADDRESSES: usize = 216;
+/// The specification limits a header to the smallest segment that every host accepts (576 - 40 bytes).
+const MAX_REST_BYTES: usize = 536 - PREFIX_BYTES;
+/// Two socket paths of 108 bytes.
+const UNIX_ADDRESSES_BYTES: usize = 216;
 
 /// Why a connection without an acceptable header is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
-    /// Something else stands in its place.
+    /// The connection begins with something else.
     #[error("it does not begin with a PROXY header of version 2")]
     Missing,
-    /// It breaks the specification, or has what the specification reserves.
+    /// It violates the specification or uses a reserved value.
     #[error("its PROXY header is malformed")]
     Malformed,
-    /// It is longer than any that we take.
+    /// It is longer than 536 bytes.
     #[error("its PROXY header is longer than 536 bytes")]
     TooLong,
-    /// The connection ended before it did.
+    /// The connection ended within it.
     #[error("it ended within its PROXY header")]
     Truncated,
-    /// Time is up.
+    /// It did not arrive in time.
     #[error("its PROXY header did not arrive in time")]
     Late,
 }
 
-/// What the first bytes say of the rest.
+/// The fixed first part of a header.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Start {
-    names: Names,
-    rest: usize,
+pub(super) struct Prefix {
+    kind: AddressKind,
+    rest_bytes: usize,
 }
 
-/// What kind of client the rest names.
+/// What kind of address the rest holds.
 #[derive(Debug, PartialEq, Eq)]
-enum Names {
+enum AddressKind {
     Ipv4,
     Ipv6,
     Unix,
-    /// The balancer itself, or somebody whom it cannot name: the rest means nothing.
-    Nobody,
+    /// None: the connection is the balancer's own, or from a client with an unknown address. The rest is ignored.
+    None,
 }
 
-impl Start {
-    pub(super) fn parse(bytes: &[u8; START]) -> Result<Self, Refused> {
+impl Prefix {
+    pub(super) fn parse(bytes: &[u8; PREFIX_BYTES]) -> Result<Self, Refused> {
         let [signature @ .., version_and_command, family, high, low] = bytes;
         if signature != SIGNATURE {
             return Err(Refused::Missing);
         }
-        let names = match (version_and_command, family) {
+        let kind = match (version_and_command, family) {
             // LOCAL: the family is to be ignored.
-            (0x20, _) | (0x21, 0x00) => Names::Nobody,
-            // Datagrams too: what a client of HTTP/3 sent arrives here as a stream.
-            (0x21, 0x11 | 0x12) => Names::Ipv4,
-            (0x21, 0x21 | 0x22) => Names::Ipv6,
-            (0x21, 0x31 | 0x32) => Names::Unix,
+            (0x20, _) | (0x21, 0x00) => AddressKind::None,
+            // Datagrams are accepted, too: a balancer may pass on HTTP/3 as a stream.
+            (0x21, 0x11 | 0x12) => AddressKind::Ipv4,
+            (0x21, 0x21 | 0x22) => AddressKind::Ipv6,
+            (0x21, 0x31 | 0x32) => AddressKind::Unix,
             _ => return Err(Refused::Malformed),
         };
         let rest = usize::from(u16::from_be_bytes([*high, *low]));
-        if rest > MOST_REST { Err(Refused::TooLong) } else { Ok(Self { names, rest }) }
+        if rest > MAX_REST_BYTES { Err(Refused::TooLong) } else { Ok(Self { kind, rest_bytes: rest }) }
     }
 
-    /// Bytes that follow.
-    pub(super) fn rest(&self) -> usize {
-        self.rest
+    /// The length of the rest.
+    pub(super) fn rest_bytes(&self) -> usize {
+        self.rest_bytes
     }
 
-    /// Whom the rest names; nobody where the peer of the connection is all that there is.
+    /// The client's address; none if the rest holds none.
     pub(super) fn source(&self, rest: &[u8]) -> Result<Option<SocketAddr>, Refused> {
-        let parts = match self.names {
-            Names::Nobody => return Ok(None),
-            Names::Ipv4 => ipv4(rest),
-            Names::Ipv6 => ipv6(rest),
-            Names::Unix => rest.split_at_checked(UNIX_ADDRESSES).map(|(_, fields)| (None, fields)),
+        let parts = match self.kind {
+            AddressKind::None => return Ok(None),
+            AddressKind::Ipv4 => ipv4(rest),
+            AddressKind::Ipv6 => ipv6(rest),
+            AddressKind::Unix => rest.split_at_checked(UNIX_ADDRESSES_BYTES).map(|(_, fields)| (None, fields)),
         };
         let (source, fields) = parts.ok_or(Refused::Malformed)?;
         if are_fields(fields) { Ok(source) } else { Err(Refused::Malformed) }
@@ -90,7 +90,7 @@ impl Start {
 
 type Parts<'a> = Option<(Option<SocketAddr>, &'a [u8])>;
 
-/// Source, destination, and their ports.
+/// The source, and the bytes after source, destination and their ports.
 fn ipv4(rest: &[u8]) -> Parts<'_> {
     let (source, rest) = rest.split_first_chunk::<4>()?;
     let ([_, _, _, _, high, low, _, _], fields) = rest.split_first_chunk::<8>()?;
@@ -98,7 +98,7 @@ fn ipv4(rest: &[u8]) -> Parts<'_> {
     Some((Some(SocketAddr::new(Ipv4Addr::from(*source).into(), port)), fields))
 }
 
-/// The same; IPv4 in IPv6 clothes is taken out of them.
+/// As [`ipv4`]. An IPv4-mapped address is converted to IPv4.
 fn ipv6(rest: &[u8]) -> Parts<'_> {
     let (source, rest) = rest.split_first_chunk::<16>()?;
     let (_, rest) = rest.split_first_chunk::<16>()?;
@@ -107,7 +107,7 @@ fn ipv6(rest: &[u8]) -> Parts<'_> {
     Some((Some(SocketAddr::new(source, u16::from_be_bytes([*high, *low]))), fields))
 }
 
-/// Whether the bytes are whole fields: a kind, a length, so many bytes.
+/// Whether the bytes are complete fields: each a kind, a length, and that number of bytes.
 fn are_fields(mut bytes: &[u8]) -> bool {
     loop {
         bytes = match bytes {
@@ -133,7 +133,7 @@ mod tests {
 
     fn read(header: &[u8]) -> Result<Option<SocketAddr>, Refused> {
         let (start, rest) = header.split_first_chunk().unwrap();
-        Start::parse(start)?.source(rest)
+        Prefix::parse(start)?.source(rest)
     }
 
     fn from(address: &str) -> Result<Option<SocketAddr>, Refused> {
@@ -160,20 +160,20 @@ mod tests {
     }
 
     #[test]
-    fn whoever_is_not_named_is_nobody() {
+    fn a_header_without_an_address_has_no_source() {
         for (version_and_command, family) in [(0x20, 0x00), (0x20, 0x11), (0x20, 0xff), (0x21, 0x00)] {
             for rest in [&b""[..], b"x", IPV4] {
                 assert_eq!(read(&header(version_and_command, family, rest)), Ok(None), "{family} {rest:?}");
             }
         }
         for family in [0x31, 0x32] {
-            assert_eq!(read(&header(0x21, family, &[b'/'; UNIX_ADDRESSES])), Ok(None));
-            assert_eq!(read(&header(0x21, family, &[b'/'; UNIX_ADDRESSES - 1])), Err(Refused::Malformed));
+            assert_eq!(read(&header(0x21, family, &[b'/'; UNIX_ADDRESSES_BYTES])), Ok(None));
+            assert_eq!(read(&header(0x21, family, &[b'/'; UNIX_ADDRESSES_BYTES - 1])), Err(Refused::Malformed));
         }
     }
 
     #[test]
-    fn what_the_specification_reserves_is_refused() {
+    fn reserved_values_are_refused() {
         let families = (0..=u8::MAX).filter(|family| ![0x00, 0x11, 0x12, 0x21, 0x22, 0x31, 0x32].contains(family));
         for family in families {
             assert_eq!(read(&header(0x21, family, IPV4)), Err(Refused::Malformed), "family {family}");
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_behind_the_addresses_are_skipped_if_they_are_whole() {
+    fn complete_fields_after_the_addresses_are_skipped() {
         let whole = [IPV4, FIELDS].concat();
         assert_eq!(read(&header(0x21, 0x11, &whole)), from("198.51.100.7:4711"));
         let ends = [IPV4.len(), IPV4.len() + 7];
@@ -208,9 +208,9 @@ mod tests {
     }
 
     #[test]
-    fn one_segment_holds_every_header_that_is_taken() {
+    fn the_longest_header_fits_one_segment() {
         let padded = |length: usize| {
-            let padding = u16::try_from(length - START - IPV4.len() - 3).unwrap();
+            let padding = u16::try_from(length - PREFIX_BYTES - IPV4.len() - 3).unwrap();
             let field = [&[4][..], &padding.to_be_bytes(), &vec![0; usize::from(padding)]].concat();
             header(0x21, 0x11, &[IPV4, &field].concat())
         };
@@ -220,7 +220,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_rest_breaks_the_reader(command in 0x20_u8..=0x21, family: u8, rest in prop::collection::vec(any::<u8>(), 0..600)) {
+        fn any_rest_is_parsed_without_a_panic(
+            command in 0x20_u8..=0x21,
+            family: u8,
+            rest in prop::collection::vec(any::<u8>(), 0..600),
+        ) {
             let _ = read(&header(command, family, &rest));
         }
 

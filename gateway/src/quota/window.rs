@@ -1,7 +1,8 @@
-//! Windows of the clock and what one gateway holds of them: pure.
+//! Windows of the clock and what one gateway has leased of them: pure.
 //!
-//! Owns where a minute, a day and a month begin and end (UTC), how much is leased at a time, and the counting within a lease.
-//! INVARIANT: of a limited window only what the ledger granted is spent, and nothing of a lease that was taken under a higher limit.
+//! Owns where a minute, a day and a month begin and end (UTC), the size of a lease, and the counting within one.
+//! INVARIANT: of a limited window only what the state store granted is spent, and nothing of a lease that was taken
+//! under a higher limit.
 
 use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
@@ -9,16 +10,16 @@ use jiff::{SignedDuration, Timestamp, ToSpan};
 use stage0_backplane::Added;
 use stage0_contract::{AccountId, USAGE_RECORDS};
 
-/// The most that one gateway leases at a time.
-const MOST_LEASED: u64 = 1_000;
+/// The most checks that one gateway leases at a time.
+const MAX_LEASED: u64 = 1_000;
 /// The most bytes that one gateway leases ahead of what it needs.
 const MAX_LEASED_BYTES: u64 = 1_000_000;
-/// A window that was empty is asked again after this: another gateway may have given back.
-const ASK_AGAIN_AFTER: SignedDuration = SignedDuration::from_secs(1);
-/// A clock that is set back by less than this stays in its window.
-const WAVERS: SignedDuration = SignedDuration::from_secs(5);
+/// A used-up window is tried again after this: another gateway may have given back.
+const USED_UP_RETRY_DELAY: SignedDuration = SignedDuration::from_secs(1);
+/// A clock that is set back by less than this stays in its window: at an edge each step would lose a lease.
+const MAX_STEP_BACK: SignedDuration = SignedDuration::from_secs(5);
 /// Counters outlive their window by this, for gateways whose clock is behind.
-const OUTLIVES: SignedDuration = SignedDuration::from_secs(120);
+const COUNTER_EXTRA_TTL: SignedDuration = SignedDuration::from_secs(120);
 
 /// How long a window is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,43 +27,40 @@ pub(crate) enum Span {
     Minute,
     Day,
     Month,
-    /// A day too: not of checks, but of bytes of input that are kept.
+    /// A day, counted in bytes of stored input instead of checks.
     StoredBytes,
 }
 
-/// One window: its span and when it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) span: Span,
     begins: Timestamp,
 }
 
-/// What a gateway holds of an account's current window of one span.
+/// What one gateway has leased and spent of an account's current window.
 #[derive(Debug)]
-pub(crate) struct Purse {
+pub(crate) struct WindowLease {
     window: Window,
-    /// Granted and not spent.
+    /// Leased and not spent.
     left: u64,
-    /// Below which limit.
-    leased_below: u64,
-    /// Granted, and no longer ours to spend.
-    surplus: u64,
-    /// Spent without a grant: where there is no limit, or the ledger failed and the operator lets pass.
+    /// The limit under which `left` was leased.
+    leased_under: u64,
+    /// Leased under a higher limit: to be given back, not spent.
+    excess: u64,
+    /// Spent without a lease: there is no limit, or the state store failed and the operator lets checks pass.
     uncounted: u64,
-    /// What the ledger said last, this gateway's leases included.
+    /// The counter's last known value, this gateway's leases included.
     total: u64,
-    /// When the ledger had no more, and below which limit.
-    empty: Option<(Timestamp, u64)>,
+    /// When the window was found used up, and under which limit.
+    used_up: Option<(Timestamp, u64)>,
 }
 
-/// Whether one could be spent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Spent {
-    /// It was.
-    Yes,
-    /// The ledger must be asked for more.
-    AskFirst,
-    /// The ledger has no more.
+pub(crate) enum Spend {
+    Done,
+    /// More must be leased first.
+    NeedsLease,
+    /// The window has no more.
     UsedUp,
 }
 
@@ -77,7 +75,7 @@ impl Window {
         Self { span, begins: utc(begins).unwrap_or(now) }
     }
 
-    /// The first moment of the next one.
+    /// When the next window begins.
     pub(crate) fn ends(self) -> Timestamp {
         let date = self.date();
         let end = match self.span {
@@ -88,7 +86,7 @@ impl Window {
         end.unwrap_or(Timestamp::MAX)
     }
 
-    /// `2026-11-24` or `2026-11`; of a minute, its day.
+    /// `2026-11` for a month, `2026-11-24` for the others.
     pub(crate) fn name(self) -> String {
         let date = self.date();
         match self.span {
@@ -97,7 +95,7 @@ impl Window {
         }
     }
 
-    /// Where what the account uses in this window is counted.
+    /// The key of the account's counter for this window.
     pub(crate) fn counter(self, account: &AccountId) -> String {
         let date = self.date();
         match self.span {
@@ -111,10 +109,10 @@ impl Window {
     /// How long the counter is kept.
     pub(crate) fn kept_for(self, now: Timestamp) -> std::time::Duration {
         let left = self.ends().duration_since(now).max(SignedDuration::ZERO);
-        left.saturating_add(OUTLIVES).unsigned_abs()
+        left.saturating_add(COUNTER_EXTRA_TTL).unsigned_abs()
     }
 
-    /// Whole seconds until the next one, at least one.
+    /// Whole seconds until the next window, at least one.
     pub(crate) fn seconds_left(self, now: Timestamp) -> u64 {
         let left = self.ends().duration_since(now);
         u64::try_from(left.as_secs()).unwrap_or(0) + u64::from(left.subsec_nanos() > 0 || left.as_secs() <= 0)
@@ -125,36 +123,34 @@ impl Window {
     }
 }
 
-/// How much one gateway takes at a time: a twentieth of a minute's limit, a hundredth of the others', 1 to 1,000, or to
-/// 1,000,000 bytes.
-pub(crate) fn lease(span: Span, limit: u64) -> u64 {
+/// How much one gateway leases at a time: a twentieth of a minute's limit or a hundredth of the others, at least 1.
+pub(crate) fn lease_size(span: Span, limit: u64) -> u64 {
     let (parts, most) = match span {
-        Span::Minute => (20, MOST_LEASED),
-        Span::Day | Span::Month => (100, MOST_LEASED),
+        Span::Minute => (20, MAX_LEASED),
+        Span::Day | Span::Month => (100, MAX_LEASED),
         Span::StoredBytes => (100, MAX_LEASED_BYTES),
     };
     (limit / parts).clamp(1, most)
 }
 
-impl Purse {
+impl WindowLease {
     pub(crate) fn new(span: Span, now: Timestamp) -> Self {
         Self {
             window: Window::at(span, now),
             left: 0,
-            leased_below: u64::MAX,
-            surplus: 0,
+            leased_under: u64::MAX,
+            excess: 0,
             uncounted: 0,
             total: 0,
-            empty: None,
+            used_up: None,
         }
     }
 
-    /// Turns to the window of `now`. What of the old one is still to be counted comes back.
-    pub(crate) fn turn(&mut self, now: Timestamp) -> Option<(Window, u64)> {
+    /// Moves to the window of `now`. Returns the old one with its uncounted usage, if there is any.
+    pub(crate) fn roll_over(&mut self, now: Timestamp) -> Option<(Window, u64)> {
         let window = Window::at(self.window.span, now);
-        // A clock that is set back a little stays in its window: at an edge it would lose a lease with each step.
-        let wavers = window.begins < self.window.begins && self.window.begins.duration_since(now) < WAVERS;
-        if window == self.window || wavers {
+        let stepped_back = window.begins < self.window.begins && self.window.begins.duration_since(now) < MAX_STEP_BACK;
+        if window == self.window || stepped_back {
             return None;
         }
         let old = std::mem::replace(self, Self::new(self.window.span, now));
@@ -165,80 +161,79 @@ impl Purse {
         self.window
     }
 
-    /// Spends so many of the lease, or nothing.
-    pub(crate) fn spend(&mut self, amount: u64, limit: u64, now: Timestamp) -> Spent {
-        if limit < self.leased_below {
-            self.surplus = self.surplus.saturating_add(std::mem::take(&mut self.left));
-            self.leased_below = limit;
+    /// Spends the whole amount or nothing.
+    pub(crate) fn spend(&mut self, amount: u64, limit: u64, now: Timestamp) -> Spend {
+        if limit < self.leased_under {
+            self.excess = self.excess.saturating_add(std::mem::take(&mut self.left));
+            self.leased_under = limit;
         }
         if let Some(left) = self.left.checked_sub(amount) {
             self.left = left;
-            return Spent::Yes;
+            return Spend::Done;
         }
-        match self.empty {
-            // A limit that was raised has more at once.
-            Some((since, below)) if limit <= below && now.duration_since(since).abs() < ASK_AGAIN_AFTER => {
-                Spent::UsedUp
+        match self.used_up {
+            // A raised limit has more at once.
+            Some((since, under)) if limit <= under && now.duration_since(since).abs() < USED_UP_RETRY_DELAY => {
+                Spend::UsedUp
             }
-            Some(_) | None => Spent::AskFirst,
+            Some(_) | None => Spend::NeedsLease,
         }
     }
 
-    /// Spends what nobody granted.
+    /// Spends without a lease.
     pub(crate) fn spend_uncounted(&mut self, amount: u64) {
         self.uncounted = self.uncounted.saturating_add(amount);
     }
 
-    /// How much more must be granted before so much can be spent.
+    /// How much more must be leased to spend this amount.
     pub(crate) fn lacking(&self, amount: u64) -> u64 {
         amount.saturating_sub(self.left)
     }
 
-    /// Takes a grant for this window.
+    /// Adds what the state store granted, unless the window is over.
     pub(crate) fn refill(&mut self, window: Window, added: Added, limit: u64, now: Timestamp) {
         if window == self.window {
             self.left = self.left.saturating_add(added.granted);
             self.total = added.total;
-            self.leased_below = limit;
-            self.empty = (added.granted == 0).then_some((now, limit));
+            self.leased_under = limit;
+            self.used_up = (added.granted == 0).then_some((now, limit));
         }
     }
 
-    /// Below which limit what is left was granted.
-    pub(crate) fn leased_below(&self) -> u64 {
-        self.leased_below
+    pub(crate) fn leased_under(&self) -> u64 {
+        self.leased_under
     }
 
-    /// Unspends what was spent in this window, granted below a limit or by nobody.
-    pub(crate) fn unspend(&mut self, window: Window, amount: u64, granted: Option<u64>) {
+    /// Undoes spending. `leased_under` is the limit of the lease it was spent from, if any.
+    pub(crate) fn release(&mut self, window: Window, amount: u64, leased_under: Option<u64>) {
         if window != self.window {
             return;
         }
-        match granted {
-            // Of a higher limit than now: it was granted, but no more is to pass for it.
-            Some(below) if below > self.leased_below => self.surplus = self.surplus.saturating_add(amount),
+        match leased_under {
+            // Leased under a higher limit than now: it must not be spent again.
+            Some(under) if under > self.leased_under => self.excess = self.excess.saturating_add(amount),
             Some(_) => self.left = self.left.saturating_add(amount),
             None => self.uncounted = self.uncounted.saturating_sub(amount),
         }
     }
 
-    /// What can still be spent in this window, as far as this gateway knows.
+    /// What can still be spent, as far as this gateway knows.
     pub(crate) fn remaining(&self, limit: u64) -> u64 {
         self.left.saturating_add(limit.saturating_sub(self.total)).min(limit)
     }
 
-    /// What the window has used, given what the ledger says.
+    /// The window's usage, given the counter's value.
     pub(crate) fn used(&self, total: u64) -> u64 {
-        total.saturating_sub(self.left).saturating_sub(self.surplus).saturating_add(self.uncounted)
+        total.saturating_sub(self.left).saturating_sub(self.excess).saturating_add(self.uncounted)
     }
 
-    /// What the ledger does not know yet; from now on it is somebody else's to tell.
+    /// Takes the usage that the caller will report.
     pub(crate) fn take_uncounted(&mut self) -> u64 {
         std::mem::take(&mut self.uncounted)
     }
 
-    /// It could not be told.
-    pub(crate) fn put_uncounted(&mut self, window: Window, count: u64) -> bool {
+    /// Puts back usage that could not be reported, unless the window is over; returns whether it did.
+    pub(crate) fn restore_uncounted(&mut self, window: Window, count: u64) -> bool {
         let same = window == self.window;
         if same {
             self.uncounted = self.uncounted.saturating_add(count);
@@ -246,19 +241,18 @@ impl Purse {
         same
     }
 
-    /// What is to be given back and is not ours to spend.
-    pub(crate) fn take_surplus(&mut self) -> u64 {
-        std::mem::take(&mut self.surplus)
+    pub(crate) fn take_excess(&mut self) -> u64 {
+        std::mem::take(&mut self.excess)
     }
 
-    /// All that is to be given back when nobody asks any more.
-    pub(crate) fn take_left(&mut self) -> u64 {
-        std::mem::take(&mut self.left).saturating_add(self.take_surplus())
+    /// Takes the whole lease, to give it back.
+    pub(crate) fn take_all(&mut self) -> u64 {
+        std::mem::take(&mut self.left).saturating_add(self.take_excess())
     }
 
-    /// Neither leased nor still to be told.
-    pub(crate) fn holds_nothing(&self) -> bool {
-        self.left == 0 && self.surplus == 0 && self.uncounted == 0
+    /// Whether nothing is leased or unreported.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left == 0 && self.excess == 0 && self.uncounted == 0
     }
 }
 
@@ -279,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_are_those_of_the_clock_in_utc() {
+    fn windows_follow_the_clock_in_utc() {
         for (now, minute, day, month) in [
             ("2026-11-24T09:20:59.999Z", "2026-11-24T09:21:00Z", "2026-11-25T00:00:00Z", "2026-12-01T00:00:00Z"),
             ("2026-11-24T09:21:00Z", "2026-11-24T09:22:00Z", "2026-11-25T00:00:00Z", "2026-12-01T00:00:00Z"),
@@ -294,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn each_window_has_a_counter_of_its_own_that_outlives_it() {
+    fn each_window_has_its_own_counter_that_outlives_it() {
         let now = at("2026-11-24T09:20:30.5Z");
         let counters = [Span::Minute, Span::Day, Span::Month].map(|span| Window::at(span, now).counter(&account()));
         assert_eq!(counters, ["usage.acc_1.m29925200", "usage.acc_1.d20261124", "usage.acc_1.n202611"]);
@@ -304,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn seconds_left_are_rounded_up_and_never_none() {
+    fn seconds_left_are_rounded_up_and_at_least_one() {
         let minute = |now: &str| Window::at(Span::Minute, at(now)).seconds_left(at(now));
         assert_eq!(minute("2026-11-24T09:20:00Z"), 60);
         assert_eq!(minute("2026-11-24T09:20:59.999Z"), 1);
@@ -314,87 +308,83 @@ mod tests {
 
     #[test]
     fn a_lease_is_a_small_part_of_the_limit_and_at_least_one() {
-        let leases = |span| [1, 19, 100, 600, 50_000, 9_000_000].map(|limit| lease(span, limit));
+        let leases = |span| [1, 19, 100, 600, 50_000, 9_000_000].map(|limit| lease_size(span, limit));
         assert_eq!(leases(Span::Minute), [1, 1, 5, 30, 1_000, 1_000]);
         assert_eq!(leases(Span::Day), [1, 1, 1, 6, 500, 1_000]);
     }
 
     #[test]
-    fn only_what_was_granted_is_spent() {
+    fn only_leased_amounts_are_spent() {
         let now = at("2026-11-24T09:20:00Z");
-        let mut purse = Purse::new(Span::Minute, now);
-        assert_eq!(purse.spend(1, 5, now), Spent::AskFirst);
-        purse.refill(purse.window(), Added { granted: 2, total: 2 }, 5, now);
-        assert_eq!([(); 3].map(|()| purse.spend(1, 5, now)), [Spent::Yes, Spent::Yes, Spent::AskFirst]);
-        assert_eq!((purse.remaining(5), purse.used(2)), (3, 2));
-        purse.refill(purse.window(), Added { granted: 0, total: 5 }, 5, now);
-        assert_eq!(purse.spend(1, 5, now), Spent::UsedUp);
-        assert_eq!(purse.spend(1, 5, at("2026-11-24T09:20:01Z")), Spent::AskFirst, "others may have given back");
-        assert_eq!(purse.remaining(5), 0);
-        assert_eq!(purse.spend(1, 6, now), Spent::AskFirst, "the limit was raised");
+        let mut lease = WindowLease::new(Span::Minute, now);
+        assert_eq!(lease.spend(1, 5, now), Spend::NeedsLease);
+        lease.refill(lease.window(), Added { granted: 2, total: 2 }, 5, now);
+        assert_eq!([(); 3].map(|()| lease.spend(1, 5, now)), [Spend::Done, Spend::Done, Spend::NeedsLease]);
+        assert_eq!((lease.remaining(5), lease.used(2)), (3, 2));
+        lease.refill(lease.window(), Added { granted: 0, total: 5 }, 5, now);
+        assert_eq!(lease.spend(1, 5, now), Spend::UsedUp);
+        assert_eq!(lease.spend(1, 5, at("2026-11-24T09:20:01Z")), Spend::NeedsLease, "others may have given back");
+        assert_eq!(lease.remaining(5), 0);
+        assert_eq!(lease.spend(1, 6, now), Spend::NeedsLease, "the limit was raised");
     }
 
     #[test]
     fn a_lease_ends_with_its_window() {
-        let mut purse = Purse::new(Span::Minute, at("2026-11-24T09:20:59.9Z"));
-        let old = purse.window();
-        purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:20:59.9Z"));
-        assert_eq!(purse.turn(at("2026-11-24T09:21:00Z")), None);
-        assert_eq!(purse.spend(1, 5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
-        purse.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:21:00Z"));
-        assert_eq!(
-            purse.spend(1, 5, at("2026-11-24T09:21:00Z")),
-            Spent::AskFirst,
-            "a grant that comes late is of no use"
-        );
-        purse.unspend(old, 1, Some(5));
-        assert_eq!(purse.spend(1, 5, at("2026-11-24T09:21:00Z")), Spent::AskFirst);
+        let mut lease = WindowLease::new(Span::Minute, at("2026-11-24T09:20:59.9Z"));
+        let old = lease.window();
+        lease.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:20:59.9Z"));
+        assert_eq!(lease.roll_over(at("2026-11-24T09:21:00Z")), None);
+        assert_eq!(lease.spend(1, 5, at("2026-11-24T09:21:00Z")), Spend::NeedsLease);
+        lease.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:21:00Z"));
+        assert_eq!(lease.spend(1, 5, at("2026-11-24T09:21:00Z")), Spend::NeedsLease, "a late grant is not spent");
+        lease.release(old, 1, Some(5));
+        assert_eq!(lease.spend(1, 5, at("2026-11-24T09:21:00Z")), Spend::NeedsLease);
     }
 
     #[test]
     fn a_clock_that_steps_back_stays_in_its_window() {
         let (late, early) = (at("2026-11-24T09:21:00Z"), at("2026-11-24T09:20:59Z"));
-        let mut purse = Purse::new(Span::Minute, late);
-        purse.refill(purse.window(), Added { granted: 1, total: 1 }, 5, late);
-        assert_eq!(purse.turn(early), None);
-        assert_eq!([purse.spend(1, 5, early), purse.spend(1, 5, early)], [Spent::Yes, Spent::AskFirst]);
-        assert_eq!(purse.window(), Window::at(Span::Minute, late));
+        let mut lease = WindowLease::new(Span::Minute, late);
+        lease.refill(lease.window(), Added { granted: 1, total: 1 }, 5, late);
+        assert_eq!(lease.roll_over(early), None);
+        assert_eq!([lease.spend(1, 5, early), lease.spend(1, 5, early)], [Spend::Done, Spend::NeedsLease]);
+        assert_eq!(lease.window(), Window::at(Span::Minute, late));
     }
 
     #[test]
-    fn a_clock_that_was_far_ahead_comes_back() {
+    fn a_clock_that_is_set_back_far_changes_its_window() {
         let (ahead, right) = (at("2026-11-25T09:20:00Z"), at("2026-11-24T09:20:00Z"));
-        let mut purse = Purse::new(Span::Day, ahead);
-        purse.refill(purse.window(), Added { granted: 1, total: 1 }, 5, ahead);
-        purse.turn(right);
-        assert_eq!(purse.window(), Window::at(Span::Day, right));
-        assert_eq!(purse.spend(1, 5, right), Spent::AskFirst, "what was leased of another day is of no use");
+        let mut lease = WindowLease::new(Span::Day, ahead);
+        lease.refill(lease.window(), Added { granted: 1, total: 1 }, 5, ahead);
+        lease.roll_over(right);
+        assert_eq!(lease.window(), Window::at(Span::Day, right));
+        assert_eq!(lease.spend(1, 5, right), Spend::NeedsLease, "a lease of another day is not spent");
     }
 
     #[test]
-    fn of_a_lease_under_a_higher_limit_nothing_more_is_spent() {
+    fn a_lease_under_a_higher_limit_is_not_spent() {
         let now = at("2026-11-24T09:20:00Z");
-        let mut purse = Purse::new(Span::Day, now);
-        purse.refill(purse.window(), Added { granted: 100, total: 100 }, 10_000, now);
-        assert_eq!(purse.spend(1, 10_000, now), Spent::Yes);
-        assert_eq!(purse.spend(1, 10, now), Spent::AskFirst);
-        assert_eq!((purse.used(100), purse.holds_nothing()), (1, false));
-        purse.unspend(purse.window(), 1, Some(10_000));
-        assert_eq!(purse.spend(1, 10, now), Spent::AskFirst, "nor what is given back of it");
-        assert_eq!((purse.take_surplus(), purse.holds_nothing()), (100, true));
+        let mut lease = WindowLease::new(Span::Day, now);
+        lease.refill(lease.window(), Added { granted: 100, total: 100 }, 10_000, now);
+        assert_eq!(lease.spend(1, 10_000, now), Spend::Done);
+        assert_eq!(lease.spend(1, 10, now), Spend::NeedsLease);
+        assert_eq!((lease.used(100), lease.is_empty()), (1, false));
+        lease.release(lease.window(), 1, Some(10_000));
+        assert_eq!(lease.spend(1, 10, now), Spend::NeedsLease, "nor what is released of it");
+        assert_eq!((lease.take_excess(), lease.is_empty()), (100, true));
     }
 
     #[test]
-    fn what_nobody_counted_is_told_of_its_own_window() {
+    fn uncounted_usage_belongs_to_its_own_window() {
         let now = at("2026-11-24T23:59:59Z");
-        let mut purse = Purse::new(Span::Day, now);
-        purse.spend_uncounted(1);
-        purse.spend_uncounted(1);
-        let old = purse.window();
-        purse.unspend(old, 1, None);
-        assert_eq!(purse.turn(at("2026-11-25T00:00:00Z")), Some((old, 1)));
-        assert!(!purse.put_uncounted(old, 1), "not of today");
-        purse.spend_uncounted(1);
-        assert_eq!((purse.used(7), purse.take_uncounted(), purse.used(8)), (8, 1, 8));
+        let mut lease = WindowLease::new(Span::Day, now);
+        lease.spend_uncounted(1);
+        lease.spend_uncounted(1);
+        let old = lease.window();
+        lease.release(old, 1, None);
+        assert_eq!(lease.roll_over(at("2026-11-25T00:00:00Z")), Some((old, 1)));
+        assert!(!lease.restore_uncounted(old, 1), "not of today");
+        lease.spend_uncounted(1);
+        assert_eq!((lease.used(7), lease.take_uncounted(), lease.used(8)), (8, 1, 8));
     }
 }

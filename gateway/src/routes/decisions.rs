@@ -1,15 +1,18 @@
-//! `/v1/decisions`: what was recorded of the caller's account, and nothing else.
+//! `/v1/decisions`: what was recorded for the caller's account, and nothing else.
 //!
-//! Reading is the gateway's own, straight from the log, on threads apart from those that serve checks (`readers.rs`);
-//! deleting is asked of the exporter, whose credentials alone may. An operator reads none. A download is the log's own
-//! bytes, so that a chain can be verified where it arrives, and one that was cut goes on behind any decision that it
-//! brought.
+//! The gateway reads the log itself, on threads apart from those that serve checks (`read_pool.rs`). Only the
+//! exporter's credentials can delete. An operator reads no decisions. A download has the log's own bytes, so that its
+//! receiver can verify the chain; one that was cut off can be resumed after any decision that it contained.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::body::MessageBody as _;
 use actix_web::http::header::{CONTENT_DISPOSITION, ContentType};
 use actix_web::web::{Bytes, Data, Path};
 use actix_web::{HttpRequest, HttpResponse};
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde_json::Value;
 use stage0_backplane::{Backplane, ReadError, Seek};
 use stage0_contract::{
@@ -20,354 +23,314 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::fields::Fields;
-use super::keys::{manage, manage_within};
-use super::{answer, authenticate};
+use super::management;
 use crate::address::Client;
-use crate::auth::presented;
+use crate::auth::{authenticate, presented_key, require_any_scope};
 use crate::errors::{ApiError, Part};
+use crate::idle_timeout::ConnectionState;
 use crate::in_flight::Hold;
-use crate::patience::Patience;
-use crate::reader::{Asked, Cursor, Filter, Order, Resume, Shelf};
-use crate::readers::{Task, Turn};
-use crate::sending::{CutOff, Held};
-use crate::state::Gate;
+use crate::log_reader::{Cursor, Filter, LogReader, Order, Resume, VerifyRequest, retention_horizon};
+use crate::read_pool::{ReadPermit, Task};
+use crate::response_body::{CutOff, HeldBody};
+use crate::state::AppState;
 
-/// Items of a page at most.
-const MOST_ITEMS: u32 = 1_000;
-/// A deletion walks through what it deletes.
-const DELETE_WITHIN: std::time::Duration = std::time::Duration::from_secs(60);
-
-/// What a download holds at most: a piece of the log, its lines, and the next piece's lines.
+const MAX_PAGE_ITEMS: u32 = 1_000;
+/// A deletion reads what it deletes.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Memory of one download: a chunk of the log, its lines, and the next chunk's lines.
 const DOWNLOAD_BYTES: usize = 1 << 20;
-/// Of a download, pieces that wait for its client.
-const PIECES_AHEAD: usize = 1;
+/// Chunks of a download that are read ahead of its client.
+const MAX_CHUNKS_AHEAD: usize = 1;
 
-pub(super) async fn get(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
-    let found = async {
-        let (identity, _) = reader(&gate, &request).await?;
-        let id = RequestId::parse(&id).map_err(|_| ApiError::NotFound)?;
-        let (found, turn) = recorded(&gate, &identity, id).await?;
-        let found = found.ok_or(ApiError::NotFound)?;
-        let found = serde_json::to_vec(&found).map_err(|error| unread(&ReadError(error.to_string())))?;
-        json(&gate, &request, &identity, found, turn)
-    };
-    answer(&request, found.await)
+pub(super) async fn get(
+    state: Data<AppState>,
+    request: HttpRequest,
+    id: Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let (identity, _) = authenticate_reader(&state, &request).await?;
+    let id = RequestId::parse(&id).map_err(|_| ApiError::NotFound)?;
+    let (decision, permit) = find_decision(&state, &identity, id).await?;
+    let decision = decision.ok_or(ApiError::NotFound)?;
+    let json = serde_json::to_vec(&decision).map_err(|error| read_failed(&error))?;
+    large_json(&state, &request, &identity, json, permit)
 }
 
-pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let listed = async {
-        let (identity, key) = reader(&gate, &request).await?;
-        let mut fields = Fields::of_query(&request);
-        let filter = Filter {
-            from: fields.timestamp("from"),
-            to: fields.timestamp("to"),
-            verdict: fields.word("verdict", "must be `ALLOW`, `DENY` or `DEFER`", Verdict::parse),
-            environment: fields.text("environment"),
-            code: fields.word("code", "must be an issue code", |text| IssueCode::parse(text).ok()),
-            run_id: fields.text("run_id"),
+pub(super) async fn list(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let (identity, account) = authenticate_reader(&state, &request).await?;
+    let mut fields = Fields::of_query(&request);
+    let filter = Filter {
+        from: fields.timestamp("from"),
+        to: fields.timestamp("to"),
+        verdict: fields.word("verdict", "must be `ALLOW`, `DENY` or `DEFER`", Verdict::parse),
+        environment: fields.text("environment"),
+        code: fields.word("code", "must be an issue code", |text| IssueCode::parse(text).ok()),
+        run_id: fields.text("run_id"),
+    };
+    let cursor = fields.word("cursor", "must be the `next_cursor` of an earlier page", Cursor::parse);
+    let order = fields.word("order", "must be `asc` (the oldest first) or `desc` (the newest first)", Order::parse);
+    // A cursor contains its order; a different `order` beside it is a mistake.
+    let cursor_order = cursor.as_ref().map(Cursor::order);
+    if cursor_order.zip(order).is_some_and(|(of_cursor, order)| of_cursor != order) {
+        fields.refuse("cursor", "was made with the other `order`: keep the order, or begin without a cursor");
+    }
+    let order = order.or(cursor_order).unwrap_or_default();
+    let limit = fields.limit();
+    if limit == 0 || limit > MAX_PAGE_ITEMS {
+        fields.refuse("limit", "must be 1 to 1000");
+    }
+    fields.finish()?;
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let log = AccountLog::of(&state, &identity);
+    let page = async move {
+        let (items, next) = log.reader().page(&filter, order, cursor, limit).await?;
+        items.page(next.map(|next| next.to_string()).as_deref())
+    };
+    let (page, permit) = state.read_pool.page(account, read_deadline(&state), page).await?;
+    large_json(&state, &request, &identity, page.map_err(|error| read_failed(&error))?, permit)
+}
+
+pub(super) async fn verify(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let (identity, account) = authenticate_reader(&state, &request).await?;
+    let mut fields = Fields::of_query(&request);
+    let from = fields.timestamp("from");
+    let to = fields.timestamp("to");
+    let kept = fields.word("kept", "must be `number:hash` of a mark", |text| MarkRef::parse(text).ok());
+    fields.finish()?;
+    let _permit = state.read_pool.verification(account)?;
+    let signing_keys = SigningKeys { account: Some(identity.account.clone()) };
+    let PublicKeys { items: keys, last_mark } = management::call(&state, &signing_keys).await?;
+    let signed = last_mark.as_deref().and_then(|line| MarkRef::of(line.as_bytes()));
+    let log = AccountLog::of(&state, &identity);
+    let verify = VerifyRequest { from, to, kept, signed };
+    let report = state.read_pool.run(async move { log.reader().verify(verify, keys).await }).await?;
+    Ok(HttpResponse::Ok().json(report.map_err(|error| read_failed(&error))?))
+}
+
+pub(super) async fn export(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let (identity, account) = authenticate_reader(&state, &request).await?;
+    let mut fields = Fields::of_query(&request);
+    let from = fields.timestamp("from");
+    let to = fields.timestamp("to");
+    let after = fields.word("after", "must be the `request_id` of a decision", |text| RequestId::parse(text).ok());
+    fields.finish()?;
+    let permit = state.read_pool.download(account)?;
+    let hold = hold_bytes(&state, &request, &identity, DOWNLOAD_BYTES)?;
+    let log = AccountLog::of(&state, &identity);
+    // The first chunk is read before the headers are sent, so that a log that does not answer is a 503 and not a
+    // download that breaks off.
+    let first = state.read_pool.run(async move {
+        let resume = match after {
+            None => None,
+            Some(id) => {
+                let resume = log.reader().resume_after(id).await.map_err(|error| read_failed(&error))?;
+                Some(resume.ok_or_else(|| {
+                    let message = "must be the `request_id` of a decision that the log still has, begin without it";
+                    ApiError::Invalid(vec![FieldError::new("after", message)])
+                })?)
+            }
         };
-        let cursor = fields.word("cursor", "must be the `next_cursor` of an earlier page", Cursor::parse);
-        let order = fields.word("order", "must be `asc` (the oldest first) or `desc` (the newest first)", Order::parse);
-        // A cursor says which way it goes; another word beside it is a mistake.
-        let held = cursor.as_ref().map(Cursor::order);
-        if held.zip(order).is_some_and(|(held, order)| held != order) {
-            fields.refuse("cursor", "was made with the other `order`: keep the order, or begin without a cursor");
-        }
-        let order = order.or(held).unwrap_or_default();
-        let limit = fields.limit();
-        if limit == 0 || limit > MOST_ITEMS {
-            fields.refuse("limit", "must be 1 to 1000");
-        }
-        fields.finish()?;
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let log = Log::of(&gate, &identity);
-        let page = async move {
-            let (items, next) = log.shelf().page(&filter, order, cursor, limit).await?;
-            items.page(next.map(|next| next.to_string()).as_deref())
-        };
-        let (page, turn) = gate.readers.page(key, soon(&gate), page).await?;
-        json(&gate, &request, &identity, page.map_err(|error| unread(&error))?, turn)
-    };
-    answer(&request, listed.await)
+        let seek = resume.map_or_else(|| log.reader().start_at(from), Resume::seek);
+        let download = Download { log, from, to, seek: Some(seek), resume };
+        download.next().await.map_err(|error| read_failed(&error))
+    });
+    let (first, download) = first.await??;
+    let (sender, chunks) = mpsc::channel(MAX_CHUNKS_AHEAD);
+    let task = state.read_pool.spawn(download.run(sender))?;
+    let stream = DownloadStream { first: Some(first), chunks, hold, _task: task, _permit: permit };
+    let body = futures_util::stream::try_unfold(stream, DownloadStream::next);
+    Ok(HttpResponse::Ok()
+        .content_type("application/x-ndjson")
+        .insert_header((CONTENT_DISPOSITION, "attachment; filename=\"decisions.ndjson\""))
+        .streaming(body))
 }
 
-pub(super) async fn verify(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let verified = async {
-        let (identity, key) = reader(&gate, &request).await?;
-        let mut fields = Fields::of_query(&request);
-        let (from, to) = (fields.timestamp("from"), fields.timestamp("to"));
-        let kept = fields.word("kept", "must be `number:hash` of a mark", |text| MarkRef::parse(text).ok());
-        fields.finish()?;
-        let _turn = gate.readers.verification(key)?;
-        let asked = SigningKeys { account: Some(identity.account.clone()) };
-        let PublicKeys { items: keys, last_mark } = manage(&gate, &asked).await?;
-        let signed = last_mark.as_deref().and_then(|line| MarkRef::of(line.as_bytes()));
-        let log = Log::of(&gate, &identity);
-        let asked = Asked { from, to, kept, signed };
-        let report = gate.readers.run(async move { log.shelf().verify(asked, keys).await }).await?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(report.map_err(|error| unread(&error))?))
-    };
-    answer(&request, verified.await)
+pub(super) async fn delete(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let identity = authenticate(&state, &request).await?;
+    require_any_scope(&identity, &[Scope::DecisionsDelete])?;
+    let mut fields = Fields::of_query(&request);
+    let before = fields.timestamp("before");
+    if before.is_none() {
+        fields.refuse("before", "is required, as a time such as `2026-01-31T12:00:00Z` (RFC 3339)");
+    }
+    if before.is_some_and(|before| before > Timestamp::now()) {
+        fields.refuse("before", "must not be in the future");
+    }
+    fields.finish()?;
+    let before = before.unwrap_or(Timestamp::UNIX_EPOCH);
+    // It was authenticated a moment ago, so it is there.
+    let key = presented_key(&request).ok_or(ApiError::Unauthorized)?;
+    let caller = Caller::new(&identity, &key);
+    let permit = Some(management::call(&state, &PermitDeletion { caller, before }).await?);
+    let account = identity.account.clone();
+    let requested_by = identity.key_id.clone();
+    let delete = DeleteDecisions { account, before, requested_by, permit };
+    let deleted = management::call_within(state.requests(), &delete, DELETE_TIMEOUT).await?;
+    Ok(HttpResponse::Ok().json(deleted))
 }
 
-pub(super) async fn export(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let begun = async {
-        let (identity, key) = reader(&gate, &request).await?;
-        let mut fields = Fields::of_query(&request);
-        let (from, to) = (fields.timestamp("from"), fields.timestamp("to"));
-        let after = fields.word("after", "must be the `request_id` of a decision", |text| RequestId::parse(text).ok());
-        fields.finish()?;
-        let turn = gate.readers.download(key)?;
-        let hold = hold(&gate, &request, &identity, DOWNLOAD_BYTES)?;
-        let log = Log::of(&gate, &identity);
-        // The first piece before the headers: a log that does not answer is a 503, and not a download that breaks.
-        let first = gate.readers.run(async move {
-            let behind = match after {
-                None => None,
-                Some(id) => Some(log.shelf().behind(id).await?.ok_or(NotBegun::Unknown)?),
-            };
-            let seek = behind.map_or_else(|| log.shelf().begin(from), Resume::seek);
-            Download { log, from, to, seek: Some(seek), behind }.next().await.map_err(NotBegun::Unread)
-        });
-        let (first, download) = first.await?.map_err(ApiError::from)?;
-        let (pieces, ready) = mpsc::channel(PIECES_AHEAD);
-        let task = gate.readers.spawn(download.run(pieces))?;
-        let leaving = Leaving { first: Some(first), ready, hold, _task: task, _turn: turn };
-        let rest = futures_util::stream::try_unfold(leaving, Leaving::next);
-        Ok::<_, ApiError>(
-            HttpResponse::Ok()
-                .content_type("application/x-ndjson")
-                .insert_header((CONTENT_DISPOSITION, "attachment; filename=\"decisions.ndjson\""))
-                .streaming(rest),
-        )
-    };
-    answer(&request, begun.await)
+/// The public keys of checkpoints. Not a secret: anyone who verifies a chain needs them, so no API key is required.
+pub(super) async fn signing_keys(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
+    let keys = state.signing_keys.try_get_with((), management::call(&state, &SigningKeys::default())).await;
+    keys.map(|keys| HttpResponse::Ok().json(keys)).map_err(|error| ApiError::clone(&error))
 }
 
-pub(super) async fn delete(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let deleted = async {
-        let identity = authenticate(&gate, &request, Instant::now() + gate.config.request_budget).await?;
-        allow(&identity, Scope::DecisionsDelete)?;
-        let mut fields = Fields::of_query(&request);
-        let before = fields.timestamp("before");
-        if before.is_none() {
-            fields.refuse("before", "is required, as a time such as `2026-01-31T12:00:00Z` (RFC 3339)");
-        }
-        if before.is_some_and(|before| before > Timestamp::now()) {
-            fields.refuse("before", "must not be in the future");
-        }
-        fields.finish()?;
-        let before = before.unwrap_or(Timestamp::UNIX_EPOCH);
-        // It was judged a moment ago, and so it is there.
-        let key = presented(&request).ok_or(ApiError::Unauthorized)?;
-        let caller = Caller::new(&identity, &key);
-        let permit = Some(manage(&gate, &PermitDeletion { caller, before }).await?);
-        let (account, requested_by) = (identity.account.clone(), identity.key_id.clone());
-        let delete = DeleteDecisions { account, before, requested_by, permit };
-        let deleted = manage_within(&gate, &delete, DELETE_WITHIN).await?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(deleted))
-    };
-    answer(&request, deleted.await)
+/// Authenticates a caller that may read decisions and counts the read; with the account's number in the read pool.
+async fn authenticate_reader(state: &AppState, request: &HttpRequest) -> Result<(Arc<KeyIdentity>, u64), ApiError> {
+    let identity = authenticate(state, request).await?;
+    require_any_scope(&identity, &[Scope::DecisionsRead])?;
+    let account = admit_read(state, &identity)?;
+    Ok((identity, account))
 }
 
-/// Not a secret, and for whoever verifies a chain: no key is needed.
-pub(super) async fn signing_keys(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let asked = gate.signing_keys.try_get_with((), manage(&gate, &SigningKeys::default())).await;
-    let listed = asked.map(|keys| HttpResponse::Ok().json(keys)).map_err(|error| ApiError::clone(&error));
-    answer(&request, listed)
+/// Counts one read, or a call that costs as much, against its account's reads per second; with the account's number in
+/// the read pool.
+pub(super) fn admit_read(state: &AppState, identity: &KeyIdentity) -> Result<u64, ApiError> {
+    let account = state.bytes.key_of(&identity.account);
+    state.read_pool.admit(account)?;
+    Ok(account)
 }
 
-/// Who reads, and what stands for the account among readers.
-async fn reader(gate: &Gate, request: &HttpRequest) -> Result<(std::sync::Arc<KeyIdentity>, u64), ApiError> {
-    let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
-    allow(&identity, Scope::DecisionsRead)?;
-    let key = admit(gate, &identity)?;
-    Ok((identity, key))
-}
-
-/// Counts one read, or what costs as much, against its account's second; what stands for the account among readers.
-pub(super) fn admit(gate: &Gate, identity: &KeyIdentity) -> Result<u64, ApiError> {
-    let key = gate.bytes.key_of(&identity.account);
-    gate.readers.admit(key)?;
-    Ok(key)
-}
-
-/// A decision of an account, read in its turn among readers, beside checks. Who asks was admitted.
-pub(super) async fn recorded(
-    gate: &Gate,
+/// Looks a decision of the account up, within the account's limit of concurrent reads. The read was admitted before.
+pub(super) async fn find_decision(
+    state: &AppState,
     identity: &KeyIdentity,
     id: RequestId,
-) -> Result<(Option<Value>, Turn), ApiError> {
-    let (key, log) = (gate.bytes.key_of(&identity.account), Log::of(gate, identity));
-    let (found, turn) = gate.readers.page(key, soon(gate), async move { log.shelf().decision(id).await }).await?;
-    Ok((found.map_err(|error| unread(&error))?, turn))
+) -> Result<(Option<Value>, ReadPermit), ApiError> {
+    let account = state.bytes.key_of(&identity.account);
+    let log = AccountLog::of(state, identity);
+    let decision = async move { log.reader().decision(id).await };
+    let (decision, permit) = state.read_pool.page(account, read_deadline(state), decision).await?;
+    Ok((decision.map_err(|error| read_failed(&error))?, permit))
 }
 
-/// How long a read waits for its turn.
-fn soon(gate: &Gate) -> Instant {
-    Instant::now() + gate.config.request_budget
+/// Until when a read waits for a permit.
+fn read_deadline(state: &AppState) -> Instant {
+    Instant::now() + state.config.request_budget
 }
 
-/// Bytes of an answer, which count against its account until they are taken.
-fn hold(gate: &Gate, request: &HttpRequest, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
+/// Counts the bytes of an answer against its account until the client has taken them.
+fn hold_bytes(state: &AppState, request: &HttpRequest, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
     let now = std::time::Instant::now();
-    let hold = gate.bytes.begin(Some(&identity.account), Client::of_request(request).map(Client::net), now);
+    let hold = state.bytes.begin(Some(&identity.account), Client::of_request(request).map(Client::net), now);
     hold.grow(bytes, now)?;
-    // A client that takes nothing would not notice that its answer was cut.
-    if let Some(seat) = request.conn_data::<Patience>().and_then(Patience::seat) {
-        hold.ends_with(seat.clone());
+    // A client that reads nothing would not notice that its answer was cut off: its connection is closed.
+    if let Some(handle) = request.conn_data::<ConnectionState>().and_then(ConnectionState::handle) {
+        hold.close_when_cut(handle.clone());
     }
     Ok(hold)
 }
 
-/// An answer that may be megabytes.
-pub(super) fn json(
-    gate: &Gate,
+/// An answer that may be megabytes long.
+pub(super) fn large_json(
+    state: &AppState,
     request: &HttpRequest,
     identity: &KeyIdentity,
     body: Vec<u8>,
-    turn: Turn,
+    permit: ReadPermit,
 ) -> Result<HttpResponse, ApiError> {
-    let hold = hold(gate, request, identity, body.len())?;
-    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(Held::new(body.into(), hold, turn).boxed()))
+    let hold = hold_bytes(state, request, identity, body.len())?;
+    Ok(HttpResponse::Ok().content_type(ContentType::json()).body(HeldBody::new(body.into(), hold, permit).boxed()))
 }
 
-/// An operator neither checks nor reads decisions, whatever else its key was granted.
-fn allow(identity: &KeyIdentity, scope: Scope) -> Result<(), ApiError> {
-    let may = identity.scopes.contains(&scope) && !identity.scopes.contains(&Scope::Operator);
-    if may { Ok(()) } else { Err(ApiError::ScopeMissing(scope)) }
-}
-
-/// For what a check needs to know; others have [`Log`].
-pub(super) fn shelf<'a>(gate: &'a Gate, identity: &'a KeyIdentity) -> Shelf<'a> {
-    let now = Timestamp::now();
-    Shelf { log: gate.log(), account: &identity.account, horizon: horizon(identity, now), now }
-}
-
-fn horizon(identity: &KeyIdentity, now: Timestamp) -> Timestamp {
-    let kept = SignedDuration::from_hours(24 * i64::from(identity.retention_days));
-    now.checked_sub(kept).unwrap_or(Timestamp::UNIX_EPOCH)
-}
-
-fn unread(error: &ReadError) -> ApiError {
-    tracing::error!(error = error as &dyn std::error::Error, "decisions could not be read");
+fn read_failed(error: &(dyn Error + 'static)) -> ApiError {
+    tracing::error!(error, "decisions could not be read");
     ApiError::Missing(Part::LogUnread)
 }
 
-/// An account's log, for a reader of its own.
-struct Log {
+/// An account's log over the connection for long reads.
+struct AccountLog {
     backplane: Backplane,
     account: AccountId,
     horizon: Timestamp,
     now: Timestamp,
 }
 
-impl Log {
-    fn of(gate: &Gate, identity: &KeyIdentity) -> Self {
+impl AccountLog {
+    fn of(state: &AppState, identity: &KeyIdentity) -> Self {
         let now = Timestamp::now();
-        let (backplane, account) = (gate.reading.clone(), identity.account.clone());
-        Self { backplane, account, horizon: horizon(identity, now), now }
-    }
-
-    fn shelf(&self) -> Shelf<'_> {
-        Shelf { log: &*self.backplane.log, account: &self.account, horizon: self.horizon, now: self.now }
-    }
-}
-
-/// Why a download does not begin.
-enum NotBegun {
-    Unread(ReadError),
-    /// There is no decision with the id in `after`.
-    Unknown,
-}
-
-impl From<ReadError> for NotBegun {
-    fn from(error: ReadError) -> Self {
-        Self::Unread(error)
-    }
-}
-
-impl From<NotBegun> for ApiError {
-    fn from(why: NotBegun) -> Self {
-        match why {
-            NotBegun::Unread(error) => unread(&error),
-            NotBegun::Unknown => {
-                let message = "must be the `request_id` of a decision that the log still has, begin without it";
-                Self::Invalid(vec![FieldError::new("after", message)])
-            }
+        Self {
+            backplane: state.reading.clone(),
+            account: identity.account.clone(),
+            horizon: retention_horizon(identity, now),
+            now,
         }
     }
+
+    fn reader(&self) -> LogReader<'_> {
+        LogReader { log: &*self.backplane.log, account: &self.account, horizon: self.horizon, now: self.now }
+    }
 }
 
-/// A download as it is read.
+/// A download while it is read.
 struct Download {
-    log: Log,
+    log: AccountLog,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
-    /// Where the next piece begins; none after the last.
+    /// Where the next chunk begins; none after the last.
     seek: Option<Seek>,
-    /// What an earlier download brought.
-    behind: Option<Resume>,
+    /// The end of an earlier download that this one continues.
+    resume: Option<Resume>,
 }
 
 impl Download {
     async fn next(mut self) -> Result<(Bytes, Self), ReadError> {
         let Some(seek) = self.seek else { return Ok((Bytes::new(), self)) };
-        let (lines, next) = self.log.shelf().stretch(seek, self.behind, self.from, self.to).await?;
+        let (lines, next) = self.log.reader().read_range(seek, self.resume, self.from, self.to).await?;
         self.seek = next;
         Ok((lines.into(), self))
     }
 
-    /// Reads as far ahead as the channel takes, until the end or until nobody listens.
-    async fn run(mut self, pieces: mpsc::Sender<Result<Bytes, ReadError>>) {
+    /// Reads as far ahead as the channel allows, until the end of the log or of the receiver.
+    async fn run(mut self, chunks: mpsc::Sender<Result<Bytes, ReadError>>) {
         while self.seek.is_some() {
-            let next = match self.next().await {
-                Ok((piece, next)) => {
+            let chunk = match self.next().await {
+                Ok((chunk, next)) => {
                     self = next;
-                    Ok(piece)
+                    Ok(chunk)
                 }
                 Err(error) => {
-                    unread(&error);
-                    let _ = pieces.send(Err(error)).await;
+                    read_failed(&error);
+                    // The receiver may be gone; there is nothing left to do either way.
+                    let _ = chunks.send(Err(error)).await;
                     return;
                 }
             };
-            if pieces.send(next).await.is_err() {
+            if chunks.send(chunk).await.is_err() {
                 return;
             }
         }
     }
 }
 
-/// A download on its way out. Its account's turn and bytes end with it, and so does the reading.
-struct Leaving {
+/// A download while it is sent. Its account's permit and bytes are released when it ends, and the reading stops.
+struct DownloadStream {
     first: Option<Bytes>,
-    ready: mpsc::Receiver<Result<Bytes, ReadError>>,
+    chunks: mpsc::Receiver<Result<Bytes, ReadError>>,
     hold: Hold,
     _task: Task<()>,
-    _turn: Turn,
+    _permit: ReadPermit,
 }
 
-/// A download that ends before its end.
+/// Why a download breaks off.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+enum DownloadError {
     #[error("the log could not be read on")]
-    Unread(#[from] ReadError),
+    Read(#[from] ReadError),
     #[error(transparent)]
     CutOff(#[from] CutOff),
 }
 
-impl Leaving {
-    async fn next(mut self) -> Result<Option<(Bytes, Self)>, Broken> {
+impl DownloadStream {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>, DownloadError> {
         if self.hold.is_cut() {
             return Err(CutOff.into());
         }
-        let piece = match self.first.take() {
+        let chunk = match self.first.take() {
             Some(first) => Some(first),
-            None => self.ready.recv().await.transpose()?,
+            None => self.chunks.recv().await.transpose()?,
         };
-        let Some(piece) = piece else { return Ok(None) };
-        self.hold.progressed(piece.len(), std::time::Instant::now());
-        Ok(Some((piece, self)))
+        let Some(chunk) = chunk else { return Ok(None) };
+        self.hold.progressed(chunk.len(), std::time::Instant::now());
+        Ok(Some((chunk, self)))
     }
 }

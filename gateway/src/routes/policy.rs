@@ -1,5 +1,7 @@
-//! `GET /v1/policy/vocabulary`: the words that the policy in force knows, and what its codes mean. Any living key may ask;
-//! asking counts as a read of the account. An evaluator answers, since it alone knows the policy.
+//! `GET /v1/policy/vocabulary`: the words that the active policy knows, and what its codes mean. An evaluator answers.
+//! Any valid key may ask, and asking counts as a read of the account.
+
+use std::error::Error;
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
@@ -7,24 +9,21 @@ use serde_json::Value;
 use stage0_contract::VocabularyRequest;
 use tokio::time::Instant;
 
-use super::decisions::admit;
-use super::{answer, authenticate};
+use super::decisions::admit_read;
+use crate::auth::authenticate_until;
 use crate::errors::ApiError;
-use crate::state::Gate;
+use crate::state::AppState;
 
-pub(super) async fn vocabulary(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let told = async {
-        let deadline = Instant::now() + gate.config.request_budget;
-        let identity = authenticate(&gate, &request, deadline).await?;
-        admit(&gate, &identity)?;
-        let question = VocabularyRequest { account: identity.account.clone() };
-        let reply = gate.requests().ask_until(&question, deadline).await.map_err(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "no evaluator told the vocabulary");
-            ApiError::Unavailable
-        })?;
-        let mut vocabulary = reply.vocabulary;
-        vocabulary.insert("policy_version".to_owned(), Value::from(reply.policy_version.to_string()));
-        Ok::<_, ApiError>(HttpResponse::Ok().json(vocabulary))
-    };
-    answer(&request, told.await)
+pub(super) async fn vocabulary(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let deadline = Instant::now() + state.config.request_budget;
+    let identity = authenticate_until(&state, &request, deadline).await?;
+    admit_read(&state, &identity)?;
+    let message = VocabularyRequest { account: identity.account.clone() };
+    let reply = state.requests().request_until(&message, deadline).await.map_err(|error| {
+        tracing::warn!(error = &error as &dyn Error, "no evaluator sent the vocabulary");
+        ApiError::Unavailable
+    })?;
+    let mut vocabulary = reply.vocabulary;
+    vocabulary.insert("policy_version".to_owned(), Value::from(reply.policy_version.to_string()));
+    Ok(HttpResponse::Ok().json(vocabulary))
 }

@@ -1,7 +1,8 @@
-//! `/v1/runs`: what the server remembers of a run, its end, and what its checks cost. The evaluator keeps runs; here
-//! only shapes and scopes are checked, and the log is asked about a check that a run knows nothing of, as other readers
-//! ask (`readers.rs`). Each call counts as a read of its account, for it costs the evaluator and the ledger at least as
-//! much.
+//! `/v1/runs`: the state of a run, its end, and what its checks cost. The evaluator keeps runs.
+//!
+//! Only shapes and scopes are checked here. A check that its run does not know is looked up in the decision log, like
+//! any other read of it (`read_pool.rs`). Each call counts as a read of its account, since it costs the evaluator and
+//! the state store at least as much.
 
 use std::sync::Arc;
 
@@ -13,90 +14,96 @@ use stage0_contract::{
 };
 use tokio::time::Instant;
 
-use super::decisions::{admit, json, recorded};
+use super::decisions::{admit_read, find_decision, large_json};
 use super::fields::Fields;
-use super::keys::{manage, manage_over};
-use super::{answer, authenticate};
+use super::management;
+use crate::auth::{authenticate, require_any_scope};
 use crate::body;
 use crate::errors::ApiError;
-use crate::state::Gate;
+use crate::state::AppState;
 
-/// Runs in one page.
 const MAX_PAGE: u32 = 1_000;
 
-pub(super) async fn show(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
-    let shown = async {
-        let identity = caller(&gate, &request, &[Scope::Check, Scope::RunsManage]).await?;
-        let show = ShowRun { account: identity.account.clone(), run_id: run_id(&id)? };
-        let run: RunView = manage(&gate, &show).await?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(run))
-    };
-    answer(&request, shown.await)
+pub(super) async fn show(
+    state: Data<AppState>,
+    request: HttpRequest,
+    id: Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let identity = caller(&state, &request, &[Scope::Check, Scope::RunsManage]).await?;
+    let show = ShowRun { account: identity.account.clone(), run_id: run_id(&id)? };
+    let run: RunView = management::call(&state, &show).await?;
+    Ok(HttpResponse::Ok().json(run))
 }
 
-pub(super) async fn list(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let listed = async {
-        let identity = caller(&gate, &request, &[Scope::Check, Scope::RunsManage]).await?;
-        let mut fields = Fields::of_query(&request);
-        let (cursor, limit) = (fields.text("cursor"), fields.limit());
-        if !(1..=MAX_PAGE).contains(&limit) {
-            fields.refuse("limit", "must be 1 to 1000");
-        }
-        fields.finish()?;
-        let list = ListRuns { account: identity.account.clone(), cursor, limit };
-        let (requests, within) = (Arc::clone(&gate.reading.requests), gate.config.request_budget);
-        // Read, written and taken as pages of decisions are, in the account's turn.
-        let page = async move {
-            let page: Page<RunView> = manage_over(&*requests, &list, within).await?;
-            serde_json::to_vec(&page).map_err(|_| ApiError::Unavailable)
-        };
-        let key = gate.bytes.key_of(&identity.account);
-        let (page, turn) = gate.readers.page(key, Instant::now() + within, page).await?;
-        json(&gate, &request, &identity, page?, turn)
+pub(super) async fn list(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let identity = caller(&state, &request, &[Scope::Check, Scope::RunsManage]).await?;
+    let mut fields = Fields::of_query(&request);
+    let cursor = fields.text("cursor");
+    let limit = fields.limit();
+    if !(1..=MAX_PAGE).contains(&limit) {
+        fields.refuse("limit", "must be 1 to 1000");
+    }
+    fields.finish()?;
+    let list = ListRuns { account: identity.account.clone(), cursor, limit };
+    let requests = Arc::clone(&state.reading.requests);
+    let timeout = state.config.request_budget;
+    // Limited like a page of decisions, until the client has taken it.
+    let page = async move {
+        let page: Page<RunView> = management::call_within(&*requests, &list, timeout).await?;
+        serde_json::to_vec(&page).map_err(|_| ApiError::Unavailable)
     };
-    answer(&request, listed.await)
+    let account = state.bytes.key_of(&identity.account);
+    let (page, permit) = state.read_pool.page(account, Instant::now() + timeout, page).await?;
+    large_json(&state, &request, &identity, page?, permit)
 }
 
-pub(super) async fn end(gate: Data<Gate>, request: HttpRequest, id: Path<String>) -> HttpResponse {
-    let ended = async {
-        let identity = caller(&gate, &request, &[Scope::RunsManage]).await?;
-        let end = EndRun { account: identity.account.clone(), run_id: run_id(&id)? };
-        let RunEnded {} = manage(&gate, &end).await?;
-        Ok::<_, ApiError>(HttpResponse::NoContent().finish())
-    };
-    answer(&request, ended.await)
+pub(super) async fn end(
+    state: Data<AppState>,
+    request: HttpRequest,
+    id: Path<String>,
+) -> Result<HttpResponse, ApiError> {
+    let identity = caller(&state, &request, &[Scope::RunsManage]).await?;
+    let end = EndRun { account: identity.account.clone(), run_id: run_id(&id)? };
+    let RunEnded {} = management::call(&state, &end).await?;
+    Ok(HttpResponse::NoContent().finish())
 }
 
-pub(super) async fn settle(gate: Data<Gate>, request: HttpRequest, id: Path<String>, payload: Payload) -> HttpResponse {
-    let settled = async {
-        let identity = caller(&gate, &request, &[Scope::Check, Scope::RunsManage]).await?;
-        let mut fields = Fields::of_body(body::json_object(&gate, &request, payload, &identity.account).await?.object);
-        let request_id = fields
-            .required("request_id", "must be the `request_id` of a check", |v| RequestId::parse(v.as_str()?).ok());
-        let actual = fields.required("actual_cost_usd", "must be a number of US dollars from 0 to 1000000000", |v| {
-            stage0_contract::Micros::usd(v.as_number()?).ok()
-        });
-        fields.finish()?;
-        let (Some(request_id), Some(actual)) = (request_id, actual) else { return Err(ApiError::Unavailable) };
-        let settle = SettleRun {
-            account: identity.account.clone(),
-            run_id: run_id(&id)?,
-            request_id,
-            actual_micros: actual.get(),
-            may_lower: identity.scopes.contains(&Scope::RunsManage),
-        };
-        match manage(&gate, &settle).await {
-            Ok(settled) => Ok(HttpResponse::Ok().json(settled)),
-            Err(ApiError::NotFound) => Err(unknown(&gate, &identity, request_id).await?),
-            Err(error) => Err(error),
-        }
+pub(super) async fn settle(
+    state: Data<AppState>,
+    request: HttpRequest,
+    id: Path<String>,
+    payload: Payload,
+) -> Result<HttpResponse, ApiError> {
+    let identity = caller(&state, &request, &[Scope::Check, Scope::RunsManage]).await?;
+    let mut fields = Fields::of_body(body::json_object(&state, &request, payload, &identity.account).await?.object);
+    let request_id =
+        fields.required("request_id", "must be the `request_id` of a check", |v| RequestId::parse(v.as_str()?).ok());
+    let actual = fields.required("actual_cost_usd", "must be a number of US dollars from 0 to 1000000000", |v| {
+        stage0_contract::Micros::usd(v.as_number()?).ok()
+    });
+    fields.finish()?;
+    let (Some(request_id), Some(actual)) = (request_id, actual) else { return Err(ApiError::Unavailable) };
+    let settle = SettleRun {
+        account: identity.account.clone(),
+        run_id: run_id(&id)?,
+        request_id,
+        actual_micros: actual.get(),
+        may_lower: identity.scopes.contains(&Scope::RunsManage),
     };
-    answer(&request, settled.await)
+    match management::call(&state, &settle).await {
+        Ok(settled) => Ok(HttpResponse::Ok().json(settled)),
+        Err(ApiError::NotFound) => Err(why_not_settled(&state, &identity, request_id).await?),
+        Err(error) => Err(error),
+    }
 }
 
-/// Why a run has nothing to settle for a check.
-async fn unknown(gate: &Gate, identity: &KeyIdentity, request_id: RequestId) -> Result<ApiError, ApiError> {
-    let (decision, _turn) = recorded(gate, identity, request_id).await?;
+/// Why the run has nothing to settle for this check.
+async fn why_not_settled(
+    state: &AppState,
+    identity: &KeyIdentity,
+    request_id: RequestId,
+) -> Result<ApiError, ApiError> {
+    let (decision, _permit) = find_decision(state, identity, request_id).await?;
     Ok(match decision {
         None => ApiError::NotFound,
         Some(decision) if decision.get("verdict").and_then(Value::as_str) != Some(Verdict::Allow.as_str()) => {
@@ -108,22 +115,15 @@ async fn unknown(gate: &Gate, identity: &KeyIdentity, request_id: RequestId) -> 
     })
 }
 
-/// Who calls, if its account has a read of this second left. Any one of the scopes is enough. An operator has no runs,
-/// whatever else its key was granted.
-async fn caller(gate: &Gate, request: &HttpRequest, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
-    let identity = authenticate(gate, request, Instant::now() + gate.config.request_budget).await?;
-    allow_any(&identity, scopes)?;
-    admit(gate, &identity)?;
+/// Authenticates a caller with any one of the scopes, and counts the call as a read of its account.
+async fn caller(state: &AppState, request: &HttpRequest, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
+    let identity = authenticate(state, request).await?;
+    require_any_scope(&identity, scopes)?;
+    admit_read(state, &identity)?;
     Ok(identity)
 }
 
-fn allow_any(identity: &KeyIdentity, scopes: &[Scope]) -> Result<(), ApiError> {
-    let may = scopes.iter().any(|scope| identity.scopes.contains(scope)) && !identity.scopes.contains(&Scope::Operator);
-    let lacking = scopes.first().copied().unwrap_or(Scope::RunsManage);
-    if may { Ok(()) } else { Err(ApiError::ScopeMissing(lacking)) }
-}
-
-/// What cannot be a run's name names none.
+/// A text that is not a run id names no run.
 fn run_id(text: &str) -> Result<RunId, ApiError> {
     RunId::parse(text).map_err(|_| ApiError::NotFound)
 }
@@ -131,7 +131,7 @@ fn run_id(text: &str) -> Result<RunId, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::{app, tests::gate};
+    use crate::server::{app, tests::state};
     use actix_web::http::StatusCode;
     use actix_web::test::{TestRequest, call_service, init_service};
     use stage0_backplane::Backplane;
@@ -204,8 +204,8 @@ mod tests {
     async fn calls_of_runs_and_usage_count_as_reads_of_their_account_alone() {
         let backplane = Backplane::embedded();
         serve(&backplane).await;
-        let gate = gate(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(5));
-        let app = init_service(app("", Some(&gate))).await;
+        let state = state(&backplane, |config| config.reads_per_second_per_account = NonZeroU32::new(5));
+        let app = init_service(app("", Some(&state))).await;
         let over = [StatusCode::TOO_MANY_REQUESTS; 5];
         let missing = StatusCode::NOT_FOUND;
         let other = [missing, missing, missing, missing, StatusCode::OK];
@@ -220,7 +220,7 @@ mod tests {
             ];
             for (number, (call, status)) in calls.into_iter().zip(expected).enumerate() {
                 // However slow this machine is, the first account has no read left.
-                while gate.readers.admit(gate.bytes.key_of(&identity(1).account)).is_ok() {}
+                while state.read_pool.admit(state.bytes.key_of(&identity(1).account)).is_ok() {}
                 let call = call.insert_header(("x-api-key", key(byte).expose())).to_request();
                 assert_eq!(call_service(&app, call).await.status(), status, "call {number} of {byte}");
             }
@@ -231,12 +231,13 @@ mod tests {
     async fn a_check_that_a_run_does_not_know_is_looked_up_in_the_accounts_turn_among_readers() {
         let backplane = Backplane::embedded();
         serve(&backplane).await;
-        let gate = gate(&backplane, |config| config.request_budget = Duration::from_millis(500));
-        let app = init_service(app("", Some(&gate))).await;
-        let account = gate.bytes.key_of(&identity(1).account);
+        let state = state(&backplane, |config| config.request_budget = Duration::from_millis(500));
+        let app = init_service(app("", Some(&state))).await;
+        let account = state.bytes.key_of(&identity(1).account);
         let mut untaken = Vec::new();
         for _ in 0..2 {
-            untaken.push(gate.readers.page(account, Instant::now() + Duration::from_secs(30), async {}).await.unwrap());
+            untaken
+                .push(state.read_pool.page(account, Instant::now() + Duration::from_secs(30), async {}).await.unwrap());
         }
         let status = async |byte| call_service(&app, settling(byte).to_request()).await.status();
         assert_eq!(status(1).await, StatusCode::TOO_MANY_REQUESTS);

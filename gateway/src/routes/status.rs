@@ -1,4 +1,4 @@
-//! `GET /v1/status`: which processes the deployment has, for its operator.
+//! `GET /v1/status`: the processes of the deployment, for its operator.
 
 use std::time::Instant;
 
@@ -7,21 +7,17 @@ use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use stage0_contract::{Scope, Status};
 
-use super::{answer, authenticate};
+use crate::auth::authenticate;
 use crate::errors::ApiError;
-use crate::state::Gate;
+use crate::state::AppState;
 
-pub(super) async fn status(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let found = async {
-        let deadline = tokio::time::Instant::now() + gate.config.request_budget;
-        let identity = authenticate(&gate, &request, deadline).await?;
-        if !identity.scopes.contains(&Scope::Operator) {
-            return Err(ApiError::ScopeMissing(Scope::Operator));
-        }
-        // A gateway that just started has not heard of everybody.
-        tokio::time::sleep(gate.instances.complete_from().saturating_duration_since(Instant::now())).await;
-        let status = Status { at: Timestamp::now(), instances: gate.instances.all(Instant::now()) };
-        Ok(HttpResponse::Ok().json(status))
-    };
-    answer(&request, found.await)
+pub(super) async fn status(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let identity = authenticate(&state, &request).await?;
+    if !identity.scopes.contains(&Scope::Operator) {
+        return Err(ApiError::ScopeMissing(Scope::Operator));
+    }
+    // A gateway that has just started has not received every process's heartbeat yet.
+    tokio::time::sleep(state.instances.complete_from().saturating_duration_since(Instant::now())).await;
+    let status = Status { at: Timestamp::now(), instances: state.instances.list(Instant::now()) };
+    Ok(HttpResponse::Ok().json(status))
 }

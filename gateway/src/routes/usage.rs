@@ -1,26 +1,25 @@
-//! `GET /usage`: what the key's account has used. Any living key may ask. Asking is no check, and counts
-//! as a read of the account.
+//! `GET /usage`: what the key's account has used. Any valid key may ask, and asking counts as a read of the account.
+
+use std::error::Error;
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use tokio::time::Instant;
 
-use super::decisions::admit;
-use super::{answer, authenticate, request_id};
+use super::decisions::admit_read;
+use crate::auth::authenticate_until;
 use crate::errors::{ApiError, Part};
-use crate::state::Gate;
+use crate::request_context::RequestContext;
+use crate::state::AppState;
 
-pub(super) async fn usage(gate: Data<Gate>, request: HttpRequest) -> HttpResponse {
-    let told = async {
-        let deadline = Instant::now() + gate.config.request_budget;
-        let identity = authenticate(&gate, &request, deadline).await?;
-        admit(&gate, &identity)?;
-        let id = request_id(&request).ok_or(ApiError::Unavailable)?;
-        let usage = gate.quotas.usage(&identity, id, gate.ledger(), deadline).await.map_err(|error| {
-            tracing::warn!(error = &error as &dyn std::error::Error, "usage cannot be read");
-            ApiError::Missing(Part::Ledger)
-        })?;
-        Ok::<_, ApiError>(HttpResponse::Ok().json(usage))
-    };
-    answer(&request, told.await)
+pub(super) async fn usage(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
+    let deadline = Instant::now() + state.config.request_budget;
+    let identity = authenticate_until(&state, &request, deadline).await?;
+    admit_read(&state, &identity)?;
+    let id = RequestContext::id_of(&request).ok_or(ApiError::Unavailable)?;
+    let usage = state.quotas.usage(&identity, id, state.state_store(), deadline).await.map_err(|error| {
+        tracing::warn!(error = &error as &dyn Error, "usage cannot be read");
+        ApiError::Missing(Part::StateStore)
+    })?;
+    Ok(HttpResponse::Ok().json(usage))
 }

@@ -1,11 +1,11 @@
 //! Open connections, all of them and for each address.
 //!
-//! Owns the table, shared by all workers: a connection counts from its place until its stream is dropped or it is
-//! evicted. The peer counts and not what a request's header says, as there is no request yet; proxies that are trusted,
-//! and balancers for themselves, have no limit and are not evicted.
-//! INVARIANT: there are never more than `total`. Where one more would exceed a limit, one that waits for its client
-//! gives way (`slot` says which states these are, [`Group::victim`] which one), so that a flood takes nobody's place
-//! but its own; whoever finds none to evict is closed.
+//! Owns the table, shared by all workers: a connection counts until its stream is dropped or it is evicted. It counts
+//! for its peer, not for the address in a request's header, because there is no request yet. Trusted proxies, and
+//! balancers that connect for themselves, have no limit per address and are not evicted.
+//! INVARIANT: there are never more than `total`. Where one more would exceed a limit, a connection that waits for its
+//! client is evicted (`slot` tracks that state, [`Group::victim`] chooses), so that a flood displaces only its own
+//! connections. If none can be evicted, the new connection is closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
@@ -25,18 +25,16 @@ use crate::address::{ClientNet, TrustedProxies};
 use crate::metrics::{self, Throttle};
 use crate::proxy_protocol::Peer;
 
-/// A handshake without client certificates takes some 2 KiB of the client's bytes; TLS would buffer 64 KiB of one that
-/// never ends. What is read before it is known to be done may hold the first record of the first request too, which has
-/// up to 16 KiB.
+/// A client sends about 2 KiB in a handshake without certificates; TLS would buffer 64 KiB of one that never ends. The
+/// last read of a handshake may include the first record of the first request, which has up to 16 KiB.
 const MAX_HANDSHAKE_BYTES: usize = 40 << 10;
-/// A connection that has shown no key within this time is not about to.
-const STRANGER_GRACE: Duration = Duration::from_secs(2);
-/// Groups and strangers that are looked at for one new connection.
-const MAX_LOOKED_AT: usize = 64;
+/// A connection that has shown no valid key by this age is evicted before others.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Groups, and unauthenticated connections, that are examined for one new connection.
+const MAX_CANDIDATES: usize = 64;
 
-/// The table.
 pub(crate) struct Connections {
-    /// None: no limit.
+    /// None means no limit.
     per_address: Option<NonZeroU32>,
     total: usize,
     trusted: TrustedProxies,
@@ -49,18 +47,18 @@ struct Open {
     total: usize,
     next: u64,
     groups: HashMap<ClientNet, Group>,
-    /// The same groups by their size.
+    /// The groups by size.
     sizes: BTreeSet<(usize, ClientNet)>,
-    /// Those that have shown no key, the oldest first.
-    strangers: BTreeMap<u64, ClientNet>,
+    /// Connections that have shown no valid key, the oldest first.
+    unauthenticated: BTreeMap<u64, ClientNet>,
 }
 
 /// The connections of one address, the oldest first.
 #[derive(Default)]
 struct Group(BTreeMap<u64, Arc<Slot>>);
 
-/// Gives its place back when it is dropped.
-struct Place {
+/// Removes the connection from the table when it is dropped.
+struct ConnectionPermit {
     connections: Arc<Connections>,
     id: u64,
     /// None for proxies and balancers.
@@ -68,21 +66,21 @@ struct Place {
     slot: Arc<Slot>,
 }
 
-/// What a connection tells the table about itself.
+/// Lets a connection's requests update its entry in the table.
 #[derive(Clone)]
-pub(crate) struct Seat {
+pub(crate) struct ConnectionHandle {
     connections: Arc<Connections>,
     id: u64,
     client: Option<ClientNet>,
     slot: Arc<Slot>,
 }
 
-/// A stream that has its place, until it is evicted.
-pub(crate) struct Counted<S> {
+/// A stream that is counted in the table and fails once it is evicted.
+pub(crate) struct CountedStream<S> {
     stream: S,
     peer: Option<Peer>,
-    place: Place,
-    /// Bytes that may still come before the handshake is done; none: it is.
+    permit: ConnectionPermit,
+    /// Bytes that the client may still send in the handshake; none once it is complete.
     handshake: Option<usize>,
 }
 
@@ -91,14 +89,14 @@ impl Connections {
         Self { per_address, total: total.max(1), trusted, epoch: Instant::now(), open: Mutex::default() }
     }
 
-    /// Counts a connection; gives none, and closes it by that, when a limit is reached and nobody gives way.
-    pub(crate) fn admit<S>(self: &Arc<Self>, stream: S, peer: Option<Peer>, now: Instant) -> Option<Counted<S>> {
+    /// Counts a connection. Returns none, which closes it, when a limit is reached and no other can be evicted.
+    pub(crate) fn admit<S>(self: &Arc<Self>, stream: S, peer: Option<Peer>, now: Instant) -> Option<CountedStream<S>> {
         let client = self.limited(peer);
         let slot = Arc::new(Slot::new(self.epoch, now));
         let id = self.open().enter(client, &slot, self.per_address, self.total, now)?;
         metrics::connection_opened();
-        let place = Place { connections: Arc::clone(self), id, client, slot };
-        Some(Counted { stream, peer, place, handshake: Some(MAX_HANDSHAKE_BYTES) })
+        let permit = ConnectionPermit { connections: Arc::clone(self), id, client, slot };
+        Some(CountedStream { stream, peer, permit, handshake: Some(MAX_HANDSHAKE_BYTES) })
     }
 
     fn limited(&self, peer: Option<Peer>) -> Option<ClientNet> {
@@ -109,13 +107,13 @@ impl Connections {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        // Each use is a few steps on maps that cannot panic between two of them.
+        // No step between lock and unlock can panic, so a poisoned table is still consistent.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Open {
-    /// The id of a connection that has found its place.
+    /// Adds a connection and returns its id, or none if there is no room for it.
     fn enter(
         &mut self,
         client: Option<ClientNet>,
@@ -139,7 +137,7 @@ impl Open {
         self.next += 1;
         self.total += 1;
         if let Some(client) = client {
-            self.strangers.insert(id, client);
+            self.unauthenticated.insert(id, client);
             let group = self.groups.entry(client).or_default();
             let size = group.0.len();
             group.0.insert(id, Arc::clone(slot));
@@ -149,20 +147,20 @@ impl Open {
         Some(id)
     }
 
-    /// Who gives way to a connection of another address: a stranger that stays one, else one of the address that has
-    /// most.
+    /// The connection to evict for one of another address: one that stays unauthenticated, else one of the address that
+    /// has the most.
     fn victim(&self, now: Instant) -> Option<(u64, ClientNet)> {
-        let gives_way = |id: u64, client: ClientNet| {
+        let evictable = |id: u64, client: ClientNet| {
             let slot = self.groups.get(&client)?.0.get(&id)?;
-            (slot.waits_for_client() && slot.age(now) >= STRANGER_GRACE).then_some((id, client))
+            (slot.waits_for_client() && slot.age(now) >= AUTHENTICATION_TIMEOUT).then_some((id, client))
         };
-        let strangers = self.strangers.iter().take(MAX_LOOKED_AT);
-        let stranger = strangers.filter_map(|(id, client)| gives_way(*id, *client)).next();
+        let unauthenticated = self.unauthenticated.iter().take(MAX_CANDIDATES);
+        let unauthenticated = unauthenticated.filter_map(|(id, client)| evictable(*id, *client)).next();
         let largest = || {
-            let groups = self.sizes.iter().rev().take(MAX_LOOKED_AT);
+            let groups = self.sizes.iter().rev().take(MAX_CANDIDATES);
             groups.filter_map(|(_, client)| Some((self.groups.get(client)?.victim(now)?, *client))).next()
         };
-        stranger.or_else(largest)
+        unauthenticated.or_else(largest)
     }
 
     fn evict(&mut self, id: u64, client: ClientNet) {
@@ -172,7 +170,7 @@ impl Open {
         }
     }
 
-    /// Takes a connection out, if it is still in.
+    /// Does nothing if the connection was removed before.
     fn remove(&mut self, id: u64, client: Option<ClientNet>) -> Option<Arc<Slot>> {
         let Some(client) = client else {
             self.total -= 1;
@@ -182,7 +180,7 @@ impl Open {
         let size = group.0.len();
         let slot = group.0.remove(&id)?;
         self.total -= 1;
-        self.strangers.remove(&id);
+        self.unauthenticated.remove(&id);
         self.sizes.remove(&(size, client));
         if size > 1 {
             self.sizes.insert((size - 1, client));
@@ -194,20 +192,20 @@ impl Open {
 }
 
 impl Group {
-    /// Of the connections that wait for their client: the oldest that has shown no key for a while; else, of the
-    /// account with most connections, the one that was used least lately; else, where more have shown no key yet than
-    /// any account has, the oldest of those.
+    /// Of the connections that wait for their client: the oldest that is past [`AUTHENTICATION_TIMEOUT`]; else the
+    /// least recently used one of the account with the most connections; else, if there are more young unauthenticated
+    /// ones than of any account, the oldest of those.
     fn victim(&self, now: Instant) -> Option<u64> {
         let waiting = || self.0.iter().filter(|(_, slot)| slot.waits_for_client());
-        let stranger = waiting().find(|(_, slot)| slot.account().is_none() && slot.age(now) >= STRANGER_GRACE);
-        if let Some((id, _)) = stranger {
+        let expired = waiting().find(|(_, slot)| slot.account().is_none() && slot.age(now) >= AUTHENTICATION_TIMEOUT);
+        if let Some((id, _)) = expired {
             return Some(*id);
         }
         let mut accounts: HashMap<u64, (usize, u64, u64)> = HashMap::new();
-        let (mut strangers, mut oldest) = (0, None);
+        let (mut unauthenticated, mut oldest) = (0, None);
         for (id, slot) in waiting() {
             let Some(account) = slot.account() else {
-                strangers += 1;
+                unauthenticated += 1;
                 oldest = oldest.or(Some(*id));
                 continue;
             };
@@ -218,52 +216,52 @@ impl Group {
                 (entry.1, entry.2) = (used, *id);
             }
         }
-        let largest = accounts.values().max_by_key(|(count, ..)| *count).filter(|(count, ..)| *count > strangers);
+        let largest = accounts.values().max_by_key(|(count, ..)| *count).filter(|(count, ..)| *count > unauthenticated);
         largest.map(|(.., id)| *id).or(oldest)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         metrics::connection_closed();
         self.connections.open().remove(self.id, self.client);
     }
 }
 
-impl Seat {
+impl ConnectionHandle {
     pub(crate) fn slot(&self) -> &Slot {
         &self.slot
     }
 
-    /// Ends the connection, whatever it does.
+    /// Ends the connection, also in the middle of a request.
     pub(crate) fn evict(&self) {
-        // A proxy's place comes back when its stream is dropped.
+        // A trusted proxy's connection leaves the table when its stream is dropped.
         if let Some(client) = self.client {
             self.connections.open().evict(self.id, client);
         }
         self.slot.evict();
     }
 
-    /// A key of this account (as a hash) was shown and is valid.
-    pub(crate) fn belongs_to(&self, account: u64) {
-        if self.slot.belongs_to(account).is_none() {
-            self.connections.open().strangers.remove(&self.id);
+    /// Called when a valid key of this account (as a hash) was shown.
+    pub(crate) fn set_account(&self, account: u64) {
+        if self.slot.set_account(account).is_none() {
+            self.connections.open().unauthenticated.remove(&self.id);
         }
     }
 }
 
-impl<S> Counted<S> {
-    /// Who is at the other end; unknown where the system cannot tell.
+impl<S> CountedStream<S> {
+    /// None where the system does not know the address.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.peer.map(Peer::address)
     }
 
-    pub(crate) fn seat(&self) -> Seat {
-        let Place { connections, id, client, slot } = &self.place;
-        Seat { connections: Arc::clone(connections), id: *id, client: *client, slot: Arc::clone(slot) }
+    pub(crate) fn handle(&self) -> ConnectionHandle {
+        let ConnectionPermit { connections, id, client, slot } = &self.permit;
+        ConnectionHandle { connections: Arc::clone(connections), id: *id, client: *client, slot: Arc::clone(slot) }
     }
 
-    /// TLS is there: what comes now is bounded elsewhere.
+    /// The TLS handshake is complete: from now on `idle_timeout` bounds what is read.
     pub(crate) fn established(&mut self) {
         self.handshake = None;
     }
@@ -273,17 +271,17 @@ impl<S> Counted<S> {
         S: Unpin,
     {
         let this = self.get_mut();
-        this.place.slot.check(context)?;
+        this.permit.slot.check(context)?;
         Ok(Pin::new(&mut this.stream))
     }
 }
 
-impl Counted<TcpStream> {
-    /// The first byte of the connection, which stays where it is; none: the client said nothing and is done.
+impl CountedStream<TcpStream> {
+    /// Peeks at the first byte; none if the client closed without sending one.
     pub(crate) async fn first_byte(&mut self) -> io::Result<Option<u8>> {
         let mut byte = [0];
         let count = poll_fn(|context| {
-            self.place.slot.check(context)?;
+            self.permit.slot.check(context)?;
             self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte))
         })
         .await?;
@@ -291,7 +289,7 @@ impl Counted<TcpStream> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for CountedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -309,7 +307,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for CountedStream<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.stream(context)?.poll_write(context, bytes)
     }
@@ -335,7 +333,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 }
 
-impl<S: ActixStream> ActixStream for Counted<S> {
+impl<S: ActixStream> ActixStream for CountedStream<S> {
     fn poll_read_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<Ready>> {
         self.stream.poll_read_ready(context)
     }

@@ -1,84 +1,59 @@
-//! Calls of the control API, counted by key and by account before the keystore is asked.
+//! The rate limit of the control API, counted by key and by account before the keystore is asked.
 //!
-//! Owns buckets that hold a minute's worth of calls and fill evenly (the "generic cell rate algorithm" of ITU-T I.371).
-//! Revocations have buckets of their own, likewise of the key and of the account: a key that floods with anything else
-//! can still be revoked, also by itself, and so can the keys that it made. Of this gateway alone and in bounded memory:
-//! a bucket that is forgotten is a full one.
+//! Owns which buckets a call is taken from. Revocations have buckets of their own, likewise of the key and of the
+//! account: a key that floods with anything else can still be revoked, also by itself, and so can the keys that it
+//! made. Each gateway counts for itself.
 
-use std::hash::Hash;
 use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use moka::sync::Cache;
 use stage0_contract::{AccountId, KeyId, KeyIdentity, Scope};
 
-use super::MOST_REMEMBERED;
+use super::RateLimiter;
 
-const SECOND: u64 = 1_000_000_000;
-const MINUTE: u64 = 60 * SECOND;
-/// A bucket is full after a minute; more costs nothing.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(120);
-/// What all keys of an account may do together, as a multiple of what one may.
-const KEYS_OF_ACCOUNT: u32 = 4;
+const PERIOD: Duration = Duration::from_secs(60);
+/// All keys of an account may together make this many times the calls of one key.
+const ACCOUNT_FACTOR: u32 = 4;
 
-/// Whose calls count for their account. Others are refused for their scope, and must not use up what those have.
+/// Calls of keys with one of these scopes count against their account. Other keys are refused for their scope and must
+/// not use up the account's calls.
 const MANAGERS: [Scope; 3] = [Scope::KeysManage, Scope::WebhooksManage, Scope::Operator];
 
-/// What a call does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ManagementCall {
-    /// Revokes a key.
     Revocation,
-    /// Anything else.
     Other,
 }
 
-/// Who made too many calls.
+/// Which limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallsBy {
-    /// One key.
     Key,
     /// All keys of an account together.
     Account,
 }
 
-/// A call too many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooManyCalls {
     pub(crate) by: CallsBy,
-    /// How long to wait.
     pub(crate) seconds: u64,
 }
 
-/// The buckets of keys and accounts.
 pub(crate) struct ManagementCalls {
     revocations: Callers,
     others: Callers,
 }
 
-/// Calls of one kind.
 struct Callers {
-    keys: Buckets<KeyId>,
-    accounts: Buckets<AccountId>,
-}
-
-struct Buckets<K> {
-    /// Nanoseconds that one call takes out.
-    each: u64,
-    began: Instant,
-    /// When each bucket is full again, in nanoseconds since `began`.
-    full_at: Cache<K, Arc<AtomicU64>>,
+    keys: RateLimiter<KeyId>,
+    accounts: RateLimiter<AccountId>,
 }
 
 impl ManagementCalls {
-    /// So many calls a minute of each key.
     pub(crate) fn new(per_minute: NonZeroU32, began: Instant) -> Self {
         Self { revocations: Callers::new(per_minute, began), others: Callers::new(per_minute, began) }
     }
 
-    /// Counts a call.
     pub(crate) fn admit(&self, identity: &KeyIdentity, call: ManagementCall, now: Instant) -> Result<(), TooManyCalls> {
         match call {
             ManagementCall::Revocation => self.revocations.admit(identity, now),
@@ -89,37 +64,26 @@ impl ManagementCalls {
 
 impl Callers {
     fn new(per_minute: NonZeroU32, began: Instant) -> Self {
-        let of_account = per_minute.saturating_mul(NonZeroU32::MIN.saturating_add(KEYS_OF_ACCOUNT - 1));
-        Self { keys: Buckets::new(per_minute, began), accounts: Buckets::new(of_account, began) }
+        let of_account = per_minute.saturating_mul(NonZeroU32::MIN.saturating_add(ACCOUNT_FACTOR - 1));
+        Self {
+            keys: RateLimiter::new(per_minute, PERIOD, began),
+            accounts: RateLimiter::new(of_account, PERIOD, began),
+        }
     }
 
     fn admit(&self, identity: &KeyIdentity, now: Instant) -> Result<(), TooManyCalls> {
-        let by_key = |seconds| TooManyCalls { by: CallsBy::Key, seconds };
-        self.keys.take(&identity.key_id, now).map_err(by_key)?;
+        let refusal = |by| move |wait: Duration| TooManyCalls { by, seconds: whole_seconds(wait) };
+        self.keys.take(&identity.key_id, now).map_err(refusal(CallsBy::Key))?;
         if !MANAGERS.iter().any(|scope| identity.scopes.contains(scope)) {
             return Ok(());
         }
-        let by_account = |seconds| TooManyCalls { by: CallsBy::Account, seconds };
-        self.accounts.take(&identity.account, now).map_err(by_account)
+        self.accounts.take(&identity.account, now).map_err(refusal(CallsBy::Account))
     }
 }
 
-impl<K: Clone + Eq + Hash + Send + Sync + 'static> Buckets<K> {
-    fn new(per_minute: NonZeroU32, began: Instant) -> Self {
-        let full_at = Cache::builder().max_capacity(MOST_REMEMBERED).time_to_idle(FORGOTTEN_AFTER).build();
-        Self { each: MINUTE / u64::from(per_minute.get()), began, full_at }
-    }
-
-    /// Takes one call out of a bucket, or says in how many seconds there is one.
-    fn take(&self, key: &K, now: Instant) -> Result<(), u64> {
-        let now = u64::try_from(now.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-        let bucket = self.full_at.get(key).unwrap_or_else(|| self.full_at.get_with(key.clone(), Arc::default));
-        let full_then = |full_at: u64| full_at.max(now).saturating_add(self.each);
-        let latest = now.saturating_add(MINUTE);
-        let take = |full_at: u64| Some(full_then(full_at)).filter(|then| *then <= latest);
-        let taken = bucket.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
-        taken.map(drop).map_err(|full_at| full_then(full_at).saturating_sub(latest).div_ceil(SECOND).max(1))
-    }
+/// Rounded up, and at least one.
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 #[cfg(test)]
@@ -147,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minutes_worth_of_a_key_passes_and_then_one_at_a_time() {
+    fn a_key_may_burst_a_minutes_calls_and_then_gets_the_steady_rate() {
         let (calls, now) = calls(6);
         let passes = |key, after| calls.admit(&of("a", key), ManagementCall::Other, now + Duration::from_secs(after));
         assert!((0..6).all(|_| passes("k1", 0).is_ok()));
@@ -158,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_of_one_account_have_a_limit_together_and_other_accounts_have_their_own() {
+    fn all_keys_of_an_account_share_a_limit_that_other_accounts_do_not() {
         let (calls, now) = calls(5);
         let keys: Vec<_> = (0..5).map(|number| format!("k{number}")).collect();
         let pass = |account, keys: &[String]| {
@@ -172,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_manage_nothing_use_up_their_own_calls_alone() {
+    fn keys_without_a_management_scope_do_not_use_up_their_accounts_calls() {
         let (calls, now) = calls(2);
         for number in 0..20 {
             let agent = KeyIdentity { scopes: Scopes::from([Scope::Check]), ..of("a", &format!("k{number}")) };
@@ -182,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_call_left_revokes_all_the_same() {
+    fn a_key_that_used_up_its_calls_can_still_revoke() {
         let (calls, now) = calls(2);
         let flood = of("a", "k1");
         while calls.admit(&flood, ManagementCall::Other, now).is_ok() {}
@@ -191,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn revocations_of_many_keys_of_one_account_have_a_limit_together() {
+    fn revocations_by_all_keys_of_an_account_share_a_limit() {
         let (calls, now) = calls(5);
         let revoke = |account, key: &str| calls.admit(&of(account, key), ManagementCall::Revocation, now);
         let tried = (0..10).flat_map(|number| std::iter::repeat_n(format!("k{number}"), 5));

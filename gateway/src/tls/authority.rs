@@ -1,10 +1,10 @@
-//! A certificate authority of our own, for machines where no other is at hand: a developer's, and the local stack.
+//! A local certificate authority, for a developer's machine and the local stack.
 //!
-//! Owns two files, `ca.pem` and `ca.key` (0600), and how certificates under them look: extensions are those that strict verifiers ask
-//! for (RFC 5280: key identifiers, critical basic constraints and key usage). A certificate is made anew before it ends, under the same
-//! authority. Callers see to it that no two make the same files at the same time.
-//! INVARIANT: beside a certificate stands a note of what it was made for and by which authority, written last and removed first: what a
-//! crash left half done has none, and is made again.
+//! Owns two files, `ca.pem` and `ca.key` (0600), and the extensions of the certificates it issues: those that strict
+//! verifiers require (RFC 5280: key identifiers, critical basic constraints and key usage). A certificate is renewed
+//! before it expires. Callers must not issue to the same files concurrently.
+//! INVARIANT: next to a certificate is a file that says what it was issued for and by which authority. It is written
+//! last and removed first, so that a pair that a crash left incomplete has none and is issued again.
 
 use std::fs;
 use std::io::{self, Write};
@@ -23,27 +23,27 @@ use crate::config::TlsFiles;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 const CA_DAYS: u32 = 3650;
-/// What clients accept at most (CA/Browser Forum's 398 days), less a little.
+/// A little less than the most that clients accept (398 days, CA/Browser Forum).
 const LEAF_DAYS: u32 = 390;
 const RENEW_AFTER_DAYS: u32 = 300;
 
-/// Certificates cannot be made.
+/// A certificate could not be issued.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthorityError {
     /// A file cannot be read or written.
     #[error("cannot use `{path}`")]
     File {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// A certificate cannot be made.
+    /// A key or certificate could not be generated.
     #[error("cannot make a certificate")]
     Make(#[from] rcgen::Error),
 }
 
-/// Signs certificates.
+/// A certificate authority in a directory.
 pub struct Authority {
     cert: PathBuf,
     pem: String,
@@ -51,34 +51,35 @@ pub struct Authority {
     is_new: bool,
 }
 
-/// Whom a certificate is for, and what for.
+/// The subject and purpose of a certificate.
 #[derive(Debug, Clone)]
 pub struct Leaf<'a> {
     /// Its common name.
     pub name: &'a str,
-    /// Names and addresses that clients reach it by.
+    /// The names and addresses of the server.
     pub hosts: &'a [&'a str],
-    /// Whether it also proves who a client is.
+    /// Whether it is also a client certificate.
     pub client: bool,
 }
 
 impl Authority {
-    /// Takes the authority of this directory, or makes it, called `name`. Its key is what counts: a certificate that is missing is
-    /// made again for it.
+    /// Opens the authority in this directory, or creates it with this common name. If only its certificate is missing,
+    /// a new one is made for the key.
     pub fn open(dir: &Path, name: &str) -> Result<Self, AuthorityError> {
-        let (cert, key) = (dir.join("ca.pem"), dir.join("ca.key"));
-        let found = if_there(&key)?;
+        let cert = dir.join("ca.pem");
+        let key = dir.join("ca.key");
+        let found = read_optional(&key)?;
         let is_new = found.is_none();
         let pair = match found {
             Some(pem) => KeyPair::from_pem(&pem)?,
             None => KeyPair::generate()?,
         };
         let params = ca_params(name);
-        let pem = match if_there(&cert)?.filter(|_| !is_new) {
+        let pem = match read_optional(&cert)?.filter(|_| !is_new) {
             Some(pem) => pem,
             None => {
                 let pem = params.self_signed(&pair)?.pem();
-                // With a new key the old certificate must not stay: the key comes last.
+                // The key is written last, so that a new key never stays with the old certificate.
                 write(&cert, &pem, 0o644)?;
                 pem
             }
@@ -89,39 +90,39 @@ impl Authority {
         Ok(Self { cert, pem, issuer: Issuer::new(params, pair), is_new })
     }
 
-    /// Whether it was made just now: whoever trusted another trusts it only after he is told.
+    /// Whether it was created by this call, so that clients do not trust it yet.
     #[must_use]
     pub fn is_new(&self) -> bool {
         self.is_new
     }
 
-    /// Whom clients trust.
+    /// The path of the certificate that clients must trust.
     #[must_use]
     pub fn cert(&self) -> &Path {
         &self.cert
     }
 
-    /// Makes a certificate and its key (0600), unless they are there, of this authority, for this, and young.
+    /// Issues a certificate and its key (0600), unless a recent pair of this authority for the same leaf exists.
     pub fn issue(&self, leaf: &Leaf<'_>, files: &TlsFiles) -> Result<(), AuthorityError> {
-        let (noted, note) = (files.cert.with_extension("issued"), format!("{leaf:?}\n{}", self.pem));
-        let there = files.key.exists() && !is_old(&files.cert);
-        if there && if_there(&noted)?.as_ref() == Some(&note) {
+        let note_path = files.cert.with_extension("issued");
+        let note = format!("{leaf:?}\n{}", self.pem);
+        if files.key.exists() && !is_old(&files.cert) && read_optional(&note_path)?.as_ref() == Some(&note) {
             return Ok(());
         }
-        match fs::remove_file(&noted) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&noted)(error)),
+        match fs::remove_file(&note_path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&note_path)(error)),
             Ok(()) | Err(_) => {}
         }
         let pair = KeyPair::generate()?;
         let certificate = leaf_params(leaf)?.signed_by(&pair, &self.issuer)?;
         write(&files.key, &pair.serialize_pem(), 0o600)?;
         write(&files.cert, &certificate.pem(), 0o644)?;
-        write(&noted, &note, 0o644)
+        write(&note_path, &note, 0o644)
     }
 }
 
-/// A file's text, or none when it is not there.
-fn if_there(path: &Path) -> Result<Option<String>, AuthorityError> {
+/// None if the file does not exist.
+fn read_optional(path: &Path) -> Result<Option<String>, AuthorityError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -129,7 +130,7 @@ fn if_there(path: &Path) -> Result<Option<String>, AuthorityError> {
     }
 }
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> AuthorityError {
+pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> AuthorityError {
     let path = path.to_owned();
     move |source| AuthorityError::File { path, source }
 }
@@ -169,7 +170,7 @@ fn name(common: &str) -> DistinguishedName {
 
 fn set_days(params: &mut CertificateParams, days: u32) {
     let now = SystemTime::now();
-    // A day back, for clocks that are a little behind.
+    // A day early, for clocks that are behind.
     params.not_before = (now - DAY).into();
     params.not_after = (now + DAY * days).into();
 }
@@ -179,20 +180,20 @@ fn is_old(cert: &Path) -> bool {
     age.map_or(true, |age| age > DAY * RENEW_AFTER_DAYS)
 }
 
-/// Writes beside and renames, so that nobody reads half a file, and what was written stays in this order.
+/// Writes a temporary file and renames it, so that no reader sees half of it. Syncs, so that files appear in order.
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
     let written = || -> io::Result<()> {
-        match fs::remove_file(&beside) {
+        match fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside)?;
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&beside, path)?;
+        fs::rename(&temporary, path)?;
         fs::File::open(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))?.sync_all()
     };
     written().map_err(failed(path))
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_of_another_authority_or_for_other_hosts_is_made_again() {
+    fn a_certificate_of_another_authority_or_for_other_hosts_is_reissued() {
         let dir = tempfile::tempdir().unwrap();
         let first = issued(dir.path(), &LEAF);
         assert_eq!(issued(dir.path(), &LEAF), first);
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pair_that_a_crash_left_half_done_is_made_again() {
+    fn a_pair_that_a_crash_left_incomplete_is_reissued() {
         let dir = tempfile::tempdir().unwrap();
         issued(dir.path(), &LEAF);
         // The note is removed first; then comes a new key.

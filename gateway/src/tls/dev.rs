@@ -1,24 +1,20 @@
-//! Certificates for a developer's machine: a local CA and a certificate for localhost, made once and shared.
+//! Certificates for a developer's machine: a local CA and a certificate for localhost, created once and shared.
 //!
-//! Owns a directory with `ca.pem`, `ca.key`, `server.pem` and `server.key` (keys 0600). Several gateways may start on it at the same
-//! time: a file lock lets one make the files, the others use them. The server's certificate is made again before it ends.
+//! Owns a directory with `ca.pem`, `ca.key`, `server.pem` and `server.key` (keys 0600). Several gateways may start with
+//! it at the same time: under a file lock one creates the files and the others use them. The server's certificate is
+//! renewed before it expires.
 
 use std::fs::{DirBuilder, OpenOptions};
-use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::authority::{Authority, AuthorityError, Leaf};
+use super::authority::{Authority, AuthorityError, Leaf, failed};
 use crate::config::TlsFiles;
 
 const LOCALHOST: Leaf<'static> = Leaf { name: "localhost", hosts: &["localhost", "127.0.0.1", "::1"], client: false };
 
-/// Makes what is missing in `dir`; gives the server's files and the CA's certificate.
+/// Creates the missing files in `dir`. Returns the server's files and the path of the CA's certificate.
 pub fn dev_tls(dir: &Path) -> Result<(TlsFiles, PathBuf), AuthorityError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source: io::Error| AuthorityError::File { path, source }
-    };
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
     let lock_path = dir.join(".lock");
     let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
@@ -40,7 +36,7 @@ mod tests {
     use std::time::SystemTime;
 
     #[test]
-    fn the_second_start_uses_what_the_first_made() {
+    fn the_second_start_uses_the_files_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let (files, ca) = dev_tls(dir.path()).unwrap();
         let read = |p: &Path| fs::read_to_string(p).unwrap();
@@ -53,15 +49,15 @@ mod tests {
     }
 
     #[test]
-    fn many_gateways_may_start_at_once() {
+    fn gateways_may_start_concurrently() {
         let dir = tempfile::tempdir().unwrap();
-        let made: Vec<_> = std::thread::scope(|scope| {
+        let certs: Vec<_> = std::thread::scope(|scope| {
             let starts: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| dev_tls(dir.path()).map(|(f, _)| fs::read_to_string(f.cert).unwrap()).unwrap()))
                 .collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
-        assert!(made.iter().all(|cert| *cert == made[0]));
+        assert!(certs.iter().all(|cert| *cert == certs[0]));
     }
 
     #[test]

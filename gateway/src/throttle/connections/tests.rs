@@ -1,4 +1,4 @@
-//! Which connection gives way to a new one.
+//! Which connection is evicted for a new one.
 
 use super::*;
 
@@ -17,16 +17,16 @@ fn peer(text: &str) -> Option<Peer> {
     Some(Peer::Client(at(text)))
 }
 
-fn is_open(connection: &Counted<()>) -> bool {
-    !connection.place.slot.is_evicted()
+fn is_open(connection: &CountedStream<()>) -> bool {
+    !connection.permit.slot.is_evicted()
 }
 
-fn open(connections: &[&Counted<()>]) -> Vec<bool> {
+fn open(connections: &[&CountedStream<()>]) -> Vec<bool> {
     connections.iter().map(|connection| is_open(connection)).collect()
 }
 
 #[test]
-fn one_more_than_the_limit_takes_the_place_of_the_oldest_of_its_address() {
+fn one_connection_over_the_address_limit_evicts_its_oldest() {
     let (table, now) = table(2, 100);
     let first = table.admit((), peer("192.0.2.1"), now).unwrap();
     let second = table.admit((), peer("::ffff:192.0.2.1"), now).unwrap();
@@ -37,26 +37,26 @@ fn one_more_than_the_limit_takes_the_place_of_the_oldest_of_its_address() {
     assert_eq!(table.open().total, 1);
     drop(other);
     let left = table.open();
-    assert!(left.total == 0 && left.groups.is_empty() && left.sizes.is_empty() && left.strangers.is_empty());
+    assert!(left.total == 0 && left.groups.is_empty() && left.sizes.is_empty() && left.unauthenticated.is_empty());
 }
 
 #[test]
-fn whoever_is_being_served_keeps_its_place_and_the_newcomer_is_closed() {
+fn a_connection_with_a_request_is_not_evicted_and_the_new_one_is_closed() {
     let (table, now) = table(1, 100);
     let first = table.admit((), peer("192.0.2.1"), now).unwrap();
-    first.seat().slot().is_ours();
+    first.handle().slot().mark_serving();
     assert!(table.admit((), peer("192.0.2.1"), now).is_none());
     assert!(is_open(&first));
-    first.seat().slot().is_clients(now);
+    first.handle().slot().mark_waiting(now);
     let second = table.admit((), peer("192.0.2.1"), now).unwrap();
     assert_eq!(open(&[&first, &second]), [false, true]);
 }
 
 #[test]
-fn strangers_give_way_before_those_that_have_shown_a_key() {
+fn unauthenticated_connections_are_evicted_first() {
     let (table, now) = table(3, 100);
     let known = table.admit((), peer("192.0.2.1"), now).unwrap();
-    known.seat().belongs_to(7);
+    known.handle().set_account(7);
     let stranger = table.admit((), peer("192.0.2.1"), now).unwrap();
     let fresh = table.admit((), peer("192.0.2.1"), now + 3 * SECOND).unwrap();
     let newcomer = table.admit((), peer("192.0.2.1"), now + 3 * SECOND).unwrap();
@@ -64,33 +64,33 @@ fn strangers_give_way_before_those_that_have_shown_a_key() {
 }
 
 #[test]
-fn of_accounts_the_one_with_most_connections_gives_way_before_a_fresh_stranger() {
+fn the_account_with_most_connections_loses_one_before_a_new_unauthenticated_connection() {
     let (table, now) = table(4, 100);
     let admit = |account: Option<u64>, now: Instant| {
         let connection = table.admit((), peer("192.0.2.1"), now).unwrap();
-        account.inspect(|account| connection.seat().belongs_to(*account));
+        account.inspect(|account| connection.handle().set_account(*account));
         connection
     };
     let (good, flood, used, fresh) =
         (admit(Some(1), now), admit(Some(2), now), admit(Some(2), now), admit(None, now + 5 * SECOND));
-    used.seat().slot().is_clients(now + SECOND);
-    flood.seat().slot().is_clients(now + 2 * SECOND);
+    used.handle().slot().mark_waiting(now + SECOND);
+    flood.handle().slot().mark_waiting(now + 2 * SECOND);
     let newcomer = admit(None, now + 5 * SECOND);
     assert_eq!(open(&[&good, &flood, &used, &fresh, &newcomer]), [true, true, false, true, true]);
 }
 
 #[test]
-fn a_burst_of_strangers_takes_the_place_of_none_that_has_shown_a_key() {
+fn a_burst_of_unauthenticated_connections_evicts_no_authenticated_one() {
     let (table, now) = table(4, 100);
     let known = table.admit((), peer("192.0.2.1"), now).unwrap();
-    known.seat().belongs_to(1);
+    known.handle().set_account(1);
     let burst: Vec<_> = (0..20).map(|_| table.admit((), peer("192.0.2.1"), now).unwrap()).collect();
     assert!(is_open(&known));
     assert_eq!(burst.iter().filter(|connection| is_open(connection)).count(), 3);
 }
 
 #[test]
-fn when_all_places_are_taken_the_address_with_most_gives_way() {
+fn at_the_total_limit_the_address_with_most_connections_loses_one() {
     let (table, now) = table(0, 10);
     let flood: Vec<_> = (0..9).map(|_| table.admit((), peer("192.0.2.66"), now).unwrap()).collect();
     let alone = table.admit((), peer("192.0.2.1"), now).unwrap();
@@ -101,10 +101,10 @@ fn when_all_places_are_taken_the_address_with_most_gives_way() {
 }
 
 #[test]
-fn when_all_places_are_taken_strangers_of_many_addresses_give_way_to_a_known_client() {
+fn at_the_total_limit_unauthenticated_connections_of_many_addresses_are_evicted_first() {
     let (table, now) = table(0, 10);
     let known = table.admit((), peer("198.51.100.1"), now).unwrap();
-    known.seat().belongs_to(7);
+    known.handle().set_account(7);
     let flood: Vec<_> = (0..9).map(|n| table.admit((), peer(&format!("192.0.2.{n}")), now).unwrap()).collect();
     let newcomers: Vec<_> =
         (0..9).map(|n| table.admit((), peer(&format!("203.0.113.{n}")), now + 3 * SECOND).unwrap()).collect();
@@ -113,7 +113,7 @@ fn when_all_places_are_taken_strangers_of_many_addresses_give_way_to_a_known_cli
 }
 
 #[test]
-fn trusted_proxies_and_balancers_have_no_limit_of_their_own_and_are_not_evicted() {
+fn trusted_proxies_and_balancers_have_no_address_limit_and_are_not_evicted() {
     let (table, now) = table(1, 12);
     let balancer = Some(Peer::Balancer(at("192.0.2.1")));
     let held: Vec<_> = (0..5).flat_map(|_| [peer("10.0.0.1"), balancer]).collect();
@@ -129,7 +129,7 @@ fn trusted_proxies_and_balancers_have_no_limit_of_their_own_and_are_not_evicted(
 }
 
 #[test]
-fn where_only_proxies_are_left_a_newcomer_is_closed() {
+fn a_new_connection_is_closed_when_only_proxies_are_left() {
     let (table, now) = table(1, 2);
     let _held: Vec<_> = (0..2).map(|_| table.admit((), peer("10.0.0.1"), now).unwrap()).collect();
     assert!(table.admit((), peer("198.51.100.7"), now).is_none());
@@ -148,7 +148,7 @@ async fn an_evicted_connection_fails_at_once_although_nothing_arrives() {
 }
 
 #[tokio::test]
-async fn a_handshake_has_so_many_bytes_and_what_comes_behind_it_more() {
+async fn only_the_handshake_is_limited_in_bytes() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     let (table, now) = table(1, 10);
     for (established, read) in [(false, MAX_HANDSHAKE_BYTES), (true, 2 * MAX_HANDSHAKE_BYTES)] {

@@ -1,0 +1,271 @@
+//! Threads and limits for reads of the log, apart from those of checks.
+//!
+//! Owns where lists, downloads and verifications run (threads of lower priority than those that serve checks), and how
+//! many of one account run at the same time.
+//! INVARIANT: a client that does not take its answer holds only its own account's permits; what all accounts share is
+//! released before an answer leaves.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::timeout_at;
+
+use crate::errors::ApiError;
+use crate::throttle::RateLimiter;
+
+/// Lists and look-ups of one account at the same time, until their answers are taken; further ones wait a moment.
+const MAX_PAGES_PER_ACCOUNT: usize = 2;
+/// Lists and look-ups of all accounts that are made at the same time.
+const MAX_PAGES: usize = 8;
+const MAX_DOWNLOADS_PER_ACCOUNT: usize = 2;
+const MAX_VERIFICATIONS_PER_ACCOUNT: usize = 1;
+/// One thread per this many cores.
+const CORES_PER_THREAD: usize = 4;
+/// Of the threads, so that checks come first when cores are scarce.
+const NICENESS: i32 = 10;
+const RATE_PERIOD: Duration = Duration::from_secs(1);
+/// Accounts in the table before those without a permit are removed.
+const MAX_ACCOUNTS: usize = 1_000;
+
+pub(crate) struct ReadPool {
+    /// None once it is shut down.
+    runtime: Option<Runtime>,
+    rate: Option<RateLimiter<u64>>,
+    pages: Permits<u64>,
+    all_pages: Semaphore,
+    downloads: Permits<u64>,
+    verifications: Permits<u64>,
+}
+
+/// A number of permits for each key.
+struct Permits<K> {
+    max: usize,
+    semaphores: Mutex<HashMap<K, Weak<Semaphore>>>,
+}
+
+/// One of an account's permits; released when it is dropped.
+pub(crate) type ReadPermit = OwnedSemaphorePermit;
+
+impl ReadPool {
+    /// `rate` is in reads per second of one account; none: no limit.
+    pub(crate) fn start(rate: Option<NonZeroU32>, now: Instant) -> std::io::Result<Self> {
+        let threads = available_parallelism().map_or(1, usize::from).div_ceil(CORES_PER_THREAD);
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("log-reader")
+            .on_thread_start(lower_priority)
+            .enable_all()
+            .build()?;
+        Ok(Self {
+            runtime: Some(runtime),
+            rate: rate.map(|rate| RateLimiter::new(rate, RATE_PERIOD, now)),
+            pages: Permits::new(MAX_PAGES_PER_ACCOUNT),
+            all_pages: Semaphore::new(MAX_PAGES),
+            downloads: Permits::new(MAX_DOWNLOADS_PER_ACCOUNT),
+            verifications: Permits::new(MAX_VERIFICATIONS_PER_ACCOUNT),
+        })
+    }
+
+    /// Counts one read against its account's rate.
+    pub(crate) fn admit(&self, account: u64) -> Result<(), ApiError> {
+        let admitted = self.rate.as_ref().is_none_or(|rate| rate.take(&account, Instant::now()).is_ok());
+        if admitted { Ok(()) } else { Err(ApiError::TooManyReads) }
+    }
+
+    /// Makes a page for an account once it has a permit, which the caller keeps until the answer is taken.
+    pub(crate) async fn page<T: Send + 'static>(
+        &self,
+        account: u64,
+        deadline: tokio::time::Instant,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<(T, ReadPermit), ApiError> {
+        let permit = timeout_at(deadline, self.pages.wait(account)).await.map_err(|_| ApiError::TooManyReads)?;
+        let permit = permit.ok_or(ApiError::Unavailable)?;
+        let shared = timeout_at(deadline, self.all_pages.acquire()).await.map_err(|_| ApiError::Overloaded)?;
+        let _shared = shared.map_err(|_| ApiError::Unavailable)?;
+        Ok((self.run(work).await?, permit))
+    }
+
+    /// A download of an account, or 429.
+    pub(crate) fn download(&self, account: u64) -> Result<ReadPermit, ApiError> {
+        self.downloads.take(account).ok_or(ApiError::TooManyScans)
+    }
+
+    /// A verification of an account, or 429.
+    pub(crate) fn verification(&self, account: u64) -> Result<ReadPermit, ApiError> {
+        self.verifications.take(account).ok_or(ApiError::TooManyScans)
+    }
+
+    /// Runs work on the pool; it is aborted when this future is dropped.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let mut task = self.spawn(work)?;
+        let done = (&mut task.0).await;
+        done.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "a read of the log ended early");
+            ApiError::Unavailable
+        })
+    }
+
+    /// As [`ReadPool::run`], for work that goes on while its answer is sent.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<Task<T>, ApiError> {
+        let runtime = self.runtime.as_ref().ok_or(ApiError::Unavailable)?;
+        Ok(Task(runtime.spawn(work)))
+    }
+}
+
+impl Drop for ReadPool {
+    fn drop(&mut self) {
+        // A serving thread must not block until the pool's threads end.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Work on the pool, aborted when this is dropped.
+pub(crate) struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl<K: Hash + Eq> Permits<K> {
+    fn new(max: usize) -> Self {
+        Self { max, semaphores: Mutex::default() }
+    }
+
+    fn take(&self, key: K) -> Option<ReadPermit> {
+        self.semaphore(key).try_acquire_owned().ok()
+    }
+
+    async fn wait(&self, key: K) -> Option<ReadPermit> {
+        let semaphore = self.semaphore(key);
+        semaphore.acquire_owned().await.ok()
+    }
+
+    /// A permit keeps its semaphore alive; a semaphore without permits in use is as good as a new one.
+    fn semaphore(&self, key: K) -> Arc<Semaphore> {
+        let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
+        if semaphores.len() > MAX_ACCOUNTS {
+            semaphores.retain(|_, semaphore| semaphore.strong_count() > 0);
+        }
+        let known = semaphores.entry(key).or_default();
+        known.upgrade().unwrap_or_else(|| {
+            let semaphore = Arc::new(Semaphore::new(self.max));
+            *known = Arc::downgrade(&semaphore);
+            semaphore
+        })
+    }
+}
+
+fn lower_priority() {
+    // On Linux the priority applies to the thread; elsewhere it would apply to the whole process.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::getpriority_process(None)
+        .and_then(|own| rustix::process::setpriority_process(None, own.max(NICENESS)))
+    {
+        tracing::debug!(
+            error = &error as &dyn std::error::Error,
+            "reads of the log have the priority of everything else"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::pending;
+    use std::time::Duration;
+
+    fn read_pool(rate: u32) -> ReadPool {
+        ReadPool::start(NonZeroU32::new(rate), Instant::now()).unwrap()
+    }
+
+    fn soon() -> tokio::time::Instant {
+        tokio::time::Instant::now() + Duration::from_millis(50)
+    }
+
+    #[tokio::test]
+    async fn concurrent_reads_are_limited_per_account() {
+        let read_pool = read_pool(0);
+        let held = [read_pool.download(1).unwrap(), read_pool.download(1).unwrap()];
+        assert_eq!(read_pool.download(1).err(), Some(ApiError::TooManyScans));
+        assert!(read_pool.download(2).is_ok() && read_pool.verification(1).is_ok());
+        drop(held);
+        assert!(read_pool.download(1).is_ok());
+        let verification = read_pool.verification(1).unwrap();
+        assert_eq!(read_pool.verification(1).err(), Some(ApiError::TooManyScans));
+        drop(verification);
+        assert!(read_pool.verification(1).is_ok());
+    }
+
+    #[tokio::test]
+    async fn untaken_answers_block_their_own_account_only() {
+        let read_pool = read_pool(0);
+        let mut untaken = Vec::new();
+        // More pages than all accounts together may make at the same time.
+        for account in 0..2 * MAX_PAGES as u64 {
+            for _ in 0..MAX_PAGES_PER_ACCOUNT {
+                untaken.push(read_pool.page(account, soon(), async { 7 }).await.unwrap());
+            }
+            assert_eq!(read_pool.page(account, soon(), async { 7 }).await.err(), Some(ApiError::TooManyReads));
+        }
+        assert!(read_pool.page(99, soon(), async { 7 }).await.is_ok());
+        untaken.clear();
+        assert!(read_pool.page(0, soon(), async { 7 }).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_page_is_aborted() {
+        let read_pool = read_pool(0);
+        for _ in 0..3 * MAX_PAGES {
+            let given_up = tokio::time::timeout(Duration::from_millis(5), read_pool.page(1, soon(), pending::<()>()));
+            assert!(given_up.await.is_err());
+        }
+        assert!(read_pool.page(1, soon(), async { 7 }).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_read_rate_is_limited_per_account() {
+        let read_pool = read_pool(3);
+        assert_eq!((0..10).filter(|_| read_pool.admit(1).is_ok()).count(), 3);
+        assert_eq!(read_pool.admit(1), Err(ApiError::TooManyReads));
+        assert!(read_pool.admit(2).is_ok());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn reads_run_at_a_lower_priority() {
+        let niceness = || rustix::process::getpriority_process(None).unwrap();
+        let own = niceness();
+        let read_pool = read_pool(0);
+        assert_eq!(read_pool.run(async move { niceness() }).await.unwrap(), NICENESS.max(own));
+    }
+
+    #[test]
+    fn accounts_without_a_permit_are_removed_from_the_table() {
+        let permits = Permits::new(1);
+        let held = permits.take(0);
+        for account in 1..5_000 {
+            permits.take(account);
+        }
+        assert!(permits.semaphores.lock().unwrap().len() <= MAX_ACCOUNTS + 1);
+        assert!(permits.take(0).is_none(), "an account with a permit stays in the table");
+        drop(held);
+    }
+}

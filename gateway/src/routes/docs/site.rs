@@ -1,0 +1,206 @@
+//! The site at `/docs`: the documents under `docs/` as HTML pages, and the files that these load.
+//!
+//! Owns which documents are pages, in which order and under which name; `markdown` makes a document's HTML and search
+//! entries, `page` puts it into the frame. Everything that a page loads (style, script, search index, icon) is a file
+//! of this site, so that a reader's browser asks no other host. Links are relative: a proxy may add a path before
+//! every route.
+//! INVARIANT: each Markdown file directly under `docs/` is a page or stands in `REPOSITORY_ONLY`; a test compares
+//! both lists with the folder.
+
+use std::collections::HashMap;
+
+use super::super::asset::Asset;
+use super::markdown::{self, Rendered, Target};
+use super::page;
+
+const STYLE: &str = include_str!("../../../assets/docs/style.css");
+const SCRIPT: &str = include_str!("../../../assets/docs/site.js");
+const ICON: &str = include_str!("../../../assets/docs/icon.svg");
+
+/// For people who change the product, not for those who use it.
+#[cfg(test)]
+const REPOSITORY_ONLY: [&str; 1] = ["ARCHITECTURE.md"];
+
+/// A Markdown file that is a page.
+pub(super) struct Document {
+    /// File name under `docs/`.
+    file: &'static str,
+    /// Name in the navigation, shorter than the document's title.
+    pub(super) label: &'static str,
+    text: &'static str,
+}
+
+impl Document {
+    /// Last part of the page's path. The guide is the front page, at `/docs` itself.
+    pub(super) fn slug(&self) -> String {
+        if self.file == FRONT_PAGE { String::new() } else { slug_of(self.file) }
+    }
+}
+
+pub(super) struct Group {
+    pub(super) label: &'static str,
+    /// Examples call the API, so the script shows the reader's own host in them.
+    pub(super) calls_the_api: bool,
+    pub(super) documents: &'static [Document],
+}
+
+const FRONT_PAGE: &str = "guide.md";
+
+macro_rules! document {
+    ($file:literal, $label:literal) => {
+        Document { file: $file, label: $label, text: include_str!(concat!("../../../../docs/", $file)) }
+    };
+}
+
+pub(super) const GROUPS: &[Group] = &[
+    Group {
+        label: "Calling the API",
+        calls_the_api: true,
+        documents: &[
+            document!("guide.md", "Guide"),
+            document!("constraints.md", "Constraints and effects"),
+            document!("vocabulary.md", "Codes and words"),
+            document!("runs.md", "Runs and usage"),
+            document!("keys.md", "Accounts and keys"),
+            document!("decisions.md", "Decisions"),
+            document!("webhooks.md", "Webhooks"),
+            document!("clients.md", "Clients"),
+            document!("moving-from-hosted.md", "Moving from hosted"),
+        ],
+    },
+    Group {
+        label: "Running it",
+        calls_the_api: false,
+        documents: &[
+            document!("install.md", "Install"),
+            document!("local-stack.md", "Local stack"),
+            document!("CONFIGURATION.md", "Configuration"),
+            document!("OPERATIONS.md", "Operations"),
+            document!("limits.md", "Runs, limits, abuse"),
+            document!("metrics.md", "Metrics and logs"),
+            document!("sizing.md", "Sizing"),
+            document!("nats-security.md", "NATS security"),
+        ],
+    },
+    Group {
+        label: "Policy and audit",
+        calls_the_api: false,
+        documents: &[
+            document!("policy-packs.md", "Policy packs"),
+            document!("policy-secrets.md", "Secrets in requests"),
+            document!("audit.md", "Decision log"),
+            document!("security-overview.md", "Security overview"),
+            document!("threat-model.md", "Threat model"),
+            document!("GLOSSARY.md", "Glossary"),
+        ],
+    },
+];
+
+/// Every file below `/docs`, by the last part of its path.
+pub(super) struct Site {
+    files: HashMap<String, Asset>,
+}
+
+impl Site {
+    pub(super) fn build() -> Self {
+        let mut files = HashMap::from([
+            ("style.css".to_owned(), Asset::new("text/css; charset=utf-8", STYLE)),
+            ("site.js".to_owned(), Asset::new("text/javascript; charset=utf-8", SCRIPT)),
+            ("icon.svg".to_owned(), Asset::new("image/svg+xml", ICON)),
+        ]);
+        let mut index = Vec::new();
+        for group in GROUPS {
+            for document in group.documents {
+                let slug = document.slug();
+                let Rendered { html, title, headings, entries } =
+                    markdown::render(document.text, |link| resolve(&slug, link));
+                let page = page::page(group, &slug, &title, &html, &headings);
+                let entries = entries.into_iter();
+                index.extend(
+                    entries.map(|entry| (slug.clone(), document.label, entry.anchor, entry.heading, entry.text)),
+                );
+                files.insert(slug, Asset::new("text/html; charset=utf-8", page));
+            }
+        }
+        // A tuple of strings can always be written.
+        let index = serde_json::to_string(&index).unwrap_or_default();
+        files.insert("search.json".to_owned(), Asset::new("application/json", index));
+        Self { files }
+    }
+
+    /// The front page has the empty name.
+    pub(super) fn file(&self, name: &str) -> Option<&Asset> {
+        self.files.get(name)
+    }
+}
+
+fn slug_of(file: &str) -> String {
+    file.trim_end_matches(".md").to_lowercase()
+}
+
+/// The relative address of a page or another file of the site, seen from the page `from`.
+pub(super) fn href(from: &str, to: &str) -> String {
+    match (from.is_empty(), to.is_empty()) {
+        (true, true) => "docs".to_owned(),
+        (true, false) => format!("docs/{to}"),
+        (false, true) => "../docs".to_owned(),
+        (false, false) => to.to_owned(),
+    }
+}
+
+/// Where a link of a document leads when the document is a page.
+fn resolve(from: &str, link: &str) -> Target {
+    if link.contains("://") || link.starts_with("mailto:") {
+        return Target::Address(link.to_owned());
+    }
+    let (file, anchor) = link.split_once('#').map_or((link, None), |(file, anchor)| (file, Some(anchor)));
+    let anchor = anchor.map(|anchor| format!("#{anchor}")).unwrap_or_default();
+    if file.is_empty() {
+        return Target::Address(anchor);
+    }
+    if file.ends_with("openapi.json") {
+        // Served beside the pages.
+        let path = if from.is_empty() { "openapi.json" } else { "../openapi.json" };
+        return Target::Address(path.to_owned());
+    }
+    let mut documents = GROUPS.iter().flat_map(|group| group.documents);
+    match documents.find(|document| document.file == file) {
+        Some(document) => Target::Address(href(from, &document.slug()) + &anchor),
+        None => Target::Repository(file.strip_prefix("../").map_or_else(|| format!("docs/{file}"), str::to_owned)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_document_is_a_page_or_stays_in_the_repository() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let found: BTreeSet<_> = names.filter(|name| name.ends_with(".md")).collect();
+        let pages = GROUPS.iter().flat_map(|group| group.documents).map(|document| document.file);
+        let listed: BTreeSet<_> = pages.chain(REPOSITORY_ONLY).map(str::to_owned).collect();
+        assert_eq!(found, listed);
+    }
+
+    #[test]
+    fn links_between_documents_become_relative_addresses_of_pages() {
+        let address = |from: &str, link: &str| match resolve(from, link) {
+            Target::Address(address) => address,
+            Target::Repository(path) => format!("repository:{path}"),
+        };
+        assert_eq!(address("", "webhooks.md#what-arrives"), "docs/webhooks#what-arrives");
+        assert_eq!(address("webhooks", "guide.md"), "../docs");
+        assert_eq!(address("webhooks", "CONFIGURATION.md"), "configuration");
+        assert_eq!(address("webhooks", "#what-arrives"), "#what-arrives");
+        assert_eq!(address("", "../gateway/assets/openapi.json"), "openapi.json");
+        assert_eq!(address("webhooks", "../gateway/assets/openapi.json"), "../openapi.json");
+        assert_eq!(address("webhooks", "https://example.com/a.md"), "https://example.com/a.md");
+        assert_eq!(address("audit", "../SECURITY.md"), "repository:SECURITY.md");
+        assert_eq!(address("audit", "adr/0006-chains-and-marks.md"), "repository:docs/adr/0006-chains-and-marks.md");
+    }
+}
