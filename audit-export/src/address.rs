@@ -1,11 +1,11 @@
-//! Which addresses we connect to: a customer writes the URL, and must not reach what only we can reach.
+//! Which addresses may be connected to: customers choose the URLs, and must not reach our internal network.
 //!
-//! Owns the judgement of one address. Refuses to resolve names and to know settings: who may lift a refusal is the egress's.
-//! Invariant: what is not known to be global unicast is refused, and so is an address that carries another one inside of it.
-//! A network's own NAT64 prefix (RFC 6052, section 2.2) cannot be told from other addresses: block it at the network.
-//! Sources: all entries of the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190), also the few that are
-//! globally reachable, <https://www.iana.org/assignments/iana-ipv4-special-registry> and `…/iana-ipv6-special-registry`; IANA's
-//! IPv6 address space (only 2000::/3 is unicast); RFC 5214 for ISATAP.
+//! Owns the check of one address. Does not resolve names and knows no settings: the egress decides when a refusal is
+//! lifted. A network's own NAT64 prefix (RFC 6052, section 2.2) looks like any other address: block it at the network.
+//! INVARIANT: an address that is not known to be global unicast is refused, and so is one that embeds another address.
+//! Sources: all entries of the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890, RFC 8190), including
+//! the few that are globally reachable, <https://www.iana.org/assignments/iana-ipv4-special-registry> and
+//! `…/iana-ipv6-special-registry`; IANA's IPv6 address space (only 2000::/3 is unicast); RFC 5214 for ISATAP.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ const IPV4: [(Ipv4Addr, u32, &str); 20] = [
     (Ipv4Addr::new(10, 0, 0, 0), 8, "private use"),
     (Ipv4Addr::new(100, 64, 0, 0), 10, "shared by carriers"),
     (Ipv4Addr::new(127, 0, 0, 0), 8, "loopback"),
-    // Azure's platform, in the midst of public space (Microsoft: "What is IP address 168.63.129.16?").
+    // Azure's platform service, within public address space (Microsoft: "What is IP address 168.63.129.16?").
     (Ipv4Addr::new(168, 63, 129, 16), 32, "a cloud's own service"),
     (Ipv4Addr::new(169, 254, 0, 0), 16, "link-local"),
     (Ipv4Addr::new(172, 16, 0, 0), 12, "private use"),
@@ -34,7 +34,7 @@ const IPV4: [(Ipv4Addr, u32, &str); 20] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4, "reserved"),
 ];
 
-/// The first entry that matches gives the reason; what matches none and lies outside of 2000::/3 is refused as well.
+/// The first entry that matches gives the reason. An address that matches no entry and is outside 2000::/3 is refused.
 const IPV6: [(Ipv6Addr, u32, &str); 20] = [
     (v6(0, 0, 0, 0, 0), 128, "unspecified"),
     (Ipv6Addr::LOCALHOST, 128, "loopback"),
@@ -58,15 +58,15 @@ const IPV6: [(Ipv6Addr, u32, &str); 20] = [
     (v6(0xff00, 0, 0, 0, 0), 8, "multicast"),
 ];
 
-/// Private addresses that are as dangerous as link-local ones: the metadata services of AWS and Google Cloud.
+/// Private addresses that stay refused in the local mode: the metadata services of AWS and Google Cloud.
 const IPV6_METADATA: [(Ipv6Addr, u32); 2] = [(v6(0xfd00, 0xec2, 0, 0, 0), 32), (v6(0xfd20, 0xce, 0, 0, 0), 32)];
 
-/// The first five groups; the rest is zero.
+/// An address from its first five groups; the others are zero.
 const fn v6(a: u16, b: u16, c: u16, d: u16, e: u16) -> Ipv6Addr {
     Ipv6Addr::new(a, b, c, d, e, 0, 0, 0)
 }
 
-/// Why we do not connect to this address, if we do not: a few words that name no address.
+/// Why this address must not be connected to, in a few words that name no address; none if it may be.
 pub fn refuse(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => IPV4.iter().find(|(base, length, _)| in_v4(ip, *base, *length)).map(|(_, _, why)| *why),
@@ -79,9 +79,9 @@ pub fn refuse(ip: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// The addresses that the dangerous local mode adds: loopback, RFC 1918, fc00::/7, and these when mapped into IPv6.
+/// Whether the dangerous local mode allows this address: loopback, RFC 1918, fc00::/7, and these mapped into IPv6.
 ///
-/// Never link-local ones and never those where clouds keep their metadata.
+/// Link-local addresses and the clouds' metadata services are never allowed.
 pub fn is_private_or_loopback(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_private(),
@@ -100,7 +100,7 @@ fn in_v6(ip: Ipv6Addr, base: Ipv6Addr, length: u32) -> bool {
     (ip.to_bits() ^ base.to_bits()).leading_zeros() >= length
 }
 
-/// The interface is `0:5efe` and an IPv4 address, in any network; `200:5efe` if that address is unique in the world.
+/// The interface identifier is `0:5efe` and an IPv4 address, or `200:5efe` if that address is globally unique.
 fn is_isatap(ip: Ipv6Addr) -> bool {
     let [.., first, second, _, _] = ip.segments();
     matches!((first, second), (0 | 0x200, 0x5efe))
@@ -114,7 +114,7 @@ mod tests {
         text.parse().unwrap_or_else(|_| panic!("{text}"))
     }
 
-    /// Both ends of every range, and what embeds another address in each of its spellings.
+    /// Both ends of every range, and addresses that embed another one, in each spelling.
     const REFUSED: [(&str, &[&str]); 26] = [
         ("this network", &["0.0.0.0", "0.0.0.1", "0.255.255.255"]),
         (
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_local_mode_adds_loopback_and_private_addresses_alone() {
+    fn the_local_mode_allows_only_loopback_and_private_addresses() {
         let local = [
             "127.0.0.1",
             "127.255.255.255",

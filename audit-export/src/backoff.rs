@@ -1,20 +1,19 @@
-//! When to try again: the schedule of attempts, and the time that a receiver asks for.
+//! The retry schedule, and the delay that a receiver asks for in `Retry-After`.
 //!
-//! Owns the delays (about 28 hours in all) and their jitter. Refuses to read a clock, to make randomness and to wait: `now` and
-//! `random` are arguments, the delay is data. Which answers are worth another attempt is the verdict's (`verdict.rs`).
-//! Invariant: no delay is longer than [`LONGEST_WAIT`], whatever a receiver asks for. What has no attempt left is exhausted;
-//! parking it is the caller's.
+//! Owns the delays (about 28 hours in all) and their jitter. Pure: `now` and `random` are arguments, the delay is data.
+//! `classify` decides which attempts are retried, and the cursor dead-letters an event that has no attempt left.
+//! INVARIANT: no delay is longer than [`MAX_RETRY_DELAY`], whatever a receiver asks for.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 
-/// The most that a receiver may make us wait between two attempts.
-pub const LONGEST_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// The longest delay between two attempts that a receiver can ask for.
+pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
 
-/// After the first attempt, after the second …: 27.6 hours for eight attempts, the schedule that Svix made customary
-/// (<https://docs.svix.com/retries>). An outage of a day loses nothing; a hiccup is mended in seconds.
+/// After the first attempt, after the second, and so on: 27.6 hours for eight attempts, the schedule that Svix made
+/// customary (<https://docs.svix.com/retries>). An outage of a day loses nothing; a hiccup costs seconds.
 const DELAYS: [Duration; 7] = [
     Duration::from_secs(5),
     Duration::from_secs(5 * 60),
@@ -25,38 +24,39 @@ const DELAYS: [Duration; 7] = [
     Duration::from_secs(10 * 3600),
 ];
 
-/// A fifth to either side: receivers that failed together are not asked again together.
+/// Up to a fifth in either direction, so that receivers that failed together are not retried together.
 const JITTER: f64 = 0.2;
 
-/// What follows an attempt that failed.
+/// What follows a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Next {
+pub enum NextAttempt {
     /// Another attempt, this much later.
     After(Duration),
-    /// That was the last one.
+    /// None: that was the last one.
     Exhausted,
 }
 
 /// What follows the failed attempt number `attempt`, counted from 1.
 ///
-/// `random` is uniform in 0 to 1. Waits at least `retry_after`, up to [`LONGEST_WAIT`]; that adds no attempt.
-pub fn next(attempt: u32, retry_after: Option<Duration>, random: f64) -> Next {
-    let made = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
-    let Some(delay) = DELAYS.get(made) else { return Next::Exhausted };
-    // `mul_f64` panics on what is not a number.
+/// `random` is uniform in 0 to 1. The delay is at least `retry_after`, up to [`MAX_RETRY_DELAY`]; a long `retry_after`
+/// adds no attempt.
+pub fn next_attempt(attempt: u32, retry_after: Option<Duration>, random: f64) -> NextAttempt {
+    let failed = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
+    let Some(delay) = DELAYS.get(failed) else { return NextAttempt::Exhausted };
+    // `mul_f64` panics on NaN.
     let random = if random.is_nan() { 0.5 } else { random.clamp(0.0, 1.0) };
     let jittered = delay.mul_f64(1.0 - JITTER + 2.0 * JITTER * random);
-    Next::After(jittered.max(retry_after.unwrap_or_default()).min(LONGEST_WAIT))
+    NextAttempt::After(jittered.max(retry_after.unwrap_or_default()).min(MAX_RETRY_DELAY))
 }
 
-/// Reads the value of a `Retry-After` header: seconds, or a date of which the distance to `now` is meant.
+/// Reads the value of a `Retry-After` header: seconds, or a date.
 ///
-/// A date in the past is no wait. Anything else is as if the header were absent. Source: RFC 9110, section 10.2.3; of the three
-/// forms of a date only the one that may still be sent is read.
+/// A date in the past gives no delay; anything else is treated as if the header were absent. Source: RFC 9110, section
+/// 10.2.3. Of its three date formats only the one that senders must use is read.
 pub fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim_matches([' ', '\t']);
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than fit mean a very long time.
+        // More digits than fit mean a very long delay.
         return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
     }
     let until = DateTimeParser::new().parse_timestamp(value).ok()?;
@@ -69,53 +69,53 @@ mod tests {
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    /// The delays of a message that fails again and again.
+    /// The delays of an event that fails every time.
     fn delays(random: f64) -> Vec<Duration> {
-        let after = |attempt| match next(attempt, None, random) {
-            Next::After(delay) => Some(delay),
-            Next::Exhausted => None,
+        let after = |attempt| match next_attempt(attempt, None, random) {
+            NextAttempt::After(delay) => Some(delay),
+            NextAttempt::Exhausted => None,
         };
         (1..).map_while(after).collect()
     }
 
     #[test]
-    fn a_message_is_tried_eight_times_over_about_28_hours_and_then_is_exhausted() {
+    fn an_event_is_tried_eight_times_over_about_28_hours_and_then_is_exhausted() {
         let middle = delays(0.5);
         assert_eq!(middle, DELAYS);
         let total: Duration = middle.iter().sum();
         assert!(total > 27 * HOUR && total < 28 * HOUR, "{total:?}");
-        assert_eq!(next(8, None, 0.5), Next::Exhausted);
-        assert_eq!(next(u32::MAX, Some(HOUR), 0.5), Next::Exhausted);
+        assert_eq!(next_attempt(8, None, 0.5), NextAttempt::Exhausted);
+        assert_eq!(next_attempt(u32::MAX, Some(HOUR), 0.5), NextAttempt::Exhausted);
     }
 
     #[test]
     fn an_attempt_zero_counts_as_the_first() {
-        assert_eq!(next(0, None, 0.5), next(1, None, 0.5));
+        assert_eq!(next_attempt(0, None, 0.5), next_attempt(1, None, 0.5));
     }
 
     #[test]
-    fn jitter_moves_a_delay_by_a_fifth_at_most() {
+    fn jitter_changes_a_delay_by_a_fifth_at_most() {
         for (delay, (least, most)) in DELAYS.into_iter().zip(delays(0.0).into_iter().zip(delays(1.0))) {
             assert_eq!((least, most), (delay * 4 / 5, delay * 6 / 5));
         }
-        assert_eq!(next(2, None, 0.25), Next::After(Duration::from_secs(270)));
+        assert_eq!(next_attempt(2, None, 0.25), NextAttempt::After(Duration::from_secs(270)));
     }
 
     #[test]
-    fn randomness_out_of_its_range_does_no_harm() {
+    fn a_random_value_out_of_range_is_clamped() {
         for (wild, like) in [(-1.0, 0.0), (2.0, 1.0), (f64::INFINITY, 1.0), (f64::NEG_INFINITY, 0.0), (f64::NAN, 0.5)] {
-            assert_eq!(next(1, None, wild), next(1, None, like), "{wild}");
+            assert_eq!(next_attempt(1, None, wild), next_attempt(1, None, like), "{wild}");
         }
     }
 
     #[test]
-    fn a_receiver_that_asks_for_time_gets_it_up_to_a_day() {
-        assert_eq!(next(1, Some(HOUR), 0.5), Next::After(HOUR));
-        assert_eq!(next(1, Some(Duration::from_secs(1)), 0.5), Next::After(Duration::from_secs(5)));
-        assert_eq!(next(7, Some(HOUR), 1.0), Next::After(12 * HOUR));
-        assert_eq!(next(1, Some(25 * HOUR), 0.5), Next::After(LONGEST_WAIT));
-        assert_eq!(next(1, Some(Duration::MAX), 0.5), Next::After(LONGEST_WAIT));
-        assert_eq!(next(8, Some(HOUR), 0.5), Next::Exhausted);
+    fn retry_after_lengthens_a_delay_up_to_a_day() {
+        assert_eq!(next_attempt(1, Some(HOUR), 0.5), NextAttempt::After(HOUR));
+        assert_eq!(next_attempt(1, Some(Duration::from_secs(1)), 0.5), NextAttempt::After(Duration::from_secs(5)));
+        assert_eq!(next_attempt(7, Some(HOUR), 1.0), NextAttempt::After(12 * HOUR));
+        assert_eq!(next_attempt(1, Some(25 * HOUR), 0.5), NextAttempt::After(MAX_RETRY_DELAY));
+        assert_eq!(next_attempt(1, Some(Duration::MAX), 0.5), NextAttempt::After(MAX_RETRY_DELAY));
+        assert_eq!(next_attempt(8, Some(HOUR), 0.5), NextAttempt::Exhausted);
     }
 
     #[test]

@@ -1,35 +1,36 @@
-//! The time by which things end here, and whether it may destroy.
+//! The time by which lines expire, and whether it is trusted enough to remove any.
 //!
-//! Owns reading the clocks, what was believed on this boot of this host (kept in the ledger, so that a new process
-//! compares with it), and the newest record of the log where nothing was kept. `trust` judges. While the clock is not
-//! believed, `now` is the best that is known.
+//! Owns reading the clocks, the offset that was trusted on this boot of this host (stored, so that a new process can
+//! compare), and the newest record of the log where none is stored. `clock_trust` decides. While the clock is not
+//! trusted, `now` is the best time that is known.
 
+use std::error::Error;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stage0_backplane::clock::{self, Clocks};
-use stage0_backplane::{Backplane, Kind, PutError, ReadError};
-use stage0_contract::VouchedTime;
+use stage0_backplane::{Backplane, EntryKind, PutError, ReadError};
+use stage0_contract::SecondClock;
 
+use crate::clock_trust::{ClockStatus, ClockTrust};
 use crate::shared::Shared;
-use crate::trust::{Trust, Verdict};
 
 /// Reads the clocks: the host's, or a test's.
 pub type ClockReader = Arc<dyn Fn() -> Clocks + Send + Sync>;
 
-/// Accounts whose newest record is looked at: a few minutes' records of any of them tell what time it was.
+/// Accounts whose newest record is read: a recent record of any one of them tells what time it was.
 const MAX_ACCOUNTS: usize = 1_000;
 const ANCHOR_TTL: Duration = Duration::from_secs(400 * 86_400);
 
 pub(crate) struct Clock {
     read: ClockReader,
-    /// None until what is known was read.
-    trust: Mutex<Option<Trust>>,
+    /// None until the stored offset or the newest record was read.
+    trust: Mutex<Option<ClockTrust>>,
 }
 
-/// As it is kept.
+/// The stored form of a trusted offset.
 #[derive(Serialize, Deserialize)]
 struct Anchor {
     offset_micros: i64,
@@ -44,84 +45,86 @@ impl Clock {
         (self.read)()
     }
 
-    /// The time by which things end.
+    /// The time by which lines expire.
     pub(crate) fn now(&self) -> Timestamp {
         let clocks = self.clocks();
         self.lock().as_ref().map_or(clocks.wall, |trust| trust.time(clocks))
     }
 
-    /// Another process answered just now. This one's own roles are no second clock.
-    pub(crate) fn hear(&self, said: &VouchedTime) {
-        if said.process != clock::process()
+    /// Notes the time that another process just reported. This process's own roles share its clock.
+    pub(crate) fn observe(&self, reported: &SecondClock) {
+        if reported.process != clock::process()
             && let Some(trust) = self.lock().as_mut()
         {
-            trust.hear(self.clocks(), said.at);
+            trust.observe(self.clocks(), reported.at);
         }
     }
 
-    /// Reads what is known, unless it was read already.
+    /// Reads the stored offset or the newest record, unless that was done already.
     pub(crate) async fn load(&self, backplane: &Backplane) -> Result<(), ReadError> {
         if self.lock().is_some() {
             return Ok(());
         }
-        let anchor = kept(backplane).await?;
+        let anchor = stored_offset(backplane).await?;
         let newest = if anchor.is_none() { newest_record(backplane).await? } else { None };
         let mut trust = self.lock();
         if trust.is_none() {
-            *trust = Some(Trust::new(self.clocks(), anchor, newest));
+            *trust = Some(ClockTrust::new(self.clocks(), anchor, newest));
         }
         Ok(())
     }
 
-    /// Compares the clocks; none while what is known was not read.
-    pub(crate) async fn judge(&self, backplane: &Backplane) -> Option<Verdict> {
-        let (verdict, anchor) = {
+    /// Compares the clocks; none before [`Clock::load`] has succeeded.
+    pub(crate) async fn check(&self, backplane: &Backplane) -> Option<ClockStatus> {
+        let (status, anchor) = {
             let mut trust = self.lock();
             let trust = trust.as_mut()?;
-            (trust.judge(self.clocks()), trust.anchor())
+            (trust.check(self.clocks()), trust.anchor())
         };
-        if verdict == Verdict::Believed
+        if status == ClockStatus::Trusted
             && let Some(anchor) = anchor
         {
-            keep(backplane, anchor).await;
+            store_offset(backplane, anchor).await;
         }
-        Some(verdict)
+        Some(status)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Trust>> {
-        // Each use is one step: a panic elsewhere cannot leave it half done.
+    fn lock(&self) -> MutexGuard<'_, Option<ClockTrust>> {
+        // Each use is one step, so a panic elsewhere cannot leave it half changed.
         self.trust.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What was believed on this boot of this host; none on a new one.
-async fn kept(backplane: &Backplane) -> Result<Option<i64>, ReadError> {
+/// The offset that was trusted on this boot of this host; none after a new boot.
+async fn stored_offset(backplane: &Backplane) -> Result<Option<i64>, ReadError> {
     let Some(key) = key() else { return Ok(None) };
-    let record = backplane.ledger.get(&key, Shared::soon()).await?;
+    let record = backplane.state_store.get(&key, Shared::store_deadline()).await?;
     let anchor = record.and_then(|record| serde_json::from_slice::<Anchor>(&record.value).ok());
     Ok(anchor.map(|anchor| anchor.offset_micros))
 }
 
-/// Best effort: without it, the next process compares with others.
-async fn keep(backplane: &Backplane, offset_micros: i64) {
+/// Best effort: without it, the next process compares with other clocks.
+async fn store_offset(backplane: &Backplane, offset_micros: i64) {
     let Some(key) = key() else { return };
     let Ok(value) = serde_json::to_vec(&Anchor { offset_micros }) else { return };
-    let found = match backplane.ledger.get(&key, Shared::soon()).await {
+    let found = match backplane.state_store.get(&key, Shared::store_deadline()).await {
         Ok(Some(found)) if found.value == value => return,
         Ok(found) => found.map(|found| found.revision),
         Err(error) => {
-            tracing::warn!(%error, "what the time was could not be read");
+            tracing::warn!(error = &error as &dyn Error, "the trusted time cannot be read");
             return;
         }
     };
-    match backplane.ledger.put(&key, value.into(), found, Some(ANCHOR_TTL), Shared::soon()).await {
-        // Another exporter on this host wrote as much.
+    match backplane.state_store.put(&key, value.into(), found, Some(ANCHOR_TTL), Shared::store_deadline()).await {
+        // Another exporter on this host stored its offset.
         Ok(_) | Err(PutError::Conflict) => {}
-        Err(error @ PutError::Failed(_)) => tracing::warn!(%error, "what the time is could not be kept"),
+        Err(error @ PutError::Failed(_)) => {
+            tracing::warn!(error = &error as &dyn Error, "the trusted time cannot be stored");
+        }
     }
 }
 
-/// Among the exporter's own records.
+/// Below `cursor.`, where the exporter may write.
 fn key() -> Option<String> {
     clock::boot_id().map(|boot| format!("cursor.clock-{boot}"))
 }
@@ -129,8 +132,8 @@ fn key() -> Option<String> {
 /// When the newest decision was stored, by the store's clock.
 async fn newest_record(backplane: &Backplane) -> Result<Option<Timestamp>, ReadError> {
     let mut newest = None;
-    for account in backplane.log.accounts(Shared::soon()).await?.into_iter().take(MAX_ACCOUNTS) {
-        let last = backplane.log.last(&account, Kind::Decisions, Shared::soon()).await?;
+    for account in backplane.log.accounts(Shared::store_deadline()).await?.into_iter().take(MAX_ACCOUNTS) {
+        let last = backplane.log.last(&account, EntryKind::Decisions, Shared::store_deadline()).await?;
         newest = newest.max(last.map(|last| last.stored_at));
     }
     Ok(newest)

@@ -1,10 +1,11 @@
-//! One endpoint's place in the log, and what is on its way: the durable part of a delivery. Pure.
+//! The durable state of one endpoint's deliveries: how far its log was read, and which events are open. Pure.
 //!
-//! Owns numbering (each event gets the endpoint's next sequence when it is read), retries, exhaustion and the account of both. It is
-//! kept in the ledger as a whole, before anything of it is sent: whoever takes an endpoint over goes on from the last state that was
-//! stored and sends what is open in it under the numbers that it has, whatever the filters are by then. What was read and not stored
-//! was not sent either, and is read and numbered again.
-//! INVARIANT: an event that was read stays open until it is delivered, exhausted, or gone from the log.
+//! Owns numbering (each event gets the endpoint's next sequence number when it is read), retries, dead letters and the
+//! list of deliveries that customers see. The whole cursor is stored before anything in it is sent: a worker that takes
+//! the endpoint over continues from the last stored state and sends its open events under the same numbers, whatever
+//! the filters are by then. Events that were read but not stored were not sent either; they are read and numbered
+//! again.
+//! INVARIANT: an event that was read stays open until it is delivered, dead-lettered, or gone from the log.
 
 use std::collections::VecDeque;
 
@@ -13,70 +14,74 @@ use serde::{Deserialize, Serialize};
 use stage0_contract::{Delivery, DeliveryState};
 use uuid::Uuid;
 
-use crate::backoff::{Next, next};
+use crate::backoff::{MAX_RETRY_DELAY, NextAttempt, next_attempt};
+use crate::classify::DeliveryOutcome;
 use crate::event::DECISION;
-use crate::lag::Standing;
-use crate::verdict::Outcome;
+use crate::lag::EndpointLag;
 
 /// Events that were read and not tried yet.
-const MOST_FRESH: usize = 256;
-/// Events that wait for another try. When there are more, the endpoint reads no further: they stay in the log.
-const MOST_WAITING: usize = 1_000;
-/// Settled deliveries that are remembered.
-const MOST_RECENT: usize = 100;
-/// Exhausted deliveries that are remembered by name; more are counted.
-const MOST_PARKED: usize = 1_000;
-const MOST_REPLAYS: usize = 32;
-/// An endpoint that wants no more but could not be disabled is tried again.
-const TRY_DISABLED_AFTER: SignedDuration = SignedDuration::from_secs(60);
-/// Longer than any wait between two tries: who made none for so long was paused, and did not fail meanwhile.
+const MAX_PENDING: usize = 256;
+/// Events that are retried. Beyond this the endpoint reads no further, and newer events stay in the log.
+const MAX_RETRYING: usize = 1_000;
+/// Successful deliveries that are listed.
+const MAX_RECENT: usize = 100;
+/// Dead letters that are listed; more are only counted.
+const MAX_DEAD_LETTERS: usize = 1_000;
+/// Ids of imported replays that are remembered.
+const MAX_REPLAYS: usize = 32;
+/// When an endpoint asked to be disabled and could not be, its event is tried again after this delay.
+const DISABLE_RETRY_DELAY: SignedDuration = SignedDuration::from_secs(60);
+/// A longer time without an attempt means that the owner had disabled the endpoint, not that it failed.
 const PAUSED_AFTER: SignedDuration = SignedDuration::from_hours(36);
-/// An endpoint that fails for so long without one success is disabled.
+/// An endpoint that fails for this long without one success is disabled.
 const DISABLE_AFTER: SignedDuration = SignedDuration::from_hours(5 * 24);
 
-/// Behind how many lines of which entry.
+// INVARIANT: no retry delay is taken for a pause.
+const _: () = assert!(PAUSED_AFTER.as_secs().unsigned_abs() > MAX_RETRY_DELAY.as_secs());
+
+/// How far a log is read: this many lines of the entry at this position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Place {
+pub(crate) struct LogOffset {
     pub(crate) position: u64,
     pub(crate) lines: usize,
 }
 
-/// Who works on the endpoint, and until when without saying so again.
+/// The worker that may deliver, and until when unless it renews its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Holder {
+pub(crate) struct LeaseHolder {
     pub(crate) worker: Uuid,
     pub(crate) until: Timestamp,
 }
 
-/// A stretch of the log that is sent once more.
+/// A time range of the log that is delivered once more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Replay {
     pub(crate) id: Uuid,
     pub(crate) from: Timestamp,
     pub(crate) to: Timestamp,
     /// None before the first line.
-    #[serde(default)]
-    pub(crate) place: Option<Place>,
+    #[serde(default, rename = "place")]
+    pub(crate) offset: Option<LogOffset>,
 }
 
-/// An event on its way.
+/// An event that is to be delivered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Open {
+pub(crate) struct OpenEvent {
     pub(crate) sequence: u64,
-    /// The line before which it stands: `lines` is its index.
-    pub(crate) at: Place,
+    /// Where its line is; `lines` is the line's index.
+    pub(crate) at: LogOffset,
     pub(crate) event: String,
     pub(crate) attempts: u32,
     #[serde(default)]
     pub(crate) last: Option<Attempt>,
     #[serde(default)]
     pub(crate) next_at: Option<Timestamp>,
-    /// None for one that is replayed, or was taken before this was noted.
+    /// None for a replayed event, and for one that a version without this member stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) recorded_at: Option<Timestamp>,
 }
 
-/// What came of one attempt.
+/// The result of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attempt {
     pub(crate) at: Timestamp,
@@ -85,32 +90,34 @@ pub(crate) struct Attempt {
     pub(crate) latency_ms: u64,
 }
 
-/// What an endpoint's owner or we should do now.
+/// What an attempt means for its event, or for the whole endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Settled {
+pub(crate) enum Completion {
     Delivered,
-    Waiting,
-    Exhausted,
-    /// The endpoint gets nothing more.
+    RetryScheduled,
+    DeadLettered,
+    /// The endpoint is to be disabled, for this reason.
     Disable(String),
 }
 
 /// The state of one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
-    pub(crate) holder: Option<Holder>,
+    pub(crate) holder: Option<LeaseHolder>,
     /// None before the first line.
-    pub(crate) place: Option<Place>,
+    #[serde(rename = "place")]
+    pub(crate) offset: Option<LogOffset>,
     next_sequence: u64,
-    open: Vec<Open>,
+    open: Vec<OpenEvent>,
     recent: VecDeque<Delivery>,
-    parked: VecDeque<Delivery>,
-    /// All that ever were, also those that are not remembered.
+    #[serde(rename = "parked")]
+    dead_letters: VecDeque<Delivery>,
+    /// All dead letters there ever were, including those that are not listed any more.
     exhausted: u64,
     failing_since: Option<Timestamp>,
     pub(crate) replays: VecDeque<Replay>,
     taken_replays: VecDeque<Uuid>,
-    /// It was disabled when it was served last.
+    /// The endpoint was disabled when it was last served.
     #[serde(default)]
     pub(crate) disabled: bool,
 }
@@ -119,11 +126,11 @@ impl Default for Cursor {
     fn default() -> Self {
         Self {
             holder: None,
-            place: None,
+            offset: None,
             next_sequence: 1,
             open: Vec::new(),
             recent: VecDeque::new(),
-            parked: VecDeque::new(),
+            dead_letters: VecDeque::new(),
             exhausted: 0,
             failing_since: None,
             replays: VecDeque::new(),
@@ -133,23 +140,35 @@ impl Default for Cursor {
     }
 }
 
+impl Completion {
+    /// The `outcome` of the metrics and the log.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::RetryScheduled => "retried",
+            Self::DeadLettered => "exhausted",
+            Self::Disable(_) => "refused",
+        }
+    }
+}
+
 impl Cursor {
     /// How many more events may be read now.
     pub(crate) fn room(&self) -> usize {
-        let fresh = self.open.iter().filter(|open| open.attempts == 0).count();
-        if self.open.len() - fresh >= MOST_WAITING { 0 } else { MOST_FRESH.saturating_sub(fresh) }
+        let pending = self.open.iter().filter(|open| open.attempts == 0).count();
+        if self.open.len() - pending >= MAX_RETRYING { 0 } else { MAX_PENDING.saturating_sub(pending) }
     }
 
-    /// Whether it is time to read: a question to the log brings many events, so it is asked only when many have room.
-    pub(crate) fn is_hungry(&self) -> bool {
-        self.room() >= MOST_FRESH / 2
+    /// Whether to read: one read brings many events, so it waits until there is room for many.
+    pub(crate) fn wants_more(&self) -> bool {
+        self.room() >= MAX_PENDING / 2
     }
 
-    /// Takes an event in; its number.
-    pub(crate) fn take(&mut self, event: String, at: Place, recorded_at: Option<Timestamp>) -> u64 {
+    /// Adds an event and returns its sequence number.
+    pub(crate) fn add_event(&mut self, event: String, at: LogOffset, recorded_at: Option<Timestamp>) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
-        self.open.push(Open { sequence, at, event, attempts: 0, last: None, next_at: None, recorded_at });
+        self.open.push(OpenEvent { sequence, at, event, attempts: 0, last: None, next_at: None, recorded_at });
         sequence
     }
 
@@ -158,82 +177,88 @@ impl Cursor {
         self.next_sequence
     }
 
-    /// What is to be sent now, in the order of its numbers.
-    pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = &Open> {
+    /// The events to send now, by sequence number.
+    pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = &OpenEvent> {
         self.open.iter().filter(move |open| open.next_at.is_none_or(|at| at <= now))
     }
 
-    /// Whether the last attempt failed: no success since.
+    /// Whether attempts have failed since the last success.
     pub(crate) fn is_failing(&self) -> bool {
         self.failing_since.is_some()
     }
 
-    /// When the next one is due that is not yet.
+    /// When the next event that is not due yet becomes due.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         self.open.iter().filter_map(|open| open.next_at).filter(|at| *at > now).min()
     }
 
-    /// How long events wait already.
-    pub(crate) fn standing(&self) -> Standing {
+    pub(crate) fn endpoint_lag(&self) -> EndpointLag {
         let untried = self.open.iter().filter(|open| open.attempts == 0);
-        Standing {
+        EndpointLag {
             oldest: self.open.iter().filter_map(|open| open.recorded_at).min(),
             untried: untried.filter_map(|open| open.recorded_at).min(),
         }
     }
 
-    /// The event is not in the log any more: it expired or was deleted.
-    pub(crate) fn gone(&mut self, sequence: u64) {
+    /// Removes an event that expired or was deleted from the log.
+    pub(crate) fn remove(&mut self, sequence: u64) {
         self.open.retain(|open| open.sequence != sequence);
     }
 
-    /// Notes what came of an attempt.
-    pub(crate) fn settle(&mut self, sequence: u64, outcome: &Outcome, attempt: Attempt, random: f64) -> Settled {
+    /// Records the result of an attempt, and schedules a retry or dead-letters the event if it failed.
+    pub(crate) fn complete(
+        &mut self,
+        sequence: u64,
+        outcome: &DeliveryOutcome,
+        attempt: Attempt,
+        random: f64,
+    ) -> Completion {
         let Some(index) = self.open.iter().position(|open| open.sequence == sequence) else {
-            return Settled::Delivered;
+            return Completion::Delivered;
         };
-        let Some(open) = self.open.get_mut(index) else { return Settled::Delivered };
+        let Some(open) = self.open.get_mut(index) else { return Completion::Delivered };
         let now = attempt.at;
         open.attempts = open.attempts.saturating_add(1);
         open.last = Some(attempt);
         match outcome {
-            Outcome::Delivered => {
+            DeliveryOutcome::Delivered => {
                 let open = self.open.remove(index);
                 self.failing_since = None;
-                remember(&mut self.recent, MOST_RECENT, open.delivery(DeliveryState::Delivered));
-                Settled::Delivered
+                push_bounded(&mut self.recent, MAX_RECENT, open.delivery(DeliveryState::Delivered));
+                Completion::Delivered
             }
-            Outcome::Disable { reason } => {
-                // It is open still: whoever enables the endpoint gets it, and so does one that could not be disabled.
-                open.next_at = Some(now.checked_add(TRY_DISABLED_AFTER).unwrap_or(Timestamp::MAX));
-                Settled::Disable(reason.clone())
+            DeliveryOutcome::Disable { reason } => {
+                // The event stays open: it is sent when the endpoint is enabled again, or if it could not be disabled.
+                open.next_at = Some(now.checked_add(DISABLE_RETRY_DELAY).unwrap_or(Timestamp::MAX));
+                Completion::Disable(reason.clone())
             }
-            Outcome::Retry { reason: _, retry_after } => {
+            DeliveryOutcome::Retry { reason: _, retry_after } => {
                 let since = *self.failing_since.get_or_insert(now);
-                let settled = match next(open.attempts, *retry_after, random) {
-                    Next::After(delay) => {
+                let completion = match next_attempt(open.attempts, *retry_after, random) {
+                    NextAttempt::After(delay) => {
                         open.next_at = Some(now.checked_add(delay).unwrap_or(Timestamp::MAX));
-                        Settled::Waiting
+                        Completion::RetryScheduled
                     }
-                    Next::Exhausted => {
+                    NextAttempt::Exhausted => {
                         let open = self.open.remove(index);
                         self.exhausted = self.exhausted.saturating_add(1);
-                        remember(&mut self.parked, MOST_PARKED, open.delivery(DeliveryState::Exhausted));
-                        Settled::Exhausted
+                        let dead_letter = open.delivery(DeliveryState::Exhausted);
+                        push_bounded(&mut self.dead_letters, MAX_DEAD_LETTERS, dead_letter);
+                        Completion::DeadLettered
                     }
                 };
                 if now.duration_since(since) >= DISABLE_AFTER {
                     let days = DISABLE_AFTER.as_hours() / 24;
-                    return Settled::Disable(format!("the endpoint failed for {days} days without a success"));
+                    return Completion::Disable(format!("the endpoint failed for {days} days without a success"));
                 }
-                settled
+                completion
             }
         }
     }
 
-    /// An endpoint that was enabled again is taken to work: what waits is tried at once, and failures are counted from
+    /// An endpoint that was enabled again is assumed to work: its retries are due at once, and its failures count from
     /// zero.
-    pub(crate) fn enabled_again(&mut self) {
+    pub(crate) fn resume_if_disabled(&mut self) {
         if !std::mem::take(&mut self.disabled) {
             return;
         }
@@ -243,39 +268,36 @@ impl Cursor {
         }
     }
 
-    /// Time in which its owner had switched the endpoint off is no time of failure.
-    pub(crate) fn forget_pause(&mut self, now: Timestamp) {
+    /// The time during which its owner had disabled the endpoint does not count as failing.
+    pub(crate) fn reset_failures_after_pause(&mut self, now: Timestamp) {
         let last = self.open.iter().filter_map(|open| open.last.as_ref()).map(|last| last.at).max();
         if last.is_none_or(|last| now.duration_since(last) > PAUSED_AFTER) {
             self.failing_since = None;
         }
     }
 
-    /// Takes a replay, unless it was taken before.
-    pub(crate) fn take_replay(&mut self, replay: Replay) {
+    /// Adds a replay, unless it was added before.
+    pub(crate) fn add_replay(&mut self, replay: Replay) {
         if self.taken_replays.contains(&replay.id) {
             return;
         }
-        self.taken_replays.push_back(replay.id);
-        while self.taken_replays.len() > MOST_REPLAYS {
-            self.taken_replays.pop_front();
-        }
+        push_bounded(&mut self.taken_replays, MAX_REPLAYS, replay.id);
         self.replays.push_back(replay);
     }
 
-    /// All that is remembered of deliveries: what waits, what was given up, what was settled last.
+    /// The deliveries that are listed, the newest first: retried events, dead letters and recent successes.
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
-        let waiting = self.open.iter().filter(|open| open.attempts > 0);
-        let waiting = waiting.map(|open| open.clone().delivery(DeliveryState::Waiting));
+        let retrying = self.open.iter().filter(|open| open.attempts > 0);
+        let retrying = retrying.map(|open| open.clone().delivery(DeliveryState::Waiting));
         let mut all: Vec<Delivery> =
-            waiting.chain(self.parked.iter().cloned()).chain(self.recent.iter().cloned()).collect();
+            retrying.chain(self.dead_letters.iter().cloned()).chain(self.recent.iter().cloned()).collect();
         all.sort_by_key(|delivery| std::cmp::Reverse(delivery.sequence));
         all
     }
 }
 
-impl Open {
-    /// The decision's, where it is one.
+impl OpenEvent {
+    /// The decision's `request_id`; none for a mark.
     pub(crate) fn request_id(&self) -> Option<&str> {
         self.event.strip_prefix(DECISION)
     }
@@ -296,9 +318,9 @@ impl Open {
     }
 }
 
-fn remember(list: &mut VecDeque<Delivery>, most: usize, delivery: Delivery) {
-    list.push_back(delivery);
-    while list.len() > most {
+fn push_bounded<T>(list: &mut VecDeque<T>, max: usize, item: T) {
+    list.push_back(item);
+    while list.len() > max {
         list.pop_front();
     }
 }
@@ -312,16 +334,16 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn place(position: u64) -> Place {
-        Place { position, lines: 0 }
+    fn offset(position: u64) -> LogOffset {
+        LogOffset { position, lines: 0 }
     }
 
     fn attempt(second: i64) -> Attempt {
         Attempt { at: at(second), status: Some(500), error: Some("e".to_owned()), latency_ms: 3 }
     }
 
-    fn failed() -> Outcome {
-        Outcome::Retry { reason: "e".to_owned(), retry_after: None }
+    fn failed() -> DeliveryOutcome {
+        DeliveryOutcome::Retry { reason: "e".to_owned(), retry_after: None }
     }
 
     fn due(cursor: &Cursor, second: i64) -> Vec<u64> {
@@ -329,159 +351,166 @@ mod tests {
     }
 
     #[test]
-    fn events_are_numbered_in_the_order_in_which_they_are_read_and_from_the_stored_state_again() {
+    fn events_are_numbered_as_they_are_read_and_a_new_holder_continues_from_the_stored_cursor() {
         let mut cursor = Cursor::default();
-        assert_eq!(cursor.take("a".to_owned(), place(1), None), 1);
+        assert_eq!(cursor.add_event("a".to_owned(), offset(1), None), 1);
         let stored = serde_json::to_vec(&cursor).unwrap();
-        assert_eq!(cursor.take("b".to_owned(), place(2), None), 2);
+        assert_eq!(cursor.add_event("b".to_owned(), offset(2), None), 2);
         let mut again: Cursor = serde_json::from_slice(&stored).unwrap();
-        assert_eq!(again.take("b".to_owned(), place(2), None), 2, "whoever takes over gives it the same number");
+        assert_eq!(
+            again.add_event("b".to_owned(), offset(2), None),
+            2,
+            "the next lease holder gives it the same number"
+        );
         assert_eq!(again, cursor);
     }
 
     #[test]
-    fn a_failed_event_waits_for_its_time_while_others_go_on() {
+    fn a_failed_event_waits_for_its_retry_while_others_are_sent() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1), None);
-        cursor.take("b".to_owned(), place(2), None);
-        assert_eq!(cursor.settle(1, &failed(), attempt(100), 0.5), Settled::Waiting);
+        cursor.add_event("a".to_owned(), offset(1), None);
+        cursor.add_event("b".to_owned(), offset(2), None);
+        assert_eq!(cursor.complete(1, &failed(), attempt(100), 0.5), Completion::RetryScheduled);
         assert_eq!(due(&cursor, 101), [2]);
-        assert_eq!(cursor.settle(2, &Outcome::Delivered, attempt(101), 0.5), Settled::Delivered);
+        assert_eq!(cursor.complete(2, &DeliveryOutcome::Delivered, attempt(101), 0.5), Completion::Delivered);
         assert_eq!(cursor.next_due(at(101)), Some(at(105)));
         assert_eq!(due(&cursor, 105), [1]);
     }
 
     #[test]
-    fn a_receiver_that_asks_for_time_gets_it() {
+    fn a_retry_waits_as_long_as_the_receiver_asks() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1), None);
-        let busy = Outcome::Retry { reason: "e".to_owned(), retry_after: Some(Duration::from_secs(600)) };
-        cursor.settle(1, &busy, attempt(0), 0.5);
+        cursor.add_event("a".to_owned(), offset(1), None);
+        let busy = DeliveryOutcome::Retry { reason: "e".to_owned(), retry_after: Some(Duration::from_secs(600)) };
+        cursor.complete(1, &busy, attempt(0), 0.5);
         assert!(due(&cursor, 599).is_empty());
         assert_eq!(due(&cursor, 600), [1]);
     }
 
     #[test]
-    fn an_event_that_fails_to_the_end_is_parked_by_name_and_in_nobodys_way() {
+    fn an_event_that_fails_eight_times_becomes_a_listed_dead_letter() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1), None);
+        cursor.add_event("a".to_owned(), offset(1), None);
         let mut now = 0;
         let tries = (1..20).find(|_| {
             now = cursor.next_due(at(now)).map_or(now, Timestamp::as_second);
-            cursor.settle(1, &failed(), attempt(now), 0.5) == Settled::Exhausted
+            cursor.complete(1, &failed(), attempt(now), 0.5) == Completion::DeadLettered
         });
         assert_eq!(tries, Some(8));
         assert!((26 * 3_600..30 * 3_600).contains(&now), "about 28 hours: {now}");
         assert!(due(&cursor, i64::from(u32::MAX)).is_empty());
-        let parked = cursor.deliveries();
-        assert_eq!((parked.len(), parked[0].state, parked[0].attempts), (1, DeliveryState::Exhausted, 8));
+        let dead_letters = cursor.deliveries();
+        assert_eq!(
+            (dead_letters.len(), dead_letters[0].state, dead_letters[0].attempts),
+            (1, DeliveryState::Exhausted, 8)
+        );
     }
 
     #[test]
-    fn days_of_failure_without_one_success_disable_and_one_success_starts_the_count_anew() {
+    fn five_days_of_failure_disable_an_endpoint_and_one_success_resets_the_count() {
         let day = 86_400;
         let mut cursor = Cursor::default();
         for event in 0..7 {
-            cursor.take(event.to_string(), place(event), None);
+            cursor.add_event(event.to_string(), offset(event), None);
         }
-        assert_eq!(cursor.settle(1, &failed(), attempt(0), 0.5), Settled::Waiting);
-        assert_eq!(cursor.settle(2, &failed(), attempt(4 * day), 0.5), Settled::Waiting);
-        assert_eq!(cursor.settle(3, &Outcome::Delivered, attempt(4 * day), 0.5), Settled::Delivered);
-        assert_eq!(cursor.settle(4, &failed(), attempt(5 * day), 0.5), Settled::Waiting);
-        assert!(matches!(cursor.settle(5, &failed(), attempt(10 * day), 0.5), Settled::Disable(_)));
+        assert_eq!(cursor.complete(1, &failed(), attempt(0), 0.5), Completion::RetryScheduled);
+        assert_eq!(cursor.complete(2, &failed(), attempt(4 * day), 0.5), Completion::RetryScheduled);
+        assert_eq!(cursor.complete(3, &DeliveryOutcome::Delivered, attempt(4 * day), 0.5), Completion::Delivered);
+        assert_eq!(cursor.complete(4, &failed(), attempt(5 * day), 0.5), Completion::RetryScheduled);
+        assert!(matches!(cursor.complete(5, &failed(), attempt(10 * day), 0.5), Completion::Disable(_)));
     }
 
     #[test]
-    fn a_pause_is_no_failure() {
+    fn the_time_an_endpoint_was_disabled_does_not_count_as_failing() {
         let day = 86_400;
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1), None);
-        cursor.settle(1, &failed(), attempt(0), 0.5);
+        cursor.add_event("a".to_owned(), offset(1), None);
+        cursor.complete(1, &failed(), attempt(0), 0.5);
         let mut paused = cursor.clone();
-        paused.forget_pause(at(6 * day));
-        assert_eq!(paused.settle(1, &failed(), attempt(6 * day), 0.5), Settled::Waiting);
-        cursor.forget_pause(at(day));
-        assert!(matches!(cursor.settle(1, &failed(), attempt(6 * day), 0.5), Settled::Disable(_)));
+        paused.reset_failures_after_pause(at(6 * day));
+        assert_eq!(paused.complete(1, &failed(), attempt(6 * day), 0.5), Completion::RetryScheduled);
+        cursor.reset_failures_after_pause(at(day));
+        assert!(matches!(cursor.complete(1, &failed(), attempt(6 * day), 0.5), Completion::Disable(_)));
     }
 
     #[test]
-    fn what_a_disabled_endpoint_had_open_is_sent_when_it_is_enabled() {
+    fn open_events_of_a_disabled_endpoint_are_sent_when_it_is_enabled_again() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1), None);
-        cursor.take("b".to_owned(), place(2), None);
-        cursor.settle(1, &failed(), attempt(0), 0.5);
-        let gone = Outcome::Disable { reason: "410".to_owned() };
-        assert_eq!(cursor.settle(2, &gone, attempt(1), 0.5), Settled::Disable("410".to_owned()));
+        cursor.add_event("a".to_owned(), offset(1), None);
+        cursor.add_event("b".to_owned(), offset(2), None);
+        cursor.complete(1, &failed(), attempt(0), 0.5);
+        let gone = DeliveryOutcome::Disable { reason: "410".to_owned() };
+        assert_eq!(cursor.complete(2, &gone, attempt(1), 0.5), Completion::Disable("410".to_owned()));
         cursor.disabled = true;
-        cursor.enabled_again();
+        cursor.resume_if_disabled();
         assert_eq!(due(&cursor, 1), [1, 2]);
         assert!(!cursor.disabled);
     }
 
     #[test]
-    fn reading_stops_when_too_much_waits_and_goes_on_when_it_is_through() {
+    fn reading_stops_while_too_many_events_are_retried() {
         let mut cursor = Cursor::default();
         let mut sequences = Vec::new();
         while cursor.room() > 0 {
-            sequences.push(cursor.take("x".to_owned(), place(1), None));
-            if sequences.len() % MOST_FRESH == 0 {
-                for sequence in sequences.iter().rev().take(MOST_FRESH) {
-                    cursor.settle(*sequence, &failed(), attempt(0), 0.5);
+            sequences.push(cursor.add_event("x".to_owned(), offset(1), None));
+            if sequences.len() % MAX_PENDING == 0 {
+                for sequence in sequences.iter().rev().take(MAX_PENDING) {
+                    cursor.complete(*sequence, &failed(), attempt(0), 0.5);
                 }
             }
         }
-        assert!((MOST_WAITING..MOST_WAITING + MOST_FRESH).contains(&sequences.len()), "{}", sequences.len());
+        assert!((MAX_RETRYING..MAX_RETRYING + MAX_PENDING).contains(&sequences.len()), "{}", sequences.len());
         for sequence in sequences {
-            cursor.settle(sequence, &Outcome::Delivered, attempt(9), 0.5);
+            cursor.complete(sequence, &DeliveryOutcome::Delivered, attempt(9), 0.5);
         }
-        assert_eq!(cursor.room(), MOST_FRESH);
-        assert_eq!(cursor.deliveries().len(), MOST_RECENT);
+        assert_eq!(cursor.room(), MAX_PENDING);
+        assert_eq!(cursor.deliveries().len(), MAX_RECENT);
     }
 
     #[test]
-    fn a_replay_that_is_found_twice_is_taken_once() {
+    fn a_replay_that_is_found_twice_is_imported_once() {
         let mut cursor = Cursor::default();
-        let replay = Replay { id: Uuid::from_u128(7), from: at(0), to: at(9), place: None };
-        cursor.take_replay(replay.clone());
+        let replay = Replay { id: Uuid::from_u128(7), from: at(0), to: at(9), offset: None };
+        cursor.add_replay(replay.clone());
         cursor.replays.clear();
-        cursor.take_replay(replay);
+        cursor.add_replay(replay);
         assert!(cursor.replays.is_empty());
     }
 
     #[test]
-    fn an_event_that_left_the_log_is_forgotten() {
+    fn an_event_that_left_the_log_is_removed() {
         let mut cursor = Cursor::default();
-        cursor.take("a".to_owned(), place(1), None);
-        cursor.gone(1);
+        cursor.add_event("a".to_owned(), offset(1), None);
+        cursor.remove(1);
         assert!(due(&cursor, 0).is_empty());
-        assert_eq!(cursor.take("b".to_owned(), place(2), None), 2);
+        assert_eq!(cursor.add_event("b".to_owned(), offset(2), None), 2);
     }
 
     #[test]
-    fn what_is_open_waits_since_it_was_recorded_and_a_replay_does_not() {
+    fn lag_counts_from_the_recording_and_leaves_replays_out() {
         let mut cursor = Cursor::default();
-        cursor.take("replayed".to_owned(), place(1), None);
-        assert_eq!(cursor.standing(), Standing::default());
-        cursor.take("a".to_owned(), place(2), Some(at(5)));
-        cursor.take("b".to_owned(), place(3), Some(at(7)));
-        assert_eq!(cursor.standing(), Standing { oldest: Some(at(5)), untried: Some(at(5)) });
-        cursor.settle(2, &failed(), attempt(9), 0.5);
-        assert_eq!(cursor.standing(), Standing { oldest: Some(at(5)), untried: Some(at(7)) });
-        cursor.settle(3, &Outcome::Delivered, attempt(9), 0.5);
-        cursor.settle(2, &Outcome::Delivered, attempt(9), 0.5);
-        assert_eq!(cursor.standing(), Standing::default());
+        cursor.add_event("replayed".to_owned(), offset(1), None);
+        assert_eq!(cursor.endpoint_lag(), EndpointLag::default());
+        cursor.add_event("a".to_owned(), offset(2), Some(at(5)));
+        cursor.add_event("b".to_owned(), offset(3), Some(at(7)));
+        assert_eq!(cursor.endpoint_lag(), EndpointLag { oldest: Some(at(5)), untried: Some(at(5)) });
+        cursor.complete(2, &failed(), attempt(9), 0.5);
+        assert_eq!(cursor.endpoint_lag(), EndpointLag { oldest: Some(at(5)), untried: Some(at(7)) });
+        cursor.complete(3, &DeliveryOutcome::Delivered, attempt(9), 0.5);
+        cursor.complete(2, &DeliveryOutcome::Delivered, attempt(9), 0.5);
+        assert_eq!(cursor.endpoint_lag(), EndpointLag::default());
     }
 
-    /// As version 0.1 stored it.
+    /// A cursor as version 0.1 stored it.
     const CURSOR_0_1: &str = include_str!("../tests/fixtures/cursor_0_1.json");
 
     #[test]
-    fn the_cursor_of_an_older_version_is_read_with_its_numbers_and_written_as_it_was() {
+    fn a_cursor_stored_by_version_0_1_is_read_and_written_unchanged() {
         let cursor: Cursor = serde_json::from_str(CURSOR_0_1).unwrap();
         assert_eq!((cursor.next_sequence(), due(&cursor, 0)), (8, vec![7]));
         assert_eq!(due(&cursor, i64::from(u32::MAX)), [5, 7]);
-        assert_eq!((cursor.replays.len(), cursor.place), (1, Some(Place { position: 9, lines: 2 })));
-        // An exporter of the older version may take the endpoint over again.
+        assert_eq!((cursor.replays.len(), cursor.offset), (1, Some(LogOffset { position: 9, lines: 2 })));
+        // During an upgrade, an exporter of the older version may take the endpoint over again.
         let mut written: serde_json::Value = serde_json::to_value(&cursor).unwrap();
         assert_eq!(written["disabled"].take(), false);
         written.as_object_mut().unwrap().remove("disabled");
@@ -489,9 +518,9 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_of_before_is_read_and_only_a_decision_has_a_request_id() {
+    fn an_open_event_without_newer_members_is_read_and_only_decisions_have_a_request_id() {
         let open = r#"{"sequence":1,"at":{"position":1,"lines":0},"event":"mark_acc_1","attempts":0}"#;
-        let mut open: Open = serde_json::from_str(open).unwrap();
+        let mut open: OpenEvent = serde_json::from_str(open).unwrap();
         assert_eq!((open.recorded_at, open.request_id()), (None, None));
         open.event = "dec_1".to_owned();
         assert_eq!(open.request_id(), Some("1"));

@@ -1,13 +1,12 @@
-//! The one way out to customers' hosts: a POST that reaches the internet, and nothing that only we can reach.
+//! The only way out to customers' hosts: a POST that reaches public addresses and nothing inside our network.
 //!
-//! Owns a single attempt: its place among those of all accounts, look-up, judgement of every address, a connection to
-//! those addresses and no others, time and size limits. Refuses to sign, to try again and to judge what an answer means
-//! (`verdict.rs`). Invariant: what was checked is what is connected to (`egress/clients.rs`); one refused address
-//! refuses the host; and neither the text of a failure nor the time that it takes tells a name that is known inside
-//! from one that is not. Every failure is a [`SendError`] with a text that may be shown to the endpoint's owner.
+//! Owns a single attempt: a slot among those of all accounts, the DNS lookup, the check of every address, a connection
+//! to exactly those addresses, and limits on time and size. Does not sign, retry or classify. Every failure is a
+//! [`SendError`], whose text may be shown to the endpoint's owner.
+//! INVARIANT: the addresses that were checked are those that are connected to (`egress/clients.rs`), and one refused
+//! address refuses the host. Neither the text nor the time of a failure tells an internal name from an unknown one.
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 mod clients;
 mod failure;
-mod look_ups;
+mod lookups;
 mod resolver;
 mod trust;
 
@@ -25,85 +24,57 @@ pub use resolver::{Resolver, Script};
 pub use trust::TrustError;
 
 use crate::address::{is_private_or_loopback, refuse};
+pub use crate::config::EgressConfig;
 use crate::fair::FairSlots;
 use clients::Clients;
-use look_ups::{LOOK_UP_TIMEOUT, LookUps};
-use resolver::Names;
+use lookups::{LOOKUP_TIMEOUT, Lookups};
+use resolver::NameResolver;
 use stage0_contract::{AccountId, Host, WebhookUrl};
 
-/// An answer's body means nothing to us; so much of it is read, for the sake of the connection, and the rest is not.
-const MOST_BODY: usize = 16 * 1024;
-/// Longer than any wait that could be asked for in good faith, as seconds or as a date.
-const MOST_RETRY_AFTER: usize = 64;
-/// Attempts in flight, of all accounts: each may hold a socket for as long as an attempt lasts.
+/// A response body is read only so that the connection can be reused, and only up to this size.
+const MAX_RESPONSE_BYTES: usize = 16 * 1024;
+/// Longer than any honest `Retry-After` value, in seconds or as a date.
+const MAX_RETRY_AFTER_BYTES: usize = 64;
+/// Attempts in flight of all accounts: each may hold a socket for as long as it lasts.
 const MAX_IN_FLIGHT: usize = 512;
-/// Of one account. An endpoint alone has no more than 16.
+/// The same for one account. A single endpoint has at most 16.
 const MAX_IN_FLIGHT_PER_ACCOUNT: usize = 64;
-
-/// How far out requests may go, and how long they may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EgressConfig {
-    /// Also loopback and private addresses, and plain http to those. For tests and closed networks: with it a customer can make
-    /// us call our own machines.
-    pub dangerous_allow_private: bool,
-    /// A PEM file of authorities to trust besides the system's.
-    pub extra_ca: Option<PathBuf>,
-    /// Of an attempt in all, from the look-up to the end of the answer's body.
-    pub timeout: Duration,
-    /// Of TCP and TLS together.
-    pub connect_timeout: Duration,
-    /// DNS servers to ask instead of the system's; none: the system's.
-    pub name_servers: Vec<SocketAddr>,
-}
 
 /// Sends requests to endpoints.
 pub struct Egress {
     dangerous_allow_private: bool,
     timeout: Duration,
     in_flight: FairSlots,
-    look_ups: LookUps,
+    lookups: Lookups,
     clients: Clients,
 }
 
-/// What a receiver answered.
+/// A receiver's response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
-    /// HTTP; a redirect is an answer like others.
+    /// The HTTP status; redirects are not followed.
     pub status: u16,
-    /// As it was sent; `backoff::parse_retry_after` reads it.
+    /// The raw `Retry-After` header, for `backoff::parse_retry_after`.
     pub retry_after: Option<String>,
-    /// The whole attempt.
+    /// The duration of the whole attempt.
     pub took: Duration,
 }
 
-impl Default for EgressConfig {
-    fn default() -> Self {
-        Self {
-            dangerous_allow_private: false,
-            extra_ca: None,
-            timeout: Duration::from_secs(15),
-            connect_timeout: Duration::from_secs(5),
-            name_servers: Vec::new(),
-        }
-    }
-}
-
 impl Egress {
-    /// Reads the certificates and the system's name servers, so it blocks: for the start of a service. Connects to
-    /// nobody.
+    /// Reads the certificates and the system's name servers from files, so it blocks. It opens no connection.
     pub fn build(config: &EgressConfig, resolver: Resolver) -> Result<Self, TrustError> {
         let tls = trust::client_config(config.extra_ca.as_deref())?;
         Ok(Self {
             dangerous_allow_private: config.dangerous_allow_private,
             timeout: config.timeout,
             in_flight: FairSlots::new(MAX_IN_FLIGHT, MAX_IN_FLIGHT_PER_ACCOUNT),
-            look_ups: LookUps::new(Names::new(resolver, &config.name_servers)),
+            lookups: Lookups::new(NameResolver::new(resolver, &config.name_servers)),
             clients: Clients::new(tls, config),
         })
     }
 
-    /// Makes one attempt for an account, when it is its turn. The status decides, so an answer whose body is too long,
-    /// too slow or broken off is an answer.
+    /// Makes one attempt, when it is the account's turn. A response with a status counts, even if its body is too long,
+    /// too slow or incomplete.
     pub async fn post(
         &self,
         account: &AccountId,
@@ -113,67 +84,67 @@ impl Egress {
     ) -> Result<Response, SendError> {
         let slot = self.in_flight.acquire(account).await;
         let began = Instant::now();
-        let attempt = timeout(self.timeout, self.exchange(account, url, headers, body)).await;
-        let answer = match attempt.unwrap_or(Err(SendError::Timeout)) {
-            Ok(answer) => answer,
+        let attempt = timeout(self.timeout, self.request(account, url, headers, body)).await;
+        let response = match attempt.unwrap_or(Err(SendError::Timeout)) {
+            Ok(response) => response,
             Err(error) => {
                 drop(slot);
-                if self.tells_of_names(url, error) {
-                    sleep(LOOK_UP_TIMEOUT.saturating_sub(began.elapsed())).await;
+                if self.would_reveal_names(url, error) {
+                    sleep(LOOKUP_TIMEOUT.saturating_sub(began.elapsed())).await;
                 }
                 return Err(error);
             }
         };
-        let status = answer.status().as_u16();
-        let retry_after = retry_after(answer.headers());
+        let status = response.status().as_u16();
+        let retry_after = retry_after(response.headers());
         let left = self.timeout.saturating_sub(began.elapsed());
-        if timeout(left, drain(answer)).await.is_err() {
-            tracing::debug!(status, "an endpoint's answer has a body that does not end in time");
+        if timeout(left, drain(response)).await.is_err() {
+            tracing::debug!(status, "an endpoint's response body did not end in time");
         }
         Ok(Response { status, retry_after, took: began.elapsed() })
     }
 
-    /// Whether an early answer would tell what our resolver knows: a name inside is found at once, one that nobody
-    /// knows is not.
-    fn tells_of_names(&self, url: &WebhookUrl, error: SendError) -> bool {
+    /// Whether the time of this failure would reveal what our resolver knows: an internal name is found at once, an
+    /// unknown one is not.
+    fn would_reveal_names(&self, url: &WebhookUrl, error: SendError) -> bool {
         !self.dangerous_allow_private
             && matches!(url.host(), Host::Name(_))
             && matches!(error, SendError::Unresolved | SendError::Refused(_))
     }
 
-    async fn exchange(
+    async fn request(
         &self,
         account: &AccountId,
         url: &WebhookUrl,
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<reqwest::Response, SendError> {
-        let addresses = self.look_up(account, url).await?;
+        let addresses = self.resolve(account, url).await?;
         for address in &addresses {
             self.permit(url, *address)?;
         }
-        let client = self.clients.to(url, addresses)?;
+        let client = self.clients.client_for(url, addresses)?;
         let request = client.post(url.url().clone()).headers(headers).body(body);
-        request.send().await.map_err(|error| SendError::of(&error))
+        request.send().await.map_err(|error| SendError::from_client(&error))
     }
 
-    async fn look_up(&self, account: &AccountId, url: &WebhookUrl) -> Result<Vec<IpAddr>, SendError> {
+    async fn resolve(&self, account: &AccountId, url: &WebhookUrl) -> Result<Vec<IpAddr>, SendError> {
         match url.host() {
             Host::Address(address) => Ok(vec![*address]),
             Host::Name(name) => {
-                self.look_ups.find(account, name).await.map(|found| found.to_vec()).ok_or(SendError::Unresolved)
+                self.lookups.find(account, name).await.map(|found| found.to_vec()).ok_or(SendError::Unresolved)
             }
         }
     }
 
-    /// The dangerous mode adds local addresses to https, and http to local addresses.
+    /// The dangerous mode allows private addresses, and plain http only to those.
     fn permit(&self, url: &WebhookUrl, address: IpAddr) -> Result<(), SendError> {
         if self.dangerous_allow_private && is_private_or_loopback(address) {
             return Ok(());
         }
         match refuse(address) {
             Some(why) => Err(SendError::Refused(why)),
-            None if url.is_plain() => Err(SendError::Plain),
+            None if url.is_plain() => Err(SendError::PlainHttp),
             None => Ok(()),
         }
     }
@@ -181,13 +152,13 @@ impl Egress {
 
 fn retry_after(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    (value.len() <= MOST_RETRY_AFTER).then(|| value.to_owned())
+    (value.len() <= MAX_RETRY_AFTER_BYTES).then(|| value.to_owned())
 }
 
-/// A connection whose answer was read to its end can be used again. Any other is closed when the answer is dropped.
-async fn drain(mut answer: reqwest::Response) {
-    let mut left = MOST_BODY;
-    while let Ok(Some(chunk)) = answer.chunk().await {
+/// Reads the response to its end, so that its connection can be reused; otherwise dropping it closes the connection.
+async fn drain(mut response: reqwest::Response) {
+    let mut left = MAX_RESPONSE_BYTES;
+    while let Ok(Some(chunk)) = response.chunk().await {
         match left.checked_sub(chunk.len()) {
             Some(rest) => left = rest,
             None => return,

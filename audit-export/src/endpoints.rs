@@ -1,103 +1,96 @@
-//! All endpoints and their couriers: who should run, who runs.
+//! Runs a delivery worker for each enabled endpoint, and wakes it when decisions are recorded.
 //!
-//! Owns the list as the keystore has it, fetched whole at start, on every notice and every half minute; a courier for each endpoint
-//! that is enabled; and waking them when decisions are recorded. A list that cannot be had changes nothing: couriers go on, and it is asked
-//! for again a second later.
+//! Owns the keystore's list of endpoints, which is fetched whole at the start, on every notice of a change and every
+//! half minute. When the list cannot be fetched, the workers of the last list go on, and it is requested again a second
+//! later.
 
 use std::collections::{HashMap, HashSet};
+use std::error::Error;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use stage0_backplane::Event;
 use stage0_contract::{
-    AccountId, DecisionsRecorded, Endpoint, EndpointsPage, ListEndpoints, ManageReply, WebhookChanged, WebhookId,
+    AccountId, DecisionsRecorded, EndpointsPage, ListEndpoints, ManageReply, WebhookChanged, WebhookId,
 };
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::courier::Courier;
+use crate::delivery_worker::DeliveryWorker;
 use crate::metrics;
-use crate::shared::Shared;
+use crate::send::DeliveryEndpoint;
+use crate::shared::{Shared, next_event};
 
-const LIST_EVERY: Duration = Duration::from_secs(30);
-const LIST_AGAIN_AFTER: Duration = Duration::from_secs(1);
+const LIST_INTERVAL: Duration = Duration::from_secs(30);
+const LIST_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Endpoints by id, for everybody in this worker.
+type EndpointMap = HashMap<WebhookId, Arc<DeliveryEndpoint>>;
+
+/// The endpoints of the last list.
 #[derive(Clone, Default)]
-pub(crate) struct Directory(Arc<RwLock<HashMap<WebhookId, Arc<Endpoint>>>>);
+pub(crate) struct Directory(Arc<RwLock<EndpointMap>>);
 
 impl Directory {
-    /// The endpoint, if it is this account's.
-    pub(crate) fn find(&self, account: &AccountId, id: &WebhookId) -> Option<Arc<Endpoint>> {
+    /// The endpoint, if it belongs to this account.
+    pub(crate) fn find(&self, account: &AccountId, id: &WebhookId) -> Option<Arc<DeliveryEndpoint>> {
         let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
         all.get(id).filter(|endpoint| endpoint.webhook.account == *account).cloned()
     }
 
-    fn replace(&self, all: HashMap<WebhookId, Arc<Endpoint>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = all;
+    /// Returns the endpoints of the list before.
+    fn replace(&self, all: EndpointMap) -> EndpointMap {
+        std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), all)
     }
 }
 
-/// One courier that runs.
-struct Running {
-    endpoint: watch::Sender<Arc<Endpoint>>,
+/// A delivery worker that was started.
+struct RunningWorker {
+    endpoint: watch::Sender<Arc<DeliveryEndpoint>>,
     wake: Arc<Notify>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
-/// The loop that starts and stops couriers.
+/// Starts and stops the delivery workers.
 pub(crate) struct Endpoints {
     shared: Arc<Shared>,
     directory: Directory,
-    running: HashMap<WebhookId, Running>,
-    /// Couriers that were told to stop.
-    ending: Vec<JoinHandle<()>>,
+    workers: HashMap<WebhookId, RunningWorker>,
+    /// Workers that were stopped and complete their attempts.
+    stopping: Vec<JoinHandle<()>>,
 }
 
 impl Endpoints {
     pub(crate) fn new(shared: Arc<Shared>, directory: Directory) -> Self {
-        Self { shared, directory, running: HashMap::new(), ending: Vec::new() }
+        Self { shared, directory, workers: HashMap::new(), stopping: Vec::new() }
     }
 
-    /// Until stopped; then every courier lands what it has on its way.
+    /// Runs until stopped, and returns when every worker has completed its attempts in flight.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut list = interval(LIST_EVERY);
+        let mut list = interval(LIST_INTERVAL);
         list.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut recorded, mut changed) = (None, None);
         loop {
             if recorded.is_none() {
-                recorded = self.shared.backplane.notices.listen::<DecisionsRecorded>().await.ok();
+                recorded = self.shared.backplane.notices.subscribe::<DecisionsRecorded>().await.ok();
             }
             if changed.is_none() {
-                changed = self.shared.backplane.notices.listen::<WebhookChanged>().await.ok();
+                changed = self.shared.backplane.notices.subscribe::<WebhookChanged>().await.ok();
             }
-            let hear_recorded = async {
-                match &mut recorded {
-                    Some(listener) => listener.next().await,
-                    None => std::future::pending().await,
-                }
-            };
-            let hear_changed = async {
-                match &mut changed {
-                    Some(listener) => listener.next().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                event = hear_changed => match event {
-                    Some(Event::Heard(WebhookChanged { .. }) | Event::Gap) => list.reset_immediately(),
+                event = next_event(&mut changed) => match event {
+                    Some(Event::Message(WebhookChanged { .. }) | Event::Gap) => list.reset_immediately(),
                     None => changed = None,
                 },
                 _ = list.tick() => if !self.refresh().await {
-                    list.reset_after(LIST_AGAIN_AFTER);
+                    list.reset_after(LIST_RETRY_DELAY);
                 },
-                event = hear_recorded => match event {
-                    Some(Event::Heard(DecisionsRecorded { accounts })) => {
+                event = next_event(&mut recorded) => match event {
+                    Some(Event::Message(DecisionsRecorded { accounts })) => {
                         let accounts: HashSet<_> = accounts.into_iter().collect();
                         self.wake(|account| accounts.contains(account));
                     }
@@ -106,58 +99,55 @@ impl Endpoints {
                 },
             }
         }
-        let ending = self.running.into_values().map(|running| {
-            running.stop.cancel();
-            running.task
+        let stopping = self.workers.into_values().map(|worker| {
+            worker.stop.cancel();
+            worker.task
         });
-        for task in ending.chain(self.ending) {
+        for task in stopping.chain(self.stopping) {
             if let Err(error) = task.await {
-                tracing::error!(%error, "courier ended early");
+                tracing::error!(error = &error as &dyn Error, "delivery worker ended early");
             }
         }
     }
 
-    fn wake(&self, whose: impl Fn(&AccountId) -> bool) {
-        for running in self.running.values() {
-            if whose(&running.endpoint.borrow().webhook.account) {
-                running.wake.notify_one();
+    fn wake(&self, has_news: impl Fn(&AccountId) -> bool) {
+        for worker in self.workers.values() {
+            if has_news(&worker.endpoint.borrow().webhook.account) {
+                worker.wake.notify_one();
             }
         }
     }
 
-    /// False when there was no list.
+    /// Fetches the list, and starts, updates and stops workers by it. Returns false when it could not be fetched.
     async fn refresh(&mut self) -> bool {
         let listed = list(&self.shared).await;
-        self.shared.lag.listed(listed.is_some());
+        self.shared.lag.set_listed(listed.is_some());
         let Some(all) = listed else { return false };
-        self.directory.replace(all.clone());
+        let before = self.directory.replace(all.clone());
+        log_new_faults(&before, &all);
         let enabled = all.values().filter(|endpoint| endpoint.webhook.enabled).count();
         metrics::endpoints(enabled, all.len().saturating_sub(enabled));
-        self.ending.retain(|task| !task.is_finished());
-        // A courier ends by itself when its endpoint is disabled, and is not wanted then.
-        let unwanted = |id: &WebhookId, running: &Running| {
-            running.task.is_finished() || !all.get(id).is_some_and(|endpoint| endpoint.webhook.enabled)
+        self.stopping.retain(|task| !task.is_finished());
+        // A worker ends by itself when it disables its endpoint.
+        let is_wanted = |id: &WebhookId, worker: &RunningWorker| {
+            !worker.task.is_finished() && all.get(id).is_some_and(|endpoint| endpoint.webhook.enabled)
         };
-        let gone: Vec<WebhookId> =
-            self.running.iter().filter(|(id, running)| unwanted(id, running)).map(|(id, _)| id.clone()).collect();
-        for id in gone {
-            if let Some(running) = self.running.remove(&id) {
-                running.stop.cancel();
-                self.ending.push(running.task);
-            }
+        for (_, worker) in self.workers.extract_if(|id, worker| !is_wanted(id, worker)) {
+            worker.stop.cancel();
+            self.stopping.push(worker.task);
         }
         for (id, endpoint) in all {
-            match self.running.get(&id) {
-                Some(running) => {
-                    running.endpoint.send_if_modified(|known| {
-                        let modified = **known != *endpoint;
+            match self.workers.get(&id) {
+                Some(worker) => {
+                    worker.endpoint.send_if_modified(|known| {
+                        let modified = *known != endpoint;
                         *known = endpoint;
                         modified
                     });
                 }
                 None if endpoint.webhook.enabled => {
-                    let running = self.start(endpoint);
-                    self.running.insert(id, running);
+                    let worker = self.start(endpoint);
+                    self.workers.insert(id, worker);
                 }
                 None => {}
             }
@@ -165,23 +155,39 @@ impl Endpoints {
         true
     }
 
-    fn start(&self, endpoint: Arc<Endpoint>) -> Running {
+    fn start(&self, endpoint: Arc<DeliveryEndpoint>) -> RunningWorker {
         let (endpoint, watched) = watch::channel(endpoint);
         let (wake, stop) = (Arc::new(Notify::new()), CancellationToken::new());
-        let courier =
-            Courier { shared: Arc::clone(&self.shared), endpoint: watched, wake: Arc::clone(&wake), overlong: None };
-        let task = tokio::spawn(courier.run(stop.clone()));
-        Running { endpoint, wake, stop, task }
+        let worker = DeliveryWorker {
+            shared: Arc::clone(&self.shared),
+            endpoint: watched,
+            wake: Arc::clone(&wake),
+            overlong_lease: None,
+        };
+        let task = tokio::spawn(worker.run(stop.clone()));
+        RunningWorker { endpoint, wake, stop, task }
     }
 }
 
-/// Every endpoint, or nothing when the keystore does not answer.
-pub(crate) async fn list(shared: &Shared) -> Option<HashMap<WebhookId, Arc<Endpoint>>> {
+/// Logs the enabled endpoints that cannot be sent to, once until they change.
+fn log_new_faults(before: &EndpointMap, all: &EndpointMap) {
+    for (webhook, endpoint) in all.iter().filter(|(_, endpoint)| endpoint.webhook.enabled) {
+        if let Some(fault) = endpoint.fault()
+            && before.get(webhook) != Some(endpoint)
+        {
+            let error = &fault as &dyn Error;
+            tracing::error!(%webhook, account = %endpoint.webhook.account, error, "endpoint cannot be sent to");
+        }
+    }
+}
+
+/// Fetches every endpoint, or nothing when the keystore does not answer.
+pub(crate) async fn list(shared: &Shared) -> Option<EndpointMap> {
     let (mut found, mut cursor) = (HashMap::new(), None);
     loop {
-        match shared.backplane.requests.ask(&ListEndpoints { cursor }, Shared::STORE_WITHIN).await {
+        match shared.backplane.requests.request(&ListEndpoints { cursor }, Shared::STORE_TIMEOUT).await {
             Ok(ManageReply::Done(EndpointsPage { items, next_cursor })) => {
-                found.extend(items.into_iter().map(|endpoint| (endpoint.webhook.id.clone(), Arc::new(endpoint))));
+                found.extend(items.into_iter().map(|item| (item.webhook.id.clone(), Arc::new(item.into()))));
                 match next_cursor {
                     Some(next) => cursor = Some(next),
                     None => return Some(found),

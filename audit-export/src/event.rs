@@ -1,52 +1,17 @@
-//! From a line of the log to what a webhook delivers: pure.
+//! Turns a line of the log into the body that a webhook receives. Pure.
 //!
-//! Owns which members leave (the decision, its account, key, run and place in the chain; never the client's address, what a request
-//! said, or text of it) and which events an endpoint gets. A line that cannot be read is delivered to nobody, and said.
+//! Owns which members are delivered (the decision, its account, key, run and position in the chain; never the client's
+//! address, the request or text of it) and which events an endpoint receives. A line that cannot be read is not
+//! delivered.
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use stage0_contract::{AccountId, LineHash, LineType, Verdict, WebhookFilters, is_same_environment};
+use stage0_contract::{AccountId, DELIVERED_MEMBERS, LineHash, LineType, Verdict, WebhookFilters, is_same_environment};
 
-/// Before the `request_id` in a decision's event.
+/// The prefix of a decision's event id, before its `request_id`.
 pub(crate) const DECISION: &str = "dec_";
-/// Members of a decision's line that are delivered.
-const DELIVERED: [&str; 32] = [
-    "account",
-    "key_id",
-    "request_id",
-    "decision",
-    "verdict",
-    "reason",
-    "issues",
-    "risk_score",
-    "value_risk",
-    "waste_risk",
-    "high_risk",
-    "clarifying_questions",
-    "defer_questions",
-    "guardrails",
-    "constraints_applied",
-    "value_findings",
-    "guardrail_checks",
-    "cost_estimate",
-    "task_hash",
-    "policy_version",
-    "policy_pack_version",
-    "environment",
-    "run_id",
-    "effect_classes",
-    "tools",
-    "constraints_ignored_count",
-    "timestamp",
-    "evaluated_at",
-    "decision_trace_summary",
-    "recorded_at",
-    "expires_at",
-    "chain",
-];
-
-/// An event before it has its number.
+/// An event before it has its sequence number.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
     /// The `webhook-id`.
@@ -57,7 +22,7 @@ pub(crate) struct Event {
 }
 
 impl Event {
-    /// The event of a line that may still be shown.
+    /// The event of a log line; none if the line has expired, is past retention, or is not an event.
     pub(crate) fn of(line: &[u8], now: Timestamp, horizon: Timestamp) -> Option<Self> {
         let members: Map<String, Value> = serde_json::from_slice(line).ok()?;
         let kind: LineType = serde_json::from_value(members.get("type")?.clone()).ok()?;
@@ -82,7 +47,7 @@ impl Event {
         Some(Self { id, recorded_at, kind, data })
     }
 
-    /// An event that says nothing but that events arrive.
+    /// The body of a test event, which has no decision.
     pub(crate) fn test(account: &AccountId, id: &str, now: Timestamp) -> Bytes {
         let body = json!({
             "type": "webhook.test",
@@ -92,8 +57,8 @@ impl Event {
         body.to_string().into()
     }
 
-    /// Whether an endpoint gets it. What is no decision is for everybody; a removal by retention, which comes every
-    /// hour and which nobody asked for, is for nobody.
+    /// Whether an endpoint receives the event. Marks go to every endpoint, except the hourly removals by retention,
+    /// which go to none.
     pub(crate) fn passes(&self, filters: &WebhookFilters) -> bool {
         match self.kind {
             LineType::Decision => {}
@@ -110,10 +75,10 @@ impl Event {
                 .is_none_or(|wanted| wanted.iter().any(|wanted| is_same_environment(environment, wanted)))
     }
 
-    /// The body: a function of the line and the number alone, so the same bytes at every attempt, whoever makes it.
+    /// The body. It depends only on the line and the number, so every attempt sends the same bytes.
     ///
-    /// INVARIANT: what this makes of a line never changes, as events of an older version are open during an upgrade and
-    /// exporters of both versions serve. Members can be added to new lines only (fixtures/bodies).
+    /// INVARIANT: the body of a given line never changes: during an upgrade, exporters of both versions send the same
+    /// event. Members can be added to new lines only (fixtures/bodies).
     pub(crate) fn body(mut self, sequence: u64) -> Bytes {
         self.data.insert("sequence".to_owned(), sequence.into());
         let body = json!({
@@ -127,15 +92,15 @@ impl Event {
 
 fn decision(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Value> {
     let mut data: Map<String, Value> =
-        DELIVERED.iter().filter_map(|name| Some(((*name).to_owned(), members.remove(*name)?))).collect();
-    // With it, a receiver follows the chain from event to event.
+        DELIVERED_MEMBERS.iter().filter_map(|name| Some(((*name).to_owned(), members.remove(*name)?))).collect();
+    // The hash lets a receiver follow the chain from event to event.
     data.insert("hash".to_owned(), LineHash::of(line).to_string().into());
     data
 }
 
-/// All of it, and the line itself: the signature is over its bytes.
+/// All members of a mark, and the line itself, whose bytes are signed.
 fn mark(mut members: Map<String, Value>, line: &[u8]) -> Option<Map<String, Value>> {
-    // The last member takes the place of the first: an order that receivers have had from the first version on.
+    // `swap_remove` puts the last member first: receivers have had this order since the first version.
     members.swap_remove("type");
     members.insert("hash".to_owned(), LineHash::of(line).to_string().into());
     members.insert("line".to_owned(), std::str::from_utf8(line).ok()?.into());
@@ -146,7 +111,15 @@ fn mark(mut members: Map<String, Value>, line: &[u8]) -> Option<Map<String, Valu
 mod tests {
     use super::*;
 
-    const LINE: &str = r#"{"type":"decision.recorded","chain":{"writer":"01a20c2e-c3d9-727d-9b3c-c2a79d458dbe","sequence":1,"previous":null},"recorded_at":"2026-01-01T00:00:00Z","expires_at":2000000000,"verdict":"DENY","decision":"NO_GO","environment":"Production","request_id":"01a20c2e-c3d7-70ee-bb71-31e8ed670a1b","meta":{"client_request_id":"mine"},"account":"acc_1","key_id":"k","run_id":"r","client":{"address":"192.0.2.1","user_agent":"curl"},"durations":{"total_ms":1},"input":{"goal":"tell nobody"}}"#;
+    const LINE: &str = concat!(
+        r#"{"type":"decision.recorded","chain":{"writer":"01a20c2e-c3d9-727d-9b3c-c2a79d458dbe","sequence":1,"previous":null},"#,
+        r#""recorded_at":"2026-01-01T00:00:00Z","expires_at":2000000000,"#,
+        r#""verdict":"DENY","decision":"NO_GO","environment":"Production","#,
+        r#""request_id":"01a20c2e-c3d7-70ee-bb71-31e8ed670a1b","#,
+        r#""meta":{"client_request_id":"mine"},"account":"acc_1","key_id":"k","#,
+        r#""run_id":"r","client":{"address":"192.0.2.1","user_agent":"curl"},"#,
+        r#""durations":{"total_ms":1},"input":{"goal":"tell nobody"}}"#,
+    );
 
     fn event() -> Event {
         Event::of(LINE.as_bytes(), Timestamp::from_second(1_900_000_000).unwrap(), Timestamp::UNIX_EPOCH).unwrap()
@@ -158,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_decision_leaves_and_who_asked_from_where_with_which_words_does_not() {
+    fn a_decision_is_delivered_without_input_client_and_durations() {
         let body = event().body(7);
         let value: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(
@@ -184,7 +157,7 @@ mod tests {
         assert_eq!(event().id, "dec_01a20c2e-c3d7-70ee-bb71-31e8ed670a1b");
     }
 
-    /// Never change an expected body: receivers have these bytes, and may get them again from a newer version.
+    /// Never change an expected body: receivers have these bytes, and may receive them again from a newer version.
     #[test]
     fn the_bytes_of_an_event_are_the_same_in_every_version() {
         let kinds = [
@@ -212,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_gets_what_it_asked_for_compared_as_words() {
+    fn filters_select_by_verdict_and_by_environment_in_any_spelling() {
         assert!(event().passes(&filters(None, None)));
         assert!(event().passes(&filters(Some(vec![Verdict::Deny]), Some(vec![" production "]))));
         assert!(!event().passes(&filters(Some(vec![Verdict::Allow]), None)));
@@ -220,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_is_for_every_endpoint_and_one_of_a_removal_by_retention_for_none() {
+    fn marks_go_to_every_endpoint_except_removals_by_retention() {
         for (line, wanted) in [("checkpoint.signed", true), ("decisions.deleted", true), ("decisions.expired", false)] {
             let line = json!({
                 "type": line, "account": "acc_1", "number": 3, "recorded_at": "2026-01-01T00:00:00Z",
@@ -233,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_past_its_end_or_the_accounts_retention_is_delivered_to_nobody() {
+    fn an_expired_line_or_one_past_retention_is_not_delivered() {
         let at = |second| Timestamp::from_second(second).unwrap();
         assert!(Event::of(LINE.as_bytes(), at(2_000_000_000), Timestamp::UNIX_EPOCH).is_none());
         assert!(Event::of(LINE.as_bytes(), at(1_999_999_999), Timestamp::UNIX_EPOCH).is_some());

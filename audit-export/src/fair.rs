@@ -1,8 +1,8 @@
-//! Slots that accounts share: a bound on the whole, a bound for each account, and turns.
+//! Slots that accounts share fairly: a limit in all and a limit for each account.
 //!
-//! Owns who is next: of the accounts that wait, each gets one slot in turn, whatever number of requests it has waiting.
-//! An account that holds its share waits for itself alone.
-//! INVARIANT: while a slot is free, nobody waits whose account is below its share.
+//! Owns the order of the waiters: accounts take turns, one slot at a time, however many requests one of them has
+//! waiting. An account at its limit waits only for its own slots.
+//! INVARIANT: while a slot is free, no account below its limit waits.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use stage0_contract::AccountId;
 use tokio::sync::oneshot;
 
-/// The slots.
 #[derive(Clone)]
 pub(crate) struct FairSlots(Arc<Shared>);
 
@@ -24,14 +23,14 @@ struct State {
     free: usize,
     held: HashMap<AccountId, usize>,
     waiting: HashMap<AccountId, VecDeque<oneshot::Sender<Slot>>>,
-    /// Accounts that wait; the first one has its turn next.
+    /// The accounts with waiters, in the order of their turns.
     turns: VecDeque<AccountId>,
 }
 
-/// One of them, until it is dropped.
+/// A slot, until it is dropped.
 pub(crate) struct Slot {
-    of: Arc<Shared>,
-    /// None once it was taken back under the lock.
+    pool: Arc<Shared>,
+    /// None once the slot was taken back under the lock.
     account: Option<AccountId>,
 }
 
@@ -41,14 +40,14 @@ impl FairSlots {
         Self(Arc::new(Shared { max_per_account, state }))
     }
 
-    /// A slot for the account, if it can have one now.
+    /// Takes a slot for the account if one is available now.
     pub(crate) fn try_acquire(&self, account: &AccountId) -> Option<Slot> {
         let mut state = self.0.lock();
         let can = state.free > 0 && state.held(account) < self.0.max_per_account;
         can.then(|| self.0.give(&mut state, account))
     }
 
-    /// A slot for the account, when it is its turn. Whoever stops waiting loses nothing but its place.
+    /// Waits for a slot for the account. Cancelling only gives up the place in the queue.
     pub(crate) async fn acquire(&self, account: &AccountId) -> Slot {
         loop {
             let waiter = {
@@ -60,7 +59,7 @@ impl FairSlots {
                 state.queue(account, sender);
                 waiter
             };
-            // The sender is kept until it sends.
+            // The queue keeps the sender until it sends.
             if let Ok(slot) = waiter.await {
                 return slot;
             }
@@ -70,17 +69,17 @@ impl FairSlots {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Each use leaves the state whole: a panic elsewhere cannot have left it half done.
+        // Each use leaves the state consistent, so a panic elsewhere cannot leave it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn give(self: &Arc<Self>, state: &mut State, account: &AccountId) -> Slot {
         state.free = state.free.saturating_sub(1);
         *state.held.entry(account.clone()).or_default() += 1;
-        Slot { of: Arc::clone(self), account: Some(account.clone()) }
+        Slot { pool: Arc::clone(self), account: Some(account.clone()) }
     }
 
-    /// Gives what is free to those whose turn it is.
+    /// Gives the free slots to the waiters whose turn it is.
     fn dispatch(self: &Arc<Self>, state: &mut State) {
         while state.free > 0 {
             let below = |account: &AccountId| state.held(account) < self.max_per_account;
@@ -103,7 +102,7 @@ impl State {
 
     fn queue(&mut self, account: &AccountId, waiter: oneshot::Sender<Slot>) {
         let queue = self.waiting.entry(account.clone()).or_default();
-        // Those that stopped waiting would pile up behind an account that holds its share for long.
+        // Cancelled waiters would pile up behind an account that stays at its limit.
         if queue.len() % 64 == 63 {
             queue.retain(|waiter| !waiter.is_closed());
         }
@@ -113,8 +112,8 @@ impl State {
         queue.push_back(waiter);
     }
 
-    /// The account's next one that still waits; where more wait behind it, the account has another turn, after all
-    /// others.
+    /// The account's next waiter that was not cancelled. If more wait behind it, the account gets another turn after
+    /// all others.
     fn next_waiter(&mut self, account: &AccountId) -> Option<oneshot::Sender<Slot>> {
         let queue = self.waiting.get_mut(account)?;
         let next = std::iter::from_fn(|| queue.pop_front()).find(|waiter| !waiter.is_closed());
@@ -140,9 +139,9 @@ impl State {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(account) = self.account.take() else { return };
-        let mut state = self.of.lock();
+        let mut state = self.pool.lock();
         state.take_back(&account);
-        self.of.dispatch(&mut state);
+        self.pool.dispatch(&mut state);
     }
 }
 
@@ -158,22 +157,22 @@ mod tests {
         AccountId::parse(name).unwrap()
     }
 
-    /// The order in which requests that all wait for one slot get theirs.
-    async fn order(slots: &FairSlots, asking: &[&str]) -> Vec<String> {
+    /// The order in which requests that all wait for one slot get it.
+    async fn order(slots: &FairSlots, requests: &[&str]) -> Vec<String> {
         let blocker = slots.acquire(&account("blocker")).await;
-        let (told, mut heard) = mpsc::unbounded_channel();
-        for name in asking {
-            let (slots, name, told) = (slots.clone(), (*name).to_owned(), told.clone());
+        let (granted, mut grants) = mpsc::unbounded_channel();
+        for name in requests {
+            let (slots, name, granted) = (slots.clone(), (*name).to_owned(), granted.clone());
             tokio::spawn(async move {
                 let slot = slots.acquire(&account(&name)).await;
-                told.send((name, slot)).unwrap();
+                granted.send((name, slot)).unwrap();
             });
-            // Each is in the queue before the next one asks.
+            // Each is in the queue before the next one starts.
             tokio::task::yield_now().await;
         }
-        drop((blocker, told));
+        drop((blocker, granted));
         let mut order = Vec::new();
-        while let Some((name, slot)) = heard.recv().await {
+        while let Some((name, slot)) = grants.recv().await {
             order.push(name);
             drop(slot);
         }
@@ -181,14 +180,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn accounts_have_turns_however_many_requests_one_of_them_has_waiting() {
+    async fn accounts_take_turns_however_many_requests_one_of_them_has_waiting() {
         let slots = FairSlots::new(1, 1);
         let order = order(&slots, &["many", "many", "many", "many", "one", "two", "two"]).await;
         assert_eq!(order, ["many", "one", "two", "many", "two", "many", "many"]);
     }
 
     #[tokio::test]
-    async fn an_account_with_its_share_waits_and_another_does_not() {
+    async fn an_account_at_its_limit_waits_and_another_does_not() {
         let slots = FairSlots::new(4, 2);
         let (greedy, other) = (account("greedy"), account("other"));
         let held = [slots.acquire(&greedy).await, slots.acquire(&greedy).await];
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_stops_waiting_takes_no_slot_with_it() {
+    async fn a_cancelled_waiter_keeps_no_slot() {
         let slots = FairSlots::new(1, 1);
         let (a, b) = (account("a"), account("b"));
         let held = slots.acquire(&a).await;
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_are_held_at_once_than_there_are() {
+    async fn no_more_slots_are_held_than_the_limits_allow() {
         let slots = FairSlots::new(8, 3);
         let (now, most) = (Arc::new(Mutex::new(BTreeMap::<String, usize>::new())), Arc::new(Mutex::new((0, 0))));
         let tasks: Vec<_> = (0..300)

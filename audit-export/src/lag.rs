@@ -1,8 +1,8 @@
-//! How far deliveries are behind.
+//! How far this process's deliveries are behind.
 //!
-//! Owns what each courier said last of the endpoint that it holds, and the numbers over all of them. Who gives an endpoint up is no
-//! longer heard here: whoever holds it next says how far it is behind. One that nobody holds shows only in the sum of those held.
-//! Events that are replayed are not behind: they were due once before.
+//! Owns the last report of each endpoint whose lease a worker here holds, and the totals over them. A released endpoint
+//! leaves the totals until its next holder reports it; an endpoint that no worker holds shows only as a too low number
+//! of endpoints held. Replayed events do not count as behind: they were due once before.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,19 +12,19 @@ use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock_trust::describe_duration;
 use crate::metrics;
-use crate::trust::in_words;
 
-/// Longer than any delivery takes whose receiver is well, its first two retries included.
-const BEHIND_AFTER: u64 = 60;
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Longer than a delivery to a healthy receiver takes, its first two retries included.
+const BEHIND_AFTER_SECONDS: u64 = 60;
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How far this worker is behind, at one moment.
+/// How far this process is behind, at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lag {
-    /// Endpoints that it holds.
+    /// Endpoints whose lease it holds.
     pub held: u32,
-    /// Of those, the ones with an event that is not delivered after a minute.
+    /// Of those, the ones with an event that was not delivered within a minute.
     pub behind: u32,
     /// Age of the oldest event that is not delivered, in seconds; 0 when all are.
     pub oldest_seconds: u64,
@@ -32,95 +32,96 @@ pub struct Lag {
     pub untried_seconds: u64,
 }
 
-/// Whether it is known which endpoints there are.
+/// Whether the keystore's list of endpoints is known.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Listing {
-    /// The keystore has not told yet: nothing is delivered.
+    /// It was never received: nothing is delivered.
     #[default]
     Never,
-    /// It told once, and not when it was last asked.
+    /// It was received once, but the last request failed.
     Failed,
-    /// It told when it was last asked.
+    /// The last request received it.
     Current,
 }
 
-/// Where one can look.
+/// Collects the lag of all endpoints, for metrics and health checks.
 #[derive(Clone, Default)]
-pub struct LagWatch(Arc<Mutex<Board>>);
+pub struct LagTracker(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct Board {
-    last: u64,
+struct State {
+    last_handle: u64,
     listing: Listing,
-    /// How far the clock is ahead of all others, while it is not believed.
+    /// How far the clock is ahead of all others, while it is not trusted.
     clock_ahead: Option<Duration>,
-    seats: HashMap<u64, Standing>,
+    endpoints: HashMap<u64, EndpointLag>,
 }
 
-/// What one endpoint lacks.
+/// The undelivered events of one endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct EndpointLag {
     /// When the oldest event was recorded that is not delivered.
     pub(crate) oldest: Option<Timestamp>,
-    /// When the oldest one was that was not tried.
+    /// When the oldest event was recorded that was not tried.
     pub(crate) untried: Option<Timestamp>,
 }
 
-/// A courier's place while it holds its endpoint.
-pub(crate) struct Seat {
-    watch: LagWatch,
+/// Reports one endpoint's lag while its lease is held.
+pub(crate) struct LagHandle {
+    tracker: LagTracker,
     number: u64,
 }
 
-impl LagWatch {
-    /// The numbers now.
+impl LagTracker {
+    /// The totals now.
     #[must_use]
     pub fn snapshot(&self) -> Lag {
         self.at(Timestamp::now())
     }
 
-    /// Whether it is known which endpoints there are.
+    /// Whether the keystore's list of endpoints is known.
     #[must_use]
     pub fn listing(&self) -> Listing {
-        self.board().listing
+        self.lock().listing
     }
 
-    /// Why nothing is removed from the log by the clock; none while it is.
+    /// Why retention removes nothing from the log; none while it does.
     #[must_use]
     pub fn retention_stopped(&self) -> Option<String> {
-        let ahead = in_words(self.board().clock_ahead?);
+        let ahead = describe_duration(self.lock().clock_ahead?);
         Some(format!(
-            "retention: this host's clock is {ahead} ahead of all others: nothing is removed from the log until it is set right, or has stood so for a day"
+            "retention: this host's clock is {ahead} ahead of all others: nothing is removed from the log until it is \
+             set right, or has stood so for a day"
         ))
     }
 
-    /// How far the clock was ahead at the last look; whether that is another state.
-    pub(crate) fn clock_is(&self, ahead: Option<Duration>) -> bool {
-        let mut board = self.board();
-        let before = std::mem::replace(&mut board.clock_ahead, ahead);
+    /// Sets how far the clock is ahead. Returns whether it began or ceased to be ahead.
+    pub(crate) fn set_clock_ahead(&self, ahead: Option<Duration>) -> bool {
+        let before = std::mem::replace(&mut self.lock().clock_ahead, ahead);
         before.is_some() != ahead.is_some()
     }
 
-    pub(crate) fn listed(&self, worked: bool) {
-        let mut board = self.board();
-        board.listing = match (worked, board.listing) {
+    /// Sets whether the last request for the list of endpoints succeeded.
+    pub(crate) fn set_listed(&self, succeeded: bool) {
+        let mut state = self.lock();
+        state.listing = match (succeeded, state.listing) {
             (true, _) => Listing::Current,
             (false, Listing::Never) => Listing::Never,
             (false, Listing::Failed | Listing::Current) => Listing::Failed,
         };
     }
 
-    pub(crate) fn sit(&self) -> Seat {
-        let mut board = self.board();
-        board.last += 1;
-        let number = board.last;
-        board.seats.insert(number, Standing::default());
-        Seat { watch: self.clone(), number }
+    pub(crate) fn register(&self) -> LagHandle {
+        let mut state = self.lock();
+        state.last_handle += 1;
+        let number = state.last_handle;
+        state.endpoints.insert(number, EndpointLag::default());
+        LagHandle { tracker: self.clone(), number }
     }
 
-    /// Keeps the metrics true until stopped.
-    pub(crate) async fn tell(self, stop: CancellationToken) {
-        let mut ticks = interval(TELL_EVERY);
+    /// Updates the metrics until stopped.
+    pub(crate) async fn report_metrics(self, stop: CancellationToken) {
+        let mut ticks = interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             metrics::lag(self.snapshot());
@@ -129,38 +130,38 @@ impl LagWatch {
 
     fn at(&self, now: Timestamp) -> Lag {
         let mut lag = Lag::default();
-        for standing in self.board().seats.values() {
-            let oldest = age(standing.oldest, now);
+        for endpoint in self.lock().endpoints.values() {
+            let oldest = age_seconds(endpoint.oldest, now);
             lag.held = lag.held.saturating_add(1);
-            lag.behind = lag.behind.saturating_add(u32::from(oldest >= BEHIND_AFTER));
+            lag.behind = lag.behind.saturating_add(u32::from(oldest >= BEHIND_AFTER_SECONDS));
             lag.oldest_seconds = lag.oldest_seconds.max(oldest);
-            lag.untried_seconds = lag.untried_seconds.max(age(standing.untried, now));
+            lag.untried_seconds = lag.untried_seconds.max(age_seconds(endpoint.untried, now));
         }
         lag
     }
 
-    fn board(&self) -> MutexGuard<'_, Board> {
-        // Each use is one step on the map: a panic elsewhere cannot leave it half done.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Each use is one step on the map, so a panic elsewhere cannot leave it half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seat {
-    pub(crate) fn say(&self, standing: Standing) {
-        if let Some(seat) = self.watch.board().seats.get_mut(&self.number) {
-            *seat = standing;
+impl LagHandle {
+    pub(crate) fn update(&self, lag: EndpointLag) {
+        if let Some(endpoint) = self.tracker.lock().endpoints.get_mut(&self.number) {
+            *endpoint = lag;
         }
     }
 }
 
-impl Drop for Seat {
+impl Drop for LagHandle {
     fn drop(&mut self) {
-        self.watch.board().seats.remove(&self.number);
+        self.tracker.lock().endpoints.remove(&self.number);
     }
 }
 
-/// The clock that recorded may be ahead of ours.
-fn age(since: Option<Timestamp>, now: Timestamp) -> u64 {
+/// Zero for a time in the future: the clock of the process that recorded the event may be ahead of ours.
+fn age_seconds(since: Option<Timestamp>, now: Timestamp) -> u64 {
     since.map_or(0, |since| u64::try_from(now.duration_since(since).as_secs()).unwrap_or(0))
 }
 
@@ -172,49 +173,49 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn standing(oldest: i64, untried: i64) -> Standing {
-        Standing { oldest: Some(at(oldest)), untried: Some(at(untried)) }
+    fn lag(oldest: i64, untried: i64) -> EndpointLag {
+        EndpointLag { oldest: Some(at(oldest)), untried: Some(at(untried)) }
     }
 
     #[test]
-    fn the_oldest_of_all_endpoints_counts_and_one_is_behind_after_a_minute() {
-        let watch = LagWatch::default();
-        assert_eq!(watch.at(at(1_000)), Lag::default());
-        let (a, b, _idle) = (watch.sit(), watch.sit(), watch.sit());
-        a.say(standing(940, 990));
-        b.say(standing(941, 950));
-        assert_eq!(watch.at(at(1_000)), Lag { held: 3, behind: 1, oldest_seconds: 60, untried_seconds: 50 });
-        a.say(Standing::default());
-        assert_eq!(watch.at(at(1_000)), Lag { held: 3, behind: 0, oldest_seconds: 59, untried_seconds: 50 });
+    fn the_lag_is_that_of_the_oldest_event_and_an_endpoint_is_behind_after_a_minute() {
+        let tracker = LagTracker::default();
+        assert_eq!(tracker.at(at(1_000)), Lag::default());
+        let (a, b, _idle) = (tracker.register(), tracker.register(), tracker.register());
+        a.update(lag(940, 990));
+        b.update(lag(941, 950));
+        assert_eq!(tracker.at(at(1_000)), Lag { held: 3, behind: 1, oldest_seconds: 60, untried_seconds: 50 });
+        a.update(EndpointLag::default());
+        assert_eq!(tracker.at(at(1_000)), Lag { held: 3, behind: 0, oldest_seconds: 59, untried_seconds: 50 });
     }
 
     #[test]
-    fn an_endpoint_that_is_given_up_is_no_longer_heard() {
-        let watch = LagWatch::default();
-        let (old, new) = (watch.sit(), watch.sit());
-        old.say(standing(0, 0));
+    fn a_released_endpoint_leaves_the_totals() {
+        let tracker = LagTracker::default();
+        let (old, new) = (tracker.register(), tracker.register());
+        old.update(lag(0, 0));
         drop(old);
-        assert_eq!(watch.at(at(100)), Lag { held: 1, ..Lag::default() });
+        assert_eq!(tracker.at(at(100)), Lag { held: 1, ..Lag::default() });
         drop(new);
-        assert_eq!(watch.at(at(100)).held, 0);
+        assert_eq!(tracker.at(at(100)).held, 0);
     }
 
     #[test]
     fn an_event_from_a_clock_that_is_ahead_is_not_behind() {
-        let watch = LagWatch::default();
-        let seat = watch.sit();
-        seat.say(standing(200, 200));
-        assert_eq!(watch.at(at(100)), Lag { held: 1, ..Lag::default() });
+        let tracker = LagTracker::default();
+        let handle = tracker.register();
+        handle.update(lag(200, 200));
+        assert_eq!(tracker.at(at(100)), Lag { held: 1, ..Lag::default() });
     }
 
     #[test]
-    fn endpoints_that_were_never_listed_are_not_those_that_were_listed_once() {
-        let watch = LagWatch::default();
+    fn a_failed_listing_is_told_apart_from_one_that_never_succeeded() {
+        let tracker = LagTracker::default();
         let after = |worked| {
-            watch.listed(worked);
-            watch.listing()
+            tracker.set_listed(worked);
+            tracker.listing()
         };
-        assert_eq!(watch.listing(), Listing::Never);
+        assert_eq!(tracker.listing(), Listing::Never);
         assert_eq!(
             [after(false), after(true), after(false), after(true)],
             [Listing::Never, Listing::Current, Listing::Failed, Listing::Current]

@@ -1,49 +1,50 @@
-//! The exporter: from the decision log to the customers' webhooks, and what happens to the log by the clock.
+//! The exporter: delivers the decision log to customers' webhooks, and writes checkpoints and applies retention.
 //!
-//! `endpoints` starts a `courier` for each endpoint; what it delivers and where it stands is the `cursor`, kept in the
-//! ledger. `event` makes bodies of lines, `signature` and `egress` send them, each account in its turn (`fair`),
-//! `backoff` and `verdict` judge what came of it. `keeper` writes checkpoints and ends what is past its time, through
-//! `marks`, while `clock` and `trust` believe the time; `desk` answers what gateways ask, `lag` how far behind
-//! deliveries are. Refuses to decide anything about actions.
-//! INVARIANT: an event is delivered at least once, with the same id, or parked by name.
+//! `endpoints` runs a `delivery_worker` for each endpoint; its durable state is the `cursor` in the state store.
+//! `event` makes bodies of log lines, `signature` signs them, `egress` sends them, `fair` shares its slots among
+//! accounts, `classify` and `backoff` decide what follows an attempt. `maintenance` writes checkpoints and removes what
+//! is past its retention, through `marks`, while `clock` and `clock_trust` vouch for the time. `admin` answers the
+//! gateways, `lag` tells how far deliveries are behind. The exporter makes no decisions about actions.
+//! INVARIANT: every event is delivered at least once under the same id, or becomes a listed dead letter.
 
 pub mod address;
+mod admin;
 pub mod backoff;
+pub mod classify;
 mod clock;
+mod clock_trust;
 mod config;
-mod courier;
 mod cursor;
-mod desk;
+mod delivery_worker;
 pub mod egress;
 mod endpoints;
 mod event;
 mod fair;
-mod keeper;
 mod lag;
+mod maintenance;
 mod marks;
 mod metrics;
-mod post;
 mod replays;
+mod send;
 mod shared;
 pub mod signature;
-mod trust;
-pub mod verdict;
 
+use std::error::Error;
 use std::sync::Arc;
 
 pub use clock::ClockReader;
 pub use config::ExportConfig;
-pub use lag::{Lag, LagWatch, Listing};
+pub use lag::{Lag, LagTracker, Listing};
 use stage0_backplane::clock::Clocks;
 use stage0_backplane::{Backplane, NotReady, ServeError};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::Admin;
 use crate::clock::Clock;
-use crate::desk::Desk;
 use crate::egress::{Egress, Resolver, TrustError};
 use crate::endpoints::{Directory, Endpoints};
-use crate::keeper::Keeper;
+use crate::maintenance::Maintenance;
 use crate::shared::Shared;
 
 /// An exporter that is connected.
@@ -55,24 +56,24 @@ pub struct AuditExport {
 /// The exporter cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// No connection.
+    /// The connection does not work.
     #[error("the backplane carries no questions")]
     Backplane(#[from] NotReady),
-    /// A certificate of those to trust.
+    /// A trusted certificate authority cannot be read or used.
     #[error("the certificates to trust cannot be used")]
     Trust(#[from] TrustError),
-    /// The thread that reads them ended.
+    /// The thread that reads the certificates ended early.
     #[error("the certificates to trust were not read")]
     Thread(#[from] tokio::task::JoinError),
 }
 
 impl AuditExport {
-    /// Reads the certificates to trust and proves that the connection works.
+    /// Reads the trusted certificates and checks that the connection works.
     pub async fn build(config: ExportConfig, backplane: Backplane) -> Result<Self, BuildError> {
         Self::build_with(config, backplane, Resolver::System).await
     }
 
-    /// As [`AuditExport::build`], with a way to look up names.
+    /// As [`AuditExport::build`], with another resolver of host names.
     pub async fn build_with(
         config: ExportConfig,
         backplane: Backplane,
@@ -87,41 +88,44 @@ impl AuditExport {
         }
         stage0_backplane::clock::start();
         let clock = Clock::new(Arc::new(Clocks::now));
-        let shared = Shared { backplane, egress, worker: courier::new_id(), lag: LagWatch::default(), clock };
+        let worker_id = delivery_worker::new_id();
+        let shared = Shared { backplane, egress, worker_id, lag: LagTracker::default(), clock };
         Ok(Self { shared: Arc::new(shared), config })
     }
 
-    /// The same by other clocks: for a test of clocks that are wrong.
+    /// Replaces the system's clocks, so that tests can set them wrong.
     #[must_use]
-    pub fn by(mut self, clocks: ClockReader) -> Self {
+    pub fn with_clocks(mut self, clocks: ClockReader) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             shared.clock = Clock::new(clocks);
         }
         self
     }
 
-    /// Where one can look how far deliveries are behind.
+    /// How far deliveries are behind.
     #[must_use]
-    pub fn lag(&self) -> LagWatch {
+    pub fn lag(&self) -> LagTracker {
         self.shared.lag.clone()
     }
 
-    /// Delivers until `stop` is cancelled, then lands what is on its way, hands its endpoints back and closes the connection.
+    /// Runs until `stop` is cancelled, then completes the attempts in flight, releases the endpoints and closes the
+    /// connection.
     pub async fn run_until(self, stop: CancellationToken) -> Result<(), ServeError> {
         let (directory, tasks) = (Directory::default(), TaskTracker::new());
-        let desk = Arc::new(Desk { shared: Arc::clone(&self.shared), directory: directory.clone() });
-        let served = desk::serve_all(&self.shared.backplane, &desk, &stop, &tasks).await;
-        let couriers = Endpoints::new(Arc::clone(&self.shared), directory);
-        let keeper = Keeper::new(Arc::clone(&self.shared), self.config.clone());
+        let admin = Admin { shared: Arc::clone(&self.shared), directory: directory.clone() };
+        let served = admin.serve(&stop, &tasks).await;
         if served.is_ok() {
-            // Before anything ends by the clock. Where it cannot be known yet, removal waits for it, and deliveries go
-            // by this host's.
+            // Before anything expires. If the trusted time cannot be read yet, retention waits for it, and deliveries
+            // go by this host's clock.
             if let Err(error) = self.shared.clock.load(&self.shared.backplane).await {
-                tracing::warn!(%error, "it is not known yet which time it was");
+                let error = &error as &dyn Error;
+                tracing::warn!(error, "the time that was last trusted cannot be read yet");
             }
-            tasks.spawn(couriers.run(stop.clone()));
-            tasks.spawn(keeper.run(stop.clone()));
-            tasks.spawn(self.lag().tell(stop.clone()));
+            let endpoints = Endpoints::new(Arc::clone(&self.shared), directory);
+            let maintenance = Maintenance::new(Arc::clone(&self.shared), self.config.clone());
+            tasks.spawn(endpoints.run(stop.clone()));
+            tasks.spawn(maintenance.run(stop.clone()));
+            tasks.spawn(self.lag().report_metrics(stop.clone()));
             tracing::info!("audit-export serves");
             stop.cancelled().await;
         }
@@ -137,7 +141,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_ends_when_told_to() {
+    async fn a_stopped_exporter_returns() {
         let exporter = AuditExport::build(ExportConfig::default(), Backplane::embedded()).await.unwrap();
         let stop = CancellationToken::new();
         stop.cancel();
@@ -145,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_does_not_start_on_a_closed_backplane() {
+    async fn build_fails_on_a_closed_backplane() {
         let backplane = Backplane::embedded();
         backplane.requests.close().await;
         assert!(AuditExport::build(ExportConfig::default(), backplane).await.is_err());

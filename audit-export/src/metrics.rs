@@ -1,8 +1,8 @@
-//! What the exporter counts, and under which names.
+//! The metrics of the exporter.
 //!
 //! Owns every name and label.
 //! INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the log names
-//! them. Where nobody records, counting does nothing.
+//! them. Without a recorder, counting does nothing.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use stage0_contract::MarkBody;
 
-use crate::cursor::Settled;
+use crate::cursor::Completion;
 use crate::lag::Lag;
 
 const DELIVERIES: &str = "stage0_deliveries_total";
@@ -23,36 +23,36 @@ const BEHIND: &str = "stage0_endpoints_behind";
 const ENDPOINTS: &str = "stage0_endpoints";
 const DISABLED: &str = "stage0_endpoints_disabled_total";
 const MARKS: &str = "stage0_marks_total";
-const LOOK_UPS: &str = "stage0_webhook_look_ups_total";
+const LOOKUPS: &str = "stage0_webhook_look_ups_total";
 const STOPPED: &str = "stage0_retention_stopped";
 const AHEAD_SECONDS: &str = "stage0_clock_ahead_seconds";
 const REMOVED: &str = "stage0_log_entries_removed_total";
 
-/// Why something left the log.
+/// Why entries were removed from the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Removal {
-    /// It was past its account's retention.
+pub(crate) enum RemovalReason {
+    /// They were past their account's retention.
     Retention,
-    /// Its account wanted it to.
-    Demand,
+    /// A caller of the account deleted them.
+    Deletion,
 }
 
-/// Tells whoever records what the names mean.
+/// Describes all metrics to the recorder.
 pub(crate) fn describe() {
     describe_counter!(
         DELIVERIES,
         Unit::Count,
-        "Attempts to deliver an event by what came of them, and events gone untried."
+        "Attempts to deliver an event by outcome, and events that expired before an attempt."
     );
     describe_histogram!(
         REQUEST_SECONDS,
         Unit::Seconds,
-        "Time of one attempt, up to the receiver's answer or the failure."
+        "Duration of one attempt, up to the receiver's answer or the failure."
     );
     describe_histogram!(
         DELAY_SECONDS,
         Unit::Seconds,
-        "Time from an event's recording to its delivery; replays are left out."
+        "Time from an event's recording to its delivery, without replays."
     );
     describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest event that is not delivered; 0 when all are.");
     describe_gauge!(
@@ -64,34 +64,28 @@ pub(crate) fn describe() {
     describe_gauge!(BEHIND, Unit::Count, "Of those, the ones with an event that is not delivered after a minute.");
     describe_gauge!(ENDPOINTS, Unit::Count, "Endpoints of all accounts, as the keystore lists them, by state.");
     describe_counter!(DISABLED, Unit::Count, "Endpoints that this instance had disabled.");
-    describe_counter!(MARKS, Unit::Count, "Signed marks by kind, and by whether they were written.");
-    describe_counter!(LOOK_UPS, Unit::Count, "Host names of webhooks that were to be looked up, by what came of it.");
-    describe_gauge!(STOPPED, Unit::Count, "1 while nothing is removed by the clock, as it is far ahead of all others.");
+    describe_counter!(MARKS, Unit::Count, "Signed marks by kind and by whether they were written.");
+    describe_counter!(LOOKUPS, Unit::Count, "DNS lookups of webhook host names by outcome.");
+    describe_gauge!(
+        STOPPED,
+        Unit::Count,
+        "1 while retention removes nothing because this host's clock is far ahead of all others."
+    );
     describe_gauge!(
         AHEAD_SECONDS,
         Unit::Seconds,
-        "How far this host's clock is ahead of all others; 0 while it is believed."
+        "How far this host's clock is ahead of all others; 0 while it is trusted."
     );
-    describe_counter!(REMOVED, Unit::Count, "Entries removed from the decision log, by why.");
+    describe_counter!(REMOVED, Unit::Count, "Entries removed from the decision log by reason.");
 }
 
-/// An attempt that is over. `recorded_at`: none for what is replayed.
-pub(crate) fn settled(settled: &Settled, took: Duration, recorded_at: Option<Timestamp>, now: Timestamp) {
-    counter!(DELIVERIES, "outcome" => outcome(settled)).increment(1);
+/// Counts a finished attempt. `recorded_at` is none for a replayed event.
+pub(crate) fn attempt(completion: &Completion, took: Duration, recorded_at: Option<Timestamp>, now: Timestamp) {
+    counter!(DELIVERIES, "outcome" => completion.label()).increment(1);
     histogram!(REQUEST_SECONDS).record(took.as_secs_f64());
-    if let (Settled::Delivered, Some(recorded_at)) = (settled, recorded_at) {
-        // The clock that recorded may be ahead of ours.
+    if let (Completion::Delivered, Some(recorded_at)) = (completion, recorded_at) {
+        // The clock of the process that recorded the event may be ahead of ours.
         histogram!(DELAY_SECONDS).record(now.duration_since(recorded_at).as_secs_f64().max(0.0));
-    }
-}
-
-/// As label and in the log.
-pub(crate) fn outcome(settled: &Settled) -> &'static str {
-    match settled {
-        Settled::Delivered => "delivered",
-        Settled::Waiting => "retried",
-        Settled::Exhausted => "exhausted",
-        Settled::Disable(_) => "refused",
     }
 }
 
@@ -117,15 +111,15 @@ pub(crate) fn endpoint_disabled() {
     counter!(DISABLED).increment(1);
 }
 
-/// How far the clock is ahead; none while it is believed.
+/// Sets how far the clock is ahead; none while it is trusted.
 pub(crate) fn clock(ahead: Option<Duration>) {
     gauge!(STOPPED).set(f64::from(u8::from(ahead.is_some())));
     gauge!(AHEAD_SECONDS).set(ahead.unwrap_or_default().as_secs_f64());
 }
 
-/// A host name was to be looked up.
-pub(crate) fn looked_up(outcome: &'static str) {
-    counter!(LOOK_UPS, "outcome" => outcome).increment(1);
+/// Counts a DNS lookup.
+pub(crate) fn lookup_finished(outcome: &'static str) {
+    counter!(LOOKUPS, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn mark(body: &MarkBody, written: bool) {
@@ -138,15 +132,15 @@ pub(crate) fn mark(body: &MarkBody, written: bool) {
     counter!(MARKS, "kind" => kind, "outcome" => if written { "written" } else { "failed" }).increment(1);
 }
 
-pub(crate) fn removed(why: Removal, entries: u64) {
-    let why = match why {
-        Removal::Retention => "retention",
-        Removal::Demand => "demand",
+pub(crate) fn removed(reason: RemovalReason, entries: u64) {
+    let why = match reason {
+        RemovalReason::Retention => "retention",
+        RemovalReason::Deletion => "demand",
     };
     counter!(REMOVED, "why" => why).increment(entries);
 }
 
-#[expect(clippy::cast_precision_loss, reason = "exact for longer than there are clocks")]
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53")]
 fn seconds(whole: u64) -> f64 {
     whole as f64
 }
@@ -157,25 +151,25 @@ mod tests {
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     #[test]
-    fn every_name_is_described_and_every_count_arrives_under_its_name() {
+    fn every_metric_is_described_and_counted_under_its_name() {
         let recorder = PrometheusBuilder::new().set_buckets(&[1.0]).unwrap().build_recorder();
         let at = |second| Timestamp::from_second(second).unwrap();
         metrics::with_local_recorder(&recorder, || {
             describe();
-            settled(&Settled::Delivered, Duration::from_secs(2), Some(at(10)), at(13));
-            settled(&Settled::Delivered, Duration::ZERO, None, at(13));
-            settled(&Settled::Waiting, Duration::ZERO, Some(at(0)), at(13));
-            settled(&Settled::Exhausted, Duration::ZERO, Some(at(0)), at(13));
-            settled(&Settled::Disable(String::new()), Duration::ZERO, Some(at(0)), at(13));
+            attempt(&Completion::Delivered, Duration::from_secs(2), Some(at(10)), at(13));
+            attempt(&Completion::Delivered, Duration::ZERO, None, at(13));
+            attempt(&Completion::RetryScheduled, Duration::ZERO, Some(at(0)), at(13));
+            attempt(&Completion::DeadLettered, Duration::ZERO, Some(at(0)), at(13));
+            attempt(&Completion::Disable(String::new()), Duration::ZERO, Some(at(0)), at(13));
             expired();
             lag(Lag { held: 4, behind: 3, oldest_seconds: 70, untried_seconds: 7 });
             endpoints(5, 6);
             endpoint_disabled();
             mark(&MarkBody::Checkpoint {}, true);
             mark(&MarkBody::Checkpoint {}, false);
-            removed(Removal::Retention, 8);
-            removed(Removal::Demand, 9);
-            looked_up("found");
+            removed(RemovalReason::Retention, 8);
+            removed(RemovalReason::Deletion, 9);
+            lookup_finished("found");
             clock(Some(Duration::from_secs(86_400)));
         });
         let page = recorder.handle().render();

@@ -1,81 +1,87 @@
-//! Replays that were asked for, until the courier that holds the endpoint takes them.
+//! Requested replays in the state store, until the endpoint's delivery worker moves them into its cursor.
 //!
-//! Any worker puts one into the ledger; it is removed once it stands in the stored cursor. A crash between the two finds it twice,
-//! which the cursor notices by its id.
+//! Any process may add one. It is removed once the stored cursor has it; after a crash in between it is found twice,
+//! and the cursor recognises its id.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stage0_backplane::{Ledger, PutError, Record};
+use stage0_backplane::{PutError, ReadError, Record, StateStore};
 use stage0_contract::WebhookId;
 use uuid::Uuid;
 
 use crate::cursor::Replay;
 use crate::shared::Shared;
 
-const MOST: usize = 32;
-const TRIES: usize = 5;
+const MAX_REQUESTED: usize = 32;
+const MAX_ATTEMPTS: usize = 5;
+/// Requests that no worker takes expire: their endpoint is gone.
+const REPLAY_TTL: Duration = Duration::from_secs(30 * 86_400);
 
 #[derive(Default, Serialize, Deserialize)]
-struct Asked {
+struct Requested {
     replays: Vec<Replay>,
 }
 
-/// A replay was not put, or not read.
+/// A replay could not be added, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplayError {
-    #[error("too many replays wait already")]
+    #[error("too many replays are waiting")]
     TooMany,
-    #[error("{0}")]
-    Ledger(String),
+    #[error("the stored replays cannot be parsed")]
+    Parse(#[from] serde_json::Error),
+    #[error("the stored replays cannot be read")]
+    Read(#[from] ReadError),
+    #[error("the replays cannot be stored")]
+    Put(#[from] PutError),
 }
 
-/// Puts one beside those that wait.
-pub(crate) async fn put(ledger: &dyn Ledger, id: &WebhookId, replay: Replay) -> Result<(), ReplayError> {
-    for _ in 0..TRIES {
-        let found = get(ledger, id).await?;
-        let mut asked = read(found.as_ref())?;
-        if asked.replays.len() >= MOST {
+pub(crate) async fn add(state_store: &dyn StateStore, id: &WebhookId, replay: Replay) -> Result<(), ReplayError> {
+    for _ in 0..MAX_ATTEMPTS {
+        let (mut requested, record) = read(state_store, id).await?;
+        if requested.replays.len() >= MAX_REQUESTED {
             return Err(ReplayError::TooMany);
         }
-        asked.replays.push(replay.clone());
-        match write(ledger, id, &asked, found.as_ref()).await {
-            Ok(()) => return Ok(()),
-            Err(PutError::Conflict) => {}
-            Err(error @ PutError::Failed(_)) => return Err(ReplayError::Ledger(error.to_string())),
+        requested.replays.push(replay.clone());
+        match write(state_store, id, &requested, record.as_ref()).await {
+            Err(ReplayError::Put(PutError::Conflict)) => {}
+            done => return done,
         }
     }
-    Err(ReplayError::Ledger("others were always first".to_owned()))
+    Err(PutError::Conflict.into())
 }
 
-/// All that wait.
-pub(crate) async fn waiting(ledger: &dyn Ledger, id: &WebhookId) -> Result<Vec<Replay>, ReplayError> {
-    Ok(read(get(ledger, id).await?.as_ref())?.replays)
+pub(crate) async fn requested(state_store: &dyn StateStore, id: &WebhookId) -> Result<Vec<Replay>, ReplayError> {
+    Ok(read(state_store, id).await?.0.replays)
 }
 
-/// Removes those that stand in the cursor now; those that came meanwhile stay.
-pub(crate) async fn taken(ledger: &dyn Ledger, id: &WebhookId, these: &[Uuid]) -> Result<(), ReplayError> {
-    let found = get(ledger, id).await?;
-    let mut asked = read(found.as_ref())?;
-    asked.replays.retain(|replay| !these.contains(&replay.id));
-    match write(ledger, id, &asked, found.as_ref()).await {
-        // What is not removed now is found again, and known by its id.
-        Ok(()) | Err(PutError::Conflict) => Ok(()),
-        Err(error @ PutError::Failed(_)) => Err(ReplayError::Ledger(error.to_string())),
+/// Removes the replays that the stored cursor has; others that were added since stay.
+pub(crate) async fn remove(state_store: &dyn StateStore, id: &WebhookId, ids: &[Uuid]) -> Result<(), ReplayError> {
+    let (mut requested, record) = read(state_store, id).await?;
+    requested.replays.retain(|replay| !ids.contains(&replay.id));
+    match write(state_store, id, &requested, record.as_ref()).await {
+        // A replay that is not removed now is found again and recognised by its id.
+        Err(ReplayError::Put(PutError::Conflict)) => Ok(()),
+        done => done,
     }
 }
 
-async fn get(ledger: &dyn Ledger, id: &WebhookId) -> Result<Option<Record>, ReplayError> {
-    ledger.get(&key(id), Shared::soon()).await.map_err(|error| ReplayError::Ledger(error.to_string()))
+async fn read(state_store: &dyn StateStore, id: &WebhookId) -> Result<(Requested, Option<Record>), ReplayError> {
+    let record = state_store.get(&key(id), Shared::store_deadline()).await?;
+    let requested = record.as_ref().map(|record| serde_json::from_slice(&record.value)).transpose()?;
+    Ok((requested.unwrap_or_default(), record))
 }
 
-fn read(found: Option<&Record>) -> Result<Asked, ReplayError> {
-    let asked = found.map(|record| serde_json::from_slice(&record.value)).transpose();
-    asked.map(Option::unwrap_or_default).map_err(|error| ReplayError::Ledger(error.to_string()))
-}
-
-async fn write(ledger: &dyn Ledger, id: &WebhookId, asked: &Asked, found: Option<&Record>) -> Result<(), PutError> {
-    let value = serde_json::to_vec(asked).map_err(|error| PutError::Failed(error.to_string()))?;
-    let expected = found.map(|record| record.revision);
-    ledger.put(&key(id), value.into(), expected, Some(Shared::REPLAY_LIVES), Shared::soon()).await.map(drop)
+async fn write(
+    state_store: &dyn StateStore,
+    id: &WebhookId,
+    requested: &Requested,
+    expected: Option<&Record>,
+) -> Result<(), ReplayError> {
+    let value = serde_json::to_vec(requested)?;
+    let revision = expected.map(|record| record.revision);
+    state_store.put(&key(id), value.into(), revision, Some(REPLAY_TTL), Shared::store_deadline()).await?;
+    Ok(())
 }
 
 fn key(id: &WebhookId) -> String {

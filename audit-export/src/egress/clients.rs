@@ -1,8 +1,9 @@
-//! HTTP clients, each bound to the addresses that were checked.
+//! HTTP clients, each pinned to the addresses that were checked.
 //!
-//! Owns how a client is made and the few that are kept, so that connections live on between deliveries to one endpoint. Refuses
-//! to judge addresses. Invariant: a client of a host connects to the addresses that it was made with and asks no resolver; a
-//! look-up with another answer gets another client. What is not used for a while is forgotten and its connections are closed.
+//! Owns how a client is built, and a cache of clients so that connections are reused between deliveries to one
+//! endpoint. Does not check addresses. An idle client is dropped with its connections.
+//! INVARIANT: a client connects only to the addresses that it was built with and never resolves a name; a lookup with
+//! another result gets another client.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -16,21 +17,21 @@ use super::{EgressConfig, SendError};
 use stage0_contract::{Host, WebhookUrl};
 
 const USER_AGENT: &str = concat!("stage0/", env!("CARGO_PKG_VERSION"));
-const MOST_CLIENTS: u64 = 256;
-const IDLE: Duration = Duration::from_secs(60);
-const MOST_IDLE_CONNECTIONS: usize = 4;
-/// All addresses are checked, so many are tried.
-const MOST_ADDRESSES: usize = 16;
+const MAX_CLIENTS: u64 = 256;
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_IDLE_CONNECTIONS: usize = 4;
+/// Addresses that a client tries; all addresses of a name are checked.
+const MAX_ADDRESSES: usize = 16;
 
 pub(super) struct Clients {
-    kept: Cache<Place, Client>,
+    cache: Cache<Destination, Client>,
     tls: rustls::ClientConfig,
     https_only: bool,
     connect_timeout: Duration,
 }
 
 #[derive(PartialEq, Eq, Hash)]
-struct Place {
+struct Destination {
     host: Host,
     port: u16,
     addresses: Vec<IpAddr>,
@@ -39,34 +40,34 @@ struct Place {
 impl Clients {
     pub(super) fn new(tls: rustls::ClientConfig, config: &EgressConfig) -> Self {
         Self {
-            kept: Cache::builder().max_capacity(MOST_CLIENTS).time_to_idle(IDLE).build(),
+            cache: Cache::builder().max_capacity(MAX_CLIENTS).time_to_idle(IDLE_TIMEOUT).build(),
             tls,
             https_only: !config.dangerous_allow_private,
             connect_timeout: config.connect_timeout,
         }
     }
 
-    /// A client that connects to these addresses alone. They must have been checked.
-    pub(super) fn to(&self, url: &WebhookUrl, mut addresses: Vec<IpAddr>) -> Result<Client, SendError> {
-        // Name servers turn the order at every answer: the same set is the same place.
+    /// A client that connects only to these addresses, which the caller has checked.
+    pub(super) fn client_for(&self, url: &WebhookUrl, mut addresses: Vec<IpAddr>) -> Result<Client, SendError> {
+        // Name servers rotate the order of the addresses: the same set is the same destination.
         addresses.sort_unstable();
         addresses.dedup();
-        addresses.truncate(MOST_ADDRESSES);
-        let place = Place { host: url.host().clone(), port: url.port(), addresses };
-        if let Some(client) = self.kept.get(&place) {
+        addresses.truncate(MAX_ADDRESSES);
+        let destination = Destination { host: url.host().clone(), port: url.port(), addresses };
+        if let Some(client) = self.cache.get(&destination) {
             return Ok(client);
         }
-        let client = self.make(&place).map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "an HTTP client cannot be made");
+        let client = self.build(&destination).map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "an HTTP client cannot be built");
             SendError::NoClient
         })?;
-        // Two attempts at once may both make one; the later is kept, and either is right.
-        self.kept.insert(place, client.clone());
+        // Two concurrent attempts may both build a client; either one is correct.
+        self.cache.insert(destination, client.clone());
         Ok(client)
     }
 
-    fn make(&self, place: &Place) -> Result<Client, reqwest::Error> {
-        let pinned = place.addresses.iter().map(|ip| SocketAddr::new(*ip, place.port)).collect();
+    fn build(&self, destination: &Destination) -> Result<Client, reqwest::Error> {
+        let pinned = destination.addresses.iter().map(|ip| SocketAddr::new(*ip, destination.port)).collect();
         Client::builder()
             .user_agent(USER_AGENT)
             .dns_resolver(Pinned(pinned))
@@ -75,21 +76,21 @@ impl Clients {
             .https_only(self.https_only)
             .http1_only()
             .referer(false)
-            // Off unless another crate's features switch them on; a decompressed body has no bound.
+            // A decompressed body has no size limit. Another crate's features could switch decompression on.
             .no_gzip()
             .no_brotli()
             .no_deflate()
             .no_zstd()
             .tls_backend_preconfigured(self.tls.clone())
             .connect_timeout(self.connect_timeout)
-            .pool_idle_timeout(IDLE)
-            .pool_max_idle_per_host(MOST_IDLE_CONNECTIONS)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build()
     }
 }
 
-/// Gives the checked addresses for whatever name. `ClientBuilder::resolve_to_addrs` would ask the system for any other spelling of
-/// the name than the one that it was given.
+/// Resolves every name to the checked addresses. `ClientBuilder::resolve_to_addrs` would ask the system for any other
+/// spelling of the name than the one it was given.
 struct Pinned(Vec<SocketAddr>);
 
 impl Resolve for Pinned {
@@ -112,17 +113,17 @@ mod tests {
     }
 
     #[test]
-    fn one_client_serves_a_place_in_whatever_order_its_addresses_come() {
+    fn one_client_serves_a_destination_in_any_order_of_its_addresses() {
         let (clients, url) = (clients(), WebhookUrl::parse("https://h/", false).unwrap());
         for order in [["8.8.8.8", "8.8.4.4"], ["8.8.4.4", "8.8.8.8"]] {
-            clients.to(&url, ips(&order)).unwrap();
+            clients.client_for(&url, ips(&order)).unwrap();
         }
-        clients.kept.run_pending_tasks();
-        assert_eq!(clients.kept.entry_count(), 1);
+        clients.cache.run_pending_tasks();
+        assert_eq!(clients.cache.entry_count(), 1);
     }
 
     #[test]
-    fn another_address_port_or_host_gets_another_client() {
+    fn a_client_is_not_shared_between_addresses_ports_or_hosts() {
         let clients = clients();
         for (url, address) in [
             ("https://h/", "8.8.8.8"),
@@ -130,14 +131,14 @@ mod tests {
             ("https://h:444/", "8.8.8.8"),
             ("https://g/", "8.8.8.8"),
         ] {
-            clients.to(&WebhookUrl::parse(url, false).unwrap(), ips(&[address])).unwrap();
+            clients.client_for(&WebhookUrl::parse(url, false).unwrap(), ips(&[address])).unwrap();
         }
-        clients.kept.run_pending_tasks();
-        assert_eq!(clients.kept.entry_count(), 4);
+        clients.cache.run_pending_tasks();
+        assert_eq!(clients.cache.entry_count(), 4);
     }
 
     #[tokio::test]
-    async fn a_pinned_client_knows_no_other_addresses_whatever_it_asks_for() {
+    async fn a_pinned_client_resolves_every_name_to_its_own_addresses() {
         let pinned: SocketAddr = "8.8.8.8:443".parse().unwrap();
         for name in ["h", "localhost"] {
             let found = Pinned(vec![pinned]).resolve(name.parse().unwrap()).await.ok().unwrap();

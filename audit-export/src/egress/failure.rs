@@ -1,54 +1,62 @@
-//! Why an attempt got no answer, in words for the endpoint's owner.
+//! Why an attempt got no response, in words for the endpoint's owner.
 //!
-//! Owns those words and the sorting of the HTTP client's failures into them. Invariant: no text names an address, a
-//! path, a header or a type, and none tells a host that is known inside from one that does not exist: both have the
-//! same words. What cannot be sorted is a broken exchange.
+//! Owns those texts and maps the HTTP client's errors to them. An error that fits no other variant is a broken
+//! connection.
+//! INVARIANT: no text names an address, a path, a header or a type, and a host that is internal has the same text as
+//! one that does not exist.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
 
-/// For every host that we do not connect to.
+use stage0_contract::WebhookUrlError;
+
+/// The text for every host that is not connected to.
 const NOT_PUBLIC: &str = "the host cannot be resolved, or has an address that is not public";
 
-/// There is no answer.
+/// An attempt got no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The host's name has no address, or nobody could say in time.
+    /// The host's name has no address, or the lookup did not finish in time.
     #[error("{NOT_PUBLIC}")]
     Unresolved,
-    /// The host has an address that we do not connect to, for this reason, which is for ourselves alone. Nothing was
-    /// sent.
+    /// The host has an address that is not allowed, for this reason, which the text does not show. Nothing was sent.
     #[error("{NOT_PUBLIC}")]
     Refused(&'static str),
-    /// The URL was accepted when plain http was allowed to more than it is now.
+    /// Plain http is not allowed to this address; the URL may have been created when it was.
     #[error("plain http goes to private addresses alone, where those are allowed")]
-    Plain,
-    /// There is no connection.
+    PlainHttp,
+    /// The TCP connection failed.
     #[error("no connection: {0}")]
     Unreachable(&'static str),
-    /// Somebody is there who is not trusted, or does not speak TLS.
+    /// The certificate is not trusted, or the TLS handshake failed.
     #[error("no secure connection: {0}")]
     Tls(&'static str),
-    /// No answer within the time of an attempt.
+    /// The response did not arrive within the timeout of an attempt.
     #[error("no answer in time")]
     Timeout,
-    /// The connection ended before there was an answer, or what came was not HTTP.
+    /// The connection ended before the response, or the response was not HTTP.
     #[error("the connection broke before there was an answer")]
     Broken,
-    /// Ours, not the endpoint's.
+    /// The HTTP client could not make the request: a fault of the exporter, not of the endpoint.
     #[error("the request could not be made")]
     NoClient,
+    /// The endpoint's stored URL breaks the rules for URLs.
+    #[error("the endpoint's URL {0}")]
+    InvalidUrl(WebhookUrlError),
+    /// The endpoint was stored without a signing secret.
+    #[error("the endpoint has no signing secret")]
+    NoSecret,
 }
 
 impl SendError {
-    pub(super) fn of(error: &reqwest::Error) -> Self {
+    pub(super) fn from_client(error: &reqwest::Error) -> Self {
         match find::<rustls::Error>(error) {
-            Some(rustls::Error::InvalidCertificate(fault)) => Self::Tls(distrust(fault)),
-            Some(_) => Self::Tls("it does not speak TLS as we do"),
+            Some(rustls::Error::InvalidCertificate(fault)) => Self::Tls(certificate_fault(fault)),
+            Some(_) => Self::Tls("the TLS handshake failed"),
             None if error.is_builder() => Self::NoClient,
             None if error.is_connect() && error.is_timeout() => Self::Unreachable("it took too long"),
             None if error.is_connect() => {
-                Self::Unreachable(find::<io::Error>(error).map_or("it failed", no_connection))
+                Self::Unreachable(find::<io::Error>(error).map_or("it failed", connection_fault))
             }
             None if error.is_timeout() => Self::Timeout,
             None => Self::Broken,
@@ -56,7 +64,7 @@ impl SendError {
     }
 }
 
-fn no_connection(error: &io::Error) -> &'static str {
+fn connection_fault(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::ConnectionRefused => "it was refused",
         ErrorKind::TimedOut => "it took too long",
@@ -69,11 +77,11 @@ fn no_connection(error: &io::Error) -> &'static str {
     }
 }
 
-fn distrust(fault: &rustls::CertificateError) -> &'static str {
+fn certificate_fault(fault: &rustls::CertificateError) -> &'static str {
     use rustls::CertificateError as Fault;
     match fault {
-        // The latter if an authority only bears the name of a trusted one.
-        Fault::UnknownIssuer | Fault::BadSignature => "nobody whom we trust signed its certificate",
+        // `BadSignature` if the authority only has the name of a trusted one.
+        Fault::UnknownIssuer | Fault::BadSignature => "its certificate is not signed by a trusted authority",
         Fault::Expired | Fault::ExpiredContext { .. } => "its certificate has expired",
         Fault::NotValidYet | Fault::NotValidYetContext { .. } => "its certificate is not valid yet",
         Fault::NotValidForName | Fault::NotValidForNameContext { .. } => "its certificate is for another name",
@@ -81,7 +89,7 @@ fn distrust(fault: &rustls::CertificateError) -> &'static str {
     }
 }
 
-/// The outermost error of a type. The TLS library's stands inside of an I/O error, which does not name it as its source.
+/// The outermost error of a type. An I/O error does not report the TLS error that it wraps as its source.
 fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -99,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_inside_has_the_words_of_one_that_does_not_exist() {
+    fn an_internal_host_has_the_text_of_one_that_does_not_exist() {
         let unknown = SendError::Unresolved.to_string();
         for why in ["loopback", "private use"] {
             assert_eq!(SendError::Refused(why).to_string(), unknown);
@@ -108,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_inside_of_an_io_error_is_found() {
+    fn an_error_inside_an_io_error_is_found() {
         let tls = io::Error::new(ErrorKind::InvalidData, rustls::Error::DecryptError);
         let outer = io::Error::other(tls);
         assert_eq!(find::<rustls::Error>(&outer), Some(&rustls::Error::DecryptError));

@@ -1,10 +1,10 @@
-//! Names to addresses, without a thread that waits.
+//! Resolves names to addresses without blocking a thread.
 //!
-//! Owns who is asked: the hosts file, then the name servers of `/etc/resolv.conf` or those that were set, by UDP and
-//! TCP. Both files are read again when they change. Refuses to judge an answer, and to remember one: time limit, share
-//! of accounts and what failed lately are `look_ups`'. The system's own resolver is not used: it blocks a thread until
-//! it gives up by itself, also when nobody waits any more.
+//! Uses the hosts file, then the configured name servers or those of `/etc/resolv.conf`, by UDP and TCP, and reads both
+//! files again when they change. Limits and the cache of failures are in `lookups`. The system's own resolver is not
+//! used: it would block a thread until its own timeout, even after the attempt has ended.
 
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -23,64 +23,63 @@ use hickory_resolver::system_conf::read_system_conf;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// Who is asked for a host's addresses.
+/// Where host names are resolved.
 pub enum Resolver {
     /// The system's hosts file and name servers.
     System,
-    /// A function, for a test of names that move.
+    /// By a function, for tests in which names change their addresses.
     Scripted(Box<Script>),
 }
 
-/// The addresses of a name, as of this call.
+/// Returns the addresses of a name at the time of the call.
 pub type Script = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
-/// Of one question to one server, before it is asked once more.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often the two files are looked at, at most.
+/// For one query to one server, before it is repeated.
+const DNS_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// The two files are checked for changes at most this often.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 
-/// A resolver that is ready to be asked.
-pub(super) enum Names {
-    Asked(Dns),
+pub(super) enum NameResolver {
+    Dns(Dns),
     Scripted(Box<Script>),
 }
 
-/// The resolver, and what it was made from.
+/// The DNS resolver, and the state of the files that it was built from.
 pub(super) struct Dns {
-    /// Instead of those of `/etc/resolv.conf`.
+    /// Used instead of those in `/etc/resolv.conf`, unless empty.
     name_servers: Vec<SocketAddr>,
     loaded: Mutex<Loaded>,
 }
 
 struct Loaded {
-    looked_at: Instant,
-    files: [Stamp; 2],
-    /// None where none can be made.
+    checked_at: Instant,
+    files: [FileVersion; 2],
+    /// None if it could not be built.
     resolver: Option<Arc<TokioResolver>>,
 }
 
-/// Which state of a file it is; none where there is no such file.
-type Stamp = Option<(u64, i64, i64, u64)>;
+/// Inode, modification time and size; none if the file does not exist.
+type FileVersion = Option<(u64, i64, i64, u64)>;
 
-impl Names {
-    /// Reads the files, so it blocks.
+impl NameResolver {
+    /// Reads the two files, so it blocks.
     pub(super) fn new(resolver: Resolver, name_servers: &[SocketAddr]) -> Self {
         match resolver {
             Resolver::System => {
-                let files = stamps();
-                let (looked_at, resolver) = (Instant::now(), load(name_servers));
-                let loaded = Mutex::new(Loaded { looked_at, files, resolver });
-                Self::Asked(Dns { name_servers: name_servers.to_vec(), loaded })
+                let files = file_versions();
+                let (checked_at, resolver) = (Instant::now(), load(name_servers));
+                let loaded = Mutex::new(Loaded { checked_at, files, resolver });
+                Self::Dns(Dns { name_servers: name_servers.to_vec(), loaded })
             }
             Resolver::Scripted(script) => Self::Scripted(script),
         }
     }
 
-    pub(super) async fn look_up(&self, name: &str) -> io::Result<Vec<IpAddr>> {
+    pub(super) async fn resolve(&self, name: &str) -> io::Result<Vec<IpAddr>> {
         match self {
-            Self::Asked(dns) => {
+            Self::Dns(dns) => {
                 let name = Name::from_ascii(name).map_err(io::Error::other)?;
                 let resolver = dns.current().await.ok_or_else(|| io::Error::other("there is no resolver"))?;
                 let found = resolver.lookup_ip(name).await.map_err(io::Error::other)?;
@@ -92,13 +91,13 @@ impl Names {
 }
 
 impl Dns {
-    /// The resolver, made again if a file changed.
+    /// The resolver, rebuilt if a file has changed.
     async fn current(&self) -> Option<Arc<TokioResolver>> {
         let mut loaded = self.loaded.lock().await;
-        if loaded.looked_at.elapsed() >= RELOAD_INTERVAL {
+        if loaded.checked_at.elapsed() >= RELOAD_INTERVAL {
             let (before, name_servers) = (loaded.files, self.name_servers.clone());
             let looked = tokio::task::spawn_blocking(move || {
-                let files = stamps();
+                let files = file_versions();
                 (files, (files != before).then(|| load(&name_servers)))
             });
             if let Ok((files, resolver)) = looked.await {
@@ -108,17 +107,20 @@ impl Dns {
                     loaded.resolver = resolver;
                 }
             }
-            loaded.looked_at = Instant::now();
+            loaded.checked_at = Instant::now();
         }
         loaded.resolver.clone()
     }
 }
 
-/// A system without a usable configuration still knows its hosts file.
+/// Builds a resolver. Without a usable `/etc/resolv.conf` it still reads the hosts file.
 fn load(name_servers: &[SocketAddr]) -> Option<Arc<TokioResolver>> {
     let system = if name_servers.is_empty() {
         read_system_conf().unwrap_or_else(|error| {
-            tracing::warn!(%error, "`{RESOLV_CONF}` names no name server: webhooks reach hosts of `{HOSTS}` alone");
+            tracing::warn!(
+                error = &error as &dyn Error,
+                "`{RESOLV_CONF}` names no name server: webhooks reach only hosts in `{HOSTS}`"
+            );
             (ResolverConfig::from_parts(None, Vec::new(), Vec::new()), ResolverOpts::default())
         })
     } else {
@@ -133,23 +135,26 @@ fn load(name_servers: &[SocketAddr]) -> Option<Arc<TokioResolver>> {
         (ResolverConfig::from_parts(None, Vec::new(), servers.collect()), ResolverOpts::default())
     };
     let (config, mut options) = system;
-    options.timeout = options.timeout.min(QUESTION_TIMEOUT);
+    options.timeout = options.timeout.min(DNS_QUERY_TIMEOUT);
     options.attempts = options.attempts.min(2);
-    // One refused address refuses the host, so all of them are asked for.
+    // One refused address refuses the host, so all addresses are needed.
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     options.use_hosts_file = ResolveHosts::Always;
-    // A name is looked up again at every attempt: a host that moved must be found, and one that moved inside refused.
+    // Every attempt resolves the name again: a host that moved must be found, and refused if it moved to an internal
+    // address.
     options.cache_size = 0;
     options.max_active_requests = 256;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
     *builder.options_mut() = options;
-    let made = builder.build();
-    made.inspect_err(|error| tracing::error!(%error, "no resolver can be made: webhooks reach addresses alone"))
-        .ok()
-        .map(Arc::new)
+    let built = builder.build();
+    if let Err(error) = &built {
+        let error = error as &dyn Error;
+        tracing::error!(error, "no resolver can be built: webhooks reach only URLs with an IP address");
+    }
+    built.ok().map(Arc::new)
 }
 
-fn stamps() -> [Stamp; 2] {
+fn file_versions() -> [FileVersion; 2] {
     [RESOLV_CONF, HOSTS].map(|file| {
         let of = |of: std::fs::Metadata| (of.ino(), of.mtime(), of.mtime_nsec(), of.len());
         std::fs::metadata(Path::new(file)).ok().map(of)

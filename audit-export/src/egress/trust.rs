@@ -1,8 +1,8 @@
-//! Whose certificates we accept: the system's authorities and those of one file.
+//! Which certificate authorities are trusted: the system's and those of one file.
 //!
-//! Owns the TLS configuration, made once and shared by all clients (each would read the system's files again). Refuses to go
-//! without checks: there is no switch for that. A file that cannot be used stops the start; a system without authorities does not,
-//! since endpoints of the file's may still be reached, but the log says so.
+//! Owns the TLS configuration, which is built once and shared by all clients. Verification cannot be switched off. A
+//! file that cannot be used stops the start. A system without authorities only logs a warning, as endpoints signed by
+//! the file's authorities may still be reached.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::{ClientConfig, RootCertStore};
 
-/// The configured trust cannot be used.
+/// The trusted certificate authorities cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
     /// The file cannot be read as PEM.
     #[error("cannot read the CA file `{path}`")]
     Read {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with it.
         source: pem::Error,
     },
-    /// The file has no certificate.
+    /// The file holds no certificate.
     #[error("the CA file `{0}` holds no certificate")]
     Empty(PathBuf),
-    /// The file has a certificate that is of no use.
+    /// The file holds a certificate that cannot be used.
     #[error("the CA file `{path}` holds a certificate that cannot be used")]
     Certificate {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// What is wrong with the certificate.
         source: rustls::Error,
     },
-    /// The TLS library refuses its own defaults.
+    /// The TLS library rejects its own defaults.
     #[error("cannot configure TLS")]
     Tls(#[source] rustls::Error),
 }
@@ -41,10 +41,14 @@ pub enum TrustError {
 pub(super) fn client_config(extra_ca: Option<&Path>) -> Result<ClientConfig, TrustError> {
     let system = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();
-    // A system's bundle may hold what is no certificate; the rest of it is good.
+    // A system's bundle may hold entries that are not certificates; the others are usable.
     let (_, unusable) = roots.add_parsable_certificates(system.certs);
     if unusable > 0 || !system.errors.is_empty() {
-        tracing::warn!(unusable, errors = ?system.errors, "some of the system's certificate authorities cannot be used");
+        tracing::warn!(
+            unusable,
+            errors = ?system.errors,
+            "some of the system's certificate authorities cannot be used"
+        );
     }
     if let Some(path) = extra_ca {
         for certificate in certificates(path)? {

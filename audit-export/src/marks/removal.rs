@@ -1,94 +1,94 @@
-//! What a mark of a removal takes with it: found before the mark is written, and again where a crash came between.
+//! Removes decisions and marks from the beginning of an account's log.
 //!
-//! Owns the walk over the beginning of an account's log. It goes in the order of the log and ends at the first entry
-//! that was recorded at the removal's time or later. Removing is done twice without harm, as a mark names what goes.
+//! Owns the walk that plans a removal before its mark is written, and the one that finishes it after a crash. Both go
+//! in log order and end at the first entry that was recorded at the removal's time or later. Removing twice does no
+//! harm, as the mark names what is removed.
+
+use std::ops::ControlFlow;
 
 use jiff::Timestamp;
-use stage0_backplane::{Backplane, Entry, Kind, Position, Seek, Which};
-use stage0_contract::{AccountId, Head, LineStart, Mark, MarkBody};
+use stage0_backplane::{Backplane, Entry, EntryKind, Position, Seek};
+use stage0_contract::{AccountId, Head, LineHeader, Mark, MarkBody};
 
-use super::{FIRST_TIME, Heads, MarkFailure, PIECE, head_of};
-use crate::metrics::{self, Removal};
+use super::{Heads, MIN_THROUGH_MICROS, MarkFailure, READ_CHUNK_BYTES, head_of, scan};
+use crate::metrics::{self, RemovalReason};
 use crate::shared::Shared;
 
-/// One entry, mostly.
-const FIRST_LOOK: usize = 1;
+/// Reads a single entry, which mostly suffices.
+const FIRST_READ_BYTES: usize = 1;
 
-/// What was recorded before a time, from the beginning of the log on.
+/// The decisions at the beginning of the log that were recorded before a time.
 #[derive(Default)]
-pub(super) struct Going {
+pub(super) struct RemovalPlan {
     pub(super) from: Option<Timestamp>,
     pub(super) to: Option<Timestamp>,
     pub(super) count: u64,
-    /// The last one of each writer.
-    pub(super) last: Vec<Head>,
-    /// Where the last of it stands; none where nothing goes.
+    /// The last line of each writer.
+    pub(super) heads: Vec<Head>,
+    /// The position of the last entry; none if there is nothing to remove.
     pub(super) through: Option<Position>,
 }
 
-/// Marks that may go.
+/// The marks at the beginning of the log that may be removed.
 #[derive(Clone, Copy)]
 pub(super) struct OldMarks {
     through: Position,
-    /// When the last of them would expire by itself.
+    /// When the last of them would expire.
     pub(super) expire_at: i64,
 }
 
-/// A mark's removal.
-struct Removed<'m> {
+/// The removal that a mark announces.
+struct MarkedRemoval<'m> {
     before: Timestamp,
-    last: &'m [Head],
-    /// Of an older mark, the last one's place.
-    place: Option<Position>,
-    why: Removal,
+    heads: &'m [Head],
+    /// The last entry's position, which only marks of an older version have.
+    position: Option<Position>,
+    reason: RemovalReason,
 }
 
-/// Walks over what was recorded before a time.
-pub(super) async fn going(backplane: &Backplane, account: &AccountId, before: Timestamp) -> Result<Going, MarkFailure> {
-    let (mut gone, mut heads, mut seek) = (Going::default(), Heads::default(), Seek::Start);
-    'log: loop {
-        let read = backplane.log.read(account, Which::Only(Kind::Decisions), seek, PIECE, Shared::soon());
-        let chunk = read.await?;
-        for entry in &chunk.entries {
-            match recorded(entry) {
-                Some(at) if at >= before => break 'log,
-                Some(at) => {
-                    gone.from = gone.from.or(Some(at));
-                    gone.to = Some(at);
-                    heads.add(entry, account);
-                }
-                // What cannot be read keeps nothing behind it from going.
-                None if entry.stored_at >= before => break 'log,
-                None => {}
+pub(super) async fn plan(
+    backplane: &Backplane,
+    account: &AccountId,
+    before: Timestamp,
+) -> Result<RemovalPlan, MarkFailure> {
+    let mut plan = RemovalPlan::default();
+    let mut heads = Heads::default();
+    let add = |entry: &Entry| {
+        match recorded_at(entry) {
+            Some(at) if at >= before => return ControlFlow::Break(()),
+            Some(at) => {
+                plan.from = plan.from.or(Some(at));
+                plan.to = Some(at);
+                heads.add(entry, account);
             }
-            gone.through = Some(entry.position);
+            // An entry that cannot be read does not keep the entries after it.
+            None if entry.stored_at >= before => return ControlFlow::Break(()),
+            None => {}
         }
-        match chunk.entries.last().filter(|_| chunk.more) {
-            Some(last) => seek = Seek::After(last.position),
-            None => break,
-        }
-    }
-    gone.count = heads.covered;
-    gone.last = heads.of.into_values().collect();
-    Ok(gone)
+        plan.through = Some(entry.position);
+        ControlFlow::Continue(())
+    };
+    scan(backplane, account, EntryKind::Decisions, (Seek::Start, READ_CHUNK_BYTES), add).await?;
+    plan.count = heads.covered;
+    plan.heads = heads.of.into_values().collect();
+    Ok(plan)
 }
 
-/// When an entry's lines were recorded; none where they cannot be read. Lines that were appended together were recorded
-/// at the same moment.
-pub(super) fn recorded(entry: &Entry) -> Option<Timestamp> {
+/// When an entry's lines were recorded, which is the same moment for all of them; none if they cannot be read.
+pub(super) fn recorded_at(entry: &Entry) -> Option<Timestamp> {
     let line = entry.lines().next()?;
-    serde_json::from_slice::<LineStart>(line).ok().map(|start| start.recorded_at)
+    serde_json::from_slice::<LineHeader>(line).ok().map(|header| header.recorded_at)
 }
 
-/// A removal whose mark is written and which itself may not have happened.
+/// Finishes the removal of a mark that is written, in case a crash interrupted it.
 pub(super) async fn finish(backplane: &Backplane, account: &AccountId, mark: &Mark) -> Result<(), MarkFailure> {
-    let Some(removed) = removed(&mark.body) else { return Ok(()) };
-    let through = match removed.place {
-        Some(place) => Some(place),
-        None => still_there(backplane, account, &removed).await?,
+    let Some(removal) = removal_of(&mark.body) else { return Ok(()) };
+    let through = match removal.position {
+        Some(position) => Some(position),
+        None => last_remaining(backplane, account, &removal).await?,
     };
     if let Some(through) = through {
-        remove(backplane, account, through, removed.why).await?;
+        remove(backplane, account, through, removal.reason).await?;
     }
     if let MarkBody::Expiry(expiry) = &mark.body {
         remove_marks(backplane, account, Some(expiry.before), mark.recorded_at).await?;
@@ -100,14 +100,15 @@ pub(super) async fn remove(
     backplane: &Backplane,
     account: &AccountId,
     through: Position,
-    why: Removal,
+    reason: RemovalReason,
 ) -> Result<u64, MarkFailure> {
-    let removed = backplane.log.remove_through(account, Kind::Decisions, through, Shared::soon()).await?;
-    metrics::removed(why, removed);
+    let removed =
+        backplane.log.remove_through(account, EntryKind::Decisions, through, Shared::store_deadline()).await?;
+    metrics::removed(reason, removed);
     Ok(removed)
 }
 
-/// Removes the marks at the beginning that are expired, or were recorded before a removal's time.
+/// Removes the marks at the beginning that have expired, or that were recorded before a removal's time.
 pub(super) async fn remove_marks(
     backplane: &Backplane,
     account: &AccountId,
@@ -115,90 +116,77 @@ pub(super) async fn remove_marks(
     now: Timestamp,
 ) -> Result<(), MarkFailure> {
     if let Some(OldMarks { through, .. }) = old_marks(backplane, account, before, now).await? {
-        let removed = backplane.log.remove_through(account, Kind::Mark, through, Shared::soon()).await?;
-        metrics::removed(Removal::Retention, removed);
+        let removed = backplane.log.remove_through(account, EntryKind::Mark, through, Shared::store_deadline()).await?;
+        metrics::removed(RemovalReason::Retention, removed);
     }
     Ok(())
 }
 
-/// The marks at the beginning that may go. The last one stays, as the next one follows it.
+/// Finds the marks that [`remove_marks`] removes. The last mark always stays, as the next one refers to it.
 pub(super) async fn old_marks(
     backplane: &Backplane,
     account: &AccountId,
     before: Option<Timestamp>,
     now: Timestamp,
 ) -> Result<Option<OldMarks>, MarkFailure> {
-    let (mut found, mut seek, mut piece, mut newest) = (None::<OldMarks>, Seek::Start, FIRST_LOOK, None);
-    loop {
-        let chunk = backplane.log.read(account, Which::Only(Kind::Mark), seek, piece, Shared::soon()).await?;
-        for entry in &chunk.entries {
-            let mark = entry.lines().next().and_then(|line| serde_json::from_slice::<Mark>(line).ok());
-            let recorded = mark.as_ref().map_or(entry.stored_at, |mark| mark.recorded_at);
-            let expires = mark.map_or(i64::MAX, |mark| mark.expires_at);
-            if expires > now.as_second() && before.is_none_or(|before| recorded >= before) {
-                return Ok(found);
-            }
-            let newest = match newest {
-                Some(newest) => newest,
-                None => {
-                    let last = backplane.log.last(account, Kind::Mark, Shared::soon()).await?;
-                    *newest.insert(last.map_or(Position(0), |last| last.position))
-                }
-            };
-            if entry.position >= newest {
-                return Ok(found);
-            }
-            let expire_at = if expires == i64::MAX { 0 } else { expires };
-            let expire_at = found.map_or(expire_at, |before| before.expire_at.max(expire_at));
-            found = Some(OldMarks { through: entry.position, expire_at });
+    let mut found = None::<OldMarks>;
+    // An old mark may be removed once another mark is seen after it.
+    let mut candidate = None;
+    let check = |entry: &Entry| {
+        found = candidate.take().or(found);
+        let mark = entry.lines().next().and_then(|line| serde_json::from_slice::<Mark>(line).ok());
+        let recorded_at = mark.as_ref().map_or(entry.stored_at, |mark| mark.recorded_at);
+        let expires_at = mark.map(|mark| mark.expires_at);
+        let is_expired = expires_at.is_some_and(|at| at <= now.as_second());
+        if !is_expired && before.is_none_or(|before| recorded_at >= before) {
+            return ControlFlow::Break(());
         }
-        match chunk.entries.last().filter(|_| chunk.more) {
-            Some(last) => (seek, piece) = (Seek::After(last.position), PIECE),
-            None => return Ok(found),
-        }
-    }
+        let expire_at = found.map_or(0, |before| before.expire_at).max(expires_at.unwrap_or(0));
+        candidate = Some(OldMarks { through: entry.position, expire_at });
+        ControlFlow::Continue(())
+    };
+    scan(backplane, account, EntryKind::Mark, (Seek::Start, FIRST_READ_BYTES), check).await?;
+    Ok(found)
 }
 
-fn removed(body: &MarkBody) -> Option<Removed<'_>> {
+fn removal_of(body: &MarkBody) -> Option<MarkedRemoval<'_>> {
     match body {
-        MarkBody::Deletion(deletion) => Some(Removed {
+        MarkBody::Deletion(deletion) => Some(MarkedRemoval {
             before: deletion.before,
-            last: &deletion.deleted,
-            place: (1..FIRST_TIME).contains(&deletion.through).then_some(Position(deletion.through)),
-            why: Removal::Demand,
+            heads: &deletion.deleted,
+            position: (1..MIN_THROUGH_MICROS).contains(&deletion.through).then_some(Position(deletion.through)),
+            reason: RemovalReason::Deletion,
         }),
-        MarkBody::Expiry(expiry) => {
-            let (before, last) = (expiry.before, expiry.expired.as_slice());
-            Some(Removed { before, last, place: None, why: Removal::Retention })
-        }
+        MarkBody::Expiry(expiry) => Some(MarkedRemoval {
+            before: expiry.before,
+            heads: &expiry.expired,
+            position: None,
+            reason: RemovalReason::Retention,
+        }),
         MarkBody::Checkpoint {} | MarkBody::WebhookDisabled { .. } => None,
     }
 }
 
-/// The last place of what a mark names and was not removed; normally there is none.
-async fn still_there(
+/// The position of the last entry that a mark names and that was not removed; normally there is none.
+async fn last_remaining(
     backplane: &Backplane,
     account: &AccountId,
-    removed: &Removed<'_>,
+    removal: &MarkedRemoval<'_>,
 ) -> Result<Option<Position>, MarkFailure> {
-    let gone = |entry: &Entry| {
+    let is_named = |entry: &Entry| {
         let named = head_of(entry, account).is_some_and(|head| {
-            removed.last.iter().any(|last| last.writer == head.writer && last.sequence >= head.sequence)
+            removal.heads.iter().any(|last| last.writer == head.writer && last.sequence >= head.sequence)
         });
-        named && recorded(entry).is_some_and(|at| at < removed.before)
+        named && recorded_at(entry).is_some_and(|at| at < removal.before)
     };
-    let (mut last, mut seek, mut piece) = (None, Seek::Start, FIRST_LOOK);
-    loop {
-        let chunk = backplane.log.read(account, Which::Only(Kind::Decisions), seek, piece, Shared::soon()).await?;
-        for entry in &chunk.entries {
-            if !gone(entry) {
-                return Ok(last);
-            }
-            last = Some(entry.position);
+    let mut last = None;
+    let check = |entry: &Entry| {
+        if !is_named(entry) {
+            return ControlFlow::Break(());
         }
-        match chunk.entries.last().filter(|_| chunk.more) {
-            Some(last) => (seek, piece) = (Seek::After(last.position), PIECE),
-            None => return Ok(last),
-        }
-    }
+        last = Some(entry.position);
+        ControlFlow::Continue(())
+    };
+    scan(backplane, account, EntryKind::Decisions, (Seek::Start, FIRST_READ_BYTES), check).await?;
+    Ok(last)
 }

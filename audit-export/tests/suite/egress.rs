@@ -1,4 +1,4 @@
-//! One attempt against receivers that behave, that do not, and that are not there.
+//! Single attempts against receivers that work, misbehave or do not exist.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,12 +10,13 @@ use reqwest::header::{HeaderMap, HeaderValue};
 use stage0_audit_export::egress::{Egress, EgressConfig, Resolver, Response, SendError};
 use stage0_contract::{AccountId, WebhookUrl};
 
-use crate::receiver::{Answer, Authority, Receiver};
+use crate::authority::Authority;
+use crate::receiver::{Answer, Receiver};
 
-/// For what ends with the time limit; nothing else here comes near it.
-const SHORT: Duration = Duration::from_millis(300);
-/// Public as far as addresses tell, in a block that nobody was given: packets to it go nowhere.
-const NOWHERE: &str = "2d00::1";
+/// For attempts that end with the timeout; the others here take far less.
+const SHORT_TIMEOUT: Duration = Duration::from_millis(300);
+/// A public address in an unassigned block: packets to it are lost.
+const UNREACHABLE: &str = "2d00::1";
 
 fn local() -> EgressConfig {
     EgressConfig { dangerous_allow_private: true, ..EgressConfig::default() }
@@ -29,15 +30,15 @@ fn egress(config: &EgressConfig) -> Egress {
     Egress::build(config, Resolver::System).unwrap()
 }
 
-/// Answers each look-up with the next line, the last one for ever; counts them.
+/// Answers each lookup with the next line, then always with the last one, and counts the lookups.
 fn script(answers: &'static [&'static [&'static str]]) -> (Resolver, Arc<AtomicUsize>) {
-    let look_ups = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&look_ups);
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&lookups);
     let resolver = Resolver::Scripted(Box::new(move |_| {
         let answer = answers[counter.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1)];
         Ok(answer.iter().map(|ip| ip.parse::<IpAddr>().unwrap()).collect())
     }));
-    (resolver, look_ups)
+    (resolver, lookups)
 }
 
 async fn post(egress: &Egress, url: &str) -> Result<Response, SendError> {
@@ -73,7 +74,7 @@ async fn a_request_arrives_as_it_was_given() {
 }
 
 #[tokio::test]
-async fn a_connection_lives_on_between_deliveries_even_when_answers_have_small_bodies() {
+async fn a_connection_is_reused_between_deliveries_when_responses_have_small_bodies() {
     let mut receiver = Receiver::plain().await;
     receiver.answer([Answer::status(200).body(&[b'x'; 1000]), Answer::status(500).body(b"sorry"), Answer::status(200)]);
     let egress = egress(&local());
@@ -84,7 +85,7 @@ async fn a_connection_lives_on_between_deliveries_even_when_answers_have_small_b
 }
 
 #[tokio::test]
-async fn every_status_is_an_answer_and_retry_after_is_handed_on() {
+async fn every_status_is_a_response_and_retry_after_is_returned() {
     let receiver = Receiver::plain().await;
     receiver.answer([
         Answer::status(410),
@@ -103,79 +104,81 @@ async fn every_status_is_an_answer_and_retry_after_is_handed_on() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_answers_too_late_or_never_ends_the_attempt_in_time() {
+async fn an_attempt_times_out_when_the_receiver_answers_late_or_never() {
     let receiver = Receiver::plain().await;
     receiver.answer([Answer::Late(Duration::from_secs(20)), Answer::Hang]);
-    let egress = egress(&EgressConfig { timeout: SHORT, ..local() });
+    let egress = egress(&EgressConfig { timeout: SHORT_TIMEOUT, ..local() });
     for _ in 0..2 {
         assert_eq!(post(&egress, &receiver.url("/")).await, Err(SendError::Timeout));
     }
 }
 
 #[tokio::test]
-async fn a_status_counts_even_if_its_body_never_comes() {
+async fn a_status_counts_even_if_the_body_never_arrives() {
     let receiver = Receiver::plain().await;
     receiver.answer([Answer::HangInBody]);
-    let egress = egress(&EgressConfig { timeout: SHORT, ..local() });
+    let egress = egress(&EgressConfig { timeout: SHORT_TIMEOUT, ..local() });
     assert_eq!(status(&egress, &receiver.url("/")).await, 200);
 }
 
 #[tokio::test]
-async fn an_endless_body_is_cut_off() {
+async fn an_endless_response_body_is_cut_off() {
     let mut receiver = Receiver::plain().await;
     receiver.answer([Answer::Endless(200), Answer::Endless(500)]);
     let egress = egress(&local());
     for expected in [200, 500] {
         let began = Instant::now();
         assert_eq!(status(&egress, &receiver.url("/")).await, expected);
-        assert!(began.elapsed() < Duration::from_secs(10), "it is the size that ends it, not the time");
-        // The sockets' buffers on both sides are what it could fill.
+        assert!(began.elapsed() < Duration::from_secs(10), "it ended by the timeout, not by the size");
+        // It could fill the socket buffers on both sides.
         let streamed = receiver.streamed().await;
         assert!(streamed < 64 * 1024 * 1024, "{streamed} bytes were taken");
     }
 }
 
 #[tokio::test]
-async fn a_body_that_says_that_it_is_compressed_is_not_unpacked() {
+async fn a_compressed_response_body_is_not_decompressed() {
     let receiver = Receiver::plain().await;
     receiver.answer([Answer::status(200).with("content-encoding", "gzip").body(b"this is no gzip")]);
     assert_eq!(status(&egress(&local()), &receiver.url("/")).await, 200);
 }
 
 #[tokio::test]
-async fn a_redirect_is_an_answer_and_is_not_followed() {
+async fn a_redirect_is_a_response_and_is_not_followed() {
     let mut receiver = Receiver::plain().await;
     let own = receiver.url("/elsewhere");
-    let places = ["http://169.254.169.254/", "http://169.254.169.254/latest/meta-data/", own.as_str()];
+    let locations = ["http://169.254.169.254/", "http://169.254.169.254/latest/meta-data/", own.as_str()];
     let egress = egress(&local());
-    for (expected, place) in [301, 302, 303, 307, 308].into_iter().flat_map(|s| places.map(|place| (s, place))) {
-        receiver.answer([Answer::status(expected).with("location", place)]);
+    for (expected, location) in
+        [301, 302, 303, 307, 308].into_iter().flat_map(|s| locations.map(|location| (s, location)))
+    {
+        receiver.answer([Answer::status(expected).with("location", location)]);
         assert_eq!(status(&egress, &receiver.url("/first")).await, expected);
         assert_eq!(receiver.next().await.path, "/first");
-        assert!(receiver.another().is_none(), "{place} was followed");
+        assert!(receiver.another().is_none(), "{location} was followed");
     }
 }
 
 #[tokio::test]
-async fn a_name_is_looked_up_once_so_it_cannot_move_between_check_and_connection() {
+async fn a_name_is_resolved_once_so_it_cannot_change_between_check_and_connection() {
     let mut receiver = Receiver::plain().await;
-    let (resolver, look_ups) = script(&[&[NOWHERE], &["127.0.0.1"]]);
-    let egress = Egress::build(&EgressConfig { timeout: SHORT, ..EgressConfig::default() }, resolver).unwrap();
+    let (resolver, lookups) = script(&[&[UNREACHABLE], &["127.0.0.1"]]);
+    let egress = Egress::build(&EgressConfig { timeout: SHORT_TIMEOUT, ..EgressConfig::default() }, resolver).unwrap();
     let url = receiver.url_of("rebind.example", "/").replace("http:", "https:");
 
     let first = post(&egress, &url).await;
     assert!(matches!(first, Err(SendError::Timeout | SendError::Unreachable(_))), "{first:?}");
-    assert_eq!(look_ups.load(Ordering::Relaxed), 1);
+    assert_eq!(lookups.load(Ordering::Relaxed), 1);
     assert_eq!(post(&egress, &url).await, Err(SendError::Refused("loopback")));
-    assert_eq!(look_ups.load(Ordering::Relaxed), 2);
+    assert_eq!(lookups.load(Ordering::Relaxed), 2);
     receiver.assert_untouched().await;
 }
 
 #[tokio::test]
-async fn one_refused_address_among_good_ones_refuses_the_host() {
+async fn one_refused_address_among_public_ones_refuses_the_host() {
     let mut receiver = Receiver::plain().await;
     let answers: [&'static [&'static str]; 3] =
-        [&[NOWHERE, "127.0.0.1"], &["127.0.0.1", NOWHERE], &["8.8.8.8", NOWHERE, "::ffff:127.0.0.1"]];
+        [&[UNREACHABLE, "127.0.0.1"], &["127.0.0.1", UNREACHABLE], &["8.8.8.8", UNREACHABLE, "::ffff:127.0.0.1"]];
     for answer in answers {
         let resolver = Resolver::Scripted(Box::new(move |_| Ok(answer.iter().map(|ip| ip.parse().unwrap()).collect())));
         let egress = Egress::build(&EgressConfig::default(), resolver).unwrap();
@@ -186,7 +189,7 @@ async fn one_refused_address_among_good_ones_refuses_the_host() {
 }
 
 #[tokio::test]
-async fn a_host_that_was_good_is_checked_again_although_its_connection_is_still_open() {
+async fn a_host_is_checked_again_although_its_connection_is_still_open() {
     let mut receiver = Receiver::plain().await;
     let (resolver, _) = script(&[&["127.0.0.1"], &["169.254.169.254"], &["127.0.0.1"]]);
     let egress = Egress::build(&local(), resolver).unwrap();
@@ -199,20 +202,20 @@ async fn a_host_that_was_good_is_checked_again_although_its_connection_is_still_
 }
 
 #[tokio::test]
-async fn a_host_that_moves_is_reached_at_its_new_address_and_not_at_the_old() {
+async fn a_host_that_moves_is_reached_only_at_its_new_address() {
     let mut receiver = Receiver::plain().await;
     let (resolver, _) = script(&[&["127.0.0.1"], &["127.0.0.2"]]);
     let egress = Egress::build(&local(), resolver).unwrap();
     let url = receiver.url_of("moving.example", "/");
     assert_eq!(status(&egress, &url).await, 200);
-    // The receiver listens on the first address alone.
+    // The receiver listens only on the first address.
     assert_eq!(post(&egress, &url).await, Err(SendError::Unreachable("it was refused")));
     receiver.next().await;
     assert!(receiver.another().is_none());
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_local_address_is_let_through() {
+async fn no_spelling_of_a_local_address_is_allowed() {
     let mut receiver = Receiver::plain().await;
     let egress = egress(&EgressConfig::default());
     let hosts = [
@@ -255,16 +258,16 @@ async fn no_spelling_of_a_local_address_is_let_through() {
 }
 
 #[tokio::test]
-async fn plain_http_goes_to_local_addresses_alone_and_only_in_the_dangerous_mode() {
+async fn plain_http_is_allowed_only_to_local_addresses_and_only_in_the_dangerous_mode() {
     let mut receiver = Receiver::plain().await;
-    // The URL was accepted in the dangerous mode, and the service was started again without.
+    // The URL was created in the dangerous mode, and the service was restarted without it.
     assert_eq!(post(&egress(&EgressConfig::default()), &receiver.url("/")).await, Err(SendError::Refused("loopback")));
-    let (resolver, _) = script(&[&[NOWHERE]]);
+    let (resolver, _) = script(&[&[UNREACHABLE]]);
     let strict = Egress::build(&EgressConfig::default(), resolver).unwrap();
-    assert_eq!(post(&strict, "http://public.example/").await, Err(SendError::Plain));
-    let (resolver, _) = script(&[&[NOWHERE], &["127.0.0.1", NOWHERE], &["169.254.169.254"]]);
+    assert_eq!(post(&strict, "http://public.example/").await, Err(SendError::PlainHttp));
+    let (resolver, _) = script(&[&[UNREACHABLE], &["127.0.0.1", UNREACHABLE], &["169.254.169.254"]]);
     let dangerous = Egress::build(&local(), resolver).unwrap();
-    for why in [SendError::Plain, SendError::Plain, SendError::Refused("link-local")] {
+    for why in [SendError::PlainHttp, SendError::PlainHttp, SendError::Refused("link-local")] {
         let url = receiver.url_of("public.example", "/");
         assert_eq!(post(&dangerous, &url).await, Err(why));
     }
@@ -273,8 +276,8 @@ async fn plain_http_goes_to_local_addresses_alone_and_only_in_the_dangerous_mode
 }
 
 #[tokio::test]
-async fn a_certificate_counts_if_a_trusted_authority_signed_it_for_that_host() {
-    let (authority, stranger) = (Authority::new(), Authority::new());
+async fn a_certificate_must_be_signed_by_a_trusted_authority_for_that_host() {
+    let (authority, stranger) = (Authority::default(), Authority::default());
     let mut receiver = Receiver::tls(&authority, &["hooks.example", "127.0.0.1"]).await;
     let trusting = |authority: &Authority| {
         let config = EgressConfig { extra_ca: Some(authority.file()), ..local() };
@@ -287,15 +290,15 @@ async fn a_certificate_counts_if_a_trusted_authority_signed_it_for_that_host() {
     }
     let wrong_name = Err(SendError::Tls("its certificate is for another name"));
     assert_eq!(post(&good, &receiver.url_of("other.example", "/")).await, wrong_name);
-    let unknown = Err(SendError::Tls("nobody whom we trust signed its certificate"));
+    let unknown = Err(SendError::Tls("its certificate is not signed by a trusted authority"));
     assert_eq!(post(&trusting(&stranger), &receiver.url_of("hooks.example", "/")).await, unknown);
     assert_eq!(post(&egress(&local()), &receiver.url("/")).await, unknown);
     assert!(receiver.another().is_none());
 }
 
 #[tokio::test]
-async fn an_endless_body_over_tls_is_cut_off_too() {
-    let authority = Authority::new();
+async fn an_endless_response_body_over_tls_is_cut_off_too() {
+    let authority = Authority::default();
     let mut receiver = Receiver::tls(&authority, &["127.0.0.1"]).await;
     receiver.answer([Answer::Endless(200)]);
     let egress = egress(&EgressConfig { extra_ca: Some(authority.file()), ..local() });
@@ -304,7 +307,7 @@ async fn an_endless_body_over_tls_is_cut_off_too() {
 }
 
 #[tokio::test]
-async fn what_is_no_web_server_is_named_for_what_it_is() {
+async fn a_server_that_does_not_speak_http_or_tls_gives_a_specific_error() {
     let receiver = Receiver::plain().await;
     let egress = egress(&EgressConfig { timeout: Duration::from_secs(10), ..local() });
     receiver.answer([
@@ -316,17 +319,17 @@ async fn what_is_no_web_server_is_named_for_what_it_is() {
         assert_eq!(post(&egress, &receiver.url("/")).await, Err(SendError::Broken));
     }
     let secured = receiver.url("/").replace("http:", "https:");
-    assert_eq!(post(&egress, &secured).await, Err(SendError::Tls("it does not speak TLS as we do")));
+    assert_eq!(post(&egress, &secured).await, Err(SendError::Tls("the TLS handshake failed")));
     let url = receiver.url("/");
     drop(receiver);
     assert!(matches!(post(&egress, &url).await, Err(SendError::Unreachable(_))));
 }
 
 #[tokio::test]
-async fn a_handshake_that_goes_nowhere_ends_with_the_time_to_connect() {
-    // The system accepts the connection; nobody says a word on it.
+async fn a_stalled_tls_handshake_ends_with_the_connect_timeout() {
+    // The kernel accepts the connection; no byte is ever sent on it.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let egress = egress(&EgressConfig { connect_timeout: SHORT, ..local() });
+    let egress = egress(&EgressConfig { connect_timeout: SHORT_TIMEOUT, ..local() });
     let url = format!("https://{}/", silent.local_addr().unwrap());
     assert_eq!(post(&egress, &url).await, Err(SendError::Unreachable("it took too long")));
 }
@@ -339,7 +342,7 @@ async fn a_name_without_addresses_is_not_resolved() {
         let egress = Egress::build(&EgressConfig::default(), resolver).unwrap();
         assert_eq!(post(&egress, "https://gone.example/").await, Err(SendError::Unresolved));
     }
-    // The system's resolver knows without asking anybody that no label is that long.
+    // The resolver refuses a label of this length without a query.
     let impossible = format!("https://{}.example/", "x".repeat(64));
     assert_eq!(post(&egress(&EgressConfig::default()), &impossible).await, Err(SendError::Unresolved));
 }

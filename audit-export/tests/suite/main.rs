@@ -1,4 +1,4 @@
-//! What leaves the exporter, shown with receivers that listen on real sockets.
+//! The exporter against receivers and DNS servers on real sockets.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,11 +9,18 @@
     unreachable_pub
 )]
 
+#[path = "../../../tests/src/authority.rs"]
+#[expect(dead_code, reason = "the black-box tests use more of it")]
+mod authority;
+#[path = "../../../tests/src/capture.rs"]
+mod capture;
 #[path = "../../../tests/src/dns.rs"]
 #[expect(dead_code, reason = "the black-box tests use more of it")]
 mod dns;
 mod egress;
-mod look_ups;
+#[path = "../../../tests/src/http_request.rs"]
+mod http_request;
+mod lookups;
 mod receiver;
 mod retention;
 mod telemetry;

@@ -1,0 +1,243 @@
+//! Delivers one endpoint's events: read the log, sign, send, classify the answer, schedule a retry or dead-letter,
+//! store the cursor.
+//!
+//! A worker delivers only while it holds the lease in the endpoint's stored cursor. Every exporter runs a worker for
+//! each endpoint; one of them holds the lease, and another takes over when it expires. Owns the order of the steps: an
+//! event's sequence number is stored before the event is sent. Knows nothing of other endpoints, so a slow receiver
+//! delays only its own events.
+//! INVARIANT: only events of the stored cursor are sent, so the next lease holder knows every number a receiver has
+//! seen.
+//! INVARIANT: nothing is sent on an old lease: a worker that cannot renew it stops sending before it expires.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use stage0_backplane::Revision;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::cursor::OpenEvent;
+use crate::metrics;
+use crate::send::{DeliveryEndpoint, send};
+use crate::shared::Shared;
+
+mod complete;
+mod lease;
+mod read;
+
+use complete::FinishedAttempt;
+pub(crate) use lease::cursor_key;
+use lease::{Body, LEASE_RENEW_INTERVAL, Lease, STORE_INTERVAL};
+
+/// Requests of one endpoint that are in flight at a time.
+const MAX_IN_FLIGHT: usize = 16;
+/// The same for an endpoint that fails: a receiver that hangs, or a name that does not resolve, must not use up its
+/// account's slots.
+const MAX_IN_FLIGHT_FAILING: usize = 2;
+/// A line that was read longer ago is read again before it is sent: it may have been deleted since.
+const BODY_TTL: Duration = Duration::from_secs(1);
+/// How often the log and the replay requests are checked without a notice.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// After a failure of the log or the state store.
+const ERROR_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Delivers one endpoint's events in this process.
+pub(crate) struct DeliveryWorker {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) endpoint: watch::Receiver<Arc<DeliveryEndpoint>>,
+    /// Notified when decisions of the endpoint's account were recorded.
+    pub(crate) wake: Arc<Notify>,
+    /// A cursor with a lease that ends implausibly late, and when this revision was first seen.
+    pub(crate) overlong_lease: Option<(Revision, Instant)>,
+}
+
+/// Why the worker stops delivering under its lease.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Another worker holds the lease now, or may hold it.
+    LeaseLost,
+    /// The endpoint was disabled.
+    Disabled,
+    Stopped,
+}
+
+impl DeliveryWorker {
+    /// Runs until stopped, or until the endpoint is disabled. Storing a cursor is never cut off: its revision would be
+    /// unknown, and the lease could not be released.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        while !stop.is_cancelled() {
+            match self.acquire_lease().await {
+                Ok(mut lease) => match self.deliver(&mut lease, &stop).await {
+                    Ended::LeaseLost => {}
+                    Ended::Disabled | Ended::Stopped => return self.release(lease).await,
+                },
+                Err(retry_delay) => {
+                    stop.run_until_cancelled(tokio::time::sleep(retry_delay)).await;
+                }
+            }
+        }
+    }
+
+    async fn deliver(&mut self, lease: &mut Lease, stop: &CancellationToken) -> Ended {
+        while !stop.is_cancelled() {
+            if let Err(ended) = self.step(lease, stop).await {
+                return ended;
+            }
+        }
+        Ended::Stopped
+    }
+
+    /// Reads the log, stores the cursor when that is due, sends, and then waits for the next thing to happen.
+    async fn step(&mut self, lease: &mut Lease, stop: &CancellationToken) -> Result<(), Ended> {
+        let endpoint = self.endpoint.borrow_and_update().clone();
+        if !lease.is_trusted() {
+            tracing::warn!(
+                webhook = %endpoint.webhook.id,
+                "cursor could not be stored; the endpoint is given up for a moment"
+            );
+            return Err(Ended::LeaseLost);
+        }
+        if lease.polled_at.elapsed() >= POLL_INTERVAL {
+            lease.caught_up = false;
+            lease.polled_at = Instant::now();
+            self.import_replays(lease).await?;
+        }
+        if lease.wants_to_read() {
+            self.read_events(lease, &endpoint).await;
+        }
+        if lease.is_store_due() {
+            self.renew(lease).await?;
+        }
+        self.send_due(lease, &endpoint).await;
+        if lease.wants_to_read() && lease.in_flight.len() < MAX_IN_FLIGHT {
+            return Ok(());
+        }
+        lease.lag.update(lease.endpoint_lag());
+        let (idle, wait) = (lease.attempts.is_empty(), self.time_to_next_step(lease));
+        tokio::select! {
+            Some(finished) = lease.attempts.join_next(), if !idle => match finished {
+                Ok(attempt) => self.complete(lease, &endpoint, attempt).await?,
+                Err(error) => {
+                    // Its event stays open, and the next lease holder sends it again.
+                    let error = &error as &dyn Error;
+                    tracing::error!(webhook = %endpoint.webhook.id, error, "attempt ended early");
+                    return Err(Ended::LeaseLost);
+                }
+            },
+            () = self.wake.notified() => lease.caught_up = false,
+            _ = self.endpoint.changed() => {}
+            () = stop.cancelled() => {}
+            () = tokio::time::sleep(wait) => {}
+        }
+        Ok(())
+    }
+
+    /// Sends the events that are due, as far as concurrency and the rate limit allow.
+    async fn send_due(&mut self, lease: &mut Lease, endpoint: &Arc<DeliveryEndpoint>) {
+        let limit = if lease.cursor.is_failing() { MAX_IN_FLIGHT_FAILING } else { MAX_IN_FLIGHT };
+        let free = limit.saturating_sub(lease.in_flight.len());
+        let now = self.shared.clock.now();
+        let may_send =
+            |event: &&OpenEvent| event.sequence < lease.unstored_from && !lease.in_flight.contains(&event.sequence);
+        let due: Vec<_> = lease.cursor.due(now).filter(may_send).take(free).cloned().collect();
+        lease.held_back = false;
+        for event in due {
+            if let Some(rate) = endpoint.webhook.rate_limit {
+                let now = Instant::now();
+                lease.held_back = lease.paced_until > now;
+                if lease.held_back {
+                    return;
+                }
+                lease.paced_until = now + Duration::from_secs(1) / rate.max(1);
+            }
+            if lease.bodies.get(&event.sequence).is_none_or(|body| body.read_at.elapsed() >= BODY_TTL)
+                && let Err(error) = self.read_again(lease, endpoint, &event, now).await
+            {
+                self.log_failure("log cannot be read", &error);
+                return;
+            }
+            match lease.bodies.remove(&event.sequence) {
+                Some(body) => self.start_attempt(lease, endpoint, event, body.bytes),
+                None => {
+                    metrics::expired();
+                    tracing::info!(
+                        request_id = event.request_id(), webhook = %endpoint.webhook.id, event = event.event,
+                        "event is gone from the log and is not delivered"
+                    );
+                    lease.cursor.remove(event.sequence);
+                    lease.changed = true;
+                }
+            }
+        }
+    }
+
+    fn start_attempt(&self, lease: &mut Lease, endpoint: &Arc<DeliveryEndpoint>, event: OpenEvent, body: Bytes) {
+        lease.in_flight.insert(event.sequence);
+        let (shared, endpoint) = (Arc::clone(&self.shared), Arc::clone(endpoint));
+        lease.attempts.spawn(async move {
+            let began = Instant::now();
+            let result = send(&shared.egress, &endpoint, &event.event, Timestamp::now(), body).await;
+            FinishedAttempt { event, at: shared.clock.now(), result, took: began.elapsed() }
+        });
+    }
+
+    /// How long the worker may wait for an event before something is due by the clock.
+    fn time_to_next_step(&self, lease: &Lease) -> Duration {
+        let now = self.shared.clock.now();
+        let retry = lease
+            .cursor
+            .next_due(now)
+            .map_or(POLL_INTERVAL, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        let paced = pacing_delay(lease.held_back, lease.paced_until, Instant::now());
+        let store = if lease.changed { STORE_INTERVAL } else { LEASE_RENEW_INTERVAL };
+        let store = store.saturating_sub(lease.stored_at.elapsed());
+        let numbering = lease.numbering_due_in().unwrap_or(POLL_INTERVAL);
+        retry.min(paced).min(store).min(numbering).clamp(Duration::from_millis(1), POLL_INTERVAL)
+    }
+
+    /// Logs a failure of the log or the state store, and returns the delay before the next try.
+    fn log_failure(&self, message: &'static str, error: &(dyn Error + 'static)) -> Duration {
+        tracing::warn!(webhook = %self.endpoint.borrow().webhook.id, error, "{message}");
+        jittered(ERROR_RETRY_DELAY)
+    }
+}
+
+/// How long the rate limit holds the worker up: not at all when the limit allows the held-back event by now.
+fn pacing_delay(held_back: bool, until: Instant, now: Instant) -> Duration {
+    if held_back { until.saturating_duration_since(now) } else { POLL_INTERVAL }
+}
+
+/// One to two times the delay, so that workers do not retry together.
+fn jittered(delay: Duration) -> Duration {
+    delay.mul_f64(1.0 + random())
+}
+
+/// Uniform between 0 and 1; 0.5 where the system has no randomness.
+fn random() -> f64 {
+    getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
+}
+
+/// An id for a worker, a replay or a test event.
+pub(crate) fn new_id() -> Uuid {
+    Uuid::now_v7()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seen: storing the cursor took longer than the pacing delay, and each event then waited for the next poll.
+    #[test]
+    fn an_event_held_back_by_the_rate_limit_is_sent_as_soon_as_the_limit_allows() {
+        let now = Instant::now();
+        let later = now + Duration::from_millis(10);
+        assert_eq!(pacing_delay(true, later, now), Duration::from_millis(10));
+        assert_eq!(pacing_delay(true, now, later), Duration::ZERO);
+        assert_eq!(pacing_delay(false, now, later), POLL_INTERVAL);
+    }
+}
