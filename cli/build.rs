@@ -1,18 +1,18 @@
-//! Asks git which commit this is, for `--version`; where the build says so itself (`BUILT_FROM_COMMIT`, in an image), that counts. A source
-//! tree without either builds too: it says `unknown`.
+//! Finds the commit for `--version`: from the variable `BUILT_FROM_COMMIT`, which image builds set, else from git. A
+//! source tree without either is `unknown`.
 
 use std::path::Path;
 use std::process::Command;
 
-/// Not `STAGE0_…`: cargo hands this variable to `cargo run` too, where it would be an unknown setting.
-const SAID: &str = "BUILT_FROM_COMMIT";
+/// Not `STAGE0_…`: cargo also sets this variable for `cargo run`, where it would be an unknown setting.
+const VARIABLE: &str = "BUILT_FROM_COMMIT";
 
 fn main() {
     let here = env!("CARGO_MANIFEST_DIR");
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-env-changed={SAID}");
-    let commit = std::env::var(SAID).ok().or_else(|| commit(here));
-    println!("cargo::rustc-env={SAID}={}", commit.as_deref().unwrap_or("unknown"));
+    println!("cargo::rerun-if-env-changed={VARIABLE}");
+    let commit = std::env::var(VARIABLE).ok().or_else(|| commit(here));
+    println!("cargo::rustc-env={VARIABLE}={}", commit.as_deref().unwrap_or("unknown"));
 }
 
 fn commit(here: &str) -> Option<String> {

@@ -1,5 +1,5 @@
 "use strict";
-// What arrives is text of others: it goes into the page by textContent alone.
+// Events hold text from elsewhere, so it enters the page through textContent only.
 const byId = (id) => document.getElementById(id);
 const verdicts = ["ALLOW", "DENY", "DEFER"];
 let shown = "";
@@ -12,7 +12,7 @@ function delay(ms) {
 function cell(row, name, text, style) {
   const cell = row.insertCell();
   cell.dataset.name = name;
-  cell.textContent = text;
+  cell.append(Object.assign(document.createElement("span"), { textContent: text }));
   if (style) cell.className = style;
 }
 
@@ -49,9 +49,9 @@ async function ask() {
     const answer = await fetch("decisions.json", { signal: AbortSignal.timeout(5000) });
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     show(await answer.text());
-    state("up to date, asked every second", false);
+    state("up to date, refreshed every second", false);
   } catch {
-    state("the receiver does not answer: this is what it said last", true);
+    state("the receiver does not answer; this is its last state", true);
   }
   setTimeout(ask, 1000);
 }

@@ -1,30 +1,31 @@
-//! `stage0 accounts`: the account calls of the control API (contract, section 7).
+//! `stage0 accounts`: manages accounts through the control API (contract, section 7).
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan, UNLIMITED};
 
-use crate::args::accounts::{DoAccounts, OwnLimits, Retention};
-use crate::client::{Client, Target, Whose, block_on};
+use crate::args::accounts::{AccountsCommand, OwnLimits, Retention};
+use crate::client::{Client, Credential, Query, Target, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
-use crate::table::Table;
+use crate::table::{Table, fields};
 
-/// Runs one of them.
-pub(crate) fn run(command: &DoAccounts, settings: &ClientSettings) -> Exit {
-    crate::run::finished(act(command, settings))
+pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> Exit {
+    crate::exit::finished(act(command, settings))
 }
 
-fn act(command: &DoAccounts, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Whose::Operator)?, settings.timeout)?;
+fn act(command: &AccountsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     match command {
-        DoAccounts::Create { name, plan, json } => create(&client, name, *plan, *json),
-        DoAccounts::List { json } => list(&client, *json),
-        DoAccounts::SetRetention { account, retention, json } => set_retention(&client, account, retention, *json),
-        DoAccounts::SetPlan { account, plan, json } => show(&change(&client, account, &json!({"plan": plan}))?, *json),
-        DoAccounts::SetLimits { account, limits, json } => set_limits(&client, account, limits, *json),
-        DoAccounts::RequireRunId { account, switch, json } => {
+        AccountsCommand::Create { name, plan, json } => create(&client, name, *plan, *json),
+        AccountsCommand::List { json } => list(&client, *json),
+        AccountsCommand::SetRetention { account, retention, json } => set_retention(&client, account, retention, *json),
+        AccountsCommand::SetPlan { account, plan, json } => {
+            show(&change(&client, account, &json!({"plan": plan}))?, *json)
+        }
+        AccountsCommand::SetLimits { account, limits, json } => set_limits(&client, account, limits, *json),
+        AccountsCommand::RequireRunId { account, switch, json } => {
             show(&change(&client, account, &json!({"require_run_id": switch}))?, *json)
         }
     }
@@ -36,21 +37,23 @@ fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> any
         None => json!({"name": name}),
     };
     let created: AccountCreated = block_on(client.call(Method::POST, &["v1", "accounts"], &[], Some(&body)))?;
-    if as_json {
-        return out::json(&created);
-    }
-    let (id, name, plan) = (&created.id, plain(&created.name), created.plan.as_str());
-    Ok(out::line(format!("account  {id}\nname     {name}\nplan     {plan}"))?)
+    out::show(as_json, &created, |created| {
+        fields([
+            ("account", created.id.to_string()),
+            ("name", plain(&created.name)),
+            ("plan", created.plan.as_str().to_owned()),
+        ])
+    })
 }
 
 fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
-    let accounts: Vec<Account> = block_on(crate::keys::pages(client, &["v1", "accounts"], None))?;
+    let accounts: Page<Account> = block_on(client.list(&["v1", "accounts"], &Query::default(), None))?;
     if as_json {
-        return out::json(&Page { items: accounts, next_cursor: None });
+        return out::json(&accounts);
     }
     let headings = ["ID", "NAME", "PLAN", "OWN LIMITS", "RUN ID", "RETENTION", "CREATED"];
-    let mut table = Table::new(headings).giving_way(&[(6, 11), (3, 12), (4, 0), (1, 12)]);
-    for account in &accounts {
+    let mut table = Table::new(headings).shrinkable(&[(6, 11), (3, 12), (4, 0), (1, 12)]);
+    for account in &accounts.items {
         table.row([
             account.id.to_string(),
             plain(&account.name),
@@ -65,14 +68,13 @@ fn list(client: &Client, as_json: bool) -> anyhow::Result<()> {
 }
 
 fn set_retention(client: &Client, id: &AccountId, retention: &Retention, as_json: bool) -> anyhow::Result<()> {
-    // No days are the plan's, which the command line has asked for by name.
-    let body = json!({"retention_days": retention.days});
-    let account = change(client, id, &body)?;
-    if as_json {
-        return out::json(&account);
-    }
-    let from = if account.retention_days.is_none() { ", as its plan says" } else { "" };
-    Ok(out::line(format!("account    {}\nretention  {} days{from}", account.id, account.retention()))?)
+    // `null`, for --plan-default, means the plan's retention.
+    let account = change(client, id, &json!({"retention_days": retention.days}))?;
+    out::show(as_json, &account, |account| {
+        let origin = if account.retention_days.is_none() { ", as its plan says" } else { "" };
+        let retention = format!("{} days{origin}", account.retention());
+        fields([("account", account.id.to_string()), ("retention", retention)])
+    })
 }
 
 fn set_limits(client: &Client, id: &AccountId, limits: &OwnLimits, as_json: bool) -> anyhow::Result<()> {
@@ -94,16 +96,18 @@ fn change(client: &Client, id: &AccountId, body: &Value) -> anyhow::Result<Accou
 }
 
 fn show(account: &Account, as_json: bool) -> anyhow::Result<()> {
-    if as_json {
-        return out::json(account);
-    }
-    let (id, plan, run_id) = (&account.id, account.plan.as_str(), account.require_run_id);
-    let (limits, run_id) = (own_limits(account), if run_id { "required" } else { "not required" });
-    let limits = if limits.is_empty() { "the plan's" } else { &limits };
-    Ok(out::line(format!("account     {id}\nplan        {plan}\nown limits  {limits}\nrun id      {run_id}"))?)
+    out::show(as_json, account, |account| {
+        let limits = own_limits(account);
+        fields([
+            ("account", account.id.to_string()),
+            ("plan", account.plan.as_str().to_owned()),
+            ("own limits", if limits.is_empty() { "the plan's".to_owned() } else { limits }),
+            ("run id", if account.require_run_id { "required" } else { "not required" }.to_owned()),
+        ])
+    })
 }
 
-/// Empty where all are the plan's.
+/// The limits that differ from the plan's; empty if none does.
 fn own_limits(account: &Account) -> String {
     let (limits, caps) = (&account.limits, &account.caps);
     let own = [
@@ -115,9 +119,9 @@ fn own_limits(account: &Account) -> String {
         (caps.max_runs, " runs/day"),
         (caps.stored_bytes, " stored bytes/day"),
     ];
-    let told = own.into_iter().filter_map(|(limit, of)| match limit? {
+    let shown = own.into_iter().filter_map(|(limit, of)| match limit? {
         UNLIMITED => Some(format!("unlimited{of}")),
         limit => Some(format!("{limit}{of}")),
     });
-    told.collect::<Vec<_>>().join(", ")
+    shown.collect::<Vec<_>>().join(", ")
 }

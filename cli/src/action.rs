@@ -1,59 +1,38 @@
 //! The proposed action: one JSON document from a file or from standard input.
 //!
-//! Owns what can be told before anybody judges it: it can be read, it is not too large, it is strict JSON. What is in it is for the
-//! server, or for the policy, to judge.
+//! Checks only that the document can be read, is not too large and is strict JSON. Its members are checked by the
+//! server or by the policy.
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use stage0_contract::{JsonError, MAX_BODY_BYTES, parse_strict};
+use stage0_contract::{MAX_BODY_BYTES, parse_strict};
 
-/// The action as it came, and as it was read.
 pub(crate) struct Action {
-    /// For the server.
+    /// The document as it came, for the server.
     pub(crate) body: Vec<u8>,
-    /// For a policy.
+    /// The same, parsed, for a policy.
     pub(crate) value: Value,
 }
 
-/// There is no action.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read `{path}`: {why}")]
-pub(crate) struct ActionError {
-    path: PathBuf,
-    why: Why,
+/// Reads the document; `-` is standard input.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Action> {
+    read_document(path).with_context(|| format!("cannot read `{}`", path.display()))
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Why {
-    #[error("{0}")]
-    File(io::Error),
-    #[error("it is larger than {MAX_BODY_BYTES} bytes")]
-    TooLarge,
-    #[error("{0}")]
-    Json(JsonError),
-}
-
-/// Reads it; `-` is standard input.
-pub(crate) fn read(path: &Path) -> Result<Action, ActionError> {
-    read_from(path).map_err(|why| ActionError { path: path.to_owned(), why })
-}
-
-fn read_from(path: &Path) -> Result<Action, Why> {
-    // One byte more than is allowed tells that there is more.
-    let most = MAX_BODY_BYTES as u64 + 1;
+fn read_document(path: &Path) -> anyhow::Result<Action> {
+    // One byte more than allowed is read, to notice a document that is too large.
+    let limit = MAX_BODY_BYTES as u64 + 1;
     let mut body = Vec::new();
-    let read = if path == Path::new("-") {
-        io::stdin().lock().take(most).read_to_end(&mut body)
+    if path == Path::new("-") {
+        io::stdin().lock().take(limit).read_to_end(&mut body)?;
     } else {
-        File::open(path).and_then(|file| file.take(most).read_to_end(&mut body))
-    };
-    read.map_err(Why::File)?;
-    if body.len() > MAX_BODY_BYTES {
-        return Err(Why::TooLarge);
+        File::open(path)?.take(limit).read_to_end(&mut body)?;
     }
-    let value = parse_strict(&body).map_err(Why::Json)?;
+    ensure!(body.len() <= MAX_BODY_BYTES, "it is larger than {MAX_BODY_BYTES} bytes");
+    let value = parse_strict(&body)?;
     Ok(Action { body, value })
 }

@@ -1,7 +1,7 @@
 //! The command line: commands, their arguments and help.
 //!
-//! Owns what can be typed. Flags of settings are not declared here: [`command`] adds them from the settings' table to the
-//! commands that use them, and [`flags`] reads them back.
+//! Flags of settings are not declared here: [`command`] adds them from the settings' declarations to the commands that
+//! take them, and [`flags`] reads them back. Texts are wrapped by clap alone, at the width of the terminal.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,9 @@ use clap::{Arg, ArgMatches, Args, Command, CommandFactory as _, Parser, Subcomma
 use clap_complete::Shell;
 use stage0_contract::{AccountId, KeyId, Scope};
 
-use crate::settings::{Absent, Flags, Role, Setting, table};
+use stage0_runtime::settings::{Absent, Setting};
+
+use crate::settings::{self, CommandKind, Flags};
 
 pub(crate) mod accounts;
 pub(crate) mod decisions;
@@ -21,23 +23,27 @@ pub(crate) mod stack;
 pub(crate) mod webhooks;
 pub(crate) mod when;
 
-use accounts::DoAccounts;
-use decisions::DoDecisions;
-use nats_admin::DoNatsAdmin;
+use accounts::AccountsCommand;
+use decisions::DecisionsCommand;
+use nats_admin::NatsAdminCommand;
 use nats_config::NatsConfigArgs;
-use nats_keys::DoNatsKeys;
-use runs::DoRuns;
-use stack::DoStack;
-use webhooks::DoWebhooks;
+use nats_keys::NatsKeysCommand;
+use runs::RunsCommand;
+use stack::StackCommand;
+use webhooks::WebhooksCommand;
 
 /// Version and commit, as `--version` shows them.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
+
+/// Commands that ask a server, and take the settings for that.
+pub(crate) const CLIENT_COMMANDS: &[&str] =
+    &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"];
 
 /// Commands under the headings of `stage0 --help`.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Run on this machine", &["dev", "receiver"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
-    ("Ask a running server", &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"]),
+    ("Ask a running server", CLIENT_COMMANDS),
     ("Look after a deployment", &["doctor", "health", "nats-config", "nats-admin", "nats-keys", "stack"]),
     ("Work offline", &["policy", "completions"]),
 ];
@@ -58,33 +64,33 @@ width and verdicts have colours, unless NO_COLOR is set; in a pipe nothing is cu
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub(crate) command: Do,
+    pub(crate) command: CliCommand,
 }
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub(crate) enum Do {
-    /// Everything in one process, with a local certificate, an account and keys
+pub(crate) enum CliCommand {
+    /// Runs every service in one process, with a local certificate, an account and keys
     #[command(after_help = "\
-Writes `api.key`, `operator.key`, `dev.json` and `tls/ca.pem` into the data directory, and starts
-again on the same data.
+Writes `api.key`, `operator.key`, `dev.json` and `tls/ca.pem` into the data directory. The next start
+uses the same data.
 
 Examples:
   stage0 dev
   stage0 dev --data-dir /tmp/s0 --listen 127.0.0.1:0 --policies ./my-packs --active-policy my-pack@1.2.0")]
     Dev,
-    /// Serves HTTPS: authenticates, validates, asks an evaluator, records
+    /// Serves the HTTPS API: authenticates, validates, asks an evaluator, records
     #[command(after_help = "\
 Examples:
   stage0 gateway --nats nats://127.0.0.1:4222 --tls-cert cert.pem --tls-key key.pem
   STAGE0_NATS=nats://127.0.0.1:4222 stage0 gateway --tls-dev-dir ./tls --listen 127.0.0.1:8443")]
     Gateway,
-    /// Decides by policy; any number of them share the work
+    /// Decides actions by policy; any number of evaluators share the work
     #[command(after_help = "\
 Example:
   stage0 evaluator --nats nats://127.0.0.1:4222 --policies ./packs --active-policy my-pack@1.2.0")]
     Evaluator,
-    /// Keeps accounts, keys and endpoints, signs checkpoints; one serves, others stand by
+    /// Stores accounts, keys and endpoints, signs checkpoints; one serves, others stand by
     #[command(after_help = "\
 The first start writes an operator's key to `<data-dir>/operator.key`, and makes `secrets.key` and `signing.key`
 unless it is given others. Back them up with the rest of the directory.
@@ -92,17 +98,17 @@ unless it is given others. Back them up with the rest of the directory.
 Example:
   stage0 keystore --nats nats://127.0.0.1:4222 --data-dir /var/lib/stage0")]
     Keystore,
-    /// Delivers recorded decisions to webhooks, signs checkpoints, ends what is past its retention
+    /// Delivers decisions to webhooks, writes checkpoints, applies retention
     #[command(after_help = "\
-Any number of them share the endpoints. The log's streams are made by `stage0 nats-admin init`.
+Any number of exporters share the endpoints. The log's streams are made by `stage0 nats-admin init`.
 
 Example:
   stage0 audit-export --nats nats://127.0.0.1:4222 --nats-monitor http://127.0.0.1:8222")]
     AuditExport,
-    /// Receives webhooks, verifies and shows them: to see them arrive, and as an example of a receiver
+    /// Receives webhooks, verifies their signatures and shows them
     #[command(after_help = "\
-The secret's file may appear and change while it runs; until it holds a secret, deliveries are told to
-come again (503).
+The secret's file may appear and change while the receiver runs; until it holds a secret, deliveries
+are answered 503, so that the exporter retries them.
 
 Example:
   stage0 receiver --tls-cert .stage0/tls/server.pem --tls-key .stage0/tls/server.key \\
@@ -113,7 +119,7 @@ Example:
 Exit codes: 0 allow, 1 deny, 2 defer, 3 no decision. Only on 0 may the action run.
 
 The key comes from --key-file, else from STAGE0_API_KEY, else from the data directory of `stage0 dev`.
-It is no flag of its own because every process on the machine can read a command line.
+There is no flag for the key because every process on the machine can read a command line.
 
 Examples:
   stage0 check action.json
@@ -124,7 +130,7 @@ Examples:
     #[command(
         subcommand_required = true,
         after_help = "\
-The key that acts is the account's: from --key-file, else from STAGE0_API_KEY, else from the data
+Uses the account's key: from --key-file, else from STAGE0_API_KEY, else from the data
 directory of `stage0 dev`. It needs the scope `decisions:read`, for delete `decisions:delete`.
 
 Examples:
@@ -136,14 +142,14 @@ Examples:
     Decisions {
         /// What to do with decisions.
         #[command(subcommand)]
-        command: DoDecisions,
+        command: DecisionsCommand,
     },
     /// Lists, shows, ends and settles runs
     #[command(
         subcommand_required = true,
         after_help = "\
-The key that acts is the account's, as for `decisions`, with the scope `check`; for end, and to settle for
-less than was estimated, with `runs:manage`.
+Uses the account's key, as `decisions` does, with the scope `check`; `end`, and `settle` for less than the
+estimate, need `runs:manage`.
 
 Examples:
   stage0 runs list
@@ -153,20 +159,20 @@ Examples:
     Runs {
         /// What to do with a run.
         #[command(subcommand)]
-        command: DoRuns,
+        command: RunsCommand,
     },
-    /// Shows how many checks the account has made, and may still make
+    /// Shows how many checks the account has made, and how many remain
     Usage {
         /// Prints JSON
         #[arg(long)]
         json: bool,
     },
-    /// Makes, changes, tests and removes the endpoints that decisions are sent to
+    /// Creates, changes, tests and removes webhook endpoints
     #[command(
         subcommand_required = true,
         after_help = "\
-The key that acts is the account's, as for `decisions`, with the scope `webhooks:manage`; or an
-operator's, by --key-file, with --account where that is a flag.
+Uses the account's key, as `decisions` does, with the scope `webhooks:manage`; or an operator's key
+given by --key-file, with --account where that is a flag.
 
 Examples:
   stage0 webhooks create --endpoint https://receiver.example.com/hook --verdict DENY --out hook.secret
@@ -177,14 +183,14 @@ Examples:
     Webhooks {
         /// What to do with endpoints.
         #[command(subcommand)]
-        command: DoWebhooks,
+        command: WebhooksCommand,
     },
-    /// Makes, lists, replaces and revokes API keys
+    /// Creates, lists, replaces and revokes API keys
     #[command(
         subcommand_required = true,
         after_help = "\
-The key that acts comes from --key-file, else it is `<data-dir>/operator.key`. An operator's key acts
-in any --account; with the data directory of `stage0 dev`, its account is meant when none is named.
+Uses the key of --key-file, else `<data-dir>/operator.key`. An operator's key works for any --account;
+with the data directory of `stage0 dev`, the default is its account.
 
 Examples:
   stage0 keys create --name ci --scope check --out ci.key
@@ -194,9 +200,9 @@ Examples:
     Keys {
         /// What to do with keys.
         #[command(subcommand)]
-        command: DoKeys,
+        command: KeysCommand,
     },
-    /// Makes and lists accounts, sets plan, limits and retention; needs an operator's key
+    /// Creates and lists accounts, sets plan, limits and retention; needs an operator's key
     #[command(
         subcommand_required = true,
         after_help = "\
@@ -208,7 +214,7 @@ Examples:
     Accounts {
         /// What to do with accounts.
         #[command(subcommand)]
-        command: DoAccounts,
+        command: AccountsCommand,
     },
     /// Validates, tests and explains policy packs
     #[command(
@@ -222,12 +228,12 @@ Examples:
     Policy {
         /// What to do with a pack.
         #[command(subcommand)]
-        command: DoPolicy,
+        command: PolicyCommand,
     },
-    /// Shows which processes are there, what they run and how far deliveries are behind
+    /// Shows the running processes, their versions and how far deliveries are behind
     #[command(after_help = "\
-The key that acts is an operator's: from --key-file, else `<data-dir>/operator.key`.
-Exit code 1: something is not as it should be.
+Uses an operator's key: from --key-file, else `<data-dir>/operator.key`. Exit code 1: a role is missing or not
+ready.
 
 Examples:
   stage0 status
@@ -237,12 +243,12 @@ Examples:
         #[arg(long)]
         json: bool,
     },
-    /// Looks at everything that a role's settings lead to, and says what to do
+    /// Diagnoses a role's configuration and says how to fix each problem
     #[command(
         subcommand_required = true,
         after_help = "\
-Takes the settings that the role itself takes, and changes nothing; it may run beside the role.
-Exit code 1: the role would not start, or not do its part.
+Takes the same settings as the role, and changes nothing; it may run beside the role. Exit code 1: the role would
+not start, or could not do its work.
 
 Examples:
   stage0 doctor gateway --config /etc/stage0/gateway.toml
@@ -251,14 +257,14 @@ Examples:
     Doctor {
         /// Which role.
         #[command(subcommand)]
-        role: DoDoctor,
+        role: DoctorRole,
         /// Prints JSON
         #[arg(long, global = true)]
         json: bool,
     },
-    /// Asks a role on this machine whether it is ready, for a container's health check
+    /// Asks a role on this machine whether it is ready: for a container's health check
     #[command(after_help = "\
-Exit code 0: ready; 1: not. Asks `/readyz` at the address where that role serves its metrics.
+Exit code 0: ready; 1: not ready. Asks `/readyz` at the address where the role serves its metrics.
 
 Example:
   stage0 health --metrics-listen 127.0.0.1:9464")]
@@ -267,23 +273,23 @@ Example:
         #[arg(long)]
         json: bool,
     },
-    /// Prints the configuration of the nats-server: an account with its rights for each role
+    /// Prints a configuration for nats-server, with the rights of each role
     #[command(after_help = "\
-Each process logs in as a user of its own, `gateway-1` and so on, with `--nats-jetstream-api s0.api`. Passwords come from
-the server's variables: GATEWAY_1_PASSWORD and so on, and ADMIN_PASSWORD of whoever makes the streams (`stage0
-nats-admin`, user `admin`). `--logins-dir` makes passwords; give each role its directory there (`--nats-logins`), and the
-server `passwords.conf` beside its configuration (`--passwords passwords.conf`).
+Each process logs in as a user of its own, `gateway-1` and so on, with `--nats-jetstream-api s0.api`. The server
+reads their passwords from its variables: GATEWAY_1_PASSWORD and so on, and ADMIN_PASSWORD for the user `admin` of
+`stage0 nats-admin`. `--logins-dir` creates passwords instead: give each role its directory (`--nats-logins`), and the
+server the file `passwords.conf` beside its configuration (`--passwords passwords.conf`).
 
 Examples:
   stage0 nats-config --keys-dir /etc/stage0/keys > /etc/nats/nats.conf
   stage0 nats-config --logins-dir /etc/stage0/logins --passwords passwords.conf > nats.conf")]
     NatsConfig(NatsConfigArgs),
-    /// Makes, checks and upgrades the streams on NATS, with the administrator's login
+    /// Creates, checks and upgrades the streams on NATS, with the administrator's login
     #[command(
         subcommand_required = true,
         after_help = "\
-Run `init` once before the roles start, and `upgrade` where an earlier version made the streams. Every run may be
-repeated. No role may change a stream, so no role needs this login. Exit code 1: something is not as it has to be.
+Run `init` once before the roles start, and `upgrade` where an earlier version made the streams. Each may be
+repeated. No role may change a stream, so no role needs this login. Exit code 1: a stream is missing or wrong.
 
 Examples:
   stage0 nats-admin init --nats tls://nats:4222 --nats-user admin --nats-password-file admin/nats.password \\
@@ -293,17 +299,17 @@ Examples:
     NatsAdmin {
         /// What to do with the streams.
         #[command(subcommand)]
-        command: DoNatsAdmin,
+        command: NatsAdminCommand,
         /// Prints JSON
         #[arg(long, global = true)]
         json: bool,
     },
-    /// Makes and replaces the roles' message keys: with them no role speaks for another, and nobody else for any
+    /// Creates and replaces the keys that authenticate messages between roles
     #[command(
         subcommand_required = true,
         after_help = "\
-Give each role its own file alone (`--message-keys`). `rotate` does one step of three; between two of them
-every role must have its new file. Roles read it again by themselves.
+Give each role only its own file (`--message-keys`). `rotate` does one of three steps; between two steps every role
+must get its new file. Roles read the file again by themselves.
 
 Examples:
   stage0 nats-keys create --dir /etc/stage0/keys
@@ -313,14 +319,14 @@ Examples:
     NatsKeys {
         /// What to do with keys.
         #[command(subcommand)]
-        command: DoNatsKeys,
+        command: NatsKeysCommand,
     },
-    /// Makes what the local stack of docker-compose.yml starts with, and opens it
+    /// Prepares certificates, passwords and a demo account for docker compose
     #[command(subcommand_required = true)]
     Stack {
         /// What to do.
         #[command(subcommand)]
-        command: DoStack,
+        command: StackCommand,
     },
     /// Prints completions for a shell
     #[command(after_help = "\
@@ -347,8 +353,8 @@ pub(crate) struct CheckArgs {
 
 /// `stage0 keys …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoKeys {
-    /// Makes a key and shows it, once
+pub(crate) enum KeysCommand {
+    /// Creates a key and shows it, once
     Create {
         /// What it is for; shown in lists
         #[arg(long)]
@@ -359,7 +365,7 @@ pub(crate) enum DoKeys {
         /// Account that it belongs to
         #[arg(long, value_parser = AccountId::parse)]
         account: Option<AccountId>,
-        /// When it ends, such as 2027-01-31T00:00:00Z; absent: never
+        /// When it expires, such as 2027-01-31T00:00:00Z (default: never)
         #[arg(long, value_name = "TIME")]
         expires_at: Option<String>,
         #[command(flatten)]
@@ -374,18 +380,18 @@ pub(crate) enum DoKeys {
         #[arg(long)]
         json: bool,
     },
-    /// Makes a key that replaces another
+    /// Creates a key that replaces another
     Rotate {
         /// The key to replace
         #[arg(value_parser = KeyId::parse)]
         id: KeyId,
-        /// How long the old key works beside the new one; absent: it ends at once
+        /// How long the old key still works (default: it ends at once)
         #[arg(long, value_name = "SECONDS")]
         overlap: Option<u64>,
         #[command(flatten)]
         shown: NewKey,
     },
-    /// Ends a key at once
+    /// Revokes a key at once
     Revoke {
         /// The key
         #[arg(value_parser = KeyId::parse)]
@@ -399,7 +405,7 @@ pub(crate) enum DoKeys {
 /// Where a new key goes.
 #[derive(Debug, Args)]
 pub(crate) struct NewKey {
-    /// Writes the key to this new file (mode 0600) and prints its id alone
+    /// Writes the key to this new file (mode 0600) and prints only its id
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// Prints the server's answer as JSON
@@ -409,21 +415,21 @@ pub(crate) struct NewKey {
 
 /// `stage0 doctor …`.
 #[derive(Debug, Clone, Copy, Subcommand)]
-pub(crate) enum DoDoctor {
-    /// Certificate, NATS, rights, and whom it asks
+pub(crate) enum DoctorRole {
+    /// Certificate, NATS, rights, and the services it needs
     Gateway,
     /// Policy packs, NATS and rights
     Evaluator,
     /// Data directory, NATS and rights
     Keystore,
-    /// NATS, rights, and whom it trusts
+    /// NATS, rights, and the certificates it trusts
     AuditExport,
 }
 
 /// `stage0 policy …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoPolicy {
-    /// Reads a pack as a server would at its start, and names every fault
+pub(crate) enum PolicyCommand {
+    /// Checks a pack as an evaluator does at its start, and names every fault
     Validate {
         /// Directory of the pack
         dir: PathBuf,
@@ -431,7 +437,7 @@ pub(crate) enum DoPolicy {
         #[arg(long)]
         json: bool,
     },
-    /// Runs the pack's cases, and refuses what `validate` refuses
+    /// Runs the pack's cases, after the checks of `validate`
     Test {
         /// Directory of the pack
         dir: PathBuf,
@@ -439,18 +445,18 @@ pub(crate) enum DoPolicy {
         #[arg(long)]
         json: bool,
     },
-    /// Prints every word that a pack knows, and what its codes mean
+    /// Prints the vocabulary of a pack, and the meaning of its codes
     Vocabulary {
         /// Directory of the pack; without it, the baseline that is compiled in
         dir: Option<PathBuf>,
         /// Prints JSON, as `GET /v1/policy/vocabulary` answers
-        #[arg(long, conflicts_with = "html")]
+        #[arg(long, conflicts_with = "markdown")]
         json: bool,
-        /// Prints tables of HTML
+        /// Prints a Markdown document
         #[arg(long)]
-        html: bool,
+        markdown: bool,
     },
-    /// Shows what a pack makes of an action: facts, rules that matched, verdict
+    /// Shows how a pack decides an action: facts, rules that matched, verdict
     Explain {
         /// Directory of the pack, or `baseline`
         pack: PathBuf,
@@ -469,59 +475,100 @@ fn scope(text: &str) -> Result<Scope, String> {
 /// The whole command line.
 pub(crate) fn command() -> Command {
     let mut command = Cli::command();
-    for role in Role::ALL {
-        command = command.mut_subcommand(role.command(), |sub| with_flags(sub, role, role == Role::NatsAdmin));
+    for kind in CommandKind::ALL {
+        for name in kind.commands() {
+            command = command.mut_subcommand(name, |sub| with_flags(sub, kind));
+        }
     }
-    for role in [Role::Gateway, Role::Evaluator, Role::Keystore, Role::AuditExport] {
-        command = command.mut_subcommand("doctor", |doctor| {
-            doctor.mut_subcommand(role.command(), |sub| with_flags(sub, role, false))
-        });
-    }
-    for name in ["decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"] {
-        command = command.mut_subcommand(name, |sub| with_flags(sub, Role::Client, true));
+    for kind in [CommandKind::Gateway, CommandKind::Evaluator, CommandKind::Keystore, CommandKind::AuditExport] {
+        for name in kind.commands() {
+            command =
+                command.mut_subcommand("doctor", |doctor| doctor.mut_subcommand(name, |sub| with_flags(sub, kind)));
+        }
     }
     let groups = grouped(&command);
-    command.before_help(groups)
+    reflowed(command.before_help(groups))
 }
 
-/// What was typed for the settings of a role. `matches` are those of the command that was reached last.
+/// What was typed for the settings. `matches` are those of the command that was reached last.
 pub(crate) fn flags(matches: &ArgMatches) -> Flags {
     let mut innermost = matches;
     while let Some((_, inner)) = innermost.subcommand() {
         innermost = inner;
     }
-    let typed = |setting: &&'static Setting| {
+    let typed = |setting: Setting| {
         let text = innermost.try_get_one::<String>(setting.name).ok().flatten()?;
         Some((setting.name, text.clone()))
     };
-    table::SETTINGS.iter().filter_map(typed).collect()
+    settings::all().into_iter().filter_map(typed).collect()
 }
 
-fn with_flags(command: Command, role: Role, global: bool) -> Command {
-    let used = table::SETTINGS.iter().filter(|setting| setting.has_flag() && setting.absent(role).is_some());
-    used.fold(command, |command, setting| {
-        let default = match setting.absent(role) {
-            Some(Absent::Default(text)) => format!(" [default: {text}]"),
-            Some(Absent::Required) => " (required)".to_owned(),
-            Some(Absent::Optional) | None => String::new(),
+fn with_flags(command: Command, kind: CommandKind) -> Command {
+    let is_global = command.has_subcommands();
+    let flags = kind.settings().into_iter().filter(Setting::has_flag);
+    flags.fold(command, |command, setting| {
+        let default = match setting.absent {
+            Absent::Default(text) => format!(" [default: {}]", text()),
+            Absent::Required => " (required)".to_owned(),
+            Absent::Optional => String::new(),
         };
         let help = format!("{}{default} [env: {}]", setting.help, setting.variable());
         let mut flag = Arg::new(setting.name).long(setting.name).value_name(setting.value).help(help);
         if setting.value == "BOOL" {
-            // The bare flag says yes.
+            // The bare flag means `true`.
             flag = flag.num_args(0..=1).require_equals(true).default_missing_value("true");
         }
-        command.arg(flag.help_heading(setting.group).global(global))
+        command.arg(flag.help_heading(setting.group).global(is_global))
     })
 }
 
+/// The commands under their headings. Long lines are wrapped here, because clap would not indent what it wraps.
 fn grouped(command: &Command) -> String {
+    const WIDTH: usize = 80;
+    const INDENT: usize = 16;
     let about = |name: &str| command.find_subcommand(name).and_then(Command::get_about).map(ToString::to_string);
-    let group = |(heading, names): (&str, &[&str])| {
-        let lines = names.iter().map(|name| format!("  {name:<14}{}\n", about(name).unwrap_or_default()));
-        format!("{heading}:\n{}", lines.collect::<String>())
+    let line = |name: &&str| {
+        let mut lines = format!("  {name:<14}");
+        let mut width = INDENT;
+        for word in about(name).unwrap_or_default().split(' ') {
+            if width > INDENT && width + 1 + word.len() > WIDTH {
+                lines.push_str(&format!("\n{:INDENT$}", ""));
+                width = INDENT;
+            } else if width > INDENT {
+                lines.push(' ');
+                width += 1;
+            }
+            lines.push_str(word);
+            width += word.len();
+        }
+        lines + "\n"
     };
+    let group =
+        |(heading, names): (&str, &[&str])| format!("{heading}:\n{}", names.iter().map(line).collect::<String>());
     GROUPS.map(group).join("\n")
+}
+
+/// Joins the lines of each paragraph below a help text, so that clap wraps them once. Indented lines stay.
+fn reflowed(command: Command) -> Command {
+    let command = match command.get_after_help().map(ToString::to_string) {
+        Some(text) => command.after_help(joined(&text)),
+        None => command,
+    };
+    command.mut_subcommands(reflowed)
+}
+
+fn joined(text: &str) -> String {
+    let mut joined = String::with_capacity(text.len());
+    let mut continues = false;
+    for line in text.lines() {
+        let is_prose = !line.is_empty() && !line.starts_with(' ');
+        if !joined.is_empty() {
+            joined.push(if continues && is_prose { ' ' } else { '\n' });
+        }
+        joined.push_str(line);
+        continues = is_prose && !line.ends_with(':');
+    }
+    joined
 }
 
 #[cfg(test)]
@@ -544,9 +591,9 @@ mod tests {
         assert_eq!(grouped, visible);
     }
 
-    /// But for services, for what prints a file of its own format, and for what only says what it did to files.
+    /// Exempt are services, and commands that write files or print a format of their own.
     #[test]
-    fn whatever_prints_an_answer_prints_it_as_json_too() {
+    fn every_command_that_prints_an_answer_has_a_json_flag() {
         fn leaves(command: &Command, path: &str, found: &mut Vec<(String, bool)>) {
             let path = format!("{path} {}", command.get_name());
             if command.has_subcommands() {
@@ -579,6 +626,16 @@ mod tests {
             "stack open",
         ];
         assert_eq!(without, may);
+    }
+
+    #[test]
+    fn help_texts_are_wrapped_once_and_lists_of_commands_are_indented() {
+        assert_eq!(joined("a\nb:\n  c\n  d\n\ne\nf"), "a b:\n  c\n  d\n\ne f");
+        for line in grouped(&command()).lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+            let is_heading = line.ends_with(':') && !line.starts_with(' ');
+            assert!(is_heading || line.is_empty() || line.starts_with("  "), "{line}");
+        }
     }
 
     #[test]

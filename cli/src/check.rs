@@ -1,74 +1,59 @@
-//! `stage0 check`: asks whether an action may run, and says so to people, programs and shells.
+//! `stage0 check`: asks whether an action may run. The exit code is the answer for shells.
 //!
-//! INVARIANT: exit code 0 comes from one place, a whole 200 answer of the contract whose verdict is ALLOW and whose signal is
-//! paired with it, printed without an error. Everything else is another code; what is no decision says that the action must not run.
+//! INVARIANT: exit code 0 needs a complete 200 response of the contract with the verdict ALLOW and the matching signal,
+//! printed without an error. Without a decision the command says that the action must not run.
 
-use std::io;
-
+use anyhow::Context as _;
 use reqwest::{Method, StatusCode};
 use stage0_contract::{CheckResponse, Verdict, parse_strict};
 
-use crate::action::{self, ActionError};
+use crate::action;
 use crate::args::CheckArgs;
-use crate::client::{Client, ClientError, Target, Whose, block_on};
-use crate::decision;
+use crate::client::{Client, ClientError, Credential, Target, block_on, parse};
 use crate::exit::Exit;
-use crate::out::{self, plain};
+use crate::out;
 use crate::settings::client::ClientSettings;
+use crate::{decision, failure};
 
-/// Why nothing was decided.
-#[derive(Debug, thiserror::Error)]
-enum NoDecision {
-    #[error(transparent)]
-    Action(#[from] ActionError),
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error("cannot write to standard output: {0}")]
-    Output(#[from] io::Error),
-}
-
-/// Asks, prints, and turns the verdict into an exit code.
 pub(crate) fn run(arguments: &CheckArgs, settings: &ClientSettings) -> Exit {
     match decide(arguments, settings) {
         Ok(Verdict::Allow) => Exit::Done,
         Ok(Verdict::Deny) => Exit::Failed,
         Ok(Verdict::Defer) => Exit::Deferred,
         Err(error) => {
-            out::complain(format!("error: {error}\nno decision: the action must not run"));
+            let error = failure::describe(&error);
+            out::stderr_line(format!("error: {error}\nno decision: the action must not run"));
             Exit::NoDecision
         }
     }
 }
 
-fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> Result<Verdict, NoDecision> {
+fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> anyhow::Result<Verdict> {
+    const CANNOT_WRITE: &str = "cannot write to standard output";
     let action = action::read(&arguments.file)?;
-    let client = Client::new(Target::find(settings, Whose::Account)?, settings.timeout)?;
+    let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
     let answer = block_on(client.send(Method::POST, &["check"], &[], Some(action.body)))?;
     if answer.status != StatusCode::OK && arguments.json {
-        out::json_text(&answer.body)?;
+        out::json_text(&answer.body).context(CANNOT_WRITE)?;
     }
     let status = answer.status;
     let body = answer.successful()?;
     let answer = read_answer(status, &body)?;
-    if arguments.json {
-        out::json_text(&body)?;
-    } else {
-        out::decision(&for_people(&answer))?;
-    }
+    let written = if arguments.json { out::json_text(&body) } else { out::decision(&for_people(&answer)) };
+    written.context(CANNOT_WRITE)?;
     Ok(answer.decided.verdict)
 }
 
-/// A 200 that is not wholly of the contract decides nothing: a proxy's page, a verdict without its pair, a member named twice.
+/// Refuses a 200 that is not a complete answer of the contract: the page of a proxy, a verdict without the matching
+/// signal, a member that occurs twice.
 fn read_answer(status: StatusCode, body: &[u8]) -> Result<CheckResponse, ClientError> {
-    let unreadable = |why: String| ClientError::Unreadable(why);
     if status != StatusCode::OK {
-        return Err(unreadable(format!("a decision has status 200, this has {status}")));
+        return Err(ClientError::Unreadable(format!("a decision has status 200, this has {status}")));
     }
-    let value = parse_strict(body).map_err(|error| unreadable(error.to_string()))?;
-    let response: CheckResponse =
-        serde_json::from_value(value).map_err(|error| unreadable(plain(&error.to_string())))?;
+    let value = parse_strict(body).map_err(|error| ClientError::Unreadable(error.to_string()))?;
+    let response: CheckResponse = parse(&value)?;
     if response.signal != response.decided.verdict.signal() {
-        return Err(unreadable("`decision` and `verdict` contradict each other".to_owned()));
+        return Err(ClientError::Unreadable("`decision` and `verdict` contradict each other".to_owned()));
     }
     Ok(response)
 }
@@ -100,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_whole_and_paired_answer_is_a_decision() {
+    fn only_a_complete_answer_with_matching_signal_is_a_decision() {
         assert_eq!(read(&answer()).unwrap().decided.verdict, Verdict::Allow);
         for member in ["decision", "verdict", "reason", "request_id", "policy_version"] {
             let mut body = answer();
@@ -117,13 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_that_is_said_twice_is_no_decision() {
+    fn a_verdict_that_occurs_twice_is_no_decision() {
         let twice = answer().to_string().replacen('{', r#"{"verdict":"DENY","#, 1);
         assert!(read_answer(StatusCode::OK, twice.as_bytes()).is_err());
     }
 
     #[test]
-    fn people_see_verdict_reason_and_where_to_look() {
+    fn the_text_shows_verdict_reason_and_request_id() {
         let mut body = answer();
         body["verdict"] = "DENY".into();
         body["decision"] = "NO_GO".into();
@@ -140,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_what_to_change_and_which_constraints_have_no_effect() {
+    fn the_text_shows_what_to_change_and_ignored_constraints() {
         let mut body = answer();
         (body["verdict"], body["decision"]) = ("DEFER".into(), "DEFER".into());
         body["issues"] = json!([{"code": "CONSTRAINT_NOT_UNDERSTOOD", "severity": "MEDIUM", "message": "m", "rule": "r",

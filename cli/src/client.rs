@@ -1,10 +1,11 @@
-//! Asks a server over HTTPS: the side of the contract that integrators write, as a command line.
+//! The HTTPS client of the commands that talk to a server.
 //!
-//! Owns one exchange: which server, which trust, which key ([`target`]), the request, the answer, and what people are told when
-//! there is none. Plain HTTP, redirects and proxies are refused: the key goes to the named server and nowhere else.
+//! Owns one exchange: the choice of server, trusted authorities and key ([`target`]), the request, the response, and
+//! the error texts. Plain HTTP, redirects and proxies are refused, so that the key is sent to the named server only.
 
 mod download;
 mod error;
+mod list;
 mod query;
 mod target;
 
@@ -17,36 +18,37 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
+use crate::out::plain;
+
 pub(crate) use download::Download;
 pub(crate) use error::{ClientError, tls_fault};
+pub(crate) use list::Limit;
 pub(crate) use query::Query;
-pub(crate) use target::{Target, Whose, read_key};
+pub(crate) use target::{Credential, Target, read_key};
 
-/// No answer of the contract that is read whole comes near this: the largest is a page of decisions, 16 MiB of log and a piece.
-const MOST_BYTES: usize = 32 * 1024 * 1024;
+/// More than any response that is buffered: the largest is a page of decisions, with a little over 16 MiB of log.
+const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
 
-/// A server, what we trust, and our key.
+/// A client of one server.
 pub(crate) struct Client {
     http: reqwest::Client,
     target: Target,
 }
 
-/// What came back, whole.
+/// A complete response.
 pub(crate) struct Answer {
-    /// The status.
     pub(crate) status: StatusCode,
-    /// The body, not interpreted.
     pub(crate) body: Vec<u8>,
     headers: HeaderMap,
 }
 
 impl Client {
-    /// Prepares the exchange; nothing is sent yet.
+    /// A client whose timeout covers the whole exchange.
     pub(crate) fn new(target: Target, timeout: Duration) -> Result<Self, ClientError> {
         Self::build(target, |builder| builder.timeout(timeout))
     }
 
-    /// For answers whose size nobody knows: each read has a timeout, the whole exchange has none.
+    /// A client for responses of unknown size: the timeout applies to each read instead of the whole exchange.
     pub(crate) fn for_downloads(target: Target, read_timeout: Duration) -> Result<Self, ClientError> {
         Self::build(target, |builder| builder.connect_timeout(read_timeout).read_timeout(read_timeout))
     }
@@ -62,17 +64,16 @@ impl Client {
         Ok(Self { http, target })
     }
 
-    /// Which server it asks.
     pub(crate) fn url(&self) -> &Url {
         &self.target.url
     }
 
-    /// The account that is meant when none is named.
+    /// The account to act in when the command names none.
     pub(crate) fn account(&self) -> Option<&stage0_contract::AccountId> {
         self.target.account.as_ref()
     }
 
-    /// Sends one request and reads the whole answer, whatever its status.
+    /// Sends a request and reads the whole response, whatever its status.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -81,10 +82,10 @@ impl Client {
         body: Option<Vec<u8>>,
     ) -> Result<Answer, ClientError> {
         let response = self.begin(method, path, query, body).await?;
-        self.whole(response).await
+        self.read_whole(response).await
     }
 
-    /// Sends one request and reads no more of the answer than its head.
+    /// Sends a request and reads the head of the response only.
     async fn begin(
         &self,
         method: Method,
@@ -102,11 +103,12 @@ impl Client {
         request.send().await.map_err(|e| ClientError::from_http(&e, &self.target.url))
     }
 
-    async fn whole(&self, mut response: Response) -> Result<Answer, ClientError> {
-        let (status, headers, mut body) = (response.status(), response.headers().clone(), Vec::new());
+    async fn read_whole(&self, mut response: Response) -> Result<Answer, ClientError> {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let mut body = Vec::new();
         let failed = |e: reqwest::Error| ClientError::from_http(&e, &self.target.url);
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
-            if body.len() + chunk.len() > MOST_BYTES {
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
                 return Err(ClientError::Unreadable("it is larger than any answer of the contract".to_owned()));
             }
             body.extend_from_slice(&chunk);
@@ -114,7 +116,12 @@ impl Client {
         Ok(Answer { status, body, headers })
     }
 
-    /// Sends one request and reads a successful answer as `T`.
+    /// Sends a request whose successful response has no content of interest.
+    pub(crate) async fn execute(&self, method: Method, path: &[&str]) -> Result<(), ClientError> {
+        self.send(method, path, &[], None).await?.successful().map(|_| ())
+    }
+
+    /// Sends a request and parses a successful response as `T`.
     pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -129,7 +136,7 @@ impl Client {
 }
 
 impl Answer {
-    /// The body of a 2xx; anything else is an error with the server's own words.
+    /// The body of a 2xx response; any other status is an error with the server's message.
     pub(crate) fn successful(self) -> Result<Vec<u8>, ClientError> {
         if self.status.is_success() {
             Ok(self.body)
@@ -139,7 +146,7 @@ impl Answer {
     }
 }
 
-/// The base's own path stays in front; a slash at its end makes no difference.
+/// Appends to the base's path, with or without a slash at its end.
 fn address(base: &Url, path: &[&str], query: &[(&str, &str)]) -> Url {
     let mut url = base.clone();
     if let Ok(mut segments) = url.path_segments_mut() {
@@ -152,23 +159,29 @@ fn address(base: &Url, path: &[&str], query: &[(&str, &str)]) -> Url {
 }
 
 fn certificates(ca: &Path) -> Result<Vec<Certificate>, ClientError> {
-    let unusable = |why: String| ClientError::Ca { path: ca.to_owned(), why };
-    let pem = std::fs::read(ca).map_err(|e| unusable(e.to_string()))?;
+    let unusable = |source| ClientError::Ca { path: ca.to_owned(), source };
+    let pem = std::fs::read(ca).map_err(|error| unusable(error.into()))?;
     match Certificate::from_pem_bundle(&pem) {
         Ok(found) if !found.is_empty() => Ok(found),
-        Ok(_) | Err(_) => Err(unusable("it holds no PEM certificate".to_owned())),
+        Ok(_) | Err(_) => Err(unusable("it holds no PEM certificate".into())),
     }
 }
 
-/// Runs one exchange on this thread.
+/// Parses a response that may also be printed as it came: parsing it separately keeps members that only a newer version
+/// knows.
+pub(crate) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, ClientError> {
+    T::deserialize(answer).map_err(|error| ClientError::Unreadable(plain(&error.to_string())))
+}
+
+/// Runs one exchange on the current thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
     runtime()?.block_on(work)
 }
 
-/// For exchanges that belong together: a connection lives no longer than the runtime that it was made on.
+/// A runtime for several exchanges: a connection cannot outlive the runtime on which it was opened.
 pub(crate) fn runtime() -> Result<Runtime, ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| ClientError::Runtime(e.to_string()))
+    runtime.map_err(ClientError::Runtime)
 }
 
 #[cfg(test)]
@@ -176,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_put_behind_the_base_and_cannot_leave_it() {
+    fn a_path_is_appended_to_the_base_and_cannot_leave_it() {
         for base in ["https://h:1/base", "https://h:1/base/"] {
             let url = address(&base.parse().unwrap(), &["v1", "keys", "a/b?c"], &[("account", "x&y")]);
             assert_eq!(url.as_str(), "https://h:1/base/v1/keys/a%2Fb%3Fc?account=x%26y");

@@ -1,4 +1,4 @@
-//! How a decision looks to people: verdict, reason, issues with what to change, questions, and what it rests on.
+//! A decision as text: verdict, reason, issues with what to change, questions, risk and policy version.
 
 mod details;
 
@@ -7,9 +7,9 @@ use stage0_contract::Decision;
 
 use crate::out::plain;
 
-/// Several lines, without a line break at the end.
 pub(crate) fn for_people(decision: &Decision) -> String {
-    let (verdict, signal) = (decision.verdict.to_string(), wire_word(&decision.verdict.signal()));
+    let verdict = decision.verdict.to_string();
+    let signal = wire_word(&decision.verdict.signal());
     let signal = if signal == verdict { String::new() } else { format!(" ({signal})") };
     let mut lines = vec![format!("{verdict}{signal}"), format!("  {}", plain(&decision.reason))];
     if !decision.issues.is_empty() {
@@ -34,7 +34,7 @@ pub(crate) fn for_people(decision: &Decision) -> String {
     lines.join("\n")
 }
 
-/// The word that stands for it on the wire.
+/// The word for a value in JSON.
 pub(crate) fn wire_word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -1,7 +1,8 @@
-//! `stage0 dev`: every service in one process on the embedded backplane, ready to be asked.
+//! `stage0 dev`: every service in one process on the embedded backplane.
 //!
-//! Owns the order: policy, data, address, services, keys, files, and the banner last, so that whoever has read it can ask at once. It stops in the
-//! order of a cluster: the gateway drains first, then the exporter, then those whom both ask. One service that ends by itself ends all, with exit code 1.
+//! Owns the order of the start: policy, data, address, services, keys, files, and the banner last, so that everything
+//! in it works when it is read. It stops in the order of a cluster: the gateway drains first, then the exporter, then
+//! keystore and evaluator, which both use. A service that ends by itself stops all of them, with exit code 1.
 
 pub(crate) mod access;
 pub(crate) mod banner;
@@ -15,77 +16,80 @@ use std::time::Duration;
 use anyhow::Context as _;
 use stage0_audit_export::AuditExport;
 use stage0_backplane::embedded::{Bus, LogHistory};
-use stage0_backplane::{AskError, Backplane};
+use stage0_backplane::{Backplane, RequestError};
 use stage0_contract::{KeystoreStatus, PolicyVersion, Role};
-use stage0_gateway::Gateway;
+use stage0_gateway::{Gateway, GatewayConfig};
 use stage0_keystore::{Health, JOURNAL_FILE, Keystore};
-use tokio::task::JoinSet;
+use stage0_runtime::heartbeat::HeartbeatTask;
+use stage0_runtime::{ProcessContext, ServiceGroup};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::VERSION;
 use crate::dev_file::{DEV_FILE, DevFile};
 use crate::exit::Exit;
-use crate::roles::{Life, Telling, gateway_look, load, make_dev_tls, say_restored, serve};
+use crate::roles::{load, make_dev_tls, print_restored, probes, serve};
 use crate::settings::roles::DevSettings;
 use crate::{files, out};
 
-/// In which services of the same process answer; opening a damaged store may take long, and is over by then.
-const READY_WITHIN: Duration = Duration::from_secs(10);
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(10);
+/// For services of the same process to answer; a damaged store, whose opening may take long, is open by then.
+const READY_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// Runs it until a signal.
 pub(crate) fn run(settings: DevSettings) -> Exit {
-    let DevSettings { process, data_dir, accept_new_log, http, keystore, evaluator, export } = settings;
-    serve(process, async move |Life { stop, vitals }| {
+    let DevSettings { process, options, gateway, keystore, evaluator, export } = settings;
+    serve(process, async move |ProcessContext { stop, health }| {
         // Before anything is written: a first start with a broken pack leaves no keys behind.
         let evaluator = load(evaluator).await?;
+        let data_dir = keystore.data_dir.clone();
         files::private_dir(&data_dir)?;
-        // The log next: it holds the data directory against a second process. A crash may have left it something to repair.
-        let directory = data_dir.clone();
-        // A keystore that has begun is younger than its log: without one, the log was lost.
-        let history = LogHistory { expected: data_dir.join(JOURNAL_FILE).try_exists()?, accept_new: accept_new_log };
-        let bus = tokio::task::spawn_blocking(move || Bus::open_remembered(&directory, history)).await??;
+        // The log next: it locks the data directory against a second process. A crash may have left it to be repaired.
+        let bus = open_log(&data_dir, options.accept_new_log).await?;
         let keystore = Keystore::build(keystore, bus.connect(), Health::default()).await?;
-        say_restored(&keystore)?;
+        print_restored(&keystore)?;
         let evaluator = stage0_evaluator::build(evaluator, shards_connect(bus.clone())).await?;
         let (tls, ca) = make_dev_tls(data_dir.join("tls")).await?;
-        let base_path = http.base_path.clone();
-        let config = http.config(tls);
+        let config = GatewayConfig { tls, ..gateway };
+        let base_path = config.base_path.clone();
         let audit = config.audit;
         let gateway = Gateway::build(config, workers_connect(bus.clone())).await?;
         let exporter = AuditExport::build(export, bus.connect()).await?;
-        let look = gateway_look(bus.connect(), audit, Some(exporter.lag()));
+        let probe = probes::gateway(bus.connect(), audit, Some(exporter.lag()));
         let url = format!("https://{}{base_path}", reachable(gateway.addr()));
-
-        let (front, back) = (stop.child_token(), CancellationToken::new());
-        let mut crew = Crew { front: front.clone(), members: JoinSet::new() };
-        let (keystore_stop, evaluator_stop) = (back.clone(), back.clone());
-        let (exporter_stop, exported) = (CancellationToken::new(), CancellationToken::new());
-        crew.join(async move { Ok(keystore.run_until(keystore_stop.cancelled_owned()).await?) });
         let policy = evaluator.active().clone();
-        crew.join(async move { Ok(evaluator.run_until(evaluator_stop.cancelled_owned()).await?) });
-        let (exporter_stops, ended) = (exporter_stop.clone(), exported.clone().drop_guard());
-        crew.join(async move {
-            let served = exporter.run_until(exporter_stops).await;
+
+        let gateway_stop = stop.child_token();
+        let exporter_stop = CancellationToken::new();
+        let exporter_ended = CancellationToken::new();
+        let last_stop = CancellationToken::new();
+        let mut services = ServiceGroup::<anyhow::Error>::new(gateway_stop.clone());
+        let stopped = last_stop.clone().cancelled_owned();
+        services.spawn(async move { Ok(keystore.run_until(stopped).await?) });
+        let stopped = last_stop.clone().cancelled_owned();
+        services.spawn(async move { Ok(evaluator.run_until(stopped).await?) });
+        let stopped = exporter_stop.clone();
+        let ended = exporter_ended.clone().drop_guard();
+        services.spawn(async move {
+            let served = exporter.run_until(stopped).await;
             drop(ended);
             Ok(served?)
         });
-        let open = Opening { backplane: bus.connect(), data_dir: &data_dir, ca: &ca, url, policy };
-        let served = match open.open().await {
+        let opening = Opening { backplane: bus.connect(), data_dir: &data_dir, ca: &ca, url, policy };
+        let served = match opening.open().await {
             Ok(()) => {
-                let telling = Telling::start(&vitals, &Role::ALL, bus.connect(), look, &front);
-                let served = gateway.run_until(front).await.map_err(anyhow::Error::from);
-                telling.end().await;
+                let heartbeat = HeartbeatTask::start(&health, &Role::ALL, bus.connect(), probe, &gateway_stop);
+                let served = gateway.run_until(gateway_stop).await.map_err(anyhow::Error::from);
+                heartbeat.stop().await;
                 served
             }
             Err(error) => Err(error),
         };
-        // Its last checkpoints need the keystore's signature.
+        // The exporter's last checkpoints need the keystore's signature.
         exporter_stop.cancel();
-        exported.cancelled().await;
-        back.cancel();
-        crew.disband().await?;
+        exporter_ended.cancelled().await;
+        last_stop.cancel();
+        services.join().await?;
         served?;
         anyhow::ensure!(stop.is_cancelled(), "a service ended by itself");
         tracing::info!("stopped");
@@ -93,33 +97,14 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
     })
 }
 
-/// Services that run until told; the end of one is the end of the front.
-struct Crew {
-    front: CancellationToken,
-    members: JoinSet<anyhow::Result<()>>,
+/// Opens the log. A data directory with a keystore's data has had a log: if there is none, it was lost.
+async fn open_log(data_dir: &Path, accept_new: bool) -> anyhow::Result<Bus> {
+    let history = LogHistory { expected: data_dir.join(JOURNAL_FILE).try_exists()?, accept_new };
+    let directory = data_dir.to_owned();
+    Ok(tokio::task::spawn_blocking(move || Bus::open_remembered(&directory, history)).await??)
 }
 
-impl Crew {
-    fn join(&mut self, work: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        let ends_front = self.front.clone().drop_guard();
-        self.members.spawn(async move {
-            let ended = work.await;
-            drop(ends_front);
-            ended
-        });
-    }
-
-    /// Waits for all of them; the first failure is the result.
-    async fn disband(mut self) -> anyhow::Result<()> {
-        let mut result = Ok(());
-        while let Some(ended) = self.members.join_next().await {
-            result = result.and(ended.context("a service panicked").and_then(|ended| ended));
-        }
-        result
-    }
-}
-
-/// What is left to do between "bound" and "ready".
+/// The steps between "bound" and "ready".
 struct Opening<'a> {
     backplane: Backplane,
     data_dir: &'a Path,
@@ -138,18 +123,18 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Asks until it does: its loops start beside this one.
-    async fn keystore_serves(&self) -> Result<(), AskError> {
-        let deadline = Instant::now() + READY_WITHIN;
+    /// Retries until it answers: its loops start concurrently with this.
+    async fn keystore_serves(&self) -> Result<(), RequestError> {
+        let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            match self.backplane.requests.ask_until(&KeystoreStatus {}, deadline).await {
-                Err(AskError::Absent) if Instant::now() < deadline => tokio::time::sleep(ASK_AGAIN_AFTER).await,
+            match self.backplane.requests.request_until(&KeystoreStatus {}, deadline).await {
+                Err(RequestError::NoResponders) if Instant::now() < deadline => tokio::time::sleep(RETRY_DELAY).await,
                 answer => return answer.map(|_| ()),
             }
         }
     }
 
-    /// The files, then the banner: whoever waits for the banner finds the files.
+    /// Files first, then the banner: a program that waits for the banner finds the files.
     fn publish(&self, access: &access::Access) -> anyhow::Result<()> {
         let dev = DevFile {
             url: self.url.clone(),
@@ -165,7 +150,7 @@ impl Opening<'_> {
     }
 }
 
-/// Where clients of this machine reach it.
+/// The address at which clients on this machine reach it.
 pub(crate) fn reachable(bound: SocketAddr) -> SocketAddr {
     let ip = match bound.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
@@ -175,7 +160,7 @@ pub(crate) fn reachable(bound: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, bound.port())
 }
 
-/// One connection to the bus for each of the gateway's workers.
+/// Each worker of the gateway has a connection of its own.
 fn workers_connect(bus: Bus) -> stage0_gateway::Connect<Infallible> {
     Box::new(move || {
         let backplane = bus.connect();
@@ -183,7 +168,7 @@ fn workers_connect(bus: Bus) -> stage0_gateway::Connect<Infallible> {
     })
 }
 
-/// One for each of the evaluator's threads.
+/// Each thread of the evaluator has a connection of its own.
 fn shards_connect(bus: Bus) -> stage0_evaluator::Connect {
     Arc::new(move || {
         let backplane = bus.connect();

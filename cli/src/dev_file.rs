@@ -1,6 +1,6 @@
-//! `<data-dir>/dev.json`: how programs and this command line find a running `stage0 dev`.
+//! `<data-dir>/dev.json`: how programs and the other commands find a running `stage0 dev`.
 //!
-//! Owns the names in the data directory and the file's shape. It holds keys, so it is 0600 and has no `Debug`.
+//! Owns the file names in the data directory. `dev.json` holds keys, so its mode is 0600 and its type has no `Debug`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,35 +8,34 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use stage0_contract::{AccountId, ApiKey};
 
-/// The file's name.
 pub(crate) const DEV_FILE: &str = "dev.json";
-/// The key with every scope of the dev account.
+/// Holds the key of the dev account, with every scope of an account.
 pub(crate) const API_KEY_FILE: &str = "api.key";
-/// The operator's key; the keystore writes it.
+/// Holds the operator's key; the keystore writes it.
 pub(crate) const OPERATOR_KEY_FILE: &str = "operator.key";
 
-/// What `stage0 dev` says about itself.
+/// The server, the keys and the account of `stage0 dev`.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct DevFile {
-    /// With the port that was bound.
+    /// The URL, with the port that was bound.
     pub(crate) url: String,
-    /// Absolute.
+    /// An absolute path.
     pub(crate) ca_file: PathBuf,
-    /// Every scope but `operator`.
+    /// A key with every scope except `operator`.
     pub(crate) api_key: ApiKey,
-    /// The operator's.
     pub(crate) operator_key: ApiKey,
-    /// Whose `api_key` it is.
+    /// The account of `api_key`.
     pub(crate) account: AccountId,
 }
 
 impl DevFile {
-    /// Reads it; `None` when there is none. A file that cannot be read as one is an error without a quotation: it holds keys.
+    /// Reads the file; `None` if there is none. The error for a malformed file does not quote it, because it holds
+    /// keys.
     pub(crate) fn read(data_dir: &Path) -> io::Result<Option<Self>> {
         match std::fs::read(data_dir.join(DEV_FILE)) {
             Ok(bytes) => {
-                let unreadable = |_| io::Error::new(io::ErrorKind::InvalidData, "not written by `stage0 dev`");
-                serde_json::from_slice(&bytes).map(Some).map_err(unreadable)
+                let malformed = |_| io::Error::new(io::ErrorKind::InvalidData, "not written by `stage0 dev`");
+                serde_json::from_slice(&bytes).map(Some).map_err(malformed)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -1,8 +1,9 @@
-//! How a failure is told: its causes once each, and what to type about it.
+//! The text of an error: each cause once, then a hint with the flag that helps.
 //!
-//! Owns the texts of hints, because only the command line knows its flags; what failed is said by the crate that failed. A hint is
-//! given where the cause is known by its type, never by its text.
+//! Hints are here because only the command line knows its flags; the error itself is worded by the crate that failed. A
+//! hint depends on the type of a cause, never on its text.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::io;
 
@@ -11,46 +12,45 @@ use stage0_gateway::BuildError;
 
 use crate::client::tls_fault;
 
-/// The causes in one sentence, then hints, each on a line of its own.
-pub(crate) fn told(error: &anyhow::Error) -> String {
+/// The causes in one line, then the hint, if any, on a line of its own.
+pub(crate) fn describe(error: &anyhow::Error) -> String {
     let causes = causes(error.chain().map(ToString::to_string));
     hint(error).map_or(causes.clone(), |hint| format!("{causes}\n  {hint}"))
 }
 
 /// The same without line breaks, for a log.
-pub(crate) fn in_one_line(error: &anyhow::Error) -> String {
-    let told = told(error);
-    told.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+pub(crate) fn describe_in_one_line(error: &anyhow::Error) -> String {
+    describe(error).lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
-/// Joined by colons. Libraries that print their source in their own text say it twice: it is told once.
+/// Joins the causes by colons. A library may repeat its source in its own text: the repetition is left out.
 fn causes(chain: impl Iterator<Item = String>) -> String {
-    let mut told: Vec<String> = Vec::new();
+    let mut shown: Vec<String> = Vec::new();
     for cause in chain {
-        // Says where it comes from, which is not what is wrong.
+        // The prefix says nothing about the fault.
         let cause = cause.strip_prefix("IO error: ").unwrap_or(&cause);
-        match told.last() {
+        match shown.last() {
             Some(last) if last.ends_with(cause) => {}
             Some(last) if cause.starts_with(&format!("{last}: ")) => {
-                told.pop();
-                told.push(cause.to_owned());
+                shown.pop();
+                shown.push(cause.to_owned());
             }
-            Some(_) | None => told.push(cause.to_owned()),
+            Some(_) | None => shown.push(cause.to_owned()),
         }
     }
-    told.join(": ")
+    shown.join(": ")
 }
 
 fn hint(error: &anyhow::Error) -> Option<&'static str> {
     error.chain().find_map(|cause| {
-        let nats = cause.downcast_ref::<ConnectError>().and_then(of_nats);
-        nats.or_else(|| of_address(cause))
+        let nats = cause.downcast_ref::<ConnectError>().and_then(nats_hint);
+        nats.or_else(|| address_hint(cause))
     })
 }
 
-fn of_nats(error: &ConnectError) -> Option<&'static str> {
+fn nats_hint(error: &ConnectError) -> Option<&'static str> {
     match error {
-        ConnectError::Tls { source, .. } => Some(of_tls(source)),
+        ConnectError::Tls { source, .. } => Some(tls_hint(source)),
         ConnectError::Refused { .. } => Some(
             "give this role's login: --nats-logins DIR, or --nats-user NAME with --nats-password-file FILE or with \
              STAGE0_NATS_PASSWORD",
@@ -65,44 +65,44 @@ fn of_nats(error: &ConnectError) -> Option<&'static str> {
     }
 }
 
-fn of_tls(error: &(dyn Error + 'static)) -> &'static str {
+fn tls_hint(error: &(dyn Error + 'static)) -> &'static str {
     use rustls::{AlertDescription as Alert, CertificateError as Fault, Error as Tls};
     match tls_fault(error) {
         Some(Tls::InvalidCertificate(Fault::UnknownIssuer)) => {
-            "nobody whom this process trusts signed the server's certificate: --nats-ca FILE names the authority that did"
+            "the server's certificate is not signed by a trusted authority: --nats-ca FILE names the authority to trust"
         }
         Some(Tls::InvalidCertificate(Fault::NotValidForName | Fault::NotValidForNameContext { .. })) => {
             "the server's certificate is for another name: name the server in --nats as its certificate does"
         }
         Some(Tls::InvalidCertificate(Fault::Expired | Fault::ExpiredContext { .. })) => {
-            "the server's certificate has expired: it needs a new one"
+            "the server's certificate has expired: replace it"
         }
         Some(Tls::AlertReceived(Alert::CertificateRequired | Alert::HandshakeFailure)) => {
-            "the server asks for a certificate of this process: --nats-cert FILE and --nats-key FILE give it"
+            "the server requires a client certificate: give --nats-cert FILE and --nats-key FILE"
         }
         Some(Tls::AlertReceived(_)) => {
-            "the server does not take the certificate of this process: --nats-cert and --nats-key must be of an \
+            "the server rejects the client certificate: --nats-cert and --nats-key must be of an \
              authority that it trusts"
         }
         Some(_) | None => {
-            "--nats tls://… asks for TLS, nats://… for none unless the server demands it; --nats-ca names the authority"
+            "--nats tls://… requires TLS, nats://… uses it only if the server demands it; --nats-ca names the authority"
         }
     }
 }
 
-fn of_address(error: &(dyn Error + 'static)) -> Option<&'static str> {
-    let bound = match error.downcast_ref::<BuildError<std::convert::Infallible>>() {
-        Some(BuildError::Bind { source, .. }) => Some(source),
-        Some(_) | None => match error.downcast_ref::<BuildError<ConnectError>>() {
+fn address_hint(error: &(dyn Error + 'static)) -> Option<&'static str> {
+    fn bind_error<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> {
+        match error.downcast_ref::<BuildError<E>>() {
             Some(BuildError::Bind { source, .. }) => Some(source),
             Some(_) | None => None,
-        },
-    };
-    match bound?.kind() {
-        io::ErrorKind::AddrInUse => {
-            Some("another process listens there: end it, or give another address by --listen, such as 127.0.0.1:8444")
         }
-        io::ErrorKind::PermissionDenied => Some("ports below 1024 need rights: give another by --listen"),
+    }
+    let bound = bind_error::<Infallible>(error).or_else(|| bind_error::<ConnectError>(error));
+    match bound?.kind() {
+        io::ErrorKind::AddrInUse => Some(
+            "another process listens there: end it, or choose another address with --listen, such as 127.0.0.1:8444",
+        ),
+        io::ErrorKind::PermissionDenied => Some("ports below 1024 need privileges: choose another with --listen"),
         io::ErrorKind::AddrNotAvailable => Some("--listen must name an address of this machine"),
         _ => None,
     }
@@ -117,32 +117,32 @@ mod tests {
     }
 
     #[test]
-    fn each_cause_is_told_once() {
+    fn each_cause_is_shown_once() {
         assert_eq!(joined(&["a", "IO error: refused", "refused"]), "a: refused");
         assert_eq!(joined(&["a: b", "b"]), "a: b");
         assert_eq!(joined(&["a", "b", "b: c", "c"]), "a: b: c");
-        assert_eq!(joined(&["a", "b", "a"]), "a: b: a", "only a neighbour is a repetition");
+        assert_eq!(joined(&["a", "b", "a"]), "a: b: a", "only adjacent causes are compared");
         assert_eq!(joined(&["a"]), "a");
     }
 
     #[test]
-    fn what_can_be_mended_by_a_flag_names_it() {
+    fn an_error_that_a_flag_can_fix_names_the_flag() {
         let refused = anyhow::Error::from(ConnectError::Refused { server: "h:1".to_owned() });
-        let text = told(&refused.context("cannot connect"));
+        let text = describe(&refused.context("cannot connect"));
         assert!(text.starts_with("cannot connect: the NATS server at `h:1` refuses the credentials\n"), "{text}");
         assert!(text.contains("--nats-logins"), "{text}");
         let taken = |kind| {
             let source = io::Error::from(kind);
             anyhow::Error::from(BuildError::<ConnectError>::Bind { address: "127.0.0.1:1".parse().unwrap(), source })
         };
-        assert!(told(&taken(io::ErrorKind::AddrInUse)).contains("--listen"));
-        assert!(!told(&taken(io::ErrorKind::OutOfMemory)).contains('\n'), "no hint is better than a wrong one");
-        assert!(!in_one_line(&taken(io::ErrorKind::AddrInUse)).contains('\n'));
+        assert!(describe(&taken(io::ErrorKind::AddrInUse)).contains("--listen"));
+        assert!(!describe(&taken(io::ErrorKind::OutOfMemory)).contains('\n'), "no hint is better than a wrong one");
+        assert!(!describe_in_one_line(&taken(io::ErrorKind::AddrInUse)).contains('\n'));
     }
 
     #[test]
-    fn a_tls_fault_is_told_with_the_flag_that_mends_it() {
-        let tls = |fault: rustls::Error| of_tls(&io::Error::other(fault));
+    fn a_tls_error_names_the_flag_that_fixes_it() {
+        let tls = |fault: rustls::Error| tls_hint(&io::Error::other(fault));
         assert!(tls(rustls::CertificateError::UnknownIssuer.into()).contains("--nats-ca"));
         let asked = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
         assert!(tls(asked).contains("--nats-cert FILE and --nats-key FILE"));

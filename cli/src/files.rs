@@ -1,7 +1,7 @@
-//! Files of the data directory: whole or not there, and for their owner alone.
+//! Writes private files atomically: mode 0600, and complete or not there.
 //!
-//! INVARIANT: a reader sees the old content or the new one, also after a crash at any point: written beside, synced, renamed, and the
-//! directory synced.
+//! INVARIANT: a reader sees the old content or the new one, even after a crash at any point: the content is written to
+//! a temporary file, which is synced and renamed, and then the directory is synced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,34 +10,37 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-/// Makes the directory, for its owner alone, unless it is there.
+/// Creates the directory with mode 0700, unless it exists.
 pub(crate) fn private_dir(path: &Path) -> anyhow::Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot make the directory `{}`", path.display()))
+    let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    created.with_context(|| format!("cannot create the directory `{}`", path.display()))
 }
 
-/// Puts `text` into a file of mode 0600.
+/// Replaces the content of a file of mode 0600.
 pub(crate) fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
-    write_beside(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+    write_and_rename(path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-fn write_beside(path: &Path, text: &str) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = Path::new(&beside);
-    // Left by a crash, perhaps with another mode: `create_new` below must make it itself.
-    match fs::remove_file(beside) {
+fn write_and_rename(path: &Path, text: &str) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = Path::new(&temporary);
+    // A crash may have left one with another mode, so it is created again.
+    match fs::remove_file(temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(beside, path)?;
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
-        Some(_) | None => File::open(".")?.sync_all(),
-    }
+    fs::rename(temporary, path)?;
+    sync_parent(path)
+}
+
+/// Syncs the directory of a file, so that a rename survives a power cut.
+pub(crate) fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+    File::open(parent)?.sync_all()
 }
 
 #[cfg(test)]
@@ -47,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_crash_left_behind_does_not_stand_in_the_way() {
+    fn a_temporary_file_left_by_a_crash_is_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.key");
         fs::write(&path, "old").unwrap();

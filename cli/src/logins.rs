@@ -1,9 +1,9 @@
-//! The logins of NATS, one for each process: their passwords' files, and which of them this process takes.
+//! The NATS logins, one for each process: their password files, and the choice of a login at the start.
 //!
-//! A directory of a role holds `<role>-<number>.password`. A process takes the first whose file nobody has locked and
-//! keeps the lock for as long as it lives, so that replicas that are started alike each get their own. The lock only
-//! tells the processes of one machine apart: two machines are given different files. Two processes with one login would
-//! work, and could hear the answers that are meant for the other, sealed as far as they hold secrets.
+//! The directory of a role holds `<role>-<number>.password`. A process takes the first file that no other process has
+//! locked and holds the lock until it ends, so replicas with the same settings get different logins. The lock works
+//! within one machine: two machines must be given different files. Two processes with the same login would work, but
+//! each could receive the other's replies (secrets in them are sealed).
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use stage0_backplane::check_secret_file;
-use stage0_backplane::nats::{Logins, ServerFile};
+use stage0_backplane::nats::{Logins, NatsServerConf};
 use stage0_contract::Role;
 
 use crate::files;
@@ -19,7 +19,7 @@ use crate::files;
 const SUFFIX: &str = ".password";
 const PASSWORDS_FILE: &str = "passwords.conf";
 
-/// A login that is this process's for as long as this lives.
+/// A login that this process holds until the value is dropped.
 pub(crate) struct TakenLogin {
     pub(crate) user: String,
     pub(crate) password: String,
@@ -32,7 +32,7 @@ impl fmt::Debug for TakenLogin {
     }
 }
 
-/// Takes the first login of the directory that no other process has; what is wrong otherwise, as a setting says it.
+/// Takes the first login of the directory that no other process holds. The error is the text for the setting.
 pub(crate) fn take(dir: &Path, role: Role) -> Result<TakenLogin, String> {
     let mut found: Vec<(u32, String, PathBuf)> = Vec::new();
     let unreadable = |error| format!("must name a directory that can be read ({error})");
@@ -63,40 +63,40 @@ pub(crate) fn take(dir: &Path, role: Role) -> Result<TakenLogin, String> {
         return Ok(TakenLogin { user, password, _lock: lock });
     }
     Err(match count {
-        0 => format!("must hold `{role}-1{SUFFIX}`: `stage0 nats-config --logins-dir` makes it"),
+        0 => format!("must hold `{role}-1{SUFFIX}`: `stage0 nats-config --logins-dir` creates it"),
         _ => format!(
-            "holds {count} logins, and processes on this machine have them all: make more with \
+            "holds {count} logins, all taken by processes on this machine: make more with \
              `stage0 nats-config --logins-dir`, or end a process"
         ),
     })
 }
 
-/// Makes what is missing: each role's directory with a file for each login, the administrator's with its own, and the
-/// file that sets the variables.
+/// Creates what is missing: for each role a directory with a file per login, the administrator's directory, and
+/// `passwords.conf`, which sets the variables of nats-server.
 pub(crate) fn create(dir: &Path, logins: Logins) -> anyhow::Result<()> {
     files::private_dir(dir)?;
     let mut passwords = String::new();
     for role in Role::ALL {
-        let of_role = dir.join(role.as_str());
-        files::private_dir(&of_role)?;
+        let role_dir = dir.join(role.as_str());
+        files::private_dir(&role_dir)?;
         for user in logins.of(role) {
-            let password = kept(&of_role.join(format!("{user}{SUFFIX}")))?;
+            let password = read_or_create(&role_dir.join(format!("{user}{SUFFIX}")))?;
             passwords.push_str(&variable(&user, &password));
         }
     }
-    let of_admin = dir.join(ServerFile::ADMIN_USER);
-    files::private_dir(&of_admin)?;
-    passwords.push_str(&variable(ServerFile::ADMIN_USER, &kept(&of_admin.join("nats.password"))?));
+    let admin_dir = dir.join(NatsServerConf::ADMIN_USER);
+    files::private_dir(&admin_dir)?;
+    passwords.push_str(&variable(NatsServerConf::ADMIN_USER, &read_or_create(&admin_dir.join("nats.password"))?));
     files::replace(&dir.join(PASSWORDS_FILE), &passwords)
 }
 
-/// As a line of the file that nats-server includes.
+/// The line of `passwords.conf` for a login.
 pub(crate) fn variable(user: &str, password: &str) -> String {
-    format!("{}: {password:?}\n", ServerFile::password_variable(user))
+    format!("{}: {password:?}\n", NatsServerConf::password_variable(user))
 }
 
-/// Puts a login's password where its role finds it. What is there already stays the same file: a process may have
-/// locked it.
+/// Writes the password file of a login. A file with the same content is not replaced, because a process may hold its
+/// lock.
 pub(crate) fn put(dir: &Path, user: &str, password: &str) -> anyhow::Result<()> {
     let (path, text) = (dir.join(format!("{user}{SUFFIX}")), format!("{password}\n"));
     if std::fs::read_to_string(&path).is_ok_and(|found| found == text) {
@@ -105,12 +105,12 @@ pub(crate) fn put(dir: &Path, user: &str, password: &str) -> anyhow::Result<()> 
     files::replace(&path, &text)
 }
 
-/// The secret of this file, which is made when it is not there.
-pub(crate) fn kept(path: &Path) -> anyhow::Result<String> {
+/// Reads the password from the file, or creates the file with a new one.
+pub(crate) fn read_or_create(path: &Path) -> anyhow::Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) => {
             let text = text.trim_end().to_owned();
-            ensure!(!text.is_empty(), "`{}` is empty: remove it, and a new password is made", path.display());
+            ensure!(!text.is_empty(), "`{}` is empty: remove it to get a new password", path.display());
             Ok(text)
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_process_takes_a_login_of_its_own_until_there_is_none_and_one_that_ended_frees_its() {
+    fn each_process_takes_its_own_login_and_frees_it_when_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), Logins { gateways: 2, ..Logins::default() }).unwrap();
         let gateways = dir.path().join("gateway");
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_run_keeps_what_is_there_and_makes_what_is_missing() {
+    fn a_second_run_keeps_existing_logins_and_creates_missing_ones() {
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), Logins { keystores: 1, ..Logins::default() }).unwrap();
         let password = |user: &str| std::fs::read_to_string(dir.path().join(format!("keystore/{user}.password")));
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_that_others_can_read_is_refused() {
+    fn a_password_file_that_others_can_read_is_refused() {
         use std::os::unix::fs::PermissionsExt as _;
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), Logins::default()).unwrap();

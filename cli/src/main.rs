@@ -1,8 +1,8 @@
 //! `stage0`: the one binary. Every role of the service, all of them in one process, and the operator's commands.
 //!
-//! Owns the way from the command line to a service's configuration, and what people read. Refuses logic of its own: deciding,
-//! keeping and serving are the other crates'.
-//! `args.rs` is what can be typed, `settings/` what can be set, `roles.rs` and `dev.rs` what runs, `client.rs` how a server is asked.
+//! Owns the way from the command line to a service's configuration, and what people read. Refuses logic of its own:
+//! deciding, storing and serving are the other crates'. `args.rs` declares commands, `settings.rs` which of them takes
+//! which settings, `roles.rs` and `dev.rs` run services, `client.rs` asks a server.
 
 mod accounts;
 mod action;
@@ -20,13 +20,11 @@ mod files;
 mod health;
 mod keys;
 mod logins;
-mod logs;
 mod message_keys;
 mod nats_admin;
 mod nats_config;
 mod nats_safety;
 mod new_file;
-mod ops;
 mod out;
 mod policy;
 mod receiver;
@@ -34,12 +32,10 @@ mod roles;
 mod run;
 mod runs;
 mod settings;
-mod signals;
 mod stack;
 mod status;
 mod table;
 mod usage;
-mod vitals;
 mod webhooks;
 
 use std::process::ExitCode;
@@ -49,8 +45,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Whatever this process makes is its user's alone, also what libraries make (sled's files), whatever the shell's
-    // umask allows.
+    // Every file of this process is private to its user, also those of libraries (sled), whatever umask the shell has.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     run::run(std::env::args_os()).into()
 }

@@ -1,8 +1,8 @@
-//! Files of message keys: one a role, for its owner alone.
+//! Message key files, one for each role, mode 0600.
 //!
-//! Owns how a role's file is read and watched, and how all files of a deployment are made and replaced (`stage0
-//! nats-keys`). What the keys are, and in which order they are replaced, is the backplane's. A file that others may
-//! read is refused.
+//! Owns how a role's file is read and watched, and how the files of a deployment are created and rotated (`stage0
+//! nats-keys`). The keys themselves and the order of a rotation belong to the backplane. A file that everybody can read
+//! is refused.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -13,23 +13,22 @@ use anyhow::{Context as _, bail, ensure};
 use stage0_backplane::nats::{KeySet, MessageAuth, MessageKeys, Requirement, Rotation};
 use stage0_contract::Role;
 
-use crate::args::nats_keys::DoNatsKeys;
+use crate::args::nats_keys::NatsKeysCommand;
 use crate::exit::Exit;
 use crate::{files, out};
 
-/// How often a role looks whether its file changed.
+/// How often a role checks its file for changes.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Runs one of them.
-pub(crate) fn run(command: DoNatsKeys) -> Exit {
-    crate::run::finished(match command {
-        DoNatsKeys::Create { dir, upgrade } => create_for_people(&dir, upgrade),
-        DoNatsKeys::Rotate { dir } => rotate(&dir),
-        DoNatsKeys::Show { dir, json } => show(&dir, json),
+pub(crate) fn run(command: NatsKeysCommand) -> Exit {
+    crate::exit::finished(match command {
+        NatsKeysCommand::Create { dir, upgrade } => create_for_people(&dir, upgrade),
+        NatsKeysCommand::Rotate { dir } => rotate(&dir),
+        NatsKeysCommand::Show { dir, json } => show(&dir, json),
     })
 }
 
-/// A role's keys, or what is wrong with its file.
+/// Reads a role's keys. The error is the text for the setting.
 pub(crate) fn read(path: &Path, role: Role) -> Result<MessageKeys, String> {
     let unreadable = |error: std::io::Error| format!("must name a file that can be read ({error})");
     let mode = path.metadata().map_err(unreadable)?.permissions().mode();
@@ -44,8 +43,8 @@ pub(crate) fn read(path: &Path, role: Role) -> Result<MessageKeys, String> {
     Ok(keys)
 }
 
-/// Takes the keys of a file whenever it changes, for ever. A file that is of no use leaves the keys as they are.
-pub(crate) async fn keep_reading(path: PathBuf, auth: Arc<MessageAuth>) {
+/// Reads the keys again whenever the file changes, until the task is dropped. An unusable file changes nothing.
+pub(crate) async fn watch(path: PathBuf, auth: Arc<MessageAuth>) {
     let mut last = changed_at(&path);
     loop {
         tokio::time::sleep(RELOAD_INTERVAL).await;
@@ -56,12 +55,12 @@ pub(crate) async fn keep_reading(path: PathBuf, auth: Arc<MessageAuth>) {
         last = now;
         let (file, role) = (path.clone(), auth.role());
         let read = tokio::task::spawn_blocking(move || read(&file, role)).await;
-        let taken = match read {
+        let replaced = match read {
             Ok(Ok(keys)) => auth.replace(&keys).map(|()| keys.generations()).map_err(|error| error.to_string()),
             Ok(Err(why)) => Err(why),
             Err(error) => Err(error.to_string()),
         };
-        match taken {
+        match replaced {
             Ok((active, accepted)) => tracing::info!(active, ?accepted, "message keys were replaced"),
             Err(why) => tracing::error!(file = %path.display(), "message keys stay as they were: the file {why}"),
         }
@@ -73,12 +72,12 @@ fn changed_at(path: &Path) -> Option<(SystemTime, u64)> {
     Some((found.modified().ok()?, found.len()))
 }
 
-/// A role's file among those of a deployment.
+/// The name of a role's file in the directory of a deployment.
 pub(crate) fn file_name(role: Role) -> String {
     format!("{role}.keys")
 }
 
-/// Makes every role's file unless they are there; whether they were made now.
+/// Creates the files of all roles, unless there are some. Returns whether they were created.
 pub(crate) fn create(dir: &Path, require: Requirement) -> anyhow::Result<bool> {
     if Role::ALL.iter().any(|role| dir.join(file_name(*role)).exists()) {
         load(dir)?;
@@ -89,14 +88,14 @@ pub(crate) fn create(dir: &Path, require: Requirement) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Of all roles.
+/// Reads the keys of all roles.
 pub(crate) fn load(dir: &Path) -> anyhow::Result<KeySet> {
     match read_all(dir, |role| dir.join(file_name(role))) {
         Ok(set) => Ok(set),
-        // A crash while the files of a step took their places: those that did, and those that wait, are one set.
-        Err(error) => match read_all(dir, |role| waiting(dir, role).unwrap_or_else(|| dir.join(file_name(role)))) {
+        // After a crash between the renames of a step, the renamed files and the remaining `.next` files are one set.
+        Err(error) => match read_all(dir, |role| pending(dir, role).unwrap_or_else(|| dir.join(file_name(role)))) {
             Ok(set) => {
-                take_places(dir)?;
+                rename_pending(dir)?;
                 Ok(set)
             }
             Err(_) => Err(error),
@@ -113,17 +112,17 @@ fn read_all(dir: &Path, path: impl Fn(Role) -> PathBuf) -> anyhow::Result<KeySet
     KeySet::of(all).with_context(|| format!("cannot use the keys in `{}`", dir.display()))
 }
 
-/// All of them stand beside the old ones before the first takes its place.
+/// Writes all files as `.next` before the first is renamed, so that a crash leaves the old set or the new one.
 fn write(dir: &Path, set: &KeySet) -> anyhow::Result<()> {
     for (role, keys) in set.roles() {
-        files::replace(&next(dir, role), &keys.render()?)?;
+        files::replace(&next_path(dir, role), &keys.render()?)?;
     }
-    take_places(dir)
+    rename_pending(dir)
 }
 
-fn take_places(dir: &Path) -> anyhow::Result<()> {
+fn rename_pending(dir: &Path) -> anyhow::Result<()> {
     for role in Role::ALL {
-        if let Some(next) = waiting(dir, role) {
+        if let Some(next) = pending(dir, role) {
             let path = dir.join(file_name(role));
             std::fs::rename(&next, &path).with_context(|| format!("cannot write `{}`", path.display()))?;
         }
@@ -132,30 +131,32 @@ fn take_places(dir: &Path) -> anyhow::Result<()> {
     synced.with_context(|| format!("cannot write `{}`", dir.display()))
 }
 
-fn next(dir: &Path, role: Role) -> PathBuf {
+fn next_path(dir: &Path, role: Role) -> PathBuf {
     dir.join(format!("{role}.next"))
 }
 
-fn waiting(dir: &Path, role: Role) -> Option<PathBuf> {
-    Some(next(dir, role)).filter(|path| path.exists())
+fn pending(dir: &Path, role: Role) -> Option<PathBuf> {
+    Some(next_path(dir, role)).filter(|path| path.exists())
 }
 
 fn create_for_people(dir: &Path, upgrade: bool) -> anyhow::Result<()> {
     let require = if upgrade { Requirement::WhenAllCan } else { Requirement::Always };
     ensure!(
         create(dir, require)?,
-        "there are keys in `{}` already: what was stored with them cannot be read with others. To replace them: stage0 nats-keys rotate --dir {}",
+        "there are keys in `{}` already, and data that was stored with them cannot be read with others. To replace \
+         them: stage0 nats-keys rotate --dir {}",
         dir.display(),
         dir.display()
     );
     let then = if upgrade {
-        "start every role with its file: once all were heard for half a minute, what is not authenticated is refused"
+        "start every role with its file: once all roles have sent authenticated messages for half a minute, other \
+         messages are refused"
     } else {
-        "start every role with its file: what is not authenticated is refused from the first message on"
+        "start every role with its file: messages without authentication are refused from the start"
     };
     let files = Role::ALL.map(|role| format!("  {role:<13} --message-keys {}", dir.join(file_name(role)).display()));
     Ok(out::line(format!(
-        "{}\n{then}. Keep a copy of `{}`: without it what is stored is not believed",
+        "{}\n{then}. Keep a backup of `{}`: without these keys stored data is not accepted",
         files.join("\n"),
         dir.display()
     ))?)
@@ -167,13 +168,15 @@ fn rotate(dir: &Path) -> anyhow::Result<()> {
     write(dir, &set)?;
     let text = match step {
         Rotation::Accepted(new) => format!(
-            "step 1 of 3: generation {new} is accepted and not used yet. Give every role its file; once each has said `message keys were replaced`, run this again"
+            "step 1 of 3: generation {new} is accepted and not used yet. Give every role its file; once each has \
+             logged `message keys were replaced`, run this again"
         ),
         Rotation::Activated(new) => format!(
-            "step 2 of 3: generation {new} is used, the one before still accepted. Give every role its file; once each has said `message keys were replaced`, run this again"
+            "step 2 of 3: generation {new} is used, and the previous one still accepted. Give every role its file; \
+             once each has logged `message keys were replaced`, run this again"
         ),
         Rotation::Retired(old) => format!(
-            "step 3 of 3: generation {old} is retired; it still proves what was stored with it. Give every role its file"
+            "step 3 of 3: generation {old} is retired; data stored with it still verifies. Give every role its file"
         ),
     };
     Ok(out::line(text)?)
@@ -199,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_their_owners_alone_and_never_made_twice() {
+    fn key_files_have_mode_0600_and_are_not_created_twice() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("keys");
         assert!(create(&dir, Requirement::Always).unwrap());
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_role_or_one_that_everybody_reads_is_refused() {
+    fn a_file_of_another_role_or_one_that_everybody_can_read_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), Requirement::Always).unwrap();
         let path = dir.path().join(file_name(Role::Keystore));
@@ -227,23 +230,23 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_between_the_files_of_a_step_leaves_the_step_before_or_this_one() {
+    fn a_crash_between_two_renames_leaves_the_old_or_the_new_set() {
         let dir = tempfile::tempdir().unwrap();
         create(dir.path(), Requirement::Always).unwrap();
         let before = load(dir.path()).unwrap();
         let mut after = before.clone();
         after.rotate(jiff::Timestamp::now()).unwrap();
-        let stands = |role: Role| next(dir.path(), role);
+        let next = |role: Role| next_path(dir.path(), role);
         for role in [Role::Gateway, Role::Keystore] {
-            files::replace(&stands(role), &after.role(role).unwrap().render().unwrap()).unwrap();
+            files::replace(&next(role), &after.role(role).unwrap().render().unwrap()).unwrap();
         }
-        assert_eq!(load(dir.path()).unwrap(), before, "not all were written");
+        assert_eq!(load(dir.path()).unwrap(), before, "not all files were written");
         for role in Role::ALL {
-            files::replace(&stands(role), &after.role(role).unwrap().render().unwrap()).unwrap();
+            files::replace(&next(role), &after.role(role).unwrap().render().unwrap()).unwrap();
         }
-        std::fs::rename(stands(Role::Gateway), dir.path().join(file_name(Role::Gateway))).unwrap();
-        assert_eq!(load(dir.path()).unwrap(), after, "the first took its place");
-        assert!(Role::ALL.iter().all(|role| !stands(*role).exists()));
+        std::fs::rename(next(Role::Gateway), dir.path().join(file_name(Role::Gateway))).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), after, "the first file was renamed");
+        assert!(Role::ALL.iter().all(|role| !next(*role).exists()));
     }
 
     #[test]

@@ -1,61 +1,59 @@
-//! `stage0 nats-admin`: makes, checks and upgrades the streams with the administrator's login, which no role has.
+//! `stage0 nats-admin`: creates, checks and upgrades the streams, with the administrator's login, which no role has.
 //!
-//! Owns what people read; what the streams are and how records move is the backplane's. Exit code 1 when a stream is
-//! missing or not as it has to be.
+//! Owns the output; the streams' settings and the migration of records belong to the backplane. Exit code 1 if a stream
+//! is missing or has wrong settings.
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use stage0_backplane::nats::{Connection, StreamAdmin, StreamState};
 
-use crate::args::nats_admin::DoNatsAdmin;
+use crate::args::nats_admin::NatsAdminCommand;
 use crate::exit::Exit;
 use crate::out;
 use crate::settings::roles::AdminSettings;
 
-/// Runs one of them.
-pub(crate) fn run(command: DoNatsAdmin, as_json: bool, settings: &AdminSettings) -> Exit {
+pub(crate) fn run(command: NatsAdminCommand, as_json: bool, settings: &AdminSettings) -> Exit {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let ended = runtime.context("cannot start").and_then(|runtime| runtime.block_on(done(command, as_json, settings)));
-    crate::run::ended(ended)
+    let result = runtime.context("cannot start").and_then(|runtime| runtime.block_on(act(command, as_json, settings)));
+    crate::exit::ended(result)
 }
 
-async fn done(command: DoNatsAdmin, as_json: bool, settings: &AdminSettings) -> anyhow::Result<Exit> {
-    settings.safety.examine(&settings.nats).await?;
+async fn act(command: NatsAdminCommand, as_json: bool, settings: &AdminSettings) -> anyhow::Result<Exit> {
+    settings.safety.refuse_open_servers(&settings.nats).await?;
     let connection = Connection::open(&settings.nats).await?;
     let requests = connection.backplane().requests;
     let admin = StreamAdmin::new(connection);
     let exit = match command {
-        DoNatsAdmin::Init => told(&admin.init(&settings.sizes).await?, &[], as_json)?,
-        DoNatsAdmin::Check => told(&admin.check().await?, &[], as_json)?,
-        DoNatsAdmin::Upgrade => {
-            let done = admin.upgrade(&settings.sizes).await?;
-            told(&admin.check().await?, &done, as_json)?
+        NatsAdminCommand::Init => report(&admin.init(&settings.sizes).await?, &[], as_json)?,
+        NatsAdminCommand::Check => report(&admin.check().await?, &[], as_json)?,
+        NatsAdminCommand::Upgrade => {
+            let steps = admin.upgrade(&settings.sizes).await?;
+            report(&admin.check().await?, &steps, as_json)?
         }
     };
     requests.close().await;
     Ok(exit)
 }
 
-/// What was done, then how the streams are.
-fn told(states: &[StreamState], done: &[String], as_json: bool) -> anyhow::Result<Exit> {
+/// Prints the steps of an upgrade, then the state of each stream.
+fn report(states: &[StreamState], steps: &[String], as_json: bool) -> anyhow::Result<Exit> {
+    let is_good = states.iter().all(|state| state.differences.is_empty());
+    let exit = if is_good { Exit::Done } else { Exit::Failed };
     if as_json {
-        let is_good = states.iter().all(|state| state.differences.is_empty());
         let streams: Vec<Value> = states
             .iter()
             .map(|StreamState { stream, is_new, differences, remarks }| {
                 json!({"stream": stream, "made": is_new, "differences": differences, "remarks": remarks})
             })
             .collect();
-        out::json(&json!({"ok": is_good, "done": done, "streams": streams}))?;
-        return Ok(if is_good { Exit::Done } else { Exit::Failed });
+        out::json(&json!({"ok": is_good, "done": steps, "streams": streams}))?;
+        return Ok(exit);
     }
-    for line in done {
-        out::line(out::plain(line))?;
+    for step in steps {
+        out::line(out::plain(step))?;
     }
-    let mut exit = Exit::Done;
     for StreamState { stream, is_new, differences, remarks } in states {
         for difference in differences {
-            exit = Exit::Failed;
             out::line(out::plain(&format!("BAD   {stream}: {difference}")))?;
         }
         if differences.is_empty() {
@@ -65,9 +63,10 @@ fn told(states: &[StreamState], done: &[String], as_json: bool) -> anyhow::Resul
             out::line(out::plain(&format!("look  {stream}: {remark}")))?;
         }
     }
-    if exit == Exit::Failed {
-        out::complain(
-            "what is missing: `stage0 nats-admin init`; what differs: `stage0 nats-admin upgrade`, once you know who changed it",
+    if !is_good {
+        out::stderr_line(
+            "create missing streams with `stage0 nats-admin init`; correct wrong settings with `stage0 nats-admin \
+             upgrade`, once you know who changed them",
         );
     }
     Ok(exit)

@@ -1,9 +1,8 @@
-//! What a role's process does about the safety of NATS: it refuses servers that anybody may use, and keeps its message
-//! keys and what they require up to date.
+//! The safety of a role's NATS connection: open servers are refused, and message keys are kept up to date.
 //!
-//! Owns the judgement and its words; the looking is the backplane's. A server off this machine that takes no login or
-//! no TLS is refused unless the operator takes the risk by name; one on this machine is warned about. What cannot be
-//! found out is warned about as well.
+//! Owns the decision and its texts; the backplane probes the servers. A server on another machine without login or TLS
+//! is refused, unless `--dangerous-open-nats` accepts the risk. One on this machine causes a warning, and so does one
+//! that cannot be probed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,37 +11,35 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use stage0_backplane::nats::{Connection, Exposure, MessageAuth, NatsConfig, exposure, remember_requirement};
+use stage0_backplane::nats::{Connection, Exposure, MessageAuth, NatsConfig, exposure, persist_requirement};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::settings::NatsSafety;
 use crate::{files, message_keys};
 
-/// In the keystore's data directory: from when on what is not authenticated is refused.
+/// In the keystore's data directory: since when messages must be authenticated.
 const REQUIREMENT_FILE: &str = "message-auth.json";
-const TRY_AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// Others may still start; the ledger's stream may be missing.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+/// Gives other roles time to start: the state store may not be ready yet.
 const MAX_TRIES: u32 = 20;
-/// What to do about a server that anybody may use.
+/// The advice about a server that anybody can use.
 pub(crate) const MAKE_SAFE: &str =
     "give it what `stage0 nats-config` prints, and each role its user, password file, certificate and message keys";
 
-/// Lasts as long as the role does.
-pub(crate) struct Guard {
+/// Runs as long as the value lives.
+pub(crate) struct BackgroundTasks {
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
-/// Where a role keeps what it must not forget.
-pub(crate) enum Memory {
-    /// In the ledger.
-    Ledger(Connection),
-    /// In its data directory.
+/// Where a role stores since when messages must be authenticated, so that a restart does not forget it.
+pub(crate) enum RequirementStore {
+    StateStore(Connection),
     Directory(PathBuf),
 }
 
 impl NatsSafety {
-    /// Refuses to use servers that anybody may use.
-    pub(crate) async fn examine(&self, nats: &NatsConfig) -> anyhow::Result<()> {
+    /// Refuses servers that anybody can use.
+    pub(crate) async fn refuse_open_servers(&self, nats: &NatsConfig) -> anyhow::Result<()> {
         for found in exposure(nats).await? {
             if let Some(refusal) = refusal(&found, self.open_allowed) {
                 bail!(refusal);
@@ -51,65 +48,69 @@ impl NatsSafety {
         }
         if nats.auth.is_none() {
             tracing::warn!(
-                "messages are not authenticated: whoever may use NATS can speak for other roles; make keys with `stage0 nats-keys create`"
+                "messages are not authenticated: any client of NATS can act as any role; create keys with `stage0 \
+                 nats-keys create`"
             );
         }
         Ok(())
     }
 
-    /// Requires what was required before, and keeps keys and requirement up to date from now on.
-    pub(crate) async fn keep(&self, nats: &NatsConfig, memory: Memory) -> anyhow::Result<Guard> {
-        let Some(auth) = nats.auth.clone() else { return Ok(Guard { _tasks: Vec::new() }) };
+    /// Restores the requirement of an earlier start, and starts tasks that keep keys and requirement up to date.
+    pub(crate) async fn start_tasks(
+        &self,
+        nats: &NatsConfig,
+        store: RequirementStore,
+    ) -> anyhow::Result<BackgroundTasks> {
+        let Some(auth) = nats.auth.clone() else { return Ok(BackgroundTasks { _tasks: Vec::new() }) };
         let mut tasks = Vec::new();
         if let Some(path) = self.message_keys.clone() {
-            tasks.push(tokio::spawn(message_keys::keep_reading(path, auth.clone())));
+            tasks.push(tokio::spawn(message_keys::watch(path, auth.clone())));
         }
         if !auth.is_strict() {
             let mut tries = 0;
-            while let Err(error) = memory.remember(&auth).await {
+            while let Err(error) = store.sync(&auth).await {
                 tries += 1;
                 if tries == MAX_TRIES {
                     return Err(error);
                 }
-                tokio::time::sleep(TRY_AGAIN_AFTER).await;
+                tokio::time::sleep(RETRY_DELAY).await;
             }
-            tasks.push(tokio::spawn(keep_remembering(auth, memory)));
+            tasks.push(tokio::spawn(watch_requirement(auth, store)));
         }
-        Ok(Guard { _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect() })
+        Ok(BackgroundTasks { _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect() })
     }
 }
 
-impl Memory {
-    async fn remember(&self, auth: &Arc<MessageAuth>) -> anyhow::Result<()> {
+impl RequirementStore {
+    async fn sync(&self, auth: &Arc<MessageAuth>) -> anyhow::Result<()> {
         match self {
-            Self::Ledger(connection) => Ok(remember_requirement(connection).await?),
-            Self::Directory(dir) => remember_in(dir, auth),
+            Self::StateStore(connection) => Ok(persist_requirement(connection).await?),
+            Self::Directory(dir) => sync_with_file(dir, auth),
         }
     }
 }
 
-async fn keep_remembering(auth: Arc<MessageAuth>, memory: Memory) {
+async fn watch_requirement(auth: Arc<MessageAuth>, store: RequirementStore) {
     let mut since = auth.required_since();
     while since.changed().await.is_ok() {
-        while let Err(error) = memory.remember(&auth).await {
-            tracing::warn!(error = format!("{error:#}"), "that messages must be authenticated is not kept yet");
-            tokio::time::sleep(TRY_AGAIN_AFTER).await;
+        while let Err(error) = store.sync(&auth).await {
+            tracing::warn!(error = format!("{error:#}"), "the authentication requirement was not stored yet");
+            tokio::time::sleep(RETRY_DELAY).await;
         }
     }
 }
 
-/// What the file holds.
 #[derive(Serialize, Deserialize)]
 struct RequirementFile {
     required_since: Timestamp,
 }
 
-fn remember_in(dir: &Path, auth: &MessageAuth) -> anyhow::Result<()> {
+fn sync_with_file(dir: &Path, auth: &MessageAuth) -> anyhow::Result<()> {
     let path = dir.join(REQUIREMENT_FILE);
     match std::fs::read(&path) {
         Ok(bytes) => {
-            let kept = serde_json::from_slice::<RequirementFile>(&bytes);
-            auth.require(kept.with_context(|| format!("`{}` cannot be read", path.display()))?.required_since);
+            let stored = serde_json::from_slice::<RequirementFile>(&bytes);
+            auth.require(stored.with_context(|| format!("`{}` cannot be read", path.display()))?.required_since);
             return Ok(());
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
@@ -117,16 +118,16 @@ fn remember_in(dir: &Path, auth: &MessageAuth) -> anyhow::Result<()> {
     }
     let since = *auth.required_since().borrow();
     let Some(required_since) = since.filter(|_| auth.is_required()) else { return Ok(()) };
-    // On its first start it is not there yet.
+    // The directory may be missing at the first start.
     files::private_dir(dir)?;
     files::replace(&path, &serde_json::to_string(&RequirementFile { required_since })?)
 }
 
-/// Why a server must not be used.
+/// Why the server is refused, if it is.
 fn refusal(found: &Exposure, open_allowed: bool) -> Option<String> {
     let fault = found.fault().filter(|_| !found.is_loopback && !open_allowed)?;
     Some(format!(
-        "the NATS server at `{}` {fault}: {MAKE_SAFE}; or take the risk with --dangerous-open-nats",
+        "the NATS server at `{}` {fault}: {MAKE_SAFE}; or accept the risk with --dangerous-open-nats",
         found.server
     ))
 }
@@ -136,55 +137,57 @@ fn warn(found: &Exposure, has_keys: bool) {
     match (found.fault(), found.unknown()) {
         (Some(fault), _) if has_keys => tracing::warn!(
             server,
-            "the NATS server {fault}: whoever reaches it hears all and may disturb all; {MAKE_SAFE}"
+            "the NATS server {fault}: any client that reaches it can read and disturb all messages; {MAKE_SAFE}"
         ),
         (Some(fault), _) => tracing::warn!(
             server,
-            "the NATS server {fault}, and messages are not authenticated: whoever reaches it decides in the place of the evaluators; {MAKE_SAFE}"
+            "the NATS server {fault}, and messages are not authenticated: any client that reaches it can decide in \
+             place of the evaluators; {MAKE_SAFE}"
         ),
-        (None, Some(why)) => tracing::warn!(server, why, "it is not known whether anybody may use this NATS server"),
+        (None, Some(why)) => tracing::warn!(server, why, "it is unknown whether this NATS server is open to anybody"),
         (None, None) => {}
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use stage0_backplane::nats::{Asked, KeySet, Requirement};
+    use stage0_backplane::nats::{Enforced, KeySet, Requirement};
     use stage0_contract::Role;
 
     use super::*;
 
-    fn found(is_loopback: bool, login: Asked, tls: Asked) -> Exposure {
+    fn found(is_loopback: bool, login: Enforced, tls: Enforced) -> Exposure {
         Exposure { server: "nats:4222".to_owned(), is_loopback, login, tls }
     }
 
     #[test]
-    fn a_server_off_this_machine_that_lacks_login_or_tls_is_refused_unless_the_risk_is_taken() {
-        for (login, tls) in [(Asked::No, Asked::Yes), (Asked::Yes, Asked::No), (Asked::No, Asked::No)] {
+    fn a_remote_server_without_login_or_tls_is_refused_unless_the_risk_is_accepted() {
+        for (login, tls) in [(Enforced::No, Enforced::Yes), (Enforced::Yes, Enforced::No), (Enforced::No, Enforced::No)]
+        {
             let text = refusal(&found(false, login.clone(), tls.clone()), false).unwrap();
             assert!(text.contains("`nats:4222` takes no ") && text.contains("--dangerous-open-nats"), "{text}");
             assert_eq!(refusal(&found(false, login.clone(), tls.clone()), true), None);
             assert_eq!(refusal(&found(true, login, tls), false), None);
         }
-        assert_eq!(refusal(&found(false, Asked::Yes, Asked::Yes), false), None);
-        assert_eq!(refusal(&found(false, Asked::Unknown(String::new()), Asked::Yes), false), None);
+        assert_eq!(refusal(&found(false, Enforced::Yes, Enforced::Yes), false), None);
+        assert_eq!(refusal(&found(false, Enforced::Unknown(String::new()), Enforced::Yes), false), None);
     }
 
     #[test]
-    fn the_keystore_requires_after_a_start_what_it_required_before() {
+    fn the_authentication_requirement_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let keys = KeySet::create(Requirement::WhenAllCan).unwrap();
         let auth = || MessageAuth::new(keys.role(Role::Keystore).unwrap(), Role::Keystore, false).unwrap();
         let first = auth();
-        remember_in(dir.path(), &first).unwrap();
+        sync_with_file(dir.path(), &first).unwrap();
         assert!(!first.is_required());
         let since = Timestamp::from_second(1_700_000_000).unwrap();
         first.require(since);
-        remember_in(dir.path(), &first).unwrap();
+        sync_with_file(dir.path(), &first).unwrap();
         let second = auth();
-        remember_in(dir.path(), &second).unwrap();
+        sync_with_file(dir.path(), &second).unwrap();
         assert!(second.is_required() && *second.required_since().borrow() == Some(since));
         std::fs::write(dir.path().join(REQUIREMENT_FILE), "{").unwrap();
-        assert!(remember_in(dir.path(), &auth()).is_err());
+        assert!(sync_with_file(dir.path(), &auth()).is_err());
     }
 }

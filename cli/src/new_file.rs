@@ -1,8 +1,8 @@
-//! A file that a command makes: new, for its owner alone, and whole or not there.
+//! A file that a command creates: new, mode 0600, and complete or not there.
 //!
-//! INVARIANT: nobody's file is overwritten, and under the name that was asked for never stands a part of what it should hold: the name is
-//! taken by an empty file, the content is written to `NAME.part` and takes its place at the end. What fails before leaves
-//! neither behind; a crash leaves both, and the empty one shows it.
+//! INVARIANT: no existing file is overwritten, and the file never holds a part of its content. An empty file reserves
+//! the name, the content is written to `NAME.part`, which replaces it at the end. A failure removes both; a crash
+//! leaves both, and the empty one shows that the content is incomplete.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -11,51 +11,54 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-/// A file that is not finished yet.
+use crate::files::sync_parent;
+
+/// An incomplete file, which is removed when it is dropped.
 pub(crate) struct NewFile {
     path: PathBuf,
     part: PathBuf,
     file: File,
-    kept: bool,
+    is_complete: bool,
 }
 
 impl NewFile {
-    /// Takes the name, of mode 0600; fails when it is taken.
+    /// Reserves the name; fails if a file of that name exists.
     pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
-        let cannot = |path: &Path| format!("cannot make `{}`", path.display());
+        let cannot = |path: &Path| format!("cannot create `{}`", path.display());
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
         new(path).with_context(|| cannot(path))?;
         let file = new(&part).inspect_err(|_| remove(path)).with_context(|| cannot(&part))?;
-        Ok(Self { path: path.to_owned(), part, file, kept: false })
+        Ok(Self { path: path.to_owned(), part, file, is_complete: false })
     }
 
-    /// Adds to it.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.file.write_all(bytes).with_context(|| format!("cannot write `{}`", self.part.display()))
     }
 
-    /// Says that it is complete: it is on disk under its name when this returns.
-    pub(crate) fn keep(mut self) -> anyhow::Result<()> {
-        self.place().with_context(|| format!("cannot write `{}`", self.path.display()))?;
-        self.kept = true;
-        Ok(())
+    /// Writes a line and completes the file.
+    pub(crate) fn keep_line(mut self, text: &str) -> anyhow::Result<()> {
+        self.write(format!("{text}\n").as_bytes())?;
+        self.keep()
     }
 
-    fn place(&self) -> io::Result<()> {
-        self.file.sync_all()?;
-        std::fs::rename(&self.part, &self.path)?;
-        match self.path.parent() {
-            Some(parent) if parent != Path::new("") => File::open(parent)?.sync_all(),
-            Some(_) | None => File::open(".")?.sync_all(),
-        }
+    /// Completes the file: it is on disk under its name when this returns.
+    pub(crate) fn keep(mut self) -> anyhow::Result<()> {
+        let kept = self
+            .file
+            .sync_all()
+            .and_then(|()| std::fs::rename(&self.part, &self.path))
+            .and_then(|()| sync_parent(&self.path));
+        kept.with_context(|| format!("cannot write `{}`", self.path.display()))?;
+        self.is_complete = true;
+        Ok(())
     }
 }
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.kept {
+        if !self.is_complete {
             remove(&self.part);
             remove(&self.path);
         }
@@ -66,7 +69,7 @@ fn new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// It is ours; when it cannot be removed, what went wrong before is still what matters.
+/// A failure is ignored: the error that led here is the one to report.
 fn remove(path: &Path) {
     let _ = std::fs::remove_file(path);
 }
@@ -85,18 +88,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finished_leaves_nothing_behind() {
+    fn an_incomplete_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let mut file = NewFile::create(&path).unwrap();
         file.write(b"half").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"", "nobody takes the half for the whole");
+        assert_eq!(std::fs::read(&path).unwrap(), b"", "the incomplete content has another name");
         drop(file);
         assert!(names(dir.path()).is_empty());
     }
 
     #[test]
-    fn what_is_finished_is_there_and_its_owners_alone() {
+    fn a_complete_file_is_there_with_mode_0600() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
         let mut file = NewFile::create(&path).unwrap();
@@ -109,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_there_is_left_as_it_is() {
+    fn an_existing_file_is_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         for taken in ["x", "x.part"] {
             std::fs::write(dir.path().join(taken), "somebody's").unwrap();

@@ -1,10 +1,9 @@
 //! The only place that writes to standard output and standard error.
 //!
-//! Owns what a closed pipe means: `stage0 keys list | head -1` ends quietly, whatever is left to print is dropped. Any
-//! other failure to write is an error of the command: a result that nobody can read was not delivered.
-//! INVARIANT: no
-//! text moves a terminal's cursor, hides or reorders what stands beside it: what could is escaped on its way out, here.
-//! Text that came over the network passes through [`plain`] besides, so that it cannot begin a line of its own.
+//! A closed pipe is no error: `stage0 keys list | head -1` ends quietly. Any other failure to write fails the command,
+//! because its result was not delivered. INVARIANT: no text can move a terminal's cursor or hide or reorder other text:
+//! such characters are escaped here. Text from the network also passes through [`plain`], so that it cannot start a
+//! line of its own.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -17,9 +16,9 @@ mod paint;
 
 pub(crate) use paint::{Painted, Terminal};
 
-/// Writes one line, or several that are joined by line breaks.
+/// Writes one line or several to standard output.
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
-    write(format!("{}\n", escaped(&text.to_string(), Line::Breaks)).as_bytes())
+    write(format!("{}\n", escaped(&text.to_string(), LineBreaks::Keep)).as_bytes())
 }
 
 /// Writes a value as indented JSON.
@@ -28,17 +27,22 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(write(format!("{}\n", json_escaped(&text)).as_bytes())?)
 }
 
-/// Writes an answer as it came, where it is JSON the same values.
+/// Writes a value as JSON, or as text for people.
+pub(crate) fn show<T: Serialize>(as_json: bool, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+    if as_json { json(value) } else { Ok(line(text(value))?) }
+}
+
+/// Writes a response as it came. If it is JSON, escaping keeps its values.
 pub(crate) fn json_text(text: &[u8]) -> io::Result<()> {
     write(format!("{}\n", json_escaped(&String::from_utf8_lossy(text))).as_bytes())
 }
 
-/// Writes text with its colours; false once nobody reads any more.
+/// Writes text with its colours. Returns false if the pipe is closed.
 pub(crate) fn painted(text: &Painted) -> io::Result<bool> {
     stream(format!("{}\n", text.as_str()).as_bytes())
 }
 
-/// Writes what is told of a decision; the verdict that it begins with has its colour on a terminal.
+/// Writes the text of a decision; on a terminal the verdict at its beginning is coloured.
 pub(crate) fn decision(text: &str) -> io::Result<()> {
     let (verdict, rest) = text.split_at(text.find([' ', '\n']).unwrap_or(text.len()));
     let mut shown = Painted::new(Terminal::of_stdout().colours);
@@ -47,12 +51,12 @@ pub(crate) fn decision(text: &str) -> io::Result<()> {
     painted(&shown).map(|_| ())
 }
 
-/// Writes bytes as they are.
+/// Writes bytes without escaping.
 pub(crate) fn write(bytes: &[u8]) -> io::Result<()> {
     stream(bytes).map(|_| ())
 }
 
-/// As [`write()`], for what goes on: false once nobody reads any more.
+/// As [`write()`] for endless output. Returns false if the pipe is closed.
 pub(crate) fn stream(bytes: &[u8]) -> io::Result<bool> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
@@ -62,48 +66,44 @@ pub(crate) fn stream(bytes: &[u8]) -> io::Result<bool> {
     }
 }
 
-/// Says on standard error what went wrong. There is nobody left to tell when that fails.
-pub(crate) fn complain(text: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{}", escaped(&text.to_string(), Line::Breaks));
+/// Writes a line to standard error: an error or a note beside the result. A failure to write is ignored.
+pub(crate) fn stderr_line(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{}", escaped(&text.to_string(), LineBreaks::Keep));
 }
 
-/// Writes over the line of standard error, a terminal, on which the cursor stands.
+/// Replaces the current line of standard error, which is a terminal.
 pub(crate) fn status_line(text: impl Display) {
     let mut stderr = io::stderr().lock();
     let _ = write!(stderr, "\r\u{1b}[K{}", plain(&text.to_string())).and_then(|()| stderr.flush());
 }
 
-/// Asks a person, who answers on the same line. It goes where complaints go: standard output is for results.
+/// Prints a question without a line break, to standard error: standard output is for results.
 pub(crate) fn prompt(text: impl Display) {
     let mut stderr = io::stderr().lock();
-    let text = escaped(&text.to_string(), Line::Breaks);
+    let text = escaped(&text.to_string(), LineBreaks::Keep);
     let _ = write!(stderr, "{text}").and_then(|()| stderr.flush());
 }
 
-/// Whether a person reads the log.
 pub(crate) fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// A text from elsewhere as one line: what would move a cursor, forge a line, hide or reorder text is escaped as in
-/// `\u{202e}`.
+/// Escapes foreign text to one line: characters that would move the cursor, break the line, or hide or reorder text
+/// become `\u{202e}` and the like.
 pub(crate) fn plain(text: &str) -> String {
-    escaped(text, Line::Is)
+    escaped(text, LineBreaks::Escape)
 }
 
-/// What a line break is in a text.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Line {
-    /// Its own, between lines.
-    Breaks,
-    /// A control character like others: the text is one line.
-    Is,
+enum LineBreaks {
+    Keep,
+    Escape,
 }
 
-fn escaped(text: &str, line: Line) -> String {
+fn escaped(text: &str, line_breaks: LineBreaks) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
-        if is_invisible(c) && !(c == '\n' && line == Line::Breaks) {
+        if is_invisible(c) && !(c == '\n' && line_breaks == LineBreaks::Keep) {
             shown.extend(c.escape_unicode());
         } else {
             shown.push(c);
@@ -112,15 +112,16 @@ fn escaped(text: &str, line: Line) -> String {
     shown
 }
 
-/// JSON text with the same values: outside of strings none of these characters is JSON, but for white space.
+/// Escapes JSON text without changing its values: outside of strings, JSON allows none of these characters except white
+/// space.
 pub(crate) fn json_escaped(text: &str) -> Cow<'_, str> {
-    let in_need = |c: char| is_invisible(c) && !matches!(c, '\n' | '\r' | '\t');
-    if !text.contains(in_need) {
+    let must_escape = |c: char| is_invisible(c) && !matches!(c, '\n' | '\r' | '\t');
+    if !text.contains(must_escape) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if in_need(c) {
+        if must_escape(c) {
             shown.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
         } else {
             shown.push(c);
@@ -129,16 +130,17 @@ pub(crate) fn json_escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Control characters, and what Unicode calls format characters and separators of lines: they have no width, steer a
-/// terminal, or change the order in which what stands around them is shown. Besides, letters that are blank.
+/// Control characters, Unicode format characters and line separators, which have no width, control a terminal or change
+/// the order of the text around them; and letters that look blank.
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c,
-            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}' | '\u{8e2}'
-            | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
-            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}'
-            | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
-            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+            | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -146,30 +148,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_from_elsewhere_cannot_steer_the_terminal() {
+    fn foreign_text_cannot_control_the_terminal() {
         assert_eq!(plain("a\u{1b}[2Jb\r\nc\td\u{9b}e"), r"a\u{1b}[2Jb\u{d}\u{a}c\u{9}d\u{9b}e");
         assert_eq!(
             plain("pay \u{202e}000,1\u{202c} to\u{2066}x\u{2069}"),
             r"pay \u{202e}000,1\u{202c} to\u{2066}x\u{2069}"
         );
         assert_eq!(plain("ad\u{200b}min\u{feff}\u{e0041}\u{2028}"), r"ad\u{200b}min\u{feff}\u{e0041}\u{2028}");
-        assert_eq!(plain(&plain("\u{202e}")), plain("\u{202e}"), "twice is once");
+        assert_eq!(plain(&plain("\u{202e}")), plain("\u{202e}"), "escaping is idempotent");
     }
 
     #[test]
-    fn letters_of_every_script_and_emoji_are_shown_as_they_are() {
+    fn letters_of_every_script_and_emoji_are_not_escaped() {
         for text in ["Überprüfung", "审批", "עברית", "مرحبا", "🚀 ✓ …", "a b\u{a0}c", "\\u{202e}"] {
             assert_eq!(plain(text), text);
         }
     }
 
     #[test]
-    fn lines_stay_lines_where_they_are_ours() {
-        assert_eq!(escaped("a\nb\rc", Line::Breaks), "a\nb\\u{d}c");
+    fn line_breaks_of_our_own_text_are_kept() {
+        assert_eq!(escaped("a\nb\rc", LineBreaks::Keep), "a\nb\\u{d}c");
     }
 
     #[test]
-    fn json_keeps_its_values_and_steers_nothing() {
+    fn escaped_json_keeps_its_values() {
         let value = serde_json::json!({"n\u{202e}": ["a\u{9b}2J\u{1b}\u{e0041}\n", "é審🚀", 1.5, null]});
         for text in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
             let shown = json_escaped(&text);

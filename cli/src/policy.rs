@@ -1,7 +1,8 @@
-//! `stage0 policy`: a pack author's tools. Offline: no server, no key, the evaluator's own code on a directory.
+//! `stage0 policy`: tools for pack authors. They run offline, without server or key, with the evaluator's code.
 //!
-//! Owns how faults, cases and explanations look; what they are is the evaluator's. A pack that is refused is exit code 1, and every
-//! fault is named. INVARIANT: `test` refuses whatever `validate` refuses; it only shows failed cases better.
+//! Owns the output; faults, cases and explanations come from the policy crate. A refused pack is exit code 1, and every
+//! fault is named. INVARIANT: `test` refuses every pack that `validate` refuses; it only shows failed cases in more
+//! detail.
 
 mod explain;
 mod vocabulary;
@@ -11,40 +12,52 @@ use std::path::Path;
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 use stage0_contract::IssueCode;
-use stage0_evaluator::{CaseOutcome, Fault, Pack};
+use stage0_policy::{CaseOutcome, Fault, Pack};
 
 use vocabulary::Form;
 
-use crate::args::DoPolicy;
+use crate::args::PolicyCommand;
 use crate::exit::Exit;
 use crate::out;
 
-/// Runs one of them.
-pub(crate) fn run(command: &DoPolicy) -> Exit {
-    crate::run::ended(match command {
-        DoPolicy::Validate { dir, json } => validate(dir, *json),
-        DoPolicy::Test { dir, json } => test(dir, *json),
-        DoPolicy::Vocabulary { dir, json, html } => {
-            let form = match (*json, *html) {
+/// Every pack has this file.
+const MANIFEST: &str = "pack.toml";
+
+pub(crate) fn run(command: &PolicyCommand) -> Exit {
+    crate::exit::ended(match command {
+        PolicyCommand::Validate { dir, json } => validate(dir, *json),
+        PolicyCommand::Test { dir, json } => test(dir, *json),
+        PolicyCommand::Vocabulary { dir, json, markdown } => {
+            let form = match (*json, *markdown) {
                 (true, _) => Form::Json,
-                (false, true) => Form::Html,
+                (false, true) => Form::Markdown,
                 (false, false) => Form::Text,
             };
             vocabulary::vocabulary(dir.as_deref(), form).map(|()| Exit::Done)
         }
-        DoPolicy::Explain { pack, file, json } => explain::explain(pack, file, *json).map(|()| Exit::Done),
+        PolicyCommand::Explain { pack, file, json } => explain::explain(pack, file, *json).map(|()| Exit::Done),
     })
 }
 
+/// Refuses a folder of something else: every one of its files would be a fault.
+fn ensure_pack(dir: &Path) -> anyhow::Result<()> {
+    let is_other = dir.is_dir() && !dir.join(MANIFEST).exists();
+    ensure!(!is_other, "`{}` is no policy pack: it has no {MANIFEST}", dir.display());
+    Ok(())
+}
+
 fn validate(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
+    if !as_json {
+        ensure_pack(dir)?;
+    }
     match Pack::from_dir(dir) {
-        Ok(pack) if as_json => {
-            let (version, rules, cases) = (pack.version(), pack.rule_count(), pack.case_count());
-            out::json(&json!({"valid": true, "version": version, "rules": rules, "cases": cases, "faults": []}))?;
-        }
         Ok(pack) => {
             let (version, rules, cases) = (pack.version(), pack.rule_count(), pack.case_count());
-            out::line(format!("{version} is valid: {rules} rules, {cases} cases"))?;
+            if as_json {
+                out::json(&json!({"valid": true, "version": version, "rules": rules, "cases": cases, "faults": []}))?;
+            } else {
+                out::line(format!("{version} is valid: {rules} rules, {cases} cases"))?;
+            }
         }
         Err(refused) if as_json => {
             out::json(&json!({"valid": false, "faults": refused.faults}))?;
@@ -56,6 +69,9 @@ fn validate(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
 }
 
 fn test(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
+    if !as_json {
+        ensure_pack(dir)?;
+    }
     let outcomes = match Pack::test(dir) {
         Ok(outcomes) => outcomes,
         Err(refused) if as_json => {
@@ -66,7 +82,7 @@ fn test(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
     };
     let failed: Vec<&CaseOutcome> = outcomes.iter().filter(|outcome| !outcome.passed).collect();
     let faults = Pack::from_dir(dir).err().map_or_else(Vec::new, |refused| refused.faults);
-    // A case that failed is a fault too, and is told as a case.
+    // A failed case is a fault too. It is shown as a case only.
     let is_case = |fault: &&Fault| {
         fault.file.starts_with("cases") && failed.iter().any(|case| fault.rule.as_ref() == Some(&case.id))
     };
@@ -77,7 +93,7 @@ fn test(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
         return Ok(if passed { Exit::Done } else { Exit::Failed });
     }
     for outcome in &failed {
-        out::decision(&complaint(outcome))?;
+        out::decision(&failed_case(outcome))?;
     }
     let all = outcomes.len();
     if !others.is_empty() {
@@ -89,7 +105,7 @@ fn test(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn complaint(outcome: &CaseOutcome) -> String {
+fn failed_case(outcome: &CaseOutcome) -> String {
     let expected = &outcome.expected;
     let verdicts = expected.verdicts.iter().map(|verdict| verdict.as_str()).collect::<Vec<_>>().join(" or ");
     let mut wanted = format!("{verdicts}{}", codes(" with ", &expected.codes));
@@ -97,12 +113,12 @@ fn complaint(outcome: &CaseOutcome) -> String {
         wanted.push_str(&format!(" with any of {any}"));
     }
     wanted.push_str(&codes(" without ", &expected.absent_codes));
-    let came = match (&outcome.error, outcome.verdict) {
+    let actual = match (&outcome.error, outcome.verdict) {
         (Some(error), _) => format!("no decision: {}", out::plain(error)),
         (None, Some(verdict)) => format!("{verdict}{}", codes(" with ", &outcome.codes)),
         (None, None) => "no decision".to_owned(),
     };
-    let mut text = format!("FAIL {}\n  expected  {wanted}\n  actual    {came}", out::plain(&outcome.id));
+    let mut text = format!("FAIL {}\n  expected  {wanted}\n  actual    {actual}", out::plain(&outcome.id));
     for (word, what) in [("missing", missing(outcome)), ("too many", unwanted(outcome))] {
         if !what.is_empty() {
             text.push_str(&format!("\n  {word:<8}  {what}"));
@@ -111,21 +127,21 @@ fn complaint(outcome: &CaseOutcome) -> String {
     text
 }
 
-/// Codes that were to be there and are not.
+/// Expected codes that did not occur.
 fn missing(outcome: &CaseOutcome) -> String {
     let missing: Vec<IssueCode> =
         outcome.expected.codes.iter().filter(|code| !outcome.codes.contains(code)).cloned().collect();
     codes("", &missing)
 }
 
-/// Codes that are there and were not to be.
+/// Codes that occurred and should not.
 fn unwanted(outcome: &CaseOutcome) -> String {
     let unwanted: Vec<IssueCode> =
         outcome.expected.absent_codes.iter().filter(|code| outcome.codes.contains(code)).cloned().collect();
     codes("", &unwanted)
 }
 
-/// Of the codes of a case, those of which one suffices, where the evaluator knows such.
+/// Codes of which one is enough.
 fn any_of(outcome: &CaseOutcome) -> Option<String> {
     let expected = serde_json::to_value(&outcome.expected).ok()?;
     let any = expected.get("codes_any")?.as_array()?.iter().filter_map(Value::as_str).collect::<Vec<_>>();

@@ -1,8 +1,8 @@
-//! `stage0 receiver`: receives webhooks, verifies and shows them. To see them arrive, and to read as an example of a receiver.
+//! `stage0 receiver`: a demo webhook receiver. It verifies deliveries and shows them on standard output and on a page.
 //!
-//! Owns two listeners, HTTPS for deliveries and plain HTTP for the page, and the order in which a delivery is judged: its
-//! signature over the bytes as they came, and only then their meaning. Refuses to show anything that was not verified, and to
-//! keep: what it remembers is bounded, and gone with the process. A taken port or a bad certificate ends the start.
+//! Owns two listeners: HTTPS for deliveries, plain HTTP for the page. A delivery's signature is checked over the raw
+//! bytes before its body is parsed, and nothing of an unverified delivery is shown. All state is bounded and in memory.
+//! A port that is taken or an unusable certificate ends the start.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -10,18 +10,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::dev::Server;
-use actix_web::{App, HttpServer, web};
+use actix_web::web::{self, ServiceConfig};
+use actix_web::{App, HttpServer};
 use anyhow::Context as _;
 use rustls::ServerConfig;
 use stage0_gateway::{Certificate, server_config};
+use stage0_runtime::ProcessContext;
+use stage0_runtime::heartbeat::HealthReport;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::out;
-use crate::roles::{Life, serve};
+use crate::roles::serve;
 use crate::settings::roles::ReceiverSettings;
-use crate::vitals::Seen;
 
 mod event;
 mod hook;
@@ -32,38 +34,42 @@ mod sequence;
 mod signature;
 
 use hook::Hook;
-use journal::Journal;
-use secrets::Secrets;
 
-/// One exporter sends 16 deliveries at a time to an endpoint.
-const MOST_CONNECTIONS: usize = 256;
-const HEAD_WITHIN: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// An exporter sends up to 16 deliveries at a time to one endpoint.
+const MAX_CONNECTIONS: usize = 256;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 const DRAIN_SECONDS: u64 = 5;
 
-/// A receiver that is bound.
-struct Receiver {
-    hook: web::Data<Hook>,
-    certificate: Arc<Certificate>,
-    tls: ServerConfig,
-    listener: TcpListener,
-    page: Option<TcpListener>,
-}
-
-/// Runs until it is told to stop.
+/// Serves until the process is asked to stop.
 pub(crate) fn run(settings: ReceiverSettings) -> Exit {
     let ReceiverSettings { process, listen, tls, secret_file, page_listen } = settings;
-    serve(process, async move |Life { stop, vitals }| {
+    serve(process, async move |ProcessContext { stop, health }| {
         let certificate = Certificate::load(tls).context("cannot serve TLS")?;
         let tls = server_config(Arc::clone(&certificate)).context("cannot set TLS up")?;
-        let (listener, page) = (bind(listen)?, page_listen.map(bind).transpose()?);
+        let listener = bind(listen)?;
+        let page = page_listen.map(bind).transpose()?;
+        announce(&listener, page.as_ref()).context("cannot write to standard output")?;
+        // A missing secret does not make the receiver unready: it answers 503 and the sender retries.
+        health.set_probe(Box::new(|| Box::pin(async { HealthReport::default() })));
+
         hook::describe();
-        let hook = web::Data::new(Hook::new(Secrets::new(secret_file), Journal::default()));
-        let receiver = Receiver { hook, certificate, tls, listener, page };
-        receiver.greet().context("cannot write to standard output")?;
-        // A receiver that listens can do its part; that it has no secret yet is the deliverer's to hear.
-        vitals.set(Box::new(|| Box::pin(async { Seen::default() })));
-        Ok(receiver.run_until(stop).await?)
+        let hook = web::Data::new(Hook::new(secret_file));
+        let watching = tokio::spawn(stop.clone().run_until_cancelled_owned(certificate.watch()));
+        let deliveries = server(listener, Some(tls), hook::configure, hook.clone(), &stop)?;
+        let served = match page {
+            Some(page) => {
+                let page = server(page, None, page::configure, hook, &stop)?;
+                tokio::try_join!(deliveries, page).map(|_| ())
+            }
+            None => deliveries.await,
+        };
+        // If one server failed, the other must end too.
+        stop.cancel();
+        if let Err(error) = watching.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "watching the certificate ended early");
+        }
+        Ok(served?)
     })
 }
 
@@ -71,60 +77,36 @@ fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).with_context(|| format!("cannot listen on {address}"))
 }
 
-impl Receiver {
-    /// Says where it listens: with the real port when 0 was asked for.
-    fn greet(&self) -> io::Result<()> {
-        let address = self.listener.local_addr()?;
-        let page = self.page.as_ref().map(TcpListener::local_addr).transpose()?;
-        tracing::info!(version = VERSION, %address, "receiver starts");
-        out::line(format!("receives at https://{address}/"))?;
-        page.map_or(Ok(()), |page| out::line(format!("shows it at http://{page}/")))
-    }
-
-    /// Takes no new connections once `stop` is cancelled, finishes what is in hand and ends.
-    async fn run_until(self, stop: CancellationToken) -> io::Result<()> {
-        let watching = tokio::spawn(stop.clone().run_until_cancelled_owned(self.certificate.watch()));
-        let deliveries = deliveries(self.listener, self.tls, self.hook.clone(), stop.clone())?;
-        let page = self.page.map(|listener| page(listener, self.hook, stop.clone())).transpose()?;
-        let served = match page {
-            Some(page) => tokio::try_join!(deliveries, page).map(|_| ()),
-            None => deliveries.await,
-        };
-        // One of them may have ended by a failure.
-        stop.cancel();
-        if let Err(error) = watching.await {
-            tracing::error!(%error, "watching the certificate ended early");
-        }
-        served
+/// Prints the addresses with the ports that were bound: they differ from the settings where port 0 was given.
+fn announce(deliveries: &TcpListener, page: Option<&TcpListener>) -> io::Result<()> {
+    let address = deliveries.local_addr()?;
+    tracing::info!(version = VERSION, %address, "receiver starts");
+    out::line(format!("receives at https://{address}/"))?;
+    match page {
+        Some(page) => out::line(format!("shows it at http://{}/", page.local_addr()?)),
+        None => Ok(()),
     }
 }
 
-fn deliveries(
+/// Accepts no new connections once `stop` is cancelled, finishes the open requests and ends.
+fn server(
     listener: TcpListener,
-    tls: ServerConfig,
+    tls: Option<ServerConfig>,
+    configure: fn(&mut ServiceConfig),
     hook: web::Data<Hook>,
-    stop: CancellationToken,
+    stop: &CancellationToken,
 ) -> io::Result<Server> {
-    let server = HttpServer::new(move || App::new().app_data(hook.clone()).configure(hook::configure));
-    let server = server
+    let server = HttpServer::new(move || App::new().app_data(hook.clone()).configure(configure))
         .workers(1)
-        .max_connections(MOST_CONNECTIONS)
-        .tls_handshake_timeout(HEAD_WITHIN)
-        .client_request_timeout(HEAD_WITHIN)
-        .keep_alive(KEEP_ALIVE)
+        .max_connections(MAX_CONNECTIONS)
+        .tls_handshake_timeout(HEAD_TIMEOUT)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .keep_alive(KEEP_ALIVE_TIMEOUT)
         .shutdown_timeout(DRAIN_SECONDS)
-        .shutdown_signal(stop.cancelled_owned());
-    Ok(server.listen_rustls_0_23(listener, tls)?.run())
-}
-
-fn page(listener: TcpListener, hook: web::Data<Hook>, stop: CancellationToken) -> io::Result<Server> {
-    let server = HttpServer::new(move || App::new().app_data(hook.clone()).configure(page::configure));
-    let server = server
-        .workers(1)
-        .max_connections(MOST_CONNECTIONS)
-        .client_request_timeout(HEAD_WITHIN)
-        .keep_alive(KEEP_ALIVE)
-        .shutdown_timeout(DRAIN_SECONDS)
-        .shutdown_signal(stop.cancelled_owned());
-    Ok(server.listen(listener)?.run())
+        .shutdown_signal(stop.clone().cancelled_owned());
+    let server = match tls {
+        Some(tls) => server.listen_rustls_0_23(listener, tls)?,
+        None => server.listen(listener)?,
+    };
+    Ok(server.run())
 }

@@ -4,107 +4,94 @@ use std::ffi::OsString;
 
 use anyhow::Context as _;
 use clap::FromArgMatches as _;
+use stage0_runtime::settings::Mistakes;
 
-use crate::args::{self, Cli, Do, DoDoctor};
-use crate::exit::{AskedWrongly, Exit};
-use crate::settings::client::ClientSettings;
-use crate::settings::{self, Mistakes, Role, Sources, markdown};
+use crate::args::{self, Cli, CliCommand, DoctorRole};
+use crate::exit::{Exit, finished};
+use crate::settings::{CommandKind, Sources, markdown, roles as of};
 use crate::{
-    accounts, check, decisions, dev, doctor, failure, health, keys, message_keys, nats_admin, nats_config, out, policy,
+    accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_admin, nats_config, out, policy,
     receiver, roles, runs, stack, status, webhooks,
 };
 
 /// Runs one command to its end.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    // Whoever asks for a decision and asks wrongly has none: no other code than "no decision" may come out of `check`.
+    // INVARIANT: a `check` that could not be understood ends with "no decision", and with no other code.
     let asks_for_decision = arguments.get(1).is_some_and(|command| command == "check");
     let matches = match args::command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(help) if !help.use_stderr() => return done(out::write(help.render().to_string().as_bytes())),
         Err(error) => {
-            out::complain(error.render().to_string().trim_end());
+            out::stderr_line(error.render().to_string().trim_end());
             return if asks_for_decision { no_decision() } else { Exit::Usage };
         }
     };
     let command = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli.command,
         Err(error) => {
-            out::complain(error);
+            out::stderr_line(error);
             return Exit::Usage;
         }
     };
     let flags = args::flags(&matches);
-    let given = |role| {
-        let sources = Sources::collect(role, flags, std::env::vars_os(), |path| std::fs::read_to_string(path));
-        sources.warning().iter().for_each(out::complain);
+    let given = |kind| {
+        let sources = Sources::collect(kind, flags, std::env::vars_os(), |path| std::fs::read_to_string(path));
+        sources.warning().iter().for_each(out::stderr_line);
         sources
     };
     match command {
-        Do::Dev => with(settings::roles::dev(given(Role::Dev)), dev::run),
-        Do::Gateway => with(settings::roles::gateway(given(Role::Gateway)), roles::gateway),
-        Do::Evaluator => with(settings::roles::evaluator(given(Role::Evaluator)), roles::evaluator),
-        Do::Keystore => with(settings::roles::keystore(given(Role::Keystore)), roles::keystore),
-        Do::AuditExport => with(settings::roles::audit_export(given(Role::AuditExport)), roles::audit_export),
-        Do::Receiver => with(settings::roles::receiver(given(Role::Receiver)), receiver::run),
-        Do::Check(check) => match ClientSettings::read(given(Role::Client)) {
+        CliCommand::Dev => with(of::dev(given(CommandKind::Dev)), dev::run),
+        CliCommand::Gateway => with(of::gateway(given(CommandKind::Gateway)), roles::gateway),
+        CliCommand::Evaluator => with(of::evaluator(given(CommandKind::Evaluator)), roles::evaluator),
+        CliCommand::Keystore => with(of::keystore(given(CommandKind::Keystore)), roles::keystore),
+        CliCommand::AuditExport => with(of::audit_export(given(CommandKind::AuditExport)), roles::audit_export),
+        CliCommand::Receiver => with(of::receiver(given(CommandKind::Receiver)), receiver::run),
+        CliCommand::Check(check) => match of::client(given(CommandKind::Client)) {
             Ok(settings) => check::run(&check, &settings),
             Err(mistakes) => {
                 usage(&mistakes);
                 no_decision()
             }
         },
-        Do::Decisions { command } => with(ClientSettings::read(given(Role::Client)), |s| decisions::run(&command, &s)),
-        Do::Runs { command } => with(ClientSettings::read(given(Role::Client)), |s| runs::run(&command, &s)),
-        Do::Usage { json } => with(ClientSettings::read(given(Role::Client)), |s| crate::usage::run(json, &s)),
-        Do::Webhooks { command } => with(ClientSettings::read(given(Role::Client)), |s| webhooks::run(&command, &s)),
-        Do::Keys { command } => with(ClientSettings::read(given(Role::Client)), |s| keys::run(&command, &s)),
-        Do::Accounts { command } => with(ClientSettings::read(given(Role::Client)), |s| accounts::run(&command, &s)),
-        Do::Status { json } => with(ClientSettings::read(given(Role::Client)), |s| status::run(json, &s)),
-        Do::Doctor { role, json } => match role {
-            DoDoctor::Gateway => {
-                with(settings::roles::gateway(given(Role::Gateway)), |settings| doctor::gateway(settings, json))
-            }
-            DoDoctor::Evaluator => {
-                with(settings::roles::evaluator(given(Role::Evaluator)), |settings| doctor::evaluator(settings, json))
-            }
-            DoDoctor::Keystore => {
-                with(settings::roles::keystore(given(Role::Keystore)), |settings| doctor::keystore(settings, json))
-            }
-            DoDoctor::AuditExport => with(settings::roles::audit_export(given(Role::AuditExport)), |settings| {
-                doctor::audit_export(settings, json)
-            }),
-        },
-        Do::Health { json } => {
-            with(settings::roles::health(given(Role::Health)), |listener| health::run(listener, json))
+        CliCommand::Decisions { command } => {
+            with(of::client(given(CommandKind::Client)), |s| decisions::run(&command, &s))
         }
-        Do::NatsConfig(args) => nats_config::run(args),
-        Do::NatsAdmin { command, json } => with(settings::roles::nats_admin(given(Role::NatsAdmin)), |settings| {
-            nats_admin::run(command, json, &settings)
-        }),
-        Do::NatsKeys { command } => message_keys::run(command),
-        Do::Stack { command } => stack::run(command),
-        Do::Policy { command } => policy::run(&command),
-        Do::Completions { shell } => {
+        CliCommand::Runs { command } => with(of::client(given(CommandKind::Client)), |s| runs::run(&command, &s)),
+        CliCommand::Usage { json } => with(of::client(given(CommandKind::Client)), |s| crate::usage::run(json, &s)),
+        CliCommand::Webhooks { command } => {
+            with(of::client(given(CommandKind::Client)), |s| webhooks::run(&command, &s))
+        }
+        CliCommand::Keys { command } => with(of::client(given(CommandKind::Client)), |s| keys::run(&command, &s)),
+        CliCommand::Accounts { command } => {
+            with(of::client(given(CommandKind::Client)), |s| accounts::run(&command, &s))
+        }
+        CliCommand::Status { json } => with(of::client(given(CommandKind::Client)), |s| status::run(json, &s)),
+        CliCommand::Doctor { role, json } => match role {
+            DoctorRole::Gateway => with(of::gateway(given(CommandKind::Gateway)), |s| doctor::gateway(s, json)),
+            DoctorRole::Evaluator => with(of::evaluator(given(CommandKind::Evaluator)), |s| doctor::evaluator(s, json)),
+            DoctorRole::Keystore => with(of::keystore(given(CommandKind::Keystore)), |s| doctor::keystore(s, json)),
+            DoctorRole::AuditExport => {
+                with(of::audit_export(given(CommandKind::AuditExport)), |s| doctor::audit_export(s, json))
+            }
+        },
+        CliCommand::Health { json } => {
+            with(of::health(given(CommandKind::Health)), |listener| health::run(listener, json))
+        }
+        CliCommand::NatsConfig(args) => nats_config::run(args),
+        CliCommand::NatsAdmin { command, json } => {
+            with(of::nats_admin(given(CommandKind::NatsAdmin)), |settings| nats_admin::run(command, json, &settings))
+        }
+        CliCommand::NatsKeys { command } => message_keys::run(command),
+        CliCommand::Stack { command } => stack::run(command),
+        CliCommand::Policy { command } => policy::run(&command),
+        CliCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut args::command(), "stage0", &mut script);
             done(out::write(&script))
         }
-        Do::Settings => done(out::write(markdown().as_bytes())),
+        CliCommand::Settings => done(out::write(markdown().as_bytes())),
     }
-}
-
-/// Tells what went wrong, chain and all, if anything did.
-pub(crate) fn finished(result: anyhow::Result<()>) -> Exit {
-    ended(result.map(|()| Exit::Done))
-}
-
-/// As [`finished`], where success has more than one code.
-pub(crate) fn ended(result: anyhow::Result<Exit>) -> Exit {
-    result.unwrap_or_else(|error| {
-        out::complain(format!("error: {}", failure::told(&error)));
-        if error.is::<AskedWrongly>() { Exit::Usage } else { Exit::Failed }
-    })
 }
 
 /// Runs a command with its settings, unless those are wrong.
@@ -113,12 +100,12 @@ fn with<T>(settings: Result<T, Mistakes>, run: impl FnOnce(T) -> Exit) -> Exit {
 }
 
 fn usage(mistakes: &Mistakes) -> Exit {
-    out::complain(mistakes);
+    out::stderr_line(mistakes);
     Exit::Usage
 }
 
 fn no_decision() -> Exit {
-    out::complain("no decision: the action must not run");
+    out::stderr_line("no decision: the action must not run");
     Exit::NoDecision
 }
 

@@ -1,60 +1,54 @@
-//! `stage0 runs`: what the server remembers of a run, its end, and what its checks cost.
+//! `stage0 runs`: lists, shows, ends and settles runs.
 
 use anyhow::Context as _;
 use reqwest::Method;
-use serde::Deserialize as _;
 use serde_json::{Value, json};
 use stage0_contract::{Page, RunCost, RunSettled, RunView};
 
-use crate::args::runs::DoRuns;
-use crate::client::{Client, ClientError, Query, Target, Whose, block_on};
+use crate::args::runs::RunsCommand;
+use crate::client::{Client, ClientError, Credential, Limit, Query, Target, block_on, parse};
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
-use crate::table::Table;
+use crate::table::{Table, fields};
 
-/// Runs of a page.
-const PAGE: u32 = 100;
+/// The largest page of runs that the server gives.
+const PAGE_SIZE: u32 = 100;
 
-/// Runs one of them.
-pub(crate) fn run(command: &DoRuns, settings: &ClientSettings) -> Exit {
-    crate::run::finished(act(command, settings))
+pub(crate) fn run(command: &RunsCommand, settings: &ClientSettings) -> Exit {
+    crate::exit::finished(act(command, settings))
 }
 
-fn act(command: &DoRuns, settings: &ClientSettings) -> anyhow::Result<()> {
-    let client = Client::new(Target::find(settings, Whose::Account)?, settings.timeout)?;
+fn act(command: &RunsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
+    let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
     match command {
-        DoRuns::List { limit, json } => list(&client, *limit, *json),
-        DoRuns::Show { run_id, json } => {
+        RunsCommand::List { limit, json } => list(&client, *limit, *json),
+        RunsCommand::Show { run_id, json } => {
             let run: Value = block_on(client.call(Method::GET, &["v1", "runs", run_id], &[], None))?;
             if *json {
                 return out::json(&run);
             }
-            Ok(out::line(for_people(&read(&run)?))?)
+            Ok(out::line(for_people(&parse(&run)?))?)
         }
-        DoRuns::End { run_id, json } => {
-            block_on(client.send(Method::DELETE, &["v1", "runs", run_id], &[], None))?.successful()?;
-            if *json {
-                return out::json(&json!({"run_id": run_id, "ended": true}));
-            }
-            Ok(out::line(format!("ended  {}", plain(run_id)))?)
+        RunsCommand::End { run_id, json } => {
+            block_on(client.execute(Method::DELETE, &["v1", "runs", run_id]))?;
+            out::show(*json, &json!({"run_id": run_id, "ended": true}), |_| format!("ended  {}", plain(run_id)))
         }
-        DoRuns::Settle { run_id, request_id, cost_usd, json } => {
+        RunsCommand::Settle { run_id, request_id, cost_usd, json } => {
             let body = json!({"request_id": request_id, "actual_cost_usd": cost_usd});
             let path = ["v1", "runs", run_id, "settle"];
             let settled: RunSettled = block_on(client.call(Method::POST, &path, &[], Some(&body)))?;
-            if *json {
-                return out::json(&settled);
-            }
-            let (estimated, actual) = (settled.estimated_cost_usd, settled.actual_cost_usd);
-            Ok(out::line(format!("settled  {actual} USD, estimated {estimated}\n{}", money(&settled.cost)))?)
+            out::show(*json, &settled, |settled| {
+                let (actual, estimated) = (settled.actual_cost_usd, settled.estimated_cost_usd);
+                format!("settled  {actual} USD, estimated {estimated}\n{}", cost_line(&settled.cost))
+            })
         }
     }
 }
 
-/// Page after page, until there are enough.
 fn list(client: &Client, limit: u32, as_json: bool) -> anyhow::Result<()> {
-    let found = match block_on(collect(client, limit)) {
+    let limits = Limit { items: limit, per_page: PAGE_SIZE };
+    let found: Page<Value> = match block_on(client.list(&["v1", "runs"], &Query::default(), Some(limits))) {
         Err(error @ ClientError::Refused { status: 404 | 405, .. }) => {
             return Err(error).context("this gateway does not list runs: it is older than this command line");
         }
@@ -64,12 +58,12 @@ fn list(client: &Client, limit: u32, as_json: bool) -> anyhow::Result<()> {
         return out::json(&found);
     }
     if found.items.is_empty() {
-        out::complain("the server remembers no run of this account");
+        out::stderr_line("this account has no runs that the server still remembers");
     }
     let headings = ["RUN", "BEGAN", "CHANGED", "ITERATIONS", "RETRIES", "USD", "NOT SETTLED", "FORGOTTEN"];
-    let mut table = Table::new(headings).giving_way(&[(7, 0), (1, 0), (4, 0), (6, 0), (0, 12)]);
+    let mut table = Table::new(headings).shrinkable(&[(7, 0), (1, 0), (4, 0), (6, 0), (0, 12)]);
     for run in &found.items {
-        let run = read(run)?;
+        let run: RunView = parse(run)?;
         table.row([
             run.run_id.as_str().to_owned(),
             run.first_seen.to_string(),
@@ -83,45 +77,25 @@ fn list(client: &Client, limit: u32, as_json: bool) -> anyhow::Result<()> {
     }
     table.print()?;
     if found.next_cursor.is_some() {
-        out::complain(format!("these are {limit} of them; there are more (--limit)"));
+        out::stderr_line(format!("these are {limit} of them; there are more (--limit)"));
     }
     Ok(())
 }
 
-async fn collect(client: &Client, limit: u32) -> Result<Page<Value>, ClientError> {
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let (mut items, mut cursor) = (Vec::new(), None::<String>);
-    loop {
-        let missing = u32::try_from(most.saturating_sub(items.len())).unwrap_or(PAGE).min(PAGE);
-        let query = Query::default().with("limit", Some(missing)).with("cursor", cursor.as_ref());
-        let page: Page<Value> = client.call(Method::GET, &["v1", "runs"], &query.pairs(), None).await?;
-        items.extend(page.items);
-        // A server that says the same page again would keep us here for ever.
-        if items.len() >= most || page.next_cursor.is_none() || page.next_cursor == cursor {
-            return Ok(Page { items, next_cursor: page.next_cursor });
-        }
-        cursor = page.next_cursor;
-    }
-}
-
-/// Read apart from what is printed as JSON, so that nothing of that is lost.
-fn read(run: &Value) -> Result<RunView, ClientError> {
-    RunView::deserialize(run).map_err(|error| ClientError::Unreadable(plain(&error.to_string())))
-}
-
-fn money(cost: &RunCost) -> String {
+fn cost_line(cost: &RunCost) -> String {
     format!("cost     {} USD spent, {} reserved, {} in all", cost.spent_usd, cost.reserved_usd, cost.total_usd)
 }
 
 fn for_people(run: &RunView) -> String {
-    let (id, seen, changed, ends) = (plain(run.run_id.as_str()), run.first_seen, run.last_seen, run.expires_at);
-    let mut text = format!(
-        "run      {id}\nbegan    {seen}\nchanged  {changed}\nends     {ends}, unless a check names it before\ncounted  {} iterations, {} retries, {} s\n{}",
-        run.iterations,
-        run.retries,
-        run.elapsed_seconds,
-        money(&run.cost),
-    );
+    let counts = format!("{} iterations, {} retries, {} s", run.iterations, run.retries, run.elapsed_seconds);
+    let mut text = fields([
+        ("run", plain(run.run_id.as_str())),
+        ("began", run.first_seen.to_string()),
+        ("changed", run.last_seen.to_string()),
+        ("ends", format!("{}, unless another check names it before", run.expires_at)),
+        ("counted", counts),
+    ]);
+    text = format!("{text}\n{}", cost_line(&run.cost));
     if !run.tool_calls.is_empty() {
         let mut table = Table::new(["TOOL", "CALLS"]);
         for (tool, calls) in &run.tool_calls {
@@ -145,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_is_shown_with_its_tools_and_what_is_open() {
+    fn a_run_is_shown_with_its_tools_and_open_reservations() {
         let text = include_str!("../../contract/fixtures/run_view.json");
         let fixture: Value = serde_json::from_str(text).unwrap();
         let mut run: RunView = serde_json::from_value(fixture["done"].clone()).unwrap();

@@ -1,50 +1,103 @@
-//! Settings of every role: flag, else environment variable `STAGE0_<NAME>`, else TOML file, else default.
+//! The settings of every command: flag, else environment variable `STAGE0_<NAME>`, else TOML file, else default.
 //!
-//! Owns where a setting comes from and how mistakes are told: all of them at once, each with its origin, none with a secret's
-//! value; the process then ends with 64. [`table`] declares each setting once; flags, variables, file keys and
-//! `docs/CONFIGURATION.md` follow from it. Refuses what it does not know: a misspelt setting never falls back to a default.
+//! Each setting is declared once, beside the service that uses it (`stage0_runtime::settings`). This module knows which
+//! command takes which of them, and where the declared defaults do not suit a command; [`Sources`] collects what was
+//! given. All mistakes are listed at once, each with its origin, none with a secret's value; the process then ends with
+//! 64. An unknown setting is refused: a misspelt one must not fall back to a default.
 
 pub(crate) mod client;
-mod foreign;
 mod markdown;
 mod nats;
-pub(crate) mod parse;
-mod reader;
 pub(crate) mod roles;
 mod sources;
-pub(crate) mod table;
+mod unknown;
 
-use std::fmt;
+use stage0_audit_export::ExportConfig;
+use stage0_audit_export::egress::EgressConfig;
+use stage0_evaluator::{PolicySettings, RunConfig};
+use stage0_gateway::{GatewayConfig, TlsSettings};
+use stage0_keystore::{KeystoreConfig, OperatorKeySettings};
+use stage0_runtime::logs::LogSettings;
+use stage0_runtime::process::MetricsSettings;
+use stage0_runtime::settings::{Absent, Places, Setting};
 
 pub(crate) use markdown::markdown;
 pub(crate) use nats::NatsSafety;
-pub(crate) use reader::Reader;
 pub(crate) use sources::{Flags, Sources};
 
-/// Who uses a setting.
+use client::ClientSettings;
+use nats::{LogStreamSettings, MessageSettings, NatsSettings, StreamSettings, SyncSettings};
+use roles::{DevOptions, ReceiverOptions};
+
+/// The settings file itself.
+const CONFIG: Setting = Setting {
+    name: "config",
+    value: "FILE",
+    group: "Settings",
+    help: "TOML file with settings; its keys are the names in this list",
+    places: Places::NotInFile,
+    absent: Absent::Optional,
+};
+
+/// Headings of help and documentation, in their order.
+const GROUPS: [&str; 13] = [
+    "Settings",
+    "Server",
+    "TLS",
+    "Limits",
+    "Data",
+    "Audit",
+    "Policy",
+    "Runs",
+    "NATS",
+    "Connection",
+    "Receiver",
+    "Logs",
+    "Metrics",
+];
+
+const CONFIG_FILE: &[Setting] = &[CONFIG];
+/// What every role's process takes.
+const PROCESS: [&[Setting]; 3] = [CONFIG_FILE, LogSettings::SETTINGS, MetricsSettings::SETTINGS];
+/// What every role on NATS takes besides.
+const ON_NATS: [&[Setting]; 2] = [NatsSettings::SETTINGS, MessageSettings::SETTINGS];
+/// What roles take that write or read the log on NATS.
+const ON_LOG: [&[Setting]; 2] = [SyncSettings::SETTINGS, LogStreamSettings::SETTINGS];
+const EVALUATOR: [&[Setting]; 2] = [PolicySettings::SETTINGS, RunConfig::SETTINGS];
+const EXPORT: [&[Setting]; 2] = [ExportConfig::SETTINGS, EgressConfig::SETTINGS];
+
+/// Commands that take the same settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Everything in one process.
+pub(crate) enum CommandKind {
     Dev,
-    /// `stage0 gateway`.
     Gateway,
-    /// `stage0 evaluator`.
     Evaluator,
-    /// `stage0 keystore`.
     Keystore,
-    /// `stage0 audit-export`.
     AuditExport,
-    /// `stage0 receiver`.
     Receiver,
-    /// Commands that talk to a server.
+    /// Every command that asks a server.
     Client,
-    /// `stage0 health`.
     Health,
-    /// `stage0 nats-admin`.
     NatsAdmin,
 }
 
-impl Role {
+/// Every setting, as it is declared, in the order of the documentation.
+pub(crate) fn all() -> Vec<Setting> {
+    let mut all: Vec<Setting> = Vec::new();
+    for setting in CommandKind::ALL.into_iter().flat_map(|kind| kind.tables().concat()) {
+        if all.iter().all(|known| known.name != setting.name) {
+            all.push(setting);
+        }
+    }
+    in_order(all)
+}
+
+fn in_order(mut settings: Vec<Setting>) -> Vec<Setting> {
+    settings.sort_by_key(|setting| GROUPS.iter().position(|group| *group == setting.group));
+    settings
+}
+
+impl CommandKind {
     /// All of them, in the order of the documentation.
     pub(crate) const ALL: [Self; 9] = [
         Self::Dev,
@@ -58,101 +111,105 @@ impl Role {
         Self::NatsAdmin,
     ];
 
-    /// As the command is called; for [`Role::Client`] the first of them.
-    pub(crate) fn command(self) -> &'static str {
+    /// The commands' names.
+    pub(crate) fn commands(self) -> &'static [&'static str] {
         match self {
-            Self::Dev => "dev",
-            Self::Gateway => "gateway",
-            Self::Evaluator => "evaluator",
-            Self::Keystore => "keystore",
-            Self::AuditExport => "audit-export",
-            Self::Receiver => "receiver",
-            Self::Client => "check",
-            Self::Health => "health",
-            Self::NatsAdmin => "nats-admin",
+            Self::Dev => &["dev"],
+            Self::Gateway => &["gateway"],
+            Self::Evaluator => &["evaluator"],
+            Self::Keystore => &["keystore"],
+            Self::AuditExport => &["audit-export"],
+            Self::Receiver => &["receiver"],
+            Self::Client => crate::args::CLIENT_COMMANDS,
+            Self::Health => &["health"],
+            Self::NatsAdmin => &["nats-admin"],
+        }
+    }
+
+    /// What these commands take, each with what holds for them when it is not given.
+    pub(crate) fn settings(self) -> Vec<Setting> {
+        let mut settings = self.tables().concat();
+        for (name, absent) in self.exceptions() {
+            match settings.iter_mut().find(|setting| setting.name == *name) {
+                Some(setting) => setting.absent = *absent,
+                None => {
+                    let declared = all().into_iter().find(|setting| setting.name == *name);
+                    settings.extend(declared.map(|setting| Setting { absent: *absent, ..setting }));
+                }
+            }
+        }
+        in_order(settings)
+    }
+
+    fn tables(self) -> Vec<&'static [Setting]> {
+        let gateway: &[_] = &[GatewayConfig::SETTINGS];
+        match self {
+            Self::Dev => {
+                [gateway, &[KeystoreConfig::SETTINGS, DevOptions::SETTINGS], &EXPORT, &EVALUATOR, &PROCESS].concat()
+            }
+            Self::Gateway => [gateway, &[TlsSettings::SETTINGS], &ON_NATS, &ON_LOG, &PROCESS].concat(),
+            Self::Evaluator => [&EVALUATOR[..], &ON_NATS, &PROCESS].concat(),
+            Self::Keystore => {
+                [&[KeystoreConfig::SETTINGS, OperatorKeySettings::SETTINGS][..], &ON_NATS, &PROCESS].concat()
+            }
+            Self::AuditExport => [&EXPORT[..], &ON_NATS, &ON_LOG, &PROCESS].concat(),
+            Self::Receiver => [&[ReceiverOptions::SETTINGS][..], &PROCESS].concat(),
+            Self::Client => vec![CONFIG_FILE, ClientSettings::SETTINGS],
+            Self::Health => Vec::new(),
+            Self::NatsAdmin => {
+                vec![NatsSettings::SETTINGS, LogStreamSettings::SETTINGS, StreamSettings::SETTINGS]
+            }
+        }
+    }
+
+    /// Where the declaration does not suit these commands, and settings that another service declares.
+    fn exceptions(self) -> &'static [(&'static str, Absent)] {
+        match self {
+            Self::Dev => &[
+                ("listen", Absent::Default(|| "127.0.0.1:8443".to_owned())),
+                ("data-dir", Absent::Default(data_dir)),
+                ("log-format", Absent::Default(text_format)),
+            ],
+            Self::Gateway => &[("dangerous-allow-private-webhooks", Absent::Default(|| false.to_string()))],
+            Self::Receiver => &[
+                ("listen", Absent::Default(|| "127.0.0.1:9443".to_owned())),
+                ("tls-cert", Absent::Required),
+                ("tls-key", Absent::Required),
+                ("log-format", Absent::Default(text_format)),
+            ],
+            Self::Client => &[("data-dir", Absent::Default(data_dir))],
+            Self::Health => &[("metrics-listen", Absent::Required)],
+            Self::Evaluator | Self::Keystore | Self::AuditExport | Self::NatsAdmin => &[],
         }
     }
 }
 
-/// One setting, as declared in [`table`].
-#[derive(Debug)]
-pub(crate) struct Setting {
-    /// Flag and file key; the variable is `STAGE0_` and this in upper case with `_`.
-    pub(crate) name: &'static str,
-    /// What stands for the value in help texts.
-    pub(crate) value: &'static str,
-    /// One line for help and documentation.
-    pub(crate) help: &'static str,
-    /// Heading in help and documentation.
-    pub(crate) group: &'static str,
-    /// Its value is never shown.
-    pub(crate) secret: bool,
-    /// Where it may be given.
-    pub(crate) places: Places,
-    /// Who uses it, and what holds when it is not given.
-    pub(crate) uses: &'static [(Role, Absent)],
+fn data_dir() -> String {
+    ".stage0".to_owned()
 }
 
-/// Where a setting may be given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Places {
-    /// Flag, variable and file.
-    All,
-    /// It names the file itself.
-    NotInFile,
-    /// A secret that has no business in a command line, which every process of the machine can read, nor in a settings file.
-    VariableOnly,
+fn text_format() -> String {
+    "text".to_owned()
 }
 
-/// What holds when a setting is not given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Absent {
-    /// It must be given.
-    Required,
-    /// It may be left out.
-    Optional,
-    /// This value.
-    Default(&'static str),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Setting {
-    /// The environment variable.
-    pub(crate) fn variable(&self) -> String {
-        format!("STAGE0_{}", self.name.to_ascii_uppercase().replace('-', "_"))
-    }
-
-    /// What holds for a role when the setting is absent; none when the role does not use it.
-    pub(crate) fn absent(&self, role: Role) -> Option<Absent> {
-        self.uses.iter().find(|(user, _)| *user == role).map(|(_, absent)| *absent)
-    }
-
-    /// Whether there is a flag.
-    pub(crate) fn has_flag(&self) -> bool {
-        self.places != Places::VariableOnly
-    }
-
-    /// Whether a file may have it.
-    pub(crate) fn in_file(&self) -> bool {
-        self.places == Places::All
-    }
-}
-
-/// One thing that is wrong with the settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mistake {
-    /// Flag, variable, or key and file.
-    pub(crate) origin: String,
-    /// Lower case, without the value of a secret.
-    pub(crate) text: String,
-}
-
-/// All that is wrong.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) struct Mistakes(pub(crate) Vec<Mistake>);
-
-impl fmt::Display for Mistakes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("error: the settings are not usable")?;
-        self.0.iter().try_for_each(|mistake| write!(f, "\n  {}: {}", mistake.origin, mistake.text))
+    #[test]
+    fn each_setting_is_declared_once_and_in_a_known_group() {
+        let mut names = std::collections::BTreeMap::new();
+        for setting in CommandKind::ALL.into_iter().flat_map(|kind| kind.tables().concat()) {
+            let name = setting.name;
+            assert_eq!(*names.entry(name).or_insert(setting.help), setting.help, "{name} is declared twice");
+            assert!(GROUPS.contains(&setting.group), "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{name}");
+            assert!(!setting.help.is_empty() && !setting.help.ends_with('.'), "{name}");
+        }
+        for kind in CommandKind::ALL {
+            for (name, _) in kind.exceptions() {
+                assert!(kind.settings().iter().any(|setting| setting.name == *name), "{name} is not declared");
+            }
+        }
     }
 }

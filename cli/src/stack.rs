@@ -1,8 +1,7 @@
-//! `stage0 stack`: what `docker-compose.yml` needs before its services start, and what a person needs once they serve.
+//! `stage0 stack`: prepares the local stack of `docker-compose.yml`.
 //!
-//! Owns the files of the local stack: `init` makes those that services start with, `open` those that clients ask with. Both may run
-//! again at every start: what is there and young stays as it is. Secrets are in files of mode 0600 and never on standard output, but
-//! for the key that `key` is asked for.
+//! `init` creates the files that the services start with, `open` the files that clients need. Both may run at every
+//! start and keep what exists and is not about to expire. Secrets are in files of mode 0600; only `key` prints one.
 
 mod init;
 mod open;
@@ -11,25 +10,24 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::args::stack::DoStack;
+use crate::args::stack::StackCommand;
 use crate::dev_file::API_KEY_FILE;
 use crate::exit::Exit;
 use crate::out;
 
-/// The authority's certificate, in every service's folder.
+/// The certificate of the authority, in the directory of each service.
 const CA_FILE: &str = "ca.pem";
 
-/// Runs one of them.
-pub(crate) fn run(command: DoStack) -> Exit {
-    crate::run::finished(match command {
-        DoStack::Init { dir, hosts } => init::init(&dir, &hosts),
-        DoStack::Open(args) => open::Opening(*args).run(),
-        DoStack::Ca { dir } => show(&dir.join(CA_FILE)),
-        DoStack::Key { dir } => show(&dir.join(API_KEY_FILE)),
+pub(crate) fn run(command: StackCommand) -> Exit {
+    crate::exit::finished(match command {
+        StackCommand::Init { dir, hosts } => init::init(&dir, &hosts),
+        StackCommand::Open(args) => open::StackOpen(*args).run(),
+        StackCommand::Ca { dir } => print_file(&dir.join(CA_FILE)),
+        StackCommand::Key { dir } => print_file(&dir.join(API_KEY_FILE)),
     })
 }
 
-fn show(path: &Path) -> anyhow::Result<()> {
+fn print_file(path: &Path) -> anyhow::Result<()> {
     let text = std::fs::read(path);
     let text = text.with_context(|| format!("cannot read `{}`: is the stack up?", path.display()))?;
     Ok(out::write(&text)?)

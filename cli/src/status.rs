@@ -1,31 +1,30 @@
-//! `stage0 status`: which processes the deployment has, and whether something is not as it should be.
+//! `stage0 status`: the processes of the deployment, and what is wrong with them.
 //!
-//! Owns how it looks and what counts as wrong: a role of which nobody is ready, a process that is lost or not ready, processes of
-//! different versions, evaluators that do not decide by one policy. Exit code 1 then, so that a script can ask.
+//! Owns what counts as a problem: a role without a ready process, a process that is lost or not ready, different
+//! versions, evaluators with different policies. A problem is exit code 1, for scripts.
 
 use std::collections::BTreeSet;
 
 use reqwest::Method;
 use stage0_contract::{InstanceState, InstanceStatus, Role, Status};
 
-use crate::client::{Client, Target, Whose, block_on};
+use crate::client::{Client, Credential, Target, block_on};
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, optional};
 
-/// Asks and shows.
 pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> Exit {
-    crate::run::ended(show(as_json, settings))
+    crate::exit::ended(show(as_json, settings))
 }
 
 fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
-    let client = Client::new(Target::find(settings, Whose::Operator)?, settings.timeout)?;
+    let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     let status: Status = block_on(client.call(Method::GET, &["v1", "status"], &[], None))?;
     let problems = problems(&status);
     if as_json {
         out::json(&status)?;
-        problems.iter().for_each(out::complain);
+        problems.iter().for_each(out::stderr_line);
     } else {
         table(&status).print()?;
         out::line(remarks(&status, &problems))?;
@@ -35,7 +34,7 @@ fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
 
 fn table(status: &Status) -> Table {
     let headings = ["ROLE", "INSTANCE", "STATE", "UP", "VERSION", "ABOUT"];
-    let mut table = Table::new(headings).giving_way(&[(4, 5), (5, 12), (1, 8)]).coloured(2);
+    let mut table = Table::new(headings).shrinkable(&[(4, 5), (5, 12), (1, 8)]).coloured(2);
     for one in &status.instances {
         let up = status.at.duration_since(one.seen.started_at).as_secs().max(0);
         table.row([
@@ -50,7 +49,7 @@ fn table(status: &Status) -> Table {
     table
 }
 
-/// What stands below the table.
+/// The text below the table.
 fn remarks(status: &Status, problems: &[String]) -> String {
     let mut text = String::new();
     for one in &status.instances {
@@ -72,25 +71,25 @@ fn state(one: &InstanceStatus) -> String {
     }
 }
 
-/// What only this role has to tell.
+/// The cell of what only one role reports: deliveries, or the policy.
 fn about(one: &InstanceStatus) -> String {
     match (&one.seen.delivery, &one.seen.policy_version) {
         (Some(lag), _) => {
-            let (endpoints, oldest) = (lag.endpoints, age(lag.oldest_seconds));
-            if endpoints == 0 {
-                return "no webhook endpoints".to_owned();
+            let endpoints = match lag.endpoints {
+                0 => return "no webhook endpoints".to_owned(),
+                1 => "1 webhook endpoint".to_owned(),
+                many => format!("{many} webhook endpoints"),
+            };
+            if lag.oldest_seconds == 0 {
+                return format!("{endpoints}, all delivered");
             }
-            let noun = if endpoints == 1 { "webhook endpoint" } else { "webhook endpoints" };
-            match (lag.oldest_seconds, lag.behind) {
-                (0, _) => format!("{endpoints} {noun}, all delivered"),
-                (_, behind) => format!("{endpoints} {noun}, {behind} behind, oldest event {oldest}"),
-            }
+            format!("{endpoints}, {} behind, oldest event {}", lag.behind, age(lag.oldest_seconds))
         }
         (None, policy) => optional(policy.as_ref()),
     }
 }
 
-/// In the largest unit that says something.
+/// A duration in one unit.
 fn age(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),
@@ -102,60 +101,53 @@ fn age(seconds: u64) -> String {
 
 fn problems(status: &Status) -> Vec<String> {
     let mut problems = Vec::new();
-    for role in Role::ALL {
-        let of_role = || status.instances.iter().filter(|one| one.seen.role == role);
-        if !of_role().any(|one| one.seen.state == InstanceState::Ready) {
-            problems.push(format!("problem: no {role} is ready"));
-        }
+    let has_ready =
+        |role| status.instances.iter().any(|one| one.seen.role == role && one.seen.state == InstanceState::Ready);
+    for role in Role::ALL.into_iter().filter(|role| !has_ready(*role)) {
+        problems.push(format!("problem: no {role} is ready"));
     }
     for one in &status.instances {
         let (role, name) = (one.seen.role, plain(&one.seen.instance));
         match one.seen.state {
             InstanceState::Ready | InstanceState::Stopping => {}
-            // One serves, and others may stand by.
-            InstanceState::NotReady if one.seen.role == Role::Keystore && serves(status, Role::Keystore) => {}
+            // Only one keystore serves; the others are on standby.
+            InstanceState::NotReady if role == Role::Keystore && has_ready(Role::Keystore) => {}
             InstanceState::NotReady => problems.push(format!("problem: {role} {name} is not ready")),
-            // One that was replaced since is history, which the table tells.
+            // A replaced process is shown in the table and is no problem.
             InstanceState::Lost if is_replaced(one, status) => {}
-            InstanceState::Lost => problems.push(format!("problem: {role} {name} was lost without a goodbye")),
+            InstanceState::Lost => {
+                problems.push(format!("problem: {role} {name} was lost: it ended without saying so"));
+            }
         }
     }
-    let living = || status.instances.iter().filter(|one| one.seen.state != InstanceState::Lost);
-    let versions: BTreeSet<_> = living().map(|one| plain(&one.seen.version)).collect();
-    if versions.len() > 1 {
-        problems
-            .push(format!("problem: several versions run: {}", versions.into_iter().collect::<Vec<_>>().join(", ")));
-    }
-    let policies: BTreeSet<_> =
-        living().filter_map(|one| one.seen.policy_version.as_ref().map(ToString::to_string)).collect();
-    if policies.len() > 1 {
-        problems.push(format!(
-            "problem: evaluators decide by several policies: {}",
-            policies.into_iter().collect::<Vec<_>>().join(", ")
-        ));
-    }
+    let running: Vec<_> = status.instances.iter().filter(|one| one.seen.state != InstanceState::Lost).collect();
+    let versions = running.iter().map(|one| plain(&one.seen.version));
+    let policies = running.iter().filter_map(|one| one.seen.policy_version.as_ref().map(ToString::to_string));
+    problems.extend(unless_same("several versions run", versions));
+    problems.extend(unless_same("evaluators decide by several policies", policies));
     problems
 }
 
-/// Whether one of its role started after it was last heard of, and is ready.
-fn is_replaced(lost: &InstanceStatus, status: &Status) -> bool {
-    let silent = i64::try_from(lost.seconds_ago).unwrap_or(i64::MAX);
-    let last = status.at.as_second().saturating_sub(silent);
-    let by = |one: &InstanceStatus| {
-        one.seen.role == lost.seen.role
-            && one.seen.state == InstanceState::Ready
-            && one.seen.started_at.as_second() >= last
-    };
-    status.instances.iter().any(by)
+fn unless_same(problem: &str, values: impl Iterator<Item = String>) -> Option<String> {
+    let values: BTreeSet<String> = values.collect();
+    let list = || values.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    (values.len() > 1).then(|| format!("problem: {problem}: {}", list()))
 }
 
-fn serves(status: &Status, role: Role) -> bool {
-    status.instances.iter().any(|one| one.seen.role == role && one.seen.state == InstanceState::Ready)
+/// Whether a ready process of the same role started after the last heartbeat of the lost one.
+fn is_replaced(lost: &InstanceStatus, status: &Status) -> bool {
+    let silent = i64::try_from(lost.seconds_ago).unwrap_or(i64::MAX);
+    let last_heartbeat = status.at.as_second().saturating_sub(silent);
+    status.instances.iter().any(|one| {
+        one.seen.role == lost.seen.role
+            && one.seen.state == InstanceState::Ready
+            && one.seen.started_at.as_second() >= last_heartbeat
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use stage0_contract::{DeliveryLag, InstanceSeen, PolicyVersion};
+    use stage0_contract::{DeliveryLag, InstanceHeartbeat, PolicyVersion};
 
     use super::*;
 
@@ -164,7 +156,7 @@ mod tests {
     }
 
     fn one(role: Role, state: InstanceState) -> InstanceStatus {
-        let seen = InstanceSeen {
+        let seen = InstanceHeartbeat {
             role,
             instance: "host-1".to_owned(),
             version: "0.1.0".to_owned(),
@@ -183,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deployment_where_every_role_is_ready_is_well() {
+    fn a_deployment_with_every_role_ready_has_no_problem() {
         let status = healthy();
         assert!(problems(&status).is_empty());
         let shown = for_people(&status, &[]);
@@ -191,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_wrong_is_named() {
+    fn every_problem_is_named() {
         let mut status = healthy();
         status.instances.remove(2);
         status.instances.push(one(Role::Gateway, InstanceState::Lost));
@@ -213,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_lost_and_replaced_is_no_problem_any_more() {
+    fn a_lost_process_that_was_replaced_is_no_problem() {
         let mut status = healthy();
         status.instances.push(one(Role::Gateway, InstanceState::Lost));
         assert_eq!(problems(&status).len(), 1);
@@ -222,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keystore_that_stands_by_is_no_problem_and_one_without_another_is() {
+    fn a_keystore_on_standby_is_no_problem_unless_no_other_serves() {
         let mut status = healthy();
         status.instances.push(one(Role::Keystore, InstanceState::NotReady));
         assert!(problems(&status).is_empty());
@@ -231,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn lag_and_silence_are_told_in_words_and_nothing_steers_the_terminal() {
+    fn delivery_lag_and_lost_processes_are_shown_in_words() {
         let mut status = healthy();
         status.instances[3].seen.delivery = Some(DeliveryLag { endpoints: 3, behind: 1, oldest_seconds: 7_300 });
         status.instances[0].seen.state = InstanceState::Lost;

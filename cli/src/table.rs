@@ -1,7 +1,7 @@
-//! Tables for terminals: plain columns, so that `grep` and `awk` work on them too.
+//! Tables in plain columns, so that `grep` and `awk` work on them too.
 //!
-//! Owns how a table fits a terminal: the columns that tell least give way, first those that are named first, until the rest fits.
-//! Elsewhere, in a pipe or a file, nothing is cut. A cell is one line and is never empty, so that columns can be counted.
+//! On a terminal the least important columns are shortened until the table fits; in a pipe or a file nothing is cut. A
+//! cell is one line and never empty, so that columns can be counted.
 
 use std::fmt;
 use std::io;
@@ -10,44 +10,43 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::out::{self, Painted, Terminal, plain};
 
-/// Between columns; none before the first, so that lines begin with their first cell.
+/// Spaces between columns.
 const GAP: usize = 2;
-/// Stands for what was cut.
-const CUT: char = '…';
+/// The end of a shortened cell.
+const ELLIPSIS: char = '…';
 
-/// Rows under headings.
 pub(crate) struct Table {
-    /// The headings first.
+    /// The first row holds the headings.
     rows: Vec<Vec<String>>,
-    giving_way: &'static [(usize, usize)],
+    shrinkable: &'static [(usize, usize)],
     coloured: Option<usize>,
 }
 
 impl Table {
-    /// With headings and no rows.
     pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
-        Self { rows: vec![headings.map(str::to_owned).into()], giving_way: &[], coloured: None }
+        Self { rows: vec![headings.map(str::to_owned).into()], shrinkable: &[], coloured: None }
     }
 
-    /// Which columns are cut on a narrow terminal, the least telling first, each with the width that it keeps; 0: it may go wholly.
-    pub(crate) fn giving_way(mut self, columns: &'static [(usize, usize)]) -> Self {
-        self.giving_way = columns;
+    /// The columns to shorten on a narrow terminal, the least important first, each with its smallest width. A column
+    /// with the width 0 may be left out.
+    pub(crate) fn shrinkable(mut self, columns: &'static [(usize, usize)]) -> Self {
+        self.shrinkable = columns;
         self
     }
 
-    /// The column of verdicts or states.
+    /// The column whose words are coloured: verdicts or states.
     pub(crate) fn coloured(mut self, column: usize) -> Self {
         self.coloured = Some(column);
         self
     }
 
-    /// One more row. A cell is one line, whatever stands in it.
+    /// Adds a row. Line breaks and control characters in a cell are escaped.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        let shown = |cell: String| if cell.is_empty() { "-".to_owned() } else { plain(&cell) };
-        self.rows.push(cells.map(shown).into());
+        let escaped = |cell: String| if cell.is_empty() { "-".to_owned() } else { plain(&cell) };
+        self.rows.push(cells.map(escaped).into());
     }
 
-    /// Writes it, as wide and as colourful as standard output allows.
+    /// Writes the table to standard output, in the width and with the colours of the terminal.
     pub(crate) fn print(&self) -> io::Result<()> {
         out::painted(&self.for_terminal(Terminal::of_stdout())).map(|_| ())
     }
@@ -66,7 +65,7 @@ impl Table {
         text
     }
 
-    /// The cells of a row that are shown, padded but for the last.
+    /// The visible cells of a row, all padded except the last.
     fn cells(&self, row: &[String], widths: &[usize]) -> Vec<(usize, String)> {
         let shown = row.iter().zip(widths).enumerate().filter(|(_, (_, width))| **width > 0);
         let mut cells: Vec<(usize, String)> = shown
@@ -82,21 +81,21 @@ impl Table {
         cells
     }
 
-    fn widths(&self, most: Option<usize>) -> Vec<usize> {
+    fn widths(&self, max: Option<usize>) -> Vec<usize> {
         let columns = self.rows.first().map_or(0, Vec::len);
         let widest =
             |column| self.rows.iter().filter_map(|row| row.get(column)).map(|cell: &String| cell.width()).max();
         let mut widths: Vec<usize> = (0..columns).map(|column| widest(column).unwrap_or_default()).collect();
-        let Some(most) = most else { return widths };
-        for (column, kept) in self.giving_way {
-            let over = total(&widths).saturating_sub(most);
-            if over == 0 {
+        let Some(max) = max else { return widths };
+        for (column, min) in self.shrinkable {
+            let excess = total(&widths).saturating_sub(max);
+            if excess == 0 {
                 break;
             }
             if let Some(width) = widths.get_mut(*column) {
-                let left = width.saturating_sub(over).max(*kept).min(*width);
-                // What is narrower than this tells nothing any more.
-                *width = if left < 4 && *kept == 0 { 0 } else { left };
+                let left = width.saturating_sub(excess).max(*min).min(*width);
+                // A few letters are of no use, so the column is left out instead.
+                *width = if left < 4 && *min == 0 { 0 } else { left };
             }
         }
         widths
@@ -108,31 +107,37 @@ fn total(widths: &[usize]) -> usize {
     widths.iter().sum::<usize>() + GAP * shown.count().saturating_sub(1)
 }
 
-/// As much as fits, and a mark where something is left out.
-fn cut(cell: &str, most: usize) -> String {
-    if cell.width() <= most {
+/// Shortens a cell to `max` columns, with an ellipsis at the end.
+fn cut(cell: &str, max: usize) -> String {
+    if cell.width() <= max {
         return cell.to_owned();
     }
     let (mut shown, mut width) = (String::new(), 1);
     for letter in cell.chars() {
         width += letter.width().unwrap_or_default();
-        if width > most {
+        if width > max {
             break;
         }
         shown.push(letter);
     }
-    shown.push(CUT);
+    shown.push(ELLIPSIS);
     shown
 }
 
 impl fmt::Display for Table {
-    /// Wholly, without colours.
+    /// The whole table, without colours.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.for_terminal(Terminal { width: None, colours: false }).as_str())
     }
 }
 
-/// A value, or the dash that stands for none.
+/// Lines of a name and a value, with the values in one column.
+pub(crate) fn fields<const N: usize>(rows: [(&str, String); N]) -> String {
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default() + GAP;
+    rows.map(|(name, value)| format!("{name:<width$}{value}")).join("\n")
+}
+
+/// The value, or a dash for none.
 pub(crate) fn optional(value: Option<&impl fmt::Display>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
@@ -142,7 +147,7 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        let mut table = Table::new(["ID", "NAME", "STATE"]).giving_way(&[(1, 0), (0, 6)]).coloured(2);
+        let mut table = Table::new(["ID", "NAME", "STATE"]).shrinkable(&[(1, 0), (0, 6)]).coloured(2);
         table.row(["0123456789".to_owned(), "审批审批".to_owned(), "ALLOW".to_owned()]);
         table.row(["1".to_owned(), String::new(), "DENY".to_owned()]);
         table
@@ -154,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cell_forges_no_row_and_moves_no_neighbour() {
+    fn control_characters_in_a_cell_are_escaped() {
         let mut table = Table::new(["NAME", "STATE"]);
         table.row(["a\nb  revoked\u{202e}\u{1b}[1A".to_owned(), "active".to_owned()]);
         let shown = table.to_string();
@@ -163,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_cut_where_nobody_says_how_wide_it_is() {
+    fn nothing_is_cut_without_a_terminal_width() {
         assert_eq!(
             lines(None),
             ["ID          NAME      STATE", "0123456789  审批审批  ALLOW", "1           -         DENY"]
@@ -173,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_telling_columns_give_way_until_it_fits() {
+    fn the_least_important_columns_shrink_until_the_table_fits() {
         assert_eq!(
             lines(Some(24)),
             ["ID          NAME   STATE", "0123456789  审批…  ALLOW", "1           -      DENY"]
@@ -191,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_column_of_verdicts_has_colours() {
+    fn only_the_verdict_column_is_coloured() {
         let mut table = Table::new(["NAME", "VERDICT"]).coloured(1);
         table.row(["ALLOW".to_owned(), "DENY".to_owned()]);
         let shown = table.for_terminal(Terminal { width: None, colours: true });

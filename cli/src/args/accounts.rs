@@ -1,17 +1,17 @@
-//! `stage0 accounts`: what can be typed.
+//! Arguments of `stage0 accounts`.
 
 use clap::{Args, Subcommand};
 use stage0_contract::{AccountId, Change, Plan, UNLIMITED};
 
 /// `stage0 accounts …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoAccounts {
-    /// Makes an account
+pub(crate) enum AccountsCommand {
+    /// Creates an account
     Create {
-        /// Your name for it
+        /// Name of the account
         #[arg(long)]
         name: String,
-        /// free, pro or unlimited; absent: unlimited
+        /// free, pro or unlimited (default: unlimited)
         #[arg(long, value_parser = plan)]
         plan: Option<Plan>,
         /// Prints JSON
@@ -24,11 +24,11 @@ pub(crate) enum DoAccounts {
         #[arg(long)]
         json: bool,
     },
-    /// Says how long an account keeps its decisions
+    /// Sets how long the decisions of an account are kept
     #[command(after_help = "\
-What is past a shortened retention is not shown any more, at once, and is then deleted.")]
+Decisions older than a shortened retention are hidden at once and then deleted.")]
     SetRetention {
-        /// The account
+        /// Id of the account
         #[arg(value_parser = AccountId::parse)]
         account: AccountId,
         #[command(flatten)]
@@ -37,9 +37,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         #[arg(long)]
         json: bool,
     },
-    /// Gives an account another plan
+    /// Changes the plan of an account
     SetPlan {
-        /// The account
+        /// Id of the account
         #[arg(value_parser = AccountId::parse)]
         account: AccountId,
         /// free, pro or unlimited
@@ -49,9 +49,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         #[arg(long)]
         json: bool,
     },
-    /// Gives an account limits of its own; what is not named stays
+    /// Replaces limits of the account's plan; limits that are not named stay
     SetLimits {
-        /// The account
+        /// Id of the account
         #[arg(value_parser = AccountId::parse)]
         account: AccountId,
         #[command(flatten)]
@@ -60,9 +60,9 @@ What is past a shortened retention is not shown any more, at once, and is then d
         #[arg(long)]
         json: bool,
     },
-    /// Says whether each check of an account must name its run
+    /// Sets whether each check of an account must name its run
     RequireRunId {
-        /// The account
+        /// Id of the account
         #[arg(value_parser = AccountId::parse)]
         account: AccountId,
         /// on or off
@@ -74,7 +74,7 @@ What is past a shortened retention is not shown any more, at once, and is then d
     },
 }
 
-/// Checks that an account may make, and what it may hold.
+/// The limits of an account that replace those of its plan.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct OwnLimits {
@@ -87,21 +87,21 @@ pub(crate) struct OwnLimits {
     /// Checks in a month (UTC)
     #[arg(long, value_name = "N", value_parser = own_limit)]
     pub(crate) monthly: Option<Change<u64>>,
-    /// Keys that live at the same time
+    /// Active keys
     #[arg(long, value_name = "N", value_parser = own_cap)]
     pub(crate) max_keys: Option<Change<u64>>,
     /// Webhook endpoints
     #[arg(long, value_name = "N", value_parser = own_cap)]
     pub(crate) max_endpoints: Option<Change<u64>>,
-    /// Runs that checks name in a day (UTC)
+    /// Different runs named in a day (UTC)
     #[arg(long, value_name = "N", value_parser = own_cap)]
     pub(crate) max_runs: Option<Change<u64>>,
-    /// Bytes of input that `debug_store_input` keeps in a day (UTC)
+    /// Bytes of input stored by `debug_store_input` in a day (UTC)
     #[arg(long, value_name = "N", value_parser = own_cap)]
     pub(crate) stored_bytes: Option<Change<u64>>,
 }
 
-/// As a limit, but none at all may be had.
+/// A limit that may be 0.
 fn own_cap(text: &str) -> Result<Change<u64>, String> {
     if text == "0" {
         return Ok(Change::Own(0));
@@ -132,10 +132,10 @@ fn on_or_off(text: &str) -> Result<bool, String> {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Retention {
-    /// So many days, 1 to 3650
+    /// Days, 1 to 3650
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub(crate) days: Option<u32>,
-    /// As long as the account's plan says
+    /// The retention of the account's plan
     #[arg(long)]
     pub(crate) plan_default: bool,
 }

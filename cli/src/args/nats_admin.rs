@@ -1,14 +1,14 @@
-//! `stage0 nats-admin`: what can be typed.
+//! Arguments of `stage0 nats-admin`.
 
 use clap::Subcommand;
 
 /// `stage0 nats-admin …`.
 #[derive(Debug, Clone, Copy, Subcommand)]
-pub(crate) enum DoNatsAdmin {
-    /// Makes the streams that are missing; those that are there stay as they are
+pub(crate) enum NatsAdminCommand {
+    /// Creates missing streams; existing ones are not changed
     Init,
-    /// Looks at every stream and says what differs from what it has to be; changes nothing
+    /// Compares every stream with the required settings; changes nothing
     Check,
-    /// Makes the streams what this version needs, and moves the records of an earlier version into streams of their own
+    /// Corrects the streams for this version, and moves records of an earlier version to their own streams
     Upgrade,
 }

@@ -1,4 +1,4 @@
-//! `stage0 nats-config`: what can be typed.
+//! Arguments of `stage0 nats-config`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,58 +6,58 @@ use std::path::PathBuf;
 use clap::Args;
 use stage0_backplane::nats::Logins;
 
-/// Of a role. The server takes a thousand connections in all.
+/// For each role. The server accepts a thousand connections in total.
 const MAX_LOGINS: u16 = 100;
 
 /// `stage0 nats-config`.
 #[derive(Debug, Args)]
 pub(crate) struct NatsConfigArgs {
-    /// First part of every subject, as the roles' `nats-prefix`
+    /// First part of every subject: the roles' `nats-prefix`
     #[arg(long, value_name = "WORD", default_value = "s0", value_parser = prefix)]
     pub(crate) prefix: String,
-    /// Name of the server; in a cluster each has its own
+    /// Name of the server, unique in a cluster
     #[arg(long, value_name = "NAME", default_value = "n1", value_parser = word)]
     pub(crate) name: String,
     /// Address to serve NATS on
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:4222")]
     pub(crate) listen: SocketAddr,
-    /// Address of the monitor, which only gateways and audit-export should reach
+    /// Address of the monitor; only gateways and audit-export should reach it
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8222")]
     pub(crate) monitor: SocketAddr,
     /// Directory with `server.pem`, `server.key` and `ca.pem`
     #[arg(long, value_name = "DIR", default_value = "/etc/nats")]
     pub(crate) tls_dir: PathBuf,
-    /// Directory of JetStream
+    /// Directory of JetStream's data
     #[arg(long, value_name = "DIR", default_value = "/var/lib/nats")]
     pub(crate) store_dir: PathBuf,
-    /// What JetStream may take of the disk
+    /// Disk space that JetStream may use
     #[arg(long, value_name = "SIZE", default_value = "20GB", value_parser = size)]
     pub(crate) max_store: String,
-    /// File beside the configuration that sets the passwords' variables; absent: the environment does
+    /// File beside the configuration that sets the password variables (default: the environment sets them)
     #[arg(long, value_name = "FILE", value_parser = word)]
     pub(crate) passwords: Option<String>,
-    /// Directory for each role's message keys, which are made unless they are there
+    /// Directory for the roles' message keys, which are created if missing
     #[arg(long, value_name = "DIR")]
     pub(crate) keys_dir: Option<PathBuf>,
-    /// Directory for the passwords: `gateway/gateway-1.password` and so on, made unless they are there, and
-    /// `passwords.conf`, which sets the variables of all
+    /// Directory for the passwords: `gateway/gateway-1.password` and so on, created if missing, and `passwords.conf`,
+    /// which sets all password variables
     #[arg(long, value_name = "DIR")]
     pub(crate) logins_dir: Option<PathBuf>,
-    /// Logins of gateways, one for each process; 0: one login `gateway` that all share
+    /// Logins for gateways, one for each process; 0: all share the login `gateway`
     #[arg(long, value_name = "N", default_value_t = Logins::default().gateways, value_parser = count)]
     pub(crate) gateways: u16,
-    /// Logins of evaluators
+    /// Logins for evaluators
     #[arg(long, value_name = "N", default_value_t = Logins::default().evaluators, value_parser = count)]
     pub(crate) evaluators: u16,
-    /// Logins of keystores
+    /// Logins for keystores
     #[arg(long, value_name = "N", default_value_t = Logins::default().keystores, value_parser = count)]
     pub(crate) keystores: u16,
-    /// Logins of audit-export
+    /// Logins for audit-export
     #[arg(long, value_name = "N", default_value_t = Logins::default().audit_exports, value_parser = count)]
     pub(crate) audit_exports: u16,
 }
 
-/// As the roles' own setting.
+/// Has the rules of the roles' setting `nats-prefix`.
 fn prefix(text: &str) -> Result<String, String> {
     let parts = text.split('.').map(word).collect::<Result<Vec<_>, _>>();
     parts
@@ -67,7 +67,7 @@ fn prefix(text: &str) -> Result<String, String> {
         .ok_or_else(|| "must be letters, digits, `-` and `_`, in parts joined by dots".to_owned())
 }
 
-/// What needs no quotation marks in nats-server's format.
+/// A word that needs no quotes in nats-server's configuration.
 fn word(text: &str) -> Result<String, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let usable = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain);
@@ -78,12 +78,10 @@ fn word(text: &str) -> Result<String, String> {
     }
 }
 
-/// Logins of a role.
 fn count(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|count| *count <= MAX_LOGINS).ok_or_else(|| format!("must be 0 to {MAX_LOGINS}"))
 }
 
-/// A number and a unit.
 fn size(text: &str) -> Result<String, String> {
     let number = ["KB", "MB", "GB", "TB"].iter().find_map(|unit| text.strip_suffix(unit));
     let usable = number.is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n > 0));
@@ -99,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_break_the_file_is_refused() {
+    fn values_that_would_break_the_configuration_are_refused() {
         for bad in ["", "a b", "$JS", "1", "a\"", "a}", "a\n"] {
             assert!(word(bad).is_err() && prefix(bad).is_err(), "{bad:?}");
         }

@@ -1,4 +1,4 @@
-//! `stage0 nats-keys`: what can be typed.
+//! Arguments of `stage0 nats-keys`.
 
 use std::path::PathBuf;
 
@@ -6,24 +6,23 @@ use clap::Subcommand;
 
 /// `stage0 nats-keys …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoNatsKeys {
-    /// Makes a file of keys for each role
+pub(crate) enum NatsKeysCommand {
+    /// Creates a key file for each role
     Create {
-        /// Directory for the files, one a role
+        /// Directory for the files
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
-        /// For a deployment that runs already: what is stored without keys stays readable, and roles may be started one
-        /// by one
+        /// For a running deployment: data stored without keys stays readable, and roles may be restarted one by one
         #[arg(long)]
         upgrade: bool,
     },
-    /// Replaces the keys, one of three steps at each call
+    /// Replaces the keys in three steps, one per call
     Rotate {
         /// Directory with the files of all roles
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
     },
-    /// Shows which generations are used and accepted
+    /// Shows which generations of keys are used and accepted
     Show {
         /// Directory with the files of all roles
         #[arg(long, value_name = "DIR")]

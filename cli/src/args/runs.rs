@@ -1,44 +1,44 @@
-//! `stage0 runs`: what can be typed.
+//! Arguments of `stage0 runs`.
 
 use clap::Subcommand;
 use stage0_contract::RequestId;
 
 /// `stage0 runs …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoRuns {
+pub(crate) enum RunsCommand {
     /// Lists the runs that the server remembers
     List {
-        /// At most so many
+        /// Maximum number of runs
         #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
         limit: u32,
         /// Prints JSON
         #[arg(long)]
         json: bool,
     },
-    /// Shows what was counted of a run
+    /// Shows the counts and costs of a run
     Show {
-        /// The run, as its checks name it
+        /// The `run_id` of its checks
         run_id: String,
         /// Prints JSON
         #[arg(long)]
         json: bool,
     },
-    /// Forgets a run: the next check with its name begins a new one
+    /// Ends a run: the next check with its `run_id` starts a new one
     End {
-        /// The run
+        /// The `run_id`
         run_id: String,
         /// Prints JSON
         #[arg(long)]
         json: bool,
     },
-    /// Says what an allowed check has cost, in the place of its estimate
+    /// Replaces the estimated cost of an allowed check by the actual one
     Settle {
-        /// The run
+        /// The `run_id`
         run_id: String,
-        /// The check's `request_id`
+        /// The `request_id` of the check
         #[arg(long, value_name = "ID", value_parser = RequestId::parse)]
         request_id: RequestId,
-        /// US dollars
+        /// The actual cost in US dollars
         #[arg(long, value_name = "USD")]
         cost_usd: f64,
         /// Prints JSON

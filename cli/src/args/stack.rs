@@ -1,35 +1,36 @@
-//! `stage0 stack`: what can be typed.
+//! Arguments of `stage0 stack`.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::settings::parse::https_url;
+use stage0_runtime::settings::kinds::https_url;
 
 /// `stage0 stack …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoStack {
-    /// Makes what is missing of authority, certificates, passwords and NATS' configuration
+pub(crate) enum StackCommand {
+    /// Creates missing certificates, passwords and the NATS configuration
     Init {
-        /// Directory with a folder for each service, of which the service sees its own alone
+        /// Directory with a subdirectory for each service, which sees only its own
         #[arg(long, value_name = "DIR")]
         dir: PathBuf,
-        /// Another name or address by which clients reach the gateways; repeat for more
+        /// Additional name or address of the gateways for clients; may be repeated
         #[arg(long = "host", value_name = "NAME")]
         hosts: Vec<String>,
     },
-    /// Waits until the stack answers, makes an account, a key and the receiver's endpoint once, and says how to ask
+    /// Waits until the stack is ready, creates an account, a key and the receiver's endpoint once, and prints how to
+    /// use it
     Open(Box<OpenArgs>),
-    /// Prints the certificate authority that clients of the stack trust
+    /// Prints the certificate authority for clients of the stack
     Ca {
-        /// Directory that `open` filled
+        /// Directory of `stage0 stack open`
         #[arg(long, value_name = "DIR", default_value = "/etc/stage0")]
         dir: PathBuf,
     },
-    /// Prints the API key of the account that `open` made
+    /// Prints the API key that `open` created
     Key {
-        /// Directory that `open` filled
+        /// Directory of `stage0 stack open`
         #[arg(long, value_name = "DIR", default_value = "/etc/stage0")]
         dir: PathBuf,
     },
@@ -38,25 +39,25 @@ pub(crate) enum DoStack {
 /// `stage0 stack open`.
 #[derive(Debug, Args)]
 pub(crate) struct OpenArgs {
-    /// Server to ask, inside the stack
-    #[arg(long, value_name = "URL", value_parser = https_url)]
+    /// URL of the server inside the stack
+    #[arg(long, value_name = "URL", value_parser = |text: &str| https_url().parse(text))]
     pub(crate) url: reqwest::Url,
-    /// Where the same server is published: a port, or an address and a port
+    /// Where the server is published: a port, or an address and a port
     #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
     pub(crate) published: Published,
     /// Where the receiver's page is published
     #[arg(long, value_name = "ADDR", value_parser = Published::parse)]
     pub(crate) page: Published,
-    /// Name by which clients reach this machine, where it is published on more than its own addresses
+    /// Name of this machine for clients, if the server is published beyond the loopback addresses
     #[arg(long, value_name = "NAME", default_value = "localhost")]
     pub(crate) host: String,
-    /// Endpoint for the account's decisions
-    #[arg(long, value_name = "URL", value_parser = https_url)]
+    /// Webhook endpoint for the account's decisions
+    #[arg(long, value_name = "URL", value_parser = |text: &str| https_url().parse(text))]
     pub(crate) endpoint: reqwest::Url,
-    /// File with the operator's key, as the keystore wrote it
+    /// File with the operator's key, from the keystore
     #[arg(long, value_name = "FILE")]
     pub(crate) operator_key: PathBuf,
-    /// Directory with `ca.pem`; keys and `dev.json` are put beside it
+    /// Directory with `ca.pem`; keys and `dev.json` are written beside it
     #[arg(long, value_name = "DIR")]
     pub(crate) dir: PathBuf,
     /// File for the endpoint's signing secret
@@ -64,10 +65,10 @@ pub(crate) struct OpenArgs {
     pub(crate) secret: PathBuf,
 }
 
-/// Where compose publishes a port.
+/// The address where compose publishes a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Published {
-    /// None: on every address.
+    /// `None` means every address.
     address: Option<IpAddr>,
     port: u16,
 }
@@ -84,7 +85,7 @@ impl Published {
         parsed.map(|(address, port)| Self { address, port }).ok_or_else(|| rule.to_owned())
     }
 
-    /// As a client writes it: this machine's own addresses are `localhost`, one that is everywhere is reached by the host's name.
+    /// The host and port for a client: `localhost` for a loopback address, the given host name for any address.
     pub(crate) fn at(self, host: &str) -> String {
         let port = self.port;
         match self.address {
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_published_port_is_told_as_clients_reach_it() {
+    fn a_published_port_becomes_the_address_for_clients() {
         let at = |text: &str, host| Published::parse(text).unwrap().at(host);
         assert_eq!(at("127.0.0.1:8443", "x.example"), "localhost:8443");
         assert_eq!(at("[::1]:8443", "localhost"), "localhost:8443");
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused() {
+    fn a_malformed_port_is_refused() {
         for bad in ["", "x", "0", "65536", "localhost:8443", "127.0.0.1:", ":8443", "1-2"] {
             assert!(Published::parse(bad).is_err(), "{bad:?}");
         }

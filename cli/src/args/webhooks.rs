@@ -1,6 +1,6 @@
-//! `stage0 webhooks …`: what can be typed.
+//! Arguments of `stage0 webhooks`.
 //!
-//! An endpoint's address is `--endpoint`, because `--url` names the server that is asked, here as everywhere.
+//! The URL of an endpoint is `--endpoint`, because `--url` names the server, as in every command.
 
 use std::path::PathBuf;
 
@@ -12,12 +12,12 @@ use super::when::When;
 
 /// `stage0 webhooks …`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum DoWebhooks {
-    /// Makes an endpoint and shows its secret, once
+pub(crate) enum WebhooksCommand {
+    /// Creates an endpoint and shows its secret once
     Create(CreateArgs),
     /// Lists endpoints, without their secrets
     List {
-        /// Account whose endpoints are listed; needs an operator's key
+        /// Account whose endpoints to list; needs an operator's key
         #[arg(long, value_parser = AccountId::parse)]
         account: Option<AccountId>,
         /// Prints JSON
@@ -25,108 +25,77 @@ pub(crate) enum DoWebhooks {
         json: bool,
     },
     /// Shows one endpoint
-    Show {
-        /// The endpoint
-        #[arg(value_parser = WebhookId::parse)]
-        id: WebhookId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Changes what is named, and leaves the rest
+    Show(EndpointArgs),
+    /// Changes the given properties of an endpoint
     Update(UpdateArgs),
-    /// Sends events to it again, from where it stopped
-    Enable {
-        /// The endpoint
-        #[arg(value_parser = WebhookId::parse)]
-        id: WebhookId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Sends it nothing until it is enabled
-    Disable {
-        /// The endpoint
-        #[arg(value_parser = WebhookId::parse)]
-        id: WebhookId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Makes a new secret, and shows it once
+    /// Resumes deliveries from where they stopped
+    Enable(EndpointArgs),
+    /// Stops deliveries until the endpoint is enabled
+    Disable(EndpointArgs),
+    /// Creates a new secret and shows it once
     RotateSecret {
-        /// The endpoint
+        /// The id of the endpoint
         #[arg(value_parser = WebhookId::parse)]
         id: WebhookId,
-        /// How long the old secret signs beside the new one; absent: the server's default
+        /// How long the old secret also signs (default: the server's)
         #[arg(long, value_name = "SECONDS")]
         overlap: Option<u64>,
         #[command(flatten)]
         shown: NewSecret,
     },
-    /// Sends one event now and says what came of it; exit code 1 when it was not delivered
-    Test {
-        /// The endpoint
-        #[arg(value_parser = WebhookId::parse)]
-        id: WebhookId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Sends what was recorded in a time once more
+    /// Sends a test event now and prints the result; exit code 1 if it was not delivered
+    Test(EndpointArgs),
+    /// Sends the events of a period again
     Replay {
-        /// The endpoint
+        /// The id of the endpoint
         #[arg(value_parser = WebhookId::parse)]
         id: WebhookId,
-        /// From this time on: 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w
+        /// Start: 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w
         #[arg(long, value_name = "TIME", required = true, value_parser = When::parse, allow_hyphen_values = true)]
         from: When,
-        /// Until this time, that moment not included; in the same forms
+        /// End, not included, in the same forms
         #[arg(long, value_name = "TIME", required = true, value_parser = When::parse, allow_hyphen_values = true)]
         to: When,
         /// Prints JSON
         #[arg(long)]
         json: bool,
     },
-    /// Lists what was sent lately and what came of it
-    Deliveries {
-        /// The endpoint
-        #[arg(value_parser = WebhookId::parse)]
-        id: WebhookId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    /// Lists recent deliveries and their results
+    Deliveries(EndpointArgs),
     /// Removes an endpoint
-    Delete {
-        /// The endpoint
-        #[arg(value_parser = WebhookId::parse)]
-        id: WebhookId,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Delete(EndpointArgs),
+}
+
+/// Arguments of commands that need only an endpoint.
+#[derive(Debug, Args)]
+pub(crate) struct EndpointArgs {
+    /// The id of the endpoint
+    #[arg(value_parser = WebhookId::parse)]
+    pub(crate) id: WebhookId,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `stage0 webhooks create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
-    /// Where events go, such as `https://receiver.example.com/stage0`
+    /// URL to send events to, such as `https://receiver.example.com/stage0`
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: String,
-    /// Only decisions with this verdict; repeat for more; absent: all
+    /// Only decisions with this verdict; may be repeated (default: all)
     #[arg(long = "verdict", value_name = "VERDICT", value_parser = verdict)]
     pub(crate) verdicts: Vec<Verdict>,
-    /// Only decisions of this environment; repeat for more; absent: all
+    /// Only decisions of this environment; may be repeated (default: all)
     #[arg(long = "environment", value_name = "NAME")]
     pub(crate) environments: Vec<String>,
-    /// What it is for; shown in lists
+    /// Description for people
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
-    /// Most events a second; absent: no limit
+    /// Maximum events per second (default: unlimited)
     #[arg(long, value_name = "N")]
     pub(crate) rate_limit: Option<u32>,
-    /// Account that it belongs to; needs an operator's key
+    /// Account of the endpoint; needs an operator's key
     #[arg(long, value_parser = AccountId::parse)]
     pub(crate) account: Option<AccountId>,
     #[command(flatten)]
@@ -137,28 +106,28 @@ pub(crate) struct CreateArgs {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES))]
 pub(crate) struct UpdateArgs {
-    /// The endpoint
+    /// The id of the endpoint
     #[arg(value_parser = WebhookId::parse)]
     pub(crate) id: WebhookId,
-    /// Where events go from now on
+    /// New URL to send events to
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
-    /// Only decisions with this verdict; repeat for more
+    /// Only decisions with this verdict; may be repeated
     #[arg(long = "verdict", value_name = "VERDICT", value_parser = verdict)]
     pub(crate) verdicts: Vec<Verdict>,
-    /// Decisions with any verdict again
+    /// Removes the filter by verdict
     #[arg(long, conflicts_with = "verdicts")]
     pub(crate) all_verdicts: bool,
-    /// Only decisions of this environment; repeat for more
+    /// Only decisions of this environment; may be repeated
     #[arg(long = "environment", value_name = "NAME")]
     pub(crate) environments: Vec<String>,
-    /// Decisions of any environment again
+    /// Removes the filter by environment
     #[arg(long, conflicts_with = "environments")]
     pub(crate) all_environments: bool,
-    /// What it is for
+    /// Description for people
     #[arg(long, value_name = "TEXT")]
     pub(crate) description: Option<String>,
-    /// Most events a second; 0 takes the limit away
+    /// Maximum events per second; 0 removes the limit
     #[arg(long, value_name = "N")]
     pub(crate) rate_limit: Option<u32>,
     /// Prints JSON
@@ -166,14 +135,14 @@ pub(crate) struct UpdateArgs {
     pub(crate) json: bool,
 }
 
-/// At least one of them makes it an update.
+/// An update needs at least one of them.
 const CHANGES: [&str; 7] =
     ["endpoint", "verdicts", "all_verdicts", "environments", "all_environments", "description", "rate_limit"];
 
-/// Where a new secret goes.
+/// The output of a new secret.
 #[derive(Debug, Args)]
 pub(crate) struct NewSecret {
-    /// Writes the secret to this new file (mode 0600) and prints the endpoint's id alone
+    /// Writes the secret to this new file (mode 0600) and prints only the endpoint's id
     #[arg(long, value_name = "FILE")]
     pub(crate) out: Option<PathBuf>,
     /// Prints the server's answer as JSON

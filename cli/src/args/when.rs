@@ -1,34 +1,32 @@
 //! Times as people type them: RFC 3339, or how long ago.
 //!
-//! Owns the form. What it means depends on the clock, which is handed in once for each command, so that two relative times of one
-//! command line never look at two clocks.
+//! The current time is an argument and the same for both ends of a period.
 
 use jiff::{SignedDuration, Timestamp};
 
-/// Nobody looks further back; and no clock is left that way.
-const MOST_SECONDS: i64 = 100 * 366 * 86_400;
-const FORM: &str = "must be a time such as 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w";
+/// A hundred years, so that a relative time cannot overflow.
+const MAX_SECONDS: i64 = 100 * 366 * 86_400;
+const EXPECTED: &str =
+    "must be a time such as 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w";
 
-/// A moment.
+/// A time on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
-    /// This one.
     At(Timestamp),
-    /// So long before the command began.
+    /// A time before the command started.
     Ago(SignedDuration),
 }
 
 impl When {
-    /// Reads it, or says what it must be.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let read = match text.strip_prefix('-') {
             Some(ago) => length(ago).map(Self::Ago),
             None => text.parse().ok().map(Self::At),
         };
-        read.ok_or_else(|| FORM.to_owned())
+        read.ok_or_else(|| EXPECTED.to_owned())
     }
 
-    /// The moment itself, by the clock that says `now`.
+    /// The absolute time.
     pub(crate) fn at(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(at) => at,
@@ -37,7 +35,7 @@ impl When {
     }
 }
 
-/// A whole number and its unit.
+/// Parses a whole number with a unit.
 fn length(text: &str) -> Option<SignedDuration> {
     let unit = text.chars().next_back()?;
     let number = text.strip_suffix(unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
@@ -49,7 +47,7 @@ fn length(text: &str) -> Option<SignedDuration> {
         'w' => 7 * 86_400,
         _ => return None,
     };
-    let seconds = number.parse::<i64>().ok()?.checked_mul(seconds).filter(|seconds| *seconds <= MOST_SECONDS)?;
+    let seconds = number.parse::<i64>().ok()?.checked_mul(seconds).filter(|seconds| *seconds <= MAX_SECONDS)?;
     Some(SignedDuration::from_secs(seconds))
 }
 
@@ -74,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_time_is_told_both_forms() {
+    fn a_malformed_time_is_refused_with_both_forms() {
         for bad in ["", "-", "-h", "-1", "1h", "-1y", "--1h", "-+1h", "-1.5h", "yesterday", "2026-01-31", "-99999999w"]
         {
             let why = When::parse(bad).unwrap_err();

@@ -1,6 +1,6 @@
-//! An answer that is too large to be held: it is handed on piece by piece, as it comes.
+//! A response that is too large to buffer: it is read chunk by chunk.
 //!
-//! INVARIANT: the end is reported only when the server has said that it is the end. A connection that breaks before is an error.
+//! INVARIANT: the end is reported only if the server marked it. A connection that breaks before is an error.
 
 use reqwest::header::TRANSFER_ENCODING;
 use reqwest::{Method, Response, Url};
@@ -8,15 +8,15 @@ use tokio::runtime::Runtime;
 
 use super::{Client, ClientError, Query};
 
-/// A successful answer under way.
+/// A successful response that is being read.
 pub(crate) struct Download {
     response: Response,
     url: Url,
 }
 
 impl Download {
-    /// Asks for it; a refusal is an error, as anywhere. Nothing else runs on `runtime`: whoever takes the pieces may
-    /// block.
+    /// Sends the request; an error status is an error. Nothing else may run on `runtime`, because the consumer of the
+    /// chunks may block.
     pub(crate) fn begin(runtime: &Runtime, client: &Client, path: &[&str], query: &Query) -> Result<Self, ClientError> {
         let url = client.target.url.clone();
         let response = runtime.block_on(async {
@@ -24,19 +24,19 @@ impl Download {
             if response.status().is_success() {
                 return Ok(response);
             }
-            let answer = client.whole(response).await?;
+            let answer = client.read_whole(response).await?;
             Err(ClientError::refused(answer.status, &answer.headers, &answer.body))
         })?;
-        // Where only the end of the connection ends the answer, a cut looks like the end.
+        // If only the end of the connection ended the response, a broken connection would look like the end.
         if response.content_length().is_none() && !response.headers().contains_key(TRANSFER_ENCODING) {
             return Err(ClientError::Unreadable("it does not say where it ends".to_owned()));
         }
         Ok(Self { response, url })
     }
 
-    /// The next piece; none after the last.
+    /// The next chunk; `None` at the end.
     pub(crate) fn next(&mut self, runtime: &Runtime) -> Result<Option<impl AsRef<[u8]> + use<>>, ClientError> {
-        let piece = runtime.block_on(self.response.chunk());
-        piece.map_err(|error| ClientError::from_http(&error, &self.url))
+        let chunk = runtime.block_on(self.response.chunk());
+        chunk.map_err(|error| ClientError::from_http(&error, &self.url))
     }
 }

@@ -1,6 +1,6 @@
-//! Why there is no usable answer, in words that say what to do next.
+//! Why an exchange with a server failed, in words that say what to do next.
 //!
-//! Owns the texts of the client commands. What the server said is quoted with its request id, and cleaned of control characters.
+//! A server's error message is quoted with its request id, after control characters were escaped.
 
 use std::error::Error;
 use std::io;
@@ -13,87 +13,48 @@ use stage0_contract::ErrorBody;
 
 use crate::out::plain;
 
-/// An exchange that came to nothing.
+/// A failed exchange with a server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// Neither a URL nor a dev server.
+    /// Neither a URL was given nor a dev server found.
     #[error("no server: start `stage0 dev`, or name one with --url (there is no `{0}`)")]
     NoServer(PathBuf),
-    /// There is no key to send.
     #[error("no key for `{0}`: give --key-file FILE or the variable STAGE0_API_KEY, or name another server with --url")]
     NoKey(Url),
-    /// There is no operator's key to send.
     #[error("no key for `{0}`: give --key-file FILE, or --data-dir DIR with the keystore's `operator.key`")]
     NoOperatorKey(Url),
-    /// The key is no text for a header.
     #[error("the key cannot be sent: it holds characters that no key has")]
     UnusableKey,
-    /// A file of ours cannot be used.
-    #[error("cannot use `{path}`: {why}")]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Lower case, without its content.
-        why: String,
-    },
-    /// The CA file cannot be used.
-    #[error("cannot use the CA file `{path}`: {why}")]
-    Ca {
-        /// Which.
-        path: PathBuf,
-        /// Lower case.
-        why: String,
-    },
-    /// Nobody answers there.
+    /// A local file cannot be used. The source never quotes its content, which may be a key.
+    #[error("cannot use `{path}`")]
+    File { path: PathBuf, source: Box<dyn Error + Send + Sync> },
+    #[error("cannot use the CA file `{path}`")]
+    Ca { path: PathBuf, source: Box<dyn Error + Send + Sync> },
     #[error("cannot reach `{url}`: {why}")]
-    Unreachable {
-        /// Which server.
-        url: Url,
-        /// The system's words.
-        why: String,
-    },
-    /// Somebody answers, and is not trusted.
+    Unreachable { url: Url, why: String },
+    /// The TLS handshake failed because of the server's certificate.
     #[error("`{url}` is not trusted: {why} (--ca FILE names an authority to trust)")]
-    NotTrusted {
-        /// Which server.
-        url: Url,
-        /// The verifier's words.
-        why: String,
-    },
-    /// It began to answer and did not end.
+    NotTrusted { url: Url, why: String },
+    /// The connection broke before the end of the response.
     #[error("the answer of `{url}` broke off: {why}")]
-    Broken {
-        /// Which server.
-        url: Url,
-        /// Lower case.
-        why: String,
-    },
-    /// The exchange took too long.
+    Broken { url: Url, why: String },
     #[error("`{url}` did not answer in time (--timeout)")]
-    Late {
-        /// Which server.
-        url: Url,
-    },
-    /// The server refused or failed.
+    Timeout { url: Url },
+    /// The server answered with an error status.
     #[error("the server answers {status}: {message}{}", in_request(.request_id))]
     Refused {
-        /// HTTP.
         status: u16,
-        /// The server's words.
         message: String,
-        /// For the server's log.
         request_id: Option<String>,
-        /// The paths of the fields that it finds wrong.
+        /// The paths of the fields that the server reports as wrong.
         fields: Vec<String>,
-        /// When it wants to be asked again, if it says so.
         retry_after: Option<Duration>,
     },
-    /// The answer is not what the contract says.
+    /// The response does not follow the contract.
     #[error("the answer cannot be read: {0}")]
     Unreadable(String),
-    /// This process could not start its own machinery.
-    #[error("cannot start: {0}")]
-    Runtime(String),
+    #[error("cannot start")]
+    Runtime(#[source] io::Error),
 }
 
 fn in_request(id: &Option<String>) -> String {
@@ -101,23 +62,23 @@ fn in_request(id: &Option<String>) -> String {
 }
 
 impl ClientError {
-    /// Sorts a failure of the exchange by what its reader can do about it.
+    /// Sorts an HTTP failure by what the user can do about it.
     pub(super) fn from_http(error: &reqwest::Error, url: &Url) -> Self {
         let url = url.clone();
         let why = innermost(error);
         match tls_fault(error) {
-            Some(rustls::Error::InvalidCertificate(fault)) => Self::NotTrusted { url, why: distrust(fault) },
-            Some(fault) => Self::Unreachable { url, why: plain(&format!("it does not speak TLS as we do: {fault}")) },
-            None if error.is_timeout() => Self::Late { url },
+            Some(rustls::Error::InvalidCertificate(fault)) => Self::NotTrusted { url, why: certificate_fault(fault) },
+            Some(fault) => Self::Unreachable { url, why: plain(&format!("TLS handshake failed: {fault}")) },
+            None if error.is_timeout() => Self::Timeout { url },
             None if error.is_body() || error.is_decode() => Self::Broken { url, why },
             None => Self::Unreachable { url, why },
         }
     }
 
-    /// Whether the same may succeed a little later, without anybody doing anything about it here.
-    pub(crate) fn may_pass(&self) -> bool {
+    /// Whether a retry of the same request may succeed.
+    pub(crate) fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Broken { .. } | Self::Late { .. } => true,
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::Timeout { .. } => true,
             Self::Refused { status, .. } => *status == 429 || *status >= 500,
             Self::NoServer(_)
             | Self::NoKey(_)
@@ -131,7 +92,7 @@ impl ClientError {
         }
     }
 
-    /// When the server wants to be asked again, if that is all that it says.
+    /// The `Retry-After` of a server that is busy or not ready.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { status: 429 | 503, retry_after, .. } => *retry_after,
@@ -139,17 +100,17 @@ impl ClientError {
         }
     }
 
-    /// An answer that is not a success: the server's words, if it is one of ours.
+    /// An error response; its message is quoted only if the body has the contract's form.
     pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
         let status_code = status.as_u16();
         let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let retry_after = retry_after.map(Duration::from_secs);
         match serde_json::from_slice::<ErrorBody>(body) {
-            Ok(ours) => Self::Refused {
+            Ok(body) => Self::Refused {
                 status: status_code,
-                message: plain(&ours.message),
-                request_id: Some(plain(&ours.request_id)),
-                fields: ours.errors.into_iter().map(|error| error.path).collect(),
+                message: plain(&body.message),
+                request_id: Some(plain(&body.request_id)),
+                fields: body.errors.into_iter().map(|error| error.path).collect(),
                 retry_after,
             },
             Err(_) => Self::Refused {
@@ -163,10 +124,10 @@ impl ClientError {
     }
 }
 
-fn distrust(fault: &rustls::CertificateError) -> String {
+fn certificate_fault(fault: &rustls::CertificateError) -> String {
     use rustls::CertificateError as Fault;
     match fault {
-        Fault::UnknownIssuer => "nobody whom we trust signed its certificate".to_owned(),
+        Fault::UnknownIssuer => "its certificate is not signed by a trusted authority".to_owned(),
         Fault::Expired | Fault::ExpiredContext { .. } => "its certificate has expired".to_owned(),
         Fault::NotValidForName | Fault::NotValidForNameContext { .. } => {
             "its certificate is for another name".to_owned()
@@ -175,7 +136,7 @@ fn distrust(fault: &rustls::CertificateError) -> String {
     }
 }
 
-/// The TLS library's error stands inside of an I/O error, which does not name it as its source.
+/// Finds the TLS library's error, which an I/O error wraps without naming it as its source.
 pub(crate) fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -190,13 +151,11 @@ pub(crate) fn tls_fault<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rust
 }
 
 fn innermost(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(error) = next {
-        text = error.to_string();
-        next = error.source();
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
     }
-    plain(&text).to_lowercase()
+    plain(&innermost.to_string()).to_lowercase()
 }
 
 #[cfg(test)]
@@ -204,20 +163,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_says_the_servers_words_and_its_request() {
-        let body = br#"{"message":"the key lacks the scope `check`","error":"scope_missing","detail":{"detail":"x","request_id":"r-1"},"request_id":"r-1"}"#;
+    fn an_error_response_is_shown_with_its_message_and_request_id() {
+        let body = br#"{"message":"the key lacks the scope `check`","error":"scope_missing",
+            "detail":{"detail":"x","request_id":"r-1"},"request_id":"r-1"}"#;
         let error = ClientError::refused(StatusCode::FORBIDDEN, &HeaderMap::new(), body);
         assert_eq!(error.to_string(), "the server answers 403: the key lacks the scope `check` (request r-1)");
     }
 
     #[test]
-    fn an_answer_of_somebody_else_is_not_quoted() {
+    fn an_error_page_of_another_server_is_not_quoted() {
         let error = ClientError::refused(StatusCode::BAD_GATEWAY, &HeaderMap::new(), b"<html>\x1b[2J");
         assert_eq!(error.to_string(), "the server answers 502: Bad Gateway");
     }
 
     #[test]
-    fn only_a_busy_server_says_when_to_ask_again() {
+    fn retry_after_is_taken_from_429_and_503_only() {
         let seconds = |status, text: &'static str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, reqwest::header::HeaderValue::from_static(text))]);
             ClientError::refused(status, &headers, b"").retry_after().map(|wait| wait.as_secs())
@@ -231,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tls_fault_is_found_inside_of_an_io_error() {
+    fn a_tls_error_is_found_inside_an_io_error() {
         let fault = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let wrapped = io::Error::other(io::Error::other(fault));
         assert!(matches!(tls_fault(&wrapped), Some(rustls::Error::InvalidCertificate(_))));

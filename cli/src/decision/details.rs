@@ -1,36 +1,33 @@
-//! What an issue's `details` say of the place and the remedy, in lines for people (contract, section 3).
+//! The `details` of an issue as text: where it is and how to fix it (contract, section 3).
 //!
-//! Owns the words. Every member is optional, and one of another shape than expected is shown as JSON: the answer may be a newer
-//! server's. What stands in `details` may be the caller's own text, so all of it is cleaned, and long lists are cut.
+//! Every member is optional, and one of an unexpected shape is shown as JSON, because the server may be newer. Details
+//! may hold the caller's text, so all of it is escaped, and long lists are cut.
 
 use serde_json::{Map, Value};
 
 use crate::out::plain;
 
-/// Where a line is broken, at the next semicolon.
 const LINE_WIDTH: usize = 100;
 const MAX_ITEMS: usize = 12;
-const MAX_LETTERS: usize = 200;
-/// Members of a request that are lists: what is added to them takes no place of another.
+const MAX_CHARACTERS: usize = 200;
+/// Members of a request that are lists: an `add` appends to them instead of replacing a value.
 const LISTS: [&str; 5] = ["constraints", "guardrails", "side_effects", "success_criteria", "tools"];
 
-/// Short lines; none where `details` says nothing.
+/// Short lines; none for empty `details`.
 pub(super) fn lines(details: &Map<String, Value>) -> Vec<String> {
     let named = |name: &str, before: &str| details.get(name).map(|value| format!("{before}{}", shown(value)));
-    let mut parts: Vec<String> = [named("at", "at "), named("found", "found: "), named("allowed", "allowed: ")]
-        .into_iter()
-        .chain([named("did_you_mean", "did you mean: ")])
-        .flatten()
-        .collect();
-    let (mut written, mut given) = (Vec::new(), Vec::new());
+    let members = [("at", "at "), ("found", "found: "), ("allowed", "allowed: "), ("did_you_mean", "did you mean: ")];
+    let mut parts: Vec<String> = members.into_iter().filter_map(|(name, before)| named(name, before)).collect();
+    let mut edits = Vec::new();
+    let mut needed = Vec::new();
     for change in items(details.get("write")) {
-        match by(change) {
-            Some(evidence) => given.push(evidence),
-            None => written.push(edit(change)),
+        match evidence(change) {
+            Some(evidence) => needed.push(evidence),
+            None => edits.push(edit(change)),
         }
     }
-    if !written.is_empty() {
-        parts.push(format!("write: {}", some_of(written).join(", ")));
+    if !edits.is_empty() {
+        parts.push(format!("write: {}", limited(edits).join(", ")));
     }
     parts.extend(
         details
@@ -39,11 +36,11 @@ pub(super) fn lines(details: &Map<String, Value>) -> Vec<String> {
             .map(|(name, value)| format!("{}: {}", plain(name).replace('_', " "), shown(value))),
     );
     let mut lines = packed(parts);
-    lines.extend(some_of(given));
+    lines.extend(limited(needed));
     lines
 }
 
-/// Members that have words of their own.
+/// Members that are shown in a form of their own.
 const KNOWN: [&str; 5] = ["at", "found", "allowed", "did_you_mean", "write"];
 
 fn items(value: Option<&Value>) -> &[Value] {
@@ -54,8 +51,8 @@ fn items(value: Option<&Value>) -> &[Value] {
     }
 }
 
-/// Evidence that is not the caller's to give.
-fn by(change: &Value) -> Option<String> {
+/// A change that the caller cannot make: evidence from a person or another system.
+fn evidence(change: &Value) -> Option<String> {
     let path = plain(change.get("path")?.as_str()?);
     match change.get("by")?.as_str()? {
         "person" => Some(format!("a person must give {path}")),
@@ -77,23 +74,17 @@ fn edit(change: &Value) -> String {
 
 fn shown(value: &Value) -> String {
     match value {
-        Value::String(text) => clipped(text),
         Value::Array(items) if items.is_empty() => "nothing".to_owned(),
-        Value::Array(items) => some_of(
-            items
-                .iter()
-                .map(|item| match item {
-                    Value::String(text) => clipped(text),
-                    other => clipped(&other.to_string()),
-                })
-                .collect(),
-        )
-        .join(", "),
-        other => clipped(&other.to_string()),
+        Value::Array(items) => limited(items.iter().map(scalar).collect()).join(", "),
+        other => scalar(other),
     }
 }
 
-fn some_of(mut items: Vec<String>) -> Vec<String> {
+fn scalar(value: &Value) -> String {
+    clipped(&value.as_str().map_or_else(|| value.to_string(), str::to_owned))
+}
+
+fn limited(mut items: Vec<String>) -> Vec<String> {
     let more = items.len().saturating_sub(MAX_ITEMS);
     if more > 0 {
         items.truncate(MAX_ITEMS);
@@ -104,13 +95,13 @@ fn some_of(mut items: Vec<String>) -> Vec<String> {
 
 fn clipped(text: &str) -> String {
     let text = plain(text);
-    match text.char_indices().nth(MAX_LETTERS) {
+    match text.char_indices().nth(MAX_CHARACTERS) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text,
     }
 }
 
-/// Joined by semicolons, as many as a line takes.
+/// Joins the parts by semicolons, as many to a line as fit.
 fn packed(parts: Vec<String>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
@@ -136,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn place_finding_and_remedy_are_told_in_short_lines() {
+    fn place_finding_and_remedy_are_shown_in_short_lines() {
         assert_eq!(of(&json!({})), [""; 0]);
         assert_eq!(
             of(&json!({"at": ["tools[1]"], "found": "x", "allowed": ["a", 2],
@@ -160,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_long_is_cut_and_what_is_new_is_shown() {
+    fn long_values_are_cut_and_unknown_members_shown() {
         let many: Vec<String> = (0..1_000).map(|n| format!("tools[{n}]")).collect();
         let shown = of(&json!({"at": many, "found": "x".repeat(5_000), "limit_usd": 5}));
         assert!(shown[0].ends_with("tools[11], and 988 more"), "{shown:?}");
@@ -170,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn other_shapes_are_shown_and_steer_no_terminal() {
+    fn unexpected_shapes_are_shown_and_escaped() {
         for odd in [
             json!({"write": "x\u{1b}[2J"}),
             json!({"at": {"a": 1}}),

@@ -1,4 +1,4 @@
-//! `stage0 decisions delete`: nothing is deleted that nobody has agreed to.
+//! `stage0 decisions delete`: deletes only after a person agreed, or with `--yes`.
 
 use std::io::{self, BufRead, IsTerminal as _};
 
@@ -8,39 +8,36 @@ use stage0_contract::DecisionsDeleted;
 
 use super::DECISIONS;
 use crate::client::{Client, Query, block_on};
-use crate::exit::{AskedWrongly, Exit};
+use crate::exit::{Exit, UsageError};
 use crate::out;
-use crate::table::optional;
+use crate::table::{fields, optional};
 
-/// Where nobody can be asked, it must have been said.
-pub(super) fn refuse_unasked(yes: bool) -> Result<(), AskedWrongly> {
+/// Without a terminal a person cannot be asked, so `--yes` is required.
+pub(super) fn require_confirmation(yes: bool) -> Result<(), UsageError> {
     if yes || io::stdin().is_terminal() {
         return Ok(());
     }
-    Err(AskedWrongly("--yes is needed where standard input is no terminal: nobody can be asked"))
+    Err(UsageError("--yes is required because standard input is not a terminal"))
 }
 
-/// Asks a person, unless that is done, then the server.
+/// Asks for confirmation, unless `yes`, and deletes.
 pub(super) fn delete(client: &Client, before: Timestamp, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
     if !yes {
-        let whose =
+        let account =
             client.account().map_or_else(|| "the key's account".to_owned(), |account| format!("account {account}"));
         out::prompt(format!(
-            "Every decision of {whose} at {} that was recorded before {before} will be gone for good.\nType `yes` to delete: ",
+            "All decisions of {account} at {} recorded before {before} will be deleted for good.\n\
+             Type `yes` to delete: ",
             client.url()
         ));
         if !agreed(io::stdin().lock())? {
-            out::complain("nothing was deleted");
+            out::stderr_line("nothing was deleted");
             return Ok(Exit::Failed);
         }
     }
     let query = Query::default().with("before", Some(before));
     let deleted: DecisionsDeleted = block_on(client.call(Method::DELETE, &DECISIONS, &query.pairs(), None))?;
-    if as_json {
-        out::json(&deleted)?;
-    } else {
-        out::line(for_people(&deleted))?;
-    }
+    out::show(as_json, &deleted, for_people)?;
     Ok(Exit::Done)
 }
 
@@ -55,12 +52,11 @@ fn for_people(deleted: &DecisionsDeleted) -> String {
     if *count == 0 {
         return format!("deleted   nothing: no decision was recorded before {before}");
     }
-    format!(
-        "deleted   {count}, all that was recorded before {before}\nrecorded  {} to {}\nmark      {} says so in the log",
-        optional(from.as_ref()),
-        optional(to.as_ref()),
-        optional(mark.as_ref()),
-    )
+    fields([
+        ("deleted", format!("{count}, all that were recorded before {before}")),
+        ("recorded", format!("{} to {}", optional(from.as_ref()), optional(to.as_ref()))),
+        ("mark", format!("{} records it in the log", optional(mark.as_ref()))),
+    ])
 }
 
 #[cfg(test)]
@@ -68,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_whole_yes_is_one() {
+    fn only_the_word_yes_confirms() {
         assert!(agreed(&b"yes\n"[..]).unwrap());
         assert!(agreed(&b" yes"[..]).unwrap());
         for no in ["", "\n", "y\n", "YES\n", "yes please\n", "no\nyes\n"] {

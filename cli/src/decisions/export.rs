@@ -1,8 +1,7 @@
-//! `stage0 decisions export`: the log's own bytes, to a file that is whole or not there, or to standard output.
+//! `stage0 decisions export`: downloads the bytes of the log to a new file or to standard output.
 //!
-//! Owns the way from cut to cut: a download that is cut is resumed behind the last decision that came whole, until the
-//! server says that it is the end. [`Lines`] sees to it that no line is lost and none comes twice; only whole lines are
-//! written.
+//! Owns resumption: a download that breaks off continues after the last complete decision, until the server marks the
+//! end. [`Lines`] ensures that no line is lost or written twice. Only complete lines are written.
 
 use std::fmt;
 use std::path::Path;
@@ -21,52 +20,51 @@ use crate::client::{Client, ClientError, Download, Query, runtime};
 use crate::new_file::NewFile;
 use crate::out;
 
-/// How an export is made.
 pub(super) struct Export<'c> {
     pub(super) client: &'c Client,
     pub(super) from: Option<Timestamp>,
     pub(super) to: Option<Timestamp>,
-    /// For so long no new line may come.
+    /// The export fails if no new line arrives for this long.
     pub(super) timeout: Duration,
     pub(super) progress: bool,
     pub(super) as_json: bool,
 }
 
-/// What has been handed on.
+/// The summary of an export.
 #[derive(Default, Serialize)]
 struct Count {
     lines: u64,
     bytes: u64,
-    /// That were answered with a part of it.
+    /// Requests that were answered with a part of the log.
     #[serde(rename = "parts")]
     requests: u32,
-    /// When the last decision of it was recorded.
+    /// When the last decision was recorded.
     last_at: Option<Timestamp>,
 }
 
 impl Count {
-    /// What an empty export means, for whoever finds the file so.
+    /// Explains an export without decisions.
     fn remark(&self) -> Option<&'static str> {
         match (self.lines, self.last_at) {
-            (0, _) => Some("the export is empty: nothing was recorded in this time (--from, --to)"),
-            (_, None) => Some("the export holds no decision: its lines are checkpoints and marks of deletions"),
+            (0, _) => Some("the export is empty: nothing was recorded in this period (--from, --to)"),
+            (_, None) => Some("the export holds no decisions, only checkpoints and marks of deletions"),
             (_, Some(_)) => None,
         }
     }
 }
 
-/// Where whole lines go.
 enum Output {
     File(NewFile),
     Stdout,
 }
 
 impl Export<'_> {
-    /// Downloads; the file is made before the server is asked, so that nothing is walked for a file that cannot be.
+    /// Downloads the log. The file is created before the first request, so that the server does no work for a file that
+    /// cannot be written.
     pub(super) fn run(self, to: &Path) -> anyhow::Result<()> {
         let mut output = if to == Path::new("-") { Output::Stdout } else { Output::File(NewFile::create(to)?) };
         let count = self.download(&mut output)?;
-        // Otherwise standard output is the log's alone.
+        // On standard output the log must stand alone, without a summary.
         let Output::File(file) = output else { return Ok(()) };
         file.keep()?;
         if self.as_json {
@@ -79,46 +77,48 @@ impl Export<'_> {
 
     fn download(&self, output: &mut Output) -> anyhow::Result<Count> {
         let runtime = runtime()?;
-        let (mut lines, mut count, mut start) = (Lines::default(), Count::default(), Start::Beginning);
+        let mut lines = Lines::default();
+        let mut count = Count::default();
+        let mut start = Start::Beginning;
         let mut retry = Retry::new(self.timeout, Instant::now());
         let mut progress = Progress::new(self.progress);
         loop {
             let part = Part { export: self, runtime: &runtime, start };
-            let taken = part.take(output, &mut lines, &mut count, &mut retry, &mut progress)?;
-            let error = match taken {
+            let outcome = part.download(output, &mut lines, &mut count, &mut retry, &mut progress)?;
+            let error = match outcome {
                 Outcome::Complete => {
                     count.last_at = lines.last_recorded();
                     write(output, &lines.end(), &mut count)?;
                     count.remark().iter().for_each(|remark| progress.note(remark));
                     return Ok(count);
                 }
-                Outcome::NobodyReads => return Ok(count),
+                Outcome::PipeClosed => return Ok(count),
                 Outcome::Failed(error) => error,
             };
-            if let Start::Behind(id) = start
+            if let Start::After(id) = start
                 && is_gone(&error)
-                && let Some(time) = lines.cut_behind_expired()
+                && let Some(time) = lines.cut_after_expired()
             {
                 start = Start::At(time);
-                progress.note(format!("{id} has expired meanwhile; goes on {start}"));
+                progress.note(format!("{id} has expired; continues {start}"));
                 continue;
             }
             let Some(delay) = retry.after(&error, Instant::now()) else {
                 return Err(final_error(error, start));
             };
-            start = lines.cut().map_or(Start::Beginning, Start::Behind);
-            progress.note(format!("{error}; goes on {start} in {} s", delay.as_secs_f32()));
-            // On the runtime, so that what is left of the connection is closed meanwhile.
+            start = lines.cut().map_or(Start::Beginning, Start::After);
+            progress.note(format!("{error}; continues {start} in {} s", delay.as_secs_f32()));
+            // Sleeps on the runtime, so that the old connection can be closed meanwhile.
             runtime.block_on(async { tokio::time::sleep(delay).await });
         }
     }
 }
 
-/// Where a request begins.
+/// Where a request starts.
 #[derive(Clone, Copy)]
 enum Start {
     Beginning,
-    Behind(RequestId),
+    After(RequestId),
     At(Timestamp),
 }
 
@@ -126,7 +126,7 @@ impl fmt::Display for Start {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Beginning => f.write_str("from the beginning"),
-            Self::Behind(id) => write!(f, "behind {id}"),
+            Self::After(id) => write!(f, "after {id}"),
             Self::At(time) => write!(f, "from {time}"),
         }
     }
@@ -139,16 +139,15 @@ struct Part<'e> {
     start: Start,
 }
 
-/// How a request ended.
 enum Outcome {
-    /// The server said that this was all.
+    /// The server marked the end of the log.
     Complete,
-    NobodyReads,
+    PipeClosed,
     Failed(ClientError),
 }
 
 impl Part<'_> {
-    fn take(
+    fn download(
         &self,
         output: &mut Output,
         lines: &mut Lines,
@@ -159,7 +158,7 @@ impl Part<'_> {
         let [v1, decisions] = DECISIONS;
         let (from, after) = match self.start {
             Start::Beginning => (self.export.from, None),
-            Start::Behind(id) => (self.export.from, Some(id)),
+            Start::After(id) => (self.export.from, Some(id)),
             Start::At(time) => (Some(self.export.from.map_or(time, |from| from.max(time))), None),
         };
         let query = Query::default().with("from", from).with("to", self.export.to).with("after", after);
@@ -170,58 +169,58 @@ impl Part<'_> {
         };
         retry.answered();
         count.requests += 1;
-        let mut whole = Vec::new();
+        let mut complete = Vec::new();
         loop {
             match download.next(self.runtime) {
-                Ok(Some(piece)) => lines.take(piece.as_ref(), &mut whole)?,
+                Ok(Some(chunk)) => lines.take(chunk.as_ref(), &mut complete)?,
                 Ok(None) => return Ok(Outcome::Complete),
                 Err(error) => return Ok(Outcome::Failed(error)),
             }
-            if !whole.is_empty() {
+            if !complete.is_empty() {
                 retry.advanced(Instant::now());
-                if !write(output, &whole, count)? {
-                    return Ok(Outcome::NobodyReads);
+                if !write(output, &complete, count)? {
+                    return Ok(Outcome::PipeClosed);
                 }
-                whole.clear();
+                complete.clear();
             }
-            // How far it is in the log, by the log's own time.
+            // The progress is shown as the time of the last decision.
             let at = lines.last_recorded().map(|at| format!("{at}  ")).unwrap_or_default();
-            progress.tell(Instant::now(), || format!("{at}{} lines, {}", count.lines, size(count.bytes)));
+            progress.update(Instant::now(), || format!("{at}{} lines, {}", count.lines, size(count.bytes)));
         }
     }
 }
 
-/// False once nobody reads any more.
-fn write(output: &mut Output, whole: &[u8], count: &mut Count) -> anyhow::Result<bool> {
-    count.bytes += u64::try_from(whole.len()).unwrap_or(u64::MAX);
-    count.lines += u64::try_from(whole.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u64::MAX);
+/// Returns false if the pipe is closed.
+fn write(output: &mut Output, lines: &[u8], count: &mut Count) -> anyhow::Result<bool> {
+    count.bytes += u64::try_from(lines.len()).unwrap_or(u64::MAX);
+    count.lines += u64::try_from(lines.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u64::MAX);
     match output {
-        Output::File(file) => file.write(whole).map(|()| true),
-        Output::Stdout => Ok(out::stream(whole)?),
+        Output::File(file) => file.write(lines).map(|()| true),
+        Output::Stdout => Ok(out::stream(lines)?),
     }
 }
 
-/// Whether the server refuses to go on behind a decision.
+/// Whether the server refuses the `after` of a resumed download.
 fn is_about_after(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { status: 422, fields, .. } if fields.iter().any(|field| field == "after"))
 }
 
-/// Whether it knows how to, and the decision is not there any more.
+/// Whether the server knows `after`, but the decision is gone.
 fn is_gone(error: &ClientError) -> bool {
     is_about_after(error)
         && matches!(error, ClientError::Refused { message, .. } if !message.contains("is not known to this call"))
 }
 
-/// Why an export ends without being whole.
+/// The error of an incomplete export.
 fn final_error(error: ClientError, start: Start) -> anyhow::Error {
-    let Start::Behind(after) = start else { return error.into() };
+    let Start::After(after) = start else { return error.into() };
     let why = if is_about_after(&error) {
         format!(
-            "the download was cut, and this gateway cannot go on behind {after}: it is older than this command line; \
-             upgrade the gateway, or export shorter periods with --from and --to"
+            "the download broke off, and this gateway cannot continue after {after}: it is older than this command \
+             line; upgrade the gateway, or export shorter periods with --from and --to"
         )
     } else {
-        format!("the download was cut behind {after} and could not be resumed")
+        format!("the download broke off after {after} and could not be resumed")
     };
     anyhow::Error::from(error).context(why)
 }

@@ -1,11 +1,9 @@
-//! The lines of an export, each handed on once, however often the download is cut.
+//! Splits an export into lines and passes each on once, however often the download breaks off: pure.
 //!
-//! Owns where a download is resumed and what of the resumed one is there already; pure, it neither asks nor writes. A
-//! server resumes behind a decision, or, once that has expired, at a time. Of the lines behind that decision (marks,
-//! lines that nobody can read) and of those of the last seconds hashes are remembered in their order, and what a
-//! resumed download repeats of them is dropped.
-//! INVARIANT: only repetitions are dropped: a line that stands twice in
-//! the log leaves twice, as `verify` must see it.
+//! Owns where a download resumes and which lines the resumed one repeats. A server resumes after a decision or, once
+//! that has expired, at a time. The hashes of the lines after that decision (marks and unreadable lines) and of the
+//! last seconds are remembered in order, and their repetitions are dropped. INVARIANT: only repetitions are dropped: a
+//! line that occurs twice in the log is passed on twice, because `verify` must see it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -14,30 +12,28 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use stage0_contract::{LineHash, LineType, RequestId};
 
-/// A request's body is at most 1 MB, and its line is not much longer. What is longer is none of ours.
+/// Far more than any line of the log: the body of a request has at most 1 MB.
 pub(super) const MAX_LINE_BYTES: usize = 16 << 20;
-/// Marks behind one decision (an exporter writes a few a minute), and the lines of [`CLOCK_SKEW`].
+/// A bound on the marks after one decision (an exporter writes a few a minute) and the lines of [`CLOCK_SKEW`].
 const MAX_KNOWN_LINES: usize = 1_000_000;
-/// Lines stand in the store's order: by gateways' own clocks, one may be recorded this much before another in front of
-/// it.
+/// Lines are in the store's order. By the gateways' clocks, a line may be this much older than the one before it.
 const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(10);
 
-/// What has come of the log.
 #[derive(Default)]
 pub(super) struct Lines {
-    /// The beginning of a line whose end has not come yet.
+    /// The beginning of an incomplete line.
     partial: Vec<u8>,
-    /// The last decision that was handed on: a download is resumed behind it.
+    /// The last decision that was passed on: a download resumes after it.
     after: Option<Decision>,
-    /// The last lines that were handed on: those since then, and before it those that a download from a time repeats.
+    /// The last lines that were passed on: those since that decision, and before it those that a download from a time
+    /// would repeat.
     known: VecDeque<Known>,
-    /// Where the lines since then begin.
+    /// The index in `known` of the first line since that decision.
     since: usize,
-    /// What of the known lines a resumed download may still repeat.
+    /// The known lines that a resumed download may still repeat.
     repeatable: Range<usize>,
 }
 
-/// The answer is no export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NotAnExport {
     #[error("the download has a line of more than {MAX_LINE_BYTES} bytes")]
@@ -47,9 +43,9 @@ pub(super) enum NotAnExport {
 }
 
 impl Lines {
-    /// Takes what came and appends to `whole` the lines that it completes, but for repetitions.
-    pub(super) fn take(&mut self, piece: &[u8], whole: &mut Vec<u8>) -> Result<(), NotAnExport> {
-        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+    /// Appends to `complete` the lines that the chunk completes, except repetitions.
+    pub(super) fn take(&mut self, chunk: &[u8], complete: &mut Vec<u8>) -> Result<(), NotAnExport> {
+        for part in chunk.split_inclusive(|byte| *byte == b'\n') {
             if self.partial.len() + part.len() > MAX_LINE_BYTES {
                 return Err(NotAnExport::LongLine);
             }
@@ -57,8 +53,8 @@ impl Lines {
             if self.partial.pop_if(|last| *last == b'\n').is_some() {
                 let mut line = std::mem::take(&mut self.partial);
                 if self.is_new(&line)? {
-                    whole.extend_from_slice(&line);
-                    whole.push(b'\n');
+                    complete.extend_from_slice(&line);
+                    complete.push(b'\n');
                 }
                 line.clear();
                 self.partial = line;
@@ -67,26 +63,27 @@ impl Lines {
         Ok(())
     }
 
-    /// The download was cut. Gives the decision behind which it is resumed; none: from its beginning.
+    /// The download broke off. Returns the decision after which to resume; `None` means from the beginning.
     pub(super) fn cut(&mut self) -> Option<RequestId> {
         self.partial.clear();
         self.repeatable = self.since..self.known.len();
         self.after.map(|after| after.request_id)
     }
 
-    /// It was cut, and that decision has expired, so all before it have too. Gives the time from which it is resumed.
-    pub(super) fn cut_behind_expired(&mut self) -> Option<Timestamp> {
+    /// The download broke off, and that decision has expired, with all before it. Returns the time from which to
+    /// resume.
+    pub(super) fn cut_after_expired(&mut self) -> Option<Timestamp> {
         self.partial.clear();
         self.repeatable = 0..self.known.len();
         self.after.map(|after| after.recorded_at.checked_sub(CLOCK_SKEW).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// When the last decision that was handed on was recorded.
+    /// When the last decision that was passed on was recorded.
     pub(super) fn last_recorded(&self) -> Option<Timestamp> {
         self.after.map(|after| after.recorded_at)
     }
 
-    /// The download is complete: what stands behind its last line feed, often nothing.
+    /// The download is complete. Returns the bytes after the last line feed, usually none.
     pub(super) fn end(self) -> Vec<u8> {
         self.partial
     }
@@ -95,12 +92,12 @@ impl Lines {
         let hash = LineHash::of(line);
         let repeated = self.known.range(self.repeatable.clone()).position(|known| known.hash == hash);
         if let Some(at) = repeated {
-            // What was passed over has expired meanwhile.
+            // Lines before it that were not repeated have expired.
             self.repeatable.start += at + 1;
             return Ok(false);
         }
         let decision = Decision::read(line);
-        // The same id again is damage: a server resumes behind the first of them, and sends this one again.
+        // A repeated id is damage: the server resumes after its first occurrence and sends this line again.
         if let Some(decision) = decision.filter(|new| self.after.is_none_or(|after| after.request_id != new.request_id))
         {
             self.after = Some(decision);
@@ -116,7 +113,7 @@ impl Lines {
         Ok(true)
     }
 
-    /// Drops what no download repeats once it is resumed behind, or at the time of, a decision of this time.
+    /// Forgets lines that no download repeats which resumes after a decision of this time.
     fn forget_before(&mut self, recorded_at: Timestamp) {
         let is_old = |known: &Known| known.at.is_none_or(|at| recorded_at.duration_since(at) > 2 * CLOCK_SKEW);
         while self.known.front().is_some_and(is_old) || self.known.len() >= MAX_KNOWN_LINES {
@@ -125,13 +122,13 @@ impl Lines {
     }
 }
 
-/// A line that was handed on.
+/// A line that was passed on.
 struct Known {
     hash: LineHash,
     at: Option<Timestamp>,
 }
 
-/// A decision that a server can find again: it reads these members of a line, too.
+/// The members of a decision that a server needs to resume after it.
 #[derive(Clone, Copy, Deserialize)]
 struct Decision {
     #[serde(rename = "type")]
@@ -142,7 +139,7 @@ struct Decision {
     _expires_at: i64,
 }
 
-/// When a line of any kind was recorded; none of one that cannot be read.
+/// When a line of any kind was recorded; `None` if it cannot be read.
 fn recorded_at(line: &[u8]) -> Option<Timestamp> {
     #[derive(Deserialize)]
     struct Recorded {
@@ -179,7 +176,7 @@ mod tests {
         )
     }
 
-    /// Marks before, between and behind decisions; two lines that are the same, and one that nobody can read.
+    /// Marks before, between and after decisions, two equal lines, and an unreadable one.
     fn log() -> Vec<String> {
         let mut log = vec![mark(1), mark(2), decision_line(1), decision_line(2), mark(3), mark(4), mark(4)];
         log.extend(["damaged".to_owned(), String::new(), decision_line(3), decision_line(3), mark(5)]);
@@ -190,8 +187,8 @@ mod tests {
         lines.iter().map(|line| format!("{line}\n")).collect()
     }
 
-    /// What a server sends that begins behind the first decision of this id.
-    fn behind(log: &[String], after: Option<RequestId>) -> String {
+    /// The response of a server that resumes after the first decision of this id.
+    fn resumed(log: &[String], after: Option<RequestId>) -> String {
         let from = after.map_or(0, |after| {
             1 + log
                 .iter()
@@ -202,22 +199,22 @@ mod tests {
     }
 
     #[test]
-    fn wherever_a_download_is_cut_each_line_is_there_once() {
+    fn wherever_a_download_breaks_off_each_line_is_passed_on_once() {
         let log = log();
         let whole = text(&log);
         for first in 0..=whole.len() {
             for step in [1, 7, 64, 300, 1_000] {
                 let (mut lines, mut taken) = (Lines::default(), Vec::new());
                 lines.take(&whole.as_bytes()[..first], &mut taken).unwrap();
-                let mut rest = behind(&log, lines.cut());
-                // Each further download is cut as well, until one is long enough.
+                let mut rest = resumed(&log, lines.cut());
+                // Each further download breaks off too, until one is long enough.
                 for length in (step..).step_by(step) {
                     let piece = rest.as_bytes().get(..length).unwrap_or(rest.as_bytes());
                     lines.take(piece, &mut taken).unwrap();
                     if piece.len() == rest.len() {
                         break;
                     }
-                    rest = behind(&log, lines.cut());
+                    rest = resumed(&log, lines.cut());
                 }
                 assert_eq!(String::from_utf8(taken).unwrap(), whole, "cut at {first}, then each {step}");
                 assert!(lines.end().is_empty());
@@ -226,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_the_log_has_twice_leaves_twice() {
+    fn a_line_that_occurs_twice_is_passed_on_twice() {
         let (mut lines, mut taken) = (Lines::default(), Vec::new());
         let doubled = [decision_line(1), mark(1), mark(1), decision_line(1)];
         lines.take(text(&doubled).as_bytes(), &mut taken).unwrap();
@@ -235,11 +232,11 @@ mod tests {
         lines.cut();
         taken.clear();
         lines.take(text(&after_cut).as_bytes(), &mut taken).unwrap();
-        assert_eq!(taken, text(&after_cut).into_bytes(), "what is new behind a cut is no repetition of itself");
+        assert_eq!(taken, text(&after_cut).into_bytes(), "new lines after a cut are no repetitions");
     }
 
     #[test]
-    fn marks_that_expired_meanwhile_hide_no_repetition() {
+    fn marks_that_expired_do_not_hide_repetitions() {
         let (mut lines, mut taken) = (Lines::default(), Vec::new());
         lines.take(text(&[decision_line(1), mark(1), mark(2)]).as_bytes(), &mut taken).unwrap();
         lines.cut();
@@ -249,25 +246,25 @@ mod tests {
     }
 
     #[test]
-    fn a_download_behind_a_decision_that_expired_goes_on_at_its_time() {
+    fn a_download_resumes_at_a_time_once_the_decision_has_expired() {
         let mut log: Vec<String> = (0..60).flat_map(|n| [decision_line(n), mark(n)]).collect();
-        // Of two gateways whose clocks differ, around second 40.
+        // The clocks of two gateways differ around second 40.
         log.splice(80..80, [decision_at(1_000, 44), decision_at(1_001, 36)]);
-        for handed_on in (1..log.len()).step_by(3) {
+        for passed_on in (1..log.len()).step_by(3) {
             let (mut lines, mut taken) = (Lines::default(), Vec::new());
-            lines.take(text(&log[..handed_on]).as_bytes(), &mut taken).unwrap();
-            let from = lines.cut_behind_expired().unwrap();
-            // Whatever has expired meanwhile, before or behind the decision.
-            for expired in [0, handed_on / 2, handed_on.saturating_sub(1), handed_on] {
+            lines.take(text(&log[..passed_on]).as_bytes(), &mut taken).unwrap();
+            let from = lines.cut_after_expired().unwrap();
+            // However many lines have expired, before or after the decision.
+            for expired in [0, passed_on / 2, passed_on.saturating_sub(1), passed_on] {
                 let mut lines = Lines::default();
                 let mut taken = Vec::new();
-                lines.take(text(&log[..handed_on]).as_bytes(), &mut taken).unwrap();
-                assert_eq!(lines.cut_behind_expired(), Some(from));
-                let is_asked = |line: &&String| recorded_at(line.as_bytes()).is_none_or(|at| at >= from);
-                let first = log.iter().position(|line| is_asked(&line)).unwrap();
-                let sent: Vec<String> = log[first.max(expired)..].iter().filter(is_asked).cloned().collect();
+                lines.take(text(&log[..passed_on]).as_bytes(), &mut taken).unwrap();
+                assert_eq!(lines.cut_after_expired(), Some(from));
+                let is_sent = |line: &&String| recorded_at(line.as_bytes()).is_none_or(|at| at >= from);
+                let first = log.iter().position(|line| is_sent(&line)).unwrap();
+                let sent: Vec<String> = log[first.max(expired)..].iter().filter(is_sent).cloned().collect();
                 lines.take(text(&sent).as_bytes(), &mut taken).unwrap();
-                assert_eq!(String::from_utf8(taken).unwrap(), text(&log), "{handed_on} handed on, {expired} expired");
+                assert_eq!(String::from_utf8(taken).unwrap(), text(&log), "{passed_on} passed on, {expired} expired");
             }
         }
     }
@@ -282,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_whole_download_is_kept_and_the_one_of_a_cut_download_is_not() {
+    fn an_incomplete_last_line_is_kept_only_if_the_download_is_complete() {
         let (mut lines, mut taken) = (Lines::default(), Vec::new());
         lines.take(b"half", &mut taken).unwrap();
         lines.cut();
@@ -291,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_without_end_is_not_held() {
+    fn a_line_that_is_too_long_is_refused() {
         let (mut lines, mut taken) = (Lines::default(), Vec::new());
         let piece = vec![b'x'; 1 << 20];
         for _ in 0..16 {

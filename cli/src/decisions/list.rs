@@ -1,21 +1,19 @@
-//! `stage0 decisions list`: page after page, until there are enough. A page may be short, or empty, and not be the last.
+//! `stage0 decisions list`: the newest or the oldest decisions that match.
 
 use anyhow::Context as _;
 use jiff::Timestamp;
-use reqwest::Method;
 use serde_json::Value;
 use stage0_contract::Page;
 
-use super::record::{GIVING_WAY, HEADINGS, VERDICT, cells};
-use super::{DECISIONS, read};
-use crate::client::{Client, ClientError, Query, block_on};
+use super::DECISIONS;
+use super::record::{HEADINGS, SHRINKABLE, VERDICT, cells};
+use crate::client::{Client, ClientError, Limit, Query, block_on, parse};
 use crate::out::{self, Terminal};
 use crate::table::Table;
 
-/// The server's most.
-const PAGE: u32 = 1_000;
+/// The largest page that the server gives.
+const PAGE_SIZE: u32 = 1_000;
 
-/// What is listed, and how.
 pub(super) struct List {
     pub(super) limit: u32,
     pub(super) oldest_first: bool,
@@ -23,14 +21,14 @@ pub(super) struct List {
 }
 
 impl List {
-    /// Collects, then prints.
-    pub(super) fn run(&self, client: &Client, query: &Query) -> anyhow::Result<()> {
-        // A gateway that is older than this order is asked without it.
-        let query = query.clone().with("order", (!self.oldest_first).then_some("desc"));
-        let found = match block_on(collect(client, &query, self.limit)) {
+    pub(super) fn run(&self, client: &Client, query: Query) -> anyhow::Result<()> {
+        // Older gateways know no order, and their lists begin with the oldest.
+        let query = query.with("order", (!self.oldest_first).then_some("desc"));
+        let limit = Limit { items: self.limit, per_page: PAGE_SIZE };
+        let found: Page<Value> = match block_on(client.list(&DECISIONS, &query, Some(limit))) {
             Err(error) if is_about_order(&error) => {
                 return Err(error).context(
-                    "this gateway does not list the newest first: it is older than this command line; give --oldest-first",
+                    "this gateway cannot list newest first: it is older than this command line; give --oldest-first",
                 );
             }
             found => found?,
@@ -39,13 +37,13 @@ impl List {
             return out::json(&found);
         }
         if found.items.is_empty() {
-            out::complain("no decision was found");
+            out::stderr_line("no decisions found");
         }
-        let mut table = Table::new(HEADINGS).giving_way(&GIVING_WAY).coloured(VERDICT);
-        let is_narrow = Terminal::of_stdout().width.is_some();
+        let mut table = Table::new(HEADINGS).shrinkable(&SHRINKABLE).coloured(VERDICT);
+        let is_terminal = Terminal::of_stdout().width.is_some();
         for record in &found.items {
-            let mut cells = cells(&read(record)?);
-            if is_narrow && let [recorded, ..] = &mut cells {
+            let mut cells = cells(&parse(record)?);
+            if is_terminal && let [recorded, ..] = &mut cells {
                 *recorded = in_seconds(recorded);
             }
             table.row(cells);
@@ -53,13 +51,13 @@ impl List {
         table.print()?;
         if found.next_cursor.is_some() {
             let (which, further) = if self.oldest_first { ("oldest", "--from") } else { ("newest", "--to") };
-            out::complain(format!("these are the {which} {}; there may be more (--limit, {further})", self.limit));
+            out::stderr_line(format!("these are the {which} {}; there may be more (--limit, {further})", self.limit));
         }
         Ok(())
     }
 }
 
-/// People read seconds; programs, which have no terminal, get the time as it was recorded.
+/// On a terminal whole seconds are enough; elsewhere the exact time is printed.
 fn in_seconds(time: &str) -> String {
     let whole = |at: Timestamp| Timestamp::from_second(at.as_second()).map_or(at, |at| at);
     time.parse().map_or_else(|_| time.to_owned(), |at| whole(at).to_string())
@@ -69,28 +67,12 @@ fn is_about_order(error: &ClientError) -> bool {
     matches!(error, ClientError::Refused { status: 422, fields, .. } if fields.iter().any(|field| field == "order"))
 }
 
-async fn collect(client: &Client, query: &Query, limit: u32) -> Result<Page<Value>, ClientError> {
-    let most = usize::try_from(limit).unwrap_or(usize::MAX);
-    let (mut items, mut cursor) = (Vec::new(), None::<String>);
-    loop {
-        let missing = u32::try_from(most.saturating_sub(items.len())).unwrap_or(PAGE).min(PAGE);
-        let asked = query.clone().with("limit", Some(missing)).with("cursor", cursor.as_ref());
-        let page: Page<Value> = client.call(Method::GET, &DECISIONS, &asked.pairs(), None).await?;
-        items.extend(page.items);
-        // A server that says the same page again would keep us here for ever.
-        if items.len() >= most || page.next_cursor.is_none() || page.next_cursor == cursor {
-            return Ok(Page { items, next_cursor: page.next_cursor });
-        }
-        cursor = page.next_cursor;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn people_read_whole_seconds() {
+    fn times_on_a_terminal_are_whole_seconds() {
         assert_eq!(in_seconds("2026-11-26T13:51:15.569Z"), "2026-11-26T13:51:15Z");
         assert_eq!(in_seconds("x"), "x");
     }

@@ -1,7 +1,8 @@
-//! Verifies a downloaded log here: the contract's walk over a file, with keys that somebody kept.
+//! Verifies a downloaded log with keys that the user kept, by the contract's `ChainVerifier`.
 //!
-//! The file is read twice, marks first, because a walk begins with them; only they are held, never the decisions. It trusts nothing
-//! that the file says of itself: a line of any length and content is a finding, never a stop.
+//! The file is read twice, first for its marks, which the verifier needs at the start. Only marks are kept in memory.
+//! Nothing in the file is trusted: a line of any length and content is at most a finding and never ends the
+//! verification.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -10,14 +11,13 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use serde::Deserialize;
-use stage0_contract::{LineType, PublicKey, PublicKeys, Report, Walk, Window};
+use stage0_contract::{ChainVerifier, LineType, PublicKey, PublicKeys, Report, Window};
 
 use super::lines::MAX_LINE_BYTES;
 use super::progress::{Progress, size};
 
 const MAX_LINE: u64 = MAX_LINE_BYTES as u64;
 
-/// Walks the file.
 pub(super) fn verify(
     file: &Path,
     keys: Vec<PublicKey>,
@@ -30,18 +30,18 @@ pub(super) fn verify(
             marks.push(line.to_vec());
         }
     })?;
-    let mut walk = Walk::new(window, keys, marks.iter().map(Vec::as_slice));
+    let mut verifier = ChainVerifier::new(window, keys, marks.iter().map(Vec::as_slice));
     drop(marks);
-    each_line(file, "decisions", progress, |line| walk.see(line))?;
-    Ok(walk.finish())
+    each_line(file, "decisions", progress, |line| verifier.read_line(line))?;
+    Ok(verifier.finish())
 }
 
-/// The keys as `stage0 decisions keys` printed them.
+/// Reads keys in the form that `stage0 decisions keys` prints.
 pub(super) fn read_keys(file: &Path) -> anyhow::Result<Vec<PublicKey>> {
     let cannot = || format!("cannot use `{}` (--keys)", file.display());
     let text = std::fs::read(file).with_context(cannot)?;
     let keys: PublicKeys = serde_json::from_slice(&text).with_context(cannot)?;
-    anyhow::ensure!(!keys.items.is_empty(), "{}: it holds no key", cannot());
+    anyhow::ensure!(!keys.items.is_empty(), "{}: it holds no keys", cannot());
     Ok(keys.items)
 }
 
@@ -59,33 +59,36 @@ fn is_mark(line: &[u8]) -> bool {
     }
 }
 
-fn each_line(path: &Path, what: &str, progress: &mut Progress, mut see: impl FnMut(&[u8])) -> anyhow::Result<()> {
+fn each_line(path: &Path, what: &str, progress: &mut Progress, mut visit: impl FnMut(&[u8])) -> anyhow::Result<()> {
     let read = File::open(path).and_then(|file| {
-        let (all, mut bytes, mut count) = (file.metadata()?.len(), 0, 0_u64);
+        let total = file.metadata()?.len();
+        let mut bytes = 0;
+        let mut count = 0_u64;
         lines(BufReader::new(file), MAX_LINE, |line| {
-            see(line);
-            (bytes, count) = (bytes + u64::try_from(line.len()).unwrap_or_default() + 1, count + 1);
-            // Looking at the clock costs more than many a line.
+            visit(line);
+            bytes += u64::try_from(line.len()).unwrap_or_default() + 1;
+            count += 1;
+            // Reading the clock may take longer than reading a line.
             if count.is_multiple_of(256) {
-                progress.tell(Instant::now(), || format!("{what}: {} of {}", size(bytes), size(all)));
+                progress.update(Instant::now(), || format!("{what}: {} of {}", size(bytes), size(total)));
             }
         })
     });
     read.with_context(|| format!("cannot read `{}` (--file)", path.display()))
 }
 
-/// Hands out every line without its line feed; of one that is too long its beginning, which nobody takes for a line of ours.
-fn lines(mut reader: BufReader<impl io::Read>, most: u64, mut see: impl FnMut(&[u8])) -> io::Result<()> {
+/// Visits every line without its line feed. Only the beginning of an overlong line is visited, which cannot be valid.
+fn lines(mut reader: BufReader<impl io::Read>, max: u64, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
-        if (&mut reader).take(most).read_until(b'\n', &mut line)? == 0 {
+        if (&mut reader).take(max).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
         if line.pop_if(|last| *last == b'\n').is_none() {
             skip_line(&mut reader)?;
         }
-        see(&line);
+        visit(&line);
     }
 }
 
@@ -108,22 +111,22 @@ fn skip_line(reader: &mut BufReader<impl io::Read>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn all(text: &str, most: u64) -> Vec<String> {
+    fn all(text: &str, max: u64) -> Vec<String> {
         let mut found = Vec::new();
         let reader = BufReader::with_capacity(3, text.as_bytes());
-        lines(reader, most, |line| found.push(String::from_utf8(line.to_vec()).unwrap())).unwrap();
+        lines(reader, max, |line| found.push(String::from_utf8(line.to_vec()).unwrap())).unwrap();
         found
     }
 
     #[test]
-    fn every_line_is_seen_also_the_last_one_without_its_end() {
+    fn every_line_is_visited_even_the_last_without_a_line_feed() {
         assert_eq!(all("", 9), Vec::<String>::new());
         assert_eq!(all("a\n\nbc\n", 9), ["a", "", "bc"]);
         assert_eq!(all("a\nbc", 9), ["a", "bc"]);
     }
 
     #[test]
-    fn a_line_without_end_is_seen_and_not_held() {
+    fn an_overlong_line_is_visited_in_part() {
         assert_eq!(all("a\n0123456789abcdef\nb\n", 4), ["a", "0123", "b"]);
         assert_eq!(all("0123456789", 4), ["0123"]);
     }

@@ -1,8 +1,5 @@
-//! How far a long command is, on standard error: a line that is written over on a terminal, else one now and then for
-//! whoever asked.
-//!
-//! Owns when something is said; time is an argument. It is silent where nobody looks: without a terminal and without
-//! `--progress`.
+//! The progress of a long command, on standard error: one line that is updated on a terminal, or with `--progress` a
+//! line every few seconds. Without a terminal and without `--progress` nothing is printed. Time is an argument.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -12,64 +9,62 @@ use crate::out;
 const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 const LINE_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Who reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reader {
-    Nobody,
+enum Mode {
+    Off,
     Terminal,
     Lines,
 }
 
-/// Tells how far it is.
 pub(super) struct Progress {
-    reader: Reader,
-    said: Option<Instant>,
+    mode: Mode,
+    printed_at: Option<Instant>,
 }
 
 impl Progress {
-    /// Where standard error is a terminal, or where it was asked for.
-    pub(super) fn new(asked: bool) -> Self {
-        let reader = match (out::stderr_is_terminal(), asked) {
-            (true, _) => Reader::Terminal,
-            (false, true) => Reader::Lines,
-            (false, false) => Reader::Nobody,
+    /// `lines` is the flag `--progress`.
+    pub(super) fn new(lines: bool) -> Self {
+        let mode = match (out::stderr_is_terminal(), lines) {
+            (true, _) => Mode::Terminal,
+            (false, true) => Mode::Lines,
+            (false, false) => Mode::Off,
         };
-        Self { reader, said: None }
+        Self { mode, printed_at: None }
     }
 
-    /// Says it, unless something was said just now.
-    pub(super) fn tell(&mut self, now: Instant, text: impl FnOnce() -> String) {
+    /// Prints the text, unless the last was printed a moment ago.
+    pub(super) fn update(&mut self, now: Instant, text: impl FnOnce() -> String) {
         if !self.is_due(now) {
             return;
         }
-        self.said = Some(now);
-        match self.reader {
-            Reader::Nobody => {}
-            Reader::Terminal => out::status_line(text()),
-            Reader::Lines => out::complain(text()),
+        self.printed_at = Some(now);
+        match self.mode {
+            Mode::Off => {}
+            Mode::Terminal => out::status_line(text()),
+            Mode::Lines => out::stderr_line(text()),
         }
     }
 
-    /// Says something that stays, on a line of its own.
+    /// Prints a line that is not overwritten.
     pub(super) fn note(&mut self, text: impl Display) {
         self.clear();
-        out::complain(text);
+        out::stderr_line(text);
     }
 
-    /// What was written over is gone from the terminal.
+    /// Removes the progress line from the terminal.
     pub(super) fn clear(&mut self) {
-        if self.reader == Reader::Terminal && self.said.take().is_some() {
+        if self.mode == Mode::Terminal && self.printed_at.take().is_some() {
             out::status_line("");
         }
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        let interval = match self.reader {
-            Reader::Nobody => return false,
-            Reader::Terminal => TERMINAL_INTERVAL,
-            Reader::Lines => LINE_INTERVAL,
+        let interval = match self.mode {
+            Mode::Off => return false,
+            Mode::Terminal => TERMINAL_INTERVAL,
+            Mode::Lines => LINE_INTERVAL,
         };
-        self.said.is_none_or(|said| now.saturating_duration_since(said) >= interval)
+        self.printed_at.is_none_or(|printed| now.saturating_duration_since(printed) >= interval)
     }
 }
 
@@ -79,7 +74,6 @@ impl Drop for Progress {
     }
 }
 
-/// Bytes as people read them.
 pub(super) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{} kB", bytes / 1_000),
@@ -92,14 +86,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_said_to_nobody_and_not_too_often_to_others() {
+    fn progress_is_printed_at_intervals_and_not_when_it_is_off() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(!Progress { reader: Reader::Nobody, said: None }.is_due(at(9)));
-        let lines = Progress { reader: Reader::Lines, said: Some(start) };
+        assert!(!Progress { mode: Mode::Off, printed_at: None }.is_due(at(9)));
+        let lines = Progress { mode: Mode::Lines, printed_at: Some(start) };
         assert!(!lines.is_due(at(1)) && lines.is_due(at(2)));
-        assert!(Progress { reader: Reader::Terminal, said: Some(start) }.is_due(at(1)));
-        assert!(Progress { reader: Reader::Lines, said: None }.is_due(start), "the first at once");
+        assert!(Progress { mode: Mode::Terminal, printed_at: Some(start) }.is_due(at(1)));
+        assert!(Progress { mode: Mode::Lines, printed_at: None }.is_due(start), "the first at once");
     }
 
     #[test]

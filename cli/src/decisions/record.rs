@@ -1,4 +1,4 @@
-//! How a recorded decision looks to people: all of it, or one line.
+//! A recorded decision as text: in full, or as a row of a table.
 
 use std::collections::BTreeSet;
 
@@ -6,15 +6,14 @@ use stage0_contract::{AuditMode, DecisionRecord};
 
 use crate::decision;
 use crate::out::plain;
-use crate::table::optional;
+use crate::table::{fields, optional};
 
-/// All of it, in several lines.
 pub(super) fn for_people(record: &DecisionRecord) -> String {
     let DecisionRecord { chain, recorded_at, expires_at, response, circumstances, .. } = record;
     let client_id = response.meta.client_request_id.as_ref();
     let expires = jiff::Timestamp::from_second(*expires_at).ok();
     let durations = circumstances.durations;
-    let rows = [
+    let rows = fields([
         ("request", response.request_id.to_string()),
         ("client id", optional(client_id.map(|id| plain(id.as_str())).as_ref())),
         ("recorded", format!("{recorded_at}{}", audit(response.meta.audit))),
@@ -25,29 +24,31 @@ pub(super) fn for_people(record: &DecisionRecord) -> String {
         ("run", optional(circumstances.run_id.as_deref().map(plain).as_ref())),
         ("address", optional(circumstances.client.address.as_deref().map(plain).as_ref())),
         ("agent", optional(circumstances.client.user_agent.as_deref().map(plain).as_ref())),
-        ("took", format!("{:.1} ms, {:.1} ms of it the evaluation", durations.total_ms, durations.evaluation_ms)),
+        (
+            "took",
+            format!("{:.1} ms, of which {:.1} ms for the evaluation", durations.total_ms, durations.evaluation_ms),
+        ),
         ("task", plain(&response.task_hash)),
         ("chain", format!("writer {}, sequence {}", chain.writer, chain.sequence)),
-    ];
-    let rows: String = rows.map(|(name, value)| format!("\n  {name:<12} {value}")).concat();
+    ]);
+    let rows = rows.replace('\n', "\n  ");
     let input = circumstances.input.as_ref().and_then(|input| serde_json::to_string_pretty(input).ok());
     let input = input.map_or_else(String::new, |input| {
         let lines: String = input.lines().map(|line| format!("\n  {}", plain(line))).collect();
         format!("\n\nInput, secrets masked{lines}")
     });
-    format!("{}\n\nRecord{rows}{input}", decision::for_people(&response.decided))
+    format!("{}\n\nRecord\n  {rows}{input}", decision::for_people(&response.decided))
 }
 
-/// The cells of a list.
 pub(super) const HEADINGS: [&str; 7] = ["RECORDED", "VERDICT", "ENVIRONMENT", "CODES", "RUN", "KEY", "REQUEST"];
 
-/// Where the verdict stands.
+/// The column of the verdict.
 pub(super) const VERDICT: usize = 1;
 
-/// On a narrow terminal the key goes first, the request never: it is what `show` takes. 80 columns hold the rest.
-pub(super) const GIVING_WAY: [(usize, usize); 5] = [(5, 0), (4, 0), (3, 20), (2, 0), (3, 8)];
+/// The key is left out first, and the request never, because `show` needs it. The rest fits into 80 columns.
+pub(super) const SHRINKABLE: [(usize, usize); 5] = [(5, 0), (4, 0), (3, 20), (2, 0), (3, 8)];
 
-/// One row under them; none is empty.
+/// The row of a record.
 pub(super) fn cells(record: &DecisionRecord) -> [String; 7] {
     let mut codes: Vec<&str> = record.response.decided.issues.iter().map(|issue| issue.code.as_str()).collect();
     let mut seen = BTreeSet::new();
@@ -67,7 +68,7 @@ pub(super) fn cells(record: &DecisionRecord) -> [String; 7] {
 fn audit(mode: AuditMode) -> &'static str {
     match mode {
         AuditMode::Required => ", before the answer left",
-        AuditMode::BestEffort => ", where the answer did not wait for it (best effort)",
+        AuditMode::BestEffort => ", possibly after the answer left (best effort)",
         AuditMode::None => "",
     }
 }
@@ -88,8 +89,10 @@ mod tests {
             "chain": {"writer": "00000000-0000-0000-0000-000000000007", "sequence": 2, "previous": null},
             "recorded_at": "2027-01-15T08:00:01Z", "expires_at": 1_802_592_001,
             "decision": "NO_GO", "verdict": "DENY", "reason": "a\u{1b}[2J", "issues": [
-                {"code": "SECRET_IN_REQUEST", "severity": "HIGH", "message": "m", "rule": "r", "next_action": "fix_request", "details": {}},
-                {"code": "GOAL_UNCLEAR", "severity": "LOW", "message": "m", "rule": "r", "next_action": "fix_request", "details": {}}],
+                {"code": "SECRET_IN_REQUEST", "severity": "HIGH", "message": "m", "rule": "r",
+                    "next_action": "fix_request", "details": {}},
+                {"code": "GOAL_UNCLEAR", "severity": "LOW", "message": "m", "rule": "r",
+                    "next_action": "fix_request", "details": {}}],
             "risk_score": 90, "value_risk": 0, "waste_risk": 0, "high_risk": true, "clarifying_questions": [],
             "defer_questions": [], "guardrails": [], "constraints_applied": [], "value_findings": [],
             "guardrail_checks": {}, "cost_estimate": null, "request_id": "0190163d-8694-739b-aea5-966c26f8ad91",
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_an_auditor_asks_for_is_shown_and_cannot_steer_the_terminal() {
+    fn a_record_is_shown_in_full_and_escaped() {
         let shown = for_people(&read(&record()));
         for part in [
             "DENY (NO_GO)",
@@ -120,18 +123,18 @@ mod tests {
             "acc_1",
             "key_1",
             "192.0.2.7",
-            "3.5 ms, 1.2 ms",
+            "3.5 ms, of which 1.2 ms",
             "writer 00000000-0000-0000-0000-000000000007, sequence 2",
             "Input, secrets masked",
         ] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
         assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
-        assert!(!shown.contains("run\n"), "a run's name begins no line of its own");
+        assert!(!shown.contains("run\n"), "line breaks are escaped");
     }
 
     #[test]
-    fn a_row_has_no_hole() {
+    fn a_row_has_no_empty_cell() {
         let mut record = record();
         assert_eq!(cells(&read(&record))[2..4], ["-", "SECRET_IN_REQUEST,GOAL_UNCLEAR"]);
         let issue = record["issues"][0].clone();

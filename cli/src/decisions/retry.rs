@@ -1,8 +1,7 @@
-//! When a question to a server is asked again, and when no more.
+//! When a request is retried, and when it is not. Time is an argument.
 //!
-//! Owns the pauses; time is an argument. A server that names a time is asked then; a cut is followed by a short pause
-//! that doubles. What nobody would answer otherwise in a while (a refusal, a certificate) is final at once, and so is a
-//! server that was never reached.
+//! After a `Retry-After` the request is repeated at that time; after a broken connection the delay doubles. A refusal,
+//! a certificate error, and a server that never answered are final at once.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +10,13 @@ use crate::client::ClientError;
 const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETRY_DELAY: Duration = Duration::from_secs(30);
 
-/// Failures since something was achieved.
+/// The retry delay, which starts again whenever there is progress.
 pub(super) struct Retry {
-    /// For so long nothing may be achieved.
+    /// How long a command may go without progress.
     timeout: Duration,
     since: Instant,
     delay: Duration,
-    /// A server that has answered once is expected to come back.
+    /// Only a server that has answered before is retried.
     has_answered: bool,
 }
 
@@ -26,21 +25,21 @@ impl Retry {
         Self { timeout, since: now, delay: MIN_RETRY_DELAY, has_answered: false }
     }
 
-    /// It answers.
     pub(super) fn answered(&mut self) {
         self.has_answered = true;
     }
 
-    /// Something was achieved: pauses begin again.
+    /// There was progress: the delay starts again.
     pub(super) fn advanced(&mut self, now: Instant) {
-        (self.since, self.delay) = (now, MIN_RETRY_DELAY);
+        self.since = now;
+        self.delay = MIN_RETRY_DELAY;
     }
 
-    /// How long to pause before it is asked again; none when that is over.
+    /// The delay before the next attempt; `None` if there is no further attempt.
     pub(super) fn after(&mut self, error: &ClientError, now: Instant) -> Option<Duration> {
         let delay = match error.retry_after() {
             Some(named) => named.max(MIN_RETRY_DELAY),
-            None if self.has_answered && error.may_pass() => {
+            None if self.has_answered && error.is_retryable() => {
                 let delay = self.delay;
                 self.delay = (delay * 2).min(MAX_RETRY_DELAY);
                 delay
@@ -66,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_until_something_is_achieved_and_end_with_the_timeout() {
+    fn the_delay_doubles_until_there_is_progress_and_ends_with_the_timeout() {
         let start = Instant::now();
         let mut retry = Retry::new(Duration::from_secs(60), start);
         retry.answered();
@@ -81,16 +80,16 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_names_a_time_is_asked_then_also_at_first() {
+    fn retry_after_is_followed_even_for_the_first_answer() {
         let start = Instant::now();
         let mut retry = Retry::new(Duration::from_secs(60), start);
         assert_eq!(retry.after(&refused(429, Some(7)), start), Some(Duration::from_secs(7)));
         assert_eq!(retry.after(&refused(503, Some(0)), start), Some(MIN_RETRY_DELAY));
-        assert_eq!(retry.after(&refused(429, Some(61)), start), None, "later than anybody waits");
+        assert_eq!(retry.after(&refused(429, Some(61)), start), None, "later than the timeout");
     }
 
     #[test]
-    fn a_server_that_never_answered_and_a_refusal_are_final() {
+    fn a_refusal_and_a_server_that_never_answered_are_final() {
         let start = Instant::now();
         let mut retry = Retry::new(Duration::from_secs(60), start);
         assert_eq!(retry.after(&broken(), start), None);

@@ -1,4 +1,4 @@
-//! `stage0 decisions verify`: asks the server to walk its log, or walks a downloaded one, and tells what came of it.
+//! `stage0 decisions verify`: lets the server verify its log, or verifies a downloaded one, and prints the report.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,48 +17,45 @@ use crate::decision::wire_word;
 use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
-use crate::table::{Table, optional};
+use crate::table::{Table, fields, optional};
 
-/// Exit code 0 only when nothing was found.
-pub(super) fn verify(asked: &Verify, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
-    let (from, to) = asked.period.at(now)?;
-    let report = match &asked.file {
-        // What the retention was when the file was made is not known: only what its lines say of their end excuses
-        // them, and the marks of what was removed.
+/// The exit code is 0 only if nothing was found.
+pub(super) fn verify(args: &Verify, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
+    let (from, to) = args.period.at(now)?;
+    let report = match &args.file {
+        // The retention at the time of the export is unknown. A missing decision is accepted only if a line's own
+        // expiry or a mark of a deletion explains it.
         Some(file) => {
-            let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: asked.kept, signed: None };
-            let mut progress = Progress::new(asked.progress);
-            offline::verify(file, keys(asked.trust.keys.as_deref(), settings)?, window, &mut progress)?
+            let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: args.kept, signed: None };
+            let mut progress = Progress::new(args.progress);
+            offline::verify(file, keys(args.trust.keys.as_deref(), settings)?, window, &mut progress)?
         }
         None => {
             let timeout = settings.timeout_or(WALK_TIMEOUT);
-            let query = Query::default().with("from", from).with("to", to).with("kept", asked.kept);
-            on_server(&connect(settings, timeout)?, &query, timeout, Progress::new(asked.progress))?
+            let query = Query::default().with("from", from).with("to", to).with("kept", args.kept);
+            on_server(&connect(settings, timeout)?, &query, timeout, Progress::new(args.progress))?
         }
     };
-    if asked.json {
-        out::json(&report)?;
-    } else {
-        out::line(for_people(&report))?;
-    }
+    out::show(args.json, &report, for_people)?;
     Ok(if report.ok { Exit::Done } else { Exit::Failed })
 }
 
-/// Asks for the server's report; a server that is busy is asked again when it says.
+/// Requests the server's report, and again later if the server is busy.
 fn on_server(client: &Client, query: &Query, timeout: Duration, mut progress: Progress) -> anyhow::Result<Report> {
-    let (runtime, begun) = (runtime()?, Instant::now());
+    let runtime = runtime()?;
+    let begun = Instant::now();
     let mut retry = Retry::new(timeout, begun);
     let [v1, decisions] = DECISIONS;
     let path = [v1, decisions, "verify"];
     loop {
         let answer = runtime.block_on(async {
             let pairs = query.pairs();
-            let mut asked = std::pin::pin!(client.call(Method::GET, &path, &pairs, None));
+            let mut answer = std::pin::pin!(client.call(Method::GET, &path, &pairs, None));
             loop {
-                if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), &mut asked).await {
+                if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), &mut answer).await {
                     return answer;
                 }
-                progress.tell(Instant::now(), || format!("the server verifies: {} s", begun.elapsed().as_secs()));
+                progress.update(Instant::now(), || format!("the server verifies: {} s", begun.elapsed().as_secs()));
             }
         });
         let error = match answer {
@@ -66,7 +63,7 @@ fn on_server(client: &Client, query: &Query, timeout: Duration, mut progress: Pr
             Err(error) => error,
         };
         let Some(delay) = retry.after(&error, Instant::now()) else { return Err(error.into()) };
-        progress.note(format!("{error}; asked again in {} s", delay.as_secs_f32()));
+        progress.note(format!("{error}; retried in {} s", delay.as_secs_f32()));
         runtime.block_on(async { tokio::time::sleep(delay).await });
     }
 }
@@ -81,29 +78,29 @@ fn keys(file: Option<&Path>, settings: &ClientSettings) -> anyhow::Result<Vec<Pu
 fn for_people(report: &Report) -> String {
     let found = u64::try_from(report.findings.len()).unwrap_or(u64::MAX).saturating_add(report.more_findings);
     let result = match (report.ok, report.records) {
-        (true, 0) => "OK: no decision was there to be verified".to_owned(),
+        (true, 0) => "OK: there were no decisions to verify".to_owned(),
         (true, _) => "OK: nothing is missing, altered, out of order or there twice".to_owned(),
         (false, _) => format!("NOT OK: {found} found"),
     };
-    let mut text = format!(
-        "{result}\n\nrecords      {}\nwriters      {}\ncheckpoints  {}\ndeletions    {}\nexpiries     {}\nunsealed     {}{}\nfirst        {}\nlast         {}",
-        report.records,
-        report.writers,
-        report.checkpoints,
-        report.deletions,
-        report.expiries,
-        report.unsealed,
-        if report.unsealed > 0 {
-            " (no checkpoint covers them yet: whether more were cut off behind them is not proven)"
-        } else {
-            ""
-        },
-        optional(report.first_at.as_ref()),
-        optional(report.last_at.as_ref()),
-    );
+    let uncovered = match report.unsealed {
+        0 => "",
+        _ => " (no checkpoint covers them yet, so it is not proven that no later ones were cut off)",
+    };
+    let rows = fields([
+        ("records", report.records.to_string()),
+        ("writers", report.writers.to_string()),
+        ("checkpoints", report.checkpoints.to_string()),
+        ("deletions", report.deletions.to_string()),
+        ("expiries", report.expiries.to_string()),
+        ("unsealed", format!("{}{uncovered}", report.unsealed)),
+        ("first", optional(report.first_at.as_ref())),
+        ("last", optional(report.last_at.as_ref())),
+    ]);
+    let mut text = format!("{result}\n\n{rows}");
     if report.rejected > 0 {
         text.push_str(&format!(
-            "\nALARM        {} entries in the log's store are not of any gateway or exporter: somebody else writes there. They are left out; tell the operator",
+            "\nALARM        {} entries in the log's store are from no gateway or exporter: something else writes \
+             there. They are ignored; inform the operator",
             report.rejected
         ));
     }
@@ -114,7 +111,7 @@ fn for_people(report: &Report) -> String {
         text.push_str(&format!("\nand {} more", report.more_findings));
     }
     text.push_str(&match &report.last_mark {
-        Some(mark) => format!("\n\nlast mark {mark} — keep it outside, and give it to --kept next time"),
+        Some(mark) => format!("\n\nlast mark {mark} — store it elsewhere, and pass it to --kept next time"),
         None => "\n\nlast mark - (there is no checkpoint yet)".to_owned(),
     });
     text
@@ -135,12 +132,12 @@ fn findings(report: &Report) -> Table {
     table
 }
 
-/// Which decision it is, or between which ones something is missing.
+/// The decision of a finding, or the decisions around a gap.
 fn request(finding: &Finding) -> String {
     match (&finding.request_id, &finding.after_request_id, &finding.before_request_id) {
         (Some(id), _, _) => id.to_string(),
         (None, Some(after), Some(before)) => format!("between {after} and {before}"),
-        (None, Some(after), None) => format!("behind {after}"),
+        (None, Some(after), None) => format!("after {after}"),
         (None, None, Some(before)) => format!("before {before}"),
         (None, None, None) => "-".to_owned(),
     }
@@ -181,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_comes_first_and_what_is_to_be_kept_last() {
+    fn the_result_comes_first_and_the_mark_to_keep_last() {
         let text = for_people(&report());
         assert!(text.starts_with("NOT OK: 5 found\n"), "{text}");
         assert!(
@@ -194,14 +191,14 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_is_told_with_the_request_it_is_about_or_those_around_it() {
+    fn a_finding_names_its_request_or_those_around_it() {
         let id = |last: u8| RequestId::parse(&format!("0190163d-8694-739b-aea5-00000000000{last}")).ok();
         let mut finding = report().findings.remove(0);
         assert_eq!(request(&finding), "-");
         (finding.after_request_id, finding.before_request_id) = (id(1), id(2));
         assert!(request(&finding).starts_with("between 0190163d-8694-739b-aea5-000000000001 and 0190"));
         finding.before_request_id = None;
-        assert_eq!(request(&finding), "behind 0190163d-8694-739b-aea5-000000000001");
+        assert_eq!(request(&finding), "after 0190163d-8694-739b-aea5-000000000001");
         finding.request_id = id(3);
         assert_eq!(request(&finding), "0190163d-8694-739b-aea5-000000000003");
         let text = for_people(&Report { findings: vec![finding], ..report() });
@@ -209,14 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_of_ours_wrote_is_an_alarm_and_no_fault_of_the_log() {
+    fn rejected_entries_are_an_alarm_and_no_finding() {
         assert!(!for_people(&report()).contains("ALARM"));
         let text = for_people(&Report { ok: true, findings: vec![], more_findings: 0, rejected: 3, ..report() });
         assert!(text.starts_with("OK: ") && text.contains("\nALARM        3 entries"), "{text}");
     }
 
     #[test]
-    fn an_empty_log_is_not_called_proven() {
+    fn an_empty_log_is_not_reported_as_proven() {
         let text = for_people(&Report {
             ok: true,
             records: 0,
@@ -225,6 +222,6 @@ mod tests {
             last_mark: None,
             ..report()
         });
-        assert!(text.starts_with("OK: no decision was there"), "{text}");
+        assert!(text.starts_with("OK: there were no decisions"), "{text}");
     }
 }

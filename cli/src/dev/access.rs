@@ -1,7 +1,8 @@
-//! The account and the keys of `stage0 dev`: made once, found again, repaired when something is missing.
+//! The account and the keys of `stage0 dev`: created once, found again, repaired when something is missing.
 //!
-//! Owns no file but `api.key` (and `operator.key` when only `dev.json` still has it). Each step looks at what is there before it makes
-//! anything, so a crash after any of them leaves a state that the next start completes; at worst an earlier key lives on that nobody knows.
+//! Owns only the file `api.key` (and `operator.key` when only `dev.json` still has it). Each step checks what exists
+//! before it creates anything, so the next start completes what a crash interrupted; at worst an unused key stays
+//! active.
 
 use std::path::Path;
 use std::time::Duration;
@@ -18,21 +19,20 @@ use crate::files;
 
 const ACCOUNT: &str = "dev";
 const KEY: &str = "stage0 dev";
-/// A keystore of the same process; a hash in an unoptimised build takes its time.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// The keystore runs in the same process; in an unoptimised build a hash takes seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const PAGE: u32 = 1000;
 
-/// Who may ask what.
 pub(super) struct Access {
     pub(super) account: AccountId,
     pub(super) api_key: ApiKey,
     pub(super) operator_key: ApiKey,
 }
 
-/// Finds or makes the account and its key.
+/// Finds or creates the account and its key.
 pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Result<Access> {
     let keystore = Keystore { backplane };
-    // A torn or foreign dev.json is only a lost hint: it is written again.
+    // An unreadable dev.json is no failure: it only helps, and is written again.
     let last = DevFile::read(data_dir).ok().flatten();
     let (operator_key, operator) = operator(&keystore, data_dir, last.as_ref()).await?;
     let file = data_dir.join(API_KEY_FILE);
@@ -40,12 +40,12 @@ pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Re
         Some(key) => match keystore.identity(&key).await?.filter(has_every_scope) {
             Some(identity) => (identity.account, key),
             None => {
-                tracing::warn!(file = %file.display(), "the key is refused or lacks a scope; a new one takes its place");
+                tracing::warn!(file = %file.display(), "the key is refused or lacks a scope; a new one replaces it");
                 new_key(&keystore, &operator).await?
             }
         },
         None => {
-            tracing::info!(file = %file.display(), "no key is there; one is made");
+            tracing::info!(file = %file.display(), "there is no key; one is created");
             new_key(&keystore, &operator).await?
         }
     };
@@ -74,7 +74,7 @@ async fn operator(
         let operator = Caller::new(&identity, &key);
         return Ok((key, operator));
     }
-    bail!("`{}` holds no operator's key that lives: restore it, or start with another --data-dir", file.display())
+    bail!("`{}` holds no active operator's key: restore it, or start with another --data-dir", file.display())
 }
 
 async fn new_key(keystore: &Keystore<'_>, operator: &Caller) -> anyhow::Result<(AccountId, ApiKey)> {
@@ -96,19 +96,18 @@ async fn new_key(keystore: &Keystore<'_>, operator: &Caller) -> anyhow::Result<(
     Ok((created.account, created.key))
 }
 
-/// The keystore of this process.
 struct Keystore<'a> {
     backplane: &'a Backplane,
 }
 
 impl Keystore<'_> {
-    /// Whose key it is, if it lives.
+    /// The identity of an active key.
     async fn identity(&self, key: &ApiKey) -> anyhow::Result<Option<KeyIdentity>> {
-        let question = VerifyKey { key: key.clone(), request_id: None };
-        match self.backplane.requests.ask(&question, ANSWER_WITHIN).await.context("the keystore does not answer")? {
+        let request = VerifyKey { key: key.clone(), request_id: None };
+        match self.backplane.requests.request(&request, ANSWER_TIMEOUT).await.context("the keystore does not answer")? {
             VerifyKeyReply::Valid(identity) => Ok(Some(identity)),
             VerifyKeyReply::Invalid => Ok(None),
-            VerifyKeyReply::Busy | VerifyKeyReply::Failed => bail!("the keystore cannot judge a key"),
+            VerifyKeyReply::Busy | VerifyKeyReply::Failed => bail!("the keystore cannot verify a key"),
         }
     }
 
@@ -129,7 +128,7 @@ impl Keystore<'_> {
     }
 
     async fn manage<T, R: Request<Reply = ManageReply<T>>>(&self, call: &R) -> anyhow::Result<T> {
-        match self.backplane.requests.ask(call, ANSWER_WITHIN).await.context("the keystore does not answer")? {
+        match self.backplane.requests.request(call, ANSWER_TIMEOUT).await.context("the keystore does not answer")? {
             ManageReply::Done(done) => Ok(done),
             ManageReply::Refused(Refusal::NotFound) => bail!("the keystore does not know it"),
             ManageReply::Refused(Refusal::ScopeMissing(scope)) => bail!("the operator's key lacks the scope `{scope}`"),
@@ -153,7 +152,7 @@ fn is_operator(identity: &KeyIdentity) -> bool {
     identity.scopes.contains(&Scope::Operator)
 }
 
-/// A key that stands in a file; what cannot be read as one is as good as missing.
+/// The key in a file; a file that holds no valid key counts as missing.
 fn read(path: &Path) -> Option<ApiKey> {
     let text = std::fs::read_to_string(path).ok()?;
     ApiKey::parse(text.trim()).ok()

@@ -1,4 +1,4 @@
-//! What `stage0 dev` prints once it is ready: a command that works when it is pasted, and where to read on.
+//! The banner that `stage0 dev` prints once it is ready: a command to paste, and where to read more.
 
 use std::fmt;
 use std::path::Path;
@@ -8,7 +8,7 @@ use stage0_contract::PolicyVersion;
 use crate::args::VERSION;
 use crate::dev_file::API_KEY_FILE;
 
-/// Everything that it shows. Keys are not among it: the command reads its own from a file.
+/// What the banner shows. It shows no key: the command reads the key from its file.
 pub(super) struct Banner<'a> {
     pub(super) url: &'a str,
     pub(super) data_dir: &'a Path,
@@ -42,7 +42,7 @@ impl fmt::Display for Banner<'_> {
     }
 }
 
-/// As a shell reads it back.
+/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+".contains(&b);

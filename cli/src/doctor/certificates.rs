@@ -1,4 +1,4 @@
-//! Certificates: whether they can be read, whom they are for, whether key and certificate belong together, and when they end.
+//! Checks certificates: readable, names, expiry, and whether certificate and key belong together.
 
 use std::path::Path;
 
@@ -10,22 +10,22 @@ use x509_parser::pem::Pem;
 
 use super::Finding;
 
-/// Whoever renews by hand needs some days.
-const SOON_DAYS: i64 = 14;
+/// Time to renew a certificate by hand.
+const RENEWAL_DAYS: i64 = 14;
 const DAY_SECONDS: i64 = 86_400;
 
-/// The gateway's own.
+/// The certificate of the gateway.
 pub(super) fn server(files: &TlsFiles, now: Timestamp) -> Vec<Finding> {
     pair("certificate", files, now)
 }
 
-/// What NATS is trusted by, and what the role is known by.
+/// The authority of the NATS servers, and the role's client certificate.
 pub(super) fn of_nats(config: &NatsConfig, now: Timestamp) -> Vec<Finding> {
     let Some(tls) = &config.tls else {
-        let plain = Finding::doubtful(
+        let plain = Finding::warn(
             "nats tls",
-            "messages and passwords cross the network as they are",
-            "outside of one machine give --nats-ca, and --nats-cert with --nats-key where the servers verify clients",
+            "messages and passwords cross the network in plain text",
+            "unless all runs on one machine, give --nats-ca, and --nats-cert with --nats-key for client certificates",
         );
         return vec![plain];
     };
@@ -41,16 +41,9 @@ fn pair(about: &'static str, files: &TlsFiles, now: Timestamp) -> Vec<Finding> {
     match check_pair(files) {
         Ok(()) => vec![file(about, &files.cert, now)],
         Err(error) => {
-            let why = chain(&error);
-            vec![Finding::bad(
-                about,
-                why,
-                format!(
-                    "put a PEM certificate and its key into `{}` and `{}`",
-                    files.cert.display(),
-                    files.key.display()
-                ),
-            )]
+            let (cert, key) = (files.cert.display(), files.key.display());
+            let advice = format!("put a PEM certificate and its key into `{cert}` and `{key}`");
+            vec![Finding::error(about, format!("{:#}", anyhow::Error::from(error)), advice)]
         }
     }
 }
@@ -61,32 +54,32 @@ pub(super) fn file(about: &'static str, path: &Path, now: Timestamp) -> Finding 
     let replace = format!("put a PEM certificate into `{shown}`");
     let text = match std::fs::read(path) {
         Ok(text) => text,
-        Err(error) => return Finding::bad(about, format!("`{shown}` cannot be read: {error}"), replace),
+        Err(error) => return Finding::error(about, format!("`{shown}` cannot be read: {error}"), replace),
     };
     let Some(Ok(pem)) = Pem::iter_from_buffer(&text).next() else {
-        return Finding::bad(about, format!("`{shown}` holds no PEM certificate"), replace);
+        return Finding::error(about, format!("`{shown}` holds no PEM certificate"), replace);
     };
     let Ok(certificate) = pem.parse_x509() else {
-        return Finding::bad(about, format!("`{shown}` holds no X.509 certificate"), replace);
+        return Finding::error(about, format!("`{shown}` holds no X.509 certificate"), replace);
     };
     let names = names(&certificate);
     let validity = certificate.validity();
     let (begins, ends) = (validity.not_before.timestamp(), validity.not_after.timestamp());
     let days = (ends - now.as_second()).div_euclid(DAY_SECONDS);
-    let end = Timestamp::from_second(ends).map_or_else(|_| "far away".to_owned(), |end| end.to_string());
+    let end = Timestamp::from_second(ends).map_or_else(|_| "never".to_owned(), |end| end.to_string());
     let text = format!("`{shown}`{names}, ends {end}");
     if now.as_second() < begins {
-        return Finding::bad(about, format!("{text}, and is not valid yet"), "set this machine's clock, or wait");
+        return Finding::error(about, format!("{text}, and is not valid yet"), "set this machine's clock, or wait");
     }
-    let renew = "put a new one in its place; roles read it by themselves or at their next connection";
+    let renew = "replace the file; roles read it by themselves or at their next connection";
     match days {
-        ..0 => Finding::bad(about, format!("{text}: it has ended"), renew),
-        0..SOON_DAYS => Finding::doubtful(about, format!("{text}: in {days} days"), renew),
-        _ => Finding::good(about, format!("{text}: in {days} days")),
+        ..0 => Finding::error(about, format!("{text}: it has expired"), renew),
+        0..RENEWAL_DAYS => Finding::warn(about, format!("{text}: in {days} days"), renew),
+        _ => Finding::ok(about, format!("{text}: in {days} days")),
     }
 }
 
-/// Whom it is for.
+/// The names and addresses that the certificate is for.
 fn names(certificate: &x509_parser::certificate::X509Certificate<'_>) -> String {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return String::new() };
     let name = |name: &GeneralName<'_>| match name {
@@ -103,23 +96,13 @@ fn address(bytes: &[u8]) -> Option<String> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| std::net::Ipv6Addr::from(bytes).to_string())).ok()
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
     use stage0_gateway::dev_tls;
 
-    use super::super::How;
+    use super::super::Severity;
     use super::*;
 
     fn made() -> (tempfile::TempDir, TlsFiles, PathBuf) {
@@ -133,23 +116,26 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_good_until_it_is_nearly_over() {
+    fn a_certificate_is_ok_until_it_expires_soon() {
         let (_dir, files, _) = made();
-        let how = |days| server(&files, in_days(days)).remove(0).how;
-        assert_eq!([how(0), how(380), how(391), how(-2)], [How::Good, How::Doubtful, How::Bad, How::Bad]);
+        let severity = |days| server(&files, in_days(days)).remove(0).severity;
+        assert_eq!(
+            [severity(0), severity(380), severity(391), severity(-2)],
+            [Severity::Ok, Severity::Warn, Severity::Error, Severity::Error]
+        );
         let found = server(&files, in_days(0)).remove(0).found;
         assert!(found.contains("for localhost, 127.0.0.1, ::1"), "{found}");
     }
 
     #[test]
-    fn a_key_of_another_certificate_is_bad() {
+    fn a_key_of_another_certificate_is_an_error() {
         let ((_one, files, _), (_two, others, _)) = (made(), made());
         let found = server(&TlsFiles { cert: files.cert, key: others.key }, in_days(0)).remove(0);
-        assert!(found.how == How::Bad && found.found.contains("cannot be used together"), "{found}");
+        assert!(found.severity == Severity::Error && found.found.contains("cannot be used together"), "{found}");
     }
 
     #[test]
-    fn what_is_no_certificate_is_bad_and_named() {
+    fn a_file_without_a_certificate_is_an_error() {
         let (dir, _, _) = made();
         let path = dir.path().join("x.pem");
         assert!(file("nats ca", &path, in_days(0)).found.contains("cannot be read"));

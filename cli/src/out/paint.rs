@@ -1,25 +1,23 @@
-//! Colours on a terminal, and how wide it is.
+//! The width of the terminal and its colours.
 //!
-//! Owns when there are any: on a terminal, unless `NO_COLOR` (<https://no-color.org>) or `TERM=dumb` asks for none. INVARIANT: only
-//! this file makes escape sequences; what is pushed into a [`Painted`] is escaped first, so no text from elsewhere brings its own.
+//! Colours are used on a terminal only, and not with `NO_COLOR` (<https://no-color.org>) or `TERM=dumb`. INVARIANT:
+//! only this file makes escape sequences: text is escaped before it enters a [`Painted`].
 
 use std::io::{self, IsTerminal as _};
 
-use super::{Line, escaped};
+use super::{LineBreaks, escaped};
 
 const RESET: &str = "\u{1b}[0m";
 
-/// Where standard output goes.
+/// The properties of standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terminal {
-    /// Columns; none where it is no terminal, or one that does not say.
+    /// Columns; `None` if it is no terminal or has no known width.
     pub(crate) width: Option<usize>,
-    /// Whether words may be coloured.
     pub(crate) colours: bool,
 }
 
 impl Terminal {
-    /// Looks.
     pub(crate) fn of_stdout() -> Self {
         let stdout = io::stdout();
         if !stdout.is_terminal() {
@@ -39,7 +37,7 @@ fn colours(no_color: bool, dumb: bool) -> bool {
     !no_color && !dumb
 }
 
-/// Text for standard output of which some words are coloured.
+/// Text with coloured words, for standard output.
 #[derive(Debug)]
 pub(crate) struct Painted {
     text: String,
@@ -47,38 +45,37 @@ pub(crate) struct Painted {
 }
 
 impl Painted {
-    /// Empty.
     pub(crate) fn new(colours: bool) -> Self {
         Self { text: String::new(), colours }
     }
 
-    /// Adds text as it is, line breaks included.
+    /// Appends text without colours; line breaks are kept.
     pub(crate) fn push(&mut self, text: &str) {
-        self.text.push_str(&escaped(text, Line::Breaks));
+        self.text.push_str(&escaped(text, LineBreaks::Keep));
     }
 
-    /// Adds a word, in its colour if it is one that has any. Spaces around it have none.
+    /// Appends a word in its colour, if it has one. Spaces around it are not coloured.
     pub(crate) fn word(&mut self, word: &str) {
         match colour(word.trim()).filter(|_| self.colours) {
             Some(colour) => {
-                let (before, after) = (word.len() - word.trim_start().len(), word.len() - word.trim_end().len());
-                self.text.extend(std::iter::repeat_n(' ', before));
+                let before = word.len() - word.trim_start().len();
+                let after = word.len() - word.trim_end().len();
+                self.text.push_str(&" ".repeat(before));
                 self.text.push_str(colour);
                 self.push(word.trim());
                 self.text.push_str(RESET);
-                self.text.extend(std::iter::repeat_n(' ', after));
+                self.text.push_str(&" ".repeat(after));
             }
             None => self.push(word),
         }
     }
 
-    /// What is written.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 }
 
-/// Green lets an action run, red and yellow do not.
+/// Only the verdict that lets an action run is green.
 fn colour(word: &str) -> Option<&'static str> {
     match word {
         "ALLOW" | "ready" => Some("\u{1b}[32m"),
@@ -93,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verdict_is_coloured_and_nothing_else_steers_the_terminal() {
+    fn a_verdict_is_coloured_and_other_text_is_escaped() {
         let shown = |colours| {
             let mut text = Painted::new(colours);
             text.word("DENY  ");
@@ -106,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asks_for_no_colours_gets_none() {
+    fn no_color_and_a_dumb_terminal_turn_colours_off() {
         assert_eq!([colours(false, false), colours(true, false), colours(false, true)], [true, false, false]);
     }
 }

@@ -1,33 +1,33 @@
-//! `stage0 policy explain`: what a pack makes of an action, and why. The clock is this machine's: change windows are judged now.
+//! `stage0 policy explain`: the decision of a pack about an action, and why. Change windows are evaluated at the
+//! current time.
 
 use std::path::Path;
 
 use anyhow::bail;
 use stage0_contract::{CheckRequest, FieldError};
-use stage0_evaluator::{Engine, Explanation, Pack};
+use stage0_policy::{Engine, Explanation, Pack};
 
 use crate::out::{self, plain};
 use crate::{action, decision};
 
-/// The pack that is compiled in, by name.
+/// The name of the built-in pack.
 const BUILT_IN: &str = "baseline";
 
-/// Reads both, decides, and prints how it came about.
 pub(super) fn explain(pack: &Path, file: &Path, as_json: bool) -> anyhow::Result<()> {
     let pack = if pack == Path::new(BUILT_IN) { Pack::embedded()? } else { Pack::from_dir(pack)? };
     let engine = Engine::new(pack)?;
     let request = match CheckRequest::parse(action::read(file)?.value) {
         Ok(request) => request,
-        Err(rejected) => bail!("the action is refused{}", told(&rejected.errors)),
+        Err(rejected) => bail!("the action is refused{}", list(&rejected.errors)),
     };
     match engine.explain(&request, jiff::Timestamp::now().as_second()) {
         Ok(explanation) if as_json => out::json(&explanation),
         Ok(explanation) => Ok(out::decision(&for_people(&explanation))?),
-        Err(errors) => bail!("the policy refuses the action{}", told(&errors)),
+        Err(errors) => bail!("the policy refuses the action{}", list(&errors)),
     }
 }
 
-fn told(errors: &[FieldError]) -> String {
+fn list(errors: &[FieldError]) -> String {
     errors.iter().map(|error| format!("\n  {}: {}", plain(&error.path), plain(&error.message))).collect()
 }
 
@@ -46,7 +46,7 @@ fn for_people(explanation: &Explanation) -> String {
     .concat()
 }
 
-/// A heading and its lines; nothing at all when there is none.
+/// A heading and its lines; empty if there are no lines.
 fn section(heading: &str, lines: impl Iterator<Item = String>) -> String {
     let lines: String = lines.map(|line| format!("\n  {}", plain(&line))).collect();
     if lines.is_empty() { lines } else { format!("\n\n{heading}{lines}") }

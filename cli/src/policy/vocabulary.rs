@@ -1,27 +1,34 @@
-//! `stage0 policy vocabulary`: the words of a pack and what its codes mean, as a page for people or as JSON.
+//! `stage0 policy vocabulary`: the words of a pack and what its codes mean, as text, as Markdown or as JSON.
 //!
-//! Owns the form of both. The words are the evaluator's; the page at `/docs` holds what `--html` prints of the baseline.
+//! Owns the form of each; the words come from the evaluator. `docs/vocabulary.md`, which is also a page at `/docs`,
+//! is what `--markdown` prints for the baseline; a test compares the two.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Map, Value};
-use stage0_evaluator::Pack;
+use stage0_policy::Pack;
 
 use crate::out;
 
-/// In which form.
+/// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Text,
     Json,
-    Html,
+    Markdown,
 }
+
+const PREFACE: &str = "\
+# Codes and words
+
+The reason codes of the baseline policy, and every word that it knows. `GET /v1/policy/vocabulary` (any valid key)
+answers those of the policy in force. Made by `stage0 policy vocabulary --markdown`; do not edit.
+";
 
 /// A heading and a table.
 struct Section {
-    id: String,
-    heading: String,
+    heading: &'static str,
     columns: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
@@ -35,7 +42,7 @@ pub(super) fn vocabulary(dir: Option<&Path>, form: Form) -> anyhow::Result<()> {
     match form {
         Form::Json => out::json(pack.reference()),
         Form::Text => Ok(out::line(text(&sections(pack.reference())))?),
-        Form::Html => Ok(out::write(html(&sections(pack.reference())).as_bytes())?),
+        Form::Markdown => Ok(out::write(markdown(&sections(pack.reference())).as_bytes())?),
     }
 }
 
@@ -56,12 +63,7 @@ fn sections(reference: &Map<String, Value>) -> Vec<Section> {
             lists("", words, &mut rows);
         }
         if !rows.is_empty() {
-            sections.push(Section {
-                id: member.to_owned(),
-                heading: heading.to_owned(),
-                columns: vec!["list", "words"],
-                rows,
-            });
+            sections.push(Section { heading, columns: vec!["list", "words"], rows });
         }
     }
     sections
@@ -69,21 +71,25 @@ fn sections(reference: &Map<String, Value>) -> Vec<Section> {
 
 fn codes(reference: &Map<String, Value>) -> Section {
     let rows = reference.get("codes").and_then(Value::as_array).into_iter().flatten();
-    let row = |code: &Value| ["code", "severity", "meaning", "remedy"].map(|name| told(code.get(name))).to_vec();
+    let row = |code: &Value| ["code", "severity", "meaning", "remedy"].map(|name| cell(code.get(name))).to_vec();
     Section {
-        id: "codes".to_owned(),
-        heading: "Codes".to_owned(),
+        heading: "Codes",
         columns: vec!["code", "severity", "meaning", "what settles it"],
         rows: rows.map(row).collect(),
     }
 }
 
 /// An array of objects, as a table of some of their members.
-fn table(reference: &Map<String, Value>, member: &str, heading: &str, columns: &[&'static str]) -> Option<Section> {
+fn table(
+    reference: &Map<String, Value>,
+    member: &str,
+    heading: &'static str,
+    columns: &[&'static str],
+) -> Option<Section> {
     let items = reference.get(member)?.as_array()?;
-    let row = |item: &Value| columns.iter().map(|column| told(item.get(column))).collect();
+    let row = |item: &Value| columns.iter().map(|column| cell(item.get(column))).collect();
     let rows = items.iter().map(row).collect();
-    Some(Section { id: member.to_owned(), heading: heading.to_owned(), columns: columns.to_vec(), rows })
+    Some(Section { heading, columns: columns.to_vec(), rows })
 }
 
 /// Every list of words below a value, by its path.
@@ -95,16 +101,16 @@ fn lists(path: &str, value: &Value, rows: &mut Vec<Vec<String>>) {
                 lists(&path, inner, rows);
             }
         }
-        other => rows.push(vec![path.to_owned(), told(Some(other))]),
+        other => rows.push(vec![path.to_owned(), cell(Some(other))]),
     }
 }
 
-fn told(value: Option<&Value>) -> String {
+fn cell(value: Option<&Value>) -> String {
     match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),
         Some(Value::Bool(yes)) => if *yes { "yes" } else { "no" }.to_owned(),
-        Some(Value::Array(items)) => items.iter().map(|item| told(Some(item))).collect::<Vec<_>>().join(", "),
+        Some(Value::Array(items)) => items.iter().map(|item| cell(Some(item))).collect::<Vec<_>>().join(", "),
         Some(other) => other.to_string(),
     }
 }
@@ -128,32 +134,36 @@ fn text(sections: &[Section]) -> String {
     text
 }
 
-fn html(sections: &[Section]) -> String {
-    let mut page = String::new();
-    for Section { id, heading, columns, rows } in sections {
-        let _ = writeln!(page, "<h3 id=\"words-{}\">{}</h3>", escaped(id), escaped(heading));
-        page.push_str("<div class=\"scroll\"><table>\n<tr>");
-        for column in columns {
-            let _ = write!(page, "<th>{}</th>", escaped(column));
-        }
-        page.push_str("</tr>\n");
+/// A whole document: `docs/vocabulary.md` is this for the baseline.
+fn markdown(sections: &[Section]) -> String {
+    let mut page = PREFACE.to_owned();
+    for Section { heading, columns, rows } in sections {
+        let _ = write!(page, "\n## {heading}\n\n| {} |\n|{}\n", columns.join(" | "), " --- |".repeat(columns.len()));
         for row in rows {
-            page.push_str("<tr>");
-            for (index, cell) in row.iter().enumerate() {
-                let cell = escaped(cell);
-                let _ = if index == 0 {
-                    write!(page, "<td><code>{cell}</code></td>")
-                } else {
-                    write!(page, "<td>{cell}</td>")
-                };
-            }
-            page.push_str("</tr>\n");
+            let cells = row.iter().enumerate().map(|(index, cell)| match index {
+                0 => format!("`{}`", cell.replace('|', "\\|")),
+                _ => prose(cell),
+            });
+            let _ = writeln!(page, "| {} |", cells.collect::<Vec<_>>().join(" | "));
         }
-        page.push_str("</table></div>\n");
     }
     page
 }
 
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+/// Escapes what means something in a Markdown table, except code spans.
+fn prose(text: &str) -> String {
+    let mut escaped = String::new();
+    for (index, part) in text.split('`').enumerate() {
+        if index > 0 {
+            escaped.push('`');
+        }
+        for letter in part.chars() {
+            let code = index % 2 == 1;
+            if letter == '|' || (!code && "\\*<".contains(letter)) {
+                escaped.push('\\');
+            }
+            escaped.push(letter);
+        }
+    }
+    escaped
 }

@@ -1,7 +1,7 @@
-//! What a verified body says, as far as people are shown it: pure.
+//! The part of a verified event that people see: pure.
 //!
-//! Owns the types of event that have words of their own. A receiver must live with what a newer server sends, so a type that is not
-//! known is shown by its name, and a member that is missing by a dash. All text is cut and cleaned here, before anybody sees it.
+//! A receiver must accept events of newer servers, so an unknown type is shown by its name and a missing member as a
+//! dash. All text is shortened and escaped here, before it reaches a terminal or the page.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -10,52 +10,44 @@ use stage0_contract::{LineType, Verdict};
 
 use crate::out::plain;
 
-const MOST_CHARACTERS: usize = 120;
-const MOST_CODES: usize = 20;
-const TEST: &str = "webhook.test";
+const MAX_CHARACTERS: usize = 120;
+const MAX_CODES: usize = 20;
+const TEST_TYPE: &str = "webhook.test";
 
-/// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Event {
-    /// Whose.
     pub(super) account: String,
-    /// Its number at the endpoint; none for what has no place in the log.
+    /// Its number at the endpoint; a test event has none.
     pub(super) sequence: Option<u64>,
-    /// What it tells.
-    pub(super) about: About,
+    pub(super) content: Content,
 }
 
-/// What it tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum About {
-    /// A decision.
+pub(super) enum Content {
     Decision(Decision),
-    /// Anything else: one word for it, and more words.
+    /// Any other event: a word for its type, and a summary.
     Other(&'static str, String),
 }
 
-/// A decision, as shown.
+/// A decision, as the page shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Decision {
-    /// `ALLOW`, `DENY` or `DEFER`, unless the sender is newer.
+    /// `ALLOW`, `DENY` or `DEFER`; a newer server may send another word.
     pub(super) verdict: String,
-    /// As it was given.
     pub(super) environment: String,
-    /// Ours.
     pub(super) request_id: String,
-    /// Of its issues.
+    /// The codes of its issues, each once.
     pub(super) codes: Vec<String>,
-    /// When it was decided, in whole seconds.
+    /// Unix seconds.
     pub(super) evaluated_at: Option<i64>,
-    /// When it was recorded, which is known more finely.
+    /// More precise than `evaluated_at`, for the delay.
     #[serde(skip)]
     pub(super) recorded_at: Option<Timestamp>,
 }
 
-/// The body is JSON, and no event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("body is no event")]
-pub(super) struct NoEvent;
+pub(super) struct NotAnEvent;
 
 #[derive(Deserialize)]
 struct Body {
@@ -66,44 +58,43 @@ struct Body {
 }
 
 impl Event {
-    /// Reads a body that was verified.
-    pub(super) fn read(body: &[u8]) -> Result<Self, NoEvent> {
-        let Body { kind, data } = serde_json::from_slice(body).map_err(|_| NoEvent)?;
+    pub(super) fn read(body: &[u8]) -> Result<Self, NotAnEvent> {
+        let Body { kind, data } = serde_json::from_slice(body).map_err(|_| NotAnEvent)?;
         let line = serde_json::from_value::<LineType>(Value::String(kind.clone())).ok();
-        let about = match line {
-            Some(LineType::Decision) => About::Decision(decision(&data)),
+        let content = match line {
+            Some(LineType::Decision) => Content::Decision(decision(&data)),
             Some(LineType::Checkpoint) => {
                 let (number, covered) = (number(&data, "number"), number(&data, "covered"));
-                About::Other("mark", format!("checkpoint {number} covers {covered} more decisions"))
+                Content::Other("mark", format!("checkpoint {number} covers {covered} more decisions"))
             }
             Some(LineType::Deletion) => {
                 let (count, before) = (number(&data, "count"), text(&data, "before"));
-                About::Other("deleted", format!("{count} decisions from before {before}"))
+                Content::Other("deleted", format!("{count} decisions from before {before}"))
             }
             Some(LineType::Expiry) => {
                 let (count, before) = (number(&data, "count"), text(&data, "before"));
-                About::Other("expired", format!("{count} decisions from before {before}"))
+                Content::Other("expired", format!("{count} decisions from before {before}"))
             }
             Some(LineType::WebhookDisabled) => {
-                About::Other("disabled", format!("{}: {}", text(&data, "webhook"), text(&data, "reason")))
+                Content::Other("disabled", format!("{}: {}", text(&data, "webhook"), text(&data, "reason")))
             }
-            None if kind == TEST => About::Other("test", text(&data, "event")),
-            None => About::Other("other", short(&kind)),
+            None if kind == TEST_TYPE => Content::Other("test", text(&data, "event")),
+            None => Content::Other("other", short(&kind)),
         };
         let sequence = data.get("sequence").and_then(Value::as_u64).filter(|sequence| *sequence > 0);
-        Ok(Self { account: text(&data, "account"), sequence, about })
+        Ok(Self { account: text(&data, "account"), sequence, content })
     }
 
-    /// As a line, without its time.
+    /// The line that is printed, without the time in front of it.
     pub(super) fn line(&self) -> String {
-        let Self { account, sequence, about } = self;
+        let Self { account, sequence, content } = self;
         let sequence = sequence.map_or_else(|| "-".to_owned(), |sequence| format!("#{sequence}"));
-        match about {
-            About::Decision(Decision { verdict, environment, request_id, codes, .. }) => {
+        match content {
+            Content::Decision(Decision { verdict, environment, request_id, codes, .. }) => {
                 let codes = if codes.is_empty() { "-".to_owned() } else { codes.join(",") };
                 format!("{verdict:<8}  {environment}  {account}  {request_id}  {sequence}  {codes}")
             }
-            About::Other(word, more) => format!("{word:<8}  {account}  {sequence}  {more}"),
+            Content::Other(word, more) => format!("{word:<8}  {account}  {sequence}  {more}"),
         }
     }
 }
@@ -111,9 +102,8 @@ impl Event {
 fn decision(data: &Value) -> Decision {
     let issues = data.get("issues").and_then(Value::as_array).into_iter().flatten();
     let verdict = data.get("verdict").and_then(Value::as_str);
-    // Several issues may have the same code.
     let mut codes: Vec<String> = Vec::new();
-    for code in issues.take(MOST_CODES).map(|issue| text(issue, "code")) {
+    for code in issues.take(MAX_CODES).map(|issue| text(issue, "code")) {
         if !codes.contains(&code) {
             codes.push(code);
         }
@@ -136,10 +126,10 @@ fn number(data: &Value, name: &str) -> String {
     data.get(name).and_then(Value::as_u64).map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
-/// A text from elsewhere, on one line and not too long; a dash for none.
+/// Escapes and shortens a text of the sender; a dash stands for an empty one.
 pub(super) fn short(text: &str) -> String {
     let mut characters = text.trim().chars();
-    let kept: String = characters.by_ref().take(MOST_CHARACTERS).collect();
+    let kept: String = characters.by_ref().take(MAX_CHARACTERS).collect();
     match (kept.is_empty(), characters.next()) {
         (true, _) => "-".to_owned(),
         (false, None) => plain(&kept),
@@ -181,7 +171,8 @@ mod tests {
     fn hostile_text_is_cut_and_stays_on_its_line() {
         let hostile = format!("\u{1b}[2J\r\nALLOW{}", "x".repeat(5_000));
         let codes: Vec<_> = (0..5_000).map(|_| json!({"code": hostile})).collect();
-        let data = json!({"verdict": hostile, "environment": hostile, "account": hostile, "request_id": hostile, "issues": codes});
+        let data = json!({"verdict": hostile, "environment": hostile, "account": hostile, "request_id": hostile,
+            "issues": codes});
         for body in [json!({"type": "decision.recorded", "data": data}), json!({"type": hostile, "data": data})] {
             let line = line(&body);
             assert!(!line.chars().any(char::is_control) && line.chars().count() < 4_000, "{line}");
@@ -189,9 +180,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_told_from_one_that_lacks_members() {
+    fn a_body_that_is_no_event_is_refused_and_missing_members_are_not() {
         for body in ["", "{}", "[]", "null", r#"{"type":7}"#, "{\"type\":\"x\"} x"] {
-            assert_eq!(Event::read(body.as_bytes()), Err(NoEvent), "{body}");
+            assert_eq!(Event::read(body.as_bytes()), Err(NotAnEvent), "{body}");
         }
         assert_eq!(line(&json!({"type": "decision.recorded"})), "-         -  -  -  -  -");
     }

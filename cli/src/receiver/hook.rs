@@ -1,8 +1,9 @@
-//! Where a delivery arrives: from its bytes to an answer, and to a line for whoever watches.
+//! The delivery endpoint: verifies a request, answers it and prints a line about it.
 //!
-//! Owns the statuses. 204 leaves once the line is printed; 401 for what is not verified; 503 while there is no secret to verify with,
-//! so that it comes again. INVARIANT: of what is not verified nothing is kept but a count, and printed its id alone, cleaned.
+//! Owns the status codes: 204 once the line is printed, 401 when the signature does not verify, 503 while there is no
+//! secret, so that the sender retries. INVARIANT: an unverified delivery leaves only a count and its escaped id.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,77 +14,63 @@ use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use metrics::{Unit, counter, describe_counter};
-use standardwebhooks::HEADER_WEBHOOK_ID;
+use standardwebhooks::{HEADER_WEBHOOK_ID, Webhook};
 
 use super::event::{Event, short};
-use super::journal::{Journal, Taken};
-use super::secrets::Secrets;
+use super::journal::{Journal, Recorded};
+use super::secrets;
 use super::signature::verify;
 use crate::out;
 
 const DELIVERIES: &str = "stage0_receiver_deliveries_total";
-/// A decision has some kilobytes.
-const MOST_BYTES: usize = 1_000_000;
-const BODY_WITHIN: Duration = Duration::from_secs(10);
+/// A decision has a few kilobytes.
+const MAX_BODY_BYTES: usize = 1_000_000;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the two listeners share.
+/// The state that both listeners share.
 pub(super) struct Hook {
-    secrets: Secrets,
+    secret_file: PathBuf,
+    /// The fault of the secret file that was logged last, so that each is logged once and not at every delivery.
+    logged_fault: Mutex<Option<String>>,
     journal: Mutex<Journal>,
-    /// Held while printing, so that lines stand in the order of the journal's locks as nearly as people can tell.
+    /// Held while printing, so that lines appear nearly in the order in which the journal was locked.
     printing: tokio::sync::Mutex<()>,
 }
 
-/// What became of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    Received,
-    Repeated,
-    Refused,
-    Waiting,
-}
-
-impl Outcome {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Received => "received",
-            Self::Repeated => "repeated",
-            Self::Refused => "refused",
-            Self::Waiting => "waiting",
-        }
-    }
-}
-
-/// Tells whoever records what the name means.
 pub(super) fn describe() {
     describe_counter!(DELIVERIES, Unit::Count, "Deliveries that arrived at the demo receiver, by what became of them.");
 }
 
-/// Any path is fine.
+/// Any path receives deliveries.
 pub(super) fn configure(app: &mut ServiceConfig) {
     app.default_service(web::to(receive));
 }
 
 impl Hook {
-    pub(super) fn new(secrets: Secrets, journal: Journal) -> Self {
-        Self { secrets, journal: Mutex::new(journal), printing: tokio::sync::Mutex::default() }
+    pub(super) fn new(secret_file: PathBuf) -> Self {
+        Self {
+            secret_file,
+            logged_fault: Mutex::default(),
+            journal: Mutex::default(),
+            printing: tokio::sync::Mutex::default(),
+        }
     }
 
     pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
         self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn judge(&self, request: &HttpRequest, body: &[u8], now: Timestamp) -> StatusCode {
-        let secrets = self.secrets.read().await;
+    async fn handle(&self, request: &HttpRequest, body: &[u8], now: Timestamp) -> StatusCode {
+        let secrets = self.read_secrets().await;
         if secrets.is_empty() {
-            count(Outcome::Waiting);
-            self.print(now, format!("waiting   no secret in `{}` yet", self.secrets.file().display())).await;
+            count("waiting");
+            self.print(now, format!("waiting   no secret in `{}` yet", self.secret_file.display())).await;
             return StatusCode::SERVICE_UNAVAILABLE;
         }
         let id = match verify(request.headers(), body, &secrets, now) {
             Ok(id) => id,
             Err(why) => {
-                count(Outcome::Refused);
+                count("refused");
                 self.journal().refuse();
                 self.print(now, format!("refused   {why}  {}", claimed_id(request))).await;
                 return StatusCode::UNAUTHORIZED;
@@ -96,22 +83,41 @@ impl Hook {
                 return StatusCode::BAD_REQUEST;
             }
         };
-        let taken = self.journal().take(&short(request.path()), id, &event, now);
-        count(if taken.again { Outcome::Repeated } else { Outcome::Received });
-        self.print(now, told(&event, id, &taken)).await;
+        let recorded = self.journal().record(&short(request.path()), id, &event, now);
+        count(if recorded.is_repeated { "repeated" } else { "received" });
+        self.print(now, lines(&event, id, &recorded)).await;
         StatusCode::NO_CONTENT
     }
 
-    /// Standard output may block, so this is no work for the thread that serves.
+    /// Reads the secrets at each delivery, so that a new secret counts at once and a removed one no longer does.
+    async fn read_secrets(&self) -> Vec<Webhook> {
+        let file = self.secret_file.clone();
+        let read = tokio::task::spawn_blocking(move || secrets::read(&file)).await;
+        let (found, fault) = read.unwrap_or_else(|error| (Vec::new(), Some(format!("cannot be read: {error}"))));
+        let mut logged = self.logged_fault.lock().unwrap_or_else(PoisonError::into_inner);
+        if *logged != fault {
+            let file = self.secret_file.display();
+            match &fault {
+                Some(fault) => tracing::warn!(%file, fault, "secrets cannot be used"),
+                None => tracing::info!(%file, "secrets are in order"),
+            }
+            *logged = fault;
+        }
+        found
+    }
+
+    /// Prints on a blocking thread: standard output may block the server otherwise.
     async fn print(&self, now: Timestamp, text: String) {
         let time = now.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string();
         let lines: String = text.lines().map(|line| format!("{time}  {line}\n")).collect();
-        let _turn = self.printing.lock().await;
+        let _guard = self.printing.lock().await;
         match tokio::task::spawn_blocking(move || out::stream(lines.as_bytes())).await {
-            // Nobody may read any more: the page still shows it.
+            // A closed pipe is no failure: the page still shows the event.
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::error!(%error, "cannot write to standard output"),
-            Err(error) => tracing::error!(%error, "printing ended early"),
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot write to standard output");
+            }
+            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "printing ended early"),
         }
     }
 }
@@ -120,16 +126,16 @@ async fn receive(request: HttpRequest, payload: Payload, hook: web::Data<Hook>) 
     if request.method() != Method::POST {
         return HttpResponse::MethodNotAllowed().insert_header((ALLOW, "POST")).finish();
     }
-    let status = match read(payload).await {
-        Ok(body) => hook.judge(&request, &body, Timestamp::now()).await,
+    let status = match read_body(payload).await {
+        Ok(body) => hook.handle(&request, &body, Timestamp::now()).await,
         Err(status) => status,
     };
     HttpResponse::new(status)
 }
 
-/// The bytes as they came: what is signed is over them.
-async fn read(payload: Payload) -> Result<Bytes, StatusCode> {
-    match tokio::time::timeout(BODY_WITHIN, payload.to_bytes_limited(MOST_BYTES)).await {
+/// The raw bytes: the signature covers them, not the JSON in them.
+async fn read_body(payload: Payload) -> Result<Bytes, StatusCode> {
+    match tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(MAX_BODY_BYTES)).await {
         Ok(Ok(Ok(body))) => Ok(body),
         Ok(Ok(Err(_))) => Err(StatusCode::BAD_REQUEST),
         Ok(Err(_)) => Err(StatusCode::PAYLOAD_TOO_LARGE),
@@ -137,22 +143,22 @@ async fn read(payload: Payload) -> Result<Bytes, StatusCode> {
     }
 }
 
-fn count(outcome: Outcome) {
-    counter!(DELIVERIES, "outcome" => outcome.as_str()).increment(1);
+fn count(outcome: &'static str) {
+    counter!(DELIVERIES, "outcome" => outcome).increment(1);
 }
 
-/// What whoever sent it says it is.
+/// The id in the header of a delivery that did not verify.
 fn claimed_id(request: &HttpRequest) -> String {
     let id = request.headers().get(HEADER_WEBHOOK_ID).and_then(|id| id.to_str().ok());
     short(id.unwrap_or_default())
 }
 
-/// The lines for a verified event.
-fn told(event: &Event, id: &str, taken: &Taken) -> String {
+/// The lines for a verified event: first the gaps in front of it, if any are due, then the event.
+fn lines(event: &Event, id: &str, recorded: &Recorded) -> String {
     let number = event.sequence.map_or_else(|| "-".to_owned(), |number| format!("#{number}"));
-    let line = if taken.again { format!("again     {}  {number}", short(id)) } else { event.line() };
-    let late = if taken.place.late { "  late" } else { "" };
-    let missing = taken.place.missing.iter().map(|gap| {
+    let line = if recorded.is_repeated { format!("again     {}  {number}", short(id)) } else { event.line() };
+    let late = if recorded.arrival.is_late { "  late" } else { "" };
+    let missing = recorded.arrival.missing.iter().map(|gap| {
         let to = if gap.start() == gap.end() { String::new() } else { format!(" to #{}", gap.end()) };
         format!("missing   {}  #{}{to} not here yet\n", event.account, gap.start())
     });
@@ -161,19 +167,20 @@ fn told(event: &Event, id: &str, taken: &Taken) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sequence::Place;
+    use super::super::sequence::Arrival;
     use super::*;
 
     #[test]
-    fn what_is_missing_late_or_repeated_is_said_beside_the_event() {
+    fn gaps_and_late_or_repeated_events_are_printed_with_the_event() {
         let event = Event::read(br#"{"type":"new","data":{"account":"acc_1","sequence":9}}"#).unwrap();
-        let told = |again, late, missing: &[_]| {
-            told(&event, "dec_1", &Taken { again, place: Place { late, missing: missing.to_vec() } })
+        let printed = |is_repeated, is_late, missing: &[_]| {
+            let arrival = Arrival { is_late, missing: missing.to_vec() };
+            lines(&event, "dec_1", &Recorded { is_repeated, arrival })
         };
-        assert_eq!(told(false, false, &[]), "other     acc_1  #9  new");
-        assert_eq!(told(true, true, &[]), "again     dec_1  #9  late");
+        assert_eq!(printed(false, false, &[]), "other     acc_1  #9  new");
+        assert_eq!(printed(true, true, &[]), "again     dec_1  #9  late");
         assert_eq!(
-            told(false, false, &[2..=2, 4..=7]),
+            printed(false, false, &[2..=2, 4..=7]),
             "missing   acc_1  #2 not here yet\nmissing   acc_1  #4 to #7 not here yet\nother     acc_1  #9  new"
         );
     }

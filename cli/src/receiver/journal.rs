@@ -1,105 +1,102 @@
-//! What has arrived: counts, the newest decisions, and the ids that tell a repeated delivery.
+//! The receiver's memory: counts, the newest decisions, and the ids by which a repeated delivery is recognised.
 //!
-//! Deliveries are at least once, so a `webhook-id` that was here is not counted again. Everything is bounded; an id that is older
-//! than the last 10,000 would count as new. A receiver that acts on events keeps these ids where it keeps what it did.
+//! Delivery is at least once, so a `webhook-id` that arrived before is not counted again. Everything is bounded: an id
+//! older than the last 10,000 would count as new. A receiver that acts on events must store the ids together with the
+//! results of its actions.
 
 use std::collections::{HashSet, VecDeque};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::event::{About, Decision, Event};
-use super::sequence::{Place, Sequences};
+use super::event::{Content, Decision, Event};
+use super::sequence::{Arrival, Sequences};
 
-const MOST_DECISIONS: usize = 200;
-const MOST_IDS: usize = 10_000;
+const MAX_DECISIONS: usize = 200;
+const MAX_IDS: usize = 10_000;
 
-/// All that is remembered.
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     counts: Counts,
     ids: HashSet<String>,
-    oldest_first: VecDeque<String>,
+    ids_by_age: VecDeque<String>,
     sequences: Sequences,
-    decisions: VecDeque<Shown>,
+    decisions: VecDeque<ShownDecision>,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct Counts {
-    /// Verified and new.
+    /// Verified, with a new id.
     received: u64,
-    /// Verified and here before.
+    /// Verified, with an id that arrived before.
     repeated: u64,
-    /// Not verified.
     refused: u64,
 }
 
 /// A decision on the page.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct ShownDecision {
     arrived_at: Timestamp,
     account: String,
     sequence: Option<u64>,
-    /// From its record to its arrival; none when it does not say.
+    /// The time from its record to its arrival, if the event says when it was recorded.
     delay_ms: Option<i64>,
     #[serde(flatten)]
     decision: Decision,
 }
 
-/// What the page asks for.
+/// The content of the page, as `decisions.json`.
 #[derive(Debug, Serialize)]
 pub(super) struct View<'j> {
     #[serde(flatten)]
     counts: Counts,
-    /// Numbers that are not here yet.
+    /// Sequence numbers that have not arrived.
     missing: u64,
-    /// The newest first.
-    decisions: Vec<&'j Shown>,
+    /// Newest first.
+    decisions: &'j VecDeque<ShownDecision>,
 }
 
-/// What became of a verified event.
+/// The result of recording a verified event.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Taken {
-    /// It was here before.
-    pub(super) again: bool,
-    /// Of its number.
-    pub(super) place: Place,
+pub(super) struct Recorded {
+    pub(super) is_repeated: bool,
+    pub(super) arrival: Arrival,
 }
 
 impl Journal {
-    /// A verified event.
-    pub(super) fn take(&mut self, path: &str, id: &str, event: &Event, now: Timestamp) -> Taken {
-        // A replayed event has its old id and a new number.
-        let place = event.sequence.map(|number| self.sequences.arrived(path, &event.account, number, now));
-        let again = !self.is_new(id);
-        if again {
+    /// Records a verified event.
+    pub(super) fn record(&mut self, path: &str, id: &str, event: &Event, now: Timestamp) -> Recorded {
+        // A replayed event has its old id and a new number, so the number counts even if the id is known.
+        let arrival = event.sequence.map(|number| self.sequences.arrived(path, &event.account, number, now));
+        let is_repeated = !self.insert_id(id);
+        if is_repeated {
             self.counts.repeated += 1;
         } else {
             self.counts.received += 1;
-            if let About::Decision(decision) = &event.about {
+            if let Content::Decision(decision) = &event.content {
                 self.show(event, decision, now);
             }
         }
-        Taken { again, place: place.unwrap_or_default() }
+        Recorded { is_repeated, arrival: arrival.unwrap_or_default() }
     }
 
-    /// One that was not verified; nothing of it is kept.
+    /// Counts an unverified delivery, of which nothing is kept.
     pub(super) fn refuse(&mut self) {
         self.counts.refused += 1;
     }
 
-    /// What the page shows.
     pub(super) fn view(&self) -> View<'_> {
-        View { counts: self.counts, missing: self.sequences.missing(), decisions: self.decisions.iter().collect() }
+        View { counts: self.counts, missing: self.sequences.missing(), decisions: &self.decisions }
     }
 
-    fn is_new(&mut self, id: &str) -> bool {
+    /// Returns false if the id is known already.
+    fn insert_id(&mut self, id: &str) -> bool {
         if !self.ids.insert(id.to_owned()) {
             return false;
         }
-        self.oldest_first.push_back(id.to_owned());
-        if self.oldest_first.len() > MOST_IDS
-            && let Some(oldest) = self.oldest_first.pop_front()
+        self.ids_by_age.push_back(id.to_owned());
+        if self.ids_by_age.len() > MAX_IDS
+            && let Some(oldest) = self.ids_by_age.pop_front()
         {
             self.ids.remove(&oldest);
         }
@@ -108,14 +105,14 @@ impl Journal {
 
     fn show(&mut self, event: &Event, decision: &Decision, now: Timestamp) {
         let delay = decision.recorded_at.map(|recorded| now.as_millisecond() - recorded.as_millisecond());
-        self.decisions.push_front(Shown {
+        self.decisions.push_front(ShownDecision {
             arrived_at: now,
             account: event.account.clone(),
             sequence: event.sequence,
             delay_ms: delay,
             decision: decision.clone(),
         });
-        self.decisions.truncate(MOST_DECISIONS);
+        self.decisions.truncate(MAX_DECISIONS);
     }
 }
 
@@ -132,8 +129,8 @@ mod tests {
         Event::read(body.to_string().as_bytes()).unwrap()
     }
 
-    fn take(journal: &mut Journal, id: &str, sequence: u64) -> Taken {
-        journal.take("/", id, &event(sequence), "2026-01-02T00:00:01.75Z".parse().unwrap())
+    fn record(journal: &mut Journal, id: &str, sequence: u64) -> Recorded {
+        journal.record("/", id, &event(sequence), "2026-01-02T00:00:01.75Z".parse().unwrap())
     }
 
     fn view(journal: &Journal) -> Value {
@@ -141,11 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_id_counts_once_and_its_new_number_is_seen() {
+    fn a_repeated_id_counts_once_and_its_new_number_still_counts() {
         let mut journal = Journal::default();
-        assert_eq!(take(&mut journal, "dec_1", 1), Taken { again: false, place: Place::default() });
-        assert_eq!(take(&mut journal, "dec_1", 1), Taken { again: true, place: Place::default() });
-        assert_eq!(take(&mut journal, "dec_1", 3), Taken { again: true, place: Place::default() });
+        assert_eq!(record(&mut journal, "dec_1", 1), Recorded { is_repeated: false, arrival: Arrival::default() });
+        assert_eq!(record(&mut journal, "dec_1", 1), Recorded { is_repeated: true, arrival: Arrival::default() });
+        assert_eq!(record(&mut journal, "dec_1", 3), Recorded { is_repeated: true, arrival: Arrival::default() });
         journal.refuse();
         let view = view(&journal);
         assert_eq!((&view["received"], &view["repeated"], &view["refused"]), (&json!(1), &json!(2), &json!(1)));
@@ -153,9 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_the_newest_200_and_how_long_each_took() {
+    fn the_page_shows_the_newest_200_decisions_with_their_delay() {
         let mut journal = Journal::default();
-        (1..=201).for_each(|n| drop(take(&mut journal, &n.to_string(), n)));
+        (1..=201).for_each(|n| drop(record(&mut journal, &n.to_string(), n)));
         let view = view(&journal);
         let decisions = view["decisions"].as_array().unwrap();
         assert_eq!(
@@ -168,9 +165,9 @@ mod tests {
     #[test]
     fn ten_thousand_ids_are_remembered_and_no_more() {
         let mut journal = Journal::default();
-        (0..=10_000).for_each(|n| drop(take(&mut journal, &n.to_string(), 1)));
-        assert_eq!((journal.ids.len(), journal.oldest_first.len()), (10_000, 10_000));
-        assert!(take(&mut journal, "1", 1).again);
-        assert!(!take(&mut journal, "0", 1).again, "it is forgotten");
+        (0..=10_000).for_each(|n| drop(record(&mut journal, &n.to_string(), 1)));
+        assert_eq!((journal.ids.len(), journal.ids_by_age.len()), (10_000, 10_000));
+        assert!(record(&mut journal, "1", 1).is_repeated);
+        assert!(!record(&mut journal, "0", 1).is_repeated, "it is forgotten");
     }
 }

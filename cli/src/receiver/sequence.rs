@@ -1,9 +1,9 @@
-//! Which numbers of an endpoint have not arrived yet: pure.
+//! Gaps in the sequence numbers of each endpoint: pure.
 //!
-//! Owns the numbers of each endpoint, as far as a receiver can tell endpoints apart: by path and account. Up to 16 deliveries are on
-//! their way at a time, so a gap is told only when the next event finds it open after a while. It begins at the first number that
-//! arrives, as a receiver does not know what was sent before it started. Bounded: of too many gaps the oldest, of too many endpoints
-//! all are forgotten.
+//! A receiver knows an endpoint by its path and account. Up to 16 deliveries are in flight at a time, so a gap is
+//! reported only by an event that arrives when the gap has been open for a while. Numbers before the first one that
+//! arrived are unknown and count as no gap. Memory is bounded: beyond the limits the oldest gap, or all endpoints, are
+//! forgotten.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -11,26 +11,26 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-const MOST_ENDPOINTS: usize = 256;
-const MOST_GAPS: usize = 256;
-/// What was sent together arrives within it; what must be sent again does not, as the second attempt comes after 5 s.
-const PATIENCE: Duration = Duration::from_secs(2);
+const MAX_ENDPOINTS: usize = 256;
+const MAX_GAPS: usize = 256;
+/// Deliveries that were sent together arrive within this time. A retry does not: the first one comes after 5 s.
+const REPORT_DELAY: Duration = Duration::from_secs(2);
 
-/// What a number says.
+/// What the arrival of a number shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Place {
-    /// It had been told as missing.
-    pub(super) late: bool,
-    /// These are told as missing now.
+pub(super) struct Arrival {
+    /// The number had been reported as missing.
+    pub(super) is_late: bool,
+    /// Gaps that are to be reported now.
     pub(super) missing: Vec<RangeInclusive<u64>>,
 }
 
-/// Of all endpoints.
+/// The sequences of all endpoints, by path and account.
 #[derive(Debug, Default)]
-pub(super) struct Sequences(HashMap<(String, String), Numbers>);
+pub(super) struct Sequences(HashMap<(String, String), Sequence>);
 
 #[derive(Debug)]
-struct Numbers {
+struct Sequence {
     highest: u64,
     gaps: VecDeque<Gap>,
 }
@@ -39,62 +39,61 @@ struct Numbers {
 struct Gap {
     numbers: RangeInclusive<u64>,
     since: Timestamp,
-    told: bool,
+    is_reported: bool,
 }
 
 impl Sequences {
-    /// A number has arrived.
-    pub(super) fn arrived(&mut self, path: &str, account: &str, number: u64, now: Timestamp) -> Place {
+    pub(super) fn arrived(&mut self, path: &str, account: &str, number: u64, now: Timestamp) -> Arrival {
         let endpoint = (path.to_owned(), account.to_owned());
-        if self.0.len() >= MOST_ENDPOINTS && !self.0.contains_key(&endpoint) {
+        if self.0.len() >= MAX_ENDPOINTS && !self.0.contains_key(&endpoint) {
             self.0.clear();
         }
-        let numbers = self.0.entry(endpoint).or_insert_with(|| Numbers { highest: number, gaps: VecDeque::new() });
-        let late = numbers.fill(number);
-        numbers.open(number, now);
-        Place { late, missing: numbers.tell(now) }
+        let sequence = self.0.entry(endpoint).or_insert_with(|| Sequence { highest: number, gaps: VecDeque::new() });
+        let is_late = sequence.fill_gap(number);
+        sequence.open_gap(number, now);
+        Arrival { is_late, missing: sequence.report_gaps(now) }
     }
 
-    /// How many are not here yet, told or not.
+    /// The number of missing events, whether they were reported or not.
     pub(super) fn missing(&self) -> u64 {
-        let gaps = self.0.values().flat_map(|numbers| &numbers.gaps).map(|gap| &gap.numbers);
+        let gaps = self.0.values().flat_map(|sequence| &sequence.gaps).map(|gap| &gap.numbers);
         gaps.fold(0, |sum, gap| sum.saturating_add((gap.end() - gap.start()).saturating_add(1)))
     }
 }
 
-impl Numbers {
-    fn open(&mut self, number: u64, now: Timestamp) {
+impl Sequence {
+    fn open_gap(&mut self, number: u64, now: Timestamp) {
         let numbers = self.highest.saturating_add(1)..=number.saturating_sub(1);
         self.highest = self.highest.max(number);
         if numbers.is_empty() {
             return;
         }
-        if self.gaps.len() >= MOST_GAPS {
+        if self.gaps.len() >= MAX_GAPS {
             self.gaps.pop_front();
         }
-        self.gaps.push_back(Gap { numbers, since: now, told: false });
+        self.gaps.push_back(Gap { numbers, since: now, is_reported: false });
     }
 
-    /// Whether it was missing, and people know.
-    fn fill(&mut self, number: u64) -> bool {
-        let found = self.gaps.iter().position(|gap| gap.numbers.contains(&number));
-        let Some((place, gap)) = found.and_then(|place| Some((place, self.gaps.remove(place)?))) else { return false };
+    /// Removes the number from its gap, which may leave two. Returns whether the gap had been reported.
+    fn fill_gap(&mut self, number: u64) -> bool {
+        let Some(index) = self.gaps.iter().position(|gap| gap.numbers.contains(&number)) else { return false };
+        let Some(gap) = self.gaps.remove(index) else { return false };
         let before = *gap.numbers.start()..=number.saturating_sub(1);
         let after = number.saturating_add(1)..=*gap.numbers.end();
         for numbers in [after, before].into_iter().filter(|rest| !rest.is_empty()) {
-            self.gaps.insert(place, Gap { numbers, ..gap });
+            self.gaps.insert(index, Gap { numbers, ..gap });
         }
-        gap.told
+        gap.is_reported
     }
 
-    fn tell(&mut self, now: Timestamp) -> Vec<RangeInclusive<u64>> {
-        let lasts = |gap: &Gap| now.duration_since(gap.since).unsigned_abs() >= PATIENCE;
-        let due = self.gaps.iter_mut().filter(|gap| !gap.told && lasts(gap));
-        due.map(|gap| {
-            gap.told = true;
-            gap.numbers.clone()
-        })
-        .collect()
+    fn report_gaps(&mut self, now: Timestamp) -> Vec<RangeInclusive<u64>> {
+        let is_due = |gap: &Gap| !gap.is_reported && now.duration_since(gap.since).unsigned_abs() >= REPORT_DELAY;
+        let mut due = Vec::new();
+        for gap in self.gaps.iter_mut().filter(|gap| is_due(gap)) {
+            gap.is_reported = true;
+            due.push(gap.numbers.clone());
+        }
+        due
     }
 }
 
@@ -106,36 +105,36 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
-    fn arrive(sequences: &mut Sequences, number: u64, second: i64) -> Place {
+    fn arrive(sequences: &mut Sequences, number: u64, second: i64) -> Arrival {
         sequences.arrived("/", "acc_1", number, at(second))
     }
 
     #[test]
-    fn a_gap_that_stays_open_is_told_once_by_the_next_event_and_then_closed_from_anywhere() {
+    fn a_gap_that_stays_open_is_reported_once_and_late_events_close_it() {
         let mut all = Sequences::default();
-        assert_eq!(arrive(&mut all, 7, 0), Place::default(), "what was before the start is unknown");
-        assert_eq!(arrive(&mut all, 8, 0), Place::default());
-        assert_eq!(arrive(&mut all, 12, 0), Place::default(), "the others may be on their way");
-        assert_eq!((arrive(&mut all, 13, 1), all.missing()), (Place::default(), 3));
-        assert_eq!(arrive(&mut all, 14, 2), Place { late: false, missing: vec![9..=11] });
-        assert_eq!(arrive(&mut all, 15, 9), Place::default(), "it is known");
-        assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Place { late: true, missing: vec![] }, 2));
-        assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Place::default(), 2), "it came twice");
-        assert!(arrive(&mut all, 9, 9).late && arrive(&mut all, 11, 9).late);
-        assert_eq!((arrive(&mut all, 1, 9), all.missing()), (Place::default(), 0));
+        assert_eq!(arrive(&mut all, 7, 0), Arrival::default(), "numbers before the first are unknown");
+        assert_eq!(arrive(&mut all, 8, 0), Arrival::default());
+        assert_eq!(arrive(&mut all, 12, 0), Arrival::default(), "the others may be in flight");
+        assert_eq!((arrive(&mut all, 13, 1), all.missing()), (Arrival::default(), 3));
+        assert_eq!(arrive(&mut all, 14, 2), Arrival { is_late: false, missing: vec![9..=11] });
+        assert_eq!(arrive(&mut all, 15, 9), Arrival::default(), "it was reported before");
+        assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Arrival { is_late: true, missing: vec![] }, 2));
+        assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Arrival::default(), 2), "it came twice");
+        assert!(arrive(&mut all, 9, 9).is_late && arrive(&mut all, 11, 9).is_late);
+        assert_eq!((arrive(&mut all, 1, 9), all.missing()), (Arrival::default(), 0));
     }
 
     #[test]
-    fn what_was_only_out_of_order_is_told_by_nobody() {
+    fn reordered_deliveries_are_not_reported_as_missing() {
         let mut all = Sequences::default();
         for number in [1, 9, 5, 2, 3, 7, 4, 6, 8] {
-            assert_eq!(arrive(&mut all, number, 1), Place::default(), "{number}");
+            assert_eq!(arrive(&mut all, number, 1), Arrival::default(), "{number}");
         }
-        assert_eq!((arrive(&mut all, 10, 60), all.missing()), (Place::default(), 0));
+        assert_eq!((arrive(&mut all, 10, 60), all.missing()), (Arrival::default(), 0));
     }
 
     #[test]
-    fn endpoints_are_counted_apart() {
+    fn each_path_and_account_has_its_own_sequence() {
         let mut all = Sequences::default();
         arrive(&mut all, 1, 0);
         all.arrived("/other", "acc_1", 5, at(0));
@@ -143,11 +142,15 @@ mod tests {
         assert_eq!(all.missing(), 0);
         arrive(&mut all, 3, 0);
         assert_eq!(all.missing(), 1);
-        assert_eq!(all.arrived("/", "acc_2", 10, at(60)), Place::default(), "it is not its gap");
+        assert_eq!(
+            all.arrived("/", "acc_2", 10, at(60)),
+            Arrival::default(),
+            "another endpoint's gap is not reported here"
+        );
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_no_number_is_too_large() {
+    fn memory_is_bounded_and_the_largest_numbers_do_not_overflow() {
         let mut all = Sequences::default();
         (0..2_000).for_each(|n| drop(arrive(&mut all, 1 + n * 2, 0)));
         assert_eq!(all.missing(), 256);

@@ -1,7 +1,8 @@
-//! Whether a delivery is what somebody with one of our secrets sent, lately: pure.
+//! Verifies the signature and the age of a delivery: pure.
 //!
-//! Owns what is asked of the three headers. The signature itself is judged by the library of the Standard Webhooks project, so
-//! that ours and theirs cannot be wrong in the same way. INVARIANT: nothing of a delivery is parsed before this.
+//! Owns the checks of the three headers. The signature is verified by the library of the Standard Webhooks project and
+//! not by the code that signs, so that an error of one does not hide an error of the other. INVARIANT: no part of a
+//! delivery is parsed before this.
 
 use std::time::Duration;
 
@@ -10,56 +11,55 @@ use jiff::Timestamp;
 use reqwest::header::{HeaderMap as LibraryHeaders, HeaderValue};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 
-/// As the specification's libraries have it. Each attempt is signed anew, so a retry is never too old.
+/// The tolerance of the Standard Webhooks libraries. Each attempt has a new signature, so a retry is never too old.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
-/// Why a delivery is not believed.
+/// Why a delivery is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
-    /// A header is not there, or there more than once.
+    /// The header is missing or repeated.
     #[error("needs one header {0}")]
     Header(&'static str),
-    /// The timestamp is no number of seconds.
     #[error("webhook-timestamp is no number of seconds")]
     Timestamp,
-    /// Signed too long ago, or an old delivery that somebody sends again.
+    /// Perhaps a replay of an old delivery.
     #[error("webhook-timestamp is too old")]
     TooOld,
-    /// One of the two clocks is wrong.
     #[error("webhook-timestamp is in the future")]
     Future,
-    /// Another secret, or another body.
+    /// Signed with another secret, or the body was changed.
     #[error("signature does not match")]
     Signature,
 }
 
-/// Its `webhook-id`, once it is believed.
+/// Returns the `webhook-id` of an authentic delivery.
 pub(super) fn verify<'h>(
     headers: &'h HeaderMap,
     body: &[u8],
     secrets: &[Webhook],
     now: Timestamp,
 ) -> Result<&'h str, Refused> {
-    let (id, stamp) = (one(headers, HEADER_WEBHOOK_ID)?, one(headers, HEADER_WEBHOOK_TIMESTAMP)?);
-    let signature = one(headers, HEADER_WEBHOOK_SIGNATURE)?;
-    // Before the library looks at it, which does not expect a number that overflows.
+    let id = single(headers, HEADER_WEBHOOK_ID)?;
+    let stamp = single(headers, HEADER_WEBHOOK_TIMESTAMP)?;
+    let signature = single(headers, HEADER_WEBHOOK_SIGNATURE)?;
+    // The library does not expect a number that overflows, so it is checked here first.
     let seconds = stamp.parse().map_err(|_| Refused::Timestamp)?;
     let signed_at = Timestamp::from_second(seconds).map_err(|_| Refused::Timestamp)?;
     let age = now.duration_since(signed_at);
     if age.unsigned_abs() > TOLERANCE {
         return Err(if age.is_positive() { Refused::TooOld } else { Refused::Future });
     }
-    let mut judged = LibraryHeaders::new();
+    let mut checked = LibraryHeaders::new();
     for (name, value) in
         [(HEADER_WEBHOOK_ID, id), (HEADER_WEBHOOK_TIMESTAMP, stamp), (HEADER_WEBHOOK_SIGNATURE, signature)]
     {
-        judged.insert(name, HeaderValue::from_str(value).map_err(|_| Refused::Header(name))?);
+        checked.insert(name, HeaderValue::from_str(value).map_err(|_| Refused::Header(name))?);
     }
-    let matches = secrets.iter().any(|secret| secret.verify(body, &judged).is_ok());
+    let matches = secrets.iter().any(|secret| secret.verify(body, &checked).is_ok());
     if matches { Ok(id) } else { Err(Refused::Signature) }
 }
 
-fn one<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Refused> {
+fn single<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Refused> {
     let mut values = headers.get_all(name);
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().map_err(|_| Refused::Header(name)),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_one_of_the_secrets_is_believed() {
+    fn a_signature_by_any_of_the_secrets_is_accepted() {
         let now = Timestamp::now();
         let headers = signed(now, &secret(1));
         assert_eq!(verify(&headers, BODY, &[secret(2), secret(1)], now), Ok("dec_1"));
@@ -108,32 +108,32 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_holds_for_five_minutes_in_both_directions() {
+    fn a_signature_is_valid_five_minutes_before_and_after_its_time() {
         let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
-        let judge = |offset: i64| {
+        let verified = |offset: i64| {
             let at = Timestamp::from_second(now.as_second() + offset).unwrap();
             verify(&signed(at, &secret(1)), BODY, &[secret(1)], now).map(|_| ())
         };
-        // At the bound itself the library's own clock, which runs on meanwhile, would decide.
-        assert_eq!((judge(-290), judge(290)), (Ok(()), Ok(())));
-        assert_eq!((judge(-301), judge(301)), (Err(Refused::TooOld), Err(Refused::Future)));
+        // Not at the bound itself: there the library's own clock would decide.
+        assert_eq!((verified(-290), verified(290)), (Ok(()), Ok(())));
+        assert_eq!((verified(-301), verified(301)), (Err(Refused::TooOld), Err(Refused::Future)));
     }
 
     #[test]
-    fn a_timestamp_that_is_none_is_refused_before_the_library_sees_it() {
+    fn a_malformed_timestamp_is_refused_before_the_library_sees_it() {
         for stamp in ["", "soon", "1.5", "-9223372036854775808", "9223372036854775807", "99999999999999999999"] {
             let headers = headers(&[
                 (HEADER_WEBHOOK_ID, "a"),
                 (HEADER_WEBHOOK_TIMESTAMP, stamp),
                 (HEADER_WEBHOOK_SIGNATURE, "v1,x"),
             ]);
-            let judged = verify(&headers, BODY, &[secret(1)], Timestamp::now());
-            assert_eq!(judged, Err(Refused::Timestamp), "{stamp}");
+            let verified = verify(&headers, BODY, &[secret(1)], Timestamp::now());
+            assert_eq!(verified, Err(Refused::Timestamp), "{stamp}");
         }
     }
 
     #[test]
-    fn each_header_must_be_there_once() {
+    fn each_header_must_occur_exactly_once() {
         let now = Timestamp::now();
         for name in [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE] {
             let mut missing = signed(now, &secret(1));

@@ -1,60 +1,54 @@
-//! What the commands that ask a server make of their settings.
+//! The settings of commands that ask a server.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use stage0_contract::ApiKey;
+use stage0_runtime::settings;
+use stage0_runtime::settings::kinds::{fractional_seconds, https_url, path};
+use stage0_runtime::settings::{Kind, Reader};
 
-use super::parse::{https_url, path, seconds};
-use super::{Mistakes, Reader, Sources, table};
+settings! {
+    /// Settings of commands that ask a server.
+    #[derive(Debug)]
+    pub(crate) struct ClientSettings {
+        /// Server to ask (default: the `stage0 dev` of the data directory)
+        url: Option<reqwest::Url> = "url" "URL" in "Connection", optional, https_url();
+        /// PEM file: the authority to trust instead of the system's
+        ca: Option<PathBuf> = "ca" "FILE" in "Connection", optional, path();
+        /// File with the API key. There is no flag for the key itself: others on the machine can read a command line
+        key_file: Option<PathBuf> = "key-file" "FILE" in "Connection", optional, path();
+        /// The account's API key, when no key file is given
+        api_key: Option<ApiKey> = "api-key" "KEY" in "Connection" as VariableOnly, optional, api_key();
+        /// Time for the whole exchange, from connecting to the last byte. `decisions export` applies it to each line
+        /// instead, and it and `verify` have 600 seconds by default
+        timeout: Duration = "timeout" "SECONDS" in "Connection", default(Duration::from_secs(5)), fractional_seconds();
+    }
+    given {
+        /// Where `stage0 dev` or the keystore keeps its files.
+        data_dir: PathBuf = PathBuf::new();
+        /// Whether the data directory was named, or is the default.
+        data_dir_is_named: bool = false;
+        /// Whether the timeout was named, or is the default.
+        timeout_is_named: bool = false;
+    }
+}
 
-/// Settings of commands that ask a server.
-#[derive(Debug)]
-pub(crate) struct ClientSettings {
-    /// The server, when one is named.
-    pub(crate) url: Option<reqwest::Url>,
-    /// The authority to trust instead of the system's.
-    pub(crate) ca: Option<PathBuf>,
-    /// File with the key.
-    pub(crate) key_file: Option<PathBuf>,
-    /// The key itself, from the environment.
-    pub(crate) api_key: Option<ApiKey>,
-    /// Where `stage0 dev` or the keystore keeps its files.
-    pub(crate) data_dir: PathBuf,
-    /// Whether the data directory was named, or is just the default.
-    pub(crate) data_dir_is_named: bool,
-    /// For the whole exchange.
-    pub(crate) timeout: Duration,
-    /// Whether that was named, or is just the default.
-    pub(crate) timeout_is_named: bool,
+fn api_key() -> Kind<ApiKey> {
+    Kind::parsed(|text| ApiKey::parse(text.trim()).map_err(|error| error.to_string()))
 }
 
 impl ClientSettings {
-    /// Reads them, or lists what is wrong.
-    pub(crate) fn read(sources: Sources) -> Result<Self, Mistakes> {
-        let mut reader = Reader::new(sources);
-        let url = reader.optional(&table::URL, https_url);
-        let ca = reader.optional(&table::CA, path);
-        let key_file = reader.optional(&table::KEY_FILE, path);
-        let api_key = reader.optional(&table::API_KEY, |text| ApiKey::parse(text.trim()).map_err(|e| e.to_string()));
-        let data_dir_is_named = reader.is_given(&table::DATA_DIR);
-        let data_dir = reader.required(&table::DATA_DIR, path);
-        let timeout_is_named = reader.is_given(&table::TIMEOUT);
-        let timeout = reader.required(&table::TIMEOUT, seconds);
-        let built = data_dir.zip(timeout);
-        reader.finish(built.map(|(data_dir, timeout)| Self {
-            url,
-            ca,
-            key_file,
-            api_key,
-            data_dir,
-            data_dir_is_named,
-            timeout,
-            timeout_is_named,
-        }))
+    /// Reads them with what another service declares.
+    pub(super) fn with_data_dir(reader: &mut Reader) -> Option<Self> {
+        let data_dir_is_named = reader.is_given("data-dir");
+        let timeout_is_named = reader.is_given("timeout");
+        let data_dir = reader.required("data-dir", &path());
+        let settings = Self::read(reader)?;
+        Some(Self { data_dir: data_dir?, data_dir_is_named, timeout_is_named, ..settings })
     }
 
-    /// For an exchange that takes longer than others: `longer`, unless a time was named.
+    /// The timeout of an exchange that takes longer than others: `longer`, unless a timeout was named.
     pub(crate) fn timeout_or(&self, longer: Duration) -> Duration {
         if self.timeout_is_named { self.timeout } else { longer }
     }
@@ -62,15 +56,16 @@ impl ClientSettings {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Flags, Role};
+    use super::super::{CommandKind, Flags, Sources, roles};
     use super::*;
 
     fn read(flags: Flags) -> ClientSettings {
-        ClientSettings::read(Sources::collect(Role::Client, flags, [], |_| Ok(String::new()))).unwrap()
+        let sources = Sources::collect(CommandKind::Client, flags, [], |_| Ok(String::new()));
+        roles::client(sources).unwrap()
     }
 
     #[test]
-    fn what_takes_longer_has_longer_unless_a_time_was_named() {
+    fn a_long_exchange_has_a_longer_timeout_unless_one_was_named() {
         let longer = Duration::from_secs(600);
         let unnamed = read(Flags::new());
         assert_eq!((unnamed.timeout, unnamed.timeout_or(longer)), (Duration::from_secs(5), longer));

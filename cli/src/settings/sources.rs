@@ -1,7 +1,7 @@
-//! What was given, as text, with where it came from; nothing is interpreted yet.
+//! Collects the text that was given for each setting, with its origin; nothing is interpreted yet.
 //!
-//! Owns precedence and the refusal of what nobody knows. Flags, environment and the file's text are handed in, so this is a pure
-//! function of them. Values live in types without `Debug`: they may be secrets.
+//! Owns precedence and the refusal of unknown names. Flags, environment and the file's text are passed in, so this is a
+//! pure function of them.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -9,9 +9,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use stage0_backplane::check_secret_file;
+use stage0_runtime::settings::{Given, Mistake, Places, Reader, Setting};
 
-use super::table::{CONFIG, NATS_PASSWORD, SETTINGS, URL};
-use super::{Mistake, Role, Setting, foreign};
+use super::{CommandKind, all, in_order, unknown};
 
 /// Variables that only tests of this repository read.
 const TEST_ONLY: [&str; 9] = [
@@ -26,42 +26,43 @@ const TEST_ONLY: [&str; 9] = [
     "STAGE0_BIN",
 ];
 
-/// What every variable of ours begins with.
+/// The prefix of every variable of ours.
 const PREFIX: &str = "STAGE0_";
 
 /// Flags by setting name, as typed.
 pub(crate) type Flags = BTreeMap<&'static str, String>;
 
-/// One given value.
-pub(super) struct Value {
-    pub(super) text: String,
-    pub(super) origin: String,
-}
-
-/// All that was given to one role, the strongest source of each setting only.
+/// Everything that was given to one command: of each setting the value with the highest precedence.
 pub(crate) struct Sources {
-    role: Role,
-    pub(super) values: BTreeMap<&'static str, Value>,
-    pub(super) mistakes: Vec<Mistake>,
-    /// Variables of client libraries that were passed over.
+    kind: CommandKind,
+    settings: Vec<Setting>,
+    given: BTreeMap<&'static str, Given>,
+    mistakes: Vec<Mistake>,
+    /// Variables of client libraries, which are ignored.
     ignored: Vec<String>,
 }
 
 impl Sources {
     /// Collects from all three sources; the file is read through `read`, if one is named.
     pub(crate) fn collect(
-        role: Role,
+        kind: CommandKind,
         flags: Flags,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
         read: impl FnOnce(&Path) -> io::Result<String>,
     ) -> Self {
-        let mut sources = Self { role, values: BTreeMap::new(), mistakes: Vec::new(), ignored: Vec::new() };
-        // Strongest first: `offer` keeps what is there.
+        let mut settings = kind.settings();
+        // A file or an environment may serve several commands, so what others take is known too.
+        let others = all().into_iter().filter(|other| settings.iter().all(|setting| setting.name != other.name));
+        let others: Vec<Setting> = others.collect();
+        settings.extend(others);
+        let settings = in_order(settings);
+        let mut sources = Self { kind, settings, given: BTreeMap::new(), mistakes: Vec::new(), ignored: Vec::new() };
+        // Highest precedence first: `offer` keeps the value that is there.
         for (name, text) in flags {
             sources.offer(name, text, format!("--{name}"));
         }
         sources.take_environment(environment);
-        if let Some(config) = sources.values.get(CONFIG.name) {
+        if let Some(config) = sources.given.get("config") {
             let (path, origin) = (PathBuf::from(&config.text), config.origin.clone());
             match read(&path) {
                 Ok(text) => sources.take_file(&path, &text),
@@ -71,43 +72,43 @@ impl Sources {
         sources
     }
 
-    /// What was passed over, in one line, if anything was.
+    /// One line about the variables that are ignored, if there are any.
     pub(crate) fn warning(&self) -> Option<String> {
-        foreign::warning(&self.ignored)
+        unknown::warning(&self.settings, &self.ignored)
     }
 
-    /// For whom this was collected.
-    pub(super) fn role(&self) -> Role {
-        self.role
+    /// The reader of what was collected.
+    pub(crate) fn into_reader(self) -> Reader {
+        Reader::new(self.settings, self.given, self.mistakes)
     }
 
     fn take_environment(&mut self, environment: impl IntoIterator<Item = (OsString, OsString)>) {
-        let known: BTreeMap<String, &Setting> = SETTINGS.iter().map(|s| (s.variable(), *s)).collect();
+        let known: BTreeMap<String, &'static str> = self.settings.iter().map(|s| (s.variable(), s.name)).collect();
         let mut ours: Vec<_> = environment.into_iter().filter(|(name, _)| is_ours(name)).collect();
         ours.sort();
         let mut urls = [None, None];
         for (variable, text) in ours {
             let variable = variable.to_string_lossy().into_owned();
             let name = variable.strip_prefix(PREFIX).unwrap_or_default();
-            let alias = foreign::URL_ALIASES.iter().position(|alias| *alias == name);
-            let url = alias.filter(|_| self.role == Role::Client).and_then(|alias| urls.get_mut(alias));
-            match (known.get(&variable), url, text.into_string()) {
-                (Some(setting), _, Ok(text)) => self.offer(setting.name, text, variable),
+            let alias = unknown::URL_ALIASES.iter().position(|alias| *alias == name);
+            let url = alias.filter(|_| self.kind == CommandKind::Client).and_then(|alias| urls.get_mut(alias));
+            match (known.get(&variable).copied(), url, text.into_string()) {
+                (Some(name), _, Ok(text)) => self.offer(name, text, variable),
                 (None, Some(url), Ok(text)) => *url = Some((text, variable)),
                 (Some(_), _, Err(_)) | (None, Some(_), Err(_)) => {
                     self.refuse(variable, "is not valid UTF-8".to_owned());
                 }
                 (None, None, _) if TEST_ONLY.contains(&variable.as_str()) => {}
-                (None, None, _) if foreign::is_clients(name) => self.ignored.push(variable),
+                (None, None, _) if unknown::is_clients(name) => self.ignored.push(variable),
                 (None, None, _) => {
-                    let text = foreign::unknown_variable(&variable);
+                    let text = unknown::unknown_variable(&self.settings, &variable);
                     self.refuse(variable, text);
                 }
             }
         }
-        // Behind `STAGE0_URL`, whatever the order of the environment. Client libraries take an empty one for none.
+        // After `STAGE0_URL`, whatever the order of the environment. Client libraries ignore an empty URL.
         for (text, variable) in urls.into_iter().flatten().filter(|(text, _)| !text.trim().is_empty()) {
-            self.offer(URL.name, text, variable);
+            self.offer("url", text, variable);
         }
     }
 
@@ -116,17 +117,17 @@ impl Sources {
         let table = match text.parse::<toml::Table>() {
             Ok(table) => table,
             Err(error) => {
-                // The whole error would quote the line, and with it perhaps a secret; its message does not.
-                let (line, column) = place(text, error.span().map_or(0, |span| span.start));
+                // The whole error would quote the line, which may hold a secret; its message does not.
+                let (line, column) = line_and_column(text, error.span().map_or(0, |span| span.start));
                 let why = error.message().lines().collect::<Vec<_>>().join(", ");
                 return self.refuse(format!("{}:{line}:{column}", path.display()), format!("is not valid TOML: {why}"));
             }
         };
         for (key, value) in table {
-            match SETTINGS.iter().find(|setting| setting.in_file() && setting.name == key) {
-                None => self.refuse(origin(&key), foreign::unknown_key(&key)),
+            match self.settings.iter().find(|setting| setting.in_file() && setting.name == key).copied() {
+                None => self.refuse(origin(&key), unknown::unknown_key(&self.settings, &key)),
                 Some(setting) => match as_text(&value) {
-                    Some(text) if setting.name == NATS_PASSWORD.name => {
+                    Some(text) if setting.places == Places::Secret => {
                         if let Err(exposed) = check_secret_file(path) {
                             self.refuse(origin(&key), format!("is a secret, and {exposed}"));
                         }
@@ -145,7 +146,7 @@ impl Sources {
     }
 
     fn offer(&mut self, name: &'static str, text: String, origin: String) {
-        self.values.entry(name).or_insert(Value { text, origin });
+        self.given.entry(name).or_insert(Given { text, origin });
     }
 
     fn refuse(&mut self, origin: String, text: String) {
@@ -158,7 +159,7 @@ fn is_ours(name: &OsStr) -> bool {
 }
 
 /// Line and column, both from 1, of a byte of the text.
-fn place(text: &str, at: usize) -> (usize, usize) {
+fn line_and_column(text: &str, at: usize) -> (usize, usize) {
     let before = text.get(..at).unwrap_or(text);
     let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
     (line, before.rsplit('\n').next().unwrap_or_default().chars().count() + 1)
@@ -185,15 +186,15 @@ mod tests {
     fn collect(flags: &[(&'static str, &str)], environment: &[(&str, &str)], file: &str) -> Sources {
         let flags = flags.iter().map(|(name, text)| (*name, (*text).to_owned())).collect();
         let environment = environment.iter().map(|(name, text)| (OsString::from(name), OsString::from(text)));
-        Sources::collect(Role::Gateway, flags, environment, |_| Ok(file.to_owned()))
+        Sources::collect(CommandKind::Gateway, flags, environment, |_| Ok(file.to_owned()))
     }
 
     fn text(sources: &Sources, name: &str) -> String {
-        sources.values[name].text.clone()
+        sources.given[name].text.clone()
     }
 
     #[test]
-    fn the_stronger_source_wins_setting_by_setting() {
+    fn the_source_with_precedence_wins_for_each_setting() {
         let file = "listen = '3'\nworkers = 3\nlog = 'three'";
         let variables =
             [("STAGE0_CONFIG", "x"), ("STAGE0_LISTEN", "2"), ("STAGE0_WORKERS", "2"), ("STAGE0_TEST_NATS_SERVER", "t")];
@@ -206,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_knows_is_refused_with_its_origin() {
+    fn an_unknown_name_is_refused_with_its_origin() {
         let variables = [("STAGE0_CONFIG", "s.toml"), ("STAGE0_LISTN", "x"), ("HOME", "x")];
         let sources = collect(&[], &variables, "lsten = 1\nconfig = 'x'\napi-key = 's0_x'\n[gateway]\nlisten = 'x'");
         let origins: Vec<_> = sources.mistakes.iter().map(|m| m.origin.as_str()).collect();
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn no_sentence_about_toml_quotes_what_stands_in_the_file() {
+    fn no_message_about_toml_quotes_the_file() {
         for secret in
             ["hunter2", "'hunter2", "\"hunter2\\q\"", "12hunter2", "[hunter2", "{hunter2", "0xhunter2", "hunter2 = 3"]
         {
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_variables_of_client_libraries_are_passed_over_and_their_urls_are_used_by_commands() {
+    fn variables_of_client_libraries_are_ignored_except_their_urls_in_client_commands() {
         let collect = |role, variables: &[(&str, &str)], flags: Flags| {
             let variables = variables.iter().map(|(name, text)| (OsString::from(name), OsString::from(text)));
             Sources::collect(role, flags, variables, |_| Ok("url = 'https://file'".to_owned()))
@@ -255,17 +256,18 @@ mod tests {
             (&[api, ("STAGE0_BASE_URL", " "), config], "https://api", "STAGE0_API_BASE"),
             (&[("STAGE0_API_BASE", ""), config], "https://file", "`url` in s.toml"),
         ] {
-            let sources = collect(Role::Client, given, Flags::new());
+            let sources = collect(CommandKind::Client, given, Flags::new());
             assert!(sources.mistakes.is_empty() && sources.warning().is_none(), "{:?}", sources.mistakes);
-            let value = &sources.values["url"];
+            let value = &sources.given["url"];
             assert_eq!((value.text.as_str(), value.origin.as_str()), (meant, origin));
         }
-        let sources = collect(Role::Client, &[api, base, url], Flags::from([("url", "https://flag".to_owned())]));
+        let sources =
+            collect(CommandKind::Client, &[api, base, url], Flags::from([("url", "https://flag".to_owned())]));
         assert_eq!(text(&sources, "url"), "https://flag");
 
         let sources =
-            collect(Role::Gateway, &[base, api, ("STAGE0_MOCK_MODE", "1"), ("STAGE0_PORT", "1")], Flags::new());
-        assert!(!sources.values.contains_key("url"));
+            collect(CommandKind::Gateway, &[base, api, ("STAGE0_MOCK_MODE", "1"), ("STAGE0_PORT", "1")], Flags::new());
+        assert!(!sources.given.contains_key("url"));
         let warning = sources.warning().unwrap();
         for name in ["STAGE0_BASE_URL", "STAGE0_API_BASE", "STAGE0_MOCK_MODE"] {
             assert!(warning.contains(name), "{warning}");
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_in_a_file_is_what_its_flag_would_be() {
+    fn a_list_in_a_file_is_read_like_its_flag() {
         let sources = collect(
             &[("config", "s.toml")],
             &[],

@@ -1,34 +1,30 @@
-//! `stage0 stack init`: authority, certificates, passwords and NATS' configuration, each service's in a folder of its
-//! own.
+//! `stage0 stack init`: certificates, passwords and the NATS configuration, in a directory for each service.
 //!
-//! Owns what is in those folders. `authority/` holds what all else is made of and is no service's: the keys of two
-//! authorities, one for HTTPS and one for NATS alone, the passwords, and every role's message keys.
-//! INVARIANT: a folder holds no secret of another service, but that NATS knows every role's password, and that two
-//! roles share the key by which they know each other. Files are replaced whole, so a crash at any point leaves a state
-//! that the next run completes.
+//! `authority/` belongs to no service. It holds the keys of two authorities (one for HTTPS, one for NATS), the
+//! passwords and the message keys of all roles. INVARIANT: a directory holds no secret of another service, except that
+//! NATS knows the passwords of all roles and that two roles share the key with which they authenticate each other.
+//! Files are replaced atomically, so the next run completes what a crash left.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
-use stage0_backplane::nats::{Logins, Requirement, ServerFile};
+use stage0_backplane::nats::{Logins, NatsServerConf, Requirement};
 use stage0_contract::Role;
 use stage0_gateway::{Authority, Leaf, TlsFiles};
 
 use super::CA_FILE;
 use crate::{files, logins, message_keys, out};
 
-/// Where each service finds its folder.
+/// Where each service mounts its directory.
 const MOUNTED_AT: &str = "/etc/stage0";
-/// Of NATS alone: who has a certificate of the other authority does not pass for a role there.
+/// NATS has its own authority, so that a certificate of the other one is not accepted for a role.
 const NATS_CA_FILE: &str = "nats-ca.pem";
-const BALANCER: &str = include_str!("../../../deploy/haproxy.cfg");
-/// Of each role, in its folder.
+const BALANCER_CONFIG: &str = include_str!("../../../deploy/haproxy.cfg");
 const MESSAGE_KEYS_FILE: &str = "message.keys";
 const PASSWORDS_FILE: &str = "passwords.conf";
-/// Of each role, in its folder.
 const LOGINS_DIR: &str = "logins";
-/// What the gateways' certificate is for, beside what is asked for.
+/// The names in the gateways' certificate, beside those of `--host`.
 const GATEWAY_HOSTS: [&str; 5] = ["localhost", "127.0.0.1", "::1", "gateway", "balancer"];
 
 pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
@@ -36,93 +32,93 @@ pub(super) fn init(dir: &Path, hosts: &[String]) -> anyhow::Result<()> {
         let usable = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:".contains(&b));
         ensure!(usable, "`--host` must be a name or an address, not `{}`", host.escape_debug());
     }
-    let own = dir.join("authority");
-    // A stack of before message keys has entries and records without them, which stay readable.
+    let authority_dir = dir.join("authority");
+    // A stack that is older than message keys has stored data without them, which must stay readable.
     let is_upgraded = [Role::Gateway.to_string(), format!("{}-1", Role::Gateway)]
         .iter()
-        .any(|login| own.join(format!("{login}.password")).exists());
+        .any(|login| authority_dir.join(format!("{login}.password")).exists());
     let require = if is_upgraded { Requirement::WhenAllCan } else { Requirement::Always };
-    let (authority, nats) =
-        (opened(&own, "Stage0 local stack CA")?, opened(&own.join("nats"), "Stage0 local stack NATS CA")?);
-    let keys = own.join("message-keys");
+    let authority = open_authority(&authority_dir, "Stage0 local stack CA")?;
+    let nats = open_authority(&authority_dir.join("nats"), "Stage0 local stack NATS CA")?;
+    let keys = authority_dir.join("message-keys");
     message_keys::create(&keys, require)?;
     let keys = message_keys::load(&keys)?;
     let mut passwords = String::new();
     for role in Role::ALL {
-        let folder = folder(dir, role.as_str(), &authority)?;
-        trusts(&folder, NATS_CA_FILE, &nats)?;
-        let of_role = folder.join(LOGINS_DIR);
-        files::private_dir(&of_role)?;
+        let folder = service_dir(dir, role.as_str(), &authority)?;
+        write_ca(&folder, NATS_CA_FILE, &nats)?;
+        let logins_dir = folder.join(LOGINS_DIR);
+        files::private_dir(&logins_dir)?;
         for user in Logins::default().of(role) {
-            let password = logins::kept(&own.join(format!("{user}.password")))?;
+            let password = logins::read_or_create(&authority_dir.join(format!("{user}.password")))?;
             passwords.push_str(&logins::variable(&user, &password));
-            logins::put(&of_role, &user, &password)?;
+            logins::put(&logins_dir, &user, &password)?;
         }
         if let Some(keys) = keys.role(role) {
             files::replace(&folder.join(MESSAGE_KEYS_FILE), &keys.render()?)?;
         }
         issue(&nats, &folder, "nats", &Leaf { name: role.as_str(), hosts: &[role.as_str()], client: true })?;
     }
-    admin(dir, &own, &nats, &mut passwords)?;
+    init_admin(dir, &authority_dir, &nats, &mut passwords)?;
     let server = |name, hosts| Leaf { name, hosts, client: false };
-    let of_nats = folder(dir, "nats", &nats)?;
-    files::replace(&of_nats.join(PASSWORDS_FILE), &passwords)?;
-    files::replace(&of_nats.join("nats.conf"), &server_file().render())?;
-    issue(&nats, &of_nats, "server", &server("nats", &["nats", "localhost", "127.0.0.1"]))?;
+    let nats_dir = service_dir(dir, "nats", &nats)?;
+    files::replace(&nats_dir.join(PASSWORDS_FILE), &passwords)?;
+    files::replace(&nats_dir.join("nats.conf"), &server_file().render())?;
+    issue(&nats, &nats_dir, "server", &server("nats", &["nats", "localhost", "127.0.0.1"]))?;
 
     let mut names = GATEWAY_HOSTS.to_vec();
     names.extend(hosts.iter().map(String::as_str).filter(|host| !GATEWAY_HOSTS.contains(host)));
     issue(&authority, &dir.join("gateway"), "server", &server("gateway", &names))?;
-    let receiver = folder(dir, "receiver", &authority)?;
+    let receiver = service_dir(dir, "receiver", &authority)?;
     issue(&authority, &receiver, "server", &server("receiver", &["receiver", "localhost", "127.0.0.1"]))?;
-    files::replace(&folder(dir, "balancer", &authority)?.join("haproxy.cfg"), BALANCER)?;
-    folder(dir, "client", &authority)?;
+    files::replace(&service_dir(dir, "balancer", &authority)?.join("haproxy.cfg"), BALANCER_CONFIG)?;
+    service_dir(dir, "client", &authority)?;
     if authority.is_new() || nats.is_new() {
         out::line(
-            "a new authority was made: what runs already, NATS too, must be restarted; clients need the new `ca.pem`",
+            "a new authority was created: restart all running services, NATS too, and give clients the new `ca.pem`",
         )?;
     }
     Ok(out::line(format!("secrets and certificates are in `{}`", dir.display()))?)
 }
 
-/// Whoever makes the streams is no role, and has a login like one.
-fn admin(dir: &Path, own: &Path, nats: &Authority, passwords: &mut String) -> anyhow::Result<()> {
-    let name = ServerFile::ADMIN_USER;
-    let password = logins::kept(&own.join(format!("{name}.password")))?;
+/// The administrator of the streams is no role, but has a login and a certificate like one.
+fn init_admin(dir: &Path, authority_dir: &Path, nats: &Authority, passwords: &mut String) -> anyhow::Result<()> {
+    let name = NatsServerConf::ADMIN_USER;
+    let password = logins::read_or_create(&authority_dir.join(format!("{name}.password")))?;
     passwords.push_str(&logins::variable(name, &password));
-    let folder = folder(dir, name, nats)?;
-    trusts(&folder, NATS_CA_FILE, nats)?;
+    let folder = service_dir(dir, name, nats)?;
+    write_ca(&folder, NATS_CA_FILE, nats)?;
     files::replace(&folder.join("nats.password"), &format!("{password}\n"))?;
     issue(nats, &folder, "nats", &Leaf { name, hosts: &[name], client: true })
 }
 
-fn opened(dir: &Path, name: &str) -> anyhow::Result<Authority> {
+fn open_authority(dir: &Path, name: &str) -> anyhow::Result<Authority> {
     files::private_dir(dir)?;
-    Authority::open(dir, name).with_context(|| format!("cannot make an authority in `{}`", dir.display()))
+    Authority::open(dir, name).with_context(|| format!("cannot create an authority in `{}`", dir.display()))
 }
 
-/// A service's folder, with the certificate of whom it trusts.
-fn folder(dir: &Path, service: &str, trusted: &Authority) -> anyhow::Result<PathBuf> {
+/// Creates the directory of a service, with the authority that it trusts.
+fn service_dir(dir: &Path, service: &str, trusted: &Authority) -> anyhow::Result<PathBuf> {
     let folder = dir.join(service);
     files::private_dir(&folder)?;
-    trusts(&folder, CA_FILE, trusted)?;
+    write_ca(&folder, CA_FILE, trusted)?;
     Ok(folder)
 }
 
-fn trusts(folder: &Path, name: &str, authority: &Authority) -> anyhow::Result<()> {
+fn write_ca(folder: &Path, name: &str, authority: &Authority) -> anyhow::Result<()> {
     let ca = std::fs::read_to_string(authority.cert()).context("cannot read the authority's certificate")?;
     files::replace(&folder.join(name), &ca)
 }
 
-/// `<name>.pem` and `<name>.key` of this folder.
+/// Issues `<name>.pem` and `<name>.key`.
 fn issue(authority: &Authority, folder: &Path, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<()> {
     let files = TlsFiles { cert: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
-    authority.issue(leaf, &files).with_context(|| format!("cannot make the certificate of {}", leaf.name))
+    authority.issue(leaf, &files).with_context(|| format!("cannot issue the certificate of {}", leaf.name))
 }
 
-fn server_file() -> ServerFile {
+fn server_file() -> NatsServerConf {
     let everywhere = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    ServerFile {
+    NatsServerConf {
         prefix: "s0".to_owned(),
         name: "nats".to_owned(),
         listen: everywhere(4222),
@@ -153,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_run_changes_nothing_and_another_host_one_certificate() {
+    fn a_second_run_changes_nothing_and_a_new_host_changes_one_certificate() {
         let dir = tempfile::tempdir().unwrap();
         init(dir.path(), &[]).unwrap();
         let first = texts(dir.path());
@@ -167,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn each_role_has_its_own_message_keys_and_a_stack_of_before_them_may_still_be_read() {
+    fn each_role_has_message_keys_and_an_older_stack_stays_readable() {
         let dir = tempfile::tempdir().unwrap();
         init(dir.path(), &[]).unwrap();
         let found =
@@ -180,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn no_service_has_a_secret_of_another() {
+    fn no_service_has_a_secret_of_another_service() {
         let dir = tempfile::tempdir().unwrap();
         init(dir.path(), &[]).unwrap();
         let files = texts(dir.path());

@@ -1,8 +1,8 @@
-//! `stage0 stack open`: the last thing that `docker compose up` runs: an account, its key and the receiver's endpoint, and how to ask.
+//! `stage0 stack open`: creates an account, a key and the receiver's endpoint, and prints how to use the stack. It is
+//! the last command that `docker compose up` runs.
 //!
-//! Owns the folder of the stack's clients: `api.key`, `operator.key` and `dev.json`, by which the command line finds the server. Each step
-//! looks at what is there before it makes anything; a crash after any of them leaves at worst a key that nobody knows, and the next run
-//! goes on.
+//! Owns the directory of the stack's clients: `api.key`, `operator.key` and `dev.json`, by which other commands find
+//! the server. Each step keeps what exists. A crash leaves at worst an unused key, and the next run continues.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -22,45 +22,43 @@ use crate::dev::banner::ACTION;
 use crate::dev_file::{API_KEY_FILE, DEV_FILE, DevFile, OPERATOR_KEY_FILE};
 use crate::{files, out};
 
-const ACCOUNT: &str = "demo";
-const KEY: &str = "stage0 stack";
-/// Images are there; what is waited for are services that start.
-const READY_WITHIN: Duration = Duration::from_secs(120);
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
-/// For one exchange.
-const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-const PAGE: &str = "1000";
+const ACCOUNT_NAME: &str = "demo";
+const KEY_NAME: &str = "stage0 stack";
+/// Time for the services to start; their images are present.
+const READY_TIMEOUT: Duration = Duration::from_secs(120);
+const RETRY_DELAY: Duration = Duration::from_millis(250);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// More items than the stack has.
+const PAGE_LIMIT: &str = "1000";
 
-/// What is opened, and for whom.
-pub(super) struct Opening(pub(super) OpenArgs);
+pub(super) struct StackOpen(pub(super) OpenArgs);
 
-impl Opening {
+impl StackOpen {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let operator_key = read_key(&self.0.operator_key)?;
-        // One for all: a connection lives no longer than the runtime that it was made on.
         let runtime = runtime()?;
         let operator = self.client(operator_key.clone(), None)?;
         wait_until_ready(&runtime, &operator)?;
-        let (account, api_key) = match self.found(&runtime)? {
-            Some(found) => found,
-            None => new_key(&runtime, &operator)?,
+        let (account, api_key) = match self.stored_key(&runtime)? {
+            Some(stored) => stored,
+            None => create_key(&runtime, &operator)?,
         };
         self.write(&operator_key, &account, &api_key)?;
         let client = self.client(api_key, Some(account))?;
-        self.point_at_receiver(&runtime, &client).context("cannot make the receiver's endpoint")?;
+        self.ensure_webhook(&runtime, &client).context("cannot create the receiver's endpoint")?;
         Ok(out::line(Banner(&self))?)
     }
 
-    /// One endpoint for the receiver, enabled, whose secret it has.
-    fn point_at_receiver(&self, runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
+    /// Makes sure that an enabled endpoint for the receiver exists and that the receiver has its secret.
+    fn ensure_webhook(&self, runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
         let path = ["v1", "webhooks"];
-        let list: Page<Webhook> = runtime.block_on(client.call(Method::GET, &path, &[("limit", PAGE)], None))?;
-        let there = list.items.iter().find(|webhook| webhook.url.as_str() == self.0.endpoint.as_str());
-        let made: WebhookCreated = match there {
+        let list: Page<Webhook> = runtime.block_on(client.call(Method::GET, &path, &[("limit", PAGE_LIMIT)], None))?;
+        let existing = list.items.iter().find(|webhook| webhook.url.as_str() == self.0.endpoint.as_str());
+        let created: WebhookCreated = match existing {
             Some(webhook) if self.0.secret.exists() => {
                 if !webhook.enabled {
                     let enable = ["v1", "webhooks", webhook.id.as_str(), "enable"];
-                    runtime.block_on(async { client.send(Method::POST, &enable, &[], None).await?.successful() })?;
+                    runtime.block_on(client.execute(Method::POST, &enable))?;
                 }
                 return Ok(());
             }
@@ -73,27 +71,27 @@ impl Opening {
                 runtime.block_on(client.call(Method::POST, &path, &[], Some(&body)))?
             }
         };
-        files::replace(&self.0.secret, &format!("{}\n", made.secret.expose()))
+        files::replace(&self.0.secret, &format!("{}\n", created.secret.expose()))
     }
 
     fn client(&self, key: ApiKey, account: Option<AccountId>) -> Result<Client, ClientError> {
         let target = Target { url: self.0.url.clone(), ca: Some(self.0.dir.join(CA_FILE)), key, account };
-        Client::new(target, ANSWER_WITHIN)
+        Client::new(target, REQUEST_TIMEOUT)
     }
 
-    /// The account and its key of an earlier start, if that key still lives.
-    fn found(&self, runtime: &Runtime) -> anyhow::Result<Option<(AccountId, ApiKey)>> {
-        // A torn or foreign file is only a lost hint.
+    /// The account and key of an earlier start, if that key is still valid.
+    fn stored_key(&self, runtime: &Runtime) -> anyhow::Result<Option<(AccountId, ApiKey)>> {
+        // A damaged file counts as none: the next step creates a new key.
         let Some(dev) = DevFile::read(&self.0.dir).ok().flatten() else { return Ok(None) };
         let client = self.client(dev.api_key.clone(), Some(dev.account.clone()))?;
         match runtime.block_on(client.call::<Usage>(Method::GET, &["usage"], &[], None)) {
             Ok(_) => Ok(Some((dev.account, dev.api_key))),
             Err(ClientError::Refused { status: 401, .. }) => Ok(None),
-            Err(error) => Err(error).context("cannot find out whether the key of an earlier start lives"),
+            Err(error) => Err(error).context("cannot check the key of an earlier start"),
         }
     }
 
-    /// The file that says where all is comes last.
+    /// Writes `dev.json` last, because it refers to the other files.
     fn write(&self, operator_key: &ApiKey, account: &AccountId, api_key: &ApiKey) -> anyhow::Result<()> {
         let dev = DevFile {
             url: self.0.url.to_string(),
@@ -110,45 +108,45 @@ impl Opening {
 }
 
 fn wait_until_ready(runtime: &Runtime, client: &Client) -> anyhow::Result<()> {
-    let deadline = Instant::now() + READY_WITHIN;
+    let deadline = Instant::now() + READY_TIMEOUT;
     loop {
         let answer = runtime.block_on(client.call::<Value>(Method::GET, &["readyz"], &[], None));
         let Err(error) = answer else { return Ok(()) };
         if Instant::now() > deadline {
-            return Err(error).with_context(|| format!("the stack is not ready after {READY_WITHIN:?}"));
+            return Err(error).with_context(|| format!("the stack is not ready after {READY_TIMEOUT:?}"));
         }
-        runtime.block_on(tokio::time::sleep(ASK_AGAIN_AFTER));
+        runtime.block_on(tokio::time::sleep(RETRY_DELAY));
     }
 }
 
-/// In the account of that name, which is made when it is not there.
-fn new_key(runtime: &Runtime, operator: &Client) -> anyhow::Result<(AccountId, ApiKey)> {
+/// Creates a key in the account `demo`, which is created if it is missing.
+fn create_key(runtime: &Runtime, operator: &Client) -> anyhow::Result<(AccountId, ApiKey)> {
     let path = ["v1", "accounts"];
-    let list = runtime.block_on(operator.call(Method::GET, &path, &[("limit", PAGE)], None));
+    let list = runtime.block_on(operator.call(Method::GET, &path, &[("limit", PAGE_LIMIT)], None));
     let list: Page<Account> = list.context("cannot list accounts")?;
-    let account = match list.items.into_iter().find(|account| account.name == ACCOUNT) {
+    let account = match list.items.into_iter().find(|account| account.name == ACCOUNT_NAME) {
         Some(account) => account.id,
         None => {
-            let made = runtime.block_on(operator.call(Method::POST, &path, &[], Some(&json!({ "name": ACCOUNT }))));
-            let made: Account = made.context("cannot make the account")?;
-            made.id
+            let body = json!({ "name": ACCOUNT_NAME });
+            let created = runtime.block_on(operator.call::<Account>(Method::POST, &path, &[], Some(&body)));
+            created.context("cannot create the account")?.id
         }
     };
-    let body = json!({ "account": account, "name": KEY, "scopes": every_scope() });
-    let made = runtime.block_on(operator.call(Method::POST, &["v1", "keys"], &[], Some(&body)));
-    let made: KeyCreated = made.context("cannot make the key")?;
-    Ok((made.account, made.key))
+    let body = json!({ "account": account, "name": KEY_NAME, "scopes": every_scope() });
+    let created = runtime.block_on(operator.call(Method::POST, &["v1", "keys"], &[], Some(&body)));
+    let created: KeyCreated = created.context("cannot create the key")?;
+    Ok((created.account, created.key))
 }
 
-/// What a person does next. Keys are not among it: the commands fetch them.
-struct Banner<'a>(&'a Opening);
+/// The next steps for a person. It holds no key: its commands fetch the key.
+struct Banner<'a>(&'a StackOpen);
 
 impl fmt::Display for Banner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let OpenArgs { published, page, host, .. } = &self.0.0;
-        let (public_url, page_url) = (format!("https://{}", published.at(host)), format!("http://{}", page.at(host)));
+        let public_url = format!("https://{}", published.at(host));
         writeln!(f, "Stage0 {VERSION} is ready at {public_url}\n")?;
-        writeln!(f, "Get a key and the authority to trust, then ask whether an action may run:\n")?;
+        writeln!(f, "Get a key and the certificate authority, then ask whether an action may run:\n")?;
         writeln!(f, "  (umask 077; docker compose run --rm -T cli stack key > stage0.key)")?;
         writeln!(f, "  docker compose run --rm -T cli stack ca > stage0-ca.pem")?;
         writeln!(f, "  curl --cacert stage0-ca.pem \\")?;
@@ -156,7 +154,7 @@ impl fmt::Display for Banner<'_> {
         writeln!(f, "    -H 'content-type: application/json' \\")?;
         writeln!(f, "    -d '{ACTION}' \\")?;
         writeln!(f, "    {public_url}/check\n")?;
-        writeln!(f, "decisions  {page_url} (signed, delivered, verified)")?;
+        writeln!(f, "decisions  http://{} (signed, delivered, verified)", page.at(host))?;
         writeln!(f, "status     docker compose run --rm cli status")?;
         write!(f, "docs       {public_url}/docs")
     }

@@ -10,7 +10,8 @@ fn allowed() -> Value {
 }
 
 fn denied() -> Value {
-    json!({"goal": "Deploy the hotfix to production", "success_criteria": ["it runs"], "side_effects": ["deploy"], "context": {}})
+    json!({"goal": "Deploy the hotfix to production", "success_criteria": ["it runs"], "side_effects": ["deploy"],
+        "context": {}})
 }
 
 fn deferred() -> Value {
@@ -18,7 +19,7 @@ fn deferred() -> Value {
         "constraints": ["approval_required"], "context": {"approval_status": "pending"}})
 }
 
-/// No decision, and nobody is left in doubt about it.
+/// Exit code 3, and both error and consequence are printed.
 fn assert_undecided(ended: &crate::harness::Ended, why: &str) {
     assert_eq!(ended.code, 3, "{}", ended.err);
     assert!(ended.err.contains(why), "{why}: {}", ended.err);
@@ -50,7 +51,7 @@ fn the_exit_code_is_the_verdict() {
 }
 
 #[test]
-fn what_the_server_refuses_is_no_decision() {
+fn a_request_that_the_server_refuses_is_no_decision() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     assert_undecided(&dev.check(&json!({"goal": ""}), &[]), "the server answers 422");
@@ -66,7 +67,7 @@ fn what_the_server_refuses_is_no_decision() {
 }
 
 #[test]
-fn a_server_that_is_not_there_or_not_trusted_is_no_decision() {
+fn an_unreachable_or_untrusted_server_is_no_decision() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let other = tempfile::tempdir().unwrap();
@@ -90,7 +91,7 @@ fn a_server_that_is_not_there_or_not_trusted_is_no_decision() {
 }
 
 #[test]
-fn input_that_is_no_json_is_no_decision() {
+fn input_that_is_not_json_is_no_decision() {
     let dir = tempfile::tempdir().unwrap();
     assert_undecided(&run(&["check", "missing.json"]), "cannot read `missing.json`");
     for bad in ["", "{", r#"{"goal": "a", "goal": "b"}"#, "\u{0}"] {
@@ -102,7 +103,7 @@ fn input_that_is_no_json_is_no_decision() {
 }
 
 #[test]
-fn asking_wrongly_is_no_decision_either() {
+fn wrong_arguments_are_no_decision() {
     for wrong in [&["check"][..], &["check", "-", "--nonsense"], &["check", "-", "--url", "http://localhost"]] {
         assert_undecided(&run(wrong), "");
     }

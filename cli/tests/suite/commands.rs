@@ -1,4 +1,4 @@
-//! What every command line owes: help, version, completions, and an exit code for asking wrongly.
+//! Help, version, completions, and the exit code for wrong arguments.
 
 use crate::harness::{run, stage0};
 
@@ -55,7 +55,7 @@ fn completions_know_the_commands_and_the_settings() {
 }
 
 #[test]
-fn asking_wrongly_is_64() {
+fn wrong_arguments_are_exit_code_64() {
     for wrong in
         [&["nonsense"][..], &[], &["gateway", "--nonsense"], &["keys"], &["keys", "revoke", "a b"], &["policy", "test"]]
     {
@@ -67,7 +67,7 @@ fn asking_wrongly_is_64() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let mut child = stage0(&["completions", "bash"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));

@@ -41,7 +41,7 @@ fn ids(list: &Value) -> Vec<String> {
 }
 
 #[test]
-fn what_was_decided_is_listed_the_newest_first_and_shown() {
+fn decisions_are_listed_newest_first_and_shown() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let made = [decide(&dev, &allowed("run-1")), decide(&dev, &denied()), decide(&dev, &allowed("run-2"))];
@@ -91,7 +91,7 @@ fn what_was_decided_is_listed_the_newest_first_and_shown() {
     assert!(operator.code == 1 && operator.err.contains("403"), "{}", operator.err);
 }
 
-/// A running `stage0 decisions tail` whose lines are awaited.
+/// A running `stage0 decisions tail`.
 struct Tail {
     child: Child,
     out: Receiver<String>,
@@ -120,7 +120,7 @@ impl Tail {
 
 impl Drop for Tail {
     fn drop(&mut self) {
-        // Both fail when it has ended already.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -139,7 +139,7 @@ fn lines_of(pipe: impl std::io::Read + Send + 'static) -> Receiver<String> {
 }
 
 #[test]
-fn a_tail_prints_each_decision_once_also_across_a_restart() {
+fn a_tail_prints_each_decision_once_even_across_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     decide(&dev, &denied());
@@ -151,7 +151,7 @@ fn a_tail_prints_each_decision_once_also_across_a_restart() {
     }
     dev.kill();
     tail.says("waiting for the server: ");
-    // Another port: it is found again by its data directory.
+    // The restarted server has another port, which the data directory names.
     let dev = Dev::start(dir.path());
     let third = decide(&dev, &denied());
     tail.says("the server answers again");
@@ -167,7 +167,7 @@ fn a_tail_prints_each_decision_once_also_across_a_restart() {
 }
 
 #[test]
-fn a_tail_whose_reader_goes_away_ends_and_one_without_a_server_does_not_begin() {
+fn a_tail_ends_when_its_pipe_closes_and_does_not_start_without_a_server() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let mut command = dev.client(&["decisions", "tail"]);
@@ -184,7 +184,7 @@ fn a_tail_whose_reader_goes_away_ends_and_one_without_a_server_does_not_begin() 
     assert!(refused.code == 1 && refused.err.contains("cannot reach"), "{}", refused.err);
 }
 
-/// A server with a log that its checkpoints cover wholly, and the log as it was downloaded.
+/// A server whose log is completely covered by checkpoints, and the downloaded log.
 pub(crate) struct Exported {
     pub(crate) dev: Dev,
     pub(crate) file: PathBuf,
@@ -211,7 +211,7 @@ impl Exported {
         std::fs::read_to_string(&self.file).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// Verifies other lines in its place, without a server.
+    /// Verifies the given lines offline.
     fn verify(&self, lines: &[String]) -> Ended {
         let file = self.file.with_extension("other");
         std::fs::write(&file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
@@ -219,7 +219,7 @@ impl Exported {
     }
 }
 
-/// Where no server can be found: the working directory and the environment have none.
+/// Without a server: neither the working directory nor the environment names one.
 pub(crate) fn offline(file: &Path, keys: &Path, more: &[&str]) -> Ended {
     let mut command = stage0(&["decisions", "verify", "--data-dir", "/nonexistent", "--file"]);
     ended(command.arg(file).arg("--keys").arg(keys).args(more))
@@ -238,7 +238,7 @@ pub(crate) fn is_decision(line: &str) -> bool {
 }
 
 #[test]
-fn a_log_that_nobody_touched_verifies_here_and_there() {
+fn an_untouched_log_verifies_on_the_server_and_offline() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
     assert_eq!(std::fs::metadata(&log.file).unwrap().permissions().mode() & 0o777, 0o600);
@@ -270,7 +270,7 @@ fn a_log_that_nobody_touched_verifies_here_and_there() {
     assert_eq!(log.dev.ask(&["decisions", "verify", "--keys-from-server", "--file", file]).code, 0);
 
     let again = log.dev.ask(&["decisions", "export", "--out", file]);
-    assert!(again.code == 1 && again.err.contains("cannot make `"), "no file is overwritten: {}", again.err);
+    assert!(again.code == 1 && again.err.contains("cannot create `"), "no file is overwritten: {}", again.err);
     let piped = log.dev.ask(&["decisions", "export", "--out", "-", "--to", "-1h"]);
     assert_eq!((piped.code, piped.out.as_str()), (0, ""), "nothing is that old");
     assert!(piped.err.contains("the export is empty"), "{}", piped.err);
@@ -285,7 +285,7 @@ fn a_log_that_nobody_touched_verifies_here_and_there() {
 }
 
 #[test]
-fn whatever_is_done_to_a_log_is_found() {
+fn every_change_to_a_log_is_found() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
     let whole = log.lines();
@@ -362,7 +362,7 @@ fn other_keys_prove_nothing() {
 }
 
 #[test]
-fn what_was_deleted_on_demand_is_gone_and_the_rest_verifies() {
+fn deleted_decisions_are_gone_and_the_rest_verifies() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
     let refused = log.dev.ask(&["decisions", "delete", "--before", "-0s"]);
@@ -389,7 +389,7 @@ fn what_was_deleted_on_demand_is_gone_and_the_rest_verifies() {
 }
 
 #[test]
-fn pages_that_are_short_or_empty_are_not_the_last() {
+fn short_and_empty_pages_do_not_end_a_list() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     for _ in 0..3 {
@@ -406,7 +406,8 @@ fn pages_that_are_short_or_empty_are_not_the_last() {
     assert_eq!((listed.code, listed.out.lines().count()), (0, 3), "a server that goes in circles ends: {}", listed.err);
 
     let old = json!({"message": "order: is not known to this call", "error": "validation_failed", "request_id": "r",
-        "detail": {"detail": "x", "request_id": "r"}, "errors": [{"path": "order", "code": "unknown", "message": "x"}]});
+        "detail": {"detail": "x", "request_id": "r"},
+        "errors": [{"path": "order", "code": "unknown", "message": "x"}]});
     let old = format!("HTTP/1.1 422 x\r\ncontent-length: {}\r\n\r\n{old}", old.to_string().len());
     let old = ended(&mut Impostor::start(&dev, vec![old]).client(&["decisions", "list"]));
     assert!(old.code == 1 && old.err.contains("--oldest-first"), "a gateway that is older: {}", old.err);
@@ -418,7 +419,7 @@ fn pages_that_are_short_or_empty_are_not_the_last() {
 }
 
 #[test]
-fn asking_wrongly_is_64_and_names_the_flag() {
+fn wrong_arguments_are_exit_code_64_and_name_the_flag() {
     for (wrong, flag) in [
         (&["list", "--from", "yesterday"][..], "--from"),
         (&["list", "--from", "-1h", "--to", "-2h"], "--to"),

@@ -1,4 +1,4 @@
-//! `stage0 dev`: what it leaves on disk, and that it comes back to it.
+//! `stage0 dev`: its files, and a restart on them.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -10,7 +10,8 @@ use crate::harness::{Dev, run, stage0};
 const FILES: [&str; 5] = ["dev.json", "api.key", "operator.key", "tls/ca.key", "tls/server.key"];
 
 fn action() -> Value {
-    json!({"goal": "Read the weekly sales report and summarise it", "success_criteria": ["a summary"], "tools": ["read_file"]})
+    json!({"goal": "Read the weekly sales report and summarise it", "success_criteria": ["a summary"],
+        "tools": ["read_file"]})
 }
 
 fn key(dev: &Dev, name: &str) -> String {
@@ -18,7 +19,7 @@ fn key(dev: &Dev, name: &str) -> String {
 }
 
 #[test]
-fn every_file_with_a_secret_is_its_owners_alone() {
+fn every_file_with_a_secret_is_private() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     for file in FILES {
@@ -38,7 +39,7 @@ fn every_file_with_a_secret_is_its_owners_alone() {
 }
 
 #[test]
-fn it_starts_again_on_the_same_data() {
+fn dev_restarts_on_the_same_data() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let first = (dev.file()["account"].clone(), key(&dev, "api.key"), dev.text("tls/ca.pem"));
@@ -49,7 +50,7 @@ fn it_starts_again_on_the_same_data() {
 }
 
 #[test]
-fn what_a_crash_left_out_is_made_by_the_next_start() {
+fn the_next_start_creates_files_that_a_crash_left_out() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let (account, first) = (dev.file()["account"].clone(), key(&dev, "api.key"));
@@ -61,7 +62,7 @@ fn what_a_crash_left_out_is_made_by_the_next_start() {
         assert_eq!(dev.check(&action(), &[]).code, 0, "{missing}");
         assert_eq!(dev.ask(&["accounts", "list"]).code, 0, "{missing}");
         let (_, log) = dev.stop();
-        assert_eq!(log.contains("one is made"), missing == "api.key", "{log}");
+        assert_eq!(log.contains("one is created"), missing == "api.key", "{log}");
     }
     std::fs::write(dir.path().join("api.key"), first).unwrap();
     let dev = Dev::start(dir.path());
@@ -69,7 +70,7 @@ fn what_a_crash_left_out_is_made_by_the_next_start() {
 }
 
 #[test]
-fn a_key_that_is_refused_is_replaced_and_it_says_so() {
+fn a_revoked_dev_key_is_replaced_with_a_notice() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let old = key(&dev, "api.key");
@@ -81,11 +82,11 @@ fn a_key_that_is_refused_is_replaced_and_it_says_so() {
     assert_ne!(key(&dev, "api.key"), old);
     assert_eq!(dev.check(&action(), &[]).code, 0);
     let (_, log) = dev.stop();
-    assert!(log.contains("a new one takes its place"), "{log}");
+    assert!(log.contains("a new one replaces it"), "{log}");
 }
 
 #[test]
-fn without_any_operators_key_it_does_not_start() {
+fn dev_does_not_start_without_an_operators_key() {
     let dir = tempfile::tempdir().unwrap();
     Dev::start(dir.path()).kill();
     for file in ["dev.json", "operator.key"] {
@@ -94,11 +95,11 @@ fn without_any_operators_key_it_does_not_start() {
     let data_dir = dir.path().to_str().unwrap();
     let ended = run(&["dev", "--listen", "127.0.0.1:0", "--data-dir", data_dir]);
     assert_eq!((ended.code, ended.out.as_str()), (1, ""));
-    assert!(ended.err.contains("holds no operator's key that lives"), "{}", ended.err);
+    assert!(ended.err.contains("holds no active operator's key"), "{}", ended.err);
 }
 
 #[test]
-fn a_second_one_on_the_same_data_does_not_start() {
+fn a_second_dev_on_the_same_data_does_not_start() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Dev::start(dir.path());
     let second = run(&["dev", "--listen", "127.0.0.1:0", "--data-dir", dir.path().to_str().unwrap()]);
@@ -107,7 +108,7 @@ fn a_second_one_on_the_same_data_does_not_start() {
 }
 
 #[test]
-fn a_taken_port_is_one_clear_message() {
+fn a_taken_port_is_one_message() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let dir = tempfile::tempdir().unwrap();
@@ -118,7 +119,7 @@ fn a_taken_port_is_one_clear_message() {
 }
 
 #[test]
-fn a_broken_pack_refuses_the_start_and_names_the_place() {
+fn a_broken_pack_stops_the_start_and_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let packs = dir.path().join("packs");
     std::fs::create_dir_all(packs.join("mine")).unwrap();
@@ -139,7 +140,7 @@ fn a_policy_that_is_not_loaded_cannot_be_active() {
 }
 
 #[test]
-fn the_printed_curl_works_as_it_stands() {
+fn the_printed_curl_command_works() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         return;
     }
@@ -153,7 +154,7 @@ fn the_printed_curl_works_as_it_stands() {
 }
 
 #[test]
-fn a_role_without_its_server_ends_with_one_message() {
+fn a_role_without_nats_ends_with_one_message() {
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut command = stage0(&["audit-export", "--nats", &format!("nats://{nobody}")]);
     let ended = crate::harness::ended(&mut command);

@@ -1,4 +1,4 @@
-//! `stage0 decisions export` and `verify` where the server, or what stands before it, cuts, refuses and repeats.
+//! `stage0 decisions export` and `verify` with a server or proxy that breaks off, refuses and repeats.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use crate::impostor::{End, Impostor, Reply, answer, broken_answer};
 
 const ENDS: [End; 3] = [End::Closed, End::Dropped, End::Reset];
 
-/// A whole export behind a decision, in chunks of a size that fits no line.
+/// The rest of an export after a decision, in chunks that do not end with a line.
 fn exported(log: &[String], after: Option<&str>) -> Vec<u8> {
     let of = |line: &String| serde_json::from_str::<Value>(line).unwrap()["request_id"].as_str().map(str::to_owned);
     let from = after.map_or(0, |after| 1 + log.iter().position(|line| of(line).as_deref() == Some(after)).unwrap());
@@ -48,10 +48,10 @@ fn body_of(code: &str, message: &str) -> Value {
 }
 
 #[test]
-fn wherever_a_download_is_cut_the_export_is_the_log_byte_for_byte() {
+fn an_export_equals_the_log_wherever_the_download_breaks_off() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
-    // As between two decisions of a quiet account.
+    // Marks between two decisions of a quiet account.
     let mut lines = log.lines();
     let marks: Vec<String> = lines.iter().filter(|line| !is_decision(line)).cloned().collect();
     for at in [0, 2] {
@@ -71,7 +71,7 @@ fn wherever_a_download_is_cut_the_export_is_the_log_byte_for_byte() {
             2 => return Reply { bytes: error("503 x", Some(0), &body_of("unavailable", "no log")), end },
             4 => return Reply { bytes: error("429 x", Some(1), &body_of("rate_limited", "two run")), end },
             6 => return Reply { bytes: error("502 x", None, &json!("<html>")), end },
-            // In the head, in the length of a chunk, in a line, at the end of one.
+            // The cut is in the head, in the length of a chunk, in a line, or at the end of a line.
             5 => bytes.truncate(20),
             7 => bytes.truncate(bytes.len() - 3),
             _ if turn < 14 => bytes.truncate(100 + turn * 211),
@@ -85,14 +85,14 @@ fn wherever_a_download_is_cut_the_export_is_the_log_byte_for_byte() {
     assert_eq!(done.code, 0, "{}", done.err);
     assert_eq!(std::fs::read_to_string(&file).unwrap(), whole);
     assert!(done.out.contains("in ") && done.out.contains(" parts"), "{}", done.out);
-    assert!(done.err.contains("; goes on ") && done.err.contains("the server answers 429: two run"), "{}", done.err);
+    assert!(done.err.contains("; continues ") && done.err.contains("the server answers 429: two run"), "{}", done.err);
     let asked = std::mem::take(&mut *asked.lock().unwrap());
     assert!(asked.len() > 7 && asked[0].0.is_none() && asked.last().unwrap().0.is_some(), "{asked:?}");
     assert!(asked.iter().all(|(_, from, to)| from == &asked[0].1 && to == &asked[0].2 && from.is_some()), "{asked:?}");
 }
 
 #[test]
-fn a_pipe_gets_each_line_once_and_whole_and_the_export_verifies() {
+fn an_export_to_a_pipe_has_each_line_once_and_verifies() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
     let (lines, mut turn) = (log.lines(), 0);
@@ -120,7 +120,7 @@ fn a_pipe_gets_each_line_once_and_whole_and_the_export_verifies() {
 }
 
 #[test]
-fn a_gateway_that_cannot_resume_is_named_and_nothing_is_left() {
+fn an_older_gateway_that_cannot_resume_is_named_and_no_file_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
     let lines = log.lines();
@@ -143,7 +143,7 @@ fn a_gateway_that_cannot_resume_is_named_and_nothing_is_left() {
 }
 
 #[test]
-fn a_download_whose_last_decision_expired_meanwhile_goes_on_at_its_time() {
+fn a_download_resumes_at_a_time_if_its_last_decision_expired() {
     let dir = tempfile::tempdir().unwrap();
     let log = Exported::of(dir.path());
     let lines = log.lines();
@@ -167,14 +167,14 @@ fn a_download_whose_last_decision_expired_meanwhile_goes_on_at_its_time() {
     let piped = ended(&mut server.client(&["decisions", "export", "--out", "-"]));
     assert_eq!(piped.code, 0, "{}", piped.err);
     assert_eq!(piped.out, std::fs::read_to_string(&log.file).unwrap());
-    assert!(piped.err.contains("has expired meanwhile; goes on from 20"), "{}", piped.err);
+    assert!(piped.err.contains("has expired; continues from 20"), "{}", piped.err);
     let asked = std::mem::take(&mut *asked.lock().unwrap());
     assert!(asked[0] == (None, None) && asked[1].1.is_some(), "{asked:?}");
     assert!(asked[2].0.is_some() && asked[2].1.is_none() && asked.len() == 3, "{asked:?}");
 }
 
 #[test]
-fn a_download_that_never_ends_is_given_up_and_leaves_nothing_behind() {
+fn a_download_without_progress_fails_and_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(&dir.path().join("data"));
     let file = dir.path().join("log.ndjson");
@@ -204,7 +204,7 @@ fn a_download_that_never_ends_is_given_up_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_server_that_verifies_for_others_is_asked_again_when_it_says() {
+fn a_busy_server_is_asked_to_verify_again_after_retry_after() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let busy = String::from_utf8(error("429 x", Some(0), &body_of("rate_limited", "many walks"))).unwrap();
@@ -213,7 +213,7 @@ fn a_server_that_verifies_for_others_is_asked_again_when_it_says() {
     let server = Impostor::start(&dev, vec![busy.clone(), busy, answer(&report.to_string())]);
     let verified = ended(&mut server.client(&["decisions", "verify"]));
     assert!(verified.code == 0 && verified.out.starts_with("OK: "), "{}{}", verified.out, verified.err);
-    assert!(verified.err.contains("many walks (request r); asked again in"), "{}", verified.err);
+    assert!(verified.err.contains("many walks (request r); retried in"), "{}", verified.err);
     let forbidden = String::from_utf8(error("403 x", Some(0), &body_of("scope_missing", "no"))).unwrap();
     let refused = ended(&mut Impostor::start(&dev, vec![forbidden]).client(&["decisions", "verify"]));
     assert!(refused.code == 1 && refused.err.contains("403"), "{}", refused.err);

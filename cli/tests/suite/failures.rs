@@ -1,4 +1,4 @@
-//! What a stranger sees when a role does not start: text, each cause once, and what to type.
+//! The error texts of a role that does not start: each cause once, and what to type.
 
 use std::net::TcpListener;
 
@@ -13,7 +13,7 @@ fn assert_readable(failed: &Ended, parts: &[&str]) {
 }
 
 #[test]
-fn an_address_in_use_and_a_directory_in_use_are_told_with_the_flag() {
+fn an_address_or_directory_in_use_is_reported_with_the_flag() {
     let dir = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -26,7 +26,7 @@ fn an_address_in_use_and_a_directory_in_use_are_told_with_the_flag() {
 }
 
 #[test]
-fn a_broken_pack_is_a_list_of_lines_also_where_the_log_is_json() {
+fn a_broken_pack_is_a_list_of_lines_even_with_a_json_log() {
     let dir = tempfile::tempdir().unwrap();
     let pack = dir.path().join("packs/broken");
     std::fs::create_dir_all(&pack).unwrap();
@@ -35,7 +35,7 @@ fn a_broken_pack_is_a_list_of_lines_also_where_the_log_is_json() {
         let mut command = stage0(&["dev", "--listen", "127.0.0.1:0", "--log-format", format]);
         let failed = ended(command.arg("--policies").arg(dir.path().join("packs")).arg("--data-dir").arg(dir.path()));
         assert_readable(&failed, &["\n  pack.toml"]);
-        let logged = failed.err.lines().filter(|line| line.contains("\"cannot go on\"")).count();
+        let logged = failed.err.lines().filter(|line| line.contains("\"role failed\"")).count();
         assert_eq!(logged, usize::from(format == "json"), "programs get one event: {}", failed.err);
     }
 }

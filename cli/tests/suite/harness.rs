@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// What one run of the binary came to.
+/// The result of a run of the binary.
 pub(crate) struct Ended {
     pub(crate) code: i32,
     pub(crate) out: String,
     pub(crate) err: String,
 }
 
-/// The binary without the settings of whoever runs the tests.
+/// The binary, without the `STAGE0_…` variables of the environment.
 pub(crate) fn stage0(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stage0"));
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"STAGE0_")) {
@@ -25,18 +25,18 @@ pub(crate) fn stage0(arguments: &[&str]) -> Command {
     command
 }
 
-/// Writes a file that holds a secret: for its owner alone.
+/// Writes a file with mode 0600.
 pub(crate) fn write_secret(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     allow(path, 0o600);
 }
 
-/// Gives a file this mode.
+/// Sets the mode of a file.
 pub(crate) fn allow(path: &Path, mode: u32) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Asks again until it holds, within a time that no machine needs.
+/// Polls until the condition holds; the timeout is longer than any machine needs.
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
@@ -45,7 +45,7 @@ pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs it to its end.
+/// Runs the command to its end.
 pub(crate) fn run(arguments: &[&str]) -> Ended {
     ended(&mut stage0(arguments))
 }
@@ -56,11 +56,11 @@ pub(crate) fn ended(command: &mut Command) -> Ended {
     Ended { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-/// Runs it with `input` on standard input.
+/// Runs the command with `input` on standard input.
 pub(crate) fn run_with_input(command: &mut Command, input: &str) -> Ended {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().unwrap();
-    // A process that refuses its settings never reads.
+    // The write fails if the process ends without reading.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -79,7 +79,7 @@ impl Dev {
         Self::start_with(data_dir, &[])
     }
 
-    /// Returns when its banner is complete, which is when it can be asked.
+    /// Returns when the banner is complete: then the server is ready.
     pub(crate) fn start_with(data_dir: &Path, more: &[&str]) -> Self {
         Self::start_as(data_dir, |mut command| {
             command.args(more);
@@ -87,7 +87,7 @@ impl Dev {
         })
     }
 
-    /// Starts another command that comes of the usual one.
+    /// Starts a variant of the usual command.
     pub(crate) fn start_as(data_dir: &Path, change: impl FnOnce(Command) -> Command) -> Self {
         let mut command = stage0(&["dev", "--listen", "127.0.0.1:0", "--data-dir"]);
         command.arg(data_dir);
@@ -105,7 +105,7 @@ impl Dev {
         Self { child, data_dir: data_dir.to_owned(), banner }
     }
 
-    /// A client command that finds this server.
+    /// A client command for this server.
     pub(crate) fn client(&self, arguments: &[&str]) -> Command {
         let mut command = stage0(arguments);
         command.arg("--data-dir").arg(&self.data_dir).args(["--timeout", "30"]);
@@ -130,7 +130,7 @@ impl Dev {
         std::fs::read_to_string(self.data_dir.join(name)).unwrap()
     }
 
-    /// Asks it to stop, as a service manager would; its log comes with it.
+    /// Stops the process by SIGTERM and returns its log.
     pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -139,7 +139,7 @@ impl Dev {
         (self.child.wait().unwrap(), log)
     }
 
-    /// Ends it as a crash would.
+    /// Kills the process.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -148,7 +148,7 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        // Both fail when it has ended already.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! A server with a dev server's certificate that answers what a test says, byte by byte: what no good server does.
+//! A misbehaving server: it has a dev server's certificate and answers with the bytes that a test gives.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -19,25 +19,25 @@ pub(crate) struct Impostor<'d> {
     address: SocketAddr,
 }
 
-/// What is sent, and how the connection ends behind it.
+/// The bytes of an answer, and the end of the connection after it.
 pub(crate) struct Reply {
     pub(crate) bytes: Vec<u8>,
     pub(crate) end: End,
 }
 
-/// How a connection ends.
+/// The end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
-    /// As a server ends it.
+    /// Closed by the server.
     Closed,
-    /// As a process that is killed ends it: TLS has no end.
+    /// Closed without a TLS close, as by a killed process.
     Dropped,
-    /// As a balancer or a firewall ends it.
+    /// Reset, as by a balancer or a firewall.
     Reset,
 }
 
 impl<'d> Impostor<'d> {
-    /// The first answer to the first request, and so on; the last one to all that follow. A connection is cut behind its answer.
+    /// Gives the answers in order, and the last one to all further requests.
     pub(crate) fn start(dev: &'d Dev, answers: Vec<String>) -> Self {
         let mut answers = answers.into_iter().peekable();
         let mut answer = String::new();
@@ -49,26 +49,26 @@ impl<'d> Impostor<'d> {
         })
     }
 
-    /// Answers by the first line of each request.
+    /// Chooses the answer by the first line of each request.
     pub(crate) fn judging(dev: &'d Dev, mut judge: impl FnMut(&str) -> Reply + Send + 'static) -> Self {
         let config = Arc::new(config(&dev.data_dir.join("tls")));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                // A client that goes away is the test's business.
+                // A client may close the connection: the test decides whether that is right.
                 let _ = serve(stream.unwrap(), Arc::clone(&config), &mut judge);
             }
         });
         Self { dev, address }
     }
 
-    /// A client command that asks it, with the key of the dev server.
+    /// A client command for this server, with the dev server's key.
     pub(crate) fn client(&self, arguments: &[&str]) -> Command {
         self.client_with_timeout(arguments, "30")
     }
 
-    /// As [`Impostor::client`], with the seconds after which it gives up.
+    /// As [`Impostor::client`], with a timeout in seconds.
     pub(crate) fn client_with_timeout(&self, arguments: &[&str], timeout: &str) -> Command {
         let mut command = stage0(arguments);
         command.arg("--url").arg(format!("https://{}", self.address));
@@ -78,7 +78,7 @@ impl<'d> Impostor<'d> {
     }
 }
 
-/// A whole answer.
+/// A complete answer.
 pub(crate) fn answer(body: &str) -> String {
     format!(
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -86,7 +86,7 @@ pub(crate) fn answer(body: &str) -> String {
     )
 }
 
-/// An answer in pieces whose end never comes.
+/// A chunked answer without an end.
 pub(crate) fn broken_answer(piece: &str) -> String {
     format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{piece}\r\n", piece.len())
 }

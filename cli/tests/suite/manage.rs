@@ -12,7 +12,7 @@ fn json_of(text: &str) -> Value {
 }
 
 #[test]
-fn a_key_lives_from_its_making_to_its_revocation() {
+fn a_key_works_until_it_is_revoked() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let action =
@@ -28,7 +28,7 @@ fn a_key_lives_from_its_making_to_its_revocation() {
 
     let again = dev.ask(&["keys", "create", "--name", "ci", "--scope", "check", "--out", path]);
     assert_eq!(again.code, 1);
-    assert!(again.err.contains("cannot make `"), "{}", again.err);
+    assert!(again.err.contains("cannot create `"), "{}", again.err);
     let listed = json_of(&dev.ask(&["keys", "list", "--json"]).out);
     assert_eq!(listed["items"].as_array().unwrap().len(), 2, "no key was made without a place");
 
@@ -41,11 +41,15 @@ fn a_key_lives_from_its_making_to_its_revocation() {
     let replaced = rotated["id"].as_str().unwrap();
     let dead = dev.ask(&["keys", "rotate", replaced]);
     assert_eq!(dead.code, 0, "{}", dead.err);
-    assert!(dead.out.contains(&format!("The old key {replaced} is dead from now on")), "{}", dead.out);
+    assert!(dead.out.contains(&format!("The old key {replaced} no longer works")), "{}", dead.out);
     let third = dead.out.lines().find_map(|line| line.strip_prefix("id ")).unwrap().trim().to_owned();
     let filed = dir.path().join("third.key");
     let silent = dev.ask(&["keys", "rotate", &third, "--out", filed.to_str().unwrap()]);
-    assert!(silent.err.contains(&format!("{third} is dead")) && silent.out.lines().count() == 1, "{}", silent.err);
+    assert!(
+        silent.err.contains(&format!("{third} no longer works")) && silent.out.lines().count() == 1,
+        "{}",
+        silent.err
+    );
 
     let revoked = json_of(&dev.ask(&["keys", "revoke", &id, "--json"]).out);
     assert_eq!(revoked, json!({"id": id, "revoked": true}));
@@ -56,9 +60,9 @@ fn a_key_lives_from_its_making_to_its_revocation() {
     assert!(cells[5].trim().starts_with("20"), "it shows when it was revoked: {row}");
 }
 
-/// What servers say that this one does not say yet, or not any more.
+/// Members that other versions of the server send.
 #[test]
-fn a_list_of_keys_shows_when_each_was_used_and_its_json_loses_nothing() {
+fn a_list_of_keys_shows_the_last_use_and_its_json_is_complete() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let key = |id: &str, more: Value| {
@@ -81,7 +85,7 @@ fn a_list_of_keys_shows_when_each_was_used_and_its_json_loses_nothing() {
 }
 
 #[test]
-fn an_operator_gives_another_account_its_first_key() {
+fn an_operator_creates_the_first_key_of_an_account() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let account = json_of(&dev.ask(&["accounts", "create", "--name", "Payments", "--plan", "free", "--json"]).out);
@@ -109,7 +113,7 @@ fn an_operator_gives_another_account_its_first_key() {
 }
 
 #[test]
-fn a_refusal_is_told_in_the_servers_words() {
+fn a_refusal_quotes_the_server() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let unknown = dev.ask(&["keys", "revoke", "nobody"]);

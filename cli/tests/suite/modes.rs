@@ -1,4 +1,4 @@
-//! Who else may read what is written, and which secrets are not taken because others may read them.
+//! File modes: files that commands create, and secrets that are refused because others can read them.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::harness::{Dev, allow, ended, run_with_input, stage0, write_secret};
 
-/// The same command where the shell takes no right away from what is made.
+/// The same command under `umask 000`.
 fn under_umask_000(command: &Command) -> Command {
     let mut shell = Command::new("/bin/sh");
     shell.args(["-c", "umask 000; exec \"$@\"", "sh"]).arg(command.get_program()).args(command.get_args());
@@ -21,7 +21,7 @@ fn under_umask_000(command: &Command) -> Command {
     shell
 }
 
-/// What of a directory, itself included, anybody but its owner may read, write or enter.
+/// The files of a directory, itself included, on which others have any right.
 fn open_to_others(dir: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_owned()];
@@ -39,7 +39,7 @@ fn open_to_others(dir: &Path) -> Vec<(PathBuf, String)> {
 }
 
 #[test]
-fn whatever_the_umask_is_all_that_is_written_is_its_owners_alone() {
+fn files_are_private_whatever_the_umask() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("deep/data");
     let dev = Dev::start_as(&data, |command| under_umask_000(&command));
@@ -65,7 +65,7 @@ fn whatever_the_umask_is_all_that_is_written_is_its_owners_alone() {
 }
 
 #[test]
-fn a_key_file_that_others_may_read_is_not_used_and_what_to_type_is_told() {
+fn a_key_file_that_others_can_read_is_refused_with_the_chmod_command() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(&dir.path().join("data"));
     let file = dir.path().join("my.key");
@@ -99,7 +99,7 @@ fn a_key_file_that_others_may_read_is_not_used_and_what_to_type_is_told() {
 }
 
 #[test]
-fn a_role_refuses_each_secret_that_others_may_read_among_its_other_mistakes() {
+fn secrets_that_others_can_read_are_listed_with_the_other_mistakes() {
     let dir = tempfile::tempdir().unwrap();
     let file = |name: &str| {
         let path = dir.path().join(name);
@@ -138,7 +138,7 @@ fn a_role_refuses_each_secret_that_others_may_read_among_its_other_mistakes() {
 }
 
 #[test]
-fn the_keystore_takes_back_what_others_may_do_with_its_files() {
+fn the_keystore_removes_the_rights_of_others_on_its_files() {
     let dir = tempfile::tempdir().unwrap();
     Dev::start(dir.path()).kill();
     for file in ["signing.key", "secrets.key", "operator.key", "journal"] {
@@ -152,7 +152,7 @@ fn the_keystore_takes_back_what_others_may_do_with_its_files() {
 }
 
 #[test]
-fn answers_without_a_record_are_announced_at_the_start_and_by_status() {
+fn best_effort_audit_is_reported_at_the_start_and_by_status() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start_with(dir.path(), &["--audit", "best-effort"]);
     let status = dev.ask(&["status"]);

@@ -1,4 +1,4 @@
-//! `stage0 nats-keys` and the settings of message keys: what is made, what is refused, and what it says.
+//! `stage0 nats-keys` and the settings for message keys.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -9,7 +9,7 @@ fn nats_keys(command: &str, dir: &Path, more: &[&str]) -> Ended {
     run(&[&["nats-keys", command, "--dir", dir.to_str().unwrap()], more].concat())
 }
 
-/// Refused before anything is connected to.
+/// Refused before any connection is made.
 fn keystore(keys: &Path, more: &[&str]) -> Ended {
     let data = keys.with_file_name("data");
     let own = ["keystore", "--nats", "nats://127.0.0.1:1", "--data-dir", data.to_str().unwrap()];
@@ -17,7 +17,7 @@ fn keystore(keys: &Path, more: &[&str]) -> Ended {
 }
 
 #[test]
-fn keys_are_made_once_and_replaced_in_three_steps() {
+fn message_keys_are_created_once_and_rotated_in_three_steps() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("keys");
     let made = nats_keys("create", &dir, &[]);
@@ -37,7 +37,7 @@ fn keys_are_made_once_and_replaced_in_three_steps() {
 }
 
 #[test]
-fn nats_config_makes_keys_beside_what_it_prints() {
+fn nats_config_also_creates_message_keys() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("keys");
     let printed = run(&["nats-config", "--keys-dir", dir.to_str().unwrap()]);
@@ -49,7 +49,7 @@ fn nats_config_makes_keys_beside_what_it_prints() {
 }
 
 #[test]
-fn a_file_that_is_of_no_use_is_a_mistake_in_the_settings_and_says_which() {
+fn an_unusable_message_key_file_is_a_mistake_in_the_settings() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("keys");
     assert_eq!(nats_keys("create", &dir, &[]).code, 0);

@@ -1,4 +1,4 @@
-//! `stage0 policy`: what a pack's author is told, without a server.
+//! `stage0 policy`: the output for pack authors, without a server.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ fn baseline() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/baseline")
 }
 
-/// A copy of the baseline to break.
+/// A copy of the baseline that a test may change.
 fn copy() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for entry in std::fs::read_dir(baseline()).unwrap() {
@@ -55,7 +55,7 @@ fn a_broken_pack_is_refused_with_file_and_line() {
 }
 
 #[test]
-fn a_pack_that_is_nested_too_deep_is_refused_and_ends_nothing() {
+fn a_pack_that_is_nested_too_deep_is_refused() {
     let dir = copy();
     let deep = format!("{}context.goal_vague{} &&", "(".repeat(20_000), ")".repeat(20_000));
     change(dir.path(), "value.cedar", "context.goal_vague &&", &deep);
@@ -71,7 +71,7 @@ fn a_pack_that_is_nested_too_deep_is_refused_and_ends_nothing() {
 }
 
 #[test]
-fn what_validate_refuses_is_refused_by_test_too() {
+fn policy_test_refuses_what_validate_refuses() {
     let dir = copy();
     let path = dir.path().join("value.cedar");
     let text = std::fs::read_to_string(&path).unwrap();
@@ -102,7 +102,7 @@ fn what_validate_refuses_is_refused_by_test_too() {
 }
 
 #[test]
-fn a_failing_case_is_shown_with_what_it_expected_and_what_it_got() {
+fn a_failing_case_shows_the_expected_and_the_actual_result() {
     let dir = copy();
     change(dir.path(), "cases.json", r#""expect": ["ALLOW"]"#, r#""expect": ["DENY"]"#);
     let failed = policy("test", dir.path());
@@ -131,18 +131,18 @@ fn an_explanation_shows_facts_rules_and_verdict() {
 }
 
 #[test]
-fn an_action_that_is_no_request_is_not_explained() {
+fn an_invalid_action_is_not_explained() {
     let told = run_with_input(&mut stage0(&["policy", "explain", "baseline", "-"]), r#"{"goal": " ", "tools": 7}"#);
     assert_eq!((told.code, told.out.as_str()), (1, ""));
     assert!(told.err.contains("goal") && told.err.contains("tools"), "{}", told.err);
 }
 
 #[test]
-fn the_page_of_the_guide_shows_the_words_of_the_baseline() {
-    let shown = std::fs::read_to_string(baseline().join("../../gateway/assets/vocabulary.html")).unwrap();
-    let printed = ended(&mut stage0(&["policy", "vocabulary", "--html"]));
+fn the_vocabulary_page_shows_the_words_of_the_baseline() {
+    let shown = std::fs::read_to_string(baseline().join("../../docs/vocabulary.md")).unwrap();
+    let printed = ended(&mut stage0(&["policy", "vocabulary", "--markdown"]));
     assert_eq!(printed.code, 0, "{}", printed.err);
-    assert!(shown == printed.out, "run `stage0 policy vocabulary --html > gateway/assets/vocabulary.html`");
+    assert!(shown == printed.out, "run `stage0 policy vocabulary --markdown > docs/vocabulary.md`");
     let json = ended(stage0(&["policy", "vocabulary", "--json"]).arg(baseline()));
     let words: Value = serde_json::from_str(&json.out).unwrap();
     for member in ["edition", "classes", "sensitive_tools", "constraint_forms", "context", "codes", "side_effects"] {

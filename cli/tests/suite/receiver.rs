@@ -1,4 +1,4 @@
-//! A webhook's receiver: plain HTTP on a free port, which answers what the test says and keeps what it was sent.
+//! A test receiver of webhooks: plain HTTP on a free port, with the status that the test sets.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// One event.
+/// A received event.
 pub(crate) struct Event {
     pub(crate) path: String,
     pub(crate) body: Value,
@@ -31,7 +31,7 @@ impl Receiver {
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (sender, answered) = (sender.clone(), Arc::clone(&answered));
-                // A connection is kept by its sender, so each has a thread of its own.
+                // Senders keep their connections open, so each connection has a thread.
                 std::thread::spawn(move || serve(stream.unwrap(), &answered, &sender));
             }
         });
@@ -42,18 +42,18 @@ impl Receiver {
         format!("http://{}{path}", self.address)
     }
 
-    /// What it answers from now on.
+    /// Sets the status of further answers.
     pub(crate) fn answer(&self, status: u16) {
         self.status.store(status, Ordering::SeqCst);
     }
 
-    /// The next event, within a time that no machine needs.
+    /// The next event; the timeout is longer than any machine needs.
     pub(crate) fn next(&self) -> Event {
         self.events.recv_timeout(Duration::from_secs(60)).unwrap()
     }
 }
 
-/// Ends when the sender goes away.
+/// Serves until the sender closes the connection.
 fn serve(stream: TcpStream, status: &AtomicU16, events: &Sender<Event>) -> Option<()> {
     let mut reader = BufReader::new(stream);
     loop {
@@ -73,7 +73,7 @@ fn serve(stream: TcpStream, status: &AtomicU16, events: &Sender<Event>) -> Optio
         let mut body = vec![0; length?];
         reader.read_exact(&mut body).ok()?;
         let path = head.first()?.split(' ').nth(1)?.to_owned();
-        // Before the answer: whoever sees the answer finds the event.
+        // Recorded before the answer, so that the event is there when the sender has its answer.
         events.send(Event { path, body: serde_json::from_slice(&body).ok()? }).ok()?;
         let status = status.load(Ordering::SeqCst);
         write!(reader.get_mut(), "HTTP/1.1 {status} X\r\ncontent-length: 0\r\n\r\n").ok()?;

@@ -1,4 +1,4 @@
-//! `stage0 receiver`: the real binary over real HTTPS, with deliveries that are signed by the library of the Standard Webhooks project.
+//! `stage0 receiver` over HTTPS, with deliveries signed by the library of the Standard Webhooks project.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -44,7 +44,7 @@ fn command(dir: &Path, tls: &TlsFiles) -> Command {
 }
 
 impl Receiving {
-    /// With these secrets in its file; without any there is no file.
+    /// Writes the secrets to the secret file; without secrets there is no file.
     fn start(dir: &Path, secrets: &[&str]) -> Self {
         let (tls, ca) = dev_tls(&dir.join("tls")).unwrap();
         let secret_file = dir.join("hook.secret");
@@ -80,7 +80,7 @@ impl Receiving {
         self.status(self.request(delivery))
     }
 
-    /// The next line, without its time.
+    /// The next line of standard output, without its time.
     fn line(&self) -> String {
         let line = self.lines.recv_timeout(Duration::from_secs(60)).unwrap();
         let (time, rest) = line.split_once("  ").unwrap();
@@ -95,7 +95,7 @@ impl Receiving {
         serde_json::from_str(&answer).unwrap()
     }
 
-    /// Asks it to stop; its log, and the lines that nobody asked for.
+    /// Stops the process. Returns its status, its log, and the lines that were not read.
     fn stop(mut self) -> (ExitStatus, String, Vec<String>) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -107,7 +107,7 @@ impl Receiving {
 
 impl Drop for Receiving {
     fn drop(&mut self) {
-        // Both fail when it has ended already.
+        // Both fail if the process has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -122,7 +122,8 @@ fn signed(id: &str, body: &Value, secret: &str, at: i64) -> Delivery {
 fn decision(sequence: u64) -> Value {
     json!({"type": "decision.recorded", "timestamp": "2026-01-02T00:00:01.25Z", "data": {
         "account": "acc_1", "request_id": format!("request-{sequence}"), "verdict": "DENY", "decision": "NO_GO",
-        "environment": "production", "issues": [{"code": "SIDE_EFFECTS_NEED_GUARDRAILS"}], "evaluated_at": 1_767_312_001,
+        "environment": "production", "issues": [{"code": "SIDE_EFFECTS_NEED_GUARDRAILS"}],
+        "evaluated_at": 1_767_312_001,
         "recorded_at": "2026-01-02T00:00:01.25Z", "sequence": sequence}})
 }
 
@@ -131,7 +132,7 @@ fn good(sequence: u64) -> Delivery {
 }
 
 #[test]
-fn a_good_signature_is_204_a_line_and_a_row_on_the_page() {
+fn a_valid_delivery_is_204_a_line_and_a_row_on_the_page() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET]);
     assert_eq!(receiving.deliver(&good(41)), 204);
@@ -154,7 +155,7 @@ fn a_good_signature_is_204_a_line_and_a_row_on_the_page() {
 }
 
 #[test]
-fn what_is_not_verified_is_401_and_nothing_of_it_is_shown() {
+fn an_unverified_delivery_is_401_and_not_shown() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET]);
     let now = Timestamp::now().as_second();
@@ -184,7 +185,7 @@ fn what_is_not_verified_is_401_and_nothing_of_it_is_shown() {
 }
 
 #[test]
-fn until_there_is_a_secret_deliveries_are_told_to_come_again() {
+fn without_a_secret_deliveries_are_503() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[]);
     assert_eq!(receiving.deliver(&good(1)), 503);
@@ -203,7 +204,7 @@ fn until_there_is_a_secret_deliveries_are_told_to_come_again() {
 }
 
 #[test]
-fn during_a_rotation_both_secrets_count_and_afterwards_one() {
+fn both_secrets_are_valid_during_a_rotation() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET, OTHER]);
     let by_other = |sequence| signed("dec_o", &decision(sequence), OTHER, Timestamp::now().as_second());
@@ -213,7 +214,7 @@ fn during_a_rotation_both_secrets_count_and_afterwards_one() {
 }
 
 #[test]
-fn a_repeated_id_is_told_and_counted_once_and_what_is_missing_is_counted() {
+fn repeated_and_missing_events_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET]);
     for sequence in [1, 1, 4, 2] {
@@ -229,7 +230,7 @@ fn a_repeated_id_is_told_and_counted_once_and_what_is_missing_is_counted() {
 }
 
 #[test]
-fn hostile_text_of_an_event_reaches_neither_terminal_nor_page_as_more_than_text() {
+fn hostile_text_in_an_event_stays_text_on_terminal_and_page() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET]);
     let mut event = decision(1);
@@ -255,7 +256,7 @@ fn hostile_text_of_an_event_reaches_neither_terminal_nor_page_as_more_than_text(
 }
 
 #[test]
-fn what_is_no_delivery_gets_the_status_that_says_so() {
+fn requests_that_are_no_deliveries_get_their_status_codes() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[SECRET]);
     assert_eq!(receiving.status(receiving.client.get(&receiving.url)), 405);
@@ -274,7 +275,7 @@ fn what_is_no_delivery_gets_the_status_that_says_so() {
 }
 
 #[test]
-fn a_start_that_cannot_be_says_why_and_wrong_settings_are_64() {
+fn a_failed_start_says_why_and_wrong_settings_are_exit_code_64() {
     let dir = tempfile::tempdir().unwrap();
     let (tls, _) = dev_tls(&dir.path().join("tls")).unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -302,7 +303,7 @@ fn a_start_that_cannot_be_says_why_and_wrong_settings_are_64() {
 }
 
 #[test]
-fn what_a_dev_server_decides_arrives_here() {
+fn decisions_of_a_dev_server_arrive_at_the_receiver() {
     let dir = tempfile::tempdir().unwrap();
     let receiving = Receiving::start(dir.path(), &[]);
     let ca = dir.path().join("tls/ca.pem");

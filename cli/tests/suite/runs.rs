@@ -1,4 +1,4 @@
-//! `stage0 runs` and `stage0 usage`: what a server remembers and counts.
+//! `stage0 runs` and `stage0 usage` against a running server.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Settings: where they come from, and what is said when they are wrong.
+//! The settings: their sources and precedence, and the mistakes that are reported.
 
 use crate::harness::{ended, run, stage0};
 
@@ -23,7 +23,7 @@ fn every_mistake_is_listed_at_once_with_its_origin_and_without_secrets() {
         format!("`workers` in {file}: must be a whole number from 1 to 1024, not `many`"),
         format!("`body-timeout-ms` in {file}: must be"),
         "`nats-user`: is needed beside `nats-password` (--nats-user NAME, or STAGE0_NATS_USER)".to_owned(),
-        "`tls-cert`: and `tls-key` are required, or `tls-dev-dir`".to_owned(),
+        "`tls-cert`: is required with `tls-key`, or else `tls-dev-dir`".to_owned(),
     ] {
         assert!(ended.err.contains(&format!("  {line}")), "{line}\n{}", ended.err);
     }
@@ -31,7 +31,7 @@ fn every_mistake_is_listed_at_once_with_its_origin_and_without_secrets() {
 }
 
 #[test]
-fn what_is_missing_says_how_to_give_it() {
+fn a_missing_setting_is_reported_with_how_to_give_it() {
     let ended = run(&["keystore"]);
     assert_eq!(ended.code, 64);
     assert!(ended.err.contains("`nats`: is required (--nats URL, or STAGE0_NATS)"), "{}", ended.err);
@@ -39,7 +39,7 @@ fn what_is_missing_says_how_to_give_it() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_or_is_not_toml_is_one_of_the_mistakes() {
+fn an_unreadable_or_invalid_file_is_one_of_the_mistakes() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("missing.toml");
     let gone = ended(stage0(&["dev", "--listen", "x", "--config"]).arg(&missing));
@@ -53,7 +53,7 @@ fn a_file_that_cannot_be_read_or_is_not_toml_is_one_of_the_mistakes() {
 }
 
 #[test]
-fn what_is_wrong_with_limits_proxies_and_plans_is_among_the_mistakes() {
+fn mistakes_in_limits_proxies_and_plans_are_listed_with_the_others() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("plans.toml");
     std::fs::write(&file, "[free]\ndaily = 0\n[pro]\nhourly = 3\n[gold]\n").unwrap();
@@ -65,7 +65,8 @@ fn what_is_wrong_with_limits_proxies_and_plans_is_among_the_mistakes() {
     for part in [
         "--quotas-on-failure: must be `closed` or `open`",
         "--trusted-proxies: ",
-        "--proxy-protocol-from: must hold only addresses, and networks without host bits such as `10.0.0.0/8` (wrong: `10.0.0.1/8`)",
+        "--proxy-protocol-from: must hold only addresses, and networks without host bits such as `10.0.0.0/8` \
+         (wrong: `10.0.0.1/8`)",
         "10.0.0.0/99",
         "nobody",
         "--runs-kept-seconds: must be a whole number from 1",
@@ -100,7 +101,7 @@ fn a_flag_comes_before_a_variable_and_that_before_the_file() {
 }
 
 #[test]
-fn the_tests_own_variables_are_no_mistake() {
+fn variables_of_the_tests_are_no_mistake() {
     let mut command = stage0(&["dev", "--listen", "x"]);
     command.env("STAGE0_TEST_NATS_SERVER", "x").env("STAGE0_BIN", "x").env("STAGE0_CRASH_ROUNDS", "x");
     assert!(!ended(&mut command).err.contains("is not a setting"));
@@ -145,7 +146,7 @@ fn variables_of_client_libraries_are_named_once_and_ignored() {
 }
 
 #[test]
-fn what_only_looks_like_ours_stops_a_server_and_a_command_with_the_near_name() {
+fn an_unknown_variable_stops_a_server_and_a_command_with_the_near_name() {
     for command in [&["dev"][..], &["usage"], &["check", "-"]] {
         let ended = ended(stage0(command).env("STAGE0_LITSEN", "127.0.0.1:0").env("STAGE0_DRY_RUN", "true"));
         assert_eq!(ended.code, if command[0] == "check" { 3 } else { 64 }, "{}", ended.err);
@@ -160,7 +161,7 @@ fn what_only_looks_like_ours_stops_a_server_and_a_command_with_the_near_name() {
 }
 
 #[test]
-fn commands_take_the_url_of_client_libraries_behind_their_own() {
+fn commands_use_the_url_of_client_libraries_after_their_own() {
     let key = "s0_0w3ge1r70w3ge1r7_144gj289144gj289144gj289144gj289ka2s328";
     let dir = tempfile::tempdir().unwrap();
     let usage = |variables: &[(&str, &str)], flags: &[&str]| {

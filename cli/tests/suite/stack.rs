@@ -1,4 +1,4 @@
-//! `stage0 stack open`: may run again at every start, whatever was thrown away in between.
+//! `stage0 stack open` may run at every start, whatever was deleted before.
 
 use std::path::Path;
 
@@ -51,7 +51,7 @@ fn endpoints(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn opening_again_keeps_what_is_there_and_mends_what_is_not() {
+fn stack_open_keeps_what_exists_and_repairs_the_rest() {
     let data = tempfile::tempdir().unwrap();
     let dev = Dev::start(&data.path().join("dev"));
     let dir = data.path().join("client");
@@ -73,20 +73,20 @@ fn opening_again_keeps_what_is_there_and_mends_what_is_not() {
         (key.clone(), secret.clone(), endpoint.clone())
     );
 
-    // The receiver's volume was thrown away.
+    // The receiver's volume was deleted.
     std::fs::remove_file(dir.join("webhook.secret")).unwrap();
     assert_eq!(open(&dev, &dir).code, 0);
     assert_eq!(endpoints(&dir), endpoint, "a second endpoint would be signed with a secret that nobody has");
     assert_ne!(read(&dir, "webhook.secret"), secret);
 
-    // Somebody removed the endpoint.
+    // The endpoint was deleted.
     let removed = run(&["webhooks", "delete", &endpoint[0], "--data-dir", dir.to_str().unwrap()]);
     assert_eq!(removed.code, 0, "{}", removed.err);
     assert_eq!(open(&dev, &dir).code, 0);
     let made = endpoints(&dir);
     assert!(made.len() == 1 && made != endpoint);
 
-    // The clients' volume was thrown away.
+    // The clients' volume was deleted.
     std::fs::remove_dir_all(&dir).unwrap();
     assert_eq!(open(&dev, &dir).code, 0);
     assert_eq!(endpoints(&dir), made, "it is the same account");
@@ -94,7 +94,7 @@ fn opening_again_keeps_what_is_there_and_mends_what_is_not() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn stack_names_missing_files() {
     let dir = tempfile::tempdir().unwrap();
     let missing = run(&["stack", "ca", "--dir", dir.path().to_str().unwrap()]);
     assert!(missing.code == 1 && missing.err.contains("is the stack up?"), "{}", missing.err);

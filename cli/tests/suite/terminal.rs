@@ -1,4 +1,4 @@
-//! What a person sees at a terminal, and a program in a pipe. The terminal is util-linux' `script`, which every Debian has.
+//! Output on a terminal and in a pipe. The terminal is `script` of util-linux, which every Debian has.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::harness::Dev;
 
-/// What the command writes to a terminal that is so many columns wide.
+/// The output of the command on a terminal of the given width.
 fn at_terminal(command: &Command, columns: u32, variables: &[(&str, &str)]) -> String {
     let quoted = |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap().replace('\'', r"'\''"));
     let words: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
@@ -23,11 +23,12 @@ fn at_terminal(command: &Command, columns: u32, variables: &[(&str, &str)]) -> S
 }
 
 #[test]
-fn lists_fit_the_terminal_and_verdicts_have_colours_there_alone() {
+fn lists_fit_the_terminal_and_only_terminals_have_colours() {
     let dir = tempfile::tempdir().unwrap();
     let dev = Dev::start(dir.path());
     let denied = json!({"goal": "Deploy the hotfix to production", "success_criteria": ["it runs"],
-        "side_effects": ["deploy"], "environment": "production", "context": {"run_id": "a-run-with-a-long-name-1234567890"}});
+        "side_effects": ["deploy"], "environment": "production",
+        "context": {"run_id": "a-run-with-a-long-name-1234567890"}});
     assert_eq!(dev.check(&denied, &[]).code, 1);
     let list = dev.client(&["decisions", "list", "--oldest-first"]);
 

@@ -17,7 +17,8 @@ fn start(dir: &std::path::Path) -> Dev {
 }
 
 fn denied() -> Value {
-    json!({"goal": "Deploy the hotfix to production", "success_criteria": ["it runs"], "side_effects": ["deploy"], "context": {}})
+    json!({"goal": "Deploy the hotfix to production", "success_criteria": ["it runs"], "side_effects": ["deploy"],
+        "context": {}})
 }
 
 fn create(dev: &Dev, url: &str, more: &[&str]) -> String {
@@ -27,7 +28,7 @@ fn create(dev: &Dev, url: &str, more: &[&str]) -> String {
 }
 
 #[test]
-fn an_endpoint_lives_from_its_making_to_its_removal() {
+fn an_endpoint_is_created_changed_and_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let dev = start(dir.path());
     let made = dev.ask(&[
@@ -68,7 +69,7 @@ fn an_endpoint_lives_from_its_making_to_its_removal() {
     assert!(std::fs::read_to_string(&file).unwrap().starts_with("whsec_"));
     assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     let again = dev.ask(&["webhooks", "rotate-secret", &id, "--out", file.to_str().unwrap()]);
-    assert!(again.code == 1 && again.err.contains("cannot make `"), "{}", again.err);
+    assert!(again.code == 1 && again.err.contains("cannot create `"), "{}", again.err);
 
     let deleted = dev.ask(&["webhooks", "delete", &id]);
     assert_eq!((deleted.code, deleted.out), (0, format!("deleted {id}\n")));
@@ -78,7 +79,7 @@ fn an_endpoint_lives_from_its_making_to_its_removal() {
 }
 
 #[test]
-fn what_was_decided_arrives_and_is_sent_again_when_asked() {
+fn decisions_are_delivered_and_replayed() {
     let dir = tempfile::tempdir().unwrap();
     let dev = start(dir.path());
     let receiver = Receiver::start();
@@ -108,7 +109,7 @@ fn what_was_decided_arrives_and_is_sent_again_when_asked() {
 }
 
 #[test]
-fn a_receiver_that_refuses_is_told_with_exit_code_1() {
+fn a_failed_test_delivery_is_exit_code_1() {
     let dir = tempfile::tempdir().unwrap();
     let dev = start(dir.path());
     let receiver = Receiver::start();
@@ -151,7 +152,7 @@ fn an_operator_acts_in_another_account() {
 }
 
 #[test]
-fn an_address_that_cannot_be_leaves_no_file_and_asking_wrongly_is_64() {
+fn a_refused_endpoint_leaves_no_file_and_wrong_arguments_are_exit_code_64() {
     let dir = tempfile::tempdir().unwrap();
     let dev = start(dir.path());
     let file = dir.path().join("never.secret");

@@ -1,17 +1,17 @@
-//! Variables that begin like ours and are none of our settings: those of API clients, and misspelt ones.
+//! Variables named `STAGE0_…` that are no settings: those of API clients, and misspelt ones.
 //!
-//! Owns the list of the client libraries' names, which are warned about and ignored because one environment often serves an agent and this
-//! binary, and the near names for everything else, which stays an error: a misspelt setting must not fall back to its default.
-//! INVARIANT: only names that configure a client are in the list. A name by which a person may try to configure a server
-//! (`STAGE0_HOST`, `STAGE0_DRY_RUN`) is refused, because ignoring it would leave the server open or the data deleted.
+//! Variables of client libraries are ignored with a warning, because one environment often serves an agent and this
+//! binary. Everything else is an error that suggests near names: a misspelt setting must not fall back to its default.
+//! INVARIANT: only names that configure a client are in the list. A name by which a person may try to configure a
+//! server (`STAGE0_HOST`, `STAGE0_DRY_RUN`) is refused: ignoring it would leave the server open or the data deleted.
 
-use super::Setting;
-use super::table::SETTINGS;
+use stage0_runtime::settings::Setting;
 
-/// The client libraries' names for the server's URL, the stronger first. Commands that ask a server take them behind `STAGE0_URL`.
+/// The client libraries' names for the server's URL, in order of precedence. Commands that ask a server use them where
+/// `STAGE0_URL` is not set.
 pub(super) const URL_ALIASES: [&str; 2] = ["BASE_URL", "API_BASE"];
 
-/// What else client libraries read, without `STAGE0_`.
+/// Other variables of client libraries, without `STAGE0_`.
 const CLIENT_NAMES: [&str; 48] = [
     "AGENT_ID",
     "AGENT_NAME",
@@ -87,7 +87,6 @@ const SYNONYMS: [(&str, &str); 20] = [
     ("TOKEN", "api-key"),
 ];
 
-/// Near names that are shown at most.
 const MAX_NEAR: usize = 3;
 
 /// Whether a variable, without `STAGE0_`, is one of the client libraries'.
@@ -95,49 +94,50 @@ pub(super) fn is_clients(name: &str) -> bool {
     CLIENT_NAMES.binary_search(&name).is_ok() || URL_ALIASES.contains(&name)
 }
 
-/// The warning about variables that are ignored, in one line; none when there are none. Values are not shown.
-pub(super) fn warning(ignored: &[String]) -> Option<String> {
-    let named = |name: &String| format!("{name}{}", in_brackets(&near(name, |_| true), Setting::variable));
+/// One line about the variables that are ignored, if there are any. Values are not shown.
+pub(super) fn warning(settings: &[Setting], ignored: &[String]) -> Option<String> {
+    let named = |name: &String| format!("{name}{}", in_brackets(&near(settings, name, |_| true), Setting::variable));
     let names: Vec<String> = ignored.iter().map(named).collect();
     let why = "warning: ignored, because client libraries read them and this program does not";
     (!names.is_empty()).then(|| format!("{why}: {}", names.join(", ")))
 }
 
-/// What is said of a variable that nobody knows.
-pub(super) fn unknown_variable(name: &str) -> String {
-    format!("is not a setting{}", did_you_mean(&near(name, |_| true), Setting::variable))
+/// The mistake about an unknown variable.
+pub(super) fn unknown_variable(settings: &[Setting], name: &str) -> String {
+    format!("is not a setting{}", did_you_mean(&near(settings, name, |_| true), Setting::variable))
 }
 
-/// What is said of a key of a file that nobody knows.
-pub(super) fn unknown_key(key: &str) -> String {
-    format!("is not a setting{}", did_you_mean(&near(key, Setting::in_file), |setting| setting.name.to_owned()))
+/// The mistake about an unknown key of a file.
+pub(super) fn unknown_key(settings: &[Setting], key: &str) -> String {
+    let near = near(settings, key, Setting::in_file);
+    format!("is not a setting{}", did_you_mean(&near, |setting| setting.name.to_owned()))
 }
 
-fn did_you_mean(near: &[&'static Setting], name: impl Fn(&Setting) -> String) -> String {
+fn did_you_mean(near: &[Setting], name: impl Fn(&Setting) -> String) -> String {
     let names: Vec<String> = near.iter().map(|setting| format!("`{}`", name(setting))).collect();
     if names.is_empty() { String::new() } else { format!(" (did you mean {}?)", names.join(" or ")) }
 }
 
-fn in_brackets(near: &[&'static Setting], name: impl Fn(&Setting) -> String) -> String {
+fn in_brackets(near: &[Setting], name: impl Fn(&Setting) -> String) -> String {
     near.first().map_or_else(String::new, |setting| format!(" (here {})", name(setting)))
 }
 
 /// Settings that may have been meant, the likeliest first. `name` is a variable or a key as it was written.
-fn near(name: &str, eligible: impl Fn(&Setting) -> bool) -> Vec<&'static Setting> {
+fn near(settings: &[Setting], name: &str, eligible: impl Fn(&Setting) -> bool) -> Vec<Setting> {
     let name = name.to_ascii_lowercase().replace(['_', '.'], "-");
     let name = name.strip_prefix("stage0-").unwrap_or(&name);
-    // Longer than any setting with its mistakes; the comparison below costs the product of both lengths.
+    // No setting is near so long a name, and the comparison below costs the product of both lengths.
     if name.len() > 64 {
         return Vec::new();
     }
-    let eligible: Vec<&'static Setting> = SETTINGS.iter().copied().filter(|setting| eligible(setting)).collect();
+    let eligible: Vec<Setting> = settings.iter().copied().filter(|setting| eligible(setting)).collect();
     if let Some(setting) = eligible.iter().find(|setting| setting.name == name) {
-        return vec![setting];
+        return vec![*setting];
     }
     let synonym = SYNONYMS.iter().find(|(word, _)| word.to_ascii_lowercase().replace('_', "-") == name);
     let synonym = synonym.and_then(|(_, meant)| eligible.iter().find(|setting| setting.name == *meant));
     if let Some(setting) = synonym {
-        return vec![setting];
+        return vec![*setting];
     }
     let most = (name.len() / 4).clamp(1, 3);
     let distances = eligible.iter().map(|setting| (distance(name, setting.name), *setting));
@@ -151,7 +151,7 @@ fn near(name: &str, eligible: impl Fn(&Setting) -> bool) -> Vec<&'static Setting
     if let Some(setting) = longer.max_by_key(|setting| setting.name.len()) {
         return vec![setting];
     }
-    let parts = |setting: &&Setting| begins(setting.name, name) || ends(setting.name, name);
+    let parts = |setting: &Setting| begins(setting.name, name) || ends(setting.name, name);
     eligible.iter().copied().filter(parts).take(MAX_NEAR).collect()
 }
 
@@ -163,7 +163,7 @@ fn ends(whole: &str, part: &str) -> bool {
     whole.strip_suffix(part).is_some_and(|rest| rest.ends_with('-'))
 }
 
-/// Letters that were added, left out, mistaken or swapped, by bytes: both names are short.
+/// The edit distance, with swapped neighbours as one edit; by bytes, for short names.
 fn distance(from: &str, to: &str) -> usize {
     let (from, to) = (from.as_bytes(), to.as_bytes());
     let mut rows: [Vec<usize>; 2] = [Vec::new(), (0..=to.len()).collect()];
@@ -190,26 +190,27 @@ fn distance(from: &str, to: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::all;
     use super::*;
 
-    fn names(found: &[&'static Setting]) -> Vec<&'static str> {
+    fn names(found: &[Setting]) -> Vec<&'static str> {
         found.iter().map(|setting| setting.name).collect()
     }
 
     #[test]
     fn no_client_name_is_a_setting_and_the_list_can_be_searched() {
         assert!(CLIENT_NAMES.is_sorted() && CLIENT_NAMES.iter().all(|name| !URL_ALIASES.contains(name)));
-        for setting in SETTINGS {
+        for setting in all() {
             let name = setting.variable();
             assert!(!is_clients(name.strip_prefix("STAGE0_").unwrap()), "{name} would be ignored");
         }
         for (_, meant) in SYNONYMS {
-            assert!(SETTINGS.iter().any(|setting| setting.name == meant), "{meant}");
+            assert!(all().iter().any(|setting| setting.name == meant), "{meant}");
         }
     }
 
     #[test]
-    fn a_misspelt_name_is_told_the_right_one() {
+    fn a_misspelt_name_gets_the_near_ones() {
         for (written, meant) in [
             ("STAGE0_LISTN", &["listen"][..]),
             ("STAGE0_LITSEN", &["listen"]),
@@ -223,18 +224,18 @@ mod tests {
             ("STAGE0_CA_FILE", &["ca"]),
             ("STAGE0_POLICY", &["active-policy"]),
         ] {
-            assert_eq!(names(&near(written, |_| true)), meant, "{written}");
+            assert_eq!(names(&near(&all(), written, |_| true)), meant, "{written}");
         }
-        assert!(names(&near("STAGE0_CERT", |_| true)).contains(&"tls-cert"));
-        assert!(near("STAGE0_NONSENSE", |_| true).is_empty());
-        assert!(near(&"x".repeat(1 << 20), |_| true).is_empty());
-        assert_eq!(names(&near("api_key", Setting::in_file)), [""; 0], "no name that a file may not have");
+        assert!(names(&near(&all(), "STAGE0_CERT", |_| true)).contains(&"tls-cert"));
+        assert!(near(&all(), "STAGE0_NONSENSE", |_| true).is_empty());
+        assert!(near(&all(), &"x".repeat(1 << 20), |_| true).is_empty());
+        assert_eq!(names(&near(&all(), "api_key", Setting::in_file)), [""; 0], "no name that a file may not have");
     }
 
     #[test]
     fn the_warning_is_one_line_that_names_all_of_them() {
-        assert_eq!(warning(&[]), None);
-        let text = warning(&["STAGE0_DEBUG".to_owned(), "STAGE0_LOG_LEVEL".to_owned()]).unwrap();
+        assert_eq!(warning(&all(), &[]), None);
+        let text = warning(&all(), &["STAGE0_DEBUG".to_owned(), "STAGE0_LOG_LEVEL".to_owned()]).unwrap();
         assert!(!text.contains('\n') && text.contains("STAGE0_DEBUG, STAGE0_LOG_LEVEL (here STAGE0_LOG)"), "{text}");
     }
 }

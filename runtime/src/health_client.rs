@@ -1,0 +1,45 @@
+//! Asks a role on this machine whether it is ready: the client of `/readyz` that the metrics server serves.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What `/readyz` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Readiness {
+    /// Whether the role can do its part.
+    pub ready: bool,
+    /// Why not, and what an operator should know.
+    pub reasons: Vec<String>,
+}
+
+/// No answer about readiness.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The request could not be made.
+    #[error("cannot make an HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// The listener is absent or too slow.
+    #[error("nothing answers at {address}")]
+    NoAnswer {
+        /// Where it was expected.
+        address: SocketAddr,
+        /// What failed.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Another program listens there.
+    #[error("the answer is not that of a stage0 role")]
+    Malformed(#[source] serde_json::Error),
+}
+
+/// Asks once.
+pub async fn readiness(address: SocketAddr) -> Result<Readiness, HealthError> {
+    let client = reqwest::Client::builder().no_proxy().timeout(TIMEOUT).build().map_err(HealthError::Client)?;
+    let answer = async { client.get(format!("http://{address}/readyz")).send().await?.bytes().await };
+    let answer = answer.await.map_err(|source| HealthError::NoAnswer { address, source })?;
+    serde_json::from_slice(&answer).map_err(HealthError::Malformed)
+}

@@ -1,0 +1,237 @@
+//! This process's health: served by `/readyz`, and sent to the gateways as a heartbeat every two seconds.
+//!
+//! Owns the last report, which is at most a second old however often it is asked for, and the instance's name. What
+//! makes a role ready is the role's own [`Probe`]. Heartbeats are best effort: a lost one is followed by the next.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use stage0_backplane::{Backplane, BoxFuture, PublishError};
+use stage0_contract::{DeliveryLag, InstanceHeartbeat, InstanceState, PolicyVersion, Role};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long a report is reused, so that frequent requests of `/readyz` cost nothing.
+const REPORT_TTL: Duration = Duration::from_secs(1);
+/// A probe that takes longer counts as a fault.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
+
+/// Examines one role.
+pub type Probe = Box<dyn Fn() -> BoxFuture<'static, HealthReport> + Send + Sync>;
+
+/// What a probe finds.
+#[derive(Debug, Clone, Default)]
+pub struct HealthReport {
+    /// Why the role cannot do its part; the role is ready while there is none.
+    pub faults: Vec<String>,
+    /// What an operator should know although the role is ready.
+    pub remarks: Vec<String>,
+    /// The active policy of an evaluator.
+    pub policy_version: Option<PolicyVersion>,
+    /// How far the deliveries of an exporter are behind.
+    pub delivery: Option<DeliveryLag>,
+}
+
+impl HealthReport {
+    fn fault(text: impl Into<String>) -> Self {
+        Self { faults: vec![text.into()], ..Self::default() }
+    }
+}
+
+/// The health of this process; clones share it.
+#[derive(Clone)]
+pub struct HealthMonitor(Arc<Inner>);
+
+struct Inner {
+    instance: String,
+    version: &'static str,
+    started_at: Timestamp,
+    stop: CancellationToken,
+    /// Unset while the process starts.
+    probe: OnceLock<Probe>,
+    last: Mutex<Option<(Instant, HealthReport)>>,
+}
+
+impl std::fmt::Debug for HealthMonitor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("HealthMonitor").field(&self.0.instance).finish()
+    }
+}
+
+impl HealthMonitor {
+    /// For a process that starts now, and stops when the token is cancelled.
+    pub fn new(version: &'static str, stop: CancellationToken) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        // Containers may share a host name, and each process may be the first of its container.
+        let mut own = [0; 3];
+        let instance = match getrandom::fill(&mut own) {
+            Ok(()) => format!("{host}-{}", data_encoding::HEXLOWER.encode(&own)),
+            Err(_) => format!("{host}-{}", std::process::id()),
+        };
+        Self(Arc::new(Inner {
+            instance,
+            version,
+            started_at: Timestamp::now(),
+            stop,
+            probe: OnceLock::new(),
+            last: Mutex::default(),
+        }))
+    }
+
+    /// Registers the role's probe. The first one stays.
+    pub fn set_probe(&self, probe: Probe) {
+        let _ = self.0.probe.set(probe);
+    }
+
+    /// The current report, or one that is at most [`REPORT_TTL`] old.
+    pub async fn report(&self) -> HealthReport {
+        if self.0.stop.is_cancelled() {
+            return HealthReport::fault("it stops");
+        }
+        let mut last = self.0.last.lock().await;
+        if let Some((at, report)) = &*last
+            && at.elapsed() < REPORT_TTL
+        {
+            return report.clone();
+        }
+        let Some(probe) = self.0.probe.get() else {
+            return HealthReport::fault("it starts");
+        };
+        let report = timeout(PROBE_TIMEOUT, probe()).await.unwrap_or_else(|_| {
+            HealthReport::fault(format!("its health could not be determined within {PROBE_TIMEOUT:?}"))
+        });
+        *last = Some((Instant::now(), report.clone()));
+        report
+    }
+
+    /// Sends heartbeats until it is stopped, and then one that says so. Ends with `stop`.
+    async fn send_heartbeats(self, roles: &'static [Role], backplane: Backplane, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(InstanceHeartbeat::INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let stopping = tokio::select! {
+                _ = ticks.tick() => false,
+                () = stop.cancelled() => true,
+            };
+            let report = if stopping { HealthReport::default() } else { self.report().await };
+            for role in roles {
+                let heartbeat = self.heartbeat(*role, &report, stopping);
+                let sent = match serde_json::to_vec(&heartbeat) {
+                    Ok(bytes) => backplane.notices.publish_bytes(InstanceHeartbeat::subject(*role), bytes.into()).await,
+                    Err(_) => Err(PublishError),
+                };
+                if sent.is_err() {
+                    tracing::debug!(%role, "a heartbeat was not sent");
+                }
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    fn heartbeat(&self, role: Role, report: &HealthReport, stopping: bool) -> InstanceHeartbeat {
+        let state = match (stopping, report.faults.is_empty()) {
+            (true, _) => InstanceState::Stopping,
+            (false, true) => InstanceState::Ready,
+            (false, false) => InstanceState::NotReady,
+        };
+        InstanceHeartbeat {
+            role,
+            instance: self.0.instance.clone(),
+            version: self.0.version.to_owned(),
+            started_at: self.0.started_at,
+            state,
+            remarks: InstanceHeartbeat::remarks_of(report.faults.iter().chain(&report.remarks).cloned()),
+            policy_version: report.policy_version.clone().filter(|_| role == Role::Evaluator),
+            delivery: report.delivery.filter(|_| role == Role::AuditExport),
+        }
+    }
+}
+
+/// The task that sends the heartbeats of a process.
+pub struct HeartbeatTask {
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl HeartbeatTask {
+    /// Registers the probe and sends heartbeats for `roles`, the last of them once `stop` is cancelled.
+    pub fn start(
+        health: &HealthMonitor,
+        roles: &'static [Role],
+        backplane: Backplane,
+        probe: Probe,
+        stop: &CancellationToken,
+    ) -> Self {
+        health.set_probe(probe);
+        let stop = stop.child_token();
+        let task = tokio::spawn(health.clone().send_heartbeats(roles, backplane, stop.clone()));
+        Self { stop, task }
+    }
+
+    /// Sends the last heartbeat; also for a role that ends by itself.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.task.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the heartbeat task ended early");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stage0_backplane::Event;
+
+    use super::*;
+
+    fn probe(fault: &str) -> Probe {
+        let fault = fault.to_owned();
+        Box::new(move || {
+            let faults = vec![fault.clone()];
+            Box::pin(async move { HealthReport { faults, ..HealthReport::default() } })
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_is_not_ready_until_its_probe_is_registered() {
+        let health = HealthMonitor::new("1", CancellationToken::new());
+        assert_eq!(health.report().await.faults, ["it starts"]);
+        health.set_probe(probe("x"));
+        assert_eq!(health.report().await.faults, ["x"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_hangs_is_reported_as_a_fault() {
+        let health = HealthMonitor::new("1", CancellationToken::new());
+        health.set_probe(Box::new(|| Box::pin(std::future::pending())));
+        assert!(health.report().await.faults[0].contains("could not be determined"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_carry_the_health_of_a_process_and_that_it_stops() {
+        let (backplane, stop) = (Backplane::embedded(), CancellationToken::new());
+        let health = HealthMonitor::new("1", stop.clone());
+        health.set_probe(probe("x"));
+        let mut received = backplane.notices.subscribe_bytes(InstanceHeartbeat::subject(Role::Keystore)).await.unwrap();
+        let mut next = async || match received.next().await.unwrap() {
+            Event::Message(bytes) => serde_json::from_slice::<InstanceHeartbeat>(&bytes).unwrap(),
+            Event::Gap => panic!("a gap"),
+        };
+        let stopping = health.clone();
+        let sending = tokio::spawn(health.send_heartbeats(&[Role::Keystore], backplane.clone(), stop.clone()));
+        let heartbeat = next().await;
+        assert_eq!(
+            (heartbeat.role, heartbeat.state, heartbeat.remarks),
+            (Role::Keystore, InstanceState::NotReady, vec!["x".to_owned()])
+        );
+        stop.cancel();
+        sending.await.unwrap();
+        assert_eq!(stopping.report().await.faults, ["it stops"]);
+        let heartbeat = next().await;
+        assert_eq!(heartbeat.state, InstanceState::Stopping);
+    }
+}

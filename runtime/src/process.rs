@@ -1,0 +1,98 @@
+//! A role's process from start to end: log, threads, signals, the metrics server, then the role itself.
+//!
+//! Owns their order. The metrics server starts before the role, so that everything the role counts is counted, and
+//! stops after it, so that readiness reports the drain. What the role does and how its failure is shown is up to
+//! the caller.
+
+use std::net::SocketAddr;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::heartbeat::HealthMonitor;
+use crate::logs::LogSettings;
+use crate::metrics_server::{MetricsError, MetricsServer};
+use crate::{logs, settings, signals};
+
+settings! {
+    /// Where metrics are served.
+    #[derive(Debug)]
+    pub struct MetricsSettings {
+        /// Address to serve `/metrics` (Prometheus), `/healthz` and `/readyz` on, over plain HTTP and without a key
+        /// (default: not served)
+        metrics_listen: Option<SocketAddr> = "metrics-listen" "ADDR" in "Metrics", optional, settings::kinds::address();
+    }
+}
+
+/// The settings of every role's process.
+#[derive(Debug)]
+pub struct ProcessSettings {
+    /// What is logged.
+    pub logs: LogSettings,
+    /// Where metrics are served.
+    pub metrics: MetricsSettings,
+}
+
+impl ProcessSettings {
+    /// Reads both parts before either can fail, so that all mistakes are found.
+    pub fn read(reader: &mut settings::Reader) -> Option<Self> {
+        let logs = LogSettings::read(reader);
+        let metrics = MetricsSettings::read(reader);
+        Some(Self { logs: logs?, metrics: metrics? })
+    }
+}
+
+/// What a role gets from its process.
+#[derive(Debug)]
+pub struct ProcessContext {
+    /// Cancelled by the first signal.
+    pub stop: CancellationToken,
+    /// Where the role registers its health probe.
+    pub health: HealthMonitor,
+}
+
+/// Why the process of a role does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The asynchronous runtime has no threads.
+    #[error("cannot start threads")]
+    Threads(#[source] std::io::Error),
+    /// The process could not be stopped in an orderly way.
+    #[error("cannot listen for signals")]
+    Signals(#[source] std::io::Error),
+    /// Metrics were asked for.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+}
+
+/// Runs a role to its end. `version` is reported to the gateways.
+pub fn run<E: From<StartError>>(
+    settings: ProcessSettings,
+    version: &'static str,
+    role: impl AsyncFnOnce(ProcessContext) -> Result<(), E>,
+) -> Result<(), E> {
+    logs::start(settings.logs);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(StartError::Threads)?;
+    runtime.block_on(async {
+        let stop = signals::stop_token().map_err(StartError::Signals)?;
+        let health = HealthMonitor::new(version, stop.clone());
+        let address = settings.metrics.metrics_listen;
+        let metrics = address.map(|address| MetricsServer::start(address, &health)).transpose();
+        let metrics = metrics.map_err(StartError::Metrics)?;
+        let ended = role(ProcessContext { stop, health }).await;
+        if let Some(metrics) = metrics {
+            metrics.stop().await;
+        }
+        ended
+    })
+}
+
+/// Awaits `starting`; returns `None` when a signal comes first.
+pub async fn or_stop<T, E>(
+    stop: &CancellationToken,
+    starting: impl Future<Output = Result<T, E>>,
+) -> Result<Option<T>, E> {
+    tokio::select! {
+        started = starting => started.map(Some),
+        () = stop.cancelled() => Ok(None),
+    }
+}
