@@ -1,48 +1,48 @@
-//! Who takes part, and the turns.
+//! The contestants and their turns.
 //!
-//! Owns the list of contestants. Each has a gateway and an account of its own; those of one place share keystore, evaluator and
-//! exporter, which idle while others have their turn. Only who takes part is started.
+//! Owns the list of contestants. Each has a gateway and an account of its own; those of one environment share keystore,
+//! evaluator and exporter, which idle while others have their turn. Only selected contestants are started.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
-use stage0_contract::{AccountId, AuditMode};
+use stage0_contract::AccountId;
 
-use crate::asking::{Asking, Runs};
-use crate::load::{Door, Pace, Target};
-use crate::places::Places;
-use crate::product::Installation;
+use crate::environments::Environments;
+use crate::load::{Endpoint, Pace, Target};
+use crate::product::{Installation, Log};
 use crate::receiver::Receiver;
 use crate::report::{Report, Row};
+use crate::request::{CheckRequest, Runs};
 use crate::{Compare, floors, webhooks};
 
-/// Of each contestant, before the first turn that counts; repeated until its runs have grown.
+/// Before a contestant's first turn that counts; repeated until its runs have grown.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// Quotas that refuse nobody.
-const AMPLE: u64 = 1_000_000_000;
+/// A quota that refuses no request.
+const UNREACHABLE_QUOTA: u64 = 1_000_000_000;
 /// Case 023 is allowed. Only an ALLOW advances a run: another verdict would be cheaper.
 const WANTED: &str = r#""verdict":"ALLOW""#;
 
-/// One way in which the product is used.
+/// One configuration of the product.
 struct Way {
     label: &'static str,
-    audit: AuditMode,
+    log: Log,
     webhook: bool,
     runs: Runs,
     limit: Option<u64>,
 }
 
-const NOT_RECORDED: Way =
-    Way { label: "not recorded", audit: AuditMode::None, webhook: false, runs: Runs::Nameless, limit: None };
-const RECORDED: Way = Way { label: "recorded", audit: AuditMode::Required, ..NOT_RECORDED };
+const DISCARDED: Way =
+    Way { label: "records discarded", log: Log::Discarded, webhook: false, runs: Runs::Nameless, limit: None };
+const RECORDED: Way = Way { label: "recorded", log: Log::Stored, ..DISCARDED };
 /// `c0` to `c7`, `d0` to `d7` and `e0` to `e7`.
 const WAYS: [Way; 8] = [
-    NOT_RECORDED,
+    DISCARDED,
     RECORDED,
     Way { label: "recorded, webhook", webhook: true, ..RECORDED },
     Way { label: "recorded, run state", runs: Runs::OfLine, ..RECORDED },
-    Way { label: "recorded, quotas", limit: Some(AMPLE), ..RECORDED },
-    Way { label: "recorded, both", runs: Runs::OfLine, limit: Some(AMPLE), ..RECORDED },
+    Way { label: "recorded, quotas", limit: Some(UNREACHABLE_QUOTA), ..RECORDED },
+    Way { label: "recorded, both", runs: Runs::OfLine, limit: Some(UNREACHABLE_QUOTA), ..RECORDED },
     Way { label: "recorded, one run for all", runs: Runs::ForAll, ..RECORDED },
     Way { label: "recorded, young runs", runs: Runs::Young, ..RECORDED },
 ];
@@ -52,31 +52,31 @@ struct Contestant {
     row: Row,
 }
 
-/// Those who take part.
-struct Field<'a> {
+/// The contestants that take part.
+struct Contest<'a> {
     settings: &'a Compare,
-    places: &'a Places,
+    environments: &'a Environments,
     entered: Vec<Contestant>,
     /// Accounts whose decisions can be delivered again.
     recorded: Vec<(&'a Installation, AccountId)>,
 }
 
-/// Starts everybody, lets them take turns, then measures deliveries.
+/// Starts every contestant, lets them take turns, then measures deliveries.
 pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
-    let places = Places::start().await?;
+    let environments = Environments::start().await?;
     let receiver = Receiver::start().await?;
-    let mut field = Field { settings, places: &places, entered: Vec::new(), recorded: Vec::new() };
-    field.enter_floors().await?;
+    let mut contest = Contest { settings, environments: &environments, entered: Vec::new(), recorded: Vec::new() };
+    contest.enter_floors().await?;
     for (letter, place, installation) in [
-        ("c", "embedded", &places.embedded),
-        ("d", "NATS", &places.on_nats),
-        ("e", "NATS, keys", &places.authenticated),
+        ("c", "embedded", &environments.embedded),
+        ("d", "NATS", &environments.on_nats),
+        ("e", "NATS, keys", &environments.authenticated),
     ] {
         for (index, way) in WAYS.iter().enumerate() {
-            field.enter(installation, &format!("{letter}{index} {place}, {}", way.label), way, &receiver).await?;
+            contest.enter(installation, &format!("{letter}{index} {place}, {}", way.label), way, &receiver).await?;
         }
     }
-    let Field { mut entered, recorded, .. } = field;
+    let Contest { mut entered, recorded, .. } = contest;
     for repeat in 0..settings.repeats {
         for Contestant { target, row } in &mut entered {
             let turn = target.turn(Pace::AsAnswered, settings.turn()).await;
@@ -94,10 +94,10 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
     Ok(Report::new(settings, rows, deliveries))
 }
 
-impl<'a> Field<'a> {
+impl<'a> Contest<'a> {
     async fn enter_floors(&mut self) -> anyhow::Result<()> {
         let workers = std::thread::available_parallelism().map_or(2, usize::from);
-        let Places { tls, ca, nats, .. } = self.places;
+        let Environments { tls, ca, nats, .. } = self.environments;
         let body = Runs::Nameless.body(0)?;
         for name in ["a  TLS echo", "b  TLS + NATS echo"] {
             if !self.takes_part(name) {
@@ -107,8 +107,8 @@ impl<'a> Field<'a> {
                 true => floors::tls_echo(tls, workers)?,
                 false => floors::nats_echo(tls, workers, nats).await?,
             };
-            let askings = (0..self.settings.connections).map(|_| Asking::new("/echo", None, &body));
-            let target = Target::connect(&Door::new(address, ca)?, askings.collect(), None).await;
+            let askings = (0..self.settings.connections).map(|_| CheckRequest::new("/echo", None, &body));
+            let target = Target::connect(&Endpoint::new(address, ca)?, askings.collect(), None).await;
             self.warm_up(name, target.with_context(|| name)?, 0).await?;
         }
         Ok(())
@@ -124,22 +124,23 @@ impl<'a> Field<'a> {
         if !self.takes_part(name) {
             return Ok(());
         }
-        let served = installation.gateway(name, way.audit, way.limit).await?;
+        let served = installation.gateway(name, way.log, way.limit).await?;
         if way.webhook {
             installation.webhook(&served.account, receiver.address).await?;
         }
-        let door = Door::new(served.address, &self.places.ca)?;
+        let endpoint = Endpoint::new(served.address, &self.environments.ca)?;
         let lines = self.settings.connections;
-        let askings = (0..lines).map(|line| Asking::check(&served.key, way.runs, line)).collect::<Result<_, _>>()?;
-        let target = Target::connect(&door, askings, Some(WANTED)).await.with_context(|| name.to_owned())?;
-        self.warm_up(name, target, way.runs.grown_after(lines)).await?;
+        let askings =
+            (0..lines).map(|line| CheckRequest::check(&served.key, way.runs, line)).collect::<Result<_, _>>()?;
+        let target = Target::connect(&endpoint, askings, Some(WANTED)).await.with_context(|| name.to_owned())?;
+        self.warm_up(name, target, way.runs.checks_until_grown(lines)).await?;
         if way.label == RECORDED.label {
             self.recorded.push((installation, served.account));
         }
         Ok(())
     }
 
-    /// At least so many checks.
+    /// At least this many checks.
     async fn warm_up(&mut self, name: &str, mut target: Target, checks: u64) -> anyhow::Result<()> {
         let mut answered = 0;
         loop {
@@ -160,7 +161,7 @@ impl<'a> Field<'a> {
     }
 }
 
-/// A backlog of one contestant's deliveries is no other one's load.
+/// Waits until the deliveries of one contestant are through, so that they do not burden another.
 async fn drain(receiver: &Receiver) {
     let mut last = receiver.count();
     loop {

@@ -1,4 +1,4 @@
-//! The floors: what TLS, JSON and a question over NATS cost without a product.
+//! The floors: what TLS, JSON and a request over NATS cost without the product.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -12,34 +12,36 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use stage0_backplane::Backplane;
 use stage0_backplane::nats::NatsConfig;
-use stage0_contract::Request;
+use stage0_contract::{Request, TestMessage};
 use stage0_gateway::TlsFiles;
 use tokio::time::{Duration, Instant};
 
-/// Connections wait while others have their turn.
-pub(crate) const LONG: Duration = Duration::from_secs(3_600);
+/// Connections idle while others have their turn.
+pub(crate) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Echo {
     body: Value,
 }
 
+impl TestMessage for Echo {}
+
 impl Request for Echo {
     const SUBJECT: &'static str = "bench.echo";
     type Reply = Echo;
 }
 
-/// Reads JSON, writes it back.
+/// Parses JSON and writes it back.
 pub(crate) fn tls_echo(tls: &TlsFiles, workers: usize) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let app = || App::new().route("/echo", post().to(async |body: Json<Value>| HttpResponse::Ok().json(body.0)));
-    let server = HttpServer::new(app).workers(workers).keep_alive(LONG).disable_signals();
+    let server = HttpServer::new(app).workers(workers).keep_alive(KEEP_ALIVE_TIMEOUT).disable_signals();
     tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
     Ok(address)
 }
 
-/// Asks an echo over NATS in between; one connection for each worker.
+/// Does the same with a request to an echo server over NATS in between; one connection for each worker.
 pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig) -> anyhow::Result<SocketAddr> {
     let responder = Backplane::connect(nats).await?;
     let mut inbox = responder.requests.serve::<Echo>().await?;
@@ -63,14 +65,14 @@ pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig)
             None => app,
         }
     };
-    let server = HttpServer::new(app).workers(workers).keep_alive(LONG).disable_signals();
+    let server = HttpServer::new(app).workers(workers).keep_alive(KEEP_ALIVE_TIMEOUT).disable_signals();
     tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
     Ok(address)
 }
 
 async fn ask(asker: Data<Backplane>, body: Bytes) -> HttpResponse {
     let Ok(body) = serde_json::from_slice(&body) else { return HttpResponse::BadRequest().finish() };
-    match asker.requests.ask_until(&Echo { body }, Instant::now() + Duration::from_secs(2)).await {
+    match asker.requests.request_until(&Echo { body }, Instant::now() + Duration::from_secs(2)).await {
         Ok(echo) => HttpResponse::Ok().json(echo.body),
         Err(_) => HttpResponse::ServiceUnavailable().finish(),
     }

@@ -1,7 +1,8 @@
-//! The load: connections that ask as fast as they are answered, or at a steady rate.
+//! The load: connections that send the next request as soon as the last is answered, or at a steady rate.
 //!
-//! A client that costs little: the request's bytes are made once, of an answer only status and length are read. A turn ends in an
-//! error where a contestant answers anything but 200 and 503, or its last answer is not the wanted one: what is fast must be right.
+//! A client that costs little: a request's bytes are built once, and of an answer only status and length are read. A
+//! turn fails if a contestant answers with a status other than 200 and 503, or if its last answer is not the expected
+//! one: what is fast must be right.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -18,57 +19,57 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::asking::{Asking, find};
+use crate::request::{CheckRequest, find};
 
-/// Where requests arrive.
+/// The address of a contestant.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct Endpoint {
     address: SocketAddr,
     tls: TlsConnector,
 }
 
-/// One connection that stands.
+/// One open connection.
 pub(crate) struct Line {
     stream: TlsStream<TcpStream>,
     buffer: Vec<u8>,
 }
 
-/// What one contestant is asked, on all its connections.
+/// The requests of one contestant, on all its connections.
 pub(crate) struct Target {
-    lines: Vec<(Line, Asking)>,
-    /// What stands in every right answer.
+    lines: Vec<(Line, CheckRequest)>,
+    /// Part of every correct answer.
     wanted: Option<&'static str>,
 }
 
-/// What one turn came to.
+/// The result of one turn.
 #[derive(Default)]
 pub(crate) struct Turn {
     /// Of every answer.
     pub(crate) latencies: Vec<Duration>,
-    /// How often there was none in time: 503.
+    /// How many answers were 503, because there was none in time.
     pub(crate) refused: u64,
 }
 
-/// When a connection asks.
+/// When a connection sends its next request.
 #[derive(Clone, Copy)]
 pub(crate) enum Pace {
-    /// At once after each answer.
+    /// As soon as the last one is answered.
     AsAnswered,
-    /// All connections together so often in a second, whatever the answers.
+    /// All connections together at this rate a second, whatever the answers.
     PerSecond(u32),
 }
 
-impl Door {
+impl Endpoint {
     pub(crate) fn new(address: SocketAddr, ca: &Path) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(ca)?)?;
         let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        // Connections stand for clients on many hosts, which share no tickets.
+        // Connections stand for clients on many hosts, which share no session tickets.
         config.resumption = Resumption::disabled();
         Ok(Self { address, tls: TlsConnector::from(Arc::new(config)) })
     }
 
-    /// A connection, from an address of loopback where one is named.
+    /// Opens a connection, from a loopback address if one is given.
     pub(crate) async fn open(&self, from: Option<Ipv4Addr>) -> anyhow::Result<Line> {
         let socket = TcpSocket::new_v4()?;
         if let Some(from) = from {
@@ -82,32 +83,32 @@ impl Door {
 }
 
 impl Target {
-    /// Connects; handshakes are part of no turn.
+    /// Connects; handshakes are not part of a turn.
     pub(crate) async fn connect(
-        door: &Door,
-        askings: Vec<Asking>,
+        endpoint: &Endpoint,
+        requests: Vec<CheckRequest>,
         wanted: Option<&'static str>,
     ) -> anyhow::Result<Self> {
-        let mut lines = Vec::with_capacity(askings.len());
-        for asking in askings {
-            lines.push((door.open(None).await?, asking));
+        let mut lines = Vec::with_capacity(requests.len());
+        for request in requests {
+            lines.push((endpoint.open(None).await?, request));
         }
         Ok(Self { lines, wanted })
     }
 
-    /// One turn on every connection.
+    /// Runs one turn on every connection.
     pub(crate) async fn turn(&mut self, pace: Pace, time: Duration) -> anyhow::Result<Turn> {
         let (began, count, wanted) = (Instant::now(), self.lines.len(), self.wanted);
-        let tasks = std::mem::take(&mut self.lines).into_iter().enumerate().map(|(index, (mut line, mut asking))| {
+        let tasks = std::mem::take(&mut self.lines).into_iter().enumerate().map(|(index, (mut line, mut request))| {
             tokio::spawn(async move {
-                let turn = line.turn(&mut asking, wanted, |step| pace.due(index, count, step), began, time).await?;
-                anyhow::Ok((line, asking, turn))
+                let turn = line.turn(&mut request, wanted, |step| pace.due(index, count, step), began, time).await?;
+                anyhow::Ok((line, request, turn))
             })
         });
         let mut all = Turn::default();
         for task in tasks.collect::<Vec<_>>() {
-            let (line, asking, turn) = task.await??;
-            self.lines.push((line, asking));
+            let (line, request, turn) = task.await??;
+            self.lines.push((line, request));
             all.latencies.extend(turn.latencies);
             all.refused += turn.refused;
         }
@@ -116,7 +117,7 @@ impl Target {
 }
 
 impl Pace {
-    /// When the `step`th request of one of `count` connections is due, from the beginning of the turn; none: at once.
+    /// When the `step`th request of one of `count` connections is due, from the start of the turn; none: at once.
     fn due(self, line: usize, count: usize, step: usize) -> Option<Duration> {
         match self {
             Self::AsAnswered => None,
@@ -131,7 +132,7 @@ impl Pace {
 impl Line {
     async fn turn(
         &mut self,
-        asking: &mut Asking,
+        request: &mut CheckRequest,
         wanted: Option<&str>,
         due: impl Fn(usize) -> Option<Duration>,
         began: Instant,
@@ -144,8 +145,8 @@ impl Line {
             if due.unwrap_or(now).saturating_duration_since(began) >= time {
                 break;
             }
-            // What is due while the connection still waits counts from then: an answer that is late makes the next one late.
-            // A timer of ours that is late is no fault of the contestant's.
+            // A request that is due while the connection still waits counts from its due time, so a late answer delays
+            // the next one. A late timer of ours does not count against the contestant.
             let from = match due {
                 Some(due) if due > now => {
                     tokio::time::sleep(due - now).await;
@@ -154,7 +155,7 @@ impl Line {
                 Some(due) => due,
                 None => now,
             };
-            let status = self.ask(asking.next()).await?;
+            let status = self.ask(request.next()).await?;
             answered = status == 200;
             match status {
                 200 => turn.latencies.push(from.elapsed()),
@@ -167,7 +168,7 @@ impl Line {
         Ok(turn)
     }
 
-    /// The status of the answer, which stands in the buffer then.
+    /// Reads the answer into the buffer; returns its status.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.buffer.clear();

@@ -1,24 +1,26 @@
-//! What recording, run state and quotas cost, as ratios against floors of the same run:
-//! `cargo run --release -p stage0-bench -- compare`.
+//! What recording, run state and quotas cost, as ratios against floors of the same run: `cargo run --profile dist -p
+//! stage0-bench -- compare`.
 //! What a flood of bad keys costs good traffic: `… -- flood`.
 //!
-//! Owns the comparisons: everybody is started, then they take turns, so that a machine that drifts drifts under all of them.
-//! Real parts only: TLS, a real nats-server that syncs each message, real files, a real receiver. Load and servers share the machine's
-//! cores, which is part of every number; only ratios within one run mean something. Plain contestants name no run (see `asking`).
+//! Owns the comparisons: all contestants are started and then take turns, so that a drift of the machine affects all of
+//! them. Uses real parts only: TLS, a real nats-server that syncs each message, real files, a real receiver. Load and
+//! servers share the machine's cores, which is part of every number; only ratios within one run mean something. Plain
+//! contestants name no run (see `request`).
 
 // A program for people at a terminal.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-mod asking;
 mod contest;
+mod discard_log;
+mod environments;
 mod flood;
 mod floors;
 mod load;
-mod places;
 mod product;
 mod quantiles;
 mod receiver;
 mod report;
+mod request;
 mod webhooks;
 
 use std::fmt::Display;
@@ -35,12 +37,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[command(name = "stage0-bench")]
 struct Cli {
     #[command(subcommand)]
-    command: Do,
+    command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-enum Do {
-    /// Echoes, `/check` with recording off and on, with a webhook, run state and quotas, embedded and on NATS; then deliveries
+enum Command {
+    /// Echoes, `/check` with recording off and on, with a webhook, run state and quotas, embedded and on NATS; then
+    /// deliveries
     Compare(Compare),
     /// Good traffic at a steady rate, alone and while bad keys arrive from many addresses, embedded and on NATS
     Flood(Flood),
@@ -103,7 +106,7 @@ impl Flood {
         Duration::from_secs(self.seconds.max(1))
     }
 
-    /// Of each turn.
+    /// Bad keys in each turn.
     fn bad_keys(&self) -> u64 {
         u64::from(self.bad) * self.seconds.max(1)
     }
@@ -113,15 +116,15 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let text = match &cli.command {
-        Do::Compare(settings) => told(&runtime.block_on(contest::compare(settings))?, settings.json),
-        Do::Flood(settings) => told(&runtime.block_on(flood::flood(settings))?, settings.json),
+        Command::Compare(settings) => render(&runtime.block_on(contest::compare(settings))?, settings.json),
+        Command::Flood(settings) => render(&runtime.block_on(flood::flood(settings))?, settings.json),
     };
-    // Servers of this process end with it.
+    // The servers of this process end with it.
     runtime.shutdown_background();
     println!("{}", text?);
     Ok(())
 }
 
-fn told(report: &(impl Serialize + Display), json: bool) -> Result<String, serde_json::Error> {
+fn render(report: &(impl Serialize + Display), json: bool) -> Result<String, serde_json::Error> {
     if json { serde_json::to_string_pretty(report) } else { Ok(report.to_string()) }
 }

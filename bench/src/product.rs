@@ -1,4 +1,4 @@
-//! The product as a contestant: keystore, evaluator, gateway and, where it delivers, exporter; the same code that ships.
+//! The product as a contestant: keystore, evaluator, gateway and, where it delivers, exporter; the code that ships.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -12,42 +12,62 @@ use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::nats::{KeySet, MessageAuth, NatsConfig};
 use stage0_contract::{
-    AccountId, ApiKey, AuditMode, Caller, CapChanges, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply,
-    Request, Role, Scope, UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
+    AccountId, ApiKey, Caller, CapChanges, Change, CreateAccount, CreateKey, CreateWebhook, ManageReply, Request, Role,
+    Scope, UpdateAccount, VerifyKey, VerifyKeyReply, WebhookFilters, WebhookId,
 };
-use stage0_evaluator::{EvaluatorConfig, PackSet, RunConfig};
+use stage0_evaluator::{EvaluatorConfig, RunConfig};
 use stage0_gateway::{Gateway, GatewayConfig, TlsFiles};
 use stage0_keystore::{Health, Keystore, KeystoreConfig, LeaseTimes, OPERATOR_KEY_FILE};
+use stage0_policy::PackSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::floors::LONG;
+use crate::discard_log::DiscardLog;
+use crate::floors::KEEP_ALIVE_TIMEOUT;
 
-const WITHIN: Duration = Duration::from_secs(20);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Where the services meet.
+/// The backplane of an environment.
 #[derive(Clone)]
-pub(crate) enum Place {
+pub(crate) enum Environment {
     Embedded(Bus),
     /// With every role's message keys, where messages are authenticated.
     Nats(Box<NatsConfig>, Option<Arc<KeySet>>),
 }
 
-/// What all gateways of one place share.
+/// What becomes of a gateway's records.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Log {
+    /// The log of the environment stores them.
+    Stored,
+    /// They are acknowledged and dropped.
+    Discarded,
+}
+
+impl Log {
+    fn replace_in(self, backplane: Backplane) -> Backplane {
+        match self {
+            Self::Stored => backplane,
+            Self::Discarded => Backplane { log: Arc::new(DiscardLog), ..backplane },
+        }
+    }
+}
+
+/// What all gateways of one environment share.
 pub(crate) struct Installation {
-    place: Place,
+    place: Environment,
     tls: TlsFiles,
     operator: Caller,
     backplane: Backplane,
 }
 
-/// A gateway that answers, and a key for it.
+/// A running gateway, and a key for it.
 pub(crate) struct Served {
     pub(crate) address: SocketAddr,
     pub(crate) key: String,
     pub(crate) account: AccountId,
 }
 
-impl Place {
+impl Environment {
     pub(crate) async fn connect(&self, role: Role) -> anyhow::Result<Backplane> {
         Ok(match self {
             Self::Embedded(bus) => bus.connect(),
@@ -56,7 +76,7 @@ impl Place {
     }
 }
 
-/// As a role's process has it.
+/// The configuration of a role's process.
 pub(crate) fn of_role(config: &NatsConfig, keys: Option<&KeySet>, role: Role) -> anyhow::Result<NatsConfig> {
     let keys = keys.map(|keys| keys.role(role).context("no keys for this role")).transpose()?;
     let auth = keys.map(|keys| MessageAuth::new(keys, role, false)).transpose()?;
@@ -64,10 +84,10 @@ pub(crate) fn of_role(config: &NatsConfig, keys: Option<&KeySet>, role: Role) ->
 }
 
 impl Installation {
-    /// Keystore, evaluator and exporter of one place.
-    pub(crate) async fn start(place: Place, directory: &Path, tls: TlsFiles) -> anyhow::Result<Self> {
+    /// Starts keystore, evaluator and exporter of one environment.
+    pub(crate) async fn start(place: Environment, directory: &Path, tls: TlsFiles) -> anyhow::Result<Self> {
         let keys = directory.join("keys");
-        let lease = matches!(place, Place::Nats(..)).then(LeaseTimes::default);
+        let lease = matches!(place, Environment::Nats(..)).then(LeaseTimes::default);
         let config = KeystoreConfig { lease, ..KeystoreConfig::new(&keys) };
         let keystore = Keystore::build(config, place.connect(Role::Keystore).await?, Health::default()).await?;
         tokio::spawn(keystore.run_until(std::future::pending()));
@@ -90,9 +110,9 @@ impl Installation {
         Ok(Self { place, tls, operator, backplane })
     }
 
-    /// A gateway with an account of its own, which may make so many checks in a minute, a day and a month.
-    pub(crate) async fn gateway(&self, name: &str, audit: AuditMode, limit: Option<u64>) -> anyhow::Result<Served> {
-        let gateway = self.build(audit).await?;
+    /// Starts a gateway with an account of its own that may make this many checks in a minute, a day and a month.
+    pub(crate) async fn gateway(&self, name: &str, log: Log, limit: Option<u64>) -> anyhow::Result<Served> {
+        let gateway = self.build(log).await?;
         let address = gateway.addr();
         tokio::spawn(gateway.run_until(CancellationToken::new()));
         let account = CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None };
@@ -111,29 +131,28 @@ impl Installation {
         Ok(Served { address, key, account })
     }
 
-    async fn build(&self, audit: AuditMode) -> anyhow::Result<Gateway> {
+    async fn build(&self, log: Log) -> anyhow::Result<Gateway> {
         let config = GatewayConfig {
-            audit,
-            keep_alive: LONG,
-            // One address sends everything.
+            keep_alive: KEEP_ALIVE_TIMEOUT,
+            // All requests come from one address.
             requests_per_second_per_address: None,
             max_connections_per_address: None,
             ..GatewayConfig::new("127.0.0.1:0".parse()?, self.tls.clone())
         };
         Ok(match &self.place {
-            Place::Embedded(bus) => {
+            Environment::Embedded(bus) => {
                 let bus = bus.clone();
                 let connect: stage0_gateway::Connect<std::convert::Infallible> = Box::new(move || {
-                    let backplane = bus.connect();
+                    let backplane = log.replace_in(bus.connect());
                     Box::pin(async move { Ok(backplane) })
                 });
                 Gateway::build(config, connect).await?
             }
-            Place::Nats(nats, keys) => {
+            Environment::Nats(nats, keys) => {
                 let nats = of_role(nats, keys.as_deref(), Role::Gateway)?;
                 let connect: stage0_gateway::Connect<stage0_backplane::nats::ConnectError> = Box::new(move || {
                     let nats = nats.clone();
-                    Box::pin(async move { Backplane::connect(&nats).await })
+                    Box::pin(async move { Ok(log.replace_in(Backplane::connect(&nats).await?)) })
                 });
                 Gateway::build(config, connect).await?
             }
@@ -156,7 +175,7 @@ impl Installation {
         self.manage(&update).await.map(drop)
     }
 
-    /// An endpoint for an account.
+    /// Creates an endpoint for an account.
     pub(crate) async fn webhook(&self, account: &AccountId, receiver: SocketAddr) -> anyhow::Result<WebhookId> {
         let create = CreateWebhook {
             caller: self.operator.clone(),
@@ -170,7 +189,7 @@ impl Installation {
     }
 
     pub(crate) async fn manage<T, R: Request<Reply = ManageReply<T>>>(&self, call: &R) -> anyhow::Result<T> {
-        match self.backplane.requests.ask(call, WITHIN).await? {
+        match self.backplane.requests.request(call, REQUEST_TIMEOUT).await? {
             ManageReply::Done(done) => Ok(done),
             ManageReply::Refused(refusal) => bail!("refused: {refusal:?}"),
             ManageReply::Failed | ManageReply::Busy => bail!("failed"),
@@ -182,11 +201,11 @@ async fn operator(backplane: &Backplane, keys: &Path) -> anyhow::Result<Caller> 
     let text = std::fs::read_to_string(keys.join(OPERATOR_KEY_FILE))?;
     let key = ApiKey::parse(text.trim()).context("the operator's key")?;
     loop {
-        // Its loops start beside this one.
-        match backplane.requests.ask(&VerifyKey { key: key.clone(), request_id: None }, WITHIN).await {
+        // Its loops start concurrently.
+        match backplane.requests.request(&VerifyKey { key: key.clone(), request_id: None }, REQUEST_TIMEOUT).await {
             Ok(VerifyKeyReply::Valid(identity)) => return Ok(Caller::new(&identity, &key)),
             Ok(_) => bail!("the operator's key is refused"),
-            Err(stage0_backplane::AskError::Absent) => tokio::task::yield_now().await,
+            Err(stage0_backplane::RequestError::NoResponders) => tokio::task::yield_now().await,
             Err(error) => return Err(error.into()),
         }
     }

@@ -13,7 +13,7 @@ pub(crate) fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.get(numbers.len() / 2).copied().unwrap_or(0.0)
 }
 
-/// The median over turns of one number divided by another of the same turn.
+/// The median over turns of the quotient of two numbers of the same turn.
 pub(crate) fn median_ratio(ones: &[f64], others: &[f64]) -> f64 {
     median(ones.iter().zip(others).map(|(one, other)| one / other).collect())
 }
@@ -32,7 +32,7 @@ mod tests {
 
     #[test]
     fn a_ratio_is_taken_within_each_turn() {
-        // The machine became slower under both: of the medians the ratio would be 1.5.
+        // The machine slowed down for both: the ratio of the medians would be 1.5.
         assert!((median_ratio(&[2.0, 20.0, 3.0], &[1.0, 10.0, 2.0]) - 2.0).abs() < f64::EPSILON);
     }
 }

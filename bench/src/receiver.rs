@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Where it listens and how much arrived.
+/// Its address and its count.
 #[derive(Clone)]
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
@@ -22,7 +22,7 @@ impl Receiver {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let count = Arc::clone(&count);
-                // A sender that goes away ends its own connection.
+                // A sender that disconnects ends only its own connection.
                 tokio::spawn(async move { serve(stream, &count).await });
             }
         });

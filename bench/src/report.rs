@@ -9,7 +9,7 @@ use crate::Compare;
 use crate::load::Turn;
 use crate::quantiles::{median, median_ratio, quantile};
 
-/// Of which numbers ratios are told: each by the start of its name.
+/// The pairs whose ratios are reported, each by the start of its name.
 const PAIRS: [(&str, &str); 24] = [
     ("c0", "a "),
     ("d0", "b "),
@@ -41,7 +41,7 @@ const PAIRS: [(&str, &str); 24] = [
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     name: String,
-    /// Requests in a second, turn by turn.
+    /// Requests a second, turn by turn.
     rates: Vec<f64>,
     /// The 99th percentile in milliseconds, turn by turn.
     p99s: Vec<f64>,
@@ -50,18 +50,18 @@ pub(crate) struct Row {
     refused: u64,
 }
 
-/// Deliveries of one place.
+/// Deliveries in one environment.
 #[derive(Debug, Serialize)]
 pub(crate) struct Deliveries {
-    /// Which.
+    /// The environment's name.
     pub(crate) name: String,
-    /// Events in a second.
+    /// Events a second.
     pub(crate) delivered: f64,
-    /// POSTs in a second of a bare loop.
+    /// POSTs a second of a bare loop.
     pub(crate) bare: f64,
 }
 
-/// All of it.
+/// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     connections: usize,
@@ -85,7 +85,7 @@ struct Summary {
     refused: u64,
 }
 
-/// The median over turns of one contestant's number divided by another's in the same turn.
+/// The median over turns of the quotient of two contestants' numbers of the same turn.
 #[derive(Debug, Serialize)]
 struct Ratio {
     what: String,

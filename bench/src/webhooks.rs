@@ -1,4 +1,4 @@
-//! Deliveries in a second, against a bare loop of POSTs to the same receiver: the same bodies, the same concurrency.
+//! Deliveries a second, against a bare loop of POSTs to the same receiver: the same bodies, the same concurrency.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use crate::product::Installation;
 use crate::receiver::Receiver;
 use crate::report::Deliveries;
 
-/// Requests of one endpoint on their way at a time, as the exporter has it.
+/// Concurrent requests to one endpoint, as in the exporter.
 const CONCURRENCY: usize = 16;
-/// About what a decision is as an event.
+/// About the size of a decision's event.
 const BODY_BYTES: usize = 1_900;
 
-/// Replays what was recorded, to a new endpoint of each account; beside each, the bare loop.
+/// Replays what was recorded to a new endpoint of each account, and runs a bare loop beside each.
 pub(crate) async fn compare(
     recorded: &[(&Installation, AccountId)],
     receiver: &Receiver,
@@ -27,7 +27,7 @@ pub(crate) async fn compare(
         let replay = ReplayWebhook { account: account.clone(), id, from: Timestamp::UNIX_EPOCH, to: Timestamp::now() };
         let before = receiver.count();
         installation.manage(&replay).await?;
-        // Until the first one arrives nothing is measured.
+        // The measurement starts when the first one arrives.
         while receiver.count() == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -45,7 +45,7 @@ async fn rate(receiver: &Receiver, time: Duration) -> f64 {
 }
 
 async fn bare_loop(receiver: &Receiver, time: Duration) -> anyhow::Result<f64> {
-    // What is replayed goes on meanwhile in neither measurement: the loop runs once it is through.
+    // The replay is not part of either measurement: the loop runs once it is through.
     let mut last = 0;
     while receiver.count() != last {
         last = receiver.count();

@@ -7,11 +7,15 @@ use reqwest::header::HeaderMap;
 use reqwest::{Certificate, Client, Method};
 use serde_json::{Value, json};
 
+use crate::openapi;
+
 #[derive(Clone)]
 pub struct Api {
     client: Client,
     pub url: String,
     pub key: Option<String>,
+    /// Whether answers must be what the OpenAPI document declares.
+    is_declared: bool,
 }
 
 /// An answer, whatever its status.
@@ -29,7 +33,7 @@ impl Api {
         let ca = Certificate::from_pem(&std::fs::read(ca).unwrap()).unwrap();
         let client =
             Client::builder().tls_certs_only([ca]).https_only(true).timeout(Duration::from_secs(30)).build().unwrap();
-        Self { client, url: url.trim_end_matches('/').to_owned(), key: key.map(str::to_owned) }
+        Self { client, url: url.trim_end_matches('/').to_owned(), key: key.map(str::to_owned), is_declared: true }
     }
 
     #[must_use]
@@ -41,6 +45,12 @@ impl Api {
     #[must_use]
     pub fn at(&self, url: &str) -> Self {
         Self { url: url.to_owned(), ..self.clone() }
+    }
+
+    /// For paths outside of the API, such as those above the base path.
+    #[must_use]
+    pub fn undeclared(&self) -> Self {
+        Self { is_declared: false, ..self.clone() }
     }
 
     #[must_use]
@@ -59,7 +69,7 @@ impl Api {
         headers: &[(&str, &str)],
         body: Option<Vec<u8>>,
     ) -> Result<Answer, reqwest::Error> {
-        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        let mut request = self.client.request(method.clone(), format!("{}{path}", self.url));
         if let Some(key) = &self.key {
             request = request.header("x-api-key", key);
         }
@@ -73,7 +83,11 @@ impl Api {
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Ok(Answer { status, headers, text, body })
+        let answer = Answer { status, headers, text, body };
+        if self.is_declared {
+            openapi::assert_declared(method.as_str(), path, &answer);
+        }
+        Ok(answer)
     }
 
     pub async fn get(&self, path: &str) -> Answer {
@@ -159,7 +173,7 @@ impl Api {
         (made["id"].as_str().unwrap().to_owned(), made["secret"].as_str().unwrap().to_owned())
     }
 
-    /// What the endpoint's owner is told of its deliveries.
+    /// The endpoint's deliveries, as its owner sees them.
     pub async fn deliveries(&self, webhook: &str) -> Vec<Value> {
         let mut page = self.get(&format!("/v1/webhooks/{webhook}/deliveries")).await.expect(200);
         std::mem::take(page["items"].as_array_mut().unwrap())

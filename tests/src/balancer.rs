@@ -1,7 +1,7 @@
 //! A layer-4 balancer: passes bytes on, each connection behind the same PROXY header, from an address of its own.
 //!
-//! Owns the header's bytes, written here by hand so that the gateway's reader is not judged by its own kind. Its tasks end when it
-//! is dropped.
+//! Owns the header's bytes, written here by hand so that the gateway's reader is not judged by its own kind. Its tasks
+//! end when it is dropped.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

@@ -1,7 +1,8 @@
 //! The stack of `docker-compose.yml`, as a platform team starts it: by compose, from images, used from outside.
 //!
-//! Owns one project with names, ports and a network of its own, and its end: containers, networks and volumes go with the value. Needs what
-//! `scripts/containers.sh up` gives: an engine, compose and images; a variable that is missing fails the test and says so.
+//! Owns one project with names, ports and a network of its own, and its end: containers, networks and volumes go with
+//! the value. Needs what `scripts/containers.sh up` gives: an engine, compose and images; a variable that is missing
+//! fails the test and says so.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-const FREEZES_WITHIN: Duration = Duration::from_secs(10);
+const FREEZE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A process that can be frozen; it runs again when this is dropped.
 pub struct Freezer {
@@ -18,7 +18,7 @@ pub struct Freezer {
 }
 
 impl Freezer {
-    /// None where this machine lets nobody make a cgroup: the caller says that it did not test.
+    /// `None` if this machine does not allow making a cgroup; the caller then reports that it did not test.
     pub fn of(pid: u32) -> Option<Self> {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let one = Path::new("/sys/fs/cgroup/freezer");
@@ -33,7 +33,7 @@ impl Freezer {
 
     pub fn freeze(&self) {
         self.set(true);
-        let until = Instant::now() + FREEZES_WITHIN;
+        let until = Instant::now() + FREEZE_TIMEOUT;
         while !self.is_frozen() {
             assert!(Instant::now() < until, "the process does not freeze");
             std::thread::yield_now();

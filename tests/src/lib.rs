@@ -1,7 +1,7 @@
 //! The harness of the black-box tests: the real binary, started as a user starts it, asked over real TLS.
 //!
-//! Owns processes, their directories and their ends: whatever a value here started ends with the value. Nothing is mocked, nothing
-//! is skipped; what is missing on the machine fails the test and says what to run.
+//! Owns processes, their directories and their ends: whatever a value here started ends with the value. Nothing is
+//! mocked, nothing is skipped; what is missing on the machine fails the test and says what to run.
 
 // Test code: it may fail loudly.
 #![allow(
@@ -14,12 +14,17 @@
 )]
 
 mod api;
+mod authority;
 mod balancer;
+mod browser;
 mod containers;
 mod dns;
 mod freezer;
+#[expect(dead_code, reason = "the exporter's own tests use more of it")]
+mod http_request;
 mod limit;
 mod moved_clock;
+pub mod openapi;
 mod process;
 mod raw;
 mod receiver;
@@ -28,14 +33,16 @@ mod stack;
 mod traffic;
 
 pub use api::{Answer, Api};
+pub use authority::Authority;
 pub use balancer::Balancer;
+pub use browser::Browser;
 pub use containers::{Containers, docker, image, inspect};
 pub use dns::{Dns, Known};
 pub use freezer::Freezer;
 pub use moved_clock::MovedClock;
 pub use process::Process;
 pub use raw::{Dialer, Raw};
-pub use receiver::{Authority, Delivery, Receiver, Reply};
+pub use receiver::{Delivery, Receiver, Reply};
 pub use relay::Relay;
 pub use stack::{Stack, StackBuilder, account_scopes, serves, write_keys};
 pub use traffic::Traffic;

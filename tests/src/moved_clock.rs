@@ -1,4 +1,5 @@
-//! A process whose wall clock is not this machine's: a small library, loaded before the C library, adds to what it says.
+//! A process whose wall clock is not this machine's: a small library, loaded before the C library, adds to what it
+//! says.
 //!
 //! Owns the library and the file with the difference, which a test may change while the process runs. The kernel's own
 //! clock (`CLOCK_BOOTTIME`) and timers stay as they are, as on a host whose clock somebody sets.

@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::limit::MemoryLimit;
 
 /// How long a start may take on a slow machine; nothing waits for it when things go well.
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Longer than any service takes to finish what it has in hand.
-const END_WITHIN: Duration = Duration::from_secs(60);
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub struct Process {
     child: Child,
@@ -54,7 +54,7 @@ fn binary() -> PathBuf {
 }
 
 impl Process {
-    /// Starts `stage0` with these arguments; its two outputs are heard line by line.
+    /// Starts `stage0` with these arguments and reads both of its outputs line by line.
     pub fn start(arguments: &[String]) -> Self {
         Self::start_within(arguments, None)
     }
@@ -95,7 +95,7 @@ impl Process {
 
     /// The first line, already said or still to come, in which `find` finds something.
     pub fn wait_for<T>(&self, what: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        let until = Instant::now() + START_WITHIN;
+        let until = Instant::now() + START_TIMEOUT;
         let (mut at, mut lines) = (0, self.heard.lock());
         loop {
             while at < lines.all.len() {
@@ -118,7 +118,7 @@ impl Process {
         })
     }
 
-    /// All that was said so far.
+    /// All output so far.
     pub fn said(&self) -> String {
         self.heard.lock().all.join("\n")
     }
@@ -139,7 +139,7 @@ impl Process {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT.
+    /// Resumes a frozen process (SIGCONT).
     pub fn thaw(&self) {
         self.signal(Signal::CONT);
     }
@@ -152,7 +152,7 @@ impl Process {
 
     /// Waits for an end of its own accord.
     pub fn ended(&mut self) -> ExitStatus {
-        let listening = self.heard.more.wait_timeout_while(self.heard.lock(), END_WITHIN, |lines| lines.open > 0);
+        let listening = self.heard.more.wait_timeout_while(self.heard.lock(), END_TIMEOUT, |lines| lines.open > 0);
         let (lines, waited) = listening.unwrap_or_else(PoisonError::into_inner);
         assert!(!waited.timed_out(), "it does not end:\n{}", lines.all.join("\n"));
         drop(lines);

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// Longer than any time limit of the server; reached only when one is missing.
-const PATIENCE: Duration = Duration::from_secs(40);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
 
 pub struct Raw {
     stream: TlsStream<TcpStream>,
@@ -84,7 +84,7 @@ impl Raw {
     /// All until the server closes; fails the test if it never does.
     pub async fn rest(&mut self) -> String {
         let mut all = Vec::new();
-        let read = timeout(PATIENCE, self.stream.read_to_end(&mut all)).await;
+        let read = timeout(WAIT_TIMEOUT, self.stream.read_to_end(&mut all)).await;
         // A reset after the answer is a close as well.
         let _ = read.expect("the server closes the connection");
         String::from_utf8_lossy(&all).into_owned()
@@ -92,7 +92,7 @@ impl Raw {
 
     /// What is there next, at most so many bytes; 0 at the end, however it comes.
     pub async fn some(&mut self, bytes: &mut [u8]) -> usize {
-        timeout(PATIENCE, self.stream.read(bytes)).await.expect("bytes or an end in time").unwrap_or(0)
+        timeout(WAIT_TIMEOUT, self.stream.read(bytes)).await.expect("bytes or an end in time").unwrap_or(0)
     }
 
     /// Until `enough` was read.
@@ -100,7 +100,7 @@ impl Raw {
         let mut all = String::new();
         let mut chunk = [0; 4096];
         while !all.contains(enough) {
-            let read = timeout(PATIENCE, self.stream.read(&mut chunk)).await.expect("an answer in time");
+            let read = timeout(WAIT_TIMEOUT, self.stream.read(&mut chunk)).await.expect("an answer in time");
             match read {
                 Ok(0) | Err(_) => break,
                 Ok(count) => all.push_str(&String::from_utf8_lossy(&chunk[..count])),
@@ -119,7 +119,7 @@ impl Raw {
         let mut tcp = TcpStream::connect(address).await.expect("a connection");
         tcp.write_all(bytes).await.expect("bytes are sent");
         let mut all = Vec::new();
-        let _ = timeout(PATIENCE, tcp.read_to_end(&mut all)).await.expect("the server closes the connection");
+        let _ = timeout(WAIT_TIMEOUT, tcp.read_to_end(&mut all)).await.expect("the server closes the connection");
         all
     }
 }

@@ -1,29 +1,26 @@
-//! A customer's webhook receiver: HTTP/1.1 on a real socket, plain or over TLS, that does with each request what a test wants.
+//! A customer's webhook receiver: HTTP/1.1 on a real socket, plain or over TLS, with answers that a test chooses.
 //!
-//! Owns a script of answers for each path (then what was set for good, then 200) and a record of all that came, which tests await.
-//! Signatures are judged by the library of the Standard Webhooks project, never by ours. Its tasks end when it is dropped.
+//! Owns a script of answers for each path (then the answer set with `always`, then 200) and a record of all requests,
+//! which tests await. Signatures are verified by the library of the Standard Webhooks project, never by ours. Its tasks
+//! end when it is dropped.
 
 use std::collections::{HashMap, VecDeque};
-use std::fs::OpenOptions;
-use std::io::Write as _;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use reqwest::header::{HeaderMap, HeaderName};
-use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::Value;
 use standardwebhooks::Webhook;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
+
+use crate::Authority;
+use crate::http_request::{HttpRequest, read_request};
 
 /// What a receiver does with a request that it has read.
 #[derive(Debug, Clone)]
@@ -46,7 +43,7 @@ impl Reply {
     }
 }
 
-/// A request as it came.
+/// A request as it was received.
 #[derive(Debug, Clone)]
 pub struct Delivery {
     pub path: String,
@@ -56,6 +53,15 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// None if a header is malformed.
+    fn of(request: HttpRequest) -> Option<Self> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &request.headers {
+            headers.append(name.parse::<HeaderName>().ok()?, value.parse().ok()?);
+        }
+        Some(Self { path: request.path, headers, body: request.body, at: Instant::now() })
+    }
+
     pub fn id(&self) -> &str {
         self.headers["webhook-id"].to_str().unwrap()
     }
@@ -76,61 +82,9 @@ impl Delivery {
         self.headers["webhook-signature"].to_str().unwrap().split(' ').count()
     }
 
-    /// Whether a receiver that knows this secret believes it.
+    /// Whether a receiver with this secret accepts the signature.
     pub fn is_signed_by(&self, secret: &str) -> bool {
         Webhook::new(secret).unwrap().verify(&self.body, &self.headers).is_ok()
-    }
-}
-
-/// An authority that no system trusts.
-pub struct Authority {
-    directory: tempfile::TempDir,
-    params: CertificateParams,
-    key: KeyPair,
-}
-
-impl Default for Authority {
-    fn default() -> Self {
-        let (directory, key) = (tempfile::tempdir().unwrap(), KeyPair::generate().unwrap());
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        std::fs::write(directory.path().join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        Self { directory, params, key }
-    }
-}
-
-impl Authority {
-    /// Its certificate, as a PEM file.
-    pub fn file(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    /// Writes a certificate for this machine and its key, in the place of those that are there.
-    pub fn issue(&self, certificate: &Path, key: &Path) {
-        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let (new_key, issuer) = (KeyPair::generate().unwrap(), Issuer::from_params(&self.params, &self.key));
-        let issued = CertificateParams::new(names).unwrap().signed_by(&new_key, &issuer).unwrap();
-        for (path, text) in [(key, new_key.serialize_pem()), (certificate, issued.pem())] {
-            let new = path.with_extension("new");
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).unwrap();
-            file.write_all(text.as_bytes()).unwrap();
-            std::fs::rename(new, path).unwrap();
-        }
-    }
-
-    fn acceptor(&self) -> TlsAcceptor {
-        let names = ["localhost", "127.0.0.1"].map(str::to_owned);
-        let (key, issuer) = (KeyPair::generate().unwrap(), Issuer::from_params(&self.params, &self.key));
-        let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], key)
-            .unwrap();
-        TlsAcceptor::from(Arc::new(config))
     }
 }
 
@@ -159,7 +113,7 @@ impl Receiver {
 
     /// With a certificate for this machine.
     pub async fn tls(authority: &Authority) -> Self {
-        Self::start(Some(authority.acceptor())).await
+        Self::start(Some(authority.acceptor(&["localhost", "127.0.0.1"]))).await
     }
 
     async fn start(tls: Option<TlsAcceptor>) -> Self {
@@ -191,17 +145,17 @@ impl Receiver {
         self.shared.always.lock().unwrap().insert(path.to_owned(), reply);
     }
 
-    /// All that came to this path so far.
+    /// All requests to this path so far.
     pub fn seen(&self, path: &str) -> Vec<Delivery> {
         self.shared.seen.lock().unwrap().iter().filter(|delivery| delivery.path == path).cloned().collect()
     }
 
-    /// How often somebody connected.
+    /// How many connections were accepted.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Looks at what came to this path, again after each request, until it finds what it looks for.
+    /// Calls `find` with the requests to this path, again after each request, until it finds something.
     pub async fn wait_for<T>(
         &self,
         what: &str,
@@ -249,7 +203,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) {
     match tls {
         None => shared.serve(stream).await,
-        // A client that does not trust us is a case of its own; its handshake just ends.
+        // A client that does not trust the certificate ends the handshake.
         Some(tls) => {
             if let Ok(stream) = tls.accept(stream).await {
                 shared.serve(stream).await;
@@ -260,7 +214,7 @@ async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Sha
 
 impl Shared {
     async fn serve(&self, mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-        while let Some(delivery) = read_request(&mut stream).await {
+        while let Some(delivery) = read_request(&mut stream).await.and_then(Delivery::of) {
             let reply = self.reply(&delivery.path);
             let count = {
                 let mut seen = self.seen.lock().unwrap();
@@ -293,32 +247,4 @@ impl Shared {
         let always = self.always.lock().unwrap().get(path).cloned();
         scripted.or(always).unwrap_or_else(|| Reply::status(200))
     }
-}
-
-/// `None` when the client has closed, or sends what is no request with a `content-length`.
-async fn read_request(stream: &mut (impl AsyncRead + Unpin)) -> Option<Delivery> {
-    let mut read = Vec::new();
-    let end = loop {
-        if let Some(end) = read.windows(4).position(|four| four == b"\r\n\r\n") {
-            break end;
-        }
-        if stream.read_buf(&mut read).await.ok()? == 0 {
-            return None;
-        }
-    };
-    let head = String::from_utf8(read[..end].to_vec()).ok()?;
-    let mut lines = head.split("\r\n");
-    let path = lines.next()?.split(' ').nth(1)?.to_owned();
-    let mut headers = HeaderMap::new();
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        headers.append(name.parse::<HeaderName>().ok()?, value.trim().parse().ok()?);
-    }
-    let length: usize = headers.get("content-length").map_or(Some(0), |value| value.to_str().ok()?.parse().ok())?;
-    let mut body = read.split_off(end + 4);
-    while body.len() < length {
-        if stream.read_buf(&mut body).await.ok()? == 0 {
-            return None;
-        }
-    }
-    Some(Delivery { path, headers, body, at: Instant::now() })
 }

@@ -1,4 +1,4 @@
-//! A connection that can be made to carry nothing for a while: what is sent waits, and nobody is told.
+//! A TCP relay that can be paused: bytes that are sent meanwhile wait, and neither end notices.
 //!
 //! Stands between one process and its NATS server. Its tasks end when it is dropped.
 
@@ -58,6 +58,6 @@ async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin,
             break;
         }
     }
-    // The other end is told that this one is gone.
+    // Close the other end too.
     let _ = to.shutdown().await;
 }

@@ -1,7 +1,7 @@
 //! A running product: `stage0 dev` in one process, or one process for each role on a real nats-server.
 //!
-//! Owns which processes there are and how each is started, so that a test can end one and start it again as it was. A gateway that
-//! is started again has another port, and so has `dev`: `urls` says where they are.
+//! Owns which processes there are and how each is started, so that a test can end one and start it again as it was. A
+//! gateway that is started again has another port, and so has `dev`: `urls` says where they are.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,16 +11,16 @@ use stage0_backplane::testing::{NatsServer, SYNCED, wait_for};
 use stage0_contract::Scope;
 use tempfile::TempDir;
 
+use crate::Authority;
 use crate::api::Api;
 use crate::moved_clock::MovedClock;
 use crate::process::Process;
-use crate::receiver::Authority;
 
 mod builder;
 
 pub use builder::{StackBuilder, write_keys};
 
-const READY_WITHIN: Duration = Duration::from_secs(30);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 pub struct Stack {
     pub directory: TempDir,
@@ -97,7 +97,7 @@ impl Stack {
         let operator = Api::new(&urls[0], &directory.path().join("tls/ca.pem"), Some(key.trim()));
         for url in &urls {
             let gateway = operator.at(url);
-            wait_for("a ready gateway", READY_WITHIN, async || gateway.get("/readyz").await.status == 200).await;
+            wait_for("a ready gateway", READY_TIMEOUT, async || gateway.get("/readyz").await.status == 200).await;
         }
         let (account, key, _) = operator.account("tests", None, &account_scopes()).await;
         let api = operator.with_key(&key);

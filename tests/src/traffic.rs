@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::api::Api;
 use crate::stack::Stack;
 
-/// Callers that ask until they are told to end.
+/// Clients that send checks until they are stopped.
 pub struct Traffic {
     ends: Arc<AtomicBool>,
     callers: Vec<JoinHandle<Asked>>,

@@ -4,17 +4,17 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::Told;
+use super::BadKeyAnswers;
 use crate::Flood;
 use crate::load::Turn;
 use crate::quantiles::{median, median_ratio, quantile};
 
-/// One place.
+/// One environment.
 pub(crate) struct Row {
     name: String,
     pub(super) alone: Good,
     pub(super) flooded: Good,
-    pub(super) told: Told,
+    pub(super) told: BadKeyAnswers,
 }
 
 /// Good traffic, turn by turn; latencies in milliseconds.
@@ -27,7 +27,7 @@ pub(super) struct Good {
     refused: u64,
 }
 
-/// All of it.
+/// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     connections: usize,
@@ -44,11 +44,11 @@ struct Place {
     name: String,
     alone: Summary,
     flooded: Summary,
-    /// The median over turns of what was measured under the flood divided by what was measured alone.
+    /// The median over turns of the value under the flood divided by the value alone.
     p50_ratio: f64,
     p99_ratio: f64,
-    /// What bad keys were told, in all turns.
-    bad_keys: Told,
+    /// The answers to bad keys, in all turns.
+    bad_keys: BadKeyAnswers,
 }
 
 /// Medians of turns.
@@ -56,7 +56,7 @@ struct Place {
 struct Summary {
     p50_ms: f64,
     p99_ms: f64,
-    /// The slowest turn's.
+    /// Of the slowest turn.
     worst_p99_ms: f64,
     slowest_ms: f64,
     /// In all turns.
@@ -67,7 +67,7 @@ struct Summary {
 
 impl Row {
     pub(super) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), alone: Good::default(), flooded: Good::default(), told: Told::default() }
+        Self { name: name.to_owned(), alone: Good::default(), flooded: Good::default(), told: BadKeyAnswers::default() }
     }
 
     pub(super) fn name(&self) -> &str {

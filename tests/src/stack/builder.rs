@@ -47,7 +47,7 @@ enum MessageKeys {
     Always,
     /// Those of one that was upgraded.
     Upgraded,
-    /// None.
+    /// Without a NATS server: everything in one process.
     Without,
 }
 
@@ -124,7 +124,7 @@ impl StackBuilder {
         self.export_with(&["--webhook-ca", authority.file().to_str().unwrap()])
     }
 
-    /// Nobody is told where the monitor of nats-server is.
+    /// No role is given the URL of nats-server's monitor.
     #[must_use]
     pub fn unverified(self) -> Self {
         Self { unverified: true, ..self }

@@ -1,11 +1,11 @@
-//! Floods and forged addresses: they cost whoever makes them, and nobody else.
+//! Floods and forged addresses: only the client that makes them is throttled.
 
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_tests::{Answer, Api, Stack};
 
-/// With a key that is well formed, and nobody's.
+/// A client with a well-formed key that does not exist.
 async fn wrong_key(api: &Api, key: &str, headers: &[(&str, &str)]) -> Answer {
     let headers = [&[("content-type", "application/json")], headers].concat();
     api.with_key(key).send(Method::POST, "/check", &headers, Some(Api::harmless().to_string().into_bytes())).await
@@ -94,7 +94,7 @@ async fn two_headers_that_disagree_and_junk_are_not_believed() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_tried_from_everywhere_is_held_back_by_its_id() {
+async fn failed_logins_for_one_key_id_are_throttled_across_addresses() {
     let settings = ["--failed-logins-per-minute", "4", "--trusted-proxies", "127.0.0.1"];
     let stack = Stack::build().gateway_with(&settings).dev().await;
     let key = &revoked(&stack, 1).await[0];
@@ -113,7 +113,7 @@ async fn a_key_that_is_tried_from_everywhere_is_held_back_by_its_id() {
 }
 
 #[tokio::test]
-async fn a_burst_is_refused_before_its_key_is_looked_at() {
+async fn a_burst_of_requests_is_refused_before_the_key_is_checked() {
     let settings = ["--requests-per-second-per-address", "20", "--trusted-proxies", "127.0.0.1"];
     let stack = Stack::build().gateway_with(&settings).dev().await;
     let from = async |address: &str, count: usize| {
@@ -134,7 +134,7 @@ async fn a_burst_is_refused_before_its_key_is_looked_at() {
     assert_eq!(refused[0].body["retry_after_seconds"], 1);
     assert!(answers.iter().all(|answer| [401, 429].contains(&answer.status)));
     assert!(from("192.0.2.2", 10).await.iter().all(|answer| answer.status == 401), "another address");
-    // Whether it lives is nobody's burst.
+    // Health probes are exempt from the burst limit.
     for _ in 0..30 {
         let headers = [("x-forwarded-for", "192.0.2.1")];
         assert_eq!(stack.api.send(Method::GET, "/healthz", &headers, None).await.status, 200);
@@ -142,7 +142,7 @@ async fn a_burst_is_refused_before_its_key_is_looked_at() {
 }
 
 #[tokio::test]
-async fn everything_is_counted_where_an_operator_looks() {
+async fn metrics_count_what_an_operator_needs() {
     let address = free_port();
     let settings = ["--metrics-listen", &address, "--failed-logins-per-minute", "2"];
     let stack = Stack::build().gateway_with(&settings).dev().await;

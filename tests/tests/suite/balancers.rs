@@ -1,4 +1,5 @@
-//! Behind a layer-4 balancer: each client counts under the address that the balancer tells, and nobody else tells one.
+//! Behind a layer-4 balancer: each client counts under the address in the balancer's PROXY header, and no other peer
+//! may send one.
 
 use reqwest::Method;
 use serde_json::json;
@@ -29,7 +30,7 @@ async fn recorded(stack: &Stack, api: &Api, headers: &[(&str, &str)]) -> String 
     stack.api.get(&path).await.expect(200)["client"]["address"].as_str().unwrap().to_owned()
 }
 
-/// Well formed, and nobody's any more.
+/// A well-formed key that no longer exists.
 async fn revoked(stack: &Stack) -> String {
     let body = json!({"account": stack.account, "name": "k", "scopes": ["check"]});
     let made = stack.operator.post("/v1/keys", &body).await.expect(201);
@@ -84,7 +85,7 @@ async fn a_balancer_that_asks_for_itself_is_served_under_its_own_address_and_wit
 }
 
 #[tokio::test]
-async fn a_header_from_anybody_else_is_not_believed() {
+async fn a_forwarded_header_from_an_untrusted_peer_is_ignored() {
     let stack = stack(&[]).await;
     let forger = Balancer::start("127.0.0.3", &stack.address(), Balancer::header_of("198.51.100.7")).await;
     let forged = stack.api.at(&forger.url).try_send(Method::GET, "/healthz", &[], None).await;
@@ -113,7 +114,7 @@ async fn a_balancer_without_a_header_or_with_another_is_closed_and_the_next_is_s
 }
 
 #[tokio::test]
-async fn balancers_that_never_send_their_headers_keep_nobody_waiting() {
+async fn balancers_that_never_send_their_headers_delay_no_other_client() {
     let stack = stack(&["--workers", "1", "--header-timeout-ms", "60000"]).await;
     let mut silent = Vec::new();
     for _ in 0..50 {

@@ -1,7 +1,8 @@
-//! The stack of `docker-compose.yml`, brought up as a platform team does it and used from outside, while its parts are killed.
+//! The stack of `docker-compose.yml`, brought up as a platform team does it and used from outside, while its parts are
+//! killed.
 //!
-//! Needs an engine and images, which `scripts/test.sh` gives it wherever one answers or can be installed; so it is not among the tests that
-//! `cargo test` runs by itself.
+//! Needs an engine and images, which `scripts/test.sh` gives it wherever one answers or can be installed; so it is not
+//! among the tests that `cargo test` runs by itself.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -16,14 +17,14 @@ use stage0_tests::{Api, Containers, docker, image, inspect};
 use tokio::task::JoinHandle;
 
 /// For what takes seconds on a good machine.
-const PATIENT: Duration = Duration::from_secs(90);
-/// What is promised where anything but NATS or the keystore dies.
-const CHECKS_GO_ON_WITHIN: Duration = Duration::from_secs(3);
+const LONG_TIMEOUT: Duration = Duration::from_secs(90);
+/// The promise when any part except NATS or the keystore dies.
+const CHECKS_RESUME_TIMEOUT: Duration = Duration::from_secs(3);
 /// Around a death; longer than what is promised.
 const WATCHED_FOR: Duration = Duration::from_secs(5);
 const CALLERS: usize = 4;
 /// Of an unoptimised binary; the released image is some 40 MB.
-const MOST_IMAGE_BYTES: u64 = 75_000_000;
+const MAX_IMAGE_BYTES: u64 = 75_000_000;
 const EVERY_SERVICE: [&str; 7] = ["nats", "keystore", "evaluator", "gateway", "balancer", "audit-export", "receiver"];
 /// Run once and end.
 const ONCE: [&str; 3] = ["setup", "streams", "welcome"];
@@ -33,9 +34,9 @@ const SHARED: [(&str, &[&str]); 2] =
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a container engine: `scripts/test.sh containers` runs it"]
-async fn the_stack_comes_up_answers_and_survives_the_death_of_its_parts() {
+async fn the_container_stack_starts_answers_and_survives_killed_parts() {
     let size = inspect(&image())["Size"].as_u64().unwrap();
-    assert!(size < MOST_IMAGE_BYTES, "the image has {size} bytes");
+    assert!(size < MAX_IMAGE_BYTES, "the image has {size} bytes");
     let stack = Containers::new("whole");
     let banner = up(&stack);
     let dir = tempfile::tempdir().unwrap();
@@ -56,11 +57,11 @@ async fn the_stack_comes_up_answers_and_survives_the_death_of_its_parts() {
         tokio::time::sleep(WATCHED_FOR).await;
         let gap = load.longest_gap(began);
         eprintln!("{service} killed: longest time without an answer {gap:?}");
-        assert!(gap < CHECKS_GO_ON_WITHIN, "{service} killed: no answer for {gap:?}\n{}", stack.logs());
+        assert!(gap < CHECKS_RESUME_TIMEOUT, "{service} killed: no answer for {gap:?}\n{}", stack.logs());
         is_back(&killed).await;
     }
     stack.compose(&["up", "-d", "--no-recreate", "--scale", "evaluator=6"]);
-    wait_for("six evaluators say that they are ready", PATIENT, async || ready(&stack, "evaluator") == 6).await;
+    wait_for("six evaluators say that they are ready", LONG_TIMEOUT, async || ready(&stack, "evaluator") == 6).await;
 
     nats_and_keystore_come_back(&stack, &api).await;
     let answers = load.end().await;
@@ -69,7 +70,7 @@ async fn the_stack_comes_up_answers_and_survives_the_death_of_its_parts() {
     let last = api.check(&Api::harmless()).await.expect(200)["request_id"].as_str().unwrap().to_owned();
     arrives(&stack, &last).await;
 
-    nobody_else_gets_its_port(&stack);
+    reserve_its_port(&stack);
     stack.compose(&["down"]);
     let again = up(&stack);
     assert!(again.contains("is ready at"), "{again}");
@@ -148,7 +149,7 @@ async fn arrives(stack: &Containers, request_id: &str) {
         let Ok(answer) = reqwest::get(url).await else { return false };
         answer.text().await.is_ok_and(|text| text.contains(request_id))
     };
-    wait_for("the receiver shows the decision", PATIENT, shown).await;
+    wait_for("the receiver shows the decision", LONG_TIMEOUT, shown).await;
 }
 
 /// What the PROXY protocol is for.
@@ -171,7 +172,7 @@ fn kill(stack: &Containers, service: &str) -> String {
 
 async fn is_back(container: &str) {
     let healthy = async || inspect(container)["State"]["Health"]["Status"] == "healthy";
-    wait_for("a killed container is back and healthy", PATIENT, healthy).await;
+    wait_for("a killed container is back and healthy", LONG_TIMEOUT, healthy).await;
 }
 
 /// How many instances of a role say so.
@@ -182,7 +183,7 @@ fn ready(stack: &Containers, role: &str) -> usize {
     status["instances"].as_array().map_or(0, |all| all.iter().filter(of_role).count())
 }
 
-/// Nothing is decided meanwhile, nobody is taken for a stranger, and then all go on.
+/// No check is decided meanwhile, no valid key gets a 401, and then all clients continue.
 async fn nats_and_keystore_come_back(stack: &Containers, api: &Api) {
     let fresh = |name: &str| {
         let arguments = ["run", "--rm", "-T", "cli", "keys", "create", "--name", name, "--scope", "check", "--json"];
@@ -190,7 +191,7 @@ async fn nats_and_keystore_come_back(stack: &Containers, api: &Api) {
         api.with_key(made["key"].as_str().unwrap())
     };
     for service in ["keystore", "nats"] {
-        // Nobody has it in a cache.
+        // No gateway has it in its cache.
         let unknown = fresh(service);
         let killed = kill(stack, service);
         let mut refused = 0;
@@ -200,7 +201,7 @@ async fn nats_and_keystore_come_back(stack: &Containers, api: &Api) {
             assert!([200, 503].contains(&answer.status), "{service} is away: {answer:?}");
             answer.status == 200
         };
-        wait_for("checks are answered again", PATIENT, answered).await;
+        wait_for("checks are answered again", LONG_TIMEOUT, answered).await;
         // The keystore may be back before the first of them is asked.
         assert!(service == "keystore" || refused > 0, "{service} was killed, and nothing was refused");
         eprintln!("{service} killed: {refused} checks of a new key were refused, then it was back");
@@ -208,7 +209,7 @@ async fn nats_and_keystore_come_back(stack: &Containers, api: &Api) {
     }
 }
 
-/// Everything that a caller was told is in the log, with the verdict that it was told, and the log is whole.
+/// Every answered check is in the log with the verdict that was answered, and the log verifies.
 async fn every_answer_is_recorded(api: &Api, answers: &BTreeMap<String, String>) {
     let recorded = api.decisions("").await;
     let recorded: BTreeMap<_, _> =
@@ -221,7 +222,7 @@ async fn every_answer_is_recorded(api: &Api, answers: &BTreeMap<String, String>)
 }
 
 /// Compose says so, and does not end with success.
-fn nobody_else_gets_its_port(stack: &Containers) {
+fn reserve_its_port(stack: &Containers) {
     let second = Containers::at_the_address_of(stack, "second");
     let output = second.try_compose(&["up", "-d"]);
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

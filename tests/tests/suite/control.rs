@@ -9,7 +9,8 @@ async fn the_operator_makes_an_account_and_its_first_key() {
     let stack = Stack::build().dev().await;
     let account = stack.operator.post("/v1/accounts", &json!({"name": "Acme", "plan": "pro"})).await.expect(201);
     assert_eq!((&account["name"], &account["plan"]), (&json!("Acme"), &json!("pro")));
-    let body = json!({"account": account["id"], "name": "first", "scopes": ["check", "keys:manage"], "expires_at": "2099-01-01T00:00:00Z"});
+    let body = json!({"account": account["id"], "name": "first", "scopes": ["check", "keys:manage"],
+        "expires_at": "2099-01-01T00:00:00Z"});
     let made = stack.operator.post("/v1/keys", &body).await.expect(201);
     let mut fields: Vec<_> = made.as_object().unwrap().keys().cloned().collect();
     fields.sort();
@@ -55,7 +56,7 @@ async fn a_key_sees_and_changes_its_own_account_only() {
 }
 
 #[tokio::test]
-async fn a_key_grants_only_what_it_holds() {
+async fn a_key_can_grant_only_scopes_that_it_has() {
     let stack = Stack::build().dev().await;
     let (account, manager, _) = stack.operator.account("a", None, &["keys:manage", "check"]).await;
     let manager = stack.api.with_key(&manager);
@@ -78,7 +79,7 @@ async fn a_key_grants_only_what_it_holds() {
 }
 
 #[tokio::test]
-async fn bodies_are_judged_field_by_field() {
+async fn bodies_of_key_and_account_calls_are_validated_field_by_field() {
     let stack = Stack::build().dev().await;
     let bad = stack
         .operator

@@ -55,10 +55,10 @@ async fn everything_is_made_once(stack: &Stack) {
         refused(&ask(&api[0], &header, path, &other).await, "was used with another call or another body");
         // Without the header, and under another, it is made again.
         if number < 2 {
-            let anew = api[0].post(path, body).await.expect(201);
-            assert_ne!(anew["id"], first.body["id"]);
-            let anew = ask(&api[0], &format!("anew-{number}"), path, body).await.expect(201);
-            assert_ne!(anew["id"], first.body["id"]);
+            let second = api[0].post(path, body).await.expect(201);
+            assert_ne!(second["id"], first.body["id"]);
+            let third = ask(&api[0], &format!("other-{number}"), path, body).await.expect(201);
+            assert_ne!(third["id"], first.body["id"]);
         }
     }
     assert_eq!(listed(&stack.operator, "/v1/accounts", "name", "once").await, 3);
@@ -82,7 +82,7 @@ async fn everything_is_made_once(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn what_is_created_under_a_key_is_created_once_in_the_file_and_no_secret_is_kept() {
+async fn create_calls_with_an_idempotency_key_create_once_in_one_process_and_store_no_secret() {
     let mut stack = Stack::build().dev().await;
     everything_is_made_once(&stack).await;
     let body = json!({"name": "kept", "scopes": ["check"]});
@@ -99,7 +99,7 @@ async fn what_is_created_under_a_key_is_created_once_in_the_file_and_no_secret_i
 }
 
 #[tokio::test]
-async fn what_is_created_under_a_key_is_created_once_by_all_gateways() {
+async fn create_calls_with_an_idempotency_key_create_once_across_gateways() {
     let mut stack = Stack::build().gateways(2).nats().await;
     everything_is_made_once(&stack).await;
     let body = json!({"name": "survives", "scopes": ["check"]});
@@ -110,7 +110,7 @@ async fn what_is_created_under_a_key_is_created_once_by_all_gateways() {
 }
 
 #[tokio::test]
-async fn a_revoked_caller_gets_no_answer_again() {
+async fn a_revoked_key_gets_no_replayed_answer() {
     let stack = Stack::build().dev().await;
     let body = json!({"name": "m", "scopes": ["keys:manage", "check"]});
     let manager = stack.api.post("/v1/keys", &body).await.expect(201);
@@ -123,7 +123,7 @@ async fn a_revoked_caller_gets_no_answer_again() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_none_and_a_body_that_is_too_large_are_refused_and_a_refusal_uses_no_key_up() {
+async fn invalid_idempotency_keys_and_oversized_bodies_are_refused_without_using_the_key() {
     let stack = Stack::build().dev().await;
     let body = json!({"name": "n", "scopes": ["check"]});
     for bad in ["", "two words", &"x".repeat(129)] {
@@ -143,7 +143,7 @@ async fn a_key_that_is_none_and_a_body_that_is_too_large_are_refused_and_a_refus
 }
 
 #[tokio::test]
-async fn a_call_whose_answer_was_lost_makes_one_at_most_and_one_that_reached_nobody_is_made() {
+async fn a_create_call_with_a_lost_answer_creates_at_most_one_and_an_undelivered_one_can_be_retried() {
     let mut stack = Stack::build().usual_budget().nats().await;
     let body = json!({"name": "perhaps", "scopes": ["check"]});
     stack.api.check(&Api::harmless()).await.expect(200);

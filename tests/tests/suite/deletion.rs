@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Receiver, Stack, account_scopes};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// As times: as texts they do not sort, since their fractions are of different lengths.
 fn at(record: &Value) -> Timestamp {
@@ -59,7 +59,9 @@ async fn exactly_what_was_asked_for_is_gone(stack: &Stack) {
     assert_eq!((&report["deletions"], &report["records"]), (&json!(1), &json!(kept.len() + 1)));
 
     let event = receiver
-        .wait_for("the event", "/in", SOON, |came| came.iter().find(|d| d.kind() == "decisions.deleted").cloned())
+        .wait_for("the event", "/in", WAIT_TIMEOUT, |came| {
+            came.iter().find(|d| d.kind() == "decisions.deleted").cloned()
+        })
         .await;
     assert!(event.is_signed_by(&secret));
     let data = event.event()["data"].clone();
@@ -67,14 +69,14 @@ async fn exactly_what_was_asked_for_is_gone(stack: &Stack) {
     let key = stack.api.key.as_ref().unwrap();
     assert!(key.contains(text(&data, "requested_by")));
 
-    // Again there is nothing to delete, and nothing is said.
+    // A second deletion finds nothing and writes no mark.
     let again = stack.api.delete(&format!("/v1/decisions?before={before}")).await.expect(200);
     assert_eq!((&again["count"], &again["mark"], &again["from"]), (&json!(0), &json!(null), &json!(null)));
     assert_eq!(stack.api.verify().await["deletions"], 1);
 }
 
 #[tokio::test]
-async fn exactly_what_was_asked_for_is_gone_in_one_process() {
+async fn a_deletion_removes_exactly_the_requested_decisions_in_one_process() {
     let mut stack = Stack::build().private_webhooks().dev().await;
     exactly_what_was_asked_for_is_gone(&stack).await;
     stack.restart_dev();
@@ -84,11 +86,11 @@ async fn exactly_what_was_asked_for_is_gone_in_one_process() {
 }
 
 #[tokio::test]
-async fn exactly_what_was_asked_for_is_gone_on_nats() {
+async fn a_deletion_removes_exactly_the_requested_decisions_on_nats() {
     let mut stack = Stack::build().private_webhooks().nats().await;
     exactly_what_was_asked_for_is_gone(&stack).await;
     stack.restart_gateway(0);
-    wait_for("the gateway", SOON, async || stack.api.check(&Api::harmless()).await.status == 200).await;
+    wait_for("the gateway", WAIT_TIMEOUT, async || stack.api.check(&Api::harmless()).await.status == 200).await;
     let report = stack.api.verify().await;
     assert_eq!((&report["ok"], &report["deletions"]), (&json!(true), &json!(1)), "{report:#}");
 }
@@ -108,7 +110,8 @@ async fn everything_can_be_deleted_and_the_log_goes_on() {
     for n in 0..4 {
         stack.api_at(n % 2).decide(&Api::unclear()).await;
     }
-    wait_for("a checkpoint behind the deletion", SOON, async || stack.api.verify().await["unsealed"] == 0).await;
+    wait_for("a checkpoint behind the deletion", WAIT_TIMEOUT, async || stack.api.verify().await["unsealed"] == 0)
+        .await;
     let report = stack.api.verify().await;
     assert_eq!(report["ok"], true, "{report:#}");
     assert_eq!((&report["records"], &report["deletions"], &report["writers"]), (&json!(4), &json!(1), &json!(2)));
@@ -143,7 +146,7 @@ async fn decisions_that_go_on_while_others_are_deleted_are_kept() {
 }
 
 #[tokio::test]
-async fn without_an_exporter_nothing_is_deleted_and_that_is_said() {
+async fn without_an_exporter_a_deletion_is_refused_with_503() {
     let mut stack = Stack::build().nats().await;
     let id = stack.api.decide(&Api::harmless()).await;
     let now = Timestamp::now();

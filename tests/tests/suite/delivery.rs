@@ -1,4 +1,5 @@
-//! Deliveries on a bad day: receivers that fail, hang, redirect or lie about where they are, and exporters that are killed.
+//! Deliveries on a bad day: receivers that fail, hang, redirect or lie about where they are, and exporters that are
+//! killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -7,9 +8,9 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Authority, Delivery, Receiver, Reply, Stack};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// An exporter that was killed holds its endpoints for ten seconds more.
-const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(40);
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(40);
 
 async fn decide(api: &Api, count: usize) -> BTreeSet<String> {
     let mut made = BTreeSet::new();
@@ -24,8 +25,8 @@ fn have(came: &[Delivery], ids: &BTreeSet<String>) -> bool {
     ids.iter().all(|id| seen.contains(id.as_str()))
 }
 
-/// Waits until all of these came, and checks what holds for all that came: signed, numbered without a gap, and what came twice is
-/// the same both times.
+/// Waits until all of these came, and checks what holds for all that came: signed, numbered without a gap, and what
+/// came twice is the same both times.
 async fn all_arrive(
     receiver: &Receiver,
     path: &str,
@@ -53,7 +54,7 @@ async fn all_arrive(
 
 async fn settled(api: &Api, webhook: &str, what: &str, is: impl Fn(&Value) -> bool) -> Value {
     let mut found = json!(null);
-    wait_for(what, SOON, async || {
+    wait_for(what, WAIT_TIMEOUT, async || {
         found = api.deliveries(webhook).await.into_iter().find(|delivery| is(delivery)).unwrap_or_default();
         !found.is_null()
     })
@@ -62,7 +63,7 @@ async fn settled(api: &Api, webhook: &str, what: &str, is: impl Fn(&Value) -> bo
 }
 
 #[tokio::test]
-async fn what_failed_is_sent_again_as_it_was() {
+async fn a_failed_event_is_retried_unchanged() {
     let authority = Authority::default();
     let receiver = Receiver::tls(&authority).await;
     let stack = Stack::build().private_webhooks().trusting(&authority).dev().await;
@@ -74,7 +75,7 @@ async fn what_failed_is_sent_again_as_it_was() {
     assert_eq!(waiting["error"], "the endpoint answered 500");
     assert!(waiting["next_attempt_at"].is_string(), "{waiting}");
     let twice = receiver
-        .wait_for("the second attempt", "/in", SOON, |came| {
+        .wait_for("the second attempt", "/in", WAIT_TIMEOUT, |came| {
             let same: Vec<_> = came.iter().filter(|d| d.id() == event).cloned().collect();
             (same.len() == 2).then_some(same)
         })
@@ -82,7 +83,7 @@ async fn what_failed_is_sent_again_as_it_was() {
     assert_eq!(twice[0].body, twice[1].body);
     assert_ne!(
         twice[0].headers["webhook-signature"], twice[1].headers["webhook-signature"],
-        "signed anew, at its own time"
+        "signed again, at its own time"
     );
     assert!(twice.iter().all(|d| d.is_signed_by(&secret)));
     let gap = twice[1].at - twice[0].at;
@@ -93,7 +94,7 @@ async fn what_failed_is_sent_again_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_asks_for_time_gets_it() {
+async fn a_receivers_retry_after_header_is_honoured() {
     let receiver = Receiver::plain().await;
     let stack = Stack::build().private_webhooks().dev().await;
     let short = stack.api.webhook(&receiver.url("/short")).await.0;
@@ -107,13 +108,13 @@ async fn a_receiver_that_asks_for_time_gets_it() {
             let at: Vec<_> = came.iter().filter(|d| d.id() == event).map(|d| d.at).collect();
             (at.len() == 2).then(|| at[1] - at[0])
         };
-        let gap = receiver.wait_for("the second attempt", path, SOON, find).await;
+        let gap = receiver.wait_for("the second attempt", path, WAIT_TIMEOUT, find).await;
         assert!(gap >= Duration::from_secs(least) && gap < Duration::from_secs(most), "{path}: {gap:?}");
     }
 }
 
 #[tokio::test]
-async fn a_slow_failure_is_given_its_time_from_the_answer_on() {
+async fn a_retry_delay_counts_from_the_end_of_a_slow_failed_attempt() {
     let receiver = Receiver::plain().await;
     let stack = Stack::build().private_webhooks().dev().await;
     stack.api.webhook(&receiver.url("/slow")).await;
@@ -124,13 +125,13 @@ async fn a_slow_failure_is_given_its_time_from_the_answer_on() {
         let at: Vec<_> = came.iter().filter(|d| d.id() == event).map(|d| d.at).collect();
         (at.len() == 2).then(|| at[1] - at[0])
     };
-    let gap = receiver.wait_for("the second attempt", "/slow", SOON, find).await;
+    let gap = receiver.wait_for("the second attempt", "/slow", WAIT_TIMEOUT, find).await;
     // Five seconds, a fifth less at most.
     assert!(gap >= late + Duration::from_secs(4), "{gap:?}");
 }
 
 #[tokio::test]
-async fn an_endpoint_that_is_gone_is_disabled_at_once_and_gets_what_waited_when_it_is_enabled() {
+async fn an_endpoint_that_answers_gone_is_disabled_at_once_and_catches_up_when_enabled() {
     let receiver = Receiver::plain().await;
     let stack = Stack::build().private_webhooks().dev().await;
     let (id, secret) = stack.api.webhook(&receiver.url("/gone")).await;
@@ -138,24 +139,26 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_gets_what_waited_when_
     receiver.answer("/gone", [Reply::status(410)]);
     let mut all = decide(&stack.api, 1).await;
     let path = format!("/v1/webhooks/{id}");
-    wait_for("its end", SOON, async || stack.api.get(&path).await.expect(200)["enabled"] == false).await;
+    wait_for("its end", WAIT_TIMEOUT, async || stack.api.get(&path).await.expect(200)["enabled"] == false).await;
     let shown = stack.api.get(&path).await.expect(200);
     assert_eq!(shown["disabled_reason"], "the endpoint answered 410: it is gone");
     let notice = receiver
-        .wait_for("the notice", "/other", SOON, |came| came.iter().find(|d| d.kind() == "webhook.disabled").cloned())
+        .wait_for("the notice", "/other", WAIT_TIMEOUT, |came| {
+            came.iter().find(|d| d.kind() == "webhook.disabled").cloned()
+        })
         .await;
     assert!(notice.is_signed_by(&other));
     let data = notice.event()["data"].clone();
     assert_eq!((&data["webhook"], &data["reason"]), (&json!(id), &shown["disabled_reason"]));
     // Meanwhile it gets nothing; then it gets all of it.
     let meanwhile = decide(&stack.api, 5).await;
-    receiver.wait_for("the others", "/other", SOON, |came| have(came, &meanwhile).then_some(())).await;
+    receiver.wait_for("the others", "/other", WAIT_TIMEOUT, |came| have(came, &meanwhile).then_some(())).await;
     assert!(receiver.seen("/gone").iter().all(|d| !meanwhile.contains(d.id())));
     all.extend(meanwhile);
     let enabled = stack.api.post(&format!("{path}/enable"), &json!({})).await.expect(200);
     assert_eq!((&enabled["enabled"], &enabled["disabled_reason"]), (&json!(true), &json!(null)));
     let came = receiver
-        .wait_for("what waited", "/gone", SOON, |came| {
+        .wait_for("what waited", "/gone", WAIT_TIMEOUT, |came| {
             (came.len() > all.len() && have(came, &all)).then(|| came.to_vec())
         })
         .await;
@@ -166,18 +169,18 @@ async fn an_endpoint_that_is_gone_is_disabled_at_once_and_gets_what_waited_when_
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_delays_nobody_else() {
+async fn a_receiver_that_hangs_delays_no_other_endpoint() {
     let receiver = Receiver::plain().await;
     let stack = Stack::build().private_webhooks().dev().await;
     stack.api.webhook(&receiver.url("/hangs")).await;
     let (_, secret) = stack.api.webhook(&receiver.url("/in")).await;
     receiver.always("/hangs", Reply::Hang);
     let first = decide(&stack.api, 40).await;
-    receiver.wait_for("an attempt", "/hangs", SOON, |came| (!came.is_empty()).then_some(())).await;
+    receiver.wait_for("an attempt", "/hangs", WAIT_TIMEOUT, |came| (!came.is_empty()).then_some(())).await;
     let began = Instant::now();
     let second = decide(&stack.api, 40).await;
     let all = first.union(&second).cloned().collect();
-    all_arrive(&receiver, "/in", &secret, &all, SOON).await;
+    all_arrive(&receiver, "/in", &secret, &all, WAIT_TIMEOUT).await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
 
@@ -200,7 +203,7 @@ async fn a_redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn nobody_inside_is_reached_unless_the_operator_says_so() {
+async fn webhooks_reach_no_private_address_unless_the_operator_allows_it() {
     let authority = Authority::default();
     let receiver = Receiver::tls(&authority).await;
     let stack = Stack::build().trusting(&authority).nats().await;
@@ -233,14 +236,14 @@ async fn nobody_inside_is_reached_unless_the_operator_says_so() {
 }
 
 #[tokio::test]
-async fn a_receiver_whom_nobody_vouches_for_gets_nothing() {
+async fn a_receiver_with_an_untrusted_certificate_gets_no_event() {
     let (known, unknown) = (Authority::default(), Authority::default());
     let receiver = Receiver::tls(&unknown).await;
     let stack = Stack::build().private_webhooks().trusting(&known).dev().await;
     let (id, _) = stack.api.webhook(&receiver.url("/in")).await;
     let event = format!("dec_{}", stack.api.decide(&Api::harmless()).await);
     let refused = settled(&stack.api, &id, "the refusal", |d| d["event"] == event).await;
-    assert_eq!(refused["error"], "no secure connection: nobody whom we trust signed its certificate");
+    assert_eq!(refused["error"], "no secure connection: its certificate is not signed by a trusted authority");
     assert!(receiver.connections() > 0 && receiver.seen("/in").is_empty());
 }
 
@@ -250,7 +253,7 @@ async fn a_rate_limit_is_kept() {
     let stack = Stack::build().private_webhooks().dev().await;
     let (_, secret) = stack.api.webhook_with(&json!({"url": receiver.url("/in"), "rate_limit": 10})).await;
     let all = decide(&stack.api, 25).await;
-    let came = all_arrive(&receiver, "/in", &secret, &all, SOON).await;
+    let came = all_arrive(&receiver, "/in", &secret, &all, WAIT_TIMEOUT).await;
     let took = came[came.len() - 1].at - came[0].at;
     let least = Duration::from_millis(100 * (came.len() as u64 - 2));
     assert!(took > least, "{} in {took:?}", came.len());
@@ -263,17 +266,17 @@ async fn a_deleted_endpoint_gets_nothing_more() {
     let (id, _) = stack.api.webhook(&receiver.url("/deleted")).await;
     let (_, secret) = stack.api.webhook(&receiver.url("/kept")).await;
     let before = decide(&stack.api, 5).await;
-    receiver.wait_for("events", "/deleted", SOON, |came| have(came, &before).then_some(())).await;
+    receiver.wait_for("events", "/deleted", WAIT_TIMEOUT, |came| have(came, &before).then_some(())).await;
     assert_eq!(stack.api.delete(&format!("/v1/webhooks/{id}")).await.status, 204);
     // The exporter hears of it a moment later.
-    wait_for("an event that only one gets", SOON, async || {
+    wait_for("an event that only one gets", WAIT_TIMEOUT, async || {
         let one = decide(&stack.api, 1).await;
-        receiver.wait_for("the event", "/kept", SOON, |came| have(came, &one).then_some(())).await;
+        receiver.wait_for("the event", "/kept", WAIT_TIMEOUT, |came| have(came, &one).then_some(())).await;
         !have(&receiver.seen("/deleted"), &one)
     })
     .await;
     let after = decide(&stack.api, 20).await;
-    all_arrive(&receiver, "/kept", &secret, &after, SOON).await;
+    all_arrive(&receiver, "/kept", &secret, &after, WAIT_TIMEOUT).await;
     assert!(receiver.seen("/deleted").iter().all(|d| !after.contains(d.id())));
 }
 
@@ -298,36 +301,36 @@ async fn a_backlog_survives_the_death_of_its_exporter() {
     assert_eq!(all.len(), 300);
     assert!(receiver.seen("/in").is_empty());
     stack.restart_exporter(0);
-    receiver.wait_for("a part of it", "/in", TAKEN_OVER_WITHIN, |came| (came.len() >= 100).then_some(())).await;
+    receiver.wait_for("a part of it", "/in", TAKEOVER_TIMEOUT, |came| (came.len() >= 100).then_some(())).await;
     stack.restart_exporter(0);
     let came = receiver.seen("/in").len();
     assert!(came < 300, "{came}: it was killed too late");
-    let came = all_arrive(&receiver, "/in", &secret, &all, TAKEN_OVER_WITHIN).await;
+    let came = all_arrive(&receiver, "/in", &secret, &all, TAKEOVER_TIMEOUT).await;
     let twice = came.len() - came.iter().map(Delivery::id).collect::<BTreeSet<_>>().len();
     assert!(twice < 150, "{twice} came twice");
 }
 
 #[tokio::test]
-async fn what_was_on_its_way_when_an_exporter_died_is_sent_again() {
+async fn events_in_flight_when_an_exporter_dies_are_sent_again() {
     let receiver = Receiver::plain().await;
     let mut stack = Stack::build().private_webhooks().nats().await;
     let (_, secret) = stack.api.webhook(&receiver.url("/slow")).await;
     stack.api.webhook(&receiver.url("/other")).await;
     receiver.always("/slow", Reply::Hang);
     let all = decide(&stack.api, 10).await;
-    receiver.wait_for("all ten", "/slow", SOON, |came| have(came, &all).then_some(())).await;
-    // Two checkpoints later, as the other endpoint tells, all that is on its way is known to whoever comes next.
+    receiver.wait_for("all ten", "/slow", WAIT_TIMEOUT, |came| have(came, &all).then_some(())).await;
+    // Two checkpoints later, which the other endpoint receives, the stored cursor knows all events in flight.
     for number in 1..=2 {
         decide(&stack.api, 1).await;
         let marks = |came: &[Delivery]| came.iter().filter(|d| d.kind() == "checkpoint.signed").count();
-        receiver.wait_for("a checkpoint", "/other", SOON, |came| (marks(came) >= number).then_some(())).await;
+        receiver.wait_for("a checkpoint", "/other", WAIT_TIMEOUT, |came| (marks(came) >= number).then_some(())).await;
     }
     stack.exporters[0].kill();
     receiver.always("/slow", Reply::status(200));
     stack.restart_exporter(0);
     let twice = |came: &[Delivery]| all.iter().all(|id| came.iter().filter(|d| d.id() == id).count() >= 2);
-    receiver.wait_for("all ten again", "/slow", TAKEN_OVER_WITHIN, |came| twice(came).then_some(())).await;
-    all_arrive(&receiver, "/slow", &secret, &all, SOON).await;
+    receiver.wait_for("all ten again", "/slow", TAKEOVER_TIMEOUT, |came| twice(came).then_some(())).await;
+    all_arrive(&receiver, "/slow", &secret, &all, WAIT_TIMEOUT).await;
 }
 
 #[tokio::test]
@@ -336,33 +339,33 @@ async fn another_exporter_takes_over_and_no_event_is_lost() {
     let mut stack = Stack::build().exporters(2).private_webhooks().nats().await;
     let (_, secret) = stack.api.webhook(&receiver.url("/in")).await;
     let mut all = decide(&stack.api, 10).await;
-    all_arrive(&receiver, "/in", &secret, &all, SOON).await;
+    all_arrive(&receiver, "/in", &secret, &all, WAIT_TIMEOUT).await;
     let serves = |exporter: &stage0_tests::Process| exporter.said().contains("endpoint is served by this worker");
     let serving = stack.exporters.iter().position(serves).expect("one of them serves it");
     assert!(!serves(&stack.exporters[1 - serving]), "only one of them serves it");
     let api = stack.api.clone();
     let meanwhile = tokio::spawn(async move { decide(&api, 100).await });
-    receiver.wait_for("a part of it", "/in", SOON, |came| (came.len() >= 30).then_some(())).await;
+    receiver.wait_for("a part of it", "/in", WAIT_TIMEOUT, |came| (came.len() >= 30).then_some(())).await;
     stack.exporters[serving].kill();
     all.extend(meanwhile.await.unwrap());
-    all_arrive(&receiver, "/in", &secret, &all, TAKEN_OVER_WITHIN).await;
+    all_arrive(&receiver, "/in", &secret, &all, TAKEOVER_TIMEOUT).await;
     assert!(serves(&stack.exporters[1 - serving]));
 }
 
 #[tokio::test]
-async fn an_exporter_that_ends_hands_its_endpoints_over_at_once() {
+async fn a_stopping_exporter_hands_over_its_endpoints_at_once() {
     let receiver = Receiver::plain().await;
     let mut stack = Stack::build().private_webhooks().nats().await;
     let (_, secret) = stack.api.webhook(&receiver.url("/in")).await;
     let mut all = decide(&stack.api, 10).await;
-    all_arrive(&receiver, "/in", &secret, &all, SOON).await;
+    all_arrive(&receiver, "/in", &secret, &all, WAIT_TIMEOUT).await;
     let mut ended = stack.exporters.remove(0);
     assert_eq!(ended.stop().code(), Some(0));
     assert!(ended.said().contains("endpoint is free for another worker"), "{}", ended.said());
     let before = receiver.seen("/in").len();
     all.extend(decide(&stack.api, 10).await);
     stack.start_exporter();
-    let came = all_arrive(&receiver, "/in", &secret, &all, SOON).await;
+    let came = all_arrive(&receiver, "/in", &secret, &all, WAIT_TIMEOUT).await;
     let ids: BTreeSet<_> = came.iter().map(Delivery::id).collect();
     assert_eq!(ids.len(), came.len(), "nothing came twice: {before} before");
 }

@@ -1,8 +1,8 @@
 //! The commands of docs/install.md and docs/clients.md do what the documents say, word for word.
 //!
-//! Blocks marked `sh` are run as they stand, in one shell and in their order. Replaced are the places that only root may
-//! write to, the ports, and what makes users: the processes then run as whoever runs the test. `systemctl` is a function
-//! that starts the `ExecStart` of the unit files that the document wrote.
+//! Blocks marked `sh` are run as they stand, in one shell and in their order. Replaced are the places that only root
+//! may write to, the ports, and what makes users: the processes then run as the user who runs the test. `systemctl` is
+//! a function that starts the `ExecStart` of the unit files that the document wrote.
 
 use std::fs;
 use std::net::TcpListener;
@@ -31,7 +31,7 @@ fn nats_server() -> PathBuf {
 }
 
 /// Runs a script as a person would: without this machine's variables for our product or for certificates.
-fn run(directory: &Path, path: &Path, script: &str) -> String {
+pub(crate) fn run(directory: &Path, path: &Path, script: &str) -> String {
     let mut command = Command::new("timeout");
     command.args(["120", "bash", "-c", script]).current_dir(directory);
     let trust = ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"];
@@ -47,7 +47,7 @@ fn run(directory: &Path, path: &Path, script: &str) -> String {
 }
 
 /// A directory for the `PATH` with the programs that the documents call.
-fn programs(directory: &Path) -> PathBuf {
+pub(crate) fn programs(directory: &Path) -> PathBuf {
     let bin = directory.join("bin");
     fs::create_dir_all(&bin).unwrap();
     for (name, real) in [("stage0", stage0()), ("nats-server", nats_server())] {
@@ -57,9 +57,8 @@ fn programs(directory: &Path) -> PathBuf {
     bin
 }
 
-/// Ports that nobody has, below those that systems give to whoever asks for any, so that no other test gets one of them
-/// before the script does.
-fn free_ports() -> impl Iterator<Item = u16> {
+/// Free ports below the ephemeral range, so that no other test is assigned one of them before the script uses it.
+pub(crate) fn free_ports() -> impl Iterator<Item = u16> {
     let first = 20_000 + u16::try_from(std::process::id() % 10_000).unwrap();
     (first..32_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
 }

@@ -10,11 +10,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use reqwest::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Receiver, Stack};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const AUDIT: &str = "audit.md";
 const WEBHOOKS: &str = "webhooks.md";
 
@@ -158,7 +158,7 @@ async fn the_lines_that_the_audit_document_shows_are_those_of_the_log() {
     }
 
     let mut marks = vec![];
-    wait_for("a checkpoint", SOON, async || {
+    wait_for("a checkpoint", WAIT_TIMEOUT, async || {
         marks = lines_of(&stack, "checkpoint.signed").await;
         !marks.is_empty()
     })
@@ -206,7 +206,7 @@ async fn the_event_that_the_webhook_document_shows_is_what_is_delivered() {
     let answer = ask(&stack).await;
     let event = format!("dec_{}", answer["request_id"].as_str().unwrap());
     let find = |came: &[stage0_tests::Delivery]| came.iter().find(|delivery| delivery.id() == event).cloned();
-    let delivery = receiver.wait_for("the decision", "/stage0", SOON, find).await;
+    let delivery = receiver.wait_for("the decision", "/stage0", WAIT_TIMEOUT, find).await;
     assert!(delivery.is_signed_by(&secret));
 
     let text = document(WEBHOOKS);
@@ -255,8 +255,39 @@ async fn the_receiver_prints_the_codes_that_the_webhook_document_shows() {
     assert_eq!(line.split("  ").last().unwrap(), codes.join(","));
 }
 
+/// The guide shows one request and, for each verdict, what to change in it and the whole answer.
+#[tokio::test]
+async fn the_answers_that_the_guide_shows_are_those_of_the_product() {
+    let stack = Stack::build().dev().await;
+    let text = document("guide.md");
+    let command = blocks(&text, "sh").into_iter().find(|block| block.contains("<<'JSON'")).unwrap();
+    let request = parsed(command.split("<<'JSON'\n").nth(1).unwrap().split("\nJSON").next().unwrap());
+    let examples = blocks(&text, "json");
+    assert_eq!(examples.len(), 3, "one answer for each verdict");
+    let approvals = [
+        json!({}),
+        json!({"approval_status": "approved", "approved_by": "dana@example.com"}),
+        json!({"approval_status": "rejected"}),
+    ];
+    for ((example, approval), verdict) in examples.iter().zip(&approvals).zip(["DEFER", "ALLOW", "DENY"]) {
+        let mut request = request.clone();
+        for (name, value) in approval.as_object().unwrap() {
+            let member = format!("\"{name}\": {value}");
+            assert!(text.contains(&member), "the guide says `{member}`");
+            request["context"][name] = value.clone();
+        }
+        let (example, answer) = (parsed(example), stack.api.check(&request).await.expect(200));
+        assert_eq!(answer["verdict"], verdict);
+        same_shape(verdict, &example, &answer);
+        same_decision(&example, &answer);
+        for member in ["reason", "risk_score", "guardrails", "guardrail_checks", "constraints_applied", "issues"] {
+            assert_eq!(example[member], answer[member], "{verdict}: {member}");
+        }
+    }
+}
+
 #[test]
-fn a_drifted_example_is_noticed() {
+fn an_outdated_example_in_a_document_is_detected() {
     let real = serde_json::json!({"a": 1, "b": [{"c": "x"}], "at": ["goal"]});
     let found = |example: Value| {
         let mut found = vec![];

@@ -1,7 +1,8 @@
 //! Links between the documents lead to files and headings that exist.
 //!
-//! Looks at what is written in the tree (README, SECURITY, CHANGELOG, docs/), not at the web: addresses of others are
-//! not followed. Anchors are compared with headings as the usual Markdown renderers name them.
+//! Reads the documents of the tree (README, SECURITY, CHANGELOG, CONTRIBUTING, docs/), and follows no address on the
+//! web. Anchors are compared with headings as the usual Markdown renderers name them. In the documents that lead
+//! through the code, every file and folder that is named must exist.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -71,7 +72,7 @@ fn links_between_documents_lead_somewhere() {
     let root = root();
     let mut all = vec![];
     documents(&root.join("docs"), &mut all);
-    all.extend(["README.md", "SECURITY.md", "CHANGELOG.md"].map(|name| root.join(name)));
+    all.extend(["README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"].map(|name| root.join(name)));
     let mut seen = 0;
     let mut faults = vec![];
     for document in &all {
@@ -85,11 +86,68 @@ fn links_between_documents_lead_somewhere() {
 }
 
 #[test]
-fn a_link_that_leads_nowhere_is_noticed() {
+fn a_broken_link_in_a_document_is_detected() {
     let document = root().join("docs/audit.md");
     assert!(fault(&document, "webhooks.md#what-arrives").is_none());
     assert!(fault(&document, "#verifying").is_none());
     assert!(fault(&document, "webhooks.md#what-arrived").unwrap().contains("no such heading"));
     assert!(fault(&document, "webhook.md").unwrap().contains("no such file"));
     assert_eq!(links("see [a](b.md#c) and [d](e)\n```\n[x](y)\n```"), ["b.md#c", "e"]);
+}
+
+/// Every file of the tree, relative to its root, without what is built or brought in.
+fn files(folder: &Path, root: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if !name.starts_with('.') && !matches!(name, "target" | "vendor") {
+                found.insert(format!("/{}/", path.strip_prefix(root).unwrap().display()));
+                files(&path, root, found);
+            }
+        } else {
+            found.insert(format!("/{}", path.strip_prefix(root).unwrap().display()));
+        }
+    }
+}
+
+/// `a/{b,c}.rs` names `a/b.rs` and `a/c.rs`.
+fn expanded(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else { return vec![path.to_owned()] };
+    let (names, after) = rest.split_once('}').expect("a closing brace");
+    names.split(',').map(|name| format!("{before}{name}{after}")).collect()
+}
+
+/// The code spans of a document that name a file or folder of this tree.
+fn named_paths(text: &str, folders: &[&str]) -> Vec<String> {
+    let prose = prose(text).join("\n");
+    let spans = prose.split('`').skip(1).step_by(2);
+    let is_path = |span: &&str| {
+        let plain = span.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-{,}".contains(&b));
+        plain && (span.ends_with(".rs") || folders.iter().any(|folder| span.starts_with(folder)))
+    };
+    spans.filter(is_path).flat_map(expanded).collect()
+}
+
+#[test]
+fn files_that_the_guides_to_the_code_name_exist() {
+    let root = root();
+    let mut known = BTreeSet::new();
+    files(&root, &root, &mut known);
+    let folders: Vec<_> = known
+        .iter()
+        .filter_map(|path| path.strip_prefix('/')?.strip_suffix('/'))
+        .filter(|folder| !folder.contains('/'))
+        .map(|folder| format!("{folder}/"))
+        .collect();
+    let folders: Vec<_> = folders.iter().map(String::as_str).collect();
+    let exists = |path: &str| known.iter().any(|file| file.ends_with(&format!("/{path}")));
+    for name in ["docs/ARCHITECTURE.md", "docs/GLOSSARY.md", "CONTRIBUTING.md"] {
+        let named = named_paths(&fs::read_to_string(root.join(name)).unwrap(), &folders);
+        assert!(named.len() > 10, "{name}: {named:?}");
+        let missing: Vec<_> = named.into_iter().filter(|path| !exists(path)).collect();
+        assert!(missing.is_empty(), "{name}: {missing:?}");
+    }
+    assert!(!exists("gateway/src/no_such_file.rs"));
+    assert_eq!(named_paths("`a/{b,c}.rs` `d` `a/` `e/f` `g h.rs`", &["a/"]), ["a/b.rs", "a/c.rs", "a/"]);
 }

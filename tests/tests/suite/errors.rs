@@ -7,7 +7,7 @@ use stage0_tests::{Api, Stack};
 const JSON: (&str, &str) = ("content-type", "application/json");
 
 #[tokio::test]
-async fn what_is_not_strict_json_is_400() {
+async fn a_body_that_is_not_strict_json_is_400() {
     let stack = Stack::build().dev().await;
     let deep = format!("{{\"goal\":\"g\",\"context\":{{\"a\":{}{}}}}}", "[".repeat(40), "]".repeat(40));
     let deepest = "[".repeat(100_000);
@@ -141,8 +141,10 @@ async fn a_body_over_a_million_bytes_is_413_and_another_type_415() {
 async fn a_422_names_every_bad_field_also_those_that_only_the_policy_knows() {
     let stack = Stack::build().dev().await;
     let body = json!({
-        "goal": " ", "success_criteria": "x", "tools": [1, "ok", ""], "side_effects": {}, "context": [], "environment": 5, "pro": "yes",
-        "constraints": ["max_retries: lots", "allowed_change_window: never", "allowed_environment:"], "policy_pack_version": "nobody@9.9.9+000000000000", "debug_store_input": 1
+        "goal": " ", "success_criteria": "x", "tools": [1, "ok", ""], "side_effects": {}, "context": [],
+        "environment": 5, "pro": "yes",
+        "constraints": ["max_retries: lots", "allowed_change_window: never", "allowed_environment:"],
+        "policy_pack_version": "nobody@9.9.9+000000000000", "debug_store_input": 1
     });
     let answer = stack
         .api
@@ -199,7 +201,7 @@ async fn sizes_at_the_limit_pass_and_one_more_does_not() {
 }
 
 #[tokio::test]
-async fn an_unknown_and_a_forbidden_version_get_one_text() {
+async fn unknown_and_unselectable_policy_versions_get_the_same_error() {
     let stack = Stack::build().dev().await;
     let active = stack.api.check(&Api::harmless()).await.expect(200)["policy_version"].as_str().unwrap().to_owned();
     let ask = async |version: &str| {
@@ -216,7 +218,7 @@ async fn an_unknown_and_a_forbidden_version_get_one_text() {
 }
 
 #[tokio::test]
-async fn refusals_come_in_their_order() {
+async fn error_statuses_follow_their_documented_order() {
     let stack = Stack::build().dev().await;
     let (account, weak, _) = stack.operator.account("weak", Some("free"), &["keys:manage"]).await;
     let (limited, used_up, _) = stack.operator.account("used up", Some("free"), &["check"]).await;

@@ -1,4 +1,5 @@
-//! Processes killed and frozen: no decision without an evaluator, no refusal without a keystore, and back by themselves.
+//! Processes killed and frozen: no decision without an evaluator, no refusal without a keystore, and back by
+//! themselves.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,7 @@ use rustix::process::Signal;
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Stack};
 
-const BACK_WITHIN: Duration = Duration::from_secs(15);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn without_an_evaluator_nothing_is_allowed_and_with_a_new_one_it_goes_on() {
@@ -18,18 +19,18 @@ async fn without_an_evaluator_nothing_is_allowed_and_with_a_new_one_it_goes_on()
     assert!(answer.text.contains("no evaluator serves: the action must not run"), "{}", answer.text);
     assert!(!answer.header("retry-after").is_empty());
     // The report may be a second old.
-    wait_for("the report", BACK_WITHIN, async || stack.api.get("/readyz").await.status == 503).await;
+    wait_for("the report", RECOVERY_TIMEOUT, async || stack.api.get("/readyz").await.status == 503).await;
     let ready = stack.api.get("/readyz").await;
     assert_eq!((ready.status, &ready.body["ready"]), (503, &serde_json::json!(false)));
     assert!(ready.text.contains("evaluator: "), "{}", ready.text);
     assert_eq!(stack.api.get("/healthz").await.status, 200);
     stack.start_evaluator();
     stack.api.check(&Api::harmless()).await.expect(200);
-    wait_for("readiness", BACK_WITHIN, async || stack.api.get("/readyz").await.status == 200).await;
+    wait_for("readiness", RECOVERY_TIMEOUT, async || stack.api.get("/readyz").await.status == 200).await;
 }
 
 #[tokio::test]
-async fn one_of_three_evaluators_killed_or_frozen_stops_nobody() {
+async fn one_of_three_evaluators_killed_or_frozen_stops_no_check() {
     let mut stack = Stack::build().usual_budget().evaluators(3).nats().await;
     stack.api.check(&Api::harmless()).await.expect(200);
     stack.evaluators[0].kill();
@@ -73,7 +74,7 @@ async fn nats_killed_is_503_within_the_budget_and_it_comes_back_by_itself() {
     stack.api.check(&Api::harmless()).await.assert_error(503, "unavailable");
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     stack.nats.as_mut().unwrap().restart().await;
-    wait_for("the return", BACK_WITHIN, async || stack.api.check(&Api::harmless()).await.status == 200).await;
+    wait_for("the return", RECOVERY_TIMEOUT, async || stack.api.check(&Api::harmless()).await.status == 200).await;
 }
 
 #[tokio::test]
@@ -87,7 +88,7 @@ async fn nats_frozen_is_503_within_the_budget_and_it_comes_back_by_itself() {
         assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
     }
     stack.nats.as_ref().unwrap().thaw();
-    wait_for("the return", BACK_WITHIN, async || stack.api.check(&Api::harmless()).await.status == 200).await;
+    wait_for("the return", RECOVERY_TIMEOUT, async || stack.api.check(&Api::harmless()).await.status == 200).await;
 }
 
 #[tokio::test]
@@ -99,7 +100,7 @@ async fn a_revocation_that_a_cut_off_gateway_missed_holds_when_it_is_back() {
     stack.operator.delete(&format!("/v1/keys/{id}")).await.expect(204);
     stack.nats.as_mut().unwrap().kill();
     stack.nats.as_mut().unwrap().restart().await;
-    wait_for("a decision about a living key", BACK_WITHIN, async || {
+    wait_for("a decision about a living key", RECOVERY_TIMEOUT, async || {
         stack.api.check(&Api::harmless()).await.status == 200
     })
     .await;
@@ -119,12 +120,12 @@ async fn keys_survive_a_killed_keystore() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_told_to_stop_while_nats_is_away_ends() {
+async fn a_role_stopped_while_nats_is_down_exits() {
     let mut stack = Stack::build().nats().await;
     stack.nats.as_mut().unwrap().kill();
     for (role, process) in stack.processes() {
         process.signal(Signal::TERM);
-        let ended = tokio::time::timeout(BACK_WITHIN, async {
+        let ended = tokio::time::timeout(RECOVERY_TIMEOUT, async {
             while process.is_alive() {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }

@@ -11,7 +11,7 @@ use stage0_tests::{Answer, Api, Stack};
 
 use crate::recording::kept;
 
-const BACK_WITHIN: Duration = Duration::from_secs(30);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 async fn ask(api: &Api, key: &str, body: &Value) -> Answer {
     let headers = [("content-type", "application/json"), ("idempotency-key", key)];
@@ -25,7 +25,7 @@ fn counted(run: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_same_again_is_the_recorded_decision_under_its_own_id() {
+async fn a_repeated_idempotency_key_replays_the_recorded_decision_and_its_id() {
     let stack = Stack::build().dev().await;
     for (key, body) in [("a", Api::harmless()), ("b", Api::forbidden()), ("c", Api::unclear()), ("d", counted("r"))] {
         let first = ask(&stack.api, key, &body).await;
@@ -51,7 +51,7 @@ async fn the_same_again_is_the_recorded_decision_under_its_own_id() {
 }
 
 #[tokio::test]
-async fn another_body_is_refused_with_every_other_fault() {
+async fn an_idempotency_key_with_another_body_is_refused_and_so_is_every_other_fault() {
     let stack = Stack::build().dev().await;
     ask(&stack.api, "a", &Api::harmless()).await.expect(200);
     let answer = ask(&stack.api, "a", &Api::forbidden()).await;
@@ -72,7 +72,7 @@ async fn another_body_is_refused_with_every_other_fault() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_account_or_key_is_another_and_a_revoked_one_repeats_nothing() {
+async fn idempotency_keys_are_separate_per_account_and_api_key_and_a_revoked_key_replays_nothing() {
     let stack = Stack::build().dev().await;
     let first = ask(&stack.api, "a", &Api::harmless()).await.expect(200);
     let made = json!({"account": stack.account, "name": "k", "scopes": ["check"]});
@@ -118,13 +118,13 @@ async fn a_retry_after_a_503_counts_once_and_is_decided_once() {
     let again = ask(&stack.api, "a", &body).await.expect(200);
     assert_eq!((&again["request_id"], &again["cached"]), (&answer["request_id"], &json!(true)));
     assert_eq!(stack.api.get("/v1/runs/r").await.expect(200)["iterations"], 1);
-    // Whoever was answered settles, whichever attempt that was.
+    // The client settles the decision it was answered, whichever attempt made it.
     let settle = json!({"request_id": answer["request_id"], "actual_cost_usd": 1});
     stack.api.post("/v1/runs/r/settle", &settle).await.expect(200);
 }
 
 #[tokio::test]
-async fn what_was_counted_but_not_recorded_is_counted_no_second_time() {
+async fn a_retry_of_a_counted_but_unrecorded_check_is_not_counted_twice() {
     let mut stack = Stack::build().gateways(2).nats().await;
     let body = counted("r");
     for api in [stack.api.clone(), stack.api_at(1)] {
@@ -142,7 +142,7 @@ async fn what_was_counted_but_not_recorded_is_counted_no_second_time() {
     let first = first.await.unwrap().ok();
     let other = stack.api_at(1);
     let mut answer = None;
-    wait_for("an answer", BACK_WITHIN, async || {
+    wait_for("an answer", RECOVERY_TIMEOUT, async || {
         let asked = ask(&other, "a", &body).await;
         let answered = asked.status == 200;
         answer = Some(asked);
@@ -159,13 +159,13 @@ async fn what_was_counted_but_not_recorded_is_counted_no_second_time() {
 }
 
 #[tokio::test]
-async fn without_a_ledger_a_repeated_check_is_not_decided() {
+async fn without_a_state_store_a_check_with_an_idempotency_key_is_not_decided() {
     let mut stack = Stack::build().nats().await;
     ask(&stack.api, "a", &Api::harmless()).await.expect(200);
     stack.nats.as_mut().unwrap().kill();
     ask(&stack.api, "a", &Api::harmless()).await.assert_error(503, "unavailable");
     stack.nats.as_mut().unwrap().restart().await;
-    wait_for("the decision again", BACK_WITHIN, async || {
+    wait_for("the decision again", RECOVERY_TIMEOUT, async || {
         ask(&stack.api, "a", &Api::harmless()).await.body["cached"] == true
     })
     .await;

@@ -1,6 +1,6 @@
 //! Attacks from inside: a part of the deployment that is taken over, frozen, restored or started twice.
 //!
-//! Each file has the credentials of one role, or does to a machine what happens to machines. What holds is told in
+//! Each file has the credentials of one role, or does to a machine what happens to machines. What holds is described in
 //! docs/threat-model.md.
 
 mod bounds;

@@ -31,7 +31,7 @@ async fn a_revoked_key_is_refused_everywhere_within_a_second() {
 }
 
 #[tokio::test]
-async fn a_key_lives_on_for_the_overlap_of_its_rotation_and_no_longer() {
+async fn a_rotated_key_stays_valid_for_the_overlap_and_no_longer() {
     let stack = Stack::build().dev().await;
     let (_, old, id) = stack.operator.account("a", None, &["check"]).await;
     let old = stack.api.with_key(&old);

@@ -53,7 +53,7 @@ fn assert_rate_limited(answer: &Answer) {
 }
 
 #[tokio::test]
-async fn of_a_thousand_calls_on_two_gateways_a_hundred_pass_in_a_minute() {
+async fn the_rate_limit_passes_a_hundred_of_a_thousand_calls_on_two_gateways() {
     let stack = Stack::build().gateways(2).evaluators(2).nats().await;
     let passed = loop {
         let api = limited(&stack, &json!({"per_minute": 100})).await;
@@ -80,7 +80,7 @@ async fn of_a_thousand_calls_on_two_gateways_a_hundred_pass_in_a_minute() {
 }
 
 #[tokio::test]
-async fn a_quota_is_of_all_gateways_and_survives_their_end_and_that_of_nats() {
+async fn a_quota_is_shared_by_all_gateways_and_survives_restarts_of_gateways_and_nats() {
     let mut stack = Stack::build().gateways(2).nats().await;
     let api = limited(&stack, &json!({"daily": 30})).await;
     let ask = async |stack: &Stack, gateway: usize| api.at(&stack.urls[gateway]).check(&Api::harmless()).await.status;
@@ -104,7 +104,7 @@ async fn a_quota_is_of_all_gateways_and_survives_their_end_and_that_of_nats() {
 }
 
 #[tokio::test]
-async fn usage_is_what_was_counted_and_is_not_counted_itself() {
+async fn the_usage_call_shows_the_counts_and_is_not_counted() {
     let stack = Stack::build().dev().await;
     let told = usage(&stack.api).await;
     assert_parses(&told);
@@ -186,7 +186,7 @@ async fn answers_tell_the_rate_limit_and_repeats_count_for_it_alone() {
 }
 
 #[tokio::test]
-async fn without_a_ledger_limited_accounts_are_refused() {
+async fn without_a_state_store_limited_accounts_are_refused() {
     let mut stack = Stack::build().nats().await;
     let api = limited(&stack, &json!({"daily": 10})).await;
     api.check(&Api::harmless()).await.expect(200);
@@ -200,7 +200,7 @@ async fn without_a_ledger_limited_accounts_are_refused() {
 }
 
 #[tokio::test]
-async fn a_drained_process_gives_back_what_it_leased_and_tells_what_it_counted() {
+async fn a_drained_gateway_returns_its_quota_leases_and_reports_its_counts() {
     let mut stack = Stack::build().dev().await;
     let path = format!("/v1/accounts/{}", stack.account);
     for _ in 0..3 {
@@ -215,7 +215,7 @@ async fn a_drained_process_gives_back_what_it_leased_and_tells_what_it_counted()
 }
 
 #[tokio::test]
-async fn who_leaves_before_the_answer_has_used_its_check_all_the_same() {
+async fn a_client_that_disconnects_early_has_used_its_check() {
     let stack = Stack::build().dev().await;
     let api = limited(&stack, &json!({"daily": 30})).await;
     let body = Api::harmless().to_string();
@@ -230,7 +230,7 @@ async fn who_leaves_before_the_answer_has_used_its_check_all_the_same() {
         raw.send(request.as_bytes()).await;
         drop(raw);
     }
-    // Nobody hears of the end of what was left alone.
+    // No end is reported for a stream that was left alone.
     wait_for("the end", std::time::Duration::from_secs(20), async || {
         let answer = api.check(&Api::harmless()).await;
         answer.status == 402

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::abuse::{free_port, metrics, sample};
 
 const AT_ONCE: usize = 64;
-const WITHIN: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A gateway whose keystore can be stopped, and the address of its metrics.
 async fn stack() -> (Stack, String) {
@@ -40,7 +40,7 @@ async fn missed(address: &str) -> f64 {
 
 async fn until_missed(address: &str, before: f64, count: usize) {
     let all = before + f64::from(u32::try_from(count).unwrap());
-    wait_for("so many calls at the gateway", WITHIN, async || missed(address).await >= all).await;
+    wait_for("so many calls at the gateway", WAIT_TIMEOUT, async || missed(address).await >= all).await;
 }
 
 async fn statuses(calls: Vec<JoinHandle<Answer>>) -> Vec<u16> {

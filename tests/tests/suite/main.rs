@@ -11,6 +11,7 @@
 
 mod abuse;
 mod balancers;
+mod browser;
 mod cases;
 mod clients;
 mod containers;
@@ -22,6 +23,8 @@ mod docs_commands;
 mod docs_examples;
 mod docs_links;
 mod docs_moving;
+mod docs_pages;
+mod docs_security_overview;
 mod errors;
 mod faults;
 mod hostile;
@@ -31,6 +34,7 @@ mod keys;
 mod limits;
 mod logins;
 mod newest_first;
+mod openapi;
 mod outage;
 mod plain_http;
 mod recording;

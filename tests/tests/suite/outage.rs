@@ -1,4 +1,5 @@
-//! When the log cannot be written, or nobody knows whether it is on disk: nothing is released, it is said why, and it ends by itself.
+//! When the log cannot be written, or it is unknown whether a record is on disk: nothing is released, the reason is
+//! reported, and service resumes by itself.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use stage0_tests::{Api, Process, Stack};
 
 /// The budget of two seconds, and what a busy machine adds.
 const BUDGET: Duration = Duration::from_secs(3);
-const BACK_WITHIN: Duration = Duration::from_secs(20);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(20);
 /// As nats-server is without a word about it: it syncs every two minutes.
 const RELAXED: &str = "max_payload: 8MB\njetstream {}";
 
@@ -74,12 +75,12 @@ async fn through_an_outage(stack: &mut Stack, end: impl AsyncFnOnce(&mut NatsSer
             })
         })
         .collect();
-    wait_for("some decisions", BACK_WITHIN, async || stack.api.decisions("limit=1000").await.len() >= 40).await;
+    wait_for("some decisions", RECOVERY_TIMEOUT, async || stack.api.decisions("limit=1000").await.len() >= 40).await;
     stack.nats.as_ref().unwrap().freeze();
     refused_in_time(stack).await;
     assert_eq!(ready(stack).await.0, 503);
     end(stack.nats.as_mut().unwrap()).await;
-    wait_for("the return", BACK_WITHIN, async || ready(stack).await.0 == 200).await;
+    wait_for("the return", RECOVERY_TIMEOUT, async || ready(stack).await.0 == 200).await;
     stack.api.decide(&Api::harmless()).await;
     over.store(true, Ordering::SeqCst);
     let (mut answered, mut refused) = (BTreeSet::new(), 0);
@@ -98,28 +99,28 @@ async fn through_an_outage(stack: &mut Stack, end: impl AsyncFnOnce(&mut NatsSer
 }
 
 #[tokio::test]
-async fn a_log_that_is_gone_releases_nothing_and_says_so() {
+async fn a_missing_log_releases_no_decision_and_is_reported() {
     let mut stack = Stack::build().usual_budget().nats().await;
     stack.api.decide(&Api::harmless()).await;
     let client = async_nats::connect(stack.nats.as_ref().unwrap().url()).await.unwrap();
     async_nats::jetstream::new(client).delete_stream("S0_LOG").await.unwrap();
     refused_in_time(&stack).await;
-    wait_for("the report", BACK_WITHIN, async || ready(&stack).await.0 == 503).await;
+    wait_for("the report", RECOVERY_TIMEOUT, async || ready(&stack).await.0 == 503).await;
     let (_, report) = ready(&stack).await;
     assert_eq!((&report["ready"], &report["audit"]), (&json!(false), &json!("required")));
     assert!(report["reasons"].to_string().contains("audit: "), "{report}");
     stack.api.get("/v1/decisions").await.assert_error(503, "unavailable");
     stack.api.get("/v1/decisions/verify").await.assert_error(503, "unavailable");
-    // Whoever starts next makes it again.
+    // The next role that starts makes it again.
     stack.restart_exporter(0);
-    wait_for("the return", BACK_WITHIN, async || stack.api.check(&Api::harmless()).await.status == 200).await;
+    wait_for("the return", RECOVERY_TIMEOUT, async || stack.api.check(&Api::harmless()).await.status == 200).await;
 }
 
 #[tokio::test]
-async fn a_log_that_is_full_releases_nothing_until_there_is_room() {
+async fn a_full_log_releases_no_decision_until_space_is_freed() {
     let stack = Stack::build().usual_budget().nats().await;
     stack.api.decide(&Api::harmless()).await;
-    wait_for("a checkpoint", BACK_WITHIN, async || stack.api.verify().await["unsealed"] == 0).await;
+    wait_for("a checkpoint", RECOVERY_TIMEOUT, async || stack.api.verify().await["unsealed"] == 0).await;
     let mut stream = stream(&stack).await;
     let info = stream.info().await.unwrap();
     let (mut config, messages) = (info.config.clone(), info.state.messages);
@@ -135,7 +136,7 @@ async fn a_log_that_is_full_releases_nothing_until_there_is_room() {
     assert_eq!(stack.api.decisions("").await.len(), 1, "it can be read all the same");
     config.max_messages = -1;
     operator.update_stream(&config).await.unwrap();
-    wait_for("the return", BACK_WITHIN, async || stack.api.check(&Api::harmless()).await.status == 200).await;
+    wait_for("the return", RECOVERY_TIMEOUT, async || stack.api.check(&Api::harmless()).await.status == 200).await;
     assert_eq!(stack.api.verify().await["ok"], true);
 }
 
@@ -157,7 +158,7 @@ async fn best_effort_answers_without_a_record_and_says_so_everywhere() {
     assert!(began.elapsed() < BUDGET, "{:?}", began.elapsed());
     assert_eq!((&answer["verdict"], &answer["meta"]["audit"]), (&json!("DENY"), &json!("best-effort")));
     let known = |report: &Value| report["reasons"].to_string().matches("audit: ").count() == 2;
-    wait_for("the report", BACK_WITHIN, async || {
+    wait_for("the report", RECOVERY_TIMEOUT, async || {
         let (status, report) = ready(&stack).await;
         status == 200 && known(&report)
     })
@@ -165,14 +166,14 @@ async fn best_effort_answers_without_a_record_and_says_so_everywhere() {
 }
 
 #[tokio::test]
-async fn another_word_for_the_mode_is_refused() {
+async fn an_unknown_audit_mode_is_refused() {
     let mut gateway = Process::start(&["dev", "--audit", "sometimes"].map(str::to_owned));
     assert_eq!(gateway.ended().code(), Some(64));
     gateway.wait_for("the reason", |line| line.contains("must be `required` or `best-effort`").then_some(()));
 }
 
 /// Starts a gateway and an exporter beside each other; both must give up for this reason.
-async fn nobody_starts(nats: &NatsServer, monitor: &str, why: &str) {
+async fn no_role_starts(nats: &NatsServer, monitor: &str, why: &str) {
     let directory = tempfile::tempdir().unwrap();
     let tls = directory.path().join("tls");
     let (url, tls) = (nats.url(), tls.to_str().unwrap());
@@ -187,25 +188,25 @@ async fn nobody_starts(nats: &NatsServer, monitor: &str, why: &str) {
 }
 
 #[tokio::test]
-async fn on_a_server_that_does_not_sync_nobody_starts() {
+async fn on_a_server_that_does_not_sync_no_role_starts() {
     let nats = NatsServer::start_with(RELAXED).await;
-    nobody_starts(&nats, &nats.monitor(), "does not sync each message: set `sync_interval: always`").await;
+    no_role_starts(&nats, &nats.monitor(), "does not sync each message: set `sync_interval: always`").await;
 }
 
 #[tokio::test]
-async fn on_a_server_whose_monitor_does_not_answer_nobody_starts() {
+async fn on_a_server_whose_monitor_does_not_answer_no_role_starts() {
     let nats = NatsServer::start_with(SYNCED).await;
-    nobody_starts(&nats, "http://127.0.0.1:9", "the sync mode of nats is not verified").await;
+    no_role_starts(&nats, "http://127.0.0.1:9", "the sync mode of nats is not verified").await;
 }
 
 #[tokio::test]
-async fn on_a_server_without_jetstream_nobody_starts() {
+async fn on_a_server_without_jetstream_no_role_starts() {
     let nats = NatsServer::start_with("max_payload: 8MB").await;
-    nobody_starts(&nats, &nats.monitor(), "the streams of the decision log cannot be had").await;
+    no_role_starts(&nats, &nats.monitor(), "the streams of the decision log cannot be had").await;
 }
 
 #[tokio::test]
-async fn relaxed_sync_is_taken_by_name_and_said() {
+async fn relaxed_sync_must_be_accepted_by_name_and_is_reported() {
     let relaxed = ["--dangerous-relaxed-sync"];
     let stack =
         Stack::build().usual_budget().nats_with(RELAXED).gateway_with(&relaxed).export_with(&relaxed).nats().await;
@@ -216,7 +217,7 @@ async fn relaxed_sync_is_taken_by_name_and_said() {
 }
 
 #[tokio::test]
-async fn without_a_monitor_it_is_said_that_nobody_looked() {
+async fn without_a_monitor_url_a_warning_says_that_sync_was_not_checked() {
     let stack = Stack::build().usual_budget().unverified().nats().await;
     stack.api.decide(&Api::harmless()).await;
     let (status, report) = ready(&stack).await;
@@ -226,11 +227,11 @@ async fn without_a_monitor_it_is_said_that_nobody_looked() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_back_without_sync_is_not_believed() {
+async fn a_nats_server_that_restarts_without_sync_is_not_trusted() {
     let mut stack = Stack::build().usual_budget().nats().await;
     let id = stack.api.decide(&Api::harmless()).await;
     stack.nats.as_mut().unwrap().restart_with(RELAXED).await;
-    wait_for("the doubt", BACK_WITHIN, async || {
+    wait_for("the doubt", RECOVERY_TIMEOUT, async || {
         let (status, report) = ready(&stack).await;
         status == 503 && report["reasons"].to_string().contains("does not sync each message")
     })
@@ -239,6 +240,6 @@ async fn a_server_that_comes_back_without_sync_is_not_believed() {
     stack.api.get(&format!("/v1/decisions/{id}")).await.expect(200);
     assert_eq!(stack.api.decisions("").await.len(), 1);
     stack.nats.as_mut().unwrap().restart_with(SYNCED).await;
-    wait_for("the return", BACK_WITHIN, async || stack.api.check(&Api::harmless()).await.status == 200).await;
-    wait_for("readiness", BACK_WITHIN, async || ready(&stack).await.0 == 200).await;
+    wait_for("the return", RECOVERY_TIMEOUT, async || stack.api.check(&Api::harmless()).await.status == 200).await;
+    wait_for("readiness", RECOVERY_TIMEOUT, async || ready(&stack).await.0 == 200).await;
 }

@@ -58,7 +58,7 @@ async fn plain_http_is_told_to_use_https_and_is_never_decided() {
 }
 
 #[tokio::test]
-async fn a_first_byte_that_is_no_method_is_judged_as_tls() {
+async fn a_first_byte_that_starts_no_http_method_is_handled_as_tls() {
     let stack = Stack::build().dev().await;
     for bytes in [&b"\x16\x03\x01\0\x05hello"[..], b"\0\0\0\0\0\0", b"\r\nGET / HTTP/1.1\r\n\r\n", b"{\"goal\": 1}\r\n"]
     {

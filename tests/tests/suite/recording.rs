@@ -1,4 +1,5 @@
-//! What is answered is recorded, and read by those who may: one decision, lists, downloads, and the proof that none is missing.
+//! What is answered is recorded, and read by those who may: one decision, lists, downloads, and the proof that none is
+//! missing.
 
 use std::collections::BTreeSet;
 
@@ -84,7 +85,7 @@ async fn a_decision_is_read_by_its_own_account_alone_and_with_the_scope() {
     assert!(theirs.decisions("").await.is_empty());
     assert_eq!(theirs.get("/v1/decisions/export").await.text, "");
     assert_eq!(theirs.verify().await["records"], 0);
-    // Whoever may delete may not read, and the other way round.
+    // The right to delete does not include the right to read, nor the other way round.
     let (_, deleter, _) = stack.operator.account("d", None, &["decisions:delete"]).await;
     let deleter = stack.api.with_key(&deleter);
     for path in ["", "/export", "/verify", &format!("/{id}")] {
@@ -152,9 +153,12 @@ async fn the_callers_own_id_and_user_agent_are_kept_and_masked() {
 }
 
 #[tokio::test]
-async fn a_list_has_what_its_filters_let_through() {
+async fn decision_lists_hold_exactly_what_their_filters_select() {
     let stack = Stack::build().dev().await;
-    let run = |name: &str| json!({"goal": "Search for Python documentation", "tools": ["web_search"], "context": {"run_id": name}});
+    let run = |name: &str| {
+        json!({"goal": "Search for Python documentation", "tools": ["web_search"],
+        "context": {"run_id": name}})
+    };
     let allowed = stack.api.decide(&run("one")).await;
     let denied = stack.api.decide(&Api::forbidden()).await;
     let deferred = stack.api.decide(&Api::unclear()).await;
@@ -181,7 +185,7 @@ async fn a_list_has_what_its_filters_let_through() {
 }
 
 #[tokio::test]
-async fn bad_parameters_are_named() {
+async fn bad_query_parameters_are_named() {
     let stack = Stack::build().dev().await;
     for (path, query, named) in [
         ("", "verdict=allow", "verdict"),

@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_tests::{Api, Authority, Delivery, Receiver, Stack};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Refused for its environment and its role; the words that were compared are unlike any other.
 fn refused() -> Value {
@@ -21,7 +21,7 @@ fn issue<'a>(answer: &'a Value, code: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn a_refusal_says_where_what_and_how() {
+async fn a_refusal_names_the_place_the_value_and_the_remedy() {
     let stack = Stack::build().dev().await;
     let answer = stack.api.check(&refused()).await.expect(200);
     let details = &issue(&answer, "ROLE_NOT_AUTHORIZED")["details"];
@@ -45,7 +45,7 @@ async fn a_refusal_says_where_what_and_how() {
 }
 
 #[tokio::test]
-async fn amounts_are_told_in_the_callers_own_units() {
+async fn amounts_in_refusals_use_the_callers_units() {
     let stack = Stack::build().dev().await;
     let body = json!({"goal": "Carry out the planned step", "success_criteria": ["done"],
         "constraints": ["max_cost_usd: 100", "timeout: 1m"],
@@ -76,7 +76,7 @@ async fn no_word_that_was_compared_is_kept() {
     let again = ask().await;
     let record = stack.api.get(&format!("/v1/decisions/{id}")).await.expect(200);
     let find = |came: &[Delivery]| came.iter().find(|delivery| delivery.id() == format!("dec_{id}")).cloned();
-    let event = receiver.wait_for("the decision", "/in", SOON, find).await;
+    let event = receiver.wait_for("the decision", "/in", WAIT_TIMEOUT, find).await;
     let event: Value = serde_json::from_slice(&event.body).unwrap();
     for kept in [&again, &record, &event["data"]] {
         let text = kept.to_string();
@@ -96,7 +96,7 @@ async fn no_word_that_was_compared_is_kept() {
 }
 
 #[tokio::test]
-async fn words_beside_a_secret_are_told_nowhere() {
+async fn no_text_of_a_request_with_a_secret_appears_anywhere() {
     let stack = Stack::build().dev().await;
     let mut body = refused();
     body["context"]["note"] = json!(format!("use {}{}", "AKIA", "IOSFODNN7EXAMPLE"));
@@ -112,7 +112,7 @@ async fn words_beside_a_secret_are_told_nowhere() {
 }
 
 #[tokio::test]
-async fn the_vocabulary_is_told_to_every_living_key_and_to_nobody_else() {
+async fn the_vocabulary_is_shown_to_every_active_key_and_no_other_caller() {
     for stack in [Stack::build().dev().await, Stack::build().nats().await] {
         let told = stack.api.get("/v1/policy/vocabulary").await.expect(200);
         let answer = stack.api.check(&Api::harmless()).await.expect(200);

@@ -1,12 +1,13 @@
 //! How long decisions are kept: as the account's retention says, from one moment to the next.
 //!
-//! Nobody waits for days here: a history of earlier days is put into the log of a stopped server, linked as a gateway links it.
+//! No test waits for days: a history of earlier days is written into the log of a stopped server, chained as a gateway
+//! chains it.
 
 use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use stage0_contract::{Head, LineStart, LineType, Link};
+use stage0_contract::{Head, LineHeader, LineType, Link};
 use stage0_tests::{Api, Stack};
 
 use crate::tampering::{decisions, entries, put};
@@ -61,7 +62,8 @@ async fn new_records_follow_the_accounts_retention_at_once() {
     assert_eq!(stack.api.verify().await["ok"], true);
 }
 
-/// A stopped server with one decision of today behind others, each so many days old and kept for so many days from then on.
+/// A stopped server with one decision of today behind others, each so many days old and kept for so many days from then
+/// on.
 pub(crate) async fn history(ages: &[(i64, i64)]) -> (Stack, Vec<String>) {
     let mut stack = Stack::build().dev().await;
     stack.api.decide(&Api::forbidden()).await;
@@ -86,7 +88,7 @@ pub(crate) async fn history(ages: &[(i64, i64)]) -> (Stack, Vec<String>) {
             mark: None,
         };
         let expires_at = recorded_at.as_second() + kept * 86_400;
-        let start = LineStart { line: LineType::Decision, chain, recorded_at, expires_at };
+        let start = LineHeader { line: LineType::Decision, chain, recorded_at, expires_at };
         let line = start.with(&serde_json::to_vec(&members).unwrap()).unwrap();
         head = Some(start.head(&line));
         let position = u64::try_from(recorded_at.as_microsecond()).unwrap();
@@ -113,7 +115,7 @@ async fn shown(stack: &Stack, ids: &[String]) -> Vec<bool> {
     shown
 }
 
-/// Stops `dev`, and starts it again for as long as more entries than that are on its disk: nobody is told when it removes some.
+/// Restarts `dev` until at most this many entries are on its disk, since no event tells when entries are removed.
 pub(crate) async fn wait_for_removal(stack: &mut Stack, most: usize) {
     for _ in 0..20 {
         stack.stop_dev();
@@ -127,7 +129,7 @@ pub(crate) async fn wait_for_removal(stack: &mut Stack, most: usize) {
 }
 
 #[tokio::test]
-async fn what_is_past_its_end_is_not_shown_not_missed_and_removed() {
+async fn expired_decisions_are_hidden_not_reported_missing_and_removed() {
     let (mut stack, ids) = history(&[(40, 30), (35, 30), (20, 30), (2, 30), (2, 1)]).await;
     assert_eq!(entries(&data(&stack), decisions(), &stack.account).len(), 6);
     stack.start_dev();

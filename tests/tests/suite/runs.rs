@@ -1,4 +1,5 @@
-//! Runs: an agent cannot loop or overspend by forgetting, by sending smaller counters, by asking many workers at once, or by a crash.
+//! Runs: an agent cannot loop or overspend by forgetting, by sending smaller counters, by asking many workers at once,
+//! or by a crash.
 
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Stack};
 
-const BACK_WITHIN: Duration = Duration::from_secs(30);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn check(run: &str, constraint: &str, mut context: Value) -> Value {
     context["run_id"] = run.into();
@@ -15,7 +16,8 @@ fn check(run: &str, constraint: &str, mut context: Value) -> Value {
         "context": context})
 }
 
-/// So many at the same time, at all gateways in turn; how many were allowed, deferred, and refused with 503.
+/// Sends this many checks at once, to the gateways in turn; returns how many were allowed, deferred and refused with
+/// 503.
 async fn storm(stack: &Stack, body: &Value, count: usize) -> (usize, usize, usize) {
     let asks = (0..count).map(|number| {
         let api = stack.api_at(number % stack.urls.len());
@@ -33,7 +35,7 @@ async fn run_of(api: &Api, run: &str) -> Value {
 }
 
 #[tokio::test]
-async fn of_64_at_once_on_three_evaluators_exactly_ten_pass() {
+async fn max_iterations_allows_exactly_ten_of_64_concurrent_checks_on_three_evaluators() {
     let stack = Stack::build().gateways(2).evaluators(3).nats().await;
     let body = check("r", "max_iterations: 10", json!({}));
     assert_eq!(storm(&stack, &body, 64).await, (10, 54, 0));
@@ -46,7 +48,7 @@ async fn of_64_at_once_on_three_evaluators_exactly_ten_pass() {
 }
 
 #[tokio::test]
-async fn of_64_at_once_in_one_process_exactly_ten_pass_also_over_a_restart() {
+async fn max_iterations_allows_exactly_ten_of_64_concurrent_checks_in_one_process_and_over_a_restart() {
     let mut stack = Stack::build().dev().await;
     let body = check("r", "max_iterations: 10", json!({}));
     assert_eq!(storm(&stack, &body, 6).await, (6, 0, 0));
@@ -82,7 +84,7 @@ async fn killed_evaluators_and_a_killed_nats_let_no_more_pass() {
     let allowed = asks.await.unwrap();
     assert!(allowed <= 10, "{allowed}");
     // A reply that was lost may have counted: never more than ten, and the run is at its end.
-    wait_for("an answer", BACK_WITHIN, async || stack.api.check(&body).await.body["verdict"] == "DEFER").await;
+    wait_for("an answer", RECOVERY_TIMEOUT, async || stack.api.check(&body).await.body["verdict"] == "DEFER").await;
     assert_eq!(run_of(&stack.api, "r").await["iterations"], 10);
     // Each ALLOW that was answered is in the log; one more may be there whose answer was lost.
     let recorded = stack.api.decisions("run_id=r&verdict=ALLOW").await.len();
@@ -90,7 +92,7 @@ async fn killed_evaluators_and_a_killed_nats_let_no_more_pass() {
 }
 
 #[tokio::test]
-async fn counters_smaller_and_larger_than_the_truth() {
+async fn reported_counters_below_and_above_the_servers_count_are_handled() {
     let stack = Stack::build().dev().await;
     let verdict = async |run: &str, limit: &str, context: Value| {
         let answer = stack.api.check(&check(run, limit, context)).await.expect(200);
@@ -111,7 +113,7 @@ async fn counters_smaller_and_larger_than_the_truth() {
     let tool = |recent: Value| json!({"current_tool": "shell", "recent_tools": recent});
     assert_eq!(verdict("tool", "same_tool_limit: 2", tool(json!(["shell"]))).await, "ALLOW");
     assert_eq!(verdict("tool", "same_tool_limit: 2", tool(json!([]))).await, "DEFER");
-    // Nobody sees the difference, and there is none; two names are none that anybody can count by.
+    // Names that look the same are the same run; two different names in one request cannot be counted.
     assert_eq!(verdict("small\u{200b}", "max_iterations: 2", json!({})).await, "DEFER");
     assert_eq!(verdict("fresh", "max_iterations: 2", json!({"loop_state": {"run_id": "small"}})).await, "DEFER");
     // Another run, or another account, starts again.
@@ -122,7 +124,7 @@ async fn counters_smaller_and_larger_than_the_truth() {
 }
 
 #[tokio::test]
-async fn a_run_is_shown_ended_and_its_owners_alone() {
+async fn a_run_can_be_shown_and_ended_only_by_its_own_account() {
     let stack = Stack::build().dev().await;
     let body = check("a/b é", "max_iterations: 1", json!({"current_tool": "shell", "estimated_cost_usd": 0.25}));
     let id = stack.api.decide(&body).await;
@@ -225,7 +227,7 @@ async fn runs_are_listed_page_by_page_and_an_accounts_own_alone_in_one_process()
 }
 
 #[tokio::test]
-async fn a_whole_number_is_the_run_of_its_digits_and_a_defer_says_how_to_end_it() {
+async fn a_numeric_run_id_equals_its_decimal_text_and_a_defer_tells_how_to_end_the_run() {
     let stack = Stack::build().dev().await;
     let mut body = check("", "max_iterations: 1", json!({}));
     body["context"]["run_id"] = json!(11_233_637_052_i64);
@@ -293,11 +295,11 @@ async fn costs_are_settled_once_by_those_who_may() {
 }
 
 #[tokio::test]
-async fn a_reservation_that_nobody_settles_is_spent() {
+async fn a_cost_reservation_that_is_never_settled_counts_as_spent() {
     let stack = Stack::build().with(&["--reservations-kept-seconds", "1"]).dev().await;
     let body = check("m", "max_cost_usd: 10", json!({"estimated_cost_usd": 4}));
     let id = stack.api.decide(&body).await;
-    wait_for("the reservation ends", BACK_WITHIN, async || {
+    wait_for("the reservation ends", RECOVERY_TIMEOUT, async || {
         run_of(&stack.api, "m").await["cost"]["reserved_usd"] == 0.0
     })
     .await;
@@ -308,11 +310,11 @@ async fn a_reservation_that_nobody_settles_is_spent() {
 }
 
 #[tokio::test]
-async fn a_run_is_forgotten_after_the_time_that_was_set() {
+async fn a_run_expires_after_its_configured_ttl() {
     let stack = Stack::build().with(&["--runs-kept-seconds", "1"]).dev().await;
     let body = check("r", "max_iterations: 1", json!({}));
     stack.api.decide(&body).await;
-    wait_for("the run's end", BACK_WITHIN, async || stack.api.get("/v1/runs/r").await.status == 404).await;
+    wait_for("the run's end", RECOVERY_TIMEOUT, async || stack.api.get("/v1/runs/r").await.status == 404).await;
     assert_eq!(stack.api.check(&body).await.body["verdict"], "ALLOW");
 }
 
@@ -336,14 +338,14 @@ async fn an_account_may_require_that_each_check_names_its_run() {
 }
 
 #[tokio::test]
-async fn without_a_ledger_a_check_of_a_run_is_not_decided() {
+async fn without_a_state_store_a_check_of_a_run_is_not_decided() {
     let mut stack = Stack::build().nats().await;
     stack.api.decide(&check("r", "max_iterations: 1", json!({}))).await;
     stack.nats.as_mut().unwrap().kill();
     stack.api.check(&check("r", "max_iterations: 1", json!({}))).await.assert_error(503, "unavailable");
     stack.api.get("/v1/runs/r").await.assert_error(503, "unavailable");
     stack.nats.as_mut().unwrap().restart().await;
-    wait_for("an answer", BACK_WITHIN, async || {
+    wait_for("an answer", RECOVERY_TIMEOUT, async || {
         stack.api.check(&check("r", "max_iterations: 1", json!({}))).await.body["verdict"] == "DEFER"
     })
     .await;

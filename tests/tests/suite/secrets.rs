@@ -43,7 +43,8 @@ async fn use_everything(stack: &Stack) -> Vec<String> {
     ];
     let body = json!({
         "goal": format!("planted-in-goal-8842 password={}", planted[0]), "tools": ["t"],
-        "context": {"note": "planted-in-context-8843", planted[1]: "x", "environment": planted[1]}, "constraints": [format!("required_role: {}", planted[1])]
+        "context": {"note": "planted-in-context-8843", planted[1]: "x", "environment": planted[1]},
+        "constraints": [format!("required_role: {}", planted[1])]
     });
     let answer = mine.check(&body).await;
     assert_eq!(answer.status, 200, "{}", answer.text);
@@ -54,7 +55,8 @@ async fn use_everything(stack: &Stack) -> Vec<String> {
     }
     // What a request asks to be kept is kept, but for its secrets.
     let kept = json!({
-        "goal": format!("log in with password={} and read", planted[0]), "tools": [planted[1]], "debug_store_input": true,
+        "goal": format!("log in with password={} and read", planted[0]), "tools": [planted[1]],
+        "debug_store_input": true,
         "context": {"run_id": planted[1], "db": {"password": planted[0]}, planted[1]: 1}
     });
     let said = [("content-type", "application/json"), ("x-request-id", planted[1]), ("user-agent", planted[1])];

@@ -15,7 +15,7 @@ fn harmless(more: &[(&str, Value)]) -> Value {
 }
 
 #[tokio::test]
-async fn a_member_that_only_looks_like_a_known_one_is_422_and_told_what_to_write() {
+async fn a_misspelt_member_is_422_with_the_right_spelling() {
     let stack = Stack::build().dev().await;
     for (name, value, path, write) in [
         ("sideEffects", json!(["deploy"]), "sideEffects", "write `side_effects`"),

@@ -1,5 +1,5 @@
-//! Roles on NATS with everything that `stage0 stack init` makes: TLS both ways, passwords in files, an account for each. And what they say
-//! when one of these is wrong: one clear line, and an exit code that is not 0.
+//! Roles on NATS with everything that `stage0 stack init` makes: TLS both ways, passwords in files, an account for
+//! each. And what they say when one of these is wrong: one clear line, and an exit code that is not 0.
 
 use std::path::{Path, PathBuf};
 
@@ -45,7 +45,8 @@ impl Deployment {
         self.dir.path().join(role)
     }
 
-    /// A command with the role's own way to NATS; a later flag of the same name would be refused, so `changed` replaces.
+    /// A command with the role's own way to NATS; a later flag of the same name would be refused, so `changed`
+    /// replaces.
     pub(crate) fn arguments(&self, command: &[&str], role: &str, changed: &[(&str, String)]) -> Vec<String> {
         let nats = self.nats.url().replace("nats://", "tls://");
         let mut flags = vec![
@@ -85,7 +86,8 @@ impl Deployment {
         Process::start(&self.arguments(&[role], role, &[]))
     }
 
-    /// Starts the keystore with something else than its own; it must end with this code and this reason, in one line of its log.
+    /// Starts the keystore with something else than its own; it must end with this code and this reason, in one line of
+    /// its log.
     fn refuses(&self, changed: &[(&str, String)], code: i32, why: &str) {
         let mut keystore = Process::start(&self.arguments(&["keystore"], "keystore", changed));
         assert_eq!(keystore.ended().code(), Some(code), "{}", keystore.said());
@@ -95,7 +97,7 @@ impl Deployment {
     }
 }
 
-/// What the server is told, but for what the test's harness says itself.
+/// The server's settings, except those that the test harness sets itself.
 fn settings(nats: &Path) -> String {
     let own = ["server_name:", "listen:", "http:", "ping_interval:", "store_dir:"];
     let text = std::fs::read_to_string(nats.join("nats.conf")).unwrap();

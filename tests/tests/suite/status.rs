@@ -1,4 +1,4 @@
-//! `GET /v1/status`: what the operator is told of the deployment's processes.
+//! `GET /v1/status`: the deployment's processes, for the operator.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Stack};
 
-const PATIENT: Duration = Duration::from_secs(60);
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// States of a role's processes, sorted.
 async fn states(operator: &Api, role: &str) -> Vec<String> {
@@ -23,29 +23,32 @@ async fn the_operator_sees_who_is_there_who_left_and_who_was_lost() {
     let mut stack = Stack::build().nats().await;
     let operator = stack.operator.clone();
     for role in ["gateway", "evaluator", "keystore", "audit-export"] {
-        wait_for("a role is ready", PATIENT, async || {
+        wait_for("a role is ready", LONG_TIMEOUT, async || {
             let states = states(&operator, role).await;
             !states.is_empty() && states.iter().all(|state| state == "ready")
         })
         .await;
     }
     stack.start_evaluator();
-    wait_for("another evaluator", PATIENT, async || states(&operator, "evaluator").await == ["ready", "ready"]).await;
+    wait_for("another evaluator", LONG_TIMEOUT, async || states(&operator, "evaluator").await == ["ready", "ready"])
+        .await;
     stack.evaluators[0].kill();
-    wait_for("it is lost", PATIENT, async || states(&operator, "evaluator").await == ["lost", "ready"]).await;
+    wait_for("it is lost", LONG_TIMEOUT, async || states(&operator, "evaluator").await == ["lost", "ready"]).await;
     assert!(stack.exporters[0].stop().success());
-    wait_for("it said goodbye", PATIENT, async || states(&operator, "audit-export").await == ["stopping"]).await;
+    wait_for("it said goodbye", LONG_TIMEOUT, async || states(&operator, "audit-export").await == ["stopping"]).await;
     stack.keystore.take().unwrap().kill();
-    wait_for("the gateway knows why it is not ready", PATIENT, async || {
+    wait_for("the gateway knows why it is not ready", LONG_TIMEOUT, async || {
         let status = operator.get("/v1/status").await;
         let text = status.text;
-        status.status == 200 && text.contains("\"not_ready\"") && text.contains("keystore: nobody serves the subject")
+        status.status == 200
+            && text.contains("\"not_ready\"")
+            && text.contains("keystore: no process serves the subject")
     })
     .await;
 }
 
 #[tokio::test]
-async fn an_account_is_told_nothing_of_the_deployment() {
+async fn an_account_key_cannot_see_the_deployment_status() {
     let stack = Stack::build().dev().await;
     let refused = stack.api.get("/v1/status").await;
     refused.assert_error(403, "scope_missing");

@@ -1,5 +1,5 @@
-//! The promise as a whole: processes are killed under load, and still nothing is answered that is not recorded, and every record
-//! reaches its auditor, signed and numbered without a gap.
+//! The promise as a whole: processes are killed under load, and still nothing is answered that is not recorded, and
+//! every record reaches its auditor, signed and numbered without a gap.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,8 +12,8 @@ use stage0_tests::{Api, Authority, Delivery, Receiver, Stack, account_scopes};
 use tokio::task::JoinHandle;
 
 const CALLERS: usize = 16;
-const BACK_WITHIN: Duration = Duration::from_secs(30);
-const DELIVERED_WITHIN: Duration = Duration::from_secs(60);
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(30);
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An account, its key, and the endpoint that hears of it.
 #[derive(Clone)]
@@ -94,16 +94,16 @@ impl Load {
         self.answered.load(Ordering::SeqCst)
     }
 
-    /// A moment that nobody chose: after this many more answers.
+    /// A random moment: after this many more answers.
     async fn more(&self, answers: usize) {
         let goal = self.answered() + answers;
-        wait_for("answers", BACK_WITHIN, async || self.answered() >= goal).await;
+        wait_for("answers", RECOVERY_TIMEOUT, async || self.answered() >= goal).await;
     }
 
     /// Until so many more were refused.
     async fn refusals(&self, count: usize) {
         let goal = self.refused.load(Ordering::SeqCst) + count;
-        wait_for("refusals", BACK_WITHIN, async || self.refused.load(Ordering::SeqCst) >= goal).await;
+        wait_for("refusals", RECOVERY_TIMEOUT, async || self.refused.load(Ordering::SeqCst) >= goal).await;
     }
 
     fn is_at(&self, urls: &[String]) {
@@ -118,14 +118,14 @@ impl Load {
     }
 }
 
-/// The id of a decision that was answered with this verdict. Nothing but that, a refusal to decide or a broken connection may come.
+/// The id of a decision that was answered with this verdict. Only that, a 503 or a broken connection may happen.
 async fn ask(api: &Api, body: &Value, verdict: &str) -> Option<String> {
     let sent = [("content-type", "application/json")];
     let answer =
         api.try_send(reqwest::Method::POST, "/check", &sent, Some(body.to_string().into_bytes())).await.ok()?;
     if answer.status == 503 {
         answer.assert_error(503, "unavailable");
-        // Whoever was refused asks again a little later, as it is told to.
+        // A refused client retries a little later, as the answer asks it to.
         tokio::task::yield_now().await;
         return None;
     }
@@ -154,7 +154,7 @@ async fn assert_kept(stack: &Stack, receiver: &Receiver, tenants: &[Tenant], loa
             api.get(&format!("/v1/decisions/{id}")).await.expect(200);
         }
         assert_delivered(receiver, tenant, &recorded).await;
-        wait_for("a checkpoint over all", BACK_WITHIN, async || api.verify().await["unsealed"] == 0).await;
+        wait_for("a checkpoint over all", RECOVERY_TIMEOUT, async || api.verify().await["unsealed"] == 0).await;
         let report = api.verify().await;
         assert_eq!(report["ok"], true, "{report:#}");
         assert_eq!(report["records"], recorded.len());
@@ -170,7 +170,7 @@ fn id_and_verdict(record: &Value) -> (String, String) {
 
 async fn assert_delivered(receiver: &Receiver, tenant: &Tenant, recorded: &BTreeMap<String, String>) {
     let came = receiver
-        .wait_for("every record", tenant.path, DELIVERED_WITHIN, |came| {
+        .wait_for("every record", tenant.path, DELIVERY_TIMEOUT, |came| {
             let ids: BTreeSet<_> = came.iter().map(|delivery| delivery.id().trim_start_matches("dec_")).collect();
             recorded.keys().all(|id| ids.contains(id.as_str())).then(|| came.to_vec())
         })
@@ -222,7 +222,7 @@ async fn whatever_is_killed_under_load_every_answer_is_recorded_and_every_record
         stack.start_keystore();
         load.more(20 + some(120)).await;
         if rounds % 2 == 1 {
-            // What is on its way to it is lost with it, and nobody knows until it is too late to ask again.
+            // Requests on their way to it are lost with it, which shows only when it is too late to retry.
             stack.nats.as_ref().unwrap().freeze();
             load.refusals(CALLERS).await;
         }

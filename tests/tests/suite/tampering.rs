@@ -1,4 +1,4 @@
-//! Whoever can write to the disk can change the log; a verification finds each way to do it, and says which it was.
+//! An attacker who can write to the disk can change the log; verification finds each way of doing so and names it.
 
 use std::path::Path;
 
@@ -104,19 +104,19 @@ fn altered(line: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_touched_has_no_fault() {
+async fn an_untouched_log_has_no_finding() {
     assert_eq!(short(&Victim::new().await.findings("").await), []);
 }
 
 #[tokio::test]
-async fn a_decision_that_was_taken_out_is_missing() {
+async fn a_removed_decision_is_reported_missing() {
     let victim = Victim::new().await;
     victim.change(DECISIONS, &[(victim.decisions[4].0, None)]);
     assert_eq!(short(&victim.findings("").await), [("missing", 5, 1)]);
 }
 
 #[tokio::test]
-async fn a_whole_writer_that_was_taken_out_is_missing() {
+async fn a_removed_writer_is_reported_missing() {
     let victim = Victim::new().await;
     let all: Vec<_> = victim.decisions[..10].iter().map(|(position, _)| (*position, None)).collect();
     victim.change(DECISIONS, &all);
@@ -132,7 +132,7 @@ async fn the_last_decisions_cut_off_are_missing_because_a_mark_names_them() {
 }
 
 #[tokio::test]
-async fn a_verdict_that_was_changed_is_found() {
+async fn a_changed_verdict_is_found() {
     let victim = Victim::new().await;
     let (position, line) = &victim.decisions[4];
     victim.change(DECISIONS, &[(*position, Some(altered(line)))]);
@@ -140,7 +140,7 @@ async fn a_verdict_that_was_changed_is_found() {
 }
 
 #[tokio::test]
-async fn a_verdict_of_the_last_decision_that_was_changed_is_found() {
+async fn a_changed_verdict_of_the_last_decision_is_found() {
     let victim = Victim::new().await;
     let (position, line) = &victim.decisions[19];
     victim.change(DECISIONS, &[(*position, Some(altered(line)))]);
@@ -148,7 +148,7 @@ async fn a_verdict_of_the_last_decision_that_was_changed_is_found() {
 }
 
 #[tokio::test]
-async fn a_line_that_is_no_line_is_unreadable_and_missed() {
+async fn a_garbled_log_line_is_reported_unreadable_and_missing() {
     let victim = Victim::new().await;
     victim.change(DECISIONS, &[(victim.decisions[4].0, Some(b"{\"type\":\"decision.recorded\"".to_vec()))]);
     let findings = victim.findings("").await;
@@ -158,7 +158,7 @@ async fn a_line_that_is_no_line_is_unreadable_and_missed() {
 }
 
 #[tokio::test]
-async fn a_decision_that_is_there_twice_is_found() {
+async fn a_duplicated_decision_is_found() {
     let victim = Victim::new().await;
     let (between, line) = (victim.decisions[6].0 + 1, victim.decisions[4].1.clone());
     victim.change(DECISIONS, &[(between, Some(line))]);
@@ -175,7 +175,7 @@ async fn two_decisions_that_were_swapped_are_found() {
 }
 
 #[tokio::test]
-async fn another_accounts_decision_is_none_of_ours() {
+async fn decisions_of_another_account_in_the_log_are_rejected() {
     let mut victim = Victim::new().await;
     victim.stack.start_dev();
     let (theirs, key, _) = victim.stack.operator.account("theirs", None, &["check"]).await;
@@ -193,7 +193,7 @@ async fn another_accounts_decision_is_none_of_ours() {
 }
 
 #[tokio::test]
-async fn a_tail_that_was_cut_with_its_mark_is_found_by_the_keystore_and_by_whoever_kept_the_mark() {
+async fn a_tail_cut_off_with_its_mark_is_found_by_the_keystore_and_with_a_kept_mark() {
     let mut victim = Victim::new().await;
     victim.stack.start_dev();
     let kept = victim.stack.api.verify().await["last_mark"].clone();
@@ -219,7 +219,7 @@ async fn a_tail_that_was_cut_with_its_mark_is_found_by_the_keystore_and_by_whoev
 }
 
 #[tokio::test]
-async fn a_mark_that_was_kept_and_is_there_is_no_fault() {
+async fn a_kept_mark_that_is_in_the_log_is_no_finding() {
     let mut victim = Victim::new().await;
     victim.stack.start_dev();
     let kept = victim.stack.api.verify().await["last_mark"].clone();
@@ -229,7 +229,7 @@ async fn a_mark_that_was_kept_and_is_there_is_no_fault() {
 }
 
 #[tokio::test]
-async fn a_mark_that_was_taken_out_is_missing() {
+async fn a_removed_mark_is_reported_missing() {
     let victim = Victim::new().await;
     victim.change(MARKS, &[(victim.marks[0].0, None)]);
     let findings = victim.findings("").await;

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_tests::{Api, Receiver, Stack, account_scopes};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 fn fields(answer: &Value) -> Vec<&str> {
     let mut fields: Vec<_> = answer.as_object().unwrap().keys().map(String::as_str).collect();
@@ -73,7 +73,7 @@ async fn an_endpoint_is_made_shown_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn bodies_and_queries_are_judged_field_by_field() {
+async fn bodies_and_queries_of_webhook_calls_are_validated_field_by_field() {
     let stack = Stack::build().dev().await;
     let refuse = async |body: Value, named: &[&str]| {
         let answer = stack.api.post("/v1/webhooks", &body).await;
@@ -148,7 +148,7 @@ async fn bodies_and_queries_are_judged_field_by_field() {
 }
 
 #[tokio::test]
-async fn an_endpoint_is_its_own_accounts_and_needs_the_scope() {
+async fn an_endpoint_is_visible_only_to_its_own_account_with_the_scope() {
     let stack = Stack::build().dev().await;
     let (id, _) = stack.api.webhook("https://h.example/").await;
     let (_, key, _) = stack.operator.account("theirs", None, &account_scopes()).await;
@@ -219,7 +219,7 @@ async fn an_account_has_a_hundred_endpoints_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_test_says_what_became_of_it() {
+async fn a_webhook_test_reports_its_outcome() {
     let stack = Stack::build().private_webhooks().dev().await;
     let receiver = Receiver::plain().await;
     let (id, secret) = stack.api.webhook(&receiver.url("/in")).await;
@@ -243,10 +243,10 @@ async fn a_test_says_what_became_of_it() {
 
 /// The last delivery of a fresh decision, once it looks as it should.
 async fn fresh(stack: &Stack, receiver: &Receiver, what: &str, looks: impl Fn(&stage0_tests::Delivery) -> bool) {
-    stage0_backplane::testing::wait_for(what, SOON, async || {
+    stage0_backplane::testing::wait_for(what, WAIT_TIMEOUT, async || {
         let id = stack.api.decide(&Api::harmless()).await;
         let find = |came: &[stage0_tests::Delivery]| came.iter().find(|d| d.id() == format!("dec_{id}")).cloned();
-        looks(&receiver.wait_for("the decision", "/in", SOON, find).await)
+        looks(&receiver.wait_for("the decision", "/in", WAIT_TIMEOUT, find).await)
     })
     .await;
 }
@@ -271,7 +271,7 @@ async fn while_a_secret_is_rotated_both_sign_and_then_only_the_new_one() {
 }
 
 #[tokio::test]
-async fn filters_let_only_their_own_decisions_through() {
+async fn webhook_filters_select_decisions_by_environment_and_verdict() {
     let stack = Stack::build().private_webhooks().dev().await;
     let receiver = Receiver::plain().await;
     for (path, filters) in [
@@ -309,7 +309,7 @@ async fn filters_let_only_their_own_decisions_through() {
             expected.sort();
             (marked && decisions.iter().eq(expected.iter().copied())).then_some(())
         };
-        receiver.wait_for("what the filters let through, and a mark", path, SOON, find).await;
+        receiver.wait_for("what the filters let through, and a mark", path, WAIT_TIMEOUT, find).await;
     }
 }
 
@@ -334,14 +334,16 @@ async fn a_replay_sends_what_was_recorded_then_with_new_numbers() {
         ids.iter().map(|id| came.iter().filter(|d| d.id() == id).count()).collect()
     };
     receiver
-        .wait_for("all ten", "/in", SOON, |came| {
+        .wait_for("all ten", "/in", WAIT_TIMEOUT, |came| {
             (came.iter().filter(|d| d.id().starts_with("dec_")).count() == 10).then_some(())
         })
         .await;
     let replay = json!({"from": from.to_string(), "to": to.to_string()});
     stack.api.post(&format!("/v1/webhooks/{id}/replay"), &replay).await.expect(202);
     let came = receiver
-        .wait_for("the four once more", "/in", SOON, |came| (times(&inside, came) == [2; 4]).then(|| came.to_vec()))
+        .wait_for("the four once more", "/in", WAIT_TIMEOUT, |came| {
+            (times(&inside, came) == [2; 4]).then(|| came.to_vec())
+        })
         .await;
     let mut numbers: Vec<_> = came.iter().map(stage0_tests::Delivery::sequence).collect();
     numbers.sort_unstable();
@@ -351,7 +353,7 @@ async fn a_replay_sends_what_was_recorded_then_with_new_numbers() {
 }
 
 #[tokio::test]
-async fn an_event_says_what_was_decided_and_nothing_that_was_asked() {
+async fn an_event_holds_the_decision_and_none_of_the_request() {
     let stack = Stack::build().private_webhooks().dev().await;
     let receiver = Receiver::plain().await;
     stack.api.webhook(&receiver.url("/in")).await;
@@ -361,7 +363,7 @@ async fn an_event_says_what_was_decided_and_nothing_that_was_asked() {
     });
     let id = stack.api.decide(&body).await;
     let find = |came: &[stage0_tests::Delivery]| came.iter().find(|d| d.id() == format!("dec_{id}")).cloned();
-    let delivery = receiver.wait_for("the decision", "/in", SOON, find).await;
+    let delivery = receiver.wait_for("the decision", "/in", WAIT_TIMEOUT, find).await;
     let event = delivery.event();
     assert_eq!(fields(&event), ["data", "timestamp", "type"]);
     let (record, data) = (stack.api.get(&format!("/v1/decisions/{id}")).await.expect(200), &event["data"]);
@@ -374,7 +376,7 @@ async fn an_event_says_what_was_decided_and_nothing_that_was_asked() {
     for never in ["input", "client", "durations", "meta", "goal", "context"] {
         assert!(data.get(never).is_none(), "{never}");
     }
-    // What was attempted is told by the names of the tools.
+    // The names of the tools tell what was attempted.
     assert_eq!(data["tools"], json!(["web_search"]));
     let text = String::from_utf8(delivery.body.clone()).unwrap();
     assert!(!text.contains("unmistakable") && !text.contains("127.0.0.1"), "{text}");

@@ -1,7 +1,7 @@
 //! Clocks that are wrong, and what they must not do.
 //!
 //! No clock of the machine is set here: what the host remembers of its clock is moved instead, in the log of a stopped
-//! server, which is the same to whoever compares the two.
+//! server, which looks the same to a process that compares the two clocks.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::retention::{data, history, wait_for_removal};
 use crate::tampering::{decisions, entries, put};
 
 const LEDGER: TableDefinition<'static, &str, (u64, u64, &[u8])> = TableDefinition::new("ledger");
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const DAY_MICROS: i64 = 86_400_000_000;
 
 /// Lets the host remember a clock that was so many days behind the one that it has.
@@ -23,12 +23,12 @@ fn remember(stack: &Stack, days_behind: i64) {
     let database = Database::open(data(stack).join("decisions.redb")).unwrap();
     let transaction = database.begin_write().unwrap();
     {
-        let mut ledger = transaction.open_table(LEDGER).unwrap();
+        let mut state_store = transaction.open_table(LEDGER).unwrap();
         let key = format!("cursor.clock-{}", boot_id().unwrap());
-        let revision = ledger.get(key.as_str()).unwrap().map_or(1, |found| found.value().0);
+        let revision = state_store.get(key.as_str()).unwrap().map_or(1, |found| found.value().0);
         let offset = Clocks::now().offset() - days_behind * DAY_MICROS;
         let value = json!({"offset_micros": offset}).to_string();
-        ledger.insert(key.as_str(), (revision, u64::MAX, value.as_bytes())).unwrap();
+        state_store.insert(key.as_str(), (revision, u64::MAX, value.as_bytes())).unwrap();
     }
     transaction.commit().unwrap();
 }
@@ -45,7 +45,7 @@ async fn a_clock_forty_days_ahead_removes_nothing_and_says_so() {
     let (mut stack, _) = history(&[(40, 30), (35, 30), (2, 30)]).await;
     remember(&stack, 40);
     stack.start_dev();
-    wait_for("the alarm in the status", SOON, async || {
+    wait_for("the alarm in the status", WAIT_TIMEOUT, async || {
         remarks(&stack).await.iter().any(|remark| remark.starts_with("retention: ") && remark.contains("40 days ahead"))
     })
     .await;

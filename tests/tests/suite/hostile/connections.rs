@@ -1,8 +1,7 @@
-//! Attacks with connections and bytes: bodies that never end, heads that never end, answers that nobody takes, too many
-//! of all.
+//! Attacks with connections and bytes: endless bodies and heads, answers that are never read, too many of each.
 //!
-//! What is refused is refused before its body is read, and can be read by whoever still sends; who stalls loses its
-//! place to others.
+//! A refused request is answered before its body is read, also while its client still sends; a stalled client loses its
+//! connection to others.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -46,7 +45,7 @@ fn raise_open_files_limit() {
 }
 
 #[tokio::test]
-async fn what_headers_refuse_is_refused_before_the_body_and_can_be_read_by_whoever_still_sends() {
+async fn a_request_refused_by_its_headers_is_answered_before_its_body_while_the_client_still_sends() {
     let stack = Stack::build().dev().await;
     let (account, weak, _) = stack.operator.account("weak", None, &["keys:manage"]).await;
     let limited = json!({"account": account, "name": "k", "scopes": ["check"]});
@@ -72,8 +71,8 @@ async fn what_headers_refuse_is_refused_before_the_body_and_can_be_read_by_whoev
             let chunked = framing.starts_with("Transfer");
             raw.send(head(method, path, key.map(String::as_str), &framing).as_bytes()).await;
             let piece = if chunked { format!("8000\r\n{}\r\n", "x".repeat(0x8000)) } else { " ".repeat(0x8000) };
-            // Four pieces are not the body: an answer to them was not waiting for it. Whoever sends on can read it all
-            // the same.
+            // Four pieces are not the whole body, so the answer did not wait for it. A client that sends on can read it
+            // all the same.
             for _ in 0..8 {
                 raw.send(piece.as_bytes()).await;
             }
@@ -161,7 +160,7 @@ async fn an_account_over_its_bytes_gets_429_and_its_neighbours_notice_nothing() 
 }
 
 #[tokio::test]
-async fn a_gateway_over_its_bytes_cuts_whoever_stalls_and_serves_the_others() {
+async fn a_gateway_over_its_byte_limit_cuts_stalled_clients_and_serves_the_others() {
     let stack = Stack::build().gateway_with(&["--max-bytes-in-flight", "16777216"]).dev().await;
     let dialer = dialer(&stack);
     let mut keys = Vec::new();
@@ -292,7 +291,7 @@ async fn checks(api: &Api, count: usize) -> Vec<Duration> {
 #[tokio::test]
 async fn ten_thousand_hostile_connections_leave_a_gateway_of_512_mib_alive_and_its_clients_served() {
     raise_open_files_limit();
-    // As long as possible, so that nobody is late while the others still come.
+    // As long as possible, so that no connection times out while others are still being opened.
     let limits = ["--header-timeout-ms", "60000", "--body-timeout-ms", "60000"];
     let mut stack = Stack::build().gateway_with(&limits).nats().await;
     let (_, hostile, _) = stack.operator.account("hostile", None, &["check"]).await;

@@ -1,4 +1,4 @@
-//! Attacks with reads: downloads that nobody takes, lists without end. They cost their own account, and no check of
+//! Attacks with reads: downloads that are never read, endless lists. They slow down their own account and no check of
 //! another.
 
 use std::collections::HashSet;
@@ -37,7 +37,7 @@ fn ids(lines: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_download_that_was_cut_anywhere_goes_on_behind_its_last_line() {
+async fn an_interrupted_download_resumes_after_its_last_line() {
     for nats in [false, true] {
         let stack = if nats { Stack::build().nats().await } else { Stack::build().dev().await };
         fill(&stack.api, 60, &Api::harmless()).await;
@@ -60,7 +60,7 @@ async fn a_download_that_was_cut_anywhere_goes_on_behind_its_last_line() {
 }
 
 #[tokio::test]
-async fn a_download_cannot_go_on_behind_what_is_not_there() {
+async fn a_download_cannot_resume_after_a_record_that_does_not_exist() {
     let stack = Stack::build().dev().await;
     let (_, other, _) = stack.operator.account("other", None, &["check", "decisions:read"]).await;
     let foreign = stack.api.with_key(&other).decide(&Api::harmless()).await;
@@ -74,7 +74,7 @@ async fn a_download_cannot_go_on_behind_what_is_not_there() {
 }
 
 #[tokio::test]
-async fn downloads_that_nobody_takes_hold_up_their_own_account_alone() {
+async fn unread_downloads_delay_only_their_own_account() {
     let stack = Stack::build().dev().await;
     let (_, hostile, _) = stack.operator.account("hostile", None, &["check", "decisions:read"]).await;
     let hostile_api = stack.api.with_key(&hostile);

@@ -1,4 +1,4 @@
-//! Endpoints as weapons: hosts that nobody answers for, hosts that are inside, receivers that hang.
+//! Hostile webhook endpoints: hosts that do not resolve, internal hosts, receivers that hang.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Dns, Known, Receiver, Reply, Stack, account_scopes};
 
-const SOON: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Endpoints that an account may have.
 const ENDPOINTS: usize = 100;
 
@@ -35,7 +35,7 @@ async fn attacker(stack: &Stack, url: impl Fn(usize) -> String) -> Api {
 
 /// Deliveries and fresh keys of an account go on while another one's endpoints wait for names: nothing of the
 /// attacker's is settled when all of it is there.
-async fn dead_names_keep_nobody_waiting(stack: &Stack, dns: &Dns) {
+async fn unresolvable_hosts_delay_no_other_account(stack: &Stack, dns: &Dns) {
     let receiver = Receiver::plain().await;
     let (_, secret) = stack.api.webhook(&receiver.url("/in")).await;
     let attacker = attacker(stack, |n| format!("https://dead-{n}.example/")).await;
@@ -43,7 +43,8 @@ async fn dead_names_keep_nobody_waiting(stack: &Stack, dns: &Dns) {
     for _ in 0..20 {
         attacker.decide(&Api::harmless()).await;
     }
-    wait_for("look-ups under way", SOON, async || dns.asked().iter().any(|name| name.starts_with("dead"))).await;
+    wait_for("look-ups under way", WAIT_TIMEOUT, async || dns.asked().iter().any(|name| name.starts_with("dead")))
+        .await;
     let mut slowest = Duration::ZERO;
     for _ in 0..10 {
         let began = Instant::now();
@@ -52,27 +53,30 @@ async fn dead_names_keep_nobody_waiting(stack: &Stack, dns: &Dns) {
         stack.api.with_key(&key).decide(&Api::harmless()).await;
         let event = format!("dec_{}", stack.api.decide(&Api::harmless()).await);
         let came = receiver
-            .wait_for("the event", "/in", SOON, |came| came.iter().find(|delivery| delivery.id() == event).cloned())
+            .wait_for("the event", "/in", WAIT_TIMEOUT, |came| {
+                came.iter().find(|delivery| delivery.id() == event).cloned()
+            })
             .await;
         assert!(came.is_signed_by(&secret));
         slowest = slowest.max(began.elapsed());
     }
-    // Each dead name takes three seconds, and there are a hundred: whoever stood behind them would wait for minutes.
+    // Each unresolvable name takes three seconds, and there are a hundred: an endpoint queued behind them would wait
+    // minutes.
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
 }
 
 #[tokio::test]
-async fn dead_names_of_one_account_keep_nobody_waiting_in_one_process() {
+async fn unresolvable_webhook_hosts_delay_no_other_account_in_one_process() {
     let dns = dns().await;
     let stack = Stack::build().private_webhooks().export_with(&["--webhook-name-servers", &dns.setting()]).dev().await;
-    dead_names_keep_nobody_waiting(&stack, &dns).await;
+    unresolvable_hosts_delay_no_other_account(&stack, &dns).await;
 }
 
 #[tokio::test]
-async fn dead_names_of_one_account_keep_nobody_waiting_on_nats() {
+async fn unresolvable_webhook_hosts_delay_no_other_account_on_nats() {
     let dns = dns().await;
     let stack = Stack::build().private_webhooks().export_with(&["--webhook-name-servers", &dns.setting()]).nats().await;
-    dead_names_keep_nobody_waiting(&stack, &dns).await;
+    unresolvable_hosts_delay_no_other_account(&stack, &dns).await;
 }
 
 #[tokio::test]
@@ -87,7 +91,7 @@ async fn receivers_of_one_account_that_hang_keep_no_other_account_waiting() {
     for _ in 0..20 {
         attacker.decide(&Api::harmless()).await;
     }
-    wait_for("attempts that hang", SOON, async || hanging.connections() >= 32).await;
+    wait_for("attempts that hang", WAIT_TIMEOUT, async || hanging.connections() >= 32).await;
     // Tests hang too, and are few at a time.
     let page = attacker.get("/v1/webhooks").await.expect(200);
     let theirs = page["items"][0]["id"].as_str().unwrap().to_owned();
@@ -98,7 +102,7 @@ async fn receivers_of_one_account_that_hang_keep_no_other_account_waiting() {
         })
         .collect();
     let mut refused = 0;
-    wait_for("a refusal", SOON, async || {
+    wait_for("a refusal", WAIT_TIMEOUT, async || {
         refused = tests.iter().filter(|test| test.is_finished()).count();
         refused >= 72
     })
@@ -106,7 +110,7 @@ async fn receivers_of_one_account_that_hang_keep_no_other_account_waiting() {
     let began = Instant::now();
     let event = format!("dec_{}", stack.api.decide(&Api::harmless()).await);
     receiver
-        .wait_for("the event", "/in", SOON, |came| came.iter().find(|delivery| delivery.id() == event).cloned())
+        .wait_for("the event", "/in", WAIT_TIMEOUT, |came| came.iter().find(|delivery| delivery.id() == event).cloned())
         .await;
     let tested = stack.api.post(&format!("/v1/webhooks/{id}/test"), &json!({})).await.expect(200);
     assert_eq!(tested["delivered"], json!(true), "{tested}");
@@ -120,7 +124,7 @@ async fn receivers_of_one_account_that_hang_keep_no_other_account_waiting() {
 }
 
 #[tokio::test]
-async fn a_test_tells_no_host_inside_from_one_that_does_not_exist() {
+async fn a_webhook_test_does_not_reveal_whether_an_internal_host_exists() {
     let dns = dns().await;
     let stack = Stack::build().export_with(&["--webhook-name-servers", &dns.setting()]).dev().await;
     let mut told: Vec<(String, Value, Duration)> = Vec::new();

@@ -1,9 +1,9 @@
-//! Bodies that are made to be dear in memory: every process stays within its container's limit and within 40 times the
+//! Bodies that are built to take much memory: every process stays within its container's limit and within 40 times the
 //! body above rest.
 //!
 //! Each shape is as large as the contract allows (1,000,000 bytes, 50,000 JSON values, 1,000 entries of an array in
-//! `context`, nested 32 deep). What is answered may be any lawful status; nobody may die of it, and another account
-//! must not notice.
+//! `context`, nested 32 deep). Any documented status is fine; no process may die, and no other account may
+//! notice.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const MAX_BODY_BYTES: usize = 1_000_000;
 const PEAK_TIMES: u64 = 40;
 /// What the allocator, other checks and the log need meanwhile.
 const NOISE_BYTES: u64 = 16 << 20;
-/// What may be said to a request that is within the bounds or not.
+/// Statuses that are allowed for a request within or beyond the bounds.
 const LAWFUL: [u16; 6] = [200, 400, 413, 422, 429, 503];
 
 /// Beginnings, middles and ends of what is taken for a secret, and of what is not.
@@ -128,7 +128,8 @@ fn structures() -> Vec<(String, Value)> {
         shapes.push((
             format!("{piece:?} in every list"),
             json!({"goal": "Read the report", "tools": list_of(piece), "side_effects": list_of(piece),
-                "constraints": list_of(&format!("allowed_tools:{piece},")), "context": {"active_mcp_servers": vec![piece; 1_000]}}),
+                "constraints": list_of(&format!("allowed_tools:{piece},")),
+                "context": {"active_mcp_servers": vec![piece; 1_000]}}),
         ));
     }
     shapes.push(("one mark upon another".to_owned(), with_context(&json!({"n": "\u{301}\u{316}".repeat(220_000)}))));

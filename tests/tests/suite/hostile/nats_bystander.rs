@@ -14,7 +14,7 @@ use stage0_tests::{Api, Process, Stack, write_keys};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-const PATIENT: Duration = Duration::from_secs(60);
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 const EVALUATE: &str = "s0.req.evaluate";
 
 async fn bystander(stack: &Stack) -> Client {
@@ -41,8 +41,10 @@ async fn store(client: &Client, subject: &str, body: &str) {
 /// What an evaluator says that allows whatever is asked, with a text by which it is found again.
 fn allow() -> String {
     json!({"decided": {
-        "verdict": "ALLOW", "reason": "forged-by-a-bystander", "issues": [], "risk_score": 0, "value_risk": 0, "waste_risk": 0,
-        "high_risk": false, "clarifying_questions": [], "guardrails": [], "constraints_applied": [], "value_findings": [],
+        "verdict": "ALLOW", "reason": "forged-by-a-bystander", "issues": [], "risk_score": 0, "value_risk": 0,
+        "waste_risk": 0,
+        "high_risk": false, "clarifying_questions": [], "guardrails": [], "constraints_applied": [],
+        "value_findings": [],
         "guardrail_checks": {}, "cost_estimate": null, "task_hash": "0".repeat(64), "policy_version": "baseline@1.0.0",
         "environment": "", "evaluated_at": 0, "decision_trace_summary": "forged-by-a-bystander"
     }})
@@ -71,7 +73,7 @@ async fn recorded(stack: &Stack) -> String {
     list.text
 }
 
-/// DENY is what the policy says; a forged ALLOW would be told at once.
+/// The policy denies this request, so a forged ALLOW would show at once.
 async fn deny(stack: &Stack) -> bool {
     let answer = stack.api.check(&Api::forbidden()).await;
     assert!(!answer.text.contains("forged"), "{}", answer.text);
@@ -86,7 +88,7 @@ async fn deny(stack: &Stack) -> bool {
 }
 
 #[tokio::test]
-async fn one_who_hears_every_question_and_answers_first_is_never_believed_and_delays_nothing() {
+async fn forged_replies_to_every_request_are_ignored_and_delay_nothing() {
     let stack = Stack::build().nats().await;
     let answering = answer_everything(bystander(&stack).await, false).await;
     for _ in 0..50 {
@@ -97,7 +99,7 @@ async fn one_who_hears_every_question_and_answers_first_is_never_believed_and_de
 }
 
 #[tokio::test]
-async fn one_who_takes_half_of_the_questions_is_never_believed_and_others_are_asked_again() {
+async fn an_intruder_in_the_queue_group_is_never_trusted_and_its_requests_are_retried() {
     let stack = Stack::build().nats().await;
     let answering = answer_everything(bystander(&stack).await, true).await;
     let mut decided = 0;
@@ -137,7 +139,7 @@ async fn forged_entries_are_not_listed_exported_or_delivered_and_verify_raises_a
 }
 
 #[tokio::test]
-async fn whoever_asks_or_tells_without_keys_is_not_heard() {
+async fn requests_and_notices_without_message_keys_are_ignored() {
     let stack = Stack::build().nats().await;
     let client = bystander(&stack).await;
     let mut inbox = client.subscribe("_INBOX_bystander").await.unwrap();
@@ -153,11 +155,12 @@ async fn whoever_asks_or_tells_without_keys_is_not_heard() {
         let to = format!("s0.req.{subject}");
         client.publish_with_reply_and_headers(to, "_INBOX_bystander", headers.clone(), body.into()).await.unwrap();
     }
-    let ghost = json!({"role": "evaluator", "instance": "ghost", "version": "9", "started_at": "2026-01-01T00:00:00Z", "state": "ready"});
+    let ghost = json!({"role": "evaluator", "instance": "ghost", "version": "9", "started_at": "2026-01-01T00:00:00Z",
+        "state": "ready"});
     client.publish("s0.notice.instance.evaluator", ghost.to_string().into()).await.unwrap();
     is_done(&client).await;
     assert!(deny(&stack).await);
-    wait_for("the true ones are seen", PATIENT, async || {
+    wait_for("the true ones are seen", LONG_TIMEOUT, async || {
         let status = stack.operator.get("/v1/status").await;
         assert!(!status.text.contains("ghost"), "{}", status.text);
         Role::ALL.iter().all(|role| status.text.contains(&format!("\"role\":\"{role}\"")))
@@ -168,7 +171,7 @@ async fn whoever_asks_or_tells_without_keys_is_not_heard() {
 }
 
 #[tokio::test]
-async fn a_question_a_notice_and_a_record_that_are_repeated_change_nothing() {
+async fn replayed_requests_notices_and_records_change_nothing() {
     let stack = Stack::build().nats().await;
     let client = bystander(&stack).await;
     let mut overheard = client.subscribe("s0.>").await.unwrap();
@@ -232,10 +235,10 @@ async fn a_process_without_keys_is_refused_where_they_are_required() {
     let alone = Process::start(&["evaluator", "--nats", &url].map(str::to_owned));
     alone.wait_for("that it says so", |line| line.contains("messages are not authenticated").then_some(()));
     alone.wait_for_log("evaluator starts", "version");
-    wait_for("no check is decided", PATIENT, async || !deny(&stack).await).await;
+    wait_for("no check is decided", LONG_TIMEOUT, async || !deny(&stack).await).await;
     stack.start_evaluator();
     drop(alone);
-    wait_for("checks are decided again", PATIENT, async || deny(&stack).await).await;
+    wait_for("checks are decided again", LONG_TIMEOUT, async || deny(&stack).await).await;
 }
 
 #[tokio::test]
@@ -250,7 +253,7 @@ async fn keys_are_replaced_under_traffic_and_every_check_is_answered() {
         write_keys(&dir, &set);
         let replaced = format!("\"active\":{}", if step == 0 { 1 } else { 2 });
         let processes = [&stack.evaluators[..], &stack.gateways, &stack.exporters, stack.keystore.as_slice()];
-        wait_for("every process has the keys", PATIENT, async || {
+        wait_for("every process has the keys", LONG_TIMEOUT, async || {
             assert!(deny(&stack).await, "a check was not answered in step {step}");
             processes.iter().flat_map(|some| some.iter()).all(|process| {
                 let said = process.said();
@@ -271,16 +274,17 @@ async fn an_upgraded_deployment_requires_keys_once_every_role_has_them_and_never
     assert!(deny(&stack).await);
     let before = recorded(&stack).await.matches("\"request_id\"").count();
     let client = bystander(&stack).await;
-    let forged = json!({"role": "keystore", "instance": "forged", "version": "1", "started_at": "2026-01-01T00:00:00Z", "state": "ready"});
+    let forged = json!({"role": "keystore", "instance": "forged", "version": "1", "started_at": "2026-01-01T00:00:00Z",
+        "state": "ready"});
     stack.upgrade();
     stack.restart_exporter(0);
     stack.start_keystore();
     stack.restart_evaluator(0);
     stack.restart_gateway(0);
-    wait_for("checks are decided", PATIENT, async || deny(&stack).await).await;
+    wait_for("checks are decided", LONG_TIMEOUT, async || deny(&stack).await).await;
     // Some without keys are there all the while, and hold nothing up.
     let alarm = "refused from now on";
-    wait_for("every role requires keys", PATIENT * 2, async || {
+    wait_for("every role requires keys", LONG_TIMEOUT * 2, async || {
         client.publish("s0.notice.instance.keystore", forged.to_string().into()).await.unwrap();
         assert!(deny(&stack).await);
         let all = [&stack.gateways, &stack.evaluators, &stack.exporters];
@@ -297,7 +301,7 @@ async fn an_upgraded_deployment_requires_keys_once_every_role_has_them_and_never
     for process in stack.gateways.iter().chain(&stack.evaluators).chain(&stack.keystore) {
         process.wait_for("that it still requires keys", |line| line.contains(alarm).then_some(()));
     }
-    wait_for("checks are decided", PATIENT, async || deny(&stack).await).await;
+    wait_for("checks are decided", LONG_TIMEOUT, async || deny(&stack).await).await;
     assert_eq!(stack.api.get("/v1/decisions/verify").await.body["ok"], true);
 }
 
@@ -319,8 +323,8 @@ async fn off_loopback(nats: &NatsServer) -> (String, JoinHandle<()>) {
     (format!("nats://{address}"), passing)
 }
 
-/// By the way to an address that nobody is asked at; where there is none, the one that stands for all of this
-/// machine's.
+/// The local address of the route to an address that is never contacted; where there is none, the one that stands for
+/// all of this machine's.
 fn own_address() -> IpAddr {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     let own = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()).map(|address| address.ip());
@@ -340,7 +344,7 @@ fn roles(url: &str, directory: &std::path::Path) -> Vec<Vec<String>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_off_this_machine_that_takes_everybody_is_refused_by_every_role_unless_the_risk_is_taken() {
+async fn a_remote_nats_server_without_logins_is_refused_unless_the_risk_is_accepted() {
     let (nats, directory) = (NatsServer::start().await, tempfile::tempdir().unwrap());
     let (url, _passing) = off_loopback(&nats).await;
     for arguments in roles(&url, directory.path()) {
@@ -365,7 +369,7 @@ async fn a_server_off_this_machine_that_takes_everybody_is_refused_by_every_role
 }
 
 #[tokio::test]
-async fn a_server_on_this_machine_that_takes_everybody_is_warned_about_once() {
+async fn a_local_nats_server_without_logins_is_warned_about_once() {
     let stack = Stack::build().without_keys().nats().await;
     let said = stack.gateways[0].said();
     assert_eq!(said.matches("takes no login and no TLS").count(), 1, "{said}");
@@ -373,10 +377,11 @@ async fn a_server_on_this_machine_that_takes_everybody_is_warned_about_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_alone_is_not_enough_and_one_that_is_given_to_everybody_is_none() {
+async fn a_nats_login_without_message_keys_is_not_enough() {
     let directory = tempfile::tempdir().unwrap();
     let with_login = "max_payload: 8MB\njetstream { sync_interval: always }\nauthorization { user: u, password: p }";
-    let for_all = "max_payload: 8MB\njetstream { sync_interval: always }\nno_auth_user: u\nauthorization { users = [{ user: u, password: p }] }";
+    let for_all = "max_payload: 8MB\njetstream { sync_interval: always }\nno_auth_user: u\n\
+        authorization { users = [{ user: u, password: p }] }";
     for (settings, fault) in [(with_login, "takes no TLS"), (for_all, "takes no login and no TLS")] {
         let nats = NatsServer::start_with(settings).await;
         let (url, _passing) = off_loopback(&nats).await;
@@ -386,6 +391,6 @@ async fn a_login_alone_is_not_enough_and_one_that_is_given_to_everybody_is_none(
         let mut refused = Process::start(&arguments);
         assert_eq!(refused.ended().code(), Some(1));
         assert!(refused.said().contains(fault), "{fault}: {}", refused.said());
-        assert!(started.elapsed() < PATIENT);
+        assert!(started.elapsed() < LONG_TIMEOUT);
     }
 }

@@ -13,7 +13,8 @@ const IMPATIENT: [&str; 4] = ["--header-timeout-ms", "1000", "--body-timeout-ms"
 fn head(stack: &Stack, framing: &str) -> String {
     let key = stack.api.key.clone().unwrap();
     format!(
-        "POST /check HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
+        "POST /check HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n\
+         Content-Type: application/json\r\n{framing}\r\n\r\n"
     )
 }
 
@@ -73,7 +74,7 @@ async fn a_body_that_lies_about_its_length_gets_no_decision() {
 }
 
 #[tokio::test]
-async fn tricks_with_the_framing_get_no_decision() {
+async fn http_framing_tricks_get_no_decision() {
     let stack = Stack::build().gateway_with(&IMPATIENT).dev().await;
     let body = harmless();
     let length = body.len();
@@ -116,7 +117,7 @@ async fn tricks_with_the_framing_get_no_decision() {
 }
 
 #[tokio::test]
-async fn a_request_that_grows_when_it_is_normalised_stops_nobody() {
+async fn a_request_that_grows_in_normalisation_delays_no_other() {
     let stack = Stack::build().dev().await;
     // One character that NFKC turns into eighteen, as often as the limits allow.
     let item = "\u{fdfa}".repeat(1_000);
@@ -131,7 +132,7 @@ async fn a_request_that_grows_when_it_is_normalised_stops_nobody() {
 }
 
 #[tokio::test]
-async fn two_keys_in_one_request_are_as_good_as_none() {
+async fn two_api_keys_in_one_request_count_as_none() {
     let stack = Stack::build().dev().await;
     let other = stack.operator.key.clone().unwrap();
     let mut raw = Raw::connect(&stack.address(), &stack.ca()).await;
@@ -197,7 +198,8 @@ async fn strange_text_in_any_field_is_data_and_never_an_allow_for_a_disguised_ef
         "write: deploy",
         "\u{202e}yolped",
     ] {
-        let body = json!({"goal": "Do the thing now", "tools": ["t"], "side_effects": [disguise], "context": {"approval_status": "approved"}});
+        let body = json!({"goal": "Do the thing now", "tools": ["t"], "side_effects": [disguise],
+            "context": {"approval_status": "approved"}});
         let answer = stack.api.check(&body).await.expect(200);
         assert_eq!(answer["verdict"], "DENY", "{disguise:?}: {answer}");
     }
@@ -213,14 +215,15 @@ async fn strange_text_in_any_field_is_data_and_never_an_allow_for_a_disguised_ef
         json!("approved\u{0}"),
         json!("approved by nobody"),
     ] {
-        let body = json!({"goal": "Do the thing now", "tools": ["t"], "side_effects": ["deploy"], "constraints": ["approval required"], "context": {"approval_status": forged}});
+        let body = json!({"goal": "Do the thing now", "tools": ["t"], "side_effects": ["deploy"],
+            "constraints": ["approval required"], "context": {"approval_status": forged}});
         let answer = stack.api.check(&body).await.expect(200);
         assert_eq!(answer["verdict"], "DEFER", "{forged}: {answer}");
     }
 }
 
 #[tokio::test]
-async fn ten_thousand_idle_connections_stop_nobody() {
+async fn ten_thousand_idle_connections_stop_no_other_client() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     assert!(
         limit.maximum.is_none_or(|most| most > 11_000),

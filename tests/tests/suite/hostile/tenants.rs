@@ -11,7 +11,7 @@ use stage0_backplane::testing::wait_for;
 use stage0_contract::UNLIMITED;
 use stage0_tests::{Answer, Api, Stack};
 
-/// A key of an account, made by whoever asks: the client that shows it, and its id.
+/// A new key of an account: the client that uses it, and its id.
 async fn key(by: &Api, body: &Value) -> (Api, Value) {
     let made = by.post("/v1/keys", body).await.expect(201);
     (by.with_key(made["key"].as_str().unwrap()), made)
@@ -35,7 +35,7 @@ fn names(answer: &Answer, text: &str) {
 }
 
 #[tokio::test]
-async fn a_key_that_ends_soon_makes_no_key_that_outlives_it() {
+async fn a_key_cannot_create_a_key_that_expires_later_than_itself() {
     let stack = Stack::build().dev().await;
     let end = in_seconds(60);
     let scopes = json!(["keys:manage", "check"]);
@@ -59,7 +59,7 @@ async fn a_key_that_ends_soon_makes_no_key_that_outlives_it() {
 }
 
 #[tokio::test]
-async fn a_key_ends_no_key_that_may_do_more() {
+async fn a_key_cannot_revoke_a_key_with_more_scopes() {
     let stack = Stack::build().dev().await;
     let (manager, own) = key(&stack.api, &json!({"name": "m", "scopes": ["keys:manage", "check"]})).await;
     let (strong, id) = key(&stack.api, &json!({"name": "s", "scopes": ["check", "decisions:read"]})).await;
@@ -166,7 +166,7 @@ async fn an_account_holds_no_more_keys_and_endpoints_than_its_caps() {
 }
 
 #[tokio::test]
-async fn an_account_names_no_more_runs_than_it_may_and_others_go_on() {
+async fn an_account_over_its_daily_run_limit_does_not_stop_others() {
     let stack = Stack::build().evaluators(2).nats().await;
     let (_, api) = account(&stack, &json!({"max_runs": 3})).await;
     let check = |run: &str| {
@@ -221,7 +221,7 @@ async fn inputs_beyond_the_quota_are_not_kept_and_their_checks_are_decided_all_t
     assert_eq!(number("stored_bytes_quota"), 100_000);
     assert_eq!(number("stored_bytes_used") + number("stored_bytes_remaining"), 100_000);
     assert!(number("stored_bytes_used") >= bytes as u64, "{usage}");
-    // Nobody asked for it: no word of it, and nothing counted.
+    // Without that request the answer does not mention it and counts nothing.
     let plain = api.check(&Api::harmless()).await.expect(200);
     assert!(plain["meta"].get("input_stored").is_none(), "{plain}");
     let other = stack.api.check(&body).await.expect(200);

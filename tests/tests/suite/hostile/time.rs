@@ -12,7 +12,7 @@ use stage0_tests::{Api, Stack, Traffic};
 /// Of `docker-compose.yml`.
 const MEGABYTES: u64 = 512;
 /// A check's budget is 2 s; the rest is for a body of 1 MB in an unoptimised build on a busy machine.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(4);
 /// What the evaluators may still do once the last answer is there.
 const IDLE_SHARE: u32 = 4;
 const LAWFUL: [u16; 5] = [200, 413, 422, 429, 503];
@@ -99,7 +99,7 @@ async fn lists_at_their_bounds_are_answered_in_time_and_others_do_not_notice() {
         let began = Instant::now();
         let answer = stack.api.check(&body).await;
         let took = began.elapsed();
-        if !LAWFUL.contains(&answer.status) || took > ANSWERED_WITHIN {
+        if !LAWFUL.contains(&answer.status) || took > ANSWER_TIMEOUT {
             failures.push(format!("{attack}: {} after {took:?} {:.200}", answer.status, answer.text));
         }
     }
@@ -112,7 +112,7 @@ async fn lists_at_their_bounds_are_answered_in_time_and_others_do_not_notice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_dear_checks_at_once_leave_evaluators_for_others_and_end_with_their_answers() {
+async fn many_expensive_checks_leave_evaluators_free_for_other_accounts() {
     let mut stack = Stack::build().memory_limit(MEGABYTES).evaluators(2).nats().await;
     let traffic = Traffic::start(&stack, 2, Duration::from_millis(50)).await;
     let (_, key, _) = stack.operator.account("attacker", None, &["check"]).await;
@@ -137,7 +137,7 @@ async fn many_dear_checks_at_once_leave_evaluators_for_others_and_end_with_their
     for caller in callers {
         odd.extend(caller.await.unwrap());
     }
-    // Whoever was given up works no more.
+    // The evaluator stops work that was given up.
     let asked = traffic.end().await;
     let cpu = |stack: &Stack| stack.evaluators.iter().map(stage0_tests::Process::cpu).sum::<Duration>();
     let (before, began) = (cpu(&stack), Instant::now());

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Receiver, Stack, account_scopes};
 
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn at(record: &Value) -> Timestamp {
     record["recorded_at"].as_str().unwrap().parse().unwrap()
@@ -63,7 +63,7 @@ async fn positions_tell_nothing_of_others(stack: &Stack) {
     );
 
     // Marks, in the download and as events.
-    wait_for("a checkpoint", SOON, async || stack.api.verify().await["unsealed"] == 0).await;
+    wait_for("a checkpoint", WAIT_TIMEOUT, async || stack.api.verify().await["unsealed"] == 0).await;
     let last = stack.api.decisions("").await.pop().unwrap();
     let before = Timestamp::now();
     stack.api.delete(&format!("/v1/decisions?before={before}")).await.expect(200);
@@ -78,7 +78,9 @@ async fn positions_tell_nothing_of_others(stack: &Stack) {
     }
     assert!(is_a_time_near(marks[marks.len() - 1]["through"].as_i64().unwrap(), &last), "{export}");
     let event = receiver
-        .wait_for("the event", "/in", SOON, |came| came.iter().find(|d| d.kind() == "decisions.deleted").cloned())
+        .wait_for("the event", "/in", WAIT_TIMEOUT, |came| {
+            came.iter().find(|d| d.kind() == "decisions.deleted").cloned()
+        })
         .await;
     assert_eq!(event.event()["data"]["deleted_through"], json!(0));
     let report = stack.api.verify().await;
@@ -86,13 +88,13 @@ async fn positions_tell_nothing_of_others(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn cursors_and_marks_tell_nothing_of_other_accounts_on_nats() {
+async fn cursors_and_marks_reveal_nothing_about_other_accounts_on_nats() {
     let stack = Stack::build().private_webhooks().gateways(2).nats().await;
     positions_tell_nothing_of_others(&stack).await;
 }
 
 #[tokio::test]
-async fn cursors_and_marks_tell_nothing_of_other_accounts_in_one_process() {
+async fn cursors_and_marks_reveal_nothing_about_other_accounts_in_one_process() {
     let stack = Stack::build().private_webhooks().dev().await;
     positions_tell_nothing_of_others(&stack).await;
 }

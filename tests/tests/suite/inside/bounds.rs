@@ -14,7 +14,7 @@ use stage0_backplane::testing::wait_for;
 use stage0_contract::{AccountId, CallerTexts, CheckRequest, EvaluateReply, EvaluateRequest, RequestId};
 use stage0_tests::{Answer, Api, MovedClock, Stack};
 
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const DAY: i64 = 86_400;
 
 /// A key of a new account with so many checks a day.
@@ -47,7 +47,8 @@ async fn clock_fault(api: &Api) -> Option<String> {
 }
 
 fn run_check(run: &str, limit: &str) -> Value {
-    json!({"goal": "Fetch the next page", "success_criteria": ["page stored"], "constraints": [limit], "context": {"run_id": run}})
+    json!({"goal": "Fetch the next page", "success_criteria": ["page stored"], "constraints": [limit],
+        "context": {"run_id": run}})
 }
 
 #[tokio::test]
@@ -66,8 +67,8 @@ async fn a_gateway_a_day_ahead_or_behind_decides_nothing_says_why_and_opens_no_s
         }
         let said = clock_fault(&wrong).await.expect("a reason");
         assert!(said.starts_with("503 clock: 86") && said.contains(how.trim_end_matches(" of")), "{said}");
-        // Whoever asks it for the usage is told of this day, and nothing was counted. Questions of one that is behind
-        // are too old for whoever gets them.
+        // Its usage call shows this day, with nothing counted. A gateway whose clock is behind sends requests that
+        // are too old for their receivers.
         if seconds > 0 {
             let (usage, known) = (wrong.get("/usage").await.expect(200), right.get("/usage").await.expect(200));
             assert_eq!((&usage["day_key"], &usage["daily_used"]), (&known["day_key"], &known["daily_used"]));
@@ -84,7 +85,7 @@ async fn a_gateway_a_day_ahead_of_a_deployment_with_message_keys_names_its_clock
     stack.set_clock(Some(&clock));
     stack.start_gateway();
     let wrong = stack.api.at(&stack.urls[1]);
-    wait_for("a reason", SOON, async || clock_fault(&wrong).await.is_some()).await;
+    wait_for("a reason", WAIT_TIMEOUT, async || clock_fault(&wrong).await.is_some()).await;
     assert_names_the_clock(&wrong.check(&Api::harmless()).await, "ahead of");
     assert_eq!(statuses(&stack.api, 2).await, [200; 2], "the other one goes on");
 }
@@ -113,7 +114,7 @@ async fn clocks_that_differ_by_seconds_have_the_same_windows_and_the_same_time()
     stack.set_clock(Some(&clock));
     stack.start_gateway();
     let other = stack.api.at(&stack.urls[1]);
-    wait_for("a ready gateway", SOON, async || other.get("/readyz").await.status == 200).await;
+    wait_for("a ready gateway", WAIT_TIMEOUT, async || other.get("/readyz").await.status == 200).await;
     let said = clock_fault(&other).await.expect("a remark");
     assert!(said.starts_with("200 clock: ") && said.contains("beyond 10 s checks are refused"), "{said}");
     assert_eq!(clock_fault(&stack.api).await, None);
@@ -151,7 +152,7 @@ async fn a_runs_time_is_the_state_stores_whatever_the_evaluators_clock_says() {
 }
 
 #[tokio::test]
-async fn an_evaluator_believes_no_time_of_a_gateway_that_is_not_the_state_stores() {
+async fn an_evaluator_rejects_a_gateway_clock_that_differs_from_the_state_store() {
     let stack = Stack::build().without_keys().nats().await;
     // With a gateway's credentials and plain questions.
     let config = NatsConfig::new(stack.nats.as_ref().unwrap().url(), "gateway");
@@ -167,7 +168,7 @@ async fn an_evaluator_believes_no_time_of_a_gateway_that_is_not_the_state_stores
             caller: CallerTexts::default(),
             max_runs: None,
         };
-        thief.requests.ask(&question, SOON).await.unwrap()
+        thief.requests.request(&question, WAIT_TIMEOUT).await.unwrap()
     };
     for (number, ahead) in [(1, DAY), (2, -DAY), (3, 30), (4, i64::MAX / 2)] {
         let reply = asked(number, ahead).await;
@@ -180,7 +181,7 @@ async fn an_evaluator_believes_no_time_of_a_gateway_that_is_not_the_state_stores
 }
 
 #[tokio::test]
-async fn dev_opens_no_second_day_for_a_clock_that_is_set_ahead() {
+async fn dev_grants_no_second_daily_quota_when_the_clock_is_set_ahead() {
     let clock = MovedClock::ahead(0);
     let stack = Stack::build().with_clock(&clock).dev().await;
     let api = daily(&stack, 3).await;

@@ -1,8 +1,8 @@
 //! A gateway that is taken over, and what it can do in the name of callers; an evaluator that answers too much.
 //!
 //! The attacker has all that a gateway has: a place on the server and the role's message keys. It invents callers whose
-//! keys it never saw, asks for deletions in their names, and listens. Each refusal stands beside the same call made with
-//! the caller's own key, which is done.
+//! keys it never saw, asks for deletions in their names, and listens. Each refusal stands beside the same call made
+//! with the caller's own key, which is done.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use stage0_backplane::Backplane;
 use stage0_backplane::nats::{Connection, MessageAuth, MessageKeys};
 use stage0_backplane::testing::wait_for;
 use stage0_contract::{
-    AccountId, ApiKey, Caller, CallerTexts, CheckRequest, CreateKey, Decided, DeleteDecisions, DeletionPermit,
-    EvaluateReply, EvaluateRequest, KeyIdentity, ListEndpoints, ManageReply, PermitDeletion, Refusal, Request,
-    RequestId, RevokeKey, Role, Scope, Scopes, VerifyKey, VerifyKeyReply,
+    AccountId, ApiKey, Caller, CallerTexts, CheckRequest, CreateKey, DeleteDecisions, DeletionPermit, EvaluateReply,
+    EvaluateRequest, Evaluation, KeyIdentity, ListEndpoints, ManageReply, PermitDeletion, Refusal, Request, RequestId,
+    RevokeKey, Role, Scope, Scopes, VerifyKey, VerifyKeyReply,
 };
 use stage0_tests::{Api, Stack, account_scopes};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A process with the message keys of a role of the stack.
 async fn taken_over(stack: &Stack, role: Role) -> Backplane {
@@ -31,7 +31,7 @@ async fn taken_over(stack: &Stack, role: Role) -> Backplane {
 }
 
 async fn ask<R: Request>(attacker: &Backplane, question: &R) -> R::Reply {
-    attacker.requests.ask(question, SOON).await.unwrap()
+    attacker.requests.request(question, WAIT_TIMEOUT).await.unwrap()
 }
 
 fn key_of(api: &Api) -> ApiKey {
@@ -70,7 +70,7 @@ async fn a_gateway_makes_no_key_in_the_name_of_an_operator_whose_key_it_never_sa
         let revoked = ask(&attacker, &RevokeKey { caller, id: operator.key_id.clone() }).await;
         assert!(is_refused(&revoked), "{revoked:?}");
     }
-    // What the own key may do is not widened by what is said of it.
+    // Claims in the request do not widen the rights of the key that it presents.
     let widened =
         Caller { scopes: Scope::ALL.into_iter().collect(), ..Caller::new(&identity(&attacker, &own).await, &own) };
     let minted = ask(&attacker, &operator_key(widened, &operator.account)).await;
@@ -102,7 +102,7 @@ async fn decisions_are_deleted_only_for_a_caller_whose_key_was_shown_and_under_i
         requested_by: victim.key_id.clone(),
         permit,
     };
-    let invented = DeletionPermit { expires_at: before + SOON, mac: "A".repeat(43) };
+    let invented = DeletionPermit { expires_at: before + WAIT_TIMEOUT, mac: "A".repeat(43) };
     for permit in [None, Some(invented)] {
         let deleted = ask(&attacker, &deletion(permit)).await;
         assert!(is_refused(&deleted), "{deleted:?}");
@@ -172,7 +172,7 @@ async fn no_secret_is_read_on_the_way(stack: &Stack) {
         let again = stack.api.post(&format!("/v1/webhooks/{hook}/rotate-secret"), &json!({})).await.expect(201);
         let again = again["secret"].as_str().unwrap().to_owned();
         // Exporters have heard of it once they list its deliveries.
-        wait_for("the exporter to know the endpoint", SOON, async || {
+        wait_for("the exporter to know the endpoint", WAIT_TIMEOUT, async || {
             stack.api.post(&format!("/v1/webhooks/{hook}/test"), &json!({})).await.status == 200
         })
         .await;
@@ -195,17 +195,17 @@ async fn no_secret_is_read_on_the_way(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn a_key_or_a_webhook_secret_is_read_by_nobody_who_hears_every_message() {
+async fn api_keys_and_webhook_secrets_cannot_be_read_by_a_subscriber_to_all_messages() {
     no_secret_is_read_on_the_way(&Stack::build().private_webhooks().nats().await).await;
 }
 
 #[tokio::test]
-async fn also_without_message_keys_secrets_are_not_read_by_who_only_listens() {
+async fn secrets_are_sealed_from_listeners_even_without_message_keys() {
     no_secret_is_read_on_the_way(&Stack::build().private_webhooks().without_keys().nats().await).await;
 }
 
 #[tokio::test]
-async fn another_process_of_a_role_reads_no_answer_and_cannot_ask_a_sealed_question_once_more() {
+async fn another_process_of_a_role_cannot_read_a_reply_or_replay_a_sealed_request() {
     let stack = Stack::build().nats().await;
     let attacker = taken_over(&stack, Role::Gateway).await;
     let body = json!({"name": "once", "scopes": ["check"]});
@@ -231,7 +231,7 @@ async fn a_gateway_does_not_read_the_secrets_of_endpoints() {
     let stack = Stack::build().nats().await;
     stack.api.webhook("https://hooks.example/in").await;
     let (gateway, exporter) = (taken_over(&stack, Role::Gateway).await, taken_over(&stack, Role::AuditExport).await);
-    let asked = gateway.requests.ask(&ListEndpoints { cursor: None }, Duration::from_secs(2)).await;
+    let asked = gateway.requests.request(&ListEndpoints { cursor: None }, Duration::from_secs(2)).await;
     assert!(asked.is_err(), "{asked:?}");
     let ManageReply::Done(page) = ask(&exporter, &ListEndpoints { cursor: None }).await else { panic!("no page") };
     assert_eq!(page.items.len(), 1);
@@ -239,7 +239,7 @@ async fn a_gateway_does_not_read_the_secrets_of_endpoints() {
 
 /// An evaluator that was taken over answers every question, with more than anybody asked.
 #[tokio::test]
-async fn an_evaluator_fills_no_log_with_what_nobody_asked_for() {
+async fn an_evaluator_cannot_fill_the_log_with_unrequested_input() {
     let mut stack = Stack::build().nats().await;
     let (gateway, evaluator) = (taken_over(&stack, Role::Gateway).await, taken_over(&stack, Role::Evaluator).await);
     let question = EvaluateRequest {
@@ -251,10 +251,10 @@ async fn an_evaluator_fills_no_log_with_what_nobody_asked_for() {
         caller: CallerTexts::default(),
         max_runs: None,
     };
-    let genuine = gateway.requests.ask(&question, SOON).await.unwrap();
+    let genuine = gateway.requests.request(&question, WAIT_TIMEOUT).await.unwrap();
     let EvaluateReply::Decided(genuine) = genuine else { panic!("{genuine:?}") };
     stack.evaluators[0].kill();
-    let with = |change: &dyn Fn(&mut Decided)| {
+    let with = |change: &dyn Fn(&mut Evaluation)| {
         let mut decided = genuine.clone();
         change(&mut decided);
         serde_json::to_vec(&EvaluateReply::Decided(decided)).unwrap()
@@ -275,7 +275,7 @@ async fn an_evaluator_fills_no_log_with_what_nobody_asked_for() {
         }
     });
     let mut recorded = 0;
-    // What is too long is refused; an input that nobody wanted is left out.
+    // A reply that is too long is refused, and an input that was not requested is dropped.
     for (answer, status) in answers.into_iter().zip([200, 503, 200, 200]) {
         say.send_replace(answer);
         let answer = stack.api.check(&Api::harmless()).await;

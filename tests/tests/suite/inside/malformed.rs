@@ -1,5 +1,5 @@
 //! Messages whose headers cannot be read, written with a role's real login on the generated configuration: they end no
-//! role's connection and stop nothing, and what is stored of them is told.
+//! role's connection and stop nothing, and those that are stored are reported.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 
 use super::streams::Running;
 
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 const BLOCKS: [&[u8]; 5] = [
     b"NATS/1.0\r\nno colon here\r\n\r\n",
     b"NATS/1.0\r\nName: \xff\r\n\r\n",
@@ -69,12 +69,12 @@ impl RawThief {
 }
 
 async fn is_sealed(api: &Api) -> u64 {
-    wait_for("a mark for all", SOON, async || api.verify().await["unsealed"] == 0).await;
+    wait_for("a mark for all", WAIT_TIMEOUT, async || api.verify().await["unsealed"] == 0).await;
     api.verify().await["last_mark"]["number"].as_u64().unwrap()
 }
 
 #[tokio::test]
-async fn messages_whose_headers_cannot_be_read_stop_no_check_export_or_sealing_and_are_told() {
+async fn messages_with_malformed_headers_stop_no_check_export_or_mark_and_are_reported() {
     let running = Running::start().await;
     let (_, key, _) = running.gateway.account("others", None, &account_scopes()).await;
     let accounts = [running.api.clone(), running.gateway.with_key(&key)];

@@ -10,11 +10,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use stage0_backplane::nats::{Connection, MessageAuth, MessageKeys, NatsConfig};
 use stage0_backplane::testing::wait_for;
-use stage0_backplane::{Backplane, Batch, Kind, Position, Seek, Which};
+use stage0_backplane::{Backplane, Batch, EntryFilter, EntryKind, Position, Seek};
 use stage0_contract::{
-    AccountId, ApiKey, Caller, Deletion, DeletionPermit, Expiry, Head, LineHash, LineStart, LineType, Link,
-    ManageReply, Mark, MarkBody, MarkSigned, PermitDeletion, Previous, PublicKeys, Refusal, Report, Role, SignMark,
-    VerifyKey, VerifyKeyReply, Walk, Window,
+    AccountId, ApiKey, Caller, ChainVerifier, Deletion, DeletionPermit, Expiry, Head, LineHash, LineHeader, LineType,
+    Link, ManageReply, Mark, MarkBody, MarkSigned, PermitDeletion, Previous, PublicKeys, Refusal, Report, Role,
+    SignMark, VerifyKey, VerifyKeyReply, Window,
 };
 use stage0_tests::{Api, Stack};
 use tokio::time::Instant;
@@ -22,10 +22,10 @@ use tokio::time::Instant;
 use crate::retention::{data, history, wait_for_removal};
 use crate::tampering::{decisions, entries, marks, put};
 
-const SOON: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 fn soon() -> Instant {
-    Instant::now() + SOON
+    Instant::now() + WAIT_TIMEOUT
 }
 
 /// What a process has that has a role's credentials.
@@ -46,14 +46,14 @@ impl Insider {
         Self { backplane, account: AccountId::parse(&stack.account).unwrap() }
     }
 
-    async fn lines(&self, kind: Kind) -> Vec<Vec<u8>> {
-        let read = self.backplane.log.read(&self.account, Which::Only(kind), Seek::Start, 4 << 20, soon());
+    async fn lines(&self, kind: EntryKind) -> Vec<Vec<u8>> {
+        let read = self.backplane.log.read(&self.account, EntryFilter::Only(kind), Seek::Start, 4 << 20, soon());
         let chunk = read.await.unwrap();
         chunk.entries.iter().flat_map(|entry| entry.lines().map(<[u8]>::to_vec)).collect()
     }
 
     async fn last_mark(&self) -> (Mark, String, Position) {
-        let entry = self.backplane.log.last(&self.account, Kind::Mark, soon()).await.unwrap().expect("a mark");
+        let entry = self.backplane.log.last(&self.account, EntryKind::Mark, soon()).await.unwrap().expect("a mark");
         let line = String::from_utf8(entry.lines.to_vec()).unwrap();
         (serde_json::from_str(&line).unwrap(), line, entry.position)
     }
@@ -79,7 +79,7 @@ impl Insider {
 
     async fn ask_with(&self, mark: Mark, permit: Option<DeletionPermit>) -> ManageReply<MarkSigned> {
         let asked = SignMark { mark, last: None, takes_earlier: false, permit };
-        self.backplane.requests.ask(&asked, SOON).await.unwrap()
+        self.backplane.requests.request(&asked, WAIT_TIMEOUT).await.unwrap()
     }
 
     async fn sign(&self, mark: Mark) -> String {
@@ -100,14 +100,14 @@ impl Insider {
         self.backplane.log.append_mark(&self.account, line, Some(after), soon()).await.unwrap();
     }
 
-    async fn purge(&self, kind: Kind) {
+    async fn purge(&self, kind: EntryKind) {
         let last = self.backplane.log.last(&self.account, kind, soon()).await.unwrap().expect("an entry");
         self.backplane.log.remove_through(&self.account, kind, last.position, soon()).await.unwrap();
     }
 }
 
 async fn is_sealed(stack: &Stack) {
-    wait_for("a mark for all", SOON, async || stack.api.verify().await["unsealed"] == 0).await;
+    wait_for("a mark for all", WAIT_TIMEOUT, async || stack.api.verify().await["unsealed"] == 0).await;
 }
 
 fn kinds(report: &Value) -> Vec<&str> {
@@ -129,8 +129,8 @@ async fn taken_over() -> (Stack, Insider) {
 #[tokio::test]
 async fn an_account_whose_log_was_emptied_does_not_verify() {
     let (stack, insider) = taken_over().await;
-    insider.purge(Kind::Decisions).await;
-    insider.purge(Kind::Mark).await;
+    insider.purge(EntryKind::Decisions).await;
+    insider.purge(EntryKind::Mark).await;
     let report = stack.api.verify().await;
     assert_eq!((&report["ok"], kinds(&report)), (&json!(false), vec!["mark_missing"]), "{report:#}");
     // Neither does it once it goes on.
@@ -143,7 +143,7 @@ async fn an_account_whose_log_was_emptied_does_not_verify() {
 #[tokio::test]
 async fn decisions_that_were_removed_without_a_mark_are_missing() {
     let (stack, insider) = taken_over().await;
-    insider.purge(Kind::Decisions).await;
+    insider.purge(EntryKind::Decisions).await;
     let report = stack.api.verify().await;
     assert_eq!((&report["ok"], kinds(&report)), (&json!(false), vec!["missing"]), "{report:#}");
 }
@@ -166,12 +166,12 @@ async fn history_that_was_rewritten_gets_no_signature() {
     insider.is_refused(Mark { number: next.number + 1, ..next.clone() }).await;
     let alarm = |line: &str| line.contains("mark was not signed").then_some(());
     stack.keystore.as_ref().unwrap().wait_for("the alarm", alarm);
-    // What is asked for by whoever reads the log is signed.
+    // A mark that was requested by a process that reads the log is signed.
     insider.sign(next).await;
 }
 
 #[tokio::test]
-async fn nobody_but_the_operator_shortens_a_retention() {
+async fn only_the_operator_can_shorten_a_retention() {
     let (stack, insider) = taken_over().await;
     let (last, ..) = insider.last_mark().await;
     let now = Timestamp::now();
@@ -207,7 +207,7 @@ async fn an_empty_or_forged_message_is_shown_and_does_not_keep_the_account_from_
         assert_eq!(offline(&stack).await.findings.len(), 1, "{what}");
         let sealed = report["last_mark"]["number"].as_u64().unwrap();
         stack.api.decide(&Api::harmless()).await;
-        wait_for("a mark behind it", SOON, async || {
+        wait_for("a mark behind it", WAIT_TIMEOUT, async || {
             let report = stack.api.verify().await;
             report["unsealed"] == 0 && report["last_mark"]["number"].as_u64().unwrap() > sealed
         })
@@ -232,7 +232,7 @@ async fn an_empty_entry_on_the_disk_is_shown() {
 }
 
 #[tokio::test]
-async fn a_log_from_a_backup_is_found_and_its_account_goes_on() {
+async fn a_restored_log_backup_is_detected_and_the_account_continues() {
     let mut stack = Stack::build().dev().await;
     stack.api.decide(&Api::harmless()).await;
     is_sealed(&stack).await;
@@ -269,9 +269,9 @@ async fn offline(stack: &Stack) -> Report {
     };
     let lines = || export.split_terminator('\n').map(str::as_bytes);
     let is_mark = |line: &&[u8]| !line.starts_with(br#"{"type":"decision.recorded""#) && !line.is_empty();
-    let mut walk = Walk::new(window, items, lines().filter(is_mark));
-    lines().for_each(|line| walk.see(line));
-    walk.finish()
+    let mut verifier = ChainVerifier::new(window, items, lines().filter(is_mark));
+    lines().for_each(|line| verifier.read_line(line));
+    verifier.finish()
 }
 
 async fn retention(stack: &Stack, days: u32) {
@@ -287,12 +287,12 @@ async fn removals(stack: &Stack) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_retention_that_was_short_for_a_while_leaves_marks_and_the_log_verifies() {
+async fn a_temporarily_shortened_retention_leaves_marks_and_the_log_verifies() {
     let (mut stack, _) = history(&[(20, 30), (9, 30), (2, 30)]).await;
     stack.start_dev();
     stack.api.decide(&Api::harmless()).await;
     // But for the three that were put in behind the exporter's back.
-    wait_for("a mark", SOON, async || stack.api.verify().await["unsealed"] == 3).await;
+    wait_for("a mark", WAIT_TIMEOUT, async || stack.api.verify().await["unsealed"] == 3).await;
     assert!(offline(&stack).await.ok);
     retention(&stack, 1).await;
     // Two of today are left.
@@ -342,7 +342,7 @@ async fn append_history(stack: &Stack, ages: &[i64]) {
             mark: None,
         };
         let expires_at = recorded_at.as_second() + 30 * 86_400;
-        let start = LineStart { line: LineType::Decision, chain, recorded_at, expires_at };
+        let start = LineHeader { line: LineType::Decision, chain, recorded_at, expires_at };
         let rest = json!({"account": stack.account, "request_id": place.to_string(), "verdict": "DENY"});
         let line = start.with(&serde_json::to_vec(&rest).unwrap()).unwrap();
         head = Some(start.head(&line));
@@ -363,7 +363,7 @@ async fn on_nats_a_removal_by_retention_leaves_marks_too() {
     for left in (1..=3).rev() {
         // A start is a look at the clock, and takes one of them.
         stack.restart_exporter(0);
-        wait_for("a removal", SOON, async || insider.lines(Kind::Decisions).await.len() <= left).await;
+        wait_for("a removal", WAIT_TIMEOUT, async || insider.lines(EntryKind::Decisions).await.len() <= left).await;
     }
     retention(&stack, 30).await;
     let report = stack.api.verify().await;
@@ -377,11 +377,11 @@ async fn on_nats_a_removal_by_retention_leaves_marks_too() {
 async fn deletion(stack: &Stack, insider: &Insider) -> (Mark, DeletionPermit) {
     let gateway = Insider::with_keys_of(Role::Gateway, stack).await.backplane.requests;
     let key = ApiKey::parse(stack.api.key.as_ref().unwrap()).unwrap();
-    let verified = gateway.ask(&VerifyKey { key: key.clone(), request_id: None }, SOON).await.unwrap();
+    let verified = gateway.request(&VerifyKey { key: key.clone(), request_id: None }, WAIT_TIMEOUT).await.unwrap();
     let VerifyKeyReply::Valid(identity) = verified else { panic!("{verified:?}") };
     let before = Timestamp::now();
     let permit = PermitDeletion { caller: Caller::new(&identity, &key), before };
-    let ManageReply::Done(permit) = gateway.ask(&permit, SOON).await.unwrap() else { panic!("no permit") };
+    let ManageReply::Done(permit) = gateway.request(&permit, WAIT_TIMEOUT).await.unwrap() else { panic!("no permit") };
     let (last, ..) = insider.last_mark().await;
     let body = Deletion {
         before,
@@ -396,7 +396,7 @@ async fn deletion(stack: &Stack, insider: &Insider) -> (Mark, DeletionPermit) {
 }
 
 #[tokio::test]
-async fn a_removal_whose_exporter_died_behind_its_mark_is_finished() {
+async fn a_retention_removal_is_finished_after_its_exporter_dies_past_the_mark() {
     for stored in [true, false] {
         let (mut stack, insider) = taken_over().await;
         stack.exporters[0].kill();
@@ -410,11 +410,12 @@ async fn a_removal_whose_exporter_died_behind_its_mark_is_finished() {
         }
         stack.restart_exporter(0);
         stack.api.decide(&Api::harmless()).await;
-        wait_for("the end of the removal", SOON, async || insider.lines(Kind::Decisions).await.len() == 1).await;
+        wait_for("the end of the removal", WAIT_TIMEOUT, async || insider.lines(EntryKind::Decisions).await.len() == 1)
+            .await;
         is_sealed(&stack).await;
         let report = stack.api.verify().await;
         assert_eq!((&report["ok"], &report["deletions"]), (&json!(true), &json!(1)), "{report:#}");
-        let marks = insider.lines(Kind::Mark).await;
+        let marks = insider.lines(EntryKind::Mark).await;
         assert_eq!(marks.iter().filter(|mark| *mark == line.as_bytes()).count(), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Numbers and bytes of webhook events while exporters die, freeze and take over, and filters change under them.
 //!
-//! A receiver keeps all that came. What must hold of it: a number names one event, an event that comes again comes in the same
-//! bytes, and has a second number only where a replay was asked for.
+//! A receiver keeps all that came. What must hold of it: a number names one event, an event that comes again comes in
+//! the same bytes, and has a second number only where a replay was asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Delivery, Process, Receiver, Reply, Stack};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 /// An exporter that was killed holds its endpoints for ten seconds more.
-const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(40);
+const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(40);
 /// Decisions of each round, by each of these callers.
 const CALLERS: usize = 4;
 const EACH: usize = 15;
@@ -92,7 +92,7 @@ async fn replay(api: &Api, webhook: &str, from: Timestamp) {
 }
 
 #[tokio::test]
-async fn a_number_names_one_event_through_kills_freezes_filters_and_replays() {
+async fn an_event_number_stays_with_one_event_through_kills_freezes_filters_and_replays() {
     let receiver = Receiver::plain().await;
     let mut stack = Stack::build().exporters(2).private_webhooks().nats().await;
     let began = Timestamp::now() - SignedDuration::from_secs(1);
@@ -105,7 +105,7 @@ async fn a_number_names_one_event_through_kills_freezes_filters_and_replays() {
         let made = tokio::spawn(async move { decide(&api).await });
         // In the middle of a burst: some are numbered and sent, some numbered, some not read yet.
         receiver
-            .wait_for("a part of it", "/in", TAKEN_OVER_WITHIN, |came| (came.len() >= before + 5).then_some(()))
+            .wait_for("a part of it", "/in", TAKEOVER_TIMEOUT, |came| (came.len() >= before + 5).then_some(()))
             .await;
         let victim = serving(&stack, &id);
         if round % 2 == 0 {
@@ -120,19 +120,21 @@ async fn a_number_names_one_event_through_kills_freezes_filters_and_replays() {
             all.extend(made.await.unwrap());
             let frozen = receiver.seen("/in").len();
             receiver
-                .wait_for("the other one", "/in", TAKEN_OVER_WITHIN, |came| (came.len() > frozen).then_some(()))
+                .wait_for("the other one", "/in", TAKEOVER_TIMEOUT, |came| (came.len() > frozen).then_some(()))
                 .await;
             stack.exporters[victim].thaw();
         }
         replay(&stack.api, &id, began).await;
         let api = stack.api.clone();
-        wait_for("a log that is read", TAKEN_OVER_WITHIN, async || {
+        wait_for("a log that is read", TAKEOVER_TIMEOUT, async || {
             let one = format!("dec_{}", api.decide(&Api::unclear()).await);
             let other = format!("dec_{}", api.decide(&Api::harmless()).await);
             let denied = format!("dec_{}", api.decide(&Api::forbidden()).await);
             let these: BTreeSet<_> = [one, other, denied].into();
             let find = |came: &[Delivery]| (count(came, &these) > 0).then_some(());
-            let came = tokio::time::timeout(SOON / 4, receiver.wait_for("one of them", "/in", SOON, find)).await;
+            let came =
+                tokio::time::timeout(WAIT_TIMEOUT / 4, receiver.wait_for("one of them", "/in", WAIT_TIMEOUT, find))
+                    .await;
             all.extend(these);
             came.is_ok()
         })
@@ -141,14 +143,14 @@ async fn a_number_names_one_event_through_kills_freezes_filters_and_replays() {
     }
     // Nothing was lost on the way: with all filters open, a replay brings what is still missing.
     filter(&stack.api, &id, json!(null)).await;
-    wait_for("an endpoint with open filters", SOON, async || {
+    wait_for("an endpoint with open filters", WAIT_TIMEOUT, async || {
         let one: BTreeSet<_> = [format!("dec_{}", stack.api.decide(&Api::forbidden()).await)].into();
         let find = |came: &[Delivery]| (count(came, &one) > 0).then_some(());
-        tokio::time::timeout(SOON / 10, receiver.wait_for("it", "/in", SOON, find)).await.is_ok()
+        tokio::time::timeout(WAIT_TIMEOUT / 10, receiver.wait_for("it", "/in", WAIT_TIMEOUT, find)).await.is_ok()
     })
     .await;
     replay(&stack.api, &id, began).await;
-    receiver.wait_for("all", "/in", TAKEN_OVER_WITHIN, |came| (count(came, &all) == all.len()).then_some(())).await;
+    receiver.wait_for("all", "/in", TAKEOVER_TIMEOUT, |came| (count(came, &all) == all.len()).then_some(())).await;
     let came = receiver.seen("/in");
     assert_one_number_one_event(&came, 6);
     assert!(came.iter().all(|delivery| delivery.is_signed_by(&secret)));
@@ -162,7 +164,7 @@ async fn an_event_that_has_its_number_is_delivered_under_it_whatever_the_filter_
     let (id, _) = stack.api.webhook(&receiver.url("/in")).await;
     receiver.always("/in", Reply::Hang);
     let made: BTreeSet<_> = [format!("dec_{}", stack.api.decide(&Api::forbidden()).await)].into();
-    let first = receiver.wait_for("the attempt", "/in", SOON, |came| came.first().cloned()).await;
+    let first = receiver.wait_for("the attempt", "/in", WAIT_TIMEOUT, |came| came.first().cloned()).await;
     // At once: that it was sent is known from the receiver alone.
     stack.exporters[0].kill();
     assert!(made.contains(first.id()) || first.kind() == "checkpoint.signed", "{}", first.id());
@@ -171,7 +173,7 @@ async fn an_event_that_has_its_number_is_delivered_under_it_whatever_the_filter_
     let allowed: BTreeSet<_> = [format!("dec_{}", stack.api.decide(&Api::harmless()).await)].into();
     stack.restart_exporter(0);
     let again = receiver
-        .wait_for("the event again", "/in", TAKEN_OVER_WITHIN, |came| {
+        .wait_for("the event again", "/in", TAKEOVER_TIMEOUT, |came| {
             let again = came.iter().filter(|delivery| delivery.id() == first.id()).nth(1);
             again.filter(|_| count(came, &allowed) == 1).cloned()
         })
@@ -182,13 +184,13 @@ async fn an_event_that_has_its_number_is_delivered_under_it_whatever_the_filter_
 }
 
 #[tokio::test]
-async fn a_deleted_decision_that_has_its_number_is_dropped_and_the_mark_says_so() {
+async fn a_deleted_decision_with_an_event_number_is_dropped_and_the_mark_says_so() {
     let receiver = Receiver::plain().await;
     let mut stack = Stack::build().exporters(2).private_webhooks().nats().await;
     let endpoint = json!({"url": receiver.url("/in"), "rate_limit": 10});
     let (id, _) = stack.api.webhook_with(&endpoint).await;
     let gone = decide(&stack.api).await;
-    receiver.wait_for("a part of it", "/in", SOON, |came| (count(came, &gone) >= 5).then_some(())).await;
+    receiver.wait_for("a part of it", "/in", WAIT_TIMEOUT, |came| (count(came, &gone) >= 5).then_some(())).await;
     // With its numbers stored, and most of its events still to be sent.
     let victim = serving(&stack, &id);
     stack.exporters[victim].kill();
@@ -202,7 +204,7 @@ async fn a_deleted_decision_that_has_its_number_is_dropped_and_the_mark_says_so(
         let mark = came.iter().find(|delivery| delivery.kind() == "decisions.deleted").cloned();
         mark.filter(|_| count(came, &kept) == kept.len())
     };
-    let mark = receiver.wait_for("what is kept, and the mark", "/in", TAKEN_OVER_WITHIN, all_kept).await;
+    let mark = receiver.wait_for("what is kept, and the mark", "/in", TAKEOVER_TIMEOUT, all_kept).await;
     let came = receiver.seen("/in");
     assert_one_number_one_event(&came, 0);
     assert_eq!(count(&came, &gone), sent, "of what was deleted nothing came afterwards");
@@ -215,19 +217,21 @@ async fn a_deleted_decision_that_has_its_number_is_dropped_and_the_mark_says_so(
 }
 
 #[tokio::test]
-async fn a_deleted_decision_is_not_sent_from_memory() {
+async fn a_deleted_decision_is_not_delivered_from_a_cache() {
     let receiver = Receiver::plain().await;
     let stack = Stack::build().private_webhooks().dev().await;
     let endpoint = json!({"url": receiver.url("/in"), "rate_limit": 10});
     stack.api.webhook_with(&endpoint).await;
     let gone = decide(&stack.api).await;
-    receiver.wait_for("a part of it", "/in", SOON, |came| (count(came, &gone) >= 5).then_some(())).await;
+    receiver.wait_for("a part of it", "/in", WAIT_TIMEOUT, |came| (count(came, &gone) >= 5).then_some(())).await;
     let before = Timestamp::now();
     let deleted = stack.api.delete(&format!("/v1/decisions?before={before}")).await.expect(200);
     assert_eq!(deleted["count"], gone.len());
     let at = Instant::now();
     let kept = decide(&stack.api).await;
-    receiver.wait_for("what is kept", "/in", SOON, |came| (count(came, &kept) == kept.len()).then_some(())).await;
+    receiver
+        .wait_for("what is kept", "/in", WAIT_TIMEOUT, |came| (count(came, &kept) == kept.len()).then_some(()))
+        .await;
     let late = |delivery: &&Delivery| gone.contains(delivery.id()) && delivery.at > at + Duration::from_millis(1_500);
     let came = receiver.seen("/in");
     assert_eq!(came.iter().filter(late).map(Delivery::id).collect::<Vec<_>>(), Vec::<&str>::new());

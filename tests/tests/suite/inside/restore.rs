@@ -8,7 +8,7 @@ use stage0_backplane::testing::wait_for;
 use stage0_tests::{Api, Process, Stack, serves};
 
 const FILES: [&str; 2] = ["journal", "store"];
-const PATIENT: Duration = Duration::from_secs(60);
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 /// Without these no webhook secret can be read and no mark be signed as before.
 const KEY_FILES: [&str; 2] = ["secrets.key", "signing.key"];
 
@@ -141,7 +141,7 @@ async fn in_one_process_the_decision_logs_own_copy_refuses_an_older_directory() 
 
 /// A server that takes everybody lets a role make its stream again: it is there, and knows nothing any more.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_store_that_lost_its_record_of_the_directory_is_no_new_deployment() {
+async fn a_state_store_without_its_keystore_record_is_not_taken_for_a_new_deployment() {
     let mut stack = Stack::build().nats().await;
     let nats = stack.nats.as_ref().unwrap();
     let client = async_nats::connect(nats.url()).await.unwrap();
@@ -228,8 +228,10 @@ async fn a_state_store_that_is_put_back_under_running_keystores_ends_them_and_th
     stack.nats.as_mut().unwrap().kill();
     copy(&jetstream, &backup);
     stack.nats.as_mut().unwrap().restart().await;
-    wait_for("a revocation", PATIENT, async || stack.operator.delete(&format!("/v1/keys/{id}")).await.status == 204)
-        .await;
+    wait_for("a revocation", LONG_TIMEOUT, async || {
+        stack.operator.delete(&format!("/v1/keys/{id}")).await.status == 204
+    })
+    .await;
     let mut waiting = stack.begin_keystore(&data.with_file_name("empty"), &[]);
     waiting.wait_for("its turn", |line| line.contains("stands by: another keystore").then_some(()));
     stack.nats.as_mut().unwrap().kill();
@@ -244,6 +246,6 @@ async fn a_state_store_that_is_put_back_under_running_keystores_ends_them_and_th
     stack.start_keystore();
     stack.restart_gateway(0);
     let (kept, leaked) = (stack.api.with_key(&kept), stack.api.with_key(&leaked));
-    wait_for("an answer", PATIENT, async || kept.check(&Api::harmless()).await.status == 200).await;
+    wait_for("an answer", LONG_TIMEOUT, async || kept.check(&Api::harmless()).await.status == 200).await;
     leaked.check(&Api::harmless()).await.assert_error(401, "unauthorized");
 }

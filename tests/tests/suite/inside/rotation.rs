@@ -11,16 +11,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use stage0_backplane::nats::{Connection, KeySet, Login, Logins, NatsConfig, Requirement, ServerFile, Tls};
+use stage0_backplane::nats::{Connection, KeySet, Login, Logins, NatsConfig, NatsServerConf, Requirement, Tls};
 use stage0_backplane::testing::{NatsServer, wait_for};
 use stage0_contract::Role;
 use stage0_tests::{Api, Authority, Process, account_scopes, write_keys};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-const SOON: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-const ADMIN_PASSWORD: &str = "of-whoever-makes-the-streams";
+const ADMIN_PASSWORD: &str = "of-the-stream-administrator";
 
 /// The file of `stage0 nats-config`, and which logins each role has in it.
 struct Server {
@@ -63,7 +63,7 @@ impl Server {
 
     /// As an operator edits it: a second line of `users` with the permissions of the first.
     fn settings(&self) -> String {
-        let file = ServerFile {
+        let file = NatsServerConf {
             prefix: "s0".to_owned(),
             name: "n1".to_owned(),
             listen: "127.0.0.1:4222".parse().unwrap(),
@@ -75,12 +75,12 @@ impl Server {
             logins: Logins::SHARED,
         };
         let of_this_place = ["server_name:", "listen:", "http:", "ping_interval:", "  store_dir:"];
-        let admin = format!("${}", ServerFile::ADMIN_PASSWORD_VARIABLE);
+        let admin = format!("${}", NatsServerConf::ADMIN_PASSWORD_VARIABLE);
         let rendered = file.render().replace(&admin, &format!("{ADMIN_PASSWORD:?}"));
         let lines = rendered.lines().filter(|line| !of_this_place.iter().any(|name| line.starts_with(name)));
         let mut settings: String = lines.map(|line| format!("{line}\n")).collect();
         for (role, logins) in &self.logins {
-            let first = format!("{{ user: {role}, password: ${}, ", ServerFile::password_variable(role.as_str()));
+            let first = format!("{{ user: {role}, password: ${}, ", NatsServerConf::password_variable(role.as_str()));
             let end = "} }";
             let at = settings.find(&first).unwrap();
             let until = at + settings[at..].find(end).unwrap() + end.len();
@@ -161,9 +161,9 @@ impl Deployment {
             ("--nats-ca", text(self.authority.file())),
             ("--nats-cert", text(self.path("gateway-client.cert"))),
             ("--nats-key", text(self.path("gateway-client.key"))),
-            ("--nats-user", ServerFile::ADMIN_USER.to_owned()),
+            ("--nats-user", NatsServerConf::ADMIN_USER.to_owned()),
             ("--nats-password-file", text(password)),
-            ("--nats-jetstream-api", ServerFile::jetstream_api("s0")),
+            ("--nats-jetstream-api", NatsServerConf::jetstream_api("s0")),
         ] {
             arguments.extend([name.to_owned(), value]);
         }
@@ -186,7 +186,7 @@ impl Deployment {
         ] {
             arguments.extend([name.to_owned(), value]);
         }
-        arguments.extend(["--nats-jetstream-api".to_owned(), ServerFile::jetstream_api("s0")]);
+        arguments.extend(["--nats-jetstream-api".to_owned(), NatsServerConf::jetstream_api("s0")]);
         arguments.extend(own.iter().map(|&argument| argument.to_owned()));
         Process::start(&arguments)
     }
@@ -220,7 +220,7 @@ impl Deployment {
         let port = gateway.wait_for_log("gateway starts", "address").rsplit(':').next().unwrap().to_owned();
         let url = format!("https://localhost:{port}");
         let api = Api::new(&url, &self.authority.file(), None);
-        wait_for("a ready gateway", SOON, async || api.get("/readyz").await.status == 200).await;
+        wait_for("a ready gateway", WAIT_TIMEOUT, async || api.get("/readyz").await.status == 200).await;
         self.gateways.push(gateway);
         self.urls.lock().unwrap().push(url);
     }
@@ -285,7 +285,7 @@ impl Load {
     /// Ends it once so many more were answered.
     async fn end(self) -> Came {
         let until = self.answered.load(Ordering::SeqCst) + 30;
-        wait_for("checks to be answered", SOON, async || self.answered.load(Ordering::SeqCst) >= until).await;
+        wait_for("checks to be answered", WAIT_TIMEOUT, async || self.answered.load(Ordering::SeqCst) >= until).await;
         self.ends.store(true, Ordering::SeqCst);
         let mut all = Came::default();
         for caller in self.callers {
@@ -351,7 +351,7 @@ async fn every_roles_login_and_certificate_are_replaced_under_load_and_every_che
     let mut decided = Vec::new();
     for role in Role::ALL {
         let load = Load::start(&deployment, &key);
-        // 1: a second login beside the first; nobody is disconnected.
+        // 1: a second login beside the first; no role is disconnected.
         deployment.server.login(role).push((format!("{role}-next"), format!("second-of-{role}")));
         deployment.nats.reload_with(&deployment.server.settings()).await;
         // 2: the role's processes are replaced one by one, with the new login and a new client certificate.
@@ -369,7 +369,7 @@ async fn every_roles_login_and_certificate_are_replaced_under_load_and_every_che
         assert!(came.lost.is_empty(), "{role}: {} of {}: {:?}", came.lost.len(), came.decided.len(), came.lost);
         decided.extend(came.decided);
     }
-    // The certificates that the server and the gateways show: both are read again, and nobody is disconnected.
+    // The certificates that the server and the gateways show: both are reloaded, and no client is disconnected.
     let load = Load::start(&deployment, &key);
     let tls = deployment.server.tls.clone();
     deployment.authority.issue(&tls.join("server.pem"), &tls.join("server.key"));

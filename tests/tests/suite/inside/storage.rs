@@ -9,7 +9,7 @@ use serde_json::json;
 use stage0_backplane::testing::{Disk, wait_for};
 use stage0_tests::{Api, Process, Stack, account_scopes};
 
-const SOON: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const DISK_BYTES: u64 = 40 << 20;
 
 fn dev(data: &Path, more: &[&str]) -> Process {
@@ -59,27 +59,27 @@ async fn on_a_full_disk_keys_are_revoked_and_none_is_made() {
     stack.start_keystore();
     for (_, key) in &keys[..20] {
         let is_dead = async || stack.api.with_key(key).check(&Api::harmless()).await.status == 401;
-        wait_for("a key that stays revoked", SOON, is_dead).await;
+        wait_for("a key that stays revoked", WAIT_TIMEOUT, is_dead).await;
     }
     for key in &keys[20..] {
         revoked(&stack, key).await;
     }
 
     disk.empty();
-    wait_for("a new key", SOON, async || {
+    wait_for("a new key", WAIT_TIMEOUT, async || {
         stack.api.post("/v1/keys", &json!({"name": "now", "scopes": ["check"]})).await.status == 201
     })
     .await;
-    wait_for("the reserve", SOON, async || reserve() == whole).await;
+    wait_for("the reserve", WAIT_TIMEOUT, async || reserve() == whole).await;
     let ready = stack.operator.get("/readyz").await;
     assert!(!ready.text.contains("disk is nearly full"), "{}", ready.text);
 }
 
 #[tokio::test]
-async fn a_log_that_is_gone_or_another_one_does_not_begin_silently() {
+async fn a_missing_or_replaced_log_is_not_started_silently() {
     let mut stack = Stack::build().dev().await;
     let id = stack.api.decide(&Api::harmless()).await;
-    wait_for("a mark", SOON, async || stack.api.verify().await["unsealed"] == 0).await;
+    wait_for("a mark", WAIT_TIMEOUT, async || stack.api.verify().await["unsealed"] == 0).await;
     stack.stop_dev();
     let other = {
         let mut other = Stack::build().dev().await;

@@ -1,5 +1,5 @@
-//! A role that reaches for the streams, or fills its own: the generated configuration, every role's real login, and plain
-//! NATS tools.
+//! A role that reaches for the streams, or fills its own: the generated configuration, every role's real login, and
+//! plain NATS tools.
 
 // A plain NATS tool asks so, and a test is soon over.
 #![allow(clippy::disallowed_methods)]
@@ -14,7 +14,7 @@ use stage0_tests::{Api, Process, Stack, account_scopes};
 
 use crate::starting::Deployment;
 
-const PATIENT: Duration = Duration::from_secs(60);
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 const STREAMS: [&str; 6] = ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
 
 /// Every role, as `stage0 stack init` and `stage0 nats-admin init` let it run.
@@ -44,7 +44,7 @@ impl Running {
         let key = std::fs::read_to_string(deployment.file("keystore", "data/operator.key")).unwrap();
         let ca = deployment.file("gateway", "ca.pem");
         let operator = Api::new(&format!("https://{address}"), ca.as_ref(), Some(key.trim()));
-        wait_for("a ready gateway", PATIENT, async || operator.get("/readyz").await.status == 200).await;
+        wait_for("a ready gateway", LONG_TIMEOUT, async || operator.get("/readyz").await.status == 200).await;
         let (account, key, _) = operator.account("tests", None, &account_scopes()).await;
         let api = operator.with_key(&key);
         Self { deployment, account, api, gateway: operator, roles: vec![keystore, exporter, evaluator, gateway] }
@@ -146,13 +146,13 @@ async fn no_roles_password_changes_a_stream_and_what_was_decided_stays_as_it_was
     }
     let found = running.api.get(&format!("/v1/decisions/{id}")).await.expect(200);
     assert_eq!(found["verdict"], "DENY");
-    wait_for("a sealed log", PATIENT, async || running.api.verify().await["unsealed"] == 0).await;
+    wait_for("a sealed log", LONG_TIMEOUT, async || running.api.verify().await["unsealed"] == 0).await;
     assert_eq!(running.api.verify().await["ok"], true);
     running.api.decide(&Api::harmless()).await;
 }
 
 #[tokio::test]
-async fn nothing_is_recorded_while_a_stream_is_foreign_and_everybody_says_which_setting() {
+async fn no_decision_is_recorded_on_a_stream_with_foreign_settings_and_each_role_names_the_setting() {
     let running = Running::start().await;
     running.api.decide(&Api::harmless()).await;
     let admin = running.thief("admin").await;
@@ -165,9 +165,9 @@ async fn nothing_is_recorded_while_a_stream_is_foreign_and_everybody_says_which_
         foreign[setting] = value;
         assert!(!is_refused(&admin, &format!("s0.api.STREAM.UPDATE.{stream}"), &foreign).await);
         let says = |text: &str| text.contains(stream) && text.contains(setting);
-        wait_for("a gateway that is not ready", PATIENT, async || says(&running.reasons().await)).await;
+        wait_for("a gateway that is not ready", LONG_TIMEOUT, async || says(&running.reasons().await)).await;
         if stream == "S0_LOG" {
-            wait_for("no answer without a record", PATIENT, async || {
+            wait_for("no answer without a record", LONG_TIMEOUT, async || {
                 running.api.check(&Api::harmless()).await.status == 503
             })
             .await;
@@ -183,8 +183,8 @@ async fn nothing_is_recorded_while_a_stream_is_foreign_and_everybody_says_which_
         // Made as it was, all go on by themselves.
         let (code, said) = running.deployment.admin("upgrade");
         assert!(code == Some(0) && says(&said), "{said}");
-        wait_for("a ready gateway", PATIENT, async || running.gateway.get("/readyz").await.status == 200).await;
-        wait_for("a decision", PATIENT, async || running.api.check(&Api::harmless()).await.status == 200).await;
+        wait_for("a ready gateway", LONG_TIMEOUT, async || running.gateway.get("/readyz").await.status == 200).await;
+        wait_for("a decision", LONG_TIMEOUT, async || running.api.check(&Api::harmless()).await.status == 200).await;
     }
     assert_eq!(running.deployment.admin("check").0, Some(0));
 }
@@ -208,7 +208,7 @@ async fn an_evaluators_password_that_writes_without_end_stops_no_check_without_a
         running.api.decide(&Api::harmless()).await;
     }
     assert_eq!(running.gateway.get("/readyz").await.status, 200, "{}", running.reasons().await);
-    wait_for("a sealed log", PATIENT, async || running.api.verify().await["unsealed"] == 0).await;
+    wait_for("a sealed log", LONG_TIMEOUT, async || running.api.verify().await["unsealed"] == 0).await;
 }
 
 #[tokio::test]

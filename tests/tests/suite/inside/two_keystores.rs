@@ -9,7 +9,7 @@ use stage0_tests::{Api, Process, Stack, serves};
 
 /// The lease, and what a slow machine adds.
 const TAKEOVER_TIMEOUT: Duration = Duration::from_secs(10);
-const PATIENT: Duration = Duration::from_secs(60);
+const LONG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Keys as a caller has them: one that lives and one that was revoked.
 struct Keys {
@@ -25,13 +25,13 @@ impl Keys {
         Self { live: stack.api.with_key(&live), revoked: stack.api.with_key(&revoked) }
     }
 
-    /// What two gateways that know nothing yet say, again and again: each asks the keystore anew.
+    /// Sends checks through two gateways without cached keys: each asks the keystore again.
     async fn hold(&self, stack: &mut Stack) {
         for _ in 0..3 {
             stack.restart_gateway(0);
             let url = stack.urls[0].clone();
             let (live, revoked) = (self.live.at(&url), self.revoked.at(&url));
-            wait_for("an answer about a valid key", PATIENT, async || {
+            wait_for("an answer about a valid key", LONG_TIMEOUT, async || {
                 let status = live.check(&Api::harmless()).await.status;
                 assert!(status == 200 || status == 503, "a valid key was answered with {status}");
                 status == 200
@@ -85,7 +85,7 @@ async fn a_second_keystore_on_the_same_directory_stands_by_and_takes_over_within
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_second_keystore_answers_nothing_and_does_not_get_its_turn() {
+async fn an_empty_second_keystore_never_takes_the_lease() {
     let mut stack = Stack::build().nats().await;
     let keys = Keys::new(&stack).await;
     let empty = beside(&stack, "empty");
@@ -101,7 +101,7 @@ async fn an_empty_second_keystore_answers_nothing_and_does_not_get_its_turn() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_from_before_a_revocation_stands_by_and_is_refused() {
+async fn a_keystore_directory_copied_before_a_revocation_is_refused() {
     let mut stack = Stack::build().nats().await;
     let (_, early, id) = stack.operator.account("early", None, &["check"]).await;
     stack.keystore.as_mut().unwrap().stop();
@@ -119,7 +119,7 @@ async fn a_copy_from_before_a_revocation_stands_by_and_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frozen_holder_is_followed_and_never_answers_again() {
+async fn a_frozen_keystore_is_replaced_and_never_answers_again() {
     let mut stack = Stack::build().nats().await;
     let keys = Keys::new(&stack).await;
     let (_, leaked, id) = stack.operator.account("leaked", None, &["check"]).await;
@@ -135,7 +135,7 @@ async fn a_frozen_holder_is_followed_and_never_answers_again() {
     serves(&second);
     assert!(frozen.elapsed() < TAKEOVER_TIMEOUT, "{:?}", frozen.elapsed());
     stack.keystore = Some(second);
-    wait_for("a revocation by the second", PATIENT, async || {
+    wait_for("a revocation by the second", LONG_TIMEOUT, async || {
         stack.operator.delete(&format!("/v1/keys/{id}")).await.status == 204
     })
     .await;
@@ -152,7 +152,7 @@ async fn a_frozen_holder_is_followed_and_never_answers_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_holder_that_was_frozen_alone_goes_on_and_loses_nothing() {
+async fn a_frozen_keystore_without_a_standby_resumes_and_loses_nothing() {
     let mut stack = Stack::build().without_keys().nats().await;
     let keys = Keys::new(&stack).await;
     let frozen = Instant::now();

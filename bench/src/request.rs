@@ -1,9 +1,11 @@
-//! What is asked: the bytes of a request, and which run its check names.
+//! The request: its bytes, and which run its check names.
 //!
-//! Owns the body: case 023 of the contract with four constraints of six as they are there. It differs in two things. Its run is left
-//! out, as checks that name one run wait for each other, and all contestants would measure that; those who measure runs name one
-//! here. And its limits on iterations and time are beyond reach: a run that met one would get DEFER, which writes nothing.
-//! INVARIANT: all bodies of one contestant are of one length, so that a number is written into the bytes and nothing is made anew.
+//! Owns the body: case 023 of the contract, with four of its six constraints unchanged. It differs in two things. Its
+//! run is left out, as checks that name one run wait for each other and every contestant would measure that;
+//! contestants that measure runs name one here. And its limits on iterations and time are out of reach: a run that hit
+//! one would get DEFER, which writes nothing.
+//! INVARIANT: all bodies of one contestant have the same length, so that a number is written into the bytes and nothing
+//! is built again.
 
 use std::ops::Range;
 
@@ -12,36 +14,36 @@ use serde_json::Value;
 
 /// Six constraints, two side effects, eleven members of `context`; no run.
 const BODY: &str = include_str!("../request.json");
-/// Checks of one young run: about what an agent's task takes.
-const YOUNG: u64 = 20;
-/// A run that remembers so many checks has grown to its full size: the evaluator keeps a hundred.
-const GROWN: u64 = 128;
-/// So that a number has a place of its own in the bytes.
+/// Checks of one young run: about as many as an agent's task takes.
+const CHECKS_OF_YOUNG_RUN: u64 = 20;
+/// A run that remembers this many checks has reached its full size: the evaluator keeps a hundred.
+const CHECKS_OF_GROWN_RUN: u64 = 128;
+/// Fixed, so that the number can be overwritten in the bytes.
 const DIGITS: usize = 8;
 
-/// Which runs the checks of one contestant name.
+/// Which runs the checks of a contestant name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Runs {
-    /// None.
+    /// The checks name no run.
     Nameless,
-    /// Each connection its own, for good: it grows to its full size.
+    /// Each connection keeps a run of its own, which grows to its full size.
     OfLine,
-    /// Each connection its own, and a new one after [`YOUNG`] checks.
+    /// Each connection has a run of its own, and a new one after [`CHECKS_OF_YOUNG_RUN`] checks.
     Young,
-    /// All connections the same one.
+    /// All connections name the same run.
     ForAll,
 }
 
 /// One connection's request.
-pub(crate) struct Asking {
+pub(crate) struct CheckRequest {
     bytes: Vec<u8>,
-    /// Where the number of a young run stands.
+    /// The offset of a young run's number.
     number: Option<Range<usize>>,
     asked: u64,
 }
 
 impl Runs {
-    /// The body of one connection's first check.
+    /// The body of a connection's first check.
     pub(crate) fn body(self, line: usize) -> anyhow::Result<String> {
         let mut body: Value = serde_json::from_str(BODY)?;
         if let Some(run) = self.name(line) {
@@ -51,12 +53,12 @@ impl Runs {
         Ok(body.to_string())
     }
 
-    /// Checks after which the runs of so many connections are as large as they become.
-    pub(crate) fn grown_after(self, lines: usize) -> u64 {
+    /// Checks after which the runs of this many connections have reached their full size.
+    pub(crate) fn checks_until_grown(self, lines: usize) -> u64 {
         match self {
             Self::Nameless | Self::Young => 0,
-            Self::OfLine => GROWN * lines as u64,
-            Self::ForAll => GROWN,
+            Self::OfLine => CHECKS_OF_GROWN_RUN * lines as u64,
+            Self::ForAll => CHECKS_OF_GROWN_RUN,
         }
     }
 
@@ -69,12 +71,13 @@ impl Runs {
     }
 }
 
-impl Asking {
-    /// A POST of a body that stays the same.
+impl CheckRequest {
+    /// A POST with a constant body.
     pub(crate) fn new(path: &str, key: Option<&str>, body: &str) -> Self {
         let key = key.map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
         let text = format!(
-            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{key}content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            "POST {path} HTTP/1.1\r\nhost: localhost\r\n{key}content-type: application/json\r\n\
+             content-length: {}\r\n\r\n{body}",
             body.len()
         );
         Self { bytes: text.into_bytes(), number: None, asked: 0 }
@@ -94,10 +97,10 @@ impl Asking {
         Ok(asking)
     }
 
-    /// The bytes to send now.
+    /// The bytes to send next.
     pub(crate) fn next(&mut self) -> &[u8] {
         if let Some(place) = self.number.clone().and_then(|place| self.bytes.get_mut(place)) {
-            let number = format!("{:0DIGITS$}", self.asked / YOUNG);
+            let number = format!("{:0DIGITS$}", self.asked / CHECKS_OF_YOUNG_RUN);
             place.iter_mut().zip(number.bytes()).for_each(|(old, new)| *old = new);
         }
         self.asked += 1;
@@ -105,7 +108,7 @@ impl Asking {
     }
 }
 
-/// Where some bytes begin among others.
+/// The offset of some bytes in others.
 pub(crate) fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }
@@ -126,14 +129,14 @@ mod tests {
     /// Runs of the first 50 checks on each of three lines.
     fn named(runs: Runs) -> Vec<BTreeSet<Option<String>>> {
         let of_line = |line| {
-            let mut asking = Asking::check("k", runs, line).unwrap();
+            let mut asking = CheckRequest::check("k", runs, line).unwrap();
             (0..50).map(|_| run_of(asking.next())).collect()
         };
         (0..3).map(of_line).collect()
     }
 
     #[test]
-    fn a_nameless_check_names_no_run() {
+    fn checks_of_plain_contestants_name_no_run() {
         assert_eq!(named(Runs::Nameless), vec![BTreeSet::from([None]); 3]);
     }
 
@@ -152,14 +155,14 @@ mod tests {
     }
 
     #[test]
-    fn one_run_for_all_is_one() {
+    fn a_shared_run_has_one_id() {
         let named = named(Runs::ForAll);
         assert_eq!(named.into_iter().flatten().collect::<BTreeSet<_>>().len(), 1);
     }
 
     #[test]
     fn only_runs_that_last_have_to_grow() {
-        assert_eq!(Runs::OfLine.grown_after(64), 64 * Runs::ForAll.grown_after(64));
-        assert_eq!((Runs::Nameless.grown_after(64), Runs::Young.grown_after(64)), (0, 0));
+        assert_eq!(Runs::OfLine.checks_until_grown(64), 64 * Runs::ForAll.checks_until_grown(64));
+        assert_eq!((Runs::Nameless.checks_until_grown(64), Runs::Young.checks_until_grown(64)), (0, 0));
     }
 }
