@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::{AccountId, ApiKey, CheckRequest, Decision, FieldError, KeyId, KeyIdentity, PolicyVersion, RequestId};
 
 mod sealed {
-    /// A message that the table in [`crate::traffic`] lists.
+    /// A message that the table in `traffic.rs` lists.
     pub trait Listed {}
 }
 

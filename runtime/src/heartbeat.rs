@@ -86,7 +86,7 @@ impl HealthMonitor {
         let _ = self.0.probe.set(probe);
     }
 
-    /// The current report, or one that is at most [`REPORT_TTL`] old.
+    /// The current report, or one that is at most one second old.
     pub async fn report(&self) -> HealthReport {
         if self.0.stop.is_cancelled() {
             return HealthReport::fault("it stops");

@@ -2,7 +2,7 @@
 //!
 //! [`process`] runs a role from its log to its exit; [`signals`] stop it, [`metrics_server`] serves metrics and
 //! readiness, [`heartbeat`] reports its health to the gateways, [`health_client`] asks another process for it, and a
-//! [`ServiceGroup`] runs several services in one process. [`settings`] is how a service declares its settings, once.
+//! [`ServiceGroup`] runs several services in one process. [`settings!`] is how a service declares its settings, once.
 //! It knows no service, no command and no file format.
 
 pub mod health_client;
