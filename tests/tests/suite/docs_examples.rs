@@ -183,6 +183,8 @@ async fn the_test_vectors_of_the_audit_document_verify() {
         let mut command = Command::new(crate::docs_commands::stage0());
         command.args(["decisions", "verify", "--json", "--file", "decisions.ndjson", "--keys", "signing-keys.json"]);
         let output = command.current_dir(directory.path()).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.stdout.is_empty(), "{}: {errors}", output.status);
         (output.status.success(), parsed(&String::from_utf8_lossy(&output.stdout)))
     };
     let (ok, report) = verify(&lines);
