@@ -1,7 +1,7 @@
 //! The HTTP API as a table: its operations, what each takes and answers, and the OpenAPI document made of them.
 //!
-//! Owns what an integrator sees. A new operation is one row in `operations` and one arm in the gateway's routes; its
-//! fields are those of its message type. [`openapi`] describes all of it, and a snapshot test shows each change.
+//! A new operation is one row in `operations` and one arm in the gateway's routes; its fields are those of its message
+//! type. A snapshot test shows each change of the document.
 
 mod decisions;
 mod document;

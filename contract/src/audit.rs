@@ -1,7 +1,9 @@
 //! What the gateway asks of the exporter, and what it tells it: deliveries, replays, deletion on demand.
 //!
-//! Owns the shapes. The gateway has judged the caller, and that the endpoint is the caller's, before it asks any of
-//! these. A deletion needs the keystore's own permit beside: it cannot be undone.
+//! The gateway has judged the caller, and that the endpoint is the caller's, before it sends any of these. A deletion
+//! cannot be undone, so it needs the keystore's own permit as well.
+
+#![expect(missing_docs, reason = "a test demands a description of every member that the API's document shows")]
 
 use std::fmt;
 
@@ -54,7 +56,6 @@ fn few_accounts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Accoun
 /// `POST /v1/webhooks/{id}/test`: one attempt with an event of type `webhook.test`, now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TestWebhook {
-    /// The account.
     #[schemars(skip)]
     pub account: AccountId,
     /// The endpoint.
@@ -77,7 +78,6 @@ pub struct WebhookTested {
 /// `POST /v1/webhooks/{id}/replay`: send what was recorded in this time once more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReplayWebhook {
-    /// The account.
     #[schemars(skip)]
     pub account: AccountId,
     /// The endpoint.
@@ -95,7 +95,6 @@ pub struct ReplayStarted {}
 /// `GET /v1/webhooks/{id}/deliveries`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListDeliveries {
-    /// The account.
     #[schemars(skip)]
     pub account: AccountId,
     /// The endpoint.
@@ -142,16 +141,13 @@ pub enum DeliveryState {
 /// `DELETE /v1/decisions?before=…`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteDecisions {
-    /// The account.
     #[schemars(skip)]
     pub account: AccountId,
     /// What was recorded before this goes.
     pub before: Timestamp,
-    /// The caller.
     #[schemars(skip)]
     pub requested_by: KeyId,
-    /// The keystore's permit for exactly this deletion. Without it the keystore does not sign the deletion's mark, and
-    /// nothing is deleted.
+    /// The keystore's permit for exactly this deletion, without which it does not sign the deletion's mark.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub permit: Option<DeletionPermit>,
@@ -160,14 +156,12 @@ pub struct DeleteDecisions {
 /// Gateway to keystore: may this caller delete its account's decisions of before this time?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PermitDeletion {
-    /// The caller.
     pub caller: Caller,
     /// What was recorded before this goes.
     pub before: Timestamp,
 }
 
-/// The keystore's permit for one deletion, for a caller whose key it verified. Only the keystore process that issued it
-/// can validate it.
+/// The keystore's permit for one deletion. Only the keystore process that issued it can validate it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeletionPermit {
     /// The keystore refuses it from this time on.

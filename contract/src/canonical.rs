@@ -1,8 +1,7 @@
 //! The canonical form of JSON, and hashes of it: what makes two requests the same one.
 //!
-//! Owns the form: members in the order of their names, no white space, whole floats as integers. These are bytes of
-//! ours, whatever `serde_json` and its maps do. The form is hashed while it is written: a request is never copied for
-//! its hash.
+//! Members are in the order of their names, without white space, whole floats as integers, whatever `serde_json` and
+//! its maps do. The form is hashed while it is written: a request is never copied for its hash.
 
 use data_encoding::HEXLOWER;
 use serde_json::{Map, Number, Value};
@@ -28,13 +27,11 @@ pub(crate) struct Canonical {
 }
 
 impl Canonical {
-    /// Hex SHA-256 of all that was written.
     pub(crate) fn hash(mut self) -> String {
         self.hasher.update(&self.chunk);
         HEXLOWER.encode(&self.hasher.finalize())
     }
 
-    /// Writes bytes as they are.
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
         self.chunk.extend_from_slice(bytes);
         if self.chunk.len() >= CHUNK_BYTES {
@@ -82,13 +79,6 @@ impl Canonical {
             self.text(text);
         }
         self.raw(b"]");
-    }
-
-    pub(crate) fn optional_text(&mut self, text: Option<&str>) {
-        match text {
-            Some(text) => self.text(text),
-            None => self.raw(b"null"),
-        }
     }
 
     pub(crate) fn bool(&mut self, value: bool) {

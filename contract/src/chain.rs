@@ -1,9 +1,8 @@
 //! The chain by which a reader proves that no recorded decision is missing, altered, out of order or doubled.
 //!
 //! Each gateway numbers the decisions that it writes for an account and puts the hash of the previous one into each;
-//! marks, signed by the keystore, name the last decision of every writer. Owns hashes, links and signatures;
-//! [`verifier`] verifies a whole log. Pure. A hash is the SHA-256 of a line's bytes without its line feed; a signature
-//! is Ed25519 (RFC 8032) over the line without its signature.
+//! marks, signed by the keystore, name the last decision of every writer. A hash is the SHA-256 of a line's bytes
+//! without its line feed; a signature is Ed25519 (RFC 8032) over the line without its signature.
 
 use std::fmt;
 
@@ -37,7 +36,7 @@ impl LineHash {
     /// Reads 64 hexadecimal digits in lower case.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         let bytes = HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        bytes.map(Self).ok_or(IdError::line_hash())
+        bytes.map(Self).ok_or(IdError { expected: "a SHA-256: 64 hexadecimal digits in lower case" })
     }
 }
 
@@ -161,9 +160,10 @@ impl MarkRef {
 
     /// Reads `number:hash`.
     pub fn parse(text: &str) -> Result<Self, IdError> {
-        let (number, hash) = text.split_once(':').ok_or(IdError::mark_ref())?;
-        let number = number.parse().map_err(|_| IdError::mark_ref())?;
-        Ok(Self { number, hash: LineHash::parse(hash).map_err(|_| IdError::mark_ref())? })
+        let parsed = text
+            .split_once(':')
+            .and_then(|(number, hash)| Some(Self { number: number.parse().ok()?, hash: LineHash::parse(hash).ok()? }));
+        parsed.ok_or(IdError { expected: "`number:hash` of a mark" })
     }
 }
 

@@ -1,9 +1,7 @@
-//! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field and not just the
-//! first.
+//! The body of `POST /check`: parsed once, field by field, so that a refusal names every bad field.
 //!
-//! Owns the shape and size limits of a request, and which of its members `task_hash` covers. An existing
-//! [`CheckRequest`] keeps every rule of contract section 2 that needs no policy; only an evaluator knows change windows
-//! and policy versions.
+//! An existing [`CheckRequest`] keeps every rule of the wire contract that needs no policy; only an evaluator knows
+//! change windows and policy versions.
 
 mod bounds;
 mod members;
@@ -17,6 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::canonical::Canonical;
 use crate::constraint::Constraint;
+use crate::environment;
 use crate::word::{Spelling, is_blank};
 
 pub use members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, Member, REQUEST_MEMBERS};
@@ -33,16 +32,6 @@ pub const MAX_ITEM_CHARS: usize = 1_000;
 pub const MAX_CONTEXT_ENTRIES: usize = 1_000;
 /// The most unknown members that an answer names.
 const MAX_IGNORED: usize = 20;
-/// Environment aliases of the baseline, to find contradictions in a request that is refused anyway. A pack may have
-/// more.
-const ENVIRONMENTS: [(&str, &str); 6] = [
-    ("prod", "production"),
-    ("prd", "production"),
-    ("live", "production"),
-    ("stage", "staging"),
-    ("stg", "staging"),
-    ("dev", "development"),
-];
 
 /// A list of short texts in a request.
 #[derive(JsonSchema)]
@@ -118,12 +107,6 @@ pub struct RejectedRequest {
     pub policy_pack_version: Option<String>,
 }
 
-impl RejectedRequest {
-    fn of(errors: Vec<FieldError>) -> Self {
-        Self { errors, constraints: Vec::new(), policy_pack_version: None }
-    }
-}
-
 /// One bad field: where, and what it must be. Never quotes the value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FieldError {
@@ -138,9 +121,7 @@ impl FieldError {
     pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { path: path.into(), message: message.into() }
     }
-}
 
-impl FieldError {
     /// The error for two environments that contradict each other.
     pub fn environments_differ() -> Self {
         Self::new("environment", "must be the same as `context.environment`, or only one of them given")
@@ -151,14 +132,11 @@ impl CheckRequest {
     /// Parses a body, or names every bad field.
     pub fn parse(body: Value) -> Result<Self, RejectedRequest> {
         let Value::Object(mut members) = body else {
-            return Err(RejectedRequest::of(vec![FieldError::new("body", "must be a JSON object")]));
+            let errors = vec![FieldError::new("body", "must be a JSON object")];
+            return Err(RejectedRequest { errors, constraints: Vec::new(), policy_pack_version: None });
         };
         // Null means the same as an absent member, except that a goal is required.
-        let absent = |name: &&str| members.get(*name).is_some_and(Value::is_null);
-        let absent: Vec<&str> = REQUEST_MEMBERS.iter().map(|member| member.name).filter(absent).collect();
-        for name in absent {
-            members.remove(name);
-        }
+        members.retain(|name, value| !value.is_null() || !members::holds(REQUEST_MEMBERS, name));
         let side_effects_stated = members.contains_key("side_effects");
         let mut fields = Fields { errors: Vec::new(), members: &mut members };
         let mut request = Self {
@@ -190,8 +168,7 @@ impl CheckRequest {
         if errors.is_empty() {
             return Ok(request);
         }
-        // The policy decides which environments are the same. A body that is refused anyway lists every fault that can
-        // be found without it.
+        // The policy decides which environments are the same; a body that is refused anyway lists what is plain.
         if request.environments_differ() {
             errors.push(FieldError::environments_differ());
         }
@@ -207,8 +184,7 @@ impl CheckRequest {
             let (outer, inner) = (Spelling::of(outer), Spelling::of(inner));
             let name = |spelling: &Spelling| {
                 let word = spelling.folded()?;
-                let alias = ENVIRONMENTS.iter().find(|(alias, _)| *alias == word);
-                Some(alias.map_or_else(|| word.to_owned(), |(_, name)| (*name).to_owned()))
+                Some(environment::of_alias(word).unwrap_or(word).to_owned())
             };
             !outer.is_same(&inner) && (name(&outer).is_none() || name(&outer) != name(&inner))
         })
@@ -251,7 +227,10 @@ impl CheckRequest {
         canonical.raw(br#","goal":"#);
         canonical.text(&self.goal);
         canonical.raw(br#","policy_pack_version":"#);
-        canonical.optional_text(self.policy_pack_version.as_deref());
+        match &self.policy_pack_version {
+            Some(version) => canonical.text(version),
+            None => canonical.raw(b"null"),
+        }
         canonical.raw(br#","pro":"#);
         canonical.bool(self.pro);
         canonical.raw(br#","side_effects":"#);
@@ -278,23 +257,15 @@ impl Fields<'_> {
 
     fn goal(&mut self) -> String {
         match self.members.remove("goal") {
-            Some(Value::String(goal)) => {
-                if is_blank(&goal) {
-                    self.bad("goal", "must not be blank");
-                } else if goal.chars().count() > MAX_GOAL_CHARS {
-                    self.bad("goal", format!("must have at most {MAX_GOAL_CHARS} characters"));
-                }
-                goal
+            Some(Value::String(goal)) if is_blank(&goal) => self.bad("goal", "must not be blank"),
+            Some(Value::String(goal)) if goal.chars().count() > MAX_GOAL_CHARS => {
+                self.bad("goal", format!("must have at most {MAX_GOAL_CHARS} characters"));
             }
-            Some(_) => {
-                self.bad("goal", "must be a string");
-                String::new()
-            }
-            None => {
-                self.bad("goal", "is required");
-                String::new()
-            }
+            Some(Value::String(goal)) => return goal,
+            Some(_) => self.bad("goal", "must be a string"),
+            None => self.bad("goal", "is required"),
         }
+        String::new()
     }
 
     fn strings(&mut self, name: &str) -> Vec<String> {
@@ -302,9 +273,12 @@ impl Fields<'_> {
             None => return Vec::new(),
             Some(Value::Array(items)) => items,
             Some(_) => {
-                let example = if name == "tools" { "read_file" } else { "write" };
-                let example = if name == "constraints" { "max_iterations: 3" } else { example };
-                let example = if name == "success_criteria" { "all tests pass" } else { example };
+                let example = match name {
+                    "tools" => "read_file",
+                    "constraints" => "max_iterations: 3",
+                    "success_criteria" => "all tests pass",
+                    _ => "write",
+                };
                 self.bad(name, format!("must be an array of strings: write `[\"{example}\"]`"));
                 return Vec::new();
             }
@@ -315,63 +289,49 @@ impl Fields<'_> {
         }
         let mut strings = Vec::with_capacity(items.len());
         for (index, item) in items.into_iter().enumerate() {
-            let path = || format!("{name}[{index}]");
-            // A bad item keeps its place, so that later items are named by their own index.
-            let text = match item {
-                Value::String(text) if is_blank(&text) => {
-                    self.bad(path(), "must not be blank");
-                    String::new()
-                }
+            let message = match item {
+                Value::String(text) if is_blank(&text) => "must not be blank".to_owned(),
                 Value::String(text) if text.chars().count() > MAX_ITEM_CHARS => {
-                    self.bad(path(), format!("must have at most {MAX_ITEM_CHARS} characters"));
-                    String::new()
+                    format!("must have at most {MAX_ITEM_CHARS} characters")
                 }
-                Value::String(text) => text,
-                other => {
-                    self.bad(path(), no_string(name, &other));
-                    String::new()
+                Value::String(text) => {
+                    strings.push(text);
+                    continue;
                 }
+                other => no_string(name, &other),
             };
-            strings.push(text);
+            self.bad(format!("{name}[{index}]"), message);
+            // A bad item keeps its place, so that later items are named by their own index.
+            strings.push(String::new());
         }
         strings
     }
 
     fn context(&mut self) -> Option<Map<String, Value>> {
-        match self.members.remove("context") {
-            None => None,
-            Some(Value::Object(context)) => {
-                long_arrays(&context, Place::Context, &mut self.errors);
-                Some(context)
+        let message = match self.members.remove("context")? {
+            Value::Object(context) => {
+                for (name, member) in &context {
+                    long_arrays(member, Place::Member(&Place::Context, name), &mut self.errors);
+                }
+                return Some(context);
             }
-            Some(Value::String(_)) => {
-                self.bad(
-                    "context",
-                    "must be an object, not a text: send the JSON object itself, without quotes around it",
-                );
-                None
-            }
-            Some(_) => {
-                self.bad("context", "must be an object");
-                None
-            }
-        }
+            Value::String(_) => "must be an object, not a text: send the JSON object itself, without quotes around it",
+            _ => "must be an object",
+        };
+        self.bad("context", message);
+        None
     }
 
     fn text(&mut self, name: &str) -> Option<String> {
-        match self.members.remove(name) {
-            None => None,
-            Some(Value::String(text)) if is_blank(&text) => None,
-            Some(Value::String(text)) if text.chars().count() > MAX_ITEM_CHARS => {
+        match self.members.remove(name)? {
+            Value::String(text) if is_blank(&text) => {}
+            Value::String(text) if text.chars().count() > MAX_ITEM_CHARS => {
                 self.bad(name, format!("must have at most {MAX_ITEM_CHARS} characters"));
-                None
             }
-            Some(Value::String(text)) => Some(text),
-            Some(_) => {
-                self.bad(name, "must be a string");
-                None
-            }
+            Value::String(text) => return Some(text),
+            _ => self.bad(name, "must be a string"),
         }
+        None
     }
 
     fn boolean(&mut self, name: &str) -> bool {
@@ -386,8 +346,7 @@ impl Fields<'_> {
     }
 }
 
-/// The error text for an item that is not a string. It quotes only the name of a known constraint and a number or
-/// Boolean.
+/// The error text for an item that is not a string. It quotes only a known constraint with a number or Boolean.
 fn no_string(list: &str, item: &Value) -> String {
     match (list, item) {
         ("constraints", Value::Object(members)) => {
@@ -411,7 +370,7 @@ fn no_string(list: &str, item: &Value) -> String {
     }
 }
 
-/// The path of an array in `context`; rendered only for an error.
+/// A path in `context`; rendered only for an error.
 #[derive(Clone, Copy)]
 enum Place<'p> {
     Context,
@@ -430,27 +389,21 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Reports every array of `context` that is too long, at any depth.
-fn long_arrays(members: &Map<String, Value>, place: Place<'_>, errors: &mut Vec<FieldError>) {
-    for (name, value) in members {
-        long_arrays_in(value, Place::Member(&place, name), errors);
-    }
-}
-
-fn long_arrays_in(value: &Value, place: Place<'_>, errors: &mut Vec<FieldError>) {
+/// Reports every array that is too long, at any depth.
+fn long_arrays(value: &Value, place: Place<'_>, errors: &mut Vec<FieldError>) {
     match value {
         Value::Array(items) => {
             if items.len() > MAX_CONTEXT_ENTRIES {
-                errors.push(FieldError::new(
-                    place.to_string(),
-                    format!("must have at most {MAX_CONTEXT_ENTRIES} entries"),
-                ));
+                let message = format!("must have at most {MAX_CONTEXT_ENTRIES} entries");
+                errors.push(FieldError::new(place.to_string(), message));
             }
             for (index, item) in items.iter().enumerate() {
-                long_arrays_in(item, Place::Item(&place, index), errors);
+                long_arrays(item, Place::Item(&place, index), errors);
             }
         }
-        Value::Object(members) => long_arrays(members, place, errors),
+        Value::Object(members) => {
+            members.iter().for_each(|(name, member)| long_arrays(member, Place::Member(&place, name), errors));
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
 }

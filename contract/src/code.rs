@@ -1,13 +1,12 @@
-//! Verdicts, severities and the codes of issues: the words that a client branches on.
-//!
-//! Owns their spelling on the wire. Which rule carries which code is the policy pack's business.
+//! Verdicts, severities and the codes of issues, as they are spelled on the wire: the words that a client branches on.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::IdError;
+use crate::Signal;
+use crate::id::text_id;
 
 /// What the check came to. Ordered by strength: DENY outranks DEFER outranks ALLOW.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -23,11 +22,11 @@ pub enum Verdict {
 
 impl Verdict {
     /// The paired traffic-light word: GO, DEFER or NO_GO.
-    pub fn signal(self) -> crate::Signal {
+    pub fn signal(self) -> Signal {
         match self {
-            Self::Allow => crate::Signal::Go,
-            Self::Defer => crate::Signal::Defer,
-            Self::Deny => crate::Signal::NoGo,
+            Self::Allow => Signal::Go,
+            Self::Defer => Signal::Defer,
+            Self::Deny => Signal::NoGo,
         }
     }
 
@@ -94,54 +93,23 @@ pub enum NextAction {
     Stop,
 }
 
-/// A stable reason code such as `APPROVAL_REQUIRED`: upper-case letters, digits and `_`, at most 64.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct IssueCode(String);
+text_id!(
+    /// A stable reason code such as `APPROVAL_REQUIRED`: upper-case letters, digits and `_`, at most 64.
+    IssueCode,
+    "an issue code: upper-case letters, digits and `_`, at most 64",
+    |text| {
+        text.len() <= 64
+            && text.starts_with(|c: char| c.is_ascii_uppercase())
+            && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
+    }
+);
 
 impl IssueCode {
     /// A policy failed while it was evaluated; always denies.
     pub const POLICY_ERROR: &str = "POLICY_ERROR";
 
-    /// Parses the text, or says what it must be.
-    pub fn parse(text: &str) -> Result<Self, IdError> {
-        let starts = text.bytes().next().is_some_and(|b| b.is_ascii_uppercase());
-        let body = text.len() <= 64 && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
-        if starts && body { Ok(Self(text.to_owned())) } else { Err(IdError::code()) }
-    }
-
     /// The code of an error in the policy itself.
     pub fn policy_error() -> Self {
-        Self(Self::POLICY_ERROR.to_owned())
-    }
-
-    /// As on the wire.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for IssueCode {
-    type Error = IdError;
-    fn try_from(text: String) -> Result<Self, IdError> {
-        Self::parse(&text)
-    }
-}
-
-impl From<IssueCode> for String {
-    fn from(code: IssueCode) -> String {
-        code.0
-    }
-}
-
-impl fmt::Display for IssueCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for IssueCode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        Self(Self::POLICY_ERROR.into())
     }
 }

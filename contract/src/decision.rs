@@ -1,6 +1,6 @@
 //! The answer to a check: what the evaluator decides, and what the gateway releases around it.
 //!
-//! Owns the 200 response of contract section 3. [`Decision`] is the evaluator's; [`CheckResponse`] adds what only the
+//! [`Decision`] is the evaluator's; [`CheckResponse`], the 200 response, adds what only the
 //! gateway knows (ids, times, how it was recorded). Every field is always present.
 
 use std::collections::BTreeMap;
@@ -71,7 +71,7 @@ pub struct CostEstimate {
 pub struct Decision {
     /// ALLOW, DEFER or DENY.
     pub verdict: Verdict,
-    /// The deciding issues as `CODE: message; …`, or why it may go.
+    /// The deciding issues as `CODE: message; …`, or why the action is allowed.
     #[schemars(extend("minLength" = 1))]
     pub reason: String,
     /// All satisfied rules, the gravest first.
@@ -82,7 +82,7 @@ pub struct Decision {
     /// From 0 to 100: how doubtful its worth is.
     #[schemars(extend("maximum" = 100))]
     pub value_risk: u8,
-    /// From 0 to 100: how likely it wastes effort.
+    /// From 0 to 100: how likely it is to waste effort.
     #[schemars(extend("maximum" = 100))]
     pub waste_risk: u8,
     /// `risk_score` of 61 or more.
@@ -137,7 +137,7 @@ impl Decision {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AuditMode {
-    /// This deployment records nothing.
+    /// Nothing was recorded. Only answers of earlier releases have it.
     None,
     /// Recorded before release.
     Required,

@@ -1,8 +1,5 @@
-//! Whose a check is, before it is read.
-//!
-//! Owns the look at the first members of a question: a server that has many at hand takes them in turns by account, and
-//! reading a large one costs what a hundred small ones cost. Nothing is decided by it: the question is read in full
-//! before it is decided.
+//! Whose a check is, before it is read: a server that has many takes them in turns by account, and reading a large one
+//! costs what a hundred small ones cost. Nothing is decided by it.
 
 use std::fmt;
 
@@ -21,10 +18,10 @@ pub struct Envelope {
 
 impl Envelope {
     /// Reads as far as both are known; nothing where they are not there.
-    pub fn of(question: &[u8]) -> Option<Self> {
+    pub fn of(request: &[u8]) -> Option<Self> {
         let mut found = Found::default();
         // Once both are known the reading is broken off, which is an error like any other.
-        let _ = serde_json::Deserializer::from_slice(question).deserialize_map(&mut found);
+        let _ = serde_json::Deserializer::from_slice(request).deserialize_map(&mut found);
         Some(Self { request_id: found.request_id?, account: found.account? })
     }
 }
@@ -39,7 +36,7 @@ impl<'de> Visitor<'de> for &mut Found {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a question")
+        f.write_str("a request")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
@@ -66,18 +63,18 @@ mod tests {
     #[test]
     fn it_is_known_from_the_first_members_whatever_follows() {
         let known = Envelope { request_id: RequestId::parse(ID).unwrap(), account: AccountId::parse("acc").unwrap() };
-        for question in [
+        for request in [
             format!(r#"{{"request_id":"{ID}","account":"acc","request":{{"goal":"#),
             format!(r#"{{"request":{{"account":"other"}},"account":"acc","request_id":"{ID}"}}"#),
         ] {
-            assert_eq!(Envelope::of(question.as_bytes()), Some(known.clone()), "{question}");
+            assert_eq!(Envelope::of(request.as_bytes()), Some(known.clone()), "{request}");
         }
     }
 
     #[test]
     fn a_question_that_does_not_say_has_none() {
-        for question in ["", "[]", "{}", r#"{"account":"acc"}"#, r#"{"account":"a b","request_id":"x"}"#] {
-            assert_eq!(Envelope::of(question.as_bytes()), None, "{question}");
+        for request in ["", "[]", "{}", r#"{"account":"acc"}"#, r#"{"account":"a b","request_id":"x"}"#] {
+            assert_eq!(Envelope::of(request.as_bytes()), None, "{request}");
         }
     }
 }

@@ -1,13 +1,12 @@
 //! Names of environments, as filters compare them: of decisions that are read, and of webhooks.
 //!
-//! Owns the aliases that every installation knows (contract, section 1). Records keep the text that was sent; a filter
-//! for one name also finds its aliases. A pack may define more aliases, which count in decisions but not in filters,
-//! because neither the gateway nor the exporter has a pack.
+//! A pack may define more aliases, which count in decisions but not in filters, because neither the gateway nor the
+//! exporter has a pack.
 //! INVARIANT: a filter selects among an account's own records and decides nothing.
 
 use crate::Word;
 
-/// An alias and what it stands for.
+/// Aliases that every installation knows, and what they stand for.
 const ALIASES: [(&str, &str); 6] = [
     ("prod", "production"),
     ("prd", "production"),
@@ -26,7 +25,12 @@ fn name(text: &str) -> Option<String> {
     let word = Word::new(text);
     // A hyphen, a blank and an underscore are equivalent.
     let name: String = word.known()?.chars().map(|c| if c == '-' || c == ' ' { '_' } else { c }).collect();
-    Some(ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, full)| (*full).to_owned()))
+    Some(of_alias(&name).map_or(name, str::to_owned))
+}
+
+/// The environment that an alias stands for.
+pub(crate) fn of_alias(alias: &str) -> Option<&'static str> {
+    ALIASES.iter().find(|(known, _)| *known == alias).map(|(_, name)| *name)
 }
 
 #[cfg(test)]

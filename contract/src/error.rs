@@ -1,6 +1,6 @@
-//! The body of every answer that is not a 2xx (contract, section 4). It never carries a verdict.
+//! The body of every answer that is not a 2xx. It never carries a verdict.
 //!
-//! Owns the shape and the machine codes; which condition gives which status and text is the gateway's `errors` file.
+//! Which condition gives which status and text is the gateway's `errors` file.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

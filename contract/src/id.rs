@@ -1,10 +1,8 @@
 //! Ids: each a type of its own, so that an account can never stand where a key id belongs.
 //!
-//! Owns their syntax. An id that exists has been parsed; the characters allowed are those that are safe in a NATS
-//! subject, a file name and a log line.
+//! INVARIANT: an id that exists has been parsed; its characters are safe in a NATS subject, a file name and a log line.
 
 use std::fmt;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -13,43 +11,22 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be {expected}")]
 pub struct IdError {
-    expected: &'static str,
+    pub(crate) expected: &'static str,
 }
 
-impl IdError {
-    pub(crate) fn code() -> Self {
-        Self { expected: "an issue code: upper-case letters, digits and `_`, at most 64" }
-    }
-
-    pub(crate) fn run() -> Self {
-        Self { expected: "a run's name: 1 to 1000 characters, not blank, none of them hidden" }
-    }
-
-    pub(crate) fn line_hash() -> Self {
-        Self { expected: "a SHA-256: 64 hexadecimal digits in lower case" }
-    }
-
-    pub(crate) fn mark_ref() -> Self {
-        Self { expected: "`number:hash` of a mark" }
-    }
-
-    pub(crate) fn signing_key() -> Self {
-        Self { expected: "a signing key's id: 16 hexadecimal digits in lower case" }
-    }
-}
-
+/// An id that is a text: `parse`, serde through `parse`, and the text itself as `Display` and `Debug`.
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $expected:literal, $valid:expr) => {
         $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
+        pub struct $name(std::sync::Arc<str>);
 
         impl $name {
             /// Parses the text, or says what it must be.
-            pub fn parse(text: &str) -> Result<Self, IdError> {
+            pub fn parse(text: &str) -> Result<Self, $crate::IdError> {
                 let valid: fn(&str) -> bool = $valid;
-                if valid(text) { Ok(Self(Arc::from(text))) } else { Err(IdError { expected: $expected }) }
+                if valid(text) { Ok(Self(text.into())) } else { Err($crate::IdError { expected: $expected }) }
             }
 
             /// The id as text.
@@ -59,8 +36,8 @@ macro_rules! text_id {
         }
 
         impl TryFrom<String> for $name {
-            type Error = IdError;
-            fn try_from(text: String) -> Result<Self, IdError> {
+            type Error = $crate::IdError;
+            fn try_from(text: String) -> Result<Self, $crate::IdError> {
                 Self::parse(&text)
             }
         }
@@ -71,37 +48,39 @@ macro_rules! text_id {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
 
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
     };
 }
 
+pub(crate) use text_id;
+
 text_id!(
     /// An account: 1–64 of `A-Z a-z 0-9 _ -`, so that it can stand in a subject.
     AccountId,
     "1 to 64 letters, digits, `_` or `-`",
-    |text| is_token(text, 64)
+    is_token
 );
 text_id!(
     /// The public part of an API key: 1–64 of `A-Z a-z 0-9 _ -`. Not a secret.
     KeyId,
     "1 to 64 letters, digits, `_` or `-`",
-    |text| is_token(text, 64)
+    is_token
 );
 text_id!(
     /// A webhook endpoint: 1–64 of `A-Z a-z 0-9 _ -`.
     WebhookId,
     "1 to 64 letters, digits, `_` or `-`",
-    |text| is_token(text, 64)
+    is_token
 );
 text_id!(
     /// `<pack>@<semver>+<digest>`, at most 100 visible ASCII characters. Names the content that decided.
@@ -121,7 +100,7 @@ text_id!(
     /// A caller's correlation id or idempotency key: 1–128 visible ASCII characters.
     ClientRequestId,
     "1 to 128 visible ASCII characters",
-    |text| !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic())
+    |text| (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
 );
 
 /// Our id of one check: a UUIDv7, so that it carries its time and sorts by it.
@@ -159,8 +138,8 @@ impl fmt::Debug for RequestId {
     }
 }
 
-fn is_token(text: &str, most: usize) -> bool {
-    !text.is_empty() && text.len() <= most && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+fn is_token(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 #[cfg(test)]

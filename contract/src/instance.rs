@@ -1,7 +1,6 @@
-//! What every process says of itself, again and again, so that somebody can say which are there.
+//! Heartbeats, and the answer of `GET /v1/status`, which gateways make of those that they received.
 //!
-//! Owns the event and the answer of `GET /v1/status`, which gateways make of what they heard. INVARIANT: nothing here
-//! decides whether a check is answered; a process that is not heard of may still serve.
+//! INVARIANT: nothing here decides whether a check is answered; a process without heartbeats may still serve.
 
 use std::time::Duration;
 
@@ -46,7 +45,6 @@ impl InstanceHeartbeat {
     pub const INTERVAL: Duration = Duration::from_secs(2);
 
     /// The subject of a role's heartbeats. Each role has its own, so that none can speak for another.
-    #[must_use]
     pub const fn subject(role: Role) -> &'static str {
         match role {
             Role::Gateway => "notice.instance.gateway",
@@ -57,7 +55,6 @@ impl InstanceHeartbeat {
     }
 
     /// Whether it is small enough to keep many of them.
-    #[must_use]
     pub fn is_small(&self) -> bool {
         [&self.instance, &self.version].iter().all(|text| text.len() <= MAX_NAME_BYTES)
             && self.remarks.len() <= MAX_REMARKS
@@ -65,7 +62,6 @@ impl InstanceHeartbeat {
     }
 
     /// Cuts remarks to what [`InstanceHeartbeat::is_small`] lets pass.
-    #[must_use]
     pub fn remarks_of(remarks: impl IntoIterator<Item = String>) -> Vec<String> {
         let cut = |remark: String| match remark.char_indices().find(|(at, c)| at + c.len_utf8() > MAX_REMARK_BYTES) {
             Some((at, _)) => remark.get(..at).unwrap_or_default().to_owned(),
@@ -91,7 +87,6 @@ pub enum InstanceState {
 
 impl InstanceState {
     /// As on the wire.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",

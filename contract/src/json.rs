@@ -1,56 +1,37 @@
 //! Strict JSON: policy input is security input, so a document that two parsers could read differently is refused.
 //!
-//! Owns the refusals that `serde_json` does not make: a member named twice (it keeps the last), a number that does not
-//! fit (it turns 30 digits into a float), nesting deeper than [`MAX_DEPTH`], more than [`MAX_VALUES`] values. Time and
-//! memory are linear in the length of the body, and objects take no more room than their members need.
+//! Refuses what `serde_json` does not: a member named twice (it keeps the last), a number that does not fit (it turns
+//! 30 digits into a float), nesting deeper than [`MAX_DEPTH`], more than [`MAX_VALUES`] values. Time and memory are
+//! linear in the length of the body.
 
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// The deepest nesting of arrays and objects that is read.
 pub const MAX_DEPTH: usize = 32;
-/// The most values in a document. Every scalar, array and object counts; member names do not. Each value takes about a
-/// hundred bytes of memory, even if its text has two.
+/// The most values in a document: scalars, arrays and objects. Each takes about a hundred bytes of memory.
 pub const MAX_VALUES: usize = 50_000;
-/// Members that are buffered before their map is allocated, so that a small map gets its exact capacity: a growing map
-/// of one member takes four times the memory.
+/// Members that are buffered before their map is allocated: a growing map of one member takes four times the memory.
 const MAX_MEMBERS_AHEAD: usize = 8;
 
 /// Why a body is refused. The texts are public, and none quotes the body.
+/// Lines and columns count from 1, offsets from 0.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say what is wrong")]
 pub enum JsonError {
-    /// Not UTF-8.
     #[error("the body is not valid UTF-8")]
     NotUtf8,
-    /// Not JSON.
     #[error("the body is not valid JSON (line {line}, column {column})")]
-    Syntax {
-        /// From 1.
-        line: usize,
-        /// From 1.
-        column: usize,
-    },
-    /// Nested too deep.
+    Syntax { line: usize, column: usize },
     #[error("the body is nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// A member name occurs twice in one object.
     #[error("the body has a member name twice in one object (line {line}, column {column})")]
-    DuplicateMember {
-        /// From 1.
-        line: usize,
-        /// From 1.
-        column: usize,
-    },
-    /// A number that a 64-bit integer or double cannot hold.
+    DuplicateMember { line: usize, column: usize },
     #[error("the body has a number that does not fit (byte {offset})")]
-    NumberDoesNotFit {
-        /// Of its first character, from 0.
-        offset: usize,
-    },
-    /// More values than are read.
+    NumberDoesNotFit { offset: usize },
     #[error("the body has more than {MAX_VALUES} JSON values")]
     TooManyValues,
 }
@@ -61,13 +42,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 /// Parses one JSON document, or says why it is refused. A byte order mark before it is skipped.
 pub fn parse_strict(body: &[u8]) -> Result<Value, JsonError> {
     let whole = std::str::from_utf8(body).map_err(|_| JsonError::NotUtf8)?;
+    scan(whole)?;
     let text = whole.strip_prefix(BYTE_ORDER_MARK).unwrap_or(whole);
-    scan(text).map_err(|error| match error {
-        JsonError::NumberDoesNotFit { offset } => {
-            JsonError::NumberDoesNotFit { offset: offset + (whole.len() - text.len()) }
-        }
-        other => other,
-    })?;
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let left = Cell::new(MAX_VALUES);
     let value = Unique { left: &left }.deserialize(&mut deserializer).map_err(|e| refusal(&e))?;
@@ -88,8 +64,7 @@ fn refusal(error: &serde_json::Error) -> JsonError {
     }
 }
 
-/// Members of an object in a message between services: as [`parse_strict`] reads them, without its bound on values. For
-/// `#[serde(deserialize_with)]`.
+/// Members of an object in a message between services: as [`parse_strict`] reads them, without its bound on values.
 pub(crate) fn members<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<String, Value>, D::Error> {
     optional_members(deserializer)?.ok_or_else(|| D::Error::custom("an object is missing"))
 }
@@ -98,25 +73,19 @@ pub(crate) fn members<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Map<
 pub(crate) fn optional_members<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Map<String, Value>>, D::Error> {
-    /// A value that takes no more room than it needs.
-    struct Compact(Value);
-
-    impl<'de> Deserialize<'de> for Compact {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            let left = Cell::new(usize::MAX);
-            Unique { left: &left }.deserialize(deserializer).map(Self)
-        }
-    }
-
-    match Option::<Compact>::deserialize(deserializer)? {
-        None => Ok(None),
-        Some(Compact(Value::Object(members))) => Ok(Some(members)),
-        Some(_) => Err(D::Error::custom("no object")),
+    let left = Cell::new(usize::MAX);
+    match (Unique { left: &left }).deserialize(deserializer)? {
+        Value::Null => Ok(None),
+        Value::Object(members) => Ok(Some(members)),
+        _ => Err(D::Error::custom("no object")),
     }
 }
 
-/// Depth and numbers, before anything recurses. Looks at bytes outside of strings only; syntax is the parser's
-/// business.
+pub(crate) fn is_zero<N: Default + PartialEq>(count: &N) -> bool {
+    *count == N::default()
+}
+
+/// Depth and numbers, before anything recurses. Looks at bytes outside of strings only; the parser checks syntax.
 fn scan(text: &str) -> Result<(), JsonError> {
     let (mut depth, mut at) = (0_usize, 0_usize);
     let bytes = text.as_bytes();

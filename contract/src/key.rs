@@ -1,8 +1,8 @@
 //! API keys as text: `s0_<key id>_<secret><checksum>`.
 //!
-//! Owns the format: the prefix lets secret scanners find a leaked key, the id finds its record, the checksum lets a
-//! typo be refused without a hash. Making the random parts and judging a key are the keystore's. The text never reaches
-//! `Debug`.
+//! The prefix lets secret scanners find a leaked key, the id finds its record, the checksum lets a typo be refused
+//! without a hash. Making the random parts and judging a key are the keystore's.
+//! INVARIANT: the text never reaches `Debug`.
 
 use std::fmt;
 
@@ -20,7 +20,8 @@ const SECRET_CHARS: usize = 32;
 const CHECKSUM_CHARS: usize = 7;
 
 /// A well-formed API key: right prefix, lengths, alphabet and checksum. Says nothing about whether it lives.
-#[derive(Clone)]
+/// Two are compared only in fixtures: judging a key compares hashes, in constant time.
+#[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey {
     id: KeyId,
     text: Zeroizing<String>,
@@ -100,15 +101,6 @@ impl fmt::Debug for ApiKey {
         write!(f, "ApiKey({PREFIX}{}_…)", self.id)
     }
 }
-
-impl PartialEq for ApiKey {
-    /// For fixtures; judging a key compares hashes, in constant time.
-    fn eq(&self, other: &Self) -> bool {
-        *self.text == *other.text
-    }
-}
-
-impl Eq for ApiKey {}
 
 impl Serialize for ApiKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,8 +1,9 @@
-//! Accounts and keys: what the control API (contract, section 7) and the keystore say to each other.
+//! Accounts and keys: what the control API and the keystore say to each other.
 //!
-//! Owns scopes, plans and the management messages. Each carries its [`Caller`] with the key as it was presented: the
-//! keystore alone judges whose key that is and what it may do, beside the data it protects. A gateway's word about a
-//! caller is not enough.
+//! INVARIANT: each message carries its [`Caller`] with the key as it was presented; the keystore alone judges whose key
+//! that is and what it may do, beside the data it protects.
+
+#![expect(missing_docs, reason = "a test demands a description of every member that the API's document shows")]
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -42,11 +43,9 @@ pub enum Scope {
     Operator,
 }
 
-/// A set of scopes.
 pub type Scopes = BTreeSet<Scope>;
 
 impl Scope {
-    /// All of them.
     pub const ALL: [Self; 8] = [
         Self::Check,
         Self::DecisionsRead,
@@ -58,7 +57,6 @@ impl Scope {
         Self::Operator,
     ];
 
-    /// As on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Check => "check",
@@ -72,7 +70,6 @@ impl Scope {
         }
     }
 
-    /// Reads the wire form.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|scope| scope.as_str() == text)
     }
@@ -98,14 +95,8 @@ pub enum Plan {
 }
 
 impl Plan {
-    /// Reads the wire form.
     pub fn parse(text: &str) -> Option<Self> {
-        match text {
-            "free" => Some(Self::Free),
-            "pro" => Some(Self::Pro),
-            "unlimited" => Some(Self::Unlimited),
-            _ => None,
-        }
+        [Self::Free, Self::Pro, Self::Unlimited].into_iter().find(|plan| plan.as_str() == text)
     }
 
     /// Whether a request may say `pro: true`.
@@ -123,7 +114,6 @@ impl Plan {
         }
     }
 
-    /// As on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Free => "free",
@@ -147,53 +137,35 @@ fn is_default_retention(days: &u32) -> bool {
 /// Who a verified key speaks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyIdentity {
-    /// The key.
     pub key_id: KeyId,
-    /// Its account.
     pub account: AccountId,
-    /// What it may do.
     pub scopes: Scopes,
-    /// The account's plan.
     pub plan: Plan,
     /// From then on the key is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// How many days the account keeps decisions.
     #[serde(default = "default_retention_days", skip_serializing_if = "is_default_retention")]
     pub retention_days: u32,
-    /// What the account may use.
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
-    /// Whether each check must name its run.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub require_run_id: bool,
-    /// What the account may hold.
     #[serde(default, skip_serializing_if = "Caps::is_none")]
     pub caps: Caps,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(flag: &bool) -> bool {
-    !*flag
 }
 
 /// On whose behalf a management call is made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Caller {
-    /// The account of the caller's key.
     pub account: AccountId,
-    /// The key itself.
     pub key_id: KeyId,
-    /// The scopes of the caller's key.
     pub scopes: Scopes,
-    /// The key as presented: the proof that this caller makes the call. None, from a gateway that does not know of
-    /// proofs, proves nothing.
+    /// The key as presented: the proof that this caller makes the call. None, from an older gateway, proves nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<ApiKey>,
 }
 
 impl Caller {
-    /// Who presented this key.
     pub fn new(identity: &KeyIdentity, key: &ApiKey) -> Self {
         let KeyIdentity { account, key_id, scopes, .. } = identity;
         Self { account: account.clone(), key_id: key_id.clone(), scopes: scopes.clone(), key: Some(key.clone()) }
@@ -206,7 +178,6 @@ impl Caller {
 pub enum Refusal {
     /// There is none, or it is another account's.
     NotFound,
-    /// The caller lacks this scope.
     ScopeMissing(Scope),
     /// The body is at fault.
     Invalid(Vec<FieldError>),
@@ -220,9 +191,7 @@ pub enum Refusal {
 pub enum ManageReply<T> {
     /// It is done, and will survive a crash.
     Done(T),
-    /// It was not done.
     Refused(Refusal),
-    /// The keystore could not do it.
     Failed,
     /// Too many calls wait; ask again.
     Busy,
@@ -247,7 +216,7 @@ pub struct Account {
     #[serde(default, skip_serializing_if = "Limits::is_none")]
     pub limits: Limits,
     /// Whether each check must name its run; absent: no.
-    #[serde(default, skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub require_run_id: bool,
     /// Caps of its own; absent: all are the plan's.
     #[serde(default, skip_serializing_if = "Caps::is_none")]
@@ -255,7 +224,6 @@ pub struct Account {
 }
 
 impl Account {
-    /// How many days decisions are kept.
     pub fn retention(&self) -> u32 {
         self.retention_days.unwrap_or_else(|| self.plan.retention_days())
     }
@@ -267,7 +235,6 @@ pub type AccountCreated = Account;
 /// `POST /v1/accounts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateAccount {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// 1 to 200 characters.
@@ -281,7 +248,6 @@ pub struct CreateAccount {
 /// `PATCH /v1/accounts/{id}`: the operator's. What is absent stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateAccount {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// The account to change.
@@ -356,7 +322,6 @@ impl CapChanges {
 pub enum Change<T> {
     /// The account has none of its own: the plan's holds.
     Plans,
-    /// This holds.
     Own(T),
 }
 
@@ -373,7 +338,6 @@ impl<T> Change<T> {
 /// `GET /v1/accounts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListAccounts {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// `next_cursor` of the page before.
@@ -397,7 +361,6 @@ pub struct Page<T> {
 /// `POST /v1/keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateKey {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// Only the operator names another account.
@@ -440,7 +403,6 @@ pub struct KeyCreated {
 /// `GET /v1/keys`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListKeys {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// Only the operator names another account.
@@ -481,7 +443,6 @@ pub struct KeySummary {
 /// `POST /v1/keys/{id}/rotate`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RotateKey {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// The key to replace.
@@ -494,7 +455,6 @@ pub struct RotateKey {
 /// `DELETE /v1/keys/{id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RevokeKey {
-    /// The caller.
     #[schemars(skip)]
     pub caller: Caller,
     /// The key.

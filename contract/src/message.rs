@@ -3,10 +3,11 @@
 //! A subject here is relative: the backplane puts a deployment's prefix before it. Requests are imperative, events in
 //! the past tense. "Denied" is data in a reply; "could not decide" is an error or `Unable`.
 
+#![expect(missing_docs, reason = "members whose name says all have no comment")]
+
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-
 use serde_json::{Map, Value};
 
 use crate::{AccountId, ApiKey, CheckRequest, Decision, FieldError, KeyId, KeyIdentity, PolicyVersion, RequestId};
@@ -21,12 +22,10 @@ pub(crate) use sealed::Listed;
 #[doc(hidden)]
 pub use sealed::Listed as TestMessage;
 
-/// A request with one reply, given by any one of the processes that serve its subject. Only the table of messages
-/// implements it.
+/// A request with one reply, from any process that serves its subject. Only the table of messages implements it.
 pub trait Request: Listed + Serialize + DeserializeOwned + Send + Sync + 'static {
     /// Where it is sent, without the deployment's prefix.
     const SUBJECT: &'static str;
-    /// What comes back.
     type Reply: Serialize + DeserializeOwned + Send + Sync + 'static;
 }
 
@@ -39,17 +38,13 @@ pub trait Notice: Listed + Serialize + DeserializeOwned + Send + Sync + 'static 
 /// Gateway to evaluator: decide this.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluateRequest {
-    /// For the logs of both.
     pub request_id: RequestId,
-    /// Whose active policy decides.
     pub account: AccountId,
-    /// The proposed action.
     pub request: CheckRequest,
-    /// The state store's time as the gateway knows it, whole seconds since the epoch: windows are judged at this time.
-    /// An evaluator that knows it to be another by more than 10 s decides nothing.
+    /// The state store's time as the gateway knows it, in seconds since the epoch, at which windows are judged. An
+    /// evaluator whose own time differs by more than 10 s decides nothing.
     pub evaluated_at: i64,
-    /// The check that this one repeats: what it counted in its run is not counted again. None means that this is its
-    /// first attempt under its own `request_id`.
+    /// The check that this one repeats, whose counts in its run are not counted again. None for a first attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation: Option<RequestId>,
     /// Texts of the caller that will be recorded: the evaluator, which knows secrets, masks them.
@@ -63,7 +58,6 @@ pub struct EvaluateRequest {
 /// What a caller said of itself in headers.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CallerTexts {
-    /// The text of the header `X-Request-Id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_request_id: Option<String>,
     /// `User-Agent`, at most 256 characters.
@@ -77,25 +71,20 @@ impl CallerTexts {
     }
 }
 
-/// What an evaluator says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EvaluateReply {
-    /// The policy decided.
     Decided(Box<Evaluation>),
     /// The request asks for what the policy does not know: a window, a version.
     Invalid(Vec<FieldError>),
     /// No decision could be made; the text is for the log.
     Unable(String),
-    /// The evaluator reached its deadline and gave up. Final: another one would take as long. A gateway that does not
-    /// know this reply cannot read it, and answers 503 too.
+    /// The evaluator reached its deadline and gave up. Final: another one would take as long.
     TimedOut,
-    /// As many checks of the account wait at this evaluator as may. Final: to ask the next evaluator would only move
-    /// the flood.
+    /// Too many checks of the account wait here. Final: to ask the next evaluator would only move the flood.
     Busy,
     /// The check names a run that would be one too many for the account today: not decided.
     TooManyRuns {
-        /// The account's daily limit.
         limit: u64,
     },
 }
@@ -103,7 +92,6 @@ pub enum EvaluateReply {
 /// A decision, and what may be recorded beside it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// What the policy decided.
     #[serde(flatten)]
     pub decision: Decision,
     /// None from an evaluator that does not know of records.
@@ -120,10 +108,8 @@ pub struct RedactedTexts {
     /// The risk classes of the declared side effects, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub effect_classes: Vec<String>,
-    /// Names of the proposed tools, normalised.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
-    /// What the caller said of itself.
     #[serde(default)]
     pub caller: CallerTexts,
     /// The request's text: only when it said `debug_store_input: true`.
@@ -134,11 +120,9 @@ pub struct RedactedTexts {
 /// Gateway to evaluator: the request is bad already; what more does the policy find wrong?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReviewRequest {
-    /// Whose active policy is asked.
     pub account: AccountId,
     /// The constraints, by index; bad ones are empty.
     pub constraints: Vec<String>,
-    /// The wanted version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_pack_version: Option<String>,
 }
@@ -146,21 +130,18 @@ pub struct ReviewRequest {
 /// What only the policy could know to be wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReviewReply {
-    /// Often none.
     pub errors: Vec<FieldError>,
 }
 
 /// Gateway to evaluator: which words does the account's policy know?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VocabularyRequest {
-    /// Whose active policy is asked.
     pub account: AccountId,
 }
 
 /// What callers may write so that the policy understands it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VocabularyReply {
-    /// The policy whose words they are.
     pub policy_version: PolicyVersion,
     /// Words by class, constraints with aliases and forms, members of `context`, codes.
     #[serde(deserialize_with = "crate::json::members")]
@@ -171,21 +152,16 @@ pub struct VocabularyReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluatorStatus {}
 
-/// One evaluator's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvaluatorStatusReply {
-    /// What decides when nothing else is asked for.
     pub active: PolicyVersion,
-    /// All that are loaded.
     pub loaded: Vec<PolicyVersion>,
 }
 
 /// Gateway to keystore: whose key is this? Costs a hash.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VerifyKey {
-    /// As presented.
     pub key: ApiKey,
-    /// For the logs of both: the request for which this is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
 }
@@ -194,27 +170,21 @@ pub struct VerifyKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyKeyReply {
-    /// It lives.
     Valid(KeyIdentity),
-    /// It is revoked, expired or unknown.
     Invalid,
     /// Too many hashes wait; ask again.
     Busy,
-    /// The keystore could not tell.
     Failed,
 }
 
 /// Gateway to keystore: a key that I verified before, does it still live? Costs no hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefreshKey {
-    /// The key's id.
     pub key_id: KeyId,
-    /// For the logs of both: the request for which this is asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
 }
 
-/// The answer to [`RefreshKey`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RefreshKeyReply {
@@ -222,33 +192,26 @@ pub enum RefreshKeyReply {
     Live(KeyIdentity),
     /// It is revoked, expired or unknown.
     Gone,
-    /// The keystore could not tell.
     Failed,
 }
 
-/// Gateway to keystore: these keys were used in this hour. A gateway reports each key at most once per
-/// hour, best effort: a lost report is made up for when the key is used in a later hour.
+/// Gateway to keystore: these keys were used in this hour. Sent at most once per key and hour, best effort.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoteKeyUses {
-    /// When the hour began.
     pub hour: Timestamp,
     /// At most [`NoteKeyUses::MAX_KEYS`].
     pub keys: Vec<KeyId>,
 }
 
 impl NoteKeyUses {
-    /// Of one message.
     pub const MAX_KEYS: usize = 1_000;
 
-    /// When the hour of this time began.
-    #[must_use]
     pub fn hour_of(at: Timestamp) -> Timestamp {
         const HOUR: i64 = 3_600;
         Timestamp::from_second(at.as_second().div_euclid(HOUR) * HOUR).unwrap_or(at)
     }
 }
 
-/// The answer to [`NoteKeyUses`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NoteKeyUsesReply {
@@ -262,15 +225,13 @@ pub enum NoteKeyUsesReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeystoreStatus {}
 
-/// The keystore's state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeystoreStatusReply {
-    /// Whether changes can be stored.
     pub writable: bool,
     /// Whether the disk is nearly full, so that only revocations and deletions are stored.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub disk_low: bool,
-    /// The public key of this process, in base64url: questions that hold secrets are sealed to it.
+    /// The public key of this process, in base64url: requests that hold secrets are sealed to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sealing_key: Option<String>,
 }
@@ -279,13 +240,8 @@ pub struct KeystoreStatusReply {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum KeyChanged {
-    /// Of this key, and of its account: it was revoked, its end was moved, or what the account may do was changed.
-    One {
-        /// The key's account.
-        account: AccountId,
-        /// The key's id.
-        key_id: KeyId,
-    },
+    /// Of this key and its account: it was revoked, its end was moved, or what the account may do was changed.
+    One { account: AccountId, key_id: KeyId },
     /// Of every key: a keystore begins to serve, and an earlier one may have stored what it did not tell.
     Any {},
 }

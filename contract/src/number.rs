@@ -1,7 +1,6 @@
 //! Exact numbers: money in micro-dollars and seconds in microseconds, as whole `i64`s. No floats in a decision.
 //!
-//! Owns the reading of decimals from constraint texts and JSON numbers. A number that does not fit is an error, never
-//! rounded into range.
+//! INVARIANT: a number that does not fit is an error, never rounded into range.
 
 use serde_json::Number;
 
@@ -49,10 +48,7 @@ impl Micros {
     /// Evidence from a request: finite, not negative, at most about 9.2 · 10¹² units; rounded up.
     pub fn from_evidence(number: &Number) -> Result<Self, NumberError> {
         if let Some(whole) = number.as_i64() {
-            return match u64::try_from(whole) {
-                Ok(_) => whole.checked_mul(Self::UNIT).map(Self).ok_or(NumberError::OutOfRange),
-                Err(_) => Err(NumberError::OutOfRange),
-            };
+            return whole.checked_mul(Self::UNIT).ok_or(NumberError::OutOfRange).and_then(Self::from_micros);
         }
         match number.as_f64() {
             Some(float) if (0.0..9.0e12).contains(&float) => {
@@ -83,19 +79,19 @@ impl Micros {
         self.0
     }
 
-    /// The sum, or the largest value that fits.
-    pub fn saturating_add(self, other: Self) -> Self {
-        Self(self.0.saturating_add(other.0))
-    }
-
     /// As a decimal without needless zeros: `2.34`.
     pub fn to_decimal(self) -> String {
-        let (whole, fraction) = (self.0 / Self::UNIT, self.0 % Self::UNIT);
-        if fraction == 0 {
-            return whole.to_string();
-        }
-        format!("{whole}.{fraction:06}").trim_end_matches('0').to_owned()
+        decimal(self.0)
     }
+}
+
+/// Millionths as a decimal without needless zeros.
+pub(crate) fn decimal(micros: i64) -> String {
+    let (whole, fraction) = (micros / Micros::UNIT, micros % Micros::UNIT);
+    if fraction == 0 {
+        return whole.to_string();
+    }
+    format!("{whole}.{fraction:06}").trim_end_matches('0').to_owned()
 }
 
 /// A whole number as decimal text. `7.0` becomes `7`, because some clients write whole numbers that way.

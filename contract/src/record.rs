@@ -1,7 +1,7 @@
 //! What stands in the decision log: one JSON object a line, one line for each decision, and marks between them.
 //!
-//! Owns the lines' shapes and how each is put together. A line's bytes are what is hashed, signed and kept: they are
-//! made once and never written again from a parsed form, so that no JSON library decides what was signed.
+//! A line's bytes are what is hashed, signed and kept: they are made once and never written again from a parsed form,
+//! so that no JSON library decides what was signed.
 //! INVARIANT: no key, goal, context or other free text is in a line, but for `input`, which a request asks for by name.
 
 use jiff::Timestamp;
@@ -11,9 +11,6 @@ use serde_json::{Map, Value};
 
 use crate::chain::{Head, LineHash, Link, Previous};
 use crate::{AccountId, CheckResponse, KeyId, WebhookId};
-
-/// About what a line has beside the answer.
-const LINE_START_BYTES: usize = 512;
 
 /// What a line is; also the `type` of the webhook event that carries it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -64,7 +61,7 @@ pub struct RecordMetadata {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tools: Vec<String>,
     /// How many constraints had no effect; absent where there were none.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     pub constraints_ignored_count: usize,
     /// Who asked, as the connection says.
     pub client: ClientOrigin,
@@ -135,7 +132,7 @@ pub struct LineHeader {
 impl LineHeader {
     /// The whole line: this, then the members of `rest`, which is a JSON object that holds none of these.
     pub fn with(&self, rest: &[u8]) -> Result<Vec<u8>, serde_json::Error> {
-        let mut line = Vec::with_capacity(rest.len() + LINE_START_BYTES);
+        let mut line = Vec::new();
         self.write(rest, &mut line)?;
         Ok(line)
     }
@@ -157,10 +154,6 @@ impl LineHeader {
             expires_at: self.expires_at,
         }
     }
-}
-
-fn is_zero(count: &usize) -> bool {
-    *count == 0
 }
 
 /// The members of an answer and of its circumstances as one JSON object: what [`LineHeader::with`] takes.

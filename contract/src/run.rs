@@ -1,7 +1,8 @@
-//! Runs: the questions about the state that the server keeps for each account and `run_id`.
+//! Runs: the requests about the state that the server keeps for each account and `run_id`.
 //!
-//! Owns the run's name and the messages of `/v1/runs`. How a run advances is the evaluator's; nothing here is text of a
-//! request but the run's id and names of tools.
+//! How a run advances is the evaluator's; nothing here is text of a request except the run's id and names of tools.
+
+#![expect(missing_docs, reason = "a test demands a description of every member that the API's document shows")]
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,28 +14,28 @@ use serde_json::{Map, Value};
 
 use crate::{AccountId, CheckRequest, IdError, RequestId, hidden, is_blank, plain, whole_text};
 
+const NOT_A_NAME: IdError = IdError { expected: "a run's name: 1 to 1000 characters, not blank, none of them hidden" };
+
 /// A run's name as its caller gives it: 1–1,000 characters, trimmed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
 
 impl RunId {
-    /// The longest, in characters.
     pub const MAX_CHARS: usize = 1_000;
 
     /// Takes a name, white space around it removed.
     pub fn parse(text: &str) -> Result<Self, IdError> {
         let text = text.trim();
         if is_blank(text) || hidden(text).is_some() || text.chars().count() > Self::MAX_CHARS {
-            Err(IdError::run())
+            Err(NOT_A_NAME)
         } else {
             Ok(Self(text.to_owned()))
         }
     }
 
-    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Null and blank name none; a
-    /// whole number is its decimal text. What is neither text nor such a number, too long, or another run in each
-    /// place, is an error.
+    /// The run that a request names: `context.run_id`, or that of `context.loop_state`. Another run in each place is an
+    /// error.
     pub fn of(request: &CheckRequest) -> Result<Option<Self>, IdError> {
         request.context.as_ref().map_or(Ok(None), Self::in_context)
     }
@@ -46,7 +47,7 @@ impl RunId {
             let run = Self::parse(&text?)?;
             // Two different runs: it would be unclear whose counters hold.
             if named.as_ref().is_some_and(|named| named.canonical() != run.canonical()) {
-                return Err(IdError::run());
+                return Err(NOT_A_NAME);
             }
             named = named.or(Some(run));
         }
@@ -58,12 +59,11 @@ impl RunId {
     pub fn named_in(context: &Map<String, Value>) -> impl Iterator<Item = Result<Cow<'_, str>, IdError>> {
         let inner = context.get("loop_state").and_then(Value::as_object);
         let values = [Some(context), inner].into_iter().flatten().filter_map(|members| members.get("run_id"));
-        let texts = values.filter(|value| !value.is_null()).map(|value| Self::text_of(value).ok_or(IdError::run()));
+        let texts = values.filter(|value| !value.is_null()).map(|value| Self::text_of(value).ok_or(NOT_A_NAME));
         texts.filter(|text| !text.as_ref().is_ok_and(|text| is_blank(text)))
     }
 
-    /// The text that a JSON value names a run with: a text is itself, a whole number its decimal digits (`5.0` is 5 on
-    /// every call). `None` for anything else.
+    /// A text is itself, a whole number its decimal digits: `5.0` is 5.
     fn text_of(value: &Value) -> Option<Cow<'_, str>> {
         match value {
             Value::String(text) => Some(Cow::Borrowed(text)),
@@ -75,17 +75,9 @@ impl RunId {
     /// The form in which names are compared: NFKC, without invisible characters, and one space where there is white
     /// space. Case makes another run, as ids may depend on it.
     pub fn canonical(&self) -> String {
-        let text = plain(&self.0);
-        let mut words = text.split_whitespace();
-        let mut canonical = words.next().unwrap_or_default().to_owned();
-        for word in words {
-            canonical.push(' ');
-            canonical.push_str(word);
-        }
-        canonical
+        plain(&self.0).split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -107,7 +99,6 @@ impl From<RunId> for String {
 /// `GET /v1/runs/{run_id}`: gateway to evaluator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ShowRun {
-    /// Whose run.
     #[schemars(skip)]
     pub account: AccountId,
     /// As the checks name it, percent-encoded: `a/b` is `a%2Fb`.
@@ -179,7 +170,6 @@ pub struct Reservation {
 /// `GET /v1/runs`: gateway to evaluator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListRuns {
-    /// Whose runs.
     #[schemars(skip)]
     pub account: AccountId,
     /// `next_cursor` of the page before.
@@ -193,7 +183,6 @@ pub struct ListRuns {
 /// `DELETE /v1/runs/{run_id}`: gateway to evaluator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndRun {
-    /// Whose run.
     #[schemars(skip)]
     pub account: AccountId,
     /// As the checks name it, percent-encoded: `a/b` is `a%2Fb`.
@@ -207,7 +196,6 @@ pub struct RunEnded {}
 /// `POST /v1/runs/{run_id}/settle`: gateway to evaluator.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SettleRun {
-    /// Whose run.
     #[schemars(skip)]
     pub account: AccountId,
     /// As the checks name it, percent-encoded: `a/b` is `a%2Fb`.

@@ -1,9 +1,8 @@
 //! The messages between roles, each declared once: its subject, its reply, who sends it and who serves it.
 //!
-//! Owns the table, from which the NATS server's permissions, the sealing of secrets and the tests' lists follow. A
-//! message is a message only by its row: [`Request`] and [`Notice`] cannot be implemented without one. Owns as well
-//! which role's records the state store keeps under which word. The subjects of the log and of the state store are the
-//! backplane's.
+//! The NATS server's permissions, the sealing of secrets and the tests' lists follow from the table. A message is a
+//! message only by its row: [`Request`] and [`Notice`] cannot be implemented without one. A second table says which
+//! role's records the state store keeps under which word.
 
 use std::any::type_name;
 use std::fmt;
@@ -39,12 +38,12 @@ pub enum Role {
     AuditExport,
 }
 
-/// A question, by its two ends.
+/// A kind of request: who sends it to whom.
 #[derive(Debug, Clone, Copy)]
 pub struct RequestRoute {
     /// Without the deployment's prefix.
     pub subject: &'static str,
-    /// Who asks.
+    /// Who sends it.
     pub from: &'static [Role],
     /// Who answers.
     pub to: Role,
@@ -54,15 +53,14 @@ pub struct RequestRoute {
     pub types: [fn() -> &'static str; 2],
 }
 
-/// What of a question is encrypted between the process that asks and the one that answers: on the way it is read by
-/// no other process, not even one of the two roles.
+/// What of a request and its reply is encrypted, so that only the two processes read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sealing {
     /// It holds no secret.
     Nothing,
     /// The answer holds secrets.
     Answer,
-    /// The question holds a caller's key, and its answer may hold a new one.
+    /// The request holds a caller's key, and its answer may hold a new one.
     Both,
 }
 
@@ -103,7 +101,7 @@ pub const REPLAY_RECORDS: &str = "replay";
 
 macro_rules! requests {
     ($(
-        $message:ident($subject:literal) -> $reply:ty: [$($from:ident),+] => $to:ident $(, sealed $sealing:ident)?;
+        $message:ident($subject:literal) -> $reply:ty: [$($from:ident),+] => $to:ident, sealed $sealing:ident;
     )+) => {
         $(
             impl Listed for $message {}
@@ -119,18 +117,9 @@ macro_rules! requests {
             subject: $subject,
             from: &[$(Role::$from),+],
             to: Role::$to,
-            sealing: sealing!($($sealing)?),
+            sealing: Sealing::$sealing,
             types: [type_name::<$message>, type_name::<$reply>],
         }),+];
-    };
-}
-
-macro_rules! sealing {
-    () => {
-        Sealing::Nothing
-    };
-    ($sealing:ident) => {
-        Sealing::$sealing
     };
 }
 
@@ -160,20 +149,20 @@ macro_rules! notices {
     };
 }
 
-// A request with its subject, its reply, the roles that send it and the one that serves it.
+// A request with its subject, its reply, the roles that send it, the one that serves it, and what of it is sealed.
 requests! {
-    EvaluateRequest("evaluate") -> EvaluateReply: [Gateway] => Evaluator;
-    ReviewRequest("review") -> ReviewReply: [Gateway] => Evaluator;
-    VocabularyRequest("vocabulary") -> VocabularyReply: [Gateway] => Evaluator;
-    EvaluatorStatus("evaluator.status") -> EvaluatorStatusReply: [Gateway] => Evaluator;
-    ShowRun("runs.show") -> ManageReply<RunView>: [Gateway] => Evaluator;
-    ListRuns("runs.list") -> ManageReply<Page<RunView>>: [Gateway] => Evaluator;
-    EndRun("runs.end") -> ManageReply<RunEnded>: [Gateway] => Evaluator;
-    SettleRun("runs.settle") -> ManageReply<RunSettled>: [Gateway] => Evaluator;
+    EvaluateRequest("evaluate") -> EvaluateReply: [Gateway] => Evaluator, sealed Nothing;
+    ReviewRequest("review") -> ReviewReply: [Gateway] => Evaluator, sealed Nothing;
+    VocabularyRequest("vocabulary") -> VocabularyReply: [Gateway] => Evaluator, sealed Nothing;
+    EvaluatorStatus("evaluator.status") -> EvaluatorStatusReply: [Gateway] => Evaluator, sealed Nothing;
+    ShowRun("runs.show") -> ManageReply<RunView>: [Gateway] => Evaluator, sealed Nothing;
+    ListRuns("runs.list") -> ManageReply<Page<RunView>>: [Gateway] => Evaluator, sealed Nothing;
+    EndRun("runs.end") -> ManageReply<RunEnded>: [Gateway] => Evaluator, sealed Nothing;
+    SettleRun("runs.settle") -> ManageReply<RunSettled>: [Gateway] => Evaluator, sealed Nothing;
     VerifyKey("keys.verify") -> VerifyKeyReply: [Gateway] => Keystore, sealed Both;
-    RefreshKey("keys.refresh") -> RefreshKeyReply: [Gateway] => Keystore;
-    NoteKeyUses("keys.used") -> NoteKeyUsesReply: [Gateway] => Keystore;
-    KeystoreStatus("keys.status") -> KeystoreStatusReply: [Gateway] => Keystore;
+    RefreshKey("keys.refresh") -> RefreshKeyReply: [Gateway] => Keystore, sealed Nothing;
+    NoteKeyUses("keys.used") -> NoteKeyUsesReply: [Gateway] => Keystore, sealed Nothing;
+    KeystoreStatus("keys.status") -> KeystoreStatusReply: [Gateway] => Keystore, sealed Nothing;
     CreateAccount("keys.accounts.create") -> ManageReply<AccountCreated>: [Gateway] => Keystore, sealed Both;
     ListAccounts("keys.accounts.list") -> ManageReply<Page<Account>>: [Gateway] => Keystore, sealed Both;
     UpdateAccount("keys.accounts.update") -> ManageReply<Account>: [Gateway] => Keystore, sealed Both;
@@ -189,16 +178,16 @@ requests! {
     RotateWebhookSecret("keys.webhooks.rotate") -> ManageReply<WebhookCreated>: [Gateway] => Keystore, sealed Both;
     DeleteWebhook("keys.webhooks.delete") -> ManageReply<WebhookDeleted>: [Gateway] => Keystore, sealed Both;
     PermitDeletion("keys.deletions.permit") -> ManageReply<DeletionPermit>: [Gateway] => Keystore, sealed Both;
-    SigningKeys("keys.signing") -> ManageReply<PublicKeys>: [Gateway, AuditExport] => Keystore;
+    SigningKeys("keys.signing") -> ManageReply<PublicKeys>: [Gateway, AuditExport] => Keystore, sealed Nothing;
     // The reply holds the endpoints' secrets.
     ListEndpoints("keys.endpoints.list") -> ManageReply<EndpointsPage>: [AuditExport] => Keystore, sealed Answer;
-    DisableWebhook("keys.endpoints.disable") -> ManageReply<WebhookDisabled>: [AuditExport] => Keystore;
-    ListRetentions("keys.retentions.list") -> ManageReply<RetentionsPage>: [AuditExport] => Keystore;
-    SignMark("keys.sign") -> ManageReply<MarkSigned>: [AuditExport] => Keystore;
-    TestWebhook("audit.test") -> ManageReply<WebhookTested>: [Gateway] => AuditExport;
-    ReplayWebhook("audit.replay") -> ManageReply<ReplayStarted>: [Gateway] => AuditExport;
-    ListDeliveries("audit.deliveries") -> ManageReply<Page<Delivery>>: [Gateway] => AuditExport;
-    DeleteDecisions("audit.delete") -> ManageReply<DecisionsDeleted>: [Gateway] => AuditExport;
+    DisableWebhook("keys.endpoints.disable") -> ManageReply<WebhookDisabled>: [AuditExport] => Keystore, sealed Nothing;
+    ListRetentions("keys.retentions.list") -> ManageReply<RetentionsPage>: [AuditExport] => Keystore, sealed Nothing;
+    SignMark("keys.sign") -> ManageReply<MarkSigned>: [AuditExport] => Keystore, sealed Nothing;
+    TestWebhook("audit.test") -> ManageReply<WebhookTested>: [Gateway] => AuditExport, sealed Nothing;
+    ReplayWebhook("audit.replay") -> ManageReply<ReplayStarted>: [Gateway] => AuditExport, sealed Nothing;
+    ListDeliveries("audit.deliveries") -> ManageReply<Page<Delivery>>: [Gateway] => AuditExport, sealed Nothing;
+    DeleteDecisions("audit.delete") -> ManageReply<DecisionsDeleted>: [Gateway] => AuditExport, sealed Nothing;
 }
 
 // An event with its subject, the roles that publish it and those that subscribe to it.
@@ -208,9 +197,8 @@ notices! {
     DecisionsRecorded("notice.decisions.recorded"): [Gateway] => [Gateway, AuditExport];
 }
 
-/// Records by their words. On NATS those of each word but audit-export's have a stream of their own, so that a role
-/// that writes without end fills no other's. A key of one word alone is audit-export's; other keys have no owner and
-/// are not stored.
+/// Records by their words. On NATS each word except audit-export's has a stream of its own, so that a role that writes
+/// without end fills no other's. A key of one word alone is audit-export's; others have no owner and are not stored.
 pub const RECORDS: &[Records] = &[
     Records { word: RUN_RECORDS, of: Role::Evaluator },
     Records { word: USAGE_RECORDS, of: Role::Gateway },
@@ -220,20 +208,17 @@ pub const RECORDS: &[Records] = &[
     Records { word: REPLAY_RECORDS, of: Role::AuditExport },
 ];
 
-/// The question that is asked at this subject.
-#[must_use]
-pub fn question(subject: &str) -> Option<&'static RequestRoute> {
-    REQUESTS.iter().find(|question| question.subject == subject)
+/// The request that is sent to this subject.
+pub fn request_route(subject: &str) -> Option<&'static RequestRoute> {
+    REQUESTS.iter().find(|route| route.subject == subject)
 }
 
 /// The event that is published at this subject.
-#[must_use]
-pub fn event(subject: &str) -> Option<&'static EventRoute> {
+pub fn event_route(subject: &str) -> Option<&'static EventRoute> {
     EVENTS.iter().find(|event| event.subject == subject)
 }
 
 /// The role that owns the record with this key. Records of other roles under it are ignored.
-#[must_use]
 pub fn owner_of_record(key: &str) -> Role {
     let word = key.split('.').next().unwrap_or_default();
     RECORDS.iter().find(|records| records.word == word).map_or(Role::AuditExport, |records| records.of)
@@ -244,7 +229,6 @@ impl Role {
     pub const ALL: [Self; 4] = [Self::Gateway, Self::Evaluator, Self::Keystore, Self::AuditExport];
 
     /// As its command is called.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -279,16 +263,16 @@ mod tests {
         let mut subjects: Vec<_> = REQUESTS.iter().map(|q| q.subject).chain(EVENTS.iter().map(|e| e.subject)).collect();
         subjects.sort_unstable();
         assert!(subjects.windows(2).all(|pair| pair[0] != pair[1]), "{subjects:?}");
-        assert!(REQUESTS.iter().all(|question| !question.from.contains(&question.to)));
+        assert!(REQUESTS.iter().all(|route| !route.from.contains(&route.to)));
     }
 
     /// A role without the right to ask for the keystore's public key could seal nothing to it.
     #[test]
     fn each_sender_of_a_sealed_request_may_ask_for_the_key_that_seals_it() {
-        let status = question(KeystoreStatus::SUBJECT).unwrap();
-        for question in REQUESTS.iter().filter(|question| question.sealing == Sealing::Both) {
-            assert_eq!(question.to, status.to, "{}", question.subject);
-            assert!(question.from.iter().all(|role| status.from.contains(role)), "{}", question.subject);
+        let status = request_route(KeystoreStatus::SUBJECT).unwrap();
+        for route in REQUESTS.iter().filter(|route| route.sealing == Sealing::Both) {
+            assert_eq!(route.to, status.to, "{}", route.subject);
+            assert!(route.from.iter().all(|role| status.from.contains(role)), "{}", route.subject);
         }
         assert_eq!(status.sealing, Sealing::Nothing);
     }

@@ -1,7 +1,6 @@
-//! Usage: how many checks an account may make, and has made (contract, section 5), and how much it may hold.
+//! Usage: how many checks an account may make, and has made, and how much it may hold.
 //!
-//! Owns limits and caps as a plan or an account sets them, and the answer to `GET /usage`. Windows are UTC; checks and
-//! stored bytes are counted by the gateway, runs by the evaluator, keys and endpoints by the keystore.
+//! Windows are UTC. The gateway counts checks and stored bytes, the evaluator runs, the keystore keys and endpoints.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,9 @@
 //! Webhook endpoints, retention and signing: what the control API, the exporter and the keystore say to each other.
 //!
-//! Owns the shapes. The keystore judges the caller beside the data it protects, and alone holds secrets and the signing
-//! key; an endpoint's secret crosses the backplane to the exporter, and to the one answer that shows it.
+//! The keystore judges the caller beside the data it protects, and alone holds secrets and the signing key; an
+//! endpoint's secret crosses the backplane to the exporter, and to the one answer that shows it.
+
+#![expect(missing_docs, reason = "a test demands a description of every member that the API's document shows")]
 
 use std::fmt;
 
@@ -16,7 +18,7 @@ use crate::record::Mark;
 use crate::{AccountId, Caller, DeletionPermit, Verdict, WebhookId};
 
 /// The secret of an endpoint: `whsec_` and base64 of 24 to 64 bytes (Standard Webhooks).
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct WebhookSecret {
     text: Zeroizing<String>,
     key: Zeroizing<Vec<u8>>,
@@ -25,7 +27,6 @@ pub struct WebhookSecret {
 const SECRET_PREFIX: &str = "whsec_";
 
 impl WebhookSecret {
-    /// A secret of 256 random bits.
     pub fn from_random(bytes: &[u8; 32]) -> Self {
         let text = Zeroizing::new(format!("{SECRET_PREFIX}{}", BASE64.encode(bytes)));
         Self { text, key: Zeroizing::new(bytes.to_vec()) }
@@ -53,15 +54,6 @@ impl fmt::Debug for WebhookSecret {
         f.write_str("WebhookSecret(…)")
     }
 }
-
-impl PartialEq for WebhookSecret {
-    /// For fixtures; nothing is judged by it.
-    fn eq(&self, other: &Self) -> bool {
-        *self.text == *other.text
-    }
-}
-
-impl Eq for WebhookSecret {}
 
 impl Serialize for WebhookSecret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -128,7 +120,6 @@ pub struct WebhookCreated {
 /// `POST /v1/webhooks`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CreateWebhook {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// Only the operator names another account.
@@ -152,7 +143,6 @@ pub struct CreateWebhook {
 /// `GET /v1/webhooks`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ListWebhooks {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// Only the operator names another account.
@@ -169,17 +159,15 @@ pub struct ListWebhooks {
 /// `GET /v1/webhooks/{id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GetWebhook {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
     pub id: WebhookId,
 }
 
-/// `PATCH /v1/webhooks/{id}`: what is none stays as it is.
+/// `PATCH /v1/webhooks/{id}`: members that are left out are unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct UpdateWebhook {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
@@ -208,7 +196,6 @@ pub struct UpdateWebhook {
 /// `POST /v1/webhooks/{id}/enable`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EnableWebhook {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
@@ -218,7 +205,6 @@ pub struct EnableWebhook {
 /// `POST /v1/webhooks/{id}/rotate-secret`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RotateWebhookSecret {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
@@ -231,7 +217,6 @@ pub struct RotateWebhookSecret {
 /// `DELETE /v1/webhooks/{id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeleteWebhook {
-    /// Who asks.
     #[schemars(skip)]
     pub caller: Caller,
     /// The endpoint.
@@ -245,20 +230,17 @@ pub struct WebhookDeleted {}
 /// Exporter to keystore: it said 410, or failed for days.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DisableWebhook {
-    /// The endpoint.
     pub id: WebhookId,
     /// For people; no address of ours in it.
     pub reason: String,
 }
 
-/// It is disabled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookDisabled {}
 
 /// Exporter to keystore: every endpoint, with secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListEndpoints {
-    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<WebhookId>,
 }
@@ -266,31 +248,25 @@ pub struct ListEndpoints {
 /// At most 500 endpoints.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointsPage {
-    /// In the order of their ids.
     pub items: Vec<Endpoint>,
-    /// For the next page; null on the last.
     pub next_cursor: Option<WebhookId>,
 }
 
 /// An endpoint as the exporter needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// The endpoint.
     #[serde(flatten)]
     pub webhook: Webhook,
     /// All that sign now, the newest first.
     pub secrets: Vec<WebhookSecret>,
-    /// How many days its account keeps decisions.
     pub retention_days: u32,
 }
 
 /// Exporter to keystore: sign this mark.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SignMark {
-    /// The mark.
     pub mark: Mark,
-    /// The line of the log's last mark. A keystore that knows of no mark of the account, or of older ones only, goes on
-    /// from this one, provided that it signed it.
+    /// The line of the log's last mark. A keystore that knows only older marks goes on from it, if it signed it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<String>,
     /// Whether the asker can be given the mark that was signed before instead of its own.
@@ -306,8 +282,7 @@ pub struct SignMark {
 pub struct MarkSigned {
     /// Its bytes are what is signed; they are stored as they are.
     pub line: String,
-    /// The line is not the mark that was asked for but the one that was signed last, which the log does not end with:
-    /// it is to be stored first.
+    /// The line is the mark that was signed last, which the log does not end with: it is to be stored first.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub earlier: bool,
 }
@@ -334,7 +309,6 @@ pub struct PublicKeys {
 /// Exporter to keystore: how long does each account keep decisions?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListRetentions {
-    /// `next_cursor` of the page before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cursor: Option<AccountId>,
 }
@@ -342,9 +316,7 @@ pub struct ListRetentions {
 /// At most 1,000 accounts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetentionsPage {
-    /// Account and days.
     pub items: Vec<(AccountId, u32)>,
-    /// For the next page; null on the last.
     pub next_cursor: Option<AccountId>,
     /// The time at the keystore, as a second clock beside the exporter's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -356,16 +328,13 @@ pub struct RetentionsPage {
 pub struct SecondClock {
     /// Names the process: one that asks itself has no second clock.
     pub process: String,
-    /// The time.
     pub at: Timestamp,
 }
 
 /// The keystore to all: an endpoint was made, changed or removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WebhookChanged {
-    /// Its account.
     pub account: AccountId,
-    /// The endpoint.
     pub id: WebhookId,
 }
 

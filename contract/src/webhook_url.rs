@@ -1,9 +1,7 @@
 //! The URL of a webhook endpoint: the checks that need only its text.
 //!
-//! Owns the rules that hold when an endpoint is created and at every delivery: https, a host, no credentials, no
-//! fragment. Does not resolve names or check addresses: DNS changes, so the exporter's egress does that at every
-//! attempt, also for a host that is an IP address. A path may be a secret, so `Debug` and `Display` show only scheme,
-//! host and port.
+//! Does not resolve names or check addresses: DNS changes, so the exporter's egress does that at every attempt. A path
+//! may be a secret, so `Debug` and `Display` show only scheme, host and port.
 //! INVARIANT: the parsed form is what is checked, stored and connected to; in it every spelling of an IPv4 address has
 //! become that address.
 
@@ -33,14 +31,13 @@ pub enum Host {
 
 /// Why events cannot be sent to a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say what is wrong")]
 pub enum WebhookUrlError {
-    /// Longer than [`MAX_URL_CHARS`].
     #[error("must have at most {MAX_URL_CHARS} characters")]
     TooLong,
     /// White space or control characters, which a URL parser would silently drop.
     #[error("must be an absolute URL without white space")]
     NotAUrl,
-    /// Neither https nor, where that is allowed, http.
     #[error("must begin with `https://`")]
     NotHttps,
     /// Credentials, which would be sent, stored and logged.
@@ -62,10 +59,8 @@ impl WebhookUrl {
             return Err(WebhookUrlError::NotAUrl);
         }
         let url = Url::parse(text).map_err(|_| WebhookUrlError::NotAUrl)?;
-        match url.scheme() {
-            "https" => {}
-            "http" if dangerous_allow_private => {}
-            _ => return Err(WebhookUrlError::NotHttps),
+        if url.scheme() != "https" && !(dangerous_allow_private && url.scheme() == "http") {
+            return Err(WebhookUrlError::NotHttps);
         }
         // The parser would take `https:///host` and `https:host` for `https://host`.
         if text.split_once("://").is_none_or(|(_, rest)| rest.starts_with(['/', '\\'])) {

@@ -1,8 +1,8 @@
 //! Words: the one form in which constraint names, side effects, tools, roles and environments are compared.
 //!
-//! Owns the normalisation of contract section 1: NFKC, removal of invisible characters, trimming, lower case. A word
-//! that mixes scripts (`dерloy` with Cyrillic letters) equals nothing, not even itself: a possible look-alike counts as
-//! unknown, and unknown is never allowed.
+//! The form is NFKC without invisible characters, trimmed, in lower case.
+//! INVARIANT: a word that mixes scripts (`dерloy` with Cyrillic letters) equals nothing, not even itself: a possible
+//! look-alike counts as unknown, and unknown is never allowed.
 
 mod spelling;
 
@@ -110,8 +110,7 @@ pub fn is_blank(text: &str) -> bool {
     text.chars().all(|c| c.is_whitespace() || is_hidden(c) || is_invisible(c))
 }
 
-/// The first invisible character that would make this name differ from one that looks the same. White space counts as
-/// visible.
+/// The first invisible character that would make this name differ from one that looks the same.
 pub fn hidden(name: &str) -> Option<char> {
     // Names are ASCII nearly always, and then a byte is a character.
     if name.is_ascii() {
@@ -120,10 +119,9 @@ pub fn hidden(name: &str) -> Option<char> {
     name.chars().find(|c| is_hidden(*c))
 }
 
-/// Characters that no name needs: control characters and noncharacters, the characters of Unicode's category `Cf` that
-/// are not removed anyway ([`is_invisible`]), and the few with a glyph that is blank: the Braille blank, the null
-/// notehead, the filler of Khitan, and the place of an object (UAX #44, 16.0). White space is none of them, tabs and
-/// line breaks neither.
+/// Characters that no name needs: control characters except white space, noncharacters, the characters of Unicode's
+/// category `Cf` that are not removed anyway ([`is_invisible`]), and the few with a glyph that is blank, such as the
+/// Braille blank (UAX #44, 16.0).
 fn is_hidden(c: char) -> bool {
     if let Ok(byte) = u8::try_from(c)
         && byte.is_ascii()
@@ -156,8 +154,7 @@ pub(crate) fn is_hyphen(c: char) -> bool {
     matches!(c, '-' | '\u{2010}'..='\u{2015}' | '\u{2212}')
 }
 
-/// More than one script among the letters; the scripts that are written together in Chinese, Japanese and Korean are
-/// one.
+/// More than one script among the letters; those that Chinese, Japanese and Korean mix count as one.
 fn mixes_scripts(text: &str) -> bool {
     if text.is_ascii() {
         return false;

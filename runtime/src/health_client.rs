@@ -18,20 +18,12 @@ pub struct Readiness {
 
 /// No answer about readiness.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say what is wrong")]
 pub enum HealthError {
-    /// The request could not be made.
     #[error("cannot make an HTTP client")]
     Client(#[source] reqwest::Error),
-    /// The listener is absent or too slow.
     #[error("nothing answers at {address}")]
-    NoAnswer {
-        /// Where it was expected.
-        address: SocketAddr,
-        /// What failed.
-        #[source]
-        source: reqwest::Error,
-    },
-    /// Another program listens there.
+    NoAnswer { address: SocketAddr, source: reqwest::Error },
     #[error("the answer is not that of a stage0 role")]
     Malformed(#[source] serde_json::Error),
 }

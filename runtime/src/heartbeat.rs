@@ -1,7 +1,6 @@
 //! This process's health: served by `/readyz`, and sent to the gateways as a heartbeat every two seconds.
 //!
-//! Owns the last report, which is at most a second old however often it is asked for, and the instance's name. What
-//! makes a role ready is the role's own [`Probe`]. Heartbeats are best effort: a lost one is followed by the next.
+//! What makes a role ready is the role's own [`Probe`]. Heartbeats are best effort: a lost one is followed by the next.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -55,12 +54,6 @@ struct Inner {
     last: Mutex<Option<(Instant, HealthReport)>>,
 }
 
-impl std::fmt::Debug for HealthMonitor {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("HealthMonitor").field(&self.0.instance).finish()
-    }
-}
-
 impl HealthMonitor {
     /// For a process that starts now, and stops when the token is cancelled.
     pub fn new(version: &'static str, stop: CancellationToken) -> Self {
@@ -97,9 +90,7 @@ impl HealthMonitor {
         {
             return report.clone();
         }
-        let Some(probe) = self.0.probe.get() else {
-            return HealthReport::fault("it starts");
-        };
+        let Some(probe) = self.0.probe.get() else { return HealthReport::fault("it starts") };
         let report = timeout(PROBE_TIMEOUT, probe()).await.unwrap_or_else(|_| {
             HealthReport::fault(format!("its health could not be determined within {PROBE_TIMEOUT:?}"))
         });

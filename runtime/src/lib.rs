@@ -1,9 +1,7 @@
 //! The process runtime: what every role's process has, whichever service runs in it.
 //!
-//! [`process`] runs a role from its log to its exit; [`signals`] stop it, [`metrics_server`] serves metrics and
-//! readiness, [`heartbeat`] reports its health to the gateways, [`health_client`] asks another process for it, and a
-//! [`ServiceGroup`] runs several services in one process. [`settings!`] is how a service declares its settings, once.
-//! It knows no service, no command and no file format.
+//! [`process`] runs a role from its log to its exit, a [`ServiceGroup`] runs several services in one process, and with
+//! [`settings!`] a service declares its settings, once. It knows no service, no command and no file format.
 
 pub mod health_client;
 pub mod heartbeat;
@@ -12,7 +10,7 @@ pub mod metrics_server;
 pub mod process;
 mod service_group;
 pub mod settings;
-pub mod signals;
+mod signals;
 
 pub use process::{ProcessContext, ProcessSettings, StartError, or_stop, run};
 pub use service_group::{ServiceGroup, ServicePanicked};

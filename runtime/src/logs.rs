@@ -1,7 +1,6 @@
 //! The log of a role: standard error, as JSON for programs or as text for people.
 //!
-//! Owns format, filter and the report of a panic. Fields are named where they are logged. INVARIANT: no body, key or
-//! goal reaches the log at any level.
+//! INVARIANT: no body, key or goal reaches the log at any level.
 
 use std::io::{self, IsTerminal as _};
 

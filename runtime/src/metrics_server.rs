@@ -1,8 +1,7 @@
 //! Serves `/metrics` for Prometheus, `/healthz` and `/readyz` over plain HTTP, where an address is configured.
 //!
-//! Owns the process's metrics recorder and the listener. Each service names its own metrics, and [`HealthMonitor`]
-//! reports whether the role is ready. There is no authentication, so it belongs on an address that only a scraper
-//! reaches; it serves numbers and reasons, no secret and no account. If it cannot listen, the role does not start.
+//! There is no authentication, so it belongs on an address that only a scraper reaches; it serves numbers and reasons,
+//! no secret and no account. If it cannot listen, the role does not start.
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -48,19 +47,12 @@ pub struct MetricsServer {
 
 /// Why metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say what is wrong")]
 pub enum MetricsError {
-    /// The recorder could not be installed.
     #[error("cannot count metrics")]
     Recorder(#[source] BuildError),
-    /// The address is taken or not ours.
     #[error("cannot serve metrics and health on {address}")]
-    Bind {
-        /// Where it should listen.
-        address: SocketAddr,
-        /// What failed.
-        #[source]
-        source: std::io::Error,
-    },
+    Bind { address: SocketAddr, source: std::io::Error },
 }
 
 impl MetricsServer {
@@ -73,8 +65,8 @@ impl MetricsServer {
             let recorder = scraped.clone();
             let health = health.clone();
             let scrape = move || {
-                let recorder = recorder.clone();
-                async move { page(&recorder) }
+                let page = HttpResponse::Ok().insert_header(("content-type", CONTENT_TYPE)).body(recorder.render());
+                async { page }
             };
             let ready = move || {
                 let health = health.clone();
@@ -108,12 +100,8 @@ impl MetricsServer {
         self.server.stop(false).await;
         match self.serving.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn Error, "the metrics server failed");
-            }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn Error, "the metrics server ended early");
-            }
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn Error, "the metrics server failed"),
+            Err(error) => tracing::warn!(error = &error as &dyn Error, "the metrics server ended early"),
         }
     }
 }
@@ -124,10 +112,6 @@ fn recorder() -> Result<PrometheusHandle, BuildError> {
         builder = builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)?;
     }
     builder.install_recorder()
-}
-
-fn page(recorder: &PrometheusHandle) -> HttpResponse {
-    HttpResponse::Ok().insert_header(("content-type", CONTENT_TYPE)).body(recorder.render())
 }
 
 async fn readiness(health: &HealthMonitor) -> HttpResponse {

@@ -1,8 +1,7 @@
 //! A role's process from start to end: log, threads, signals, the metrics server, then the role itself.
 //!
-//! Owns their order. The metrics server starts before the role, so that everything the role counts is counted, and
-//! stops after it, so that readiness reports the drain. What the role does and how its failure is shown is up to
-//! the caller.
+//! The metrics server starts before the role, so that everything the role counts is counted, and stops after it, so
+//! that readiness reports the drain.
 
 use std::net::SocketAddr;
 
@@ -25,10 +24,9 @@ settings! {
 
 /// The settings of every role's process.
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the types say it")]
 pub struct ProcessSettings {
-    /// What is logged.
     pub logs: LogSettings,
-    /// Where metrics are served.
     pub metrics: MetricsSettings,
 }
 
@@ -42,7 +40,6 @@ impl ProcessSettings {
 }
 
 /// What a role gets from its process.
-#[derive(Debug)]
 pub struct ProcessContext {
     /// Cancelled by the first signal.
     pub stop: CancellationToken,
@@ -52,14 +49,12 @@ pub struct ProcessContext {
 
 /// Why the process of a role does not start.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the texts say what is wrong")]
 pub enum StartError {
-    /// The asynchronous runtime has no threads.
     #[error("cannot start threads")]
     Threads(#[source] std::io::Error),
-    /// The process could not be stopped in an orderly way.
     #[error("cannot listen for signals")]
     Signals(#[source] std::io::Error),
-    /// Metrics were asked for.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
 }
@@ -75,9 +70,8 @@ pub fn run<E: From<StartError>>(
     runtime.block_on(async {
         let stop = signals::stop_token().map_err(StartError::Signals)?;
         let health = HealthMonitor::new(version, stop.clone());
-        let address = settings.metrics.metrics_listen;
-        let metrics = address.map(|address| MetricsServer::start(address, &health)).transpose();
-        let metrics = metrics.map_err(StartError::Metrics)?;
+        let metrics = settings.metrics.metrics_listen.map(|address| MetricsServer::start(address, &health));
+        let metrics = metrics.transpose().map_err(StartError::Metrics)?;
         let ended = role(ProcessContext { stop, health }).await;
         if let Some(metrics) = metrics {
             metrics.stop().await;

@@ -1,9 +1,8 @@
 //! How a service declares its settings, and how declared settings are read.
 //!
-//! Each setting is one row of [`settings!`](crate::settings!), beside the service that uses it: the field of the
-//! configuration, its help (the field's documentation), name, unit, default and [`Kind`]. Flags, variables, keys of
-//! the file, `--help` and `docs/CONFIGURATION.md` follow from the row. Where the values come from is the command
-//! line's: it hands a [`Reader`] the text that it found for each name.
+//! Each setting is one row of [`settings!`](crate::settings!), beside the service that uses it. Flags, variables, keys
+//! of the file, `--help` and `docs/CONFIGURATION.md` follow from the row. The command line hands a [`Reader`] the text
+//! that it found for each name.
 //! INVARIANT: no secret's value is in a mistake.
 
 use std::fmt;

@@ -1,8 +1,7 @@
 //! The OpenAPI 3.1 document, made of the table of operations and the schemas of the wire types.
 //!
-//! Owns the document's frame and how a row becomes an operation. Nothing of it is written twice: paths, scopes and
-//! statuses come from the rows, members and descriptions from the types and their docs. `docs/openapi.json` pins the
-//! result.
+//! Nothing of it is written twice: paths, scopes and statuses come from the rows, members and descriptions from the
+//! types and their docs. `docs/openapi.json` pins the result.
 
 #![expect(
     clippy::indexing_slicing,
@@ -25,7 +24,6 @@ use crate::{ErrorBody, Scope};
 const JSON: &str = "application/json";
 
 /// The document; `server` is the URL that its paths are relative to.
-#[must_use]
 pub fn openapi(server: &str) -> Value {
     let mut document = Document::new();
     let mut paths: Map<String, Value> = Map::new();
@@ -337,7 +335,9 @@ fn tidy(value: &mut Value) {
     match value {
         Value::Object(object) => {
             join_constants(object);
-            if object.get("format").and_then(Value::as_str).is_some_and(is_rust_format) {
+            let is_of_rust =
+                |format: &str| format.starts_with("uint") || format.starts_with("int") || format == "double";
+            if object.get("format").and_then(Value::as_str).is_some_and(is_of_rust) {
                 object.remove("format");
             }
             if let Some(Value::String(description)) = object.get_mut("description") {
@@ -348,10 +348,6 @@ fn tidy(value: &mut Value) {
         Value::Array(items) => items.iter_mut().for_each(tidy),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
     }
-}
-
-fn is_rust_format(format: &str) -> bool {
-    format.starts_with("uint") || format.starts_with("int") || format == "double"
 }
 
 /// `oneOf` constants with a description each becomes an `enum` with one description.

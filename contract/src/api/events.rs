@@ -1,7 +1,7 @@
 //! The events that webhook endpoints get, as the OpenAPI document describes them.
 //!
-//! Owns which members of a decision's record leave in its event: the list that the exporter filters by is the one that
-//! the document is made of. Events of marks hold the whole mark, its line and the line's hash.
+//! The exporter filters by the same list of members that the document is made of. Events of marks hold the whole mark,
+//! its line and the line's hash.
 
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -47,7 +47,6 @@ pub const DELIVERED_MEMBERS: [&str; 32] = [
 const SEQUENCE: &str =
     "The event's number at this endpoint, in the order of the log. A replay has a new one. Not `chain.sequence`.";
 
-/// One kind of event.
 pub(super) struct Event {
     pub(super) kind: &'static str,
     pub(super) operation_id: &'static str,
@@ -58,7 +57,6 @@ pub(super) struct Event {
     data: fn(&mut SchemaGenerator) -> Value,
 }
 
-/// Every kind that endpoints get.
 pub(super) const EVENTS: [Event; 5] = [
     Event {
         kind: LineType::Decision.as_str(),

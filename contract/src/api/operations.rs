@@ -1,8 +1,8 @@
-//! Every operation of the HTTP API, declared once.
+//! Every operation of the HTTP API, declared once. The gateway's routes, the `Allow` lists, the OpenAPI document and
+//! its tests follow from the table.
 //!
-//! Owns the table: path, method, scopes, request and reply types, status, tag and texts. The gateway's routes, the
-//! `Allow` lists, the OpenAPI document and its tests follow from it. A row's first line is its summary, the rest its
-//! description, in the document as in these docs. The request type of a row defines the fields of body, path and query.
+//! A row's first line is its summary, the rest its description, in the document as in these docs. The request type of a
+//! row defines the fields of body, path and query.
 
 use crate::api::responses::ErrorResponse::{
     Conflict, NotFound, NothingToSettle, PaymentRequired, TooManyChecks, TooManyDownloads, Unavailable,
@@ -47,7 +47,7 @@ macro_rules! operations {
             pub(super) fn row(self) -> &'static Row {
                 match self {
                     $(Self::$name => {
-                        const ROW: Row = $row.documented(stringify!($name), &[$($doc),+]);
+                        const ROW: Row = Row { name: stringify!($name), doc: &[$($doc),+], ..$row };
                         &ROW
                     })+
                 }

@@ -1,7 +1,7 @@
 //! The answers that are no success, as the document of the HTTP API describes them.
 //!
-//! Owns their descriptions and examples. Which operation can give which of them follows from its row in `operations`;
-//! which condition leads to which of them is the gateway's `errors`.
+//! Which operation can give which of them follows from its row in `operations`; which condition leads to which of them
+//! is the gateway's `errors`.
 
 #![expect(clippy::indexing_slicing, reason = "every index is a name in an object that is built here")]
 
@@ -25,7 +25,6 @@ macro_rules! error_responses {
     ($($(#[doc = $doc:literal])+ $name:ident = $status:literal [
         $($code:ident $message:literal $(, retry $seconds:literal)?;)+
     ];)+) => {
-        /// An error response, a component of the document.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(super) enum ErrorResponse { $($(#[doc = $doc])+ $name,)+ }
 
@@ -45,13 +44,7 @@ macro_rules! error_responses {
             }
 
             const fn examples(self) -> &'static [Example] {
-                match self {
-                    $(Self::$name => &[$((
-                        ErrorCode::$code,
-                        $message,
-                        retry!($($seconds)?),
-                    )),+],)+
-                }
+                match self { $(Self::$name => &[$((ErrorCode::$code, $message, retry!($($seconds)?))),+],)+ }
             }
         }
     };
@@ -149,38 +142,22 @@ error_responses! {
     ];
 }
 
-/// The id in examples.
 const REQUEST_ID: &str = "01940a6e-8c00-7d7a-b1f5-2f4d3c1a9e55";
 
 impl ErrorResponse {
-    /// The component of the document.
     pub(super) fn describe(self) -> Value {
         let mut headers = json!({"X-Request-Id": {"$ref": "#/components/headers/RequestId"}});
-        let mut add = |name: &str, header: Value| headers[name] = header;
-        match self {
-            Self::Unauthorized => {
-                add("WWW-Authenticate", json!({"description": "How to send a key.", "schema": {"type": "string"}}));
-            }
-            Self::MethodNotAllowed => {
-                add("Allow", json!({"description": "The methods of this path.", "schema": {"type": "string"}}));
-            }
-            Self::PaymentRequired => add_rate_limit(&mut headers),
-            Self::TooManyRequests | Self::TooManyDownloads | Self::Unavailable => {
-                add("Retry-After", json!({"$ref": "#/components/headers/RetryAfter"}));
-            }
-            Self::TooManyChecks => {
-                add("Retry-After", json!({"$ref": "#/components/headers/RetryAfter"}));
-                add_rate_limit(&mut headers);
-            }
-            Self::BadJson
-            | Self::ScopeMissing
-            | Self::NotFound
-            | Self::RequestTimeout
-            | Self::Conflict
-            | Self::NothingToSettle
-            | Self::BodyTooLarge
-            | Self::UnsupportedMediaType
-            | Self::ValidationFailed => {}
+        if self == Self::Unauthorized {
+            headers["WWW-Authenticate"] = json!({"description": "How to send a key.", "schema": {"type": "string"}});
+        }
+        if self == Self::MethodNotAllowed {
+            headers["Allow"] = json!({"description": "The methods of this path.", "schema": {"type": "string"}});
+        }
+        if matches!(self.status(), 429 | 503) {
+            headers["Retry-After"] = json!({"$ref": "#/components/headers/RetryAfter"});
+        }
+        if matches!(self, Self::PaymentRequired | Self::TooManyChecks) {
+            add_rate_limit(&mut headers);
         }
         let mut content = json!({"schema": {"$ref": "#/components/schemas/ErrorBody"}});
         match self.examples() {

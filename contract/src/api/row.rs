@@ -1,30 +1,24 @@
-//! What one row of the table of operations says, and what follows from it.
-//!
-//! Owns the builder that the rows are written with and the rules by which a row's error responses follow from its
-//! method, its access and its types, so that no row can forget one.
+//! What one row of the table of operations says. Its error responses follow from its method, its access and its types,
+//! so that no row can forget one.
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::Operation;
 use super::responses::ErrorResponse;
-use crate::{ManageReply, Request, Role, Scope, question};
+use crate::{ManageReply, Request, Scope};
 
 /// A method of HTTP that the API uses. `GET` includes `HEAD`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[expect(missing_docs, reason = "the names are those of HTTP")]
 pub enum Method {
-    /// Removes something.
     Delete,
-    /// Reads, and changes nothing.
     Get,
-    /// Changes parts of something.
     Patch,
-    /// Creates something, or asks for an action.
     Post,
 }
 
 impl Method {
     /// As in a request line.
-    #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Delete => "DELETE",
@@ -34,7 +28,6 @@ impl Method {
         }
     }
 
-    /// Whether requests have a body.
     pub(super) const fn has_body(self) -> bool {
         match self {
             Self::Patch | Self::Post => true,
@@ -54,7 +47,6 @@ pub enum Access {
     Scopes(&'static [Scope]),
 }
 
-/// Makes the schema of a type, or a reference to it.
 pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
 /// The body of a success.
@@ -62,19 +54,17 @@ pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 pub(super) enum Reply {
     /// Answers 204, without a body.
     Nothing,
-    /// JSON of this type.
     Json(SchemaOf),
     /// A body of this media type.
     Other(&'static str),
 }
 
-/// What is special about an operation that monitoring calls all the time.
+/// An operation that monitoring calls all the time.
 #[derive(Clone, Copy)]
 pub(super) struct Probe {
     pub(super) unready: Option<&'static str>,
 }
 
-/// The operation's row of the table.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     pub(super) method: Method,
@@ -85,7 +75,6 @@ pub(super) struct Row {
     pub(super) input: Option<SchemaOf>,
     /// The component that the whole body is, for an operation that passes it on.
     pub(super) body: Option<SchemaOf>,
-    pub(super) subject: Option<&'static str>,
     pub(super) status: u16,
     pub(super) description: &'static str,
     pub(super) reply: Reply,
@@ -109,7 +98,6 @@ impl Row {
             access,
             input: None,
             body: None,
-            subject: None,
             status: 200,
             description: "",
             reply: Reply::Nothing,
@@ -140,8 +128,7 @@ impl Row {
         Self::new(Method::Delete, path, tag, access)
     }
 
-    /// The gateway sends this message; its fields are the operation's parameters and body, and what its reply is done
-    /// with is the body of the answer.
+    /// The gateway sends this message: its fields are parameters and body, and its reply is the body of the answer.
     pub(super) const fn request<M>(mut self, status: u16, description: &'static str) -> Self
     where
         M: Request + JsonSchema,
@@ -160,7 +147,6 @@ impl Row {
 
     const fn describe<M: Request + JsonSchema>(mut self, description: &'static str) -> Self {
         self.input = Some(M::json_schema);
-        self.subject = Some(M::SUBJECT);
         self.description = description;
         self
     }
@@ -215,19 +201,11 @@ impl Row {
         self
     }
 
-    /// The example answer, from a fixture.
     pub(super) const fn example(mut self, json: &'static str) -> Self {
         self.example = Some(json);
         self
     }
 
-    pub(super) const fn documented(mut self, name: &'static str, doc: &'static [&'static str]) -> Self {
-        self.name = name;
-        self.doc = doc;
-        self
-    }
-
-    /// Every error response of the operation, by status.
     pub(super) fn errors(&self) -> Vec<ErrorResponse> {
         use ErrorResponse::{
             BadJson, BodyTooLarge, MethodNotAllowed, RequestTimeout, ScopeMissing, TooManyRequests, Unauthorized,
@@ -255,7 +233,6 @@ impl Row {
     }
 }
 
-/// What a reply holds when the request was done.
 pub(super) trait Outcome {
     type Done: JsonSchema;
 }
@@ -270,38 +247,27 @@ fn reference<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 
 impl Operation {
     /// The method.
-    #[must_use]
     pub fn method(self) -> Method {
         self.row().method
     }
 
     /// The path below the base path, with `{…}` around the names of parameters.
-    #[must_use]
     pub fn path(self) -> &'static str {
         self.row().path
     }
 
     /// Which keys may use it.
-    #[must_use]
     pub fn access(self) -> Access {
         self.row().access
     }
 
     /// Whether it is in the OpenAPI document.
-    #[must_use]
     pub fn is_described(self) -> bool {
         self.row().is_described
     }
 
     /// Whether monitoring calls it all the time, so that no rate limit applies.
-    #[must_use]
     pub fn is_probe(self) -> bool {
         self.row().probe.is_some()
-    }
-
-    /// The role that does what is asked; the gateway itself where it sends no message.
-    #[must_use]
-    pub fn served_by(self) -> Role {
-        self.row().subject.and_then(question).map_or(Role::Gateway, |route| route.to)
     }
 }

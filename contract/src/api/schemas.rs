@@ -1,7 +1,7 @@
 //! The schemas of wire types that write themselves as text, or as an object whose members another table lists.
 //!
-//! Owns their patterns, which say what each type's `parse` accepts. All are written where they are used (`inline`), so
-//! that clients get a string and not a type of their own for each id.
+//! The patterns say what each type's `parse` accepts. Ids are written where they are used (`inline`), so that clients
+//! get a string and not a type of their own for each.
 
 #![expect(clippy::indexing_slicing, reason = "every index is a name in an object that is built here")]
 
@@ -119,8 +119,7 @@ fn kind(kind: &str) -> Value {
 }
 
 macro_rules! components {
-    ($($(#[$meta:meta])* $name:ident = $schema:tt;)+) => {$(
-        $(#[$meta])*
+    ($($name:ident = $schema:tt;)+) => {$(
         pub(crate) struct $name;
 
         impl JsonSchema for $name {
@@ -136,7 +135,6 @@ macro_rules! components {
 }
 
 components! {
-    /// What `details` of an issue can hold; rules add members of their own.
     IssueDetails = {
         "type": "object",
         "description": "Where the matter lies and what would settle it. An issue that no change of the request settles \
@@ -156,7 +154,6 @@ components! {
         },
         "additionalProperties": true,
     };
-    /// The run that a rule of the loop family defers for.
     IssueRun = {
         "type": "object",
         "description": "Where a rule of the loop family defers because of what the server remembers of the run: which \
@@ -172,7 +169,6 @@ components! {
             "end": {"type": "string", "description": "How to end the run."},
         },
     };
-    /// One entry of `details.write`.
     SuggestedChange = {
         "type": "object",
         "description": "One thing to change in the request. With `op` and `value` it may be written as it stands. \
@@ -185,7 +181,6 @@ components! {
             "by": {"type": "string", "enum": ["person", "system"], "description": "Who must give the evidence."},
         },
     };
-    /// The text of a request as its record holds it.
     RecordedInput = {
         "type": "object",
         "description": "Only when the request said `debug_store_input: true`: its text, secrets masked. Unknown \
@@ -202,7 +197,6 @@ components! {
             "environment": {"type": "string", "description": "As sent."},
         },
     };
-    /// The answer to `GET /openapi.json`.
     OpenapiDocument = {
         "type": "object",
         "description": "An OpenAPI document.",
@@ -210,7 +204,6 @@ components! {
         "properties": {"openapi": {"type": "string", "description": "The version of OpenAPI that it is written in."}},
         "additionalProperties": true,
     };
-    /// The answer to `GET /v1/policy/vocabulary`.
     PolicyVocabulary = {
         "type": "object",
         "description": "The words of a policy pack.",
@@ -237,7 +230,6 @@ components! {
                 "description": "Every code that an issue can have."},
         },
     };
-    /// How one constraint is written.
     ConstraintForm = {
         "type": "object",
         "description": "How one constraint is written.",
@@ -249,7 +241,6 @@ components! {
         },
         "additionalProperties": true,
     };
-    /// A member of `context`, for people.
     ContextMember = {
         "type": "object",
         "description": "A member of `context` that rules read.",
@@ -260,7 +251,6 @@ components! {
         },
         "additionalProperties": true,
     };
-    /// A code, for people.
     VocabularyCode = {
         "type": "object",
         "description": "A code that an issue can have.",

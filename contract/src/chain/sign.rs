@@ -3,8 +3,6 @@
 //! The signed bytes are the line up to `,"signature":"…"}`, closed with `}`: a reader cuts and never re-serialises.
 //! Making a signature is the keystore's, which alone has the key.
 
-use std::fmt;
-
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use data_encoding::{BASE64, HEXLOWER};
 use jiff::Timestamp;
@@ -12,52 +10,23 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::IdError;
+use crate::id::text_id;
 use crate::record::Mark;
 
 const MEMBER: &[u8] = b",\"signature\":\"";
 const END: &[u8] = b"\"}";
 
-/// A signing key by the first 16 hexadecimal digits of its public key's SHA-256.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SigningKeyId(String);
+text_id!(
+    /// A signing key by the first 16 hexadecimal digits of its public key's SHA-256.
+    SigningKeyId,
+    "a signing key's id: 16 hexadecimal digits in lower case",
+    |text| text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+);
 
 impl SigningKeyId {
     /// Of a public key.
     pub fn of(public: &[u8; 32]) -> Self {
-        Self(HEXLOWER.encode(&Sha256::digest(public)).chars().take(16).collect())
-    }
-
-    /// As text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for SigningKeyId {
-    type Error = IdError;
-    fn try_from(text: String) -> Result<Self, IdError> {
-        let good = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
-        if good { Ok(Self(text)) } else { Err(IdError::signing_key()) }
-    }
-}
-
-impl From<SigningKeyId> for String {
-    fn from(id: SigningKeyId) -> Self {
-        id.0
-    }
-}
-
-impl fmt::Display for SigningKeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl fmt::Debug for SigningKeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        Self(HEXLOWER.encode(&Sha256::digest(public)).chars().take(16).collect::<String>().into())
     }
 }
 
@@ -78,7 +47,6 @@ pub struct PublicKey {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unsigned(String);
 
-/// What the line of a mark says beside the mark.
 #[derive(Serialize)]
 struct WithKey<'a> {
     #[serde(flatten)]

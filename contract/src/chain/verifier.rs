@@ -2,10 +2,9 @@
 //! doubled.
 //!
 //! A missing line is excused if it expired, if a signed removal names it, or if it lies outside the window. Marks are
-//! checked first ([`mark_chain`]), because a mark vouches for lines before and after it; then come all lines in the
-//! order of the log. Pure: memory grows with the marks and writers, not with the decisions. An unreadable line becomes
-//! a finding and does not stop the verification. The order of lines of different writers is not checked, since no line
-//! states it.
+//! checked first ([`mark_chain`]), because a mark vouches for lines before and after it. Memory grows with the marks
+//! and writers, not with the decisions. An unreadable line becomes a finding and does not stop the verification. The
+//! order of lines of different writers is not checked, since no line states it.
 
 mod mark_chain;
 #[cfg(test)]
@@ -49,7 +48,7 @@ pub struct Window {
 }
 
 /// What was found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// Nothing was found. It does not say that nothing is unsealed.
     pub ok: bool,
@@ -62,7 +61,7 @@ pub struct Report {
     /// Deletions on demand in the window.
     pub deletions: u64,
     /// Removals by retention in the window; absent where there are none.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     #[schemars(extend("minimum" = 1))]
     pub expiries: u64,
     /// Decisions that no mark covers yet: that none was cut off behind them cannot be proven.
@@ -80,13 +79,9 @@ pub struct Report {
     pub more_findings: u64,
     /// Entries in the log's store that no gateway or exporter put there, where there are any: an alarm for the
     /// operator. They are no part of the log, and no finding.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     #[schemars(extend("minimum" = 1))]
     pub rejected: u64,
-}
-
-fn is_zero(count: &u64) -> bool {
-    *count == 0
 }
 
 /// One fault.
@@ -140,7 +135,6 @@ pub enum FindingKind {
     MarkMissing,
 }
 
-/// What has been read of one writer's chain.
 #[derive(Default)]
 struct WriterChain {
     /// The lowest sequence in the log.
@@ -169,55 +163,31 @@ struct Gap {
     before: Option<RequestId>,
 }
 
-/// Findings so far.
-#[derive(Default)]
-struct Findings {
-    listed: Vec<Finding>,
-    more: u64,
-}
-
-/// A verification in progress: [`ChainVerifier::new`], then [`ChainVerifier::read_line`] for each line, then
-/// [`ChainVerifier::finish`].
+/// A verification in progress.
 pub struct ChainVerifier {
     window: Window,
     marks: MarkChain,
     writers: BTreeMap<WriterId, WriterChain>,
-    found: Findings,
-    records: u64,
-    checkpoints: u64,
-    deletions: u64,
-    expiries: u64,
-    first_at: Option<Timestamp>,
-    last_at: Option<Timestamp>,
+    /// Findings, counts and times so far; the rest is filled in at the end.
+    report: Report,
 }
 
 impl ChainVerifier {
     /// Checks all marks of the log, which must come in order.
     pub fn new<'l>(window: Window, keys: Vec<PublicKey>, marks: impl IntoIterator<Item = &'l [u8]>) -> Self {
         let mut chain = MarkChain::new(keys);
-        let mut found = Findings::default();
+        let mut report = Report::default();
         for line in marks {
-            chain.check(line, &mut found);
+            chain.check(line, &mut report);
         }
-        chain.check_gaps(&window, &mut found);
-        Self {
-            window,
-            marks: chain,
-            writers: BTreeMap::new(),
-            found,
-            records: 0,
-            checkpoints: 0,
-            deletions: 0,
-            expiries: 0,
-            first_at: None,
-            last_at: None,
-        }
+        chain.check_gaps(&window, &mut report);
+        Self { window, marks: chain, writers: BTreeMap::new(), report }
     }
 
     /// Sets the account that the log must belong to. Without it, the first line that names an account sets it.
     pub fn of(mut self, account: &AccountId) -> Self {
         if !self.marks.belongs_to(account) {
-            self.found.line(FindingKind::Unreadable, "the marks are those of another account");
+            self.report.line(FindingKind::Unreadable, None, "the marks are those of another account");
         }
         self
     }
@@ -227,13 +197,13 @@ impl ChainVerifier {
         let Ok(kind) = serde_json::from_slice::<Kind>(line) else {
             // A broken mark was reported when the marks were checked.
             if !self.marks.was_checked(line) {
-                self.found.line(FindingKind::Unreadable, "a line cannot be read");
+                self.report.line(FindingKind::Unreadable, None, "a line cannot be read");
             }
             return;
         };
         match kind.line {
             LineType::Decision if kind.account.as_ref().is_some_and(|account| !self.marks.belongs_to(account)) => {
-                self.found.decision_line(FindingKind::Unreadable, kind.id(), "a decision is another account's");
+                self.report.line(FindingKind::Unreadable, kind.id(), "a decision is another account's");
             }
             LineType::Decision => self.read_decision(line, kind.id()),
             LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
@@ -255,39 +225,31 @@ impl ChainVerifier {
                     Some((_, before)) if before.last + 1 == first => {
                         (before.last, before.before) = (gap.last, gap.before);
                     }
-                    _ => self.found.missing(writer, whole.replace((first, gap))),
+                    _ => self.report.missing(writer, whole.replace((first, gap))),
                 }
             }
-            self.found.missing(writer, whole);
+            self.report.missing(writer, whole);
         }
         Report {
-            ok: self.found.listed.is_empty(),
-            records: self.records,
+            ok: self.report.findings.is_empty(),
             writers,
-            checkpoints: self.checkpoints,
-            deletions: self.deletions,
-            expiries: self.expiries,
             unsealed,
-            first_at: self.first_at,
-            last_at: self.last_at,
-            last_mark: self.marks.last_signed(),
-            findings: self.found.listed,
-            more_findings: self.found.more,
-            rejected: 0,
+            last_mark: self.marks.last_signed,
+            ..self.report
         }
     }
 
     fn read_decision(&mut self, line: &[u8], id: Option<RequestId>) {
         let start = serde_json::from_slice::<LineHeader>(line).ok().filter(|start| start.chain.sequence > 0);
         let Some(LineHeader { chain, recorded_at, .. }) = start else {
-            return self.found.decision_line(FindingKind::Unreadable, id, "a decision's line cannot be read");
+            return self.report.line(FindingKind::Unreadable, id, "a decision's line cannot be read");
         };
         if !self.window.covers(recorded_at) {
             return;
         }
-        self.records += 1;
-        self.first_at = self.first_at.or(Some(recorded_at));
-        self.last_at = Some(recorded_at);
+        self.report.records += 1;
+        self.report.first_at = self.report.first_at.or(Some(recorded_at));
+        self.report.last_at = Some(recorded_at);
         if !self.writers.contains_key(&chain.writer) {
             self.check_first_link(&chain);
         }
@@ -297,17 +259,20 @@ impl ChainVerifier {
             return self.report_out_of_order(writer, sequence, id);
         }
         seen.first = seen.first.or(Some(sequence));
-        seen.unsealed += u64::from(!self.marks.covers(writer, sequence));
+        seen.unsealed += u64::from(sequence > self.marks.covered(writer));
         let previous = chain.previous.map(|previous| previous.hash);
         let (last, follows) = (seen.last, previous == seen.hash || (previous.is_some() && previous == seen.signed));
         let named = self.marks.named(writer, sequence);
         let signed = named.filter(|named| *named != hash);
         if named.is_none() {
-            seen.keep_recent(sequence, hash, id);
+            seen.recent.insert(sequence, (hash, id));
+            if seen.recent.len() > MAX_RECENT {
+                seen.recent.pop_first();
+            }
         }
         let last_id = std::mem::replace(&mut seen.last_id, id);
         (seen.last, seen.hash, seen.signed) = (sequence, Some(hash), signed);
-        let overflowing = seen.pop_oldest_gap();
+        let overflowing = if seen.gaps.len() < MAX_GAPS { None } else { seen.gaps.pop_first() };
         if last_id.is_none() {
             seen.close_gap(last, id);
         }
@@ -317,14 +282,14 @@ impl ChainVerifier {
             seen.gaps.insert(last + 1, Gap { last: sequence - 1, claim, message, after: last_id, before: id });
         } else if !follows {
             let message = "a decision is not the one that its successor follows";
-            self.found.decision(FindingKind::Altered, writer, last.max(1), last_id, message);
+            self.report.decision(FindingKind::Altered, writer, last.max(1), last_id, message);
         }
         if signed.is_some() {
             let message = "a decision is not the one that was signed";
-            self.found.decision(FindingKind::Altered, writer, sequence, id, message);
+            self.report.decision(FindingKind::Altered, writer, sequence, id, message);
         }
         let overflowing = overflowing.filter(|(_, gap)| !self.is_gap_excused(writer, gap));
-        self.found.missing(writer, overflowing);
+        self.report.missing(writer, overflowing);
     }
 
     /// Checks what a writer's first line says was in the log before it.
@@ -333,12 +298,12 @@ impl ChainVerifier {
             self.expect_head(after, "a writer's last decisions are missing: a later writer followed them");
         }
         if let Some(mark) = &link.mark {
-            self.marks.expect_head(mark, &mut self.found);
+            self.marks.expect_head(mark, &mut self.report);
         }
     }
 
     fn read_mark(&mut self, line: &[u8]) {
-        let Some(mark) = self.marks.trusted_mark(line, &self.window, &mut self.found) else { return };
+        let Some(mark) = self.marks.trusted_mark(line, &self.window, &mut self.report) else { return };
         if !self.window.covers(mark.recorded_at) {
             return;
         }
@@ -346,9 +311,9 @@ impl ChainVerifier {
             self.expect_head(head, "a writer's last decisions are missing: a mark names them");
         }
         match mark.body {
-            MarkBody::Checkpoint {} => self.checkpoints += 1,
-            MarkBody::Deletion(_) => self.deletions += 1,
-            MarkBody::Expiry(_) => self.expiries += 1,
+            MarkBody::Checkpoint {} => self.report.checkpoints += 1,
+            MarkBody::Deletion(_) => self.report.deletions += 1,
+            MarkBody::Expiry(_) => self.report.expiries += 1,
             MarkBody::WebhookDisabled { .. } => {}
         }
     }
@@ -376,7 +341,7 @@ impl ChainVerifier {
         {
             seen.recent.remove(&head.sequence);
             let message = "a decision is not the one that was followed";
-            self.found.decision(FindingKind::Altered, head.writer, head.sequence, id, message);
+            self.report.decision(FindingKind::Altered, head.writer, head.sequence, id, message);
         }
     }
 
@@ -385,9 +350,9 @@ impl ChainVerifier {
         let Some(seen) = self.writers.get_mut(&writer) else { return };
         if seen.fill(sequence) || seen.first.is_none_or(|first| sequence < first) {
             let message = "a decision stands behind a later one";
-            self.found.decision(FindingKind::Reordered, writer, sequence, id, message);
+            self.report.decision(FindingKind::Reordered, writer, sequence, id, message);
         } else {
-            self.found.decision(FindingKind::Duplicate, writer, sequence, id, "a decision is there twice");
+            self.report.decision(FindingKind::Duplicate, writer, sequence, id, "a decision is there twice");
         }
     }
 
@@ -414,19 +379,6 @@ impl Window {
 }
 
 impl WriterChain {
-    /// Keeps the line's hash for a mark or writer that names it later.
-    fn keep_recent(&mut self, sequence: u64, hash: LineHash, id: Option<RequestId>) {
-        self.recent.insert(sequence, (hash, id));
-        if self.recent.len() > MAX_RECENT {
-            self.recent.pop_first();
-        }
-    }
-
-    /// Drops and returns the oldest gap if there are too many.
-    fn pop_oldest_gap(&mut self) -> Option<(u64, Gap)> {
-        if self.gaps.len() < MAX_GAPS { None } else { self.gaps.pop_first() }
-    }
-
     /// Sets the decision after a gap that a mark or another writer revealed.
     fn close_gap(&mut self, last: u64, id: Option<RequestId>) {
         let gap = self.gaps.range_mut(..=last).next_back().map(|(_, gap)| gap);
@@ -450,20 +402,16 @@ impl WriterChain {
     }
 }
 
-impl Findings {
+impl Report {
     fn add(&mut self, finding: Finding) {
-        if self.listed.len() < MAX_FINDINGS {
-            self.listed.push(finding);
+        if self.findings.len() < MAX_FINDINGS {
+            self.findings.push(finding);
         } else {
-            self.more = self.more.saturating_add(1);
+            self.more_findings = self.more_findings.saturating_add(1);
         }
     }
 
-    fn line(&mut self, kind: FindingKind, message: &str) {
-        self.add(Finding::of(kind, message));
-    }
-
-    fn decision_line(&mut self, kind: FindingKind, request_id: Option<RequestId>, message: &str) {
+    fn line(&mut self, kind: FindingKind, request_id: Option<RequestId>, message: &str) {
         self.add(Finding { request_id, ..Finding::of(kind, message) });
     }
 
@@ -498,7 +446,6 @@ impl Findings {
 }
 
 impl Finding {
-    /// A finding of one line, without further detail.
     fn of(kind: FindingKind, message: &str) -> Self {
         Self {
             kind,

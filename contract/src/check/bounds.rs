@@ -1,8 +1,7 @@
 //! Bounds on names and amounts in `context`: no hidden characters, no absurd amounts.
 //!
-//! A run, tool, constraint or environment with an invisible character in its name is not what it looks like, and an
-//! amount beyond [`MAX_USD`] is a mistake or an attack: both are refused with a `422`. Evidence of the wrong type is
-//! not refused here: it is malformed (contract, section 2), which the policy decides.
+//! A name with an invisible character is not what it looks like, and an amount beyond [`MAX_USD`] is a mistake or an
+//! attack: both are a `422`. Evidence of the wrong type is malformed, which the policy decides.
 
 use serde_json::{Map, Value};
 
@@ -10,7 +9,7 @@ use super::{CheckRequest, FieldError};
 use crate::number::{MAX_USD, Micros, NumberError};
 use crate::word::hidden;
 
-/// Amounts, which may stand in `context` and in `context.loop_state`.
+/// Members of `context` and of `context.loop_state`.
 const NAMES: [&str; 2] = ["run_id", "current_tool"];
 const AMOUNTS: [&str; 2] = ["estimated_cost_usd", "cumulative_cost_usd"];
 

@@ -1,7 +1,7 @@
 //! The members of a request that the product knows: by level, with the type and the meaning of each.
 //!
-//! Owns the one table from which near misses are found and which documents list. What a member decides is a policy's
-//! business; a member of `context` that stands in no table is a fact that only the record keeps.
+//! Near misses are found from this table, and documents list it. A member of `context` that stands in no table is a
+//! fact that only the record keeps.
 
 /// One known member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,6 @@ pub const LOOP_STATE_MEMBERS: &[Member] = &[
     member("cumulative_cost_usd", "number from 0", "as `context.cumulative_cost_usd`"),
 ];
 
-/// Whether a table holds a name, exactly so.
 pub(super) fn holds(members: &[Member], name: &str) -> bool {
     members.iter().any(|member| member.name == name)
 }

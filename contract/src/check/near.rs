@@ -1,11 +1,11 @@
 //! Near misses: members whose names look like known ones, so that a misspelt member is refused instead of ignored.
 //!
-//! Contract section 2: a member that differs from a known member of its level only in case, separators or a final `s`,
-//! or that stands at the wrong level, is a bad field. Other unknown members are tolerated. An error quotes a name only
-//! if it is a plain identifier, because names are the caller's text.
+//! A member that differs from a known one of its level only in case, separators or a final `s`, or that stands at the
+//! wrong level, is a bad field; others are tolerated. An error quotes a name only if it is a
+//! plain identifier, because names are the caller's text.
 
 use std::collections::HashMap;
-use std::sync::OnceLock;
+use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -19,29 +19,25 @@ const ALSO_IN_CONTEXT: [&str; 3] = ["side_effects", "constraints", "success_crit
 /// Known names of one level, by their reduced form ([`bare`]).
 type Level = HashMap<String, &'static str>;
 
-/// Near misses among the unknown top-level members.
 pub(super) fn in_request(unknown: &Map<String, Value>, errors: &mut Vec<FieldError>) {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    let level = LEVEL.get_or_init(|| level(REQUEST_MEMBERS, &[]));
+    static LEVEL: LazyLock<Level> = LazyLock::new(|| level(REQUEST_MEMBERS, &[]));
     for name in unknown.keys() {
         if holds(CONTEXT_MEMBERS, name) {
             errors.push(FieldError::new(name, format!("belongs in `context`: write `context.{name}`")));
-        } else if let Some(known) = near(level, name) {
+        } else if let Some(known) = near(&LEVEL, name) {
             errors.push(FieldError::new(told(name), format!("is not known: write `{known}`")));
         }
     }
 }
 
-/// Near misses in `context` and in `context.loop_state`.
 pub(super) fn in_context(context: &Map<String, Value>, errors: &mut Vec<FieldError>) {
-    static LEVEL: OnceLock<Level> = OnceLock::new();
-    static LOOP_STATE: OnceLock<Level> = OnceLock::new();
-    let level = LEVEL.get_or_init(|| self::level(CONTEXT_MEMBERS, &ALSO_IN_CONTEXT));
+    static LEVEL: LazyLock<Level> = LazyLock::new(|| level(CONTEXT_MEMBERS, &ALSO_IN_CONTEXT));
+    static LOOP_STATE: LazyLock<Level> = LazyLock::new(|| level(LOOP_STATE_MEMBERS, &[]));
     for name in context.keys().filter(|name| !holds(CONTEXT_MEMBERS, name)) {
         let message = if holds(REQUEST_MEMBERS, name) {
             format!("belongs beside `context`, not in it: write `{name}` at the top level")
         } else {
-            match near(level, name) {
+            match near(&LEVEL, name) {
                 Some(known) if ALSO_IN_CONTEXT.contains(&known) => {
                     format!("is not known: write `{known}` at the top level, beside `context`")
                 }
@@ -52,9 +48,8 @@ pub(super) fn in_context(context: &Map<String, Value>, errors: &mut Vec<FieldErr
         errors.push(FieldError::new(format!("context.{}", told(name)), message));
     }
     let Some(Value::Object(state)) = context.get("loop_state") else { return };
-    let level = LOOP_STATE.get_or_init(|| self::level(LOOP_STATE_MEMBERS, &[]));
     for name in state.keys().filter(|name| !holds(LOOP_STATE_MEMBERS, name)) {
-        if let Some(known) = near(level, name) {
+        if let Some(known) = near(&LOOP_STATE, name) {
             let path = format!("context.loop_state.{}", told(name));
             errors.push(FieldError::new(path, format!("is not known: write `context.loop_state.{known}`")));
         }
@@ -65,7 +60,6 @@ fn level(members: &[Member], more: &[&'static str]) -> Level {
     members.iter().map(|member| member.name).chain(more.iter().copied()).map(|name| (bare(name), name)).collect()
 }
 
-/// The known name that was probably meant.
 fn near(level: &Level, name: &str) -> Option<&'static str> {
     let known = level.get(&bare(name)).copied()?;
     (known != name).then_some(known)

@@ -1,14 +1,13 @@
 //! What looks like a constraint and is none: a misspelt name, another operator, a JSON object.
 //!
-//! Owns where a sentence ends and a constraint begins: a single identifier with an operator or a number behind it, an
-//! identifier that is nearly a known name. Sentences, addresses and known tags are left alone.
+//! A single identifier with an operator or a number behind it looks like one, as does an identifier that is nearly a
+//! known name. Sentences, addresses and known tags are left alone.
 
-use super::names::{ConstraintName, Names, key};
+use super::names::{ConstraintName, Names, Takes, key};
 use super::near::MAX_SUGGESTIONS;
 use super::value::unquoted;
 use crate::word::is_hyphen;
 
-/// Set a name apart from a value.
 const OPERATORS: [char; 11] = [':', '=', '<', '>', '≤', '≥', '≦', '≧', '⩽', '⩾', '≠'];
 /// Addresses that have no `//` behind their colon.
 const SCHEMES: [&str; 6] = ["mailto", "urn", "data", "tel", "sms", "javascript"];
@@ -20,7 +19,7 @@ const MAX_WORDS: usize = 4;
 impl Names {
     /// The constraints that a text may mean which is not understood; nothing for a sentence or a tag.
     pub(super) fn not_understood(&self, text: &str, head: &str) -> Option<Vec<&'static str>> {
-        if self.is_first_edition() || self.is_tag(head) {
+        if self.first_edition || self.is_tag(head) {
             return None;
         }
         if text.starts_with('{') {
@@ -70,7 +69,7 @@ impl Names {
             return Some(self.meant(first));
         }
         // `allowed_environment staging`, `timeout 30 seconds`.
-        let takes_a_value = |name: ConstraintName| !name.is_flag();
+        let takes_a_value = |name: ConstraintName| !matches!(name.takes, Takes::Flag(_) | Takes::ShortFor(_));
         if rest < MAX_WORDS
             && self.find(first).is_some_and(takes_a_value)
             && (numbered || (rest == 0 && compound(first)))
@@ -99,7 +98,7 @@ impl Names {
     /// For several words: one letter may be wrong, in a name that is long enough not to be hit by chance.
     fn nearly(&self, name: &str) -> Vec<&'static str> {
         let long = |key: &String| key.chars().count() >= 8;
-        key(unquoted(name)).filter(long).map(|key| self.near().suggest(&key, 1)).unwrap_or_default()
+        key(unquoted(name)).filter(long).map(|key| self.suggest(&key, 1)).unwrap_or_default()
     }
 
     fn is_nearly(&self, name: &str) -> bool {
@@ -118,7 +117,7 @@ fn alike(name: &str) -> Vec<&'static str> {
     ConstraintName::ALL.into_iter().filter(alike).map(ConstraintName::as_str).take(MAX_SUGGESTIONS).collect()
 }
 
-/// What stands before the first operator, and from there on.
+/// The text before the first operator, and the rest from there on.
 fn at_operator(text: &str) -> Option<(&str, &str)> {
     let at = text.find(OPERATORS)?;
     let (head, rest) = text.split_at_checked(at)?;

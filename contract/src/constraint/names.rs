@@ -1,83 +1,43 @@
 //! Names of constraints: the canonical ones, and the words that mean them.
 //!
-//! Owns the look-up. Spellings are folded: case, separators, camel case and the plural of a part make no other name
-//! (`allowedTools`, `Allowed-Tool` and `allowed_tools` are one). A policy pack adds aliases, and tags that have no
-//! effect. The first edition's names are a table of their own, without aliases and without folding.
+//! Spellings are folded: case, separators, camel case and the plural of a part make no other name (`allowedTools`,
+//! `Allowed-Tool` and `allowed_tools` are one). A policy pack adds aliases, and tags that have no effect. The first
+//! edition's names are not folded.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use super::near::Near;
-use super::value::{self, unquoted};
-use super::{Constraint, FlagName};
-use crate::number::Micros;
+use super::value::unquoted;
+use super::{FlagName, LimitName, ListName};
 use crate::word::{Word, is_hyphen, parts};
 
-/// Environments that are known without a pack, as keys.
-const ENVIRONMENTS: [&str; 20] = [
-    "production",
-    "prod",
-    "prd",
-    "live",
-    "staging",
-    "stage",
-    "stg",
-    "development",
-    "dev",
-    "test",
-    "testing",
-    "qa",
-    "uat",
-    "preprod",
-    "preproduction",
-    "sandbox",
-    "local",
-    "demo",
-    "canary",
-    "ci",
-];
+/// No name is longer.
+const MAX_NAME_BYTES: usize = 80;
 
-/// A constraint that the grammar knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "the names are those of the contract")]
-pub enum ConstraintName {
-    ApprovalRequired,
-    RequireApprovalFor,
-    RequiredRole,
-    AllowedEnvironment,
-    Environment,
-    DeniedEnvironment,
-    MaxIterations,
-    MaxRetries,
-    Timeout,
-    MaxCost,
-    SameTool,
-    NoRepeatCalls,
-    MaxRecords,
-    RequireTicket,
-    AllowedChangeWindow,
-    BusinessHoursOnly,
-    RollbackPlanRequired,
-    MfaRequired,
-    ApprovalMaxAge,
-    ResourceScope,
-    AllowedMcpServers,
-    TenantIsolation,
-    AllowedTools,
-    DeniedTools,
-    ReadOnly,
-    DryRun,
-    Sandbox,
+/// A constraint that the grammar knows: a row of [`ConstraintName::ALL`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConstraintName {
+    text: &'static str,
+    pub(super) takes: Takes,
+    /// Other names that every policy knows.
+    aliases: &'static [&'static str],
+    first_edition: bool,
 }
 
-/// What a constraint takes.
-pub(super) enum Form {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
     Flag(FlagName),
-    BusinessHours,
-    List(fn(Vec<String>) -> Constraint),
-    Whole(fn(u64) -> Constraint),
-    Duration(fn(Micros) -> Constraint),
-    Dollars(fn(Micros) -> Constraint),
+    /// Nothing: when it is set, it means this other constraint.
+    ShortFor(&'static str),
+    Limit(LimitName, Unit),
+    List(ListName),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unit {
+    Whole,
+    Seconds,
+    Dollars,
 }
 
 /// Where a `*` may stand.
@@ -93,127 +53,99 @@ pub(super) enum Wildcards {
 impl ConstraintName {
     /// Every constraint, in the contract's order.
     pub const ALL: [Self; 27] = [
-        Self::ApprovalRequired,
-        Self::RequireApprovalFor,
-        Self::RequiredRole,
-        Self::AllowedEnvironment,
-        Self::Environment,
-        Self::DeniedEnvironment,
-        Self::MaxIterations,
-        Self::MaxRetries,
-        Self::Timeout,
-        Self::MaxCost,
-        Self::SameTool,
-        Self::NoRepeatCalls,
-        Self::MaxRecords,
-        Self::RequireTicket,
-        Self::AllowedChangeWindow,
-        Self::BusinessHoursOnly,
-        Self::RollbackPlanRequired,
-        Self::MfaRequired,
-        Self::ApprovalMaxAge,
-        Self::ResourceScope,
-        Self::AllowedMcpServers,
-        Self::TenantIsolation,
-        Self::AllowedTools,
-        Self::DeniedTools,
-        Self::ReadOnly,
-        Self::DryRun,
-        Self::Sandbox,
+        Self::flag("approval_required", FlagName::ApprovalRequired).with_aliases(&[
+            "approval",
+            "require_approval",
+            "human_review_required",
+            "human_approval_required",
+        ]),
+        Self::list("require_approval_for", ListName::RequireApprovalFor),
+        Self::list("required_role", ListName::RequiredRole),
+        Self::list("allowed_environment", ListName::AllowedEnvironment),
+        Self::list("environment", ListName::Environment).since_second_edition(),
+        Self::list("denied_environment", ListName::DeniedEnvironment).since_second_edition(),
+        Self::limit("max_iterations", LimitName::MaxIterations, Unit::Whole),
+        Self::limit("max_retries", LimitName::MaxRetries, Unit::Whole),
+        Self::limit("timeout", LimitName::Timeout, Unit::Seconds).with_aliases(&["timeout_seconds"]),
+        Self::limit("max_cost_usd", LimitName::MaxCost, Unit::Dollars),
+        Self::limit("same_tool_limit", LimitName::SameTool, Unit::Whole).with_aliases(&["same_tool"]),
+        Self::flag("no_repeat_calls", FlagName::NoRepeatCalls),
+        Self::limit("max_records", LimitName::MaxRecords, Unit::Whole).with_aliases(&["max_records_per_request"]),
+        Self::flag("require_ticket", FlagName::RequireTicket),
+        Self::list("allowed_change_window", ListName::AllowedChangeWindow),
+        Self::new("business_hours_only", Takes::ShortFor("allowed_change_window: business_hours")),
+        Self::flag("rollback_plan_required", FlagName::RollbackPlanRequired),
+        Self::flag("mfa_required", FlagName::MfaRequired).with_aliases(&["require_mfa"]),
+        Self::limit("approval_max_age", LimitName::ApprovalMaxAge, Unit::Seconds).since_second_edition(),
+        Self::list("resource_scope", ListName::ResourceScope),
+        Self::list("allowed_mcp_servers", ListName::AllowedMcpServers),
+        Self::flag("tenant_isolation", FlagName::TenantIsolation),
+        Self::list("allowed_tools", ListName::AllowedTools),
+        Self::list("denied_tools", ListName::DeniedTools).since_second_edition(),
+        Self::flag("read_only", FlagName::ReadOnly),
+        Self::flag("dry_run", FlagName::DryRun),
+        Self::flag("sandbox", FlagName::Sandbox),
     ];
+
+    const fn new(text: &'static str, takes: Takes) -> Self {
+        Self { text, takes, aliases: &[], first_edition: true }
+    }
+
+    const fn flag(text: &'static str, flag: FlagName) -> Self {
+        Self::new(text, Takes::Flag(flag))
+    }
+
+    const fn limit(text: &'static str, limit: LimitName, unit: Unit) -> Self {
+        Self::new(text, Takes::Limit(limit, unit))
+    }
+
+    const fn list(text: &'static str, list: ListName) -> Self {
+        Self::new(text, Takes::List(list))
+    }
+
+    const fn with_aliases(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+
+    const fn since_second_edition(self) -> Self {
+        Self { first_edition: false, ..self }
+    }
 
     /// As the contract writes it.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::ApprovalRequired => "approval_required",
-            Self::RequireApprovalFor => "require_approval_for",
-            Self::RequiredRole => "required_role",
-            Self::AllowedEnvironment => "allowed_environment",
-            Self::Environment => "environment",
-            Self::DeniedEnvironment => "denied_environment",
-            Self::MaxIterations => "max_iterations",
-            Self::MaxRetries => "max_retries",
-            Self::Timeout => "timeout",
-            Self::MaxCost => "max_cost_usd",
-            Self::SameTool => "same_tool_limit",
-            Self::NoRepeatCalls => "no_repeat_calls",
-            Self::MaxRecords => "max_records",
-            Self::RequireTicket => "require_ticket",
-            Self::AllowedChangeWindow => "allowed_change_window",
-            Self::BusinessHoursOnly => "business_hours_only",
-            Self::RollbackPlanRequired => "rollback_plan_required",
-            Self::MfaRequired => "mfa_required",
-            Self::ApprovalMaxAge => "approval_max_age",
-            Self::ResourceScope => "resource_scope",
-            Self::AllowedMcpServers => "allowed_mcp_servers",
-            Self::TenantIsolation => "tenant_isolation",
-            Self::AllowedTools => "allowed_tools",
-            Self::DeniedTools => "denied_tools",
-            Self::ReadOnly => "read_only",
-            Self::DryRun => "dry_run",
-            Self::Sandbox => "sandbox",
-        }
+        self.text
     }
 
     /// Finds a constraint by its canonical name.
     pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.as_str() == name)
+        Self::ALL.into_iter().find(|known| known.text == name)
     }
 
     /// What to write: the name with a value that would do.
     pub fn example(self) -> String {
-        let name = self.as_str();
-        match self.form() {
-            Form::Flag(_) | Form::BusinessHours => name.to_owned(),
-            Form::Whole(_) => format!("{name}: 3"),
-            Form::Duration(_) => format!("{name}: 5m"),
-            Form::Dollars(_) => format!("{name}: 2.50"),
-            Form::List(_) if self.wildcards() == Wildcards::None => format!("{name}: a, b"),
-            Form::List(_) => format!("{name}: a, b*"),
-        }
+        let value = match self.takes {
+            Takes::Flag(_) | Takes::ShortFor(_) => return self.text.to_owned(),
+            Takes::Limit(_, Unit::Whole) => "3",
+            Takes::Limit(_, Unit::Seconds) => "5m",
+            Takes::Limit(_, Unit::Dollars) => "2.50",
+            Takes::List(list) if list.wildcards() == Wildcards::None => "a, b",
+            Takes::List(_) => "a, b*",
+        };
+        format!("{}: {value}", self.text)
     }
 
-    pub(super) fn form(self) -> Form {
-        match self {
-            Self::ApprovalRequired => Form::Flag(FlagName::ApprovalRequired),
-            Self::NoRepeatCalls => Form::Flag(FlagName::NoRepeatCalls),
-            Self::RequireTicket => Form::Flag(FlagName::RequireTicket),
-            Self::RollbackPlanRequired => Form::Flag(FlagName::RollbackPlanRequired),
-            Self::MfaRequired => Form::Flag(FlagName::MfaRequired),
-            Self::TenantIsolation => Form::Flag(FlagName::TenantIsolation),
-            Self::ReadOnly => Form::Flag(FlagName::ReadOnly),
-            Self::DryRun => Form::Flag(FlagName::DryRun),
-            Self::Sandbox => Form::Flag(FlagName::Sandbox),
-            Self::BusinessHoursOnly => Form::BusinessHours,
-            Self::RequireApprovalFor => Form::List(Constraint::RequireApprovalFor),
-            Self::RequiredRole => Form::List(Constraint::RequiredRole),
-            Self::AllowedEnvironment => Form::List(Constraint::AllowedEnvironment),
-            Self::Environment => Form::List(Constraint::Environment),
-            Self::DeniedEnvironment => Form::List(Constraint::DeniedEnvironment),
-            Self::AllowedChangeWindow => Form::List(Constraint::AllowedChangeWindow),
-            Self::ResourceScope => Form::List(Constraint::ResourceScope),
-            Self::AllowedMcpServers => Form::List(Constraint::AllowedMcpServers),
-            Self::AllowedTools => Form::List(Constraint::AllowedTools),
-            Self::DeniedTools => Form::List(Constraint::DeniedTools),
-            Self::MaxIterations => Form::Whole(Constraint::MaxIterations),
-            Self::MaxRetries => Form::Whole(Constraint::MaxRetries),
-            Self::SameTool => Form::Whole(Constraint::SameTool),
-            Self::MaxRecords => Form::Whole(Constraint::MaxRecords),
-            Self::Timeout => Form::Duration(Constraint::Timeout),
-            Self::ApprovalMaxAge => Form::Duration(Constraint::ApprovalMaxAge),
-            Self::MaxCost => Form::Dollars(Constraint::MaxCost),
-        }
+    /// Its place in [`Self::ALL`], by which names that are equally near are sorted.
+    pub(super) fn place(self) -> Option<usize> {
+        Self::ALL.iter().position(|known| known.text == self.text)
     }
 
-    /// Whether it is either set or not.
-    pub(super) fn is_flag(self) -> bool {
-        matches!(self.form(), Form::Flag(_) | Form::BusinessHours)
+    /// Every name that means this constraint without a pack.
+    fn spellings(self) -> impl Iterator<Item = (&'static str, Self)> {
+        std::iter::once(self.text).chain(self.aliases.iter().copied()).map(move |text| (text, self))
     }
+}
 
-    pub(super) fn names_environments(self) -> bool {
-        matches!(self, Self::AllowedEnvironment | Self::Environment | Self::DeniedEnvironment)
-    }
-
+impl ListName {
     pub(super) fn wildcards(self) -> Wildcards {
         match self {
             Self::AllowedTools | Self::DeniedTools => Wildcards::Tools,
@@ -221,26 +153,8 @@ impl ConstraintName {
             _ => Wildcards::None,
         }
     }
-
-    /// Whether the first edition knows it.
-    fn is_of_first_edition(self) -> bool {
-        !matches!(self, Self::Environment | Self::DeniedEnvironment | Self::DeniedTools | Self::ApprovalMaxAge)
-    }
 }
 
-/// Other names that every policy knows.
-const FIRST_ALIASES: [(&str, ConstraintName); 8] = [
-    ("approval", ConstraintName::ApprovalRequired),
-    ("require_approval", ConstraintName::ApprovalRequired),
-    ("human_review_required", ConstraintName::ApprovalRequired),
-    ("human_approval_required", ConstraintName::ApprovalRequired),
-    ("timeout_seconds", ConstraintName::Timeout),
-    ("same_tool", ConstraintName::SameTool),
-    ("max_records_per_request", ConstraintName::MaxRecords),
-    ("require_mfa", ConstraintName::MfaRequired),
-];
-
-/// What a name means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Meaning {
     Constraint(ConstraintName),
@@ -251,12 +165,12 @@ enum Meaning {
 /// The names that a policy knows.
 #[derive(Debug)]
 pub struct Names {
-    first_edition: bool,
-    /// By key.
+    pub(super) first_edition: bool,
     meanings: HashMap<String, Meaning>,
-    /// As the lists write them, with `_` or blanks: what most callers write needs no key.
+    /// As the table writes them, with `_` or blanks, so that most look-ups need no key.
     spelled: HashMap<String, Meaning>,
-    near: Near,
+    /// The letters of all keys of constraints, for suggestions.
+    pub(super) keys: Vec<(Vec<char>, ConstraintName)>,
 }
 
 /// A name that cannot be added.
@@ -274,10 +188,10 @@ impl Names {
     /// The names of the first edition: compared whole, after separators alone are folded.
     pub fn first_edition() -> &'static Self {
         static NAMES: LazyLock<Names> = LazyLock::new(|| {
-            let canonical = ConstraintName::ALL.into_iter().filter(|name| name.is_of_first_edition());
-            let names = canonical.map(|name| (name.as_str(), name)).chain(FIRST_ALIASES);
+            let names = ConstraintName::ALL.into_iter().filter(|name| name.first_edition);
+            let names = names.flat_map(ConstraintName::spellings);
             let meanings = names.map(|(key, name)| (key.to_owned(), Meaning::Constraint(name))).collect();
-            Names { first_edition: true, meanings, spelled: HashMap::new(), near: Near::default() }
+            Names { first_edition: true, meanings, ..Names::empty() }
         });
         &NAMES
     }
@@ -285,19 +199,13 @@ impl Names {
     /// The names that need no pack, in every spelling.
     pub fn built_in() -> &'static Self {
         static NAMES: LazyLock<Names> = LazyLock::new(|| {
-            let mut names = Names {
-                first_edition: false,
-                meanings: HashMap::new(),
-                spelled: HashMap::new(),
-                near: Near::default(),
-            };
-            let canonical = ConstraintName::ALL.into_iter().map(|name| (name.as_str(), name));
-            for (text, name) in canonical.chain(FIRST_ALIASES) {
+            let mut names = Names::empty();
+            for (text, name) in ConstraintName::ALL.into_iter().flat_map(ConstraintName::spellings) {
                 if let Some(key) = key(text) {
                     names.insert(text, key, Meaning::Constraint(name));
                 }
             }
-            names.with_near()
+            names.with_keys()
         });
         &NAMES
     }
@@ -308,10 +216,9 @@ impl Names {
         tags: impl IntoIterator<Item = &'a str>,
     ) -> (Self, Vec<NameFault>) {
         let mut names = Self {
-            first_edition: false,
             meanings: Self::built_in().meanings.clone(),
             spelled: Self::built_in().spelled.clone(),
-            near: Near::default(),
+            ..Self::empty()
         };
         let mut faults = Vec::new();
         let aliases = aliases.into_iter().map(|(text, name)| (text, Meaning::Constraint(name)));
@@ -326,7 +233,11 @@ impl Names {
                 names.insert(text, key, meaning);
             }
         }
-        (names.with_near(), faults)
+        (names.with_keys(), faults)
+    }
+
+    fn empty() -> Self {
+        Self { first_edition: false, meanings: HashMap::new(), spelled: HashMap::new(), keys: Vec::new() }
     }
 
     fn insert(&mut self, text: &str, key: String, meaning: Meaning) {
@@ -335,12 +246,12 @@ impl Names {
         self.meanings.insert(key, meaning);
     }
 
-    fn with_near(mut self) -> Self {
+    fn with_keys(mut self) -> Self {
         let constraints = self.meanings.iter().filter_map(|(key, meaning)| match meaning {
-            Meaning::Constraint(name) => Some((key.clone(), *name)),
+            Meaning::Constraint(name) => Some((key.chars().collect(), *name)),
             Meaning::Tag => None,
         });
-        self.near = Near::of(constraints.collect());
+        self.keys = constraints.collect();
         self
     }
 
@@ -373,28 +284,11 @@ impl Names {
 
     /// The constraints with a name within two edits of this one, the nearest first.
     pub fn nearest(&self, name: &str) -> Vec<&'static str> {
-        key(unquoted(name)).map(|key| self.near.suggest(&key, 2)).unwrap_or_default()
+        key(unquoted(name)).map(|key| self.suggest(&key, 2)).unwrap_or_default()
     }
 
-    /// Whether a name is known to have no effect.
     pub(super) fn is_tag(&self, name: &str) -> bool {
         self.meaning(name) == Some(Meaning::Tag)
-    }
-
-    pub(super) fn is_first_edition(&self) -> bool {
-        self.first_edition
-    }
-
-    pub(super) fn near(&self) -> &Near {
-        &self.near
-    }
-
-    pub(super) fn is_on(&self, value: Option<&str>) -> bool {
-        value::is_on(value, self.first_edition)
-    }
-
-    pub(super) fn is_environment(&self, word: &str) -> bool {
-        Word::new(word).known().is_some_and(|word| ENVIRONMENTS.contains(&word))
     }
 }
 
@@ -407,8 +301,8 @@ impl Meaning {
     }
 }
 
-/// The one form in which names are compared: parts in lower case and the singular, without separators. None for what is
-/// no name: other characters, or letters of more than one script.
+/// The form in which names are compared: parts in lower case and the singular, without separators. `None` for other
+/// characters, or letters of more than one script.
 pub(super) fn key(name: &str) -> Option<String> {
     let is_of_a_name = |c: char| c.is_alphanumeric() || c.is_whitespace() || c == '_' || is_hyphen(c);
     if name.len() > MAX_NAME_BYTES || !name.chars().all(is_of_a_name) || Word::new(name).known().is_none() {
@@ -429,6 +323,3 @@ pub(super) fn key(name: &str) -> Option<String> {
     }
     (!key.is_empty()).then_some(key)
 }
-
-/// No name is longer.
-const MAX_NAME_BYTES: usize = 80;

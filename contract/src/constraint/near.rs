@@ -1,48 +1,31 @@
 //! Near names: which known names a misspelt one may have meant.
 //!
-//! Owns the search. Only names of nearly the same length are compared, and a comparison ends as soon as it is worse
-//! than two edits, so that a request full of misspelt names costs little more than reading it.
+//! Only names of nearly the same length are compared, and a comparison ends as soon as it is worse than two edits, so
+//! that a request full of misspelt names costs little more than reading it.
 
-use super::names::ConstraintName;
+use super::names::{ConstraintName, Names};
 
-/// Edits (a letter added, left out, changed, or two exchanged) that make another spelling.
+/// Edits that make another spelling.
 const MAX_EDITS: usize = 2;
-/// Suggestions for one name.
 pub(super) const MAX_SUGGESTIONS: usize = 3;
+/// More edits than any limit.
+const FAR: usize = usize::MAX / 2;
 
-/// Keys of names, to be asked by similarity.
-#[derive(Debug, Default)]
-pub(super) struct Near {
-    /// By length in characters, then by text.
-    keys: Vec<(Vec<char>, ConstraintName)>,
-}
-
-impl Near {
-    pub(super) fn of(keys: Vec<(String, ConstraintName)>) -> Self {
-        let mut keys: Vec<(Vec<char>, ConstraintName)> =
-            keys.into_iter().map(|(key, name)| (key.chars().collect(), name)).collect();
-        keys.sort_by(|a, b| (a.0.len(), &a.0).cmp(&(b.0.len(), &b.0)));
-        Self { keys }
-    }
-
+impl Names {
     /// Constraints with a name within `edits` of the key, the nearest first. Of a short name fewer letters may be
     /// wrong: `mfa` is near to half of all words.
     pub(super) fn suggest(&self, key: &str, edits: usize) -> Vec<&'static str> {
         let key: Vec<char> = key.chars().collect();
-        let shortest = key.len().saturating_sub(MAX_EDITS);
-        let from = self.keys.partition_point(|(known, _)| known.len() < shortest);
-        let alike = self.keys.iter().skip(from).take_while(|(known, _)| known.len() <= key.len() + MAX_EDITS);
-        let mut found: Vec<(usize, ConstraintName)> = alike
-            .filter_map(|(known, name)| {
-                let may = match known.len() {
-                    0..=3 => 0,
-                    4..=5 => 1,
-                    _ => MAX_EDITS,
-                };
-                distance(&key, known, may.min(edits)).map(|distance| (distance, *name))
-            })
-            .collect();
-        found.sort_unstable();
+        let mut found: Vec<(usize, ConstraintName)> = Vec::new();
+        for (known, name) in &self.keys {
+            let may = match known.len() {
+                0..=3 => 0,
+                4..=5 => 1,
+                _ => MAX_EDITS,
+            };
+            found.extend(edit_distance(&key, known, may.min(edits)).map(|distance| (distance, *name)));
+        }
+        found.sort_unstable_by_key(|(distance, name)| (*distance, name.place()));
         let mut names: Vec<&'static str> = Vec::new();
         for (_, name) in found {
             if names.len() < MAX_SUGGESTIONS && !names.contains(&name.as_str()) {
@@ -53,44 +36,35 @@ impl Near {
     }
 }
 
-/// How many edits lie between two texts, if not more than `most`. Only the diagonals that can matter are computed.
-fn distance(a: &[char], b: &[char], most: usize) -> Option<usize> {
-    if a.len().abs_diff(b.len()) > most {
+/// How many edits lie between two texts, if not more than `most`: letters added, left out, changed or exchanged.
+pub fn edit_distance(from: &[char], to: &[char], most: usize) -> Option<usize> {
+    if from.len().abs_diff(to.len()) > most {
         return None;
     }
-    let beyond = most + 1;
     let mut two_back: Vec<usize> = Vec::new();
-    let mut back: Vec<usize> = (0..=b.len()).map(|j| j.min(beyond)).collect();
-    let mut a_before = None;
-    for (i, &ca) in a.iter().enumerate() {
-        let mut row = vec![beyond; b.len() + 1];
-        let mut best = beyond;
-        if let Some(first) = row.first_mut() {
-            *first = (i + 1).min(beyond);
-            best = *first;
-        }
-        let at = |row: &[usize], j: usize| row.get(j).copied().unwrap_or(beyond);
-        for j in i.saturating_sub(most)..b.len().min(i + most + 1) {
-            let Some(&cb) = b.get(j) else { break };
-            let mut least = (at(&back, j) + usize::from(ca != cb)).min(at(&back, j + 1) + 1).min(at(&row, j) + 1);
-            if let Some(before) = j.checked_sub(1)
-                && b.get(before) == Some(&ca)
-                && a_before == Some(cb)
-            {
-                least = least.min(at(&two_back, before) + 1);
+    let mut above: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.iter().enumerate() {
+        let mut row = Vec::with_capacity(above.len());
+        row.push(i + 1);
+        for (j, b) in to.iter().enumerate() {
+            // Only the diagonals that can matter.
+            if i.abs_diff(j) > most {
+                row.push(FAR);
+                continue;
             }
-            if let Some(cell) = row.get_mut(j + 1) {
-                *cell = least.min(beyond);
-                best = best.min(*cell);
+            let at = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(FAR);
+            let mut edits = (at(&above, j) + usize::from(a != b)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
+            if i > 0 && j > 0 && from.get(i - 1) == Some(b) && to.get(j - 1) == Some(a) {
+                edits = edits.min(at(&two_back, j - 1) + 1);
             }
+            row.push(edits);
         }
-        if best > most {
+        if row.iter().min().is_none_or(|least| *least > most) {
             return None;
         }
-        a_before = Some(ca);
-        two_back = std::mem::replace(&mut back, row);
+        two_back = std::mem::replace(&mut above, row);
     }
-    back.last().copied().filter(|distance| *distance <= most)
+    above.last().copied().filter(|edits| *edits <= most)
 }
 
 #[cfg(test)]
@@ -98,7 +72,7 @@ mod tests {
     use super::*;
 
     fn edits(a: &str, b: &str) -> Option<usize> {
-        distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>(), MAX_EDITS)
+        edit_distance(&a.chars().collect::<Vec<_>>(), &b.chars().collect::<Vec<_>>(), MAX_EDITS)
     }
 
     #[test]

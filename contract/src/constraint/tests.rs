@@ -2,16 +2,20 @@
 
 use super::*;
 
+fn known(name: &str) -> ConstraintName {
+    ConstraintName::parse(name).unwrap()
+}
+
 /// With some aliases and tags, as a pack has them.
 fn names() -> Names {
     let (names, faults) = Names::with(
         [
-            ("allowed_env", ConstraintName::AllowedEnvironment),
-            ("budget_usd", ConstraintName::MaxCost),
-            ("max_steps", ConstraintName::MaxIterations),
-            ("mfa", ConstraintName::MfaRequired),
-            ("2fa_required", ConstraintName::MfaRequired),
-            ("requires_approval", ConstraintName::ApprovalRequired),
+            ("allowed_env", known("allowed_environment")),
+            ("budget_usd", known("max_cost_usd")),
+            ("max_steps", known("max_iterations")),
+            ("mfa", known("mfa_required")),
+            ("2fa_required", known("mfa_required")),
+            ("requires_approval", known("approval_required")),
         ],
         ["max_tokens", "read_only_role", "rate_limit", "note"],
     );
@@ -355,13 +359,13 @@ fn sentences_addresses_and_tags_are_left_alone() {
 
 #[test]
 fn an_alias_that_is_known_or_could_match_nothing_is_a_fault() {
-    let one = |alias| Names::with([(alias, ConstraintName::Timeout)], []).1;
+    let one = |alias| Names::with([(alias, known("timeout"))], []).1;
     assert_eq!(one("time_limit"), []);
     assert_eq!(one("max_retry"), [NameFault::Taken("max_retry".to_owned(), "max_retries")]);
     for alias in ["Time Limit", "time limit", "time:limit", "", "tim\u{435}"] {
         assert_eq!(one(alias), [NameFault::NotNormal(alias.to_owned())]);
     }
-    let (_, faults) = Names::with([("a_cap", ConstraintName::MaxCost)], ["a_cap"]);
+    let (_, faults) = Names::with([("a_cap", known("max_cost_usd"))], ["a_cap"]);
     assert_eq!(faults, [NameFault::Taken("a_cap".to_owned(), "max_cost_usd")]);
 }
 

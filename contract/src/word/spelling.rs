@@ -1,8 +1,7 @@
 //! Spellings: when two words that are written differently are the same word, and the parts of a word.
 //!
-//! Owns the folding of contract section 2: one `-`, one `_` and one blank are the same, and camel case is read as
-//! parts. A run of separators is never shortened: `a__b` is not `a_b`. A word that mixes scripts is no known word in
-//! any spelling.
+//! One `-`, one `_` and one blank are the same, and camel case is read as parts. A run of
+//! separators is never shortened: `a__b` is not `a_b`. A word that mixes scripts is no known word in any spelling.
 
 use super::{Word, is_hyphen, plain};
 

@@ -1,6 +1,5 @@
-//! Kinds of values: how the text of a setting becomes a value, and how a default is written.
-//!
-//! Each kind says what the text must be; the reader adds what it was, unless that is a secret.
+//! Kinds of values: how the text of a setting becomes a value, and how a default is written. Each says what the text
+//! must be; the reader adds what it was, unless that is a secret.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -18,7 +17,8 @@ type Text<T> = Box<dyn Fn(&T) -> String>;
 pub struct Kind<T> {
     parse: Parse<T>,
     text: Text<T>,
-    is_about_text: bool,
+    /// Not for a value in a file: a mistake is about the file that the text names, so the text is not shown beside it.
+    pub(super) is_about_text: bool,
 }
 
 impl<T: 'static> Kind<T> {
@@ -32,13 +32,6 @@ impl<T: 'static> Kind<T> {
         Self::new(parse, |_| String::new())
     }
 
-    /// For values in files: a mistake is about the file that the text names, so the text is not shown beside it.
-    fn about_file(self) -> Self {
-        Self { is_about_text: false, ..self }
-    }
-}
-
-impl<T> Kind<T> {
     /// Reads a value.
     pub fn parse(&self, text: &str) -> Result<T, String> {
         (self.parse)(text)
@@ -47,10 +40,6 @@ impl<T> Kind<T> {
     /// Writes a value.
     pub fn text(&self, value: &T) -> String {
         (self.text)(value)
-    }
-
-    pub(super) fn is_about_text(&self) -> bool {
-        self.is_about_text
     }
 }
 
@@ -71,7 +60,7 @@ pub fn secret_file() -> Kind<PathBuf> {
         check_secret_file(&path).map_err(|exposed| exposed.to_string())?;
         Ok(path)
     };
-    Kind::parsed(parse).about_file()
+    Kind { is_about_text: false, ..Kind::parsed(parse) }
 }
 
 /// Address and port.

@@ -29,7 +29,7 @@ impl Reader {
     }
 
     /// Reads a setting that must be given or has a default.
-    pub fn required<T>(&mut self, name: &'static str, kind: &Kind<T>) -> Option<T> {
+    pub fn required<T: 'static>(&mut self, name: &'static str, kind: &Kind<T>) -> Option<T> {
         if self.is_given(name) {
             return self.optional(name, kind);
         }
@@ -41,14 +41,14 @@ impl Reader {
     }
 
     /// Reads a setting that may be left out; also `None` when its value is wrong.
-    pub fn optional<T>(&mut self, name: &'static str, kind: &Kind<T>) -> Option<T> {
+    pub fn optional<T: 'static>(&mut self, name: &'static str, kind: &Kind<T>) -> Option<T> {
         let given = self.given.get(name)?;
         let parsed =
             if given.text.trim().is_empty() { Err("must not be empty".to_owned()) } else { kind.parse(&given.text) };
         match parsed {
             Ok(parsed) => Some(parsed),
             Err(why) => {
-                let is_shown = kind.is_about_text() && !self.setting(name).is_none_or(|setting| setting.is_secret());
+                let is_shown = kind.is_about_text && !self.setting(name).is_none_or(|setting| setting.is_secret());
                 let why = if is_shown { format!("{why}, not `{}`", given.text.escape_debug()) } else { why };
                 let origin = given.origin.clone();
                 self.refuse(origin, why);
@@ -64,9 +64,8 @@ impl Reader {
 
     /// Reports a setting that is absent and must not be, and says how to give it.
     pub fn miss(&mut self, name: &'static str, why: &str) {
-        let how = self
-            .setting(name)
-            .map_or_else(String::new, |setting| format!(" (--{name} {}, or {})", setting.value, setting.variable()));
+        let how = |setting: &Setting| format!(" (--{name} {}, or {})", setting.value, setting.variable());
+        let how = self.setting(name).map(how).unwrap_or_default();
         self.refuse(format!("`{name}`"), format!("{why}{how}"));
     }
 

@@ -1,6 +1,5 @@
 //! The chain of an account's marks: whether it is complete, and what its signed marks say about decisions.
 //!
-//! Checks signatures, numbers and links of marks.
 //! INVARIANT: an unverified mark (no known key signed it, or it belongs to another account) excuses no gap and covers
 //! no decision. It only occupies its number, and only if that number is the next one.
 
@@ -8,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 
-use super::{FindingKind, Findings, Window};
+use super::{FindingKind, Report, Window};
 use crate::AccountId;
 use crate::chain::{Head, LineHash, MarkRef, Previous, PublicKey, WriterId};
 use crate::record::{Mark, MarkBody};
@@ -19,7 +18,6 @@ struct Deleted {
     sequence: u64,
 }
 
-/// The last mark of the chain so far.
 #[derive(Clone, Copy)]
 struct LastMark {
     number: u64,
@@ -27,7 +25,6 @@ struct LastMark {
     signed: bool,
 }
 
-/// A run of missing marks, by their numbers.
 #[derive(Clone, Copy)]
 struct MarkGap {
     first: u64,
@@ -36,7 +33,7 @@ struct MarkGap {
     claim: Option<Previous>,
 }
 
-/// The marks that have been checked so far.
+#[derive(Default)]
 pub(super) struct MarkChain {
     account: Option<AccountId>,
     keys: Vec<PublicKey>,
@@ -44,51 +41,37 @@ pub(super) struct MarkChain {
     checked: HashMap<LineHash, bool>,
     marks: BTreeMap<u64, LineHash>,
     before: Option<LastMark>,
-    last_signed: Option<MarkRef>,
+    pub(super) last_signed: Option<MarkRef>,
     /// Gaps are checked when all marks are known, since a later mark may excuse them.
     gaps: Vec<MarkGap>,
     /// Marks with lower numbers may have expired.
     expired_below: u64,
     deleted: HashMap<WriterId, Vec<Deleted>>,
-    /// The latest horizon of all removals by retention: lines recorded earlier were removed. It also covers lines that
-    /// only an expired mark excused, because that mark and its lines are older than the horizon of a later mark.
+    /// The latest horizon of all removals by retention: lines recorded earlier were removed. What only an expired mark
+    /// excused is older than the horizon of a later mark.
     horizon: Option<Timestamp>,
-    /// Every head that a mark names. It is complete before the first decision is read, so a recomputed chain is
-    /// detected however far after its decisions the mark stands.
+    /// Every head that a mark names. Complete before the first decision is read, so that a recomputed chain is detected
+    /// however far after its decisions the mark stands.
     named: BTreeMap<(WriterId, u64), LineHash>,
     covered: HashMap<WriterId, u64>,
 }
 
 impl MarkChain {
     pub(super) fn new(keys: Vec<PublicKey>) -> Self {
-        Self {
-            account: None,
-            keys,
-            checked: HashMap::new(),
-            marks: BTreeMap::new(),
-            before: None,
-            last_signed: None,
-            gaps: Vec::new(),
-            expired_below: 0,
-            deleted: HashMap::new(),
-            horizon: None,
-            named: BTreeMap::new(),
-            covered: HashMap::new(),
-        }
+        Self { keys, ..Self::default() }
     }
 
-    /// Checks the next mark.
-    pub(super) fn check(&mut self, line: &[u8], found: &mut Findings) {
+    pub(super) fn check(&mut self, line: &[u8], found: &mut Report) {
         let hash = LineHash::of(line);
         self.checked.insert(hash, false);
         let Some(mark) = serde_json::from_slice::<Mark>(line).ok().filter(|mark| mark.number > 0) else {
-            return found.line(FindingKind::Unreadable, "a mark cannot be read");
+            return found.line(FindingKind::Unreadable, None, "a mark cannot be read");
         };
         let signed = self.keys.iter().any(|key| key.signed(line));
         if !signed {
             found.marks(FindingKind::BadSignature, mark.number, 1, "no known key signed this mark");
         } else if !self.belongs_to(&mark.account) {
-            return found.line(FindingKind::Unreadable, "a mark is another account's");
+            return found.line(FindingKind::Unreadable, None, "a mark is another account's");
         } else {
             self.checked.insert(hash, true);
             self.apply(&mark, found);
@@ -96,8 +79,8 @@ impl MarkChain {
         self.append(&mark, LastMark { number: mark.number, hash, signed }, found);
     }
 
-    /// Reports marks that are missing. Call it after the last mark.
-    pub(super) fn check_gaps(&mut self, window: &Window, found: &mut Findings) {
+    /// Reports marks that are missing before one that was checked.
+    fn report_gaps(&mut self, window: &Window, found: &mut Report) {
         for MarkGap { mut first, last, claim } in std::mem::take(&mut self.gaps) {
             if claim.is_some_and(|claim| self.may_be_gone(&claim, window)) {
                 if first == 1 {
@@ -116,38 +99,43 @@ impl MarkChain {
                 found.marks(FindingKind::MarkMissing, first, last - first + 1, "marks are missing");
             }
         }
+    }
+
+    /// Reports all marks that are missing. Call it after the last mark.
+    pub(super) fn check_gaps(&mut self, window: &Window, found: &mut Report) {
+        self.report_gaps(window, found);
         if let Some(kept) = window.kept {
-            let (another, gone) =
-                ("the mark that was kept outside is another one here", "the mark that was kept outside is not here");
-            self.must_hold(kept, another, gone, found);
+            let another = "the mark that was kept outside is another one here";
+            let gone = "the mark that was kept outside is not here";
+            self.must_hold(kept, self.expired_below, another, gone, found);
         }
         if let Some(signed) = window.signed.filter(|signed| window.kept != Some(*signed)) {
             let another = "the last mark that the keystore signed is another one here";
             let gone = "the last mark that the keystore signed is not here: the end of the log was removed, or no \
                         exporter ran since";
-            self.must_hold(signed, another, gone, found);
+            self.must_hold(signed, self.expired_below, another, gone, found);
         }
     }
 
-    fn must_hold(&self, mark: MarkRef, another: &str, gone: &str, found: &mut Findings) {
+    /// Checks that a mark is in the log. It may be gone if its number is below `from`.
+    fn must_hold(&self, mark: MarkRef, from: u64, another: &str, gone: &str, found: &mut Report) {
         match self.marks.get(&mark.number) {
             Some(hash) if *hash == mark.hash => {}
             Some(_) => found.marks(FindingKind::Altered, mark.number, 1, another),
-            None if mark.number < self.expired_below => {}
+            None if mark.number < from => {}
             None => found.marks(FindingKind::MarkMissing, mark.number, 1, gone),
         }
     }
 
-    /// The mark on a line of the log, if it can be trusted. A mark that was appended after the marks were read is
-    /// checked now.
-    pub(super) fn trusted_mark(&mut self, line: &[u8], window: &Window, found: &mut Findings) -> Option<Mark> {
+    /// The mark on a line, if it can be trusted. One that was appended after the marks were read is checked now.
+    pub(super) fn trusted_mark(&mut self, line: &[u8], window: &Window, found: &mut Report) -> Option<Mark> {
         let hash = LineHash::of(line);
         if !self.checked.contains_key(&hash) {
             self.check(line, found);
-            self.check_late_gaps(window, found);
+            self.report_gaps(window, found);
         }
-        let trusted_mark = self.checked.get(&hash).copied().unwrap_or(false);
-        if trusted_mark { serde_json::from_slice(line).ok() } else { None }
+        let is_trusted = self.checked.get(&hash).copied().unwrap_or(false);
+        is_trusted.then(|| serde_json::from_slice(line).ok()).flatten()
     }
 
     /// Whether this line was checked as a mark, so that its faults are reported already.
@@ -156,29 +144,16 @@ impl MarkChain {
     }
 
     /// Checks that a mark which a writer followed is in the log.
-    pub(super) fn expect_head(&self, mark: &MarkRef, found: &mut Findings) {
+    pub(super) fn expect_head(&self, mark: &MarkRef, found: &mut Report) {
+        // An older one that is gone expired, or its absence was reported already.
         let newest = self.before.map_or(0, |before| before.number);
-        match self.marks.get(&mark.number) {
-            Some(hash) if *hash == mark.hash => {}
-            Some(_) => {
-                found.marks(FindingKind::Altered, mark.number, 1, "a mark is not the one that a writer followed");
-            }
-            None if mark.number > newest => {
-                found.marks(FindingKind::MarkMissing, mark.number, 1, "a mark that a writer followed is not here");
-            }
-            // It expired, or its absence was reported already.
-            None => {}
-        }
+        let another = "a mark is not the one that a writer followed";
+        self.must_hold(*mark, newest.saturating_add(1), another, "a mark that a writer followed is not here", found);
     }
 
     /// Whether the log belongs to this account. The first call sets the account if it was not given.
     pub(super) fn belongs_to(&mut self, account: &AccountId) -> bool {
         self.account.get_or_insert_with(|| account.clone()) == account
-    }
-
-    /// The newest trusted mark.
-    pub(super) fn last_signed(&self) -> Option<MarkRef> {
-        self.last_signed
     }
 
     /// The hash that a mark gives for this decision.
@@ -189,10 +164,6 @@ impl MarkChain {
     /// The last decision of a writer that a mark covers.
     pub(super) fn covered(&self, writer: WriterId) -> u64 {
         self.covered.get(&writer).copied().unwrap_or(0)
-    }
-
-    pub(super) fn covers(&self, writer: WriterId, sequence: u64) -> bool {
-        sequence <= self.covered(writer)
     }
 
     /// Whether a signed deletion removed this decision.
@@ -210,9 +181,11 @@ impl MarkChain {
         window.may_be_gone(claim.recorded_at, claim.expires_at) || self.expired(claim.recorded_at)
     }
 
-    fn apply(&mut self, mark: &Mark, found: &mut Findings) {
+    fn apply(&mut self, mark: &Mark, found: &mut Report) {
         for head in &mark.heads {
-            self.cover(head, found);
+            let covered = self.covered.entry(head.writer).or_default();
+            *covered = head.sequence.max(*covered);
+            self.name(head, found);
         }
         match &mark.body {
             MarkBody::Deletion(deletion) => {
@@ -230,25 +203,17 @@ impl MarkChain {
         }
     }
 
-    fn cover(&mut self, head: &Head, found: &mut Findings) {
-        let covered = self.covered.entry(head.writer).or_default();
-        *covered = head.sequence.max(*covered);
-        self.name(head, found);
-    }
-
-    fn name(&mut self, head: &Head, found: &mut Findings) {
+    fn name(&mut self, head: &Head, found: &mut Report) {
         if *self.named.entry((head.writer, head.sequence)).or_insert(head.hash) != head.hash {
             let message = "two marks name different decisions";
             found.decision(FindingKind::Altered, head.writer, head.sequence, None, message);
         }
     }
 
-    fn append(&mut self, mark: &Mark, this: LastMark, found: &mut Findings) {
+    fn append(&mut self, mark: &Mark, this: LastMark, found: &mut Report) {
         let (number, previous) = (this.number, mark.previous);
-        let (last, expected) = match self.before {
-            Some(before) => (before.number, Some(before)),
-            None => (0, None),
-        };
+        let expected = self.before;
+        let last = expected.map_or(0, |before| before.number);
         // The number of an unsigned mark counts only if it is the next one; otherwise all later marks would seem to be
         // out of order.
         if !this.signed && number != last.saturating_add(1) {
@@ -291,15 +256,5 @@ impl MarkChain {
             self.last_signed = Some(MarkRef { number: this.number, hash: this.hash });
         }
         self.before = Some(this);
-    }
-
-    /// Reports marks that are missing before one that was appended after the marks were read.
-    fn check_late_gaps(&mut self, window: &Window, found: &mut Findings) {
-        for MarkGap { first, last, claim } in std::mem::take(&mut self.gaps) {
-            if claim.is_some_and(|claim| self.may_be_gone(&claim, window)) {
-                continue;
-            }
-            found.marks(FindingKind::MarkMissing, first, last - first + 1, "marks are missing");
-        }
     }
 }
