@@ -1,8 +1,8 @@
 //! The host's two clocks: the wall clock, which somebody may set, and the kernel's boottime clock, which only runs.
 //!
-//! Owns reading both, the identity of this boot and this process, and two times that a forward jump of the wall clock
-//! does not move at once: the steady time (start of the process plus elapsed boottime) and the settled time (follows a
-//! jump after an hour). Does not decide which clock is right: code that destroys data by the clock compares several.
+//! Owns two times that a forward jump of the wall clock does not move at once: the steady time (start of the process
+//! plus elapsed boottime) and the settled time (follows a jump after an hour). Does not decide which clock is right:
+//! code that destroys data by the clock compares several.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,6 @@ pub struct Clocks {
 
 static START: OnceLock<Clocks> = OnceLock::new();
 static SETTLED: Mutex<Option<Settled>> = Mutex::new(None);
-/// A larger forward step of the wall clock is not followed at once.
 const MAX_STEP: Duration = Duration::from_secs(3_600);
 /// A forward step is followed once the wall clock has kept it for this long.
 const MIN_JUMP_AGE: Duration = Duration::from_secs(3_600);
@@ -29,20 +28,17 @@ static PROCESS: OnceLock<String> = OnceLock::new();
 
 impl Clocks {
     /// Reads both clocks.
-    #[must_use]
     pub fn now() -> Self {
         Self { wall: Timestamp::now(), boot: boottime() }
     }
 
     /// How far the wall clock is ahead of boottime, in microseconds. It changes only when somebody sets the wall clock.
-    #[must_use]
     pub fn offset(&self) -> i64 {
         let boot = i64::try_from(self.boot.as_micros()).unwrap_or(i64::MAX);
         self.wall.as_microsecond().saturating_sub(boot)
     }
 
     /// What a wall clock with this offset to boottime would show now.
-    #[must_use]
     pub fn at_offset(&self, offset: i64) -> Timestamp {
         let boot = i64::try_from(self.boot.as_micros()).unwrap_or(i64::MAX);
         Timestamp::from_microsecond(offset.saturating_add(boot)).unwrap_or(self.wall)
@@ -51,7 +47,6 @@ impl Clocks {
 
 /// Time since the host was started (`CLOCK_BOOTTIME`). It cannot be set, and it runs on while the process is stopped
 /// and while the host sleeps. Costs tens of nanoseconds and no system call.
-#[must_use]
 pub fn boottime() -> Duration {
     let boot = clock_gettime(ClockId::Boottime);
     Duration::new(u64::try_from(boot.tv_sec).unwrap_or_default(), u32::try_from(boot.tv_nsec).unwrap_or_default())
@@ -62,8 +57,7 @@ pub fn start() {
     steady_now();
 }
 
-/// The wall time at the start of the process plus the boottime elapsed since, or the wall clock where that is earlier.
-/// A wall clock that is set ahead later does not move it. The first call marks the start.
+/// The wall time at the process's start plus the boottime since, or the wall clock where that is earlier.
 pub fn steady_now() -> Timestamp {
     let now = Clocks::now();
     let start = START.get_or_init(|| now);
@@ -77,16 +71,13 @@ fn steady_since(start: Clocks, now: Clocks) -> Timestamp {
 
 /// The time for data that a process keeps and expires itself. It follows the wall clock, except that a jump ahead by
 /// more than an hour is followed only after an hour: a clock that is wrong for a moment expires nothing.
-#[must_use]
 pub fn settled() -> Timestamp {
     let now = Clocks::now();
-    // Each use is a single step, so a panic elsewhere cannot leave the state half changed.
     let mut settled = SETTLED.lock().unwrap_or_else(PoisonError::into_inner);
     settled.get_or_insert(Settled { offset: now.offset(), ahead: None }).time(now)
 }
 
 struct Settled {
-    /// Offset of the clock that is followed.
     offset: i64,
     /// Since when (boottime) the wall clock is too far ahead, and with which offset.
     ahead: Option<(Duration, i64)>,
@@ -119,7 +110,6 @@ pub fn process() -> &'static str {
 }
 
 /// Identifies this boot of the host; none where the kernel does not provide an id.
-#[must_use]
 pub fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let id = id.trim();

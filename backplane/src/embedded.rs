@@ -1,8 +1,7 @@
 //! The backplane inside one process: the same bytes, deadlines and errors as on NATS, without a server.
 //!
-//! Owns the bus: which connection serves or subscribes to which subject. Every queue is bounded. What is queued is lost
-//! with the process; data that must survive belongs to the log and the state store, which share one file.
-//! Each `Connection` closes on its own, as on NATS, so services that share a process can drain one after the other.
+//! Every queue is bounded; what is queued is lost with the process. Log and state store share one file. Each
+//! `Connection` closes on its own, as on NATS, so services that share a process can drain one after the other.
 //! INVARIANT: no lock is held across an await, so that a bus works between threads and runtimes.
 
 mod identity;
@@ -51,24 +50,16 @@ struct Connection {
 
 impl Bus {
     /// A new bus whose log and state store end with the process.
-    #[must_use]
     pub fn new() -> Self {
         Self::on(store::Store::in_memory())
     }
 
-    /// A bus whose log and state store are in [`LOG_FILE`] of this directory. Blocks while redb repairs the file after
-    /// a crash.
-    ///
-    /// # Errors
-    /// When the file is in use, damaged, or the disk refuses.
+    /// A bus whose log and state store are in [`LOG_FILE`] of this directory. Blocks while redb repairs it.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
         Ok(Self::on(store::Store::open(&directory.join(LOG_FILE), None)?))
     }
 
     /// Like [`Bus::open`], for a directory that remembers which log it has.
-    ///
-    /// # Errors
-    /// Like [`Bus::open`], and when the log is missing, empty or a different one, unless `history` accepts that.
     pub fn open_remembered(directory: &Path, history: LogHistory) -> Result<Self, OpenError> {
         Ok(Self::on(store::Store::open(&directory.join(LOG_FILE), Some(history))?))
     }
@@ -79,7 +70,6 @@ impl Bus {
     }
 
     /// A connection to this bus; closing it leaves the others open.
-    #[must_use]
     pub fn connect(&self) -> Backplane {
         metrics::describe();
         let closed = CancellationToken::new();
@@ -101,21 +91,20 @@ impl Default for Bus {
 }
 
 impl Backplane {
-    /// A connection to a new bus. Clones share it and close together; for connections that close one by one, see
-    /// [`Bus`].
-    #[must_use]
+    /// A connection to a new bus. Clones share it and close together.
     pub fn embedded() -> Self {
         Bus::new().connect()
     }
 }
 
-/// Counts one request while its caller waits for the reply.
+/// Counts a caller while it waits.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+    /// None: as many are waiting as may.
+    fn below(most: usize, count: &'a AtomicUsize) -> Option<Self> {
+        let waiting = Self(count);
+        (count.fetch_add(1, Ordering::Relaxed) < most).then_some(waiting)
     }
 }
 

@@ -1,9 +1,7 @@
 //! What services communicate through: *Requests* (typed request/reply with a deadline), *Notices* (publish/subscribe to
 //! every process), the *Decision log* and the *State store*. Each has a NATS and an embedded implementation, and one
-//! behavioural suite runs on both.
+//! behavioural suite runs on both. Does not know what a message means.
 //!
-//! Owns subject prefixes, framing, deadlines, connection state and the order of draining. Does not know what a message
-//! means: no decisions, no keys, no HTTP.
 //! INVARIANT: a request gets one reply or one error within its deadline. No responder, a timeout and a lost connection
 //! are three different errors; a caller fails closed on each.
 
@@ -21,6 +19,7 @@ mod store_clock;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -60,4 +59,42 @@ pub struct Backplane {
     pub log: Arc<dyn DecisionLog>,
     /// Small shared records that change by compare-and-set.
     pub state_store: Arc<dyn StateStore>,
+}
+
+/// What made a connection or a store fail: an error with sources of its own, or a text.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(transparent)]
+pub struct Cause(Arc<dyn Error + Send + Sync>);
+
+impl Cause {
+    /// Of an error or a text.
+    pub fn new(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(cause.into().into())
+    }
+}
+
+impl From<&str> for Cause {
+    fn from(text: &str) -> Self {
+        Self::new(text)
+    }
+}
+
+impl From<String> for Cause {
+    fn from(text: String) -> Self {
+        Self::new(text)
+    }
+}
+
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.to_string() == other.0.to_string()
+    }
+}
+
+impl Eq for Cause {}
+
+/// None: the system gives no random bytes.
+fn random<const LENGTH: usize>() -> Option<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
+    aws_lc_rs::rand::fill(&mut bytes).ok().map(|()| bytes)
 }

@@ -1,9 +1,8 @@
 //! How a subscriber proves that notices still reach it: by an echo to itself.
 //!
 //! A subscriber publishes a fresh token to its own subject. When the token comes back through its subscription, every
-//! notice published before the token has come out too. Owns the tokens and the time of the last proof, which counts
-//! from *sending*, by a clock that runs while the process is stopped and the host sleeps (ADR 0013). How old a proof
-//! may be is decided by each cache.
+//! notice published before the token has come out too. A proof counts from *sending*, by a clock that runs while the
+//! process is stopped and the host sleeps (ADR 0013). How old it may be is decided by each cache.
 //! INVARIANT: a proof is recorded only after `next` was called again, that is after every earlier notice of the same
 //! subscription was handed to its subscriber and handled.
 
@@ -17,19 +16,17 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock::boottime;
+use crate::random;
 
 /// How often a process proves that notices arrive, through one of its subscribers.
 pub const ECHO_INTERVAL: Duration = Duration::from_millis(150);
-/// A proof this old is renewed. A little less than the interval, so that a lone subscriber does not skip turns.
+/// A little less than the interval, so that a lone subscriber does not skip turns.
 const RENEW_AFTER: Duration = Duration::from_millis(110);
-/// How long handing an echo to the connection may take.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 /// Echoes that may be under way; an old one proves less than a newer one.
 const MAX_ECHOES: usize = 8;
-/// No proof yet.
 const NEVER: u64 = 0;
 
-/// The random content of an echo, which cannot be guessed before it is sent.
 pub(crate) type Token = [u8; 16];
 
 /// When notices were last proven to arrive. All subscribers that feed one cache share it: a notice that one of them
@@ -43,22 +40,16 @@ pub struct Liveness {
 
 impl Liveness {
     /// A liveness without a proof.
-    #[must_use]
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
     /// The boottime up to which all published notices are known to have arrived; none before the first proof.
-    #[must_use]
     pub fn proven_at(&self) -> Option<Duration> {
-        match self.proven.load(Ordering::Acquire) {
-            NEVER => None,
-            nanos => Some(Duration::from_nanos(nanos)),
-        }
+        Some(self.proven.load(Ordering::Acquire)).filter(|nanos| *nanos != NEVER).map(Duration::from_nanos)
     }
 
     /// How old the proof is at this boottime; none before the first.
-    #[must_use]
     pub fn age(&self, now: Duration) -> Option<Duration> {
         self.proven_at().map(|proven| now.saturating_sub(proven))
     }
@@ -77,7 +68,6 @@ impl Liveness {
         }
     }
 
-    /// Records that everything published before `sent` has arrived.
     pub(crate) fn prove(&self, sent: Duration) {
         let nanos = u64::try_from(sent.as_nanos()).unwrap_or(u64::MAX).max(1);
         self.proven.fetch_max(nanos, Ordering::AcqRel);
@@ -89,7 +79,6 @@ impl Liveness {
     }
 }
 
-/// Echoes of one subscriber that are under way.
 #[derive(Debug, Default)]
 struct EchoesInFlight(VecDeque<Sent>);
 
@@ -125,31 +114,28 @@ pub(crate) struct Echoes {
 }
 
 impl Echoes {
-    /// `connection` returns the number of the current connection, or none while disconnected; `send` publishes a token
-    /// to the subject of the subscription.
+    /// `connection` returns the number of the current connection; `send` publishes to the subscription's subject.
     pub(crate) fn start<F: Future<Output = ()> + Send>(
         liveness: Arc<Liveness>,
         connection: impl Fn() -> Option<u64> + Send + 'static,
         send: impl Fn(Token) -> F + Send + 'static,
     ) -> Self {
-        let in_flight = Arc::new(Mutex::default());
-        let sending = {
-            let (liveness, in_flight) = (Arc::clone(&liveness), Arc::clone(&in_flight));
-            tokio::spawn(async move {
-                let mut ticks = interval(ECHO_INTERVAL);
-                ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                loop {
-                    ticks.tick().await;
-                    if !liveness.is_due(boottime()) {
-                        continue;
-                    }
-                    let (Some(connection), Some(token)) = (connection(), new_token()) else { continue };
-                    // Recorded before it is sent: a delay in between makes the proof seem older, never younger.
-                    lock(&in_flight).add(Sent { token, at: boottime(), connection });
-                    drop(timeout(SEND_TIMEOUT, send(token)).await);
+        let in_flight = Arc::default();
+        let (due, sent) = (Arc::clone(&liveness), Arc::clone(&in_flight));
+        let sending = tokio::spawn(async move {
+            let mut ticks = interval(ECHO_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                if !due.is_due(boottime()) {
+                    continue;
                 }
-            })
-        };
+                let (Some(connection), Some(token)) = (connection(), random()) else { continue };
+                // Recorded before it is sent: a delay in between makes the proof seem older, never younger.
+                lock(&sent).add(Sent { token, at: boottime(), connection });
+                drop(timeout(SEND_TIMEOUT, send(token)).await);
+            }
+        });
         Self { liveness, in_flight, _sending: AbortOnDropHandle::new(sending) }
     }
 
@@ -158,20 +144,13 @@ impl Echoes {
         lock(&self.in_flight).take(token)
     }
 
-    /// Records the proof.
     pub(crate) fn prove(&self, sent: Sent) {
         self.liveness.prove(sent.at);
     }
 }
 
 fn lock(in_flight: &Mutex<EchoesInFlight>) -> MutexGuard<'_, EchoesInFlight> {
-    // Each use is a single step, so a panic elsewhere cannot leave the state half changed.
     in_flight.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn new_token() -> Option<Token> {
-    let mut token = Token::default();
-    aws_lc_rs::rand::fill(&mut token).ok().map(|()| token)
 }
 
 #[cfg(test)]

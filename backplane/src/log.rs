@@ -2,8 +2,7 @@
 //! they expire.
 //!
 //! The store's unit is an entry: the lines of one account that were appended together, or one mark. Positions order the
-//! entries of the whole log and are never reused. The log does not look into lines; it knows an account, a kind and a
-//! time.
+//! entries of the whole log and are never reused. The log does not look into lines.
 //! INVARIANT: an append that returned `Ok` is on disk, as far as the server can be made to guarantee it.
 
 use bytes::Bytes;
@@ -11,7 +10,7 @@ use jiff::Timestamp;
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
-use crate::{BoxFuture, MAX_MESSAGE_BYTES, NotReady};
+use crate::{BoxFuture, Cause, MAX_MESSAGE_BYTES, NotReady};
 
 /// The log of an installation, shared by all its services.
 pub trait DecisionLog: Send + Sync {
@@ -132,7 +131,7 @@ pub struct Batch {
 /// Lines that were appended together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Its position in the log.
+    /// Where it is in the log.
     pub position: Position,
     /// When it was stored, by the store's clock.
     pub stored_at: Timestamp,
@@ -157,8 +156,7 @@ impl Batch {
 }
 
 impl Entry {
-    /// Each line. An entry without lines yields one empty line: no role appends such an entry, so a verifier of the log
-    /// must see it.
+    /// Each line. An entry without lines yields an empty line, so that a verifier of the log sees it.
     pub fn lines(&self) -> impl Iterator<Item = &[u8]> {
         let blank = self.lines.iter().all(|byte| *byte == b'\n');
         let lines = self.lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
@@ -177,15 +175,29 @@ pub struct Chunk {
     pub rejected: u64,
 }
 
+impl Chunk {
+    /// Keeps as many entries as fit, and at least one.
+    pub(crate) fn fit(&mut self, max_bytes: usize) {
+        let mut bytes = 0;
+        let fit = self.entries.iter().take_while(|entry| {
+            bytes += entry.lines.len();
+            bytes <= max_bytes
+        });
+        let fit = fit.count().max(1);
+        self.more |= fit < self.entries.len();
+        self.entries.truncate(fit);
+    }
+}
+
 /// Why a batch was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// The batch is not in the log, except that an earlier append of it that ended as `Unknown` may have stored it.
-    #[error("not stored: {0}")]
-    NotStored(String),
+    #[error("not stored")]
+    NotStored(#[source] Cause),
     /// The batch may be in the log, or may still reach it.
-    #[error("it is not known whether it was stored: {0}")]
-    Unknown(String),
+    #[error("it is not known whether it was stored")]
+    Unknown(#[source] Cause),
 }
 
 /// Why a mark was not acknowledged.
@@ -195,14 +207,14 @@ pub enum MarkError {
     #[error("another mark was written meanwhile")]
     Conflict,
     /// The mark may or may not be in the log.
-    #[error("the mark was not acknowledged: {0}")]
-    Failed(String),
+    #[error("the mark was not acknowledged")]
+    Failed(#[source] Cause),
 }
 
 /// The log or the state store could not be read or changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the decision log does not answer: {0}")]
-pub struct ReadError(pub String);
+#[error("the decision log does not answer")]
+pub struct ReadError(#[source] pub Cause);
 
 #[cfg(test)]
 mod tests {

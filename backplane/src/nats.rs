@@ -1,16 +1,13 @@
 //! The backplane on NATS: core request/reply with queue groups, and plain subjects for notices.
 //!
-//! Owns the connection, the subject prefix and the reaction to failures of either end or of the server. Nothing is ever
-//! sent twice: a caller that gets an error decides itself.
+//! Nothing is ever sent twice: a caller that gets an error decides itself.
 //! INVARIANT: a request made while disconnected fails at once, and a request that waits when the connection breaks
 //! fails at that moment; async-nats alone would queue the first and forget the second. A request handed to the client
 //! just as the connection breaks may still be sent afterwards: its caller has got `Disconnected`, and its deadline ends
 //! it.
 //!
 //! Subjects: `_INBOX_<login>.<public key>.<token>` for replies and self-pings, `<prefix>.req.<subject>` (queue group
-//! `<prefix>`) for requests, `<prefix>.<subject>` for notices. Log and state store are on JetStream. `nats_conf` gives
-//! each role an account with what it needs; its module doc says why permissions of users alone do not contain a
-//! compromised role.
+//! `<prefix>`) for requests, `<prefix>.<subject>` for notices. Log and state store are on JetStream.
 
 mod admin;
 mod auth;
@@ -59,7 +56,6 @@ use tokio::time::Instant;
 /// Messages that a subscription buffers before the client drops some and reports a slow consumer.
 const SUBSCRIPTION_CAPACITY: usize = 8192;
 
-/// How long creating and checking the streams may take.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One connection to a NATS server, which reconnects for ever once it was established.
@@ -80,10 +76,8 @@ pub struct Server {
 }
 
 impl Connection {
-    /// Connects, checks the server and proves that messages come back.
-    ///
-    /// # Errors
-    /// When no server could be used within the configured time; at once when one refused the credentials or the TLS.
+    /// Connects, checks the server and proves that messages come back. Fails at once when a server refused the
+    /// credentials or the TLS, otherwise after the configured time.
     pub async fn open(config: &NatsConfig) -> Result<Self, ConnectError> {
         metrics::describe_nats();
         if let Some(auth) = &config.auth {
@@ -94,26 +88,18 @@ impl Connection {
     }
 
     /// The capabilities that services use.
-    #[must_use]
     pub fn backplane(&self) -> Backplane {
         let this = Arc::new(self.clone());
         Backplane { requests: this.clone(), notices: this.clone(), log: this.clone(), state_store: this }
     }
 
-    /// Creates every stream that is missing, where this login may, as on a server without logins; used by tests.
-    ///
-    /// # Errors
-    /// As [`Self::prepare`].
+    /// Creates every stream that is missing, on a server without logins; used by tests.
     pub async fn prepare_log(&self, replicas: usize) -> Result<(), PrepareError> {
         self.prepare_streams(StreamSpec::all(&self.link.prefix), replicas).await
     }
 
     /// Checks the streams that a role uses and, if configured, that the server syncs. Creates missing streams, without
-    /// size limits, where no administrator made them and this login may, as on a server without logins. Never changes a
-    /// stream.
-    ///
-    /// # Errors
-    /// When a stream is missing or foreign, or JetStream is off or does not sync.
+    /// size limits, where this login may, as on a server without logins. Never changes a stream.
     pub async fn prepare(&self, role: Role, replicas: usize) -> Result<(), PrepareError> {
         self.prepare_streams(StreamSpec::of_role(&self.link.prefix, role), replicas).await
     }
@@ -124,19 +110,12 @@ impl Connection {
             let found = admin::ensure(&self.link, spec, replicas, deadline).await;
             let found = found.map_err(|error| PrepareError::Stream(error.to_string()))?;
             let copies = found.get("num_replicas").and_then(Value::as_u64).and_then(|copies| copies.try_into().ok());
+            let stream = spec.name.as_str();
             if copies != Some(replicas) && spec.used_by.contains(&Role::AuditExport) {
-                tracing::warn!(
-                    stream = spec.name.as_str(),
-                    replicas = ?copies,
-                    "stream has another number of replicas than asked for"
-                );
+                tracing::warn!(stream, replicas = ?copies, "stream has another number of replicas than asked for");
             }
             for setting in spec.unknown(&found) {
-                tracing::warn!(
-                    stream = spec.name.as_str(),
-                    setting,
-                    "the stream has a setting that this version does not know"
-                );
+                tracing::warn!(stream, setting, "the stream has a setting that this version does not know");
             }
         }
         self.link.streams.set_used(specs.into_iter().map(|spec| spec.name).collect());
@@ -144,9 +123,6 @@ impl Connection {
     }
 
     /// Checks the streams of a role without changing anything; returns remarks for an operator.
-    ///
-    /// # Errors
-    /// When one is missing or foreign.
     pub async fn check_streams(&self, role: Role) -> Result<Vec<String>, PrepareError> {
         let deadline = Instant::now() + PREPARE_TIMEOUT;
         let mut remarks = Vec::new();
@@ -160,13 +136,11 @@ impl Connection {
     }
 
     /// Counts of what went wrong so far.
-    #[must_use]
     pub fn health(&self) -> Arc<Health> {
         self.link.health.clone()
     }
 
     /// What the server reported about itself.
-    #[must_use]
     pub fn server(&self) -> Server {
         let info = self.link.client.server_info();
         Server { name: info.server_name, version: info.version, max_payload: self.link.client.max_payload() }
@@ -186,9 +160,6 @@ pub enum PrepareError {
 
 impl Backplane {
     /// A connection to NATS; see [`Connection`] for its health.
-    ///
-    /// # Errors
-    /// As [`Connection::open`].
     pub async fn connect(config: &NatsConfig) -> Result<Self, ConnectError> {
         Ok(Connection::open(config).await?.backplane())
     }

@@ -13,7 +13,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::{BoxFuture, metrics};
+use crate::{BoxFuture, Cause, metrics};
 use stage0_contract::Request;
 
 /// Request/reply between services.
@@ -35,12 +35,10 @@ pub trait Requests: Send + Sync {
     /// Sends what is queued and closes. Stop the queues and finish their work first.
     fn close(&self) -> BoxFuture<'_, ()>;
 
-    /// From now on replies name their keystore: its term, and the lineage of its directory. Has no effect where nothing
-    /// is authenticated, or in one process.
+    /// From now on replies carry this term of the keystore and the lineage of its directory.
     fn serve_in_term(&self, _term: u64, _lineage: &str) {}
 
-    /// This connection's public key, for requesters that must seal their requests to it; none where nothing crosses a
-    /// wire.
+    /// The public key that requests are sealed to; none where nothing crosses a wire.
     fn sealing_key(&self) -> Option<String> {
         None
     }
@@ -106,8 +104,8 @@ pub struct ServeError {
 
 /// Why no request could be sent now; for `/readyz` and the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NotReady(pub String);
+#[error(transparent)]
+pub struct NotReady(pub Cause);
 
 impl dyn Requests + '_ {
     /// Sends a typed request and waits at most `within`.
@@ -186,11 +184,8 @@ impl<R: Request> RequestStream<R> {
         self.queue.stop().await;
     }
 
-    /// Handles requests until `stop`, then those that had arrived before it. Returns when the last handler has
-    /// returned.
-    ///
-    /// At most `concurrency` handlers run at a time; the backplane queues the requests beyond that. All of them run on
-    /// the calling task, so a handler that needs another core spawns a task and awaits it.
+    /// Handles requests until `stop`, then those that had arrived before it. At most `concurrency` handlers run at a
+    /// time, all of them on the calling task; the backplane queues the requests beyond that.
     pub async fn run<Handled: Future<Output = ()>>(
         mut self,
         stop: &CancellationToken,
@@ -225,19 +220,13 @@ impl<R: Request> RequestStream<R> {
 
 /// Parses a request; one that cannot be parsed is logged.
 pub fn parse_request<R: Request>(bytes: &[u8]) -> Option<R> {
-    match serde_json::from_slice(bytes) {
-        Ok(request) => Some(request),
-        Err(error) => {
-            // The error names a position and a type, never the content.
-            tracing::error!(
-                subject = R::SUBJECT,
-                line = error.line(),
-                column = error.column(),
-                "question cannot be read"
-            );
-            None
-        }
-    }
+    let parsed = serde_json::from_slice(bytes);
+    let logged = parsed.inspect_err(|error| {
+        // The error names a position and a type, never the content.
+        let (subject, line, column) = (R::SUBJECT, error.line(), error.column());
+        tracing::error!(subject, line, column, "request cannot be read");
+    });
+    logged.ok()
 }
 
 impl<R: Request> IncomingRequest<R> {

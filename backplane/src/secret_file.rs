@@ -1,29 +1,27 @@
 //! Files that hold a secret: keys, passwords, private keys of certificates.
 //!
-//! Owns the rule who else may read such a file. Normally only its owner; its group too if the file was given to the
-//! process by another user or by root, as orchestrators do with secrets for containers (mode 0440, `fsGroup`). libpq
-//! has the same rule for a client's key. Does not read the file's content.
+//! Only its owner may read such a file; its group too if the file was given to the process by another user or by root,
+//! as orchestrators do with secrets for containers (mode 0440, `fsGroup`). libpq has the same rule for a client's key.
 
-use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// What the owner may do.
 const OWNER: u32 = 0o700;
 const GROUP_READS: u32 = 0o040;
 
 /// A secret file that others may read or change.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "others may read or change `{}` (its mode is {mode:04o}): type `chmod 600 {}`",
+    path.display(),
+    quoted(&path.display().to_string())
+)]
 pub struct Exposed {
     path: PathBuf,
     mode: u32,
 }
 
-/// Refuses a file that others may read or change. A path that cannot be inspected, or is no file, is left to the code
-/// that reads it.
-///
-/// # Errors
-/// If the file is exposed; the message says what to type.
+/// Refuses a file that others may read or change; the error says what to type. A path that cannot be inspected passes.
 pub fn check_secret_file(path: &Path) -> Result<(), Exposed> {
     let Ok(found) = std::fs::metadata(path) else { return Ok(()) };
     let exposed = found.is_file() && is_exposed(found.mode(), found.uid(), rustix::process::geteuid().as_raw());
@@ -37,16 +35,11 @@ fn is_exposed(mode: u32, owner: u32, process: u32) -> bool {
     mode & 0o777 & !allowed != 0
 }
 
-impl fmt::Display for Exposed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display().to_string();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+@%:,=".contains(&b);
-        let typed = if path.bytes().all(plain) { path.clone() } else { format!("'{}'", path.replace('\'', r"'\''")) };
-        write!(f, "others may read or change `{path}` (its mode is {:04o}): type `chmod 600 {typed}`", self.mode)
-    }
+/// As a shell reads it.
+fn quoted(path: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+@%:,=".contains(&b);
+    if path.bytes().all(plain) { path.to_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
-
-impl std::error::Error for Exposed {}
 
 #[cfg(test)]
 mod tests {

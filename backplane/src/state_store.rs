@@ -1,8 +1,6 @@
 //! *State store*: small records that many processes share, changed by compare-and-set, with an expiry; and counters
-//! made of them.
+//! made of them, as JetStream's own (`Nats-Incr`) have neither a limit nor an expiry.
 //!
-//! A counter is a record instead of JetStream's own counter (`Nats-Incr`), which has neither a limit nor an expiry and
-//! needs a stream for itself.
 //! INVARIANT: of two processes that change a record from the same revision, one gets `Conflict`. What a counter grants
 //! in all never exceeds its limit: an addition whose outcome is unknown grants nothing.
 
@@ -13,16 +11,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use crate::{BoxFuture, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError, StoreClock};
+use crate::{BoxFuture, Cause, ClockError, MAX_MESSAGE_BYTES, NotReady, ReadError, StoreClock};
 
 /// The records of an installation.
 pub trait StateStore: Send + Sync {
-    /// A record, if it exists and has not expired. Where the store has replicas it may be slightly stale; a put from it
-    /// then conflicts.
+    /// A record, if it exists and has not expired. A replica may answer with an older one; a put from it conflicts.
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>>;
 
-    /// Replaces the record with this revision (none: creates it). It expires after `expires_in`, or up to a second
-    /// later.
+    /// Replaces the record with this revision (none: creates it). It expires up to a second after `expires_in`.
     fn put<'a>(
         &'a self,
         key: &'a str,
@@ -85,7 +81,6 @@ pub enum ListError {
 /// Pages that one connection may read at a time: each needs a subscription, and the server limits those.
 pub const MAX_CONCURRENT_LISTS: usize = 2;
 
-/// A page ends once its records take this many bytes.
 pub(crate) const MAX_PAGE_BYTES: usize = 256 << 10;
 
 /// The outcome of an addition.
@@ -97,7 +92,6 @@ pub struct Added {
     pub total: u64,
 }
 
-/// The content of a counter's record.
 #[derive(Serialize, Deserialize)]
 struct Counter {
     count: u64,
@@ -148,14 +142,14 @@ impl dyn StateStore + '_ {
         change: impl Fn(u64) -> Added,
     ) -> Result<Added, PutError> {
         loop {
-            let found = self.counter(key, deadline).await.map_err(|error| PutError::Failed(error.0))?;
-            let (count, revision) = found;
+            let found = self.counter(key, deadline).await;
+            let (count, revision) = found.map_err(|ReadError(cause)| PutError::Failed(cause))?;
             let added = change(count);
             if added.total == count {
                 return Ok(added);
             }
             let value = serde_json::to_vec(&Counter { count: added.total });
-            let value = value.map_err(|error| PutError::Failed(error.to_string()))?;
+            let value = value.map_err(|error| PutError::Failed(Cause::new(error)))?;
             match self.put(key, value.into(), revision, Some(expires_in), deadline).await {
                 Ok(_) => return Ok(added),
                 // A random delay, so that the processes that met here do not meet again.
@@ -170,12 +164,12 @@ impl dyn StateStore + '_ {
         let Some(record) = self.get(key, deadline).await? else { return Ok((0, None)) };
         // A counter that cannot be parsed does not count as zero.
         let counter: Counter =
-            serde_json::from_slice(&record.value).map_err(|_| ReadError("the counter cannot be read".to_owned()))?;
+            serde_json::from_slice(&record.value).map_err(|_| ReadError("the counter cannot be read".into()))?;
         Ok((counter.count, Some(record.revision)))
     }
 }
 
-/// Random, between 0 and 1; 1 if the system has no randomness.
+/// Between 0 and 1; 1 if the system has no randomness.
 fn random_fraction() -> f64 {
     getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
 }
@@ -200,8 +194,8 @@ pub enum PutError {
     #[error("the record was changed meanwhile")]
     Conflict,
     /// It may or may not have been put.
-    #[error("the ledger does not answer: {0}")]
-    Failed(String),
+    #[error("the ledger does not answer")]
+    Failed(#[source] Cause),
 }
 
 /// Why there can be no such record. Keys are words of letters, digits, `-` and `_`, joined by dots.

@@ -1,8 +1,7 @@
 //! The state store's clock as this process knows it; windows, runs and idempotency keys of all processes use it.
 //!
-//! Owns the last reading of the store's clock, its continuation by the kernel's boottime clock, and how far this host's
-//! clock may differ. Does not decide which of the two is right: where they differ by more, nothing is decided here
-//! until one of them is corrected. A store in this process uses the host's clock.
+//! Does not decide which of the store's clock and this host's is right: where they differ by too much, nothing is
+//! decided here until one of them is corrected. A store in this process uses the host's clock.
 //! INVARIANT: a reading lies between two moments of this host, so a reported difference is certain.
 
 use std::future::Future;
@@ -15,10 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use crate::StateStore;
 use crate::clock::{Clocks, settled};
 
-/// How far a host's clock may differ from the state store's; beyond it nothing is decided. Two hosts within it are
-/// within the limit for authenticated messages (30 s).
+/// How far a host's clock may differ from the state store's; beyond it nothing is decided.
 pub const MAX_STORE_CLOCK_SKEW: Duration = Duration::from_secs(10);
-/// From this difference on the operator is warned.
 const WARN_STORE_CLOCK_SKEW: Duration = Duration::from_secs(2);
 /// How often the store's clock is read.
 pub const CLOCK_READ_INTERVAL: Duration = Duration::from_secs(5);
@@ -42,14 +39,12 @@ pub struct StoreClock {
 #[derive(Debug, Default)]
 struct Shared {
     known: Mutex<Known>,
-    /// Held by the caller that reads the clock.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Known {
     reading: Option<Reading>,
-    /// Boottime of the last failed reading.
     failed_at: Option<Duration>,
 }
 
@@ -80,45 +75,30 @@ static OWN: LazyLock<Arc<StoreClock>> = LazyLock::new(|| Arc::new(StoreClock { s
 
 impl StoreClock {
     /// The clock of a store in this process.
-    #[must_use]
     pub fn own() -> &'static Arc<Self> {
         &OWN
     }
 
     /// The clock of a remote store, without a reading yet.
-    #[must_use]
     pub fn remote() -> Self {
         Self { shared: Some(Shared::default()) }
     }
 
     /// The store's time, or this host's until there is a reading. Sends no request.
-    #[must_use]
     pub fn now(&self) -> Timestamp {
         let reading = self.shared.as_ref().and_then(|shared| shared.known().reading);
         reading.and_then(|reading| reading.time(Clocks::now().boot)).unwrap_or_else(settled)
     }
 
-    /// Whether this host's clock is near enough to the store's.
-    ///
-    /// # Errors
-    /// When it is not, or when nothing is known.
+    /// Whether this host's clock is known to be near enough to the store's.
     pub fn check(&self) -> Result<(), ClockError> {
-        if self.shared.is_none() {
-            return Ok(());
-        }
         let now = Clocks::now();
         self.check_at(now.wall, now.boot)
     }
 
     /// Whether a time that another process sent as its current one is near enough to the store's, or to this host's
-    /// until there is a reading.
-    ///
-    /// # Errors
-    /// If it is not. For a store in this process every time is accepted: there is only one clock.
+    /// until there is a reading. For a store in this process every time is accepted: there is only one clock.
     pub fn check_peer_time(&self, said: Timestamp) -> Result<(), ClockError> {
-        if self.shared.is_none() {
-            return Ok(());
-        }
         let now = Clocks::now();
         match self.check_at(said, now.boot) {
             Err(ClockError::Unknown) => check_skew(said.duration_since(now.wall), MAX_STORE_CLOCK_SKEW),
@@ -127,7 +107,6 @@ impl StoreClock {
     }
 
     /// A remark for an operator while everything still works.
-    #[must_use]
     pub fn remark(&self) -> Option<String> {
         let (now, known) = (Clocks::now(), self.shared.as_ref()?.known());
         let checked = check_skew(known.reading?.skew(now.wall, now.boot)?, WARN_STORE_CLOCK_SKEW);
@@ -177,13 +156,11 @@ impl StoreClock {
 
 impl Shared {
     fn known(&self) -> MutexGuard<'_, Known> {
-        // Each use is a single step, so a panic elsewhere cannot leave the state half changed.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Known {
-    /// Whether a reading now would gain nothing.
     fn suffices(&self, max_age: Duration, boot: Duration) -> bool {
         let fresh = self.reading.is_some_and(|reading| reading.age(boot) < max_age);
         let failed = self.failed_at.is_some_and(|at| boot.saturating_sub(at) < READ_RETRY_DELAY);
@@ -223,13 +200,11 @@ impl Reading {
         })
     }
 
-    /// The store's time at `boot` if it was read at `read`.
     fn since(self, boot: Duration, read: Duration) -> Option<Timestamp> {
         let passed = SignedDuration::try_from(boot.saturating_sub(read)).ok()?;
         self.theirs.checked_add(passed).ok()
     }
 
-    /// Whether both can be readings of one clock.
     fn agrees(self, new: Self) -> bool {
         let span = |reading: Self| {
             Some((reading.since(new.answered, reading.answered)?, reading.since(new.answered, reading.asked)?))
@@ -251,8 +226,7 @@ fn check_skew(skew: SignedDuration, bound: Duration) -> Result<(), ClockError> {
     }
 }
 
-/// Reads the store's clock for as long as this is polled, so that callers that need the time do not wait for it. Logs
-/// when this host's clock starts, or ceases, to differ by too much.
+/// Reads the store's clock for as long as this is polled. Logs when this host's clock starts or ceases to differ.
 pub async fn follow_store_clock(state_store: &dyn StateStore) {
     let mut agreed = true;
     loop {

@@ -1,11 +1,8 @@
-//! A real nats-server for tests: started on a free port, killed, restarted, frozen and thawed at will; and disks that
-//! fail.
+//! A real nats-server for tests, and small disks. The server ends when the value is dropped, also when the test panics.
 //!
-//! Owns the choice between the two ways to run one; both end when the value is dropped, also when the test panics. A
-//! binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`) is preferred, as it starts in milliseconds and needs no
-//! rights. Without one, a container of `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set) is used if a Docker engine
-//! answers. `STAGE0_TEST_NATS` set to `binary` or `container` forces one of them. Does not skip: if neither is
-//! available the test fails and says what to do.
+//! Runs a binary (`STAGE0_TEST_NATS_SERVER`, `.tools/bin`, the `PATH`), or without one a container of
+//! `STAGE0_TEST_NATS_IMAGE` (`nats:2.15` unless set). `STAGE0_TEST_NATS` set to `binary` or `container` forces one of
+//! them. Does not skip: if neither is available the test fails and says what to do.
 
 // Test code that several packages share.
 #![allow(clippy::expect_used, clippy::panic)]
@@ -15,7 +12,6 @@ mod disk;
 mod process;
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,10 +19,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::nats::NatsConfig;
 use container::Container;
-pub use disk::Disk;
+pub use disk::{Disk, run};
 use process::Process;
 
-/// Forces one of the two ways to run a server.
 const WAY_VARIABLE: &str = "STAGE0_TEST_NATS";
 const OLDEST: (u32, u32) = (2, 15);
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -46,7 +41,13 @@ enum Runs {
     Container(Box<Container>),
 }
 
-/// The same call on whichever of the two runs.
+/// Ports on this machine; zero until the server has chosen them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ports {
+    clients: u16,
+    monitor: u16,
+}
+
 macro_rules! either {
     ($runs:expr, $server:ident => $call:expr) => {
         match $runs {
@@ -62,13 +63,12 @@ impl NatsServer {
         Self::start_with(SYNCED).await
     }
 
-    /// A server with these settings, in nats-server's own format; addresses, pings and JetStream's directory, which is
-    /// deleted on drop, are added. A container gets copies of the files that the settings name by absolute path in
-    /// double quotes.
+    /// A server with these settings, in nats-server's own format; addresses, pings and JetStream's directory are added.
+    /// A container gets copies of the files that the settings name by absolute path in double quotes.
     pub async fn start_with(settings: &str) -> Self {
-        let runs = match choose().await {
-            Choice::Binary(path) => Runs::Process(Process::start(path, None, settings).await),
-            Choice::Container => Runs::Container(Box::new(Container::start(settings).await)),
+        let runs = match find_binary().await {
+            Some(binary) => Runs::Process(Process::start(binary, None, settings).await),
+            None => Runs::Container(Box::new(Container::start(settings).await)),
         };
         Self { runs }
     }
@@ -76,30 +76,23 @@ impl NatsServer {
     /// Like [`Self::start_with`], with JetStream in this directory of the machine. None if only a container is
     /// available, which does not see the machine's directories: the caller reports that it tested nothing.
     pub async fn start_in(store: &Path, settings: &str) -> Option<Self> {
-        match choose().await {
-            Choice::Binary(path) => {
-                Some(Self { runs: Runs::Process(Process::start(path, Some(store.to_owned()), settings).await) })
-            }
-            Choice::Container => None,
-        }
+        let process = Process::start(find_binary().await?, Some(store.to_owned()), settings).await;
+        Some(Self { runs: Runs::Process(process) })
     }
 
     /// Its address, which stays the same after a restart.
-    #[must_use]
     pub fn url(&self) -> String {
-        let port = either!(&self.runs, server => server.port());
-        format!("nats://127.0.0.1:{port}")
+        let ports = either!(&self.runs, server => server.ports);
+        format!("nats://127.0.0.1:{}", ports.clients)
     }
 
     /// Its monitor's address (`/jsz`, `/healthz`), which stays the same after a restart.
-    #[must_use]
     pub fn monitor(&self) -> String {
-        let port = either!(&self.runs, server => server.monitor());
-        format!("http://127.0.0.1:{port}")
+        let ports = either!(&self.runs, server => server.ports);
+        format!("http://127.0.0.1:{}", ports.monitor)
     }
 
     /// A client configuration with short timeouts, so that tests of failures are short.
-    #[must_use]
     pub fn config(&self, name: &str) -> NatsConfig {
         NatsConfig {
             ping_interval: Duration::from_millis(200),
@@ -143,20 +136,12 @@ impl NatsServer {
 }
 
 /// Polls until the condition holds and panics if that takes too long. Only where there is nothing to await.
-///
-/// # Panics
-/// If `condition` does not hold `within` this time.
 pub async fn wait_for(what: &str, within: Duration, mut condition: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
     while !condition().await {
         assert!(started.elapsed() < within, "waited {within:?} in vain for: {what}");
         sleep(Duration::from_millis(5)).await;
     }
-}
-
-enum Choice {
-    Binary(PathBuf),
-    Container,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -166,16 +151,17 @@ enum Way {
     Container,
 }
 
-async fn choose() -> Choice {
+/// The binary to run; none: a container is used, and a Docker engine answers.
+async fn find_binary() -> Option<PathBuf> {
     let way = way(std::env::var_os(WAY_VARIABLE).as_deref());
     if way != Way::Container {
         if let Some(binary) = process::find_binary() {
-            return Choice::Binary(binary);
+            return Some(binary);
         }
         assert!(way == Way::Any, "no nats-server found, and {WAY_VARIABLE}=binary: {HOW_TO_GET_ONE}");
     }
     match container::engine().await {
-        Ok(()) => Choice::Container,
+        Ok(()) => None,
         Err(problem) if way == Way::Any => {
             panic!("no nats-server found, and no Docker engine answers ({problem}): {HOW_TO_GET_ONE}, or start Docker")
         }
@@ -195,14 +181,10 @@ fn way(value: Option<&OsStr>) -> Way {
     }
 }
 
-/// The configuration file of the server.
 fn configuration(listen: &str, monitor: &str, settings: &str) -> String {
-    let mut text = String::new();
-    writeln!(text, "listen: {listen:?}\nhttp: {monitor:?}\nping_interval: \"1s\"\n{settings}").expect("text grows");
-    text
+    format!("listen: {listen:?}\nhttp: {monitor:?}\nping_interval: \"1s\"\n{settings}\n")
 }
 
-/// From `2.15.1`.
 fn version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))

@@ -1,8 +1,8 @@
 //! Which log a data directory has: an id in the log's file, and the same id in a file beside it.
 //!
-//! Owns the file `log.id` and the record that must agree with it. A directory that had a log never starts another one
-//! by itself: a log file that is missing, empty or a different log is refused before anything is written, until an
-//! operator accepts it. A log of an older version that has no id yet gets one.
+//! A directory that had a log never starts another one by itself: a log file that is missing, empty or a different log
+//! is refused before anything is written, until an operator accepts it. A log of an older version that has no id yet
+//! gets one.
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -54,7 +54,6 @@ pub(super) fn before_open(log: &Path, history: LogHistory) -> Result<(), OpenErr
     accept_or_refuse(log, had.then_some(fault), history)
 }
 
-/// Compares the two ids, and gives the log an id if it has none.
 pub(super) fn after_open(log: &Path, database: &Database, history: LogHistory) -> Result<(), OpenError> {
     let io = |error: io::Error| OpenError::Io(log.to_owned(), error.to_string());
     let failed = |error: redb::Error| OpenError::Io(log.to_owned(), error.to_string());
@@ -67,14 +66,11 @@ pub(super) fn after_open(log: &Path, database: &Database, history: LogHistory) -
         (_, None) => None,
     };
     accept_or_refuse(log, fault, history)?;
-    let id = match own {
-        Some(own) => own,
-        None => {
-            let id = new_id().map_err(io)?;
-            write_id_record(database, &id).map_err(failed)?;
-            id
-        }
-    };
+    if let Some(id) = own {
+        return write_id_file(log, &id).map_err(io);
+    }
+    let id = new_id().map_err(io)?;
+    write_id_record(database, &id).map_err(failed)?;
     write_id_file(log, &id).map_err(io)
 }
 
@@ -104,7 +100,6 @@ fn write_id_record(database: &Database, id: &str) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Whether nothing was ever written to it.
 fn is_empty(database: &Database) -> Result<bool, redb::Error> {
     let transaction = database.begin_read()?;
     let entries = transaction.open_table(DECISIONS)?.len()? + transaction.open_table(MARKS)?.len()?;

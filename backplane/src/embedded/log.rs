@@ -1,7 +1,6 @@
 //! The decision log in a file of one node.
 //!
-//! Batches that arrive together become one transaction, and so one fsync. A batch's id is remembered for two minutes,
-//! in the same transaction. Entries are removed in batches of [`SWEEP_BATCH`].
+//! Batches that arrive together become one transaction, and so one fsync. A batch's id is remembered for two minutes.
 
 use std::time::Duration;
 
@@ -15,26 +14,23 @@ use super::store::{DECISIONS, Entries, IDS, IDS_BY_AGE, MARKS, Session, first_si
 use super::threads::Lane;
 use crate::clock::settled;
 use crate::{
-    AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MarkError, NotReady, Position,
-    ReadError, Seek, SeekBack,
+    AppendError, Batch, BoxFuture, Cause, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MarkError, NotReady,
+    Position, ReadError, Seek, SeekBack,
 };
 
 const BATCH_ID_TTL: Duration = Duration::from_secs(120);
 /// Entries that one transaction removes; other writes get their turn between two of them.
 const SWEEP_BATCH: usize = 1_000;
 
-/// A request for more bytes is a long read.
 const MAX_QUICK_BYTES: usize = 64 << 10;
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An entry as redb returns it.
 type RawEntry<'t> = (AccessGuard<'t, (&'static str, u64)>, AccessGuard<'t, &'static [u8]>);
 
-/// The decision log of one connection.
 pub(super) struct FileLog(pub(super) Session);
 
 impl FileLog {
-    async fn store_all(&self, batches: Vec<Batch>, deadline: Instant) -> Result<(), String> {
+    async fn store_all(&self, batches: Vec<Batch>, deadline: Instant) -> Result<(), Cause> {
         self.0
             .write(deadline, move |transaction| {
                 let now = settled();
@@ -77,7 +73,7 @@ impl DecisionLog for FileLog {
             // A failed commit may still have reached the disk.
             let outcome = outcome.map_err(AppendError::Unknown);
             let answers = faults.into_iter().map(|fault| match fault {
-                Some(why) => Err(AppendError::NotStored(why.to_owned())),
+                Some(why) => Err(AppendError::NotStored(why.into())),
                 None => outcome.clone(),
             });
             answers.collect()
@@ -119,20 +115,16 @@ impl DecisionLog for FileLog {
             Seek::After(position) => position.0.saturating_add(1),
             Seek::Time(time) => first_since(time),
         };
-        let lane = if max_bytes > MAX_QUICK_BYTES { Lane::Long } else { Lane::Quick };
-        let read = self.0.read(lane, deadline, move |transaction| {
-            let from_table = |table: Entries, kind| -> Result<Chunk, redb::Error> {
-                let table = transaction.open_table(table)?;
-                read_range(&table, account.as_str(), start, kind, max_bytes)
+        let read = self.0.read(lane(max_bytes), deadline, move |transaction| {
+            let from_table = |kind| -> Result<Chunk, redb::Error> {
+                let table = transaction.open_table(table(kind))?;
+                collect_chunk(table.range((account.as_str(), start)..=(account.as_str(), u64::MAX))?, kind, max_bytes)
             };
             Ok(match filter {
-                EntryFilter::Only(EntryKind::Decisions) => from_table(DECISIONS, EntryKind::Decisions)?,
-                EntryFilter::Only(EntryKind::Mark) => from_table(MARKS, EntryKind::Mark)?,
-                EntryFilter::All => merge_chunks(
-                    from_table(DECISIONS, EntryKind::Decisions)?,
-                    from_table(MARKS, EntryKind::Mark)?,
-                    max_bytes,
-                ),
+                EntryFilter::Only(kind) => from_table(kind)?,
+                EntryFilter::All => {
+                    merge_chunks(from_table(EntryKind::Decisions)?, from_table(EntryKind::Mark)?, max_bytes)
+                }
             })
         });
         Box::pin(async move { read.await.map_err(ReadError) })
@@ -152,8 +144,7 @@ impl DecisionLog for FileLog {
             SeekBack::Before(position) => position.0,
             SeekBack::Time(time) => micros(time).saturating_add(1),
         };
-        let lane = if max_bytes > MAX_QUICK_BYTES { Lane::Long } else { Lane::Quick };
-        let read = self.0.read(lane, deadline, move |transaction| {
+        let read = self.0.read(lane(max_bytes), deadline, move |transaction| {
             let table = transaction.open_table(table(kind))?;
             let found = table.range((account.as_str(), 0)..(account.as_str(), end))?.rev();
             collect_chunk(found, kind, max_bytes)
@@ -189,11 +180,17 @@ impl DecisionLog for FileLog {
                 let account = account.clone();
                 let some = self.0.write(deadline, move |transaction| {
                     let mut table = transaction.open_table(table(kind))?;
-                    remove_batch(&mut table, account.as_str(), through.0)
+                    let range = (account.as_str(), 0)..=(account.as_str(), through.0);
+                    let mut some = 0_u64;
+                    for removed in table.extract_from_if(range, |_, _| true)?.take(SWEEP_BATCH) {
+                        removed?;
+                        some += 1;
+                    }
+                    Ok(some)
                 });
                 let some = some.await.map_err(ReadError)?;
-                removed += some as u64;
-                if some < SWEEP_BATCH {
+                removed += some;
+                if some < SWEEP_BATCH as u64 {
                     return Ok(removed);
                 }
             }
@@ -222,14 +219,19 @@ impl DecisionLog for FileLog {
 
     fn ready(&self) -> BoxFuture<'_, Result<Vec<String>, NotReady>> {
         Box::pin(async move {
-            // A full disk can still be read and takes small writes, so readiness tries a write and also checks the last
-            // append.
+            // A full disk still takes small writes, so the last append is checked as well.
             let probe = |transaction: &WriteTransaction| next_position(transaction, settled());
             let written = self.0.write(Instant::now() + READY_TIMEOUT, probe).await;
             let failure = written.err().or_else(|| self.0.store.recent_failure());
-            failure.map_or(Ok(Vec::new()), |why| Err(NotReady(format!("the decision log cannot be written: {why}"))))
+            failure.map_or(Ok(Vec::new()), |why| {
+                Err(NotReady(format!("the decision log cannot be written: {why}").into()))
+            })
         })
     }
+}
+
+fn lane(max_bytes: usize) -> Lane {
+    if max_bytes > MAX_QUICK_BYTES { Lane::Long } else { Lane::Quick }
 }
 
 fn table(kind: EntryKind) -> Entries {
@@ -252,17 +254,6 @@ fn last_in(
     Ok(last.map(|(key, lines)| (key.value().1, lines.value().to_vec())))
 }
 
-fn read_range(
-    table: &impl ReadableTable<(&'static str, u64), &'static [u8]>,
-    account: &str,
-    start: u64,
-    kind: EntryKind,
-    max_bytes: usize,
-) -> Result<Chunk, redb::Error> {
-    collect_chunk(table.range((account, start)..=(account, u64::MAX))?, kind, max_bytes)
-}
-
-/// Collects as many entries as fit into `max_bytes`, and at least one.
 fn collect_chunk<'t>(
     found: impl Iterator<Item = Result<RawEntry<'t>, redb::StorageError>>,
     kind: EntryKind,
@@ -280,8 +271,7 @@ fn collect_chunk<'t>(
     Ok(Chunk { entries, more: false, rejected: 0 })
 }
 
-/// Merges both in the order of the log. Where one of them was cut off, entries of the other behind the cut are left
-/// out.
+/// Where one of them was cut off, entries of the other behind the cut are left out.
 fn merge_chunks(first: Chunk, second: Chunk, max_bytes: usize) -> Chunk {
     let end = |chunk: &Chunk| {
         let last = chunk.entries.last().map(|entry| entry.position);
@@ -290,32 +280,10 @@ fn merge_chunks(first: Chunk, second: Chunk, max_bytes: usize) -> Chunk {
     let cut = [end(&first), end(&second)].into_iter().flatten().min();
     let mut entries: Vec<Entry> = first.entries.into_iter().chain(second.entries).collect();
     entries.sort_unstable_by_key(|entry| entry.position);
-    let all = entries.len();
     if let Some(cut) = cut {
         entries.retain(|entry| entry.position <= cut);
     }
-    let mut bytes = 0;
-    let fit = entries.iter().take_while(|entry| {
-        bytes += entry.lines.len();
-        bytes <= max_bytes
-    });
-    let fit = fit.count().max(1).min(entries.len());
-    entries.truncate(fit);
-    Chunk { more: cut.is_some() || fit < all, entries, rejected: 0 }
-}
-
-fn remove_batch(
-    table: &mut redb::Table<'_, (&'static str, u64), &'static [u8]>,
-    account: &str,
-    through: u64,
-) -> Result<usize, redb::Error> {
-    let keys: Vec<u64> = table
-        .range((account, 0)..=(account, through))?
-        .take(SWEEP_BATCH)
-        .map(|found| Ok(found?.0.value().1))
-        .collect::<Result<_, redb::StorageError>>()?;
-    for key in &keys {
-        table.remove((account, *key))?;
-    }
-    Ok(keys.len())
+    let mut chunk = Chunk { entries, more: cut.is_some(), rejected: 0 };
+    chunk.fit(max_bytes);
+    chunk
 }

@@ -1,8 +1,7 @@
 //! Notices inside one process: a bounded broadcast for each subject.
 //!
 //! A subscriber that falls further behind than the capacity loses the oldest notices and receives a gap instead; it
-//! never blocks the publisher. A notice is in every subscriber's queue before its publisher goes on, and a freeze stops
-//! all roles at once, so an echo proves here that the subscriber is not behind.
+//! never blocks the publisher. An echo proves here that the subscriber is not behind.
 
 use std::collections::HashMap;
 use std::future::ready;
@@ -17,8 +16,6 @@ use super::Connection;
 use crate::liveness::{Echoes, Token};
 use crate::{BoxFuture, Event, Liveness, MAX_MESSAGE_BYTES, Notices, PublishError, RawSubscription, ServeError};
 
-/// Notices that a subscriber may be behind. One that is further behind empties its caches faster than it would catch
-/// up.
 const NOTICE_CAPACITY: usize = 1024;
 
 /// Number of the connection: inside a process it is made once.
@@ -27,11 +24,9 @@ const CONNECTION: u64 = 1;
 #[derive(Default)]
 pub(super) struct Subscribers(Mutex<HashMap<&'static str, broadcast::Sender<Broadcast>>>);
 
-/// What goes to all subscribers of a subject.
 #[derive(Debug, Clone)]
 enum Broadcast {
     Notice(Bytes),
-    /// A subscriber's echo to itself.
     Echo(Token),
 }
 
@@ -74,36 +69,11 @@ impl Notices for Connection {
     }
 }
 
-/// One subscriber's position in the broadcast.
 struct EmbeddedSubscription {
     sender: broadcast::Sender<Broadcast>,
     notices: broadcast::Receiver<Broadcast>,
     closed: CancellationToken,
     echoes: Option<Echoes>,
-}
-
-enum Received {
-    Event(Event<Bytes>),
-    Echo,
-    End,
-}
-
-impl EmbeddedSubscription {
-    fn event(&self, received: Result<Broadcast, RecvError>) -> Received {
-        match received {
-            Ok(Broadcast::Notice(notice)) => Received::Event(Event::Message(notice)),
-            Ok(Broadcast::Echo(token)) => {
-                if let Some(echoes) = &self.echoes
-                    && let Some(sent) = echoes.returned(&token)
-                {
-                    echoes.prove(sent);
-                }
-                Received::Echo
-            }
-            Err(RecvError::Lagged(_)) => Received::Event(Event::Gap),
-            Err(RecvError::Closed) => Received::End,
-        }
-    }
 }
 
 impl RawSubscription for EmbeddedSubscription {
@@ -115,10 +85,17 @@ impl RawSubscription for EmbeddedSubscription {
                     () = self.closed.cancelled() => return None,
                     received = self.notices.recv() => received,
                 };
-                match self.event(received) {
-                    Received::Event(event) => return Some(event),
-                    Received::Echo => {}
-                    Received::End => return None,
+                match received {
+                    Ok(Broadcast::Notice(notice)) => return Some(Event::Message(notice)),
+                    Ok(Broadcast::Echo(token)) => {
+                        if let Some(echoes) = &self.echoes
+                            && let Some(sent) = echoes.returned(&token)
+                        {
+                            echoes.prove(sent);
+                        }
+                    }
+                    Err(RecvError::Lagged(_)) => return Some(Event::Gap),
+                    Err(RecvError::Closed) => return None,
                 }
             }
         })

@@ -2,8 +2,7 @@
 //! turn.
 //!
 //! A full queue is passed over; when all are full the requester waits for one until its deadline. A request that no
-//! server answers ends at its deadline and not before, although this process could know earlier: callers must not rely
-//! on that.
+//! server answers ends at its deadline and not before, as on NATS.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -23,31 +22,22 @@ use crate::{
 /// Requests that one queue holds. When more wait, each requester's own deadline decides how long.
 const QUEUE_CAPACITY: usize = 256;
 
-/// A request on its way to a server.
 struct QueuedRequest {
     body: Bytes,
     deadline: Instant,
     reply: oneshot::Sender<Bytes>,
 }
 
-/// The servers of every subject.
+/// The servers of each subject.
 #[derive(Default)]
-pub(super) struct Servers(Mutex<AllQueues>);
+pub(super) struct Servers(Mutex<HashMap<&'static str, SubjectQueues>>);
 
-#[derive(Default)]
-struct AllQueues {
-    by_subject: HashMap<&'static str, SubjectQueues>,
-    last_id: u64,
-}
-
-/// The queues of one subject, and whose turn it is.
 #[derive(Default)]
 struct SubjectQueues {
-    senders: Vec<(u64, mpsc::Sender<QueuedRequest>)>,
+    senders: Vec<mpsc::Sender<QueuedRequest>>,
     turn: usize,
 }
 
-/// What came of handing a request over without waiting.
 enum Offered {
     Taken,
     NoServer,
@@ -59,7 +49,7 @@ impl SubjectQueues {
         let mut full = None;
         for _ in 0..self.senders.len() {
             self.turn = (self.turn + 1) % self.senders.len();
-            let Some((_, inbox)) = self.senders.get(self.turn) else { break };
+            let Some(inbox) = self.senders.get(self.turn) else { break };
             match inbox.try_send(request) {
                 Ok(()) => return Offered::Taken,
                 Err(mpsc::error::TrySendError::Full(back)) => {
@@ -74,33 +64,29 @@ impl SubjectQueues {
 }
 
 impl Servers {
-    fn lock(&self) -> MutexGuard<'_, AllQueues> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<&'static str, SubjectQueues>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, subject: &'static str) -> (u64, mpsc::Receiver<QueuedRequest>) {
+    fn join(&self, subject: &'static str) -> mpsc::Receiver<QueuedRequest> {
         let (sender, receiver) = mpsc::channel(QUEUE_CAPACITY);
-        let mut all = self.lock();
-        all.last_id += 1;
-        let id = all.last_id;
-        all.by_subject.entry(subject).or_default().senders.push((id, sender));
-        (id, receiver)
+        self.lock().entry(subject).or_default().senders.push(sender);
+        receiver
     }
 
-    fn leave(&self, subject: &'static str, id: u64) {
-        if let Some(queues) = self.lock().by_subject.get_mut(subject) {
-            queues.senders.retain(|(other, _)| *other != id);
+    fn remove_closed(&self, subject: &'static str) {
+        if let Some(queues) = self.lock().get_mut(subject) {
+            queues.senders.retain(|sender| !sender.is_closed());
         }
     }
 
     fn offer(&self, subject: &'static str, request: QueuedRequest) -> Offered {
-        match self.lock().by_subject.get_mut(subject) {
+        match self.lock().get_mut(subject) {
             Some(queues) => queues.offer(request),
             None => Offered::NoServer,
         }
     }
 
-    /// Waits until a queue has room, for as long as the caller polls.
     async fn hand_over(&self, subject: &'static str, mut request: QueuedRequest) -> Result<(), RequestError> {
         loop {
             match self.offer(subject, request) {
@@ -133,7 +119,7 @@ impl Requests for Connection {
             if deadline <= Instant::now() {
                 return Err(RequestError::Timeout);
             }
-            let _waiting = Waiting::new(&self.waiting);
+            let _waiting = Waiting::below(usize::MAX, &self.waiting);
             let (reply, replied) = oneshot::channel();
             let exchange = async {
                 self.bus.shared.servers.hand_over(subject, QueuedRequest { body, deadline, reply }).await?;
@@ -156,15 +142,15 @@ impl Requests for Connection {
             if self.closed.is_cancelled() {
                 return Err(ServeError { subject: subject.to_owned(), reason: "the connection is closed".to_owned() });
             }
-            let (id, queue) = self.bus.shared.servers.join(subject);
-            let inbox = EmbeddedQueue { bus: self.bus.clone(), subject, id, queue, closed: self.closed.clone() };
+            let queue = self.bus.shared.servers.join(subject);
+            let inbox = EmbeddedQueue { bus: self.bus.clone(), subject, queue, closed: self.closed.clone() };
             Ok(Box::new(inbox) as Box<dyn RequestQueue>)
         })
     }
 
     fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
         Box::pin(async move {
-            if self.closed.is_cancelled() { Err(NotReady("the connection is closed".to_owned())) } else { Ok(()) }
+            if self.closed.is_cancelled() { Err(NotReady("the connection is closed".into())) } else { Ok(()) }
         })
     }
 
@@ -177,11 +163,9 @@ impl Requests for Connection {
     }
 }
 
-/// One server's queue.
 struct EmbeddedQueue {
     bus: Bus,
     subject: &'static str,
-    id: u64,
     queue: mpsc::Receiver<QueuedRequest>,
     closed: CancellationToken,
 }
@@ -204,16 +188,20 @@ impl RequestQueue for EmbeddedQueue {
     }
 
     fn stop(&mut self) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            self.bus.shared.servers.leave(self.subject, self.id);
-            self.queue.close();
-        })
+        Box::pin(async move { self.leave() })
+    }
+}
+
+impl EmbeddedQueue {
+    fn leave(&mut self) {
+        self.queue.close();
+        self.bus.shared.servers.remove_closed(self.subject);
     }
 }
 
 impl Drop for EmbeddedQueue {
     fn drop(&mut self) {
-        self.bus.shared.servers.leave(self.subject, self.id);
+        self.leave();
     }
 }
 

@@ -18,10 +18,8 @@ use crate::{
     BoxFuture, ClockError, ListError, PutError, ReadError, Record, RecordPage, Revision, StateStore, StoreClock,
 };
 
-/// The state store of one connection.
 pub(super) struct FileStateStore(pub(super) Session);
 
-/// The expiry of a record that does not expire.
 const NEVER: u64 = u64::MAX;
 /// Expired records that one put removes: more than it adds, and few enough that other writes do not wait.
 const SWEEP_BATCH: usize = 16;
@@ -29,7 +27,7 @@ const SWEEP_BATCH: usize = 16;
 impl StateStore for FileStateStore {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if let Some(why) = fault(key, &[]) {
-            return Box::pin(async move { Err(ReadError(why.to_owned())) });
+            return Box::pin(async move { Err(ReadError(why.into())) });
         }
         let key = key.to_owned();
         let read = self.0.read(Lane::Quick, deadline, move |transaction| {
@@ -53,7 +51,7 @@ impl StateStore for FileStateStore {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>> {
         if let Some(why) = fault(key, &value) {
-            return Box::pin(async move { Err(PutError::Failed(why.to_owned())) });
+            return Box::pin(async move { Err(PutError::Failed(why.into())) });
         }
         let key = key.to_owned();
         let put = self.0.write_if(deadline, move |transaction| {
@@ -89,7 +87,7 @@ impl StateStore for FileStateStore {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
         if let Some(why) = fault(under, &[]) {
-            return Box::pin(async move { Err(ReadError(why.to_owned()).into()) });
+            return Box::pin(async move { Err(ReadError(why.into()).into()) });
         }
         // A cursor that is a valid key cannot point outside of `under`.
         if after.is_some_and(|after| fault(after, &[]).is_some()) {
@@ -131,20 +129,13 @@ impl StateStore for FileStateStore {
     }
 }
 
-/// Removes some of the expired records.
 fn remove_expired(transaction: &WriteTransaction, now: u64) -> Result<(), redb::Error> {
     let (mut table, mut by_expiry) = (transaction.open_table(LEDGER)?, transaction.open_table(LEDGER_ENDS)?);
-    let expired = by_expiry.range(..(now, ""))?.take(SWEEP_BATCH).map(|found| {
-        let found = found?;
-        let (expires_at, key) = found.0.value();
-        Ok((expires_at, key.to_owned()))
-    });
-    let expired: Vec<(u64, String)> = expired.collect::<Result<_, redb::StorageError>>()?;
-    for (expires_at, key) in expired {
-        by_expiry.remove((expires_at, key.as_str()))?;
-        let same = table.get(key.as_str())?.is_some_and(|found| found.value().1 == expires_at);
-        if same {
-            table.remove(key.as_str())?;
+    for found in by_expiry.extract_from_if(..(now, ""), |_, ()| true)?.take(SWEEP_BATCH) {
+        let found = found?.0;
+        let (expires_at, key) = found.value();
+        if table.get(key)?.is_some_and(|found| found.value().1 == expires_at) {
+            table.remove(key)?;
         }
     }
     Ok(())

@@ -1,11 +1,11 @@
 //! The file behind the embedded log and state store: one redb database, or memory for tests.
 //!
-//! Owns opening it, reading on threads of its own (`threads`), and reopening it after the disk failed: redb refuses all
-//! work after a failed write until then. `writer` has the one thread that writes. Positions are microseconds since the
-//! epoch, made unique, so an entry carries its time.
+//! Owns opening it, and reopening it after the disk failed: redb refuses all work after a failed write until then.
+//! Positions are microseconds since the epoch, made unique, so an entry carries its time.
 //! INVARIANT: a transaction that returned `Ok` is on disk; one that failed is on disk as a whole or not at all.
 
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::identity::{self, Fault, LogHistory};
 use super::threads::{Lane, Threads};
 use super::writer::Writer;
-use crate::Position;
+use crate::{Cause, Position};
 
 /// Account and position → lines.
 pub(super) type Entries = TableDefinition<'static, (&'static str, u64), &'static [u8]>;
@@ -39,8 +39,7 @@ pub(super) const CLOCK: TableDefinition<'static, (), u64> = TableDefinition::new
 
 const TABLES: usize = 7;
 
-/// How long a failed append counts against readiness: long enough to be noticed, and afterwards the next append may
-/// show that the failure has passed.
+/// How long a failed append counts against readiness; afterwards the next one may show that the failure has passed.
 const FAILED_APPEND_TTL: Duration = Duration::from_secs(5);
 
 const CACHE_BYTES: usize = 32 << 20;
@@ -71,37 +70,31 @@ pub enum OpenError {
     Io(PathBuf, String),
 }
 
-/// The database, its reader threads and its writer.
 pub(super) struct Store {
     core: Arc<Core>,
     threads: Threads,
     writer: Writer,
-    /// When the last append failed and why, until one succeeds.
-    last_failure: Mutex<Option<(Instant, Failure)>>,
+    last_failure: Mutex<Option<(Instant, Cause)>>,
 }
 
-/// The open database, or its path while it has to be reopened.
 pub(super) struct Core {
     path: Option<PathBuf>,
     open: Mutex<Option<Arc<Database>>>,
 }
 
-/// One connection's access to the store, which ends with the connection and at each request's deadline.
+/// One connection's access to the store.
 #[derive(Clone)]
 pub(super) struct Session {
     pub(super) store: Arc<Store>,
     pub(super) closed: CancellationToken,
 }
 
-pub(super) type Failure = String;
-
 impl Session {
-    /// Why no work is started: the connection is closed or the deadline has passed.
-    pub(super) fn refusal(&self, deadline: Instant) -> Option<Failure> {
+    pub(super) fn refusal(&self, deadline: Instant) -> Option<Cause> {
         if self.closed.is_cancelled() {
-            Some("the connection is closed".to_owned())
+            Some("the connection is closed".into())
         } else if deadline <= Instant::now() {
-            Some("the deadline has passed".to_owned())
+            Some("the deadline has passed".into())
         } else {
             None
         }
@@ -112,8 +105,10 @@ impl Session {
         lane: Lane,
         deadline: Instant,
         work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
-    ) -> Result<T, Failure> {
-        self.within(deadline, self.store.read(lane, deadline, work)).await
+    ) -> Result<T, Cause> {
+        let core = Arc::clone(&self.store.core);
+        let attempt = move || core.attempt(|database| work(&database.begin_read()?));
+        self.within(deadline, self.store.threads.run(lane, deadline, attempt)).await
     }
 
     /// A write that has started goes on when the deadline passes.
@@ -121,25 +116,24 @@ impl Session {
         &self,
         deadline: Instant,
         work: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error> + Send + 'static,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, Cause> {
         self.write_if(deadline, move |transaction| work(transaction).map(|done| (done, true))).await
     }
 
-    /// Like [`Session::write`], for work that may change nothing: then nothing is written. A write whose caller gave up
-    /// before its turn is not started.
+    /// Like [`Session::write`], for work that may change nothing: then nothing is written.
     pub(super) async fn write_if<T: Send + 'static>(
         &self,
         deadline: Instant,
         work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, Cause> {
         self.within(deadline, self.store.writer.write(deadline, work)).await
     }
 
-    async fn within<T>(&self, deadline: Instant, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    async fn within<T>(&self, deadline: Instant, work: impl Future<Output = Result<T, Cause>>) -> Result<T, Cause> {
         if let Some(why) = self.refusal(deadline) {
             return Err(why);
         }
-        timeout_at(deadline, work).await.unwrap_or_else(|_| Err("the disk did not answer in time".to_owned()))
+        timeout_at(deadline, work).await.unwrap_or_else(|_| Err("the disk did not answer in time".into()))
     }
 }
 
@@ -165,27 +159,14 @@ impl Store {
         Self { writer: Writer::start(Arc::clone(&core)), core, threads: Threads::new(), last_failure: Mutex::default() }
     }
 
-    /// Remembers the outcome of an append, for readiness.
-    pub(super) fn note_append(&self, outcome: &Result<(), Failure>) {
+    pub(super) fn note_append(&self, outcome: &Result<(), Cause>) {
         let failure = outcome.as_ref().err().map(|why| (Instant::now(), why.clone()));
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
     }
 
-    /// Why the last append failed, if that was recent.
-    pub(super) fn recent_failure(&self) -> Option<Failure> {
+    pub(super) fn recent_failure(&self) -> Option<Cause> {
         let failure = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
         failure.filter(|(at, _)| at.elapsed() < FAILED_APPEND_TTL).map(|(_, why)| why)
-    }
-
-    async fn read<T: Send + 'static>(
-        &self,
-        lane: Lane,
-        deadline: Instant,
-        work: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let core = Arc::clone(&self.core);
-        let attempt = move || core.attempt(|database| work(&database.begin_read()?));
-        self.threads.run(lane, deadline, attempt).await
     }
 }
 
@@ -198,38 +179,35 @@ impl Core {
     }
 
     /// Runs `work` on the open database, reopening the file first if needed. After a failure the database is closed.
-    pub(super) fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Failure> {
+    pub(super) fn attempt<T>(&self, work: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Cause> {
         let database = self.database()?;
         let done = catch_unwind(AssertUnwindSafe(|| work(&database)));
         let failure = match done {
             Ok(Ok(done)) => return Ok(done),
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "the store panicked".to_owned(),
+            Ok(Err(error)) => Cause::new(error),
+            Err(_) => "the store panicked".into(),
         };
         self.close(&database, &failure);
         Err(failure)
     }
 
-    /// The open database; after a failure the file is opened again.
-    fn database(&self) -> Result<Arc<Database>, Failure> {
+    fn database(&self) -> Result<Arc<Database>, Cause> {
         let mut slot = self.lock();
         if let Some(database) = &*slot {
             return Ok(Arc::clone(database));
         }
         let path = self.path.as_ref().ok_or("the store in memory is gone")?;
-        let database = Arc::new(open(path).map_err(|error| error.to_string())?);
+        let database = Arc::new(open(path).map_err(Cause::new)?);
         tracing::info!("decision log was opened again");
         *slot = Some(Arc::clone(&database));
         Ok(database)
     }
 
     /// After a failure only what is on disk can be trusted.
-    fn close(&self, failed: &Arc<Database>, failure: &str) {
-        if self.path.is_some() {
-            let closed = self.lock().take_if(|open| Arc::ptr_eq(open, failed));
-            if closed.is_some() {
-                tracing::error!(error = failure, "decision log failed; it is opened again when it is used next");
-            }
+    fn close(&self, failed: &Arc<Database>, failure: &Cause) {
+        if self.path.is_some() && self.lock().take_if(|open| Arc::ptr_eq(open, failed)).is_some() {
+            let error = failure as &dyn std::error::Error;
+            tracing::error!(error, "decision log failed; it is opened again when it is used next");
         }
     }
 
@@ -256,7 +234,6 @@ pub(super) fn micros(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
 
-/// When the entry at this position was stored.
 pub(super) fn time_of(position: Position) -> Timestamp {
     i64::try_from(position.0).ok().and_then(|micros| Timestamp::from_microsecond(micros).ok()).unwrap_or(Timestamp::MAX)
 }
@@ -264,14 +241,12 @@ pub(super) fn time_of(position: Position) -> Timestamp {
 fn open(path: &Path) -> Result<Database, OpenError> {
     let io = |error: io::Error| OpenError::Io(path.to_owned(), error.to_string());
     let fresh = !path.try_exists().map_err(io)?;
-    private_file(path).map_err(io)?;
+    // Readable only by its owner; redb itself would create it with the process's umask.
+    let mut file = std::fs::OpenOptions::new();
+    file.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
     // Damage can make redb panic instead of returning an error.
-    let opened = catch_unwind(AssertUnwindSafe(|| {
-        let mut builder = Builder::new();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create(path)?;
-        create_tables(database)
-    }));
+    let opened =
+        catch_unwind(AssertUnwindSafe(|| create_tables(Builder::new().set_cache_size(CACHE_BYTES).create(path)?)));
     let database = match opened {
         Ok(Ok(database)) => database,
         Ok(Err(redb::Error::DatabaseAlreadyOpen)) => return Err(OpenError::Locked(path.to_owned())),
@@ -288,12 +263,6 @@ fn open(path: &Path) -> Result<Database, OpenError> {
 /// Content that is not redb's is also reported as an I/O error.
 fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-}
-
-/// Creates the file, readable only by its owner, unless it exists.
-fn private_file(path: &Path) -> io::Result<std::fs::File> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
 }
 
 /// Creates the tables for readers. If they exist nothing is written, so that a full disk can still be read.

@@ -1,24 +1,21 @@
 //! Reader threads for the file: few, and separate from all other blocking work of the process.
 //!
-//! Owns two lanes, so that what a check waits for never queues behind a download; long reads run at a lower priority.
-//! Both queues are bounded, and a read whose caller gave up before its turn is not started. A reader that fails affects
-//! only its own caller.
+//! Two lanes, so that what a check waits for never queues behind a download; long reads run at a lower priority. Both
+//! queues are bounded, and a read whose caller gave up before its turn is not started.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
-use super::store::Failure;
+use super::Waiting;
+use crate::Cause;
 
 const QUICK_THREADS: usize = 4;
 const LONG_THREADS: usize = 2;
-/// Reads that may be queued in one lane.
 const MAX_QUEUED: usize = 1_024;
-/// Niceness of the threads for long reads.
 const LONG_READ_NICENESS: i32 = 10;
 
-/// Which threads a read runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     /// Single records, which checks wait for.
@@ -32,7 +29,6 @@ pub(super) struct Threads {
     long: Pool,
 }
 
-/// A runtime's blocking pool: threads start when they are needed and end when they are idle.
 struct Pool {
     /// None if it could not be built, and after the drop.
     runtime: Option<Runtime>,
@@ -54,8 +50,8 @@ impl Threads {
         &self,
         lane: Lane,
         deadline: Instant,
-        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
+        work: impl FnOnce() -> Result<T, Cause> + Send + 'static,
+    ) -> Result<T, Cause> {
         match lane {
             Lane::Quick => self.quick.run(deadline, work).await,
             Lane::Long => self.long.run(deadline, work).await,
@@ -72,13 +68,13 @@ impl Pool {
     async fn run<T: Send + 'static>(
         &self,
         deadline: Instant,
-        work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let Some(runtime) = &self.runtime else { return Err("there are no threads to read with".to_owned()) };
-        let _waiting = Waiting::begin(&self.waiting).ok_or("too many reads wait for their turn")?;
+        work: impl FnOnce() -> Result<T, Cause> + Send + 'static,
+    ) -> Result<T, Cause> {
+        let runtime = self.runtime.as_ref().ok_or("there are no threads to read with")?;
+        let _waiting = Waiting::below(MAX_QUEUED, &self.waiting).ok_or("too many reads wait for their turn")?;
         let late = "the read did not have its turn in time";
-        let work = move || if Instant::now() >= deadline { Err(late.to_owned()) } else { work() };
-        runtime.spawn_blocking(work).await.unwrap_or_else(|_| Err("the store's thread ended".to_owned()))
+        let work = move || if Instant::now() >= deadline { Err(late.into()) } else { work() };
+        runtime.spawn_blocking(work).await.unwrap_or_else(|_| Err("the store's thread ended".into()))
     }
 }
 
@@ -87,21 +83,6 @@ impl Drop for Pool {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-    }
-}
-
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn begin(count: &'a AtomicUsize) -> Option<Self> {
-        let waiting = Self(count);
-        (count.fetch_add(1, Ordering::Relaxed) < MAX_QUEUED).then_some(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -151,8 +132,8 @@ mod tests {
     #[tokio::test]
     async fn a_late_read_is_not_started() {
         let threads = Threads::new();
-        let late = threads.run(Lane::Long, Instant::now(), || -> Result<(), Failure> { panic!("begun") }).await;
-        assert_eq!(late, Err("the read did not have its turn in time".to_owned()));
+        let late = threads.run(Lane::Long, Instant::now(), || -> Result<(), Cause> { panic!("begun") }).await;
+        assert_eq!(late, Err("the read did not have its turn in time".into()));
     }
 
     #[tokio::test]

@@ -1,7 +1,6 @@
 //! The writer thread: everything queued when it returns from the disk becomes the next transaction, and so one fsync.
 //!
-//! Owns the queue and the thread, which ends with the store. Each write sees the effects of the writes before it in the
-//! same transaction.
+//! Each write sees the effects of the writes before it in the same transaction.
 //! INVARIANT: no caller gets `Ok` before the transaction is on disk. If it fails, all writes in it fail; a write whose
 //! caller gave up before its turn is not started.
 
@@ -12,56 +11,25 @@ use redb::WriteTransaction;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::store::{Core, Failure};
+use super::store::Core;
+use crate::Cause;
 
 /// Queued writes; further callers wait for room.
 const QUEUE_CAPACITY: usize = 1_024;
-/// Writes in one transaction.
 const MAX_WRITES_PER_COMMIT: usize = 128;
 
-/// Hands writes to the thread.
 pub(super) struct Writer {
-    queue: Option<mpsc::Sender<Box<dyn Job>>>,
+    queue: Option<mpsc::Sender<Job>>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-/// A write of any type.
-trait Job: Send {
-    fn deadline(&self) -> Instant;
-    /// Runs the write; whether anything has changed.
-    fn work(&mut self, transaction: &WriteTransaction) -> Result<bool, redb::Error>;
-    /// Sends the outcome to the caller.
-    fn complete(self: Box<Self>, outcome: Result<(), Failure>);
-}
+/// Returns whether anything has changed.
+type Work = Box<dyn FnOnce(&WriteTransaction) -> Result<bool, redb::Error> + Send>;
 
-struct Write<T, F> {
+struct Job {
     deadline: Instant,
-    work: Option<F>,
-    result: Option<T>,
-    reply: oneshot::Sender<Result<T, Failure>>,
-}
-
-impl<T, F> Job for Write<T, F>
-where
-    T: Send,
-    F: FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send,
-{
-    fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    fn work(&mut self, transaction: &WriteTransaction) -> Result<bool, redb::Error> {
-        let Some(work) = self.work.take() else { return Ok(false) };
-        let (result, changed) = work(transaction)?;
-        self.result = Some(result);
-        Ok(changed)
-    }
-
-    fn complete(self: Box<Self>, outcome: Result<(), Failure>) {
-        let Self { result, reply, .. } = *self;
-        // The caller may have gone.
-        drop(reply.send(outcome.and_then(|()| result.ok_or_else(timed_out))));
-    }
+    work: Work,
+    done: oneshot::Sender<Result<(), Cause>>,
 }
 
 impl Writer {
@@ -72,17 +40,24 @@ impl Writer {
         Self { queue: Some(queue), thread: thread.ok() }
     }
 
-    /// Resolves when the write is on disk, or failed as a whole.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         deadline: Instant,
         work: impl FnOnce(&WriteTransaction) -> Result<(T, bool), redb::Error> + Send + 'static,
-    ) -> Result<T, Failure> {
-        let ended = || "the writer ended".to_owned();
-        let (reply, outcome) = oneshot::channel();
-        let job = Box::new(Write { deadline, work: Some(work), result: None, reply });
+    ) -> Result<T, Cause> {
+        let ended = || Cause::from("the writer ended");
+        let (sender, mut result) = oneshot::channel();
+        let (done, outcome) = oneshot::channel();
+        let work = Box::new(move |transaction: &WriteTransaction| {
+            let (result, changed) = work(transaction)?;
+            // The caller may have gone.
+            let _ = sender.send(result);
+            Ok(changed)
+        });
+        let job = Job { deadline, work, done };
         self.queue.as_ref().ok_or_else(ended)?.send(job).await.map_err(|_| ended())?;
-        outcome.await.map_err(|_| ended())?
+        outcome.await.map_err(|_| ended())??;
+        result.try_recv().map_err(|_| ended())
     }
 }
 
@@ -96,7 +71,7 @@ impl Drop for Writer {
     }
 }
 
-fn run(core: &Core, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+fn run(core: &Core, mut queue: mpsc::Receiver<Job>) {
     while let Some(first) = queue.blocking_recv() {
         let mut jobs = vec![first];
         while jobs.len() < MAX_WRITES_PER_COMMIT
@@ -105,16 +80,17 @@ fn run(core: &Core, mut queue: mpsc::Receiver<Box<dyn Job>>) {
             jobs.push(next);
         }
         let now = Instant::now();
-        let (mut jobs, overdue): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.deadline() > now);
-        overdue.into_iter().for_each(|job| job.complete(Err(timed_out())));
+        let (jobs, overdue): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.deadline > now);
+        complete(overdue.into_iter().map(|job| job.done), &Err(timed_out()));
         if jobs.is_empty() {
             continue;
         }
+        let (work, done): (Vec<_>, Vec<_>) = jobs.into_iter().map(|job| (job.work, job.done)).unzip();
         let outcome = core.attempt(|database| {
             let transaction = database.begin_write()?;
             let mut changed = false;
-            for job in &mut jobs {
-                changed |= job.work(&transaction)?;
+            for work in work {
+                changed |= work(&transaction)?;
             }
             if changed {
                 transaction.commit()?;
@@ -123,12 +99,19 @@ fn run(core: &Core, mut queue: mpsc::Receiver<Box<dyn Job>>) {
             }
             Ok(())
         });
-        jobs.into_iter().for_each(|job| job.complete(outcome.clone()));
+        complete(done, &outcome);
     }
 }
 
-fn timed_out() -> Failure {
-    "the disk did not answer in time".to_owned()
+fn complete(done: impl IntoIterator<Item = oneshot::Sender<Result<(), Cause>>>, outcome: &Result<(), Cause>) {
+    for done in done {
+        // The caller may have gone.
+        let _ = done.send(outcome.clone());
+    }
+}
+
+fn timed_out() -> Cause {
+    "the disk did not answer in time".into()
 }
 
 #[cfg(test)]

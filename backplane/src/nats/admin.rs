@@ -1,8 +1,7 @@
 //! What an administrator does with the streams: create them, check them, and upgrade those of an earlier version.
 //!
-//! Owns the steps of an upgrade and their order. Every step can be repeated: a run that was interrupted anywhere is
-//! completed by the next. Does not touch a stream's content: records move by a mirror, which keeps their sequences and
-//! times, and the log stays where it is. The login that does this may create and change streams, and nothing else.
+//! Every step can be repeated: a run that was interrupted anywhere is completed by the next. Records move by a mirror,
+//! which keeps their sequences and times, and the log stays where it is.
 
 use serde_json::{Map, Value, json};
 use tokio::time::{Duration, Instant, sleep};
@@ -13,9 +12,7 @@ use super::link::Link;
 use super::stream_watch;
 use super::streams::{Difference, MaxRecords, StreamName, StreamSpec};
 
-/// One request of an administrator.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long records may take to move.
 const MOVE_TIMEOUT: Duration = Duration::from_secs(900);
 const MOVE_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The server pages subjects: beyond the last page it reports their number and lists none.
@@ -109,7 +106,6 @@ pub(super) async fn ensure(
     check_settings(link, spec, &found)
 }
 
-/// The settings of a stream that exists, if they are as required.
 pub(super) async fn inspect(link: &Link, spec: &StreamSpec, deadline: Instant) -> Result<Value, JetError> {
     match info(link, &spec.name, &Value::Null, deadline).await {
         Err(JetError::Refused { code: NO_SUCH_STREAM, .. }) => Err(JetError::Missing(spec.name.as_str().to_owned())),
@@ -128,15 +124,11 @@ fn check_settings(link: &Link, spec: &StreamSpec, found: &Value) -> Result<Value
 
 impl StreamAdmin {
     /// Uses this connection, whose login may create streams.
-    #[must_use]
     pub fn new(connection: Connection) -> Self {
         Self { connection }
     }
 
     /// Creates the streams that are missing; existing ones are left alone.
-    ///
-    /// # Errors
-    /// When one cannot be made, or the state store is that of an earlier version.
     pub async fn init(&self, sizes: &Sizes) -> Result<Vec<StreamState>, AdminError> {
         let state_store = StreamName::state_store(self.prefix());
         if let Some(found) = self.found(&state_store).await?
@@ -157,9 +149,6 @@ impl StreamAdmin {
     }
 
     /// Checks every stream and changes nothing.
-    ///
-    /// # Errors
-    /// When one cannot be looked at.
     pub async fn check(&self) -> Result<Vec<StreamState>, AdminError> {
         let mut states = Vec::new();
         for spec in StreamSpec::all(self.prefix()) {
@@ -178,27 +167,22 @@ impl StreamAdmin {
 
     /// Brings the streams to this version's layout, whatever they were. Records of an earlier version move from its
     /// single state store into streams of their own, with their sequences and times, so that no counter starts again.
-    ///
-    /// # Errors
-    /// When something cannot be done; what was done stays, and the next run goes on from there.
+    /// After an error what was done stays, and the next run goes on from there.
     pub async fn upgrade(&self, sizes: &Sizes) -> Result<Vec<String>, AdminError> {
         let name = StreamName::state_store(self.prefix());
         let Some(state_store) = self.found(&name).await? else {
-            let made = self.init(sizes).await?;
-            return Ok(made
-                .into_iter()
-                .filter(|state| state.is_new)
-                .map(|s| format!("`{}` was made", s.stream))
-                .collect());
+            let made = self.init(sizes).await?.into_iter().filter(|state| state.is_new);
+            return Ok(made.map(|state| format!("`{}` was made", state.stream)).collect());
         };
         let is_former = StreamSpec::has_old_layout(self.prefix(), config_of(&state_store));
+        let moved_bytes = if is_former { used_bytes(&state_store) } else { 0 };
         let max_total = self.max_total(sizes).await?;
-        self.check_space(sizes, max_total, if is_former { used_bytes(&state_store) } else { 0 }).await?;
+        self.check_space(sizes, max_total, moved_bytes).await?;
         let mut done = Vec::new();
         let own = StreamSpec::all(self.prefix()).into_iter().filter(|spec| spec.name != name && !spec.is_log());
         for spec in own.clone() {
             if self.found(&spec.name).await?.is_none() {
-                let sized = spec.sized(sizes, max_total, moved_bytes(is_former, &state_store));
+                let sized = spec.sized(sizes, max_total, moved_bytes);
                 let request =
                     if is_former { mirror(&spec, &name, config_of(&state_store), sized) } else { spec.request(sized) };
                 self.create(&spec, &request).await?;
@@ -209,8 +193,7 @@ impl StreamAdmin {
             // From here on no record can be changed until it has moved.
             let spec = StreamSpec::named(self.prefix(), &name)
                 .ok_or_else(|| failed(&name, "found", &JetError::NoResponders))?;
-            let sized = spec.sized(sizes, max_total, used_bytes(&state_store));
-            self.update(&spec, config_of(&state_store), sized).await?;
+            self.update(&spec, config_of(&state_store), spec.sized(sizes, max_total, moved_bytes)).await?;
             done.push(format!("`{}` holds the records of audit-export alone", name.as_str()));
         }
         for spec in own {
@@ -234,7 +217,6 @@ impl StreamAdmin {
         Ok(done)
     }
 
-    /// Waits until every record of a kind has moved to its own stream; returns how many.
     async fn wait_until_moved(&self, spec: &StreamSpec, from: &StreamName) -> Result<u64, AdminError> {
         let (deadline, mut seen, mut moved) = (Instant::now() + MOVE_TIMEOUT, 0, 0);
         let subjects = spec.settings.get("subjects").and_then(|subjects| subjects.get(0)).cloned();
@@ -255,7 +237,6 @@ impl StreamAdmin {
         Ok(moved)
     }
 
-    /// Refuses to limit the streams to less than they hold.
     async fn check_space(&self, sizes: &Sizes, max_total: Option<u64>, records: u64) -> Result<(), AdminError> {
         let Some(max_total) = max_total else { return Ok(()) };
         let sized = StreamSpec::all(self.prefix()).into_iter().map(|spec| spec.max_bytes(sizes, max_total, records));
@@ -275,15 +256,11 @@ impl StreamAdmin {
         Ok(())
     }
 
-    /// What all streams may use together: as given, or as the account allows.
     async fn max_total(&self, sizes: &Sizes) -> Result<Option<u64>, AdminError> {
         if sizes.max_store.is_some() {
             return Ok(sizes.max_store);
         }
-        let link = &self.connection.link;
-        let account =
-            api_request(link, format!("{}.INFO", link.jetstream_api), &Value::Null, Instant::now() + REQUEST_TIMEOUT)
-                .await;
+        let account = self.api(format!("{}.INFO", self.connection.link.jetstream_api), &Value::Null).await;
         let account = account.map_err(|error| failed(&StreamName::log(self.prefix()), "made", &error))?;
         Ok(account.pointer("/limits/max_storage").and_then(Value::as_u64).filter(|max_total| *max_total > 0))
     }
@@ -292,14 +269,21 @@ impl StreamAdmin {
         &self.connection.link.prefix
     }
 
+    async fn api(&self, subject: String, request: &Value) -> Result<Value, JetError> {
+        api_request(&self.connection.link, subject, request, Instant::now() + REQUEST_TIMEOUT).await
+    }
+
+    async fn api_of(&self, stream: &StreamName, what: &str, request: &Value) -> Result<Value, JetError> {
+        self.api(stream.api(&self.connection.link, what), request).await
+    }
+
     async fn info(&self, name: &StreamName, request: &Value) -> Result<Value, AdminError> {
-        let found = info(&self.connection.link, name, request, Instant::now() + REQUEST_TIMEOUT).await;
+        let found = self.api_of(name, "STREAM.INFO", request).await;
         found.map_err(|error| failed(name, "looked at", &error))
     }
 
-    /// What the server reports about a stream, if it exists.
     async fn found(&self, name: &StreamName) -> Result<Option<Value>, AdminError> {
-        match info(&self.connection.link, name, &Value::Null, Instant::now() + REQUEST_TIMEOUT).await {
+        match self.api_of(name, "STREAM.INFO", &Value::Null).await {
             Ok(found) => Ok(Some(found)),
             Err(JetError::Refused { code: NO_SUCH_STREAM, .. }) => Ok(None),
             Err(error) => Err(failed(name, "looked at", &error)),
@@ -307,9 +291,7 @@ impl StreamAdmin {
     }
 
     async fn create(&self, spec: &StreamSpec, request: &Value) -> Result<Value, AdminError> {
-        let link = &self.connection.link;
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        let made = api_request(link, spec.name.api(link, "STREAM.CREATE"), request, deadline).await;
+        let made = self.api_of(&spec.name, "STREAM.CREATE", request).await;
         made.map_err(|error| failed(&spec.name, "made", &error))
     }
 
@@ -322,9 +304,7 @@ impl StreamAdmin {
                 kept.insert(name, value);
             }
         }
-        let link = &self.connection.link;
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
-        let updated = api_request(link, spec.name.api(link, "STREAM.UPDATE"), &spec.request(kept), deadline).await;
+        let updated = self.api_of(&spec.name, "STREAM.UPDATE", &spec.request(kept)).await;
         updated.map(drop).map_err(|error| failed(&spec.name, "changed", &error))
     }
 }
@@ -337,7 +317,7 @@ impl StreamSpec {
     /// `records`: bytes in the state store of an earlier version, which may belong to any role.
     fn max_bytes(&self, sizes: &Sizes, max_total: u64, records: u64) -> u64 {
         let share = max_total / 100 * self.percent / (sizes.replicas as u64).max(1);
-        match self.used_by {
+        match self.used_by.as_slice() {
             _ if self.is_log() => share,
             // What has moved stays there until it expires: it proves what it was.
             [stage0_contract::Role::AuditExport] => share.saturating_add(records),
@@ -349,11 +329,10 @@ impl StreamSpec {
         let max_total =
             max_total.map_or_else(|| json!(-1), |max_total| self.max_bytes(sizes, max_total, records).into());
         let max_records = match self.max_records {
-            MaxRecords::Unbounded => None,
-            MaxRecords::Chosen => Some(sizes.max_records),
-            MaxRecords::Fixed(count) => Some(count.max(sizes.max_records)),
+            MaxRecords::Unbounded => json!(-1),
+            MaxRecords::Chosen => sizes.max_records.into(),
+            MaxRecords::Fixed(count) => count.max(sizes.max_records).into(),
         };
-        let max_records = max_records.map_or_else(|| json!(-1), Into::into);
         choices([("num_replicas", sizes.replicas.into()), ("max_bytes", max_total), ("max_msgs", max_records)])
     }
 }
@@ -364,15 +343,11 @@ fn mirror(spec: &StreamSpec, from: &StreamName, state_store: &Value, sized: Map<
     let mut request = sized;
     // All of them must fit, however many there are.
     request.remove("max_msgs");
-    for name in ["num_replicas", "placement", "compression"] {
-        if let Some(value) = state_store.get(name) {
-            request.insert(name.to_owned(), value.clone());
-        }
-    }
-    for name in ["retention", "storage", "discard", "max_msgs_per_subject", "allow_msg_ttl", "allow_direct"] {
-        if let Some(value) = spec.settings.get(name) {
-            request.insert(name.to_owned(), value.clone());
-        }
+    let theirs = ["num_replicas", "placement", "compression"].map(|name| (name, state_store.get(name)));
+    let ours = ["retention", "storage", "discard", "max_msgs_per_subject", "allow_msg_ttl", "allow_direct"];
+    let ours = ours.map(|name| (name, spec.settings.get(name)));
+    for (name, value) in theirs.into_iter().chain(ours) {
+        request.extend(value.map(|value| (name.to_owned(), value.clone())));
     }
     request.insert("name".to_owned(), spec.name.as_str().into());
     request.insert("mirror".to_owned(), json!({"name": from.as_str(), "filter_subject": subject}));
@@ -380,10 +355,8 @@ fn mirror(spec: &StreamSpec, from: &StreamName, state_store: &Value, sized: Map<
 }
 
 fn state(spec: &StreamSpec, config: &Value, is_new: bool) -> StreamState {
-    let mut remarks = Vec::new();
-    for setting in spec.unknown(config) {
-        remarks.push(format!("its `{setting}` is not known to this version"));
-    }
+    let unknown = spec.unknown(config).into_iter();
+    let mut remarks: Vec<_> = unknown.map(|name| format!("its `{name}` is not known to this version")).collect();
     if config.get("max_bytes").and_then(Value::as_i64).is_none_or(|max_total| max_total <= 0) {
         remarks.push("its size has no limit: who fills it takes the room of the others".to_owned());
     }
@@ -410,10 +383,6 @@ fn config_of(found: &Value) -> &Value {
 
 fn used_bytes(found: &Value) -> u64 {
     found.pointer("/state/bytes").and_then(Value::as_u64).unwrap_or(0)
-}
-
-fn moved_bytes(is_former: bool, state_store: &Value) -> u64 {
-    if is_former { used_bytes(state_store) } else { 0 }
 }
 
 fn choices<const N: usize>(members: [(&str, Value); N]) -> Map<String, Value> {

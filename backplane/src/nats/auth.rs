@@ -1,8 +1,7 @@
 //! End-to-end authentication of messages: which role sent a message, to whom, and whether it is a replay.
 //!
-//! Owns a process's keys, the ids it has received, and whether unauthenticated messages are still accepted; all
-//! connections of the process share one. Live messages carry a MAC for each receiving role, log entries a signature,
-//! state store records a MAC of the role that owns them (ADR 0009). Does not know what a message means.
+//! All connections of a process share one. Live messages carry a MAC for each receiving role, log entries a signature,
+//! state store records a MAC of the role that owns them (ADR 0009).
 //! INVARIANT: a message that fails here is counted, logged and delivered to no one. Once unauthenticated messages were
 //! refused, they are refused for as long as the process lives.
 
@@ -10,7 +9,6 @@ mod envelope;
 mod key_set;
 mod keys;
 mod live;
-mod newest;
 mod rejection;
 mod replays;
 mod requirement;
@@ -19,8 +17,8 @@ mod stored;
 mod terms;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
 
 use async_nats::HeaderMap;
 use jiff::Timestamp;
@@ -31,19 +29,19 @@ pub(crate) use envelope::MessageKind;
 pub use key_set::{KeySet, KeySetError, Rotation};
 pub use keys::{KeysError, MessageKeys, Requirement};
 pub(super) use live::{NoticeCheck, REPLY_TO, Requester, SeenNotices};
-pub(super) use newest::Newest;
 pub(super) use rejection::Rejection;
 pub use requirement::{RequirementError, persist_requirement};
-pub(super) use stored::TTL;
+pub(super) use stored::{Newest, TTL};
 
-use envelope::{Envelope, Sealed};
+use envelope::{Content, Envelope, Sealed};
 use keys::KeyRing;
-use newest::NewestRecords;
 use rejection::RejectionLog;
 use replays::{MessageId, Replays};
 use rollout::Rollout;
-use stored::VerifiedSignatures;
+use stored::{NewestRecords, VerifiedSignatures};
 use terms::Terms;
+
+use super::deadline::{epoch, millis};
 
 use crate::metrics;
 
@@ -56,7 +54,7 @@ pub struct MessageAuth {
     required: AtomicBool,
     /// Since when authentication is required, where there was a switch.
     since: watch::Sender<Option<Timestamp>>,
-    /// The start of the process, by the wall clock and by a monotonic clock.
+    /// By the wall clock and by a monotonic one.
     started: (u64, Instant),
     replays: Mutex<Replays>,
     verified: Mutex<VerifiedSignatures>,
@@ -76,9 +74,6 @@ impl std::fmt::Debug for MessageAuth {
 
 impl MessageAuth {
     /// With a role's keys. `required`: the operator requires authentication from now on, whatever the keys say.
-    ///
-    /// # Errors
-    /// When they are another role's, or of no use.
     pub fn new(keys: &MessageKeys, role: Role, required: bool) -> Result<Arc<Self>, KeysError> {
         let ring = key_ring(keys, role)?;
         let strict = keys.requirement() == Requirement::Always;
@@ -99,47 +94,38 @@ impl MessageAuth {
         }))
     }
 
-    /// Takes the keys of a later step of a rotation.
-    ///
-    /// # Errors
-    /// When they are another role's, or of no use; those that were in use stay.
+    /// Takes the keys of a later step of a rotation. After an error those that were in use stay.
     pub fn replace(&self, keys: &MessageKeys) -> Result<(), KeysError> {
         let ring = Arc::new(key_ring(keys, self.role)?);
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
         Ok(())
     }
 
-    /// Registers the metrics and sets the current state.
     pub(super) fn describe(&self) {
         metrics::describe_auth();
         metrics::auth_required(self.is_required());
     }
 
     /// The role that these keys belong to.
-    #[must_use]
     pub fn role(&self) -> Role {
         self.role
     }
 
-    /// Sets the keystore term that replies carry from now on.
     pub(super) fn serve_in_term(&self, number: u64, lineage: &str) {
         self.terms.set_own(number, lineage);
     }
 
     /// Whether unauthenticated messages are refused.
-    #[must_use]
     pub fn is_required(&self) -> bool {
         self.required.load(Ordering::Relaxed)
     }
 
     /// Whether the keys have always required authentication; then nothing needs to be persisted.
-    #[must_use]
     pub fn is_strict(&self) -> bool {
         self.strict
     }
 
-    /// Refuses unauthenticated messages from now on, for as long as this lives. What was stored before `since` may be
-    /// unauthenticated.
+    /// Refuses unauthenticated messages from now on. What was stored before `since` may be unauthenticated.
     pub fn require(&self, since: Timestamp) {
         if self.strict {
             return;
@@ -158,17 +144,14 @@ impl MessageAuth {
     }
 
     /// The time of the switch, as it becomes known.
-    #[must_use]
     pub fn required_since(&self) -> watch::Receiver<Option<Timestamp>> {
         self.since.subscribe()
     }
 
     fn parse_envelope<'m>(&self, headers: Option<&'m HeaderMap>) -> Result<Option<Sealed<'m>>, Rejection> {
-        match Sealed::parse(headers) {
+        match Sealed::parse(headers)? {
             None if self.is_required() => Err(Rejection::Unauthenticated),
-            None => Ok(None),
-            Some(Ok(sealed)) => Ok(Some(sealed)),
-            Some(Err(())) => Err(Rejection::Malformed),
+            sealed => Ok(sealed),
         }
     }
 
@@ -179,6 +162,11 @@ impl MessageAuth {
         }
     }
 
+    /// What this role sends to itself, or receives.
+    fn content<'m>(&self, kind: MessageKind, subject: &'m str, body: &'m [u8]) -> Content<'m> {
+        Content { kind, receiver: Some(self.role), subject, more: &[], body }
+    }
+
     fn envelope(&self, generation: u32, id: MessageId) -> Envelope {
         Envelope { sender: self.role, generation, id, at: now(), required: self.is_required() }
     }
@@ -187,20 +175,16 @@ impl MessageAuth {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn rollout(&self) -> MutexGuard<'_, Rollout> {
-        self.rollout.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn note_heartbeat(&self, subject: &str, sender: Role) {
         if self.role != Role::Gateway || self.is_required() || !rollout::is_heartbeat(subject) {
             return;
         }
-        if self.rollout().record(sender, Instant::now()) {
+        let mut rollout = self.rollout.lock().unwrap_or_else(PoisonError::into_inner);
+        if rollout.record(sender, Instant::now()) {
             self.require(Timestamp::now());
         }
     }
 
-    /// Logs a process without keys: it will be refused soon, and its operator should know before.
     fn log_instance_without_keys(&self, subject: &str, body: &[u8]) {
         if rollout::is_heartbeat(subject)
             && let Some(instance) = rollout::instance(body)
@@ -224,17 +208,8 @@ fn key_ring(keys: &MessageKeys, role: Role) -> Result<KeyRing, KeysError> {
     if found == role { KeyRing::new(keys) } else { Err(KeysError::Role { found, wanted: role }) }
 }
 
-fn new_id() -> Option<MessageId> {
-    let mut id = MessageId::default();
-    aws_lc_rs::rand::fill(&mut id).ok().map(|()| id)
-}
-
 fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    epoch(SystemTime::now())
 }
 
 #[cfg(test)]

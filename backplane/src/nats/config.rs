@@ -1,7 +1,6 @@
-//! How to reach NATS, as a value: where, as whom, under which prefix.
+//! How to reach NATS, as a value: where, as whom, under which prefix. Reads no files and no environment.
 //!
-//! Owns the rules for these values; reads no files and no environment. Credentials are in fields of their own and never
-//! in an address, so that an address can be logged.
+//! Credentials are in fields of their own and never in an address, so that an address can be logged.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -24,7 +23,6 @@ pub(super) const INBOXES: &str = "_INBOX_";
 /// What the server puts in place of a reply subject from another account.
 pub(super) const OTHER_ACCOUNT: &str = "_R_.";
 
-/// The longest delay between two attempts to reconnect.
 const MAX_RECONNECT_DELAY: Duration = Duration::from_secs(2);
 
 /// How to reach NATS.
@@ -48,8 +46,7 @@ pub struct NatsConfig {
     pub connect_timeout: Duration,
     /// How long a self-ping may take before the connection counts as not ready.
     pub ready_timeout: Duration,
-    /// The prefix of JetStream's API subjects: [`JETSTREAM_API`], unless this service's account imports them under
-    /// another name.
+    /// The prefix of JetStream's API subjects; another one where this service's account imports them.
     pub jetstream_api: String,
     /// Whether the server's sync mode is verified before anything is recorded.
     pub sync: SyncMode,
@@ -95,7 +92,6 @@ impl fmt::Debug for Login {
 
 impl NatsConfig {
     /// One server, no login, default times.
-    #[must_use]
     pub fn new(server: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
             servers: vec![server.into()],
@@ -115,7 +111,6 @@ impl NatsConfig {
         }
     }
 
-    /// The servers' addresses, if every setting follows its rule.
     pub(super) fn addresses(&self) -> Result<Vec<ServerAddr>, ConnectError> {
         if !self.prefix.split('.').all(is_token) {
             return Err(setting("prefix", "letters, digits, `-` and `_`, in parts joined by dots"));
@@ -152,7 +147,6 @@ impl NatsConfig {
         self.tls.is_some() || self.servers.iter().any(|server| server.starts_with("tls://"))
     }
 
-    /// The options for async-nats, without the event callback.
     pub(super) fn options(&self) -> ConnectOptions {
         let mut options = ConnectOptions::new()
             .name(&self.name)
@@ -162,10 +156,10 @@ impl NatsConfig {
             .subscription_capacity(SUBSCRIPTION_CAPACITY)
             .max_reconnects(None)
             .reconnect_delay_callback(reconnect_delay);
-        options = match &self.login {
+        options = match self.login.clone() {
             None => options,
-            Some(Login::Password { user, password }) => options.user_and_password(user.clone(), password.clone()),
-            Some(Login::Token(token)) => options.token(token.clone()),
+            Some(Login::Password { user, password }) => options.user_and_password(user, password),
+            Some(Login::Token(token)) => options.token(token),
         };
         // Also for servers that another server announces.
         if self.requires_tls() {

@@ -1,10 +1,9 @@
 //! Deadlines across processes whose clocks may differ.
 //!
-//! A request carries an absolute deadline and the budget that was left when it was sent. Two rules apply: no request is
-//! worked on for longer than its budget counted from arrival, so that a clock that is behind cannot make a server work
-//! in vain; and its age counts, so that requests that lay in a socket while a process was frozen are dropped on waking.
-//! Age needs both clocks, and a clock that is ahead would make every request look old. So age is measured against the
-//! freshest recent request: a constant difference between clocks cancels out, time spent waiting does not.
+//! A request carries an absolute deadline and the budget that was left when it was sent. No request is worked on for
+//! longer than its budget counted from arrival, and its age counts: requests that lay in a socket while a process was
+//! frozen are dropped on waking. Age is measured against the freshest recent request: a constant difference between
+//! clocks cancels out, time spent waiting does not.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +13,6 @@ use tokio::time::Instant;
 const DEADLINE: HeaderName = HeaderName::from_static("Stage0-Deadline");
 const BUDGET: HeaderName = HeaderName::from_static("Stage0-Budget-Ms");
 
-/// A longer budget is a mistake.
 const MAX_BUDGET: Duration = Duration::from_secs(600);
 
 /// How long the freshest request counts. A clock that jumped ahead is compensated after at most two windows.
@@ -42,7 +40,6 @@ impl Timing {
         headers
     }
 
-    /// None for a request without a deadline, or with one that makes no sense.
     pub(super) fn parse(headers: Option<&HeaderMap>) -> Option<Self> {
         let number = |name| headers?.get(name)?.as_str().parse::<u64>().ok();
         let sent = Self { deadline: number(DEADLINE)?, budget: number(BUDGET)? };
@@ -55,7 +52,6 @@ impl Timing {
         (self.deadline - self.budget, self.deadline)
     }
 
-    /// The bytes that a MAC covers.
     pub(super) fn bytes(self) -> [u8; 16] {
         let both = (u128::from(self.deadline) << 64) | u128::from(self.budget);
         both.to_be_bytes()
@@ -100,11 +96,11 @@ impl ClockOffset {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn epoch(now: SystemTime) -> u64 {
+pub(super) fn epoch(now: SystemTime) -> u64 {
     now.duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 

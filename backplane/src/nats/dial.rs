@@ -1,8 +1,7 @@
 //! The first connection: which server is tried, how often, and why it failed.
 //!
 //! Servers are tried one by one, so that an error names the server that refused. Refused credentials and failed TLS are
-//! final; an unreachable server is tried again until the configured time is over. Once connected, async-nats reconnects
-//! by itself.
+//! final; an unreachable server is tried again until the configured time is over.
 
 use std::error::Error as _;
 use std::io;
@@ -77,16 +76,8 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether another attempt may end differently.
     fn is_temporary(&self) -> bool {
-        match self {
-            Self::Unreachable { .. } | Self::Silent { .. } => true,
-            Self::Setting { .. }
-            | Self::Refused { .. }
-            | Self::Tls { .. }
-            | Self::TooOld { .. }
-            | Self::NotCarried { .. } => false,
-        }
+        matches!(self, Self::Unreachable { .. } | Self::Silent { .. })
     }
 }
 
@@ -142,9 +133,8 @@ async fn dial_one(
         return Err(ConnectError::TooOld { server, version });
     }
     share_pool(&client, servers).await;
-    let link = Link::start(client, config, events)
-        .await
-        .map_err(|reason| ConnectError::NotCarried { server: server.clone(), reason })?;
+    let link = Link::start(client, config, events).await;
+    let link = link.map_err(|reason| ConnectError::NotCarried { server: server.clone(), reason })?;
     let max_payload = link.client.max_payload();
     if max_payload <= crate::MAX_MESSAGE_BYTES {
         tracing::warn!(server, max_payload, "server carries less than the largest message; raise its max_payload");
@@ -153,8 +143,7 @@ async fn dial_one(
     Ok(link)
 }
 
-/// Uses all servers for reconnects from now on. If that fails one server is left to reconnect to, which does not
-/// prevent a start.
+/// Uses all servers for reconnects from now on. If that fails there is one to reconnect to.
 async fn share_pool(client: &Client, servers: &[ServerAddr]) {
     if servers.len() > 1
         && let Err(error) = client.set_server_pool(servers).await

@@ -1,8 +1,8 @@
 //! How a server is protected: whether it requires credentials, whether the traffic to it is encrypted, and from where
 //! it can be reached.
 //!
-//! Probes with a connection of its own that has no credentials: what a server announces about itself is not proof. The
-//! consequences are the caller's. A server that cannot be reached now is reported as unknown, never as safe.
+//! Probes with a connection of its own that has no credentials: what a server announces about itself is not proof. A
+//! server that cannot be reached now is reported as unknown, never as safe.
 
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use super::NatsConfig;
 use super::dial::{ConnectError, is_tls};
 
 const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
-/// Of the server's first line.
 const MAX_INFO_BYTES: u64 = 65_536;
 
 /// What was found out about one server.
@@ -43,18 +42,15 @@ pub enum Enforced {
     Unknown(String),
 }
 
-/// The line that a server begins with.
 #[derive(Default, Deserialize)]
+#[serde(default)]
 struct Info {
-    #[serde(default)]
     tls_required: bool,
-    #[serde(default)]
     tls_verify: bool,
 }
 
 impl Exposure {
     /// Why every client that reaches the server has access, for a message; none: it is protected.
-    #[must_use]
     pub fn fault(&self) -> Option<&'static str> {
         match (self.login == Enforced::No, self.tls == Enforced::No) {
             (true, true) => Some("takes no login and no TLS that this role requires (`tls://…` or `--nats-ca`)"),
@@ -65,7 +61,6 @@ impl Exposure {
     }
 
     /// Why the protection is unknown, if it is.
-    #[must_use]
     pub fn unknown(&self) -> Option<&str> {
         [&self.login, &self.tls].into_iter().find_map(|enforced| match enforced {
             Enforced::Unknown(why) => Some(why.as_str()),
@@ -75,9 +70,6 @@ impl Exposure {
 }
 
 /// Probes every server of a configuration.
-///
-/// # Errors
-/// When a setting breaks its rule.
 pub async fn exposure(config: &NatsConfig) -> Result<Vec<Exposure>, ConnectError> {
     let servers = config.addresses()?;
     Ok(futures_util::future::join_all(servers.iter().map(|server| probe(config, server))).await)
@@ -108,8 +100,7 @@ async fn probe(config: &NatsConfig, address: &ServerAddr) -> Exposure {
         Ok(Ok(_)) => Enforced::No,
         Ok(Err(error)) => match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => Enforced::Yes,
-            // It wants a certificate, which servers say in many ways. Whether both sides trust each other's
-            // certificates is shown by the role's own connection.
+            // It wants a certificate, which servers say in many ways.
             _ if server_info.tls_verify || error.kind() == ConnectErrorKind::Tls || is_tls(&error) => Enforced::Yes,
             _ => unknown("a connection without credentials ended, but was not refused"),
         },

@@ -1,13 +1,11 @@
 //! Does the server sync each message to disk before it acknowledges it, and can it still write? Only its monitor tells.
 //!
-//! The monitor is asked at start, after each reconnect and every few seconds; the sync mode cannot change without a
-//! restart of the server. If the monitor cannot be reached after a reconnect, the sync mode counts as unknown. Without
-//! a monitor's address nothing is verified, and readiness says so.
+//! The sync mode cannot change without a restart of the server. If the monitor cannot be reached after a reconnect, the
+//! mode counts as unknown. Without a monitor's address nothing is verified, and readiness says so.
 //! A stream whose disk filled up rejects appends until its server restarts; one at its size limit, until space is
 //! freed. Readiness checks both and remembers a rejected append for a few seconds.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -20,8 +18,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// A monitor may start a moment after its server.
 const UNHEALTHY_POLL_INTERVAL: Duration = Duration::from_millis(500);
 const MONITOR_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a rejected append counts against readiness. If it were longer, a process that gets no traffic while it is
-/// not ready would not notice that there is space again.
+/// Short, so that a process that gets no traffic while it is not ready notices that there is space again.
 const REJECTED_APPEND_TTL: Duration = Duration::from_secs(5);
 
 /// Whether and how the server's sync mode is verified.
@@ -33,14 +30,12 @@ pub struct SyncMode {
     pub dangerous_relaxed: bool,
 }
 
-/// The last known sync mode of the servers.
 #[derive(Debug)]
 pub(super) struct FsyncCheck {
     mode: SyncMode,
     /// None: there is no monitor to ask.
     client: Option<reqwest::Client>,
     last: Mutex<Option<LastAnswer>>,
-    /// When an append was rejected for lack of space, and why.
     rejected_append: Mutex<Option<(Instant, String)>>,
     asking: tokio::sync::Mutex<()>,
 }
@@ -52,7 +47,6 @@ struct LastAnswer {
     outcome: Result<(), String>,
 }
 
-/// What a monitor answers about the sync mode.
 enum Answer {
     Synced,
     NotSynced(String),
@@ -61,14 +55,10 @@ enum Answer {
 }
 
 impl FsyncCheck {
-    /// Fails if no HTTP client can be built.
     pub(super) fn new(mode: SyncMode) -> Result<Self, String> {
-        let client = if mode.monitors.is_empty() {
-            None
-        } else {
-            let client = reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build();
-            Some(client.map_err(|error| format!("no HTTP client for its monitor: {error}"))?)
-        };
+        let client = || reqwest::Client::builder().no_proxy().redirect(redirect::Policy::none()).build();
+        let client = (!mode.monitors.is_empty()).then(client).transpose();
+        let client = client.map_err(|error| format!("no HTTP client for its monitor: {error}"))?;
         Ok(Self {
             mode,
             client,
@@ -129,8 +119,8 @@ impl FsyncCheck {
 
     /// Records the outcome of an append: stored, or why there was no space for it.
     pub(super) fn appended(&self, rejection: Option<String>) {
-        let mut rejected_append = self.rejected_append.lock().unwrap_or_else(PoisonError::into_inner);
-        *rejected_append = rejection.map(|why| (Instant::now(), why));
+        let rejection = rejection.map(|why| (Instant::now(), why));
+        *self.rejected_append.lock().unwrap_or_else(PoisonError::into_inner) = rejection;
     }
 
     async fn ask_and_remember(&self, client: &reqwest::Client, connects: u64, was_good: bool) -> Result<(), String> {
@@ -187,17 +177,14 @@ async fn ask(client: &reqwest::Client, monitor: &str) -> Answer {
 
 /// Why a server will not store what is appended to this stream.
 async fn write_problem(client: &reqwest::Client, monitor: &str, stream: &str) -> Option<String> {
-    match write_error(client, monitor, stream).await {
-        Some(error) => Some(error),
-        None => {
-            let state = JetStreamState::fetch(client, monitor).await.ok().filter(JetStreamState::is_full)?;
-            let (taken, most) = (state.used_bytes, state.max_bytes.unwrap_or(state.used_bytes));
-            Some(format!(
-                "nats at {monitor} has no room: {taken} of {most} bytes are taken; raise `max_file` or let decisions \
-                 expire"
-            ))
-        }
+    if let Some(error) = write_error(client, monitor, stream).await {
+        return Some(error);
     }
+    let state = JetStreamState::fetch(client, monitor).await.ok().filter(JetStreamState::is_full)?;
+    let (taken, most) = (state.used_bytes, state.max_bytes.unwrap_or(state.used_bytes));
+    Some(format!(
+        "nats at {monitor} has no room: {taken} of {most} bytes are taken; raise `max_file` or let decisions expire"
+    ))
 }
 
 /// Whether a server can no longer write this stream; `/healthz` reports why until it restarts.

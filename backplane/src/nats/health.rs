@@ -1,21 +1,18 @@
 //! Counts what the client reports beside its messages, much of which is reported nowhere else.
 //!
-//! A forbidden publish looks like silence and a forbidden subscription like success; only an event tells. The last
-//! violation is kept until the next connection, where the server checks permissions again.
+//! A forbidden publish looks like silence and a forbidden subscription like success; only an event tells.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::Event;
 
-use crate::metrics::{self, ConnectionProblem};
+use crate::metrics::{self, DISCONNECTS, ERRORS, LAME_DUCKS, SLOW_CONSUMERS, VIOLATIONS};
 
 /// Counts since the connection was opened.
 #[derive(Debug, Default)]
 pub struct Health {
     disconnects: AtomicU64,
-    slow_consumers: AtomicU64,
-    lame_ducks: AtomicU64,
     violations: AtomicU64,
     errors: AtomicU64,
     texts: Mutex<Texts>,
@@ -29,44 +26,26 @@ struct Texts {
 
 impl Health {
     /// Connections that broke.
-    #[must_use]
     pub fn disconnects(&self) -> u64 {
         self.disconnects.load(Ordering::Relaxed)
     }
 
-    /// Messages that the client dropped because one of our queues was full; there may have been more than are counted
-    /// here.
-    #[must_use]
-    pub fn slow_consumers(&self) -> u64 {
-        self.slow_consumers.load(Ordering::Relaxed)
-    }
-
-    /// Announcements of a server that it is about to stop.
-    #[must_use]
-    pub fn lame_ducks(&self) -> u64 {
-        self.lame_ducks.load(Ordering::Relaxed)
-    }
-
     /// Publishes and subscriptions that the server forbade.
-    #[must_use]
     pub fn violations(&self) -> u64 {
         self.violations.load(Ordering::Relaxed)
     }
 
     /// All other errors of server and client, including failed attempts to reconnect.
-    #[must_use]
     pub fn errors(&self) -> u64 {
         self.errors.load(Ordering::Relaxed)
     }
 
     /// A text for the last of the problems above, for the log.
-    #[must_use]
     pub fn last_problem(&self) -> Option<String> {
         self.texts().problem.clone()
     }
 
-    /// What the server forbade on this connection.
-    #[must_use]
+    /// What the server forbade on this connection; after a reconnect it checks permissions again.
     pub fn violation(&self) -> Option<String> {
         self.texts().violation.clone()
     }
@@ -80,28 +59,30 @@ impl Health {
     }
 
     pub(super) fn record(&self, event: &Event) {
-        let (count, problem) = match event {
+        let (metric, count) = match event {
             Event::Connected => {
                 self.texts().violation = None;
                 return;
             }
             Event::Draining | Event::Closed => return,
-            Event::Disconnected => (&self.disconnects, ConnectionProblem::Disconnect),
-            Event::SlowConsumer(_) => (&self.slow_consumers, ConnectionProblem::SlowConsumer),
-            Event::LameDuckMode => (&self.lame_ducks, ConnectionProblem::LameDuck),
+            Event::Disconnected => (DISCONNECTS, Some(&self.disconnects)),
+            Event::SlowConsumer(_) => (SLOW_CONSUMERS, None),
+            Event::LameDuckMode => (LAME_DUCKS, None),
             Event::ServerError(error) => {
                 let text = error.to_string();
                 if text.to_ascii_lowercase().contains("permissions violation") {
                     self.texts().violation = Some(text);
-                    (&self.violations, ConnectionProblem::Violation)
+                    (VIOLATIONS, Some(&self.violations))
                 } else {
-                    (&self.errors, ConnectionProblem::Error)
+                    (ERRORS, Some(&self.errors))
                 }
             }
-            Event::ClientError(_) => (&self.errors, ConnectionProblem::Error),
+            Event::ClientError(_) => (ERRORS, Some(&self.errors)),
         };
-        count.fetch_add(1, Ordering::Relaxed);
-        metrics::problem(problem);
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        metrics::problem(metric);
         let problem = event.to_string();
         tracing::warn!(problem, "backplane connection");
         self.texts().problem = Some(problem);

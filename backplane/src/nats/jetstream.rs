@@ -1,11 +1,9 @@
 //! JetStream's API as this backplane uses it: over the connection's own waiters, with a deadline, in JSON.
 //!
-//! Owns reading many messages with one request (batched direct get), which needs no consumer and so leaves no state on
-//! the server. The calls of async-nats are not used: they wait beyond a deadline while disconnected and leak requests
-//! that are never answered. The streams themselves are described in `streams`.
+//! Many messages are read with one request (batched direct get), which leaves no state on the server. The calls of
+//! async-nats are not used: they wait beyond a deadline while disconnected and leak requests that are never answered.
 //! INVARIANT: a connection holds few subscriptions at any time, since the server limits them for each login: one
-//! message is read through the connection's own inbox, many through a subscription each, of which there are at most
-//! [`MAX_READS`].
+//! message is read through the connection's own inbox, many through one of at most [`MAX_READS`] subscriptions.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,20 +18,18 @@ use tokio::time::{Instant, timeout_at};
 use super::link::Link;
 use super::streams::StreamName;
 use super::waiters::Check;
-use crate::{ReadError, RequestError};
+use crate::{Cause, MarkError, PutError, ReadError, RequestError};
 
-/// Concurrent reads of many messages on one connection: each has a subscription, and may bring megabytes.
+/// Concurrent reads of many messages on one connection; each may bring megabytes.
 pub(super) const MAX_READS: usize = 64;
 
 /// JetStream's API subjects lead nowhere from this account.
 const NOT_IN_ACCOUNT: u64 = 10_039;
 pub(super) const NO_SUCH_STREAM: u64 = 10_059;
-/// Another client created the stream at the same time, perhaps with other settings.
 pub(super) const STREAM_EXISTS: u64 = 10_058;
-/// Another stream has its subjects.
 pub(super) const SUBJECTS_OVERLAP: u64 = 10_065;
 /// Another message is the last one, or, where there are replicas, about to be.
-pub(super) const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 /// The store failed; the message may be on disk all the same.
 pub(super) const STORE_FAILED: u64 = 10_077;
 /// The server's, the account's or the machine's limit is reached.
@@ -46,15 +42,8 @@ pub(super) const DUPLICATE_IN_PROCESS: u64 = 10_158;
 /// Why JetStream did not do it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum JetError {
-    /// JetStream answered with an error.
     #[error("{description} ({code})")]
-    Refused {
-        /// JetStream's error code.
-        code: u64,
-        /// JetStream's error text.
-        description: String,
-    },
-    /// There is no such stream, no JetStream, or no way to it from this service's account.
+    Refused { code: u64, description: String },
     #[error(
         "nobody answers: JetStream is off, the stream is missing or without a leader, or this service may not ask; \
          is the server's file of this version's `stage0 nats-config`?"
@@ -63,56 +52,53 @@ pub(super) enum JetError {
     /// The server forbids the subject; its text.
     #[error("nats refuses it: {0}")]
     Forbidden(String),
-    /// The account has no JetStream of its own.
+    /// The account has no JetStream of its own; the deployment's prefix.
     #[error(
         "JetStream is not there for this login: give --nats-jetstream-api {0}.api, as the server's configuration by \
          `stage0 nats-config` has it"
     )]
     NotInAccount(String),
-    /// There is no such stream, and this service may not create it.
     #[error(
         "the stream `{0}` is missing and this service may not make it: run `stage0 nats-admin init`, or where an \
          earlier version ran `stage0 nats-admin upgrade`"
     )]
     Missing(String),
-    /// Its subjects are those of an earlier version's state store.
     #[error("the stream `{0}` is still that of an earlier version: run `stage0 nats-admin upgrade`")]
     OldLayout(String),
-    /// A stream of this name exists with other settings.
+    /// The first setting that differs.
     #[error(
         "the stream `{stream}` is not as it has to be: its `{setting}` differs; `stage0 nats-admin check` tells how, \
          and `upgrade` sets it right"
     )]
-    WrongSettings {
-        /// The stream's name.
-        stream: String,
-        /// The first setting that differs.
-        setting: String,
-    },
-    /// Its sequences have wrapped around: what is stored there cannot be found.
+    WrongSettings { stream: String, setting: String },
     #[error(
         "the stream `{0}` counts its messages from where no stream begins, as after a purge beyond its end: what is \
          stored there cannot be read; remove it and run `stage0 nats-admin init`"
     )]
     Wrapped(String),
-    /// The stream is at its limit.
     #[error("the stream `{0}` has no room: raise its `max_bytes`, or let decisions expire")]
     Full(String),
-    /// The deadline has passed, and nothing was sent.
+    /// Nothing was sent.
     #[error("the deadline has passed")]
     DeadlinePassed,
-    /// Not connected, and nothing was sent.
+    /// Nothing was sent.
     #[error("not connected to nats")]
     NotConnected,
     /// It is not known whether it was done.
-    #[error("{0}")]
+    #[error(transparent)]
     Unacknowledged(RequestError),
-    /// The answer is not one of JetStream's.
     #[error("the answer cannot be read")]
     Malformed,
 }
 
 impl JetError {
+    /// The connection broke, or there is no randomness for a new address.
+    pub(super) const LOST: Self = Self::Unacknowledged(RequestError::Disconnected);
+
+    fn is_conflict(&self) -> bool {
+        matches!(self, Self::Refused { code, .. } if WRONG_LAST_SEQUENCE.contains(code))
+    }
+
     /// Why there was no space, if that is why nothing was stored.
     pub(super) fn no_space(&self) -> Option<&str> {
         match self {
@@ -125,13 +111,30 @@ impl JetError {
     }
 }
 
-impl From<JetError> for ReadError {
+impl From<JetError> for Cause {
     fn from(error: JetError) -> Self {
-        Self(error.to_string())
+        Self::new(error)
     }
 }
 
-/// A stored message.
+impl From<JetError> for ReadError {
+    fn from(error: JetError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<JetError> for MarkError {
+    fn from(error: JetError) -> Self {
+        if error.is_conflict() { Self::Conflict } else { Self::Failed(error.into()) }
+    }
+}
+
+impl From<JetError> for PutError {
+    fn from(error: JetError) -> Self {
+        if error.is_conflict() { Self::Conflict } else { Self::Failed(error.into()) }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
     pub(super) sequence: u64,
@@ -172,7 +175,6 @@ pub(super) async fn api_request(
     }
 }
 
-/// Publishes and waits for the acknowledgement.
 pub(super) async fn publish(
     link: &Link,
     subject: String,
@@ -184,7 +186,7 @@ pub(super) async fn publish(
     let violations = link.health.violations();
     let to = subject.clone();
     let send = |reply: String| link.client.publish_with_reply_and_headers(to, reply, headers, payload);
-    let address = link.reply_inbox.new_address().ok_or(JetError::Unacknowledged(RequestError::Disconnected))?;
+    let address = link.reply_inbox.new_address().ok_or(JetError::LOST)?;
     let answer = link.reply_inbox.request(address, None, until, send).await.map_err(|error| match error {
         RequestError::NoResponders => JetError::NoResponders,
         // A forbidden publish looks like a timeout; the event tells.
@@ -215,8 +217,7 @@ fn check_sendable(link: &Link, until: Instant) -> Result<(), JetError> {
     }
 }
 
-/// Reads the stored messages that `get` asks for, until the server says that there are no more. The flag: it stopped at
-/// a limit.
+/// Reads the stored messages that `get` asks for. The flag: the server stopped at a limit.
 pub(super) async fn fetch(
     link: &Arc<Link>,
     stream: &StreamName,
@@ -224,15 +225,13 @@ pub(super) async fn fetch(
     until: Instant,
 ) -> Result<(Vec<Stored>, bool), JetError> {
     let (subject, request) = (stream.api(link, "DIRECT.GET"), get.to_string().into());
-    if get.get("batch").is_none() {
-        let found = read_one(link, subject, request, until).await?;
-        return Ok((found.into_iter().collect(), false));
+    if get.get("batch").is_some() {
+        return read_many(link, subject, request, until).await;
     }
-    read_many(link, subject, request, until).await
+    Ok((read_one(link, subject, request, until).await?.into_iter().collect(), false))
 }
 
-/// Reads the last message of a subject. The subject is part of the request's subject, so that the server's permissions
-/// can restrict it.
+/// The subject is part of the request's subject, so that the server's permissions can restrict it.
 pub(super) async fn fetch_last(
     link: &Arc<Link>,
     stream: &StreamName,
@@ -243,7 +242,6 @@ pub(super) async fn fetch_last(
     read_one(link, request, Bytes::new(), until).await
 }
 
-/// Reads one message, which arrives in the connection's reply inbox.
 async fn read_one(
     link: &Arc<Link>,
     subject: String,
@@ -262,7 +260,7 @@ async fn read_one(
         *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(message.clone());
         true
     });
-    let inbox = link.reply_inbox.new_address().ok_or(JetError::Unacknowledged(RequestError::Disconnected))?;
+    let inbox = link.reply_inbox.new_address().ok_or(JetError::LOST)?;
     let to = subject.clone();
     let send = |reply: String| link.client.publish_with_reply(to, reply, request);
     tokio::select! {
@@ -276,7 +274,6 @@ async fn read_one(
     }
     let message = found.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or(JetError::Malformed)?;
     match status(&message) {
-        // A publisher can give a stored message any status.
         _ if is_stored(&message) => stored(message).map(Some).ok_or(JetError::Malformed),
         Some(404) => Ok(None),
         Some(code) => Err(JetError::Refused { code, description: "direct get was refused".to_owned() }),
@@ -298,7 +295,7 @@ async fn read_many(
         let _turn = link.reads.acquire().await.map_err(|_| JetError::NotConnected)?;
         tokio::select! {
             biased;
-            _ = waiter.answer() => Err(JetError::Unacknowledged(RequestError::Disconnected)),
+            _ = waiter.answer() => Err(JetError::LOST),
             why = link.wait_for_violation(&subject) => Err(JetError::Forbidden(why)),
             answers = read_batch(link, subject.clone(), request) => answers,
         }
@@ -308,10 +305,9 @@ async fn read_many(
 }
 
 async fn read_batch(link: &Link, subject: String, request: Bytes) -> Result<(Vec<Stored>, bool), JetError> {
-    let lost = || JetError::Unacknowledged(RequestError::Disconnected);
-    let inbox = link.new_stream_inbox().ok_or_else(lost)?;
-    let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| lost())?;
-    link.client.publish_with_reply(subject, inbox, request).await.map_err(|_| lost())?;
+    let inbox = link.new_stream_inbox().ok_or(JetError::LOST)?;
+    let mut answers = link.client.subscribe(inbox.clone()).await.map_err(|_| JetError::LOST)?;
+    link.client.publish_with_reply(subject, inbox, request).await.map_err(|_| JetError::LOST)?;
     let (mut found, mut last) = (Vec::new(), 0);
     // INVARIANT: only the server's end message completes a read; a subscription that ends proves nothing.
     while let Some(message) = answers.next().await {
@@ -321,7 +317,7 @@ async fn read_batch(link: &Link, subject: String, request: Bytes) -> Result<(Vec
             // A publisher can give a stored message any status.
             _ if is_stored(&message) => {
                 if !follows() {
-                    return Err(lost());
+                    return Err(JetError::LOST);
                 }
                 let message = stored(message).ok_or(JetError::Malformed)?;
                 last = message.sequence;
@@ -334,11 +330,11 @@ async fn read_batch(link: &Link, subject: String, request: Bytes) -> Result<(Vec
                 return Ok((found, number(&message, "Nats-Num-Pending").ok_or(JetError::Malformed)? > 0));
             }
             Some(503) => return Err(JetError::NoResponders),
-            None | Some(204) => return Err(lost()),
+            None | Some(204) => return Err(JetError::LOST),
             Some(code) => return Err(JetError::Refused { code, description: "direct get was refused".to_owned() }),
         }
     }
-    Err(lost())
+    Err(JetError::LOST)
 }
 
 fn status(message: &Message) -> Option<u64> {
@@ -353,8 +349,7 @@ pub(super) fn is_stored(message: &Message) -> bool {
     number(message, "Nats-Sequence").is_some()
 }
 
-/// Whether some header lines cannot be parsed. No role and no server writes such headers, and the server may have read
-/// them differently, so such a message is never trusted.
+/// The server may read lines that cannot be parsed differently, so such a message is never trusted.
 pub(super) fn is_malformed(headers: Option<&HeaderMap>) -> bool {
     headers.is_some_and(|headers| headers.skipped_lines() > 0)
 }

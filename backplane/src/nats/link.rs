@@ -1,7 +1,6 @@
 //! One live connection: its client, the requests that wait on it, and the two tasks that keep both in step.
 //!
-//! Owns the reply subscription (one for all replies) and the reaction to events. Events can be lost when many come at
-//! once, so the watch also polls the connection state.
+//! Events can be lost when many come at once, so the watch also polls the connection state.
 //! INVARIANT: subscribers get a gap only after a round trip on the new connection. Before it the server may not know
 //! their subscriptions, and a cache that was emptied too early could be filled with data that a missed notice made
 //! stale.
@@ -29,10 +28,9 @@ use super::stream_watch::StreamWatch;
 use super::streams::StreamSpec;
 use super::waiters::{Check, ConnState, Token, Waiters};
 use super::{MessageAuth, NatsConfig};
-use crate::metrics::{self, OpenConnection};
+use crate::metrics::{self, Counted};
 use crate::{RequestError, ServeError, StoreClock};
 
-/// How often the connection state is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How often a waiting request checks whether the server has forbidden its subject.
@@ -41,7 +39,6 @@ const VIOLATION_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long the last round trip of a closing connection, and each step of closing, may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// State that the event callback shares with the connection.
 #[derive(Clone, Default)]
 pub(super) struct Events {
     health: Arc<Health>,
@@ -59,15 +56,11 @@ pub(super) struct Link {
     pub(super) fsync_check: Arc<FsyncCheck>,
     pub(super) auth: Option<Arc<MessageAuth>>,
     pub(super) store_clock: Arc<StoreClock>,
-    /// Whether the streams have the settings that they must have.
     pub(super) streams: StreamWatch,
     /// The highest sequence in the log that the server acknowledged on this connection; 0: none yet.
     pub(super) last_log_sequence: AtomicU64,
-    /// Permits for concurrent reads of many messages.
     pub(super) reads: Semaphore,
-    /// This connection's own key pair.
     pub(super) sealing: Arc<SealingKeys>,
-    /// The keystore's public key, once known.
     pub(super) keystore: KeystoreKey,
     /// The prefix of the inboxes that this login may receive on.
     inboxes: String,
@@ -75,7 +68,7 @@ pub(super) struct Link {
     pub(super) reply_inbox: ReplyInbox,
     ready_timeout: Duration,
     closing: AtomicBool,
-    _open: OpenConnection,
+    _open: Counted,
     _tasks: [AbortOnDropHandle<()>; 2],
 }
 
@@ -88,7 +81,6 @@ pub(super) struct ReplyInbox {
     replies: Arc<str>,
 }
 
-/// The reply subject of one request.
 pub(super) struct ReplyAddress {
     pub(super) subject: String,
     pub(super) token: Token,
@@ -164,7 +156,6 @@ impl Link {
         }
     }
 
-    /// How many times the connection was made so far.
     pub(super) fn connects(&self) -> u64 {
         connects(&self.client)
     }
@@ -178,7 +169,6 @@ impl Link {
         Some(format!("{}.{}", self.inboxes, Token::random()?.text()))
     }
 
-    /// Proves that everything sent before has reached the server, and that messages come back.
     pub(super) async fn round_trip(&self) -> Result<(), RequestError> {
         self.reply_inbox.round_trip(self.ready_timeout).await
     }
@@ -234,8 +224,7 @@ impl ReplyInbox {
         Some(ReplyAddress { subject: format!("{}.{}", self.replies, token.text()), token })
     }
 
-    /// Sends a request and waits until `deadline` for a reply that passes the check. The caller has checked that the
-    /// connection is up.
+    /// The caller has checked that the connection is up.
     pub(super) async fn request<F>(
         &self,
         address: ReplyAddress,
@@ -266,7 +255,6 @@ impl ReplyInbox {
     }
 }
 
-/// Hands each reply to the request that waits for it.
 async fn route_replies(mut answers: Subscriber, waiters: Arc<Waiters>) {
     while let Some(message) = answers.next().await {
         let Some(token) = message.subject.rsplit('.').next().and_then(Token::parse) else { continue };

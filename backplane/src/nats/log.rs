@@ -1,9 +1,7 @@
 //! The decision log on JetStream: the lines of one account that are appended together are one message, so one fsync.
 //!
-//! Subjects name the account, so that the server removes an account's decisions by subject; the server indexes two
-//! subjects for each account and nothing for each decision. The stream's `max_age` is a distant safety net by the
-//! server's own clock. The credentials of each role decide who may publish and purge (`nats_conf`); no role may change
-//! the stream.
+//! Subjects name the account, so that the server removes an account's decisions by subject; it indexes two subjects for
+//! each account and nothing for each decision.
 //! INVARIANT: nothing is appended while it is unknown whether the server syncs each message, where that is to be
 //! verified, nor while the stream's settings are wrong.
 
@@ -19,37 +17,31 @@ use serde_json::{Value, json};
 use stage0_contract::AccountId;
 use tokio::time::Instant;
 
-use super::jetstream::{
-    self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, WRONG_LAST_SEQUENCE, fetch, is_malformed, publish,
-    purge,
-};
+use super::jetstream::{self, DUPLICATE_IN_PROCESS, JetError, STORE_FAILED, Stored, is_malformed, publish, purge};
 use super::stream_watch::MAX_SEQUENCE;
 use super::streams::StreamName;
 use super::{Connection, SUBSCRIPTION_CAPACITY};
 use crate::{
-    AppendError, Batch, BoxFuture, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MAX_MESSAGE_BYTES, MarkError,
-    NotReady, Position, ReadError, RequestError, Seek, SeekBack, StateStore,
+    AppendError, Batch, BoxFuture, Cause, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, MAX_MESSAGE_BYTES,
+    MarkError, NotReady, Position, ReadError, Seek, SeekBack, StateStore,
 };
 
 pub(super) const MESSAGE_ID: HeaderName = HeaderName::from_static("Nats-Msg-Id");
 pub(super) const EXPECTED_LAST: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence");
-/// Messages that one request may bring; the client's queue holds twice as many.
+/// The client's queue holds twice as many.
 const MAX_MESSAGES: usize = SUBSCRIPTION_CAPACITY / 2;
-/// Bytes that one request may bring, whatever its caller can take: far below what makes the server drop a slow reader.
+/// Far below what makes the server drop a slow reader.
 const MAX_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 /// A backwards read starts this many sequences (of all accounts) before the end, and widens or narrows by the factor.
 const MIN_REACH: u64 = 512;
 const REACH_FACTOR: u64 = 8;
 /// A backwards read stops widening once this fraction of an answer is filled.
 const ENOUGH_FRACTION: usize = 8;
-/// The server returns what was stored before a time, so it is asked for a moment more, and later messages are dropped
-/// here.
+/// The server excludes the time itself, so it is asked for a moment more; later messages are dropped here.
 const TIME_STEP: SignedDuration = SignedDuration::from_millis(1);
-/// Subjects in one page of the server's list.
 const SUBJECTS_PER_PAGE: u64 = 100_000;
 /// Acknowledgements that arrive together may be seen out of order; fewer than this are under way at a time.
 const MAX_REORDERED: u64 = 4_096;
-/// More signatures than this are checked on a blocking thread.
 const MAX_INLINE_SIGNATURES: usize = 4;
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -80,11 +72,8 @@ impl DecisionLog for Connection {
                 return appended;
             }
             // Forged marks must not block a genuine one behind them.
-            match self.forged_behind(account, after, deadline).await {
-                Ok(Some(last)) => self.append_mark_after(account, line, last, connects, deadline).await,
-                Ok(None) => Err(MarkError::Conflict),
-                Err(error) => Err(MarkError::Failed(error.to_string())),
-            }
+            let last = self.forged_behind(account, after, deadline).await?.ok_or(MarkError::Conflict)?;
+            self.append_mark_after(account, line, last, connects, deadline).await
         })
     }
 
@@ -105,16 +94,14 @@ impl DecisionLog for Connection {
             let (mut from, mut rejected) = (from, 0);
             loop {
                 let (found, more) = self.read_range(&subject, from, bytes, deadline).await?;
-                let (last, all) = (found.last().map(|last| Position(last.sequence)), found.len());
-                let genuine = self.retain_genuine(found).await?;
-                rejected += u64::try_from(all - genuine.len()).unwrap_or(u64::MAX);
+                let last = found.last().map(|last| Position(last.sequence));
+                let genuine = self.retain_genuine(found, &mut rejected).await?;
                 // A run of forged entries must not hide what follows it.
                 if let Some(last) = last.filter(|_| genuine.is_empty() && more) {
                     from = Seek::After(last);
                     continue;
                 }
-                let entries = genuine.into_iter().map(entry).collect::<Option<Vec<_>>>();
-                return Ok(fit_chunk(entries.ok_or(JetError::Malformed)?, more, max_bytes, rejected));
+                return Ok(chunk(genuine, more, max_bytes, rejected)?);
             }
         })
     }
@@ -136,15 +123,12 @@ impl DecisionLog for Connection {
                 if let SeekBack::Time(time) = from {
                     found.retain(|stored| stored.at <= time);
                 }
-                let all = found.len();
-                let genuine = self.retain_genuine(found).await?;
-                rejected += u64::try_from(all - genuine.len()).unwrap_or(u64::MAX);
+                let genuine = self.retain_genuine(found, &mut rejected).await?;
                 if let Some(first) = first.filter(|_| genuine.is_empty() && more) {
                     sequence = SeekBack::Before(first);
                     continue;
                 }
-                let entries = genuine.into_iter().map(entry).collect::<Option<Vec<_>>>();
-                return Ok(fit_chunk(entries.ok_or(JetError::Malformed)?, more, max_bytes, rejected));
+                return Ok(chunk(genuine, more, max_bytes, rejected)?);
             }
         })
     }
@@ -157,7 +141,7 @@ impl DecisionLog for Connection {
     ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
         Box::pin(async move {
             let found = self.last_genuine(&self.subject(account, kind), deadline).await?;
-            found.map(|found| entry(found).ok_or(JetError::Malformed.into())).transpose()
+            Ok(found.map(entry).transpose()?)
         })
     }
 
@@ -170,8 +154,7 @@ impl DecisionLog for Connection {
     ) -> BoxFuture<'a, Result<u64, ReadError>> {
         Box::pin(async move {
             let subject = self.subject(account, kind);
-            let before = through.0.saturating_add(1);
-            purge(&self.link, &self.stream(), &subject, before, deadline).await.map_err(ReadError::from)
+            Ok(purge(&self.link, &self.stream(), &subject, through.0.saturating_add(1), deadline).await?)
         })
     }
 
@@ -196,11 +179,12 @@ impl DecisionLog for Connection {
         Box::pin(async move {
             let deadline = Instant::now() + READY_TIMEOUT;
             let looked = self.link.streams.check_now(&self.link, &self.stream(), deadline).await;
-            looked.map_err(|error| NotReady(format!("the decision log: {error}")))?;
+            looked.map_err(|error| NotReady(format!("the decision log: {error}").into()))?;
             // Without its records no check is counted and no delivery progresses.
-            StateStore::ready(self).await.map_err(|NotReady(why)| NotReady(format!("the ledger: {why}")))?;
+            StateStore::ready(self).await.map_err(|error| NotReady(format!("the ledger: {error}").into()))?;
             self.check_writable(deadline).await.map_err(NotReady)?;
-            self.link.fsync_check.remarks(self.stream().as_str(), deadline).await.map_err(NotReady)
+            let remarks = self.link.fsync_check.remarks(self.stream().as_str(), deadline).await;
+            remarks.map_err(|why| NotReady(why.into()))
         })
     }
 }
@@ -220,16 +204,15 @@ impl Connection {
 
     /// The number of the connection on which acknowledgements may be trusted: one on a later connection comes from a
     /// server that may have restarted in between.
-    async fn check_writable(&self, deadline: Instant) -> Result<u64, String> {
+    async fn check_writable(&self, deadline: Instant) -> Result<u64, Cause> {
         let connects = self.link.connects();
         self.link.fsync_check.check(connects, deadline).await?;
-        let ours = self.link.streams.check(&self.link, &self.stream(), deadline).await;
-        ours.map_err(|error| error.to_string())?;
+        self.link.streams.check(&self.link, &self.stream(), deadline).await.map_err(Cause::new)?;
         Ok(connects)
     }
 
     async fn append_one(&self, batch: Batch, connects: u64, deadline: Instant) -> Result<(), AppendError> {
-        let refuse = |why: &str| AppendError::NotStored(why.to_owned());
+        let refuse = |why: &str| AppendError::NotStored(why.into());
         if let Some(fault) = batch.fault() {
             return Err(refuse(fault));
         }
@@ -248,54 +231,52 @@ impl Connection {
             }
         }
         let published = publish(&self.link, subject.clone(), headers, batch.lines.clone(), deadline).await;
-        match &published {
+        match published.as_ref().map_err(JetError::no_space) {
             Ok(_) => self.link.fsync_check.appended(None),
-            Err(error) => {
-                if let Some(why) = error.no_space() {
-                    self.link.fsync_check.appended(Some(why.to_owned()));
-                }
-            }
+            Err(Some(why)) => self.link.fsync_check.appended(Some(why.to_owned())),
+            Err(None) => {}
         }
-        let published = match published {
-            Ok(ack) => self.check_sequence(&ack, deadline).await.map(|()| ack),
+        let stored = match published {
+            Ok(ack) => self.check_sequence(&ack, deadline).await.map(|sequence| (sequence, is_duplicate(&ack))),
             Err(error) => Err(error),
         };
-        match published {
-            Ok(_) if self.link.connects() != connects => {
-                Err(AppendError::Unknown(RequestError::Disconnected.to_string()))
-            }
-            Ok(ack) if is_duplicate(&ack) && self.link.auth.is_some() => {
-                self.confirm_duplicate(&subject, &batch, sequence(&ack).unwrap_or_default(), deadline).await
-            }
+        let untrusted = self.link.auth.is_some();
+        match stored {
+            Ok(_) if self.link.connects() != connects => Err(AppendError::Unknown(JetError::LOST.into())),
+            Ok((sequence, true)) if untrusted => self.confirm_duplicate(&subject, &batch, sequence, deadline).await,
             Ok(_) => Ok(()),
-            Err(error) if is_certainly_not_stored(&error, self.link.auth.is_some()) => {
-                Err(AppendError::NotStored(error.to_string()))
-            }
-            Err(error) => Err(AppendError::Unknown(error.to_string())),
+            Err(error) if is_certainly_not_stored(&error, untrusted) => Err(AppendError::NotStored(error.into())),
+            Err(error) => Err(AppendError::Unknown(error.into())),
         }
     }
 
-    /// Whether an acknowledged sequence continues the previous ones; otherwise, and at the first append, the stream is
-    /// checked. A message that is stored where no reader finds it is not recorded.
-    async fn check_sequence(&self, ack: &Value, deadline: Instant) -> Result<(), JetError> {
-        let sequence = sequence(ack).ok_or(JetError::Malformed)?;
+    /// The acknowledged sequence. Where it does not continue the previous ones, and at the first append, the stream is
+    /// checked: a message that is stored where no reader finds it is not recorded.
+    async fn check_sequence(&self, ack: &Value, deadline: Instant) -> Result<u64, JetError> {
+        let sequence = ack.get("seq").and_then(Value::as_u64).filter(|sequence| *sequence > 0);
+        let sequence = sequence.ok_or(JetError::Malformed)?;
         let before = self.link.last_log_sequence.fetch_max(sequence, Ordering::AcqRel);
         let goes_on = sequence > before || (before > MAX_REORDERED && before - sequence < MAX_REORDERED);
         if before > 0 && goes_on && sequence <= MAX_SEQUENCE {
-            return Ok(());
+            return Ok(sequence);
         }
         match self.link.streams.check_now(&self.link, &self.stream(), deadline).await {
-            Ok(()) | Err(JetError::Full(_)) => Ok(()),
+            Ok(()) | Err(JetError::Full(_)) => Ok(sequence),
             Err(error @ (JetError::Wrapped(_) | JetError::WrongSettings { .. })) => Err(error),
             // It was stored, but perhaps where no reader finds it.
             Err(_) => Err(JetError::Malformed),
         }
     }
-}
 
-/// Reading, and telling genuine messages from forged ones.
-impl Connection {
-    /// Reads stored messages from some sequence on, genuine or not; the flag: there are more.
+    async fn fetch(&self, get: &Value, deadline: Instant) -> Result<(Vec<Stored>, bool), JetError> {
+        jetstream::fetch(&self.link, &self.stream(), get, deadline).await
+    }
+
+    async fn fetch_one(&self, get: Value, deadline: Instant) -> Result<Option<Stored>, JetError> {
+        Ok(self.fetch(&get, deadline).await?.0.into_iter().next())
+    }
+
+    /// Genuine or not; the flag: there are more.
     async fn read_range(
         &self,
         subject: &str,
@@ -312,12 +293,11 @@ impl Connection {
         if let Some(members) = get.as_object_mut() {
             members.insert(name.to_owned(), value);
         }
-        fetch(&self.link, &self.stream(), &get, deadline).await
+        self.fetch(&get, deadline).await
     }
 
-    /// Reads stored messages before some sequence, the newest first; the flag: there may be more. The server only reads
-    /// forwards, so one request finds the end and others read up to it, each starting further back, until enough is
-    /// found or an answer is full.
+    /// The newest first; the flag: there may be more. The server only reads forwards, so one request finds the end and
+    /// others read up to it, each starting further back, until enough is found or an answer is full.
     async fn read_range_back(
         &self,
         subject: &str,
@@ -339,8 +319,7 @@ impl Connection {
                 json!({"batch": 1, "multi_last": [subject], "up_to_time": up_to.to_string()})
             }
         };
-        let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
-        let Some(newest) = found.into_iter().next() else { return Ok((Vec::new(), false)) };
+        let Some(newest) = self.fetch_one(get, deadline).await? else { return Ok((Vec::new(), false)) };
         let end = newest.sequence;
         let (mut best, mut reach, mut grows) = (vec![newest], MIN_REACH, true);
         while reach > 0 {
@@ -371,22 +350,24 @@ impl Connection {
         Ok((best, end > 1))
     }
 
-    /// Drops messages that no role that may append had put there. Signatures take time, so many are checked on a
-    /// blocking thread.
-    async fn retain_genuine(&self, mut found: Vec<Stored>) -> Result<Vec<Stored>, JetError> {
-        let Some(auth) = self.link.auth.clone() else {
-            found.retain(|stored| !is_malformed(stored.headers.as_ref()));
-            return Ok(found);
+    /// Drops and counts the others. Signatures take time, so many are checked on a blocking thread.
+    async fn retain_genuine(&self, mut found: Vec<Stored>, rejected: &mut u64) -> Result<Vec<Stored>, JetError> {
+        let all = found.len();
+        let genuine = match self.link.auth.clone() {
+            Some(auth) if all > MAX_INLINE_SIGNATURES => {
+                let checking = tokio::task::spawn_blocking(move || {
+                    found.retain(|stored| auth.is_genuine(stored));
+                    found
+                });
+                checking.await.map_err(|_| JetError::Malformed)?
+            }
+            Some(_) | None => {
+                found.retain(|stored| self.is_genuine(stored));
+                found
+            }
         };
-        if found.len() <= MAX_INLINE_SIGNATURES {
-            found.retain(|stored| auth.is_genuine(stored));
-            return Ok(found);
-        }
-        let checking = tokio::task::spawn_blocking(move || {
-            found.retain(|stored| auth.is_genuine(stored));
-            found
-        });
-        checking.await.map_err(|_| JetError::Malformed)
+        *rejected += (all - genuine.len()) as u64;
+        Ok(genuine)
     }
 
     fn is_genuine(&self, stored: &Stored) -> bool {
@@ -399,9 +380,8 @@ impl Connection {
     /// The last genuine message of a subject. If forged ones follow it, growing steps back find a genuine one, and what
     /// lies between is read: a thousand forged messages cost a few requests instead of a thousand.
     async fn last_genuine(&self, subject: &str, deadline: Instant) -> Result<Option<Stored>, JetError> {
-        let get = json!({"last_by_subj": subject});
-        let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
-        let Some(newest) = found.into_iter().next() else { return Ok(None) };
+        let newest = self.fetch_one(json!({"last_by_subj": subject}), deadline).await?;
+        let Some(newest) = newest else { return Ok(None) };
         if self.is_genuine(&newest) {
             return Ok(Some(newest));
         }
@@ -411,8 +391,7 @@ impl Connection {
                 break None;
             }
             let get = json!({"batch": 1, "multi_last": [subject], "up_to_seq": up_to});
-            let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
-            let Some(found) = found.into_iter().next() else { break None };
+            let Some(found) = self.fetch_one(get, deadline).await? else { break None };
             if self.is_genuine(&found) {
                 break Some(found);
             }
@@ -423,7 +402,7 @@ impl Connection {
         loop {
             let (found, more) = self.read_range(subject, from, MAX_BYTES, deadline).await?;
             let Some(end) = found.last().map(|end| end.sequence) else { return Ok(last) };
-            last = self.retain_genuine(found).await?.into_iter().next_back().or(last);
+            last = self.retain_genuine(found, &mut 0).await?.into_iter().next_back().or(last);
             if end >= newest.sequence || !more {
                 return Ok(last);
             }
@@ -444,28 +423,22 @@ impl Connection {
         if let Some(auth) = &self.link.auth
             && auth.sign_entry(&subject, "", &line, &mut headers).is_none()
         {
-            return Err(MarkError::Failed("this role appends no marks".to_owned()));
+            return Err(MarkError::Failed("this role appends no marks".into()));
         }
-        match publish(&self.link, subject, headers, line, deadline).await {
-            Ok(ack) if self.link.connects() == connects => {
-                let checked = self.check_sequence(&ack, deadline).await;
-                checked.map_err(|error| MarkError::Failed(error.to_string()))?;
-                sequence(&ack).map(Position).ok_or_else(|| MarkError::Failed(JetError::Malformed.to_string()))
-            }
-            Ok(_) => Err(MarkError::Failed(RequestError::Disconnected.to_string())),
-            Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(MarkError::Conflict),
-            Err(error) => Err(MarkError::Failed(error.to_string())),
+        let ack = publish(&self.link, subject, headers, line, deadline).await?;
+        if self.link.connects() != connects {
+            return Err(JetError::LOST.into());
         }
+        Ok(Position(self.check_sequence(&ack, deadline).await?))
     }
 
     /// The sequence of the last mark, if only forged marks follow `after`.
     async fn forged_behind(&self, account: &AccountId, after: u64, deadline: Instant) -> Result<Option<u64>, JetError> {
         let subject = self.subject(account, EntryKind::Mark);
         // Read first: a genuine mark that is appended in between is seen by the second read.
-        let get = json!({"last_by_subj": subject});
-        let (found, _) = fetch(&self.link, &self.stream(), &get, deadline).await?;
+        let last = self.fetch_one(json!({"last_by_subj": subject}), deadline).await?;
         let genuine = self.last_genuine(&subject, deadline).await?.map_or(0, |last| last.sequence);
-        Ok(found.into_iter().next().map(|last| last.sequence).filter(|_| genuine == after))
+        Ok(last.map(|last| last.sequence).filter(|_| genuine == after))
     }
 
     /// The server already knows the batch's id: from an earlier attempt, or because another client used it first.
@@ -476,14 +449,14 @@ impl Connection {
         sequence: u64,
         deadline: Instant,
     ) -> Result<(), AppendError> {
-        let found = fetch(&self.link, &self.stream(), &json!({"seq": sequence}), deadline).await;
-        let (found, _) = found.map_err(|error| AppendError::Unknown(error.to_string()))?;
+        let found = self.fetch_one(json!({"seq": sequence}), deadline).await;
+        let found = found.map_err(|error| AppendError::Unknown(error.into()))?;
         let ours =
             |stored: &Stored| stored.subject == subject && stored.payload == batch.lines && self.is_genuine(stored);
-        if found.first().is_some_and(ours) {
+        if found.as_ref().is_some_and(ours) {
             return Ok(());
         }
-        Err(AppendError::Unknown("the server says that it has it, and has something else".to_owned()))
+        Err(AppendError::Unknown("the server says that it has it, and has something else".into()))
     }
 }
 
@@ -511,36 +484,26 @@ fn is_certainly_not_stored(error: &JetError, untrusted: bool) -> bool {
         | JetError::NotInAccount(_) => !untrusted,
         JetError::Forbidden(_) | JetError::DeadlinePassed | JetError::NotConnected => true,
         // It may have been stored before.
-        JetError::Unacknowledged(_) | JetError::Malformed | JetError::WrongSettings { .. } | JetError::Wrapped(_) => {
-            false
-        }
+        JetError::Unacknowledged(_) | JetError::Malformed => false,
+        JetError::WrongSettings { .. } | JetError::Wrapped(_) => false,
     }
 }
 
-/// As many entries as fit, and at least one: the server stops only once it has exceeded the limit.
-fn fit_chunk(mut entries: Vec<Entry>, more: bool, max_bytes: usize, rejected: u64) -> Chunk {
-    let mut bytes = 0;
-    let fit = entries.iter().take_while(|entry| {
-        bytes += entry.lines.len();
-        bytes <= max_bytes
-    });
-    let fit = fit.count().max(1);
-    let more = more || fit < entries.len();
-    entries.truncate(fit);
-    Chunk { entries, more, rejected }
+/// The server stops only once it has exceeded the limit.
+fn chunk(found: Vec<Stored>, more: bool, max_bytes: usize, rejected: u64) -> Result<Chunk, JetError> {
+    let entries = found.into_iter().map(entry).collect::<Result<_, _>>()?;
+    let mut chunk = Chunk { entries, more, rejected };
+    chunk.fit(max_bytes);
+    Ok(chunk)
 }
 
-fn sequence(ack: &Value) -> Option<u64> {
-    ack.get("seq").and_then(Value::as_u64).filter(|sequence| *sequence > 0)
-}
-
-fn entry(found: Stored) -> Option<Entry> {
-    let kind = match found.subject.rsplit('.').next()? {
-        "d" => EntryKind::Decisions,
-        "m" => EntryKind::Mark,
-        _ => return None,
+fn entry(found: Stored) -> Result<Entry, JetError> {
+    let kind = match found.subject.rsplit('.').next() {
+        Some("d") => EntryKind::Decisions,
+        Some("m") => EntryKind::Mark,
+        _ => return Err(JetError::Malformed),
     };
-    Some(Entry { position: Position(found.sequence), stored_at: found.at, kind, lines: found.payload })
+    Ok(Entry { position: Position(found.sequence), stored_at: found.at, kind, lines: found.payload })
 }
 
 /// The account in `<prefix>.log.<account>.<kind>`.

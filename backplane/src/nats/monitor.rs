@@ -1,6 +1,4 @@
 //! JetStream's state by a nats-server's monitor (`/jsz`): whether it syncs each message, and how much space it has.
-//!
-//! Owns how the answer is read and when the server counts as full; how often to ask, and what follows, is the caller's.
 
 use serde::Deserialize;
 
@@ -38,9 +36,6 @@ struct Config {
 
 impl JetStreamState {
     /// Asks the monitor at this address; the error continues a sentence that starts with "its monitor".
-    ///
-    /// # Errors
-    /// When there is no answer, or something other than a monitor answers.
     pub async fn fetch(client: &reqwest::Client, monitor: &str) -> Result<Self, String> {
         let unanswered = |error: reqwest::Error| format!("does not answer: {}", error.without_url());
         let url = format!("{}/jsz?config=1", monitor.trim_end_matches('/'));
@@ -50,7 +45,6 @@ impl JetStreamState {
     }
 
     /// Whether the largest batch would not fit any more.
-    #[must_use]
     pub fn is_full(&self) -> bool {
         let largest = u64::try_from(MAX_MESSAGE_BYTES).unwrap_or(u64::MAX);
         self.max_bytes.is_some_and(|max_bytes| max_bytes.saturating_sub(self.used_bytes) < largest)

@@ -1,16 +1,12 @@
-//! The nats-server configuration that lets each role do its part and nothing of another's.
-//!
-//! Owns the whole file: one account for each role, one for the streams, one for the administrator who creates them, and
-//! between them what [`REQUESTS`], [`EVENTS`] and [`RECORDS`] of the contract list; the subjects of log and state
-//! store are this backplane's. Holds no secret: passwords come from variables. No role may create or change a stream:
-//! control of a stream's settings is control of everything in it. `tests/suite/roles.rs` starts a server with this
-//! file and tries each role's credentials against the others' parts.
+//! The nats-server configuration that lets each role do its part and nothing of another's: one account for each role,
+//! one for the streams, one for the administrator who creates them, and between them what [`REQUESTS`], [`EVENTS`] and
+//! [`RECORDS`] of the contract list. Holds no secret: passwords come from variables.
 //!
 //! Why accounts instead of one account with permissions for each user: the server sends acknowledgements and messages
 //! that it reads from a stream to whatever reply subject it is given, without checking permissions. In one account a
 //! compromised gateway could so have one of its stored messages delivered to `$JS.API.STREAM.PURGE.S0_LOG`. Between
-//! accounts an answer returns to the account of the request, where no such subject leads further. Permissions of users
-//! are added on top: what a role may receive inside its account.
+//! accounts an answer returns to the account of the request, where no such subject leads further.
+//! INVARIANT: no role may create or change a stream: its settings control everything in it.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -70,7 +66,6 @@ impl Logins {
     pub const SHARED: Self = Self { gateways: 0, evaluators: 0, keystores: 0, audit_exports: 0 };
 
     /// The names of a role's logins.
-    #[must_use]
     pub fn of(self, role: Role) -> Vec<String> {
         let count = match role {
             Role::Gateway => self.gateways,
@@ -85,7 +80,6 @@ impl Logins {
     }
 }
 
-/// What one account exports to others.
 struct Share {
     kind: ShareKind,
     from: &'static str,
@@ -97,9 +91,7 @@ struct Share {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ShareKind {
-    /// Subjects of events.
     Stream,
-    /// Requests with one reply.
     Service,
     /// Requests that several messages answer.
     ServiceOfMany,
@@ -109,16 +101,13 @@ enum ShareKind {
 const LOG: &str = "LOG";
 /// The account of the administrator who creates the streams.
 const ADMIN: &str = "ADMIN";
-/// Connections that the administrator may have.
 const MAX_ADMIN_CONNECTIONS: usize = 8;
 /// Subscriptions in addition to what a connection serves, receives and reads: its inbox, and some to spare.
 const SPARE_SUBSCRIPTIONS: usize = 4;
-/// Bytes of a protocol line, most of which are a subject and a reply subject.
 const MAX_CONTROL_LINE: usize = 4_096;
 
 impl NatsServerConf {
     /// The prefix under which every role imports JetStream's API.
-    #[must_use]
     pub fn jetstream_api(prefix: &str) -> String {
         format!("{prefix}.api")
     }
@@ -129,13 +118,11 @@ impl NatsServerConf {
     pub const ADMIN_PASSWORD_VARIABLE: &'static str = "ADMIN_PASSWORD";
 
     /// The variable with a login's password.
-    #[must_use]
     pub fn password_variable(login: &str) -> String {
         format!("{}_PASSWORD", login.to_ascii_uppercase().replace('-', "_"))
     }
 
     /// The file, in nats-server's own format.
-    #[must_use]
     pub fn render(&self) -> String {
         let shares = shares(&self.prefix);
         let max_file = &self.max_file;
@@ -143,8 +130,7 @@ impl NatsServerConf {
         let mut accounts = vec![
             format!(
                 "  # The streams. There are no logins here.\n  {LOG}: {{\n    jetstream: {{ max_file: {max_file}, \
-                 max_mem: 1MB, \
-                 max_streams: {max_streams} }}\n{}  }}\n",
+                 max_mem: 1MB, max_streams: {max_streams} }}\n{}  }}\n",
                 exports(LOG, &shares)
             ),
             format!(
@@ -164,13 +150,10 @@ impl NatsServerConf {
         format!("{}\naccounts {{\n{}}}\n", self.head(), accounts.join("\n"))
     }
 
-    /// Everything except accounts and permissions.
     fn head(&self) -> String {
         let Self { prefix, name, listen, monitor, tls_dir, store_dir, max_file, passwords, .. } = self;
         let passwords = match passwords {
-            Some(file) => {
-                format!("# Sets the passwords' variables.\ninclude {}\n", quoted(file))
-            }
+            Some(file) => format!("# Sets the passwords' variables.\ninclude {}\n", quoted(file)),
             None => {
                 "# Passwords come from the environment; a server whose variable is missing does not start.\n".to_owned()
             }
@@ -226,21 +209,19 @@ jetstream {{
     }
 }
 
-/// Everything that crosses accounts, in the order of the contract.
 fn shares(prefix: &str) -> Vec<Share> {
     let between = |kind, from: Role, to: &[Role], subject: String| {
-        let to: Vec<Role> = to.iter().copied().filter(|role| *role != from).collect();
-        let to: Vec<_> = to.into_iter().map(account).collect();
+        let to: Vec<_> = to.iter().filter(|role| **role != from).map(|role| account(*role)).collect();
         (!to.is_empty()).then(|| Share { kind, from: account(from), to, subject, named: None })
     };
-    let questions = REQUESTS.iter().filter_map(|question| {
-        between(ShareKind::Service, question.to, question.from, format!("{prefix}.req.{}", question.subject))
+    let requests = REQUESTS.iter().filter_map(|route| {
+        between(ShareKind::Service, route.to, route.from, format!("{prefix}.req.{}", route.subject))
     });
     let events = EVENTS.iter().flat_map(|event| {
         let subject = format!("{prefix}.{}", event.subject);
         event.from.iter().filter_map(move |from| between(ShareKind::Stream, *from, event.to, subject.clone()))
     });
-    questions.chain(events).chain(of_streams(prefix)).collect()
+    requests.chain(events).chain(of_streams(prefix)).collect()
 }
 
 /// What the roles may do with the log and the state store, and the administrator with the streams.
@@ -271,8 +252,7 @@ fn of_streams(prefix: &str) -> Vec<Share> {
         }
     }
     shares.push(api(ShareKind::Service, "INFO".to_owned(), vec![ADMIN]));
-    // Decisions are appended by the gateway alone, marks by audit-export alone; both read them, and audit-export
-    // purges.
+    // The gateway appends decisions, audit-export marks; both read them, and audit-export purges.
     let readers = [Role::Gateway, Role::AuditExport].map(account).to_vec();
     shares.extend([
         plain("log.*.d".to_owned(), Role::Gateway),
@@ -299,8 +279,7 @@ fn of_streams(prefix: &str) -> Vec<Share> {
     shares
 }
 
-/// Connections that a role's processes may have at once, one for each thread: more than there are, and few enough to
-/// leave room for the other roles. An operator with very many processes edits the file.
+/// One for each thread of a role's processes. An operator with very many processes edits the file.
 fn max_connections(role: Role) -> usize {
     match role {
         Role::Gateway => 256,
@@ -310,10 +289,10 @@ fn max_connections(role: Role) -> usize {
     }
 }
 
-/// Subscriptions that one connection of a role needs: one for each request type that it serves, for each event that it
-/// receives, and for each concurrent read of the log or list of records.
+/// One for each request type that a role serves, for each event that it receives, and for each concurrent read of the
+/// log or list of records.
 fn max_subscriptions(role: Role) -> usize {
-    let serves = REQUESTS.iter().filter(|question| question.to == role).count();
+    let serves = REQUESTS.iter().filter(|route| route.to == role).count();
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role)).count();
     let reads = match role {
         Role::Gateway | Role::AuditExport => MAX_READS,
@@ -327,7 +306,6 @@ fn limits(connections: usize, subscriptions: usize) -> String {
     format!("    limits: {{ max_connections: {connections}, max_subscriptions: {subscriptions} }}\n")
 }
 
-/// The administrator's login, which receives only its own replies.
 fn admin() -> String {
     let (user, variable) = (NatsServerConf::ADMIN_USER, NatsServerConf::ADMIN_PASSWORD_VARIABLE);
     let subscribe = quoted(&format!("{INBOXES}{user}.>"));
@@ -343,21 +321,20 @@ fn account(role: Role) -> &'static str {
     }
 }
 
-/// The role's logins, one for each process. A login receives its own replies and its role's events, and serves its
-/// role's requests only in the queue group, so that no process sees what another is asked or answers. What it publishes
-/// reaches other accounts through imports only; forbidding the rest by name would turn the server's instant "no
-/// responders" into silence. `$SYS` is denied because it lists the account's other connections, and with them their
-/// reply subjects.
+/// A login receives its own replies and its role's events, and serves its role's requests only in the queue group, so
+/// that no process sees what another is asked. What it publishes reaches other accounts through imports only:
+/// forbidding the rest by name would turn the server's instant "no responders" into silence. `$SYS` is denied because
+/// it lists the account's other connections, and with them their reply subjects.
 fn users(prefix: &str, role: Role, logins: Logins) -> String {
     let users: String = logins.of(role).iter().map(|login| user(prefix, role, login)).collect();
     format!("    users: [\n{users}    ]\n")
 }
 
 fn user(prefix: &str, role: Role, login: &str) -> String {
-    let serves = REQUESTS.iter().filter(|question| question.to == role);
+    let serves = REQUESTS.iter().filter(|route| route.to == role);
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role));
     let mut subscribe = vec![format!("{INBOXES}{login}.>")];
-    subscribe.extend(serves.map(|question| format!("{prefix}.req.{} {prefix}", question.subject)));
+    subscribe.extend(serves.map(|route| format!("{prefix}.req.{} {prefix}", route.subject)));
     subscribe.extend(hears.map(|event| format!("{prefix}.{}", event.subject)));
     let (variable, subscribe) = (NatsServerConf::password_variable(login), subscribe.iter().map(|to| quoted(to)));
     let subscribe: String = subscribe.map(|subject| format!("        {subject}\n")).collect();
@@ -399,7 +376,6 @@ fn list(name: &str, lines: impl Iterator<Item = String>) -> String {
     if lines.is_empty() { lines } else { format!("    {name}: [\n{lines}    ]\n") }
 }
 
-/// A quoted string of the file; quotation marks and backslashes in a path are escaped.
 fn quoted(text: &str) -> String {
     format!("{text:?}")
 }

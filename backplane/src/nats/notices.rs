@@ -1,9 +1,8 @@
 //! Notices over NATS: plain subjects, no queue group, at most once.
 //!
 //! Anything that may have lost a notice is a gap for every subscriber of the connection: a reconnect, and a full queue,
-//! since the client does not say whose queue. A subscriber that proves its liveness sends echoes to its own subject on
-//! its own connection; other subscribers skip them. An echo carries no data and no other subscriber relies on it, so it
-//! needs no authentication: what counts is that the token comes back, and only its sender knows it before.
+//! since the client does not say whose queue. Echoes that prove liveness go to the subscription's own subject; other
+//! subscribers skip them. An echo needs no authentication: only its sender knows the token before it comes back.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +29,6 @@ const STALE_GAP_INTERVAL: Duration = Duration::from_secs(5);
 /// The header with the token of an echo; its message has no body.
 const ECHO: HeaderName = HeaderName::from_static("Stage0-Echo");
 
-/// How long handing a notice to the server may take.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Notices for Connection {
@@ -72,10 +70,9 @@ impl Notices for Connection {
             }
             // Taken before the subscription, so that a reconnect in between is a gap.
             let (gaps, connection) = (self.link.gaps(), self.link.connects());
-            let notices =
-                self.link.client.subscribe(subject.clone()).await.map_err(|error| refuse(error.to_string()))?;
+            let notices = self.link.client.subscribe(subject.clone()).await;
+            let notices = notices.map_err(|error| refuse(error.to_string()))?;
             self.link.confirm_subscription(&subject).await?;
-            let link = self.link.clone();
             let subscription = NatsSubscription {
                 subject: short_subject,
                 notices,
@@ -85,7 +82,7 @@ impl Notices for Connection {
                 gap_due: false,
                 echoes: None,
                 connection,
-                link,
+                link: self.link.clone(),
             };
             Ok(Box::new(subscription) as Box<dyn RawSubscription>)
         })
@@ -105,7 +102,6 @@ struct NatsSubscription {
     /// When the last gap for a stale notice was reported.
     last_stale: Option<Instant>,
     gap_due: bool,
-    /// Set while this subscriber proves its liveness.
     echoes: Option<Echoes>,
     /// The last connection of the link up to which nothing was missed, or a gap was reported.
     connection: u64,
@@ -167,12 +163,10 @@ impl RawSubscription for NatsSubscription {
 
 impl NatsSubscription {
     /// Takes an echo as a proof of liveness. True if the connection was made again since the last notice: what was
-    /// published in between was missed. The server knows the subscription by then, as the echo came through it.
+    /// published in between was missed.
     fn reconnected_before(&mut self, token: &[u8]) -> bool {
-        let Some((echoes, sent)) = self.echoes.as_ref().and_then(|echoes| Some((echoes, echoes.returned(token)?)))
-        else {
-            return false;
-        };
+        let Some(echoes) = &self.echoes else { return false };
+        let Some(sent) = echoes.returned(token) else { return false };
         // Sent on one connection and received on another, it proves nothing about either.
         if sent.connection != self.link.connects() {
             return false;
@@ -192,8 +186,7 @@ fn echo_token(message: &Message) -> Option<Vec<u8>> {
     Some(BASE64URL_NOPAD.decode(token.as_str().as_bytes()).unwrap_or_default())
 }
 
-/// Resolves when a gap is due for notices whose time cannot be right. Rate limited, as an attacker may replay old
-/// notices again and again.
+/// Rate limited, as an attacker may replay old notices again and again.
 async fn stale_gap(due: bool, last: Option<Instant>) {
     if !due {
         return std::future::pending().await;

@@ -1,11 +1,10 @@
 //! Requests over NATS: the requester's checks before sending, and the server's queue.
 //!
 //! A task reads each subscription as it fills, because a deadline is checked when its request arrives and not when a
-//! handler has time for it. Secrets are sealed on the way (`sealing`): to the keystore, whose status has its key, and
-//! back to the requester, whose key is in its reply subject.
-//! Stopping: async-nats removes a draining subscription when it next wakes, without waiting for the server. A request
-//! that the server hands over at that moment is dropped, and its requester times out; under load that can be one or two
-//! for each stop.
+//! handler has time for it. Secrets are sealed (`sealing`): to the keystore, whose status has its key, and back to the
+//! requester, whose key is in its reply subject.
+//! Stopping: a request that the server hands over while async-nats drains the subscription is dropped, and its
+//! requester times out; under load that can be one or two for each stop.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -37,7 +36,6 @@ const DROPPED_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Checked requests that wait for a handler; more wait in the subscription.
 const QUEUE_CAPACITY: usize = 256;
 
-/// How long a stop waits for the server; a connection that is down has none.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long arrived requests may take to be picked up; no requester waits longer for a reply.
@@ -49,14 +47,12 @@ const MAX_SEALED_ATTEMPTS: usize = 2;
 #[derive(Debug, Default)]
 pub(super) struct KeystoreKey(Mutex<Option<PublicKey>>);
 
-/// A reply that could be opened.
 enum OpenedReply {
     Body(Bytes),
     /// The request was sealed to a process that has gone; this is the key of the current one.
     Unopened(PublicKey),
 }
 
-/// The one member of the keystore's status that matters here.
 #[derive(Deserialize)]
 struct StatusKey {
     sealing_key: Option<String>,
@@ -66,15 +62,15 @@ impl Requests for Connection {
     fn request_bytes<'a>(
         &'a self,
         subject: &'static str,
-        question: Bytes,
+        request: Bytes,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
             let sealing = sealing_of(subject);
             if sealing == Sealing::Both {
-                return self.send_sealed(subject, question, deadline).await;
+                return self.send_sealed(subject, request, deadline).await;
             }
-            match self.send_once(subject, question, sealing, None, deadline).await? {
+            match self.send_once(subject, request, sealing, None, deadline).await? {
                 OpenedReply::Body(body) => Ok(body),
                 OpenedReply::Unopened(_) => Err(RequestError::Malformed),
             }
@@ -90,30 +86,22 @@ impl Requests for Connection {
                 return Err(refuse(RequestError::Disconnected.to_string()));
             }
             let group = self.link.prefix.clone();
-            let questions = self
-                .link
-                .client
-                .queue_subscribe(subject.clone(), group)
-                .await
-                .map_err(|error| refuse(error.to_string()))?;
+            let requests = self.link.client.queue_subscribe(subject.clone(), group).await;
+            let requests = requests.map_err(|error| refuse(error.to_string()))?;
             self.link.confirm_subscription(&subject).await?;
             let (checked, arrived) = mpsc::channel(QUEUE_CAPACITY);
             let (stop, unsubscribed) = (CancellationToken::new(), CancellationToken::new());
-            let (client, auth) = (self.link.client.clone(), self.link.auth.clone());
-            let (sealing, keys) = (sealing_of(short_subject), self.link.sealing.clone());
-            let clock_offset = ClockOffset::default();
-            let dropped = DroppedLog::default();
             let reader = Reader {
                 subject: short_subject,
-                sealing,
-                keys,
-                auth,
-                questions,
+                sealing: sealing_of(short_subject),
+                keys: self.link.sealing.clone(),
+                auth: self.link.auth.clone(),
+                requests,
                 checked,
                 current: None,
-                clock_offset,
-                client,
-                dropped,
+                clock_offset: ClockOffset::default(),
+                client: self.link.client.clone(),
+                dropped: DroppedLog::default(),
             };
             let reader = reader.run(stop.clone(), unsubscribed.clone().drop_guard());
             let reader = AbortOnDropHandle::new(tokio::spawn(reader));
@@ -125,13 +113,13 @@ impl Requests for Connection {
     fn ready(&self) -> BoxFuture<'_, Result<(), NotReady>> {
         Box::pin(async move {
             if !self.link.is_up() {
-                return Err(NotReady("not connected to nats".to_owned()));
+                return Err(NotReady("not connected to nats".into()));
             }
             let round_trip = self.link.round_trip().await;
             if let Some(violation) = self.link.health.violation() {
-                return Err(NotReady(violation));
+                return Err(NotReady(violation.into()));
             }
-            round_trip.map_err(|error| NotReady(format!("a question to oneself over nats: {error}")))
+            round_trip.map_err(|error| NotReady(format!("a request to itself over nats: {error}").into()))
         })
     }
 
@@ -159,12 +147,12 @@ impl Connection {
     async fn send_sealed(
         &self,
         subject: &'static str,
-        question: Bytes,
+        request: Bytes,
         deadline: Instant,
     ) -> Result<Bytes, RequestError> {
         for _ in 0..MAX_SEALED_ATTEMPTS {
             let to = self.keystore_key(deadline).await?;
-            match self.send_once(subject, question.clone(), Sealing::Both, to, deadline).await {
+            match self.send_once(subject, request.clone(), Sealing::Both, to, deadline).await {
                 Ok(OpenedReply::Body(body)) => return Ok(body),
                 Ok(OpenedReply::Unopened(key)) => self.link.keystore.set(Some(key)),
                 Err(error) => {
@@ -177,14 +165,13 @@ impl Connection {
         Err(RequestError::Malformed)
     }
 
-    /// The key that requests are sealed to; none if the keystore's version opens none. The answer is authenticated
-    /// where messages are, so no other role can give it.
+    /// None: its version opens none. Where messages are authenticated, no other role can answer.
     async fn keystore_key(&self, deadline: Instant) -> Result<Option<PublicKey>, RequestError> {
         if let Some(key) = self.link.keystore.get() {
             return Ok(Some(key));
         }
-        let question = serde_json::to_vec(&KeystoreStatus {}).map_err(|_| RequestError::Malformed)?;
-        let asked = self.send_once(KeystoreStatus::SUBJECT, question.into(), Sealing::Nothing, None, deadline);
+        let request = serde_json::to_vec(&KeystoreStatus {}).map_err(|_| RequestError::Malformed)?;
+        let asked = self.send_once(KeystoreStatus::SUBJECT, request.into(), Sealing::Nothing, None, deadline);
         let OpenedReply::Body(body) = asked.await? else { return Err(RequestError::Malformed) };
         let offer = serde_json::from_slice::<StatusKey>(&body).map_err(|_| RequestError::Malformed)?;
         let Some(text) = offer.sealing_key else { return Ok(None) };
@@ -196,13 +183,13 @@ impl Connection {
     async fn send_once(
         &self,
         subject: &'static str,
-        question: Bytes,
+        request: Bytes,
         sealing: Sealing,
         to_key: Option<PublicKey>,
         deadline: Instant,
     ) -> Result<OpenedReply, RequestError> {
         let link = &self.link;
-        if question.len() > MAX_MESSAGE_BYTES {
+        if request.len() > MAX_MESSAGE_BYTES {
             return Err(RequestError::TooLarge);
         }
         // The client would queue it and send it after the reconnect, when the requester no longer waits.
@@ -216,32 +203,29 @@ impl Connection {
         let sent = Timing::new(budget, SystemTime::now());
         let (mut headers, to, client) = (sent.headers(), request_subject(link, subject), &link.client);
         let inbox = link.reply_inbox.new_address().ok_or(RequestError::Disconnected)?;
-        let question = match to_key {
+        let request = match to_key {
             Some(key) => {
                 let context = Context { part: MessagePart::Request, subject: &to, inbox: &inbox.subject };
-                seal(key, &context, &question).ok_or(RequestError::Malformed)?
+                seal(key, &context, &request).ok_or(RequestError::Malformed)?
             }
-            None => question,
+            None => request,
         };
-        let check = match &link.auth {
-            Some(auth) => {
-                let Some(expected) = auth.question(subject, &to, &inbox, sent, &question, &mut headers) else {
-                    tracing::error!(subject, role = %auth.role(), "this role does not ask this question");
-                    return Err(RequestError::NoResponders);
-                };
-                let auth = auth.clone();
-                Some(Arc::new(move |message: &Message| auth.is_reply(&expected, message)) as Check)
-            }
-            None => None,
-        };
+        let mut check = None;
+        if let Some(auth) = link.auth.clone() {
+            let Some(expected) = auth.sign_request(subject, &to, &inbox, sent, &request, &mut headers) else {
+                tracing::error!(subject, role = %auth.role(), "this role does not ask this request");
+                return Err(RequestError::NoResponders);
+            };
+            check = Some(Arc::new(move |message: &Message| auth.is_reply(&expected, message)) as Check);
+        }
         if sealing == Sealing::Nothing {
-            let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, question);
+            let send = |reply| client.publish_with_reply_and_headers(to, reply, headers, request);
             return link.reply_inbox.request(inbox, check, deadline, send).await.map(OpenedReply::Body);
         }
         // Also where messages are not authenticated: the reply is sealed to the key in it.
         headers.insert(REPLY_TO, HeaderValue::from(inbox.subject.as_str()));
         let reply_subject = inbox.subject.clone();
-        let send = |reply| client.publish_with_reply_and_headers(to.clone(), reply, headers, question);
+        let send = |reply| client.publish_with_reply_and_headers(to.clone(), reply, headers, request);
         let answer = link.reply_inbox.request(inbox, check, deadline, send).await?;
         let context = Context { part: MessagePart::Answer, subject: &to, inbox: &reply_subject };
         match link.sealing.open(&context, &answer) {
@@ -264,21 +248,20 @@ impl KeystoreKey {
 }
 
 fn sealing_of(subject: &str) -> Sealing {
-    stage0_contract::question(subject).map_or(Sealing::Nothing, |known| known.sealing)
+    stage0_contract::request_route(subject).map_or(Sealing::Nothing, |known| known.sealing)
 }
 
 fn request_subject(link: &Link, subject: &str) -> String {
     format!("{}.req.{subject}", link.prefix)
 }
 
-/// Checks requests as they arrive.
 struct Reader {
     /// Without the deployment's prefix.
     subject: &'static str,
     sealing: Sealing,
     keys: Arc<SealingKeys>,
     auth: Option<Arc<MessageAuth>>,
-    questions: Subscriber,
+    requests: Subscriber,
     checked: mpsc::Sender<RawRequest>,
     current: Option<Checked>,
     clock_offset: ClockOffset,
@@ -294,13 +277,15 @@ struct DroppedLog {
 }
 
 impl DroppedLog {
-    fn log(&mut self, subject: &'static str, why: &'static str) {
+    /// Returns what became of the request: nothing.
+    fn log(&mut self, subject: &'static str, why: &'static str) -> Option<Checked> {
         self.since += 1;
         let now = Instant::now();
         if self.logged.is_none_or(|logged| now.duration_since(logged) >= DROPPED_LOG_INTERVAL) {
-            tracing::warn!(subject, since = self.since, "question dropped: {why}");
+            tracing::warn!(subject, since = self.since, "request dropped: {why}");
             *self = Self { since: 0, logged: Some(now) };
         }
+        None
     }
 }
 
@@ -314,7 +299,7 @@ impl Reader {
                 more = self.step() => if !more { return },
             }
         }
-        if let Err(error) = self.questions.drain().await {
+        if let Err(error) = self.requests.drain().await {
             tracing::debug!(%error, "inbox ended with its connection");
         }
         drop(unsubscribed);
@@ -323,23 +308,22 @@ impl Reader {
         let within = if is_up { DRAIN_TIMEOUT } else { STOP_TIMEOUT };
         let rest = async { while self.step().await {} };
         if timeout(within, rest).await.is_err() {
-            tracing::warn!("inbox ended with questions in it, or without the server's knowledge");
+            tracing::warn!("inbox ended with requests in it, or without the server's knowledge");
         }
     }
 
-    /// Receives a request or passes one on. Cancel safe: no request is lost when the future is dropped. `false` at the
-    /// end.
+    /// Cancel safe: no request is lost when the future is dropped. `false` at the end.
     async fn step(&mut self) -> bool {
         if self.current.is_none() {
-            let Some(message) = self.questions.next().await else { return false };
+            let Some(message) = self.requests.next().await else { return false };
             self.current = self.check(message);
             return true;
         }
-        if let Some(Checked::Unopened(_)) = &self.current {
+        if let Some(Checked::Unopened(replier)) =
+            self.current.take_if(|checked| matches!(checked, Checked::Unopened(_)))
+        {
             // If this is cancelled, the requester times out and asks for the key again.
-            if let Some(Checked::Unopened(replier)) = self.current.take() {
-                replier.reply(self.keys.unopened()).await;
-            }
+            replier.reply(self.keys.unopened()).await;
             return true;
         }
         let Ok(permit) = self.checked.reserve().await else { return false };
@@ -354,25 +338,21 @@ impl Reader {
         // Otherwise a reply could go where its requester may not publish: into the log, or to JetStream.
         let inbox = |to: &Subject| to.starts_with(INBOXES) || to.starts_with(OTHER_ACCOUNT);
         let Some(to) = message.reply.clone().filter(inbox) else {
-            self.dropped.log(self.subject, "it names no inbox for its answer");
-            return None;
+            return self.dropped.log(self.subject, "it names no inbox for its answer");
         };
         let Some(sent) = Timing::parse(message.headers.as_ref()) else {
-            self.dropped.log(self.subject, "it has no sensible deadline");
-            return None;
+            return self.dropped.log(self.subject, "it has no sensible deadline");
         };
         // Before its timing is used: an unauthenticated message must not influence the clock offset.
         let requester = match &self.auth {
             Some(auth) => auth.check_request(&message, self.subject, sent).ok()?,
             None if is_malformed(message.headers.as_ref()) => {
-                self.dropped.log(self.subject, "its headers cannot be read");
-                return None;
+                return self.dropped.log(self.subject, "its headers cannot be read");
             }
             None => None,
         };
         let Some(deadline) = self.clock_offset.local_deadline(sent, Instant::now(), SystemTime::now()) else {
-            self.dropped.log(self.subject, "it arrived late, or its asker's clock is behind");
-            return None;
+            return self.dropped.log(self.subject, "it arrived late, or its asker's clock is behind");
         };
         let named = message.headers.as_ref().and_then(|headers| headers.get(REPLY_TO)).map(HeaderValue::as_str);
         let inbox = named.unwrap_or(&to).to_owned();
@@ -382,32 +362,33 @@ impl Reader {
             Sealing::Answer | Sealing::Nothing => Opening::Plain,
         };
         let to_key = if self.sealing == Sealing::Nothing { None } else { PublicKey::of_inbox(&inbox) };
-        let proof = self.auth.clone().zip(requester);
-        let seal = to_key.map(|key| SealTo { key, inbox });
-        let replier =
-            ReplyTo { client: self.client.clone(), subject: message.subject.clone(), to, deadline, proof, seal };
+        let replier = ReplyTo {
+            client: self.client.clone(),
+            subject: message.subject.clone(),
+            to,
+            deadline,
+            proof: self.auth.clone().zip(requester),
+            seal: to_key.map(|key| SealTo { key, inbox }),
+        };
         let body = match opened {
             Opening::Plain => message.payload,
             // A sealed request belongs to its requester: another process of the same role cannot replay it as its own.
             Opening::Opened(body) if replier.is_for_this_request() => body,
             Opening::ForAnother => return Some(Checked::Unopened(Box::new(ReplyTo { seal: None, ..replier }))),
             Opening::Opened(_) | Opening::Unopened(_) | Opening::Broken => {
-                self.dropped.log(self.subject, "it was not sealed for here and for this asker");
-                return None;
+                return self.dropped.log(self.subject, "it was not sealed for here and for this asker");
             }
         };
         Some(Checked::Good(RawRequest { body, deadline, replier: Box::new(replier) }))
     }
 }
 
-/// A request that was checked.
 enum Checked {
     Good(RawRequest),
     /// Sealed to another process; the requester is sent our key.
     Unopened(Box<ReplyTo>),
 }
 
-/// One server's subscription, in the queue group of all servers of the subject.
 struct NatsQueue {
     link: Arc<Link>,
     arrived: mpsc::Receiver<RawRequest>,
@@ -443,20 +424,16 @@ impl RequestQueue for NatsQueue {
     }
 }
 
-/// Where the reply goes.
 struct ReplyTo {
     client: Client,
-    /// The subject of the request.
     subject: Subject,
     to: Subject,
     deadline: Instant,
-    /// How the reply is authenticated, if the request was.
     proof: Option<(Arc<MessageAuth>, Requester)>,
     /// The key that the reply is sealed to, if it may hold secrets and its requester can open it.
     seal: Option<SealTo>,
 }
 
-/// The requester's key, and its own reply subject.
 struct SealTo {
     key: PublicKey,
     inbox: String,
@@ -467,35 +444,32 @@ impl ReplyTo {
     fn is_for_this_request(&self) -> bool {
         let token = self.seal.as_ref().and_then(|seal| Token::parse(seal.inbox.rsplit('.').next()?));
         match &self.proof {
-            Some((_, requester)) => token.is_some_and(|token| requester.is_of(token)),
+            Some((_, requester)) => token.is_some_and(|token| requester.id == token.bytes()),
             None => token.is_some(),
         }
     }
 }
 
 impl Replier for ReplyTo {
-    fn reply(self: Box<Self>, answer: Bytes) -> BoxFuture<'static, ()> {
+    fn reply(self: Box<Self>, mut answer: Bytes) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             if answer.len() > MAX_MESSAGE_BYTES {
                 tracing::error!(bytes = answer.len(), "reply is too large for the backplane");
                 return;
             }
-            let answer = match &self.seal {
-                Some(SealTo { key, inbox }) => {
-                    let context = Context { part: MessagePart::Answer, subject: &self.subject, inbox };
-                    let Some(sealed) = seal(*key, &context, &answer) else {
-                        tracing::warn!(subject = %self.subject, "reply is not sent: it cannot be sealed to its asker");
-                        return;
-                    };
-                    sealed
-                }
-                None => answer,
-            };
+            if let Some(SealTo { key, inbox }) = &self.seal {
+                let context = Context { part: MessagePart::Answer, subject: &self.subject, inbox };
+                let Some(sealed) = seal(*key, &context, &answer) else {
+                    tracing::warn!(subject = %self.subject, "reply is not sent: it cannot be sealed to its asker");
+                    return;
+                };
+                answer = sealed;
+            }
             let mut headers = HeaderMap::new();
             if let Some((auth, requester)) = &self.proof
                 && auth.reply(*requester, &self.subject, &answer, &mut headers).is_none()
             {
-                tracing::warn!(subject = %self.subject, "reply is not sent: the keys of its question were retired");
+                tracing::warn!(subject = %self.subject, "reply is not sent: the keys of its request were retired");
                 return;
             }
             let Self { client, to, deadline, .. } = *self;

@@ -1,8 +1,7 @@
 //! Sealing: the secret parts of a request or a reply are encrypted to the one process that may read them.
 //!
-//! HPKE (RFC 9180, base mode: X25519, HKDF-SHA256, AES-256-GCM). Each connection generates a key pair and keeps it in
-//! memory. A sealed message is bound to its purpose: its subject and the requester's reply subject, which names the
-//! requester's key and this one request. The sender is not proven here: a MAC over the sealed bytes does that (`auth`).
+//! HPKE (RFC 9180, base mode: X25519, HKDF-SHA256, AES-256-GCM). A sealed message is bound to its subject and to the
+//! reply subject of its request. The sender is not proven here: a MAC over the sealed bytes does that (`auth`).
 //! INVARIANT: no unsealed message starts like a sealed one: JSON does not start with a zero byte.
 
 use bytes::Bytes;
@@ -14,39 +13,31 @@ const SEALED: &[u8] = b"\0stage0 sealed v1\0";
 const UNOPENED: &[u8] = b"\0stage0 unopened v1\0";
 const KEY_BYTES: usize = 32;
 
-/// A connection's key pair, which lives as long as the connection.
 pub(super) struct SealingKeys {
     public: PublicKey,
     private: HpkePrivateKey,
 }
 
-/// The key that something is sealed to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PublicKey([u8; KEY_BYTES]);
 
-/// Which of the two messages is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MessagePart {
     Request,
     Answer,
 }
 
-/// What a sealed message is bound to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Context<'c> {
     pub(super) part: MessagePart,
-    /// The request's full subject.
     pub(super) subject: &'c str,
     /// The reply subject as the requester sees it.
     pub(super) inbox: &'c str,
 }
 
-/// The outcome of opening a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// It was not sealed.
     Plain,
-    /// It was sealed to us.
     Opened(Bytes),
     /// It was sealed to another key, often that of the previous process.
     ForAnother,
@@ -102,15 +93,8 @@ impl SealingKeys {
         opened.map_or(Opening::Broken, |plain| Opening::Opened(plain.into()))
     }
 
-    /// The answer to a requester that sealed to another key.
     pub(super) fn unopened(&self) -> Bytes {
         [UNOPENED, &self.public.0].concat().into()
-    }
-}
-
-impl std::fmt::Debug for SealingKeys {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SealingKeys").field("public", &self.public.text()).finish_non_exhaustive()
     }
 }
 

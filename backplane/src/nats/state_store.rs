@@ -1,10 +1,8 @@
 //! The state store on JetStream: the last message of a subject is the record, its sequence the revision.
 //!
-//! Uses plain messages with an expected sequence and a TTL instead of the KV interface, whose update drops the TTL. A
-//! put whose acknowledgement is lost may have been stored: the next put from the old revision then gets `Conflict` and
-//! reads again.
-//! Records of each word have a stream of their own. Records that moved there from an earlier version's single stream
-//! kept their sequences, but not the header that their proof covers, so that is read from the old stream.
+//! Uses plain messages with an expected sequence and a TTL instead of the KV interface, whose update drops the TTL.
+//! Records that moved from an earlier version's single stream kept their sequences, but not the header that their proof
+//! covers, so that is read from the old stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +15,7 @@ use tokio::time::Instant;
 
 use super::Connection;
 use super::auth::{Newest, Rejection, TTL};
-use super::jetstream::{self, JetError, Stored, WRONG_LAST_SEQUENCE, fetch, fetch_last, is_malformed, publish};
+use super::jetstream::{self, Stored, fetch, fetch_last, is_malformed, publish};
 use super::log::EXPECTED_LAST;
 use super::stream_watch::MAX_SEQUENCE;
 use super::streams::StreamName;
@@ -27,11 +25,9 @@ use crate::{
     StoreClock,
 };
 
-/// Records that one request may bring.
 const MAX_LISTED: usize = 1_000;
 const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A record that must be proven.
 pub(super) enum Proven {
     Absent,
     /// The record, and when the server stored it.
@@ -44,12 +40,12 @@ impl StateStore for Connection {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         Box::pin(async move {
             if let Some(why) = fault(key, &[]) {
-                return Err(ReadError(why.to_owned()));
+                return Err(ReadError(why.into()));
             }
             let known = self.newest(key);
             let Some(found) = self.stored(key, deadline).await? else { return Ok(None) };
             let judged = self.judge(key, &found, false, known.as_ref());
-            judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}")))?;
+            judged.map_err(|why| ReadError(format!("the record `{key}` is not believed: {why}").into()))?;
             Ok(Some(Record { revision: Revision(found.sequence), value: found.payload }))
         })
     }
@@ -64,7 +60,7 @@ impl StateStore for Connection {
     ) -> BoxFuture<'a, Result<Revision, PutError>> {
         Box::pin(async move {
             if let Some(why) = fault(key, &value) {
-                return Err(PutError::Failed(why.to_owned()));
+                return Err(PutError::Failed(why.into()));
             }
             let mut headers = HeaderMap::new();
             headers.insert(EXPECTED_LAST, HeaderValue::from(expected.map_or(0, |revision| revision.0)));
@@ -73,27 +69,20 @@ impl StateStore for Connection {
                 let seconds = expires_in.as_secs() + u64::from(expires_in.subsec_nanos() > 0);
                 headers.insert(TTL, HeaderValue::from(seconds.max(1)));
             }
+            let subject = self.record(key);
             if let Some(auth) = &self.link.auth
-                && auth.record(key, &self.record(key), &value, &mut headers).is_none()
+                && auth.record(key, &subject, &value, &mut headers).is_none()
             {
-                return Err(PutError::Failed(format!("the record is not one of {}'s", auth.role())));
+                return Err(PutError::Failed(format!("the record is not one of {}'s", auth.role()).into()));
             }
             let stream = StreamName::of_record(&self.link.prefix, key);
-            let checked = self.link.streams.check(&self.link, &stream, deadline).await;
-            checked.map_err(|error| PutError::Failed(error.to_string()))?;
-            let put = publish(&self.link, self.record(key), headers.clone(), value, deadline).await;
-            if let (Ok(_), Some(auth)) = (&put, &self.link.auth) {
-                auth.note_newest(&self.record(key), Some(&headers));
+            self.link.streams.check(&self.link, &stream, deadline).await?;
+            let ack = publish(&self.link, subject.clone(), headers.clone(), value, deadline).await?;
+            if let Some(auth) = &self.link.auth {
+                auth.note_newest(&subject, Some(&headers));
             }
-            match put {
-                Ok(ack) => ack
-                    .get("seq")
-                    .and_then(Value::as_u64)
-                    .map(Revision)
-                    .ok_or_else(|| PutError::Failed("no acknowledgement".to_owned())),
-                Err(JetError::Refused { code, .. }) if WRONG_LAST_SEQUENCE.contains(&code) => Err(PutError::Conflict),
-                Err(error) => Err(PutError::Failed(error.to_string())),
-            }
+            let revision = ack.get("seq").and_then(Value::as_u64).map(Revision);
+            revision.ok_or_else(|| PutError::Failed("no acknowledgement".into()))
         })
     }
 
@@ -108,18 +97,19 @@ impl StateStore for Connection {
     ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
         Box::pin(async move {
             if let Some(why) = fault(under, &[]) {
-                return Err(ReadError(why.to_owned()).into());
+                return Err(ReadError(why.into()).into());
             }
             let after = after.map(|after| after.parse::<u64>().ok().filter(|place| *place < MAX_SEQUENCE));
             let after = after.map(|after| after.ok_or(ListError::Cursor)).transpose()?.unwrap_or(0);
-            let (stream, subject) =
-                (StreamName::of_record(&self.link.prefix, &format!("{under}.x")), self.record(under));
-            let (batch, from) = (most.clamp(1, MAX_LISTED), after.saturating_add(1));
+            let stream = StreamName::of_record(&self.link.prefix, &format!("{under}.x"));
+            let subject = self.record(under);
             let get = json!({
-                "batch": batch, "max_bytes": MAX_PAGE_BYTES, "next_by_subj": format!("{subject}.*"), "seq": from,
+                "batch": most.clamp(1, MAX_LISTED),
+                "max_bytes": MAX_PAGE_BYTES,
+                "next_by_subj": format!("{subject}.*"),
+                "seq": after.saturating_add(1),
             });
-            let read = fetch(&self.link, &stream, &get, deadline).await;
-            let (found, more) = read.map_err(ReadError::from)?;
+            let (found, more) = fetch(&self.link, &stream, &get, deadline).await.map_err(ReadError::from)?;
             let next = found.last().filter(|_| more).map(|last| last.sequence.to_string());
             let genuine = found.into_iter().filter_map(|found| {
                 let word = found.subject.strip_prefix(&subject)?.strip_prefix('.')?.to_owned();
@@ -155,7 +145,7 @@ impl StateStore for Connection {
             let (log, until) = (StreamName::log(&self.link.prefix), Instant::now() + READY_TIMEOUT);
             for stream in self.link.streams.used().iter().filter(|stream| **stream != log) {
                 let looked = self.link.streams.check_now(&self.link, stream, until).await;
-                looked.map_err(|error| NotReady(error.to_string()))?;
+                looked.map_err(|error| NotReady(error.into()))?;
             }
             Ok(())
         })
@@ -165,8 +155,8 @@ impl StateStore for Connection {
 impl Connection {
     /// The time by the server that leads the stream of this role's records: it stores and expires them.
     async fn time_of_the_store(&self, until: Instant) -> Option<Timestamp> {
-        let (used, log) = (self.link.streams.used(), StreamName::log(&self.link.prefix));
-        let own = used.into_iter().find(|stream| *stream != log);
+        let log = StreamName::log(&self.link.prefix);
+        let own = self.link.streams.used().into_iter().find(|stream| *stream != log);
         let stream = own.unwrap_or_else(|| StreamName::state_store(&self.link.prefix));
         let info = jetstream::info(&self.link, &stream, &Value::Null, until).await;
         let info = info.inspect_err(|error| {

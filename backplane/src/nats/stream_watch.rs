@@ -1,8 +1,7 @@
 //! Checks that each stream still has the settings that it must have: every few seconds, before something is stored, and
 //! for readiness.
 //!
-//! Owns what is known about a connection's streams. One caller asks for all that wait, and while the last check was
-//! good no caller waits for more than one request.
+//! One caller asks for all that wait, and while the last check was good no caller waits for more than one request.
 //! INVARIANT: nothing is stored in a stream whose settings were wrong at the last check. A check that fails for another
 //! reason, after a good one, changes nothing: the server that would store is the one that would answer.
 
@@ -27,7 +26,6 @@ const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Far more messages than a stream can ever hold.
 pub(super) const MAX_SEQUENCE: u64 = 1 << 62;
 
-/// The last check of each stream.
 #[derive(Debug, Default)]
 pub(super) struct StreamWatch {
     known: Mutex<Vec<LastCheck>>,
@@ -38,13 +36,11 @@ pub(super) struct StreamWatch {
 #[derive(Debug)]
 struct LastCheck {
     stream: StreamName,
-    /// Boottime of the check.
     at: Duration,
     outcome: Result<(), JetError>,
 }
 
 impl StreamWatch {
-    /// Sets the streams that readiness checks.
     pub(super) fn set_used(&self, streams: Vec<StreamName>) {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = streams;
     }
@@ -53,7 +49,6 @@ impl StreamWatch {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether something may be stored in this stream.
     pub(super) async fn check(&self, link: &Link, stream: &StreamName, deadline: Instant) -> Result<(), JetError> {
         let was_ours = match self.known(stream) {
             Some((true, outcome)) => return outcome,
@@ -69,7 +64,8 @@ impl StreamWatch {
         if let Some((true, outcome)) = self.known(stream) {
             return outcome;
         }
-        match timeout(POLL_TIMEOUT, fetch_and_check(link, stream, deadline)).await {
+        let checking = async { check_known(link, stream, &info(link, stream, &Value::Null, deadline).await?) };
+        match timeout(POLL_TIMEOUT, checking).await {
             Ok(outcome @ (Ok(()) | Err(JetError::WrongSettings { .. } | JetError::Wrapped(_)))) => {
                 self.remember(stream, outcome.clone());
                 outcome
@@ -83,7 +79,6 @@ impl StreamWatch {
         }
     }
 
-    /// Checks now whether a stream has its settings and free space.
     pub(super) async fn check_now(&self, link: &Link, stream: &StreamName, deadline: Instant) -> Result<(), JetError> {
         let found = info(link, stream, &Value::Null, deadline).await?;
         let outcome = check_known(link, stream, &found);
@@ -98,7 +93,6 @@ impl StreamWatch {
         Ok(())
     }
 
-    /// Whether the last check is recent, and its outcome.
     fn known(&self, stream: &StreamName) -> Option<(bool, Result<(), JetError>)> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.iter().find(|known| known.stream == *stream)?;
@@ -119,17 +113,11 @@ impl LastCheck {
     }
 }
 
-async fn fetch_and_check(link: &Link, stream: &StreamName, deadline: Instant) -> Result<(), JetError> {
-    check_known(link, stream, &info(link, stream, &Value::Null, deadline).await?)
-}
-
-/// Checks the server's description of a stream.
 fn check_known(link: &Link, stream: &StreamName, info_reply: &Value) -> Result<(), JetError> {
     StreamSpec::named(&link.prefix, stream).map_or(Ok(()), |spec| check_settings(&spec, info_reply))
 }
 
-/// Whether a stream has the settings that it must have. The error names the first that differs; `nats-admin check`
-/// lists the others.
+/// The error names the first setting that differs; `nats-admin check` lists the others.
 pub(super) fn check_settings(spec: &StreamSpec, info_reply: &Value) -> Result<(), JetError> {
     let config = info_reply.get("config").ok_or(JetError::Malformed)?;
     let name = || spec.name.as_str().to_owned();

@@ -1,10 +1,8 @@
 //! The streams: names, owners, and every setting that each must have.
 //!
-//! Owns the comparison of a stream's whole configuration with ours. An administrator creates the streams (`admin.rs`);
-//! no role may change them. Sizes, replicas, placement, compression and descriptions are the operator's choice. Any
-//! other difference makes a stream unusable: a transform, a republish or a source would alter what is recorded. A
-//! setting that this version does not know is only reported, or every new nats-server would stop every older
-//! deployment.
+//! Sizes, replicas, placement, compression and descriptions are the operator's choice. Any other difference makes a
+//! stream unusable: a transform, a republish or a source would alter what is recorded. A setting that this version does
+//! not know is only reported, or every new nats-server would stop every older deployment.
 //! `<PREFIX>_LOG` holds `<prefix>.log.<account>.d` (decisions) and `.m` (marks). Records have a stream for each word of
 //! the contract; those of audit-export share `<PREFIX>_LEDGER`.
 
@@ -14,31 +12,23 @@ use stage0_contract::{IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORD
 use super::link::Link;
 use crate::MAX_MESSAGE_BYTES;
 
-/// How long the server remembers the ids of the log's messages: longer than an append is retried. It keeps them in
-/// memory, up to 64 KiB each, whatever space the stream has.
+/// Longer than an append is retried. The server keeps the ids in memory, up to 64 KiB each.
 const LOG_DUPLICATE_WINDOW_NANOS: u64 = 30_000_000_000;
 /// Records have no message ids; this is the minimum that the server accepts.
 const DUPLICATE_WINDOW_NANOS: u64 = 100_000_000;
-/// The log's maximum age: the longest retention of an account and a year more. The server uses its own clock, which is
-/// not compared with ours, so this is a distant safety net; audit-export purges expired decisions.
+/// The longest retention of an account and a year more: a distant safety net by the server's own clock.
 const LOG_MAX_AGE_NANOS: u64 = (3_650 + 365) * DAY_NANOS;
-/// Far more than the ten minutes for which a repeated check is recognised.
 const IDEMPOTENCY_MAX_AGE_NANOS: u64 = DAY_NANOS;
 const DAY_NANOS: u64 = 86_400 * 1_000_000_000;
-/// Allowance for a message's headers.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
-/// A counter, or the record of a repeated check.
 const MAX_COUNTER_BYTES: usize = 16 * 1024;
-/// What a run has counted, with its last hundred checks.
 const MAX_RUN_BYTES: usize = 1024 * 1024;
 /// Records of which there are few: endpoints, and the keystore's own.
 const MAX_OWN_RECORDS: u64 = 200_000;
 
-/// Settings that are the operator's choice.
 const CHOICES: [&str; 8] =
     ["deny_delete", "description", "num_replicas", "placement", "compression", "metadata", "max_bytes", "max_msgs"];
-/// Settings that must not be used: everything that nats-server 2.15 knows and that is neither ours nor the operator's
-/// choice.
+/// Settings that must not be used: the rest of what nats-server 2.15 knows.
 const UNUSED: [&str; 21] = [
     "allow_atomic",
     "allow_batched",
@@ -63,35 +53,28 @@ const UNUSED: [&str; 21] = [
     "template_owner",
 ];
 
-/// The name of a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StreamName(String);
 
-/// What a stream must look like.
 #[derive(Debug, Clone)]
 pub(super) struct StreamSpec {
     pub(super) name: StreamName,
     /// The roles that read its settings, and do not start while they are wrong.
-    pub(super) used_by: &'static [Role],
+    pub(super) used_by: Vec<Role>,
     /// Without the operator's choices.
     pub(super) settings: Map<String, Value>,
     /// Its share of the total size of the streams.
     pub(super) percent: u64,
-    /// The limit of its messages, where there is one for each record.
     pub(super) max_records: MaxRecords,
 }
 
-/// How many records a stream may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MaxRecords {
-    /// The log, which is limited by its bytes alone.
     Unbounded,
-    /// As many as the operator sets.
     Chosen,
     Fixed(u64),
 }
 
-/// A setting that is not what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Difference {
     pub(super) setting: String,
@@ -109,7 +92,6 @@ impl StreamName {
         Self::of(prefix, "LEDGER")
     }
 
-    /// The stream that holds the record with this key.
     pub(super) fn of_record(prefix: &str, key: &str) -> Self {
         let word = key.split_once('.').map_or("", |(word, _)| word);
         let own = RECORDS.iter().find(|records| records.word == word && records.of != Role::AuditExport);
@@ -120,7 +102,6 @@ impl StreamName {
         &self.0
     }
 
-    /// The API subject for this operation on the stream.
     pub(super) fn api(&self, link: &Link, what: &str) -> String {
         format!("{}.{what}.{}", link.jetstream_api, self.0)
     }
@@ -132,19 +113,16 @@ impl StreamName {
 }
 
 impl StreamSpec {
-    /// Every stream of a deployment.
     pub(super) fn all(prefix: &str) -> Vec<Self> {
         let own = RECORDS.iter().filter(|records| records.of != Role::AuditExport);
-        let own = own.map(|records| Self::of_records(prefix, records.word, only(records.of)));
+        let own = own.map(|records| Self::of_records(prefix, records.word, records.of));
         [Self::log(prefix), Self::state_store(prefix)].into_iter().chain(own).collect()
     }
 
-    /// The streams that a role uses.
     pub(super) fn of_role(prefix: &str, role: Role) -> Vec<Self> {
         Self::all(prefix).into_iter().filter(|spec| spec.used_by.contains(&role)).collect()
     }
 
-    /// The stream of this name, if it is one of ours.
     pub(super) fn named(prefix: &str, name: &StreamName) -> Option<Self> {
         Self::all(prefix).into_iter().find(|spec| spec.name == *name)
     }
@@ -158,7 +136,7 @@ impl StreamSpec {
         }));
         Self {
             name: StreamName::log(prefix),
-            used_by: &[Role::Gateway, Role::AuditExport],
+            used_by: vec![Role::Gateway, Role::AuditExport],
             settings: with_common(settings, &subjects, MAX_MESSAGE_BYTES),
             percent: 60,
             max_records: MaxRecords::Unbounded,
@@ -172,14 +150,14 @@ impl StreamSpec {
         subjects.push(format!("{prefix}.ledger.*"));
         Self {
             name: StreamName::state_store(prefix),
-            used_by: only(Role::AuditExport),
+            used_by: vec![Role::AuditExport],
             settings: with_common(of_record(0), &subjects, MAX_MESSAGE_BYTES),
             percent: 8,
             max_records: MaxRecords::Fixed(MAX_OWN_RECORDS),
         }
     }
 
-    fn of_records(prefix: &str, word: &'static str, used_by: &'static [Role]) -> Self {
+    fn of_records(prefix: &str, word: &str, owner: Role) -> Self {
         let (percent, max_bytes, max_records, max_age) = match word {
             RUN_RECORDS => (10, MAX_RUN_BYTES, MaxRecords::Chosen, 0),
             USAGE_RECORDS => (7, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
@@ -190,7 +168,7 @@ impl StreamSpec {
         let subjects = vec![format!("{prefix}.ledger.{word}.>")];
         Self {
             name: StreamName::of(prefix, word),
-            used_by,
+            used_by: vec![owner],
             settings: with_common(of_record(max_age), &subjects, max_bytes),
             percent,
             max_records,
@@ -203,7 +181,6 @@ impl StreamSpec {
         config.get("subjects").and_then(Value::as_array).is_some_and(|found| found.iter().any(|s| *s == *all))
     }
 
-    /// Every setting that is not what it must be.
     pub(super) fn differences(&self, config: &Value) -> Vec<Difference> {
         let found = |name: &str| config.get(name).cloned().unwrap_or(Value::Null);
         let ours = self.settings.iter().filter(|(name, wanted)| !is_as_wanted(name, wanted, &found(name)));
@@ -215,7 +192,6 @@ impl StreamSpec {
         all.map(|(name, wanted)| Difference { setting: name.to_owned(), found: found(name), wanted }).collect()
     }
 
-    /// Settings in use that this version does not know.
     pub(super) fn unknown(&self, config: &Value) -> Vec<String> {
         let members = config.as_object().into_iter().flatten();
         let unknown = members.filter(|(name, value)| {
@@ -235,16 +211,6 @@ impl StreamSpec {
             }
         }
         Value::Object(request)
-    }
-}
-
-/// The role alone, as a static slice.
-fn only(role: Role) -> &'static [Role] {
-    match role {
-        Role::Gateway => &[Role::Gateway],
-        Role::Evaluator => &[Role::Evaluator],
-        Role::Keystore => &[Role::Keystore],
-        Role::AuditExport => &[Role::AuditExport],
     }
 }
 

@@ -1,8 +1,7 @@
 //! Requests that wait for a reply: a map from the random token in the reply subject to the waiting request.
 //!
-//! A client that guesses a reply subject could answer in the server's place, and answers of the state store carry no
-//! proof: so a token has 128 random bits. The map of async-nats itself keeps an entry for every request that is never
-//! answered (nats.rs #1617); here the request's guard removes it.
+//! A client that guesses a reply subject could answer in the server's place, so a token has 128 random bits. The map of
+//! async-nats keeps an entry for every request that is never answered (nats.rs #1617); here a guard removes it.
 //! INVARIANT: no request starts to wait while the connection is down, and all waiting requests fail at once when it
 //! breaks.
 
@@ -19,27 +18,23 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use crate::RequestError;
-use crate::metrics::{self, Connected};
+use crate::metrics::{self, Counted};
 
 /// Bytes of 64 tokens.
 const BATCH_BYTES: usize = 1_024;
 
 type ReplyResult = Result<Bytes, RequestError>;
 
-/// Tells a genuine reply from others.
 pub(super) type Check = Arc<dyn Fn(&Message) -> bool + Send + Sync>;
 
-/// Any client can claim that there is no responder. A request that checks its reply gives a genuine one this long to
-/// arrive all the same.
+/// Any client can claim that there is no responder; a request with a check waits this long for a genuine reply.
 const NO_RESPONDERS_DELAY: Duration = Duration::from_millis(250);
 
-/// The waiting requests of one connection.
 #[derive(Default)]
 pub(super) struct Waiters {
     pending: Mutex<Pending>,
 }
 
-/// Identifies one request; it cannot be guessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Token([u8; 16]);
 
@@ -67,15 +62,13 @@ thread_local! {
         const { RefCell::new(RandomBytes { bytes: [0; BATCH_BYTES], used: BATCH_BYTES }) };
 }
 
-/// Random bytes drawn together for the tokens of one thread; each is used once. The system's generator costs a call for
-/// each draw, however small.
+/// Random bytes for the tokens of one thread, drawn together: the system's generator costs a call for each draw.
 struct RandomBytes {
     bytes: [u8; BATCH_BYTES],
     used: usize,
 }
 
 impl RandomBytes {
-    /// The next sixteen bytes; `fill` returns whether it provided randomness.
     fn next(&mut self, fill: impl FnOnce(&mut [u8]) -> bool) -> Option<[u8; 16]> {
         if self.bytes.len() - self.used < 16 {
             // Bytes of a draw that failed half-way are never used.
@@ -97,8 +90,7 @@ impl RandomBytes {
 #[derive(Default)]
 struct Pending {
     state: ConnState,
-    /// Set while connected.
-    connection_up: Option<Connected>,
+    connection_up: Option<Counted>,
     waiting: HashMap<Token, PendingReply>,
 }
 
@@ -109,10 +101,8 @@ struct PendingReply {
     check: Option<Check>,
 }
 
-/// The state of the connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum ConnState {
-    /// There is no connection now.
     #[default]
     Down,
     Up,
@@ -129,7 +119,6 @@ pub(super) struct Waiter<'a> {
 }
 
 impl Waiters {
-    /// Registers a waiting request; fails with `Disconnected` while the connection is down.
     pub(super) fn register(&self) -> Result<Waiter<'_>, RequestError> {
         self.register_as(Token::random().ok_or(RequestError::Disconnected)?, None)
     }
@@ -146,30 +135,21 @@ impl Waiters {
         Ok(Waiter { waiters: self, token, answer, no_responders: no_responders_reported })
     }
 
-    /// The check that a reply must pass to end this wait.
     pub(super) fn check(&self, token: Token) -> Option<Check> {
         self.pending().waiting.get(&token)?.check.clone()
     }
 
-    /// A report that there is no responder.
     pub(super) fn no_responders(&self, token: Token) {
-        let no_responders = {
-            let mut pending = self.pending();
-            pending
-                .waiting
-                .get_mut(&token)
-                .filter(|waiting| waiting.check.is_some())
-                .and_then(|waiting| waiting.no_responders.take())
-        };
-        match no_responders {
+        if self.check(token).is_none() {
+            return self.resolve(token, Err(RequestError::NoResponders));
+        }
+        let reported = self.pending().waiting.get_mut(&token).and_then(|waiting| waiting.no_responders.take());
+        if let Some(reported) = reported {
             // The requester may just have left.
-            Some(no_responders) => drop(no_responders.send(())),
-            None if self.check(token).is_none() => self.resolve(token, Err(RequestError::NoResponders)),
-            None => {}
+            let _ = reported.send(());
         }
     }
 
-    /// Hands a reply to its request; without one it is dropped.
     pub(super) fn resolve(&self, token: Token, answer: ReplyResult) {
         let waiting = self.pending().waiting.remove(&token);
         if let Some(waiting) = waiting {
@@ -178,7 +158,6 @@ impl Waiters {
         }
     }
 
-    /// The connection is up.
     pub(super) fn connected(&self) {
         let mut pending = self.pending();
         if pending.state == ConnState::Down {
@@ -187,25 +166,22 @@ impl Waiters {
         }
     }
 
-    /// The connection broke: all waiting requests fail.
     pub(super) fn disconnected(&self) {
         self.fail_all(ConnState::Down);
     }
 
-    /// The connection is closed for good.
     pub(super) fn close(&self) {
         self.fail_all(ConnState::Closed);
     }
 
     fn fail_all(&self, state: ConnState) {
-        let lost = {
-            let mut pending = self.pending();
-            if pending.state != ConnState::Closed {
-                pending.state = state;
-            }
-            pending.connection_up = None;
-            std::mem::take(&mut pending.waiting)
-        };
+        let mut pending = self.pending();
+        if pending.state != ConnState::Closed {
+            pending.state = state;
+        }
+        pending.connection_up = None;
+        let lost = std::mem::take(&mut pending.waiting);
+        drop(pending);
         drop(lost);
     }
 
@@ -223,7 +199,6 @@ impl Waiters {
 }
 
 impl Waiter<'_> {
-    /// Waits for as long as the caller polls.
     pub(super) async fn answer(&mut self) -> ReplyResult {
         let lost = Err(RequestError::Disconnected);
         tokio::select! {

@@ -1,7 +1,5 @@
-//! nats-server in a container of a Docker engine on this machine.
-//!
-//! Owns the image's name, the container and its ports on 127.0.0.1; the container is removed when the value is dropped.
-//! A test run that is itself killed leaves containers called `stage0-nats-…` behind.
+//! nats-server in a container of a Docker engine on this machine, removed when the value is dropped. A test run that is
+//! itself killed leaves containers called `stage0-nats-…` behind.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
@@ -19,7 +17,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{OLDEST, START_TIMEOUT, configuration, version, wait_for};
+use super::{OLDEST, Ports, START_TIMEOUT, configuration, version, wait_for};
 
 const IMAGE_VARIABLE: &str = "STAGE0_TEST_NATS_IMAGE";
 const IMAGE: &str = "nats:2.15";
@@ -29,52 +27,27 @@ const STORE: &str = "/stage0/store";
 const CLIENTS: ContainerPort = ContainerPort::Tcp(4222);
 const MONITOR: ContainerPort = ContainerPort::Tcp(8222);
 const ENGINE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Attempts to start, each with other free ports.
 const ATTEMPTS: usize = 5;
 
 pub(super) struct Container {
-    /// The container, until it is dropped.
     container: Option<ContainerAsync<GenericImage>>,
-    ports: Ports,
-}
-
-/// Ports on this machine.
-#[derive(Debug, Clone, Copy)]
-struct Ports {
-    clients: u16,
-    monitor: u16,
+    pub(super) ports: Ports,
 }
 
 impl Container {
     pub(super) async fn start(settings: &str) -> Self {
-        let image = image();
-        let mut attempts = 0;
-        loop {
-            attempts += 1;
+        let mut attempts = 1;
+        let (container, ports) = loop {
             let ports = free_ports();
-            match run(&image, settings, ports).await {
-                Ok(container) => {
-                    let server = Self { container: Some(container), ports };
-                    server.greeted().await;
-                    return server;
-                }
-                Err(error) => {
-                    let again = attempts < ATTEMPTS && is_port_taken(&error);
-                    assert!(
-                        again,
-                        "no container of `{image}` ({error}): set {IMAGE_VARIABLE} to an image that can be pulled"
-                    );
-                }
+            match run(settings, ports).await {
+                Ok(container) => break (container, ports),
+                Err(error) if attempts < ATTEMPTS && is_port_taken(&error) => attempts += 1,
+                Err(error) => panic!("{error}: set {IMAGE_VARIABLE} to an image that can be pulled"),
             }
-        }
-    }
-
-    pub(super) fn port(&self) -> u16 {
-        self.ports.clients
-    }
-
-    pub(super) fn monitor(&self) -> u16 {
-        self.ports.monitor
+        };
+        let server = Self { container: Some(container), ports };
+        server.greeted().await;
+        server
     }
 
     pub(super) fn kill(&mut self) {
@@ -98,9 +71,7 @@ impl Container {
         if let Some(container) = self.container.take() {
             container.rm().await.expect("the container can be removed");
         }
-        let image = image();
-        let container = run(&image, settings, self.ports).await;
-        self.container = Some(container.unwrap_or_else(|error| panic!("no container of `{image}`: {error}")));
+        self.container = Some(run(settings, self.ports).await.expect("a container starts"));
         self.greeted().await;
     }
 
@@ -116,8 +87,7 @@ impl Container {
         self.container.as_ref().expect("the container is there until the drop")
     }
 
-    /// Waits until the server greets a client. An open port proves nothing: the engine listens there before the server
-    /// does.
+    /// An open port proves nothing: the engine listens there before the server does.
     async fn greeted(&self) {
         let started = Instant::now();
         loop {
@@ -147,7 +117,6 @@ impl Drop for Container {
     }
 }
 
-/// Whether a Docker engine answers, or what is wrong.
 pub(super) async fn engine() -> Result<(), String> {
     let docker = docker_client_instance().await.map_err(|error| error.to_string())?;
     match timeout(ENGINE_TIMEOUT, docker.ping()).await {
@@ -157,22 +126,19 @@ pub(super) async fn engine() -> Result<(), String> {
     }
 }
 
-fn image() -> String {
-    std::env::var(IMAGE_VARIABLE).unwrap_or_else(|_| IMAGE.to_owned())
-}
-
 /// Starts a container, or leaves none behind.
-async fn run(image: &str, settings: &str, ports: Ports) -> Result<ContainerAsync<GenericImage>, TestcontainersError> {
+async fn run(settings: &str, ports: Ports) -> Result<ContainerAsync<GenericImage>, TestcontainersError> {
     let name = format!("stage0-nats-{}-{}", std::process::id(), ports.clients);
-    let started = request(image, settings, ports).with_container_name(&name).start().await;
+    let started = request(settings, ports).with_container_name(&name).start().await;
     if started.is_err() {
         remove(&name).await;
     }
     started
 }
 
-fn request(image: &str, settings: &str, ports: Ports) -> ContainerRequest<GenericImage> {
-    let (name, tag) = name_and_tag(image);
+fn request(settings: &str, ports: Ports) -> ContainerRequest<GenericImage> {
+    let image = std::env::var(IMAGE_VARIABLE).unwrap_or_else(|_| IMAGE.to_owned());
+    let (name, tag) = name_and_tag(&image);
     // A port chosen by the engine would change with a restart.
     let publish = move |host: &mut HostConfig| {
         let bind = |to: ContainerPort, port: u16| {
@@ -221,7 +187,6 @@ async fn is_running(container: &ContainerAsync<GenericImage>) -> bool {
     container.is_running().await.expect("Docker knows the container")
 }
 
-/// The version of the server that listens there.
 async fn greeting(port: u16) -> Option<String> {
     let mut line = String::new();
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok()?;
@@ -230,8 +195,7 @@ async fn greeting(port: u16) -> Option<String> {
     Some(info.get("version")?.as_str()?.to_owned())
 }
 
-/// Runs `work` to completion on a thread of its own: the methods that use it are not async, and may block a test's only
-/// thread.
+/// On a thread of its own: the methods that use it are not async, and may block a test's only thread.
 fn aside<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
     let run = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -240,7 +204,6 @@ fn aside<T: Send>(work: impl AsyncFnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(run).join()).expect("Docker does what it is asked")
 }
 
-/// The tag is `latest` if none is given.
 fn name_and_tag(image: &str) -> (&str, &str) {
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => (name, tag),

@@ -1,6 +1,4 @@
-//! nats-server as a process on this machine.
-//!
-//! Owns the search for the binary, the process and its directory; both end when the value is dropped.
+//! nats-server as a process on this machine, in a directory of its own; both end when the value is dropped.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,26 +8,17 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-use super::{HOW_TO_GET_ONE, OLDEST, START_TIMEOUT, configuration, version};
+use super::{HOW_TO_GET_ONE, OLDEST, Ports, START_TIMEOUT, configuration, version};
 
-/// Names the binary to use.
 const BINARY_VARIABLE: &str = "STAGE0_TEST_NATS_SERVER";
 
 pub(super) struct Process {
     binary: PathBuf,
     directory: TempDir,
-    /// JetStream's directory, if the caller gave one.
     store: Option<PathBuf>,
     settings: String,
     process: Option<Child>,
-    ports: Ports,
-}
-
-/// Zero until the server has chosen its ports.
-#[derive(Debug, Clone, Copy, Default)]
-struct Ports {
-    clients: u16,
-    monitor: u16,
+    pub(super) ports: Ports,
 }
 
 impl Process {
@@ -39,14 +28,6 @@ impl Process {
         let mut server = Self { binary, directory, store, settings, process: None, ports };
         server.launch().await;
         server
-    }
-
-    pub(super) fn port(&self) -> u16 {
-        self.ports.clients
-    }
-
-    pub(super) fn monitor(&self) -> u16 {
-        self.ports.monitor
     }
 
     pub(super) fn kill(&mut self) {
@@ -98,7 +79,6 @@ impl Process {
         process
     }
 
-    /// Writes the configuration file.
     fn configure(&self) -> PathBuf {
         let directory = self.directory.path();
         let address = |port| format!("127.0.0.1:{}", if port == 0 { -1 } else { i32::from(port) });

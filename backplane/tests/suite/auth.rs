@@ -8,9 +8,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use stage0_backplane::nats::{Connection, KeySet, MessageAuth, NatsConfig, Requirement};
 use stage0_backplane::testing::NatsServer;
-use stage0_backplane::{
-    Backplane, EntryFilter, EntryKind, Event, PutError, ReadError, RequestError, RequestQueue, Seek,
-};
+use stage0_backplane::{Backplane, EntryFilter, EntryKind, Event, PutError, RequestError, RequestQueue, Seek};
 use stage0_contract::{DecisionsRecorded, EvaluateRequest, KeyChanged, Notice, Request, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -103,11 +101,11 @@ async fn a_forged_reply_is_rejected_and_ends_no_wait() {
     is_done(&bystander).await;
 
     let waiting = ask_aside(&gateway, "one");
-    let question = overheard.next().await.unwrap();
-    let to = question.reply.clone().unwrap();
+    let request = overheard.next().await.unwrap();
+    let to = request.reply.clone().unwrap();
     // Without a header, with the request's own header, and as a "no responders" status.
     bystander.publish(to.clone(), ALLOW.into()).await.unwrap();
-    bystander.publish_with_headers(to.clone(), question.headers.clone().unwrap(), ALLOW.into()).await.unwrap();
+    bystander.publish_with_headers(to.clone(), request.headers.clone().unwrap(), ALLOW.into()).await.unwrap();
     no_responders(&open, &to).await;
     is_done(&bystander).await;
     gateway.requests.ready().await.unwrap();
@@ -129,8 +127,8 @@ async fn a_forged_reply_is_rejected_and_ends_no_wait() {
     };
     drop(overheard.next().await);
     let waiting = ask_aside(&gateway, "three");
-    let question = overheard.next().await.unwrap();
-    publish(&bystander, &Message { subject: question.reply.unwrap(), ..old }).await;
+    let request = overheard.next().await.unwrap();
+    publish(&bystander, &Message { subject: request.reply.unwrap(), ..old }).await;
     is_done(&bystander).await;
     answer_next(&mut inbox, "three", "new").await;
     assert_eq!(waiting.await.unwrap().unwrap(), "new");
@@ -168,8 +166,8 @@ async fn an_outsider_that_takes_requests_makes_them_time_out_and_nothing_else() 
     let asked = tokio::time::Instant::now() + Duration::from_millis(300);
     let waiting = gateway.requests.request_bytes(EVALUATE, "one".into(), asked);
     let forging = async {
-        let question = taken.next().await.unwrap();
-        bystander.publish(question.reply.unwrap(), ALLOW.into()).await.unwrap();
+        let request = taken.next().await.unwrap();
+        bystander.publish(request.reply.unwrap(), ALLOW.into()).await.unwrap();
     };
     assert_eq!(tokio::join!(waiting, forging).0, Err(RequestError::Timeout));
 }
@@ -194,7 +192,7 @@ async fn a_forged_or_replayed_request_gets_no_reply_and_the_next_genuine_one_doe
     is_done(&bystander).await;
 
     let waiting = ask_aside(&gateway, "one");
-    let question = overheard.next().await.unwrap();
+    let request = overheard.next().await.unwrap();
     answer_next(&mut inbox, "one", "1").await;
     waiting.await.unwrap().unwrap();
     let mine = || Some("_INBOX_bystander".into());
@@ -205,11 +203,11 @@ async fn a_forged_or_replayed_request_gets_no_reply_and_the_next_genuine_one_doe
         headers
     };
     for forged in [
-        question.clone(),
-        Message { reply: mine(), ..question.clone() },
-        Message { reply: Some("_R_.bystander".into()), ..question.clone() },
-        Message { payload: "two".into(), reply: mine(), ..question.clone() },
-        Message { headers: Some(bare), reply: mine(), ..question.clone() },
+        request.clone(),
+        Message { reply: mine(), ..request.clone() },
+        Message { reply: Some("_R_.bystander".into()), ..request.clone() },
+        Message { payload: "two".into(), reply: mine(), ..request.clone() },
+        Message { headers: Some(bare), reply: mine(), ..request.clone() },
     ] {
         publish(&bystander, &forged).await;
     }
@@ -405,7 +403,7 @@ async fn a_record_that_an_outsider_wrote_is_an_error_and_not_a_missing_record() 
     moved.insert("Nats-Expected-Last-Subject-Sequence", "3");
     store(&bystander, subject, moved, "6").await;
     assert_eq!(six.payload, "6");
-    let ReadError(why) = gateway.state_store.get(key, soon()).await.unwrap_err();
+    let why = gateway.state_store.get(key, soon()).await.unwrap_err().0.to_string();
     assert!(why.contains("`usage.a.m1` is not believed"), "{why}");
     let counted = gateway.state_store.add(key, 1, 10, PATIENT, soon()).await;
     assert!(matches!(counted, Err(PutError::Failed(_))), "{counted:?}");

@@ -37,7 +37,7 @@ async fn waiting_requests_fail_when_the_server_is_killed_and_new_ones_fail_at_on
 
     nats.restart().await;
     let served = tokio::spawn(answer_all(inbox));
-    wait_for("questions are answered again", PATIENT, async || {
+    wait_for("requests are answered again", PATIENT, async || {
         ask(&asker, "back", AT_ONCE).await.as_deref() == Ok("back")
     })
     .await;
@@ -77,7 +77,7 @@ async fn requests_to_a_frozen_server_time_out_and_then_fail_as_disconnected_unti
     assert_eq!(asker.requests.pending(), 0);
 
     nats.thaw();
-    wait_for("questions are answered again", PATIENT, async || {
+    wait_for("requests are answered again", PATIENT, async || {
         ask(&asker, "thawed", AT_ONCE).await.as_deref() == Ok("thawed")
     })
     .await;

@@ -102,7 +102,7 @@ async fn appends_fail_at_once_while_the_server_is_down() {
         let answer = append(&*log, batch(&a, "down"), soon()).await;
         assert!(matches!(answer, Err(AppendError::NotStored(_))), "{answer:?}");
     }
-    let offline = Err(ReadError("not connected to nats".to_owned()));
+    let offline = Err(ReadError("not connected to nats".into()));
     assert_eq!(log.read(&a, EntryFilter::All, Seek::Start, 1, soon()).await.map(drop), offline);
     assert_eq!(log.accounts(soon()).await.map(drop), offline);
     assert_eq!(log.remove_through(&a, EntryKind::Decisions, Position(u64::MAX), soon()).await.map(drop), offline);
@@ -168,7 +168,7 @@ async fn a_read_that_the_server_does_not_finish_is_an_error() {
         nats.kill();
         let error = reading.await.unwrap();
         assert!(killed.elapsed() < AT_ONCE, "{:?}", killed.elapsed());
-        broken += usize::from(error.0.contains("is lost"));
+        broken += usize::from(error.0.to_string().contains("is lost"));
         nats.restart().await;
     }
     println!("{broken} of 12 reads were cut in the middle");

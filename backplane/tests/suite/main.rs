@@ -160,16 +160,16 @@ fn ask_aside(
     text: &(impl ToString + ?Sized),
     within: Duration,
 ) -> tokio::task::JoinHandle<Result<String, RequestError>> {
-    let (backplane, question) = (backplane.clone(), echo(&text.to_string()));
-    tokio::spawn(async move { backplane.requests.request(&question, within).await.map(|reply| reply.text) })
+    let (backplane, request) = (backplane.clone(), echo(&text.to_string()));
+    tokio::spawn(async move { backplane.requests.request(&request, within).await.map(|reply| reply.text) })
 }
 
 /// Replies with the request's text until the queue ends; returns how many.
 async fn answer_all(mut inbox: RequestStream<Echo>) -> usize {
     let mut answered = 0;
-    while let Some(question) = inbox.next().await {
-        let text = question.request.text.clone();
-        question.answer(&Echoed { text }).await;
+    while let Some(request) = inbox.next().await {
+        let text = request.request.text.clone();
+        request.answer(&Echoed { text }).await;
         answered += 1;
     }
     answered

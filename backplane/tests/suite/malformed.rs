@@ -190,7 +190,7 @@ async fn a_genuine_message_with_a_malformed_header_line_is_rejected() {
     assert_eq!((texts(&chunk.entries), chunk.rejected), (vec!["one".to_owned()], 1));
     // Also for a process that knows nothing of the earlier record.
     for reader in [&gateway, &connect(&open, Role::Gateway, true).await.0] {
-        let why = reader.state_store.get(key, soon()).await.unwrap_err().0;
+        let why = reader.state_store.get(key, soon()).await.unwrap_err().0.to_string();
         assert!(why.contains("what authenticates it cannot be read"), "{why}");
     }
     assert_eq!(health.disconnects(), 0);
@@ -206,7 +206,7 @@ async fn a_malformed_record_of_the_state_store_is_an_error_and_not_a_missing_rec
             let key = format!("usage.a.m{number}");
             raw.publish(format!("s0.ledger.{key}").as_bytes(), block, "5").await;
             raw.is_done().await;
-            let why = gateway.state_store.get(&key, soon()).await.unwrap_err().0;
+            let why = gateway.state_store.get(&key, soon()).await.unwrap_err().0.to_string();
             assert!(why.contains("is not believed"), "{why}");
         }
         assert_eq!(health.disconnects(), 0);
@@ -250,14 +250,14 @@ async fn malformed_live_messages_are_dropped_and_leave_the_connection_open() {
             tokio::spawn(async move { asker.requests.request_bytes(EVALUATE, text.into(), soon()).await })
         };
         let waiting = ask("one");
-        let question = loop {
-            let question = overheard.next().await.unwrap();
-            if question.payload == "one" {
-                break question;
+        let request = loop {
+            let request = overheard.next().await.unwrap();
+            if request.payload == "one" {
+                break request;
             }
         };
         // Replies: each kind to the waiting request, and to a subject of its inbox that is no text.
-        let to = question.reply.unwrap().to_string();
+        let to = request.reply.unwrap().to_string();
         raw.publish_all(&to).await;
         raw.publish_each(&to, &LIVE_BLOCKS).await;
         let elsewhere = to.rsplit_once('.').unwrap().0;

@@ -145,8 +145,8 @@ async fn a_request_larger_than_max_payload_is_refused_before_it_is_sent() {
     let nats = NatsServer::start_with("max_payload: 1MB").await;
     let asker = Backplane::connect(&nats.config("suite")).await.unwrap();
     for size in [1024 * 1024, 2_000_000] {
-        let question = Bytes::from(vec![b'x'; size]);
-        let asked = asker.requests.request_bytes("echo", question, Instant::now() + PATIENT).await;
+        let request = Bytes::from(vec![b'x'; size]);
+        let asked = asker.requests.request_bytes("echo", request, Instant::now() + PATIENT).await;
         assert_eq!(asked, Err(RequestError::TooLarge), "{size} bytes and headers");
     }
     asker.requests.ready().await.unwrap();

@@ -130,8 +130,8 @@ async fn a_request_that_waits_when_its_connection_closes_fails_as_disconnected(s
 async fn a_request_that_is_too_large_is_refused(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let _inbox = server.requests.serve::<Echo>().await.unwrap();
-    let question = Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1]);
-    let asked = asker.requests.request_bytes("echo", question, Instant::now() + PATIENT).await;
+    let request = Bytes::from(vec![b'x'; MAX_MESSAGE_BYTES + 1]);
+    let asked = asker.requests.request_bytes("echo", request, Instant::now() + PATIENT).await;
     assert_eq!(asked, Err(RequestError::TooLarge));
     assert_eq!(asker.requests.pending(), 0);
 }
@@ -142,7 +142,7 @@ async fn a_request_that_cannot_be_parsed_is_skipped(stage: Stage) {
     let (first, nonsense) = (asker.clone(), Bytes::from_static(b"{\"text\":7}"));
     let unreadable =
         tokio::spawn(async move { first.requests.request_bytes("echo", nonsense, Instant::now() + SHORT).await });
-    wait_for("the first question is on its way", PATIENT, async || asker.requests.pending() == 1).await;
+    wait_for("the first request is on its way", PATIENT, async || asker.requests.pending() == 1).await;
     let _waiting = ask_aside(&asker, "readable", PATIENT);
     assert_eq!(inbox.next().await.unwrap().request, echo("readable"));
     assert_eq!(unreadable.await.unwrap(), Err(RequestError::Timeout));
@@ -183,20 +183,20 @@ async fn the_deadline_crosses_to_the_server(stage: Stage) {
     let mut inbox = server.requests.serve::<Echo>().await.unwrap();
     let asked = Instant::now();
     let _waiting = ask_aside(&asker, "until?", PATIENT);
-    let question = inbox.next().await.unwrap();
+    let request = inbox.next().await.unwrap();
     let now = Instant::now();
     // A millisecond is lost to rounding; the budget is never longer than the requester's, counted from arrival.
-    assert!(question.deadline >= asked + PATIENT - Duration::from_millis(2));
-    assert!(question.deadline <= now + PATIENT);
+    assert!(request.deadline >= asked + PATIENT - Duration::from_millis(2));
+    assert!(request.deadline <= now + PATIENT);
 }
 
 async fn the_largest_request_and_reply_arrive(stage: Stage) {
     let (asker, server) = (stage.connect().await, stage.connect().await);
     let mut inbox = server.requests.serve_bytes("echo").await.unwrap();
     for size in [900_000, MAX_MESSAGE_BYTES] {
-        let (asker, question) = (asker.clone(), Bytes::from(vec![b'x'; size]));
+        let (asker, request) = (asker.clone(), Bytes::from(vec![b'x'; size]));
         let waiting =
-            tokio::spawn(async move { asker.requests.request_bytes("echo", question, Instant::now() + PATIENT).await });
+            tokio::spawn(async move { asker.requests.request_bytes("echo", request, Instant::now() + PATIENT).await });
         let asked = inbox.next().await.unwrap();
         asked.replier.reply(asked.body).await;
         assert_eq!(waiting.await.unwrap().unwrap().len(), size);
@@ -327,9 +327,9 @@ async fn servers_may_live_on_other_threads(stage: Stage) {
             let mut inbox = server.requests.serve::<Echo>().await.unwrap();
             serving.send(()).unwrap();
             for _ in 0..100 {
-                let question = inbox.next().await.unwrap();
-                let text = question.request.text.clone();
-                question.answer(&Echoed { text }).await;
+                let request = inbox.next().await.unwrap();
+                let text = request.request.text.clone();
+                request.answer(&Echoed { text }).await;
             }
             server.requests.close().await;
             stage
@@ -351,8 +351,8 @@ async fn a_connection_is_ready_until_it_is_closed(stage: Stage) {
 }
 
 /// Round trips in the order of travel: earlier requests are now in the server's queue.
-async fn has_arrived(asker: &Backplane, server: &Backplane, questions: usize) {
-    wait_for("all are asked", PATIENT, async || asker.requests.pending() == questions).await;
+async fn has_arrived(asker: &Backplane, server: &Backplane, requests: usize) {
+    wait_for("all are asked", PATIENT, async || asker.requests.pending() == requests).await;
     asker.requests.ready().await.unwrap();
     server.requests.ready().await.unwrap();
 }

@@ -72,9 +72,9 @@ async fn a_sealed_request_and_its_reply_are_readable_only_by_their_two_processes
     let messages = heard_while(&nats, work).await;
     let asked = |subject: &str| messages.iter().filter(|(heard, _)| heard == subject).collect::<Vec<_>>();
     assert_eq!(asked("s0.req.keys.status").len(), 1, "the key is asked for once");
-    assert!(asked("s0.req.keys.verify").iter().all(|(_, question)| !reads(question)));
+    assert!(asked("s0.req.keys.verify").iter().all(|(_, request)| !reads(request)));
     // A request with a secret only in its reply is sent in plain, and nothing readable answers it.
-    assert!(asked("s0.req.keys.endpoints.list").iter().all(|(_, question)| reads(question)));
+    assert!(asked("s0.req.keys.endpoints.list").iter().all(|(_, request)| reads(request)));
     let answers = messages.iter().filter(|(subject, _)| subject.starts_with("_INBOX_gateway."));
     assert_eq!(
         answers.inspect(|(_, answer)| assert!(!reads(answer))).filter(|(_, answer)| !answer.is_empty()).count(),

@@ -16,11 +16,11 @@ fn with(nats: &NatsServer, monitors: &[String], dangerous_relaxed: bool) -> Nats
 
 async fn is_refused(log: &dyn DecisionLog, why: &str) {
     match append(log, batch(&account("a"), "x"), soon()).await {
-        Err(AppendError::NotStored(reason)) => assert!(reason.contains(why), "{reason}"),
+        Err(AppendError::NotStored(reason)) => assert!(reason.to_string().contains(why), "{reason}"),
         other => panic!("{other:?}"),
     }
     match log.append_mark(&account("a"), "m".into(), None, soon()).await {
-        Err(MarkError::Failed(reason)) => assert!(reason.contains(why), "{reason}"),
+        Err(MarkError::Failed(reason)) => assert!(reason.to_string().contains(why), "{reason}"),
         other => panic!("{other:?}"),
     }
     let reason = log.ready().await.unwrap_err().to_string();

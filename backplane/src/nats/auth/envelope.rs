@@ -12,27 +12,23 @@ use data_encoding::BASE64URL_NOPAD;
 use stage0_contract::Role;
 
 use super::super::jetstream::is_malformed;
+use super::rejection::Rejection;
 use super::replays::MessageId;
 
 const AUTH: HeaderName = HeaderName::from_static("Stage0-Auth");
 const VERSION: &str = "v1";
 const NO_ROLE: &str = "-";
-/// Of a header; four MACs take less than half of it.
 const MAX_HEADER_BYTES: usize = 1_024;
 
-/// What is authenticated; each kind is a domain of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum MessageKind {
     Request,
     Reply,
     Notice,
-    /// An entry of the log.
     Entry,
-    /// A record of the state store.
     Record,
 }
 
-/// The members of the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Envelope {
     pub(super) sender: Role,
@@ -44,20 +40,16 @@ pub(super) struct Envelope {
     pub(super) required: bool,
 }
 
-/// An envelope as it arrived.
 pub(super) struct Sealed<'m> {
     pub(super) envelope: Envelope,
     proofs: &'m str,
 }
 
-/// What the proof covers in addition to the envelope.
 pub(super) struct Content<'m> {
     pub(super) kind: MessageKind,
     /// The receiving role; none: every role that reads it.
     pub(super) receiver: Option<Role>,
-    /// The full subject, including the deployment's prefix.
     pub(super) subject: &'m str,
-    /// Further parts that the kind covers.
     pub(super) more: &'m [&'m [u8]],
     pub(super) body: &'m [u8],
 }
@@ -85,7 +77,6 @@ impl MessageKind {
 }
 
 impl Envelope {
-    /// Writes the header, with its proofs.
     pub(super) fn seal<'p>(&self, headers: &mut HeaderMap, proofs: impl IntoIterator<Item = (Option<Role>, &'p [u8])>) {
         let mut text = format!(
             "{VERSION} {} {} {} {} {} ",
@@ -123,7 +114,6 @@ impl Envelope {
         part(content.body);
     }
 
-    /// The MAC over the envelope and the content.
     pub(super) fn mac(&self, key: &hmac::Key, content: &Content<'_>) -> hmac::Tag {
         let mut context = hmac::Context::with_key(key);
         self.each_part(content, |bytes| context.update(bytes));
@@ -139,25 +129,24 @@ impl Envelope {
 }
 
 impl<'m> Sealed<'m> {
-    /// None: there is no such header. The error: there is one, or a line that may be one, and it cannot be parsed.
-    pub(super) fn parse(headers: Option<&'m HeaderMap>) -> Option<Result<Self, ()>> {
+    /// None: there is no such header.
+    pub(super) fn parse(headers: Option<&'m HeaderMap>) -> Result<Option<Self>, Rejection> {
         // The header, or another one that matters, may be in a line that cannot be parsed.
         if is_malformed(headers) {
-            return Some(Err(()));
+            return Err(Rejection::Malformed);
         }
-        let mut all = headers?.get_all(AUTH);
-        let text = all.next()?.as_str();
+        let mut all = headers.into_iter().flat_map(|headers| headers.get_all(AUTH));
+        let Some(text) = all.next().map(HeaderValue::as_str) else { return Ok(None) };
         // With two headers, two readers could trust different ones.
         if all.next().is_some() || text.len() > MAX_HEADER_BYTES {
-            return Some(Err(()));
+            return Err(Rejection::Malformed);
         }
-        Some(Self::read(text).ok_or(()))
+        Self::read(text).map(Some).ok_or(Rejection::Malformed)
     }
 
     fn read(text: &'m str) -> Option<Self> {
         let mut parts = text.split(' ');
-        let version = parts.next()?;
-        let role = parts.next()?;
+        let (version, role) = (parts.next()?, parts.next()?);
         let sender = Role::ALL.into_iter().find(|known| known.as_str() == role)?;
         let generation = parts.next()?.parse().ok()?;
         let id = BASE64URL_NOPAD.decode(parts.next()?.as_bytes()).ok()?.as_slice().try_into().ok()?;
@@ -172,11 +161,10 @@ impl<'m> Sealed<'m> {
         (version == VERSION && parts.next().is_none()).then_some(Self { envelope, proofs })
     }
 
-    /// The proof for one role, or the one for every role.
     pub(super) fn proof(&self, receiver: Option<Role>) -> Option<Vec<u8>> {
         let wanted = receiver.map_or(NO_ROLE, Role::as_str);
         let proofs = self.proofs.split(',').filter_map(|proof| proof.split_once(':'));
-        let proof = proofs.into_iter().find(|(name, _)| *name == wanted).map(|(_, proof)| proof)?;
+        let (_, proof) = proofs.into_iter().find(|(name, _)| *name == wanted)?;
         BASE64URL_NOPAD.decode(proof.as_bytes()).ok()
     }
 }
@@ -240,11 +228,13 @@ mod tests {
     fn a_header_is_read_as_it_was_written_and_each_role_finds_its_own_proof() {
         let mut headers = HeaderMap::new();
         envelope().seal(&mut headers, [(Some(Role::Gateway), &b"one"[..]), (Some(Role::AuditExport), b"two")]);
-        let sealed = Sealed::parse(Some(&headers)).unwrap().ok().unwrap();
+        let sealed = Sealed::parse(Some(&headers)).ok().flatten().unwrap();
         assert_eq!(sealed.envelope, envelope());
         assert_eq!(sealed.proof(Some(Role::AuditExport)).as_deref(), Some(&b"two"[..]));
         assert_eq!((sealed.proof(Some(Role::Keystore)), sealed.proof(None)), (None, None));
-        assert!(Sealed::parse(None).is_none() && Sealed::parse(Some(&HeaderMap::new())).is_none());
+        for headers in [None, Some(&HeaderMap::new())] {
+            assert!(Sealed::parse(headers).is_ok_and(|sealed| sealed.is_none()));
+        }
     }
 
     #[test]
@@ -253,7 +243,7 @@ mod tests {
         let read = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert(AUTH, HeaderValue::from(text));
-            Sealed::parse(Some(&headers)).unwrap().is_ok()
+            Sealed::parse(Some(&headers)).is_ok()
         };
         assert!(read(good));
         for bad in [
@@ -273,6 +263,6 @@ mod tests {
         let mut twice = HeaderMap::new();
         twice.append(AUTH, HeaderValue::from(good));
         twice.append(AUTH, HeaderValue::from(good));
-        assert!(Sealed::parse(Some(&twice)).unwrap().is_err());
+        assert!(Sealed::parse(Some(&twice)).is_err());
     }
 }

@@ -1,8 +1,7 @@
 //! The keys of a whole deployment: created together, replaced step by step, one file for each role.
 //!
-//! Owns how keys are created and in which order they are replaced: a new generation is accepted by every role before
-//! any role uses it, and the old one is retired only when no role uses it. Knows no directory; the caller reads and
-//! writes the files.
+//! A new generation is accepted by every role before any role uses it, and the old one is retired only when no role
+//! uses it. The caller reads and writes the files.
 //! INVARIANT: between any two of the steps every role accepts what every other sends, also where some still have the
 //! files of the step before.
 
@@ -46,9 +45,6 @@ pub enum KeySetError {
 
 impl KeySet {
     /// Creates a first generation.
-    ///
-    /// # Errors
-    /// When there is no randomness.
     pub fn create(require: Requirement) -> Result<Self, KeySetError> {
         let generation = make(1)?;
         let of = generation.into_iter().map(|(role, first)| (role, MessageKeys::new(role, require, first)));
@@ -56,9 +52,6 @@ impl KeySet {
     }
 
     /// From the files of all roles.
-    ///
-    /// # Errors
-    /// When one is missing, or they are not of the same deployment and step.
     pub fn of(all: impl IntoIterator<Item = MessageKeys>) -> Result<Self, KeySetError> {
         let of: BTreeMap<Role, MessageKeys> = all.into_iter().map(|keys| (keys.role, keys)).collect();
         let first = of.get(&Role::Gateway).ok_or(KeySetError::Missing(Role::Gateway))?;
@@ -85,15 +78,11 @@ impl KeySet {
     }
 
     /// The keys of one role.
-    #[must_use]
     pub fn role(&self, role: Role) -> Option<&MessageKeys> {
         self.of.get(&role)
     }
 
     /// Takes the next step of replacing the keys.
-    ///
-    /// # Errors
-    /// When there is no randomness.
     pub fn rotate(&mut self, now: Timestamp) -> Result<Rotation, KeySetError> {
         let first = self.of.get(&Role::Gateway).ok_or(KeySetError::Missing(Role::Gateway))?;
         let (active, newest) = (first.active, first.generations.last().map_or(0, |last| last.number));
@@ -124,12 +113,9 @@ impl Generation {
     }
 }
 
-/// One generation for all roles.
 fn make(number: u32) -> Result<BTreeMap<Role, Generation>, KeySetError> {
-    let mut seeds: BTreeMap<Role, Secret> = BTreeMap::new();
-    for role in SIGNERS {
-        seeds.insert(role, random()?);
-    }
+    let seeds = SIGNERS.into_iter().map(|role| Ok((role, random()?)));
+    let mut seeds = seeds.collect::<Result<BTreeMap<_, _>, KeySetError>>()?;
     let signers: BTreeMap<Role, Public> =
         seeds.iter().filter_map(|(role, seed)| Some((*role, public_of(seed)?))).collect();
     let mut made = BTreeMap::new();
@@ -158,9 +144,7 @@ fn make(number: u32) -> Result<BTreeMap<Role, Generation>, KeySetError> {
 }
 
 fn random() -> Result<Secret, KeySetError> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| KeySetError::Random)?;
-    Ok(Secret::new(bytes))
+    crate::random().map(Secret::new).ok_or(KeySetError::Random)
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! A role's message keys: the content of its file, and the same ready for use.
 //!
-//! One file for each role, with only what that role needs: a key shared with each other role, a key of its own for its
-//! records, the seed that signs what it appends to the log, and the public keys of the roles that append. Generations
-//! overlap, so that keys can be replaced while messages are in flight. A retired generation keeps only what checks
-//! stored data. No error and no `Debug` shows a key.
+//! One file for each role, with only what that role needs. Generations overlap, so that keys can be replaced while
+//! messages are in flight. A retired generation keeps only what checks stored data. No error and no `Debug` shows a
+//! secret.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +15,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stage0_contract::Role;
 use zeroize::Zeroizing;
 
-/// Version of the file's format.
+use super::envelope::Envelope;
+
 const VERSION: u32 = 1;
 /// Generations that are accepted at the same time: the one in use and the one before or after it.
 const MAX_LIVE: usize = 2;
@@ -35,18 +35,13 @@ pub enum Requirement {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MessageKeys {
-    /// Version of the file's format.
     pub(super) message_keys: u32,
-    /// The role that the keys belong to.
     pub(super) role: Role,
     pub(super) require: Requirement,
-    /// The generation that is used to send.
     pub(super) active: u32,
-    /// Oldest first.
     pub(super) generations: Vec<Generation>,
 }
 
-/// Keys that were created together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Generation {
@@ -57,23 +52,21 @@ pub(super) struct Generation {
     /// Shared with each role, including this one; empty once retired.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) pairs: BTreeMap<Role, Secret>,
-    /// For the role's own records.
     pub(super) records: Secret,
     /// Signs what the role appends to the log; none once retired, and for a role that appends nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) signing: Option<Secret>,
-    /// Public keys of the roles that append to the log.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) signers: BTreeMap<Role, Public>,
 }
 
 /// A 32-byte secret key; 64 hexadecimal digits in a file.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secret(Zeroizing<[u8; 32]>);
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Secret(#[serde(with = "hex")] Zeroizing<[u8; 32]>);
 
 /// An Ed25519 public key; 64 hexadecimal digits in a file.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Public(pub(super) [u8; 32]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Public(#[serde(with = "hex")] pub(super) [u8; 32]);
 
 /// Why a key file cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,9 +92,6 @@ pub enum KeysError {
 
 impl MessageKeys {
     /// Parses a file's text.
-    ///
-    /// # Errors
-    /// When it is none, or its parts do not go together.
     pub fn parse(text: &str) -> Result<Self, KeysError> {
         let keys: Self = serde_json::from_str(text).map_err(|_| KeysError::Malformed)?;
         if keys.message_keys != VERSION {
@@ -114,27 +104,21 @@ impl MessageKeys {
     }
 
     /// The text of the file.
-    ///
-    /// # Errors
-    /// Never, as far as is known.
     pub fn render(&self) -> Result<String, serde_json::Error> {
         serde_json::to_string_pretty(self).map(|text| text + "\n")
     }
 
     /// The role that the keys belong to.
-    #[must_use]
     pub fn role(&self) -> Role {
         self.role
     }
 
     /// From when on unauthenticated messages are refused.
-    #[must_use]
     pub fn requirement(&self) -> Requirement {
         self.require
     }
 
     /// The generation that is used to send, and all that are accepted.
-    #[must_use]
     pub fn generations(&self) -> (u32, Vec<u32>) {
         (self.active, self.live().map(|generation| generation.number).collect())
     }
@@ -148,10 +132,7 @@ impl MessageKeys {
     }
 
     fn fault(&self) -> Option<&'static str> {
-        let rising = self.generations.windows(2).all(|pair| match pair {
-            [one, next] => one.number < next.number,
-            _ => true,
-        });
+        let rising = self.generations.is_sorted_by(|one, next| one.number < next.number);
         let whole = |generation: &Generation| {
             Role::ALL.iter().all(|role| generation.pairs.contains_key(role))
                 && SIGNERS.iter().all(|role| generation.signers.contains_key(role))
@@ -190,59 +171,36 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl fmt::Debug for Public {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Public({})", HEXLOWER.encode(&self.0))
-    }
-}
+/// 32 bytes as 64 hexadecimal digits.
+mod hex {
+    use super::{Deserialize as _, Deserializer, HEXLOWER, HEXLOWER_PERMISSIVE, Serializer, Zeroizing};
 
-impl Serialize for Secret {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&Zeroizing::new(HEXLOWER.encode(self.expose())))
+    pub(super) fn serialize<S: Serializer>(bytes: &impl AsRef<[u8]>, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&Zeroizing::new(HEXLOWER.encode(bytes.as_ref())))
     }
-}
 
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>, B: From<[u8; 32]>>(deserializer: D) -> Result<B, D::Error> {
         let text = Zeroizing::new(String::deserialize(deserializer)?);
-        digits(&text).map(Self::new).ok_or_else(|| serde::de::Error::custom("must be 64 hexadecimal digits"))
+        let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(text.as_bytes()).unwrap_or_default());
+        let bytes = <[u8; 32]>::try_from(bytes.as_slice());
+        bytes.map(B::from).map_err(|_| serde::de::Error::custom("must be 64 hexadecimal digits"))
     }
 }
 
-impl Serialize for Public {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&HEXLOWER.encode(&self.0))
-    }
-}
-
-impl<'de> Deserialize<'de> for Public {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        digits(&text).map(Self).ok_or_else(|| serde::de::Error::custom("must be 64 hexadecimal digits"))
-    }
-}
-
-fn digits(text: &str) -> Option<[u8; 32]> {
-    let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?);
-    bytes.as_slice().try_into().ok()
-}
-
-/// A role's keys, ready for use.
 pub(super) struct KeyRing {
     pub(super) active: GenerationKeys,
     /// The other generations, including retired ones.
     others: Vec<GenerationKeys>,
 }
 
-/// A generation, ready for use.
 #[derive(Clone)]
 pub(super) struct GenerationKeys {
     pub(super) number: u32,
     pub(super) retired_at: Option<Timestamp>,
     pairs: BTreeMap<Role, hmac::Key>,
     pub(super) records: hmac::Key,
-    signing: Option<std::sync::Arc<Ed25519KeyPair>>,
-    signers: BTreeMap<Role, Public>,
+    pub(super) signing: Option<std::sync::Arc<Ed25519KeyPair>>,
+    pub(super) signers: BTreeMap<Role, Public>,
 }
 
 impl KeyRing {
@@ -254,9 +212,12 @@ impl KeyRing {
         Ok(Self { active, others: live })
     }
 
-    /// A generation with which a message may be sent now.
     pub(super) fn live(&self, number: u32) -> Option<&GenerationKeys> {
         self.any(number).filter(|live| live.retired_at.is_none())
+    }
+
+    pub(super) fn live_pair(&self, envelope: &Envelope) -> Option<&hmac::Key> {
+        self.live(envelope.generation)?.pair(envelope.sender)
     }
 
     /// A generation with which something may have been stored at that time.
@@ -287,17 +248,8 @@ impl GenerationKeys {
     pub(super) fn pair(&self, role: Role) -> Option<&hmac::Key> {
         self.pairs.get(&role)
     }
-
-    pub(super) fn signing(&self) -> Option<&Ed25519KeyPair> {
-        self.signing.as_deref()
-    }
-
-    pub(super) fn signer(&self, role: Role) -> Option<&Public> {
-        self.signers.get(&role)
-    }
 }
 
-/// The public key of a seed.
 pub(super) fn public_of(seed: &Secret) -> Option<Public> {
     let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose()).ok()?;
     pair.public_key().as_ref().try_into().ok().map(Public)

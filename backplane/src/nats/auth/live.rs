@@ -1,35 +1,30 @@
 //! Live messages: requests, replies and notices. Each carries a MAC for each receiving role.
 //!
-//! Owns what the MAC of each kind covers and the order of the checks: the sender's right to send it, then the MAC, then
-//! the time, and last whether it is a replay; so only an authenticated message changes what is remembered. Whether
-//! unauthenticated messages are accepted is decided by the parent module.
+//! The order of the checks: the sender's right to send it, then the MAC, then the time, and last whether it is a
+//! replay; so only an authenticated message changes what is remembered.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Message};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use stage0_contract::{Role, event, question};
+use stage0_contract::{Role, event_route, request_route};
 
 use super::super::config::OTHER_ACCOUNT;
 use super::super::deadline::Timing;
 use super::super::link::ReplyAddress;
-use super::super::waiters::Token;
 use super::envelope::{Content, Envelope, Sealed};
-use super::keys::GenerationKeys;
 use super::replays::{MessageId, Replay, Replays};
-use super::{MessageAuth, MessageKind, Rejection, millis, new_id, now};
+use super::{MessageAuth, MessageKind, Rejection, millis, now};
+use crate::random;
 
-/// How far the clocks of two processes may differ. A message that seems older, or further ahead, is refused: its id may
-/// no longer be remembered.
+/// A message that seems older, or further ahead, is refused: its id may no longer be remembered.
 pub(super) const MAX_CLOCK_SKEW: Duration = Duration::from_secs(30);
-/// A request that was sent before its server started was not sent to it. The clocks of serving processes differ by less
-/// than this.
+/// A request that was sent before its server started was not sent to it. Clocks differ by less than this.
 const MAX_SENT_BEFORE_START: Duration = Duration::from_secs(2);
 
 /// The reply subject as the requester sees it: between accounts the server replaces the one in the message.
 pub(in crate::nats) const REPLY_TO: HeaderName = HeaderName::from_static("Stage0-Reply-To");
-/// What a genuine reply to a request looks like.
 #[derive(Debug)]
 pub(in crate::nats) struct ExpectedReply {
     peer: Role,
@@ -37,39 +32,29 @@ pub(in crate::nats) struct ExpectedReply {
     id: MessageId,
 }
 
-/// The authenticated sender of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::nats) struct Requester {
     pub(super) role: Role,
     pub(super) generation: u32,
-    pub(super) id: MessageId,
-}
-
-impl Requester {
-    /// Whether the request's id is the token of its reply subject.
-    pub(in crate::nats) fn is_of(self, token: Token) -> bool {
-        self.id == token.bytes()
-    }
+    /// The token of its reply subject.
+    pub(in crate::nats) id: MessageId,
 }
 
 /// The notices that one subscription received; each subscription of a process receives all of them.
 #[derive(Default)]
 pub(in crate::nats) struct SeenNotices(Replays);
 
-/// The outcome of checking a notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::nats) enum NoticeCheck {
-    /// It is authentic.
     Valid,
     /// Its time is too far off to tell whether it is a replay: a notice may have been missed.
     Stale,
-    /// It is dropped.
     Rejected,
 }
 
 impl MessageAuth {
     /// Authenticates a request; none: this role may not send it.
-    pub(in crate::nats) fn question(
+    pub(in crate::nats) fn sign_request(
         &self,
         subject: &str,
         to: &str,
@@ -78,7 +63,7 @@ impl MessageAuth {
         body: &[u8],
         headers: &mut HeaderMap,
     ) -> Option<ExpectedReply> {
-        let known = question(subject).filter(|known| known.from.contains(&self.role))?;
+        let known = request_route(subject).filter(|known| known.from.contains(&self.role))?;
         let ring = self.ring();
         let key = ring.active.pair(known.to)?;
         // The random token of the reply subject: a request that is sent again has the same id.
@@ -107,17 +92,12 @@ impl MessageAuth {
     fn verify_request(&self, message: &Message, subject: &str, sent: Timing) -> Result<Option<Requester>, Rejection> {
         let Some(sealed) = self.parse_envelope(message.headers.as_ref())? else { return Ok(None) };
         let Envelope { sender, generation, id, .. } = sealed.envelope;
-        let known = question(subject).filter(|known| known.to == self.role && known.from.contains(&sender));
+        let known = request_route(subject).filter(|known| known.to == self.role && known.from.contains(&sender));
         known.ok_or(Rejection::NotAllowed)?;
         let inbox = message.headers.as_ref().and_then(|headers| headers.get(REPLY_TO)).map_or("", HeaderValue::as_str);
         let more = sent.bytes();
-        let content = Content {
-            kind: MessageKind::Request,
-            receiver: Some(self.role),
-            subject: &message.subject,
-            more: &[inbox.as_bytes(), &more],
-            body: &message.payload,
-        };
+        let more = [inbox.as_bytes(), &more];
+        let content = Content { more: &more, ..self.content(MessageKind::Request, &message.subject, &message.payload) };
         self.verify_mac(&sealed, &content)?;
         let reply = message.reply.as_ref().map_or("", |reply| reply.as_str());
         if reply != inbox && !reply.starts_with(OTHER_ACCOUNT) {
@@ -134,7 +114,12 @@ impl MessageAuth {
         if is_young && sent_at.saturating_add(millis(MAX_SENT_BEFORE_START)) < started {
             return Err(Rejection::Clock);
         }
-        self.refuse_replay(id, deadline.saturating_add(skew), now)?;
+        let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
+        match replays.record(id, deadline.saturating_add(skew), now, Instant::now()) {
+            Replay::First => {}
+            Replay::Again | Replay::Full => return Err(Rejection::Replayed),
+        }
+        drop(replays);
         self.follow_requirement(&sealed.envelope);
         Ok(Some(Requester { role: sender, generation, id }))
     }
@@ -172,18 +157,11 @@ impl MessageAuth {
         if sealed.envelope.id != expected.id {
             return Err(Rejection::Replayed);
         }
-        let content = Content {
-            kind: MessageKind::Reply,
-            receiver: Some(self.role),
-            subject: &expected.subject,
-            more: &[],
-            body: &message.payload,
-        };
+        let content = self.content(MessageKind::Reply, &expected.subject, &message.payload);
         self.verify_mac(&sealed, &content)?;
         if expected.peer == Role::Keystore {
             let ring = self.ring();
-            let live = ring.live(sealed.envelope.generation).ok_or(Rejection::UnknownKey)?;
-            let key = live.pair(expected.peer).ok_or(Rejection::UnknownKey)?;
+            let key = ring.live_pair(&sealed.envelope).ok_or(Rejection::UnknownKey)?;
             self.terms.check(message.headers.as_ref(), key, &sealed.envelope, &content)?;
         }
         self.follow_requirement(&sealed.envelope);
@@ -192,9 +170,9 @@ impl MessageAuth {
 
     /// Authenticates a notice for each role that receives it; none: this role may not publish it.
     pub(in crate::nats) fn notice(&self, subject: &str, to: &str, body: &[u8], headers: &mut HeaderMap) -> Option<()> {
-        let known = event(subject).filter(|known| known.from.contains(&self.role))?;
+        let known = event_route(subject).filter(|known| known.from.contains(&self.role))?;
         let ring = self.ring();
-        let envelope = self.envelope(ring.active.number, new_id()?);
+        let envelope = self.envelope(ring.active.number, random()?);
         let mac = |receiver: Role| {
             let content = Content { kind: MessageKind::Notice, receiver: Some(receiver), subject: to, more: &[], body };
             ring.active.pair(receiver).map(|key| (Some(receiver), envelope.mac(key, &content)))
@@ -204,7 +182,6 @@ impl MessageAuth {
         Some(())
     }
 
-    /// Checks a notice.
     pub(in crate::nats) fn check_notice(
         &self,
         message: &Message,
@@ -235,15 +212,9 @@ impl MessageAuth {
     ) -> Result<Option<Role>, Rejection> {
         let Some(sealed) = self.parse_envelope(message.headers.as_ref())? else { return Ok(None) };
         let Envelope { sender, id, at, .. } = sealed.envelope;
-        let known = event(subject).filter(|known| known.to.contains(&self.role) && known.from.contains(&sender));
+        let known = event_route(subject).filter(|known| known.to.contains(&self.role) && known.from.contains(&sender));
         known.ok_or(Rejection::NotAllowed)?;
-        let content = Content {
-            kind: MessageKind::Notice,
-            receiver: Some(self.role),
-            subject: &message.subject,
-            more: &[],
-            body: &message.payload,
-        };
+        let content = self.content(MessageKind::Notice, &message.subject, &message.payload);
         self.verify_mac(&sealed, &content)?;
         let (skew, now) = (millis(MAX_CLOCK_SKEW), now());
         if at.abs_diff(now) > skew {
@@ -260,18 +231,9 @@ impl MessageAuth {
 
     fn verify_mac(&self, sealed: &Sealed<'_>, content: &Content<'_>) -> Result<(), Rejection> {
         let ring = self.ring();
-        let live: &GenerationKeys = ring.live(sealed.envelope.generation).ok_or(Rejection::UnknownKey)?;
-        let key = live.pair(sealed.envelope.sender).ok_or(Rejection::UnknownKey)?;
+        let key = ring.live_pair(&sealed.envelope).ok_or(Rejection::UnknownKey)?;
         let proof = sealed.proof(content.receiver).ok_or(Rejection::Forged)?;
         let expected_mac = sealed.envelope.mac(key, content);
         verify_slices_are_equal(expected_mac.as_ref(), &proof).map_err(|_| Rejection::Forged)
-    }
-
-    fn refuse_replay(&self, id: MessageId, until: u64, now: u64) -> Result<(), Rejection> {
-        let mut replays = self.replays.lock().unwrap_or_else(PoisonError::into_inner);
-        match replays.record(id, until, now, Instant::now()) {
-            Replay::First => Ok(()),
-            Replay::Again | Replay::Full => Err(Rejection::Replayed),
-        }
     }
 }

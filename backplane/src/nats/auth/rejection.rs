@@ -11,34 +11,24 @@ use super::MessageKind;
 use crate::metrics;
 
 const REPEAT_LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// Instances that are logged by name.
 const MAX_NAMED: usize = 256;
 
-/// Why a message is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub(crate) enum Rejection {
-    /// It is not authenticated, and has to be.
     #[error("it is not authenticated")]
     Unauthenticated,
-    /// Its authentication header cannot be parsed.
     #[error("what authenticates it cannot be read")]
     Malformed,
-    /// Its generation of keys is not accepted.
     #[error("its keys are not among those that are accepted")]
     UnknownKey,
-    /// The role that it names may not send this.
     #[error("the role that it names may not say this")]
     NotAllowed,
-    /// The role that it names did not send it in this form.
     #[error("it is not what the role that it names said")]
     Forged,
-    /// It was received before, or belongs to another request.
     #[error("it was heard before")]
     Replayed,
-    /// It is too old, or too far ahead, to tell whether it is a replay.
     #[error("its time is too far from this process's clock")]
     Clock,
-    /// Its keystore was followed by another one.
     #[error("it is of a keystore that another one has followed")]
     Superseded,
 }
@@ -58,13 +48,11 @@ impl Rejection {
     }
 }
 
-/// When a line was last logged, and how many messages came since.
 struct LastLine {
     at: Instant,
     since: u64,
 }
 
-/// When each kind of rejection was logged.
 #[derive(Default)]
 pub(super) struct RejectionLog {
     last_lines: Mutex<HashMap<(MessageKind, Option<Rejection>), LastLine>>,
@@ -72,7 +60,6 @@ pub(super) struct RejectionLog {
 }
 
 impl RejectionLog {
-    /// Counts and logs a message that was dropped.
     pub(super) fn rejected(&self, kind: MessageKind, subject: &str, why: Rejection) {
         metrics::rejected(kind.as_str(), why.as_str());
         if let Some(since) = self.due(kind, Some(why)) {
@@ -81,7 +68,6 @@ impl RejectionLog {
         }
     }
 
-    /// Counts and logs an unauthenticated message that was still accepted.
     pub(super) fn accepted(&self, kind: MessageKind, subject: &str) {
         metrics::unauthenticated(kind.as_str());
         // For data stored before the switch that is expected.
@@ -97,7 +83,6 @@ impl RejectionLog {
         }
     }
 
-    /// Logs a process without keys.
     pub(super) fn without_keys(&self, subject: &str, instance: &str) {
         let now = Instant::now();
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);

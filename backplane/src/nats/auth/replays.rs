@@ -7,17 +7,14 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
-/// Ids of 16 bytes: about 48 MB in all, and 16,000 messages a second at the longest time that one is remembered (a
-/// minute).
+/// About 48 MB, and 16,000 messages a second at the longest time that one is remembered (a minute).
 const MAX_IDS: usize = 1_000_000;
 
 /// More than any id has to be remembered.
 const MAX_ID_AGE: Duration = Duration::from_secs(600);
 
-/// A message's id.
 pub(super) type MessageId = [u8; 16];
 
-/// Whether a message is received for the first time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replay {
     First,

@@ -1,8 +1,7 @@
 //! Persists that messages must be authenticated: a record of the role's own, read at start.
 //!
-//! Roles that reach the state store keep the record there, authenticated, so a role that restarts refuses from its
-//! first message what it refused before. The keystore has no state store: its process keeps a file. A deployment that
-//! required authentication from the start has nothing to persist.
+//! A role that restarts refuses from its first message what it refused before. The keystore has no such record: its
+//! process keeps a file. A deployment that required authentication from the start has nothing to persist.
 
 use std::time::Duration;
 
@@ -13,14 +12,13 @@ use tokio::time::Instant;
 
 use super::super::Connection;
 use super::super::state_store::Proven;
-use crate::{PutError, StateStore as _};
+use crate::{Cause, PutError, StateStore as _};
 
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
 const OVERWRITTEN_MESSAGE: &str = "somebody wrote over the record of when messages had to be authenticated: \
     nothing stored without a proof is believed now; restore the ledger's stream from a backup, or set `require` to \
     `always` in all key files once nothing of before the switch is needed";
 
-/// The content of the record.
 #[derive(Serialize, Deserialize)]
 struct RequirementRecord {
     required_since: Timestamp,
@@ -28,27 +26,22 @@ struct RequirementRecord {
 
 /// The requirement could not be read or stored.
 #[derive(Debug, thiserror::Error)]
-#[error("whether messages must be authenticated cannot be {verb} in the ledger: {why}")]
+#[error("whether messages must be authenticated cannot be {verb} in the ledger")]
 pub struct RequirementError {
     verb: &'static str,
-    why: String,
+    source: Cause,
 }
 
-/// Requires authentication if it was required before this process started, and stores the requirement if it applies
-/// now. To be called at start and at each change.
-///
-/// # Errors
-/// When the state store cannot be read or written.
+/// Requires authentication if it was required before this process started. Called at start and at each change.
 pub async fn persist_requirement(connection: &Connection) -> Result<(), RequirementError> {
     let Some(auth) = connection.link.auth.clone().filter(|auth| !auth.is_strict()) else { return Ok(()) };
     let Some(key) = key(auth.role()) else { return Ok(()) };
-    let fail = |verb, why: String| RequirementError { verb, why };
+    let fail = |verb, source| RequirementError { verb, source };
     let deadline = Instant::now() + STORE_TIMEOUT;
-    let found = connection.proven(key, deadline).await.map_err(|error| fail("read", error.to_string()))?;
-    match found {
+    match connection.proven(key, deadline).await.map_err(|error| fail("read", Cause::new(error)))? {
         Proven::Record(found, stored_at) => {
             let record: RequirementRecord =
-                serde_json::from_slice(&found.value).map_err(|error| fail("read", error.to_string()))?;
+                serde_json::from_slice(&found.value).map_err(|error| fail("read", Cause::new(error)))?;
             // The server dates what is stored, and this role's clock may be ahead of the server's.
             auth.require(record.required_since.min(stored_at));
             return Ok(());
@@ -66,11 +59,11 @@ pub async fn persist_requirement(connection: &Connection) -> Result<(), Requirem
     let known = since.filter(|since| auth.is_required() && *since > Timestamp::UNIX_EPOCH);
     let Some(required_since) = known else { return Ok(()) };
     let value = serde_json::to_vec(&RequirementRecord { required_since });
-    let value = value.map_err(|error| fail("kept", error.to_string()))?;
+    let value = value.map_err(|error| fail("kept", Cause::new(error)))?;
     match connection.put(key, value.into(), None, None, deadline).await {
         // Another process of this role stored it first.
         Ok(_) | Err(PutError::Conflict) => Ok(()),
-        Err(error @ PutError::Failed(_)) => Err(fail("kept", error.to_string())),
+        Err(error @ PutError::Failed(_)) => Err(fail("kept", Cause::new(error))),
     }
 }
 

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use stage0_contract::{InstanceHeartbeat, Role};
 
-/// How long each role must have authenticated without a longer silence.
 const MIN_AUTHENTICATED_TIME: Duration = Duration::from_secs(30);
 /// A role that was silent for longer starts over.
 const MAX_SILENCE: Duration = Duration::from_secs(10);
@@ -37,12 +36,10 @@ impl Rollout {
     }
 }
 
-/// Whether a notice is some role's heartbeat.
 pub(super) fn is_heartbeat(subject: &str) -> bool {
     Role::ALL.iter().any(|role| InstanceHeartbeat::subject(*role) == subject)
 }
 
-/// The instance name in a heartbeat.
 pub(super) fn instance(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<InstanceHeartbeat>(body).ok().filter(InstanceHeartbeat::is_small).map(|seen| seen.instance)
 }

@@ -1,10 +1,9 @@
 //! Stored data: log entries, signed by the role that appends them, and state store records, with a MAC of their owner.
 //!
-//! Owns what is covered, and that no older version can be put back: a record's MAC covers the revision that it
-//! replaced. What was stored before the switch of an upgraded deployment may be unauthenticated; the time is the
-//! server's, not the publisher's.
+//! No older version can be put back: a record's MAC covers the revision that it replaced. What was stored before the
+//! switch of an upgraded deployment may be unauthenticated; the time is the server's, not the publisher's.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{MutexGuard, PoisonError};
 
 use async_nats::{HeaderMap, HeaderName};
@@ -16,24 +15,25 @@ use stage0_contract::{Role, owner_of_record};
 use super::super::jetstream::Stored;
 use super::super::log::{EXPECTED_LAST, MESSAGE_ID};
 use super::envelope::{Content, Envelope, Sealed};
-use super::newest::{Newest, NewestRecords};
 use super::replays::MessageId;
-use super::{MessageAuth, MessageKind, Rejection, new_id};
+use super::{MessageAuth, MessageKind, Rejection};
+use crate::random;
 
 pub(in crate::nats) const TTL: HeaderName = HeaderName::from_static("Nats-TTL");
 
-/// Moves the check of the expected sequence to another subject.
 const EXPECTED_LAST_OF: HeaderName = HeaderName::from_static("Nats-Expected-Last-Subject-Sequence-Subject");
 
 /// Signatures that are remembered, at most twice as many: 32 bytes each plus overhead.
 const MAX_VERIFIED: usize = 16_384;
 
+/// Records in each of two halves; the older half is dropped when the newer one is full.
+const MAX_NEWEST: usize = 50_000;
+
 /// Hash over a public key, a digest and a signature that matched.
 #[derive(PartialEq, Eq, Hash)]
 struct SignatureHash([u8; 32]);
 
-/// Signatures that were verified. Deliveries read the same range of the log repeatedly, and checking a signature takes
-/// as long as thirty hashes.
+/// Deliveries read the same range of the log repeatedly, and checking a signature takes as long as thirty hashes.
 #[derive(Default)]
 pub(super) struct VerifiedSignatures {
     newer: HashSet<SignatureHash>,
@@ -64,6 +64,47 @@ impl VerifiedSignatures {
     }
 }
 
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::nats) struct Newest {
+    /// The revision that it replaced; 0: there was none.
+    replaced: u64,
+    /// Milliseconds since the epoch by its writer's clock.
+    at: u64,
+    proof: Vec<u8>,
+}
+
+/// The newest record of each subject that this process read or wrote, so that an older one is refused. Compared by what
+/// a record's MAC covers and not by the sequence in the answer, which an impostor of the server could choose.
+#[derive(Default)]
+pub(super) struct NewestRecords {
+    newer: HashMap<String, Newest>,
+    older: HashMap<String, Newest>,
+}
+
+impl Newest {
+    /// Whether the other is the same version, a later one, or the first of a record that was created again.
+    fn may_precede(&self, other: &Self) -> bool {
+        let same = other.proof == self.proof;
+        same || other.replaced > self.replaced || (other.replaced == 0 && other.at > self.at)
+    }
+}
+
+impl NewestRecords {
+    fn get(&self, subject: &str) -> Option<Newest> {
+        self.newer.get(subject).or_else(|| self.older.get(subject)).cloned()
+    }
+
+    fn note(&mut self, subject: &str, found: Newest) {
+        if self.get(subject).is_some_and(|known| !known.may_precede(&found)) {
+            return;
+        }
+        if self.newer.len() >= MAX_NEWEST {
+            self.older = std::mem::take(&mut self.newer);
+        }
+        self.newer.insert(subject.to_owned(), found);
+    }
+}
+
 impl MessageAuth {
     fn verified(&self) -> MutexGuard<'_, VerifiedSignatures> {
         self.verified.lock().unwrap_or_else(PoisonError::into_inner)
@@ -78,8 +119,8 @@ impl MessageAuth {
         headers: &mut HeaderMap,
     ) -> Option<()> {
         let ring = self.ring();
-        let key = ring.active.signing()?;
-        let envelope = self.envelope(ring.active.number, new_id()?);
+        let key = ring.active.signing.as_deref()?;
+        let envelope = self.envelope(ring.active.number, random()?);
         let expected = headers.get(EXPECTED_LAST).map(|value| value.as_str().to_owned());
         let (id, expected) = (id.as_bytes(), expected.as_deref().unwrap_or_default().as_bytes());
         let more: &[&[u8]] = if is_mark(subject) { &[id, expected] } else { &[id] };
@@ -115,18 +156,17 @@ impl MessageAuth {
             return Err(Rejection::NotAllowed);
         }
         let ring = self.ring();
-        let signer = ring.stored(generation, stored.at).and_then(|live| live.signer(sender));
+        let signer = ring.stored(generation, stored.at).and_then(|live| live.signers.get(&sender));
         let signer = signer.ok_or(Rejection::UnknownKey)?;
-        let id = single_header(stored, &MESSAGE_ID).unwrap_or_default();
-        // The server accepted a mark only after that one, so it cannot be appended again.
-        let expected = if is_mark(&stored.subject) { expected_sequence(stored).ok_or(Rejection::Forged)? } else { "" };
-        let (id, expected) = (id.as_bytes(), expected.as_bytes());
+        let mut more = vec![single_header(stored, &MESSAGE_ID).unwrap_or_default().as_bytes()];
+        if is_mark(&stored.subject) {
+            // The server accepted a mark only after that one, so it cannot be appended again.
+            more.push(expected_sequence(stored).ok_or(Rejection::Forged)?.as_bytes());
+        }
         let content = Content {
-            kind: MessageKind::Entry,
             receiver: None,
-            subject: &stored.subject,
-            more: if is_mark(&stored.subject) { &[id, expected] } else { &[id] },
-            body: &stored.payload,
+            more: &more,
+            ..self.content(MessageKind::Entry, &stored.subject, &stored.payload)
         };
         let proof = sealed.proof(None).ok_or(Rejection::Forged)?;
         let digest = sealed.envelope.digest(&content);
@@ -150,7 +190,7 @@ impl MessageAuth {
         let text = |name: HeaderName| headers.get(name).map_or_else(String::new, |value| value.as_str().to_owned());
         let (expected, ttl) = (text(EXPECTED_LAST), text(TTL));
         let more = [expected.as_bytes(), ttl.as_bytes()];
-        let content = Content { kind: MessageKind::Record, receiver: Some(self.role), subject, more: &more, body };
+        let content = Content { more: &more, ..self.content(MessageKind::Record, subject, body) };
         let mac = envelope.mac(&ring.active.records, &content);
         envelope.seal(headers, [(Some(self.role), mac.as_ref())]);
         Some(())
@@ -160,7 +200,6 @@ impl MessageAuth {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The newest version of a record that this process read or wrote.
     pub(in crate::nats) fn newest(&self, subject: &str) -> Option<Newest> {
         self.newest_records().get(subject)
     }
@@ -173,7 +212,7 @@ impl MessageAuth {
     }
 
     fn version_of(&self, headers: Option<&HeaderMap>) -> Option<Newest> {
-        let sealed = Sealed::parse(headers)?.ok()?;
+        let sealed = Sealed::parse(headers).ok()??;
         let replaced = headers?.get(EXPECTED_LAST)?.as_str().parse().ok()?;
         Some(Newest { replaced, at: sealed.envelope.at, proof: sealed.proof(Some(self.role))? })
     }
@@ -210,13 +249,8 @@ impl MessageAuth {
         // The server accepted it only in place of that revision, so an older version cannot be put back.
         let expected = expected_sequence(stored).ok_or(Rejection::Forged)?;
         let ttl = single_header(stored, &TTL).unwrap_or_default();
-        let content = Content {
-            kind: MessageKind::Record,
-            receiver: Some(self.role),
-            subject: &stored.subject,
-            more: &[expected.as_bytes(), ttl.as_bytes()],
-            body: &stored.payload,
-        };
+        let more = [expected.as_bytes(), ttl.as_bytes()];
+        let content = Content { more: &more, ..self.content(MessageKind::Record, &stored.subject, &stored.payload) };
         let proof = sealed.proof(Some(self.role)).ok_or(Rejection::Forged)?;
         let expected_mac = sealed.envelope.mac(&live.records, &content);
         verify_slices_are_equal(expected_mac.as_ref(), &proof).map(|()| true).map_err(|_| Rejection::Forged)
@@ -224,12 +258,10 @@ impl MessageAuth {
 
     /// Like [`Self::parse_envelope`], for stored data: before the switch it may be unauthenticated.
     fn parse_stored_envelope<'m>(&self, stored: &'m Stored) -> Result<Option<Sealed<'m>>, Rejection> {
-        match Sealed::parse(stored.headers.as_ref()) {
-            None if !self.is_required() => Ok(None),
-            None if self.since.borrow().is_some_and(|since| stored.at < since) => Ok(None),
-            None => Err(Rejection::Unauthenticated),
-            Some(Ok(sealed)) => Ok(Some(sealed)),
-            Some(Err(())) => Err(Rejection::Malformed),
+        let is_older = || self.since.borrow().is_some_and(|since| stored.at < since);
+        match Sealed::parse(stored.headers.as_ref())? {
+            None if self.is_required() && !is_older() => Err(Rejection::Unauthenticated),
+            sealed => Ok(sealed),
         }
     }
 }
@@ -269,5 +301,32 @@ mod tests {
         }
         assert!(!verified.contains(&hash(0)) && verified.contains(&hash(2 * MAX_VERIFIED as u32)));
         assert!(verified.newer.len() <= MAX_VERIFIED && verified.older.len() <= MAX_VERIFIED);
+    }
+
+    fn record(replaced: u64, at: u64) -> Newest {
+        Newest { replaced, at, proof: format!("{replaced} {at}").into_bytes() }
+    }
+
+    #[test]
+    fn a_later_record_version_follows_and_an_older_one_does_not_unless_it_was_created_again() {
+        let known = record(5, 100);
+        for (other, follows) in
+            [(record(5, 100), true), (record(6, 99), true), (record(0, 101), true), (record(5, 101), false)]
+        {
+            assert_eq!(known.may_precede(&other), follows, "{other:?}");
+        }
+        assert!(!known.may_precede(&record(4, 200)) && !known.may_precede(&record(0, 90)));
+    }
+
+    #[test]
+    fn the_newest_record_versions_are_kept_and_the_longest_unused_forgotten() {
+        let mut all = NewestRecords::default();
+        all.note("a", record(5, 100));
+        all.note("a", record(4, 100));
+        assert_eq!(all.get("a"), Some(record(5, 100)));
+        for number in 0..2 * MAX_NEWEST {
+            all.note(&number.to_string(), record(1, 1));
+        }
+        assert!(all.get("a").is_none() && all.newer.len() <= MAX_NEWEST && all.older.len() <= MAX_NEWEST);
     }
 }

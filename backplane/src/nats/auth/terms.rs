@@ -1,8 +1,7 @@
 //! Which keystore is trusted: the one with the highest term seen so far.
 //!
-//! Owns the header in which a reply carries its term and lineage, proven with the keys of its request, and the highest
-//! term seen; all connections of a process share it. A reply of an earlier term, of another keystore in the same term,
-//! or without a term once one was seen, is dropped. Replies of other roles have no term.
+//! A keystore's reply carries its term and lineage in a header, proven with the keys of its request. A reply of an
+//! earlier term, of another keystore in the same term, or without a term once one was seen, is dropped.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -20,14 +19,12 @@ const DOMAIN: &[u8] = b"term";
 const MAX_TERM_AHEAD_SECONDS: i64 = 86_400;
 const MAX_HEADER_BYTES: usize = 256;
 
-/// The term of a keystore, and the lineage of its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Term {
     number: u64,
     lineage: String,
 }
 
-/// The own term, and the highest one seen.
 #[derive(Default)]
 pub(super) struct Terms {
     own: OnceLock<String>,
@@ -40,7 +37,6 @@ impl Terms {
         let _ = self.own.set(format!("{number}.{lineage}"));
     }
 
-    /// Adds the own term to a reply, if there is one.
     pub(super) fn attach(&self, headers: &mut HeaderMap, key: &hmac::Key, envelope: &Envelope, content: &Content<'_>) {
         if let Some(own) = self.own.get() {
             let proof = BASE64URL_NOPAD.encode(proof(key, envelope, content, own).as_ref());
@@ -77,7 +73,7 @@ impl Terms {
         let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
         let known = highest.as_ref();
         let Some(said) = said else {
-            return if known.is_none() { Ok(()) } else { Err(Rejection::Superseded) };
+            return known.map_or(Ok(()), |_| Err(Rejection::Superseded));
         };
         if known == Some(&said) {
             return Ok(());
@@ -94,6 +90,5 @@ impl Terms {
 /// A MAC over the reply with the term, so that no reply can carry another's.
 fn proof(key: &hmac::Key, envelope: &Envelope, content: &Content<'_>, term: &str) -> hmac::Tag {
     let more = [DOMAIN, term.as_bytes()];
-    let Content { kind, receiver, subject, body, more: _ } = *content;
-    envelope.mac(key, &Content { kind, receiver, subject, more: &more, body })
+    envelope.mac(key, &Content { more: &more, ..*content })
 }

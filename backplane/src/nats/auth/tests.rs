@@ -1,5 +1,7 @@
 //! What is believed and what is not, message by message; the wire is in `tests/suite/auth.rs`.
 
+use std::time::Duration;
+
 use async_nats::{HeaderValue, Message};
 use bytes::Bytes;
 
@@ -8,7 +10,6 @@ use super::super::jetstream::Stored;
 use super::super::link::ReplyAddress;
 use super::super::log::EXPECTED_LAST;
 use super::super::waiters::Token;
-use super::envelope::Content;
 use super::live::{ExpectedReply, REPLY_TO};
 use super::*;
 
@@ -43,10 +44,10 @@ fn inbox() -> ReplyAddress {
     ReplyAddress { subject: INBOX.to_owned(), token: Token::random().unwrap() }
 }
 
-/// A gateway's question to an evaluator, and what the gateway waits for.
+/// A gateway's request to an evaluator, and what the gateway waits for.
 fn asked(gateway: &MessageAuth, sent: Timing) -> (Message, ExpectedReply) {
     let mut headers = sent.headers();
-    let expected = gateway.question("evaluate", EVALUATE, &inbox(), sent, b"{}", &mut headers).unwrap();
+    let expected = gateway.sign_request("evaluate", EVALUATE, &inbox(), sent, b"{}", &mut headers).unwrap();
     (message(EVALUATE, Some(INBOX), headers, b"{}"), expected)
 }
 
@@ -54,21 +55,21 @@ fn asked(gateway: &MessageAuth, sent: Timing) -> (Message, ExpectedReply) {
 fn a_request_is_accepted_once_and_only_unaltered() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
-    let (question, _) = asked(&gateway, sent());
-    let sent = Timing::parse(question.headers.as_ref()).unwrap();
+    let (request, _) = asked(&gateway, sent());
+    let sent = Timing::parse(request.headers.as_ref()).unwrap();
     let judge = |message: &Message| evaluator.check_request(message, "evaluate", sent);
-    let altered = Message { payload: Bytes::from_static(b"[]"), ..question.clone() };
+    let altered = Message { payload: Bytes::from_static(b"[]"), ..request.clone() };
     assert_eq!(judge(&altered), Err(Rejection::Forged));
-    let moved = Message { reply: Some("_INBOX_mine.1".into()), ..question.clone() };
+    let moved = Message { reply: Some("_INBOX_mine.1".into()), ..request.clone() };
     assert_eq!(judge(&moved), Err(Rejection::Forged));
     let longer = Timing::new(Duration::from_secs(3), SystemTime::now());
-    assert_eq!(evaluator.check_request(&question, "evaluate", longer), Err(Rejection::Forged));
-    let elsewhere = Message { subject: "s0.req.review".into(), ..question.clone() };
+    assert_eq!(evaluator.check_request(&request, "evaluate", longer), Err(Rejection::Forged));
+    let elsewhere = Message { subject: "s0.req.review".into(), ..request.clone() };
     assert_eq!(evaluator.check_request(&elsewhere, "review", sent), Err(Rejection::Forged));
-    let bare = Message { headers: Some(sent.headers()), ..question.clone() };
+    let bare = Message { headers: Some(sent.headers()), ..request.clone() };
     assert_eq!(judge(&bare), Err(Rejection::Unauthenticated));
-    assert_eq!(judge(&question).unwrap().unwrap().role, Role::Gateway);
-    assert_eq!(judge(&question), Err(Rejection::Replayed));
+    assert_eq!(judge(&request).unwrap().unwrap().role, Role::Gateway);
+    assert_eq!(judge(&request), Err(Rejection::Replayed));
     let (another, _) = asked(&gateway, sent);
     assert!(judge(&another).unwrap().is_some());
 }
@@ -77,9 +78,9 @@ fn a_request_is_accepted_once_and_only_unaltered() {
 fn between_accounts_the_server_may_name_another_inbox() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
-    let (question, _) = asked(&gateway, sent());
-    let sent = Timing::parse(question.headers.as_ref()).unwrap();
-    let renamed = Message { reply: Some("_R_.abc.1".into()), ..question };
+    let (request, _) = asked(&gateway, sent());
+    let sent = Timing::parse(request.headers.as_ref()).unwrap();
+    let renamed = Message { reply: Some("_R_.abc.1".into()), ..request };
     assert!(evaluator.check_request(&renamed, "evaluate", sent).is_ok());
 }
 
@@ -90,7 +91,7 @@ fn a_role_can_send_only_its_own_messages() {
     // It does not ask at all by itself …
     assert!(
         evaluator
-            .question("keys.verify", "s0.req.keys.verify", &inbox(), sent(), b"{}", &mut HeaderMap::new())
+            .sign_request("keys.verify", "s0.req.keys.verify", &inbox(), sent(), b"{}", &mut HeaderMap::new())
             .is_none()
     );
     // … and with its own keys and other code it is refused, under its own name and under another's.
@@ -109,9 +110,9 @@ fn a_role_can_send_only_its_own_messages() {
         let mut headers = sent.headers();
         envelope.seal(&mut headers, [(Some(Role::Keystore), mac.as_ref())]);
         headers.insert(REPLY_TO, HeaderValue::from(INBOX));
-        let question = message("s0.req.keys.verify", Some(INBOX), headers, b"{}");
+        let request = message("s0.req.keys.verify", Some(INBOX), headers, b"{}");
         let wanted = if sender == Role::Evaluator { Rejection::NotAllowed } else { Rejection::Forged };
-        assert_eq!(keystore.check_request(&question, "keys.verify", sent), Err(wanted));
+        assert_eq!(keystore.check_request(&request, "keys.verify", sent), Err(wanted));
     }
 }
 
@@ -119,9 +120,9 @@ fn a_role_can_send_only_its_own_messages() {
 fn a_reply_is_accepted_only_for_its_request_and_from_the_role_that_serves_it() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
-    let ((question, expected), (_, other)) = (asked(&gateway, sent()), asked(&gateway, sent()));
-    let sent = Timing::parse(question.headers.as_ref()).unwrap();
-    let requester = evaluator.check_request(&question, "evaluate", sent).unwrap().unwrap();
+    let ((request, expected), (_, other)) = (asked(&gateway, sent()), asked(&gateway, sent()));
+    let sent = Timing::parse(request.headers.as_ref()).unwrap();
+    let requester = evaluator.check_request(&request, "evaluate", sent).unwrap().unwrap();
     let mut headers = HeaderMap::new();
     evaluator.reply(requester, EVALUATE, b"ALLOW", &mut headers).unwrap();
     let answer = message(INBOX, None, headers.clone(), b"ALLOW");
@@ -130,8 +131,8 @@ fn a_reply_is_accepted_only_for_its_request_and_from_the_role_that_serves_it() {
     assert_eq!(gateway.verify_reply(&expected, &message(INBOX, None, headers, b"DENY")), Err(Rejection::Forged));
     let bare = message(INBOX, None, HeaderMap::new(), b"ALLOW");
     assert_eq!(gateway.verify_reply(&expected, &bare), Err(Rejection::Unauthenticated));
-    // The gateway shares the key, but what it says is no answer; nor is its own question.
-    assert!(gateway.verify_reply(&expected, &question).is_err());
+    // The gateway shares the key, but what it says is no answer; nor is its own request.
+    assert!(gateway.verify_reply(&expected, &request).is_err());
     let keystore = of(&set, Role::Keystore);
     let mut headers = HeaderMap::new();
     keystore.reply(Requester { role: Role::Gateway, ..requester }, EVALUATE, b"ALLOW", &mut headers).unwrap();
@@ -148,9 +149,9 @@ fn a_request_with_a_wrong_clock_or_from_before_the_servers_start_is_refused() {
         Timing::new(Duration::from_secs(2), if seconds < 0 { now - moved } else { now + moved })
     };
     for (seconds, right) in [(-40, false), (-3, false), (0, true), (20, true), (40, false)] {
-        let (question, _) = asked(&gateway, at(seconds));
-        let sent = Timing::parse(question.headers.as_ref()).unwrap();
-        let judged = evaluator.check_request(&question, "evaluate", sent);
+        let (request, _) = asked(&gateway, at(seconds));
+        let sent = Timing::parse(request.headers.as_ref()).unwrap();
+        let judged = evaluator.check_request(&request, "evaluate", sent);
         assert_eq!(judged.is_ok(), right, "{seconds} s: {judged:?}");
         assert!(right || judged == Err(Rejection::Clock));
     }
@@ -296,15 +297,15 @@ fn a_record_older_than_a_known_version_is_rejected_whatever_sequence_the_answer_
 fn before_the_switch_unauthenticated_messages_are_accepted_and_forged_ones_are_not() {
     let set = KeySet::create(Requirement::WhenAllCan).unwrap();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
-    let (question, _) = asked(&gateway, sent());
-    let sent = Timing::parse(question.headers.as_ref()).unwrap();
-    let bare = Message { headers: Some(sent.headers()), ..question.clone() };
+    let (request, _) = asked(&gateway, sent());
+    let sent = Timing::parse(request.headers.as_ref()).unwrap();
+    let bare = Message { headers: Some(sent.headers()), ..request.clone() };
     assert_eq!(evaluator.check_request(&bare, "evaluate", sent), Ok(None));
-    let altered = Message { payload: Bytes::from_static(b"[]"), ..question };
+    let altered = Message { payload: Bytes::from_static(b"[]"), ..request };
     assert_eq!(evaluator.check_request(&altered, "evaluate", sent), Err(Rejection::Forged));
 
     gateway.require(Timestamp::now());
-    // It hears of it with the next question, and never goes back.
+    // It hears of it with the next request, and never goes back.
     let (marked, _) = asked(&gateway, sent);
     assert!(evaluator.check_request(&marked, "evaluate", sent).unwrap().is_some());
     assert_eq!(evaluator.check_request(&bare, "evaluate", sent), Err(Rejection::Unauthenticated));
@@ -352,9 +353,9 @@ fn two_generations_are_accepted_and_a_retired_one_only_of_what_was_stored() {
     let mut entry = HeaderMap::new();
     old.sign_entry("s0.log.a.d", "", b"line", &mut entry).unwrap();
     let judged = |gateway: &MessageAuth| {
-        let (question, _) = asked(gateway, sent());
-        let sent = Timing::parse(question.headers.as_ref()).unwrap();
-        evaluator.check_request(&question, "evaluate", sent).map(|requester| requester.unwrap().generation)
+        let (request, _) = asked(gateway, sent());
+        let sent = Timing::parse(request.headers.as_ref()).unwrap();
+        evaluator.check_request(&request, "evaluate", sent).map(|requester| requester.unwrap().generation)
     };
     for wanted in [Ok(1), Ok(1), Err(Rejection::UnknownKey)] {
         keys.rotate(retired_at).unwrap();
@@ -390,10 +391,10 @@ fn the_keystore_with_the_higher_term_is_trusted_and_no_reply_without_a_term_afte
         }
         let sent = sent();
         let mut headers = sent.headers();
-        let expected = gateway.question("keys.verify", VERIFY, &inbox(), sent, b"{}", &mut headers).unwrap();
-        let question = message(VERIFY, Some(INBOX), headers, b"{}");
-        let sent = Timing::parse(question.headers.as_ref()).unwrap();
-        let requester = keystore.check_request(&question, "keys.verify", sent).unwrap().unwrap();
+        let expected = gateway.sign_request("keys.verify", VERIFY, &inbox(), sent, b"{}", &mut headers).unwrap();
+        let request = message(VERIFY, Some(INBOX), headers, b"{}");
+        let sent = Timing::parse(request.headers.as_ref()).unwrap();
+        let requester = keystore.check_request(&request, "keys.verify", sent).unwrap().unwrap();
         let mut headers = HeaderMap::new();
         keystore.reply(requester, VERIFY, b"invalid", &mut headers).unwrap();
         (expected, message(INBOX, None, headers, b"invalid"))
