@@ -5,27 +5,17 @@ use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use stage0_contract::{AccountId, CallerTexts, CheckRequest, EvaluateRequest, RequestId};
-use stage0_policy::bench_support::Measured;
+use stage0_policy::bench_support::{Measured, TYPICAL_REQUEST};
 use stage0_policy::{Engine, Pack, secrets};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NOW: i64 = 1_773_662_400;
-/// Case 023 of the baseline pack.
-const REQUEST: &str = r#"{"goal": "Deploy the payments service to production",
-"success_criteria": ["deployment completes safely"],
-"constraints": ["approval required", "required_role:platform_admin", "allowed_environment:staging,production",
-"max_iterations:3", "timeout:300s", "max_cost_usd:5"], "tools": ["argo_cd", "slack"],
-"side_effects": ["deployment", "external notification"],
-"context": {"run_id": "run_9f3d7f51", "actor_role": "platform_admin", "approval_status": "approved",
-"approved_by": "ops-lead@company.com", "approved_at": "2026-03-15T09:30:00Z", "environment": "production",
-"request_channel": "dashboard", "current_iteration": 1, "elapsed_seconds": 42, "current_tool": "argo_cd",
-"recent_tools": ["github_actions"], "cumulative_cost_usd": 0.18}, "pro": true}"#;
 
 fn decision(criterion: &mut Criterion) {
     let engine = Engine::new(Pack::embedded().expect("the baseline loads")).expect("it parses again");
-    let request = CheckRequest::parse(serde_json::from_str(REQUEST).unwrap()).unwrap();
+    let request = CheckRequest::parse(serde_json::from_str(TYPICAL_REQUEST).unwrap()).unwrap();
     let message = serde_json::to_vec(&request).unwrap();
     let measured = Measured::new(&engine, &request, NOW).expect("it is decided");
     let name = |part: &str| format!("{part} ({} rules)", measured.rules());

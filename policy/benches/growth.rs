@@ -18,22 +18,14 @@ use stage0_contract::{
     AccountId, CallerTexts, CheckRequest, EvaluateRequest, MAX_CONTEXT_ENTRIES, MAX_ITEM_CHARS, MAX_ITEMS, RequestId,
     canonical_hash, parse_strict,
 };
-use stage0_policy::{Engine, Pack, bench_support, secrets};
+use stage0_policy::bench_support::{self, TYPICAL_REQUEST};
+use stage0_policy::{Engine, Pack, secrets};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const NOW: i64 = 1_773_662_400;
 const SIZES: [usize; 3] = [10_000, 100_000, 900_000];
-const ORDINARY: &str = r#"{"goal": "Deploy the payments service to production",
-"success_criteria": ["deployment completes safely"],
-"constraints": ["approval required", "required_role:platform_admin", "allowed_environment:staging,production",
-"max_iterations:3", "timeout:300s", "max_cost_usd:5"], "tools": ["argo_cd", "slack"],
-"side_effects": ["deployment", "external notification"],
-"context": {"run_id": "run_9f3d7f51", "actor_role": "platform_admin", "approval_status": "approved",
-"approved_by": "ops-lead@company.com", "approved_at": "2026-03-15T09:30:00Z", "environment": "production",
-"request_channel": "dashboard", "current_iteration": 1, "elapsed_seconds": 42, "current_tool": "argo_cd",
-"recent_tools": ["github_actions"], "cumulative_cost_usd": 0.18}, "pro": true}"#;
 
 type Part = (&'static str, fn(usize) -> Value);
 
@@ -122,7 +114,7 @@ fn nanoseconds(mut work: impl FnMut()) -> f64 {
 
 fn main() {
     let engine = Engine::new(Pack::embedded().unwrap()).unwrap();
-    let ordinary = evaluate_request(ORDINARY.as_bytes());
+    let ordinary = evaluate_request(TYPICAL_REQUEST.as_bytes());
     let decide = |check: &EvaluateRequest| {
         black_box(bench_support::answer(&engine, check).is_some());
     };
@@ -130,7 +122,7 @@ fn main() {
         decide(&ordinary);
     }
     let check_time = nanoseconds(|| (0..100).for_each(|_| decide(&ordinary))) / 100.0;
-    let byte = check_time / ORDINARY.len() as f64;
+    let byte = check_time / TYPICAL_REQUEST.len() as f64;
     println!("an ordinary check: {:.1} µs, {byte:.1} ns a byte", check_time / 1e3);
     println!("ratio to its byte, at {SIZES:?} bytes; and the largest in ordinary checks");
     for (name, part) in PARTS {

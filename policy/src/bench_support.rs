@@ -11,12 +11,21 @@ use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::Outcome;
 use crate::time_limit::TimeLimit;
 
-/// Everything that an evaluator does for a parsed check; `None` for a request that the pack refuses.
+/// Case 023 of the baseline pack.
+pub const TYPICAL_REQUEST: &str = r#"{"goal": "Deploy the payments service to production",
+"success_criteria": ["deployment completes safely"],
+"constraints": ["approval required", "required_role:platform_admin", "allowed_environment:staging,production",
+"max_iterations:3", "timeout:300s", "max_cost_usd:5"], "tools": ["argo_cd", "slack"],
+"side_effects": ["deployment", "external notification"],
+"context": {"run_id": "run_9f3d7f51", "actor_role": "platform_admin", "approval_status": "approved",
+"approved_by": "ops-lead@company.com", "approved_at": "2026-03-15T09:30:00Z", "environment": "production",
+"request_channel": "dashboard", "current_iteration": 1, "elapsed_seconds": 42, "current_tool": "argo_cd",
+"recent_tools": ["github_actions"], "cumulative_cost_usd": 0.18}, "pro": true}"#;
+
 pub fn answer(engine: &Engine, check: &EvaluateRequest) -> Option<Evaluation> {
     engine.answer(check, Some(&RunSnapshot::default()), TimeLimit::NONE).ok().map(|(decided, _)| decided)
 }
 
-/// One request with the inputs of each step.
 pub struct Measured<'e> {
     engine: &'e Engine,
     request: &'e CheckRequest,
@@ -26,7 +35,6 @@ pub struct Measured<'e> {
 }
 
 impl<'e> Measured<'e> {
-    /// Prepares the inputs of all steps; `None` for a request that the pack refuses.
     pub fn new(engine: &'e Engine, request: &'e CheckRequest, evaluated_at: i64) -> Option<Self> {
         let facts = engine.facts(request, evaluated_at).ok()?;
         let outcome = engine.evaluate(&facts);
@@ -35,28 +43,23 @@ impl<'e> Measured<'e> {
         Some(Self { engine, request, facts, outcome, wanted })
     }
 
-    /// The number of rules whose trigger holds.
     pub fn rules(&self) -> usize {
         self.outcome.evaluated.len()
     }
 
-    /// Reads and merges the constraints.
     pub fn constraints(&self) {
         let pack = self.engine.pack();
-        black_box(Declared::read(&self.request.constraints, pack.vocabulary(), pack.windows()).is_ok());
+        black_box(Declared::read(&self.request.constraints, &pack.vocabulary, &pack.windows).is_ok());
     }
 
-    /// Computes all facts, including the search for secrets.
     pub fn facts(&self, evaluated_at: i64) {
         black_box(self.engine.facts(self.request, evaluated_at).is_ok());
     }
 
-    /// Builds the record that Cedar evaluates.
     pub fn context(&self) {
         black_box(engine::context(&self.facts, self.wanted).is_ok());
     }
 
-    /// Builds the record and evaluates the rules whose trigger holds.
     pub fn evaluate(&self) {
         black_box(self.engine.evaluate(&self.facts).matched.len());
     }
@@ -66,7 +69,6 @@ impl<'e> Measured<'e> {
         black_box(self.engine.evaluate_all(&self.facts).matched.len());
     }
 
-    /// Makes the decision from the outcome of the rules.
     pub fn assemble(&self) -> Decision {
         decision::assemble(self.engine.pack(), self.request, &self.facts, &self.outcome)
     }

@@ -1,18 +1,19 @@
 //! The decision: satisfied rules become issues, and issues become a verdict, scores, questions and a reason.
 //!
-//! Assembles a [`Decision`].
 //! INVARIANT: an ALLOW has no HIGH or CRITICAL issue and a risk score of at most 99, a DEFER has a question, and a
 //! failed rule denies. Where a secret was found, the decision holds no text of the request.
 
 mod about;
-mod checks;
 mod remedy;
 mod run;
 mod score;
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 use stage0_contract::{
-    CheckRequest, CostEstimate, Decision, Effect, Issue, IssueCode, Micros, NextAction, Severity, Verdict,
+    CheckRequest, CostEstimate, Decision, Effect, GuardrailCheck, Issue, IssueCode, Micros, NextAction, Severity,
+    Verdict,
 };
 
 pub(crate) use about::About;
@@ -25,9 +26,7 @@ use crate::pack::Pack;
 use crate::rule::{Detail, Outcome, Rule};
 use crate::secrets::REDACTED;
 
-/// The family of rules about the value of a task.
 const VALUE: &str = "value";
-/// The family of rules about runs that do not end.
 const LOOP: &str = "loop";
 
 /// An issue before it is part of a decision.
@@ -41,7 +40,6 @@ struct Draft {
     remedy: Remedy,
 }
 
-/// Makes the decision from the outcome of an evaluation.
 pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outcome: &Outcome<'_>) -> Decision {
     let mut matched = outcome.matched.clone();
     matched.sort_by(|a, b| b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.id.cmp(&b.id)));
@@ -55,8 +53,7 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
     }
     drafts.extend(outcome.failed.iter().map(|id| Draft::failed(id)));
     let mut verdict = verdict_of(&drafts);
-    // INVARIANT: clients may deny an ALLOW that carries a grave issue, so a pack that produces one is broken, and it
-    // denies.
+    // Clients may deny an ALLOW that carries a grave issue, so a pack that produces one is broken, and it denies.
     if verdict == Verdict::Allow && drafts.iter().any(|draft| draft.issue.severity >= Severity::High) {
         drafts.push(Draft::failed("decision.grave_allow"));
         verdict = Verdict::Deny;
@@ -65,7 +62,8 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
     let questions = questions(verdict, &drafts);
     let risk = score::risk(pack, facts, &matched, verdict);
     let family = |name: &str| score::total_weight(matched.iter().filter(|rule| rule.family == name));
-    let words = EchoedWords::of(request, facts);
+    let shown = |text: &String| if facts.secrets.is_empty() { text.clone() } else { REDACTED.to_owned() };
+    let ignored = facts.declared.ignored.iter().filter_map(|index| request.constraints.get(*index));
     Decision {
         verdict,
         reason: reason(verdict, &drafts),
@@ -75,28 +73,26 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         high_risk: risk >= score::HIGH_RISK,
         defer_questions: if verdict == Verdict::Defer { questions.clone() } else { Vec::new() },
         clarifying_questions: questions,
-        guardrails: words.guardrails,
-        constraints_applied: words.constraints,
-        constraints_ignored: words.ignored,
+        guardrails: shown_constraints(&facts.declared.guardrails, facts),
+        constraints_applied: shown_constraints(&facts.declared.normalised, facts),
+        constraints_ignored: ignored.map(shown).collect(),
         value_findings: matched.iter().filter(|rule| rule.family == VALUE).map(|rule| rule.message.clone()).collect(),
-        guardrail_checks: checks::of(outcome),
+        guardrail_checks: guardrail_checks(outcome),
         cost_estimate: facts.estimated_cost.map(cost_estimate),
         policy_version: pack.version().clone(),
-        environment: words.environment,
+        environment: if facts.environment.is_empty() { String::new() } else { shown(&facts.environment) },
         decision_trace_summary: trace(outcome, &drafts, verdict),
         issues: drafts.into_iter().map(Draft::into_issue).collect(),
     }
 }
 
-/// The gravest first, then by code and rule.
 fn rank(a: &Issue, b: &Issue) -> std::cmp::Ordering {
     b.severity.cmp(&a.severity).then_with(|| a.code.cmp(&b.code)).then_with(|| a.rule.cmp(&b.rule))
 }
 
 impl Draft {
-    /// The issue of a satisfied rule.
     fn of(rule: &Rule, facts: &Facts, pack: &Pack, request: &CheckRequest) -> Self {
-        let strict = request.pro && rule.effect == Effect::Advise && rule.severity >= pack.pro().denies_from;
+        let strict = request.pro && rule.effect == Effect::Advise && rule.severity >= pack.pro.denies_from;
         let mut issue = Issue {
             code: rule.code.clone(),
             severity: rule.severity,
@@ -206,23 +202,31 @@ fn reason(verdict: Verdict, drafts: &[Draft]) -> String {
     if verdict != Verdict::Allow {
         return drafts.iter().filter(|draft| decides(draft, verdict)).map(text).collect::<Vec<_>>().join("; ");
     }
+    let advice = drafts.iter().map(text).collect::<Vec<_>>().join("; ");
     let no_objection = "no rule of the policy objects".to_owned();
-    if drafts.is_empty() {
-        return no_objection;
-    }
-    format!("{no_objection}; advice: {}", drafts.iter().map(text).collect::<Vec<_>>().join("; "))
+    if drafts.is_empty() { no_objection } else { format!("{no_objection}; advice: {advice}") }
 }
 
 fn trace(outcome: &Outcome<'_>, drafts: &[Draft], verdict: Verdict) -> String {
-    let deciding: Vec<&str> = drafts
-        .iter()
-        .filter(|draft| decides(draft, verdict))
-        .flat_map(|draft| &draft.rules)
-        .map(String::as_str)
-        .collect();
-    let deciding = if deciding.is_empty() { "none".to_owned() } else { deciding.join(", ") };
+    let deciding = drafts.iter().filter(|draft| decides(draft, verdict)).flat_map(|draft| &draft.rules);
+    let deciding = deciding.cloned().collect::<Vec<_>>().join(", ");
+    let deciding = if deciding.is_empty() { "none" } else { &deciding };
     let (evaluated, matched, failed) = (outcome.evaluated.len(), outcome.matched.len(), outcome.failed.len());
     format!("{evaluated} rules evaluated, {matched} matched, {failed} failed; deciding: {deciding}")
+}
+
+/// By family and `@check`: a check is required if one of its rules was evaluated, and satisfied unless one of them was
+/// satisfied or failed.
+fn guardrail_checks(outcome: &Outcome<'_>) -> BTreeMap<String, BTreeMap<String, GuardrailCheck>> {
+    let mut families: BTreeMap<String, BTreeMap<String, GuardrailCheck>> = BTreeMap::new();
+    for rule in &outcome.evaluated {
+        let Some(check) = &rule.check else { continue };
+        let broken = outcome.matched.iter().any(|m| m.id == rule.id) || outcome.failed.contains(&rule.id);
+        let checks = families.entry(rule.family.clone()).or_default();
+        let state = checks.entry(check.clone()).or_insert(GuardrailCheck { required: true, satisfied: true });
+        state.satisfied &= !broken;
+    }
+    families
 }
 
 fn details(rule: &Rule, facts: &Facts) -> Map<String, Value> {
@@ -235,8 +239,7 @@ fn details(rule: &Rule, facts: &Facts) -> Map<String, Value> {
                 }
             }
             Detail::NextOpening => {
-                let opening = facts.next_opening.clone().map_or(Value::Null, Value::String);
-                details.insert("next_opening".to_owned(), opening);
+                details.insert("next_opening".to_owned(), facts.next_opening.clone().into());
             }
             Detail::Secrets => {
                 let secrets = facts.secrets.iter().map(|s| serde_json::json!({"kind": s.kind, "path": s.path}));
@@ -261,39 +264,13 @@ fn cost_estimate(cost: Micros) -> CostEstimate {
     }
 }
 
-/// The request's own words that the decision repeats.
-struct EchoedWords {
-    environment: String,
-    constraints: Vec<String>,
-    ignored: Vec<String>,
-    guardrails: Vec<String>,
-}
-
-impl EchoedWords {
-    /// Where the request holds a secret, only canonical names of constraints: the secret may be in several places, and
-    /// look harmless in some of them.
-    fn of(request: &CheckRequest, facts: &Facts) -> Self {
-        let declared = &facts.declared;
-        let ignored = declared.ignored.iter().filter_map(|index| request.constraints.get(*index));
-        if facts.secrets.is_empty() {
-            return Self {
-                ignored: ignored.cloned().collect(),
-                environment: facts.environment.clone(),
-                constraints: declared.normalised.clone(),
-                guardrails: declared.guardrails.clone(),
-            };
-        }
-        let names = |constraints: &[String]| {
-            let names = constraints.iter().filter_map(|constraint| constraint.split(':').next());
-            let mut names: Vec<String> = names.map(str::to_owned).collect();
-            names.dedup();
-            names
-        };
-        Self {
-            environment: if facts.environment.is_empty() { String::new() } else { REDACTED.to_owned() },
-            constraints: names(&declared.normalised),
-            ignored: ignored.map(|_| REDACTED.to_owned()).collect(),
-            guardrails: names(&declared.guardrails),
-        }
+/// Where the request holds a secret, only canonical names: the secret may look harmless in some places.
+fn shown_constraints(constraints: &[String], facts: &Facts) -> Vec<String> {
+    if facts.secrets.is_empty() {
+        return constraints.to_vec();
     }
+    let names = constraints.iter().filter_map(|constraint| constraint.split(':').next());
+    let mut names: Vec<String> = names.map(str::to_owned).collect();
+    names.dedup();
+    names
 }

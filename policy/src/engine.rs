@@ -1,7 +1,6 @@
 //! The engine: evaluates the rules of one pack on one thread, and shares nothing with other threads.
 //!
-//! Owns the parsed policies, grouped by trigger, and builds the record that Cedar evaluates them on: only the
-//! attributes that the evaluated rules name.
+//! Policies are grouped by trigger, and Cedar gets only the attributes that the evaluated rules name.
 //! INVARIANT: a rule that errors is reported as failed and never skipped; the same facts give the same outcome.
 
 use std::collections::BTreeMap;
@@ -30,7 +29,7 @@ const RESOURCE: &str = r#"Proposal::"action""#;
 /// A pack, parsed for one thread.
 pub struct Engine {
     pack: Arc<Pack>,
-    buckets: Vec<Bucket>,
+    buckets: BTreeMap<Trigger, Bucket>,
     authorizer: Authorizer,
     entities: Entities,
     principal: EntityUid,
@@ -38,9 +37,8 @@ pub struct Engine {
     resource: EntityUid,
 }
 
-/// The rules of one trigger.
+#[derive(Default)]
 struct Bucket {
-    trigger: Trigger,
     policies: PolicySet,
     attributes: Attributes,
     rules: Vec<String>,
@@ -51,15 +49,10 @@ impl Engine {
     pub fn new(pack: Arc<Pack>) -> Result<Self, PackError> {
         let unparsed = || PackError::of(Fault::new("*.cedar", "the rules cannot be parsed again"));
         let mut buckets: BTreeMap<Trigger, Bucket> = BTreeMap::new();
-        for source in pack.sources() {
+        for source in &pack.sources {
             for policy in rekeyed(source).ok_or_else(unparsed)? {
-                let rule = pack.rules().get::<str>(policy.id().as_ref()).ok_or_else(unparsed)?;
-                let bucket = buckets.entry(rule.trigger).or_insert_with(|| Bucket {
-                    trigger: rule.trigger,
-                    policies: PolicySet::new(),
-                    attributes: Attributes::default(),
-                    rules: Vec::new(),
-                });
+                let rule = pack.rules.get::<str>(policy.id().as_ref()).ok_or_else(unparsed)?;
+                let bucket = buckets.entry(rule.trigger).or_default();
                 bucket.attributes.extend(rule.attributes);
                 bucket.rules.push(rule.id.clone());
                 bucket.policies.add(policy).map_err(|_| unparsed())?;
@@ -67,7 +60,7 @@ impl Engine {
         }
         let uid = |text: &str| text.parse::<EntityUid>().map_err(|_| unparsed());
         Ok(Self {
-            buckets: buckets.into_values().collect(),
+            buckets,
             authorizer: Authorizer::new(),
             entities: Entities::empty(),
             principal: uid(PRINCIPAL)?,
@@ -82,16 +75,14 @@ impl Engine {
         &self.pack
     }
 
-    /// Decides a request at a time (seconds since the epoch), or returns the fields that name something the pack does
-    /// not define.
+    /// Decides a request at a time (seconds since the epoch), or returns the fields that the pack does not define.
     pub fn decide(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Decision, Vec<FieldError>> {
         let facts = self.facts(request, evaluated_at)?;
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
     }
 
     /// Decides a check with the server's counts of its run. Returns the decision with the texts that may be recorded,
-    /// and the facts that update the run. Fails once `limit` has passed; it is checked between facts, rules and
-    /// redaction, and within facts and redaction.
+    /// and the facts that update the run. Fails once `limit` has passed.
     pub fn answer(
         &self,
         check: &EvaluateRequest,
@@ -104,7 +95,7 @@ impl Engine {
         let action = ActionSummary::of(&facts);
         let recordable = Some(redacted_texts(check, action, &facts.secrets, self.pack.secrets(), limit)?);
         limit.check()?;
-        Ok((Evaluation { decision, recordable }, facts.into_run_facts()))
+        Ok((Evaluation { decision, recordable }, facts.run))
     }
 
     /// Decides a request and explains how the decision came about.
@@ -115,11 +106,10 @@ impl Engine {
         Ok(Explanation::new(&facts, &outcome, decision))
     }
 
-    /// The facts of a request, without a time limit.
     pub(crate) fn facts(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Facts, Vec<FieldError>> {
         self.facts_within(request, evaluated_at, None, TimeLimit::NONE).map_err(|error| match error {
             EvaluateError::Invalid(errors) => errors,
-            EvaluateError::OutOfTime => vec![FieldError::new("body", "takes too long to decide")],
+            EvaluateError::OutOfTime(_) => vec![FieldError::new("body", "takes too long to decide")],
         })
     }
 
@@ -130,21 +120,14 @@ impl Engine {
         snapshot: Option<&RunSnapshot>,
         limit: TimeLimit,
     ) -> Result<Facts, EvaluateError> {
-        Facts::read(
-            request,
-            self.pack.vocabulary(),
-            self.pack.windows(),
-            self.pack.secrets(),
-            evaluated_at,
-            snapshot,
-            limit,
-        )
+        let pack = &self.pack;
+        Facts::read(request, &pack.vocabulary, &pack.windows, pack.secrets(), evaluated_at, snapshot, limit)
     }
 
     /// Evaluates the rules whose trigger holds.
     pub(crate) fn evaluate(&self, facts: &Facts) -> Outcome<'_> {
         let triggers = Triggers::of(facts);
-        self.authorize(facts, |bucket| triggers.contains(bucket.trigger))
+        self.authorize(facts, |trigger| triggers.contains(trigger))
     }
 
     /// Evaluates every rule, to prove that triggers hide none.
@@ -152,15 +135,18 @@ impl Engine {
         self.authorize(facts, |_| true)
     }
 
-    fn authorize(&self, facts: &Facts, wanted: impl Fn(&Bucket) -> bool) -> Outcome<'_> {
-        let buckets = || self.buckets.iter().filter(|bucket| wanted(bucket));
+    fn authorize(&self, facts: &Facts, wanted: impl Fn(Trigger) -> bool) -> Outcome<'_> {
+        let buckets = || self.buckets.iter().filter(|(trigger, _)| wanted(**trigger)).map(|(_, bucket)| bucket);
         let mut outcome = Outcome::default();
         let mut attributes = Attributes::default();
         for bucket in buckets() {
             attributes.extend(bucket.attributes);
             outcome.evaluated.extend(bucket.rules.iter().filter_map(|id| self.rule(id)));
         }
-        let Some(request) = self.cedar_request(facts, attributes) else {
+        let request = context(facts, attributes).ok().and_then(|context| {
+            Request::new(self.principal.clone(), self.action.clone(), self.resource.clone(), context, None).ok()
+        });
+        let Some(request) = request else {
             // Without a record no rule can be evaluated, so each of them has failed.
             outcome.failed = outcome.evaluated.iter().map(|rule| rule.id.clone()).collect();
             return outcome;
@@ -169,24 +155,19 @@ impl Engine {
             // No rule permits, so the reasons of the response are all satisfied rules.
             let response = self.authorizer.is_authorized(&request, &bucket.policies, &self.entities);
             outcome.matched.extend(response.diagnostics().reason().filter_map(|id| self.rule(id.as_ref())));
-            outcome.failed.extend(response.diagnostics().errors().map(failed_rule));
+            let failed = |AuthorizationError::PolicyEvaluationError(error): &_| error.policy_id().to_string();
+            outcome.failed.extend(response.diagnostics().errors().map(failed));
         }
         // Cedar returns errors in random order.
         outcome.failed.sort_unstable();
         outcome
     }
 
-    fn cedar_request(&self, facts: &Facts, attributes: Attributes) -> Option<Request> {
-        let context = context(facts, attributes).ok()?;
-        Request::new(self.principal.clone(), self.action.clone(), self.resource.clone(), context, None).ok()
-    }
-
     fn rule(&self, id: &str) -> Option<&Rule> {
-        self.pack.rules().get(id)
+        self.pack.rules.get(id)
     }
 }
 
-/// The record of facts that Cedar evaluates rules on.
 pub(crate) fn context(facts: &Facts, wanted: Attributes) -> Result<Context, Box<ContextCreationError>> {
     let pair = |attribute: Attribute| Some((attribute.name().to_owned(), expression(attribute.value(facts)?)));
     Context::from_pairs(wanted.iter().filter_map(pair)).map_err(Box::new)
@@ -200,12 +181,6 @@ fn expression(value: FactValue) -> RestrictedExpression {
         FactValue::Set(values) => {
             RestrictedExpression::new_set(values.into_iter().map(RestrictedExpression::new_string))
         }
-    }
-}
-
-fn failed_rule(error: &AuthorizationError) -> String {
-    match error {
-        AuthorizationError::PolicyEvaluationError(error) => error.policy_id().to_string(),
     }
 }
 

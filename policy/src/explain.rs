@@ -1,7 +1,6 @@
 //! How a decision came about, for the author of a policy.
 //!
-//! Owns the form of `policy explain`: the facts that rules saw, the triggers that held, and the rules that were
-//! evaluated, satisfied or failed. Where a secret was found, the request's words are left out here too.
+//! Where a secret was found, the request's words are left out here too.
 
 use std::collections::BTreeMap;
 

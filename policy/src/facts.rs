@@ -1,7 +1,7 @@
 //! Facts: what a request says, computed once and typed, so that a rule only has to compare.
 //!
-//! Reads words, constraints and context into the record that rules see; pure, without floats, clocks or I/O. The pack's
-//! vocabulary decides what a word means, and rules decide what follows from a fact.
+//! Pure, without floats, clocks or I/O. The pack's vocabulary decides what a word means, and rules decide what follows
+//! from a fact.
 //! INVARIANT: where a request says a thing twice, the stricter one counts; what cannot be read is listed in `malformed`
 //! and never becomes a default that allows more.
 
@@ -11,13 +11,11 @@ mod approval;
 mod culprit;
 mod declared;
 mod effects;
-mod environment;
 mod evidence;
 mod goal;
 mod limits;
 mod mcp;
 mod patterns;
-mod prefixes;
 mod run;
 mod scope;
 mod table;
@@ -26,7 +24,7 @@ mod tool_list;
 mod tools;
 
 use serde_json::Value;
-use stage0_contract::{CheckRequest, FieldError, Micros, RunId};
+use stage0_contract::{CheckRequest, FieldError, LimitName, Micros, RunId};
 
 use crate::secrets::{self, Detector, Finding};
 use crate::time_limit::{OutOfTime, TimeLimit};
@@ -43,19 +41,17 @@ use access::Access;
 use approval::Approval;
 use effects::Effects;
 use evidence::Evidence;
-use run::Run;
 pub use run::{Reported, RunFacts, RunSnapshot, ToolCalls};
 use scope::Scopes;
 use tools::{ProposedTools, ToolRisks};
 
-/// Everything that rules can know about a request.
 #[derive(Debug)]
 pub(crate) struct Facts {
     pub(crate) declared: Declared,
     pub(crate) effects: Effects,
     pub(crate) approval: Approval,
     pub(crate) access: Access,
-    pub(crate) run: Run,
+    pub(crate) run: RunFacts,
     pub(crate) scopes: Scopes,
     pub(crate) context_present: bool,
     /// Members of `context` with a wrong type or range; sorted, each once.
@@ -91,8 +87,8 @@ pub enum EvaluateError {
     #[error("the policy does not know a word of the request")]
     Invalid(Vec<FieldError>),
     /// The time limit passed before the decision was made.
-    #[error("the decision took too long")]
-    OutOfTime,
+    #[error(transparent)]
+    OutOfTime(#[from] OutOfTime),
 }
 
 impl From<Vec<FieldError>> for EvaluateError {
@@ -101,15 +97,8 @@ impl From<Vec<FieldError>> for EvaluateError {
     }
 }
 
-impl From<OutOfTime> for EvaluateError {
-    fn from(_: OutOfTime) -> Self {
-        Self::OutOfTime
-    }
-}
-
 impl Facts {
-    /// Reads a request at a time (seconds since the epoch) with the server's counts of its run. Checks `limit` between
-    /// steps.
+    /// `evaluated_at` is in seconds since the epoch. Checks `limit` between steps.
     pub(crate) fn read(
         request: &CheckRequest,
         vocabulary: &Vocabulary,
@@ -136,7 +125,8 @@ impl Facts {
             evidence.mark_counters_malformed();
         }
         limit.check()?;
-        let run = Run::read(&declared, &tools, &mut evidence, snapshot);
+        let secrets = secrets::find_within(request, detector, limit)?;
+        let run = RunFacts::read(&declared, &tools, &mut evidence, snapshot, !secrets.is_empty());
         let has_run = snapshot.is_some() || matches!(run_id, Ok(Some(_)));
         let limits_not_enforced = limits::not_enforced(&declared, request, has_run, &evidence);
         if vocabulary.edition() == Edition::Second {
@@ -144,21 +134,18 @@ impl Facts {
         }
         limit.check()?;
         let scopes = Scopes::read(&declared, request, vocabulary, &mut evidence);
-        let ticket_named = evidence.has_ticket();
-        let rollback_plan = evidence.flag("rollback_plan").unwrap_or(false);
-        let mfa_verified = evidence.flag("mfa_verified").unwrap_or(false);
         limit.check()?;
         let (window_open, next_opening) = vocabulary::judge(&declared.windows, windows, evaluated_at);
         let nothing_declared = request.tools.is_empty() && request.constraints.is_empty() && !effects.scoped;
         let context_empty = request.context.as_ref().is_none_or(|c| c.values().all(Value::is_null));
         Ok(Self {
             context_present: request.context.is_some(),
-            ticket_named,
-            mfa_verified,
-            rollback_plan,
+            ticket_named: evidence.has_ticket(),
+            mfa_verified: evidence.flag("mfa_verified").unwrap_or(false),
+            rollback_plan: evidence.flag("rollback_plan").unwrap_or(false),
             limits_not_enforced,
             retry_count_unusable: limits::retry_count_unusable(request),
-            approval_stale: is_stale(declared.approval_max_age, approval.approved_at, evaluated_at),
+            approval_stale: is_stale(declared.limit(LimitName::ApprovalMaxAge), approval.approved_at, evaluated_at),
             window_open,
             next_opening,
             tool_risks: ToolRisks::read(request, &tools, &effects, vocabulary),
@@ -166,7 +153,7 @@ impl Facts {
             criteria_missing: request.success_criteria.is_empty(),
             bare: nothing_declared && context_empty && request.environment.is_none(),
             goal_vague: !effects.scoped && goal::is_vague(&request.goal, vocabulary),
-            secrets: secrets::find_within(request, detector, limit)?,
+            secrets,
             estimated_cost: run.estimated_cost,
             environment: access::environment_as_written(request),
             malformed: evidence.malformed(),
@@ -178,21 +165,14 @@ impl Facts {
             scopes,
         })
     }
-
-    /// What the run's state needs of this check.
-    pub(crate) fn into_run_facts(self) -> RunFacts {
-        let Run { iteration, same_tool_calls, cost_micros, estimated_cost, reported, .. } = self.run;
-        let has_secrets = !self.secrets.is_empty();
-        RunFacts { iteration, same_tool_calls, cost_micros, estimated_cost, reported, has_secrets }
-    }
 }
 
 /// How far ahead of ours the clock that wrote `approved_at` may run.
 const MAX_CLOCK_SKEW_SECONDS: i64 = 300;
 
 /// Whether an approval is older than `max_age`, lies in the future, or does not say when it was given.
-fn is_stale(max_age: Option<Micros>, approved_at: Option<i64>, evaluated_at: i64) -> bool {
+fn is_stale(max_age: Option<i64>, approved_at: Option<i64>, evaluated_at: i64) -> bool {
     let Some(max_age) = max_age else { return false };
     let Some(age) = approved_at.and_then(|at| evaluated_at.checked_sub(at)) else { return true };
-    age < -MAX_CLOCK_SKEW_SECONDS || age.saturating_mul(1_000_000) > max_age.get()
+    age < -MAX_CLOCK_SKEW_SECONDS || age.saturating_mul(1_000_000) > max_age
 }

@@ -1,13 +1,15 @@
 //! The files of a pack: the embedded baseline, or a folder on disk.
 //!
-//! Owns the list of files that a pack may have. Any other file is a fault: it would change the digest without changing
-//! a decision, or it is a policy file with a misspelt name.
+//! Any file that a pack may not have is a fault: it would change the digest without changing a decision, or it is a
+//! policy file with a misspelt name.
 
 mod fault;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+
+use serde::de::DeserializeOwned;
 
 pub use fault::{Fault, PackError};
 pub(crate) use fault::{line_of, toml_fault};
@@ -27,7 +29,6 @@ const POLICY_ENDING: &str = ".cedar";
 const MAX_FILE_BYTES: u64 = 4 << 20;
 /// The largest pack, all files together.
 const MAX_PACK_BYTES: u64 = 8 << 20;
-/// The most files of a pack.
 const MAX_FILES: usize = 100;
 
 macro_rules! embedded {
@@ -36,7 +37,6 @@ macro_rules! embedded {
     };
 }
 
-/// File names and their text, sorted by name.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Files(BTreeMap<String, String>);
 
@@ -71,7 +71,6 @@ impl Files {
         Self(files.into_iter().map(|(name, text)| (name.to_owned(), text.to_owned())).collect())
     }
 
-    /// Reads a folder. Hidden files are ignored.
     pub(crate) fn read(folder: &Path) -> Result<Self, PackError> {
         let place = folder.display().to_string();
         let refuse = |file: &str, what: &str| PackError::of(Fault::new(file, what));
@@ -84,6 +83,7 @@ impl Files {
             }
             let entry = entry.map_err(|error| refuse(&place, &format!("cannot be read: {error}")))?;
             let name = entry.file_name().to_string_lossy().into_owned();
+            // Hidden files are ignored.
             if name.starts_with('.') {
                 continue;
             }
@@ -101,7 +101,6 @@ impl Files {
         if faults.is_empty() { Ok(Self(files)) } else { Err(PackError { faults }) }
     }
 
-    /// The text of a file.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
@@ -115,12 +114,22 @@ impl Files {
         text
     }
 
-    /// Every file, by name.
+    /// The text and the content of a required TOML file; a missing or malformed one is a fault.
+    pub(crate) fn toml<T: DeserializeOwned>(&self, name: &str, faults: &mut Vec<Fault>) -> Option<(&str, T)> {
+        let text = self.needed(name, faults)?;
+        match toml::from_str(text) {
+            Ok(content) => Some((text, content)),
+            Err(error) => {
+                faults.push(toml_fault(name, text, &error));
+                None
+            }
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
-    /// The policy files, by name.
     pub(crate) fn policies(&self) -> impl Iterator<Item = (&str, &str)> {
         self.iter().filter(|(name, _)| name.ends_with(POLICY_ENDING))
     }
@@ -130,19 +139,14 @@ impl Files {
         self.iter().filter(|(name, _)| is_cases(name))
     }
 
-    /// Faults for files that only a pack of the second edition may have.
     pub(crate) fn of_second_edition(&self) -> Vec<Fault> {
         let given = [EFFECTS, TOOLS].into_iter().filter(|name| self.get(name).is_some());
         given.map(|name| Fault::new(name, "is read for packs of `edition = 2` alone")).collect()
     }
 
-    /// Faults for files that do not belong to a pack.
     pub(crate) fn unexpected(&self) -> Vec<Fault> {
-        let known = |name: &str| {
-            [MANIFEST, SCHEMA, VOCABULARY, EFFECTS, TOOLS, CONSTRAINTS, CODES, SECRETS].contains(&name)
-                || is_cases(name)
-                || name.ends_with(POLICY_ENDING)
-        };
+        const KNOWN: [&str; 8] = [MANIFEST, SCHEMA, VOCABULARY, EFFECTS, TOOLS, CONSTRAINTS, CODES, SECRETS];
+        let known = |name: &str| KNOWN.contains(&name) || is_cases(name) || name.ends_with(POLICY_ENDING);
         self.iter().filter(|(name, _)| !known(name)).map(|(name, _)| Fault::new(name, "is no file of a pack")).collect()
     }
 }
@@ -171,7 +175,6 @@ impl Files {
         Self::read(&folder).unwrap()
     }
 
-    /// With one file replaced or added.
     pub(crate) fn with(mut self, name: &str, text: &str) -> Self {
         self.0.insert(name.to_owned(), text.to_owned());
         self

@@ -1,7 +1,6 @@
 //! Policy packs: a folder of rules, words, numbers and cases that is loaded whole or not at all.
 //!
-//! Owns the definition of a valid pack: files, annotations, schema, vocabulary, and cases that pass and satisfy every
-//! rule at least once. A pack with a single fault is refused, and the refusal lists all faults.
+//! A pack with a single fault is refused, and the refusal lists all faults. Its cases must pass and satisfy every rule.
 //! INVARIANT: an existing [`Pack`] is valid, and its version is derived from its content, so other rules cannot be
 //! published under the same version.
 
@@ -26,7 +25,7 @@ use crate::facts::Declared;
 use crate::files::{Files, PackError};
 use crate::rule::Rule;
 use crate::secrets::{Detector, spec};
-use crate::vocabulary::{self, Edition, ToolWords, Vocabulary, Windows};
+use crate::vocabulary::{self, Edition, Vocabulary, Windows};
 
 pub use cases::Expectation;
 pub use proof::CaseOutcome;
@@ -41,44 +40,47 @@ use cases::Case;
 #[derive(Debug)]
 pub struct Pack {
     version: PolicyVersion,
-    scores: Scores,
-    pro: Pro,
-    windows: Windows,
-    vocabulary: Vocabulary,
+    pub(crate) scores: Scores,
+    pub(crate) pro: Pro,
+    pub(crate) windows: Windows,
+    pub(crate) vocabulary: Vocabulary,
     secrets: Arc<Detector>,
-    rules: BTreeMap<String, Rule>,
+    pub(crate) rules: BTreeMap<String, Rule>,
     reference: Map<String, Value>,
     /// The text of each policy file. Every engine parses its own copy.
-    sources: Vec<String>,
+    pub(crate) sources: Vec<String>,
     case_count: usize,
 }
 
 impl Pack {
-    /// Parses and validates all files. The cases are returned, not run.
+    /// The cases are returned, not run.
     fn parse(files: &Files) -> Result<(Self, Vec<Case>), PackError> {
         let mut faults = files.unexpected();
         let manifest = manifest::parse(files, &mut faults);
-        if manifest.as_ref().is_some_and(|manifest| manifest.edition == Edition::First) {
+        let edition = manifest.as_ref().map(|(manifest, _)| manifest.edition);
+        if edition == Some(Edition::First) {
             faults.extend(files.of_second_edition());
         }
-        let edition = manifest.as_ref().map_or(Edition::default(), |manifest| manifest.edition);
         // Faults about the edition's files are reported only if the edition is known.
-        let vocabulary = vocabulary::parse(files, manifest.as_ref().map(|_| edition), &mut faults);
+        let vocabulary = vocabulary::parse(files, edition, &mut faults);
+        let edition = edition.unwrap_or_default();
         let secrets = spec::parse(files, &mut faults);
         let (mut rules, sources) = rules::parse(files, edition, &mut faults);
-        if vocabulary.as_ref().and_then(Vocabulary::tools).is_some_and(ToolWords::undeclared_defers) {
+        if vocabulary.as_ref().and_then(Vocabulary::second).is_some_and(|(_, tools)| tools.undeclared_defers()) {
             rules.values_mut().for_each(|rule| rule.defer_undeclared(&mut faults));
         }
         let codes = codes::parse(files, edition, &rules, &mut faults);
         let cases = cases::parse(files, &mut faults);
         match (manifest, vocabulary, secrets, codes, cases) {
-            (Some(manifest), Some(vocabulary), Some(secrets), Some(codes), Some(cases)) if faults.is_empty() => {
+            (Some((manifest, windows)), Some(vocabulary), Some(secrets), Some(codes), Some(cases))
+                if faults.is_empty() =>
+            {
+                let version = digest::version(&manifest.name, &manifest.version, files, secrets.base);
                 let pack = Self {
-                    version: digest::version(&manifest.name, &manifest.semver, files, secrets.base)
-                        .map_err(PackError::of)?,
+                    version: version.map_err(PackError::of)?,
                     scores: manifest.scores,
                     pro: manifest.pro,
-                    windows: manifest.windows,
+                    windows,
                     reference: reference::of(files, &vocabulary, &codes, &rules),
                     vocabulary,
                     secrets: secrets.detector,
@@ -112,32 +114,8 @@ impl Pack {
         self.case_count
     }
 
-    pub(crate) fn scores(&self) -> &Scores {
-        &self.scores
-    }
-
-    pub(crate) fn pro(&self) -> &Pro {
-        &self.pro
-    }
-
-    pub(crate) fn windows(&self) -> &Windows {
-        &self.windows
-    }
-
-    pub(crate) fn vocabulary(&self) -> &Vocabulary {
-        &self.vocabulary
-    }
-
     /// Finds secrets by the forms of this pack.
     pub fn secrets(&self) -> &Detector {
         &self.secrets
-    }
-
-    pub(crate) fn rules(&self) -> &BTreeMap<String, Rule> {
-        &self.rules
-    }
-
-    pub(crate) fn sources(&self) -> &[String] {
-        &self.sources
     }
 }

@@ -1,7 +1,6 @@
 //! The texts of a request that may be recorded with its decision: the run's id, the names of its tools, the caller's
 //! own texts, and the request itself if it asks for that.
 //!
-//! Owns which texts these are and how long they may be.
 //! INVARIANT: they hold no secret that the detector finds anywhere in the request, and without `debug_store_input` no
 //! text of the request except the run's id and the names of its tools.
 
@@ -15,12 +14,9 @@ use crate::time_limit::{OutOfTime, TimeLimit};
 /// The length at which a text other than the input is cut, in characters.
 const MAX_CHARS: usize = 256;
 
-/// What an action does, in the policy's words.
 #[derive(Debug, Default)]
 pub(crate) struct ActionSummary {
-    /// The risk classes of its side effects.
     effect_classes: Vec<&'static str>,
-    /// The normalised names of its tools.
     tools: Vec<String>,
 }
 
@@ -42,7 +38,7 @@ pub(crate) fn redacted_texts(
     let caller = &check.caller;
     let caller_texts = || [&caller.client_request_id, &caller.user_agent].into_iter().flatten().map(String::as_str);
     // Most requests have no secret, and then their own texts need no second scan.
-    let suspicious = !found.is_empty() || caller_texts().any(|text| secrets::suspects(text, detector, limit));
+    let suspicious = !found.is_empty() || caller_texts().any(|text| detector.suspects(text, limit));
     let masking = if suspicious { Some(Masking::of(request, caller_texts(), detector, limit)?) } else { None };
     let redacted = |text: &str| redact(masking.as_ref(), text, detector);
     // The first text that names a run, even where the two places differ.
@@ -57,11 +53,8 @@ pub(crate) fn redacted_texts(
         Some(_) => action.tools.iter().map(|tool| redacted(tool)).collect::<Result<_, _>>()?,
     };
     let effect_classes = action.effect_classes.into_iter().map(str::to_owned).collect();
-    let input = if request.debug_store_input {
-        Some(input(request, &masking.unwrap_or_else(|| Masking::new(detector, limit)))?)
-    } else {
-        None
-    };
+    let masking = masking.unwrap_or_else(|| Masking::new(detector, limit));
+    let input = request.debug_store_input.then(|| input(request, &masking)).transpose()?;
     Ok(RedactedTexts { run_id, effect_classes, tools, caller, input })
 }
 
@@ -79,12 +72,7 @@ fn input(request: &CheckRequest, masking: &Masking<'_>) -> Result<Map<String, Va
     let text = |text: &str| masking.text(text).map(Value::from);
     let mut input = Map::new();
     input.insert("goal".to_owned(), text(&request.goal)?);
-    for (name, items) in [
-        ("success_criteria", &request.success_criteria),
-        ("constraints", &request.constraints),
-        ("tools", &request.tools),
-        ("side_effects", &request.side_effects),
-    ] {
+    for (name, items) in secrets::lists(request) {
         let items: Vec<Value> = items.iter().map(|item| text(item)).collect::<Result<_, _>>()?;
         input.insert(name.to_owned(), items.into());
     }

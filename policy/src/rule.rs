@@ -1,7 +1,6 @@
 //! One rule: the annotations of a Cedar policy, which say what it means when the policy is satisfied.
 //!
-//! Owns the list of annotations, which of them a rule needs, and which values each takes. An unknown annotation is a
-//! fault, because a misspelt `@serverity` would otherwise be a rule without a severity.
+//! An unknown annotation is a fault, because a misspelt `@serverity` would otherwise be a rule without a severity.
 
 use cedar_policy::Policy;
 use serde::de::DeserializeOwned;
@@ -28,36 +27,29 @@ pub(crate) struct Rule {
     pub(crate) next_action: NextAction,
     pub(crate) weight: u8,
     pub(crate) details: Vec<Detail>,
-    /// Members of `context` that would settle the issue.
     pub(crate) fields: Vec<String>,
     pub(crate) check: Option<String>,
     /// Which part of a request the issue is about, and what would settle it.
     pub(crate) about: Option<About>,
     /// No change of the request settles the issue.
     pub(crate) is_final: bool,
-    /// The attributes that the rule's conditions name.
     pub(crate) attributes: Attributes,
 }
 
 /// A fact in the `details` of an issue. None of them is a text of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detail {
-    /// An attribute, under its name.
     Attribute(Attribute),
     /// When all declared windows are next open at once.
     NextOpening,
-    /// The kind and path of each secret.
     Secrets,
 }
 
 /// The rules that were evaluated for a request, and which of them were satisfied or failed.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome<'p> {
-    /// Rules whose trigger held.
     pub(crate) evaluated: Vec<&'p Rule>,
-    /// Rules that were satisfied.
     pub(crate) matched: Vec<&'p Rule>,
-    /// Ids of rules that failed.
     pub(crate) failed: Vec<String>,
 }
 
@@ -65,8 +57,7 @@ impl Rule {
     /// The issue code for a tool whose name announces an effect that the request does not declare.
     const UNDECLARED: &str = "UNDECLARED_SIDE_EFFECT";
 
-    /// Makes advice on an undeclared effect defer instead, for packs with `undeclared_effects = "defer"` in
-    /// `tools.toml`.
+    /// Makes advice on an undeclared effect defer, for packs with `undeclared_effects = "defer"`.
     pub(crate) fn defer_undeclared(&mut self, faults: &mut Vec<Fault>) {
         if self.code.as_str() != Self::UNDECLARED || self.effect != Effect::Advise {
             return;
@@ -80,28 +71,8 @@ impl Rule {
     }
 }
 
-const ANNOTATIONS: &[&str] = &[
-    "id",
-    "family",
-    "trigger",
-    "effect",
-    "code",
-    "severity",
-    "message",
-    "question",
-    "next_action",
-    "weight",
-    "details",
-    "fields",
-    "check",
-    "about",
-    "final",
-];
-
-/// Reads a policy's annotations, or returns everything that is wrong with them.
 pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -> Result<Rule, Vec<String>> {
-    let mut reader = Reader { policy, wrong: Vec::new() };
-    reader.reject_unknown();
+    let mut reader = Reader { policy, known: Vec::new(), wrong: Vec::new() };
     let id = reader.name("id");
     let family = reader.name("family");
     let trigger = reader.required("trigger", "a trigger that the evaluator knows", Trigger::parse);
@@ -117,7 +88,7 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
     let check = reader.optional("check", "a name of small letters and `_`", name);
     let wanted = || format!("one of {}", About::names().collect::<Vec<_>>().join(", "));
     let about = reader.optional("about", &wanted(), About::parse);
-    let is_final = policy.annotation("final").is_some();
+    let is_final = reader.annotation("final").is_some();
     if edition == Edition::Second && policy.annotation("about").is_none() {
         reader.wrong.push(format!("`@about` is missing: it must be {}", wanted()));
     }
@@ -134,7 +105,7 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
     if policy.effect() != cedar_policy::Effect::Forbid {
         reader.wrong.push("a rule must be a `forbid`".to_owned());
     }
-    let wrong = reader.wrong;
+    let wrong = [reader.unknown(), reader.wrong].concat();
     let rule = || {
         Some(Rule {
             id: id?,
@@ -162,37 +133,44 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
 
 struct Reader<'a> {
     policy: &'a Policy,
+    /// The annotations that were read.
+    known: Vec<&'static str>,
     wrong: Vec<String>,
 }
 
-impl Reader<'_> {
-    fn reject_unknown(&mut self) {
-        let mut unknown: Vec<&str> =
-            self.policy.annotations().map(|(name, _)| name).filter(|n| !ANNOTATIONS.contains(n)).collect();
+impl<'a> Reader<'a> {
+    /// Faults for annotations that were not read.
+    fn unknown(&self) -> Vec<String> {
+        let names = self.policy.annotations().map(|(name, _)| name);
+        let mut unknown: Vec<&str> = names.filter(|name| !self.known.contains(name)).collect();
         unknown.sort_unstable();
-        self.wrong.extend(unknown.into_iter().map(|name| format!("`@{name}` is no annotation of a rule")));
+        unknown.into_iter().map(|name| format!("`@{name}` is no annotation of a rule")).collect()
     }
 
-    fn optional<T>(&mut self, annotation: &str, wanted: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let value = read(self.policy.annotation(annotation)?);
+    fn annotation(&mut self, name: &'static str) -> Option<&'a str> {
+        self.known.push(name);
+        self.policy.annotation(name)
+    }
+
+    fn optional<T>(&mut self, annotation: &'static str, wanted: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let value = read(self.annotation(annotation)?);
         if value.is_none() {
             self.wrong.push(format!("`@{annotation}` must be {wanted}"));
         }
         value
     }
 
-    fn required<T>(&mut self, annotation: &str, wanted: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
+    fn required<T>(&mut self, annotation: &'static str, wanted: &str, read: impl Fn(&str) -> Option<T>) -> Option<T> {
         if self.policy.annotation(annotation).is_none() {
             self.wrong.push(format!("`@{annotation}` is missing"));
         }
         self.optional(annotation, wanted, read)
     }
 
-    fn name(&mut self, annotation: &str) -> Option<String> {
+    fn name(&mut self, annotation: &'static str) -> Option<String> {
         self.required(annotation, "a name of small letters, digits, `.` and `_`", name)
     }
 
-    /// The attributes that the conditions name. A name that is not in the fact table is a fault.
     fn attributes(&mut self) -> Option<Attributes> {
         let Ok(json) = self.policy.to_json() else {
             self.wrong.push("its conditions cannot be read".to_owned());
@@ -228,7 +206,6 @@ fn named_attributes(json: &serde_json::Value, names: &mut Vec<String>) {
     }
 }
 
-/// Parses a word of the contract as JSON spells it.
 fn wire_word<T: DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_value(serde_json::Value::from(text)).ok()
 }

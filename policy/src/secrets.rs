@@ -1,8 +1,7 @@
 //! Secrets in a request: found anywhere in it, reported by kind and path, never shown.
 //!
-//! Owns the traversal of every string of a request (values and member names, raw and normalised) and the masking of
-//! texts that are stored. A report never contains a value, or a member name that is not the contract's: either may be
-//! the secret. The pack defines what a secret looks like (`secrets.toml`); a pack with invalid forms is not loaded.
+//! Every string of a request is searched: values and member names, raw and normalised. A report never contains a value,
+//! or a member name that is not the contract's: either may be the secret. The pack defines what a secret looks like.
 //! INVARIANT: a search that did not reach the end of the request yields no answer.
 
 mod assignment;
@@ -27,20 +26,20 @@ pub use detector::Detector;
 
 pub(crate) use detector::{Form, Proof};
 pub(crate) use masking::Masking;
-pub(crate) use names::{NameWords, Tells};
+pub(crate) use names::{NameKind, NameWords};
 pub(crate) use value::{MAX_TELLING, ValueWords};
 
 use crate::time_limit::{OutOfTime, TimeLimit};
+use detector::Suspicion;
 
-/// What a masked text or value reads.
-pub const REDACTED: &str = "[redacted]";
+pub(crate) const REDACTED: &str = "[redacted]";
 
 /// The most findings of a request. More would not change the verdict.
 const MAX_FINDINGS: usize = 100;
-/// Texts are searched together, so many bytes at a time: a search costs something for each text, however short.
+/// Bytes of texts that are searched together: a search costs something for each text, however short.
 const SEARCHED_TOGETHER_BYTES: usize = 65_536;
 
-/// A secret's kind and place.
+/// One secret.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     /// `aws_access_key_id`, `password`, …
@@ -83,9 +82,9 @@ const KNOWN_MEMBERS: [&str; 28] = [
 
 /// The secrets in a request, each kind and place once, a hundred at most.
 pub fn find(request: &CheckRequest, detector: &Detector) -> Vec<Finding> {
-    // Without a limit it comes to an end; what were not searched to its end would be as good as a secret.
-    let unsearched = |_| vec![Finding { kind: "unknown".to_owned(), path: "body".to_owned() }];
-    find_within(request, detector, TimeLimit::NONE).unwrap_or_else(unsearched)
+    let found = find_within(request, detector, TimeLimit::NONE);
+    // Unreachable without a limit; a request that was not searched to its end would be as bad as one with a secret.
+    found.unwrap_or_else(|OutOfTime| vec![Finding { kind: "unknown".to_owned(), path: "body".to_owned() }])
 }
 
 /// As [`find`], or not in time.
@@ -94,24 +93,24 @@ pub(crate) fn find_within(
     detector: &Detector,
     limit: TimeLimit,
 ) -> Result<Vec<Finding>, OutOfTime> {
-    let mut search = Search { detector, limit, text: String::new(), secret: false, name: false };
+    let mut search = Search { detector, limit, text: String::new(), found: Suspicion::default() };
     let mut in_time = Ok(());
-    // Whether a name tells of a secret is not asked before one is seen.
+    // Names are not classified before a secret is found.
     let _ = each_text(request, None, &mut |_, _, text| {
         search.note(text);
         in_time = limit.check();
-        if in_time.is_ok() && !search.secret { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if in_time.is_ok() && !search.found.secret { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     in_time?;
-    let suspicious = search.suspicious();
+    search.search();
     limit.check()?;
-    if !suspicious {
+    if !search.found.secret && !search.found.name {
         return Ok(Vec::new());
     }
     let mut found = BTreeSet::new();
     let _ = each_text(request, Some(detector), &mut |place, member, text| {
         in_time = limit.check();
-        let of_member = || member.filter(|tells| detector.member_is_secret(*tells, text)).map(|_| detector::BY_NAME);
+        let of_member = || member.filter(|kind| detector.member_is_secret(*kind, text)).map(|_| detector::BY_NAME);
         if in_time.is_ok()
             && let Some(kind) = detector.kind(text, limit).or_else(of_member)
         {
@@ -119,13 +118,12 @@ pub(crate) fn find_within(
         }
         if in_time.is_ok() && found.len() < MAX_FINDINGS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    // The last text may have taken the time that there was.
     limit.check()?;
     Ok(found.into_iter().collect())
 }
 
 /// The text with every secret in it replaced by [`REDACTED`].
-pub fn mask(text: &str, detector: &Detector) -> String {
+pub(crate) fn mask(text: &str, detector: &Detector) -> String {
     mask_within(text, detector, TimeLimit::NONE)
 }
 
@@ -139,12 +137,6 @@ fn mask_within(text: &str, detector: &Detector, limit: TimeLimit) -> String {
     if detector.kind(&masked, limit).is_some() { REDACTED.to_owned() } else { masked }
 }
 
-/// Whether a text may hold a secret; `false` is certain.
-pub(crate) fn suspects(text: &str, detector: &Detector, limit: TimeLimit) -> bool {
-    detector.suspects(text, limit)
-}
-
-/// What the compiled-in baseline finds.
 #[cfg(test)]
 pub(crate) fn baseline() -> &'static Detector {
     static BASELINE: std::sync::LazyLock<std::sync::Arc<Detector>> = std::sync::LazyLock::new(|| {
@@ -154,14 +146,12 @@ pub(crate) fn baseline() -> &'static Detector {
     &BASELINE
 }
 
-/// Whether there may be a secret in the texts of a request, from a search of many texts at once.
 struct Search<'d> {
     detector: &'d Detector,
     limit: TimeLimit,
-    /// Those that are not searched yet.
+    /// What is not searched yet.
     text: String,
-    secret: bool,
-    name: bool,
+    found: Suspicion,
 }
 
 impl Search<'_> {
@@ -181,19 +171,13 @@ impl Search<'_> {
     }
 
     fn search(&mut self) {
-        let suspicion = self.detector.may_find(&self.text, self.limit);
-        self.secret |= suspicion.secret;
-        self.name |= suspicion.name;
+        let found = self.detector.may_find(&self.text, self.limit);
+        self.found.secret |= found.secret;
+        self.found.name |= found.name;
         self.text.clear();
-    }
-
-    fn suspicious(mut self) -> bool {
-        self.search();
-        self.secret || self.name
     }
 }
 
-/// Where a text stands; rendered only when something is found there.
 enum Place<'p> {
     Field(&'static str),
     Member(&'p Place<'p>, &'p str),
@@ -213,18 +197,22 @@ impl fmt::Display for Place<'_> {
     }
 }
 
-/// Called with the place, how much the name of the innermost member tells of a secret (nothing without a detector), and
-/// the text.
-type See<'s> = &'s mut dyn FnMut(&Place<'_>, Option<Tells>, &str) -> ControlFlow<()>;
+/// Called with the place, what the name of the innermost member reveals (nothing without a detector), and the text.
+type See<'s> = &'s mut dyn FnMut(&Place<'_>, Option<NameKind>, &str) -> ControlFlow<()>;
 
-fn each_text(request: &CheckRequest, detector: Option<&Detector>, see: See<'_>) -> ControlFlow<()> {
-    see(&Place::Field("goal"), None, &request.goal)?;
-    for (name, items) in [
+/// The lists of a request by name.
+pub(crate) fn lists(request: &CheckRequest) -> [(&'static str, &[String]); 4] {
+    [
         ("success_criteria", &request.success_criteria),
         ("constraints", &request.constraints),
         ("tools", &request.tools),
         ("side_effects", &request.side_effects),
-    ] {
+    ]
+}
+
+fn each_text(request: &CheckRequest, detector: Option<&Detector>, see: See<'_>) -> ControlFlow<()> {
+    see(&Place::Field("goal"), None, &request.goal)?;
+    for (name, items) in lists(request) {
         let field = Place::Field(name);
         for (index, item) in items.iter().enumerate() {
             see(&Place::Item(&field, index), None, item)?;
@@ -247,7 +235,7 @@ const SAYS_NOTHING: [&str; 9] = ["value", "val", "raw", "plain", "plaintext", "s
 fn each_member(
     members: &Map<String, Value>,
     place: &Place<'_>,
-    around: Option<Tells>,
+    around: Option<NameKind>,
     detector: Option<&Detector>,
     see: See<'_>,
 ) -> ControlFlow<()> {
@@ -264,7 +252,7 @@ fn each_member(
 fn each_value(
     value: &Value,
     place: &Place<'_>,
-    member: Option<Tells>,
+    member: Option<NameKind>,
     detector: Option<&Detector>,
     see: See<'_>,
 ) -> ControlFlow<()> {
@@ -273,7 +261,7 @@ fn each_value(
         Value::Array(items) => {
             let mut before = None;
             for (index, item) in items.iter().enumerate() {
-                let member = member.or_else(|| told_by_option(detector?, before));
+                let member = member.or_else(|| revealed_by_option(detector?, before));
                 each_value(item, &Place::Item(place, index), member, detector, see)?;
                 before = Some(item);
             }
@@ -285,14 +273,14 @@ fn each_value(
     ControlFlow::Continue(())
 }
 
-/// How much the argument before another tells of it: `["--password", "…"]`.
-fn told_by_option(detector: &Detector, before: Option<&Value>) -> Option<Tells> {
+/// What an option before this argument reveals: `["--password", "…"]`.
+fn revealed_by_option(detector: &Detector, before: Option<&Value>) -> Option<NameKind> {
     let option = before?.as_str().filter(|option| option.starts_with('-') && !option.contains(['=', ' ']))?;
     detector.names().member(option)
 }
 
 /// How much a member's name reveals. For `{"name": "DB_PASSWORD", "value": …}` the value of `name` is the name.
-fn telling(detector: &Detector, members: &Map<String, Value>, name: &str) -> Option<Tells> {
+fn telling(detector: &Detector, members: &Map<String, Value>, name: &str) -> Option<NameKind> {
     let names = detector.names();
     let named = || {
         let told =

@@ -18,8 +18,7 @@ impl TimeLimit {
     /// No limit, for loading packs, running cases and benchmarks.
     pub const NONE: Self = Self(None);
 
-    /// Three quarters of the way to the deadline, so that the caller receives the error before it asks another
-    /// evaluator.
+    /// Three quarters of the way to the deadline, so that the caller has the error before it asks another evaluator.
     pub fn before(deadline: Instant, now: Instant) -> Self {
         Self(Some(now + deadline.saturating_duration_since(now) * 3 / 4))
     }

@@ -1,9 +1,8 @@
 //! The vocabulary of a pack: what words mean to a policy.
 //!
 //! Owns the lookup of words and their validation at load: each in normal form (another could never match), none twice,
-//! no list empty. In the second edition `vocabulary.toml` has environments, words of approval and vague goals, while
-//! words of side effects, tools and constraints have files of their own; in the first edition it has all words
-//! (`first`).
+//! no list empty. In the second edition words of side effects, tools and constraints have files of their own; in the
+//! first edition `vocabulary.toml` has all words.
 
 mod constraints;
 mod effects;
@@ -19,17 +18,16 @@ use serde::Deserialize;
 use stage0_contract::visible;
 use toml::Spanned;
 
-use crate::files::toml_fault;
-use crate::files::{Fault, line_of};
-use crate::files::{Files, VOCABULARY};
+use crate::files::{Fault, Files, VOCABULARY, line_of};
 
 pub(crate) use effects::{Class, EffectWords, Marks, Meaning};
+pub(crate) use first::FirstWords;
 pub(crate) use names::{APPROVED, ApprovalWord, Names};
+pub(crate) use near::distance;
 pub(crate) use tools::ToolWords;
 pub(crate) use windows::{WindowSpec, Windows, judge};
 
 use constraints::Constraints;
-use first::FirstWords;
 use names::{RawApproval, RawEnvironments};
 
 /// The edition of the facts that a pack was written for. It fixes what words mean to the pack's rules.
@@ -38,18 +36,9 @@ use names::{RawApproval, RawEnvironments};
 pub(crate) enum Edition {
     /// Words match whole or not at all. The default of a pack that names no edition.
     #[default]
-    First,
+    First = 1,
     /// Words are matched by their parts, and aliases and spellings are folded.
-    Second,
-}
-
-impl Edition {
-    pub(crate) fn number(self) -> u8 {
-        match self {
-            Self::First => 1,
-            Self::Second => 2,
-        }
-    }
+    Second = 2,
 }
 
 impl TryFrom<u8> for Edition {
@@ -64,22 +53,20 @@ impl TryFrom<u8> for Edition {
     }
 }
 
-/// Words by meaning.
 #[derive(Debug)]
 pub(crate) struct Vocabulary {
-    words: EditionWords,
-    constraints: Constraints,
+    pub(crate) words: EditionWords,
+    pub(crate) constraints: Constraints,
     /// The longest first, so that a short phrase does not hide a longer one.
-    vague_phrases: Vec<String>,
+    pub(crate) vague_phrases: Vec<String>,
     /// Empty in a pack of the first edition.
-    names: Names,
+    pub(crate) names: Names,
 }
 
-/// Words of side effects and tools.
 #[derive(Debug)]
-enum EditionWords {
+pub(crate) enum EditionWords {
     First(FirstWords),
-    Second(Box<(EffectWords, ToolWords)>),
+    Second(Box<EffectWords>, Box<ToolWords>),
 }
 
 type Words = Vec<Spanned<String>>;
@@ -99,69 +86,19 @@ struct RawGoals {
 }
 
 impl Vocabulary {
-    /// The edition of the facts that the pack was written for.
     pub(crate) fn edition(&self) -> Edition {
         match &self.words {
             EditionWords::First(_) => Edition::First,
-            EditionWords::Second(_) => Edition::Second,
+            EditionWords::Second(..) => Edition::Second,
         }
     }
 
-    /// Words of side effects by class and part; none in a pack of the first edition.
-    pub(crate) fn effects(&self) -> Option<&EffectWords> {
+    /// Words of the second edition.
+    pub(crate) fn second(&self) -> Option<(&EffectWords, &ToolWords)> {
         match &self.words {
             EditionWords::First(_) => None,
-            EditionWords::Second(words) => Some(&words.0),
+            EditionWords::Second(effects, tools) => Some((effects, tools)),
         }
-    }
-
-    /// Parts of names of tools; none in a pack of the first edition.
-    pub(crate) fn tools(&self) -> Option<&ToolWords> {
-        match &self.words {
-            EditionWords::First(_) => None,
-            EditionWords::Second(words) => Some(&words.1),
-        }
-    }
-
-    fn first(&self) -> Option<&FirstWords> {
-        match &self.words {
-            EditionWords::First(words) => Some(words),
-            EditionWords::Second(_) => None,
-        }
-    }
-
-    /// The class of a side effect in normal form, in a pack of the first edition.
-    pub(crate) fn class(&self, word: &str) -> Option<Class> {
-        self.first().and_then(|words| words.class(word))
-    }
-
-    /// In a pack of the first edition.
-    pub(crate) fn has_impact(&self, word: &str) -> bool {
-        self.first().is_some_and(|words| words.has_impact(word))
-    }
-
-    /// In a pack of the first edition.
-    pub(crate) fn is_customer_visible(&self, word: &str) -> bool {
-        self.first().is_some_and(|words| words.is_customer_visible(word))
-    }
-
-    /// In a pack of the first edition.
-    pub(crate) fn is_sensitive_tool(&self, word: &str) -> bool {
-        self.first().is_some_and(|words| words.is_sensitive_tool(word))
-    }
-
-    /// What constraints mean.
-    pub(crate) fn constraints(&self) -> &Constraints {
-        &self.constraints
-    }
-
-    /// Names of environments and words of approval; none in a pack of the first edition.
-    pub(crate) fn names(&self) -> &Names {
-        &self.names
-    }
-
-    pub(crate) fn vague_phrases(&self) -> impl Iterator<Item = &str> {
-        self.vague_phrases.iter().map(String::as_str)
     }
 }
 
@@ -176,21 +113,13 @@ pub(super) fn parse(files: &Files, edition: Option<Edition>, faults: &mut Vec<Fa
 fn second(files: &Files, faults: &mut Vec<Fault>) -> Option<Vocabulary> {
     let (effects, tools) = (effects::parse(files, faults), tools::parse(files, faults));
     let constraints = constraints::parse(files, faults);
-    let text = files.needed(VOCABULARY, faults)?;
-    let raw: RawVocabulary = match toml::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) => {
-            faults.push(toml_fault(VOCABULARY, text, &error));
-            return None;
-        }
-    };
+    let (text, raw): (_, RawVocabulary) = files.toml(VOCABULARY, faults)?;
     let names = names::read(raw.environments, raw.approval, text, faults);
     let vague_phrases = Check { text, faults }.phrases(raw.goals.vague);
-    let words = EditionWords::Second(Box::new((effects?, tools?)));
+    let words = EditionWords::Second(Box::new(effects?), Box::new(tools?));
     Some(Vocabulary { words, constraints: constraints?, vague_phrases, names })
 }
 
-/// The most phrases: each goal is searched for every one of them.
 const MAX_PHRASES: usize = 500;
 const NORMAL: &str = "is not in normal form and would match nothing";
 
@@ -233,7 +162,6 @@ impl Check<'_> {
         self.words(list, words, holds, otherwise).into_iter().map(|(word, _)| word).collect()
     }
 
-    /// Vague goals, the longest first.
     fn phrases(&mut self, words: Words) -> Vec<String> {
         let phrases = self.words("vague", words, |phrase| visible(phrase) == phrase, NORMAL);
         if phrases.len() > MAX_PHRASES {

@@ -1,10 +1,9 @@
 //! What a rule is about: the table from the name in `@about` to a function that builds the remedy.
 //!
-//! A remedy names the words and numbers that an issue compares, in the caller's own units. Remedies are built only for
-//! satisfied rules, so an allowed request pays nothing for them.
+//! Remedies are built only for satisfied rules, so an allowed request pays nothing for them.
 
 use serde_json::{Number, Value};
-use stage0_contract::{CheckRequest, Constraint, Micros, Reading as Read, is_blank};
+use stage0_contract::{CheckRequest, Constraint, LimitName, Reading as Read, is_blank};
 
 use super::remedy::{Change, Remedy};
 use crate::facts::{Culprit, EffectReading, Facts, Source, classify, counter_of, effect_text};
@@ -12,7 +11,6 @@ use crate::pack::Pack;
 use crate::rule::Rule;
 use crate::vocabulary::Class;
 
-/// What a remedy is built from: a request, its facts, and the satisfied rule.
 pub(super) struct Context<'a> {
     pub(super) request: &'a CheckRequest,
     pub(super) facts: &'a Facts,
@@ -28,8 +26,7 @@ type BuildRemedy = fn(&Context<'_>) -> Remedy;
 
 /// The retries that a loop without a limit may have; the baseline's rule has the same number.
 const DEFAULT_MAX_RETRIES: i64 = 5;
-/// The limit that a remedy proposes for a loop without one. It limits iterations, because the server does not count
-/// retries.
+/// What a remedy proposes for a loop without a limit. The server counts iterations and not retries.
 const PROPOSED_MAX_ITERATIONS: i64 = 10;
 /// The longest effect or list of tools that a remedy proposes, in bytes. An item of a request has at most 1,000.
 const MAX_PROPOSED_BYTES: usize = 900;
@@ -39,7 +36,7 @@ const TABLE: &[(&str, BuildRemedy)] = &[
     ("approval_age", |a| {
         let remedy = a.evidence("approval_max_age", &[Change::person("context.approved_at")]).counter(a, "approved_at");
         let remedy = a.member("approved_at").cloned().into_iter().fold(remedy, Remedy::found);
-        remedy.allowed(a.facts.declared.approval_max_age.map(|age| units(age.get())))
+        remedy.allowed(a.limit(LimitName::ApprovalMaxAge).map(units))
     }),
     ("approval_time", |_| Remedy::default().at("context.approved_at").write(Change::person("context.approved_at"))),
     ("approver", |_| Remedy::default().at("context.approval_status").write(Change::person("context.approved_by"))),
@@ -49,7 +46,7 @@ const TABLE: &[(&str, BuildRemedy)] = &[
     }),
     ("constraint", constraint),
     ("contradiction", contradiction),
-    ("cost", |a| a.amount("max_cost_usd", "cumulative_cost_usd", a.facts.run.cost_micros, a.facts.declared.max_cost)),
+    ("cost", |a| a.amount("max_cost_usd", "cumulative_cost_usd", a.facts.run.cost_micros, a.limit(LimitName::MaxCost))),
     ("criteria", |_| Remedy::default().at("success_criteria").write(Change::person("success_criteria"))),
     ("customer_visible", |a| {
         let remedy = a.effects(|effect| effect.customer_visible).write(Change::person("context.approval_status"));
@@ -60,13 +57,13 @@ const TABLE: &[(&str, BuildRemedy)] = &[
     }),
     ("denied_environment", denied_environment),
     ("denied_tools", |a| Remedy::of(&a.facts.scopes.tools_denied).declared(a.paths_of("denied_tools"))),
-    ("elapsed", |a| a.amount("timeout", "elapsed_seconds", a.facts.run.elapsed_micros, a.facts.declared.timeout)),
+    ("elapsed", |a| a.amount("timeout", "elapsed_seconds", a.facts.run.elapsed_micros, a.limit(LimitName::Timeout))),
     ("environment", |a| {
         let outside = &a.facts.access.environments_outside;
         let mut remedy = Remedy::of(outside).allowed(a.facts.access.allowed_environments.iter().flatten().cloned());
         let missing = [Culprit::new("context.environment", "")];
         let wrong = if outside.is_empty() { &missing } else { outside.as_slice() };
-        // Two lists without a common environment allow none, so no other environment settles the issue.
+        // Two lists without a common environment allow none.
         if !remedy.allowed.is_empty() {
             for culprit in wrong {
                 remedy = remedy.write(Change::system(&culprit.at));
@@ -81,37 +78,31 @@ const TABLE: &[(&str, BuildRemedy)] = &[
     }),
     ("impact", impact),
     ("iterations", |a| {
-        a.count("max_iterations", "current_iteration", a.facts.run.iteration, a.facts.declared.max_iterations)
+        a.count("max_iterations", "current_iteration", a.facts.run.iteration, a.limit(LimitName::MaxIterations))
     }),
     ("limits_not_enforced", limits_not_enforced),
     ("loop_limits", |a| {
         let limit = format!("max_iterations: {PROPOSED_MAX_ITERATIONS}");
         a.effects(|effect| effect.class == Class::Loop).write(Change::add_constraint(&limit))
     }),
-    ("mcp_servers", |a| {
-        let remedy = Remedy::of(&a.facts.scopes.mcp_servers_outside).declared(a.paths_of("allowed_mcp_servers"));
-        remedy.allowed(a.entries_of("allowed_mcp_servers"))
-    }),
+    ("mcp_servers", |a| a.outside("allowed_mcp_servers", &a.facts.scopes.mcp_servers_outside)),
     ("mcp_servers_named", |a| a.evidence("allowed_mcp_servers", &[Change::system("context.active_mcp_servers")])),
     ("members", members),
     ("records", |a| {
         let found = a.facts.scopes.record_count.unwrap_or_default();
-        a.count("max_records", "record_count", found, a.facts.declared.max_records)
+        a.count("max_records", "record_count", found, a.limit(LimitName::MaxRecords))
     }),
-    ("resources", |a| {
-        let remedy = Remedy::of(&a.facts.scopes.resources_outside).declared(a.paths_of("resource_scope"));
-        remedy.allowed(a.entries_of("resource_scope"))
-    }),
+    ("resources", |a| a.outside("resource_scope", &a.facts.scopes.resources_outside)),
     ("resources_named", |a| a.evidence("resource_scope", &[Change::system("context.target_resources")])),
     ("retries", |a| {
-        let allowed = a.facts.declared.max_retries.or(Some(DEFAULT_MAX_RETRIES));
+        let allowed = a.limit(LimitName::MaxRetries).or(Some(DEFAULT_MAX_RETRIES));
         a.count("max_retries", "retry_count", a.facts.run.retries, allowed)
     }),
     ("role", role),
     ("rollback_plan", |a| a.evidence("rollback_plan_required", &[Change::person("context.rollback_plan")])),
     ("same_tool", |a| {
         let remedy =
-            a.count("same_tool_limit", "recent_tools", a.facts.run.same_tool_calls, a.facts.declared.same_tool_limit);
+            a.count("same_tool_limit", "recent_tools", a.facts.run.same_tool_calls, a.limit(LimitName::SameTool));
         remedy.declared(a.paths_of("no_repeat_calls"))
     }),
     ("second_factor", |a| a.evidence("mfa_required", &[Change::person("context.mfa_verified")])),
@@ -127,21 +118,16 @@ const TABLE: &[(&str, BuildRemedy)] = &[
         a.evidence("tenant_isolation", &evidence)
     }),
     ("ticket", |a| a.evidence("require_ticket", &[Change::system("context.ticket_id")])),
-    ("tools", |a| {
-        let remedy = Remedy::of(&a.facts.scopes.tools_outside).declared(a.paths_of("allowed_tools"));
-        remedy.allowed(a.entries_of("allowed_tools"))
-    }),
+    ("tools", |a| a.outside("allowed_tools", &a.facts.scopes.tools_outside)),
     ("undeclared_effect", undeclared_effect),
     ("unknown_effect", unknown_effect),
 ];
 
 impl About {
-    /// Finds a row by name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         TABLE.iter().position(|(known, _)| *known == name).and_then(|at| u8::try_from(at).ok()).map(Self)
     }
 
-    /// Every name, for the text of a fault.
     pub(crate) fn names() -> impl Iterator<Item = &'static str> {
         TABLE.iter().map(|(name, _)| *name)
     }
@@ -157,41 +143,41 @@ impl About {
 }
 
 impl Remedy {
-    /// Adds the path of a counter, if the request gives it.
     fn counter(self, context: &Context<'_>, member: &str) -> Self {
         if context.is_given(member) { self.at(&format!("context.{member}")) } else { self }
     }
 }
 
 impl<'a> Context<'a> {
-    /// The paths of the constraints with a canonical name.
     fn paths_of(&self, name: &str) -> Vec<String> {
         let indexes = self.facts.declared.indexes.iter().filter(|(_, declared)| *declared == name);
         indexes.map(|(index, _)| format!("constraints[{index}]")).collect()
     }
 
-    /// The entries of all declared lists with that name, as the applied constraints show them.
-    fn entries_of(&self, name: &str) -> Vec<String> {
-        let constraints = self.facts.declared.normalised.iter().filter_map(|constraint| constraint.split_once(": "));
-        let lists = constraints.filter(|(declared, _)| *declared == name).flat_map(|(_, list)| list.split(", "));
-        lists.map(str::to_owned).collect()
+    /// Names that are on none of the declared lists, with the entries of these lists.
+    fn outside(&self, constraint: &str, names: &[Culprit]) -> Remedy {
+        let declared = self.facts.declared.normalised.iter().filter_map(|declared| declared.split_once(": "));
+        let entries = declared.filter(|(name, _)| *name == constraint).flat_map(|(_, list)| list.split(", "));
+        Remedy::of(names).declared(self.paths_of(constraint)).allowed(entries)
     }
 
-    /// Evidence that a declared constraint requires and the request lacks.
     fn evidence(&self, constraint: &str, changes: &[Change]) -> Remedy {
         let remedy = Remedy::default().declared(self.paths_of(constraint));
         changes.iter().cloned().fold(remedy, Remedy::write)
     }
 
-    /// A counter of the request and the limit that it exceeds.
+    fn limit(&self, limit: LimitName) -> Option<i64> {
+        self.facts.declared.limit(limit)
+    }
+
     fn count(&self, constraint: &str, member: &str, found: i64, allowed: Option<i64>) -> Remedy {
         Remedy::default().counter(self, member).declared(self.paths_of(constraint)).found(found).allowed(allowed)
     }
 
     /// As [`Self::count`], in dollars or seconds.
-    fn amount(&self, constraint: &str, member: &str, found: i64, allowed: Option<Micros>) -> Remedy {
+    fn amount(&self, constraint: &str, member: &str, found: i64, allowed: Option<i64>) -> Remedy {
         let remedy = Remedy::default().counter(self, member).declared(self.paths_of(constraint));
-        remedy.found(units(found)).allowed(allowed.map(|limit| units(limit.get())))
+        remedy.found(units(found)).allowed(allowed.map(units))
     }
 
     fn effects(&self, is_wanted: impl Fn(&EffectReading) -> bool) -> Remedy {
@@ -202,7 +188,6 @@ impl<'a> Context<'a> {
         self.request.context.as_ref()?.get(name)
     }
 
-    /// The members of `context` among `names` that are given and are not strings.
     fn mistyped(&self, names: &[&'static str]) -> Vec<&'static str> {
         let is_mistyped = |name: &&&str| self.member(name).is_some_and(|value| !value.is_null() && !value.is_string());
         names.iter().filter(is_mistyped).copied().collect()
@@ -237,10 +222,11 @@ fn constraint(a: &Context<'_>) -> Remedy {
     let mut remedy = Remedy::default();
     for item in &a.facts.declared.not_understood {
         let Some(text) = a.request.constraints.get(item.index) else { continue };
-        remedy.add_culprits(&[Culprit::item("constraints", item.index, text)]);
+        let path = format!("constraints[{}]", item.index);
+        remedy = remedy.at(&path).found(text.clone());
         remedy.did_you_mean.extend(item.did_you_mean.iter().map(|name| (*name).to_owned()));
         let Some(value) = item.did_you_mean.first().and_then(|name| renamed(text, name, a.pack)) else { continue };
-        remedy = remedy.write(Change::Replace { path: format!("constraints[{}]", item.index), value });
+        remedy = remedy.write(Change::Replace { path, value });
     }
     remedy
 }
@@ -255,7 +241,7 @@ fn renamed(text: &str, name: &str, pack: &Pack) -> Option<String> {
         return None;
     }
     let written = if rest.is_empty() { name.to_owned() } else { format!("{name}: {rest}") };
-    let read = Constraint::read(&written, pack.vocabulary().constraints().names());
+    let read = Constraint::read(&written, pack.vocabulary.constraints.names());
     matches!(read, Ok(Read::Constraint(_))).then_some(written)
 }
 
@@ -303,7 +289,6 @@ fn limits_not_enforced(a: &Context<'_>) -> Remedy {
     remedy
 }
 
-/// The malformed members of `context` that the rule names in `@fields`.
 fn members(a: &Context<'_>) -> Remedy {
     const BY_PERSON: [&str; 3] = ["approval_status", "approved_by", "approved_at"];
     let mut remedy = Remedy::default();
@@ -349,7 +334,7 @@ fn sensitive_tool(a: &Context<'_>) -> Remedy {
 fn undeclared_effect(a: &Context<'_>) -> Remedy {
     let undeclared = &a.facts.tool_risks.undeclared;
     let mut remedy = Remedy::of(undeclared);
-    let Some(words) = a.pack.vocabulary().effects() else { return remedy };
+    let Some((words, _)) = a.pack.vocabulary.second() else { return remedy };
     for culprit in undeclared {
         let effect = plain_effect(&culprit.found);
         let is_grave = classify(&effect, words, Source::Effect).class >= Class::Communication;

@@ -1,7 +1,7 @@
 //! Remedies: the place in the request that an issue is about, what was compared, and which change would settle it.
 //!
-//! Owns the form of `details.at`, `found`, `allowed` and `write` (contract, section 3). A change with a value is one
-//! that the caller may make by itself; evidence that a person or another system must give is named without a value.
+//! Section 3 of the contract has their form. A caller may make a change with a value by itself; evidence that a person
+//! or another system must give is named without a value.
 //! INVARIANT: no change loosens or removes a constraint, or removes or renames an effect, a tool, a target or a
 //! counter; and where the request holds a secret, a remedy holds no word of it.
 
@@ -9,41 +9,43 @@ use serde_json::{Map, Value, json};
 
 use crate::facts::Culprit;
 
-/// The most items of one list in an answer.
 const MAX_ITEMS: usize = 20;
 
-/// Who must give evidence that a caller may not invent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum By {
-    Person,
-    System,
-}
-
-/// One change of the request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Change {
-    /// Appends to an array.
-    Add { path: String, value: String },
-    /// Replaces an item of an array.
-    Replace { path: String, value: String },
-    /// A person or another system must give the member.
-    Evidence { path: String, by: By },
+    Add {
+        path: String,
+        value: String,
+    },
+    Replace {
+        path: String,
+        value: String,
+    },
+    /// A person or another system (`by`) must give the member.
+    Evidence {
+        path: String,
+        by: &'static str,
+    },
 }
 
 impl Change {
     pub(super) fn person(path: &str) -> Self {
-        Self::Evidence { path: path.to_owned(), by: By::Person }
+        Self::Evidence { path: path.to_owned(), by: "person" }
     }
 
     pub(super) fn system(path: &str) -> Self {
-        Self::Evidence { path: path.to_owned(), by: By::System }
+        Self::Evidence { path: path.to_owned(), by: "system" }
     }
 
     pub(super) fn add_constraint(value: &str) -> Self {
         Self::Add { path: "constraints".to_owned(), value: value.to_owned() }
     }
 
-    pub(super) fn path(&self) -> &str {
+    fn is_evidence(&self) -> bool {
+        matches!(self, Self::Evidence { .. })
+    }
+
+    fn path(&self) -> &str {
         match self {
             Self::Add { path, .. } | Self::Replace { path, .. } | Self::Evidence { path, .. } => path,
         }
@@ -53,15 +55,13 @@ impl Change {
         match self {
             Self::Add { path, value } => json!({"op": "add", "path": path, "value": value}),
             Self::Replace { path, value } => json!({"op": "replace", "path": path, "value": value}),
-            Self::Evidence { path, by: By::Person } => json!({"path": path, "by": "person"}),
-            Self::Evidence { path, by: By::System } => json!({"path": path, "by": "system"}),
+            Self::Evidence { path, by } => json!({"path": path, "by": by}),
         }
     }
 }
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Remedy {
-    /// JSON paths.
     pub(super) at: Vec<String>,
     /// Words and numbers of the request, in the caller's units.
     pub(super) found: Vec<Value>,
@@ -77,23 +77,13 @@ impl Remedy {
         self
     }
 
-    /// Adds the paths of the constraints that require it.
     pub(super) fn declared(mut self, paths: impl IntoIterator<Item = String>) -> Self {
         self.at.extend(paths);
         self
     }
 
     pub(super) fn of(culprits: &[Culprit]) -> Self {
-        let mut remedy = Self::default();
-        remedy.add_culprits(culprits);
-        remedy
-    }
-
-    pub(super) fn add_culprits(&mut self, culprits: &[Culprit]) {
-        for culprit in culprits {
-            self.at.push(culprit.at.clone());
-            self.found.push(culprit.found.clone().into());
-        }
+        culprits.iter().fold(Self::default(), |remedy, one| remedy.at(&one.at).found(one.found.clone()))
     }
 
     pub(super) fn found(mut self, found: impl Into<Value>) -> Self {
@@ -111,13 +101,10 @@ impl Remedy {
         self
     }
 
-    /// Whether one piece of evidence would settle both.
     pub(super) fn shares_evidence_with(&self, other: &Self) -> bool {
-        let evidence = |change: &&Change| matches!(change, Change::Evidence { .. });
-        self.write.iter().filter(evidence).any(|change| other.write.contains(change))
+        self.write.iter().any(|change| change.is_evidence() && other.write.contains(change))
     }
 
-    /// Takes over another remedy of the same issue.
     pub(super) fn merge(&mut self, other: Self) {
         union(&mut self.at, other.at);
         union(&mut self.found, other.found);
@@ -131,10 +118,9 @@ impl Remedy {
         self.found.retain(|value| !value.is_string());
         self.allowed.retain(|value| !value.is_string());
         self.did_you_mean.clear();
-        self.write.retain(|change| matches!(change, Change::Evidence { .. }));
+        self.write.retain(Change::is_evidence);
     }
 
-    /// Adds its lists to the details of an issue.
     pub(super) fn add_to(self, details: &mut Map<String, Value>) {
         let mut list = |name: &str, values: Vec<Value>| {
             if !values.is_empty() {
@@ -148,11 +134,10 @@ impl Remedy {
         list("did_you_mean", self.did_you_mean.into_iter().map(Value::from).collect());
     }
 
-    /// Where the answer to a question belongs: "It belongs in `context.actor_role`; see `constraints[0]`."
+    /// "It belongs in `context.actor_role`; see `constraints[0]`."
     pub(super) fn hint(&self) -> Option<String> {
         let quoted = |paths: Vec<&str>| paths.iter().map(|path| format!("`{path}`")).collect::<Vec<_>>().join(", ");
-        let evidence = |change: &Change| matches!(change, Change::Evidence { .. });
-        let missing: Vec<&str> = self.write.iter().filter(|c| evidence(c)).map(Change::path).collect();
+        let missing: Vec<&str> = self.write.iter().filter(|change| change.is_evidence()).map(Change::path).collect();
         let by: Vec<&str> = self.at.iter().map(String::as_str).filter(|path| !missing.contains(path)).take(4).collect();
         match (missing.is_empty(), by.is_empty()) {
             (true, true) => None,

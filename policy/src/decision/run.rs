@@ -1,11 +1,10 @@
 //! `details.run` of an issue: the run's id, the server's counts of it, and how to end it.
 //!
-//! Only rules of the loop family that defer have it, and only where the server's counts exceed those of the request:
-//! otherwise ending the run would change nothing.
+//! Only rules of the loop family that defer have it, and only where ending the run would change something.
 //! INVARIANT: the run's id is the caller's text, so it is redacted where the request holds a secret.
 
 use serde_json::{Map, Value, json};
-use stage0_contract::{CheckRequest, Effect, Micros, RunId};
+use stage0_contract::{CheckRequest, Effect, LimitName, Micros, RunId};
 
 use super::LOOP;
 use super::about::units;
@@ -13,7 +12,6 @@ use crate::facts::Facts;
 use crate::rule::Rule;
 use crate::secrets::REDACTED;
 
-/// How to end a run.
 const END: &str =
     "DELETE /v1/runs/{run_id} (percent-encoded) with a key that has `runs:manage`; or name another run_id";
 
@@ -30,8 +28,7 @@ pub(super) fn add_details(details: &mut Map<String, Value>, rule: &Rule, facts: 
     }
 }
 
-/// The counters that the rule reads and of which the server has counted more than the request reports, each with its
-/// limit.
+/// The counters that the rule reads and the server has higher than the request reports, each with its limit.
 fn counted(rule: &Rule, facts: &Facts) -> Map<String, Value> {
     let run = &facts.run;
     let declared = &facts.declared;
@@ -45,22 +42,24 @@ fn counted(rule: &Rule, facts: &Facts) -> Map<String, Value> {
         }
     };
     if run.iteration > reported.iteration && reads("iteration") {
-        add("iteration", run.iteration.into(), "max_iterations", declared.max_iterations.map(Value::from));
+        let limit = declared.limit(LimitName::MaxIterations).map(Value::from);
+        add("iteration", run.iteration.into(), "max_iterations", limit);
     }
     if run.retries > reported.retries && reads("retries") {
-        add("retries", run.retries.into(), "max_retries", declared.max_retries.map(Value::from));
+        let limit = declared.limit(LimitName::MaxRetries).map(Value::from);
+        add("retries", run.retries.into(), "max_retries", limit);
     }
     if run.elapsed_micros > reported.elapsed_micros && reads("elapsed_micros") {
-        let limit = declared.timeout.map(|limit| units(limit.get()));
+        let limit = declared.limit(LimitName::Timeout).map(units);
         add("elapsed_seconds", units(run.elapsed_micros), "timeout", limit);
     }
     let spent = run.cost_micros.saturating_sub(run.estimated_cost.map_or(0, Micros::get));
     if spent > reported.spent_micros && reads("cost_micros") {
-        let limit = declared.max_cost.map(|limit| units(limit.get()));
+        let limit = declared.limit(LimitName::MaxCost).map(units);
         add("cost_usd", units(run.cost_micros), "max_cost_usd", limit);
     }
     if run.same_tool_calls > reported.same_tool_calls && reads("same_tool_calls") {
-        let limit = declared.same_tool_limit.map(Value::from);
+        let limit = declared.limit(LimitName::SameTool).map(Value::from);
         add("same_tool_calls", run.same_tool_calls.into(), "same_tool_limit", limit);
     }
     counted

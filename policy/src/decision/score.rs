@@ -3,19 +3,17 @@
 use stage0_contract::Verdict;
 
 use crate::facts::Facts;
-use crate::pack::Pack;
+use crate::pack::{Pack, Scores};
 use crate::rule::Rule;
 
-/// From here on a risk is high (contract, section 3).
+/// From here on a risk is high.
 pub(super) const HIGH_RISK: u8 = 61;
 const MAX_RISK: u8 = 100;
-/// The risk of an ALLOW is never the highest (contract, section 3).
+/// The risk of an ALLOW is never the highest.
 const MAX_ALLOWED_RISK: u8 = 99;
 
-/// The risk score of one decision.
 pub(super) fn risk(pack: &Pack, facts: &Facts, matched: &[&Rule], verdict: Verdict) -> u8 {
-    let base = pack.scores().base;
-    let floor = pack.scores().floor;
+    let Scores { base, floor } = pack.scores;
     let effects = &facts.effects;
     let classes = [
         (effects.medium, base.medium),

@@ -12,11 +12,10 @@ use super::evidence::Evidence;
 use crate::vocabulary::{Edition, Vocabulary};
 
 /// Role and environments as rules compare them. A name on a declared list is spelled as on the list.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Access {
     pub(crate) role: Option<String>,
     pub(crate) required_roles: Option<Vec<String>>,
-    /// Sorted, each once.
     pub(crate) environments: Vec<String>,
     pub(crate) allowed_environments: Option<Vec<String>>,
     /// The role as it was sent, where it is not on the list of required roles.
@@ -35,26 +34,25 @@ impl Access {
         vocabulary: &Vocabulary,
         evidence: &mut Evidence<'a>,
     ) -> Self {
-        let required = declared.required_roles.as_deref().map(|list| Listed::of(list, Kind::Role, vocabulary));
-        let allowed =
-            declared.allowed_environments.as_deref().map(|list| Listed::of(list, Kind::Environment, vocabulary));
-        let mut access = Self {
-            role: None,
-            required_roles: required.as_ref().map(Listed::names),
-            environments: Vec::new(),
-            allowed_environments: allowed.as_ref().map(Listed::names),
-            role_outside: Vec::new(),
-            environments_outside: Vec::new(),
+        let read = |list: &Option<Vec<String>>, kind: Kind| -> Option<Vec<Name>> {
+            Some(list.as_ref()?.iter().map(|name| Name::of(name, kind, vocabulary)).collect())
         };
+        let names = |list: &Option<Vec<Name>>| -> Option<Vec<String>> {
+            Some(list.as_ref()?.iter().map(|name| name.canonical().to_owned()).collect())
+        };
+        let required = read(&declared.required_roles, Kind::Role);
+        let allowed = read(&declared.allowed_environments, Kind::Environment);
+        let mut access =
+            Self { required_roles: names(&required), allowed_environments: names(&allowed), ..Self::default() };
         if let Some((member, sent)) = role(evidence) {
-            let (name, listed) = Name::of(sent, Kind::Role, vocabulary).find_on(required.as_ref());
+            let (name, listed) = Name::of(sent, Kind::Role, vocabulary).find_on(required.as_deref());
             access.role = Some(name);
             if required.is_some() && !listed {
                 access.role_outside.push(Culprit::new(format!("context.{member}"), sent));
             }
         }
         for (at, sent) in environments(request, evidence) {
-            let (name, listed) = Name::of(sent, Kind::Environment, vocabulary).find_on(allowed.as_ref());
+            let (name, listed) = Name::of(sent, Kind::Environment, vocabulary).find_on(allowed.as_deref());
             access.environments.push(name);
             if allowed.is_some() && !listed {
                 access.environments_outside.push(Culprit::new(at, sent));
@@ -99,7 +97,7 @@ fn role<'a>(evidence: &mut Evidence<'a>) -> Option<(&'static str, &'a str)> {
 }
 
 /// The path of each environment, and its name as it was sent.
-fn environments<'a>(request: &'a CheckRequest, evidence: &mut Evidence<'a>) -> Vec<(&'static str, &'a str)> {
+pub(super) fn environments<'a>(request: &'a CheckRequest, evidence: &mut Evidence<'a>) -> Vec<(&'static str, &'a str)> {
     let mut sent: Vec<(&'static str, &'a str)> = Vec::new();
     sent.extend(request.environment.as_deref().filter(|e| !is_blank(e)).map(|text| ("environment", text)));
     for (name, at) in [("environment", "context.environment"), ("target_environment", "context.target_environment")] {
@@ -135,13 +133,12 @@ impl Name {
             Edition::First => Self::Whole(Word::new(sent).known().unwrap_or_default().to_owned()),
             Edition::Second => {
                 let spelling = Spelling::of(sent);
-                let alias = (kind == Kind::Environment).then(|| vocabulary.names().environment(&spelling)).flatten();
+                let alias = (kind == Kind::Environment).then(|| vocabulary.names.environment(&spelling)).flatten();
                 Self::Spelled { alias: alias.map(str::to_owned), spelling }
             }
         }
     }
 
-    /// As rules compare it.
     fn canonical(&self) -> &str {
         match self {
             Self::Whole(word) => word,
@@ -159,22 +156,9 @@ impl Name {
     }
 
     /// The name as the list spells it, and whether it is on the list.
-    fn find_on(&self, list: Option<&Listed>) -> (String, bool) {
-        let found = list.and_then(|list| list.0.iter().find(|one| one.is(self)));
+    fn find_on(&self, list: Option<&[Self]>) -> (String, bool) {
+        let found = list.and_then(|list| list.iter().find(|one| one.is(self)));
         (found.unwrap_or(self).canonical().to_owned(), found.is_some())
-    }
-}
-
-/// The names of a declared list.
-struct Listed(Vec<Name>);
-
-impl Listed {
-    fn of(list: &[String], kind: Kind, vocabulary: &Vocabulary) -> Self {
-        Self(list.iter().map(|name| Name::of(name, kind, vocabulary)).collect())
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.0.iter().map(|name| name.canonical().to_owned()).collect()
     }
 }
 
@@ -191,14 +175,14 @@ mod tests {
     fn read_with(body: Value, vocabulary: &Vocabulary) -> (Access, Vec<&'static str>) {
         let pack = Pack::embedded().unwrap();
         let request = CheckRequest::parse(body).unwrap();
-        let declared = Declared::read(&request.constraints, vocabulary, pack.windows()).unwrap();
+        let declared = Declared::read(&request.constraints, vocabulary, &pack.windows).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
         let access = Access::read(&request, &declared, vocabulary, &mut evidence);
         (access, evidence.malformed())
     }
 
     fn read(body: Value) -> (Access, Vec<&'static str>) {
-        read_with(body, Pack::embedded().unwrap().vocabulary())
+        read_with(body, &Pack::embedded().unwrap().vocabulary)
     }
 
     #[test]
@@ -276,7 +260,7 @@ mod tests {
         let pack = Pack::embedded().unwrap();
         let one = |outer: &str, inner: &str| {
             let body = json!({"goal": "g", "environment": outer, "context": {"environment": inner}});
-            check_environments_agree(&CheckRequest::parse(body).unwrap(), pack.vocabulary()).is_ok()
+            check_environments_agree(&CheckRequest::parse(body).unwrap(), &pack.vocabulary).is_ok()
         };
         for (outer, inner) in [("prod", "production"), ("prd", "live"), ("stg", "Stage"), ("pre-prod", "Pre Prod")] {
             assert!(one(outer, inner) && one(inner, outer), "{outer} {inner}");
@@ -292,10 +276,10 @@ mod tests {
         let (access, _) = read_with(
             json!({"goal": "g", "constraints": [ENVIRONMENT, ROLE],
                 "context": {"environment": "STAGING", "target_environment": "stg", "actor_role": "Platform Admin"}}),
-            pack.vocabulary(),
+            &pack.vocabulary,
         );
         assert_eq!((access.environments_outside.len(), access.role_outside.len()), (1, 1));
         let body = json!({"goal": "g", "environment": "prod", "context": {"environment": "production"}});
-        assert!(check_environments_agree(&CheckRequest::parse(body).unwrap(), pack.vocabulary()).is_err());
+        assert!(check_environments_agree(&CheckRequest::parse(body).unwrap(), &pack.vocabulary).is_err());
     }
 }

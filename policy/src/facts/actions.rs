@@ -7,11 +7,11 @@
 use stage0_contract::{Word, parts};
 
 use super::mcp;
-use super::prefixes::{Prefixes, any_starts_with};
+use super::patterns::{Prefixes, any_starts_with};
 
 /// The length in characters from which a word is compared as a prefix; a shorter one is a prefix of too many words.
 const MIN_PREFIX_CHARS: usize = 4;
-/// The parts of an action that are compared. The rest of a longer action is ignored.
+/// Further parts of an action are ignored.
 const MAX_PARTS: usize = 16;
 /// Endings of the forms of a verb, the longest first.
 const ENDINGS: [&str; 7] = ["ions", "ion", "ing", "ed", "es", "s", "e"];
@@ -19,7 +19,6 @@ const ENDINGS: [&str; 7] = ["ions", "ion", "ing", "ed", "es", "s", "e"];
 /// Action words such as `deploy`, as `require_approval_for` names them.
 #[derive(Debug, Default)]
 pub(crate) struct Actions {
-    /// The words, normalised.
     words: WordSet,
     /// Their parts joined with `_`, where that differs from the normalised word.
     joined: WordSet,
@@ -29,7 +28,6 @@ pub(crate) struct Actions {
 
 #[derive(Debug, Default)]
 struct WordSet {
-    /// Sorted, each once.
     sorted: Vec<String>,
     /// Those that are long enough to be compared as a prefix.
     prefixes: Prefixes,
@@ -77,15 +75,13 @@ impl Actions {
         self.words.sorted.is_empty() && !self.any
     }
 
-    /// Whether one of them means this side effect or tool in the first edition: it equals the whole word or one of its
-    /// parts, or one is a prefix of the other.
+    /// In the first edition an action equals the whole word or one of its parts, or one is a prefix of the other.
     pub(crate) fn match_word(&self, subject: &Word) -> bool {
         let Some(subject) = subject.known().filter(|_| !self.any) else { return true };
         let mut parts = subject.split(|c: char| !c.is_alphanumeric()).filter(|part| !part.is_empty());
         self.words.matches(subject) || parts.any(|part| self.words.matches(part))
     }
 
-    /// Whether one of them means this side effect.
     pub(crate) fn match_effect(&self, effect: &str) -> bool {
         self.any || Word::new(effect).known().is_none_or(|known| self.match_parts(effect, known))
     }
@@ -108,8 +104,7 @@ impl Actions {
 
     /// Compares every action with the name from each of its parts on, as it was sent and normalised.
     fn match_parts(&self, sent: &str, known: &str) -> bool {
-        // Normalising loses only camel case, and splitting the sent text is the dearest step, so it is done only where
-        // needed.
+        // Normalising loses only camel case, and splitting the sent text is the dearest step.
         let parts = if sent.chars().any(char::is_uppercase) { parts(sent) } else { split(known) };
         (0..parts.len()).any(|at| {
             let rest = parts.get(at..).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Approval: whether the action was approved, by whom and when, and whether it needs an approval.
 //!
-//! Reads the members of `context` that are evidence of approval. The pack defines which words of `approval_status` mean
-//! a refusal; only `approved` is an approval. An approval whose time cannot be true counts as missing.
+//! The pack defines which words of `approval_status` mean a refusal; only `approved` is an approval. An approval whose
+//! time cannot be true counts as missing.
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -20,16 +20,14 @@ const ACTORS: [&str; 3] = ["actor_id", "agent_id", "requested_by"];
 /// An `approved_by` that names the actor, whatever its id.
 const SELF: &str = "self";
 
-/// The evidence of approval.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Approval {
     pub(crate) status: Status,
     pub(crate) approver_named: bool,
     /// `customer_visible_approved` is false.
     pub(crate) customer_visible_refused: bool,
-    /// `require_approval_for` names one of the side effects or tools.
+    /// `require_approval_for` names one of the side effects or tools, in the second edition those of `named_by`.
     pub(crate) named: bool,
-    /// The side effects and tools that it names.
     pub(crate) named_by: Vec<Culprit>,
     /// A rule requires the approval, or allows something because of it.
     pub(crate) needed: bool,
@@ -42,18 +40,18 @@ pub(crate) struct Approval {
 }
 
 /// What `approval_status` says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Status {
     Approved,
     Pending,
     Missing,
     None,
     Rejected,
+    #[default]
     Absent,
     Unrecognised,
 }
 
-/// What an approval is read from, besides `context`.
 pub(crate) struct Inputs<'a> {
     pub(crate) request: &'a CheckRequest,
     pub(crate) declared: &'a Declared,
@@ -64,17 +62,10 @@ pub(crate) struct Inputs<'a> {
 
 impl Approval {
     pub(crate) fn read(inputs: &Inputs<'_>, evaluated_at: i64, evidence: &mut Evidence<'_>) -> Self {
-        let customer_visible_refused = evidence.flag("customer_visible_approved") == Some(false);
         let mut approval = Self {
+            customer_visible_refused: evidence.flag("customer_visible_approved") == Some(false),
             status: Status::read(inputs.vocabulary, evidence),
-            approver_named: false,
-            customer_visible_refused,
-            named: false,
-            named_by: Vec::new(),
-            needed: false,
-            time_unusable: false,
-            approved_at: None,
-            by_actor: false,
+            ..Self::default()
         };
         match inputs.vocabulary.edition() {
             Edition::First => {
@@ -143,7 +134,7 @@ impl Status {
     }
 
     fn of(word: &Spelling, vocabulary: &Vocabulary) -> Self {
-        match vocabulary.names().approval(word) {
+        match vocabulary.names.approval(word) {
             Some(ApprovalWord::Pending) => Self::Pending,
             Some(ApprovalWord::Missing) => Self::Missing,
             Some(ApprovalWord::None) => Self::None,
@@ -178,7 +169,6 @@ impl Status {
     }
 }
 
-/// The side effects and tools that `require_approval_for` names.
 fn named(inputs: &Inputs<'_>, evidence: &mut Evidence<'_>) -> Vec<Culprit> {
     let actions = &inputs.declared.approval_for;
     if actions.is_empty() {
@@ -211,7 +201,6 @@ fn named_in_first_edition(inputs: &Inputs<'_>) -> bool {
     !actions.is_empty() && effects.chain(names).any(|subject| actions.match_word(&subject))
 }
 
-/// An identity, normalised for comparison.
 fn identity(name: &'static str, evidence: &mut Evidence<'_>) -> Option<String> {
     let identity = match evidence.member(name)? {
         Value::String(text) if is_blank(text) => return None,
@@ -255,15 +244,15 @@ mod tests {
     fn read_with(pack: &Pack, body: Value) -> (Approval, Vec<&'static str>) {
         let request = CheckRequest::parse(body).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
-        let declared = Declared::read(&request.constraints, pack.vocabulary(), pack.windows()).unwrap();
-        let effects = Effects::read(&request.side_effects, pack.vocabulary());
+        let declared = Declared::read(&request.constraints, &pack.vocabulary, &pack.windows).unwrap();
+        let effects = Effects::read(&request.side_effects, &pack.vocabulary);
         let tools = ProposedTools::read(&request, &mut evidence);
         let inputs = Inputs {
             request: &request,
             declared: &declared,
             effects: &effects,
             tools: &tools,
-            vocabulary: pack.vocabulary(),
+            vocabulary: &pack.vocabulary,
         };
         let approval = Approval::read(&inputs, NOW, &mut evidence);
         (approval, evidence.malformed())

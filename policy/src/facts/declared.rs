@@ -4,9 +4,11 @@
 //! does not define is an invalid field. Constraints without effect are kept with their index, so that none is ignored
 //! silently. Lists become sets here, so that no later step compares every entry with every other one.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
-use stage0_contract::{Constraint, FieldError, FlagName, Micros, Names, Reading, Spelling, Word};
+use stage0_contract::{
+    Constraint, ConstraintValue, FieldError, FlagName, LimitName, ListName, Names, Reading, Spelling, Word,
+};
 
 use super::actions::Actions;
 use super::patterns::Patterns;
@@ -15,6 +17,8 @@ use crate::vocabulary::{Edition, Vocabulary, Windows};
 
 #[derive(Debug, Default)]
 pub(crate) struct Declared {
+    flags: HashSet<FlagName>,
+    limits: HashMap<LimitName, i64>,
     /// Canonical names, each once, in the order of the request.
     pub(crate) names: Vec<&'static str>,
     /// Normalised constraints, each once, in the order of the request.
@@ -32,13 +36,6 @@ pub(crate) struct Declared {
     pub(crate) required_roles: Option<Vec<String>>,
     pub(crate) allowed_environments: Option<Vec<String>>,
     pub(crate) denied_environments: Vec<String>,
-    pub(crate) max_iterations: Option<i64>,
-    pub(crate) max_retries: Option<i64>,
-    pub(crate) timeout: Option<Micros>,
-    pub(crate) max_cost: Option<Micros>,
-    pub(crate) same_tool_limit: Option<i64>,
-    pub(crate) max_records: Option<i64>,
-    pub(crate) approval_max_age: Option<Micros>,
     /// In each group at least one window must be open.
     pub(crate) windows: BTreeSet<BTreeSet<String>>,
     /// Each list must have an entry that contains the target.
@@ -88,7 +85,7 @@ impl Declared {
         let mut errors = Vec::new();
         let mut seen = HashSet::new();
         for (index, text) in constraints.iter().enumerate() {
-            match Constraint::read(text, vocabulary.constraints().names()) {
+            match Constraint::read(text, vocabulary.constraints.names()) {
                 Ok(Reading::Off | Reading::Text) => declared.ignored.push(index),
                 Ok(Reading::NotUnderstood(did_you_mean)) => {
                     declared.ignored.push(index);
@@ -125,7 +122,7 @@ impl Declared {
             if Constraint::read(text, Names::built_in()).is_err() {
                 continue;
             }
-            match Constraint::read(text, vocabulary.constraints().names()) {
+            match Constraint::read(text, vocabulary.constraints.names()) {
                 Ok(Reading::Constraint(constraint)) => errors.extend(unknown_window(&constraint, windows, index)),
                 Ok(Reading::Off | Reading::Text | Reading::NotUnderstood(_)) => {}
                 Err(error) => errors.push(field_error(index, &error)),
@@ -139,7 +136,12 @@ impl Declared {
     }
 
     pub(crate) fn flag(&self, flag: FlagName) -> bool {
-        self.has(flag.name())
+        self.flags.contains(&flag)
+    }
+
+    /// The smallest declared value, in the unit of [`ConstraintValue::Limit`].
+    pub(crate) fn limit(&self, limit: LimitName) -> Option<i64> {
+        self.limits.get(&limit).copied()
     }
 
     /// Whether a constraint restricts what a sensitive tool may do.
@@ -160,42 +162,53 @@ impl Declared {
         }
         let second = vocabulary.edition() == Edition::Second;
         let any = second && allows_anything(constraint);
-        self.tools_listed |=
-            matches!(constraint, Constraint::AllowedTools(_) | Constraint::AllowedMcpServers(_)) && !any;
-        if vocabulary.constraints().is_guardrail(name) && !any {
+        self.tools_listed |= !any
+            && matches!(
+                constraint.value,
+                ConstraintValue::List(ListName::AllowedTools | ListName::AllowedMcpServers, _)
+            );
+        if vocabulary.constraints.is_guardrail(name) && !any {
             self.guardrails.push(form.clone());
         }
         self.normalised.push(form);
     }
 
     fn merge(&mut self, constraint: Constraint, lists: &mut Lists, vocabulary: &Vocabulary) {
+        match constraint.value {
+            ConstraintValue::Flag(flag) => {
+                self.flags.insert(flag);
+                if flag == FlagName::NoRepeatCalls {
+                    self.add_limit(LimitName::SameTool, 1);
+                }
+            }
+            ConstraintValue::Limit(limit, value) => self.add_limit(limit, value),
+            ConstraintValue::List(list, entries) => self.add_list(list, entries, lists, vocabulary),
+        }
+    }
+
+    pub(super) fn add_limit(&mut self, limit: LimitName, value: i64) {
+        self.limits.entry(limit).and_modify(|smallest| *smallest = value.min(*smallest)).or_insert(value);
+    }
+
+    fn add_list(&mut self, list: ListName, entries: Vec<String>, lists: &mut Lists, vocabulary: &Vocabulary) {
         let edition = vocabulary.edition();
-        match constraint {
-            Constraint::Flag(FlagName::NoRepeatCalls) => keep_smaller(&mut self.same_tool_limit, 1),
-            Constraint::Flag(_) => {}
-            Constraint::RequireApprovalFor(actions) => lists.actions.extend(actions),
-            Constraint::RequiredRole(roles) => intersect(&mut lists.roles, roles, edition, str::to_owned),
-            Constraint::AllowedEnvironment(environments) | Constraint::Environment(environments) => {
-                let canonical = |name: &str| vocabulary.names().canonical(name);
-                intersect(&mut lists.environments, environments, edition, canonical);
+        match list {
+            ListName::RequireApprovalFor => lists.actions.extend(entries),
+            ListName::RequiredRole => intersect(&mut lists.roles, entries, edition, str::to_owned),
+            ListName::AllowedEnvironment | ListName::Environment => {
+                let canonical = |name: &str| vocabulary.names.canonical(name);
+                intersect(&mut lists.environments, entries, edition, canonical);
             }
-            Constraint::DeniedEnvironment(environments) => self.denied_environments.extend(environments),
-            Constraint::MaxIterations(n) => keep_smaller(&mut self.max_iterations, bounded(n)),
-            Constraint::MaxRetries(n) => keep_smaller(&mut self.max_retries, bounded(n)),
-            Constraint::Timeout(n) => keep_smaller(&mut self.timeout, n),
-            Constraint::MaxCost(n) => keep_smaller(&mut self.max_cost, n),
-            Constraint::SameTool(n) => keep_smaller(&mut self.same_tool_limit, bounded(n)),
-            Constraint::MaxRecords(n) => keep_smaller(&mut self.max_records, bounded(n)),
-            Constraint::ApprovalMaxAge(n) => keep_smaller(&mut self.approval_max_age, n),
-            Constraint::AllowedChangeWindow(names) => {
-                self.windows.insert(names.iter().filter_map(|name| window_name(name)).collect());
+            ListName::DeniedEnvironment => self.denied_environments.extend(entries),
+            ListName::AllowedChangeWindow => {
+                self.windows.insert(entries.iter().filter_map(|name| window_name(name)).collect());
             }
-            Constraint::ResourceScope(entries) => {
+            ListName::ResourceScope => {
                 self.resource_scopes.push(entries.iter().map(|entry| Word::new(entry)).collect());
             }
-            Constraint::AllowedMcpServers(servers) => lists.servers.push(servers),
-            Constraint::AllowedTools(tools) => lists.tools.push(tools),
-            Constraint::DeniedTools(tools) => lists.denied_tools.extend(tools),
+            ListName::AllowedMcpServers => lists.servers.push(entries),
+            ListName::AllowedTools => lists.tools.push(entries),
+            ListName::DeniedTools => lists.denied_tools.extend(entries),
         }
     }
 
@@ -213,12 +226,9 @@ impl Declared {
 
 /// Whether a list has a lone `*`, so that it restricts nothing.
 fn allows_anything(constraint: &Constraint) -> bool {
-    match constraint {
-        Constraint::AllowedTools(entries)
-        | Constraint::AllowedMcpServers(entries)
-        | Constraint::ResourceScope(entries) => entries.iter().any(|entry| entry == "*"),
-        _ => false,
-    }
+    let ConstraintValue::List(list, entries) = &constraint.value else { return false };
+    matches!(list, ListName::AllowedTools | ListName::AllowedMcpServers | ListName::ResourceScope)
+        && entries.iter().any(|entry| entry == "*")
 }
 
 /// An ambiguous server matches nothing, so it is left out.
@@ -235,10 +245,10 @@ fn field_error(index: usize, error: &stage0_contract::ConstraintError) -> FieldE
 }
 
 fn unknown_window(constraint: &Constraint, windows: &Windows, index: usize) -> Option<FieldError> {
-    let Constraint::AllowedChangeWindow(names) = constraint else { return None };
+    let ConstraintValue::List(ListName::AllowedChangeWindow, names) = &constraint.value else { return None };
     let unknown = names.iter().any(|name| window_name(name).is_none_or(|name| windows.get(&name).is_none()));
     unknown.then(|| {
-        let known = windows.names().collect::<Vec<_>>().join(", ");
+        let known = windows.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
         let hint = if known.is_empty() { "it defines none".to_owned() } else { format!("it defines {known}") };
         FieldError::new(
             format!("constraints[{index}]"),
@@ -249,10 +259,6 @@ fn unknown_window(constraint: &Constraint, windows: &Windows, index: usize) -> O
 
 fn window_name(name: &str) -> Option<String> {
     Word::name(name).known().map(str::to_owned)
-}
-
-fn keep_smaller<T: Ord + Copy>(limit: &mut Option<T>, declared: T) {
-    *limit = Some(limit.map_or(declared, |known| known.min(declared)));
 }
 
 /// Keeps the order of the first list. Ambiguous names match nothing, so they are left out: an empty list allows no one.
@@ -290,11 +296,6 @@ impl ListedName {
     }
 }
 
-/// Constraint numbers are below 10¹³, so the bound is never reached.
-fn bounded(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,7 +304,7 @@ mod tests {
     fn read(constraints: &[&str]) -> Result<Declared, Vec<FieldError>> {
         let pack = Pack::embedded().unwrap();
         let constraints: Vec<String> = constraints.iter().map(|c| (*c).to_owned()).collect();
-        Declared::read(&constraints, pack.vocabulary(), pack.windows())
+        Declared::read(&constraints, &pack.vocabulary, &pack.windows)
     }
 
     #[test]
@@ -321,7 +322,7 @@ mod tests {
             "approval_required: false",
         ])
         .unwrap();
-        assert_eq!((declared.max_iterations, declared.same_tool_limit), (Some(3), Some(1)));
+        assert_eq!((declared.limit(LimitName::MaxIterations), declared.limit(LimitName::SameTool)), (Some(3), Some(1)));
         assert_eq!(declared.required_roles, Some(vec!["b".to_owned()]));
         assert_eq!(declared.allowed_environments, Some(vec![]));
         assert!(declared.flag(FlagName::ApprovalRequired));
@@ -429,7 +430,7 @@ mod tests {
         let by_gateway: Vec<usize> =
             (0..constraints.len()).filter(|&index| fails_at_gateway(&constraints[index])).collect();
         assert_eq!(by_gateway, [1, 4]);
-        let errors = Declared::review(&constraints, pack.vocabulary(), pack.windows());
+        let errors = Declared::review(&constraints, &pack.vocabulary, &pack.windows);
         let paths: Vec<&str> = errors.iter().map(|error| error.path.as_str()).collect();
         assert_eq!(paths, ["constraints[0]", "constraints[2]"]);
         assert!(errors[0].message.contains("`max_cost_usd: 2.50`"), "{errors:?}");
@@ -439,7 +440,7 @@ mod tests {
     fn a_pack_of_the_first_edition_keeps_its_constraint_names() {
         let pack = Pack::load(&crate::files::Files::first_edition()).unwrap();
         let constraints = ["allowedTools: a", "budget: 5", "denied_tools: a", "max_retries: 3", "allowed_tools: *"];
-        let declared = Declared::read(&constraints.map(str::to_owned), pack.vocabulary(), pack.windows()).unwrap();
+        let declared = Declared::read(&constraints.map(str::to_owned), &pack.vocabulary, &pack.windows).unwrap();
         assert_eq!(declared.names, ["max_retries", "allowed_tools"]);
         assert_eq!(declared.guardrails, ["max_retries: 3", "allowed_tools: *"]);
         assert_eq!((declared.ignored, declared.not_understood), (vec![0, 1, 2], vec![]));

@@ -1,19 +1,17 @@
 //! Side effects: the risk classes of the declared ones, and which of them the pack does not know.
 //!
-//! Sums up the items of a request; `classify` finds the class of one text, and `first` does so for packs of the first
-//! edition. An unknown effect counts as high, because it may be irreversible. Similar known words are searched for the
-//! first few unknown words only.
+//! An unknown effect counts as high, because it may be irreversible. Similar known words are searched for the first few
+//! unknown words only.
 
 mod classify;
 mod first;
 
 use super::Culprit;
 use super::culprit::MAX_CULPRITS;
-use crate::vocabulary::{Class, EffectWords, Vocabulary};
+use crate::vocabulary::{Class, EditionWords, EffectWords, Vocabulary};
 
-pub(crate) use classify::{Source, classify};
+pub(crate) use classify::{Reading, Source, classify};
 
-/// The most similar known words that are suggested for an unknown one.
 const MAX_NEAR: usize = 3;
 
 /// The classes of the declared side effects. A Boolean is true if it is true of at least one of them.
@@ -40,69 +38,27 @@ pub(crate) struct Effects {
     pub(crate) readings: Vec<Reading>,
 }
 
-/// How one declared side effect is read.
-#[derive(Debug, Clone)]
-pub(crate) struct Reading {
-    /// The item's index in `side_effects`.
-    pub(crate) index: usize,
-    pub(crate) class: Class,
-    /// Unknown, so that it counts as high.
-    pub(crate) unknown: bool,
-    /// Its unknown parts, where the answer reports them.
-    pub(crate) unknown_parts: Vec<String>,
-    /// Known words similar to the unknown ones.
-    pub(crate) near: Vec<String>,
-    pub(crate) writes: bool,
-    pub(crate) impact: bool,
-    pub(crate) customer_visible: bool,
-}
-
-impl Default for Reading {
-    fn default() -> Self {
-        Self {
-            index: 0,
-            class: Class::None,
-            unknown: false,
-            unknown_parts: Vec::new(),
-            near: Vec::new(),
-            writes: false,
-            impact: false,
-            customer_visible: false,
-        }
-    }
-}
-
 impl Effects {
     pub(crate) fn read(side_effects: &[String], vocabulary: &Vocabulary) -> Self {
-        match vocabulary.effects() {
-            None => first::read(side_effects, vocabulary),
-            Some(words) => Self::read_by_parts(side_effects, words),
+        match &vocabulary.words {
+            EditionWords::First(words) => first::read(side_effects, words),
+            EditionWords::Second(words, _) => Self::read_by_parts(side_effects, words),
         }
     }
 
     fn read_by_parts(side_effects: &[String], words: &EffectWords) -> Self {
         let mut effects = Self { readings: Vec::with_capacity(side_effects.len()), ..Self::default() };
         let mut suggested = 0;
-        for (index, raw) in side_effects.iter().enumerate() {
-            let classified = classify(raw, words, Source::Effect);
-            effects.add_class(classified.class);
-            effects.any |= classified.class > Class::None;
-            effects.scoped |= !classified.nothing;
-            effects.impact |= classified.impact;
-            effects.customer_visible |= classified.customer_visible;
-            effects.unknown |= classified.unknown;
-            effects.unknown_part |= !classified.unknown && !classified.unknown_parts.is_empty();
-            effects.writes |= classified.writes;
-            let mut reading = Reading {
-                index,
-                class: classified.class,
-                unknown: classified.unknown,
-                unknown_parts: classified.unknown_parts,
-                near: Vec::new(),
-                writes: classified.writes,
-                impact: classified.impact,
-                customer_visible: classified.customer_visible,
-            };
+        for raw in side_effects {
+            let mut reading = classify(raw, words, Source::Effect);
+            effects.add_class(reading.class);
+            effects.any |= reading.class > Class::None;
+            effects.scoped |= !reading.nothing;
+            effects.impact |= reading.impact;
+            effects.customer_visible |= reading.customer_visible;
+            effects.unknown |= reading.unknown;
+            effects.unknown_part |= !reading.unknown && !reading.unknown_parts.is_empty();
+            effects.writes |= reading.writes;
             if (reading.unknown || !reading.unknown_parts.is_empty()) && suggested < MAX_CULPRITS {
                 suggested += 1;
                 reading.near = near(raw, &reading.unknown_parts, words);
@@ -123,7 +79,7 @@ impl Effects {
         }
     }
 
-    /// The classes for the decision record, sorted, each once.
+    /// Sorted, each once.
     pub(crate) fn classes(&self) -> Vec<&'static str> {
         let mut classes: Vec<&'static str> = self.readings.iter().map(|reading| reading.class.as_str()).collect();
         classes.sort_unstable();
@@ -131,12 +87,9 @@ impl Effects {
         classes
     }
 
-    /// The first items that `is_wanted` selects, as the request words them.
     pub(crate) fn culprits(&self, side_effects: &[String], is_wanted: impl Fn(&Reading) -> bool) -> Vec<Culprit> {
-        let wanted = self.readings.iter().filter(|reading| is_wanted(reading)).take(MAX_CULPRITS);
-        wanted
-            .filter_map(|reading| Some(Culprit::item("side_effects", reading.index, side_effects.get(reading.index)?)))
-            .collect()
+        let wanted = self.readings.iter().zip(side_effects).enumerate().filter(|(_, (reading, _))| is_wanted(reading));
+        wanted.take(MAX_CULPRITS).map(|(index, (_, raw))| Culprit::item("side_effects", index, raw)).collect()
     }
 }
 

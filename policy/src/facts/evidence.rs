@@ -1,12 +1,11 @@
 //! Evidence: the typed reading of `context`. A member is absent (missing, null, blank), usable, or malformed.
 //!
-//! A member of the wrong type or range is malformed and remembered by name (contract, section 2); rules decide what
-//! follows from that. `context` and `context.loop_state` are read together.
+//! A member of the wrong type or range is malformed and remembered by name; rules decide what
+//! follows from that.
 
 use serde_json::{Map, Number, Value};
 use stage0_contract::{Micros, Word, is_blank};
 
-/// Every member that counts something of a run.
 const COUNTERS: [&str; 5] =
     ["current_iteration", "retry_count", "elapsed_seconds", "cumulative_cost_usd", "recent_tools"];
 
@@ -36,7 +35,6 @@ impl<'a> Evidence<'a> {
         self.malformed.extend(COUNTERS);
     }
 
-    /// The malformed members, sorted, each once.
     pub(crate) fn malformed(mut self) -> Vec<&'static str> {
         self.malformed.sort_unstable();
         self.malformed.dedup();
@@ -54,7 +52,6 @@ impl<'a> Evidence<'a> {
         self.member(name).into_iter().chain(inner)
     }
 
-    /// A text that is not blank.
     pub(crate) fn text(&mut self, name: &'static str) -> Option<&'a str> {
         let text = self.typed(name, Value::as_str)?;
         Some(text).filter(|text| !is_blank(text))
@@ -64,12 +61,10 @@ impl<'a> Evidence<'a> {
         self.typed(name, Value::as_bool)
     }
 
-    /// A whole number that is not negative.
     pub(crate) fn count(&mut self, name: &'static str) -> Option<i64> {
         self.typed(name, |value| value.as_number().and_then(whole_number).filter(|n| *n >= 0))
     }
 
-    /// A quantity that is not negative.
     pub(crate) fn micros(&mut self, name: &'static str) -> Option<Micros> {
         self.typed(name, as_micros)
     }
@@ -82,7 +77,7 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// A member as `read` takes it; malformed if it is there and `read` does not take it.
+    /// A member that is there and that `read` does not take is malformed.
     fn typed<T>(&mut self, name: &'static str, read: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
         let value = read(self.member(name)?);
         if value.is_none() {
@@ -98,7 +93,6 @@ pub(crate) fn as_words(value: &Value) -> Option<Vec<Word>> {
     Some(texts?.into_iter().filter(|text| !is_blank(text)).map(Word::new).collect())
 }
 
-/// A quantity that is in range.
 pub(crate) fn as_micros(value: &Value) -> Option<Micros> {
     Micros::from_evidence(value.as_number()?).ok()
 }

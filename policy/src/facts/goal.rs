@@ -1,7 +1,6 @@
 //! Whether a goal is vague: a single word, or a vague phrase with hardly any other words.
 //!
-//! Counts words and letters in scripts with and without spaces. The vocabulary lists the vague phrases. The first
-//! edition knows neither parts of identifiers nor the length of a word.
+//! The first edition knows neither parts of identifiers nor the length of a word.
 
 use stage0_contract::{parts, plain, visible};
 
@@ -63,12 +62,11 @@ fn letters_of(c: char) -> usize {
     }
 }
 
-/// The vague phrases in a goal, and the rest of it.
 struct VaguePhrases {
-    /// A phrase of a script with spaces was found.
+    /// A phrase of a script with spaces was found, or one of a dense script.
     spaced: bool,
-    /// A phrase of a dense script was found.
     dense: bool,
+    /// The goal without them.
     rest: String,
 }
 
@@ -76,7 +74,7 @@ impl VaguePhrases {
     /// Phrases with letters that `is_dense` selects are found anywhere, other phrases only between word boundaries.
     fn of(goal: &str, vocabulary: &Vocabulary, is_dense: fn(char) -> bool) -> Self {
         let mut phrases = Self { spaced: false, dense: false, rest: spaced(goal) };
-        for phrase in vocabulary.vague_phrases() {
+        for phrase in &vocabulary.vague_phrases {
             let anywhere = phrase.chars().any(is_dense);
             if let Some(without) = without(&phrases.rest, phrase, anywhere) {
                 phrases.spaced |= !anywhere;
@@ -87,7 +85,6 @@ impl VaguePhrases {
         phrases
     }
 
-    /// Whether a phrase was found and the rest has few words, whatever its script.
     fn leave_few_words(&self) -> bool {
         (self.spaced || self.dense) && Words::count(&self.rest).total() <= MAX_OTHER_WORDS
     }
@@ -177,7 +174,7 @@ mod tests {
     use crate::pack::Pack;
 
     fn vague(goal: &str) -> bool {
-        is_vague(goal, Pack::embedded().unwrap().vocabulary())
+        is_vague(goal, &Pack::embedded().unwrap().vocabulary)
     }
 
     #[test]
@@ -255,8 +252,8 @@ mod tests {
         for goal in
             ["summarize_quarterly_report", "Quartalsberichtszusammenfassung", "계약서 번역 도와줘", "帮我查天气"]
         {
-            assert!(is_vague(goal, pack.vocabulary()) && !vague(goal), "{goal}");
+            assert!(is_vague(goal, &pack.vocabulary) && !vague(goal), "{goal}");
         }
-        assert!(!is_vague("Retry workflow", pack.vocabulary()));
+        assert!(!is_vague("Retry workflow", &pack.vocabulary));
     }
 }

@@ -1,8 +1,7 @@
 //! Declared limits that nothing enforces, because the counter that they are compared with is missing.
 //!
-//! A limit is enforced if the request brings its counter, or names a run for which the server keeps it. The server
-//! counts iterations, calls of tools, elapsed time and cost, but neither retries nor records. A malformed counter is
-//! reported as malformed and not here again.
+//! A limit is enforced if the request brings its counter, or names a run for which the server keeps it. A malformed
+//! counter is reported as malformed and not here again.
 
 use serde_json::Value;
 use stage0_contract::CheckRequest;
@@ -11,13 +10,10 @@ use super::declared::Declared;
 use super::evidence::Evidence;
 use super::run::is_retry_count;
 
-/// A limit and the counter that it is compared with.
 struct Limit {
-    /// The constraint's canonical name.
     name: &'static str,
     /// Members of `context` and of `context.loop_state` that hold the counter.
     members: [&'static str; 2],
-    /// Whether the server counts it for a run.
     counted_by_server: bool,
 }
 
@@ -89,7 +85,7 @@ mod tests {
         let pack = Pack::embedded().unwrap();
         let body = json!({"goal": "g", "constraints": [constraint], "context": context});
         let request = CheckRequest::parse(body).unwrap();
-        let declared = Declared::read(&request.constraints, pack.vocabulary(), pack.windows()).unwrap();
+        let declared = Declared::read(&request.constraints, &pack.vocabulary, &pack.windows).unwrap();
         not_enforced(&declared, &request, has_run, &Evidence::new(request.context.as_ref()))
     }
 

@@ -1,7 +1,7 @@
 //! Names of tools of MCP servers: `mcp__<server>__<tool>`.
 //!
-//! Owns where the server ends and the tool begins. A server's own name may hold `__`, so a name can be split in more
-//! than one way: `split` ends the server at the first separator, `servers` gives every candidate.
+//! A server's own name may hold `__`, so a name can be split in more than one way: `split` ends the server at the first
+//! separator, `servers` gives every candidate.
 
 use stage0_contract::visible;
 

@@ -1,7 +1,7 @@
-//! Counters of a run: iterations, retries, elapsed time, cost, and calls of the same tool (contract, section 6).
+//! Counters of a run: iterations, retries, elapsed time, cost, and calls of the same tool.
 //!
-//! `context`, `context.loop_state` and the server's own counts of the run may each give a counter; the largest one
-//! counts. A missing counter has its initial value, and one that cannot be read is malformed.
+//! `context`, `context.loop_state` and the server's own counts may each give a counter; the largest one counts. A
+//! missing counter has its initial value, and one that cannot be read is malformed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use data_encoding::HEXLOWER;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use stage0_contract::{Micros, Word};
+use stage0_contract::{LimitName, Micros, Word};
 
 use super::declared::Declared;
 use super::evidence::{Evidence, as_micros, as_words, whole_number};
@@ -17,21 +17,6 @@ use super::tools::ProposedTools;
 
 /// The longest name of a tool that is stored as it is; a longer one is stored as its hash.
 const MAX_NAME_BYTES: usize = 128;
-
-#[derive(Debug)]
-pub(crate) struct Run {
-    pub(crate) iteration: i64,
-    pub(crate) retries: i64,
-    pub(crate) elapsed_micros: i64,
-    /// The cost so far plus the estimate for this check.
-    pub(crate) cost_micros: i64,
-    /// Calls of the most called proposed tool, including the proposed one; if none is proposed, of the most called
-    /// recent tool.
-    pub(crate) same_tool_calls: i64,
-    pub(crate) estimated_cost: Option<Micros>,
-    /// What the request itself reported, without the server's counts. Only for a run whose snapshot was given.
-    pub(crate) reported: Option<Reported>,
-}
 
 /// What the server has counted of a run before this check.
 #[derive(Debug, Clone, Default)]
@@ -50,8 +35,7 @@ pub struct RunSnapshot {
     pub same_tool_calls: i64,
 }
 
-/// Calls of each tool. An ambiguous name (letters of mixed scripts) may be any tool, so its calls count for all of
-/// them.
+/// Calls of each tool. Those of an ambiguous name (letters of mixed scripts) count for every tool.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolCalls {
     /// Calls by normalised name.
@@ -79,15 +63,19 @@ pub struct Reported {
     pub proposed: Vec<Option<String>>,
 }
 
-/// What a decision contributes to the state of its run.
+/// The counters of a run as rules see them, and what a decision contributes to the state of its run.
 #[derive(Debug)]
 pub struct RunFacts {
-    /// The iteration that was checked.
+    /// The iteration that is checked.
     pub iteration: i64,
-    /// Calls of the most called proposed tool, including the proposed one.
-    pub same_tool_calls: i64,
+    /// Retries so far.
+    pub retries: i64,
+    /// Microseconds since the run began.
+    pub elapsed_micros: i64,
     /// Money spent, reserved, and estimated for this check, in millionths of a dollar.
     pub cost_micros: i64,
+    /// Calls of the most called proposed tool with this one; if none is proposed, of the most called recent tool.
+    pub same_tool_calls: i64,
     /// The estimate of this check.
     pub estimated_cost: Option<Micros>,
     /// What the request reported; only for a run whose snapshot was given.
@@ -96,12 +84,13 @@ pub struct RunFacts {
     pub has_secrets: bool,
 }
 
-impl Run {
+impl RunFacts {
     pub(crate) fn read(
         declared: &Declared,
         tools: &ProposedTools,
         evidence: &mut Evidence<'_>,
         snapshot: Option<&RunSnapshot>,
+        has_secrets: bool,
     ) -> Self {
         let estimated_cost = evidence.micros("estimated_cost_usd");
         let iteration = |value: &Value| value.as_number().and_then(whole_number).filter(|n| *n >= 1);
@@ -116,7 +105,7 @@ impl Run {
         };
         let proposed = tools.proposed();
         // Counting normalises the name of every recent call, so it is done only for a limit or for the state of a run.
-        if declared.same_tool_limit.is_some() || snapshot.is_some() {
+        if declared.limit(LimitName::SameTool).is_some() || snapshot.is_some() {
             reported.calls = recent_calls(evidence);
             reported.same_tool_calls = reported.calls.with_proposed(proposed).max(i64::from(!proposed.is_empty()));
         }
@@ -129,6 +118,7 @@ impl Run {
             same_tool_calls: reported.same_tool_calls,
             estimated_cost,
             reported: None,
+            has_secrets,
         };
         if let Some(counted) = snapshot {
             run.iteration = run.iteration.max(counted.iteration);
@@ -217,7 +207,6 @@ impl ToolCalls {
         calls
     }
 
-    /// Takes the larger count of each tool.
     pub(crate) fn raise(&mut self, other: &Self) {
         for (name, count) in &other.known {
             let own = self.known.entry(name.clone()).or_default();
@@ -226,8 +215,7 @@ impl ToolCalls {
         self.any = self.any.max(other.any);
     }
 
-    /// The calls of the most called proposed tool if it is called once more; if none is proposed, of the most called
-    /// tool.
+    /// As [`RunFacts::same_tool_calls`].
     fn with_proposed(&self, proposed: &[Word]) -> i64 {
         let highest = self.known.values().copied().max().unwrap_or(0);
         let next = proposed.iter().map(|tool| match tool.known() {
@@ -244,12 +232,13 @@ mod tests {
     use serde_json::json;
     use stage0_contract::CheckRequest;
 
-    fn read(context: impl Into<Value>, tools: &[&str]) -> (Run, Vec<&'static str>) {
+    fn read(context: impl Into<Value>, tools: &[&str]) -> (RunFacts, Vec<&'static str>) {
         let request = CheckRequest::parse(json!({"goal": "g", "tools": tools, "context": context.into()})).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
         let tools = ProposedTools::read(&request, &mut evidence);
-        let declared = Declared { same_tool_limit: Some(2), ..Declared::default() };
-        let run = Run::read(&declared, &tools, &mut evidence, None);
+        let mut declared = Declared::default();
+        declared.add_limit(LimitName::SameTool, 2);
+        let run = RunFacts::read(&declared, &tools, &mut evidence, None, false);
         (run, evidence.malformed())
     }
 

@@ -3,16 +3,16 @@
 //! `target` compares resources and `tool_list` tools. An ambiguous name (letters of mixed scripts) is inside no allow
 //! list, and every deny list denies it.
 
-use stage0_contract::{CheckRequest, FlagName, Word, is_blank};
+use stage0_contract::{CheckRequest, FlagName, LimitName, Spelling, Word, is_blank};
 
+use super::access::environments;
 use super::culprit::{Culprit, MAX_CULPRITS};
 use super::declared::Declared;
-use super::environment::Environment;
 use super::evidence::Evidence;
 use super::mcp::servers;
 use super::patterns::Patterns;
 use super::target::{Scope, Target};
-use crate::vocabulary::{Edition, Vocabulary};
+use crate::vocabulary::{Edition, Names, Vocabulary};
 
 /// For each declared scope: whether the request has evidence for it, and what is outside.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Scopes {
         evidence: &mut Evidence<'a>,
     ) -> Self {
         let mut scopes = Self::default();
-        if declared.max_records.is_some() {
+        if declared.limit(LimitName::MaxRecords).is_some() {
             scopes.record_count = evidence.count("record_count");
         }
         if !declared.resource_scopes.is_empty() {
@@ -56,12 +56,10 @@ impl Scopes {
             scopes.tools_denied = culprits(tools(request, evidence), |tool| denied.denies(tool));
         }
         if !declared.denied_environments.is_empty() {
-            let denied: Vec<Environment> =
-                declared.denied_environments.iter().map(|name| Environment::of(name, vocabulary.names())).collect();
-            scopes.environments_denied = culprits(environments(request, evidence), |name| {
-                let named = Environment::of(name, vocabulary.names());
-                denied.iter().any(|denied| denied.may_be(&named))
-            });
+            let read = |name: &str| Environment::of(name, &vocabulary.names);
+            let denied: Vec<Environment> = declared.denied_environments.iter().map(|name| read(name)).collect();
+            let named = environments(request, evidence).into_iter().map(|(at, name)| (at.to_owned(), name));
+            scopes.environments_denied = culprits(named, |name| denied.iter().any(|denied| denied.may_be(&read(name))));
         }
         scopes
     }
@@ -114,10 +112,8 @@ impl Scopes {
     }
 }
 
-/// A JSON path of the request and the name there.
 type NameAt<'a> = (String, &'a str);
 
-/// The first names that `is_wrong` selects.
 fn culprits<'a>(names: impl IntoIterator<Item = NameAt<'a>>, is_wrong: impl Fn(&str) -> bool) -> Vec<Culprit> {
     let wrong = names.into_iter().filter(|(_, name)| is_wrong(name));
     wrong.map(|(at, name)| Culprit::new(at, name)).take(MAX_CULPRITS).collect()
@@ -135,23 +131,29 @@ fn items<'a>(evidence: &mut Evidence<'a>, name: &'static str) -> Option<Vec<Name
     Some(named.map(|(index, text)| (format!("context.{name}[{index}]"), text)).collect())
 }
 
-/// Every tool that the request proposes.
 fn tools<'a>(request: &'a CheckRequest, evidence: &mut Evidence<'a>) -> Vec<NameAt<'a>> {
     let listed = request.tools.iter().enumerate().map(|(index, tool)| (format!("tools[{index}]"), tool.as_str()));
     let current = evidence.text("current_tool").map(|tool| ("context.current_tool".to_owned(), tool));
     listed.chain(current).collect()
 }
 
-/// Every environment that the request names.
-fn environments<'a>(request: &'a CheckRequest, evidence: &mut Evidence<'a>) -> Vec<NameAt<'a>> {
-    let outer = request.environment.as_deref().filter(|text| !is_blank(text));
-    let mut named: Vec<NameAt<'a>> = outer.map(|text| ("environment".to_owned(), text)).into_iter().collect();
-    for (name, at) in [("environment", "context.environment"), ("target_environment", "context.target_environment")] {
-        if evidence.member(name).is_some_and(|value| value.is_string()) {
-            named.extend(evidence.text(name).map(|text| (at.to_owned(), text)));
+/// A name of an environment in the readings in which it is denied; `None` for an ambiguous name.
+struct Environment(Option<[String; 2]>);
+
+impl Environment {
+    fn of(name: &str, names: &Names) -> Self {
+        let spelling = Spelling::of(name);
+        let readings = || Some([names.canonical(spelling.folded()?), names.canonical(spelling.split()?)]);
+        Self(readings())
+    }
+
+    /// Whether the two have a reading in common, or one of them is ambiguous.
+    fn may_be(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(two)) => one.iter().any(|reading| two.contains(reading)),
+            _ => true,
         }
     }
-    named
 }
 
 #[cfg(test)]
@@ -162,10 +164,10 @@ mod tests {
 
     fn read(constraint: &str, context: impl Into<Value>) -> Scopes {
         let pack = crate::pack::Pack::embedded().unwrap();
-        let declared = Declared::read(&[constraint.to_owned()], pack.vocabulary(), pack.windows()).unwrap();
+        let declared = Declared::read(&[constraint.to_owned()], &pack.vocabulary, &pack.windows).unwrap();
         let request = CheckRequest::parse(json!({"goal": "g", "context": context.into()})).unwrap();
         let mut evidence = Evidence::new(request.context.as_ref());
-        Scopes::read(&declared, &request, pack.vocabulary(), &mut evidence)
+        Scopes::read(&declared, &request, &pack.vocabulary, &mut evidence)
     }
 
     fn outside(scope: &str, target: &str) -> bool {

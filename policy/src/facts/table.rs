@@ -1,16 +1,14 @@
 //! The fact table: every attribute that a rule can read and every trigger that a rule can have, by name.
 //!
-//! A row is one fact. Attributes are what rules see as `context.<name>`: Booleans, whole numbers, texts and sets of
-//! texts only, because floats and nulls could decide wrongly. Triggers are cheap conditions that must hold before a
-//! rule is evaluated, so that most rules never are; loading a pack evaluates every case without triggers too and
-//! refuses a trigger that hides a rule. A rule or schema that names anything else is refused when its pack is loaded.
+//! Attributes are what rules see as `context.<name>`: Booleans, whole numbers, texts and sets of texts only, because
+//! floats and nulls could decide wrongly. Triggers are cheap conditions that must hold before a rule is evaluated, so
+//! that most rules never are; a pack with a trigger that hides a rule is refused.
 
-use stage0_contract::{FlagName, Micros};
+use stage0_contract::{FlagName, LimitName};
 
 use super::Facts;
 use super::approval::Status;
 
-/// A value that rules can compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum FactValue {
     Bool(bool),
@@ -19,7 +17,6 @@ pub(crate) enum FactValue {
     Set(Vec<String>),
 }
 
-/// What rules can do with one fact.
 enum Row {
     /// A Boolean attribute, and a trigger that holds when it is true.
     Flag(fn(&Facts) -> bool),
@@ -71,19 +68,19 @@ const TABLE: &[(&str, Row)] = &[
     ("allowed_environments", Words(|f| f.access.allowed_environments.clone().map(FactValue::Set))),
     ("environment_outside", When(|f| !f.access.environments_outside.is_empty())),
     ("iteration", Value(|f| long(f.run.iteration))),
-    ("max_iterations", Limit(|f| f.declared.max_iterations)),
+    ("max_iterations", Limit(|f| f.declared.limit(LimitName::MaxIterations))),
     ("retries", Value(|f| long(f.run.retries))),
-    ("max_retries", Limit(|f| f.declared.max_retries)),
+    ("max_retries", Limit(|f| f.declared.limit(LimitName::MaxRetries))),
     ("elapsed_micros", Value(|f| long(f.run.elapsed_micros))),
-    ("timeout", When(|f| f.declared.timeout.is_some())),
-    ("timeout_micros", Value(|f| f.declared.timeout.map(Micros::get).map(FactValue::Long))),
+    ("timeout", When(|f| f.declared.limit(LimitName::Timeout).is_some())),
+    ("timeout_micros", Value(|f| f.declared.limit(LimitName::Timeout).map(FactValue::Long))),
     ("cost_micros", Value(|f| long(f.run.cost_micros))),
-    ("max_cost_usd", When(|f| f.declared.max_cost.is_some())),
-    ("max_cost_micros", Value(|f| f.declared.max_cost.map(Micros::get).map(FactValue::Long))),
+    ("max_cost_usd", When(|f| f.declared.limit(LimitName::MaxCost).is_some())),
+    ("max_cost_micros", Value(|f| f.declared.limit(LimitName::MaxCost).map(FactValue::Long))),
     ("same_tool_calls", Value(|f| long(f.run.same_tool_calls))),
-    ("same_tool_limit", Limit(|f| f.declared.same_tool_limit)),
+    ("same_tool_limit", Limit(|f| f.declared.limit(LimitName::SameTool))),
     ("record_count", Value(|f| f.scopes.record_count.map(FactValue::Long))),
-    ("max_records", Limit(|f| f.declared.max_records)),
+    ("max_records", Limit(|f| f.declared.limit(LimitName::MaxRecords))),
     ("require_ticket", Flag(|f| f.declared.flag(FlagName::RequireTicket))),
     ("ticket_named", Value(|f| bool(f.ticket_named))),
     ("mfa_required", Flag(|f| f.declared.flag(FlagName::MfaRequired))),
@@ -112,7 +109,7 @@ const TABLE: &[(&str, Row)] = &[
     ("denied_environment", When(|f| !f.declared.denied_environments.is_empty())),
     ("denied_environment_declared", Value(|f| bool(!f.declared.denied_environments.is_empty()))),
     ("environment_denied", Value(|f| bool(!f.scopes.environments_denied.is_empty()))),
-    ("approval_max_age", When(|f| f.declared.approval_max_age.is_some())),
+    ("approval_max_age", When(|f| f.declared.limit(LimitName::ApprovalMaxAge).is_some())),
     ("approval_stale", Value(|f| bool(f.approval_stale))),
     ("constraints_not_understood", Flag(|f| !f.declared.not_understood.is_empty())),
     ("limits_not_enforced", Value(|f| set(&f.limits_not_enforced))),
@@ -185,12 +182,10 @@ pub(crate) struct Attribute(u8);
 pub(crate) struct Trigger(u8);
 
 impl Attribute {
-    /// Finds an attribute by name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Self::all().find(|attribute| attribute.name() == name)
     }
 
-    /// Every attribute, in the order of the table.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         rows(Row::is_attribute).map(|(index, ..)| Self(index))
     }
@@ -199,7 +194,6 @@ impl Attribute {
         TABLE.get(usize::from(self.0)).map_or("", |(name, _)| name)
     }
 
-    /// Whether its value holds words of the request.
     pub(crate) fn holds_words(self) -> bool {
         matches!(TABLE.get(usize::from(self.0)), Some((_, Row::Words(_))))
     }
@@ -211,7 +205,6 @@ impl Attribute {
 }
 
 impl Trigger {
-    /// Finds a trigger by name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         rows(Row::is_trigger).find(|(_, known, _)| *known == name).map(|(index, ..)| Self(index))
     }
@@ -233,7 +226,6 @@ impl RowSet {
     }
 }
 
-/// A set of attributes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Attributes(RowSet);
 
@@ -254,7 +246,6 @@ impl Attributes {
     }
 }
 
-/// The triggers that hold for one request.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Triggers(RowSet);
 
@@ -271,7 +262,6 @@ impl Triggers {
         self.0.contains(trigger.0)
     }
 
-    /// Their names, in the order of the table.
     pub(crate) fn names(self) -> Vec<&'static str> {
         rows(Row::is_trigger).filter(|(index, ..)| self.0.contains(*index)).map(|(_, name, _)| name).collect()
     }

@@ -1,6 +1,6 @@
 //! Target resources and resource scopes, compared as canonical paths.
 //!
-//! A path becomes canonical (contract, section 2) by reading `\` as `/`, percent-decoding once, and removing `.` and
+//! A path becomes canonical by reading `\` as `/`, percent-decoding once, and removing `.` and
 //! `..` segments. A text that another program could still read differently (`%2e` again, `..;`, an invalid escape,
 //! `{…}`, a query) has no canonical form: as a target it is outside every scope, as a scope it contains nothing.
 
@@ -15,7 +15,6 @@ use super::patterns::Patterns;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Target(String);
 
-/// The targets that a request's `resource_scope` allows.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Scope(Patterns);
 
@@ -93,7 +92,6 @@ fn stem_path(stem: &str) -> Option<Stem> {
     Some(Stem::Prefix(if ends_in_separator { format!("{path}/") } else { path }))
 }
 
-/// The canonical path of a normalised text.
 fn canonical(text: &str) -> Option<String> {
     canonical_path(&decoded_path(text)?)
 }
@@ -180,7 +178,6 @@ fn canonical_path(text: &str) -> Option<String> {
     }
 }
 
-/// The scheme and the text after `://`.
 fn split_scheme(text: &str) -> Option<(&str, &str)> {
     let (scheme, rest) = text.split_once("://")?;
     let mut bytes = scheme.bytes();

@@ -1,4 +1,4 @@
-//! Lists of tools: `allowed_tools` and `denied_tools` (contract, section 2).
+//! Lists of tools: `allowed_tools` and `denied_tools`.
 //!
 //! The server in `mcp__server__tool` is compared exactly, the tool's own part in every spelling. An entry without a
 //! server never allows a tool of a server, but it denies that tool of every server. A deny list matches a tool if any
@@ -13,7 +13,6 @@ use crate::vocabulary::Edition;
 /// How many places within one name are tried as the end of its server.
 const MAX_SERVER_ENDS: usize = 8;
 
-/// The tools that `allowed_tools` allows.
 #[derive(Debug)]
 pub(crate) struct AllowedTools {
     edition: Edition,
@@ -23,16 +22,13 @@ pub(crate) struct AllowedTools {
     split: Patterns,
 }
 
-/// The tools that `denied_tools` denies.
 #[derive(Debug, Default)]
 pub(crate) struct DeniedTools {
-    /// Every reading of every entry.
     names: Patterns,
     /// An entry is ambiguous, so it may be any tool.
     any: bool,
 }
 
-/// A name in the two forms in which it is compared.
 struct Keys {
     folded: String,
     split: String,
@@ -131,7 +127,6 @@ fn readings(tool: &str) -> Option<Vec<String>> {
     Some(vec![format!("{prefix}{}", spelling.folded()?), format!("{prefix}{}", spelling.split()?)])
 }
 
-/// The readings of a tool's name without its server.
 fn readings_of_tool(tool: &str) -> Option<Vec<String>> {
     let spelling = Spelling::of(tool);
     Some(vec![format!("t:{}", spelling.folded()?), format!("t:{}", spelling.split()?)])

@@ -1,8 +1,8 @@
 //! Tools: which ones a request lists, which one it calls next, which effects their names announce and which are
 //! sensitive.
 //!
-//! Reads the names of tools: `mcp__<server>__<tool>` is split into server and tool, and text in brackets is read as
-//! arguments. `scope` decides whether a tool is allowed. An ambiguous name (letters of mixed scripts) may be any tool.
+//! `mcp__<server>__<tool>` is split into server and tool, and text in brackets is read as arguments. `scope` decides
+//! whether a tool is allowed. An ambiguous name (letters of mixed scripts) may be any tool.
 
 use serde_json::Value;
 use stage0_contract::{CheckRequest, Spelling, Word, parts};
@@ -11,14 +11,12 @@ use super::culprit::{Culprit, MAX_CULPRITS};
 use super::effects::{Effects, Source, classify};
 use super::evidence::Evidence;
 use super::mcp;
-use crate::vocabulary::{Class, ToolWords, Vocabulary};
+use crate::vocabulary::{Class, EditionWords, FirstWords, ToolWords, Vocabulary};
 
-/// The most tools whose names are recorded.
 const MAX_NAMES: usize = 20;
 /// The length at which a recorded name is cut, in characters.
 const MAX_NAME_CHARS: usize = 128;
 
-/// The tools of a request: those it lists and the one it calls next.
 #[derive(Debug)]
 pub(crate) struct ProposedTools {
     listed: Vec<Word>,
@@ -33,7 +31,6 @@ impl ProposedTools {
         }
     }
 
-    /// Listed tools and the one that is called next.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Word> {
         self.listed.iter().chain(&self.current)
     }
@@ -60,10 +57,11 @@ impl ProposedTools {
     }
 
     /// Whether one of them is sensitive in the first edition: by its whole name or a part of its dotted name.
-    fn any_sensitive(&self, vocabulary: &Vocabulary) -> bool {
+    fn any_sensitive(&self, words: &FirstWords) -> bool {
         self.all().any(|tool| {
             let Some(name) = Word::name(tool.as_str()).known().map(str::to_owned) else { return true };
-            vocabulary.is_sensitive_tool(&name) || name.split(['.', '/', ':']).any(|p| vocabulary.is_sensitive_tool(p))
+            let is_sensitive = |part: &str| words.sensitive_tools.contains(part);
+            is_sensitive(&name) || name.split(['.', '/', ':']).any(is_sensitive)
         })
     }
 }
@@ -85,12 +83,10 @@ impl<'n> ToolName<'n> {
     }
 }
 
-/// What the names of the proposed tools announce.
 #[derive(Debug, Default)]
 pub(crate) struct ToolRisks {
     /// A tool is sensitive: it can do anything, as a shell can.
     pub(crate) sensitive: bool,
-    /// The first sensitive tools.
     pub(crate) sensitive_tools: Vec<Culprit>,
     /// The first tools whose names announce an effect that the request does not declare.
     pub(crate) undeclared: Vec<Culprit>,
@@ -103,8 +99,9 @@ impl ToolRisks {
         effects: &Effects,
         vocabulary: &Vocabulary,
     ) -> Self {
-        let (Some(words), Some(effect_words)) = (vocabulary.tools(), vocabulary.effects()) else {
-            return Self { sensitive: tools.any_sensitive(vocabulary), ..Self::default() };
+        let (effect_words, words) = match &vocabulary.words {
+            EditionWords::First(words) => return Self { sensitive: tools.any_sensitive(words), ..Self::default() },
+            EditionWords::Second(effect_words, words) => (effect_words, words),
         };
         let mut risks = Self::default();
         let current = request.context.as_ref().and_then(|context| context.get("current_tool")).and_then(Value::as_str);
@@ -138,7 +135,6 @@ impl ToolRisks {
     }
 }
 
-/// Whether a tool can do anything, judging by the parts of its name.
 fn is_sensitive(raw: &str, words: &ToolWords) -> bool {
     if Word::new(raw).known().is_none() {
         return true;

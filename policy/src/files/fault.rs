@@ -1,6 +1,6 @@
 //! Faults: why a pack is refused, with the place where its author can mend it.
 //!
-//! Owns the form `file:line: rule: what`. A refusal lists every fault that was found, not only the first.
+//! A refusal lists every fault that was found, not only the first.
 
 use std::fmt;
 
@@ -75,9 +75,6 @@ pub(crate) fn line_of(text: &str, offset: usize) -> usize {
 
 /// A fault of a TOML file at the line that the parser names.
 pub(crate) fn toml_fault(file: &str, text: &str, error: &toml::de::Error) -> Fault {
-    let fault = Fault::new(file, error.message().trim().replace('\n', "; "));
-    match error.span() {
-        Some(span) => fault.at(line_of(text, span.start)),
-        None => fault,
-    }
+    let line = error.span().map(|span| line_of(text, span.start));
+    Fault { line, ..Fault::new(file, error.message().trim().replace('\n', "; ")) }
 }

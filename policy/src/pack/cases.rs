@@ -1,6 +1,6 @@
 //! `cases*.json`: requests with the verdicts that the pack must give.
 //!
-//! Owns the format of a case and its parser. Cases are run by `proof`, which stands above the engine.
+//! Cases are run by `proof`, which stands above the engine.
 
 use std::collections::HashSet;
 
@@ -10,7 +10,6 @@ use stage0_contract::{CheckRequest, FieldError, IssueCode, Verdict};
 
 use crate::files::{CASES, Fault, Files};
 
-/// Every case evaluates every rule each time the pack is loaded.
 const MAX_CASES: usize = 2_000;
 /// A Monday at noon, UTC: the time of cases that name none.
 const DEFAULT_TIME: i64 = 1_773_662_400;
@@ -18,7 +17,6 @@ const DEFAULT_TIME: i64 = 1_773_662_400;
 /// The status of a request that is refused before it is decided.
 const REFUSED: u16 = 422;
 
-/// A request and the answer that the pack owes.
 #[derive(Debug)]
 pub(crate) struct Case {
     pub(super) id: String,
@@ -49,10 +47,8 @@ pub struct Expectation {
 #[serde(deny_unknown_fields)]
 struct RawCase {
     id: String,
-    /// Where the expectation comes from; for readers.
     #[serde(default, rename = "basis")]
     _basis: Option<String>,
-    /// What the case is an example of; for readers.
     #[serde(default, rename = "kind")]
     _kind: Option<String>,
     expect: Vec<Expected>,
@@ -77,30 +73,6 @@ enum Expected {
     Status(u16),
 }
 
-impl RawCase {
-    fn expectation(&self) -> Result<Expectation, String> {
-        let mut expected = Expectation {
-            verdicts: Vec::new(),
-            refused: false,
-            codes: self.codes.clone(),
-            codes_any: self.codes_any.clone(),
-            says: self.says.clone(),
-            absent_codes: self.absent_codes.clone(),
-        };
-        for one in &self.expect {
-            match one {
-                Expected::Verdict(verdict) => expected.verdicts.push(*verdict),
-                Expected::Status(REFUSED) => expected.refused = true,
-                Expected::Status(other) => {
-                    return Err(format!("it expects the status {other}: {REFUSED} is the only one"));
-                }
-            }
-        }
-        if self.expect.is_empty() { Err("it expects no verdict".to_owned()) } else { Ok(expected) }
-    }
-}
-
-/// Reads the cases of every file of cases and notes what is wrong with them.
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Case>> {
     files.needed(CASES, faults)?;
     let mut cases = Vec::new();
@@ -119,11 +91,12 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Case>>
             faults.push(Fault::new(file, "there is no case: a pack proves itself"));
         }
         for raw in raw {
-            let fault = |message: String| Fault::new(file, message).at(line_of_case(text, &raw.id)).rule(&raw.id);
-            if !seen.insert(raw.id.clone()) {
+            let id = raw.id.clone();
+            let fault = |message: String| Fault::new(file, message).at(line_of_case(text, &id)).rule(&id);
+            if !seen.insert(id.clone()) {
                 faults.push(fault("its `id` is taken".to_owned()));
             }
-            match case(&raw) {
+            match case(raw) {
                 Ok(case) => cases.push(case),
                 Err(message) => faults.push(fault(message)),
             }
@@ -136,15 +109,25 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Case>>
     readable.then_some(cases)
 }
 
-fn case(raw: &RawCase) -> Result<Case, String> {
-    let expected = raw.expectation()?;
-    let request = CheckRequest::parse(raw.request.clone()).map_err(|rejected| rejected.errors);
+fn case(raw: RawCase) -> Result<Case, String> {
+    let RawCase { id, expect, codes, codes_any, says, absent_codes, evaluated_at, request, .. } = raw;
+    let mut expected = Expectation { verdicts: Vec::new(), refused: false, codes, codes_any, says, absent_codes };
+    for one in &expect {
+        match one {
+            Expected::Verdict(verdict) => expected.verdicts.push(*verdict),
+            Expected::Status(REFUSED) => expected.refused = true,
+            Expected::Status(other) => return Err(format!("it expects the status {other}: {REFUSED} is the only one")),
+        }
+    }
+    if expect.is_empty() {
+        return Err("it expects no verdict".to_owned());
+    }
+    let request = CheckRequest::parse(request).map_err(|rejected| rejected.errors);
     if let (Err(errors), false) = (&request, expected.refused) {
         let told: Vec<String> = errors.iter().map(|e| format!("`{}` {}", e.path, e.message)).collect();
         return Err(format!("its request is refused: {}", told.join("; ")));
     }
-    let evaluated_at = raw.evaluated_at.unwrap_or(DEFAULT_TIME);
-    Ok(Case { id: raw.id.clone(), expected, request, evaluated_at })
+    Ok(Case { id, expected, request, evaluated_at: evaluated_at.unwrap_or(DEFAULT_TIME) })
 }
 
 pub(super) fn line_of_case(text: &str, id: &str) -> usize {

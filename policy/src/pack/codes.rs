@@ -8,13 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use stage0_contract::IssueCode;
 
-use crate::files::Fault;
-use crate::files::toml_fault;
-use crate::files::{CODES, Files};
+use crate::files::{CODES, Fault, Files};
 use crate::rule::Rule;
 use crate::vocabulary::Edition;
 
-/// The meaning of one code.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Meaning {
@@ -22,10 +19,8 @@ pub(crate) struct Meaning {
     pub(crate) remedy: String,
 }
 
-/// Codes by name.
 pub(crate) type Codes = BTreeMap<IssueCode, Meaning>;
 
-/// Parses the meanings and collects their faults.
 pub(super) fn parse(
     files: &Files,
     edition: Edition,
@@ -35,14 +30,7 @@ pub(super) fn parse(
     if edition == Edition::First && files.get(CODES).is_none() {
         return Some(Codes::new());
     }
-    let text = files.needed(CODES, faults)?;
-    let codes: Codes = match toml::from_str(text) {
-        Ok(codes) => codes,
-        Err(error) => {
-            faults.push(toml_fault(CODES, text, &error));
-            return None;
-        }
-    };
+    let (text, codes): (_, Codes) = files.toml(CODES, faults)?;
     if !faults.is_empty() {
         // A faulty rule has no code yet; its fault is reported already.
         return Some(codes);

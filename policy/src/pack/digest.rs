@@ -6,11 +6,9 @@
 use sha2::{Digest, Sha256};
 use stage0_contract::PolicyVersion;
 
-use crate::files::Fault;
-use crate::files::{Files, MANIFEST};
+use crate::files::{Fault, Files, MANIFEST};
 use crate::secrets::spec::BASE;
 
-/// Hex digits of the digest that a version shows.
 const SHOWN: usize = 12;
 
 /// `<name>@<semver>+<digest>`. `base` is the text of the secret forms that the pack uses in addition to its own.

@@ -1,7 +1,6 @@
 //! Loading: a pack is parsed, then every case is run against it, and it is refused if one fails.
 //!
-//! Stands above the engine, because a case is decided by the same code that decides checks. The work runs on a thread
-//! with a large stack, since Cedar recurses into an expression level by level.
+//! The work runs on a thread with a large stack, since Cedar recurses into an expression level by level.
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -12,8 +11,7 @@ use super::proof::{self, CaseOutcome};
 use crate::engine::Engine;
 use crate::files::{Fault, Files, PackError};
 
-/// Stack of the thread that parses and validates a pack. `shape` bounds the nesting of expressions so that this
-/// suffices even in a debug build.
+/// `shape` bounds the nesting of expressions so that this suffices even in a debug build.
 const STACK_BYTES: usize = 64 << 20;
 
 impl Pack {
@@ -38,7 +36,6 @@ impl Pack {
         })
     }
 
-    /// Loads the files of a pack.
     pub(crate) fn load(files: &Files) -> Result<Arc<Self>, PackError> {
         on_large_stack(|| {
             let (pack, cases) = Self::parse(files)?;
@@ -54,12 +51,10 @@ impl Pack {
 impl Pack {
     /// The baseline as it was in the first edition.
     pub(crate) fn first_edition() -> Arc<Self> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/first-edition");
-        Self::from_dir(&folder).expect("the first edition loads")
+        Self::load(&Files::first_edition()).unwrap()
     }
 }
 
-/// Runs deeply recursive work on a thread with a large stack.
 fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T, PackError> + Send) -> Result<T, PackError> {
     let failed = |what: String| PackError::of(Fault::new("*.cedar", what));
     thread::scope(|scope| {

@@ -1,29 +1,15 @@
 //! `pack.toml`: the pack's name and version, the numbers of its scores, its change windows and what `pro` means.
 //!
-//! Owns their ranges. An unknown key is a fault: a misspelt number must not silently become a default.
+//! An unknown key is a fault: a misspelt number must not silently become a default.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use stage0_contract::{Severity, Word};
 
-use crate::files::{Fault, toml_fault};
-use crate::files::{Files, MANIFEST};
-use crate::vocabulary::WindowSpec;
-use crate::vocabulary::{Edition, Windows};
+use crate::files::{Fault, Files, MANIFEST};
+use crate::vocabulary::{Edition, WindowSpec, Windows};
 
-/// The content of `pack.toml`.
-#[derive(Debug)]
-pub(crate) struct Manifest {
-    pub(crate) name: String,
-    pub(crate) semver: String,
-    pub(crate) edition: Edition,
-    pub(crate) scores: Scores,
-    pub(crate) pro: Pro,
-    pub(crate) windows: Windows,
-}
-
-/// The numbers that scores are computed from.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Scores {
@@ -53,7 +39,6 @@ pub(crate) struct Floor {
     pub(crate) deny: u8,
 }
 
-/// What `pro: true` means.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pro {
@@ -63,75 +48,53 @@ pub(crate) struct Pro {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawManifest {
-    name: String,
-    version: String,
+pub(super) struct Manifest {
+    pub(super) name: String,
+    pub(super) version: String,
     #[serde(default)]
-    edition: Edition,
-    scores: Scores,
-    pro: Pro,
+    pub(super) edition: Edition,
+    pub(super) scores: Scores,
+    pub(super) pro: Pro,
     #[serde(default)]
     windows: BTreeMap<String, WindowSpec>,
 }
 
-/// Parses the manifest and collects its faults.
-pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Manifest> {
-    let text = files.needed(MANIFEST, faults)?;
-    let raw: RawManifest = match toml::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) => {
-            faults.push(toml_fault(MANIFEST, text, &error));
-            return None;
-        }
-    };
-    if !is_name(&raw.name) {
+pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<(Manifest, Windows)> {
+    let (text, manifest): (_, Manifest) = files.toml(MANIFEST, faults)?;
+    if !is_name(&manifest.name) {
         faults.push(fault(text, "name", "`name` must be 1 to 40 small letters, digits or `-`"));
     }
-    if !is_semver(&raw.version) {
+    if !is_semver(&manifest.version) {
         faults.push(fault(text, "version", "`version` must be three numbers such as `1.0.0`"));
     }
-    let Scores { base, floor } = raw.scores;
-    let scores = [
-        base.none,
-        base.medium,
-        base.looping,
-        base.communication,
-        base.approval,
-        base.high,
-        floor.allow,
-        floor.defer,
-        floor.deny,
-    ];
-    if scores.iter().any(|score| *score > 100) {
+    let Scores { base, floor } = manifest.scores;
+    let bases = [base.none, base.medium, base.looping, base.communication, base.approval, base.high];
+    if bases.into_iter().chain([floor.allow, floor.defer, floor.deny]).any(|score| score > 100) {
         faults.push(fault(text, "[scores", "a score must be at most 100"));
     }
-    if raw.pro.denies_from == Severity::Low {
+    if manifest.pro.denies_from == Severity::Low {
         faults.push(fault(text, "denies_from", "`denies_from` must be MEDIUM or above"));
     }
-    let mut windows = Vec::new();
-    for (name, spec) in &raw.windows {
+    let mut windows = Windows::new();
+    for (name, spec) in &manifest.windows {
         let header = format!("[windows.{name}]");
         if !Word::name(name).is(name) {
             faults.push(fault(text, &header, "a window's name must be in normal form: small letters and `_`"));
         }
         match spec.read() {
-            Ok(window) => windows.push((name.clone(), window)),
-            Err(errors) => {
-                let told = errors.iter().map(|error| fault(text, &header, &error.to_string()).rule(name));
-                faults.extend(told);
+            Ok(window) => {
+                windows.insert(name.clone(), window);
             }
+            Err(errors) => faults.extend(errors.iter().map(|error| fault(text, &header, error).rule(name))),
         }
     }
-    let windows = Windows::of(windows);
-    let RawManifest { name, version: semver, edition, scores, pro, .. } = raw;
-    Some(Manifest { name, semver, edition, scores, pro, windows })
+    Some((manifest, windows))
 }
 
 /// A fault at the first line that begins with a key.
 fn fault(text: &str, key: &str, message: &str) -> Fault {
-    let line = text.lines().position(|line| line.starts_with(key));
-    let fault = Fault::new(MANIFEST, message);
-    line.map_or(fault.clone(), |index| fault.at(index + 1))
+    let line = text.lines().position(|line| line.starts_with(key)).map(|index| index + 1);
+    Fault { line, ..Fault::new(MANIFEST, message) }
 }
 
 fn is_name(name: &str) -> bool {
@@ -161,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_told_with_its_line() {
+    fn every_fault_is_reported_with_its_line() {
         let text = GOOD
             .replace("\"baseline\"", "\"Base line\"")
             .replace("\"2.0.0\"", "\"1.0\"")

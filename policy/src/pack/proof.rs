@@ -1,7 +1,7 @@
 //! The proof of a pack: its cases are run each time it is loaded, and it is refused if one fails.
 //!
-//! Every case must pass, every rule must be satisfied by at least one case, no trigger may hide a satisfied rule, and
-//! the facts of every case must fit the schema.
+//! Every rule must be satisfied by at least one case, no trigger may hide a satisfied rule, and the facts of every case
+//! must fit the schema.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -33,41 +33,28 @@ pub struct CaseOutcome {
 }
 
 impl Case {
-    /// The facts of its request; `None` if the request is refused.
     fn facts(&self, engine: &Engine) -> Option<Facts> {
         engine.facts(self.request.as_ref().ok()?, self.evaluated_at).ok()
     }
 
-    /// Decides the case.
     pub(crate) fn run(&self, engine: &Engine) -> CaseOutcome {
-        let mut outcome = CaseOutcome {
-            id: self.id.clone(),
-            expected: self.expected.clone(),
-            verdict: None,
-            codes: Vec::new(),
-            error: None,
-            passed: false,
-        };
         let decided = match &self.request {
             Ok(request) => engine.decide(request, self.evaluated_at),
             Err(errors) => Err(errors.clone()),
         };
-        match decided {
+        let (verdict, codes, error, passed) = match decided {
             Ok(decision) => {
-                outcome.verdict = Some(decision.verdict);
-                let reported = || reported(&decision);
                 let codes: BTreeSet<IssueCode> = decision.issues.iter().map(|issue| issue.code.clone()).collect();
-                outcome.passed = self.expected.met_by(decision.verdict, &codes, reported);
-                outcome.codes = codes.into_iter().collect();
+                let passed = self.expected.met_by(decision.verdict, &codes, || reported(&decision));
+                (Some(decision.verdict), codes.into_iter().collect(), None, passed)
             }
             Err(errors) => {
-                let told: Vec<String> = errors.into_iter().map(|e| format!("{} {}", e.path, e.message)).collect();
-                let told = told.join("; ");
-                outcome.passed = self.expected.refused && self.expected.says.iter().all(|text| told.contains(text));
-                outcome.error = Some(told);
+                let told = errors.iter().map(|e| format!("{} {}", e.path, e.message)).collect::<Vec<_>>().join("; ");
+                let passed = self.expected.refused && self.expected.says.iter().all(|text| told.contains(text));
+                (None, Vec::new(), Some(told), passed)
             }
-        }
-        outcome
+        };
+        CaseOutcome { id: self.id.clone(), expected: self.expected.clone(), verdict, codes, error, passed }
     }
 }
 
@@ -84,7 +71,6 @@ impl Expectation {
     }
 }
 
-/// The issues, the reason and the questions as one text.
 fn reported(decision: &Decision) -> String {
     let mut reported = serde_json::to_string(&decision.issues).unwrap_or_default();
     for text in std::iter::once(&decision.reason).chain(&decision.clarifying_questions) {
@@ -151,7 +137,6 @@ pub(super) fn prove(pack: &Pack, cases: &[Case], engine: &Engine, files: &Files)
     faults
 }
 
-/// Faults where the schema and the computed facts differ.
 fn misfits(cases: &[Case], engine: &Engine, files: &Files) -> Vec<Fault> {
     let mut faults = Vec::new();
     let Some(schema) = rules::schema(files, &mut faults) else { return faults };

@@ -1,7 +1,7 @@
 //! The reference of a pack: every word that a caller may write, and every code that may come back, as one JSON object.
 //!
-//! Owns the form of `GET /v1/policy/vocabulary`. The words come straight from the pack's files, so
-//! that there is one source; forms of constraints and members of `context` come from the contract's tables.
+//! It is the reply to `GET /v1/policy/vocabulary`. The words come straight from the pack's files; forms of constraints
+//! and members of `context` come from the contract's tables.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,6 @@ use crate::files::{CONSTRAINTS, Files};
 use crate::rule::Rule;
 use crate::vocabulary::{Class, Vocabulary};
 
-/// Word files, and the members of the reference that hold them.
 const WORDS: [(&str, &str); 4] = [
     ("side_effects", "effects.toml"),
     ("tools", "tools.toml"),
@@ -22,7 +21,6 @@ const WORDS: [(&str, &str); 4] = [
     ("vocabulary", "vocabulary.toml"),
 ];
 
-/// Builds the reference of a valid pack.
 pub(super) fn of(
     files: &Files,
     vocabulary: &Vocabulary,
@@ -30,13 +28,11 @@ pub(super) fn of(
     rules: &BTreeMap<String, Rule>,
 ) -> Map<String, Value> {
     let mut reference = Map::new();
-    reference.insert("edition".to_owned(), vocabulary.edition().number().into());
-    if let Some(effects) = vocabulary.effects() {
+    reference.insert("edition".to_owned(), (vocabulary.edition() as u8).into());
+    if let Some((effects, tools)) = vocabulary.second() {
         let classes: Map<String, Value> =
             Class::ALL.into_iter().map(|class| (class.as_str().to_owned(), effects.of_class(class).into())).collect();
         reference.insert("classes".to_owned(), classes.into());
-    }
-    if let Some(tools) = vocabulary.tools() {
         reference.insert("sensitive_tools".to_owned(), tools.sensitive().into());
     }
     reference.insert("constraint_forms".to_owned(), forms(files, vocabulary).into());
@@ -55,11 +51,11 @@ pub(super) fn of(
 /// Every constraint that the grammar knows, with its form and the pack's other names for it.
 fn forms(files: &Files, vocabulary: &Vocabulary) -> Vec<Value> {
     let words = files.get(CONSTRAINTS).and_then(|text| toml::from_str::<Value>(text).ok()).unwrap_or_default();
-    let known = |name: &&ConstraintName| vocabulary.constraints().names().find(name.as_str()).is_some();
+    let known = |name: &&ConstraintName| vocabulary.constraints.names().find(name.as_str()).is_some();
     let form = |name: &ConstraintName| {
         let aliases = words.get("aliases").and_then(|aliases| aliases.get(name.as_str()));
         json!({"name": name.as_str(), "value": name.example(), "aliases": aliases.cloned().unwrap_or_else(|| json!([])),
-            "guardrail": vocabulary.constraints().is_guardrail(name.as_str())})
+            "guardrail": vocabulary.constraints.is_guardrail(name.as_str())})
     };
     ConstraintName::ALL.iter().filter(known).map(form).collect()
 }

@@ -1,16 +1,14 @@
 //! The policy files and the schema of a pack: parsed, named, validated.
 //!
-//! Owns the step from Cedar's text to rules with ids, files and lines. Validation is strict, and Cedar's warnings are
-//! faults too: a rule that can never be satisfied protects nothing.
+//! Validation is strict, and Cedar's warnings are faults too: a rule that can never be satisfied protects nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use cedar_policy::{Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
 use miette::Diagnostic;
 
-use super::shape::{self, MAX_RULES, Statement};
-use crate::files::{Fault, line_of};
-use crate::files::{Files, SCHEMA};
+use super::shape::{self, MAX_RULES};
+use crate::files::{Fault, Files, SCHEMA, line_of};
 use crate::rule::{self, Rule};
 use crate::vocabulary::Edition;
 
@@ -22,7 +20,7 @@ pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) ->
     let Some(shapes) = shapes(files, faults) else { return (rules, sources) };
     for ((file, text), statements) in files.policies().zip(shapes) {
         sources.push(text.to_owned());
-        for (policy, line) in policies(file, text, &statements, faults) {
+        for (line, policy) in policies(file, text, &statements, faults) {
             let id = policy.annotation("id").unwrap_or("a rule without `@id`").to_owned();
             match rule::read(&policy, edition, file, line) {
                 Ok(rule) => match rules.get(&rule.id) {
@@ -50,8 +48,8 @@ pub(super) fn parse(files: &Files, edition: Edition, faults: &mut Vec<Fault>) ->
     (rules, sources)
 }
 
-/// The statements of each policy file; `None` if a file, or all files together, exceed the bounds.
-fn shapes(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Vec<Statement>>> {
+/// The lines of each policy file's statements; `None` if a file, or all files together, exceed the bounds.
+fn shapes(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Vec<usize>>> {
     let mut shapes = Vec::new();
     let mut rules = 0_usize;
     let mut parsable = true;
@@ -61,7 +59,7 @@ fn shapes(files: &Files, faults: &mut Vec<Fault>) -> Option<Vec<Vec<Statement>>>
                 let before = rules;
                 rules += statements.len();
                 if before <= MAX_RULES && rules > MAX_RULES {
-                    let line = statements.get(MAX_RULES - before).map_or(1, |statement| statement.line);
+                    let line = statements.get(MAX_RULES - before).copied().unwrap_or(1);
                     let message =
                         format!("the pack has more than {MAX_RULES} rules: the first one too many stands here");
                     faults.push(Fault::new(file, message).at(line));
@@ -84,12 +82,11 @@ pub(crate) fn rekeyed(text: &str) -> Option<Vec<Policy>> {
     set.policies().map(|policy| Some(policy.new_id(PolicyId::new(policy.annotation("id")?)))).collect()
 }
 
-/// The policies of a file in their order, each with its line.
-fn policies(file: &str, text: &str, statements: &[Statement], faults: &mut Vec<Fault>) -> Vec<(Policy, usize)> {
-    let set: PolicySet = match text.parse() {
+/// The policies of a file in their order, each with its line; `lines` has those of the file's statements.
+fn policies(file: &str, text: &str, lines: &[usize], faults: &mut Vec<Fault>) -> Vec<(usize, Policy)> {
+    let set = match text.parse::<PolicySet>() {
         Ok(set) => set,
         Err(errors) => {
-            let errors: cedar_policy::ParseErrors = errors;
             faults.extend(errors.iter().map(|error| located(file, text, error)));
             return Vec::new();
         }
@@ -99,20 +96,19 @@ fn policies(file: &str, text: &str, statements: &[Statement], faults: &mut Vec<F
     }
     // Cedar's parser names them `policy0`, `policy1`, … in the order of the text.
     let place = |policy: &Policy| policy.id().to_string().strip_prefix("policy").and_then(|n| n.parse::<usize>().ok());
-    let line = |place: Option<usize>| place.and_then(|at| statements.get(at)).map_or(1, |statement| statement.line);
-    let mut policies: Vec<(Option<usize>, Policy)> = set.policies().map(|p| (place(p), p.clone())).collect();
-    policies.sort_by_key(|(place, _)| *place);
-    policies.into_iter().map(|(place, policy)| (policy, line(place))).collect()
+    let line = |policy: &Policy| place(policy).and_then(|at| lines.get(at)).copied().unwrap_or(1);
+    let mut policies: Vec<Policy> = set.policies().cloned().collect();
+    policies.sort_by_key(place);
+    policies.into_iter().map(|policy| (line(&policy), policy)).collect()
 }
 
 fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faults: &mut Vec<Fault>) {
     let Some(schema) = schema(files, faults) else { return };
     let result = Validator::new(schema).validate(set, ValidationMode::Strict);
-    let by_id: HashMap<&str, &Rule> = rules.iter().map(|(id, rule)| (id.as_str(), rule)).collect();
     let errors = result.validation_errors().map(|e| (e.policy_id().to_string(), e.to_string()));
     let warnings = result.validation_warnings().map(|w| (w.policy_id().to_string(), w.to_string()));
     for (id, message) in errors.chain(warnings) {
-        let fault = match by_id.get(id.as_str()) {
+        let fault = match rules.get(&id) {
             Some(rule) => Fault::new(&rule.file, message).at(rule.line),
             None => Fault::new(SCHEMA, message),
         };
@@ -120,7 +116,6 @@ fn validate(files: &Files, set: &PolicySet, rules: &BTreeMap<String, Rule>, faul
     }
 }
 
-/// The pack's schema.
 pub(super) fn schema(files: &Files, faults: &mut Vec<Fault>) -> Option<Schema> {
     let text = files.needed(SCHEMA, faults)?;
     if let Err(fault) = shape::schema(SCHEMA, text) {
@@ -137,7 +132,7 @@ pub(super) fn schema(files: &Files, faults: &mut Vec<Fault>) -> Option<Schema> {
 }
 
 fn located(file: &str, text: &str, error: &(impl Diagnostic + ?Sized)) -> Fault {
-    let offset = error.labels().and_then(|mut labels| labels.next()).map(|label| label.offset());
-    let fault = Fault::new(file, error.to_string());
-    offset.map_or(fault.clone(), |offset| fault.at(line_of(text, offset)))
+    let label = error.labels().and_then(|mut labels| labels.next());
+    let line = label.map(|label| line_of(text, label.offset()));
+    Fault { line, ..Fault::new(file, error.to_string()) }
 }

@@ -1,7 +1,7 @@
 //! The packs of a process: which decides by default, and which a request may ask for by version.
 //!
-//! Owns the selection. Versions are loaded side by side and never replaced; the same name and number with different
-//! content is refused. Unknown and unselectable versions are refused with the same text.
+//! Versions are loaded side by side and never replaced; the same name and number with different content is refused.
+//! Unknown and unselectable versions are refused with the same text.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,37 +23,17 @@ pub struct PackSet {
 #[derive(Debug, thiserror::Error)]
 pub enum PackSetError {
     /// The folder of packs cannot be listed.
-    #[error("cannot list the policy packs in `{}`", folder.display())]
-    List {
-        /// The folder.
-        folder: PathBuf,
-        /// The error of the file system.
-        source: std::io::Error,
-    },
-    /// A pack is refused.
-    #[error("{}: {error}", folder.display())]
-    Refused {
-        /// The pack's folder.
-        folder: PathBuf,
-        /// All its faults.
-        error: PackError,
-    },
+    #[error("cannot list the policy packs in `{}`", .0.display())]
+    List(PathBuf, #[source] std::io::Error),
+    /// The pack in a folder is refused.
+    #[error("{}: {}", .0.display(), .1)]
+    Refused(PathBuf, PackError),
     /// Two contents under one version number.
-    #[error("`{first}` and `{second}` are one version with two contents: raise `version`")]
-    Republished {
-        /// The one.
-        first: PolicyVersion,
-        /// The other.
-        second: PolicyVersion,
-    },
+    #[error("`{0}` and `{1}` are one version with two contents: raise `version`")]
+    Republished(PolicyVersion, PolicyVersion),
     /// A wanted version is not among those loaded.
-    #[error("`{wanted}` is not loaded; loaded are {loaded}")]
-    NotLoaded {
-        /// As configured.
-        wanted: String,
-        /// All versions.
-        loaded: String,
-    },
+    #[error("`{0}` is not loaded; loaded are {1}")]
+    NotLoaded(String, String),
 }
 
 impl PackSet {
@@ -70,7 +50,7 @@ impl PackSet {
 
     /// With every pack in the folders directly below `folder`. Hidden entries and plain files are passed over.
     pub fn with_dir(mut self, folder: &Path) -> Result<Self, PackSetError> {
-        let failed = |source| PackSetError::List { folder: folder.to_owned(), source };
+        let failed = |source| PackSetError::List(folder.to_owned(), source);
         let mut folders = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -80,7 +60,7 @@ impl PackSet {
         }
         folders.sort_unstable();
         for folder in folders {
-            let pack = Pack::from_dir(&folder).map_err(|error| PackSetError::Refused { folder, error })?;
+            let pack = Pack::from_dir(&folder).map_err(|error| PackSetError::Refused(folder, error))?;
             self.insert(pack)?;
         }
         Ok(self)
@@ -91,7 +71,7 @@ impl PackSet {
         let number = |version: &PolicyVersion| version.as_str().split('+').next().map(str::to_owned);
         let wanted = number(pack.version());
         if let Some(known) = self.loaded.keys().find(|known| number(known) == wanted && *known != pack.version()) {
-            return Err(PackSetError::Republished { first: known.clone(), second: pack.version().clone() });
+            return Err(PackSetError::Republished(known.clone(), pack.version().clone()));
         }
         self.loaded.entry(pack.version().clone()).or_insert(pack);
         Ok(())
@@ -99,8 +79,7 @@ impl PackSet {
 
     /// Makes a loaded version the default: the full version, or its `name@semver`.
     pub fn activate(&mut self, wanted: &str) -> Result<(), PackSetError> {
-        let pack = self.find(wanted)?;
-        self.active = pack;
+        self.active = self.find(wanted)?;
         Ok(())
     }
 
@@ -142,9 +121,9 @@ impl PackSet {
         let matches =
             |version: &PolicyVersion| version.as_str() == wanted || version.as_str().split('+').next() == Some(wanted);
         let found = self.loaded.iter().find(|(version, _)| matches(version)).map(|(_, pack)| Arc::clone(pack));
-        found.ok_or_else(|| PackSetError::NotLoaded {
-            wanted: wanted.to_owned(),
-            loaded: self.loaded.keys().map(PolicyVersion::as_str).collect::<Vec<_>>().join(", "),
+        found.ok_or_else(|| {
+            let loaded: Vec<&str> = self.loaded.keys().map(PolicyVersion::as_str).collect();
+            PackSetError::NotLoaded(wanted.to_owned(), loaded.join(", "))
         })
     }
 }
@@ -180,7 +159,7 @@ mod tests {
         let files = Files::embedded();
         let manifest = format!("{}\n# changed\n", files.get("pack.toml").unwrap());
         let changed = Pack::load(&files.with("pack.toml", &manifest)).unwrap();
-        assert!(matches!(set.insert(changed), Err(PackSetError::Republished { .. })));
+        assert!(matches!(set.insert(changed), Err(PackSetError::Republished(..))));
         set.insert(Pack::embedded().unwrap()).unwrap();
         assert_eq!(set.versions().len(), 1);
     }
@@ -188,7 +167,7 @@ mod tests {
     #[test]
     fn only_a_loaded_version_can_be_activated() {
         let mut set = PackSet::embedded().unwrap();
-        assert!(matches!(set.activate("baseline@9.0.0"), Err(PackSetError::NotLoaded { .. })));
+        assert!(matches!(set.activate("baseline@9.0.0"), Err(PackSetError::NotLoaded(..))));
         set.insert(other("9.0.0")).unwrap();
         set.activate("baseline@9.0.0").unwrap();
         assert!(set.active().version().as_str().starts_with("baseline@9.0.0+"));

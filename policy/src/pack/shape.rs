@@ -1,8 +1,6 @@
 //! The shape of Cedar's texts, before they are parsed: where each rule begins, how deep it is nested, how long it is.
 //!
-//! Owns the bounds. Cedar's parser and validator go down into an expression level by level: what is nested too deep
-//! would end the process, and each rule is asked for each check that its trigger lets through. Strings and comments are
-//! passed over.
+//! Cedar's parser and validator recurse into an expression, so text that is nested too deep would end the process.
 
 use crate::files::Fault;
 
@@ -15,15 +13,8 @@ const MAX_ANNOTATIONS: usize = 32;
 /// Rules of one pack: every check asks those whose trigger holds.
 pub(super) const MAX_RULES: usize = 1_000;
 
-/// One statement of a text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Statement {
-    /// Where it begins, from 1.
-    pub(super) line: usize,
-}
-
-/// The statements of a policy file in their order, or what makes it too deep to be parsed.
-pub(super) fn statements(file: &str, text: &str) -> Result<Vec<Statement>, Fault> {
+/// The line (from 1) of each statement of a policy file, or what makes it too deep to be parsed.
+pub(super) fn statements(file: &str, text: &str) -> Result<Vec<usize>, Fault> {
     read(file, text, false)
 }
 
@@ -32,8 +23,8 @@ pub(super) fn schema(file: &str, text: &str) -> Result<(), Fault> {
     read(file, text, true).map(|_| ())
 }
 
-fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
-    let mut statements: Vec<Statement> = Vec::new();
+fn read(file: &str, text: &str, angles: bool) -> Result<Vec<usize>, Fault> {
+    let mut statements = Vec::new();
     let (mut line, mut depth, mut within) = (1, 0_usize, false);
     let (mut operators, mut annotations) = (0, 0);
     let mut rest = text;
@@ -43,7 +34,7 @@ fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
             continue;
         }
         if !within && !c.is_whitespace() {
-            statements.push(Statement { line });
+            statements.push(line);
             (within, operators, annotations) = (true, 0, 0);
         }
         let length = match c {
@@ -65,17 +56,15 @@ fn read(file: &str, text: &str, angles: bool) -> Result<Vec<Statement>, Fault> {
             ";" => within = false,
             _ => {}
         }
+        let fault = |message: String| Err(Fault::new(file, message).at(line));
         if depth > MAX_NESTING {
-            let message = format!("brackets are nested deeper than {MAX_NESTING} levels");
-            return Err(Fault::new(file, message).at(line));
+            return fault(format!("brackets are nested deeper than {MAX_NESTING} levels"));
         }
         if operators > MAX_OPERATORS {
-            let message = format!("the rule has more than {MAX_OPERATORS} operators: split it into several rules");
-            return Err(Fault::new(file, message).at(line));
+            return fault(format!("the rule has more than {MAX_OPERATORS} operators: split it into several rules"));
         }
         if annotations > MAX_ANNOTATIONS {
-            let message = format!("the rule has more than {MAX_ANNOTATIONS} annotations");
-            return Err(Fault::new(file, message).at(line));
+            return fault(format!("the rule has more than {MAX_ANNOTATIONS} annotations"));
         }
         line += token.bytes().filter(|b| *b == b'\n').count();
         rest = rest.get(length..).unwrap_or_default();
@@ -99,7 +88,7 @@ mod tests {
     use super::*;
 
     fn lines(text: &str) -> Vec<usize> {
-        statements("a.cedar", text).unwrap().into_iter().map(|s| s.line).collect()
+        statements("a.cedar", text).unwrap()
     }
 
     #[test]
@@ -111,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_deep_is_told_with_its_line() {
+    fn what_is_too_deep_is_reported_with_its_line() {
         let nested =
             |depth: usize| format!("forbid(p)\nwhen {}true{};", "{(".repeat(depth / 2), ")}".repeat(depth / 2));
         assert_eq!(lines(&nested(MAX_NESTING)), [1]);

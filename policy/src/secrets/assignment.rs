@@ -1,15 +1,13 @@
-//! Values that follow a revealing name in a text: `password=…`, `"api_key": "…"`, `--token …`,
-//! `<pwd>…</pwd>`.
+//! Values that follow a revealing name in a text: `password=…`, `"api_key": "…"`, `--token …`, `<pwd>…</pwd>`.
 //!
-//! Owns the parsing: where a name ends, what separates it from its value, and where the value ends. `names` classifies
-//! the name and `value` the value. After `=` or in quotes nearly everything counts as a value; after a bare `:` only
-//! text that does not occur in sentences, since people write "password: required".
+//! `names` classifies the name and `value` the value. After `=` or in quotes nearly everything counts as a value; after
+//! a bare `:` only text that does not occur in sentences, since people write "password: required".
 
 use std::ops::Range;
 
 use super::detector::Hit;
-use super::names::{Names, Tells};
-use super::value::{Judge, QUOTES, ends_value};
+use super::names::{NameKind, Names};
+use super::value::{QUOTES, ValueClassifier, ends_value};
 
 /// How many bytes around an anchor are read to find the whole name.
 const MAX_NAME_BYTES: usize = 64;
@@ -23,47 +21,43 @@ const MAX_SEED_BYTES: usize = 24 * 9;
 const MIN_AFTER_EQUALS: usize = 4;
 const MIN_AFTER_COLON: usize = 6;
 
-/// Iterates over the names in a text, each with its value if that is a secret.
 pub(super) struct Assignments<'t> {
     text: &'t str,
     names: &'t Names,
     places: Box<dyn Iterator<Item = Range<usize>> + 't>,
-    /// The end of the last name.
     done: usize,
     values: Values<'t>,
 }
 
-/// How a value is joined to its name.
+/// What stands between a name and its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stands {
-    /// After `=`, `=>`, `:=`.
-    Assigned,
-    /// Between two tags.
-    Tagged,
-    /// After a colon, or after an option of a command.
-    Bare,
-    /// After `is`.
-    Told,
-    /// Straight after the name.
-    Blurted,
+pub(super) enum Joiner {
+    /// `=`, `=>` or `:=`.
+    Sign,
+    /// The end of an opening tag; a closing tag ends the value.
+    Tags,
+    /// A colon, or the name is an option of a command.
+    Colon,
+    /// The word `is`.
+    Is,
+    Nothing,
 }
 
 impl<'t> Assignments<'t> {
-    pub(super) fn of(text: &'t str, names: &'t Names, judge: &'t Judge) -> Self {
+    pub(super) fn of(text: &'t str, names: &'t Names, classifier: &'t ValueClassifier) -> Self {
         let places = Box::new(names.places(text));
-        Self { text, names, places, done: 0, values: Values::of(text, names, judge) }
+        Self { text, names, places, done: 0, values: Values::of(text, names, classifier) }
     }
 
-    /// The secret after the name that contains an anchor.
     fn at(&mut self, anchor: &Range<usize>) -> Option<Hit> {
         let name = self.name_around(anchor);
         self.done = name.end;
-        let tells = self.tells(&name)?;
-        let (start, stands) = self.value_after(&name, tells)?;
-        let value = self.values.at(start, stands, tells)?;
+        let kind = self.kind(&name)?;
+        let (start, joiner) = self.value_after(&name, kind)?;
+        let value = self.values.at(start, joiner, kind)?;
         let whole = name.start..value.end;
         let quoted = self.text.get(value.clone()).is_some_and(|value| value.ends_with(QUOTES));
-        Some(Hit { phrase: tells == Tells::Phrase && !quoted, whole, value })
+        Some(Hit { phrase: kind == NameKind::Phrase && !quoted, whole, value })
     }
 
     fn name_around(&self, anchor: &Range<usize>) -> Range<usize> {
@@ -82,52 +76,51 @@ impl<'t> Assignments<'t> {
         start..anchor.end + more
     }
 
-    fn tells(&self, name: &Range<usize>) -> Option<Tells> {
-        let alone = self.names.tells(self.text.get(name.clone())?);
-        if alone >= Some(Tells::Secret) {
+    fn kind(&self, name: &Range<usize>) -> Option<NameKind> {
+        let alone = self.names.kind(self.text.get(name.clone())?);
+        if alone >= Some(NameKind::Secret) {
             return alone;
         }
         let least = self.text.ceil_char_boundary(name.start.saturating_sub(MAX_WORDS_BYTES));
         let before = self.text.get(least..name.start).unwrap_or_default();
         let belongs = |c: &char| c.is_alphanumeric() || matches!(c, '_' | '-' | ' ');
         let start = name.start - before.chars().rev().take_while(belongs).map(char::len_utf8).sum::<usize>();
-        self.names.tells(self.text.get(start..name.end)?)
+        self.names.kind(self.text.get(start..name.end)?)
     }
 
-    /// Where a value would begin.
-    fn value_after(&self, name: &Range<usize>, tells: Tells) -> Option<(usize, Stands)> {
+    fn value_after(&self, name: &Range<usize>, kind: NameKind) -> Option<(usize, Joiner)> {
         let closed = self.skip(name.end, |c| QUOTES.contains(&c) || matches!(c, '\\' | ')' | ']' | '*' | '?'));
         let at = self.skip(closed, char::is_whitespace);
         let rest = self.text.get(at..)?;
         let equals = ["===", "==", "=>", ":=", "->", "=", "%3D", "%3d"].into_iter().find(|sign| rest.starts_with(sign));
         let begins = |at: usize| self.skip(at, |c| c.is_whitespace() || c == '*');
         if let Some(sign) = equals {
-            return Some((begins(at + sign.len()), Stands::Assigned));
+            return Some((begins(at + sign.len()), Joiner::Sign));
         }
         if let Some(colon) = [':', '：'].into_iter().find(|colon| rest.starts_with(*colon)) {
             // Colons without blanks separate the parts of one name: `arn:aws:…:secret:db/main`.
             let part = rest.starts_with("::") || self.text.get(..name.start)?.ends_with(':') && !rest.starts_with(": ");
-            return (!part).then(|| (begins(at + colon.len_utf8()), Stands::Bare));
+            return (!part).then(|| (begins(at + colon.len_utf8()), Joiner::Colon));
         }
         let before = self.text.get(..name.start)?;
         if rest.starts_with('>') && before.ends_with('<') {
-            return Some((at + 1, Stands::Tagged));
+            return Some((at + 1, Joiner::Tags));
         }
         if let Some(at) = self.value_of_pair(at) {
-            return Some((begins(at), Stands::Assigned));
+            return Some((begins(at), Joiner::Sign));
         }
         if self.text.get(name.clone())?.starts_with('-') && at > closed {
-            return Some((at, Stands::Bare));
+            return Some((at, Joiner::Colon));
         }
-        for link in self.values.judge.links() {
+        for link in self.values.classifier.links() {
             if let Some(behind) = rest.strip_prefix(link)
                 && (behind.starts_with([' ', ':']) || !link.is_ascii())
             {
                 let colon = self.skip(at + link.len(), |c| c.is_whitespace() || c == ':');
-                return Some((colon, Stands::Told));
+                return Some((colon, Joiner::Is));
             }
         }
-        (at > closed && tells > Tells::Hint).then_some((at, Stands::Blurted))
+        (at > closed && kind > NameKind::Hint).then_some((at, Joiner::Nothing))
     }
 
     /// Of `"name": "DB_PASSWORD", "value": "…"` and `name="password" value="…"` where the value begins.
@@ -160,8 +153,7 @@ impl Iterator for Assignments<'_> {
 pub(super) struct Values<'t> {
     text: &'t str,
     names: &'t Names,
-    judge: &'t Judge,
-    /// The last unquoted value.
+    classifier: &'t ValueClassifier,
     unquoted: Range<usize>,
     telling: Next,
     upper: Next,
@@ -175,13 +167,13 @@ struct Next {
 }
 
 impl<'t> Values<'t> {
-    pub(super) fn of(text: &'t str, names: &'t Names, judge: &'t Judge) -> Self {
+    pub(super) fn of(text: &'t str, names: &'t Names, classifier: &'t ValueClassifier) -> Self {
         let [telling, upper, lower] = [Next::default(), Next::default(), Next::default()];
-        Self { text, names, judge, unquoted: 0..0, telling, upper, lower }
+        Self { text, names, classifier, unquoted: 0..0, telling, upper, lower }
     }
 
     /// The range of the value at `start`, if it is a secret.
-    pub(super) fn at(&mut self, start: usize, stands: Stands, tells: Tells) -> Option<Range<usize>> {
+    pub(super) fn at(&mut self, start: usize, joiner: Joiner, kind: NameKind) -> Option<Range<usize>> {
         let rest = self.text.get(start..)?;
         let (begin, inner, length) = match opening(rest) {
             Some((opening, quote)) => {
@@ -190,8 +182,8 @@ impl<'t> Values<'t> {
                 let closed = inner.get(end..)?.starts_with(opening);
                 (opening.len(), inner.get(..end)?, opening.len() + end + if closed { opening.len() } else { 0 })
             }
-            None if stands == Stands::Bare
-                && tells == Tells::Phrase
+            None if joiner == Joiner::Colon
+                && kind == NameKind::Phrase
                 && let Some(words) = seed_words(rest) =>
             {
                 return Some(start..start + words);
@@ -202,28 +194,29 @@ impl<'t> Values<'t> {
                 }
                 let length = self.unquoted.end - start;
                 let value = rest.get(..length)?;
-                let value = if stands == Stands::Tagged { value.get(..value.find("</")?)? } else { value };
+                let value = if joiner == Joiner::Tags { value.get(..value.find("</")?)? } else { value };
                 (0, value, value.len())
             }
         };
         let quoted = begin > 0;
         // A quoted sentence is still a sentence.
-        let sentence = quoted && tells < Tells::Phrase && inner.contains(' ') && !inner.contains(is_telling);
+        let sentence = quoted && kind < NameKind::Phrase && inner.contains(' ') && !inner.contains(is_telling);
         let plausible = !sentence
-            && match stands {
-                Stands::Assigned | Stands::Tagged => self.judge.is_secret(inner, tells, MIN_AFTER_EQUALS),
-                Stands::Bare if quoted => self.judge.is_secret(inner, tells, MIN_AFTER_EQUALS),
-                Stands::Bare => {
+            && match joiner {
+                Joiner::Sign | Joiner::Tags => self.classifier.is_secret(inner, kind, MIN_AFTER_EQUALS),
+                Joiner::Colon if quoted => self.classifier.is_secret(inner, kind, MIN_AFTER_EQUALS),
+                Joiner::Colon => {
                     let judged = inner.get(..inner.floor_char_boundary(256)).unwrap_or(inner);
                     let judged = judged.trim_end_matches(['.', ',', ';', ')', ']', '}', '!', '?']);
-                    !self.is_prose(start..start + judged.len()) && self.judge.is_secret(inner, tells, MIN_AFTER_COLON)
+                    !self.is_prose(start..start + judged.len())
+                        && self.classifier.is_secret(inner, kind, MIN_AFTER_COLON)
                 }
-                Stands::Told if quoted => self.judge.is_secret(inner, tells, MIN_AFTER_COLON),
-                Stands::Told => self.judge.is_told(inner, tells),
-                Stands::Blurted if quoted => self.judge.is_told(inner, tells),
-                Stands::Blurted => self.judge.is_blurted(inner, tells),
+                Joiner::Is if quoted => self.classifier.is_secret(inner, kind, MIN_AFTER_COLON),
+                Joiner::Is => self.classifier.is_secret_after_is(inner, kind),
+                Joiner::Nothing if quoted => self.classifier.is_secret_after_is(inner, kind),
+                Joiner::Nothing => self.classifier.is_secret_after_nothing(inner, kind),
             };
-        (plausible && !self.judge.is_variable(inner, self.names)).then(|| start..start + length)
+        (plausible && !self.classifier.is_variable(inner, self.names)).then(|| start..start + length)
     }
 
     /// Could be a word of a sentence: letters and hyphens only, at most the first one a capital.
@@ -241,7 +234,6 @@ fn is_telling(c: char) -> bool {
     c.is_ascii_digit() || "!@#$%^&*+=~\\|".contains(c)
 }
 
-/// The length of a seed phrase at the beginning of the text, if there is one.
 fn seed_words(text: &str) -> Option<usize> {
     let line = text.get(..text.floor_char_boundary(MAX_SEED_BYTES))?.lines().next()?;
     let line = line.split(|c: char| !c.is_ascii_lowercase() && c != ' ').next()?;
@@ -303,11 +295,11 @@ mod tests {
             bare in any::<bool>(),
         ) {
             let detector = baseline();
-            let stands = if bare { Stands::Bare } else { Stands::Assigned };
+            let joiner = if bare { Joiner::Colon } else { Joiner::Sign };
             let mut values = detector.values_of(&text);
             for (start, _) in text.char_indices() {
-                let alone = detector.values_of(&text).at(start, stands, Tells::Password);
-                prop_assert_eq!(values.at(start, stands, Tells::Password), alone, "{}", start);
+                let alone = detector.values_of(&text).at(start, joiner, NameKind::Password);
+                prop_assert_eq!(values.at(start, joiner, NameKind::Password), alone, "{}", start);
             }
         }
     }

@@ -1,20 +1,22 @@
 //! Finding the forms of a pack in a text.
 //!
-//! Owns the two searches: which forms could match at all, and where they match. One automaton searches for the trigger
-//! of every form, so that many forms cost little more than few; a form's own pattern runs only if its trigger is found.
-//! The text after a name is read once, however many names precede it, so the whole search is linear in the text.
+//! One automaton searches for the trigger of every form, so that many forms cost little more than few; a form's own
+//! pattern runs only if its trigger is found. The text after a name is read once, however many names precede it, so the
+//! whole search is linear in the text.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use regex::{Regex, RegexBuilder};
+use serde::Deserialize;
 use stage0_contract::plain;
 
 use super::assignment::Assignments;
-use super::names::{NameWords, Names, Tells};
+use super::names::{NameKind, NameWords, Names};
 use super::trigger::{LONG_WORD_BYTES, Trigger, is_word_byte};
-use super::value::{Judge, ValueWords, end};
+use super::value::{ValueClassifier, ValueWords, end, has_digit};
 use super::{REDACTED, trigger};
 use crate::time_limit::TimeLimit;
 
@@ -28,11 +30,12 @@ const LOOKED_AT_TOGETHER: usize = 1_024;
 pub(super) const BY_NAME: &str = "password";
 
 /// The additional condition on a match of a pattern.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Proof {
     /// None: the form suffices.
+    #[default]
     Form,
-    /// It has a digit.
     Digit,
     /// It mixes digits, capitals and small letters, or is long and has digits.
     Random,
@@ -44,7 +47,6 @@ pub(crate) enum Proof {
     Password,
 }
 
-/// One pattern of a pack.
 #[derive(Debug)]
 pub(crate) struct Form {
     kind: String,
@@ -54,7 +56,6 @@ pub(crate) struct Form {
 }
 
 impl Form {
-    /// Compiles a pattern, or returns what is wrong with it.
     pub(crate) fn new(kind: &str, pattern: &str, proof: Proof) -> Result<Self, String> {
         let trigger = trigger::of(pattern)?;
         let built = RegexBuilder::new(pattern).size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_CACHE_BYTES).build();
@@ -66,7 +67,6 @@ impl Form {
     }
 }
 
-/// One secret in a text.
 pub(super) struct Hit {
     /// The range to mask: the secret with its name or prefix.
     pub(super) whole: Range<usize>,
@@ -79,9 +79,8 @@ pub(super) struct Hit {
 /// The compiled forms, names and values of a pack.
 pub struct Detector {
     forms: Vec<Form>,
-    judge: Judge,
+    classifier: ValueClassifier,
     names: Names,
-    /// Searches for all triggers at once.
     search: AhoCorasick,
     /// For each trigger, the forms that need it; [`Detector::by_name`] stands for names.
     triggered: Vec<Vec<usize>>,
@@ -89,7 +88,7 @@ pub struct Detector {
 }
 
 /// The result of the first search. Its negative answers are certain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Suspicion {
     /// A form or a name may match.
     pub(super) secret: bool,
@@ -115,13 +114,8 @@ impl Suspects {
         }
     }
 
-    /// The forms in ascending order.
     fn iter(&self) -> impl Iterator<Item = usize> + use<'_> {
-        let each = |(word, bits): (usize, &u64)| {
-            let bits = *bits;
-            (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| word * 64 + bit)
-        };
-        self.0.iter().enumerate().flat_map(each)
+        (0..self.0.len() * 64).filter(|index| self.has(*index))
     }
 }
 
@@ -134,56 +128,49 @@ impl fmt::Debug for Detector {
 impl Detector {
     pub(crate) fn new(forms: Vec<Form>, names: NameWords, values: ValueWords) -> Result<Self, String> {
         let names = Names::new(names)?;
-        let judge = Judge::new(values);
-        let (mut texts, mut triggered, mut for_long_words) =
-            (Vec::<String>::new(), Vec::<Vec<usize>>::new(), Vec::new());
-        let mut note = |text: &str, index: usize| match texts.iter().position(|known| known == text) {
-            Some(at) => triggered.get_mut(at).into_iter().for_each(|forms| forms.push(index)),
-            None => {
-                texts.push(text.to_owned());
-                triggered.push(vec![index]);
-            }
-        };
+        let mut by_trigger: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        let mut for_long_words = Vec::new();
         for (index, form) in forms.iter().enumerate() {
             match &form.trigger {
-                Trigger::Fixed(parts) => parts.iter().for_each(|part| note(part, index)),
+                Trigger::Fixed(parts) => parts.iter().for_each(|part| by_trigger.entry(part).or_default().push(index)),
                 Trigger::LongWord => for_long_words.push(index),
             }
         }
-        names.anchors().iter().for_each(|anchor| note(anchor, forms.len()));
+        for anchor in names.anchors() {
+            by_trigger.entry(anchor).or_default().push(forms.len());
+        }
         let search = AhoCorasick::builder()
             .ascii_case_insensitive(true)
             .match_kind(MatchKind::Standard)
             .kind(Some(AhoCorasickKind::DFA))
-            .build(&texts);
-        Ok(Self { forms, judge, names, search: search.map_err(|error| error.to_string())?, triggered, for_long_words })
+            .build(by_trigger.keys())
+            .map_err(|error| error.to_string())?;
+        let triggered = by_trigger.into_values().collect();
+        Ok(Self { forms, classifier: ValueClassifier::new(values), names, search, triggered, for_long_words })
     }
 
     pub(super) fn names(&self) -> &Names {
         &self.names
     }
 
-    /// Whether a member's value is a secret, given its name.
-    pub(super) fn member_is_secret(&self, tells: Tells, text: &str) -> bool {
-        self.judge.is_member_secret(text, tells, &self.names)
+    pub(super) fn member_is_secret(&self, kind: NameKind, text: &str) -> bool {
+        self.classifier.is_member_secret(text, kind, &self.names)
     }
 
-    /// The index that stands for names: after all patterns.
+    /// The index that stands for names, after those of all forms.
     fn by_name(&self) -> usize {
         self.forms.len()
     }
 
     #[cfg(test)]
     pub(super) fn values_of<'a>(&'a self, text: &'a str) -> super::assignment::Values<'a> {
-        super::assignment::Values::of(text, &self.names, &self.judge)
+        super::assignment::Values::of(text, &self.names, &self.classifier)
     }
 
-    /// Notes the forms whose trigger stands in the text.
     pub(super) fn triggered(&self, text: &str, found: &mut Suspects) {
         let mut last = None;
         for place in self.search.find_overlapping_iter(text) {
             let id = place.pattern().as_usize();
-            // The same again, and again, tells nothing new.
             if last != Some(id) {
                 self.triggered.get(id).into_iter().flatten().for_each(|index| found.insert(*index));
                 last = Some(id);
@@ -230,45 +217,39 @@ impl Detector {
     pub(super) fn hits(&self, text: &str, limit: TimeLimit) -> Vec<(&str, Hit)> {
         let mut suspects = Suspects::default();
         self.triggered(text, &mut suspects);
-        let mut hits = Vec::new();
-        for index in suspects.iter() {
-            hits.extend(self.secrets(index, text, limit).map(|hit| (self.kind_of(index), hit)));
-        }
-        hits
+        let of_form = |index| self.secrets(index, text, limit).map(move |hit| (self.kind_of(index), hit));
+        suspects.iter().flat_map(of_form).collect()
     }
 
     /// Whether the text may hold a secret; `false` is certain.
-    pub(super) fn suspects(&self, text: &str, limit: TimeLimit) -> bool {
+    pub(crate) fn suspects(&self, text: &str, limit: TimeLimit) -> bool {
         self.may_find(text, limit).secret || (!text.is_ascii() && self.may_find(&plain(text), limit).secret)
     }
 
-    /// The text with what can be cut out of it replaced. Where a value ends no pattern knows for certain: what follows
-    /// without a space or a quote goes with it, after the name of a passphrase the rest of the line. What overlaps is
-    /// cut out as one. Means nothing once `limit` is reached.
+    /// Replaces what can be cut out of the text. No pattern knows for certain where a value ends: what follows without
+    /// a space or a quote goes with it, after the name of a passphrase the rest of the line. Means nothing once `limit`
+    /// is reached.
     pub(super) fn replace(&self, text: &str, limit: TimeLimit) -> String {
         let mut hits: Vec<Hit> = self.hits(text, limit).into_iter().map(|(_, hit)| hit).collect();
         hits.sort_unstable_by_key(|hit| (hit.whole.start, hit.whole.end));
-        let mut masked = String::with_capacity(text.len());
-        let mut cut: Option<Range<usize>> = None;
-        let mut kept = 0;
+        let mut cuts: Vec<Range<usize>> = Vec::new();
         for hit in hits {
-            match &mut cut {
+            match cuts.last_mut() {
                 // Where the cut ends is known: it is asked again only from there on.
                 Some(cut) if hit.whole.start < cut.end => {
                     if hit.whole.end > cut.end || hit.phrase {
                         cut.end = end(text, hit.phrase, hit.whole.end.max(cut.end));
                     }
                 }
-                _ => {
-                    if let Some(done) = cut.take() {
-                        kept = push_cut(&mut masked, text, kept, &done);
-                    }
-                    cut = Some(hit.whole.start..end(text, hit.phrase, hit.whole.end));
-                }
+                _ => cuts.push(hit.whole.start..end(text, hit.phrase, hit.whole.end)),
             }
         }
-        if let Some(done) = cut {
-            kept = push_cut(&mut masked, text, kept, &done);
+        let mut masked = String::with_capacity(text.len());
+        let mut kept = 0;
+        for cut in cuts {
+            masked.push_str(text.get(kept..cut.start).unwrap_or_default());
+            masked.push_str(REDACTED);
+            kept = cut.end;
         }
         masked.push_str(text.get(kept..).unwrap_or_default());
         masked
@@ -283,7 +264,7 @@ impl Detector {
         };
         let Some(form) = self.forms.get(index) else {
             debug_assert_eq!(index, self.by_name(), "all that is no form is the names");
-            let places = Assignments::of(text, &self.names, &self.judge);
+            let places = Assignments::of(text, &self.names, &self.classifier);
             return Box::new(places.take_while(move |_| in_time()).flatten());
         };
         let captures = form.regex.captures_iter(text).take_while(move |_| in_time());
@@ -301,27 +282,19 @@ impl Detector {
             Proof::Digit => has_digit(value),
             Proof::Random => is_random(value),
             Proof::Bearer => {
-                (has_digit(value) || value.len() >= 16 || has_humps(value)) && self.judge.may_be_secret(value, 1)
+                (has_digit(value) || value.len() >= 16 || has_humps(value)) && self.classifier.may_be_secret(value, 1)
             }
-            Proof::Value => self.judge.may_be_secret(value, 1),
+            Proof::Value => self.classifier.may_be_secret(value, 1),
             Proof::Password => {
                 let letters = value.chars().any(char::is_alphabetic);
                 let others = value.chars().any(|c| !c.is_alphabetic());
-                letters && others && self.judge.is_secret(value, Tells::Password, 4)
+                letters && others && self.classifier.is_secret(value, NameKind::Password, 4)
             }
         }
     }
 }
 
-/// The text up to the cut and what stands in its place; where the text goes on.
-fn push_cut(masked: &mut String, text: &str, kept: usize, cut: &Range<usize>) -> usize {
-    masked.push_str(text.get(kept..cut.start).unwrap_or_default());
-    masked.push_str(REDACTED);
-    cut.end
-}
-
 impl Hit {
-    /// The secret itself.
     pub(super) fn value<'t>(&self, text: &'t str) -> &'t str {
         text.get(self.value.clone()).unwrap_or_default()
     }
@@ -333,21 +306,10 @@ fn has_long_word(text: &str) -> bool {
     let mut at = LONG_WORD_BYTES - 1;
     while let Some(byte) = bytes.get(at) {
         if is_word_byte(*byte) {
-            let back = bytes
-                .get(..at)
-                .unwrap_or_default()
-                .iter()
-                .rev()
-                .take_while(|byte| is_word_byte(**byte))
-                .take(LONG_WORD_BYTES)
-                .count();
-            let on = bytes
-                .get(at..)
-                .unwrap_or_default()
-                .iter()
-                .take_while(|byte| is_word_byte(**byte))
-                .take(LONG_WORD_BYTES)
-                .count();
+            let (before, after) = bytes.split_at(at);
+            let is_word = |byte: &&u8| is_word_byte(**byte);
+            let back = before.iter().rev().take(LONG_WORD_BYTES).take_while(is_word).count();
+            let on = after.iter().take(LONG_WORD_BYTES).take_while(is_word).count();
             if back + on >= LONG_WORD_BYTES {
                 return true;
             }
@@ -360,10 +322,6 @@ fn has_long_word(text: &str) -> bool {
 /// Capitals among small letters.
 fn has_humps(token: &str) -> bool {
     token.bytes().skip(1).any(|b| b.is_ascii_uppercase()) && token.bytes().any(|b| b.is_ascii_lowercase())
-}
-
-fn has_digit(token: &str) -> bool {
-    token.bytes().any(|b| b.is_ascii_digit())
 }
 
 /// Digits among capitals and small letters, or long with digits: no hyphenated prose.

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 use stage0_contract::CheckRequest;
 
-use super::{Detector, REDACTED, baseline, find, mask};
+use super::{REDACTED, baseline, find, mask};
 use crate::time_limit::TimeLimit;
 
 /// One for each kind that was known first: its kind, a text with it, and what must not be shown of it.
@@ -477,26 +477,22 @@ fn paths(body: Value) -> Vec<String> {
     find(&CheckRequest::parse(body).unwrap(), baseline()).into_iter().map(|found| found.path).collect()
 }
 
-fn detector() -> &'static Detector {
-    baseline()
-}
-
-/// All that fails, so that one run tells everything.
+/// All that fails, so that one run shows everything.
 fn none_of(failures: &[String]) {
     assert!(failures.is_empty(), "{} fail:\n{}", failures.len(), failures.join("\n"));
 }
 
 #[test]
-fn every_form_of_a_prefix_or_a_shape_is_found_and_told_by_its_kind() {
+fn every_form_of_a_prefix_or_a_shape_is_found_and_reported_by_its_kind() {
     assert!(BY_FORM.len() >= 60);
     let told = BY_FORM
         .iter()
         .map(|(kind, template)| (*kind, expand(template).0))
         .chain(EXAMPLES.iter().map(|(kind, text, _)| (*kind, (*text).to_owned())));
     let wrong = told.filter_map(|(kind, text)| {
-        let found = detector().kind(&text, TimeLimit::NONE);
+        let found = baseline().kind(&text, TimeLimit::NONE);
         let rest = format!("Call the service with {text} and read the answer");
-        let within = detector().kind(&rest, TimeLimit::NONE);
+        let within = baseline().kind(&rest, TimeLimit::NONE);
         (found != Some(kind) || within != Some(kind)).then(|| format!("{kind}: {text}: {found:?}, {within:?}"))
     });
     none_of(&wrong.collect::<Vec<_>>());
@@ -506,8 +502,8 @@ fn every_form_of_a_prefix_or_a_shape_is_found_and_told_by_its_kind() {
 fn every_secret_beside_a_telling_name_is_found() {
     assert!(BY_NAME.len() >= 60);
     let missed = BY_NAME.iter().map(|template| expand(template).0).filter(|text| {
-        detector().kind(text, TimeLimit::NONE).is_none()
-            || detector().kind(&format!("Call the service with {text} and read the answer"), TimeLimit::NONE).is_none()
+        baseline().kind(text, TimeLimit::NONE).is_none()
+            || baseline().kind(&format!("Call the service with {text} and read the answer"), TimeLimit::NONE).is_none()
     });
     none_of(&missed.collect::<Vec<_>>());
 }
@@ -539,7 +535,7 @@ fn masking_leaves_nothing_of_a_real_form() {
     let mut shown = Vec::new();
     for (text, secrets) in real() {
         for around in [text.clone(), format!("so {text} so"), format!("see \"{text}\"")] {
-            let masked = mask(&around, detector());
+            let masked = mask(&around, baseline());
             if !masked.contains(REDACTED) || secrets.iter().any(|secret| masked.contains(secret.as_str())) {
                 shown.push(format!("{around}: {masked}"));
             }
@@ -553,7 +549,7 @@ fn harmless_look_alikes_stay_untouched_wherever_they_stand() {
     assert!(HARMLESS.len() + harmless_members().len() >= 100);
     let mut denied = Vec::new();
     for text in HARMLESS {
-        let kind = detector().kind(text, TimeLimit::NONE);
+        let kind = baseline().kind(text, TimeLimit::NONE);
         let within = format!("Read the report. {text} is what it says");
         for body in [
             json!({"goal": text}),
@@ -568,8 +564,8 @@ fn harmless_look_alikes_stay_untouched_wherever_they_stand() {
                 break;
             }
         }
-        if mask(text, detector()) != *text {
-            denied.push(format!("{text}: masked as {}", mask(text, detector())));
+        if mask(text, baseline()) != *text {
+            denied.push(format!("{text}: masked as {}", mask(text, baseline())));
         }
     }
     for members in harmless_members() {
@@ -578,7 +574,7 @@ fn harmless_look_alikes_stay_untouched_wherever_they_stand() {
         if !paths.is_empty() {
             denied.push(format!("{text}: {paths:?}"));
         }
-        if let Some(kind) = detector().kind(&text, TimeLimit::NONE) {
+        if let Some(kind) = baseline().kind(&text, TimeLimit::NONE) {
             denied.push(format!("{text} as text: {kind}"));
         }
     }
@@ -593,7 +589,7 @@ fn members_that_tell_of_a_secret_are_found_and_hidden() {
             missed.push(members.to_string());
         }
         let Value::Object(object) = &members else { panic!("{members}") };
-        let masking = super::Masking::new(detector(), TimeLimit::NONE);
+        let masking = super::Masking::new(baseline(), TimeLimit::NONE);
         let shown: Map<String, Value> = masking.members(object).unwrap();
         if Value::from(shown.clone()).to_string().contains(secret) {
             missed.push(format!("shown: {shown:?}"));

@@ -1,7 +1,7 @@
 //! Masks the secrets of a request in the texts that are stored.
 //!
-//! Owns the second pass: a value that was found in one place is masked everywhere, even where it looks like an ordinary
-//! word. A text is masked as a whole if a part of a secret could be left over.
+//! A value that was found in one place is masked everywhere, even where it looks like an ordinary word. A text is
+//! masked as a whole if a part of a secret could be left over.
 //! INVARIANT: if a request has too many different secrets, or one that is too long to search for, all its texts are
 //! masked.
 
@@ -11,8 +11,8 @@ use serde_json::{Map, Value};
 use stage0_contract::{CheckRequest, visible};
 
 use super::detector::Detector;
-use super::names::Tells;
-use super::{REDACTED, each_text, mask_within, telling, told_by_option};
+use super::names::NameKind;
+use super::{REDACTED, each_text, mask_within, revealed_by_option, telling};
 use crate::time_limit::{OutOfTime, TimeLimit};
 
 /// The most different secrets of one request: each is searched for in every text.
@@ -24,7 +24,6 @@ const MAX_VALUE_BYTES: usize = 16_384;
 const PEM_KIND: &str = "private_key";
 const PEM_END: &str = "-----END";
 
-/// The secrets of one request.
 #[derive(Debug)]
 pub(crate) struct Masking<'d> {
     detector: &'d Detector,
@@ -35,12 +34,11 @@ pub(crate) struct Masking<'d> {
 }
 
 impl<'d> Masking<'d> {
-    /// Without known secrets. Secrets that a form or a name reveals are masked all the same.
+    /// Without known values: only what a form or a name reveals is masked.
     pub(crate) fn new(detector: &'d Detector, limit: TimeLimit) -> Self {
         Self { detector, values: Vec::new(), nothing_shown: false, limit }
     }
 
-    /// Finds the secrets of a request and of the texts that came with it.
     pub(crate) fn of<'t>(
         request: &CheckRequest,
         beside: impl IntoIterator<Item = &'t str>,
@@ -59,12 +57,10 @@ impl<'d> Masking<'d> {
                 break;
             }
         }
-        // The last text may have used up the time.
         limit.check()?;
         Ok(masking)
     }
 
-    /// The text with every secret masked, including the request's known values.
     pub(crate) fn text(&self, text: &str) -> Result<String, OutOfTime> {
         self.limit.check()?;
         if self.nothing_shown {
@@ -79,13 +75,16 @@ impl<'d> Masking<'d> {
         Ok(if self.values.iter().any(|value| seen.contains(value)) { REDACTED.to_owned() } else { masked })
     }
 
-    /// Masks an object: names and values.
     pub(crate) fn members(&self, members: &Map<String, Value>) -> Result<Map<String, Value>, OutOfTime> {
         self.members_in(members, None)
     }
 
     /// `around` is what the innermost revealing name around the value implies.
-    fn members_in(&self, members: &Map<String, Value>, around: Option<Tells>) -> Result<Map<String, Value>, OutOfTime> {
+    fn members_in(
+        &self,
+        members: &Map<String, Value>,
+        around: Option<NameKind>,
+    ) -> Result<Map<String, Value>, OutOfTime> {
         let mut shown = Map::with_capacity(members.len());
         for (name, value) in members {
             let telling = telling(self.detector, members, name).or(around);
@@ -98,17 +97,16 @@ impl<'d> Masking<'d> {
         Ok(shown)
     }
 
-    fn value(&self, value: &Value, telling: Option<Tells>) -> Result<Value, OutOfTime> {
-        let told = |text: &str| telling.is_some_and(|tells| self.detector.member_is_secret(tells, text));
+    fn value(&self, value: &Value, telling: Option<NameKind>) -> Result<Value, OutOfTime> {
+        let told = |text: &str| telling.is_some_and(|kind| self.detector.member_is_secret(kind, text));
         Ok(match value {
             Value::String(text) if told(text) => REDACTED.into(),
             Value::String(text) => self.text(text)?.into(),
             Value::Array(items) => {
                 let before = std::iter::once(None).chain(items.iter().map(Some));
-                let shown = items
-                    .iter()
-                    .zip(before)
-                    .map(|(item, before)| self.value(item, telling.or_else(|| told_by_option(self.detector, before))));
+                let shown = items.iter().zip(before).map(|(item, before)| {
+                    self.value(item, telling.or_else(|| revealed_by_option(self.detector, before)))
+                });
                 Value::Array(shown.collect::<Result<_, _>>()?)
             }
             Value::Object(members) => self.members_in(members, telling)?.into(),
@@ -121,8 +119,8 @@ impl<'d> Masking<'d> {
     }
 
     /// Stops early once everything is masked anyway.
-    fn note(&mut self, member: Option<Tells>, text: &str) -> ControlFlow<()> {
-        if member.is_some_and(|tells| self.detector.member_is_secret(tells, text)) {
+    fn note(&mut self, member: Option<NameKind>, text: &str) -> ControlFlow<()> {
+        if member.is_some_and(|kind| self.detector.member_is_secret(kind, text)) {
             self.hide(text)?;
         }
         self.note_hits(text)?;

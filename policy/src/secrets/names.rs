@@ -1,7 +1,6 @@
 //! Names that reveal a secret as their value, matched by their parts: `DB_PASS`, `clientSecret1`, `mot de passe`.
 //!
-//! Owns the classification of names. The words after the revealing ones count too: `token_count` reveals nothing,
-//! `PASSWORD_PROD` a password. `value` classifies the value.
+//! The words after the revealing ones count too: `token_count` reveals nothing, `PASSWORD_PROD` a password.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,7 +9,7 @@ use stage0_contract::plain;
 
 /// How much a name reveals: the more it does, the less its value must look like a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Tells {
+pub(crate) enum NameKind {
     /// What is long and random there is a secret.
     Hint,
     /// What is random there.
@@ -23,22 +22,20 @@ pub(crate) enum Tells {
     Phrase,
 }
 
-/// The words of a pack's names.
 #[derive(Debug, Default)]
 pub(crate) struct NameWords {
     /// Each with its parts side by side.
-    pub(crate) telling: Vec<(String, Tells)>,
+    pub(crate) telling: Vec<(String, NameKind)>,
     pub(crate) other_before: Vec<String>,
     pub(crate) ends_meaning: Vec<String>,
     pub(crate) keeps_meaning: Vec<String>,
 }
 
-/// What names tell of.
 #[derive(Debug)]
 pub(super) struct Names {
-    telling: HashMap<String, Tells>,
+    telling: HashMap<String, NameKind>,
     /// Those that a longer word may end with.
-    endings: Vec<(String, Tells)>,
+    endings: Vec<(String, NameKind)>,
     other_before: HashSet<String>,
     ends_meaning: HashSet<String>,
     keeps_meaning: HashSet<String>,
@@ -48,22 +45,20 @@ pub(super) struct Names {
 
 /// Letters of a word that may end another: `dbpassword`.
 const MIN_ENDING_CHARS: usize = 6;
-/// Words of one telling name.
 const MAX_WORDS: usize = 5;
 /// Bytes of a name that are read; longer ones from their end.
 const MAX_NAME_BYTES: usize = 96;
 
 impl Names {
     pub(super) fn new(words: NameWords) -> Result<Self, String> {
-        let squeezed = |text: &str| parts(text).concat();
         let anchors = anchors_of(&words.telling);
         let search =
             AhoCorasick::builder().ascii_case_insensitive(true).kind(Some(AhoCorasickKind::DFA)).build(&anchors);
-        let telling: HashMap<String, Tells> =
-            words.telling.iter().map(|(name, tells)| (squeezed(name), *tells)).collect();
+        let telling: HashMap<String, NameKind> =
+            words.telling.iter().map(|(name, kind)| (parts(name).concat(), *kind)).collect();
         let is_ending = |name: &str| name.chars().count() >= MIN_ENDING_CHARS || !name.is_ascii();
-        let mut endings: Vec<(String, Tells)> =
-            telling.iter().filter(|(name, _)| is_ending(name)).map(|(name, tells)| (name.clone(), *tells)).collect();
+        let mut endings: Vec<(String, NameKind)> =
+            telling.clone().into_iter().filter(|(name, _)| is_ending(name)).collect();
         endings.sort_unstable_by(|(a, _), (b, _)| (b.len(), b).cmp(&(a.len(), a)));
         Ok(Self {
             telling,
@@ -76,67 +71,63 @@ impl Names {
         })
     }
 
-    /// Texts of which each telling name has one, in any case.
+    /// Each telling name has one of these texts, in any case.
     pub(super) fn anchors(&self) -> &[String] {
         &self.anchors
     }
 
-    /// Where one of the anchors stands, each place once.
     pub(super) fn places<'s>(&'s self, text: &'s str) -> impl Iterator<Item = std::ops::Range<usize>> + use<'s> {
         self.search.find_iter(text).map(|found| found.range())
     }
 
-    /// What a member's name tells of. Ask once for all that is in the member.
-    pub(super) fn member(&self, name: &str) -> Option<Tells> {
-        if name.is_ascii() {
-            if self.search.is_match(name) { self.tells(name) } else { None }
-        } else {
-            self.tells(&plain(name))
+    /// What a member's name reveals. Ask once for all that is in the member.
+    pub(super) fn member(&self, name: &str) -> Option<NameKind> {
+        if !name.is_ascii() {
+            return self.kind(&plain(name));
         }
+        if self.search.is_match(name) { self.kind(name) } else { None }
     }
 
-    /// What a name tells of, by the last of its telling words.
-    pub(super) fn tells(&self, name: &str) -> Option<Tells> {
+    /// What a name reveals, by the last of its telling words.
+    pub(super) fn kind(&self, name: &str) -> Option<NameKind> {
         let from = name.ceil_char_boundary(name.len().saturating_sub(MAX_NAME_BYTES));
         let parts = parts(name.get(from..)?);
         let joined = |from: usize, to: usize| parts.get(from..to).unwrap_or_default().concat();
         for end in (1..=parts.len()).rev() {
             for start in end.saturating_sub(MAX_WORDS)..end {
                 let exact = self.telling.get(&joined(start, end)).copied();
-                let tells = exact.or_else(|| {
+                let kind = exact.or_else(|| {
                     let word = (start + 1 == end).then(|| parts.get(start)).flatten()?;
-                    self.endings.iter().find(|(ending, _)| word.ends_with(ending)).map(|(_, tells)| *tells)
+                    self.endings.iter().find(|(ending, _)| word.ends_with(ending)).map(|(_, kind)| *kind)
                 });
-                if let Some(tells) = tells {
+                if let Some(kind) = kind {
                     let before = start.checked_sub(1).and_then(|at| parts.get(at));
                     if exact.is_some() && before.is_some_and(|word| self.other_before.contains(word)) {
                         return None;
                     }
-                    return self.after(tells, parts.get(end..).unwrap_or_default());
+                    return self.after(kind, parts.get(end..).unwrap_or_default());
                 }
             }
         }
         None
     }
 
-    fn after(&self, tells: Tells, rest: &[String]) -> Option<Tells> {
-        let mut tells = tells;
+    fn after(&self, mut kind: NameKind, rest: &[String]) -> Option<NameKind> {
         for word in rest {
             if self.ends_meaning.contains(word) {
                 return None;
             }
             let keeps = self.keeps_meaning.contains(word) || word.chars().count() == 1 || is_number(word);
             if !keeps {
-                tells = tells.min(Tells::Token);
+                kind = kind.min(NameKind::Token);
             }
         }
-        Some(tells)
+        Some(kind)
     }
 }
 
-/// Of each telling name a word that every spelling of it has: few words, and rare ones, since each is looked for in
-/// every text. A name of several words mostly has one that tells alone, as `api key` has.
-fn anchors_of(telling: &[(String, Tells)]) -> Vec<String> {
+/// A word of each telling name that every spelling of it has. Each is searched for in every text, so they must be few.
+fn anchors_of(telling: &[(String, NameKind)]) -> Vec<String> {
     let mut anchors: Vec<String> =
         telling.iter().map(|(name, _)| name.clone()).filter(|name| !name.contains(' ')).collect();
     for (name, _) in telling.iter().filter(|(name, _)| name.contains(' ')) {
@@ -193,7 +184,7 @@ mod tests {
     use super::*;
     use crate::secrets::baseline;
 
-    fn tells(name: &str) -> Option<Tells> {
+    fn kind(name: &str) -> Option<NameKind> {
         baseline().names().member(name)
     }
 
@@ -202,31 +193,31 @@ mod tests {
         assert_eq!(parts("DBPassword2"), ["db", "password", "2"]);
         assert_eq!(parts("clientSecret.API-Key_v2"), ["client", "secret", "api", "key", "v", "2"]);
         for (name, wanted) in [
-            ("password", Tells::Password),
-            ("DB-Password", Tells::Password),
-            ("dbpassword", Tells::Password),
-            ("DB_PASS", Tells::Password),
-            ("password1", Tells::Password),
-            ("PASSWORD_PROD", Tells::Password),
-            ("passwordConfirm", Tells::Password),
-            ("pass\u{200b}word", Tells::Password),
-            ("passWord", Tells::Password),
-            ("Contraseña", Tells::Password),
-            ("ПАРОЛЬ", Tells::Password),
-            ("数据库密码", Tells::Password),
-            ("mot_de_passe", Tells::Password),
-            ("clientSecret", Tells::Secret),
-            ("X-Api-Key", Tells::Secret),
-            ("APIKEY", Tells::Secret),
-            ("SECRET_KEY_BASE", Tells::Secret),
-            ("AWS_SECRET_ACCESS_KEY", Tells::Secret),
-            ("credentials", Tells::Secret),
-            ("token", Tells::Token),
-            ("JSESSIONID", Tells::Token),
-            ("session", Tells::Hint),
-            ("passphrase", Tells::Phrase),
+            ("password", NameKind::Password),
+            ("DB-Password", NameKind::Password),
+            ("dbpassword", NameKind::Password),
+            ("DB_PASS", NameKind::Password),
+            ("password1", NameKind::Password),
+            ("PASSWORD_PROD", NameKind::Password),
+            ("passwordConfirm", NameKind::Password),
+            ("pass\u{200b}word", NameKind::Password),
+            ("passWord", NameKind::Password),
+            ("Contraseña", NameKind::Password),
+            ("ПАРОЛЬ", NameKind::Password),
+            ("数据库密码", NameKind::Password),
+            ("mot_de_passe", NameKind::Password),
+            ("clientSecret", NameKind::Secret),
+            ("X-Api-Key", NameKind::Secret),
+            ("APIKEY", NameKind::Secret),
+            ("SECRET_KEY_BASE", NameKind::Secret),
+            ("AWS_SECRET_ACCESS_KEY", NameKind::Secret),
+            ("credentials", NameKind::Secret),
+            ("token", NameKind::Token),
+            ("JSESSIONID", NameKind::Token),
+            ("session", NameKind::Hint),
+            ("passphrase", NameKind::Phrase),
         ] {
-            assert_eq!(tells(name), Some(wanted), "{name}");
+            assert_eq!(kind(name), Some(wanted), "{name}");
         }
     }
 
@@ -254,7 +245,7 @@ mod tests {
             "monkey",
             "tokenizer",
         ] {
-            assert_eq!(tells(name), None, "{name}");
+            assert_eq!(kind(name), None, "{name}");
         }
     }
 }

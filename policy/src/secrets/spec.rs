@@ -1,8 +1,8 @@
 //! `secrets.toml`: what a secret looks like, and which names tell of one.
 //!
-//! Owns the validation of forms, names and words at load: patterns that can be searched for cheaply, words in normal
-//! form, nothing twice, nothing empty. A pack without the file uses the forms of the compiled-in baseline; one that
-//! `extends` them adds its own. The baseline's forms then count towards the pack's version.
+//! Patterns must be cheap to search for, words in normal form, nothing twice, nothing empty. A pack without the file
+//! uses the forms of the compiled-in baseline; one that `extends` them adds its own. The baseline's forms then count
+//! towards the pack's version.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, LazyLock};
@@ -11,17 +11,15 @@ use serde::Deserialize;
 use stage0_contract::{Word, visible};
 use toml::Spanned;
 
-use super::{Detector, Form, MAX_TELLING, NameWords, Proof, Tells, ValueWords};
-use crate::files::toml_fault;
-use crate::files::{Fault, line_of};
-use crate::files::{Files, SECRETS};
+use super::{Detector, Form, MAX_TELLING, NameKind, NameWords, Proof, ValueWords};
+use crate::files::{Fault, Files, SECRETS, line_of, toml_fault};
+use crate::vocabulary::distance;
 
 const EMBEDDED: &str = include_str!("../../../policies/baseline/secrets.toml");
 /// The name under which the baseline's forms enter the digest of a pack that uses them.
 pub(crate) const BASE: &str = "secrets.toml of the baseline";
 /// The most patterns: each is a compiled automaton.
 const MAX_PATTERNS: usize = 1_000;
-/// The most words of one list.
 const MAX_WORDS: usize = 2_000;
 const TWICE: &str = "stands twice";
 const NORMAL: &str = "is not in normal form and would match nothing: write small letters";
@@ -35,7 +33,6 @@ static BASELINE: LazyLock<Result<Arc<Detector>, Vec<Fault>>> = LazyLock::new(|| 
 
 type Words = Vec<Spanned<String>>;
 
-/// The content of a file.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawSecrets {
@@ -51,19 +48,7 @@ struct RawForm {
     kind: Spanned<String>,
     patterns: Words,
     #[serde(default)]
-    proof: RawProof,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum RawProof {
-    #[default]
-    Form,
-    Digit,
-    Random,
-    Bearer,
-    Value,
-    Password,
+    proof: Proof,
 }
 
 #[derive(Default, Deserialize)]
@@ -95,7 +80,6 @@ pub(crate) struct Secrets {
     pub(crate) base: Option<&'static str>,
 }
 
-/// Parses the forms and collects their faults.
 pub(crate) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Secrets> {
     let Some(text) = files.get(SECRETS) else {
         return Some(Secrets { detector: baseline(faults)?, base: Some(EMBEDDED) });
@@ -103,13 +87,19 @@ pub(crate) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Secrets> {
     if text == EMBEDDED {
         return Some(Secrets { detector: baseline(faults)?, base: None });
     }
-    match extends(text, faults)? {
-        true => Some(Secrets { detector: read(&[EMBEDDED, text], faults)?, base: Some(EMBEDDED) }),
-        false => Some(Secrets { detector: read(&[text], faults)?, base: None }),
+    match raw(text, faults)?.extends {
+        None => Some(Secrets { detector: read(&[text], faults)?, base: None }),
+        Some(name) if name.as_ref() == "baseline" => {
+            Some(Secrets { detector: read(&[EMBEDDED, text], faults)?, base: Some(EMBEDDED) })
+        }
+        Some(name) => {
+            let message = format!("`extends` must be `baseline`, and is `{}`", name.as_ref());
+            faults.push(Fault::new(SECRETS, message).at(line_of(text, name.span().start)));
+            None
+        }
     }
 }
 
-/// The detector of the compiled-in baseline.
 pub(crate) fn baseline(faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
     match &*BASELINE {
         Ok(detector) => Some(Arc::clone(detector)),
@@ -118,17 +108,6 @@ pub(crate) fn baseline(faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
             None
         }
     }
-}
-
-fn extends(text: &str, faults: &mut Vec<Fault>) -> Option<bool> {
-    let raw = raw(text, faults)?;
-    let Some(extends) = raw.extends else { return Some(false) };
-    if extends.as_ref() != "baseline" {
-        let told = format!("`extends` must be `baseline`, and is `{}`", extends.as_ref());
-        faults.push(Fault::new(SECRETS, told).at(line_of(text, extends.span().start)));
-        return None;
-    }
-    Some(true)
 }
 
 fn raw(text: &str, faults: &mut Vec<Fault>) -> Option<RawSecrets> {
@@ -154,14 +133,12 @@ fn read(texts: &[&str], faults: &mut Vec<Fault>) -> Option<Arc<Detector>> {
     detector.map(Arc::new).map_err(|error| faults.push(Fault::new(SECRETS, error))).ok()
 }
 
-/// The merged content of all files.
 #[derive(Default)]
 struct Made {
     forms: Vec<Form>,
     patterns: HashSet<String>,
     names: NameWords,
     values: ValueWords,
-    /// The list of each revealing name.
     told: HashMap<String, &'static str>,
     listed: HashSet<(&'static str, String)>,
 }
@@ -199,7 +176,7 @@ impl Check<'_> {
                     self.fault(at, format!("is one pattern more than the {MAX_PATTERNS} that a pack may have"));
                     return;
                 } else {
-                    match Form::new(&kind, &pattern, form.proof.into()) {
+                    match Form::new(&kind, &pattern, form.proof) {
                         Ok(form) => self.made.forms.push(form),
                         Err(error) => self.fault(at, format!("a pattern of `{kind}` {error}")),
                     }
@@ -209,50 +186,45 @@ impl Check<'_> {
     }
 
     fn names(&mut self, names: RawNames) {
-        for (list, words, tells) in [
-            ("phrases", names.phrases, Tells::Phrase),
-            ("passwords", names.passwords, Tells::Password),
-            ("secrets", names.secrets, Tells::Secret),
-            ("tokens", names.tokens, Tells::Token),
-            ("hints", names.hints, Tells::Hint),
+        for (list, words, kind) in [
+            ("phrases", names.phrases, NameKind::Phrase),
+            ("passwords", names.passwords, NameKind::Password),
+            ("secrets", names.secrets, NameKind::Secret),
+            ("tokens", names.tokens, NameKind::Token),
+            ("hints", names.hints, NameKind::Hint),
         ] {
             for (word, at) in self.words(list, words) {
                 match self.made.told.insert(word.replace(' ', ""), list) {
                     Some(other) => self.fault(at, format!("`{word}` in `{list}` {TWICE}: it is in `{other}` too")),
-                    None => self.made.names.telling.push((word, tells)),
+                    None => self.made.names.telling.push((word, kind)),
                 }
             }
         }
-        let listed = |words: Vec<(String, usize)>| words.into_iter().map(|(word, _)| word);
-        let words = listed(self.words("other_before", names.other_before));
-        self.made.names.other_before.extend(words);
-        let words = listed(self.words("ends_meaning", names.ends_meaning));
-        self.made.names.ends_meaning.extend(words);
-        let words = listed(self.words("keeps_meaning", names.keeps_meaning));
-        self.made.names.keeps_meaning.extend(words);
-        let words = listed(self.words("links", names.links));
-        self.made.values.links.extend(words);
+        self.add("other_before", names.other_before, usize::MAX, |made| &mut made.names.other_before);
+        self.add("ends_meaning", names.ends_meaning, usize::MAX, |made| &mut made.names.ends_meaning);
+        self.add("keeps_meaning", names.keeps_meaning, usize::MAX, |made| &mut made.names.keeps_meaning);
+        self.add("links", names.links, usize::MAX, |made| &mut made.values.links);
     }
 
     fn values(&mut self, values: RawValues) {
-        for (list, words) in [
-            ("placeholders", values.placeholders),
-            ("references", values.references),
-            ("requirements", values.requirements),
-            ("ordinary", values.ordinary),
-        ] {
-            for (word, at) in self.words(list, words) {
-                if word.len() > MAX_TELLING {
-                    self.fault(at, format!("`{word}` in `{list}` is longer than {MAX_TELLING} bytes"));
-                }
-                let words = match list {
-                    "placeholders" => &mut self.made.values.placeholders,
-                    "references" => &mut self.made.values.references,
-                    "requirements" => &mut self.made.values.requirements,
-                    _ => &mut self.made.values.ordinary,
-                };
-                words.push(word);
+        self.add("placeholders", values.placeholders, MAX_TELLING, |made| &mut made.values.placeholders);
+        self.add("references", values.references, MAX_TELLING, |made| &mut made.values.references);
+        self.add("requirements", values.requirements, MAX_TELLING, |made| &mut made.values.requirements);
+        self.add("ordinary", values.ordinary, MAX_TELLING, |made| &mut made.values.ordinary);
+    }
+
+    fn add(
+        &mut self,
+        list: &'static str,
+        words: Option<Words>,
+        max_bytes: usize,
+        known: fn(&mut Made) -> &mut Vec<String>,
+    ) {
+        for (word, at) in self.words(list, words) {
+            if word.len() > max_bytes {
+                self.fault(at, format!("`{word}` in `{list}` is longer than {max_bytes} bytes"));
             }
+            known(self.made).push(word);
         }
     }
 
@@ -287,42 +259,17 @@ impl Check<'_> {
     }
 }
 
-impl From<RawProof> for Proof {
-    fn from(proof: RawProof) -> Self {
-        match proof {
-            RawProof::Form => Self::Form,
-            RawProof::Digit => Self::Digit,
-            RawProof::Random => Self::Random,
-            RawProof::Bearer => Self::Bearer,
-            RawProof::Value => Self::Value,
-            RawProof::Password => Self::Password,
-        }
-    }
-}
-
 /// Appends the nearest known name to a fault.
 fn near_key(fault: Fault) -> Fault {
     let names: Vec<String> = fault.message.split('`').skip(1).step_by(2).map(str::to_owned).collect();
     let Some((unknown, known)) = names.split_first().filter(|_| fault.message.starts_with("unknown")) else {
         return fault;
     };
-    let Some(nearest) = known.iter().min_by_key(|name| distance(unknown, name)) else { return fault };
+    let letters: Vec<char> = unknown.chars().take(64).collect();
+    let edits = |name: &&String| distance(&letters, name, usize::MAX);
+    let Some(nearest) = known.iter().min_by_key(edits) else { return fault };
     let what = fault.message.split('`').next().unwrap_or_default().trim().to_owned();
     Fault { message: format!("{what} `{unknown}`: did you mean `{nearest}`?"), ..fault }
-}
-
-/// The edit distance of two names.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (line, a) in a.chars().take(64).enumerate() {
-        let mut next = vec![line + 1];
-        for ((b, above), before) in b.chars().zip(row.iter().skip(1)).zip(&row) {
-            let left = next.last().copied().unwrap_or_default();
-            next.push((before + usize::from(a != b)).min(above + 1).min(left + 1));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -378,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_pattern_is_told_with_its_line() {
+    fn a_bad_pattern_is_reported_with_its_line() {
         for (pattern, told) in [
             ("acme_(", "is no regular expression: unclosed group"),
             ("acme_(?:[a-z]+-)*x", "repeats what repeats already"),

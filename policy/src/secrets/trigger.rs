@@ -1,7 +1,6 @@
 //! The trigger of a pattern: fixed parts or one long word that every match contains, derived from the pattern itself.
 //!
-//! Triggers make many forms cheap: a form's pattern runs only on a text with its trigger. Refuses a pattern without
-//! one, one that repeats a repetition, and one with `\w` of all scripts, which is slow in some texts.
+//! A form's pattern runs only on a text with its trigger, so many forms are cheap. A pattern without one is refused.
 //! INVARIANT: a text without a pattern's trigger has no match of the pattern.
 
 use regex_syntax::hir::{Class, Hir, HirKind, Look};
@@ -14,12 +13,9 @@ const RARE_BYTES: usize = 3;
 pub(super) const LONG_WORD_BYTES: usize = 24;
 /// The largest class that counts as fixed letters.
 const MAX_LETTERS: usize = 9;
-/// The most fixed parts of one pattern.
 const MAX_FIXED: usize = 64;
-/// In characters.
-const MAX_PATTERN: usize = 1_000;
+const MAX_PATTERN_CHARS: usize = 1_000;
 
-/// What each match contains.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trigger {
     /// One of these, in small letters.
@@ -28,10 +24,9 @@ pub(super) enum Trigger {
     LongWord,
 }
 
-/// Derives the trigger of a pattern, or returns what is wrong with it.
 pub(super) fn of(pattern: &str) -> Result<Trigger, String> {
-    if pattern.chars().count() > MAX_PATTERN {
-        return Err(format!("is longer than {MAX_PATTERN} characters"));
+    if pattern.chars().count() > MAX_PATTERN_CHARS {
+        return Err(format!("is longer than {MAX_PATTERN_CHARS} characters"));
     }
     let hir = regex_syntax::parse(pattern).map_err(|error| {
         let told = error.to_string();
@@ -187,10 +182,7 @@ fn in_a_row(parts: &[Hir]) -> Fixed {
 fn letters_of(class: &Class) -> Option<Vec<String>> {
     let ranges: Vec<(u32, u32)> = match class {
         Class::Unicode(class) => class.iter().map(|range| (range.start().into(), range.end().into())).collect(),
-        Class::Bytes(class) if class.is_ascii() => {
-            class.iter().map(|range| (range.start().into(), range.end().into())).collect()
-        }
-        Class::Bytes(_) => return None,
+        Class::Bytes(class) => class.to_unicode_class()?.iter().map(|r| (r.start().into(), r.end().into())).collect(),
     };
     let few: u32 = ranges.iter().map(|(start, end)| end - start + 1).sum();
     if usize::try_from(few).ok()? > 2 * MAX_LETTERS {
@@ -304,7 +296,7 @@ mod tests {
             let error = of(pattern).unwrap_err();
             assert!(error.contains(told), "{pattern}: {error}");
         }
-        assert!(of(&"a".repeat(MAX_PATTERN + 1)).is_err());
+        assert!(of(&"a".repeat(MAX_PATTERN_CHARS + 1)).is_err());
         assert!(of("npm_(?:[a-z]{2}-){3}x").is_ok(), "how often is known");
     }
 }

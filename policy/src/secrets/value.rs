@@ -1,9 +1,9 @@
 //! Whether a value is a secret, or a placeholder, a reference, a requirement or an ordinary name.
 //!
-//! Owns the classification of one value, by how much its name reveals. After `=` or in quotes nearly everything counts
-//! as a password; a token or a key only if a machine could have generated it, since people write `secret: db-main`.
+//! After `=` or in quotes nearly everything counts as a password; a token or a key only if a machine could have
+//! generated it, since people write `secret: db-main`.
 
-use super::names::{Names, Tells, parts};
+use super::names::{NameKind, Names, parts};
 
 /// In bytes; longer values are cut for the judgement, not for the masking.
 const MAX_JUDGED: usize = 256;
@@ -11,19 +11,16 @@ const MAX_JUDGED: usize = 256;
 pub(crate) const MAX_TELLING: usize = 24;
 /// Letters and digits of what looks random.
 const MIN_TOKEN: usize = 8;
-/// The same where the name tells little.
+/// The same where the name reveals little.
 const MIN_HINTED: usize = 20;
-/// Characters of a member's value.
-const MIN_MEMBER: usize = 4;
+const MIN_MEMBER_CHARS: usize = 4;
 /// What stands before a secret in an `Authorization` header.
 const SCHEMES: [&str; 5] = ["basic", "bearer", "token", "apikey", "digest"];
 /// What the name of a thing or a sentence about values has at most; longer values are not read word by word.
 const MAX_WORDS_BYTES: usize = 96;
-/// What one part of a thing's name has at most.
 const MAX_NAME_PART: usize = 24;
 pub(super) const QUOTES: [char; 3] = ['"', '\'', '`'];
 
-/// What a pack says of values.
 #[derive(Debug, Default)]
 pub(crate) struct ValueWords {
     pub(crate) placeholders: Vec<String>,
@@ -33,11 +30,10 @@ pub(crate) struct ValueWords {
     pub(crate) links: Vec<String>,
 }
 
-/// Judges values by the words of a pack.
 #[derive(Debug)]
-pub(super) struct Judge(ValueWords);
+pub(super) struct ValueClassifier(ValueWords);
 
-impl Judge {
+impl ValueClassifier {
     pub(super) fn new(mut words: ValueWords) -> Self {
         words.placeholders.sort_unstable();
         words.requirements.sort_unstable();
@@ -47,13 +43,12 @@ impl Judge {
         Self(words)
     }
 
-    /// What stands between a name and its value in a sentence.
     pub(super) fn links(&self) -> impl Iterator<Item = &str> {
         self.0.links.iter().map(String::as_str)
     }
 
     /// What a name of this kind makes a secret of; `least` in characters.
-    pub(super) fn is_secret(&self, text: &str, tells: Tells, least: usize) -> bool {
+    pub(super) fn is_secret(&self, text: &str, kind: NameKind, least: usize) -> bool {
         let text = cut(text);
         let judged = text.trim_end_matches(['.', ',', ';', ')', ']', '}', '!', '?', '\\']);
         let judged = first_field(judged);
@@ -62,17 +57,16 @@ impl Judge {
             return false;
         }
         let thing = self.names_a_thing(judged);
-        match tells {
-            Tells::Password | Tells::Phrase => !(thing && judged.contains('/')),
-            Tells::Secret => !thing && !is_small_number(judged),
-            Tells::Token => !thing && looks_random(judged, MIN_TOKEN),
-            Tells::Hint => {
+        match kind {
+            NameKind::Password | NameKind::Phrase => !(thing && judged.contains('/')),
+            NameKind::Secret => !thing && !is_small_number(judged),
+            NameKind::Token => !thing && looks_random(judged, MIN_TOKEN),
+            NameKind::Hint => {
                 !thing && looks_random(judged, MIN_HINTED) && !is_uuid(judged) && !is_hex(judged) && is_mixed(judged)
             }
         }
     }
 
-    /// Long enough and no placeholder, template or reference.
     pub(super) fn may_be_secret(&self, text: &str, least: usize) -> bool {
         text.chars().nth(least.saturating_sub(1)).is_some() && !self.is_placeholder(cut(text))
     }
@@ -143,20 +137,19 @@ impl Judge {
         lettered > 0 && numbered * 2 <= words && (words > 1 || known()) || words == 1 && known()
     }
 
-    /// What a member of this kind holds.
-    pub(super) fn is_member_secret(&self, text: &str, tells: Tells, names: &Names) -> bool {
+    pub(super) fn is_member_secret(&self, text: &str, kind: NameKind, names: &Names) -> bool {
         let text = cut(text.trim());
         if let Some((scheme, rest)) = text.split_once(' ')
             && SCHEMES.iter().any(|known| scheme.eq_ignore_ascii_case(known))
         {
-            return self.is_secret(rest.trim_start(), tells.max(Tells::Secret), 6);
+            return self.is_secret(rest.trim_start(), kind.max(NameKind::Secret), 6);
         }
-        if tells == Tells::Hint && text.contains('=') {
+        if kind == NameKind::Hint && text.contains('=') {
             let random = |part: &str| looks_random(part, 2 * MIN_TOKEN) && !is_uuid(part) && !self.names_a_thing(part);
             return text.split([';', ' ', '=', ',']).any(random);
         }
-        let one_word = !text.contains(char::is_whitespace) || tells == Tells::Phrase;
-        one_word && self.is_secret(text, tells, MIN_MEMBER) && !self.is_variable(text, names)
+        let one_word = !text.contains(char::is_whitespace) || kind == NameKind::Phrase;
+        one_word && self.is_secret(text, kind, MIN_MEMBER_CHARS) && !self.is_variable(text, names)
     }
 
     /// A variable that is named for what it holds: `userPassword`, `db_password`.
@@ -167,19 +160,19 @@ impl Judge {
             && text.chars().all(name)
             && parts(text).len() >= 2
             && parts(text).len() <= 4
-            && names.tells(text).is_some()
+            && names.kind(text).is_some()
     }
 
     /// In a sentence, after `is`: letters and digits together.
-    pub(super) fn is_told(&self, text: &str, tells: Tells) -> bool {
+    pub(super) fn is_secret_after_is(&self, text: &str, kind: NameKind) -> bool {
         let letters = text.chars().any(char::is_alphabetic);
         let compound = text.contains(['-', '/', '.']) && self.names_a_thing(text.trim_end_matches(['.', ',']));
-        letters && has_digit(text) && !compound && self.is_secret(text, tells, 6)
+        letters && has_digit(text) && !compound && self.is_secret(text, kind, 6)
     }
 
     /// In a sentence, straight after the name: nothing that is written of a password but the password.
-    pub(super) fn is_blurted(&self, text: &str, tells: Tells) -> bool {
-        let least = if tells >= Tells::Password { MIN_TOKEN } else { 2 * MIN_TOKEN };
+    pub(super) fn is_secret_after_nothing(&self, text: &str, kind: NameKind) -> bool {
+        let least = if kind >= NameKind::Password { MIN_TOKEN } else { 2 * MIN_TOKEN };
         let chars: Vec<char> = cut(text).chars().collect();
         let inner = chars.windows(3).any(|three| match three {
             [a, b, c] => a.is_alphabetic() && b.is_ascii_digit() && c.is_alphabetic(),
@@ -190,7 +183,7 @@ impl Judge {
             && chars.iter().any(|c| c.is_uppercase())
             && chars.iter().any(|c| c.is_lowercase())
             && !text.contains(['-', '/', '.', '_', '('])
-            && self.is_secret(text, tells, least)
+            && self.is_secret(text, kind, least)
     }
 }
 
@@ -248,7 +241,6 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Digits, capitals and small letters.
 fn is_mixed(text: &str) -> bool {
     has_digit(text) && text.bytes().any(|b| b.is_ascii_uppercase()) && text.bytes().any(|b| b.is_ascii_lowercase())
 }
@@ -269,7 +261,7 @@ fn is_version(text: &str) -> bool {
     letters <= 2 && text.bytes().any(|b| matches!(b, b'.' | b':' | b'-'))
 }
 
-fn has_digit(text: &str) -> bool {
+pub(super) fn has_digit(text: &str) -> bool {
     text.bytes().any(|b| b.is_ascii_digit())
 }
 

@@ -1,8 +1,7 @@
 //! `constraints.toml`: other names of constraints, which of them are guardrails, and tags without effect.
 //!
-//! Validates them at load: an alias must be in normal form, must not have another meaning, and must name a constraint
-//! of the grammar. A pack of the first edition has no such file: its names are the first edition's, and its guardrails
-//! stand in its vocabulary.
+//! An alias must be in normal form, must not have another meaning, and must name a constraint of the grammar. A pack of
+//! the first edition has no such file: its guardrails stand in its vocabulary.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,24 +9,16 @@ use serde::Deserialize;
 use stage0_contract::{ConstraintName, NameFault, Names};
 use toml::Spanned;
 
-use crate::files::toml_fault;
-use crate::files::{CONSTRAINTS, Files};
-use crate::files::{Fault, line_of};
+use crate::files::{CONSTRAINTS, Fault, Files, line_of};
 
 /// The most names and tags together, since misspelt names are compared with each of them.
 const MAX_NAMES: usize = 2_000;
 
-/// The words of constraints.
 #[derive(Debug)]
 pub(crate) struct Constraints {
-    names: PackNames,
+    /// `None` for the names of the first edition.
+    names: Option<Names>,
     guardrails: HashSet<String>,
-}
-
-#[derive(Debug)]
-enum PackNames {
-    First,
-    Own(Box<Names>),
 }
 
 #[derive(Deserialize)]
@@ -39,17 +30,12 @@ struct RawConstraints {
 }
 
 impl Constraints {
-    /// The names of the first edition.
     pub(super) fn first(guardrails: HashSet<String>) -> Self {
-        Self { names: PackNames::First, guardrails }
+        Self { names: None, guardrails }
     }
 
-    /// The names by which constraints are read.
     pub(crate) fn names(&self) -> &Names {
-        match &self.names {
-            PackNames::First => Names::first_edition(),
-            PackNames::Own(names) => names,
-        }
+        self.names.as_ref().unwrap_or_else(|| Names::first_edition())
     }
 
     /// Whether a constraint, by canonical name, guards a high effect.
@@ -58,16 +44,8 @@ impl Constraints {
     }
 }
 
-/// Parses the file and collects its faults.
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Constraints> {
-    let text = files.needed(CONSTRAINTS, faults)?;
-    let raw: RawConstraints = match toml::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) => {
-            faults.push(toml_fault(CONSTRAINTS, text, &error));
-            return None;
-        }
-    };
+    let (text, raw): (_, RawConstraints) = files.toml(CONSTRAINTS, faults)?;
     let at =
         |word: &Spanned<String>, message: String| Fault::new(CONSTRAINTS, message).at(line_of(text, word.span().start));
     let mut guardrails = HashSet::new();
@@ -104,10 +82,10 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Constraint
         let all = aliases.iter().map(|(word, _)| *word).chain(&raw.tags);
         // Of two equal words the second one is the fault.
         let place = all.rev().find(|word| word.get_ref() == bad);
-        faults
-            .push(place.map_or_else(|| Fault::new(CONSTRAINTS, fault.to_string()), |word| at(word, fault.to_string())));
+        let line = place.map(|word| line_of(text, word.span().start));
+        faults.push(Fault { line, ..Fault::new(CONSTRAINTS, fault.to_string()) });
     }
-    Some(Constraints { names: PackNames::Own(Box::new(names)), guardrails })
+    Some(Constraints { names: Some(names), guardrails })
 }
 
 /// The constraint of a canonical name, or what is wrong with it.
@@ -137,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_is_told_with_its_line() {
+    fn every_fault_is_reported_with_its_line() {
         let text = GOOD
             .replace("    \"approval_required\", \"require_approval_for\"", "    \"aproval_required\", \"max_records\"")
             .replace("\"read_only_role\"", "\"Read only role\"")

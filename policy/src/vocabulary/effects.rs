@@ -1,7 +1,6 @@
 //! `effects.toml`: what the words of side effects mean, for packs of the second edition.
 //!
-//! Owns the lookup of listed words, of parts with their endings and of runs of parts, and the validation at load: each
-//! word in normal form, none in two classes, no mark on a word without a class, no unknown key.
+//! At load each word must be in normal form, none in two classes, and none that is marked may lack a class.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,14 +8,14 @@ use serde::Deserialize;
 use stage0_contract::{Spelling, parts, visible};
 use toml::Spanned;
 
+use super::Words;
 use super::near::nearest;
-use crate::files::toml_fault;
-use crate::files::{EFFECTS, Files};
-use crate::files::{Fault, line_of};
+use crate::files::{EFFECTS, Fault, Files, line_of};
 
 /// The risk class of a side effect, the strictest last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Class {
+    #[default]
     None,
     Loop,
     Medium,
@@ -29,7 +28,6 @@ impl Class {
     pub(crate) const ALL: [Self; 6] =
         [Self::None, Self::Loop, Self::Medium, Self::Approval, Self::Communication, Self::High];
 
-    /// The name in packs and records.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -57,7 +55,6 @@ impl Marks {
     pub(crate) const ALSO_NOUN: Self = Self(1 << 1);
     /// Also a common noun, except after the colon.
     pub(crate) const HEAD_NOUN: Self = Self(1 << 2);
-    /// The name of a channel.
     pub(crate) const SERVICE: Self = Self(1 << 3);
     /// Names a channel after the colon.
     pub(crate) const SENDS: Self = Self(1 << 4);
@@ -65,7 +62,6 @@ impl Marks {
     pub(crate) const WRITES: Self = Self(1 << 5);
     /// Needs role, environment and approval state.
     pub(crate) const IMPACT: Self = Self(1 << 6);
-    /// Visible to customers.
     pub(crate) const VISIBLE: Self = Self(1 << 7);
     /// Not an effect, such as `none`.
     pub(crate) const NOTHING: Self = Self(1 << 8);
@@ -77,38 +73,31 @@ impl Marks {
     pub(crate) const HEAVY: Self = Self(1 << 11);
     /// Weighty next to a verb.
     pub(crate) const LIGHT: Self = Self(1 << 12);
-    /// A negation.
     pub(crate) const NEGATION: Self = Self(1 << 13);
-    /// A conjunction between effects.
     pub(crate) const SEPARATOR: Self = Self(1 << 14);
 
     /// A listed word of several parts: the name of an effect, and no verb.
     pub(crate) const PHRASE: Self = Self(1 << 15);
 
-    /// Whether it has any of others.
     pub(crate) fn any(self, others: Self) -> bool {
         self.0 & others.0 != 0
     }
 
-    /// With others.
     pub(crate) fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)
     }
 }
 
-/// Class and properties of a word.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Meaning {
     pub(crate) class: Option<Class>,
     pub(crate) marks: Marks,
 }
 
-/// The words of side effects.
 #[derive(Debug, Default)]
 pub(crate) struct EffectWords {
     /// Whole effects, folded.
     listed: HashMap<String, Meaning>,
-    /// Single parts.
     parts: HashMap<String, Meaning>,
     /// Words of several parts by their first one, the longest first.
     runs: HashMap<String, Vec<Run>>,
@@ -128,13 +117,11 @@ struct Run {
 const ENDING: usize = 4;
 
 impl EffectWords {
-    /// Looks up a whole effect, in either spelling.
     pub(crate) fn listed(&self, spelling: &Spelling) -> Option<Meaning> {
         let find = |form: Option<&str>| self.listed.get(form?).copied();
         find(spelling.folded()).or_else(|| find(spelling.split()))
     }
 
-    /// Looks up a part, as it is or without its ending.
     pub(crate) fn part(&self, part: &str) -> Option<Meaning> {
         if part.len() > self.longest + ENDING {
             return None;
@@ -165,7 +152,6 @@ impl EffectWords {
         })
     }
 
-    /// Known words that resemble an unknown one.
     pub(crate) fn nearest(&self, word: &str, most: usize) -> Vec<String> {
         nearest(word, self.known.iter().map(String::as_str), most).into_iter().map(str::to_owned).collect()
     }
@@ -231,7 +217,6 @@ fn stems(part: &str) -> Vec<String> {
     stems
 }
 
-type Words = Vec<Spanned<String>>;
 type Lists = BTreeMap<String, Words>;
 
 #[derive(Deserialize)]
@@ -262,32 +247,17 @@ const WEIGHTS: [(&str, Marks); 3] =
     [("sensitive", Marks::SENSITIVE), ("heavy", Marks::HEAVY), ("beside_verbs", Marks::LIGHT)];
 const GRAMMAR: [(&str, Marks); 2] = [("negations", Marks::NEGATION), ("separators", Marks::SEPARATOR)];
 
-/// Parses the words of side effects and collects their faults.
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<EffectWords> {
-    let text = files.needed(EFFECTS, faults)?;
-    let raw: Raw = match toml::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) => {
-            faults.push(toml_fault(EFFECTS, text, &error));
-            return None;
-        }
-    };
+    let (text, raw): (_, Raw) = files.toml(EFFECTS, faults)?;
     let mut reader = Reader { text, faults, meanings: BTreeMap::new(), listed: HashSet::new(), forms: HashSet::new() };
     reader.classes("listed", &LISTED, raw.listed);
     reader.classes("verbs", &VERBS, raw.verbs);
-    reader.mark("nouns", &NOUNS, raw.nouns, Needs::NoClass);
-    reader.mark("marks", &MARKS, raw.marks, Needs::Class);
-    reader.mark("weights", &WEIGHTS, raw.weights, Needs::NoClass);
-    reader.mark("grammar", &GRAMMAR, raw.grammar, Needs::NoClass);
+    reader.mark("nouns", &NOUNS, raw.nouns);
+    reader.mark("marks", &MARKS, raw.marks);
+    reader.mark("weights", &WEIGHTS, raw.weights);
+    reader.mark("grammar", &GRAMMAR, raw.grammar);
     reader.irregular(raw.irregular);
     Some(reader.words())
-}
-
-/// What a marked word must have besides.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Needs {
-    Class,
-    NoClass,
 }
 
 struct Reader<'a> {
@@ -362,21 +332,20 @@ impl Reader<'_> {
         }
     }
 
-    fn mark(&mut self, table: &str, marks: &[(&str, Marks)], lists: Lists, needs: Needs) {
+    /// Words of `[marks]` must have a class, those of the other tables none.
+    fn mark(&mut self, table: &str, marks: &[(&str, Marks)], lists: Lists) {
         let names: Vec<&str> = marks.iter().map(|(name, _)| *name).collect();
         for (name, words) in self.lists(table, &names, lists) {
             let mark = marks.iter().find(|(known, _)| *known == name).map_or(Marks::default(), |(_, mark)| *mark);
             for (word, at) in words {
                 let classed = self.meanings.get(&word).is_some_and(|meaning| meaning.class.is_some());
-                match (needs, classed) {
-                    (Needs::Class, false) => self.fault(at, format!("`{word}` in `{name}` stands in no class")),
-                    (Needs::NoClass, true) => {
-                        self.fault(at, format!("`{word}` in `{name}` has a class: mark it in `[marks]`"));
-                    }
-                    _ => {
+                match (table, classed) {
+                    ("marks", false) => self.fault(at, format!("`{word}` in `{name}` stands in no class")),
+                    ("marks", true) | (_, false) => {
                         let meaning = self.meanings.entry(word).or_default();
                         meaning.marks = meaning.marks.and(mark);
                     }
+                    _ => self.fault(at, format!("`{word}` in `{name}` has a class: mark it in `[marks]`")),
                 }
             }
         }
@@ -445,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_told_with_its_line_and_the_near_name() {
+    fn each_mistake_is_reported_with_its_line_and_the_near_name() {
         for (from, to, told) in [
             ("\"money_movement\"", "\"Money Movement\"", "is not in normal form"),
             ("\"money_movement\"", "\"write\"", "`write` stands in two classes"),

@@ -1,7 +1,6 @@
 //! `vocabulary.toml` as the first edition has it: every word in one file, each whole or unknown.
 //!
-//! Packs of that edition keep this format for good, so that they decide as they always did: do not change this file's
-//! rules.
+//! Packs of that edition keep this format for good, so that they decide as they always did.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,20 +11,18 @@ use super::constraints::Constraints;
 use super::effects::Class;
 use super::names::Names;
 use super::{Check, EditionWords, NORMAL, RawGoals, Vocabulary, Words};
-use crate::files::Fault;
-use crate::files::toml_fault;
-use crate::files::{Files, VOCABULARY};
+use crate::files::{Fault, Files, VOCABULARY};
 
 const CLASSED: &str = "stands in no class";
 const CONSTRAINT: &str = "is no canonical name of a constraint";
 
-/// Words of side effects and tools, whole.
+/// Words of side effects and tools, whole and in normal form.
 #[derive(Debug)]
-pub(super) struct FirstWords {
-    classes: HashMap<String, Class>,
-    impact: HashSet<String>,
-    customer_visible: HashSet<String>,
-    sensitive_tools: HashSet<String>,
+pub(crate) struct FirstWords {
+    pub(crate) classes: HashMap<String, Class>,
+    pub(crate) impact: HashSet<String>,
+    pub(crate) customer_visible: HashSet<String>,
+    pub(crate) sensitive_tools: HashSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -68,33 +65,8 @@ struct RawConstraints {
     guardrails: Words,
 }
 
-impl FirstWords {
-    pub(super) fn class(&self, word: &str) -> Option<Class> {
-        self.classes.get(word).copied()
-    }
-
-    pub(super) fn has_impact(&self, word: &str) -> bool {
-        self.impact.contains(word)
-    }
-
-    pub(super) fn is_customer_visible(&self, word: &str) -> bool {
-        self.customer_visible.contains(word)
-    }
-
-    pub(super) fn is_sensitive_tool(&self, word: &str) -> bool {
-        self.sensitive_tools.contains(word)
-    }
-}
-
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<Vocabulary> {
-    let text = files.needed(VOCABULARY, faults)?;
-    let raw: RawFirst = match toml::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) => {
-            faults.push(toml_fault(VOCABULARY, text, &error));
-            return None;
-        }
-    };
+    let (text, raw): (_, RawFirst) = files.toml(VOCABULARY, faults)?;
     let mut check = Check { text, faults };
     let name = |word: &str| Word::name(word).is(word);
     let guardrail = |word: &str| ConstraintNames::first_edition().find(word).is_some_and(|name| name.as_str() == word);

@@ -1,18 +1,16 @@
 //! Names of environments and words of approval, as a pack of the second edition lists them in `vocabulary.toml`.
 //!
-//! Owns their lookup and validation: each in normal form (another could never match), none with two meanings.
+//! At load each must be in normal form (another could never match), and none may have two meanings.
 //! INVARIANT: no word of a pack means approved; only `approved` itself does.
 
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Deserialize;
 use stage0_contract::Spelling;
-use toml::Spanned;
 
-use crate::files::VOCABULARY;
-use crate::files::{Fault, line_of};
+use super::Words;
+use crate::files::{Fault, VOCABULARY, line_of};
 
-/// The only word that approves.
 pub(crate) const APPROVED: &str = "approved";
 
 /// The meaning of a word of `approval_status` other than [`APPROVED`].
@@ -24,19 +22,13 @@ pub(crate) enum ApprovalWord {
     Rejected,
 }
 
-/// Environments by alias, and words of approval.
 #[derive(Debug, Default)]
 pub(crate) struct Names {
-    /// Canonical name → aliases, in the order of the file.
-    environments: BTreeMap<String, Vec<String>>,
     /// Alias → canonical name.
     aliases: HashMap<String, String>,
     approval: HashMap<String, ApprovalWord>,
 }
 
-type Words = Vec<Spanned<String>>;
-
-/// The table `[approval]` of `vocabulary.toml`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawApproval {
@@ -71,14 +63,9 @@ impl Names {
     }
 }
 
-/// Parses both tables and collects their faults.
 pub(super) fn read(environments: RawEnvironments, approval: RawApproval, text: &str, faults: &mut Vec<Fault>) -> Names {
     let mut fault = |at: Option<usize>, message: String| {
-        let fault = Fault::new(VOCABULARY, message);
-        faults.push(match at {
-            Some(at) => fault.at(line_of(text, at)),
-            None => fault,
-        });
+        faults.push(Fault { line: at.map(|at| line_of(text, at)), ..Fault::new(VOCABULARY, message) });
     };
     let mut names = Names::default();
     let canonical: Vec<String> = environments.keys().cloned().collect();
@@ -89,7 +76,6 @@ pub(super) fn read(environments: RawEnvironments, approval: RawApproval, text: &
         if words.is_empty() {
             fault(None, format!("`{name}` in `[environments]` is empty"));
         }
-        let mut aliases = Vec::with_capacity(words.len());
         for word in words {
             let (at, word) = (Some(word.span().start), word.into_inner());
             if !is_normal(&word) {
@@ -100,9 +86,7 @@ pub(super) fn read(environments: RawEnvironments, approval: RawApproval, text: &
             } else if let Some(before) = names.aliases.insert(word.clone(), name.clone()) {
                 fault(at, format!("`{word}` stands for `{before}` and for `{name}`"));
             }
-            aliases.push(word);
         }
-        names.environments.insert(name, aliases);
     }
     for (list, meaning, words) in [
         ("pending", ApprovalWord::Pending, approval.pending),

@@ -1,7 +1,8 @@
 //! Suggestions for unknown words by edit distance.
 //!
-//! Owns the distance (insertions, deletions, replacements and swaps of neighbours) and its bounds: long words get no
-//! suggestion, and candidates whose length differs too much are not compared.
+//! The distance counts insertions, deletions, replacements and swaps of neighbours.
+
+use stage0_contract::edit_distance;
 
 /// Shorter words resemble everything.
 const SHORTEST: usize = 4;
@@ -25,28 +26,8 @@ pub(crate) fn nearest<'w>(word: &str, words: impl Iterator<Item = &'w str>, most
 }
 
 /// The number of edits between two words; `None` if there are more than `within`.
-fn distance(from: &[char], to: &str, within: usize) -> Option<usize> {
-    let to: Vec<char> = to.chars().collect();
-    let mut two_back: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.iter().enumerate() {
-        let mut row = Vec::with_capacity(above.len());
-        row.push(i + 1);
-        for (j, b) in to.iter().enumerate() {
-            let at = |row: &[usize], column: usize| row.get(column).copied().unwrap_or(usize::MAX / 2);
-            let mut edits = (at(&above, j) + usize::from(a != b)).min(at(&above, j + 1) + 1).min(at(&row, j) + 1);
-            let swapped = i > 0 && j > 0 && from.get(i - 1) == Some(b) && to.get(j - 1) == Some(a);
-            if swapped {
-                edits = edits.min(at(&two_back, j - 1) + 1);
-            }
-            row.push(edits);
-        }
-        if row.iter().min().is_none_or(|least| *least > within) {
-            return None;
-        }
-        two_back = std::mem::replace(&mut above, row);
-    }
-    above.last().copied().filter(|edits| *edits <= within)
+pub(crate) fn distance(from: &[char], to: &str, within: usize) -> Option<usize> {
+    edit_distance(from, &to.chars().collect::<Vec<_>>(), within)
 }
 
 #[cfg(test)]

@@ -1,16 +1,15 @@
 //! `tools.toml`: which tools can do anything, and whether an undeclared effect defers, for packs of the second edition.
 //!
-//! Owns the lookup by the parts of a tool's name and the validation: each word in normal form, none in two lists.
+//! Words are looked up by the parts of a tool's name. At load each must be in normal form, and none in two lists.
 
 use std::collections::{HashMap, HashSet};
+use std::slice;
 
 use serde::Deserialize;
 use stage0_contract::parts;
-use toml::Spanned;
 
-use crate::files::toml_fault;
-use crate::files::{Fault, line_of};
-use crate::files::{Files, TOOLS};
+use super::Words;
+use crate::files::{Fault, Files, TOOLS, line_of};
 
 /// The outcome for a tool whose name implies an effect that the request does not declare.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
@@ -21,7 +20,6 @@ enum Undeclared {
     Defer,
 }
 
-/// The words of tools.
 #[derive(Debug, Default)]
 pub(crate) struct ToolWords {
     undeclared: Undeclared,
@@ -38,7 +36,6 @@ struct Sensitive {
 }
 
 impl ToolWords {
-    /// Whether an undeclared effect defers.
     pub(crate) fn undeclared_defers(&self) -> bool {
         self.undeclared == Undeclared::Defer
     }
@@ -64,23 +61,15 @@ impl ToolWords {
         host && !among(&self.reading, lead.as_ref()) && !(parts.len() > 1 && among(&self.about, parts.last()))
     }
 
-    /// The sensitive words, in alphabetical order.
     pub(crate) fn sensitive(&self) -> Vec<String> {
-        let mut words: Vec<String> = self
-            .sensitive
-            .iter()
-            .flat_map(|(first, words)| {
-                words
-                    .iter()
-                    .map(move |word| std::iter::once(first).chain(&word.rest).cloned().collect::<Vec<_>>().join("_"))
-            })
-            .collect();
-        words.sort_unstable();
-        words
+        let mut sensitive = Vec::new();
+        for (first, words) in &self.sensitive {
+            sensitive.extend(words.iter().map(|word| [slice::from_ref(first), &word.rest].concat().join("_")));
+        }
+        sensitive.sort_unstable();
+        sensitive
     }
 }
-
-type Words = Vec<Spanned<String>>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -105,16 +94,8 @@ struct RawHarmless {
     about: Words,
 }
 
-/// Parses the words of tools and collects their faults.
 pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<ToolWords> {
-    let text = files.needed(TOOLS, faults)?;
-    let raw: Raw = match toml::from_str(text) {
-        Ok(raw) => raw,
-        Err(error) => {
-            faults.push(toml_fault(TOOLS, text, &error));
-            return None;
-        }
-    };
+    let (text, raw): (_, Raw) = files.toml(TOOLS, faults)?;
     let mut seen: HashMap<String, &str> = HashMap::new();
     let mut check = |list: &'static str, words: Words, single: bool| {
         if words.is_empty() {
@@ -173,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_is_told_with_its_line() {
+    fn each_mistake_is_reported_with_its_line() {
         for (from, to, told) in [
             ("\"shell\"", "\"Shell\"", "is not in normal form"),
             ("\"shell\"", "\"exec\"", "`exec` stands in `runs` and in `hosts`"),

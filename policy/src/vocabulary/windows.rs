@@ -1,7 +1,6 @@
 //! Change windows: hours on days of the week in a time zone, and when they are next open.
 //!
-//! Owns the arithmetic of weekdays, zones and daylight saving; the zone database is compiled in. The time is an
-//! argument.
+//! The zone database is compiled in, and the time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,21 +14,16 @@ const DAYS_AHEAD: i64 = 8;
 /// How often the search may move from one window's opening to the next one's before it gives up.
 const MAX_STEPS: usize = 64;
 
-/// A window as written in a pack.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WindowSpec {
-    /// IANA name.
     zone: String,
-    /// `mon` … `sun`.
     days: Vec<String>,
-    /// When it opens, as `HH:MM`.
     opens: String,
-    /// `HH:MM`; at or before `opens` means on the next day.
+    /// At or before `opens` means on the next day.
     closes: String,
 }
 
-/// A valid window.
 #[derive(Debug, Clone)]
 pub(crate) struct Window {
     zone: TimeZone,
@@ -38,55 +32,26 @@ pub(crate) struct Window {
     closes: Time,
 }
 
-/// Why a window cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum WindowError {
-    #[error("`{0}` is no time zone: use an IANA name such as `Europe/Berlin`")]
-    Zone(String),
-    #[error("`{0}` is no day: use mon, tue, wed, thu, fri, sat, sun")]
-    Day(String),
-    #[error("a window needs at least one day")]
-    NoDays,
-    #[error("`{0}` is no time of day: use `HH:MM`")]
-    Time(String),
-}
-
-/// The change windows of a pack, by name.
-#[derive(Debug, Default)]
-pub(crate) struct Windows(BTreeMap<String, Window>);
-
-impl Windows {
-    /// Finds a window.
-    pub(crate) fn get(&self, name: &str) -> Option<&Window> {
-        self.0.get(name)
-    }
-
-    /// The names in alphabetical order.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
-    }
-
-    pub(crate) fn of<N: Into<String>>(windows: impl IntoIterator<Item = (N, Window)>) -> Self {
-        Self(windows.into_iter().map(|(name, window)| (name.into(), window)).collect())
-    }
-}
+pub(crate) type Windows = BTreeMap<String, Window>;
 
 impl WindowSpec {
-    /// The window, or everything that is wrong with it.
-    pub(crate) fn read(&self) -> Result<Window, Vec<WindowError>> {
+    pub(crate) fn read(&self) -> Result<Window, Vec<String>> {
         let mut errors = Vec::new();
         let mut days = Vec::with_capacity(self.days.len());
         for day in &self.days {
             match weekday(day) {
                 Some(day) => days.push(day),
-                None => errors.push(WindowError::Day(day.clone())),
+                None => errors.push(format!("`{day}` is no day: use mon, tue, wed, thu, fri, sat, sun")),
             }
         }
         if self.days.is_empty() {
-            errors.push(WindowError::NoDays);
+            errors.push("a window needs at least one day".to_owned());
         }
-        let time = |text: &String| Time::strptime("%H:%M", text).map_err(|_| WindowError::Time(text.clone()));
-        let zone = TimeZone::get(&self.zone).map_err(|_| WindowError::Zone(self.zone.clone()));
+        let time = |text: &String| {
+            Time::strptime("%H:%M", text).map_err(|_| format!("`{text}` is no time of day: use `HH:MM`"))
+        };
+        let zone = TimeZone::get(&self.zone)
+            .map_err(|_| format!("`{}` is no time zone: use an IANA name such as `Europe/Berlin`", self.zone));
         match (zone, time(&self.opens), time(&self.closes)) {
             (Ok(zone), Ok(opens), Ok(closes)) if errors.is_empty() => Ok(Window { zone, days, opens, closes }),
             (zone, opens, closes) => {
@@ -181,11 +146,11 @@ mod tests {
 
     fn windows() -> Windows {
         let week = ["mon", "tue", "wed", "thu", "fri"];
-        Windows::of([
-            ("office", spec("Europe/Berlin", &week, "09:00", "17:00").read().unwrap()),
-            ("night", spec("Etc/UTC", &["sat"], "22:00", "02:00").read().unwrap()),
-            ("morning", spec("Etc/UTC", &["mon"], "06:00", "08:30").read().unwrap()),
-            ("weekend", spec("Etc/UTC", &["sun"], "00:00", "12:00").read().unwrap()),
+        Windows::from([
+            ("office".to_owned(), spec("Europe/Berlin", &week, "09:00", "17:00").read().unwrap()),
+            ("night".to_owned(), spec("Etc/UTC", &["sat"], "22:00", "02:00").read().unwrap()),
+            ("morning".to_owned(), spec("Etc/UTC", &["mon"], "06:00", "08:30").read().unwrap()),
+            ("weekend".to_owned(), spec("Etc/UTC", &["sun"], "00:00", "12:00").read().unwrap()),
         ])
     }
 
@@ -227,7 +192,7 @@ mod tests {
     fn a_broken_window_names_everything_that_is_wrong() {
         let errors = spec("Mars/Olympus", &["mon", "noday"], "9am", "25:00").read().unwrap_err();
         assert_eq!(errors.len(), 4, "{errors:?}");
-        assert_eq!(spec("Etc/UTC", &[], "09:00", "17:00").read().unwrap_err(), [WindowError::NoDays]);
+        assert_eq!(spec("Etc/UTC", &[], "09:00", "17:00").read().unwrap_err(), ["a window needs at least one day"]);
     }
 
     #[test]

@@ -310,7 +310,7 @@ fn a_folder_of_packs_loads_them_all_or_names_the_refused_one() {
     assert_eq!(set.versions().len(), 2);
     fs::write(parent.path().join("next/value.cedar"), "").unwrap();
     let refused = PackSet::embedded().unwrap().with_dir(parent.path());
-    assert!(matches!(refused, Err(PackSetError::Refused { folder, .. }) if folder.ends_with("next")));
+    assert!(matches!(refused, Err(PackSetError::Refused(folder, _)) if folder.ends_with("next")));
 }
 
 #[test]

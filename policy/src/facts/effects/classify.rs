@@ -1,33 +1,31 @@
-//! The risk class of one text, found by the seven steps of contract section 6.
+//! The risk class of one text, found in seven steps.
 //!
 //! The steps in order: the whole text, or the head before its colon, as a listed word; else the head by its parts; else
-//! unknown. Then the tail after the colon, which can only make the class stricter. Parts are read once from left to
-//! right, so the work is linear in the text.
+//! unknown. Then the tail after the colon, which can only make the class stricter. The work is linear in the text.
 
 use stage0_contract::{Spelling, parts, plain};
 
 use crate::vocabulary::{Class, EffectWords, Marks, Meaning};
 
-/// The most unknown parts that are reported of one text.
 const MAX_PARTS: usize = 5;
 /// The length at which a reported part is cut, in characters.
 const MAX_PART_CHARS: usize = 64;
 
-/// Where a text comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// A declared side effect.
     Effect,
     /// The name of a tool: unknown parts and the bare name of a channel do not make it an effect.
     Tool,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct Classified {
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reading {
     pub(crate) class: Class,
     /// Unknown, so that it counts as high.
     pub(crate) unknown: bool,
+    /// Its unknown parts, where the answer reports them.
     pub(crate) unknown_parts: Vec<String>,
+    pub(crate) near: Vec<String>,
     /// It says that there is no effect at all.
     pub(crate) nothing: bool,
     pub(crate) impact: bool,
@@ -35,34 +33,33 @@ pub(crate) struct Classified {
     pub(crate) writes: bool,
 }
 
-impl Classified {
+impl Reading {
     fn unknown(unknown_parts: Vec<String>) -> Self {
-        Self { unknown: true, unknown_parts, ..Self::of(Class::High, Marks::default()) }
+        Self { class: Class::High, unknown: true, unknown_parts, ..Self::default() }
     }
 
     fn of(class: Class, marks: Marks) -> Self {
         Self {
             class,
-            unknown: false,
-            unknown_parts: Vec::new(),
             nothing: class == Class::None && marks.any(Marks::NOTHING),
             impact: marks.any(Marks::IMPACT),
             customer_visible: marks.any(Marks::VISIBLE),
             writes: marks.any(Marks::WRITES),
+            ..Self::default()
         }
     }
 }
 
-pub(crate) fn classify(raw: &str, words: &EffectWords, source: Source) -> Classified {
+pub(crate) fn classify(raw: &str, words: &EffectWords, source: Source) -> Reading {
     let whole = Spelling::of(raw);
     if whole.folded().is_none() {
-        return Classified::unknown(Vec::new());
+        return Reading::unknown(Vec::new());
     }
     if let Some(meaning) = words.listed(&whole)
         && let Some(class) = meaning.class
         && (source == Source::Effect || !meaning.marks.any(Marks::SERVICE))
     {
-        return Classified::of(class, meaning.marks);
+        return Reading::of(class, meaning.marks);
     }
     let text = plain(raw);
     let tokens = tokens(&text);
@@ -85,7 +82,6 @@ pub(crate) fn classify(raw: &str, words: &EffectWords, source: Source) -> Classi
     }
 }
 
-/// A part of a text, or punctuation that has a meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Token {
     Part(String),
@@ -126,7 +122,6 @@ impl Known<'_> {
         self.meaning.and_then(|meaning| meaning.class)
     }
 
-    /// A harmless noun, or a number.
     fn is_noun(&self) -> bool {
         self.class().is_none() && (self.marks().any(Marks::NOUN) || (self.meaning.is_none() && is_number(self.text)))
     }
@@ -161,6 +156,7 @@ fn known<'t>(tokens: &'t [Token], words: &EffectWords) -> Vec<Known<'t>> {
 }
 
 /// The text before the first colon.
+#[derive(Default)]
 struct Head {
     /// The strictest class of its parts; `None` for harmless nouns alone, and where it is unknown.
     class: Option<Class>,
@@ -176,19 +172,6 @@ struct Head {
 }
 
 impl Head {
-    fn empty() -> Self {
-        Self {
-            class: None,
-            unknown: false,
-            unknown_parts: Vec::new(),
-            nothing: true,
-            takes_no_text: false,
-            marks: Marks::default(),
-            weighable: false,
-            verb: false,
-        }
-    }
-
     fn listed(meaning: Meaning) -> Self {
         let class = meaning.class;
         let weighable = matches!(class, Some(Class::Medium | Class::Loop));
@@ -200,13 +183,13 @@ impl Head {
             weighable,
             // `data_modification` writes but is not a verb.
             verb: weighable && !meaning.marks.any(Marks::PHRASE),
-            ..Self::empty()
+            ..Self::default()
         }
     }
 
     /// Reads each effect between separators by itself; the strictest class counts.
     fn read(tokens: &[Token], words: &EffectWords, source: Source) -> Self {
-        let mut head = Self::empty();
+        let mut head = Self { nothing: true, ..Self::default() };
         let mut any = false;
         let is_separator = |token: &Token| match token {
             Token::Separator => true,
@@ -283,15 +266,15 @@ impl Head {
         self.nothing &= nothing;
     }
 
-    /// Adds the text after the colon, which can only make the class stricter.
-    fn with_tail(self, tail: &Tail, tail_is_empty: bool) -> Classified {
+    /// The tail can only make the class stricter.
+    fn with_tail(self, tail: &Tail, tail_is_empty: bool) -> Reading {
         let class = match self.class {
             Some(class) if !self.unknown => class,
-            _ => return Classified::unknown(self.unknown_parts),
+            _ => return Reading::unknown(self.unknown_parts),
         };
         let denied = tail.marks.any(Marks::NEGATION.and(Marks::SENSITIVE)) || (self.takes_no_text && !tail_is_empty);
         if class == Class::None && denied {
-            return Classified::unknown(self.unknown_parts);
+            return Reading::unknown(self.unknown_parts);
         }
         let sends = self.marks.and(tail.marks).any(Marks::SENDS);
         let mut strictest = class.max(tail.class).max(if sends { tail.channel } else { Class::None });
@@ -300,10 +283,10 @@ impl Head {
         if weighable && is_weighty(tail.marks, verb && strictest < Class::Approval) {
             strictest = Class::High;
         }
-        Classified {
+        Reading {
             unknown_parts: if strictest < Class::High { self.unknown_parts } else { Vec::new() },
             nothing: self.nothing && strictest == Class::None,
-            ..Classified::of(strictest, self.marks.and(tail.marks))
+            ..Reading::of(strictest, self.marks.and(tail.marks))
         }
     }
 }
@@ -341,6 +324,7 @@ fn is_weighty(marks: Marks, beside_verb: bool) -> bool {
 }
 
 /// The text after the colon.
+#[derive(Default)]
 struct Tail {
     class: Class,
     /// The class of a channel, which counts if there is a verb that sends.
@@ -353,8 +337,7 @@ struct Tail {
 
 impl Tail {
     fn read(tokens: &[Token], words: &EffectWords) -> Self {
-        let mut tail =
-            Self { class: Class::None, channel: Class::None, marks: Marks::default(), weighable: false, verb: false };
+        let mut tail = Self::default();
         for part in known(tokens, words) {
             let (own, class) = (part.marks(), part.class().unwrap_or(Class::None));
             if own.any(Marks::ALSO_NOUN) && !part.run {

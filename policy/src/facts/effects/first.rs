@@ -6,35 +6,35 @@
 use stage0_contract::Word;
 
 use super::{Effects, Reading};
-use crate::vocabulary::{Class, Vocabulary};
+use crate::vocabulary::{Class, FirstWords};
 
-pub(super) fn read(side_effects: &[String], vocabulary: &Vocabulary) -> Effects {
+pub(super) fn read(side_effects: &[String], words: &FirstWords) -> Effects {
     let any = !side_effects.is_empty();
     let mut effects = Effects { any, scoped: any, ..Effects::default() };
-    for (index, raw) in side_effects.iter().enumerate() {
-        let mut reading = Reading { index, ..Reading::default() };
-        effects.add_item(raw, vocabulary, &mut reading);
+    for raw in side_effects {
+        let mut reading = Reading::default();
+        effects.add_item(raw, words, &mut reading);
         effects.readings.push(reading);
     }
     effects
 }
 
 impl Effects {
-    fn add_item(&mut self, raw: &str, vocabulary: &Vocabulary, reading: &mut Reading) {
+    fn add_item(&mut self, raw: &str, words: &FirstWords, reading: &mut Reading) {
         let whole = Word::new(raw);
         if whole.known().is_none() {
             self.add_unknown(reading);
             return;
         }
         let (name, value) = whole.as_str().split_once(':').unwrap_or((whole.as_str(), ""));
-        if !self.add_word(&Word::name(name), vocabulary, reading) {
+        if !self.add_word(&Word::name(name), words, reading) {
             self.add_unknown(reading);
         }
         for piece in value.split([',', ';', ':', '/', '|']).filter(|p| !p.is_empty()) {
             let piece = Word::name(piece);
-            self.add_word(&piece, vocabulary, reading);
+            self.add_word(&piece, words, reading);
             for part in piece.as_str().split(|c: char| !c.is_alphanumeric()) {
-                self.add_word(&Word::name(part), vocabulary, reading);
+                self.add_word(&Word::name(part), words, reading);
             }
         }
     }
@@ -46,14 +46,14 @@ impl Effects {
         reading.unknown = true;
     }
 
-    fn add_word(&mut self, word: &Word, vocabulary: &Vocabulary, reading: &mut Reading) -> bool {
-        let Some((text, class)) = word.known().and_then(|text| Some((text, vocabulary.class(text)?))) else {
+    fn add_word(&mut self, word: &Word, words: &FirstWords, reading: &mut Reading) -> bool {
+        let Some((text, class)) = word.known().and_then(|text| Some((text, *words.classes.get(text)?))) else {
             return false;
         };
         self.add_class(class);
         reading.class = reading.class.max(class);
-        self.impact |= vocabulary.has_impact(text);
-        self.customer_visible |= vocabulary.is_customer_visible(text);
+        self.impact |= words.impact.contains(text);
+        self.customer_visible |= words.customer_visible.contains(text);
         true
     }
 }
@@ -64,7 +64,7 @@ mod tests {
     use crate::pack::Pack;
 
     fn read(effect: &str) -> Effects {
-        super::read(&[effect.to_owned()], Pack::first_edition().vocabulary())
+        Effects::read(&[effect.to_owned()], &Pack::first_edition().vocabulary)
     }
 
     #[test]
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_request_without_side_effects_has_no_class() {
-        let effects = super::read(&[], Pack::first_edition().vocabulary());
+        let effects = Effects::read(&[], &Pack::first_edition().vocabulary);
         assert!(!effects.any && !effects.high && !effects.unknown);
     }
 }

@@ -1,4 +1,4 @@
-//! Each step of contract section 6, with texts that it makes stricter and the most similar ones that it does not.
+//! Each step, with texts that it makes stricter and the most similar ones that it does not.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,12 +10,12 @@ use crate::pack::Pack;
 static PACK: LazyLock<Arc<Pack>> = LazyLock::new(|| Pack::embedded().unwrap());
 
 fn words() -> &'static EffectWords {
-    PACK.vocabulary().effects().unwrap()
+    PACK.vocabulary.second().unwrap().0
 }
 
 /// The class as a word; `unknown` where it is high because it is unknown, `medium?` where a part is unknown.
 fn class(effect: &str) -> String {
-    let effects = Effects::read(&[effect.to_owned()], PACK.vocabulary());
+    let effects = Effects::read(&[effect.to_owned()], &PACK.vocabulary);
     let reading = &effects.readings[0];
     assert_eq!(effects.high, reading.class == Class::High, "{effect}");
     match (reading.unknown, reading.unknown_parts.is_empty()) {
@@ -326,7 +326,7 @@ fn step_4_none_needs_every_part_known_and_no_negation_or_secret() {
         ("high", &["read: money_movement", "read: payment"]),
     ]);
     // A stricter tail counts even where the head takes no text.
-    assert!(Effects::read(&["none: delete".to_owned()], PACK.vocabulary()).high);
+    assert!(Effects::read(&["none: delete".to_owned()], &PACK.vocabulary).high);
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn step_5_an_unknown_part_is_named_and_a_weighty_one_is_high() {
         ("medium", &["external_api: users", "execute: pytest tests/test_user.py", "data_modification: orders"]),
         ("communication", &["email_user", "send_email_to_user", "message_user", "send_order_message"]),
     ]);
-    let effects = Effects::read(&["write_xyzzy".to_owned()], PACK.vocabulary());
+    let effects = Effects::read(&["write_xyzzy".to_owned()], &PACK.vocabulary);
     assert!(effects.unknown_part && !effects.unknown && !effects.high);
     assert_eq!(effects.readings[0].unknown_parts, ["xyzzy"]);
 }
@@ -462,7 +462,7 @@ fn step_7_known_parts_after_the_colon_can_only_make_the_class_stricter() {
 fn words_for_nothing_are_no_effect_and_harmless_effects_count_for_scopes() {
     let read = |effects: &[&str]| {
         let effects: Vec<String> = effects.iter().map(|effect| (*effect).to_owned()).collect();
-        Effects::read(&effects, PACK.vocabulary())
+        Effects::read(&effects, &PACK.vocabulary)
     };
     for nothing in
         [&[][..], &["none"], &["None", "n/a"], &["-"], &["nothing"], &["no side effects"], &["none, nothing"]]
@@ -484,7 +484,7 @@ fn words_for_nothing_are_no_effect_and_harmless_effects_count_for_scopes() {
 
 #[test]
 fn side_effects_that_write_have_impact_or_are_customer_visible_are_marked() {
-    let read = |effect: &str| Effects::read(&[effect.to_owned()], PACK.vocabulary());
+    let read = |effect: &str| Effects::read(&[effect.to_owned()], &PACK.vocabulary);
     for writes in
         ["write", "file_write", "creating notes", "data_modification", "upload: x", "customer_impact", "db:insert"]
     {
@@ -500,7 +500,7 @@ fn side_effects_that_write_have_impact_or_are_customer_visible_are_marked() {
 
 #[test]
 fn similar_words_are_suggested_for_unknown_side_effects_only() {
-    let near = |effect: &str| Effects::read(&[effect.to_owned()], PACK.vocabulary()).readings[0].near.clone();
+    let near = |effect: &str| Effects::read(&[effect.to_owned()], &PACK.vocabulary).readings[0].near.clone();
     assert!(near("delte").contains(&"delete".to_owned()));
     assert!(near("publsih").contains(&"publish".to_owned()));
     assert!(near("wrte_file").contains(&"write".to_owned()));
@@ -508,7 +508,7 @@ fn similar_words_are_suggested_for_unknown_side_effects_only() {
         assert!(near(none).is_empty(), "{none}");
     }
     let many = vec!["delte".to_owned(); 200];
-    let effects = Effects::read(&many, PACK.vocabulary());
+    let effects = Effects::read(&many, &PACK.vocabulary);
     assert_eq!(effects.readings.iter().filter(|reading| !reading.near.is_empty()).count(), MAX_CULPRITS);
 }
 
@@ -533,7 +533,7 @@ fn classifying_takes_memory_in_proportion_to_the_text() {
         let total = |chars: usize| {
             let text: String = unit.chars().cycle().take(chars).collect();
             let items = vec![text; 200];
-            allocation_counter::measure(|| drop(Effects::read(&items, PACK.vocabulary()))).bytes_total
+            allocation_counter::measure(|| drop(Effects::read(&items, &PACK.vocabulary))).bytes_total
         };
         let (half, whole) = (total(500), total(1_000));
         assert!(whole < half * 3 + 1_000_000, "{unit:?}: {half} and {whole}");

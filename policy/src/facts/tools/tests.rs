@@ -11,9 +11,9 @@ static PACK: LazyLock<Arc<Pack>> = LazyLock::new(|| Pack::embedded().unwrap());
 
 fn risks(body: Value) -> ToolRisks {
     let request = CheckRequest::parse(body).unwrap();
-    let effects = Effects::read(&request.side_effects, PACK.vocabulary());
+    let effects = Effects::read(&request.side_effects, &PACK.vocabulary);
     let tools = ProposedTools::read(&request, &mut Evidence::new(request.context.as_ref()));
-    ToolRisks::read(&request, &tools, &effects, PACK.vocabulary())
+    ToolRisks::read(&request, &tools, &effects, &PACK.vocabulary)
 }
 
 fn sensitive(tool: &str) -> bool {
