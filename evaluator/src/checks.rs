@@ -1,13 +1,15 @@
 //! The checks of one shard, from their arrival to their replies.
 //!
 //! Owns the order in which they are decided: a check is received at once, unparsed, and queued by account, large ones
-//! for another thread than ordinary ones. A check that does not fit in the queue is refused, and one that waited too
-//! long is given up; both replies are final.
+//! for another thread than ordinary ones. A check that does not fit in the queue, or that waited too long, is refused.
 //! INVARIANT: after stop no new check is received, and every received check is answered.
+
+use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{MAX_MESSAGE_BYTES, RequestStream, parse_request};
 use stage0_contract::{EvaluateReply, EvaluateRequest};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
@@ -15,10 +17,8 @@ use crate::engines::{Engines, MAX_ORDINARY_BYTES};
 use crate::fair_queue::FairQueue;
 use crate::in_flight::{InFlightCheck, ReceivedCheck};
 use crate::run::RunCoordinator;
-use crate::slots::{Slot, Slots};
 
-/// Checks in flight per shard. Larger than the limits on runs, so that checks without a run are answered while the
-/// state store hangs.
+/// Larger than the limits on runs, so that checks without a run are answered while the state store hangs.
 const MAX_IN_FLIGHT: usize = 4_096;
 /// Large checks in flight in a process, and in one shard.
 const MAX_LARGE_IN_FLIGHT: usize = 8;
@@ -29,15 +29,14 @@ const MAX_WAITING_BYTES_PER_SHARD: usize = 32 << 20;
 /// Checks that are received before the next one is decided, so that a flood does not starve queued checks.
 const MAX_RECEIVED_IN_A_ROW: usize = 64;
 
-/// One shard's share of the process-wide limits.
+/// One shard's share of the limits of its process.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Share {
+pub(crate) struct ShardLimits {
     large_in_flight: usize,
     waiting_bytes: usize,
 }
 
-impl Share {
-    /// The share of each of `shards` shards.
+impl ShardLimits {
     pub(crate) fn of(shards: usize) -> Self {
         Self {
             large_in_flight: (MAX_LARGE_IN_FLIGHT / shards).clamp(1, MAX_LARGE_IN_FLIGHT_PER_SHARD),
@@ -46,20 +45,20 @@ impl Share {
     }
 }
 
-/// Serves checks until `stop`, then those that arrived before it.
 pub(crate) async fn serve_until(
     mut inbox: RequestStream<EvaluateRequest>,
     stop: &CancellationToken,
     engines: &Engines,
     runs: &RunCoordinator,
-    share: Share,
+    limits: ShardLimits,
 ) {
-    let [mut ordinary, mut large] = [(), ()].map(|()| FairQueue::<ReceivedCheck>::new(share.waiting_bytes));
-    let slots = Slots::new(share.large_in_flight);
+    let [mut ordinary, mut large] = [(), ()].map(|()| FairQueue::<ReceivedCheck>::new(limits.waiting_bytes));
+    // Each large check takes many times its size in memory.
+    let slots = Arc::new(Semaphore::new(limits.large_in_flight));
     let mut in_flight = FuturesUnordered::new();
     let (mut stopping, mut drained, mut taken) = (false, false, 0);
     while !(drained && in_flight.is_empty() && ordinary.is_empty() && large.is_empty()) {
-        let next_large = !large.is_empty() && slots.any_free();
+        let next_large = !large.is_empty() && slots.available_permits() > 0;
         let next_ordinary = !ordinary.is_empty() && in_flight.len() < MAX_IN_FLIGHT;
         let decide = next_large || next_ordinary;
         let take = !decide || taken < MAX_RECEIVED_IN_A_ROW;
@@ -83,12 +82,12 @@ pub(crate) async fn serve_until(
                 }
             }
             // A large check may be answered by another check of its run, before its own future ends.
-            () = slots.freed(), if !large.is_empty() && !next_large => {}
+            Ok(_) = slots.acquire(), if !large.is_empty() && !next_large => {}
             () = yield_now(), if decide => {
                 taken = 0;
                 // One of each kind, so that neither starves the other.
                 if next_large
-                    && let Some(slot) = slots.take()
+                    && let Ok(slot) = Arc::clone(&slots).try_acquire_owned()
                     && let Some(arrived) = large.pop()
                 {
                     in_flight.push(decided(arrived, Some(slot), engines, runs));
@@ -102,7 +101,7 @@ pub(crate) async fn serve_until(
 }
 
 /// Parses and decides a check on the thread for its size. A large check holds a slot.
-async fn decided(arrived: ReceivedCheck, slot: Option<Slot>, engines: &Engines, runs: &RunCoordinator) {
+async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, engines: &Engines, runs: &RunCoordinator) {
     if arrived.is_out_of_time() {
         arrived.refuse(&EvaluateReply::TimedOut).await;
         return;
@@ -144,7 +143,7 @@ mod tests {
 
     const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-    fn question(account: &str, note: &str) -> EvaluateRequest {
+    fn message(account: &str, note: &str) -> EvaluateRequest {
         let body = json!({"goal": "read the report", "success_criteria": ["x"], "context": {"note": note}});
         EvaluateRequest {
             request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
@@ -158,16 +157,16 @@ mod tests {
     }
 
     /// A check of a run.
-    fn of_run(run: &str, question: EvaluateRequest) -> EvaluateRequest {
-        let mut question = question;
-        question.request.context.get_or_insert_default().insert("run_id".to_owned(), run.into());
-        question
+    fn of_run(run: &str, message: EvaluateRequest) -> EvaluateRequest {
+        let mut message = message;
+        message.request.context.get_or_insert_default().insert("run_id".to_owned(), run.into());
+        message
     }
 
     /// Asks in this order, all before the first is taken; the replies in the order in which they come, until `enough`
     /// says so.
     async fn replies(
-        questions: Vec<EvaluateRequest>,
+        messages: Vec<EvaluateRequest>,
         enough: impl Fn(&[(AccountId, EvaluateReply)]) -> bool,
     ) -> Vec<(AccountId, EvaluateReply)> {
         let bus = Bus::new();
@@ -177,12 +176,12 @@ mod tests {
         let runs = RunCoordinator::new(Arc::clone(&evaluator.state_store), RunConfig::default());
         let stop = CancellationToken::new();
         let requests = &gateway.requests;
-        let ask = |question: EvaluateRequest| async move {
-            let reply = requests.request(&question, WAIT_TIMEOUT).await.unwrap();
-            (question.account, reply)
+        let ask = |message: EvaluateRequest| async move {
+            let reply = requests.request(&message, WAIT_TIMEOUT).await.unwrap();
+            (message.account, reply)
         };
-        // The first poll hands a question over.
-        let mut asks: FuturesUnordered<_> = questions.into_iter().map(|question| Box::pin(ask(question))).collect();
+        // The first poll hands a message over.
+        let mut asks: FuturesUnordered<_> = messages.into_iter().map(|message| Box::pin(ask(message))).collect();
         let mut came = Vec::new();
         let collect = async {
             while !enough(&came) {
@@ -192,17 +191,16 @@ mod tests {
         tokio::select! {
             biased;
             () = collect => {}
-            () = serve_until(inbox, &stop, &engines, &runs, Share::of(8)) => panic!("nobody stopped it"),
+            () = serve_until(inbox, &stop, &engines, &runs, ShardLimits::of(8)) => panic!("nobody stopped it"),
         }
         came
     }
 
     #[tokio::test]
     async fn one_check_of_a_quiet_account_does_not_wait_for_all_of_a_busy_one() {
-        let mut questions: Vec<EvaluateRequest> =
-            (0..MAX_RECEIVED_IN_A_ROW - 1).map(|_| question("busy", "")).collect();
-        questions.push(question("quiet", ""));
-        let came = replies(questions, |came| came.iter().any(|(account, _)| account.as_str() == "quiet")).await;
+        let mut messages: Vec<EvaluateRequest> = (0..MAX_RECEIVED_IN_A_ROW - 1).map(|_| message("busy", "")).collect();
+        messages.push(message("quiet", ""));
+        let came = replies(messages, |came| came.iter().any(|(account, _)| account.as_str() == "quiet")).await;
         assert!(came.len() <= 4, "the quiet account came after {}", came.len());
         assert!(came.iter().all(|(_, reply)| matches!(reply, EvaluateReply::Decided(_))));
     }
@@ -210,21 +208,21 @@ mod tests {
     #[tokio::test]
     async fn an_ordinary_check_does_not_wait_for_large_ones_of_its_own_account() {
         let large = "Deploy it with care. ".repeat(MAX_ORDINARY_BYTES / 10);
-        let mut questions: Vec<EvaluateRequest> = (0..8).map(|_| question("acc", &large)).collect();
-        questions.push(question("acc", ""));
-        let bytes = |question: &EvaluateRequest| serde_json::to_vec(question).unwrap().len();
-        assert!(bytes(&questions[0]) > MAX_ORDINARY_BYTES && bytes(&questions[8]) <= MAX_ORDINARY_BYTES);
-        let came = replies(questions, |came| came.len() == 9).await;
+        let mut messages: Vec<EvaluateRequest> = (0..8).map(|_| message("acc", &large)).collect();
+        messages.push(message("acc", ""));
+        let bytes = |message: &EvaluateRequest| serde_json::to_vec(message).unwrap().len();
+        assert!(bytes(&messages[0]) > MAX_ORDINARY_BYTES && bytes(&messages[8]) <= MAX_ORDINARY_BYTES);
+        let came = replies(messages, |came| came.len() == 9).await;
         assert!(came.iter().all(|(_, reply)| matches!(reply, EvaluateReply::Decided(_))), "large ones are decided too");
     }
 
     #[tokio::test]
     async fn what_one_account_sends_beyond_its_place_is_refused_at_once_and_nothing_of_others() {
         let large = "Deploy it with care. ".repeat(45_000);
-        let mut questions: Vec<EvaluateRequest> = (0..11).map(|_| question("busy", &large)).collect();
-        questions.push(question("quiet", ""));
+        let mut messages: Vec<EvaluateRequest> = (0..11).map(|_| message("busy", &large)).collect();
+        messages.push(message("quiet", ""));
         let busy = |reply: &EvaluateReply| *reply == EvaluateReply::Busy;
-        let came = replies(questions, |came| {
+        let came = replies(messages, |came| {
             came.iter().any(|(_, reply)| busy(reply)) && came.iter().any(|(account, _)| account.as_str() == "quiet")
         })
         .await;
@@ -237,17 +235,17 @@ mod tests {
     #[tokio::test]
     async fn large_checks_of_runs_and_without_one_are_all_decided_with_one_slot() {
         let large = "Deploy it with care. ".repeat(MAX_ORDINARY_BYTES / 10);
-        let mut questions: Vec<EvaluateRequest> = (0..6).map(|_| of_run("r", question("busy", &large))).collect();
-        questions.extend((0..4).map(|_| of_run("r", question("busy", ""))));
-        questions.push(question("quiet", &large));
-        let came = replies(questions, |came| came.len() == 11).await;
+        let mut messages: Vec<EvaluateRequest> = (0..6).map(|_| of_run("r", message("busy", &large))).collect();
+        messages.extend((0..4).map(|_| of_run("r", message("busy", ""))));
+        messages.push(message("quiet", &large));
+        let came = replies(messages, |came| came.len() == 11).await;
         assert!(came.iter().all(|(_, reply)| matches!(reply, EvaluateReply::Decided(_))));
     }
 
     #[test]
     fn what_all_shards_hold_does_not_grow_with_their_number() {
         for shards in [1, 2, 3, 8, 64] {
-            let Share { large_in_flight, waiting_bytes } = Share::of(shards);
+            let ShardLimits { large_in_flight, waiting_bytes } = ShardLimits::of(shards);
             assert!(large_in_flight >= 1 && large_in_flight * shards <= MAX_LARGE_IN_FLIGHT.max(shards), "{shards}");
             assert!(waiting_bytes * shards <= MAX_WAITING_BYTES.max(MAX_MESSAGE_BYTES * shards), "{shards}");
         }

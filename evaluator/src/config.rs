@@ -8,7 +8,6 @@ use stage0_policy::PackSet;
 use stage0_runtime::settings;
 use stage0_runtime::settings::kinds::{count, list, path, seconds, text};
 
-/// A month.
 const MAX_RUN_SECONDS: u32 = 31 * 86_400;
 
 settings! {

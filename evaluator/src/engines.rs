@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::thread;
 
 use stage0_contract::{EvaluateReply, EvaluateRequest, ReviewReply, ReviewRequest};
+use stage0_policy::{PackSet, RunSnapshot, TimeLimit};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::answer::Handler;
+use crate::handler::Handler;
 use crate::run::RunUpdate;
-use stage0_policy::RunSnapshot;
-use stage0_policy::TimeLimit;
-use stage0_policy::{PackError, PackSet};
+use crate::shard::ShardError;
 
 /// The largest ordinary check in bytes. At about the same cost per byte it takes as long as thirty typical ones.
 pub(crate) const MAX_ORDINARY_BYTES: usize = 32_768;
@@ -28,23 +27,20 @@ const NICENESS: i32 = 10;
 
 type Work = Box<dyn FnOnce(&Handler) + Send>;
 
-/// The engines of one shard, on both threads.
 pub(crate) struct Engines {
-    answers: Handler,
+    handler: Handler,
     large: mpsc::Sender<Work>,
 }
 
 impl Engines {
-    /// Parses every pack for both threads.
-    pub(crate) fn open(packs: Arc<PackSet>) -> Result<Self, EnginesError> {
-        let answers = Handler::new(Arc::clone(&packs)).map_err(EnginesError::Prepare)?;
+    pub(crate) fn open(packs: Arc<PackSet>) -> Result<Self, ShardError> {
+        let handler = Handler::new(Arc::clone(&packs)).map_err(ShardError::Prepare)?;
         let (large, mut work) = mpsc::channel::<Work>(MAX_WAITING);
         let (ready, reported) = std::sync::mpsc::sync_channel(1);
         let serve = move || {
             lower_priority();
-            let prepared = Handler::new(packs);
-            let answers = match prepared {
-                Ok(answers) => answers,
+            let handler = match Handler::new(packs) {
+                Ok(handler) => handler,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
@@ -53,20 +49,19 @@ impl Engines {
             let _ = ready.send(Ok(()));
             // The channel closes when the shard ends.
             while let Some(work) = work.blocking_recv() {
-                work(&answers);
+                work(&handler);
             }
         };
-        thread::Builder::new().name("evaluator-large".to_owned()).spawn(serve).map_err(EnginesError::Thread)?;
-        reported.recv().map_err(|_| EnginesError::Ended)?.map_err(EnginesError::Prepare)?;
-        Ok(Self { answers, large })
+        thread::Builder::new().name("evaluator-large".to_owned()).spawn(serve).map_err(ShardError::Thread)?;
+        reported.recv().map_err(|_| ShardError::Ended)?.map_err(ShardError::Prepare)?;
+        Ok(Self { handler, large })
     }
 
     /// The engines of the shard's own thread.
-    pub(crate) fn answers(&self) -> &Handler {
-        &self.answers
+    pub(crate) fn handler(&self) -> &Handler {
+        &self.handler
     }
 
-    /// Decides a check on the thread for its size; `bytes` is the size of its message.
     pub(crate) async fn evaluate(
         &self,
         check: &Arc<EvaluateRequest>,
@@ -75,21 +70,20 @@ impl Engines {
         limit: TimeLimit,
     ) -> (EvaluateReply, Option<RunUpdate>) {
         if bytes <= MAX_ORDINARY_BYTES {
-            return self.answers.evaluate(check, snapshot.as_ref(), limit);
+            return self.handler.evaluate(check, snapshot.as_ref(), limit);
         }
         let check = Arc::clone(check);
-        let decided = self.large(move |answers| answers.evaluate(&check, snapshot.as_ref(), limit)).await;
+        let decided = self.large(move |handler| handler.evaluate(&check, snapshot.as_ref(), limit)).await;
         decided.unwrap_or_else(|| (EvaluateReply::Unable("the thread for large checks has ended".to_owned()), None))
     }
 
-    /// Reviews a refused request on the thread for its size, or returns `None` if its deadline has passed by then. If
-    /// the second thread has ended, the review adds nothing.
+    /// Reviews a refused request on the thread for its size; `None` if its deadline has passed by then.
     pub(crate) async fn review(&self, refused: &Arc<ReviewRequest>, deadline: Instant) -> Option<ReviewReply> {
         let bytes: usize = refused.constraints.iter().map(String::len).sum();
         let refused = Arc::clone(refused);
-        let work = move |answers: &Handler| (Instant::now() < deadline).then(|| answers.review(&refused));
+        let work = move |handler: &Handler| (Instant::now() < deadline).then(|| handler.review(&refused));
         if bytes <= MAX_ORDINARY_BYTES {
-            return work(&self.answers);
+            return work(&self.handler);
         }
         self.large(work).await.unwrap_or(Some(ReviewReply { errors: Vec::new() }))
     }
@@ -100,24 +94,13 @@ impl Engines {
         work: impl FnOnce(&Handler) -> T + Send + 'static,
     ) -> Option<T> {
         let (done, result) = oneshot::channel();
-        let work: Work = Box::new(move |answers| {
+        let work: Work = Box::new(move |handler| {
             // The caller may be gone.
-            let _ = done.send(work(answers));
+            let _ = done.send(work(handler));
         });
         self.large.send(work).await.ok()?;
         result.await.ok()
     }
-}
-
-/// Why the engines could not be prepared.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EnginesError {
-    #[error("cannot start the thread for large checks")]
-    Thread(#[source] std::io::Error),
-    #[error("the thread for large checks ended while it started")]
-    Ended,
-    #[error("cannot prepare the policy packs")]
-    Prepare(#[source] PackError),
 }
 
 /// Lowers the priority of the calling thread, so that large checks yield to ordinary ones.

@@ -1,31 +1,26 @@
 //! A queue of checks that is fair between accounts: each account with queued checks gets one turn, then the next
 //! account, however many the first one sent.
 //!
-//! Owns the limits on checks and bytes per account and in total. An item over a limit is returned, to be refused at
-//! once.
+//! Owns the limits on checks and bytes per account and in total.
 
 use std::collections::{HashMap, VecDeque};
 
 use stage0_contract::AccountId;
 
-/// Queued checks of one account.
+/// Queued checks and bytes of one account.
 const MAX_WAITING: usize = 2_000;
-/// Queued bytes of one account.
 const MAX_WAITING_BYTES: usize = 8 << 20;
 
-/// An item of the queue: its account and its size.
 pub(crate) trait Queued {
     fn account(&self) -> &AccountId;
     fn bytes(&self) -> usize;
 }
 
-/// The queued items by account.
 pub(crate) struct FairQueue<T> {
     accounts: HashMap<AccountId, Account<T>>,
     /// Accounts with queued items, each once, in the order of their turns.
     turns: VecDeque<AccountId>,
     bytes: usize,
-    /// Limit for all accounts together.
     max_bytes: usize,
 }
 
@@ -35,7 +30,6 @@ struct Account<T> {
 }
 
 impl<T: Queued> FairQueue<T> {
-    /// An empty queue for at most `max_bytes`.
     pub(crate) fn new(max_bytes: usize) -> Self {
         Self { accounts: HashMap::new(), turns: VecDeque::new(), bytes: 0, max_bytes }
     }

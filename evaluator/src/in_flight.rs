@@ -9,14 +9,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use stage0_backplane::{IncomingRequest, Responder, UnparsedRequest, parse_request};
 use stage0_contract::{AccountId, Envelope, EvaluateReply, EvaluateRequest, Request, RequestId};
+use stage0_policy::TimeLimit;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use crate::fair_queue::Queued;
-use crate::metrics::{self, GivenUp, InFlightGuard};
-use crate::slots::Slot;
-use stage0_policy::TimeLimit;
+use crate::metrics::{self, InFlightGuard};
 
-/// A parsed request in flight.
 pub(crate) struct InFlightRequest<R> {
     pub(crate) request: Arc<R>,
     /// The caller stops waiting at this time.
@@ -28,7 +27,6 @@ pub(crate) struct InFlightRequest<R> {
 
 /// A check that was received but not parsed yet.
 pub(crate) struct ReceivedCheck {
-    /// The unparsed message.
     pub(crate) bytes: Bytes,
     envelope: Envelope,
     deadline: Instant,
@@ -46,15 +44,13 @@ impl ReceivedCheck {
             parse_request::<EvaluateRequest>(&bytes);
             return None;
         };
-        Some(Self { bytes, envelope, deadline, pending, since: Instant::now(), counted: metrics::taken() })
+        Some(Self { bytes, envelope, deadline, pending, since: Instant::now(), counted: metrics::begin_request() })
     }
 
-    /// Whether its time limit has passed already.
     pub(crate) fn is_out_of_time(&self) -> bool {
         TimeLimit::before(self.deadline.into_std(), self.since.into_std()).check().is_err()
     }
 
-    /// Answers it without parsing it.
     pub(crate) async fn refuse(self, reply: &EvaluateReply) {
         log_reply(&self.envelope.request_id, &self.envelope.account, reply, self.since);
         self.pending.answer(reply).await;
@@ -71,15 +67,13 @@ impl Queued for ReceivedCheck {
     }
 }
 
-/// A parsed check in flight.
 pub(crate) struct InFlightCheck {
     asked: InFlightRequest<EvaluateRequest>,
     /// The size of its message.
     pub(crate) bytes: usize,
-    /// When the decision is given up.
     pub(crate) limit: TimeLimit,
-    /// Freed once the check is answered.
-    _slot: Option<Slot>,
+    /// A large check holds it until it is answered.
+    _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Queued for InFlightCheck {
@@ -93,9 +87,15 @@ impl Queued for InFlightCheck {
 }
 
 impl<R: Request> InFlightRequest<R> {
-    pub(crate) fn new(question: IncomingRequest<R>) -> Self {
-        let (request, deadline, pending) = question.into_parts();
-        Self { request: Arc::new(request), deadline, pending, since: Instant::now(), _counted: metrics::taken() }
+    pub(crate) fn new(message: IncomingRequest<R>) -> Self {
+        let (request, deadline, pending) = message.into_parts();
+        Self {
+            request: Arc::new(request),
+            deadline,
+            pending,
+            since: Instant::now(),
+            _counted: metrics::begin_request(),
+        }
     }
 
     pub(crate) async fn answer(self, reply: &R::Reply) {
@@ -104,8 +104,7 @@ impl<R: Request> InFlightRequest<R> {
 }
 
 impl InFlightCheck {
-    /// Combines the parsed request with its received message. A large check has a slot.
-    pub(crate) fn new(request: EvaluateRequest, arrived: ReceivedCheck, slot: Option<Slot>) -> Self {
+    pub(crate) fn new(request: EvaluateRequest, arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>) -> Self {
         let ReceivedCheck { bytes, deadline, pending, since, counted, .. } = arrived;
         let limit = TimeLimit::before(deadline.into_std(), since.into_std());
         let asked = InFlightRequest { request: Arc::new(request), deadline, pending, since, _counted: counted };
@@ -120,7 +119,6 @@ impl InFlightCheck {
         self.asked.deadline
     }
 
-    /// Logs and sends the reply.
     pub(crate) async fn decided(self, reply: &EvaluateReply) {
         let EvaluateRequest { request_id, account, .. } = &*self.asked.request;
         log_reply(request_id, account, reply, self.asked.since);
@@ -135,8 +133,7 @@ impl InFlightCheck {
     }
 }
 
-/// Logs the outcome of a check.
-pub(crate) fn log_reply(request_id: &RequestId, account: &AccountId, reply: &EvaluateReply, since: Instant) {
+fn log_reply(request_id: &RequestId, account: &AccountId, reply: &EvaluateReply, since: Instant) {
     let duration_ms = since.elapsed().as_secs_f64() * 1e3;
     match reply {
         EvaluateReply::Decided(decided) => {
@@ -147,17 +144,17 @@ pub(crate) fn log_reply(request_id: &RequestId, account: &AccountId, reply: &Eva
             tracing::debug!(%request_id, %account, errors = errors.len(), duration_ms, "check refused");
         }
         EvaluateReply::TooManyRuns { limit } => {
-            tracing::info!(%request_id, %account, limit, duration_ms, "check names a run too many");
+            tracing::info!(%request_id, %account, limit, duration_ms, "check exceeds the account's limit of runs");
         }
         EvaluateReply::Unable(reason) => {
             tracing::warn!(%request_id, %account, reason, duration_ms, "check could not be decided");
         }
         EvaluateReply::TimedOut => {
-            metrics::given_up(GivenUp::TimedOut);
+            metrics::timed_out();
             tracing::warn!(%request_id, %account, duration_ms, "check was given up: it took too long");
         }
         EvaluateReply::Busy => {
-            metrics::given_up(GivenUp::Busy);
+            metrics::busy();
             tracing::warn!(%request_id, %account, duration_ms, "check refused: too many of its account wait");
         }
     }
@@ -171,14 +168,14 @@ mod tests {
     use serde_json::{Value, json};
     use stage0_backplane::Backplane;
     use stage0_contract::{CallerTexts, CheckRequest, ManageReply, RunId, ShowRun};
+    use stage0_policy::PackSet;
+    use tokio::sync::Semaphore;
 
     use super::*;
     use crate::capture::capture;
     use crate::config::RunConfig;
     use crate::engines::Engines;
     use crate::run::RunCoordinator;
-    use crate::slots::Slots;
-    use stage0_policy::PackSet;
 
     const ID: &str = "0190163d-8694-739b-aea5-966c26f8ad91";
 
@@ -196,7 +193,7 @@ mod tests {
         if let Some(run) = run {
             body["context"] = json!({"run_id": run});
         }
-        let question = EvaluateRequest {
+        let message = EvaluateRequest {
             request_id: RequestId::parse(ID).unwrap(),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
@@ -205,7 +202,7 @@ mod tests {
             caller: CallerTexts::default(),
             max_runs: None,
         };
-        let asked = backplane.requests.request(&question, Duration::from_secs(5));
+        let asked = backplane.requests.request(&message, Duration::from_secs(5));
         let working = async {
             let arrived = ReceivedCheck::new(served.next_unparsed().await.unwrap()).unwrap();
             work(InFlightCheck::new(parse_request(&arrived.bytes).unwrap(), arrived, None)).await;
@@ -274,9 +271,8 @@ mod tests {
             let (engines, backplane) = (engines(), Backplane::embedded());
             let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), RunConfig::default());
             let shown = async || {
-                let question =
-                    ShowRun { account: AccountId::parse("acc").unwrap(), run_id: RunId::parse("r").unwrap() };
-                runs.show(&question, Instant::now() + Duration::from_secs(5)).await
+                let message = ShowRun { account: AccountId::parse("acc").unwrap(), run_id: RunId::parse("r").unwrap() };
+                runs.show(&message, Instant::now() + Duration::from_secs(5)).await
             };
             for (limit, iterations) in [(TimeLimit::over(), 0), (TimeLimit::NONE, 1)] {
                 ask(&backplane, Some("r"), async |mut check| {
@@ -293,12 +289,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_check_gives_its_slot_back_with_its_answer() {
-        let slots = Slots::new(1);
+        let slots = Arc::new(Semaphore::new(1));
         ask(&Backplane::embedded(), None, async |mut check| {
-            check._slot = slots.take();
-            assert!(!slots.any_free());
+            check._slot = Arc::clone(&slots).try_acquire_owned().ok();
+            assert_eq!(slots.available_permits(), 0);
             check.decided(&EvaluateReply::Busy).await;
-            assert!(slots.any_free());
+            assert_eq!(slots.available_permits(), 1);
         })
         .await;
     }

@@ -1,8 +1,7 @@
 //! The evaluator's metrics and their names.
 //!
-//! Owns every name and label; none holds text of a request, an account or a run.
-//! INVARIANT: codes and versions are those of packs that this process has loaded, so the number of series is bounded.
-//! Without an installed recorder counting does nothing.
+//! INVARIANT: no label holds text of a request, an account or a run. Codes and versions are those of packs that this
+//! process has loaded, so the number of series is bounded.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,28 +19,8 @@ const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 
-/// A measured part of deciding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Facts and rules of one check.
-    Policy,
-    /// A batch of checks of one run, from the first read of the state store to the last write.
-    Run,
-}
-
-/// Why a check was given up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum GivenUp {
-    /// The time limit passed.
-    TimedOut,
-    /// Too many checks of its account are queued.
-    Busy,
-}
-
-/// Counts a request as in flight until it is dropped.
 pub(crate) struct InFlightGuard(());
 
-/// Describes the metrics to the recorder.
 pub(crate) fn describe() {
     describe_counter!(DECISIONS, Unit::Count, "Checks decided, by verdict; one that is decided again counts again.");
     describe_counter!(CODES, Unit::Count, "Checks decided, by each reason code among their issues.");
@@ -74,23 +53,26 @@ pub(crate) fn decided(decision: &Decision) {
     }
 }
 
-pub(crate) fn given_up(why: GivenUp) {
-    let why = match why {
-        GivenUp::TimedOut => "timed_out",
-        GivenUp::Busy => "busy",
-    };
-    counter!(GIVEN_UP, "why" => why).increment(1);
+pub(crate) fn timed_out() {
+    counter!(GIVEN_UP, "why" => "timed_out").increment(1);
 }
 
-pub(crate) fn took(step: Step, time: Duration) {
-    let step = match step {
-        Step::Policy => "policy",
-        Step::Run => "run",
-    };
-    histogram!(SECONDS, "step" => step).record(time.as_secs_f64());
+/// Too many checks of its account are queued.
+pub(crate) fn busy() {
+    counter!(GIVEN_UP, "why" => "busy").increment(1);
 }
 
-pub(crate) fn taken() -> InFlightGuard {
+/// Facts and rules of one check.
+pub(crate) fn observe_policy(time: Duration) {
+    histogram!(SECONDS, "step" => "policy").record(time.as_secs_f64());
+}
+
+/// A batch of checks of one run, from the first read of the state store to the last write.
+pub(crate) fn observe_run(time: Duration) {
+    histogram!(SECONDS, "step" => "run").record(time.as_secs_f64());
+}
+
+pub(crate) fn begin_request() -> InFlightGuard {
     gauge!(IN_FLIGHT).increment(1.0);
     InFlightGuard(())
 }
@@ -155,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn every_loaded_version_is_told_and_one_of_them_decides() {
+    fn every_loaded_version_is_exported_and_one_of_them_decides() {
         let version = |text| PolicyVersion::parse(text).unwrap();
         let (old, new) = (version("p@1.0.0+000000000001"), version("p@1.1.0+000000000002"));
         let page = page_of(|| policies(&new, &[old.clone(), new.clone()]));
@@ -172,10 +154,10 @@ mod tests {
     fn every_name_is_described() {
         let page = page_of(|| {
             describe();
-            took(Step::Policy, Duration::ZERO);
-            given_up(GivenUp::TimedOut);
-            given_up(GivenUp::Busy);
-            drop(taken());
+            observe_policy(Duration::ZERO);
+            timed_out();
+            busy();
+            drop(begin_request());
             batch_size(1);
             conflict();
             ledger_failed();

@@ -1,8 +1,7 @@
 //! The reviews of one shard, from their arrival to their replies.
 //!
 //! Owns how many are in flight. A review only adds faults to a refusal, so one over the limit is answered at once
-//! without any, and one that no gateway waits for any more is dropped. After each one, received or reviewed, checks get
-//! their turn.
+//! without any, and one that no gateway waits for any more is dropped. After each one, checks get their turn.
 //! INVARIANT: after stop no new review is received, and every received review is answered.
 
 use std::collections::HashMap;
@@ -16,13 +15,11 @@ use tokio_util::sync::CancellationToken;
 use crate::engines::Engines;
 use crate::in_flight::InFlightRequest;
 
-/// Reviews in flight per shard, and per account.
 const MAX_IN_FLIGHT: usize = 64;
 const MAX_IN_FLIGHT_PER_ACCOUNT: usize = 4;
 /// Reviews that are received before the next one is processed, so that a flood does not starve those in flight.
 const MAX_RECEIVED_IN_A_ROW: usize = 16;
 
-/// Serves reviews until `stop`, then those that arrived before it.
 pub(crate) async fn serve_until(mut inbox: RequestStream<ReviewRequest>, stop: &CancellationToken, engines: &Engines) {
     let mut in_flight = FuturesUnordered::new();
     let mut accounts: HashMap<AccountId, usize> = HashMap::new();
@@ -34,13 +31,13 @@ pub(crate) async fn serve_until(mut inbox: RequestStream<ReviewRequest>, stop: &
                 stopping = true;
                 inbox.stop().await;
             }
-            question = inbox.next(), if !drained && taken < MAX_RECEIVED_IN_A_ROW => {
+            message = inbox.next(), if !drained && taken < MAX_RECEIVED_IN_A_ROW => {
                 taken += 1;
-                let Some(question) = question else {
+                let Some(message) = message else {
                     drained = true;
                     continue;
                 };
-                let asked = InFlightRequest::new(question);
+                let asked = InFlightRequest::new(message);
                 let account = &asked.request.account;
                 let of_account = accounts.get(account).copied().unwrap_or_default();
                 if in_flight.len() >= MAX_IN_FLIGHT || of_account >= MAX_IN_FLIGHT_PER_ACCOUNT {
@@ -104,9 +101,9 @@ mod tests {
     }
 
     /// Asks in this order, all before the first is taken, while the thread for large ones is busy with `work`. How many
-    /// errors were found for whom, in the order in which they were log_reply; `seen` hears each.
+    /// errors were found for whom, in the order in which they were answered; `seen` hears each.
     async fn errors(
-        questions: Vec<ReviewRequest>,
+        messages: Vec<ReviewRequest>,
         work: impl FnOnce() + Send + 'static,
         mut seen: impl FnMut(usize),
     ) -> Vec<(AccountId, usize)> {
@@ -116,16 +113,16 @@ mod tests {
         let engines = Engines::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
         let stop = CancellationToken::new();
         let requests = &gateway.requests;
-        let ask = |question: ReviewRequest| async move {
-            let reply = requests.request(&question, WAIT_TIMEOUT).await.unwrap();
-            (question.account, reply.errors.len())
+        let ask = |message: ReviewRequest| async move {
+            let reply = requests.request(&message, WAIT_TIMEOUT).await.unwrap();
+            (message.account, reply.errors.len())
         };
-        // The first poll hands a question over.
-        let mut asks: FuturesUnordered<_> = questions.into_iter().map(|question| Box::pin(ask(question))).collect();
+        // The first poll hands a message over.
+        let mut asks: FuturesUnordered<_> = messages.into_iter().map(|message| Box::pin(ask(message))).collect();
         let mut came = Vec::new();
         let collect = async {
-            while let Some(log_reply) = asks.next().await {
-                came.push(log_reply);
+            while let Some(answered) = asks.next().await {
+                came.push(answered);
                 seen(came.len());
             }
         };
@@ -148,9 +145,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_one_account_asks_beyond_its_place_is_answered_at_once_with_nothing_and_others_are_reviewed() {
-        let mut questions: Vec<ReviewRequest> = (0..10).map(|_| review("busy", "")).collect();
-        questions.push(review("quiet", ""));
-        let came = errors(questions, || {}, |_| {}).await;
+        let mut messages: Vec<ReviewRequest> = (0..10).map(|_| review("busy", "")).collect();
+        messages.push(review("quiet", ""));
+        let came = errors(messages, || {}, |_| {}).await;
         assert!(came.iter().take(6).all(|(account, errors)| account.as_str() == "busy" && *errors == 0), "{came:?}");
         assert_eq!(of(&came, "busy").sum::<usize>(), MAX_IN_FLIGHT_PER_ACCOUNT);
         assert!(of(&came, "quiet").eq([1]));
@@ -161,15 +158,15 @@ mod tests {
         // One account more than there is key for.
         let accounts = MAX_IN_FLIGHT / MAX_IN_FLIGHT_PER_ACCOUNT + 1;
         let name = |account: usize| format!("a{account}");
-        let questions =
+        let messages =
             (0..accounts).flat_map(|account| (0..MAX_IN_FLIGHT_PER_ACCOUNT).map(move |_| large(&name(account))));
         let (release, released) = mpsc::channel::<()>();
         let wait = move || {
             let _ = released.recv();
         };
         let mut release = Some(release);
-        let came = errors(questions.collect(), wait, |log_reply| {
-            if log_reply == MAX_IN_FLIGHT_PER_ACCOUNT {
+        let came = errors(messages.collect(), wait, |answered| {
+            if answered == MAX_IN_FLIGHT_PER_ACCOUNT {
                 release.take();
             }
         })
@@ -178,7 +175,7 @@ mod tests {
         assert!(
             came.iter()
                 .take(MAX_IN_FLIGHT_PER_ACCOUNT)
-                .all(|log_reply| *log_reply == (AccountId::parse(&last).unwrap(), 0))
+                .all(|answered| *answered == (AccountId::parse(&last).unwrap(), 0))
         );
         assert!(came.iter().skip(MAX_IN_FLIGHT_PER_ACCOUNT).all(|(_, errors)| *errors == 1));
         assert_eq!(came.len(), MAX_IN_FLIGHT + MAX_IN_FLIGHT_PER_ACCOUNT);
@@ -191,10 +188,10 @@ mod tests {
             let _ = released.recv();
         };
         let mut release = Some(release);
-        let mut questions: Vec<ReviewRequest> = (1..MAX_IN_FLIGHT_PER_ACCOUNT).map(|_| large("acc")).collect();
-        questions.push(review("acc", ""));
+        let mut messages: Vec<ReviewRequest> = (1..MAX_IN_FLIGHT_PER_ACCOUNT).map(|_| large("acc")).collect();
+        messages.push(review("acc", ""));
         // The first answer lets the large ones go on: were it one of them, it would never come.
-        let came = errors(questions, wait, |_| drop(release.take())).await;
+        let came = errors(messages, wait, |_| drop(release.take())).await;
         assert!(of(&came, "acc").eq([1; MAX_IN_FLIGHT_PER_ACCOUNT]));
     }
 }

@@ -1,8 +1,7 @@
 //! The state of a run, and how a check changes it.
 //!
-//! Owns the rules of contract section 6: only an ALLOW advances a run, the highest value ever reported is kept, an
-//! estimate is reserved until it is settled or expires, and a repeated check counts once. Pure; `coordinator` stores
-//! it.
+//! Owns the rules of counting: only an ALLOW advances a run, the highest value ever reported is kept, an
+//! estimate is reserved until it is settled or expires, and a repeated check counts once. Pure.
 //! INVARIANT: a caller cannot lower a count, except by a settlement that its key allows.
 
 mod coordinator;
@@ -11,11 +10,10 @@ mod queues;
 mod quota;
 mod view;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
-use stage0_contract::{Decision, FieldError, MAX_USD, ManageReply, Micros, Refusal, RequestId, RunId, Scope, Verdict};
-
+use stage0_contract::{Decision, FieldError, MAX_USD, Micros, Refusal, RequestId, RunId, Scope, Verdict};
 use stage0_policy::{Reported, RunFacts, RunSnapshot, ToolCalls};
 
 pub(crate) use coordinator::RunCoordinator;
@@ -23,14 +21,12 @@ pub(crate) use coordinator::RunCoordinator;
 /// Allowed checks that a run keeps individually, so that they can be repeated and settled. Estimates of older ones
 /// count as spent.
 const MAX_ALLOWED: usize = 100;
-/// Recent calls that are shown.
+/// Recent calls that are shown, and the total size of their names.
 const MAX_TOOLS: usize = 100;
-/// Tools that are counted separately; calls of further tools count for every tool.
-const MAX_NAMES: usize = 200;
-/// The total size of their names in the record.
-const MAX_NAME_BYTES: usize = 16 * 1_024;
-/// The total size of the names of shown calls.
 const MAX_SHOWN_BYTES: usize = 8 * 1_024;
+/// Tools that are counted separately, and the total size of their names; calls of further tools count for every tool.
+const MAX_NAMES: usize = 200;
+const MAX_NAME_BYTES: usize = 16 * 1_024;
 /// How many seconds a check can be repeated at least: the TTL of an idempotency key.
 const REPEATABLE: i64 = 600;
 /// The largest difference between two readings of the store's clock, in seconds.
@@ -59,7 +55,7 @@ pub(crate) struct RunState {
     elapsed_micros: i64,
     /// Settled and expired costs, and reported costs beyond all counted ones.
     spent_micros: i64,
-    calls: std::collections::BTreeMap<String, i64>,
+    calls: BTreeMap<String, i64>,
     any_calls: i64,
     tools: VecDeque<String>,
     allowed: VecDeque<Allowed>,
@@ -67,8 +63,7 @@ pub(crate) struct RunState {
     counted_on: i64,
 }
 
-/// An allowed check, with the values that decide a repetition. A run holds many, so member names are short and default
-/// values are left out.
+/// An allowed check. A run holds many, so member names are short and default values are left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Allowed {
     /// The request id of the first attempt.
@@ -81,7 +76,7 @@ struct Allowed {
     at: i64,
     #[serde(rename = "i")]
     iteration: i64,
-    /// ToolCalls of the busiest tool with it.
+    /// Calls of the busiest tool with it.
     #[serde(rename = "c", default, skip_serializing_if = "is_zero")]
     calls: i64,
     /// The run's cost before it.
@@ -100,13 +95,7 @@ struct Allowed {
 #[derive(Debug)]
 pub(crate) struct RunUpdate {
     allowed: bool,
-    iteration: i64,
-    calls: i64,
-    before_micros: i64,
-    estimate_micros: i64,
-    reported: Option<Reported>,
-    /// The request holds a secret, so its names are not stored.
-    secret: bool,
+    facts: RunFacts,
 }
 
 /// A check of a run: its time and its ids.
@@ -119,21 +108,11 @@ pub(crate) struct CheckRef {
 
 impl RunUpdate {
     pub(crate) fn new(decision: &Decision, facts: RunFacts) -> Self {
-        let estimate_micros = facts.estimated_cost.map_or(0, Micros::get);
-        Self {
-            allowed: decision.verdict == Verdict::Allow,
-            iteration: facts.iteration,
-            calls: facts.same_tool_calls,
-            before_micros: facts.cost_micros.saturating_sub(estimate_micros),
-            estimate_micros,
-            reported: facts.reported,
-            secret: facts.has_secrets,
-        }
+        Self { allowed: decision.verdict == Verdict::Allow, facts }
     }
 }
 
 impl RunState {
-    /// A new run.
     pub(crate) fn new(now: i64) -> Self {
         Self { first_seen: now, last_seen: now, ..Self::default() }
     }
@@ -141,15 +120,6 @@ impl RunState {
     /// Whether the run was counted on this day, or on the next one by another gateway's clock.
     fn is_counted_on(&self, day: i64) -> bool {
         self.counted_on == day || self.counted_on == day + 1
-    }
-
-    pub(crate) fn has_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// The record of an ended run until it expires.
-    pub(crate) fn tombstone() -> Self {
-        Self { ended: true, ..Self::default() }
     }
 
     /// Counts estimates that were not settled in time as spent, and drops checks that can no longer be repeated.
@@ -173,12 +143,6 @@ impl RunState {
         if self.last_seen > now.saturating_add(CLOCK_TOLERANCE) {
             let ran = self.last_seen.saturating_sub(self.first_seen).max(0);
             (self.first_seen, self.last_seen) = (now.saturating_sub(ran), now);
-        }
-    }
-
-    fn forget_oldest(&mut self) {
-        if let Some(oldest) = self.allowed.pop_front() {
-            self.spent_micros = self.spent_micros.saturating_add(oldest.reserved());
         }
     }
 
@@ -223,15 +187,15 @@ impl RunState {
 
     /// Stores the run's name if it is not known yet.
     pub(crate) fn apply_name(&mut self, update: &RunUpdate, name: Option<RunId>) {
-        if self.name.is_none() && !update.secret {
+        if self.name.is_none() && !update.facts.has_secrets {
             self.name = name;
         }
     }
 
-    /// Applies a decided check.
     pub(crate) fn apply(&mut self, check_ref: CheckRef, update: &RunUpdate) {
-        if let Some(reported) = &update.reported {
-            self.apply_reported(reported, update.secret);
+        let facts = &update.facts;
+        if let Some(reported) = &facts.reported {
+            self.apply_reported(reported, facts.has_secrets);
         }
         if !update.allowed {
             return;
@@ -244,22 +208,25 @@ impl RunState {
             return;
         }
         self.last_seen = self.last_seen.max(check_ref.now);
-        self.iterations = self.iterations.max(update.iteration);
-        if self.allowed.len() >= MAX_ALLOWED {
-            self.forget_oldest();
+        self.iterations = self.iterations.max(facts.iteration);
+        if self.allowed.len() >= MAX_ALLOWED
+            && let Some(oldest) = self.allowed.pop_front()
+        {
+            self.spent_micros = self.spent_micros.saturating_add(oldest.reserved());
         }
+        let estimate_micros = facts.estimated_cost.map_or(0, Micros::get);
         self.allowed.push_back(Allowed {
             operation: check_ref.operation,
             again: (check_ref.request_id != check_ref.operation).then_some(check_ref.request_id),
             at: check_ref.now,
-            iteration: update.iteration,
-            calls: update.calls,
-            before_micros: update.before_micros,
-            estimate_micros: update.estimate_micros,
+            iteration: facts.iteration,
+            calls: facts.same_tool_calls,
+            before_micros: facts.cost_micros.saturating_sub(estimate_micros),
+            estimate_micros,
             settled_micros: None,
             expired: false,
         });
-        for tool in update.reported.iter().flat_map(|reported| &reported.proposed) {
+        for tool in facts.reported.iter().flat_map(|reported| &reported.proposed) {
             self.count_call(tool.as_deref());
         }
     }
@@ -370,15 +337,9 @@ impl Allowed {
         self.again.unwrap_or(self.operation)
     }
 
-    /// The amount that is still reserved.
     fn reserved(&self) -> i64 {
         if self.expired || self.settled_micros.is_some() { 0 } else { self.estimate_micros }
     }
-}
-
-/// A refusal of a request about a run.
-fn refused<T>(refusal: Refusal) -> ManageReply<T> {
-    ManageReply::Refused(refusal)
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! One worker thread with its own runtime, connection and engines; it evaluates checks inline.
 //!
 //! Owns the request streams and their draining: on stop no new request is received, received ones are answered, then
-//! the connection is closed. Shards share only the state store, and only checks that name a run wait for it. `checks`
-//! decides the order of checks, `reviews` limits the reviews in flight.
+//! the connection is closed. Shards share only the state store, and only checks that name a run wait for it.
 
 use std::sync::Arc;
 
@@ -11,17 +10,18 @@ use stage0_backplane::{Backplane, RequestStream, ServeError, follow_store_clock}
 use stage0_contract::{
     EndRun, EvaluateRequest, EvaluatorStatus, ListRuns, Request, ReviewRequest, SettleRun, ShowRun, VocabularyRequest,
 };
+use stage0_policy::{PackError, PackSet};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::checks::{self, Share};
+use crate::checks::{self, ShardLimits};
 use crate::config::RunConfig;
-use crate::engines::{Engines, EnginesError};
+use crate::engines::Engines;
 use crate::in_flight::InFlightRequest;
 use crate::reviews;
 use crate::run::RunCoordinator;
 use crate::worker::{Connect, ConnectError};
-use stage0_policy::{PackError, PackSet};
 
 /// Requests in flight per kind and shard; more wait in the stream.
 const MAX_IN_FLIGHT: usize = 4_096;
@@ -29,19 +29,19 @@ const MAX_IN_FLIGHT: usize = 4_096;
 /// Why a shard cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
-    /// No runtime for the thread.
+    /// The thread has no runtime.
     #[error("cannot start the runtime of a worker thread")]
     Runtime(#[source] std::io::Error),
-    /// No thread for large checks.
+    /// The thread for large checks cannot be started.
     #[error("cannot start the thread for large checks")]
     Thread(#[source] std::io::Error),
-    /// That thread ended before it reported anything.
+    /// The thread for large checks ended before it reported anything.
     #[error("the thread for large checks ended while it started")]
     Ended,
-    /// No connection.
+    /// The backplane cannot be reached.
     #[error("cannot connect to the backplane")]
     Connect(#[source] ConnectError),
-    /// A subject cannot be joined.
+    /// A request stream cannot be opened.
     #[error("cannot serve")]
     Serve(#[source] ServeError),
     /// A pack that loaded cannot be parsed again.
@@ -49,29 +49,18 @@ pub enum ShardError {
     Prepare(#[source] PackError),
 }
 
-impl From<EnginesError> for ShardError {
-    fn from(error: EnginesError) -> Self {
-        match error {
-            EnginesError::Thread(error) => Self::Thread(error),
-            EnginesError::Ended => Self::Ended,
-            EnginesError::Prepare(error) => Self::Prepare(error),
-        }
-    }
-}
-
-/// Runs one shard until `stop`. Sends on `ready` once it serves, or why it cannot.
+/// Runs one shard until `stop`. Reports on `ready` once it serves, or why it cannot; the receiver may be gone.
 pub(crate) fn run(
     packs: Arc<PackSet>,
     runs: RunConfig,
     connect: &Connect,
-    share: Share,
+    limits: ShardLimits,
     ready: oneshot::Sender<Result<(), ShardError>>,
     stop: &CancellationToken,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            // The receiver may be gone.
             let _ = ready.send(Err(ShardError::Runtime(error)));
             return;
         }
@@ -80,7 +69,7 @@ pub(crate) fn run(
         match Shard::open(packs, runs, connect).await {
             Ok(shard) => {
                 let _ = ready.send(Ok(()));
-                shard.serve(stop, share).await;
+                shard.serve(stop, limits).await;
             }
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -121,47 +110,34 @@ impl Shard {
         Ok(Self { backplane, engines, runs, evaluate, review, status, vocabulary, show, list, end, settle })
     }
 
-    async fn serve(self, stop: &CancellationToken, share: Share) {
-        let (engines, answers, runs) = (&self.engines, self.engines.answers(), &self.runs);
+    async fn serve(self, stop: &CancellationToken, limits: ShardLimits) {
+        let (engines, handler, runs) = (&self.engines, self.engines.handler(), &self.runs);
         tokio::join!(
             stop.run_until_cancelled(follow_store_clock(runs.state_store())),
-            checks::serve_until(self.evaluate, stop, engines, runs, share),
+            checks::serve_until(self.evaluate, stop, engines, runs, limits),
             reviews::serve_until(self.review, stop, engines),
-            serve_until(self.status, stop, async |asked: InFlightRequest<EvaluatorStatus>| {
-                asked.answer(&answers.status()).await;
-            }),
-            serve_until(self.vocabulary, stop, async |asked: InFlightRequest<VocabularyRequest>| {
-                asked.answer(&answers.vocabulary()).await;
-            }),
-            serve_until(self.show, stop, async |asked: InFlightRequest<ShowRun>| {
-                let reply = runs.show(&asked.request, asked.deadline).await;
-                asked.answer(&reply).await;
-            }),
-            serve_until(self.list, stop, async |asked: InFlightRequest<ListRuns>| {
-                let reply = runs.list(&asked.request, asked.deadline).await;
-                asked.answer(&reply).await;
-            }),
-            serve_until(self.end, stop, async |asked: InFlightRequest<EndRun>| {
-                let reply = runs.end(&asked.request, asked.deadline).await;
-                asked.answer(&reply).await;
-            }),
-            serve_until(self.settle, stop, async |asked: InFlightRequest<SettleRun>| {
-                let reply = runs.settle(&asked.request, asked.deadline).await;
-                asked.answer(&reply).await;
-            }),
+            serve_until(self.status, stop, async |_, _| handler.status()),
+            serve_until(self.vocabulary, stop, async |_, _| handler.vocabulary()),
+            serve_until(self.show, stop, async |request, deadline| runs.show(request, deadline).await),
+            serve_until(self.list, stop, async |request, deadline| runs.list(request, deadline).await),
+            serve_until(self.end, stop, async |request, deadline| runs.end(request, deadline).await),
+            serve_until(self.settle, stop, async |request, deadline| runs.settle(request, deadline).await),
         );
         self.runs.drain().await;
         self.backplane.requests.close().await;
     }
 }
 
-/// Serves requests until `stop`, then those that arrived before it. Requests that wait for the state store do so
-/// concurrently; the others are answered inline.
+/// Serves requests until `stop`, then those that arrived before it; several may wait for the state store at a time.
 async fn serve_until<R: Request>(
     mut inbox: RequestStream<R>,
     stop: &CancellationToken,
-    answer: impl AsyncFn(InFlightRequest<R>),
+    answer: impl AsyncFn(&R, Instant) -> R::Reply,
 ) {
+    let serve = async |received: InFlightRequest<R>| {
+        let reply = answer(&received.request, received.deadline).await;
+        received.answer(&reply).await;
+    };
     let mut in_flight = FuturesUnordered::new();
     let (mut stopping, mut drained) = (false, false);
     while !(drained && in_flight.is_empty()) {
@@ -172,8 +148,8 @@ async fn serve_until<R: Request>(
                 inbox.stop().await;
             }
             Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
-            question = inbox.next(), if !drained && in_flight.len() < MAX_IN_FLIGHT => match question {
-                Some(question) => in_flight.push(answer(InFlightRequest::new(question))),
+            request = inbox.next(), if !drained && in_flight.len() < MAX_IN_FLIGHT => match request {
+                Some(request) => in_flight.push(serve(InFlightRequest::new(request))),
                 None => drained = true,
             },
         }

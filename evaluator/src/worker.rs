@@ -1,7 +1,7 @@
 //! The evaluator as a service: shards that serve side by side until they are stopped.
 //!
-//! Owns the threads. `build` returns once every shard serves; `run_until` returns once every shard has drained. A shard
-//! that ends early ends the whole service, because a service without a shard would look alive.
+//! Owns the threads. A shard that ends early ends the whole service, because a service without a shard would look
+//! alive.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use stage0_contract::PolicyVersion;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::checks::Share;
+use crate::checks::ShardLimits;
 use crate::config::EvaluatorConfig;
 use crate::metrics;
 use crate::shard::{self, ShardError};
@@ -34,10 +34,10 @@ pub struct Evaluator {
 /// Why an evaluator does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// No thread.
+    /// A thread cannot be started.
     #[error("cannot start a worker thread")]
     Thread(#[source] std::io::Error),
-    /// A shard failed.
+    /// A shard cannot serve.
     #[error("a worker thread does not serve")]
     Shard(#[source] ShardError),
     /// A shard ended before it reported anything.
@@ -55,7 +55,6 @@ struct Ending(mpsc::Sender<()>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // One message is enough: the first shard to end stops the service.
         let _ = self.0.try_send(());
     }
 }
@@ -66,10 +65,9 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let cores = || thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let count = config.shards.unwrap_or_else(cores).get();
     let (packs, runs) = (Arc::new(config.packs), config.runs);
-    let share = Share::of(count);
+    let limits = ShardLimits::of(count);
     let stop = CancellationToken::new();
-    // Stops the shards that have started if this function returns early.
-    let guard = stop.clone().drop_guard();
+    let stop_on_error = stop.clone().drop_guard();
     let mut shards = Vec::with_capacity(count);
     let mut started = Vec::with_capacity(count);
     let (ending, ended) = mpsc::channel(1);
@@ -79,7 +77,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
         let (packs, connect, stop) = (Arc::clone(&packs), Arc::clone(&connect), stop.clone());
         let work = move || {
             let _ending = ending;
-            shard::run(packs, runs, &connect, share, ready, &stop);
+            shard::run(packs, runs, &connect, limits, ready, &stop);
         };
         let named = thread::Builder::new().name(format!("evaluator-{index}"));
         shards.push(named.spawn(work).map_err(BuildError::Thread)?);
@@ -91,7 +89,7 @@ pub async fn build(config: EvaluatorConfig, connect: Connect) -> Result<Evaluato
     let active = packs.active().version().clone();
     metrics::policies(&active, &packs.versions());
     tracing::info!(policy_version = %active, shards = count, "evaluator serves");
-    guard.disarm();
+    stop_on_error.disarm();
     Ok(Evaluator { active, shards, ended, stop })
 }
 

@@ -1,8 +1,7 @@
 //! Runs in the state store: read the run, decide, write it with compare-and-set, then answer.
 //!
-//! Checks of one run that are in flight together are decided one after the other in memory and written at once; checks
-//! of different runs do not wait for each other. If two evaluators change the same run, one of them conflicts and reads
-//! again.
+//! Checks of one run that are in flight together are decided one after the other in memory and written at once. If two
+//! evaluators change the same run, one of them conflicts and reads again.
 //! INVARIANT: an ALLOW of a run is answered only after the state store has its counts. If the state store fails, the
 //! check is not decided.
 
@@ -24,11 +23,11 @@ use tokio::time::Instant;
 
 use super::queues::{Full, RunQueues};
 use super::quota::{RunQuota, RunSlot, day_of};
-use super::{CheckRef, RunState, refused};
+use super::{CheckRef, RunState};
 use crate::config::RunConfig;
 use crate::engines::Engines;
 use crate::in_flight::InFlightCheck;
-use crate::metrics::{self, Step};
+use crate::metrics;
 
 /// The shortest delay after a conflict. A random part is added, so that many evaluators do not collide again.
 const CONFLICT_RETRY_MICROS: u64 = 500;
@@ -42,18 +41,15 @@ pub(crate) struct RunCoordinator {
     /// One permit per list request: a page may hold a quarter of a megabyte.
     pub(super) lists: Semaphore,
     quota: RunQuota,
-    /// Runs in flight, and the checks queued for them.
     queues: RefCell<RunQueues<InFlightCheck>>,
 }
 
 /// Whether a run fits into its account's daily limit.
 enum Counted {
     Already,
-    /// It will be counted once it is written.
+    /// It is counted once it is written.
     Now(RunSlot),
-    TooMany {
-        limit: u64,
-    },
+    TooMany(u64),
 }
 
 /// Why a run could not be read or written.
@@ -67,7 +63,7 @@ enum RunError {
     Write(String),
 }
 
-/// A run as the state store holds it.
+#[derive(Default)]
 struct StoredRun {
     /// `None` if the run is new or was ended.
     state: Option<RunState>,
@@ -81,35 +77,31 @@ impl RunCoordinator {
         Self { quota: RunQuota::new(Arc::clone(&state_store)), state_store, config, lists, queues }
     }
 
-    /// The state store's key of the run that a check names; `None` for a check without a run.
-    pub(crate) fn key(question: &EvaluateRequest) -> Option<String> {
-        let run_id = RunId::of(&question.request).ok().flatten()?;
-        Some(key(&question.account, &run_id))
+    /// The state store's key of the run that a check names.
+    pub(crate) fn key(message: &EvaluateRequest) -> Option<String> {
+        let run_id = RunId::of(&message.request).ok().flatten()?;
+        Some(key(&message.account, &run_id))
     }
 
     /// Decides a check of a run together with all checks that are queued meanwhile. If the run is in flight already,
     /// the check is queued and the task that has the run decides it.
     pub(crate) async fn evaluate(&self, engines: &Engines, key: String, check: InFlightCheck) {
-        let Some(first) = self.join(&key, check).await else { return };
-        let mut batch = vec![first];
-        while !batch.is_empty() {
-            self.decide(engines, &key, batch).await;
-            batch = self.queues.borrow_mut().next_batch(&key);
-        }
-    }
-
-    /// Queues a check, or returns it if its run was not in flight: the caller then owns the run.
-    async fn join(&self, key: &str, check: InFlightCheck) -> Option<InFlightCheck> {
-        let joined = self.queues.borrow_mut().join(key, check);
+        let joined = self.queues.borrow_mut().join(&key, check);
         match joined {
-            Ok(first) => return first,
+            Ok(None) => {}
+            Ok(Some(first)) => {
+                let mut batch = vec![first];
+                while !batch.is_empty() {
+                    self.decide(engines, &key, batch).await;
+                    batch = self.queues.borrow_mut().next_batch(&key);
+                }
+            }
             Err(Full::OfAccount(check)) => check.decided(&EvaluateReply::Busy).await,
             Err(Full::OfAll(check)) => {
-                let reason = "too many checks of runs wait for the ledger".to_owned();
+                let reason = "too many checks of runs wait for the state store".to_owned();
                 check.decided(&EvaluateReply::Unable(reason)).await;
             }
         }
-        None
     }
 
     async fn decide(&self, engines: &Engines, key: &str, mut batch: Vec<InFlightCheck>) {
@@ -139,7 +131,7 @@ impl RunCoordinator {
                     batch.iter().map(|_| Some(EvaluateReply::Unable(error.to_string()))).collect()
                 }
             };
-            metrics::took(Step::Run, began.elapsed());
+            metrics::observe_run(began.elapsed());
             for (check, reply) in batch.into_iter().zip(replies) {
                 match reply {
                     Some(reply) => check.decided(&reply).await,
@@ -165,7 +157,7 @@ impl RunCoordinator {
         let slot = match self.count(&mut state, batch, latest, deadline).await? {
             Counted::Already => None,
             Counted::Now(slot) => Some(slot),
-            Counted::TooMany { limit } => {
+            Counted::TooMany(limit) => {
                 // Another evaluator may have created this run meanwhile.
                 if self.read(key, deadline).await?.revision != revision {
                     return Ok(None);
@@ -181,17 +173,17 @@ impl RunCoordinator {
                 replies.push(None);
                 continue;
             }
-            let question = check.request();
+            let message = check.request();
             let check_ref = CheckRef {
-                now: question.evaluated_at,
-                request_id: question.request_id,
-                operation: question.operation.unwrap_or(question.request_id),
+                now: message.evaluated_at,
+                request_id: message.request_id,
+                operation: message.operation.unwrap_or(message.request_id),
             };
             let snapshot = Some(state.snapshot(check_ref));
-            let (reply, update) = engines.evaluate(question, check.bytes, snapshot, check.limit).await;
+            let (reply, update) = engines.evaluate(message, check.bytes, snapshot, check.limit).await;
             if let Some(update) = update {
                 state.apply(check_ref, &update);
-                state.apply_name(&update, RunId::of(&question.request).ok().flatten());
+                state.apply_name(&update, RunId::of(&message.request).ok().flatten());
             }
             replies.push(Some(reply));
         }
@@ -214,24 +206,23 @@ impl RunCoordinator {
         deadline: Instant,
     ) -> Result<Counted, RunError> {
         // All checks of a run belong to one account.
-        let Some(question) = batch.last().map(|check| check.request()) else { return Ok(Counted::Already) };
+        let Some(message) = batch.last().map(|check| check.request()) else { return Ok(Counted::Already) };
         // A gateway that sends no cap cannot parse `TooManyRuns` either. One of its checks in the batch lifts the cap.
         let capped = batch.iter().all(|check| check.request().max_runs.is_some());
-        let limit = question.max_runs.filter(|_| capped).unwrap_or(UNLIMITED);
+        let limit = message.max_runs.filter(|_| capped).unwrap_or(UNLIMITED);
         if limit >= UNLIMITED || state.is_counted_on(day_of(now)) {
             return Ok(Counted::Already);
         }
-        let taken = self.quota.take(&question.account, limit, now, deadline).await;
-        Ok(match taken.map_err(|error| RunError::Count(error.to_string()))? {
+        let taken = self.quota.take(&message.account, limit, now, deadline).await;
+        Ok(match taken.map_err(|error| RunError::Count(reason(&error)))? {
             Some(slot) => {
                 state.counted_on = slot.day;
                 Counted::Now(slot)
             }
-            None => Counted::TooMany { limit },
+            None => Counted::TooMany(limit),
         })
     }
 
-    /// Returns leases that were not used.
     pub(crate) async fn drain(&self) {
         self.quota.drain(self.now()).await;
     }
@@ -243,8 +234,8 @@ impl RunCoordinator {
 
     /// Why the time that a check carries cannot be right, by the state store's clock. A wrong time would make the run
     /// older or younger than it is.
-    pub(crate) fn clock_fault(&self, question: &EvaluateRequest) -> Option<String> {
-        let Ok(reported) = Timestamp::from_second(question.evaluated_at) else {
+    pub(crate) fn clock_fault(&self, message: &EvaluateRequest) -> Option<String> {
+        let Ok(reported) = Timestamp::from_second(message.evaluated_at) else {
             return Some("the gateway's time is none".to_owned());
         };
         let judged = self.state_store.clock().check_peer_time(reported);
@@ -256,11 +247,11 @@ impl RunCoordinator {
     }
 
     async fn read(&self, key: &str, deadline: Instant) -> Result<StoredRun, RunError> {
-        let found = self.state_store.get(key, deadline).await.map_err(|error| RunError::Read(error.to_string()))?;
-        let Some(record) = found else { return Ok(StoredRun { state: None, revision: None }) };
+        let found = self.state_store.get(key, deadline).await.map_err(|error| RunError::Read(error.0.to_string()))?;
+        let Some(record) = found else { return Ok(StoredRun::default()) };
         let state: RunState = serde_json::from_slice(&record.value)
             .map_err(|error| RunError::Read(format!("line {} column {}", error.line(), error.column())))?;
-        Ok(StoredRun { state: (!state.has_ended()).then_some(state), revision: Some(record.revision) })
+        Ok(StoredRun { state: (!state.ended).then_some(state), revision: Some(record.revision) })
     }
 
     /// Writes the run; false on a conflict.
@@ -269,80 +260,76 @@ impl RunCoordinator {
         key: &str,
         state: &RunState,
         revision: Option<Revision>,
-        lives: Duration,
+        ttl: Duration,
         deadline: Instant,
     ) -> Result<bool, RunError> {
         let value = serde_json::to_vec(state).map_err(|error| RunError::Write(error.to_string()))?;
-        match self.state_store.put(key, Bytes::from(value), revision, Some(lives), deadline).await {
+        match self.state_store.put(key, Bytes::from(value), revision, Some(ttl), deadline).await {
             Ok(_) => Ok(true),
             Err(PutError::Conflict) => Ok(false),
-            Err(PutError::Failed(reason)) => Err(RunError::Write(reason)),
+            Err(error @ PutError::Failed(_)) => Err(RunError::Write(reason(&error))),
         }
     }
 
     /// `GET /v1/runs/{run_id}`.
-    pub(crate) async fn show(&self, question: &ShowRun, deadline: Instant) -> ManageReply<RunView> {
-        let key = key(&question.account, &question.run_id);
+    pub(crate) async fn show(&self, message: &ShowRun, deadline: Instant) -> ManageReply<RunView> {
+        let key = key(&message.account, &message.run_id);
         match self.read(&key, deadline).await {
             Ok(StoredRun { state: Some(mut state), .. }) => {
                 let (now, reserved_for) = (self.now(), seconds(self.config.reserved_for));
                 state.expire(now, reserved_for);
-                ManageReply::Done(state.view(question.run_id.clone(), now, reserved_for))
+                ManageReply::Done(state.view(message.run_id.clone(), now, reserved_for))
             }
-            Ok(StoredRun { state: None, .. }) => refused(Refusal::NotFound),
-            Err(error) => failed(&question.account, None, &error),
+            Ok(StoredRun { state: None, .. }) => ManageReply::Refused(Refusal::NotFound),
+            Err(error) => failed(&message.account, None, &error),
         }
     }
 
     /// `DELETE /v1/runs/{run_id}`.
-    pub(crate) async fn end(&self, question: &EndRun, deadline: Instant) -> ManageReply<RunEnded> {
-        let key = key(&question.account, &question.run_id);
+    pub(crate) async fn end(&self, message: &EndRun, deadline: Instant) -> ManageReply<RunEnded> {
+        let key = key(&message.account, &message.run_id);
         loop {
             let ended = async {
                 let found = self.read(&key, deadline).await?;
                 let Some(state) = found.state else { return Ok(None) };
-                let tombstone = RunState::tombstone();
+                let tombstone = RunState { ended: true, ..RunState::default() };
                 let written = self.write(&key, &tombstone, found.revision, TOMBSTONE_TTL, deadline).await?;
-                if written {
-                    self.free_quota(&question.account, &state, deadline).await;
+                if written
+                    && let Err(error) = self.quota.free(&message.account, state.counted_on, self.now(), deadline).await
+                {
+                    // It counts until the day ends.
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(account = %message.account, error, "a run that was ended counts on");
                 }
                 Ok(Some(written))
             };
             match ended.await {
                 Ok(Some(true)) => {
-                    tracing::info!(account = %question.account, "run ended");
+                    tracing::info!(account = %message.account, "run ended");
                     return ManageReply::Done(RunEnded {});
                 }
                 Ok(Some(false)) => pause().await,
-                Ok(None) => return refused(Refusal::NotFound),
-                Err(error) => return failed(&question.account, None, &error),
+                Ok(None) => return ManageReply::Refused(Refusal::NotFound),
+                Err(error) => return failed(&message.account, None, &error),
             }
         }
     }
 
-    /// Takes an ended run out of the daily count. If that fails, it counts until the day ends.
-    async fn free_quota(&self, account: &AccountId, ended: &RunState, deadline: Instant) {
-        let freed = self.quota.free(account, ended.counted_on, self.now(), deadline).await;
-        if let Err(error) = freed {
-            tracing::warn!(%account, error = &error as &dyn std::error::Error, "a run that was ended counts on");
-        }
-    }
-
     /// `POST /v1/runs/{run_id}/settle`.
-    pub(crate) async fn settle(&self, question: &SettleRun, deadline: Instant) -> ManageReply<RunSettled> {
-        let SettleRun { account, run_id, request_id, actual_micros, may_lower } = question;
+    pub(crate) async fn settle(&self, message: &SettleRun, deadline: Instant) -> ManageReply<RunSettled> {
+        let SettleRun { account, run_id, request_id, actual_micros, may_lower } = message;
         let key = key(account, run_id);
         loop {
             let StoredRun { state, revision } = match self.read(&key, deadline).await {
                 Ok(found) => found,
                 Err(error) => return failed(account, Some(request_id), &error),
             };
-            let Some(before) = state else { return refused(Refusal::NotFound) };
+            let Some(before) = state else { return ManageReply::Refused(Refusal::NotFound) };
             let (mut state, now) = (before.clone(), self.now());
             state.expire(now, seconds(self.config.reserved_for));
             let estimate = match state.settle(*request_id, *actual_micros, *may_lower) {
                 Ok(estimate) => estimate,
-                Err(refusal) => return refused(refusal),
+                Err(refusal) => return ManageReply::Refused(refusal),
             };
             state.extend_expiry(&before, now, seconds(self.config.kept_for));
             match self.write(&key, &state, revision, self.config.kept_for, deadline).await {
@@ -358,8 +345,7 @@ impl RunCoordinator {
 
 /// The key of a run in the state store. The name is hashed, because it may be any text and must not show in a subject.
 fn key(account: &AccountId, run_id: &RunId) -> String {
-    let hash = Sha256::digest(run_id.canonical().as_bytes());
-    let hash = HEXLOWER.encode(&hash);
+    let hash = HEXLOWER.encode(&Sha256::digest(run_id.canonical().as_bytes()));
     format!("{RUN_RECORDS}.{account}.{}", hash.get(..40).unwrap_or_default())
 }
 
@@ -368,6 +354,14 @@ pub(super) fn seconds(duration: Duration) -> i64 {
 }
 
 /// Logs a failure; `request_id` names the check that the request is about, if any.
+/// The text of the cause, which the gateway logs as well.
+fn reason(error: &PutError) -> String {
+    match error {
+        PutError::Conflict => error.to_string(),
+        PutError::Failed(cause) => cause.to_string(),
+    }
+}
+
 fn failed<T>(account: &AccountId, request_id: Option<&RequestId>, error: &RunError) -> ManageReply<T> {
     metrics::ledger_failed();
     let request_id = request_id.map(tracing::field::display);

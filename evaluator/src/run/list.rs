@@ -1,21 +1,18 @@
 //! `GET /v1/runs`: an account's runs, page by page, from the state store.
 //!
-//! Bounds the cost of a page: it reads a limited number of records and bytes, few pages are read at a time, and they
-//! are decoded on another thread. A run of an earlier version, whose name is not stored, is listed from its next check
-//! on. Read-only.
+//! Few pages are read at a time, and they are decoded on another thread. A run of an earlier version, whose name is not
+//! stored, is listed from its next check on.
 
 use stage0_backplane::{ListError, RecordPage};
 use stage0_contract::{FieldError, ListRuns, ManageReply, Page, RUN_RECORDS, Refusal, RunView};
 use tokio::time::{Instant, timeout_at};
 
 use super::coordinator::seconds;
-use super::{RunCoordinator, RunState, refused};
+use super::{RunCoordinator, RunState};
 use crate::metrics;
 
-/// Runs per page.
 const MAX_PAGE: u32 = 1_000;
 
-/// Why there is no page.
 #[derive(Debug, thiserror::Error)]
 enum ListRunsError {
     #[error("the runs cannot be read: {0}")]
@@ -28,19 +25,19 @@ enum ListRunsError {
 
 impl RunCoordinator {
     /// `GET /v1/runs`.
-    pub(crate) async fn list(&self, question: &ListRuns, deadline: Instant) -> ManageReply<Page<RunView>> {
-        let ListRuns { account, cursor, limit } = question;
+    pub(crate) async fn list(&self, message: &ListRuns, deadline: Instant) -> ManageReply<Page<RunView>> {
+        let ListRuns { account, cursor, limit } = message;
         // The gateway has validated this, but any process may send a request.
         if !(1..=MAX_PAGE).contains(limit) {
             let message = format!("must be 1 to {MAX_PAGE}");
-            return refused(Refusal::Invalid(vec![FieldError::new("limit", message)]));
+            return ManageReply::Refused(Refusal::Invalid(vec![FieldError::new("limit", message)]));
         }
         match self.page(&format!("{RUN_RECORDS}.{account}"), cursor.as_deref(), *limit, deadline).await {
             Ok(page) => ManageReply::Done(page),
-            Err(ListRunsError::Cursor) => refused(Refusal::Invalid(vec![FieldError::new(
-                "cursor",
-                "must be the `next_cursor` of an earlier page",
-            )])),
+            Err(ListRunsError::Cursor) => {
+                let error = FieldError::new("cursor", "must be the `next_cursor` of an earlier page");
+                ManageReply::Refused(Refusal::Invalid(vec![error]))
+            }
             Err(ListRunsError::Busy) => ManageReply::Busy,
             Err(error @ ListRunsError::Read(_)) => {
                 metrics::ledger_failed();
@@ -61,7 +58,7 @@ impl RunCoordinator {
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let listed = self.state_store.list(under, cursor, most, deadline).await.map_err(|error| match error {
             ListError::Cursor => ListRunsError::Cursor,
-            ListError::Read(error) => ListRunsError::Read(error.to_string()),
+            ListError::Read(error) => ListRunsError::Read(error.0.to_string()),
         })?;
         let (now, reserved_for) = (self.now(), seconds(self.config.reserved_for));
         let views = tokio::task::spawn_blocking(move || views(listed, now, reserved_for)).await;
@@ -81,7 +78,7 @@ fn views(listed: RecordPage, now: i64, reserved_for: i64) -> Result<Page<RunView
         let state: Result<RunState, _> = serde_json::from_slice(&record.value);
         let mut state =
             state.map_err(|error| ListRunsError::Read(format!("line {} column {}", error.line(), error.column())))?;
-        let Some(name) = state.name.clone().filter(|_| !state.has_ended()) else { continue };
+        let Some(name) = state.name.clone().filter(|_| !state.ended) else { continue };
         state.expire(now, reserved_for);
         items.push(state.view(name, now, reserved_for));
     }

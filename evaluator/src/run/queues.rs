@@ -1,7 +1,7 @@
 //! The runs that a shard has in flight, and the checks queued for them.
 //!
 //! Owns the limits. One account may use a quarter of each, so that checks of other accounts are still served while the
-//! state store hangs for its runs. A check over a limit is returned, to be refused at once.
+//! state store hangs for its runs.
 //! INVARIANT: an account without runs in flight takes no memory here.
 
 use std::collections::HashMap;
@@ -14,16 +14,13 @@ use crate::fair_queue::Queued;
 const MAX_CONCURRENT: usize = 64;
 /// Queued checks of one run.
 const MAX_WAITING: usize = 1_000;
-/// Queued bytes of all runs. A parsed check takes many times the size of its message.
+/// Queued bytes of all runs, and of one account's. A parsed check takes many times the size of its message.
 const MAX_WAITING_BYTES: usize = 4 << 20;
-/// Queued bytes of one account's runs.
 const MAX_WAITING_BYTES_PER_ACCOUNT: usize = MAX_WAITING_BYTES / 4;
-/// Runs in flight per shard.
+/// Runs in flight per shard, and per account.
 const MAX_RUNS: usize = 1_000;
-/// Runs in flight per account.
 const MAX_RUNS_PER_ACCOUNT: usize = MAX_RUNS / 4;
 
-/// The runs in flight, by key.
 pub(super) struct RunQueues<T> {
     runs: HashMap<String, Run<T>>,
     all: Usage,
@@ -38,7 +35,6 @@ struct Run<T> {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Usage {
     runs: usize,
-    /// Bytes of queued checks.
     bytes: usize,
 }
 

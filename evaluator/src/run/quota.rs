@@ -1,10 +1,9 @@
 //! How many runs an account's checks may name per day, counted by all evaluators together.
 //!
-//! A shard leases some of the daily limit from a counter in the state store and then counts locally. All leases
-//! together never exceed the account's cap; unused leases are returned when the shard drains, and lost when it is
-//! killed. A run counts once on each day on which a check names it; ending a run frees its slot of the day on which it
-//! was counted. Runs are kept for `kept_for` after their last change, so an account has at most its cap for each day of
-//! that, and for today.
+//! A shard leases some of the daily limit from a counter in the state store and then counts locally. Unused leases are
+//! returned when the shard drains, and lost when it is killed. A run counts once on each day on which a check names it;
+//! ending it frees its slot of the last such day.
+//! INVARIANT: all leases of a day together never exceed the account's cap.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,13 +16,12 @@ use stage0_contract::{AccountId, RUN_RECORDS, UNLIMITED};
 use tokio::time::Instant;
 
 const DAY_SECONDS: i64 = 86_400;
-/// The largest lease.
 const MAX_LEASE: u64 = 100;
 /// A lease is this fraction of the cap.
 const LEASES: u64 = 100;
 /// How long a used-up account is not asked for again. A run may be ended meanwhile.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// Tolerated difference of gateways' clocks around midnight: a gateway that is behind by less counts on the new day.
+/// A gateway whose clock is behind by less counts on the new day after midnight.
 const MAX_SKEW_SECONDS: i64 = 5;
 /// How long counters are kept after their day, for gateways whose clock is behind.
 const COUNTER_GRACE_SECONDS: i64 = 120;
@@ -32,13 +30,11 @@ const RETURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Accounts of earlier days are removed each time the map has grown by this many.
 const SWEEP_INTERVAL: usize = 1_024;
 
-/// One shard's leases.
 pub(super) struct RunQuota {
     state_store: Arc<dyn StateStore>,
     accounts: RefCell<HashMap<AccountId, Rc<Leases>>>,
 }
 
-/// One account's leases of one day.
 struct Leases {
     account: AccountId,
     day: Cell<i64>,
@@ -51,7 +47,7 @@ struct Leases {
     turn: tokio::sync::Mutex<()>,
 }
 
-/// A slot for one run on one day. It is used unless it is returned.
+/// Counts one run on one day, unless it is put back.
 pub(super) struct RunSlot {
     leases: Rc<Leases>,
     pub(super) day: i64,
@@ -59,14 +55,11 @@ pub(super) struct RunSlot {
 
 /// The result of taking a slot from a lease.
 enum LeaseOutcome {
-    RunSlot(RunSlot),
-    /// The state store must be asked for more.
+    /// `None` if the state store has no more.
+    Known(Option<RunSlot>),
     AskStore,
-    /// The state store has no more.
-    UsedUp,
 }
 
-/// Whole days since the epoch.
 pub(super) fn day_of(now: i64) -> i64 {
     now.div_euclid(DAY_SECONDS)
 }
@@ -86,20 +79,16 @@ impl RunQuota {
     ) -> Result<Option<RunSlot>, PutError> {
         let leases = self.leases(account, now);
         leases.roll_over(now);
-        match Leases::take_from_lease(&leases, cap) {
-            LeaseOutcome::RunSlot(slot) => return Ok(Some(slot)),
-            LeaseOutcome::UsedUp => return Ok(None),
-            LeaseOutcome::AskStore => {}
+        if let LeaseOutcome::Known(slot) = Leases::take_from_lease(&leases, cap) {
+            return Ok(slot);
         }
         let Ok(_turn) = tokio::time::timeout_at(deadline, leases.turn.lock()).await else {
-            return Err(PutError::Failed("the count of runs is too slow".to_owned()));
+            return Err(PutError::Failed("the count of runs is too slow".into()));
         };
         loop {
             // The task that held the lock before may have leased enough.
-            match Leases::take_from_lease(&leases, cap) {
-                LeaseOutcome::RunSlot(slot) => return Ok(Some(slot)),
-                LeaseOutcome::UsedUp => return Ok(None),
-                LeaseOutcome::AskStore => {}
+            if let LeaseOutcome::Known(slot) = Leases::take_from_lease(&leases, cap) {
+                return Ok(slot);
             }
             let day = leases.day.get();
             if leases.granted_below.get() > cap {
@@ -121,7 +110,6 @@ impl RunQuota {
         }
     }
 
-    /// The run was not written.
     pub(super) fn put_back(&self, slot: RunSlot) {
         let RunSlot { leases, day } = slot;
         if leases.day.get() == day {
@@ -148,7 +136,6 @@ impl RunQuota {
         Ok(())
     }
 
-    /// Gives back what was leased and not used.
     pub(super) async fn drain(&self, now: i64) {
         let deadline = Instant::now() + RETURN_TIMEOUT;
         let all: Vec<_> = self.accounts.borrow_mut().drain().map(|(_, leases)| leases).collect();
@@ -208,11 +195,11 @@ impl Leases {
             && let Some(left) = this.left.get().checked_sub(1)
         {
             this.left.set(left);
-            return LeaseOutcome::RunSlot(RunSlot { leases: Rc::clone(this), day: this.day.get() });
+            return LeaseOutcome::Known(Some(RunSlot { leases: Rc::clone(this), day: this.day.get() }));
         }
         // A cap that was raised has more at once.
         let empty = this.empty.get().is_some_and(|(since, below)| cap <= below && since.elapsed() < RETRY_DELAY);
-        if empty { LeaseOutcome::UsedUp } else { LeaseOutcome::AskStore }
+        if empty { LeaseOutcome::Known(None) } else { LeaseOutcome::AskStore }
     }
 }
 

@@ -53,7 +53,7 @@ impl Play {
 
     fn put(&mut self, number: u64, operation: u64, body: Value) -> Told {
         let check_ref = CheckRef { now: self.now, request_id: id(number), operation: id(operation) };
-        let question = EvaluateRequest {
+        let message = EvaluateRequest {
             request_id: id(number),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
@@ -64,7 +64,7 @@ impl Play {
         };
         self.state.expire(self.now, RESERVED_FOR);
         let snapshot = self.state.snapshot(check_ref);
-        let (decided, facts) = self.engine.answer(&question, Some(&snapshot), TimeLimit::NONE).unwrap();
+        let (decided, facts) = self.engine.answer(&message, Some(&snapshot), TimeLimit::NONE).unwrap();
         let update = RunUpdate::new(&decided.decision, facts);
         self.state.apply(check_ref, &update);
         let codes = decided.decision.issues.iter().map(|issue| issue.code.as_str().to_owned()).collect();
@@ -364,8 +364,8 @@ fn a_repeated_refused_check_is_decided_again() {
 #[test]
 fn a_request_with_a_secret_teaches_no_names() {
     let mut run = Play::new();
-    let log_reply = run.check(&[], json!({"recent_tools": ["password=hunter22"], "current_iteration": 4}));
-    assert_eq!(log_reply.verdict, Deny);
+    let answered = run.check(&[], json!({"recent_tools": ["password=hunter22"], "current_iteration": 4}));
+    assert_eq!(answered.verdict, Deny);
     assert!(run.state.calls.is_empty() && run.state.tools.is_empty());
     assert_eq!(run.state.reported_iteration, 4);
     assert!(!serde_json::to_string(&run.state).unwrap().contains("hunter22"));
@@ -374,8 +374,8 @@ fn a_request_with_a_secret_teaches_no_names() {
 #[test]
 fn a_counter_that_cannot_be_read_defers_and_changes_nothing_else() {
     let mut run = Play::new();
-    let log_reply = run.check(&["max_iterations: 3"], json!({"current_iteration": "two"}));
-    assert_eq!((log_reply.verdict, log_reply.codes), (Defer, vec!["CONTEXT_REQUIRED".to_owned()]));
+    let answered = run.check(&["max_iterations: 3"], json!({"current_iteration": "two"}));
+    assert_eq!((answered.verdict, answered.codes), (Defer, vec!["CONTEXT_REQUIRED".to_owned()]));
     assert_eq!(run.state.iterations, 0);
 }
 
@@ -415,7 +415,7 @@ fn the_state_is_read_as_it_was_written_and_with_fields_left_out() {
     let text = serde_json::to_string(&run.state).unwrap();
     assert_eq!(serde_json::from_str::<RunState>(&text).unwrap(), run.state);
     assert_eq!(serde_json::from_str::<RunState>("{}").unwrap(), RunState::default());
-    assert!(serde_json::from_str::<RunState>(r#"{"ended":true}"#).unwrap().has_ended());
+    assert!(serde_json::from_str::<RunState>(r#"{"ended":true}"#).unwrap().ended);
 }
 
 #[test]

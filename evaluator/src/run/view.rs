@@ -6,7 +6,6 @@ use stage0_contract::{RequestId, Reservation, RunCost, RunId, RunSettled, RunVie
 use super::{Allowed, RunState};
 
 impl RunState {
-    /// The whole run. An estimate counts as spent `reserved_for` seconds after its check was allowed.
     pub(super) fn view(&self, run_id: RunId, now: i64, reserved_for: i64) -> RunView {
         let open = self.allowed.iter().filter(|allowed| allowed.settled_micros.is_none() && !allowed.expired);
         RunView {

@@ -41,8 +41,8 @@ impl Stage {
         Self { caller: bus.connect(), bus, serving }
     }
 
-    async fn ask(&self, question: EvaluateRequest) -> EvaluateReply {
-        self.caller.requests.request(&question, WAIT_TIMEOUT).await.unwrap()
+    async fn ask(&self, message: EvaluateRequest) -> EvaluateReply {
+        self.caller.requests.request(&message, WAIT_TIMEOUT).await.unwrap()
     }
 
     async fn view(&self, account: &str, run: &str) -> ManageReply<RunView> {
@@ -268,15 +268,15 @@ async fn a_settlement_is_the_runs_and_counts_once_among_many() {
         actual_micros: micros,
         may_lower,
     };
-    let ask = async |question: SettleRun| stage.caller.requests.request(&question, WAIT_TIMEOUT).await.unwrap();
+    let ask = async |message: SettleRun| stage.caller.requests.request(&message, WAIT_TIMEOUT).await.unwrap();
     assert_eq!(ask(settle("r", 1, 1, true)).await, ManageReply::Refused(Refusal::NotFound));
     stage.ask(check(1, "acc", &[], json!({"run_id": "r", "estimated_cost_usd": 2}))).await;
     assert_eq!(ask(settle("r", 1, 1, false)).await, ManageReply::Refused(Refusal::ScopeMissing(Scope::RunsManage)));
     assert_eq!(ask(settle("r", 2, 1, true)).await, ManageReply::Refused(Refusal::NotFound));
     let mut asks = JoinSet::new();
     for _ in 0..20 {
-        let (requests, question) = (Arc::clone(&stage.caller.requests), settle("r", 1, 3_000_000, false));
-        asks.spawn(async move { requests.request(&question, WAIT_TIMEOUT).await.unwrap() });
+        let (requests, message) = (Arc::clone(&stage.caller.requests), settle("r", 1, 3_000_000, false));
+        asks.spawn(async move { requests.request(&message, WAIT_TIMEOUT).await.unwrap() });
     }
     let replies = asks.join_all().await;
     let done: Vec<_> = replies.iter().filter(|reply| matches!(reply, ManageReply::Done(_))).collect();

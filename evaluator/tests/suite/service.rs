@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
-/// More than two shards answer in the moment between the last question and the stop.
+/// More than two shards answer in the moment between the last message and the stop.
 const IN_HAND: usize = 100;
 
 fn config() -> EvaluatorConfig {
@@ -33,7 +33,7 @@ pub(crate) fn connect(bus: &Bus) -> Connect {
     })
 }
 
-fn question(goal: &str) -> EvaluateRequest {
+fn message(goal: &str) -> EvaluateRequest {
     EvaluateRequest {
         request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         account: AccountId::parse("acc").unwrap(),
@@ -58,7 +58,7 @@ async fn it_answers_every_kind_of_question_and_drains() {
     let status = caller.requests.request(&EvaluatorStatus {}, WAIT_TIMEOUT).await.unwrap();
     assert_eq!(status.active, active);
     let EvaluateReply::Decided(decided) =
-        caller.requests.request(&question("read the report"), WAIT_TIMEOUT).await.unwrap()
+        caller.requests.request(&message("read the report"), WAIT_TIMEOUT).await.unwrap()
     else {
         panic!("not decided")
     };
@@ -71,7 +71,7 @@ async fn it_answers_every_kind_of_question_and_drains() {
     assert_eq!(caller.requests.request(&review, WAIT_TIMEOUT).await.unwrap().errors.len(), 1);
     stop.send(()).unwrap();
     serving.await.unwrap().unwrap();
-    let refused = caller.requests.request(&question("read the report"), Duration::from_millis(200)).await;
+    let refused = caller.requests.request(&message("read the report"), Duration::from_millis(200)).await;
     assert!(matches!(refused, Err(RequestError::NoResponders | RequestError::Timeout)), "{refused:?}");
 }
 
@@ -85,9 +85,9 @@ async fn a_draining_evaluator_answers_what_it_has_in_hand() {
     for _ in 0..IN_HAND {
         let (requests, sent) = (Arc::clone(&caller.requests), Arc::clone(&sent));
         asks.spawn(async move {
-            // The first poll hands the question over too, and nothing else runs on this thread meanwhile.
+            // The first poll hands the message over too, and nothing else runs on this thread meanwhile.
             sent.fetch_add(1, Ordering::Relaxed);
-            requests.request(&question("read the report"), WAIT_TIMEOUT).await
+            requests.request(&message("read the report"), WAIT_TIMEOUT).await
         });
     }
     while sent.load(Ordering::Relaxed) < IN_HAND {
@@ -95,7 +95,7 @@ async fn a_draining_evaluator_answers_what_it_has_in_hand() {
     }
     evaluator.run_until(std::future::ready(())).await.unwrap();
     while let Some(reply) = asks.join_next().await {
-        assert!(matches!(reply.unwrap(), Ok(EvaluateReply::Decided(_))), "a question in hand got no decision");
+        assert!(matches!(reply.unwrap(), Ok(EvaluateReply::Decided(_))), "a message in hand got no decision");
     }
 }
 

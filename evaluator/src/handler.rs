@@ -14,13 +14,10 @@ use stage0_contract::{
     EvaluateReply, EvaluateRequest, Evaluation, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
     ReviewRequest, VocabularyReply,
 };
+use stage0_policy::{Engine, EvaluateError, Pack, PackError, PackSet, RunFacts, RunSnapshot, TimeLimit};
 
-use crate::metrics::{self, Step};
+use crate::metrics;
 use crate::run::RunUpdate;
-use stage0_policy::Engine;
-use stage0_policy::TimeLimit;
-use stage0_policy::{EvaluateError, RunSnapshot};
-use stage0_policy::{PackError, PackSet};
 
 /// One thread's engines, one for each loaded version.
 pub(crate) struct Handler {
@@ -29,22 +26,20 @@ pub(crate) struct Handler {
 }
 
 impl Handler {
-    /// Parses every pack for this thread.
     pub(crate) fn new(packs: Arc<PackSet>) -> Result<Self, PackError> {
-        let engine =
-            |pack: &Arc<_>| Engine::new(Arc::clone(pack)).map(|engine| (engine.pack().version().clone(), engine));
+        let engine = |pack: &Arc<Pack>| Ok((pack.version().clone(), Engine::new(Arc::clone(pack))?));
         let engines = packs.packs().map(engine).collect::<Result<_, PackError>>()?;
         Ok(Self { packs, engines })
     }
 
-    /// Decides a check with the counts of its run. A decision comes with the update for the run.
+    /// A decision comes with the update for the run.
     pub(crate) fn evaluate(
         &self,
-        question: &EvaluateRequest,
+        message: &EvaluateRequest,
         snapshot: Option<&RunSnapshot>,
         limit: TimeLimit,
     ) -> (EvaluateReply, Option<RunUpdate>) {
-        let request = &question.request;
+        let request = &message.request;
         let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
             Ok(pack) => pack,
             Err(error) => return (EvaluateReply::Invalid(self.with_windows(error, &request.constraints)), None),
@@ -53,37 +48,30 @@ impl Handler {
             return (EvaluateReply::Unable("no engine for the policy version".to_owned()), None);
         };
         let began = Instant::now();
-        let answer = guarded(question, pack.version(), || {
-            engine.answer(question, snapshot, limit).map(|(decided, facts)| {
-                let update = RunUpdate::new(&decided.decision, facts);
-                (decided, update)
-            })
-        });
-        metrics::took(Step::Policy, began.elapsed());
+        let answer = guarded(message, pack.version(), || engine.answer(message, snapshot, limit));
+        metrics::observe_policy(began.elapsed());
         answer
     }
 
     /// The faults that only the policy can find in a request that is refused anyway.
-    pub(crate) fn review(&self, question: &ReviewRequest) -> ReviewReply {
-        let find = || match self.packs.choose(question.policy_pack_version.as_deref()) {
-            Ok(pack) => pack.review(&question.constraints),
-            Err(error) => self.with_windows(error, &question.constraints),
+    pub(crate) fn review(&self, message: &ReviewRequest) -> ReviewReply {
+        let find = || match self.packs.choose(message.policy_pack_version.as_deref()) {
+            Ok(pack) => pack.review(&message.constraints),
+            Err(error) => self.with_windows(error, &message.constraints),
         };
         let errors = catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
             // The request is refused anyway, for the faults that the gateway found.
-            tracing::error!(account = %question.account, "review panicked");
+            tracing::error!(account = %message.account, "review panicked");
             Vec::new()
         });
         ReviewReply { errors }
     }
 
-    /// The words that callers may use.
     pub(crate) fn vocabulary(&self) -> VocabularyReply {
         let pack = self.packs.active();
         VocabularyReply { policy_version: pack.version().clone(), vocabulary: pack.reference().clone() }
     }
 
-    /// The active and the loaded versions.
     pub(crate) fn status(&self) -> EvaluatorStatusReply {
         EvaluatorStatusReply { active: self.packs.active().version().clone(), loaded: self.packs.versions() }
     }
@@ -99,22 +87,23 @@ impl Handler {
 
 /// Decides, and turns a panic into `Unable`. The panic's message may quote the request, so it is not logged.
 fn guarded(
-    question: &EvaluateRequest,
+    message: &EvaluateRequest,
     version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<(Evaluation, RunUpdate), EvaluateError>,
+    decide: impl FnOnce() -> Result<(Evaluation, RunFacts), EvaluateError>,
 ) -> (EvaluateReply, Option<RunUpdate>) {
     // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok((decided, update))) => {
+        Ok(Ok((decided, facts))) => {
             metrics::decided(&decided.decision);
+            let update = RunUpdate::new(&decided.decision, facts);
             (EvaluateReply::Decided(Box::new(decided)), Some(update))
         }
         Ok(Err(EvaluateError::Invalid(errors))) => (EvaluateReply::Invalid(errors), None),
-        Ok(Err(EvaluateError::OutOfTime)) => (EvaluateReply::TimedOut, None),
+        Ok(Err(EvaluateError::OutOfTime(_))) => (EvaluateReply::TimedOut, None),
         Err(_) => {
             tracing::error!(
-                request_id = %question.request_id,
-                account = %question.account,
+                request_id = %message.request_id,
+                account = %message.account,
                 policy_version = %version,
                 "evaluation panicked"
             );
@@ -129,11 +118,11 @@ mod tests {
     use serde_json::{Value, json};
     use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId, Verdict};
 
-    fn answers() -> Handler {
+    fn handler() -> Handler {
         Handler::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
     }
 
-    fn question(body: Value) -> EvaluateRequest {
+    fn message(body: Value) -> EvaluateRequest {
         EvaluateRequest {
             request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
             account: AccountId::parse("acc").unwrap(),
@@ -146,25 +135,25 @@ mod tests {
     }
 
     fn ask(body: Value) -> EvaluateReply {
-        answers().evaluate(&question(body), None, TimeLimit::NONE).0
+        handler().evaluate(&message(body), None, TimeLimit::NONE).0
     }
 
     #[test]
     fn a_panic_while_deciding_is_unable_and_does_not_quote_the_request() {
-        let question = question(json!({"goal": "tell nobody"}));
-        let version = answers().status().active;
-        let (reply, _) = guarded(&question, &version, || panic!("{}", question.request.goal));
+        let message = message(json!({"goal": "tell nobody"}));
+        let version = handler().status().active;
+        let (reply, _) = guarded(&message, &version, || panic!("{}", message.request.goal));
         let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
         assert_eq!(why, "the evaluation panicked");
     }
 
     #[test]
     fn what_is_out_of_time_is_given_up_and_teaches_its_run_nothing() {
-        let question = question(json!({"goal": "two words", "success_criteria": ["x"], "context": {"run_id": "r"}}));
+        let message = message(json!({"goal": "two words", "success_criteria": ["x"], "context": {"run_id": "r"}}));
         let snapshot = RunSnapshot::default();
-        let (reply, update) = answers().evaluate(&question, Some(&snapshot), TimeLimit::over());
+        let (reply, update) = handler().evaluate(&message, Some(&snapshot), TimeLimit::over());
         assert!(reply == EvaluateReply::TimedOut && update.is_none(), "{reply:?}");
-        let (reply, update) = answers().evaluate(&question, Some(&snapshot), TimeLimit::NONE);
+        let (reply, update) = handler().evaluate(&message, Some(&snapshot), TimeLimit::NONE);
         assert!(matches!(reply, EvaluateReply::Decided(_)) && update.is_some(), "{reply:?}");
     }
 
@@ -179,7 +168,7 @@ mod tests {
 
     #[test]
     fn a_review_finds_what_an_evaluation_would() {
-        let reply = answers().review(&ReviewRequest {
+        let reply = handler().review(&ReviewRequest {
             account: AccountId::parse("acc").unwrap(),
             constraints: vec![String::new(), "max_retries: many".to_owned(), "allowed_change_window: x".to_owned()],
             policy_pack_version: Some("other@1.0.0+000000000000".to_owned()),
@@ -190,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_active_version_decides_and_may_be_asked_for_by_name() {
-        let active = answers().status().active;
+        let active = handler().status().active;
         let EvaluateReply::Decided(decided) = ask(json!({"goal": "two words", "success_criteria": ["x"],
             "policy_pack_version": active.as_str()}))
         else {
