@@ -1,13 +1,12 @@
 //! Management calls: checked by [`rules`], then made one after the other on the writer's thread.
 //!
-//! Owns the step from a call to a durable change: read, check, build the records, commit. Endpoints are in
-//! [`webhooks`], marks in [`marks`]. A change blocks for two fsyncs; new keys are hashed before they come here
-//! ([`new_key`]).
+//! A call is read, checked, turned into records and committed, which blocks for two fsyncs. New keys are hashed before
+//! they come here ([`new_key`]).
 //! INVARIANT: only the writer's thread changes the store, so what a check read still holds when the change is
 //! committed.
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::clock;
@@ -22,7 +21,7 @@ use crate::admin::announce::Changed;
 use crate::admin::new_key::HashedKey;
 use crate::admin::population::Population;
 use crate::admin::writer::WriterError;
-use crate::errors::chain;
+use crate::errors::{chain, lock};
 use crate::hash::HashError;
 use crate::metrics;
 use crate::plans::Plans;
@@ -31,7 +30,7 @@ use crate::signer::SignError;
 use crate::sources::{Clock, random};
 use crate::store::record::{KeyRecord, Record};
 use crate::store::record_store::{RecordStore, StoreError};
-use crate::store::{CommitError, DurableStore, OpenError};
+use crate::store::{CommitError, DurableStore};
 use rules::{Granter, Revocation, whole_seconds};
 
 pub(crate) mod announce;
@@ -45,24 +44,21 @@ pub(crate) mod writer;
 
 /// For this long after a revocation, a repeated one publishes the notice again: a gateway trusts its cache no longer.
 const REPEAT_TTL: SignedDuration = SignedDuration::from_secs(60);
-/// Accounts in one page that an exporter gets.
 const RETENTIONS_PER_PAGE: usize = 1_000;
 
-/// The refusal of a change for which the disk has no room.
 const DISK_FULL: &str = "the keystore's disk is nearly full: keys can be revoked and endpoints deleted, and nothing \
     can be added or changed until there is room in its data directory";
 
-/// Makes every change of accounts, keys and endpoints. It lives on the writer's thread.
 pub(crate) struct AdminService {
-    durable: DurableStore,
+    pub(crate) durable: DurableStore,
     sealer: Arc<Sealer>,
     clock: Clock,
     plans: Plans,
     /// Changed only here. Prechecks read it before a key is hashed.
     population: Arc<Mutex<Population>>,
     refusals: marks::RefusalLog,
-    /// Whether the decision log holds a mark that this directory does not know.
-    rolled_back: Arc<AtomicBool>,
+    /// The decision log holds a mark that this directory does not know.
+    pub(crate) rolled_back: Arc<AtomicBool>,
 }
 
 /// Checks a new key before it is hashed, without the writer.
@@ -73,7 +69,9 @@ pub(crate) struct Precheck {
     pub(crate) population: Arc<Mutex<Population>>,
 }
 
-/// Why a management call was not carried out.
+/// The reply to a change, and what to announce.
+pub(crate) type ChangeResult<T> = Result<(T, Option<Changed>), ManageError>;
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManageError {
     #[error("refused")]
@@ -141,7 +139,6 @@ pub(crate) fn reply<T>(call: &'static str, done: Result<T, ManageError>) -> Mana
 }
 
 impl Precheck {
-    /// Checks that a key may be created.
     pub(crate) fn new_key(&self, call: &CreateKey, now: Timestamp) -> Result<NewKey, ManageError> {
         let granter = granter(&self.store, &call.caller, Scope::KeysManage, now)?;
         let account = rules::target_account(&granter.caller, call.account.as_ref())?;
@@ -170,66 +167,46 @@ impl Precheck {
     }
 
     pub(crate) fn population(&self) -> MutexGuard<'_, Population> {
-        // Each use is a single step, so a panic elsewhere cannot leave it inconsistent.
-        self.population.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.population)
     }
 }
 
 impl AdminService {
-    /// Counts the keys and endpoints in the store.
     pub(crate) fn new(
         durable: DurableStore,
         sealer: Arc<Sealer>,
         clock: Clock,
         plans: Plans,
     ) -> Result<Self, StoreError> {
-        let population = Arc::new(Mutex::new(Population::of(durable.store())?));
+        let population = Arc::new(Mutex::new(Population::of(&durable.store)?));
         let refusals = marks::RefusalLog::default();
         Ok(Self { durable, sealer, clock, plans, population, refusals, rolled_back: Arc::default() })
     }
 
-    pub(crate) fn rolled_back(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.rolled_back)
-    }
-
     pub(crate) fn store(&self) -> &RecordStore {
-        self.durable.store()
-    }
-
-    /// See [`DurableStore::record_head_kept`].
-    pub(crate) fn record_head_kept(&mut self) -> Result<(), OpenError> {
-        self.durable.record_head_kept()
-    }
-
-    pub(crate) fn durable(&self) -> &DurableStore {
-        &self.durable
-    }
-
-    pub(crate) fn maintain_reserve(&mut self) {
-        self.durable.maintain_reserve();
+        &self.durable.store
     }
 
     pub(crate) fn precheck(&self) -> Precheck {
-        let (store, population) = (self.durable.store().clone(), Arc::clone(&self.population));
+        let (store, population) = (self.store().clone(), Arc::clone(&self.population));
         Precheck { store, plans: self.plans, population }
     }
 
-    /// Makes one change durable.
     pub(crate) fn commit(&mut self, records: &[Record]) -> Result<(), CommitError> {
         self.durable.commit(records)?;
-        let mut population = self.population.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut population = lock(&self.population);
         records.iter().for_each(|record| population.put(record));
         Ok(())
     }
 
-    pub(crate) fn create_account(&mut self, call: CreateAccount) -> Result<Account, ManageError> {
+    pub(crate) fn create_account(&mut self, call: CreateAccount) -> ChangeResult<Account> {
         let now = self.now();
-        let caller = authorized(self.durable.store(), &call.caller, Scope::Operator, now)?;
+        let caller = authorized(self.store(), &call.caller, Scope::Operator, now)?;
         rules::valid_account(&call)?;
         let account = new_account(call.name, call.plan.unwrap_or_default(), now)?;
         self.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, by = %caller.key_id, "account created");
-        Ok(account)
+        Ok((account, None))
     }
 
     /// Checks the call again, because hashing took time. The same change forgets keys that ended long ago.
@@ -247,11 +224,7 @@ impl AdminService {
     }
 
     /// Ends the old key and stores the new one in one change, so that exactly one of them goes on.
-    pub(crate) fn rotate_key(
-        &mut self,
-        call: &RotateKey,
-        hashed: HashedKey,
-    ) -> Result<(KeyCreated, Changed), ManageError> {
+    pub(crate) fn rotate_key(&mut self, call: &RotateKey, hashed: HashedKey) -> ChangeResult<KeyCreated> {
         let now = self.now();
         let precheck = self.precheck();
         let (old, new) = precheck.successor(call, now)?;
@@ -263,15 +236,14 @@ impl AdminService {
         let (account, by) = (&old.account, &call.caller.key_id);
         tracing::info!(%account, key_id = %old.id, successor = %record.id, %by, "key rotated");
         let created = KeyCreated { old_key_expires_at: old.ends(), ..created(key, record) };
-        Ok((created, changed(&old)))
+        Ok((created, Some(changed(&old))))
     }
 
-    /// A repeated revocation publishes its notice again only for [`REPEAT_TTL`], because each notice makes gateways
-    /// look up the other keys of the account.
-    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> Result<(Revoked, Option<Changed>), ManageError> {
+    /// A repeated revocation is announced only for [`REPEAT_TTL`]: each time, gateways look up the account's keys.
+    pub(crate) fn revoke_key(&mut self, call: &RevokeKey) -> ChangeResult<Revoked> {
         let now = self.now();
-        let caller = authorized(self.durable.store(), &call.caller, Scope::KeysManage, now)?;
-        match rules::revoked(&caller, self.durable.store().key(&call.id)?, now)? {
+        let caller = authorized(self.store(), &call.caller, Scope::KeysManage, now)?;
+        match rules::revoked(&caller, self.store().key(&call.id)?, now)? {
             Revocation::Already(key) => {
                 let announce = key.revoked_at.is_some_and(|at| now.duration_since(at) <= REPEAT_TTL);
                 Ok((Revoked {}, announce.then(|| changed(&key))))
@@ -284,10 +256,10 @@ impl AdminService {
         }
     }
 
-    pub(crate) fn update_account(&mut self, call: &UpdateAccount) -> Result<(Account, Changed), ManageError> {
-        let caller = authorized(self.durable.store(), &call.caller, Scope::Operator, self.now())?;
+    pub(crate) fn update_account(&mut self, call: &UpdateAccount) -> ChangeResult<Account> {
+        let caller = authorized(self.store(), &call.caller, Scope::Operator, self.now())?;
         rules::valid_account_changes(call)?;
-        let mut account = self.durable.store().account(&call.account)?.ok_or(Refusal::NotFound)?;
+        let mut account = self.store().account(&call.account)?.ok_or(Refusal::NotFound)?;
         account.plan = call.plan.unwrap_or(account.plan);
         account.retention_days = call.retention_days.map_or(account.retention_days, Change::own);
         account.limits.per_minute = call.per_minute.map_or(account.limits.per_minute, Change::own);
@@ -300,7 +272,7 @@ impl AdminService {
         tracing::info!(account = %account.id, plan, days, by = %caller.key_id, "account changed");
         // A notice invalidates the cached keys of its whole account (ADR 0003), so naming the caller's key is enough.
         let changed = KeyChanged::One { account: account.id.clone(), key_id: caller.key_id };
-        Ok((account, Changed::Key(changed)))
+        Ok((account, Some(Changed::Key(changed))))
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -308,7 +280,6 @@ impl AdminService {
     }
 }
 
-/// One page of all accounts.
 pub(crate) fn list_accounts(
     store: &RecordStore,
     call: &ListAccounts,
@@ -320,14 +291,12 @@ pub(crate) fn list_accounts(
     Ok(page(items, limit, |account| account.id.as_str()))
 }
 
-/// Checks that the caller may delete its account's decisions from before a time.
 pub(crate) fn may_delete(store: &RecordStore, call: &PermitDeletion, now: Timestamp) -> Result<Caller, ManageError> {
     let caller = authorized(store, &call.caller, Scope::DecisionsDelete, now)?;
     rules::valid_deletion(call.before, now)?;
     Ok(caller)
 }
 
-/// One page of an account's keys.
 pub(crate) fn list_keys(store: &RecordStore, call: &ListKeys, now: Timestamp) -> Result<Page<KeySummary>, ManageError> {
     let caller = authorized(store, &call.caller, Scope::KeysManage, now)?;
     let account = rules::target_account(&caller, call.account.as_ref())?;
@@ -337,7 +306,6 @@ pub(crate) fn list_keys(store: &RecordStore, call: &ListKeys, now: Timestamp) ->
     Ok(page(keys.into_iter().map(KeyRecord::summary).collect(), limit, |key| key.id.as_str()))
 }
 
-/// One page of each account's retention, for the exporter.
 pub(crate) fn list_retentions(store: &RecordStore, call: &ListRetentions) -> Result<RetentionsPage, ManageError> {
     let mut accounts = store.accounts(call.cursor.as_ref(), RETENTIONS_PER_PAGE + 1)?;
     let more = accounts.len() > RETENTIONS_PER_PAGE;
@@ -356,14 +324,12 @@ fn page<T>(mut items: Vec<T>, limit: usize, id: impl Fn(&T) -> &str) -> Page<T> 
     Page { items, next_cursor }
 }
 
-/// The caller, if it may do what needs this scope. Its scopes are those that its record has now: a gateway may not have
-/// heard yet that the key ended, and then the caller has none. That it holds the key was proven before
-/// ([`crate::server::callers`]).
+/// The caller with the scopes that its record has now, none if its key has ended, if they include `scope`. That it
+/// holds the key was proven before ([`crate::server::callers`]).
 fn authorized(store: &RecordStore, caller: &Caller, scope: Scope, now: Timestamp) -> Result<Caller, ManageError> {
     granter(store, caller, scope, now).map(|granter| granter.caller)
 }
 
-/// As [`authorized`], with the time at which the caller's key ends.
 fn granter(store: &RecordStore, caller: &Caller, scope: Scope, now: Timestamp) -> Result<Granter, ManageError> {
     let key = store.key(&caller.key_id)?.filter(|key| key.is_active_at(now) && key.account == caller.account);
     let (scopes, ends) = key.map(|key| (key.scopes, key.expires_at)).unwrap_or_default();
@@ -374,7 +340,6 @@ fn granter(store: &RecordStore, caller: &Caller, scope: Scope, now: Timestamp) -
     Ok(Granter { caller, ends })
 }
 
-/// What the caller decides about a new key.
 pub(crate) struct NewKey {
     pub(crate) account: AccountId,
     pub(crate) name: String,

@@ -59,7 +59,6 @@ settings! {
     }
 }
 
-/// Every mistake in the settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct ConfigError(pub Vec<String>);

@@ -1,6 +1,5 @@
 //! Argon2id over a key's full text.
 //!
-//! Owns the parameters and the dummy that is compared with when there is no record.
 //! INVARIANT: every verification costs one hash with the same parameters, whether the key is known or not. Never called
 //! on the async executor: one hash takes tens of milliseconds and 19 MiB.
 
@@ -31,18 +30,14 @@ impl HashCost {
     pub const OWASP: Self = Self { memory_kib: 19_456, passes: 2 };
 }
 
-/// Argon2 failed: wrong parameters, no memory, or a stored hash that cannot be parsed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum HashError {
-    /// The parameters are out of range.
     #[error("the cost of a hash is out of range")]
     Cost(#[source] argon2::Error),
-    /// No memory, or a stored hash that cannot be read.
     #[error("a key cannot be hashed")]
     Failed(#[source] password_hash::Error),
 }
 
-/// Hashes and compares.
 #[derive(Debug)]
 pub(crate) struct Hasher {
     argon2: Argon2<'static>,
@@ -59,7 +54,6 @@ impl Hasher {
         Ok(Self { argon2, dummy, done: AtomicU64::new(0) })
     }
 
-    /// Hashes a new key.
     pub(crate) fn hash(&self, key: &ApiKey, salt: [u8; 16]) -> Result<KeyHash, HashError> {
         phc(&self.argon2, key.expose().as_bytes(), salt)
     }
@@ -67,7 +61,7 @@ impl Hasher {
     /// Whether the key's text is the one that was hashed. Without a record it does the same work and returns false.
     pub(crate) fn matches(&self, key: &ApiKey, stored: Option<&KeyHash>) -> Result<bool, HashError> {
         self.done.fetch_add(1, Ordering::Relaxed);
-        let against = PasswordHash::new(stored.unwrap_or(&self.dummy).as_phc());
+        let against = PasswordHash::new(&stored.unwrap_or(&self.dummy).0);
         let against = against.map_err(|error| HashError::Failed(error.into()))?;
         match self.argon2.verify_password(key.expose().as_bytes(), &against) {
             Ok(()) => Ok(stored.is_some()),
@@ -76,16 +70,13 @@ impl Hasher {
         }
     }
 
-    /// The number of comparisons.
     #[cfg(test)]
     pub(crate) fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 }
 
-/// Lowers the priority of this thread for the rest of its life, so that a flood of keys takes less of the cores than
-/// checks with known keys. A key that comes alone is hashed at normal priority, or its owner would wait too long on a
-/// busy machine.
+/// Lowers the priority of this thread for good: a flood of keys must leave the cores to checks with known keys.
 pub(crate) fn lower_priority() {
     // On Linux the priority belongs to the thread; elsewhere it would be that of the process.
     #[cfg(target_os = "linux")]
@@ -96,7 +87,7 @@ pub(crate) fn lower_priority() {
 
 fn phc(argon2: &Argon2<'_>, text: &[u8], salt: [u8; 16]) -> Result<KeyHash, HashError> {
     let hash = argon2.hash_password_with_salt(text, &salt).map_err(HashError::Failed)?;
-    Ok(KeyHash::new(hash.to_string()))
+    Ok(KeyHash(hash.to_string()))
 }
 
 #[cfg(test)]
@@ -124,7 +115,7 @@ pub(crate) mod tests {
     fn a_hash_that_cannot_be_read_is_a_failure_and_not_a_wrong_key() {
         let hasher = Hasher::new(CHEAP, [1; 16]).unwrap();
         for bad in ["", "$argon2id$", "$2b$12$c2FsdHNhbHQ"] {
-            assert!(hasher.matches(&key(1), Some(&KeyHash::new(bad.to_owned()))).is_err(), "{bad}");
+            assert!(hasher.matches(&key(1), Some(&KeyHash(bad.to_owned()))).is_err(), "{bad}");
         }
     }
 
@@ -132,8 +123,8 @@ pub(crate) mod tests {
     fn a_stored_hash_names_the_owasp_parameters_and_not_the_key() {
         let hasher = Hasher::new(HashCost::OWASP, [1; 16]).unwrap();
         let stored = hasher.hash(&key(1), [2; 16]).unwrap();
-        assert!(stored.as_phc().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", stored.as_phc());
-        assert!(hasher.dummy.as_phc().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
-        assert!(!stored.as_phc().contains(key(1).expose()));
+        assert!(stored.0.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", stored.0);
+        assert!(hasher.dummy.0.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
+        assert!(!stored.0.contains(key(1).expose()));
     }
 }

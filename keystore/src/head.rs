@@ -1,10 +1,9 @@
 //! How new the data directory must be: its newest position, kept outside of it in the state store.
 //!
-//! Owns the record `keystore.head`, which names the directory, the number and digest of its newest acknowledged change
-//! and the keystore's term, and the pure comparison of a directory with it. A change is acknowledged once the head
-//! includes it, or after half a second if the state store cannot be reached: a revocation must not wait for that.
-//! [`live_keys`] are kept beside the head. A directory records that it has a head, in a file of its own and in journal
-//! and store ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
+//! The record `keystore.head` names the directory, its newest acknowledged change and the keystore's term. A change is
+//! acknowledged once the head includes it, or after half a second if the state store cannot be reached: a revocation
+//! must not wait for that. A directory records that it has a head, in a file of its own and in journal and store
+//! ([`trail`](crate::store::trail)), so that a head that disappears is noticed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -37,16 +36,13 @@ const HEAD_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// In the data directory; it says that the state store has a head.
 const EXPECTED_FILE: &str = "state-store.json";
 
-/// The record `keystore.head`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     #[serde(flatten)]
     pub(crate) position: Position,
-    /// The term of the keystore that wrote it.
     pub(crate) term: u64,
 }
 
-/// Why a directory is not the one that was acknowledged last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Mismatch {
     #[error(
@@ -73,15 +69,15 @@ pub(crate) enum Mismatch {
     NoHead,
 }
 
-/// What a directory holds, as far as it is compared with the head.
 pub(crate) struct DirectoryState<'a> {
-    /// `None` for an empty directory.
     pub(crate) position: Option<Position>,
     /// The digest of the content after an earlier change, as far as it is known.
     pub(crate) digest_at: &'a dyn Fn(u64) -> Option<Digest>,
     pub(crate) lacks_journal: bool,
     /// Whether its files say that a head was written for it.
     pub(crate) expects_head: bool,
+    /// The operator says that it was restored from a backup.
+    pub(crate) is_restored: bool,
 }
 
 /// Checks that a directory is as new as the head or newer: its last change may not have reached the state store.
@@ -91,6 +87,7 @@ pub(crate) fn compare(state: &DirectoryState<'_>, head: Option<&Head>) -> Result
         (None, None) => Ok(()),
         (None, Some(known)) => Err(Mismatch::Empty { known: known.sequence }),
         (Some(_), None) if state.lacks_journal => Err(Mismatch::JournalMissing),
+        (Some(_), None) if state.is_restored => Err(Mismatch::NoHead),
         // The first start of a version with heads. Directories written since then say that they have one.
         (Some(_), None) => Ok(()),
         (Some(found), Some(known)) if found.store_id != known.store_id => {
@@ -111,20 +108,10 @@ pub(crate) fn compare(state: &DirectoryState<'_>, head: Option<&Head>) -> Result
     }
 }
 
-/// Like [`compare`], for an operator who says that the directory was restored: without a head that is believed.
-pub(crate) fn compare_restored(state: &DirectoryState<'_>, head: Option<&Head>) -> Result<(), Mismatch> {
-    match compare(state, head) {
-        Ok(()) if state.position.is_some() && head.is_none() => Err(Mismatch::NoHead),
-        compared => compared,
-    }
-}
-
-/// Whether the directory says that the state store has a head for it.
 pub(crate) fn is_expected(dir: &Path) -> std::io::Result<bool> {
     dir.join(EXPECTED_FILE).try_exists()
 }
 
-/// Makes the next start expect a head.
 pub(crate) fn expect(dir: &Path, now: jiff::Timestamp) -> std::io::Result<()> {
     if is_expected(dir)? {
         return Ok(());
@@ -132,7 +119,6 @@ pub(crate) fn expect(dir: &Path, now: jiff::Timestamp) -> std::io::Result<()> {
     disk::replace(dir, EXPECTED_FILE, format!("{{\"head_kept_since\":\"{now}\"}}\n").as_bytes())
 }
 
-/// Waits until the state store has the newest change.
 #[derive(Debug, Clone)]
 pub(crate) struct HeadStored {
     changes: Changes,
@@ -155,7 +141,6 @@ pub(crate) struct HeadWriter {
     changes: Changes,
     lister: Lister,
     head: Head,
-    /// Whether `head` is in the state store.
     is_stored: bool,
     revision: Option<Revision>,
     tenure: Tenure,
@@ -164,7 +149,6 @@ pub(crate) struct HeadWriter {
 }
 
 impl HeadWriter {
-    /// Writes the first head of this term.
     pub(crate) async fn start(
         state_store: Arc<dyn StateStore>,
         changes: Changes,
@@ -184,10 +168,10 @@ impl HeadWriter {
 
     /// Runs until stopped. Then a change that is not stored yet gets one more attempt.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut moved = self.changes.watch();
+        let mut moved = self.changes.position.subscribe();
         moved.mark_changed();
         loop {
-            let listing = !self.lister.is_done();
+            let listing = !self.lister.is_done;
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
@@ -211,7 +195,7 @@ impl HeadWriter {
                         if stop.run_until_cancelled(sleep(RETRY_DELAY)).await.is_none() {
                             break;
                         }
-                    } else if self.lister.is_done() {
+                    } else if self.lister.is_done {
                         self.health.set_remark(None);
                     }
                 }
@@ -235,13 +219,13 @@ impl HeadWriter {
                 return Err(error);
             }
         }
-        self.put(Head { position, ..self.head }).await.map_err(|error| error.to_string())
+        self.put(Head { position, ..self.head }).await.map_err(|error| chain(&error))
     }
 
     /// Writes the head. `self.head` changes only when the write is acknowledged, so a failed write is tried again.
     async fn put(&mut self, head: Head) -> Result<(), PutError> {
         if !self.tenure.is_valid() {
-            return Err(PutError::Failed("the lease is over".to_owned()));
+            return Err(PutError::Failed("the lease is over".into()));
         }
         loop {
             match records::put(&self.state_store, &key(), &head, self.revision).await {
@@ -253,7 +237,7 @@ impl HeadWriter {
                     return Ok(());
                 }
                 Err(PutError::Conflict) => {
-                    let found = self.find().await.map_err(PutError::Failed)?;
+                    let found = self.find().await.map_err(|why| PutError::Failed(why.into()))?;
                     if let Some((found, _)) = &found
                         && *found != head
                         && !self.may_have_written(found)
@@ -335,7 +319,6 @@ pub(crate) fn key() -> String {
     format!("{KEYSTORE_RECORDS}.head")
 }
 
-/// The head, and the revision that the next one replaces.
 pub(crate) async fn read(state_store: &Arc<dyn StateStore>) -> Result<Option<(Head, Revision)>, String> {
     records::get(state_store, &key()).await
 }
@@ -357,7 +340,7 @@ mod tests {
     }
 
     fn state(position: Option<Position>) -> DirectoryState<'static> {
-        DirectoryState { position, digest_at: &|_| None, lacks_journal: false, expects_head: true }
+        DirectoryState { position, digest_at: &|_| None, lacks_journal: false, expects_head: true, is_restored: false }
     }
 
     #[test]
@@ -402,15 +385,13 @@ mod tests {
 
     #[test]
     fn an_accepted_restore_is_believed_where_there_is_no_head() {
-        let upgraded = DirectoryState { expects_head: false, ..state(Some(position(1, 5))) };
-        assert_eq!(compare_restored(&upgraded, None), Err(Mismatch::NoHead));
-        assert_eq!(compare_restored(&state(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
-        assert_eq!(
-            compare_restored(&DirectoryState { expects_head: false, ..state(None) }, None),
-            Ok(()),
-            "a first start"
-        );
+        let restored = |position| DirectoryState { is_restored: true, ..state(position) };
+        let upgraded = DirectoryState { expects_head: false, ..restored(Some(position(1, 5))) };
+        assert_eq!(compare(&upgraded, None), Err(Mismatch::NoHead));
+        assert_eq!(compare(&restored(Some(position(1, 5))), None), Err(Mismatch::HeadLost));
+        let first = DirectoryState { expects_head: false, ..restored(None) };
+        assert_eq!(compare(&first, None), Ok(()), "a first start");
         let head = Head { position: position(1, 5), term: 1 };
-        assert_eq!(compare_restored(&state(Some(position(1, 5))), Some(&head)), Ok(()), "it is the newest");
+        assert_eq!(compare(&restored(Some(position(1, 5))), Some(&head)), Ok(()), "it is the newest");
     }
 }

@@ -1,8 +1,7 @@
 //! Files that hold one key: 64 hexadecimal digits and a line feed.
 //!
-//! Owns how such a file is read and written: private, whole or not at all, and on disk before anything depends on it.
-//! Whether a new key may be created is for the caller to decide, because it would lose what an old one encrypted. A
-//! file that holds anything else is an error. No error and no `Debug` shows a key.
+//! Such a file is private, written as a whole or not at all, and on disk before anything depends on it. A file that
+//! holds anything else is an error. No error and no `Debug` shows a key.
 
 use std::fmt;
 use std::io;
@@ -20,7 +19,6 @@ pub const SECRETS_KEY_FILE: &str = "secrets.key";
 /// The seed of the key that signs marks, in the data directory unless the settings give another.
 pub const SIGNING_KEY_FILE: &str = "signing.key";
 
-/// The bytes of a key.
 #[derive(Clone)]
 pub(crate) struct KeyBytes(Zeroizing<[u8; 32]>);
 
@@ -29,7 +27,6 @@ impl KeyBytes {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Reads 64 hexadecimal digits, with white space around them.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let bytes = Zeroizing::new(HEXLOWER_PERMISSIVE.decode(text.trim_ascii().as_bytes()).ok()?);
         bytes.as_slice().try_into().ok().map(Self::new)
@@ -46,7 +43,6 @@ impl fmt::Debug for KeyBytes {
     }
 }
 
-/// A key file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum KeyFileError {
     #[error("`{}` is missing", .0.display())]
@@ -59,7 +55,6 @@ pub(crate) enum KeyFileError {
     Write(PathBuf, #[source] io::Error),
 }
 
-/// The key in a file. `None` if there is no file.
 pub(crate) fn read(file: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
     match std::fs::read_to_string(file).map(Zeroizing::new) {
         Ok(text) => KeyBytes::parse(&text).map(Some).ok_or_else(|| KeyFileError::Malformed(file.to_owned())),
@@ -68,7 +63,14 @@ pub(crate) fn read(file: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
     }
 }
 
-/// Writes a key file.
+/// The key of the settings' file or of the data directory. `None` if neither is there and a new one may be made.
+pub(crate) fn configured(file: Option<&Path>, default: &Path) -> Result<Option<KeyBytes>, KeyFileError> {
+    match file {
+        Some(file) => read(file)?.ok_or_else(|| KeyFileError::Missing(file.to_owned())).map(Some),
+        None => read(default),
+    }
+}
+
 pub(crate) fn write(dir: &Path, name: &str, key: &KeyBytes) -> Result<(), KeyFileError> {
     // Allocated once: a text that grows leaves copies of the key in memory.
     let mut text = Zeroizing::new(String::with_capacity(65));

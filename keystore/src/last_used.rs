@@ -1,8 +1,7 @@
 //! The hour in which each key was last used, as gateways report it.
 //!
-//! Owns a sled database beside the store, which is no part of the journal, the position or a backup. It is shown to
-//! people and decides nothing. A damaged database is deleted, and gateways report uses that could not be written again
-//! in a later hour.
+//! The sled database beside the store is no part of the journal, the position or a backup, and decides nothing. A
+//! damaged one is deleted; gateways report uses that could not be written again in a later hour.
 //! INVARIANT: the hour of a key only rises, and is neither before the key was created nor in the future nor after the
 //! key's end, whatever a gateway reports.
 
@@ -20,20 +19,15 @@ use crate::store::record::KeyRecord;
 use crate::store::record_store::RecordStore;
 
 const DIR: &str = "last-used";
-/// Limit of sled's page cache.
 const CACHE_BYTES: u64 = 4 << 20;
 
-/// The database of last uses. Everything here blocks.
 pub(crate) struct LastUsed {
-    /// `None` if it cannot be opened.
     db: Option<sled::Db>,
     /// One writer at a time, so that a flood of reports blocks one thread only.
     writing: Mutex<()>,
-    /// Whether a failure was logged, so that repeated reports do not fill the log.
     failure_logged: AtomicBool,
 }
 
-/// sled failed or panicked.
 #[derive(Debug, thiserror::Error)]
 enum LastUsedError {
     #[error("the directory cannot be used")]
@@ -45,8 +39,7 @@ enum LastUsedError {
 }
 
 impl LastUsed {
-    /// Opens the database and removes keys that the store no longer has. A database that cannot be read is created
-    /// again. A failure never refuses the start.
+    /// A database that cannot be read is created again; a failure never refuses the start.
     pub(crate) fn open(data_dir: &Path, store: &RecordStore) -> Self {
         let dir = data_dir.join(DIR);
         let opened = open(&dir, store).or_else(|error| {
@@ -60,7 +53,6 @@ impl LastUsed {
         Self { db: db.ok(), writing: Mutex::default(), failure_logged: AtomicBool::new(false) }
     }
 
-    /// Stores what a gateway reports. Returns whether that succeeded.
     pub(crate) fn note(&self, store: &RecordStore, call: &NoteKeyUses, now: Timestamp) -> bool {
         let Some(db) = &self.db else { return false };
         // A panic elsewhere leaves nothing half done.
@@ -92,7 +84,6 @@ impl LastUsed {
         noted.is_ok()
     }
 
-    /// The beginning of the hour in which the key was last used, if it is known.
     pub(crate) fn of(&self, id: &KeyId) -> Option<Timestamp> {
         let db = self.db.as_ref()?;
         guarded(|| Ok(db.get(id.as_str())?)).ok()?.and_then(|value| hour_in(&value))

@@ -1,14 +1,12 @@
 //! One keystore serves at a time: the holder of a lease in the state store.
 //!
-//! Owns the record `keystore.lease`: waiting for it, renewing it and releasing it. Each change is a compare-and-set, so
-//! of two keystores that want the lease one gets it.
+//! Each change of the record `keystore.lease` is a compare-and-set: of two keystores that want it one gets it.
 //! INVARIANT: the holder counts the lease from before it sends a renewal, by the boot-time clock; a waiting keystore
 //! counts from after it read the record. So the holder has stopped before the next one begins, whatever was frozen.
 //!
-//! Each renewal has a random value. A record with this keystore's own name that carries neither the value written last
-//! nor the one being tried means that the state store or this machine was put back, or that this process was copied:
-//! the lease is lost. If the record names the journal of a directory that a waiting keystore on the same host can lock,
-//! the holder has ended, so a keystore that was killed is replaced at once on its own host.
+//! Each renewal has a random value. A record of this keystore with neither the value written last nor the one being
+//! tried means that the state store or this machine was put back, or that this process was copied: the lease is lost.
+//! If a waiting keystore can lock the journal that the record names, the holder has ended, and is replaced at once.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,10 +31,6 @@ pub(crate) mod tenure;
 
 use tenure::{Loss, Tenure, nanoseconds, now};
 
-/// A keystore serves for this long after it sent its last successful renewal.
-const LEASE_TTL: Duration = Duration::from_secs(5);
-const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// At which a waiting keystore reads the lease.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// A process that uses the directory without holding the lease is not waited for any longer than this.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,21 +48,17 @@ pub struct LeaseTimes {
 
 impl Default for LeaseTimes {
     fn default() -> Self {
-        Self { ttl: LEASE_TTL, renew_interval: RENEW_INTERVAL }
+        Self { ttl: Duration::from_secs(5), renew_interval: Duration::from_secs(1) }
     }
 }
 
-/// The record `keystore.lease`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct LeaseRecord {
-    /// A random name of the holder's process.
     holder: String,
-    /// Rises with each holder.
     term: u64,
     /// Identifies the journal that the holder has locked; see [`lock::journal_id`].
     #[serde(rename = "place", default, skip_serializing_if = "Option::is_none")]
     journal_id: Option<String>,
-    /// The holder stopped and gave the lease up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     released: bool,
     /// A random value for each renewal, kept while that renewal is retried.
@@ -76,7 +66,6 @@ struct LeaseRecord {
     renewal: String,
 }
 
-/// The lease of this process, renewed until it is released.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) tenure: Tenure,
@@ -95,7 +84,6 @@ impl Lease {
     }
 }
 
-/// A keystore that waits for the lease.
 struct Waiting<'a> {
     state_store: &'a Arc<dyn StateStore>,
     dir: &'a Path,
@@ -127,7 +115,6 @@ pub(crate) async fn acquire(
     }
 }
 
-/// There is no lease for this keystore.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AcquireError {
     #[error("there is no randomness")]
@@ -155,7 +142,7 @@ impl Waiting<'_> {
                 return Ok(None);
             }
         };
-        let (record, revision) = found.map_or((None, None), |(record, revision)| (Some(record), Some(revision)));
+        let (record, revision) = found.unzip();
         let since = self.seen.filter(|(seen, _)| *seen == revision).map_or_else(now, |(_, since)| since);
         self.seen = Some((revision, since));
         let is_tried = |record: &LeaseRecord| self.tried.as_ref() == Some(&record.renewal);
@@ -179,15 +166,14 @@ impl Waiting<'_> {
         if held && directory.journal_id() != here {
             return Ok(None);
         }
-        // At least the clock, so that the term rises even if the state store lost its records: gateways remember the
-        // last term.
+        // At least the clock, so that the term rises even if the state store lost its records.
         let (seconds, head) = (seconds(), head.map_or(0, |(head, _)| head.term));
         let term = believable(term, seconds).max(believable(head, seconds)).saturating_add(1).max(seconds);
         let (holder, journal_id, renewal) = (self.own.clone(), directory.journal_id(), new_name()?);
         self.tried = Some(renewal.clone());
         let record = LeaseRecord { holder, term, journal_id, released: false, renewal };
         let sent = now();
-        match put(self.state_store, &record, revision).await {
+        match records::put(self.state_store, &key(), &record, revision).await {
             Ok(revision) => Ok(Some((self.begin(record, revision, sent), directory))),
             Err(PutError::Conflict) => Ok(None),
             Err(PutError::Failed(error)) => {
@@ -236,12 +222,9 @@ impl Waiting<'_> {
     }
 }
 
-/// The task that renews the lease.
 struct Renewal {
     state_store: Arc<dyn StateStore>,
-    /// What is written next, or was being written.
     record: LeaseRecord,
-    /// The renewal that was acknowledged last.
     written: String,
     revision: Option<Revision>,
     times: LeaseTimes,
@@ -253,7 +236,7 @@ struct Renewal {
 impl Renewal {
     async fn run(mut self, stop: CancellationToken) {
         let mut pause = self.times.renew_interval;
-        let journal_changed = self.tenure.journal_changed();
+        let journal_changed = Arc::clone(&self.tenure.journal_changed);
         while stop.run_until_cancelled(timeout(pause, journal_changed.notified())).await.is_some() {
             self.record.journal_id = self.tenure.journal_id();
             pause = match self.renew().await {
@@ -269,12 +252,11 @@ impl Renewal {
         }
         self.tenure.end();
         self.record.released = true;
-        if let Err(error) = put(&self.state_store, &self.record, self.revision).await {
+        if let Err(error) = records::put(&self.state_store, &key(), &self.record, self.revision).await {
             tracing::warn!(error = %chain(&error), "the lease could not be released: it ends by itself");
         }
     }
 
-    /// Tries to renew once. Returns the delay until the next attempt.
     async fn renew(&mut self) -> Result<Duration, Loss> {
         if self.record.renewal == self.written {
             match new_name() {
@@ -283,7 +265,7 @@ impl Renewal {
             }
         }
         let sent = now();
-        match put(&self.state_store, &self.record, self.revision).await {
+        match records::put(&self.state_store, &key(), &self.record, self.revision).await {
             Ok(revision) => {
                 self.revision = Some(revision);
                 self.written.clone_from(&self.record.renewal);
@@ -291,7 +273,7 @@ impl Renewal {
                 Ok(self.times.renew_interval)
             }
             Err(PutError::Conflict) => self.resolve_conflict().await,
-            Err(PutError::Failed(error)) => Ok(self.failed(&error)),
+            Err(PutError::Failed(error)) => Ok(self.failed(&error.to_string())),
         }
     }
 
@@ -366,12 +348,4 @@ fn key() -> String {
 
 async fn read(state_store: &Arc<dyn StateStore>) -> Result<Option<(LeaseRecord, Revision)>, String> {
     records::get(state_store, &key()).await
-}
-
-async fn put(
-    state_store: &Arc<dyn StateStore>,
-    record: &LeaseRecord,
-    expected: Option<Revision>,
-) -> Result<Revision, PutError> {
-    records::put(state_store, &key(), record, expected).await
 }

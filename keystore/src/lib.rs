@@ -1,10 +1,8 @@
 //! The keystore service: accounts, API keys, webhook endpoints and the signing of marks.
 //!
-//! `service` builds and runs it. `server` takes requests from the backplane and proves who makes them, `admin` decides
-//! what a caller may do and makes the change on one writer thread, and `store` makes a change durable before it is
-//! acknowledged. `lease` settles which of several keystores serves, and `head` records outside of the data directory
-//! how new that directory must be. The keystore does not decide about actions and does not serve HTTP. It refuses to
-//! start on files that do not prove what was acknowledged.
+//! Requests pass from `server` (who calls) through `admin` (what the caller may do) to `store` (durable before it is
+//! acknowledged). `lease` settles which of several keystores serves; `head` records how new the data must be. The
+//! keystore refuses to start on files that do not prove what was acknowledged.
 
 mod admin;
 #[cfg(test)]
@@ -29,13 +27,12 @@ mod signer;
 mod sources;
 mod store;
 
-pub use config::{ConfigError, KeystoreConfig, OperatorKeySettings};
-pub use hash::{HashCost, HashError};
+pub use config::{KeystoreConfig, OperatorKeySettings};
+pub use hash::HashCost;
 pub use health::Health;
 pub use keyfile::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 pub use lease::{LeaseTimes, lease_holder};
-pub use plans::{Plans, PlansError};
-pub use restore::Restored;
-pub use seal::{SecretsKey, SecretsKeyError};
+pub use plans::Plans;
+pub use seal::SecretsKey;
 pub use service::{BuildError, Keystore, RunError};
-pub use store::{JOURNAL_FILE, OpenError};
+pub use store::JOURNAL_FILE;

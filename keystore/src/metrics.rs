@@ -1,11 +1,11 @@
 //! What the keystore counts, and under which names.
 //!
-//! Owns every metric name and label. No label holds a key, an id or an account. Without a recorder, counting does
-//! nothing.
+//! No label holds a key, an id or an account. Without a recorder, counting does nothing.
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::Unit::{Bytes, Count, Seconds};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use stage0_contract::VerifyKeyReply;
 
 const HASHES: &str = "stage0_key_hashes_total";
@@ -22,41 +22,35 @@ const UNPROVEN: &str = "stage0_keystore_unproven_calls_total";
 /// A hash that runs or waits, until this is dropped.
 pub(crate) struct Queued(());
 
-/// Describes every metric.
 pub(crate) fn describe() {
-    describe_counter!(HASHES, Unit::Count, "Keys that were to be hashed, by outcome; a busy pool hashes nothing.");
-    describe_gauge!(QUEUE, Unit::Count, "Keys that are being hashed or wait to be.");
-    describe_gauge!(THREADS, Unit::Count, "Keys that may be hashed at a time.");
-    describe_histogram!(SECONDS, Unit::Seconds, "Time that the hash of one key took, its record's reading included.");
-    describe_histogram!(WAIT_SECONDS, Unit::Seconds, "Time that a key waited for its hash to begin.");
+    describe_counter!(HASHES, Count, "Keys that were to be hashed, by outcome; a busy pool hashes nothing.");
+    describe_gauge!(QUEUE, Count, "Keys that are being hashed or wait to be.");
+    describe_gauge!(THREADS, Count, "Keys that may be hashed at a time.");
+    describe_histogram!(SECONDS, Seconds, "Time that the hash of one key took, its record's reading included.");
+    describe_histogram!(WAIT_SECONDS, Seconds, "Time that a key waited for its hash to begin.");
     describe_counter!(
         CHANGES,
-        Unit::Count,
+        Count,
         "Changes of accounts, keys and endpoints, by whether they were stored; busy ones were not begun."
     );
     describe_counter!(
         MARKS_REFUSED,
-        Unit::Count,
+        Count,
         "Marks that were not signed, by reason; raced: another exporter was faster. All others are an alarm."
     );
     describe_counter!(
         UNPROVEN,
-        Unit::Count,
+        Count,
         "Management calls whose caller was not proven by its key: of a gateway that is older, or lies."
     );
-    describe_gauge!(WRITABLE, Unit::Count, "1 while changes can be stored, 0 since a write failed.");
-    describe_gauge!(
-        RESERVE,
-        Unit::Bytes,
-        "Disk space that is kept for revocations; less than 8 MiB: the disk was full."
-    );
+    describe_gauge!(WRITABLE, Count, "1 while changes can be stored, 0 since a write failed.");
+    describe_gauge!(RESERVE, Bytes, "Disk space that is kept for revocations; less than 8 MiB: the disk was full.");
 }
 
 pub(crate) fn judged(reply: &VerifyKeyReply) {
     counter!(HASHES, "outcome" => outcome(reply)).increment(1);
 }
 
-/// The outcome as a label and in the log.
 pub(crate) fn outcome(reply: &VerifyKeyReply) -> &'static str {
     match reply {
         VerifyKeyReply::Valid(_) => "valid",
@@ -85,7 +79,6 @@ pub(crate) fn changed(stored: bool) {
     counter!(CHANGES, "outcome" => if stored { "stored" } else { "failed" }).increment(1);
 }
 
-/// Counts a change that was not begun because too many wait.
 pub(crate) fn busy() {
     counter!(CHANGES, "outcome" => "busy").increment(1);
 }
@@ -94,7 +87,6 @@ pub(crate) fn mark_refused(reason: &'static str) {
     counter!(MARKS_REFUSED, "reason" => reason).increment(1);
 }
 
-/// Counts a call whose caller was not proven.
 pub(crate) fn unproven() {
     counter!(UNPROVEN).increment(1);
 }

@@ -1,7 +1,6 @@
 //! Plans: how many checks each lets an account make, and how much the account may hold.
 //!
-//! Owns the reading of `plans.toml`, the built-in one or the operator's; every mistake in it is named at once. Counting
-//! is the gateway's.
+//! Every mistake in `plans.toml`, the built-in one or the operator's, is named at once. Counting is the gateway's.
 
 use stage0_contract::{Account, Caps, Limits, Plan, UNLIMITED};
 use toml::{Table, Value};
@@ -23,7 +22,6 @@ struct PlanRules {
     caps: Caps,
 }
 
-/// Every mistake in a file of plans.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub struct PlansError(pub Vec<String>);
@@ -49,12 +47,10 @@ impl Plans {
         if wrong.is_empty() { Ok(Self { free, pro, unlimited }) } else { Err(PlansError(wrong)) }
     }
 
-    /// What an account may use: its own limits where it has some, else its plan's.
     pub(crate) fn limits(&self, account: &Account) -> Limits {
         self.of(account.plan).limits.unless(account.limits)
     }
 
-    /// What an account may hold: its own caps where it has some, else its plan's.
     pub(crate) fn caps(&self, account: &Account) -> Caps {
         self.of(account.plan).caps.unless(account.caps)
     }

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use stage0_backplane::{PutError, Record, Revision, StateStore};
+use stage0_backplane::{Cause, PutError, Record, Revision, StateStore};
 use tokio::time::{Instant, sleep};
 
-/// For one request to the state store.
+use crate::errors::chain;
+
 pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// A replica of the state store that lags for longer than this is taken for one that went back.
@@ -19,12 +20,11 @@ pub(crate) const MAX_REPLICA_LAG: Duration = Duration::from_secs(2);
 /// Gateways believe no term that is further ahead of their clock either.
 const MAX_TERM_AHEAD_SECONDS: u64 = 86_400;
 
-/// A record and the revision that its next version must replace.
 pub(crate) async fn get<T: DeserializeOwned>(
     state_store: &Arc<dyn StateStore>,
     key: &str,
 ) -> Result<Option<(T, Revision)>, String> {
-    let found = state_store.get(key, Instant::now() + STORE_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let found = state_store.get(key, Instant::now() + STORE_TIMEOUT).await.map_err(|error| chain(&error))?;
     let Some(Record { revision, value }) = found else { return Ok(None) };
     let value =
         serde_json::from_slice(&value).map_err(|error| format!("the record `{key}` cannot be read: {error}"))?;
@@ -38,7 +38,7 @@ pub(crate) async fn put<T: Serialize>(
     value: &T,
     expected: Option<Revision>,
 ) -> Result<Revision, PutError> {
-    let value = serde_json::to_vec(value).map_err(|error| PutError::Failed(error.to_string()))?;
+    let value = serde_json::to_vec(value).map_err(|error| PutError::Failed(Cause::new(error)))?;
     state_store.put(key, value.into(), expected, None, Instant::now() + STORE_TIMEOUT).await
 }
 
@@ -56,7 +56,6 @@ pub(crate) async fn went_back(state_store: &Arc<dyn StateStore>, key: &str) -> b
     }
 }
 
-/// The wall clock in seconds, from which terms are taken.
 pub(crate) fn seconds() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or_default()
 }

@@ -1,9 +1,8 @@
 //! What becomes of a directory that is older than what was acknowledged, once the operator accepts it: pure.
 //!
 //! A key stays active only if the state store lists it, with the expiry that the list has; every other key is revoked.
-//! Keys and accounts that the backup lacks are reported. Endpoints are disabled, because they may have been deleted or
-//! may lead elsewhere by now. Accounts are as the backup has them. The directory gets a new id, so that none of its
-//! copies is taken for it again.
+//! Endpoints are disabled, because they may have been deleted or may lead elsewhere by now. The directory gets a new
+//! id, so that none of its copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,15 +16,12 @@ use crate::store::record::{KeyRecord, Record};
 use crate::store::snapshot::{Snapshot, StoreId};
 use crate::store::trail::Trail;
 
-/// Why the exporter does not serve an endpoint of a restored directory.
 const DISABLED: &str = "the keystore was restored from a backup: look at the endpoint and enable it";
 
 /// What was done to a restored directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Why the directory was not the newest.
     pub why: String,
-    /// Keys that stay active, because the state store lists them.
     pub kept: usize,
     /// Keys that were active in the backup and are revoked.
     pub revoked: Vec<KeyId>,
@@ -33,41 +29,25 @@ pub struct Restored {
     pub unknown: Vec<KeyId>,
     /// Accounts that the state store knows and the backup lacks: lost, with their keys.
     pub vanished: Vec<AccountId>,
-    /// Endpoints that are disabled.
     pub disabled: Vec<WebhookId>,
     /// Accounts without a list of active keys: all their keys are revoked.
     pub unlisted: Vec<AccountId>,
-    /// Whether a new operator's key was written, because none was active any more.
     pub new_operator_key: bool,
 }
 
-/// What the state store knows of the directory.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// The number of the newest acknowledged change.
     pub(crate) newest: u64,
-    /// All accounts that are noted there.
     pub(crate) accounts: BTreeSet<AccountId>,
-    /// Lists of active keys, of accounts of the backup and of `accounts`.
     pub(crate) lists: BTreeMap<AccountId, LiveKeys>,
 }
 
-/// The content that is served from now on, and a report of the differences.
 pub(crate) fn restored(
     snapshot: &Snapshot,
     known: &Known,
     (new_id, why, now): (StoreId, Mismatch, Timestamp),
 ) -> Result<(Snapshot, Restored), serde_json::Error> {
-    let mut done = Restored {
-        why: why.to_string(),
-        kept: 0,
-        revoked: Vec::new(),
-        unknown: Vec::new(),
-        vanished: Vec::new(),
-        disabled: Vec::new(),
-        unlisted: Vec::new(),
-        new_operator_key: false,
-    };
+    let mut done = Restored { why: why.to_string(), ..Restored::default() };
     let Known { newest, accounts, lists } = known;
     let held: BTreeSet<_> = snapshot.accounts().cloned().collect();
     done.vanished = accounts.difference(&held).cloned().collect();
@@ -120,22 +100,25 @@ fn restore_key(key: &mut KeyRecord, list: Option<&LiveKeys>, now: Timestamp, don
 
 impl fmt::Display for Restored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ids = |ids: Vec<&str>| if ids.is_empty() { String::new() } else { format!(": {}", ids.join(" ")) };
         writeln!(f, "restored: {}", self.why)?;
         writeln!(f, "  {} keys live on", self.kept)?;
-        let revoked = self.revoked.iter().map(KeyId::as_str).collect();
-        writeln!(f, "  {} keys are revoked{}", self.revoked.len(), ids(revoked))?;
-        let unknown = self.unknown.iter().map(KeyId::as_str).collect();
-        writeln!(f, "  {} keys were made after the backup and are dead{}", self.unknown.len(), ids(unknown))?;
-        let vanished = self.vanished.iter().map(AccountId::as_str).collect();
-        writeln!(f, "  {} accounts were made after the backup and are gone{}", self.vanished.len(), ids(vanished))?;
-        let disabled = self.disabled.iter().map(WebhookId::as_str).collect();
-        writeln!(f, "  {} endpoints are disabled{}", self.disabled.len(), ids(disabled))?;
-        let unlisted = self.unlisted.iter().map(AccountId::as_str).collect();
-        writeln!(f, "  {} accounts have no list of live keys{}", self.unlisted.len(), ids(unlisted))?;
+        for (what, ids) in [
+            ("keys are revoked", ids(&self.revoked, KeyId::as_str)),
+            ("keys were made after the backup and are dead", ids(&self.unknown, KeyId::as_str)),
+            ("accounts were made after the backup and are gone", ids(&self.vanished, AccountId::as_str)),
+            ("endpoints are disabled", ids(&self.disabled, WebhookId::as_str)),
+            ("accounts have no list of live keys", ids(&self.unlisted, AccountId::as_str)),
+        ] {
+            let colon = if ids.is_empty() { "" } else { ": " };
+            writeln!(f, "  {} {what}{colon}{}", ids.len(), ids.join(" "))?;
+        }
         let operator = if self.new_operator_key { "a new one is in `operator.key`" } else { "the old one lives" };
         write!(f, "  the operator's key: {operator}\nstart without --accept-restore from now on")
     }
+}
+
+fn ids<Id>(ids: &[Id], text: fn(&Id) -> &str) -> Vec<&str> {
+    ids.iter().map(text).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Encryption of the secrets of webhook endpoints at rest: AES-256-GCM, each for its endpoint.
 //!
-//! Owns the key, from the settings or `secrets.key`, and the check at start that it decrypts what is stored. A sealed
-//! secret is nonce, ciphertext and tag. The endpoint's id is authenticated with it, so it cannot be moved to another
-//! one.
+//! The endpoint's id is authenticated with a sealed secret, which is nonce, ciphertext and tag, so it cannot be moved
+//! to another one.
 //! INVARIANT: a new key is created only where nothing is sealed. A missing or wrong key refuses the start, because
 //! without it nothing can be delivered.
 
@@ -54,7 +53,6 @@ pub(crate) enum SealError {
     Open,
 }
 
-/// The stored secrets of endpoints cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SecretsError {
     #[error(
@@ -98,7 +96,6 @@ impl Sealer {
         Ok(Sealed(BASE64.encode(&[nonce.as_ref().as_slice(), &text].concat())))
     }
 
-    /// Decrypts a secret that was sealed with this key for this endpoint.
     pub(crate) fn open(&self, endpoint: &WebhookId, sealed: &Sealed) -> Result<WebhookSecret, SealError> {
         let bytes = BASE64.decode(sealed.0.as_bytes()).map_err(|_| SealError::Open)?;
         let (nonce, sealed) = bytes.split_first_chunk::<NONCE_LEN>().ok_or(SealError::Open)?;
@@ -109,7 +106,6 @@ impl Sealer {
     }
 }
 
-/// The sealer of a data directory, after it has decrypted every stored secret.
 pub(crate) fn sealer(config: &KeystoreConfig, store: &RecordStore) -> Result<Sealer, SecretsError> {
     let mut stored = Vec::new();
     for record in store.all_webhooks(None) {
@@ -125,11 +121,8 @@ fn key(config: &KeystoreConfig, sealed: usize) -> Result<KeyBytes, SecretsError>
     if let Some(SecretsKey(key)) = &config.secrets_key {
         return Ok(key.clone());
     }
-    if let Some(file) = &config.secrets_key_file {
-        return Ok(keyfile::read(file)?.ok_or_else(|| KeyFileError::Missing(file.clone()))?);
-    }
     let file = config.data_dir.join(SECRETS_KEY_FILE);
-    if let Some(key) = keyfile::read(&file)? {
+    if let Some(key) = keyfile::configured(config.secrets_key_file.as_deref(), &file)? {
         return Ok(key);
     }
     if sealed > 0 {

@@ -1,8 +1,7 @@
 //! The keystore's message endpoints: one serve loop for each request type.
 //!
-//! Owns which handler answers which request and the bound on requests in flight. Each request runs on a task of its
-//! own, so a slow one delays no other. A management request is handled only after [`callers`] has proven who makes it.
-//! When the keystore stops, requests that had arrived are still answered.
+//! Each request runs on a task of its own, so a slow one delays no other. A management request is handled only after
+//! [`callers`] has proven who makes it. When the keystore stops, requests that had arrived are still answered.
 //! INVARIANT: no reply is sent once the lease has ended, because another keystore may have taken over.
 
 use std::future::Future;
@@ -11,16 +10,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, BoxFuture, IncomingRequest, ServeError};
 use stage0_contract::{
-    CreateAccount, CreateKey, DisableWebhook, EnableWebhook, KeystoreStatus, ListEndpoints, ListKeys, ListRetentions,
-    ManageReply, NoteKeyUses, PermitDeletion, RefreshKey, Request, RotateKey, RotateWebhookSecret, SignMark,
-    SigningKeys, VerifyKey,
+    CreateKey, DisableWebhook, EnableWebhook, KeystoreStatus, ListEndpoints, ListKeys, ListRetentions, ManageReply,
+    NoteKeyUses, PermitDeletion, RefreshKey, Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::announce::Changed;
-use crate::admin::{self, AdminService, ManageError, webhooks};
+use crate::admin::{self, AdminService, ChangeResult, ManageError, webhooks};
 use crate::store::record_store::RecordStore;
 
 pub(crate) mod admission;
@@ -30,12 +27,11 @@ pub(crate) mod permits;
 pub(crate) mod verify;
 
 use callers::HasCaller;
-use handlers::{ChangeResult, Handlers};
+use handlers::Handlers;
 
 /// Requests of one type that are handled at a time; the backplane queues the rest.
 const MAX_IN_FLIGHT: usize = 256;
 
-/// Starts the serve loops in `tasks`. They end after `stop`.
 pub(crate) async fn serve_all(
     backplane: &Backplane,
     handlers: &Arc<Handlers>,
@@ -76,7 +72,7 @@ impl Server<'_> {
     }
 
     async fn serve_accounts(&mut self) -> Result<(), ServeError> {
-        self.add(|admin, call: CreateAccount| Ok((admin.create_account(call)?, None))).await?;
+        self.add(AdminService::create_account).await?;
         self.read(admin::list_accounts).await?;
         self.change(AdminService::update_account).await?;
         self.manage(|at, call: PermitDeletion, _| async move { at.permit_deletion(call).await }).await
@@ -107,12 +103,10 @@ impl Server<'_> {
         self.serve_result(|at, call: SigningKeys, _| async move { at.signing_keys(call).await }).await
     }
 
-    /// Serves a call that adds something; see [`Handlers::add`].
-    async fn add<R, T, C>(&mut self, change: fn(&mut AdminService, R) -> ChangeResult<T, C>) -> Result<(), ServeError>
+    async fn add<R, T>(&mut self, change: fn(&mut AdminService, R) -> ChangeResult<T>) -> Result<(), ServeError>
     where
         R: Request<Reply = ManageReply<T>> + HasCaller,
         T: Send + Sync + 'static,
-        C: Into<Option<Changed>> + Send + 'static,
     {
         self.manage(move |at, mut call: R, deadline| async move {
             let account = call.caller_mut().account.clone();
@@ -121,15 +115,10 @@ impl Server<'_> {
         .await
     }
 
-    /// Serves an idempotent change; see [`Handlers::change`].
-    async fn change<R, T, C>(
-        &mut self,
-        change: fn(&mut AdminService, &R) -> ChangeResult<T, C>,
-    ) -> Result<(), ServeError>
+    async fn change<R, T>(&mut self, change: fn(&mut AdminService, &R) -> ChangeResult<T>) -> Result<(), ServeError>
     where
         R: Request<Reply = ManageReply<T>> + HasCaller,
         T: Send + Sync + 'static,
-        C: Into<Option<Changed>> + Send + 'static,
     {
         self.manage(
             move |at, call: R, deadline| async move { at.change(deadline, move |admin| change(admin, &call)).await },
@@ -137,7 +126,6 @@ impl Server<'_> {
         .await
     }
 
-    /// Serves a call that changes nothing.
     async fn read<R, T>(
         &mut self,
         read: fn(&RecordStore, &R, Timestamp) -> Result<T, ManageError>,
@@ -149,7 +137,6 @@ impl Server<'_> {
         self.manage(move |at, call: R, _| async move { at.read(move |store, now| read(store, &call, now)).await }).await
     }
 
-    /// Proves the caller before the handler runs.
     async fn manage<R, T, Handled>(
         &mut self,
         handler: impl Fn(Arc<Handlers>, R, Instant) -> Handled + Copy + Send + Sync + 'static,
@@ -166,7 +153,6 @@ impl Server<'_> {
         .await
     }
 
-    /// Turns the handler's result into the reply.
     async fn serve_result<R, T, Handled>(
         &mut self,
         handler: impl Fn(Arc<Handlers>, R, Instant) -> Handled + Copy + Send + Sync + 'static,

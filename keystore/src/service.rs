@@ -1,9 +1,8 @@
 //! The keystore as a service: built from settings, then served until stopped.
 //!
-//! Start (in [`start`]): settings, lease, data directory, comparison with the state store, sealing and signing keys,
-//! the operator's key, the head. Stop: take no more requests, finish those in flight, publish the notices that are
-//! unsent, close the files, write the last head, release the lease. A keystore that waits says why in its [`Health`].
-//! If it cannot start, the error says why and nothing was served. If it loses its lease, it ends.
+//! A stop takes no more requests, finishes those in flight, publishes the notices that are unsent, closes the files,
+//! writes the last head and releases the lease. A keystore that waits says why in its [`Health`]; one that loses its
+//! lease ends.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,20 +14,19 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::announce::{Changed, Retry};
-use crate::admin::writer::WriterThread;
+use crate::admin::writer;
 use crate::config::{ConfigError, KeystoreConfig};
 use crate::hash::HashError;
 use crate::head::HeadWriter;
 use crate::health::Health;
 use crate::lease::Lease;
 use crate::lease::tenure::{Loss, Tenure};
-use crate::metrics;
 use crate::plans::{Plans, PlansError};
 use crate::restore::Restored;
-use crate::server;
 use crate::server::handlers::Handlers;
 use crate::sources::Clock;
 use crate::store::OpenError;
+use crate::{metrics, server};
 
 mod start;
 
@@ -39,7 +37,7 @@ pub struct Keystore {
     backplane: Backplane,
     handlers: Arc<Handlers>,
     retry: Retry,
-    thread: WriterThread,
+    thread: std::thread::JoinHandle<()>,
     health: Health,
     tenure: Tenure,
     lease: Option<Lease>,
@@ -65,18 +63,9 @@ pub enum BuildError {
     /// The operating system gives no random bytes.
     #[error("there is no randomness")]
     Random(#[from] getrandom::Error),
-    /// The secrets of webhook endpoints cannot be decrypted; the source says what to do.
-    #[error("the keystore cannot open its webhook secrets")]
-    Secrets(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// There is no usable signing key.
-    #[error("the keystore cannot sign")]
-    Signing(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The keys and endpoints in the store cannot be counted.
-    #[error("the keystore cannot count its keys")]
-    Count(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The operator's first key cannot be made.
-    #[error("the keystore cannot make the operator's first key")]
-    Bootstrap(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A step after the opening of the data failed; the source says what to do.
+    #[error("the keystore cannot {0}")]
+    Prepare(&'static str, #[source] Box<dyn std::error::Error + Send + Sync>),
     /// The state store does not answer, in a process where waiting cannot help.
     #[error("the keystore cannot ask the state store how new its data must be: {0}")]
     StateStore(String),
@@ -107,26 +96,17 @@ const WENT_BACK: &str = "the state store is not as this keystore left it: it was
                          state store then";
 
 impl Keystore {
-    /// Waits for the lease if the settings ask for one, opens and if necessary repairs the data directory, and creates
-    /// the operator's key in an empty one. `health` reports the state from now on.
+    /// Waits for the lease, opens the data and repairs it if necessary. `health` reports the state from now on.
     pub async fn build(config: KeystoreConfig, backplane: Backplane, health: Health) -> Result<Self, BuildError> {
-        Self::build_at(config, backplane, health, Arc::new(jiff::Timestamp::now)).await
-    }
-
-    pub(crate) async fn build_at(
-        config: KeystoreConfig,
-        backplane: Backplane,
-        health: Health,
-        clock: Clock,
-    ) -> Result<Self, BuildError> {
         metrics::describe();
         stage0_backplane::clock::start();
         config.validate()?;
         let plans = config.plans.map_or_else(Plans::built_in, Ok)?;
+        let clock: Clock = Arc::new(jiff::Timestamp::now);
         let start = Start { config, backplane, health, clock, plans };
         let (lease, directory) = start.lock().await?;
         match start.open(lease.as_ref(), directory).await {
-            Ok(ready) => start.finish(lease, ready),
+            Ok(keystore) => Ok(Self { lease, ..keystore }),
             Err(error) => {
                 if let Some(lease) = lease {
                     lease.release().await;
@@ -172,7 +152,7 @@ impl Keystore {
         drop(handlers);
         stop_notices.cancel();
         finished(notices, "the retry of notices").await;
-        thread.finished().await;
+        writer::finished(thread).await;
         stop_head.cancel();
         finished(head, "the writer of the head").await;
         if let Some(lease) = lease {

@@ -1,9 +1,7 @@
 //! The Ed25519 key that signs marks (contract, `chain`).
 //!
-//! Owns the key, from the settings or `signing.key`, and the list of public keys in the store: a public key is stored
-//! before its key signs anything. Another key file and a restart are a rotation. Public keys are kept, so old marks can
-//! always be verified; therefore a lost key does not refuse the start, and a new one signs from then on. Whether a mark
-//! may be signed is decided before it comes here (`admin::marks`).
+//! A public key is stored before its key signs anything, and kept, so old marks can always be verified; a lost key is
+//! replaced by a new one. Whether a mark may be signed is decided in `admin::marks`.
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use jiff::Timestamp;
@@ -21,7 +19,6 @@ use crate::store::{CommitError, DurableStore};
 /// Marks that wait for the writer at a time, so that an exporter that never stops asking does not delay new keys.
 const MAX_MARKS_IN_FLIGHT: usize = 8;
 
-/// Signs marks.
 #[derive(Debug)]
 pub(crate) struct Signer {
     pair: Ed25519KeyPair,
@@ -29,7 +26,6 @@ pub(crate) struct Signer {
     turns: Semaphore,
 }
 
-/// A mark was not signed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignError {
     #[error("the signing key cannot be used")]
@@ -40,7 +36,6 @@ pub(crate) enum SignError {
     Failed,
 }
 
-/// There is no usable signing key.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SignerError {
     #[error(transparent)]
@@ -56,7 +51,6 @@ pub(crate) enum SignerError {
 }
 
 impl Signer {
-    /// From a seed. Returns the public key too.
     fn new(seed: &KeyBytes, now: Timestamp) -> Result<(Self, PublicKey), SignError> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.expose()).map_err(|_| SignError::Key)?;
         let public = pair.public_key().as_ref().try_into().map_err(|_| SignError::Key)?;
@@ -64,17 +58,14 @@ impl Signer {
         Ok((Self { pair, id: public.id.clone(), turns: Semaphore::new(MAX_MARKS_IN_FLIGHT) }, public))
     }
 
-    /// Waits for one of the places of [`MAX_MARKS_IN_FLIGHT`]. `None` if there is none in time.
     pub(crate) async fn turn(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
         timeout_at(deadline, self.turns.acquire()).await.ok()?.ok()
     }
 
-    /// The part of a mark that is signed.
     pub(crate) fn unsigned(&self, mark: &Mark) -> Result<Unsigned, SignError> {
         Ok(Unsigned::new(mark, &self.id)?)
     }
 
-    /// Signs a mark. Returns it as a line of the log.
     pub(crate) fn sign(&self, mark: &Mark) -> Result<String, SignError> {
         let unsigned = self.unsigned(mark)?;
         let signature = self.pair.try_sign(unsigned.bytes()).map_err(|_| SignError::Failed)?;
@@ -83,13 +74,12 @@ impl Signer {
     }
 }
 
-/// The signer of a data directory, after its public key is stored.
 pub(crate) fn signer(
     config: &KeystoreConfig,
     durable: &mut DurableStore,
     now: Timestamp,
 ) -> Result<Signer, SignerError> {
-    let known = durable.store().signing_keys()?;
+    let known = durable.store.signing_keys()?;
     let (signer, public) = Signer::new(&seed(config, !known.is_empty())?, now)?;
     if !known.iter().any(|key| key.id == public.id) {
         durable.commit(&[Record::SigningKey(public)])?;
@@ -99,10 +89,8 @@ pub(crate) fn signer(
 }
 
 fn seed(config: &KeystoreConfig, signed_before: bool) -> Result<KeyBytes, SignerError> {
-    if let Some(file) = &config.signing_key_file {
-        return Ok(keyfile::read(file)?.ok_or_else(|| KeyFileError::Missing(file.clone()))?);
-    }
-    if let Some(seed) = keyfile::read(&config.data_dir.join(SIGNING_KEY_FILE))? {
+    let default = config.data_dir.join(SIGNING_KEY_FILE);
+    if let Some(seed) = keyfile::configured(config.signing_key_file.as_deref(), &default)? {
         return Ok(seed);
     }
     if signed_before {
@@ -113,7 +101,6 @@ fn seed(config: &KeystoreConfig, signed_before: bool) -> Result<KeyBytes, Signer
     Ok(seed)
 }
 
-/// Every key that signs or signed marks, the newest first.
 pub(crate) fn public_keys(store: &RecordStore) -> Result<PublicKeys, StoreError> {
     let mut items = store.signing_keys()?;
     items.sort_by_key(|key| std::cmp::Reverse(key.created_at));
@@ -203,7 +190,7 @@ mod tests {
         let old = first.sign(&mark(1)).unwrap();
         keyfile::write(dir.path(), SIGNING_KEY_FILE, &KeyBytes::new([2; 32])).unwrap();
         let second = signer(&config, &mut durable, at(2)).unwrap();
-        let keys = public_keys(durable.store()).unwrap().items;
+        let keys = public_keys(&durable.store).unwrap().items;
         assert_eq!(keys.iter().map(|key| &key.id).collect::<Vec<_>>(), [&second.id, &first.id]);
         assert!(keys[1].signed(old.as_bytes()) && !keys[0].signed(old.as_bytes()));
         assert!(keys[0].signed(second.sign(&mark(2)).unwrap().as_bytes()));
@@ -216,7 +203,7 @@ mod tests {
         let old = signer(&config, &mut durable, at(1)).unwrap().sign(&mark(1)).unwrap();
         std::fs::remove_file(dir.path().join(SIGNING_KEY_FILE)).unwrap();
         signer(&config, &mut durable, at(2)).unwrap();
-        let keys = public_keys(durable.store()).unwrap().items;
+        let keys = public_keys(&durable.store).unwrap().items;
         assert_eq!(keys.iter().map(|key| key.signed(old.as_bytes())).collect::<Vec<_>>(), [false, true]);
     }
 
@@ -226,7 +213,7 @@ mod tests {
         let (config, mut durable) = (KeystoreConfig::new(dir.path()), durable(dir.path()));
         signer(&config, &mut durable, at(1)).unwrap();
         signer(&config, &mut durable, at(2)).unwrap();
-        let keys = public_keys(durable.store()).unwrap().items;
+        let keys = public_keys(&durable.store).unwrap().items;
         assert_eq!(keys.iter().map(|key| key.created_at).collect::<Vec<_>>(), [at(1)]);
     }
 }

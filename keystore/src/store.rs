@@ -1,9 +1,8 @@
 //! The durable store: a journal and a sled database, either of which can be rebuilt from the other.
 //!
-//! `Ok` from [`DurableStore::commit`] means that the change survives a power cut. sled alone does not promise that: its
-//! flush does not reach the disk's cache, and it can panic or come up empty after a power cut (ADR 0026). The journal
-//! is what is acknowledged by; sled is what is read from. After a write that cannot be taken back, the store stays
-//! readable and takes no more changes.
+//! `Ok` from [`DurableStore::commit`] means that the change survives a power cut. sled alone does not promise that (ADR
+//! 0026): the journal is what is acknowledged by, sled is what is read from. After a write that cannot be taken back,
+//! the store stays readable and takes no more changes.
 //!
 //! # Layout
 //!
@@ -27,21 +26,16 @@
 //! 3. Apply it to sled in one batch together with the new position; flush; fsync sled's file.
 //! 4. Acknowledge.
 //!
-//! A crash during 2 leaves a torn last frame, which the next start cuts off: the change was not acknowledged. A crash
-//! between 2 and 3, or during 3, leaves sled one change behind, and the next start applies that change. A crash after 3
-//! loses only the reply. If 2 fails, the append is cut off again; if 3 fails, the append is cut off and no more changes
-//! are taken until a restart, because what sled holds is unknown.
+//! A crash during 2 leaves a torn last frame, which the next start cuts off; one before 3 is complete leaves sled one
+//! change behind, which the next start applies. If 2 or 3 fails, the append is cut off again; if 3 fails, no more
+//! changes are taken until a restart, because what sled holds is unknown.
 //!
 //! # Recovery
 //!
 //! At start both are read completely and compared; [`recovery`] has the table. A whole journal rebuilds a store that is
 //! missing, damaged or behind. A whole store that is at least as new rewrites a damaged or missing journal. If neither
-//! proves what was acknowledged, the keystore refuses to start and changes nothing.
-//!
-//! # Shortening the journal
-//!
-//! When the journal has grown to four times its snapshot, and to at least 1 MiB, it is replaced by a snapshot of the
-//! store. A crash leaves the old journal or the new one. Both agree with the store.
+//! proves what was acknowledged, the keystore refuses to start and changes nothing. A journal that has grown to four
+//! times its snapshot, and to at least 1 MiB, is replaced by a snapshot of the store.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -66,8 +60,7 @@ pub(crate) mod snapshot;
 pub(crate) mod trail;
 
 pub use journal::FILE as JOURNAL_FILE;
-pub(crate) use open::InspectedDirectory;
-pub use open::OpenError;
+pub(crate) use open::{InspectedDirectory, OpenError};
 
 use changes::Changes;
 use journal::{AppendError, Journal};
@@ -76,22 +69,20 @@ use record_store::{RecordStore, StoreError};
 use reserve::Reserve;
 use snapshot::{Position, Snapshot};
 
-/// Journal and store, open for writing.
 #[derive(Debug)]
 pub(crate) struct DurableStore {
     journal: Journal,
-    store: RecordStore,
+    pub(crate) store: RecordStore,
     position: Position,
-    writable: Arc<AtomicBool>,
-    changes: Changes,
+    pub(crate) writable: Arc<AtomicBool>,
+    pub(crate) changes: Changes,
     /// Journal and store both record that the state store keeps a head for them.
     records_head: bool,
     tenure: Tenure,
-    reserve: Reserve,
+    pub(crate) reserve: Reserve,
     _lock: File,
 }
 
-/// A change was not stored, as if it had never been tried.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommitError {
     #[error("the keystore takes no more changes since a failed write")]
@@ -107,7 +98,6 @@ pub(crate) enum CommitError {
 }
 
 impl DurableStore {
-    /// Stores one change. `Ok` means that it survives a power cut in both places.
     pub(crate) fn commit(&mut self, records: &[Record]) -> Result<(), CommitError> {
         let done = self.write(records);
         metrics::changed(done.is_ok());
@@ -124,13 +114,13 @@ impl DurableStore {
             return Err(CommitError::DiskFull);
         }
         let next = self.store.position_after(self.position, records).map_err(CommitError::Store)?;
-        let appended = loop {
+        let end_before = loop {
             // Checked last: a process that was frozen must not add to files that another keystore serves by now.
             if !self.tenure.is_valid() {
                 return Err(CommitError::LeaseOver);
             }
             match self.journal.append(next.sequence, records.to_vec()) {
-                Ok(appended) => break appended,
+                Ok(end_before) => break end_before,
                 // A quota can be used up while the disk still has room.
                 Err(AppendError::RolledBack(error)) if reserve::is_full(&error) => {
                     if !takes_away || !self.reserve.release_step() {
@@ -148,11 +138,8 @@ impl DurableStore {
         if let Err(error) = self.store.put(next, &self.changes.trail(), records) {
             // Whether sled has the change is unknown until it is opened again, so the journal must not have it.
             self.stop_writing();
-            if let Err(error) = self.journal.undo(appended) {
-                tracing::error!(
-                    error = %chain(&error),
-                    "journal cannot be cut back after a failed change"
-                );
+            if let Err(error) = self.journal.undo(end_before) {
+                tracing::error!(error = %chain(&error), "journal cannot be cut back after a failed change");
             }
             return Err(CommitError::Store(error));
         }
@@ -164,7 +151,7 @@ impl DurableStore {
 
     /// Replaces everything by a snapshot. The journal is written first, so that after a crash it rebuilds the store.
     pub(crate) fn replace(&mut self, snapshot: &Snapshot) -> Result<(), OpenError> {
-        let dir = self.journal.dir().to_owned();
+        let dir = self.journal.dir.clone();
         self.journal = Journal::rewrite(&dir, snapshot)
             .map_err(|error| OpenError::repair(&dir, "a journal of what was restored", error))?;
         self.store.fill(snapshot).map_err(|error| OpenError::repair(&dir, "a store of what was restored", error))?;
@@ -180,12 +167,12 @@ impl DurableStore {
         if self.records_head {
             return Ok(());
         }
-        let dir = self.journal.dir().to_owned();
+        let dir = self.journal.dir.clone();
         let what = "they cannot say that the state store knows of them";
         let recorded = self.store.put(self.position, &self.changes.trail(), &[]);
         let snapshot =
             recorded.and_then(|()| self.store.snapshot()).map_err(|error| OpenError::repair(&dir, what, error))?;
-        if !self.reserve.has_room_for(self.journal.bytes()) {
+        if !self.reserve.has_room_for(self.journal.end) {
             tracing::warn!("the disk is nearly full: the journal does not say yet that the state store knows of it");
             return Ok(());
         }
@@ -195,44 +182,18 @@ impl DurableStore {
         Ok(())
     }
 
-    /// What changed since the directory was opened; the state store's copies follow it.
-    pub(crate) fn changes(&self) -> &Changes {
-        &self.changes
+    fn journal_id(&self) -> Option<String> {
+        lock::journal_id_of(&self.journal.file.metadata().ok()?)
     }
 
-    /// Identifies the journal that is locked now.
-    pub(crate) fn journal_id(&self) -> Option<String> {
-        lock::journal_id_of(&self.journal.file().metadata().ok()?)
-    }
-
-    pub(crate) fn maintain_reserve(&mut self) {
-        self.reserve.maintain();
-    }
-
-    /// Whether the disk is nearly full.
-    pub(crate) fn disk_low(&self) -> Arc<AtomicBool> {
-        self.reserve.low()
-    }
-
-    /// For reads, from any thread that may block.
-    pub(crate) fn store(&self) -> &RecordStore {
-        &self.store
-    }
-
-    /// Whether changes are still taken.
-    pub(crate) fn writable(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.writable)
-    }
-
-    /// Replaces a journal that is mostly history. If that fails, only disk space is lost, unless it is unknown whether
-    /// the new file is in place.
+    /// If a rewrite fails, only disk space is lost, unless it is unknown whether the new file is in place.
     fn shorten_journal(&mut self) {
         // Positions that the state store may know must not be cut off.
         if self.changes.trail().is_full() {
             return;
         }
         // A rewrite that runs out of space would stop all changes.
-        if !self.journal.has_outgrown_its_snapshot() || !self.reserve.has_room_for(self.journal.bytes()) {
+        if !self.journal.has_outgrown_its_snapshot() || !self.reserve.has_room_for(self.journal.end) {
             return;
         }
         let snapshot = match self.store.snapshot() {
@@ -240,7 +201,7 @@ impl DurableStore {
             Ok(_) => return self.distrust_store("it stands elsewhere"),
             Err(error) => return self.distrust_store(&chain(&error)),
         };
-        match Journal::rewrite(self.journal.dir(), &snapshot) {
+        match Journal::rewrite(&self.journal.dir, &snapshot) {
             Ok(journal) => {
                 self.journal = journal;
                 self.tenure.set_journal_id(self.journal_id());
@@ -266,7 +227,6 @@ impl DurableStore {
     }
 }
 
-/// The account whose list in the state store a record changes.
 fn account_to_list(record: &Record) -> Option<&AccountId> {
     match record {
         Record::Account(account) => Some(&account.id),
@@ -298,9 +258,9 @@ mod tests {
         durable.journal.make_read_only();
         let refused = durable.commit(&[Record::Account(account("b"))]);
         assert!(matches!(refused, Err(CommitError::Journal(AppendError::Stuck(_)))), "{refused:?}");
-        assert!(durable.store().account(&account("b").id).unwrap().is_none());
-        assert!(durable.store().account(&account("a").id).unwrap().is_some());
-        assert!(!durable.writable().load(Ordering::Acquire));
+        assert!(durable.store.account(&account("b").id).unwrap().is_none());
+        assert!(durable.store.account(&account("a").id).unwrap().is_some());
+        assert!(!durable.writable.load(Ordering::Acquire));
         assert!(matches!(durable.commit(&[Record::Account(account("c"))]), Err(CommitError::ReadOnly)));
         drop(durable);
         let mut durable = open(dir.path());
@@ -337,7 +297,7 @@ mod tests {
         drop(durable);
         let durable = open(dir.path());
         assert_eq!(durable.position.sequence, 40);
-        assert_eq!(durable.store().key(&record.id).unwrap(), Some(record));
+        assert_eq!(durable.store.key(&record.id).unwrap(), Some(record));
         assert!(
             !std::fs::read_dir(dir.path())
                 .unwrap()
@@ -355,7 +315,7 @@ mod tests {
         assert!(!look().records_head(), "a first start that ended before its first head");
         let mut durable = open(dir.path());
         let known = durable.position;
-        durable.changes().acknowledged(known);
+        durable.changes.acknowledged(known);
         durable.record_head_kept().unwrap();
         let (mut record, journal_id) = (key("k", "a", &[]), durable.journal_id());
         // Meanwhile the state store cannot be reached.
@@ -379,7 +339,7 @@ mod tests {
             drop(open(dir.path()));
         }
         let mut durable = open(dir.path());
-        durable.changes().acknowledged(durable.position);
+        durable.changes.acknowledged(durable.position);
         durable.commit(&[Record::Account(account("b"))]).unwrap();
         drop(durable);
         std::fs::remove_file(dir.path().join(journal::FILE)).unwrap();
@@ -395,7 +355,7 @@ mod tests {
         record.name = "n".repeat(2 << 20);
         durable.store.fill(&other).unwrap();
         durable.commit(&[Record::Key(record)]).unwrap();
-        assert!(!durable.writable().load(Ordering::Acquire));
+        assert!(!durable.writable.load(Ordering::Acquire));
     }
 
     #[test]
@@ -481,8 +441,8 @@ mod tests {
         copy(&aside, &data.join(record_store::DIR));
         for _ in 0..2 {
             let durable = open(&data);
-            assert!(durable.store().key(&gone.id).unwrap().is_none());
-            let listed = durable.store().keys(&kept.account, None, 9).unwrap();
+            assert!(durable.store.key(&gone.id).unwrap().is_none());
+            let listed = durable.store.keys(&kept.account, None, 9).unwrap();
             assert_eq!(listed, std::slice::from_ref(&kept));
         }
         let names = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name());

@@ -1,15 +1,13 @@
 //! Notices to every process that a key or an endpoint changed.
 //!
-//! A notice is published after the change is durable and before its reply is sent. A reply waits for one attempt at
-//! most; a notice that failed is retried in the background. The retry queue is bounded: what does not fit is logged and
-//! left to the caches' expiry. A keystore that begins to serve invalidates every cached key, because an earlier one may
-//! have ended between a change and its notice.
+//! A notice is published after the change is durable and before its reply is sent. One that fails is retried in the
+//! background; what exceeds the bounded queue is logged and left to the caches' expiry. A keystore that begins to serve
+//! invalidates every cached key, because an earlier one may have ended between a change and its notice.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use stage0_backplane::Backplane;
-use stage0_contract::{AccountId, KeyChanged, WebhookChanged};
+use stage0_contract::{KeyChanged, WebhookChanged};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -18,21 +16,18 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 const MAX_UNSENT: usize = 4_096;
 
-/// What a notice is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Changed {
     Key(KeyChanged),
     Webhook(WebhookChanged),
 }
 
-/// Publishes notices, and hands those that fail to [`Retry`].
 #[derive(Clone)]
 pub(crate) struct Announcer {
     backplane: Backplane,
     unsent: mpsc::Sender<Changed>,
 }
 
-/// Publishes failed notices again until it succeeds.
 pub(crate) struct Retry {
     backplane: Backplane,
     unsent: mpsc::Receiver<Changed>,
@@ -45,12 +40,11 @@ pub(crate) fn announcer(backplane: Backplane) -> (Announcer, Retry) {
 }
 
 impl Changed {
-    /// The account, and the key or the endpoint, for the log.
-    fn log_fields(&self) -> (Option<&AccountId>, Option<&str>, Option<&str>) {
+    fn log_fields(&self) -> (Option<&str>, Option<&str>, Option<&str>) {
         match self {
             Self::Key(KeyChanged::Any {}) => (None, None, None),
-            Self::Key(KeyChanged::One { account, key_id }) => (Some(account), Some(key_id.as_str()), None),
-            Self::Webhook(changed) => (Some(&changed.account), None, Some(changed.id.as_str())),
+            Self::Key(KeyChanged::One { account, key_id }) => (Some(account.as_str()), Some(key_id.as_str()), None),
+            Self::Webhook(changed) => (Some(changed.account.as_str()), None, Some(changed.id.as_str())),
         }
     }
 }
@@ -62,7 +56,6 @@ impl Announcer {
             return true;
         }
         let (account, key_id, webhook) = changed.log_fields();
-        let account = account.map(AccountId::as_str);
         tracing::error!(account, key_id, webhook, "change could not be told; trying again");
         if let Err(error) = self.unsent.try_send(changed) {
             log_dropped(&error.into_inner());
@@ -74,27 +67,23 @@ impl Announcer {
 impl Retry {
     /// Runs until stopped or until every announcer is dropped. What is left then gets one more attempt.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut waiting = VecDeque::new();
         while let Some(Some(changed)) = stop.run_until_cancelled(self.unsent.recv()).await {
-            waiting.push_back(changed);
-            while let Some(changed) = waiting.pop_front() {
-                if publish(&self.backplane, &changed).await {
-                    continue;
-                }
-                waiting.push_front(changed);
+            while !publish(&self.backplane, &changed).await {
                 if stop.run_until_cancelled(tokio::time::sleep(self.retry_delay)).await.is_none() {
+                    self.try_once(&changed).await;
                     break;
                 }
             }
         }
         self.unsent.close();
         while let Some(changed) = self.unsent.recv().await {
-            waiting.push_back(changed);
+            self.try_once(&changed).await;
         }
-        for changed in waiting {
-            if !publish(&self.backplane, &changed).await {
-                log_dropped(&changed);
-            }
+    }
+
+    async fn try_once(&self, changed: &Changed) {
+        if !publish(&self.backplane, changed).await {
+            log_dropped(changed);
         }
     }
 }
@@ -113,7 +102,6 @@ async fn publish(backplane: &Backplane, changed: &Changed) -> bool {
 
 fn log_dropped(changed: &Changed) {
     let (account, key_id, webhook) = changed.log_fields();
-    let account = account.map(AccountId::as_str);
     tracing::error!(account, key_id, webhook, "change is left to the caches' expiry");
 }
 
@@ -124,7 +112,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use stage0_backplane::{BoxFuture, Event, Notices, PublishError, RawSubscription, ServeError};
-    use stage0_contract::{KeyId, WebhookId};
+    use stage0_contract::{AccountId, KeyId, WebhookId};
 
     /// A backplane that fails the first few notices.
     struct FailingNotices {

@@ -1,8 +1,7 @@
 //! The first key.
 //!
-//! An empty keystore creates an account and a key for the operator, who creates everything else. The key's file is
-//! written before its record: a crash in between leaves a file without a record, and the next start writes both again.
-//! The other way round the operator could not sign in. A keystore that holds any account is left alone.
+//! The key of the operator, who creates everything else, is written to its file before its record: a crash in between
+//! leaves a file that the next start replaces. The other way round the operator could not sign in.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,8 +15,8 @@ use crate::hash::Hasher;
 use crate::keyfile::OPERATOR_KEY_FILE;
 use crate::store::disk;
 use crate::store::record::Record;
+use crate::store::record_store::StoreError;
 
-/// The first key could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BootstrapError {
     #[error("the operator's key cannot be made or stored")]
@@ -26,31 +25,32 @@ pub(crate) enum BootstrapError {
     File(#[from] std::io::Error),
 }
 
-/// Creates the operator's account and key if there is no account.
-pub(crate) fn operator_if_empty(admin: &mut AdminService, hasher: &Hasher, dir: &Path) -> Result<(), BootstrapError> {
-    if admin.store().accounts(None, 1).map_err(ManageError::from)?.is_empty() {
-        new_operator(admin, hasher, dir)?;
-    }
-    Ok(())
-}
-
-/// Creates an operator's account and key if no operator's key is active, which can happen after a restore. Returns
-/// whether it did.
-pub(crate) fn operator_if_none_active(
+/// For an empty keystore, and a restored one without an active operator's key. Returns whether it made a key.
+pub(crate) fn operator_if_needed(
     admin: &mut AdminService,
     hasher: &Hasher,
     dir: &Path,
+    is_restored: bool,
 ) -> Result<bool, BootstrapError> {
+    let empty = || admin.store().accounts(None, 1).map(|accounts| accounts.is_empty());
+    let needed = if is_restored { has_no_active_operator(admin) } else { empty() };
+    let needed = needed.map_err(ManageError::from)?;
+    if needed {
+        new_operator(admin, hasher, dir)?;
+    }
+    Ok(needed)
+}
+
+fn has_no_active_operator(admin: &AdminService) -> Result<bool, StoreError> {
     let now = admin.now();
     for record in admin.store().keys_and_webhooks() {
-        if let Record::Key(key) = record.map_err(ManageError::from)?
+        if let Record::Key(key) = record?
             && key.is_active_at(now)
             && key.scopes.contains(&Scope::Operator)
         {
             return Ok(false);
         }
     }
-    new_operator(admin, hasher, dir)?;
     Ok(true)
 }
 

@@ -1,9 +1,8 @@
 //! Signing marks: once for each number, and stored before the signature leaves.
 //!
-//! A mark is compared with the one that was signed last ([`rules::marks`](crate::admin::rules::marks)), signed,
-//! committed, and only then returned. A mark that was signed and never reached the decision log is returned again for
-//! the next request, so that an account goes on after a crash at any moment. Other refusals are counted and logged,
-//! because an exporter that reads the log never causes them.
+//! A mark that was signed and never reached the decision log is returned again for the next request, so that an account
+//! goes on after a crash at any moment. Other refusals are counted and logged, because an exporter that reads the log
+//! never causes them.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -24,7 +23,6 @@ const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
 /// Marks that other exporters may have got since this one read the log.
 const MAX_RACE: u64 = 8;
 
-/// When a refused mark was last logged.
 #[derive(Debug, Default)]
 pub(super) struct RefusalLog {
     logged: Option<Instant>,
@@ -60,16 +58,18 @@ impl AdminService {
             self.refusals.add(&next.account, next.number, number, fault);
             return earlier(last, call);
         }
-        let fault = match marks::follows(next, last.as_ref(), account.retention(), now) {
-            Ok(()) => return self.sign_and_keep(signer, call),
-            Err(fault) => fault,
+        let Err(fault) = marks::follows(next, last.as_ref(), account.retention(), now) else {
+            let line = signer.sign(next)?;
+            self.commit(&[Record::Mark(SignedMark { account: next.account.clone(), line: line.clone() })])?;
+            return Ok(MarkSigned { line, earlier: false });
         };
         if let Some(last) = &last {
-            if is_repeated(signer, call, last)? {
+            // The reply was lost, and is sent again.
+            let asked = signer.unsigned(next)?;
+            if signed_part(last.line.as_bytes()).is_some_and(|(signed, _)| signed == asked.bytes()) {
                 return Ok(MarkSigned { line: last.line.clone(), earlier: false });
             }
-            // Two exporters at once, or a mark that never reached the log. A mark that contradicts the last one is
-            // neither.
+            // Two exporters at once, or a mark that never reached the log: neither contradicts the last mark.
             let raced = fault == MarkFault::Taken && last.mark.number.saturating_sub(next.number) < MAX_RACE;
             if raced && !marks::contradicts(next, &last.mark) {
                 metrics::mark_refused("raced");
@@ -83,9 +83,8 @@ impl AdminService {
         }
     }
 
-    /// The mark that the next one must follow: the one that was signed last, or the log's last mark if it was signed
-    /// here and has a later number. The latter happens in a deployment from before marks were stored, and after a
-    /// backup of this directory was put back.
+    /// The mark that the next one must follow. The log's last mark is later than the stored one in a deployment from
+    /// before marks were stored, and after a backup of this directory was put back.
     fn base(
         &self,
         stored: Option<LastMark>,
@@ -101,7 +100,6 @@ impl AdminService {
         match (shown, stored) {
             (None, stored) => Ok((stored, Some(MarkFault::Unproven))),
             (Some(shown), Some(stored)) if shown.mark.number <= stored.mark.number => Ok((Some(stored), None)),
-            // A deployment from before marks were stored.
             (Some(shown), None) => Ok((Some(shown), None)),
             (Some(shown), Some(stored)) => {
                 self.rolled_back.store(true, Ordering::Release);
@@ -117,15 +115,8 @@ impl AdminService {
             }
         }
     }
-
-    fn sign_and_keep(&mut self, signer: &Signer, call: &SignMark) -> Result<MarkSigned, ManageError> {
-        let line = signer.sign(&call.mark)?;
-        self.commit(&[Record::Mark(SignedMark { account: call.mark.account.clone(), line: line.clone() })])?;
-        Ok(MarkSigned { line, earlier: false })
-    }
 }
 
-/// The last mark that was signed for an account.
 pub(crate) fn last_signed(store: &RecordStore, account: &AccountId) -> Result<Option<LastMark>, ManageError> {
     let Some(SignedMark { line, .. }) = store.mark(account)? else { return Ok(None) };
     Ok(Some(LastMark::parse(line).map_err(SignError::Json)?))
@@ -139,12 +130,6 @@ pub(crate) fn last_line(
 ) -> Result<Option<String>, ManageError> {
     let last = last_signed(store, account)?;
     Ok(last.filter(|last| last.mark.expires_at > now.as_second()).map(|last| last.line))
-}
-
-/// Whether it equals what was signed last: the reply was lost, and is sent again.
-fn is_repeated(signer: &Signer, call: &SignMark, last: &LastMark) -> Result<bool, ManageError> {
-    let asked = signer.unsigned(&call.mark)?;
-    Ok(signed_part(last.line.as_bytes()).is_some_and(|(signed, _)| signed == asked.bytes()))
 }
 
 fn earlier(last: Option<LastMark>, call: &SignMark) -> Result<MarkSigned, ManageError> {

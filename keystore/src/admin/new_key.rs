@@ -1,7 +1,6 @@
 //! New keys, drawn and hashed before the writer sees them.
 //!
-//! One new key is hashed at a time, on a thread of its own. Creations wait for each other; verifications have their own
-//! pool and revocations need no hash, so neither waits for a creation. Nothing is stored here.
+//! One key is hashed at a time, on a thread of its own: no verification or revocation waits for a creation.
 
 use std::sync::Arc;
 
@@ -15,20 +14,17 @@ use crate::hash::{self, Hasher};
 use crate::sources::random;
 use crate::store::record::KeyHash;
 
-/// A key that was drawn and hashed, and not stored yet.
 pub(crate) struct HashedKey {
     pub(crate) key: ApiKey,
     pub(crate) hash: KeyHash,
 }
 
-/// Hashes new keys.
 pub(crate) struct NewKeys {
     hasher: Arc<Hasher>,
     running: Arc<Semaphore>,
 }
 
 impl HashedKey {
-    /// Blocks for one hash.
     pub(crate) fn draw(hasher: &Hasher) -> Result<Self, ManageError> {
         let key = ApiKey::from_random(random()?, random()?)?;
         let hash = hasher.hash(&key, random()?)?;
@@ -41,8 +37,7 @@ impl NewKeys {
         Self { hasher, running: Arc::new(Semaphore::new(1)) }
     }
 
-    /// Draws one when its turn comes. `crowded` means that others wait: then the hash runs at a lower priority, so that
-    /// verifications keep the cores.
+    /// A hash runs at a lower priority while others wait (`crowded`), so that verifications keep the cores.
     pub(crate) async fn draw(&self, crowded: bool, deadline: Instant) -> Result<HashedKey, ManageError> {
         let turn = timeout_at(deadline, Arc::clone(&self.running).acquire_owned()).await;
         let Ok(Ok(turn)) = turn else { return Err(ManageError::Writer(WriterError::Timeout)) };

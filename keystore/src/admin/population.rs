@@ -1,7 +1,6 @@
 //! How many keys and endpoints each account has, and in which order they ended.
 //!
-//! Owns the index in memory against which caps are checked, so that no list has to be read for that. It is filled from
-//! the store at start.
+//! Caps are checked against this index in memory, which is filled from the store at start, so no list has to be read.
 //! INVARIANT: every change of the store is applied here too, or an account's count is wrong until the next start.
 
 use std::collections::{BTreeSet, HashMap};
@@ -10,25 +9,21 @@ use std::hash::Hash;
 use jiff::Timestamp;
 use stage0_contract::{AccountId, KeyId, WebhookId};
 
-use crate::store::record::{Forgotten, KeyRecord, Record, WebhookRecord};
+use crate::store::record::{Forgotten, Record};
 use crate::store::record_store::{RecordStore, StoreError};
 
 /// Ended keys, and deleted endpoints, that an account keeps. The oldest beyond are forgotten when a new one is added.
 pub(crate) const MAX_ENDED: usize = 1_000;
-/// Forgotten by one change at most; one change adds fewer.
 const MAX_FORGOTTEN: usize = 16;
 
-/// The end of a key or endpoint that has none.
 const NEVER: i64 = i64::MAX;
 
-/// Every account's keys and endpoints.
 #[derive(Debug, Default)]
 pub(crate) struct Population {
     keys: HashMap<AccountId, Members<KeyId>>,
     webhooks: HashMap<AccountId, Members<WebhookId>>,
 }
 
-/// The keys, or the endpoints, of one account.
 #[derive(Debug)]
 struct Members<Id> {
     /// In seconds since the epoch.
@@ -37,7 +32,6 @@ struct Members<Id> {
 }
 
 impl Population {
-    /// Reads every key and endpoint of the store.
     pub(crate) fn of(store: &RecordStore) -> Result<Self, StoreError> {
         let mut population = Self::default();
         for record in store.keys_and_webhooks() {
@@ -46,16 +40,15 @@ impl Population {
         Ok(population)
     }
 
-    /// Applies one record of a change.
     pub(crate) fn put(&mut self, record: &Record) {
         match record {
             Record::Key(key) => {
                 let members = self.keys.entry(key.account.clone()).or_default();
-                members.put(key.id.clone(), end_of_key(key));
+                members.put(key.id.clone(), key.ends());
             }
             Record::Webhook(record) => {
                 let members = self.webhooks.entry(record.webhook.account.clone()).or_default();
-                members.put(record.webhook.id.clone(), end_of_webhook(record));
+                members.put(record.webhook.id.clone(), record.deleted_at);
             }
             Record::Forgotten(Forgotten::Key { id, account }) => {
                 self.keys.get_mut(account).into_iter().for_each(|members| members.remove(id));
@@ -67,12 +60,10 @@ impl Population {
         }
     }
 
-    /// Keys of an account that are neither revoked nor expired.
     pub(crate) fn active_keys(&self, account: &AccountId, now: Timestamp) -> u64 {
         self.keys.get(account).map_or(0, |members| members.active(now))
     }
 
-    /// Endpoints of an account that are not deleted.
     pub(crate) fn existing_webhooks(&self, account: &AccountId, now: Timestamp) -> u64 {
         self.webhooks.get(account).map_or(0, |members| members.active(now))
     }
@@ -84,7 +75,6 @@ impl Population {
         surplus.into_iter().map(forget).collect()
     }
 
-    /// Records that forget the deleted endpoints beyond [`MAX_ENDED`], oldest first.
     pub(crate) fn surplus_webhooks(&self, account: &AccountId, now: Timestamp) -> Vec<Record> {
         let surplus = self.webhooks.get(account).map(|members| members.surplus(now)).unwrap_or_default();
         let forget = |id| Record::Forgotten(Forgotten::Webhook { id, account: account.clone() });
@@ -99,7 +89,8 @@ impl<Id> Default for Members<Id> {
 }
 
 impl<Id: Clone + Ord + Hash> Members<Id> {
-    fn put(&mut self, id: Id, end: i64) {
+    fn put(&mut self, id: Id, end: Option<Timestamp>) {
+        let end = end.map_or(NEVER, Timestamp::as_second);
         self.remove(&id);
         self.ends.insert(id.clone(), end);
         self.by_end.insert((end, id));
@@ -111,7 +102,6 @@ impl<Id: Clone + Ord + Hash> Members<Id> {
         }
     }
 
-    /// Counts the ended ones, which are fewer.
     fn active(&self, now: Timestamp) -> u64 {
         (self.by_end.len() - self.ended(now).count()) as u64
     }
@@ -128,18 +118,11 @@ impl<Id: Clone + Ord + Hash> Members<Id> {
     }
 }
 
-fn end_of_key(key: &KeyRecord) -> i64 {
-    key.ends().map_or(NEVER, Timestamp::as_second)
-}
-
-fn end_of_webhook(record: &WebhookRecord) -> i64 {
-    record.deleted_at.map_or(NEVER, Timestamp::as_second)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::admin::tests::store_with;
+    use crate::store::record::KeyRecord;
     use crate::store::record::tests::{account, at, key, webhook};
 
     fn of(id: &str) -> AccountId {

@@ -1,9 +1,8 @@
-//! What a caller may do (contract, section 7): pure.
+//! What a caller may do: pure.
 //!
-//! Owns every refusal of a management call; those about endpoints are in [`webhooks`], about marks in [`marks`]. Checks
-//! run in a fixed order, because it shows in the reply: whether the caller may make the call at all, whether the thing
-//! it names is its own (otherwise it does not exist), the body, then the state. No scope implies another; only
-//! `operator` reaches other accounts.
+//! Owns every refusal of a management call. Checks run in a fixed order, because it shows in the reply: whether the
+//! caller may make the call at all, whether the thing it names is its own (otherwise it does not exist), the body, then
+//! the state. No scope implies another; only `operator` reaches other accounts.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +17,6 @@ use crate::store::record::KeyRecord;
 pub(crate) mod marks;
 pub(crate) mod webhooks;
 
-/// Longest overlap of a rotation: 30 days.
 pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
 
 /// A gateway's clock may be this far ahead.
@@ -35,19 +33,16 @@ pub(crate) struct Granter {
     pub(crate) ends: Option<Timestamp>,
 }
 
-/// Checks that the caller holds a scope; an operator may do what any scope allows.
 pub(crate) fn require(caller: &Caller, scope: Scope) -> Result<(), Refusal> {
     if is_operator(caller) || caller.scopes.contains(&scope) { Ok(()) } else { Err(Refusal::ScopeMissing(scope)) }
 }
 
-/// Checks the time before which decisions are to be deleted.
 pub(crate) fn valid_deletion(before: Timestamp, now: Timestamp) -> Result<(), Refusal> {
     let latest = now.checked_add(MAX_CLOCK_SKEW).unwrap_or(now);
     let future = (before > latest).then(|| FieldError::new("before", "must not be in the future"));
     invalid_if_any(future.into_iter().collect())
 }
 
-/// The account that a call is about. For everyone except an operator, other accounts do not exist.
 pub(crate) fn target_account(caller: &Caller, named: Option<&AccountId>) -> Result<AccountId, Refusal> {
     match named {
         None => Ok(caller.account.clone()),
@@ -56,12 +51,10 @@ pub(crate) fn target_account(caller: &Caller, named: Option<&AccountId>) -> Resu
     }
 }
 
-/// Checks the body of `POST /v1/accounts`.
 pub(crate) fn valid_account(call: &CreateAccount) -> Result<(), Refusal> {
     invalid_if_any(bad_name(&call.name).into_iter().collect())
 }
 
-/// Checks the body of `PATCH /v1/accounts/{id}`.
 pub(crate) fn valid_account_changes(call: &UpdateAccount) -> Result<(), Refusal> {
     let mut errors = Vec::new();
     if call.retention_days.and_then(Change::own).is_some_and(|days| !(1..=MAX_RETENTION_DAYS).contains(&days)) {
@@ -93,8 +86,7 @@ pub(crate) fn valid_key(granter: &Granter, call: &CreateKey, now: Timestamp) -> 
     if call.scopes.is_empty() {
         errors.push(FieldError::new("scopes", "must name at least one scope"));
     }
-    // An operator grants scopes that it does not hold only by naming an account: that is how an account gets its first
-    // key.
+    // An operator grants scopes that it does not hold only by naming an account, which thus gets its first key.
     let as_operator = is_operator(caller) && call.account.is_some();
     let latest = ends.filter(|_| !(as_operator && may_outlive(&call.scopes)));
     let expires_at = call.expires_at.map(whole_seconds);
@@ -104,10 +96,8 @@ pub(crate) fn valid_key(granter: &Granter, call: &CreateKey, now: Timestamp) -> 
     if let (Some(end), Some(latest)) = (expires_at, latest)
         && end > latest
     {
-        errors.push(FieldError::new(
-            "expires_at",
-            format!("must not be after {latest}, when the key that grants it ends"),
-        ));
+        let message = format!("must not be after {latest}, when the key that grants it ends");
+        errors.push(FieldError::new("expires_at", message));
     }
     invalid_if_any(errors)?;
     if !as_operator {
@@ -122,7 +112,6 @@ fn may_outlive(scopes: &BTreeSet<Scope>) -> bool {
     !scopes.contains(&Scope::Operator)
 }
 
-/// Checks that an account with this many active keys may have one more.
 pub(crate) fn check_key_cap(active: u64, caps: &Caps) -> Result<(), Refusal> {
     let most = caps.keys();
     if active < most {
@@ -134,8 +123,7 @@ pub(crate) fn check_key_cap(active: u64, caps: &Caps) -> Result<(), Refusal> {
     )))
 }
 
-/// The old key as it is after its rotation. The caller gets the secret of the successor, so the key must not have more
-/// rights than the caller.
+/// The caller gets the secret of the successor, so the key must not have more rights than the caller.
 pub(crate) fn rotated(
     granter: &Granter,
     call: &RotateKey,
@@ -169,7 +157,6 @@ pub(crate) fn rotated(
     Ok(key)
 }
 
-/// When a key or secret that is being replaced ends.
 fn end_of_overlap(seconds: u64, now: Timestamp) -> Result<Timestamp, Refusal> {
     if seconds > MAX_OVERLAP_SECONDS {
         let message = format!("must be 0 to {MAX_OVERLAP_SECONDS}");
@@ -180,7 +167,6 @@ fn end_of_overlap(seconds: u64, now: Timestamp) -> Result<Timestamp, Refusal> {
     Ok(now.checked_add(overlap).unwrap_or(now))
 }
 
-/// The key as it is once revoked.
 pub(crate) fn revoked(caller: &Caller, key: Option<KeyRecord>, now: Timestamp) -> Result<Revocation, Refusal> {
     let mut key = own(caller, key)?;
     may_end_key(caller, &key)?;
@@ -191,7 +177,6 @@ pub(crate) fn revoked(caller: &Caller, key: Option<KeyRecord>, now: Timestamp) -
     Ok(Revocation::New(key))
 }
 
-/// What a revocation does to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Revocation {
     New(KeyRecord),

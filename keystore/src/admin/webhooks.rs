@@ -1,8 +1,7 @@
 //! Webhook endpoints: changes, pages, and the handling of their secrets.
 //!
-//! A secret leaves the keystore in the reply that created it and in the exporter's pages; it is stored encrypted. Pages
-//! end before they outgrow a message. A call without a change writes nothing; its notice is published again,
-//! because the first one may have been lost.
+//! A secret leaves the keystore in the reply that created it and in the exporter's pages; it is stored encrypted. A
+//! call without a change writes nothing and is announced all the same, because the first notice may have been lost.
 
 use jiff::Timestamp;
 use stage0_contract::{
@@ -12,7 +11,7 @@ use stage0_contract::{
 };
 use zeroize::Zeroizing;
 
-use super::{AdminService, ManageError, authorized, new_id};
+use super::{AdminService, ChangeResult, ManageError, authorized, new_id};
 use crate::admin::announce::Changed;
 use crate::admin::rules::{self, webhooks as webhook_rules};
 use crate::seal::Sealer;
@@ -20,14 +19,13 @@ use crate::sources::random;
 use crate::store::record::{Record, SealedSecret, WebhookRecord};
 use crate::store::record_store::{RecordStore, StoreError};
 
-/// Endpoints in one page that an exporter gets.
 const ENDPOINTS_PER_PAGE: usize = 500;
 /// JSON bytes of the endpoints in one page, a quarter of what a message carries. A single endpoint is smaller.
 const PAGE_BYTES: usize = 1 << 20;
 
 impl AdminService {
-    pub(crate) fn create_webhook(&mut self, call: CreateWebhook) -> Result<(WebhookCreated, Changed), ManageError> {
-        let (now, store) = (self.now(), self.durable.store());
+    pub(crate) fn create_webhook(&mut self, call: CreateWebhook) -> ChangeResult<WebhookCreated> {
+        let (now, store) = (self.now(), self.store());
         let caller = authorized(store, &call.caller, Scope::WebhooksManage, now)?;
         let account = rules::target_account(&caller, call.account.as_ref())?;
         webhook_rules::valid_webhook(&call)?;
@@ -46,27 +44,22 @@ impl AdminService {
         };
         let (secret, sealed) = self.new_secret(&webhook.id, now)?;
         let record = WebhookRecord { webhook, secrets: vec![sealed], deleted_at: None };
-        self.put_webhook(record, None, &caller, "created").map(|(webhook, changed)| {
-            let created = WebhookCreated { webhook, secret };
-            (created, changed)
-        })
+        let (webhook, changed) = self.put_webhook(record, None, &caller, "created")?;
+        Ok((WebhookCreated { webhook, secret }, changed))
     }
 
-    pub(crate) fn update_webhook(&mut self, call: UpdateWebhook) -> Result<(Webhook, Changed), ManageError> {
+    pub(crate) fn update_webhook(&mut self, call: UpdateWebhook) -> ChangeResult<Webhook> {
         let (caller, old) = self.webhook_of(&call.caller, &call.id)?;
         let new = webhook_rules::updated(call, old.clone())?;
         self.put_webhook(new, Some(&old), &caller, "updated")
     }
 
-    pub(crate) fn enable_webhook(&mut self, call: &EnableWebhook) -> Result<(Webhook, Changed), ManageError> {
+    pub(crate) fn enable_webhook(&mut self, call: &EnableWebhook) -> ChangeResult<Webhook> {
         let (caller, old) = self.webhook_of(&call.caller, &call.id)?;
         self.put_webhook(webhook_rules::enabled(old.clone()), Some(&old), &caller, "enabled")
     }
 
-    pub(crate) fn rotate_webhook_secret(
-        &mut self,
-        call: &RotateWebhookSecret,
-    ) -> Result<(WebhookCreated, Changed), ManageError> {
+    pub(crate) fn rotate_webhook_secret(&mut self, call: &RotateWebhookSecret) -> ChangeResult<WebhookCreated> {
         let now = self.now();
         let (caller, old) = self.webhook_of(&call.caller, &call.id)?;
         let overlapping = webhook_rules::overlapping(call, old.secrets.clone(), now)?;
@@ -77,8 +70,8 @@ impl AdminService {
         Ok((WebhookCreated { webhook, secret }, changed))
     }
 
-    pub(crate) fn delete_webhook(&mut self, call: &DeleteWebhook) -> Result<(WebhookDeleted, Changed), ManageError> {
-        let (now, store) = (self.now(), self.durable.store());
+    pub(crate) fn delete_webhook(&mut self, call: &DeleteWebhook) -> ChangeResult<WebhookDeleted> {
+        let (now, store) = (self.now(), self.store());
         let caller = authorized(store, &call.caller, Scope::WebhooksManage, now)?;
         let old = store.webhook(&call.id)?;
         let new = webhook_rules::deleted(&caller, old.clone(), now)?;
@@ -87,8 +80,8 @@ impl AdminService {
     }
 
     /// For the exporter, which has no key: the backplane's credentials decide who may call this.
-    pub(crate) fn disable_webhook(&mut self, call: &DisableWebhook) -> Result<(WebhookDisabled, Changed), ManageError> {
-        let old = webhook_rules::existing(self.durable.store().webhook(&call.id)?)?;
+    pub(crate) fn disable_webhook(&mut self, call: &DisableWebhook) -> ChangeResult<WebhookDisabled> {
+        let old = webhook_rules::existing(self.store().webhook(&call.id)?)?;
         let new = webhook_rules::disabled(old.clone(), &call.reason);
         let changed = changed(&new.webhook);
         if new != old {
@@ -98,9 +91,8 @@ impl AdminService {
         Ok((WebhookDisabled {}, changed))
     }
 
-    /// The endpoint that a call names, if the caller may change it.
     fn webhook_of(&self, caller: &Caller, id: &WebhookId) -> Result<(Caller, WebhookRecord), ManageError> {
-        let store = self.durable.store();
+        let store = self.store();
         let caller = authorized(store, caller, Scope::WebhooksManage, self.now())?;
         let found = webhook_rules::own_webhook(&caller, store.webhook(id)?)?;
         Ok((caller, found))
@@ -112,7 +104,7 @@ impl AdminService {
         old: Option<&WebhookRecord>,
         caller: &Caller,
         change: &'static str,
-    ) -> Result<(Webhook, Changed), ManageError> {
+    ) -> ChangeResult<Webhook> {
         let webhook = new.webhook.clone();
         if old != Some(&new) {
             let mut records = vec![Record::Webhook(new)];
@@ -135,7 +127,6 @@ impl AdminService {
     }
 }
 
-/// One page of an account's endpoints.
 pub(crate) fn list_webhooks(
     store: &RecordStore,
     call: &ListWebhooks,
@@ -150,13 +141,11 @@ pub(crate) fn list_webhooks(
     Ok(Page { items, next_cursor: next.map(|id| id.as_str().to_owned()) })
 }
 
-/// One endpoint.
 pub(crate) fn get_webhook(store: &RecordStore, call: &GetWebhook, now: Timestamp) -> Result<Webhook, ManageError> {
     let caller = authorized(store, &call.caller, Scope::WebhooksManage, now)?;
     Ok(webhook_rules::own_webhook(&caller, store.webhook(&call.id)?)?.webhook)
 }
 
-/// One page of all endpoints with the secrets that sign now, for the exporter.
 pub(crate) fn list_endpoints(
     store: &RecordStore,
     sealer: &Sealer,
@@ -174,7 +163,6 @@ pub(crate) fn list_endpoints(
     Ok(EndpointsPage { items, next_cursor })
 }
 
-/// At most `limit` endpoints that fit into a message together, and the id of the last one if there are more.
 fn one_page(
     records: impl Iterator<Item = Result<WebhookRecord, StoreError>>,
     limit: usize,
@@ -192,8 +180,8 @@ fn one_page(
     Ok((page, None))
 }
 
-fn changed(webhook: &Webhook) -> Changed {
-    Changed::Webhook(WebhookChanged { account: webhook.account.clone(), id: webhook.id.clone() })
+fn changed(webhook: &Webhook) -> Option<Changed> {
+    Some(Changed::Webhook(WebhookChanged { account: webhook.account.clone(), id: webhook.id.clone() }))
 }
 
 #[cfg(test)]

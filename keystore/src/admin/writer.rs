@@ -18,7 +18,6 @@ const QUEUE_LENGTH: usize = 64;
 
 type Call = Box<dyn FnOnce(&mut AdminService) + Send>;
 
-/// The order in which calls are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// Revocations, deletions and account updates: served first, and they wait while their queue is full.
@@ -27,14 +26,12 @@ pub(crate) enum Lane {
     Ordinary,
 }
 
-/// Sends calls to the thread.
 #[derive(Debug, Clone)]
 pub(crate) struct Writer {
     urgent: mpsc::Sender<Call>,
     ordinary: mpsc::Sender<Call>,
 }
 
-/// The call was not made, or its outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WriterError {
     #[error("too many calls wait for the writer")]
@@ -47,13 +44,7 @@ pub(crate) enum WriterError {
     Ended,
 }
 
-/// The thread; it ends when every [`Writer`] is dropped.
-#[derive(Debug)]
-pub(crate) struct WriterThread {
-    handle: JoinHandle<()>,
-}
-
-pub(crate) fn start(admin: AdminService) -> std::io::Result<(Writer, WriterThread)> {
+pub(crate) fn start(admin: AdminService) -> std::io::Result<(Writer, JoinHandle<()>)> {
     let (urgent, mut urgent_calls) = mpsc::channel::<Call>(QUEUE_LENGTH);
     let (ordinary, mut ordinary_calls) = mpsc::channel::<Call>(QUEUE_LENGTH);
     // The runtime only waits for the two queues. Calls block this thread, and nothing else runs on it.
@@ -74,8 +65,8 @@ pub(crate) fn start(admin: AdminService) -> std::io::Result<(Writer, WriterThrea
             }
         }
     };
-    let handle = std::thread::Builder::new().name("keystore-writer".to_owned()).spawn(run)?;
-    Ok((Writer { urgent, ordinary }, WriterThread { handle }))
+    let thread = std::thread::Builder::new().name("keystore-writer".to_owned()).spawn(run)?;
+    Ok((Writer { urgent, ordinary }, thread))
 }
 
 impl Writer {
@@ -106,12 +97,10 @@ impl Writer {
     }
 }
 
-impl WriterThread {
-    /// Waits until the queues are empty and the files are closed. Drop every [`Writer`] first.
-    pub(crate) async fn finished(self) {
-        if tokio::task::spawn_blocking(|| self.handle.join()).await.is_err() {
-            tracing::error!("writer thread was not waited for");
-        }
+/// Waits until the queues are empty and the files are closed. Drop every [`Writer`] first.
+pub(crate) async fn finished(thread: JoinHandle<()>) {
+    if tokio::task::spawn_blocking(|| thread.join()).await.is_err() {
+        tracing::error!("writer thread was not waited for");
     }
 }
 
@@ -153,7 +142,7 @@ mod tests {
         assert_eq!(found.await, Ok(false));
         assert_eq!(writer.run(Lane::Ordinary, later, put).await, Ok(true));
         drop(writer);
-        thread.finished().await;
+        finished(thread).await;
     }
 
     #[tokio::test]

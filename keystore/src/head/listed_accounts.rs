@@ -1,8 +1,7 @@
 //! The list of all accounts in the state store, because a backup cannot name accounts that were created after it.
 //!
-//! Owns the records `keystore.accounts.<n>`, each with the ids of the accounts that hash to it. A restore reads the
-//! active keys of these accounts beside those of the backup. An account is noted before its list of keys is written,
-//! and removed when it is gone. The lists are bounded: accounts that do not fit are not reported after a restore, but
+//! A restore reads the active keys of these accounts beside those of the backup. Each record `keystore.accounts.<n>`
+//! has the accounts that hash to it. They are bounded: accounts that do not fit are not reported after a restore, but
 //! their keys are revoked all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use stage0_backplane::{Revision, StateStore};
 use stage0_contract::{AccountId, KEYSTORE_RECORDS};
 
+use crate::errors::chain;
 use crate::lease::tenure::Tenure;
 use crate::records;
 
@@ -21,16 +21,13 @@ const BUCKETS: u8 = 64;
 /// In one record, which then has about 100 kB.
 const MAX_ACCOUNTS: usize = 4_000;
 
-/// One record.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 struct Listed {
-    /// The term of the keystore that wrote it.
     #[serde(default)]
     term: u64,
     accounts: BTreeSet<AccountId>,
 }
 
-/// Notes accounts in the state store, and remembers what is noted.
 #[derive(Debug)]
 pub(crate) struct ListedAccounts {
     term: u64,
@@ -43,12 +40,10 @@ impl ListedAccounts {
         Self { term, tenure, known: BTreeMap::new() }
     }
 
-    /// Forgets what is noted, because the state store lost its records.
     pub(crate) fn forget(&mut self) {
         self.known.clear();
     }
 
-    /// Notes an account, or removes one that no longer exists.
     pub(crate) async fn note(
         &mut self,
         state_store: &Arc<dyn StateStore>,
@@ -74,19 +69,17 @@ impl ListedAccounts {
                 tracing::warn!(%account, listed = accounts.len(), "no further accounts are told after a restore");
             }
             let listed = Listed { term: self.term, accounts: accounts.clone() };
-            records::put(state_store, &key(number), &listed, revision).await.map_err(|error| error.to_string())?;
+            records::put(state_store, &key(number), &listed, revision).await.map_err(|error| chain(&error))?;
         }
         self.known.insert(number, accounts);
         Ok(())
     }
 }
 
-/// Whether nothing has to be written.
 fn is_done(known: &BTreeSet<AccountId>, account: &AccountId, exists: bool) -> bool {
     known.contains(account) == exists || (exists && known.len() >= MAX_ACCOUNTS)
 }
 
-/// All accounts that are noted.
 pub(crate) async fn read_all(state_store: &Arc<dyn StateStore>) -> Result<BTreeSet<AccountId>, String> {
     let mut all = BTreeSet::new();
     for number in 0..BUCKETS {

@@ -14,6 +14,7 @@ use stage0_backplane::{Revision, StateStore};
 use stage0_contract::{AccountId, KEYSTORE_RECORDS, KeyId};
 
 use super::listed_accounts::ListedAccounts;
+use crate::errors::chain;
 use crate::lease::tenure::Tenure;
 use crate::records::{self, believable, seconds};
 use crate::sources::Clock;
@@ -21,13 +22,10 @@ use crate::store::record_store::{RecordStore, StoreError};
 
 /// Keys of one account that are listed; those beyond are revoked by a restore. A record has room for a few times more.
 const MAX_LISTED: usize = 50_000;
-/// Accounts that are read from the store at a time.
 const ACCOUNTS_PER_READ: usize = 100;
 
-/// One account's list: each active key, and when it expires.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct LiveKeys {
-    /// The term of the keystore that wrote it.
     #[serde(default)]
     pub(crate) term: u64,
     pub(crate) keys: BTreeMap<KeyId, Option<i64>>,
@@ -40,10 +38,9 @@ pub(crate) struct Lister {
     term: u64,
     tenure: Tenure,
     listed: ListedAccounts,
-    /// Accounts that were read and are still to be compared.
     waiting: Vec<AccountId>,
     last: Option<AccountId>,
-    is_done: bool,
+    pub(crate) is_done: bool,
 }
 
 impl Lister {
@@ -52,18 +49,11 @@ impl Lister {
         Self { store, clock, term, tenure, listed, waiting: Vec::new(), last: None, is_done: false }
     }
 
-    /// Compares all accounts again, because the state store lost its records.
     pub(crate) fn start_over(&mut self) {
         self.listed.forget();
         (self.waiting, self.last, self.is_done) = (Vec::new(), None, false);
     }
 
-    /// Whether every account was compared once.
-    pub(crate) fn is_done(&self) -> bool {
-        self.is_done
-    }
-
-    /// Compares the next account's list.
     pub(crate) async fn list_next(&mut self, state_store: &Arc<dyn StateStore>) -> Result<(), String> {
         if self.waiting.is_empty() {
             let (store, last) = (self.store.clone(), self.last.clone());
@@ -96,7 +86,7 @@ impl Lister {
             live.truncate(MAX_LISTED);
         }
         let wanted = LiveKeys { term: self.term, keys: live.into_iter().collect() };
-        let found = read_with_revision(state_store, account).await?;
+        let found = self::read(state_store, account).await?;
         if found.as_ref().is_some_and(|(found, _)| believable(found.term, seconds()) > self.term)
             || !self.tenure.is_valid()
         {
@@ -106,16 +96,11 @@ impl Lister {
             return Ok(());
         }
         let expected = found.map(|(_, revision)| revision);
-        records::put(state_store, &key(account), &wanted, expected).await.map(drop).map_err(|error| error.to_string())
+        records::put(state_store, &key(account), &wanted, expected).await.map(drop).map_err(|error| chain(&error))
     }
 }
 
-/// An account's list, if there is one.
-pub(crate) async fn read(state_store: &Arc<dyn StateStore>, account: &AccountId) -> Result<Option<LiveKeys>, String> {
-    Ok(read_with_revision(state_store, account).await?.map(|(list, _)| list))
-}
-
-async fn read_with_revision(
+pub(crate) async fn read(
     state_store: &Arc<dyn StateStore>,
     account: &AccountId,
 ) -> Result<Option<(LiveKeys, Revision)>, String> {

@@ -1,23 +1,21 @@
 //! The right to serve, as the rest of the keystore sees it.
 //!
-//! A tenure ends by itself when its lease is not renewed in time, and for good when the lease is lost. It is checked
-//! before each write and before each reply. Time is the kernel's boot-time clock, which goes on while the host sleeps
-//! or the process is frozen, so a keystore that wakes up late knows that its time is over.
+//! A tenure ends by itself when its lease is not renewed in time. It is checked before each write and each reply. Time
+//! is the kernel's boot-time clock, which goes on while the host sleeps or the process is frozen.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// Why a lease is lost for good.
+use crate::errors::lock;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// Another keystore serves.
     TakenOver,
-    /// The state store's records are not those that this keystore wrote last.
     WentBack,
 }
 
@@ -30,7 +28,7 @@ pub(crate) struct Tenure {
     loss: Arc<OnceLock<Loss>>,
     /// The journal that is locked; see [`set_journal_id`](Self::set_journal_id).
     journal_id: Arc<Mutex<Option<String>>>,
-    journal_changed: Arc<Notify>,
+    pub(super) journal_changed: Arc<Notify>,
 }
 
 impl Tenure {
@@ -54,7 +52,6 @@ impl Tenure {
         }
     }
 
-    /// Whether this keystore may serve at this moment.
     pub(crate) fn is_valid(&self) -> bool {
         now() < self.until.load(Ordering::Acquire)
     }
@@ -74,12 +71,10 @@ impl Tenure {
         self.lost.cancel();
     }
 
-    /// Why it is lost for good, if it is.
     pub(crate) fn loss(&self) -> Option<Loss> {
         self.loss.get().copied()
     }
 
-    /// Resolves when it is lost for good.
     pub(crate) async fn lost(&self) -> Loss {
         self.lost.cancelled().await;
         self.loss().unwrap_or(Loss::TakenOver)
@@ -87,7 +82,7 @@ impl Tenure {
 
     /// Names the journal that is locked. A new name is written into the lease at once.
     pub(crate) fn set_journal_id(&self, journal_id: Option<String>) {
-        let mut known = self.journal_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&self.journal_id);
         if *known != journal_id {
             *known = journal_id;
             self.journal_changed.notify_one();
@@ -95,15 +90,10 @@ impl Tenure {
     }
 
     pub(super) fn journal_id(&self) -> Option<String> {
-        self.journal_id.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn journal_changed(&self) -> Arc<Notify> {
-        Arc::clone(&self.journal_changed)
+        lock(&self.journal_id).clone()
     }
 }
 
-/// The boot-time clock in nanoseconds.
 pub(super) fn now() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();

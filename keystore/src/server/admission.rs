@@ -1,13 +1,14 @@
 //! How many additions may be in flight, for one account and for all.
 //!
-//! The bound applies before new keys are hashed and before changes wait for the writer. Beyond it a caller gets `Busy`
-//! at once, so one account's flood delays the others' changes by no more than a few of its own. Calls that take rights
-//! away are not counted.
+//! Beyond the bound a caller gets `Busy` before a key is hashed, so one account's flood delays the others' changes by
+//! no more than a few of its own. Calls that take rights away are not counted.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use stage0_contract::AccountId;
+
+use crate::errors::lock;
 
 /// Of all accounts. With a hash for each, one core needs a second for this many.
 const MAX_IN_FLIGHT: usize = 32;
@@ -15,13 +16,11 @@ const MAX_IN_FLIGHT: usize = 32;
 const MAX_WITH_FIRST_CALLS: usize = 64;
 const MAX_PER_ACCOUNT: usize = 8;
 
-/// The calls in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     by_account: Mutex<HashMap<AccountId, usize>>,
 }
 
-/// One call in flight, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     admission: Arc<Admission>,
@@ -29,9 +28,8 @@ pub(crate) struct Admitted {
 }
 
 impl Admission {
-    /// `None` if there are too many.
     pub(crate) fn admit(self: &Arc<Self>, account: &AccountId) -> Option<Admitted> {
-        let mut by_account = self.by_account();
+        let mut by_account = lock(&self.by_account);
         let all: usize = by_account.values().sum();
         let own = by_account.get(account).copied().unwrap_or_default();
         let most = if own == 0 { MAX_WITH_FIRST_CALLS } else { MAX_IN_FLIGHT };
@@ -42,20 +40,14 @@ impl Admission {
         Some(Admitted { admission: Arc::clone(self), account: account.clone() })
     }
 
-    /// Whether more than one call is in flight.
     pub(crate) fn is_crowded(&self) -> bool {
-        self.by_account().values().sum::<usize>() > 1
-    }
-
-    fn by_account(&self) -> MutexGuard<'_, HashMap<AccountId, usize>> {
-        // Each use is a single step on the map, so a panic elsewhere cannot leave it inconsistent.
-        self.by_account.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_account).values().sum::<usize>() > 1
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut by_account = self.admission.by_account();
+        let mut by_account = lock(&self.admission.by_account);
         if let Some(own) = by_account.get_mut(&self.account) {
             *own -= 1;
             if *own == 0 {
@@ -91,6 +83,6 @@ mod tests {
         assert!(admission.admit(&account(0)).is_none(), "its own share is still used up");
         assert!(admission.admit(&account(3)).is_some());
         drop(in_flight);
-        assert!(admission.by_account().is_empty() && !admission.is_crowded());
+        assert!(lock(&admission.by_account).is_empty() && !admission.is_crowded());
     }
 }

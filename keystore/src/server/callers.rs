@@ -1,12 +1,11 @@
 //! Who makes a management call: proven by the key that the caller presented, not by what a gateway says.
 //!
-//! Keys that were proven are remembered, so that a caller's next call needs no hash. Proofs that wait for a hash are
-//! bounded, so that management calls leave the hashing pool to the verification of keys for checks. A caller without a
-//! valid proof has no scope from here on; what a proven caller may do is decided by `admin::rules`, from its record.
+//! A caller without a valid proof has no scope from here on. Keys that were proven are remembered, so that a caller's
+//! next call needs no hash. Proofs that wait for a hash are bounded, so that the pool stays free for checks.
 //! INVARIANT: a key is remembered only after its hash matched, and only an equal key matches it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -20,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::admin::ManageError;
 use crate::admin::writer::{Lane, WriterError};
+use crate::errors::lock;
 use crate::metrics;
 use crate::server::verify::Verifier;
 
@@ -30,7 +30,6 @@ const MAX_PROVEN: usize = 10_000;
 /// At most one warning about calls without a proof in this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A request that carries its caller.
 pub(crate) trait HasCaller {
     /// The lane of its change: an urgent proof waits while too many are in flight, an ordinary one is refused.
     const LANE: Lane;
@@ -67,10 +66,8 @@ has_caller!(
     PermitDeletion,
 );
 
-/// Proves callers.
 pub(crate) struct Callers {
     verifier: Arc<Verifier>,
-    /// One permit for each proof that needs a hash.
     ordinary: Semaphore,
     /// Separate permits for calls that take rights away, so that no other calls delay them.
     urgent: Semaphore,
@@ -89,8 +86,7 @@ impl Callers {
         Self { verifier, ordinary, urgent, last_warning: Mutex::default() }
     }
 
-    /// Checks the key and takes it out of the call. A caller with a wrong key keeps no scope, as if its key had
-    /// expired.
+    /// Takes the key out of the call. A caller with a wrong key keeps no scope, as if its key had expired.
     pub(crate) async fn prove<M: HasCaller>(&self, call: &mut M, deadline: Instant) -> Result<(), ManageError> {
         let caller = call.caller_mut();
         let Some(key) = caller.key.take() else {
@@ -128,7 +124,7 @@ impl Callers {
     /// Warns, but not for each call: a flood must not fill the log.
     fn warn_unproven(&self) {
         metrics::unproven();
-        let mut last_warning = self.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_warning = lock(&self.last_warning);
         if last_warning.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
             *last_warning = Some(Instant::now());
             tracing::warn!("a management call without its caller's key was refused: a gateway of an older version?");
@@ -143,24 +139,18 @@ impl ProvenKeys {
     }
 
     pub(crate) fn contains(&self, key: &ApiKey) -> bool {
-        let digests = self.digests();
+        let digests = lock(&self.digests);
         let Some(tag) = digests.get(key.id()) else { return false };
         hmac::verify(&self.secret, key.expose().as_bytes(), tag.as_ref()).is_ok()
     }
 
-    /// Remembers a key whose hash matched.
     pub(crate) fn remember(&self, key: &ApiKey) {
         let tag = hmac::sign(&self.secret, key.expose().as_bytes());
-        let mut digests = self.digests();
+        let mut digests = lock(&self.digests);
         if digests.len() >= MAX_PROVEN {
             digests.clear();
         }
         digests.insert(key.id().clone(), tag);
-    }
-
-    fn digests(&self) -> MutexGuard<'_, HashMap<KeyId, hmac::Tag>> {
-        // Each use is a single step on the map, so a panic elsewhere cannot leave it inconsistent.
-        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,6 +181,6 @@ mod tests {
             proven.remember(&key(number));
         }
         assert!(proven.contains(&key(MAX_PROVEN)) && !proven.contains(&key(0)));
-        assert_eq!(proven.digests().len(), 1);
+        assert_eq!(lock(&proven.digests).len(), 1);
     }
 }

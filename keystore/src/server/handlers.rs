@@ -1,8 +1,7 @@
 //! What the serve loops share, and the handlers that do more than one thing.
 //!
-//! A change goes to the writer thread: revocations, deletions and account updates in its urgent lane, everything that
-//! adds something in its ordinary lane and only after admission. Reads run on threads that may block. A request that
-//! cannot be handled is answered with `Failed` or `Busy`, which no caller takes for a verdict.
+//! What takes rights away goes to the writer's urgent lane, the rest to its ordinary lane after admission. A request
+//! that cannot be handled is answered with `Failed` or `Busy`, which no caller takes for a verdict.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +24,7 @@ use crate::admin::announce::{Announcer, Changed};
 use crate::admin::new_key::NewKeys;
 use crate::admin::rules::whole_seconds;
 use crate::admin::writer::{Lane, Writer, WriterError};
-use crate::admin::{self, AdminService, ManageError, Precheck, marks, webhooks};
+use crate::admin::{self, AdminService, ChangeResult, ManageError, Precheck, marks, webhooks};
 use crate::head::HeadStored;
 use crate::last_used::LastUsed;
 use crate::lease::tenure::Tenure;
@@ -35,12 +34,8 @@ use crate::sources::Clock;
 use crate::store::CommitError;
 use crate::store::record_store::RecordStore;
 
-/// The reply to a change, and what to announce.
-pub(super) type ChangeResult<T, C> = Result<(T, C), ManageError>;
-
 const RESERVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What the handlers work with.
 pub(crate) struct Handlers {
     pub(crate) store: RecordStore,
     pub(crate) precheck: Precheck,
@@ -49,7 +44,6 @@ pub(crate) struct Handlers {
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) callers: Callers,
     pub(crate) permits: Arc<Permits>,
-    /// The public key to which senders encrypt requests.
     pub(crate) sealing_key: Option<String>,
     pub(crate) writer: Writer,
     pub(crate) writable: Arc<AtomicBool>,
@@ -72,11 +66,10 @@ impl Handlers {
         }
     }
 
-    /// Refills the disk reserve at an interval until stopped.
     pub(crate) async fn maintain_reserve(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(RESERVE_INTERVAL)).await.is_some() {
             let deadline = Instant::now() + RESERVE_INTERVAL;
-            if self.writer.run(Lane::Urgent, deadline, AdminService::maintain_reserve).await.is_err() {
+            if self.writer.run(Lane::Urgent, deadline, |admin| admin.durable.reserve.maintain()).await.is_err() {
                 tracing::debug!("disk reserve was not checked: the writer has no time");
             }
         }
@@ -137,8 +130,7 @@ impl Handlers {
 
     /// The mark of a deletion is signed only with the permit that a caller was given for it.
     pub(super) async fn sign_mark(&self, call: SignMark, deadline: Instant) -> ManageReply<MarkSigned> {
-        // A failed write or a disk that is nearly full was logged once. Without this check each mark would log it
-        // again.
+        // Logged once, where it happened; without this check each mark would log it again.
         if !self.writable.load(Ordering::Acquire) || self.disk_low.load(Ordering::Acquire) {
             return ManageReply::Failed;
         }
@@ -159,21 +151,17 @@ impl Handlers {
 
     pub(super) async fn signing_keys(&self, call: SigningKeys) -> Result<PublicKeys, ManageError> {
         self.read(move |store, now| {
-            let last_mark = match &call.account {
-                Some(account) => marks::last_line(store, account, now)?,
-                None => None,
-            };
-            Ok(PublicKeys { last_mark, ..signer::public_keys(store)? })
+            let last_mark = call.account.as_ref().map(|account| marks::last_line(store, account, now)).transpose()?;
+            Ok(PublicKeys { last_mark: last_mark.flatten(), ..signer::public_keys(store)? })
         })
         .await
     }
 
-    /// Adds something in the ordinary lane, if the account has no more than its share in flight.
-    pub(super) async fn add<T: Send + 'static, C: Into<Option<Changed>> + Send + 'static>(
+    pub(super) async fn add<T: Send + 'static>(
         &self,
         account: &AccountId,
         deadline: Instant,
-        change: impl FnOnce(&mut AdminService) -> ChangeResult<T, C> + Send + 'static,
+        change: impl FnOnce(&mut AdminService) -> ChangeResult<T> + Send + 'static,
     ) -> Result<T, ManageError> {
         let admitted = self.admit(account)?;
         let done = self.write(Lane::Ordinary, deadline, change).await?;
@@ -183,13 +171,13 @@ impl Handlers {
 
     /// Makes an idempotent change in the urgent lane. It succeeds only once every process was notified: a caller who is
     /// told that a key is revoked relies on it. Otherwise the change stands, and the caller can ask for it again.
-    pub(super) async fn change<T: Send + 'static, C: Into<Option<Changed>> + Send + 'static>(
+    pub(super) async fn change<T: Send + 'static>(
         &self,
         deadline: Instant,
-        change: impl FnOnce(&mut AdminService) -> ChangeResult<T, C> + Send + 'static,
+        change: impl FnOnce(&mut AdminService) -> ChangeResult<T> + Send + 'static,
     ) -> Result<T, ManageError> {
         let (done, changed) = self.write(Lane::Urgent, deadline, change).await?;
-        let announced = match changed.into() {
+        let announced = match changed {
             Some(changed) => self.announcer.announce(changed).await,
             None => true,
         };
@@ -197,8 +185,8 @@ impl Handlers {
     }
 
     /// Announces a change that stands in any case: what was made is handed out only once, in this reply.
-    async fn announced<T, C: Into<Option<Changed>>>(&self, (done, changed): (T, C)) -> T {
-        if let Some(changed) = changed.into() {
+    async fn announced<T>(&self, (done, changed): (T, Option<Changed>)) -> T {
+        if let Some(changed) = changed {
             self.announcer.announce(changed).await;
         }
         done

@@ -1,19 +1,16 @@
 //! Permits for deletions: proof that a caller whose key the keystore verified asked for exactly this deletion.
 //!
-//! A deletion passes from the gateway to an exporter and cannot be undone. Its mark is signed here, and only with the
-//! permit that was issued here for the same account, time and key. So neither a gateway nor an exporter can invent a
-//! deletion or put another name into its mark. A permit is valid for some minutes and ends with this process; a
-//! deletion that is too late must be requested again.
+//! A deletion passes from the gateway to an exporter and cannot be undone. Its mark is signed only with the permit that
+//! was issued for the same account, time and key, so neither can invent a deletion or put another name into its mark. A
+//! permit ends with this process; a deletion that is too late must be requested again.
 
 use aws_lc_rs::hmac;
 use data_encoding::BASE64URL_NOPAD;
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{AccountId, DeletionPermit, KeyId, Mark, MarkBody};
 
-/// Long enough for a deletion in a large log.
 const PERMIT_TTL: SignedDuration = SignedDuration::from_mins(5);
 
-/// Issues permits and checks them.
 pub(crate) struct Permits {
     key: hmac::Key,
 }
@@ -24,7 +21,6 @@ impl Permits {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, secret) }
     }
 
-    /// Call it only for a caller that may delete.
     pub(crate) fn issue(&self, account: &AccountId, before: Timestamp, by: &KeyId, now: Timestamp) -> DeletionPermit {
         let expires_at = now.checked_add(PERMIT_TTL).unwrap_or(now);
         let mac = hmac::sign(&self.key, &text(account, before, by, expires_at));

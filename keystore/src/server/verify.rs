@@ -6,14 +6,14 @@
 //! reply from before it was made.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use stage0_contract::{ApiKey, KeyId, KeyIdentity, RefreshKey, RefreshKeyReply, VerifyKey, VerifyKeyReply};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::errors::chain;
+use crate::errors::{chain, lock};
 use crate::hash::{HashError, Hasher, lower_priority};
 use crate::metrics;
 use crate::plans::Plans;
@@ -21,13 +21,11 @@ use crate::server::callers::ProvenKeys;
 use crate::sources::Clock;
 use crate::store::record_store::{RecordStore, StoreError};
 
-/// Verifies keys.
 pub(crate) struct Verifier {
     store: RecordStore,
     hasher: Arc<Hasher>,
     clock: Clock,
     plans: Plans,
-    /// One permit for each hash that runs.
     running: Arc<Semaphore>,
     /// One permit for each hash that runs or waits.
     admitted: Semaphore,
@@ -86,7 +84,6 @@ impl Verifier {
         reply
     }
 
-    /// Joins a hash of the same key that is in flight, or starts one.
     async fn verify_once(self: &Arc<Self>, call: &VerifyKey) -> VerifyKeyReply {
         let VerifyKey { key, request_id } = call;
         let fingerprint: Fingerprint = Sha256::digest(key.expose().as_bytes()).into();
@@ -106,15 +103,19 @@ impl Verifier {
         if matches!(matches, Ok(true)) {
             self.proven.remember(key);
         }
-        let reply = match matches {
-            Ok(matches) => self.result(key.id(), matches).await,
+        // Read in every case, so that the time taken does not tell a wrong key from an expired one.
+        let identity = match matches {
+            Ok(matches) => self.active_identity(key.id().clone()).await.map(|identity| identity.filter(|_| matches)),
             Err(error) => Err(error),
         };
-        let reply = reply.unwrap_or_else(|error| {
-            let request_id = request_id.map(tracing::field::display);
-            tracing::error!(request_id, key_id = %key.id(), error = %chain(&error), "key cannot be verified");
-            VerifyKeyReply::Failed
-        });
+        let reply = match identity {
+            Ok(identity) => identity.map_or(VerifyKeyReply::Invalid, VerifyKeyReply::Valid),
+            Err(error) => {
+                let request_id = request_id.map(tracing::field::display);
+                tracing::error!(request_id, key_id = %key.id(), error = %chain(&error), "key cannot be verified");
+                VerifyKeyReply::Failed
+            }
+        };
         metrics::judged(&reply);
         answer_waiters(waiting, &reply);
         reply
@@ -138,7 +139,7 @@ impl Verifier {
 
     /// The reply of a hash of this key that is in flight. Without one, the caller starts it.
     fn join(&self, fingerprint: Fingerprint) -> Option<oneshot::Receiver<VerifyKeyReply>> {
-        let mut in_flight = self.in_flight();
+        let mut in_flight = lock(&self.in_flight);
         if let Some(waiting) = in_flight.get_mut(&fingerprint) {
             let (sender, reply) = oneshot::channel();
             waiting.push(sender);
@@ -177,12 +178,6 @@ impl Verifier {
         matches
     }
 
-    async fn result(self: &Arc<Self>, key_id: &KeyId, matches: bool) -> Result<VerifyKeyReply, VerifyError> {
-        // Read in every case, so that the time taken does not tell a wrong key from an expired one.
-        let identity = self.active_identity(key_id.clone()).await?;
-        Ok(identity.filter(|_| matches).map_or(VerifyKeyReply::Invalid, VerifyKeyReply::Valid))
-    }
-
     async fn active_identity(self: &Arc<Self>, key_id: KeyId) -> Result<Option<KeyIdentity>, VerifyError> {
         let this = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
@@ -191,11 +186,6 @@ impl Verifier {
             Ok(key.is_active_at((this.clock)()).then(|| key.identity(&account, &this.plans)))
         })
         .await?
-    }
-
-    fn in_flight(&self) -> MutexGuard<'_, HashMap<Fingerprint, Vec<oneshot::Sender<VerifyKeyReply>>>> {
-        // Each use is a single step on the map, so a panic elsewhere cannot leave it inconsistent.
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -207,12 +197,11 @@ struct InFlightHash<'a> {
 }
 
 impl InFlightHash<'_> {
-    /// Takes the requests that joined; no further one can.
     fn close(&mut self) -> Vec<oneshot::Sender<VerifyKeyReply>> {
         if !std::mem::take(&mut self.open) {
             return Vec::new();
         }
-        self.verifier.in_flight().remove(&self.fingerprint).unwrap_or_default()
+        lock(&self.verifier.in_flight).remove(&self.fingerprint).unwrap_or_default()
     }
 }
 
@@ -338,7 +327,7 @@ mod tests {
         assert_eq!(fixture.verifier.hasher.done(), 1);
         ask().await;
         assert_eq!(fixture.verifier.hasher.done(), 2);
-        assert!(fixture.verifier.in_flight().is_empty());
+        assert!(lock(&fixture.verifier.in_flight).is_empty());
     }
 
     #[tokio::test]
@@ -440,7 +429,7 @@ mod tests {
     #[test]
     fn a_verification_that_fails_is_logged_as_an_error_with_its_request_id() {
         let (lines, _) = capture(async {
-            let fixture = Fixture::with(|key| key.hash = KeyHash::new("no hash".to_owned()));
+            let fixture = Fixture::with(|key| key.hash = KeyHash("no hash".to_owned()));
             assert_eq!(fixture.verifier.verify(of(&fixture.key)).await, VerifyKeyReply::Failed);
         });
         let error = lines.iter().find(|line| line["level"] == "ERROR").unwrap();

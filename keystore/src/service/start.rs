@@ -12,17 +12,13 @@ use stage0_backplane::{Backplane, PutError, Revision, StateStore};
 use tokio::time::sleep;
 
 use super::{BuildError, Keystore};
-use crate::admin::AdminService;
-use crate::admin::announce;
-use crate::admin::bootstrap;
 use crate::admin::new_key::NewKeys;
 use crate::admin::rules::whole_seconds;
-use crate::admin::writer;
+use crate::admin::{AdminService, announce, bootstrap, writer};
 use crate::config::KeystoreConfig;
 use crate::hash::Hasher;
-use crate::head::listed_accounts;
 use crate::head::live_keys::{self, Lister};
-use crate::head::{self, DirectoryState, Head, HeadStored, HeadWriter, Mismatch};
+use crate::head::{self, DirectoryState, Head, HeadStored, HeadWriter, Mismatch, listed_accounts};
 use crate::health::Health;
 use crate::last_used::LastUsed;
 use crate::lease::tenure::{Loss, Tenure};
@@ -42,22 +38,12 @@ use crate::store::lock::LockedDirectory;
 use crate::store::snapshot::{Snapshot, StoreId};
 use crate::store::{DurableStore, InspectedDirectory, OpenError};
 
-/// What every step of a start needs.
 pub(super) struct Start {
     pub(super) config: KeystoreConfig,
     pub(super) backplane: Backplane,
     pub(super) health: Health,
     pub(super) clock: Clock,
     pub(super) plans: Plans,
-}
-
-/// An open keystore whose first head is in the state store.
-pub(super) struct Ready {
-    opened: Opened,
-    tenure: Tenure,
-    head: HeadWriter,
-    stored: HeadStored,
-    restored: Option<Restored>,
 }
 
 struct Opened {
@@ -91,13 +77,14 @@ impl Start {
         Ok((Some(lease), directory))
     }
 
-    pub(super) async fn open(&self, lease: Option<&Lease>, directory: LockedDirectory) -> Result<Ready, BuildError> {
+    /// Returns a keystore without its lease, once the first head of its term is in the state store.
+    pub(super) async fn open(self, lease: Option<&Lease>, directory: LockedDirectory) -> Result<Keystore, BuildError> {
         let tenure = lease.map_or_else(Tenure::unlimited, |lease| lease.tenure.clone());
         let found = blocking(move || Ok(InspectedDirectory::inspect(directory)?)).await?;
         let known = self.retry(&tenure, || head::read(self.state_store())).await?;
         let head = known.map(|(head, _)| head);
         let compared = compare_with_head(&found, head.as_ref(), self.config.accept_restore);
-        let why = compared.map_err(|error| OpenError::Directory(found.dir().to_owned(), error))?;
+        let why = compared.map_err(|error| OpenError::Directory(found.directory.dir.clone(), error))?;
         let (restoring, mut restored) = match why {
             None => {
                 if self.config.accept_restore {
@@ -110,7 +97,7 @@ impl Start {
                 (snapshot, Some(done))
             }
             Some(why) => {
-                let (dir, why) = (found.dir().to_owned(), why.to_string());
+                let (dir, why) = (found.directory.dir.clone(), why.to_string());
                 return Err(OpenError::Outdated { dir, why }.into());
             }
         };
@@ -129,21 +116,20 @@ impl Start {
         if let Some(restored) = &mut restored {
             restored.new_operator_key = opened.new_operator_key;
             // Their lists in the state store must become empty, because their keys are gone.
-            opened.admin.durable().changes().add(restored.vanished.iter().cloned().collect());
+            opened.admin.durable.changes.add(restored.vanished.iter().cloned().collect());
             log_restored(restored);
         }
         let term = lease.map_or_else(|| head.map_or(1, |head| head.term.saturating_add(1)), |lease| lease.term);
         let (head, stored) = self.first_head(&opened.admin, term, known.map(|(_, revision)| revision), &tenure).await?;
-        let store_id = String::from(opened.admin.durable().changes().position().store_id);
+        let store_id = opened.admin.durable.changes.position().store_id.to_hex();
         self.backplane.requests.serve_in_term(term, &store_id);
         let now = (self.clock)();
         let opened = blocking(move || {
-            opened.admin.record_head_kept()?;
+            opened.admin.durable.record_head_kept()?;
             head::expect(&dir, now).map_err(|error| OpenError::Directory(dir, error))?;
             Ok(opened)
         });
-        let opened = opened.await?;
-        Ok(Ready { opened, tenure, head, stored, restored })
+        self.keystore(opened.await?, tenure, (head, stored), restored)
     }
 
     /// The content that replaces the directory's, `None` if it is empty, and a report of the differences.
@@ -162,7 +148,7 @@ impl Start {
         let accounts: BTreeSet<_> = snapshot.accounts().chain(&known.accounts).cloned().collect();
         for account in accounts {
             let list = self.retry(tenure, || live_keys::read(self.state_store(), &account)).await?;
-            known.lists.extend(list.map(|list| (account, list)));
+            known.lists.extend(list.map(|(list, _)| (account, list)));
         }
         let new_id = StoreId::from_random(random()?);
         let restored = restore::restored(snapshot, &known, (new_id, why, whole_seconds((self.clock)())));
@@ -180,18 +166,17 @@ impl Start {
     ) -> Result<(HeadWriter, HeadStored), BuildError> {
         loop {
             let lister = Lister::new(admin.store().clone(), Arc::clone(&self.clock), term, tenure.clone());
-            let (state_store, changes) = (Arc::clone(self.state_store()), admin.durable().changes().clone());
+            let (state_store, changes) = (Arc::clone(self.state_store()), admin.durable.changes.clone());
             let shared = (tenure.clone(), self.health.clone());
             match HeadWriter::start(state_store, changes, lister, term, revision, shared).await {
                 Ok(started) => return Ok(started),
                 // Another keystore wrote it since it was read.
                 Err(PutError::Conflict) => return Err(BuildError::StateStore("another keystore uses it".to_owned())),
-                Err(PutError::Failed(error)) => self.wait_out(&error, tenure).await?,
+                Err(PutError::Failed(error)) => self.wait_out(&error.to_string(), tenure).await?,
             }
         }
     }
 
-    /// Reads from the state store until it answers.
     async fn retry<T, Reading>(&self, tenure: &Tenure, read: impl Fn() -> Reading) -> Result<T, BuildError>
     where
         Reading: Future<Output = Result<T, String>>,
@@ -204,8 +189,7 @@ impl Start {
         }
     }
 
-    /// Waits for a state store that starts later or cannot be reached for a while. Within one process that cannot help,
-    /// and the error is returned.
+    /// A state store may start later or be out of reach for a while. Within one process waiting cannot help.
     async fn wait_out(&self, error: &str, tenure: &Tenure) -> Result<(), BuildError> {
         match tenure.loss() {
             Some(Loss::WentBack) => return Err(BuildError::StateStoreWentBack),
@@ -217,13 +201,18 @@ impl Start {
         Ok(())
     }
 
-    pub(super) fn finish(self, lease: Option<Lease>, ready: Ready) -> Result<Keystore, BuildError> {
+    fn keystore(
+        self,
+        opened: Opened,
+        tenure: Tenure,
+        (head, stored): (HeadWriter, HeadStored),
+        restored: Option<Restored>,
+    ) -> Result<Keystore, BuildError> {
         let Self { config, backplane, health, clock, plans } = self;
-        let Ready { opened, tenure, head, stored, restored } = ready;
         let Opened { admin, hasher, sealer, signer, last_used, new_operator_key: _ } = opened;
-        let (store, writable, precheck) = (admin.store().clone(), admin.durable().writable(), admin.precheck());
-        let disk_low = admin.durable().disk_low();
-        health.watch(Arc::clone(&writable), Arc::clone(&disk_low), admin.rolled_back());
+        let (store, precheck) = (admin.store().clone(), admin.precheck());
+        let (writable, disk_low) = (Arc::clone(&admin.durable.writable), Arc::clone(&admin.durable.reserve.low));
+        health.watch(Arc::clone(&writable), Arc::clone(&disk_low), Arc::clone(&admin.rolled_back));
         let (writer, thread) = writer::start(admin).map_err(BuildError::Thread)?;
         let pool = (config.workers(), config.hash_queue);
         let new_keys = NewKeys::new(Arc::clone(&hasher));
@@ -252,7 +241,7 @@ impl Start {
             head: stored,
         };
         let handlers = Arc::new(handlers);
-        Ok(Keystore { backplane, handlers, retry, thread, health, tenure, lease, head, restored })
+        Ok(Keystore { backplane, handlers, retry, thread, health, tenure, lease: None, head, restored })
     }
 }
 
@@ -262,16 +251,16 @@ fn compare_with_head(
     head: Option<&Head>,
     restored: bool,
 ) -> std::io::Result<Option<Mismatch>> {
+    // A first start that ended before anything was stored leaves nothing to restore.
+    let is_restored = restored && found.snapshot().is_some_and(|snapshot| !snapshot.is_empty());
     let state = DirectoryState {
         position: found.snapshot().map(|snapshot| snapshot.position),
         digest_at: &|sequence| found.digest_at(sequence),
         lacks_journal: found.lacks_journal(),
-        expects_head: found.records_head() || head::is_expected(found.dir())?,
+        expects_head: found.records_head() || head::is_expected(&found.directory.dir)?,
+        is_restored,
     };
-    // A first start that ended before anything was stored leaves nothing to restore.
-    let restored = restored && found.snapshot().is_some_and(|snapshot| !snapshot.is_empty());
-    let compared = if restored { head::compare_restored(&state, head) } else { head::compare(&state, head) };
-    Ok(compared.err())
+    Ok(head::compare(&state, head).err())
 }
 
 fn log_restored(restored: &Restored) {
@@ -305,21 +294,19 @@ fn open(
     let hasher = Arc::new(Hasher::new(config.hash_cost, random()?)?);
     let now = whole_seconds(clock());
     // Before the operator's key: if a file has to be restored first, no new key must appear beside it.
-    let sealer = seal::sealer(config, durable.store()).map_err(|error| BuildError::Secrets(Box::new(error)))?;
-    let signer = signer::signer(config, &mut durable, now).map_err(|error| BuildError::Signing(Box::new(error)))?;
+    let sealer = seal::sealer(config, &durable.store)
+        .map_err(|error| BuildError::Prepare("open its webhook secrets", Box::new(error)))?;
+    let signer =
+        signer::signer(config, &mut durable, now).map_err(|error| BuildError::Prepare("sign", Box::new(error)))?;
     let sealer = Arc::new(sealer);
     let mut admin = AdminService::new(durable, Arc::clone(&sealer), clock, plans)
-        .map_err(|error| BuildError::Count(Box::new(error)))?;
-    let bootstrap = |error| BuildError::Bootstrap(Box::new(error));
-    let new_operator_key = if is_restored {
-        bootstrap::operator_if_none_active(&mut admin, &hasher, &config.data_dir).map_err(bootstrap)?
-    } else {
-        bootstrap::operator_if_empty(&mut admin, &hasher, &config.data_dir).map_err(bootstrap)?;
-        false
-    };
+        .map_err(|error| BuildError::Prepare("count its keys", Box::new(error)))?;
+    let bootstrap = |error| BuildError::Prepare("make the operator's first key", Box::new(error));
+    let dir = &config.data_dir;
+    let new_operator_key = bootstrap::operator_if_needed(&mut admin, &hasher, dir, is_restored).map_err(bootstrap)?;
     if let Some(copy) = &config.operator_key_copy {
-        bootstrap::copy_operator_key(&config.data_dir, copy).map_err(bootstrap)?;
+        bootstrap::copy_operator_key(dir, copy).map_err(bootstrap)?;
     }
-    let last_used = LastUsed::open(&config.data_dir, admin.store());
+    let last_used = LastUsed::open(dir, admin.store());
     Ok(Opened { admin, hasher, sealer, signer: Arc::new(signer), last_used, new_operator_key })
 }

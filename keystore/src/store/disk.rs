@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Creates the directory, or makes it private.
 pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700))?;
@@ -18,7 +17,6 @@ pub(crate) fn private_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes those of these files that exist private.
 pub(crate) fn private_files(dir: &Path, names: &[&str]) -> io::Result<()> {
     for file in names.iter().map(|name| dir.join(name)) {
         match std::fs::symlink_metadata(&file) {
@@ -34,7 +32,6 @@ pub(crate) fn private_files(dir: &Path, names: &[&str]) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces a whole file. After a crash the old or the new one is there.
 pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     put(dir, name, bytes, |_| Ok(())).map(drop)
 }

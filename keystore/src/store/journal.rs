@@ -19,26 +19,23 @@ use frame::FrameBody;
 /// The journal's file in the data directory. Where it exists, a keystore has started before.
 pub const FILE: &str = "journal";
 
-/// A smaller journal is not worth rewriting.
 const MIN_REWRITE_BYTES: u64 = 1 << 20;
 /// A journal is rewritten when it is this many times as large as its snapshot.
 const REWRITE_FACTOR: u64 = 4;
 
-/// The open file, positioned at its good end.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    dir: PathBuf,
-    file: File,
-    end: u64,
+    pub(super) dir: PathBuf,
+    /// Locked, and positioned at its end.
+    pub(super) file: File,
+    pub(super) end: u64,
     snapshot_bytes: u64,
 }
 
-/// A change was not stored.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AppendError {
     #[error("the change cannot be framed")]
     Frame(#[source] FrameError),
-    /// The file is as it was before.
     #[error("the journal cannot be appended to")]
     RolledBack(#[source] io::Error),
     /// Unknown bytes are at the end: nothing more may be appended.
@@ -46,7 +43,6 @@ pub(crate) enum AppendError {
     Stuck(#[source] io::Error),
 }
 
-/// A journal could not be replaced.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RewriteError {
     #[error("the records cannot be framed")]
@@ -55,7 +51,6 @@ pub(crate) enum RewriteError {
     Io(#[source] io::Error),
 }
 
-/// Reads a journal from its beginning.
 pub(crate) fn read(mut file: &File) -> io::Result<Replay> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0))?;
@@ -83,14 +78,14 @@ impl Journal {
         Ok(Self { dir: dir.to_owned(), file, end, snapshot_bytes: end })
     }
 
-    /// Appends one change. `Ok` means that it is on disk.
-    pub(crate) fn append(&mut self, sequence: u64, records: Vec<Record>) -> Result<Appended, AppendError> {
+    /// `Ok` means that the change is on disk. Returns where the journal ended before it.
+    pub(crate) fn append(&mut self, sequence: u64, records: Vec<Record>) -> Result<u64, AppendError> {
         let bytes = frame::encode(sequence, &FrameBody::Change(records)).map_err(AppendError::Frame)?;
         let before = self.end;
         match self.file.write_all(&bytes).and_then(|()| self.file.sync_all()) {
             Ok(()) => {
                 self.end += bytes.len() as u64;
-                Ok(Appended { before })
+                Ok(before)
             }
             Err(error) => {
                 self.cut().map_err(AppendError::Stuck)?;
@@ -99,29 +94,14 @@ impl Journal {
         }
     }
 
-    /// Takes the last append back, because the store could not apply it.
-    pub(crate) fn undo(&mut self, Appended { before }: Appended) -> io::Result<()> {
+    /// Takes the last append back, because the store could not apply it. `before` is what the append returned.
+    pub(crate) fn undo(&mut self, before: u64) -> io::Result<()> {
         self.end = before;
         self.cut()
     }
 
-    /// Whether most of the file is history.
     pub(crate) fn has_outgrown_its_snapshot(&self) -> bool {
         self.end > MIN_REWRITE_BYTES.max(self.snapshot_bytes.saturating_mul(REWRITE_FACTOR))
-    }
-
-    /// Its size, which a rewrite does not exceed.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.end
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The file that is locked.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
     }
 
     /// Makes writes fail, as when the file system becomes read-only after an error.
@@ -137,10 +117,4 @@ impl Journal {
         self.file.seek(SeekFrom::Start(self.end))?;
         self.file.sync_all()
     }
-}
-
-/// The last append, for [`Journal::undo`].
-#[derive(Debug)]
-pub(crate) struct Appended {
-    before: u64,
 }

@@ -3,8 +3,7 @@
 //! Owns two locks, held until the process ends: one on the file `lock` and one on the journal, to which every change is
 //! appended. A lock file can be removed and then guards nothing, so the lock of the journal is the one that counts.
 //! INVARIANT: a file is locked only while its name still leads to it, and a new journal is locked before it gets its
-//! name. So no second process can ever lock the file that `journal` names. A lock that another process holds is never
-//! taken for damage.
+//! name. So no second process can ever lock the file that `journal` names.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -12,18 +11,14 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use super::OpenError;
-use crate::keyfile::OPERATOR_KEY_FILE;
-use crate::keyfile::SECRETS_KEY_FILE;
-use crate::keyfile::SIGNING_KEY_FILE;
-use crate::store::disk;
-use crate::store::journal;
+use crate::keyfile::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
+use crate::store::{disk, journal};
 
 const LOCK: &str = "lock";
 /// A file that is replaced this often between opening and locking belongs to a directory that is in use.
 const MAX_TRIES: u32 = 100;
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
-/// A directory that no other process uses.
 #[derive(Debug)]
 pub(crate) struct LockedDirectory {
     pub(crate) dir: PathBuf,
@@ -33,7 +28,6 @@ pub(crate) struct LockedDirectory {
 }
 
 impl LockedDirectory {
-    /// Makes the directory private and locks it and its journal.
     pub(crate) fn take(dir: &Path) -> Result<Self, OpenError> {
         let failed = |error| OpenError::Directory(dir.to_owned(), error);
         let own = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE, journal::FILE];

@@ -1,8 +1,7 @@
 //! Opening a data directory: inspect it, decide what to believe, repair what can be proven.
 //!
-//! [`InspectedDirectory::inspect`] only reads, so that a directory that is refused stays as it is. What is believed is
-//! for [`recovery`] to say; [`InspectedDirectory::open`] carries its plan out and logs every repair. Damaged files are
-//! evidence: they are renamed and never deleted.
+//! [`InspectedDirectory::inspect`] only reads; [`InspectedDirectory::open`] carries the plan of [`recovery`] out and
+//! logs every repair. Damaged files are evidence: they are renamed and never deleted.
 
 use std::error::Error;
 use std::fs::File;
@@ -13,9 +12,7 @@ use std::sync::atomic::AtomicBool;
 
 use jiff::Timestamp;
 
-use super::DurableStore;
 use super::changes::Changes;
-use super::disk;
 use super::journal::{self, End, Journal, Replay};
 use super::lock::LockedDirectory;
 use super::record_store::{self, RecordStore, StoreError};
@@ -23,15 +20,14 @@ use super::recovery::{self, Fault, RecoveryPlan, StoreFound};
 use super::reserve::Reserve;
 use super::snapshot::{Digest, Position, Snapshot, StoreId};
 use super::trail::Trail;
+use super::{DurableStore, disk};
 use crate::errors::chain;
 use crate::keyfile::OPERATOR_KEY_FILE;
 use crate::lease::tenure::Tenure;
 use crate::metrics;
 
-/// The data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The directory cannot be created or made private.
     #[error("the data directory `{}` cannot be used", .0.display())]
     Directory(PathBuf, #[source] io::Error),
     /// Another process has it open; two writers would destroy each other's work.
@@ -41,44 +37,23 @@ pub enum OpenError {
         .0.display()
     )]
     Locked(PathBuf),
-    /// The journal cannot be read or opened for writing.
     #[error("the journal `{}` cannot be opened", .0.display())]
     Journal(PathBuf, #[source] io::Error),
-    /// Neither journal nor store proves what was acknowledged.
     #[error(
         "refusing to start on `{}`: {why}; nothing was changed: restore `journal` and `store` of this directory from \
          one backup; to begin anew, empty the directory and start once with --accept-restore (every key is lost)",
         .dir.display()
     )]
-    Unprovable {
-        /// The data directory.
-        dir: PathBuf,
-        /// What is wrong with which file.
-        why: String,
-    },
-    /// Its content is not what the state store knows to have been acknowledged.
+    Unprovable { dir: PathBuf, why: String },
     #[error(
         "refusing to start on `{}`: {why}; nothing was changed: if an older state came back by mistake, put the newest \
          files back; if a backup was restored on purpose, start once with --accept-restore, which revokes every key \
          that the state store does not list as live (docs/OPERATIONS.md)", .dir.display()
     )]
-    Outdated {
-        /// The data directory.
-        dir: PathBuf,
-        /// What was found, and what is known.
-        why: String,
-    },
+    Outdated { dir: PathBuf, why: String },
     /// A repair failed half way; the next start tries it again.
     #[error("the data directory `{}` cannot be repaired: {what}", .dir.display())]
-    Repair {
-        /// The data directory.
-        dir: PathBuf,
-        /// Which step failed.
-        what: &'static str,
-        /// The error of the file system.
-        #[source]
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Repair { dir: PathBuf, what: &'static str, source: Box<dyn Error + Send + Sync> },
 }
 
 impl OpenError {
@@ -91,10 +66,9 @@ impl OpenError {
     }
 }
 
-/// A directory that was locked and read, and not changed.
 #[derive(Debug)]
 pub(crate) struct InspectedDirectory {
-    directory: LockedDirectory,
+    pub(crate) directory: LockedDirectory,
     replay: Option<Replay>,
     opened: Option<(RecordStore, Snapshot)>,
     plan: RecoveryPlan,
@@ -102,28 +76,18 @@ pub(crate) struct InspectedDirectory {
 }
 
 impl InspectedDirectory {
-    /// Reads everything in a directory and decides what to believe.
     pub(crate) fn inspect(directory: LockedDirectory) -> Result<Self, OpenError> {
         let dir = &directory.dir;
         let replay = directory.journal.as_ref().map(journal::read).transpose();
         let replay = replay.map_err(|error| OpenError::Journal(dir.join(journal::FILE), error))?;
         let reserve = Reserve::find(dir).map_err(|error| OpenError::Directory(dir.clone(), error))?;
         let (found, opened) = inspect_store(dir)?;
-        let plan = recovery::plan(replay.as_ref(), &found);
-        match &plan {
-            RecoveryPlan::Refuse { why } => return Err(OpenError::unprovable(dir, why)),
-            // The operator's key is written after journal and store. If it is there alone, they were lost, and an empty
-            // keystore would look as if every key had been revoked.
-            RecoveryPlan::Begin => {
-                let operator = dir.join(OPERATOR_KEY_FILE).try_exists();
-                if operator.map_err(|error| OpenError::Directory(dir.clone(), error))? {
-                    return Err(OpenError::unprovable(dir, &Fault::EverythingMissing));
-                }
-            }
-            RecoveryPlan::Open
-            | RecoveryPlan::CatchUp
-            | RecoveryPlan::RebuildStore { .. }
-            | RecoveryPlan::RewriteJournal { .. } => {}
+        let plan = recovery::plan(replay.as_ref(), &found).map_err(|why| OpenError::unprovable(dir, &why))?;
+        // The operator's key is written after journal and store. If it is there alone, they were lost, and an empty
+        // keystore would look as if every key had been revoked.
+        let operator_key = || dir.join(OPERATOR_KEY_FILE).try_exists();
+        if plan == RecoveryPlan::Begin && operator_key().map_err(|error| OpenError::Directory(dir.clone(), error))? {
+            return Err(OpenError::unprovable(dir, &Fault::EverythingMissing));
         }
         Ok(Self { directory, replay, opened, plan, reserve })
     }
@@ -133,7 +97,7 @@ impl InspectedDirectory {
         match &self.plan {
             RecoveryPlan::Open | RecoveryPlan::RewriteJournal { .. } => self.of_store(),
             RecoveryPlan::CatchUp | RecoveryPlan::RebuildStore { .. } => self.of_journal(),
-            RecoveryPlan::Begin | RecoveryPlan::Refuse { .. } => None,
+            RecoveryPlan::Begin => None,
         }
     }
 
@@ -164,12 +128,7 @@ impl InspectedDirectory {
         matches!(&self.plan, RecoveryPlan::RewriteJournal { why: Fault::JournalMissing })
     }
 
-    pub(crate) fn dir(&self) -> &Path {
-        &self.directory.dir
-    }
-
-    /// Opens it, repairing what can be proven. A new directory gets the id `new_id`; the names of files that are put
-    /// aside contain `now`.
+    /// A new directory gets the id `new_id`; the names of files that are put aside contain `now`.
     pub(crate) fn open(self, new_id: StoreId, now: Timestamp, tenure: Tenure) -> Result<DurableStore, OpenError> {
         let Self { directory: LockedDirectory { dir, journal: file, lock }, replay, opened, plan, reserve } = self;
         let repair = Repair { dir: &dir, now };
@@ -199,17 +158,8 @@ impl InspectedDirectory {
                 OpenFiles::new(journal, store, &snapshot)
             }
             (RecoveryPlan::Begin, _, _, _) => repair.begin(new_id)?,
-            (RecoveryPlan::Refuse { why }, _, _, _) => return Err(OpenError::unprovable(&dir, &why)),
-            // INVARIANT: a plan names only files that were found, so this arm is never reached.
-            (
-                RecoveryPlan::Open
-                | RecoveryPlan::CatchUp
-                | RecoveryPlan::RebuildStore { .. }
-                | RecoveryPlan::RewriteJournal { .. },
-                _,
-                _,
-                _,
-            ) => return Err(OpenError::unprovable(&dir, &Fault::StoreDisagrees)),
+            // INVARIANT: a plan names only files that were found.
+            _ => return Err(OpenError::unprovable(&dir, &Fault::StoreDisagrees)),
         };
         metrics::writable(true);
         let OpenFiles { journal, store, position, trail, records_head } = files;
@@ -233,13 +183,11 @@ impl InspectedDirectory {
 
 #[cfg(test)]
 impl DurableStore {
-    /// Opens a directory without a lease.
     pub(crate) fn open(dir: &Path, new_id: StoreId, now: Timestamp) -> Result<Self, OpenError> {
         InspectedDirectory::inspect(LockedDirectory::take(dir)?)?.open(new_id, now, Tenure::unlimited())
     }
 }
 
-/// Journal and store that agree with each other.
 struct OpenFiles {
     journal: Journal,
     store: RecordStore,
@@ -255,7 +203,6 @@ impl OpenFiles {
     }
 }
 
-/// Opens a store that exists and reads all of it. One that another process has open is neither whole nor damaged.
 fn inspect_store(dir: &Path) -> Result<(StoreFound, Option<(RecordStore, Snapshot)>), OpenError> {
     let store = dir.join(record_store::DIR);
     match store.try_exists() {
@@ -270,7 +217,6 @@ fn inspect_store(dir: &Path) -> Result<(StoreFound, Option<(RecordStore, Snapsho
     }
 }
 
-/// Carries a plan out in one directory.
 struct Repair<'a> {
     dir: &'a Path,
     now: Timestamp,
@@ -286,10 +232,8 @@ impl Repair<'_> {
 
     fn open_journal(&self, file: File, replay: &Replay) -> Result<Journal, OpenError> {
         if replay.end == End::Torn {
-            tracing::warn!(
-                bytes = replay.good,
-                "journal ends in an unfinished append, which was not acknowledged; cut off"
-            );
+            let bytes = replay.good;
+            tracing::warn!(bytes, "journal ends in an unfinished append, which was not acknowledged; cut off");
         }
         Journal::open(self.dir, file, replay).map_err(|error| OpenError::Journal(self.dir.join(journal::FILE), error))
     }
@@ -313,10 +257,8 @@ impl Repair<'_> {
     }
 
     fn fill_store(&self, snapshot: &Snapshot) -> Result<RecordStore, OpenError> {
-        let filled = RecordStore::open(&self.dir.join(record_store::DIR)).and_then(|store| {
-            store.fill(snapshot)?;
-            Ok(store)
-        });
+        let store = RecordStore::open(&self.dir.join(record_store::DIR));
+        let filled = store.and_then(|store| store.fill(snapshot).map(|()| store));
         filled.map_err(|error| self.failed("a new store", error))
     }
 
@@ -331,8 +273,7 @@ impl Repair<'_> {
         }
     }
 
-    /// Gives a damaged file that is about to be replaced a second name. It keeps its own name, by which it is locked,
-    /// until then.
+    /// A file that is about to be replaced keeps its own name, by which it is locked, until then.
     fn link_aside(&self, name: &str) -> Result<String, OpenError> {
         let failed = |error| self.failed("what is damaged cannot be put aside", error);
         let aside = self.free_name(name).map_err(failed)?;

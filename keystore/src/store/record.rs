@@ -1,9 +1,8 @@
 //! The records: accounts, keys, webhook endpoints, public signing keys and last marks, and how a change writes them.
 //!
-//! Owns their entries in the store and the pure questions whether a key is active and a secret signs. A change puts
-//! records and forgets those that ended long ago, so applying it twice gives the same state. A deleted endpoint leaves
-//! a small record until it is forgotten. No record has a key's text or a secret in plain text, and `Debug` shows
-//! neither hashes nor encrypted secrets.
+//! A change puts records and forgets those that ended long ago, so applying it twice gives the same state. A deleted
+//! endpoint leaves a small record until it is forgotten. No record has a key's text or a secret in plain text, and
+//! `Debug` shows neither hashes nor encrypted secrets.
 
 use std::fmt;
 
@@ -15,20 +14,9 @@ use stage0_contract::{
 
 use crate::plans::Plans;
 
-/// The Argon2id PHC string of a key's text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct KeyHash(String);
-
-impl KeyHash {
-    pub(crate) fn new(phc: String) -> Self {
-        Self(phc)
-    }
-
-    pub(crate) fn as_phc(&self) -> &str {
-        &self.0
-    }
-}
+pub(crate) struct KeyHash(pub(crate) String);
 
 impl fmt::Debug for KeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +24,6 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// A key as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeyRecord {
     pub(crate) id: KeyId,
@@ -71,7 +58,6 @@ impl KeyRecord {
         }
     }
 
-    /// When it ends or ended, by expiry or revocation.
     pub(crate) fn ends(&self) -> Option<Timestamp> {
         self.revoked_at.into_iter().chain(self.expires_at).min()
     }
@@ -91,7 +77,6 @@ impl KeyRecord {
     }
 }
 
-/// A webhook endpoint as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WebhookRecord {
     pub(crate) webhook: Webhook,
@@ -102,12 +87,10 @@ pub(crate) struct WebhookRecord {
     pub(crate) deleted_at: Option<Timestamp>,
 }
 
-/// A secret of an endpoint, encrypted for that endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SealedSecret {
     pub(crate) sealed: Sealed,
     pub(crate) created_at: Timestamp,
-    /// Set by a rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ends_at: Option<Timestamp>,
 }
@@ -131,7 +114,6 @@ impl SealedSecret {
 }
 
 impl WebhookRecord {
-    /// Whether it was not deleted.
     pub(crate) fn exists(&self) -> bool {
         self.deleted_at.is_none()
     }
@@ -151,7 +133,6 @@ impl WebhookRecord {
     }
 }
 
-/// The removal of an ended key or a deleted endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Forgotten {
@@ -167,7 +148,6 @@ pub(crate) struct SignedMark {
     pub(crate) line: String,
 }
 
-/// One thing that a change puts or removes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Record {
@@ -182,6 +162,15 @@ pub(crate) enum Record {
 /// A key of the store with its value, `None` to remove it.
 pub(crate) type TreeEntry = (Vec<u8>, Option<Vec<u8>>);
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum RecordKind {
+    Account,
+    Key,
+    Webhook,
+    SigningKey,
+    Mark,
+}
+
 impl Record {
     /// Whether it only takes rights away. Such a change is stored on a full disk too.
     pub(crate) fn takes_away(&self) -> bool {
@@ -191,6 +180,21 @@ impl Record {
             Self::Forgotten(_) => true,
             Self::Account(_) | Self::SigningKey(_) | Self::Mark(_) => false,
         }
+    }
+
+    /// Its kind and id. A snapshot has one record for each, in this order.
+    pub(crate) fn slot(&self) -> (RecordKind, String) {
+        let (kind, id) = match self {
+            Self::Account(account) => (RecordKind::Account, account.id.as_str()),
+            Self::Key(KeyRecord { id, .. }) | Self::Forgotten(Forgotten::Key { id, .. }) => {
+                (RecordKind::Key, id.as_str())
+            }
+            Self::Webhook(record) => (RecordKind::Webhook, record.webhook.id.as_str()),
+            Self::Forgotten(Forgotten::Webhook { id, .. }) => (RecordKind::Webhook, id.as_str()),
+            Self::SigningKey(key) => (RecordKind::SigningKey, key.id.as_str()),
+            Self::Mark(mark) => (RecordKind::Mark, mark.account.as_str()),
+        };
+        (kind, id.to_owned())
     }
 
     /// Keys and endpoints have two entries: the record, and one in their account's list.
@@ -203,8 +207,7 @@ impl Record {
             ],
             Self::Webhook(record) => {
                 let Webhook { id, account, .. } = &record.webhook;
-                // The list marks deleted endpoints, so that listing an account does not read the records of all that it
-                // ever deleted.
+                // The list marks deleted endpoints, so that listing an account does not read all that it ever deleted.
                 let state = if record.exists() { Vec::new() } else { DELETED.to_vec() };
                 let listed = entry(&listed_webhooks(account), id.as_str());
                 vec![(entry(WEBHOOKS, id.as_str()), Some(serde_json::to_vec(record)?)), (listed, Some(state))]
@@ -227,7 +230,6 @@ pub(crate) const WEBHOOKS: &[u8] = b"webhook/";
 pub(crate) const SIGNING_KEYS: &[u8] = b"signing/";
 pub(crate) const MARKS: &[u8] = b"mark/";
 
-/// The value of a deleted endpoint in its account's list.
 pub(crate) const DELETED: &[u8] = b"deleted";
 
 /// The key of an entry. Ids contain no `/`, so no two records share one.
@@ -240,7 +242,6 @@ pub(crate) fn listed(account: &AccountId) -> Vec<u8> {
     format!("of/{account}/").into_bytes()
 }
 
-/// The common prefix of the entries that list an account's endpoints.
 pub(crate) fn listed_webhooks(account: &AccountId) -> Vec<u8> {
     format!("webhooks-of/{account}/").into_bytes()
 }
@@ -291,7 +292,7 @@ pub(crate) mod tests {
             account: AccountId::parse(account).unwrap(),
             name: "n".to_owned(),
             scopes: scopes.iter().copied().collect(),
-            hash: KeyHash::new("$argon2id$secret".to_owned()),
+            hash: KeyHash("$argon2id$secret".to_owned()),
             created_at: at(1),
             expires_at: None,
             revoked_at: None,

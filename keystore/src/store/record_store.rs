@@ -1,9 +1,8 @@
 //! The records in sled, from which all reads come.
 //!
-//! Owns one sled tree with the entries of [`record`](crate::store::record) and the position that they add up to,
-//! written in one atomic batch. sled's `flush` does not survive a power cut, so its file is fsynced afterwards. sled
-//! can panic on damaged files, so it is opened and written inside `catch_unwind`. A store whose entries do not match
-//! its position is an error, not a snapshot.
+//! The records and the position that they add up to are written in one atomic batch. sled's `flush` does not survive a
+//! power cut, so its file is fsynced afterwards; sled can panic on damaged files, so it is opened and written inside
+//! `catch_unwind`. A store whose entries do not match its position is an error, not a snapshot.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -26,7 +25,6 @@ const POSITION: &[u8] = b"position";
 /// Limit of sled's page cache, which holds the records of a hundred thousand keys.
 const CACHE_BYTES: u64 = 64 << 20;
 
-/// The value of [`POSITION`].
 #[derive(Serialize, Deserialize)]
 struct StoredPosition {
     #[serde(flatten)]
@@ -42,7 +40,6 @@ pub(crate) struct RecordStore {
     db: sled::Db,
 }
 
-/// An operation on the store failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
     #[error("sled failed")]
@@ -71,7 +68,6 @@ impl RecordStore {
         Ok(Self { dir: dir.to_owned(), db })
     }
 
-    /// All records, if they match the position.
     pub(crate) fn snapshot(&self) -> Result<Snapshot, StoreError> {
         catch_unwind(AssertUnwindSafe(|| self.read_snapshot())).map_err(|_| StoreError::Panicked)?
     }
@@ -104,19 +100,14 @@ impl RecordStore {
         Ok(snapshot)
     }
 
-    /// Every key and endpoint, including ended and deleted ones.
     pub(crate) fn keys_and_webhooks(&self) -> impl Iterator<Item = Result<Record, StoreError>> + use<> {
         let keys = self.values(record::KEYS, None).map(|key| key.map(Record::Key));
         let webhooks = self.values(record::WEBHOOKS, None).map(|webhook| webhook.map(Record::Webhook));
         keys.chain(webhooks)
     }
 
-    /// Replaces the content by a snapshot.
     pub(crate) fn fill(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        let mut entries = Vec::new();
-        for record in snapshot.records() {
-            entries.extend(record.entries()?);
-        }
+        let mut entries = entries_of(&snapshot.records())?;
         let kept: HashSet<&[u8]> = entries.iter().map(|(key, _)| key.as_slice()).collect();
         let mut removed = Vec::new();
         for key in self.db.iter().keys() {
@@ -129,30 +120,22 @@ impl RecordStore {
         self.write(snapshot.position, &snapshot.trail, entries)
     }
 
-    /// The position of the store once these records are put.
     pub(crate) fn position_after(&self, position: Position, records: &[Record]) -> Result<Position, StoreError> {
         let mut next = Position { sequence: position.sequence.saturating_add(1), ..position };
-        for record in records {
-            for (key, value) in record.entries()? {
-                if let Some(old) = self.db.get(&key)? {
-                    next.digest.toggle(&key, &old);
-                }
-                if let Some(value) = value {
-                    next.digest.toggle(&key, &value);
-                }
+        for (key, value) in entries_of(records)? {
+            if let Some(old) = self.db.get(&key)? {
+                next.digest.toggle(&key, &old);
+            }
+            if let Some(value) = value {
+                next.digest.toggle(&key, &value);
             }
         }
         Ok(next)
     }
 
-    /// Puts the records of one change, and the earlier positions that the state store may know. `Ok` means that they
-    /// are on disk.
+    /// Puts the records of one change, durably, and the earlier positions that the state store may know.
     pub(crate) fn put(&self, position: Position, trail: &Trail, records: &[Record]) -> Result<(), StoreError> {
-        let mut entries = Vec::new();
-        for record in records {
-            entries.extend(record.entries()?);
-        }
-        self.write(position, trail, entries)
+        self.write(position, trail, entries_of(records)?)
     }
 
     fn write(&self, position: Position, trail: &Trail, entries: Vec<TreeEntry>) -> Result<(), StoreError> {
@@ -178,26 +161,18 @@ impl RecordStore {
         self.read(&record::entry(record::KEYS, id.as_str()))
     }
 
-    /// At most `limit` accounts after a cursor, ordered by id.
     pub(crate) fn accounts(&self, after: Option<&AccountId>, limit: usize) -> Result<Vec<Account>, StoreError> {
         self.values(record::ACCOUNTS, after.map(AccountId::as_str)).take(limit).collect()
     }
 
-    /// At most `limit` keys of an account after a cursor, ordered by id.
     pub(crate) fn keys(
         &self,
         account: &AccountId,
         after: Option<&KeyId>,
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
-        let listed = record::listed(account);
-        let mut keys = Vec::new();
-        for entry in self.after(&listed, after.map(KeyId::as_str)).take(limit) {
-            let (entry, _) = entry?;
-            let id = entry.get(listed.len()..).ok_or(StoreError::Inconsistent)?;
-            keys.push(self.read(&[record::KEYS, id].concat())?.ok_or(StoreError::Inconsistent)?);
-        }
-        Ok(keys)
+        let listed = self.listed(record::listed(account), record::KEYS, after.map(KeyId::as_str));
+        listed.take(limit).collect()
     }
 
     /// An endpoint, or the record of a deleted one.
@@ -205,7 +180,6 @@ impl RecordStore {
         self.read(&record::entry(record::WEBHOOKS, id.as_str()))
     }
 
-    /// Every existing endpoint after a cursor, ordered by id.
     pub(crate) fn all_webhooks(
         &self,
         after: Option<&WebhookId>,
@@ -213,32 +187,37 @@ impl RecordStore {
         self.values(record::WEBHOOKS, after.map(WebhookId::as_str)).filter(exists)
     }
 
-    /// The existing endpoints of an account after a cursor, ordered by id.
     pub(crate) fn webhooks(
         &self,
         account: &AccountId,
         after: Option<&WebhookId>,
     ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + '_ {
-        let listed = record::listed_webhooks(account);
-        let listed_ids = self.after(&listed, after.map(WebhookId::as_str));
-        let existing = listed_ids.filter(|entry| entry.as_ref().map_or(true, |(_, state)| state != record::DELETED));
-        let read = move |entry: sled::Result<(sled::IVec, sled::IVec)>| {
-            let (entry, _) = entry?;
-            let id = entry.get(listed.len()..).ok_or(StoreError::Inconsistent)?;
-            self.read(&[record::WEBHOOKS, id].concat())?.ok_or(StoreError::Inconsistent)
-        };
-        // Checked again, because an endpoint may be deleted between the two reads.
-        existing.map(read).filter(exists)
+        let listed = self.listed(record::listed_webhooks(account), record::WEBHOOKS, after.map(WebhookId::as_str));
+        // Checked again, because an endpoint may be deleted between the reads of list and record.
+        listed.filter(exists)
     }
 
-    /// Every key that signs or signed marks, ordered by id.
     pub(crate) fn signing_keys(&self) -> Result<Vec<PublicKey>, StoreError> {
         self.values(record::SIGNING_KEYS, None).collect()
     }
 
-    /// The last mark that was signed for an account.
     pub(crate) fn mark(&self, account: &AccountId) -> Result<Option<SignedMark>, StoreError> {
         self.read(&record::entry(record::MARKS, account.as_str()))
+    }
+    /// The records that an account's list names after a cursor, except deleted ones.
+    fn listed<T: DeserializeOwned>(
+        &self,
+        list: Vec<u8>,
+        records: &'static [u8],
+        after: Option<&str>,
+    ) -> impl Iterator<Item = Result<T, StoreError>> + use<'_, T> {
+        let named = self.after(&list, after);
+        let existing = named.filter(|entry| entry.as_ref().map_or(true, |(_, state)| state != record::DELETED));
+        existing.map(move |entry| {
+            let (entry, _) = entry?;
+            let id = entry.get(list.len()..).ok_or(StoreError::Inconsistent)?;
+            self.read(&[records, id].concat())?.ok_or(StoreError::Inconsistent)
+        })
     }
 
     fn values<T: DeserializeOwned>(
@@ -266,6 +245,14 @@ impl RecordStore {
     fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, StoreError> {
         self.db.get(key)?.map(|value| serde_json::from_slice(&value)).transpose().map_err(StoreError::Json)
     }
+}
+
+fn entries_of(records: &[Record]) -> Result<Vec<TreeEntry>, serde_json::Error> {
+    let mut entries = Vec::new();
+    for record in records {
+        entries.extend(record.entries()?);
+    }
+    Ok(entries)
 }
 
 /// sled has no error of its own for a lock that another process holds.

@@ -1,16 +1,13 @@
 //! What to do with the files that were found: pure.
 //!
-//! Owns the table that says which of journal and store is believed.
 //! INVARIANT: no acknowledged change is given up. A change is acknowledged only when both files have it, so a whole
 //! store proves how new the journal must be, and the other way round. If neither proves anything, the keystore refuses
 //! to start: a person restores files, the program never guesses.
 
 use crate::store::journal::{End, Replay};
-use crate::store::snapshot::{Position, Snapshot};
+use crate::store::snapshot::Snapshot;
 
-/// What is known of the store's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::large_enum_variant, reason = "there is one, at start")]
 pub(crate) enum StoreFound {
     Missing,
     /// It cannot be opened, or its entries do not match its position. The text is for the log.
@@ -18,21 +15,21 @@ pub(crate) enum StoreFound {
     Whole(Snapshot),
 }
 
-/// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RecoveryPlan {
     /// Nothing is there: create both.
     Begin,
-    /// Both agree.
     Open,
     /// The process ended between the two writes of one change: apply it to the store too.
     CatchUp,
     /// The journal is whole, and the store cannot be trusted.
-    RebuildStore { why: Fault },
+    RebuildStore {
+        why: Fault,
+    },
     /// The store is whole and at least as new as anything in the journal.
-    RewriteJournal { why: Fault },
-    /// Neither can be trusted.
-    Refuse { why: Fault },
+    RewriteJournal {
+        why: Fault,
+    },
 }
 
 /// What is wrong, for the log and for the person who repairs it.
@@ -68,18 +65,18 @@ pub(crate) enum Fault {
     JournalDamagedStoreForeign,
 }
 
-/// Decides by what was found.
-pub(crate) fn plan(journal: Option<&Replay>, store: &StoreFound) -> RecoveryPlan {
+/// Decides which of journal and store is believed, and fails if neither can be.
+pub(crate) fn plan(journal: Option<&Replay>, store: &StoreFound) -> Result<RecoveryPlan, Fault> {
     let Some(journal) = journal else {
         return match store {
-            StoreFound::Missing => RecoveryPlan::Begin,
-            StoreFound::Broken(why) => RecoveryPlan::Refuse { why: Fault::JournalMissingStoreBroken(why.clone()) },
-            StoreFound::Whole(_) => RecoveryPlan::RewriteJournal { why: Fault::JournalMissing },
+            StoreFound::Missing => Ok(RecoveryPlan::Begin),
+            StoreFound::Broken(why) => Err(Fault::JournalMissingStoreBroken(why.clone())),
+            StoreFound::Whole(_) => Ok(RecoveryPlan::RewriteJournal { why: Fault::JournalMissing }),
         };
     };
     match (&journal.snapshot, journal.end) {
         // A torn tail is cut off: it was never acknowledged, or else the store has it and is ahead.
-        (Some(snapshot), End::Whole | End::Torn) => beside_good_journal(snapshot, store),
+        (Some(snapshot), End::Whole | End::Torn) => Ok(beside_good_journal(snapshot, store)),
         (None, End::Whole | End::Torn) => beside_damaged_journal(None, 0, store),
         (snapshot, End::Damaged { newest }) => beside_damaged_journal(snapshot.as_ref(), newest, store),
     }
@@ -91,8 +88,7 @@ fn beside_good_journal(journal: &Snapshot, store: &StoreFound) -> RecoveryPlan {
         StoreFound::Broken(why) => return RecoveryPlan::RebuildStore { why: Fault::StoreBroken(why.clone()) },
         StoreFound::Whole(snapshot) => snapshot,
     };
-    let ours: Position = journal.position;
-    let theirs: Position = snapshot.position;
+    let (ours, theirs) = (journal.position, snapshot.position);
     if ours.store_id != theirs.store_id {
         return RecoveryPlan::RebuildStore { why: Fault::StoreForeign };
     }
@@ -103,29 +99,26 @@ fn beside_good_journal(journal: &Snapshot, store: &StoreFound) -> RecoveryPlan {
         return RecoveryPlan::CatchUp;
     }
     match ours.sequence.checked_sub(theirs.sequence) {
-        None => RecoveryPlan::RewriteJournal {
-            why: Fault::JournalBehind { missing: theirs.sequence.saturating_sub(ours.sequence) },
-        },
+        None => RecoveryPlan::RewriteJournal { why: Fault::JournalBehind { missing: theirs.sequence - ours.sequence } },
         Some(0) => RecoveryPlan::RebuildStore { why: Fault::StoreDisagrees },
         Some(missing) => RecoveryPlan::RebuildStore { why: Fault::StoreBehind { missing } },
     }
 }
 
-fn beside_damaged_journal(journal: Option<&Snapshot>, newest: u64, store: &StoreFound) -> RecoveryPlan {
-    let snapshot = match store {
-        StoreFound::Missing => return RecoveryPlan::Refuse { why: Fault::JournalDamagedStoreMissing },
-        StoreFound::Broken(why) => return RecoveryPlan::Refuse { why: Fault::BothDamaged(why.clone()) },
-        StoreFound::Whole(snapshot) => snapshot,
+fn beside_damaged_journal(journal: Option<&Snapshot>, newest: u64, store: &StoreFound) -> Result<RecoveryPlan, Fault> {
+    let theirs = match store {
+        StoreFound::Missing => return Err(Fault::JournalDamagedStoreMissing),
+        StoreFound::Broken(why) => return Err(Fault::BothDamaged(why.clone())),
+        StoreFound::Whole(snapshot) => snapshot.position,
     };
-    let theirs = snapshot.position;
     if journal.is_some_and(|journal| journal.position.store_id != theirs.store_id) {
-        return RecoveryPlan::Refuse { why: Fault::JournalDamagedStoreForeign };
+        return Err(Fault::JournalDamagedStoreForeign);
     }
     let seen = journal.map_or(newest, |journal| journal.position.sequence.max(newest));
     if theirs.sequence < seen {
-        return RecoveryPlan::Refuse { why: Fault::JournalDamagedStoreOld };
+        return Err(Fault::JournalDamagedStoreOld);
     }
-    RecoveryPlan::RewriteJournal { why: Fault::JournalDamaged }
+    Ok(RecoveryPlan::RewriteJournal { why: Fault::JournalDamaged })
 }
 
 #[cfg(test)]
@@ -162,10 +155,10 @@ mod tests {
             (Some(&damaged), StoreFound::Whole(snapshot(2, 9))),
             (None, broken()),
         ] {
-            assert!(matches!(plan(found, &store), RecoveryPlan::Refuse { .. }), "{store:?}");
+            assert!(plan(found, &store).is_err(), "{store:?}");
         }
         let headless = journal(None, End::Damaged { newest: 0 });
-        assert!(matches!(plan(Some(&headless), &broken()), RecoveryPlan::Refuse { .. }));
+        assert!(plan(Some(&headless), &broken()).is_err());
     }
 
     #[test]
@@ -174,10 +167,13 @@ mod tests {
             [journal(Some(snapshot(1, 3)), End::Damaged { newest: 5 }), journal(None, End::Damaged { newest: 5 })]
         {
             let why = Fault::JournalDamaged;
-            assert_eq!(plan(Some(&damaged), &StoreFound::Whole(snapshot(1, 5))), RecoveryPlan::RewriteJournal { why });
+            assert_eq!(
+                plan(Some(&damaged), &StoreFound::Whole(snapshot(1, 5))),
+                Ok(RecoveryPlan::RewriteJournal { why })
+            );
         }
         let why = Fault::JournalMissing;
-        assert_eq!(plan(None, &StoreFound::Whole(snapshot(1, 5))), RecoveryPlan::RewriteJournal { why });
+        assert_eq!(plan(None, &StoreFound::Whole(snapshot(1, 5))), Ok(RecoveryPlan::RewriteJournal { why }));
     }
 
     #[test]
@@ -185,7 +181,10 @@ mod tests {
         for end in [End::Whole, End::Torn] {
             let why = Fault::JournalBehind { missing: 2 };
             let found = journal(Some(snapshot(1, 3)), end);
-            assert_eq!(plan(Some(&found), &StoreFound::Whole(snapshot(1, 5))), RecoveryPlan::RewriteJournal { why });
+            assert_eq!(
+                plan(Some(&found), &StoreFound::Whole(snapshot(1, 5))),
+                Ok(RecoveryPlan::RewriteJournal { why })
+            );
         }
     }
 
@@ -202,7 +201,7 @@ mod tests {
                 (StoreFound::Whole(snapshot(1, 3)), Fault::StoreBehind { missing: 2 }),
                 (StoreFound::Whole(different.clone()), Fault::StoreDisagrees),
             ] {
-                assert_eq!(plan(Some(&found), &store), RecoveryPlan::RebuildStore { why });
+                assert_eq!(plan(Some(&found), &store), Ok(RecoveryPlan::RebuildStore { why }));
             }
         }
     }
@@ -210,8 +209,8 @@ mod tests {
     #[test]
     fn a_store_that_is_one_change_behind_catches_up() {
         let found = journal(Some(snapshot(1, 5)), End::Whole);
-        assert_eq!(plan(Some(&found), &StoreFound::Whole(snapshot(1, 4))), RecoveryPlan::CatchUp);
-        assert_eq!(plan(Some(&found), &StoreFound::Whole(snapshot(1, 5))), RecoveryPlan::Open);
-        assert_eq!(plan(None, &StoreFound::Missing), RecoveryPlan::Begin);
+        assert_eq!(plan(Some(&found), &StoreFound::Whole(snapshot(1, 4))), Ok(RecoveryPlan::CatchUp));
+        assert_eq!(plan(Some(&found), &StoreFound::Whole(snapshot(1, 5))), Ok(RecoveryPlan::Open));
+        assert_eq!(plan(None, &StoreFound::Missing), Ok(RecoveryPlan::Begin));
     }
 }

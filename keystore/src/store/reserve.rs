@@ -1,8 +1,7 @@
 //! Disk space that is reserved for taking rights away.
 //!
-//! Owns the file `reserve` of the data directory, which is released step by step when the disk is full, and the rule
-//! for the space that this frees: a revocation can be stored on a full disk, a new key cannot. Where the file system
-//! does not say how much space is free, nothing is refused in advance. The file is created again once there is room.
+//! The file `reserve` is released step by step when the disk is full, so that a revocation can be stored and a new key
+//! cannot. Where the file system does not say how much is free, nothing is refused in advance.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -23,16 +22,14 @@ const RESERVE_BYTES: u64 = 8 << 20;
 const STEP_BYTES: u64 = 1 << 20;
 /// With less free space, only changes that take rights away are stored.
 const MIN_FREE_BYTES: u64 = 4 << 20;
-/// Free space that must remain beside the file for it to be created: more than the minimum, so that it does not come
-/// and go.
+/// That must remain beside the file for it to be created: more than the minimum, so that it does not come and go.
 const ROOM_BYTES: u64 = 2 * MIN_FREE_BYTES;
 
-/// The reserve of an open data directory.
 #[derive(Debug)]
 pub(crate) struct Reserve {
     dir: PathBuf,
     held: u64,
-    low: Arc<AtomicBool>,
+    pub(crate) low: Arc<AtomicBool>,
 }
 
 impl Reserve {
@@ -49,12 +46,7 @@ impl Reserve {
         Ok(reserve)
     }
 
-    /// Whether the disk is nearly full, for status and health.
-    pub(crate) fn low(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.low)
-    }
-
-    /// Whether a change may be stored. For one that takes rights away, space is released if needed.
+    /// For a change that takes rights away, space is released if needed.
     pub(crate) fn make_room(&mut self, takes_away: bool) -> bool {
         let free = self.check();
         if !takes_away {
@@ -64,12 +56,10 @@ impl Reserve {
         true
     }
 
-    /// Whether this much can be written without using up the minimum.
     pub(crate) fn has_room_for(&self, bytes: u64) -> bool {
         self.free() >= MIN_FREE_BYTES.saturating_add(bytes)
     }
 
-    /// Releases a part of the file. False if nothing was left.
     pub(crate) fn release_step(&mut self) -> bool {
         if self.held == 0 {
             return false;
@@ -149,7 +139,6 @@ fn write_random(file: &mut File) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error means that the disk or a quota is full.
 pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -1,23 +1,21 @@
 //! All records at one moment, and a digest by which two copies are compared.
 //!
-//! Owns the position (which directory, how many changes, what content) that journal and store must share. The digest is
-//! the exclusive-or of SHA-256 over every entry, so it follows a change without reading the rest, in any order. It
-//! finds damage and mix-ups. It is no defence against a person who can write both files.
+//! The digest is the exclusive-or of SHA-256 over every entry, so it follows a change without reading the rest. It
+//! finds damage and mix-ups, and is no defence against a person who can write both files.
 
 use std::collections::BTreeMap;
 
 use data_encoding::HEXLOWER;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
-use stage0_contract::{Account, AccountId, KeyId, PublicKey, SigningKeyId, WebhookId};
+use stage0_contract::AccountId;
 
-use crate::store::record::{Forgotten, KeyRecord, Record, SignedMark, TreeEntry, WebhookRecord};
+use crate::store::record::{Record, RecordKind};
 use crate::store::trail::Trail;
 
-/// Digest of all entries, whatever their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct Digest([u8; 32]);
+pub(crate) struct Digest(#[serde(serialize_with = "write_hex", deserialize_with = "read_hex")] [u8; 32]);
 
 impl Digest {
     /// Adds an entry, or removes it if it was included.
@@ -30,50 +28,30 @@ impl Digest {
     }
 }
 
-impl From<Digest> for String {
-    fn from(digest: Digest) -> Self {
-        HEXLOWER.encode(&digest.0)
-    }
-}
-
-impl TryFrom<String> for Digest {
-    type Error = &'static str;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        bytes(&text).map(Self)
-    }
-}
-
 /// A random id that a data directory gets when it is created. It tells its files from those of another directory.
-///
-/// Stored as `lineage`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub(crate) struct StoreId([u8; 16]);
+pub(crate) struct StoreId(#[serde(serialize_with = "write_hex", deserialize_with = "read_hex")] [u8; 16]);
 
 impl StoreId {
     pub(crate) fn from_random(random: [u8; 16]) -> Self {
         Self(random)
     }
-}
 
-impl From<StoreId> for String {
-    fn from(store_id: StoreId) -> Self {
-        HEXLOWER.encode(&store_id.0)
+    pub(crate) fn to_hex(self) -> String {
+        HEXLOWER.encode(&self.0)
     }
 }
 
-impl TryFrom<String> for StoreId {
-    type Error = &'static str;
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        bytes(&text).map(Self)
-    }
+fn write_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&HEXLOWER.encode(bytes))
 }
 
-fn bytes<const N: usize>(text: &str) -> Result<[u8; N], &'static str> {
-    HEXLOWER.decode(text.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or("must be lower-case hex")
+fn read_hex<'de, D: Deserializer<'de>, const N: usize>(deserializer: D) -> Result<[u8; N], D::Error> {
+    let bytes = HEXLOWER.decode(String::deserialize(deserializer)?.as_bytes());
+    let bytes = bytes.ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| D::Error::custom("must be lower-case hex"))
 }
 
-/// The state of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     #[serde(rename = "lineage")]
@@ -83,7 +61,6 @@ pub(crate) struct Position {
     pub(crate) digest: Digest,
 }
 
-/// All records at one position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     pub(crate) position: Position,
@@ -91,27 +68,13 @@ pub(crate) struct Snapshot {
     pub(crate) before: Position,
     /// Positions that the state store may know as the newest. Empty if it never had a head.
     pub(crate) trail: Trail,
-    accounts: BTreeMap<AccountId, Account>,
-    keys: BTreeMap<KeyId, KeyRecord>,
-    webhooks: BTreeMap<WebhookId, WebhookRecord>,
-    signing_keys: BTreeMap<SigningKeyId, PublicKey>,
-    marks: BTreeMap<AccountId, SignedMark>,
+    records: BTreeMap<(RecordKind, String), Record>,
 }
 
 impl Snapshot {
-    /// A snapshot with these records.
     pub(crate) fn of(store_id: StoreId, sequence: u64, records: Vec<Record>) -> Result<Self, serde_json::Error> {
         let position = Position { store_id, sequence, digest: Digest::default() };
-        let mut snapshot = Self {
-            position,
-            before: position,
-            trail: Trail::default(),
-            accounts: BTreeMap::new(),
-            keys: BTreeMap::new(),
-            webhooks: BTreeMap::new(),
-            signing_keys: BTreeMap::new(),
-            marks: BTreeMap::new(),
-        };
+        let mut snapshot = Self { position, before: position, trail: Trail::default(), records: BTreeMap::new() };
         for record in records {
             snapshot.put(record)?;
         }
@@ -119,12 +82,10 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Adds the earlier positions that its file lists.
     pub(crate) fn with_trail(self, trail: Trail) -> Self {
         Self { trail, ..self }
     }
 
-    /// Applies the next change.
     pub(crate) fn apply(&mut self, records: Vec<Record>) -> Result<(), serde_json::Error> {
         let before = self.position;
         for record in records {
@@ -137,57 +98,37 @@ impl Snapshot {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.records.is_empty()
     }
 
     pub(crate) fn accounts(&self) -> impl Iterator<Item = &AccountId> {
-        self.accounts.keys()
+        self.records.values().filter_map(|record| if let Record::Account(of) = record { Some(&of.id) } else { None })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.accounts.len() + self.keys.len() + self.webhooks.len() + self.signing_keys.len() + self.marks.len()
+        self.records.len()
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {
-        let accounts = self.accounts.values().cloned().map(Record::Account);
-        let keys = self.keys.values().cloned().map(Record::Key);
-        let webhooks = self.webhooks.values().cloned().map(Record::Webhook);
-        let signing_keys = self.signing_keys.values().cloned().map(Record::SigningKey);
-        let marks = self.marks.values().cloned().map(Record::Mark);
-        accounts.chain(keys).chain(webhooks).chain(signing_keys).chain(marks).collect()
+        self.records.values().cloned().collect()
     }
 
     fn put(&mut self, record: Record) -> Result<(), serde_json::Error> {
-        let old = match &record {
-            Record::Account(account) => self.accounts.get(&account.id).cloned().map(Record::Account),
-            Record::Key(key) => self.keys.get(&key.id).cloned().map(Record::Key),
-            Record::Webhook(record) => self.webhooks.get(&record.webhook.id).cloned().map(Record::Webhook),
-            Record::SigningKey(key) => self.signing_keys.get(&key.id).cloned().map(Record::SigningKey),
-            Record::Mark(mark) => self.marks.get(&mark.account).cloned().map(Record::Mark),
-            Record::Forgotten(Forgotten::Key { id, .. }) => self.keys.remove(id).map(Record::Key),
-            Record::Forgotten(Forgotten::Webhook { id, .. }) => self.webhooks.remove(id).map(Record::Webhook),
+        let slot = record.slot();
+        let mut entries = record.entries()?;
+        let old = match record {
+            Record::Forgotten(_) => self.records.remove(&slot),
+            record => self.records.insert(slot, record),
         };
         if let Some(old) = old {
-            self.toggle(&old.entries()?);
+            entries.extend(old.entries()?);
         }
-        self.toggle(&record.entries()?);
-        match record {
-            Record::Account(account) => drop(self.accounts.insert(account.id.clone(), account)),
-            Record::Key(key) => drop(self.keys.insert(key.id.clone(), key)),
-            Record::Webhook(record) => drop(self.webhooks.insert(record.webhook.id.clone(), record)),
-            Record::SigningKey(key) => drop(self.signing_keys.insert(key.id.clone(), key)),
-            Record::Mark(mark) => drop(self.marks.insert(mark.account.clone(), mark)),
-            Record::Forgotten(_) => {}
-        }
-        Ok(())
-    }
-
-    fn toggle(&mut self, entries: &[TreeEntry]) {
         for (key, value) in entries {
             if let Some(value) = value {
-                self.position.digest.toggle(key, value);
+                self.position.digest.toggle(&key, &value);
             }
         }
+        Ok(())
     }
 }
 
@@ -195,6 +136,8 @@ impl Snapshot {
 mod tests {
     use super::*;
     use crate::store::record::tests::{account, at, key, webhook};
+    use crate::store::record::{Forgotten, SignedMark};
+    use stage0_contract::PublicKey;
 
     #[test]
     fn every_kind_of_record_is_in_the_snapshot_and_its_digest() {

@@ -1,8 +1,7 @@
 //! The positions of a directory that the state store may know as its newest.
 //!
-//! Owns the short list of the position that the head acknowledged last and those since. It is stored in the journal's
-//! first frame and beside the store's position, so it is part of a backup and survives a shortened journal. A list that
-//! is not empty says that the state store has a head for this directory. Versions without it ignore it.
+//! It is stored in the journal's first frame and beside the store's position, so it survives a shortened journal and is
+//! part of a backup. If it is not empty, the state store has a head for this directory.
 
 use std::collections::VecDeque;
 
@@ -19,12 +18,10 @@ const MAX_POSITIONS: usize = 256;
 pub(crate) struct Trail(VecDeque<(u64, Digest)>);
 
 impl Trail {
-    /// Whether there never was a head.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether the next position displaces the oldest.
     pub(crate) fn is_full(&self) -> bool {
         self.0.len() >= MAX_POSITIONS
     }
@@ -44,7 +41,6 @@ impl Trail {
         }
     }
 
-    /// The digest after a change, if it is listed.
     pub(crate) fn digest_at(&self, sequence: u64) -> Option<Digest> {
         self.iter().find(|(at, _)| *at == sequence).map(|(_, digest)| digest)
     }

@@ -16,7 +16,7 @@ fn costly(dir: &std::path::Path) -> KeystoreConfig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_new_keys_is_told_to_come_again_and_delays_no_revocation() {
+async fn a_flood_of_new_keys_is_asked_to_retry_and_delays_no_revocation() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start_with(costly(dir.path())).await.unwrap();
     let (mine, theirs) = (running.account("mine").await.id, running.account("theirs").await.id);

@@ -124,8 +124,8 @@ impl Running {
         self.task.await.unwrap().unwrap_err()
     }
 
-    pub(crate) async fn ask<R: Request>(&self, question: &R) -> R::Reply {
-        self.backplane.requests.request(question, ENOUGH).await.unwrap()
+    pub(crate) async fn ask<R: Request>(&self, request: &R) -> R::Reply {
+        self.backplane.requests.request(request, ENOUGH).await.unwrap()
     }
 
     pub(crate) async fn account(&self, name: &str) -> Account {

@@ -99,7 +99,7 @@ impl Flaky {
 impl StateStore for Flaky {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if self.away.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(ReadError("it is away".to_owned()))));
+            return Box::pin(std::future::ready(Err(ReadError("it is away".into()))));
         }
         self.inner.get(key, deadline)
     }
@@ -113,10 +113,10 @@ impl StateStore for Flaky {
         deadline: Instant,
     ) -> BoxFuture<'a, Result<Revision, PutError>> {
         if self.away.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(PutError::Failed("it is away".to_owned()))));
+            return Box::pin(std::future::ready(Err(PutError::Failed("it is away".into()))));
         }
         if key == "keystore.head" && self.fails_once.swap(false, Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(PutError::Failed("it failed once".to_owned()))));
+            return Box::pin(std::future::ready(Err(PutError::Failed("it failed once".into()))));
         }
         self.inner.put(key, value, expected, expires_in, deadline)
     }

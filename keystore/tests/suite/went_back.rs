@@ -63,7 +63,7 @@ impl Faulty {
 impl StateStore for Faulty {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
         if self.went_back.load(Ordering::SeqCst) {
-            return Box::pin(std::future::ready(Err(ReadError("it was heard before".to_owned()))));
+            return Box::pin(std::future::ready(Err(ReadError("it was heard before".into()))));
         }
         self.inner.get(key, deadline)
     }
@@ -84,7 +84,7 @@ impl StateStore for Faulty {
             let less = |left: usize| left.checked_sub(1);
             if [LEASE, HEAD].contains(&key) && self.loses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok()
             {
-                return Err(PutError::Failed("no acknowledgement".to_owned()));
+                return Err(PutError::Failed("no acknowledgement".into()));
             }
             Ok(stored)
         })

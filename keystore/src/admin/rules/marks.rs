@@ -1,10 +1,9 @@
 //! Whether a mark may follow the last one that was signed for its account: pure.
 //!
-//! These rules make a signature mean something even if an exporter is taken over: numbers rise by one, each mark names
-//! the hash of the line that was signed last, heads never go back or change, no time is far from now, and a removal by
-//! retention respects the retention of the account. No number is signed twice: a request for another mark with the last
-//! number, or an earlier one, gets the line that was signed. Whether the heads agree with the log is not known here;
-//! the verification of the log compares them.
+//! A signature means something even if an exporter is taken over: numbers rise by one, each mark names the hash of the
+//! line that was signed last, heads never go back or change, times are near, and no removal cuts the account's
+//! retention. A request for another mark with a number that was signed gets the signed line. Whether the heads agree
+//! with the log is for the log's verification.
 
 use std::collections::BTreeMap;
 
@@ -13,24 +12,20 @@ use stage0_contract::{Deletion, Expiry, Head, LineHash, Mark, MarkBody, Previous
 
 /// Between the clocks of exporter, log and keystore. With more skew, exporters remove nothing either.
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_hours(1);
-/// At least the shortest retention.
 const MIN_MARK_TTL: SignedDuration = SignedDuration::from_hours(24);
 /// At most the longest retention, and a day for what was recorded a little earlier.
 const MAX_MARK_TTL: SignedDuration = SignedDuration::from_hours(24 * 3_651);
-/// A mark names one decision of each writer, and this many gateways may have started within an account's retention.
-/// Invented writers would enlarge every later mark until none fits into a message.
+/// Gateways that may have started within the retention. Invented writers would enlarge every later mark.
 const MAX_HEADS: usize = 10_000;
 /// A smaller `through` is a position in the log's order and not a time in microseconds.
 const MIN_THROUGH_TIME: u64 = 100_000_000_000_000;
 
-/// The last mark of an account, with the line that was signed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LastMark {
     pub(crate) mark: Mark,
     pub(crate) line: String,
 }
 
-/// Why a mark is not signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MarkFault {
     #[error("its number was given to another mark already")]
@@ -64,7 +59,6 @@ pub(crate) enum MarkFault {
 }
 
 impl MarkFault {
-    /// As a metric's label and in the log.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Taken => "taken",
@@ -86,7 +80,6 @@ impl MarkFault {
 }
 
 impl LastMark {
-    /// Parses a line that was signed here.
     pub(crate) fn parse(line: String) -> Result<Self, serde_json::Error> {
         Ok(Self { mark: serde_json::from_str(&line)?, line })
     }
@@ -192,8 +185,7 @@ fn heads(named: &BTreeMap<WriterId, &Head>, last: &Mark, now: Timestamp) -> Resu
     Ok(())
 }
 
-/// Checks that removed decisions are older than the mark says, are not newer than the heads, and have the hashes that
-/// signed marks gave them.
+/// Removed decisions must be older than the mark says and than the heads, and have the hashes that signed marks gave.
 fn removed(
     next: &Mark,
     named: &BTreeMap<WriterId, &Head>,

@@ -1,8 +1,7 @@
 //! What a caller may do with webhook endpoints: pure.
 //!
-//! Owns the limits of an endpoint and its state changes. A deleted endpoint does not exist, except for deleting it
-//! again. Only the length and the characters of a URL are checked here: its syntax is the gateway's concern, and where
-//! it leads is checked at every delivery, because addresses change.
+//! A deleted endpoint does not exist, except for deleting it again. Only the length and the characters of a URL are
+//! checked here: where it leads is checked at every delivery, because addresses change.
 
 use jiff::Timestamp;
 use stage0_contract::{
@@ -23,7 +22,6 @@ const MAX_RATE: u32 = 10_000;
 /// Secrets that sign at a time: every delivery carries one signature for each.
 const MAX_SECRETS: usize = 5;
 
-/// Checks the body of `POST /v1/webhooks`.
 pub(crate) fn valid_webhook(call: &CreateWebhook) -> Result<(), Refusal> {
     let mut errors: Vec<_> = bad_url(&call.url).into_iter().collect();
     errors.extend(bad_filters(&call.filters));
@@ -32,7 +30,6 @@ pub(crate) fn valid_webhook(call: &CreateWebhook) -> Result<(), Refusal> {
     invalid_if_any(errors)
 }
 
-/// Checks that an account with this many endpoints may have one more.
 pub(crate) fn check_endpoint_cap(endpoints: u64, caps: &Caps) -> Result<(), Refusal> {
     let most = caps.endpoints();
     if endpoints < most {
@@ -44,17 +41,14 @@ pub(crate) fn check_endpoint_cap(endpoints: u64, caps: &Caps) -> Result<(), Refu
     )))
 }
 
-/// The endpoint, if it exists and the caller may see it.
 pub(crate) fn own_webhook(caller: &Caller, found: Option<WebhookRecord>) -> Result<WebhookRecord, Refusal> {
     own(caller, found).and_then(|record| existing(Some(record)))
 }
 
-/// The endpoint, if it was not deleted.
 pub(crate) fn existing(found: Option<WebhookRecord>) -> Result<WebhookRecord, Refusal> {
     found.filter(WebhookRecord::exists).ok_or(Refusal::NotFound)
 }
 
-/// The endpoint as it is after `PATCH /v1/webhooks/{id}`.
 pub(crate) fn updated(call: UpdateWebhook, mut record: WebhookRecord) -> Result<WebhookRecord, Refusal> {
     let mut errors: Vec<_> = call.url.as_deref().and_then(bad_url).into_iter().collect();
     errors.extend(call.filters.iter().flat_map(bad_filters));
@@ -74,25 +68,21 @@ pub(crate) fn updated(call: UpdateWebhook, mut record: WebhookRecord) -> Result<
     if let Some(rate) = call.rate_limit {
         webhook.rate_limit = (rate > 0).then_some(rate);
     }
-    Ok(match call.enabled {
-        Some(true) => enabled(record),
-        Some(false) => {
-            record.webhook.enabled = false;
-            record
-        }
-        None => record,
-    })
+    match call.enabled {
+        Some(true) => return Ok(enabled(record)),
+        Some(false) => record.webhook.enabled = false,
+        None => {}
+    }
+    Ok(record)
 }
 
-/// The endpoint as it is once enabled by its owner.
 pub(crate) fn enabled(mut record: WebhookRecord) -> WebhookRecord {
     record.webhook.enabled = true;
     record.webhook.disabled_reason = None;
     record
 }
 
-/// The endpoint as it is once disabled by the exporter. The first reason stands, and one that its owner disabled stays
-/// so.
+/// The first reason stands, and an endpoint that its owner disabled stays so.
 pub(crate) fn disabled(mut record: WebhookRecord, reason: &str) -> WebhookRecord {
     if record.webhook.enabled {
         record.webhook.enabled = false;
@@ -101,28 +91,24 @@ pub(crate) fn disabled(mut record: WebhookRecord, reason: &str) -> WebhookRecord
     record
 }
 
-/// The old secrets that sign beside a new one. Those that ended are dropped; an overlap never lengthens a secret's
-/// time.
+/// The old secrets that sign beside a new one. An overlap never lengthens a secret's time.
 pub(crate) fn overlapping(
     call: &RotateWebhookSecret,
-    secrets: Vec<SealedSecret>,
+    mut old: Vec<SealedSecret>,
     now: Timestamp,
 ) -> Result<Vec<SealedSecret>, Refusal> {
     let end = end_of_overlap(call.overlap_seconds, now)?;
-    let mut old = secrets;
     for secret in &mut old {
         secret.ends_at = Some(secret.ends_at.map_or(end, |existing| existing.min(end)));
     }
     old.retain(|secret| secret.signs_at(now));
-    if old.len() < MAX_SECRETS {
-        Ok(old)
-    } else {
-        let text = format!(
+    if old.len() >= MAX_SECRETS {
+        return Err(Refusal::Conflict(format!(
             "the endpoint has {MAX_SECRETS} secrets that sign; wait until one has ended, or rotate with \
              `overlap_seconds` 0"
-        );
-        Err(Refusal::Conflict(text))
+        )));
     }
+    Ok(old)
 }
 
 /// The record of a deleted endpoint. The time of the first deletion stands.
@@ -156,10 +142,8 @@ fn bad_filters(filters: &WebhookFilters) -> Vec<FieldError> {
             errors.push(FieldError::new("environments", format!("must have 1 to {MAX_ENVIRONMENTS} items")));
         }
         if environments.iter().map(String::len).sum::<usize>() > MAX_ENVIRONMENTS_BYTES {
-            errors.push(FieldError::new(
-                "environments",
-                format!("must have at most {MAX_ENVIRONMENTS_BYTES} bytes in all"),
-            ));
+            let message = format!("must have at most {MAX_ENVIRONMENTS_BYTES} bytes in all");
+            errors.push(FieldError::new("environments", message));
         }
         let bad = |environment: &str| is_blank(environment) || environment.chars().count() > MAX_ENVIRONMENT_CHARS;
         for (at, _) in environments.iter().take(MAX_ENVIRONMENTS).enumerate().filter(|(_, text)| bad(text)) {

@@ -14,7 +14,6 @@ const HEADER: usize = 24;
 /// Of a torn append without its header. No change of a key, an account or an endpoint is larger.
 const MAX_UNWRITTEN_BYTES: usize = 64 << 10;
 
-/// The JSON of a frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FrameBody {
@@ -26,11 +25,9 @@ pub(crate) enum FrameBody {
         #[serde(default, skip_serializing_if = "Trail::is_empty")]
         trail: Trail,
     },
-    /// One acknowledged change.
     Change(Vec<Record>),
 }
 
-/// What follows the last good frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     /// The frame is complete.
@@ -41,21 +38,17 @@ pub(crate) enum End {
     Damaged { newest: u64 },
 }
 
-/// What could be read of a journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Replay {
     /// `None` if not even the first frame is good.
     pub(crate) snapshot: Option<Snapshot>,
-    /// Bytes up to the end of the last good frame.
     pub(crate) good: usize,
-    /// Bytes of the first frame.
     pub(crate) snapshot_bytes: usize,
     pub(crate) end: End,
     /// The digest after each frame, and those of earlier changes that the first frame lists.
     pub(crate) trail: Vec<(u64, Digest)>,
 }
 
-/// Why an entry cannot be framed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrameError {
     #[error("the entry cannot be written as JSON")]
@@ -64,7 +57,6 @@ pub(crate) enum FrameError {
     TooLarge,
 }
 
-/// The bytes of one entry.
 pub(crate) fn encode(sequence: u64, entry: &FrameBody) -> Result<Vec<u8>, FrameError> {
     let json = serde_json::to_vec(entry).map_err(FrameError::Json)?;
     let length = u32::try_from(json.len()).map_err(|_| FrameError::TooLarge)?;
@@ -88,51 +80,38 @@ pub(crate) fn replay(bytes: &[u8]) -> Replay {
             found.end = if found.snapshot.is_some() { End::Whole } else { End::Damaged { newest: 0 } };
             return found;
         }
-        match decode(rest) {
-            Decoded::Frame { sequence, entry, length } if follows(found.snapshot.as_ref(), sequence, &entry) => {
-                if absorb(&mut found, sequence, entry).is_err() {
-                    found.end = damaged(rest);
-                    return found;
+        found.end = match decode(rest) {
+            Decoded::Frame { sequence, entry, length } => match absorb(&mut found, sequence, entry) {
+                Some(()) => {
+                    found.good += length;
+                    if found.snapshot_bytes == 0 {
+                        found.snapshot_bytes = length;
+                    }
+                    continue;
                 }
-                found.good += length;
-                if found.snapshot_bytes == 0 {
-                    found.snapshot_bytes = length;
-                }
-            }
-            Decoded::Torn if found.snapshot.is_some() => {
-                found.end = End::Torn;
-                return found;
-            }
-            Decoded::Frame { .. } | Decoded::Torn | Decoded::Bad => {
-                found.end = damaged(rest);
-                return found;
-            }
-        }
+                None => damaged(rest),
+            },
+            Decoded::Torn if found.snapshot.is_some() => End::Torn,
+            Decoded::Torn | Decoded::Bad => damaged(rest),
+        };
+        return found;
     }
 }
 
-fn follows(snapshot: Option<&Snapshot>, sequence: u64, entry: &FrameBody) -> bool {
-    match (snapshot, entry) {
-        (None, FrameBody::Snapshot { .. }) => true,
-        (Some(snapshot), FrameBody::Change(_)) => snapshot.position.sequence.checked_add(1) == Some(sequence),
-        (None, FrameBody::Change(_)) | (Some(_), FrameBody::Snapshot { .. }) => false,
-    }
-}
-
-fn absorb(found: &mut Replay, sequence: u64, entry: FrameBody) -> Result<(), serde_json::Error> {
-    match entry {
-        FrameBody::Snapshot { store_id, records, trail } => {
+/// `None` if the frame does not follow what was found before.
+fn absorb(found: &mut Replay, sequence: u64, entry: FrameBody) -> Option<()> {
+    match (&mut found.snapshot, entry) {
+        (None, FrameBody::Snapshot { store_id, records, trail }) => {
             found.trail.extend(trail.iter());
-            found.snapshot = Some(Snapshot::of(store_id, sequence, records)?.with_trail(trail));
+            found.snapshot = Some(Snapshot::of(store_id, sequence, records).ok()?.with_trail(trail));
         }
-        FrameBody::Change(records) => {
-            if let Some(snapshot) = &mut found.snapshot {
-                snapshot.apply(records)?;
-            }
+        (Some(before), FrameBody::Change(records)) if before.position.sequence.checked_add(1) == Some(sequence) => {
+            before.apply(records).ok()?;
         }
+        (None, FrameBody::Change(_)) | (Some(_), FrameBody::Snapshot { .. } | FrameBody::Change(_)) => return None,
     }
     found.trail.extend(found.snapshot.as_ref().map(|snapshot| (sequence, snapshot.position.digest)));
-    Ok(())
+    Some(())
 }
 
 /// Looks for good headers after the damage. The newest tells how new a store must be to replace the journal.
