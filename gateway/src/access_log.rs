@@ -8,44 +8,35 @@ use actix_web::{HttpMessage as _, HttpRequest};
 use stage0_contract::{AccountId, Decision, IssueCode, KeyId, KeyIdentity, Verdict};
 
 use crate::metrics;
-use crate::request_context::RequestContext;
+use crate::middleware::RequestContext;
 
-/// What the log and the metrics say about a request beyond its status; stored in its extensions.
+/// Stored in the request's extensions.
 struct LogFields {
     account: AccountId,
     key_id: KeyId,
-    verdict: Option<Verdict>,
-    codes: BTreeSet<IssueCode>,
+    decision: Option<(Verdict, BTreeSet<IssueCode>)>,
 }
 
-/// Notes whose key the request showed.
 pub(crate) fn set_caller(request: &HttpRequest, identity: &KeyIdentity) {
-    let fields = LogFields {
-        account: identity.account.clone(),
-        key_id: identity.key_id.clone(),
-        verdict: None,
-        codes: BTreeSet::new(),
-    };
-    request.extensions_mut().insert(fields);
+    let (account, key_id) = (identity.account.clone(), identity.key_id.clone());
+    request.extensions_mut().insert(LogFields { account, key_id, decision: None });
 }
 
 /// Notes what was decided for the caller that [`set_caller`] named.
 pub(crate) fn set_decision(request: &HttpRequest, decision: &Decision) {
     if let Some(fields) = request.extensions_mut().get_mut::<LogFields>() {
-        fields.verdict = Some(decision.verdict);
-        fields.codes = decision.issues.iter().map(|issue| issue.code.clone()).collect();
+        let codes = decision.issues.iter().map(|issue| issue.code.clone()).collect();
+        fields.decision = Some((decision.verdict, codes));
     }
 }
 
 /// Forgets the decision: it was made, but is not released.
 pub(crate) fn clear_decision(request: &HttpRequest) {
     if let Some(fields) = request.extensions_mut().get_mut::<LogFields>() {
-        fields.verdict = None;
-        fields.codes.clear();
+        fields.decision = None;
     }
 }
 
-/// Writes the line and counts the answer.
 pub(crate) fn write(response: &ServiceResponse<impl MessageBody>, context: RequestContext) {
     let took = context.started.elapsed();
     let request_id = context.id;
@@ -56,9 +47,9 @@ pub(crate) fn write(response: &ServiceResponse<impl MessageBody>, context: Reque
     metrics::answered(route.as_deref(), response.status(), took);
     let route = route.unwrap_or_default();
     match response.request().extensions().get::<LogFields>() {
-        Some(LogFields { account, key_id, verdict, codes }) => {
-            verdict.iter().for_each(|verdict| metrics::checked(*verdict, codes));
-            let verdict = verdict.map(Verdict::as_str);
+        Some(LogFields { account, key_id, decision }) => {
+            decision.iter().for_each(|(verdict, codes)| metrics::checked(*verdict, codes));
+            let verdict = decision.as_ref().map(|(verdict, _)| verdict.as_str());
             tracing::info!(%request_id, %account, %key_id, verdict, status, route, duration_ms, "request answered");
         }
         None => tracing::info!(%request_id, status, route, duration_ms, "request answered"),

@@ -1,9 +1,9 @@
 //! Authentication: from the `x-api-key` header to a verified identity, before the body is read.
 //!
 //! Owns the order: the key's form, then the cache, then a hash of the same key that is already under way, then the
-//! login throttles of address and key id, then a new hash. Missing, malformed, unknown, wrong, revoked and expired keys
-//! get one and the same answer; a failure of ours is never that answer. Owns also the second look: the caller is
-//! confirmed again after every wait for the client and before anything is released (ADR 0013).
+//! login throttles of address and key id, then a new hash. Every kind of bad key gets one and the same answer; a
+//! failure of ours is never that answer. The caller is confirmed again after every wait for the client and before
+//! anything is released (ADR 0013).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,22 +20,19 @@ use crate::address::Client;
 use crate::errors::{ApiError, How, Part};
 use crate::idle_timeout::ConnectionState;
 use crate::key_cache::{CacheLookup, KeyCache, KeystoreCall, KeystoreError, Verification, VerifiedCaller};
-use crate::request_context::RequestContext;
+use crate::middleware::RequestContext;
 use crate::state::AppState;
 
 const API_KEY: &str = "x-api-key";
-/// For confirming a caller when the keystore has to be asked.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// A key that could not be judged in time waited for the keystore.
 pub(crate) const KEYSTORE_SILENT: Part = Part::Service(Role::Keystore, How::Silent);
 
-/// Authenticates the request's key within the request budget.
 pub(crate) async fn authenticate(state: &AppState, request: &HttpRequest) -> Result<Arc<KeyIdentity>, ApiError> {
     authenticate_until(state, request, Instant::now() + state.config.request_budget).await
 }
 
-/// Authenticates the request's key, and notes its identity for the access log, for the connection and for the checks
-/// that follow.
+/// Authenticates the request's key, and notes its identity in the request, the access log and the connection.
 pub(crate) async fn authenticate_until(
     state: &AppState,
     request: &HttpRequest,

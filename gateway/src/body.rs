@@ -8,9 +8,10 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use actix_web::dev::Payload;
 use actix_web::error::PayloadError;
 use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, TRANSFER_ENCODING};
-use actix_web::web::{Bytes, BytesMut, Payload, block};
+use actix_web::web::{Bytes, BytesMut, block};
 use actix_web::{HttpMessage, HttpRequest};
 use futures_util::Stream;
 use serde_json::{Map, Value};
@@ -25,22 +26,19 @@ use crate::in_flight::Hold;
 use crate::request_memory::{MemoryPermit, RequestMemory};
 use crate::state::AppState;
 
-/// The initial buffer; it doubles as the body arrives.
+/// The buffer doubles as the body arrives.
 const INITIAL_BUFFER_BYTES: usize = 4 << 10;
-
 /// The largest body that is parsed and hashed on the worker thread itself.
 const MAX_INLINE_BYTES: usize = 32 << 10;
 
-/// A JSON object, and the permit for the memory that its request needs.
 pub(crate) struct Body {
     pub(crate) object: Map<String, Value>,
-    /// Its length as it arrived.
     pub(crate) bytes: usize,
     pub(crate) permit: Option<MemoryPermit>,
 }
 
-/// Does CPU work on a body of `bytes`. For a large body it runs on the blocking pool, so that the worker's other
-/// connections do not wait. [`RequestMemory`] bounds how many run at the same time.
+/// Does CPU work on a body of `bytes`; for a large body on the blocking pool, so that the worker's other connections do
+/// not wait. [`RequestMemory`] bounds how many run at the same time.
 pub(crate) async fn compute<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce() -> T + Send + 'static,
@@ -57,7 +55,6 @@ pub(crate) async fn compute<T: Send + 'static>(
 /// Marks, in a request's extensions, that its body was read to the end.
 struct BodyRead;
 
-/// A complete body, and the hold on its bytes.
 pub(crate) struct ReceivedBody {
     bytes: Bytes,
     hold: Hold,
@@ -93,37 +90,12 @@ impl ReceivedBody {
     }
 }
 
-/// Reads and parses the body of a request of `account`.
-pub(crate) async fn json_object(
-    state: &AppState,
-    request: &HttpRequest,
-    payload: Payload,
-    account: &AccountId,
-) -> Result<Body, ApiError> {
-    let received = receive(state, request, payload, account).await?;
-    received.parse(&state.request_memory, account, Instant::now() + state.config.request_budget).await
-}
-
-/// As [`json_object`], where a missing body means an empty object.
-pub(crate) async fn optional_json_object(
-    state: &AppState,
-    request: &HttpRequest,
-    payload: Payload,
-    account: &AccountId,
-) -> Result<Body, ApiError> {
-    if has_body(request.headers()) {
-        json_object(state, request, payload, account).await
-    } else {
-        Ok(Body { object: Map::new(), bytes: 0, permit: None })
-    }
-}
-
-/// Whether some of the request's body was not read, so that its connection cannot be used for another request.
+/// Whether some of the request's body was not read: then its connection cannot be used for another request.
 pub(crate) fn is_unread(request: &HttpRequest) -> bool {
     has_body(request.headers()) && !request.extensions().contains::<BodyRead>()
 }
 
-fn has_body(headers: &HeaderMap) -> bool {
+pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     let length = headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes() != b"0");
     length || headers.contains_key(TRANSFER_ENCODING)
 }
@@ -157,11 +129,9 @@ pub(crate) async fn receive(
     Ok(ReceivedBody { bytes, hold })
 }
 
-/// Buffers a body while it arrives.
 struct BodyReader<'a> {
     hold: &'a Hold,
     connection: Option<&'a ConnectionState>,
-    /// From `Content-Length`.
     length: Option<usize>,
     buffer: BytesMut,
     held: usize,

@@ -142,20 +142,14 @@ impl GatewayConfig {
 
     /// The promises that the operator's settings give up; `/readyz` and `stage0 status` report the first too.
     pub(crate) fn warnings(&self) -> Vec<&'static str> {
-        let audit = match self.audit {
-            Audit::Required => None,
-            Audit::BestEffort => Some(
-                "audit is `best-effort`: a decision is released even when it is not recorded; \
-                 set `audit` to `required` where every answer must be in the log",
-            ),
-        };
-        let quotas = match self.quotas_on_failure {
-            OnFailure::Closed => None,
-            OnFailure::Open => Some(
-                "quotas-on-failure is `open`: limits do not hold while the ledger fails; \
-                 set it to `closed` where they must",
-            ),
-        };
+        let audit = (self.audit == Audit::BestEffort).then_some(
+            "audit is `best-effort`: a decision is released even when it is not recorded; \
+             set `audit` to `required` where every answer must be in the log",
+        );
+        let quotas = (self.quotas_on_failure == OnFailure::Open).then_some(
+            "quotas-on-failure is `open`: limits do not hold while the state store fails; \
+             set it to `closed` where they must",
+        );
         audit.into_iter().chain(quotas).collect()
     }
 }

@@ -1,8 +1,7 @@
 //! Every public refusal: its status, code, text and headers, in one row each.
 //!
-//! Owns contract section 4. A text is lower case, without a full stop, and never quotes a request. The cause is logged
-//! where it is known; this file only says what the caller may know. A new error needs a variant of [`ApiError`], its
-//! row in [`ApiError::row`], and its line in the API's documentation.
+//! A text is lower case, without a full stop, and never quotes a request. The cause is logged
+//! where it is known. A new error needs a variant of [`ApiError`], its row, and its line in the API's documentation.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,29 +10,23 @@ use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, RETRY_AFTER, WWW_AUTHENTICATE};
 use actix_web::{HttpResponse, ResponseError};
 use jiff::Timestamp;
-use stage0_backplane::ClockError;
+use stage0_backplane::{ClockError, RequestError};
 use stage0_contract::{
-    ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, Refusal, RequestId, Scope,
+    ErrorBody, ErrorCode, FieldError, JsonError, MAX_BODY_BYTES, MAX_VALUES, Refusal, Request, RequestId, Role, Scope,
+    request_route,
 };
 
 use crate::in_flight::ByteLimit;
 use crate::metrics::{self, Throttle};
 use crate::throttle::{Blocked, CallsBy, LoginsBy, TooManyCalls};
 
-mod part;
-
-pub(crate) use part::{How, Part};
-
-/// Seconds until a per-second limit is full again.
+/// In seconds, like those below; a per-second limit is full again by then.
 const RATE_RETRY_AFTER: u64 = 1;
-/// Seconds that most downloads and verifications take at most.
+/// Most downloads and verifications have ended by then.
 const SCAN_RETRY_AFTER: u64 = 5;
-/// Seconds until bytes in flight are taken.
 const BYTES_RETRY_AFTER: u64 = 1;
-/// Seconds after which a 503 may be retried.
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;
-/// Bad fields that an answer names; the others are counted. Otherwise a body of a few bytes per field would get an
-/// answer many times as large.
+/// The others are counted: otherwise a body of a few bytes per field would get an answer many times as large.
 const MAX_NAMED_ERRORS: usize = 200;
 
 /// Why a request gets no 2xx. Handlers return it; the middleware adds the request id and sends it.
@@ -49,44 +42,35 @@ pub(crate) enum ApiError {
     PlanWithoutPro,
     ScopeMissing(Scope),
     NotFound,
-    /// With the methods that the path has.
     MethodNotAllowed(Arc<str>),
     BodyTooSlow,
     Conflict(String),
     BodyTooLarge,
     NotJsonType,
     Invalid(Vec<FieldError>),
-    /// With the time at which the window starts again.
     QuotaUsedUp {
         monthly: bool,
         limit: u64,
         again: Timestamp,
     },
-    /// One more run than the account may start today.
     TooManyRuns {
         limit: u64,
         again: Timestamp,
     },
     TooManyCalls(TooManyCalls),
-    /// The account's checks of this minute.
     RateLimited {
         limit: u64,
         seconds: u64,
     },
     TooManyFailedLogins(Blocked),
-    /// Requests of one address in this second.
     TooManyRequests,
-    /// Downloads or verifications of the account at the same time.
     TooManyScans,
     /// Reads of the account in this second, or at the same time.
     TooManyReads,
     TooManyBytesOfAccount,
     TooManyBytesOfAddress,
-    /// Too many bytes of the whole gateway are in flight.
     Overloaded,
-    /// This host's clock differs from the state store's.
     Clock(ClockError),
-    /// This part of the service failed or was too slow.
     Missing(Part),
     /// Something of the service failed, and it is not known what.
     Unavailable,
@@ -98,7 +82,6 @@ struct Row {
     message: String,
     /// In the header `Retry-After`; on a 429 also in the body.
     retry_after: Option<u64>,
-    /// The limit that refused, for its metric.
     throttle: Option<Throttle>,
 }
 
@@ -108,9 +91,18 @@ impl Row {
         Self { code, message: message.into(), retry_after, throttle: None }
     }
 
-    fn throttled(code: ErrorCode, by: Throttle, retry_after: u64, message: impl fmt::Display) -> Self {
+    fn throttled(by: Throttle, retry_after: u64, message: &str) -> Self {
         let message = format!("{message}, try again in {retry_after} s");
-        Self { code, message, retry_after: Some(retry_after), throttle: Some(by) }
+        Self { code: ErrorCode::RateLimited, message, retry_after: Some(retry_after), throttle: Some(by) }
+    }
+
+    fn used_up(message: String) -> Self {
+        Self { throttle: Some(Throttle::Quota), ..Self::new(ErrorCode::QuotaExceeded, message) }
+    }
+
+    fn count(&self) {
+        metrics::refused(self.code);
+        self.throttle.into_iter().for_each(metrics::throttled);
     }
 }
 
@@ -133,7 +125,6 @@ fn status(code: ErrorCode) -> StatusCode {
 }
 
 impl ApiError {
-    /// The table of errors.
     fn row(&self) -> Row {
         use ErrorCode as Code;
         match self {
@@ -147,16 +138,12 @@ impl ApiError {
             Self::PlanWithoutPro => Row::new(Code::PlanRequired, "the account's plan does not include `pro`"),
             Self::QuotaUsedUp { monthly, limit, again } => {
                 let window = if *monthly { "monthly" } else { "daily" };
-                let text = format!("the {window} quota of {limit} checks is used up, it starts again at {again}");
-                Row { throttle: Some(Throttle::Quota), ..Row::new(Code::QuotaExceeded, text) }
+                Row::used_up(format!("the {window} quota of {limit} checks is used up, it starts again at {again}"))
             }
-            Self::TooManyRuns { limit, again } => {
-                let text = format!(
-                    "the daily quota of {limit} runs (`max_runs`) is used up, it starts again at {again}; end runs \
-                     that are done, or ask the operator to raise it"
-                );
-                Row { throttle: Some(Throttle::Quota), ..Row::new(Code::QuotaExceeded, text) }
-            }
+            Self::TooManyRuns { limit, again } => Row::used_up(format!(
+                "the daily quota of {limit} runs (`max_runs`) is used up, it starts again at {again}; end runs \
+                 that are done, or ask the operator to raise it"
+            )),
             Self::ScopeMissing(scope) => Row::new(Code::ScopeMissing, format!("the API key lacks the scope `{scope}`")),
             Self::NotFound => Row::new(Code::NotFound, "there is nothing here"),
             Self::MethodNotAllowed(allowed) => {
@@ -177,38 +164,32 @@ impl ApiError {
                     LoginsBy::Address => "too many failed logins from this address",
                     LoginsBy::Key => "too many failed logins with this key",
                 };
-                Row::throttled(Code::TooManyFailedLogins, Throttle::Logins(*by), *seconds, text)
+                Row { code: Code::TooManyFailedLogins, ..Row::throttled(Throttle::Logins(*by), *seconds, text) }
             }
             Self::TooManyCalls(TooManyCalls { by, seconds }) => {
                 let text = match by {
                     CallsBy::Key => "too many management calls with this key",
                     CallsBy::Account => "too many management calls with the keys of this account",
                 };
-                Row::throttled(Code::RateLimited, Throttle::Rate, *seconds, text)
+                Row::throttled(Throttle::Rate, *seconds, text)
             }
             Self::RateLimited { limit, seconds } => {
                 let text = format!("the account's {limit} checks of this minute are used up");
-                Row::throttled(Code::RateLimited, Throttle::Rate, *seconds, text)
+                Row::throttled(Throttle::Rate, *seconds, &text)
             }
             Self::TooManyRequests => {
-                let text = "too many requests from this address";
-                Row::throttled(Code::RateLimited, Throttle::Burst, RATE_RETRY_AFTER, text)
+                Row::throttled(Throttle::Burst, RATE_RETRY_AFTER, "too many requests from this address")
             }
-            Self::TooManyReads => {
-                let text = "too many reads of this account";
-                Row::throttled(Code::RateLimited, Throttle::Reads, RATE_RETRY_AFTER, text)
-            }
+            Self::TooManyReads => Row::throttled(Throttle::Reads, RATE_RETRY_AFTER, "too many reads of this account"),
             Self::TooManyScans => {
                 let text = "the account makes as many downloads or verifications as it may";
-                Row::throttled(Code::RateLimited, Throttle::Reads, SCAN_RETRY_AFTER, text)
+                Row::throttled(Throttle::Reads, SCAN_RETRY_AFTER, text)
             }
             Self::TooManyBytesOfAccount => {
-                let text = "too many bytes of this account are in flight";
-                Row::throttled(Code::RateLimited, Throttle::Bytes, BYTES_RETRY_AFTER, text)
+                Row::throttled(Throttle::Bytes, BYTES_RETRY_AFTER, "too many bytes of this account are in flight")
             }
             Self::TooManyBytesOfAddress => {
-                let text = "too many bytes from this address are in flight";
-                Row::throttled(Code::RateLimited, Throttle::Bytes, BYTES_RETRY_AFTER, text)
+                Row::throttled(Throttle::Bytes, BYTES_RETRY_AFTER, "too many bytes from this address are in flight")
             }
             Self::Overloaded => {
                 let text = "too much is in flight at this gateway: the action must not run, try again";
@@ -265,21 +246,13 @@ impl ApiError {
     }
 }
 
-impl Row {
-    fn count(&self) {
-        metrics::refused(self.code);
-        self.throttle.into_iter().for_each(metrics::throttled);
-    }
-}
-
 impl fmt::Display for ApiError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.row().message)
     }
 }
 
-/// Lets handlers return the error. What is made of it here has no request id: the middleware replaces it by
-/// [`ApiError::response`].
+/// Lets handlers return the error. The middleware replaces what is made of it here by [`ApiError::response`].
 impl ResponseError for ApiError {
     fn status_code(&self) -> StatusCode {
         status(self.row().code)
@@ -347,9 +320,70 @@ impl From<Refusal> for ApiError {
     }
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Service(Role, How),
+    Backplane,
+    LogUnwritten,
+    LogUnread,
+    StateStore,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    Absent,
+    Silent,
+    /// It refused the request because it is overloaded.
+    Busy,
+    /// It answered with a failure or unintelligibly.
+    Failed,
+}
+
+impl Part {
+    /// The service that serves `M`, which gave no answer.
+    pub(crate) fn asked<M: Request>(error: &RequestError) -> Self {
+        Self::of_service(role_of::<M>(), error)
+    }
+
+    /// The service that serves `M`, which answered.
+    pub(crate) fn answered<M: Request>(how: How) -> Self {
+        Self::Service(role_of::<M>(), how)
+    }
+
+    pub(crate) fn of_service(role: Role, error: &RequestError) -> Self {
+        match error {
+            RequestError::NoResponders => Self::Service(role, How::Absent),
+            RequestError::Timeout => Self::Service(role, How::Silent),
+            RequestError::Disconnected => Self::Backplane,
+            RequestError::TooLarge | RequestError::Malformed => Self::Service(role, How::Failed),
+        }
+    }
+}
+
+/// INVARIANT: every request has a row in the contract's table of messages.
+fn role_of<M: Request>() -> Role {
+    request_route(M::SUBJECT).map_or(Role::Keystore, |route| route.to)
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service(role, How::Absent) => write!(f, "no {role} serves"),
+            Self::Service(role, How::Silent) => write!(f, "the {role} does not answer"),
+            Self::Service(role, How::Busy) => write!(f, "the {role} has too much to do"),
+            Self::Service(role, How::Failed) => write!(f, "the {role} failed"),
+            Self::Backplane => f.write_str("the connection to the other services is lost"),
+            Self::LogUnwritten => f.write_str("the decision log cannot be written"),
+            Self::LogUnread => f.write_str("the decision log cannot be read"),
+            Self::StateStore => f.write_str("the state store does not answer"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use stage0_contract::{EvaluateRequest, REQUESTS, VerifyKey};
 
     #[test]
     fn a_body_with_too_many_values_fails_validation_and_not_json_parsing() {
@@ -369,5 +403,16 @@ mod tests {
         assert!(all.starts_with("f0: is bad; f1: is bad; ") && all.ends_with("f199: is bad"), "{all}");
         let some = ApiError::Invalid(errors(20_000)).to_string();
         assert!(some.starts_with(&all) && some.ends_with("f199: is bad; and 19800 more"), "{some}");
+    }
+
+    #[test]
+    fn a_503_names_the_role_that_failed() {
+        let absent = Part::asked::<EvaluateRequest>(&RequestError::NoResponders);
+        assert_eq!(absent.to_string(), "no evaluator serves");
+        let silent = Part::asked::<VerifyKey>(&RequestError::Timeout);
+        assert_eq!(silent.to_string(), "the keystore does not answer");
+        let lost = Part::asked::<VerifyKey>(&RequestError::Disconnected);
+        assert!(!lost.to_string().contains("keystore"), "it is unknown whether it serves");
+        assert!(REQUESTS.iter().all(|route| !route.subject.is_empty()));
     }
 }

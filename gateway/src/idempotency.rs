@@ -1,8 +1,7 @@
 //! `Idempotency-Key` on checks: a retried check gets the recorded decision again, and counts once.
 //!
-//! Owns what a key stands for during ten minutes after its first use: one small record per account, key and header in
-//! the state store, with a hash of the body. Only the decision log says whether an attempt was recorded. Neither the
-//! header nor the body is stored.
+//! Owns one small record per account, key and header in the state store, for ten minutes after its first use, with a
+//! hash of the body. Only the decision log says whether an attempt was recorded.
 //! INVARIANT: of two attempts with one key only one is in flight at a time, and each has a request id of its own, so
 //! the log never holds an id twice. What cannot be looked up is not decided.
 
@@ -16,10 +15,10 @@ use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use stage0_backplane::{PutError, Requests, Revision, StateStore};
+use stage0_backplane::{Cause, PutError, Requests, Revision, StateStore};
 use stage0_contract::{
-    CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, IDEMPOTENCY_RECORDS, KeyIdentity,
-    PolicyVersion, RequestId,
+    AccountId, CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, IDEMPOTENCY_RECORDS, KeyId,
+    KeyIdentity, PolicyVersion, RequestId,
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -38,20 +37,20 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(2);
 /// By how much the log's clock may differ from those readings.
 const MAX_LOG_CLOCK_DIFFERENCE: SignedDuration = SignedDuration::from_secs(5);
-/// For releasing a claim, which delays the answer.
+/// It delays the answer.
 const RELEASE_TIMEOUT: Duration = Duration::from_millis(50);
 const MAX_FIRST_SEEN: u64 = 10_000;
 /// Longer than any attempt takes.
 const FIRST_SEEN_TTL: Duration = Duration::from_secs(600);
-/// Attempts to claim a key while other requests claim it first.
+/// While other requests claim the key first.
 pub(crate) const MAX_CLAIM_ATTEMPTS: u32 = 5;
 
-/// Where a key is looked up.
 pub(crate) struct IdempotencyStore<'a> {
     pub(crate) state_store: &'a dyn StateStore,
     pub(crate) requests: &'a dyn Requests,
     pub(crate) first_seen: &'a FirstSeen,
-    pub(crate) log: &'a LogReader<'a>,
+    pub(crate) log: &'a LogReader,
+    pub(crate) deadline: Instant,
 }
 
 /// The key of a request that has the header.
@@ -62,7 +61,6 @@ pub(crate) struct IdempotencyKey {
     version: Option<String>,
 }
 
-/// What the state store holds for a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct KeyRecord {
     #[serde(rename = "body")]
@@ -77,7 +75,6 @@ struct KeyRecord {
     until: i64,
     /// When the key expires, in seconds since the epoch.
     ends: i64,
-    /// How the last attempt ended, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ended: Option<AttemptEnd>,
 }
@@ -92,8 +89,8 @@ pub(crate) enum AttemptEnd {
     Failed,
 }
 
-/// When this gateway first saw each record whose times lie in the future. After a clock went back, such a record's own
-/// end may be hours away.
+/// When this gateway first saw each record whose times lie in the future: after a clock went back, the record's own end
+/// may be hours away.
 #[derive(Clone)]
 pub(crate) struct FirstSeen(Cache<(String, Revision), Instant>);
 
@@ -114,13 +111,10 @@ impl FirstSeen {
 pub(crate) enum Lookup {
     /// This very request, and it was answered.
     Replay(Box<CheckResponse>),
-    /// A request with another body.
     BodyMismatch,
-    /// Nothing that was answered: the key may be claimed.
     Available(Available),
 }
 
-/// A key that may be claimed.
 pub(crate) struct Available {
     record_key: String,
     body_hash: String,
@@ -131,19 +125,16 @@ pub(crate) struct Available {
     pub(crate) counted: bool,
 }
 
-/// A key that one attempt holds.
 pub(crate) struct Claim {
     record_key: String,
     record: KeyRecord,
     revision: Revision,
 }
 
-/// What a record means for a request.
 #[derive(Debug, PartialEq, Eq)]
 enum KeyState {
     Unused,
     BodyMismatch,
-    /// The last attempt is known not to be recorded.
     Failed,
     InFlight,
     /// Only the log knows whether the last attempt was recorded.
@@ -172,13 +163,11 @@ impl KeyRecord {
         since.checked_sub(MAX_LOG_CLOCK_DIFFERENCE).unwrap_or(Timestamp::UNIX_EPOCH)
     }
 
-    /// The latest such time.
     fn recorded_to(&self) -> Timestamp {
         let until = Timestamp::from_millisecond(self.until).unwrap_or(Timestamp::MAX);
         until.checked_add(MAX_LOG_CLOCK_DIFFERENCE).unwrap_or(Timestamp::MAX)
     }
 
-    /// How long the last attempt may be in flight.
     fn max_duration(&self) -> Duration {
         Duration::from_millis(self.until.saturating_sub(self.since).max(0).unsigned_abs())
     }
@@ -190,27 +179,21 @@ impl KeyRecord {
 }
 
 impl IdempotencyKey {
-    /// `body_hash` is the canonical hash of `body`.
     pub(crate) fn new(
         identity: &KeyIdentity,
         header: &ClientRequestId,
         body: &Map<String, Value>,
         body_hash: String,
     ) -> Self {
-        let hash = HEXLOWER.encode(&Sha256::digest(header.as_str().as_bytes()));
-        let hash = hash.get(..40).unwrap_or_default();
         let version = body.get("policy_pack_version").and_then(Value::as_str).filter(|version| !version.is_empty());
-        Self {
-            record_key: format!("{IDEMPOTENCY_RECORDS}.{}.{}.{hash}", identity.account, identity.key_id),
-            body_hash,
-            version: version.map(str::to_owned),
-        }
+        let record_key = record_key(&identity.account, &identity.key_id, header.as_str());
+        Self { record_key, body_hash, version: version.map(str::to_owned) }
     }
 
-    /// What the key was used for before. Waits for an attempt in flight, until `deadline`.
-    pub(crate) async fn look_up(&self, store: &IdempotencyStore<'_>, deadline: Instant) -> Result<Lookup, ApiError> {
+    /// What the key was used for before. Waits for an attempt in flight.
+    pub(crate) async fn look_up(&self, store: &IdempotencyStore<'_>) -> Result<Lookup, ApiError> {
         loop {
-            let stored = store.state_store.get(&self.record_key, deadline).await;
+            let stored = store.state_store.get(&self.record_key, store.deadline).await;
             let Some(stored) = stored.map_err(|error| failed(Part::StateStore, &error))? else {
                 return Ok(Lookup::Available(self.available(None)));
             };
@@ -234,8 +217,8 @@ impl IdempotencyKey {
                 KeyState::InFlight => false,
                 KeyState::Over => true,
             };
-            if let Some(recorded) = find_record(store.log, &record, deadline).await? {
-                return Ok(if self.is_current(store.requests, &recorded.decided.policy_version, deadline).await? {
+            if let Some(recorded) = find_record(store, &record).await? {
+                return Ok(if self.is_current(store, &recorded.decided.policy_version).await? {
                     Lookup::Replay(Box::new(recorded))
                 } else {
                     Lookup::Available(self.available(Some(stored.revision)))
@@ -245,7 +228,7 @@ impl IdempotencyKey {
                 // Its check may have been counted, and then it is not counted again.
                 return Ok(Lookup::Available(Available { counted: true, ..retry() }));
             }
-            if Instant::now() + POLL_INTERVAL >= deadline {
+            if Instant::now() + POLL_INTERVAL >= store.deadline {
                 return Err(ApiError::Unavailable);
             }
             sleep(POLL_INTERVAL).await;
@@ -264,16 +247,11 @@ impl IdempotencyKey {
     }
 
     /// Whether the policy version that decided then would decide now.
-    async fn is_current(
-        &self,
-        requests: &dyn Requests,
-        decided_by: &PolicyVersion,
-        deadline: Instant,
-    ) -> Result<bool, ApiError> {
+    async fn is_current(&self, store: &IdempotencyStore<'_>, decided_by: &PolicyVersion) -> Result<bool, ApiError> {
         if let Some(named) = &self.version {
             return Ok(named == decided_by.as_str());
         }
-        let status = requests.request_until(&EvaluatorStatus {}, deadline).await;
+        let status = store.requests.request_until(&EvaluatorStatus {}, store.deadline).await;
         let EvaluatorStatusReply { active, .. } =
             status.map_err(|error| failed(Part::asked::<EvaluatorStatus>(&error), &error))?;
         Ok(active == *decided_by)
@@ -281,13 +259,9 @@ impl IdempotencyKey {
 }
 
 /// The decision of a record's last attempt, if the log has it.
-async fn find_record(
-    log: &LogReader<'_>,
-    record: &KeyRecord,
-    deadline: Instant,
-) -> Result<Option<CheckResponse>, ApiError> {
-    let found = log.decision_between(record.request_id, record.recorded_from(), record.recorded_to());
-    let found = timeout_at(deadline, found).await.map_err(|error| failed(Part::LogUnread, &error))?;
+async fn find_record(store: &IdempotencyStore<'_>, record: &KeyRecord) -> Result<Option<CheckResponse>, ApiError> {
+    let found = store.log.decision_between(record.request_id, record.recorded_from(), record.recorded_to());
+    let found = timeout_at(store.deadline, found).await.map_err(|error| failed(Part::LogUnread, &error))?;
     let Some(line) = found.map_err(|error| failed(Part::LogUnread, &error))? else { return Ok(None) };
     serde_json::from_value(line).map(Some).map_err(|error| failed(Part::LogUnread, &error))
 }
@@ -296,10 +270,9 @@ impl Available {
     /// Claims the key for one attempt; none if another one was faster.
     pub(crate) async fn claim(
         self,
-        state_store: &dyn StateStore,
+        IdempotencyStore { state_store, deadline, .. }: &IdempotencyStore<'_>,
         request_id: RequestId,
         budget: Duration,
-        deadline: Instant,
     ) -> Result<Option<Claim>, ApiError> {
         let now = state_store.clock().now();
         // A record is appended together with others, whose deadline may end a budget later.
@@ -313,7 +286,7 @@ impl Available {
             ends: self.ends.unwrap_or_else(|| now.as_second().saturating_add(KEY_TTL_SECONDS)),
             ended: None,
         };
-        match put(state_store, &self.record_key, &record, record.ends, self.revision, deadline).await {
+        match put(*state_store, &self.record_key, &record, record.ends, self.revision, *deadline).await {
             Ok(revision) => Ok(Some(Claim { record_key: self.record_key, record, revision })),
             Err(PutError::Conflict) => Ok(None),
             Err(error @ PutError::Failed(_)) => Err(failed(Part::StateStore, &error)),
@@ -322,7 +295,6 @@ impl Available {
 }
 
 impl Claim {
-    /// The first attempt under the key, if this is a later one.
     pub(crate) fn repeats(&self) -> Option<RequestId> {
         (self.record.operation != self.record.request_id).then_some(self.record.operation)
     }
@@ -338,6 +310,12 @@ impl Claim {
     }
 }
 
+/// The key of the record of a header, in which the header is hashed.
+fn record_key(account: &AccountId, key_id: &KeyId, header: &str) -> String {
+    let hash = HEXLOWER.encode(&Sha256::digest(header));
+    format!("{IDEMPOTENCY_RECORDS}.{account}.{key_id}.{}", hash.get(..40).unwrap_or_default())
+}
+
 /// Stores a record until `ends`, in seconds since the epoch.
 async fn put(
     state_store: &dyn StateStore,
@@ -347,7 +325,7 @@ async fn put(
     expected: Option<Revision>,
     deadline: Instant,
 ) -> Result<Revision, PutError> {
-    let value = serde_json::to_vec(record).map_err(|error| PutError::Failed(error.to_string()))?;
+    let value = serde_json::to_vec(record).map_err(|error| PutError::Failed(Cause::new(error)))?;
     // A clock that went back must not extend a key's life.
     let left = ends.saturating_sub(state_store.clock().now().as_second()).clamp(1, KEY_TTL_SECONDS);
     let ttl = Duration::from_secs(left.unsigned_abs());
@@ -363,7 +341,7 @@ fn failed(part: Part, error: &(dyn Error + 'static)) -> ApiError {
 mod tests {
     use super::*;
     use serde_json::json;
-    use stage0_contract::{AccountId, Caps, KeyId, Limits, Plan, Scopes, canonical_hash};
+    use stage0_contract::{Caps, Limits, Plan, Scopes, canonical_hash};
 
     fn identity(account: &str, key: &str) -> KeyIdentity {
         KeyIdentity {

@@ -1,9 +1,8 @@
 //! How long a connection waits for its client, and how much of what the client sends is read ahead.
 //!
-//! The server's own timer covers only the first head, its keep-alive timer ends with the first byte of the next head,
-//! and the rest of a chunked body is drained without a timer: half a head, endless chunks or an answer that is never
-//! read would hold a connection forever. The server also buffers 128 KiB of a connection and parses every request in
-//! them before the first is handled. Owns that timeout and the read window. A handler sets its own deadline for a body.
+//! With the server's own timers, half a head, endless chunks or an answer that is never read would hold a connection
+//! forever. The server also buffers 128 KiB of a connection and parses every request in them before the first is
+//! handled. A handler sets its own deadline for a body.
 //! INVARIANT: between requests the deadline counts from the end of the previous answer, and only a complete head moves
 //! it; while an answer is sent, only bytes that the client takes move it. After the deadline the stream fails with
 //! `TimedOut`, and the server drops the connection.
@@ -20,13 +19,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::throttle::ConnectionHandle;
 
-/// When a client that pipelines stops reading, the server polls the blocked write in a busy loop. The connection is
-/// closed after this many consecutive fruitless polls, a few milliseconds; an ordinary wait has one.
+/// When a client that pipelines stops reading, the server polls the blocked write in a busy loop: this many fruitless
+/// polls take a few milliseconds. An ordinary wait has one.
 const MAX_FRUITLESS_POLLS: u32 = 1_000;
 /// The longest head, and the most that is read of a body before its handler has taken the bytes before it.
 const MAX_READ_AHEAD_BYTES: usize = 32 << 10;
-/// Read at once between requests. The server parses every request in its buffer, and each takes 7 KiB however small it
-/// is.
+/// Read at once between requests, because each request in the server's buffer takes 7 KiB, however small it is.
 const IDLE_READ_BYTES: usize = 128;
 /// Read ahead while a request is handled: enough to see that the client is gone, and less than a request.
 const PROBE_BYTES: usize = 16;
@@ -34,7 +32,7 @@ const PROBE_BYTES: usize = 16;
 const DISCARD_BYTES: usize = 16 << 10;
 
 /// All except `progress` count from the end of an answer.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct ConnectionTimeouts {
     /// Until the answer is taken and the head of the next request is complete.
     pub(crate) next_head: Duration,
@@ -53,21 +51,19 @@ pub(crate) const MIN_PROGRESS_BYTES: usize = 64 << 10;
 #[derive(Clone)]
 pub(crate) struct ConnectionState(Rc<Shared>);
 
+#[derive(Default)]
 struct Shared {
     timeouts: ConnectionTimeouts,
     handle: Option<ConnectionHandle>,
     /// None while the connection does not wait for its client.
     deadline: Cell<Option<Instant>>,
-    /// Whether a request is being handled or its answer sent.
     in_request: Cell<bool>,
-    /// Whether the rest is discarded.
     closing: Cell<bool>,
     authenticated: Cell<bool>,
     /// Bytes that were read and that no handler has taken.
     unconsumed: Cell<usize>,
     /// How many of them there may be while a request is handled.
     read_window: Cell<usize>,
-    /// Bytes read since the last request ended.
     since_request: Cell<usize>,
     /// Bytes read since the server last parsed its buffer.
     since_parse: Cell<usize>,
@@ -76,8 +72,7 @@ struct Shared {
 }
 
 impl ConnectionState {
-    /// Stops the timeout until the guard is dropped, however the request ends. `head_bytes` is about the size of its
-    /// head.
+    /// Stops the timeout until the guard is dropped, however the request ends.
     pub(crate) fn begin_request(&self, head_bytes: usize) -> RequestGuard {
         let shared = &self.0;
         shared.deadline.set(None);
@@ -101,8 +96,7 @@ impl ConnectionState {
         }
     }
 
-    /// Called when the handler has taken all of the body that was read and waits for more. `left` is the length of the
-    /// rest, if known.
+    /// Called when the handler waits for more of the body. `left` is the length of the rest, if known.
     pub(crate) fn await_body(&self, left: Option<usize>) {
         self.0.unconsumed.set(0);
         // The next request may follow the body: no more of it is read ahead than otherwise.
@@ -112,7 +106,6 @@ impl ConnectionState {
         self.0.mark_waiting();
     }
 
-    /// Called when the handler took bytes of the body.
     pub(crate) fn consumed_body(&self, bytes: usize) {
         self.0.unconsumed.set(self.0.unconsumed.get().saturating_sub(bytes));
         self.0.wake_reader();
@@ -123,7 +116,6 @@ impl ConnectionState {
         self.0.deadline.get().map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Called when the body is complete, or its rest is not needed.
     pub(crate) fn body_done(&self) {
         self.0.mark_serving();
     }
@@ -179,36 +171,29 @@ impl Shared {
             self.since_parse.set(self.since_parse.get() + bytes);
         }
     }
-
-    /// The client has sent nothing more for now, so that the server parses its buffer.
-    fn record_drained(&self) {
-        self.since_parse.set(0);
-    }
 }
 
 /// How much of the stream may be read now.
 enum ReadAllowance {
     /// At most this many bytes.
     Now(usize),
-    /// The task is woken when there is room.
     Later,
     /// The head is too long: the connection fails.
     Never,
 }
 
-/// Exists while a request is handled and its answer is sent.
+/// A request that is handled, until its answer is sent.
 pub(crate) struct RequestGuard {
     connection: ConnectionState,
     closing: bool,
 }
 
 impl RequestGuard {
-    /// The connection closes after this answer.
     pub(crate) fn set_closing(&mut self) {
         self.closing = true;
     }
 
-    /// Called when bytes of the answer are handed to the connection. Starts the progress timeout.
+    /// Starts the progress timeout: bytes of the answer are handed to the connection.
     pub(crate) fn start_sending(&self) {
         let shared = &self.connection.0;
         shared.deadline.set(Instant::now().checked_add(shared.timeouts.progress));
@@ -251,19 +236,8 @@ pub(crate) struct TimedStream<S> {
 impl<S> TimedStream<S> {
     /// There is no deadline until the first request ends: the server's own timer covers the first head.
     pub(crate) fn new(stream: S, timeouts: ConnectionTimeouts, handle: Option<ConnectionHandle>) -> Self {
-        let connection = ConnectionState(Rc::new(Shared {
-            timeouts,
-            handle,
-            deadline: Cell::new(None),
-            in_request: Cell::new(false),
-            closing: Cell::new(false),
-            authenticated: Cell::new(false),
-            unconsumed: Cell::new(0),
-            read_window: Cell::new(PROBE_BYTES),
-            since_request: Cell::new(0),
-            since_parse: Cell::new(0),
-            reader: Cell::new(None),
-        }));
+        let shared = Shared { timeouts, handle, read_window: Cell::new(PROBE_BYTES), ..Shared::default() };
+        let connection = ConnectionState(Rc::new(shared));
         Self { stream, connection, timer: None, fruitless_polls: 0 }
     }
 
@@ -328,7 +302,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
         };
         match read {
             Poll::Ready(_) => shared.record_read(buffer.filled().len() - before),
-            Poll::Pending => shared.record_drained(),
+            // The server parses its buffer now.
+            Poll::Pending => shared.since_parse.set(0),
         }
         read
     }

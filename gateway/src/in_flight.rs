@@ -1,13 +1,12 @@
 //! Bytes in flight: request bodies that arrive, and answers until their client has taken them.
 //!
-//! Owns the counts of the gateway, each account and each address. A request's hold grows as bytes arrive, whatever
-//! `Content-Length` says, and ends with the request.
+//! A request's hold grows as bytes arrive, whatever `Content-Length` says, and ends with the request.
 //! INVARIANT: the bytes held never exceed a limit. Where one more byte would, the hold that stalled is cut first, then
 //! the largest; the growing request is refused only if no other one stalled for longer or is much larger. An ordinary
 //! check is small and fast, so there is room for it beside bodies that never end.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,12 +18,10 @@ use crate::throttle::ConnectionHandle;
 
 /// A client that moves at least this much makes progress; fewer bytes do not show that it is alive.
 const STALL_RESET_BYTES: usize = 16 << 10;
-/// A hold without progress for this long has stalled.
 const STALLED_AFTER: Duration = Duration::from_millis(500);
 /// A hold that makes progress is cut only for one that is at least this many times smaller.
 const CUT_RATIO: usize = 2;
 
-/// How many bytes may be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ByteLimits {
     pub(crate) gateway: usize,
@@ -32,7 +29,6 @@ pub(crate) struct ByteLimits {
     pub(crate) address: usize,
 }
 
-/// The limit that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ByteLimit {
     Account,
@@ -60,9 +56,7 @@ struct Holder {
     account: Option<u64>,
     address: Option<ClientNet>,
     bytes: usize,
-    /// The last progress.
     progressed_at: Instant,
-    /// Bytes since then.
     since_progress: usize,
     cut: Arc<Cut>,
 }
@@ -99,7 +93,6 @@ impl BytesInFlight {
         self.hasher.hash_one(account).max(1)
     }
 
-    /// Starts with a hold of no bytes.
     pub(crate) fn begin(
         self: &Arc<Self>,
         account: Option<&AccountId>,
@@ -107,14 +100,13 @@ impl BytesInFlight {
         now: Instant,
     ) -> Hold {
         let account = account.map(|account| self.key_of(account));
-        let cut = Arc::new(Cut::default());
+        let cut = Arc::<Cut>::default();
+        let holder =
+            Holder { account, address, bytes: 0, progressed_at: now, since_progress: 0, cut: Arc::clone(&cut) };
         let mut table = self.lock();
         let id = table.next;
         table.next += 1;
-        table.holders.insert(
-            id,
-            Holder { account, address, bytes: 0, progressed_at: now, since_progress: 0, cut: Arc::clone(&cut) },
-        );
+        table.holders.insert(id, holder);
         Hold { bytes: Arc::clone(self), id, cut }
     }
 
@@ -122,15 +114,12 @@ impl BytesInFlight {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first limit that `more` bytes of this holder would exceed, if any.
     fn exceeded(&self, table: &Table, holder: &Holder, more: usize) -> Option<ByteLimit> {
-        let used = |account| table.accounts.get(account).copied().unwrap_or(0);
-        let account = holder.account.as_ref().is_some_and(|account| used(account) + more > self.limits.account);
-        let used = |address| table.addresses.get(address).copied().unwrap_or(0);
-        let address = holder.address.as_ref().is_some_and(|address| used(address) + more > self.limits.address);
-        if account {
+        let of_account = holder.account.and_then(|account| table.accounts.get(&account)).unwrap_or(&0);
+        let of_address = holder.address.and_then(|address| table.addresses.get(&address)).unwrap_or(&0);
+        if of_account + more > self.limits.account && holder.account.is_some() {
             Some(ByteLimit::Account)
-        } else if address {
+        } else if of_address + more > self.limits.address && holder.address.is_some() {
             Some(ByteLimit::Address)
         } else {
             (table.gateway + more > self.limits.gateway).then_some(ByteLimit::Gateway)
@@ -188,7 +177,7 @@ impl Table {
 }
 
 /// Removes entries that reach zero, so that the table stays as small as the traffic.
-fn subtract<K: std::hash::Hash + Eq>(used: &mut HashMap<K, usize>, key: &K, bytes: usize) {
+pub(crate) fn subtract<K: Hash + Eq>(used: &mut HashMap<K, usize>, key: &K, bytes: usize) {
     if let Some(left) = used.get_mut(key) {
         *left -= bytes.min(*left);
         if *left == 0 {
@@ -208,7 +197,7 @@ impl Cut {
 }
 
 impl Hold {
-    /// Closes the connection, too, when the hold is cut: its client may never take another byte.
+    /// Closes the connection, too, when the hold is cut.
     pub(crate) fn close_when_cut(&self, handle: ConnectionHandle) {
         let _ = self.cut.handle.set(handle);
     }
@@ -236,7 +225,6 @@ impl Hold {
         self.bytes.lock().release(self.id, bytes);
     }
 
-    /// Records that the client sent or took bytes.
     pub(crate) fn progressed(&self, bytes: usize, now: Instant) {
         if let Some(holder) = self.bytes.lock().holders.get_mut(&self.id) {
             holder.since_progress += bytes;

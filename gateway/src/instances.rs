@@ -1,13 +1,14 @@
 //! The processes of the deployment, by the heartbeats that they publish every two seconds.
 //!
-//! Owns the table and when a silent process counts as lost. It is for people: no decision about a check depends on it.
-//! Each role has its own subject, and a process can only report its own role. Memory is bounded: large heartbeats are
-//! dropped, and beyond the limit of a role the process that was silent longest is removed.
+//! It is for people: no decision about a check depends on it. Each role has its own subject, and a process can only
+//! report its own role. Memory is bounded: large heartbeats are dropped, and beyond the limit of a role the process
+//! that was silent longest is removed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use stage0_backplane::{Backplane, Event, ServeError};
 use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role};
 
@@ -15,12 +16,10 @@ use stage0_contract::{InstanceHeartbeat, InstanceState, InstanceStatus, Role};
 const LOST_AFTER: Duration = InstanceHeartbeat::INTERVAL.saturating_mul(3);
 /// How long a process is listed after it reported that it stops.
 const STOPPING_TTL: Duration = Duration::from_secs(15);
-/// How long a lost process is listed.
 const LOST_TTL: Duration = Duration::from_secs(15 * 60);
 const MAX_PER_ROLE: usize = 250;
 const SUBSCRIBE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// The last heartbeat of each process, and when it arrived.
 pub(crate) struct Instances {
     since: Instant,
     heartbeats: Mutex<HashMap<(Role, String), (Instant, InstanceHeartbeat)>>,
@@ -38,8 +37,7 @@ impl Instances {
 
     /// Receives heartbeats. Never returns.
     pub(crate) async fn listen(&self, backplane: &Backplane) {
-        let [a, b, c, d] = Role::ALL.map(|role| self.listen_to_role(role, backplane));
-        tokio::join!(a, b, c, d);
+        join_all(Role::ALL.map(|role| self.listen_to_role(role, backplane))).await;
     }
 
     async fn listen_to_role(&self, role: Role, backplane: &Backplane) {
@@ -67,7 +65,6 @@ impl Instances {
         Ok(())
     }
 
-    /// All processes in the table, sorted by role and name.
     pub(crate) fn list(&self, now: Instant) -> Vec<InstanceStatus> {
         let mut heartbeats = self.lock();
         heartbeats.retain(|_, (at, heartbeat)| !is_expired(heartbeat, now.saturating_duration_since(*at)));
@@ -96,7 +93,6 @@ impl Instances {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(Role, String), (Instant, InstanceHeartbeat)>> {
-        // Each use is a single operation on the map, so a panic elsewhere cannot leave it inconsistent.
         self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,12 @@
 //! Caches identities that the keystore has verified, so that a check costs no hash.
 //!
-//! A key is cached under a digest that is keyed with a secret of this process; its text is never stored. A cached
-//! identity is used without asking for [`REVALIDATE_AFTER`], until a notice that a key of its account changed
-//! (`invalidations`), and only while notices are proven to arrive; otherwise one cheap request refreshes it.
+//! A key is cached under a digest that is keyed with a secret of this process. A cached identity is used without asking
+//! for [`REVALIDATE_AFTER`], until a notice that a key of its account changed (`invalidations`), and only while notices
+//! are proven to arrive; otherwise one cheap request refreshes it.
 //! INVARIANT: an answer that was requested before a notice about its account arrived, or before a gap in which one may
-//! have been missed, is never used after it (see [`CachedIdentity::generation`]); nothing is released on an answer
-//! older than [`MAX_PROOF_AGE`] unless notices are proven to arrive; and one account's notices do not invalidate
-//! another's keys. No hash is requested while the logins of the client that would cause it are blocked, and a hash that
-//! fails counts as one failed login, however many requests wait for it.
+//! have been missed, is never used after it; nothing is released on an answer older than [`MAX_PROOF_AGE`] unless
+//! notices are proven to arrive. No hash is requested while the logins of the client that would cause it are blocked,
+//! and a hash that fails counts as one failed login, however many requests wait for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -24,32 +23,30 @@ use stage0_contract::{
     AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, NoteKeyUses, RefreshKey, RefreshKeyReply, RequestId, VerifyKey,
     VerifyKeyReply,
 };
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::metrics::{KeyLookup, key_looked_up};
+use crate::metrics::{self, KeyLookup, key_looked_up};
 use crate::throttle::{Blocked, Logins};
 
 mod invalidations;
-mod watch;
 
 use invalidations::Invalidations;
 
-/// An older identity is refreshed, even if no notice arrived.
 const REVALIDATE_AFTER: Duration = Duration::from_secs(60);
 /// The largest age of the proof that notices arrive, and of an answer that is used without that proof, counted from
 /// when it was requested.
 const MAX_PROOF_AGE: Duration = Duration::from_millis(500);
 /// An identity that is not used for this long is evicted; its key takes a hash again.
 const IDLE_TTL: Duration = Duration::from_secs(3600);
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 const MAX_KEYS: u64 = 100_000;
 const MAX_ATTEMPTS: u32 = 5;
 
 type Digest = [u8; 32];
 
-/// The cache.
 pub(crate) struct KeyCache {
     secret: [u8; 32],
     invalidations: Invalidations,
-    /// Connections that are subscribed to notices now.
     listeners: AtomicUsize,
     /// When one of them last proved that notices arrive.
     liveness: Arc<Liveness>,
@@ -81,9 +78,7 @@ pub(crate) struct VerifiedCaller {
     cached: Arc<CachedIdentity>,
 }
 
-/// What the cache knows about a key.
 pub(crate) enum CacheLookup {
-    /// It is valid.
     Hit(VerifiedCaller),
     /// It was valid, but was revoked or has expired.
     Revoked,
@@ -91,16 +86,13 @@ pub(crate) enum CacheLookup {
     Miss,
 }
 
-/// How to call the keystore, and for which request.
 #[derive(Clone, Copy)]
 pub(crate) struct KeystoreCall<'a> {
     pub(crate) keystore: &'a dyn Requests,
     pub(crate) deadline: tokio::time::Instant,
-    /// For the logs of both sides.
     pub(crate) request_id: Option<RequestId>,
 }
 
-/// What to do about a key that was evicted.
 #[derive(Clone, Copy)]
 enum IfEvicted {
     /// It takes a hash again.
@@ -124,7 +116,6 @@ pub(crate) enum KeystoreError {
     Changed,
 }
 
-/// The result of verifying a key that is not in the cache.
 pub(crate) enum Verification {
     Valid(VerifiedCaller),
     Invalid,
@@ -145,7 +136,6 @@ impl VerifiedCaller {
         &self.cached.identity
     }
 
-    /// Whether this is the key's first use in this hour since its identity was cached.
     pub(crate) fn is_first_use_in_hour(&self, now: Timestamp) -> bool {
         let hour = NoteKeyUses::hour_of(now).as_second();
         self.cached.last_used_hour.swap(hour, Ordering::Relaxed) != hour
@@ -153,15 +143,14 @@ impl VerifiedCaller {
 }
 
 impl KeyCache {
-    /// An empty cache; `secret` must be random and this process's own.
+    /// `secret` must be random and this process's own.
     pub(crate) fn new(secret: [u8; 32]) -> Self {
-        let identities = Cache::builder().max_capacity(MAX_KEYS).time_to_idle(IDLE_TTL).build();
         Self {
             secret,
             invalidations: Invalidations::default(),
             listeners: AtomicUsize::new(0),
             liveness: Liveness::new(),
-            identities,
+            identities: Cache::builder().max_capacity(MAX_KEYS).time_to_idle(IDLE_TTL).build(),
         }
     }
 
@@ -197,8 +186,47 @@ impl KeyCache {
         Ok(())
     }
 
-    /// Looks a key up; refreshes it, without a hash, if its identity is old, was invalidated, or is not proven to be
-    /// current.
+    /// Why every request asks the keystore now, for the operator; none if cached keys are used.
+    pub(crate) fn remark(&self) -> Option<String> {
+        let age = self.liveness.age(boottime());
+        match age {
+            Some(age) if age < MAX_PROOF_AGE => None,
+            Some(age) => Some(format!(
+                "keys: notices of revocations were last proven to arrive {} ms ago, \
+                 the keystore is asked at every request",
+                age.as_millis()
+            )),
+            None => Some(
+                "keys: notices of revocations are not proven to arrive, the keystore is asked at every request".into(),
+            ),
+        }
+    }
+
+    /// Never returns.
+    pub(crate) async fn watch(&self) {
+        let mut ticks = interval(WATCH_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_proven = true;
+        loop {
+            ticks.tick().await;
+            // Before the first proof no key is cached.
+            let Some(age) = self.liveness.age(boottime()) else { continue };
+            metrics::notices_proven(age);
+            let is_proven = age < MAX_PROOF_AGE;
+            if was_proven && !is_proven {
+                let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                tracing::warn!(
+                    age_ms,
+                    "notices of revocations are not proven to arrive, every request asks the keystore"
+                );
+            } else if is_proven && !was_proven {
+                tracing::info!("notices of revocations arrive, cached keys are believed again");
+            }
+            was_proven = is_proven;
+        }
+    }
+
+    /// Refreshes the key, without a hash, if its identity is old, was invalidated, or is not proven to be current.
     pub(crate) async fn look_up(&self, key: &ApiKey, call: KeystoreCall<'_>) -> Result<CacheLookup, KeystoreError> {
         let digest = self.digest(key);
         let now = boottime();
@@ -340,15 +368,18 @@ impl KeyCache {
                 },
             };
             let now = boottime();
-            if self.is_trusted(&cached, now) || (cached.requested_at >= arrived && self.is_fresh(&cached, now)) {
-                return Ok(verification(is_unexpired(&cached).then_some(VerifiedCaller { digest, cached }), logins));
+            let found =
+                if self.is_trusted(&cached, now) || (cached.requested_at >= arrived && self.is_fresh(&cached, now)) {
+                    lookup_result(digest, &cached)
+                } else {
+                    // A notice arrived while the hash was computed, or it took long: refresh it once.
+                    self.look_up(key, call).await?
+                };
+            if let CacheLookup::Hit(caller) = found {
+                return Ok(Verification::Valid(caller));
             }
-            // A notice arrived while the hash was computed, or it took long: refresh it once.
-            let caller = match self.look_up(key, call).await? {
-                CacheLookup::Hit(caller) => Some(caller),
-                CacheLookup::Revoked | CacheLookup::Miss => None,
-            };
-            return Ok(verification(caller, logins));
+            logins.failed();
+            return Ok(Verification::Invalid);
         }
         Err(KeystoreError::Unsettled)
     }
@@ -396,7 +427,6 @@ impl KeyCache {
     }
 }
 
-/// One connection's subscription to notices, until it is dropped.
 struct Subscribed<'a>(&'a KeyCache);
 
 impl Drop for Subscribed<'_> {
@@ -412,14 +442,6 @@ fn lookup_result(digest: Digest, cached: &Arc<CachedIdentity>) -> CacheLookup {
     } else {
         CacheLookup::Revoked
     }
-}
-
-fn verification(caller: Option<VerifiedCaller>, logins: Logins<'_>) -> Verification {
-    if let Some(caller) = caller {
-        return Verification::Valid(caller);
-    }
-    logins.failed();
-    Verification::Invalid
 }
 
 fn is_unexpired(cached: &CachedIdentity) -> bool {

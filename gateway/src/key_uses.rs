@@ -1,8 +1,7 @@
 //! Reports to the keystore which keys were used in this hour, so that `GET /v1/keys` can show it.
 //!
-//! Each key is reported once an hour, many keys in one message, one message at a time. No request waits for it. Memory
-//! is bounded: a key that does not fit is not reported in this hour. What the keystore does not accept is sent again
-//! for a while, and then dropped until the key is used again.
+//! No request waits for it. Memory is bounded: a key that does not fit is not reported in this hour. What the keystore
+//! does not accept is sent again for a while, and then dropped until the key is used again.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,12 +20,10 @@ const BATCH_DELAY: Duration = Duration::from_secs(1);
 /// For a keystore that is unavailable, or of a version that does not serve this message.
 const RETRY_DELAY: Duration = Duration::from_secs(15);
 const REPORT_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the last report, when the gateway stops.
 const FINAL_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Older uses that could not be reported are dropped.
 const UNREPORTED_TTL: SignedDuration = SignedDuration::from_hours(3);
 
-/// The used keys and their reports.
 #[derive(Default)]
 pub(crate) struct KeyUses {
     table: Mutex<Table>,
@@ -43,7 +40,6 @@ struct Table {
 }
 
 impl KeyUses {
-    /// Notes that a key was used; it is reported unless it was already used in this hour.
     pub(crate) fn note(&self, key_id: &KeyId, now: Timestamp) {
         if self.table().note(key_id, NoteKeyUses::hour_of(now)) {
             self.unreported.notify_one();
@@ -64,15 +60,14 @@ impl KeyUses {
         self.report_all(keystore, FINAL_REPORT_TIMEOUT).await;
     }
 
-    /// Whether everything was reported.
+    /// Returns whether everything was reported.
     async fn report_all(&self, keystore: &dyn Requests, timeout: Duration) -> bool {
         loop {
             let Some(batch) = self.table().next_batch(Timestamp::now()) else { return true };
-            let reported = keystore.request(&batch, timeout).await;
-            if matches!(reported, Ok(NoteKeyUsesReply::Noted)) {
-                continue;
-            }
-            let error = reported.err();
+            let error = match keystore.request(&batch, timeout).await {
+                Ok(NoteKeyUsesReply::Noted) => continue,
+                refused => refused.err(),
+            };
             let error = error.as_ref().map(|error| error as &dyn std::error::Error);
             tracing::debug!(error, keys = batch.keys.len(), "the keystore does not take which keys were used");
             self.table().put_back(batch);
@@ -81,13 +76,12 @@ impl KeyUses {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A panic elsewhere can at most have left a key unreported.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Table {
-    /// Whether the key must be reported.
+    /// Returns whether the key must be reported.
     fn note(&mut self, key_id: &KeyId, hour: Timestamp) -> bool {
         if self.hour != hour {
             self.hour = hour;

@@ -1,10 +1,9 @@
-//! The gateway's metrics.
+//! The gateway's metrics: every name and label. Without a recorder, counting does nothing.
 //!
-//! Owns every name and label. Without a recorder, counting does nothing.
 //! INVARIANT: no label holds text of a caller, so the number of series is bounded: a route is its pattern, an issue's
 //! code is fixed text of a policy pack's rule, and every other label is a word of this file or an error code.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -13,10 +12,8 @@ use stage0_contract::{ErrorCode, IssueCode, Verdict};
 use crate::proxy_protocol::Refused;
 use crate::throttle::LoginsBy;
 
-mod check;
 mod state_store;
 
-pub(crate) use check::{CheckStep, InFlight, timed};
 pub(crate) use state_store::MeteredStateStore;
 
 const REQUESTS: &str = "stage0_http_requests_total";
@@ -38,20 +35,34 @@ const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
 /// The route of a path that does not exist.
 const NO_ROUTE: &str = "none";
 
+/// The steps of a check, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CheckStep {
+    Authenticate,
+    /// The body arrives, which takes the caller's time.
+    Body,
+    /// The account's limit per minute.
+    Admit,
+    LookUp,
+    /// The account's quotas per day and month.
+    Reserve,
+    /// The fields are validated; if some are invalid, an evaluator validates them, too.
+    Parse,
+    Claim,
+    Evaluate,
+    Record,
+}
+
 /// The limit that refused a request or closed a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Throttle {
-    /// Failed logins.
     Logins(LoginsBy),
-    /// Requests per second of an address.
     Burst,
     /// Connections, of an address or in total: the new one was closed.
     Connections,
     /// The same limit: an older connection was closed.
     Evicted,
-    /// Bytes in flight.
     Bytes,
-    /// Reads of the log.
     Reads,
     /// The account's checks per minute.
     Rate,
@@ -59,10 +70,8 @@ pub(crate) enum Throttle {
     Quota,
 }
 
-/// What the key cache knew about a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyLookup {
-    /// The cached identity was used.
     Hit,
     /// The identity was cached and revalidated by the keystore.
     Refreshed,
@@ -70,24 +79,13 @@ pub(crate) enum KeyLookup {
     Miss,
 }
 
-/// The outcome of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RecordOutcome {
     Recorded,
-    /// The log does not have the lines.
     Failed,
-    /// It is not known whether the log has the lines.
     Unknown,
 }
 
-/// The operation on the state store that failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum StateStoreUse {
-    Get,
-    Put,
-}
-
-/// Registers the descriptions that the metrics page shows.
 pub(crate) fn describe() {
     describe_counter!(REQUESTS, Unit::Count, "Requests answered, by pattern of the path and by status.");
     describe_histogram!(REQUEST_SECONDS, Unit::Seconds, "Time from a request's head to its answer's.");
@@ -133,16 +131,40 @@ pub(crate) fn checked<'a>(verdict: Verdict, codes: impl IntoIterator<Item = &'a 
     }
 }
 
-fn step_took(step: CheckStep, took: Duration) {
-    histogram!(CHECK_STEP_SECONDS, "step" => step.as_str()).record(took.as_secs_f64());
+/// Measures how long a step takes, whether it succeeds or fails, each time it is done. A step that is cancelled is not
+/// measured.
+pub(crate) async fn timed<T>(step: CheckStep, work: impl Future<Output = T>) -> T {
+    let step = match step {
+        CheckStep::Authenticate => "authenticate",
+        CheckStep::Body => "body",
+        CheckStep::Admit => "admit",
+        CheckStep::LookUp => "look_up",
+        CheckStep::Reserve => "reserve",
+        CheckStep::Parse => "parse",
+        CheckStep::Claim => "claim",
+        CheckStep::Evaluate => "evaluate",
+        CheckStep::Record => "record",
+    };
+    let began = Instant::now();
+    let done = work.await;
+    histogram!(CHECK_STEP_SECONDS, "step" => step).record(began.elapsed().as_secs_f64());
+    done
 }
 
-fn check_began() {
-    gauge!(CHECKS_IN_FLIGHT).increment(1.0);
+/// A check is in flight until this is dropped.
+pub(crate) struct InFlight(());
+
+impl InFlight {
+    pub(crate) fn begin() -> Self {
+        gauge!(CHECKS_IN_FLIGHT).increment(1.0);
+        Self(())
+    }
 }
 
-fn check_ended() {
-    gauge!(CHECKS_IN_FLIGHT).decrement(1.0);
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        gauge!(CHECKS_IN_FLIGHT).decrement(1.0);
+    }
 }
 
 pub(crate) fn record_round(took: Duration) {
@@ -172,7 +194,9 @@ pub(crate) fn key_looked_up(outcome: KeyLookup) {
 }
 
 pub(crate) fn refused(code: ErrorCode) {
-    counter!(REFUSED, "reason" => reason(code)).increment(1);
+    // As in the answer's body.
+    let code = serde_json::to_value(code).unwrap_or_default();
+    counter!(REFUSED, "reason" => code.as_str().unwrap_or_default().to_owned()).increment(1);
 }
 
 pub(crate) fn throttled(throttle: Throttle) {
@@ -212,11 +236,7 @@ pub(crate) fn connection_closed() {
     gauge!(CONNECTIONS).decrement(1.0);
 }
 
-fn state_store_failed(by: StateStoreUse) {
-    let by = match by {
-        StateStoreUse::Get => "get",
-        StateStoreUse::Put => "put",
-    };
+fn state_store_failed(by: &'static str) {
     counter!(LEDGER_FAILURES, "by" => by).increment(1);
 }
 
@@ -225,12 +245,6 @@ fn logins(by: LoginsBy) -> &'static str {
         LoginsBy::Address => "address",
         LoginsBy::Key => "key",
     }
-}
-
-/// The code as in the answer's body.
-fn reason(code: ErrorCode) -> String {
-    let code = serde_json::to_value(code).unwrap_or_default();
-    code.as_str().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
@@ -272,7 +286,7 @@ mod tests {
             connection_opened();
             connection_opened();
             connection_closed();
-            state_store_failed(StateStoreUse::Get);
+            state_store_failed("get");
         });
         let handle = recorder.handle();
         handle.run_upkeep();

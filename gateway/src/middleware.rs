@@ -1,7 +1,7 @@
 //! What happens to every request before and after its handler.
 //!
 //! Owns the request id, the per-address rate limit, the form of refusals, the headers of every answer, and the last
-//! check of the caller's key before an answer leaves.
+//! confirmation of the caller's key before an answer leaves.
 //! INVARIANT: an answer that is not a failure leaves only while its caller's key is known to be valid.
 
 use std::time::Instant;
@@ -11,7 +11,7 @@ use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::header::{CACHE_CONTROL, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use actix_web::middleware::Next;
-use actix_web::{Error, HttpMessage as _, web};
+use actix_web::{Error, HttpMessage as _, HttpRequest, web};
 use stage0_contract::RequestId;
 use uuid::Uuid;
 
@@ -22,12 +22,29 @@ use crate::body;
 use crate::errors::ApiError;
 use crate::idle_timeout::ConnectionState;
 use crate::key_cache::VerifiedCaller;
-use crate::request_context::RequestContext;
 use crate::response_body::{PacedBody, RevocationCheck};
 use crate::routes;
 use crate::state::AppState;
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What is known about a request from its first byte. Stored in its extensions before any handler runs.
+#[derive(Clone, Copy)]
+pub(crate) struct RequestContext {
+    pub(crate) id: RequestId,
+    pub(crate) started: Instant,
+}
+
+impl RequestContext {
+    /// INVARIANT: the middleware wraps every route, so a handler always finds one.
+    pub(crate) fn of(request: &HttpRequest) -> Option<Self> {
+        request.extensions().get::<Self>().copied()
+    }
+
+    pub(crate) fn id_of(request: &HttpRequest) -> Option<RequestId> {
+        Self::of(request).map(|context| context.id)
+    }
+}
 
 /// Gives the request its id and client address, refuses it if that address exceeds its rate, and completes the answer.
 /// Until the answer is sent, the connection does not count as idle.
@@ -92,13 +109,13 @@ fn refusal_with_id(response: ServiceResponse, id: RequestId) -> ServiceResponse 
 /// stopped after the answer was made. A failure or refusal discloses nothing and leaves in any case.
 async fn release(response: ServiceResponse, id: RequestId) -> ServiceResponse<BoxBody> {
     let refusal = match app_state(&response) {
-        Some(state) if !response.status().is_server_error() => reconfirm_caller(&state, response.request()).await.err(),
+        Some(state) if !response.status().is_server_error() => reconfirm_caller(&state, response.request()).await,
         Some(_) | None => {
             response.request().extensions_mut().remove::<VerifiedCaller>();
-            None
+            Ok(())
         }
     };
-    let Some(error) = refusal else { return response };
+    let Err(error) = refusal else { return response };
     response.request().extensions_mut().remove::<VerifiedCaller>();
     access_log::clear_decision(response.request());
     response.into_response(error.response(id))
@@ -108,7 +125,6 @@ fn app_state<B>(response: &ServiceResponse<B>) -> Option<web::Data<AppState>> {
     response.request().app_data::<web::Data<AppState>>().cloned()
 }
 
-/// The size of the request's head on the wire, without optional white space.
 fn head_bytes(request: &ServiceRequest) -> usize {
     let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
     let line = request.method().as_str().len() + request.uri().path_and_query().map_or(0, |path| path.as_str().len());
@@ -120,8 +136,7 @@ fn client(request: &ServiceRequest) -> Option<Client> {
     Some(Client::of(request.peer_addr()?.ip(), request.headers(), &state.config.trusted_proxies))
 }
 
-/// Whether the address has used up its requests of this second. Probes are exempt: they are frequent and cost next to
-/// nothing.
+/// Whether the address has used up its requests of this second. Probes are exempt: they cost next to nothing.
 fn exceeds_rate(request: &ServiceRequest, client: Option<Client>, now: Instant) -> bool {
     let Some(state) = request.app_data::<web::Data<AppState>>() else { return false };
     let (Some(limiter), Some(client)) = (&state.ip_rate_limiter, client) else { return false };

@@ -1,8 +1,7 @@
 //! The client's address on a connection from a layer-4 load balancer: its PROXY header.
 //!
-//! Owns which peers send the header and how it is read. Every connection from a configured balancer begins with one;
-//! other connections are not searched for it, so that a header there fails as TLS. A header that is missing, malformed
-//! or late closes the connection; `header` parses the bytes.
+//! Every connection from a configured balancer begins with one; other connections are not searched for it. A header
+//! that is missing, malformed or late closes the connection.
 //! INVARIANT: only a configured balancer can set a client's address, and no byte after the header is read.
 
 use std::net::SocketAddr;
@@ -32,7 +31,6 @@ pub(crate) enum Peer {
     Balancer(SocketAddr),
 }
 
-/// The configured balancers.
 pub(crate) struct Balancers {
     trusted: TrustedProxies,
     header_timeout: Duration,
@@ -76,11 +74,11 @@ impl Balancers {
 
     fn should_warn(&self, now: Instant) -> bool {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = warned.is_none_or(|last| now.saturating_duration_since(last) >= WARN_INTERVAL);
-        if due {
+        let is_due = warned.is_none_or(|last| now.saturating_duration_since(last) >= WARN_INTERVAL);
+        if is_due {
             *warned = Some(now);
         }
-        due
+        is_due
     }
 }
 

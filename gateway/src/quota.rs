@@ -1,11 +1,10 @@
 //! Rate limits and quotas: how many checks an account may make, and how much of their input it may store, counted by
 //! all gateways together.
 //!
-//! Owns the leases: a gateway leases a part of a limited window from the state store's counter and then counts by
-//! itself, so that most checks cost no round trip. Never more than the limit is leased. What a gateway leased and did
-//! not use is given back when it drains, and lost when it is killed. Usage without a limit is reported in the
-//! background. Windows follow the state store's clock, so that a gateway whose own clock is wrong opens no others.
-//! When the state store fails, limited accounts are refused with 503, unless the operator chose to let them pass.
+//! Owns the leases: a gateway leases a part of a limited window from the state store's counter, never more than the
+//! limit, and then counts by itself, so that most checks cost no round trip. What it did not use is given back when it
+//! drains, and lost when it is killed. Usage without a limit is reported in the background. Windows follow the state
+//! store's clock. When the store fails, limited accounts are refused with 503, unless the operator lets them pass.
 
 mod window;
 
@@ -25,10 +24,8 @@ use crate::errors::{ApiError, Part};
 
 use window::{Span, Spend, Window, WindowLease, lease_size};
 
-/// How often usage without a lease is reported to the state store.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(10);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
-/// Accounts that are flushed at the same time.
 const MAX_CONCURRENT_FLUSHES: usize = 16;
 /// One request to the state store within a check.
 const LEASE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -42,7 +39,6 @@ const FAILURE_RETRY_DELAY: Duration = Duration::from_secs(1);
 const SMALL_LEASES_AFTER_FAILURE: Duration = Duration::from_secs(60);
 /// Past windows of one account with usage that is not reported yet; further ones are dropped.
 const MAX_PENDING: usize = 8;
-/// An account without checks for this long is removed.
 const ACCOUNT_IDLE_TTL: Duration = Duration::from_secs(3_600);
 
 const SPANS: [Span; 4] = [Span::Minute, Span::Day, Span::Month, Span::StoredBytes];
@@ -59,12 +55,17 @@ pub enum OnFailure {
 /// The usage of all accounts, as far as this gateway counts it.
 pub(crate) struct Quotas {
     on_failure: OnFailure,
-    /// The state store's, so that all gateways have the same windows.
     clock: Arc<StoreClock>,
     meters: Mutex<HashMap<AccountId, Arc<Meter>>>,
 }
 
-/// The usage of one account.
+/// The state store, and until when it may take.
+#[derive(Clone, Copy)]
+pub(crate) struct StoreCall<'a> {
+    pub(crate) state_store: &'a dyn StateStore,
+    pub(crate) deadline: Instant,
+}
+
 struct Meter {
     account: AccountId,
     clock: Arc<StoreClock>,
@@ -74,22 +75,17 @@ struct Meter {
 }
 
 struct State {
-    minute: WindowLease,
-    day: WindowLease,
-    month: WindowLease,
-    stored_bytes: WindowLease,
-    /// Usage of past windows that is not reported yet.
+    /// In the order of [`SPANS`].
+    leases: [WindowLease; 4],
     pending: Vec<(Window, u64)>,
     last_used: Instant,
     last_failure: Option<Instant>,
 }
 
-/// The numbers in an answer's rate limit headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RateLimit {
     pub(crate) limit: u64,
     pub(crate) remaining: u64,
-    /// Seconds until the window ends.
     pub(crate) reset: u64,
 }
 
@@ -101,7 +97,6 @@ pub(crate) struct Reservation {
     kept: bool,
 }
 
-/// An amount spent in one window.
 #[derive(Clone, Copy)]
 struct Unit {
     window: Window,
@@ -110,18 +105,9 @@ struct Unit {
     leased_under: Option<u64>,
 }
 
-/// Whether an amount could be spent of a window.
 enum Grant {
     Spent(Unit),
-    /// The window, which has no more.
     UsedUp(Window),
-}
-
-/// How far the numbers may lag behind other gateways' usage. With a limit they do not: it is leased before it is used.
-fn may_lag_seconds(identity: &KeyIdentity) -> u64 {
-    let limits = [identity.limits.daily, identity.limits.monthly, identity.caps.stored_bytes()];
-    let are_limited = limits.iter().all(Option::is_some);
-    if are_limited { 0 } else { FLUSH_INTERVAL.as_secs() }
 }
 
 pub(crate) fn end_of_day(now: Timestamp) -> Timestamp {
@@ -133,16 +119,10 @@ impl Quotas {
         Self { on_failure, clock: Arc::clone(clock), meters: Mutex::default() }
     }
 
-    /// Counts a request against the account's minute.
-    pub(crate) async fn admit(
-        &self,
-        identity: &KeyIdentity,
-        state_store: &dyn StateStore,
-        deadline: Instant,
-    ) -> Result<(), ApiError> {
+    pub(crate) async fn admit(&self, identity: &KeyIdentity, store: StoreCall<'_>) -> Result<(), ApiError> {
         let meter = self.meter(&identity.account);
         let limit = identity.limits.per_minute;
-        match self.spend(&meter, Span::Minute, 1, limit, state_store, deadline).await? {
+        match self.spend(&meter, Span::Minute, 1, limit, store).await? {
             Grant::Spent(_) => Ok(()),
             Grant::UsedUp(window) => Err(ApiError::RateLimited {
                 limit: limit.unwrap_or(UNLIMITED),
@@ -151,17 +131,11 @@ impl Quotas {
         }
     }
 
-    /// Counts a check against the account's day and month.
-    pub(crate) async fn reserve(
-        &self,
-        identity: &KeyIdentity,
-        state_store: &dyn StateStore,
-        deadline: Instant,
-    ) -> Result<Reservation, ApiError> {
+    pub(crate) async fn reserve(&self, identity: &KeyIdentity, store: StoreCall<'_>) -> Result<Reservation, ApiError> {
         let meter = self.meter(&identity.account);
         let mut reservation = Reservation { meter: Arc::clone(&meter), units: Vec::with_capacity(2), kept: false };
         for (span, limit) in [(Span::Day, identity.limits.daily), (Span::Month, identity.limits.monthly)] {
-            match self.spend(&meter, span, 1, limit, state_store, deadline).await? {
+            match self.spend(&meter, span, 1, limit, store).await? {
                 Grant::Spent(unit) => reservation.units.push(unit),
                 Grant::UsedUp(window) => {
                     let limit = limit.unwrap_or(UNLIMITED);
@@ -173,13 +147,12 @@ impl Quotas {
     }
 
     /// Counts a check's input against the bytes that the account may store today. None means that the input must not be
-    /// stored, because the quota is used up or no lease could be had: a check is not refused for its input.
+    /// stored: a check is not refused for its input.
     pub(crate) async fn reserve_bytes(
         &self,
         identity: &KeyIdentity,
         bytes: u64,
-        state_store: &dyn StateStore,
-        deadline: Instant,
+        store: StoreCall<'_>,
     ) -> Option<Reservation> {
         let meter = self.meter(&identity.account);
         let Some(limit) = identity.caps.stored_bytes() else {
@@ -190,12 +163,12 @@ impl Quotas {
             Some(grant) => grant,
             None => {
                 // Half of the time is left for recording the decision.
-                let time = deadline.saturating_duration_since(Instant::now()) / 2;
+                let time = store.deadline.saturating_duration_since(Instant::now()) / 2;
                 if time < MIN_LEASE_TIMEOUT {
                     return None;
                 }
-                let until = Instant::now() + time;
-                self.lease(&meter, Span::StoredBytes, bytes, limit, state_store, until).await.ok()?
+                let store = StoreCall { deadline: Instant::now() + time, ..store };
+                self.lease(&meter, Span::StoredBytes, bytes, limit, store).await.ok()?
             }
         };
         let Grant::Spent(unit) = grant else { return None };
@@ -210,46 +183,43 @@ impl Quotas {
         let (meter, now) = (self.meter(&identity.account), self.clock.now());
         let mut state = meter.state(now);
         let lease = state.lease(span);
-        Some(RateLimit { limit, remaining: lease.remaining(limit), reset: lease.window().seconds_left(now) })
+        Some(RateLimit { limit, remaining: lease.remaining(limit), reset: lease.window.seconds_left(now) })
     }
 
-    /// Spends an amount of a window that may have no limit.
     async fn spend(
         &self,
         meter: &Meter,
         span: Span,
         amount: u64,
         limit: Option<u64>,
-        state_store: &dyn StateStore,
-        deadline: Instant,
+        store: StoreCall<'_>,
     ) -> Result<Grant, ApiError> {
         let Some(limit) = limit else { return Ok(Grant::Spent(meter.spend_uncounted(span, amount))) };
-        match (self.lease(meter, span, amount, limit, state_store, deadline).await, self.on_failure) {
+        match (self.lease(meter, span, amount, limit, store).await, self.on_failure) {
             (Err(_), OnFailure::Open) => Ok(Grant::Spent(meter.spend_uncounted(span, amount))),
             (grant, OnFailure::Open | OnFailure::Closed) => grant,
         }
     }
 
-    /// Spends an amount of a limited window, with a new lease if needed. Fails if the state store fails.
+    /// Spends an amount of a limited window, with a new lease if needed.
     async fn lease(
         &self,
         meter: &Meter,
         span: Span,
         amount: u64,
         limit: u64,
-        state_store: &dyn StateStore,
-        deadline: Instant,
+        store: StoreCall<'_>,
     ) -> Result<Grant, ApiError> {
         if let Some(grant) = meter.spend(span, amount, limit) {
             return Ok(grant);
         }
         // Running out of time here says nothing about the state store: other checks were first.
-        let Ok(_leasing) = timeout_at(deadline, meter.leasing.lock()).await else {
+        let Ok(_leasing) = timeout_at(store.deadline, meter.leasing.lock()).await else {
             return Err(ApiError::Missing(Part::StateStore));
         };
         if !meter.failed_within(FAILURE_RETRY_DELAY) {
-            let until = deadline.min(Instant::now() + LEASE_TIMEOUT);
-            let refilled = meter.refill(span, amount, limit, state_store, until);
+            let until = store.deadline.min(Instant::now() + LEASE_TIMEOUT);
+            let refilled = meter.refill(span, amount, limit, StoreCall { deadline: until, ..store });
             let error: Box<dyn Error> = match timeout_at(until + LEASE_TIMEOUT_MARGIN, refilled).await {
                 Ok(Ok(grant)) => return Ok(grant),
                 Ok(Err(error)) => error.into(),
@@ -261,17 +231,15 @@ impl Quotas {
         Err(ApiError::Missing(Part::StateStore))
     }
 
-    /// The answer to `GET /usage`.
     pub(crate) async fn usage(
         &self,
         identity: &KeyIdentity,
         request_id: RequestId,
-        state_store: &dyn StateStore,
-        deadline: Instant,
+        StoreCall { state_store, deadline }: StoreCall<'_>,
     ) -> Result<Usage, ReadError> {
         let meter = self.meter(&identity.account);
         let now = self.clock.now();
-        let windows = SPANS.map(|span| meter.state(now).lease(span).window());
+        let windows = SPANS.map(|span| meter.state(now).lease(span).window);
         let [minute, day, month, bytes] = windows.map(|window| window.counter(&identity.account));
         let (minute, day, month, bytes) = tokio::try_join!(
             state_store.count(&minute, deadline),
@@ -286,6 +254,8 @@ impl Quotas {
             (used, quota, quota - used)
         };
         let limits = identity.limits;
+        // Usage with a limit does not lag: it is leased before it is used.
+        let is_limited = [limits.daily, limits.monthly, identity.caps.stored_bytes()].iter().all(Option::is_some);
         let (minute_used, per_minute_limit, minute_remaining) = usage(Span::Minute, minute, limits.per_minute);
         let (daily_used, daily_quota, daily_remaining) = usage(Span::Day, day, limits.daily);
         let (monthly_used, monthly_quota, monthly_remaining) = usage(Span::Month, month, limits.monthly);
@@ -310,29 +280,29 @@ impl Quotas {
             source: "stage0".to_owned(),
             evaluated_at: now.as_second(),
             stored_bytes: Some(StoredBytes { used, quota, remaining }),
-            may_lag_seconds: Some(may_lag_seconds(identity)),
+            may_lag_seconds: Some(if is_limited { 0 } else { FLUSH_INTERVAL.as_secs() }),
         })
     }
 
     /// Reports usage to the state store until stopped, then gives back what was leased and not used.
-    pub(crate) async fn run(&self, state_store: Arc<dyn StateStore>, stop: CancellationToken) {
+    pub(crate) async fn run(&self, state_store: &dyn StateStore, stop: CancellationToken) {
         let mut ticks = interval(FLUSH_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let is_running = stop.run_until_cancelled(ticks.tick()).await.is_some();
-            let deadline = Instant::now() + FLUSH_TIMEOUT;
+            let store = StoreCall { state_store, deadline: Instant::now() + FLUSH_TIMEOUT };
             let meters = stream::iter(self.meters());
             let flush = async |meter: Arc<Meter>| {
-                meter.flush(&*state_store, deadline).await;
+                meter.flush(store).await;
                 if !is_running || meter.is_idle() {
-                    meter.give_back(&*state_store, deadline).await;
+                    meter.give_back(store).await;
                 }
             };
             meters.for_each_concurrent(MAX_CONCURRENT_FLUSHES, flush).await;
             if !is_running {
                 return;
             }
-            self.remove_idle();
+            self.lock().retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle() || !meter.is_empty());
         }
     }
 
@@ -350,10 +320,6 @@ impl Quotas {
         self.lock().values().map(Arc::clone).collect()
     }
 
-    fn remove_idle(&self) {
-        self.lock().retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle() || !meter.is_empty());
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<AccountId, Arc<Meter>>> {
         self.meters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -362,12 +328,8 @@ impl Quotas {
 impl Meter {
     fn new(account: AccountId, clock: &Arc<StoreClock>) -> Self {
         let now = clock.now();
-        let lease = |span| WindowLease::new(span, now);
         let state = State {
-            minute: lease(Span::Minute),
-            day: lease(Span::Day),
-            month: lease(Span::Month),
-            stored_bytes: lease(Span::StoredBytes),
+            leases: SPANS.map(|span| WindowLease::new(span, now)),
             pending: Vec::new(),
             last_used: Instant::now(),
             last_failure: None,
@@ -388,9 +350,9 @@ impl Meter {
         let mut state = self.state(now);
         state.last_used = Instant::now();
         let lease = state.lease(span);
-        let window = lease.window();
+        let window = lease.window;
         match lease.spend(amount, limit, now) {
-            Spend::Done => Some(Grant::Spent(Unit { window, amount, leased_under: Some(lease.leased_under()) })),
+            Spend::Done => Some(Grant::Spent(Unit { window, amount, leased_under: Some(lease.leased_under) })),
             Spend::UsedUp => Some(Grant::UsedUp(window)),
             Spend::NeedsLease => None,
         }
@@ -401,29 +363,23 @@ impl Meter {
         state.last_used = Instant::now();
         let lease = state.lease(span);
         lease.spend_uncounted(amount);
-        Unit { window: lease.window(), amount, leased_under: None }
+        Unit { window: lease.window, amount, leased_under: None }
     }
 
     /// Leases until the amount can be spent. The caller holds `leasing`.
-    async fn refill(
-        &self,
-        span: Span,
-        needed: u64,
-        limit: u64,
-        state_store: &dyn StateStore,
-        deadline: Instant,
-    ) -> Result<Grant, PutError> {
+    async fn refill(&self, span: Span, needed: u64, limit: u64, store: StoreCall<'_>) -> Result<Grant, PutError> {
         loop {
             // A check that leased before this one may have left enough.
             if let Some(grant) = self.spend(span, needed, limit) {
                 return Ok(grant);
             }
             let now = self.clock.now();
-            let window = self.state(now).lease(span).window();
-            self.reconcile(window, state_store, deadline).await?;
+            let window = self.state(now).lease(span).window;
+            self.reconcile(window, store).await?;
             let size = lease_size(span, limit);
             let size = if self.failed_within(SMALL_LEASES_AFTER_FAILURE) { size.div_ceil(10) } else { size };
             let amount = size.max(self.state(now).lease(span).lacking(needed));
+            let StoreCall { state_store, deadline } = store;
             let counter = window.counter(&self.account);
             let added = state_store.add(&counter, amount, limit, window.kept_for(now), deadline).await?;
             self.state(self.clock.now()).lease(span).refill(window, added, limit, now);
@@ -432,30 +388,25 @@ impl Meter {
 
     /// Reports what was spent without a lease, and gives back what was leased under a higher limit. A lease that is
     /// requested next then counts both.
-    async fn reconcile(&self, window: Window, state_store: &dyn StateStore, deadline: Instant) -> Result<(), PutError> {
+    async fn reconcile(&self, window: Window, store: StoreCall<'_>) -> Result<(), PutError> {
         let now = self.clock.now();
         let uncounted = self.state(now).lease(window.span).take_uncounted();
         if uncounted > 0 {
-            self.report(window, uncounted, state_store, deadline).await?;
+            self.report(window, uncounted, store).await?;
         }
         let excess = self.state(now).lease(window.span).take_excess();
         if excess > 0 {
             // An excess whose fate is unknown is lost: given back twice, it would let more pass than the limit.
             let counter = window.counter(&self.account);
-            state_store.subtract(&counter, excess, window.kept_for(now), deadline).await?;
+            store.state_store.subtract(&counter, excess, window.kept_for(now), store.deadline).await?;
         }
         Ok(())
     }
 
     /// Adds usage to the window's counter, or keeps it for later if that fails.
-    async fn report(
-        &self,
-        window: Window,
-        count: u64,
-        state_store: &dyn StateStore,
-        deadline: Instant,
-    ) -> Result<(), PutError> {
+    async fn report(&self, window: Window, count: u64, store: StoreCall<'_>) -> Result<(), PutError> {
         let now = self.clock.now();
+        let StoreCall { state_store, deadline } = store;
         let counter = window.counter(&self.account);
         let added = state_store.add(&counter, count, u64::MAX, window.kept_for(now), deadline).await;
         added.map(drop).inspect_err(|_| self.state(now).keep_pending(window, count))
@@ -465,24 +416,23 @@ impl Meter {
         self.state(self.clock.now()).last_failure.is_some_and(|failure| failure.elapsed() < time)
     }
 
-    /// Reports the usage that was spent without a lease.
-    async fn flush(&self, state_store: &dyn StateStore, deadline: Instant) {
+    async fn flush(&self, store: StoreCall<'_>) {
         let pending = self.state(self.clock.now()).take_pending();
         for (window, count) in pending {
-            if let Err(error) = self.report(window, count, state_store, deadline).await {
+            if let Err(error) = self.report(window, count, store).await {
                 let error: &dyn Error = &error;
                 tracing::warn!(account = %self.account, error, "usage was not reported; will retry");
             }
         }
     }
 
-    async fn give_back(&self, state_store: &dyn StateStore, deadline: Instant) {
+    async fn give_back(&self, StoreCall { state_store, deadline }: StoreCall<'_>) {
         let now = self.clock.now();
         for span in SPANS {
             let (window, left) = {
                 let mut state = self.state(now);
                 let lease = state.lease(span);
-                (lease.window(), lease.take_all())
+                (lease.window, lease.take_all())
             };
             if left == 0 {
                 continue;
@@ -501,27 +451,27 @@ impl Meter {
 
     fn is_empty(&self) -> bool {
         let state = self.state(self.clock.now());
-        let leases = [&state.minute, &state.day, &state.month, &state.stored_bytes];
-        state.pending.is_empty() && leases.into_iter().all(WindowLease::is_empty)
+        state.pending.is_empty() && state.leases.iter().all(WindowLease::is_empty)
     }
 }
 
 impl State {
     fn roll_over(&mut self, now: Timestamp) {
-        // Usage of a minute without a limit is not reported: the minute is over before another gateway could use it.
-        self.minute.roll_over(now);
-        let over = [self.day.roll_over(now), self.month.roll_over(now), self.stored_bytes.roll_over(now)];
-        for (window, count) in over.into_iter().flatten() {
-            self.keep_pending(window, count);
+        for (window, count) in self.leases.each_mut().map(|lease| lease.roll_over(now)).into_iter().flatten() {
+            // A minute without a limit is not reported: it is over before another gateway could use the number.
+            if window.span != Span::Minute {
+                self.keep_pending(window, count);
+            }
         }
     }
 
     fn lease(&mut self, span: Span) -> &mut WindowLease {
+        let [minute, day, month, stored_bytes] = &mut self.leases;
         match span {
-            Span::Minute => &mut self.minute,
-            Span::Day => &mut self.day,
-            Span::Month => &mut self.month,
-            Span::StoredBytes => &mut self.stored_bytes,
+            Span::Minute => minute,
+            Span::Day => day,
+            Span::Month => month,
+            Span::StoredBytes => stored_bytes,
         }
     }
 
@@ -533,10 +483,10 @@ impl State {
 
     fn take_pending(&mut self) -> Vec<(Window, u64)> {
         let mut pending = std::mem::take(&mut self.pending);
-        for lease in [&mut self.day, &mut self.month, &mut self.stored_bytes] {
+        for lease in self.leases.iter_mut().filter(|lease| lease.window.span != Span::Minute) {
             let count = lease.take_uncounted();
             if count > 0 {
-                pending.push((lease.window(), count));
+                pending.push((lease.window, count));
             }
         }
         pending

@@ -1,12 +1,11 @@
 //! Threads and limits for reads of the log, apart from those of checks.
 //!
-//! Owns where lists, downloads and verifications run (threads of lower priority than those that serve checks), and how
-//! many of one account run at the same time.
+//! Lists, downloads and verifications run on threads of lower priority than those that serve checks, and only a few of
+//! one account at the same time.
 //! INVARIANT: a client that does not take its answer holds only its own account's permits; what all accounts share is
 //! released before an answer leaves.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::available_parallelism;
@@ -14,19 +13,18 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::JoinHandle;
 use tokio::time::timeout_at;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::errors::ApiError;
 use crate::throttle::RateLimiter;
 
-/// Lists and look-ups of one account at the same time, until their answers are taken; further ones wait a moment.
+/// Lists and look-ups, until their answers are taken; further ones wait a moment.
 const MAX_PAGES_PER_ACCOUNT: usize = 2;
 /// Lists and look-ups of all accounts that are made at the same time.
 const MAX_PAGES: usize = 8;
 const MAX_DOWNLOADS_PER_ACCOUNT: usize = 2;
 const MAX_VERIFICATIONS_PER_ACCOUNT: usize = 1;
-/// One thread per this many cores.
 const CORES_PER_THREAD: usize = 4;
 /// Of the threads, so that checks come first when cores are scarce.
 const NICENESS: i32 = 10;
@@ -38,16 +36,15 @@ pub(crate) struct ReadPool {
     /// None once it is shut down.
     runtime: Option<Runtime>,
     rate: Option<RateLimiter<u64>>,
-    pages: Permits<u64>,
+    pages: Permits,
     all_pages: Semaphore,
-    downloads: Permits<u64>,
-    verifications: Permits<u64>,
+    downloads: Permits,
+    verifications: Permits,
 }
 
-/// A number of permits for each key.
-struct Permits<K> {
+struct Permits {
     max: usize,
-    semaphores: Mutex<HashMap<K, Weak<Semaphore>>>,
+    semaphores: Mutex<HashMap<u64, Weak<Semaphore>>>,
 }
 
 /// One of an account's permits; released when it is dropped.
@@ -73,7 +70,6 @@ impl ReadPool {
         })
     }
 
-    /// Counts one read against its account's rate.
     pub(crate) fn admit(&self, account: u64) -> Result<(), ApiError> {
         let admitted = self.rate.as_ref().is_none_or(|rate| rate.take(&account, Instant::now()).is_ok());
         if admitted { Ok(()) } else { Err(ApiError::TooManyReads) }
@@ -86,19 +82,17 @@ impl ReadPool {
         deadline: tokio::time::Instant,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<(T, ReadPermit), ApiError> {
-        let permit = timeout_at(deadline, self.pages.wait(account)).await.map_err(|_| ApiError::TooManyReads)?;
-        let permit = permit.ok_or(ApiError::Unavailable)?;
+        let permit = timeout_at(deadline, self.pages.semaphore(account).acquire_owned()).await;
+        let permit = permit.map_err(|_| ApiError::TooManyReads)?.map_err(|_| ApiError::Unavailable)?;
         let shared = timeout_at(deadline, self.all_pages.acquire()).await.map_err(|_| ApiError::Overloaded)?;
         let _shared = shared.map_err(|_| ApiError::Unavailable)?;
         Ok((self.run(work).await?, permit))
     }
 
-    /// A download of an account, or 429.
     pub(crate) fn download(&self, account: u64) -> Result<ReadPermit, ApiError> {
         self.downloads.take(account).ok_or(ApiError::TooManyScans)
     }
 
-    /// A verification of an account, or 429.
     pub(crate) fn verification(&self, account: u64) -> Result<ReadPermit, ApiError> {
         self.verifications.take(account).ok_or(ApiError::TooManyScans)
     }
@@ -108,9 +102,7 @@ impl ReadPool {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let mut task = self.spawn(work)?;
-        let done = (&mut task.0).await;
-        done.map_err(|error| {
+        self.spawn(work)?.await.map_err(|error| {
             tracing::error!(error = &error as &dyn std::error::Error, "a read of the log ended early");
             ApiError::Unavailable
         })
@@ -120,9 +112,9 @@ impl ReadPool {
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<Task<T>, ApiError> {
+    ) -> Result<AbortOnDropHandle<T>, ApiError> {
         let runtime = self.runtime.as_ref().ok_or(ApiError::Unavailable)?;
-        Ok(Task(runtime.spawn(work)))
+        Ok(AbortOnDropHandle::new(runtime.spawn(work)))
     }
 }
 
@@ -135,36 +127,22 @@ impl Drop for ReadPool {
     }
 }
 
-/// Work on the pool, aborted when this is dropped.
-pub(crate) struct Task<T>(JoinHandle<T>);
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl<K: Hash + Eq> Permits<K> {
+impl Permits {
     fn new(max: usize) -> Self {
         Self { max, semaphores: Mutex::default() }
     }
 
-    fn take(&self, key: K) -> Option<ReadPermit> {
-        self.semaphore(key).try_acquire_owned().ok()
-    }
-
-    async fn wait(&self, key: K) -> Option<ReadPermit> {
-        let semaphore = self.semaphore(key);
-        semaphore.acquire_owned().await.ok()
+    fn take(&self, account: u64) -> Option<ReadPermit> {
+        self.semaphore(account).try_acquire_owned().ok()
     }
 
     /// A permit keeps its semaphore alive; a semaphore without permits in use is as good as a new one.
-    fn semaphore(&self, key: K) -> Arc<Semaphore> {
+    fn semaphore(&self, account: u64) -> Arc<Semaphore> {
         let mut semaphores = self.semaphores.lock().unwrap_or_else(PoisonError::into_inner);
         if semaphores.len() > MAX_ACCOUNTS {
             semaphores.retain(|_, semaphore| semaphore.strong_count() > 0);
         }
-        let known = semaphores.entry(key).or_default();
+        let known = semaphores.entry(account).or_default();
         known.upgrade().unwrap_or_else(|| {
             let semaphore = Arc::new(Semaphore::new(self.max));
             *known = Arc::downgrade(&semaphore);

@@ -14,14 +14,12 @@ use crate::config::Audit;
 const REPORT_TTL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// The last report; the first request after its TTL makes a new one.
 #[derive(Default)]
 pub(crate) struct Readiness {
     last: Mutex<Option<(Instant, ReadinessReport)>>,
 }
 
 impl Readiness {
-    /// The current report. `key_cache_remark` is added to a new one.
     pub(crate) async fn report(
         &self,
         backplane: &Backplane,
@@ -36,9 +34,8 @@ impl Readiness {
         }
         let Probe { faults, mut remarks, policy_version } = probe(backplane, audit).await;
         remarks.extend(key_cache_remark());
-        let ready = faults.is_empty();
-        let report =
-            ReadinessReport { ready, audit: audit.into(), policy_version, reasons: [faults, remarks].concat() };
+        let (ready, audit) = (faults.is_empty(), audit.into());
+        let report = ReadinessReport { ready, audit, policy_version, reasons: [faults, remarks].concat() };
         *last = Some((Instant::now(), report.clone()));
         report
     }
@@ -67,15 +64,9 @@ pub async fn probe(backplane: &Backplane, audit: Audit) -> Probe {
         backplane.state_store.read_clock(CLOCK_READ_INTERVAL, deadline),
     );
     let mut faults = Vec::new();
-    if let Err(error) = connection {
-        faults.push(format!("backplane: {error}"));
-    }
-    if let Err(error) = &evaluator {
-        faults.push(format!("evaluator: {error}"));
-    }
-    if let Err(error) = &keystore {
-        faults.push(format!("keystore: {error}"));
-    }
+    faults.extend(connection.err().map(|error| format!("backplane: {error}")));
+    faults.extend(evaluator.as_ref().err().map(|error| format!("evaluator: {error}")));
+    faults.extend(keystore.as_ref().err().map(|error| format!("keystore: {error}")));
     let mut remarks = Vec::new();
     match clock {
         Ok(()) => remarks.extend(backplane.state_store.clock().remark().map(|remark| format!("clock: {remark}"))),

@@ -1,13 +1,10 @@
 //! Record, then release: no decision leaves before the log has acknowledged it.
 //!
-//! One recorder per gateway. Lines that the workers queue while one append is in flight become the next batch: no
-//! timer, and one fsync per account for all its queued lines. Owns the queue, the batches and the meaning of an unknown
-//! outcome; `chain.rs` links the lines. A line is refused if its caller's identity is stale right before the append, so
+//! Lines that the workers queue while one append is in flight become the next batch: no timer, and one fsync per
+//! account for all its queued lines. A line is refused if its caller's identity is stale right before the append, so
 //! that what was requested before the process was suspended does not get into the log when it resumes.
 //! INVARIANT: `record` returns `Ok` only for a line that an append acknowledged. When the fate of an append stays
 //! unknown, its chain is never continued: the account's next line begins a new one.
-
-mod chain;
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,38 +13,35 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use jiff::Timestamp;
-use stage0_backplane::{AppendError, Backplane, Batch, EntryKind};
-use stage0_contract::{AccountId, DecisionsRecorded};
+use jiff::{SignedDuration, Timestamp};
+use stage0_backplane::{AppendError, Backplane, Batch, Entry, EntryKind};
+use stage0_contract::{AccountId, DecisionsRecorded, Head, LineHash, LineHeader, LineType, Link, MarkRef, WriterId};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use chain::{Chain, Drafted};
-
 use crate::key_cache::{KeyCache, VerifiedCaller};
 use crate::metrics::{self, RecordOutcome};
 
-/// Lines in the queue; `record` waits for a place when it is full.
+/// In lines; `record` waits for a place when it is full.
 const QUEUE: usize = 8_192;
-/// Lines of one batch, and their bytes: a batch is one message per account in it.
+/// Of one batch, which is one message per account in it.
 const MAX_LINES: usize = 1_024;
 const MAX_BYTES: usize = 1 << 20;
 /// After a failed append: a server that restarts needs a moment.
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 /// Shorter than the log remembers the ids of batches that it has.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(20);
+const DAY: SignedDuration = SignedDuration::from_hours(24);
 /// Chains in memory; beyond that all are forgotten, and each account begins a new one.
 const MAX_CHAINS: usize = 100_000;
 
-/// Queues lines for the batch writer.
 #[derive(Clone)]
 pub(crate) struct Recorder {
     queue: mpsc::Sender<QueuedLine>,
 }
 
-/// The line of a decision.
 #[derive(Clone)]
 pub(crate) struct DecisionLine {
     pub(crate) caller: VerifiedCaller,
@@ -63,7 +57,6 @@ struct QueuedLine {
     done: oneshot::Sender<Result<(), NotRecorded>>,
 }
 
-/// A cause that all lines of a batch share.
 type Cause = Arc<dyn Error + Send + Sync>;
 
 /// The decision is not known to be recorded, so it must not be released.
@@ -72,13 +65,11 @@ pub(crate) enum NotRecorded {
     /// Its deadline passed first; it may still be recorded.
     #[error("the decision was not recorded in time")]
     Late,
-    /// The log does not have it.
     #[error("the decision could not be recorded")]
     Failed(#[source] Cause),
     /// The caller's identity was confirmed too long ago. The log does not have the decision.
     #[error("it is not known any more whether the caller's key is valid")]
     CallerStale,
-    /// The log failed, and may have it.
     #[error("it is not known whether the decision was recorded")]
     Unknown(#[source] Cause),
 }
@@ -106,7 +97,6 @@ pub(crate) fn recorder(backplane: Backplane, key_cache: Arc<KeyCache>) -> (Recor
 }
 
 impl Recorder {
-    /// Waits until the decision is on disk, or `deadline`.
     pub(crate) async fn record(&self, line: DecisionLine, deadline: Instant) -> Result<(), NotRecorded> {
         let (done, outcome) = oneshot::channel();
         let recorded = async {
@@ -139,7 +129,6 @@ impl BatchWriter {
         }
     }
 
-    /// Links each account's lines, appends them together and reports the outcomes.
     async fn write(&mut self, lines: Vec<QueuedLine>) {
         let now = Instant::now();
         let mut accounts: HashMap<AccountId, Vec<QueuedLine>> = HashMap::new();
@@ -215,8 +204,8 @@ impl BatchWriter {
     /// is acknowledged.
     async fn append(&self, drafts: &[Draft], deadline: Instant) -> Vec<Result<(), AppendError>> {
         let deadline = deadline.min(Instant::now() + RETRY_TIMEOUT);
-        let not_tried = || Err(AppendError::NotStored("it was not tried".to_owned()));
-        let mut outcomes: Vec<Result<(), AppendError>> = drafts.iter().map(|_| not_tried()).collect();
+        let not_tried = |_| Err(AppendError::NotStored("it was not tried".into()));
+        let mut outcomes: Vec<Result<(), AppendError>> = drafts.iter().map(not_tried).collect();
         loop {
             let open: Vec<(&Draft, &mut Result<(), AppendError>)> =
                 drafts.iter().zip(&mut outcomes).filter(|(_, outcome)| outcome.is_err()).collect();
@@ -268,17 +257,15 @@ impl BatchWriter {
         let Draft { batch, chain, lines } = draft;
         let account = batch.account;
         let count = lines.len();
-        match outcome {
+        let (counted, outcome) = match outcome {
             Ok(()) => {
                 self.chains.insert(account, chain);
-                metrics::recorded(count, RecordOutcome::Recorded);
-                complete_all(lines, &Ok(()));
+                (RecordOutcome::Recorded, Ok(()))
             }
             // As if it had never been tried: the chain stays as it was.
             Err(error @ AppendError::NotStored(_)) => {
                 tracing::error!(%account, lines = count, error = &error as &dyn Error, "decisions were not recorded");
-                metrics::recorded(count, RecordOutcome::Failed);
-                complete_all(lines, &Err(NotRecorded::Failed(Arc::new(error))));
+                (RecordOutcome::Failed, Err(NotRecorded::Failed(Arc::new(error))))
             }
             Err(error @ AppendError::Unknown(_)) => {
                 tracing::error!(
@@ -288,10 +275,11 @@ impl BatchWriter {
                     "decisions may not have been recorded; a new chain begins"
                 );
                 self.chains.remove(&account);
-                metrics::recorded(count, RecordOutcome::Unknown);
-                complete_all(lines, &Err(NotRecorded::Unknown(Arc::new(error))));
+                (RecordOutcome::Unknown, Err(NotRecorded::Unknown(Arc::new(error))))
             }
-        }
+        };
+        metrics::recorded(count, counted);
+        complete_all(lines, &outcome);
     }
 }
 
@@ -302,7 +290,6 @@ struct Draft {
     lines: Vec<QueuedLine>,
 }
 
-/// How many of the first lines make a batch.
 fn batch_len(lines: &[QueuedLine]) -> usize {
     let mut bytes = 0;
     let fit = lines.iter().take_while(|line| {
@@ -316,5 +303,135 @@ fn batch_len(lines: &[QueuedLine]) -> usize {
 fn complete_all(lines: Vec<QueuedLine>, outcome: &Result<(), NotRecorded>) {
     for line in lines {
         drop(line.done.send(outcome.clone()));
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Chain {
+    writer: WriterId,
+    /// The last stored line; none before the first.
+    head: Option<Head>,
+    /// The line of another writer that the first line follows.
+    after: Option<Head>,
+    mark: Option<MarkRef>,
+}
+
+/// Linked lines, and the chain behind them.
+#[derive(Debug)]
+struct Drafted {
+    /// Identifies these lines and no others: a store that knows the id has exactly these bytes.
+    id: String,
+    lines: Vec<u8>,
+    chain: Chain,
+}
+
+impl Chain {
+    /// Begins the chain of a new writer, after the account's last decisions and last checkpoint.
+    fn begin(writer: Uuid, decisions: Option<&Entry>, mark: Option<&Entry>) -> Self {
+        let after = decisions.and_then(|entry| {
+            let line = entry.lines().last()?;
+            Some(serde_json::from_slice::<LineHeader>(line).ok()?.head(line))
+        });
+        let mark = mark.and_then(|entry| MarkRef::of(entry.lines().next()?));
+        Self { writer: WriterId::new(writer), head: None, after, mark }
+    }
+
+    /// Links each body to the line before it.
+    fn draft<'b>(
+        &self,
+        bodies: impl Iterator<Item = (&'b [u8], u32)>,
+        recorded_at: Timestamp,
+    ) -> Result<Drafted, serde_json::Error> {
+        let first = self.head.map_or(1, |head| head.sequence + 1);
+        let mut chain = self.clone();
+        let mut lines = Vec::new();
+        for (body, retention_days) in bodies {
+            let header = chain.next_header(recorded_at, retention_days);
+            if !lines.is_empty() {
+                lines.push(b'\n');
+            }
+            let line_start = lines.len();
+            header.write(body, &mut lines)?;
+            chain.head = Some(header.head(lines.get(line_start..).unwrap_or_default()));
+        }
+        let content = LineHash::of(&lines).to_string();
+        let id = format!("{}-{first}-{}", self.writer, content.get(..16).unwrap_or_default());
+        Ok(Drafted { id, lines, chain })
+    }
+
+    fn next_header(&self, recorded_at: Timestamp, retention_days: u32) -> LineHeader {
+        let kept = DAY.checked_mul(i32::try_from(retention_days).unwrap_or(i32::MAX)).unwrap_or(SignedDuration::MAX);
+        let expires_at = recorded_at.checked_add(kept).unwrap_or(Timestamp::MAX).as_second();
+        let is_first = self.head.is_none();
+        let chain = Link {
+            writer: self.writer,
+            sequence: self.head.map_or(1, |head| head.sequence + 1),
+            previous: self.head.map(|head| head.as_previous()),
+            after: self.after.filter(|_| is_first),
+            mark: self.mark.filter(|_| is_first),
+        };
+        LineHeader { line: LineType::Decision, chain, recorded_at: whole_millis(recorded_at), expires_at }
+    }
+}
+
+/// Milliseconds are precise enough, and every JSON reader can represent them.
+fn whole_millis(time: Timestamp) -> Timestamp {
+    Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use stage0_backplane::Position;
+    use stage0_contract::{ChainVerifier, Window};
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn entry(lines: &[u8]) -> Entry {
+        let (position, kind) = (Position(1), EntryKind::Decisions);
+        Entry { position, stored_at: at(0), kind, lines: Bytes::copy_from_slice(lines) }
+    }
+
+    fn draft(chain: &Chain, bodies: &[&str]) -> Drafted {
+        chain.draft(bodies.iter().map(|body| (body.as_bytes(), 30)), at(100)).unwrap()
+    }
+
+    fn judged(lines: &[Vec<u8>]) -> bool {
+        let window = Window { from: None, to: None, now: at(200), horizon: at(0), kept: None, signed: None };
+        let mut verifier = ChainVerifier::new(window, Vec::new(), []);
+        lines.iter().flat_map(|lines| lines.split(|b| *b == b'\n')).for_each(|line| verifier.read_line(line));
+        verifier.finish().ok
+    }
+
+    #[test]
+    fn lines_of_consecutive_drafts_form_one_chain() {
+        let chain = Chain::begin(Uuid::from_u128(1), None, None);
+        let first = draft(&chain, &["{\"a\":1}", "{\"a\":2}"]);
+        let second = draft(&first.chain, &["{\"a\":3}"]);
+        assert_ne!(first.id, second.id);
+        assert!(judged(&[first.lines.clone(), second.lines.clone()]));
+        assert!(!judged(&[second.lines]));
+        let header: LineHeader = serde_json::from_slice(first.lines.split(|b| *b == b'\n').next().unwrap()).unwrap();
+        assert_eq!(header.expires_at, 100 + 30 * 86_400);
+    }
+
+    #[test]
+    fn a_draft_that_is_not_stored_does_not_change_the_chain() {
+        let chain = Chain::begin(Uuid::from_u128(1), None, None);
+        let (lost, stored) = (draft(&chain, &["{\"a\":1}"]), draft(&chain, &["{\"a\":2}"]));
+        assert_ne!(lost.id, stored.id, "a store would take the one for the other");
+        assert_eq!(stored.id, draft(&chain, &["{\"a\":2}"]).id);
+        assert!(judged(&[stored.lines]));
+    }
+
+    #[test]
+    fn a_new_writer_follows_the_previous_one_whose_lines_are_missed_if_gone() {
+        let old = draft(&Chain::begin(Uuid::from_u128(1), None, None), &["{\"a\":1}", "{\"a\":2}"]);
+        let next = Chain::begin(Uuid::from_u128(2), Some(&entry(&old.lines)), None);
+        let new = draft(&next, &["{\"a\":3}", "{\"a\":4}"]);
+        assert!(judged(&[old.lines, new.lines.clone()]));
+        assert!(!judged(&[new.lines]));
     }
 }

@@ -1,7 +1,7 @@
 //! The memory of requests whose body has arrived, from its parsing to the answer.
 //!
-//! Owns the estimated sum, by the size of the bodies, for the gateway and for each account. A request that does not fit
-//! waits until others are answered, which is soon, and is refused at its deadline.
+//! It is estimated by the size of the bodies. A request that does not fit waits until others are answered, which is
+//! soon, and is refused at its deadline.
 //! INVARIANT: large bodies never take all of it: a part is kept for ordinary ones, which need little.
 
 use std::collections::HashMap;
@@ -12,17 +12,13 @@ use stage0_contract::AccountId;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::in_flight::ByteLimit;
+use crate::in_flight::{ByteLimit, subtract};
 
-/// The memory of a parsed request, as a multiple of its body. It is an estimate for ordinary large bodies; the densest
-/// valid ones need up to 40.
+/// An estimate for ordinary large bodies; the densest valid ones need up to 40.
 const BYTES_PER_BODY_BYTE: usize = 16;
-/// What the smallest request needs.
 const MIN_BYTES: usize = 4 << 10;
-/// A request that needs more counts as large.
 const LARGE_BYTES: usize = 512 << 10;
 
-/// The sums and their limits.
 pub(crate) struct RequestMemory {
     max: usize,
     max_large: usize,
@@ -59,7 +55,6 @@ impl RequestMemory {
         })
     }
 
-    /// Waits until there is memory for a request whose body has `body` bytes.
     pub(crate) async fn acquire(
         self: &Arc<Self>,
         account: Option<&AccountId>,
@@ -111,13 +106,8 @@ impl Drop for MemoryPermit {
         if self.bytes > LARGE_BYTES {
             used.large -= self.bytes;
         }
-        if let Some(account) = self.account
-            && let Some(left) = used.accounts.get_mut(&account)
-        {
-            *left -= self.bytes.min(*left);
-            if *left == 0 {
-                used.accounts.remove(&account);
-            }
+        if let Some(account) = self.account {
+            subtract(&mut used.accounts, &account, self.bytes);
         }
         drop(used);
         self.memory.freed.notify_waiters();

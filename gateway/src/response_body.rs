@@ -1,9 +1,9 @@
 //! The body of an answer while it is sent: in small chunks, as fast as its client takes them.
 //!
-//! Owns the chunks and the progress timer: a client that takes less than 64 KiB in the time that
-//! [`ConnectionTimeouts`](crate::idle_timeout::ConnectionTimeouts) sets is cut off.
-//! Before each chunk the caller's key is confirmed. Neither a long download nor an answer from before the process was
-//! suspended goes on for a key that was revoked meanwhile.
+//! A client that takes less than 64 KiB in the time that
+//! [`ConnectionTimeouts`](crate::idle_timeout::ConnectionTimeouts) sets is cut off. Before each chunk the caller's key
+//! is confirmed, so that neither a long download nor an answer from before the process was suspended goes on for a key
+//! that was revoked meanwhile.
 //! INVARIANT: a request counts as in flight until the last chunk of its answer is handed on or the connection is gone;
 //! the permits and bytes that the answer holds are part of its body and are released with it.
 
@@ -22,20 +22,18 @@ use crate::errors::ApiError;
 use crate::idle_timeout::{MIN_PROGRESS_BYTES, RequestGuard};
 use crate::in_flight::Hold;
 use crate::key_cache::VerifiedCaller;
+use crate::read_pool::ReadPermit;
 use crate::state::AppState;
 
 /// What the connection copies at a time; twice that fits into the buffer that a connection has anyway.
 const CHUNK_BYTES: usize = 4 << 10;
-/// After this many bytes the body yields to the worker's other connections.
 const YIELD_BYTES: usize = 64 << 10;
 
-/// Paces a body, and ends its request.
 pub(crate) struct PacedBody<B> {
     body: Pin<Box<B>>,
     /// The part of the inner body's last chunk that is not handed on yet.
     rest: Bytes,
     guard: Option<RequestGuard>,
-    /// None where no key is required.
     revocation: Option<RevocationCheck>,
     /// Bytes since the progress timer was last reset; none if it is not running.
     since_progress: Option<usize>,
@@ -96,16 +94,13 @@ impl<B: MessageBody> MessageBody for PacedBody<B> {
     }
 }
 
-/// Confirms the caller's key while its answer is sent.
 pub(crate) struct RevocationCheck {
     state: Data<AppState>,
     caller: VerifiedCaller,
     id: RequestId,
-    /// In flight while the keystore is asked.
     confirming: Option<BoxFuture<'static, Result<VerifiedCaller, ApiError>>>,
 }
 
-/// The caller's key is revoked, or that is not known: the answer breaks off.
 #[derive(Debug, thiserror::Error)]
 #[error("the caller's key is not known to be valid any more")]
 struct AnswerWithheld;
@@ -144,26 +139,25 @@ impl RevocationCheck {
     }
 }
 
-/// An answer whose bytes count as in flight until they are taken, and that holds `T` as long.
-pub(crate) struct HeldBody<T> {
+/// An answer whose bytes count as in flight until they are taken, and that keeps its permit as long.
+pub(crate) struct HeldBody {
     rest: Bytes,
     hold: Hold,
-    _with: T,
+    _permit: ReadPermit,
 }
 
-/// The answer's bytes were given to others.
 #[derive(Debug, thiserror::Error)]
 #[error("the answer was not taken in time, and others needed its place")]
 pub(crate) struct CutOff;
 
-impl<T> HeldBody<T> {
+impl HeldBody {
     /// `hold` already counts the bytes.
-    pub(crate) fn new(bytes: Bytes, hold: Hold, with: T) -> Self {
-        Self { rest: bytes, hold, _with: with }
+    pub(crate) fn new(bytes: Bytes, hold: Hold, permit: ReadPermit) -> Self {
+        Self { rest: bytes, hold, _permit: permit }
     }
 }
 
-impl<T: Unpin> MessageBody for HeldBody<T> {
+impl MessageBody for HeldBody {
     type Error = CutOff;
 
     fn size(&self) -> BodySize {
@@ -256,7 +250,8 @@ mod tests {
         let bytes = BytesInFlight::new(ByteLimits { gateway: 100, account: 100, address: 100 });
         let hold = bytes.begin(None, None, now);
         hold.grow(100, now).unwrap();
-        let mut body = HeldBody::new(Bytes::from(vec![7; 100]), hold, ());
+        let permit = Arc::new(tokio::sync::Semaphore::new(1)).try_acquire_owned().unwrap();
+        let mut body = HeldBody::new(Bytes::from(vec![7; 100]), hold, permit);
         let other = bytes.begin(None, None, now);
         other.grow(50, now).unwrap();
         let chunk = poll_fn(|context| Pin::new(&mut body).poll_next(context)).await;

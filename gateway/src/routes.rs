@@ -1,9 +1,8 @@
 //! The route table: which handler serves which operation.
 //!
 //! Paths, methods and `Allow` lists come from the contract's table of operations; [`route`] maps each operation to its
-//! handler, so an operation without one does not compile. One submodule per resource. `management` is what all of the
-//! control API shares: who may call, and how the call reaches the service that serves it; `fields` decodes its bodies
-//! and queries.
+//! handler, so an operation without one does not compile. One submodule per resource. `management` is what the control
+//! API shares; `fields` decodes its bodies and queries.
 
 use std::sync::Arc;
 
@@ -19,7 +18,6 @@ mod check;
 mod decisions;
 mod docs;
 mod fields;
-mod health;
 mod keys;
 mod management;
 mod openapi;
@@ -29,7 +27,6 @@ mod status;
 mod usage;
 mod webhooks;
 
-/// All operations of the API, below the base path.
 pub(crate) fn configure(config: &mut web::ServiceConfig, base_path: &str, state: Option<web::Data<AppState>>) {
     let mut paths: Vec<&str> = Operation::ALL.iter().map(|operation| operation.path()).collect();
     paths.dedup();
@@ -100,8 +97,8 @@ fn route(operation: Operation) -> Route {
         Operation::TestWebhook => route.to(webhooks::test),
         Operation::ReplayWebhook => route.to(webhooks::replay),
         Operation::ListDeliveries => route.to(webhooks::deliveries),
-        Operation::Alive => route.to(health::alive),
-        Operation::Ready => route.to(health::ready),
+        Operation::Alive => route.to(status::alive),
+        Operation::Ready => route.to(status::ready),
         Operation::Openapi => route.to(openapi::document),
         Operation::Docs | Operation::DocsPage => route.to(docs::page),
         Operation::DocsBelow => route.to(docs::one_level_up),

@@ -1,9 +1,9 @@
 //! The gateway's lifecycle: build (load, connect, bind), serve, drain.
 //!
-//! Each worker thread has a backplane connection of its own (measured: one shared connection costs a sixth of the
-//! throughput), and each connection subscribes to changed keys, so that a notice is missed only if all of them are
-//! down. The server is assembled from parts of actix, because `HttpServer` supports neither a PROXY header before TLS
-//! nor [`TimedStream`] behind it.
+//! Each worker thread has a backplane connection of its own (one shared connection costs a sixth of the throughput),
+//! and each connection subscribes to changed keys, so that a notice is missed only if all of them are down. The server
+//! is assembled from parts of actix, because `HttpServer` supports neither a PROXY header before TLS nor
+//! [`TimedStream`] behind it.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -25,62 +25,51 @@ use actix_web::dev::{AppConfig, ServiceRequest, ServiceResponse};
 use actix_web::middleware::{NormalizePath, TrailingSlash, from_fn};
 use actix_web::rt::net::TcpStream;
 use actix_web::{App, web};
-use moka::future::Cache;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use stage0_backplane::{Backplane, BoxFuture, follow_store_clock};
+use stage0_contract::RequestId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::config::GatewayConfig;
-use crate::idempotency::FirstSeen;
+use crate::errors::ApiError;
 use crate::idle_timeout::{ConnectionTimeouts, TimedStream};
-use crate::in_flight::{ByteLimits, BytesInFlight};
-use crate::instances::Instances;
 use crate::key_cache::KeyCache;
-use crate::key_uses::KeyUses;
 use crate::metrics::{self, MeteredStateStore, Throttle};
 use crate::middleware;
-use crate::plain_http::{is_plain_http, refuse};
 use crate::proxy_protocol::Balancers;
-use crate::quota::Quotas;
 use crate::read_pool::ReadPool;
-use crate::readiness::Readiness;
-use crate::recorder::{Recorder, recorder};
-use crate::request_memory::RequestMemory;
+use crate::recorder::recorder;
 use crate::routes;
 use crate::state::AppState;
-use crate::throttle::{Connections, CountedStream, FailedLogins, ManagementCalls, RateLimiter};
+use crate::throttle::{Connections, CountedStream};
 use crate::tls::{Certificate, TlsError, server_config};
 
-/// How long requests in flight may take once the gateway drains.
 const DRAIN_TIMEOUT_SECONDS: u64 = 10;
 /// For discarding the rest of a body that nothing reads.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(3);
-/// actix does not apply that timeout to chunked bodies, so [`TimedStream`] has one, too. It is longer: where both
-/// apply, the server closes the connection in good order.
+/// For chunked bodies, to which actix does not apply that timeout. It is longer: where both apply, the server closes
+/// the connection in good order.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(4);
 /// Connections that wait to be accepted; the system may allow fewer.
 const BACKLOG: i32 = 4096;
-/// The kernel's buffer per connection and direction; the kernel may double it. The default grows to megabytes for a
-/// fast client.
+/// The kernel's buffer per connection and direction. The default grows to megabytes for a fast client.
 const SOCKET_BUFFER_BYTES: usize = 64 << 10;
-/// Buffers of the server and of TLS for an answer that is not taken yet. Measured with the defaults, such an answer
-/// held 250 KiB.
+/// Buffers for an answer that is not taken yet. With the defaults, such an answer held 250 KiB.
 const WRITE_BUFFER_BYTES: usize = 4 << 10;
 const TLS_BUFFER_BYTES: usize = 8 << 10;
 /// For the next request on a connection whose last one had no valid key.
 const UNAUTHENTICATED_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Within which a client must take 64 KiB of an answer.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(30);
+/// More than the largest request that is allowed.
+const MAX_DISCARDED_BYTES: usize = 2 << 20;
+const DISCARD_BYTES: usize = 4 << 10;
 /// Open files that are not client connections.
 const OWN_FILES: u64 = 200;
-/// The memory for parsed requests, as a multiple of the bytes that may be in flight.
-const REQUEST_MEMORY_FACTOR: usize = 2;
-/// Of `requests-per-second-per-address`.
-const ADDRESS_RATE_PERIOD: Duration = Duration::from_secs(1);
-const SIGNING_KEYS_TTL: Duration = Duration::from_secs(1);
 const SUBSCRIBE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Connects to the backplane.
@@ -116,11 +105,9 @@ pub enum BuildError<E: Error + 'static> {
 
 /// A gateway that is bound and connected, and serves once [`Gateway::run_until`] is called.
 pub struct Gateway {
-    address: SocketAddr,
     certificate: Arc<Certificate>,
     key_cache: Arc<KeyCache>,
     backplanes: Vec<Backplane>,
-    /// The connection of long reads.
     reading: Backplane,
     read_pool: Arc<ReadPool>,
     listener: TcpListener,
@@ -153,63 +140,48 @@ impl Gateway {
         }
         let address = config.listen;
         let listener = bind(address).map_err(|source| BuildError::Bind { address, source })?;
-        let address = listener.local_addr().unwrap_or(address);
-        Ok(Self { address, listener, tls, certificate, key_cache, backplanes, reading, read_pool, config })
+        Ok(Self { listener, tls, certificate, key_cache, backplanes, reading, read_pool, config })
     }
 
     /// The address it listens on, with the real port if the setting was 0.
     pub fn addr(&self) -> SocketAddr {
-        self.address
+        self.listener.local_addr().unwrap_or(self.config.listen)
     }
 
     /// Serves until `stop` is cancelled, then accepts no more connections, finishes the requests in flight and closes.
     pub async fn run_until(self, stop: CancellationToken) -> io::Result<()> {
         let tasks = TaskTracker::new();
         let background = stop.child_token();
-        let certificate = Arc::clone(&self.certificate);
-        tasks.spawn(background.clone().run_until_cancelled_owned(certificate.watch()));
+        tasks.spawn(background.clone().run_until_cancelled_owned(Arc::clone(&self.certificate).watch()));
         // The subscriptions outlive the requests in flight, which must still learn of a revocation.
         let drained = CancellationToken::new();
         for backplane in &self.backplanes {
             let subscription = subscribe(Arc::clone(&self.key_cache), backplane.clone());
             tasks.spawn(drained.clone().run_until_cancelled_owned(subscription));
         }
-        let key_cache = Arc::clone(&self.key_cache);
-        let watching = drained.clone();
-        tasks.spawn(async move { watching.run_until_cancelled(key_cache.watch()).await });
         // The first connection carries what the gateway sends as one process: records, counters and key uses.
-        let first = self.backplanes.first().cloned().unwrap_or_else(|| self.reading.clone());
+        let first = self.backplanes.first().unwrap_or(&self.reading).clone();
         let (recorder, writer) = recorder(first.clone(), Arc::clone(&self.key_cache));
         let writer = tokio::spawn(writer.run(drained.clone()));
-        let quotas = Arc::new(Quotas::new(self.config.quotas_on_failure, first.state_store.clock()));
+        let reading = self.reading.clone();
+        let state = AppState::new(self.config.clone(), first, reading, self.key_cache, self.read_pool, recorder);
         let flushing = tokio::spawn({
-            let (quotas, state_store, drained) = (Arc::clone(&quotas), Arc::clone(&first.state_store), drained.clone());
-            async move { quotas.run(state_store, drained).await }
-        });
-        let instances = Arc::new(Instances::new(Instant::now()));
-        let key_uses = Arc::new(KeyUses::default());
-        tasks.spawn({
-            let (backplane, drained) = (first.clone(), drained.clone());
-            async move { drained.run_until_cancelled(follow_store_clock(&*backplane.state_store)).await }
+            let (state, drained) = (state.clone(), drained.clone());
+            async move { state.quotas.run(state.state_store(), drained).await }
         });
         tasks.spawn({
-            let (instances, backplane, drained) = (Arc::clone(&instances), first.clone(), drained.clone());
-            async move { drained.run_until_cancelled(instances.listen(&backplane)).await }
+            let (state, drained) = (state.clone(), drained.clone());
+            async move { state.key_uses.run(state.requests(), &drained).await }
         });
-        tasks.spawn({
-            let (key_uses, backplane, drained) = (Arc::clone(&key_uses), first, drained.clone());
-            async move { key_uses.run(&*backplane.requests, &drained).await }
-        });
-        let shared = Shared {
-            key_cache: &self.key_cache,
-            key_uses: &key_uses,
-            quotas: &quotas,
-            instances: &instances,
-            reading: &self.reading,
-            read_pool: &self.read_pool,
-        };
-        let worker_states = worker_states(&self.config, &shared, &self.backplanes, &recorder);
-        drop(recorder);
+        tasks.spawn(drained.clone().run_until_cancelled_owned({
+            let state = state.clone();
+            async move {
+                let clock = follow_store_clock(state.state_store());
+                tokio::join!(state.key_cache.watch(), clock, state.instances.listen(&state.backplane));
+            }
+        }));
+        let worker = |backplane: &Backplane| AppState { backplane: backplane.clone(), ..state.clone() };
+        let worker_states = self.backplanes.iter().map(worker).collect();
         let served = match serve(self.listener, self.tls, &self.config, worker_states, stop) {
             Ok(server) => server.await,
             Err(error) => Err(error),
@@ -231,7 +203,6 @@ impl Gateway {
     }
 }
 
-/// Binds at once, so that an address in use is an error at start.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let listener = TcpListener::bind(address)?;
     // The standard library uses a short queue; a burst of agents needs a longer one.
@@ -268,7 +239,6 @@ fn serve(
     Ok(server.listen("gateway", listener, worker)?.run())
 }
 
-/// Admits connections within the limits that all workers share.
 struct ConnectionAdmission {
     balancers: Balancers,
     connections: Arc<Connections>,
@@ -368,7 +338,29 @@ async fn secure(
     acceptor.call(connection).await
 }
 
-/// The application that a worker serves.
+/// An HTTP method consists of letters; TLS begins with 0x16, and older handshakes with 0x80.
+fn is_plain_http(first: u8) -> bool {
+    first.is_ascii_alphabetic()
+}
+
+/// Answers, and waits until the client closes the connection. The caller sets a timeout.
+async fn refuse(stream: &mut CountedStream<TcpStream>) -> io::Result<()> {
+    let id = RequestId::new(Uuid::now_v7()).map_err(io::Error::other)?;
+    tracing::debug!(request_id = %id, peer = ?stream.peer(), "plain HTTP on the TLS port refused");
+    stream.established();
+    stream.write_all(&ApiError::PlainHttp.raw(id)).await?;
+    stream.shutdown().await?;
+    let mut left = MAX_DISCARDED_BYTES;
+    let mut unread = [0; DISCARD_BYTES];
+    while left > 0 {
+        match stream.read(&mut unread).await? {
+            0 => break,
+            count => left = left.saturating_sub(count),
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn app(
     base_path: &str,
     state: Option<&AppState>,
@@ -387,58 +379,6 @@ pub(crate) fn app(
         .configure(|app| routes::configure(app, base_path, state.cloned().map(web::Data::new)))
 }
 
-/// What the workers share with the gateway's background tasks.
-struct Shared<'a> {
-    key_cache: &'a Arc<KeyCache>,
-    key_uses: &'a Arc<KeyUses>,
-    quotas: &'a Arc<Quotas>,
-    instances: &'a Arc<Instances>,
-    reading: &'a Backplane,
-    read_pool: &'a Arc<ReadPool>,
-}
-
-/// One state per worker, with its own connection.
-fn worker_states(
-    config: &GatewayConfig,
-    shared: &Shared<'_>,
-    backplanes: &[Backplane],
-    recorder: &Recorder,
-) -> Vec<AppState> {
-    let config = Arc::new(config.clone());
-    let failed_logins = Arc::new(FailedLogins::new(config.failed_logins_per_minute));
-    let ip_rate_limiter = config
-        .requests_per_second_per_address
-        .map(|limit| Arc::new(RateLimiter::new(limit, ADDRESS_RATE_PERIOD, Instant::now())));
-    let management_calls =
-        config.management_calls_per_minute.map(|limit| Arc::new(ManagementCalls::new(limit, Instant::now())));
-    let readiness = Arc::new(Readiness::default());
-    let first_seen = FirstSeen::default();
-    let bytes = BytesInFlight::new(ByteLimits::of(config.max_bytes_in_flight));
-    let request_memory = RequestMemory::new(config.max_bytes_in_flight.saturating_mul(REQUEST_MEMORY_FACTOR));
-    let signing_keys = Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_TTL).build();
-    let state = |backplane: &Backplane| AppState {
-        backplane: backplane.clone(),
-        config: Arc::clone(&config),
-        key_cache: Arc::clone(shared.key_cache),
-        key_uses: Arc::clone(shared.key_uses),
-        failed_logins: Arc::clone(&failed_logins),
-        ip_rate_limiter: ip_rate_limiter.clone(),
-        management_calls: management_calls.clone(),
-        quotas: Arc::clone(shared.quotas),
-        instances: Arc::clone(shared.instances),
-        readiness: Arc::clone(&readiness),
-        recorder: recorder.clone(),
-        first_seen: first_seen.clone(),
-        bytes: Arc::clone(&bytes),
-        request_memory: Arc::clone(&request_memory),
-        read_pool: Arc::clone(shared.read_pool),
-        reading: shared.reading.clone(),
-        signing_keys: signing_keys.clone(),
-    };
-    backplanes.iter().map(state).collect()
-}
-
-/// Keeps one connection subscribed to changed keys.
 async fn subscribe(key_cache: Arc<KeyCache>, backplane: Backplane) {
     loop {
         if let Err(error) = key_cache.listen(&backplane).await {
@@ -448,7 +388,6 @@ async fn subscribe(key_cache: Arc<KeyCache>, backplane: Backplane) {
     }
 }
 
-/// How many connections the limit on open files allows.
 fn files_for_connections() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit.saturating_sub(OWN_FILES).max(limit / 2)).unwrap_or(usize::MAX)
@@ -476,15 +415,15 @@ pub(crate) mod tests {
         let tls = TlsFiles { cert: "c".into(), key: "k".into() };
         let mut config = GatewayConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), tls);
         change(&mut config);
-        let shared = Shared {
-            key_cache: &Arc::new(KeyCache::new([1; 32])),
-            key_uses: &Arc::default(),
-            quotas: &Arc::new(Quotas::new(config.quotas_on_failure, backplane.state_store.clock())),
-            instances: &Arc::new(Instances::new(Instant::now())),
-            reading: backplane,
-            read_pool: &Arc::new(ReadPool::start(config.reads_per_second_per_account, Instant::now()).unwrap()),
-        };
-        let (recorder, _) = recorder(backplane.clone(), Arc::clone(shared.key_cache));
-        worker_states(&config, &shared, std::slice::from_ref(backplane), &recorder).remove(0)
+        let key_cache = Arc::new(KeyCache::new([1; 32]));
+        let read_pool = Arc::new(ReadPool::start(config.reads_per_second_per_account, Instant::now()).unwrap());
+        let (recorder, _) = recorder(backplane.clone(), Arc::clone(&key_cache));
+        AppState::new(config, backplane.clone(), backplane.clone(), key_cache, read_pool, recorder)
+    }
+
+    #[test]
+    fn only_http_methods_are_taken_for_plain_http() {
+        assert!([b'G', b'P', b'H', b'D', b'O', b'T', b'C', b'g'].into_iter().all(is_plain_http));
+        assert!([0x16, 0x80, b'\r', b'\n', 0, b' ', b'{', b'1', 0xff].into_iter().all(|first| !is_plain_http(first)));
     }
 }

@@ -1,24 +1,31 @@
 //! What the handlers of one worker thread share.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use moka::future::Cache;
-use stage0_backplane::{Backplane, DecisionLog, Requests, StateStore};
+use stage0_backplane::{Backplane, Requests, StateStore};
 use stage0_contract::PublicKeys;
 
 use crate::address::ClientNet;
 use crate::config::GatewayConfig;
 use crate::idempotency::FirstSeen;
-use crate::in_flight::BytesInFlight;
+use crate::in_flight::{ByteLimits, BytesInFlight};
 use crate::instances::Instances;
 use crate::key_cache::KeyCache;
 use crate::key_uses::KeyUses;
-use crate::quota::Quotas;
+use crate::quota::{Quotas, StoreCall};
 use crate::read_pool::ReadPool;
 use crate::readiness::Readiness;
 use crate::recorder::Recorder;
 use crate::request_memory::RequestMemory;
 use crate::throttle::{FailedLogins, ManagementCalls, RateLimiter};
+
+/// The memory for parsed requests, as a multiple of the bytes that may be in flight.
+const REQUEST_MEMORY_FACTOR: usize = 2;
+/// Of `requests-per-second-per-address`.
+const ADDRESS_RATE_PERIOD: Duration = Duration::from_secs(1);
+const SIGNING_KEYS_TTL: Duration = Duration::from_secs(1);
 
 /// One worker's view of the gateway. Only `backplane` is the worker's own; the rest is shared by all workers.
 #[derive(Clone)]
@@ -28,9 +35,8 @@ pub(crate) struct AppState {
     pub(crate) key_cache: Arc<KeyCache>,
     pub(crate) key_uses: Arc<KeyUses>,
     pub(crate) failed_logins: Arc<FailedLogins>,
-    /// Requests per second of one address; none: no limit.
+    /// None, here and below: no limit.
     pub(crate) ip_rate_limiter: Option<Arc<RateLimiter<ClientNet>>>,
-    /// None: no limit.
     pub(crate) management_calls: Option<Arc<ManagementCalls>>,
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) readiness: Arc<Readiness>,
@@ -38,7 +44,6 @@ pub(crate) struct AppState {
     pub(crate) recorder: Recorder,
     /// The public keys of checkpoints, cached because anyone may request them.
     pub(crate) signing_keys: Cache<(), PublicKeys>,
-    /// Of idempotency records whose times lie in the future.
     pub(crate) first_seen: FirstSeen,
     pub(crate) bytes: Arc<BytesInFlight>,
     pub(crate) request_memory: Arc<RequestMemory>,
@@ -48,6 +53,40 @@ pub(crate) struct AppState {
 }
 
 impl AppState {
+    pub(crate) fn new(
+        config: GatewayConfig,
+        backplane: Backplane,
+        reading: Backplane,
+        key_cache: Arc<KeyCache>,
+        read_pool: Arc<ReadPool>,
+        recorder: Recorder,
+    ) -> Self {
+        let now = Instant::now();
+        let address_limit = config.requests_per_second_per_address;
+        let memory = config.max_bytes_in_flight.saturating_mul(REQUEST_MEMORY_FACTOR);
+        Self {
+            key_cache,
+            key_uses: Arc::default(),
+            failed_logins: Arc::new(FailedLogins::new(config.failed_logins_per_minute)),
+            ip_rate_limiter: address_limit.map(|limit| Arc::new(RateLimiter::new(limit, ADDRESS_RATE_PERIOD, now))),
+            management_calls: config
+                .management_calls_per_minute
+                .map(|limit| Arc::new(ManagementCalls::new(limit, now))),
+            quotas: Arc::new(Quotas::new(config.quotas_on_failure, backplane.state_store.clock())),
+            readiness: Arc::default(),
+            instances: Arc::new(Instances::new(now)),
+            recorder,
+            signing_keys: Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_TTL).build(),
+            first_seen: FirstSeen::default(),
+            bytes: BytesInFlight::new(ByteLimits::of(config.max_bytes_in_flight)),
+            request_memory: RequestMemory::new(memory),
+            read_pool,
+            reading,
+            backplane,
+            config: Arc::new(config),
+        }
+    }
+
     pub(crate) fn requests(&self) -> &dyn Requests {
         &*self.backplane.requests
     }
@@ -56,7 +95,7 @@ impl AppState {
         &*self.backplane.state_store
     }
 
-    pub(crate) fn log(&self) -> &dyn DecisionLog {
-        &*self.backplane.log
+    pub(crate) fn store_until(&self, deadline: tokio::time::Instant) -> StoreCall<'_> {
+        StoreCall { state_store: self.state_store(), deadline }
     }
 }

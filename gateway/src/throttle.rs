@@ -1,9 +1,8 @@
 //! Limits on one gateway's callers: failed logins, requests, connections and calls of the control API.
 //!
-//! Owns the counters, all of them in bounded memory: the oldest are dropped first, which errs on the side of the
-//! caller. Failed logins, in this file, block only keys that the key cache has not verified recently; the keystore's
-//! bounded hash pool is the second line of defence. `rate_limiter` has the token buckets, `connections` counts
-//! connections, and `management` limits the control API.
+//! All counters are in bounded memory: the oldest are dropped first, which errs on the side of the caller. Failed
+//! logins, in this file, block only keys that the key cache has not verified recently; the keystore's bounded hash pool
+//! is the second line of defence.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -19,7 +18,6 @@ use crate::metrics;
 mod connections;
 mod management;
 mod rate_limiter;
-mod slot;
 
 pub(crate) use connections::{ConnectionHandle, Connections, CountedStream};
 pub(crate) use management::{CallsBy, ManagementCall, ManagementCalls, TooManyCalls};
@@ -29,22 +27,18 @@ const FAILURE_WINDOW: Duration = Duration::from_secs(60);
 /// Entries of each table: addresses, accounts or key ids.
 const MAX_REMEMBERED: u64 = 100_000;
 
-/// Failed logins of the last minute.
 pub(crate) struct FailedLogins {
     by_address: Failures<ClientNet>,
     by_key: Failures<KeyId>,
 }
 
-/// Which limit on failed logins was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LoginsBy {
-    /// Of one address, with any keys.
     Address,
     /// Of one key id, from any address.
     Key,
 }
 
-/// The counters that apply to one request's login.
 #[derive(Clone, Copy)]
 pub(crate) struct Logins<'a> {
     failed: &'a FailedLogins,
@@ -103,7 +97,6 @@ impl Logins<'_> {
         self.failed.blocked(self.client, self.key, Instant::now())
     }
 
-    /// Counts this login as a failure.
     pub(crate) fn failed(self) {
         self.failed.failed(self.client, self.key, Instant::now());
         let counted = [self.client.map(|_| LoginsBy::Address), self.key.map(|_| LoginsBy::Key)];

@@ -1,9 +1,8 @@
 //! The server's certificate: loaded at start, watched, and replaced without a restart.
 //!
-//! Owns TLS 1.2 and 1.3 with the provider's safe defaults. A certificate that cannot be used is an error at start;
-//! later it is logged and the old one stays in use. `dev` makes certificates for a developer's machine, with
-//! `authority`.
+//! A certificate that cannot be used is an error at start; later it is logged and the old one stays in use.
 
+use std::error::Error;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, SystemTime};
@@ -20,10 +19,8 @@ use stage0_backplane::{Exposed, check_secret_file};
 use crate::config::TlsFiles;
 
 mod authority;
-mod dev;
 
-pub use authority::{Authority, AuthorityError, Leaf};
-pub use dev::dev_tls;
+pub use authority::{Authority, AuthorityError, Leaf, dev_tls};
 
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -55,19 +52,15 @@ pub enum TlsError {
 #[derive(Debug)]
 pub struct Certificate {
     files: TlsFiles,
-    /// Taken before the files were read, so that a change during the read is noticed.
+    /// Taken before the files were read, so that a change meanwhile is noticed.
     loaded: Stamps,
     current: RwLock<Arc<CertifiedKey>>,
 }
 
-/// The modification time and size of certificate and key, by which a change is noticed.
 type Stamps = [Option<(SystemTime, u64)>; 2];
 
 impl Certificate {
     /// Reads the files at start.
-    ///
-    /// # Errors
-    /// When they cannot be used; the caller reports it.
     pub fn load(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
         let loaded = stamps(&files);
         let current = RwLock::new(Arc::new(read(&files)?));
@@ -103,10 +96,8 @@ impl Certificate {
             }
             // The two files change one after the other; the pair matches after the second change.
             Ok(Err(error)) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "new certificate refused, the old one stays in use"
-                );
+                let error = &error as &dyn Error;
+                tracing::error!(error, "new certificate refused, the old one stays in use");
             }
             Err(error) => tracing::error!(%error, "cannot read the certificate"),
         }
@@ -128,10 +119,7 @@ pub fn server_config(certificate: Arc<Certificate>) -> Result<ServerConfig, rust
     Ok(config)
 }
 
-/// Checks that a certificate and its key can be read and belong together.
-///
-/// # Errors
-/// When a gateway could not start with them.
+/// Checks that a gateway could start with this certificate and key.
 pub fn check_pair(files: &TlsFiles) -> Result<(), TlsError> {
     read(files).map(drop)
 }

@@ -2,7 +2,6 @@
 
 use actix_web::http::header::{HeaderName, HeaderValue};
 
-use super::forwarded::{MAX_BYTES, MAX_HOPS};
 use super::*;
 
 const PROXY: &str = "10.0.0.1";

@@ -1,10 +1,9 @@
 //! `Idempotency-Key` on calls that create: a retried call gets the answer of the first one.
 //!
 //! Owns one record per account, key and header in the state store, for ten minutes after its first use: a hash of the
-//! call and its body, and the answer, sealed with a key that is derived from the caller's API key (ADR 0025). Neither
-//! the header nor the body nor a secret is stored in the clear, and access to the state store opens nothing.
-//! INVARIANT: nothing is created twice under one header. If it is unknown whether something was created, a retry is
-//! refused: a secret that was created but delivered to no client would be worse than a refusal.
+//! call and its body, and the answer, sealed with a key that is derived from the caller's API key (ADR 0025).
+//! INVARIANT: nothing is created twice under one header, and access to the state store opens nothing. If it is unknown
+//! whether something was created, a retry is refused: a secret that no client received would be worse.
 
 use std::error::Error;
 use std::time::Duration;
@@ -17,13 +16,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use stage0_backplane::{PutError, Revision, StateStore};
-use stage0_contract::{ApiKey, Caller, ClientRequestId, FieldError, IDEMPOTENCY_RECORDS, canonical_hash};
+use stage0_contract::{ApiKey, Caller, ClientRequestId, FieldError, canonical_hash};
 use tokio::time::{Instant, sleep};
 
-use super::{KEY_TTL_SECONDS, MAX_CLOCK_DIFFERENCE, POLL_INTERVAL, put};
+use super::{KEY_TTL_SECONDS, MAX_CLOCK_DIFFERENCE, POLL_INTERVAL, put, record_key};
 use crate::errors::{ApiError, Part};
 
-/// The header.
 pub(crate) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 /// Larger bodies are refused under the header: their answers would not fit into a record of the state store (16 KiB).
 pub(crate) const MAX_BODY_BYTES: usize = 6_000;
@@ -32,16 +30,13 @@ const DOMAIN: &str = "stage0 control call v1";
 /// For storing how a call ended, which delays its answer.
 const STORE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A call that has the header.
 pub(crate) struct IdempotentCreate {
     record_key: String,
     /// Hash of the call and its body.
     call: String,
-    /// Seals its answer.
     key: Option<[u8; 32]>,
 }
 
-/// Why a call failed.
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// It surely did nothing.
@@ -58,14 +53,12 @@ impl CallError {
     }
 }
 
-/// The answer of a call.
 pub(crate) struct Answer {
     pub(crate) json: Vec<u8>,
     /// Whether this call created something, and not an earlier one.
     pub(crate) is_new: bool,
 }
 
-/// What the state store holds for a header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct CallRecord {
     /// Hash of the call and its body.
@@ -90,28 +83,17 @@ enum State {
     Answered(String),
 }
 
-/// What a record means for a call.
-#[derive(Debug, PartialEq, Eq)]
-enum HeaderState {
-    Free,
-    CallMismatch,
-    InFlight,
-    Unknown,
-    Answered(String),
-}
-
 impl CallRecord {
-    fn state_for(&self, call: &str, now: Timestamp) -> HeaderState {
+    /// What the record means for this call; none if it is of another one.
+    fn state_for(&self, call: &str, now: Timestamp) -> Option<State> {
         if self.state == State::Free || now.as_second() >= self.ends {
-            HeaderState::Free
+            Some(State::Free)
         } else if self.call != call {
-            HeaderState::CallMismatch
+            None
+        } else if self.state == State::InFlight && now.as_millisecond() >= self.until {
+            Some(State::Unknown)
         } else {
-            match &self.state {
-                State::Answered(sealed) => HeaderState::Answered(sealed.clone()),
-                State::InFlight if now.as_millisecond() < self.until => HeaderState::InFlight,
-                State::InFlight | State::Unknown | State::Free => HeaderState::Unknown,
-            }
+            Some(self.state.clone())
         }
     }
 }
@@ -125,9 +107,7 @@ impl IdempotentCreate {
         call: &str,
         body: &Map<String, Value>,
     ) -> Self {
-        let hash = HEXLOWER.encode(&Sha256::digest(format!("{DOMAIN}\0{}", header.as_str())));
-        let hash = hash.get(..40).unwrap_or_default();
-        let record_key = format!("{IDEMPOTENCY_RECORDS}.{}.{}.{hash}", caller.account, caller.key_id);
+        let record_key = record_key(&caller.account, &caller.key_id, &format!("{DOMAIN}\0{}", header.as_str()));
         let call = HEXLOWER.encode(&Sha256::digest(format!("{DOMAIN}\0{call}\0{}", canonical_hash(body))));
         // HMAC takes keys of any length; if it did not, nothing would be sealed and a retry refused.
         let key = Hmac::<Sha256>::new_from_slice(key.expose().as_bytes()).ok().map(|mut mac| {
@@ -137,7 +117,6 @@ impl IdempotentCreate {
         Self { record_key, call, key }
     }
 
-    /// Runs `create`, unless an earlier call did.
     pub(crate) async fn run<T: Serialize>(
         &self,
         state_store: &dyn StateStore,
@@ -178,12 +157,10 @@ impl IdempotentCreate {
             let found = state_store.get(&self.record_key, deadline).await.map_err(|error| failed(&error))?;
             let now = state_store.clock().now();
             let revision = found.as_ref().map(|record| record.revision);
-            let record: Option<CallRecord> = match found {
-                None => None,
-                Some(stored) => Some(serde_json::from_slice(&stored.value).map_err(|error| failed(&error))?),
-            };
-            match record.as_ref().map_or(HeaderState::Free, |record| record.state_for(&self.call, now)) {
-                HeaderState::Free => {
+            let record = found.map(|stored| serde_json::from_slice::<CallRecord>(&stored.value)).transpose();
+            let record = record.map_err(|error| failed(&error))?;
+            match record.as_ref().map_or(Some(State::Free), |record| record.state_for(&self.call, now)) {
+                Some(State::Free) => {
                     let until = now.checked_add(2 * budget + MAX_CLOCK_DIFFERENCE).unwrap_or(now).as_millisecond();
                     let ends = now.as_second().saturating_add(KEY_TTL_SECONDS);
                     let record = CallRecord { call: self.call.clone(), until, ends, state: State::InFlight };
@@ -194,25 +171,25 @@ impl IdempotentCreate {
                         Err(error) => return Err(failed(&error)),
                     }
                 }
-                HeaderState::CallMismatch => {
+                None => {
                     let message = "was used with another call or another body";
                     return Err(ApiError::Invalid(vec![FieldError::new(IDEMPOTENCY_KEY, message)]));
                 }
-                HeaderState::Unknown => {
+                Some(State::Unknown) => {
                     return Err(ApiError::Conflict(
                         "an earlier call under this `Idempotency-Key` ended without an answer, and may have been \
                          done: look for what it made, then call again under another key"
                             .to_owned(),
                     ));
                 }
-                HeaderState::Answered(sealed) => {
+                Some(State::Answered(sealed)) => {
                     let ends = record.map_or(0, |record| record.ends);
                     return self.open(&sealed, ends).map(Claimed::Earlier).ok_or_else(|| failed(&DoesNotOpen));
                 }
-                HeaderState::InFlight if Instant::now() + POLL_INTERVAL >= deadline => {
+                Some(State::InFlight) if Instant::now() + POLL_INTERVAL >= deadline => {
                     return Err(ApiError::Unavailable);
                 }
-                HeaderState::InFlight => sleep(POLL_INTERVAL).await,
+                Some(State::InFlight) => sleep(POLL_INTERVAL).await,
             }
         }
     }
@@ -240,12 +217,10 @@ impl IdempotentCreate {
 }
 
 enum Claimed {
-    /// The answer of an earlier call.
     Earlier(Vec<u8>),
     Now(CallRecord, Revision),
 }
 
-/// The sealed answer in the state store is not what this service wrote.
 #[derive(Debug, thiserror::Error)]
 #[error("the sealed answer does not open")]
 struct DoesNotOpen;

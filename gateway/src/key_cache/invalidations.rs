@@ -1,7 +1,5 @@
 //! Which cached identities notices have invalidated: one account's, or all.
 //!
-//! Owns a generation counter that each notice raises, the generation at which each account was last invalidated, and
-//! the one at which all were.
 //! INVARIANT: an answer that was requested at a generation is valid only while neither its account nor everything was
 //! invalidated after it, so a notice that arrives while the request is in flight invalidates its answer. Memory is
 //! bounded: when an account does not fit, everything is invalidated instead.
@@ -14,7 +12,6 @@ use stage0_contract::AccountId;
 
 const MAX_ACCOUNTS: usize = 10_000;
 
-/// The invalidations that may still affect cached answers.
 #[derive(Default)]
 pub(super) struct Invalidations {
     /// Raised only under the lock, together with what is invalidated.
@@ -46,7 +43,6 @@ impl Invalidations {
         });
     }
 
-    /// Invalidates every answer that was requested until now.
     pub(super) fn invalidate_all(&self) {
         self.raise(|changes, generation| {
             changes.accounts.clear();

@@ -46,9 +46,9 @@ async fn listening() -> (Backplane, Arc<KeyCache>) {
 async fn verify(backplane: &Backplane, key_cache: &KeyCache, key: &ApiKey, of: &str, meanwhile: impl FnOnce()) -> bool {
     let mut asked = backplane.requests.serve::<VerifyKey>().await.unwrap();
     let answered = async {
-        let question = asked.next().await.unwrap();
+        let request = asked.next().await.unwrap();
         meanwhile();
-        question.answer(&VerifyKeyReply::Valid(identity(of, key.id()))).await;
+        request.answer(&VerifyKeyReply::Valid(identity(of, key.id()))).await;
     };
     let failed = FailedLogins::new(50);
     let (verified, ()) = tokio::join!(key_cache.verify(key, call_to(backplane), failed.of(None, None)), answered);
@@ -71,10 +71,10 @@ async fn refresh(
         tokio::select! {
             biased;
             found = &mut found => return (found, count),
-            question = asked.next() => {
+            request = asked.next() => {
                 count += 1;
                 meanwhile();
-                question.unwrap().answer(&RefreshKeyReply::Live(identity(of, key.id()))).await;
+                request.unwrap().answer(&RefreshKeyReply::Live(identity(of, key.id()))).await;
             }
         }
     }
@@ -95,9 +95,9 @@ async fn a_verification_carries_the_id_of_its_request() {
     let verified =
         key_cache.verify(&key, KeystoreCall { request_id: id, ..call_to(&backplane) }, failed.of(None, None));
     let answered = async {
-        let question = asked.next().await.unwrap();
-        assert_eq!(question.request.request_id, id);
-        question.answer(&VerifyKeyReply::Invalid).await;
+        let request = asked.next().await.unwrap();
+        assert_eq!(request.request.request_id, id);
+        request.answer(&VerifyKeyReply::Invalid).await;
     };
     let (verified, ()) = tokio::join!(verified, answered);
     assert!(matches!(verified.unwrap(), Verification::Invalid));
@@ -114,7 +114,7 @@ async fn crowd(failed: &FailedLogins, reply: impl Fn(&KeyId) -> VerifyKeyReply) 
     let (key, here) = (key(1), net("192.0.2.1"));
     let verify = async || key_cache.verify(&key, call_to(&backplane), failed.of(here, Some(key.id()))).await.unwrap();
     let (first, rest) = (verify(), async {
-        let question = asked.next().await.unwrap();
+        let request = asked.next().await.unwrap();
         for _ in 0..5 {
             failed.of(here, None).failed();
         }
@@ -122,7 +122,7 @@ async fn crowd(failed: &FailedLogins, reply: impl Fn(&KeyId) -> VerifyKeyReply) 
         let rest = join_all((0..63).map(|_| verify()));
         let answered = async {
             tokio::task::yield_now().await;
-            question.answer(&reply(key.id())).await;
+            request.answer(&reply(key.id())).await;
         };
         tokio::join!(rest, answered).0
     });
@@ -187,8 +187,8 @@ async fn a_notice_about_one_account_invalidates_no_other() {
         !is_trusted(&backplane, &key_cache, &theirs).await,
         "all keys of the account are invalidated, not only the named one"
     );
-    let (renewed, questions) = refresh(&backplane, &key_cache, &theirs, "a", || {}).await;
-    assert!(matches!(renewed, Ok(CacheLookup::Hit(_))) && questions == 1);
+    let (renewed, requests) = refresh(&backplane, &key_cache, &theirs, "a", || {}).await;
+    assert!(matches!(renewed, Ok(CacheLookup::Hit(_))) && requests == 1);
     assert!(is_trusted(&backplane, &key_cache, &theirs).await);
 }
 
@@ -198,11 +198,11 @@ async fn endless_notices_delay_their_own_account_only() {
     let key = key(1);
     assert!(verify(&backplane, &key_cache, &key, "a", || {}).await);
     key_cache.invalidate(&account("a"));
-    let (unsettled, questions) =
+    let (unsettled, requests) =
         refresh(&backplane, &key_cache, &key, "a", || key_cache.invalidate(&account("a"))).await;
-    assert!(matches!(unsettled, Err(KeystoreError::Unsettled)) && questions == MAX_ATTEMPTS);
-    let (renewed, questions) = refresh(&backplane, &key_cache, &key, "a", || key_cache.invalidate(&account("b"))).await;
-    assert!(matches!(renewed, Ok(CacheLookup::Hit(_))) && questions == 1);
+    assert!(matches!(unsettled, Err(KeystoreError::Unsettled)) && requests == MAX_ATTEMPTS);
+    let (renewed, requests) = refresh(&backplane, &key_cache, &key, "a", || key_cache.invalidate(&account("b"))).await;
+    assert!(matches!(renewed, Ok(CacheLookup::Hit(_))) && requests == 1);
 }
 
 #[tokio::test]
@@ -303,8 +303,8 @@ async fn without_a_proof_every_request_refreshes_its_key_and_concurrent_ones_sha
     let key = key(1);
     assert!(verify(&backplane, &key_cache, &key, "a", || {}).await);
     for _ in 0..3 {
-        let (found, questions) = refresh(&backplane, &key_cache, &key, "a", || {}).await;
-        assert!(matches!(found, Ok(CacheLookup::Hit(_))) && questions == 1);
+        let (found, requests) = refresh(&backplane, &key_cache, &key, "a", || {}).await;
+        assert!(matches!(found, Ok(CacheLookup::Hit(_))) && requests == 1);
     }
     let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
     let all = async {
@@ -312,18 +312,18 @@ async fn without_a_proof_every_request_refreshes_its_key_and_concurrent_ones_sha
         futures_util::future::join_all(all).await.into_iter().all(|found| matches!(found, Ok(CacheLookup::Hit(_))))
     };
     tokio::pin!(all);
-    let mut questions = 0;
+    let mut requests = 0;
     loop {
         tokio::select! {
             biased;
             good = &mut all => break assert!(good),
-            question = asked.next() => {
-                questions += 1;
-                question.unwrap().answer(&RefreshKeyReply::Live(identity("a", key.id()))).await;
+            request = asked.next() => {
+                requests += 1;
+                request.unwrap().answer(&RefreshKeyReply::Live(identity("a", key.id()))).await;
             }
         }
     }
-    assert!(questions <= 2, "{questions}");
+    assert!(requests <= 2, "{requests}");
 }
 
 #[tokio::test]

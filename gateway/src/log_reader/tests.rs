@@ -6,6 +6,7 @@ use bytes::Bytes;
 use stage0_backplane::embedded::Bus;
 use stage0_backplane::{Backplane, Batch};
 
+use super::page::PageItems;
 use super::*;
 
 async fn recorded(backplane: &Backplane, account: &AccountId, id: RequestId, recorded_at: Timestamp) {
@@ -26,14 +27,23 @@ async fn a_decision_is_found_after_the_gateways_clock_went_back() {
         let now = Timestamp::now().checked_sub(gone_back).unwrap();
         let name = id(u32::try_from(gone_back.as_secs()).unwrap());
         recorded(&backplane, &account, name, now).await;
-        let log_reader = LogReader { log: &*backplane.log, account: &account, horizon: Timestamp::UNIX_EPOCH, now };
+        let log_reader = LogReader {
+            log: Arc::clone(&backplane.log),
+            account: account.clone(),
+            horizon: Timestamp::UNIX_EPOCH,
+            now,
+        };
         let around = |seconds| now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
         let found = log_reader.decision_between(name, around(-5), around(11)).await.unwrap();
         assert_eq!(found.unwrap()["request_id"], name.to_string(), "{gone_back}");
         assert!(log_reader.decision_between(id(1), around(-5), around(11)).await.unwrap().is_none(), "{gone_back}");
     }
-    let log_reader =
-        LogReader { log: &*backplane.log, account: &account, horizon: Timestamp::UNIX_EPOCH, now: Timestamp::now() };
+    let log_reader = LogReader {
+        log: Arc::clone(&backplane.log),
+        account: account.clone(),
+        horizon: Timestamp::UNIX_EPOCH,
+        now: Timestamp::now(),
+    };
     let long_ago = |seconds| log_reader.now.checked_sub(SignedDuration::from_secs(seconds)).unwrap();
     let elsewhere = log_reader.decision_between(id(0), long_ago(7_200), long_ago(7_100)).await.unwrap();
     assert!(elsewhere.is_none(), "clocks that agree are believed: nothing else of the log is read");
@@ -84,7 +94,8 @@ async fn pages_show_each_line_once_also_when_some_lines_are_removed_meanwhile() 
         backplane.log.append(vec![batch], until()).await.pop().unwrap().unwrap();
     }
     let now = Timestamp::now();
-    let log_reader = LogReader { log: &*backplane.log, account: &account, horizon: Timestamp::UNIX_EPOCH, now };
+    let log_reader =
+        LogReader { log: Arc::clone(&backplane.log), account: account.clone(), horizon: Timestamp::UNIX_EPOCH, now };
     let page = async |order, cursor, limit| log_reader.page(&Filter::default(), order, cursor, limit).await.unwrap();
     let wanted: Vec<String> = (0..lines).map(|n| format!("r{n}")).collect();
     let backwards: Vec<String> = wanted.iter().rev().cloned().collect();

@@ -1,7 +1,7 @@
 //! A state store that counts its failures, so that its callers do not have to.
 //!
-//! Adds nothing else. A conflict is not a failure: it is how concurrent writers of one record notice each other. A call
-//! that is cancelled before the state store answers is not counted.
+//! A conflict is not a failure: it is how concurrent writers of one record notice each other. A call that is cancelled
+//! before the state store answers is not counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +13,13 @@ use stage0_backplane::{
 };
 use tokio::time::Instant;
 
-use super::{StateStoreUse, state_store_failed};
+use super::state_store_failed;
 
 pub(crate) struct MeteredStateStore(pub(crate) Arc<dyn StateStore>);
 
 impl StateStore for MeteredStateStore {
     fn get<'a>(&'a self, key: &'a str, deadline: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
-        Box::pin(async move { self.0.get(key, deadline).await.inspect_err(|_| state_store_failed(StateStoreUse::Get)) })
+        Box::pin(async move { self.0.get(key, deadline).await.inspect_err(|_| state_store_failed("get")) })
     }
 
     fn put<'a>(
@@ -34,7 +34,7 @@ impl StateStore for MeteredStateStore {
             let put = self.0.put(key, value, expected, expires_in, deadline).await;
             put.inspect_err(|error| match error {
                 PutError::Conflict => {}
-                PutError::Failed(_) => state_store_failed(StateStoreUse::Put),
+                PutError::Failed(_) => state_store_failed("put"),
             })
         })
     }
@@ -50,7 +50,7 @@ impl StateStore for MeteredStateStore {
             let listed = self.0.list(under, after, most, deadline).await;
             listed.inspect_err(|error| match error {
                 ListError::Cursor => {}
-                ListError::Read(_) => state_store_failed(StateStoreUse::Get),
+                ListError::Read(_) => state_store_failed("get"),
             })
         })
     }
@@ -78,7 +78,7 @@ mod tests {
 
     impl StateStore for Broken {
         fn get<'a>(&'a self, _: &'a str, _: Instant) -> BoxFuture<'a, Result<Option<Record>, ReadError>> {
-            Box::pin(async { Err(ReadError("gone".to_owned())) })
+            Box::pin(async { Err(ReadError("gone".into())) })
         }
 
         fn put<'a>(
@@ -90,9 +90,7 @@ mod tests {
             _: Instant,
         ) -> BoxFuture<'a, Result<Revision, PutError>> {
             let conflict = key == "taken";
-            Box::pin(
-                async move { Err(if conflict { PutError::Conflict } else { PutError::Failed("gone".to_owned()) }) },
-            )
+            Box::pin(async move { Err(if conflict { PutError::Conflict } else { PutError::Failed("gone".into()) }) })
         }
 
         fn list<'a>(
@@ -102,7 +100,7 @@ mod tests {
             _: usize,
             _: Instant,
         ) -> BoxFuture<'a, Result<RecordPage, ListError>> {
-            Box::pin(async { Err(ListError::Read(ReadError("gone".to_owned()))) })
+            Box::pin(async { Err(ListError::Read(ReadError("gone".into()))) })
         }
 
         fn clock(&self) -> &Arc<StoreClock> {
@@ -125,7 +123,7 @@ mod tests {
                 let put = async |key| state_store.put(key, Bytes::new(), None, None, now).await;
                 assert_eq!(put("taken").await, Err(PutError::Conflict));
                 for _ in 0..2 {
-                    assert_eq!(put("x").await, Err(PutError::Failed("gone".to_owned())));
+                    assert_eq!(put("x").await, Err(PutError::Failed("gone".into())));
                 }
             });
         });

@@ -1,12 +1,11 @@
 //! Parses the header of the PROXY protocol, version 2 (haproxy.org, doc/proxy-protocol.txt, section 2.2): pure.
 //!
-//! Owns which headers are accepted: every command and family that the specification defines, and none that it reserves.
-//! Version 1, a line of text, is refused: its length is not known in advance, and every balancer in use sends version
-//! 2. Fields after the addresses (TLVs) are checked for their length and otherwise ignored.
+//! Every command and family that the specification defines is accepted, and none that it reserves. Version 1, a line of
+//! text, is refused: its length is not known in advance. Fields after the addresses (TLVs) are checked for their length
+//! and otherwise ignored.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Bytes up to and including the length of the rest.
 pub(super) const PREFIX_BYTES: usize = 16;
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The specification limits a header to the smallest segment that every host accepts (576 - 40 bytes).
@@ -17,31 +16,24 @@ const UNIX_ADDRESSES_BYTES: usize = 216;
 /// Why a connection without an acceptable header is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
-    /// The connection begins with something else.
     #[error("it does not begin with a PROXY header of version 2")]
     Missing,
-    /// It violates the specification or uses a reserved value.
     #[error("its PROXY header is malformed")]
     Malformed,
-    /// It is longer than 536 bytes.
     #[error("its PROXY header is longer than 536 bytes")]
     TooLong,
-    /// The connection ended within it.
     #[error("it ended within its PROXY header")]
     Truncated,
-    /// It did not arrive in time.
     #[error("its PROXY header did not arrive in time")]
     Late,
 }
 
-/// The fixed first part of a header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Prefix {
     kind: AddressKind,
     rest_bytes: usize,
 }
 
-/// What kind of address the rest holds.
 #[derive(Debug, PartialEq, Eq)]
 enum AddressKind {
     Ipv4,
@@ -70,7 +62,6 @@ impl Prefix {
         if rest > MAX_REST_BYTES { Err(Refused::TooLong) } else { Ok(Self { kind, rest_bytes: rest }) }
     }
 
-    /// The length of the rest.
     pub(super) fn rest_bytes(&self) -> usize {
         self.rest_bytes
     }

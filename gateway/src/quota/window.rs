@@ -1,6 +1,5 @@
-//! Windows of the clock and what one gateway has leased of them: pure.
+//! Windows of the clock (in UTC) and what one gateway has leased of them: pure.
 //!
-//! Owns where a minute, a day and a month begin and end (UTC), the size of a lease, and the counting within one.
 //! INVARIANT: of a limited window only what the state store granted is spent, and nothing of a lease that was taken
 //! under a higher limit.
 
@@ -10,9 +9,9 @@ use jiff::{SignedDuration, Timestamp, ToSpan};
 use stage0_backplane::Added;
 use stage0_contract::{AccountId, USAGE_RECORDS};
 
-/// The most checks that one gateway leases at a time.
+/// Checks that one gateway leases at a time.
 const MAX_LEASED: u64 = 1_000;
-/// The most bytes that one gateway leases ahead of what it needs.
+/// Bytes that one gateway leases ahead of what it needs.
 const MAX_LEASED_BYTES: u64 = 1_000_000;
 /// A used-up window is tried again after this: another gateway may have given back.
 const USED_UP_RETRY_DELAY: SignedDuration = SignedDuration::from_secs(1);
@@ -21,7 +20,6 @@ const MAX_STEP_BACK: SignedDuration = SignedDuration::from_secs(5);
 /// Counters outlive their window by this, for gateways whose clock is behind.
 const COUNTER_EXTRA_TTL: SignedDuration = SignedDuration::from_secs(120);
 
-/// How long a window is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Span {
     Minute,
@@ -37,14 +35,12 @@ pub(crate) struct Window {
     begins: Timestamp,
 }
 
-/// What one gateway has leased and spent of an account's current window.
 #[derive(Debug)]
 pub(crate) struct WindowLease {
-    window: Window,
-    /// Leased and not spent.
+    pub(crate) window: Window,
     left: u64,
     /// The limit under which `left` was leased.
-    leased_under: u64,
+    pub(crate) leased_under: u64,
     /// Leased under a higher limit: to be given back, not spent.
     excess: u64,
     /// Spent without a lease: there is no limit, or the state store failed and the operator lets checks pass.
@@ -58,9 +54,7 @@ pub(crate) struct WindowLease {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spend {
     Done,
-    /// More must be leased first.
     NeedsLease,
-    /// The window has no more.
     UsedUp,
 }
 
@@ -75,7 +69,6 @@ impl Window {
         Self { span, begins: utc(begins).unwrap_or(now) }
     }
 
-    /// When the next window begins.
     pub(crate) fn ends(self) -> Timestamp {
         let date = self.date();
         let end = match self.span {
@@ -95,7 +88,6 @@ impl Window {
         }
     }
 
-    /// The key of the account's counter for this window.
     pub(crate) fn counter(self, account: &AccountId) -> String {
         let date = self.date();
         match self.span {
@@ -106,7 +98,6 @@ impl Window {
         }
     }
 
-    /// How long the counter is kept.
     pub(crate) fn kept_for(self, now: Timestamp) -> std::time::Duration {
         let left = self.ends().duration_since(now).max(SignedDuration::ZERO);
         left.saturating_add(COUNTER_EXTRA_TTL).unsigned_abs()
@@ -157,10 +148,6 @@ impl WindowLease {
         (old.uncounted > 0).then_some((old.window, old.uncounted))
     }
 
-    pub(crate) fn window(&self) -> Window {
-        self.window
-    }
-
     /// Spends the whole amount or nothing.
     pub(crate) fn spend(&mut self, amount: u64, limit: u64, now: Timestamp) -> Spend {
         if limit < self.leased_under {
@@ -180,12 +167,10 @@ impl WindowLease {
         }
     }
 
-    /// Spends without a lease.
     pub(crate) fn spend_uncounted(&mut self, amount: u64) {
         self.uncounted = self.uncounted.saturating_add(amount);
     }
 
-    /// How much more must be leased to spend this amount.
     pub(crate) fn lacking(&self, amount: u64) -> u64 {
         amount.saturating_sub(self.left)
     }
@@ -198,10 +183,6 @@ impl WindowLease {
             self.leased_under = limit;
             self.used_up = (added.granted == 0).then_some((now, limit));
         }
-    }
-
-    pub(crate) fn leased_under(&self) -> u64 {
-        self.leased_under
     }
 
     /// Undoes spending. `leased_under` is the limit of the lease it was spent from, if any.
@@ -222,35 +203,30 @@ impl WindowLease {
         self.left.saturating_add(limit.saturating_sub(self.total)).min(limit)
     }
 
-    /// The window's usage, given the counter's value.
     pub(crate) fn used(&self, total: u64) -> u64 {
         total.saturating_sub(self.left).saturating_sub(self.excess).saturating_add(self.uncounted)
     }
 
-    /// Takes the usage that the caller will report.
     pub(crate) fn take_uncounted(&mut self) -> u64 {
         std::mem::take(&mut self.uncounted)
     }
 
     /// Puts back usage that could not be reported, unless the window is over; returns whether it did.
     pub(crate) fn restore_uncounted(&mut self, window: Window, count: u64) -> bool {
-        let same = window == self.window;
-        if same {
+        if window == self.window {
             self.uncounted = self.uncounted.saturating_add(count);
         }
-        same
+        window == self.window
     }
 
     pub(crate) fn take_excess(&mut self) -> u64 {
         std::mem::take(&mut self.excess)
     }
 
-    /// Takes the whole lease, to give it back.
     pub(crate) fn take_all(&mut self) -> u64 {
         std::mem::take(&mut self.left).saturating_add(self.take_excess())
     }
 
-    /// Whether nothing is leased or unreported.
     pub(crate) fn is_empty(&self) -> bool {
         self.left == 0 && self.excess == 0 && self.uncounted == 0
     }
@@ -318,10 +294,10 @@ mod tests {
         let now = at("2026-11-24T09:20:00Z");
         let mut lease = WindowLease::new(Span::Minute, now);
         assert_eq!(lease.spend(1, 5, now), Spend::NeedsLease);
-        lease.refill(lease.window(), Added { granted: 2, total: 2 }, 5, now);
+        lease.refill(lease.window, Added { granted: 2, total: 2 }, 5, now);
         assert_eq!([(); 3].map(|()| lease.spend(1, 5, now)), [Spend::Done, Spend::Done, Spend::NeedsLease]);
         assert_eq!((lease.remaining(5), lease.used(2)), (3, 2));
-        lease.refill(lease.window(), Added { granted: 0, total: 5 }, 5, now);
+        lease.refill(lease.window, Added { granted: 0, total: 5 }, 5, now);
         assert_eq!(lease.spend(1, 5, now), Spend::UsedUp);
         assert_eq!(lease.spend(1, 5, at("2026-11-24T09:20:01Z")), Spend::NeedsLease, "others may have given back");
         assert_eq!(lease.remaining(5), 0);
@@ -331,7 +307,7 @@ mod tests {
     #[test]
     fn a_lease_ends_with_its_window() {
         let mut lease = WindowLease::new(Span::Minute, at("2026-11-24T09:20:59.9Z"));
-        let old = lease.window();
+        let old = lease.window;
         lease.refill(old, Added { granted: 5, total: 5 }, 5, at("2026-11-24T09:20:59.9Z"));
         assert_eq!(lease.roll_over(at("2026-11-24T09:21:00Z")), None);
         assert_eq!(lease.spend(1, 5, at("2026-11-24T09:21:00Z")), Spend::NeedsLease);
@@ -345,19 +321,19 @@ mod tests {
     fn a_clock_that_steps_back_stays_in_its_window() {
         let (late, early) = (at("2026-11-24T09:21:00Z"), at("2026-11-24T09:20:59Z"));
         let mut lease = WindowLease::new(Span::Minute, late);
-        lease.refill(lease.window(), Added { granted: 1, total: 1 }, 5, late);
+        lease.refill(lease.window, Added { granted: 1, total: 1 }, 5, late);
         assert_eq!(lease.roll_over(early), None);
         assert_eq!([lease.spend(1, 5, early), lease.spend(1, 5, early)], [Spend::Done, Spend::NeedsLease]);
-        assert_eq!(lease.window(), Window::at(Span::Minute, late));
+        assert_eq!(lease.window, Window::at(Span::Minute, late));
     }
 
     #[test]
     fn a_clock_that_is_set_back_far_changes_its_window() {
         let (ahead, right) = (at("2026-11-25T09:20:00Z"), at("2026-11-24T09:20:00Z"));
         let mut lease = WindowLease::new(Span::Day, ahead);
-        lease.refill(lease.window(), Added { granted: 1, total: 1 }, 5, ahead);
+        lease.refill(lease.window, Added { granted: 1, total: 1 }, 5, ahead);
         lease.roll_over(right);
-        assert_eq!(lease.window(), Window::at(Span::Day, right));
+        assert_eq!(lease.window, Window::at(Span::Day, right));
         assert_eq!(lease.spend(1, 5, right), Spend::NeedsLease, "a lease of another day is not spent");
     }
 
@@ -365,11 +341,11 @@ mod tests {
     fn a_lease_under_a_higher_limit_is_not_spent() {
         let now = at("2026-11-24T09:20:00Z");
         let mut lease = WindowLease::new(Span::Day, now);
-        lease.refill(lease.window(), Added { granted: 100, total: 100 }, 10_000, now);
+        lease.refill(lease.window, Added { granted: 100, total: 100 }, 10_000, now);
         assert_eq!(lease.spend(1, 10_000, now), Spend::Done);
         assert_eq!(lease.spend(1, 10, now), Spend::NeedsLease);
         assert_eq!((lease.used(100), lease.is_empty()), (1, false));
-        lease.release(lease.window(), 1, Some(10_000));
+        lease.release(lease.window, 1, Some(10_000));
         assert_eq!(lease.spend(1, 10, now), Spend::NeedsLease, "nor what is released of it");
         assert_eq!((lease.take_excess(), lease.is_empty()), (100, true));
     }
@@ -380,7 +356,7 @@ mod tests {
         let mut lease = WindowLease::new(Span::Day, now);
         lease.spend_uncounted(1);
         lease.spend_uncounted(1);
-        let old = lease.window();
+        let old = lease.window;
         lease.release(old, 1, None);
         assert_eq!(lease.roll_over(at("2026-11-25T00:00:00Z")), Some((old, 1)));
         assert!(!lease.restore_uncounted(old, 1), "not of today");

@@ -1,14 +1,12 @@
 //! `/v1/accounts`, for the operator.
 
-use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::HttpResponse;
+use actix_web::web::Path;
 use stage0_contract::{AccountId, CapChanges, CreateAccount, ListAccounts, Scope, UpdateAccount};
 
 use super::fields::Fields;
-use super::management;
-use crate::body;
+use super::management::Call;
 use crate::errors::ApiError;
-use crate::state::AppState;
 
 /// What an operator may change; null restores the plan's value.
 const CHANGES: [&str; 10] = [
@@ -24,39 +22,27 @@ const CHANGES: [&str; 10] = [
     "stored_bytes",
 ];
 
-pub(super) async fn create(
-    state: Data<AppState>,
-    request: HttpRequest,
-    payload: Payload,
-) -> Result<HttpResponse, ApiError> {
-    let caller = management::caller_with_scope(&state, &request, Scope::Operator).await?;
-    let body = body::json_object(&state, &request, payload, &caller.account).await?;
-    let (idempotent, errors) = management::idempotency_key(&request, &caller, "POST /v1/accounts", &body);
-    let mut fields = Fields::of_body_and(body.object, errors);
+pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
+    let caller = call.caller_with_scope(Scope::Operator).await?;
+    let (mut fields, idempotent) = call.create_fields(&caller, "POST /v1/accounts").await?;
     let name = fields.required_text("name");
     let plan = fields.plan();
     fields.finish()?;
-    Ok(management::create(&state, idempotent, CreateAccount { caller, name, plan }).await?.0)
+    Ok(call.create(idempotent, CreateAccount { caller, name, plan }).await?.0)
 }
 
-pub(super) async fn list(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let caller = management::caller(&state, &request).await?;
-    let mut fields = Fields::of_query(&request);
+pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
+    let caller = call.caller().await?;
+    let mut fields = call.query_fields();
     let cursor = fields.text("cursor");
     let limit = fields.limit();
     fields.finish()?;
-    let page = management::call(&state, &ListAccounts { caller, cursor, limit }).await?;
-    Ok(HttpResponse::Ok().json(page))
+    Ok(HttpResponse::Ok().json(call.send(&ListAccounts { caller, cursor, limit }).await?))
 }
 
-pub(super) async fn update(
-    state: Data<AppState>,
-    request: HttpRequest,
-    id: Path<String>,
-    payload: Payload,
-) -> Result<HttpResponse, ApiError> {
-    let caller = management::caller_with_scope(&state, &request, Scope::Operator).await?;
-    let mut fields = Fields::of_body(body::json_object(&state, &request, payload, &caller.account).await?.object);
+pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let caller = call.caller_with_scope(Scope::Operator).await?;
+    let mut fields = call.json_fields(&caller.account).await?;
     if CHANGES.iter().all(|name| !fields.has(name)) {
         for name in CHANGES {
             fields.refuse(name, "is required, or one of the others");
@@ -79,8 +65,8 @@ pub(super) async fn update(
     let account = AccountId::parse(&id).map_err(|_| ApiError::NotFound)?;
     let update =
         UpdateAccount { caller, account, plan, retention_days, per_minute, daily, monthly, require_run_id, caps };
-    let account = management::call(&state, &update).await?;
+    let account = call.send(&update).await?;
     // The change is in force here once this answer arrives; other gateways are notified at the same moment.
-    state.key_cache.invalidate(&account.id);
+    call.state.key_cache.invalidate(&account.id);
     Ok(HttpResponse::Ok().json(account))
 }

@@ -1,8 +1,7 @@
 //! Static documents: fixed bytes with a content type, an `ETag` and a gzip form.
 //!
-//! Owns how such a document is negotiated: `If-None-Match` → 304, `Accept-Encoding` → gzip or plain bytes. A document
-//! is compressed once, when it is made. Caches may keep it and must revalidate it, because the next release may serve
-//! other bytes at the same path.
+//! A document is compressed once, when it is made. Caches must revalidate it, because the next release may serve other
+//! bytes at the same path.
 
 use std::io::{self, Write as _};
 
@@ -20,7 +19,6 @@ use sha2::{Digest as _, Sha256};
 /// Enough of the hash that two documents never share a tag.
 const ETAG_BYTES: usize = 16;
 
-/// A document that is the same for every request.
 #[derive(Debug)]
 pub(super) struct Asset {
     content_type: HeaderValue,
@@ -39,7 +37,6 @@ impl Asset {
         Self { content_type: HeaderValue::from_static(content_type), etag, plain, gzip }
     }
 
-    /// The answer to GET and HEAD.
     pub(super) fn respond(&self, request: &HttpRequest) -> HttpResponse {
         self.respond_with(request, |_| {})
     }
@@ -78,7 +75,6 @@ impl Asset {
     }
 }
 
-/// A client that names no encoding gets the plain bytes.
 fn accepts_gzip(request: &HttpRequest) -> bool {
     AcceptEncoding::parse(request).is_ok_and(|accepted| {
         accepted.negotiate([Encoding::identity(), Encoding::gzip()].iter()) == Some(Encoding::gzip())

@@ -2,62 +2,56 @@
 //!
 //! The gateway reads the log itself, on threads apart from those that serve checks (`read_pool.rs`). Only the
 //! exporter's credentials can delete. An operator reads no decisions. A download has the log's own bytes, so that its
-//! receiver can verify the chain; one that was cut off can be resumed after any decision that it contained.
+//! receiver can verify the chain, and can be resumed after any decision that it contained.
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use actix_web::HttpResponse;
 use actix_web::body::MessageBody as _;
 use actix_web::http::header::{CONTENT_DISPOSITION, ContentType};
-use actix_web::web::{Bytes, Data, Path};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::web::{Bytes, Path};
 use jiff::Timestamp;
 use serde_json::Value;
-use stage0_backplane::{Backplane, ReadError, Seek};
+use stage0_backplane::{ReadError, Seek};
 use stage0_contract::{
-    AccountId, Caller, DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PermitDeletion, PublicKeys,
-    RequestId, Scope, SigningKeys, Verdict,
+    DeleteDecisions, FieldError, IssueCode, KeyIdentity, MarkRef, PermitDeletion, PublicKeys, RequestId, Scope,
+    SigningKeys, Verdict,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::fields::Fields;
-use super::management;
+use super::management::{Call, send_within};
 use crate::address::Client;
-use crate::auth::{authenticate, presented_key, require_any_scope};
+use crate::auth::{authenticate, require_any_scope};
 use crate::errors::{ApiError, Part};
 use crate::idle_timeout::ConnectionState;
 use crate::in_flight::Hold;
-use crate::log_reader::{Cursor, Filter, LogReader, Order, Resume, VerifyRequest, retention_horizon};
-use crate::read_pool::{ReadPermit, Task};
+use crate::log_reader::{Cursor, Filter, LogReader, Order, Resume, VerifyRequest};
+use crate::read_pool::ReadPermit;
 use crate::response_body::{CutOff, HeldBody};
 use crate::state::AppState;
 
-const MAX_PAGE_ITEMS: u32 = 1_000;
 /// A deletion reads what it deletes.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Memory of one download: a chunk of the log, its lines, and the next chunk's lines.
 const DOWNLOAD_BYTES: usize = 1 << 20;
-/// Chunks of a download that are read ahead of its client.
 const MAX_CHUNKS_AHEAD: usize = 1;
 
-pub(super) async fn get(
-    state: Data<AppState>,
-    request: HttpRequest,
-    id: Path<String>,
-) -> Result<HttpResponse, ApiError> {
-    let (identity, _) = authenticate_reader(&state, &request).await?;
+pub(super) async fn get(call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let (identity, _) = authenticate_reader(&call).await?;
     let id = RequestId::parse(&id).map_err(|_| ApiError::NotFound)?;
-    let (decision, permit) = find_decision(&state, &identity, id).await?;
+    let (decision, permit) = find_decision(&call.state, &identity, id).await?;
     let decision = decision.ok_or(ApiError::NotFound)?;
     let json = serde_json::to_vec(&decision).map_err(|error| read_failed(&error))?;
-    large_json(&state, &request, &identity, json, permit)
+    large_json(&call, &identity, json, permit)
 }
 
-pub(super) async fn list(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let (identity, account) = authenticate_reader(&state, &request).await?;
-    let mut fields = Fields::of_query(&request);
+pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
+    let (identity, account) = authenticate_reader(&call).await?;
+    let mut fields = call.query_fields();
     let filter = Filter {
         from: fields.timestamp("from"),
         to: fields.timestamp("to"),
@@ -69,73 +63,69 @@ pub(super) async fn list(state: Data<AppState>, request: HttpRequest) -> Result<
     let cursor = fields.word("cursor", "must be the `next_cursor` of an earlier page", Cursor::parse);
     let order = fields.word("order", "must be `asc` (the oldest first) or `desc` (the newest first)", Order::parse);
     // A cursor contains its order; a different `order` beside it is a mistake.
-    let cursor_order = cursor.as_ref().map(Cursor::order);
+    let cursor_order = cursor.as_ref().map(|cursor| cursor.order);
     if cursor_order.zip(order).is_some_and(|(of_cursor, order)| of_cursor != order) {
         fields.refuse("cursor", "was made with the other `order`: keep the order, or begin without a cursor");
     }
     let order = order.or(cursor_order).unwrap_or_default();
-    let limit = fields.limit();
-    if limit == 0 || limit > MAX_PAGE_ITEMS {
-        fields.refuse("limit", "must be 1 to 1000");
-    }
+    let limit = usize::try_from(fields.page_limit()).unwrap_or(usize::MAX);
     fields.finish()?;
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let log = AccountLog::of(&state, &identity);
+    let log = LogReader::new(&call.state.reading.log, &identity);
     let page = async move {
-        let (items, next) = log.reader().page(&filter, order, cursor, limit).await?;
+        let (items, next) = log.page(&filter, order, cursor, limit).await?;
         items.page(next.map(|next| next.to_string()).as_deref())
     };
-    let (page, permit) = state.read_pool.page(account, read_deadline(&state), page).await?;
-    large_json(&state, &request, &identity, page.map_err(|error| read_failed(&error))?, permit)
+    let (page, permit) = call.state.read_pool.page(account, read_deadline(&call.state), page).await?;
+    large_json(&call, &identity, page.map_err(|error| read_failed(&error))?, permit)
 }
 
-pub(super) async fn verify(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let (identity, account) = authenticate_reader(&state, &request).await?;
-    let mut fields = Fields::of_query(&request);
+pub(super) async fn verify(call: Call) -> Result<HttpResponse, ApiError> {
+    let (identity, account) = authenticate_reader(&call).await?;
+    let mut fields = call.query_fields();
     let from = fields.timestamp("from");
     let to = fields.timestamp("to");
     let kept = fields.word("kept", "must be `number:hash` of a mark", |text| MarkRef::parse(text).ok());
     fields.finish()?;
-    let _permit = state.read_pool.verification(account)?;
+    let _permit = call.state.read_pool.verification(account)?;
     let signing_keys = SigningKeys { account: Some(identity.account.clone()) };
-    let PublicKeys { items: keys, last_mark } = management::call(&state, &signing_keys).await?;
+    let PublicKeys { items: keys, last_mark } = call.send(&signing_keys).await?;
     let signed = last_mark.as_deref().and_then(|line| MarkRef::of(line.as_bytes()));
-    let log = AccountLog::of(&state, &identity);
+    let log = LogReader::new(&call.state.reading.log, &identity);
     let verify = VerifyRequest { from, to, kept, signed };
-    let report = state.read_pool.run(async move { log.reader().verify(verify, keys).await }).await?;
+    let report = call.state.read_pool.run(async move { log.verify(verify, keys).await }).await?;
     Ok(HttpResponse::Ok().json(report.map_err(|error| read_failed(&error))?))
 }
 
-pub(super) async fn export(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let (identity, account) = authenticate_reader(&state, &request).await?;
-    let mut fields = Fields::of_query(&request);
+pub(super) async fn export(call: Call) -> Result<HttpResponse, ApiError> {
+    let (identity, account) = authenticate_reader(&call).await?;
+    let mut fields = call.query_fields();
     let from = fields.timestamp("from");
     let to = fields.timestamp("to");
     let after = fields.word("after", "must be the `request_id` of a decision", |text| RequestId::parse(text).ok());
     fields.finish()?;
-    let permit = state.read_pool.download(account)?;
-    let hold = hold_bytes(&state, &request, &identity, DOWNLOAD_BYTES)?;
-    let log = AccountLog::of(&state, &identity);
+    let permit = call.state.read_pool.download(account)?;
+    let hold = hold_bytes(&call, &identity, DOWNLOAD_BYTES)?;
+    let log = LogReader::new(&call.state.reading.log, &identity);
     // The first chunk is read before the headers are sent, so that a log that does not answer is a 503 and not a
     // download that breaks off.
-    let first = state.read_pool.run(async move {
+    let first = call.state.read_pool.run(async move {
         let resume = match after {
             None => None,
             Some(id) => {
-                let resume = log.reader().resume_after(id).await.map_err(|error| read_failed(&error))?;
+                let resume = log.resume_after(id).await.map_err(|error| read_failed(&error))?;
                 Some(resume.ok_or_else(|| {
                     let message = "must be the `request_id` of a decision that the log still has, begin without it";
                     ApiError::Invalid(vec![FieldError::new("after", message)])
                 })?)
             }
         };
-        let seek = resume.map_or_else(|| log.reader().start_at(from), Resume::seek);
+        let seek = resume.map_or_else(|| log.start_at(from), Resume::seek);
         let download = Download { log, from, to, seek: Some(seek), resume };
         download.next().await.map_err(|error| read_failed(&error))
     });
     let (first, download) = first.await??;
     let (sender, chunks) = mpsc::channel(MAX_CHUNKS_AHEAD);
-    let task = state.read_pool.spawn(download.run(sender))?;
+    let task = call.state.read_pool.spawn(download.run(sender))?;
     let stream = DownloadStream { first: Some(first), chunks, hold, _task: task, _permit: permit };
     let body = futures_util::stream::try_unfold(stream, DownloadStream::next);
     Ok(HttpResponse::Ok()
@@ -144,10 +134,10 @@ pub(super) async fn export(state: Data<AppState>, request: HttpRequest) -> Resul
         .streaming(body))
 }
 
-pub(super) async fn delete(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let identity = authenticate(&state, &request).await?;
+pub(super) async fn delete(call: Call) -> Result<HttpResponse, ApiError> {
+    let identity = authenticate(&call.state, &call.request).await?;
     require_any_scope(&identity, &[Scope::DecisionsDelete])?;
-    let mut fields = Fields::of_query(&request);
+    let mut fields = call.query_fields();
     let before = fields.timestamp("before");
     if before.is_none() {
         fields.refuse("before", "is required, as a time such as `2026-01-31T12:00:00Z` (RFC 3339)");
@@ -157,33 +147,29 @@ pub(super) async fn delete(state: Data<AppState>, request: HttpRequest) -> Resul
     }
     fields.finish()?;
     let before = before.unwrap_or(Timestamp::UNIX_EPOCH);
-    // It was authenticated a moment ago, so it is there.
-    let key = presented_key(&request).ok_or(ApiError::Unauthorized)?;
-    let caller = Caller::new(&identity, &key);
-    let permit = Some(management::call(&state, &PermitDeletion { caller, before }).await?);
+    let caller = call.caller_of(&identity)?;
+    let permit = Some(call.send(&PermitDeletion { caller, before }).await?);
     let account = identity.account.clone();
     let requested_by = identity.key_id.clone();
     let delete = DeleteDecisions { account, before, requested_by, permit };
-    let deleted = management::call_within(state.requests(), &delete, DELETE_TIMEOUT).await?;
-    Ok(HttpResponse::Ok().json(deleted))
+    Ok(HttpResponse::Ok().json(send_within(call.state.requests(), &delete, DELETE_TIMEOUT).await?))
 }
 
 /// The public keys of checkpoints. Not a secret: anyone who verifies a chain needs them, so no API key is required.
-pub(super) async fn signing_keys(state: Data<AppState>) -> Result<HttpResponse, ApiError> {
-    let keys = state.signing_keys.try_get_with((), management::call(&state, &SigningKeys::default())).await;
+pub(super) async fn signing_keys(call: Call) -> Result<HttpResponse, ApiError> {
+    let keys = call.state.signing_keys.try_get_with((), call.send(&SigningKeys::default())).await;
     keys.map(|keys| HttpResponse::Ok().json(keys)).map_err(|error| ApiError::clone(&error))
 }
 
 /// Authenticates a caller that may read decisions and counts the read; with the account's number in the read pool.
-async fn authenticate_reader(state: &AppState, request: &HttpRequest) -> Result<(Arc<KeyIdentity>, u64), ApiError> {
-    let identity = authenticate(state, request).await?;
+async fn authenticate_reader(call: &Call) -> Result<(Arc<KeyIdentity>, u64), ApiError> {
+    let identity = authenticate(&call.state, &call.request).await?;
     require_any_scope(&identity, &[Scope::DecisionsRead])?;
-    let account = admit_read(state, &identity)?;
+    let account = admit_read(&call.state, &identity)?;
     Ok((identity, account))
 }
 
-/// Counts one read, or a call that costs as much, against its account's reads per second; with the account's number in
-/// the read pool.
+/// Counts a read, or a call that costs as much, of the account. Returns the account's number in the read pool.
 pub(super) fn admit_read(state: &AppState, identity: &KeyIdentity) -> Result<u64, ApiError> {
     let account = state.bytes.key_of(&identity.account);
     state.read_pool.admit(account)?;
@@ -197,38 +183,36 @@ pub(super) async fn find_decision(
     id: RequestId,
 ) -> Result<(Option<Value>, ReadPermit), ApiError> {
     let account = state.bytes.key_of(&identity.account);
-    let log = AccountLog::of(state, identity);
-    let decision = async move { log.reader().decision(id).await };
+    let log = LogReader::new(&state.reading.log, identity);
+    let decision = async move { log.decision(id).await };
     let (decision, permit) = state.read_pool.page(account, read_deadline(state), decision).await?;
     Ok((decision.map_err(|error| read_failed(&error))?, permit))
 }
 
-/// Until when a read waits for a permit.
 fn read_deadline(state: &AppState) -> Instant {
     Instant::now() + state.config.request_budget
 }
 
 /// Counts the bytes of an answer against its account until the client has taken them.
-fn hold_bytes(state: &AppState, request: &HttpRequest, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
+fn hold_bytes(call: &Call, identity: &KeyIdentity, bytes: usize) -> Result<Hold, ApiError> {
     let now = std::time::Instant::now();
-    let hold = state.bytes.begin(Some(&identity.account), Client::of_request(request).map(Client::net), now);
+    let net = Client::of_request(&call.request).map(Client::net);
+    let hold = call.state.bytes.begin(Some(&identity.account), net, now);
     hold.grow(bytes, now)?;
     // A client that reads nothing would not notice that its answer was cut off: its connection is closed.
-    if let Some(handle) = request.conn_data::<ConnectionState>().and_then(ConnectionState::handle) {
+    if let Some(handle) = call.request.conn_data::<ConnectionState>().and_then(ConnectionState::handle) {
         hold.close_when_cut(handle.clone());
     }
     Ok(hold)
 }
 
-/// An answer that may be megabytes long.
 pub(super) fn large_json(
-    state: &AppState,
-    request: &HttpRequest,
+    call: &Call,
     identity: &KeyIdentity,
     body: Vec<u8>,
     permit: ReadPermit,
 ) -> Result<HttpResponse, ApiError> {
-    let hold = hold_bytes(state, request, identity, body.len())?;
+    let hold = hold_bytes(call, identity, body.len())?;
     Ok(HttpResponse::Ok().content_type(ContentType::json()).body(HeldBody::new(body.into(), hold, permit).boxed()))
 }
 
@@ -237,33 +221,8 @@ fn read_failed(error: &(dyn Error + 'static)) -> ApiError {
     ApiError::Missing(Part::LogUnread)
 }
 
-/// An account's log over the connection for long reads.
-struct AccountLog {
-    backplane: Backplane,
-    account: AccountId,
-    horizon: Timestamp,
-    now: Timestamp,
-}
-
-impl AccountLog {
-    fn of(state: &AppState, identity: &KeyIdentity) -> Self {
-        let now = Timestamp::now();
-        Self {
-            backplane: state.reading.clone(),
-            account: identity.account.clone(),
-            horizon: retention_horizon(identity, now),
-            now,
-        }
-    }
-
-    fn reader(&self) -> LogReader<'_> {
-        LogReader { log: &*self.backplane.log, account: &self.account, horizon: self.horizon, now: self.now }
-    }
-}
-
-/// A download while it is read.
 struct Download {
-    log: AccountLog,
+    log: LogReader,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
     /// Where the next chunk begins; none after the last.
@@ -275,7 +234,7 @@ struct Download {
 impl Download {
     async fn next(mut self) -> Result<(Bytes, Self), ReadError> {
         let Some(seek) = self.seek else { return Ok((Bytes::new(), self)) };
-        let (lines, next) = self.log.reader().read_range(seek, self.resume, self.from, self.to).await?;
+        let (lines, next) = self.log.read_range(seek, self.resume, self.from, self.to).await?;
         self.seek = next;
         Ok((lines.into(), self))
     }
@@ -307,11 +266,10 @@ struct DownloadStream {
     first: Option<Bytes>,
     chunks: mpsc::Receiver<Result<Bytes, ReadError>>,
     hold: Hold,
-    _task: Task<()>,
+    _task: AbortOnDropHandle<()>,
     _permit: ReadPermit,
 }
 
-/// Why a download breaks off.
 #[derive(Debug, thiserror::Error)]
 enum DownloadError {
     #[error("the log could not be read on")]

@@ -1,8 +1,7 @@
 //! `/docs`: the documentation for people, served by the binary itself.
 //!
-//! Owns the headers of the pages. Their content security policy allows files of this origin alone, so a page loads
-//! nothing from elsewhere and runs no script but the site's. The pages are made of the Markdown under `docs/` when
-//! the first one is requested.
+//! The content security policy allows files of this origin alone, so a page loads nothing from elsewhere. The pages are
+//! made of the Markdown under `docs/` when the first one is requested.
 
 use std::sync::LazyLock;
 
@@ -12,7 +11,6 @@ use actix_web::{HttpRequest, HttpResponse, web};
 use crate::errors::ApiError;
 
 mod markdown;
-mod page;
 mod site;
 
 use site::Site;

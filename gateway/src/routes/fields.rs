@@ -11,6 +11,7 @@ use stage0_contract::{AccountId, Change, FieldError, Plan, Scope, Scopes, Verdic
 use crate::errors::ApiError;
 
 const PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1_000;
 /// Up to which a number with a zero behind its point is read exactly: with it, its digits fit into 53 bits.
 const MAX_EXACT: f64 = 900_719_925_474_099.0;
 
@@ -21,18 +22,14 @@ pub(super) struct Fields {
 }
 
 impl Fields {
-    pub(super) fn of_body(members: Map<String, Value>) -> Self {
-        Self { members, errors: Vec::new() }
-    }
-
-    /// As [`Fields::of_body`], beside what is wrong with the headers.
-    pub(super) fn of_body_and(members: Map<String, Value>, errors: Vec<FieldError>) -> Self {
+    /// `errors` is what is wrong with the headers.
+    pub(super) fn of_body(members: Map<String, Value>, errors: Vec<FieldError>) -> Self {
         Self { members, errors }
     }
 
     /// The query as text members; a parameter that is given twice is an error.
     pub(super) fn of_query(request: &HttpRequest) -> Self {
-        let mut fields = Self::of_body(Map::new());
+        let mut fields = Self::of_body(Map::new(), Vec::new());
         let Ok(pairs) = Query::<Vec<(String, String)>>::from_query(request.query_string()) else {
             fields.bad("query", "must be `name=value` pairs");
             return fields;
@@ -61,13 +58,8 @@ impl Fields {
         self.members.contains_key(name)
     }
 
-    /// Takes the member out if it is null.
     pub(super) fn take_null(&mut self, name: &str) -> bool {
-        let null = self.members.get(name).is_some_and(Value::is_null);
-        if null {
-            self.members.remove(name);
-        }
-        null
+        self.members.get(name).is_some_and(Value::is_null) && self.members.remove(name).is_some()
     }
 
     fn optional<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
@@ -81,15 +73,9 @@ impl Fields {
 
     /// A text that must be there; its rules are the keystore's.
     pub(super) fn required_text(&mut self, name: &str) -> String {
-        if self.members.get(name).is_none_or(Value::is_null) {
-            self.members.remove(name);
-            self.bad(name, "is required");
-            return String::new();
-        }
-        self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned)).unwrap_or_default()
+        self.required(name, "must be a string", |v| v.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// A member that must be there, in a form of its own.
     pub(super) fn required<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&Value) -> Option<T>) -> Option<T> {
         if self.members.get(name).is_none_or(Value::is_null) {
             self.members.remove(name);
@@ -102,7 +88,6 @@ impl Fields {
         self.optional(name, "must be a string", |v| v.as_str().map(str::to_owned))
     }
 
-    /// A text of a form of its own.
     pub(super) fn word<T>(&mut self, name: &str, must: &str, read: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         self.optional(name, must, |v| read(v.as_str()?))
     }
@@ -138,18 +123,25 @@ impl Fields {
 
     /// An array whose bad items are each named.
     fn items<T>(&mut self, name: &str, must: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-        let Value::Array(items) = self.members.remove(name).filter(|value| !value.is_null())? else {
-            self.bad(name, "must be an array");
-            return None;
-        };
-        let mut found = Vec::with_capacity(items.len());
-        for (index, item) in items.iter().enumerate() {
-            match read(item) {
-                Some(item) => found.push(item),
-                None => self.bad(&format!("{name}[{index}]"), must),
+        let items = self.optional(name, "must be an array", |value| value.as_array().cloned())?;
+        Some(self.each(&items, name, must, read))
+    }
+
+    fn each<T, C: FromIterator<T>>(
+        &mut self,
+        items: &[Value],
+        name: &str,
+        must: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> C {
+        let read = |(index, item)| {
+            let read = read(item);
+            if read.is_none() {
+                self.bad(&format!("{name}[{index}]"), must);
             }
-        }
-        Some(found)
+            read
+        };
+        items.iter().enumerate().filter_map(read).collect()
     }
 
     pub(super) fn account(&mut self) -> Option<AccountId> {
@@ -168,6 +160,15 @@ impl Fields {
         self.optional(name, "must be a whole number of seconds, not negative", whole)
     }
 
+    /// As [`Fields::limit`], for a page that is made here.
+    pub(super) fn page_limit(&mut self) -> u32 {
+        let limit = self.limit();
+        if !(1..=MAX_PAGE).contains(&limit) {
+            self.refuse("limit", "must be 1 to 1000");
+        }
+        limit
+    }
+
     pub(super) fn limit(&mut self) -> u32 {
         let read = |v: &Value| {
             let text = v.as_str()?;
@@ -179,27 +180,10 @@ impl Fields {
     }
 
     pub(super) fn scopes(&mut self) -> Scopes {
-        let Some(value) = self.members.remove("scopes").filter(|value| !value.is_null()) else {
-            self.bad("scopes", "is required");
-            return Scopes::new();
-        };
-        let Value::Array(items) = value else {
-            self.bad("scopes", "must be an array of scopes");
-            return Scopes::new();
-        };
-        let mut scopes = Scopes::new();
-        for (index, item) in items.iter().enumerate() {
-            match item.as_str().and_then(Scope::parse) {
-                Some(scope) => {
-                    scopes.insert(scope);
-                }
-                None => {
-                    let known = Scope::ALL.map(|scope| format!("`{scope}`")).join(", ");
-                    self.bad(&format!("scopes[{index}]"), format!("must be one of {known}"));
-                }
-            }
-        }
-        scopes
+        let array = |value: &Value| value.as_array().cloned();
+        let Some(items) = self.required("scopes", "must be an array of scopes", array) else { return Scopes::new() };
+        let known = Scope::ALL.map(|scope| format!("`{scope}`")).join(", ");
+        self.each(&items, "scopes", &format!("must be one of {known}"), |v| Scope::parse(v.as_str()?))
     }
 
     /// Refuses with everything that was wrong, unknown members included.
@@ -229,7 +213,7 @@ mod tests {
     use serde_json::json;
 
     fn fields(body: &Value) -> Fields {
-        Fields::of_body(body.as_object().unwrap().clone())
+        Fields::of_body(body.as_object().unwrap().clone(), Vec::new())
     }
 
     #[test]

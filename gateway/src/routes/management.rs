@@ -1,43 +1,187 @@
-//! What the calls of the control API share: who may call, how a call reaches the service that serves it, and creating
-//! something only once under an `Idempotency-Key`.
+//! What the calls of the control API share: who may call, their bodies, and how they reach their service.
 //!
 //! Only shapes and scopes are checked here. The keystore authorizes every management call itself, by the key that the
 //! caller presented, which goes along with the call.
 
 use std::error::Error;
-use std::time::Duration;
+use std::future::{Ready, ready};
+use std::time::{Duration, Instant};
 
+use actix_web::dev::Payload;
 use actix_web::http::header::ContentType;
 use actix_web::web::Data;
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use serde::Serialize;
+use serde_json::Map;
 use stage0_backplane::{RequestError, Requests};
-use stage0_contract::{Caller, ClientRequestId, FieldError, ManageReply, Request, Scope};
+use stage0_contract::{AccountId, Caller, ClientRequestId, FieldError, KeyIdentity, ManageReply, Request, Scope};
 
+use super::fields::Fields;
 use crate::auth::{authenticate, presented_key};
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::errors::{ApiError, How, Part};
 use crate::idempotency::{CallError, IDEMPOTENCY_KEY, IdempotentCreate, MAX_BODY_BYTES};
+use crate::request_memory::MemoryPermit;
 use crate::state::AppState;
 use crate::throttle::ManagementCall;
 
-/// Sends a management call to the service that serves it, within the request budget.
-pub(super) async fn call<M, T>(state: &AppState, message: &M) -> Result<T, ApiError>
-where
-    M: Request<Reply = ManageReply<T>>,
-{
-    call_within(state.requests(), message, state.config.request_budget).await
+/// A request and what its handler needs. The caller is authenticated before the body is read.
+pub(super) struct Call {
+    pub(super) state: Data<AppState>,
+    pub(super) request: HttpRequest,
+    payload: Payload,
+    /// The memory of the body, which is held until the request is answered.
+    memory: Option<MemoryPermit>,
 }
 
-/// As [`call`], with another connection or timeout.
-pub(super) async fn call_within<M, T>(requests: &dyn Requests, message: &M, timeout: Duration) -> Result<T, ApiError>
-where
-    M: Request<Reply = ManageReply<T>>,
-{
-    try_call(requests, message, timeout).await.map_err(CallError::into_api_error)
+type CreateFields = (Fields, Option<IdempotentCreate>);
+
+impl FromRequest for Call {
+    type Error = actix_web::Error;
+    type Future = Ready<Result<Self, Self::Error>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let state = Data::from_request(request, payload).into_inner();
+        ready(state.map(|state| Self { state, request: request.clone(), payload: payload.take(), memory: None }))
+    }
 }
 
-async fn try_call<M, T>(requests: &dyn Requests, message: &M, timeout: Duration) -> Result<T, CallError>
+impl Call {
+    /// The caller, if its key has a management call left in this minute.
+    pub(super) async fn caller(&self) -> Result<Caller, ApiError> {
+        self.authorize(ManagementCall::Other, None).await
+    }
+
+    /// As [`Call::caller`], with this scope. An operator needs no scope.
+    pub(super) async fn caller_with_scope(&self, scope: Scope) -> Result<Caller, ApiError> {
+        self.authorize(ManagementCall::Other, Some(scope)).await
+    }
+
+    /// As [`Call::caller`]; revocations have a rate limit of their own.
+    pub(super) async fn revoking_caller(&self) -> Result<Caller, ApiError> {
+        self.authorize(ManagementCall::Revocation, None).await
+    }
+
+    async fn authorize(&self, call: ManagementCall, scope: Option<Scope>) -> Result<Caller, ApiError> {
+        let identity = authenticate(&self.state, &self.request).await?;
+        if let Some(scope) = scope
+            && !identity.scopes.contains(&Scope::Operator)
+            && !identity.scopes.contains(&scope)
+        {
+            return Err(ApiError::ScopeMissing(scope));
+        }
+        if let Some(calls) = &self.state.management_calls {
+            calls.admit(&identity, call, Instant::now()).map_err(ApiError::TooManyCalls)?;
+        }
+        self.caller_of(&identity)
+    }
+
+    /// For the identity that the request was authenticated as.
+    pub(super) fn caller_of(&self, identity: &KeyIdentity) -> Result<Caller, ApiError> {
+        let key = presented_key(&self.request).ok_or(ApiError::Unauthorized)?;
+        Ok(Caller::new(identity, &key))
+    }
+
+    pub(super) fn query_fields(&self) -> Fields {
+        Fields::of_query(&self.request)
+    }
+
+    /// The members of the body of a request of `account`.
+    pub(super) async fn json_fields(&mut self, account: &AccountId) -> Result<Fields, ApiError> {
+        let body = self.body(account).await?;
+        Ok(self.fields_of(body, Vec::new()))
+    }
+
+    /// Refuses a body that has members; none is needed.
+    pub(super) async fn no_fields(&mut self, account: &AccountId) -> Result<(), ApiError> {
+        let body = self.optional_body(account).await?;
+        self.fields_of(body, Vec::new()).finish()
+    }
+
+    /// The members of the body of a call that creates, and its `Idempotency-Key`; `call` is its method and path.
+    pub(super) async fn create_fields(&mut self, caller: &Caller, call: &str) -> Result<CreateFields, ApiError> {
+        let body = self.body(&caller.account).await?;
+        Ok(self.idempotent_fields(caller, call, body))
+    }
+
+    /// As [`Call::create_fields`], where a missing body means an empty object.
+    pub(super) async fn optional_create_fields(
+        &mut self,
+        caller: &Caller,
+        call: &str,
+    ) -> Result<CreateFields, ApiError> {
+        let body = self.optional_body(&caller.account).await?;
+        Ok(self.idempotent_fields(caller, call, body))
+    }
+
+    async fn body(&mut self, account: &AccountId) -> Result<Body, ApiError> {
+        let received = body::receive(&self.state, &self.request, self.payload.take(), account).await?;
+        let deadline = tokio::time::Instant::now() + self.state.config.request_budget;
+        received.parse(&self.state.request_memory, account, deadline).await
+    }
+
+    async fn optional_body(&mut self, account: &AccountId) -> Result<Body, ApiError> {
+        if body::has_body(self.request.headers()) {
+            self.body(account).await
+        } else {
+            Ok(Body { object: Map::new(), bytes: 0, permit: None })
+        }
+    }
+
+    fn idempotent_fields(&mut self, caller: &Caller, call: &str, body: Body) -> CreateFields {
+        let mut errors = Vec::new();
+        let header = visible_header(&self.request, IDEMPOTENCY_KEY, &mut errors);
+        if header.is_some() && body.bytes > MAX_BODY_BYTES {
+            let message = format!("serves calls with a body of at most {MAX_BODY_BYTES} bytes");
+            errors.push(FieldError::new(IDEMPOTENCY_KEY, message));
+        }
+        let create = header.zip(caller.key.as_ref());
+        let create = create.map(|(header, key)| IdempotentCreate::new(caller, key, &header, call, &body.object));
+        (self.fields_of(body, errors), create)
+    }
+
+    fn fields_of(&mut self, body: Body, errors: Vec<FieldError>) -> Fields {
+        self.memory = body.permit;
+        Fields::of_body(body.object, errors)
+    }
+
+    pub(super) async fn send<T>(&self, message: &impl Request<Reply = ManageReply<T>>) -> Result<T, ApiError> {
+        send_within(self.state.requests(), message, self.state.config.request_budget).await
+    }
+
+    /// Creates something, only once if the call has an `Idempotency-Key`. The flag says whether this call created it.
+    pub(super) async fn create<T: Serialize + 'static>(
+        &self,
+        idempotent: Option<IdempotentCreate>,
+        message: impl Request<Reply = ManageReply<T>> + 'static,
+    ) -> Result<(HttpResponse, bool), ApiError> {
+        let Some(idempotent) = idempotent else {
+            return Ok((HttpResponse::Created().json(self.send(&message).await?), true));
+        };
+        let state = self.state.clone();
+        // In a task of its own: actix drops the handler of a client that disconnects, and a retry must find the answer.
+        let answered = actix_web::rt::spawn(async move {
+            let budget = state.config.request_budget;
+            idempotent.run(state.state_store(), budget, try_send(state.requests(), &message, budget)).await
+        });
+        let answer = answered.await.map_err(|error| {
+            tracing::error!(error = &error as &dyn Error, "a call that creates ended early");
+            ApiError::Unavailable
+        })??;
+        Ok((HttpResponse::Created().content_type(ContentType::json()).body(answer.json), answer.is_new))
+    }
+}
+
+/// As [`Call::send`], with another connection or timeout.
+pub(super) async fn send_within<T>(
+    requests: &dyn Requests,
+    message: &impl Request<Reply = ManageReply<T>>,
+    timeout: Duration,
+) -> Result<T, ApiError> {
+    try_send(requests, message, timeout).await.map_err(CallError::into_api_error)
+}
+
+async fn try_send<M, T>(requests: &dyn Requests, message: &M, timeout: Duration) -> Result<T, CallError>
 where
     M: Request<Reply = ManageReply<T>>,
 {
@@ -63,89 +207,6 @@ where
             })
         }
     }
-}
-
-/// The caller, if its key has a management call left in this minute.
-pub(super) async fn caller(state: &AppState, request: &HttpRequest) -> Result<Caller, ApiError> {
-    authorize(state, request, ManagementCall::Other, None).await
-}
-
-/// As [`caller`], where a missing scope is refused before the body is read. An operator needs no scope.
-pub(super) async fn caller_with_scope(
-    state: &AppState,
-    request: &HttpRequest,
-    scope: Scope,
-) -> Result<Caller, ApiError> {
-    authorize(state, request, ManagementCall::Other, Some(scope)).await
-}
-
-/// As [`caller`]; revocations have a rate limit of their own.
-pub(super) async fn revoking_caller(state: &AppState, request: &HttpRequest) -> Result<Caller, ApiError> {
-    authorize(state, request, ManagementCall::Revocation, None).await
-}
-
-async fn authorize(
-    state: &AppState,
-    request: &HttpRequest,
-    call: ManagementCall,
-    scope: Option<Scope>,
-) -> Result<Caller, ApiError> {
-    let identity = authenticate(state, request).await?;
-    if let Some(scope) = scope
-        && !identity.scopes.contains(&Scope::Operator)
-        && !identity.scopes.contains(&scope)
-    {
-        return Err(ApiError::ScopeMissing(scope));
-    }
-    if let Some(calls) = &state.management_calls {
-        calls.admit(&identity, call, std::time::Instant::now()).map_err(ApiError::TooManyCalls)?;
-    }
-    // It was authenticated a moment ago, so it is there.
-    let key = presented_key(request).ok_or(ApiError::Unauthorized)?;
-    Ok(Caller::new(&identity, &key))
-}
-
-/// Reads the `Idempotency-Key` of a call that creates, with what is wrong with it; `call` is its method and path.
-pub(super) fn idempotency_key(
-    request: &HttpRequest,
-    caller: &Caller,
-    call: &str,
-    body: &Body,
-) -> (Option<IdempotentCreate>, Vec<FieldError>) {
-    let mut errors = Vec::new();
-    let header = visible_header(request, IDEMPOTENCY_KEY, &mut errors);
-    if header.is_some() && body.bytes > MAX_BODY_BYTES {
-        let message = format!("serves calls with a body of at most {MAX_BODY_BYTES} bytes");
-        errors.push(FieldError::new(IDEMPOTENCY_KEY, message));
-    }
-    let create = header.zip(caller.key.as_ref());
-    (create.map(|(header, key)| IdempotentCreate::new(caller, key, &header, call, &body.object)), errors)
-}
-
-/// Creates something, only once if the call has an `Idempotency-Key`. The flag says whether it was created just now.
-pub(super) async fn create<M, T>(
-    state: &Data<AppState>,
-    idempotent: Option<IdempotentCreate>,
-    message: M,
-) -> Result<(HttpResponse, bool), ApiError>
-where
-    M: Request<Reply = ManageReply<T>> + 'static,
-    T: Serialize + 'static,
-{
-    let Some(idempotent) = idempotent else {
-        return Ok((HttpResponse::Created().json(call(state, &message).await?), true));
-    };
-    let state = state.clone();
-    // In a task of its own: actix drops the handler of a client that disconnects, and a retry must find the answer.
-    let answered = actix_web::rt::spawn(async move {
-        let budget = state.config.request_budget;
-        idempotent.run(state.state_store(), budget, try_call(state.requests(), &message, budget)).await
-    });
-    let answer = answered.await.map_err(|error| {
-        tracing::error!(error = &error as &dyn Error, "a call that creates ended early");
-        ApiError::Unavailable
-    })??;
-    Ok((HttpResponse::Created().content_type(ContentType::json()).body(answer.json), answer.is_new))
 }
 
 /// A header that is at most 128 visible ASCII characters; a bad one is added to `errors`.

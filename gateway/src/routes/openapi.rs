@@ -1,6 +1,5 @@
-//! `/openapi.json`: the contract for programs, made of the table of operations and the wire types.
-//!
-//! The document names the host that it is asked at as its server, so that a client made from it calls this deployment.
+//! `/openapi.json`: the contract for programs, made of the table of operations and the wire types. It names the host
+//! that it is requested from as its server, so that a client made from it calls this deployment.
 
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
@@ -17,7 +16,6 @@ const DEFAULT_HOST: &str = "localhost:8443";
 const MAX_HOST_BYTES: usize = 255;
 /// A deployment has few names. A client that invents more must not make the gateway compress the document for each.
 const MAX_CACHED_SERVERS: usize = 8;
-
 /// Stands in [`TEMPLATE`] where the server's URL belongs.
 const SERVER: &str = "https://server.invalid";
 

@@ -1,13 +1,12 @@
 //! `/v1/runs`: the state of a run, its end, and what its checks cost. The evaluator keeps runs.
 //!
-//! Only shapes and scopes are checked here. A check that its run does not know is looked up in the decision log, like
-//! any other read of it (`read_pool.rs`). Each call counts as a read of its account, since it costs the evaluator and
-//! the state store at least as much.
+//! Only shapes and scopes are checked here. A check that its run does not know is looked up in the decision log. Each
+//! call counts as a read of its account, since it costs the evaluator and the state store at least as much.
 
 use std::sync::Arc;
 
-use actix_web::web::{Data, Path, Payload};
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::HttpResponse;
+use actix_web::web::Path;
 use serde_json::Value;
 use stage0_contract::{
     EndRun, KeyIdentity, ListRuns, Page, RequestId, RunEnded, RunId, RunView, Scope, SettleRun, ShowRun, Verdict,
@@ -15,67 +14,46 @@ use stage0_contract::{
 use tokio::time::Instant;
 
 use super::decisions::{admit_read, find_decision, large_json};
-use super::fields::Fields;
-use super::management;
+use super::management::{Call, send_within};
 use crate::auth::{authenticate, require_any_scope};
-use crate::body;
 use crate::errors::ApiError;
-use crate::state::AppState;
 
-const MAX_PAGE: u32 = 1_000;
-
-pub(super) async fn show(
-    state: Data<AppState>,
-    request: HttpRequest,
-    id: Path<String>,
-) -> Result<HttpResponse, ApiError> {
-    let identity = caller(&state, &request, &[Scope::Check, Scope::RunsManage]).await?;
+pub(super) async fn show(call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let identity = authorize(&call, &[Scope::Check, Scope::RunsManage]).await?;
     let show = ShowRun { account: identity.account.clone(), run_id: run_id(&id)? };
-    let run: RunView = management::call(&state, &show).await?;
+    let run: RunView = call.send(&show).await?;
     Ok(HttpResponse::Ok().json(run))
 }
 
-pub(super) async fn list(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
-    let identity = caller(&state, &request, &[Scope::Check, Scope::RunsManage]).await?;
-    let mut fields = Fields::of_query(&request);
+pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
+    let identity = authorize(&call, &[Scope::Check, Scope::RunsManage]).await?;
+    let mut fields = call.query_fields();
     let cursor = fields.text("cursor");
-    let limit = fields.limit();
-    if !(1..=MAX_PAGE).contains(&limit) {
-        fields.refuse("limit", "must be 1 to 1000");
-    }
+    let limit = fields.page_limit();
     fields.finish()?;
     let list = ListRuns { account: identity.account.clone(), cursor, limit };
-    let requests = Arc::clone(&state.reading.requests);
-    let timeout = state.config.request_budget;
+    let requests = Arc::clone(&call.state.reading.requests);
+    let timeout = call.state.config.request_budget;
     // Limited like a page of decisions, until the client has taken it.
     let page = async move {
-        let page: Page<RunView> = management::call_within(&*requests, &list, timeout).await?;
+        let page: Page<RunView> = send_within(&*requests, &list, timeout).await?;
         serde_json::to_vec(&page).map_err(|_| ApiError::Unavailable)
     };
-    let account = state.bytes.key_of(&identity.account);
-    let (page, permit) = state.read_pool.page(account, Instant::now() + timeout, page).await?;
-    large_json(&state, &request, &identity, page?, permit)
+    let account = call.state.bytes.key_of(&identity.account);
+    let (page, permit) = call.state.read_pool.page(account, Instant::now() + timeout, page).await?;
+    large_json(&call, &identity, page?, permit)
 }
 
-pub(super) async fn end(
-    state: Data<AppState>,
-    request: HttpRequest,
-    id: Path<String>,
-) -> Result<HttpResponse, ApiError> {
-    let identity = caller(&state, &request, &[Scope::RunsManage]).await?;
+pub(super) async fn end(call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let identity = authorize(&call, &[Scope::RunsManage]).await?;
     let end = EndRun { account: identity.account.clone(), run_id: run_id(&id)? };
-    let RunEnded {} = management::call(&state, &end).await?;
+    let RunEnded {} = call.send(&end).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
-pub(super) async fn settle(
-    state: Data<AppState>,
-    request: HttpRequest,
-    id: Path<String>,
-    payload: Payload,
-) -> Result<HttpResponse, ApiError> {
-    let identity = caller(&state, &request, &[Scope::Check, Scope::RunsManage]).await?;
-    let mut fields = Fields::of_body(body::json_object(&state, &request, payload, &identity.account).await?.object);
+pub(super) async fn settle(mut call: Call, id: Path<String>) -> Result<HttpResponse, ApiError> {
+    let identity = authorize(&call, &[Scope::Check, Scope::RunsManage]).await?;
+    let mut fields = call.json_fields(&identity.account).await?;
     let request_id =
         fields.required("request_id", "must be the `request_id` of a check", |v| RequestId::parse(v.as_str()?).ok());
     let actual = fields.required("actual_cost_usd", "must be a number of US dollars from 0 to 1000000000", |v| {
@@ -90,20 +68,16 @@ pub(super) async fn settle(
         actual_micros: actual.get(),
         may_lower: identity.scopes.contains(&Scope::RunsManage),
     };
-    match management::call(&state, &settle).await {
+    match call.send(&settle).await {
         Ok(settled) => Ok(HttpResponse::Ok().json(settled)),
-        Err(ApiError::NotFound) => Err(why_not_settled(&state, &identity, request_id).await?),
+        Err(ApiError::NotFound) => Err(why_not_settled(&call, &identity, request_id).await?),
         Err(error) => Err(error),
     }
 }
 
 /// Why the run has nothing to settle for this check.
-async fn why_not_settled(
-    state: &AppState,
-    identity: &KeyIdentity,
-    request_id: RequestId,
-) -> Result<ApiError, ApiError> {
-    let (decision, _permit) = find_decision(state, identity, request_id).await?;
+async fn why_not_settled(call: &Call, identity: &KeyIdentity, request_id: RequestId) -> Result<ApiError, ApiError> {
+    let (decision, _permit) = find_decision(&call.state, identity, request_id).await?;
     Ok(match decision {
         None => ApiError::NotFound,
         Some(decision) if decision.get("verdict").and_then(Value::as_str) != Some(Verdict::Allow.as_str()) => {
@@ -116,10 +90,10 @@ async fn why_not_settled(
 }
 
 /// Authenticates a caller with any one of the scopes, and counts the call as a read of its account.
-async fn caller(state: &AppState, request: &HttpRequest, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
-    let identity = authenticate(state, request).await?;
+async fn authorize(call: &Call, scopes: &[Scope]) -> Result<Arc<KeyIdentity>, ApiError> {
+    let identity = authenticate(&call.state, &call.request).await?;
     require_any_scope(&identity, scopes)?;
-    admit_read(state, &identity)?;
+    admit_read(&call.state, &identity)?;
     Ok(identity)
 }
 

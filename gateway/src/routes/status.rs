@@ -1,16 +1,27 @@
-//! `GET /v1/status`: the processes of the deployment, for its operator.
+//! The state of this process (`/healthz`, `/readyz`), and of all processes of the deployment (`/v1/status`).
 
 use std::time::Instant;
 
 use actix_web::web::Data;
 use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
-use stage0_contract::{Scope, Status};
+use stage0_contract::{Liveness, Scope, Status};
 
 use crate::auth::authenticate;
 use crate::errors::ApiError;
 use crate::state::AppState;
 
+pub(super) async fn alive() -> HttpResponse {
+    HttpResponse::Ok().json(Liveness::default())
+}
+
+pub(super) async fn ready(state: Data<AppState>) -> HttpResponse {
+    let report = state.readiness.report(&state.backplane, state.config.audit, || state.key_cache.remark()).await;
+    let mut response = if report.ready { HttpResponse::Ok() } else { HttpResponse::ServiceUnavailable() };
+    response.json(report)
+}
+
+/// For the operator.
 pub(super) async fn status(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
     let identity = authenticate(&state, &request).await?;
     if !identity.scopes.contains(&Scope::Operator) {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::decisions::admit_read;
 use crate::auth::authenticate_until;
 use crate::errors::{ApiError, Part};
-use crate::request_context::RequestContext;
+use crate::middleware::RequestContext;
 use crate::state::AppState;
 
 pub(super) async fn usage(state: Data<AppState>, request: HttpRequest) -> Result<HttpResponse, ApiError> {
@@ -17,7 +17,7 @@ pub(super) async fn usage(state: Data<AppState>, request: HttpRequest) -> Result
     let identity = authenticate_until(&state, &request, deadline).await?;
     admit_read(&state, &identity)?;
     let id = RequestContext::id_of(&request).ok_or(ApiError::Unavailable)?;
-    let usage = state.quotas.usage(&identity, id, state.state_store(), deadline).await.map_err(|error| {
+    let usage = state.quotas.usage(&identity, id, state.store_until(deadline)).await.map_err(|error| {
         tracing::warn!(error = &error as &dyn Error, "usage cannot be read");
         ApiError::Missing(Part::StateStore)
     })?;

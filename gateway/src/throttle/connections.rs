@@ -1,10 +1,10 @@
 //! Open connections, all of them and for each address.
 //!
-//! Owns the table, shared by all workers: a connection counts until its stream is dropped or it is evicted. It counts
-//! for its peer, not for the address in a request's header, because there is no request yet. Trusted proxies, and
-//! balancers that connect for themselves, have no limit per address and are not evicted.
+//! A connection counts until its stream is dropped or it is evicted. It counts for its peer, not for the address in a
+//! request's header, because there is no request yet. Trusted proxies, and balancers that connect for themselves, have
+//! no limit per address and are not evicted.
 //! INVARIANT: there are never more than `total`. Where one more would exceed a limit, a connection that waits for its
-//! client is evicted (`slot` tracks that state, [`Group::victim`] chooses), so that a flood displaces only its own
+//! client is evicted ([`Group::victim`] chooses it), so that a flood displaces only its own
 //! connections. If none can be evicted, the new connection is closed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -13,20 +13,21 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use actix_web::rt::net::{ActixStream, Ready, TcpStream};
+use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::slot::Slot;
 use crate::address::{ClientNet, TrustedProxies};
 use crate::metrics::{self, Throttle};
 use crate::proxy_protocol::Peer;
 
-/// A client sends about 2 KiB in a handshake without certificates; TLS would buffer 64 KiB of one that never ends. The
-/// last read of a handshake may include the first record of the first request, which has up to 16 KiB.
+/// A handshake has about 2 KiB; TLS would buffer 64 KiB of one that never ends. Its last read may include the first
+/// record of the first request, which has up to 16 KiB.
 const MAX_HANDSHAKE_BYTES: usize = 40 << 10;
 /// A connection that has shown no valid key by this age is evicted before others.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,7 +35,6 @@ const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_CANDIDATES: usize = 64;
 
 pub(crate) struct Connections {
-    /// None means no limit.
     per_address: Option<NonZeroU32>,
     total: usize,
     trusted: TrustedProxies,
@@ -47,9 +47,7 @@ struct Open {
     total: usize,
     next: u64,
     groups: HashMap<ClientNet, Group>,
-    /// The groups by size.
     sizes: BTreeSet<(usize, ClientNet)>,
-    /// Connections that have shown no valid key, the oldest first.
     unauthenticated: BTreeMap<u64, ClientNet>,
 }
 
@@ -58,19 +56,14 @@ struct Open {
 struct Group(BTreeMap<u64, Arc<Slot>>);
 
 /// Removes the connection from the table when it is dropped.
-struct ConnectionPermit {
-    connections: Arc<Connections>,
-    id: u64,
-    /// None for proxies and balancers.
-    client: Option<ClientNet>,
-    slot: Arc<Slot>,
-}
+struct ConnectionPermit(ConnectionHandle);
 
 /// Lets a connection's requests update its entry in the table.
 #[derive(Clone)]
 pub(crate) struct ConnectionHandle {
     connections: Arc<Connections>,
     id: u64,
+    /// None for proxies and balancers.
     client: Option<ClientNet>,
     slot: Arc<Slot>,
 }
@@ -95,7 +88,7 @@ impl Connections {
         let slot = Arc::new(Slot::new(self.epoch, now));
         let id = self.open().enter(client, &slot, self.per_address, self.total, now)?;
         metrics::connection_opened();
-        let permit = ConnectionPermit { connections: Arc::clone(self), id, client, slot };
+        let permit = ConnectionPermit(ConnectionHandle { connections: Arc::clone(self), id, client, slot });
         Some(CountedStream { stream, peer, permit, handshake: Some(MAX_HANDSHAKE_BYTES) })
     }
 
@@ -107,7 +100,6 @@ impl Connections {
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
-        // No step between lock and unlock can panic, so a poisoned table is still consistent.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -209,7 +201,7 @@ impl Group {
                 oldest = oldest.or(Some(*id));
                 continue;
             };
-            let used = slot.used_at();
+            let used = slot.used.load(Ordering::Relaxed);
             let entry = accounts.entry(account).or_insert((0, used, *id));
             entry.0 += 1;
             if used < entry.1 {
@@ -224,7 +216,7 @@ impl Group {
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         metrics::connection_closed();
-        self.connections.open().remove(self.id, self.client);
+        self.0.connections.open().remove(self.0.id, self.0.client);
     }
 }
 
@@ -233,7 +225,6 @@ impl ConnectionHandle {
         &self.slot
     }
 
-    /// Ends the connection, also in the middle of a request.
     pub(crate) fn evict(&self) {
         // A trusted proxy's connection leaves the table when its stream is dropped.
         if let Some(client) = self.client {
@@ -244,21 +235,19 @@ impl ConnectionHandle {
 
     /// Called when a valid key of this account (as a hash) was shown.
     pub(crate) fn set_account(&self, account: u64) {
-        if self.slot.set_account(account).is_none() {
+        if self.slot.set_account(account) {
             self.connections.open().unauthenticated.remove(&self.id);
         }
     }
 }
 
 impl<S> CountedStream<S> {
-    /// None where the system does not know the address.
     pub(crate) fn peer(&self) -> Option<SocketAddr> {
         self.peer.map(Peer::address)
     }
 
     pub(crate) fn handle(&self) -> ConnectionHandle {
-        let ConnectionPermit { connections, id, client, slot } = &self.permit;
-        ConnectionHandle { connections: Arc::clone(connections), id: *id, client: *client, slot: Arc::clone(slot) }
+        self.permit.0.clone()
     }
 
     /// The TLS handshake is complete: from now on `idle_timeout` bounds what is read.
@@ -271,7 +260,7 @@ impl<S> CountedStream<S> {
         S: Unpin,
     {
         let this = self.get_mut();
-        this.permit.slot.check(context)?;
+        this.permit.0.slot.check(context)?;
         Ok(Pin::new(&mut this.stream))
     }
 }
@@ -281,7 +270,7 @@ impl CountedStream<TcpStream> {
     pub(crate) async fn first_byte(&mut self) -> io::Result<Option<u8>> {
         let mut byte = [0];
         let count = poll_fn(|context| {
-            self.permit.slot.check(context)?;
+            self.permit.0.slot.check(context)?;
             self.stream.poll_peek(context, &mut ReadBuf::new(&mut byte))
         })
         .await?;
@@ -341,6 +330,80 @@ impl<S: ActixStream> ActixStream for CountedStream<S> {
     fn poll_write_ready(&self, context: &mut Context<'_>) -> Poll<io::Result<Ready>> {
         self.stream.poll_write_ready(context)
     }
+}
+
+/// What a connection's worker writes and other workers read. "Serving" means that it does not wait for its client.
+pub(crate) struct Slot {
+    /// The table's, so that times of different connections compare.
+    epoch: Instant,
+    began: Instant,
+    /// When the connection last began to wait for its client, in milliseconds after `epoch`.
+    used: AtomicU64,
+    serving: AtomicBool,
+    /// 0 until a valid key was shown.
+    account: AtomicU64,
+    evicted: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Slot {
+    fn new(epoch: Instant, now: Instant) -> Self {
+        Self {
+            epoch,
+            began: now,
+            used: AtomicU64::new(millis(epoch, now)),
+            serving: AtomicBool::new(false),
+            account: AtomicU64::new(0),
+            evicted: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        }
+    }
+
+    pub(crate) fn mark_serving(&self) {
+        self.serving.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn mark_waiting(&self, now: Instant) {
+        self.used.store(millis(self.epoch, now), Ordering::Relaxed);
+        self.serving.store(false, Ordering::Relaxed);
+    }
+
+    fn waits_for_client(&self) -> bool {
+        !self.serving.load(Ordering::Relaxed)
+    }
+
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+
+    fn account(&self) -> Option<u64> {
+        Some(self.account.load(Ordering::Relaxed)).filter(|account| *account != 0)
+    }
+
+    /// Returns whether it is the connection's first.
+    fn set_account(&self, account: u64) -> bool {
+        self.account.load(Ordering::Relaxed) != account && self.account.swap(account.max(1), Ordering::Relaxed) == 0
+    }
+
+    /// Wakes the connection's task; its stream fails when it is polled.
+    fn evict(&self) {
+        self.evicted.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Acquire)
+    }
+
+    /// Fails once the connection is evicted. Registers the task to be woken for that.
+    fn check(&self, context: &Context<'_>) -> io::Result<()> {
+        self.waker.register(context.waker());
+        if self.is_evicted() { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
+    }
+}
+
+fn millis(epoch: Instant, now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(epoch).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! The rate limit of the control API, counted by key and by account before the keystore is asked.
 //!
-//! Owns which buckets a call is taken from. Revocations have buckets of their own, likewise of the key and of the
-//! account: a key that floods with anything else can still be revoked, also by itself, and so can the keys that it
-//! made. Each gateway counts for itself.
+//! Revocations have buckets of their own: a key that floods with anything else can still be revoked, also by itself,
+//! and so can the keys that it made. Each gateway counts for itself.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -25,11 +24,9 @@ pub(crate) enum ManagementCall {
     Other,
 }
 
-/// Which limit was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallsBy {
     Key,
-    /// All keys of an account together.
     Account,
 }
 

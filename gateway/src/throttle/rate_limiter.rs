@@ -1,10 +1,10 @@
 //! A token bucket for each key: an address, an account or an API key.
 //!
-//! Owns the buckets. One holds a period's worth of requests and fills evenly. It is stored as one number, the instant
-//! at which it is full again (the "generic cell rate algorithm" of ITU-T I.371), so counting is one atomic step without
-//! a lock. The `governor` crate does the same, but its tables grow without a bound between two sweeps.
+//! A bucket holds a period's worth of requests and fills evenly. It is stored as the instant at which it is full again
+//! (the "generic cell rate algorithm" of ITU-T I.371), so counting is one atomic step without a lock. The `governor`
+//! crate does the same, but its tables grow without a bound between two sweeps.
 //! INVARIANT: memory is bounded. A bucket is dropped when it was idle for two periods, and is full by then; beyond
-//! [`MAX_REMEMBERED`] keys the least used are dropped, which errs on the side of the caller.
+//! [`MAX_REMEMBERED`] keys the least used are dropped.
 
 use std::hash::Hash;
 use std::num::NonZeroU32;
@@ -18,7 +18,6 @@ use super::MAX_REMEMBERED;
 
 pub(crate) struct RateLimiter<K> {
     period_ns: u64,
-    /// What one request takes out of a bucket.
     request_ns: u64,
     began: Instant,
     /// When each bucket is full again, in nanoseconds since `began`.

@@ -1,15 +1,14 @@
 //! A local certificate authority, for a developer's machine and the local stack.
 //!
-//! Owns two files, `ca.pem` and `ca.key` (0600), and the extensions of the certificates it issues: those that strict
-//! verifiers require (RFC 5280: key identifiers, critical basic constraints and key usage). A certificate is renewed
-//! before it expires. Callers must not issue to the same files concurrently.
+//! Owns two files, `ca.pem` and `ca.key` (0600), and the extensions that strict verifiers require (RFC 5280: key
+//! identifiers, critical basic constraints and key usage). A certificate is renewed before it expires.
 //! INVARIANT: next to a certificate is a file that says what it was issued for and by which authority. It is written
 //! last and removed first, so that a pair that a crash left incomplete has none and is issued again.
 
-use std::fs;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +20,7 @@ use rcgen::{
 
 use crate::config::TlsFiles;
 
-pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 const CA_DAYS: u32 = 3650;
 /// A little less than the most that clients accept (398 days, CA/Browser Forum).
 const LEAF_DAYS: u32 = 390;
@@ -102,17 +101,15 @@ impl Authority {
         &self.cert
     }
 
-    /// Issues a certificate and its key (0600), unless a recent pair of this authority for the same leaf exists.
+    /// Issues a certificate and its key (0600), unless a recent pair of this authority for the same leaf exists. Must
+    /// not run concurrently for the same files.
     pub fn issue(&self, leaf: &Leaf<'_>, files: &TlsFiles) -> Result<(), AuthorityError> {
         let note_path = files.cert.with_extension("issued");
         let note = format!("{leaf:?}\n{}", self.pem);
         if files.key.exists() && !is_old(&files.cert) && read_optional(&note_path)?.as_ref() == Some(&note) {
             return Ok(());
         }
-        match fs::remove_file(&note_path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&note_path)(error)),
-            Ok(()) | Err(_) => {}
-        }
+        remove_if_present(&note_path).map_err(failed(&note_path))?;
         let pair = KeyPair::generate()?;
         let certificate = leaf_params(leaf)?.signed_by(&pair, &self.issuer)?;
         write(&files.key, &pair.serialize_pem(), 0o600)?;
@@ -121,7 +118,6 @@ impl Authority {
     }
 }
 
-/// None if the file does not exist.
 fn read_optional(path: &Path) -> Result<Option<String>, AuthorityError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
@@ -130,7 +126,14 @@ fn read_optional(path: &Path) -> Result<Option<String>, AuthorityError> {
     }
 }
 
-pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> AuthorityError {
+fn remove_if_present(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> AuthorityError {
     let path = path.to_owned();
     move |source| AuthorityError::File { path, source }
 }
@@ -186,11 +189,8 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
     let written = || -> io::Result<()> {
-        match fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        remove_if_present(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
@@ -199,9 +199,26 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), AuthorityError> {
     written().map_err(failed(path))
 }
 
+const LOCALHOST: Leaf<'static> = Leaf { name: "localhost", hosts: &["localhost", "127.0.0.1", "::1"], client: false };
+
+/// Creates the missing files of a local CA and a certificate for localhost in `dir`. Returns the server's files and the
+/// path of the CA's certificate. Gateways may start concurrently: under a file lock one creates the files.
+pub fn dev_tls(dir: &Path) -> Result<(TlsFiles, PathBuf), AuthorityError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir))?;
+    let lock_path = dir.join(".lock");
+    let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&lock_path);
+    let lock = lock.map_err(failed(&lock_path))?;
+    lock.lock().map_err(failed(&lock_path))?;
+    let authority = Authority::open(dir, "Stage0 development CA")?;
+    let files = TlsFiles { cert: dir.join("server.pem"), key: dir.join("server.key") };
+    authority.issue(&LOCALHOST, &files)?;
+    Ok((files, authority.cert().to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     const LEAF: Leaf<'static> = Leaf { name: "x", hosts: &["localhost"], client: false };
 
@@ -248,5 +265,46 @@ mod tests {
         fs::remove_file(dir.path().join("ca.pem")).unwrap();
         assert!(!Authority::open(dir.path(), "test").unwrap().is_new());
         assert_eq!(fs::read(dir.path().join("ca.key")).unwrap(), key);
+    }
+
+    #[test]
+    fn the_second_start_uses_the_files_of_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, ca) = dev_tls(dir.path()).unwrap();
+        let read = |p: &Path| fs::read_to_string(p).unwrap();
+        let first = (read(&files.cert), read(&files.key), read(&ca));
+        let (again, _) = dev_tls(dir.path()).unwrap();
+        assert_eq!(first, (read(&again.cert), read(&again.key), read(&ca)));
+        for key in ["server.key", "ca.key"] {
+            assert_eq!(fs::metadata(dir.path().join(key)).unwrap().permissions().mode() & 0o777, 0o600, "{key}");
+        }
+    }
+
+    #[test]
+    fn gateways_may_start_concurrently() {
+        let dir = tempfile::tempdir().unwrap();
+        let certs: Vec<_> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| dev_tls(dir.path()).map(|(f, _)| fs::read_to_string(f.cert).unwrap()).unwrap()))
+                .collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert!(certs.iter().all(|cert| *cert == certs[0]));
+    }
+
+    #[test]
+    fn an_old_certificate_is_renewed_under_the_same_ca() {
+        let dir = tempfile::tempdir().unwrap();
+        let (files, ca) = dev_tls(dir.path()).unwrap();
+        let (cert, authority) = (fs::read(&files.cert).unwrap(), fs::read(&ca).unwrap());
+        fs::File::options()
+            .append(true)
+            .open(&files.cert)
+            .unwrap()
+            .set_modified(SystemTime::now() - DAY * 301)
+            .unwrap();
+        dev_tls(dir.path()).unwrap();
+        assert_ne!(cert, fs::read(&files.cert).unwrap());
+        assert_eq!(authority, fs::read(&ca).unwrap());
     }
 }

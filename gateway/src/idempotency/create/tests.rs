@@ -130,13 +130,13 @@ async fn concurrent_creates_under_one_key_create_once_and_share_the_answer() {
 fn a_call_that_never_ended_is_in_flight_then_unknown_then_expired() {
     let at = |millis| Timestamp::from_millisecond(millis).unwrap();
     let record = CallRecord { call: "c".to_owned(), until: 5_000, ends: 600, state: State::InFlight };
-    assert_eq!(record.state_for("c", at(4_999)), HeaderState::InFlight);
-    assert_eq!(record.state_for("d", at(4_999)), HeaderState::CallMismatch);
-    assert_eq!(record.state_for("c", at(5_000)), HeaderState::Unknown);
+    assert_eq!(record.state_for("c", at(4_999)), Some(State::InFlight));
+    assert_eq!(record.state_for("d", at(4_999)), None);
+    assert_eq!(record.state_for("c", at(5_000)), Some(State::Unknown));
     let answered = CallRecord { state: State::Answered("s".to_owned()), ..record.clone() };
-    assert_eq!(answered.state_for("c", at(599_999)), HeaderState::Answered("s".to_owned()));
+    assert_eq!(answered.state_for("c", at(599_999)), Some(State::Answered("s".to_owned())));
     for record in [record, answered] {
-        assert_eq!(record.state_for("c", at(600_000)), HeaderState::Free);
-        assert_eq!(record.state_for("d", at(600_000)), HeaderState::Free);
+        assert_eq!(record.state_for("c", at(600_000)), Some(State::Free));
+        assert_eq!(record.state_for("d", at(600_000)), Some(State::Free));
     }
 }

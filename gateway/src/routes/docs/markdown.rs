@@ -1,9 +1,8 @@
 //! Markdown to HTML, with an anchor for each heading and search entries.
 //!
-//! Owns the HTML of a document's content: every text is escaped, and raw HTML in a document is shown as text. A
-//! heading's anchor is the one that Markdown renderers on code hosts give it, so the same link works here and in the
-//! repository. A table row that begins with a code span (a reason code, a field), and a list item that begins with a
-//! bold one (a setting), get an anchor too, and a search entry of their own.
+//! Every text is escaped, and raw HTML in a document is shown as text. A heading's anchor is the one that code hosts
+//! give it, so the same link works in the repository. A table row that begins with a code span (a reason code, a
+//! field), and a list item that begins with a bold one (a setting), get an anchor too, and a search entry of their own.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,12 +13,10 @@ use pulldown_cmark::{Alignment, CodeBlockKind, Event, HeadingLevel, Options, Par
 /// In bytes.
 const LONG_NAME: usize = 16;
 
-/// A document as a page needs it.
 pub(super) struct Rendered {
     pub(super) html: String,
     /// The first heading.
     pub(super) title: String,
-    /// Of the second and third level, for the table of contents.
     pub(super) headings: Vec<Heading>,
     pub(super) entries: Vec<Entry>,
 }
@@ -37,7 +34,6 @@ pub(super) struct Entry {
     pub(super) text: String,
 }
 
-/// Where a link leads.
 pub(super) enum Target {
     Address(String),
     /// A file of the source repository that is not served.
@@ -45,24 +41,9 @@ pub(super) enum Target {
 }
 
 pub(super) fn render(text: &str, resolve: impl Fn(&str) -> Target) -> Rendered {
-    let mut writer = Writer {
-        resolve,
-        html: String::with_capacity(2 * text.len()),
-        plain: String::new(),
-        title: None,
-        headings: Vec::new(),
-        entries: Vec::new(),
-        section: None,
-        anchors: HashMap::new(),
-        mark: (0, 0),
-        alignments: Vec::new(),
-        cell: 0,
-        in_table_head: false,
-        rows: Vec::new(),
-        is_strong: false,
-    };
+    let mut writer = Writer { html: String::with_capacity(2 * text.len()), ..Writer::default() };
     for event in Parser::new_ext(text, Options::ENABLE_TABLES) {
-        writer.event(event);
+        writer.event(event, &resolve);
     }
     writer.end_section();
     Rendered {
@@ -75,7 +56,6 @@ pub(super) fn render(text: &str, resolve: impl Fn(&str) -> Target) -> Rendered {
 
 /// A table row or a list item that is being written.
 struct Row {
-    /// `tr` or `li`.
     element: &'static str,
     /// Where it starts in `html` and `plain`.
     start: (usize, usize),
@@ -83,8 +63,8 @@ struct Row {
     name: Option<String>,
 }
 
-struct Writer<R> {
-    resolve: R,
+#[derive(Default)]
+struct Writer {
     html: String,
     /// The text of the current section, for the search.
     plain: String,
@@ -98,7 +78,6 @@ struct Writer<R> {
     /// Where the current heading starts in `html` and `plain`.
     mark: (usize, usize),
     alignments: Vec<Alignment>,
-    /// Number of the current cell in its row.
     cell: usize,
     in_table_head: bool,
     /// The rows and items that are open, the innermost last.
@@ -106,14 +85,16 @@ struct Writer<R> {
     is_strong: bool,
 }
 
-impl<R: Fn(&str) -> Target> Writer<R> {
-    fn event(&mut self, event: Event<'_>) {
+impl Writer {
+    fn event(&mut self, event: Event<'_>, resolve: &impl Fn(&str) -> Target) {
         match event {
-            Event::Start(tag) => self.start(tag),
+            Event::Start(tag) => self.start(tag, resolve),
             Event::End(tag) => self.end(tag),
+            // For people who edit the file.
+            Event::Html(comment) if comment.starts_with("<!--") && comment.trim_end().ends_with("-->") => {}
             Event::Text(text) | Event::Html(text) | Event::InlineHtml(text) => {
                 self.plain.push_str(&text);
-                escape(&mut self.html, &text);
+                self.html.push_str(&escape(&text));
             }
             Event::Code(code) => self.code(&code),
             Event::SoftBreak => self.both("\n", " "),
@@ -124,7 +105,7 @@ impl<R: Fn(&str) -> Target> Writer<R> {
         }
     }
 
-    fn start(&mut self, tag: Tag<'_>) {
+    fn start(&mut self, tag: Tag<'_>, resolve: &impl Fn(&str) -> Target) {
         match tag {
             Tag::Paragraph => self.html.push_str("<p>"),
             Tag::Heading { .. } => {
@@ -137,9 +118,7 @@ impl<R: Fn(&str) -> Target> Writer<R> {
                 if let CodeBlockKind::Fenced(language) = kind
                     && !language.is_empty()
                 {
-                    self.html.push_str(" class=\"language-");
-                    escape(&mut self.html, &language);
-                    self.html.push('"');
+                    let _ = write!(self.html, " class=\"language-{}\"", escape(&language));
                 }
                 self.html.push('>');
             }
@@ -175,18 +154,15 @@ impl<R: Fn(&str) -> Target> Writer<R> {
                 self.is_strong = true;
                 self.html.push_str("<strong>");
             }
-            Tag::Link { dest_url, .. } => match (self.resolve)(&dest_url) {
-                Target::Address(address) => {
-                    self.html.push_str("<a href=\"");
-                    escape(&mut self.html, &address);
-                    self.html.push_str("\">");
-                }
-                Target::Repository(path) => {
-                    self.html.push_str("<a class=\"repository\" title=\"");
-                    escape(&mut self.html, &path);
-                    self.html.push_str(" in the source repository\">");
-                }
-            },
+            Tag::Link { dest_url, .. } => {
+                let _ = match resolve(&dest_url) {
+                    Target::Address(address) => write!(self.html, "<a href=\"{}\">", escape(&address)),
+                    Target::Repository(path) => {
+                        let path = escape(&path);
+                        write!(self.html, "<a class=\"repository\" title=\"{path} in the source repository\">")
+                    }
+                };
+            }
             // Images, and extensions that are switched off.
             _ => {}
         }
@@ -243,8 +219,7 @@ impl<R: Fn(&str) -> Target> Writer<R> {
             "DEFER" => "<code class=\"defer\">",
             _ => "<code>",
         });
-        let mut escaped = String::new();
-        escape(&mut escaped, code);
+        let mut escaped = escape(code);
         // A long name in a table may break after its parts, so that the other columns have room.
         if self.rows.last().is_some_and(|row| row.element == "tr") && code.len() > LONG_NAME {
             escaped = escaped.replace('_', "_<wbr>").replace('.', ".<wbr>").replace('/', "/<wbr>");
@@ -316,7 +291,8 @@ fn slug(text: &str) -> String {
 }
 
 /// For text and for attributes in double quotes.
-pub(super) fn escape(html: &mut String, text: &str) {
+pub(super) fn escape(text: &str) -> String {
+    let mut html = String::with_capacity(text.len());
     for letter in text.chars() {
         match letter {
             '&' => html.push_str("&amp;"),
@@ -326,6 +302,7 @@ pub(super) fn escape(html: &mut String, text: &str) {
             letter => html.push(letter),
         }
     }
+    html
 }
 
 #[cfg(test)]
@@ -355,6 +332,13 @@ mod tests {
         let page = rendered("a <script>alert(1)</script>\n\n<img src=x>\n\n[x](https://example.com/\"><b>)\n\n`<i>`\n");
         assert!(!page.html.contains("<script") && !page.html.contains("<img") && !page.html.contains("<b>"));
         assert!(!page.html.contains("<i>"), "{}", page.html);
+    }
+
+    #[test]
+    fn a_comment_for_editors_is_left_out_and_unfinished_ones_are_text() {
+        assert_eq!(rendered("# T\n\n<!-- do not edit -->\n\ntext\n").html, rendered("# T\n\ntext\n").html);
+        let page = rendered("<!-- a --> <b>\n\ntext <!-- b -->\n");
+        assert!(!page.html.contains("<b>") && page.html.contains("&lt;!-- b"), "{}", page.html);
     }
 
     #[test]

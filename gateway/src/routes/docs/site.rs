@@ -1,18 +1,19 @@
 //! The site at `/docs`: the documents under `docs/` as HTML pages, and the files that these load.
 //!
 //! Owns which documents are pages, in which order and under which name; `markdown` makes a document's HTML and search
-//! entries, `page` puts it into the frame. Everything that a page loads (style, script, search index, icon) is a file
-//! of this site, so that a reader's browser asks no other host. Links are relative: a proxy may add a path before
-//! every route.
-//! INVARIANT: each Markdown file directly under `docs/` is a page or stands in `REPOSITORY_ONLY`; a test compares
-//! both lists with the folder.
+//! entries. Everything that a page loads is a file of this site. Links are relative: a proxy may add a path before
+//! every route. A page works without its script.
+//! INVARIANT: each Markdown file directly under `docs/` is a page or stands in `REPOSITORY_ONLY`.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
+
+use pulldown_cmark::HeadingLevel;
 
 use super::super::asset::Asset;
-use super::markdown::{self, Rendered, Target};
-use super::page;
+use super::markdown::{self, Heading, Rendered, Target, escape};
 
+const FRAME: &str = include_str!("../../../assets/docs/page.html");
 const STYLE: &str = include_str!("../../../assets/docs/style.css");
 const SCRIPT: &str = include_str!("../../../assets/docs/site.js");
 const ICON: &str = include_str!("../../../assets/docs/icon.svg");
@@ -21,27 +22,25 @@ const ICON: &str = include_str!("../../../assets/docs/icon.svg");
 #[cfg(test)]
 const REPOSITORY_ONLY: [&str; 1] = ["ARCHITECTURE.md"];
 
-/// A Markdown file that is a page.
-pub(super) struct Document {
+struct Document {
     /// File name under `docs/`.
     file: &'static str,
-    /// Name in the navigation, shorter than the document's title.
-    pub(super) label: &'static str,
+    label: &'static str,
     text: &'static str,
 }
 
 impl Document {
-    /// Last part of the page's path. The guide is the front page, at `/docs` itself.
-    pub(super) fn slug(&self) -> String {
+    /// Last part of the page's path; empty for the front page, which is at `/docs` itself.
+    fn slug(&self) -> String {
         if self.file == FRONT_PAGE { String::new() } else { slug_of(self.file) }
     }
 }
 
-pub(super) struct Group {
-    pub(super) label: &'static str,
+struct Group {
+    label: &'static str,
     /// Examples call the API, so the script shows the reader's own host in them.
-    pub(super) calls_the_api: bool,
-    pub(super) documents: &'static [Document],
+    calls_the_api: bool,
+    documents: &'static [Document],
 }
 
 const FRONT_PAGE: &str = "guide.md";
@@ -52,7 +51,7 @@ macro_rules! document {
     };
 }
 
-pub(super) const GROUPS: &[Group] = &[
+const GROUPS: &[Group] = &[
     Group {
         label: "Calling the API",
         calls_the_api: true,
@@ -114,7 +113,7 @@ impl Site {
                 let slug = document.slug();
                 let Rendered { html, title, headings, entries } =
                     markdown::render(document.text, |link| resolve(&slug, link));
-                let page = page::page(group, &slug, &title, &html, &headings);
+                let page = page(group, &slug, &title, &html, &headings);
                 let entries = entries.into_iter();
                 index.extend(
                     entries.map(|entry| (slug.clone(), document.label, entry.anchor, entry.heading, entry.text)),
@@ -139,7 +138,7 @@ fn slug_of(file: &str) -> String {
 }
 
 /// The relative address of a page or another file of the site, seen from the page `from`.
-pub(super) fn href(from: &str, to: &str) -> String {
+fn href(from: &str, to: &str) -> String {
     match (from.is_empty(), to.is_empty()) {
         (true, true) => "docs".to_owned(),
         (true, false) => format!("docs/{to}"),
@@ -168,6 +167,60 @@ fn resolve(from: &str, link: &str) -> Target {
         Some(document) => Target::Address(href(from, &document.slug()) + &anchor),
         None => Target::Repository(file.strip_prefix("../").map_or_else(|| format!("docs/{file}"), str::to_owned)),
     }
+}
+
+fn page(group: &Group, slug: &str, title: &str, content: &str, headings: &[Heading]) -> String {
+    let class = if group.calls_the_api { "reader-host" } else { "" };
+    // The content is inserted last, because a document may contain the text of a placeholder.
+    [
+        ("{title}", escape(title)),
+        ("{home}", href(slug, "")),
+        ("{files}", href(slug, "style.css").replace("style.css", "")),
+        ("{openapi}", if slug.is_empty() { "openapi.json" } else { "../openapi.json" }.to_owned()),
+        ("{navigation}", navigation(slug)),
+        ("{contents}", contents(headings)),
+        ("{neighbours}", neighbours(slug)),
+        ("{class}", class.to_owned()),
+        ("{content}", content.to_owned()),
+    ]
+    .into_iter()
+    .fold(FRAME.to_owned(), |page, (placeholder, value)| page.replace(placeholder, &value))
+}
+
+fn navigation(slug: &str) -> String {
+    let mut html = String::new();
+    for group in GROUPS {
+        let _ = write!(html, "<h2>{}</h2>\n<ul>\n", escape(group.label));
+        for document in group.documents {
+            let to = document.slug();
+            let current = if to == slug { " aria-current=\"page\"" } else { "" };
+            let _ = writeln!(html, "<li><a href=\"{}\"{current}>{}</a></li>", href(slug, &to), escape(document.label));
+        }
+        html.push_str("</ul>\n");
+    }
+    html
+}
+
+fn contents(headings: &[Heading]) -> String {
+    let mut html = String::new();
+    for Heading { level, anchor, text } in headings {
+        let class = if *level == HeadingLevel::H3 { " class=\"sub\"" } else { "" };
+        let _ = writeln!(html, "<li{class}><a href=\"#{anchor}\">{}</a></li>", escape(text));
+    }
+    html
+}
+
+fn neighbours(slug: &str) -> String {
+    let documents: Vec<&Document> = GROUPS.iter().flat_map(|group| group.documents).collect();
+    let Some(at) = documents.iter().position(|document| document.slug() == slug) else { return String::new() };
+    let before = at.checked_sub(1).and_then(|before| documents.get(before));
+    let link = |document: &Document, relation: &str, word: &str| {
+        let (address, label) = (href(slug, &document.slug()), escape(document.label));
+        format!("<a rel=\"{relation}\" href=\"{address}\"><span>{word}</span> {label}</a>\n")
+    };
+    let before = before.map(|document| link(document, "prev", "Previous")).unwrap_or_default();
+    let after = documents.get(at + 1).map(|document| link(document, "next", "Next")).unwrap_or_default();
+    before + &after
 }
 
 #[cfg(test)]

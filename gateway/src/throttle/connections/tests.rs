@@ -18,7 +18,7 @@ fn peer(text: &str) -> Option<Peer> {
 }
 
 fn is_open(connection: &CountedStream<()>) -> bool {
-    !connection.permit.slot.is_evicted()
+    !connection.permit.0.slot.is_evicted()
 }
 
 fn open(connections: &[&CountedStream<()>]) -> Vec<bool> {

@@ -1,0 +1,334 @@
+//! One attempt to decide a check: an evaluator decides, the log records, and then the answer leaves.
+
+use std::error::Error;
+use std::time::Duration;
+
+use actix_web::http::header::{ContentType, USER_AGENT};
+use actix_web::{HttpRequest, HttpResponse};
+use jiff::Timestamp;
+use stage0_backplane::{RequestError, Requests};
+use stage0_contract::{
+    CallerTexts, CheckRequest, CheckResponse, ClientOrigin, ClientRequestId, Decision, Durations, EvaluateReply,
+    EvaluateRequest, Evaluation, KeyIdentity, RecordMetadata, RedactedTexts, RequestId, ResponseMeta, Role, Severity,
+    Verdict, recordable as recordable_line,
+};
+use tokio::time::Instant;
+
+use super::{ParsedRequest, serialize};
+use crate::access_log;
+use crate::address::Client;
+use crate::auth::{KEYSTORE_SILENT, confirm};
+use crate::config::Audit;
+use crate::errors::{ApiError, How, Part};
+use crate::idempotency::AttemptEnd;
+use crate::key_cache::VerifiedCaller;
+use crate::metrics::{CheckStep, timed};
+use crate::middleware::RequestContext;
+use crate::quota::{Reservation, end_of_day};
+use crate::recorder::{DecisionLine, NotRecorded};
+use crate::state::AppState;
+
+const MAX_EVALUATIONS: u32 = 3;
+/// After an evaluation that failed at once: an evaluator that restarts needs a moment.
+const RETRY_DELAY: Duration = Duration::from_millis(50);
+const MAX_ALLOWED_RISK: u8 = 99;
+const SECRET: &str = "SECRET_IN_REQUEST";
+const MAX_USER_AGENT_CHARS: usize = 256;
+/// The largest line: reasons, rules and metadata, plus what of the request is in it, escaped.
+const MAX_LINE_BYTES: usize = 64 << 10;
+const LINE_BYTES_PER_BODY_BYTE: usize = 8;
+/// How often the caller's identity may become stale between its last confirmation and the append.
+const MAX_INVALIDATIONS: u32 = 3;
+
+pub(super) struct Attempt<'a> {
+    pub(super) state: &'a AppState,
+    pub(super) request: &'a HttpRequest,
+    pub(super) context: RequestContext,
+    pub(super) caller: VerifiedCaller,
+    pub(super) identity: &'a KeyIdentity,
+    pub(super) client_request_id: Option<ClientRequestId>,
+    /// The first attempt under the same idempotency key, if this is a later one.
+    pub(super) repeats: Option<RequestId>,
+    pub(super) deadline: Instant,
+}
+
+/// Why an attempt has no answer.
+pub(super) struct Failure {
+    pub(super) error: ApiError,
+    /// How the attempt ended; none if the log may have its decision.
+    pub(super) end: Option<AttemptEnd>,
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self { error, end: Some(AttemptEnd::Failed) }
+    }
+}
+
+struct RecordError {
+    error: ApiError,
+    /// The log surely does not have the decision.
+    is_certain: bool,
+    /// The caller's key is not valid any more, or that is not known.
+    caller_refused: bool,
+}
+
+impl Attempt<'_> {
+    pub(super) async fn run(
+        &self,
+        parsed: ParsedRequest,
+        mut reservation: Option<Reservation>,
+    ) -> Result<HttpResponse, Failure> {
+        let Self { state, context, identity, deadline, .. } = *self;
+        let ParsedRequest { check, task_hash, bytes } = parsed;
+        let evaluated_at = state.state_store().clock().now().as_second();
+        let message = EvaluateRequest {
+            request_id: context.id,
+            account: identity.account.clone(),
+            request: check,
+            evaluated_at,
+            operation: self.repeats,
+            caller: CallerTexts {
+                client_request_id: self.client_request_id.as_ref().map(ToString::to_string),
+                user_agent: user_agent(self.request),
+            },
+            max_runs: Some(identity.caps.runs()),
+        };
+        let started = Instant::now();
+        let evaluated = evaluate(state.requests(), state.config.request_budget, &message, deadline);
+        let Evaluation { decision, mut recordable } = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
+            let refused = matches!(error, ApiError::Invalid(_) | ApiError::TooManyRuns { .. });
+            Failure { error, end: Some(if refused { AttemptEnd::Refused } else { AttemptEnd::Failed }) }
+        })?;
+        let evaluation = started.elapsed();
+
+        let keeps_input = message.request.debug_store_input;
+        let mut input = None;
+        if keeps_input {
+            input = self.reserve_input(&mut recordable).await;
+        } else if let Some(texts) = &mut recordable {
+            texts.input = None;
+        }
+        let meta = ResponseMeta {
+            source: "stage0".into(),
+            test_mode: false,
+            client_request_id: self.client_request_id.clone(),
+            audit: state.config.audit.into(),
+            input_stored: keeps_input.then_some(input.is_some()),
+            ignored_fields: ignored_fields(&message.request, &decision),
+        };
+        let mut response = CheckResponse::new(decision, context.id, task_hash, evaluated_at, meta);
+        let mut body = serialize(&response)?;
+        let metadata = self.record_metadata(evaluation, &response.decided, recordable.as_ref());
+        let line = record_line(&response, &body, bytes, &metadata, recordable.as_ref())?;
+
+        // From here on the log may have it, so it counts, even if the client disconnects.
+        reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
+        let recorded = timed(CheckStep::Record, self.record(line)).await;
+        if let Err(RecordError { error, is_certain, caller_refused }) = recorded {
+            if is_certain {
+                input.iter_mut().for_each(Reservation::give_back);
+            }
+            if state.config.audit == Audit::Required || caller_refused {
+                if is_certain {
+                    reservation.iter_mut().for_each(Reservation::give_back);
+                }
+                return Err(Failure { error, end: is_certain.then_some(AttemptEnd::Failed) });
+            }
+            // Best effort: the answer leaves, and must not claim that the input was stored.
+            if response.meta.input_stored.is_some() {
+                response.meta.input_stored = Some(false);
+                body = serialize(&response)?;
+            }
+        }
+        access_log::set_decision(self.request, &response.decided);
+        Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
+    }
+
+    /// Counts the input that the check wants stored. If there is no room for it, the decision is recorded without it.
+    async fn reserve_input(&self, recordable: &mut Option<RedactedTexts>) -> Option<Reservation> {
+        let texts = recordable.as_mut()?;
+        let input = texts.input.take()?;
+        let bytes = serde_json::to_vec(&input).ok()?.len() as u64;
+        let store = self.state.store_until(self.deadline);
+        let reservation = self.state.quotas.reserve_bytes(self.identity, bytes, store).await?;
+        texts.input = Some(input);
+        Some(reservation)
+    }
+
+    /// What is recorded beside the answer. Texts of the caller are taken from what the evaluator has masked.
+    fn record_metadata(
+        &self,
+        evaluation: Duration,
+        decision: &Decision,
+        recordable: Option<&RedactedTexts>,
+    ) -> RecordMetadata {
+        let millis = |duration: Duration| (duration.as_secs_f64() * 1e6).round() / 1e3;
+        RecordMetadata {
+            account: self.identity.account.clone(),
+            key_id: self.identity.key_id.clone(),
+            run_id: recordable.and_then(|texts| texts.run_id.clone()),
+            effect_classes: recordable.map(|texts| texts.effect_classes.clone()).unwrap_or_default(),
+            tools: recordable.map(|texts| texts.tools.clone()).unwrap_or_default(),
+            constraints_ignored_count: decision.constraints_ignored.len(),
+            client: ClientOrigin {
+                address: Client::of_request(self.request).map(|client| client.address().to_string()),
+                user_agent: recordable.and_then(|texts| texts.caller.user_agent.clone()),
+            },
+            durations: Durations {
+                evaluation_ms: millis(evaluation),
+                total_ms: millis(self.context.started.elapsed()),
+            },
+            input: recordable.and_then(|texts| texts.input.clone()),
+        }
+    }
+
+    /// Records a decision whose caller is confirmed right before the append.
+    async fn record(&self, line: Vec<u8>) -> Result<(), RecordError> {
+        let Self { state, identity, .. } = *self;
+        let request_id = self.context.id;
+        let mut line = DecisionLine {
+            caller: self.caller.clone(),
+            account: identity.account.clone(),
+            retention_days: identity.retention_days,
+            body: line.into(),
+        };
+        let mut not_recorded = NotRecorded::CallerStale;
+        for _ in 0..MAX_INVALIDATIONS {
+            let caller = confirm(&state.key_cache, state.requests(), &line.caller, Some(request_id)).await;
+            line.caller = caller.map_err(|error| RecordError { error, is_certain: true, caller_refused: true })?;
+            match state.recorder.record(line.clone(), self.deadline).await {
+                Ok(()) => return Ok(()),
+                Err(NotRecorded::CallerStale) => {}
+                Err(error) => {
+                    not_recorded = error;
+                    break;
+                }
+            }
+        }
+        let error = &not_recorded as &dyn Error;
+        tracing::warn!(%request_id, account = %identity.account, error, "decision was not recorded");
+        let (part, is_certain) = match not_recorded {
+            // Only the keystore knows.
+            NotRecorded::CallerStale => (KEYSTORE_SILENT, true),
+            NotRecorded::Failed(_) => (Part::LogUnwritten, true),
+            NotRecorded::Late | NotRecorded::Unknown(_) => (Part::LogUnwritten, false),
+        };
+        Err(RecordError { error: ApiError::Missing(part), is_certain, caller_refused: false })
+    }
+}
+
+/// Sends the request until an evaluator answers; lost requests are sent again under the same id, so they count once.
+/// Every answer is final, including that the evaluator gave up or is busy: another one would take as long, and one
+/// expensive check must not take the time of all others.
+async fn evaluate(
+    requests: &dyn Requests,
+    request_budget: Duration,
+    message: &EvaluateRequest,
+    deadline: Instant,
+) -> Result<Evaluation, ApiError> {
+    let request_id = message.request_id;
+    // So that a frozen evaluator costs one attempt and not the whole budget.
+    let attempt_timeout = request_budget * 2 / 5;
+    let mut attempt = 0;
+    let reply = loop {
+        attempt += 1;
+        let error = match requests.request_until(message, deadline.min(Instant::now() + attempt_timeout)).await {
+            Ok(reply) => break reply,
+            Err(error) => error,
+        };
+        tracing::warn!(%request_id, attempt, error = &error as &dyn Error, "evaluator did not answer");
+        let can_retry = match error {
+            RequestError::Timeout => true,
+            RequestError::NoResponders | RequestError::Disconnected => {
+                tokio::time::sleep(RETRY_DELAY).await;
+                true
+            }
+            RequestError::TooLarge | RequestError::Malformed => false,
+        };
+        if !can_retry || attempt == MAX_EVALUATIONS || Instant::now() >= deadline {
+            return Err(ApiError::Missing(Part::asked::<EvaluateRequest>(&error)));
+        }
+    };
+    match reply {
+        EvaluateReply::Decided(decided) if is_sound(&decided.decision) => Ok(*decided),
+        EvaluateReply::Decided(_) => {
+            tracing::error!(%request_id, "evaluator allowed with a grave issue, refused");
+            Err(ApiError::Unavailable)
+        }
+        EvaluateReply::Invalid(errors) => Err(ApiError::Invalid(errors)),
+        EvaluateReply::TooManyRuns { limit } => Err(ApiError::TooManyRuns {
+            limit,
+            again: end_of_day(Timestamp::from_second(message.evaluated_at).unwrap_or_default()),
+        }),
+        EvaluateReply::Unable(reason) => {
+            tracing::error!(%request_id, reason, "evaluator could not decide");
+            Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Failed)))
+        }
+        EvaluateReply::TimedOut => {
+            tracing::warn!(%request_id, "evaluator gave the check up: it took too long");
+            Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Busy)))
+        }
+        EvaluateReply::Busy => {
+            tracing::warn!(%request_id, "evaluator refused the check: too many of its account wait");
+            Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Busy)))
+        }
+    }
+}
+
+/// What a careful client checks, too, before it trusts an ALLOW.
+fn is_sound(decision: &Decision) -> bool {
+    let has_grave_issue = decision.issues.iter().any(|issue| issue.severity >= Severity::High);
+    decision.verdict != Verdict::Allow || (!has_grave_issue && decision.risk_score <= MAX_ALLOWED_RISK)
+}
+
+/// The names of members that nothing reads. Where the request holds a secret, a name may be that secret.
+fn ignored_fields(request: &CheckRequest, decision: &Decision) -> Vec<String> {
+    let names = request.ignored_fields();
+    if names.is_empty() || decision.issues.iter().all(|issue| issue.code.as_str() != SECRET) {
+        return names;
+    }
+    vec!["*".to_owned()]
+}
+
+fn user_agent(request: &HttpRequest) -> Option<String> {
+    let value = request.headers().get(USER_AGENT)?;
+    Some(String::from_utf8_lossy(value.as_bytes()).chars().take(MAX_USER_AGENT_CHARS).collect())
+}
+
+/// The record's line, without what only the recorder knows. It has the answer's own bytes, unless the answer holds
+/// something that is not kept: a secret in the caller's id, or words of the request.
+fn record_line(
+    response: &CheckResponse,
+    body: &[u8],
+    request_bytes: usize,
+    metadata: &RecordMetadata,
+    recordable: Option<&RedactedTexts>,
+) -> Result<Vec<u8>, ApiError> {
+    let client_request_id = response.meta.client_request_id.as_ref().map(ClientRequestId::as_str);
+    let masked = recordable.and_then(|texts| texts.caller.client_request_id.as_deref());
+    let recorded = response.decided.recorded();
+    let line = if client_request_id == masked && recorded.is_none() && response.meta.ignored_fields.is_empty() {
+        recordable_line(body, metadata)
+    } else {
+        let decided = recorded.unwrap_or_else(|| response.decided.clone());
+        let mut response = CheckResponse { decided, ..response.clone() };
+        response.meta.ignored_fields = Vec::new();
+        response.meta.client_request_id = masked.and_then(|masked| ClientRequestId::parse(masked).ok());
+        serde_json::to_vec(&response).and_then(|body| recordable_line(&body, metadata))
+    };
+    let line = line.map_err(|error| {
+        let error = &error as &dyn Error;
+        tracing::error!(request_id = %response.request_id, error, "record could not be written");
+        ApiError::Unavailable
+    })?;
+    if line.len() > MAX_LINE_BYTES + LINE_BYTES_PER_BODY_BYTE * request_bytes {
+        let (request_id, bytes) = (response.request_id, line.len());
+        tracing::error!(%request_id, bytes, "evaluator's answer is larger than any to such a request");
+        return Err(ApiError::Unavailable);
+    }
+    Ok(line)
+}
+
+#[cfg(test)]
+mod tests;
