@@ -66,8 +66,8 @@ const fn v6(a: u16, b: u16, c: u16, d: u16, e: u16) -> Ipv6Addr {
     Ipv6Addr::new(a, b, c, d, e, 0, 0, 0)
 }
 
-/// Why this address must not be connected to, in a few words that name no address; none if it may be.
-pub fn refuse(ip: IpAddr) -> Option<&'static str> {
+/// Returns a few words that name no address; none if it may be connected to.
+pub(crate) fn refuse(ip: IpAddr) -> Option<&'static str> {
     match ip {
         IpAddr::V4(ip) => IPV4.iter().find(|(base, length, _)| in_v4(ip, *base, *length)).map(|(_, _, why)| *why),
         IpAddr::V6(ip) => {
@@ -79,10 +79,9 @@ pub fn refuse(ip: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Whether the dangerous local mode allows this address: loopback, RFC 1918, fc00::/7, and these mapped into IPv6.
-///
-/// Link-local addresses and the clouds' metadata services are never allowed.
-pub fn is_private_or_loopback(ip: IpAddr) -> bool {
+/// The dangerous local mode allows loopback, RFC 1918, fc00::/7, and these mapped into IPv6; never link-local addresses
+/// and the clouds' metadata services.
+pub(crate) fn is_private_or_loopback(ip: IpAddr) -> bool {
     match ip.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_private(),
         IpAddr::V6(ip) => {

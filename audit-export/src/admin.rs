@@ -1,9 +1,8 @@
 //! Serves the gateways' requests: test a webhook, replay, list an endpoint's deliveries, delete decisions.
 //!
 //! Any exporter may answer any request, as everything it needs is in the log and the state store. Each kind of request
-//! has its own limit, so that large deletions hold up no test, and each account has a share of that limit, so that
-//! tests of a receiver that hangs hold up no other account. `Failed` means that the log, the state store or the
-//! keystore did not answer.
+//! has its own limit, so that large deletions hold up no test, and each account has a share of it. `Failed` means that
+//! the log, the state store or the keystore did not answer.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -12,8 +11,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use stage0_backplane::{EntryKind, IncomingRequest, RequestStream, ServeError};
 use stage0_contract::{
-    AccountId, DEFAULT_RETENTION_DAYS, DecisionsDeleted, DeleteDecisions, Delivery, LineHeader, ListDeliveries,
-    ManageReply, Page, Refusal, ReplayStarted, ReplayWebhook, Request, TestWebhook, WebhookTested,
+    AccountId, DEFAULT_RETENTION_DAYS, DecisionsDeleted, DeleteDecisions, Deletion, Delivery, LineHeader,
+    ListDeliveries, ManageReply, Page, Refusal, ReplayStarted, ReplayWebhook, Request, TestWebhook, WebhookTested,
 };
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -31,36 +30,27 @@ use crate::shared::Shared;
 
 /// Requests of one kind that are handled at a time.
 const MAX_CONCURRENT: usize = 64;
-/// Of these, the requests of one account.
 const MAX_CONCURRENT_PER_ACCOUNT: usize = 8;
 
 const TOO_MANY_REQUESTS: &str =
     "8 calls of this kind are under way for this account already; wait until one of them is answered";
 
-/// The handlers of these requests.
 pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) directory: Directory,
 }
 
 impl Admin {
-    /// Starts to serve each kind of request, in `tasks`, until `stop`.
     pub(crate) async fn serve(self, stop: &CancellationToken, tasks: &TaskTracker) -> Result<(), ServeError> {
         let requests = &self.shared.backplane.requests;
         let test = requests.serve::<TestWebhook>().await?;
         let replay = requests.serve::<ReplayWebhook>().await?;
-        let deliveries = requests.serve::<ListDeliveries>().await?;
+        let list = requests.serve::<ListDeliveries>().await?;
         let delete = requests.serve::<DeleteDecisions>().await?;
         let admin = Arc::new(self);
         tasks.spawn(serve(&admin, stop, test, |r| &r.account, |admin, r| async move { admin.test(r).await }));
         tasks.spawn(serve(&admin, stop, replay, |r| &r.account, |admin, r| async move { admin.replay(r).await }));
-        tasks.spawn(serve(
-            &admin,
-            stop,
-            deliveries,
-            |r| &r.account,
-            |admin, r| async move { admin.deliveries(r).await },
-        ));
+        tasks.spawn(serve(&admin, stop, list, |r| &r.account, |admin, r| async move { admin.deliveries(r).await }));
         tasks.spawn(serve(&admin, stop, delete, |r| &r.account, |admin, r| async move { admin.delete(r).await }));
         Ok(())
     }
@@ -109,23 +99,14 @@ impl Admin {
     async fn deliveries(&self, request: ListDeliveries) -> ManageReply<Page<Delivery>> {
         let webhook = &request.id;
         let state_store = &self.shared.backplane.state_store;
-        let record = match state_store.get(&cursor_key(webhook), Shared::store_deadline()).await {
-            Ok(record) => record,
-            Err(error) => {
-                tracing::error!(%webhook, error = &error as &dyn Error, "deliveries cannot be read");
-                return ManageReply::Failed;
-            }
-        };
-        match record.map(|record| serde_json::from_slice::<Cursor>(&record.value)).transpose() {
-            Ok(cursor) => {
-                let items = cursor.unwrap_or_default().deliveries();
-                ManageReply::Done(Page { items, next_cursor: None })
-            }
-            Err(error) => {
-                tracing::error!(%webhook, error = &error as &dyn Error, "cursor cannot be parsed");
-                ManageReply::Failed
-            }
-        }
+        let failed = |error: &(dyn Error + 'static), message| tracing::error!(%webhook, error, "{message}");
+        let record = state_store.get(&cursor_key(webhook), Shared::store_deadline()).await;
+        let record = record.inspect_err(|error| failed(error, "deliveries cannot be read"));
+        let Ok(record) = record else { return ManageReply::Failed };
+        let cursor = record.map(|record| serde_json::from_slice::<Cursor>(&record.value)).transpose();
+        let cursor = cursor.inspect_err(|error| failed(error, "cursor cannot be parsed"));
+        let Ok(cursor) = cursor else { return ManageReply::Failed };
+        ManageReply::Done(Page { items: cursor.unwrap_or_default().deliveries(), next_cursor: None })
     }
 
     async fn delete(&self, request: DeleteDecisions) -> ManageReply<DecisionsDeleted> {
@@ -140,13 +121,9 @@ impl Admin {
         let request = DeletionRequest { before, requested_by, permit };
         let days = self.retention_days(&account).await;
         match marks::delete(&self.shared.backplane, &account, days, &request, self.shared.clock.now()).await {
-            Ok((deletion, mark)) => ManageReply::Done(DecisionsDeleted {
-                count: deletion.count,
-                before,
-                from: deletion.from,
-                to: deletion.to,
-                mark,
-            }),
+            Ok((Deletion { count, from, to, .. }, mark)) => {
+                ManageReply::Done(DecisionsDeleted { count, before, from, to, mark })
+            }
             Err(error) => {
                 tracing::error!(%account, error = &error as &dyn Error, "decisions were not deleted");
                 ManageReply::Failed
@@ -167,7 +144,6 @@ impl Admin {
     }
 }
 
-/// Handles the requests of one kind.
 fn serve<R, T, Reply>(
     admin: &Arc<Admin>,
     stop: &CancellationToken,

@@ -1,7 +1,6 @@
 //! The retry schedule, and the delay that a receiver asks for in `Retry-After`.
 //!
-//! Owns the delays (about 28 hours in all) and their jitter. Pure: `now` and `random` are arguments, the delay is data.
-//! `classify` decides which attempts are retried, and the cursor dead-letters an event that has no attempt left.
+//! The cursor dead-letters an event that has no attempt left.
 //! INVARIANT: no delay is longer than [`MAX_RETRY_DELAY`], whatever a receiver asks for.
 
 use std::time::Duration;
@@ -9,8 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 
-/// The longest delay between two attempts that a receiver can ask for.
-pub const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const MAX_RETRY_DELAY: Duration = Duration::from_secs(24 * 3600);
 
 /// After the first attempt, after the second, and so on: 27.6 hours for eight attempts, the schedule that Svix made
 /// customary (<https://docs.svix.com/retries>). An outage of a day loses nothing; a hiccup costs seconds.
@@ -27,20 +25,15 @@ const DELAYS: [Duration; 7] = [
 /// Up to a fifth in either direction, so that receivers that failed together are not retried together.
 const JITTER: f64 = 0.2;
 
-/// What follows a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NextAttempt {
-    /// Another attempt, this much later.
+pub(crate) enum NextAttempt {
     After(Duration),
-    /// None: that was the last one.
     Exhausted,
 }
 
-/// What follows the failed attempt number `attempt`, counted from 1.
-///
-/// `random` is uniform in 0 to 1. The delay is at least `retry_after`, up to [`MAX_RETRY_DELAY`]; a long `retry_after`
-/// adds no attempt.
-pub fn next_attempt(attempt: u32, retry_after: Option<Duration>, random: f64) -> NextAttempt {
+/// What follows the failed attempt number `attempt`, counted from 1. `random` is uniform in 0 to 1. The delay is at
+/// least `retry_after`, up to [`MAX_RETRY_DELAY`]; a long `retry_after` adds no attempt.
+pub(crate) fn next_attempt(attempt: u32, retry_after: Option<Duration>, random: f64) -> NextAttempt {
     let failed = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
     let Some(delay) = DELAYS.get(failed) else { return NextAttempt::Exhausted };
     // `mul_f64` panics on NaN.
@@ -49,11 +42,9 @@ pub fn next_attempt(attempt: u32, retry_after: Option<Duration>, random: f64) ->
     NextAttempt::After(jittered.max(retry_after.unwrap_or_default()).min(MAX_RETRY_DELAY))
 }
 
-/// Reads the value of a `Retry-After` header: seconds, or a date.
-///
-/// A date in the past gives no delay; anything else is treated as if the header were absent. Source: RFC 9110, section
-/// 10.2.3. Of its three date formats only the one that senders must use is read.
-pub fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+/// Reads the value of a `Retry-After` header: seconds, or a date, of which one in the past gives no delay. Source: RFC
+/// 9110, section 10.2.3. Of its three date formats only the one that senders must use is read.
+pub(crate) fn parse_retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim_matches([' ', '\t']);
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit mean a very long delay.

@@ -1,7 +1,6 @@
 //! Classifies an attempt: delivered, to be retried, or an endpoint that wants no more events.
 //!
-//! Owns the reasons that an endpoint's owner reads. Does not send and does not schedule: the retry delay is
-//! `backoff`'s.
+//! The reasons are read by the endpoint's owner.
 //! INVARIANT: only a 2xx is a delivery, and only a 410 disables an endpoint at once. Everything else is retried, since
 //! a receiver that is misconfigured today may be fixed tomorrow.
 
@@ -12,28 +11,22 @@ use jiff::Timestamp;
 use crate::backoff::parse_retry_after;
 use crate::egress::{Response, SendError};
 
-/// What an attempt means for its event and its endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DeliveryOutcome {
-    /// The receiver has the event.
+pub(crate) enum DeliveryOutcome {
     Delivered,
-    /// The receiver does not have the event, or did not confirm it.
     Retry {
         /// Shown to the endpoint's owner: lower case, names no address.
         reason: String,
-        /// The delay that the receiver asks for.
         retry_after: Option<Duration>,
     },
     /// The endpoint is gone: nothing more is sent until its owner enables it again.
     Disable {
-        /// Shown to the endpoint's owner.
         reason: String,
     },
 }
 
 impl DeliveryOutcome {
-    /// Why the event was not delivered.
-    pub fn reason(&self) -> Option<&str> {
+    pub(crate) fn reason(&self) -> Option<&str> {
         match self {
             Self::Delivered => None,
             Self::Retry { reason, .. } | Self::Disable { reason } => Some(reason),
@@ -41,28 +34,22 @@ impl DeliveryOutcome {
     }
 }
 
-/// Classifies the result of an attempt.
-///
 /// `Retry-After` is read only from 429 and 503, with which a receiver says that it is busy.
-pub fn classify(result: &Result<Response, SendError>, now: Timestamp) -> DeliveryOutcome {
+pub(crate) fn classify(result: &Result<Response, SendError>, now: Timestamp) -> DeliveryOutcome {
     let response = match result {
         Ok(response) => response,
         Err(error) => return DeliveryOutcome::Retry { reason: error.to_string(), retry_after: None },
     };
     let status = response.status;
     let reason = format!("the endpoint answered {status}");
-    match status {
-        200..=299 => DeliveryOutcome::Delivered,
-        410 => DeliveryOutcome::Disable { reason: format!("{reason}: it is gone") },
-        300..=399 => {
-            DeliveryOutcome::Retry { reason: format!("{reason}: redirects are not followed"), retry_after: None }
-        }
-        429 | 503 => {
-            let retry_after = response.retry_after.as_deref().and_then(|value| parse_retry_after(value, now));
-            DeliveryOutcome::Retry { reason, retry_after }
-        }
-        _ => DeliveryOutcome::Retry { reason, retry_after: None },
-    }
+    let (reason, retry_after) = match status {
+        200..=299 => return DeliveryOutcome::Delivered,
+        410 => return DeliveryOutcome::Disable { reason: format!("{reason}: it is gone") },
+        300..=399 => (format!("{reason}: redirects are not followed"), None),
+        429 | 503 => (reason, response.retry_after.as_deref().and_then(|value| parse_retry_after(value, now))),
+        _ => (reason, None),
+    };
+    DeliveryOutcome::Retry { reason, retry_after }
 }
 
 #[cfg(test)]
@@ -70,7 +57,7 @@ mod tests {
     use super::*;
 
     fn classify(status: u16, retry_after: Option<&str>) -> DeliveryOutcome {
-        let response = Response { status, retry_after: retry_after.map(str::to_owned), took: Duration::ZERO };
+        let response = Response { status, retry_after: retry_after.map(str::to_owned) };
         super::classify(&Ok(response), Timestamp::UNIX_EPOCH)
     }
 

@@ -1,11 +1,10 @@
 //! The time by which lines expire, and whether it is trusted enough to remove any.
 //!
-//! Owns reading the clocks, the offset that was trusted on this boot of this host (stored, so that a new process can
-//! compare), and the newest record of the log where none is stored. `clock_trust` decides. While the clock is not
-//! trusted, `now` is the best time that is known.
+//! The offset that was trusted on this boot of this host is stored, so that a new process can compare with it; without
+//! one, the newest record of the log tells the time. While the clock is not trusted, `now` is the best time known.
 
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -15,7 +14,7 @@ use stage0_backplane::{Backplane, EntryKind, PutError, ReadError};
 use stage0_contract::SecondClock;
 
 use crate::clock_trust::{ClockStatus, ClockTrust};
-use crate::shared::Shared;
+use crate::shared::{Shared, lock};
 
 /// Reads the clocks: the host's, or a test's.
 pub type ClockReader = Arc<dyn Fn() -> Clocks + Send + Sync>;
@@ -30,7 +29,6 @@ pub(crate) struct Clock {
     trust: Mutex<Option<ClockTrust>>,
 }
 
-/// The stored form of a trusted offset.
 #[derive(Serialize, Deserialize)]
 struct Anchor {
     offset_micros: i64,
@@ -45,29 +43,27 @@ impl Clock {
         (self.read)()
     }
 
-    /// The time by which lines expire.
     pub(crate) fn now(&self) -> Timestamp {
         let clocks = self.clocks();
-        self.lock().as_ref().map_or(clocks.wall, |trust| trust.time(clocks))
+        lock(&self.trust).as_ref().map_or(clocks.wall, |trust| trust.time(clocks))
     }
 
     /// Notes the time that another process just reported. This process's own roles share its clock.
     pub(crate) fn observe(&self, reported: &SecondClock) {
         if reported.process != clock::process()
-            && let Some(trust) = self.lock().as_mut()
+            && let Some(trust) = lock(&self.trust).as_mut()
         {
             trust.observe(self.clocks(), reported.at);
         }
     }
 
-    /// Reads the stored offset or the newest record, unless that was done already.
     pub(crate) async fn load(&self, backplane: &Backplane) -> Result<(), ReadError> {
-        if self.lock().is_some() {
+        if lock(&self.trust).is_some() {
             return Ok(());
         }
         let anchor = stored_offset(backplane).await?;
         let newest = if anchor.is_none() { newest_record(backplane).await? } else { None };
-        let mut trust = self.lock();
+        let mut trust = lock(&self.trust);
         if trust.is_none() {
             *trust = Some(ClockTrust::new(self.clocks(), anchor, newest));
         }
@@ -77,9 +73,9 @@ impl Clock {
     /// Compares the clocks; none before [`Clock::load`] has succeeded.
     pub(crate) async fn check(&self, backplane: &Backplane) -> Option<ClockStatus> {
         let (status, anchor) = {
-            let mut trust = self.lock();
+            let mut trust = lock(&self.trust);
             let trust = trust.as_mut()?;
-            (trust.check(self.clocks()), trust.anchor())
+            (trust.check(self.clocks()), trust.anchor)
         };
         if status == ClockStatus::Trusted
             && let Some(anchor) = anchor
@@ -87,11 +83,6 @@ impl Clock {
             store_offset(backplane, anchor).await;
         }
         Some(status)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<ClockTrust>> {
-        // Each use is one step, so a panic elsewhere cannot leave it half changed.
-        self.trust.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -129,7 +120,6 @@ fn key() -> Option<String> {
     clock::boot_id().map(|boot| format!("cursor.clock-{boot}"))
 }
 
-/// When the newest decision was stored, by the store's clock.
 async fn newest_record(backplane: &Backplane) -> Result<Option<Timestamp>, ReadError> {
     let mut newest = None;
     for account in backplane.log.accounts(Shared::store_deadline()).await?.into_iter().take(MAX_ACCOUNTS) {

@@ -1,9 +1,8 @@
 //! Whether this host's clock is trusted enough to remove decisions by it. Pure.
 //!
-//! Removal cannot be undone, so a second clock must agree. The host's wall clock is trusted while it is at most an hour
-//! ahead of the latest of: the time that another process reported, the kernel's count since the clock was last trusted,
-//! or, without those, the newest record of the log. A clock that none of them confirms is trusted once it was not set
-//! again for a day by the kernel's clock: by then an operator has seen the alarm.
+//! Removal cannot be undone, so a second clock must agree. The wall clock is trusted while it is at most an hour ahead
+//! of the latest of another process's time, the kernel's count since it was last trusted, or else the newest record of
+//! the log; and once it was not set for a day: by then an operator has seen the alarm.
 //! INVARIANT: while the clock is not trusted, `time` never runs ahead of the best time that is known.
 
 use std::time::Duration;
@@ -16,13 +15,10 @@ pub(crate) const MAX_AHEAD: Duration = Duration::from_secs(3_600);
 /// How long an unconfirmed clock must run without being set before it is trusted.
 pub(crate) const UNCONFIRMED_TRUST_DELAY: Duration = Duration::from_secs(24 * 3_600);
 
-/// The clocks to compare with. Each is an offset: how far a wall clock is ahead of this host's kernel clock, in
-/// microseconds.
+/// Each clock is an offset: how far a wall clock is ahead of this host's kernel clock, in microseconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ClockTrust {
-    /// The wall clock when it was last trusted.
-    anchor: Option<i64>,
-    /// Another process's clock at its last report.
+    pub(crate) anchor: Option<i64>,
     witness: Option<i64>,
     /// The newest record at the start. Not used where there is an anchor, as a wrong clock may have written the record.
     record: Option<i64>,
@@ -31,29 +27,23 @@ pub(crate) struct ClockTrust {
     unconfirmed: Option<(Duration, i64)>,
 }
 
-/// Whether decisions may be removed by this host's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ClockStatus {
-    /// They may be removed.
     Trusted,
-    /// Nothing is removed: the clock is this far ahead of all others.
     Ahead(Duration),
 }
 
 impl ClockTrust {
-    /// Starts from the offset that was trusted on this boot of this host, or else from the newest record.
     pub(crate) fn new(now: Clocks, anchor: Option<i64>, newest_record: Option<Timestamp>) -> Self {
         let record = newest_record.filter(|_| anchor.is_none());
         let record = record.map(|wall| Clocks { wall, ..now }.offset());
         Self { anchor, record, ..Self::default() }
     }
 
-    /// Notes the time that another process reported just now.
     pub(crate) fn observe(&mut self, now: Clocks, reported: Timestamp) {
         self.witness = Some(Clocks { wall: reported, ..now }.offset());
     }
 
-    /// Compares the clocks.
     pub(crate) fn check(&mut self, now: Clocks) -> ClockStatus {
         let own = now.offset();
         let elapsed = self.checked_at.map_or(0, |at| micros(now.boot.saturating_sub(at)));
@@ -79,7 +69,6 @@ impl ClockTrust {
         ClockStatus::Ahead(Duration::from_micros(ahead.unsigned_abs()))
     }
 
-    /// The best time that is known.
     pub(crate) fn time(&self, now: Clocks) -> Timestamp {
         match self.known() {
             Some(known) if now.offset().saturating_sub(known) > micros(MAX_AHEAD) => now.at_offset(known),
@@ -87,18 +76,12 @@ impl ClockTrust {
         }
     }
 
-    /// The offset that a later start on this boot compares with.
-    pub(crate) fn anchor(&self) -> Option<i64> {
-        self.anchor
-    }
-
     fn known(&self) -> Option<i64> {
         self.anchor.max(self.witness).max(self.record)
     }
 
-    /// The anchor follows a clock that another one confirms. Otherwise it moves up by at most a second per minute, more
-    /// than any clock drifts, so that many small steps cannot evade the check; and down by ten minutes per minute, so
-    /// that a clock that was briefly wrong is forgotten soon.
+    /// An unconfirmed anchor moves up by at most a second per minute, more than any clock drifts, so that many small
+    /// steps cannot evade the check; and down by ten minutes per minute, so that a wrong clock is forgotten soon.
     fn follow(&mut self, own: i64, elapsed: i64) {
         let confirmed =
             self.witness.max(self.record).is_some_and(|other| own.saturating_sub(other) <= micros(MAX_AHEAD));
@@ -191,7 +174,7 @@ mod tests {
             assert_eq!(alone.check(at(NOW + week * 7 * DAY, 500 + week * 7 * DAY)), ClockStatus::Trusted, "{week}");
         }
         let later = at(NOW + 70 * DAY, 500 + 70 * DAY);
-        assert_eq!(ClockTrust::new(later, alone.anchor(), Some(second(NOW))).check(later), ClockStatus::Trusted);
+        assert_eq!(ClockTrust::new(later, alone.anchor, Some(second(NOW))).check(later), ClockStatus::Trusted);
         // A process that starts on an empty log, with no other process.
         assert_eq!(ClockTrust::new(start, None, None).check(start), ClockStatus::Trusted);
     }

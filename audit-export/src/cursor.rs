@@ -1,10 +1,8 @@
 //! The durable state of one endpoint's deliveries: how far its log was read, and which events are open. Pure.
 //!
-//! Owns numbering (each event gets the endpoint's next sequence number when it is read), retries, dead letters and the
-//! list of deliveries that customers see. The whole cursor is stored before anything in it is sent: a worker that takes
-//! the endpoint over continues from the last stored state and sends its open events under the same numbers, whatever
-//! the filters are by then. Events that were read but not stored were not sent either; they are read and numbered
-//! again.
+//! Each event gets the endpoint's next sequence number when it is read, and the whole cursor is stored before anything
+//! in it is sent: a worker that takes the endpoint over sends the open events under the same numbers, whatever the
+//! filters are by then. Events that were read but not stored were not sent either, and are read and numbered again.
 //! INVARIANT: an event that was read stays open until it is delivered, dead-lettered, or gone from the log.
 
 use std::collections::VecDeque;
@@ -19,15 +17,11 @@ use crate::classify::DeliveryOutcome;
 use crate::event::DECISION;
 use crate::lag::EndpointLag;
 
-/// Events that were read and not tried yet.
 const MAX_PENDING: usize = 256;
 /// Events that are retried. Beyond this the endpoint reads no further, and newer events stay in the log.
 const MAX_RETRYING: usize = 1_000;
-/// Successful deliveries that are listed.
 const MAX_RECENT: usize = 100;
-/// Dead letters that are listed; more are only counted.
 const MAX_DEAD_LETTERS: usize = 1_000;
-/// Ids of imported replays that are remembered.
 const MAX_REPLAYS: usize = 32;
 /// When an endpoint asked to be disabled and could not be, its event is tried again after this delay.
 const DISABLE_RETRY_DELAY: SignedDuration = SignedDuration::from_secs(60);
@@ -46,7 +40,6 @@ pub(crate) struct LogOffset {
     pub(crate) lines: usize,
 }
 
-/// The worker that may deliver, and until when unless it renews its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LeaseHolder {
     pub(crate) worker: Uuid,
@@ -64,7 +57,6 @@ pub(crate) struct Replay {
     pub(crate) offset: Option<LogOffset>,
 }
 
-/// An event that is to be delivered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OpenEvent {
     pub(crate) sequence: u64,
@@ -81,7 +73,6 @@ pub(crate) struct OpenEvent {
     pub(crate) recorded_at: Option<Timestamp>,
 }
 
-/// The result of one attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Attempt {
     pub(crate) at: Timestamp,
@@ -90,21 +81,17 @@ pub(crate) struct Attempt {
     pub(crate) latency_ms: u64,
 }
 
-/// What an attempt means for its event, or for the whole endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Completion {
     Delivered,
     RetryScheduled,
     DeadLettered,
-    /// The endpoint is to be disabled, for this reason.
     Disable(String),
 }
 
-/// The state of one endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cursor {
     pub(crate) holder: Option<LeaseHolder>,
-    /// None before the first line.
     #[serde(rename = "place")]
     pub(crate) offset: Option<LogOffset>,
     next_sequence: u64,
@@ -141,7 +128,6 @@ impl Default for Cursor {
 }
 
 impl Completion {
-    /// The `outcome` of the metrics and the log.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -153,7 +139,6 @@ impl Completion {
 }
 
 impl Cursor {
-    /// How many more events may be read now.
     pub(crate) fn room(&self) -> usize {
         let pending = self.open.iter().filter(|open| open.attempts == 0).count();
         if self.open.len() - pending >= MAX_RETRYING { 0 } else { MAX_PENDING.saturating_sub(pending) }
@@ -164,7 +149,6 @@ impl Cursor {
         self.room() >= MAX_PENDING / 2
     }
 
-    /// Adds an event and returns its sequence number.
     pub(crate) fn add_event(&mut self, event: String, at: LogOffset, recorded_at: Option<Timestamp>) -> u64 {
         let sequence = self.next_sequence;
         self.next_sequence = sequence.saturating_add(1);
@@ -172,22 +156,18 @@ impl Cursor {
         sequence
     }
 
-    /// The number that the next event gets.
     pub(crate) fn next_sequence(&self) -> u64 {
         self.next_sequence
     }
 
-    /// The events to send now, by sequence number.
     pub(crate) fn due(&self, now: Timestamp) -> impl Iterator<Item = &OpenEvent> {
         self.open.iter().filter(move |open| open.next_at.is_none_or(|at| at <= now))
     }
 
-    /// Whether attempts have failed since the last success.
     pub(crate) fn is_failing(&self) -> bool {
         self.failing_since.is_some()
     }
 
-    /// When the next event that is not due yet becomes due.
     pub(crate) fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
         self.open.iter().filter_map(|open| open.next_at).filter(|at| *at > now).min()
     }
@@ -200,12 +180,10 @@ impl Cursor {
         }
     }
 
-    /// Removes an event that expired or was deleted from the log.
     pub(crate) fn remove(&mut self, sequence: u64) {
         self.open.retain(|open| open.sequence != sequence);
     }
 
-    /// Records the result of an attempt, and schedules a retry or dead-letters the event if it failed.
     pub(crate) fn complete(
         &mut self,
         sequence: u64,
@@ -213,10 +191,10 @@ impl Cursor {
         attempt: Attempt,
         random: f64,
     ) -> Completion {
-        let Some(index) = self.open.iter().position(|open| open.sequence == sequence) else {
+        let mut open = self.open.iter_mut().enumerate();
+        let Some((index, open)) = open.find(|(_, open)| open.sequence == sequence) else {
             return Completion::Delivered;
         };
-        let Some(open) = self.open.get_mut(index) else { return Completion::Delivered };
         let now = attempt.at;
         open.attempts = open.attempts.saturating_add(1);
         open.last = Some(attempt);
@@ -256,8 +234,7 @@ impl Cursor {
         }
     }
 
-    /// An endpoint that was enabled again is assumed to work: its retries are due at once, and its failures count from
-    /// zero.
+    /// An endpoint that was enabled again is assumed to work.
     pub(crate) fn resume_if_disabled(&mut self) {
         if !std::mem::take(&mut self.disabled) {
             return;
@@ -276,7 +253,6 @@ impl Cursor {
         }
     }
 
-    /// Adds a replay, unless it was added before.
     pub(crate) fn add_replay(&mut self, replay: Replay) {
         if self.taken_replays.contains(&replay.id) {
             return;

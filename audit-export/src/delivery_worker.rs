@@ -1,10 +1,8 @@
 //! Delivers one endpoint's events: read the log, sign, send, classify the answer, schedule a retry or dead-letter,
 //! store the cursor.
 //!
-//! A worker delivers only while it holds the lease in the endpoint's stored cursor. Every exporter runs a worker for
-//! each endpoint; one of them holds the lease, and another takes over when it expires. Owns the order of the steps: an
-//! event's sequence number is stored before the event is sent. Knows nothing of other endpoints, so a slow receiver
-//! delays only its own events.
+//! Every exporter runs a worker for each endpoint; the one that holds the lease in the endpoint's stored cursor
+//! delivers. A slow receiver delays only its own events.
 //! INVARIANT: only events of the stored cursor are sent, so the next lease holder knows every number a receiver has
 //! seen.
 //! INVARIANT: nothing is sent on an old lease: a worker that cannot renew it stops sending before it expires.
@@ -34,41 +32,33 @@ use complete::FinishedAttempt;
 pub(crate) use lease::cursor_key;
 use lease::{Body, LEASE_RENEW_INTERVAL, Lease, STORE_INTERVAL};
 
-/// Requests of one endpoint that are in flight at a time.
 const MAX_IN_FLIGHT: usize = 16;
-/// The same for an endpoint that fails: a receiver that hangs, or a name that does not resolve, must not use up its
-/// account's slots.
+/// A receiver that hangs, or a name that does not resolve, must not use up its account's slots.
 const MAX_IN_FLIGHT_FAILING: usize = 2;
 /// A line that was read longer ago is read again before it is sent: it may have been deleted since.
 const BODY_TTL: Duration = Duration::from_secs(1);
 /// How often the log and the replay requests are checked without a notice.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// After a failure of the log or the state store.
 const ERROR_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Delivers one endpoint's events in this process.
 pub(crate) struct DeliveryWorker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) endpoint: watch::Receiver<Arc<DeliveryEndpoint>>,
-    /// Notified when decisions of the endpoint's account were recorded.
     pub(crate) wake: Arc<Notify>,
     /// A cursor with a lease that ends implausibly late, and when this revision was first seen.
     pub(crate) overlong_lease: Option<(Revision, Instant)>,
 }
 
-/// Why the worker stops delivering under its lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ended {
     /// Another worker holds the lease now, or may hold it.
     LeaseLost,
-    /// The endpoint was disabled.
     Disabled,
     Stopped,
 }
 
 impl DeliveryWorker {
-    /// Runs until stopped, or until the endpoint is disabled. Storing a cursor is never cut off: its revision would be
-    /// unknown, and the lease could not be released.
+    /// Storing a cursor is never cut off: its revision would be unknown, and the lease could not be released.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         while !stop.is_cancelled() {
             match self.acquire_lease().await {
@@ -92,14 +82,11 @@ impl DeliveryWorker {
         Ended::Stopped
     }
 
-    /// Reads the log, stores the cursor when that is due, sends, and then waits for the next thing to happen.
     async fn step(&mut self, lease: &mut Lease, stop: &CancellationToken) -> Result<(), Ended> {
         let endpoint = self.endpoint.borrow_and_update().clone();
         if !lease.is_trusted() {
-            tracing::warn!(
-                webhook = %endpoint.webhook.id,
-                "cursor could not be stored; the endpoint is given up for a moment"
-            );
+            let webhook = &endpoint.webhook.id;
+            tracing::warn!(%webhook, "cursor could not be stored; the endpoint is given up for a moment");
             return Err(Ended::LeaseLost);
         }
         if lease.polled_at.elapsed() >= POLL_INTERVAL {
@@ -137,7 +124,6 @@ impl DeliveryWorker {
         Ok(())
     }
 
-    /// Sends the events that are due, as far as concurrency and the rate limit allow.
     async fn send_due(&mut self, lease: &mut Lease, endpoint: &Arc<DeliveryEndpoint>) {
         let limit = if lease.cursor.is_failing() { MAX_IN_FLIGHT_FAILING } else { MAX_IN_FLIGHT };
         let free = limit.saturating_sub(lease.in_flight.len());
@@ -186,13 +172,10 @@ impl DeliveryWorker {
         });
     }
 
-    /// How long the worker may wait for an event before something is due by the clock.
     fn time_to_next_step(&self, lease: &Lease) -> Duration {
         let now = self.shared.clock.now();
-        let retry = lease
-            .cursor
-            .next_due(now)
-            .map_or(POLL_INTERVAL, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+        let retry = lease.cursor.next_due(now);
+        let retry = retry.map_or(POLL_INTERVAL, |at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
         let paced = pacing_delay(lease.held_back, lease.paced_until, Instant::now());
         let store = if lease.changed { STORE_INTERVAL } else { LEASE_RENEW_INTERVAL };
         let store = store.saturating_sub(lease.stored_at.elapsed());
@@ -222,7 +205,6 @@ fn random() -> f64 {
     getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX))
 }
 
-/// An id for a worker, a replay or a test event.
 pub(crate) fn new_id() -> Uuid {
     Uuid::now_v7()
 }

@@ -1,12 +1,12 @@
 //! The only way out to customers' hosts: a POST that reaches public addresses and nothing inside our network.
 //!
-//! Owns a single attempt: a slot among those of all accounts, the DNS lookup, the check of every address, a connection
-//! to exactly those addresses, and limits on time and size. Does not sign, retry or classify. Every failure is a
-//! [`SendError`], whose text may be shown to the endpoint's owner.
+//! An attempt is a slot, a lookup, the check of every address and a connection to exactly those addresses, with limits
+//! on time and size. The text of a [`SendError`] may be shown to the endpoint's owner.
 //! INVARIANT: the addresses that were checked are those that are connected to (`egress/clients.rs`), and one refused
 //! address refuses the host. Neither the text nor the time of a failure tells an internal name from an unknown one.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,8 +20,8 @@ mod resolver;
 mod trust;
 
 pub use failure::SendError;
-pub use resolver::{Resolver, Script};
-pub use trust::TrustError;
+pub use resolver::Resolver;
+pub(crate) use trust::TrustError;
 
 use crate::address::{is_private_or_loopback, refuse};
 pub use crate::config::EgressConfig;
@@ -44,8 +44,8 @@ const MAX_IN_FLIGHT_PER_ACCOUNT: usize = 64;
 pub struct Egress {
     dangerous_allow_private: bool,
     timeout: Duration,
-    in_flight: FairSlots,
-    lookups: Lookups,
+    in_flight: Arc<FairSlots>,
+    lookups: Arc<Lookups>,
     clients: Clients,
 }
 
@@ -56,8 +56,6 @@ pub struct Response {
     pub status: u16,
     /// The raw `Retry-After` header, for `backoff::parse_retry_after`.
     pub retry_after: Option<String>,
-    /// The duration of the whole attempt.
-    pub took: Duration,
 }
 
 impl Egress {
@@ -73,8 +71,7 @@ impl Egress {
         })
     }
 
-    /// Makes one attempt, when it is the account's turn. A response with a status counts, even if its body is too long,
-    /// too slow or incomplete.
+    /// A response with a status counts, even if its body is too long, too slow or incomplete.
     pub async fn post(
         &self,
         account: &AccountId,
@@ -96,16 +93,16 @@ impl Egress {
             }
         };
         let status = response.status().as_u16();
-        let retry_after = retry_after(response.headers());
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = retry_after.filter(|value| value.len() <= MAX_RETRY_AFTER_BYTES).map(str::to_owned);
         let left = self.timeout.saturating_sub(began.elapsed());
         if timeout(left, drain(response)).await.is_err() {
             tracing::debug!(status, "an endpoint's response body did not end in time");
         }
-        Ok(Response { status, retry_after, took: began.elapsed() })
+        Ok(Response { status, retry_after })
     }
 
-    /// Whether the time of this failure would reveal what our resolver knows: an internal name is found at once, an
-    /// unknown one is not.
+    /// An internal name is found at once, an unknown one is not: the time of a failure would tell them apart.
     fn would_reveal_names(&self, url: &WebhookUrl, error: SendError) -> bool {
         !self.dangerous_allow_private
             && matches!(url.host(), Host::Name(_))
@@ -148,11 +145,6 @@ impl Egress {
             None => Ok(()),
         }
     }
-}
-
-fn retry_after(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get(RETRY_AFTER)?.to_str().ok()?;
-    (value.len() <= MAX_RETRY_AFTER_BYTES).then(|| value.to_owned())
 }
 
 /// Reads the response to its end, so that its connection can be reused; otherwise dropping it closes the connection.

@@ -1,12 +1,11 @@
 //! Runs a delivery worker for each enabled endpoint, and wakes it when decisions are recorded.
 //!
-//! Owns the keystore's list of endpoints, which is fetched whole at the start, on every notice of a change and every
-//! half minute. When the list cannot be fetched, the workers of the last list go on, and it is requested again a second
-//! later.
+//! The keystore's list of endpoints is fetched whole at the start, on every notice of a change and every half minute.
+//! When it cannot be fetched, the workers of the last list go on.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use stage0_backplane::Event;
@@ -21,31 +20,26 @@ use tokio_util::sync::CancellationToken;
 use crate::delivery_worker::DeliveryWorker;
 use crate::metrics;
 use crate::send::DeliveryEndpoint;
-use crate::shared::{Shared, next_event};
+use crate::shared::{Shared, lock, next_event};
 
 const LIST_INTERVAL: Duration = Duration::from_secs(30);
 const LIST_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 type EndpointMap = HashMap<WebhookId, Arc<DeliveryEndpoint>>;
 
-/// The endpoints of the last list.
 #[derive(Clone, Default)]
-pub(crate) struct Directory(Arc<RwLock<EndpointMap>>);
+pub(crate) struct Directory(Arc<Mutex<EndpointMap>>);
 
 impl Directory {
-    /// The endpoint, if it belongs to this account.
     pub(crate) fn find(&self, account: &AccountId, id: &WebhookId) -> Option<Arc<DeliveryEndpoint>> {
-        let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        all.get(id).filter(|endpoint| endpoint.webhook.account == *account).cloned()
+        lock(&self.0).get(id).filter(|endpoint| endpoint.webhook.account == *account).cloned()
     }
 
-    /// Returns the endpoints of the list before.
     fn replace(&self, all: EndpointMap) -> EndpointMap {
-        std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), all)
+        std::mem::replace(&mut *lock(&self.0), all)
     }
 }
 
-/// A delivery worker that was started.
 struct RunningWorker {
     endpoint: watch::Sender<Arc<DeliveryEndpoint>>,
     wake: Arc<Notify>,
@@ -53,12 +47,10 @@ struct RunningWorker {
     task: JoinHandle<()>,
 }
 
-/// Starts and stops the delivery workers.
 pub(crate) struct Endpoints {
     shared: Arc<Shared>,
     directory: Directory,
     workers: HashMap<WebhookId, RunningWorker>,
-    /// Workers that were stopped and complete their attempts.
     stopping: Vec<JoinHandle<()>>,
 }
 
@@ -67,7 +59,6 @@ impl Endpoints {
         Self { shared, directory, workers: HashMap::new(), stopping: Vec::new() }
     }
 
-    /// Runs until stopped, and returns when every worker has completed its attempts in flight.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut list = interval(LIST_INTERVAL);
         list.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -138,18 +129,14 @@ impl Endpoints {
         }
         for (id, endpoint) in all {
             match self.workers.get(&id) {
-                Some(worker) => {
-                    worker.endpoint.send_if_modified(|known| {
-                        let modified = *known != endpoint;
-                        *known = endpoint;
-                        modified
-                    });
+                Some(worker) if *worker.endpoint.borrow() != endpoint => {
+                    worker.endpoint.send_replace(endpoint);
                 }
                 None if endpoint.webhook.enabled => {
                     let worker = self.start(endpoint);
                     self.workers.insert(id, worker);
                 }
-                None => {}
+                Some(_) | None => {}
             }
         }
         true
@@ -181,22 +168,18 @@ fn log_new_faults(before: &EndpointMap, all: &EndpointMap) {
     }
 }
 
-/// Fetches every endpoint, or nothing when the keystore does not answer.
 pub(crate) async fn list(shared: &Shared) -> Option<EndpointMap> {
     let (mut found, mut cursor) = (HashMap::new(), None);
     loop {
-        match shared.backplane.requests.request(&ListEndpoints { cursor }, Shared::STORE_TIMEOUT).await {
-            Ok(ManageReply::Done(EndpointsPage { items, next_cursor })) => {
-                found.extend(items.into_iter().map(|item| (item.webhook.id.clone(), Arc::new(item.into()))));
-                match next_cursor {
-                    Some(next) => cursor = Some(next),
-                    None => return Some(found),
-                }
-            }
-            Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => {
-                tracing::warn!("the keystore does not list endpoints; those that are known are served");
-                return None;
-            }
+        let reply = shared.backplane.requests.request(&ListEndpoints { cursor }, Shared::STORE_TIMEOUT).await;
+        let Ok(ManageReply::Done(EndpointsPage { items, next_cursor })) = reply else {
+            tracing::warn!("the keystore does not list endpoints; those that are known are served");
+            return None;
+        };
+        found.extend(items.into_iter().map(|item| (item.webhook.id.clone(), Arc::new(item.into()))));
+        match next_cursor {
+            Some(next) => cursor = Some(next),
+            None => return Some(found),
         }
     }
 }

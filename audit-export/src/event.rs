@@ -1,8 +1,6 @@
 //! Turns a line of the log into the body that a webhook receives. Pure.
 //!
-//! Owns which members are delivered (the decision, its account, key, run and position in the chain; never the client's
-//! address, the request or text of it) and which events an endpoint receives. A line that cannot be read is not
-//! delivered.
+//! The client's address, the request and text of it are never delivered, nor is a line that cannot be read.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -14,7 +12,6 @@ pub(crate) const DECISION: &str = "dec_";
 /// An event before it has its sequence number.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
-    /// The `webhook-id`.
     pub(crate) id: String,
     pub(crate) recorded_at: Timestamp,
     kind: LineType,
@@ -32,22 +29,15 @@ impl Event {
             return None;
         }
         let text = |name: &str| members.get(name).and_then(Value::as_str);
-        let id = match kind {
-            LineType::Decision => format!("{DECISION}{}", text("request_id")?),
+        let (id, data) = match kind {
+            LineType::Decision => (format!("{DECISION}{}", text("request_id")?), decision(members, line)),
             LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
-                format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?)
-            }
-        };
-        let data = match kind {
-            LineType::Decision => decision(members, line),
-            LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
-                mark(members, line)?
+                (format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?), mark(members, line)?)
             }
         };
         Some(Self { id, recorded_at, kind, data })
     }
 
-    /// The body of a test event, which has no decision.
     pub(crate) fn test(account: &AccountId, id: &str, now: Timestamp) -> Bytes {
         let body = json!({
             "type": "webhook.test",
@@ -57,8 +47,7 @@ impl Event {
         body.to_string().into()
     }
 
-    /// Whether an endpoint receives the event. Marks go to every endpoint, except the hourly removals by retention,
-    /// which go to none.
+    /// Marks go to every endpoint, except the hourly removals by retention, which go to none.
     pub(crate) fn passes(&self, filters: &WebhookFilters) -> bool {
         match self.kind {
             LineType::Decision => {}
@@ -68,17 +57,13 @@ impl Event {
         let text = |name: &str| self.data.get(name).and_then(Value::as_str).unwrap_or_default();
         let verdict = Verdict::parse(text("verdict"));
         let environment = text("environment");
+        let is_listed = |wanted: &Vec<String>| wanted.iter().any(|wanted| is_same_environment(environment, wanted));
         filters.verdicts.as_ref().is_none_or(|wanted| verdict.is_some_and(|verdict| wanted.contains(&verdict)))
-            && filters
-                .environments
-                .as_ref()
-                .is_none_or(|wanted| wanted.iter().any(|wanted| is_same_environment(environment, wanted)))
+            && filters.environments.as_ref().is_none_or(is_listed)
     }
 
-    /// The body. It depends only on the line and the number, so every attempt sends the same bytes.
-    ///
-    /// INVARIANT: the body of a given line never changes: during an upgrade, exporters of both versions send the same
-    /// event. Members can be added to new lines only (fixtures/bodies).
+    /// INVARIANT: the body of a given line never changes: every attempt sends the same bytes, and so do exporters of
+    /// both versions during an upgrade. Members can be added to new lines only (fixtures/bodies).
     pub(crate) fn body(mut self, sequence: u64) -> Bytes {
         self.data.insert("sequence".to_owned(), sequence.into());
         let body = json!({

@@ -1,19 +1,17 @@
 //! Slots that accounts share fairly: a limit in all and a limit for each account.
 //!
-//! Owns the order of the waiters: accounts take turns, one slot at a time, however many requests one of them has
-//! waiting. An account at its limit waits only for its own slots.
+//! Accounts take turns, one slot at a time, and one at its limit waits only for its own slots.
 //! INVARIANT: while a slot is free, no account below its limit waits.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use stage0_contract::AccountId;
 use tokio::sync::oneshot;
 
-#[derive(Clone)]
-pub(crate) struct FairSlots(Arc<Shared>);
+use crate::shared::lock;
 
-struct Shared {
+pub(crate) struct FairSlots {
     max_per_account: usize,
     state: Mutex<State>,
 }
@@ -27,50 +25,40 @@ struct State {
     turns: VecDeque<AccountId>,
 }
 
-/// A slot, until it is dropped.
 pub(crate) struct Slot {
-    pool: Arc<Shared>,
+    pool: Arc<FairSlots>,
     /// None once the slot was taken back under the lock.
     account: Option<AccountId>,
 }
 
 impl FairSlots {
-    pub(crate) fn new(max: usize, max_per_account: usize) -> Self {
+    pub(crate) fn new(max: usize, max_per_account: usize) -> Arc<Self> {
         let state = Mutex::new(State { free: max, ..State::default() });
-        Self(Arc::new(Shared { max_per_account, state }))
+        Arc::new(Self { max_per_account, state })
     }
 
-    /// Takes a slot for the account if one is available now.
-    pub(crate) fn try_acquire(&self, account: &AccountId) -> Option<Slot> {
-        let mut state = self.0.lock();
-        let can = state.free > 0 && state.held(account) < self.0.max_per_account;
-        can.then(|| self.0.give(&mut state, account))
+    pub(crate) fn try_acquire(self: &Arc<Self>, account: &AccountId) -> Option<Slot> {
+        let mut state = lock(&self.state);
+        let can = state.free > 0 && state.held(account) < self.max_per_account;
+        can.then(|| self.give(&mut state, account))
     }
 
     /// Waits for a slot for the account. Cancelling only gives up the place in the queue.
-    pub(crate) async fn acquire(&self, account: &AccountId) -> Slot {
+    pub(crate) async fn acquire(self: &Arc<Self>, account: &AccountId) -> Slot {
         loop {
             let waiter = {
-                let mut state = self.0.lock();
-                if state.free > 0 && state.held(account) < self.0.max_per_account {
-                    return self.0.give(&mut state, account);
+                let mut state = lock(&self.state);
+                if state.free > 0 && state.held(account) < self.max_per_account {
+                    return self.give(&mut state, account);
                 }
                 let (sender, waiter) = oneshot::channel();
                 state.queue(account, sender);
                 waiter
             };
-            // The queue keeps the sender until it sends.
             if let Ok(slot) = waiter.await {
                 return slot;
             }
         }
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Each use leaves the state consistent, so a panic elsewhere cannot leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn give(self: &Arc<Self>, state: &mut State, account: &AccountId) -> Slot {
@@ -79,7 +67,6 @@ impl Shared {
         Slot { pool: Arc::clone(self), account: Some(account.clone()) }
     }
 
-    /// Gives the free slots to the waiters whose turn it is.
     fn dispatch(self: &Arc<Self>, state: &mut State) {
         while state.free > 0 {
             let below = |account: &AccountId| state.held(account) < self.max_per_account;
@@ -112,8 +99,7 @@ impl State {
         queue.push_back(waiter);
     }
 
-    /// The account's next waiter that was not cancelled. If more wait behind it, the account gets another turn after
-    /// all others.
+    /// If more wait behind the next one, the account gets another turn after all others.
     fn next_waiter(&mut self, account: &AccountId) -> Option<oneshot::Sender<Slot>> {
         let queue = self.waiting.get_mut(account)?;
         let next = std::iter::from_fn(|| queue.pop_front()).find(|waiter| !waiter.is_closed());
@@ -139,7 +125,7 @@ impl State {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(account) = self.account.take() else { return };
-        let mut state = self.pool.lock();
+        let mut state = lock(&self.pool.state);
         state.take_back(&account);
         self.pool.dispatch(&mut state);
     }
@@ -158,7 +144,7 @@ mod tests {
     }
 
     /// The order in which requests that all wait for one slot get it.
-    async fn order(slots: &FairSlots, requests: &[&str]) -> Vec<String> {
+    async fn order(slots: &Arc<FairSlots>, requests: &[&str]) -> Vec<String> {
         let blocker = slots.acquire(&account("blocker")).await;
         let (granted, mut grants) = mpsc::unbounded_channel();
         for name in requests {
@@ -216,7 +202,7 @@ mod tests {
         drop(held);
         drop(granted_and_not_read);
         drop(slots.acquire(&a).await);
-        let state = slots.0.lock();
+        let state = lock(&slots.state);
         assert_eq!((state.free, state.held.len(), state.waiting.len(), state.turns.len()), (1, 0, 0, 0));
     }
 

@@ -1,11 +1,10 @@
 //! How far this process's deliveries are behind.
 //!
-//! Owns the last report of each endpoint whose lease a worker here holds, and the totals over them. A released endpoint
-//! leaves the totals until its next holder reports it; an endpoint that no worker holds shows only as a too low number
-//! of endpoints held. Replayed events do not count as behind: they were due once before.
+//! The totals cover the endpoints whose lease a worker here holds; an endpoint that no worker holds shows only as a too
+//! low number of endpoints held. Replayed events do not count as behind: they were due once before.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock_trust::describe_duration;
 use crate::metrics;
+use crate::shared::lock;
 
 /// Longer than a delivery to a healthy receiver takes, its first two retries included.
 const BEHIND_AFTER_SECONDS: u64 = 60;
@@ -52,21 +52,16 @@ pub struct LagTracker(Arc<Mutex<State>>);
 struct State {
     last_handle: u64,
     listing: Listing,
-    /// How far the clock is ahead of all others, while it is not trusted.
     clock_ahead: Option<Duration>,
     endpoints: HashMap<u64, EndpointLag>,
 }
 
-/// The undelivered events of one endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct EndpointLag {
-    /// When the oldest event was recorded that is not delivered.
     pub(crate) oldest: Option<Timestamp>,
-    /// When the oldest event was recorded that was not tried.
     pub(crate) untried: Option<Timestamp>,
 }
 
-/// Reports one endpoint's lag while its lease is held.
 pub(crate) struct LagHandle {
     tracker: LagTracker,
     number: u64,
@@ -82,28 +77,26 @@ impl LagTracker {
     /// Whether the keystore's list of endpoints is known.
     #[must_use]
     pub fn listing(&self) -> Listing {
-        self.lock().listing
+        lock(&self.0).listing
     }
 
     /// Why retention removes nothing from the log; none while it does.
     #[must_use]
     pub fn retention_stopped(&self) -> Option<String> {
-        let ahead = describe_duration(self.lock().clock_ahead?);
+        let ahead = describe_duration(lock(&self.0).clock_ahead?);
         Some(format!(
             "retention: this host's clock is {ahead} ahead of all others: nothing is removed from the log until it is \
              set right, or has stood so for a day"
         ))
     }
 
-    /// Sets how far the clock is ahead. Returns whether it began or ceased to be ahead.
     pub(crate) fn set_clock_ahead(&self, ahead: Option<Duration>) -> bool {
-        let before = std::mem::replace(&mut self.lock().clock_ahead, ahead);
+        let before = std::mem::replace(&mut lock(&self.0).clock_ahead, ahead);
         before.is_some() != ahead.is_some()
     }
 
-    /// Sets whether the last request for the list of endpoints succeeded.
     pub(crate) fn set_listed(&self, succeeded: bool) {
-        let mut state = self.lock();
+        let mut state = lock(&self.0);
         state.listing = match (succeeded, state.listing) {
             (true, _) => Listing::Current,
             (false, Listing::Never) => Listing::Never,
@@ -112,14 +105,13 @@ impl LagTracker {
     }
 
     pub(crate) fn register(&self) -> LagHandle {
-        let mut state = self.lock();
+        let mut state = lock(&self.0);
         state.last_handle += 1;
         let number = state.last_handle;
         state.endpoints.insert(number, EndpointLag::default());
         LagHandle { tracker: self.clone(), number }
     }
 
-    /// Updates the metrics until stopped.
     pub(crate) async fn report_metrics(self, stop: CancellationToken) {
         let mut ticks = interval(REPORT_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -130,7 +122,7 @@ impl LagTracker {
 
     fn at(&self, now: Timestamp) -> Lag {
         let mut lag = Lag::default();
-        for endpoint in self.lock().endpoints.values() {
+        for endpoint in lock(&self.0).endpoints.values() {
             let oldest = age_seconds(endpoint.oldest, now);
             lag.held = lag.held.saturating_add(1);
             lag.behind = lag.behind.saturating_add(u32::from(oldest >= BEHIND_AFTER_SECONDS));
@@ -139,16 +131,11 @@ impl LagTracker {
         }
         lag
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Each use is one step on the map, so a panic elsewhere cannot leave it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl LagHandle {
     pub(crate) fn update(&self, lag: EndpointLag) {
-        if let Some(endpoint) = self.tracker.lock().endpoints.get_mut(&self.number) {
+        if let Some(endpoint) = lock(&self.tracker.0).endpoints.get_mut(&self.number) {
             *endpoint = lag;
         }
     }
@@ -156,7 +143,7 @@ impl LagHandle {
 
 impl Drop for LagHandle {
     fn drop(&mut self) {
-        self.tracker.lock().endpoints.remove(&self.number);
+        lock(&self.tracker.0).endpoints.remove(&self.number);
     }
 }
 

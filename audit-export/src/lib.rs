@@ -1,16 +1,14 @@
 //! The exporter: delivers the decision log to customers' webhooks, and writes checkpoints and applies retention.
 //!
 //! `endpoints` runs a `delivery_worker` for each endpoint; its durable state is the `cursor` in the state store.
-//! `event` makes bodies of log lines, `signature` signs them, `egress` sends them, `fair` shares its slots among
-//! accounts, `classify` and `backoff` decide what follows an attempt. `maintenance` writes checkpoints and removes what
-//! is past its retention, through `marks`, while `clock` and `clock_trust` vouch for the time. `admin` answers the
-//! gateways, `lag` tells how far deliveries are behind. The exporter makes no decisions about actions.
+//! `maintenance` writes checkpoints and removes what is past its retention, through `marks`, while `clock_trust`
+//! vouches for the time. `admin` answers the gateways. The exporter makes no decisions about actions.
 //! INVARIANT: every event is delivered at least once under the same id, or becomes a listed dead letter.
 
-pub mod address;
+mod address;
 mod admin;
-pub mod backoff;
-pub mod classify;
+mod backoff;
+mod classify;
 mod clock;
 mod clock_trust;
 mod config;
@@ -27,7 +25,7 @@ mod metrics;
 mod replays;
 mod send;
 mod shared;
-pub mod signature;
+mod signature;
 
 use std::error::Error;
 use std::sync::Arc;
@@ -57,7 +55,7 @@ pub struct AuditExport {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The connection does not work.
-    #[error("the backplane carries no questions")]
+    #[error("the backplane carries no requests")]
     Backplane(#[from] NotReady),
     /// A trusted certificate authority cannot be read or used.
     #[error("the certificates to trust cannot be used")]
@@ -108,18 +106,15 @@ impl AuditExport {
         self.shared.lag.clone()
     }
 
-    /// Runs until `stop` is cancelled, then completes the attempts in flight, releases the endpoints and closes the
-    /// connection.
+    /// Runs until `stop` is cancelled, then completes the attempts in flight and releases the endpoints.
     pub async fn run_until(self, stop: CancellationToken) -> Result<(), ServeError> {
         let (directory, tasks) = (Directory::default(), TaskTracker::new());
         let admin = Admin { shared: Arc::clone(&self.shared), directory: directory.clone() };
         let served = admin.serve(&stop, &tasks).await;
         if served.is_ok() {
-            // Before anything expires. If the trusted time cannot be read yet, retention waits for it, and deliveries
-            // go by this host's clock.
+            // Before anything expires. Without it, retention waits and deliveries go by this host's clock.
             if let Err(error) = self.shared.clock.load(&self.shared.backplane).await {
-                let error = &error as &dyn Error;
-                tracing::warn!(error, "the time that was last trusted cannot be read yet");
+                tracing::warn!(error = &error as &dyn Error, "the time that was last trusted cannot be read yet");
             }
             let endpoints = Endpoints::new(Arc::clone(&self.shared), directory);
             let maintenance = Maintenance::new(Arc::clone(&self.shared), self.config.clone());

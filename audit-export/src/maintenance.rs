@@ -1,9 +1,8 @@
 //! Checkpoints and retention: the periodic work on the decision log.
 //!
-//! An account with new decisions gets a checkpoint; accounts whose notice was lost are found by listing the log.
-//! Decisions past their account's retention are removed behind a signed mark, but only while the clock is trusted, and
-//! only one hour of an account's log per minute, so that an operator can react to an alarm. Several exporters may do
-//! the same work: the log accepts one of two concurrent marks, and removing twice does no harm.
+//! Accounts whose notice was lost are found by listing the log. Removal stops while the clock is not trusted, and takes
+//! one hour of an account's log per minute, so that an operator can react to an alarm. Several exporters may do the
+//! same work: the log accepts one of two concurrent marks, and removing twice does no harm.
 //! INVARIANT: accounts named in notices are a hint. Only accounts that the log itself names get a checkpoint, and
 //! however many there are, they do not hold up the rest of this loop.
 
@@ -32,26 +31,20 @@ const FULL_SCAN_INTERVAL: Duration = Duration::from_secs(60);
 const GAP_SCAN_DELAY: Duration = Duration::from_secs(1);
 /// Accounts with new decisions that are remembered between two ticks; beyond it all are scanned.
 const MAX_GROWN: usize = 100_000;
-/// How long a round of checkpoints may take before the loop does other work; the next tick continues with the next
-/// account.
+/// For a round of checkpoints, after which the loop does other work; the next tick goes on with the next account.
 const CHECKPOINT_ROUND_TIMEOUT: Duration = Duration::from_secs(10);
 /// How soon retention is tried again when the keystore does not answer, as while it starts; doubled each time.
 const RETENTION_RETRY_DELAY: Duration = Duration::from_millis(250);
 const MAX_RETENTION_RETRY_DELAY: Duration = Duration::from_secs(10);
-/// For all pages of the accounts' retentions.
 const LIST_RETENTIONS_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The loop that writes checkpoints and applies retention.
 pub(crate) struct Maintenance {
     shared: Arc<Shared>,
     config: ExportConfig,
-    /// How many days each account keeps decisions, as the keystore last listed it.
     retentions: HashMap<AccountId, u32>,
     /// When decisions could last be removed, by the kernel's clock.
     removed_at: Option<Duration>,
-    /// The accounts of the log, as they were last listed.
     known: BTreeSet<AccountId>,
-    /// The account that was last checked for a checkpoint; the next round continues after it.
     last_turn: Option<AccountId>,
 }
 
@@ -106,8 +99,7 @@ impl Maintenance {
         self.write_checkpoints(grown, SignedDuration::ZERO).await;
     }
 
-    /// Writes checkpoints and returns the accounts to try again. An account whose last mark is younger than
-    /// `min_interval` is not searched for newer decisions; it is tried again at the next tick.
+    /// Returns the accounts to try again. One whose last mark is younger than `min_interval` is not searched.
     async fn write_checkpoints(
         &mut self,
         accounts: BTreeSet<AccountId>,
@@ -130,12 +122,12 @@ impl Maintenance {
             }
             self.last_turn = Some(account.clone());
             let days = self.retention_days(&account);
-            match self.shared.mark(&account, days, MarkBody::Checkpoint {}, min_interval).await {
+            let (backplane, now) = (&self.shared.backplane, self.shared.clock.now());
+            match marks::write(backplane, &account, days, MarkBody::Checkpoint {}, min_interval, now).await {
                 Ok(MarkResult::Written(_) | MarkResult::NothingNew) => {}
                 Ok(MarkResult::TooSoon) => {
                     again.insert(account);
                 }
-                // The next full scan tries it again.
                 Err(MarkFailure::UnknownAccount) => {
                     tracing::debug!(%account, "the keystore does not know this account: it gets no checkpoint");
                 }
@@ -162,8 +154,7 @@ impl Maintenance {
         }
     }
 
-    /// Removes decisions past their retention. Returns false when the keystore did not list the current retentions, or
-    /// when it is not known what time it is.
+    /// Returns false when the keystore did not list the current retentions, or the time is not known.
     async fn apply_retention(&mut self) -> bool {
         if let Err(error) = self.shared.clock.load(&self.shared.backplane).await {
             let error = &error as &dyn Error;
@@ -190,16 +181,12 @@ impl Maintenance {
         for account in self.known.clone() {
             if let Err(error) = self.remove_expired(&account, span).await {
                 let error = &error as &dyn Error;
-                tracing::warn!(
-                    %account, error,
-                    "decisions past their retention were not removed; it is tried again"
-                );
+                tracing::warn!(%account, error, "decisions past their retention were not removed; it is tried again");
             }
         }
         is_current
     }
 
-    /// Whether the clock is trusted. Logs when removal stops and when it continues.
     fn may_remove(&self, status: ClockStatus) -> bool {
         let ahead = match status {
             ClockStatus::Trusted => None,
@@ -239,17 +226,14 @@ impl Maintenance {
         let deadline = Instant::now() + LIST_RETENTIONS_TIMEOUT;
         loop {
             let list = ListRetentions { cursor };
-            match self.shared.backplane.requests.request(&list, Shared::STORE_TIMEOUT).await {
-                Ok(ManageReply::Done(RetentionsPage { items, next_cursor, clock })) => {
-                    clock.iter().for_each(|time| self.shared.clock.observe(time));
-                    found.extend(items);
-                    cursor = next_cursor;
-                }
-                Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => {
-                    tracing::warn!("the keystore does not say how long decisions are kept");
-                    return None;
-                }
-            }
+            let reply = self.shared.backplane.requests.request(&list, Shared::STORE_TIMEOUT).await;
+            let Ok(ManageReply::Done(RetentionsPage { items, next_cursor, clock })) = reply else {
+                tracing::warn!("the keystore does not say how long decisions are kept");
+                return None;
+            };
+            clock.iter().for_each(|time| self.shared.clock.observe(time));
+            found.extend(items);
+            cursor = next_cursor;
             if cursor.is_none() {
                 return Some(found);
             }

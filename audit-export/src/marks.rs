@@ -1,10 +1,9 @@
 //! Marks: checkpoints, deletions, expiries and notices that are numbered, signed and stored between the decisions.
 //!
-//! Every mark names the last line (head) of each writer. The heads are computed from the previous mark and the
-//! decisions recorded since, so an exporter keeps no state of its own; of two that write at once, the log refuses one,
-//! which reads again. A mark reveals nothing of other accounts: its `through` is a time, not a position in the store.
-//! The keystore signs one mark for each number. If a crash kept a signed mark out of the log, the keystore returns it
-//! to the next caller, who stores it before any other.
+//! Every mark names the last line (head) of each writer, computed from the previous mark and the decisions since, so an
+//! exporter keeps no state; of two that write at once, the log refuses one, which reads again. A mark's `through` is a
+//! time, not a position, and reveals nothing of other accounts. The keystore signs one mark for each number: one that a
+//! crash kept out of the log is returned to the next caller, who stores it first.
 //! INVARIANT: the mark of a removal is written before anything is removed, and the removal is finished before the next
 //! mark is written.
 
@@ -37,24 +36,19 @@ const MIN_REMOVAL_SPAN: SignedDuration = SignedDuration::from_hours(1);
 const MAX_THROUGH_AHEAD: SignedDuration = SignedDuration::from_mins(30);
 /// No mark is kept longer: a day more than the longest retention.
 const MAX_MARK_TTL: SignedDuration = SignedDuration::from_hours(24 * 3_651);
-/// A smaller `through` comes from an older version on NATS and is a sequence number of the stream. As a time it would
-/// be in 1973.
+/// A smaller `through` is the stream's sequence number, of an older version on NATS. As a time it would be in 1973.
 const MIN_THROUGH_MICROS: u64 = 100_000_000_000_000;
-/// How much before the time of the last mark is read again: a clock that was set back may have given decisions stored
-/// after the mark an earlier time.
+/// Read again before the last mark: after a clock was set back, later decisions may have an earlier time.
 const REREAD_OVERLAP: SignedDuration = SignedDuration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MarkResult {
-    /// Written with this number.
     Written(u64),
-    /// No mark was needed.
     NothingNew,
     /// The last mark is so recent that the log was not searched for newer decisions.
     TooSoon,
 }
 
-/// A mark could not be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MarkFailure {
     #[error(transparent)]
@@ -71,58 +65,36 @@ pub(crate) enum MarkFailure {
     Conflict,
 }
 
-/// A deletion that a caller requested.
 pub(crate) struct DeletionRequest {
     pub(crate) before: Timestamp,
     pub(crate) requested_by: KeyId,
-    /// The keystore signs the mark only with it.
     pub(crate) permit: DeletionPermit,
 }
 
-/// A mark to be written.
 struct Draft<'a> {
     account: &'a AccountId,
     body: MarkBody,
-    /// For a deletion.
     permit: Option<&'a DeletionPermit>,
-    lifetime: MarkLifetime,
-    /// Applies to checkpoints.
+    /// The mark is kept as long as a decision that is recorded at the same time.
+    retention_days: u32,
+    /// It is kept at least until then, in seconds since the epoch.
+    keep_until: i64,
     min_interval: SignedDuration,
     now: Timestamp,
 }
 
-/// How long a mark is kept.
-#[derive(Clone, Copy)]
-struct MarkLifetime {
-    /// As long as a decision that is recorded at the same time.
-    retention_days: u32,
-    /// At least until the decisions that it removes would have expired, in seconds since the epoch.
-    until: i64,
-}
-
-/// The account's last mark.
 struct LastMark {
     mark: Mark,
     line: String,
     hash: LineHash,
 }
 
-/// The last entry among an account's marks.
 struct LastEntry {
     position: Position,
-    /// None if the entry is not a mark. The next mark then follows nothing in the log: the keystore knows the last
-    /// mark.
+    /// None if the entry is not a mark; then the keystore knows the last mark.
     mark: Option<LastMark>,
 }
 
-/// The line that the keystore returned.
-enum SignedLine {
-    New(String),
-    /// A mark that it signed before and that the log does not have.
-    Earlier(String),
-}
-
-/// The last line of each writer, up to a point in the log.
 #[derive(Default)]
 struct Heads {
     of: BTreeMap<WriterId, Head>,
@@ -131,8 +103,7 @@ struct Heads {
     covered: u64,
 }
 
-/// Writes a mark. A checkpoint is written only if there are decisions that no mark covers, and if the last mark is at
-/// least `min_interval` old.
+/// A checkpoint needs decisions that no mark covers, and a last mark that is at least `min_interval` old.
 pub(crate) async fn write(
     backplane: &Backplane,
     account: &AccountId,
@@ -141,8 +112,8 @@ pub(crate) async fn write(
     min_interval: SignedDuration,
     now: Timestamp,
 ) -> Result<MarkResult, MarkFailure> {
-    let lifetime = MarkLifetime { retention_days, until: latest_expiry(&body) };
-    write_draft(backplane, Draft { account, body, permit: None, lifetime, min_interval, now }).await
+    let draft = Draft { account, body, permit: None, retention_days, keep_until: 0, min_interval, now };
+    write_draft(backplane, draft).await
 }
 
 async fn write_draft(backplane: &Backplane, draft: Draft<'_>) -> Result<MarkResult, MarkFailure> {
@@ -156,7 +127,7 @@ async fn write_draft(backplane: &Backplane, draft: Draft<'_>) -> Result<MarkResu
 }
 
 async fn try_to_write(backplane: &Backplane, draft: &Draft<'_>) -> Result<MarkResult, MarkFailure> {
-    let Draft { account, body, permit, lifetime, min_interval, now } = draft;
+    let Draft { account, body, permit, min_interval, now, .. } = draft;
     let is_checkpoint = *body == MarkBody::Checkpoint {};
     let mut signed = None;
     for _ in 0..MAX_ATTEMPTS {
@@ -169,7 +140,10 @@ async fn try_to_write(backplane: &Backplane, draft: &Draft<'_>) -> Result<MarkRe
             if signed == Some(last.hash) {
                 return Ok(MarkResult::Written(last.mark.number));
             }
-            if is_removed_already(body, &last.mark) {
+            // Another exporter removed the same decisions by its own mark.
+            if let (MarkBody::Expiry(wanted), MarkBody::Expiry(done)) = (body, &last.mark.body)
+                && done.before >= wanted.before
+            {
                 return Ok(MarkResult::NothingNew);
             }
             // The absolute distance: a mark from the future, by a wrong clock, must not delay checkpoints.
@@ -182,28 +156,27 @@ async fn try_to_write(backplane: &Backplane, draft: &Draft<'_>) -> Result<MarkRe
             return Ok(MarkResult::NothingNew);
         }
         let number = last.as_ref().map_or(1, |last| last.mark.number.saturating_add(1));
+        // If the store's clock was far ahead for a time, entries after its correction would never be covered.
+        let latest = micros(now.checked_add(MAX_THROUGH_AHEAD).unwrap_or(Timestamp::MAX));
         let mark = Mark {
             body: body.clone(),
             account: (*account).clone(),
             number,
             previous: last.as_ref().map(LastMark::as_previous),
             recorded_at: whole_millis(*now),
-            expires_at: lifetime.expiry(*now),
-            through: bounded_through(&heads, last.as_ref(), *now),
+            expires_at: expiry(draft),
+            through: heads.through.min(latest).max(last.as_ref().map_or(0, |last| last.mark.through)),
             covered: heads.covered,
             heads: heads.of.into_values().collect(),
         };
         let last = last.map(|last| last.line);
         let request = SignMark { mark, last, takes_earlier: true, permit: permit.cloned() };
-        let (line, is_earlier) = match sign(backplane, &request).await? {
-            SignedLine::New(line) => {
-                signed = Some(LineHash::of(line.as_bytes()));
-                (line, false)
-            }
-            SignedLine::Earlier(line) => (line, true),
-        };
+        let MarkSigned { line, earlier } = sign(backplane, &request).await?;
+        if !earlier {
+            signed = Some(LineHash::of(line.as_bytes()));
+        }
         match backplane.log.append_mark(account, line.into(), position, Shared::store_deadline()).await {
-            Ok(_) if is_earlier => {
+            Ok(_) if earlier => {
                 tracing::info!(%account, "a mark that was signed before and not stored was stored");
             }
             Ok(_) => return Ok(MarkResult::Written(number)),
@@ -215,7 +188,6 @@ async fn try_to_write(backplane: &Backplane, draft: &Draft<'_>) -> Result<MarkRe
     Err(MarkFailure::Conflict)
 }
 
-/// Deletes the decisions that were recorded before a time: writes a signed mark, then removes them.
 pub(crate) async fn delete(
     backplane: &Backplane,
     account: &AccountId,
@@ -227,24 +199,21 @@ pub(crate) async fn delete(
     if let Some(LastEntry { mark: Some(last), .. }) = last_entry(backplane, account).await? {
         removal::finish(backplane, account, &last.mark).await?;
     }
-    let plan = removal::plan(backplane, account, request.before).await?;
-    let RemovalPlan { from, to, count, heads, through } = plan;
+    let RemovalPlan { from, to, count, heads, through } = removal::plan(backplane, account, request.before).await?;
     let deletion = Deletion {
         before: request.before,
         from,
         to,
         count,
-        // An older exporter takes this for a position and removes everything up to it; a time would remove the whole
-        // log.
+        // An older exporter takes this for a position and removes everything up to it.
         through: 0,
         deleted: heads,
         requested_by: request.requested_by.clone(),
     };
     let Some(through) = through.filter(|_| count > 0) else { return Ok((deletion, None)) };
     let body = MarkBody::Deletion(deletion.clone());
-    let lifetime = MarkLifetime { retention_days, until: latest_expiry(&body) };
     let permit = Some(&request.permit);
-    let draft = Draft { account, body, permit, lifetime, min_interval: SignedDuration::ZERO, now };
+    let draft = Draft { account, body, permit, retention_days, keep_until: 0, min_interval: SignedDuration::ZERO, now };
     let number = match write_draft(backplane, draft).await? {
         MarkResult::Written(number) => Some(number),
         MarkResult::NothingNew | MarkResult::TooSoon => None,
@@ -254,8 +223,7 @@ pub(crate) async fn delete(
     Ok((deletion, number))
 }
 
-/// Removes the oldest decisions past an account's retention, at most `span` of the log: writes a signed mark, then
-/// removes decisions and old marks. Returns the number of entries removed.
+/// Removes decisions past the retention, at most `span` of the log. Returns the number of entries removed.
 pub(crate) async fn expire(
     backplane: &Backplane,
     account: &AccountId,
@@ -278,9 +246,9 @@ pub(crate) async fn expire(
     let Some(through) = through else { return Ok(0) };
     let body = MarkBody::Expiry(Expiry { horizon, retention_days, before, from, to, count, expired: heads });
     let marks = removal::old_marks(backplane, account, Some(before), now).await?;
-    let until = latest_expiry(&body).max(marks.map_or(0, |marks| marks.expire_at));
-    let lifetime = MarkLifetime { retention_days, until };
-    let draft = Draft { account, body, permit: None, lifetime, min_interval: SignedDuration::ZERO, now };
+    let keep_until = marks.map_or(0, |marks| marks.expire_at);
+    let draft =
+        Draft { account, body, permit: None, retention_days, keep_until, min_interval: SignedDuration::ZERO, now };
     match write_draft(backplane, draft).await {
         Ok(MarkResult::NothingNew) => return Ok(0),
         // No caller can read this account's log any more, so a removal needs no mark.
@@ -296,14 +264,6 @@ pub(crate) async fn expire(
     let removed = removal::remove(backplane, account, through, RemovalReason::Retention).await?;
     removal::remove_marks(backplane, account, Some(before), now).await?;
     Ok(removed)
-}
-
-/// Whether another exporter removed the same decisions by its own mark.
-fn is_removed_already(body: &MarkBody, last: &Mark) -> bool {
-    match (body, &last.body) {
-        (MarkBody::Expiry(wanted), MarkBody::Expiry(done)) => done.before >= wanted.before,
-        _ => false,
-    }
 }
 
 async fn last_entry(backplane: &Backplane, account: &AccountId) -> Result<Option<LastEntry>, MarkFailure> {
@@ -322,7 +282,6 @@ async fn last_entry(backplane: &Backplane, account: &AccountId) -> Result<Option
     Ok(Some(LastEntry { position, mark }))
 }
 
-/// The heads of the last mark, updated with the decisions recorded since.
 async fn heads(
     backplane: &Backplane,
     account: &AccountId,
@@ -347,8 +306,7 @@ async fn heads(
     Ok(heads)
 }
 
-/// Visits an account's entries of one kind in log order, until `visit` breaks. The first read has its own size: a
-/// caller that mostly needs one entry reads one.
+/// Visits entries in log order, until `visit` breaks. A caller that mostly needs one entry passes a small first read.
 async fn scan(
     backplane: &Backplane,
     account: &AccountId,
@@ -369,13 +327,6 @@ async fn scan(
     }
 }
 
-/// Limits `through` to a little after now. If the store's clock was far ahead for a time, the entries of that time are
-/// read again for each mark; without the limit, entries stored after the clock was corrected would never be covered.
-fn bounded_through(heads: &Heads, last: Option<&LastMark>, now: Timestamp) -> u64 {
-    let latest = micros(now.checked_add(MAX_THROUGH_AHEAD).unwrap_or(Timestamp::MAX));
-    heads.through.min(latest).max(last.map_or(0, |last| last.mark.through))
-}
-
 /// Where the entries begin that a mark with this `through` may not cover.
 fn seek_after(through: u64) -> Seek {
     if through == 0 {
@@ -389,8 +340,7 @@ fn seek_after(through: u64) -> Seek {
     }
 }
 
-/// The head that an entry gives its writer: its last line, as one writer made all its lines. None if the line cannot be
-/// read or names another account: a mark with that head would be wrong for ever.
+/// None if the line cannot be read or names another account: a mark with that head would be wrong for ever.
 fn head_of(entry: &Entry, account: &AccountId) -> Option<Head> {
     let line = entry.lines().last()?;
     let owner = serde_json::from_slice::<Owner>(line).ok()?.account;
@@ -414,10 +364,9 @@ fn micros(time: Timestamp) -> u64 {
     u64::try_from(time.as_microsecond()).unwrap_or(0)
 }
 
-async fn sign(backplane: &Backplane, request: &SignMark) -> Result<SignedLine, MarkFailure> {
+async fn sign(backplane: &Backplane, request: &SignMark) -> Result<MarkSigned, MarkFailure> {
     match backplane.requests.request(request, SIGN_TIMEOUT).await {
-        Ok(ManageReply::Done(MarkSigned { line, earlier: false })) => Ok(SignedLine::New(line)),
-        Ok(ManageReply::Done(MarkSigned { line, earlier: true })) => Ok(SignedLine::Earlier(line)),
+        Ok(ManageReply::Done(signed)) => Ok(signed),
         Ok(ManageReply::Refused(Refusal::NotFound)) => Err(MarkFailure::UnknownAccount),
         Ok(ManageReply::Refused(Refusal::Conflict(why))) => Err(MarkFailure::Refused(why)),
         Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => Err(MarkFailure::Unsigned),
@@ -429,7 +378,6 @@ impl LastMark {
         Previous { hash: self.hash, recorded_at: self.mark.recorded_at, expires_at: self.mark.expires_at }
     }
 
-    /// Whether the mark covers an entry that is read again.
     fn covers(&self, entry: &Entry, now: Timestamp) -> bool {
         if self.mark.through < MIN_THROUGH_MICROS {
             return false;
@@ -464,16 +412,13 @@ impl Heads {
     }
 }
 
-impl MarkLifetime {
-    /// In seconds since the epoch. Until the removed decisions would have expired, their mark explains where they are.
-    fn expiry(self, now: Timestamp) -> i64 {
-        let after = |ttl: SignedDuration| now.checked_add(ttl).unwrap_or(Timestamp::MAX).as_second();
-        let retention = SignedDuration::from_hours(24 * i64::from(self.retention_days));
-        after(retention).max(self.until).min(after(MAX_MARK_TTL))
-    }
+/// In seconds since the epoch. Until the removed decisions would have expired, their mark explains where they are.
+fn expiry(draft: &Draft<'_>) -> i64 {
+    let after = |ttl: SignedDuration| draft.now.checked_add(ttl).unwrap_or(Timestamp::MAX).as_second();
+    let retention = SignedDuration::from_hours(24 * i64::from(draft.retention_days));
+    after(retention).max(latest_expiry(&draft.body)).max(draft.keep_until).min(after(MAX_MARK_TTL))
 }
 
-/// When the last decision that a mark removes would have expired.
 fn latest_expiry(body: &MarkBody) -> i64 {
     let removed = match body {
         MarkBody::Deletion(deletion) => deletion.deleted.as_slice(),

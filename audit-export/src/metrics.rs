@@ -1,13 +1,13 @@
 //! The metrics of the exporter.
 //!
-//! Owns every name and label.
 //! INVARIANT: no label holds an endpoint, an account or an event, so the number of series is bounded; the log names
 //! them. Without a recorder, counting does nothing.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::Unit::{Count, Seconds};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use stage0_contract::MarkBody;
 
 use crate::cursor::Completion;
@@ -28,55 +28,39 @@ const STOPPED: &str = "stage0_retention_stopped";
 const AHEAD_SECONDS: &str = "stage0_clock_ahead_seconds";
 const REMOVED: &str = "stage0_log_entries_removed_total";
 
-/// Why entries were removed from the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RemovalReason {
-    /// They were past their account's retention.
     Retention,
-    /// A caller of the account deleted them.
     Deletion,
 }
 
-/// Describes all metrics to the recorder.
 pub(crate) fn describe() {
     describe_counter!(
         DELIVERIES,
-        Unit::Count,
+        Count,
         "Attempts to deliver an event by outcome, and events that expired before an attempt."
     );
     describe_histogram!(
         REQUEST_SECONDS,
-        Unit::Seconds,
+        Seconds,
         "Duration of one attempt, up to the receiver's answer or the failure."
     );
-    describe_histogram!(
-        DELAY_SECONDS,
-        Unit::Seconds,
-        "Time from an event's recording to its delivery, without replays."
-    );
-    describe_gauge!(LAG_SECONDS, Unit::Seconds, "Age of the oldest event that is not delivered; 0 when all are.");
-    describe_gauge!(
-        UNTRIED_SECONDS,
-        Unit::Seconds,
-        "Age of the oldest event that was not even tried; 0 when all were."
-    );
-    describe_gauge!(HELD, Unit::Count, "Endpoints that this instance serves.");
-    describe_gauge!(BEHIND, Unit::Count, "Of those, the ones with an event that is not delivered after a minute.");
-    describe_gauge!(ENDPOINTS, Unit::Count, "Endpoints of all accounts, as the keystore lists them, by state.");
-    describe_counter!(DISABLED, Unit::Count, "Endpoints that this instance had disabled.");
-    describe_counter!(MARKS, Unit::Count, "Signed marks by kind and by whether they were written.");
-    describe_counter!(LOOKUPS, Unit::Count, "DNS lookups of webhook host names by outcome.");
+    describe_histogram!(DELAY_SECONDS, Seconds, "Time from an event's recording to its delivery, without replays.");
+    describe_gauge!(LAG_SECONDS, Seconds, "Age of the oldest event that is not delivered; 0 when all are.");
+    describe_gauge!(UNTRIED_SECONDS, Seconds, "Age of the oldest event that was not even tried; 0 when all were.");
+    describe_gauge!(HELD, Count, "Endpoints that this instance serves.");
+    describe_gauge!(BEHIND, Count, "Of those, the ones with an event that is not delivered after a minute.");
+    describe_gauge!(ENDPOINTS, Count, "Endpoints of all accounts, as the keystore lists them, by state.");
+    describe_counter!(DISABLED, Count, "Endpoints that this instance had disabled.");
+    describe_counter!(MARKS, Count, "Signed marks by kind and by whether they were written.");
+    describe_counter!(LOOKUPS, Count, "DNS lookups of webhook host names by outcome.");
     describe_gauge!(
         STOPPED,
-        Unit::Count,
+        Count,
         "1 while retention removes nothing because this host's clock is far ahead of all others."
     );
-    describe_gauge!(
-        AHEAD_SECONDS,
-        Unit::Seconds,
-        "How far this host's clock is ahead of all others; 0 while it is trusted."
-    );
-    describe_counter!(REMOVED, Unit::Count, "Entries removed from the decision log by reason.");
+    describe_gauge!(AHEAD_SECONDS, Seconds, "How far this host's clock is ahead of all others; 0 while it is trusted.");
+    describe_counter!(REMOVED, Count, "Entries removed from the decision log by reason.");
 }
 
 /// Counts a finished attempt. `recorded_at` is none for a replayed event.
@@ -111,13 +95,11 @@ pub(crate) fn endpoint_disabled() {
     counter!(DISABLED).increment(1);
 }
 
-/// Sets how far the clock is ahead; none while it is trusted.
 pub(crate) fn clock(ahead: Option<Duration>) {
     gauge!(STOPPED).set(f64::from(u8::from(ahead.is_some())));
     gauge!(AHEAD_SECONDS).set(ahead.unwrap_or_default().as_secs_f64());
 }
 
-/// Counts a DNS lookup.
 pub(crate) fn lookup_finished(outcome: &'static str) {
     counter!(LOOKUPS, "outcome" => outcome).increment(1);
 }

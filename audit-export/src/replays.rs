@@ -1,7 +1,6 @@
 //! Requested replays in the state store, until the endpoint's delivery worker moves them into its cursor.
 //!
-//! Any process may add one. It is removed once the stored cursor has it; after a crash in between it is found twice,
-//! and the cursor recognises its id.
+//! A replay is removed once the stored cursor has it; after a crash in between the cursor recognises its id.
 
 use std::time::Duration;
 
@@ -23,7 +22,6 @@ struct Requested {
     replays: Vec<Replay>,
 }
 
-/// A replay could not be added, read or removed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ReplayError {
     #[error("too many replays are waiting")]

@@ -1,8 +1,7 @@
 //! One signed request to an endpoint, with the headers of Standard Webhooks.
 //!
-//! Owns the endpoint as deliveries need it: URL and secrets are parsed once, when the keystore's list arrives. An
-//! endpoint that cannot be sent to keeps its events, and each attempt fails with the reason. Each attempt is signed
-//! over its own time.
+//! URL and secrets are parsed once, when the keystore's list arrives. An endpoint that cannot be sent to keeps its
+//! events, and each attempt fails with the reason. Each attempt is signed over its own time.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -12,7 +11,6 @@ use stage0_contract::{Endpoint, Webhook, WebhookSecret, WebhookUrl};
 use crate::egress::{Egress, Response, SendError};
 use crate::signature::{ID_HEADER, SIGNATURE_HEADER, TIMESTAMP_HEADER, sign};
 
-/// An endpoint whose URL and secrets are parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DeliveryEndpoint {
     pub(crate) webhook: Webhook,
@@ -28,7 +26,6 @@ struct Target {
 }
 
 impl DeliveryEndpoint {
-    /// Why no request can be made to this endpoint.
     pub(crate) fn fault(&self) -> Option<SendError> {
         self.target.as_ref().err().copied()
     }
@@ -47,7 +44,6 @@ impl From<Endpoint> for DeliveryEndpoint {
     }
 }
 
-/// Sends an event's body to an endpoint.
 pub(crate) async fn send(
     egress: &Egress,
     endpoint: &DeliveryEndpoint,

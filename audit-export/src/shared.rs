@@ -1,17 +1,16 @@
 //! What all of one exporter's tasks share, and the timeouts of requests to the log, the state store and the keystore.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::SignedDuration;
 use stage0_backplane::{Backplane, Event, Subscription};
-use stage0_contract::{AccountId, MarkBody, Notice};
+use stage0_contract::Notice;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::egress::Egress;
 use crate::lag::LagTracker;
-use crate::marks::{self, MarkFailure, MarkResult};
 
 pub(crate) struct Shared {
     pub(crate) backplane: Backplane,
@@ -19,7 +18,6 @@ pub(crate) struct Shared {
     /// Names this process in the leases that it holds.
     pub(crate) worker_id: Uuid,
     pub(crate) lag: LagTracker,
-    /// The time by which lines expire and retries are due.
     pub(crate) clock: Clock,
 }
 
@@ -27,21 +25,14 @@ impl Shared {
     /// For one request to the log, the state store or the keystore.
     pub(crate) const STORE_TIMEOUT: Duration = Duration::from_secs(3);
 
-    /// The deadline of such a request that starts now.
     pub(crate) fn store_deadline() -> Instant {
         Instant::now() + Self::STORE_TIMEOUT
     }
+}
 
-    /// Writes a mark; a checkpoint only if the last mark is at least `min_interval` old.
-    pub(crate) async fn mark(
-        &self,
-        account: &AccountId,
-        days: u32,
-        body: MarkBody,
-        min_interval: SignedDuration,
-    ) -> Result<MarkResult, MarkFailure> {
-        marks::write(&self.backplane, account, days, body, min_interval, self.clock.now()).await
-    }
+/// Every use of a lock is one step, so a panic elsewhere leaves nothing half changed.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The subscription's next event; none once it has ended. Pending while there is no subscription.

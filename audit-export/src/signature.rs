@@ -1,7 +1,6 @@
 //! Signatures of deliveries as the Standard Webhooks specification defines them (symmetric, version 1).
 //!
-//! Owns the signed bytes, `<id>.<timestamp>.<body>`, and the headers' names. Pure: the caller chooses the secrets and
-//! the time. Source: <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>.
+//! Source: <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>.
 
 use data_encoding::BASE64;
 use hmac::{Hmac, KeyInit, Mac};
@@ -10,17 +9,14 @@ use stage0_contract::WebhookSecret;
 use zeroize::Zeroizing;
 
 /// The event's id, the same at every attempt.
-pub const ID_HEADER: &str = "webhook-id";
+pub(crate) const ID_HEADER: &str = "webhook-id";
 /// The time of this attempt, in seconds since 1970.
-pub const TIMESTAMP_HEADER: &str = "webhook-timestamp";
-/// The value that [`sign`] returns.
-pub const SIGNATURE_HEADER: &str = "webhook-signature";
+pub(crate) const TIMESTAMP_HEADER: &str = "webhook-timestamp";
+pub(crate) const SIGNATURE_HEADER: &str = "webhook-signature";
 
-/// Signs a body: one `v1,<base64>` for each secret, in their order, with a space between.
-///
-/// While a secret is rotated there are two, and the receiver accepts either. `timestamp` is in seconds; `id` has no
-/// dot.
-pub fn sign(secrets: &[WebhookSecret], id: &str, timestamp: i64, body: &[u8]) -> String {
+/// Signs `<id>.<timestamp>.<body>`: one `v1,<base64>` for each secret, in their order, with a space between. While a
+/// secret is rotated there are two, and the receiver accepts either. `timestamp` is in seconds; `id` has no dot.
+pub(crate) fn sign(secrets: &[WebhookSecret], id: &str, timestamp: i64, body: &[u8]) -> String {
     let head = format!("{id}.{timestamp}.");
     let mut value = String::new();
     for secret in secrets {

@@ -1,5 +1,4 @@
-//! Completes an attempt: writes its result to the cursor, the metrics and the log, and disables an endpoint that asks
-//! for it or fails for days.
+//! Completes an attempt: its result goes to the cursor, the metrics and the log.
 //!
 //! The log names endpoint and event, never the body; `request_id` finds every attempt to deliver a decision.
 
@@ -13,9 +12,9 @@ use super::{DeliveryWorker, Ended, Lease, random};
 use crate::classify::classify;
 use crate::cursor::{Attempt, Completion, OpenEvent};
 use crate::egress::{Response, SendError};
-use crate::metrics;
 use crate::send::DeliveryEndpoint;
 use crate::shared::Shared;
+use crate::{marks, metrics};
 
 pub(super) struct FinishedAttempt {
     pub(super) event: OpenEvent,
@@ -57,22 +56,21 @@ impl DeliveryWorker {
         }
     }
 
-    /// Has the keystore disable the endpoint, and records a mark that the account's other endpoints receive. Returns
-    /// whether the endpoint is disabled.
+    /// Has the keystore disable the endpoint, and records a mark that the account's other endpoints receive.
     async fn disable(&self, endpoint: &DeliveryEndpoint, reason: String) -> bool {
         let webhook = endpoint.webhook.id.clone();
         tracing::warn!(%webhook, account = %endpoint.webhook.account, reason, "endpoint is disabled");
         let request = DisableWebhook { id: webhook.clone(), reason: reason.clone() };
-        match self.shared.backplane.requests.request(&request, Shared::STORE_TIMEOUT).await {
-            Ok(ManageReply::Done(WebhookDisabled {})) => metrics::endpoint_disabled(),
-            Ok(ManageReply::Refused(_) | ManageReply::Failed | ManageReply::Busy) | Err(_) => {
-                tracing::error!(%webhook, "endpoint could not be disabled");
-                return false;
-            }
-        }
+        let reply = self.shared.backplane.requests.request(&request, Shared::STORE_TIMEOUT).await;
+        let Ok(ManageReply::Done(WebhookDisabled {})) = reply else {
+            tracing::error!(%webhook, "endpoint could not be disabled");
+            return false;
+        };
+        metrics::endpoint_disabled();
         let body = MarkBody::WebhookDisabled { webhook, reason };
-        let (account, days) = (&endpoint.webhook.account, endpoint.retention_days);
-        if let Err(error) = self.shared.mark(account, days, body, SignedDuration::ZERO).await {
+        let (account, days, now) = (&endpoint.webhook.account, endpoint.retention_days, self.shared.clock.now());
+        let written = marks::write(&self.shared.backplane, account, days, body, SignedDuration::ZERO, now).await;
+        if let Err(error) = written {
             let error = &error as &dyn Error;
             tracing::error!(webhook = %endpoint.webhook.id, error, "notice of the disabled endpoint was not written");
         }

@@ -1,7 +1,6 @@
 //! The lease of an endpoint: the right to deliver its events, which is part of its stored cursor.
 //!
-//! Owns acquiring, renewing and releasing it. Each is one compare-and-swap of the cursor, so two workers never both
-//! hold a lease, and storing the cursor always renews it.
+//! Each change of the lease is one compare-and-swap of the cursor, so two workers never both hold it.
 
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
@@ -29,12 +28,10 @@ const MAX_LEASE_LEFT: Duration = Duration::from_secs(60);
 pub(super) const LEASE_RENEW_INTERVAL: Duration = Duration::from_secs(3);
 /// How often the cursor is stored while deliveries complete. What completed since is sent again after a crash.
 pub(super) const STORE_INTERVAL: Duration = Duration::from_millis(250);
-/// Minimum between two stores that a few new numbers cause, for each 64 KiB of the cursor, so that a trickle of events
-/// is numbered in groups. The first event after a quiet time is numbered at once.
+/// Between two stores that a few new numbers cause, for each 64 KiB of the cursor.
 const MIN_NUMBERING_INTERVAL: Duration = Duration::from_millis(25);
 /// This many new numbers are stored at once: a backlog never waits.
 const MAX_UNSTORED_NUMBERS: u64 = 64;
-/// How long attempts in flight may take once the worker is stopped.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Cursors of removed endpoints outlive the last of their events.
 const CURSOR_TTL: Duration = Duration::from_secs(400 * 86_400);
@@ -46,32 +43,25 @@ const _: () = assert!(LEASE_TRUSTED_FOR.as_secs() < LEASE_TTL.as_secs());
 pub(super) struct Lease {
     pub(super) cursor: Cursor,
     pub(super) revision: Option<Revision>,
-    /// Bodies of events that were just read, for their first attempt.
     pub(super) bodies: HashMap<u64, Body>,
     /// The first number that the stored cursor does not have: no event with this number or a higher one is sent.
     pub(super) unstored_from: u64,
     pub(super) stored_bytes: usize,
     pub(super) attempts: JoinSet<FinishedAttempt>,
-    /// The numbers of the events in `attempts`.
     pub(super) in_flight: HashSet<u64>,
-    /// The last read reached the end of the log.
     pub(super) caught_up: bool,
     /// Reads alternate between the log and a replay.
     pub(super) replay_next: bool,
-    /// The cursor differs from the stored one.
     pub(super) changed: bool,
     pub(super) stored_at: Instant,
     pub(super) polled_at: Instant,
-    /// The rate limit allows no attempt before this time.
     pub(super) paced_until: Instant,
-    /// The rate limit holds back an event that is due.
     pub(super) held_back: bool,
     /// The log cannot be read since this time, so older events may exist that are not in the cursor.
     pub(super) unread_since: Option<Timestamp>,
     pub(super) lag: LagHandle,
 }
 
-/// The body that is sent for an event, and when its line was read.
 pub(super) struct Body {
     pub(super) bytes: Bytes,
     pub(super) read_at: Instant,
@@ -114,8 +104,7 @@ impl DeliveryWorker {
         }
     }
 
-    /// Whether a lease that a wrong clock wrote is no longer renewed: its cursor did not change for as long as a lease
-    /// lasts.
+    /// A lease that a wrong clock wrote is abandoned if its cursor did not change for as long as a lease lasts.
     fn is_abandoned(&mut self, revision: Option<Revision>) -> bool {
         let Some(revision) = revision else { return true };
         match self.overlong_lease {
@@ -127,7 +116,6 @@ impl DeliveryWorker {
         }
     }
 
-    /// Stores the cursor and renews the lease.
     pub(super) async fn renew(&self, lease: &mut Lease) -> Result<(), Ended> {
         let until = Timestamp::now().checked_add(SignedDuration::try_from(LEASE_TTL).unwrap_or_default());
         lease.cursor.holder = until.ok().map(|until| LeaseHolder { worker: self.shared.worker_id, until });
@@ -212,7 +200,6 @@ impl Lease {
         }
     }
 
-    /// Whether the lease was renewed recently enough to send on it.
     pub(super) fn is_trusted(&self) -> bool {
         self.stored_at.elapsed() < LEASE_TRUSTED_FOR
     }
@@ -241,7 +228,6 @@ impl Lease {
     }
 }
 
-/// The state store's key of an endpoint's cursor.
 pub(crate) fn cursor_key(id: &WebhookId) -> String {
     format!("cursor.{id}")
 }

@@ -1,7 +1,6 @@
 //! Reads events from the log into the cursor: new ones, replayed ones, and again those that are retried.
 //!
-//! Owns where reading starts and stops. Lines that expired or are past the account's retention are skipped. When the
-//! log cannot be read, the worker tries again at the next poll.
+//! Lines that expired or are past the account's retention are skipped.
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::{Chunk, Entry, EntryFilter, Position, ReadError, Seek};
@@ -19,7 +18,6 @@ const READ_CHUNK_BYTES: usize = 512 * 1024;
 /// The clocks of writers and of the store differ by at most this much.
 const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(120);
 
-/// Whether an event that was read is delivered, and since when it counts as behind.
 enum Wanted {
     Skip,
     Live,
@@ -27,7 +25,6 @@ enum Wanted {
     Replayed,
 }
 
-/// A chunk of the log as it was read.
 struct ReadChunk {
     chunk: Chunk,
     read_at: Instant,
@@ -87,13 +84,11 @@ impl DeliveryWorker {
         } else if let Some(first) = lease.cursor.replays.front_mut() {
             first.offset = offset;
         }
-        // The log itself is read next.
         Ok(true)
     }
 
-    /// Reads the body of an event that is due at `now`, and the bodies of other due events in the same log entry. An
-    /// event that has no body afterwards is gone from the log. `now` must be the time at which the caller found the
-    /// event due: by a clock that was set back since, it would not be due and would be dropped.
+    /// Reads the bodies of the due events in the event's log entry; one that has none afterwards is gone from the log.
+    /// `now` is the time at which the caller found them due: by a clock that was set back since, they would be dropped.
     pub(super) async fn read_again(
         &self,
         lease: &mut Lease,
@@ -156,8 +151,7 @@ impl DeliveryWorker {
 }
 
 impl Lease {
-    /// Adds events from a chunk to the cursor while it has room. Returns the offset to go on from, and whether there is
-    /// more to read.
+    /// Returns the offset to go on from, and whether there is more to read.
     fn add_events(
         &mut self,
         endpoint: &DeliveryEndpoint,
@@ -202,7 +196,6 @@ fn seek(offset: Option<LogOffset>, begin: Timestamp) -> Seek {
     }
 }
 
-/// What was recorded before this time is past the account's retention.
 fn retention_horizon(endpoint: &DeliveryEndpoint, now: Timestamp) -> Timestamp {
     let retention = SignedDuration::from_hours(24 * i64::from(endpoint.retention_days));
     now.checked_sub(retention).unwrap_or(Timestamp::UNIX_EPOCH)

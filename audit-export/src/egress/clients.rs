@@ -1,7 +1,6 @@
 //! HTTP clients, each pinned to the addresses that were checked.
 //!
-//! Owns how a client is built, and a cache of clients so that connections are reused between deliveries to one
-//! endpoint. Does not check addresses. An idle client is dropped with its connections.
+//! Cached clients reuse connections between deliveries to one endpoint; an idle one is dropped with its connections.
 //! INVARIANT: a client connects only to the addresses that it was built with and never resolves a name; a lookup with
 //! another result gets another client.
 
@@ -47,7 +46,6 @@ impl Clients {
         }
     }
 
-    /// A client that connects only to these addresses, which the caller has checked.
     pub(super) fn client_for(&self, url: &WebhookUrl, mut addresses: Vec<IpAddr>) -> Result<Client, SendError> {
         // Name servers rotate the order of the addresses: the same set is the same destination.
         addresses.sort_unstable();
@@ -61,7 +59,6 @@ impl Clients {
             tracing::error!(error = &error as &dyn std::error::Error, "an HTTP client cannot be built");
             SendError::NoClient
         })?;
-        // Two concurrent attempts may both build a client; either one is correct.
         self.cache.insert(destination, client.clone());
         Ok(client)
     }
@@ -89,8 +86,7 @@ impl Clients {
     }
 }
 
-/// Resolves every name to the checked addresses. `ClientBuilder::resolve_to_addrs` would ask the system for any other
-/// spelling of the name than the one it was given.
+/// `ClientBuilder::resolve_to_addrs` would ask the system for any other spelling of the name.
 struct Pinned(Vec<SocketAddr>);
 
 impl Resolve for Pinned {

@@ -1,7 +1,6 @@
 //! Why an attempt got no response, in words for the endpoint's owner.
 //!
-//! Owns those texts and maps the HTTP client's errors to them. An error that fits no other variant is a broken
-//! connection.
+//! An error that fits no other variant is a broken connection.
 //! INVARIANT: no text names an address, a path, a header or a type, and a host that is internal has the same text as
 //! one that does not exist.
 
@@ -10,7 +9,6 @@ use std::io::{self, ErrorKind};
 
 use stage0_contract::WebhookUrlError;
 
-/// The text for every host that is not connected to.
 const NOT_PUBLIC: &str = "the host cannot be resolved, or has an address that is not public";
 
 /// An attempt got no response.

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -18,10 +18,10 @@ use tokio::time::timeout;
 use super::resolver::NameResolver;
 use crate::fair::FairSlots;
 use crate::metrics;
+use crate::shared::lock;
 
 /// For one lookup, including every server and every retry.
 pub(super) const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
-/// Lookups in flight, each with a socket or two.
 const MAX_LOOKUPS: usize = 64;
 const MAX_LOOKUPS_PER_ACCOUNT: usize = 4;
 /// How long a failed name fails at once: less than the first retry delay, so that a retry makes a new lookup.
@@ -35,53 +35,48 @@ type Addresses = Option<Arc<[IpAddr]>>;
 type InFlight = Shared<BoxFuture<'static, Addresses>>;
 type Key = (AccountId, Arc<str>);
 
-pub(super) struct Lookups(Arc<Inner>);
-
-struct Inner {
+pub(super) struct Lookups {
     resolver: NameResolver,
-    slots: FairSlots,
+    slots: Arc<FairSlots>,
     in_flight: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Addresses>>>>,
     failed: Cache<Key, ()>,
 }
 
 impl Lookups {
-    pub(super) fn new(resolver: NameResolver) -> Self {
-        Self(Arc::new(Inner {
+    pub(super) fn new(resolver: NameResolver) -> Arc<Self> {
+        Arc::new(Self {
             resolver,
             slots: FairSlots::new(MAX_LOOKUPS, MAX_LOOKUPS_PER_ACCOUNT),
             in_flight: Mutex::default(),
             failed: Cache::builder().max_capacity(MAX_FAILED).time_to_live(FAILED_TTL).build(),
-        }))
+        })
     }
 
     /// The addresses of a name; none if it has none, or if the lookup failed now or a moment ago.
-    pub(super) async fn find(&self, account: &AccountId, name: &str) -> Addresses {
+    pub(super) async fn find(self: &Arc<Self>, account: &AccountId, name: &str) -> Addresses {
         let key = (account.clone(), Arc::from(name));
-        if self.0.failed.contains_key(&key) {
+        if self.failed.contains_key(&key) {
             metrics::lookup_finished("failed_before");
             return None;
         }
         self.join(key).await
     }
 
-    /// Joins the lookup that is in flight, or starts one.
-    fn join(&self, key: Key) -> InFlight {
-        let mut in_flight = self.0.lock();
+    fn join(self: &Arc<Self>, key: Key) -> InFlight {
+        let mut in_flight = lock(&self.in_flight);
         if let Some(shared) = in_flight.get(&key).and_then(WeakShared::upgrade) {
             return shared;
         }
         if in_flight.len() >= CLEANUP_THRESHOLD {
             in_flight.retain(|_, shared| shared.upgrade().is_some());
         }
-        let shared = Arc::clone(&self.0).resolve(key.clone()).boxed().shared();
+        let shared = Arc::clone(self).resolve(key.clone()).boxed().shared();
         if let Some(weak) = shared.downgrade() {
             in_flight.insert(key, weak);
         }
         shared
     }
-}
 
-impl Inner {
     async fn resolve(self: Arc<Self>, key: Key) -> Addresses {
         let slot = self.slots.acquire(&key.0).await;
         let found = timeout(LOOKUP_TIMEOUT, self.resolver.resolve(&key.1)).await;
@@ -94,12 +89,7 @@ impl Inner {
         if found.is_none() {
             self.failed.insert(key.clone(), ());
         }
-        self.lock().remove(&key);
+        lock(&self.in_flight).remove(&key);
         found
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, WeakShared<BoxFuture<'static, Addresses>>>> {
-        // Each use is one step on the map, so a panic elsewhere cannot leave it half changed.
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,11 +1,9 @@
 //! Resolves names to addresses without blocking a thread.
 //!
-//! Uses the hosts file, then the configured name servers or those of `/etc/resolv.conf`, by UDP and TCP, and reads both
-//! files again when they change. Limits and the cache of failures are in `lookups`. The system's own resolver is not
-//! used: it would block a thread until its own timeout, even after the attempt has ended.
+//! The hosts file and the name servers (configured, or those of `/etc/resolv.conf`) are read again when they change.
+//! The system's own resolver would block a thread until its timeout, even after the attempt has ended.
 
 use std::error::Error;
-use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt as _;
@@ -31,8 +29,7 @@ pub enum Resolver {
     Scripted(Box<Script>),
 }
 
-/// Returns the addresses of a name at the time of the call.
-pub type Script = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
+type Script = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// For one query to one server, before it is repeated.
 const DNS_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +43,6 @@ pub(super) enum NameResolver {
     Scripted(Box<Script>),
 }
 
-/// The DNS resolver, and the state of the files that it was built from.
 pub(super) struct Dns {
     /// Used instead of those in `/etc/resolv.conf`, unless empty.
     name_servers: Vec<SocketAddr>,
@@ -56,7 +52,6 @@ pub(super) struct Dns {
 struct Loaded {
     checked_at: Instant,
     files: [FileVersion; 2],
-    /// None if it could not be built.
     resolver: Option<Arc<TokioResolver>>,
 }
 
@@ -117,10 +112,8 @@ impl Dns {
 fn load(name_servers: &[SocketAddr]) -> Option<Arc<TokioResolver>> {
     let system = if name_servers.is_empty() {
         read_system_conf().unwrap_or_else(|error| {
-            tracing::warn!(
-                error = &error as &dyn Error,
-                "`{RESOLV_CONF}` names no name server: webhooks reach only hosts in `{HOSTS}`"
-            );
+            let error = &error as &dyn Error;
+            tracing::warn!(error, "`{RESOLV_CONF}` names no name server: webhooks reach only hosts in `{HOSTS}`");
             (ResolverConfig::from_parts(None, Vec::new(), Vec::new()), ResolverOpts::default())
         })
     } else {
@@ -140,8 +133,7 @@ fn load(name_servers: &[SocketAddr]) -> Option<Arc<TokioResolver>> {
     // One refused address refuses the host, so all addresses are needed.
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
     options.use_hosts_file = ResolveHosts::Always;
-    // Every attempt resolves the name again: a host that moved must be found, and refused if it moved to an internal
-    // address.
+    // A host that moved must be found at every attempt, and refused if it moved to an internal address.
     options.cache_size = 0;
     options.max_active_requests = 256;
     let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
@@ -159,13 +151,4 @@ fn file_versions() -> [FileVersion; 2] {
         let of = |of: std::fs::Metadata| (of.ino(), of.mtime(), of.mtime_nsec(), of.len());
         std::fs::metadata(Path::new(file)).ok().map(of)
     })
-}
-
-impl fmt::Debug for Resolver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::System => "System",
-            Self::Scripted(_) => "Scripted",
-        })
-    }
 }

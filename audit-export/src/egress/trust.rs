@@ -1,8 +1,7 @@
 //! Which certificate authorities are trusted: the system's and those of one file.
 //!
-//! Owns the TLS configuration, which is built once and shared by all clients. Verification cannot be switched off. A
-//! file that cannot be used stops the start. A system without authorities only logs a warning, as endpoints signed by
-//! the file's authorities may still be reached.
+//! Verification cannot be switched off. A file that cannot be used stops the start; a system without authorities only
+//! logs a warning, as endpoints signed by the file's authorities may still be reached.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,29 +10,14 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::{ClientConfig, RootCertStore};
 
-/// The trusted certificate authorities cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TrustError {
-    /// The file cannot be read as PEM.
     #[error("cannot read the CA file `{path}`")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: pem::Error,
-    },
-    /// The file holds no certificate.
+    Read { path: PathBuf, source: pem::Error },
     #[error("the CA file `{0}` holds no certificate")]
     Empty(PathBuf),
-    /// The file holds a certificate that cannot be used.
     #[error("the CA file `{path}` holds a certificate that cannot be used")]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with the certificate.
-        source: rustls::Error,
-    },
-    /// The TLS library rejects its own defaults.
+    Certificate { path: PathBuf, source: rustls::Error },
     #[error("cannot configure TLS")]
     Tls(#[source] rustls::Error),
 }
@@ -44,11 +28,8 @@ pub(super) fn client_config(extra_ca: Option<&Path>) -> Result<ClientConfig, Tru
     // A system's bundle may hold entries that are not certificates; the others are usable.
     let (_, unusable) = roots.add_parsable_certificates(system.certs);
     if unusable > 0 || !system.errors.is_empty() {
-        tracing::warn!(
-            unusable,
-            errors = ?system.errors,
-            "some of the system's certificate authorities cannot be used"
-        );
+        let errors = system.errors;
+        tracing::warn!(unusable, ?errors, "some of the system's certificate authorities cannot be used");
     }
     if let Some(path) = extra_ca {
         for certificate in certificates(path)? {

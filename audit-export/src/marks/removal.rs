@@ -1,8 +1,7 @@
 //! Removes decisions and marks from the beginning of an account's log.
 //!
-//! Owns the walk that plans a removal before its mark is written, and the one that finishes it after a crash. Both go
-//! in log order and end at the first entry that was recorded at the removal's time or later. Removing twice does no
-//! harm, as the mark names what is removed.
+//! Removals go in log order and end at the first entry that was recorded at the removal's time or later. Removing twice
+//! does no harm, as the mark names what is removed.
 
 use std::ops::ControlFlow;
 
@@ -14,30 +13,23 @@ use super::{Heads, MIN_THROUGH_MICROS, MarkFailure, READ_CHUNK_BYTES, head_of, s
 use crate::metrics::{self, RemovalReason};
 use crate::shared::Shared;
 
-/// Reads a single entry, which mostly suffices.
 const FIRST_READ_BYTES: usize = 1;
 
-/// The decisions at the beginning of the log that were recorded before a time.
 #[derive(Default)]
 pub(super) struct RemovalPlan {
     pub(super) from: Option<Timestamp>,
     pub(super) to: Option<Timestamp>,
     pub(super) count: u64,
-    /// The last line of each writer.
     pub(super) heads: Vec<Head>,
-    /// The position of the last entry; none if there is nothing to remove.
     pub(super) through: Option<Position>,
 }
 
-/// The marks at the beginning of the log that may be removed.
 #[derive(Clone, Copy)]
 pub(super) struct OldMarks {
     through: Position,
-    /// When the last of them would expire.
     pub(super) expire_at: i64,
 }
 
-/// The removal that a mark announces.
 struct MarkedRemoval<'m> {
     before: Timestamp,
     heads: &'m [Head],
