@@ -1,25 +1,22 @@
-//! `stage0 accounts`: manages accounts through the control API (contract, section 7).
+//! `stage0 accounts`: manages accounts through the control API.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_contract::{Account, AccountCreated, AccountId, Page, Plan, UNLIMITED};
 
+use crate::args::Json;
 use crate::args::accounts::{AccountsCommand, OwnLimits, Retention};
 use crate::client::{Client, Credential, Query, Target, block_on};
-use crate::exit::Exit;
+use crate::keys::set;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields};
 
-pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> Exit {
-    crate::exit::finished(act(command, settings))
-}
-
-fn act(command: &AccountsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
+pub(crate) fn run(command: &AccountsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     match command {
         AccountsCommand::Create { name, plan, json } => create(&client, name, *plan, *json),
-        AccountsCommand::List { json } => list(&client, *json),
+        AccountsCommand::List(Json { json }) => list(&client, *json),
         AccountsCommand::SetRetention { account, retention, json } => set_retention(&client, account, retention, *json),
         AccountsCommand::SetPlan { account, plan, json } => {
             show(&change(&client, account, &json!({"plan": plan}))?, *json)
@@ -32,10 +29,8 @@ fn act(command: &AccountsCommand, settings: &ClientSettings) -> anyhow::Result<(
 }
 
 fn create(client: &Client, name: &str, plan: Option<Plan>, as_json: bool) -> anyhow::Result<()> {
-    let body = match plan {
-        Some(plan) => json!({"name": name, "plan": plan}),
-        None => json!({"name": name}),
-    };
+    let mut body = json!({"name": name});
+    set(&mut body, "plan", plan.map(Plan::as_str));
     let created: AccountCreated = block_on(client.call(Method::POST, &["v1", "accounts"], &[], Some(&body)))?;
     out::show(as_json, &created, |created| {
         fields([
@@ -107,7 +102,6 @@ fn show(account: &Account, as_json: bool) -> anyhow::Result<()> {
     })
 }
 
-/// The limits that differ from the plan's; empty if none does.
 fn own_limits(account: &Account) -> String {
     let (limits, caps) = (&account.limits, &account.caps);
     let own = [

@@ -1,6 +1,4 @@
-//! The proposed action: one JSON document from a file or from standard input.
-//!
-//! Checks only that the document can be read, is not too large and is strict JSON. Its members are checked by the
+//! The proposed action: one strict JSON document from a file or from standard input. Its members are checked by the
 //! server or by the policy.
 
 use std::fs::File;
@@ -12,9 +10,7 @@ use serde_json::Value;
 use stage0_contract::{MAX_BODY_BYTES, parse_strict};
 
 pub(crate) struct Action {
-    /// The document as it came, for the server.
     pub(crate) body: Vec<u8>,
-    /// The same, parsed, for a policy.
     pub(crate) value: Value,
 }
 

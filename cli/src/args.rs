@@ -1,7 +1,7 @@
-//! The command line: commands, their arguments and help.
+//! The command line: commands, their arguments and help. Texts are wrapped by clap, at the width of the terminal.
 //!
-//! Flags of settings are not declared here: [`command`] adds them from the settings' declarations to the commands that
-//! take them, and [`flags`] reads them back. Texts are wrapped by clap alone, at the width of the terminal.
+//! Flags of settings are not declared here: [`command`] adds them from the settings' declarations, [`flags`] reads
+//! them.
 
 use std::path::PathBuf;
 
@@ -11,13 +11,12 @@ use stage0_contract::{AccountId, KeyId, Scope};
 
 use stage0_runtime::settings::{Absent, Setting};
 
+use crate::out::wrapped;
 use crate::settings::{self, CommandKind, Flags};
 
 pub(crate) mod accounts;
 pub(crate) mod decisions;
-pub(crate) mod nats_admin;
-pub(crate) mod nats_config;
-pub(crate) mod nats_keys;
+pub(crate) mod nats;
 pub(crate) mod runs;
 pub(crate) mod stack;
 pub(crate) mod webhooks;
@@ -25,9 +24,7 @@ pub(crate) mod when;
 
 use accounts::AccountsCommand;
 use decisions::DecisionsCommand;
-use nats_admin::NatsAdminCommand;
-use nats_config::NatsConfigArgs;
-use nats_keys::NatsKeysCommand;
+use nats::{NatsAdminCommand, NatsConfigArgs, NatsKeysCommand};
 use runs::RunsCommand;
 use stack::StackCommand;
 use webhooks::WebhooksCommand;
@@ -35,11 +32,9 @@ use webhooks::WebhooksCommand;
 /// Version and commit, as `--version` shows them.
 pub(crate) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILT_FROM_COMMIT"), ")");
 
-/// Commands that ask a server, and take the settings for that.
 pub(crate) const CLIENT_COMMANDS: &[&str] =
     &["check", "decisions", "runs", "usage", "webhooks", "keys", "accounts", "status"];
 
-/// Commands under the headings of `stage0 --help`.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Run on this machine", &["dev", "receiver"]),
     ("Run one role on NATS", &["gateway", "evaluator", "keystore", "audit-export"]),
@@ -62,12 +57,10 @@ Examples:
 `--config` file. Exit code 64: the command line or the settings are wrong. On a terminal lists fit its
 width and verdicts have colours, unless NO_COLOR is set; in a pipe nothing is cut. --json is for programs.")]
 pub(crate) struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub(crate) command: CliCommand,
 }
 
-/// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum CliCommand {
     /// Runs every service in one process, with a local certificate, an account and keys
@@ -127,9 +120,8 @@ Examples:
   stage0 check action.json --json --url https://stage0.example.com --key-file agent.key")]
     Check(CheckArgs),
     /// Reads, follows, downloads, verifies and deletes recorded decisions
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Uses the account's key: from --key-file, else from STAGE0_API_KEY, else from the data
 directory of `stage0 dev`. It needs the scope `decisions:read`, for delete `decisions:delete`.
 
@@ -137,40 +129,24 @@ Examples:
   stage0 decisions list --from -1h --verdict DENY
   stage0 decisions tail --environment production
   stage0 decisions export --from -30d --out decisions.ndjson
-  stage0 decisions verify"
-    )]
-    Decisions {
-        /// What to do with decisions.
-        #[command(subcommand)]
-        command: DecisionsCommand,
-    },
+  stage0 decisions verify")]
+    Decisions(DecisionsCommand),
     /// Lists, shows, ends and settles runs
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Uses the account's key, as `decisions` does, with the scope `check`; `end`, and `settle` for less than the
 estimate, need `runs:manage`.
 
 Examples:
   stage0 runs list
   stage0 runs show payout-retry-8841
-  stage0 runs settle payout-retry-8841 --request-id 0190163d-8694-739b-aea5-966c26f8ad91 --cost-usd 0.42"
-    )]
-    Runs {
-        /// What to do with a run.
-        #[command(subcommand)]
-        command: RunsCommand,
-    },
+  stage0 runs settle payout-retry-8841 --request-id 0190163d-8694-739b-aea5-966c26f8ad91 --cost-usd 0.42")]
+    Runs(RunsCommand),
     /// Shows how many checks the account has made, and how many remain
-    Usage {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Usage(Json),
     /// Creates, changes, tests and removes webhook endpoints
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Uses the account's key, as `decisions` does, with the scope `webhooks:manage`; or an operator's key
 given by --key-file, with --account where that is a flag.
 
@@ -178,58 +154,35 @@ Examples:
   stage0 webhooks create --endpoint https://receiver.example.com/hook --verdict DENY --out hook.secret
   stage0 webhooks test 0w3ge1r70w3ge1r7
   stage0 webhooks deliveries 0w3ge1r70w3ge1r7
-  stage0 webhooks replay 0w3ge1r70w3ge1r7 --from -2h --to -1h"
-    )]
-    Webhooks {
-        /// What to do with endpoints.
-        #[command(subcommand)]
-        command: WebhooksCommand,
-    },
+  stage0 webhooks replay 0w3ge1r70w3ge1r7 --from -2h --to -1h")]
+    Webhooks(WebhooksCommand),
     /// Creates, lists, replaces and revokes API keys
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Uses the key of --key-file, else `<data-dir>/operator.key`. An operator's key works for any --account;
 with the data directory of `stage0 dev`, the default is its account.
 
 Examples:
   stage0 keys create --name ci --scope check --out ci.key
   stage0 keys rotate 0w3ge1r70w3ge1r7 --overlap 3600
-  stage0 keys revoke 0w3ge1r70w3ge1r7"
-    )]
-    Keys {
-        /// What to do with keys.
-        #[command(subcommand)]
-        command: KeysCommand,
-    },
+  stage0 keys revoke 0w3ge1r70w3ge1r7")]
+    Keys(KeysCommand),
     /// Creates and lists accounts, sets plan, limits and retention; needs an operator's key
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Examples:
   stage0 accounts create --name 'Payments team' --plan pro
   stage0 accounts set-retention acc_0w3ge1r7 --days 90
-  stage0 accounts list --json"
-    )]
-    Accounts {
-        /// What to do with accounts.
-        #[command(subcommand)]
-        command: AccountsCommand,
-    },
+  stage0 accounts list --json")]
+    Accounts(AccountsCommand),
     /// Validates, tests and explains policy packs
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Examples:
   stage0 policy validate ./packs/my-pack
   stage0 policy test ./packs/my-pack
-  stage0 policy explain baseline action.json"
-    )]
-    Policy {
-        /// What to do with a pack.
-        #[command(subcommand)]
-        command: PolicyCommand,
-    },
+  stage0 policy explain baseline action.json")]
+    Policy(PolicyCommand),
     /// Shows the running processes, their versions and how far deliveries are behind
     #[command(after_help = "\
 Uses an operator's key: from --key-file, else `<data-dir>/operator.key`. Exit code 1: a role is missing or not
@@ -238,24 +191,16 @@ ready.
 Examples:
   stage0 status
   stage0 status --json --url https://stage0.example.com --key-file operator.key")]
-    Status {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Status(Json),
     /// Diagnoses a role's configuration and says how to fix each problem
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(after_help = "\
 Takes the same settings as the role, and changes nothing; it may run beside the role. Exit code 1: the role would
 not start, or could not do its work.
 
 Examples:
   stage0 doctor gateway --config /etc/stage0/gateway.toml
-  docker compose exec gateway stage0 doctor gateway"
-    )]
+  docker compose exec gateway stage0 doctor gateway")]
     Doctor {
-        /// Which role.
         #[command(subcommand)]
         role: DoctorRole,
         /// Prints JSON
@@ -268,11 +213,7 @@ Exit code 0: ready; 1: not ready. Asks `/readyz` at the address where the role s
 
 Example:
   stage0 health --metrics-listen 127.0.0.1:9464")]
-    Health {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Health(Json),
     /// Prints a configuration for nats-server, with the rights of each role
     #[command(after_help = "\
 Each process logs in as a user of its own, `gateway-1` and so on, with `--nats-jetstream-api s0.api`. The server
@@ -285,19 +226,15 @@ Examples:
   stage0 nats-config --logins-dir /etc/stage0/logins --passwords passwords.conf > nats.conf")]
     NatsConfig(NatsConfigArgs),
     /// Creates, checks and upgrades the streams on NATS, with the administrator's login
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(after_help = "\
 Run `init` once before the roles start, and `upgrade` where an earlier version made the streams. Each may be
 repeated. No role may change a stream, so no role needs this login. Exit code 1: a stream is missing or wrong.
 
 Examples:
   stage0 nats-admin init --nats tls://nats:4222 --nats-user admin --nats-password-file admin/nats.password \\
     --nats-ca admin/nats-ca.pem --nats-cert admin/nats.pem --nats-key admin/nats.key --nats-jetstream-api s0.api
-  stage0 nats-admin check --nats nats://127.0.0.1:4222"
-    )]
+  stage0 nats-admin check --nats nats://127.0.0.1:4222")]
     NatsAdmin {
-        /// What to do with the streams.
         #[command(subcommand)]
         command: NatsAdminCommand,
         /// Prints JSON
@@ -305,29 +242,19 @@ Examples:
         json: bool,
     },
     /// Creates and replaces the keys that authenticate messages between roles
-    #[command(
-        subcommand_required = true,
-        after_help = "\
+    #[command(subcommand)]
+    #[command(after_help = "\
 Give each role only its own file (`--message-keys`). `rotate` does one of three steps; between two steps every role
 must get its new file. Roles read the file again by themselves.
 
 Examples:
   stage0 nats-keys create --dir /etc/stage0/keys
   stage0 nats-keys create --dir /etc/stage0/keys --upgrade
-  stage0 nats-keys rotate --dir /etc/stage0/keys"
-    )]
-    NatsKeys {
-        /// What to do with keys.
-        #[command(subcommand)]
-        command: NatsKeysCommand,
-    },
+  stage0 nats-keys rotate --dir /etc/stage0/keys")]
+    NatsKeys(NatsKeysCommand),
     /// Prepares certificates, passwords and a demo account for docker compose
-    #[command(subcommand_required = true)]
-    Stack {
-        /// What to do.
-        #[command(subcommand)]
-        command: StackCommand,
-    },
+    #[command(subcommand)]
+    Stack(StackCommand),
     /// Prints completions for a shell
     #[command(after_help = "\
 Example:
@@ -341,7 +268,13 @@ Example:
     Settings,
 }
 
-/// `stage0 check`.
+#[derive(Debug, Args)]
+pub(crate) struct Json {
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// JSON file with the proposed action; `-` reads standard input
@@ -351,7 +284,6 @@ pub(crate) struct CheckArgs {
     pub(crate) json: bool,
 }
 
-/// `stage0 keys …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
     /// Creates a key and shows it, once
@@ -402,7 +334,6 @@ pub(crate) enum KeysCommand {
     },
 }
 
-/// Where a new key goes.
 #[derive(Debug, Args)]
 pub(crate) struct NewKey {
     /// Writes the key to this new file (mode 0600) and prints only its id
@@ -413,7 +344,6 @@ pub(crate) struct NewKey {
     pub(crate) json: bool,
 }
 
-/// `stage0 doctor …`.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum DoctorRole {
     /// Certificate, NATS, rights, and the services it needs
@@ -426,25 +356,21 @@ pub(crate) enum DoctorRole {
     AuditExport,
 }
 
-/// `stage0 policy …`.
+#[derive(Debug, Args)]
+pub(crate) struct PackArgs {
+    /// Directory of the pack
+    pub(crate) dir: PathBuf,
+    /// Prints JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum PolicyCommand {
     /// Checks a pack as an evaluator does at its start, and names every fault
-    Validate {
-        /// Directory of the pack
-        dir: PathBuf,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Validate(PackArgs),
     /// Runs the pack's cases, after the checks of `validate`
-    Test {
-        /// Directory of the pack
-        dir: PathBuf,
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    Test(PackArgs),
     /// Prints the vocabulary of a pack, and the meaning of its codes
     Vocabulary {
         /// Directory of the pack; without it, the baseline that is compiled in
@@ -472,7 +398,6 @@ fn scope(text: &str) -> Result<Scope, String> {
     Scope::parse(text).ok_or_else(|| format!("must be one of {}", Scope::ALL.map(Scope::as_str).join(", ")))
 }
 
-/// The whole command line.
 pub(crate) fn command() -> Command {
     let mut command = Cli::command();
     for kind in CommandKind::ALL {
@@ -526,22 +451,9 @@ fn with_flags(command: Command, kind: CommandKind) -> Command {
 fn grouped(command: &Command) -> String {
     const WIDTH: usize = 80;
     const INDENT: usize = 16;
-    let about = |name: &str| command.find_subcommand(name).and_then(Command::get_about).map(ToString::to_string);
     let line = |name: &&str| {
-        let mut lines = format!("  {name:<14}");
-        let mut width = INDENT;
-        for word in about(name).unwrap_or_default().split(' ') {
-            if width > INDENT && width + 1 + word.len() > WIDTH {
-                lines.push_str(&format!("\n{:INDENT$}", ""));
-                width = INDENT;
-            } else if width > INDENT {
-                lines.push(' ');
-                width += 1;
-            }
-            lines.push_str(word);
-            width += word.len();
-        }
-        lines + "\n"
+        let about = command.find_subcommand(name).and_then(Command::get_about).map(ToString::to_string);
+        wrapped(&format!("  {name:<14}{}", about.unwrap_or_default()), WIDTH, INDENT) + "\n"
     };
     let group =
         |(heading, names): (&str, &[&str])| format!("{heading}:\n{}", names.iter().map(line).collect::<String>());

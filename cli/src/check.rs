@@ -1,7 +1,7 @@
 //! `stage0 check`: asks whether an action may run. The exit code is the answer for shells.
 //!
 //! INVARIANT: exit code 0 needs a complete 200 response of the contract with the verdict ALLOW and the matching signal,
-//! printed without an error. Without a decision the command says that the action must not run.
+//! printed without an error.
 
 use anyhow::Context as _;
 use reqwest::{Method, StatusCode};
@@ -44,8 +44,7 @@ fn decide(arguments: &CheckArgs, settings: &ClientSettings) -> anyhow::Result<Ve
     Ok(answer.decided.verdict)
 }
 
-/// Refuses a 200 that is not a complete answer of the contract: the page of a proxy, a verdict without the matching
-/// signal, a member that occurs twice.
+/// Refuses a 200 that is not a complete answer of the contract, such as a proxy's page or a member that occurs twice.
 fn read_answer(status: StatusCode, body: &[u8]) -> Result<CheckResponse, ClientError> {
     if status != StatusCode::OK {
         return Err(ClientError::Unreadable(format!("a decision has status 200, this has {status}")));

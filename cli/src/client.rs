@@ -1,12 +1,9 @@
 //! The HTTPS client of the commands that talk to a server.
 //!
-//! Owns one exchange: the choice of server, trusted authorities and key ([`target`]), the request, the response, and
-//! the error texts. Plain HTTP, redirects and proxies are refused, so that the key is sent to the named server only.
+//! Plain HTTP, redirects and proxies are refused, so that the key is sent to the named server only.
 
 mod download;
 mod error;
-mod list;
-mod query;
 mod target;
 
 use std::path::Path;
@@ -16,34 +13,36 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Certificate, ClientBuilder, Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use stage0_contract::Page;
 use tokio::runtime::Runtime;
 
 use crate::out::plain;
 
 pub(crate) use download::Download;
 pub(crate) use error::{ClientError, tls_fault};
-pub(crate) use list::Limit;
-pub(crate) use query::Query;
 pub(crate) use target::{Credential, Target, read_key};
 
 /// More than any response that is buffered: the largest is a page of decisions, with a little over 16 MiB of log.
 const MAX_RESPONSE_BYTES: usize = 32 * 1024 * 1024;
 
-/// A client of one server.
 pub(crate) struct Client {
     http: reqwest::Client,
     target: Target,
 }
 
-/// A complete response.
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) body: Vec<u8>,
     headers: HeaderMap,
 }
 
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    pub(crate) items: u32,
+    pub(crate) per_page: u32,
+}
+
 impl Client {
-    /// A client whose timeout covers the whole exchange.
     pub(crate) fn new(target: Target, timeout: Duration) -> Result<Self, ClientError> {
         Self::build(target, |builder| builder.timeout(timeout))
     }
@@ -73,7 +72,6 @@ impl Client {
         self.target.account.as_ref()
     }
 
-    /// Sends a request and reads the whole response, whatever its status.
     pub(crate) async fn send(
         &self,
         method: Method,
@@ -85,7 +83,6 @@ impl Client {
         self.read_whole(response).await
     }
 
-    /// Sends a request and reads the head of the response only.
     async fn begin(
         &self,
         method: Method,
@@ -116,12 +113,10 @@ impl Client {
         Ok(Answer { status, body, headers })
     }
 
-    /// Sends a request whose successful response has no content of interest.
     pub(crate) async fn execute(&self, method: Method, path: &[&str]) -> Result<(), ClientError> {
         self.send(method, path, &[], None).await?.successful().map(|_| ())
     }
 
-    /// Sends a request and parses a successful response as `T`.
     pub(crate) async fn call<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -133,16 +128,54 @@ impl Client {
         let answer = self.send(method, path, query, body).await?.successful()?;
         serde_json::from_slice(&answer).map_err(|e| ClientError::Unreadable(e.to_string()))
     }
+
+    /// Reads page after page: one that is short, or even empty, need not be the last.
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &Query,
+        limit: Option<Limit>,
+    ) -> Result<Page<T>, ClientError> {
+        let mut items = Vec::new();
+        let mut cursor = None::<String>;
+        loop {
+            let missing = limit.map(|limit| limit.items.saturating_sub(u32::try_from(items.len()).unwrap_or(u32::MAX)));
+            let size = limit.zip(missing).map(|(limit, missing)| missing.min(limit.per_page));
+            let query = query.clone().with("limit", size).with("cursor", cursor.as_ref());
+            let page: Page<T> = self.call(Method::GET, path, &query.pairs(), None).await?;
+            let count = u32::try_from(page.items.len()).unwrap_or(u32::MAX);
+            items.extend(page.items);
+            let is_enough = missing.is_some_and(|missing| count >= missing);
+            // A server that repeats its cursor would keep this loop running for ever.
+            if is_enough || page.next_cursor.is_none() || page.next_cursor == cursor {
+                return Ok(Page { items, next_cursor: page.next_cursor });
+            }
+            cursor = page.next_cursor;
+        }
+    }
 }
 
 impl Answer {
-    /// The body of a 2xx response; any other status is an error with the server's message.
     pub(crate) fn successful(self) -> Result<Vec<u8>, ClientError> {
         if self.status.is_success() {
             Ok(self.body)
         } else {
             Err(ClientError::refused(self.status, &self.headers, &self.body))
         }
+    }
+}
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Query(Vec<(&'static str, String)>);
+
+impl Query {
+    pub(crate) fn with(mut self, name: &'static str, value: Option<impl ToString>) -> Self {
+        self.0.extend(value.map(|value| (name, value.to_string())));
+        self
+    }
+
+    pub(crate) fn pairs(&self) -> Vec<(&str, &str)> {
+        self.0.iter().map(|(name, value)| (*name, value.as_str())).collect()
     }
 }
 
@@ -167,13 +200,11 @@ fn certificates(ca: &Path) -> Result<Vec<Certificate>, ClientError> {
     }
 }
 
-/// Parses a response that may also be printed as it came: parsing it separately keeps members that only a newer version
-/// knows.
+/// Parses what may also be printed as it came, with members that only a newer version knows.
 pub(crate) fn parse<T: DeserializeOwned>(answer: &Value) -> Result<T, ClientError> {
     T::deserialize(answer).map_err(|error| ClientError::Unreadable(plain(&error.to_string())))
 }
 
-/// Runs one exchange on the current thread.
 pub(crate) fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
     runtime()?.block_on(work)
 }

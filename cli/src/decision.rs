@@ -34,7 +34,6 @@ pub(crate) fn for_people(decision: &Decision) -> String {
     lines.join("\n")
 }
 
-/// The word for a value in JSON.
 pub(crate) fn wire_word(value: &impl Serialize) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 //! `stage0 decisions`: the recorded decisions, for operators and auditors.
 //!
-//! Owns the requests and the output. A log is verified by the contract's `ChainVerifier`, on the server or here for a
-//! downloaded log ([`offline`]). Records hold text of agents, so all of it is escaped before it reaches a terminal.
+//! A log is verified by the contract's `ChainVerifier`, on the server or here for a downloaded log ([`offline`]).
+//! Records hold text of agents, so all of it is escaped before it reaches a terminal.
 
 mod delete;
 mod export;
@@ -26,9 +26,7 @@ use crate::exit::Exit;
 use crate::out;
 use crate::settings::client::ClientSettings;
 use export::Export;
-use list::List;
 
-/// The default for requests that read the whole log.
 const WALK_TIMEOUT: Duration = Duration::from_secs(600);
 /// A download without data for this long is cut off and resumed.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -36,19 +34,15 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const DELETE_TIMEOUT: Duration = Duration::from_secs(90);
 const DECISIONS: [&str; 2] = ["v1", "decisions"];
 
-pub(crate) fn run(command: &DecisionsCommand, settings: &ClientSettings) -> Exit {
-    crate::exit::ended(act(command, settings, Timestamp::now()))
-}
-
-fn act(command: &DecisionsCommand, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
+pub(crate) fn run(command: &DecisionsCommand, settings: &ClientSettings) -> anyhow::Result<Exit> {
+    let now = Timestamp::now();
     let client = || connect(settings, settings.timeout);
     match command {
         DecisionsCommand::List { period, filter, code, run_id, limit, oldest_first, json } => {
             let (from, to) = period.at(now)?;
             let query = filtered(filter).with("from", from).with("to", to);
             let query = query.with("code", code.as_ref()).with("run_id", run_id.as_ref());
-            let list = List { limit: *limit, oldest_first: *oldest_first, as_json: *json };
-            list.run(&client()?, query)?;
+            list::list(&client()?, query, *limit, *oldest_first, *json)?;
         }
         DecisionsCommand::Show { request_id, json } => show(&client()?, *request_id, *json)?,
         DecisionsCommand::Tail { filter, json } => {

@@ -1,13 +1,14 @@
 //! `stage0 dev`: every service in one process on the embedded backplane.
 //!
-//! Owns the order of the start: policy, data, address, services, keys, files, and the banner last, so that everything
-//! in it works when it is read. It stops in the order of a cluster: the gateway drains first, then the exporter, then
-//! keystore and evaluator, which both use. A service that ends by itself stops all of them, with exit code 1.
+//! The banner comes last, so that everything in it works when it is read. It stops in the order of a cluster: the
+//! gateway drains first, then the exporter, then keystore and evaluator, which both use. A service that ends by itself
+//! stops all of them, with exit code 1.
 
 pub(crate) mod access;
 pub(crate) mod banner;
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,8 +26,10 @@ use stage0_runtime::{ProcessContext, ServiceGroup};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use access::Access;
+
 use crate::args::VERSION;
-use crate::dev_file::{DEV_FILE, DevFile};
+use crate::dev_file::DevFile;
 use crate::exit::Exit;
 use crate::roles::{load, make_dev_tls, print_restored, probes, serve};
 use crate::settings::roles::DevSettings;
@@ -36,7 +39,6 @@ use crate::{files, out};
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// Runs it until a signal.
 pub(crate) fn run(settings: DevSettings) -> Exit {
     let DevSettings { process, options, gateway, keystore, evaluator, export } = settings;
     serve(process, async move |ProcessContext { stop, health }| {
@@ -75,8 +77,7 @@ pub(crate) fn run(settings: DevSettings) -> Exit {
             drop(ended);
             Ok(served?)
         });
-        let opening = Opening { backplane: bus.connect(), data_dir: &data_dir, ca: &ca, url, policy };
-        let served = match opening.open().await {
+        let served = match open(&bus.connect(), &data_dir, &ca, url, &policy).await {
             Ok(()) => {
                 let heartbeat = HeartbeatTask::start(&health, &Role::ALL, bus.connect(), probe, &gateway_stop);
                 let served = gateway.run_until(gateway_stop).await.map_err(anyhow::Error::from);
@@ -104,49 +105,33 @@ async fn open_log(data_dir: &Path, accept_new: bool) -> anyhow::Result<Bus> {
     Ok(tokio::task::spawn_blocking(move || Bus::open_remembered(&directory, history)).await??)
 }
 
-/// The steps between "bound" and "ready".
-struct Opening<'a> {
-    backplane: Backplane,
-    data_dir: &'a Path,
-    ca: &'a Path,
+/// From "bound" to "ready". Files first, then the banner: a program that waits for the banner finds the files.
+async fn open(
+    backplane: &Backplane,
+    data_dir: &Path,
+    ca: &Path,
     url: String,
-    policy: PolicyVersion,
+    policy: &PolicyVersion,
+) -> anyhow::Result<()> {
+    keystore_serves(backplane).await.context("the keystore does not answer")?;
+    let Access { account, api_key, operator_key } = access::secure(backplane, data_dir).await?;
+    let ca_file = ca.canonicalize().context("cannot find the CA file")?;
+    let dev = DevFile { url, ca_file, api_key, operator_key, account };
+    dev.write(data_dir)?;
+    out::line(banner::banner(&dev.url, data_dir, ca, policy)).context("cannot write to standard output")?;
+    tracing::info!(version = VERSION, url = dev.url, policy_version = %policy, "ready");
+    backplane.requests.close().await;
+    Ok(())
 }
 
-impl Opening<'_> {
-    async fn open(self) -> anyhow::Result<()> {
-        self.keystore_serves().await.context("the keystore does not answer")?;
-        let access = access::secure(&self.backplane, self.data_dir).await?;
-        self.publish(&access)?;
-        tracing::info!(version = VERSION, url = self.url, policy_version = %self.policy, "ready");
-        self.backplane.requests.close().await;
-        Ok(())
-    }
-
-    /// Retries until it answers: its loops start concurrently with this.
-    async fn keystore_serves(&self) -> Result<(), RequestError> {
-        let deadline = Instant::now() + READY_TIMEOUT;
-        loop {
-            match self.backplane.requests.request_until(&KeystoreStatus {}, deadline).await {
-                Err(RequestError::NoResponders) if Instant::now() < deadline => tokio::time::sleep(RETRY_DELAY).await,
-                answer => return answer.map(|_| ()),
-            }
+/// Retries until it answers: its loops start concurrently with this.
+async fn keystore_serves(backplane: &Backplane) -> Result<(), RequestError> {
+    let deadline = Instant::now() + READY_TIMEOUT;
+    loop {
+        match backplane.requests.request_until(&KeystoreStatus {}, deadline).await {
+            Err(RequestError::NoResponders) if Instant::now() < deadline => tokio::time::sleep(RETRY_DELAY).await,
+            answer => return answer.map(|_| ()),
         }
-    }
-
-    /// Files first, then the banner: a program that waits for the banner finds the files.
-    fn publish(&self, access: &access::Access) -> anyhow::Result<()> {
-        let dev = DevFile {
-            url: self.url.clone(),
-            ca_file: self.ca.canonicalize().context("cannot find the CA file")?,
-            api_key: access.api_key.clone(),
-            operator_key: access.operator_key.clone(),
-            account: access.account.clone(),
-        };
-        let text = serde_json::to_string_pretty(&dev).context("cannot write JSON")?;
-        files::replace(&self.data_dir.join(DEV_FILE), &format!("{text}\n"))?;
-        let banner = banner::Banner { url: &self.url, data_dir: self.data_dir, ca: self.ca, policy: &self.policy };
-        out::line(banner).context("cannot write to standard output")
     }
 }
 
@@ -162,16 +147,10 @@ pub(crate) fn reachable(bound: SocketAddr) -> SocketAddr {
 
 /// Each worker of the gateway has a connection of its own.
 fn workers_connect(bus: Bus) -> stage0_gateway::Connect<Infallible> {
-    Box::new(move || {
-        let backplane = bus.connect();
-        Box::pin(async move { Ok(backplane) })
-    })
+    Box::new(move || Box::pin(ready(Ok(bus.connect()))))
 }
 
 /// Each thread of the evaluator has a connection of its own.
 fn shards_connect(bus: Bus) -> stage0_evaluator::Connect {
-    Arc::new(move || {
-        let backplane = bus.connect();
-        Box::pin(async move { Ok(backplane) })
-    })
+    Arc::new(move || Box::pin(ready(Ok(bus.connect()))))
 }

@@ -1,8 +1,7 @@
-//! `stage0 doctor <role>`: reads the settings that the role would start with, examines everything they refer to, and
-//! says how to fix each problem.
+//! `stage0 doctor <role>`: examines everything that the role's settings refer to, and says how to fix each problem.
 //!
-//! Owns the findings and how they are shown. Changes nothing: it creates no stream, file or key and does not lock the
-//! data directory, so it may run beside the role. Exit code 1 when the role would not start or could not do its work.
+//! Changes nothing: it creates no stream, file or key and does not lock the data directory, so it may run beside the
+//! role. Exit code 1 when the role would not start or could not do its work.
 
 mod certificates;
 mod nats;
@@ -14,14 +13,13 @@ use std::path::Path;
 use jiff::Timestamp;
 use rustix::fs::Access;
 use serde::Serialize;
-use stage0_backplane::nats::NatsConfig;
 use stage0_contract::Role;
 
 use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::out;
-use crate::settings::NatsSafety;
-use crate::settings::roles::{EvaluatorSettings, ExportSettings, GatewaySettings, OnNats, TlsSource};
+use crate::settings::roles::{EvaluatorSettings, GatewaySettings, OnNats, TlsSource};
+use stage0_audit_export::ExportConfig;
 use stage0_keystore::{KeystoreConfig, OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
 /// Free space is low below a twentieth of the disk, on a large disk below 10 GiB.
@@ -30,47 +28,43 @@ const LOW_SPACE_BYTES: u64 = 10 << 30;
 /// Files of the keystore's directory that no other user may read.
 const PRIVATE: [&str; 3] = [OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE];
 
-/// The severity of a finding. The JSON words are older than the names here.
+/// The JSON words are older than the names here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Severity {
+enum Severity {
     #[serde(rename = "good")]
     Ok,
     /// It was not examined; another command does it.
     Skipped,
-    /// It works, but should be improved.
     #[serde(rename = "doubtful")]
     Warn,
-    /// The role does not start or cannot do its work.
     #[serde(rename = "bad")]
     Error,
 }
 
-/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Finding {
+struct Finding {
     #[serde(rename = "how")]
-    pub(crate) severity: Severity,
-    pub(crate) about: &'static str,
-    pub(crate) found: String,
-    /// What to do; empty if nothing needs to be done.
-    pub(crate) advice: String,
+    severity: Severity,
+    about: &'static str,
+    found: String,
+    advice: String,
 }
 
 impl Finding {
-    pub(crate) fn ok(about: &'static str, found: impl Into<String>) -> Self {
+    fn ok(about: &'static str, found: impl Into<String>) -> Self {
         Self { severity: Severity::Ok, about, found: found.into(), advice: String::new() }
     }
 
-    pub(crate) fn skipped(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    fn skipped(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { severity: Severity::Skipped, about, found: found.into(), advice: advice.into() }
     }
 
-    pub(crate) fn warn(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    fn warn(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { severity: Severity::Warn, about, found: found.into(), advice: advice.into() }
     }
 
-    pub(crate) fn error(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    fn error(about: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { severity: Severity::Error, about, found: found.into(), advice: advice.into() }
     }
 }
@@ -91,65 +85,56 @@ impl fmt::Display for Finding {
     }
 }
 
-/// `stage0 doctor gateway`.
-pub(crate) fn gateway(settings: OnNats<GatewaySettings>, as_json: bool) -> Exit {
-    let OnNats { nats, safety, service, .. } = settings;
+pub(crate) fn gateway(settings: &OnNats<GatewaySettings>, as_json: bool) -> Exit {
     let mut findings = Vec::new();
-    match service.tls {
-        TlsSource::Files(files) => findings.extend(certificates::server(&files, Timestamp::now())),
+    match &settings.service.tls {
+        TlsSource::Files(files) => findings.extend(certificates::pair("certificate", files, Timestamp::now())),
         TlsSource::Dev(dir) => findings.push(Finding::warn(
             "certificate",
             format!("one for localhost is created in `{}`", dir.display()),
             "give --tls-cert and --tls-key to serve clients on other machines",
         )),
     }
-    finish(Role::Gateway, findings, &nats, &safety, as_json)
+    finish(Role::Gateway, findings, settings, as_json)
 }
 
-/// `stage0 doctor evaluator`.
-pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>, as_json: bool) -> Exit {
-    let OnNats { nats, safety, service, .. } = settings;
-    let loaded = crate::roles::load_packs(&service.policy);
+pub(crate) fn evaluator(settings: &OnNats<EvaluatorSettings>, as_json: bool) -> Exit {
+    let loaded = crate::roles::load_packs(&settings.service.policy);
     let finding = match loaded {
         Ok(packs) => Finding::ok("policy", format!("{} decides", packs.active().version())),
-        Err(error) => Finding::error(
-            "policy",
-            format!("{error:#}"),
-            "correct the pack; `stage0 policy validate DIR` shows every fault",
-        ),
+        Err(error) => {
+            let advice = "correct the pack; `stage0 policy validate DIR` shows every fault";
+            Finding::error("policy", format!("{error:#}"), advice)
+        }
     };
-    finish(Role::Evaluator, vec![finding], &nats, &safety, as_json)
+    finish(Role::Evaluator, vec![finding], settings, as_json)
 }
 
-/// `stage0 doctor keystore`.
-pub(crate) fn keystore(settings: OnNats<KeystoreConfig>, as_json: bool) -> Exit {
-    let OnNats { nats, safety, service, .. } = settings;
+pub(crate) fn keystore(settings: &OnNats<KeystoreConfig>, as_json: bool) -> Exit {
+    let service = &settings.service;
     let mut findings = vec![disk(&service.data_dir)];
     findings.extend(private_files(&service.data_dir));
     if let Err(error) = service.validate() {
         findings.push(Finding::error("settings", error.to_string(), "correct the setting"));
     }
-    finish(Role::Keystore, findings, &nats, &safety, as_json)
+    finish(Role::Keystore, findings, settings, as_json)
 }
 
-/// `stage0 doctor audit-export`.
-pub(crate) fn audit_export(settings: OnNats<ExportSettings>, as_json: bool) -> Exit {
-    let OnNats { nats, safety, service, .. } = settings;
+pub(crate) fn audit_export(settings: &OnNats<ExportConfig>, as_json: bool) -> Exit {
     let mut findings = Vec::new();
-    if let Some(ca) = &service.export.egress.extra_ca {
+    let egress = &settings.service.egress;
+    if let Some(ca) = &egress.extra_ca {
         findings.push(certificates::file("webhook ca", ca, Timestamp::now()));
     }
-    if service.export.egress.dangerous_allow_private {
-        findings.push(Finding::warn(
-            "webhooks",
-            "may be sent to private addresses and over plain http",
-            "remove dangerous-allow-private-webhooks, except on a local stack",
-        ));
+    if egress.dangerous_allow_private {
+        let advice = "remove dangerous-allow-private-webhooks, except on a local stack";
+        findings.push(Finding::warn("webhooks", "may be sent to private addresses and over plain http", advice));
     }
-    finish(Role::AuditExport, findings, &nats, &safety, as_json)
+    finish(Role::AuditExport, findings, settings, as_json)
 }
 
-fn finish(role: Role, mut findings: Vec<Finding>, config: &NatsConfig, safety: &NatsSafety, as_json: bool) -> Exit {
+fn finish<T>(role: Role, mut findings: Vec<Finding>, settings: &OnNats<T>, as_json: bool) -> Exit {
+    let OnNats { nats: config, safety, .. } = settings;
     findings.insert(0, Finding::ok("settings", format!("complete for {role} ({VERSION})")));
     findings.extend(certificates::of_nats(config, Timestamp::now()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -166,37 +151,33 @@ fn finish(role: Role, mut findings: Vec<Finding>, config: &NatsConfig, safety: &
     };
     match written {
         Ok(()) if is_bad => Exit::Failed,
-        result => crate::exit::finished(result),
+        result => crate::exit::ended(result),
     }
 }
 
-/// Free space where the role writes.
 fn disk(dir: &Path) -> Finding {
-    const ABOUT: &str = "disk";
     let shown = dir.display();
     match rustix::fs::statvfs(dir) {
         Err(error) => Finding::error(
-            ABOUT,
+            "disk",
             format!("`{shown}` cannot be examined: {error}"),
             "create the directory with mode 700, or name another with --data-dir",
         ),
         Ok(_) if rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_err() => Finding::error(
-            ABOUT,
+            "disk",
             format!("`{shown}` cannot be written by this user"),
             "give the directory to the user that the keystore runs as",
         ),
         Ok(found) => {
             let (free, all) = (found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize);
-            free_space(ABOUT, &format!("`{shown}`"), free, all)
+            free_space("disk", &format!("`{shown}`"), free, all)
         }
     }
 }
 
 /// Secrets that other users can read, or that this user cannot.
 fn private_files(dir: &Path) -> Vec<Finding> {
-    const ABOUT: &str = "secrets";
     if !dir.exists() {
-        // `disk` reports it.
         return Vec::new();
     }
     let files = PRIVATE.iter().map(|name| dir.join(name)).filter(|path| path.exists());
@@ -205,17 +186,16 @@ fn private_files(dir: &Path) -> Vec<Finding> {
         let shown = path.display();
         if rustix::fs::access(&path, Access::READ_OK).is_err() {
             let found = format!("`{shown}` cannot be read by this user");
-            findings.push(Finding::error(ABOUT, found, "give it to the user that the keystore runs as"));
+            findings.push(Finding::error("secrets", found, "give it to the user that the keystore runs as"));
         } else if path.metadata().is_ok_and(|data| data.permissions().mode() & 0o077 != 0) {
             let found = format!("`{shown}` can be read by others");
-            findings.push(Finding::warn(ABOUT, found, format!("chmod go= {shown}")));
+            findings.push(Finding::warn("secrets", found, format!("chmod go= {shown}")));
         }
     }
-    if findings.is_empty() { vec![Finding::ok(ABOUT, "cannot be read by other users")] } else { findings }
+    if findings.is_empty() { vec![Finding::ok("secrets", "cannot be read by other users")] } else { findings }
 }
 
-/// Compares free space with the limits above.
-pub(crate) fn free_space(about: &'static str, subject: &str, free: u64, all: u64) -> Finding {
+fn free_space(about: &'static str, subject: &str, free: u64, all: u64) -> Finding {
     let text = format!("{subject}: {} of {} are free", size(free), size(all));
     if free < (all / LOW_SPACE_DIVISOR).min(LOW_SPACE_BYTES) {
         Finding::warn(about, text, "free space: when the disk is full, checks fail with 503")

@@ -1,12 +1,7 @@
 //! Exit codes: what each means, and how the result of a command becomes one. Only 0 lets an action run.
-//!
-//! Every command returns an [`Exit`]; apart from a second signal (`stage0_runtime`), nothing else ends the process.
-
-use std::process::ExitCode;
 
 use crate::{failure, out};
 
-/// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -27,21 +22,19 @@ pub(crate) enum Exit {
 #[error("{0}")]
 pub(crate) struct UsageError(pub(crate) &'static str);
 
-impl From<Exit> for ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+impl From<()> for Exit {
+    fn from((): ()) -> Self {
+        Self::Done
     }
 }
 
-/// Prints the error with its causes, if there is one.
-pub(crate) fn finished(result: anyhow::Result<()>) -> Exit {
-    ended(result.map(|()| Exit::Done))
-}
-
-/// As [`finished`], where success has more than one code.
-pub(crate) fn ended(result: anyhow::Result<Exit>) -> Exit {
-    result.unwrap_or_else(|error| {
-        out::stderr_line(format!("error: {}", failure::describe(&error)));
-        if error.is::<UsageError>() { Exit::Usage } else { Exit::Failed }
-    })
+/// The exit code of a command's result; an error is printed with its causes.
+pub(crate) fn ended<T: Into<Exit>>(result: anyhow::Result<T>) -> Exit {
+    match result {
+        Ok(result) => result.into(),
+        Err(error) => {
+            out::stderr_line(format!("error: {}", failure::describe(&error)));
+            if error.is::<UsageError>() { Exit::Usage } else { Exit::Failed }
+        }
+    }
 }

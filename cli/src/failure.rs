@@ -1,7 +1,5 @@
-//! The text of an error: each cause once, then a hint with the flag that helps.
-//!
-//! Hints are here because only the command line knows its flags; the error itself is worded by the crate that failed. A
-//! hint depends on the type of a cause, never on its text.
+//! The text of an error: each cause once, then a hint with the flag that helps. A hint depends on the type of a cause,
+//! never on its text.
 
 use std::convert::Infallible;
 use std::error::Error;
@@ -18,7 +16,6 @@ pub(crate) fn describe(error: &anyhow::Error) -> String {
     hint(error).map_or(causes.clone(), |hint| format!("{causes}\n  {hint}"))
 }
 
-/// The same without line breaks, for a log.
 pub(crate) fn describe_in_one_line(error: &anyhow::Error) -> String {
     describe(error).lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
@@ -27,7 +24,6 @@ pub(crate) fn describe_in_one_line(error: &anyhow::Error) -> String {
 fn causes(chain: impl Iterator<Item = String>) -> String {
     let mut shown: Vec<String> = Vec::new();
     for cause in chain {
-        // The prefix says nothing about the fault.
         let cause = cause.strip_prefix("IO error: ").unwrap_or(&cause);
         match shown.last() {
             Some(last) if last.ends_with(cause) => {}

@@ -1,7 +1,7 @@
 //! Writes private files atomically: mode 0600, and complete or not there.
 //!
-//! INVARIANT: a reader sees the old content or the new one, even after a crash at any point: the content is written to
-//! a temporary file, which is synced and renamed, and then the directory is synced.
+//! INVARIANT: a reader sees the old content or the new one, even after a crash at any point: a temporary file is
+//! written, synced and renamed, and then the directory is synced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -10,13 +10,11 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-/// Creates the directory with mode 0700, unless it exists.
 pub(crate) fn private_dir(path: &Path) -> anyhow::Result<()> {
     let created = DirBuilder::new().recursive(true).mode(0o700).create(path);
     created.with_context(|| format!("cannot create the directory `{}`", path.display()))
 }
 
-/// Replaces the content of a file of mode 0600.
 pub(crate) fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     write_and_rename(path, text).with_context(|| format!("cannot write `{}`", path.display()))
 }

@@ -8,16 +8,11 @@ use stage0_runtime::health_client;
 
 use crate::dev::reachable;
 use crate::exit::Exit;
-use crate::{exit, out};
+use crate::out;
 
-/// Asks and prints the answer.
-pub(crate) fn run(listener: SocketAddr, as_json: bool) -> Exit {
-    exit::ended(ask(reachable(listener), as_json))
-}
-
-fn ask(address: SocketAddr, as_json: bool) -> anyhow::Result<Exit> {
+pub(crate) fn run(listener: SocketAddr, as_json: bool) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let answer = runtime.block_on(health_client::readiness(address))?;
+    let answer = runtime.block_on(health_client::readiness(reachable(listener)))?;
     if as_json {
         out::json(&answer)?;
         return Ok(if answer.ready { Exit::Done } else { Exit::Failed });

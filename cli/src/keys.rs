@@ -1,7 +1,6 @@
-//! `stage0 keys`: manages API keys through the control API (contract, section 7).
+//! `stage0 keys`: manages API keys through the control API.
 //!
-//! A new key is printed once or written to a new file of mode 0600. The file is created before the request is sent, so
-//! that no key is made that cannot be stored.
+//! The file for a new key is created before the request is sent, so that no key is made that cannot be stored.
 
 use anyhow::Context as _;
 use jiff::{SignedDuration, Timestamp};
@@ -12,17 +11,12 @@ use stage0_contract::{AccountId, KeyCreated, KeyId, KeySummary, Page, Scopes};
 
 use crate::args::{KeysCommand, NewKey};
 use crate::client::{Client, Credential, Query, Target, block_on, parse};
-use crate::exit::Exit;
 use crate::new_file::NewFile;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields, optional};
 
-pub(crate) fn run(command: &KeysCommand, settings: &ClientSettings) -> Exit {
-    crate::exit::finished(act(command, settings))
-}
-
-fn act(command: &KeysCommand, settings: &ClientSettings) -> anyhow::Result<()> {
+pub(crate) fn run(command: &KeysCommand, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     match command {
         KeysCommand::Create { name, scopes, account, expires_at, shown } => {
@@ -45,7 +39,6 @@ fn act(command: &KeysCommand, settings: &ClientSettings) -> anyhow::Result<()> {
     }
 }
 
-/// A new key, and when the key that it replaces ends.
 #[derive(Deserialize)]
 struct CreatedKey {
     #[serde(flatten)]
@@ -84,7 +77,6 @@ fn make(
     }
 }
 
-/// Says when the replaced key ends. Without an overlap the server ends it at once.
 fn old_key(id: &KeyId, overlap: Option<u64>, made: &CreatedKey) -> String {
     let overlap = SignedDuration::from_secs(overlap.and_then(|overlap| overlap.try_into().ok()).unwrap_or_default());
     let computed = || made.created.created_at.checked_add(overlap).unwrap_or(made.created.created_at);
@@ -140,7 +132,6 @@ fn list(client: &Client, account: Option<&AccountId>, as_json: bool) -> anyhow::
     Ok(table.print()?)
 }
 
-/// Shows only what is known: `2026-11-26T13h`.
 fn hour(at: Timestamp) -> String {
     let text = at.to_string();
     text.split_once(':').map_or_else(|| text.clone(), |(hour, _)| format!("{hour}h"))

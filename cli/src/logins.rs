@@ -1,11 +1,9 @@
 //! The NATS logins, one for each process: their password files, and the choice of a login at the start.
 //!
-//! The directory of a role holds `<role>-<number>.password`. A process takes the first file that no other process has
-//! locked and holds the lock until it ends, so replicas with the same settings get different logins. The lock works
-//! within one machine: two machines must be given different files. Two processes with the same login would work, but
-//! each could receive the other's replies (secrets in them are sealed).
+//! A process takes the first `<role>-<number>.password` that no other process has locked and holds the lock until it
+//! ends, so replicas with the same settings get different logins. The lock works within one machine: two machines must
+//! be given different files. Two processes with the same login would work, but each could receive the other's replies.
 
-use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
@@ -19,17 +17,11 @@ use crate::files;
 const SUFFIX: &str = ".password";
 const PASSWORDS_FILE: &str = "passwords.conf";
 
-/// A login that this process holds until the value is dropped.
+/// A login that this process holds until the value is dropped. No `Debug`: it holds a password.
 pub(crate) struct TakenLogin {
     pub(crate) user: String,
     pub(crate) password: String,
     _lock: File,
-}
-
-impl fmt::Debug for TakenLogin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TakenLogin").field("user", &self.user).finish_non_exhaustive()
-    }
 }
 
 /// Takes the first login of the directory that no other process holds. The error is the text for the setting.
@@ -90,13 +82,11 @@ pub(crate) fn create(dir: &Path, logins: Logins) -> anyhow::Result<()> {
     files::replace(&dir.join(PASSWORDS_FILE), &passwords)
 }
 
-/// The line of `passwords.conf` for a login.
 pub(crate) fn variable(user: &str, password: &str) -> String {
     format!("{}: {password:?}\n", NatsServerConf::password_variable(user))
 }
 
-/// Writes the password file of a login. A file with the same content is not replaced, because a process may hold its
-/// lock.
+/// A file with the same content is not replaced, because a process may hold its lock.
 pub(crate) fn put(dir: &Path, user: &str, password: &str) -> anyhow::Result<()> {
     let (path, text) = (dir.join(format!("{user}{SUFFIX}")), format!("{password}\n"));
     if std::fs::read_to_string(&path).is_ok_and(|found| found == text) {
@@ -105,7 +95,6 @@ pub(crate) fn put(dir: &Path, user: &str, password: &str) -> anyhow::Result<()> 
     files::replace(&path, &text)
 }
 
-/// Reads the password from the file, or creates the file with a new one.
 pub(crate) fn read_or_create(path: &Path) -> anyhow::Result<String> {
     match std::fs::read_to_string(path) {
         Ok(text) => {
@@ -136,11 +125,11 @@ mod tests {
         let (first, second) = (take(&gateways, Role::Gateway).unwrap(), take(&gateways, Role::Gateway).unwrap());
         assert_eq!((first.user.as_str(), second.user.as_str()), ("gateway-1", "gateway-2"));
         assert_ne!(first.password, second.password);
-        let why = take(&gateways, Role::Gateway).unwrap_err();
+        let why = take(&gateways, Role::Gateway).err().unwrap();
         assert!(why.contains("holds 2 logins") && !why.contains(&first.password), "{why}");
         drop(first);
         assert_eq!(take(&gateways, Role::Gateway).unwrap().user, "gateway-1");
-        let why = take(&gateways, Role::Evaluator).unwrap_err();
+        let why = take(&gateways, Role::Evaluator).err().unwrap();
         assert!(why.contains("`evaluator-1.password`"), "{why}");
     }
 
@@ -167,6 +156,6 @@ mod tests {
         let keystores = dir.path().join("keystore");
         let file = keystores.join("keystore-1.password");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(take(&keystores, Role::Keystore).unwrap_err().contains("keystore-1.password"));
+        assert!(take(&keystores, Role::Keystore).err().unwrap().contains("keystore-1.password"));
     }
 }

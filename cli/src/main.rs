@@ -1,8 +1,7 @@
 //! `stage0`: the one binary. Every role of the service, all of them in one process, and the operator's commands.
 //!
-//! Owns the way from the command line to a service's configuration, and what people read. Refuses logic of its own:
-//! deciding, storing and serving are the other crates'. `args.rs` declares commands, `settings.rs` which of them takes
-//! which settings, `roles.rs` and `dev.rs` run services, `client.rs` asks a server.
+//! Refuses logic of its own: deciding, storing and serving are the other crates'. `args.rs` declares commands,
+//! `settings.rs` which of them takes which settings, `roles.rs` and `dev.rs` run services, `client.rs` asks a server.
 
 mod accounts;
 mod action;
@@ -47,5 +46,5 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     // Every file of this process is private to its user, also those of libraries (sled), whatever umask the shell has.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    run::run(std::env::args_os()).into()
+    ExitCode::from(run::run(std::env::args_os()) as u8)
 }

@@ -1,8 +1,6 @@
-//! Message key files, one for each role, mode 0600.
+//! Message key files, one for each role, mode 0600: read, watched, created and rotated (`stage0 nats-keys`).
 //!
-//! Owns how a role's file is read and watched, and how the files of a deployment are created and rotated (`stage0
-//! nats-keys`). The keys themselves and the order of a rotation belong to the backplane. A file that everybody can read
-//! is refused.
+//! The keys themselves and the order of a rotation belong to the backplane. A file that everybody can read is refused.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -13,19 +11,17 @@ use anyhow::{Context as _, bail, ensure};
 use stage0_backplane::nats::{KeySet, MessageAuth, MessageKeys, Requirement, Rotation};
 use stage0_contract::Role;
 
-use crate::args::nats_keys::NatsKeysCommand;
-use crate::exit::Exit;
+use crate::args::nats::NatsKeysCommand;
 use crate::{files, out};
 
-/// How often a role checks its file for changes.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
 
-pub(crate) fn run(command: NatsKeysCommand) -> Exit {
-    crate::exit::finished(match command {
+pub(crate) fn run(command: NatsKeysCommand) -> anyhow::Result<()> {
+    match command {
         NatsKeysCommand::Create { dir, upgrade } => create_for_people(&dir, upgrade),
         NatsKeysCommand::Rotate { dir } => rotate(&dir),
         NatsKeysCommand::Show { dir, json } => show(&dir, json),
-    })
+    }
 }
 
 /// Reads a role's keys. The error is the text for the setting.
@@ -72,7 +68,6 @@ fn changed_at(path: &Path) -> Option<(SystemTime, u64)> {
     Some((found.modified().ok()?, found.len()))
 }
 
-/// The name of a role's file in the directory of a deployment.
 pub(crate) fn file_name(role: Role) -> String {
     format!("{role}.keys")
 }
@@ -88,7 +83,6 @@ pub(crate) fn create(dir: &Path, require: Requirement) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Reads the keys of all roles.
 pub(crate) fn load(dir: &Path) -> anyhow::Result<KeySet> {
     match read_all(dir, |role| dir.join(file_name(role))) {
         Ok(set) => Ok(set),

@@ -1,21 +1,18 @@
 //! `stage0 nats-admin`: creates, checks and upgrades the streams, with the administrator's login, which no role has.
-//!
-//! Owns the output; the streams' settings and the migration of records belong to the backplane. Exit code 1 if a stream
-//! is missing or has wrong settings.
+//! Exit code 1 if a stream is missing or has wrong settings.
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use stage0_backplane::nats::{Connection, StreamAdmin, StreamState};
 
-use crate::args::nats_admin::NatsAdminCommand;
+use crate::args::nats::NatsAdminCommand;
 use crate::exit::Exit;
 use crate::out;
 use crate::settings::roles::AdminSettings;
 
-pub(crate) fn run(command: NatsAdminCommand, as_json: bool, settings: &AdminSettings) -> Exit {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.context("cannot start").and_then(|runtime| runtime.block_on(act(command, as_json, settings)));
-    crate::exit::ended(result)
+pub(crate) fn run(command: NatsAdminCommand, as_json: bool, settings: &AdminSettings) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(act(command, as_json, settings))
 }
 
 async fn act(command: NatsAdminCommand, as_json: bool, settings: &AdminSettings) -> anyhow::Result<Exit> {
@@ -35,7 +32,6 @@ async fn act(command: NatsAdminCommand, as_json: bool, settings: &AdminSettings)
     Ok(exit)
 }
 
-/// Prints the steps of an upgrade, then the state of each stream.
 fn report(states: &[StreamState], steps: &[String], as_json: bool) -> anyhow::Result<Exit> {
     let is_good = states.iter().all(|state| state.differences.is_empty());
     let exit = if is_good { Exit::Done } else { Exit::Failed };

@@ -1,22 +1,15 @@
-//! `stage0 nats-config`: prints the configuration of nats-server. Rights and subjects come from the backplane and the
-//! contract.
+//! `stage0 nats-config`: prints the configuration of nats-server.
 
 use stage0_backplane::nats::{Logins, NatsServerConf, Requirement};
 
-use crate::args::nats_config::NatsConfigArgs;
-use crate::exit::Exit;
+use crate::args::nats::NatsConfigArgs;
 use crate::{logins, message_keys, out};
 
-pub(crate) fn run(args: NatsConfigArgs) -> Exit {
-    crate::exit::finished(print(args))
-}
-
-fn print(args: NatsConfigArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: NatsConfigArgs) -> anyhow::Result<()> {
     let NatsConfigArgs { prefix, name, listen, monitor, tls_dir, store_dir, max_store, passwords, .. } = args;
     let NatsConfigArgs { keys_dir, logins_dir, gateways, evaluators, keystores, audit_exports, .. } = args;
     let logins = Logins { gateways, evaluators, keystores, audit_exports };
     if let Some(dir) = keys_dir {
-        // Standard output is for the configuration.
         let is_new = message_keys::create(&dir, Requirement::Always)?;
         let state = if is_new { "were created" } else { "are unchanged" };
         out::stderr_line(format!("message keys of each role {state} in `{}`", dir.display()));

@@ -1,8 +1,7 @@
 //! The safety of a role's NATS connection: open servers are refused, and message keys are kept up to date.
 //!
-//! Owns the decision and its texts; the backplane probes the servers. A server on another machine without login or TLS
-//! is refused, unless `--dangerous-open-nats` accepts the risk. One on this machine causes a warning, and so does one
-//! that cannot be probed.
+//! A server on another machine without login or TLS is refused, unless `--dangerous-open-nats` accepts the risk. One on
+//! this machine causes a warning, and so does one that cannot be probed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,14 +21,10 @@ const REQUIREMENT_FILE: &str = "message-auth.json";
 const RETRY_DELAY: Duration = Duration::from_millis(500);
 /// Gives other roles time to start: the state store may not be ready yet.
 const MAX_TRIES: u32 = 20;
-/// The advice about a server that anybody can use.
 pub(crate) const MAKE_SAFE: &str =
     "give it what `stage0 nats-config` prints, and each role its user, password file, certificate and message keys";
 
-/// Runs as long as the value lives.
-pub(crate) struct BackgroundTasks {
-    _tasks: Vec<AbortOnDropHandle<()>>,
-}
+pub(crate) type BackgroundTasks = Vec<AbortOnDropHandle<()>>;
 
 /// Where a role stores since when messages must be authenticated, so that a restart does not forget it.
 pub(crate) enum RequirementStore {
@@ -38,7 +33,6 @@ pub(crate) enum RequirementStore {
 }
 
 impl NatsSafety {
-    /// Refuses servers that anybody can use.
     pub(crate) async fn refuse_open_servers(&self, nats: &NatsConfig) -> anyhow::Result<()> {
         for found in exposure(nats).await? {
             if let Some(refusal) = refusal(&found, self.open_allowed) {
@@ -61,7 +55,7 @@ impl NatsSafety {
         nats: &NatsConfig,
         store: RequirementStore,
     ) -> anyhow::Result<BackgroundTasks> {
-        let Some(auth) = nats.auth.clone() else { return Ok(BackgroundTasks { _tasks: Vec::new() }) };
+        let Some(auth) = nats.auth.clone() else { return Ok(Vec::new()) };
         let mut tasks = Vec::new();
         if let Some(path) = self.message_keys.clone() {
             tasks.push(tokio::spawn(message_keys::watch(path, auth.clone())));
@@ -77,7 +71,7 @@ impl NatsSafety {
             }
             tasks.push(tokio::spawn(watch_requirement(auth, store)));
         }
-        Ok(BackgroundTasks { _tasks: tasks.into_iter().map(AbortOnDropHandle::new).collect() })
+        Ok(tasks.into_iter().map(AbortOnDropHandle::new).collect())
     }
 }
 
@@ -118,12 +112,10 @@ fn sync_with_file(dir: &Path, auth: &MessageAuth) -> anyhow::Result<()> {
     }
     let since = *auth.required_since().borrow();
     let Some(required_since) = since.filter(|_| auth.is_required()) else { return Ok(()) };
-    // The directory may be missing at the first start.
     files::private_dir(dir)?;
     files::replace(&path, &serde_json::to_string(&RequirementFile { required_since })?)
 }
 
-/// Why the server is refused, if it is.
 fn refusal(found: &Exposure, open_allowed: bool) -> Option<String> {
     let fault = found.fault().filter(|_| !found.is_loopback && !open_allowed)?;
     Some(format!(

@@ -1,8 +1,7 @@
 //! A file that a command creates: new, mode 0600, and complete or not there.
 //!
 //! INVARIANT: no existing file is overwritten, and the file never holds a part of its content. An empty file reserves
-//! the name, the content is written to `NAME.part`, which replaces it at the end. A failure removes both; a crash
-//! leaves both, and the empty one shows that the content is incomplete.
+//! the name until `NAME.part` replaces it. A failure removes both; a crash leaves both.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,7 +12,6 @@ use anyhow::Context as _;
 
 use crate::files::sync_parent;
 
-/// An incomplete file, which is removed when it is dropped.
 pub(crate) struct NewFile {
     path: PathBuf,
     part: PathBuf,
@@ -22,7 +20,6 @@ pub(crate) struct NewFile {
 }
 
 impl NewFile {
-    /// Reserves the name; fails if a file of that name exists.
     pub(crate) fn create(path: &Path) -> anyhow::Result<Self> {
         let cannot = |path: &Path| format!("cannot create `{}`", path.display());
         let mut part = path.as_os_str().to_owned();
@@ -37,7 +34,6 @@ impl NewFile {
         self.file.write_all(bytes).with_context(|| format!("cannot write `{}`", self.part.display()))
     }
 
-    /// Writes a line and completes the file.
     pub(crate) fn keep_line(mut self, text: &str) -> anyhow::Result<()> {
         self.write(format!("{text}\n").as_bytes())?;
         self.keep()

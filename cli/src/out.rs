@@ -1,9 +1,8 @@
 //! The only place that writes to standard output and standard error.
 //!
-//! A closed pipe is no error: `stage0 keys list | head -1` ends quietly. Any other failure to write fails the command,
-//! because its result was not delivered. INVARIANT: no text can move a terminal's cursor or hide or reorder other text:
-//! such characters are escaped here. Text from the network also passes through [`plain`], so that it cannot start a
-//! line of its own.
+//! A closed pipe is no error. Any other failure to write fails the command, because its result was not delivered.
+//! INVARIANT: no text can move a terminal's cursor or hide or reorder other text: such characters are escaped here.
+//! Text from the network also passes through [`plain`], so that it cannot start a line of its own.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -16,18 +15,15 @@ mod paint;
 
 pub(crate) use paint::{Painted, Terminal};
 
-/// Writes one line or several to standard output.
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
     write(format!("{}\n", escaped(&text.to_string(), LineBreaks::Keep)).as_bytes())
 }
 
-/// Writes a value as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(value).context("cannot write JSON")?;
     Ok(write(format!("{}\n", json_escaped(&text)).as_bytes())?)
 }
 
-/// Writes a value as JSON, or as text for people.
 pub(crate) fn show<T: Serialize>(as_json: bool, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
     if as_json { json(value) } else { Ok(line(text(value))?) }
 }
@@ -88,8 +84,26 @@ pub(crate) fn stderr_is_terminal() -> bool {
     io::stderr().is_terminal()
 }
 
-/// Escapes foreign text to one line: characters that would move the cursor, break the line, or hide or reorder text
-/// become `\u{202e}` and the like.
+/// Breaks a text into lines of at most `width` characters; all except the first are indented.
+pub(crate) fn wrapped(text: &str, width: usize, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = 0;
+    for (index, word) in text.split(' ').enumerate() {
+        let length = word.chars().count();
+        if index > 0 && column + 1 + length > width {
+            lines.push_str(&format!("\n{:indent$}", ""));
+            column = indent;
+        } else if index > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines
+}
+
+/// Escapes foreign text to one line, in which nothing moves the cursor or hides or reorders text.
 pub(crate) fn plain(text: &str) -> String {
     escaped(text, LineBreaks::Escape)
 }
@@ -112,8 +126,7 @@ fn escaped(text: &str, line_breaks: LineBreaks) -> String {
     shown
 }
 
-/// Escapes JSON text without changing its values: outside of strings, JSON allows none of these characters except white
-/// space.
+/// Escapes JSON text without changing its values: outside of strings, JSON allows only white space of these.
 pub(crate) fn json_escaped(text: &str) -> Cow<'_, str> {
     let must_escape = |c: char| is_invisible(c) && !matches!(c, '\n' | '\r' | '\t');
     if !text.contains(must_escape) {
@@ -130,8 +143,7 @@ pub(crate) fn json_escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Control characters, Unicode format characters and line separators, which have no width, control a terminal or change
-/// the order of the text around them; and letters that look blank.
+/// Characters that have no width, control a terminal or reorder the text around them, and letters that look blank.
 fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -1,8 +1,7 @@
 //! `stage0 policy`: tools for pack authors. They run offline, without server or key, with the evaluator's code.
 //!
-//! Owns the output; faults, cases and explanations come from the policy crate. A refused pack is exit code 1, and every
-//! fault is named. INVARIANT: `test` refuses every pack that `validate` refuses; it only shows failed cases in more
-//! detail.
+//! A refused pack is exit code 1, and every fault is named. INVARIANT: `test` refuses every pack that `validate`
+//! refuses; it only shows failed cases in more detail.
 
 mod explain;
 mod vocabulary;
@@ -14,42 +13,32 @@ use serde_json::{Value, json};
 use stage0_contract::IssueCode;
 use stage0_policy::{CaseOutcome, Fault, Pack};
 
-use vocabulary::Form;
-
-use crate::args::PolicyCommand;
+use crate::args::{PackArgs, PolicyCommand};
 use crate::exit::Exit;
 use crate::out;
 
-/// Every pack has this file.
 const MANIFEST: &str = "pack.toml";
 
-pub(crate) fn run(command: &PolicyCommand) -> Exit {
-    crate::exit::ended(match command {
-        PolicyCommand::Validate { dir, json } => validate(dir, *json),
-        PolicyCommand::Test { dir, json } => test(dir, *json),
+pub(crate) fn run(command: &PolicyCommand) -> anyhow::Result<Exit> {
+    match command {
+        PolicyCommand::Validate(PackArgs { dir, json }) => validate(dir, *json),
+        PolicyCommand::Test(PackArgs { dir, json }) => test(dir, *json),
         PolicyCommand::Vocabulary { dir, json, markdown } => {
-            let form = match (*json, *markdown) {
-                (true, _) => Form::Json,
-                (false, true) => Form::Markdown,
-                (false, false) => Form::Text,
-            };
-            vocabulary::vocabulary(dir.as_deref(), form).map(|()| Exit::Done)
+            vocabulary::vocabulary(dir.as_deref(), *json, *markdown).map(|()| Exit::Done)
         }
         PolicyCommand::Explain { pack, file, json } => explain::explain(pack, file, *json).map(|()| Exit::Done),
-    })
+    }
 }
 
-/// Refuses a folder of something else: every one of its files would be a fault.
-fn ensure_pack(dir: &Path) -> anyhow::Result<()> {
-    let is_other = dir.is_dir() && !dir.join(MANIFEST).exists();
+/// Refuses a folder of something else: every one of its files would be a fault. As JSON these are the answer.
+fn ensure_pack(dir: &Path, as_json: bool) -> anyhow::Result<()> {
+    let is_other = !as_json && dir.is_dir() && !dir.join(MANIFEST).exists();
     ensure!(!is_other, "`{}` is no policy pack: it has no {MANIFEST}", dir.display());
     Ok(())
 }
 
 fn validate(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
-    if !as_json {
-        ensure_pack(dir)?;
-    }
+    ensure_pack(dir, as_json)?;
     match Pack::from_dir(dir) {
         Ok(pack) => {
             let (version, rules, cases) = (pack.version(), pack.rule_count(), pack.case_count());
@@ -69,9 +58,7 @@ fn validate(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
 }
 
 fn test(dir: &Path, as_json: bool) -> anyhow::Result<Exit> {
-    if !as_json {
-        ensure_pack(dir)?;
-    }
+    ensure_pack(dir, as_json)?;
     let outcomes = match Pack::test(dir) {
         Ok(outcomes) => outcomes,
         Err(refused) if as_json => {
@@ -118,39 +105,22 @@ fn failed_case(outcome: &CaseOutcome) -> String {
         (None, Some(verdict)) => format!("{verdict}{}", codes(" with ", &outcome.codes)),
         (None, None) => "no decision".to_owned(),
     };
+    let missing = expected.codes.iter().filter(|code| !outcome.codes.contains(code));
+    let unwanted = expected.absent_codes.iter().filter(|code| outcome.codes.contains(code));
     let mut text = format!("FAIL {}\n  expected  {wanted}\n  actual    {actual}", out::plain(&outcome.id));
-    for (word, what) in [("missing", missing(outcome)), ("too many", unwanted(outcome))] {
-        if !what.is_empty() {
-            text.push_str(&format!("\n  {word:<8}  {what}"));
-        }
-    }
+    text.push_str(&codes("\n  missing   ", missing));
+    text.push_str(&codes("\n  too many  ", unwanted));
     text
 }
 
-/// Expected codes that did not occur.
-fn missing(outcome: &CaseOutcome) -> String {
-    let missing: Vec<IssueCode> =
-        outcome.expected.codes.iter().filter(|code| !outcome.codes.contains(code)).cloned().collect();
-    codes("", &missing)
-}
-
-/// Codes that occurred and should not.
-fn unwanted(outcome: &CaseOutcome) -> String {
-    let unwanted: Vec<IssueCode> =
-        outcome.expected.absent_codes.iter().filter(|code| outcome.codes.contains(code)).cloned().collect();
-    codes("", &unwanted)
-}
-
-/// Codes of which one is enough.
 fn any_of(outcome: &CaseOutcome) -> Option<String> {
     let expected = serde_json::to_value(&outcome.expected).ok()?;
     let any = expected.get("codes_any")?.as_array()?.iter().filter_map(Value::as_str).collect::<Vec<_>>();
     (!any.is_empty()).then(|| out::plain(&any.join(", ")))
 }
 
-fn codes(before: &str, codes: &[IssueCode]) -> String {
-    if codes.is_empty() {
-        return String::new();
-    }
-    format!("{before}{}", codes.iter().map(IssueCode::as_str).collect::<Vec<_>>().join(", "))
+/// The codes behind a text; nothing where there are none.
+fn codes<'c>(before: &str, codes: impl IntoIterator<Item = &'c IssueCode>) -> String {
+    let codes: Vec<_> = codes.into_iter().map(IssueCode::as_str).collect();
+    if codes.is_empty() { String::new() } else { format!("{before}{}", codes.join(", ")) }
 }

@@ -2,7 +2,6 @@
 //!
 //! Owns two listeners: HTTPS for deliveries, plain HTTP for the page. A delivery's signature is checked over the raw
 //! bytes before its body is parsed, and nothing of an unverified delivery is shown. All state is bounded and in memory.
-//! A port that is taken or an unusable certificate ends the start.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -29,7 +28,6 @@ mod event;
 mod hook;
 mod journal;
 mod page;
-mod secrets;
 mod sequence;
 mod signature;
 
@@ -41,7 +39,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(75);
 const DRAIN_SECONDS: u64 = 5;
 
-/// Serves until the process is asked to stop.
 pub(crate) fn run(settings: ReceiverSettings) -> Exit {
     let ReceiverSettings { process, listen, tls, secret_file, page_listen } = settings;
     serve(process, async move |ProcessContext { stop, health }| {
@@ -53,7 +50,6 @@ pub(crate) fn run(settings: ReceiverSettings) -> Exit {
         // A missing secret does not make the receiver unready: it answers 503 and the sender retries.
         health.set_probe(Box::new(|| Box::pin(async { HealthReport::default() })));
 
-        hook::describe();
         let hook = web::Data::new(Hook::new(secret_file));
         let watching = tokio::spawn(stop.clone().run_until_cancelled_owned(certificate.watch()));
         let deliveries = server(listener, Some(tls), hook::configure, hook.clone(), &stop)?;
@@ -88,7 +84,6 @@ fn announce(deliveries: &TcpListener, page: Option<&TcpListener>) -> io::Result<
     }
 }
 
-/// Accepts no new connections once `stop` is cancelled, finishes the open requests and ends.
 fn server(
     listener: TcpListener,
     tls: Option<ServerConfig>,

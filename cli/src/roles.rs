@@ -1,14 +1,13 @@
 //! The roles that run alone on NATS: settings in, `build`, `run_until` a signal.
 //!
-//! Owns nothing of a service except its start and its health probe (`probes`). A failure is printed for people with its
-//! causes and what to do, and logged as one event for programs; exit code 1. A signal is
-//! exit code 0, even during the start.
+//! A failure is printed for people with its causes and what to do, and logged as one event for programs; exit code 1. A
+//! signal is exit code 0, even during the start.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use stage0_audit_export::AuditExport;
+use stage0_audit_export::{AuditExport, ExportConfig};
 use stage0_backplane::Backplane;
 use stage0_backplane::nats::{ConnectError, Connection, NatsConfig};
 use stage0_contract::Role;
@@ -24,20 +23,19 @@ use crate::args::VERSION;
 use crate::exit::Exit;
 use crate::nats_safety::{BackgroundTasks, RequirementStore};
 use crate::settings::NatsSafety;
-use crate::settings::roles::{EvaluatorSettings, ExportSettings, GatewaySettings, OnNats, TlsSource};
+use crate::settings::roles::{EvaluatorSettings, GatewaySettings, OnNats, TlsSource};
 use crate::{failure, out};
 
 pub(crate) mod probes;
 
-/// `stage0 gateway`.
 pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
-    let OnNats { process, nats, safety, service } = settings;
+    let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, async move |ProcessContext { stop, health }| {
         let tls = match service.tls {
             TlsSource::Files(files) => files,
             TlsSource::Dev(dir) => make_dev_tls(dir).await?.0,
         };
-        let prepared = or_stop(&stop, prepare(Role::Gateway, &nats, &safety, service.log_replicas)).await?;
+        let prepared = or_stop(&stop, prepare(Role::Gateway, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
         let config = GatewayConfig { tls, ..service.config };
         let probe = probes::gateway(own.clone(), config.audit, None);
@@ -51,12 +49,11 @@ pub(crate) fn gateway(settings: OnNats<GatewaySettings>) -> Exit {
     })
 }
 
-/// `stage0 evaluator`.
 pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
-    let OnNats { process, nats, safety, service } = settings;
+    let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, async move |ProcessContext { stop, health }| {
         let config = load(service).await?;
-        let prepared = or_stop(&stop, prepare(Role::Evaluator, &nats, &safety, 1)).await?;
+        let prepared = or_stop(&stop, prepare(Role::Evaluator, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
         let building = stage0_evaluator::build(config, shards_connect(nats));
         let Some(evaluator) = or_stop(&stop, building).await? else { return Ok(()) };
@@ -70,13 +67,13 @@ pub(crate) fn evaluator(settings: OnNats<EvaluatorSettings>) -> Exit {
     })
 }
 
-/// `stage0 keystore`.
 pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
-    let OnNats { process, nats, safety, service } = settings;
+    let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, async move |ProcessContext { stop, health }| {
         let data_dir = service.data_dir.clone();
         // The other roles keep in the state store what they require of messages; this one has its own directory.
-        let connecting = connect(Role::Keystore, &nats, &safety, 1, |_| RequirementStore::Directory(data_dir.clone()));
+        let connecting =
+            connect(Role::Keystore, &nats, &safety, log_replicas, |_| RequirementStore::Directory(data_dir.clone()));
         let Some((backplane, _guard)) = or_stop(&stop, connecting).await? else { return Ok(()) };
         let own_health = Health::default();
         let probe = probes::keystore(backplane.clone(), own_health.clone());
@@ -97,19 +94,17 @@ pub(crate) fn keystore(settings: OnNats<KeystoreConfig>) -> Exit {
     })
 }
 
-/// Prints what was done to a restored directory.
 pub(crate) fn print_restored(keystore: &Keystore) -> anyhow::Result<()> {
     keystore.restored().map_or(Ok(()), |restored| out::line(restored).context("cannot write to standard output"))
 }
 
-/// `stage0 audit-export`.
-pub(crate) fn audit_export(settings: OnNats<ExportSettings>) -> Exit {
-    let OnNats { process, nats, safety, service } = settings;
+pub(crate) fn audit_export(settings: OnNats<ExportConfig>) -> Exit {
+    let OnNats { process, nats, safety, log_replicas, service } = settings;
     serve(process, async move |ProcessContext { stop, health }| {
-        let prepared = or_stop(&stop, prepare(Role::AuditExport, &nats, &safety, service.log_replicas)).await?;
+        let prepared = or_stop(&stop, prepare(Role::AuditExport, &nats, &safety, log_replicas)).await?;
         let Some((own, _guard)) = prepared else { return Ok(()) };
         let Some(backplane) = or_stop(&stop, Backplane::connect(&nats)).await? else { return Ok(()) };
-        let exporter = AuditExport::build(service.export, backplane).await?;
+        let exporter = AuditExport::build(service, backplane).await?;
         tracing::info!(version = VERSION, "audit-export starts");
         let probe = probes::audit_export(own.clone(), exporter.lag());
         let heartbeat = HeartbeatTask::start(&health, &[Role::AuditExport], own.clone(), probe, &stop);
@@ -145,7 +140,6 @@ async fn connect(
     Ok((connection.backplane(), guard))
 }
 
-/// Runs a role's process and reports its failure.
 pub(crate) fn serve(process: ProcessSettings, role: impl AsyncFnOnce(ProcessContext) -> anyhow::Result<()>) -> Exit {
     // A person who starts a role at a terminal gets the text alone.
     let is_logged = process.logs.format == Format::Json && !logs::is_on_terminal();
@@ -161,7 +155,6 @@ pub(crate) fn serve(process: ProcessSettings, role: impl AsyncFnOnce(ProcessCont
     }
 }
 
-/// The development certificate's files and its CA's.
 pub(crate) async fn make_dev_tls(dir: PathBuf) -> anyhow::Result<(TlsFiles, PathBuf)> {
     Ok(tokio::task::spawn_blocking(move || dev_tls(&dir)).await??)
 }
@@ -174,7 +167,6 @@ pub(crate) async fn load(settings: EvaluatorSettings) -> anyhow::Result<Evaluato
     Ok(EvaluatorConfig { packs: loading.await??, shards, runs })
 }
 
-/// The packs that decide, and that requests may name.
 pub(crate) fn load_packs(settings: &PolicySettings) -> anyhow::Result<PackSet> {
     let PolicySettings { dir, active, selectable, .. } = settings;
     let mut packs = PackSet::embedded().context("the built-in policy pack is refused")?;

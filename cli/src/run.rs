@@ -6,15 +6,15 @@ use anyhow::Context as _;
 use clap::FromArgMatches as _;
 use stage0_runtime::settings::Mistakes;
 
-use crate::args::{self, Cli, CliCommand, DoctorRole};
-use crate::exit::{Exit, finished};
+use crate::args::{self, Cli, CliCommand, DoctorRole, Json};
+use crate::exit::{Exit, ended};
+use crate::settings::client::ClientSettings;
 use crate::settings::{CommandKind, Sources, markdown, roles as of};
 use crate::{
     accounts, check, decisions, dev, doctor, health, keys, message_keys, nats_admin, nats_config, out, policy,
-    receiver, roles, runs, stack, status, webhooks,
+    receiver, roles, runs, stack, status, usage, webhooks,
 };
 
-/// Runs one command to its end.
 pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     // INVARIANT: a `check` that could not be understood ends with "no decision", and with no other code.
@@ -50,41 +50,37 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         CliCommand::Check(check) => match of::client(given(CommandKind::Client)) {
             Ok(settings) => check::run(&check, &settings),
             Err(mistakes) => {
-                usage(&mistakes);
+                refuse(&mistakes);
                 no_decision()
             }
         },
-        CliCommand::Decisions { command } => {
-            with(of::client(given(CommandKind::Client)), |s| decisions::run(&command, &s))
-        }
-        CliCommand::Runs { command } => with(of::client(given(CommandKind::Client)), |s| runs::run(&command, &s)),
-        CliCommand::Usage { json } => with(of::client(given(CommandKind::Client)), |s| crate::usage::run(json, &s)),
-        CliCommand::Webhooks { command } => {
-            with(of::client(given(CommandKind::Client)), |s| webhooks::run(&command, &s))
-        }
-        CliCommand::Keys { command } => with(of::client(given(CommandKind::Client)), |s| keys::run(&command, &s)),
-        CliCommand::Accounts { command } => {
-            with(of::client(given(CommandKind::Client)), |s| accounts::run(&command, &s))
-        }
-        CliCommand::Status { json } => with(of::client(given(CommandKind::Client)), |s| status::run(json, &s)),
+        CliCommand::Decisions(command) => ask(given(CommandKind::Client), |s| decisions::run(&command, s)),
+        CliCommand::Runs(command) => ask(given(CommandKind::Client), |s| runs::run(&command, s)),
+        CliCommand::Usage(Json { json }) => ask(given(CommandKind::Client), |s| usage::run(json, s)),
+        CliCommand::Webhooks(command) => ask(given(CommandKind::Client), |s| webhooks::run(&command, s)),
+        CliCommand::Keys(command) => ask(given(CommandKind::Client), |s| keys::run(&command, s)),
+        CliCommand::Accounts(command) => ask(given(CommandKind::Client), |s| accounts::run(&command, s)),
+        CliCommand::Status(Json { json }) => ask(given(CommandKind::Client), |s| status::run(json, s)),
         CliCommand::Doctor { role, json } => match role {
-            DoctorRole::Gateway => with(of::gateway(given(CommandKind::Gateway)), |s| doctor::gateway(s, json)),
-            DoctorRole::Evaluator => with(of::evaluator(given(CommandKind::Evaluator)), |s| doctor::evaluator(s, json)),
-            DoctorRole::Keystore => with(of::keystore(given(CommandKind::Keystore)), |s| doctor::keystore(s, json)),
+            DoctorRole::Gateway => with(of::gateway(given(CommandKind::Gateway)), |s| doctor::gateway(&s, json)),
+            DoctorRole::Evaluator => {
+                with(of::evaluator(given(CommandKind::Evaluator)), |s| doctor::evaluator(&s, json))
+            }
+            DoctorRole::Keystore => with(of::keystore(given(CommandKind::Keystore)), |s| doctor::keystore(&s, json)),
             DoctorRole::AuditExport => {
-                with(of::audit_export(given(CommandKind::AuditExport)), |s| doctor::audit_export(s, json))
+                with(of::audit_export(given(CommandKind::AuditExport)), |s| doctor::audit_export(&s, json))
             }
         },
-        CliCommand::Health { json } => {
-            with(of::health(given(CommandKind::Health)), |listener| health::run(listener, json))
+        CliCommand::Health(Json { json }) => {
+            with(of::health(given(CommandKind::Health)), |listener| ended(health::run(listener, json)))
         }
-        CliCommand::NatsConfig(args) => nats_config::run(args),
+        CliCommand::NatsConfig(args) => ended(nats_config::run(args)),
         CliCommand::NatsAdmin { command, json } => {
-            with(of::nats_admin(given(CommandKind::NatsAdmin)), |settings| nats_admin::run(command, json, &settings))
+            with(of::nats_admin(given(CommandKind::NatsAdmin)), |s| ended(nats_admin::run(command, json, &s)))
         }
-        CliCommand::NatsKeys { command } => message_keys::run(command),
-        CliCommand::Stack { command } => stack::run(command),
-        CliCommand::Policy { command } => policy::run(&command),
+        CliCommand::NatsKeys(command) => ended(message_keys::run(command)),
+        CliCommand::Stack(command) => ended(stack::run(command)),
+        CliCommand::Policy(command) => ended(policy::run(&command)),
         CliCommand::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut args::command(), "stage0", &mut script);
@@ -94,12 +90,15 @@ pub(crate) fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
     }
 }
 
-/// Runs a command with its settings, unless those are wrong.
 fn with<T>(settings: Result<T, Mistakes>, run: impl FnOnce(T) -> Exit) -> Exit {
-    settings.map_or_else(|mistakes| usage(&mistakes), run)
+    settings.map_or_else(|mistakes| refuse(&mistakes), run)
 }
 
-fn usage(mistakes: &Mistakes) -> Exit {
+fn ask<T: Into<Exit>>(sources: Sources, run: impl FnOnce(&ClientSettings) -> anyhow::Result<T>) -> Exit {
+    with(of::client(sources), |settings| ended(run(&settings)))
+}
+
+fn refuse(mistakes: &Mistakes) -> Exit {
     out::stderr_line(mistakes);
     Exit::Usage
 }
@@ -110,5 +109,5 @@ fn no_decision() -> Exit {
 }
 
 fn done(written: std::io::Result<()>) -> Exit {
-    finished(written.context("cannot write to standard output"))
+    ended(written.context("cannot write to standard output"))
 }

@@ -7,19 +7,13 @@ use stage0_contract::{Page, RunCost, RunSettled, RunView};
 
 use crate::args::runs::RunsCommand;
 use crate::client::{Client, ClientError, Credential, Limit, Query, Target, block_on, parse};
-use crate::exit::Exit;
 use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields};
 
-/// The largest page of runs that the server gives.
 const PAGE_SIZE: u32 = 100;
 
-pub(crate) fn run(command: &RunsCommand, settings: &ClientSettings) -> Exit {
-    crate::exit::finished(act(command, settings))
-}
-
-fn act(command: &RunsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
+pub(crate) fn run(command: &RunsCommand, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
     match command {
         RunsCommand::List { limit, json } => list(&client, *limit, *json),

@@ -1,9 +1,8 @@
 //! The settings of every command: flag, else environment variable `STAGE0_<NAME>`, else TOML file, else default.
 //!
-//! Each setting is declared once, beside the service that uses it (`stage0_runtime::settings`). This module knows which
-//! command takes which of them, and where the declared defaults do not suit a command; [`Sources`] collects what was
-//! given. All mistakes are listed at once, each with its origin, none with a secret's value; the process then ends with
-//! 64. An unknown setting is refused: a misspelt one must not fall back to a default.
+//! Each setting is declared once, beside the service that uses it. This module knows which command takes which of them,
+//! and where the declared defaults do not suit a command. All mistakes are listed at once, each with its origin, none
+//! with a secret's value; the process then ends with 64. A misspelt setting is refused and falls back to no default.
 
 pub(crate) mod client;
 mod markdown;
@@ -22,14 +21,13 @@ use stage0_runtime::process::MetricsSettings;
 use stage0_runtime::settings::{Absent, Places, Setting};
 
 pub(crate) use markdown::markdown;
-pub(crate) use nats::NatsSafety;
+pub(crate) use nats::{NatsSafety, stream_size};
 pub(crate) use sources::{Flags, Sources};
 
 use client::ClientSettings;
 use nats::{LogStreamSettings, MessageSettings, NatsSettings, StreamSettings, SyncSettings};
 use roles::{DevOptions, ReceiverOptions};
 
-/// The settings file itself.
 const CONFIG: Setting = Setting {
     name: "config",
     value: "FILE",
@@ -39,7 +37,6 @@ const CONFIG: Setting = Setting {
     absent: Absent::Optional,
 };
 
-/// Headings of help and documentation, in their order.
 const GROUPS: [&str; 13] = [
     "Settings",
     "Server",
@@ -57,11 +54,8 @@ const GROUPS: [&str; 13] = [
 ];
 
 const CONFIG_FILE: &[Setting] = &[CONFIG];
-/// What every role's process takes.
 const PROCESS: [&[Setting]; 3] = [CONFIG_FILE, LogSettings::SETTINGS, MetricsSettings::SETTINGS];
-/// What every role on NATS takes besides.
 const ON_NATS: [&[Setting]; 2] = [NatsSettings::SETTINGS, MessageSettings::SETTINGS];
-/// What roles take that write or read the log on NATS.
 const ON_LOG: [&[Setting]; 2] = [SyncSettings::SETTINGS, LogStreamSettings::SETTINGS];
 const EVALUATOR: [&[Setting]; 2] = [PolicySettings::SETTINGS, RunConfig::SETTINGS];
 const EXPORT: [&[Setting]; 2] = [ExportConfig::SETTINGS, EgressConfig::SETTINGS];
@@ -75,7 +69,6 @@ pub(crate) enum CommandKind {
     Keystore,
     AuditExport,
     Receiver,
-    /// Every command that asks a server.
     Client,
     Health,
     NatsAdmin,
@@ -98,7 +91,6 @@ fn in_order(mut settings: Vec<Setting>) -> Vec<Setting> {
 }
 
 impl CommandKind {
-    /// All of them, in the order of the documentation.
     pub(crate) const ALL: [Self; 9] = [
         Self::Dev,
         Self::Gateway,
@@ -111,7 +103,6 @@ impl CommandKind {
         Self::NatsAdmin,
     ];
 
-    /// The commands' names.
     pub(crate) fn commands(self) -> &'static [&'static str] {
         match self {
             Self::Dev => &["dev"],

@@ -1,7 +1,5 @@
-//! `stage0 stack`: prepares the local stack of `docker-compose.yml`.
-//!
-//! `init` creates the files that the services start with, `open` the files that clients need. Both may run at every
-//! start and keep what exists and is not about to expire. Secrets are in files of mode 0600; only `key` prints one.
+//! `stage0 stack`: prepares the local stack of `docker-compose.yml`: `init` the files of the services, `open` those of
+//! clients. Both may run at every start and keep what exists and is not about to expire.
 
 mod init;
 mod open;
@@ -12,19 +10,18 @@ use anyhow::Context as _;
 
 use crate::args::stack::StackCommand;
 use crate::dev_file::API_KEY_FILE;
-use crate::exit::Exit;
 use crate::out;
 
 /// The certificate of the authority, in the directory of each service.
 const CA_FILE: &str = "ca.pem";
 
-pub(crate) fn run(command: StackCommand) -> Exit {
-    crate::exit::finished(match command {
+pub(crate) fn run(command: StackCommand) -> anyhow::Result<()> {
+    match command {
         StackCommand::Init { dir, hosts } => init::init(&dir, &hosts),
         StackCommand::Open(args) => open::StackOpen(*args).run(),
         StackCommand::Ca { dir } => print_file(&dir.join(CA_FILE)),
         StackCommand::Key { dir } => print_file(&dir.join(API_KEY_FILE)),
-    })
+    }
 }
 
 fn print_file(path: &Path) -> anyhow::Result<()> {

@@ -1,7 +1,4 @@
-//! `stage0 status`: the processes of the deployment, and what is wrong with them.
-//!
-//! Owns what counts as a problem: a role without a ready process, a process that is lost or not ready, different
-//! versions, evaluators with different policies. A problem is exit code 1, for scripts.
+//! `stage0 status`: the processes of the deployment, and what is wrong with them. A problem is exit code 1.
 
 use std::collections::BTreeSet;
 
@@ -14,11 +11,7 @@ use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, optional};
 
-pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> Exit {
-    crate::exit::ended(show(as_json, settings))
-}
-
-fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
+pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> anyhow::Result<Exit> {
     let client = Client::new(Target::find(settings, Credential::Operator)?, settings.timeout)?;
     let status: Status = block_on(client.call(Method::GET, &["v1", "status"], &[], None))?;
     let problems = problems(&status);
@@ -49,7 +42,6 @@ fn table(status: &Status) -> Table {
     table
 }
 
-/// The text below the table.
 fn remarks(status: &Status, problems: &[String]) -> String {
     let mut text = String::new();
     for one in &status.instances {
@@ -71,7 +63,6 @@ fn state(one: &InstanceStatus) -> String {
     }
 }
 
-/// The cell of what only one role reports: deliveries, or the policy.
 fn about(one: &InstanceStatus) -> String {
     match (&one.seen.delivery, &one.seen.policy_version) {
         (Some(lag), _) => {
@@ -89,7 +80,6 @@ fn about(one: &InstanceStatus) -> String {
     }
 }
 
-/// A duration in one unit.
 fn age(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),

@@ -10,13 +10,10 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::out::{self, Painted, Terminal, plain};
 
-/// Spaces between columns.
 const GAP: usize = 2;
-/// The end of a shortened cell.
 const ELLIPSIS: char = '…';
 
 pub(crate) struct Table {
-    /// The first row holds the headings.
     rows: Vec<Vec<String>>,
     shrinkable: &'static [(usize, usize)],
     coloured: Option<usize>,
@@ -27,14 +24,12 @@ impl Table {
         Self { rows: vec![headings.map(str::to_owned).into()], shrinkable: &[], coloured: None }
     }
 
-    /// The columns to shorten on a narrow terminal, the least important first, each with its smallest width. A column
-    /// with the width 0 may be left out.
+    /// The columns to shorten, the least important first, each with its smallest width; 0: it may be left out.
     pub(crate) fn shrinkable(mut self, columns: &'static [(usize, usize)]) -> Self {
         self.shrinkable = columns;
         self
     }
 
-    /// The column whose words are coloured: verdicts or states.
     pub(crate) fn coloured(mut self, column: usize) -> Self {
         self.coloured = Some(column);
         self
@@ -46,7 +41,6 @@ impl Table {
         self.rows.push(cells.map(escaped).into());
     }
 
-    /// Writes the table to standard output, in the width and with the colours of the terminal.
     pub(crate) fn print(&self) -> io::Result<()> {
         out::painted(&self.for_terminal(Terminal::of_stdout())).map(|_| ())
     }
@@ -125,7 +119,6 @@ fn cut(cell: &str, max: usize) -> String {
 }
 
 impl fmt::Display for Table {
-    /// The whole table, without colours.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.for_terminal(Terminal { width: None, colours: false }).as_str())
     }
@@ -137,7 +130,6 @@ pub(crate) fn fields<const N: usize>(rows: [(&str, String); N]) -> String {
     rows.map(|(name, value)| format!("{name:<width$}{value}")).join("\n")
 }
 
-/// The value, or a dash for none.
 pub(crate) fn optional(value: Option<&impl fmt::Display>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }

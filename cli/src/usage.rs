@@ -6,16 +6,11 @@ use serde_json::Value;
 use stage0_contract::{StoredBytes, UNLIMITED, Usage};
 
 use crate::client::{Client, Credential, Target, block_on, parse};
-use crate::exit::Exit;
 use crate::out;
 use crate::settings::client::ClientSettings;
 use crate::table::Table;
 
-pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> Exit {
-    crate::exit::finished(show(as_json, settings))
-}
-
-fn show(as_json: bool, settings: &ClientSettings) -> anyhow::Result<()> {
+pub(crate) fn run(as_json: bool, settings: &ClientSettings) -> anyhow::Result<()> {
     let client = Client::new(Target::find(settings, Credential::Account)?, settings.timeout)?;
     let answer: Value = block_on(client.call(Method::GET, &["usage"], &[], None))?;
     if as_json {

@@ -1,7 +1,6 @@
 //! `stage0 webhooks`: an account's endpoints and the deliveries to them.
 //!
-//! A new secret is printed once or written to a new file. The file is created before the request is sent, so that no
-//! secret is made that cannot be stored.
+//! The file for a new secret is created before the request is sent, so that no secret is made that cannot be stored.
 
 use std::time::Duration;
 
@@ -10,9 +9,7 @@ use jiff::Timestamp;
 use reqwest::Method;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use stage0_contract::{
-    AccountId, Delivery, Page, ReplayStarted, Webhook, WebhookCreated, WebhookId, WebhookSecret, WebhookTested,
-};
+use stage0_contract::{AccountId, Delivery, Page, ReplayStarted, Webhook, WebhookCreated, WebhookId, WebhookTested};
 
 use crate::args::webhooks::{CreateArgs, EndpointArgs, NewSecret, UpdateArgs, WebhooksCommand};
 use crate::client::{Client, Credential, Query, Target, block_on};
@@ -28,30 +25,23 @@ const WEBHOOKS: [&str; 2] = ["v1", "webhooks"];
 /// Longer than the 20 s that the server waits for the endpoint.
 const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-pub(crate) fn run(command: &WebhooksCommand, settings: &ClientSettings) -> Exit {
-    crate::exit::ended(act(command, settings, Timestamp::now()))
-}
-
-fn act(command: &WebhooksCommand, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
+pub(crate) fn run(command: &WebhooksCommand, settings: &ClientSettings) -> anyhow::Result<Exit> {
+    let now = Timestamp::now();
     let is_test = matches!(command, WebhooksCommand::Test(_));
     let timeout = if is_test { settings.timeout_or(TEST_TIMEOUT) } else { settings.timeout };
     let client = Client::new(Target::find(settings, Credential::Account)?, timeout)?;
     match command {
         WebhooksCommand::Create(create) => make(&client, &WEBHOOKS, &body_of(create), &create.shown)?,
         WebhooksCommand::List { account, json } => list(&client, account.as_ref(), *json)?,
-        WebhooksCommand::Show(EndpointArgs { id, json }) => {
-            out::show(*json, &call(&client, Method::GET, id, &[], None)?, for_people)?;
-        }
+        WebhooksCommand::Show(EndpointArgs { id, json }) => show(&client, id, *json, Method::GET, &[], None)?,
         WebhooksCommand::Update(update) => {
-            let changed = call(&client, Method::PATCH, &update.id, &[], Some(&changes(update)))?;
-            out::show(update.json, &changed, for_people)?;
+            show(&client, &update.id, update.json, Method::PATCH, &[], Some(&changes(update)))?;
         }
         WebhooksCommand::Enable(EndpointArgs { id, json }) => {
-            out::show(*json, &call(&client, Method::POST, id, &["enable"], None)?, for_people)?;
+            show(&client, id, *json, Method::POST, &["enable"], None)?;
         }
         WebhooksCommand::Disable(EndpointArgs { id, json }) => {
-            let body = json!({"enabled": false});
-            out::show(*json, &call(&client, Method::PATCH, id, &[], Some(&body))?, for_people)?;
+            show(&client, id, *json, Method::PATCH, &[], Some(&json!({"enabled": false})))?;
         }
         WebhooksCommand::RotateSecret { id, overlap, shown } => {
             let mut body = Value::Object(Map::new());
@@ -82,14 +72,17 @@ fn path<'a>(id: &'a WebhookId, more: &[&'a str]) -> Vec<&'a str> {
     WEBHOOKS.into_iter().chain([id.as_str()]).chain(more.iter().copied()).collect()
 }
 
-fn call(
+/// Sends a request about an endpoint and shows the endpoint as it is then.
+fn show(
     client: &Client,
-    method: Method,
     id: &WebhookId,
+    as_json: bool,
+    method: Method,
     more: &[&str],
     body: Option<&Value>,
-) -> anyhow::Result<Webhook> {
-    Ok(block_on(client.call(method, &path(id, more), &[], body))?)
+) -> anyhow::Result<()> {
+    let webhook: Webhook = block_on(client.call(method, &path(id, more), &[], body))?;
+    out::show(as_json, &webhook, for_people)
 }
 
 fn body_of(create: &CreateArgs) -> Value {
@@ -102,7 +95,6 @@ fn body_of(create: &CreateArgs) -> Value {
     body
 }
 
-/// The members to change. `null` removes a filter.
 fn changes(update: &UpdateArgs) -> Value {
     let mut body = Value::Object(Map::new());
     set(&mut body, "url", update.endpoint.as_deref());
@@ -130,13 +122,11 @@ fn make(client: &Client, path: &[&str], body: &Value, shown: &NewSecret) -> anyh
             Ok(out::line(&webhook.id)?)
         }
         None if shown.json => out::json(&created),
-        None => Ok(out::line(with_secret(webhook, &created.secret))?),
+        None => {
+            let hint = "The secret is shown this once; it cannot be read again.";
+            Ok(out::line(format!("secret        {secret}\n{}\n\n{hint}", for_people(webhook)))?)
+        }
     }
-}
-
-fn with_secret(webhook: &Webhook, secret: &WebhookSecret) -> String {
-    let hint = "The secret is shown this once; it cannot be read again.";
-    format!("secret        {}\n{}\n\n{hint}", secret.expose(), for_people(webhook))
 }
 
 fn for_people(webhook: &Webhook) -> String {

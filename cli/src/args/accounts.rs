@@ -3,7 +3,8 @@
 use clap::{Args, Subcommand};
 use stage0_contract::{AccountId, Change, Plan, UNLIMITED};
 
-/// `stage0 accounts …`.
+use super::Json;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum AccountsCommand {
     /// Creates an account
@@ -19,11 +20,7 @@ pub(crate) enum AccountsCommand {
         json: bool,
     },
     /// Lists accounts
-    List {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-    },
+    List(Json),
     /// Sets how long the decisions of an account are kept
     #[command(after_help = "\
 Decisions older than a shortened retention are hidden at once and then deleted.")]
@@ -74,7 +71,6 @@ Decisions older than a shortened retention are hidden at once and then deleted."
     },
 }
 
-/// The limits of an account that replace those of its plan.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub(crate) struct OwnLimits {
@@ -101,7 +97,6 @@ pub(crate) struct OwnLimits {
     pub(crate) stored_bytes: Option<Change<u64>>,
 }
 
-/// A limit that may be 0.
 fn own_cap(text: &str) -> Result<Change<u64>, String> {
     if text == "0" {
         return Ok(Change::Own(0));
@@ -128,7 +123,6 @@ fn on_or_off(text: &str) -> Result<bool, String> {
     }
 }
 
-/// How long decisions are kept.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct Retention {

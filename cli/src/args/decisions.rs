@@ -9,7 +9,6 @@ use stage0_contract::{IssueCode, MarkRef, RequestId, Verdict};
 use super::when::When;
 use crate::exit::UsageError;
 
-/// `stage0 decisions …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum DecisionsCommand {
     /// Lists decisions, newest first
@@ -107,7 +106,6 @@ verifies.")]
     },
 }
 
-/// A range of times.
 #[derive(Debug, Args)]
 pub(crate) struct Period {
     /// Recorded at this time or later: 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w
@@ -118,7 +116,6 @@ pub(crate) struct Period {
     to: Option<When>,
 }
 
-/// Properties by which decisions are filtered.
 #[derive(Debug, Args)]
 pub(crate) struct Filter {
     /// Only decisions with this verdict: ALLOW, DENY or DEFER
@@ -129,7 +126,6 @@ pub(crate) struct Filter {
     pub(crate) environment: Option<String>,
 }
 
-/// `stage0 decisions verify`.
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
     #[command(flatten)]
@@ -150,7 +146,6 @@ pub(crate) struct Verify {
     pub(crate) progress: bool,
 }
 
-/// The keys to verify an export with.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
 pub(crate) struct Trust {

@@ -3,7 +3,6 @@
 use clap::Subcommand;
 use stage0_contract::RequestId;
 
-/// `stage0 runs …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunsCommand {
     /// Lists the runs that the server remembers

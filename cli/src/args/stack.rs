@@ -7,7 +7,6 @@ use clap::{Args, Subcommand};
 
 use stage0_runtime::settings::kinds::https_url;
 
-/// `stage0 stack …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum StackCommand {
     /// Creates missing certificates, passwords and the NATS configuration
@@ -36,7 +35,6 @@ pub(crate) enum StackCommand {
     },
 }
 
-/// `stage0 stack open`.
 #[derive(Debug, Args)]
 pub(crate) struct OpenArgs {
     /// URL of the server inside the stack
@@ -65,7 +63,6 @@ pub(crate) struct OpenArgs {
     pub(crate) secret: PathBuf,
 }
 
-/// The address where compose publishes a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Published {
     /// `None` means every address.

@@ -10,7 +10,6 @@ use stage0_contract::{AccountId, Verdict, WebhookId};
 use super::decisions::verdict;
 use super::when::When;
 
-/// `stage0 webhooks …`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum WebhooksCommand {
     /// Creates an endpoint and shows its secret once
@@ -66,7 +65,6 @@ pub(crate) enum WebhooksCommand {
     Delete(EndpointArgs),
 }
 
-/// Arguments of commands that need only an endpoint.
 #[derive(Debug, Args)]
 pub(crate) struct EndpointArgs {
     /// The id of the endpoint
@@ -77,7 +75,6 @@ pub(crate) struct EndpointArgs {
     pub(crate) json: bool,
 }
 
-/// `stage0 webhooks create`.
 #[derive(Debug, Args)]
 pub(crate) struct CreateArgs {
     /// URL to send events to, such as `https://receiver.example.com/stage0`
@@ -102,7 +99,6 @@ pub(crate) struct CreateArgs {
     pub(crate) shown: NewSecret,
 }
 
-/// `stage0 webhooks update`.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("change").required(true).multiple(true).args(CHANGES))]
 pub(crate) struct UpdateArgs {
@@ -139,7 +135,6 @@ pub(crate) struct UpdateArgs {
 const CHANGES: [&str; 7] =
     ["endpoint", "verdicts", "all_verdicts", "environments", "all_environments", "description", "rate_limit"];
 
-/// The output of a new secret.
 #[derive(Debug, Args)]
 pub(crate) struct NewSecret {
     /// Writes the secret to this new file (mode 0600) and prints only the endpoint's id

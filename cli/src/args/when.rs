@@ -9,7 +9,6 @@ const MAX_SECONDS: i64 = 100 * 366 * 86_400;
 const EXPECTED: &str =
     "must be a time such as 2026-01-31T12:00:00Z (RFC 3339), or how long ago: -30s, -15m, -1h, -7d, -2w";
 
-/// A time on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum When {
     At(Timestamp),
@@ -26,7 +25,6 @@ impl When {
         read.ok_or_else(|| EXPECTED.to_owned())
     }
 
-    /// The absolute time.
     pub(crate) fn at(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(at) => at,
@@ -35,7 +33,6 @@ impl When {
     }
 }
 
-/// Parses a whole number with a unit.
 fn length(text: &str) -> Option<SignedDuration> {
     let unit = text.chars().next_back()?;
     let number = text.strip_suffix(unit).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;

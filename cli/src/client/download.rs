@@ -8,15 +8,13 @@ use tokio::runtime::Runtime;
 
 use super::{Client, ClientError, Query};
 
-/// A successful response that is being read.
 pub(crate) struct Download {
     response: Response,
     url: Url,
 }
 
 impl Download {
-    /// Sends the request; an error status is an error. Nothing else may run on `runtime`, because the consumer of the
-    /// chunks may block.
+    /// Nothing else may run on `runtime`, because the consumer of the chunks may block.
     pub(crate) fn begin(runtime: &Runtime, client: &Client, path: &[&str], query: &Query) -> Result<Self, ClientError> {
         let url = client.target.url.clone();
         let response = runtime.block_on(async {
@@ -34,7 +32,6 @@ impl Download {
         Ok(Self { response, url })
     }
 
-    /// The next chunk; `None` at the end.
     pub(crate) fn next(&mut self, runtime: &Runtime) -> Result<Option<impl AsRef<[u8]> + use<>>, ClientError> {
         let chunk = runtime.block_on(self.response.chunk());
         chunk.map_err(|error| ClientError::from_http(&error, &self.url))

@@ -13,10 +13,8 @@ use stage0_contract::ErrorBody;
 
 use crate::out::plain;
 
-/// A failed exchange with a server.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
-    /// Neither a URL was given nor a dev server found.
     #[error("no server: start `stage0 dev`, or name one with --url (there is no `{0}`)")]
     NoServer(PathBuf),
     #[error("no key for `{0}`: give --key-file FILE or the variable STAGE0_API_KEY, or name another server with --url")]
@@ -32,25 +30,20 @@ pub(crate) enum ClientError {
     Ca { path: PathBuf, source: Box<dyn Error + Send + Sync> },
     #[error("cannot reach `{url}`: {why}")]
     Unreachable { url: Url, why: String },
-    /// The TLS handshake failed because of the server's certificate.
     #[error("`{url}` is not trusted: {why} (--ca FILE names an authority to trust)")]
     NotTrusted { url: Url, why: String },
-    /// The connection broke before the end of the response.
     #[error("the answer of `{url}` broke off: {why}")]
     Broken { url: Url, why: String },
     #[error("`{url}` did not answer in time (--timeout)")]
     Timeout { url: Url },
-    /// The server answered with an error status.
     #[error("the server answers {status}: {message}{}", in_request(.request_id))]
     Refused {
         status: u16,
         message: String,
         request_id: Option<String>,
-        /// The paths of the fields that the server reports as wrong.
         fields: Vec<String>,
         retry_after: Option<Duration>,
     },
-    /// The response does not follow the contract.
     #[error("the answer cannot be read: {0}")]
     Unreadable(String),
     #[error("cannot start")]
@@ -62,7 +55,6 @@ fn in_request(id: &Option<String>) -> String {
 }
 
 impl ClientError {
-    /// Sorts an HTTP failure by what the user can do about it.
     pub(super) fn from_http(error: &reqwest::Error, url: &Url) -> Self {
         let url = url.clone();
         let why = innermost(error);
@@ -75,7 +67,6 @@ impl ClientError {
         }
     }
 
-    /// Whether a retry of the same request may succeed.
     pub(crate) fn is_retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Broken { .. } | Self::Timeout { .. } => true,
@@ -92,7 +83,10 @@ impl ClientError {
         }
     }
 
-    /// The `Retry-After` of a server that is busy or not ready.
+    pub(crate) fn is_about(&self, field: &str) -> bool {
+        matches!(self, Self::Refused { status: 422, fields, .. } if fields.iter().any(|wrong| wrong == field))
+    }
+
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused { status: 429 | 503, retry_after, .. } => *retry_after,
@@ -102,24 +96,16 @@ impl ClientError {
 
     /// An error response; its message is quoted only if the body has the contract's form.
     pub(super) fn refused(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Self {
-        let status_code = status.as_u16();
         let retry_after = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let retry_after = retry_after.map(Duration::from_secs);
-        match serde_json::from_slice::<ErrorBody>(body) {
-            Ok(body) => Self::Refused {
-                status: status_code,
-                message: plain(&body.message),
-                request_id: Some(plain(&body.request_id)),
-                fields: body.errors.into_iter().map(|error| error.path).collect(),
-                retry_after,
-            },
-            Err(_) => Self::Refused {
-                status: status_code,
-                message: status.canonical_reason().unwrap_or("an answer that is not of the contract").to_owned(),
-                request_id: None,
-                fields: Vec::new(),
-                retry_after,
-            },
+        let reason = status.canonical_reason().unwrap_or("an answer that is not of the contract");
+        let body = serde_json::from_slice::<ErrorBody>(body).ok();
+        Self::Refused {
+            status: status.as_u16(),
+            message: body.as_ref().map_or_else(|| reason.to_owned(), |body| plain(&body.message)),
+            request_id: body.as_ref().map(|body| plain(&body.request_id)),
+            fields: body.into_iter().flat_map(|body| body.errors).map(|error| error.path).collect(),
+            retry_after,
         }
     }
 }

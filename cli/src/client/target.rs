@@ -1,8 +1,7 @@
 //! The choice of server, trusted authorities and key.
 //!
-//! Owns the rules of precedence. INVARIANT: a key that was found in a data directory is sent to the server of that
-//! directory, or to a server that was named together with the directory; never to a URL that only the environment
-//! names.
+//! INVARIANT: a key that was found in a data directory is sent to the server of that directory, or to a server that was
+//! named together with the directory; never to a URL that only the environment names.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -16,7 +15,6 @@ use crate::dev_file::{DEV_FILE, DevFile, OPERATOR_KEY_FILE};
 use crate::settings::client::ClientSettings;
 use stage0_runtime::settings::kinds::https_url;
 
-/// The kind of key that a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Credential {
     Account,
@@ -24,10 +22,8 @@ pub(crate) enum Credential {
     Operator,
 }
 
-/// A server and the means to talk to it.
 pub(crate) struct Target {
     pub(crate) url: Url,
-    /// The authority to trust instead of the system's.
     pub(crate) ca: Option<PathBuf>,
     pub(crate) key: ApiKey,
     /// The account of a dev server, if its keys are used.
@@ -35,7 +31,6 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// Reads the data directory where the settings leave something open.
     pub(crate) fn find(settings: &ClientSettings, credential: Credential) -> Result<Self, ClientError> {
         let dev = match DevFile::read(&settings.data_dir) {
             Ok(dev) => dev,
@@ -43,7 +38,8 @@ impl Target {
             Err(_) if settings.url.is_some() => None,
             Err(error) => return Err(unusable(&settings.data_dir.join(DEV_FILE), error)),
         };
-        let dev_url = dev.as_ref().map(|dev| base(&dev.url, &settings.data_dir)).transpose()?;
+        let bad_url = |why| unusable(&settings.data_dir.join(DEV_FILE), format!("its `url` {why}"));
+        let dev_url = dev.as_ref().map(|dev| https_url().parse(&dev.url).map_err(bad_url)).transpose()?;
         let url = match (&settings.url, &dev_url) {
             (Some(url), _) | (None, Some(url)) => url.clone(),
             (None, None) => return Err(ClientError::NoServer(settings.data_dir.join(DEV_FILE))),
@@ -71,11 +67,6 @@ impl Target {
     }
 }
 
-fn base(url: &str, data_dir: &Path) -> Result<Url, ClientError> {
-    https_url().parse(url).map_err(|why| unusable(&data_dir.join(DEV_FILE), format!("its `url` {why}")))
-}
-
-/// Refuses a file that others can read.
 fn refuse_exposed(path: &Path) -> Result<(), ClientError> {
     check_secret_file(path).map_err(|exposed| unusable(path, exposed))
 }

@@ -1,7 +1,7 @@
-//! The `details` of an issue as text: where it is and how to fix it (contract, section 3).
+//! The `details` of an issue as text: where it is and how to fix it.
 //!
-//! Every member is optional, and one of an unexpected shape is shown as JSON, because the server may be newer. Details
-//! may hold the caller's text, so all of it is escaped, and long lists are cut.
+//! The server may be newer, so a member of an unexpected shape is shown as JSON. Details may hold the caller's text, so
+//! all of it is escaped, and long lists are cut.
 
 use serde_json::{Map, Value};
 
@@ -13,7 +13,6 @@ const MAX_CHARACTERS: usize = 200;
 /// Members of a request that are lists: an `add` appends to them instead of replacing a value.
 const LISTS: [&str; 5] = ["constraints", "guardrails", "side_effects", "success_criteria", "tools"];
 
-/// Short lines; none for empty `details`.
 pub(super) fn lines(details: &Map<String, Value>) -> Vec<String> {
     let named = |name: &str, before: &str| details.get(name).map(|value| format!("{before}{}", shown(value)));
     let members = [("at", "at "), ("found", "found: "), ("allowed", "allowed: "), ("did_you_mean", "did you mean: ")];
@@ -40,7 +39,6 @@ pub(super) fn lines(details: &Map<String, Value>) -> Vec<String> {
     lines
 }
 
-/// Members that are shown in a form of their own.
 const KNOWN: [&str; 5] = ["at", "found", "allowed", "did_you_mean", "write"];
 
 fn items(value: Option<&Value>) -> &[Value] {

@@ -20,7 +20,6 @@ pub(super) fn require_confirmation(yes: bool) -> Result<(), UsageError> {
     Err(UsageError("--yes is required because standard input is not a terminal"))
 }
 
-/// Asks for confirmation, unless `yes`, and deletes.
 pub(super) fn delete(client: &Client, before: Timestamp, yes: bool, as_json: bool) -> anyhow::Result<Exit> {
     if !yes {
         let account =

@@ -1,7 +1,7 @@
 //! `stage0 decisions export`: downloads the bytes of the log to a new file or to standard output.
 //!
-//! Owns resumption: a download that breaks off continues after the last complete decision, until the server marks the
-//! end. [`Lines`] ensures that no line is lost or written twice. Only complete lines are written.
+//! A download that breaks off continues after the last complete decision, until the server marks the end. [`Lines`]
+//! ensures that no line is lost or written twice. Only complete lines are written.
 
 use std::fmt;
 use std::path::Path;
@@ -30,20 +30,16 @@ pub(super) struct Export<'c> {
     pub(super) as_json: bool,
 }
 
-/// The summary of an export.
 #[derive(Default, Serialize)]
 struct Count {
     lines: u64,
     bytes: u64,
-    /// Requests that were answered with a part of the log.
     #[serde(rename = "parts")]
     requests: u32,
-    /// When the last decision was recorded.
     last_at: Option<Timestamp>,
 }
 
 impl Count {
-    /// Explains an export without decisions.
     fn remark(&self) -> Option<&'static str> {
         match (self.lines, self.last_at) {
             (0, _) => Some("the export is empty: nothing was recorded in this period (--from, --to)"),
@@ -59,8 +55,7 @@ enum Output {
 }
 
 impl Export<'_> {
-    /// Downloads the log. The file is created before the first request, so that the server does no work for a file that
-    /// cannot be written.
+    /// The file is created first, so that the server does no work for a file that cannot be written.
     pub(super) fn run(self, to: &Path) -> anyhow::Result<()> {
         let mut output = if to == Path::new("-") { Output::Stdout } else { Output::File(NewFile::create(to)?) };
         let count = self.download(&mut output)?;
@@ -114,7 +109,6 @@ impl Export<'_> {
     }
 }
 
-/// Where a request starts.
 #[derive(Clone, Copy)]
 enum Start {
     Beginning,
@@ -132,7 +126,6 @@ impl fmt::Display for Start {
     }
 }
 
-/// One request of an export.
 struct Part<'e> {
     export: &'e Export<'e>,
     runtime: &'e Runtime,
@@ -140,7 +133,6 @@ struct Part<'e> {
 }
 
 enum Outcome {
-    /// The server marked the end of the log.
     Complete,
     PipeClosed,
     Failed(ClientError),
@@ -183,7 +175,6 @@ impl Part<'_> {
                 }
                 complete.clear();
             }
-            // The progress is shown as the time of the last decision.
             let at = lines.last_recorded().map(|at| format!("{at}  ")).unwrap_or_default();
             progress.update(Instant::now(), || format!("{at}{} lines, {}", count.lines, size(count.bytes)));
         }
@@ -200,21 +191,15 @@ fn write(output: &mut Output, lines: &[u8], count: &mut Count) -> anyhow::Result
     }
 }
 
-/// Whether the server refuses the `after` of a resumed download.
-fn is_about_after(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused { status: 422, fields, .. } if fields.iter().any(|field| field == "after"))
-}
-
 /// Whether the server knows `after`, but the decision is gone.
 fn is_gone(error: &ClientError) -> bool {
-    is_about_after(error)
+    error.is_about("after")
         && matches!(error, ClientError::Refused { message, .. } if !message.contains("is not known to this call"))
 }
 
-/// The error of an incomplete export.
 fn final_error(error: ClientError, start: Start) -> anyhow::Error {
     let Start::After(after) = start else { return error.into() };
-    let why = if is_about_after(&error) {
+    let why = if error.is_about("after") {
         format!(
             "the download broke off, and this gateway cannot continue after {after}: it is older than this command \
              line; upgrade the gateway, or export shorter periods with --from and --to"

@@ -1,9 +1,8 @@
 //! Splits an export into lines and passes each on once, however often the download breaks off: pure.
 //!
-//! Owns where a download resumes and which lines the resumed one repeats. A server resumes after a decision or, once
-//! that has expired, at a time. The hashes of the lines after that decision (marks and unreadable lines) and of the
-//! last seconds are remembered in order, and their repetitions are dropped. INVARIANT: only repetitions are dropped: a
-//! line that occurs twice in the log is passed on twice, because `verify` must see it.
+//! A server resumes after a decision or, once that has expired, at a time. The hashes of the lines after that decision
+//! and of the last seconds are remembered in order, and their repetitions are dropped. INVARIANT: only repetitions are
+//! dropped: a line that occurs twice in the log is passed on twice, because `verify` must see it.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,12 +20,9 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(10);
 
 #[derive(Default)]
 pub(super) struct Lines {
-    /// The beginning of an incomplete line.
     partial: Vec<u8>,
-    /// The last decision that was passed on: a download resumes after it.
     after: Option<Decision>,
-    /// The last lines that were passed on: those since that decision, and before it those that a download from a time
-    /// would repeat.
+    /// The last lines that were passed on, as far back as a download from a time would repeat them.
     known: VecDeque<Known>,
     /// The index in `known` of the first line since that decision.
     since: usize,
@@ -70,15 +66,13 @@ impl Lines {
         self.after.map(|after| after.request_id)
     }
 
-    /// The download broke off, and that decision has expired, with all before it. Returns the time from which to
-    /// resume.
+    /// The download broke off, and that decision has expired. Returns the time from which to resume.
     pub(super) fn cut_after_expired(&mut self) -> Option<Timestamp> {
         self.partial.clear();
         self.repeatable = 0..self.known.len();
         self.after.map(|after| after.recorded_at.checked_sub(CLOCK_SKEW).unwrap_or(Timestamp::UNIX_EPOCH))
     }
 
-    /// When the last decision that was passed on was recorded.
     pub(super) fn last_recorded(&self) -> Option<Timestamp> {
         self.after.map(|after| after.recorded_at)
     }
@@ -122,7 +116,6 @@ impl Lines {
     }
 }
 
-/// A line that was passed on.
 struct Known {
     hash: LineHash,
     at: Option<Timestamp>,
@@ -139,7 +132,6 @@ struct Decision {
     _expires_at: i64,
 }
 
-/// When a line of any kind was recorded; `None` if it cannot be read.
 fn recorded_at(line: &[u8]) -> Option<Timestamp> {
     #[derive(Deserialize)]
     struct Recorded {

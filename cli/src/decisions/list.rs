@@ -7,64 +7,51 @@ use stage0_contract::Page;
 
 use super::DECISIONS;
 use super::record::{HEADINGS, SHRINKABLE, VERDICT, cells};
-use crate::client::{Client, ClientError, Limit, Query, block_on, parse};
+use crate::client::{Client, Limit, Query, block_on, parse};
 use crate::out::{self, Terminal};
 use crate::table::Table;
 
-/// The largest page that the server gives.
 const PAGE_SIZE: u32 = 1_000;
 
-pub(super) struct List {
-    pub(super) limit: u32,
-    pub(super) oldest_first: bool,
-    pub(super) as_json: bool,
-}
-
-impl List {
-    pub(super) fn run(&self, client: &Client, query: Query) -> anyhow::Result<()> {
-        // Older gateways know no order, and their lists begin with the oldest.
-        let query = query.with("order", (!self.oldest_first).then_some("desc"));
-        let limit = Limit { items: self.limit, per_page: PAGE_SIZE };
-        let found: Page<Value> = match block_on(client.list(&DECISIONS, &query, Some(limit))) {
-            Err(error) if is_about_order(&error) => {
-                return Err(error).context(
-                    "this gateway cannot list newest first: it is older than this command line; give --oldest-first",
-                );
-            }
-            found => found?,
-        };
-        if self.as_json {
-            return out::json(&found);
+pub(super) fn list(client: &Client, query: Query, limit: u32, oldest_first: bool, as_json: bool) -> anyhow::Result<()> {
+    // Older gateways know no order, and their lists begin with the oldest.
+    let query = query.with("order", (!oldest_first).then_some("desc"));
+    let limits = Limit { items: limit, per_page: PAGE_SIZE };
+    let found: Page<Value> = match block_on(client.list(&DECISIONS, &query, Some(limits))) {
+        Err(error) if error.is_about("order") => {
+            return Err(error).context(
+                "this gateway cannot list newest first: it is older than this command line; give --oldest-first",
+            );
         }
-        if found.items.is_empty() {
-            out::stderr_line("no decisions found");
-        }
-        let mut table = Table::new(HEADINGS).shrinkable(&SHRINKABLE).coloured(VERDICT);
-        let is_terminal = Terminal::of_stdout().width.is_some();
-        for record in &found.items {
-            let mut cells = cells(&parse(record)?);
-            if is_terminal && let [recorded, ..] = &mut cells {
-                *recorded = in_seconds(recorded);
-            }
-            table.row(cells);
-        }
-        table.print()?;
-        if found.next_cursor.is_some() {
-            let (which, further) = if self.oldest_first { ("oldest", "--from") } else { ("newest", "--to") };
-            out::stderr_line(format!("these are the {which} {}; there may be more (--limit, {further})", self.limit));
-        }
-        Ok(())
+        found => found?,
+    };
+    if as_json {
+        return out::json(&found);
     }
+    if found.items.is_empty() {
+        out::stderr_line("no decisions found");
+    }
+    let mut table = Table::new(HEADINGS).shrinkable(&SHRINKABLE).coloured(VERDICT);
+    let is_terminal = Terminal::of_stdout().width.is_some();
+    for record in &found.items {
+        let mut cells = cells(&parse(record)?);
+        if is_terminal && let [recorded, ..] = &mut cells {
+            *recorded = in_seconds(recorded);
+        }
+        table.row(cells);
+    }
+    table.print()?;
+    if found.next_cursor.is_some() {
+        let (which, further) = if oldest_first { ("oldest", "--from") } else { ("newest", "--to") };
+        out::stderr_line(format!("these are the {which} {limit}; there may be more (--limit, {further})"));
+    }
+    Ok(())
 }
 
 /// On a terminal whole seconds are enough; elsewhere the exact time is printed.
 fn in_seconds(time: &str) -> String {
     let whole = |at: Timestamp| Timestamp::from_second(at.as_second()).map_or(at, |at| at);
     time.parse().map_or_else(|_| time.to_owned(), |at| whole(at).to_string())
-}
-
-fn is_about_order(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused { status: 422, fields, .. } if fields.iter().any(|field| field == "order"))
 }
 
 #[cfg(test)]

@@ -1,8 +1,7 @@
 //! Verifies a downloaded log with keys that the user kept, by the contract's `ChainVerifier`.
 //!
-//! The file is read twice, first for its marks, which the verifier needs at the start. Only marks are kept in memory.
-//! Nothing in the file is trusted: a line of any length and content is at most a finding and never ends the
-//! verification.
+//! The file is read twice, first for its marks, which the verifier needs at the start. Nothing in the file is trusted:
+//! a line of any length and content is at most a finding and never ends the verification.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read as _};
@@ -36,7 +35,6 @@ pub(super) fn verify(
     Ok(verifier.finish())
 }
 
-/// Reads keys in the form that `stage0 decisions keys` prints.
 pub(super) fn read_keys(file: &Path) -> anyhow::Result<Vec<PublicKey>> {
     let cannot = || format!("cannot use `{}` (--keys)", file.display());
     let text = std::fs::read(file).with_context(cannot)?;

@@ -22,7 +22,6 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// `lines` is the flag `--progress`.
     pub(super) fn new(lines: bool) -> Self {
         let mode = match (out::stderr_is_terminal(), lines) {
             (true, _) => Mode::Terminal,
@@ -45,13 +44,11 @@ impl Progress {
         }
     }
 
-    /// Prints a line that is not overwritten.
     pub(super) fn note(&mut self, text: impl Display) {
         self.clear();
         out::stderr_line(text);
     }
 
-    /// Removes the progress line from the terminal.
     pub(super) fn clear(&mut self) {
         if self.mode == Mode::Terminal && self.printed_at.take().is_some() {
             out::status_line("");

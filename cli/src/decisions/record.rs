@@ -42,13 +42,11 @@ pub(super) fn for_people(record: &DecisionRecord) -> String {
 
 pub(super) const HEADINGS: [&str; 7] = ["RECORDED", "VERDICT", "ENVIRONMENT", "CODES", "RUN", "KEY", "REQUEST"];
 
-/// The column of the verdict.
 pub(super) const VERDICT: usize = 1;
 
 /// The key is left out first, and the request never, because `show` needs it. The rest fits into 80 columns.
 pub(super) const SHRINKABLE: [(usize, usize); 5] = [(5, 0), (4, 0), (3, 20), (2, 0), (3, 8)];
 
-/// The row of a record.
 pub(super) fn cells(record: &DecisionRecord) -> [String; 7] {
     let mut codes: Vec<&str> = record.response.decided.issues.iter().map(|issue| issue.code.as_str()).collect();
     let mut seen = BTreeSet::new();

@@ -29,7 +29,6 @@ impl Retry {
         self.has_answered = true;
     }
 
-    /// There was progress: the delay starts again.
     pub(super) fn advanced(&mut self, now: Instant) {
         self.since = now;
         self.delay = MIN_RETRY_DELAY;

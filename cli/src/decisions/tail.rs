@@ -1,7 +1,7 @@
 //! `stage0 decisions tail`: prints each decision once as it is recorded, even across restarts of the server.
 //!
 //! The last page of a list has no cursor, so the last known cursor is requested again and records that were printed are
-//! skipped: at most a page of ids is remembered. Nothing is lost when a response breaks off.
+//! skipped: at most a page of ids is remembered.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -19,14 +19,12 @@ use crate::settings::client::ClientSettings;
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 const PAGE_SIZE: u32 = 100;
 
-/// The position in the list.
 #[derive(Default)]
 struct Position {
     cursor: Option<String>,
     printed: HashSet<String>,
 }
 
-/// Runs until the process is ended or the pipe is closed.
 pub(super) fn tail(settings: &ClientSettings, query: Query, as_json: bool) -> anyhow::Result<()> {
     let query = query.with("limit", Some(PAGE_SIZE));
     let runtime = runtime()?;

@@ -1,12 +1,11 @@
 //! `stage0 decisions verify`: lets the server verify its log, or verifies a downloaded one, and prints the report.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
 use reqwest::Method;
-use stage0_contract::{Finding, PublicKey, Report, Window};
+use stage0_contract::{Finding, Report, Window};
 
 use super::progress::Progress;
 use super::retry::Retry;
@@ -19,7 +18,6 @@ use crate::out::{self, plain};
 use crate::settings::client::ClientSettings;
 use crate::table::{Table, fields, optional};
 
-/// The exit code is 0 only if nothing was found.
 pub(super) fn verify(args: &Verify, settings: &ClientSettings, now: Timestamp) -> anyhow::Result<Exit> {
     let (from, to) = args.period.at(now)?;
     let report = match &args.file {
@@ -28,7 +26,13 @@ pub(super) fn verify(args: &Verify, settings: &ClientSettings, now: Timestamp) -
         Some(file) => {
             let window = Window { from, to, now, horizon: Timestamp::UNIX_EPOCH, kept: args.kept, signed: None };
             let mut progress = Progress::new(args.progress);
-            offline::verify(file, keys(args.trust.keys.as_deref(), settings)?, window, &mut progress)?
+            let keys = match &args.trust.keys {
+                Some(keys) => offline::read_keys(keys)?,
+                None => {
+                    signing_keys(&connect(settings, settings.timeout)?).context("no keys (--keys-from-server)")?.items
+                }
+            };
+            offline::verify(file, keys, window, &mut progress)?
         }
         None => {
             let timeout = settings.timeout_or(WALK_TIMEOUT);
@@ -40,7 +44,6 @@ pub(super) fn verify(args: &Verify, settings: &ClientSettings, now: Timestamp) -
     Ok(if report.ok { Exit::Done } else { Exit::Failed })
 }
 
-/// Requests the server's report, and again later if the server is busy.
 fn on_server(client: &Client, query: &Query, timeout: Duration, mut progress: Progress) -> anyhow::Result<Report> {
     let runtime = runtime()?;
     let begun = Instant::now();
@@ -65,13 +68,6 @@ fn on_server(client: &Client, query: &Query, timeout: Duration, mut progress: Pr
         let Some(delay) = retry.after(&error, Instant::now()) else { return Err(error.into()) };
         progress.note(format!("{error}; retried in {} s", delay.as_secs_f32()));
         runtime.block_on(async { tokio::time::sleep(delay).await });
-    }
-}
-
-fn keys(file: Option<&Path>, settings: &ClientSettings) -> anyhow::Result<Vec<PublicKey>> {
-    match file {
-        Some(file) => offline::read_keys(file),
-        None => Ok(signing_keys(&connect(settings, settings.timeout)?).context("no keys (--keys-from-server)")?.items),
     }
 }
 

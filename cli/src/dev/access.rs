@@ -1,8 +1,7 @@
 //! The account and the keys of `stage0 dev`: created once, found again, repaired when something is missing.
 //!
-//! Owns only the file `api.key` (and `operator.key` when only `dev.json` still has it). Each step checks what exists
-//! before it creates anything, so the next start completes what a crash interrupted; at worst an unused key stays
-//! active.
+//! Each step checks what exists before it creates anything, so the next start completes what a crash interrupted; at
+//! worst an unused key stays active.
 
 use std::path::Path;
 use std::time::Duration;
@@ -29,7 +28,6 @@ pub(super) struct Access {
     pub(super) operator_key: ApiKey,
 }
 
-/// Finds or creates the account and its key.
 pub(super) async fn secure(backplane: &Backplane, data_dir: &Path) -> anyhow::Result<Access> {
     let keystore = Keystore { backplane };
     // An unreadable dev.json is no failure: it only helps, and is written again.
@@ -60,17 +58,14 @@ async fn operator(
     last: Option<&DevFile>,
 ) -> anyhow::Result<(ApiKey, Caller)> {
     let file = data_dir.join(OPERATOR_KEY_FILE);
-    if let Some(key) = read(&file)
-        && let Some(identity) = keystore.identity(&key).await?.filter(is_operator)
-    {
-        let operator = Caller::new(&identity, &key);
-        return Ok((key, operator));
-    }
-    if let Some(key) = last.map(|last| last.operator_key.clone())
-        && let Some(identity) = keystore.identity(&key).await?.filter(is_operator)
-    {
-        tracing::warn!(file = %file.display(), "the operator's key was missing or refused; restored from dev.json");
-        files::replace(&file, &format!("{}\n", key.expose()))?;
+    let candidates = [(read(&file), false), (last.map(|last| last.operator_key.clone()), true)];
+    for (key, is_lost) in candidates {
+        let Some(key) = key else { continue };
+        let Some(identity) = keystore.identity(&key).await?.filter(is_operator) else { continue };
+        if is_lost {
+            tracing::warn!(file = %file.display(), "the operator's key was missing or refused; restored from dev.json");
+            files::replace(&file, &format!("{}\n", key.expose()))?;
+        }
         let operator = Caller::new(&identity, &key);
         return Ok((key, operator));
     }
@@ -101,7 +96,6 @@ struct Keystore<'a> {
 }
 
 impl Keystore<'_> {
-    /// The identity of an active key.
     async fn identity(&self, key: &ApiKey) -> anyhow::Result<Option<KeyIdentity>> {
         let request = VerifyKey { key: key.clone(), request_id: None };
         match self.backplane.requests.request(&request, ANSWER_TIMEOUT).await.context("the keystore does not answer")? {
@@ -111,7 +105,6 @@ impl Keystore<'_> {
         }
     }
 
-    /// The first account of that name.
     async fn account(&self, operator: &Caller, name: &str) -> anyhow::Result<Option<AccountId>> {
         let mut cursor = None;
         loop {

@@ -1,20 +1,11 @@
 //! The banner that `stage0 dev` prints once it is ready: a command to paste, and where to read more.
 
-use std::fmt;
 use std::path::Path;
 
 use stage0_contract::PolicyVersion;
 
 use crate::args::VERSION;
 use crate::dev_file::API_KEY_FILE;
-
-/// What the banner shows. It shows no key: the command reads the key from its file.
-pub(super) struct Banner<'a> {
-    pub(super) url: &'a str,
-    pub(super) data_dir: &'a Path,
-    pub(super) ca: &'a Path,
-    pub(super) policy: &'a PolicyVersion,
-}
 
 pub(crate) const ACTION: &str = r#"{
       "goal": "Deploy build 7 to production",
@@ -24,25 +15,29 @@ pub(crate) const ACTION: &str = r#"{
       "context": {"approval_status": "pending"}
     }"#;
 
-impl fmt::Display for Banner<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url, data_dir, ca, policy } = self;
-        let (ca, key) = (quoted(ca), quoted(&data_dir.join(API_KEY_FILE)));
-        writeln!(f, "Stage0 {VERSION} is ready at {url}\n")?;
-        writeln!(f, "Ask whether an action may run:\n")?;
-        writeln!(f, "  curl --cacert {ca} \\")?;
-        writeln!(f, "    -H \"x-api-key: $(cat {key})\" \\")?;
-        writeln!(f, "    -H 'content-type: application/json' \\")?;
-        writeln!(f, "    -d '{ACTION}' \\")?;
-        writeln!(f, "    {url}/check\n")?;
-        writeln!(f, "docs    {url}/docs (OpenAPI: {url}/openapi.json)")?;
-        writeln!(f, "policy  {policy}")?;
-        writeln!(f, "data    {} (keys: `api.key`, `operator.key`; for programs: `dev.json`)", data_dir.display())?;
-        write!(f, "Ctrl-C stops it; the next start uses the same data.")
-    }
+/// It shows no key: the command reads the key from its file.
+pub(super) fn banner(url: &str, data_dir: &Path, ca: &Path, policy: &PolicyVersion) -> String {
+    let (ca, key) = (quoted(ca), quoted(&data_dir.join(API_KEY_FILE)));
+    let data_dir = data_dir.display();
+    format!(
+        "\
+Stage0 {VERSION} is ready at {url}
+
+Ask whether an action may run:
+
+  curl --cacert {ca} \\
+    -H \"x-api-key: $(cat {key})\" \\
+    -H 'content-type: application/json' \\
+    -d '{ACTION}' \\
+    {url}/check
+
+docs    {url}/docs (OpenAPI: {url}/openapi.json)
+policy  {policy}
+data    {data_dir} (keys: `api.key`, `operator.key`; for programs: `dev.json`)
+Ctrl-C stops it; the next start uses the same data."
+    )
 }
 
-/// Quotes a path for a shell.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-+".contains(&b);

@@ -10,24 +10,14 @@ use x509_parser::pem::Pem;
 
 use super::Finding;
 
-/// Time to renew a certificate by hand.
 const RENEWAL_DAYS: i64 = 14;
 const DAY_SECONDS: i64 = 86_400;
 
-/// The certificate of the gateway.
-pub(super) fn server(files: &TlsFiles, now: Timestamp) -> Vec<Finding> {
-    pair("certificate", files, now)
-}
-
-/// The authority of the NATS servers, and the role's client certificate.
 pub(super) fn of_nats(config: &NatsConfig, now: Timestamp) -> Vec<Finding> {
     let Some(tls) = &config.tls else {
-        let plain = Finding::warn(
-            "nats tls",
-            "messages and passwords cross the network in plain text",
-            "unless all runs on one machine, give --nats-ca, and --nats-cert with --nats-key for client certificates",
-        );
-        return vec![plain];
+        let advice =
+            "unless all runs on one machine, give --nats-ca, and --nats-cert with --nats-key for client certificates";
+        return vec![Finding::warn("nats tls", "messages and passwords cross the network in plain text", advice)];
     };
     let mut findings: Vec<_> = tls.ca.iter().map(|ca| file("nats ca", ca, now)).collect();
     if let Some((cert, key)) = &tls.client {
@@ -36,8 +26,7 @@ pub(super) fn of_nats(config: &NatsConfig, now: Timestamp) -> Vec<Finding> {
     findings
 }
 
-/// A certificate and its key.
-fn pair(about: &'static str, files: &TlsFiles, now: Timestamp) -> Vec<Finding> {
+pub(super) fn pair(about: &'static str, files: &TlsFiles, now: Timestamp) -> Vec<Finding> {
     match check_pair(files) {
         Ok(()) => vec![file(about, &files.cert, now)],
         Err(error) => {
@@ -79,7 +68,6 @@ pub(super) fn file(about: &'static str, path: &Path, now: Timestamp) -> Finding 
     }
 }
 
-/// The names and addresses that the certificate is for.
 fn names(certificate: &x509_parser::certificate::X509Certificate<'_>) -> String {
     let Ok(Some(extension)) = certificate.subject_alternative_name() else { return String::new() };
     let name = |name: &GeneralName<'_>| match name {
@@ -118,19 +106,19 @@ mod tests {
     #[test]
     fn a_certificate_is_ok_until_it_expires_soon() {
         let (_dir, files, _) = made();
-        let severity = |days| server(&files, in_days(days)).remove(0).severity;
+        let severity = |days| pair("certificate", &files, in_days(days)).remove(0).severity;
         assert_eq!(
             [severity(0), severity(380), severity(391), severity(-2)],
             [Severity::Ok, Severity::Warn, Severity::Error, Severity::Error]
         );
-        let found = server(&files, in_days(0)).remove(0).found;
+        let found = pair("certificate", &files, in_days(0)).remove(0).found;
         assert!(found.contains("for localhost, 127.0.0.1, ::1"), "{found}");
     }
 
     #[test]
     fn a_key_of_another_certificate_is_an_error() {
         let ((_one, files, _), (_two, others, _)) = (made(), made());
-        let found = server(&TlsFiles { cert: files.cert, key: others.key }, in_days(0)).remove(0);
+        let found = pair("certificate", &TlsFiles { cert: files.cert, key: others.key }, in_days(0)).remove(0);
         assert!(found.severity == Severity::Error && found.found.contains("cannot be used together"), "{found}");
     }
 

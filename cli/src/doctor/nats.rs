@@ -1,7 +1,7 @@
 //! Checks NATS with the role's own settings: connection, version, sync setting, clock, disk, and the role's rights.
 //!
-//! Sync setting, clock and disk come from the server's monitor (`nats-monitor`); without one, a finding says so. Rights
-//! are checked by requests that change nothing: those that the role needs, and one that must be refused.
+//! Sync setting, clock and disk come from the server's monitor. Rights are checked by requests that change nothing:
+//! those that the role needs, and one that must be refused.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use stage0_backplane::nats::{Connection, Exposure, JetStreamState, NatsConfig, exposure};
 use stage0_backplane::{Backplane, ClockError};
 use stage0_contract::{
-    EvaluatorStatus, KEYSTORE_RECORDS, KeystoreStatus, RUN_RECORDS, Role, SigningKeys, USAGE_RECORDS,
+    EvaluatorStatus, KEYSTORE_RECORDS, KeystoreStatus, RUN_RECORDS, Request, Role, SigningKeys, USAGE_RECORDS,
 };
 use tokio::time::Instant;
 
@@ -28,7 +28,6 @@ const FOREIGN_RECORD: &str = "cursor.doctor";
 const GET_RIGHTS: &str =
     "give the server the output of `stage0 nats-config`, and the role its login and --nats-jetstream-api";
 
-/// A part of the monitor's `/varz`.
 #[derive(Deserialize)]
 struct Varz {
     now: Timestamp,
@@ -40,35 +39,23 @@ pub(super) async fn check(role: Role, config: &NatsConfig, open_allowed: bool) -
         findings.extend(ask_monitor(monitor).await);
     }
     if config.login.is_none() {
-        findings.push(Finding::warn(
-            "login",
-            "this role has no login, so the server cannot tell it from others",
-            GET_RIGHTS,
-        ));
+        let found = "this role has no login, so the server cannot tell it from others";
+        findings.push(Finding::warn("login", found, GET_RIGHTS));
     }
     findings.extend(exposure_findings(config, open_allowed).await);
     findings.push(keys(config));
     let needs_monitor = matches!(role, Role::Gateway | Role::AuditExport);
     if config.sync.monitors.is_empty() && needs_monitor {
-        findings.push(Finding::warn(
-            "nats sync",
-            "it is unknown whether the server syncs each message",
-            "give --nats-monitor http://host:8222",
-        ));
+        let found = "it is unknown whether the server syncs each message";
+        findings.push(Finding::warn("nats sync", found, "give --nats-monitor http://host:8222"));
     }
     if !needs_monitor {
-        findings.push(Finding::skipped(
-            "clock",
-            "not compared, and the server's sync and disk not examined: this role has no monitor",
-            "run `stage0 doctor gateway` with --nats-monitor",
-        ));
+        let found = "not compared, and the server's sync and disk not examined: this role has no monitor";
+        findings.push(Finding::skipped("clock", found, "run `stage0 doctor gateway` with --nats-monitor"));
     }
     if config.sync.dangerous_relaxed {
-        findings.push(Finding::warn(
-            "nats sync",
-            "relaxed sync is allowed: a power cut may lose decisions that were answered",
-            "remove dangerous-relaxed-sync",
-        ));
+        let found = "relaxed sync is allowed: a power cut may lose decisions that were answered";
+        findings.push(Finding::warn("nats sync", found, "remove dangerous-relaxed-sync"));
     }
     let config = NatsConfig { connect_timeout: CONNECT_TIMEOUT, ..config.clone() };
     match Connection::open(&config).await {
@@ -89,7 +76,6 @@ pub(super) async fn check(role: Role, config: &NatsConfig, open_allowed: bool) -
     findings
 }
 
-/// Whether the servers are open to anybody.
 async fn exposure_findings(config: &NatsConfig, open_allowed: bool) -> Vec<Finding> {
     match exposure(config).await {
         Ok(found) => found.iter().map(|found| exposure_finding(found, open_allowed)).collect(),
@@ -98,29 +84,26 @@ async fn exposure_findings(config: &NatsConfig, open_allowed: bool) -> Vec<Findi
 }
 
 fn exposure_finding(found: &Exposure, open_allowed: bool) -> Finding {
-    const ABOUT: &str = "exposure";
     let server = &found.server;
     match (found.fault(), found.unknown()) {
-        (Some(fault), _) if found.is_loopback || open_allowed => Finding::warn(
-            ABOUT,
-            format!("{server} {fault}: any client that reaches it can read all messages"),
-            MAKE_SAFE,
-        ),
-        (Some(fault), _) => {
-            Finding::error(ABOUT, format!("{server} {fault}: this role does not start with it"), MAKE_SAFE)
+        (Some(fault), _) if found.is_loopback || open_allowed => {
+            let found = format!("{server} {fault}: any client that reaches it can read all messages");
+            Finding::warn("exposure", found, MAKE_SAFE)
         }
-        (None, Some(why)) => Finding::warn(ABOUT, format!("{server}: {why}"), "check that it runs, and try again"),
-        (None, None) => Finding::ok(ABOUT, format!("{server} requires credentials and TLS")),
+        (Some(fault), _) => {
+            Finding::error("exposure", format!("{server} {fault}: this role does not start with it"), MAKE_SAFE)
+        }
+        (None, Some(why)) => Finding::warn("exposure", format!("{server}: {why}"), "check that it runs, and try again"),
+        (None, None) => Finding::ok("exposure", format!("{server} requires credentials and TLS")),
     }
 }
 
 fn keys(config: &NatsConfig) -> Finding {
-    const ABOUT: &str = "keys";
     let create = "stage0 nats-keys create --dir DIR, and give each role its file: docs/nats-security.md";
     match &config.auth {
-        None => Finding::warn(ABOUT, "messages are not authenticated: any client of NATS can act as any role", create),
-        Some(auth) if auth.is_required() => Finding::ok(ABOUT, "messages are authenticated; others are refused"),
-        Some(_) => Finding::ok(ABOUT, "messages are authenticated; others are refused once every role has keys"),
+        None => Finding::warn("keys", "messages are not authenticated: any client of NATS can act as any role", create),
+        Some(auth) if auth.is_required() => Finding::ok("keys", "messages are authenticated; others are refused"),
+        Some(_) => Finding::ok("keys", "messages are authenticated; others are refused once every role has keys"),
     }
 }
 
@@ -135,12 +118,8 @@ fn server(connection: &Connection) -> Finding {
 
 async fn ask_monitor(monitor: &str) -> Vec<Finding> {
     let unusable = |why: String| {
-        let found = format!("its monitor at {monitor} {why}");
-        vec![Finding::error(
-            "nats monitor",
-            found,
-            "check that the server has `http:` there and that this role can reach it",
-        )]
+        let advice = "check that the server has `http:` there and that this role can reach it";
+        vec![Finding::error("nats monitor", format!("its monitor at {monitor} {why}"), advice)]
     };
     let Ok(client) = Client::builder().no_proxy().timeout(ANSWER_TIMEOUT).build() else {
         return unusable("cannot be reached: no HTTP client".to_owned());
@@ -157,7 +136,6 @@ async fn ask_monitor(monitor: &str) -> Vec<Finding> {
     }
 }
 
-/// Reads the server's clock.
 async fn time(client: &Client, monitor: &str) -> Result<Timestamp, String> {
     let url = format!("{}/varz", monitor.trim_end_matches('/'));
     let unanswered = |error: reqwest::Error| format!("does not answer: {}", error.without_url());
@@ -173,32 +151,23 @@ fn clock(server_time: Timestamp, before: Timestamp, after: Timestamp) -> Finding
     let skew = behind.max(ahead).max(0.0);
     let found = format!("{skew:.1} s from the server's");
     if skew > MAX_SKEW_SECONDS {
-        return Finding::error(
-            "clock",
-            found,
-            "synchronise both by NTP: limits, windows and webhook signatures depend on it",
-        );
+        let advice = "synchronise both by NTP: limits, windows and webhook signatures depend on it";
+        return Finding::error("clock", found, advice);
     }
     Finding::ok("clock", found)
 }
 
 fn sync(monitor: &str, state: &JetStreamState) -> Finding {
     if !state.enabled {
-        return Finding::error(
-            "nats sync",
-            format!("JetStream is off at {monitor}"),
-            "turn it on, with `sync_interval: always`",
-        );
+        let found = format!("JetStream is off at {monitor}");
+        return Finding::error("nats sync", found, "turn it on, with `sync_interval: always`");
     }
     if state.sync_always {
         return Finding::ok("nats sync", "each message is synced to disk before it is acknowledged");
     }
     let found = format!("{monitor} does not sync each message: a power cut loses decisions that were answered");
-    Finding::error(
-        "nats sync",
-        found,
-        "set `sync_interval: always` in its `jetstream` block (nats-server 2.15 or newer)",
-    )
+    let advice = "set `sync_interval: always` in its `jetstream` block (nats-server 2.15 or newer)";
+    Finding::error("nats sync", found, advice)
 }
 
 fn storage(monitor: &str, state: &JetStreamState) -> Finding {
@@ -217,14 +186,8 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
     let mut findings = vec![messages(backplane).await];
     match role {
         Role::Gateway => {
-            findings.push(reachable(
-                "evaluator",
-                backplane.requests.request(&EvaluatorStatus {}, ANSWER_TIMEOUT).await.err(),
-            ));
-            findings.push(reachable(
-                "keystore",
-                backplane.requests.request(&KeystoreStatus {}, ANSWER_TIMEOUT).await.err(),
-            ));
+            findings.push(reachable("evaluator", backplane, &EvaluatorStatus {}).await);
+            findings.push(reachable("keystore", backplane, &KeystoreStatus {}).await);
             findings.push(log(backplane).await);
             findings.extend(state_store(backplane, USAGE_RECORDS).await);
             findings.push(store_clock(backplane).await);
@@ -238,10 +201,7 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
             findings.push(lease(backplane).await);
         }
         Role::AuditExport => {
-            findings.push(reachable(
-                "keystore",
-                backplane.requests.request(&SigningKeys::default(), ANSWER_TIMEOUT).await.err(),
-            ));
+            findings.push(reachable("keystore", backplane, &SigningKeys::default()).await);
             findings.push(log(backplane).await);
         }
     }
@@ -250,32 +210,30 @@ async fn rights(role: Role, backplane: &Backplane) -> Vec<Finding> {
 
 /// Compares this host's clock with that of the server that leads the state store's stream.
 async fn store_clock(backplane: &Backplane) -> Finding {
-    const ABOUT: &str = "store clock";
     let state_store = &backplane.state_store;
     match state_store.read_clock(Duration::ZERO, Instant::now() + ANSWER_TIMEOUT).await {
         Ok(()) => match state_store.clock().remark() {
-            None => Finding::ok(ABOUT, "this host's agrees with it"),
-            Some(remark) => Finding::warn(ABOUT, remark, "synchronise both clocks by NTP"),
+            None => Finding::ok("store clock", "this host's agrees with it"),
+            Some(remark) => Finding::warn("store clock", remark, "synchronise both clocks by NTP"),
         },
-        Err(ClockError::Unknown) => Finding::error(
-            ABOUT,
-            "it cannot be read",
-            "this role lacks a right: update the server with `stage0 nats-config`",
-        ),
-        Err(error) => {
-            Finding::error(ABOUT, format!("{error}: no check is decided"), "synchronise this host's clock by NTP")
+        Err(ClockError::Unknown) => {
+            let advice = "this role lacks a right: update the server with `stage0 nats-config`";
+            Finding::error("store clock", "it cannot be read", advice)
         }
+        Err(error) => Finding::error(
+            "store clock",
+            format!("{error}: no check is decided"),
+            "synchronise this host's clock by NTP",
+        ),
     }
 }
 
-/// Checks access to the role's own records, and to a record of another role.
 async fn state_store(backplane: &Backplane, word: &str) -> [Finding; 2] {
     let own = records(backplane, word).await;
     let confined = confined(backplane, own.severity == Severity::Ok).await;
     [own, confined]
 }
 
-/// Which keystore serves; the others are on standby.
 async fn lease(backplane: &Backplane) -> Finding {
     match stage0_keystore::lease_holder(&backplane.state_store).await {
         Ok(Some(holder)) => Finding::ok("lease", format!("{holder}; other keystores are on standby")),
@@ -291,10 +249,10 @@ async fn messages(backplane: &Backplane) -> Finding {
     }
 }
 
-fn reachable(service: &'static str, error: Option<stage0_backplane::RequestError>) -> Finding {
-    match error {
-        None => Finding::ok(service, "answers"),
-        Some(error) => Finding::error(service, error.to_string(), format!("start one, or: {GET_RIGHTS}")),
+async fn reachable(service: &'static str, backplane: &Backplane, request: &impl Request) -> Finding {
+    match backplane.requests.request(request, ANSWER_TIMEOUT).await {
+        Ok(_) => Finding::ok(service, "answers"),
+        Err(error) => Finding::error(service, error.to_string(), format!("start one, or: {GET_RIGHTS}")),
     }
 }
 
@@ -311,22 +269,22 @@ async fn log(backplane: &Backplane) -> Finding {
 async fn records(backplane: &Backplane, word: &str) -> Finding {
     match backplane.state_store.get(&format!("{word}.doctor"), Instant::now() + ANSWER_TIMEOUT).await {
         Ok(_) => Finding::ok("ledger", "its own records can be read"),
-        Err(error) => {
-            Finding::error("ledger", error.to_string(), format!("run `stage0 nats-admin init`, or: {GET_RIGHTS}"))
-        }
+        Err(error) => Finding::error(
+            "ledger",
+            format!("{error}: {}", error.0),
+            format!("run `stage0 nats-admin init`, or: {GET_RIGHTS}"),
+        ),
     }
 }
 
-/// Whether the role's streams exist with the right settings.
 async fn streams(role: Role, connection: &Connection) -> Finding {
     match connection.check_streams(role).await {
         Ok(remarks) if remarks.is_empty() => Finding::ok("streams", "exist with the right settings"),
         Ok(remarks) => Finding::warn("streams", remarks.join("; "), "see docs/nats-security.md about streams"),
-        Err(error) => Finding::error(
-            "streams",
-            error.to_string(),
-            format!("run `stage0 nats-admin check` with the administrator's login, or: {GET_RIGHTS}"),
-        ),
+        Err(error) => {
+            let advice = format!("run `stage0 nats-admin check` with the administrator's login, or: {GET_RIGHTS}");
+            Finding::error("streams", error.to_string(), advice)
+        }
     }
 }
 

@@ -9,7 +9,6 @@ use super::{LineBreaks, escaped};
 
 const RESET: &str = "\u{1b}[0m";
 
-/// The properties of standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Terminal {
     /// Columns; `None` if it is no terminal or has no known width.
@@ -37,7 +36,6 @@ fn colours(no_color: bool, dumb: bool) -> bool {
     !no_color && !dumb
 }
 
-/// Text with coloured words, for standard output.
 #[derive(Debug)]
 pub(crate) struct Painted {
     text: String,

@@ -10,7 +10,6 @@ use stage0_policy::{Engine, Explanation, Pack};
 use crate::out::{self, plain};
 use crate::{action, decision};
 
-/// The name of the built-in pack.
 const BUILT_IN: &str = "baseline";
 
 pub(super) fn explain(pack: &Path, file: &Path, as_json: bool) -> anyhow::Result<()> {
@@ -46,7 +45,6 @@ fn for_people(explanation: &Explanation) -> String {
     .concat()
 }
 
-/// A heading and its lines; empty if there are no lines.
 fn section(heading: &str, lines: impl Iterator<Item = String>) -> String {
     let lines: String = lines.map(|line| format!("\n  {}", plain(&line))).collect();
     if lines.is_empty() { lines } else { format!("\n\n{heading}{lines}") }

@@ -1,7 +1,5 @@
 //! `stage0 policy vocabulary`: the words of a pack and what its codes mean, as text, as Markdown or as JSON.
-//!
-//! Owns the form of each; the words come from the evaluator. `docs/vocabulary.md`, which is also a page at `/docs`,
-//! is what `--markdown` prints for the baseline; a test compares the two.
+//! `docs/vocabulary.md` is what `--markdown` prints for the baseline; a test compares the two.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -11,43 +9,37 @@ use stage0_policy::Pack;
 
 use crate::out;
 
-/// The form of the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    Text,
-    Json,
-    Markdown,
-}
-
 const PREFACE: &str = "\
 # Codes and words
 
+<!-- Written by `stage0 policy vocabulary --markdown`; do not edit it. -->
+
 The reason codes of the baseline policy, and every word that it knows. `GET /v1/policy/vocabulary` (any valid key)
-answers those of the policy in force. Made by `stage0 policy vocabulary --markdown`; do not edit.
+answers those of the policy in force.
 ";
 
-/// A heading and a table.
 struct Section {
     heading: &'static str,
     columns: Vec<&'static str>,
     rows: Vec<Vec<String>>,
 }
 
-/// Prints the vocabulary of a folder's pack, or of the one that is compiled in.
-pub(super) fn vocabulary(dir: Option<&Path>, form: Form) -> anyhow::Result<()> {
-    let pack = match dir {
-        Some(dir) => Pack::from_dir(dir)?,
-        None => Pack::embedded()?,
-    };
-    match form {
-        Form::Json => out::json(pack.reference()),
-        Form::Text => Ok(out::line(text(&sections(pack.reference())))?),
-        Form::Markdown => Ok(out::write(markdown(&sections(pack.reference())).as_bytes())?),
+pub(super) fn vocabulary(dir: Option<&Path>, as_json: bool, as_markdown: bool) -> anyhow::Result<()> {
+    let pack = dir.map_or_else(Pack::embedded, Pack::from_dir)?;
+    let reference = pack.reference();
+    if as_json {
+        return out::json(reference);
     }
+    if as_markdown {
+        return Ok(out::write(markdown(&sections(reference)).as_bytes())?);
+    }
+    Ok(out::line(text(&sections(reference)))?)
 }
 
 fn sections(reference: &Map<String, Value>) -> Vec<Section> {
-    let mut sections = vec![codes(reference)];
+    let codes = table(reference, "codes", "Codes", &["code", "severity", "meaning", "remedy"]);
+    let columns = vec!["code", "severity", "meaning", "what settles it"];
+    let mut sections = Vec::from_iter(codes.map(|codes| Section { columns, ..codes }));
     sections.extend(table(reference, "context", "Members of context", &["name", "type", "meaning"]));
     sections.extend(table(reference, "constraint_forms", "Constraints", &["name", "value", "aliases", "guardrail"]));
     for (member, heading) in [
@@ -69,17 +61,6 @@ fn sections(reference: &Map<String, Value>) -> Vec<Section> {
     sections
 }
 
-fn codes(reference: &Map<String, Value>) -> Section {
-    let rows = reference.get("codes").and_then(Value::as_array).into_iter().flatten();
-    let row = |code: &Value| ["code", "severity", "meaning", "remedy"].map(|name| cell(code.get(name))).to_vec();
-    Section {
-        heading: "Codes",
-        columns: vec!["code", "severity", "meaning", "what settles it"],
-        rows: rows.map(row).collect(),
-    }
-}
-
-/// An array of objects, as a table of some of their members.
 fn table(
     reference: &Map<String, Value>,
     member: &str,
@@ -134,7 +115,6 @@ fn text(sections: &[Section]) -> String {
     text
 }
 
-/// A whole document: `docs/vocabulary.md` is this for the baseline.
 fn markdown(sections: &[Section]) -> String {
     let mut page = PREFACE.to_owned();
     for Section { heading, columns, rows } in sections {

@@ -4,9 +4,9 @@
 //! dash. All text is shortened and escaped here, before it reaches a terminal or the page.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use stage0_contract::{LineType, Verdict};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use stage0_contract::LineType;
 
 use crate::out::plain;
 
@@ -14,40 +14,15 @@ const MAX_CHARACTERS: usize = 120;
 const MAX_CODES: usize = 20;
 const TEST_TYPE: &str = "webhook.test";
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Event {
     pub(super) account: String,
     /// Its number at the endpoint; a test event has none.
     pub(super) sequence: Option<u64>,
-    pub(super) content: Content,
+    /// What is printed, without the time in front of it.
+    pub(super) line: String,
+    pub(super) row: Option<Value>,
 }
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Content {
-    Decision(Decision),
-    /// Any other event: a word for its type, and a summary.
-    Other(&'static str, String),
-}
-
-/// A decision, as the page shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Decision {
-    /// `ALLOW`, `DENY` or `DEFER`; a newer server may send another word.
-    pub(super) verdict: String,
-    pub(super) environment: String,
-    pub(super) request_id: String,
-    /// The codes of its issues, each once.
-    pub(super) codes: Vec<String>,
-    /// Unix seconds.
-    pub(super) evaluated_at: Option<i64>,
-    /// More precise than `evaluated_at`, for the delay.
-    #[serde(skip)]
-    pub(super) recorded_at: Option<Timestamp>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("body is no event")]
-pub(super) struct NotAnEvent;
 
 #[derive(Deserialize)]
 struct Body {
@@ -58,64 +33,58 @@ struct Body {
 }
 
 impl Event {
-    pub(super) fn read(body: &[u8]) -> Result<Self, NotAnEvent> {
-        let Body { kind, data } = serde_json::from_slice(body).map_err(|_| NotAnEvent)?;
-        let line = serde_json::from_value::<LineType>(Value::String(kind.clone())).ok();
-        let content = match line {
-            Some(LineType::Decision) => Content::Decision(decision(&data)),
+    pub(super) fn read(body: &[u8], now: Timestamp) -> Option<Self> {
+        let Body { kind, data } = serde_json::from_slice(body).ok()?;
+        let account = text(&data, "account");
+        let sequence = data.get("sequence").and_then(Value::as_u64).filter(|sequence| *sequence > 0);
+        let removed = || format!("{} decisions from before {}", number(&data, "count"), text(&data, "before"));
+        let (word, more) = match serde_json::from_value(Value::String(kind.clone())).ok() {
+            Some(LineType::Decision) => return Some(Self::decision(&data, account, sequence, now)),
             Some(LineType::Checkpoint) => {
                 let (number, covered) = (number(&data, "number"), number(&data, "covered"));
-                Content::Other("mark", format!("checkpoint {number} covers {covered} more decisions"))
+                ("mark", format!("checkpoint {number} covers {covered} more decisions"))
             }
-            Some(LineType::Deletion) => {
-                let (count, before) = (number(&data, "count"), text(&data, "before"));
-                Content::Other("deleted", format!("{count} decisions from before {before}"))
-            }
-            Some(LineType::Expiry) => {
-                let (count, before) = (number(&data, "count"), text(&data, "before"));
-                Content::Other("expired", format!("{count} decisions from before {before}"))
-            }
+            Some(LineType::Deletion) => ("deleted", removed()),
+            Some(LineType::Expiry) => ("expired", removed()),
             Some(LineType::WebhookDisabled) => {
-                Content::Other("disabled", format!("{}: {}", text(&data, "webhook"), text(&data, "reason")))
+                ("disabled", format!("{}: {}", text(&data, "webhook"), text(&data, "reason")))
             }
-            None if kind == TEST_TYPE => Content::Other("test", text(&data, "event")),
-            None => Content::Other("other", short(&kind)),
+            None if kind == TEST_TYPE => ("test", text(&data, "event")),
+            None => ("other", short(&kind)),
         };
-        let sequence = data.get("sequence").and_then(Value::as_u64).filter(|sequence| *sequence > 0);
-        Ok(Self { account: text(&data, "account"), sequence, content })
+        let line = format!("{word:<8}  {account}  {}  {more}", numbered(sequence));
+        Some(Self { account, sequence, line, row: None })
     }
 
-    /// The line that is printed, without the time in front of it.
-    pub(super) fn line(&self) -> String {
-        let Self { account, sequence, content } = self;
-        let sequence = sequence.map_or_else(|| "-".to_owned(), |sequence| format!("#{sequence}"));
-        match content {
-            Content::Decision(Decision { verdict, environment, request_id, codes, .. }) => {
-                let codes = if codes.is_empty() { "-".to_owned() } else { codes.join(",") };
-                format!("{verdict:<8}  {environment}  {account}  {request_id}  {sequence}  {codes}")
+    fn decision(data: &Value, account: String, sequence: Option<u64>, now: Timestamp) -> Self {
+        let [verdict, environment, request_id] = ["verdict", "environment", "request_id"].map(|name| text(data, name));
+        let recorded_at = data.get("recorded_at").and_then(Value::as_str).and_then(|at| at.parse::<Timestamp>().ok());
+        let issues = data.get("issues").and_then(Value::as_array).into_iter().flatten();
+        let mut codes: Vec<String> = Vec::new();
+        for code in issues.take(MAX_CODES).map(|issue| text(issue, "code")) {
+            if !codes.contains(&code) {
+                codes.push(code);
             }
-            Content::Other(word, more) => format!("{word:<8}  {account}  {sequence}  {more}"),
         }
+        let listed = if codes.is_empty() { "-".to_owned() } else { codes.join(",") };
+        let line = format!("{verdict:<8}  {environment}  {account}  {request_id}  {}  {listed}", numbered(sequence));
+        let row = json!({
+            "arrived_at": now,
+            "account": account,
+            "sequence": sequence,
+            "delay_ms": recorded_at.map(|recorded| now.as_millisecond() - recorded.as_millisecond()),
+            "verdict": verdict,
+            "environment": environment,
+            "request_id": request_id,
+            "codes": codes,
+            "evaluated_at": data.get("evaluated_at").and_then(Value::as_i64),
+        });
+        Self { account, sequence, line, row: Some(row) }
     }
 }
 
-fn decision(data: &Value) -> Decision {
-    let issues = data.get("issues").and_then(Value::as_array).into_iter().flatten();
-    let verdict = data.get("verdict").and_then(Value::as_str);
-    let mut codes: Vec<String> = Vec::new();
-    for code in issues.take(MAX_CODES).map(|issue| text(issue, "code")) {
-        if !codes.contains(&code) {
-            codes.push(code);
-        }
-    }
-    Decision {
-        verdict: verdict.and_then(Verdict::parse).map_or_else(|| text(data, "verdict"), |v| v.to_string()),
-        environment: text(data, "environment"),
-        request_id: text(data, "request_id"),
-        codes,
-        evaluated_at: data.get("evaluated_at").and_then(Value::as_i64),
-        recorded_at: data.get("recorded_at").and_then(Value::as_str).and_then(|at| at.parse().ok()),
-    }
+pub(super) fn numbered(sequence: Option<u64>) -> String {
+    sequence.map_or_else(|| "-".to_owned(), |sequence| format!("#{sequence}"))
 }
 
 fn text(data: &Value, name: &str) -> String {
@@ -139,12 +108,10 @@ pub(super) fn short(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn line(body: &Value) -> String {
-        Event::read(body.to_string().as_bytes()).unwrap().line()
+        Event::read(body.to_string().as_bytes(), Timestamp::UNIX_EPOCH).unwrap().line
     }
 
     #[test]
@@ -182,7 +149,7 @@ mod tests {
     #[test]
     fn a_body_that_is_no_event_is_refused_and_missing_members_are_not() {
         for body in ["", "{}", "[]", "null", r#"{"type":7}"#, "{\"type\":\"x\"} x"] {
-            assert_eq!(Event::read(body.as_bytes()), Err(NotAnEvent), "{body}");
+            assert!(Event::read(body.as_bytes(), Timestamp::UNIX_EPOCH).is_none(), "{body}");
         }
         assert_eq!(line(&json!({"type": "decision.recorded"})), "-         -  -  -  -  -");
     }

@@ -1,8 +1,7 @@
-//! The delivery endpoint: verifies a request, answers it and prints a line about it.
-//!
-//! Owns the status codes: 204 once the line is printed, 401 when the signature does not verify, 503 while there is no
-//! secret, so that the sender retries. INVARIANT: an unverified delivery leaves only a count and its escaped id.
+//! The delivery endpoint: verifies a request, answers it and prints a line about it. While there is no secret it
+//! answers 503, so that the sender retries. INVARIANT: an unverified delivery leaves only a count and its escaped id.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,29 +15,25 @@ use jiff::tz::TimeZone;
 use metrics::{Unit, counter, describe_counter};
 use standardwebhooks::{HEADER_WEBHOOK_ID, Webhook};
 
-use super::event::{Event, short};
-use super::journal::{Journal, Recorded};
-use super::secrets;
-use super::signature::verify;
+use super::event::{Event, numbered, short};
+use super::journal::Journal;
+use super::sequence::Arrival;
+use super::signature::{read_secrets, verify};
 use crate::out;
 
 const DELIVERIES: &str = "stage0_receiver_deliveries_total";
-/// A decision has a few kilobytes.
 const MAX_BODY_BYTES: usize = 1_000_000;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The state that both listeners share.
+#[derive(Default)]
 pub(super) struct Hook {
     secret_file: PathBuf,
-    /// The fault of the secret file that was logged last, so that each is logged once and not at every delivery.
+    /// So that each fault of the secret file is logged once and not at every delivery.
     logged_fault: Mutex<Option<String>>,
     journal: Mutex<Journal>,
     /// Held while printing, so that lines appear nearly in the order in which the journal was locked.
     printing: tokio::sync::Mutex<()>,
-}
-
-pub(super) fn describe() {
-    describe_counter!(DELIVERIES, Unit::Count, "Deliveries that arrived at the demo receiver, by what became of them.");
 }
 
 /// Any path receives deliveries.
@@ -48,12 +43,9 @@ pub(super) fn configure(app: &mut ServiceConfig) {
 
 impl Hook {
     pub(super) fn new(secret_file: PathBuf) -> Self {
-        Self {
-            secret_file,
-            logged_fault: Mutex::default(),
-            journal: Mutex::default(),
-            printing: tokio::sync::Mutex::default(),
-        }
+        let help = "Deliveries that arrived at the demo receiver, by what became of them.";
+        describe_counter!(DELIVERIES, Unit::Count, help);
+        Self { secret_file, ..Self::default() }
     }
 
     pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
@@ -61,7 +53,7 @@ impl Hook {
     }
 
     async fn handle(&self, request: &HttpRequest, body: &[u8], now: Timestamp) -> StatusCode {
-        let secrets = self.read_secrets().await;
+        let secrets = self.secrets().await;
         if secrets.is_empty() {
             count("waiting");
             self.print(now, format!("waiting   no secret in `{}` yet", self.secret_file.display())).await;
@@ -76,23 +68,20 @@ impl Hook {
                 return StatusCode::UNAUTHORIZED;
             }
         };
-        let event = match Event::read(body) {
-            Ok(event) => event,
-            Err(why) => {
-                self.print(now, format!("refused   {why}  {}", short(id))).await;
-                return StatusCode::BAD_REQUEST;
-            }
+        let Some(event) = Event::read(body, now) else {
+            self.print(now, format!("refused   body is no event  {}", short(id))).await;
+            return StatusCode::BAD_REQUEST;
         };
-        let recorded = self.journal().record(&short(request.path()), id, &event, now);
-        count(if recorded.is_repeated { "repeated" } else { "received" });
-        self.print(now, lines(&event, id, &recorded)).await;
+        let arrival = self.journal().record(&short(request.path()), id, &event, now);
+        count(if arrival.is_repeated { "repeated" } else { "received" });
+        self.print(now, lines(&event, id, &arrival)).await;
         StatusCode::NO_CONTENT
     }
 
     /// Reads the secrets at each delivery, so that a new secret counts at once and a removed one no longer does.
-    async fn read_secrets(&self) -> Vec<Webhook> {
+    async fn secrets(&self) -> Vec<Webhook> {
         let file = self.secret_file.clone();
-        let read = tokio::task::spawn_blocking(move || secrets::read(&file)).await;
+        let read = tokio::task::spawn_blocking(move || read_secrets(&file)).await;
         let (found, fault) = read.unwrap_or_else(|error| (Vec::new(), Some(format!("cannot be read: {error}"))));
         let mut logged = self.logged_fault.lock().unwrap_or_else(PoisonError::into_inner);
         if *logged != fault {
@@ -111,13 +100,10 @@ impl Hook {
         let time = now.to_zoned(TimeZone::system()).strftime("%H:%M:%S").to_string();
         let lines: String = text.lines().map(|line| format!("{time}  {line}\n")).collect();
         let _guard = self.printing.lock().await;
-        match tokio::task::spawn_blocking(move || out::stream(lines.as_bytes())).await {
-            // A closed pipe is no failure: the page still shows the event.
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot write to standard output");
-            }
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "printing ended early"),
+        let written = tokio::task::spawn_blocking(move || out::write(lines.as_bytes())).await;
+        // A closed pipe is no failure: the page still shows the event.
+        if let Err(error) = written.map_err(io::Error::other).flatten() {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot write to standard output");
         }
     }
 }
@@ -147,18 +133,17 @@ fn count(outcome: &'static str) {
     counter!(DELIVERIES, "outcome" => outcome).increment(1);
 }
 
-/// The id in the header of a delivery that did not verify.
 fn claimed_id(request: &HttpRequest) -> String {
     let id = request.headers().get(HEADER_WEBHOOK_ID).and_then(|id| id.to_str().ok());
     short(id.unwrap_or_default())
 }
 
-/// The lines for a verified event: first the gaps in front of it, if any are due, then the event.
-fn lines(event: &Event, id: &str, recorded: &Recorded) -> String {
-    let number = event.sequence.map_or_else(|| "-".to_owned(), |number| format!("#{number}"));
-    let line = if recorded.is_repeated { format!("again     {}  {number}", short(id)) } else { event.line() };
-    let late = if recorded.arrival.is_late { "  late" } else { "" };
-    let missing = recorded.arrival.missing.iter().map(|gap| {
+/// The lines for a verified event: first the gaps in front of it, then the event.
+fn lines(event: &Event, id: &str, arrival: &Arrival) -> String {
+    let again = || format!("again     {}  {}", short(id), numbered(event.sequence));
+    let line = if arrival.is_repeated { again() } else { event.line.clone() };
+    let late = if arrival.is_late { "  late" } else { "" };
+    let missing = arrival.missing.iter().map(|gap| {
         let to = if gap.start() == gap.end() { String::new() } else { format!(" to #{}", gap.end()) };
         format!("missing   {}  #{}{to} not here yet\n", event.account, gap.start())
     });
@@ -167,15 +152,14 @@ fn lines(event: &Event, id: &str, recorded: &Recorded) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sequence::Arrival;
     use super::*;
 
     #[test]
     fn gaps_and_late_or_repeated_events_are_printed_with_the_event() {
-        let event = Event::read(br#"{"type":"new","data":{"account":"acc_1","sequence":9}}"#).unwrap();
+        let event =
+            Event::read(br#"{"type":"new","data":{"account":"acc_1","sequence":9}}"#, Timestamp::UNIX_EPOCH).unwrap();
         let printed = |is_repeated, is_late, missing: &[_]| {
-            let arrival = Arrival { is_late, missing: missing.to_vec() };
-            lines(&event, "dec_1", &Recorded { is_repeated, arrival })
+            lines(&event, "dec_1", &Arrival { is_repeated, is_late, missing: missing.to_vec() })
         };
         assert_eq!(printed(false, false, &[]), "other     acc_1  #9  new");
         assert_eq!(printed(true, true, &[]), "again     dec_1  #9  late");

@@ -1,8 +1,7 @@
 //! The page that shows the decisions as they arrive, and the files that it loads.
 //!
-//! Owns the page's headers: it loads nothing from another host, runs only its own script file, cannot be framed and
-//! is not cached. It is plain HTTP without a key, for the machine on which it runs, and read-only: no request changes
-//! anything.
+//! It loads nothing from another host, runs only its own script file, cannot be framed and is not cached. It is plain
+//! HTTP without a key, for the machine on which it runs, and read-only.
 
 use std::net::IpAddr;
 
@@ -64,7 +63,7 @@ fn get() -> Route {
 }
 
 async fn decisions(hook: web::Data<Hook>) -> HttpResponse {
-    HttpResponse::Ok().json(hook.journal().view())
+    HttpResponse::Ok().json(&*hook.journal())
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
-//! Gaps in the sequence numbers of each endpoint: pure.
+//! Gaps in the sequence numbers of each endpoint, which is known by its path and account: pure.
 //!
-//! A receiver knows an endpoint by its path and account. Up to 16 deliveries are in flight at a time, so a gap is
-//! reported only by an event that arrives when the gap has been open for a while. Numbers before the first one that
-//! arrived are unknown and count as no gap. Memory is bounded: beyond the limits the oldest gap, or all endpoints, are
-//! forgotten.
+//! Up to 16 deliveries are in flight at a time, so a gap is reported only by an event that arrives when the gap has
+//! been open for a while. Memory is bounded: beyond the limits the oldest gap, or all endpoints, are forgotten.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -16,16 +14,17 @@ const MAX_GAPS: usize = 256;
 /// Deliveries that were sent together arrive within this time. A retry does not: the first one comes after 5 s.
 const REPORT_DELAY: Duration = Duration::from_secs(2);
 
-/// What the arrival of a number shows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Arrival {
+    /// An event with this id has arrived before.
+    pub(super) is_repeated: bool,
     /// The number had been reported as missing.
     pub(super) is_late: bool,
     /// Gaps that are to be reported now.
     pub(super) missing: Vec<RangeInclusive<u64>>,
 }
 
-/// The sequences of all endpoints, by path and account.
+/// By path and account.
 #[derive(Debug, Default)]
 pub(super) struct Sequences(HashMap<(String, String), Sequence>);
 
@@ -51,13 +50,13 @@ impl Sequences {
         let sequence = self.0.entry(endpoint).or_insert_with(|| Sequence { highest: number, gaps: VecDeque::new() });
         let is_late = sequence.fill_gap(number);
         sequence.open_gap(number, now);
-        Arrival { is_late, missing: sequence.report_gaps(now) }
+        Arrival { is_repeated: false, is_late, missing: sequence.report_gaps(now) }
     }
 
     /// The number of missing events, whether they were reported or not.
     pub(super) fn missing(&self) -> u64 {
         let gaps = self.0.values().flat_map(|sequence| &sequence.gaps).map(|gap| &gap.numbers);
-        gaps.fold(0, |sum, gap| sum.saturating_add((gap.end() - gap.start()).saturating_add(1)))
+        gaps.fold(0, |sum: u64, gap| sum.saturating_add(gap.end() - gap.start()).saturating_add(1))
     }
 }
 
@@ -116,9 +115,9 @@ mod tests {
         assert_eq!(arrive(&mut all, 8, 0), Arrival::default());
         assert_eq!(arrive(&mut all, 12, 0), Arrival::default(), "the others may be in flight");
         assert_eq!((arrive(&mut all, 13, 1), all.missing()), (Arrival::default(), 3));
-        assert_eq!(arrive(&mut all, 14, 2), Arrival { is_late: false, missing: vec![9..=11] });
+        assert_eq!(arrive(&mut all, 14, 2), Arrival { missing: vec![9..=11], ..Arrival::default() });
         assert_eq!(arrive(&mut all, 15, 9), Arrival::default(), "it was reported before");
-        assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Arrival { is_late: true, missing: vec![] }, 2));
+        assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Arrival { is_late: true, ..Arrival::default() }, 2));
         assert_eq!((arrive(&mut all, 10, 9), all.missing()), (Arrival::default(), 2), "it came twice");
         assert!(arrive(&mut all, 9, 9).is_late && arrive(&mut all, 11, 9).is_late);
         assert_eq!((arrive(&mut all, 1, 9), all.missing()), (Arrival::default(), 0));

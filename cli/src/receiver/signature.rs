@@ -1,69 +1,88 @@
-//! Verifies the signature and the age of a delivery: pure.
+//! Verifies the signature and the age of a delivery with the secrets of a file, one a line.
 //!
-//! Owns the checks of the three headers. The signature is verified by the library of the Standard Webhooks project and
-//! not by the code that signs, so that an error of one does not hide an error of the other. INVARIANT: no part of a
-//! delivery is parsed before this.
+//! The signature is verified by the library of the Standard Webhooks project and not by the code that signs, so that an
+//! error of one does not hide an error of the other. INVARIANT: no part of a delivery is parsed before this. A fault of
+//! the file names its lines and never quotes them: a line may be a secret with a typing mistake.
 
+use std::io::{self, Read as _};
+use std::path::Path;
 use std::time::Duration;
 
 use actix_web::http::header::HeaderMap;
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap as LibraryHeaders, HeaderValue};
+use stage0_backplane::check_secret_file;
+use stage0_contract::WebhookSecret;
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP, Webhook};
 
+const MAX_FILE_BYTES: u64 = 64 * 1024;
 /// The tolerance of the Standard Webhooks libraries. Each attempt has a new signature, so a retry is never too old.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
-/// Why a delivery is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
-    /// The header is missing or repeated.
-    #[error("needs one header {0}")]
-    Header(&'static str),
-    #[error("webhook-timestamp is no number of seconds")]
-    Timestamp,
-    /// Perhaps a replay of an old delivery.
-    #[error("webhook-timestamp is too old")]
-    TooOld,
-    #[error("webhook-timestamp is in the future")]
-    Future,
-    /// Signed with another secret, or the body was changed.
-    #[error("signature does not match")]
-    Signature,
+/// The usable secrets, and what is wrong with the file or with some of its lines.
+pub(super) fn read_secrets(file: &Path) -> (Vec<Webhook>, Option<String>) {
+    let unreadable = |error| (Vec::new(), Some(format!("cannot be read: {error}")));
+    read_text(file).map_or_else(unreadable, |text| parse(&text))
 }
 
-/// Returns the `webhook-id` of an authentic delivery.
+fn read_text(file: &Path) -> io::Result<String> {
+    check_secret_file(file).map_err(io::Error::other)?;
+    let mut text = String::new();
+    let length = std::fs::File::open(file)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+    if length as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes")));
+    }
+    Ok(text)
+}
+
+fn parse(text: &str) -> (Vec<Webhook>, Option<String>) {
+    let mut secrets = Vec::new();
+    let mut bad_lines = Vec::new();
+    for (index, line) in text.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty()) {
+        // The library accepts any base64, even an empty key; the contract's type does not.
+        match WebhookSecret::parse(line).and_then(|secret| Webhook::new(secret.expose()).ok()) {
+            Some(secret) => secrets.push(secret),
+            None => bad_lines.push((index + 1).to_string()),
+        }
+    }
+    let fault = match (bad_lines.is_empty(), secrets.is_empty()) {
+        (false, _) => Some(format!("no secret (`whsec_…`) in line {}", bad_lines.join(", "))),
+        (true, true) => Some("holds no secret".to_owned()),
+        (true, false) => None,
+    };
+    (secrets, fault)
+}
+
+/// Returns the `webhook-id` of an authentic delivery, else why it is refused.
 pub(super) fn verify<'h>(
     headers: &'h HeaderMap,
     body: &[u8],
     secrets: &[Webhook],
     now: Timestamp,
-) -> Result<&'h str, Refused> {
-    let id = single(headers, HEADER_WEBHOOK_ID)?;
-    let stamp = single(headers, HEADER_WEBHOOK_TIMESTAMP)?;
-    let signature = single(headers, HEADER_WEBHOOK_SIGNATURE)?;
-    // The library does not expect a number that overflows, so it is checked here first.
-    let seconds = stamp.parse().map_err(|_| Refused::Timestamp)?;
-    let signed_at = Timestamp::from_second(seconds).map_err(|_| Refused::Timestamp)?;
-    let age = now.duration_since(signed_at);
-    if age.unsigned_abs() > TOLERANCE {
-        return Err(if age.is_positive() { Refused::TooOld } else { Refused::Future });
-    }
+) -> Result<&'h str, String> {
     let mut checked = LibraryHeaders::new();
-    for (name, value) in
-        [(HEADER_WEBHOOK_ID, id), (HEADER_WEBHOOK_TIMESTAMP, stamp), (HEADER_WEBHOOK_SIGNATURE, signature)]
-    {
-        checked.insert(name, HeaderValue::from_str(value).map_err(|_| Refused::Header(name))?);
+    for name in [HEADER_WEBHOOK_ID, HEADER_WEBHOOK_TIMESTAMP, HEADER_WEBHOOK_SIGNATURE] {
+        let value = HeaderValue::from_str(single(headers, name)?);
+        checked.insert(name, value.map_err(|_| format!("needs one header {name}"))?);
+    }
+    // The library does not expect a number that overflows, so it is checked here first.
+    let stamp = single(headers, HEADER_WEBHOOK_TIMESTAMP)?.parse().ok();
+    let signed_at = stamp.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    let age = now.duration_since(signed_at.ok_or("webhook-timestamp is no number of seconds")?);
+    if age.unsigned_abs() > TOLERANCE {
+        let why = if age.is_positive() { "is too old" } else { "is in the future" };
+        return Err(format!("webhook-timestamp {why}"));
     }
     let matches = secrets.iter().any(|secret| secret.verify(body, &checked).is_ok());
-    if matches { Ok(id) } else { Err(Refused::Signature) }
+    if matches { single(headers, HEADER_WEBHOOK_ID) } else { Err("signature does not match".to_owned()) }
 }
 
-fn single<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, Refused> {
+/// The value of a header that occurs exactly once.
+fn single<'h>(headers: &'h HeaderMap, name: &str) -> Result<&'h str, String> {
     let mut values = headers.get_all(name);
-    match (values.next(), values.next()) {
-        (Some(value), None) => value.to_str().map_err(|_| Refused::Header(name)),
-        _ => Err(Refused::Header(name)),
+    match (values.next().map(|value| value.to_str()), values.next()) {
+        (Some(Ok(value)), None) => Ok(value),
+        _ => Err(format!("needs one header {name}")),
     }
 }
 
@@ -74,6 +93,7 @@ mod tests {
     use super::*;
 
     const BODY: &[u8] = b"{}";
+    const GOOD: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn secret(byte: u8) -> Webhook {
         Webhook::from_bytes(vec![byte; 32]).unwrap()
@@ -102,9 +122,9 @@ mod tests {
         let now = Timestamp::now();
         let headers = signed(now, &secret(1));
         assert_eq!(verify(&headers, BODY, &[secret(2), secret(1)], now), Ok("dec_1"));
-        assert_eq!(verify(&headers, BODY, &[secret(2)], now), Err(Refused::Signature));
-        assert_eq!(verify(&headers, BODY, &[], now), Err(Refused::Signature));
-        assert_eq!(verify(&headers, b"{ }", &[secret(1)], now), Err(Refused::Signature));
+        assert_eq!(verify(&headers, BODY, &[secret(2)], now), Err("signature does not match".to_owned()));
+        assert_eq!(verify(&headers, BODY, &[], now), Err("signature does not match".to_owned()));
+        assert_eq!(verify(&headers, b"{ }", &[secret(1)], now), Err("signature does not match".to_owned()));
     }
 
     #[test]
@@ -116,7 +136,8 @@ mod tests {
         };
         // Not at the bound itself: there the library's own clock would decide.
         assert_eq!((verified(-290), verified(290)), (Ok(()), Ok(())));
-        assert_eq!((verified(-301), verified(301)), (Err(Refused::TooOld), Err(Refused::Future)));
+        assert_eq!(verified(-301), Err("webhook-timestamp is too old".to_owned()));
+        assert_eq!(verified(301), Err("webhook-timestamp is in the future".to_owned()));
     }
 
     #[test]
@@ -128,7 +149,7 @@ mod tests {
                 (HEADER_WEBHOOK_SIGNATURE, "v1,x"),
             ]);
             let verified = verify(&headers, BODY, &[secret(1)], Timestamp::now());
-            assert_eq!(verified, Err(Refused::Timestamp), "{stamp}");
+            assert_eq!(verified, Err("webhook-timestamp is no number of seconds".to_owned()), "{stamp}");
         }
     }
 
@@ -141,8 +162,18 @@ mod tests {
             let mut twice = signed(now, &secret(1));
             twice.append(HeaderName::from_static(name), HeaderValue::from_static("1"));
             for headers in [missing, twice] {
-                assert_eq!(verify(&headers, BODY, &[secret(1)], now), Err(Refused::Header(name)));
+                assert_eq!(verify(&headers, BODY, &[secret(1)], now), Err(format!("needs one header {name}")));
             }
         }
+    }
+
+    #[test]
+    fn each_line_may_hold_a_secret_and_bad_lines_are_named_by_number() {
+        let (found, fault) = parse(&format!("\n{GOOD}\r\n  {GOOD}\n"));
+        assert_eq!((found.len(), fault), (2, None));
+        let (found, fault) = parse(&format!("whsec_\n{GOOD}\nMfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"));
+        assert_eq!((found.len(), fault.as_deref()), (1, Some("no secret (`whsec_…`) in line 1, 3")));
+        let (found, fault) = parse("");
+        assert_eq!((found.len(), fault.as_deref()), (0, Some("holds no secret")));
     }
 }

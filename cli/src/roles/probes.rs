@@ -41,7 +41,7 @@ pub(crate) fn evaluator(own: Backplane, active: PolicyVersion) -> Probe {
             let record =
                 own.state_store.get(&format!("{RUN_RECORDS}.ready"), Instant::now() + STATE_STORE_TIMEOUT).await;
             if let Err(error) = record {
-                report.remarks.push(format!("ledger: {error}: checks of runs cannot be decided"));
+                report.remarks.push(format!("ledger: {error}: {}: checks of runs cannot be decided", error.0));
             }
             report
         })
@@ -104,13 +104,11 @@ pub(crate) fn audit_export(own: Backplane, lag: LagTracker) -> Probe {
     })
 }
 
-/// How far deliveries are behind.
 fn delivery(lag: &LagTracker) -> DeliveryLag {
     let Lag { held, behind, oldest_seconds, .. } = lag.snapshot();
     DeliveryLag { endpoints: held, behind, oldest_seconds }
 }
 
-/// Whether requests get through the backplane.
 async fn backplane_report(own: &Backplane) -> HealthReport {
     let faults = own.requests.ready().await.err().map(|error| format!("backplane: {error}"));
     HealthReport { faults: faults.into_iter().collect(), ..HealthReport::default() }

@@ -9,7 +9,6 @@ use stage0_runtime::settings::kinds::{fractional_seconds, https_url, path};
 use stage0_runtime::settings::{Kind, Reader};
 
 settings! {
-    /// Settings of commands that ask a server.
     #[derive(Debug)]
     pub(crate) struct ClientSettings {
         /// Server to ask (default: the `stage0 dev` of the data directory)
@@ -25,11 +24,8 @@ settings! {
         timeout: Duration = "timeout" "SECONDS" in "Connection", default(Duration::from_secs(5)), fractional_seconds();
     }
     given {
-        /// Where `stage0 dev` or the keystore keeps its files.
         data_dir: PathBuf = PathBuf::new();
-        /// Whether the data directory was named, or is the default.
         data_dir_is_named: bool = false;
-        /// Whether the timeout was named, or is the default.
         timeout_is_named: bool = false;
     }
 }
@@ -39,7 +35,6 @@ fn api_key() -> Kind<ApiKey> {
 }
 
 impl ClientSettings {
-    /// Reads them with what another service declares.
     pub(super) fn with_data_dir(reader: &mut Reader) -> Option<Self> {
         let data_dir_is_named = reader.is_given("data-dir");
         let timeout_is_named = reader.is_given("timeout");

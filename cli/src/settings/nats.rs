@@ -1,7 +1,6 @@
-//! How a role reaches NATS, and how its messages are authenticated.
+//! How a role reaches NATS, and how its messages are authenticated: the same for every role on NATS.
 //!
-//! Owns the settings of the connection, because every role on NATS has the same. The backplane checks the same rules
-//! again; here their violation is listed together with every other mistake.
+//! The backplane checks the same rules again; here their violation is listed together with every other mistake.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +20,6 @@ use crate::message_keys;
 const MAX_RECORDS: u32 = 100_000_000;
 
 settings! {
-    /// The connection of every role on NATS, and of the administrator.
     pub(crate) struct NatsSettings {
         /// Servers, `nats://host:port` or `tls://host:port`, separated by commas; without credentials
         servers: Vec<String> = "nats" "URL" in "NATS" as Hidden, required, servers();
@@ -78,7 +76,6 @@ settings! {
 }
 
 settings! {
-    /// The streams of the log.
     pub(crate) struct LogStreamSettings {
         /// Copies of the streams in a NATS cluster: 1, 3 or 5; used when streams are made, by `stage0 nats-admin`, or
         /// by the roles on a server that restricts no login
@@ -87,10 +84,9 @@ settings! {
 }
 
 settings! {
-    /// How large the administrator makes the streams.
     pub(crate) struct StreamSettings {
         /// Disk space of all streams together, such as 20GB (default: what the server allows their account)
-        max_store: Option<u64> = "max-store" "SIZE" in "NATS", optional, size();
+        max_store: Option<u64> = "max-store" "SIZE" in "NATS", optional, stream_size();
         /// Runs, counters and idempotency keys that are stored at the same time, of each kind; some 200 bytes of the
         /// server's memory each
         max_records: u64 = "max-records" "N" in "NATS", default(1_000_000), count(MAX_RECORDS);
@@ -107,7 +103,6 @@ pub(crate) struct NatsSafety {
     _login: Option<TakenLogin>,
 }
 
-/// Reads the connection of a role.
 pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsSafety)> {
     let messages = MessageSettings::read(reader);
     let settings = NatsSettings::read(reader);
@@ -117,7 +112,7 @@ pub(super) fn read(reader: &mut Reader, role: Role) -> Option<(NatsConfig, NatsS
     let auth = message_auth(reader, role, auth);
     let RoleLogin { login, taken } = login?;
     let (config, open_allowed) = config?;
-    let config = NatsConfig { login, auth: auth?.into_option(), role: Some(role), ..config };
+    let config = NatsConfig { login, auth: auth?, role: Some(role), ..config };
     Some((config, NatsSafety { open_allowed, message_keys: keys, _login: taken }))
 }
 
@@ -141,28 +136,14 @@ fn config(reader: &mut Reader, settings: Option<NatsSettings>, name: &str) -> Op
     Some((NatsConfig { servers, prefix, tls, jetstream_api, sync, ..NatsConfig::new("", name) }, open_allowed))
 }
 
-/// Whether messages are authenticated.
-enum Authentication {
-    Off,
-    On(Arc<MessageAuth>),
-}
-
-impl Authentication {
-    fn into_option(self) -> Option<Arc<MessageAuth>> {
-        match self {
-            Self::Off => None,
-            Self::On(auth) => Some(auth),
-        }
-    }
-}
-
-fn message_auth(reader: &mut Reader, role: Role, mode: Option<Requirement>) -> Option<Authentication> {
+/// `Some(None)`: messages are not authenticated.
+fn message_auth(reader: &mut Reader, role: Role, mode: Option<Requirement>) -> Option<Option<Arc<MessageAuth>>> {
     if !reader.is_given("message-keys") {
         if reader.is_given("message-auth") {
             reader.miss("message-keys", "is needed beside `message-auth`");
             return None;
         }
-        return Some(Authentication::Off);
+        return Some(None);
     }
     let keys = Kind::parsed(move |path| message_keys::read(path.as_ref(), role));
     let keys = reader.optional("message-keys", &keys)?;
@@ -172,7 +153,7 @@ fn message_auth(reader: &mut Reader, role: Role, mode: Option<Requirement>) -> O
         return None;
     }
     match MessageAuth::new(&keys, role, mode == Some(Requirement::Always)) {
-        Ok(auth) => Some(Authentication::On(auth)),
+        Ok(auth) => Some(Some(auth)),
         Err(error) => {
             reader.clash("message-keys", &error.to_string());
             None
@@ -282,7 +263,7 @@ fn replicas() -> Kind<usize> {
 }
 
 /// A number and a unit, as nats-server counts them.
-fn size() -> Kind<u64> {
+pub(crate) fn stream_size() -> Kind<u64> {
     Kind::parsed(|text| {
         let units = [("KB", 10), ("MB", 20), ("GB", 30), ("TB", 40)];
         let size = units.into_iter().find_map(|(unit, shift)| {

@@ -1,7 +1,5 @@
 //! What each command makes of its settings: the configuration of the crate that it runs, complete, or every mistake.
-//!
-//! Each service reads its own (`config.rs` of its crate); here stands what concerns several of them, and what only the
-//! command line knows. INVARIANT: everything is read before the first `?`, so that all mistakes are found.
+//! INVARIANT: everything is read before the first `?`, so that all mistakes are found.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -23,7 +21,6 @@ use super::nats::{LogStreamSettings, NatsSafety, StreamSettings};
 use super::{Sources, nats};
 
 settings! {
-    /// Settings of `stage0 dev` alone.
     pub(crate) struct DevOptions {
         /// For one start: goes on with the decision log that is there, though the data directory had another one
         accept_new_log: bool = "accept-new-log" "BOOL" in "Data" as NotInFile, default(false), boolean();
@@ -31,7 +28,6 @@ settings! {
 }
 
 settings! {
-    /// Settings of `stage0 receiver` alone.
     pub(crate) struct ReceiverOptions {
         /// File with the endpoint's secret, `whsec_…`, or with several, one a line; read at each delivery, so it may
         /// appear and change later
@@ -41,12 +37,12 @@ settings! {
     }
 }
 
-/// Any role that runs alone on NATS.
 pub(crate) struct OnNats<T> {
     pub(crate) process: ProcessSettings,
     pub(crate) nats: NatsConfig,
     pub(crate) safety: NatsSafety,
-    /// The role's own.
+    /// Copies of the log, where its streams are missing; one for roles that do not create them.
+    pub(crate) log_replicas: usize,
     pub(crate) service: T,
 }
 
@@ -64,13 +60,9 @@ pub(crate) struct DevSettings {
 pub(crate) struct GatewaySettings {
     pub(crate) config: GatewayConfig,
     pub(crate) tls: TlsSource,
-    /// Copies of the log, where its streams are missing.
-    pub(crate) log_replicas: usize,
 }
 
-/// Where the certificate comes from.
 pub(crate) enum TlsSource {
-    /// The operator's files.
     Files(TlsFiles),
     /// Made in this directory, for localhost.
     Dev(PathBuf),
@@ -82,41 +74,28 @@ pub(crate) struct EvaluatorSettings {
     pub(crate) runs: RunConfig,
 }
 
-/// `stage0 audit-export`.
-pub(crate) struct ExportSettings {
-    pub(crate) export: ExportConfig,
-    /// Copies of the log, where its streams are missing.
-    pub(crate) log_replicas: usize,
-}
-
-/// `stage0 nats-admin`.
 pub(crate) struct AdminSettings {
     pub(crate) nats: NatsConfig,
     pub(crate) safety: NatsSafety,
     pub(crate) sizes: Sizes,
 }
 
-/// `stage0 receiver`.
 pub(crate) struct ReceiverSettings {
     pub(crate) process: ProcessSettings,
     pub(crate) listen: SocketAddr,
     pub(crate) tls: TlsFiles,
-    /// One secret a line.
     pub(crate) secret_file: PathBuf,
     pub(crate) page_listen: Option<SocketAddr>,
 }
 
-/// Every command that asks a server.
 pub(crate) fn client(sources: Sources) -> Result<ClientSettings, Mistakes> {
     read(sources, ClientSettings::with_data_dir)
 }
 
-/// `stage0 health`: the address of the metrics server.
 pub(crate) fn health(sources: Sources) -> Result<SocketAddr, Mistakes> {
     read(sources, |reader| reader.required("metrics-listen", &address()))
 }
 
-/// `stage0 dev`.
 pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     read(sources, |reader| {
         let process = ProcessSettings::read(reader);
@@ -143,24 +122,20 @@ pub(crate) fn dev(sources: Sources) -> Result<DevSettings, Mistakes> {
     })
 }
 
-/// `stage0 gateway`.
 pub(crate) fn gateway(sources: Sources) -> Result<OnNats<GatewaySettings>, Mistakes> {
     on_nats(sources, Role::Gateway, |reader| {
         let config = GatewayConfig::read(reader);
         let private = reader.required("dangerous-allow-private-webhooks", &boolean());
         let tls = read_tls(reader);
-        let streams = LogStreamSettings::read(reader);
         let config = GatewayConfig { dangerous_allow_private_webhooks: private?, ..config? };
-        Some(GatewaySettings { config, tls: tls?, log_replicas: streams?.replicas })
+        Some(GatewaySettings { config, tls: tls? })
     })
 }
 
-/// `stage0 evaluator`.
 pub(crate) fn evaluator(sources: Sources) -> Result<OnNats<EvaluatorSettings>, Mistakes> {
     on_nats(sources, Role::Evaluator, EvaluatorSettings::read)
 }
 
-/// `stage0 keystore`.
 pub(crate) fn keystore(sources: Sources) -> Result<OnNats<KeystoreConfig>, Mistakes> {
     on_nats(sources, Role::Keystore, |reader| {
         let operator_key = OperatorKeySettings::read(reader);
@@ -169,16 +144,10 @@ pub(crate) fn keystore(sources: Sources) -> Result<OnNats<KeystoreConfig>, Mista
     })
 }
 
-/// `stage0 audit-export`.
-pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportSettings>, Mistakes> {
-    on_nats(sources, Role::AuditExport, |reader| {
-        let export = read_export(reader);
-        let streams = LogStreamSettings::read(reader);
-        Some(ExportSettings { export: export?, log_replicas: streams?.replicas })
-    })
+pub(crate) fn audit_export(sources: Sources) -> Result<OnNats<ExportConfig>, Mistakes> {
+    on_nats(sources, Role::AuditExport, read_export)
 }
 
-/// `stage0 nats-admin`.
 pub(crate) fn nats_admin(sources: Sources) -> Result<AdminSettings, Mistakes> {
     read(sources, |reader| {
         let connection = nats::read_admin(reader);
@@ -189,7 +158,6 @@ pub(crate) fn nats_admin(sources: Sources) -> Result<AdminSettings, Mistakes> {
     })
 }
 
-/// `stage0 receiver`.
 pub(crate) fn receiver(sources: Sources) -> Result<ReceiverSettings, Mistakes> {
     read(sources, |reader| {
         let process = ProcessSettings::read(reader);
@@ -217,8 +185,12 @@ fn on_nats<T>(
         let process = ProcessSettings::read(reader);
         let connection = nats::read(reader, role);
         let service = service(reader);
+        let log_replicas = match role {
+            Role::Gateway | Role::AuditExport => LogStreamSettings::read(reader).map(|settings| settings.replicas),
+            Role::Evaluator | Role::Keystore => Some(1),
+        };
         let (nats, safety) = connection?;
-        Some(OnNats { process: process?, nats, safety, service: service? })
+        Some(OnNats { process: process?, nats, safety, log_replicas: log_replicas?, service: service? })
     })
 }
 

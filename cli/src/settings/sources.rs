@@ -1,10 +1,8 @@
-//! Collects the text that was given for each setting, with its origin; nothing is interpreted yet.
-//!
-//! Owns precedence and the refusal of unknown names. Flags, environment and the file's text are passed in, so this is a
-//! pure function of them.
+//! Collects the text that was given for each setting, with its origin; nothing is interpreted yet. A pure function of
+//! flags, environment and the file's text.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -26,10 +24,8 @@ const TEST_ONLY: [&str; 9] = [
     "STAGE0_BIN",
 ];
 
-/// The prefix of every variable of ours.
 const PREFIX: &str = "STAGE0_";
 
-/// Flags by setting name, as typed.
 pub(crate) type Flags = BTreeMap<&'static str, String>;
 
 /// Everything that was given to one command: of each setting the value with the highest precedence.
@@ -38,12 +34,10 @@ pub(crate) struct Sources {
     settings: Vec<Setting>,
     given: BTreeMap<&'static str, Given>,
     mistakes: Vec<Mistake>,
-    /// Variables of client libraries, which are ignored.
     ignored: Vec<String>,
 }
 
 impl Sources {
-    /// Collects from all three sources; the file is read through `read`, if one is named.
     pub(crate) fn collect(
         kind: CommandKind,
         flags: Flags,
@@ -72,19 +66,18 @@ impl Sources {
         sources
     }
 
-    /// One line about the variables that are ignored, if there are any.
     pub(crate) fn warning(&self) -> Option<String> {
         unknown::warning(&self.settings, &self.ignored)
     }
 
-    /// The reader of what was collected.
     pub(crate) fn into_reader(self) -> Reader {
         Reader::new(self.settings, self.given, self.mistakes)
     }
 
     fn take_environment(&mut self, environment: impl IntoIterator<Item = (OsString, OsString)>) {
         let known: BTreeMap<String, &'static str> = self.settings.iter().map(|s| (s.variable(), s.name)).collect();
-        let mut ours: Vec<_> = environment.into_iter().filter(|(name, _)| is_ours(name)).collect();
+        let is_ours = |(name, _): &(OsString, _)| name.as_encoded_bytes().starts_with(PREFIX.as_bytes());
+        let mut ours: Vec<_> = environment.into_iter().filter(is_ours).collect();
         ours.sort();
         let mut urls = [None, None];
         for (variable, text) in ours {
@@ -113,7 +106,6 @@ impl Sources {
     }
 
     fn take_file(&mut self, path: &Path, text: &str) {
-        let origin = |key: &str| format!("`{key}` in {}", path.display());
         let table = match text.parse::<toml::Table>() {
             Ok(table) => table,
             Err(error) => {
@@ -124,24 +116,22 @@ impl Sources {
             }
         };
         for (key, value) in table {
-            match self.settings.iter().find(|setting| setting.in_file() && setting.name == key).copied() {
-                None => self.refuse(origin(&key), unknown::unknown_key(&self.settings, &key)),
-                Some(setting) => match as_text(&value) {
-                    Some(text) if setting.places == Places::Secret => {
-                        if let Err(exposed) = check_secret_file(path) {
-                            self.refuse(origin(&key), format!("is a secret, and {exposed}"));
-                        }
-                        self.offer(setting.name, text, origin(&key));
-                    }
-                    Some(text) => self.offer(setting.name, text, origin(&key)),
-                    None => {
-                        self.refuse(
-                            origin(&key),
-                            "must be a string, a number, a Boolean or a list of strings".to_owned(),
-                        );
-                    }
-                },
+            let origin = format!("`{key}` in {}", path.display());
+            let setting = self.settings.iter().find(|setting| setting.in_file() && setting.name == key).copied();
+            let Some(setting) = setting else {
+                self.refuse(origin, unknown::unknown_key(&self.settings, &key));
+                continue;
+            };
+            let Some(text) = as_text(&value) else {
+                self.refuse(origin, "must be a string, a number, a Boolean or a list of strings".to_owned());
+                continue;
+            };
+            if setting.places == Places::Secret
+                && let Err(exposed) = check_secret_file(path)
+            {
+                self.refuse(origin.clone(), format!("is a secret, and {exposed}"));
             }
+            self.offer(setting.name, text, origin);
         }
     }
 
@@ -152,10 +142,6 @@ impl Sources {
     fn refuse(&mut self, origin: String, text: String) {
         self.mistakes.push(Mistake { origin, text });
     }
-}
-
-fn is_ours(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }
 
 /// Line and column, both from 1, of a byte of the text.

@@ -1,14 +1,12 @@
 //! Variables named `STAGE0_…` that are no settings: those of API clients, and misspelt ones.
 //!
 //! Variables of client libraries are ignored with a warning, because one environment often serves an agent and this
-//! binary. Everything else is an error that suggests near names: a misspelt setting must not fall back to its default.
-//! INVARIANT: only names that configure a client are in the list. A name by which a person may try to configure a
-//! server (`STAGE0_HOST`, `STAGE0_DRY_RUN`) is refused: ignoring it would leave the server open or the data deleted.
+//! binary. INVARIANT: only names that configure a client are in the list. A name by which a person may try to configure
+//! a server (`STAGE0_HOST`, `STAGE0_DRY_RUN`) is refused: ignoring it would leave the server open or the data deleted.
 
 use stage0_runtime::settings::Setting;
 
-/// The client libraries' names for the server's URL, in order of precedence. Commands that ask a server use them where
-/// `STAGE0_URL` is not set.
+/// The client libraries' names for the server's URL, in order of precedence; used where `STAGE0_URL` is not set.
 pub(super) const URL_ALIASES: [&str; 2] = ["BASE_URL", "API_BASE"];
 
 /// Other variables of client libraries, without `STAGE0_`.
@@ -89,25 +87,25 @@ const SYNONYMS: [(&str, &str); 20] = [
 
 const MAX_NEAR: usize = 3;
 
-/// Whether a variable, without `STAGE0_`, is one of the client libraries'.
 pub(super) fn is_clients(name: &str) -> bool {
     CLIENT_NAMES.binary_search(&name).is_ok() || URL_ALIASES.contains(&name)
 }
 
 /// One line about the variables that are ignored, if there are any. Values are not shown.
 pub(super) fn warning(settings: &[Setting], ignored: &[String]) -> Option<String> {
-    let named = |name: &String| format!("{name}{}", in_brackets(&near(settings, name, |_| true), Setting::variable));
+    let named = |name: &String| match near(settings, name, |_| true).first() {
+        Some(setting) => format!("{name} (here {})", setting.variable()),
+        None => name.clone(),
+    };
     let names: Vec<String> = ignored.iter().map(named).collect();
     let why = "warning: ignored, because client libraries read them and this program does not";
     (!names.is_empty()).then(|| format!("{why}: {}", names.join(", ")))
 }
 
-/// The mistake about an unknown variable.
 pub(super) fn unknown_variable(settings: &[Setting], name: &str) -> String {
     format!("is not a setting{}", did_you_mean(&near(settings, name, |_| true), Setting::variable))
 }
 
-/// The mistake about an unknown key of a file.
 pub(super) fn unknown_key(settings: &[Setting], key: &str) -> String {
     let near = near(settings, key, Setting::in_file);
     format!("is not a setting{}", did_you_mean(&near, |setting| setting.name.to_owned()))
@@ -116,10 +114,6 @@ pub(super) fn unknown_key(settings: &[Setting], key: &str) -> String {
 fn did_you_mean(near: &[Setting], name: impl Fn(&Setting) -> String) -> String {
     let names: Vec<String> = near.iter().map(|setting| format!("`{}`", name(setting))).collect();
     if names.is_empty() { String::new() } else { format!(" (did you mean {}?)", names.join(" or ")) }
-}
-
-fn in_brackets(near: &[Setting], name: impl Fn(&Setting) -> String) -> String {
-    near.first().map_or_else(String::new, |setting| format!(" (here {})", name(setting)))
 }
 
 /// Settings that may have been meant, the likeliest first. `name` is a variable or a key as it was written.

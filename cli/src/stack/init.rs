@@ -1,9 +1,8 @@
 //! `stage0 stack init`: certificates, passwords and the NATS configuration, in a directory for each service.
 //!
-//! `authority/` belongs to no service. It holds the keys of two authorities (one for HTTPS, one for NATS), the
-//! passwords and the message keys of all roles. INVARIANT: a directory holds no secret of another service, except that
-//! NATS knows the passwords of all roles and that two roles share the key with which they authenticate each other.
-//! Files are replaced atomically, so the next run completes what a crash left.
+//! `authority/` belongs to no service: it holds the keys of two authorities (HTTPS, NATS), the passwords and the
+//! message keys of all roles. INVARIANT: a directory holds no secret of another service, except that NATS knows the
+//! passwords of all roles and that two roles share the key with which they authenticate each other.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -16,7 +15,6 @@ use stage0_gateway::{Authority, Leaf, TlsFiles};
 use super::CA_FILE;
 use crate::{files, logins, message_keys, out};
 
-/// Where each service mounts its directory.
 const MOUNTED_AT: &str = "/etc/stage0";
 /// NATS has its own authority, so that a certificate of the other one is not accepted for a role.
 const NATS_CA_FILE: &str = "nats-ca.pem";
@@ -97,7 +95,6 @@ fn open_authority(dir: &Path, name: &str) -> anyhow::Result<Authority> {
     Authority::open(dir, name).with_context(|| format!("cannot create an authority in `{}`", dir.display()))
 }
 
-/// Creates the directory of a service, with the authority that it trusts.
 fn service_dir(dir: &Path, service: &str, trusted: &Authority) -> anyhow::Result<PathBuf> {
     let folder = dir.join(service);
     files::private_dir(&folder)?;
@@ -110,7 +107,6 @@ fn write_ca(folder: &Path, name: &str, authority: &Authority) -> anyhow::Result<
     files::replace(&folder.join(name), &ca)
 }
 
-/// Issues `<name>.pem` and `<name>.key`.
 fn issue(authority: &Authority, folder: &Path, name: &str, leaf: &Leaf<'_>) -> anyhow::Result<()> {
     let files = TlsFiles { cert: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
     authority.issue(leaf, &files).with_context(|| format!("cannot issue the certificate of {}", leaf.name))

@@ -1,10 +1,6 @@
-//! `stage0 stack open`: creates an account, a key and the receiver's endpoint, and prints how to use the stack. It is
-//! the last command that `docker compose up` runs.
-//!
-//! Owns the directory of the stack's clients: `api.key`, `operator.key` and `dev.json`, by which other commands find
-//! the server. Each step keeps what exists. A crash leaves at worst an unused key, and the next run continues.
+//! `stage0 stack open`: creates an account, a key and the receiver's endpoint, and prints how to use the stack. Each
+//! step keeps what exists. A crash leaves at worst an unused key, and the next run continues.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -19,7 +15,7 @@ use crate::args::stack::OpenArgs;
 use crate::client::{Client, ClientError, Target, read_key, runtime};
 use crate::dev::access::every_scope;
 use crate::dev::banner::ACTION;
-use crate::dev_file::{API_KEY_FILE, DEV_FILE, DevFile, OPERATOR_KEY_FILE};
+use crate::dev_file::{API_KEY_FILE, DevFile, OPERATOR_KEY_FILE};
 use crate::{files, out};
 
 const ACCOUNT_NAME: &str = "demo";
@@ -28,7 +24,6 @@ const KEY_NAME: &str = "stage0 stack";
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// More items than the stack has.
 const PAGE_LIMIT: &str = "1000";
 
 pub(super) struct StackOpen(pub(super) OpenArgs);
@@ -46,7 +41,7 @@ impl StackOpen {
         self.write(&operator_key, &account, &api_key)?;
         let client = self.client(api_key, Some(account))?;
         self.ensure_webhook(&runtime, &client).context("cannot create the receiver's endpoint")?;
-        Ok(out::line(Banner(&self))?)
+        Ok(out::line(banner(&self.0))?)
     }
 
     /// Makes sure that an enabled endpoint for the receiver exists and that the receiver has its secret.
@@ -79,7 +74,6 @@ impl StackOpen {
         Client::new(target, REQUEST_TIMEOUT)
     }
 
-    /// The account and key of an earlier start, if that key is still valid.
     fn stored_key(&self, runtime: &Runtime) -> anyhow::Result<Option<(AccountId, ApiKey)>> {
         // A damaged file counts as none: the next step creates a new key.
         let Some(dev) = DevFile::read(&self.0.dir).ok().flatten() else { return Ok(None) };
@@ -102,8 +96,7 @@ impl StackOpen {
         };
         files::replace(&self.0.dir.join(API_KEY_FILE), &format!("{}\n", api_key.expose()))?;
         files::replace(&self.0.dir.join(OPERATOR_KEY_FILE), &format!("{}\n", operator_key.expose()))?;
-        let text = serde_json::to_string_pretty(&dev).context("cannot write JSON")?;
-        files::replace(&self.0.dir.join(DEV_FILE), &format!("{text}\n"))
+        dev.write(&self.0.dir)
     }
 }
 
@@ -139,23 +132,25 @@ fn create_key(runtime: &Runtime, operator: &Client) -> anyhow::Result<(AccountId
 }
 
 /// The next steps for a person. It holds no key: its commands fetch the key.
-struct Banner<'a>(&'a StackOpen);
+fn banner(OpenArgs { published, page, host, .. }: &OpenArgs) -> String {
+    let public_url = format!("https://{}", published.at(host));
+    let page = page.at(host);
+    format!(
+        "\
+Stage0 {VERSION} is ready at {public_url}
 
-impl fmt::Display for Banner<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OpenArgs { published, page, host, .. } = &self.0.0;
-        let public_url = format!("https://{}", published.at(host));
-        writeln!(f, "Stage0 {VERSION} is ready at {public_url}\n")?;
-        writeln!(f, "Get a key and the certificate authority, then ask whether an action may run:\n")?;
-        writeln!(f, "  (umask 077; docker compose run --rm -T cli stack key > stage0.key)")?;
-        writeln!(f, "  docker compose run --rm -T cli stack ca > stage0-ca.pem")?;
-        writeln!(f, "  curl --cacert stage0-ca.pem \\")?;
-        writeln!(f, "    -H \"x-api-key: $(cat stage0.key)\" \\")?;
-        writeln!(f, "    -H 'content-type: application/json' \\")?;
-        writeln!(f, "    -d '{ACTION}' \\")?;
-        writeln!(f, "    {public_url}/check\n")?;
-        writeln!(f, "decisions  http://{} (signed, delivered, verified)", page.at(host))?;
-        writeln!(f, "status     docker compose run --rm cli status")?;
-        write!(f, "docs       {public_url}/docs")
-    }
+Get a key and the certificate authority, then ask whether an action may run:
+
+  (umask 077; docker compose run --rm -T cli stack key > stage0.key)
+  docker compose run --rm -T cli stack ca > stage0-ca.pem
+  curl --cacert stage0-ca.pem \\
+    -H \"x-api-key: $(cat stage0.key)\" \\
+    -H 'content-type: application/json' \\
+    -d '{ACTION}' \\
+    {public_url}/check
+
+decisions  http://{page} (signed, delivered, verified)
+status     docker compose run --rm cli status
+docs       {public_url}/docs"
+    )
 }

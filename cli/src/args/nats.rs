@@ -1,15 +1,16 @@
-//! Arguments of `stage0 nats-config`.
+//! Arguments of `stage0 nats-config`, `nats-admin` and `nats-keys`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use stage0_backplane::nats::Logins;
+
+use crate::settings::stream_size;
 
 /// For each role. The server accepts a thousand connections in total.
 const MAX_LOGINS: u16 = 100;
 
-/// `stage0 nats-config`.
 #[derive(Debug, Args)]
 pub(crate) struct NatsConfigArgs {
     /// First part of every subject: the roles' `nats-prefix`
@@ -57,25 +58,56 @@ pub(crate) struct NatsConfigArgs {
     pub(crate) audit_exports: u16,
 }
 
-/// Has the rules of the roles' setting `nats-prefix`.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum NatsAdminCommand {
+    /// Creates missing streams; existing ones are not changed
+    Init,
+    /// Compares every stream with the required settings; changes nothing
+    Check,
+    /// Corrects the streams for this version, and moves records of an earlier version to their own streams
+    Upgrade,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NatsKeysCommand {
+    /// Creates a key file for each role
+    Create {
+        /// Directory for the files
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// For a running deployment: data stored without keys stays readable, and roles may be restarted one by one
+        #[arg(long)]
+        upgrade: bool,
+    },
+    /// Replaces the keys in three steps, one per call
+    Rotate {
+        /// Directory with the files of all roles
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Shows which generations of keys are used and accepted
+    Show {
+        /// Directory with the files of all roles
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 fn prefix(text: &str) -> Result<String, String> {
-    let parts = text.split('.').map(word).collect::<Result<Vec<_>, _>>();
-    parts
-        .ok()
-        .filter(|_| !text.starts_with('$'))
-        .map(|_| text.to_owned())
-        .ok_or_else(|| "must be letters, digits, `-` and `_`, in parts joined by dots".to_owned())
+    let is_usable = text.split('.').all(|part| word(part).is_ok());
+    let rule = "must be letters, digits, `-` and `_`, in parts joined by dots";
+    is_usable.then(|| text.to_owned()).ok_or_else(|| rule.to_owned())
 }
 
 /// A word that needs no quotes in nats-server's configuration.
 fn word(text: &str) -> Result<String, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-    let usable = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain);
-    if usable {
-        Ok(text.to_owned())
-    } else {
-        Err("must be a letter, then letters, digits, `-`, `_` and `.`".to_owned())
-    }
+    let is_usable = text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(plain);
+    let rule = "must be a letter, then letters, digits, `-`, `_` and `.`";
+    is_usable.then(|| text.to_owned()).ok_or_else(|| rule.to_owned())
 }
 
 fn count(text: &str) -> Result<u16, String> {
@@ -83,13 +115,7 @@ fn count(text: &str) -> Result<u16, String> {
 }
 
 fn size(text: &str) -> Result<String, String> {
-    let number = ["KB", "MB", "GB", "TB"].iter().find_map(|unit| text.strip_suffix(unit));
-    let usable = number.is_some_and(|n| n.parse::<u32>().is_ok_and(|n| n > 0));
-    if usable {
-        Ok(text.to_owned())
-    } else {
-        Err("must be a whole number with KB, MB, GB or TB, such as 20GB".to_owned())
-    }
+    stream_size().parse(text).map(|_| text.to_owned())
 }
 
 #[cfg(test)]
