@@ -1,7 +1,5 @@
-//! The contestants and their turns.
-//!
-//! Owns the list of contestants. Each has a gateway and an account of its own; those of one environment share keystore,
-//! evaluator and exporter, which idle while others have their turn. Only selected contestants are started.
+//! The contestants and their turns. Each has a gateway and an account of its own; those of one environment share
+//! keystore, evaluator and exporter, which idle while others have their turn. Only selected contestants are started.
 
 use std::time::Duration;
 
@@ -14,16 +12,14 @@ use crate::product::{Installation, Log};
 use crate::receiver::Receiver;
 use crate::report::{Report, Row};
 use crate::request::{CheckRequest, Runs};
-use crate::{Compare, floors, webhooks};
+use crate::{Compare, floors, turn, webhooks};
 
 /// Before a contestant's first turn that counts; repeated until its runs have grown.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// A quota that refuses no request.
 const UNREACHABLE_QUOTA: u64 = 1_000_000_000;
 /// Case 023 is allowed. Only an ALLOW advances a run: another verdict would be cheaper.
 const WANTED: &str = r#""verdict":"ALLOW""#;
 
-/// One configuration of the product.
 struct Way {
     label: &'static str,
     log: Log,
@@ -52,7 +48,6 @@ struct Contestant {
     row: Row,
 }
 
-/// The contestants that take part.
 struct Contest<'a> {
     settings: &'a Compare,
     environments: &'a Environments,
@@ -61,7 +56,6 @@ struct Contest<'a> {
     recorded: Vec<(&'a Installation, AccountId)>,
 }
 
-/// Starts every contestant, lets them take turns, then measures deliveries.
 pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
     let environments = Environments::start().await?;
     let receiver = Receiver::start().await?;
@@ -77,20 +71,18 @@ pub(crate) async fn compare(settings: &Compare) -> anyhow::Result<Report> {
         }
     }
     let Contest { mut entered, recorded, .. } = contest;
+    let time = turn(settings.seconds);
     for repeat in 0..settings.repeats {
         for Contestant { target, row } in &mut entered {
-            let turn = target.turn(Pace::AsAnswered, settings.turn()).await;
-            row.add(settings.turn(), turn.with_context(|| row.name().to_owned())?);
+            let taken = target.turn(Pace::AsAnswered, time).await;
+            row.add(time, taken.with_context(|| row.name.clone())?);
             drain(&receiver).await;
         }
         eprintln!("turn {} of {} is over", repeat + 1, settings.repeats);
     }
     let rows = entered.into_iter().map(|contestant| contestant.row).collect();
-    let deliveries = if settings.only.is_empty() {
-        webhooks::compare(&recorded, &receiver, settings.turn() * 2).await?
-    } else {
-        Vec::new()
-    };
+    let deliveries =
+        if settings.only.is_empty() { webhooks::compare(&recorded, &receiver, time * 2).await? } else { Vec::new() };
     Ok(Report::new(settings, rows, deliveries))
 }
 
@@ -140,7 +132,6 @@ impl<'a> Contest<'a> {
         Ok(())
     }
 
-    /// At least this many checks.
     async fn warm_up(&mut self, name: &str, mut target: Target, checks: u64) -> anyhow::Result<()> {
         let mut answered = 0;
         loop {

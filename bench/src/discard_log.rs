@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 pub(crate) struct DiscardLog;
 
+type Reads<'a, T> = BoxFuture<'a, Result<T, ReadError>>;
+
 impl DecisionLog for DiscardLog {
     fn append(&self, batches: Vec<Batch>, _: Instant) -> BoxFuture<'_, Vec<Result<(), AppendError>>> {
         Box::pin(async move { batches.iter().map(|_| Ok(())).collect() })
@@ -25,48 +27,23 @@ impl DecisionLog for DiscardLog {
         Box::pin(async { Ok(Position(0)) })
     }
 
-    fn read<'a>(
-        &'a self,
-        _: &'a AccountId,
-        _: EntryFilter,
-        _: Seek,
-        _: usize,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
+    fn read<'a>(&'a self, _: &'a AccountId, _: EntryFilter, _: Seek, _: usize, _: Instant) -> Reads<'a, Chunk> {
         Box::pin(async { Ok(Chunk { entries: Vec::new(), more: false, rejected: 0 }) })
     }
 
-    fn read_back<'a>(
-        &'a self,
-        _: &'a AccountId,
-        _: EntryKind,
-        _: SeekBack,
-        _: usize,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Chunk, ReadError>> {
+    fn read_back<'a>(&'a self, _: &'a AccountId, _: EntryKind, _: SeekBack, _: usize, _: Instant) -> Reads<'a, Chunk> {
         Box::pin(async { Ok(Chunk { entries: Vec::new(), more: false, rejected: 0 }) })
     }
 
-    fn last<'a>(
-        &'a self,
-        _: &'a AccountId,
-        _: EntryKind,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<Option<Entry>, ReadError>> {
+    fn last<'a>(&'a self, _: &'a AccountId, _: EntryKind, _: Instant) -> Reads<'a, Option<Entry>> {
         Box::pin(async { Ok(None) })
     }
 
-    fn remove_through<'a>(
-        &'a self,
-        _: &'a AccountId,
-        _: EntryKind,
-        _: Position,
-        _: Instant,
-    ) -> BoxFuture<'a, Result<u64, ReadError>> {
+    fn remove_through<'a>(&'a self, _: &'a AccountId, _: EntryKind, _: Position, _: Instant) -> Reads<'a, u64> {
         Box::pin(async { Ok(0) })
     }
 
-    fn accounts(&self, _: Instant) -> BoxFuture<'_, Result<Vec<AccountId>, ReadError>> {
+    fn accounts(&self, _: Instant) -> Reads<'_, Vec<AccountId>> {
         Box::pin(async { Ok(Vec::new()) })
     }
 

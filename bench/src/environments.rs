@@ -1,8 +1,5 @@
 //! The environments in which the product runs here: one process with files of its own, and a real nats-server, with and
-//! without authenticated messages.
-//!
-//! Owns what both subcommands start first, and keeps it alive: certificates, nats-server, and the keystore, evaluator
-//! and exporter of each environment. Gateways are started by the code that measures them.
+//! without authenticated messages. Starts what both subcommands need and keeps it alive; gateways come later.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,10 +13,8 @@ use tempfile::TempDir;
 
 use crate::product::{Environment, Installation, of_role};
 
-/// All environments, ready for gateways.
 pub(crate) struct Environments {
     pub(crate) tls: TlsFiles,
-    /// The authority that signed the server's certificate.
     pub(crate) ca: PathBuf,
     pub(crate) nats: NatsConfig,
     pub(crate) embedded: Installation,
@@ -37,21 +32,20 @@ impl Environments {
         let server = NatsServer::start().await;
         let nats = NatsConfig::new(server.url(), "bench");
         Connection::open(&nats).await?.prepare_log(1).await?;
-        let embedded = directory.path().join("embedded");
-        std::fs::create_dir(&embedded)?;
+        let new_dir = |name: &str| {
+            let path = directory.path().join(name);
+            std::fs::create_dir(&path).map(|()| path)
+        };
+        let embedded = new_dir("embedded")?;
         let bus = Bus::open(&embedded)?;
         let embedded = Installation::start(Environment::Embedded(bus), &embedded, tls.clone()).await?;
-        let on_nats = directory.path().join("nats");
-        std::fs::create_dir(&on_nats)?;
-        let on_nats =
-            Installation::start(Environment::Nats(Box::new(nats.clone()), None), &on_nats, tls.clone()).await?;
-        let authenticated = directory.path().join("authenticated");
-        std::fs::create_dir(&authenticated)?;
+        let place = Environment::Nats(Box::new(nats.clone()), None);
+        let on_nats = Installation::start(place, &new_dir("nats")?, tls.clone()).await?;
         let keys = Arc::new(KeySet::create(Requirement::Always)?);
         let other = NatsConfig { prefix: "s1".to_owned(), ..nats.clone() };
         Connection::open(&of_role(&other, Some(&keys), Role::AuditExport)?).await?.prepare_log(1).await?;
         let place = Environment::Nats(Box::new(other), Some(keys));
-        let authenticated = Installation::start(place, &authenticated, tls.clone()).await?;
+        let authenticated = Installation::start(place, &new_dir("authenticated")?, tls.clone()).await?;
         Ok(Self { tls, ca, nats, embedded, on_nats, authenticated, _server: server, _directory: directory })
     }
 }

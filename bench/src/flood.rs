@@ -1,9 +1,7 @@
 //! What bad keys cost good traffic: the same steady load alone and under a flood, in turns.
 //!
-//! Owns the flood: well-formed keys that were never issued, each with an id of its own, each over a connection of its
-//! own from one of many addresses. So neither the rate limit of an address nor that of a key's id stops it, and every
-//! key needs a hash: only the keystore's bounded pool is left. Both loads share the machine's cores with the servers,
-//! including the flood's handshakes.
+//! The flood's keys were never issued, each has an id of its own and comes over a connection of its own from one of
+//! many addresses. So no rate limit stops it, and every key needs a hash: only the keystore's bounded pool is left.
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -14,11 +12,11 @@ use serde::Serialize;
 use stage0_contract::{ApiKey, ApiKeyError};
 use tokio::task::JoinSet;
 
-use crate::Flood;
 use crate::environments::Environments;
 use crate::load::{Endpoint, Pace, Target};
 use crate::product::Log;
 use crate::request::{CheckRequest, Runs};
+use crate::{Flood, turn};
 
 mod report;
 
@@ -30,10 +28,8 @@ const WARM_UP: Duration = Duration::from_secs(1);
 const SETTLE_DELAY: Duration = Duration::from_secs(2);
 /// The first address of the flood; good traffic comes from 127.0.0.1.
 const FIRST_ADDRESS: u32 = 0x7F01_0001;
-/// A bad key without an answer after this time counts as unanswered.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The answers to bad keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct BadKeyAnswers {
     /// 401: hashed, and refused.
@@ -42,13 +38,11 @@ pub(crate) struct BadKeyAnswers {
     throttled: u64,
     /// 503: the pool was full, or too slow.
     unavailable: u64,
-    /// Another status.
     otherwise: u64,
     /// Not connected, or closed without an answer.
     unanswered: u64,
 }
 
-/// Good traffic in one environment, and the flood against the same gateway.
 struct Contest {
     endpoint: Endpoint,
     good: Target,
@@ -66,41 +60,34 @@ pub(crate) async fn flood(settings: &Flood) -> anyhow::Result<Report> {
         let askings = (0..settings.connections).map(|line| CheckRequest::check(&served.key, Runs::Nameless, line));
         let askings = askings.collect::<Result<_, _>>()?;
         let mut good = Target::connect(&endpoint, askings, Some(r#""verdict":"ALLOW""#)).await?;
-        good.turn(settings.pace(), WARM_UP).await.with_context(|| name)?;
+        good.turn(Pace::PerSecond(settings.rate), WARM_UP).await.with_context(|| name)?;
         fields.push(Contest { endpoint, good, row: Row::new(name), sent: 0 });
     }
     for repeat in 0..settings.repeats {
         for field in &mut fields {
-            field.take_turns(settings).await.with_context(|| field.row.name().to_owned())?;
+            field.take_turns(settings).await.with_context(|| field.row.name.clone())?;
         }
         eprintln!("turn {} of {} is over", repeat + 1, settings.repeats);
     }
     Ok(Report::new(settings, fields.into_iter().map(|field| field.row).collect()))
 }
 
-impl Flood {
-    fn pace(&self) -> Pace {
-        Pace::PerSecond(self.rate)
-    }
-}
-
 impl Contest {
     async fn take_turns(&mut self, settings: &Flood) -> anyhow::Result<()> {
-        let (pace, time) = (settings.pace(), settings.turn());
+        let (pace, time) = (Pace::PerSecond(settings.rate), turn(settings.seconds));
         self.row.alone.add(self.good.turn(pace, time).await?);
         let first = self.sent;
-        self.sent += settings.bad_keys();
-        let bad = send_bad_keys(&self.endpoint, first..self.sent, settings);
-        let (good, told) = tokio::join!(self.good.turn(pace, time), bad);
+        self.sent += u64::from(settings.bad) * time.as_secs();
+        let bad = send_bad_keys(&self.endpoint, first..self.sent, settings, &mut self.row.told);
+        let (good, bad) = tokio::join!(self.good.turn(pace, time), bad);
+        bad?;
         self.row.flooded.add(good?);
-        self.row.told.add(told?);
         tokio::time::sleep(SETTLE_DELAY).await;
         Ok(())
     }
 }
 
 impl BadKeyAnswers {
-    /// Counts one answer; none: there was none.
     fn count(&mut self, status: Option<u16>) {
         match status {
             Some(401) => self.unauthorized += 1,
@@ -110,14 +97,6 @@ impl BadKeyAnswers {
             None => self.unanswered += 1,
         }
     }
-
-    fn add(&mut self, other: Self) {
-        self.unauthorized += other.unauthorized;
-        self.throttled += other.throttled;
-        self.unavailable += other.unavailable;
-        self.otherwise += other.otherwise;
-        self.unanswered += other.unanswered;
-    }
 }
 
 /// Sends bad keys at a steady rate, whether or not earlier ones are answered.
@@ -125,7 +104,8 @@ async fn send_bad_keys(
     endpoint: &Endpoint,
     numbers: std::ops::Range<u64>,
     settings: &Flood,
-) -> anyhow::Result<BadKeyAnswers> {
+    told: &mut BadKeyAnswers,
+) -> anyhow::Result<()> {
     let body: Arc<str> = Runs::Nameless.body(0)?.into();
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / settings.bad.max(1));
     let mut under_way = JoinSet::new();
@@ -141,11 +121,10 @@ async fn send_bad_keys(
             tokio::time::timeout(ANSWER_TIMEOUT, asked).await.ok().and_then(Result::ok)
         });
     }
-    let mut told = BadKeyAnswers::default();
     while let Some(status) = under_way.join_next().await {
         told.count(status?);
     }
-    Ok(told)
+    Ok(())
 }
 
 /// A key with a valid form and checksum that was never issued.
@@ -154,7 +133,6 @@ fn bad_key(number: u64) -> Result<ApiKey, ApiKeyError> {
     ApiKey::from_random([0xBA, 0xD0, a, b, c, d, e, f, g, h], [7; 20])
 }
 
-/// The addresses in turn, around and around.
 fn address(number: u64, count: u32) -> Ipv4Addr {
     let index = number % u64::from(count.max(1));
     Ipv4Addr::from(FIRST_ADDRESS.saturating_add(u32::try_from(index).unwrap_or(0)))
@@ -188,7 +166,5 @@ mod tests {
         }
         let once = BadKeyAnswers { unauthorized: 2, throttled: 1, unavailable: 1, otherwise: 1, unanswered: 1 };
         assert_eq!(told, once);
-        told.add(once);
-        assert_eq!(told, BadKeyAnswers { unauthorized: 4, throttled: 2, unavailable: 2, otherwise: 2, unanswered: 2 });
     }
 }

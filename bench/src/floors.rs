@@ -2,8 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use actix_web::web::{Bytes, Data, Json, post};
+use actix_web::web::{Bytes, Data, Json, ServiceConfig, post};
 use actix_web::{App, HttpResponse, HttpServer};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -33,12 +34,9 @@ impl Request for Echo {
 
 /// Parses JSON and writes it back.
 pub(crate) fn tls_echo(tls: &TlsFiles, workers: usize) -> anyhow::Result<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    let address = listener.local_addr()?;
-    let app = || App::new().route("/echo", post().to(async |body: Json<Value>| HttpResponse::Ok().json(body.0)));
-    let server = HttpServer::new(app).workers(workers).keep_alive(KEEP_ALIVE_TIMEOUT).disable_signals();
-    tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
-    Ok(address)
+    serve(tls, workers, |app| {
+        app.route("/echo", post().to(async |body: Json<Value>| HttpResponse::Ok().json(body.0)));
+    })
 }
 
 /// Does the same with a request to an echo server over NATS in between; one connection for each worker.
@@ -55,17 +53,24 @@ pub(crate) async fn nats_echo(tls: &TlsFiles, workers: usize, nats: &NatsConfig)
     for _ in 0..workers {
         askers.push(Backplane::connect(nats).await?);
     }
-    let (listener, turn) = (TcpListener::bind("127.0.0.1:0")?, Arc::new(std::sync::atomic::AtomicUsize::new(0)));
-    let address = listener.local_addr()?;
-    let app = move || {
-        let turn = turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % askers.len().max(1);
-        let app = App::new().route("/echo", post().to(ask));
-        match askers.get(turn) {
-            Some(asker) => app.app_data(Data::new(asker.clone())),
-            None => app,
+    let turn = Arc::new(AtomicUsize::new(0));
+    serve(tls, workers, move |app| {
+        if let Some(asker) = askers.get(turn.fetch_add(1, Ordering::Relaxed) % askers.len().max(1)) {
+            app.app_data(Data::new(asker.clone()));
         }
-    };
-    let server = HttpServer::new(app).workers(workers).keep_alive(KEEP_ALIVE_TIMEOUT).disable_signals();
+        app.route("/echo", post().to(ask));
+    })
+}
+
+fn serve(
+    tls: &TlsFiles,
+    workers: usize,
+    configure: impl Fn(&mut ServiceConfig) + Clone + Send + 'static,
+) -> anyhow::Result<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let server = HttpServer::new(move || App::new().configure(&configure));
+    let server = server.workers(workers).keep_alive(KEEP_ALIVE_TIMEOUT).disable_signals();
     tokio::spawn(server.listen_rustls_0_23(listener, config(tls)?)?.run());
     Ok(address)
 }

@@ -1,8 +1,7 @@
 //! The load: connections that send the next request as soon as the last is answered, or at a steady rate.
 //!
 //! A client that costs little: a request's bytes are built once, and of an answer only status and length are read. A
-//! turn fails if a contestant answers with a status other than 200 and 503, or if its last answer is not the expected
-//! one: what is fast must be right.
+//! turn fails if its last answer is not the expected one: what is fast must be right.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -14,21 +13,20 @@ use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::http_message;
 use crate::request::{CheckRequest, find};
 
-/// The address of a contestant.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     address: SocketAddr,
     tls: TlsConnector,
 }
 
-/// One open connection.
 pub(crate) struct Line {
     stream: TlsStream<TcpStream>,
     buffer: Vec<u8>,
@@ -37,23 +35,18 @@ pub(crate) struct Line {
 /// The requests of one contestant, on all its connections.
 pub(crate) struct Target {
     lines: Vec<(Line, CheckRequest)>,
-    /// Part of every correct answer.
     wanted: Option<&'static str>,
 }
 
-/// The result of one turn.
 #[derive(Default)]
 pub(crate) struct Turn {
-    /// Of every answer.
     pub(crate) latencies: Vec<Duration>,
     /// How many answers were 503, because there was none in time.
     pub(crate) refused: u64,
 }
 
-/// When a connection sends its next request.
 #[derive(Clone, Copy)]
 pub(crate) enum Pace {
-    /// As soon as the last one is answered.
     AsAnswered,
     /// All connections together at this rate a second, whatever the answers.
     PerSecond(u32),
@@ -69,7 +62,6 @@ impl Endpoint {
         Ok(Self { address, tls: TlsConnector::from(Arc::new(config)) })
     }
 
-    /// Opens a connection, from a loopback address if one is given.
     pub(crate) async fn open(&self, from: Option<Ipv4Addr>) -> anyhow::Result<Line> {
         let socket = TcpSocket::new_v4()?;
         if let Some(from) = from {
@@ -96,7 +88,6 @@ impl Target {
         Ok(Self { lines, wanted })
     }
 
-    /// Runs one turn on every connection.
     pub(crate) async fn turn(&mut self, pace: Pace, time: Duration) -> anyhow::Result<Turn> {
         let (began, count, wanted) = (Instant::now(), self.lines.len(), self.wanted);
         let tasks = std::mem::take(&mut self.lines).into_iter().enumerate().map(|(index, (mut line, mut request))| {
@@ -168,28 +159,12 @@ impl Line {
         Ok(turn)
     }
 
-    /// Reads the answer into the buffer; returns its status.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> anyhow::Result<u16> {
         self.stream.write_all(request).await?;
         self.buffer.clear();
-        let (whole, status) = loop {
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                bail!("the connection was closed");
-            }
-            if let Some(end) = find(&self.buffer, b"\r\n\r\n") {
-                let head = std::str::from_utf8(self.buffer.get(..end).unwrap_or_default())?.to_ascii_lowercase();
-                let status = head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;
-                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-                let length: usize = length.context("no length")?.trim().parse()?;
-                break (end + 4 + length, status.parse()?);
-            }
-        };
-        while self.buffer.len() < whole {
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
-                bail!("the connection was closed within an answer");
-            }
-        }
-        Ok(status)
+        let message = http_message::read(&mut self.stream, &mut self.buffer).await?;
+        let status = message.head.strip_prefix("http/1.1 ").and_then(|rest| rest.get(..3)).context("no status")?;
+        Ok(status.parse()?)
     }
 }
 

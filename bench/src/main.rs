@@ -1,11 +1,8 @@
 //! What recording, run state and quotas cost, as ratios against floors of the same run: `cargo run --profile dist -p
-//! stage0-bench -- compare`.
-//! What a flood of bad keys costs good traffic: `… -- flood`.
+//! stage0-bench -- compare`. What a flood of bad keys costs good traffic: `… -- flood`.
 //!
-//! Owns the comparisons: all contestants are started and then take turns, so that a drift of the machine affects all of
-//! them. Uses real parts only: TLS, a real nats-server that syncs each message, real files, a real receiver. Load and
-//! servers share the machine's cores, which is part of every number; only ratios within one run mean something. Plain
-//! contestants name no run (see `request`).
+//! All contestants are started and then take turns, so that a drift of the machine affects all of them. Uses real parts
+//! only. Load and servers share the machine's cores: only ratios within one run mean something.
 
 // A program for people at a terminal.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -15,6 +12,7 @@ mod discard_log;
 mod environments;
 mod flood;
 mod floors;
+mod http_message;
 mod load;
 mod product;
 mod quantiles;
@@ -49,7 +47,6 @@ enum Command {
     Flood(Flood),
 }
 
-/// How long and how hard.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Compare {
     /// Seconds of each turn
@@ -69,7 +66,6 @@ pub(crate) struct Compare {
     json: bool,
 }
 
-/// How much of what.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Flood {
     /// Seconds of each turn
@@ -95,21 +91,8 @@ pub(crate) struct Flood {
     json: bool,
 }
 
-impl Compare {
-    fn turn(&self) -> Duration {
-        Duration::from_secs(self.seconds.max(1))
-    }
-}
-
-impl Flood {
-    fn turn(&self) -> Duration {
-        Duration::from_secs(self.seconds.max(1))
-    }
-
-    /// Bad keys in each turn.
-    fn bad_keys(&self) -> u64 {
-        u64::from(self.bad) * self.seconds.max(1)
-    }
+fn turn(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.max(1))
 }
 
 fn main() -> anyhow::Result<()> {

@@ -1,5 +1,6 @@
 //! The product as a contestant: keystore, evaluator, gateway and, where it delivers, exporter; the code that ships.
 
+use std::future::ready;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -26,7 +27,6 @@ use crate::floors::KEEP_ALIVE_TIMEOUT;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The backplane of an environment.
 #[derive(Clone)]
 pub(crate) enum Environment {
     Embedded(Bus),
@@ -34,10 +34,8 @@ pub(crate) enum Environment {
     Nats(Box<NatsConfig>, Option<Arc<KeySet>>),
 }
 
-/// What becomes of a gateway's records.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Log {
-    /// The log of the environment stores them.
     Stored,
     /// They are acknowledged and dropped.
     Discarded,
@@ -52,7 +50,6 @@ impl Log {
     }
 }
 
-/// What all gateways of one environment share.
 pub(crate) struct Installation {
     place: Environment,
     tls: TlsFiles,
@@ -60,7 +57,6 @@ pub(crate) struct Installation {
     backplane: Backplane,
 }
 
-/// A running gateway, and a key for it.
 pub(crate) struct Served {
     pub(crate) address: SocketAddr,
     pub(crate) key: String,
@@ -76,7 +72,6 @@ impl Environment {
     }
 }
 
-/// The configuration of a role's process.
 pub(crate) fn of_role(config: &NatsConfig, keys: Option<&KeySet>, role: Role) -> anyhow::Result<NatsConfig> {
     let keys = keys.map(|keys| keys.role(role).context("no keys for this role")).transpose()?;
     let auth = keys.map(|keys| MessageAuth::new(keys, role, false)).transpose()?;
@@ -84,7 +79,6 @@ pub(crate) fn of_role(config: &NatsConfig, keys: Option<&KeySet>, role: Role) ->
 }
 
 impl Installation {
-    /// Starts keystore, evaluator and exporter of one environment.
     pub(crate) async fn start(place: Environment, directory: &Path, tls: TlsFiles) -> anyhow::Result<Self> {
         let keys = directory.join("keys");
         let lease = matches!(place, Environment::Nats(..)).then(LeaseTimes::default);
@@ -142,10 +136,8 @@ impl Installation {
         Ok(match &self.place {
             Environment::Embedded(bus) => {
                 let bus = bus.clone();
-                let connect: stage0_gateway::Connect<std::convert::Infallible> = Box::new(move || {
-                    let backplane = log.replace_in(bus.connect());
-                    Box::pin(async move { Ok(backplane) })
-                });
+                let connect: stage0_gateway::Connect<std::convert::Infallible> =
+                    Box::new(move || Box::pin(ready(Ok(log.replace_in(bus.connect())))));
                 Gateway::build(config, connect).await?
             }
             Environment::Nats(nats, keys) => {
@@ -175,7 +167,6 @@ impl Installation {
         self.manage(&update).await.map(drop)
     }
 
-    /// Creates an endpoint for an account.
     pub(crate) async fn webhook(&self, account: &AccountId, receiver: SocketAddr) -> anyhow::Result<WebhookId> {
         let create = CreateWebhook {
             caller: self.operator.clone(),

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 
-/// Its address and its count.
+use crate::http_message;
+
 #[derive(Clone)]
 pub(crate) struct Receiver {
     pub(crate) address: SocketAddr,
@@ -34,27 +35,13 @@ impl Receiver {
     }
 }
 
-async fn serve(mut stream: TcpStream, count: &AtomicU64) -> Option<()> {
-    stream.set_nodelay(true).ok()?;
+async fn serve(mut stream: TcpStream, count: &AtomicU64) -> anyhow::Result<()> {
+    stream.set_nodelay(true)?;
     let mut buffer = Vec::with_capacity(64 * 1024);
     loop {
-        let end = loop {
-            if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
-                break end;
-            }
-            if stream.read_buf(&mut buffer).await.ok()? == 0 {
-                return None;
-            }
-        };
-        let head = std::str::from_utf8(buffer.get(..end)?).ok()?.to_ascii_lowercase();
-        let length: usize = head.lines().find_map(|line| line.strip_prefix("content-length: "))?.trim().parse().ok()?;
-        while buffer.len() < end + 4 + length {
-            if stream.read_buf(&mut buffer).await.ok()? == 0 {
-                return None;
-            }
-        }
-        buffer.drain(..end + 4 + length);
+        let message = http_message::read(&mut stream, &mut buffer).await?;
+        buffer.drain(..message.length);
         count.fetch_add(1, Ordering::Relaxed);
-        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.ok()?;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await?;
     }
 }

@@ -9,59 +9,37 @@ use crate::Compare;
 use crate::load::Turn;
 use crate::quantiles::{median, median_ratio, quantile};
 
-/// The pairs whose ratios are reported, each by the start of its name.
-const PAIRS: [(&str, &str); 24] = [
-    ("c0", "a "),
-    ("d0", "b "),
-    ("c1", "c0"),
-    ("c2", "c0"),
-    ("d1", "d0"),
-    ("d2", "d0"),
-    ("c3", "c1"),
-    ("c4", "c1"),
-    ("c5", "c1"),
-    ("c6", "c1"),
-    ("c7", "c1"),
-    ("d3", "d1"),
-    ("d4", "d1"),
-    ("d5", "d1"),
-    ("d6", "d1"),
-    ("d7", "d1"),
-    ("e0", "d0"),
-    ("e1", "d1"),
-    ("e2", "d2"),
-    ("e3", "d3"),
-    ("e4", "d4"),
-    ("e5", "d5"),
-    ("e6", "d6"),
-    ("e7", "d7"),
-];
+/// The pairs whose ratios are reported, each by the start of its name: against the floor, within an environment, and
+/// with authenticated messages against without.
+fn pairs() -> Vec<(String, String)> {
+    let mut pairs = vec![("c0".to_owned(), "a ".to_owned()), ("d0".to_owned(), "b ".to_owned())];
+    for (other, ways) in [(0, 1..=2), (1, 3..=7)] {
+        for place in ["c", "d"] {
+            pairs.extend(ways.clone().map(|way| (format!("{place}{way}"), format!("{place}{other}"))));
+        }
+    }
+    pairs.extend((0..=7).map(|way| (format!("e{way}"), format!("d{way}"))));
+    pairs
+}
 
-/// One contestant.
-#[derive(Debug, Serialize)]
+#[derive(Default)]
 pub(crate) struct Row {
-    name: String,
-    /// Requests a second, turn by turn.
+    pub(crate) name: String,
     rates: Vec<f64>,
     /// The 99th percentile in milliseconds, turn by turn.
     p99s: Vec<f64>,
-    #[serde(skip)]
     all: Vec<Duration>,
     refused: u64,
 }
 
-/// Deliveries in one environment.
 #[derive(Debug, Serialize)]
 pub(crate) struct Deliveries {
-    /// The environment's name.
     pub(crate) name: String,
-    /// Events a second.
     pub(crate) delivered: f64,
     /// POSTs a second of a bare loop.
     pub(crate) bare: f64,
 }
 
-/// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     connections: usize,
@@ -81,7 +59,6 @@ struct Summary {
     p50_ms: f64,
     p99_ms: f64,
     p999_ms: f64,
-    /// Answers of 503, in all turns.
     refused: u64,
 }
 
@@ -95,11 +72,7 @@ struct Ratio {
 
 impl Row {
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), rates: Vec::new(), p99s: Vec::new(), all: Vec::new(), refused: 0 }
-    }
-
-    pub(crate) fn name(&self) -> &str {
-        &self.name
+        Self { name: name.to_owned(), ..Self::default() }
     }
 
     pub(crate) fn add(&mut self, time: Duration, turn: Turn) {
@@ -129,8 +102,8 @@ impl Row {
 
 impl Report {
     pub(crate) fn new(settings: &Compare, mut rows: Vec<Row>, deliveries: Vec<Deliveries>) -> Self {
-        let ratios = PAIRS.iter().filter_map(|(one, other)| {
-            let find = |name: &str| rows.iter().find(|row| row.name.starts_with(name));
+        let ratios = pairs().into_iter().filter_map(|(one, other)| {
+            let find = |name: String| rows.iter().find(|row| row.name.starts_with(&name));
             let (one, other) = (find(one)?, find(other)?);
             Some(Ratio {
                 what: format!("{} / {}", one.name.trim(), other.name.trim()),
@@ -140,7 +113,7 @@ impl Report {
         });
         let ratios = ratios.collect();
         let rows = rows.iter_mut().map(Row::summary).collect();
-        let (connections, seconds, repeats) = (settings.connections, settings.seconds, settings.repeats);
+        let &Compare { connections, seconds, repeats, .. } = settings;
         Self { connections, seconds, repeats, rows, ratios, deliveries }
     }
 }

@@ -1,11 +1,9 @@
 //! The request: its bytes, and which run its check names.
 //!
-//! Owns the body: case 023 of the contract, with four of its six constraints unchanged. It differs in two things. Its
-//! run is left out, as checks that name one run wait for each other and every contestant would measure that;
-//! contestants that measure runs name one here. And its limits on iterations and time are out of reach: a run that hit
-//! one would get DEFER, which writes nothing.
-//! INVARIANT: all bodies of one contestant have the same length, so that a number is written into the bytes and nothing
-//! is built again.
+//! The body is case 023 of the contract without its run, as checks that name one run wait for each other; contestants
+//! that measure runs name one here. Its limits on iterations and time are out of reach: a run that hit one would get
+//! DEFER, which writes nothing. INVARIANT: all bodies of one contestant have the same length, so that a number is
+//! written into the bytes and nothing is built again.
 
 use std::ops::Range;
 
@@ -21,20 +19,16 @@ const CHECKS_OF_GROWN_RUN: u64 = 128;
 /// Fixed, so that the number can be overwritten in the bytes.
 const DIGITS: usize = 8;
 
-/// Which runs the checks of a contestant name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Runs {
-    /// The checks name no run.
     Nameless,
     /// Each connection keeps a run of its own, which grows to its full size.
     OfLine,
     /// Each connection has a run of its own, and a new one after [`CHECKS_OF_YOUNG_RUN`] checks.
     Young,
-    /// All connections name the same run.
     ForAll,
 }
 
-/// One connection's request.
 pub(crate) struct CheckRequest {
     bytes: Vec<u8>,
     /// The offset of a young run's number.
@@ -43,7 +37,6 @@ pub(crate) struct CheckRequest {
 }
 
 impl Runs {
-    /// The body of a connection's first check.
     pub(crate) fn body(self, line: usize) -> anyhow::Result<String> {
         let mut body: Value = serde_json::from_str(BODY)?;
         if let Some(run) = self.name(line) {
@@ -53,7 +46,6 @@ impl Runs {
         Ok(body.to_string())
     }
 
-    /// Checks after which the runs of this many connections have reached their full size.
     pub(crate) fn checks_until_grown(self, lines: usize) -> u64 {
         match self {
             Self::Nameless | Self::Young => 0,
@@ -72,7 +64,6 @@ impl Runs {
 }
 
 impl CheckRequest {
-    /// A POST with a constant body.
     pub(crate) fn new(path: &str, key: Option<&str>, body: &str) -> Self {
         let key = key.map(|key| format!("x-api-key: {key}\r\n")).unwrap_or_default();
         let text = format!(
@@ -83,21 +74,16 @@ impl CheckRequest {
         Self { bytes: text.into_bytes(), number: None, asked: 0 }
     }
 
-    /// One connection's checks.
     pub(crate) fn check(key: &str, runs: Runs, line: usize) -> anyhow::Result<Self> {
         let mut asking = Self::new("/check", Some(key), &runs.body(line)?);
-        match runs {
-            Runs::Nameless | Runs::OfLine | Runs::ForAll => {}
-            Runs::Young => {
-                let run = runs.name(line).unwrap_or_default();
-                let end = find(&asking.bytes, run.as_bytes()).context("the body names no run")? + run.len();
-                asking.number = Some(end - DIGITS..end);
-            }
+        if runs == Runs::Young {
+            let run = runs.name(line).unwrap_or_default();
+            let end = find(&asking.bytes, run.as_bytes()).context("the body names no run")? + run.len();
+            asking.number = Some(end - DIGITS..end);
         }
         Ok(asking)
     }
 
-    /// The bytes to send next.
     pub(crate) fn next(&mut self) -> &[u8] {
         if let Some(place) = self.number.clone().and_then(|place| self.bytes.get_mut(place)) {
             let number = format!("{:0DIGITS$}", self.asked / CHECKS_OF_YOUNG_RUN);
@@ -108,7 +94,6 @@ impl CheckRequest {
     }
 }
 
-/// The offset of some bytes in others.
 pub(crate) fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|window| window == wanted)
 }

@@ -52,14 +52,12 @@ async fn bare_loop(receiver: &Receiver, time: Duration) -> anyhow::Result<f64> {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     let client = reqwest::Client::builder().no_proxy().build()?;
-    let (url, body, until) =
-        (format!("http://{}/", receiver.address), Bytes::from(vec![b'x'; BODY_BYTES]), Instant::now() + time);
-    let before = receiver.count();
-    let began = Instant::now();
+    let (url, body) = (format!("http://{}/", receiver.address), Bytes::from(vec![b'x'; BODY_BYTES]));
+    let (before, began) = (receiver.count(), Instant::now());
     let loops = (0..CONCURRENCY).map(|_| {
         let (client, url, body) = (client.clone(), url.clone(), body.clone());
         tokio::spawn(async move {
-            while Instant::now() < until {
+            while began.elapsed() < time {
                 client.post(&url).body(body.clone()).send().await?.bytes().await?;
             }
             anyhow::Ok(())

@@ -9,9 +9,9 @@ use crate::Flood;
 use crate::load::Turn;
 use crate::quantiles::{median, median_ratio, quantile};
 
-/// One environment.
+#[derive(Default)]
 pub(crate) struct Row {
-    name: String,
+    pub(super) name: String,
     pub(super) alone: Good,
     pub(super) flooded: Good,
     pub(super) told: BadKeyAnswers,
@@ -27,7 +27,6 @@ pub(super) struct Good {
     refused: u64,
 }
 
-/// The whole report.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     connections: usize,
@@ -47,7 +46,6 @@ struct Place {
     /// The median over turns of the value under the flood divided by the value alone.
     p50_ratio: f64,
     p99_ratio: f64,
-    /// The answers to bad keys, in all turns.
     bad_keys: BadKeyAnswers,
 }
 
@@ -59,19 +57,13 @@ struct Summary {
     /// Of the slowest turn.
     worst_p99_ms: f64,
     slowest_ms: f64,
-    /// In all turns.
     answered: usize,
-    /// Answers of 503, in all turns.
     refused: u64,
 }
 
 impl Row {
     pub(super) fn new(name: &str) -> Self {
-        Self { name: name.to_owned(), alone: Good::default(), flooded: Good::default(), told: BadKeyAnswers::default() }
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.name
+        Self { name: name.to_owned(), ..Self::default() }
     }
 }
 
