@@ -5,6 +5,8 @@
 //! among the tests that `cargo test` runs by itself.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,6 +33,24 @@ const ONCE: [&str; 3] = ["setup", "streams", "welcome"];
 /// Handed from one service to another, by a volume that holds nothing else.
 const SHARED: [(&str, &[&str]); 2] =
     [("_operator", &["keystore", "welcome"]), ("_webhook-secret", &["receiver", "welcome"])];
+
+#[test]
+fn the_image_is_built_from_every_crate() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    let (recipe, sent) = (read("deploy/Dockerfile"), read(".dockerignore"));
+    let workspace = read("Cargo.toml");
+    let members = workspace.lines().find_map(|line| line.strip_prefix("members = [")?.strip_suffix(']')).unwrap();
+    for member in members.split(", ").map(|member| member.trim_matches('"')) {
+        let manifest = format!("COPY {member}/Cargo.toml {member}/\n");
+        assert!(recipe.contains(&manifest), "deploy/Dockerfile lacks `{member}`");
+        assert!(sent.lines().any(|line| line == format!("!{member}")), ".dockerignore leaves out `{member}`");
+        let Ok(benches) = fs::read_dir(root.join(member).join("benches")) else { continue };
+        for bench in benches.map(|entry| entry.unwrap().file_name().into_string().unwrap()) {
+            assert!(recipe.contains(&format!("{member}/benches/{bench}")), "deploy/Dockerfile lacks `{bench}`");
+        }
+    }
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs a container engine: `scripts/test.sh containers` runs it"]
