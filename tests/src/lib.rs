@@ -40,7 +40,7 @@ pub use containers::{Containers, docker, image, inspect};
 pub use dns::{Dns, Known};
 pub use freezer::Freezer;
 pub use moved_clock::MovedClock;
-pub use process::Process;
+pub use process::{Process, binary, command};
 pub use raw::{Dialer, Raw};
 pub use receiver::{Delivery, Receiver, Reply};
 pub use relay::Relay;

@@ -43,7 +43,7 @@ struct Lines {
 }
 
 /// The binary under test: `STAGE0_BIN`, else beside this test's own.
-fn binary() -> PathBuf {
+pub fn binary() -> PathBuf {
     if let Some(named) = std::env::var_os("STAGE0_BIN") {
         return named.into();
     }
@@ -51,6 +51,15 @@ fn binary() -> PathBuf {
     let beside = own.parent().and_then(|deps| deps.parent()).expect("target/<profile>/deps").join("stage0");
     assert!(beside.exists(), "{} is missing: run `cargo build`, or scripts/test.sh", beside.display());
     beside
+}
+
+/// The binary under test, without this machine's settings for it.
+pub fn command() -> Command {
+    let mut command = Command::new(binary());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGE0_")) {
+        command.env_remove(name);
+    }
+    command
 }
 
 impl Process {
@@ -66,12 +75,8 @@ impl Process {
 
     /// As above, with these variables beside those of this machine.
     pub fn start_in(arguments: &[String], memory: Option<u64>, environment: &[(String, String)]) -> Self {
-        let mut command = Command::new(binary());
+        let mut command = command();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // No setting of the machine reaches the product by accident.
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("STAGE0_")) {
-            command.env_remove(name);
-        }
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().expect("stage0 starts");
         let heard = Arc::new(Heard::default());

@@ -9,18 +9,9 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use stage0_tests::Stack;
+use stage0_tests::{Stack, binary};
 
 use crate::docs_examples::{blocks, document};
-
-/// The binary under test, as the harness finds it.
-pub(crate) fn stage0() -> PathBuf {
-    if let Some(named) = std::env::var_os("STAGE0_BIN") {
-        return named.into();
-    }
-    let own = std::env::current_exe().unwrap();
-    own.parent().unwrap().parent().unwrap().join("stage0")
-}
 
 /// The server that the other tests use.
 fn nats_server() -> PathBuf {
@@ -50,7 +41,7 @@ pub(crate) fn run(directory: &Path, path: &Path, script: &str) -> String {
 pub(crate) fn programs(directory: &Path) -> PathBuf {
     let bin = directory.join("bin");
     fs::create_dir_all(&bin).unwrap();
-    for (name, real) in [("stage0", stage0()), ("nats-server", nats_server())] {
+    for (name, real) in [("stage0", binary()), ("nats-server", nats_server())] {
         let real = real.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", real.display()));
         std::os::unix::fs::symlink(real, bin.join(name)).unwrap();
     }

@@ -6,13 +6,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
 use stage0_backplane::testing::wait_for;
-use stage0_tests::{Receiver, Stack};
+use stage0_tests::{Receiver, Stack, command};
 
 const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 const AUDIT: &str = "audit.md";
@@ -180,7 +179,7 @@ async fn the_test_vectors_of_the_audit_document_verify() {
     std::fs::write(at("signing-keys.json"), keys).unwrap();
     let verify = |lines: &[String; 2]| {
         std::fs::write(at("decisions.ndjson"), format!("{}\n{}\n", lines[0], lines[1])).unwrap();
-        let mut command = Command::new(crate::docs_commands::stage0());
+        let mut command = command();
         command.args(["decisions", "verify", "--json", "--file", "decisions.ndjson", "--keys", "signing-keys.json"]);
         let output = command.current_dir(directory.path()).output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
