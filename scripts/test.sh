@@ -74,7 +74,7 @@ fi
 # The power-cut test of the keystore needs root and mkfs.ext4.
 if [ "$(id -u)" = 0 ] && ! command -v mkfs.ext4 >/dev/null; then install e2fsprogs || true; fi
 # The tests of the pages drive a browser; where there is none, they fail and say so.
-if STAGE0_TEST_BROWSER=$(scripts/browser.sh); then export STAGE0_TEST_BROWSER; fi
+if STAGE0_BROWSER=$(scripts/browser.sh); then export STAGE0_BROWSER; else unset STAGE0_BROWSER; fi
 
 # An engine and the images of the stack are fetched while the rest is compiled.
 if [ "$mode" != quick ]; then
