@@ -41,7 +41,7 @@ pub enum ConstraintValue {
 }
 
 /// A constraint without a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names are those of the contract")]
 pub enum FlagName {
     ApprovalRequired,
@@ -56,7 +56,7 @@ pub enum FlagName {
 }
 
 /// A constraint whose smallest value counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitName {
     /// The last iteration that may run.
     MaxIterations,

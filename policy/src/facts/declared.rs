@@ -4,7 +4,7 @@
 //! does not define is an invalid field. Constraints without effect are kept with their index, so that none is ignored
 //! silently. Lists become sets here, so that no later step compares every entry with every other one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use stage0_contract::{
     Constraint, ConstraintValue, FieldError, FlagName, LimitName, ListName, Names, Reading, Spelling, Word,
@@ -17,8 +17,10 @@ use crate::vocabulary::{Edition, Vocabulary, Windows};
 
 #[derive(Debug, Default)]
 pub(crate) struct Declared {
-    flags: HashSet<FlagName>,
-    limits: HashMap<LimitName, i64>,
+    /// Few, and read often: searched without hashing, like the limits.
+    flags: Vec<FlagName>,
+    /// Each with its smallest value.
+    limits: Vec<(LimitName, i64)>,
     /// Canonical names, each once, in the order of the request.
     pub(crate) names: Vec<&'static str>,
     /// Normalised constraints, each once, in the order of the request.
@@ -141,7 +143,7 @@ impl Declared {
 
     /// The smallest declared value, in the unit of [`ConstraintValue::Limit`].
     pub(crate) fn limit(&self, limit: LimitName) -> Option<i64> {
-        self.limits.get(&limit).copied()
+        self.limits.iter().find(|(name, _)| *name == limit).map(|(_, value)| *value)
     }
 
     /// Whether a constraint restricts what a sensitive tool may do.
@@ -176,7 +178,7 @@ impl Declared {
     fn merge(&mut self, constraint: Constraint, lists: &mut Lists, vocabulary: &Vocabulary) {
         match constraint.value {
             ConstraintValue::Flag(flag) => {
-                self.flags.insert(flag);
+                self.flags.push(flag);
                 if flag == FlagName::NoRepeatCalls {
                     self.add_limit(LimitName::SameTool, 1);
                 }
@@ -187,7 +189,10 @@ impl Declared {
     }
 
     pub(super) fn add_limit(&mut self, limit: LimitName, value: i64) {
-        self.limits.entry(limit).and_modify(|smallest| *smallest = value.min(*smallest)).or_insert(value);
+        match self.limits.iter_mut().find(|(name, _)| *name == limit) {
+            Some((_, smallest)) => *smallest = value.min(*smallest),
+            None => self.limits.push((limit, value)),
+        }
     }
 
     fn add_list(&mut self, list: ListName, entries: Vec<String>, lists: &mut Lists, vocabulary: &Vocabulary) {
