@@ -1,8 +1,9 @@
 //! The chain by which a reader proves that no recorded decision is missing, altered, out of order or doubled.
 //!
-//! Each gateway numbers the decisions that it writes for an account and puts the hash of the previous one into each;
-//! marks, signed by the keystore, name the last decision of every writer. A hash is the SHA-256 of a line's bytes
-//! without its line feed; a signature is Ed25519 (RFC 8032) over the line without its signature.
+//! Each gateway numbers the lines that it writes for an account, decisions and events of approvals alike, and puts the
+//! hash of the previous one into each; marks, signed by the keystore, name the last line of every writer. A hash is the
+//! SHA-256 of a line's bytes without its line feed; a signature is Ed25519 (RFC 8032) over the line without its
+//! signature.
 
 use std::fmt;
 
@@ -96,14 +97,13 @@ pub struct Link {
     pub writer: WriterId,
     /// Counts from 1 without gaps.
     pub sequence: u64,
-    /// The writer's decision before this one; null only for its first.
+    /// The writer's line before this one; null only for its first.
     pub previous: Option<Previous>,
-    /// Of a writer's first decision only: the last decision of the account that was there already; absent when
-    /// there was none.
+    /// Of a writer's first line only: the last line of another writer that was there already; absent when there was
+    /// none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Head>,
-    /// Of a writer's first decision only: the last mark of the account that was there already; absent when there
-    /// was none.
+    /// Of a writer's first line only: the last mark of the account that was there already; absent when there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mark: Option<MarkRef>,
 }

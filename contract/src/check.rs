@@ -18,7 +18,7 @@ use crate::constraint::Constraint;
 use crate::environment;
 use crate::word::{Spelling, is_blank};
 
-pub use members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, Member, REQUEST_MEMBERS};
+pub use members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, REQUEST_MEMBERS, RequestMember};
 
 /// The largest body, in bytes.
 pub const MAX_BODY_BYTES: usize = 1_000_000;

@@ -108,6 +108,21 @@ impl IssueCode {
     /// A policy failed while it was evaluated; always denies.
     pub const POLICY_ERROR: &str = "POLICY_ERROR";
 
+    /// A stop covers the check; always denies.
+    pub const STOPPED: &str = "STOPPED";
+    /// The approval was refused; always denies.
+    pub const APPROVAL_STATUS_INVALID: &str = "APPROVAL_STATUS_INVALID";
+
+    /// The code of a check that a stop covers.
+    pub fn stopped() -> Self {
+        Self(Self::STOPPED.into())
+    }
+
+    /// The code of an action whose approval was refused.
+    pub fn approval_status_invalid() -> Self {
+        Self(Self::APPROVAL_STATUS_INVALID.into())
+    }
+
     /// The code of an error in the policy itself.
     pub fn policy_error() -> Self {
         Self(Self::POLICY_ERROR.into())

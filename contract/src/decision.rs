@@ -9,7 +9,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{ClientRequestId, IssueCode, NextAction, PolicyVersion, RequestId, Severity, Verdict};
+use crate::{
+    ApprovalRef, ApprovalSource, ClientRequestId, IssueCode, NextAction, PolicyVersion, RequestId, Severity, Verdict,
+};
 
 /// The traffic-light word that is paired with a [`Verdict`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -112,6 +114,10 @@ pub struct Decision {
     pub environment: String,
     /// Rules evaluated, matched, deciding.
     pub decision_trace_summary: String,
+    /// The approval that this decision opened, waits for, or used. Null where there is none; on DEFER also where
+    /// something else is missing as well, and the questions say what.
+    #[serde(default)]
+    pub approval: Option<ApprovalRef>,
 }
 
 /// Members of `details` that hold words of the request: they stand in the answer alone, never in a record.
@@ -167,6 +173,9 @@ pub struct ResponseMeta {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("maxItems" = 20))]
     pub ignored_fields: Vec<String>,
+    /// Where the approval that counted came from; absent where none counted. `caller`: only the caller says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval_source: Option<ApprovalSource>,
 }
 
 /// The body of a 200 answer to `POST /check`.

@@ -83,6 +83,30 @@ text_id!(
     is_token
 );
 text_id!(
+    /// A member of an account: 1–64 of `A-Z a-z 0-9 _ -`. Names a person and says nothing of one.
+    MemberId,
+    "1 to 64 letters, digits, `_` or `-`",
+    is_token
+);
+text_id!(
+    /// An approval: 1–64 of `A-Z a-z 0-9 _ -`.
+    ApprovalId,
+    "1 to 64 letters, digits, `_` or `-`",
+    is_token
+);
+text_id!(
+    /// A wider grant: 1–64 of `A-Z a-z 0-9 _ -`.
+    GrantId,
+    "1 to 64 letters, digits, `_` or `-`",
+    is_token
+);
+text_id!(
+    /// A stop: 1–64 of `A-Z a-z 0-9 _ -`.
+    StopId,
+    "1 to 64 letters, digits, `_` or `-`",
+    is_token
+);
+text_id!(
     /// `<pack>@<semver>+<digest>`, at most 100 visible ASCII characters. Names the content that decided.
     PolicyVersion,
     "a policy version: `<pack>@<semver>+<digest>`",

@@ -33,6 +33,10 @@ pub struct InstanceHeartbeat {
     /// Of audit-export alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<DeliveryLag>,
+    /// Which kinds of lines of the log it can read: 0, or absent, those of decisions and marks; from 1 on every kind,
+    /// unknown ones too.
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
+    pub log_edition: u32,
 }
 
 /// The longest name or version.
@@ -41,6 +45,9 @@ const MAX_REMARKS: usize = 16;
 const MAX_REMARK_BYTES: usize = 512;
 
 impl InstanceHeartbeat {
+    /// What this version announces as `log_edition`.
+    pub const LOG_EDITION: u32 = 1;
+
     /// The interval of heartbeats.
     pub const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -144,6 +151,7 @@ mod tests {
             remarks,
             policy_version: None,
             delivery: None,
+            log_edition: 0,
         };
         assert_eq!((remarks.len(), remarks[0].len()), (MAX_REMARKS, MAX_REMARK_BYTES));
         assert!(seen(remarks).is_small());

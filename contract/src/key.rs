@@ -77,7 +77,7 @@ fn checksum(body: &str) -> String {
 }
 
 /// Most significant bits first; the last character is filled up with zero bits.
-fn base32(bytes: &[u8]) -> String {
+pub(crate) fn base32(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
     let (mut buffer, mut bits) = (0_u32, 0_u32);
     let mut push = |value: u32| text.push(KEY_ALPHABET.get((value & 31) as usize).copied().map_or('0', char::from));

@@ -5,6 +5,7 @@
 //! INVARIANT: a released shape is frozen; additions are optional fields. Golden fixtures in `fixtures/` hold that.
 
 mod api;
+mod approval;
 mod audit;
 mod canonical;
 mod chain;
@@ -22,8 +23,10 @@ mod key;
 mod manage;
 mod message;
 mod number;
+mod people;
 mod record;
 mod run;
+mod stop;
 mod traffic;
 mod usage;
 mod webhook;
@@ -31,6 +34,7 @@ mod webhook_url;
 mod word;
 
 pub use api::*;
+pub use approval::*;
 pub use audit::*;
 pub use canonical::canonical_hash;
 pub use chain::*;
@@ -48,8 +52,10 @@ pub use key::{ApiKey, ApiKeyError, KEY_ALPHABET};
 pub use manage::*;
 pub use message::*;
 pub use number::{MAX_USD, Micros, NumberError, whole_text};
+pub use people::*;
 pub use record::*;
 pub use run::*;
+pub use stop::*;
 pub use traffic::*;
 pub use usage::*;
 pub use webhook::*;

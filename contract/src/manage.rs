@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccountId, ApiKey, Caps, FieldError, KeyId, Limits};
+use crate::{AccountId, AccountRules, ApiKey, ApprovalMode, Caps, FieldError, Holder, KeyId, Limits, MemberId};
 
 /// What a key may do. None implies another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -38,6 +38,18 @@ pub enum Scope {
     /// Activate policies.
     #[serde(rename = "policies:manage")]
     PoliciesManage,
+    /// Manage the account's members.
+    #[serde(rename = "members:manage")]
+    MembersManage,
+    /// Approve and deny: for keys of members alone.
+    #[serde(rename = "approvals:decide")]
+    ApprovalsDecide,
+    /// Register approvals that a system outside gave.
+    #[serde(rename = "approvals:grant")]
+    ApprovalsGrant,
+    /// Stop checks and resume them.
+    #[serde(rename = "stops:manage")]
+    StopsManage,
     /// Manage accounts; neither checks nor reads decisions.
     #[serde(rename = "operator")]
     Operator,
@@ -46,7 +58,7 @@ pub enum Scope {
 pub type Scopes = BTreeSet<Scope>;
 
 impl Scope {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Check,
         Self::DecisionsRead,
         Self::DecisionsDelete,
@@ -54,6 +66,10 @@ impl Scope {
         Self::WebhooksManage,
         Self::KeysManage,
         Self::PoliciesManage,
+        Self::MembersManage,
+        Self::ApprovalsDecide,
+        Self::ApprovalsGrant,
+        Self::StopsManage,
         Self::Operator,
     ];
 
@@ -66,6 +82,10 @@ impl Scope {
             Self::WebhooksManage => "webhooks:manage",
             Self::KeysManage => "keys:manage",
             Self::PoliciesManage => "policies:manage",
+            Self::MembersManage => "members:manage",
+            Self::ApprovalsDecide => "approvals:decide",
+            Self::ApprovalsGrant => "approvals:grant",
+            Self::StopsManage => "stops:manage",
             Self::Operator => "operator",
         }
     }
@@ -126,11 +146,11 @@ impl Plan {
 /// The default retention of decisions, in days.
 pub const DEFAULT_RETENTION_DAYS: u32 = 30;
 
-fn default_retention_days() -> u32 {
+pub(crate) fn default_retention_days() -> u32 {
     DEFAULT_RETENTION_DAYS
 }
 
-fn is_default_retention(days: &u32) -> bool {
+pub(crate) fn is_default_retention(days: &u32) -> bool {
     *days == DEFAULT_RETENTION_DAYS
 }
 
@@ -152,6 +172,11 @@ pub struct KeyIdentity {
     pub require_run_id: bool,
     #[serde(default, skip_serializing_if = "Caps::is_none")]
     pub caps: Caps,
+    /// Who stands behind the key; none from a keystore that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<Holder>,
+    #[serde(default, skip_serializing_if = "AccountRules::is_default")]
+    pub rules: AccountRules,
 }
 
 /// On whose behalf a management call is made.
@@ -221,6 +246,13 @@ pub struct Account {
     /// Caps of its own; absent: all are the plan's.
     #[serde(default, skip_serializing_if = "Caps::is_none")]
     pub caps: Caps,
+    /// `caller`: what a check says of its approval counts, and so do approvals that are held here. `verified`: only
+    /// those that are held here. Absent: `caller`.
+    #[serde(default, skip_serializing_if = "ApprovalMode::is_caller")]
+    pub approvals: ApprovalMode,
+    /// Whether the owner of a workload may not approve what it asks for; absent: true.
+    #[serde(default = "crate::approval::yes", skip_serializing_if = "crate::approval::is_yes")]
+    pub four_eyes: bool,
 }
 
 impl Account {
@@ -243,6 +275,9 @@ pub struct CreateAccount {
     /// None means unlimited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
+    /// Whose word counts as an approval: absent means `caller`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovalMode>,
 }
 
 /// `PATCH /v1/accounts/{id}`: the operator's. What is absent stays as it is.
@@ -275,6 +310,12 @@ pub struct UpdateAccount {
     /// Whether each check must name its run in `context.run_id`, else 422; null changes nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub require_run_id: Option<bool>,
+    /// Whose word counts as an approval: `caller` or `verified`; null changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approvals: Option<ApprovalMode>,
+    /// Whether the owner of a workload may not approve what it asks for; null changes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub four_eyes: Option<bool>,
     /// Caps; [`crate::UNLIMITED`] for none.
     #[serde(flatten)]
     pub caps: CapChanges,
@@ -376,6 +417,10 @@ pub struct CreateKey {
     /// operator, in an account that it names, grants more than its own key has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// The member who answers for the workload: never another person for what it asks, unless the account's
+    /// `four_eyes` is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<MemberId>,
 }
 
 /// A new key, with its text: the only time that it is shown.
@@ -438,6 +483,12 @@ pub struct KeySummary {
     /// unknown. It shows up to a minute later, and after a failure in a later hour.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_used_at: Option<Timestamp>,
+    /// The member whose key it is; absent: a workload's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<MemberId>,
+    /// The member who answers for the workload; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<MemberId>,
 }
 
 /// `POST /v1/keys/{id}/rotate`.

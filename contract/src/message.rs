@@ -10,7 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::{AccountId, ApiKey, CheckRequest, Decision, FieldError, KeyId, KeyIdentity, PolicyVersion, RequestId};
+use crate::{
+    AccountId, Actor, ApiKey, ApprovalEvent, ApprovalSource, CheckRequest, Decision, FieldError, KeyId, KeyIdentity,
+    PolicyVersion, RequestId,
+};
 
 mod sealed {
     /// A message that the table in `traffic.rs` lists.
@@ -53,6 +56,9 @@ pub struct EvaluateRequest {
     /// Runs that the account's checks may name in a day. None, from a gateway that knows of no cap, means none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_runs: Option<u64>,
+    /// Who asks, for approvals and stops. None, from a gateway that does not tell: no approval is opened or used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<Actor>,
 }
 
 /// What a caller said of itself in headers.
@@ -97,6 +103,12 @@ pub struct Evaluation {
     /// None from an evaluator that does not know of records.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recordable: Option<RedactedTexts>,
+    /// Where the approval that counted came from; none where none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval_source: Option<ApprovalSource>,
+    /// Events of approvals that must be recorded with the decision.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<ApprovalEvent>,
 }
 
 /// Texts of a request with every secret in them masked.
@@ -115,6 +127,31 @@ pub struct RedactedTexts {
     /// The request's text: only when it said `debug_store_input: true`.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::json::optional_members")]
     pub input: Option<Map<String, Value>>,
+}
+
+/// Gateway to evaluator: do these stops cover this request? For a decision that would be given again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CoveredByStop {
+    pub account: AccountId,
+    pub request: CheckRequest,
+    pub asker: Actor,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoveredByStopReply {
+    pub is_covered: bool,
+}
+
+/// Gateway to evaluator: this text without its secrets, for what people write beside actions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskText {
+    pub account: AccountId,
+    pub text: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaskTextReply {
+    pub text: String,
 }
 
 /// Gateway to evaluator: the request is bad already; what more does the policy find wrong?
@@ -169,6 +206,7 @@ pub struct VerifyKey {
 /// Unknown, wrong, revoked and expired are one answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a reply is read once and not kept")]
 pub enum VerifyKeyReply {
     Valid(KeyIdentity),
     Invalid,
@@ -187,6 +225,7 @@ pub struct RefreshKey {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a reply is read once and not kept")]
 pub enum RefreshKeyReply {
     /// It is active, with these rights.
     Live(KeyIdentity),

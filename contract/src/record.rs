@@ -1,12 +1,16 @@
-//! What stands in the decision log: one JSON object a line, one line for each decision, and marks between them.
+//! What stands in the decision log: one JSON object a line, one line for each decision, for each event of an approval,
+//! a grant or a stop, and marks between them.
 //!
 //! A line's bytes are what is hashed, signed and kept: they are made once and never written again from a parsed form,
 //! so that no JSON library decides what was signed.
 //! INVARIANT: no key, goal, context or other free text is in a line, but for `input`, which a request asks for by name.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::chain::{Head, LineHash, Link, Previous};
@@ -30,9 +34,82 @@ pub enum LineType {
     /// A webhook endpoint was disabled.
     #[serde(rename = "webhook.disabled")]
     WebhookDisabled,
+    /// An approval was opened.
+    #[serde(rename = "approval.requested")]
+    ApprovalRequested,
+    /// One more person approved, and more are needed.
+    #[serde(rename = "approval.voted")]
+    ApprovalVoted,
+    /// An approval was given.
+    #[serde(rename = "approval.approved")]
+    ApprovalApproved,
+    /// A person said no.
+    #[serde(rename = "approval.denied")]
+    ApprovalDenied,
+    /// An approval was taken back.
+    #[serde(rename = "approval.cancelled")]
+    ApprovalCancelled,
+    /// An approval's time was over.
+    #[serde(rename = "approval.expired")]
+    ApprovalExpired,
+    /// Further groups may decide, because no decision came in time.
+    #[serde(rename = "approval.escalated")]
+    ApprovalEscalated,
+    /// A check is about to use an approval.
+    #[serde(rename = "approval.reserved")]
+    ApprovalReserved,
+    /// A check used an approval, or a wider grant.
+    #[serde(rename = "approval.used")]
+    ApprovalUsed,
+    /// A used approval may be used again.
+    #[serde(rename = "approval.reopened")]
+    ApprovalReopened,
+    /// What came of an approved action was reported.
+    #[serde(rename = "approval.outcome")]
+    ApprovalOutcome,
+    /// A member decides in another's place, or no longer does.
+    #[serde(rename = "approval.delegated")]
+    ApprovalDelegated,
+    /// A wider grant was made, or one more person approved it.
+    #[serde(rename = "approval.granted")]
+    GrantCreated,
+    /// A wider grant was revoked.
+    #[serde(rename = "approval.revoked")]
+    GrantRevoked,
+    /// A stop began.
+    #[serde(rename = "stop.started")]
+    StopStarted,
+    /// A stop was resumed.
+    #[serde(rename = "stop.ended")]
+    StopEnded,
 }
 
 impl LineType {
+    /// All kinds.
+    pub const ALL: [Self; 21] = [
+        Self::Decision,
+        Self::Checkpoint,
+        Self::Deletion,
+        Self::Expiry,
+        Self::WebhookDisabled,
+        Self::ApprovalRequested,
+        Self::ApprovalVoted,
+        Self::ApprovalApproved,
+        Self::ApprovalDenied,
+        Self::ApprovalCancelled,
+        Self::ApprovalExpired,
+        Self::ApprovalEscalated,
+        Self::ApprovalReserved,
+        Self::ApprovalUsed,
+        Self::ApprovalReopened,
+        Self::ApprovalOutcome,
+        Self::ApprovalDelegated,
+        Self::GrantCreated,
+        Self::GrantRevoked,
+        Self::StopStarted,
+        Self::StopEnded,
+    ];
+
     /// As on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -41,7 +118,43 @@ impl LineType {
             Self::Deletion => "decisions.deleted",
             Self::Expiry => "decisions.expired",
             Self::WebhookDisabled => "webhook.disabled",
+            Self::ApprovalRequested => "approval.requested",
+            Self::ApprovalVoted => "approval.voted",
+            Self::ApprovalApproved => "approval.approved",
+            Self::ApprovalDenied => "approval.denied",
+            Self::ApprovalCancelled => "approval.cancelled",
+            Self::ApprovalExpired => "approval.expired",
+            Self::ApprovalEscalated => "approval.escalated",
+            Self::ApprovalReserved => "approval.reserved",
+            Self::ApprovalUsed => "approval.used",
+            Self::ApprovalReopened => "approval.reopened",
+            Self::ApprovalOutcome => "approval.outcome",
+            Self::ApprovalDelegated => "approval.delegated",
+            Self::GrantCreated => "approval.granted",
+            Self::GrantRevoked => "approval.revoked",
+            Self::StopStarted => "stop.started",
+            Self::StopEnded => "stop.ended",
         }
+    }
+
+    /// Whether it is a signed mark, which is no part of a writer's chain.
+    pub const fn is_mark(self) -> bool {
+        matches!(self, Self::Checkpoint | Self::Deletion | Self::Expiry | Self::WebhookDisabled)
+    }
+
+    /// The type of a line of the log; none for one that this version does not know, and for what is no line.
+    pub fn of(line: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Typed {
+            #[serde(rename = "type", deserialize_with = "known_type")]
+            line: Option<LineType>,
+        }
+        serde_json::from_slice::<Typed>(line).ok()?.line
+    }
+
+    /// Reads the wire form; none for a type that this version does not know.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|line| line.as_str() == text)
     }
 }
 
@@ -115,7 +228,7 @@ pub struct DecisionRecord {
     pub circumstances: RecordMetadata,
 }
 
-/// The part of a decision's line that only its writer can know.
+/// The part of a chained line that only its writer can know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LineHeader {
     /// What it is.
@@ -154,6 +267,65 @@ impl LineHeader {
             expires_at: self.expires_at,
         }
     }
+}
+
+/// A line of a writer's chain as its readers take it: of whatever type, one that this version does not know included.
+/// Such a line keeps its place and its hash; what it says is skipped.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ChainedLine {
+    /// What it is; none for a type that this version does not know.
+    #[serde(rename = "type", deserialize_with = "known_type")]
+    pub line: Option<LineType>,
+    /// Its place in its writer's chain.
+    pub chain: Link,
+    /// When it was written.
+    pub recorded_at: Timestamp,
+    /// From this second on it is not shown any more, since the epoch.
+    pub expires_at: i64,
+}
+
+impl ChainedLine {
+    /// Reads the line; none for a mark, and for what is no line of a writer's chain.
+    pub fn read(line: &[u8]) -> Option<Self> {
+        let read: Self = serde_json::from_slice(line).ok()?;
+        let is_chained = !read.line.is_some_and(LineType::is_mark) && read.chain.sequence > 0;
+        is_chained.then_some(read)
+    }
+
+    /// Whether it records a decision.
+    pub fn is_decision(&self) -> bool {
+        self.line == Some(LineType::Decision)
+    }
+
+    /// As the next line of the chain links to it.
+    pub fn head(&self, line: &[u8]) -> Head {
+        Head {
+            writer: self.chain.writer,
+            sequence: self.chain.sequence,
+            hash: LineHash::of(line),
+            recorded_at: self.recorded_at,
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+/// Reads the type of a line; none for one that this version does not know.
+pub(crate) fn known_type<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<LineType>, D::Error> {
+    struct Type;
+
+    impl Visitor<'_> for Type {
+        type Value = Option<LineType>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the type of a line")
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(LineType::parse(text))
+        }
+    }
+
+    deserializer.deserialize_str(Type)
 }
 
 /// The members of an answer and of its circumstances as one JSON object: what [`LineHeader::with`] takes.
@@ -200,9 +372,9 @@ pub struct Mark {
     /// When the last decision was stored that the heads cover, in microseconds since the epoch; 0 where there was
     /// none. Below 10^14, in older marks, a place in the store's order.
     pub through: u64,
-    /// Decisions since the mark before, of all writers.
+    /// Lines since the mark before, of all writers: decisions, and events of approvals, grants and stops.
     pub covered: u64,
-    /// The last decision of each writer, as long as it has not expired.
+    /// The last line of each writer, as long as it has not expired.
     pub heads: Vec<Head>,
 }
 
@@ -286,6 +458,7 @@ mod tests {
     use super::*;
     use crate::chain::{Previous, SigningKeyId, Unsigned, WriterId};
     use crate::parse_strict;
+    use serde_json::json;
     use uuid::Uuid;
 
     const RESPONSE: &str = include_str!("../fixtures/check_response.json");
@@ -322,6 +495,32 @@ mod tests {
 
     fn response() -> CheckResponse {
         serde_json::from_str(RESPONSE).unwrap()
+    }
+
+    #[test]
+    fn every_type_of_line_is_listed_once_and_read_as_it_is_written() {
+        let mut texts = std::collections::BTreeSet::new();
+        for line in LineType::ALL {
+            assert!(texts.insert(line.as_str()), "{line:?} stands twice");
+            assert_eq!(LineType::parse(line.as_str()), Some(line));
+            assert_eq!(serde_json::to_value(line).unwrap(), line.as_str());
+            assert_eq!(serde_json::from_value::<LineType>(line.as_str().into()).unwrap(), line);
+            assert_eq!(LineType::of(json!({"type": line.as_str()}).to_string().as_bytes()), Some(line));
+        }
+        // The names that the derived implementation knows: one more there is one more here.
+        let error = serde_json::from_str::<LineType>(r#""x""#).unwrap_err().to_string();
+        assert_eq!(error.matches('`').count(), 2 * (LineType::ALL.len() + 1), "{error}");
+        for unknown in ["", "decision", "Decision.recorded", "approval.foreseen"] {
+            assert_eq!(LineType::parse(unknown), None, "{unknown}");
+        }
+        let marks = LineType::ALL.into_iter().filter(|line| line.is_mark());
+        assert_eq!(
+            marks.map(LineType::as_str).collect::<Vec<_>>(),
+            ["checkpoint.signed", "decisions.deleted", "decisions.expired", "webhook.disabled",]
+        );
+        for none in [&b""[..], b"{}", b"[]", br#"{"type":7}"#, br#"{"type":null}"#] {
+            assert_eq!(LineType::of(none), None);
+        }
     }
 
     #[test]

@@ -12,6 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::Listed;
 use crate::{
+    AcceptInvitation, Approval, ApprovalChanged, ApprovalHistory, ApprovalsChanged, ChangeApproval, ChangeGrant,
+    CollectEvents, CollectedEvents, CoveredByStop, CoveredByStopReply, CreateGrant, CreateStop, DelegateMember,
+    EventsSettled, FetchAction, FetchedAction, GrantChanged, Grants, InvitationAccepted, InviteMember, ListApprovals,
+    ListGrants, ListMembers, ListStops, MaskText, MaskTextReply, Member, MemberInvited, MemberRemoved, People,
+    ReadApprovalHistory, ReadPeople, ReinviteMember, RemoveMember, ResumeStop, Resumed, SettleEvents, ShowApproval,
+    Stop, UpdateMember,
+};
+use crate::{
     Account, AccountCreated, CreateAccount, CreateKey, CreateWebhook, DecisionsDeleted, DecisionsRecorded,
     DeleteDecisions, DeleteWebhook, DeletionPermit, Delivery, DisableWebhook, EnableWebhook, EndRun, EndpointsPage,
     EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply, GetWebhook, InstanceHeartbeat, KeyChanged,
@@ -88,6 +96,8 @@ pub struct Records {
 
 /// What runs have counted.
 pub const RUN_RECORDS: &str = "runs";
+/// Approvals, the sealed texts of their actions, and wider grants.
+pub const APPROVAL_RECORDS: &str = "approvals";
 /// What accounts have used up.
 pub const USAGE_RECORDS: &str = "usage";
 /// Which checks were made with which `Idempotency-Key`.
@@ -159,6 +169,18 @@ requests! {
     ListRuns("runs.list") -> ManageReply<Page<RunView>>: [Gateway] => Evaluator, sealed Nothing;
     EndRun("runs.end") -> ManageReply<RunEnded>: [Gateway] => Evaluator, sealed Nothing;
     SettleRun("runs.settle") -> ManageReply<RunSettled>: [Gateway] => Evaluator, sealed Nothing;
+    CoveredByStop("stops.covered") -> CoveredByStopReply: [Gateway] => Evaluator, sealed Nothing;
+    MaskText("texts.mask") -> MaskTextReply: [Gateway] => Evaluator, sealed Answer;
+    FetchAction("approvals.action") -> ManageReply<FetchedAction>: [Gateway] => Evaluator, sealed Answer;
+    ListApprovals("approvals.list") -> ManageReply<Page<Approval>>: [Gateway] => Evaluator, sealed Nothing;
+    ShowApproval("approvals.show") -> ManageReply<Approval>: [Gateway] => Evaluator, sealed Answer;
+    ReadApprovalHistory("approvals.history") -> ManageReply<ApprovalHistory>: [Gateway] => Evaluator, sealed Nothing;
+    ChangeApproval("approvals.change") -> ManageReply<ApprovalChanged>: [Gateway] => Evaluator, sealed Answer;
+    SettleEvents("approvals.settle") -> ManageReply<EventsSettled>: [Gateway] => Evaluator, sealed Nothing;
+    CollectEvents("approvals.collect") -> ManageReply<CollectedEvents>: [Gateway] => Evaluator, sealed Nothing;
+    CreateGrant("grants.create") -> ManageReply<GrantChanged>: [Gateway] => Evaluator, sealed Nothing;
+    ListGrants("grants.list") -> ManageReply<Grants>: [Gateway] => Evaluator, sealed Nothing;
+    ChangeGrant("grants.change") -> ManageReply<GrantChanged>: [Gateway] => Evaluator, sealed Nothing;
     VerifyKey("keys.verify") -> VerifyKeyReply: [Gateway] => Keystore, sealed Both;
     RefreshKey("keys.refresh") -> RefreshKeyReply: [Gateway] => Keystore, sealed Nothing;
     NoteKeyUses("keys.used") -> NoteKeyUsesReply: [Gateway] => Keystore, sealed Nothing;
@@ -177,6 +199,18 @@ requests! {
     EnableWebhook("keys.webhooks.enable") -> ManageReply<Webhook>: [Gateway] => Keystore, sealed Both;
     RotateWebhookSecret("keys.webhooks.rotate") -> ManageReply<WebhookCreated>: [Gateway] => Keystore, sealed Both;
     DeleteWebhook("keys.webhooks.delete") -> ManageReply<WebhookDeleted>: [Gateway] => Keystore, sealed Both;
+    InviteMember("keys.members.invite") -> ManageReply<MemberInvited>: [Gateway] => Keystore, sealed Both;
+    ReinviteMember("keys.members.reinvite") -> ManageReply<MemberInvited>: [Gateway] => Keystore, sealed Both;
+    ListMembers("keys.members.list") -> ManageReply<Page<Member>>: [Gateway] => Keystore, sealed Both;
+    UpdateMember("keys.members.update") -> ManageReply<Member>: [Gateway] => Keystore, sealed Both;
+    DelegateMember("keys.members.delegate") -> ManageReply<Member>: [Gateway] => Keystore, sealed Both;
+    RemoveMember("keys.members.remove") -> ManageReply<MemberRemoved>: [Gateway] => Keystore, sealed Both;
+    AcceptInvitation("keys.members.accept") -> ManageReply<InvitationAccepted>: [Gateway] => Keystore, sealed Both;
+    CreateStop("keys.stops.create") -> ManageReply<Stop>: [Gateway] => Keystore, sealed Both;
+    ListStops("keys.stops.list") -> ManageReply<Page<Stop>>: [Gateway] => Keystore, sealed Both;
+    ResumeStop("keys.stops.resume") -> ManageReply<Resumed>: [Gateway] => Keystore, sealed Both;
+    // The reply holds the key that seals the texts of actions.
+    ReadPeople("keys.people") -> ManageReply<People>: [Evaluator] => Keystore, sealed Answer;
     PermitDeletion("keys.deletions.permit") -> ManageReply<DeletionPermit>: [Gateway] => Keystore, sealed Both;
     SigningKeys("keys.signing") -> ManageReply<PublicKeys>: [Gateway, AuditExport] => Keystore, sealed Nothing;
     // The reply holds the endpoints' secrets.
@@ -195,12 +229,14 @@ notices! {
     KeyChanged("notice.key.changed"): [Keystore] => [Gateway, AuditExport];
     WebhookChanged("notice.webhook.changed"): [Keystore] => [Gateway, AuditExport];
     DecisionsRecorded("notice.decisions.recorded"): [Gateway] => [Gateway, AuditExport];
+    ApprovalsChanged("notice.approvals.changed"): [Evaluator] => [Gateway];
 }
 
 /// Records by their words. On NATS each word except audit-export's has a stream of its own, so that a role that writes
 /// without end fills no other's. A key of one word alone is audit-export's; others have no owner and are not stored.
 pub const RECORDS: &[Records] = &[
     Records { word: RUN_RECORDS, of: Role::Evaluator },
+    Records { word: APPROVAL_RECORDS, of: Role::Evaluator },
     Records { word: USAGE_RECORDS, of: Role::Gateway },
     Records { word: IDEMPOTENCY_RECORDS, of: Role::Gateway },
     Records { word: KEYSTORE_RECORDS, of: Role::Keystore },

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 use crate::chain::PublicKey;
-use crate::record::Mark;
+use crate::record::{LineType, Mark};
 use crate::{AccountId, Caller, DeletionPermit, Verdict, WebhookId};
 
 /// The secret of an endpoint: `whsec_` and base64 of 24 to 64 bytes (Standard Webhooks).
@@ -68,17 +68,45 @@ impl<'de> Deserialize<'de> for WebhookSecret {
     }
 }
 
-/// Which decisions an endpoint gets. Events that are no decisions go to every endpoint of the account.
+/// Which events an endpoint gets.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct WebhookFilters {
     /// Only decisions with one of these verdicts; null means all.
     #[schemars(extend("minItems" = 1, "uniqueItems" = true))]
     pub verdicts: Option<Vec<Verdict>>,
-    /// Only decisions in one of these environments, compared as words (case and surrounding space do not matter)
-    /// and by their other names (`prod`, `prd`, `live` and `production` are one, `stage`, `stg` and `staging`,
+    /// Only decisions and approvals in one of these environments, compared as words (case and surrounding space do not
+    /// matter) and by their other names (`prod`, `prd`, `live` and `production` are one, `stage`, `stg` and `staging`,
     /// `dev` and `development`); null means all.
     #[schemars(extend("minItems" = 1, "maxItems" = 100))]
     pub environments: Option<Vec<String>>,
+    /// Only events of these types: `decision.recorded`, `approval.requested`, …, or all of a kind: `approval.*`,
+    /// `stop.*`. Null means decisions and signed marks, and nothing of approvals and stops.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("minItems" = 1, "maxItems" = 100))]
+    pub events: Option<Vec<String>>,
+}
+
+impl WebhookFilters {
+    /// Whether a filter of events can name this: the type of an event that is delivered, or all of one kind.
+    pub fn can_name(event: &str) -> bool {
+        LineType::ALL.into_iter().any(|line| line != LineType::Expiry && is_named(event, line))
+    }
+
+    /// Whether events of this type go to the endpoint, by `events` alone. The hourly removals by retention go to none.
+    pub fn wants(&self, line: LineType) -> bool {
+        match &self.events {
+            _ if line == LineType::Expiry => false,
+            None => line == LineType::Decision || line.is_mark(),
+            Some(events) => events.iter().any(|event| is_named(event, line)),
+        }
+    }
+}
+
+/// Whether a filter's word is this type, or its kind followed by `.*`.
+fn is_named(event: &str, line: LineType) -> bool {
+    let kind = event.strip_suffix(".*").filter(|kind| !kind.is_empty());
+    event == line.as_str()
+        || kind.is_some_and(|kind| line.as_str().strip_prefix(kind).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// An endpoint, without its secret.
@@ -341,6 +369,50 @@ pub struct WebhookChanged {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn naming(events: Option<&[&str]>) -> WebhookFilters {
+        let events = events.map(|events| events.iter().map(|event| (*event).to_owned()).collect());
+        WebhookFilters { events, ..WebhookFilters::default() }
+    }
+
+    fn wanted(events: Option<&[&str]>) -> Vec<&'static str> {
+        let filters = naming(events);
+        LineType::ALL.into_iter().filter(|line| filters.wants(*line)).map(LineType::as_str).collect()
+    }
+
+    #[test]
+    fn an_endpoint_that_names_no_events_gets_decisions_and_marks_alone() {
+        assert_eq!(
+            wanted(None),
+            ["decision.recorded", "checkpoint.signed", "decisions.deleted", "webhook.disabled"],
+            "an endpoint of before approvals gets nothing new"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_that_names_events_gets_exactly_those() {
+        assert_eq!(
+            wanted(Some(&["approval.requested", "stop.*"])),
+            ["approval.requested", "stop.started", "stop.ended"]
+        );
+        let approvals = wanted(Some(&["approval.*"]));
+        assert!(approvals.len() == 14 && approvals.iter().all(|line| line.starts_with("approval.")), "{approvals:?}");
+        assert_eq!(wanted(Some(&["decision.recorded"])), ["decision.recorded"]);
+        assert_eq!(wanted(Some(&["decisions.*"])), ["decisions.deleted"], "removals by retention go to no endpoint");
+        assert_eq!(wanted(Some(&["decisions.expired", "approval", "approval.", "*", ".*", "approval.req*"])), [""; 0]);
+    }
+
+    #[test]
+    fn a_filter_names_types_that_are_delivered_and_kinds_of_them() {
+        for event in ["decision.recorded", "approval.used", "approval.*", "stop.*", "decisions.*", "webhook.disabled"] {
+            assert!(WebhookFilters::can_name(event), "{event}");
+        }
+        for event in
+            ["decisions.expired", "webhook.test", "approval", "*", ".*", "", "approval.**", "Approval.*", "ap.*"]
+        {
+            assert!(!WebhookFilters::can_name(event), "{event}");
+        }
+    }
 
     #[test]
     fn a_webhook_secret_is_written_as_it_was_read_and_holds_the_decoded_key() {

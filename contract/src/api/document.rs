@@ -57,13 +57,16 @@ pub fn openapi(server: &str) -> Value {
     value
 }
 
-const TAGS: [(&str, &str); 9] = [
+const TAGS: [(&str, &str); 12] = [
     ("check", "Decisions"),
     ("runs", "What the server has counted of an agent's runs"),
     ("usage", "What an account has used"),
     ("decisions", "The decision log: read, export, verify, delete"),
     ("accounts", "Accounts, by the operator"),
     ("keys", "API keys"),
+    ("members", "The people of an account, and who stands in for whom"),
+    ("approvals", "Deferred actions that people decide about, and wider grants"),
+    ("stops", "What denies every check in its scope until a person resumes it"),
     ("webhooks", "Endpoints that get every recorded decision, signed"),
     ("service", "The service itself"),
     ("events", "What webhook endpoints get"),

@@ -6,10 +6,10 @@
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::{DecisionRecord, Deletion, LineType, Mark};
+use crate::{ApprovalRecord, DecisionRecord, Deletion, LineType, Mark};
 
 /// Members of a decision's record that its event holds.
-pub const DELIVERED_MEMBERS: [&str; 32] = [
+pub const DELIVERED_MEMBERS: [&str; 33] = [
     "account",
     "key_id",
     "request_id",
@@ -28,6 +28,7 @@ pub const DELIVERED_MEMBERS: [&str; 32] = [
     "value_findings",
     "guardrail_checks",
     "cost_estimate",
+    "approval",
     "task_hash",
     "policy_version",
     "policy_pack_version",
@@ -48,6 +49,7 @@ const SEQUENCE: &str =
     "The event's number at this endpoint, in the order of the log. A replay has a new one. Not `chain.sequence`.";
 
 pub(super) struct Event {
+    /// Its type, or the word before the dot for all types that begin with it.
     pub(super) kind: &'static str,
     pub(super) operation_id: &'static str,
     pub(super) component: &'static str,
@@ -57,14 +59,14 @@ pub(super) struct Event {
     data: fn(&mut SchemaGenerator) -> Value,
 }
 
-pub(super) const EVENTS: [Event; 5] = [
+pub(super) const EVENTS: [Event; 7] = [
     Event {
         kind: LineType::Decision.as_str(),
         operation_id: "decisionRecorded",
         component: "DecisionRecordedEvent",
         summary: "A decision was recorded. Without `cached`, `meta`, the client's address and user agent, durations, \
             and whatever of the request's text is recorded.",
-        about: "Goes to the endpoints whose filters it passes.",
+        about: "Goes to the endpoints whose filters it passes, if `events` is null or names it.",
         data: decision,
     },
     Event {
@@ -72,8 +74,8 @@ pub(super) const EVENTS: [Event; 5] = [
         operation_id: "checkpointSigned",
         component: "CheckpointSignedEvent",
         summary: "A checkpoint of the account's log was signed.",
-        about: "By default at most one every 10 s while decisions are recorded. Goes to every endpoint of the account, \
-            whatever its filters.",
+        about: "By default at most one every 10 s while decisions are recorded. Goes to every endpoint of the account \
+            whose `events` is null or names it, whatever its other filters.",
         data: |generator| mark(generator, Map::new()),
     },
     Event {
@@ -81,7 +83,7 @@ pub(super) const EVENTS: [Event; 5] = [
         operation_id: "decisionsDeleted",
         component: "DecisionsDeletedEvent",
         summary: "Decisions were deleted on demand.",
-        about: "Goes to every endpoint of the account, whatever its filters.",
+        about: "Goes to every endpoint of the account whose `events` is null or names it, whatever its other filters.",
         data: |generator| {
             let own = object::<Deletion>(generator);
             mark(generator, own)
@@ -92,7 +94,8 @@ pub(super) const EVENTS: [Event; 5] = [
         operation_id: "webhookDisabled",
         component: "WebhookDisabledEvent",
         summary: "An endpoint of the account was disabled by its failures.",
-        about: "Goes to every endpoint of the account; to the disabled one once it is enabled.",
+        about: "Goes to every endpoint of the account whose `events` is null or names it; to the disabled one once \
+            it is enabled.",
         data: |generator| {
             let own = json!({
                 "webhook": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$", "description": "The endpoint."},
@@ -102,6 +105,26 @@ pub(super) const EVENTS: [Event; 5] = [
                 generator,
                 Map::from_iter([("properties".to_owned(), own), ("required".to_owned(), json!(["webhook", "reason"]))]),
             )
+        },
+    },
+    Event {
+        kind: "approval",
+        operation_id: "approvalChanged",
+        component: "ApprovalChangedEvent",
+        summary: "Something happened to an approval or to a wider grant.",
+        about: "Goes only to endpoints whose `events` names its type or `approval.*`. Not every type has every member. \
+            An event that was recorded twice has the same `webhook-id` and another `sequence`.",
+        data: |generator| approval(generator, &["stop_id"]),
+    },
+    Event {
+        kind: "stop",
+        operation_id: "stopChanged",
+        component: "StopChangedEvent",
+        summary: "A stop began, or was resumed.",
+        about: "Goes only to endpoints whose `events` names its type or `stop.*`.",
+        data: |generator| {
+            let others = ["approval_id", "grant_id", "action_digest", "policy_version", "request_id"];
+            approval(generator, &others)
         },
     },
     Event {
@@ -125,6 +148,14 @@ pub(super) const EVENTS: [Event; 5] = [
 ];
 
 impl Event {
+    fn types(&self) -> Vec<&'static str> {
+        if self.kind.contains('.') {
+            return vec![self.kind];
+        }
+        let is_of_kind = |line: &str| line.split_once('.').is_some_and(|(kind, _)| kind == self.kind);
+        LineType::ALL.into_iter().map(LineType::as_str).filter(|line| is_of_kind(line)).collect()
+    }
+
     /// The component that is the event's body, and the one that is its data.
     pub(super) fn schemas(&self, generator: &mut SchemaGenerator) -> [(String, Value); 2] {
         let data = self.component.replace("Event", "Data");
@@ -133,7 +164,7 @@ impl Event {
             "description": self.summary,
             "required": ["type", "timestamp", "data"],
             "properties": {
-                "type": {"type": "string", "enum": [self.kind], "description": "What happened."},
+                "type": {"type": "string", "enum": self.types(), "description": "What happened."},
                 "timestamp": {"type": "string", "format": "date-time", "description": "When it was recorded or made."},
                 "data": {"$ref": format!("#/components/schemas/{data}")},
             },
@@ -143,17 +174,21 @@ impl Event {
 }
 
 fn decision(generator: &mut SchemaGenerator) -> Value {
-    let mut record = object::<DecisionRecord>(generator);
-    let is_delivered = |name: &str| DELIVERED_MEMBERS.contains(&name);
-    if let Some(properties) = record.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.retain(|name, _| is_delivered(name));
-    }
-    if let Some(required) = record.get_mut("required").and_then(Value::as_array_mut) {
-        required.retain(|name| name.as_str().is_some_and(is_delivered));
-    }
+    let record = reduced(object::<DecisionRecord>(generator), |name| DELIVERED_MEMBERS.contains(&name));
     let own = json!({
         "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the decision's line in the \
             log: what `chain.previous` of its writer's next decision names."},
+        "sequence": {"type": "integer", "minimum": 1, "description": SEQUENCE},
+    });
+    joined(record, own)
+}
+
+/// A line about an approval, a grant or a stop, without the members that such an event never has.
+fn approval(generator: &mut SchemaGenerator, others: &[&str]) -> Value {
+    let record = reduced(object::<ApprovalRecord>(generator), |name| name != "type" && !others.contains(&name));
+    let own = json!({
+        "hash": {"type": "string", "pattern": "^[0-9a-f]{64}$", "description": "SHA-256 of the event's line in the \
+            log: what `chain.previous` of its writer's next line names."},
         "sequence": {"type": "integer", "minimum": 1, "description": SEQUENCE},
     });
     joined(record, own)
@@ -178,6 +213,17 @@ fn mark(generator: &mut SchemaGenerator, own: Map<String, Value>) -> Value {
             base64 of 64 bytes, over the line up to `,\"signature\":` followed by `}`. Always the last member."},
     });
     joined(all, own)
+}
+
+/// An object's schema with only the members that are kept.
+fn reduced(mut schema: Map<String, Value>, is_kept: impl Fn(&str) -> bool) -> Map<String, Value> {
+    if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.retain(|name, _| is_kept(name));
+    }
+    if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+        required.retain(|name| name.as_str().is_some_and(&is_kept));
+    }
+    schema
 }
 
 /// An object's schema with more properties, all of them required.

@@ -5,10 +5,15 @@
 //! row defines the fields of body, path and query.
 
 use crate::api::responses::ErrorResponse::{
-    Conflict, NotFound, NothingToSettle, PaymentRequired, TooManyChecks, TooManyDownloads, Unavailable,
+    Conflict, NotFound, NothingToSettle, PaymentRequired, ScopeMissing, TooManyChecks, TooManyDownloads, Unavailable,
 };
 use crate::api::row::{Access, Row};
 use crate::api::schemas::{OpenapiDocument, PolicyVocabulary};
+use crate::{
+    AcceptInvitation, Approval, CreateGrant, CreateStop, DecideApproval, DelegateMember, GiveReason, Grant,
+    GrantReason, InviteMember, ListApprovals, ListGrants, ListMembers, ListStops, ReadApprovalHistory,
+    RegisterExternal, ReinviteMember, RemoveMember, ReportOutcome, ResumeStop, ShowApproval, UpdateMember,
+};
 use crate::{
     CheckRequest, CheckResponse, CreateAccount, CreateKey, CreateWebhook, DecisionPath, DecisionQuery, DecisionRecord,
     DeleteDecisions, DeleteWebhook, EnableWebhook, EndRun, ExportQuery, GetWebhook, ListAccounts, ListDeliveries,
@@ -26,6 +31,11 @@ const RUNS: Access = Access::Scopes(&[Scope::Check, Scope::RunsManage]);
 const MANAGE_RUNS: Access = Access::Scopes(&[Scope::RunsManage]);
 const KEYS: Access = Access::Scopes(&[Scope::KeysManage, Scope::Operator]);
 const WEBHOOKS: Access = Access::Scopes(&[Scope::WebhooksManage, Scope::Operator]);
+const MEMBERS: Access = Access::Scopes(&[Scope::MembersManage, Scope::Operator]);
+const APPROVALS: Access = Access::Scopes(&[Scope::Check, Scope::ApprovalsDecide, Scope::DecisionsRead]);
+const DECIDE: Access = Access::Scopes(&[Scope::ApprovalsDecide]);
+const REGISTER: Access = Access::Scopes(&[Scope::ApprovalsGrant]);
+const STOPS: Access = Access::Scopes(&[Scope::StopsManage, Scope::Operator]);
 const OPERATOR: Access = Access::Scopes(&[Scope::Operator]);
 
 macro_rules! fixture {
@@ -69,7 +79,7 @@ operations! {
     Check = Row::post("/check", "check", CHECK)
         .body::<CheckRequest>()
         .replies::<CheckResponse>("A decision.")
-        .or(&[PaymentRequired, TooManyChecks])
+        .or(&[PaymentRequired, TooManyChecks, NotFound])
         .body_example(
             r#"{"goal": "Deploy the payments service to production",
                 "success_criteria": ["deployment completes safely"],
@@ -378,6 +388,226 @@ operations! {
         .request::<ListDeliveries>(200, "All that is remembered.")
         .or(&[NotFound])
         .example(fixture!("delivery_page"));
+
+    /// Invite a person
+    ///
+    /// Needs `members:manage`, or `operator`. Answers the only sight of the invitation's code: give it to the person
+    /// alone, who makes the key with it (`POST /v1/invitations/accept`). Who invites somebody is not another person for
+    /// what the own workloads ask, the operator excepted. At most 1,000 members an account (409).
+    InviteMember = Row::post("/v1/members", "members", MEMBERS)
+        .request::<InviteMember>(201, "Invited; the only answer that shows this code.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .body_example(r#"{"name": "Ada", "mail": "ada@example.com", "groups": ["release-managers"]}"#)
+        .example(fixture!("member_invited"));
+
+    /// List members
+    ///
+    /// Needs `members:manage`, or `operator`.
+    ListMembers = Row::get("/v1/members", "members", MEMBERS)
+        .request::<ListMembers>(200, "A page.")
+        .or(&[NotFound])
+        .example(fixture!("member_page"));
+
+    /// Change a member's name, mail or groups
+    ///
+    /// Needs `members:manage`, or `operator`. Groups are replaced as a whole. Who changes them is not another person
+    /// for that member afterwards, the operator excepted. A member cannot change its own groups.
+    UpdateMember = Row::patch("/v1/members/{id}", "members", MEMBERS)
+        .request::<UpdateMember>(200, "The member as it is now.")
+        .or(&[NotFound, Conflict])
+        .body_example(r#"{"groups": ["release-managers", "on-call"]}"#)
+        .example(fixture!("member_reply_done"));
+
+    /// Remove a member
+    ///
+    /// Needs `members:manage`, or `operator`. Name and mail are deleted, keys revoked, and votes that were given no
+    /// longer count for approvals that are not used. Removing twice is no error.
+    RemoveMember = Row::delete("/v1/members/{id}", "members", MEMBERS)
+        .request_without_content::<RemoveMember>("Removed.")
+        .or(&[NotFound]);
+
+    /// Invite a member again
+    ///
+    /// Needs `members:manage`, or `operator`. For a member who lost the code or the key. Earlier codes end
+    /// at once, earlier keys when the new code is accepted.
+    ReinviteMember = Row::post("/v1/members/{id}/invite", "members", MEMBERS)
+        .request::<ReinviteMember>(201, "Invited; the only answer that shows this code.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .example(fixture!("member_invited"));
+
+    /// Let another member decide meanwhile
+    ///
+    /// A member does so for itself with any of its keys, or the operator. The other one may then decide for the groups
+    /// of the one who is away, and is not that person: one vote is one person's.
+    DelegateMember = Row::post("/v1/members/{id}/delegate", "members", ANY_KEY)
+        .request::<DelegateMember>(200, "The member as it is now.")
+        .or(&[ScopeMissing, NotFound, Conflict])
+        .body_example(r#"{"to": "mem_2", "until": "2026-12-24T08:00:00Z"}"#)
+        .example(fixture!("member_reply_done"));
+
+    /// Make the key of an invited member
+    ///
+    /// Needs no key: the code is the proof. It works once. An unknown, used or expired code is a 404; many of them from
+    /// one address are a 429.
+    AcceptInvitation = Row::post("/v1/invitations/accept", "members", OPEN)
+        .request::<AcceptInvitation>(201, "The member with its key, which is shown here only.")
+        .or(&[NotFound])
+        .body_example(r#"{"code": "inv_0123456789abcdefghjkmnpqrstvwxyz"}"#)
+        .example(fixture!("invitation_accepted"));
+
+    /// List approvals
+    ///
+    /// A key with `approvals:decide` or `decisions:read` sees those of its account, a key with `check` those that its
+    /// own workload asked for. The newest first on each page, pages in no order of time; `action` is null here.
+    ListApprovals = Row::get("/v1/approvals", "approvals", APPROVALS)
+        .request::<ListApprovals>(200, "A page.")
+        .example(fixture!("approval_page"));
+
+    /// Read an approval
+    ///
+    /// As the list. With `wait` the answer comes as soon as the approval changes, or after that time. `action` is there
+    /// for the workload that asked and for members who may decide about it.
+    ShowApproval = Row::get("/v1/approvals/{id}", "approvals", APPROVALS)
+        .request::<ShowApproval>(200, "The approval.")
+        .or(&[NotFound])
+        .example(fixture!("approval_reply_done"));
+
+    /// Read what happened to an approval
+    ///
+    /// As the list. Each item is a line of the decision log as well.
+    ReadApprovalHistory = Row::get("/v1/approvals/{id}/history", "approvals", APPROVALS)
+        .request::<ReadApprovalHistory>(200, "All that happened, the oldest first.")
+        .or(&[NotFound])
+        .example(fixture!("approval_history"));
+
+    /// Approve an action
+    ///
+    /// Needs `approvals:decide`, which only keys of members have. `action_digest` is that of the approval as it was
+    /// read: one approves what one saw (409 for another). Never counts: the workload that asked, who owns or made it,
+    /// and members whom such a person invited. Deciding again, too late, or while a stop covers the action is a 409.
+    ApproveAction = Row::post("/v1/approvals/{id}/approve", "approvals", DECIDE)
+        .parameters::<DecideApproval>()
+        .replies::<Approval>("The approval as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("approval_reply_done"));
+
+    /// Deny an action
+    ///
+    /// As approving; `reason` is required. One person is enough. For an hour the same action is then DENY, and no
+    /// approval is opened for it.
+    DenyAction = Row::post("/v1/approvals/{id}/deny", "approvals", DECIDE)
+        .parameters::<DecideApproval>()
+        .replies::<Approval>("The approval as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("approval_reply_done"));
+
+    /// Register an approval that a system outside gave
+    ///
+    /// Needs `approvals:grant`, which only the operator gives. The names count as people who were eligible there; the
+    /// evidence is kept.
+    RegisterApproval = Row::post("/v1/approvals/{id}/register", "approvals", REGISTER)
+        .parameters::<RegisterExternal>()
+        .replies::<Approval>("The approval as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("approval_reply_done"));
+
+    /// Take an approval back
+    ///
+    /// While it is pending or approved and not used: the workload that asked, or a member who may decide about it.
+    CancelApproval = Row::post("/v1/approvals/{id}/cancel", "approvals", APPROVALS)
+        .parameters::<GiveReason>()
+        .replies::<Approval>("The approval as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("approval_reply_done"));
+
+    /// Let a used approval be used again
+    ///
+    /// Needs `approvals:decide`; `reason` is required. For a check whose answer was lost: look first whether the action
+    /// ran.
+    ReopenApproval = Row::post("/v1/approvals/{id}/reopen", "approvals", DECIDE)
+        .parameters::<GiveReason>()
+        .replies::<Approval>("The approval as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("approval_reply_done"));
+
+    /// Report what came of an approved action
+    ///
+    /// Needs `check`, by the workload that used it. Once.
+    ReportOutcome = Row::post("/v1/approvals/{id}/outcome", "approvals", CHECK)
+        .parameters::<ReportOutcome>()
+        .replies::<Approval>("The approval as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("approval_reply_done"));
+
+    /// Make a wider grant
+    ///
+    /// Needs `approvals:decide`. The workload then needs no new approval for what the grant covers, where people who
+    /// approved it are as many, and of the groups, that the policy asks for at that moment. At most 8 hours, at most
+    /// 100 grants an account (409). Each use is recorded.
+    CreateGrant = Row::post("/v1/grants", "approvals", DECIDE)
+        .parameters::<CreateGrant>()
+        .status(201)
+        .replies::<Grant>("Made.")
+        .or(&[NotFound, Conflict])
+        .body_example(
+            r#"{"key_id": "0w3ge1r70w3ge1r7", "run_id": "nightly-7", "tool": "psql",
+                "until": "2026-11-27T20:00:00Z", "reason": "migration, reviewed in CHG-12"}"#,
+        )
+        .example(fixture!("grant"));
+
+    /// List wider grants
+    ///
+    /// As the list of approvals.
+    ListGrants = Row::get("/v1/grants", "approvals", APPROVALS)
+        .request::<ListGrants>(200, "Those that have not ended.")
+        .example(fixture!("grants"));
+
+    /// Approve a wider grant
+    ///
+    /// Needs `approvals:decide`: for grants that more than one person must approve.
+    ApproveGrant = Row::post("/v1/grants/{id}/approve", "approvals", DECIDE)
+        .parameters::<GrantReason>()
+        .replies::<Grant>("The grant as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("grant"));
+
+    /// Revoke a wider grant
+    ///
+    /// Needs `approvals:decide`. It holds for every check that is not answered yet. Revoking twice is no error.
+    RevokeGrant = Row::post("/v1/grants/{id}/revoke", "approvals", DECIDE)
+        .parameters::<GrantReason>()
+        .replies::<Grant>("The grant as it is now.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("grant"));
+
+    /// Stop checks
+    ///
+    /// Needs `stops:manage`, or `operator`. Every check in the scope is DENY `STOPPED` at every gateway within a
+    /// second, and approvals that it covers cannot be given. At most 100 stops an account at a time (409).
+    CreateStop = Row::post("/v1/stops", "stops", STOPS)
+        .request::<CreateStop>(201, "It holds.")
+        .or(&[NotFound, Conflict])
+        .idempotent()
+        .body_example(r#"{"scope": "environment", "value": "production", "reason": "incident 12"}"#)
+        .example(fixture!("stop_reply_done"));
+
+    /// List stops
+    ///
+    /// Any valid key may ask.
+    ListStops = Row::get("/v1/stops", "stops", ANY_KEY)
+        .request::<ListStops>(200, "Those that hold.")
+        .or(&[NotFound])
+        .example(fixture!("stop_page"));
+
+    /// Resume what was stopped
+    ///
+    /// Needs `stops:manage` in a member's key, or `operator`.
+    ResumeStop = Row::post("/v1/stops/{id}/resume", "stops", STOPS)
+        .request::<ResumeStop>(200, "The stop as it was.")
+        .or(&[NotFound, Conflict])
+        .example(fixture!("stop_reply_done"));
 
     /// Does this process run?
     Alive = Row::get("/healthz", "service", OPEN).replies::<Liveness>("It does.").probe(None);

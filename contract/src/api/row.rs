@@ -167,6 +167,12 @@ impl Row {
         self
     }
 
+    /// The status of the success, where it is not 200.
+    pub(super) const fn status(mut self, status: u16) -> Self {
+        self.status = status;
+        self
+    }
+
     pub(super) const fn sends(mut self, media_type: &'static str, description: &'static str) -> Self {
         self.reply = Reply::Other(media_type);
         self.description = description;

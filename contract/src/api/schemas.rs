@@ -11,8 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    AccountId, ApiKey, CONTEXT_MEMBERS, Change, ClientRequestId, IssueCode, KeyId, LOOP_STATE_MEMBERS, LineHash,
-    Member, PolicyVersion, RequestId, RunId, SigningKeyId, WebhookId, WebhookSecret, WriterId,
+    AccountId, ActionDigest, ApiKey, ApprovalId, CONTEXT_MEMBERS, Change, ClientRequestId, GrantId, InvitationCode,
+    IssueCode, KeyId, LOOP_STATE_MEMBERS, LineHash, MemberId, PolicyVersion, RequestId, RequestMember, RunId,
+    SigningKeyId, StopId, WebhookId, WebhookSecret, WriterId,
 };
 
 macro_rules! inline_schemas {
@@ -35,15 +36,21 @@ macro_rules! inline_schemas {
 
 inline_schemas! {
     AccountId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
+    ActionDigest = {"type": "string", "pattern": "^[0-9a-f]{64}$"};
     ApiKey = {"type": "string"};
+    ApprovalId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     ClientRequestId = {"type": "string", "maxLength": 128};
+    GrantId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
+    InvitationCode = {"type": "string", "pattern": "^inv_[0-9a-z]{32}$"};
     IssueCode = {"type": "string", "pattern": "^[A-Z][A-Z0-9_]{0,63}$"};
     KeyId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     LineHash = {"type": "string", "pattern": "^[0-9a-f]{64}$"};
+    MemberId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     PolicyVersion = {"type": "string", "minLength": 1, "maxLength": 100};
     RequestId = {"type": "string", "format": "uuid"};
     RunId = {"type": "string", "minLength": 1, "maxLength": 1000};
     SigningKeyId = {"type": "string", "pattern": "^[0-9a-f]{16}$"};
+    StopId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     WebhookId = {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"};
     WebhookSecret = {"type": "string", "pattern": "^whsec_[A-Za-z0-9+/]+={0,2}$"};
     WriterId = {"type": "string", "format": "uuid"};
@@ -92,8 +99,8 @@ impl JsonSchema for Context {
     }
 }
 
-fn properties(members: &[Member]) -> Map<String, Value> {
-    let property = |member: &Member| {
+fn properties(members: &[RequestMember]) -> Map<String, Value> {
+    let property = |member: &RequestMember| {
         let mut schema = kind(member.kind);
         let mut text = member.meaning.to_owned();
         if let Some(first) = text.get_mut(..1) {

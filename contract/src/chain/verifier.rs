@@ -2,9 +2,10 @@
 //! doubled.
 //!
 //! A missing line is excused if it expired, if a signed removal names it, or if it lies outside the window. Marks are
-//! checked first ([`mark_chain`]), because a mark vouches for lines before and after it. Memory grows with the marks
-//! and writers, not with the decisions. An unreadable line becomes a finding and does not stop the verification. The
-//! order of lines of different writers is not checked, since no line states it.
+//! checked first ([`mark_chain`]), because a mark vouches for lines before and after it. Every other line belongs to a
+//! writer's chain by its link, whatever its type: a log of a newer version verifies as its own version verifies it.
+//! Memory grows with the marks and writers, not with the lines. An unreadable line becomes a finding and does not stop
+//! the verification. The order of lines of different writers is not checked, since no line states it.
 
 mod mark_chain;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Head, LineHash, Link, MarkRef, PublicKey, WriterId};
-use crate::record::{LineHeader, LineType, MarkBody};
+use crate::record::{ChainedLine, LineType, MarkBody, known_type};
 use crate::{AccountId, RequestId};
 
 use mark_chain::MarkChain;
@@ -54,7 +55,12 @@ pub struct Report {
     pub ok: bool,
     /// Decisions that were verified.
     pub records: u64,
-    /// Writers of those decisions.
+    /// Further lines of writers' chains that were verified: events of approvals, grants and stops, and lines of types
+    /// that this version does not know. Absent where there are none.
+    #[serde(default, skip_serializing_if = "crate::json::is_zero")]
+    #[schemars(extend("minimum" = 1))]
+    pub other_lines: u64,
+    /// Writers of those lines.
     pub writers: u64,
     /// Checkpoints in the window.
     pub checkpoints: u64,
@@ -64,7 +70,7 @@ pub struct Report {
     #[serde(default, skip_serializing_if = "crate::json::is_zero")]
     #[schemars(extend("minimum" = 1))]
     pub expiries: u64,
-    /// Decisions that no mark covers yet: that none was cut off behind them cannot be proven.
+    /// Lines of writers' chains that no mark covers yet: that none was cut off behind them cannot be proven.
     pub unsealed: u64,
     /// When the first verified decision was recorded.
     pub first_at: Option<Timestamp>,
@@ -87,16 +93,16 @@ pub struct Report {
 /// One fault.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
-    /// `missing`: a decision is gone. `altered`: a line is not what was written. `reordered`: a line stands behind
-    /// one written after it. `duplicate`: a line is there twice. `unreadable`: a line is none of ours.
-    /// `bad_signature`: no known key signed a mark. `mark_missing`: a mark is gone, or the last one that the
-    /// keystore signed.
+    /// `missing`: a line of a writer's chain is gone. `altered`: a line is not what was written. `reordered`: a line
+    /// stands behind one written after it. `duplicate`: a line is there twice. `unreadable`: a line is none of ours.
+    /// `bad_signature`: no known key signed a mark. `mark_missing`: a mark is gone, or the last one that the keystore
+    /// signed.
     pub kind: FindingKind,
-    /// Whose chain; only for decisions.
+    /// Whose chain; absent for marks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writer: Option<WriterId>,
-    /// The first at fault: a decision's sequence, or without `writer` a mark's number; absent when a line cannot be
-    /// placed.
+    /// The first at fault: a line's sequence in its writer's chain, or without `writer` a mark's number; absent when a
+    /// line cannot be placed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
     /// How many, from that one on.
@@ -105,10 +111,10 @@ pub struct Finding {
     /// The id of a decision that is in the log but at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<RequestId>,
-    /// Of missing decisions: the one in front of them in their writer's chain, where it is there.
+    /// Of missing lines: the decision in front of them in their writer's chain, where one is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_request_id: Option<RequestId>,
-    /// Of missing decisions: the one behind them, where it is there.
+    /// Of missing lines: the decision behind them, where one is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before_request_id: Option<RequestId>,
     /// In words, for people.
@@ -119,7 +125,7 @@ pub struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FindingKind {
-    /// A decision is missing.
+    /// A line of a writer's chain is missing.
     Missing,
     /// A line differs from what was written.
     Altered,
@@ -140,10 +146,10 @@ struct WriterChain {
     /// The lowest sequence in the log.
     first: Option<u64>,
     last: u64,
-    /// The id of the last decision, if it is in the log and has one.
+    /// The id of the last line, if it is in the log and a decision that has one.
     last_id: Option<RequestId>,
     hash: Option<LineHash>,
-    /// The hash that a mark gives for the last decision, if it differs.
+    /// The hash that a mark gives for the last line, if it differs.
     signed: Option<LineHash>,
     /// Lines that no mark had named when they were read.
     recent: BTreeMap<u64, (LineHash, Option<RequestId>)>,
@@ -151,11 +157,11 @@ struct WriterChain {
     unsealed: u64,
 }
 
-/// A run of missing decisions; the map's key is its first sequence.
+/// A run of missing lines; the map's key is its first sequence.
 #[derive(Clone, Copy)]
 struct Gap {
     last: u64,
-    /// When its last decision was recorded and when that expires, if another line says so.
+    /// When its last line was recorded and when that expires, if another line says so.
     claim: Option<(Timestamp, i64)>,
     message: &'static str,
     /// The decisions before and after it, if they are in the log.
@@ -192,7 +198,7 @@ impl ChainVerifier {
         self
     }
 
-    /// Verifies the next line of the log: a decision or a mark.
+    /// Verifies the next line of the log: a mark, or a line of a writer's chain, of whatever type.
     pub fn read_line(&mut self, line: &[u8]) {
         let Ok(kind) = serde_json::from_slice::<Kind>(line) else {
             // A broken mark was reported when the marks were checked.
@@ -201,14 +207,12 @@ impl ChainVerifier {
             }
             return;
         };
-        match kind.line {
-            LineType::Decision if kind.account.as_ref().is_some_and(|account| !self.marks.belongs_to(account)) => {
-                self.report.line(FindingKind::Unreadable, kind.id(), "a decision is another account's");
-            }
-            LineType::Decision => self.read_decision(line, kind.id()),
-            LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
-                self.read_mark(line);
-            }
+        if kind.line.is_some_and(LineType::is_mark) {
+            self.read_mark(line);
+        } else if kind.account.as_ref().is_some_and(|account| !self.marks.belongs_to(account)) {
+            self.report.line(FindingKind::Unreadable, kind.id(), "a line is another account's");
+        } else {
+            self.read_chained(line, kind.id());
         }
     }
 
@@ -239,17 +243,29 @@ impl ChainVerifier {
         }
     }
 
-    fn read_decision(&mut self, line: &[u8], id: Option<RequestId>) {
-        let start = serde_json::from_slice::<LineHeader>(line).ok().filter(|start| start.chain.sequence > 0);
-        let Some(LineHeader { chain, recorded_at, .. }) = start else {
-            return self.report.line(FindingKind::Unreadable, id, "a decision's line cannot be read");
+    fn read_chained(&mut self, line: &[u8], id: Option<RequestId>) {
+        let Some(read) = ChainedLine::read(line) else {
+            // A mark whose type was altered was reported when the marks were checked.
+            if self.marks.was_checked(line) {
+                return;
+            }
+            return self.report.line(
+                FindingKind::Unreadable,
+                id,
+                "a line's place in its writer's chain cannot be read",
+            );
         };
+        let (is_decision, ChainedLine { chain, recorded_at, .. }) = (read.is_decision(), read);
         if !self.window.covers(recorded_at) {
             return;
         }
-        self.report.records += 1;
-        self.report.first_at = self.report.first_at.or(Some(recorded_at));
-        self.report.last_at = Some(recorded_at);
+        if is_decision {
+            self.report.records += 1;
+            self.report.first_at = self.report.first_at.or(Some(recorded_at));
+            self.report.last_at = Some(recorded_at);
+        } else {
+            self.report.other_lines += 1;
+        }
         if !self.writers.contains_key(&chain.writer) {
             self.check_first_link(&chain);
         }
@@ -278,14 +294,14 @@ impl ChainVerifier {
         }
         if sequence - last > 1 {
             let claim = chain.previous.map(|previous| (previous.recorded_at, previous.expires_at));
-            let message = "decisions are missing from their writer's chain";
+            let message = "lines are missing from their writer's chain";
             seen.gaps.insert(last + 1, Gap { last: sequence - 1, claim, message, after: last_id, before: id });
         } else if !follows {
-            let message = "a decision is not the one that its successor follows";
+            let message = "a line is not the one that its successor follows";
             self.report.decision(FindingKind::Altered, writer, last.max(1), last_id, message);
         }
         if signed.is_some() {
-            let message = "a decision is not the one that was signed";
+            let message = "a line is not the one that was signed";
             self.report.decision(FindingKind::Altered, writer, sequence, id, message);
         }
         let overflowing = overflowing.filter(|(_, gap)| !self.is_gap_excused(writer, gap));
@@ -295,7 +311,7 @@ impl ChainVerifier {
     /// Checks what a writer's first line says was in the log before it.
     fn check_first_link(&mut self, link: &Link) {
         if let Some(after) = &link.after {
-            self.expect_head(after, "a writer's last decisions are missing: a later writer followed them");
+            self.expect_head(after, "a writer's last lines are missing: a later writer followed them");
         }
         if let Some(mark) = &link.mark {
             self.marks.expect_head(mark, &mut self.report);
@@ -308,7 +324,7 @@ impl ChainVerifier {
             return;
         }
         for head in &mark.heads {
-            self.expect_head(head, "a writer's last decisions are missing: a mark names them");
+            self.expect_head(head, "a writer's last lines are missing: a mark names them");
         }
         match mark.body {
             MarkBody::Checkpoint {} => self.report.checkpoints += 1,
@@ -318,7 +334,7 @@ impl ChainVerifier {
         }
     }
 
-    /// Checks that a decision which a mark or a later writer names is in the log.
+    /// Checks that a line which a mark or a later writer names is in the log.
     fn expect_head(&mut self, head: &Head, message: &'static str) {
         let known = self.writers.contains_key(&head.writer);
         let claim = (head.recorded_at, head.expires_at);
@@ -330,17 +346,17 @@ impl ChainVerifier {
         let seen = self.writers.entry(head.writer).or_default();
         seen.unsealed = seen.unsealed.min(seen.last.saturating_sub(covered));
         if head.sequence > seen.last {
-            // If the writer is unknown, everything before the named decision may have expired.
+            // If the writer is unknown, everything before the named line may have expired.
             let first = if known { seen.last + 1 } else { head.sequence };
             let after = seen.last_id.take();
             seen.gaps.insert(first, Gap { last: head.sequence, claim: Some(claim), message, after, before: None });
-            // Continue as if the missing decisions were there, so that one fault yields one finding.
+            // Continue as if the missing lines were there, so that one fault yields one finding.
             (seen.last, seen.hash, seen.signed) = (head.sequence, Some(head.hash), None);
         } else if let Some((hash, id)) = seen.recent.get(&head.sequence).copied()
             && hash != head.hash
         {
             seen.recent.remove(&head.sequence);
-            let message = "a decision is not the one that was followed";
+            let message = "a line is not the one that was followed";
             self.report.decision(FindingKind::Altered, head.writer, head.sequence, id, message);
         }
     }
@@ -349,10 +365,10 @@ impl ChainVerifier {
     fn report_out_of_order(&mut self, writer: WriterId, sequence: u64, id: Option<RequestId>) {
         let Some(seen) = self.writers.get_mut(&writer) else { return };
         if seen.fill(sequence) || seen.first.is_none_or(|first| sequence < first) {
-            let message = "a decision stands behind a later one";
+            let message = "a line stands behind a later one";
             self.report.decision(FindingKind::Reordered, writer, sequence, id, message);
         } else {
-            self.report.decision(FindingKind::Duplicate, writer, sequence, id, "a decision is there twice");
+            self.report.decision(FindingKind::Duplicate, writer, sequence, id, "a line is there twice");
         }
     }
 
@@ -462,8 +478,8 @@ impl Finding {
 
 #[derive(Deserialize)]
 struct Kind {
-    #[serde(rename = "type")]
-    line: LineType,
+    #[serde(rename = "type", deserialize_with = "known_type")]
+    line: Option<LineType>,
     #[serde(default)]
     account: Option<AccountId>,
     /// Any JSON value: a line whose id was altered is verified like any other.
@@ -472,7 +488,11 @@ struct Kind {
 }
 
 impl Kind {
+    /// Of a decision. Lines about approvals name the decision that they belong to, which may be a different one.
     fn id(&self) -> Option<RequestId> {
+        if self.line != Some(LineType::Decision) {
+            return None;
+        }
         RequestId::parse(self.request_id.as_ref()?.as_str()?).ok()
     }
 }

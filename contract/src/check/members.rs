@@ -5,7 +5,7 @@
 
 /// One known member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub struct RequestMember {
     /// As it is spelled.
     pub name: &'static str,
     /// Its type, for people: `string`, `array of strings`, …
@@ -14,12 +14,12 @@ pub struct Member {
     pub meaning: &'static str,
 }
 
-const fn member(name: &'static str, kind: &'static str, meaning: &'static str) -> Member {
-    Member { name, kind, meaning }
+const fn member(name: &'static str, kind: &'static str, meaning: &'static str) -> RequestMember {
+    RequestMember { name, kind, meaning }
 }
 
 /// Members of the request itself.
-pub const REQUEST_MEMBERS: &[Member] = &[
+pub const REQUEST_MEMBERS: &[RequestMember] = &[
     member("goal", "string", "what the agent wants to do"),
     member("success_criteria", "array of strings", "how it will know that it is done"),
     member("constraints", "array of strings", "the limits that it declares"),
@@ -33,7 +33,7 @@ pub const REQUEST_MEMBERS: &[Member] = &[
 ];
 
 /// Members of `context` that rules read.
-pub const CONTEXT_MEMBERS: &[Member] = &[
+pub const CONTEXT_MEMBERS: &[RequestMember] = &[
     member("actor_role", "string", "the role of who acts; before `user_role` and `requester_role`"),
     member("user_role", "string", "the role of the user; before `requester_role`"),
     member("requester_role", "string", "the role of who asked for it"),
@@ -70,7 +70,7 @@ pub const CONTEXT_MEMBERS: &[Member] = &[
 ];
 
 /// Members of `context.loop_state` that rules read.
-pub const LOOP_STATE_MEMBERS: &[Member] = &[
+pub const LOOP_STATE_MEMBERS: &[RequestMember] = &[
     member("run_id", "string or whole number", "as `context.run_id`"),
     member("retry_count", "whole number from 0", "as `context.retry_count`"),
     member("elapsed_seconds", "number from 0", "as `context.elapsed_seconds`"),
@@ -79,6 +79,6 @@ pub const LOOP_STATE_MEMBERS: &[Member] = &[
     member("cumulative_cost_usd", "number from 0", "as `context.cumulative_cost_usd`"),
 ];
 
-pub(super) fn holds(members: &[Member], name: &str) -> bool {
+pub(super) fn holds(members: &[RequestMember], name: &str) -> bool {
     members.iter().any(|member| member.name == name)
 }

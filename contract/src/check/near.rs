@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, Member, REQUEST_MEMBERS, holds};
+use super::members::{CONTEXT_MEMBERS, LOOP_STATE_MEMBERS, REQUEST_MEMBERS, RequestMember, holds};
 use super::{FieldError, is_plain_name};
 use crate::word::visible;
 
@@ -56,7 +56,7 @@ pub(super) fn in_context(context: &Map<String, Value>, errors: &mut Vec<FieldErr
     }
 }
 
-fn level(members: &[Member], more: &[&'static str]) -> Level {
+fn level(members: &[RequestMember], more: &[&'static str]) -> Level {
     members.iter().map(|member| member.name).chain(more.iter().copied()).map(|name| (bare(name), name)).collect()
 }
 

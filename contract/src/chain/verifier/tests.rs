@@ -1,5 +1,7 @@
 //! A log with several writers, signed marks, and everything that can be done to it.
 
+mod other_lines;
+
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use jiff::SignedDuration;
 use proptest::prelude::*;
@@ -8,7 +10,7 @@ use uuid::Uuid;
 use super::*;
 use crate::KeyId;
 use crate::chain::{SigningKeyId, Unsigned};
-use crate::record::{Deletion, Expiry, Mark};
+use crate::record::{Deletion, Expiry, LineHeader, Mark};
 
 const START: i64 = 1_800_000_000;
 const DAY: i64 = 86_400;
@@ -31,6 +33,8 @@ struct Line {
 /// Writes a log as gateways and the exporter do; one line a second.
 #[derive(Clone)]
 struct Log {
+    /// The type of a writer's line with this sequence.
+    kind: fn(u8, u64) -> &'static str,
     lines: Vec<Line>,
     heads: BTreeMap<WriterId, Head>,
     last: Option<Head>,
@@ -70,12 +74,18 @@ fn body(second: i64) -> String {
 
 impl Log {
     fn new() -> Self {
-        Self { lines: Vec::new(), heads: BTreeMap::new(), last: None, mark: None, clock: START }
+        let kind = |_, _| LineType::Decision.as_str();
+        Self { kind, lines: Vec::new(), heads: BTreeMap::new(), last: None, mark: None, clock: START }
     }
 
     /// Three writers: the second began after the first, the third after both; two checkpoints; a tail.
     fn usual() -> Self {
-        let mut log = Self::new();
+        Self::usual_with(Self::new().kind)
+    }
+
+    /// The same, with lines of other types.
+    fn usual_with(kind: fn(u8, u64) -> &'static str) -> Self {
+        let mut log = Self { kind, ..Self::new() };
         log.write(1).write(1).write(1).write(2).write(1).checkpoint();
         log.write(2).write(1).write(3).write(2).write(1).write(3).checkpoint().checkpoint();
         log.write(1).write(3);
@@ -97,8 +107,10 @@ impl Log {
             after: self.last.filter(|_| before.is_none()),
             mark: self.mark.map(|(mark, _)| mark).filter(|_| before.is_none()),
         };
+        let kind = (self.kind)(number, chain.sequence);
         let start = LineHeader { line: LineType::Decision, chain, recorded_at, expires_at };
-        let bytes = start.with(body(self.clock).as_bytes()).unwrap();
+        let text = String::from_utf8(start.with(body(self.clock).as_bytes()).unwrap()).unwrap();
+        let bytes = text.replacen(LineType::Decision.as_str(), kind, 1).into_bytes();
         let head = start.head(&bytes);
         self.heads.insert(head.writer, head);
         self.last = Some(head);
