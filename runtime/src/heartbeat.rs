@@ -131,6 +131,7 @@ impl HealthMonitor {
             (false, false) => InstanceState::NotReady,
         };
         InstanceHeartbeat {
+            log_edition: InstanceHeartbeat::LOG_EDITION,
             role,
             instance: self.0.instance.clone(),
             version: self.0.version.to_owned(),
@@ -200,6 +201,25 @@ mod tests {
         let health = HealthMonitor::new("1", CancellationToken::new());
         health.set_probe(Box::new(|| Box::pin(std::future::pending())));
         assert!(health.report().await.faults[0].contains("could not be determined"));
+    }
+
+    /// Gateways write lines of newer types only when every process says that it can read them.
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_of_each_role_says_which_lines_of_the_log_it_can_read() {
+        let (backplane, stop) = (Backplane::embedded(), CancellationToken::new());
+        let health = HealthMonitor::new("1", stop.clone());
+        let mut received = Vec::new();
+        for role in Role::ALL {
+            received.push(backplane.notices.subscribe_bytes(InstanceHeartbeat::subject(role)).await.unwrap());
+        }
+        let sending = tokio::spawn(health.send_heartbeats(&Role::ALL, backplane.clone(), stop.clone()));
+        for (role, received) in Role::ALL.into_iter().zip(&mut received) {
+            let Some(Event::Message(bytes)) = received.next().await else { panic!("no heartbeat of {role}") };
+            let heartbeat = serde_json::from_slice::<serde_json::Value>(&bytes).unwrap();
+            assert_eq!((&heartbeat["role"], &heartbeat["log_edition"]), (&role.as_str().into(), &1.into()), "{role}");
+        }
+        stop.cancel();
+        sending.await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

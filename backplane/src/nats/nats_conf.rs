@@ -11,7 +11,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use stage0_contract::{EVENTS, RECORDS, REQUESTS, RUN_RECORDS, Role};
+use stage0_contract::{APPROVAL_RECORDS, EVENTS, RECORDS, REQUESTS, RUN_RECORDS, Role};
 
 use super::config::INBOXES;
 use super::jetstream::MAX_READS;
@@ -105,6 +105,8 @@ const MAX_ADMIN_CONNECTIONS: usize = 8;
 /// Subscriptions in addition to what a connection serves, receives and reads: its inbox, and some to spare.
 const SPARE_SUBSCRIPTIONS: usize = 4;
 const MAX_CONTROL_LINE: usize = 4_096;
+/// Records that an evaluator lists by account.
+const LISTED_RECORDS: [&str; 2] = [RUN_RECORDS, APPROVAL_RECORDS];
 
 impl NatsServerConf {
     /// The prefix under which every role imports JetStream's API.
@@ -273,9 +275,13 @@ fn of_streams(prefix: &str) -> Vec<Share> {
         }
         shares.push(plain(keys, of));
     }
-    // An account's runs are listed by one request for many records; that stream holds only evaluators' own records.
-    let runs = StreamName::of_record(prefix, &format!("{RUN_RECORDS}.x"));
-    shares.push(api(ShareKind::ServiceOfMany, format!("DIRECT.GET.{}", runs.as_str()), vec![account(Role::Evaluator)]));
+    // An account's runs and approvals are listed by one request for many records; these streams hold only evaluators'
+    // own records.
+    for word in LISTED_RECORDS {
+        let stream = StreamName::of_record(prefix, &format!("{word}.x"));
+        let list = format!("DIRECT.GET.{}", stream.as_str());
+        shares.push(api(ShareKind::ServiceOfMany, list, vec![account(Role::Evaluator)]));
+    }
     shares
 }
 
@@ -296,7 +302,7 @@ fn max_subscriptions(role: Role) -> usize {
     let hears = EVENTS.iter().filter(|event| event.to.contains(&role)).count();
     let reads = match role {
         Role::Gateway | Role::AuditExport => MAX_READS,
-        Role::Evaluator => MAX_CONCURRENT_LISTS,
+        Role::Evaluator => LISTED_RECORDS.len() * MAX_CONCURRENT_LISTS,
         Role::Keystore => 0,
     };
     serves + hears + reads + SPARE_SUBSCRIPTIONS

@@ -7,7 +7,9 @@
 //! the contract; those of audit-export share `<PREFIX>_LEDGER`.
 
 use serde_json::{Map, Value, json};
-use stage0_contract::{IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role, USAGE_RECORDS};
+use stage0_contract::{
+    APPROVAL_RECORDS, IDEMPOTENCY_RECORDS, KEYSTORE_RECORDS, RECORDS, RUN_RECORDS, Role, USAGE_RECORDS,
+};
 
 use super::link::Link;
 use crate::MAX_MESSAGE_BYTES;
@@ -23,6 +25,8 @@ const DAY_NANOS: u64 = 86_400 * 1_000_000_000;
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 const MAX_COUNTER_BYTES: usize = 16 * 1024;
 const MAX_RUN_BYTES: usize = 1024 * 1024;
+/// The sealed text of an action is the largest; an account's index and its wider grants are smaller.
+const MAX_APPROVAL_BYTES: usize = 1024 * 1024;
 /// Records of which there are few: endpoints, and the keystore's own.
 const MAX_OWN_RECORDS: u64 = 200_000;
 
@@ -152,7 +156,7 @@ impl StreamSpec {
             name: StreamName::state_store(prefix),
             used_by: vec![Role::AuditExport],
             settings: with_common(of_record(0), &subjects, MAX_MESSAGE_BYTES),
-            percent: 8,
+            percent: 6,
             max_records: MaxRecords::Fixed(MAX_OWN_RECORDS),
         }
     }
@@ -160,9 +164,11 @@ impl StreamSpec {
     fn of_records(prefix: &str, word: &str, owner: Role) -> Self {
         let (percent, max_bytes, max_records, max_age) = match word {
             RUN_RECORDS => (10, MAX_RUN_BYTES, MaxRecords::Chosen, 0),
-            USAGE_RECORDS => (7, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
-            IDEMPOTENCY_RECORDS => (6, MAX_COUNTER_BYTES, MaxRecords::Chosen, IDEMPOTENCY_MAX_AGE_NANOS),
-            KEYSTORE_RECORDS => (4, MAX_MESSAGE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
+            // An earlier version's deployment has given 95 percent to its streams: this much is left.
+            APPROVAL_RECORDS => (5, MAX_APPROVAL_BYTES, MaxRecords::Chosen, 0),
+            USAGE_RECORDS => (6, MAX_COUNTER_BYTES, MaxRecords::Chosen, 0),
+            IDEMPOTENCY_RECORDS => (5, MAX_COUNTER_BYTES, MaxRecords::Chosen, IDEMPOTENCY_MAX_AGE_NANOS),
+            KEYSTORE_RECORDS => (3, MAX_MESSAGE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
             _ => (1, MAX_MESSAGE_BYTES, MaxRecords::Fixed(MAX_OWN_RECORDS), 0),
         };
         let subjects = vec![format!("{prefix}.ledger.{word}.>")];
@@ -305,10 +311,18 @@ mod tests {
         let specs = StreamSpec::all("s0");
         assert!(specs.iter().map(|spec| spec.percent).sum::<u64>() <= 95);
         let names: Vec<_> = specs.iter().map(|spec| spec.name.as_str()).collect();
-        assert_eq!(names, ["S0_LOG", "S0_LEDGER", "S0_RUNS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"]);
-        for (key, stream) in
-            [("runs.a.r", "S0_RUNS"), ("usage.message-auth", "S0_USAGE"), ("cursor.e", "S0_LEDGER"), ("k", "S0_LEDGER")]
-        {
+        let records = ["S0_RUNS", "S0_APPROVALS", "S0_USAGE", "S0_IDEMPOTENCY", "S0_KEYSTORE"];
+        assert_eq!((&names[..2], &names[2..]), (&["S0_LOG", "S0_LEDGER"][..], &records[..]));
+        for spec in specs.iter().filter(|spec| spec.name.as_str() == "S0_APPROVALS") {
+            assert!(spec.percent <= 5 && spec.used_by == [Role::Evaluator]);
+        }
+        for (key, stream) in [
+            ("runs.a.r", "S0_RUNS"),
+            ("approvals.a.x.y", "S0_APPROVALS"),
+            ("usage.message-auth", "S0_USAGE"),
+            ("cursor.e", "S0_LEDGER"),
+            ("k", "S0_LEDGER"),
+        ] {
             assert_eq!(StreamName::of_record("s0", key).as_str(), stream);
         }
         assert_eq!(StreamName::of_record("a.b", "keystore.x").as_str(), "A_B_KEYSTORE");

@@ -7,7 +7,9 @@ use futures_util::StreamExt as _;
 use stage0_backplane::nats::Connection;
 use stage0_backplane::testing::NatsServer;
 use stage0_backplane::{Backplane, RequestError};
-use stage0_contract::{KeystoreStatus, ListEndpoints, Request as _, VerifyKey};
+use stage0_contract::{
+    ChangeApproval, FetchAction, KeystoreStatus, ListEndpoints, ReadPeople, Request as _, ShowApproval, VerifyKey,
+};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -80,6 +82,35 @@ async fn a_sealed_request_and_its_reply_are_readable_only_by_their_two_processes
         answers.inspect(|(_, answer)| assert!(!reads(answer))).filter(|(_, answer)| !answer.is_empty()).count(),
         4
     );
+}
+
+/// The text of an action stands in an evaluator's answer, and the key that seals such texts in the keystore's.
+#[tokio::test]
+async fn the_secret_answers_of_evaluators_and_those_to_evaluators_are_readable_only_by_their_askers() {
+    let nats = NatsServer::start().await;
+    let (gateway, evaluator) = (connected(&nats, "gateway").await, connected(&nats, "evaluator").await);
+    let keystore = connected(&nats, "keystore").await;
+    let sealed = [FetchAction::SUBJECT, ShowApproval::SUBJECT, ChangeApproval::SUBJECT];
+    let mut serving = JoinSet::new();
+    for (server, subject) in
+        sealed.map(|subject| (&evaluator, subject)).into_iter().chain([(&keystore, ReadPeople::SUBJECT)])
+    {
+        let mut inbox = server.requests.serve_bytes(subject).await.unwrap();
+        serving.spawn(async move {
+            while let Some(asked) = inbox.next().await {
+                asked.replier.reply(SECRET).await;
+            }
+        });
+    }
+    let work = async {
+        for subject in sealed {
+            assert_eq!(gateway.requests.request_bytes(subject, "{}".into(), soon()).await, Ok(SECRET), "{subject}");
+        }
+        assert_eq!(evaluator.requests.request_bytes(ReadPeople::SUBJECT, "{}".into(), soon()).await, Ok(SECRET));
+    };
+    let messages = heard_while(&nats, work).await;
+    let answers = messages.iter().filter(|(subject, answer)| subject.starts_with("_INBOX_") && !answer.is_empty());
+    assert_eq!(answers.inspect(|(_, answer)| assert!(!reads(answer))).count(), 4);
 }
 
 #[tokio::test]

@@ -117,6 +117,27 @@ fn a_role_can_send_only_its_own_messages() {
 }
 
 #[test]
+fn an_evaluator_asks_the_keystore_for_people_and_no_other_role_does() {
+    let (set, to) = (set(), "s0.req.keys.people");
+    let keystore = of(&set, Role::Keystore);
+    for role in Role::ALL {
+        let (auth, asked_at) = (of(&set, role), sent());
+        let mut headers = asked_at.headers();
+        let signed = auth.sign_request("keys.people", to, &inbox(), asked_at, b"{}", &mut headers);
+        assert_eq!(signed.is_some(), role == Role::Evaluator, "{role}");
+        if let Some(expected) = signed {
+            let request = message(to, Some(INBOX), headers, b"{}");
+            let sent = Timing::parse(request.headers.as_ref()).unwrap();
+            let requester = keystore.check_request(&request, "keys.people", sent).unwrap().unwrap();
+            assert_eq!(requester.role, Role::Evaluator);
+            let mut headers = HeaderMap::new();
+            keystore.reply(requester, to, b"people", &mut headers).unwrap();
+            assert!(auth.is_reply(&expected, &message(INBOX, None, headers, b"people")));
+        }
+    }
+}
+
+#[test]
 fn a_reply_is_accepted_only_for_its_request_and_from_the_role_that_serves_it() {
     let set = set();
     let (gateway, evaluator) = (of(&set, Role::Gateway), of(&set, Role::Evaluator));
