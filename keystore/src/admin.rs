@@ -11,10 +11,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use jiff::{SignedDuration, Timestamp};
 use stage0_backplane::clock;
 use stage0_contract::{
-    Account, AccountId, ApiKey, ApiKeyError, Caller, Caps, Change, CreateAccount, CreateKey, IdError, KEY_ALPHABET,
-    KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions, ManageReply, Page,
-    PermitDeletion, Plan, Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey, Scope, Scopes, SecondClock,
-    UpdateAccount,
+    Account, AccountId, ApiKey, ApiKeyError, ApprovalMode, Caller, Caps, Change, CreateAccount, CreateKey, Holder,
+    IdError, KEY_ALPHABET, KeyChanged, KeyCreated, KeyId, KeySummary, Limits, ListAccounts, ListKeys, ListRetentions,
+    ManageReply, MemberId, Page, PermitDeletion, Person, Plan, Refusal, RetentionsPage, RevokeKey, Revoked, RotateKey,
+    Scope, Scopes, SecondClock, UpdateAccount,
 };
 
 use crate::admin::announce::Changed;
@@ -36,9 +36,12 @@ use rules::{Granter, Revocation, whole_seconds};
 pub(crate) mod announce;
 pub(crate) mod bootstrap;
 pub(crate) mod marks;
+pub(crate) mod members;
 pub(crate) mod new_key;
+mod pages;
 pub(crate) mod population;
 pub(crate) mod rules;
+pub(crate) mod stops;
 pub(crate) mod webhooks;
 pub(crate) mod writer;
 
@@ -46,8 +49,8 @@ pub(crate) mod writer;
 const REPEAT_TTL: SignedDuration = SignedDuration::from_secs(60);
 const RETENTIONS_PER_PAGE: usize = 1_000;
 
-const DISK_FULL: &str = "the keystore's disk is nearly full: keys can be revoked and endpoints deleted, and nothing \
-    can be added or changed until there is room in its data directory";
+const DISK_FULL: &str = "the keystore's disk is nearly full: keys can be revoked and endpoints deleted, members \
+    removed and checks stopped, and nothing can be added or changed until there is room in its data directory";
 
 pub(crate) struct AdminService {
     pub(crate) durable: DurableStore,
@@ -142,10 +145,14 @@ impl Precheck {
     pub(crate) fn new_key(&self, call: &CreateKey, now: Timestamp) -> Result<NewKey, ManageError> {
         let granter = granter(&self.store, &call.caller, Scope::KeysManage, now)?;
         let account = rules::target_account(&granter.caller, call.account.as_ref())?;
-        let expires_at = rules::valid_key(&granter, call, now)?;
+        let owner = call.owner.as_ref().map(|owner| self.store.member(owner)).transpose()?.flatten();
+        let expires_at = rules::valid_key(&granter, call, (&account, owner.as_ref()), now)?;
         let caps = self.caps(&account)?;
         rules::check_key_cap(self.population().active_keys(&account, now), &caps)?;
-        Ok(NewKey { account, name: call.name.clone(), scopes: call.scopes.clone(), expires_at })
+        let mut makers = granter.makers().into_iter();
+        let holder =
+            NewHolder::Workload { owner: call.owner.clone(), made_by: makers.next(), known_to: makers.collect() };
+        Ok(NewKey { account, name: call.name.clone(), scopes: call.scopes.clone(), expires_at, holder })
     }
 
     /// Checks a rotation. Returns the old key as it will be, and its successor.
@@ -159,7 +166,8 @@ impl Precheck {
             rules::check_key_cap(self.population().active_keys(&old.account, now), &self.caps(&old.account)?)?;
         }
         let (account, name, scopes) = (old.account.clone(), old.name.clone(), old.scopes.clone());
-        Ok((old, NewKey { account, name, scopes, expires_at }))
+        let holder = NewHolder::Successor(rules::successors_holder(&granter, &old)?);
+        Ok((old, NewKey { account, name, scopes, expires_at, holder }))
     }
 
     pub(crate) fn caps(&self, account: &AccountId) -> Result<Caps, ManageError> {
@@ -203,7 +211,7 @@ impl AdminService {
         let now = self.now();
         let caller = authorized(self.store(), &call.caller, Scope::Operator, now)?;
         rules::valid_account(&call)?;
-        let account = new_account(call.name, call.plan.unwrap_or_default(), now)?;
+        let account = new_account(call.name, call.plan.unwrap_or_default(), call.approvals.unwrap_or_default(), now)?;
         self.commit(&[Record::Account(account.clone())])?;
         tracing::info!(account = %account.id, by = %caller.key_id, "account created");
         Ok((account, None))
@@ -267,12 +275,14 @@ impl AdminService {
         account.limits.monthly = call.monthly.map_or(account.limits.monthly, Change::own);
         account.require_run_id = call.require_run_id.unwrap_or(account.require_run_id);
         account.caps = call.caps.of(account.caps);
+        account.approvals = call.approvals.unwrap_or(account.approvals);
+        account.four_eyes = call.four_eyes.unwrap_or(account.four_eyes);
         self.commit(&[Record::Account(account.clone())])?;
         let (plan, days) = (account.plan.as_str(), account.retention());
-        tracing::info!(account = %account.id, plan, days, by = %caller.key_id, "account changed");
-        // A notice invalidates the cached keys of its whole account (ADR 0003), so naming the caller's key is enough.
-        let changed = KeyChanged::One { account: account.id.clone(), key_id: caller.key_id };
-        Ok((account, Some(Changed::Key(changed))))
+        let (approvals, four_eyes) = (account.approvals.as_str(), account.four_eyes);
+        tracing::info!(account = %account.id, plan, days, approvals, four_eyes, by = %caller.key_id, "account changed");
+        let changed = account_changed(account.id.clone(), &caller);
+        Ok((account, Some(changed)))
     }
 
     pub(crate) fn now(&self) -> Timestamp {
@@ -331,13 +341,19 @@ fn authorized(store: &RecordStore, caller: &Caller, scope: Scope, now: Timestamp
 }
 
 fn granter(store: &RecordStore, caller: &Caller, scope: Scope, now: Timestamp) -> Result<Granter, ManageError> {
+    let granter = as_recorded(store, caller, now)?;
+    rules::require(&granter.caller, scope)?;
+    Ok(granter)
+}
+
+/// The caller as its record has it, with the scopes that it claims and has, whatever the call needs.
+fn as_recorded(store: &RecordStore, caller: &Caller, now: Timestamp) -> Result<Granter, ManageError> {
     let key = store.key(&caller.key_id)?.filter(|key| key.is_active_at(now) && key.account == caller.account);
+    let holder = key.as_ref().map_or_else(|| Holder::of_workload(caller.key_id.clone()), KeyRecord::holder);
     let (scopes, ends) = key.map(|key| (key.scopes, key.expires_at)).unwrap_or_default();
     let scopes = scopes.intersection(&caller.scopes).copied().collect();
     let (account, key_id) = (caller.account.clone(), caller.key_id.clone());
-    let caller = Caller { account, key_id, scopes, key: None };
-    rules::require(&caller, scope)?;
-    Ok(Granter { caller, ends })
+    Ok(Granter { caller: Caller { account, key_id, scopes, key: None }, ends, holder })
 }
 
 pub(crate) struct NewKey {
@@ -345,19 +361,45 @@ pub(crate) struct NewKey {
     pub(crate) name: String,
     pub(crate) scopes: Scopes,
     pub(crate) expires_at: Option<Timestamp>,
+    pub(crate) holder: NewHolder,
+}
+
+/// Who will stand behind a new key.
+pub(crate) enum NewHolder {
+    /// A workload that is named after the new key.
+    Workload {
+        owner: Option<MemberId>,
+        made_by: Option<Person>,
+        known_to: Vec<Person>,
+    },
+    /// The member, by a key that it gets itself.
+    Member(MemberId),
+    Successor(Holder),
+}
+
+impl NewHolder {
+    fn of(self, id: &KeyId) -> Holder {
+        let named = Holder::of_workload(id.clone());
+        match self {
+            Self::Workload { owner, made_by, known_to } => Holder { owner, made_by, known_to, ..named },
+            Self::Member(member) => Holder { member: Some(member), ..named },
+            Self::Successor(holder) => holder,
+        }
+    }
 }
 
 impl NewKey {
     /// Adds the id, the secret and the hash that were drawn. Nothing is stored yet.
     pub(crate) fn with(self, HashedKey { key, hash }: HashedKey, now: Timestamp) -> (ApiKey, KeyRecord) {
-        let Self { account, name, scopes, expires_at } = self;
+        let Self { account, name, scopes, expires_at, holder } = self;
         let expires_at = expires_at.map(whole_seconds);
         let id = key.id().clone();
-        (key, KeyRecord { id, account, name, scopes, hash, created_at: now, expires_at, revoked_at: None })
+        let holder = Some(holder.of(&id));
+        (key, KeyRecord { id, account, name, scopes, hash, created_at: now, expires_at, revoked_at: None, holder })
     }
 }
 
-fn new_account(name: String, plan: Plan, now: Timestamp) -> Result<Account, ManageError> {
+fn new_account(name: String, plan: Plan, approvals: ApprovalMode, now: Timestamp) -> Result<Account, ManageError> {
     Ok(Account {
         id: new_id("acc", random()?, AccountId::parse)?,
         name,
@@ -367,6 +409,8 @@ fn new_account(name: String, plan: Plan, now: Timestamp) -> Result<Account, Mana
         limits: Limits::NONE,
         require_run_id: false,
         caps: Caps::NONE,
+        approvals,
+        four_eyes: true,
     })
 }
 
@@ -379,6 +423,11 @@ fn new_id<Id>(prefix: &str, random: [u8; 16], parse: impl FnOnce(&str) -> Result
 fn created(key: ApiKey, record: KeyRecord) -> KeyCreated {
     let KeyRecord { id, account, name, scopes, created_at, expires_at, .. } = record;
     KeyCreated { id, key, account, name, scopes, created_at, expires_at, old_key_expires_at: None }
+}
+
+/// A notice invalidates the cached keys of its whole account (ADR 0003), so naming the caller's key is enough.
+fn account_changed(account: AccountId, caller: &Caller) -> Changed {
+    Changed::Key(KeyChanged::One { account, key_id: caller.key_id.clone() })
 }
 
 fn changed(key: &KeyRecord) -> Changed {

@@ -31,7 +31,7 @@ pub(crate) fn describe() {
     describe_counter!(
         CHANGES,
         Count,
-        "Changes of accounts, keys and endpoints, by whether they were stored; busy ones were not begun."
+        "Changes of accounts, keys, endpoints, members and stops, by outcome; busy ones were not begun."
     );
     describe_counter!(
         MARKS_REFUSED,

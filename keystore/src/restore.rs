@@ -1,8 +1,9 @@
 //! What becomes of a directory that is older than what was acknowledged, once the operator accepts it: pure.
 //!
 //! A key stays active only if the state store lists it, with the expiry that the list has; every other key is revoked.
-//! Endpoints are disabled, because they may have been deleted or may lead elsewhere by now. The directory gets a new
-//! id, so that none of its copies is taken for it again.
+//! Endpoints are disabled, because they may have been deleted or may lead elsewhere by now, and invitations end,
+//! because they may have been accepted. Stops of the backup hold again. The directory gets a new id, so that none of
+//! its copies is taken for it again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -30,6 +31,8 @@ pub struct Restored {
     /// Accounts that the state store knows and the backup lacks: lost, with their keys.
     pub vanished: Vec<AccountId>,
     pub disabled: Vec<WebhookId>,
+    /// Invitations that were pending in the backup and have ended.
+    pub invitations: usize,
     /// Accounts without a list of active keys: all their keys are revoked.
     pub unlisted: Vec<AccountId>,
     pub new_operator_key: bool,
@@ -65,11 +68,18 @@ pub(crate) fn restored(
                 record.webhook.disabled_reason = Some(DISABLED.to_owned());
                 done.disabled.push(record.webhook.id.clone());
             }
+            Record::Member(record) if record.invitation.is_some() => {
+                // It may have been accepted or replaced since.
+                record.invitation = None;
+                done.invitations += 1;
+            }
             Record::Account(_)
             | Record::Webhook(_)
             | Record::SigningKey(_)
             | Record::Mark(_)
-            | Record::Forgotten(_) => {}
+            | Record::Forgotten(_)
+            | Record::Member(_)
+            | Record::Stop(_) => {}
         }
     }
     let listed = lists.values().flat_map(|list| list.keys.keys());
@@ -112,6 +122,11 @@ impl fmt::Display for Restored {
             let colon = if ids.is_empty() { "" } else { ": " };
             writeln!(f, "  {} {what}{colon}{}", ids.len(), ids.join(" "))?;
         }
+        writeln!(f, "  {} invitations of members have ended", self.invitations)?;
+        writeln!(
+            f,
+            "  stops, members and settings of accounts are the backup's: the log has later stops (`stop.started`)"
+        )?;
         let operator = if self.new_operator_key { "a new one is in `operator.key`" } else { "the old one lives" };
         write!(f, "  the operator's key: {operator}\nstart without --accept-restore from now on")
     }
@@ -124,11 +139,16 @@ fn ids<Id>(ids: &[Id], text: fn(&Id) -> &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::record::tests::{account, at, key, webhook};
+    use crate::store::record::tests::{account, at, key, member, stop, webhook};
+    use crate::store::record::{CodeHash, Invitation, MemberRecord};
 
     fn lists(of: &str, keys: &[(&str, Option<i64>)]) -> BTreeMap<AccountId, LiveKeys> {
         let keys = keys.iter().map(|(id, ends)| (key(id, of, &[]).id, *ends)).collect();
         BTreeMap::from([(account(of).id, LiveKeys { term: 1, keys })])
+    }
+
+    fn invitation() -> Invitation {
+        Invitation { hash: CodeHash("hash".to_owned()), expires_at: at(90) }
     }
 
     fn snapshot() -> Snapshot {
@@ -139,6 +159,8 @@ mod tests {
             Record::Key(key("k2", "a", &[])),
             Record::Key(key("k3", "b", &[])),
             Record::Webhook(webhook("we_1", "a")),
+            Record::Member(MemberRecord { invitation: Some(invitation()), ..member("mem_1", "a") }),
+            Record::Stop(stop("stop_1", "a")),
         ];
         Snapshot::of(StoreId::from_random([1; 16]), 5, records).unwrap()
     }
@@ -183,5 +205,15 @@ mod tests {
             text.contains("3 keys are revoked: k1 k2 k3") && text.contains("endpoints are disabled: we_1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_restore_keeps_members_and_stops_and_ends_invitations() {
+        let (snapshot, done) = restore(&BTreeMap::new());
+        let records = snapshot.records();
+        assert!(records.contains(&Record::Member(member("mem_1", "a"))), "without its invitation");
+        assert!(records.contains(&Record::Stop(stop("stop_1", "a"))));
+        assert_eq!(done.invitations, 1);
+        assert!(done.to_string().contains("1 invitations of members have ended"), "{done}");
     }
 }

@@ -1,16 +1,17 @@
 //! Encryption of the secrets of webhook endpoints at rest: AES-256-GCM, each for its endpoint.
 //!
 //! The endpoint's id is authenticated with a sealed secret, which is nonce, ciphertext and tag, so it cannot be moved
-//! to another one.
+//! to another one. From the same key each account gets one of its own, with which evaluators seal texts of actions.
 //! INVARIANT: a new key is created only where nothing is sealed. A missing or wrong key refuses the start, because
 //! without it nothing can be delivered.
 
 use std::path::PathBuf;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
+use aws_lc_rs::hmac;
 use data_encoding::BASE64;
 use serde::{Deserialize, Deserializer};
-use stage0_contract::{WebhookId, WebhookSecret};
+use stage0_contract::{AccountId, TextKey, WebhookId, WebhookSecret};
 use zeroize::Zeroizing;
 
 use crate::config::KeystoreConfig;
@@ -77,15 +78,26 @@ pub(crate) enum SecretsError {
     Random(#[from] getrandom::Error),
 }
 
+/// Makes the keys of texts others than those of any other use.
+const TEXT_KEY_LABEL: &[u8] = b"stage0 texts of actions 1\0";
+
 #[derive(Debug)]
 pub(crate) struct Sealer {
     key: RandomizedNonceKey,
+    derive: hmac::Key,
 }
 
 impl Sealer {
     pub(crate) fn new(key: &KeyBytes) -> Result<Self, SealError> {
+        let derive = hmac::Key::new(hmac::HMAC_SHA256, key.expose());
         let key = RandomizedNonceKey::new(&AES_256_GCM, key.expose()).map_err(|_| SealError::Key)?;
-        Ok(Self { key })
+        Ok(Self { key, derive })
+    }
+
+    /// HMAC-SHA-256 of a label and the account's id, so that no account's key opens another's texts.
+    pub(crate) fn text_key(&self, account: &AccountId) -> Result<TextKey, SealError> {
+        let tag = hmac::sign(&self.derive, &[TEXT_KEY_LABEL, account.as_str().as_bytes()].concat());
+        tag.as_ref().try_into().map(TextKey::new).map_err(|_| SealError::Key)
     }
 
     /// Encrypts with a random nonce of 96 bits. Far fewer secrets are sealed than would make a repeated nonce likely.
@@ -185,6 +197,16 @@ pub(crate) mod tests {
         }
         assert_eq!(sealer.open(&id("we_1"), &Sealed("no base64".to_owned())), Err(SealError::Open));
         assert_eq!(sealer.open(&id("we_1"), &sealed), Ok(secret()));
+    }
+
+    /// Made with Python's `hmac`: texts can be opened with the secrets key without this program.
+    #[test]
+    fn each_account_has_a_key_of_texts_that_follows_from_the_secrets_key() {
+        let key = |byte, account| sealer_of(byte).text_key(&AccountId::parse(account).unwrap()).unwrap();
+        let known = "9ee7b0be79a431cce55c5dadf63b13051a755a721fd293d636541a0fdea41fc0";
+        assert_eq!(data_encoding::HEXLOWER.encode(key(1, "acc_1").bytes()), known);
+        assert_ne!(key(1, "acc_2"), key(1, "acc_1"));
+        assert_ne!(key(2, "acc_1"), key(1, "acc_1"));
     }
 
     #[test]

@@ -10,14 +10,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, BoxFuture, IncomingRequest, ServeError};
 use stage0_contract::{
-    CreateKey, DisableWebhook, EnableWebhook, KeystoreStatus, ListEndpoints, ListKeys, ListRetentions, ManageReply,
-    NoteKeyUses, PermitDeletion, RefreshKey, Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
+    AcceptInvitation, CreateKey, DelegateMember, DisableWebhook, EnableWebhook, KeystoreStatus, ListEndpoints,
+    ListKeys, ListRetentions, ManageReply, NoteKeyUses, PermitDeletion, ReadPeople, RefreshKey, ReinviteMember,
+    Request, RotateKey, RotateWebhookSecret, SignMark, SigningKeys, VerifyKey,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, AdminService, ChangeResult, ManageError, webhooks};
+use crate::admin::{self, AdminService, ChangeResult, ManageError, members, stops, webhooks};
 use crate::store::record_store::RecordStore;
 
 pub(crate) mod admission;
@@ -43,6 +44,7 @@ pub(crate) async fn serve_all(
     server.serve_keys().await?;
     server.serve_accounts().await?;
     server.serve_webhooks().await?;
+    server.serve_people().await?;
     server.serve_exporter().await?;
     for serve_loop in server.loops {
         tasks.spawn(serve_loop);
@@ -86,6 +88,25 @@ impl Server<'_> {
         self.add(|admin, call: EnableWebhook| admin.enable_webhook(&call)).await?;
         self.add(|admin, call: RotateWebhookSecret| admin.rotate_webhook_secret(&call)).await?;
         self.change(AdminService::delete_webhook).await
+    }
+
+    /// A code of an invitation proves its sender, and evaluators are known by their credentials, so neither names a
+    /// caller.
+    async fn serve_people(&mut self) -> Result<(), ServeError> {
+        self.add(AdminService::invite_member).await?;
+        self.add(|admin, call: ReinviteMember| admin.reinvite_member(&call)).await?;
+        self.read(members::list_members).await?;
+        self.add(AdminService::update_member).await?;
+        self.add(|admin, call: DelegateMember| admin.delegate_member(&call)).await?;
+        self.change(AdminService::remove_member).await?;
+        self.serve_result(
+            |at, call: AcceptInvitation, deadline| async move { at.accept_invitation(call, deadline).await },
+        )
+        .await?;
+        self.serve_result(|at, call: ReadPeople, _| async move { at.read_people(call).await }).await?;
+        self.change(AdminService::create_stop).await?;
+        self.read(stops::list_stops).await?;
+        self.change(AdminService::resume_stop).await
     }
 
     /// Requests of exporters carry no caller: the backplane's credentials decide who may send them.

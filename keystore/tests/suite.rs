@@ -16,6 +16,8 @@ mod flood;
 mod grants;
 #[path = "suite/harness.rs"]
 mod harness;
+#[path = "suite/members.rs"]
+mod members;
 #[path = "suite/older.rs"]
 mod older;
 #[path = "suite/power_cut.rs"]
@@ -26,6 +28,8 @@ mod restore;
 mod serving;
 #[path = "suite/signing.rs"]
 mod signing;
+#[path = "suite/stops.rs"]
+mod stops;
 #[path = "suite/two.rs"]
 mod two;
 #[path = "suite/webhooks.rs"]

@@ -7,10 +7,10 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use stage0_contract::{Plan, Scope, Scopes};
+use stage0_contract::{ApprovalMode, Plan, Scope, Scopes};
 
 use crate::admin::new_key::HashedKey;
-use crate::admin::{AdminService, ManageError, NewKey, new_account};
+use crate::admin::{AdminService, ManageError, NewHolder, NewKey, new_account};
 use crate::hash::Hasher;
 use crate::keyfile::OPERATOR_KEY_FILE;
 use crate::store::disk;
@@ -43,11 +43,9 @@ pub(crate) fn operator_if_needed(
 
 fn has_no_active_operator(admin: &AdminService) -> Result<bool, StoreError> {
     let now = admin.now();
-    for record in admin.store().keys_and_webhooks() {
-        if let Record::Key(key) = record?
-            && key.is_active_at(now)
-            && key.scopes.contains(&Scope::Operator)
-        {
+    for key in admin.store().all_keys() {
+        let key = key?;
+        if key.is_active_at(now) && key.scopes.contains(&Scope::Operator) {
             return Ok(false);
         }
     }
@@ -56,9 +54,11 @@ fn has_no_active_operator(admin: &AdminService) -> Result<bool, StoreError> {
 
 fn new_operator(admin: &mut AdminService, hasher: &Hasher, dir: &Path) -> Result<(), BootstrapError> {
     let now = admin.now();
-    let account = new_account("operator".to_owned(), Plan::default(), now)?;
+    let account = new_account("operator".to_owned(), Plan::default(), ApprovalMode::default(), now)?;
     let scopes = Scopes::from([Scope::Operator]);
-    let new = NewKey { account: account.id.clone(), name: "operator".to_owned(), scopes, expires_at: None };
+    let (name, holder) =
+        ("operator".to_owned(), NewHolder::Workload { owner: None, made_by: None, known_to: Vec::new() });
+    let new = NewKey { account: account.id.clone(), name, scopes, expires_at: None, holder };
     let (key, record) = new.with(HashedKey::draw(hasher)?, now);
     disk::replace(dir, OPERATOR_KEY_FILE, format!("{}\n", key.expose()).as_bytes())?;
     let (account_id, key_id) = (account.id.clone(), record.id.clone());

@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use stage0_contract::{
-    AccountId, Caller, Caps, Change, CreateAccount, CreateKey, FieldError, IdError, Refusal, RotateKey, Scope,
-    UNLIMITED, UpdateAccount, hidden, is_blank,
+    AccountId, Caller, Caps, Change, CreateAccount, CreateKey, FieldError, Holder, IdError, MemberId, Person, Refusal,
+    RotateKey, Scope, UNLIMITED, UpdateAccount, hidden, is_blank,
 };
 
-use crate::store::record::KeyRecord;
+use crate::store::record::{KeyRecord, MemberRecord};
 
 pub(crate) mod marks;
+pub(crate) mod members;
+pub(crate) mod stops;
 pub(crate) mod webhooks;
 
 pub(crate) const MAX_OVERLAP_SECONDS: u64 = 30 * 24 * 60 * 60;
@@ -24,13 +26,39 @@ const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(5);
 const MAX_NAME_CHARS: usize = 200;
 const MAX_PAGE: u32 = 1_000;
 const MAX_RETENTION_DAYS: u32 = 3_650;
+/// People who may have seen the secrets of one key, or made one member. Evaluators read all of them at every approval.
+const MAX_MAKERS: usize = 32;
 
-/// The caller that creates or rotates a key, as its own record has it.
+/// The caller, as its own record has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Granter {
     pub(crate) caller: Caller,
     /// When its key expires, if it does. For a rotated key this is the end of the overlap.
     pub(crate) ends: Option<Timestamp>,
+    pub(crate) holder: Holder,
+}
+
+impl Granter {
+    /// Everybody who counts as the maker of what this caller makes: none where it is the operator.
+    pub(crate) fn makers(&self) -> Vec<Person> {
+        if is_operator(&self.caller) {
+            return Vec::new();
+        }
+        let Holder { owner, known_to, .. } = &self.holder;
+        let mut makers = Vec::new();
+        let others = owner.iter().cloned().map(Person::Member).chain(known_to.iter().cloned());
+        for person in [self.holder.root()].into_iter().chain(others) {
+            if !makers.contains(&person) {
+                makers.push(person);
+            }
+        }
+        makers
+    }
+
+    /// Whether the caller's key is the member's own, or one that the member made or answers for.
+    fn is_of(&self, member: &MemberId) -> bool {
+        self.holder.persons().any(|person| matches!(&person, Person::Member(id) if id == member))
+    }
 }
 
 pub(crate) fn require(caller: &Caller, scope: Scope) -> Result<(), Refusal> {
@@ -79,12 +107,25 @@ pub(crate) fn valid_account_changes(call: &UpdateAccount) -> Result<(), Refusal>
     invalid_if_any(errors)
 }
 
-/// Checks the body of `POST /v1/keys` and what it grants. Returns when the key expires.
-pub(crate) fn valid_key(granter: &Granter, call: &CreateKey, now: Timestamp) -> Result<Option<Timestamp>, Refusal> {
-    let Granter { caller, ends } = granter;
+/// Checks the body of `POST /v1/keys` and what it grants, in `account`, to a workload of this owner. Returns when the
+/// key expires.
+pub(crate) fn valid_key(
+    granter: &Granter,
+    call: &CreateKey,
+    (account, owner): (&AccountId, Option<&MemberRecord>),
+    now: Timestamp,
+) -> Result<Option<Timestamp>, Refusal> {
+    let Granter { caller, ends, .. } = granter;
     let mut errors: Vec<_> = bad_name(&call.name).into_iter().collect();
     if call.scopes.is_empty() {
         errors.push(FieldError::new("scopes", "must name at least one scope"));
+    }
+    if call.scopes.contains(&Scope::ApprovalsDecide) {
+        let message = "must not name `approvals:decide`, which only keys of members have: invite a member";
+        errors.push(FieldError::new("scopes", message));
+    }
+    if call.owner.is_some() && !owner.is_some_and(|owner| members::is_active(owner, account)) {
+        errors.push(FieldError::new("owner", "must be an active member of the account"));
     }
     // An operator grants scopes that it does not hold only by naming an account, which thus gets its first key.
     let as_operator = is_operator(caller) && call.account.is_some();
@@ -103,7 +144,13 @@ pub(crate) fn valid_key(granter: &Granter, call: &CreateKey, now: Timestamp) -> 
     if !as_operator {
         holds_all(caller, &call.scopes)?;
     }
+    grants_approvals(caller, &call.scopes)?;
     Ok(expires_at.or(latest))
+}
+
+/// Only the operator says which systems outside may register approvals.
+fn grants_approvals(caller: &Caller, scopes: &BTreeSet<Scope>) -> Result<(), Refusal> {
+    if scopes.contains(&Scope::ApprovalsGrant) { require(caller, Scope::Operator) } else { Ok(()) }
 }
 
 /// Whether an operator may grant these scopes for longer than its own key lasts. Not `operator` itself, or holding such
@@ -130,10 +177,16 @@ pub(crate) fn rotated(
     key: Option<KeyRecord>,
     now: Timestamp,
 ) -> Result<KeyRecord, Refusal> {
-    let Granter { caller, ends } = granter;
+    let Granter { caller, ends, holder } = granter;
     let mut key = own(caller, key)?;
     let end = end_of_overlap(call.overlap_seconds, now)?;
     may_end_key(caller, &key)?;
+    if key.holder().member.is_some_and(|member| holder.member.as_ref() != Some(&member)) {
+        return Err(Refusal::Conflict(
+            "the key is a member's, and only a key of the same member rotates it: invite the member again instead"
+                .to_owned(),
+        ));
+    }
     if key.revoked_at.is_some() {
         return Err(Refusal::Conflict("the key is revoked; create a new one instead".to_owned()));
     }
@@ -155,6 +208,25 @@ pub(crate) fn rotated(
         key.expires_at = Some(key.expires_at.map_or(end, |existing| existing.min(end)));
     }
     Ok(key)
+}
+
+/// Who stands behind the successor of a key: as before, and the people who rotate it, who see its secret.
+pub(crate) fn successors_holder(granter: &Granter, key: &KeyRecord) -> Result<Holder, Refusal> {
+    let mut holder = key.holder();
+    if holder.workload == granter.holder.workload {
+        return Ok(holder);
+    }
+    for person in granter.makers() {
+        let is_known = holder.persons().any(|known| known == person);
+        if !is_known {
+            holder.known_to.push(person);
+        }
+    }
+    if holder.known_to.len() > MAX_MAKERS {
+        let message = format!("more than {MAX_MAKERS} people have rotated the key: create a new one instead");
+        return Err(Refusal::Conflict(message));
+    }
+    Ok(holder)
 }
 
 fn end_of_overlap(seconds: u64, now: Timestamp) -> Result<Timestamp, Refusal> {
@@ -214,9 +286,10 @@ fn own(caller: &Caller, key: Option<KeyRecord>) -> Result<KeyRecord, Refusal> {
     key.filter(|key| is_operator(caller) || key.account == caller.account).ok_or(Refusal::NotFound)
 }
 
-/// Only an operator may end a key that has more rights than the caller.
+/// Only an operator may end a key that has more rights than the caller. A leaked key of a member can be ended by keys
+/// that can never have `approvals:decide` themselves.
 fn may_end_key(caller: &Caller, key: &KeyRecord) -> Result<(), Refusal> {
-    if is_operator(caller) { Ok(()) } else { holds_all(caller, &key.scopes) }
+    if is_operator(caller) { Ok(()) } else { holds_all(caller, &members::without_decide(&key.scopes)) }
 }
 
 fn holds_all(caller: &Caller, scopes: &BTreeSet<Scope>) -> Result<(), Refusal> {
@@ -230,6 +303,26 @@ fn bad_name(name: &str) -> Option<FieldError> {
         || name.chars().count() > MAX_NAME_CHARS;
     let message = || format!("must have 1 to {MAX_NAME_CHARS} characters, none of them hidden, and not be blank");
     bad.then(|| FieldError::new("name", message()))
+}
+
+/// What is wrong with a text that people decide by: it must show as it is.
+fn bad_text(path: &str, text: &str, max_chars: usize) -> Option<FieldError> {
+    let is_bad = is_blank(text)
+        || hidden(text).is_some()
+        || text.chars().any(|c| c.is_control() || is_bidirectional(c))
+        || text.chars().count() > max_chars;
+    let message = || {
+        format!(
+            "must have 1 to {max_chars} characters, none of them hidden or changing the direction of text, and not be \
+             blank"
+        )
+    };
+    is_bad.then(|| FieldError::new(path, message()))
+}
+
+/// The controls of UAX #9, which make a text look like another one.
+fn is_bidirectional(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn invalid_if_any(errors: Vec<FieldError>) -> Result<(), Refusal> {

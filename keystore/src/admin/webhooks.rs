@@ -11,6 +11,7 @@ use stage0_contract::{
 };
 use zeroize::Zeroizing;
 
+use super::pages::one_page;
 use super::{AdminService, ChangeResult, ManageError, authorized, new_id};
 use crate::admin::announce::Changed;
 use crate::admin::rules::{self, webhooks as webhook_rules};
@@ -20,8 +21,6 @@ use crate::store::record::{Record, SealedSecret, WebhookRecord};
 use crate::store::record_store::{RecordStore, StoreError};
 
 const ENDPOINTS_PER_PAGE: usize = 500;
-/// JSON bytes of the endpoints in one page, a quarter of what a message carries. A single endpoint is smaller.
-const PAGE_BYTES: usize = 1 << 20;
 
 impl AdminService {
     pub(crate) fn create_webhook(&mut self, call: CreateWebhook) -> ChangeResult<WebhookCreated> {
@@ -136,7 +135,7 @@ pub(crate) fn list_webhooks(
     let account = rules::target_account(&caller, call.account.as_ref())?;
     let (after, limit) = rules::page(call.cursor.as_deref(), call.limit, WebhookId::parse)?;
     store.account(&account)?.ok_or(Refusal::NotFound)?;
-    let (records, next) = one_page(store.webhooks(&account, after.as_ref()), limit)?;
+    let (records, next) = one_page(store.webhooks(&account, after.as_ref()), limit, id)?;
     let items = records.into_iter().map(|record| record.webhook).collect();
     Ok(Page { items, next_cursor: next.map(|id| id.as_str().to_owned()) })
 }
@@ -152,7 +151,7 @@ pub(crate) fn list_endpoints(
     call: &ListEndpoints,
     now: Timestamp,
 ) -> Result<EndpointsPage, ManageError> {
-    let (records, next_cursor) = one_page(store.all_webhooks(call.cursor.as_ref()), ENDPOINTS_PER_PAGE)?;
+    let (records, next_cursor) = one_page(store.all_webhooks(call.cursor.as_ref()), ENDPOINTS_PER_PAGE, id)?;
     let mut items = Vec::with_capacity(records.len());
     for WebhookRecord { webhook, secrets, .. } in records {
         let signing = secrets.iter().filter(|secret| secret.signs_at(now));
@@ -163,21 +162,8 @@ pub(crate) fn list_endpoints(
     Ok(EndpointsPage { items, next_cursor })
 }
 
-fn one_page(
-    records: impl Iterator<Item = Result<WebhookRecord, StoreError>>,
-    limit: usize,
-) -> Result<(Vec<WebhookRecord>, Option<WebhookId>), StoreError> {
-    let (mut page, mut bytes) = (Vec::new(), 0);
-    for record in records {
-        let record: WebhookRecord = record?;
-        bytes += serde_json::to_vec(&record)?.len();
-        if page.len() == limit || (bytes > PAGE_BYTES && !page.is_empty()) {
-            let last = page.last().map(|record: &WebhookRecord| record.webhook.id.clone());
-            return Ok((page, last));
-        }
-        page.push(record);
-    }
-    Ok((page, None))
+fn id(record: &WebhookRecord) -> WebhookId {
+    record.webhook.id.clone()
 }
 
 fn changed(webhook: &Webhook) -> Option<Changed> {
@@ -200,7 +186,7 @@ mod tests {
     }
 
     fn page(count: usize, description: &str, limit: usize) -> (usize, Option<String>) {
-        let (page, next) = one_page(endpoints(count, description), limit).unwrap();
+        let (page, next) = one_page(endpoints(count, description), limit, id).unwrap();
         (page.len(), next.map(|id| id.as_str().to_owned()))
     }
 
@@ -222,7 +208,7 @@ mod tests {
     #[test]
     fn an_endpoint_that_cannot_be_read_fails_the_page() {
         let broken = std::iter::once(Err(StoreError::Inconsistent));
-        assert!(one_page(endpoints(1, "d").chain(broken), 3).is_err());
+        assert!(one_page(endpoints(1, "d").chain(broken), 3, id).is_err());
     }
 
     #[test]

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use stage0_contract::{
-    ApiKey, Caller, CreateAccount, CreateKey, CreateWebhook, DeleteWebhook, EnableWebhook, GetWebhook, KeyId,
-    ListAccounts, ListKeys, ListWebhooks, PermitDeletion, RevokeKey, RotateKey, RotateWebhookSecret, Scopes,
-    UpdateAccount, UpdateWebhook, VerifyKey, VerifyKeyReply,
+    ApiKey, Caller, CreateAccount, CreateKey, CreateStop, CreateWebhook, DelegateMember, DeleteWebhook, EnableWebhook,
+    GetWebhook, InviteMember, KeyId, ListAccounts, ListKeys, ListMembers, ListStops, ListWebhooks, PermitDeletion,
+    ReinviteMember, RemoveMember, ResumeStop, RevokeKey, RotateKey, RotateWebhookSecret, Scopes, UpdateAccount,
+    UpdateMember, UpdateWebhook, VerifyKey, VerifyKeyReply,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -49,7 +50,7 @@ macro_rules! has_caller {
     };
 }
 
-has_caller!(Lane::Urgent; UpdateAccount, RevokeKey, DeleteWebhook);
+has_caller!(Lane::Urgent; UpdateAccount, RevokeKey, DeleteWebhook, RemoveMember, CreateStop, ResumeStop);
 has_caller!(
     Lane::Ordinary;
     CreateAccount,
@@ -64,6 +65,12 @@ has_caller!(
     EnableWebhook,
     RotateWebhookSecret,
     PermitDeletion,
+    InviteMember,
+    ReinviteMember,
+    ListMembers,
+    UpdateMember,
+    DelegateMember,
+    ListStops,
 );
 
 pub(crate) struct Callers {

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use stage0_contract::{
-    AccountId, Caller, CreateKey, DeletionPermit, EndpointsPage, KeyCreated, KeySummary, KeystoreStatusReply,
-    ListEndpoints, ListKeys, ManageReply, MarkSigned, NoteKeyUses, NoteKeyUsesReply, Page, PermitDeletion, PublicKeys,
-    Request as _, RotateKey, SignMark, SigningKeys,
+    AcceptInvitation, AccountId, Caller, CreateKey, DeletionPermit, EndpointsPage, InvitationAccepted, KeyCreated,
+    KeySummary, KeystoreStatusReply, ListEndpoints, ListKeys, ManageReply, MarkSigned, NoteKeyUses, NoteKeyUsesReply,
+    Page, People, PermitDeletion, PublicKeys, ReadPeople, Request as _, RotateKey, SignMark, SigningKeys,
 };
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ use crate::admin::announce::{Announcer, Changed};
 use crate::admin::new_key::NewKeys;
 use crate::admin::rules::whole_seconds;
 use crate::admin::writer::{Lane, Writer, WriterError};
-use crate::admin::{self, AdminService, ChangeResult, ManageError, Precheck, marks, webhooks};
+use crate::admin::{self, AdminService, ChangeResult, ManageError, Precheck, marks, members, webhooks};
 use crate::head::HeadStored;
 use crate::last_used::LastUsed;
 use crate::lease::tenure::Tenure;
@@ -32,15 +33,20 @@ use crate::seal::Sealer;
 use crate::signer::{self, Signer};
 use crate::sources::Clock;
 use crate::store::CommitError;
+use crate::store::record::CodeHash;
 use crate::store::record_store::RecordStore;
 
 const RESERVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Codes of invitations that are judged at a time. Their senders are unknown, and each costs a hash.
+pub(crate) const MAX_ACCEPTANCES: usize = 2;
 
 pub(crate) struct Handlers {
     pub(crate) store: RecordStore,
     pub(crate) precheck: Precheck,
     pub(crate) admission: Arc<Admission>,
     pub(crate) new_keys: NewKeys,
+    /// Bounds the calls of [`MAX_ACCEPTANCES`].
+    pub(crate) acceptances: Semaphore,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) callers: Callers,
     pub(crate) permits: Arc<Permits>,
@@ -91,6 +97,27 @@ impl Handlers {
         let done = self.write(Lane::Ordinary, deadline, move |admin| admin.rotate_key(&call, hashed)).await?;
         drop(admitted);
         Ok(self.announced(done).await)
+    }
+
+    /// The key is hashed before the code is looked up, so that no code, known or not, used or expired, differs from
+    /// another in its time.
+    pub(super) async fn accept_invitation(
+        &self,
+        call: AcceptInvitation,
+        deadline: Instant,
+    ) -> Result<InvitationAccepted, ManageError> {
+        let busy = || ManageError::Writer(WriterError::QueueFull);
+        let admitted = self.acceptances.try_acquire().map_err(|_| busy())?;
+        let hashed = self.new_keys.draw(true, deadline).await?;
+        let code = CodeHash::of(&call.code);
+        let done = self.write(Lane::Ordinary, deadline, move |admin| admin.accept_invitation(&code, hashed)).await?;
+        drop(admitted);
+        Ok(self.announced(done).await)
+    }
+
+    pub(super) async fn read_people(&self, call: ReadPeople) -> Result<People, ManageError> {
+        let (sealer, precheck) = (Arc::clone(&self.sealer), self.precheck.clone());
+        self.read(move |store, now| members::read_people(store, &precheck, &sealer, &call, now)).await
     }
 
     pub(super) async fn list_keys(&self, call: ListKeys) -> Result<Page<KeySummary>, ManageError> {

@@ -183,7 +183,9 @@ impl Verifier {
         tokio::task::spawn_blocking(move || {
             let Some(key) = this.store.key(&key_id)? else { return Ok(None) };
             let account = this.store.account(&key.account)?.ok_or(StoreError::Inconsistent)?;
-            Ok(key.is_active_at((this.clock)()).then(|| key.identity(&account, &this.plans)))
+            let now = (this.clock)();
+            let stops = this.store.stops_for(&account.id, now)?;
+            Ok(key.is_active_at(now).then(|| key.identity(&account, &this.plans, stops)))
         })
         .await?
     }

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use stage0_backplane::{Backplane, PutError, Revision, StateStore};
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use super::{BuildError, Keystore};
@@ -29,7 +30,7 @@ use crate::restore::{self, Known, Restored};
 use crate::seal::{self, Sealer};
 use crate::server::admission::Admission;
 use crate::server::callers::{Callers, ProvenKeys};
-use crate::server::handlers::Handlers;
+use crate::server::handlers::{Handlers, MAX_ACCEPTANCES};
 use crate::server::permits::Permits;
 use crate::server::verify::Verifier;
 use crate::signer::{self, Signer};
@@ -225,6 +226,7 @@ impl Start {
             precheck,
             admission: Arc::new(Admission::default()),
             new_keys,
+            acceptances: Semaphore::new(MAX_ACCEPTANCES),
             verifier,
             callers,
             permits,
@@ -264,11 +266,13 @@ fn compare_with_head(
 }
 
 fn log_restored(restored: &Restored) {
-    let Restored { why, kept, revoked, unknown, vanished, disabled, unlisted, new_operator_key } = restored;
+    let Restored { why, kept, revoked, unknown, vanished, disabled, invitations, unlisted, new_operator_key } =
+        restored;
     tracing::error!(
         why,
         kept,
         new_operator_key,
+        invitations,
         unlisted = unlisted.len(),
         revoked = ?revoked,
         unknown = ?unknown,

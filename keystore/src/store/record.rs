@@ -1,18 +1,24 @@
-//! The records: accounts, keys, webhook endpoints, public signing keys and last marks, and how a change writes them.
+//! The records: accounts, keys, webhook endpoints, public signing keys, last marks, members and stops, and how a change
+//! writes them.
 //!
 //! A change puts records and forgets those that ended long ago, so applying it twice gives the same state. A deleted
-//! endpoint leaves a small record until it is forgotten. No record has a key's text or a secret in plain text, and
-//! `Debug` shows neither hashes nor encrypted secrets.
+//! endpoint and a removed member leave a small record until it is forgotten. No record has a key's text or a secret in
+//! plain text, and `Debug` shows neither hashes nor encrypted secrets.
 
 use std::fmt;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stage0_contract::{
-    Account, AccountId, ApiKey, KeyId, KeyIdentity, KeySummary, PublicKey, Scopes, Webhook, WebhookFilters, WebhookId,
+    Account, AccountId, AccountRules, ApiKey, Holder, KeyId, KeyIdentity, KeySummary, MemberId, PublicKey, Scopes,
+    Stop, StopId, Webhook, WebhookFilters, WebhookId,
 };
 
 use crate::plans::Plans;
+
+mod people;
+
+pub(crate) use people::{CodeHash, Invitation, MemberRecord, StopRecord};
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -36,15 +42,23 @@ pub(crate) struct KeyRecord {
     pub(crate) expires_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) revoked_at: Option<Timestamp>,
+    /// None in records of versions that did not know of members.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) holder: Option<Holder>,
 }
 
 impl KeyRecord {
+    pub(crate) fn holder(&self) -> Holder {
+        self.holder.clone().unwrap_or_else(|| Holder::of_workload(self.id.clone()))
+    }
+
     /// Whether it is neither revoked nor expired. A key expires at the beginning of its last second.
     pub(crate) fn is_active_at(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none() && self.expires_at.is_none_or(|end| end > now)
     }
 
-    pub(crate) fn identity(&self, account: &Account, plans: &Plans) -> KeyIdentity {
+    /// `stops` are those that hold for the account.
+    pub(crate) fn identity(&self, account: &Account, plans: &Plans, stops: Vec<Stop>) -> KeyIdentity {
         KeyIdentity {
             key_id: self.id.clone(),
             account: self.account.clone(),
@@ -55,6 +69,8 @@ impl KeyRecord {
             limits: plans.limits(account),
             require_run_id: account.require_run_id,
             caps: plans.caps(account),
+            holder: Some(self.holder()),
+            rules: AccountRules { approvals: account.approvals, four_eyes: account.four_eyes, stops },
         }
     }
 
@@ -64,6 +80,7 @@ impl KeyRecord {
 
     /// Without the last use, which is stored elsewhere.
     pub(crate) fn summary(self) -> KeySummary {
+        let Holder { member, owner, .. } = self.holder();
         KeySummary {
             prefix: ApiKey::prefix(&self.id),
             id: self.id,
@@ -73,6 +90,8 @@ impl KeyRecord {
             expires_at: self.expires_at,
             revoked_at: self.revoked_at,
             last_used_at: None,
+            member,
+            owner,
         }
     }
 }
@@ -138,6 +157,8 @@ impl WebhookRecord {
 pub(crate) enum Forgotten {
     Key { id: KeyId, account: AccountId },
     Webhook { id: WebhookId, account: AccountId },
+    Member { id: MemberId, account: AccountId },
+    Stop { id: StopId, account: AccountId },
 }
 
 /// The last mark that was signed for an account: no number is signed twice.
@@ -157,6 +178,8 @@ pub(crate) enum Record {
     SigningKey(PublicKey),
     Mark(SignedMark),
     Forgotten(Forgotten),
+    Member(MemberRecord),
+    Stop(StopRecord),
 }
 
 /// A key of the store with its value, `None` to remove it.
@@ -169,6 +192,8 @@ pub(crate) enum RecordKind {
     Webhook,
     SigningKey,
     Mark,
+    Member,
+    Stop,
 }
 
 impl Record {
@@ -177,6 +202,8 @@ impl Record {
         match self {
             Self::Key(key) => key.revoked_at.is_some(),
             Self::Webhook(record) => !record.exists() || !record.webhook.enabled,
+            Self::Member(record) => !record.exists(),
+            Self::Stop(record) => record.takes_away(),
             Self::Forgotten(_) => true,
             Self::Account(_) | Self::SigningKey(_) | Self::Mark(_) => false,
         }
@@ -193,11 +220,16 @@ impl Record {
             Self::Forgotten(Forgotten::Webhook { id, .. }) => (RecordKind::Webhook, id.as_str()),
             Self::SigningKey(key) => (RecordKind::SigningKey, key.id.as_str()),
             Self::Mark(mark) => (RecordKind::Mark, mark.account.as_str()),
+            Self::Member(record) => (RecordKind::Member, record.member.id.as_str()),
+            Self::Forgotten(Forgotten::Member { id, .. }) => (RecordKind::Member, id.as_str()),
+            Self::Stop(record) => (RecordKind::Stop, record.stop.id.as_str()),
+            Self::Forgotten(Forgotten::Stop { id, .. }) => (RecordKind::Stop, id.as_str()),
         };
         (kind, id.to_owned())
     }
 
-    /// Keys and endpoints have two entries: the record, and one in their account's list.
+    /// All but accounts, signing keys and marks have two entries: the record, and one in their account's list. A stop
+    /// of all accounts stands in a list of its own too.
     pub(crate) fn entries(&self) -> Result<Vec<TreeEntry>, serde_json::Error> {
         Ok(match self {
             Self::Account(account) => vec![(entry(ACCOUNTS, account.id.as_str()), Some(serde_json::to_vec(account)?))],
@@ -208,8 +240,8 @@ impl Record {
             Self::Webhook(record) => {
                 let Webhook { id, account, .. } = &record.webhook;
                 // The list marks deleted endpoints, so that listing an account does not read all that it ever deleted.
-                let state = if record.exists() { Vec::new() } else { DELETED.to_vec() };
                 let listed = entry(&listed_webhooks(account), id.as_str());
+                let state = list_state(record.exists());
                 vec![(entry(WEBHOOKS, id.as_str()), Some(serde_json::to_vec(record)?)), (listed, Some(state))]
             }
             Self::SigningKey(key) => vec![(entry(SIGNING_KEYS, key.id.as_str()), Some(serde_json::to_vec(key)?))],
@@ -220,6 +252,30 @@ impl Record {
             Self::Forgotten(Forgotten::Webhook { id, account }) => {
                 vec![(entry(WEBHOOKS, id.as_str()), None), (entry(&listed_webhooks(account), id.as_str()), None)]
             }
+            Self::Member(record) => {
+                let (id, account) = (record.member.id.as_str(), &record.member.account);
+                let listed = (entry(&listed_members(account), id), Some(list_state(record.exists())));
+                vec![(entry(MEMBERS, id), Some(serde_json::to_vec(record)?)), listed]
+            }
+            Self::Forgotten(Forgotten::Member { id, account }) => {
+                vec![(entry(MEMBERS, id.as_str()), None), (entry(&listed_members(account), id.as_str()), None)]
+            }
+            Self::Stop(record) => {
+                let (id, state) = (record.stop.id.as_str(), list_state(record.ended_at.is_none()));
+                let mut entries = vec![
+                    (entry(STOPS, id), Some(serde_json::to_vec(record)?)),
+                    (entry(&listed_stops(&record.account), id), Some(state.clone())),
+                ];
+                if record.stop.account.is_none() {
+                    entries.push((entry(STOPS_OF_ALL, id), Some(state)));
+                }
+                entries
+            }
+            Self::Forgotten(Forgotten::Stop { id, account }) => vec![
+                (entry(STOPS, id.as_str()), None),
+                (entry(&listed_stops(account), id.as_str()), None),
+                (entry(STOPS_OF_ALL, id.as_str()), None),
+            ],
         })
     }
 }
@@ -229,6 +285,10 @@ pub(crate) const KEYS: &[u8] = b"key/";
 pub(crate) const WEBHOOKS: &[u8] = b"webhook/";
 pub(crate) const SIGNING_KEYS: &[u8] = b"signing/";
 pub(crate) const MARKS: &[u8] = b"mark/";
+pub(crate) const MEMBERS: &[u8] = b"member/";
+pub(crate) const STOPS: &[u8] = b"stop/";
+/// The list of the stops that cover every account. `*` is no account's id.
+pub(crate) const STOPS_OF_ALL: &[u8] = b"stops-of/*/";
 
 pub(crate) const DELETED: &[u8] = b"deleted";
 
@@ -246,9 +306,22 @@ pub(crate) fn listed_webhooks(account: &AccountId) -> Vec<u8> {
     format!("webhooks-of/{account}/").into_bytes()
 }
 
+pub(crate) fn listed_members(account: &AccountId) -> Vec<u8> {
+    format!("members-of/{account}/").into_bytes()
+}
+
+pub(crate) fn listed_stops(account: &AccountId) -> Vec<u8> {
+    format!("stops-of/{account}/").into_bytes()
+}
+
+fn list_state(exists: bool) -> Vec<u8> {
+    if exists { Vec::new() } else { DELETED.to_vec() }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use stage0_contract::{ApprovalMode, Member, MemberStatus, Person, StopScope};
 
     pub(crate) fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -264,6 +337,8 @@ pub(crate) mod tests {
             limits: stage0_contract::Limits::NONE,
             require_run_id: false,
             caps: stage0_contract::Caps::NONE,
+            approvals: ApprovalMode::Caller,
+            four_eyes: true,
         }
     }
 
@@ -272,7 +347,7 @@ pub(crate) mod tests {
             id: WebhookId::parse(id).unwrap(),
             account: AccountId::parse(account).unwrap(),
             url: "https://hooks.example/in".to_owned(),
-            filters: WebhookFilters { verdicts: None, environments: Some(vec!["prod".to_owned()]) },
+            filters: WebhookFilters { events: None, verdicts: None, environments: Some(vec!["prod".to_owned()]) },
             description: "d".to_owned(),
             rate_limit: Some(5),
             enabled: true,
@@ -296,7 +371,45 @@ pub(crate) mod tests {
             created_at: at(1),
             expires_at: None,
             revoked_at: None,
+            holder: None,
         }
+    }
+
+    pub(crate) fn member(id: &str, account: &str) -> MemberRecord {
+        let member = Member {
+            id: MemberId::parse(id).unwrap(),
+            account: AccountId::parse(account).unwrap(),
+            name: "Ada".to_owned(),
+            mail: Some("ada@example.org".to_owned()),
+            groups: vec!["release-managers".to_owned()],
+            status: MemberStatus::Active,
+            scopes: [stage0_contract::Scope::ApprovalsDecide].into(),
+            created_at: at(1),
+            delegate: None,
+        };
+        MemberRecord { member, made_by: Vec::new(), invitation: None, removed_at: None }
+    }
+
+    pub(crate) fn stop(id: &str, account: &str) -> StopRecord {
+        let stop = Stop {
+            id: StopId::parse(id).unwrap(),
+            account: Some(AccountId::parse(account).unwrap()),
+            scope: StopScope::Account,
+            value: None,
+            reason: "incident".to_owned(),
+            created_at: at(1),
+            until: None,
+            key_id: KeyId::parse("k").unwrap(),
+            member_id: None,
+        };
+        StopRecord { stop, account: AccountId::parse(account).unwrap(), ended_at: None }
+    }
+
+    /// A stop of every account, kept under the operator's.
+    pub(crate) fn stop_of_all(id: &str, operator: &str) -> StopRecord {
+        let mut record = stop(id, operator);
+        (record.stop.account, record.stop.scope) = (None, StopScope::All);
+        record
     }
 
     #[test]
@@ -342,7 +455,7 @@ pub(crate) mod tests {
     #[test]
     fn a_keys_identity_has_the_retention_limits_and_caps_of_its_account() {
         let (mut of, plans) = (account("a"), Plans::built_in().unwrap());
-        let identity = |of: &Account| key("k", "a", &[]).identity(of, &plans);
+        let identity = |of: &Account| key("k", "a", &[]).identity(of, &plans, Vec::new());
         assert_eq!((identity(&of).retention_days, identity(&of).limits.daily), (of.plan.retention_days(), Some(1_000)));
         of.retention_days = Some(7);
         of.limits.daily = Some(5);
@@ -360,5 +473,66 @@ pub(crate) mod tests {
     fn a_summary_holds_nothing_of_the_hash() {
         let text = serde_json::to_string(&key("k", "a", &[]).summary()).unwrap();
         assert!(!text.contains("argon2") && !text.contains("hash"), "{text}");
+    }
+
+    #[test]
+    fn an_identity_has_the_holder_and_the_rules_of_its_account() {
+        let (mut of, plans) = (account("a"), Plans::built_in().unwrap());
+        (of.approvals, of.four_eyes) = (ApprovalMode::Verified, false);
+        let mut record = key("k2", "a", &[]);
+        let stops = vec![stop("stop_1", "a").stop];
+        let identity = record.identity(&of, &plans, stops.clone());
+        assert_eq!(identity.rules, AccountRules { approvals: ApprovalMode::Verified, four_eyes: false, stops });
+        assert_eq!(identity.holder, Some(Holder::of_workload(record.id.clone())), "of an older version");
+        let holder = Holder { owner: Some(member("m", "a").member.id), ..Holder::of_workload(key("k1", "a", &[]).id) };
+        record.holder = Some(holder.clone());
+        assert_eq!(record.identity(&of, &plans, Vec::new()).holder, Some(holder.clone()));
+        assert_eq!((record.summary().owner, holder.member), (holder.owner, None));
+    }
+
+    #[test]
+    fn a_record_from_before_members_is_read_and_written_as_it_was() {
+        let text = concat!(
+            r#"{"key":{"id":"k","account":"a","name":"n","scopes":["check"],"hash":"h","#,
+            r#""created_at":"1970-01-01T00:00:01Z"}}"#
+        );
+        let record: Record = serde_json::from_str(text).unwrap();
+        assert!(matches!(&record, Record::Key(key) if key.holder() == Holder::of_workload(key.id.clone())));
+        assert_eq!(serde_json::to_string(&record).unwrap(), text, "or journal and store would disagree");
+        let text = serde_json::to_string(&Record::Account(account("a"))).unwrap();
+        assert!(!text.contains("approvals") && !text.contains("four_eyes"), "{text}");
+    }
+
+    #[test]
+    fn a_removed_member_keeps_its_id_and_its_makers_alone() {
+        let mut record = member("mem_1", "a");
+        record.made_by = vec![Person::Member(member("mem_2", "a").member.id)];
+        record.invitation = Some(Invitation { hash: CodeHash("hash".to_owned()), expires_at: at(9) });
+        let gone = record.clone().tombstone(at(5));
+        assert!(record.exists() && !gone.exists() && gone.made_by == record.made_by);
+        let text = serde_json::to_string(&gone).unwrap();
+        assert!(["Ada", "example.org", "release", "decide", "\"hash\""].iter().all(|of| !text.contains(of)), "{text}");
+    }
+
+    #[test]
+    fn only_what_takes_rights_away_is_stored_on_a_full_disk() {
+        let mut ended = stop("stop_1", "a");
+        assert!(Record::Stop(ended.clone()).takes_away());
+        ended.ended_at = Some(at(5));
+        assert!(!Record::Stop(ended.clone()).takes_away(), "checks are allowed again");
+        ended.stop.until = Some(at(5));
+        assert!(Record::Stop(ended).takes_away(), "it had ended by itself");
+        assert!(!Record::Member(member("m", "a")).takes_away());
+        assert!(Record::Member(member("m", "a").tombstone(at(5))).takes_away());
+    }
+
+    #[test]
+    fn a_stop_holds_until_the_beginning_of_its_last_second_or_until_it_is_resumed() {
+        let mut record = stop("stop_1", "a");
+        assert!(record.holds_at(at(100)));
+        record.stop.until = Some(at(10));
+        assert!(record.holds_at(at(9)) && !record.holds_at(at(10)));
+        record.ended_at = Some(at(5));
+        assert!(!record.holds_at(at(9)) && record.ends() == Some(at(5)));
     }
 }

@@ -9,12 +9,13 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use stage0_contract::{Account, AccountId, KeyId, PublicKey, WebhookId};
+use stage0_contract::{Account, AccountId, KeyId, MemberId, PublicKey, Stop, StopId, WebhookId};
 
 use crate::store::disk;
-use crate::store::record::{self, KeyRecord, Record, SignedMark, TreeEntry, WebhookRecord};
+use crate::store::record::{self, KeyRecord, MemberRecord, Record, SignedMark, StopRecord, TreeEntry, WebhookRecord};
 use crate::store::snapshot::{Digest, Position, Snapshot};
 use crate::store::trail::Trail;
 
@@ -90,6 +91,10 @@ impl RecordStore {
                 records.push(Record::SigningKey(serde_json::from_slice(&value)?));
             } else if key.starts_with(record::MARKS) {
                 records.push(Record::Mark(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::MEMBERS) {
+                records.push(Record::Member(serde_json::from_slice(&value)?));
+            } else if key.starts_with(record::STOPS) {
+                records.push(Record::Stop(serde_json::from_slice(&value)?));
             }
         }
         let StoredPosition { position, trail } = self.read(POSITION)?.ok_or(StoreError::Inconsistent)?;
@@ -100,10 +105,17 @@ impl RecordStore {
         Ok(snapshot)
     }
 
-    pub(crate) fn keys_and_webhooks(&self) -> impl Iterator<Item = Result<Record, StoreError>> + use<> {
-        let keys = self.values(record::KEYS, None).map(|key| key.map(Record::Key));
+    pub(crate) fn all_keys(&self) -> impl Iterator<Item = Result<KeyRecord, StoreError>> + use<> {
+        self.values(record::KEYS, None)
+    }
+
+    /// The records that belong to accounts and are counted.
+    pub(crate) fn counted_records(&self) -> impl Iterator<Item = Result<Record, StoreError>> + use<> {
+        let keys = self.all_keys().map(|key| key.map(Record::Key));
         let webhooks = self.values(record::WEBHOOKS, None).map(|webhook| webhook.map(Record::Webhook));
-        keys.chain(webhooks)
+        let members = self.values(record::MEMBERS, None).map(|member| member.map(Record::Member));
+        let stops = self.values(record::STOPS, None).map(|stop| stop.map(Record::Stop));
+        keys.chain(webhooks).chain(members).chain(stops)
     }
 
     pub(crate) fn fill(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
@@ -171,7 +183,7 @@ impl RecordStore {
         after: Option<&KeyId>,
         limit: usize,
     ) -> Result<Vec<KeyRecord>, StoreError> {
-        let listed = self.listed(record::listed(account), record::KEYS, after.map(KeyId::as_str));
+        let listed = self.listed(&record::listed(account), record::KEYS, after.map(KeyId::as_str));
         listed.take(limit).collect()
     }
 
@@ -192,7 +204,7 @@ impl RecordStore {
         account: &AccountId,
         after: Option<&WebhookId>,
     ) -> impl Iterator<Item = Result<WebhookRecord, StoreError>> + '_ {
-        let listed = self.listed(record::listed_webhooks(account), record::WEBHOOKS, after.map(WebhookId::as_str));
+        let listed = self.listed(&record::listed_webhooks(account), record::WEBHOOKS, after.map(WebhookId::as_str));
         // Checked again, because an endpoint may be deleted between the reads of list and record.
         listed.filter(exists)
     }
@@ -204,18 +216,79 @@ impl RecordStore {
     pub(crate) fn mark(&self, account: &AccountId) -> Result<Option<SignedMark>, StoreError> {
         self.read(&record::entry(record::MARKS, account.as_str()))
     }
+
+    /// A member, or what a removed one left.
+    pub(crate) fn member(&self, id: &MemberId) -> Result<Option<MemberRecord>, StoreError> {
+        self.read(&record::entry(record::MEMBERS, id.as_str()))
+    }
+
+    pub(crate) fn members(
+        &self,
+        account: &AccountId,
+        after: Option<&MemberId>,
+    ) -> impl Iterator<Item = Result<MemberRecord, StoreError>> + '_ {
+        let listed = self.listed(&record::listed_members(account), record::MEMBERS, after.map(MemberId::as_str));
+        // Checked again, because a member may be removed between the reads of list and record.
+        listed.filter(|record: &Result<MemberRecord, _>| record.as_ref().map_or(true, MemberRecord::exists))
+    }
+
+    pub(crate) fn members_and_removed(&self, account: &AccountId) -> Result<Vec<MemberRecord>, StoreError> {
+        let list = record::listed_members(account);
+        let named = self.after(&list, None);
+        self.records_of(list.len(), record::MEMBERS, named).collect()
+    }
+
+    pub(crate) fn stop(&self, id: &StopId) -> Result<Option<StopRecord>, StoreError> {
+        self.read(&record::entry(record::STOPS, id.as_str()))
+    }
+
+    /// The stops that an account lists and that were not resumed. The time of some may be over.
+    pub(crate) fn stops(
+        &self,
+        account: &AccountId,
+        after: Option<&StopId>,
+    ) -> impl Iterator<Item = Result<StopRecord, StoreError>> + '_ {
+        self.listed(&record::listed_stops(account), record::STOPS, after.map(StopId::as_str))
+    }
+
+    /// The stops that hold for an account's checks: its own, and those of all accounts.
+    pub(crate) fn stops_for(&self, account: &AccountId, now: Timestamp) -> Result<Vec<Stop>, StoreError> {
+        let own = self.stops(account, None);
+        let of_all = self.listed(record::STOPS_OF_ALL, record::STOPS, None);
+        let mut holding = Vec::new();
+        // The operator's account lists those of all accounts among its own.
+        let own = own.filter(|record| record.as_ref().map_or(true, |record| record.stop.account.is_some()));
+        for record in own.chain(of_all) {
+            let record: StopRecord = record?;
+            if record.holds_at(now) {
+                holding.push(record.stop);
+            }
+        }
+        Ok(holding)
+    }
+
     /// The records that an account's list names after a cursor, except deleted ones.
     fn listed<T: DeserializeOwned>(
         &self,
-        list: Vec<u8>,
+        list: &[u8],
         records: &'static [u8],
         after: Option<&str>,
     ) -> impl Iterator<Item = Result<T, StoreError>> + use<'_, T> {
-        let named = self.after(&list, after);
+        let named = self.after(list, after);
         let existing = named.filter(|entry| entry.as_ref().map_or(true, |(_, state)| state != record::DELETED));
-        existing.map(move |entry| {
+        self.records_of(list.len(), records, existing)
+    }
+
+    /// The records whose ids follow the first bytes of these entries.
+    fn records_of<T: DeserializeOwned>(
+        &self,
+        list_bytes: usize,
+        records: &'static [u8],
+        entries: impl Iterator<Item = sled::Result<(sled::IVec, sled::IVec)>>,
+    ) -> impl Iterator<Item = Result<T, StoreError>> {
+        entries.map(move |entry| {
             let (entry, _) = entry?;
-            let id = entry.get(list.len()..).ok_or(StoreError::Inconsistent)?;
+            let id = entry.get(list_bytes..).ok_or(StoreError::Inconsistent)?;
             self.read(&[records, id].concat())?.ok_or(StoreError::Inconsistent)
         })
     }

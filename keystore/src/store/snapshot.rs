@@ -135,7 +135,7 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::record::tests::{account, at, key, webhook};
+    use crate::store::record::tests::{account, at, key, member, stop, stop_of_all, webhook};
     use crate::store::record::{Forgotten, SignedMark};
     use stage0_contract::PublicKey;
 
@@ -148,6 +148,9 @@ mod tests {
             Record::Webhook(webhook("we_1", "a")),
             Record::SigningKey(PublicKey::new(&[7; 32], at(1))),
             Record::Mark(SignedMark { account: account("a").id, line: "{}".to_owned() }),
+            Record::Member(member("mem_1", "a")),
+            Record::Stop(stop("stop_1", "a")),
+            Record::Stop(stop_of_all("stop_2", "a")),
         ];
         for left_out in 0..records.len() {
             let mut some = records.clone();
@@ -165,12 +168,16 @@ mod tests {
         let store_id = StoreId::from_random([1; 16]);
         let before = Snapshot::of(store_id, 0, vec![Record::Account(account("a"))]).unwrap();
         let (key, hook) = (key("k", "a", &[]), webhook("we_1", "a").tombstone(at(1)));
+        let (gone, stop) = (member("mem_1", "a").tombstone(at(1)), stop_of_all("stop_1", "a"));
         let forgotten = vec![
             Record::Forgotten(Forgotten::Key { id: key.id.clone(), account: key.account.clone() }),
             Record::Forgotten(Forgotten::Webhook { id: hook.webhook.id.clone(), account: key.account.clone() }),
+            Record::Forgotten(Forgotten::Member { id: gone.member.id.clone(), account: key.account.clone() }),
+            Record::Forgotten(Forgotten::Stop { id: stop.stop.id.clone(), account: key.account.clone() }),
         ];
         let mut snapshot = before.clone();
-        snapshot.apply(vec![Record::Key(key), Record::Webhook(hook)]).unwrap();
+        let records = vec![Record::Key(key), Record::Webhook(hook), Record::Member(gone), Record::Stop(stop)];
+        snapshot.apply(records).unwrap();
         assert_ne!(snapshot.position.digest, before.position.digest);
         for _ in 0..2 {
             snapshot.apply(forgotten.clone()).unwrap();

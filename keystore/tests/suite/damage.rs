@@ -6,10 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use stage0_backplane::Backplane;
-use stage0_contract::{AccountId, ApiKey, KeyId, Scope, WebhookCreated, WebhookId};
+use stage0_contract::{
+    AccountId, ApiKey, CreateStop, KeyId, MemberId, ReadPeople, Scope, Stop, StopScope, WebhookCreated, WebhookId,
+};
 use stage0_keystore::{OPERATOR_KEY_FILE, SECRETS_KEY_FILE, SIGNING_KEY_FILE};
 
-use crate::harness::{Running, anonymous, config};
+use crate::harness::{Running, anonymous, config, done};
+use crate::members::member;
+use crate::stops::{create, listed};
 
 /// A directory and the changes that were acknowledged in it.
 struct Kept {
@@ -19,6 +23,8 @@ struct Kept {
     ended: Vec<KeyId>,
     endpoints: Vec<WebhookCreated>,
     deleted: Vec<WebhookId>,
+    members: Vec<MemberId>,
+    stops: Vec<Stop>,
 }
 
 impl Kept {
@@ -28,7 +34,8 @@ impl Kept {
         let account = running.account("damage").await.id;
         running.stop().await;
         let (live, ended, endpoints, deleted) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut kept = Self { dir, account, live, ended, endpoints, deleted };
+        let (members, stops) = (Vec::new(), Vec::new());
+        let mut kept = Self { dir, account, live, ended, endpoints, deleted, members, stops };
         kept.change_more().await;
         kept
     }
@@ -45,6 +52,15 @@ impl Kept {
         self.endpoints.push(running.webhook(&self.account).await);
         running.delete_webhook(&gone).await;
         self.deleted.push(gone);
+        let (id, caller) = member(&running, &self.account, &[]).await;
+        self.members.push(id);
+        self.live.extend(caller.key);
+        let stop = CreateStop {
+            account: Some(self.account.clone()),
+            value: Some(format!("tool_{}", self.stops.len())),
+            ..create(&running.operator, StopScope::Tool)
+        };
+        self.stops.push(done(running.ask(&stop).await));
         running.stop().await;
     }
 
@@ -69,6 +85,12 @@ impl Kept {
                 assert!(found.iter().any(|found| found.webhook == *webhook && found.secrets == [secret.clone()]));
             }
             assert!(!found.iter().any(|found| self.deleted.contains(&found.webhook.id)));
+            let people = done(running.ask(&ReadPeople { account: self.account.clone() }).await).members;
+            for id in &self.members {
+                assert!(people.iter().any(|person| person.id == *id && person.may_decide), "member {id} is lost");
+            }
+            let stops = listed(&running, &self.account).await;
+            assert!(stops.len() == self.stops.len() && self.stops.iter().all(|stop| stops.contains(stop)));
             assert!(running.writable().await);
             self.live.push(running.key(&self.account, &[Scope::Check]).await.key);
             running.stop().await;

@@ -129,7 +129,7 @@ impl Running {
     }
 
     pub(crate) async fn account(&self, name: &str) -> Account {
-        let call = CreateAccount { caller: self.operator.clone(), name: name.to_owned(), plan: None };
+        let call = CreateAccount { approvals: None, caller: self.operator.clone(), name: name.to_owned(), plan: None };
         done(self.ask(&call).await)
     }
 
@@ -139,6 +139,7 @@ impl Running {
 
     pub(crate) fn create(&self, account: &AccountId, with: &[Scope]) -> CreateKey {
         CreateKey {
+            owner: None,
             caller: self.operator.clone(),
             account: Some(account.clone()),
             name: "key".to_owned(),

@@ -5,7 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use stage0_contract::{AccountId, KeyId, ListAccounts, ListRetentions, Plan, Scope, SigningKeys};
+use stage0_contract::{
+    AccountId, AccountRules, Holder, KeyId, ListAccounts, ListRetentions, Plan, RefreshKey, RefreshKeyReply, Scope,
+    SigningKeys,
+};
 
 use crate::damage::copy_dir;
 use crate::harness::{Running, anonymous, config, done};
@@ -97,6 +100,14 @@ async fn a_data_directory_of_0_1_0_opens_with_its_accounts_keys_and_endpoints() 
         ] {
             assert_eq!(running.is_active(&KeyId::parse(id).unwrap()).await, active, "{id}");
         }
+        let key_id = KeyId::parse("8cba41bv67besj5a").unwrap();
+        let RefreshKeyReply::Live(identity) =
+            running.ask(&RefreshKey { key_id: key_id.clone(), request_id: None }).await
+        else {
+            panic!("the key is gone");
+        };
+        // From before members, approvals and stops.
+        assert_eq!((identity.holder, identity.rules), (Some(Holder::of_workload(key_id)), AccountRules::default()));
         assert_eq!(running.keys_of(&account).await, 4 + round);
         let accounts = ListAccounts { caller: running.operator.clone(), cursor: None, limit: 100 };
         let accounts = done(running.ask(&accounts).await).items;

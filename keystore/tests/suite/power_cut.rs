@@ -6,9 +6,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use stage0_contract::{ManageReply, Refusal, Scope};
+use stage0_contract::{ManageReply, Refusal, RemoveMember, Scope, StopScope};
 
-use crate::harness::Running;
+use crate::harness::{Running, done};
+use crate::members::member;
+use crate::stops::{create, of_key};
 use crate::witness::{Witness, Writer, put_aside, rounds, somewhere_below};
 
 /// An ext4 file system in a file, mounted; unmounted when dropped.
@@ -116,6 +118,7 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     let running = Running::start(&data).await;
     let account = running.account("full").await.id;
     let mut kept = vec![running.key(&account, &[Scope::Check]).await.key];
+    let (id, person) = member(&running, &account, &[]).await;
     fill(&disk.at.join("filler"));
     let mut failed = 0;
     // A few changes may still fit into blocks that are allocated already.
@@ -137,6 +140,14 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     for key in &kept {
         assert!(running.verify(key).await.is_some(), "{} is lost while the disk is full", key.id());
     }
+    // What takes rights away has a reserve, unless one of the failed writes stopped all changes.
+    let may_change = running.writable().await;
+    println!("changes are still taken: {may_change}");
+    if may_change {
+        let stop = done(running.ask(&create(&running.operator, StopScope::All)).await);
+        assert_eq!(of_key(&running, &kept[0]).await, [stop]);
+        done(running.ask(&RemoveMember { caller: running.operator.clone(), id }).await);
+    }
     std::fs::remove_file(disk.at.join("filler")).unwrap();
     if running.writable().await {
         kept.push(running.key(&account, &[Scope::Check]).await.key);
@@ -144,6 +155,8 @@ async fn a_full_disk_fails_changes_and_loses_none_that_was_acknowledged() {
     running.stop().await;
     let running = Running::start(&data).await;
     assert!(running.writable().await);
+    assert_eq!(running.is_active(&person.key_id).await, !may_change);
+    assert_eq!(of_key(&running, &kept[0]).await.len(), usize::from(may_change));
     for key in &kept {
         assert!(running.verify(key).await.is_some(), "{} is lost after the restart", key.id());
     }

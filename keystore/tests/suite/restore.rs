@@ -6,12 +6,17 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use stage0_backplane::BoxFuture;
-use stage0_contract::{AccountId, ApiKey, KeyCreated, KeyId, LineHash, Mark, MarkBody, Previous, Scope, SignMark};
+use stage0_contract::{
+    AccountId, ApiKey, CreateStop, InviteMember, KeyCreated, KeyId, LineHash, Mark, MarkBody, Previous, Refusal,
+    RemoveMember, Scope, SignMark, StopScope,
+};
 use stage0_keystore::{BuildError, Health, Keystore, KeystoreConfig, OPERATOR_KEY_FILE};
 
 use crate::damage::copy_dir;
-use crate::harness::{Running, anonymous, config, done, state_store};
+use crate::harness::{Running, anonymous, config, done, refused, state_store};
+use crate::members::{accept, invite, member};
 use crate::older::{LIVE, older};
+use crate::stops::{create, listed, of_key};
 
 /// A directory with a history: its backups, and what was acknowledged after each.
 struct History {
@@ -261,6 +266,32 @@ async fn files_without_a_recorded_head_are_restored_if_the_operator_accepts_it()
             "{id} is active, and nobody knows whether it may"
         );
     }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn an_accepted_restore_revokes_keys_of_removed_members_ends_invitations_and_keeps_stops() {
+    let history = History::new().await;
+    let running = Running::start(history.dir.path()).await;
+    let account = &history.account;
+    let ((removed, caller), (_, kept)) = (member(&running, account, &[]).await, member(&running, account, &[]).await);
+    let call = InviteMember { account: Some(account.clone()), ..invite(&running.operator, "Ada") };
+    let pending = done(running.ask(&call).await).invitation_code;
+    let stop = CreateStop { account: Some(account.clone()), ..create(&running.operator, StopScope::Account) };
+    let stop = done(running.ask(&stop).await);
+    running.stop().await;
+    back_up(history.dir.path(), "members");
+    let running = Running::start(history.dir.path()).await;
+    done(running.ask(&RemoveMember { caller: running.operator.clone(), id: removed }).await);
+    running.stop().await;
+    history.put_back("members");
+    assert!(history.is_refused().await.contains("older than what was acknowledged"));
+    let mut running = history.accepted().await;
+    assert!(!running.is_active(&caller.key_id).await && running.is_active(&kept.key_id).await);
+    assert_eq!(refused(accept(&running, &pending).await), Refusal::NotFound);
+    assert_eq!(of_key(&running, &history.is_active.key).await, std::slice::from_ref(&stop));
+    running.become_operator(&history.dir.path().join(OPERATOR_KEY_FILE)).await;
+    assert_eq!(listed(&running, account).await, [stop]);
     running.stop().await;
 }
 

@@ -200,7 +200,7 @@ async fn a_foreign_account_and_its_keys_do_not_exist() {
     assert_eq!(refused(running.ask(&revoke).await), Refusal::NotFound);
     let accounts = ListAccounts { caller: caller.clone(), cursor: None, limit: 1 };
     assert_eq!(refused(running.ask(&accounts).await), Refusal::ScopeMissing(Scope::Operator));
-    let account = CreateAccount { caller, name: "n".to_owned(), plan: None };
+    let account = CreateAccount { approvals: None, caller, name: "n".to_owned(), plan: None };
     assert_eq!(refused(running.ask(&account).await), Refusal::ScopeMissing(Scope::Operator));
     let unknown = stage0_contract::AccountId::parse("acc_none").unwrap();
     assert_eq!(refused(running.ask(&running.create(&unknown, &[Scope::Check])).await), Refusal::NotFound);
@@ -211,7 +211,12 @@ async fn a_foreign_account_and_its_keys_do_not_exist() {
 async fn a_key_speaks_for_its_account_with_its_scopes_and_plan() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path()).await;
-    let call = CreateAccount { caller: running.operator.clone(), name: "a".to_owned(), plan: Some(Plan::Free) };
+    let call = CreateAccount {
+        approvals: None,
+        caller: running.operator.clone(),
+        name: "a".to_owned(),
+        plan: Some(Plan::Free),
+    };
     let account = done(running.ask(&call).await);
     let made = running.key(&account.id, &[Scope::Check]).await;
     let identity = running.verify(&made.key).await.unwrap();

@@ -120,7 +120,11 @@ async fn a_new_endpoint_is_as_requested_and_its_secret_is_shown_once() {
     let running = Running::start(dir.path()).await;
     let account = running.account("a").await.id;
     let manager = caller(&running, &account, Scope::WebhooksManage).await;
-    let filters = WebhookFilters { verdicts: Some(vec![Verdict::Deny]), environments: Some(vec!["prod".to_owned()]) };
+    let filters = WebhookFilters {
+        events: None,
+        verdicts: Some(vec![Verdict::Deny]),
+        environments: Some(vec!["prod".to_owned()]),
+    };
     let create = CreateWebhook {
         caller: manager.clone(),
         account: None,
@@ -278,7 +282,7 @@ async fn an_exporters_pages_stay_small_enough_to_be_sent_with_large_endpoints() 
     let account = running.account("a").await.id;
     // A control character takes six bytes as JSON, so these endpoints have the maximal size and number.
     let environments = vec!["\u{1}".repeat(999) + "e"; 8];
-    let filters = WebhookFilters { verdicts: None, environments: Some(environments) };
+    let filters = WebhookFilters { events: None, verdicts: None, environments: Some(environments) };
     for _ in 0..100 {
         done(running.ask(&CreateWebhook { filters: filters.clone(), ..running.create_webhook(&account) }).await);
     }
@@ -308,6 +312,8 @@ async fn a_configured_secrets_key_is_used_and_none_is_created() {
 /// Nothing changes.
 pub(crate) fn unchanged(running: &Running, account: &AccountId) -> UpdateAccount {
     UpdateAccount {
+        approvals: None,
+        four_eyes: None,
         caller: running.operator.clone(),
         account: account.clone(),
         plan: None,

@@ -9,9 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use stage0_contract::{AccountId, ApiKey, KeyId, Scope, WebhookId, WebhookSecret};
+use stage0_contract::{
+    AccountId, ApiKey, CreateStop, InvitationCode, InviteMember, KeyId, Refusal, ResumeStop, Scope, StopId, StopScope,
+    WebhookId, WebhookSecret,
+};
 
-use crate::harness::Running;
+use crate::harness::{Running, done, refused};
+use crate::members::{accept, invite};
 
 const DIRECTORY: &str = "STAGE0_TEST_WRITER_DIRECTORY";
 
@@ -22,7 +26,7 @@ async fn writer_process() {
     let running = Running::start(Path::new(&dir)).await;
     let account = running.account("crash").await.id;
     println!("\nack account {account}");
-    let (mut previous, mut endpoint) = (None, None);
+    let (mut previous, mut endpoint, mut stop) = (None, None, None);
     for turn in 0_u32.. {
         endpoint = match endpoint.take() {
             None => {
@@ -38,6 +42,35 @@ async fn writer_process() {
             }
             Some(id) => Some(id),
         };
+        stop = match stop.take() {
+            None => {
+                let call = CreateStop {
+                    caller: running.operator.clone(),
+                    account: Some(account.clone()),
+                    scope: StopScope::Tool,
+                    value: Some(format!("tool_{turn}")),
+                    reason: "crash".to_owned(),
+                    until: None,
+                };
+                let id = done(running.ask(&call).await).id;
+                println!("\nack stopped {id}");
+                Some(id)
+            }
+            Some(id) if turn % 4 == 1 => {
+                println!("\nask resume {id}");
+                let (caller, reason) = (running.operator.clone(), "fixed".to_owned());
+                done(running.ask(&ResumeStop { caller, id: id.clone(), reason }).await);
+                println!("\nack resumed {id}");
+                None
+            }
+            Some(id) => Some(id),
+        };
+        if turn % 4 == 2 {
+            let call = InviteMember { account: Some(account.clone()), ..invite(&running.operator, "Ada") };
+            let code = done(running.ask(&call).await).invitation_code;
+            let accepted = done(accept(&running, &code).await);
+            println!("\nack accepted {} {}", code.expose(), accepted.key.expose());
+        }
         let made = running.key(&account, &[Scope::Check]).await;
         println!("\nack made {}", made.key.expose());
         previous = match (turn % 3, previous) {
@@ -66,6 +99,10 @@ pub(crate) struct Witness {
     ended: Vec<KeyId>,
     endpoints: Vec<(WebhookId, WebhookSecret)>,
     deleted: Vec<WebhookId>,
+    stopped: Vec<StopId>,
+    resumed: Vec<StopId>,
+    /// Codes of invitations that were accepted.
+    used: Vec<InvitationCode>,
 }
 
 pub(crate) struct Writer {
@@ -138,8 +175,19 @@ impl Witness {
         for id in &self.deleted {
             assert!(!found.iter().any(|endpoint| endpoint.webhook.id == *id), "acknowledged end of {id} is lost");
         }
-        let keys = self.live.len() + self.ended.len();
-        self.accounts.len() + keys + self.endpoints.len() + self.deleted.len()
+        let mut holding = Vec::new();
+        for account in &self.accounts {
+            holding.extend(listed(running, account).await);
+        }
+        assert!(!self.resumed.iter().any(|id| holding.contains(id)), "an acknowledged resumption is lost");
+        for id in &self.stopped {
+            assert!(holding.contains(id), "acknowledged stop {id} is lost");
+        }
+        for code in &self.used {
+            assert_eq!(refused(accept(running, code).await), Refusal::NotFound, "a used invitation can be used again");
+        }
+        let (keys, stops) = (self.live.len() + self.ended.len(), self.stopped.len() + self.resumed.len());
+        self.accounts.len() + keys + self.endpoints.len() + self.deleted.len() + stops + self.used.len()
     }
 
     fn note(&mut self, line: &str) -> bool {
@@ -157,6 +205,17 @@ impl Witness {
             ["ack", "endpoint", id, secret] => {
                 self.endpoints.push((WebhookId::parse(id).unwrap(), WebhookSecret::parse(secret).unwrap()));
             }
+            // Until the resumption is acknowledged, the stop may or may not hold.
+            ["ask", "resume", id] => {
+                self.stopped.retain(|stop| stop.as_str() != *id);
+                return false;
+            }
+            ["ack", "stopped", id] => self.stopped.push(StopId::parse(id).unwrap()),
+            ["ack", "resumed", id] => self.resumed.push(StopId::parse(id).unwrap()),
+            ["ack", "accepted", code, key] => {
+                self.used.push(InvitationCode::parse(code).unwrap());
+                self.live.push(ApiKey::parse(key).unwrap());
+            }
             ["ack", "deleted", id] => self.deleted.push(WebhookId::parse(id).unwrap()),
             ["ack", "account", id] => self.accounts.push(AccountId::parse(id).unwrap()),
             ["ack", "made", key] => self.live.push(ApiKey::parse(key).unwrap()),
@@ -169,6 +228,11 @@ impl Witness {
         }
         true
     }
+}
+
+/// The stops that an account lists.
+async fn listed(running: &Running, account: &AccountId) -> Vec<StopId> {
+    crate::stops::listed(running, account).await.into_iter().map(|stop| stop.id).collect()
 }
 
 /// The number of rounds: a few, or as many as the environment sets.

@@ -1,8 +1,8 @@
 //! Who may grant, rotate and revoke what, and until when.
 
 use super::*;
-use crate::store::record::tests::{at, key};
-use stage0_contract::{CapChanges, KeyId};
+use crate::store::record::tests::{at, key, member};
+use stage0_contract::{CapChanges, KeyId, MemberStatus};
 
 const NOW: i64 = 1_000;
 
@@ -17,6 +17,7 @@ pub(crate) fn caller(account: &str, scopes: &[Scope]) -> Caller {
 
 fn create(caller: Caller, account: Option<&str>, scopes: &[Scope]) -> CreateKey {
     CreateKey {
+        owner: None,
         caller,
         account: account.map(|id| AccountId::parse(id).unwrap()),
         name: "n".to_owned(),
@@ -31,7 +32,13 @@ fn rotate(caller: Caller, overlap_seconds: u64) -> RotateKey {
 
 /// Judged for a caller whose key has no end.
 fn valid_key(call: &CreateKey, now: Timestamp) -> Result<(), Refusal> {
-    super::valid_key(&until(call.caller.clone(), None), call, now).map(drop)
+    granted(&until(call.caller.clone(), None), call, now).map(drop)
+}
+
+/// Judged in the account that the call names, for a workload without an owner.
+fn granted(granter: &Granter, call: &CreateKey, now: Timestamp) -> Result<Option<Timestamp>, Refusal> {
+    let account = call.account.as_ref().unwrap_or(&call.caller.account);
+    super::valid_key(granter, call, (account, None), now)
 }
 
 fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) -> Result<KeyRecord, Refusal> {
@@ -39,7 +46,13 @@ fn rotated(call: &RotateKey, key: Option<KeyRecord>, now: Timestamp) -> Result<K
 }
 
 fn until(caller: Caller, end: Option<i64>) -> Granter {
-    Granter { caller, ends: end.map(at) }
+    granter(caller, end)
+}
+
+/// A workload's key of this caller.
+pub(crate) fn granter(caller: Caller, end: Option<i64>) -> Granter {
+    let holder = Holder::of_workload(caller.key_id.clone());
+    Granter { caller, ends: end.map(at), holder }
 }
 
 pub(crate) fn paths(refusal: Result<(), Refusal>) -> Vec<String> {
@@ -91,7 +104,103 @@ fn an_operator_grants_scopes_it_lacks_only_by_naming_an_account() {
     let refused = Err(Refusal::ScopeMissing(Scope::Check));
     assert_eq!(valid_key(&create(operator.clone(), None, &[Scope::Check, Scope::Operator]), at(NOW)), refused);
     assert_eq!(valid_key(&create(operator.clone(), None, &[Scope::Operator]), at(NOW)), Ok(()));
-    assert_eq!(valid_key(&create(operator, Some("b"), &Scope::ALL), at(NOW)), Ok(()));
+    let workloads: Vec<_> = Scope::ALL.into_iter().filter(|scope| *scope != Scope::ApprovalsDecide).collect();
+    assert_eq!(valid_key(&create(operator, Some("b"), &workloads), at(NOW)), Ok(()));
+}
+
+#[test]
+fn only_members_decide_and_only_the_operator_lets_systems_register_approvals() {
+    let manager = caller("a", &Scope::ALL.map(|scope| if scope == Scope::Operator { Scope::Check } else { scope }));
+    let operator = caller("o", &[Scope::Operator]);
+    for call in [
+        &create(manager.clone(), None, &[Scope::ApprovalsDecide]),
+        &create(operator.clone(), Some("a"), &[Scope::ApprovalsDecide]),
+    ] {
+        assert_eq!(paths(valid_key(call, at(NOW))), ["scopes"]);
+    }
+    let grants = [Scope::ApprovalsGrant];
+    assert_eq!(valid_key(&create(manager, None, &grants), at(NOW)), Err(Refusal::ScopeMissing(Scope::Operator)));
+    assert_eq!(valid_key(&create(operator, Some("a"), &grants), at(NOW)), Ok(()));
+}
+
+#[test]
+fn an_owner_is_an_active_member_of_the_keys_account() {
+    let mut call = create(caller("a", &[Scope::KeysManage]), None, &[Scope::KeysManage]);
+    let owner = member("mem_1", "a");
+    call.owner = Some(owner.member.id.clone());
+    let judged = |owner: Option<&MemberRecord>| {
+        super::valid_key(&until(call.caller.clone(), None), &call, (&call.caller.account, owner), at(NOW)).map(drop)
+    };
+    assert_eq!(judged(Some(&owner)), Ok(()));
+    let mut invited = owner.clone();
+    invited.member.status = MemberStatus::Invited;
+    for bad in [None, Some(&invited), Some(&owner.tombstone(at(1))), Some(&member("mem_1", "b"))] {
+        assert_eq!(paths(judged(bad)), ["owner"], "{bad:?}");
+    }
+}
+
+fn person(id: &str) -> Person {
+    Person::Member(member(id, "a").member.id)
+}
+
+/// A member's own key with `keys:manage`.
+fn member_key(id: &str) -> Granter {
+    let mut granter = until(caller("a", &[Scope::KeysManage]), None);
+    granter.holder.member = Some(member(id, "a").member.id);
+    granter
+}
+
+#[test]
+fn a_members_key_is_rotated_by_the_same_member_alone() {
+    let mut found = key("k", "a", &[Scope::KeysManage]);
+    found.holder = Some(Holder { member: Some(member("mem_1", "a").member.id), ..found.holder() });
+    let by = |granter: &Granter| {
+        super::rotated(granter, &rotate(granter.caller.clone(), 0), Some(found.clone()), at(NOW)).map(drop)
+    };
+    assert_eq!(by(&member_key("mem_1")), Ok(()));
+    let operator = until(caller("o", &[Scope::Operator]), None);
+    for other in [&member_key("mem_2"), &until(caller("a", &[Scope::KeysManage]), None), &operator] {
+        match by(other) {
+            Err(Refusal::Conflict(text)) => assert!(text.contains("invite the member again"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let workload = Some(key("k", "a", &[Scope::KeysManage]));
+    assert!(super::rotated(&member_key("mem_2"), &rotate(caller("a", &[]), 0), workload, at(NOW)).is_ok());
+}
+
+#[test]
+fn a_rotation_keeps_the_holder_and_adds_the_person_who_sees_the_new_secret() {
+    let mut found = key("k2", "a", &[]);
+    let holder = Holder { made_by: Some(person("mem_1")), ..Holder::of_workload(key("k1", "a", &[]).id) };
+    found.holder = Some(holder.clone());
+    let with = |known_to: Vec<Person>| Ok(Holder { known_to, ..holder.clone() });
+    assert_eq!(successors_holder(&member_key("mem_1"), &found), with(Vec::new()), "it is known to have made the key");
+    assert_eq!(successors_holder(&member_key("mem_2"), &found), with(vec![person("mem_2")]));
+    let workload = until(caller("a", &[Scope::KeysManage]), None);
+    assert_eq!(successors_holder(&workload, &found), with(vec![workload.holder.root()]));
+    assert_eq!(successors_holder(&until(caller("o", &[Scope::Operator]), None), &found), with(Vec::new()));
+    let mut itself = workload;
+    itself.holder = Holder { member: None, ..holder.clone() };
+    itself.holder.made_by = None;
+    assert_eq!(successors_holder(&itself, &found), with(Vec::new()));
+    let many = |count: usize| (0..count).map(|number| person(&format!("m{number}"))).collect();
+    found.holder = Some(Holder { known_to: many(MAX_MAKERS - 1), ..holder.clone() });
+    assert!(successors_holder(&member_key("mem_2"), &found).is_ok());
+    found.holder = Some(Holder { known_to: many(MAX_MAKERS), ..holder });
+    assert!(matches!(successors_holder(&member_key("mem_2"), &found), Err(Refusal::Conflict(_))));
+}
+
+#[test]
+fn makers_are_all_who_stand_behind_a_caller_and_none_for_the_operator() {
+    let mut workload = until(caller("a", &[Scope::KeysManage]), None);
+    assert_eq!(workload.makers(), [workload.holder.root()], "a workload that no member is known to have made");
+    workload.holder.made_by = Some(person("mem_1"));
+    workload.holder.owner = Some(member("mem_2", "a").member.id);
+    workload.holder.known_to = vec![person("mem_3"), person("mem_1")];
+    assert_eq!(workload.makers(), ["mem_1", "mem_2", "mem_3"].map(person));
+    assert_eq!(member_key("mem_1").makers(), [person("mem_1")]);
+    assert_eq!(until(caller("o", &[Scope::Operator]), None).makers(), []);
 }
 
 #[test]
@@ -104,7 +213,8 @@ fn a_bad_body_names_every_bad_field() {
 
 #[test]
 fn a_name_has_at_most_two_hundred_characters_and_is_not_blank() {
-    let call = |name: String| CreateAccount { caller: caller("o", &[Scope::Operator]), name, plan: None };
+    let call =
+        |name: String| CreateAccount { approvals: None, caller: caller("o", &[Scope::Operator]), name, plan: None };
     assert_eq!(paths(valid_account(&call("é".repeat(201)))), ["name"]);
     assert_eq!(paths(valid_account(&call(String::new()))), ["name"]);
     assert_eq!(valid_account(&call("é".repeat(200))), Ok(()));
@@ -132,6 +242,8 @@ fn a_limit_is_at_least_one_and_every_bad_one_is_named() {
 
 fn changes() -> UpdateAccount {
     UpdateAccount {
+        approvals: None,
+        four_eyes: None,
         caller: caller("o", &[Scope::Operator]),
         account: AccountId::parse("a").unwrap(),
         plan: None,
@@ -186,7 +298,7 @@ fn rotating_a_key_needs_all_its_scopes() {
 fn a_key_ends_no_later_than_the_one_that_grants_it() {
     let granter = until(caller("a", &[Scope::KeysManage, Scope::Check]), Some(NOW + 60));
     let mut call = create(granter.caller.clone(), None, &[Scope::Check]);
-    let made = |call: &CreateKey| super::valid_key(&granter, call, at(NOW));
+    let made = |call: &CreateKey| granted(&granter, call, at(NOW));
     assert_eq!(made(&call), Ok(Some(at(NOW + 60))), "without a word about it, the granter's end");
     for (wanted, ends) in [(1, 1), (60, 60)] {
         call.expires_at = Some(at(NOW + wanted));
@@ -211,7 +323,7 @@ fn an_expiring_operator_grants_lasting_keys_but_no_lasting_operator() {
     let granter = until(caller("o", &[Scope::Operator]), Some(NOW + 60));
     let made = |account, scopes: &[Scope], end: Option<i64>| {
         let call = CreateKey { expires_at: end.map(at), ..create(granter.caller.clone(), account, scopes) };
-        super::valid_key(&granter, &call, at(NOW))
+        granted(&granter, &call, at(NOW))
     };
     assert_eq!(made(Some("b"), &[Scope::Check], None), Ok(None));
     assert_eq!(made(Some("b"), &[Scope::Check], Some(NOW + 99)), Ok(Some(at(NOW + 99))));
@@ -253,6 +365,8 @@ fn revoking_a_key_needs_all_its_scopes() {
     assert_eq!(revoked(&manager, Some(gone), at(NOW)), refused, "nor says whether it was");
     assert!(revoked(&manager, Some(key("k", "a", &[Scope::Check])), at(NOW)).is_ok());
     assert!(revoked(&caller("o", &[Scope::Operator]), Some(strong), at(NOW)).is_ok());
+    let of_member = key("k", "a", &[Scope::Check, Scope::ApprovalsDecide]);
+    assert!(revoked(&manager, Some(of_member), at(NOW)).is_ok(), "no key of a workload has `approvals:decide`");
     assert_eq!(
         revoked(&manager, Some(key("k", "a", &[Scope::Operator])), at(NOW)),
         Err(Refusal::ScopeMissing(Scope::Operator))

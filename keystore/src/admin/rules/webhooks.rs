@@ -12,6 +12,7 @@ use super::{end_of_overlap, invalid_if_any, is_operator};
 use crate::store::record::{SealedSecret, WebhookRecord};
 
 const MAX_URL_CHARS: usize = 2_000;
+const MAX_EVENTS: usize = 100;
 const MAX_ENVIRONMENTS: usize = 100;
 const MAX_ENVIRONMENT_CHARS: usize = 1_000;
 /// Of all environments of one endpoint: keystore and exporters hold every endpoint in memory.
@@ -137,6 +138,21 @@ fn bad_filters(filters: &WebhookFilters) -> Vec<FieldError> {
             errors.push(FieldError::new("verdicts", "must name at least one verdict, and each once"));
         }
     }
+    if let Some(events) = &filters.events {
+        if !(1..=MAX_EVENTS).contains(&events.len()) {
+            errors.push(FieldError::new("events", format!("must have 1 to {MAX_EVENTS} items")));
+        }
+        for (at, event) in events.iter().take(MAX_EVENTS).enumerate() {
+            let message = if !WebhookFilters::can_name(event) {
+                "must be the type of an event, such as `approval.requested`, or a kind, such as `approval.*`"
+            } else if events.iter().take(at).any(|earlier| earlier == event) {
+                "must not be named twice"
+            } else {
+                continue;
+            };
+            errors.push(FieldError::new(format!("events[{at}]"), message));
+        }
+    }
     if let Some(environments) = &filters.environments {
         if !(1..=MAX_ENVIRONMENTS).contains(&environments.len()) {
             errors.push(FieldError::new("environments", format!("must have 1 to {MAX_ENVIRONMENTS} items")));
@@ -204,7 +220,7 @@ mod tests {
 
     fn environments(items: &[&str]) -> WebhookFilters {
         let items = items.iter().map(|item| (*item).to_owned()).collect();
-        WebhookFilters { verdicts: None, environments: Some(items) }
+        WebhookFilters { environments: Some(items), ..WebhookFilters::default() }
     }
 
     #[test]
@@ -267,8 +283,24 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_of_events_names_known_types_and_kinds_once() {
+        let judged = |events: &[&str]| {
+            let events = Some(events.iter().map(|event| (*event).to_owned()).collect());
+            valid_webhook(&CreateWebhook { filters: WebhookFilters { events, ..Default::default() }, ..create() })
+        };
+        assert_eq!(judged(&["approval.*", "stop.*", "decision.recorded", "approval.voted"]), Ok(()));
+        let unknown = ["stop.started", "approval", "approval.", "Approval.*", "*", "", ".*", "decisions.expired"];
+        let wrong: Vec<_> = (1..unknown.len()).map(|at| format!("events[{at}]")).collect();
+        assert_eq!(paths(judged(&unknown)), wrong);
+        assert_eq!(paths(judged(&["stop.*", "approval.*", "stop.*"])), ["events[2]"]);
+        assert_eq!(paths(judged(&[])), ["events"]);
+        assert_eq!(paths(judged(&["stop.*"; 101]))[0], "events");
+    }
+
+    #[test]
     fn filters_are_neither_empty_nor_repeated_nor_too_large() {
-        let verdicts = |verdicts: &[Verdict]| WebhookFilters { verdicts: Some(verdicts.to_vec()), environments: None };
+        let verdicts =
+            |verdicts: &[Verdict]| WebhookFilters { verdicts: Some(verdicts.to_vec()), ..WebhookFilters::default() };
         let many = vec!["e"; 101];
         let long = "é".repeat(1_001);
         // Each is valid alone; together they have the maximal size.
