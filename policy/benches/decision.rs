@@ -33,6 +33,7 @@ fn decision(criterion: &mut Criterion) {
     criterion.bench_function("part: evaluate, with context", |b| b.iter(|| measured.evaluate()));
     criterion.bench_function("without triggers: evaluate all rules", |b| b.iter(|| measured.evaluate_all()));
     let check = EvaluateRequest {
+        asker: None,
         request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         account: AccountId::parse("acc").unwrap(),
         request: request.clone(),

@@ -92,6 +92,7 @@ fn random(bytes: usize) -> String {
 
 fn evaluate_request(body: &[u8]) -> EvaluateRequest {
     EvaluateRequest {
+        asker: None,
         request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         account: AccountId::parse("acc").unwrap(),
         request: CheckRequest::parse(parse_strict(body).unwrap()).ok().unwrap(),

@@ -23,7 +23,8 @@ pub const TYPICAL_REQUEST: &str = r#"{"goal": "Deploy the payments service to pr
 "recent_tools": ["github_actions"], "cumulative_cost_usd": 0.18}, "pro": true}"#;
 
 pub fn answer(engine: &Engine, check: &EvaluateRequest) -> Option<Evaluation> {
-    engine.answer(check, Some(&RunSnapshot::default()), TimeLimit::NONE).ok().map(|(decided, _)| decided)
+    let answer = engine.answer(check, Some(&RunSnapshot::default()), None, TimeLimit::NONE);
+    answer.ok().map(|answer| answer.evaluation)
 }
 
 pub struct Measured<'e> {

@@ -4,9 +4,11 @@
 //! failed rule denies. Where a secret was found, the decision holds no text of the request.
 
 mod about;
+mod approvals;
 mod remedy;
 mod run;
 mod score;
+mod stopped;
 
 use std::collections::BTreeMap;
 
@@ -17,6 +19,8 @@ use stage0_contract::{
 };
 
 pub(crate) use about::About;
+pub(crate) use approvals::{source, terms};
+pub(crate) use stopped::stopped;
 
 use about::Context;
 use remedy::Remedy;
@@ -36,6 +40,8 @@ struct Draft {
     /// The rules that raised it, the gravest first.
     rules: Vec<String>,
     question: Option<String>,
+    /// A sentence between the question and its hint.
+    note: Option<&'static str>,
     about: Option<About>,
     remedy: Remedy,
 }
@@ -52,6 +58,7 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         }
     }
     drafts.extend(outcome.failed.iter().map(|id| Draft::failed(id)));
+    drafts.extend(approvals::denial(facts, &drafts));
     let mut verdict = verdict_of(&drafts);
     // Clients may deny an ALLOW that carries a grave issue, so a pack that produces one is broken, and it denies.
     if verdict == Verdict::Allow && drafts.iter().any(|draft| draft.issue.severity >= Severity::High) {
@@ -59,8 +66,20 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         verdict = Verdict::Deny;
     }
     drafts.sort_by(|a, b| rank(&a.issue, &b.issue));
+    decision(pack, request, facts, outcome, &matched, drafts, verdict)
+}
+
+fn decision(
+    pack: &Pack,
+    request: &CheckRequest,
+    facts: &Facts,
+    outcome: &Outcome<'_>,
+    matched: &[&Rule],
+    drafts: Vec<Draft>,
+    verdict: Verdict,
+) -> Decision {
     let questions = questions(verdict, &drafts);
-    let risk = score::risk(pack, facts, &matched, verdict);
+    let risk = score::risk(pack, facts, matched, verdict);
     let family = |name: &str| score::total_weight(matched.iter().filter(|rule| rule.family == name));
     let shown = |text: &String| if facts.secrets.is_empty() { text.clone() } else { REDACTED.to_owned() };
     let ignored = facts.declared.ignored.iter().filter_map(|index| request.constraints.get(*index));
@@ -83,6 +102,7 @@ pub(crate) fn assemble(pack: &Pack, request: &CheckRequest, facts: &Facts, outco
         environment: if facts.environment.is_empty() { String::new() } else { shown(&facts.environment) },
         decision_trace_summary: trace(outcome, &drafts, verdict),
         issues: drafts.into_iter().map(Draft::into_issue).collect(),
+        approval: None,
     }
 }
 
@@ -104,6 +124,7 @@ impl Draft {
         run::add_details(&mut issue.details, rule, facts, request);
         let context = Context { request, facts, pack, rule };
         let mut remedy = rule.about.map(|about| about.remedy(&context)).unwrap_or_default();
+        let note = approvals::only_held(facts, rule, &mut remedy, &mut issue.details);
         if !facts.secrets.is_empty() {
             remedy.hide_words();
         }
@@ -115,6 +136,7 @@ impl Draft {
             effect: if strict { Effect::Deny } else { rule.effect },
             rules: vec![rule.id.clone()],
             question: rule.question.clone(),
+            note,
             about: rule.about,
             remedy,
         }
@@ -130,8 +152,13 @@ impl Draft {
             next_action: NextAction::Stop,
             details: Map::new(),
         };
-        let rules = vec![rule.to_owned()];
-        Self { issue, effect: Effect::Deny, rules, question: None, about: None, remedy: Remedy::default() }
+        Self::denying(issue)
+    }
+
+    /// An issue that denies without a rule of the pack.
+    fn denying(issue: Issue) -> Self {
+        let rules = vec![issue.rule.clone()];
+        Self { issue, effect: Effect::Deny, rules, question: None, note: None, about: None, remedy: Remedy::default() }
     }
 
     /// Issues of the same code about the same fact are one issue: one change settles both.
@@ -146,6 +173,7 @@ impl Draft {
         self.issue.severity = self.issue.severity.max(other.issue.severity);
         self.rules.extend(other.rules);
         self.question = self.question.take().or(other.question);
+        self.note = self.note.or(other.note);
         self.remedy.merge(other.remedy);
         for (name, value) in other.issue.details {
             self.issue.details.entry(name).or_insert(value);
@@ -161,11 +189,12 @@ impl Draft {
     /// The rule's question with a hint where the answer belongs.
     fn question(&self) -> Option<String> {
         let question = self.question.as_ref()?;
-        Some(match self.remedy.hint() {
-            Some(hint) if question.ends_with(['.', '?', '!']) => format!("{question} {hint}"),
-            Some(hint) => format!("{question}. {hint}"),
-            None => question.clone(),
-        })
+        let mut asked = question.clone();
+        for more in self.note.map(str::to_owned).into_iter().chain(self.remedy.hint()) {
+            asked.push_str(if asked.ends_with(['.', '?', '!']) { " " } else { ". " });
+            asked.push_str(&more);
+        }
+        Some(asked)
     }
 }
 

@@ -10,15 +10,23 @@ use cedar_policy::{
     AuthorizationError, Authorizer, Context, ContextCreationError, Entities, EntityUid, PolicySet, Request,
     RestrictedExpression,
 };
-use stage0_contract::{CheckRequest, Decision, EvaluateRequest, Evaluation, FieldError};
+use jiff::Timestamp;
+use stage0_contract::{
+    AccountId, ActionDigest, Actor, CheckRequest, Decision, EvaluateRequest, Evaluation, FieldError, Grant, Stop,
+};
 
+use crate::approval::{Answer, Approvals, HeldApproval};
 use crate::decision;
 use crate::explain::Explanation;
-use crate::facts::{Attribute, Attributes, EvaluateError, FactValue, Facts, RunFacts, RunSnapshot, Trigger, Triggers};
+use crate::facts::{
+    Attribute, Attributes, EvaluateError, FactValue, Facts, RunSnapshot, Trigger, Triggers, covering_stop,
+    grant_covers, resolved_environment,
+};
 use crate::files::{Fault, PackError};
 use crate::pack::{Pack, rekeyed};
 use crate::redaction::{ActionSummary, redacted_texts};
 use crate::rule::{Outcome, Rule};
+use crate::secrets;
 use crate::time_limit::TimeLimit;
 
 /// The action of the schema that every rule is about.
@@ -81,21 +89,63 @@ impl Engine {
         Ok(decision::assemble(&self.pack, request, &facts, &self.evaluate(&facts)))
     }
 
-    /// Decides a check with the server's counts of its run. Returns the decision with the texts that may be recorded,
-    /// and the facts that update the run. Fails once `limit` has passed.
+    /// Decides a check with the server's counts of its run and the approval that the server holds. Returns the decision
+    /// with the texts that may be recorded, and the facts that update the run. Fails once `limit` has passed.
     pub fn answer(
         &self,
         check: &EvaluateRequest,
         snapshot: Option<&RunSnapshot>,
+        held: Option<HeldApproval<'_>>,
         limit: TimeLimit,
-    ) -> Result<(Evaluation, RunFacts), EvaluateError> {
-        let facts = self.facts_within(&check.request, check.evaluated_at, snapshot, limit)?;
+    ) -> Result<Answer, EvaluateError> {
+        let EvaluateRequest { request, evaluated_at, .. } = check;
+        let stop = check.asker.as_ref().and_then(|asker| self.is_stopped(request, asker, *evaluated_at));
+        let snapshot = snapshot.filter(|_| stop.is_none());
+        let facts = self.facts_within(request, *evaluated_at, snapshot, Approvals::of(check, held), limit)?;
         limit.check()?;
-        let decision = decision::assemble(&self.pack, &check.request, &facts, &self.evaluate(&facts));
+        let (decision, terms) = match stop {
+            Some(stop) => (decision::stopped(&self.pack, request, &facts, stop), None),
+            None => {
+                let outcome = self.evaluate(&facts);
+                let decision = decision::assemble(&self.pack, request, &facts, &outcome);
+                let terms = decision::terms(&self.pack, &outcome, decision.verdict);
+                (decision, terms)
+            }
+        };
         let action = ActionSummary::of(&facts);
         let recordable = Some(redacted_texts(check, action, &facts.secrets, self.pack.secrets(), limit)?);
         limit.check()?;
-        Ok((Evaluation { decision, recordable }, facts.run))
+        let approval_source = decision::source(&facts, decision.verdict);
+        let evaluation = Evaluation { decision, recordable, approval_source, events: Vec::new() };
+        Ok(Answer { evaluation, run: facts.run, terms, stopped: stop.is_some() })
+    }
+
+    /// What exactly an approval of this request is of.
+    pub fn action_digest(&self, account: &AccountId, request: &CheckRequest) -> ActionDigest {
+        let environment = resolved_environment(request, &self.pack.vocabulary);
+        ActionDigest::of(request, account, &environment, self.pack.version(), &self.pack.approvals.volatile)
+    }
+
+    /// The stop that covers a request of this caller at a time (seconds since the epoch), if one does.
+    pub fn is_stopped<'a>(&self, request: &CheckRequest, asker: &'a Actor, at: i64) -> Option<&'a Stop> {
+        if asker.rules.stops.is_empty() {
+            return None;
+        }
+        let now = Timestamp::from_second(at).ok();
+        let is_over = |stop: &Stop| stop.until.zip(now).is_some_and(|(until, now)| until <= now);
+        let stops = asker.rules.stops.iter().filter(|stop| !is_over(stop));
+        covering_stop(stops, request, asker, &self.pack.vocabulary)
+    }
+
+    /// Whether a wider grant covers a request: its tool, effects, environment and run. Workload, time and votes are the
+    /// caller's to judge.
+    pub fn grant_covers(&self, grant: &Grant, request: &CheckRequest) -> bool {
+        grant_covers(grant, request, &self.pack.vocabulary)
+    }
+
+    /// A text with every secret in it masked.
+    pub fn mask(&self, text: &str) -> String {
+        secrets::mask(text, self.pack.secrets())
     }
 
     /// Decides a request and explains how the decision came about.
@@ -107,9 +157,11 @@ impl Engine {
     }
 
     pub(crate) fn facts(&self, request: &CheckRequest, evaluated_at: i64) -> Result<Facts, Vec<FieldError>> {
-        self.facts_within(request, evaluated_at, None, TimeLimit::NONE).map_err(|error| match error {
-            EvaluateError::Invalid(errors) => errors,
-            EvaluateError::OutOfTime(_) => vec![FieldError::new("body", "takes too long to decide")],
+        self.facts_within(request, evaluated_at, None, Approvals::default(), TimeLimit::NONE).map_err(|error| {
+            match error {
+                EvaluateError::Invalid(errors) => errors,
+                EvaluateError::OutOfTime(_) => vec![FieldError::new("body", "takes too long to decide")],
+            }
         })
     }
 
@@ -118,10 +170,10 @@ impl Engine {
         request: &CheckRequest,
         evaluated_at: i64,
         snapshot: Option<&RunSnapshot>,
+        approvals: Approvals<'_>,
         limit: TimeLimit,
     ) -> Result<Facts, EvaluateError> {
-        let pack = &self.pack;
-        Facts::read(request, &pack.vocabulary, &pack.windows, pack.secrets(), evaluated_at, snapshot, limit)
+        Facts::read(request, &self.pack, evaluated_at, snapshot, approvals, limit)
     }
 
     /// Evaluates the rules whose trigger holds.

@@ -8,6 +8,7 @@
 mod access;
 mod actions;
 mod approval;
+mod cover;
 mod culprit;
 mod declared;
 mod effects;
@@ -26,10 +27,15 @@ mod tools;
 use serde_json::Value;
 use stage0_contract::{CheckRequest, FieldError, LimitName, Micros, RunId};
 
-use crate::secrets::{self, Detector, Finding};
+use crate::approval::Approvals;
+use crate::pack::Pack;
+use crate::secrets::{self, Finding};
 use crate::time_limit::{OutOfTime, TimeLimit};
-use crate::vocabulary::{self, Edition, Vocabulary, Windows};
+use crate::vocabulary::{self, Edition};
 
+pub(crate) use access::resolved_environment;
+pub(crate) use approval::Status as ApprovalStatus;
+pub(crate) use cover::{covering_stop, grant_covers};
 pub(crate) use culprit::Culprit;
 pub(crate) use declared::Declared;
 pub(crate) use effects::{Reading as EffectReading, Source, classify};
@@ -101,14 +107,14 @@ impl Facts {
     /// `evaluated_at` is in seconds since the epoch. Checks `limit` between steps.
     pub(crate) fn read(
         request: &CheckRequest,
-        vocabulary: &Vocabulary,
-        windows: &Windows,
-        detector: &Detector,
+        pack: &Pack,
         evaluated_at: i64,
         snapshot: Option<&RunSnapshot>,
+        approvals: Approvals<'_>,
         limit: TimeLimit,
     ) -> Result<Self, EvaluateError> {
         limit.check()?;
+        let Pack { vocabulary, windows, .. } = pack;
         access::check_environments_agree(request, vocabulary)?;
         let mut declared = Declared::read(&request.constraints, vocabulary, windows)?;
         limit.check()?;
@@ -116,8 +122,9 @@ impl Facts {
         let effects = Effects::read(&request.side_effects, vocabulary);
         let tools = ProposedTools::read(request, &mut evidence);
         limit.check()?;
-        let approval = approval::Inputs { request, declared: &declared, effects: &effects, tools: &tools, vocabulary };
-        let approval = Approval::read(&approval, evaluated_at, &mut evidence);
+        let inputs =
+            approval::Inputs { request, declared: &declared, effects: &effects, tools: &tools, vocabulary, approvals };
+        let approval = Approval::read(&inputs, evaluated_at, &mut evidence);
         let access = Access::read(request, &declared, vocabulary, &mut evidence);
         let run_id = RunId::of(request);
         if run_id.is_err() {
@@ -125,7 +132,7 @@ impl Facts {
             evidence.mark_counters_malformed();
         }
         limit.check()?;
-        let secrets = secrets::find_within(request, detector, limit)?;
+        let secrets = secrets::find_within(request, pack.secrets(), limit)?;
         let run = RunFacts::read(&declared, &tools, &mut evidence, snapshot, !secrets.is_empty());
         let has_run = snapshot.is_some() || matches!(run_id, Ok(Some(_)));
         let limits_not_enforced = limits::not_enforced(&declared, request, has_run, &evidence);

@@ -7,6 +7,7 @@
 //! of a decision.
 //! INVARIANT: a request that cannot be decided yields an error, never a decision, and a rule that fails denies.
 
+mod approval;
 #[doc(hidden)]
 pub mod bench_support;
 mod decision;
@@ -21,6 +22,7 @@ pub mod secrets;
 mod time_limit;
 mod vocabulary;
 
+pub use approval::{Answer, HeldApproval};
 pub use engine::Engine;
 pub use explain::Explanation;
 pub use facts::{EvaluateError, Reported, RunFacts, RunSnapshot, ToolCalls};

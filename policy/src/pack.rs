@@ -4,6 +4,7 @@
 //! INVARIANT: an existing [`Pack`] is valid, and its version is derived from its content, so other rules cannot be
 //! published under the same version.
 
+mod approvals;
 mod cases;
 mod codes;
 mod digest;
@@ -31,6 +32,7 @@ pub use cases::Expectation;
 pub use proof::CaseOutcome;
 pub use set::{PackSet, PackSetError};
 
+pub(crate) use approvals::{Approvals, GROUPS, groups};
 pub(crate) use manifest::{Pro, Scores};
 pub(crate) use rules::rekeyed;
 
@@ -44,6 +46,7 @@ pub struct Pack {
     pub(crate) pro: Pro,
     pub(crate) windows: Windows,
     pub(crate) vocabulary: Vocabulary,
+    pub(crate) approvals: Approvals,
     secrets: Arc<Detector>,
     pub(crate) rules: BTreeMap<String, Rule>,
     reference: Map<String, Value>,
@@ -57,7 +60,7 @@ impl Pack {
     fn parse(files: &Files) -> Result<(Self, Vec<Case>), PackError> {
         let mut faults = files.unexpected();
         let manifest = manifest::parse(files, &mut faults);
-        let edition = manifest.as_ref().map(|(manifest, _)| manifest.edition);
+        let edition = manifest.as_ref().map(|(manifest, ..)| manifest.edition);
         if edition == Some(Edition::First) {
             faults.extend(files.of_second_edition());
         }
@@ -69,10 +72,13 @@ impl Pack {
         if vocabulary.as_ref().and_then(Vocabulary::second).is_some_and(|(_, tools)| tools.undeclared_defers()) {
             rules.values_mut().for_each(|rule| rule.defer_undeclared(&mut faults));
         }
+        if let Some((.., approvals)) = &manifest {
+            faults.extend(rules.values().filter_map(|rule| rule.late_escalation(&approvals.terms)));
+        }
         let codes = codes::parse(files, edition, &rules, &mut faults);
         let cases = cases::parse(files, &mut faults);
         match (manifest, vocabulary, secrets, codes, cases) {
-            (Some((manifest, windows)), Some(vocabulary), Some(secrets), Some(codes), Some(cases))
+            (Some((manifest, windows, approvals)), Some(vocabulary), Some(secrets), Some(codes), Some(cases))
                 if faults.is_empty() =>
             {
                 let version = digest::version(&manifest.name, &manifest.version, files, secrets.base);
@@ -81,8 +87,9 @@ impl Pack {
                     scores: manifest.scores,
                     pro: manifest.pro,
                     windows,
-                    reference: reference::of(files, &vocabulary, &codes, &rules),
+                    reference: reference::of(files, &vocabulary, &codes, &rules, &approvals.terms),
                     vocabulary,
+                    approvals,
                     secrets: secrets.detector,
                     rules,
                     sources,

@@ -95,6 +95,7 @@ mod tests {
 
     fn keep(body: Value, caller: CallerTexts) -> RedactedTexts {
         let check = EvaluateRequest {
+            asker: None,
             request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),

@@ -4,11 +4,13 @@
 
 use cedar_policy::Policy;
 use serde::de::DeserializeOwned;
-use stage0_contract::{Effect, IssueCode, NextAction, Severity};
+use stage0_contract::{Effect, Escalation, IssueCode, NextAction, Severity};
 
+use crate::approval::{DAY, Terms, quorum, within_seconds};
 use crate::decision::About;
 use crate::facts::{Attribute, Attributes, Trigger};
 use crate::files::Fault;
+use crate::pack::{GROUPS, groups};
 use crate::vocabulary::Edition;
 
 /// A rule, and the issue that it becomes when it is satisfied.
@@ -33,6 +35,8 @@ pub(crate) struct Rule {
     pub(crate) about: Option<About>,
     /// No change of the request settles the issue.
     pub(crate) is_final: bool,
+    /// What the rule says of the approval that it asks for.
+    pub(crate) terms: Terms,
     pub(crate) attributes: Attributes,
 }
 
@@ -56,6 +60,19 @@ pub(crate) struct Outcome<'p> {
 impl Rule {
     /// The issue code for a tool whose name announces an effect that the request does not declare.
     const UNDECLARED: &str = "UNDECLARED_SIDE_EFFECT";
+
+    /// Whether the rule defers until people approve.
+    pub(crate) fn asks_for_approval(&self) -> bool {
+        self.effect == Effect::Defer && self.next_action == NextAction::RequestApproval
+    }
+
+    /// A fault if others would be asked only after the time to approve is over.
+    pub(crate) fn late_escalation(&self, defaults: &Terms) -> Option<Fault> {
+        let message = "the escalation would come only after the time to approve is over: make `@escalate_after` \
+                       shorter than `@approve_within` (or the pack's `within`)";
+        let fault = || Fault::new(&self.file, message).at(self.line).rule(&self.id);
+        self.terms.escalates_too_late(defaults).then(fault)
+    }
 
     /// Makes advice on an undeclared effect defer, for packs with `undeclared_effects = "defer"`.
     pub(crate) fn defer_undeclared(&mut self, faults: &mut Vec<Fault>) {
@@ -89,6 +106,7 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
     let wanted = || format!("one of {}", About::names().collect::<Vec<_>>().join(", "));
     let about = reader.optional("about", &wanted(), About::parse);
     let is_final = reader.annotation("final").is_some();
+    let terms = reader.terms(effect, next_action);
     if edition == Edition::Second && policy.annotation("about").is_none() {
         reader.wrong.push(format!("`@about` is missing: it must be {}", wanted()));
     }
@@ -125,11 +143,16 @@ pub(crate) fn read(policy: &Policy, edition: Edition, file: &str, line: usize) -
             check,
             about,
             is_final,
+            terms,
             attributes: attributes?,
         })
     };
     rule().filter(|_| wrong.is_empty()).ok_or(wrong)
 }
+
+/// Annotations that say what an approval needs.
+const TERMS: [&str; 7] =
+    ["approvers", "quorum", "approve_within", "approval_valid_for", "escalate_after", "escalate_to", "approval_reason"];
 
 struct Reader<'a> {
     policy: &'a Policy,
@@ -169,6 +192,38 @@ impl<'a> Reader<'a> {
 
     fn name(&mut self, annotation: &'static str) -> Option<String> {
         self.required(annotation, "a name of small letters, digits, `.` and `_`", name)
+    }
+
+    /// What the rule demands of an approval; at most on a rule that asks for one.
+    fn terms(&mut self, effect: Option<Effect>, next_action: Option<NextAction>) -> Terms {
+        let given = TERMS.iter().filter(|name| self.policy.annotation(name).is_some());
+        let given: Vec<&str> = given.copied().collect();
+        // A faulty effect or next action is reported by itself.
+        let asks = effect.is_none_or(|effect| effect == Effect::Defer)
+            && next_action.is_none_or(|action| action == NextAction::RequestApproval);
+        if !asks {
+            let told = "needs a rule that asks for an approval: `@effect(\"defer\")` and \
+                        `@next_action(\"request_approval\")`";
+            self.wrong.extend(given.iter().map(|name| format!("`@{name}` {told}")));
+        }
+        let duration = |longest: &str| format!("a duration such as `15m`, from `1m` to {longest}");
+        let listed = |text: &str| groups(text.split(',').map(str::trim));
+        let approvers = self.optional("approvers", GROUPS, listed);
+        let quorum = self.optional("quorum", "a number from 1 to 10", |text| {
+            quorum(text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()))?)
+        });
+        let within = self.optional("approve_within", &duration("`7d`"), |text| within_seconds(text, 7 * DAY));
+        let valid_for = self.optional("approval_valid_for", &duration("`24h`"), |text| within_seconds(text, DAY));
+        let after = self.optional("escalate_after", &duration("`7d`"), |text| within_seconds(text, 7 * DAY));
+        let to = self.optional("escalate_to", GROUPS, listed);
+        let reason = self.optional("approval_reason", "`required`", |text| (text == "required").then_some(()));
+        for (one, other) in [("escalate_after", "escalate_to"), ("escalate_to", "escalate_after")] {
+            if given.contains(&one) && !given.contains(&other) {
+                self.wrong.push(format!("`@{one}` needs `@{other}` beside it"));
+            }
+        }
+        let escalation = after.zip(to).map(|(after_seconds, groups)| Escalation { after_seconds, groups });
+        Terms { approvers, quorum, within, valid_for, escalation, reason_required: reason.is_some() }
     }
 
     fn attributes(&mut self) -> Option<Attributes> {

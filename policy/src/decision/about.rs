@@ -3,10 +3,10 @@
 //! Remedies are built only for satisfied rules, so an allowed request pays nothing for them.
 
 use serde_json::{Number, Value};
-use stage0_contract::{CheckRequest, Constraint, LimitName, Reading as Read, is_blank};
+use stage0_contract::{ApprovalSource, CheckRequest, Constraint, LimitName, Reading as Read, is_blank};
 
 use super::remedy::{Change, Remedy};
-use crate::facts::{Culprit, EffectReading, Facts, Source, classify, counter_of, effect_text};
+use crate::facts::{ApprovalStatus, Culprit, EffectReading, Facts, Source, classify, counter_of, effect_text};
 use crate::pack::Pack;
 use crate::rule::Rule;
 use crate::vocabulary::Class;
@@ -34,8 +34,12 @@ const MAX_PROPOSED_BYTES: usize = 900;
 const TABLE: &[(&str, BuildRemedy)] = &[
     ("approval", approval),
     ("approval_age", |a| {
-        let remedy = a.evidence("approval_max_age", &[Change::person("context.approved_at")]).counter(a, "approved_at");
-        let remedy = a.member("approved_at").cloned().into_iter().fold(remedy, Remedy::found);
+        let mut remedy = a.evidence("approval_max_age", &[Change::person("context.approved_at")]);
+        // Of an approval that is held here the caller's time says nothing.
+        if a.facts.approval.source != Some(ApprovalSource::Approval) && !a.facts.approval.only_held {
+            remedy = remedy.counter(a, "approved_at");
+            remedy = a.member("approved_at").cloned().into_iter().fold(remedy, Remedy::found);
+        }
         remedy.allowed(a.limit(LimitName::ApprovalMaxAge).map(units))
     }),
     ("approval_time", |_| Remedy::default().at("context.approved_at").write(Change::person("context.approved_at"))),
@@ -210,11 +214,16 @@ fn approval(a: &Context<'_>) -> Remedy {
     let mut remedy = Remedy::of(&facts.approval.named_by);
     remedy.merge(a.effects(|effect| matches!(effect.class, Class::High | Class::Communication | Class::Approval)));
     remedy.found.clear();
+    let places = a.paths_of("approval_required").into_iter().chain(a.paths_of("require_approval_for"));
+    remedy = remedy.declared(places).write(Change::person("context.approval_status"));
+    // What the caller says was compared only if its word counts.
+    if facts.approval.only_held || facts.approval.denied {
+        return remedy;
+    }
     if let Some(sent) = a.member("approval_status").filter(|sent| sent.is_string()) {
         remedy = remedy.found(sent.clone());
     }
-    let places = a.paths_of("approval_required").into_iter().chain(a.paths_of("require_approval_for"));
-    let remedy = remedy.declared(places).allowed(["approved"]).write(Change::person("context.approval_status"));
+    remedy = remedy.allowed(["approved"]);
     if facts.approval.time_unusable { remedy.write(Change::person("context.approved_at")) } else { remedy }
 }
 
@@ -270,7 +279,8 @@ fn impact(a: &Context<'_>) -> Remedy {
     if facts.access.environments.is_empty() {
         remedy = remedy.write(Change::system("context.environment"));
     }
-    if !a.is_given("approval_status") || facts.malformed.contains(&"approval_status") {
+    let is_unclear = matches!(facts.approval.status, ApprovalStatus::Absent | ApprovalStatus::Unrecognised);
+    if is_unclear {
         remedy = remedy.write(Change::person("context.approval_status"));
     }
     remedy

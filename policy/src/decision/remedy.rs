@@ -113,6 +113,14 @@ impl Remedy {
         union(&mut self.did_you_mean, other.did_you_mean);
     }
 
+    /// Removes the changes by which a caller would say that an action is approved. Whether there were any.
+    pub(super) fn drop_claim(&mut self) -> bool {
+        const CLAIM: [&str; 3] = ["context.approval_status", "context.approved_by", "context.approved_at"];
+        let before = self.write.len();
+        self.write.retain(|change| !CLAIM.contains(&change.path()));
+        self.write.len() < before
+    }
+
     /// Removes everything that is or holds a word of the request.
     pub(super) fn hide_words(&mut self) {
         self.found.retain(|value| !value.is_string());

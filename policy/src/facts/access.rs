@@ -78,6 +78,13 @@ pub(crate) fn environment_as_written(request: &CheckRequest) -> String {
     named.find_map(|text| text.filter(|t| !is_blank(t))).map(|t| t.trim().to_owned()).unwrap_or_default()
 }
 
+/// The environment that counts in an action's digest: the pack's name for the one that the request names; empty where
+/// it names none, or one that is ambiguous.
+pub(crate) fn resolved_environment(request: &CheckRequest, vocabulary: &Vocabulary) -> String {
+    let sent = environment_as_written(request);
+    if sent.is_empty() { sent } else { Name::of(&sent, Kind::Environment, vocabulary).canonical().to_owned() }
+}
+
 fn role<'a>(evidence: &mut Evidence<'a>) -> Option<(&'static str, &'a str)> {
     for name in ROLES {
         match evidence.member(name) {

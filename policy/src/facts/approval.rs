@@ -1,11 +1,14 @@
 //! Approval: whether the action was approved, by whom and when, and whether it needs an approval.
 //!
 //! The pack defines which words of `approval_status` mean a refusal; only `approved` is an approval. An approval whose
-//! time cannot be true counts as missing.
+//! time cannot be true counts as missing. What the server holds takes the place of what the caller says.
+//! INVARIANT: a rejection stays one, whatever else the request says or the server holds.
 
 use jiff::Timestamp;
 use serde_json::Value;
-use stage0_contract::{CheckRequest, FlagName, Spelling, Word, is_blank, visible, whole_text};
+use stage0_contract::{
+    ApprovalMode, ApprovalSource, CheckRequest, FlagName, Spelling, Word, is_blank, visible, whole_text,
+};
 
 use super::MAX_CLOCK_SKEW_SECONDS;
 use super::culprit::{Culprit, MAX_CULPRITS};
@@ -13,12 +16,15 @@ use super::declared::Declared;
 use super::effects::Effects;
 use super::evidence::Evidence;
 use super::tools::ProposedTools;
+use crate::approval::{Approvals, HeldApproval};
 use crate::vocabulary::{APPROVED, ApprovalWord, Edition, Vocabulary};
 
 /// Members that name who acts or who asked for the action. None of these may approve it.
 const ACTORS: [&str; 3] = ["actor_id", "agent_id", "requested_by"];
 /// An `approved_by` that names the actor, whatever its id.
 const SELF: &str = "self";
+/// Members in which a caller says that the action was approved, and which may be malformed.
+const CLAIM: [&str; 3] = ["approval_status", "approved_by", "approved_at"];
 
 #[derive(Debug, Default)]
 pub(crate) struct Approval {
@@ -37,6 +43,12 @@ pub(crate) struct Approval {
     pub(crate) approved_at: Option<i64>,
     /// The approver is who acts or who asked for the action.
     pub(crate) by_actor: bool,
+    /// Where the approval comes from; `None` where there is none.
+    pub(crate) source: Option<ApprovalSource>,
+    /// Only approvals that are held here count, so that nothing which the caller writes is one.
+    pub(crate) only_held: bool,
+    /// A person here denied this action.
+    pub(crate) denied: bool,
 }
 
 /// What `approval_status` says.
@@ -58,6 +70,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) effects: &'a Effects,
     pub(crate) tools: &'a ProposedTools,
     pub(crate) vocabulary: &'a Vocabulary,
+    pub(crate) approvals: Approvals<'a>,
 }
 
 impl Approval {
@@ -79,11 +92,56 @@ impl Approval {
                 approval.read_approver(evidence);
             }
         }
+        approval.source = (approval.status == Status::Approved).then_some(ApprovalSource::Caller);
+        if inputs.approvals.mode == ApprovalMode::Verified {
+            approval.ignore_claim(evidence);
+        }
+        if let Some(held) = inputs.approvals.held {
+            approval.hold(held, evidence);
+        }
         let effects = inputs.effects;
         let classed = effects.high || effects.communication || effects.approval || effects.impact;
         let required = inputs.declared.flag(FlagName::ApprovalRequired);
         approval.needed = approval.named || (effects.any && (required || classed));
         approval
+    }
+
+    /// A caller's word that it was approved counts as nothing said. A word of refusal still counts.
+    fn ignore_claim(&mut self, evidence: &mut Evidence<'_>) {
+        if self.status == Status::Approved || self.time_unusable {
+            self.status = Status::Absent;
+        }
+        evidence.unmark(&["approved_by", "approved_at"]);
+        self.only_held = true;
+        self.forget_claim();
+    }
+
+    fn hold(&mut self, held: HeldApproval<'_>, evidence: &mut Evidence<'_>) {
+        match held {
+            HeldApproval::Approved { .. } if self.status == Status::Rejected => {}
+            HeldApproval::Approved { by, at } => {
+                evidence.unmark(&CLAIM);
+                self.forget_claim();
+                self.status = Status::Approved;
+                self.approver_named = !is_blank(by);
+                self.approved_at = Some(at);
+                self.source = Some(ApprovalSource::Approval);
+            }
+            HeldApproval::Denied => {
+                evidence.unmark(&CLAIM);
+                self.forget_claim();
+                self.status = Status::Rejected;
+                self.denied = true;
+            }
+        }
+    }
+
+    fn forget_claim(&mut self) {
+        self.approver_named = false;
+        self.time_unusable = false;
+        self.approved_at = None;
+        self.by_actor = false;
+        self.source = None;
     }
 
     /// Each identity is a text or a whole number.
@@ -253,6 +311,7 @@ mod tests {
             effects: &effects,
             tools: &tools,
             vocabulary: &pack.vocabulary,
+            approvals: Approvals::default(),
         };
         let approval = Approval::read(&inputs, NOW, &mut evidence);
         (approval, evidence.malformed())

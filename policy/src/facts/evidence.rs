@@ -31,6 +31,11 @@ impl<'a> Evidence<'a> {
         self.malformed.push(name);
     }
 
+    /// Takes the marks of members away that do not count, because something else takes their place.
+    pub(crate) fn unmark(&mut self, names: &[&str]) {
+        self.malformed.retain(|name| !names.contains(name));
+    }
+
     pub(crate) fn mark_counters_malformed(&mut self) {
         self.malformed.extend(COUNTERS);
     }

@@ -138,17 +138,17 @@ fn tools<'a>(request: &'a CheckRequest, evidence: &mut Evidence<'a>) -> Vec<Name
 }
 
 /// A name of an environment in the readings in which it is denied; `None` for an ambiguous name.
-struct Environment(Option<[String; 2]>);
+pub(super) struct Environment(Option<[String; 2]>);
 
 impl Environment {
-    fn of(name: &str, names: &Names) -> Self {
+    pub(super) fn of(name: &str, names: &Names) -> Self {
         let spelling = Spelling::of(name);
         let readings = || Some([names.canonical(spelling.folded()?), names.canonical(spelling.split()?)]);
         Self(readings())
     }
 
     /// Whether the two have a reading in common, or one of them is ambiguous.
-    fn may_be(&self, other: &Self) -> bool {
+    pub(super) fn may_be(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
             (Some(one), Some(two)) => one.iter().any(|reading| two.contains(reading)),
             _ => true,

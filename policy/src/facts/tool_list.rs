@@ -98,6 +98,12 @@ impl DeniedTools {
     }
 }
 
+/// Whether both are the same tool in every reading: the tool that a grant names, not one that only may be it.
+pub(crate) fn is_same_tool(one: &str, other: &str) -> bool {
+    let both = keys(one, Edition::Second).zip(keys(other, Edition::Second));
+    both.is_some_and(|(one, other)| one.folded == other.folded && one.split == other.split)
+}
+
 /// `None` for an ambiguous name.
 fn keys(tool: &str, edition: Edition) -> Option<Keys> {
     let word = Word::new(tool);

@@ -1,12 +1,12 @@
 //! `codes.toml`: what each code of a pack means and what settles it, for people and agents who read an answer.
 //!
 //! Every code of a rule must be described, and every described code must belong to a rule. A pack of the first edition
-//! has no such file.
+//! has no such file. Codes that the policy crate itself gives have a meaning here, where a pack does not describe them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
-use stage0_contract::IssueCode;
+use stage0_contract::{IssueCode, Severity};
 
 use crate::files::{CODES, Fault, Files};
 use crate::rule::Rule;
@@ -20,6 +20,22 @@ pub(crate) struct Meaning {
 }
 
 pub(crate) type Codes = BTreeMap<IssueCode, Meaning>;
+
+/// The codes that no rule needs to give, with the severity and meaning of each.
+pub(super) fn built_in() -> [(IssueCode, Severity, Meaning); 3] {
+    let meaning = |meaning: &str, remedy: &str| Meaning { meaning: meaning.to_owned(), remedy: remedy.to_owned() };
+    let denied = meaning("the approval of this action was refused", "Do not act. Ask the approver why it was refused.");
+    let failed = meaning("a rule of the policy failed while it was evaluated", "Tell the operator of the policy.");
+    let stopped = meaning(
+        "a person has stopped what this check is part of: its account, environment, tool or key",
+        "Stop, and do not retry. A member or the operator ends the stop with a reason.",
+    );
+    [
+        (IssueCode::approval_status_invalid(), Severity::High, denied),
+        (IssueCode::policy_error(), Severity::High, failed),
+        (IssueCode::stopped(), Severity::Critical, stopped),
+    ]
+}
 
 pub(super) fn parse(
     files: &Files,
@@ -44,7 +60,7 @@ pub(super) fn parse(
     for (code, meaning) in &codes {
         let line = text.lines().position(|line| line.trim() == format!("[{code}]")).map_or(1, |index| index + 1);
         let mut fault = |message: String| faults.push(Fault::new(CODES, message).at(line));
-        if !given.contains(code) {
+        if !given.contains(code) && built_in().iter().all(|(known, ..)| known != code) {
             fault(format!("`{code}` is given by no rule"));
         }
         if meaning.meaning.trim().is_empty() || meaning.remedy.trim().is_empty() {

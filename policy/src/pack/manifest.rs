@@ -1,4 +1,5 @@
-//! `pack.toml`: the pack's name and version, the numbers of its scores, its change windows and what `pro` means.
+//! `pack.toml`: the pack's name and version, the numbers of its scores, its change windows, what `pro` means and what
+//! approvals need.
 //!
 //! An unknown key is a fault: a misspelt number must not silently become a default.
 
@@ -7,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use stage0_contract::{Severity, Word};
 
+use super::approvals::{self, Approvals, RawApprovals};
 use crate::files::{Fault, Files, MANIFEST};
 use crate::vocabulary::{Edition, WindowSpec, Windows};
 
@@ -57,10 +59,12 @@ pub(super) struct Manifest {
     pub(super) pro: Pro,
     #[serde(default)]
     windows: BTreeMap<String, WindowSpec>,
+    #[serde(default)]
+    approvals: RawApprovals,
 }
 
-pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<(Manifest, Windows)> {
-    let (text, manifest): (_, Manifest) = files.toml(MANIFEST, faults)?;
+pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<(Manifest, Windows, Approvals)> {
+    let (text, mut manifest): (_, Manifest) = files.toml(MANIFEST, faults)?;
     if !is_name(&manifest.name) {
         faults.push(fault(text, "name", "`name` must be 1 to 40 small letters, digits or `-`"));
     }
@@ -88,7 +92,8 @@ pub(super) fn parse(files: &Files, faults: &mut Vec<Fault>) -> Option<(Manifest,
             Err(errors) => faults.extend(errors.iter().map(|error| fault(text, &header, error).rule(name))),
         }
     }
-    Some((manifest, windows))
+    let approvals = approvals::read(std::mem::take(&mut manifest.approvals), text, faults);
+    Some((manifest, windows, approvals))
 }
 
 /// A fault at the first line that begins with a key.

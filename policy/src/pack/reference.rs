@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use stage0_contract::{CONTEXT_MEMBERS, ConstraintName, IssueCode, Member, Severity};
+use stage0_contract::{CONTEXT_MEMBERS, ConstraintName, IssueCode, RequestMember};
 
 use super::Pack;
-use super::codes::Codes;
+use super::codes::{Codes, built_in};
+use crate::approval::Terms;
 use crate::files::{CONSTRAINTS, Files};
 use crate::rule::Rule;
 use crate::vocabulary::{Class, Vocabulary};
@@ -26,6 +27,7 @@ pub(super) fn of(
     vocabulary: &Vocabulary,
     codes: &Codes,
     rules: &BTreeMap<String, Rule>,
+    defaults: &Terms,
 ) -> Map<String, Value> {
     let mut reference = Map::new();
     reference.insert("edition".to_owned(), (vocabulary.edition() as u8).into());
@@ -36,7 +38,7 @@ pub(super) fn of(
         reference.insert("sensitive_tools".to_owned(), tools.sensitive().into());
     }
     reference.insert("constraint_forms".to_owned(), forms(files, vocabulary).into());
-    let member = |member: &Member| json!({"name": member.name, "type": member.kind, "meaning": member.meaning});
+    let member = |member: &RequestMember| json!({"name": member.name, "type": member.kind, "meaning": member.meaning});
     reference.insert("context".to_owned(), CONTEXT_MEMBERS.iter().map(member).collect());
     for (member, file) in WORDS {
         // The loader has parsed this file before.
@@ -44,7 +46,7 @@ pub(super) fn of(
             reference.insert(member.to_owned(), words);
         }
     }
-    reference.insert("codes".to_owned(), told(codes, rules).into_iter().collect());
+    reference.insert("codes".to_owned(), told(codes, rules, defaults).into_iter().collect());
     reference
 }
 
@@ -60,27 +62,34 @@ fn forms(files: &Files, vocabulary: &Vocabulary) -> Vec<Value> {
     ConstraintName::ALL.iter().filter(known).map(form).collect()
 }
 
-fn told(codes: &Codes, rules: &BTreeMap<String, Rule>) -> Vec<Value> {
+fn told(codes: &Codes, rules: &BTreeMap<String, Rule>, defaults: &Terms) -> Vec<Value> {
+    let built_in = built_in();
     let mut by_code: BTreeMap<&IssueCode, Vec<&Rule>> = BTreeMap::new();
     for rule in rules.values() {
         by_code.entry(&rule.code).or_default().push(rule);
     }
-    let policy_error = IssueCode::policy_error();
-    by_code.entry(&policy_error).or_default();
+    for (code, ..) in &built_in {
+        by_code.entry(code).or_default();
+    }
     let told = |(code, rules): (&IssueCode, Vec<&Rule>)| {
-        let meaning = codes.get(code);
-        let severity = rules.iter().map(|rule| rule.severity).max().unwrap_or(Severity::High);
-        let rules: Vec<Value> = rules
-            .iter()
-            .map(|rule| {
-                json!({"id": rule.id, "effect": rule.effect, "severity": rule.severity, "message": rule.message,
-                    "next_action": rule.next_action, "final": rule.is_final})
-            })
-            .collect();
-        json!({"code": code, "severity": severity, "meaning": meaning.map(|m| &m.meaning),
+        let known = built_in.iter().find(|(known, ..)| known == code);
+        let meaning = codes.get(code).or(known.map(|(.., meaning)| meaning));
+        let severities = rules.iter().map(|rule| rule.severity).chain(known.map(|(_, severity, _)| *severity));
+        let rules: Vec<Value> = rules.iter().map(|rule| rule_of(rule, defaults)).collect();
+        json!({"code": code, "severity": severities.max(), "meaning": meaning.map(|m| &m.meaning),
             "remedy": meaning.map(|m| &m.remedy), "rules": rules})
     };
     by_code.into_iter().map(told).collect()
+}
+
+/// A rule, with what an approval needs where the rule asks for one.
+fn rule_of(rule: &Rule, defaults: &Terms) -> Value {
+    let mut told = json!({"id": rule.id, "effect": rule.effect, "severity": rule.severity, "message": rule.message,
+        "next_action": rule.next_action, "final": rule.is_final});
+    if let Some(told) = told.as_object_mut().filter(|_| rule.asks_for_approval()) {
+        told.insert("approval".to_owned(), json!(rule.terms.or(defaults)));
+    }
+    told
 }
 
 impl Pack {

@@ -51,6 +51,7 @@ fn cost(body: &[u8]) -> (Allocated, Allocated) {
             let request = CheckRequest::parse(body).unwrap_or_else(|rejected| panic!("{:?}", rejected.errors));
             assert_eq!(hash.len(), request.task_hash().len());
             let check = EvaluateRequest {
+                asker: None,
                 request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
                 account: AccountId::parse("acc").unwrap(),
                 request,

@@ -8,12 +8,12 @@ use stage0_contract::CheckRequest;
 use stage0_policy::{Engine, Fault, Pack, PackSet, PackSetError};
 
 /// A copy of the baseline that a test breaks.
-struct Broken {
-    folder: tempfile::TempDir,
+pub(super) struct Broken {
+    pub(super) folder: tempfile::TempDir,
 }
 
 impl Broken {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let baseline = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/baseline");
         for entry in fs::read_dir(baseline).unwrap() {
@@ -23,17 +23,17 @@ impl Broken {
         Self { folder }
     }
 
-    fn text(&self, file: &str) -> String {
+    pub(super) fn text(&self, file: &str) -> String {
         fs::read_to_string(self.folder.path().join(file)).unwrap()
     }
 
-    fn write(self, file: &str, text: &str) -> Self {
+    pub(super) fn write(self, file: &str, text: &str) -> Self {
         fs::write(self.folder.path().join(file), text).unwrap();
         self
     }
 
     /// Replaces the first occurrence and returns its line.
-    fn replace(self, file: &str, from: &str, to: &str) -> (Self, usize) {
+    pub(super) fn replace(self, file: &str, from: &str, to: &str) -> (Self, usize) {
         let text = self.text(file);
         let at = text.find(from).unwrap_or_else(|| panic!("{from:?} stands in {file}"));
         let line = text[..at].lines().count() + usize::from(text[..at].ends_with('\n') || at == 0);
@@ -45,12 +45,12 @@ impl Broken {
         self
     }
 
-    fn faults(&self) -> Vec<Fault> {
+    pub(super) fn faults(&self) -> Vec<Fault> {
         Pack::from_dir(self.folder.path()).expect_err("the pack is refused").faults
     }
 
     /// The only fault, as text.
-    fn fault(&self) -> String {
+    pub(super) fn fault(&self) -> String {
         let faults = self.faults();
         assert_eq!(faults.len(), 1, "{faults:#?}");
         faults[0].to_string()
