@@ -8,13 +8,15 @@ use std::sync::Arc;
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{MAX_MESSAGE_BYTES, RequestStream, parse_request};
-use stage0_contract::{EvaluateReply, EvaluateRequest};
+use stage0_contract::{EvaluateReply, EvaluateRequest, Verdict};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
+use crate::approval::Approvals;
 use crate::engines::{Engines, MAX_ORDINARY_BYTES};
 use crate::fair_queue::FairQueue;
+use crate::handler::Handler;
 use crate::in_flight::{InFlightCheck, ReceivedCheck};
 use crate::run::RunCoordinator;
 
@@ -28,6 +30,14 @@ const MAX_WAITING_BYTES: usize = 64 << 20;
 const MAX_WAITING_BYTES_PER_SHARD: usize = 32 << 20;
 /// Checks that are received before the next one is decided, so that a flood does not starve queued checks.
 const MAX_RECEIVED_IN_A_ROW: usize = 64;
+
+/// What a shard decides checks with.
+#[derive(Clone, Copy)]
+pub(crate) struct Deciders<'a> {
+    pub(crate) engines: &'a Engines,
+    pub(crate) runs: &'a RunCoordinator,
+    pub(crate) approvals: &'a Approvals,
+}
 
 /// One shard's share of the limits of its process.
 #[derive(Debug, Clone, Copy)]
@@ -48,8 +58,7 @@ impl ShardLimits {
 pub(crate) async fn serve_until(
     mut inbox: RequestStream<EvaluateRequest>,
     stop: &CancellationToken,
-    engines: &Engines,
-    runs: &RunCoordinator,
+    deciders: Deciders<'_>,
     limits: ShardLimits,
 ) {
     let [mut ordinary, mut large] = [(), ()].map(|()| FairQueue::<ReceivedCheck>::new(limits.waiting_bytes));
@@ -90,10 +99,10 @@ pub(crate) async fn serve_until(
                     && let Ok(slot) = Arc::clone(&slots).try_acquire_owned()
                     && let Some(arrived) = large.pop()
                 {
-                    in_flight.push(decided(arrived, Some(slot), engines, runs));
+                    in_flight.push(decided(arrived, Some(slot), deciders));
                 }
                 if next_ordinary && let Some(arrived) = ordinary.pop() {
-                    in_flight.push(decided(arrived, None, engines, runs));
+                    in_flight.push(decided(arrived, None, deciders));
                 }
             }
         }
@@ -101,7 +110,8 @@ pub(crate) async fn serve_until(
 }
 
 /// Parses and decides a check on the thread for its size. A large check holds a slot.
-async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, engines: &Engines, runs: &RunCoordinator) {
+async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, deciders: Deciders<'_>) {
+    let Deciders { engines, runs, approvals } = deciders;
     if arrived.is_out_of_time() {
         arrived.refuse(&EvaluateReply::TimedOut).await;
         return;
@@ -119,13 +129,39 @@ async fn decided(arrived: ReceivedCheck, slot: Option<OwnedSemaphorePermit>, eng
         check.decided(&EvaluateReply::Unable(reason)).await;
         return;
     }
+    // A check that a stop covers counts in no run.
+    if is_stopped(engines, &check).await {
+        let (reply, _) = approvals.decide(engines, &check, None).await;
+        let verdict = match &reply {
+            EvaluateReply::Decided(evaluation) => Some(evaluation.decision.verdict),
+            _ => None,
+        };
+        let unclear = || EvaluateReply::Unable("whether a stop covers the check is unclear".to_owned());
+        let reply = if verdict == Some(Verdict::Deny) { reply } else { unclear() };
+        approvals.finish(check, Some(&reply)).await;
+        return;
+    }
     match RunCoordinator::key(check.request()) {
-        Some(key) => runs.evaluate(engines, key, check).await,
+        Some(key) => runs.evaluate(engines, approvals, key, check).await,
         None => {
-            let (reply, _) = engines.evaluate(check.request(), check.bytes, None, check.limit).await;
-            check.decided(&reply).await;
+            let (reply, _) = approvals.decide(engines, &check, None).await;
+            approvals.finish(check, Some(&reply)).await;
         }
     }
+}
+
+/// Whether a stop covers the check. Without stops it costs nothing.
+async fn is_stopped(engines: &Engines, check: &InFlightCheck) -> bool {
+    let message = check.request();
+    if message.asker.as_ref().is_none_or(|asker| asker.rules.stops.is_empty()) {
+        return false;
+    }
+    let message = Arc::clone(message);
+    let covered = move |handler: &Handler| {
+        let EvaluateRequest { asker, request, evaluated_at, .. } = &*message;
+        asker.as_ref().is_some_and(|asker| handler.stop_over(request, asker, *evaluated_at).is_some())
+    };
+    engines.inspect(check.bytes, covered).await.unwrap_or(true)
 }
 
 #[cfg(test)]
@@ -146,6 +182,7 @@ mod tests {
     fn message(account: &str, note: &str) -> EvaluateRequest {
         let body = json!({"goal": "read the report", "success_criteria": ["x"], "context": {"note": note}});
         EvaluateRequest {
+            asker: None,
             request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
             account: AccountId::parse(account).unwrap(),
             request: CheckRequest::parse(body).unwrap(),
@@ -174,6 +211,8 @@ mod tests {
         let inbox = evaluator.requests.serve::<EvaluateRequest>().await.unwrap();
         let engines = Engines::open(Arc::new(PackSet::embedded().unwrap())).unwrap();
         let runs = RunCoordinator::new(Arc::clone(&evaluator.state_store), RunConfig::default());
+        let approvals = Approvals::new(&evaluator, RunConfig::default());
+        let deciders = Deciders { engines: &engines, runs: &runs, approvals: &approvals };
         let stop = CancellationToken::new();
         let requests = &gateway.requests;
         let ask = |message: EvaluateRequest| async move {
@@ -191,7 +230,7 @@ mod tests {
         tokio::select! {
             biased;
             () = collect => {}
-            () = serve_until(inbox, &stop, &engines, &runs, ShardLimits::of(8)) => panic!("nobody stopped it"),
+            () = serve_until(inbox, &stop, deciders, ShardLimits::of(8)) => panic!("nobody stopped it"),
         }
         came
     }

@@ -9,6 +9,7 @@ use stage0_runtime::settings;
 use stage0_runtime::settings::kinds::{count, list, path, seconds, text};
 
 const MAX_RUN_SECONDS: u32 = 31 * 86_400;
+const MAX_APPROVAL_SECONDS: u32 = 400 * 86_400;
 
 settings! {
     /// Which policy packs an evaluator loads, and how many threads decide by them.
@@ -26,7 +27,7 @@ settings! {
 }
 
 settings! {
-    /// How long runs are remembered.
+    /// How long runs and approvals are remembered.
     #[derive(Debug, Clone, Copy)]
     pub struct RunConfig {
         /// How long the counts of a run are remembered after its last change
@@ -35,6 +36,15 @@ settings! {
         /// Time after which the estimate of an allowed check that was not settled counts as spent
         reserved_for: Duration = "reservations-kept-seconds" "SECONDS" in "Runs", default(Duration::from_secs(3_600)),
             seconds(MAX_RUN_SECONDS);
+        /// How long an approval is kept after its end
+        approval_kept_for: Duration = "approvals-kept-seconds" "SECONDS" in "Approvals",
+            default(Duration::from_secs(30 * 86_400)), seconds(MAX_APPROVAL_SECONDS);
+        /// How long the sealed text of an action is kept after its approval's end
+        approval_text_ttl: Duration = "approval-texts-kept-seconds" "SECONDS" in "Approvals",
+            default(Duration::from_secs(86_400)), seconds(MAX_RUN_SECONDS);
+        /// How long an action that a person denied is DENY without asking again
+        denied_for: Duration = "approval-denied-seconds" "SECONDS" in "Approvals",
+            default(Duration::from_secs(3_600)), seconds(MAX_RUN_SECONDS);
     }
 }
 
@@ -50,6 +60,6 @@ pub struct EvaluatorConfig {
     pub packs: PackSet,
     /// Worker threads; one per core when none is given.
     pub shards: Option<NonZeroUsize>,
-    /// How long runs are remembered.
+    /// How long runs and approvals are remembered.
     pub runs: RunConfig,
 }

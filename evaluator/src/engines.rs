@@ -5,6 +5,7 @@
 //! Each thread has its own engines.
 //! INVARIANT: if the second thread is not available, a large check is not decided; it never moves to the first thread.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 
@@ -13,8 +14,7 @@ use stage0_policy::{PackSet, RunSnapshot, TimeLimit};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::handler::Handler;
-use crate::run::RunUpdate;
+use crate::handler::{Decided, Handler, Held};
 use crate::shard::ShardError;
 
 /// The largest ordinary check in bytes. At about the same cost per byte it takes as long as thirty typical ones.
@@ -66,15 +66,33 @@ impl Engines {
         &self,
         check: &Arc<EvaluateRequest>,
         bytes: usize,
-        snapshot: Option<RunSnapshot>,
+        snapshot: Option<&RunSnapshot>,
+        held: Option<Held>,
         limit: TimeLimit,
-    ) -> (EvaluateReply, Option<RunUpdate>) {
+    ) -> Decided {
         if bytes <= MAX_ORDINARY_BYTES {
-            return self.handler.evaluate(check, snapshot.as_ref(), limit);
+            return self.handler.evaluate(check, snapshot, held.as_ref(), limit);
         }
-        let check = Arc::clone(check);
-        let decided = self.large(move |handler| handler.evaluate(&check, snapshot.as_ref(), limit)).await;
-        decided.unwrap_or_else(|| (EvaluateReply::Unable("the thread for large checks has ended".to_owned()), None))
+        let (check, snapshot) = (Arc::clone(check), snapshot.cloned());
+        let work = move |handler: &Handler| handler.evaluate(&check, snapshot.as_ref(), held.as_ref(), limit);
+        let ended = || Decided::without(EvaluateReply::Unable("the thread for large checks has ended".to_owned()));
+        self.large(work).await.unwrap_or_else(ended)
+    }
+
+    /// What a handler says of a request of this size, on the thread for it; none if it panics.
+    pub(crate) async fn inspect<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce(&Handler) -> T + Send + 'static,
+    ) -> Option<T> {
+        let guarded = move |handler: &Handler| {
+            let result = catch_unwind(AssertUnwindSafe(|| work(handler)));
+            if result.is_err() {
+                tracing::error!("inspecting a request panicked");
+            }
+            result.ok()
+        };
+        if bytes <= MAX_ORDINARY_BYTES { guarded(&self.handler) } else { self.large(guarded).await.flatten() }
     }
 
     /// Reviews a refused request on the thread for its size; `None` if its deadline has passed by then.

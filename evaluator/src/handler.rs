@@ -11,13 +11,46 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use stage0_contract::{
-    EvaluateReply, EvaluateRequest, Evaluation, EvaluatorStatusReply, FieldError, PolicyVersion, ReviewReply,
-    ReviewRequest, VocabularyReply,
+    ActionDigest, Actor, ApprovalTerms, CheckRequest, EvaluateReply, EvaluateRequest, EvaluatorStatusReply, FieldError,
+    Grant, PolicyVersion, ReviewReply, ReviewRequest, VocabularyReply,
 };
-use stage0_policy::{Engine, EvaluateError, Pack, PackError, PackSet, RunFacts, RunSnapshot, TimeLimit};
+use stage0_policy::{Answer, Engine, EvaluateError, HeldApproval, Pack, PackError, PackSet, RunSnapshot, TimeLimit};
 
 use crate::metrics;
 use crate::run::RunUpdate;
+
+/// An approval that the server holds, or would hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Held {
+    Approved { by: String, at: i64 },
+    Denied,
+}
+
+/// What came of a check, and what else must be known of it.
+pub(crate) struct Decided {
+    pub(crate) reply: EvaluateReply,
+    /// What a decision changes in its run.
+    pub(crate) update: Option<RunUpdate>,
+    /// On DEFER: what its rules demand of an approval.
+    pub(crate) terms: Option<ApprovalTerms>,
+    /// Whether a stop covers the check.
+    pub(crate) stopped: bool,
+}
+
+impl Held {
+    fn as_policy(&self) -> HeldApproval<'_> {
+        match self {
+            Self::Approved { by, at } => HeldApproval::Approved { by, at: *at },
+            Self::Denied => HeldApproval::Denied,
+        }
+    }
+}
+
+impl Decided {
+    pub(crate) fn without(reply: EvaluateReply) -> Self {
+        Self { reply, update: None, terms: None, stopped: false }
+    }
+}
 
 /// One thread's engines, one for each loaded version.
 pub(crate) struct Handler {
@@ -32,25 +65,61 @@ impl Handler {
         Ok(Self { packs, engines })
     }
 
-    /// A decision comes with the update for the run.
+    /// Decides a check, with the approval that the server holds or would hold.
     pub(crate) fn evaluate(
         &self,
         message: &EvaluateRequest,
         snapshot: Option<&RunSnapshot>,
+        held: Option<&Held>,
         limit: TimeLimit,
-    ) -> (EvaluateReply, Option<RunUpdate>) {
+    ) -> Decided {
         let request = &message.request;
         let pack = match self.packs.choose(request.policy_pack_version.as_deref()) {
             Ok(pack) => pack,
-            Err(error) => return (EvaluateReply::Invalid(self.with_windows(error, &request.constraints)), None),
+            Err(error) => {
+                return Decided::without(EvaluateReply::Invalid(self.with_windows(error, &request.constraints)));
+            }
         };
         let Some(engine) = self.engines.get(pack.version()) else {
-            return (EvaluateReply::Unable("no engine for the policy version".to_owned()), None);
+            return Decided::without(EvaluateReply::Unable("no engine for the policy version".to_owned()));
         };
         let began = Instant::now();
-        let answer = guarded(message, pack.version(), || engine.answer(message, snapshot, limit));
+        let held = held.map(Held::as_policy);
+        let answer = guarded(message, pack.version(), || engine.answer(message, snapshot, held, limit));
         metrics::observe_policy(began.elapsed());
         answer
+    }
+
+    /// The engine that decides a request; none if its version is not loaded.
+    fn engine(&self, request: &CheckRequest) -> Option<&Engine> {
+        let pack = self.packs.choose(request.policy_pack_version.as_deref()).ok()?;
+        self.engines.get(pack.version())
+    }
+
+    /// What exactly an approval of this check is of.
+    pub(crate) fn action_digest(&self, message: &EvaluateRequest) -> Option<ActionDigest> {
+        let engine = self.engine(&message.request)?;
+        Some(engine.action_digest(&message.account, &message.request))
+    }
+
+    /// Why a stop covers the request; none if none does. A request that cannot be judged is covered by any stop.
+    pub(crate) fn stop_over(&self, request: &CheckRequest, asker: &Actor, now: i64) -> Option<String> {
+        let stops = &asker.rules.stops;
+        let Some(engine) = self.engine(request) else { return stops.first().map(|stop| stop.reason.clone()) };
+        engine.is_stopped(request, asker, now).map(|stop| stop.reason.clone())
+    }
+
+    /// Whether a wider grant covers the check: its tool, effects, environment and run.
+    pub(crate) fn grant_covers(&self, grant: &Grant, message: &EvaluateRequest) -> bool {
+        self.engine(&message.request).is_some_and(|engine| engine.grant_covers(grant, &message.request))
+    }
+
+    /// A text with every secret in it masked, by the policy that decides checks which name none.
+    pub(crate) fn mask(&self, text: &str) -> String {
+        match self.engines.get(self.packs.active().version()) {
+            Some(engine) => engine.mask(text),
+            None => String::new(),
+        }
     }
 
     /// The faults that only the policy can find in a request that is refused anyway.
@@ -89,17 +158,16 @@ impl Handler {
 fn guarded(
     message: &EvaluateRequest,
     version: &PolicyVersion,
-    decide: impl FnOnce() -> Result<(Evaluation, RunFacts), EvaluateError>,
-) -> (EvaluateReply, Option<RunUpdate>) {
+    decide: impl FnOnce() -> Result<Answer, EvaluateError>,
+) -> Decided {
     // The engine keeps no state between requests, so a panic leaves nothing inconsistent.
     match catch_unwind(AssertUnwindSafe(decide)) {
-        Ok(Ok((decided, facts))) => {
-            metrics::decided(&decided.decision);
-            let update = RunUpdate::new(&decided.decision, facts);
-            (EvaluateReply::Decided(Box::new(decided)), Some(update))
+        Ok(Ok(Answer { evaluation, run, terms, stopped })) => {
+            let update = Some(RunUpdate::new(&evaluation.decision, run));
+            Decided { reply: EvaluateReply::Decided(Box::new(evaluation)), update, terms, stopped }
         }
-        Ok(Err(EvaluateError::Invalid(errors))) => (EvaluateReply::Invalid(errors), None),
-        Ok(Err(EvaluateError::OutOfTime(_))) => (EvaluateReply::TimedOut, None),
+        Ok(Err(EvaluateError::Invalid(errors))) => Decided::without(EvaluateReply::Invalid(errors)),
+        Ok(Err(EvaluateError::OutOfTime(_))) => Decided::without(EvaluateReply::TimedOut),
         Err(_) => {
             tracing::error!(
                 request_id = %message.request_id,
@@ -107,7 +175,7 @@ fn guarded(
                 policy_version = %version,
                 "evaluation panicked"
             );
-            (EvaluateReply::Unable("the evaluation panicked".to_owned()), None)
+            Decided::without(EvaluateReply::Unable("the evaluation panicked".to_owned()))
         }
     }
 }
@@ -116,7 +184,7 @@ fn guarded(
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use stage0_contract::{AccountId, CallerTexts, CheckRequest, RequestId, Verdict};
+    use stage0_contract::{AccountId, CallerTexts, RequestId, Verdict};
 
     fn handler() -> Handler {
         Handler::new(Arc::new(PackSet::embedded().unwrap())).unwrap()
@@ -124,6 +192,7 @@ mod tests {
 
     fn message(body: Value) -> EvaluateRequest {
         EvaluateRequest {
+            asker: None,
             request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
@@ -135,14 +204,14 @@ mod tests {
     }
 
     fn ask(body: Value) -> EvaluateReply {
-        handler().evaluate(&message(body), None, TimeLimit::NONE).0
+        handler().evaluate(&message(body), None, None, TimeLimit::NONE).reply
     }
 
     #[test]
     fn a_panic_while_deciding_is_unable_and_does_not_quote_the_request() {
         let message = message(json!({"goal": "tell nobody"}));
         let version = handler().status().active;
-        let (reply, _) = guarded(&message, &version, || panic!("{}", message.request.goal));
+        let reply = guarded(&message, &version, || panic!("{}", message.request.goal)).reply;
         let EvaluateReply::Unable(why) = reply else { panic!("{reply:?}") };
         assert_eq!(why, "the evaluation panicked");
     }
@@ -151,9 +220,9 @@ mod tests {
     fn what_is_out_of_time_is_given_up_and_teaches_its_run_nothing() {
         let message = message(json!({"goal": "two words", "success_criteria": ["x"], "context": {"run_id": "r"}}));
         let snapshot = RunSnapshot::default();
-        let (reply, update) = handler().evaluate(&message, Some(&snapshot), TimeLimit::over());
+        let Decided { reply, update, .. } = handler().evaluate(&message, Some(&snapshot), None, TimeLimit::over());
         assert!(reply == EvaluateReply::TimedOut && update.is_none(), "{reply:?}");
-        let (reply, update) = handler().evaluate(&message, Some(&snapshot), TimeLimit::NONE);
+        let Decided { reply, update, .. } = handler().evaluate(&message, Some(&snapshot), None, TimeLimit::NONE);
         assert!(matches!(reply, EvaluateReply::Decided(_)) && update.is_some(), "{reply:?}");
     }
 

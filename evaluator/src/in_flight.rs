@@ -4,6 +4,7 @@
 //! says how the check ended and contains nothing of the request.
 //! INVARIANT: every exit decrements the in-flight gauge, and an unanswered check is logged.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +13,9 @@ use stage0_contract::{AccountId, Envelope, EvaluateReply, EvaluateRequest, Reque
 use stage0_policy::TimeLimit;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
+use uuid::Uuid;
 
+use crate::approval::Hold;
 use crate::fair_queue::Queued;
 use crate::metrics::{self, InFlightGuard};
 
@@ -72,6 +75,10 @@ pub(crate) struct InFlightCheck {
     /// The size of its message.
     pub(crate) bytes: usize,
     pub(crate) limit: TimeLimit,
+    /// What is reserved for it until it is answered: deciding it again on another state may reserve something else.
+    holds: RefCell<Vec<Hold>>,
+    /// Names this evaluator's work on the check, when another one works on it too.
+    pub(crate) claim: Uuid,
     /// A large check holds it until it is answered.
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -108,7 +115,8 @@ impl InFlightCheck {
         let ReceivedCheck { bytes, deadline, pending, since, counted, .. } = arrived;
         let limit = TimeLimit::before(deadline.into_std(), since.into_std());
         let asked = InFlightRequest { request: Arc::new(request), deadline, pending, since, _counted: counted };
-        Self { asked, bytes: bytes.len(), limit, _slot: slot }
+        let holds = RefCell::default();
+        Self { asked, bytes: bytes.len(), limit, holds, claim: Uuid::now_v7(), _slot: slot }
     }
 
     pub(crate) fn request(&self) -> &Arc<EvaluateRequest> {
@@ -117,6 +125,25 @@ impl InFlightCheck {
 
     pub(crate) fn deadline(&self) -> Instant {
         self.asked.deadline
+    }
+
+    /// Returns whether it is new: deciding a check again reserves the same once.
+    pub(crate) fn add_hold(&self, hold: Hold) -> bool {
+        let mut holds = self.holds.borrow_mut();
+        let is_new = !holds.contains(&hold);
+        if is_new {
+            holds.push(hold);
+        }
+        is_new
+    }
+
+    /// It was surely not reserved.
+    pub(crate) fn drop_hold(&self, hold: &Hold) {
+        self.holds.borrow_mut().retain(|other| other != hold);
+    }
+
+    pub(crate) fn take_holds(&self) -> Vec<Hold> {
+        self.holds.take()
     }
 
     pub(crate) async fn decided(self, reply: &EvaluateReply) {
@@ -137,6 +164,7 @@ fn log_reply(request_id: &RequestId, account: &AccountId, reply: &EvaluateReply,
     let duration_ms = since.elapsed().as_secs_f64() * 1e3;
     match reply {
         EvaluateReply::Decided(decided) => {
+            metrics::decided(&decided.decision);
             let (verdict, policy_version) = (decided.decision.verdict.as_str(), &decided.decision.policy_version);
             tracing::debug!(%request_id, %account, verdict, %policy_version, duration_ms, "check decided");
         }
@@ -172,6 +200,7 @@ mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
+    use crate::approval::Approvals;
     use crate::capture::capture;
     use crate::config::RunConfig;
     use crate::engines::Engines;
@@ -194,6 +223,7 @@ mod tests {
             body["context"] = json!({"run_id": run});
         }
         let message = EvaluateRequest {
+            asker: None,
             request_id: RequestId::parse(ID).unwrap(),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
@@ -220,7 +250,8 @@ mod tests {
         let (lines, page) = capture(async {
             let engines = engines();
             ask(&Backplane::embedded(), None, async |check| {
-                let (reply, _) = engines.evaluate(check.request(), check.bytes, None, check.limit).await;
+                let approvals = Approvals::new(&Backplane::embedded(), RunConfig::default());
+                let (reply, _) = approvals.decide(&engines, &check, None).await;
                 check.decided(&reply).await;
             })
             .await;
@@ -240,7 +271,8 @@ mod tests {
             let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), RunConfig::default());
             ask(&backplane, Some("r"), async |check| {
                 let key = RunCoordinator::key(check.request()).unwrap();
-                runs.evaluate(&engines, key, check).await;
+                let approvals = Approvals::new(&backplane, RunConfig::default());
+                runs.evaluate(&engines, &approvals, key, check).await;
             })
             .await;
         });
@@ -278,7 +310,8 @@ mod tests {
                 ask(&backplane, Some("r"), async |mut check| {
                     check.limit = limit;
                     let key = RunCoordinator::key(check.request()).unwrap();
-                    runs.evaluate(&engines, key, check).await;
+                    let approvals = Approvals::new(&backplane, RunConfig::default());
+                    runs.evaluate(&engines, &approvals, key, check).await;
                 })
                 .await;
                 let ManageReply::Done(run) = shown().await else { panic!("no run") };

@@ -4,6 +4,7 @@
 //! the run's counts are stored before the reply is sent. Does no HTTP, authentication or recording.
 //! INVARIANT: a check that cannot be decided is answered as such or not at all, never with a decision.
 
+mod approval;
 #[cfg(test)]
 #[path = "../../tests/src/capture.rs"]
 mod capture;

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
-use stage0_contract::{Decision, PolicyVersion};
+use stage0_contract::{ApprovalSource, ApprovalStatus, Decision, PolicyVersion};
 
 const DECISIONS: &str = "stage0_decisions_total";
 const CODES: &str = "stage0_decision_codes_total";
@@ -18,6 +18,42 @@ const POLICY: &str = "stage0_policy_info";
 const TOGETHER: &str = "stage0_run_checks_together";
 const CONFLICTS: &str = "stage0_run_conflicts_total";
 const LEDGER_FAILURES: &str = "stage0_ledger_failures_total";
+const APPROVALS_OPENED: &str = "stage0_approvals_opened_total";
+const APPROVALS_DECIDED: &str = "stage0_approvals_decided_total";
+const APPROVALS_USED: &str = "stage0_approvals_used_total";
+const APPROVALS_RELEASED: &str = "stage0_approvals_released_total";
+const APPROVALS_REFUSED: &str = "stage0_approvals_refused_total";
+
+/// Why a check whose only missing thing is an approval gets none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ApprovalRefused {
+    /// Too many are pending.
+    Cap,
+    TooLarge,
+    /// Lines about approvals cannot be recorded.
+    NotRecordable,
+    /// The keystore does not answer.
+    NoPeople,
+    /// Another check uses or used it.
+    Used,
+    Denied,
+    /// The state store does not answer, or a record is malformed.
+    Failed,
+}
+
+impl ApprovalRefused {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Cap => "cap",
+            Self::TooLarge => "too_large",
+            Self::NotRecordable => "not_recordable",
+            Self::NoPeople => "no_people",
+            Self::Used => "used",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        }
+    }
+}
 
 pub(crate) struct InFlightGuard(());
 
@@ -43,6 +79,45 @@ pub(crate) fn describe() {
     describe_histogram!(TOGETHER, Unit::Count, "Checks of one run that were decided together.");
     describe_counter!(CONFLICTS, Unit::Count, "Runs read again because another evaluator wrote them meanwhile.");
     describe_counter!(LEDGER_FAILURES, Unit::Count, "Records that could not be read or written, by what they are.");
+    describe_counter!(APPROVALS_OPENED, Unit::Count, "Approvals opened by deferred checks.");
+    describe_counter!(APPROVALS_DECIDED, Unit::Count, "Approvals decided, cancelled or expired, by status.");
+    describe_counter!(APPROVALS_USED, Unit::Count, "Checks that used an approval or a wider grant.");
+    describe_counter!(APPROVALS_RELEASED, Unit::Count, "Uses given back: the decision was not made or not recorded.");
+    describe_counter!(
+        APPROVALS_REFUSED,
+        Unit::Count,
+        "Checks that only lacked an approval and neither opened, awaited nor used one, by the reason."
+    );
+}
+
+pub(crate) fn approval_opened() {
+    counter!(APPROVALS_OPENED).increment(1);
+}
+
+/// An approval reached a state by a person, or because its time was over.
+pub(crate) fn approval_decided(status: ApprovalStatus) {
+    counter!(APPROVALS_DECIDED, "status" => status.as_str()).increment(1);
+}
+
+pub(crate) fn approval_used(source: ApprovalSource) {
+    let by = match source {
+        ApprovalSource::Caller => "caller",
+        ApprovalSource::Approval => "approval",
+        ApprovalSource::Grant => "grant",
+    };
+    counter!(APPROVALS_USED, "by" => by).increment(1);
+}
+
+pub(crate) fn approval_released() {
+    counter!(APPROVALS_RELEASED).increment(1);
+}
+
+pub(crate) fn approval_refused(why: ApprovalRefused) {
+    counter!(APPROVALS_REFUSED, "why" => why.as_str()).increment(1);
+}
+
+pub(crate) fn approvals_failed() {
+    counter!(LEDGER_FAILURES, "by" => "approvals").increment(1);
 }
 
 pub(crate) fn decided(decision: &Decision) {
@@ -161,8 +236,25 @@ mod tests {
             batch_size(1);
             conflict();
             ledger_failed();
+            approval_opened();
+            approval_decided(ApprovalStatus::Denied);
+            approval_used(ApprovalSource::Grant);
+            approval_released();
+            approval_refused(ApprovalRefused::Cap);
         });
-        for name in [GIVEN_UP, SECONDS, IN_FLIGHT, TOGETHER, CONFLICTS, LEDGER_FAILURES] {
+        for name in [
+            GIVEN_UP,
+            SECONDS,
+            IN_FLIGHT,
+            TOGETHER,
+            CONFLICTS,
+            LEDGER_FAILURES,
+            APPROVALS_OPENED,
+            APPROVALS_DECIDED,
+            APPROVALS_USED,
+            APPROVALS_RELEASED,
+            APPROVALS_REFUSED,
+        ] {
             assert!(page.contains(&format!("# HELP {name} ")), "{name} in\n{page}");
         }
     }

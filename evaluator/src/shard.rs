@@ -8,14 +8,17 @@ use std::sync::Arc;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use stage0_backplane::{Backplane, RequestStream, ServeError, follow_store_clock};
 use stage0_contract::{
-    EndRun, EvaluateRequest, EvaluatorStatus, ListRuns, Request, ReviewRequest, SettleRun, ShowRun, VocabularyRequest,
+    ChangeApproval, ChangeGrant, CollectEvents, CoveredByStop, CreateGrant, EndRun, EvaluateRequest, EvaluatorStatus,
+    FetchAction, ListApprovals, ListGrants, ListRuns, MaskText, ReadApprovalHistory, Request, ReviewRequest,
+    SettleEvents, SettleRun, ShowApproval, ShowRun, VocabularyRequest,
 };
 use stage0_policy::{PackError, PackSet};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::checks::{self, ShardLimits};
+use crate::approval::Approvals;
+use crate::checks::{self, Deciders, ShardLimits};
 use crate::config::RunConfig;
 use crate::engines::Engines;
 use crate::in_flight::InFlightRequest;
@@ -90,13 +93,78 @@ struct Shard {
     list: RequestStream<ListRuns>,
     end: RequestStream<EndRun>,
     settle: RequestStream<SettleRun>,
+    approvals: Approvals,
+    approval_requests: ApprovalRequests,
+}
+
+/// The requests about approvals, wider grants and stops.
+struct ApprovalRequests {
+    covered: RequestStream<CoveredByStop>,
+    mask: RequestStream<MaskText>,
+    fetch: RequestStream<FetchAction>,
+    list: RequestStream<ListApprovals>,
+    show: RequestStream<ShowApproval>,
+    history: RequestStream<ReadApprovalHistory>,
+    change: RequestStream<ChangeApproval>,
+    settle: RequestStream<SettleEvents>,
+    collect: RequestStream<CollectEvents>,
+    create_grant: RequestStream<CreateGrant>,
+    list_grants: RequestStream<ListGrants>,
+    change_grant: RequestStream<ChangeGrant>,
+}
+
+impl ApprovalRequests {
+    async fn open(backplane: &Backplane) -> Result<Self, ServeError> {
+        let requests = &backplane.requests;
+        Ok(Self {
+            covered: requests.serve().await?,
+            mask: requests.serve().await?,
+            fetch: requests.serve().await?,
+            list: requests.serve().await?,
+            show: requests.serve().await?,
+            history: requests.serve().await?,
+            change: requests.serve().await?,
+            settle: requests.serve().await?,
+            collect: requests.serve().await?,
+            create_grant: requests.serve().await?,
+            list_grants: requests.serve().await?,
+            change_grant: requests.serve().await?,
+        })
+    }
+
+    async fn serve(self, stop: &CancellationToken, engines: &Engines, approvals: &Approvals) {
+        tokio::join!(
+            serve_until(self.covered, stop, async |request, _| approvals.covered(engines, request).await),
+            serve_until(self.mask, stop, async |request, _| approvals.masked(engines, request).await),
+            serve_until(self.fetch, stop, async |request, deadline| approvals.fetch(request, deadline).await),
+            serve_until(self.list, stop, async |request, deadline| approvals.list(request, deadline).await),
+            serve_until(self.show, stop, async |request, deadline| approvals.show(engines, request, deadline).await),
+            serve_until(self.history, stop, async |request, deadline| approvals.history(request, deadline).await),
+            serve_until(self.change, stop, async |request, deadline| {
+                approvals.change(engines, request, deadline).await
+            }),
+            serve_until(self.settle, stop, async |request, deadline| approvals.settle(request, deadline).await),
+            serve_until(self.collect, stop, async |request, deadline| approvals.collect(request, deadline).await),
+            serve_until(self.create_grant, stop, async |request, deadline| {
+                approvals.create_grant(engines, request, deadline).await
+            }),
+            serve_until(self.list_grants, stop, async |request, deadline| {
+                approvals.list_grants(request, deadline).await
+            }),
+            serve_until(self.change_grant, stop, async |request, deadline| {
+                approvals.change_grant(engines, request, deadline).await
+            }),
+        );
+    }
 }
 
 impl Shard {
     async fn open(packs: Arc<PackSet>, runs: RunConfig, connect: &Connect) -> Result<Self, ShardError> {
         let engines = Engines::open(packs)?;
         let backplane = connect().await.map_err(ShardError::Connect)?;
+        let approvals = Approvals::new(&backplane, runs);
         let runs = RunCoordinator::new(Arc::clone(&backplane.state_store), runs);
+        let approval_requests = ApprovalRequests::open(&backplane).await.map_err(ShardError::Serve)?;
         let requests = &backplane.requests;
         let review = requests.serve().await.map_err(ShardError::Serve)?;
         let status = requests.serve().await.map_err(ShardError::Serve)?;
@@ -107,14 +175,31 @@ impl Shard {
         let settle = requests.serve().await.map_err(ShardError::Serve)?;
         // Last, so that a shard which receives checks can answer every other request too.
         let evaluate = requests.serve().await.map_err(ShardError::Serve)?;
-        Ok(Self { backplane, engines, runs, evaluate, review, status, vocabulary, show, list, end, settle })
+        Ok(Self {
+            backplane,
+            engines,
+            runs,
+            evaluate,
+            review,
+            status,
+            vocabulary,
+            show,
+            list,
+            end,
+            settle,
+            approvals,
+            approval_requests,
+        })
     }
 
     async fn serve(self, stop: &CancellationToken, limits: ShardLimits) {
         let (engines, handler, runs) = (&self.engines, self.engines.handler(), &self.runs);
+        let approvals = &self.approvals;
+        let deciders = Deciders { engines, runs, approvals };
         tokio::join!(
             stop.run_until_cancelled(follow_store_clock(runs.state_store())),
-            checks::serve_until(self.evaluate, stop, engines, runs, limits),
+            checks::serve_until(self.evaluate, stop, deciders, limits),
+            self.approval_requests.serve(stop, engines, approvals),
             reviews::serve_until(self.review, stop, engines),
             serve_until(self.status, stop, async |_, _| handler.status()),
             serve_until(self.vocabulary, stop, async |_, _| handler.vocabulary()),

@@ -3,6 +3,7 @@
 // Only a test build has it, so that helpers may fail as loudly as tests.
 #[cfg(test)]
 mod suite {
+    mod approvals;
     mod runs;
     mod service;
 }

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use super::queues::{Full, RunQueues};
 use super::quota::{RunQuota, RunSlot, day_of};
 use super::{CheckRef, RunState};
+use crate::approval::Approvals;
 use crate::config::RunConfig;
 use crate::engines::Engines;
 use crate::in_flight::InFlightCheck;
@@ -85,14 +86,14 @@ impl RunCoordinator {
 
     /// Decides a check of a run together with all checks that are queued meanwhile. If the run is in flight already,
     /// the check is queued and the task that has the run decides it.
-    pub(crate) async fn evaluate(&self, engines: &Engines, key: String, check: InFlightCheck) {
+    pub(crate) async fn evaluate(&self, engines: &Engines, approvals: &Approvals, key: String, check: InFlightCheck) {
         let joined = self.queues.borrow_mut().join(&key, check);
         match joined {
             Ok(None) => {}
             Ok(Some(first)) => {
                 let mut batch = vec![first];
                 while !batch.is_empty() {
-                    self.decide(engines, &key, batch).await;
+                    self.decide(engines, approvals, &key, batch).await;
                     batch = self.queues.borrow_mut().next_batch(&key);
                 }
             }
@@ -104,17 +105,19 @@ impl RunCoordinator {
         }
     }
 
-    async fn decide(&self, engines: &Engines, key: &str, mut batch: Vec<InFlightCheck>) {
+    async fn decide(&self, engines: &Engines, approvals: &Approvals, key: &str, mut batch: Vec<InFlightCheck>) {
         let began = Instant::now();
         loop {
             let now = Instant::now();
             // All deadlines have passed, so nothing may be counted.
             if batch.iter().all(|check| check.deadline() <= now) {
-                batch.into_iter().for_each(InFlightCheck::late);
+                for check in batch {
+                    approvals.finish(check, None).await;
+                }
                 return;
             }
             let deadline = batch.iter().map(|check| check.deadline()).max().unwrap_or(now);
-            let replies = match self.attempt(engines, key, &batch, deadline).await {
+            let replies = match self.attempt(engines, approvals, key, &batch, deadline).await {
                 Ok(Some(replies)) => {
                     metrics::batch_size(batch.len());
                     replies
@@ -133,10 +136,7 @@ impl RunCoordinator {
             };
             metrics::observe_run(began.elapsed());
             for (check, reply) in batch.into_iter().zip(replies) {
-                match reply {
-                    Some(reply) => check.decided(&reply).await,
-                    None => check.late(),
-                }
+                approvals.finish(check, reply.as_ref()).await;
             }
             return;
         }
@@ -146,6 +146,7 @@ impl RunCoordinator {
     async fn attempt(
         &self,
         engines: &Engines,
+        approvals: &Approvals,
         key: &str,
         batch: &[InFlightCheck],
         deadline: Instant,
@@ -179,8 +180,7 @@ impl RunCoordinator {
                 request_id: message.request_id,
                 operation: message.operation.unwrap_or(message.request_id),
             };
-            let snapshot = Some(state.snapshot(check_ref));
-            let (reply, update) = engines.evaluate(message, check.bytes, snapshot, check.limit).await;
+            let (reply, update) = approvals.decide(engines, check, Some(&state.snapshot(check_ref))).await;
             if let Some(update) = update {
                 state.apply(check_ref, &update);
                 state.apply_name(&update, RunId::of(&message.request).ok().flatten());

@@ -54,6 +54,7 @@ impl Play {
     fn put(&mut self, number: u64, operation: u64, body: Value) -> Told {
         let check_ref = CheckRef { now: self.now, request_id: id(number), operation: id(operation) };
         let message = EvaluateRequest {
+            asker: None,
             request_id: id(number),
             account: AccountId::parse("acc").unwrap(),
             request: CheckRequest::parse(body).unwrap(),
@@ -64,7 +65,8 @@ impl Play {
         };
         self.state.expire(self.now, RESERVED_FOR);
         let snapshot = self.state.snapshot(check_ref);
-        let (decided, facts) = self.engine.answer(&message, Some(&snapshot), TimeLimit::NONE).unwrap();
+        let answer = self.engine.answer(&message, Some(&snapshot), None, TimeLimit::NONE).unwrap();
+        let (decided, facts) = (answer.evaluation, answer.run);
         let update = RunUpdate::new(&decided.decision, facts);
         self.state.apply(check_ref, &update);
         let codes = decided.decision.issues.iter().map(|issue| issue.code.as_str().to_owned()).collect();

@@ -60,6 +60,7 @@ fn check(number: u64, account: &str, constraints: &[&str], context: impl Into<Va
     let body =
         json!({"goal": "read the report", "success_criteria": ["x"], "constraints": constraints, "context": context});
     EvaluateRequest {
+        asker: None,
         request_id: id(number),
         account: AccountId::parse(account).unwrap(),
         request: CheckRequest::parse(body).unwrap(),

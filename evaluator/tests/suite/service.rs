@@ -35,6 +35,7 @@ pub(crate) fn connect(bus: &Bus) -> Connect {
 
 fn message(goal: &str) -> EvaluateRequest {
     EvaluateRequest {
+        asker: None,
         request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         account: AccountId::parse("acc").unwrap(),
         request: CheckRequest::parse(json!({"goal": goal, "success_criteria": ["done"]})).unwrap(),

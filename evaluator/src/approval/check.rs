@@ -1,0 +1,561 @@
+//! The path of a check whose only missing thing is an approval: it opens one, waits for one, or uses one.
+//!
+//! A check is first decided as ever; only a DEFER goes on, and only if it would be ALLOW with an approval. What was
+//! reserved for a check that does not end as that ALLOW is released.
+//! INVARIANT: ALLOW with an approval is answered only after the state store has reserved it for this check.
+
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use stage0_contract::{
+    ActionDigest, Actor, ApprovalEvent, ApprovalId, ApprovalIssue, ApprovalRef, ApprovalSource, ApprovalStatus,
+    ApprovalTerms, Decision, EvaluateReply, EvaluateRequest, Grant, GrantId, Issue, LineType, RequestId, Verdict,
+};
+use stage0_policy::RunSnapshot;
+use tokio::time::Instant;
+
+use super::grants::StoredGrant;
+use super::index::{CapError, IndexEntry};
+use super::note::Note;
+use super::people::{Asker, Directory, Question};
+use super::record::{
+    Claim, MAX_EVENTS, Outbox, StoredApproval, Use, approver_name, blank_event, id_in, later, seconds_later, slot_of,
+};
+use super::state::Reserved;
+use super::store::{ApprovalStore, MIN_TTL, StoreError, pause};
+use super::{Approvals, RELEASE_TIMEOUT, text};
+use crate::engines::Engines;
+use crate::handler::{Decided, Held};
+use crate::in_flight::InFlightCheck;
+use crate::metrics::{self, ApprovalRefused};
+use crate::run::RunUpdate;
+
+/// What is reserved for a check that is not answered yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Hold {
+    Approval(ApprovalId),
+    Grant(GrantId),
+}
+
+/// A check that would pass with an approval.
+struct Wanting<'a> {
+    engines: &'a Engines,
+    check: &'a InFlightCheck,
+    message: &'a Arc<EvaluateRequest>,
+    snapshot: Option<&'a RunSnapshot>,
+    asker: &'a Actor,
+    /// Of the rules that deferred it.
+    terms: ApprovalTerms,
+    digest: ActionDigest,
+    /// The decision without an approval.
+    deferred: &'a Decision,
+    operation: RequestId,
+    deadline: Instant,
+}
+
+/// How it ends.
+enum Ending {
+    /// ALLOW, by an approval or a grant.
+    Used(Box<Used>),
+    /// Another decision than the first.
+    Instead(Box<Decided>),
+    /// DEFER, with the approval that it waits for.
+    Waits { reference: Option<ApprovalRef>, note: Note, events: Vec<ApprovalEvent> },
+}
+
+struct Used {
+    decided: Decided,
+    reference: ApprovalRef,
+    source: ApprovalSource,
+    events: Vec<ApprovalEvent>,
+}
+
+fn no_approval(note: Note, why: ApprovalRefused) -> Ending {
+    metrics::approval_refused(why);
+    Ending::Waits { reference: None, note, events: Vec::new() }
+}
+
+fn is_allowed(decided: &Decided) -> bool {
+    matches!(&decided.reply, EvaluateReply::Decided(evaluation) if evaluation.decision.verdict == Verdict::Allow)
+}
+
+impl Approvals {
+    /// Decides a check with what the server holds of approvals. A check that is not deferred costs nothing more.
+    pub(crate) async fn decide(
+        &self,
+        engines: &Engines,
+        check: &InFlightCheck,
+        snapshot: Option<&RunSnapshot>,
+    ) -> (EvaluateReply, Option<RunUpdate>) {
+        let message = check.request();
+        let first = engines.evaluate(message, check.bytes, snapshot, None, check.limit).await;
+        let Decided { mut reply, update, terms, stopped } = first;
+        if stopped {
+            return (reply, None);
+        }
+        let EvaluateReply::Decided(evaluation) = &mut reply else { return (reply, update) };
+        let (Some(asker), Some(terms)) = (&message.asker, terms) else {
+            return (reply, update);
+        };
+        if evaluation.decision.verdict != Verdict::Defer {
+            return (reply, update);
+        }
+        // Any approver and time: whether an approval is the only thing missing.
+        let held = Held::Approved { by: "approver".to_owned(), at: message.evaluated_at };
+        if !is_allowed(&engines.evaluate(message, check.bytes, snapshot, Some(held), check.limit).await) {
+            return (reply, update);
+        }
+        let digest = {
+            let message = Arc::clone(message);
+            engines.inspect(check.bytes, move |handler| handler.action_digest(&message)).await.flatten()
+        };
+        let Some(digest) = digest else { return (reply, update) };
+        let wanting = Wanting {
+            engines,
+            check,
+            message,
+            snapshot,
+            asker,
+            terms,
+            digest,
+            deferred: &evaluation.decision,
+            operation: message.operation.unwrap_or(message.request_id),
+            deadline: check.deadline(),
+        };
+        let ending = match self.settle_check(&wanting).await {
+            Ok(ending) => ending,
+            Err(error) => {
+                let EvaluateRequest { request_id, account, .. } = &**message;
+                metrics::approvals_failed();
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%request_id, %account, error, "approvals failed");
+                no_approval(Note::why("approvals cannot be read or stored now: try again"), ApprovalRefused::Failed)
+            }
+        };
+        match ending {
+            Ending::Instead(decided) => {
+                let Decided { reply, update, .. } = *decided;
+                (reply, update)
+            }
+            Ending::Used(used) => {
+                let Used { decided, reference, source, events } = *used;
+                let Decided { mut reply, update, .. } = decided;
+                if let EvaluateReply::Decided(evaluation) = &mut reply {
+                    evaluation.decision.approval = Some(reference);
+                    evaluation.approval_source = Some(source);
+                    evaluation.events = events;
+                }
+                (reply, update)
+            }
+            Ending::Waits { reference, note, events } => {
+                note.write(&mut evaluation.decision);
+                evaluation.decision.approval = reference;
+                evaluation.events = events;
+                (reply, update)
+            }
+        }
+    }
+
+    /// Answers a check; one that does not end as the ALLOW that something was reserved for gives it back.
+    pub(crate) async fn finish(&self, check: InFlightCheck, reply: Option<&EvaluateReply>) {
+        let used = match reply {
+            Some(EvaluateReply::Decided(evaluation)) if evaluation.decision.verdict == Verdict::Allow => {
+                evaluation.decision.approval.as_ref()
+            }
+            _ => None,
+        };
+        // The gateway waits no longer: it has recorded nothing, and must not hear of this ALLOW.
+        let is_too_late = used.is_some() && check.deadline() <= Instant::now();
+        let used = used.filter(|_| !is_too_late);
+        let is_kept = |hold: &Hold| match hold {
+            Hold::Approval(id) => used.is_some_and(|used| used.id.as_ref() == Some(id)),
+            Hold::Grant(id) => used.is_some_and(|used| used.grant_id.as_ref() == Some(id)),
+        };
+        for hold in check.take_holds().into_iter().filter(|hold| !is_kept(hold)) {
+            let EvaluateRequest { request_id, account, .. } = &**check.request();
+            let (approval, grant) = match &hold {
+                Hold::Approval(id) => (Some(id), None),
+                Hold::Grant(id) => (None, Some(id)),
+            };
+            let deadline = Instant::now() + RELEASE_TIMEOUT;
+            if let Err(error) = self.release(account, *request_id, Some(check.claim), approval, grant, deadline).await {
+                // It stays used, and names this check; a person can reopen it.
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%request_id, %account, error, "a reserved approval was not released");
+            }
+        }
+        match reply {
+            Some(reply) if !is_too_late => check.decided(reply).await,
+            _ => check.late(),
+        }
+    }
+
+    async fn settle_check(&self, wanting: &Wanting<'_>) -> Result<Ending, StoreError> {
+        let account = &wanting.message.account;
+        // What a person denied stays denied, whatever else was granted.
+        let current = self.store.current(account, slot_of(&wanting.digest), wanting.deadline).await?.value;
+        let is_denied = current.as_ref().is_some_and(|approval| self.is_denied_still(approval, self.store.now()));
+        if !is_denied && let Some(ending) = self.use_grant(wanting).await? {
+            return Ok(ending);
+        }
+        let slot = slot_of(&wanting.digest);
+        while Instant::now() < wanting.deadline {
+            let found = self.store.current(account, slot, wanting.deadline).await?;
+            let ending = match found.value {
+                None => self.open(wanting, None, Note::default()).await?,
+                Some(approval) if approval.action_digest != wanting.digest => return Err(StoreError::Forged),
+                Some(approval) => {
+                    let Some(revision) = found.revision else { return Err(StoreError::Forged) };
+                    self.meet(wanting, approval, revision).await?
+                }
+            };
+            if let Some(ending) = ending {
+                return Ok(ending);
+            }
+            pause().await;
+        }
+        Err(StoreError::Contended)
+    }
+
+    /// What the action's current approval is worth for this check; none if it was changed meanwhile.
+    async fn meet(
+        &self,
+        wanting: &Wanting<'_>,
+        mut approval: StoredApproval,
+        revision: stage0_backplane::Revision,
+    ) -> Result<Option<Ending>, StoreError> {
+        let now = self.store.now();
+        approval.pass_time(now);
+        let is_own = approval.asker.workload == wanting.asker.holder.workload;
+        let used_by = approval.used.as_ref().map(Use::request_id);
+        let is_again = approval.used.as_ref().is_some_and(|used| used.operation == wanting.operation);
+        match approval.status {
+            ApprovalStatus::Reserved | ApprovalStatus::Consumed if is_again && is_own => {
+                self.use_approval(wanting, approval, revision).await
+            }
+            ApprovalStatus::Reserved => {
+                let note = Note { used_by, ..Note::why("another check uses the approval, or used it") };
+                Ok(Some(no_approval(note, ApprovalRefused::Used)))
+            }
+            ApprovalStatus::Consumed => {
+                let note = Note { used_by, ..Note::why("the approval was used: this is a new one") };
+                self.open(wanting, Some((approval, revision)), note).await
+            }
+            ApprovalStatus::Denied if self.is_denied_still(&approval, now) => {
+                let decided = wanting.evaluate(Held::Denied).await;
+                let is_denied = matches!(&decided.reply, EvaluateReply::Decided(evaluation)
+                    if evaluation.decision.verdict == Verdict::Deny);
+                let note = Note::why("a person denied this action");
+                Ok(Some(if is_denied {
+                    Ending::Instead(Box::new(decided))
+                } else {
+                    no_approval(note, ApprovalRefused::Denied)
+                }))
+            }
+            ApprovalStatus::Denied | ApprovalStatus::Expired | ApprovalStatus::Cancelled => {
+                self.open(wanting, Some((approval, revision)), Note::default()).await
+            }
+            ApprovalStatus::Pending => {
+                let people = self.recent_people(&wanting.message.account, wanting.deadline).await;
+                let electorate = people.map(|people| {
+                    let asker = approval.asker(wanting.asker.rules.four_eyes);
+                    let question = wanting.question(&asker, approval.created_at, now);
+                    (Directory::new(&people).electorate(question), approval.terms.quorum())
+                });
+                let note = Note { electorate, used_by: approval.after, ..Note::default() };
+                Ok(Some(Ending::Waits {
+                    reference: Some(approval.reference()),
+                    note,
+                    events: approval.outbox.unrecorded(None),
+                }))
+            }
+            ApprovalStatus::Approved if !is_own => Ok(Some(Ending::Waits {
+                reference: Some(approval.reference()),
+                note: Note::why("it is approved for another workload: only the one that asked first can use it"),
+                events: Vec::new(),
+            })),
+            ApprovalStatus::Approved => self.use_approval(wanting, approval, revision).await,
+        }
+    }
+
+    fn is_denied_still(&self, approval: &StoredApproval, now: jiff::Timestamp) -> bool {
+        let denied_for = SignedDuration::try_from(self.store.config.denied_for).unwrap_or_default();
+        approval.status == ApprovalStatus::Denied
+            && later(approval.decided_at.unwrap_or(approval.created_at), denied_for) > now
+    }
+
+    /// Uses an approval; none if it was changed meanwhile, or fell back to pending.
+    async fn use_approval(
+        &self,
+        wanting: &Wanting<'_>,
+        mut approval: StoredApproval,
+        revision: stage0_backplane::Revision,
+    ) -> Result<Option<Ending>, StoreError> {
+        let EvaluateRequest { request_id, account, .. } = &**wanting.message;
+        if let Some(ending) = wanting.cannot_record() {
+            return Ok(Some(ending));
+        }
+        let place = ApprovalStore::place(account, &wanting.digest);
+        let now = self.store.now();
+        if approval.status == ApprovalStatus::Approved {
+            let Some(people) = self.people(account, wanting.deadline).await else { return Ok(Some(no_people())) };
+            let directory = Directory::new(&people);
+            let asker = approval.asker(wanting.asker.rules.four_eyes);
+            // Both who opened it and who would use it now: a rotated key may have another owner.
+            let user = Asker::new(&wanting.asker.holder, wanting.asker.rules.four_eyes);
+            let enough =
+                |asker: &Asker| directory.is_enough(&approval.votes, wanting.question(asker, approval.created_at, now));
+            if !enough(&asker) || !enough(&user) {
+                let questions = [&asker, &user].map(|asker| wanting.question(asker, approval.created_at, now));
+                approval.fall_back(&directory, questions);
+                if self.store.put(&place, &approval, Some(revision), wanting.deadline).await? {
+                    self.store.reindex(&approval, wanting.deadline).await?;
+                    let status = approval.status.as_str();
+                    tracing::info!(%account, approval_id = %approval.id, status, "votes no longer suffice");
+                    self.announce(account, &approval.id).await;
+                }
+                return Ok(None);
+            }
+        }
+        let (by, at) = approval.approver();
+        let decided = wanting.evaluate(Held::Approved { by, at }).await;
+        if !is_allowed(&decided) {
+            return Ok(Some(Ending::Instead(Box::new(decided))));
+        }
+        let before = approval.clone();
+        match approval.reserve(wanting.claim(), now) {
+            Reserved::ForThis => {}
+            Reserved::ByAnother(used_by) => {
+                let note = Note { used_by: Some(used_by), ..Note::why("another check uses the approval, or used it") };
+                return Ok(Some(no_approval(note, ApprovalRefused::Used)));
+            }
+            Reserved::Not => {
+                let note = Note::why("the approval has been used too often: cancel it and ask for a new one");
+                return Ok(Some(no_approval(note, ApprovalRefused::Used)));
+            }
+        }
+        // Set before the put, whose outcome may be unknown.
+        wanting.check.add_hold(Hold::Approval(approval.id.clone()));
+        if approval != before {
+            if !self.store.put(&place, &approval, Some(revision), wanting.deadline).await? {
+                return Ok(None);
+            }
+            metrics::approval_used(ApprovalSource::Approval);
+            tracing::info!(%account, %request_id, approval_id = %approval.id, "approval reserved");
+            if let Err(error) = self.store.reindex(&approval, wanting.deadline).await {
+                tracing::debug!(%account, error = &error as &dyn std::error::Error, "index of approvals lags");
+            }
+            self.announce(account, &approval.id).await;
+        }
+        let events = approval.outbox.unrecorded(Some(*request_id));
+        let reference = approval.reference();
+        let source = ApprovalSource::Approval;
+        Ok(Some(Ending::Used(Box::new(Used { decided, reference, source, events }))))
+    }
+
+    /// Opens an approval in the place of one that has ended; none if another evaluator was faster.
+    async fn open(
+        &self,
+        wanting: &Wanting<'_>,
+        ended: Option<(StoredApproval, stage0_backplane::Revision)>,
+        note: Note,
+    ) -> Result<Option<Ending>, StoreError> {
+        let EvaluateRequest { request_id, account, request, .. } = &**wanting.message;
+        let refused = |why: String, cause| {
+            let note = Note { approval: Some(why), used_by: note.used_by, electorate: None };
+            Ok(Some(no_approval(note, cause)))
+        };
+        if let Some(ending) = wanting.cannot_record() {
+            return Ok(Some(ending));
+        }
+        if !text::fits(request) {
+            let most = stage0_contract::MAX_ACTION_BYTES >> 10;
+            return refused(format!("the action is over {most} KiB: people cannot read it"), ApprovalRefused::TooLarge);
+        }
+        let Some(people) = self.people(account, wanting.deadline).await else { return Ok(Some(no_people())) };
+        let now = self.store.now();
+        let slot = slot_of(&wanting.digest);
+        let asker = Asker::new(&wanting.asker.holder, wanting.asker.rules.four_eyes);
+        let electorate = Directory::new(&people).electorate(wanting.question(&asker, now, now));
+        let mut random = [0; 4];
+        let random = aws_lc_rs::rand::fill(&mut random).ok().map(|()| random);
+        let Some(id) = random.and_then(|random| id_in(slot, random)) else { return Err(StoreError::Forged) };
+        if ended.as_ref().is_some_and(|(ended, _)| ended.outbox.inherited().count() >= MAX_EVENTS) {
+            return refused(CapError::Unrecorded.to_string(), ApprovalRefused::Cap);
+        }
+        let expires_at = seconds_later(now, wanting.terms.within_seconds);
+        let entry = IndexEntry {
+            slot: slot.to_owned(),
+            workload: wanting.asker.holder.workload.clone(),
+            is_pending: true,
+            expires_at,
+            due_at: expires_at,
+        };
+        let admitted = self.store.change_index(account, wanting.deadline, |index| index.admit(entry.clone(), now));
+        if let Err(cap) = admitted.await? {
+            return refused(cap.to_string(), ApprovalRefused::Cap);
+        }
+        let Ok(sealed) = text::seal(&people.text_key, account, &wanting.digest, request) else {
+            return refused("the action cannot be sealed".to_owned(), ApprovalRefused::Failed);
+        };
+        let usable_until = seconds_later(expires_at, wanting.terms.valid_seconds);
+        let ttl = self.store.config.approval_text_ttl.saturating_add(self.store.until(usable_until));
+        self.store.put_text(account, &id, sealed, ttl, wanting.deadline).await?;
+        let mut approval = StoredApproval {
+            id,
+            account: account.clone(),
+            status: ApprovalStatus::Pending,
+            action_digest: wanting.digest.clone(),
+            policy_version: wanting.deferred.policy_version.clone(),
+            environment: wanting.deferred.environment.clone(),
+            key_id: wanting.asker.key_id.clone(),
+            asker: wanting.asker.holder.clone(),
+            request_id: *request_id,
+            issues: wanting.deferred.issues.iter().map(shown_issue).collect(),
+            terms: wanting.terms.clone(),
+            votes: Vec::new(),
+            created_at: now,
+            expires_at,
+            decided_at: None,
+            usable_until: None,
+            used: None,
+            outcome: None,
+            escalated: false,
+            after: note.used_by,
+            retention_days: wanting.asker.retention_days,
+            outbox: Outbox::default(),
+        };
+        approval.opened(electorate.eligible);
+        let revision = match ended {
+            Some((ended, revision)) => {
+                self.store.archive(&ended, &revision, wanting.deadline).await?;
+                approval.outbox.inherit(&ended.outbox);
+                Some(revision)
+            }
+            None => None,
+        };
+        let place = ApprovalStore::place(account, &wanting.digest);
+        if !self.store.put(&place, &approval, revision, wanting.deadline).await? {
+            self.shorten_text(&approval, MIN_TTL, wanting.deadline).await?;
+            return Ok(None);
+        }
+        metrics::approval_opened();
+        tracing::info!(%account, %request_id, approval_id = %approval.id, "approval opened");
+        let workload = &approval.asker.workload;
+        let counted = self.store.change_index(account, wanting.deadline, |index| index.count_opening(workload, now));
+        if let Err(error) = counted.await {
+            tracing::debug!(%account, error = &error as &dyn std::error::Error, "index of approvals lags");
+        }
+        if let Err(error) = self.store.reindex(&approval, wanting.deadline).await {
+            tracing::debug!(%account, error = &error as &dyn std::error::Error, "index of approvals lags");
+        }
+        let note = Note { electorate: Some((electorate, approval.terms.quorum())), ..note };
+        let events = approval.outbox.unrecorded(None);
+        Ok(Some(Ending::Waits { reference: Some(approval.reference()), note, events }))
+    }
+
+    /// Uses a wider grant that covers the check; none where none does.
+    async fn use_grant(&self, wanting: &Wanting<'_>) -> Result<Option<Ending>, StoreError> {
+        let EvaluateRequest { request_id, account, .. } = &**wanting.message;
+        let workload = &wanting.asker.holder.workload;
+        let Some(grants) = self.store.grants(account, wanting.deadline).await?.value else { return Ok(None) };
+        let now = self.store.now();
+        let usable: Vec<StoredGrant> =
+            grants.grants.into_iter().filter(|stored| stored.is_usable(workload, now)).collect();
+        if usable.is_empty() || !wanting.asker.can_record {
+            return Ok(None);
+        }
+        let terms: Vec<Grant> = usable.iter().map(StoredGrant::view).collect();
+        let message = Arc::clone(wanting.message);
+        let covers = move |handler: &crate::handler::Handler| {
+            terms.iter().map(|grant| handler.grant_covers(grant, &message)).collect::<Vec<bool>>()
+        };
+        let covers = wanting.engines.inspect(wanting.check.bytes, covers).await.unwrap_or_default();
+        let covering = usable.into_iter().zip(covers).filter(|(_, covers)| *covers).map(|(stored, _)| stored);
+        let mut people = None;
+        for stored in covering {
+            if people.is_none() {
+                people = self.people(account, wanting.deadline).await;
+            }
+            let Some(people) = &people else { return Ok(None) };
+            let asker = Asker::new(&wanting.asker.holder, wanting.asker.rules.four_eyes);
+            let question = wanting.question(&asker, now, now);
+            if !Directory::new(people).is_enough(&stored.votes, question) {
+                continue;
+            }
+            let Some(last) = stored.votes.last().map(|last| &last.vote) else { continue };
+            let held = Held::Approved { by: approver_name(last), at: last.at.as_second() };
+            let decided = wanting.evaluate(held).await;
+            if !is_allowed(&decided) {
+                continue;
+            }
+            let id = &stored.grant.id;
+            let is_new = wanting.check.add_hold(Hold::Grant(id.clone()));
+            let event = ApprovalEvent {
+                action_digest: Some(wanting.digest.clone()),
+                policy_version: Some(wanting.deferred.policy_version.clone()),
+                environment: Some(wanting.deferred.environment.clone()).filter(|name| !name.is_empty()),
+                ..blank_event(LineType::ApprovalUsed, now)
+            };
+            let used = self.store.change_grants(account, wanting.deadline, |grants, now| {
+                grants.retention_days = wanting.asker.retention_days;
+                let found = grants.find(id).filter(|stored| stored.is_usable(workload, now));
+                let Some(stored) = found else { return Err(()) };
+                stored.record_use(&wanting.asker.key_id, wanting.operation, *request_id, event.clone());
+                Ok::<_, ()>(stored.outbox.unrecorded(Some(*request_id)))
+            });
+            let Ok(events) = used.await? else {
+                if is_new {
+                    wanting.check.drop_hold(&Hold::Grant(id.clone()));
+                }
+                continue;
+            };
+            metrics::approval_used(ApprovalSource::Grant);
+            tracing::info!(%account, %request_id, grant_id = %id, "grant used");
+            let reference = ApprovalRef {
+                id: None,
+                grant_id: Some(id.clone()),
+                status: ApprovalStatus::Consumed,
+                action_digest: wanting.digest.clone(),
+                quorum: wanting.terms.quorum(),
+                groups: wanting.terms.groups(),
+                expires_at: stored.grant.until,
+                url: format!("/v1/grants/{id}"),
+            };
+            let source = ApprovalSource::Grant;
+            return Ok(Some(Ending::Used(Box::new(Used { decided, reference, source, events }))));
+        }
+        Ok(None)
+    }
+}
+
+impl Wanting<'_> {
+    async fn evaluate(&self, held: Held) -> Decided {
+        self.engines.evaluate(self.message, self.check.bytes, self.snapshot, Some(held), self.check.limit).await
+    }
+
+    fn claim(&self) -> Claim<'_> {
+        let key_id = &self.asker.key_id;
+        let (operation, request_id) = (self.operation, self.message.request_id);
+        Claim { key_id, operation, request_id, claim: self.check.claim }
+    }
+
+    fn question<'a>(&'a self, asker: &'a Asker, opened_at: jiff::Timestamp, now: jiff::Timestamp) -> Question<'a> {
+        Question { asker, terms: &self.terms, opened_at, now }
+    }
+
+    /// Without readers that know the lines, nothing may happen that must be recorded.
+    fn cannot_record(&self) -> Option<Ending> {
+        let note =
+            || Note::why("a process of an earlier version runs that cannot read lines about approvals: update it");
+        (!self.asker.can_record).then(|| no_approval(note(), ApprovalRefused::NotRecordable))
+    }
+}
+
+fn no_people() -> Ending {
+    no_approval(Note::why("who may approve cannot be read now: try again"), ApprovalRefused::NoPeople)
+}
+
+fn shown_issue(issue: &Issue) -> ApprovalIssue {
+    ApprovalIssue { code: issue.code.clone(), severity: issue.severity, message: issue.message.clone() }
+}
