@@ -11,7 +11,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use stage0_backplane::{EntryKind, IncomingRequest, RequestStream, ServeError};
 use stage0_contract::{
-    AccountId, DEFAULT_RETENTION_DAYS, DecisionsDeleted, DeleteDecisions, Deletion, Delivery, LineHeader,
+    AccountId, ChainedLine, DEFAULT_RETENTION_DAYS, DecisionsDeleted, DeleteDecisions, Deletion, Delivery,
     ListDeliveries, ManageReply, Page, Refusal, ReplayStarted, ReplayWebhook, Request, TestWebhook, WebhookTested,
 };
 use tokio_util::sync::CancellationToken;
@@ -136,7 +136,7 @@ impl Admin {
         let last = self.shared.backplane.log.last(account, EntryKind::Decisions, Shared::store_deadline()).await;
         let last = last.ok().flatten();
         let line = last.as_ref().and_then(|entry| entry.lines().last());
-        let header = line.and_then(|line| serde_json::from_slice::<LineHeader>(line).ok());
+        let header = line.and_then(ChainedLine::read);
         header.map_or(DEFAULT_RETENTION_DAYS, |header| {
             let seconds = header.expires_at.saturating_sub(header.recorded_at.as_second());
             u32::try_from(seconds / 86_400).unwrap_or(DEFAULT_RETENTION_DAYS).max(1)

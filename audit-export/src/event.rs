@@ -1,11 +1,13 @@
 //! Turns a line of the log into the body that a webhook receives. Pure.
 //!
-//! The client's address, the request and text of it are never delivered, nor is a line that cannot be read.
+//! The client's address, the request and text of it are never delivered. A line that cannot be read, and one of a type
+//! that this version does not know, is no event. A line that was written twice is delivered under one `webhook-id`.
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use stage0_contract::{AccountId, DELIVERED_MEMBERS, LineHash, LineType, Verdict, WebhookFilters, is_same_environment};
+use uuid::Uuid;
 
 /// The prefix of a decision's event id, before its `request_id`.
 pub(crate) const DECISION: &str = "dec_";
@@ -31,9 +33,11 @@ impl Event {
         let text = |name: &str| members.get(name).and_then(Value::as_str);
         let (id, data) = match kind {
             LineType::Decision => (format!("{DECISION}{}", text("request_id")?), decision(members, line)),
-            LineType::Checkpoint | LineType::Deletion | LineType::Expiry | LineType::WebhookDisabled => {
-                (format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?), mark(members, line)?)
+            mark if mark.is_mark() => {
+                (format!("mark_{}_{}", text("account")?, members.get("number")?.as_u64()?), self::mark(members, line)?)
             }
+            // Of an approval, a grant or a stop.
+            _ => (format!("evt_{}", Uuid::parse_str(text("event_id")?).ok()?), all_members(members, line)),
         };
         Some(Self { id, recorded_at, kind, data })
     }
@@ -47,19 +51,26 @@ impl Event {
         body.to_string().into()
     }
 
-    /// Marks go to every endpoint, except the hourly removals by retention, which go to none.
+    /// An endpoint that names no events gets decisions and marks, except the hourly removals by retention.
     pub(crate) fn passes(&self, filters: &WebhookFilters) -> bool {
-        match self.kind {
-            LineType::Decision => {}
-            LineType::Checkpoint | LineType::Deletion | LineType::WebhookDisabled => return true,
-            LineType::Expiry => return false,
+        if !filters.wants(self.kind) {
+            return false;
         }
-        let text = |name: &str| self.data.get(name).and_then(Value::as_str).unwrap_or_default();
-        let verdict = Verdict::parse(text("verdict"));
-        let environment = text("environment");
-        let is_listed = |wanted: &Vec<String>| wanted.iter().any(|wanted| is_same_environment(environment, wanted));
-        filters.verdicts.as_ref().is_none_or(|wanted| verdict.is_some_and(|verdict| wanted.contains(&verdict)))
-            && filters.environments.as_ref().is_none_or(is_listed)
+        let text = |name: &str| self.data.get(name).and_then(Value::as_str);
+        let verdict_passes = || {
+            let verdict = Verdict::parse(text("verdict").unwrap_or_default());
+            filters.verdicts.as_ref().is_none_or(|wanted| verdict.is_some_and(|verdict| wanted.contains(&verdict)))
+        };
+        let is_listed = |environment: &str| {
+            let wanted = filters.environments.as_ref();
+            wanted.is_none_or(|wanted| wanted.iter().any(|wanted| is_same_environment(environment, wanted)))
+        };
+        match self.kind {
+            LineType::Decision => verdict_passes() && is_listed(text("environment").unwrap_or_default()),
+            mark if mark.is_mark() => true,
+            // Events of grants and stops name no environment.
+            _ => text("environment").is_none_or(is_listed),
+        }
     }
 
     /// INVARIANT: the body of a given line never changes: every attempt sends the same bytes, and so do exporters of
@@ -81,6 +92,13 @@ fn decision(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Value> 
     // The hash lets a receiver follow the chain from event to event.
     data.insert("hash".to_owned(), LineHash::of(line).to_string().into());
     data
+}
+
+/// All members of a line about an approval, a grant or a stop: by contract it holds no text of an action.
+fn all_members(mut members: Map<String, Value>, line: &[u8]) -> Map<String, Value> {
+    members.shift_remove("type");
+    members.insert("hash".to_owned(), LineHash::of(line).to_string().into());
+    members
 }
 
 /// All members of a mark, and the line itself, whose bytes are signed.
@@ -112,7 +130,7 @@ mod tests {
 
     fn filters(verdicts: Option<Vec<Verdict>>, environments: Option<Vec<&str>>) -> WebhookFilters {
         let environments = environments.map(|all| all.into_iter().map(str::to_owned).collect());
-        WebhookFilters { verdicts, environments }
+        WebhookFilters { events: None, verdicts, environments }
     }
 
     #[test]
@@ -188,6 +206,82 @@ mod tests {
             let event = Event::of(line.to_string().as_bytes(), now, Timestamp::UNIX_EPOCH).unwrap();
             assert_eq!(event.passes(&filters(None, None)), wanted, "{line}");
         }
+    }
+
+    /// What a gateway writes of an approval.
+    const APPROVED: &str = concat!(
+        r#"{"type":"approval.approved","chain":{"writer":"01a20c2e-c3d9-727d-9b3c-c2a79d458dbe","sequence":2,"#,
+        r#""previous":null},"recorded_at":"2026-01-01T00:00:01Z","expires_at":2000000000,"account":"acc_1","#,
+        r#""event_id":"01A20C2E-C3D7-70EE-BB71-31E8ED670A1B","at":"2026-01-01T00:00:00Z","approval_id":"apr_1","#,
+        r#""environment":"Production","request_id":"01a20c2e-c3d7-70ee-bb71-31e8ed670a1b","#,
+        r#""actor":{"key_id":"k","member_id":"mem_1","authenticated_by":"api_key"},"reason":"as planned"}"#,
+    );
+
+    fn of(line: &str) -> Option<Event> {
+        Event::of(line.as_bytes(), Timestamp::from_second(1_900_000_000).unwrap(), Timestamp::UNIX_EPOCH)
+    }
+
+    fn naming(events: &[&str]) -> WebhookFilters {
+        let events = Some(events.iter().map(|event| (*event).to_owned()).collect());
+        WebhookFilters { events, verdicts: None, environments: None }
+    }
+
+    #[test]
+    fn an_event_of_an_approval_is_delivered_with_its_members_and_one_id_however_often_it_was_recorded() {
+        let again = APPROVED.replace(r#""sequence":2"#, r#""sequence":9"#).replace("00:01Z", "00:07Z");
+        let (first, second) = (of(APPROVED).unwrap(), of(&again).unwrap());
+        assert_eq!(first.id, "evt_01a20c2e-c3d7-70ee-bb71-31e8ed670a1b");
+        assert_eq!(first.id, second.id);
+        let body = first.body(7);
+        assert_eq!(body, of(APPROVED).unwrap().body(7));
+        let value: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(
+            (&value["type"], &value["timestamp"]),
+            (&json!("approval.approved"), &json!("2026-01-01T00:00:01Z"))
+        );
+        let mut data: Value = serde_json::from_str(APPROVED).unwrap();
+        data.as_object_mut().unwrap().remove("type");
+        data["hash"] = LineHash::of(APPROVED.as_bytes()).to_string().into();
+        data["sequence"] = json!(7);
+        assert_eq!(value["data"], data);
+    }
+
+    #[test]
+    fn events_of_approvals_and_stops_go_only_to_endpoints_that_name_them() {
+        let stop = APPROVED.replace("approval.approved", "stop.started");
+        let grant = APPROVED.replace(r#""environment":"Production","#, "");
+        let (approved, stop, grant) = (of(APPROVED).unwrap(), of(&stop).unwrap(), of(&grant).unwrap());
+        for event in [&approved, &stop] {
+            assert!(!event.passes(&filters(None, None)));
+            assert!(!event.passes(&naming(&["decision.recorded", "checkpoint.signed", "approval.denied"])));
+        }
+        assert!(approved.passes(&naming(&["approval.*"])) && approved.passes(&naming(&["approval.approved"])));
+        assert!(!stop.passes(&naming(&["approval.*"])) && stop.passes(&naming(&["stop.*"])));
+        assert!(!event().passes(&naming(&["approval.*"])) && event().passes(&naming(&["decision.recorded"])));
+        let in_staging = WebhookFilters { environments: Some(vec!["staging".to_owned()]), ..naming(&["approval.*"]) };
+        let denials = WebhookFilters { verdicts: Some(vec![Verdict::Deny]), ..naming(&["approval.*"]) };
+        assert!(!approved.passes(&in_staging) && grant.passes(&in_staging), "an event without an environment passes");
+        assert!(approved.passes(&denials), "it has no verdict");
+        let in_production = WebhookFilters { environments: Some(vec!["prod".to_owned()]), ..naming(&["approval.*"]) };
+        assert!(approved.passes(&in_production));
+    }
+
+    #[test]
+    fn a_line_of_an_unknown_type_or_without_its_id_is_no_event() {
+        assert!(of(&APPROVED.replace("approval.approved", "approval.foreseen")).is_none());
+        assert!(of(&APPROVED.replace("event_id", "event")).is_none());
+        assert!(of(&APPROVED.replace("01A20C2E", "x")).is_none());
+    }
+
+    /// A decision of this version has the member, and one of an earlier version has not.
+    #[test]
+    fn the_approval_of_a_decision_is_delivered() {
+        let approval = json!({"id": "apr_1", "status": "pending", "url": "/v1/approvals/apr_1"});
+        let line = LINE.replacen(r#""verdict""#, &format!(r#""approval":{approval},"verdict""#), 1);
+        let value: Value = serde_json::from_slice(&of(&line).unwrap().body(1)).unwrap();
+        assert_eq!(value["data"]["approval"], approval);
+        let value: Value = serde_json::from_slice(&event().body(1)).unwrap();
+        assert!(value["data"].get("approval").is_none());
     }
 
     #[test]

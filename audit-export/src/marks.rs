@@ -17,7 +17,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use stage0_backplane::{Backplane, Entry, EntryFilter, EntryKind, MarkError, Position, ReadError, Seek};
 use stage0_contract::{
-    AccountId, Deletion, DeletionPermit, Expiry, Head, KeyId, LineHash, LineHeader, ManageReply, Mark, MarkBody,
+    AccountId, ChainedLine, Deletion, DeletionPermit, Expiry, Head, KeyId, LineHash, ManageReply, Mark, MarkBody,
     MarkSigned, Previous, Refusal, SignMark, WriterId,
 };
 
@@ -347,7 +347,7 @@ fn head_of(entry: &Entry, account: &AccountId) -> Option<Head> {
     if owner.is_some_and(|owner| owner != *account) {
         return None;
     }
-    serde_json::from_slice::<LineHeader>(line).ok().map(|header| header.head(line))
+    ChainedLine::read(line).map(|chained| chained.head(line))
 }
 
 #[derive(Deserialize)]

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use jiff::Timestamp;
 use stage0_backplane::{Backplane, Entry, EntryKind, Position, Seek};
-use stage0_contract::{AccountId, Head, LineHeader, Mark, MarkBody};
+use stage0_contract::{AccountId, ChainedLine, Head, Mark, MarkBody};
 
 use super::{Heads, MIN_THROUGH_MICROS, MarkFailure, READ_CHUNK_BYTES, head_of, scan};
 use crate::metrics::{self, RemovalReason};
@@ -69,7 +69,7 @@ pub(super) async fn plan(
 /// When an entry's lines were recorded, which is the same moment for all of them; none if they cannot be read.
 pub(super) fn recorded_at(entry: &Entry) -> Option<Timestamp> {
     let line = entry.lines().next()?;
-    serde_json::from_slice::<LineHeader>(line).ok().map(|header| header.recorded_at)
+    ChainedLine::read(line).map(|chained| chained.recorded_at)
 }
 
 /// Finishes the removal of a mark that is written, in case a crash interrupted it.

@@ -21,6 +21,7 @@ mod egress;
 #[path = "../../../tests/src/http_request.rs"]
 mod http_request;
 mod lookups;
+mod newer_log;
 mod receiver;
 mod retention;
 mod telemetry;
