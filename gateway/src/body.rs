@@ -65,7 +65,7 @@ impl ReceivedBody {
     pub(crate) async fn parse(
         self,
         request_memory: &Arc<RequestMemory>,
-        account: &AccountId,
+        account: Option<&AccountId>,
         deadline: Instant,
     ) -> Result<Body, ApiError> {
         let Self { bytes, hold } = self;
@@ -73,7 +73,7 @@ impl ReceivedBody {
             biased;
             // Its bytes were given to others, so it must not keep them while it waits.
             over = hold.cut() => return Err(over.into()),
-            permit = request_memory.acquire(Some(account), bytes.len(), deadline) => permit?,
+            permit = request_memory.acquire(account, bytes.len(), deadline) => permit?,
         };
         let length = bytes.len();
         // The client may disconnect meanwhile: the memory is held until the work on the body ends.
@@ -100,12 +100,12 @@ pub(crate) fn has_body(headers: &HeaderMap) -> bool {
     length || headers.contains_key(TRANSFER_ENCODING)
 }
 
-/// Receives the complete body of a request of `account`.
+/// Receives the complete body of a request of `account`; none for a call that needs no key.
 pub(crate) async fn receive(
     state: &AppState,
     request: &HttpRequest,
     payload: Payload,
-    account: &AccountId,
+    account: Option<&AccountId>,
 ) -> Result<ReceivedBody, ApiError> {
     let length =
         request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
@@ -116,7 +116,7 @@ pub(crate) async fn receive(
         return Err(ApiError::NotJsonType);
     }
     let address = Client::of_request(request).map(Client::net);
-    let hold = state.bytes.begin(Some(account), address, std::time::Instant::now());
+    let hold = state.bytes.begin(account, address, std::time::Instant::now());
     let connection = request.conn_data::<ConnectionState>();
     let length = length.and_then(|length| usize::try_from(length).ok());
     let reader = BodyReader { hold: &hold, connection, length, buffer: BytesMut::new(), held: 0 };
@@ -270,13 +270,12 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(2);
         let taken = request_memory.acquire(Some(&a), MAX_BODY_BYTES, deadline).await.unwrap();
         let waiting: Vec<_> = [60, 40].map(|kib| whole(&bytes, "a", kib * KIB, now)).into();
-        let waiting =
-            futures_util::future::join_all(waiting.into_iter().map(|arrived| {
-                let (request_memory, a) = (Arc::clone(&request_memory), a.clone());
-                async move {
-                    (arrived.parse(&request_memory, &a, deadline).await.map(|body| body.object.len()), Instant::now())
-                }
-            }));
+        let waiting = futures_util::future::join_all(waiting.into_iter().map(|arrived| {
+            let (request_memory, a) = (Arc::clone(&request_memory), a.clone());
+            async move {
+                (arrived.parse(&request_memory, Some(&a), deadline).await.map(|body| body.object.len()), Instant::now())
+            }
+        }));
         let began = Instant::now();
         let others = async {
             tokio::task::yield_now().await;

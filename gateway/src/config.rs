@@ -8,7 +8,9 @@ use std::time::Duration;
 use stage0_contract::AuditMode;
 use stage0_runtime::settings;
 use stage0_runtime::settings::Kind;
-use stage0_runtime::settings::kinds::{address, base_path, between, choice, count, limit, list_of, milliseconds};
+use stage0_runtime::settings::kinds::{
+    address, base_path, between, choice, count, https_url, limit, list_of, milliseconds,
+};
 
 use crate::address::TrustedProxies;
 use crate::quota::OnFailure;
@@ -24,6 +26,9 @@ settings! {
         listen: SocketAddr = "listen" "ADDR" in "Server", default(SocketAddr::from(([0, 0, 0, 0], 8443))), address();
         /// Path before every route, such as `/stage0`, when a proxy does not strip it
         base_path: String = "base-path" "PATH" in "Server", or(String::new()), base_path();
+        /// Address under which people reach this API, such as `https://stage0.example.com`: what answers link to. With
+        /// a path if a proxy puts one before it (default: links are paths)
+        public_url: Option<PublicUrl> = "public-url" "URL" in "Server", optional, public_url();
         /// Threads that serve requests, each with its own connection to the backplane (default: one per core)
         workers: usize = "workers" "N" in "Server", or(one_per_core()), count(1024);
         /// Addresses and networks, separated by commas, of proxies whose `Forwarded` or `X-Forwarded-For` header
@@ -90,6 +95,8 @@ settings! {
         tls: TlsFiles = TlsFiles::default();
         /// Takes endpoints with `http:` addresses too: for local stacks.
         dangerous_allow_private_webhooks: bool = false;
+        /// Every role is in this process: no other version reads the log.
+        single_process: bool = false;
     }
 }
 
@@ -158,6 +165,27 @@ fn one_per_core() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from)
 }
 
+/// An https address without query, to which the API's paths are joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+impl PublicUrl {
+    /// Reads `https://HOST`, with a port and a path where there are some.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let url = https_url().parse(text)?;
+        Ok(Self(url.as_str().trim_end_matches('/').to_owned()))
+    }
+
+    /// The address of one of the API's paths.
+    pub(crate) fn join(&self, path: &str) -> String {
+        format!("{}{path}", self.0)
+    }
+}
+
+fn public_url() -> Kind<PublicUrl> {
+    Kind::new(PublicUrl::parse, |url| url.0.clone())
+}
+
 fn proxies() -> Kind<TrustedProxies> {
     list_of(|items| TrustedProxies::parse(items).map_err(|error| error.to_string()))
 }
@@ -165,6 +193,22 @@ fn proxies() -> Kind<TrustedProxies> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_public_url_is_https_without_query_and_may_have_a_path() {
+        for (text, approval) in [
+            ("https://stage0.example.com", "https://stage0.example.com/v1/approvals/apr_1"),
+            ("https://stage0.example.com/", "https://stage0.example.com/v1/approvals/apr_1"),
+            ("https://example.com:8443/stage0", "https://example.com:8443/stage0/v1/approvals/apr_1"),
+        ] {
+            assert_eq!(PublicUrl::parse(text).unwrap().join("/v1/approvals/apr_1"), approval);
+        }
+        for bad in
+            ["http://stage0.example.com", "https://a.example?x=1", "https://a.example#x", "https://u:p@a.example", "x"]
+        {
+            assert!(PublicUrl::parse(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn settings_that_give_up_a_promise_are_warned_about() {

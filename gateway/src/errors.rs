@@ -16,6 +16,7 @@ use stage0_contract::{
     request_route,
 };
 
+use crate::approval_waits::WaitsOf;
 use crate::in_flight::ByteLimit;
 use crate::metrics::{self, Throttle};
 use crate::throttle::{Blocked, CallsBy, LoginsBy, TooManyCalls};
@@ -26,6 +27,7 @@ const RATE_RETRY_AFTER: u64 = 1;
 const SCAN_RETRY_AFTER: u64 = 5;
 const BYTES_RETRY_AFTER: u64 = 1;
 const UNAVAILABLE_RETRY_AFTER: u64 = 1;
+const WAITS_RETRY_AFTER: u64 = 5;
 /// The others are counted: otherwise a body of a few bytes per field would get an answer many times as large.
 const MAX_NAMED_ERRORS: usize = 200;
 
@@ -72,6 +74,9 @@ pub(crate) enum ApiError {
     Overloaded,
     Clock(ClockError),
     Missing(Part),
+    /// A change of an approval, grant or stop, and what is known about its record.
+    NotRecorded(Change),
+    TooManyWaits(WaitsOf),
     /// Something of the service failed, and it is not known what.
     Unavailable,
 }
@@ -197,6 +202,14 @@ impl ApiError {
             }
             Self::Clock(error) => Row::new(Code::Unavailable, clock_text(error)),
             Self::Missing(part) => Row::new(Code::Unavailable, format!("{part}: the action must not run, try again")),
+            Self::NotRecorded(change) => Row::new(Code::Unavailable, change.text()),
+            Self::TooManyWaits(of) => {
+                let text = match of {
+                    WaitsOf::Key => "too many calls with this key wait for approvals",
+                    WaitsOf::Account => "too many calls of this account wait for approvals",
+                };
+                Row::throttled(Throttle::Waits, WAITS_RETRY_AFTER, text)
+            }
             Self::Unavailable => {
                 Row::new(Code::Unavailable, "the service could not answer in time: the action must not run, try again")
             }
@@ -327,6 +340,36 @@ pub(crate) enum Part {
     LogUnwritten,
     LogUnread,
     StateStore,
+}
+
+/// A change that is in the log before its caller hears of it, and that is not known to be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Not made: a process of an earlier version could not read its line.
+    NotReadable,
+    /// Made, and recorded later: it does not count before.
+    Pending,
+    /// The stop holds, without a line yet.
+    Stopped,
+    /// The stop holds on.
+    NotResumed,
+    /// A delegation, which holds without a line.
+    Delegated,
+}
+
+impl Change {
+    fn text(self) -> &'static str {
+        match self {
+            Self::NotReadable => {
+                "nothing was changed: not every process of the deployment is known to read the record of it, \
+                 see `stage0 status` for one with an older version, and try again"
+            }
+            Self::Pending => "it could not be recorded, and does not count until it is: try again",
+            Self::Stopped => "the stop holds, and could not be recorded: look at `GET /v1/stops` before you try again",
+            Self::NotResumed => "the stop still holds, because its end could not be recorded: try again",
+            Self::Delegated => "the change holds, and could not be recorded: try again",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

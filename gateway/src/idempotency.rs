@@ -1,9 +1,10 @@
 //! `Idempotency-Key` on checks: a retried check gets the recorded decision again, and counts once.
 //!
 //! Owns one small record per account, key and header in the state store, for ten minutes after its first use, with a
-//! hash of the body. Only the decision log says whether an attempt was recorded.
-//! INVARIANT: of two attempts with one key only one is in flight at a time, and each has a request id of its own, so
-//! the log never holds an id twice. What cannot be looked up is not decided.
+//! hash of the body. Only the decision log says whether an attempt was recorded; whether a recorded decision may be
+//! given again is judged by `routes/check/replay.rs`. INVARIANT: of two attempts with one key only one is in flight at
+//! a time, and each has a request id of its own, so the log never holds an id twice. What cannot be looked up is not
+//! decided.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,13 +14,9 @@ use data_encoding::HEXLOWER;
 use jiff::{SignedDuration, Timestamp};
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use stage0_backplane::{Cause, PutError, Requests, Revision, StateStore};
-use stage0_contract::{
-    AccountId, CheckResponse, ClientRequestId, EvaluatorStatus, EvaluatorStatusReply, IDEMPOTENCY_RECORDS, KeyId,
-    KeyIdentity, PolicyVersion, RequestId,
-};
+use stage0_backplane::{Cause, PutError, Revision, StateStore};
+use stage0_contract::{AccountId, CheckResponse, ClientRequestId, IDEMPOTENCY_RECORDS, KeyId, KeyIdentity, RequestId};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::errors::{ApiError, Part};
@@ -27,7 +24,7 @@ use crate::log_reader::LogReader;
 
 mod create;
 
-pub(crate) use create::{CallError, IDEMPOTENCY_KEY, IdempotentCreate, MAX_BODY_BYTES};
+pub(crate) use create::{Answer, CallError, IDEMPOTENCY_KEY, IdempotentCreate, MAX_BODY_BYTES};
 
 /// Seconds during which a key stands for one decision, from its first use.
 const KEY_TTL_SECONDS: i64 = 600;
@@ -47,7 +44,6 @@ pub(crate) const MAX_CLAIM_ATTEMPTS: u32 = 5;
 
 pub(crate) struct IdempotencyStore<'a> {
     pub(crate) state_store: &'a dyn StateStore,
-    pub(crate) requests: &'a dyn Requests,
     pub(crate) first_seen: &'a FirstSeen,
     pub(crate) log: &'a LogReader,
     pub(crate) deadline: Instant,
@@ -57,8 +53,6 @@ pub(crate) struct IdempotencyStore<'a> {
 pub(crate) struct IdempotencyKey {
     record_key: String,
     body_hash: String,
-    /// The policy version that the request itself names.
-    version: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,10 +103,18 @@ impl FirstSeen {
 
 /// What a key was used for before.
 pub(crate) enum Lookup {
-    /// This very request, and it was answered.
-    Replay(Box<CheckResponse>),
+    /// This very request, and it was decided.
+    Recorded(Box<Recorded>),
     BodyMismatch,
     Available(Available),
+}
+
+pub(crate) struct Recorded {
+    pub(crate) response: CheckResponse,
+    /// The first attempt under the key.
+    pub(crate) operation: RequestId,
+    /// If the decision must not be given again: the key as if it were unused.
+    pub(crate) void: Available,
 }
 
 pub(crate) struct Available {
@@ -179,15 +181,8 @@ impl KeyRecord {
 }
 
 impl IdempotencyKey {
-    pub(crate) fn new(
-        identity: &KeyIdentity,
-        header: &ClientRequestId,
-        body: &Map<String, Value>,
-        body_hash: String,
-    ) -> Self {
-        let version = body.get("policy_pack_version").and_then(Value::as_str).filter(|version| !version.is_empty());
-        let record_key = record_key(&identity.account, &identity.key_id, header.as_str());
-        Self { record_key, body_hash, version: version.map(str::to_owned) }
+    pub(crate) fn new(identity: &KeyIdentity, header: &ClientRequestId, body_hash: String) -> Self {
+        Self { record_key: record_key(&identity.account, &identity.key_id, header.as_str()), body_hash }
     }
 
     /// What the key was used for before. Waits for an attempt in flight.
@@ -217,12 +212,9 @@ impl IdempotencyKey {
                 KeyState::InFlight => false,
                 KeyState::Over => true,
             };
-            if let Some(recorded) = find_record(store, &record).await? {
-                return Ok(if self.is_current(store, &recorded.decided.policy_version).await? {
-                    Lookup::Replay(Box::new(recorded))
-                } else {
-                    Lookup::Available(self.available(Some(stored.revision)))
-                });
+            if let Some(response) = find_record(store, &record).await? {
+                let (operation, void) = (record.operation, self.available(Some(stored.revision)));
+                return Ok(Lookup::Recorded(Box::new(Recorded { response, operation, void })));
             }
             if is_over {
                 // Its check may have been counted, and then it is not counted again.
@@ -244,17 +236,6 @@ impl IdempotencyKey {
             revision,
             counted: false,
         }
-    }
-
-    /// Whether the policy version that decided then would decide now.
-    async fn is_current(&self, store: &IdempotencyStore<'_>, decided_by: &PolicyVersion) -> Result<bool, ApiError> {
-        if let Some(named) = &self.version {
-            return Ok(named == decided_by.as_str());
-        }
-        let status = store.requests.request_until(&EvaluatorStatus {}, store.deadline).await;
-        let EvaluatorStatusReply { active, .. } =
-            status.map_err(|error| failed(Part::asked::<EvaluatorStatus>(&error), &error))?;
-        Ok(active == *decided_by)
     }
 }
 
@@ -340,11 +321,13 @@ fn failed(part: Part, error: &(dyn Error + 'static)) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
     use stage0_contract::{Caps, Limits, Plan, Scopes, canonical_hash};
 
     fn identity(account: &str, key: &str) -> KeyIdentity {
         KeyIdentity {
+            holder: None,
+            rules: stage0_contract::AccountRules::default(),
             key_id: KeyId::parse(key).unwrap(),
             account: AccountId::parse(account).unwrap(),
             scopes: Scopes::new(),
@@ -359,12 +342,7 @@ mod tests {
 
     fn of(account: &str, key: &str, header: &str, body: impl Into<Value>) -> IdempotencyKey {
         let Value::Object(body) = body.into() else { panic!("no object") };
-        IdempotencyKey::new(
-            &identity(account, key),
-            &ClientRequestId::parse(header).unwrap(),
-            &body,
-            canonical_hash(&body),
-        )
+        IdempotencyKey::new(&identity(account, key), &ClientRequestId::parse(header).unwrap(), canonical_hash(&body))
     }
 
     #[test]

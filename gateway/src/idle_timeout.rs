@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use crate::throttle::ConnectionHandle;
 
@@ -69,6 +70,8 @@ struct Shared {
     since_parse: Cell<usize>,
     /// Wakes the reader once the window has room again.
     reader: Cell<Option<Waker>>,
+    /// Cancelled when the client has closed the connection, or its half of it.
+    gone: CancellationToken,
 }
 
 impl ConnectionState {
@@ -82,6 +85,11 @@ impl ConnectionState {
         shared.read_window.set(PROBE_BYTES);
         shared.mark_serving();
         RequestGuard { connection: self.clone(), closing: false }
+    }
+
+    /// Cancelled once nothing more can arrive: the server itself goes on with a handler until it wants to answer.
+    pub(crate) fn client_gone(&self) -> CancellationToken {
+        self.0.gone.clone()
     }
 
     pub(crate) fn handle(&self) -> Option<&ConnectionHandle> {
@@ -301,7 +309,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
             read
         };
         match read {
-            Poll::Ready(_) => shared.record_read(buffer.filled().len() - before),
+            Poll::Ready(_) => {
+                let bytes = buffer.filled().len() - before;
+                if bytes == 0 {
+                    shared.gone.cancel();
+                }
+                shared.record_read(bytes);
+            }
             // The server parses its buffer now.
             Poll::Pending => shared.since_parse.set(0),
         }

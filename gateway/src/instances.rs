@@ -1,8 +1,9 @@
 //! The processes of the deployment, by the heartbeats that they publish every two seconds.
 //!
-//! It is for people: no decision about a check depends on it. Each role has its own subject, and a process can only
-//! report its own role. Memory is bounded: large heartbeats are dropped, and beyond the limit of a role the process
-//! that was silent longest is removed.
+//! It is for people, and for one question: whether lines about approvals may be written, which every process must be
+//! able to read ([`Instances::can_record`]). No decision about a check depends on it. Each role has its own subject,
+//! and a process can only report its own role. Memory is bounded: large heartbeats are dropped, and beyond the limit of
+//! a role the process that was silent longest is removed.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,16 +19,37 @@ const LOST_AFTER: Duration = InstanceHeartbeat::INTERVAL.saturating_mul(3);
 const STOPPING_TTL: Duration = Duration::from_secs(15);
 const LOST_TTL: Duration = Duration::from_secs(15 * 60);
 const MAX_PER_ROLE: usize = 250;
+/// Longer than the interval of heartbeats.
+const LISTEN_BEFORE_RECORDING: Duration = Duration::from_secs(3);
+/// From this `log_edition` on a process can read lines of every kind.
+const LOG_EDITION_OF_EVENTS: u32 = 1;
 const SUBSCRIBE_RETRY_DELAY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Instances {
     since: Instant,
+    /// All roles are in this process, so that no other version reads the log.
+    is_single_process: bool,
     heartbeats: Mutex<HashMap<(Role, String), (Instant, InstanceHeartbeat)>>,
 }
 
 impl Instances {
-    pub(crate) fn new(now: Instant) -> Self {
-        Self { since: now, heartbeats: Mutex::default() }
+    pub(crate) fn new(now: Instant, is_single_process: bool) -> Self {
+        Self { since: now, is_single_process, heartbeats: Mutex::default() }
+    }
+
+    /// Whether every process can read lines about approvals and stops, as far as heartbeats tell. Not before each of
+    /// them has had the time to send one, and not while not even this gateway's own arrive.
+    pub(crate) fn can_record(&self, now: Instant) -> bool {
+        if self.is_single_process {
+            return true;
+        }
+        if now.saturating_duration_since(self.since) < LISTEN_BEFORE_RECORDING {
+            return false;
+        }
+        let heartbeats = self.lock();
+        let mut alive =
+            heartbeats.values().filter(|(at, _)| now.saturating_duration_since(*at) <= LOST_AFTER).peekable();
+        alive.peek().is_some() && alive.all(|(_, heartbeat)| heartbeat.log_edition >= LOG_EDITION_OF_EVENTS)
     }
 
     /// From when on every running process has sent a heartbeat.
@@ -107,6 +129,7 @@ mod tests {
 
     fn heartbeat(instance: &str, state: InstanceState) -> InstanceHeartbeat {
         InstanceHeartbeat {
+            log_edition: InstanceHeartbeat::LOG_EDITION,
             role: Role::Evaluator,
             instance: instance.to_owned(),
             version: "1".to_owned(),
@@ -125,7 +148,7 @@ mod tests {
     #[test]
     fn a_silent_process_is_lost_and_a_stopped_one_is_removed() {
         let now = Instant::now();
-        let instances = Instances::new(now);
+        let instances = Instances::new(now, false);
         instances.record(heartbeat("a", InstanceState::Ready), now);
         instances.record(heartbeat("b", InstanceState::Ready), now);
         instances.record(heartbeat("b", InstanceState::Stopping), now);
@@ -142,7 +165,7 @@ mod tests {
     #[test]
     fn beyond_the_limit_of_a_role_its_longest_silent_process_is_removed() {
         let now = Instant::now();
-        let instances = Instances::new(now);
+        let instances = Instances::new(now, false);
         instances.record(InstanceHeartbeat { role: Role::Gateway, ..heartbeat("oldest", InstanceState::Ready) }, now);
         for index in 0..=MAX_PER_ROLE {
             let at = now + Duration::from_millis(u64::try_from(index).unwrap());
@@ -153,9 +176,27 @@ mod tests {
         assert!(all.iter().all(|(name, _)| name != "i0") && all.iter().any(|(name, _)| name == "oldest"));
     }
 
+    #[test]
+    fn events_are_recorded_once_every_process_that_lives_can_read_them() {
+        let began = Instant::now();
+        let (instances, now) = (Instances::new(began, false), began + LISTEN_BEFORE_RECORDING);
+        assert!(!instances.can_record(now), "not even the own heartbeat has arrived");
+        instances.record(heartbeat("new", InstanceState::Ready), now);
+        assert!(instances.can_record(now));
+        assert!(!instances.can_record(now.checked_sub(Duration::from_millis(1)).unwrap()), "others may be silent yet");
+        let old = InstanceHeartbeat { log_edition: 0, ..heartbeat("old", InstanceState::NotReady) };
+        instances.record(old, now);
+        assert!(!instances.can_record(now));
+        let later = now + LOST_AFTER + Duration::from_secs(1);
+        assert!(!instances.can_record(later), "nothing arrives any more");
+        instances.record(heartbeat("new", InstanceState::Ready), later);
+        assert!(instances.can_record(later), "the old process is lost");
+        assert!(Instances::new(began, true).can_record(began), "one process reads what it writes");
+    }
+
     #[tokio::test]
     async fn a_heartbeat_of_another_role_or_a_large_one_is_dropped() {
-        let (backplane, instances) = (Backplane::embedded(), Instances::new(Instant::now()));
+        let (backplane, instances) = (Backplane::embedded(), Instances::new(Instant::now(), false));
         let publish = async |role: Role, heartbeat: &InstanceHeartbeat| {
             let bytes = serde_json::to_vec(heartbeat).unwrap();
             backplane.notices.publish_bytes(InstanceHeartbeat::subject(role), bytes.into()).await.unwrap();

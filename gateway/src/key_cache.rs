@@ -20,8 +20,8 @@ use sha2::Sha256;
 use stage0_backplane::clock::boottime;
 use stage0_backplane::{Backplane, Event, Liveness, Requests, ServeError};
 use stage0_contract::{
-    AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, NoteKeyUses, RefreshKey, RefreshKeyReply, RequestId, VerifyKey,
-    VerifyKeyReply,
+    AccountId, ApiKey, KeyChanged, KeyId, KeyIdentity, NoteKeyUses, RefreshKey, RefreshKeyReply, RequestId, Stop,
+    VerifyKey, VerifyKeyReply,
 };
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -76,6 +76,8 @@ impl CachedIdentity {
 pub(crate) struct VerifiedCaller {
     digest: Digest,
     cached: Arc<CachedIdentity>,
+    /// Whether what it does depends on the account's rules as they were then.
+    is_bound_to_rules: bool,
 }
 
 pub(crate) enum CacheLookup {
@@ -136,6 +138,12 @@ impl VerifiedCaller {
         &self.cached.identity
     }
 
+    /// From now on the caller is only confirmed while the account's rules are those that it came with: a decision that
+    /// was made before a stop must not be released after it.
+    pub(crate) fn bind_to_rules(&mut self) {
+        self.is_bound_to_rules = true;
+    }
+
     pub(crate) fn is_first_use_in_hour(&self, now: Timestamp) -> bool {
         let hour = NoteKeyUses::hour_of(now).as_second();
         self.cached.last_used_hour.swap(hour, Ordering::Relaxed) != hour
@@ -157,6 +165,11 @@ impl KeyCache {
     /// A key of this account changed, or the account itself: each of its keys is refreshed before it is used again.
     pub(crate) fn invalidate(&self, account: &AccountId) {
         self.invalidations.invalidate(account);
+    }
+
+    /// Something of every account changed.
+    pub(crate) fn invalidate_all(&self) {
+        self.invalidations.invalidate_all();
     }
 
     /// Receives notices of changed keys on one connection until it is closed. While no connection is subscribed, every
@@ -259,13 +272,16 @@ impl KeyCache {
         if self.is_fresh(&caller.cached, now) {
             return Ok(is_unexpired(&caller.cached).then(|| caller.clone()));
         }
-        let VerifiedCaller { digest, cached: before } = caller;
+        let VerifiedCaller { digest, cached: before, is_bound_to_rules } = caller;
         let found = self.refresh_entry(*digest, &before.identity.key_id, now, IfEvicted::Refresh, call).await?;
         key_looked_up(KeyLookup::Refreshed);
         match found {
             // The request was authorized by the scopes that the key had before.
             CacheLookup::Hit(now) if now.identity().scopes != before.identity.scopes => Err(KeystoreError::Changed),
-            CacheLookup::Hit(now) => Ok(Some(now)),
+            CacheLookup::Hit(now) if *is_bound_to_rules && has_other_rules(now.identity(), &before.identity) => {
+                Err(KeystoreError::Changed)
+            }
+            CacheLookup::Hit(now) => Ok(Some(VerifiedCaller { is_bound_to_rules: *is_bound_to_rules, ..now })),
             CacheLookup::Revoked | CacheLookup::Miss => Ok(None),
         }
     }
@@ -438,7 +454,7 @@ impl Drop for Subscribed<'_> {
 
 fn lookup_result(digest: Digest, cached: &Arc<CachedIdentity>) -> CacheLookup {
     if is_unexpired(cached) {
-        CacheLookup::Hit(VerifiedCaller { digest, cached: Arc::clone(cached) })
+        CacheLookup::Hit(VerifiedCaller { digest, cached: Arc::clone(cached), is_bound_to_rules: false })
     } else {
         CacheLookup::Revoked
     }
@@ -446,6 +462,20 @@ fn lookup_result(digest: Digest, cached: &Arc<CachedIdentity>) -> CacheLookup {
 
 fn is_unexpired(cached: &CachedIdentity) -> bool {
     cached.identity.expires_at.is_none_or(|end| end > Timestamp::now())
+}
+
+/// Whether a check may be decided otherwise now than with the identity of before. A stop that ends by itself is no
+/// change: until then it was in force, and the policy judges its end.
+fn has_other_rules(now: &KeyIdentity, before: &KeyIdentity) -> bool {
+    let time = Timestamp::now();
+    let in_force = |identity: &KeyIdentity| -> Vec<Stop> {
+        let holds = |stop: &&Stop| stop.until.is_none_or(|until| until > time);
+        identity.rules.stops.iter().filter(holds).cloned().collect()
+    };
+    now.holder != before.holder
+        || now.rules.approvals != before.rules.approvals
+        || now.rules.four_eyes != before.rules.four_eyes
+        || in_force(now) != in_force(before)
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@
 
 mod access_log;
 mod address;
+mod approval_maintenance;
+mod approval_waits;
 mod auth;
 mod body;
 mod config;
@@ -28,6 +30,7 @@ mod quota;
 mod read_pool;
 mod readiness;
 mod recorder;
+mod recording;
 mod request_memory;
 mod response_body;
 mod routes;
@@ -37,7 +40,7 @@ mod throttle;
 mod tls;
 
 pub use address::{TrustedProxies, TrustedProxiesError};
-pub use config::{Audit, GatewayConfig, TlsFiles, TlsSettings};
+pub use config::{Audit, GatewayConfig, PublicUrl, TlsFiles, TlsSettings};
 pub use quota::OnFailure;
 pub use readiness::{Probe, probe};
 pub use server::{BuildError, Connect, Gateway};

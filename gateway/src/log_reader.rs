@@ -3,6 +3,7 @@
 //! Owns what may be shown: an account's own lines that have not expired and are within its retention. Ids carry their
 //! time, so one decision is found by seeking that time; there is no index of ids.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,9 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::Value;
 use stage0_backplane::{Cause, Chunk, DecisionLog, Entry, EntryFilter, EntryKind, Position, ReadError, Seek};
-use stage0_contract::{AccountId, ChainVerifier, KeyIdentity, LineHash, MarkRef, PublicKey, Report, RequestId, Window};
+use stage0_contract::{
+    AccountId, ChainVerifier, KeyIdentity, LineHash, LineType, MarkRef, PublicKey, Report, RequestId, Window,
+};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
@@ -107,6 +110,11 @@ impl LogReader {
         Self { log: Arc::clone(log), account: identity.account.clone(), horizon, now }
     }
 
+    /// Reads all that an account's log has, whatever its retention: for what the gateway itself must know.
+    pub(crate) fn of_account(log: &Arc<dyn DecisionLog>, account: AccountId) -> Self {
+        Self { log: Arc::clone(log), account, horizon: Timestamp::UNIX_EPOCH, now: Timestamp::now() }
+    }
+
     /// The decision with this id, if it is this account's and may still be shown.
     pub(crate) async fn decision(&self, id: RequestId) -> Result<Option<Value>, ReadError> {
         self.find(id).await?.map(FoundLine::parse).transpose()
@@ -176,12 +184,15 @@ impl LogReader {
         id: RequestId,
         chunk_bytes: usize,
     ) -> Result<SearchResult, ReadError> {
-        // Most lines do not contain the id at all. A line may contain it elsewhere, as text of its request.
+        // Most lines do not contain the id at all. A line may contain it elsewhere: as text of its request, or as the
+        // decision that an event of an approval belongs to.
         let wanted = id.to_string();
         let is_it = |line: &[u8]| {
             std::str::from_utf8(line).is_ok_and(|line| line.contains(&wanted))
-                && serde_json::from_slice::<IdFields>(line).is_ok_and(|fields| {
-                    fields.request_id == id && self.is_visible(fields.recorded_at, fields.expires_at)
+                && serde_json::from_slice::<IdFields<'_>>(line).is_ok_and(|fields| {
+                    fields.kind == LineType::Decision.as_str()
+                        && fields.request_id == id
+                        && self.is_visible(fields.recorded_at, fields.expires_at)
                 })
         };
         let mut seek = Seek::Time(from);
@@ -296,7 +307,9 @@ impl LogReader {
 }
 
 #[derive(Deserialize)]
-struct IdFields {
+struct IdFields<'l> {
+    #[serde(rename = "type", borrow)]
+    kind: Cow<'l, str>,
     request_id: RequestId,
     recorded_at: Timestamp,
     expires_at: i64,

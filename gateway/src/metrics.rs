@@ -24,6 +24,8 @@ const CHECKS_IN_FLIGHT: &str = "stage0_checks_in_flight";
 const ISSUES: &str = "stage0_issues_total";
 const RECORD_ROUND_SECONDS: &str = "stage0_record_round_seconds";
 const RECORD_LINES: &str = "stage0_record_lines_total";
+const EVENT_LINES: &str = "stage0_event_lines_total";
+const APPROVAL_WAITS: &str = "stage0_approval_waits";
 const NOTICES_PROVEN: &str = "stage0_notices_proven_age_seconds";
 const KEY_CACHE: &str = "stage0_key_cache_total";
 const REFUSED: &str = "stage0_refused_total";
@@ -68,6 +70,8 @@ pub(crate) enum Throttle {
     Rate,
     /// The account's checks per day or month.
     Quota,
+    /// Calls that wait for approvals.
+    Waits,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +99,12 @@ pub(crate) fn describe() {
     describe_counter!(ISSUES, Unit::Count, "Checks answered with an issue of this code, each code once a check.");
     describe_histogram!(RECORD_ROUND_SECONDS, Unit::Seconds, "Time of one append to the log, tries included.");
     describe_counter!(RECORD_LINES, Unit::Count, "Decisions handed to the log, by what became of them.");
+    describe_counter!(
+        EVENT_LINES,
+        Unit::Count,
+        "Events of approvals, grants and stops handed to the log, by what became of them."
+    );
+    describe_gauge!(APPROVAL_WAITS, Unit::Count, "Calls that wait for an approval to change.");
     describe_gauge!(
         NOTICES_PROVEN,
         Unit::Seconds,
@@ -171,13 +181,32 @@ pub(crate) fn record_round(took: Duration) {
     histogram!(RECORD_ROUND_SECONDS).record(took.as_secs_f64());
 }
 
-pub(crate) fn recorded(lines: usize, outcome: RecordOutcome) {
-    let outcome = match outcome {
-        RecordOutcome::Recorded => "recorded",
-        RecordOutcome::Failed => "failed",
-        RecordOutcome::Unknown => "unknown",
-    };
-    counter!(RECORD_LINES, "outcome" => outcome).increment(u64::try_from(lines).unwrap_or(u64::MAX));
+impl RecordOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Recorded => "recorded",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+pub(crate) fn recorded(decisions: usize, outcome: RecordOutcome) {
+    counter!(RECORD_LINES, "outcome" => outcome.as_str()).increment(u64::try_from(decisions).unwrap_or(u64::MAX));
+}
+
+pub(crate) fn events_recorded(events: usize, outcome: RecordOutcome) {
+    if events > 0 {
+        counter!(EVENT_LINES, "outcome" => outcome.as_str()).increment(u64::try_from(events).unwrap_or(u64::MAX));
+    }
+}
+
+pub(crate) fn wait_began() {
+    gauge!(APPROVAL_WAITS).increment(1.0);
+}
+
+pub(crate) fn wait_ended() {
+    gauge!(APPROVAL_WAITS).decrement(1.0);
 }
 
 pub(crate) fn notices_proven(age: Duration) {
@@ -209,6 +238,7 @@ pub(crate) fn throttled(throttle: Throttle) {
         Throttle::Reads => "reads",
         Throttle::Rate => "rate",
         Throttle::Quota => "quota",
+        Throttle::Waits => "waits",
     };
     counter!(THROTTLED, "by" => by).increment(1);
 }
@@ -275,6 +305,11 @@ mod tests {
             recorded(4, RecordOutcome::Recorded);
             recorded(2, RecordOutcome::Failed);
             recorded(1, RecordOutcome::Unknown);
+            events_recorded(5, RecordOutcome::Recorded);
+            events_recorded(0, RecordOutcome::Failed);
+            wait_began();
+            wait_began();
+            wait_ended();
             for outcome in [KeyLookup::Hit, KeyLookup::Refreshed, KeyLookup::Miss, KeyLookup::Hit] {
                 key_looked_up(outcome);
             }
@@ -307,6 +342,8 @@ mod tests {
             "stage0_record_lines_total{outcome=\"recorded\"} 7",
             "stage0_record_lines_total{outcome=\"failed\"} 2",
             "stage0_record_lines_total{outcome=\"unknown\"} 1",
+            "stage0_event_lines_total{outcome=\"recorded\"} 5",
+            "stage0_approval_waits 1",
             "stage0_key_cache_total{outcome=\"hit\"} 2",
             "stage0_key_cache_total{outcome=\"refreshed\"} 1",
             "stage0_key_cache_total{outcome=\"miss\"} 1",
@@ -322,6 +359,6 @@ mod tests {
         }
         assert!(!page.contains("step=\"record\""), "a cancelled step is not measured: {page}");
         let count = |start: &str| page.lines().filter(|line| line.starts_with(start)).count();
-        assert_eq!((count("# TYPE "), count("# HELP ")), (16, 16), "{page}");
+        assert_eq!((count("# TYPE "), count("# HELP ")), (18, 18), "{page}");
     }
 }

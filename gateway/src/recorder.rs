@@ -1,9 +1,10 @@
-//! Record, then release: no decision leaves before the log has acknowledged it.
+//! Record, then release: no decision leaves before the log has acknowledged it, nor does a change of an approval.
 //!
 //! Lines that the workers queue while one append is in flight become the next batch: no timer, and one fsync per
-//! account for all its queued lines. A line is refused if its caller's identity is stale right before the append, so
-//! that what was requested before the process was suspended does not get into the log when it resumes.
-//! INVARIANT: `record` returns `Ok` only for a line that an append acknowledged. When the fate of an append stays
+//! account for all its queued lines. Lines that belong together ([`LineGroup`]) are in one batch. They are refused if
+//! their caller's identity is stale right before the append, so that what was requested before the process was
+//! suspended does not get into the log when it resumes.
+//! INVARIANT: `record` returns `Ok` only for lines that an append acknowledged. When the fate of an append stays
 //! unknown, its chain is never continued: the account's next line begins a new one.
 
 use std::collections::HashMap;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use stage0_backplane::{AppendError, Backplane, Batch, Entry, EntryKind};
 use stage0_contract::{AccountId, DecisionsRecorded, Head, LineHash, LineHeader, LineType, Link, MarkRef, WriterId};
 use tokio::sync::{mpsc, oneshot};
@@ -39,20 +41,34 @@ const MAX_CHAINS: usize = 100_000;
 
 #[derive(Clone)]
 pub(crate) struct Recorder {
-    queue: mpsc::Sender<QueuedLine>,
+    queue: mpsc::Sender<QueuedGroup>,
+}
+
+/// Lines of one account that are recorded together: all of them, in this order, or none.
+#[derive(Clone)]
+pub(crate) struct LineGroup {
+    /// Who must still be valid right before the append; none for what no caller asked for.
+    pub(crate) caller: Option<VerifiedCaller>,
+    pub(crate) account: AccountId,
+    pub(crate) retention_days: u32,
+    pub(crate) lines: Vec<NewLine>,
 }
 
 #[derive(Clone)]
-pub(crate) struct DecisionLine {
-    pub(crate) caller: VerifiedCaller,
-    pub(crate) account: AccountId,
-    pub(crate) retention_days: u32,
+pub(crate) struct NewLine {
+    pub(crate) kind: LineType,
     /// A JSON object, without the members that only the recorder knows.
     pub(crate) body: Bytes,
 }
 
-struct QueuedLine {
-    line: DecisionLine,
+impl LineGroup {
+    fn bytes(&self) -> usize {
+        self.lines.iter().map(|line| line.body.len()).sum()
+    }
+}
+
+struct QueuedGroup {
+    group: LineGroup,
     deadline: Instant,
     done: oneshot::Sender<Result<(), NotRecorded>>,
 }
@@ -85,7 +101,7 @@ enum Refused {
 /// Appends the queued lines in batches. It ends when every [`Recorder`] is dropped, or once it is stopped and the queue
 /// is empty.
 pub(crate) struct BatchWriter {
-    queue: mpsc::Receiver<QueuedLine>,
+    queue: mpsc::Receiver<QueuedGroup>,
     backplane: Backplane,
     key_cache: Arc<KeyCache>,
     chains: HashMap<AccountId, Chain>,
@@ -97,10 +113,10 @@ pub(crate) fn recorder(backplane: Backplane, key_cache: Arc<KeyCache>) -> (Recor
 }
 
 impl Recorder {
-    pub(crate) async fn record(&self, line: DecisionLine, deadline: Instant) -> Result<(), NotRecorded> {
+    pub(crate) async fn record(&self, group: LineGroup, deadline: Instant) -> Result<(), NotRecorded> {
         let (done, outcome) = oneshot::channel();
         let recorded = async {
-            let sent = self.queue.send(QueuedLine { line, deadline, done }).await;
+            let sent = self.queue.send(QueuedGroup { group, deadline, done }).await;
             sent.map_err(|_| NotRecorded::Failed(Arc::new(Refused::Stopping)))?;
             outcome.await.unwrap_or(Err(NotRecorded::Late))
         };
@@ -111,7 +127,7 @@ impl Recorder {
 impl BatchWriter {
     /// Appends until `stop`, then what is still queued.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut waiting: Vec<QueuedLine> = Vec::new();
+        let mut waiting: Vec<QueuedGroup> = Vec::new();
         loop {
             if waiting.is_empty() {
                 let received = stop.run_until_cancelled(self.queue.recv_many(&mut waiting, MAX_LINES)).await;
@@ -129,24 +145,24 @@ impl BatchWriter {
         }
     }
 
-    async fn write(&mut self, lines: Vec<QueuedLine>) {
+    async fn write(&mut self, groups: Vec<QueuedGroup>) {
         let now = Instant::now();
-        let mut accounts: HashMap<AccountId, Vec<QueuedLine>> = HashMap::new();
+        let mut accounts: HashMap<AccountId, Vec<QueuedGroup>> = HashMap::new();
         let mut deadline = now;
-        for line in lines {
-            // A line whose caller has given up need not be recorded.
-            if line.deadline > now && !line.done.is_closed() {
-                deadline = deadline.max(line.deadline);
-                accounts.entry(line.line.account.clone()).or_default().push(line);
+        for queued in groups {
+            // Lines whose caller has given up need not be recorded.
+            if queued.deadline > now && !queued.done.is_closed() {
+                deadline = deadline.max(queued.deadline);
+                accounts.entry(queued.group.account.clone()).or_default().push(queued);
             }
         }
         self.begin_chains(&mut accounts, deadline).await;
         // After the last wait before the append.
-        accounts.values_mut().for_each(|lines| self.refuse_stale(lines));
-        accounts.retain(|_, lines| !lines.is_empty());
+        accounts.values_mut().for_each(|groups| self.refuse_stale(groups));
+        accounts.retain(|_, groups| !groups.is_empty());
         let recorded_at = Timestamp::now();
         let drafts: Vec<Draft> =
-            accounts.into_iter().filter_map(|(account, lines)| self.draft(account, lines, recorded_at)).collect();
+            accounts.into_iter().filter_map(|(account, groups)| self.draft(account, groups, recorded_at)).collect();
         if drafts.is_empty() {
             return;
         }
@@ -170,7 +186,7 @@ impl BatchWriter {
     }
 
     /// Begins a chain behind what the log has, for each account whose chain is not in memory.
-    async fn begin_chains(&mut self, accounts: &mut HashMap<AccountId, Vec<QueuedLine>>, deadline: Instant) {
+    async fn begin_chains(&mut self, accounts: &mut HashMap<AccountId, Vec<QueuedGroup>>, deadline: Instant) {
         if self.chains.len() > MAX_CHAINS {
             self.chains.clear();
         }
@@ -192,8 +208,8 @@ impl BatchWriter {
                 Err(error) => {
                     let cause = &error as &dyn Error;
                     tracing::error!(%account, error = cause, "the end of the account's log cannot be read");
-                    let lines = accounts.remove(&account).unwrap_or_default();
-                    complete_all(lines, &Err(NotRecorded::Failed(Arc::new(error))));
+                    let groups = accounts.remove(&account).unwrap_or_default();
+                    complete_all(groups, &Err(NotRecorded::Failed(Arc::new(error))));
                 }
             }
         }
@@ -218,7 +234,7 @@ impl BatchWriter {
                 };
             }
             // If one caller is stale, no batch is tried again.
-            let are_fresh = || drafts.iter().flat_map(|draft| &draft.lines).all(|line| self.is_fresh(line));
+            let are_fresh = || drafts.iter().flat_map(|draft| &draft.groups).all(|queued| self.is_fresh(queued));
             let failed = outcomes.iter().any(Result::is_err);
             if !failed || Instant::now() + RETRY_DELAY >= deadline || !are_fresh() {
                 return outcomes;
@@ -227,26 +243,28 @@ impl BatchWriter {
         }
     }
 
-    fn refuse_stale(&self, lines: &mut Vec<QueuedLine>) {
-        let (fresh, stale) = std::mem::take(lines).into_iter().partition(|line| self.is_fresh(line));
-        *lines = fresh;
+    fn refuse_stale(&self, groups: &mut Vec<QueuedGroup>) {
+        let (fresh, stale) = std::mem::take(groups).into_iter().partition(|queued| self.is_fresh(queued));
+        *groups = fresh;
         complete_all(stale, &Err(NotRecorded::CallerStale));
     }
 
-    fn is_fresh(&self, line: &QueuedLine) -> bool {
-        self.key_cache.is_current(&line.line.caller)
+    fn is_fresh(&self, queued: &QueuedGroup) -> bool {
+        queued.group.caller.as_ref().is_none_or(|caller| self.key_cache.is_current(caller))
     }
 
-    fn draft(&self, account: AccountId, lines: Vec<QueuedLine>, recorded_at: Timestamp) -> Option<Draft> {
+    fn draft(&self, account: AccountId, groups: Vec<QueuedGroup>, recorded_at: Timestamp) -> Option<Draft> {
         let chain = self.chains.get(&account)?;
-        let bodies = lines.iter().map(|line| (line.line.body.as_ref(), line.line.retention_days));
-        match chain.draft(bodies, recorded_at) {
+        let lines = groups.iter().flat_map(|QueuedGroup { group, .. }| {
+            group.lines.iter().map(|line| (line.kind, line.body.as_ref(), group.retention_days))
+        });
+        match chain.draft(lines, recorded_at) {
             Ok(Drafted { id, lines: linked, chain }) => {
-                Some(Draft { batch: Batch { account, id, lines: linked.into() }, chain, lines })
+                Some(Draft { batch: Batch { account, id, lines: linked.into() }, chain, groups })
             }
             Err(error) => {
-                tracing::error!(%account, error = &error as &dyn Error, "a decision's line cannot be written");
-                complete_all(lines, &Err(NotRecorded::Failed(Arc::new(Refused::Line(error)))));
+                tracing::error!(%account, error = &error as &dyn Error, "a line cannot be written");
+                complete_all(groups, &Err(NotRecorded::Failed(Arc::new(Refused::Line(error)))));
                 None
             }
         }
@@ -254,9 +272,11 @@ impl BatchWriter {
 
     /// Moves the account's chain on, or not, and reports the outcome to every line's caller.
     fn complete(&mut self, draft: Draft, outcome: Result<(), AppendError>) {
-        let Draft { batch, chain, lines } = draft;
+        let Draft { batch, chain, groups } = draft;
         let account = batch.account;
-        let count = lines.len();
+        let kinds = || groups.iter().flat_map(|queued| &queued.group.lines).map(|line| line.kind);
+        let decisions = kinds().filter(|kind| *kind == LineType::Decision).count();
+        let events = kinds().count() - decisions;
         let (counted, outcome) = match outcome {
             Ok(()) => {
                 self.chains.insert(account, chain);
@@ -264,22 +284,30 @@ impl BatchWriter {
             }
             // As if it had never been tried: the chain stays as it was.
             Err(error @ AppendError::NotStored(_)) => {
-                tracing::error!(%account, lines = count, error = &error as &dyn Error, "decisions were not recorded");
+                tracing::error!(
+                    %account,
+                    decisions,
+                    events,
+                    error = &error as &dyn Error,
+                    "lines were not recorded"
+                );
                 (RecordOutcome::Failed, Err(NotRecorded::Failed(Arc::new(error))))
             }
             Err(error @ AppendError::Unknown(_)) => {
                 tracing::error!(
                     %account,
-                    lines = count,
+                    decisions,
+                    events,
                     error = &error as &dyn Error,
-                    "decisions may not have been recorded; a new chain begins"
+                    "lines may not have been recorded; a new chain begins"
                 );
                 self.chains.remove(&account);
                 (RecordOutcome::Unknown, Err(NotRecorded::Unknown(Arc::new(error))))
             }
         };
-        metrics::recorded(count, counted);
-        complete_all(lines, &outcome);
+        metrics::recorded(decisions, counted);
+        metrics::events_recorded(events, counted);
+        complete_all(groups, &outcome);
     }
 }
 
@@ -287,23 +315,31 @@ impl BatchWriter {
 struct Draft {
     batch: Batch,
     chain: Chain,
-    lines: Vec<QueuedLine>,
+    groups: Vec<QueuedGroup>,
 }
 
-fn batch_len(lines: &[QueuedLine]) -> usize {
+fn batch_len(groups: &[QueuedGroup]) -> usize {
     let mut bytes = 0;
-    let fit = lines.iter().take_while(|line| {
-        bytes += line.line.body.len();
+    let fit = groups.iter().take_while(|queued| {
+        bytes += queued.group.bytes();
         bytes <= MAX_BYTES
     });
-    fit.count().max(1).min(lines.len())
+    fit.count().max(1).min(groups.len())
 }
 
 /// A caller that has stopped waiting has been answered already.
-fn complete_all(lines: Vec<QueuedLine>, outcome: &Result<(), NotRecorded>) {
-    for line in lines {
-        drop(line.done.send(outcome.clone()));
+fn complete_all(groups: Vec<QueuedGroup>, outcome: &Result<(), NotRecorded>) {
+    for queued in groups {
+        drop(queued.done.send(outcome.clone()));
     }
+}
+
+/// What every line has that is chained, of whatever kind: also of one that this version does not know.
+#[derive(Deserialize)]
+struct ChainedLine {
+    chain: Link,
+    recorded_at: Timestamp,
+    expires_at: i64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -330,7 +366,9 @@ impl Chain {
     fn begin(writer: Uuid, decisions: Option<&Entry>, mark: Option<&Entry>) -> Self {
         let after = decisions.and_then(|entry| {
             let line = entry.lines().last()?;
-            Some(serde_json::from_slice::<LineHeader>(line).ok()?.head(line))
+            let ChainedLine { chain, recorded_at, expires_at } = serde_json::from_slice(line).ok()?;
+            let (writer, sequence) = (chain.writer, chain.sequence);
+            Some(Head { writer, sequence, hash: LineHash::of(line), recorded_at, expires_at })
         });
         let mark = mark.and_then(|entry| MarkRef::of(entry.lines().next()?));
         Self { writer: WriterId::new(writer), head: None, after, mark }
@@ -339,14 +377,14 @@ impl Chain {
     /// Links each body to the line before it.
     fn draft<'b>(
         &self,
-        bodies: impl Iterator<Item = (&'b [u8], u32)>,
+        new: impl Iterator<Item = (LineType, &'b [u8], u32)>,
         recorded_at: Timestamp,
     ) -> Result<Drafted, serde_json::Error> {
         let first = self.head.map_or(1, |head| head.sequence + 1);
         let mut chain = self.clone();
         let mut lines = Vec::new();
-        for (body, retention_days) in bodies {
-            let header = chain.next_header(recorded_at, retention_days);
+        for (kind, body, retention_days) in new {
+            let header = chain.next_header(kind, recorded_at, retention_days);
             if !lines.is_empty() {
                 lines.push(b'\n');
             }
@@ -359,7 +397,7 @@ impl Chain {
         Ok(Drafted { id, lines, chain })
     }
 
-    fn next_header(&self, recorded_at: Timestamp, retention_days: u32) -> LineHeader {
+    fn next_header(&self, kind: LineType, recorded_at: Timestamp, retention_days: u32) -> LineHeader {
         let kept = DAY.checked_mul(i32::try_from(retention_days).unwrap_or(i32::MAX)).unwrap_or(SignedDuration::MAX);
         let expires_at = recorded_at.checked_add(kept).unwrap_or(Timestamp::MAX).as_second();
         let is_first = self.head.is_none();
@@ -370,7 +408,7 @@ impl Chain {
             after: self.after.filter(|_| is_first),
             mark: self.mark.filter(|_| is_first),
         };
-        LineHeader { line: LineType::Decision, chain, recorded_at: whole_millis(recorded_at), expires_at }
+        LineHeader { line: kind, chain, recorded_at: whole_millis(recorded_at), expires_at }
     }
 }
 
@@ -395,7 +433,7 @@ mod tests {
     }
 
     fn draft(chain: &Chain, bodies: &[&str]) -> Drafted {
-        chain.draft(bodies.iter().map(|body| (body.as_bytes(), 30)), at(100)).unwrap()
+        chain.draft(bodies.iter().map(|body| (LineType::Decision, body.as_bytes(), 30)), at(100)).unwrap()
     }
 
     fn judged(lines: &[Vec<u8>]) -> bool {
@@ -433,5 +471,23 @@ mod tests {
         let new = draft(&next, &["{\"a\":3}", "{\"a\":4}"]);
         assert!(judged(&[old.lines, new.lines.clone()]));
         assert!(!judged(&[new.lines]));
+    }
+
+    #[test]
+    fn a_chain_goes_on_over_lines_of_every_kind_and_begins_behind_one_that_is_not_known() {
+        let lines = [(LineType::Decision, &b"{\"a\":1}"[..], 30), (LineType::ApprovalUsed, &b"{\"a\":2}"[..], 7)];
+        let first = Chain::begin(Uuid::from_u128(1), None, None).draft(lines.into_iter(), at(100)).unwrap();
+        let all: Vec<LineHeader> =
+            first.lines.split(|b| *b == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+        assert_eq!([all[0].line, all[1].line], [LineType::Decision, LineType::ApprovalUsed]);
+        assert_eq!(
+            all[1].chain.previous.unwrap().hash,
+            LineHash::of(first.lines.split(|b| *b == b'\n').next().unwrap())
+        );
+        assert_eq!(all[1].expires_at, 100 + 7 * 86_400);
+        let of_later = String::from_utf8(first.lines).unwrap().replace("approval.used", "approval.of_a_later_version");
+        let next = draft(&Chain::begin(Uuid::from_u128(2), Some(&entry(of_later.as_bytes())), None), &["{\"a\":3}"]);
+        assert!(judged(&[of_later.into_bytes(), next.lines.clone()]));
+        assert!(!judged(&[next.lines]), "the line that is not known is missed if it is gone");
     }
 }

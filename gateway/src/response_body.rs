@@ -264,6 +264,8 @@ mod tests {
 
     fn identity() -> KeyIdentity {
         KeyIdentity {
+            holder: None,
+            rules: stage0_contract::AccountRules::default(),
             key_id: key().id().clone(),
             account: AccountId::parse("a").unwrap(),
             scopes: Scopes::default(),

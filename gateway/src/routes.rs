@@ -13,17 +13,21 @@ use crate::errors::ApiError;
 use crate::state::AppState;
 
 mod accounts;
+mod approvals;
 mod asset;
 mod check;
 mod decisions;
 mod docs;
 mod fields;
+mod grants;
 mod keys;
 mod management;
+mod members;
 mod openapi;
 mod policy;
 mod runs;
 mod status;
+mod stops;
 mod usage;
 mod webhooks;
 
@@ -97,6 +101,29 @@ fn route(operation: Operation) -> Route {
         Operation::TestWebhook => route.to(webhooks::test),
         Operation::ReplayWebhook => route.to(webhooks::replay),
         Operation::ListDeliveries => route.to(webhooks::deliveries),
+        Operation::InviteMember => route.to(members::invite),
+        Operation::ListMembers => route.to(members::list),
+        Operation::UpdateMember => route.to(members::update),
+        Operation::RemoveMember => route.to(members::remove),
+        Operation::ReinviteMember => route.to(members::reinvite),
+        Operation::DelegateMember => route.to(members::delegate),
+        Operation::AcceptInvitation => route.to(members::accept),
+        Operation::ListApprovals => route.to(approvals::list),
+        Operation::ShowApproval => route.to(approvals::show),
+        Operation::ReadApprovalHistory => route.to(approvals::history),
+        Operation::ApproveAction => route.to(approvals::approve),
+        Operation::DenyAction => route.to(approvals::deny),
+        Operation::RegisterApproval => route.to(approvals::register),
+        Operation::CancelApproval => route.to(approvals::cancel),
+        Operation::ReopenApproval => route.to(approvals::reopen),
+        Operation::ReportOutcome => route.to(approvals::outcome),
+        Operation::CreateGrant => route.to(grants::create),
+        Operation::ListGrants => route.to(grants::list),
+        Operation::ApproveGrant => route.to(grants::approve),
+        Operation::RevokeGrant => route.to(grants::revoke),
+        Operation::CreateStop => route.to(stops::create),
+        Operation::ListStops => route.to(stops::list),
+        Operation::ResumeStop => route.to(stops::resume),
         Operation::Alive => route.to(status::alive),
         Operation::Ready => route.to(status::ready),
         Operation::Openapi => route.to(openapi::document),

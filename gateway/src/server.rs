@@ -35,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::approval_maintenance;
 use crate::config::GatewayConfig;
 use crate::errors::ApiError;
 use crate::idle_timeout::{ConnectionTimeouts, TimedStream};
@@ -177,9 +178,21 @@ impl Gateway {
             let state = state.clone();
             async move {
                 let clock = follow_store_clock(state.state_store());
-                tokio::join!(state.key_cache.watch(), clock, state.instances.listen(&state.backplane));
+                let waits = state.approval_waits.listen(&state.backplane);
+                tokio::join!(state.key_cache.watch(), clock, state.instances.listen(&state.backplane), waits);
             }
         }));
+        tasks.spawn({
+            let (state, stopping) = (state.clone(), background.clone());
+            async move { approval_maintenance::run(&state, &stopping).await }
+        });
+        tasks.spawn({
+            let (waits, stopping) = (Arc::clone(&state.approval_waits), background.clone());
+            async move {
+                stopping.cancelled().await;
+                waits.end();
+            }
+        });
         let worker = |backplane: &Backplane| AppState { backplane: backplane.clone(), ..state.clone() };
         let worker_states = self.backplanes.iter().map(worker).collect();
         let served = match serve(self.listener, self.tls, &self.config, worker_states, stop) {
@@ -412,13 +425,21 @@ pub(crate) mod tests {
     /// A worker's state without background tasks: nothing is recorded, and no notices arrive, so that every request
     /// refreshes its key.
     pub(crate) fn state(backplane: &Backplane, change: impl FnOnce(&mut GatewayConfig)) -> AppState {
+        state_and_writer(backplane, change).0
+    }
+
+    /// As [`state`], with the task that records.
+    pub(crate) fn state_and_writer(
+        backplane: &Backplane,
+        change: impl FnOnce(&mut GatewayConfig),
+    ) -> (AppState, crate::recorder::BatchWriter) {
         let tls = TlsFiles { cert: "c".into(), key: "k".into() };
         let mut config = GatewayConfig::new(SocketAddr::from(([127, 0, 0, 1], 0)), tls);
         change(&mut config);
         let key_cache = Arc::new(KeyCache::new([1; 32]));
         let read_pool = Arc::new(ReadPool::start(config.reads_per_second_per_account, Instant::now()).unwrap());
-        let (recorder, _) = recorder(backplane.clone(), Arc::clone(&key_cache));
-        AppState::new(config, backplane.clone(), backplane.clone(), key_cache, read_pool, recorder)
+        let (recorder, writer) = recorder(backplane.clone(), Arc::clone(&key_cache));
+        (AppState::new(config, backplane.clone(), backplane.clone(), key_cache, read_pool, recorder), writer)
     }
 
     #[test]

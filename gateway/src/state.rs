@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use moka::future::Cache;
 use stage0_backplane::{Backplane, Requests, StateStore};
-use stage0_contract::PublicKeys;
+use stage0_contract::{Actor, Holder, KeyIdentity, PublicKeys};
 
 use crate::address::ClientNet;
+use crate::approval_waits::ApprovalWaits;
 use crate::config::GatewayConfig;
 use crate::idempotency::FirstSeen;
 use crate::in_flight::{ByteLimits, BytesInFlight};
@@ -41,6 +42,7 @@ pub(crate) struct AppState {
     pub(crate) quotas: Arc<Quotas>,
     pub(crate) readiness: Arc<Readiness>,
     pub(crate) instances: Arc<Instances>,
+    pub(crate) approval_waits: Arc<ApprovalWaits>,
     pub(crate) recorder: Recorder,
     /// The public keys of checkpoints, cached because anyone may request them.
     pub(crate) signing_keys: Cache<(), PublicKeys>,
@@ -74,7 +76,8 @@ impl AppState {
                 .map(|limit| Arc::new(ManagementCalls::new(limit, now))),
             quotas: Arc::new(Quotas::new(config.quotas_on_failure, backplane.state_store.clock())),
             readiness: Arc::default(),
-            instances: Arc::new(Instances::new(now)),
+            instances: Arc::new(Instances::new(now, config.single_process)),
+            approval_waits: Arc::default(),
             recorder,
             signing_keys: Cache::builder().max_capacity(1).time_to_live(SIGNING_KEYS_TTL).build(),
             first_seen: FirstSeen::default(),
@@ -93,6 +96,30 @@ impl AppState {
 
     pub(crate) fn state_store(&self) -> &dyn StateStore {
         &*self.backplane.state_store
+    }
+
+    /// Whether lines about approvals and stops can be written now.
+    pub(crate) fn can_record(&self) -> bool {
+        self.instances.can_record(Instant::now())
+    }
+
+    /// Who makes a call about approvals. A key of which the keystore does not say who holds it stands for itself, and
+    /// changes nothing.
+    pub(crate) fn actor_of(&self, identity: &KeyIdentity) -> Actor {
+        let holder = identity.holder.clone();
+        Actor {
+            key_id: identity.key_id.clone(),
+            can_record: holder.is_some() && self.can_record(),
+            holder: holder.unwrap_or_else(|| Holder::of_workload(identity.key_id.clone())),
+            scopes: identity.scopes.clone(),
+            rules: identity.rules.clone(),
+            retention_days: identity.retention_days,
+        }
+    }
+
+    /// Where people read what is at this path of the API.
+    pub(crate) fn public_url(&self, path: &str) -> String {
+        self.config.public_url.as_ref().map_or_else(|| path.to_owned(), |url| url.join(path))
     }
 
     pub(crate) fn store_until(&self, deadline: tokio::time::Instant) -> StoreCall<'_> {

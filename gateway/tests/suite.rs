@@ -2,17 +2,33 @@
 //! an evaluator of the suite that answer over the backplane like the real ones.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests may fail loudly")]
 
+#[path = "suite/approvals.rs"]
+mod approvals;
+#[path = "suite/approved_checks.rs"]
+mod approved_checks;
 #[path = "suite/authentication.rs"]
 mod authentication;
 #[path = "suite/bodies.rs"]
 mod bodies;
 #[path = "suite/checks.rs"]
 mod checks;
+#[path = "suite/failing_log.rs"]
+mod failing_log;
+#[path = "suite/grants.rs"]
+mod grants;
 #[path = "suite/harness.rs"]
 mod harness;
 #[path = "suite/idempotency.rs"]
 mod idempotency;
 #[path = "suite/limits.rs"]
 mod limits;
+#[path = "suite/members.rs"]
+mod members;
+#[path = "suite/replays.rs"]
+mod replays;
 #[path = "suite/routing.rs"]
 mod routing;
+#[path = "suite/stops.rs"]
+mod stops;
+#[path = "suite/waits.rs"]
+mod waits;

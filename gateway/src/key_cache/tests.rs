@@ -16,6 +16,8 @@ fn account(name: &str) -> AccountId {
 
 fn identity(account: &str, key_id: &KeyId) -> KeyIdentity {
     KeyIdentity {
+        holder: None,
+        rules: stage0_contract::AccountRules::default(),
         key_id: key_id.clone(),
         account: AccountId::parse(account).unwrap(),
         scopes: Scopes::default(),
@@ -251,10 +253,14 @@ fn cached(key_cache: &KeyCache, since: Duration) -> CachedIdentity {
     CachedIdentity::new(identity("a", key(1).id()), since, key_cache.invalidations.generation())
 }
 
+fn held(key_cache: &KeyCache, digest: Digest, since: Duration) -> VerifiedCaller {
+    VerifiedCaller { digest, cached: Arc::new(cached(key_cache, since)), is_bound_to_rules: false }
+}
+
 #[test]
 fn the_first_use_of_a_key_in_an_hour_is_reported_once() {
     let key_cache = KeyCache::new([1; 32]);
-    let caller = VerifiedCaller { digest: [0; 32], cached: Arc::new(cached(&key_cache, boottime())) };
+    let caller = held(&key_cache, [0; 32], boottime());
     let hour = NoteKeyUses::hour_of(Timestamp::now());
     let minutes = |minutes| hour + jiff::SignedDuration::from_mins(minutes);
     let used = [0, 1, 59, 60, 61].map(|at| caller.is_first_use_in_hour(minutes(at)));
@@ -359,8 +365,7 @@ async fn an_evicted_caller_is_confirmed_by_its_id_and_refused_once_revoked() {
     let (backplane, key_cache) = no_longer_proven();
     let key = key(1);
     assert!(verify(&backplane, &key_cache, &key, "a", || {}).await);
-    let caller =
-        VerifiedCaller { digest: key_cache.digest(&key), cached: Arc::new(cached(&key_cache, Duration::ZERO)) };
+    let caller = held(&key_cache, key_cache.digest(&key), Duration::ZERO);
     assert!(!key_cache.is_current(&caller), "it was found out long ago");
     let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
     for forgotten in [false, true] {
@@ -380,4 +385,53 @@ async fn an_evicted_caller_is_confirmed_by_its_id_and_refused_once_revoked() {
     let changed = async { asked.next().await.unwrap().answer(&RefreshKeyReply::Live(fewer)).await };
     let (now, ()) = tokio::join!(key_cache.confirm(&caller, call_to(&backplane)), changed);
     assert!(matches!(now, Err(KeystoreError::Changed)), "what it may do was judged before");
+}
+
+fn stop(until: Option<Timestamp>) -> Stop {
+    let json = serde_json::json!({
+        "id": "stop_1", "account": "a", "scope": "account", "value": null, "reason": "incident 12",
+        "created_at": "2026-01-31T12:00:00Z", "until": until, "key_id": "k", "member_id": null});
+    serde_json::from_value(json).unwrap()
+}
+
+#[tokio::test]
+async fn a_check_is_not_confirmed_under_other_rules_and_another_call_is() {
+    let (backplane, key_cache) = no_longer_proven();
+    let key = key(1);
+    let mut asked = backplane.requests.serve::<RefreshKey>().await.unwrap();
+    let (past, future) = (Timestamp::UNIX_EPOCH, Timestamp::MAX);
+    let mut stopped = identity("a", key.id());
+    stopped.rules.stops = vec![stop(Some(future))];
+    let mut over = identity("a", key.id());
+    over.rules.stops = vec![stop(Some(past))];
+    let mut alone = identity("a", key.id());
+    alone.rules.four_eyes = false;
+    let mut verified = identity("a", key.id());
+    verified.rules.approvals = stage0_contract::ApprovalMode::Verified;
+    let mut owned = identity("a", key.id());
+    owned.holder = Some(stage0_contract::Holder::of_workload(key.id().clone()));
+    for (now, is_other) in [
+        (stopped, true),
+        (alone, true),
+        (verified, true),
+        (owned, true),
+        (over, false),
+        (identity("a", key.id()), false),
+    ] {
+        for is_check in [false, true] {
+            let mut caller = held(&key_cache, key_cache.digest(&key), Duration::ZERO);
+            if is_check {
+                caller.bind_to_rules();
+            }
+            key_cache.identities.invalidate(&caller.digest).await;
+            let answered = async { asked.next().await.unwrap().answer(&RefreshKeyReply::Live(now.clone())).await };
+            let (confirmed, ()) = tokio::join!(key_cache.confirm(&caller, call_to(&backplane)), answered);
+            if is_check && is_other {
+                assert!(matches!(confirmed, Err(KeystoreError::Changed)), "{now:?}");
+            } else {
+                let confirmed = confirmed.unwrap().unwrap();
+                assert_eq!((confirmed.is_bound_to_rules, &**confirmed.identity()), (is_check, &now));
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Deserialize;
 use stage0_backplane::{Cause, Chunk, Entry, EntryFilter, EntryKind, ReadError, Seek, SeekBack};
-use stage0_contract::{IssueCode, RunId, Verdict, is_same_environment};
+use stage0_contract::{IssueCode, LineType, RunId, Verdict, is_same_environment};
 use tokio::task::yield_now;
 use tokio::time::Instant;
 
@@ -52,6 +52,8 @@ pub(crate) struct PageItems {
 
 #[derive(Deserialize)]
 struct FilterFields<'l> {
+    #[serde(rename = "type", borrow)]
+    kind: std::borrow::Cow<'l, str>,
     recorded_at: Timestamp,
     expires_at: i64,
     verdict: Verdict,
@@ -256,7 +258,7 @@ impl PageBuilder {
             }
             self.next = Some(current);
             let Ok(fields) = serde_json::from_slice::<FilterFields<'_>>(line) else { continue };
-            if wanted(&fields) {
+            if fields.kind == LineType::Decision.as_str() && wanted(&fields) {
                 self.items.push(line);
             }
             if self.is_full() {

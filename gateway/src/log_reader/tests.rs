@@ -10,7 +10,8 @@ use super::page::PageItems;
 use super::*;
 
 async fn recorded(backplane: &Backplane, account: &AccountId, id: RequestId, recorded_at: Timestamp) {
-    let line = serde_json::json!({"request_id": id, "recorded_at": recorded_at, "expires_at": i64::MAX});
+    let line = serde_json::json!({
+        "type": "decision.recorded", "request_id": id, "recorded_at": recorded_at, "expires_at": i64::MAX});
     let batch = Batch { account: account.clone(), id: id.to_string(), lines: Bytes::from(line.to_string()) };
     let deadline = Instant::now() + Duration::from_secs(60);
     backplane.log.append(vec![batch], deadline).await.pop().unwrap().unwrap();

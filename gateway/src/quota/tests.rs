@@ -7,6 +7,8 @@ use super::*;
 
 fn identity(limits: Limits) -> KeyIdentity {
     KeyIdentity {
+        holder: None,
+        rules: stage0_contract::AccountRules::default(),
         key_id: KeyId::parse("k").unwrap(),
         account: AccountId::parse("acc").unwrap(),
         scopes: Scopes::new(),

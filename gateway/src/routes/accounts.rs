@@ -9,7 +9,7 @@ use super::management::Call;
 use crate::errors::ApiError;
 
 /// What an operator may change; null restores the plan's value.
-const CHANGES: [&str; 10] = [
+const CHANGES: [&str; 12] = [
     "plan",
     "retention_days",
     "per_minute",
@@ -20,6 +20,8 @@ const CHANGES: [&str; 10] = [
     "max_endpoints",
     "max_runs",
     "stored_bytes",
+    "approvals",
+    "four_eyes",
 ];
 
 pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
@@ -27,8 +29,9 @@ pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
     let (mut fields, idempotent) = call.create_fields(&caller, "POST /v1/accounts").await?;
     let name = fields.required_text("name");
     let plan = fields.plan();
+    let approvals = fields.approval_mode();
     fields.finish()?;
-    Ok(call.create(idempotent, CreateAccount { caller, name, plan }).await?.0)
+    Ok(call.create(idempotent, CreateAccount { caller, name, plan, approvals }).await?.0)
 }
 
 pub(super) async fn list(call: Call) -> Result<HttpResponse, ApiError> {
@@ -60,11 +63,24 @@ pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpRespo
         max_runs: fields.change("max_runs", Fields::large_number),
         stored_bytes: fields.change("stored_bytes", Fields::large_number),
     };
+    let approvals = fields.approval_mode();
+    let four_eyes = fields.boolean("four_eyes");
     fields.finish()?;
     // A text that is not an account id names no account.
     let account = AccountId::parse(&id).map_err(|_| ApiError::NotFound)?;
-    let update =
-        UpdateAccount { caller, account, plan, retention_days, per_minute, daily, monthly, require_run_id, caps };
+    let update = UpdateAccount {
+        caller,
+        account,
+        plan,
+        retention_days,
+        per_minute,
+        daily,
+        monthly,
+        require_run_id,
+        approvals,
+        four_eyes,
+        caps,
+    };
     let account = call.send(&update).await?;
     // The change is in force here once this answer arrives; other gateways are notified at the same moment.
     call.state.key_cache.invalidate(&account.id);

@@ -15,12 +15,12 @@ use actix_web::{HttpMessage as _, HttpRequest, HttpResponse};
 use serde_json::{Map, Value};
 use stage0_backplane::{CLOCK_READING_TTL, ClockError};
 use stage0_contract::{
-    CheckRequest, CheckResponse, ClientRequestId, FieldError, KeyIdentity, RejectedRequest, ResponseMeta,
-    ReviewRequest, RunId, Scope, canonical_hash,
+    ApprovalId, CheckRequest, CheckResponse, ClientRequestId, FetchAction, FetchedAction, FieldError, KeyIdentity,
+    RejectedRequest, ResponseMeta, ReviewRequest, RunId, Scope, canonical_hash,
 };
 use tokio::time::Instant;
 
-use super::management::visible_header;
+use super::management::{send_within, visible_header};
 use crate::access_log;
 use crate::auth::{authenticate_until, require_any_scope};
 use crate::body::{self, Body};
@@ -34,6 +34,7 @@ use crate::quota::Reservation;
 use crate::state::AppState;
 
 mod attempt;
+mod replay;
 
 use attempt::{Attempt, Failure};
 
@@ -43,6 +44,8 @@ const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
 /// A review only adds to a refusal that is certain already.
 const REVIEW_TIMEOUT: Duration = Duration::from_millis(500);
+/// The member of a body that names an approved action instead of an action.
+const APPROVAL_ID: &str = "approval_id";
 
 pub(super) async fn check(state: Data<AppState>, request: HttpRequest, payload: Payload) -> HttpResponse {
     // In a task of its own: actix drops the handler of a client that disconnects, and then what was counted and what
@@ -86,17 +89,20 @@ async fn run(
     let identity = timed(CheckStep::Authenticate, authenticate_until(state, request, deadline)).await?;
     *caller = Some(Arc::clone(&identity));
     require_any_scope(&identity, &[Scope::Check])?;
+    if let Some(caller) = request.extensions_mut().get_mut::<VerifiedCaller>() {
+        caller.bind_to_rules();
+    }
     state.state_store().read_clock(CLOCK_READING_TTL, deadline).await.map_err(ApiError::Clock)?;
     timed(CheckStep::Admit, state.quotas.admit(&identity, state.store_until(deadline))).await?;
 
     let receiving_since = Instant::now();
     let payload = payload.into_inner();
-    let received = timed(CheckStep::Body, body::receive(state, request, payload, &identity.account)).await?;
+    let received = timed(CheckStep::Body, body::receive(state, request, payload, Some(&identity.account))).await?;
     // The budget stands still while the client sends its body.
     let deadline = deadline + receiving_since.elapsed();
     // The permit stands for the memory that the request needs until it is answered.
     let Body { object, bytes, permit: _permit } =
-        received.parse(&state.request_memory, &identity.account, deadline).await?;
+        received.parse(&state.request_memory, Some(&identity.account), deadline).await?;
     if object.get("pro") == Some(&Value::Bool(true)) && !identity.plan.has_pro() {
         return Err(ApiError::PlanWithoutPro);
     }
@@ -137,6 +143,30 @@ struct Received {
     errors: Vec<FieldError>,
 }
 
+/// What a body asks for.
+enum Submitted {
+    Action(Map<String, Value>),
+    /// The action of an approval, as it was deferred.
+    Approved(ApprovalId),
+}
+
+impl Submitted {
+    /// A body with `approval_id` has nothing else in it: what would count would be unclear.
+    fn of(object: Map<String, Value>, errors: &mut Vec<FieldError>) -> Result<Self, ApiError> {
+        let Some(id) = object.get(APPROVAL_ID) else { return Ok(Self::Action(object)) };
+        let id = id.as_str().and_then(|id| ApprovalId::parse(id).ok());
+        if object.len() > 1 {
+            errors.push(FieldError::new(APPROVAL_ID, "must stand alone: its action is decided as it was sent then"));
+        } else if id.is_none() {
+            errors.push(FieldError::new(APPROVAL_ID, "must be the `id` of an approval"));
+        }
+        match id {
+            Some(id) if errors.is_empty() => Ok(Self::Approved(id)),
+            Some(_) | None => Err(ApiError::Invalid(std::mem::take(errors))),
+        }
+    }
+}
+
 /// A check that may be evaluated.
 struct Prepared {
     check: ParsedRequest,
@@ -160,33 +190,35 @@ async fn prepare(
     deadline: Instant,
 ) -> Result<Preparation, ApiError> {
     let log = LogReader::new(&state.backplane.log, identity);
-    let store = IdempotencyStore {
-        state_store: state.state_store(),
-        requests: state.requests(),
-        first_seen: &state.first_seen,
-        log: &log,
-        deadline,
-    };
+    let store =
+        IdempotencyStore { state_store: state.state_store(), first_seen: &state.first_seen, log: &log, deadline };
     let Received { object, bytes, idempotency_key, mut errors } = received;
     let (key, object) = match &idempotency_key {
         None => (None, object),
         Some(header) => {
             let (hash, object) = body::compute(bytes, move || (canonical_hash(&object), object)).await?;
-            (Some(IdempotencyKey::new(identity, header, &object, hash)), object)
+            (Some(IdempotencyKey::new(identity, header, hash)), object)
         }
     };
-    let mut object = Some(object);
+    let mut submitted = Some(Submitted::of(object, &mut errors)?);
     let mut check = None;
     let mut reservation = None;
     for _ in 0..MAX_CLAIM_ATTEMPTS {
         let available = match &key {
             None => None,
             Some(key) => match timed(CheckStep::LookUp, key.look_up(&store)).await? {
-                Lookup::Replay(recorded) => return Ok(Preparation::Replay(recorded)),
+                Lookup::Recorded(recorded) => {
+                    let request = replay::Request { submitted: submitted.as_ref(), parsed: check.as_ref() };
+                    let holds = replay::still_holds(state, identity, &recorded, request, deadline);
+                    if timed(CheckStep::LookUp, holds).await? {
+                        return Ok(Preparation::Replay(Box::new(recorded.response)));
+                    }
+                    Some(recorded.void)
+                }
                 Lookup::Available(available) => Some(available),
                 Lookup::BodyMismatch => {
                     errors.push(FieldError::new(IDEMPOTENCY_KEY, "was used with another body"));
-                    if object.is_none() {
+                    if submitted.is_none() {
                         return Err(ApiError::Invalid(errors));
                     }
                     None
@@ -200,9 +232,16 @@ async fn prepare(
             let reserved = state.quotas.reserve(identity, state.store_until(deadline));
             reservation = Some(timed(CheckStep::Reserve, reserved).await?);
         }
-        if let Some(object) = object.take() {
-            let parsed = parse(state, identity, object, bytes, std::mem::take(&mut errors), deadline);
-            check = Some(timed(CheckStep::Parse, parsed).await?);
+        if let Some(submitted) = submitted.take() {
+            let errors = std::mem::take(&mut errors);
+            check = Some(match submitted {
+                Submitted::Action(object) => {
+                    timed(CheckStep::Parse, parse(state, identity, object, bytes, errors, deadline)).await?
+                }
+                Submitted::Approved(id) => {
+                    timed(CheckStep::Parse, parse_approved(state, identity, id, errors, deadline)).await?
+                }
+            });
         }
         let claim = match available {
             None => None,
@@ -225,6 +264,42 @@ struct ParsedRequest {
     task_hash: String,
     /// The length of the body as it arrived.
     bytes: usize,
+}
+
+/// The action of an approval that the caller's own workload asked for, as if it had been sent.
+async fn parse_approved(
+    state: &AppState,
+    identity: &KeyIdentity,
+    id: ApprovalId,
+    mut errors: Vec<FieldError>,
+    deadline: Instant,
+) -> Result<ParsedRequest, ApiError> {
+    if !errors.is_empty() {
+        return Err(ApiError::Invalid(errors));
+    }
+    let check = fetch_action(state, identity, id, deadline).await?;
+    // The account may have changed since the action was deferred.
+    if check.pro && !identity.plan.has_pro() {
+        return Err(ApiError::PlanWithoutPro);
+    }
+    if identity.require_run_id && !matches!(check.context.as_ref().map(RunId::in_context), Some(Ok(Some(_)))) {
+        errors.push(FieldError::new(APPROVAL_ID, "its action names no run, and each check of this account must"));
+        return Err(ApiError::Invalid(errors));
+    }
+    let bytes = serde_json::to_vec(&check).map_or(0, |json| json.len());
+    body::compute(bytes, move || ParsedRequest { task_hash: check.task_hash(), check, bytes }).await
+}
+
+async fn fetch_action(
+    state: &AppState,
+    identity: &KeyIdentity,
+    id: ApprovalId,
+    deadline: Instant,
+) -> Result<CheckRequest, ApiError> {
+    let fetch = FetchAction { account: identity.account.clone(), actor: state.actor_of(identity), id };
+    let timeout = deadline.saturating_duration_since(Instant::now());
+    let FetchedAction { request } = send_within(state.requests(), &fetch, timeout).await?;
+    Ok(request)
 }
 
 /// Answers with a decision that was recorded before, under its own id.

@@ -6,7 +6,10 @@ use actix_web::HttpRequest;
 use actix_web::web::Query;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
-use stage0_contract::{AccountId, Change, FieldError, Plan, Scope, Scopes, Verdict, is_plain_name};
+use stage0_contract::{
+    AccountId, ActionDigest, ApprovalMode, Change, FieldError, MemberId, Plan, Scope, Scopes, Verdict, WebhookFilters,
+    hidden, is_invisible, is_plain_name,
+};
 
 use crate::errors::ApiError;
 
@@ -121,6 +124,11 @@ impl Fields {
         self.items("verdicts", "must be `ALLOW`, `DENY` or `DEFER`", |v| Verdict::parse(v.as_str()?))
     }
 
+    pub(super) fn events(&mut self) -> Option<Vec<String>> {
+        let must = "must be the type of an event, such as `approval.requested`, or `approval.*` or `stop.*`";
+        self.items("events", must, |v| v.as_str().filter(|event| WebhookFilters::can_name(event)).map(str::to_owned))
+    }
+
     /// An array whose bad items are each named.
     fn items<T>(&mut self, name: &str, must: &str, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
         let items = self.optional(name, "must be an array", |value| value.as_array().cloned())?;
@@ -148,6 +156,39 @@ impl Fields {
         self.optional("account", "must be an account's id", |v| AccountId::parse(v.as_str()?).ok())
     }
 
+    pub(super) fn member(&mut self, name: &str) -> Option<MemberId> {
+        self.word(name, "must be a member's id", |text| MemberId::parse(text).ok())
+    }
+
+    pub(super) fn approval_mode(&mut self) -> Option<ApprovalMode> {
+        self.word("approvals", "must be `caller` or `verified`", ApprovalMode::parse)
+    }
+
+    pub(super) fn action_digest(&mut self) -> Option<ActionDigest> {
+        let must = "must be that of the approval as it was read: 64 hexadecimal digits in lower case";
+        self.required("action_digest", must, |v| ActionDigest::parse(v.as_str()?).ok())
+    }
+
+    /// Text for people that is kept: of at most so many characters, none of which is hidden.
+    pub(super) fn prose(&mut self, name: &str, max_chars: usize) -> Option<String> {
+        let must = format!("must be text of at most {max_chars} characters, without control and invisible ones");
+        let is_shown = |c: char| !is_invisible(c) && (!c.is_control() || matches!(c, '\n' | '\t'));
+        self.optional(name, &must, |v| {
+            let text = v.as_str().filter(|text| text.chars().count() <= max_chars)?;
+            (text.chars().all(is_shown) && hidden(text).is_none()).then(|| text.to_owned())
+        })
+    }
+
+    /// As [`Fields::prose`], which must be there and say something.
+    pub(super) fn required_prose(&mut self, name: &str, max_chars: usize) -> String {
+        let is_absent = self.members.get(name).is_none_or(Value::is_null);
+        let text = self.prose(name, max_chars);
+        if is_absent || text.as_ref().is_some_and(|text| text.trim().is_empty()) {
+            self.refuse(name, "is required");
+        }
+        text.unwrap_or_default()
+    }
+
     pub(super) fn plan(&mut self) -> Option<Plan> {
         self.optional("plan", "must be `free`, `pro` or `unlimited`", |v| Plan::parse(v.as_str()?))
     }
@@ -169,6 +210,15 @@ impl Fields {
         limit
     }
 
+    /// As [`Fields::page_limit`], for pages of another size.
+    pub(super) fn limit_within(&mut self, default: u32, max: u32) -> u32 {
+        let limit = if self.has("limit") { self.limit() } else { default };
+        if !(1..=max).contains(&limit) {
+            self.refuse("limit", &format!("must be 1 to {max}"));
+        }
+        limit
+    }
+
     pub(super) fn limit(&mut self) -> u32 {
         let read = |v: &Value| {
             let text = v.as_str()?;
@@ -177,6 +227,14 @@ impl Fields {
             digits.map_or(text, |(digits, _)| digits).parse().ok()
         };
         self.optional("limit", "must be a whole number", read).unwrap_or(PAGE)
+    }
+
+    /// The scopes, if any are named.
+    pub(super) fn optional_scopes(&mut self) -> Option<Scopes> {
+        if self.take_null("scopes") || !self.has("scopes") {
+            return None;
+        }
+        Some(self.scopes())
     }
 
     pub(super) fn scopes(&mut self) -> Scopes {
@@ -262,6 +320,30 @@ mod tests {
             let mut query = fields(&json!({"limit": text}));
             query.limit();
             assert!(query.finish().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn text_for_people_hides_nothing_and_is_not_too_long() {
+        for (text, is_good) in [
+            ("reviewed in CHG-12", true),
+            ("zwei\nZeilen, größer", true),
+            ("", true),
+            ("a\u{202e}b", false),
+            ("a\u{200b}b", false),
+            ("a\u{1b}[2Jb", false),
+            ("a\rb", false),
+            ("12345678901234567890123", false),
+        ] {
+            let mut body = fields(&json!({ "reason": text }));
+            assert_eq!(body.prose("reason", 22), is_good.then(|| text.to_owned()), "{text:?}");
+            assert_eq!(body.finish().is_ok(), is_good, "{text:?}");
+        }
+        for absent in [json!({}), json!({"reason": null}), json!({"reason": " "}), json!({"reason": 1})] {
+            let mut body = fields(&absent);
+            body.required_prose("reason", 22);
+            let Err(ApiError::Invalid(errors)) = body.finish() else { panic!("{absent} is accepted") };
+            assert_eq!(errors.len(), 1, "{absent}");
         }
     }
 

@@ -1,12 +1,11 @@
 //! `/v1/keys`: an account's own keys, or any account's for the operator.
 
+use actix_web::HttpResponse;
 use actix_web::web::Path;
-use actix_web::{HttpMessage as _, HttpResponse};
 use stage0_contract::{CreateKey, KeyId, ListKeys, RevokeKey, Revoked, RotateKey, Scope};
 
 use super::management::Call;
 use crate::errors::ApiError;
-use crate::key_cache::VerifiedCaller;
 
 pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
     let caller = call.caller_with_scope(Scope::KeysManage).await?;
@@ -15,8 +14,9 @@ pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
     let name = fields.required_text("name");
     let scopes = fields.scopes();
     let expires_at = fields.timestamp("expires_at");
+    let owner = fields.member("owner");
     fields.finish()?;
-    let create = CreateKey { caller, account, name, scopes, expires_at };
+    let create = CreateKey { caller, account, name, scopes, expires_at, owner };
     Ok(call.create(idempotent, create).await?.0)
 }
 
@@ -41,7 +41,7 @@ pub(super) async fn rotate(mut call: Call, id: Path<String>) -> Result<HttpRespo
     let rotate = RotateKey { caller, id: id.clone(), overlap_seconds };
     let (answer, is_new) = call.create(idempotent, rotate).await?;
     if is_new && own == id {
-        release_without_key(&call);
+        call.release_without_key();
     }
     Ok(answer)
 }
@@ -52,14 +52,9 @@ pub(super) async fn revoke(call: Call, id: Path<String>) -> Result<HttpResponse,
     let own = caller.key_id.clone();
     let Revoked {} = call.send(&RevokeKey { caller, id: id.clone() }).await?;
     if own == id {
-        release_without_key(&call);
+        call.release_without_key();
     }
     Ok(HttpResponse::NoContent().finish())
-}
-
-/// Lets a call that ended its own caller's key be answered nevertheless.
-fn release_without_key(call: &Call) {
-    call.request.extensions_mut().remove::<VerifiedCaller>();
 }
 
 /// A text that is not a key id names no key.

@@ -5,22 +5,27 @@
 
 use std::error::Error;
 use std::future::{Ready, ready};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_web::dev::Payload;
 use actix_web::http::header::ContentType;
 use actix_web::web::Data;
-use actix_web::{FromRequest, HttpRequest, HttpResponse};
+use actix_web::{FromRequest, HttpMessage as _, HttpRequest, HttpResponse};
 use serde::Serialize;
 use serde_json::Map;
 use stage0_backplane::{RequestError, Requests};
-use stage0_contract::{AccountId, Caller, ClientRequestId, FieldError, KeyIdentity, ManageReply, Request, Scope};
+use stage0_contract::{
+    AccountId, Caller, ClientRequestId, FieldError, KeyIdentity, ManageReply, Request, RequestId, Scope,
+};
 
 use super::fields::Fields;
 use crate::auth::{authenticate, presented_key};
 use crate::body::{self, Body};
 use crate::errors::{ApiError, How, Part};
-use crate::idempotency::{CallError, IDEMPOTENCY_KEY, IdempotentCreate, MAX_BODY_BYTES};
+use crate::idempotency::{Answer, CallError, IDEMPOTENCY_KEY, IdempotentCreate, MAX_BODY_BYTES};
+use crate::key_cache::VerifiedCaller;
+use crate::middleware::RequestContext;
 use crate::request_memory::MemoryPermit;
 use crate::state::AppState;
 use crate::throttle::ManagementCall;
@@ -76,6 +81,25 @@ impl Call {
         self.caller_of(&identity)
     }
 
+    /// The identity of the caller, which has been authenticated.
+    pub(super) fn identity(&self) -> Result<Arc<KeyIdentity>, ApiError> {
+        self.verified_caller().map(|caller| Arc::clone(caller.identity()))
+    }
+
+    pub(super) fn verified_caller(&self) -> Result<VerifiedCaller, ApiError> {
+        self.request.extensions().get::<VerifiedCaller>().cloned().ok_or(ApiError::Unavailable)
+    }
+
+    /// Lets a call that ended its own caller's key be answered nevertheless.
+    pub(super) fn release_without_key(&self) {
+        self.request.extensions_mut().remove::<VerifiedCaller>();
+    }
+
+    /// The id under which the request's log entries are found.
+    pub(super) fn request_id(&self) -> Result<RequestId, ApiError> {
+        RequestContext::id_of(&self.request).ok_or(ApiError::Unavailable)
+    }
+
     /// For the identity that the request was authenticated as.
     pub(super) fn caller_of(&self, identity: &KeyIdentity) -> Result<Caller, ApiError> {
         let key = presented_key(&self.request).ok_or(ApiError::Unauthorized)?;
@@ -89,6 +113,20 @@ impl Call {
     /// The members of the body of a request of `account`.
     pub(super) async fn json_fields(&mut self, account: &AccountId) -> Result<Fields, ApiError> {
         let body = self.body(account).await?;
+        Ok(self.fields_of(body, Vec::new()))
+    }
+
+    /// As [`Call::json_fields`], where a missing body means an empty object.
+    pub(super) async fn optional_json_fields(&mut self, account: &AccountId) -> Result<Fields, ApiError> {
+        let body = self.optional_body(account).await?;
+        Ok(self.fields_of(body, Vec::new()))
+    }
+
+    /// As [`Call::json_fields`], of a call that needs no key.
+    pub(super) async fn json_fields_without_key(&mut self) -> Result<Fields, ApiError> {
+        let received = body::receive(&self.state, &self.request, self.payload.take(), None).await?;
+        let deadline = tokio::time::Instant::now() + self.state.config.request_budget;
+        let body = received.parse(&self.state.request_memory, None, deadline).await?;
         Ok(self.fields_of(body, Vec::new()))
     }
 
@@ -115,9 +153,9 @@ impl Call {
     }
 
     async fn body(&mut self, account: &AccountId) -> Result<Body, ApiError> {
-        let received = body::receive(&self.state, &self.request, self.payload.take(), account).await?;
+        let received = body::receive(&self.state, &self.request, self.payload.take(), Some(account)).await?;
         let deadline = tokio::time::Instant::now() + self.state.config.request_budget;
-        received.parse(&self.state.request_memory, account, deadline).await
+        received.parse(&self.state.request_memory, Some(account), deadline).await
     }
 
     async fn optional_body(&mut self, account: &AccountId) -> Result<Body, ApiError> {
@@ -155,21 +193,45 @@ impl Call {
         idempotent: Option<IdempotentCreate>,
         message: impl Request<Reply = ManageReply<T>> + 'static,
     ) -> Result<(HttpResponse, bool), ApiError> {
-        let Some(idempotent) = idempotent else {
-            return Ok((HttpResponse::Created().json(self.send(&message).await?), true));
-        };
         let state = self.state.clone();
-        // In a task of its own: actix drops the handler of a client that disconnects, and a retry must find the answer.
-        let answered = actix_web::rt::spawn(async move {
-            let budget = state.config.request_budget;
-            idempotent.run(state.state_store(), budget, try_send(state.requests(), &message, budget)).await
+        self.create_by(
+            idempotent,
+            async move { try_send(state.requests(), &message, state.config.request_budget).await },
+        )
+        .await
+    }
+
+    /// As [`Call::create`], in several steps.
+    pub(super) async fn create_by<T: Serialize + 'static>(
+        &self,
+        idempotent: Option<IdempotentCreate>,
+        create: impl Future<Output = Result<T, CallError>> + 'static,
+    ) -> Result<(HttpResponse, bool), ApiError> {
+        let state = self.state.clone();
+        let answer = to_the_end(async move {
+            match idempotent {
+                Some(idempotent) => idempotent.run(state.state_store(), state.config.request_budget, create).await,
+                None => {
+                    let made = create.await.map_err(CallError::into_api_error)?;
+                    let json = serde_json::to_vec(&made).map_err(|_| ApiError::Unavailable)?;
+                    Ok(Answer { json, is_new: true })
+                }
+            }
         });
-        let answer = answered.await.map_err(|error| {
-            tracing::error!(error = &error as &dyn Error, "a call that creates ended early");
-            ApiError::Unavailable
-        })??;
+        let answer = answer.await?;
         Ok((HttpResponse::Created().content_type(ContentType::json()).body(answer.json), answer.is_new))
     }
+}
+
+/// Does work in a task of its own: actix drops the handler of a client that disconnects, and then something would be
+/// done by half, or a retry would not find the answer.
+pub(super) async fn to_the_end<T: 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + 'static,
+) -> Result<T, ApiError> {
+    actix_web::rt::spawn(work).await.map_err(|error| {
+        tracing::error!(error = &error as &dyn Error, "a call ended early");
+        ApiError::Unavailable
+    })?
 }
 
 /// As [`Call::send`], with another connection or timeout.
@@ -181,7 +243,7 @@ pub(super) async fn send_within<T>(
     try_send(requests, message, timeout).await.map_err(CallError::into_api_error)
 }
 
-async fn try_send<M, T>(requests: &dyn Requests, message: &M, timeout: Duration) -> Result<T, CallError>
+pub(super) async fn try_send<M, T>(requests: &dyn Requests, message: &M, timeout: Duration) -> Result<T, CallError>
 where
     M: Request<Reply = ManageReply<T>>,
 {

@@ -125,6 +125,8 @@ mod tests {
     /// A key and an account of its own.
     fn identity(byte: u8) -> KeyIdentity {
         KeyIdentity {
+            holder: None,
+            rules: stage0_contract::AccountRules::default(),
             key_id: key(byte).id().clone(),
             account: AccountId::parse(&format!("acc_{byte}")).unwrap(),
             scopes: Scopes::from([Scope::Check, Scope::RunsManage]),

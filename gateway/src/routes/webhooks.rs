@@ -26,7 +26,11 @@ pub(super) async fn create(mut call: Call) -> Result<HttpResponse, ApiError> {
     let account = fields.account();
     let url = fields.required_text("url");
     let url = normal_url(&call, &mut fields, url);
-    let filters = WebhookFilters { verdicts: fields.verdicts(), environments: fields.texts("environments") };
+    let filters = WebhookFilters {
+        verdicts: fields.verdicts(),
+        environments: fields.texts("environments"),
+        events: fields.events(),
+    };
     let description = fields.text("description").unwrap_or_default();
     let rate_limit = fields.number("rate_limit");
     fields.finish()?;
@@ -56,9 +60,11 @@ pub(super) async fn update(mut call: Call, id: Path<String>) -> Result<HttpRespo
     // Each filter is a member of its own; null removes it.
     let has_verdicts = fields.has("verdicts");
     let has_environments = fields.has("environments");
-    let filters = (has_verdicts || has_environments).then(|| WebhookFilters {
+    let has_events = fields.has("events");
+    let filters = (has_verdicts || has_environments || has_events).then(|| WebhookFilters {
         verdicts: if has_verdicts { fields.verdicts() } else { webhook.filters.verdicts },
         environments: if has_environments { fields.texts("environments") } else { webhook.filters.environments },
+        events: if has_events { fields.events() } else { webhook.filters.events },
     });
     let description = fields.text("description");
     let rate_limit = if fields.take_null("rate_limit") { Some(0) } else { fields.number("rate_limit") };

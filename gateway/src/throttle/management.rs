@@ -16,7 +16,8 @@ const ACCOUNT_FACTOR: u32 = 4;
 
 /// Calls of keys with one of these scopes count against their account. Other keys are refused for their scope and must
 /// not use up the account's calls.
-const MANAGERS: [Scope; 3] = [Scope::KeysManage, Scope::WebhooksManage, Scope::Operator];
+const MANAGERS: [Scope; 5] =
+    [Scope::KeysManage, Scope::WebhooksManage, Scope::MembersManage, Scope::StopsManage, Scope::Operator];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ManagementCall {
@@ -90,6 +91,8 @@ mod tests {
 
     fn of(account: &str, key: &str) -> KeyIdentity {
         KeyIdentity {
+            holder: None,
+            rules: stage0_contract::AccountRules::default(),
             key_id: KeyId::parse(key).unwrap(),
             account: AccountId::parse(account).unwrap(),
             scopes: Scopes::from([Scope::KeysManage]),

@@ -8,15 +8,19 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 use reqwest::{Certificate, Client, Method, StatusCode};
 use serde_json::{Value, json};
+use stage0_backplane::Backplane;
 use stage0_backplane::embedded::Bus;
 use stage0_contract::{
-    AccountId, ApiKey, Caps, CreateKey, EvaluateReply, EvaluateRequest, EvaluatorStatus, EvaluatorStatusReply,
-    KeyIdentity, Limits, ManageReply, Plan, RefreshKey, RefreshKeyReply, Refusal, Scope, Scopes, VerifyKey,
-    VerifyKeyReply,
+    AccountId, AccountRules, ApiKey, Caps, CreateKey, EvaluateReply, EvaluateRequest, EvaluatorStatus,
+    EvaluatorStatusReply, Holder, KeyChanged, KeyIdentity, Limits, ManageReply, MemberId, Plan, RefreshKey,
+    RefreshKeyReply, Refusal, Request, Scope, Scopes, VerifyKey, VerifyKeyReply,
 };
 use stage0_gateway::{Connect, Gateway, GatewayConfig, dev_tls};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::failing_log::FailingLog;
 
 const DECIDED: &str = include_str!("../../../contract/fixtures/evaluate_reply_decided.json");
 const STATUS: &str = include_str!("../../../contract/fixtures/evaluator_status_reply.json");
@@ -27,6 +31,12 @@ pub(crate) const TENANT: u8 = 1;
 pub(crate) const READER: u8 = 2;
 /// The number of the operator's key.
 pub(crate) const OPERATOR: u8 = 3;
+
+/// The number of the key of a member who may decide about approvals, and manage members and stops.
+pub(crate) const MEMBER: u8 = 4;
+/// The number of a workload's key that may do the same, except to decide.
+pub(crate) const MANAGER: u8 = 5;
+const LAST: u8 = MANAGER;
 
 /// The key with this number.
 pub(crate) fn key(number: u8) -> ApiKey {
@@ -39,6 +49,10 @@ pub(crate) struct Services {
     pub(crate) reply: Mutex<EvaluateReply>,
     /// Checks that reached the evaluator.
     pub(crate) evaluations: AtomicUsize,
+    /// The last of them.
+    pub(crate) evaluated: Mutex<Option<EvaluateRequest>>,
+    /// Decisions wait for this.
+    pub(crate) deciding: tokio::sync::Mutex<()>,
     /// Keys that were created.
     pub(crate) creations: AtomicUsize,
 }
@@ -67,6 +81,8 @@ impl Services {
 pub(crate) struct Stack {
     pub(crate) services: Arc<Services>,
     pub(crate) bus: Bus,
+    /// While it fails, nothing can be recorded.
+    pub(crate) log: FailingLog,
     client: Client,
     url: String,
     tasks: Vec<JoinHandle<()>>,
@@ -96,6 +112,13 @@ impl Answer {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// The paths of the fields that were refused.
+    pub(crate) fn bad_fields(&self) -> Vec<String> {
+        assert_eq!(self.status, 422, "{}", self.text);
+        let errors = self.json()["errors"].clone();
+        errors.as_array().unwrap().iter().map(|error| error["path"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// The status and the code of a refusal.
     pub(crate) fn refusal(&self) -> (u16, String) {
         (self.status.as_u16(), self.json()["error"].as_str().unwrap_or_default().to_owned())
@@ -113,7 +136,19 @@ fn identity(number: u8, account: &str, scopes: impl Into<Scopes>) -> KeyIdentity
         limits: Limits::NONE,
         require_run_id: false,
         caps: Caps::NONE,
+        holder: Some(Holder::of_workload(key(number).id().clone())),
+        rules: AccountRules::default(),
     }
+}
+
+/// The member whose key [`MEMBER`] is.
+pub(crate) fn member() -> MemberId {
+    MemberId::parse("mem_1").unwrap()
+}
+
+fn of_member(mut identity: KeyIdentity) -> KeyIdentity {
+    identity.holder.as_mut().unwrap().member = Some(member());
+    identity
 }
 
 impl Stack {
@@ -125,24 +160,38 @@ impl Stack {
     pub(crate) async fn with(change: impl FnOnce(&mut GatewayConfig)) -> Self {
         let bus = Bus::new();
         let tenant = [Scope::Check, Scope::DecisionsRead, Scope::RunsManage, Scope::KeysManage, Scope::WebhooksManage];
+        let managing = [Scope::MembersManage, Scope::StopsManage];
         let services = Arc::new(Services {
             identities: Mutex::new(vec![
                 identity(TENANT, "acc", tenant),
                 identity(READER, "acc", [Scope::DecisionsRead]),
                 identity(OPERATOR, "operator", [Scope::Operator, Scope::Check]),
+                of_member(identity(
+                    MEMBER,
+                    "acc",
+                    managing.into_iter().chain([Scope::ApprovalsDecide]).collect::<Scopes>(),
+                )),
+                identity(MANAGER, "acc", managing),
             ]),
             reply: Mutex::new(serde_json::from_str(DECIDED).unwrap()),
             evaluations: AtomicUsize::new(0),
+            evaluated: Mutex::default(),
+            deciding: tokio::sync::Mutex::default(),
             creations: AtomicUsize::new(0),
         });
         let mut tasks = serve(&bus, &services).await;
         let directory = tempfile::tempdir().unwrap();
         let (tls, ca) = dev_tls(directory.path()).unwrap();
-        let mut config = GatewayConfig { workers: 1, ..GatewayConfig::new("127.0.0.1:0".parse().unwrap(), tls) };
+        let mut config = GatewayConfig {
+            workers: 1,
+            single_process: true,
+            ..GatewayConfig::new("127.0.0.1:0".parse().unwrap(), tls)
+        };
         change(&mut config);
-        let connected = bus.clone();
+        let log = FailingLog::new(bus.connect().log);
+        let (connected, failing) = (bus.clone(), log.clone());
         let connect: Connect<Infallible> = Box::new(move || {
-            let backplane = connected.connect();
+            let backplane = Backplane { log: Arc::new(failing.clone()), ..connected.connect() };
             Box::pin(async move { Ok(backplane) })
         });
         let base_path = config.base_path.clone();
@@ -151,7 +200,46 @@ impl Stack {
         tasks.push(tokio::spawn(async move { gateway.run_until(CancellationToken::new()).await.unwrap() }));
         let ca = Certificate::from_pem(&std::fs::read(ca).unwrap()).unwrap();
         let client = Client::builder().tls_certs_only([ca]).timeout(Duration::from_secs(30)).build().unwrap();
-        Self { services, bus, client, url, tasks, _directory: directory }
+        Self { services, bus, log, client, url, tasks, _directory: directory }
+    }
+
+    /// Answers every request of this kind, as a service would; the requests arrive in the channel.
+    pub(crate) async fn serve<M: Request + Clone>(
+        &mut self,
+        answer: impl Fn(&M) -> M::Reply + Send + 'static,
+    ) -> mpsc::UnboundedReceiver<M> {
+        let backplane = self.bus.connect();
+        let mut requests = backplane.requests.serve::<M>().await.unwrap();
+        let (asked, receiver) = mpsc::unbounded_channel();
+        self.tasks.push(tokio::spawn(async move {
+            let _backplane = backplane;
+            while let Some(request) = requests.next().await {
+                // A test that does not look at requests has dropped the receiver.
+                asked.send(request.request.clone()).ok();
+                let reply = answer(&request.request);
+                request.answer(&reply).await;
+            }
+        }));
+        receiver
+    }
+
+    /// The lines of the account's log, as an auditor downloads them.
+    pub(crate) async fn lines(&self) -> Vec<Value> {
+        let answer = self.get(TENANT, "/v1/decisions/export").await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        answer.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Tells the gateway that a key of the account, or the account itself, has changed.
+    pub(crate) async fn publish_change(&self) {
+        let notice =
+            KeyChanged::One { account: "acc".to_owned().try_into().unwrap(), key_id: key(TENANT).id().clone() };
+        self.bus.connect().notices.publish(&notice).await.unwrap();
+    }
+
+    pub(crate) async fn post(&self, number: u8, path: &str, body: &Value) -> Answer {
+        let request = self.request_as(number, Method::POST, path).header("content-type", "application/json");
+        send(request.body(body.to_string())).await
     }
 
     /// A request without a key.
@@ -192,18 +280,31 @@ async fn serve(bus: &Bus, services: &Arc<Services>) -> Vec<JoinHandle<()>> {
     let mut verifies = backplane.requests.serve::<VerifyKey>().await.unwrap();
     let mut refreshes = backplane.requests.serve::<RefreshKey>().await.unwrap();
     let mut creates = backplane.requests.serve::<CreateKey>().await.unwrap();
-    let mut evaluations = backplane.requests.serve::<EvaluateRequest>().await.unwrap();
     let mut statuses = backplane.requests.serve::<EvaluatorStatus>().await.unwrap();
     let services = Arc::clone(services);
     let status: EvaluatorStatusReply = serde_json::from_str(STATUS).unwrap();
-    vec![tokio::spawn(async move {
+    let evaluator = tokio::spawn({
+        let (backplane, services) = (bus.connect(), Arc::clone(&services));
+        let mut evaluations = backplane.requests.serve::<EvaluateRequest>().await.unwrap();
+        async move {
+            let _backplane = backplane;
+            while let Some(request) = evaluations.next().await {
+                *services.evaluated.lock().unwrap() = Some(request.request.clone());
+                services.evaluations.fetch_add(1, Ordering::SeqCst);
+                let _deciding = services.deciding.lock().await;
+                let reply = services.reply.lock().unwrap().clone();
+                request.answer(&reply).await;
+            }
+        }
+    });
+    let others = tokio::spawn(async move {
         let _backplane = backplane;
         loop {
             tokio::select! {
                 Some(request) = verifies.next() => {
                     let known = services.find(request.request.key.id());
                     let shown = request.request.key.expose();
-                    let known = known.filter(|_| (1..=OPERATOR).any(|number| key(number).expose() == shown));
+                    let known = known.filter(|_| (1..=LAST).any(|number| key(number).expose() == shown));
                     request.answer(&known.map_or(VerifyKeyReply::Invalid, VerifyKeyReply::Valid)).await;
                 }
                 Some(request) = refreshes.next() => {
@@ -229,14 +330,10 @@ async fn serve(bus: &Bus, services: &Arc<Services>) -> Vec<JoinHandle<()>> {
                     };
                     request.answer(&reply).await;
                 }
-                Some(request) = evaluations.next() => {
-                    services.evaluations.fetch_add(1, Ordering::SeqCst);
-                    let reply = services.reply.lock().unwrap().clone();
-                    request.answer(&reply).await;
-                }
                 Some(request) = statuses.next() => request.answer(&status).await,
                 else => return,
             }
         }
-    })]
+    });
+    vec![evaluator, others]
 }

@@ -1,4 +1,8 @@
 //! One attempt to decide a check: an evaluator decides, the log records, and then the answer leaves.
+//!
+//! What happens to an approval meanwhile is recorded in the same batch as the decision. INVARIANT: an ALLOW that used
+//! an approval or a wider grant leaves only once it is recorded, in every audit mode; where it surely is not recorded,
+//! the evaluator hears that the approval is free again, and where that is not known, it stays used.
 
 use std::error::Error;
 use std::time::Duration;
@@ -8,16 +12,16 @@ use actix_web::{HttpRequest, HttpResponse};
 use jiff::Timestamp;
 use stage0_backplane::{RequestError, Requests};
 use stage0_contract::{
-    CallerTexts, CheckRequest, CheckResponse, ClientOrigin, ClientRequestId, Decision, Durations, EvaluateReply,
-    EvaluateRequest, Evaluation, KeyIdentity, RecordMetadata, RedactedTexts, RequestId, ResponseMeta, Role, Severity,
-    Verdict, recordable as recordable_line,
+    Actor, ApprovalEvent, ApprovalRef, ApprovalSource, CallerTexts, CheckRequest, CheckResponse, ClientOrigin,
+    ClientRequestId, Decision, Durations, EvaluateReply, EvaluateRequest, Evaluation, KeyIdentity, LineType,
+    RecordMetadata, RedactedTexts, Released, RequestId, ResponseMeta, Role, Scopes, Severity, Verdict,
+    recordable as recordable_line,
 };
 use tokio::time::Instant;
 
 use super::{ParsedRequest, serialize};
 use crate::access_log;
 use crate::address::Client;
-use crate::auth::{KEYSTORE_SILENT, confirm};
 use crate::config::Audit;
 use crate::errors::{ApiError, How, Part};
 use crate::idempotency::AttemptEnd;
@@ -25,7 +29,8 @@ use crate::key_cache::VerifiedCaller;
 use crate::metrics::{CheckStep, timed};
 use crate::middleware::RequestContext;
 use crate::quota::{Reservation, end_of_day};
-use crate::recorder::{DecisionLine, NotRecorded};
+use crate::recorder::{LineGroup, NewLine};
+use crate::recording::{RecordError, event_lines, record, settle};
 use crate::state::AppState;
 
 const MAX_EVALUATIONS: u32 = 3;
@@ -37,8 +42,6 @@ const MAX_USER_AGENT_CHARS: usize = 256;
 /// The largest line: reasons, rules and metadata, plus what of the request is in it, escaped.
 const MAX_LINE_BYTES: usize = 64 << 10;
 const LINE_BYTES_PER_BODY_BYTE: usize = 8;
-/// How often the caller's identity may become stale between its last confirmation and the append.
-const MAX_INVALIDATIONS: u32 = 3;
 
 pub(super) struct Attempt<'a> {
     pub(super) state: &'a AppState,
@@ -65,12 +68,13 @@ impl From<ApiError> for Failure {
     }
 }
 
-struct RecordError {
-    error: ApiError,
-    /// The log surely does not have the decision.
-    is_certain: bool,
-    /// The caller's key is not valid any more, or that is not known.
-    caller_refused: bool,
+/// What an evaluator decided, and what it said beside it.
+struct Decided {
+    decision: Decision,
+    recordable: Option<RedactedTexts>,
+    source: Option<ApprovalSource>,
+    events: Vec<ApprovalEvent>,
+    took: Duration,
 }
 
 impl Attempt<'_> {
@@ -81,6 +85,10 @@ impl Attempt<'_> {
     ) -> Result<HttpResponse, Failure> {
         let Self { state, context, identity, deadline, .. } = *self;
         let ParsedRequest { check, task_hash, bytes } = parsed;
+        if identity.holder.is_none() && !identity.rules.stops.is_empty() {
+            // Stops are judged with who asks.
+            return Err(ApiError::Missing(Part::Service(Role::Keystore, How::Failed)).into());
+        }
         let evaluated_at = state.state_store().clock().now().as_second();
         let message = EvaluateRequest {
             request_id: context.id,
@@ -93,16 +101,41 @@ impl Attempt<'_> {
                 user_agent: user_agent(self.request),
             },
             max_runs: Some(identity.caps.runs()),
+            asker: identity.holder.is_some().then(|| Actor { scopes: Scopes::new(), ..state.actor_of(identity) }),
         };
         let started = Instant::now();
         let evaluated = evaluate(state.requests(), state.config.request_budget, &message, deadline);
-        let Evaluation { decision, mut recordable } = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
+        let evaluated = timed(CheckStep::Evaluate, evaluated).await.map_err(|error| {
             let refused = matches!(error, ApiError::Invalid(_) | ApiError::TooManyRuns { .. });
             Failure { error, end: Some(if refused { AttemptEnd::Refused } else { AttemptEnd::Failed }) }
         })?;
-        let evaluation = started.elapsed();
+        let Evaluation { mut decision, recordable, approval_source, events } = evaluated;
+        if let Some(approval) = &mut decision.approval {
+            approval.url = state.public_url(&approval.url);
+        }
+        let used = used_approval(&decision, approval_source, context.id);
+        let decided = Decided { decision, recordable, source: approval_source, events, took: started.elapsed() };
+        let answered =
+            self.record_and_answer(&message.request, task_hash, bytes, evaluated_at, decided, &mut reservation);
+        let answered = answered.await;
+        if let (Some(used), Err(Failure { end: Some(_), .. })) = (used, &answered) {
+            settle(state, &identity.account, &[], Some(used)).await;
+        }
+        answered
+    }
 
-        let keeps_input = message.request.debug_store_input;
+    async fn record_and_answer(
+        &self,
+        request: &CheckRequest,
+        task_hash: String,
+        bytes: usize,
+        evaluated_at: i64,
+        decided: Decided,
+        reservation: &mut Option<Reservation>,
+    ) -> Result<HttpResponse, Failure> {
+        let Self { state, context, identity, .. } = *self;
+        let Decided { decision, mut recordable, source, events, took } = decided;
+        let keeps_input = request.debug_store_input;
         let mut input = None;
         if keeps_input {
             input = self.reserve_input(&mut recordable).await;
@@ -115,34 +148,51 @@ impl Attempt<'_> {
             client_request_id: self.client_request_id.clone(),
             audit: state.config.audit.into(),
             input_stored: keeps_input.then_some(input.is_some()),
-            ignored_fields: ignored_fields(&message.request, &decision),
+            ignored_fields: ignored_fields(request, &decision),
+            approval_source: source,
         };
+        let needs_record =
+            state.config.audit == Audit::Required || used_approval(&decision, source, context.id).is_some();
         let mut response = CheckResponse::new(decision, context.id, task_hash, evaluated_at, meta);
         let mut body = serialize(&response)?;
-        let metadata = self.record_metadata(evaluation, &response.decided, recordable.as_ref());
+        let metadata = self.record_metadata(took, &response.decided, recordable.as_ref());
         let line = record_line(&response, &body, bytes, &metadata, recordable.as_ref())?;
+        let mut lines = vec![NewLine { kind: LineType::Decision, body: line.into() }];
+        lines.extend(event_lines(&identity.account, &events)?);
 
         // From here on the log may have it, so it counts, even if the client disconnects.
         reservation.iter_mut().chain(&mut input).for_each(Reservation::keep);
-        let recorded = timed(CheckStep::Record, self.record(line)).await;
-        if let Err(RecordError { error, is_certain, caller_refused }) = recorded {
-            if is_certain {
-                input.iter_mut().for_each(Reservation::give_back);
-            }
-            if state.config.audit == Audit::Required || caller_refused {
+        match timed(CheckStep::Record, self.record(lines)).await {
+            Ok(()) => settle(state, &identity.account, &events, None).await,
+            Err(RecordError { error, is_certain, caller_refused }) => {
                 if is_certain {
-                    reservation.iter_mut().for_each(Reservation::give_back);
+                    input.iter_mut().for_each(Reservation::give_back);
                 }
-                return Err(Failure { error, end: is_certain.then_some(AttemptEnd::Failed) });
-            }
-            // Best effort: the answer leaves, and must not claim that the input was stored.
-            if response.meta.input_stored.is_some() {
-                response.meta.input_stored = Some(false);
-                body = serialize(&response)?;
+                if needs_record || caller_refused {
+                    if is_certain {
+                        reservation.iter_mut().for_each(Reservation::give_back);
+                    }
+                    return Err(Failure { error, end: is_certain.then_some(AttemptEnd::Failed) });
+                }
+                // Best effort: the answer leaves, and must not claim that the input was stored.
+                if response.meta.input_stored.is_some() {
+                    response.meta.input_stored = Some(false);
+                    body = serialize(&response)?;
+                }
             }
         }
         access_log::set_decision(self.request, &response.decided);
         Ok(HttpResponse::Ok().content_type(ContentType::json()).body(body))
+    }
+
+    async fn record(&self, lines: Vec<NewLine>) -> Result<(), RecordError> {
+        let group = LineGroup {
+            caller: Some(self.caller.clone()),
+            account: self.identity.account.clone(),
+            retention_days: self.identity.retention_days,
+            lines,
+        };
+        record(self.state, self.context.id, group, self.deadline).await
     }
 
     /// Counts the input that the check wants stored. If there is no room for it, the decision is recorded without it.
@@ -181,40 +231,6 @@ impl Attempt<'_> {
             },
             input: recordable.and_then(|texts| texts.input.clone()),
         }
-    }
-
-    /// Records a decision whose caller is confirmed right before the append.
-    async fn record(&self, line: Vec<u8>) -> Result<(), RecordError> {
-        let Self { state, identity, .. } = *self;
-        let request_id = self.context.id;
-        let mut line = DecisionLine {
-            caller: self.caller.clone(),
-            account: identity.account.clone(),
-            retention_days: identity.retention_days,
-            body: line.into(),
-        };
-        let mut not_recorded = NotRecorded::CallerStale;
-        for _ in 0..MAX_INVALIDATIONS {
-            let caller = confirm(&state.key_cache, state.requests(), &line.caller, Some(request_id)).await;
-            line.caller = caller.map_err(|error| RecordError { error, is_certain: true, caller_refused: true })?;
-            match state.recorder.record(line.clone(), self.deadline).await {
-                Ok(()) => return Ok(()),
-                Err(NotRecorded::CallerStale) => {}
-                Err(error) => {
-                    not_recorded = error;
-                    break;
-                }
-            }
-        }
-        let error = &not_recorded as &dyn Error;
-        tracing::warn!(%request_id, account = %identity.account, error, "decision was not recorded");
-        let (part, is_certain) = match not_recorded {
-            // Only the keystore knows.
-            NotRecorded::CallerStale => (KEYSTORE_SILENT, true),
-            NotRecorded::Failed(_) => (Part::LogUnwritten, true),
-            NotRecorded::Late | NotRecorded::Unknown(_) => (Part::LogUnwritten, false),
-        };
-        Err(RecordError { error: ApiError::Missing(part), is_certain, caller_refused: false })
     }
 }
 
@@ -274,6 +290,15 @@ async fn evaluate(
             Err(ApiError::Missing(Part::Service(Role::Evaluator, How::Busy)))
         }
     }
+}
+
+/// What the evaluator reserved for this check: an approval or a wider grant that allowed it.
+fn used_approval(decision: &Decision, source: Option<ApprovalSource>, request_id: RequestId) -> Option<Released> {
+    if decision.verdict != Verdict::Allow || source == Some(ApprovalSource::Caller) {
+        return None;
+    }
+    let ApprovalRef { id, grant_id, .. } = decision.approval.clone()?;
+    Some(Released { request_id, approval_id: id, grant_id })
 }
 
 /// What a careful client checks, too, before it trusts an ALLOW.

@@ -60,6 +60,7 @@ const GROUPS: &[Group] = &[
             document!("constraints.md", "Constraints and effects"),
             document!("vocabulary.md", "Codes and words"),
             document!("runs.md", "Runs and usage"),
+            document!("approvals.md", "Approvals and stops"),
             document!("keys.md", "Accounts and keys"),
             document!("decisions.md", "Decisions"),
             document!("webhooks.md", "Webhooks"),

@@ -12,6 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 fn message() -> EvaluateRequest {
     EvaluateRequest {
+        asker: None,
         request_id: RequestId::parse("0190163d-8694-739b-aea5-966c26f8ad91").unwrap(),
         account: AccountId::parse("acc").unwrap(),
         request: CheckRequest::parse(json!({"goal": "read the report"})).unwrap(),

@@ -1,0 +1,174 @@
+//! Checks that open, name or use an approval.
+
+use std::time::Duration;
+
+use serde_json::json;
+use stage0_contract::{
+    ApprovalSource, ApprovalStatus, CheckRequest, EvaluateReply, EventsSettled, FetchAction, FetchedAction,
+    ManageReply, Refusal, Released, RequestId, SettleEvents, Verdict,
+};
+use stage0_gateway::{Audit, PublicUrl};
+
+use crate::approvals::{event, reference};
+use crate::harness::{Stack, TENANT, key};
+
+const DECIDED: &str = include_str!("../../../contract/fixtures/evaluate_reply_approval.json");
+
+/// The reply of an evaluator that opened an approval.
+pub(crate) fn deferred() -> EvaluateReply {
+    let EvaluateReply::Decided(mut evaluation) = serde_json::from_str(DECIDED).unwrap() else { panic!("not decided") };
+    evaluation.approval_source = None;
+    EvaluateReply::Decided(evaluation)
+}
+
+/// The reply of an evaluator that allowed the action because of an approval.
+pub(crate) fn allowed() -> EvaluateReply {
+    let EvaluateReply::Decided(mut evaluation) = deferred() else { panic!("the fixture has changed") };
+    evaluation.approval_source = Some(ApprovalSource::Approval);
+    evaluation.events = vec![event("approval.reserved", 1), event("approval.used", 2)];
+    let decision = &mut evaluation.decision;
+    (decision.verdict, decision.issues, decision.defer_questions) = (Verdict::Allow, Vec::new(), Vec::new());
+    decision.clarifying_questions = Vec::new();
+    decision.approval.as_mut().unwrap().status = ApprovalStatus::Consumed;
+    EvaluateReply::Decided(evaluation)
+}
+
+fn set_reply(stack: &Stack, reply: EvaluateReply) {
+    *stack.services.reply.lock().unwrap() = reply;
+}
+
+async fn settling(stack: &mut Stack) -> tokio::sync::mpsc::UnboundedReceiver<SettleEvents> {
+    stack.serve::<SettleEvents>(|_| ManageReply::Done(EventsSettled {})).await
+}
+
+#[tokio::test]
+async fn an_opened_approval_is_recorded_in_the_decisions_batch_and_links_to_the_public_address() {
+    let public = PublicUrl::parse("https://stage0.example.com").unwrap();
+    let mut stack = Stack::with(|config| config.public_url = Some(public)).await;
+    set_reply(&stack, deferred());
+    let mut settled = settling(&mut stack).await;
+    let answer = stack.check(&json!({"goal": "deploy the service"})).await.json();
+    let url = "https://stage0.example.com/v1/approvals/apr_1";
+    assert_eq!((&answer["approval"]["status"], &answer["approval"]["url"]), (&json!("pending"), &json!(url)));
+    assert!(answer["meta"].get("approval_source").is_none());
+    let lines = stack.lines().await;
+    let kinds: Vec<_> = lines.iter().map(|line| line["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["decision.recorded", "approval.requested"]);
+    assert_eq!(lines[0]["recorded_at"], lines[1]["recorded_at"], "one append");
+    assert_eq!(lines[0]["chain"]["writer"], lines[1]["chain"]["writer"]);
+    assert_eq!(lines[1]["chain"]["sequence"], 2);
+    assert_eq!(lines[0]["approval"]["id"], lines[1]["approval_id"], "each leads to the other");
+    assert_eq!(settled.recv().await.unwrap().recorded.len(), 1);
+    let evaluated = stack.services.evaluated.lock().unwrap().clone().unwrap();
+    let asker = evaluated.asker.unwrap();
+    assert_eq!((&asker.key_id, asker.can_record, asker.scopes.is_empty()), (key(TENANT).id(), true, true));
+
+    // The event names the decision; only the decision is found by that id, and listed.
+    let id = answer["request_id"].as_str().unwrap();
+    let found = stack.get(TENANT, &format!("/v1/decisions/{id}")).await.json();
+    assert_eq!(found["verdict"], "DEFER");
+    let page = stack.get(TENANT, "/v1/decisions").await.json();
+    assert_eq!(page["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_key_whose_holder_is_not_known_opens_no_approval() {
+    let stack = Stack::start().await;
+    stack.services.change(TENANT, |identity| identity.holder = None);
+    assert_eq!(stack.check(&json!({"goal": "g"})).await.status, 200);
+    assert_eq!(stack.services.evaluated.lock().unwrap().clone().unwrap().asker, None);
+}
+
+#[tokio::test]
+async fn an_allow_by_approval_says_so_and_its_events_follow_the_decision() {
+    let mut stack = Stack::start().await;
+    set_reply(&stack, allowed());
+    let mut settled = settling(&mut stack).await;
+    let answer = stack.check(&json!({"goal": "g"})).await;
+    assert_eq!(
+        (&answer.json()["verdict"], &answer.json()["meta"]["approval_source"]),
+        (&json!("ALLOW"), &json!("approval"))
+    );
+    let kinds: Vec<_> = stack.lines().await.iter().map(|line| line["type"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(kinds, ["decision.recorded", "approval.reserved", "approval.used"]);
+    let SettleEvents { recorded, released, .. } = settled.recv().await.unwrap();
+    let events = [event("approval.reserved", 1), event("approval.used", 2)];
+    assert_eq!((recorded, released), (events.iter().map(reference).collect(), None));
+}
+
+#[tokio::test]
+async fn an_approval_is_free_again_when_its_decision_surely_is_not_recorded_also_under_best_effort() {
+    for audit in [Audit::Required, Audit::BestEffort] {
+        let mut stack = Stack::with(|config| {
+            config.audit = audit;
+            config.request_budget = Duration::from_millis(500);
+        })
+        .await;
+        let mut settled = settling(&mut stack).await;
+        set_reply(&stack, allowed());
+        stack.log.fail(true);
+        let answer = stack.check(&json!({"goal": "g"})).await;
+        assert_eq!(answer.refusal(), (503, "unavailable".to_owned()), "{audit:?}");
+        let SettleEvents { recorded, released, .. } = settled.recv().await.unwrap();
+        let Released { request_id, approval_id, grant_id } = released.unwrap();
+        assert_eq!(request_id, RequestId::parse(answer.header("x-request-id").unwrap()).unwrap());
+        assert_eq!((recorded.len(), approval_id.unwrap().as_str(), grant_id), (0, "apr_1", None));
+        // What has used no approval is released as the operator chose.
+        set_reply(&stack, deferred());
+        let answer = stack.check(&json!({"goal": "g"})).await;
+        assert_eq!(answer.status, if audit == Audit::Required { 503 } else { 200 });
+        assert!(settled.try_recv().is_err(), "nothing was reserved, and nothing is recorded");
+    }
+}
+
+#[tokio::test]
+async fn an_approvals_id_stands_alone() {
+    let mut stack = Stack::start().await;
+    let mut fetched = stack.serve::<FetchAction>(|_| ManageReply::Refused(Refusal::NotFound)).await;
+    for body in [
+        json!({"approval_id": "apr_1", "goal": "g"}),
+        json!({"approval_id": "apr_1", "debug_store_input": true}),
+        json!({"approval_id": 1}),
+        json!({"approval_id": "a.b"}),
+        json!({"approval_id": null}),
+    ] {
+        assert_eq!(stack.check(&body).await.bad_fields(), ["approval_id"], "{body}");
+    }
+    assert!(fetched.try_recv().is_err());
+    let foreign = stack.check(&json!({"approval_id": "apr_1"})).await;
+    assert_eq!(foreign.refusal(), (404, "not_found".to_owned()));
+    let FetchAction { account, actor, id } = fetched.recv().await.unwrap();
+    assert_eq!((account.as_str(), id.as_str(), &actor.key_id), ("acc", "apr_1", key(TENANT).id()));
+    assert_eq!(stack.services.evaluations(), 0);
+}
+
+#[tokio::test]
+async fn the_action_of_an_approval_is_decided_as_if_it_had_been_sent() {
+    let mut stack = Stack::start().await;
+    settling(&mut stack).await;
+    set_reply(&stack, allowed());
+    let action =
+        json!({"goal": "deploy", "constraints": ["approval required"], "context": {"environment": "prod"}, "x": 1});
+    let request = CheckRequest::parse(action.clone()).unwrap();
+    let sealed = request.clone();
+    stack.serve::<FetchAction>(move |_| ManageReply::Done(FetchedAction { request: sealed.clone() })).await;
+    let sent = stack.check(&action).await.json();
+    let named = stack.check(&json!({"approval_id": "apr_1"})).await.json();
+    assert_eq!(stack.services.evaluated.lock().unwrap().clone().unwrap().request, request);
+    assert_eq!((&sent["task_hash"], &sent["meta"]), (&named["task_hash"], &named["meta"]));
+}
+
+#[tokio::test]
+async fn an_approved_action_is_refused_where_the_account_now_asks_for_a_run_or_has_no_pro() {
+    let mut stack = Stack::start().await;
+    let request = CheckRequest::parse(json!({"goal": "deploy", "pro": true})).unwrap();
+    stack.serve::<FetchAction>(move |_| ManageReply::Done(FetchedAction { request: request.clone() })).await;
+    let without_pro = stack.check(&json!({"approval_id": "apr_1"})).await;
+    assert_eq!(without_pro.refusal(), (402, "plan_required".to_owned()));
+    let mut stack = Stack::start().await;
+    let request = CheckRequest::parse(json!({"goal": "deploy"})).unwrap();
+    stack.serve::<FetchAction>(move |_| ManageReply::Done(FetchedAction { request: request.clone() })).await;
+    stack.services.change(TENANT, |identity| identity.require_run_id = true);
+    let without_run = stack.check(&json!({"approval_id": "apr_1"})).await;
+    assert_eq!(without_run.bad_fields(), ["approval_id"]);
+}
